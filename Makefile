@@ -1,0 +1,65 @@
+# Everything runs in .venv, a virtual environment that `make venv` makes from requirements.lock.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help venv demo test unit lint format clean
+
+PYTHON ?= python3
+PY := .venv/bin/python
+INSTALL := $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --no-compile
+FIRST_IMPORT := import peft, vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker
+SHIM := packaging/vllm-shim
+
+# No model is fetched from a hub and no usage is reported, by tests and demo alike.
+export HF_HUB_OFFLINE := 1
+export VLLM_NO_USAGE_STATS := 1
+# Packages are installed uncompiled (half of them is never imported); Python compiles what it imports, once.
+unexport PYTHONDONTWRITEBYTECODE
+
+help: ## show this list
+	@echo 'make venv, make demo, make test are the usual three. All targets:'
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s%s\n", $$1, $$2 }'
+
+venv: .venv/.installed ## make .venv and install everything into it
+
+# pip and setuptools go first: a newer pip is twice as fast, and the few packages without a wheel build with this
+# setuptools instead of fetching their own.
+.venv/.locked: requirements.lock $(SHIM)/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
+	@echo '[1/5] virtual environment in .venv'
+	@test -x $(PY) || $(PYTHON) -m venv .venv
+	@echo '[2/5] packages of requirements.lock (a minute or two the first time)'
+	@$(INSTALL) $$(grep -E '^(pip|setuptools)==' requirements.lock)
+	@$(INSTALL) --no-build-isolation -r requirements.lock
+	@echo '[3/5] $(SHIM)'
+	@$(INSTALL) --no-build-isolation ./$(SHIM)
+	@echo '[4/5] first import of vLLM, which checks the installation'
+	@VLLM_LOGGING_LEVEL=ERROR $(PY) -c '$(FIRST_IMPORT)'
+	@touch $@
+
+.venv/.installed: .venv/.locked pyproject.toml
+	@echo '[5/5] vllm-cold itself, editable'
+	@$(INSTALL) --no-build-isolation -e .
+	@touch $@
+
+demo: venv ## show CoLD at work on a small model, on the CPU
+	$(PY) -m examples.demo
+
+test: lint ## all checks and the whole test suite
+	$(PY) -m pytest
+
+unit: venv ## the fast tests: no engine, no server
+	$(PY) -m pytest -m 'not engine and not server and not slow'
+
+lint: venv ## ruff and mypy
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+format: venv ## let ruff fix and format the code
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean: ## remove .venv, caches and build output
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf *.egg-info $(SHIM)/build $(SHIM)/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

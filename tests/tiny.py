@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny random Llama, its tokenizer and LoRA adapters, written to disk for the tests.
+
+Everything is made here, so tests need no network and no stored weights. Weights are drawn from a
+seeded generator in float32: the same seed gives the same files. vLLM, transformers and peft load
+the folders as they load any other model or adapter.
+
+The vocabulary is ASCII text in byte-level BPE: 4 special tokens, newline, space, the 94 printable
+characters and the words " w", " w0" ... " w410". " w17" is one token; the single characters are
+there so that structured output (JSON, regular expressions) can be tested. Every token id from
+`SPECIAL_TOKENS` on decodes to text of its own, never to half a character.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 512
+SPECIAL_TOKENS = 4
+UNK_ID, PAD_ID, BOS_ID, EOS_ID = range(SPECIAL_TOKENS)
+
+LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+_SPACE, _NEWLINE = "\u0120", "\u010a"  # how byte-level BPE writes " " and "\n"
+
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message['role'] }}: {{ message['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
+)
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    special = ["<unk>", "<pad>", "<s>", "</s>"]
+    characters = [_NEWLINE, _SPACE, *(chr(code) for code in range(33, 127))]
+    words, merges = [f"{_SPACE}w"], [(_SPACE, "w")]
+    # No leading zeros: each number's merge is the one digit more than a number before it.
+    for number in range(411):
+        digits = str(number)
+        words.append(f"{_SPACE}w{digits}")
+        merges.append((f"{_SPACE}w{digits[:-1]}", digits[-1]))
+    tokens = [*special, *characters, *words]
+    assert len(tokens) == VOCAB_SIZE
+    vocab = {token: index for index, token in enumerate(tokens)}
+    backend = Tokenizer(models.BPE(vocab=vocab, merges=merges, unk_token="<unk>"))
+    # use_regex would split " w17" into a word and a number before the merges see it.
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        unk_token="<unk>",
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = _CHAT_TEMPLATE
+    return tokenizer
+
+
+def make_tiny_model(folder: Path, seed: int = 0, weight_std: float = 0.3) -> Path:
+    """Write a random Llama (0.2 million weights, float32) and its tokenizer; return the folder.
+
+    With weights of this size the logits are spread and greedy text varies. The special tokens'
+    rows of the output layer are zero: their logits are exactly 0, far below the largest one, so
+    end-of-sequence does not come up by chance and `ignore_eos` is not needed.
+    """
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,  # not 64 / 4: vLLM's CPU attention takes multiples of 32 only
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=BOS_ID,
+        eos_token_id=EOS_ID,
+        pad_token_id=PAD_ID,
+        dtype="float32",
+    )
+    model = LlamaForCausalLM(config).to(torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:  # the norms stay at one
+                weight.normal_(0.0, weight_std, generator=generator)
+        model.lm_head.weight[:SPECIAL_TOKENS] = 0.0
+    model.save_pretrained(folder)
+    _tokenizer().save_pretrained(folder)
+    return folder
+
+
+def make_tiny_adapter(
+    model: Path, folder: Path, seed: int, rank: int = 8, scale: float = 0.05
+) -> Path:
+    """Write a random peft LoRA adapter on every linear layer of `model`; return the folder.
+
+    `scale` is the standard deviation of one element of the weight delta, whatever the rank
+    (the model's own weights have 0.3). 0 gives an adapter that changes nothing.
+    """
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=LORA_MODULES, task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(LlamaForCausalLM.from_pretrained(model, dtype=torch.float32), config)
+    assert isinstance(adapted, PeftModel)
+    generator = torch.Generator().manual_seed(seed)
+    # delta = (lora_alpha / rank) * B @ A sums `rank` products, hence the root.
+    std_b = scale / (2.0 * rank**0.5)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_A" in name:
+                weight.normal_(0.0, 1.0, generator=generator)
+            elif "lora_B" in name:
+                weight.normal_(0.0, 1.0, generator=generator).mul_(std_b)
+    adapted.save_pretrained(str(folder))
+    return folder
+
+
+def make_zero_adapter(model: Path, folder: Path, seed: int = 0, rank: int = 8) -> Path:
+    """Write an adapter whose B is zero: its output equals the base model's."""
+    return make_tiny_adapter(model, folder, seed=seed, rank=rank, scale=0.0)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``InputProcessor.process_inputs``, which every request passes in the front end,
+offline and online.
+
+Why: it is the one place that sees a request's parameters, its adapter and its prompt length
+before the engine core does. Here it is decided whether the request is decoded with CoLD; a wrong
+one is refused with HTTP 400 (online) or ValueError (offline) before it costs anything.
+(``LogitsProcessor.validate_params`` would see the parameters only.)
+Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from vllm_cold.bindings.patching import wrap
+from vllm_cold.settings import ColdError, RequestArgs, parse_request_args
+from vllm_cold.stream import Stream, without_cold
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.engine import EngineCoreRequest
+
+
+# Set while a beam search that was admitted without CoLD makes its own requests.
+plain_search: ContextVar[bool] = ContextVar("plain_search", default=False)
+
+
+def install() -> None:
+    """Wrap ``InputProcessor.process_inputs``."""
+    from vllm.v1.engine.input_processor import InputProcessor
+
+    wrap(InputProcessor, "process_inputs", _make)
+
+
+def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "EngineCoreRequest"]:
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> "EngineCoreRequest":
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if request.sampling_params is not None:
+            try:
+                admit(self.vllm_config, params, request, getattr(self, "cold_adapters", {}))
+            except ValueError as error:
+                raise request_error(error) from error
+        return request
+
+    return process_inputs
+
+
+def request_error(error: ValueError) -> Exception:
+    """``error`` as what vLLM answers with HTTP 400 online, and still a ValueError offline."""
+    from vllm.exceptions import VLLMValidationError
+
+    class ColdRequestError(VLLMValidationError, ValueError):  # type: ignore[misc]
+        pass
+
+    return ColdRequestError(str(error))
+
+
+def admit(
+    config: "VllmConfig",
+    params: Any,
+    request: "EngineCoreRequest",
+    adapters: Mapping[str, "LoRARequest"],
+) -> None:
+    """Decide about one request; a CoLD request gets its ``Stream`` in ``extra_args``.
+
+    Args:
+        config: The engine's configuration.
+        params: What the caller passed: SamplingParams or ColdParams.
+        request: What vLLM made of it; changed in place.
+        adapters: Adapters that can be named as ``cold_amateur``, by name.
+
+    Raises:
+        ValueError: the request asks for CoLD and cannot have it; says why.
+    """
+    from vllm_cold.bindings.engine_config import engine_defaults, is_configured, unsupported
+    from vllm_cold.params import ColdParams
+
+    sampling = request.sampling_params
+    args = parse_request_args(sampling.extra_args)
+    defaults = engine_defaults(config)
+    expert: LoRARequest | None = request.lora_request
+    amateur: LoRARequest | None = None
+    if isinstance(params, ColdParams):
+        settings, amateur = params.settings(), params.amateur
+    elif args.enabled is False or (
+        args == RequestArgs()
+        and not (defaults.enabled and expert is not None and not plain_search.get())
+    ):
+        if args.enabled is False:
+            sampling.extra_args = without_cold(sampling.extra_args)
+        return
+    else:
+        settings = args.settings(defaults.settings)
+        if args.amateur is not None:
+            amateur = _find_adapter(args.amateur, adapters)
+
+    if not is_configured(config):
+        raise ValueError(f"CoLD cannot be used in this engine: {unsupported(config)}")
+    if expert is None:
+        raise ValueError(
+            "CoLD needs an adapter as expert, and this request has none: pass lora_request (over "
+            "HTTP: name the adapter as the model)."
+        )
+    if amateur is not None:
+        _check_amateur(config, expert, amateur)
+    if request.mm_features:
+        raise ValueError("CoLD does not support multimodal prompts; send text only.")
+    if request.resumable:
+        raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
+    _check_capacity(config, request)
+    stream = Stream(
+        alpha=settings.alpha,
+        beta=settings.beta,
+        expert_top_k=settings.expert_top_k or 0,
+        amateur=None
+        if amateur is None
+        else {
+            name: value
+            for name in amateur.__struct_fields__
+            if (value := getattr(amateur, name)) is not None
+        },
+    )
+    sampling.extra_args = stream.to_extra_args(sampling.extra_args)
+
+
+def _find_adapter(name: str, adapters: Mapping[str, "LoRARequest"]) -> "LoRARequest":
+    found = adapters.get(name)
+    if found is None:
+        loaded = ", ".join(sorted(adapters)) or "none"
+        raise ColdError("cold_amateur", name, f"no such adapter is loaded (loaded: {loaded})")
+    return found
+
+
+def _check_amateur(config: "VllmConfig", expert: "LoRARequest", amateur: "LoRARequest") -> None:
+    if amateur.lora_int_id == expert.lora_int_id or amateur.lora_name == expert.lora_name:
+        raise ColdError(
+            "amateur",
+            amateur.lora_name,
+            "must differ from the expert; leave it out to contrast with the base model",
+        )
+    if config.lora_config.max_loras < 2:
+        raise ColdError(
+            "amateur",
+            amateur.lora_name,
+            f"expert and amateur are two adapters in one batch, but max_loras="
+            f"{config.lora_config.max_loras}; start the engine with max_loras (--max-loras) >= 2",
+        )
+    path = amateur.lora_path
+    if os.path.isabs(path) and not os.path.isfile(os.path.join(path, "adapter_config.json")):
+        raise ColdError("amateur", amateur.lora_name, f"no adapter_config.json in {path!r}")
+
+
+def _check_capacity(config: "VllmConfig", request: "EngineCoreRequest") -> None:
+    """Refuse what could never finish: both streams at their full length, in vLLM's blocks."""
+    cache = config.cache_config
+    num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
+    if not num_blocks or not block_size:
+        return  # not known yet in this process; the scheduler ends such a request with an error
+    engines = config.parallel_config.data_parallel_size
+    prompt = len(request.prompt_token_ids or request.prompt_embeds)
+    length = min(
+        prompt + (request.sampling_params.max_tokens or 1), config.model_config.max_model_len
+    )
+    usable = num_blocks // engines - 1  # vLLM keeps one block as the null block
+    needed = 2 * -(-length // block_size)
+    if needed > usable:
+        raise ColdError(
+            "max_tokens",
+            request.sampling_params.max_tokens,
+            f"with the prompt's {prompt} tokens, the two streams of a CoLD request need {needed} "
+            f"KV cache blocks of {block_size} tokens, and the engine has {usable}; lower "
+            "max_tokens, shorten the prompt or enlarge the KV cache",
+        )

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``EngineArgs.create_engine_config``, where every engine's configuration is final.
+
+Why: an engine with LoRA gets the pair scheduler and the logits processor of its model runner
+through two public options, ``scheduler_config.scheduler_cls`` and
+``model_config.logits_processors``. (The entry point ``vllm.logits_processors`` would not do: each
+model runner refuses the other's class there, which would break every engine on the machine.)
+Engines without LoRA, and engines in which CoLD cannot work, are left as they are.
+Since: 0.23 to 0.33. Can go: when vLLM lets plugins set these options.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vllm_cold.bindings.patching import wrap
+from vllm_cold.settings import EngineDefaults, parse_engine_defaults
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+# Named as text: these modules are loaded where they are used, not in every process.
+SCHEDULER = "vllm_cold.bindings.scheduler.ColdScheduler"
+ASYNC_SCHEDULER = "vllm_cold.bindings.scheduler.ColdAsyncScheduler"
+PROCESSOR_V1 = "vllm_cold.bindings.processor_v1:ColdLogitsProcessorV1"
+PROCESSOR_V2 = "vllm_cold.bindings.processor_v2:ColdLogitsProcessorV2"
+
+
+def install() -> None:
+    """Wrap ``EngineArgs.create_engine_config``."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    wrap(EngineArgs, "create_engine_config", _make)
+
+
+def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> "VllmConfig":
+        config = original(self, *args, **kwargs)
+        configure(config)
+        _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
+        return config
+
+    return create_engine_config
+
+
+def _prepare_front_end(usage_context: Any) -> None:
+    from vllm.usage.usage_lib import UsageContext
+
+    from vllm_cold.bindings import serving
+
+    if usage_context == UsageContext.OPENAI_API_SERVER:
+        serving.install_online()
+    elif usage_context == UsageContext.LLM_CLASS:
+        serving.install_offline()
+
+
+def configure(config: "VllmConfig") -> None:
+    """Prepare an engine for CoLD if it can do it.
+
+    Raises:
+        ValueError: if the engine's defaults ask for CoLD and it cannot; says why.
+    """
+    defaults = engine_defaults(config)
+    if config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER):
+        return  # configured before
+    problem = unsupported(config)
+    if problem is not None:
+        if defaults.enabled:
+            raise ValueError(f"CoLD is this engine's default sampler, but {problem}")
+        return
+    scheduler, models = config.scheduler_config, config.model_config
+    # async_scheduling is resolved by now; a scheduler of the wrong kind breaks placeholders.
+    scheduler.scheduler_cls = ASYNC_SCHEDULER if scheduler.async_scheduling else SCHEDULER
+    processor = PROCESSOR_V2 if uses_v2_runner(config) else PROCESSOR_V1
+    models.logits_processors = [*(models.logits_processors or ()), processor]
+
+
+def engine_defaults(config: "VllmConfig") -> EngineDefaults:
+    """``additional_config["cold"]``, checked."""
+    additional = config.additional_config
+    return parse_engine_defaults(additional.get("cold") if isinstance(additional, dict) else None)
+
+
+def is_configured(config: "VllmConfig") -> bool:
+    """Whether ``configure`` prepared this engine."""
+    return config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER)
+
+
+def uses_v2_runner(config: "VllmConfig") -> bool:
+    """Whether the engine runs vLLM's V2 model runner (the option appeared in 0.24)."""
+    return bool(getattr(config, "use_v2_model_runner", False))
+
+
+def unsupported(config: "VllmConfig") -> str | None:
+    """Why CoLD cannot work in this engine, with the remedy; None if it can."""
+    model, scheduler = config.model_config, config.scheduler_config
+    if model.runner_type == "pooling":
+        return "it serves a pooling model, which generates no tokens; use a generative model."
+    if config.lora_config is None:
+        return "LoRA is off; start the engine with enable_lora=True (--enable-lora)."
+    if scheduler.scheduler_cls is not None and not is_configured(config):
+        return (
+            f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which CoLD does not "
+            "replace; leave scheduler_cls (--scheduler-cls) unset."
+        )
+    if scheduler.max_num_seqs < 2:
+        return (
+            f"max_num_seqs={scheduler.max_num_seqs}: a CoLD request takes two sequences; set "
+            "max_num_seqs (--max-num-seqs) to 2 or more."
+        )
+    if scheduler.max_num_batched_tokens < 2:
+        return (
+            f"max_num_batched_tokens={scheduler.max_num_batched_tokens}: a CoLD request takes two "
+            "tokens a step; set it (--max-num-batched-tokens) to 2 or more."
+        )
+    if config.speculative_config is not None:
+        return "speculative decoding is on, which CoLD does not support; switch it off."
+    if config.kv_transfer_config is not None:
+        return "a KV connector is configured (P/D or offloading), which CoLD does not support."
+    if getattr(config, "ec_transfer_config", None) is not None:
+        return "an encoder-cache connector is configured, which CoLD does not support."
+    if model.is_encoder_decoder:
+        return "it serves an encoder-decoder model, which CoLD does not support."
+    if model.is_hybrid or getattr(model, "is_attention_free", False):
+        return "it serves a model with state-space layers, which CoLD does not support."
+    for option in ("is_diffusion", "return_sampling_mask", "enable_trace_replay"):
+        if getattr(model, option, False):
+            return f"{option} is on, which CoLD does not support."
+    if getattr(config, "watermark_config", None) is not None:
+        return "watermarking is configured, which CoLD does not support."
+    if not getattr(scheduler, "enable_chunked_prefill", True):
+        return (
+            "chunked prefill is off; CoLD needs it to keep its streams in step "
+            "(--enable-chunked-prefill)."
+        )
+    return None

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: the logits processor interface of the V1 model runner.
+
+Why: it is where a row's logits can be changed between the forward pass and sampling; vLLM calls
+it after the grammar, ``allowed_token_ids``, ``bad_words``, ``min_tokens`` and ``logit_bias`` have
+been applied and before penalties, temperature and top-k / top-p, which is the order that CoLD
+needs. Public interface (``vllm.v1.sample.logits_processor``), since 0.10.
+V1 runs on CPU, on Ascend, and on GPUs before 0.32.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.v1.sample.logits_processor.interface import (
+    BatchUpdate,
+    LogitsProcessor,
+    MoveDirectionality,
+)
+
+from vllm_cold.bindings import cpu_generators
+from vllm_cold.ops import contrastive_scores_
+from vllm_cold.rows import PairRows
+from vllm_cold.stream import Stream, from_extra_args
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
+    """Scores the rows of complete pairs; leaves every other row alone."""
+
+    def __init__(
+        self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool
+    ) -> None:
+        self._streams: dict[int, Stream] = {}
+        self._device = device
+        self._rows: PairRows | None = None
+        if device.type == "cpu":
+            cpu_generators.install()
+
+    def is_argmax_invariant(self) -> bool:
+        """False: CoLD changes which token is best."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the rows of the persistent batch (order of vLLM's contract: removed, added,
+        moved).
+        """
+        if batch_update is None:
+            return
+        streams = self._streams
+        for row in batch_update.removed:
+            streams.pop(row, None)
+        for row, params, _, _ in batch_update.added:
+            stream = from_extra_args(params.extra_args)
+            if stream is None:
+                streams.pop(row, None)
+            else:
+                streams[row] = stream
+        for source, target, direction in batch_update.moved:
+            a, b = streams.pop(source, None), streams.pop(target, None)
+            if a is not None:
+                streams[target] = a
+            if b is not None and direction == MoveDirectionality.SWAP:
+                streams[source] = b
+        self._rows = PairRows.of(streams.items(), self._device)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Score in place; ``logits`` is [batch rows, V] float32."""
+        rows = self._rows
+        if rows is None:
+            return logits
+        return contrastive_scores_(
+            logits,
+            rows.expert,
+            rows.amateur,
+            rows.log_alpha,
+            rows.beta,
+            rows.expert_top_k,
+            rows.max_expert_top_k,
+        )

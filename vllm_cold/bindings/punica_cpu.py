@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: the class that runs LoRA on CPU (``CpuPlatform.get_punica_wrapper``).
+
+Why: vLLM's CPU LoRA ops (``vllm/lora/ops/torch_ops/lora_ops.py``) index the stacked adapter
+weights with each row's slot number, and a base-model row's -1 wraps around to the last slot. In a
+batch with an adapter row, base rows silently get the adapter; with the default ``max_loras=1``
+always. CoLD has a base row beside every adapter row.
+Since: vLLM 0.23 to 0.33. Can go: when vLLM's CPU ops leave rows of slot -1 alone.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from vllm_cold.lora.grouped import RowGroup, expand_add, group_rows, shrink
+
+
+class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
+    """PunicaWrapperCPU that groups rows by adapter and never touches rows of the base model."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._token_groups: list[RowGroup] = []
+        self._sampler_groups: list[RowGroup] = []
+
+    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        """Called once per step, before the forward pass."""
+        super().update_metadata(*args, **kwargs)
+        self._token_groups = group_rows(self.token_lora_indices)
+        self._sampler_groups = group_rows(self.sampler_indices)
+
+    def add_shrink(
+        self,
+        y: Sequence[Tensor] | Tensor,
+        x: Tensor,
+        lora_a_stacked: Sequence[Tensor],
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; ``y[i] = scale * x @ A[i].T`` per row's adapter, 0 without one."""
+        x = x.view(-1, x.shape[-1])
+        for out, a in zip(y, lora_a_stacked, strict=False):
+            shrink(x, a, self._token_groups, scale, out.view(-1, out.shape[-1]))
+
+    def add_expand(
+        self,
+        y: Tensor,
+        x: Sequence[Tensor] | Tensor,
+        lora_b_stacked: Sequence[Tensor],
+        output_slices: Sequence[int],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class."""
+        y = y.view(-1, y.shape[-1])
+        offset = offset_start
+        for hidden, b, size in zip(x, lora_b_stacked, output_slices, strict=False):
+            expand_add(hidden, b, self._token_groups, y, offset, size, add_inputs)
+            offset += size
+
+    def add_lora_embedding(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_b_stacked: Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; ``x`` is the looked-up A row of each token."""
+        expand_add(x, lora_b_stacked, self._token_groups, y, 0, y.shape[-1], add_inputs)
+
+    def add_lora_linear(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: tuple[Tensor, ...],
+        lora_b_stacked: tuple[Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        *,
+        buffer: tuple[Tensor, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; a batch without adapter rows costs nothing."""
+        if self._token_groups:
+            super().add_lora_linear(
+                y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, buffer=buffer, **kwargs
+            )
+
+    def add_lora_logits(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Tensor,
+        lora_b_stacked: Tensor,
+        scale: float,
+        *,
+        buffer: Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; rows are the sampled positions, not the tokens."""
+        if not self._sampler_groups:
+            return
+        y = y.view(-1, y.shape[-1])
+        x = x.view(-1, x.shape[-1])
+        if buffer is None:
+            buffer = torch.empty((x.shape[0], lora_b_stacked.shape[-1]), dtype=torch.float32)
+        shrink(x, lora_a_stacked, self._sampler_groups, scale, buffer)
+        expand_add(buffer, lora_b_stacked, self._sampler_groups, y, 0, y.shape[-1])

@@ -1,0 +1,500 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: the scheduler, as ``SchedulerConfig.scheduler_cls`` (public option).
+
+Why: a CoLD request is two requests that must be scheduled in step. The rules are
+``vllm_cold.pairing``; this file only connects them to vLLM's scheduler, without a fork of
+``schedule()``. What it relies on:
+
+- ``_mamba_block_aligned_split(request, num_new_tokens, num_local_cached, ...)``: called for every
+  request that is about to get tokens, in both loops of ``schedule()``, after the token budget and
+  before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
+  request over (running) or ends admission for this step (waiting). It is the one place where
+  tokens can be capped *before* blocks are allocated and hashed. Mamba models are refused, so the
+  hook is free. Since 0.15. Can go: when vLLM offers a per-request cap.
+- ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
+- ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
+  ``set_pause_state``: overridden, each calls super.
+- The amateur is in ``self.requests`` but in no waiting queue, except inside a scheduling pass
+  right behind (or, if the expert already runs, in front of) everything else; so waiting counts
+  and queue order are those of the experts.
+"""
+
+import copy
+import logging
+import random
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import Request, RequestStatus
+
+from vllm_cold.pairing import Pair, Room, Step, tokens_left, torn
+from vllm_cold.stream import Stream, from_extra_args
+
+logger = logging.getLogger("vllm." + __name__)
+
+# Torn this often in a row with nothing else running: the pair does not fit the KV cache.
+_MAX_FAILED_ALONE = 3
+_FIRST = -(2**62)
+
+RequestPair = Pair[Request]
+
+
+class PairScheduling(Scheduler):  # type: ignore[misc]
+    """What makes a vLLM scheduler schedule CoLD pairs; AsyncScheduler fits in behind it (MRO)."""
+
+    running: list[Request]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._pairs: dict[str, RequestPair] = {}  # by the id of either stream
+        self._step: Step[Request] = Step(budget=0)
+        self._budget = 0
+        self._in_pass = False
+        self._touched: dict[str, RequestPair] = {}  # pairs that this pass dealt with
+        self._queued: list[RequestPair] = []  # amateurs put into the queue in this pass
+        self._errors: dict[str, str] = {}  # expert id -> why it must end
+        self._seeds = random.Random(self.vllm_config.model_config.seed)
+
+    # ---- arrival and end ---------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        params = request.sampling_params
+        stream = from_extra_args(params.extra_args) if params is not None else None
+        super().add_request(request)
+        if stream is not None and request.request_id not in self._pairs:
+            pair = Pair(request, self._make_amateur(request, stream))
+            self.requests[pair.amateur.request_id] = pair.amateur
+            self._pairs[request.request_id] = self._pairs[pair.amateur.request_id] = pair
+
+    def _make_amateur(self, expert: Request, stream: Stream) -> Request:
+        """The twin of ``expert``; also gives the expert its half of the pair's description."""
+        params: SamplingParams = copy.copy(expert.sampling_params)
+        if params.temperature > 0 and params.seed is None:
+            # The streams must draw the same token: same scores and same seed do it in both
+            # model runners.
+            params.seed = self._seeds.getrandbits(62)
+        twin = copy.copy(params)
+        args, pair = params.extra_args, expert.request_id
+        described = {
+            "alpha": stream.alpha,
+            "beta": stream.beta,
+            "expert_top_k": stream.expert_top_k,
+            "amateur": stream.amateur,
+            "pair": pair,
+        }
+        params.extra_args = Stream(**described, role="expert").to_extra_args(args)
+        twin.extra_args = Stream(**described, role="amateur").to_extra_args(args)
+        expert.sampling_params = params
+        # What would be done twice or for nobody: the amateur's row is overwritten with the
+        # scores, its outputs are dropped and its end is the expert's.
+        twin.logprobs = twin.prompt_logprobs = None
+        twin.structured_outputs = None
+        twin.stop_token_ids = []
+        twin.repetition_detection = None
+        twin._eos_token_id = None
+        twin.min_tokens = 0
+        twin.bad_words = []
+        twin._bad_words_token_ids = None
+        twin.allowed_token_ids = None
+        for optional in ("prompt_logprob_token_ids", "logprob_token_ids"):
+            if hasattr(twin, optional):
+                setattr(twin, optional, None)
+        for changed in (params, twin):
+            changed.__dict__.pop("sampling_type", None)  # cached, depends on the seed
+        return Request(
+            request_id=f"{pair}-amateur",
+            client_index=expert.client_index,
+            prompt_token_ids=expert.prompt_token_ids,
+            prompt_embeds=expert.prompt_embeds,
+            prompt_is_token_ids=expert.prompt_is_token_ids,
+            sampling_params=twin,
+            pooling_params=None,
+            arrival_time=expert.arrival_time,
+            lora_request=LoRARequest(**stream.amateur) if stream.amateur else None,
+            cache_salt=expert.cache_salt,
+            priority=expert.priority,
+            block_hasher=expert._block_hasher,
+        )
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        """Finish whole pairs; the amateurs are not reported."""
+        if isinstance(request_ids, str):
+            request_ids = (request_ids,)
+        if self._pairs:
+            if request_ids is None:
+                request_ids = list(self.requests)
+            ids = set(request_ids)
+            for request_id in tuple(ids):
+                if (pair := self._pairs.get(request_id)) is not None:
+                    ids |= {pair.expert.request_id, pair.amateur.request_id}
+            pairs = [p for i in ids if (p := self._pairs.get(i)) is not None]
+            finished = super().finish_requests(ids, finished_status)
+            amateurs = {p.amateur.request_id for p in pairs}
+            for pair in pairs:
+                self._forget(pair)
+            return [r for r in finished or () if r.request_id not in amateurs]
+        return super().finish_requests(request_ids, finished_status)  # type: ignore[no-any-return]
+
+    def _forget(self, pair: RequestPair) -> None:
+        self._pairs.pop(pair.expert.request_id, None)
+        self._pairs.pop(pair.amateur.request_id, None)
+        self._errors.pop(pair.expert.request_id, None)
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """(running, waiting), a CoLD request counted once."""
+        running, waiting = super().get_request_counts()
+        if self._pairs and not self._in_pass:
+            running -= sum(
+                p.amateur.status == RequestStatus.RUNNING
+                for i, p in self._pairs.items()
+                if i == p.amateur.request_id
+            )
+        return running, waiting
+
+    # ---- one scheduling pass -----------------------------------------------------------------
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        self.need_mamba_block_aligned_split = bool(self._pairs)
+        if not self._pairs:
+            return super().schedule(*args, **kwargs)
+        self._budget = min(
+            self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
+        )
+        self._step = Step(budget=self._budget)
+        self._touched = {}
+        self._order_running()
+        self._in_pass = True
+        try:
+            return super().schedule(*args, **kwargs)
+        finally:
+            self._in_pass = False
+
+    def _order_running(self) -> None:
+        """Experts whose amateur is not admitted yet run last, so that nothing comes between the
+        two within a pass. With admission paused they must not hold what they cannot use.
+        """
+        lonely = [
+            r
+            for r in self.running
+            if (pair := self._pairs.get(r.request_id)) is not None
+            and pair.amateur.status != RequestStatus.RUNNING
+        ]
+        if not lonely:
+            return
+        self.running = [r for r in self.running if r not in lonely]
+        if self.pause_state == PauseState.PAUSED_NEW:
+            for request in reversed(lonely):
+                self._preempt_request(request, time.monotonic())
+        else:
+            self.running += lonely
+
+    def _mamba_block_aligned_split(
+        self,
+        request: Request,
+        num_new_tokens: int,
+        num_new_local_computed_tokens: int = 0,
+        num_external_computed_tokens: int = 0,
+    ) -> int:
+        """The cap on a request's tokens in this step; see the module docstring."""
+        if num_new_tokens <= 0:
+            return 0
+        num_cached = num_new_local_computed_tokens
+        waiting = request.status != RequestStatus.RUNNING
+        pair = self._pairs.get(request.request_id)
+        if pair is None:
+            if waiting and request.lora_request and not self._loras_fit(request):
+                return 0
+            return self._step.clip_plain(num_new_tokens)
+        if request is pair.amateur:
+            return self._step.clip_amateur(pair, num_new_tokens, num_cached)
+        self._touched[request.request_id] = pair
+        room = self._room(pair, waiting)
+        granted = self._step.clip_expert(pair, num_new_tokens, num_cached, room, waiting)
+        if granted == 0 and waiting:
+            self._unblock(pair, num_cached, room)
+        elif self._step.admits_amateur(pair, room):
+            self._enqueue_amateur(pair, behind_head=waiting)
+        return granted
+
+    def _room(self, pair: RequestPair, waiting: bool) -> Room:
+        """What this step can offer the pair's amateur."""
+        chunk = max(self.scheduler_config.long_prefill_token_threshold, 0)
+        if pair.amateur.status == RequestStatus.RUNNING:
+            return Room(running=True, chunk=chunk)
+        max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
+        num_queued = sum(p.amateur.status != RequestStatus.RUNNING for p in self._queued)
+        admissible = (
+            len(self.running) + num_queued + 1 + waiting <= max_active
+            and not getattr(pair.amateur, "num_stale_output_tokens", 0)
+            and self._loras_fit(pair.expert, pair.amateur)
+            and self._blocks_fit(pair)
+        )
+        num_cached = self.kv_cache_manager.get_computed_blocks(pair.amateur)[1]
+        return Room(False, num_cached, admissible, chunk)
+
+    def _loras_fit(self, *requests: Request) -> bool:
+        """Whether the requests' adapters fit beside those of all running requests. Stock counts
+        the scheduled ones only, but a stream that is held in this step needs its slot again.
+        """
+        if self.lora_config is None:
+            return True
+        users = (*self.running, *(p.amateur for p in self._queued), *requests)
+        adapters = {r.lora_request.lora_int_id for r in users if r.lora_request}
+        return bool(len(adapters) <= self.lora_config.max_loras)
+
+    def _blocks_fit(self, pair: RequestPair) -> bool:
+        """Whether both streams' known tokens fit the free blocks, beside what running pairs
+        still need for theirs: pairs that each hold one half and wait for the other would starve.
+        """
+        others = [r for r in self.running if r is not pair.expert]
+        if not others:
+            return True  # allocation itself decides; see _MAX_FAILED_ALONE
+        claims = sum(
+            self._blocks_to_come(r)
+            for r in others
+            if r.request_id in self._pairs and tokens_left(r) > 1
+        )
+        claims += sum(self._blocks_to_come(p.amateur) for p in self._queued if p is not pair)
+        claims += self._blocks_to_come(pair.expert) + self._blocks_to_come(pair.amateur)
+        free: int = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return claims <= free - getattr(self.kv_cache_manager, "watermark_blocks", 0)
+
+    def _blocks_to_come(self, request: Request) -> int:
+        """Blocks that the request's known tokens still take from the free ones."""
+        if request.status == RequestStatus.RUNNING:
+            held = [len(ids) for ids in self.kv_cache_manager.get_block_ids(request.request_id)]
+        else:
+            hits = self.kv_cache_manager.get_computed_blocks(request)[0].blocks
+            held = [sum(b.ref_cnt > 0 for b in group) for group in hits]
+        sizes = [g.kv_cache_spec.block_size for g in self.kv_cache_config.kv_cache_groups]
+        return sum(
+            max(-(-request.num_tokens // size) - have, 0)
+            for size, have in zip(sizes, held, strict=True)
+        )
+
+    def _unblock(self, pair: RequestPair, num_cached: int, room: Room) -> None:
+        """An expert whose prompt is cached up to the last token cannot wait for an amateur that
+        needs several steps: it has no token to be admitted with. It gives up its cache hit.
+        """
+        most = min(self._budget - 1, room.chunk or self._budget)
+        if (
+            tokens_left(pair.expert, num_cached) == 1
+            and tokens_left(pair.amateur, room.num_cached) > most
+        ):
+            pair.expert.skip_reading_prefix_cache = True
+
+    def _enqueue_amateur(self, pair: RequestPair, behind_head: bool) -> None:
+        """Put the amateur where this pass looks next: behind its expert, which is the head of
+        its queue, or in front of all.
+        """
+        queue = next((q for q in self._waiting_queues() if q), self.waiting)
+        if behind_head:
+            queue = next(q for q in self._waiting_queues() if q and q.peek_request() is pair.expert)
+        if self.policy == SchedulingPolicy.PRIORITY:
+            pair.amateur.priority = pair.expert.priority if behind_head else _FIRST
+            queue.add_request(pair.amateur)
+        else:
+            queue.insert(1 if behind_head else 0, pair.amateur)
+        self._queued.append(pair)
+
+    def _waiting_queues(self) -> list[Any]:
+        """In the order in which vLLM drains them (``skipped_waiting`` before 0.28,
+        ``kv_holding_waiting`` since).
+        """
+        names = ("kv_holding_waiting", "skipped_waiting", "waiting")
+        return [queue for n in names if (queue := getattr(self, n, None)) is not None]
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        if self._in_pass:
+            self._uncache_unwritten(request)
+        super()._preempt_request(request, *args, **kwargs)
+        self._step.preempted = True
+        pair = self._pairs.get(request.request_id)
+        if pair is not None:
+            self._touched[pair.expert.request_id] = pair
+            if request is pair.amateur:
+                self.waiting.remove_request(request)
+
+    def _uncache_unwritten(self, request: Request) -> None:
+        """Blocks that were hashed for tokens of this pass are not written if the request does
+        not run in it: nobody may find them in the prefix cache.
+        """
+        unwritten: set[int] = set()
+        groups = self.kv_cache_config.kv_cache_groups
+        block_ids = self.kv_cache_manager.get_block_ids(request.request_id)
+        for group, ids in zip(groups, block_ids, strict=True):
+            first = request.num_computed_tokens // group.kv_cache_spec.block_size
+            unwritten.update(ids[first:])
+        unwritten.discard(0)  # the null block
+        if unwritten:
+            self.kv_cache_manager.evict_blocks(unwritten)
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        if self._pairs:
+            self._settle(scheduler_output)
+        super()._update_after_schedule(scheduler_output)
+
+    def _settle(self, output: SchedulerOutput) -> None:
+        """After the pass: take back amateurs that were not admitted, preempt torn pairs."""
+        for pair in self._queued:
+            if pair.amateur.status != RequestStatus.RUNNING:
+                for queue in self._waiting_queues():
+                    queue.remove_requests((pair.amateur,))
+            pair.amateur.priority = pair.expert.priority
+        self._queued.clear()
+        failed = []
+        for pair in self._touched.values():
+            running = tuple(r.status == RequestStatus.RUNNING for r in (pair.expert, pair.amateur))
+            if torn(pair, output.num_scheduled_tokens, running):
+                self._tear(pair, output)
+                failed.append(pair)
+            else:
+                pair.failed_alone = 0
+        if not output.num_scheduled_tokens and not failed and self._stalled():
+            # Streams that wait for each other's blocks: the youngest pair gives way.
+            pair = next(p for r in reversed(self.running) if (p := self._pairs.get(r.request_id)))
+            self._tear(pair, output)
+            failed.append(pair)
+        for pair in failed:
+            pair.failed_alone = 0 if output.num_scheduled_tokens else pair.failed_alone + 1
+            if pair.failed_alone >= _MAX_FAILED_ALONE:
+                self._errors[pair.expert.request_id] = (
+                    f"CoLD: the two streams of this request ({pair.expert.num_tokens} tokens "
+                    f"each) do not fit the KV cache of {self.cache_config.num_gpu_blocks} blocks "
+                    f"of {self.block_size} tokens; shorten it or enlarge the KV cache."
+                )
+
+    def _stalled(self) -> bool:
+        """Whether running pairs got nothing although nothing is under way."""
+        return (
+            self.pause_state == PauseState.UNPAUSED
+            and any(r.request_id in self._pairs for r in self.running)
+            and not any(
+                getattr(r, "num_in_flight_tokens", r.num_output_placeholders) for r in self.running
+            )
+        )
+
+    def _tear(self, pair: RequestPair, output: SchedulerOutput) -> None:
+        """Take both streams out of this step and preempt them."""
+        for request in (pair.amateur, pair.expert):
+            never_sent = self._strip(output, request)
+            if request.status != RequestStatus.RUNNING:
+                continue
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic())
+            if never_sent:
+                # The workers have not heard of it: it must be sent as new again.
+                request.status = RequestStatus.WAITING
+                request.num_preemptions -= 1
+                if (ids := output.preempted_req_ids) is not None:
+                    ids.discard(request.request_id)
+
+    def _strip(self, output: SchedulerOutput, request: Request) -> bool:
+        """Remove a request from the step; True if the step would have introduced it."""
+        request_id = request.request_id
+        num_tokens = output.num_scheduled_tokens.pop(request_id, 0)
+        if not num_tokens:
+            return False
+        output.total_num_scheduled_tokens -= num_tokens
+        self.prev_step_scheduled_req_ids.discard(request_id)
+        new = [r for r in output.scheduled_new_reqs if r.req_id != request_id]
+        if len(new) < len(output.scheduled_new_reqs):
+            output.scheduled_new_reqs[:] = new
+            return True
+        cached = output.scheduled_cached_reqs
+        index = cached.req_ids.index(request_id)
+        for column in (
+            cached.req_ids,
+            cached.new_token_ids,
+            cached.new_block_ids,
+            cached.num_computed_tokens,
+            cached.num_output_tokens,
+        ):
+            if column:  # new_token_ids is filled under pipeline parallelism only
+                del column[index]
+        cached.resumed_req_ids.discard(request_id)
+        cached.all_token_ids.pop(request_id, None)
+        return False
+
+    # ---- results -------------------------------------------------------------------------------
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: Any
+    ) -> dict[int, EngineCoreOutputs]:
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
+            scheduler_output, model_runner_output
+        )
+        if self._pairs:
+            self._after_output(scheduler_output, outputs)
+        return outputs
+
+    def _after_output(
+        self, scheduler_output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs]
+    ) -> None:
+        """Check that the streams agree, drop the amateurs' outputs, end them with the expert."""
+        hidden: set[str] = set()
+        over: list[RequestPair] = []
+        for request_id in scheduler_output.num_scheduled_tokens:
+            pair = self._pairs.get(request_id)
+            if pair is None or request_id != pair.amateur.request_id:
+                continue
+            hidden.add(request_id)
+            expert, amateur = pair.expert, pair.amateur
+            if (
+                expert.num_tokens != amateur.num_tokens
+                or expert.all_token_ids[-1] != amateur.all_token_ids[-1]
+                or (amateur.is_finished() and not expert.is_finished())
+            ):
+                self._errors[expert.request_id] = (
+                    f"CoLD: expert and amateur fell out of step at token {expert.num_tokens}; "
+                    "the result would be wrong. Please report this with the engine's log."
+                )
+            elif expert.is_finished():
+                over.append(pair)
+        hidden |= self._errors.keys()
+        if hidden:
+            for client in outputs.values():
+                if client.outputs:
+                    client.outputs = [o for o in client.outputs if o.request_id not in hidden]
+        for pair in over:
+            super().finish_requests(pair.amateur.request_id, RequestStatus.FINISHED_ABORTED)
+            self._forget(pair)
+        for request_id, message in tuple(self._errors.items()):
+            self._end_with_error(self._pairs[request_id], message, outputs)
+
+    def _end_with_error(
+        self, pair: RequestPair, message: str, outputs: dict[int, EngineCoreOutputs]
+    ) -> None:
+        expert = pair.expert
+        logger.error("%s (request %s)", message, expert.request_id)
+        self.finish_requests(expert.request_id, RequestStatus.FINISHED_ERROR)
+        self._forget(pair)
+        outputs.setdefault(expert.client_index, EngineCoreOutputs()).outputs.append(
+            EngineCoreOutput(
+                request_id=expert.request_id,
+                new_token_ids=[],
+                finish_reason=FinishReason.ERROR,
+                stop_reason=message,
+                events=expert.take_events(),
+                trace_headers=expert.trace_headers,
+            )
+        )
+
+
+class ColdScheduler(PairScheduling):
+    """vLLM's Scheduler with CoLD pairs."""
+
+
+class ColdAsyncScheduler(PairScheduling, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's AsyncScheduler with CoLD pairs."""

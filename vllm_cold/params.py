@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ColdParams``: vLLM's SamplingParams plus the knobs of CoLD."""
+
+from typing import Any
+
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+
+from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA, ColdSettings
+
+
+class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  # type: ignore
+    """Sampling parameters of a request that is decoded with CoLD.
+
+    Everything that ``SamplingParams`` has keeps its meaning and applies to the contrastive
+    scores: temperature, top_p, n, seed, stop, penalties, logprobs (the expert's), structured
+    outputs and so on. Keyword arguments only.
+
+    At each step a token is a candidate if the expert (the request's adapter) gives it at least
+    ``alpha`` times the probability of its best token; candidates are scored
+    ``(1 + beta) * expert - beta * amateur`` in logits (arXiv 2505.14620).
+
+    Attributes:
+        alpha: Plausibility threshold in (0, 1]; default 0.1. 1 equals greedy.
+        beta: Contrast strength, finite and >= 0; default 0.5. 0 equals the adapter alone.
+        expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
+        amateur: What to contrast with: None for the base model, or another adapter.
+
+    Raises:
+        ValueError: names the field, the value and the allowed range.
+
+    Example:
+        >>> from vllm_cold import ColdParams
+        >>> params = ColdParams(alpha=0.1, beta=0.5, max_tokens=64)
+    """
+
+    alpha: float = DEFAULT_ALPHA
+    beta: float = DEFAULT_BETA
+    expert_top_k: int | None = None
+    amateur: LoRARequest | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.settings()
+        if self.amateur is not None and not isinstance(self.amateur, LoRARequest):
+            raise ValueError(
+                f"amateur={self.amateur!r}: must be a LoRARequest, or None for the base model"
+            )
+
+    def settings(self) -> ColdSettings:
+        """The method's knobs, checked (fields may have been assigned after construction)."""
+        return ColdSettings(self.alpha, self.beta, self.expert_top_k)
+
+    def verify(self, *args: Any, **kwargs: Any) -> None:
+        """Called by vLLM at admission. Refuses to run where the plugin is not active, because
+        there the request would silently be decoded without contrast.
+        """
+        from vllm_cold.bindings import plugin
+
+        plugin.require_active()
+        super().verify(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        cold = (
+            f"alpha={self.alpha}, beta={self.beta}, expert_top_k={self.expert_top_k}, "
+            f"amateur={self.amateur and self.amateur.lora_name!r}"
+        )
+        return f"ColdParams({cold}, {super().__repr__().removeprefix('SamplingParams(')}"
