@@ -12,7 +12,7 @@ SHIM := packaging/vllm-shim
 # No model is fetched from a hub and no usage is reported, by tests and demo alike.
 export HF_HUB_OFFLINE := 1
 export VLLM_NO_USAGE_STATS := 1
-# Packages are installed uncompiled (half of them is never imported); Python compiles what it imports, once.
+# Packages are installed uncompiled: most of their modules are never imported. Python compiles what is, once.
 unexport PYTHONDONTWRITEBYTECODE
 
 help: ## show this list
@@ -33,12 +33,12 @@ venv: .venv/.installed ## make .venv and install everything into it
 	@echo '[3/5] $(SHIM)'
 	@$(INSTALL) --no-build-isolation ./$(SHIM)
 	@echo '[4/5] first import of vLLM, which checks the installation'
-	@VLLM_LOGGING_LEVEL=ERROR $(PY) -c '$(FIRST_IMPORT)'
+	@VLLM_LOGGING_LEVEL=ERROR $(PY) -W ignore -c '$(FIRST_IMPORT)'
 	@touch $@
 
 .venv/.installed: .venv/.locked pyproject.toml
 	@echo '[5/5] vllm-cold itself, editable'
-	@$(INSTALL) --no-build-isolation -e .
+	@PYTHONWARNINGS=ignore $(INSTALL) --no-build-isolation -e .
 	@touch $@
 
 demo: venv ## show CoLD at work on a small model, on the CPU

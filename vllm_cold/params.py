@@ -22,7 +22,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     Attributes:
         alpha: Plausibility threshold in (0, 1]; default 0.1. 1 equals greedy.
-        beta: Contrast strength, finite and >= 0; default 0.5. 0 equals the adapter alone.
+        beta: Contrast strength, >= 0 (at most 1e6); default 0.5. 0 equals the adapter alone.
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
         amateur: What to contrast with: None for the base model, or another adapter.
 

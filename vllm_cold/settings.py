@@ -7,13 +7,14 @@ request's flat ``cold_*`` arguments (``vllm_xargs`` over HTTP, ``extra_args`` of
 ``ColdParams``.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
+MAX_BETA = 1e6  # far beyond any use; the scores stay finite in float32
+MAX_EXPERT_TOP_K = 2**31 - 1  # beyond any vocabulary; tensors hold it
 
 
 class ColdError(ValueError):
@@ -32,7 +33,7 @@ class ColdSettings:
     Attributes:
         alpha: Plausibility threshold in (0, 1]. A token is a candidate if the expert gives it at
             least alpha times the probability of the expert's best token. 1 means greedy.
-        beta: Contrast strength, finite and >= 0. 0 means the expert alone.
+        beta: Contrast strength, >= 0 (at most 1e6). 0 means the expert alone.
         expert_top_k: Optional cap on the candidates: only the expert's k most probable tokens
             (ties with the k-th included), an integer >= 1; None for no cap.
     """
@@ -60,18 +61,23 @@ def check_alpha(field: str, value: object) -> float:
 
 
 def check_beta(field: str, value: object) -> float:
-    """Return ``value`` as a finite float >= 0 or raise ColdError naming ``field``."""
-    if not _is_number(value) or not (value >= 0 and math.isfinite(value)):  # type: ignore
-        raise ColdError(field, value, "must be a finite number >= 0")
+    """Return ``value`` as a float in [0, 1e6] or raise ColdError naming ``field``."""
+    # Compared, not converted: an int may be too large for a float.
+    if not _is_number(value) or not 0.0 <= value <= MAX_BETA:  # type: ignore[operator]
+        raise ColdError(field, value, "must be a number >= 0, at most 1e6")
     return float(value)  # type: ignore[arg-type]
 
 
 def check_expert_top_k(field: str, value: object) -> int | None:
-    """Return ``value`` as an int >= 1, or None, or raise ColdError naming ``field``."""
+    """Return ``value`` as an int from 1 to 2**31 - 1, or None, or raise ColdError naming
+    ``field``.
+    """
     if value is None:
         return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ColdError(field, value, "must be an integer >= 1, or left out for no cap")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_EXPERT_TOP_K:
+        raise ColdError(
+            field, value, f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap"
+        )
     return value
 
 

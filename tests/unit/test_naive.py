@@ -26,7 +26,7 @@ from tests.tiny import (
     make_zero_adapter,
 )
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.slow  # half a minute: real models, though tiny ones
 
 STEPS = 20
 SETTINGS = [(0.1, 0.5), (0.1, 1.0), (0.5, 0.5), (0.01, 2.0)]

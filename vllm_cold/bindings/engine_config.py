@@ -9,7 +9,9 @@ Engines without LoRA, and engines in which CoLD cannot work, are left as they ar
 Since: 0.23 to 0.33. Can go: when vLLM lets plugins set these options.
 """
 
+import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.bindings.patching import wrap
@@ -68,10 +70,11 @@ def configure(config: "VllmConfig") -> None:
             raise ValueError(f"CoLD is this engine's default sampler, but {problem}")
         return
     scheduler, models = config.scheduler_config, config.model_config
+    models.logits_processors = [*(models.logits_processors or ()), PROCESSOR_V1]
+    if uses_v2_runner(config):  # asked now: before 0.31 an engine with processors falls back to V1
+        models.logits_processors[-1] = PROCESSOR_V2
     # async_scheduling is resolved by now; a scheduler of the wrong kind breaks placeholders.
     scheduler.scheduler_cls = ASYNC_SCHEDULER if scheduler.async_scheduling else SCHEDULER
-    processor = PROCESSOR_V2 if uses_v2_runner(config) else PROCESSOR_V1
-    models.logits_processors = [*(models.logits_processors or ()), processor]
 
 
 def engine_defaults(config: "VllmConfig") -> EngineDefaults:
@@ -127,6 +130,20 @@ def unsupported(config: "VllmConfig") -> str | None:
             return f"{option} is on, which CoLD does not support."
     if getattr(config, "watermark_config", None) is not None:
         return "watermarking is configured, which CoLD does not support."
+    if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
+        return (
+            "batch-sharded sampling is on, which may put the two streams on different ranks; "
+            "leave it off (enable_batch_sharded_sampling)."
+        )
+    if (
+        os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+        and uses_v2_runner(config)
+        and find_spec("vllm.v1.worker.gpu.sample.logits_processor") is None
+    ):
+        return (
+            "this vLLM's V2 model runner takes no logits processors (it does since 0.31); unset "
+            "VLLM_USE_V2_MODEL_RUNNER."
+        )
     if not getattr(scheduler, "enable_chunked_prefill", True):
         return (
             "chunked prefill is off; CoLD needs it to keep its streams in step "

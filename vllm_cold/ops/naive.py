@@ -24,11 +24,11 @@ def contrastive_scores(
         ``max(expert) + ln(alpha)``, -inf elsewhere. Where the amateur is -inf the penalty is zero.
 
     Raises:
-        ValueError: if a row holds NaN.
+        ValueError: if a row holds NaN or +inf.
     """
     e, a = expert.double(), amateur.double()
-    if e.isnan().any() or a.isnan().any():
-        raise ValueError("contrastive_scores: a logits row holds NaN")
+    if not ((e < math.inf).all() and (a < math.inf).all()):
+        raise ValueError("contrastive_scores: a logits row holds NaN or +inf")
     valid = (e >= e.max() + math.log(alpha)) & (e > -math.inf)
     if 0 < expert_top_k < e.numel():
         valid &= e >= e.topk(expert_top_k).values[-1]

@@ -4,7 +4,8 @@
 import torch
 from torch import Tensor
 
-_NEG_INF = float("-inf")
+_INF = float("inf")
+_NEG_INF = -_INF
 
 
 def contrastive_scores_(
@@ -34,15 +35,15 @@ def contrastive_scores_(
         ``logits``.
 
     Raises:
-        RuntimeError: if a row of a pair holds NaN (on a GPU: a device-side assertion).
+        RuntimeError: if a row of a pair holds NaN or +inf (on a GPU: a device-side assertion).
     """
     e = logits[expert_rows]
     a = logits[amateur_rows]
     best = e.amax(dim=-1, keepdim=True)
-    # amax and amin propagate NaN, so two numbers a row tell without another pass over the row.
+    # amax propagates NaN, so two numbers a row tell; a comparison with NaN is false.
     torch._assert_async(
-        ~(best.isnan() | a.amax(dim=-1, keepdim=True).isnan()).any(),
-        "CoLD: the logits of an expert or amateur row hold NaN; no token can be chosen. "
+        ((best < _INF) & (a.amax(dim=-1, keepdim=True) < _INF)).all(),
+        "CoLD: the logits of an expert or amateur row hold NaN or +inf; no token can be chosen. "
         "Look at the model, the adapter and the dtype (float16 overflows easily).",
     )
     # Where the amateur excludes a token that the expert allows, the penalty is zero; without the
@@ -50,9 +51,11 @@ def contrastive_scores_(
     penalty = (beta.unsqueeze(-1) * a).masked_fill_(a == _NEG_INF, 0.0)
     scores = e * (1 + beta).unsqueeze(-1) - penalty
     invalid = (e < best + log_alpha.unsqueeze(-1)) | (e == _NEG_INF)
-    if expert_top_k is not None and 0 < max_expert_top_k < e.shape[-1]:
-        top = e.topk(max_expert_top_k, dim=-1).values
-        kth = top.gather(-1, (expert_top_k - 1).clamp_(min=0).unsqueeze(-1))
+    if expert_top_k is not None and max_expert_top_k > 0:
+        # A cap beyond the vocabulary excludes nothing, but other pairs' caps still count.
+        most = min(max_expert_top_k, e.shape[-1])
+        top = e.topk(most, dim=-1).values
+        kth = top.gather(-1, (expert_top_k - 1).clamp_(min=0, max=most - 1).unsqueeze(-1))
         invalid |= (e < kth) & (expert_top_k > 0).unsqueeze(-1)
     scores.masked_fill_(invalid, _NEG_INF)
     logits[expert_rows] = scores

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Shared fixtures: the tiny model with its adapters, made once per run, and the naive reference."""
+
+import os
+from pathlib import Path
+
+# Before anything imports vLLM or transformers: no hub, no usage reports, a small KV cache.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``model``, the adapters ``one`` and ``two``, and ``zero`` without effect."""
+    from tests.tiny import make_tiny_adapter, make_tiny_model, make_zero_adapter
+
+    folder = tmp_path_factory.mktemp("tiny")
+    model = make_tiny_model(folder / "model")
+    make_tiny_adapter(model, folder / "one", seed=1)
+    make_tiny_adapter(model, folder / "two", seed=2)
+    make_zero_adapter(model, folder / "zero")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def naive(tiny: Path):  # type: ignore[no-untyped-def]
+    """The naive reference over the tiny model."""
+    from tests.naive import NaiveCold
+
+    return NaiveCold(tiny / "model", {name: tiny / name for name in ("one", "two", "zero")})

@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real engines on the tiny model, in this process: an engine starts in seconds."""
+
+import gc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Make = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine core runs in the test's process, so that its scheduler can be looked at."""
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+
+
+@pytest.fixture
+def make_llm(tiny: Path) -> Iterator[Make]:
+    """``make_llm(**engine_args) -> LLM``; the engine ends with the test."""
+    from vllm import LLM
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    made: list[Any] = []
+
+    def make(**kwargs: Any) -> Any:
+        options: dict[str, Any] = {
+            "model": str(tiny / "model"),
+            "dtype": "float32",
+            "enable_lora": True,
+            "max_lora_rank": 8,
+            "max_model_len": 256,
+            "max_num_seqs": 32,
+            "enforce_eager": True,
+            "disable_log_stats": True,
+        }
+        made.append(LLM(**{**options, **kwargs}))
+        return made[-1]
+
+    yield make
+    while made:
+        made.pop().llm_engine.engine_core.shutdown()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def lora(tiny: Path, name: str) -> Any:
+    """The LoRARequest of one of the tiny adapters."""
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest(name, ("one", "two", "zero").index(name) + 1, str(tiny / name))
+
+
+def scheduler(llm: Any) -> Any:
+    """The scheduler object of an in-process engine."""
+    return llm.llm_engine.engine_core.engine_core.scheduler
+
+
+def free_blocks(llm: Any) -> int:
+    """Free KV cache blocks."""
+    return int(scheduler(llm).kv_cache_manager.block_pool.get_num_free_blocks())

@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The engine's tokens equal the naive reference's, in any mix and under any configuration."""
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import free_blocks, lora, scheduler
+from tests.naive import NaiveCold, Request, Trace, assert_same_tokens
+
+pytestmark = pytest.mark.engine
+
+ALPHAS = (0.05, 0.1, 0.5, 1.0)
+BETAS = (0.0, 0.5, 2.0)
+MAX_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request: CoLD with one of two adapters, or plain with or without an adapter."""
+
+    prompt: tuple[int, ...]
+    adapter: str | None
+    alpha: float | None = None  # None: plain
+    beta: float = 0.0
+    amateur: str | None = None
+    expert_top_k: int | None = None
+
+    def params(self, tiny: Path) -> Any:
+        from vllm import SamplingParams
+
+        from vllm_cold import ColdParams
+
+        common: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "ignore_eos": True}
+        if self.alpha is None:
+            return SamplingParams(**common)
+        return ColdParams(
+            alpha=self.alpha,
+            beta=self.beta,
+            expert_top_k=self.expert_top_k,
+            amateur=lora(tiny, self.amateur) if self.amateur else None,
+            **common,
+        )
+
+
+def make_cases() -> list[Case]:
+    """96 requests: 72 CoLD over every (alpha, beta), 24 plain; lengths around block and chunk
+    borders; half of the prompts share a prefix, so that prefix caching has hits.
+    """
+    rng = random.Random(7)
+    shared = tuple(rng.randrange(4, 512) for _ in range(64))
+    lengths = (1, 2, 7, 15, 31, 32, 33, 40, 63, 64, 65, 90)
+    cases = []
+    for i in range(96):
+        tail = tuple(rng.randrange(4, 512) for _ in range(lengths[i % len(lengths)]))
+        prompt = shared[: rng.choice((32, 64))] + tail if i % 2 else tail
+        if i % 4 == 3:
+            cases.append(Case(prompt, (None, "one", "two")[i // 4 % 3]))
+        else:
+            alpha = ALPHAS[i % len(ALPHAS)]
+            beta = BETAS[i // 4 % len(BETAS)]
+            cases.append(Case(prompt, ("one", "two")[i // 3 % 2], alpha, beta))
+    return cases
+
+
+CASES = make_cases()
+
+
+def traces(naive: NaiveCold, cases: list[Case]) -> list[Trace]:
+    """The reference for each case; plain requests are greedy."""
+    results: dict[int, Trace] = {}
+    cold = [i for i, c in enumerate(cases) if c.alpha is not None]
+    requests = [
+        Request(
+            prompt_ids=cases[i].prompt,
+            expert=str(cases[i].adapter),
+            alpha=cases[i].alpha or 0.0,
+            beta=cases[i].beta,
+            max_tokens=MAX_TOKENS,
+            amateur=cases[i].amateur,
+            expert_top_k=cases[i].expert_top_k,
+        )
+        for i in cold
+    ]
+    results.update(zip(cold, naive.generate_many(requests), strict=True))
+    for i, case in enumerate(cases):
+        if case.alpha is None:
+            results[i] = naive.greedy(list(case.prompt), case.adapter, MAX_TOKENS)
+    return [results[i] for i in range(len(cases))]
+
+
+@pytest.fixture(scope="module")
+def expected(naive: NaiveCold) -> list[Trace]:
+    return traces(naive, CASES)
+
+
+def decode(llm: Any, tiny: Path, cases: list[Case]) -> list[list[int]]:
+    outputs = llm.generate(
+        [{"prompt_token_ids": list(c.prompt)} for c in cases],
+        [c.params(tiny) for c in cases],
+        lora_request=[lora(tiny, c.adapter) if c.adapter else None for c in cases],
+        use_tqdm=False,
+    )
+    return [list(o.outputs[0].token_ids) for o in outputs]
+
+
+def count_preemptions(sched: Any) -> list[str]:
+    """The ids of preempted requests, filled while the engine runs."""
+    preempted: list[str] = []
+    original = sched._preempt_request
+
+    def record(request: Any, *args: Any, **kwargs: Any) -> None:
+        preempted.append(request.request_id)
+        original(request, *args, **kwargs)
+
+    sched._preempt_request = record
+    return preempted
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "alone": {"max_num_seqs": 2},
+    "three": {"max_num_seqs": 3, "async_scheduling": True, "max_num_batched_tokens": 64},
+    "async": {"async_scheduling": True},
+    "sync": {"async_scheduling": False},
+    "chunks": {"async_scheduling": True, "max_num_batched_tokens": 32, "max_loras": 4},
+    "chunks-sync": {"async_scheduling": False, "max_num_batched_tokens": 33, "max_num_seqs": 9},
+    "tiny-budget": {"async_scheduling": True, "max_num_batched_tokens": 5, "max_num_seqs": 5},
+    "no-prefix-cache": {"enable_prefix_caching": False, "max_num_batched_tokens": 48},
+    "four-loras": {"max_loras": 4, "async_scheduling": True},
+    "pressure": {"num_gpu_blocks_override": 20, "block_size": 32, "async_scheduling": True},
+    "pressure-sync": {
+        "num_gpu_blocks_override": 20,
+        "block_size": 32,
+        "async_scheduling": False,
+        "max_num_batched_tokens": 64,
+        "scheduling_policy": "priority",
+    },
+    "long-prefill": {"long_prefill_token_threshold": 16},
+}
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_tokens_equal_the_reference(
+    name: str, make_llm: Any, tiny: Path, expected: list[Trace]
+) -> None:
+    llm = make_llm(**CONFIGURATIONS[name])
+    before = free_blocks(llm)
+    preemptions = count_preemptions(scheduler(llm))
+    # The slow configurations get a slice that still mixes everything.
+    count = {"alone": 24, "three": 32, "tiny-budget": 24}.get(name, len(CASES))
+    got = decode(llm, tiny, CASES[:count])
+    assert_same_tokens(got, expected[:count])
+    assert free_blocks(llm) == before
+    assert not scheduler(llm)._pairs
+    assert not scheduler(llm).requests
+    assert bool(preemptions) == name.startswith("pressure")
+
+
+def test_again_with_everything_cached(make_llm: Any, tiny: Path, expected: list[Trace]) -> None:
+    """The second time all prompts are in the prefix cache, in another order."""
+    llm = make_llm(async_scheduling=True)
+    decode(llm, tiny, CASES)
+    order = random.Random(3).sample(range(len(CASES)), len(CASES))
+    got = decode(llm, tiny, [CASES[i] for i in order])
+    assert_same_tokens(got, [expected[i] for i in order])
+
+
+def test_amateur_prompt_is_cached_across_adapters(make_llm: Any, tiny: Path) -> None:
+    """A second adapter's request finds the amateur's prompt computed, and the expert's not."""
+    llm = make_llm(block_size=32)
+    prompt = tuple(range(4, 4 + 97))
+    steps: list[list[int]] = []
+    sched = scheduler(llm)
+    original = sched.schedule
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        steps.append(sorted(output.num_scheduled_tokens.values()))
+        return output
+
+    sched.schedule = record
+    decode(llm, tiny, [Case(prompt, "one", 0.1, 0.5)])
+    assert steps[0] == [97, 97]  # both streams sample in the first step
+    steps.clear()
+    decode(llm, tiny, [Case(prompt, "two", 0.1, 0.5)])
+    assert steps[0] == [1, 97]
+
+
+def test_another_adapter_as_amateur(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    cases = [
+        Case(c.prompt, "one", c.alpha, 0.5, amateur="two")
+        for c in CASES[:24]
+        if c.alpha is not None
+    ]
+    got = decode(make_llm(max_loras=2), tiny, cases)
+    assert_same_tokens(got, traces(naive, cases))
+
+
+def test_cap_on_the_candidates(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    cases = [
+        Case(c.prompt, "one", 0.05, 2.0, expert_top_k=(1, 2, 5, 1000)[i % 4])
+        for i, c in enumerate(CASES[:24])
+    ]
+    got = decode(make_llm(), tiny, cases)
+    assert_same_tokens(got, traces(naive, cases))

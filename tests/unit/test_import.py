@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core imports no engine; the package itself imports nothing heavy at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+PLAIN = ["vllm_cold", "vllm_cold.pairing", "vllm_cold.settings", "vllm_cold.stream"]
+WITH_TORCH = ["vllm_cold.ops", "vllm_cold.ops.naive", "vllm_cold.rows", "vllm_cold.lora.grouped"]
+
+
+def loaded_after(modules: list[str]) -> set[str]:
+    """Top-level packages in a fresh process that imported ``modules``."""
+    code = f"""
+import importlib, sys
+for name in {modules!r}:
+    importlib.import_module(name)
+print(*{{name.partition('.')[0] for name in sys.modules}})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_plain_modules_import_neither_vllm_nor_torch() -> None:
+    loaded = loaded_after(PLAIN)
+    assert "vllm_cold" in loaded
+    assert not loaded & {"vllm", "torch", "numpy", "msgspec"}
+
+
+def test_ops_import_no_vllm() -> None:
+    loaded = loaded_after([*PLAIN, *WITH_TORCH])
+    assert "torch" in loaded
+    assert "vllm" not in loaded
+
+
+def test_the_v2_processor_brings_no_torch_of_its_own() -> None:
+    """Its file is loaded in the front end; vLLM is stood in for, as importing it brings torch."""
+    code = """
+import sys, types
+name = ""
+for part in "vllm.v1.worker.gpu.sample.logits_processor.interface".split("."):
+    name = f"{name}.{part}".lstrip(".")
+    sys.modules[name] = types.ModuleType(name)
+sys.modules[name].LogitsProcessor = object
+from vllm_cold.bindings.processor_v2 import ColdLogitsProcessorV2
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)
+
+
+def test_cold_params_is_found_lazily() -> None:
+    code = """
+import sys, vllm_cold
+assert "vllm" not in sys.modules
+try:
+    vllm_cold.nonsense
+except AttributeError as error:
+    assert "nonsense" in str(error)
+else:
+    raise AssertionError
+assert "vllm" not in sys.modules
+assert "ColdParams" in vllm_cold.__all__ and vllm_cold.__version__
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=120, check=True)

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ColdParams is SamplingParams and a few checked fields more."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from vllm.exceptions import VLLMValidationError
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+
+from vllm_cold import ColdParams
+from vllm_cold.stream import Stream, from_extra_args
+
+pytestmark = pytest.mark.unit
+
+OTHER = LoRARequest("other", 2, "/adapters/other")
+COMMON: dict[str, Any] = {
+    "n": 2,
+    "temperature": 0.7,
+    "top_p": 0.9,
+    "top_k": 40,
+    "min_p": 0.05,
+    "seed": 7,
+    "stop": ["\n"],
+    "stop_token_ids": [3],
+    "presence_penalty": 0.1,
+    "frequency_penalty": 0.2,
+    "repetition_penalty": 1.1,
+    "logprobs": 3,
+    "max_tokens": 12,
+    "min_tokens": 2,
+    "logit_bias": {5: 1.0},
+    "bad_words": ["bad"],
+    "extra_args": {"mine": 1},
+    "structured_outputs": StructuredOutputsParams(regex="a+"),
+}
+NAMES = ("alpha", "beta", "expert_top_k", "amateur")
+
+
+def cold(**changed: Any) -> ColdParams:
+    return ColdParams(**{"alpha": 0.3, "beta": 2.0, "expert_top_k": 5, **COMMON, **changed})
+
+
+def same(left: ColdParams, right: ColdParams) -> None:
+    assert type(left) is type(right) is ColdParams
+    for name in (*NAMES, *COMMON):
+        assert getattr(left, name) == getattr(right, name), name
+
+
+def test_is_sampling_params() -> None:
+    assert issubclass(ColdParams, SamplingParams)
+    plain, params = SamplingParams(**COMMON), cold()
+    assert isinstance(params, SamplingParams)
+    for name in SamplingParams.__struct_fields__:
+        if name != "structured_outputs":
+            assert getattr(params, name) == getattr(plain, name), name
+    assert params.structured_outputs == COMMON["structured_outputs"]
+    assert params.sampling_type == plain.sampling_type
+    assert params.all_stop_token_ids == plain.all_stop_token_ids
+
+
+def test_defaults_are_those_of_the_method() -> None:
+    params = ColdParams()
+    assert [getattr(params, name) for name in NAMES] == [0.1, 0.5, None, None]
+    plain = SamplingParams()
+    for name in SamplingParams.__struct_fields__:
+        assert getattr(params, name) == getattr(plain, name), name
+
+
+def test_our_fields_are_keywords() -> None:
+    """SamplingParams takes its own by position, beginning with n: never alpha."""
+    params = ColdParams(2)
+    assert (params.n, params.alpha) == (2, 0.1)
+    with pytest.raises(TypeError, match="gamma"):
+        ColdParams(gamma=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    "duplicate",
+    [
+        lambda p: p.clone(),
+        copy.copy,
+        copy.deepcopy,
+        lambda p: pickle.loads(pickle.dumps(p)),
+    ],
+    ids=["clone", "copy", "deepcopy", "pickle"],
+)
+def test_copies_keep_everything(duplicate: Callable[[ColdParams], ColdParams]) -> None:
+    params = cold(amateur=OTHER)
+    params.all_stop_token_ids  # noqa: B018  (cached in the instance's dict)
+    same(duplicate(params), params)
+
+
+def test_a_clone_is_independent() -> None:
+    params = cold()
+    clone = params.clone()
+    clone.alpha = 0.9
+    clone.extra_args["mine"] = 2  # type: ignore[index]
+    assert params.alpha == 0.3
+    assert params.extra_args == {"mine": 1}
+
+
+def test_repr() -> None:
+    text = repr(cold(amateur=OTHER))
+    assert text.startswith("ColdParams(alpha=0.3, beta=2.0, expert_top_k=5, amateur='other', n=2, ")
+    assert "temperature=0.7" in text and text.count("(") == text.count(")")
+    assert "amateur=None" in repr(ColdParams())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("alpha", 0),
+        ("alpha", 1.5),
+        ("alpha", math.nan),
+        ("alpha", None),
+        ("alpha", True),
+        ("alpha", "0.1"),
+        ("beta", -0.1),
+        ("beta", math.inf),
+        ("beta", None),
+        ("beta", 10**400),
+        ("expert_top_k", 0),
+        ("expert_top_k", 2.0),
+        ("expert_top_k", 2**31),
+        ("amateur", "other"),
+        ("amateur", 2),
+    ],
+)
+def test_bad_values(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"^{name}=.*must be"):
+        ColdParams(**{name: value})
+
+
+def test_sampling_params_own_checks_still_run() -> None:
+    # vLLM's error is a ValueError in some versions only.
+    with pytest.raises(VLLMValidationError, match="temperature"):
+        ColdParams(temperature=-1)
+
+
+def test_what_is_assigned_later_is_checked_when_it_is_read() -> None:
+    params = ColdParams()
+    params.alpha = 7
+    with pytest.raises(ValueError, match="^alpha=7: must be"):
+        params.settings()
+
+
+@pytest.mark.parametrize("amateur", [None, OTHER])
+def test_arrives_as_plain_sampling_params(amateur: LoRARequest | None) -> None:
+    """The engine core decodes vLLM's own struct; what counts there is in extra_args."""
+    params = cold(amateur=amateur)
+    stream = Stream(0.3, 2.0, 5)
+    params.extra_args = stream.to_extra_args(params.extra_args)
+    arrived = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+    assert type(arrived) is SamplingParams
+    assert arrived.extra_args is not None and arrived.extra_args["mine"] == 1
+    assert from_extra_args(arrived.extra_args) == stream
+    for name in SamplingParams.__struct_fields__:
+        if not name.startswith("_") and name != "structured_outputs":
+            assert getattr(arrived, name) == getattr(params, name), name

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stream's description survives vLLM's process boundaries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.sampling_params import SamplingParams
+from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+from vllm_cold.stream import KEY, Stream, from_extra_args, without_cold
+
+pytestmark = pytest.mark.unit
+
+STREAMS = st.builds(
+    Stream,
+    alpha=st.floats(0, 1, exclude_min=True),
+    beta=st.floats(0, 1e6),
+    expert_top_k=st.integers(0, 2**31 - 1),
+    amateur=st.none()
+    | st.fixed_dictionaries(
+        {"lora_name": st.text(), "lora_int_id": st.integers(1, 2**31), "lora_path": st.text()}
+    ),
+    pair=st.text(),
+    role=st.sampled_from([None, "expert", "amateur"]),
+)
+
+
+@settings(deadline=None)
+@given(STREAMS)
+def test_round_trip(stream: Stream) -> None:
+    params = SamplingParams(extra_args=stream.to_extra_args({"kv": [1, {"a": None}]}))
+    data = msgspec.msgpack.encode(params)
+    arrived = msgspec.msgpack.decode(data, type=SamplingParams)
+    assert from_extra_args(arrived.extra_args) == stream
+    assert without_cold(arrived.extra_args) == {"kv": [1, {"a": None}]}
+
+
+def test_round_trip_through_vllms_own_encoder() -> None:
+    stream = Stream(0.1, 0.5, 3, {"lora_name": "a", "lora_int_id": 2}, "r-1", "amateur")
+    params = SamplingParams(extra_args=stream.to_extra_args({"x": 1}))
+    arrived = MsgpackDecoder(SamplingParams).decode(MsgpackEncoder().encode(params))
+    assert from_extra_args(arrived.extra_args) == stream
+
+
+@pytest.mark.parametrize("extra_args", [None, {}, {"x": 1}, {"cold": 1, "cold_alpha": 0.2}])
+def test_a_plain_request_is_no_stream(extra_args: dict[str, Any] | None) -> None:
+    assert from_extra_args(extra_args) is None
+
+
+def test_foreign_arguments_survive_and_ours_do_not() -> None:
+    given_args = {"x": 1, "cold": 1, "cold_alpha": 0.2, "scold": 3, "Cold": 4, KEY: {"stale": 1}}
+    before = dict(given_args)
+    stream = Stream(0.2, 0.5)
+    args = stream.to_extra_args(given_args)
+    assert given_args == before, "the caller's own dict was changed"
+    assert from_extra_args(args) == stream
+    assert without_cold(args) == {"x": 1, "scold": 3, "Cold": 4}
+    assert set(args) == {"x", "scold", "Cold", KEY}
+
+
+def test_descriptions_are_copies() -> None:
+    """The twins' extra_args must not share what one of them may change."""
+    stream = Stream(0.2, 0.5, amateur={"lora_name": "a"})
+    one, other = stream.to_extra_args(None), stream.to_extra_args(None)
+    one[KEY]["amateur"]["lora_name"] = "b"
+    assert from_extra_args(other) == stream == Stream(0.2, 0.5, amateur={"lora_name": "a"})
