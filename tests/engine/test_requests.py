@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request may carry and what is refused, offline."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from tests.engine.conftest import free_blocks, lora, scheduler
+from tests.naive import NaiveCold
+
+pytestmark = pytest.mark.engine
+
+PROMPT = list(range(20, 60))
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": PROMPT}]
+
+
+def tokens(outputs: list[Any]) -> list[list[int]]:
+    return [list(o.token_ids) for output in outputs for o in output.outputs]
+
+
+@pytest.fixture
+def llm(make_llm: Any) -> Any:
+    return make_llm(max_num_batched_tokens=64, max_loras=2)
+
+
+def test_identities(llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """beta = 0 and alpha = 1 are adapter greedy; an adapter without effect is base greedy."""
+    from vllm_cold import ColdParams
+
+    def run(adapter: str, **knobs: Any) -> list[int]:
+        params = ColdParams(temperature=0.0, max_tokens=24, **knobs)
+        outputs = llm.generate(
+            {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, adapter), use_tqdm=False
+        )
+        return tokens(outputs)[0]
+
+    greedy = naive.greedy(PROMPT, "one", 24).tokens
+    for alpha in (0.01, 0.1, 1.0):
+        assert run("one", alpha=alpha, beta=0.0) == greedy
+    for beta in (0.5, 5.0):
+        assert run("one", alpha=1.0, beta=beta) == greedy
+    assert run("one", alpha=0.01, beta=2.0) != greedy
+    base = naive.greedy(PROMPT, None, 24).tokens
+    for alpha, beta in ((0.01, 2.0), (0.1, 0.5)):
+        assert run("zero", alpha=alpha, beta=beta) == base
+
+
+@pytest.mark.parametrize("budget", [None, 16])
+def test_sampling_follows_the_scores(
+    budget: int | None, make_llm: Any, tiny: Path, naive: NaiveCold
+) -> None:
+    """Many draws of the first token follow softmax(s / T), also with a prompt in chunks (where
+    stock vLLM's CPU runner dies on seeded requests).
+    """
+    from vllm_cold import ColdParams
+
+    draws = 2000 if budget is None else 200
+    llm = make_llm(max_num_batched_tokens=budget or 512, max_num_seqs=min(budget or 64, 64))
+    params = ColdParams(alpha=0.05, beta=0.5, temperature=2.0, max_tokens=1, n=draws)
+    (output,) = llm.generate(
+        {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
+    )
+    expected = naive.step_distribution(
+        PROMPT, expert="one", alpha=0.05, beta=0.5, temperature=2.0
+    ).double()
+    counts = torch.zeros_like(expected)
+    for completion in output.outputs:
+        counts[completion.token_ids[0]] += 1
+    assert counts[expected == 0].sum() == 0
+    likely = expected * draws >= 5
+    observed = [*counts[likely].tolist(), counts[~likely].sum().item()]
+    wanted = [*(expected[likely] * draws).tolist(), (expected[~likely] * draws).sum().item()]
+    if wanted[-1] < 5:  # too rare for a cell of its own
+        observed[0] += observed.pop()
+        wanted[0] += wanted.pop()
+    assert len(wanted) >= 3, "the distribution is too sharp to test"
+    assert chisquare(observed, wanted).pvalue > 1e-4
+
+
+def test_a_seed_reproduces(llm: Any, tiny: Path) -> None:
+    """Alone, repeated and in a mix: the same seed gives the same tokens; n gives others."""
+    from vllm_cold import ColdParams
+
+    def run(seed: int | None, n: int = 1, copies: int = 1) -> list[list[int]]:
+        params = ColdParams(temperature=1.5, seed=seed, n=n, max_tokens=12, alpha=0.01)
+        prompt = {"prompt_token_ids": PROMPT}
+        return tokens(
+            llm.generate([prompt] * copies, params, lora_request=lora(tiny, "one"), use_tqdm=False)
+        )
+
+    first = run(11)
+    assert run(11) == first
+    assert run(11, copies=5) == first * 5
+    assert run(12) != first
+    several = run(11, n=4)
+    assert len({tuple(t) for t in several}) > 1
+    assert run(11, n=4) == several
+    free = run(None, copies=4)
+    assert len({tuple(t) for t in free}) > 1  # unseeded requests do not share their draws
+
+
+def test_features_keep_their_meaning(llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """Stop strings and tokens, bad words, allowed tokens, bias, min_tokens, logprobs, grammar."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    from vllm_cold import ColdParams
+
+    def run(**options: Any) -> Any:
+        params = ColdParams(
+            **{"alpha": 0.05, "beta": 0.5, "temperature": 0.0, "max_tokens": 16, **options}
+        )
+        (output,) = llm.generate(
+            {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
+        )
+        return output.outputs[0]
+
+    trace = naive.generate(PROMPT, expert="one", alpha=0.05, beta=0.5, max_tokens=16)
+    plain = list(run().token_ids)
+    assert plain == trace.tokens
+    stop = plain[5]
+    cut = plain.index(stop) + 1
+    assert list(run(stop_token_ids=[stop]).token_ids) == plain[:cut]
+    assert list(run(stop_token_ids=[stop], min_tokens=16).token_ids) != plain[:cut]
+    banned = run(logit_bias={plain[0]: -100.0})
+    assert plain[0] not in banned.token_ids
+    allowed = run(allowed_token_ids=[100, 200, 300], alpha=1e-6)
+    assert set(allowed.token_ids) <= {100, 200, 300}
+    biased = run(logit_bias={77: 100.0})
+    assert set(biased.token_ids) == {77}
+    penalised = run(frequency_penalty=2.0, repetition_penalty=1.5, logit_bias={77: 30.0})
+    assert len(penalised.token_ids) == 16
+    with_logprobs = run(logprobs=3)
+    expert = naive.step_distribution(PROMPT, expert="one", alpha=1e-9, beta=0.0, temperature=1.0)
+    got = with_logprobs.logprobs[0][plain[0]].logprob
+    assert got == pytest.approx(math.log(expert[plain[0]]), abs=1e-3)
+    choice = run(structured_outputs=StructuredOutputsParams(choice=["yes", "no"]), max_tokens=8)
+    assert choice.text in ("yes", "no")
+    word = run(bad_words=[llm.get_tokenizer().decode([plain[0]])])
+    assert word.token_ids[0] != plain[0]
+    detok = run(stop=[llm.get_tokenizer().decode([plain[3]]).strip()])
+    assert len(detok.token_ids) <= 16
+    assert not scheduler(llm).requests
+
+
+def test_prompt_logprobs_are_the_experts(llm: Any, tiny: Path) -> None:
+    from vllm import SamplingParams
+
+    from vllm_cold import ColdParams
+
+    options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 2, "prompt_logprobs": 1}
+    cold, plain = (
+        llm.generate(
+            {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
+        )[0].prompt_logprobs
+        for params in (ColdParams(**options), SamplingParams(**options))
+    )
+    for mine, stock in zip(cold[1:], plain[1:], strict=True):
+        assert mine.keys() == stock.keys()
+        for token in mine:
+            assert mine[token].logprob == pytest.approx(stock[token].logprob, abs=1e-4)
+
+
+def test_abort_frees_both_streams(llm: Any, tiny: Path) -> None:
+    """At every stage: queued, in the middle of a chunked prompt, decoding."""
+    from vllm_cold import ColdParams
+
+    engine, before = llm.llm_engine, free_blocks(llm)
+    for steps in range(6):
+        request_id = engine.add_request(
+            f"r{steps}",
+            {"prompt_token_ids": [(7 * i + steps) % 500 + 4 for i in range(120)]},
+            ColdParams(max_tokens=50, temperature=0.0),
+            lora_request=lora(tiny, "one"),
+        )
+        for _ in range(steps):
+            engine.step()
+        assert len(scheduler(llm).requests) == 2
+        engine.abort_request([request_id], internal=True)
+        assert not scheduler(llm).requests
+        assert not scheduler(llm)._pairs
+        engine.step()
+        assert free_blocks(llm) == before
+    assert not engine.has_unfinished_requests()
+
+
+def test_pause_reset_and_resume(llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """The prefix cache is reset under running pairs: they go on with the same tokens."""
+    from vllm_cold import ColdParams
+
+    engine = llm.llm_engine
+    expected = naive.generate(PROMPT, expert="one", alpha=0.1, beta=0.5, max_tokens=20).tokens
+    engine.add_request(
+        "r",
+        {"prompt_token_ids": PROMPT},
+        ColdParams(max_tokens=20, temperature=0.0),
+        lora_request=lora(tiny, "one"),
+    )
+    outputs = []
+    for step in range(60):
+        if step in (3, 7):
+            scheduler(llm).reset_prefix_cache(reset_running_requests=True)
+        outputs += engine.step()
+        if not engine.has_unfinished_requests():
+            break
+    assert list(outputs[-1].outputs[0].token_ids) == expected
+
+
+def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """additional_config makes CoLD the default for adapters; ``cold: 0`` opts out."""
+    from vllm import SamplingParams
+
+    llm = make_llm(additional_config={"cold": {"alpha": 0.05, "beta": 2.0}})
+
+    def run(adapter: str | None, **extra: Any) -> list[int]:
+        params = SamplingParams(temperature=0.0, max_tokens=16, extra_args=extra or None)
+        request = lora(tiny, adapter) if adapter else None
+        return tokens(
+            llm.generate({"prompt_token_ids": PROMPT}, params, lora_request=request, use_tqdm=False)
+        )[0]
+
+    def cold(**knobs: float) -> list[int]:
+        values = {"alpha": 0.05, "beta": 2.0, **knobs}
+        return naive.generate(PROMPT, expert="one", max_tokens=16, **values).tokens
+
+    assert run("one") == cold()
+    assert run("one", cold_beta=0.5) == cold(beta=0.5)
+    assert run("one", cold=0) == naive.greedy(PROMPT, "one", 16).tokens
+    assert run(None) == naive.greedy(PROMPT, None, 16).tokens
+    with pytest.raises(ValueError, match="beam search"):
+        from vllm.sampling_params import BeamSearchParams
+
+        llm.beam_search(
+            [{"prompt_token_ids": PROMPT}],
+            BeamSearchParams(beam_width=2, max_tokens=4),
+            lora_request=lora(tiny, "one"),
+        )
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "alpha 0": ({"cold_alpha": 0.0}, r"cold_alpha=0.0: must be a number in \(0, 1\]"),
+    "alpha 2": ({"cold_alpha": 2}, "cold_alpha=2"),
+    "alpha nan": ({"cold_alpha": math.nan}, "cold_alpha=nan"),
+    "alpha text": ({"cold_alpha": "high"}, "cold_alpha='high'"),
+    "alpha list": ({"cold_alpha": [0.1]}, "cold_alpha="),
+    "beta": ({"cold_beta": -0.5}, "cold_beta=-0.5: must be a number >= 0"),
+    "beta inf": ({"cold_beta": math.inf}, "cold_beta=inf"),
+    "cap": ({"cold_expert_top_k": 0}, "cold_expert_top_k=0"),
+    "switch": ({"cold": "yes"}, "cold='yes': must be 0 or 1"),
+    "unknown": ({"cold_gamma": 1}, "cold_gamma=1: unknown key, allowed are cold, cold_alpha"),
+    "internal": ({"cold_stream": {"pair": "x"}}, "unknown key"),
+    "amateur": ({"cold_amateur": "nobody"}, "cold_amateur='nobody': no such adapter"),
+}
+
+
+@pytest.mark.parametrize("wrong", BAD)
+def test_bad_arguments(wrong: str, bad_llm: Any, tiny: Path) -> None:
+    from vllm import SamplingParams
+
+    extra, message = BAD[wrong]
+    with pytest.raises(ValueError, match=message):
+        bad_llm.generate(
+            {"prompt_token_ids": PROMPT},
+            SamplingParams(max_tokens=2, extra_args=extra),
+            lora_request=lora(tiny, "one"),
+            use_tqdm=False,
+        )
+    assert not scheduler(bad_llm).requests
+
+
+def test_bad_requests(bad_llm: Any, tiny: Path) -> None:
+    """What each field allows is fine, but not together, or not in this engine."""
+    from vllm_cold import ColdParams
+
+    def run(params: Any, adapter: str | None = "one", length: int = 10) -> Any:
+        request = lora(tiny, adapter) if adapter else None
+        return bad_llm.generate(
+            {"prompt_token_ids": [5] * length}, params, lora_request=request, use_tqdm=False
+        )
+
+    with pytest.raises(ValueError, match="needs an adapter as expert"):
+        run(ColdParams(max_tokens=2), adapter=None)
+    with pytest.raises(ValueError, match="amateur='one': must differ from the expert"):
+        run(ColdParams(max_tokens=2, amateur=lora(tiny, "one")))
+    with pytest.raises(ValueError, match="max_loras=1"):
+        run(ColdParams(max_tokens=2, amateur=lora(tiny, "two")))
+    with pytest.raises(ValueError, match=r"need 16 KV cache blocks of 32 tokens.*has 13"):
+        run(ColdParams(max_tokens=246))
+    params = ColdParams(max_tokens=2)
+    params.alpha = 7.0
+    with pytest.raises(ValueError, match="alpha=7.0"):
+        run(params)
+    assert len(tokens(run(ColdParams(max_tokens=3, ignore_eos=True)))[0]) == 3
+    assert not scheduler(bad_llm).requests
+
+
+@pytest.fixture
+def bad_llm(make_llm: Any) -> Any:
+    return make_llm(num_gpu_blocks_override=14, block_size=32)
+
+
+UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
+    "no lora": ({"enable_lora": False}, "LoRA is off"),
+    "one sequence": ({"max_num_seqs": 1}, "max_num_seqs=1"),
+    "own scheduler": (
+        {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler", "async_scheduling": False},
+        "own scheduler class",
+    ),
+    "speculation": (
+        {
+            "speculative_config": {
+                "method": "ngram",
+                "num_speculative_tokens": 2,
+                "prompt_lookup_max": 2,
+            }
+        },
+        "speculative decoding",
+    ),
+}
+
+
+@pytest.mark.parametrize("engine", UNSUPPORTED)
+def test_engines_that_cannot(engine: str, make_llm: Any, tiny: Path) -> None:
+    """A CoLD request is refused with the reason, others are served by stock classes, and an
+    engine whose default is CoLD does not start.
+    """
+    from vllm import SamplingParams
+
+    from vllm_cold import ColdParams
+    from vllm_cold.bindings.scheduler import PairScheduling
+
+    options, message = UNSUPPORTED[engine]
+    with pytest.raises(ValueError, match=message):
+        make_llm(additional_config={"cold": True}, **options)
+    llm = make_llm(**options)
+    assert not isinstance(scheduler(llm), PairScheduling)
+    assert not llm.llm_engine.model_config.logits_processors
+    prompt = {"prompt_token_ids": PROMPT}
+    request = lora(tiny, "one") if options.get("enable_lora", True) else None
+    with pytest.raises(ValueError, match=message):
+        llm.generate(prompt, ColdParams(max_tokens=2), lora_request=request, use_tqdm=False)
+    with pytest.raises(ValueError, match=message):
+        llm.generate(
+            prompt,
+            SamplingParams(max_tokens=2, extra_args={"cold_alpha": 0.1}),
+            lora_request=request,
+            use_tqdm=False,
+        )
+    (output,) = llm.generate(prompt, SamplingParams(max_tokens=2), use_tqdm=False)
+    assert len(output.outputs[0].token_ids) == 2
