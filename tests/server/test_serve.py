@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CoLD over HTTP with the openai client: asking for it, the server's default, and its errors."""
+
+import json
+import math
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.naive import NaiveCold
+from tests.server.conftest import Server, arguments, serve
+
+pytestmark = pytest.mark.server
+
+PROMPT = list(range(20, 60))
+OPTIONS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16}
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Without a default: each request asks for itself."""
+    with serve(tmp_path_factory.mktemp("serve"), arguments(tiny)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def default_server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """CoLD by default: the sampler from a YAML file, its values from the command line."""
+    folder = tmp_path_factory.mktemp("serve")
+    config = folder / "server.yaml"
+    config.write_text("sampler: cold\ncold-alpha: 0.05\nseed: 0\n")
+    command = [*arguments(tiny), "--config", str(config), "--cold-beta", "2.0"]
+    with serve(folder, command, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as running:
+        yield running
+
+
+def complete(server: Server, model: str = "one", **options: Any) -> list[int]:
+    """Tokens of a completion; keyword ``xargs`` becomes vllm_xargs."""
+    xargs = options.pop("xargs", None)
+    body = {"return_token_ids": True, **({"vllm_xargs": xargs} if xargs is not None else {})}
+    response = server.client.completions.create(
+        model=model, prompt=PROMPT, extra_body=body, **{**OPTIONS, **options}
+    )
+    return response.choices[0].token_ids  # type: ignore[attr-defined, no-any-return]
+
+
+def cold(naive: NaiveCold, alpha: float, beta: float, amateur: str | None = None) -> list[int]:
+    return naive.generate(
+        PROMPT, expert="one", alpha=alpha, beta=beta, amateur=amateur, max_tokens=16
+    ).tokens
+
+
+def test_a_request_asks_for_it(server: Server, naive: NaiveCold) -> None:
+    greedy = naive.greedy(PROMPT, "one", 16).tokens
+    assert complete(server) == greedy
+    assert complete(server, xargs={"cold_alpha": 0.05, "cold_beta": 2.0}) == cold(naive, 0.05, 2.0)
+    assert complete(server, xargs={"cold": 1}) == cold(naive, 0.1, 0.5)
+    assert complete(server, xargs={"cold": True}) == cold(naive, 0.1, 0.5)
+    assert complete(server, xargs={"cold": 0, "cold_beta": 2.0}) == greedy
+    assert complete(server, xargs={"other": 1}) == greedy
+    assert complete(server, xargs={"cold_beta": 2, "cold_expert_top_k": 1}) == greedy
+    assert complete(server, model="base") == naive.greedy(PROMPT, None, 16).tokens
+
+
+def test_another_adapter_as_amateur(server: Server, naive: NaiveCold) -> None:
+    got = complete(server, xargs={"cold_alpha": 0.05, "cold_beta": 1.0, "cold_amateur": "two"})
+    assert got == cold(naive, 0.05, 1.0, amateur="two")
+
+
+def test_the_server_default(default_server: Server, naive: NaiveCold) -> None:
+    server = default_server
+    greedy = naive.greedy(PROMPT, "one", 16).tokens
+    assert complete(server) == cold(naive, 0.05, 2.0)
+    assert complete(server, xargs={"cold_beta": 0.5}) == cold(naive, 0.05, 0.5)
+    assert complete(server, xargs={"cold": 0}) == greedy
+    assert complete(server, xargs={"cold": False}) == greedy
+    assert complete(server, model="base") == naive.greedy(PROMPT, None, 16).tokens
+
+
+def test_chat_streaming_and_n(default_server: Server) -> None:
+    client = default_server.client
+    messages: list[Any] = [{"role": "user", "content": "w12 w7 w300"}]
+    chat = {"model": "one", "messages": messages, **OPTIONS}
+    whole = client.chat.completions.create(**chat).choices[0].message.content
+    chunks = client.chat.completions.create(**chat, stream=True)
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == whole
+    plain = client.chat.completions.create(**chat, extra_body={"vllm_xargs": {"cold": 0}})
+    assert plain.choices[0].message.content != whole
+    stream = client.completions.create(model="one", prompt=PROMPT, stream=True, **OPTIONS)
+    completion = client.completions.create(model="one", prompt=PROMPT, **OPTIONS)
+    assert "".join(c.choices[0].text for c in stream) == completion.choices[0].text
+    assert completion.usage.completion_tokens == 16
+    sampled = {**OPTIONS, "temperature": 1.5, "seed": 5, "n": 4}
+    several = client.completions.create(model="one", prompt=PROMPT, **sampled)
+    texts = [c.text for c in several.choices]
+    assert len(texts) == 4
+    assert len(set(texts)) > 1
+    again = client.completions.create(model="one", prompt=PROMPT, **sampled)
+    assert [c.text for c in again.choices] == texts
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "alpha": ({"cold_alpha": 1.5}, "cold_alpha=1.5: must be a number in (0, 1]"),
+    "alpha text": ({"cold_alpha": "0.1"}, "cold_alpha='0.1'"),
+    "alpha list": ({"cold_alpha": [0.1]}, "cold_alpha="),
+    "beta": ({"cold_beta": -1}, "cold_beta=-1"),
+    "cap": ({"cold_expert_top_k": 0}, "cold_expert_top_k=0"),
+    "switch": ({"cold": 2}, "cold=2"),
+    "unknown": ({"cold_gamma": 1}, "cold_gamma=1: unknown key"),
+    "amateur": ({"cold_amateur": "nobody"}, "no such adapter is loaded (loaded: one, two)"),
+    "amateur is expert": ({"cold_amateur": "one"}, "must differ from the expert"),
+}
+
+
+def refused(server: Server, **request: Any) -> str:
+    """The message of the 400 that the request gets."""
+    with pytest.raises(openai.BadRequestError) as caught:
+        complete(server, **request)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("wrong", BAD)
+def test_bad_arguments(wrong: str, server: Server) -> None:
+    xargs, message = BAD[wrong]
+    assert message in refused(server, xargs=xargs)
+
+
+def test_bad_requests(server: Server, default_server: Server) -> None:
+    assert "needs an adapter as expert" in refused(server, model="base", xargs={"cold": 1})
+    nan = urllib.request.Request(
+        f"http://127.0.0.1:{server.port}/v1/completions",
+        json.dumps(
+            {"model": "one", "prompt": PROMPT, "vllm_xargs": {"cold_alpha": math.nan}}
+        ).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(nan, timeout=60)
+    assert caught.value.code == 400
+    beam = {"return_token_ids": True, "use_beam_search": True}
+    for target, xargs in ((server, {"cold": 1}), (default_server, {})):
+        with pytest.raises(openai.BadRequestError, match="beam search"):
+            target.client.completions.create(
+                model="one",
+                prompt=PROMPT,
+                max_tokens=4,
+                n=2,
+                extra_body={**beam, "vllm_xargs": xargs},
+            )
+    opted_out = default_server.client.completions.create(
+        model="one",
+        prompt=PROMPT,
+        max_tokens=4,
+        n=2,
+        extra_body={**beam, "vllm_xargs": {"cold": 0}},
+    )
+    assert len(opted_out.choices) == 2
+
+
+def test_disconnecting_clients_leave_nothing(server: Server, naive: NaiveCold) -> None:
+    """Clients that hang up in the middle of a stream, with others that stay."""
+
+    def hang_up() -> None:
+        with server.client.completions.create(
+            model="one",
+            prompt=PROMPT,
+            max_tokens=200,
+            temperature=0.0,
+            stream=True,
+            extra_body={"vllm_xargs": {"cold": 1}, "ignore_eos": True},
+        ) as stream:
+            for count, _ in enumerate(stream):
+                if count == 3:
+                    return
+
+    threads = [threading.Thread(target=hang_up) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    assert complete(server, xargs={"cold": 1}) == cold(naive, 0.1, 0.5)
+    for thread in threads:
+        thread.join()
+    deadline = time.monotonic() + 60
+    while server.metric("vllm:num_requests_running") or server.metric("vllm:kv_cache_usage_perc"):
+        assert time.monotonic() < deadline, "a stream still holds its blocks"
+        time.sleep(0.5)
+        # The gauges are set by steps, so give the engine one.
+        server.client.completions.create(model="base", prompt=[5], max_tokens=1)
+    assert complete(server, xargs={"cold": 1}) == cold(naive, 0.1, 0.5)
+
+
+def test_adapters_loaded_later_can_be_named(
+    default_server: Server, tiny: Path, naive: NaiveCold
+) -> None:
+    body = json.dumps({"lora_name": "late", "lora_path": str(tiny / "two")}).encode()
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{default_server.port}/v1/load_lora_adapter",
+        body,
+        {"Content-Type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=60).close()
+    got = complete(default_server, xargs={"cold_beta": 1.0, "cold_amateur": "late"})
+    assert got == cold(naive, 0.05, 1.0, amateur="two")
