@@ -97,6 +97,7 @@ class Step(Generic[R]):
         verdicts: By the pair's expert id, for pairs whose expert had its turn.
         promised: Each finishing pair's share of ``kept``, by the pair's expert id.
         preempted: Whether this pass preempted a request; then it admits nobody.
+        lost: Experts (ids) whose amateur this pass preempted.
     """
 
     budget: int
@@ -104,6 +105,7 @@ class Step(Generic[R]):
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     promised: dict[str, int] = field(default_factory=dict)
     preempted: bool = False
+    lost: set[str] = field(default_factory=set)
 
     def clip_plain(self, num_new_tokens: int) -> int:
         """Tokens for a request that is no pair's; never those promised to an amateur."""
@@ -180,20 +182,27 @@ class Step(Generic[R]):
         return granted
 
 
-def torn(pair: Pair[R], num_scheduled: dict[str, int], running: tuple[bool, bool]) -> bool:
+def torn(
+    pair: Pair[R], step: Step[R], num_scheduled: dict[str, int], running: tuple[bool, bool]
+) -> bool:
     """Whether a pair must be preempted whole after a scheduling pass.
 
     Args:
         pair: The pair.
+        step: The pass.
         num_scheduled: Tokens given in this step, by request id.
         running: Whether the expert and the amateur are running after the pass.
 
     Returns:
-        True if one stream samples in this step and the other does not, or if the amateur runs
-        without its expert. An expert whose amateur is not admitted yet may go on prefilling.
+        True if one stream samples in this step and the other does not, or if one runs and the
+        other was preempted. An expert whose amateur is not admitted yet may go on prefilling.
     """
     samples = [
         (n := num_scheduled.get(r.request_id, 0)) > 0 and n >= tokens_left(r)
         for r in (pair.expert, pair.amateur)
     ]
-    return samples[0] != samples[1] or (running[1] and not running[0])
+    return (
+        samples[0] != samples[1]
+        or (running[1] and not running[0])
+        or (running[0] and pair.expert.request_id in step.lost)
+    )

@@ -62,8 +62,8 @@ def configure(config: "VllmConfig") -> None:
         ValueError: if the engine's defaults ask for CoLD and it cannot; says why.
     """
     defaults = engine_defaults(config)
-    if config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER):
-        return  # configured before
+    if is_configured(config):
+        return
     problem = unsupported(config)
     if problem is not None:
         if defaults.enabled:
@@ -84,12 +84,15 @@ def engine_defaults(config: "VllmConfig") -> EngineDefaults:
 
 
 def is_configured(config: "VllmConfig") -> bool:
-    """Whether ``configure`` prepared this engine."""
-    return config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER)
+    """Whether ``configure`` prepared this engine: both halves, the scheduler and a processor."""
+    return config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER) and any(
+        processor in (PROCESSOR_V1, PROCESSOR_V2)
+        for processor in config.model_config.logits_processors or ()
+    )
 
 
 def uses_v2_runner(config: "VllmConfig") -> bool:
-    """Whether the engine runs vLLM's V2 model runner (the option appeared in 0.24)."""
+    """Whether the engine runs vLLM's V2 model runner."""
     return bool(getattr(config, "use_v2_model_runner", False))
 
 
@@ -125,6 +128,9 @@ def unsupported(config: "VllmConfig") -> str | None:
         return "it serves an encoder-decoder model, which CoLD does not support."
     if model.is_hybrid or getattr(model, "is_attention_free", False):
         return "it serves a model with state-space layers, which CoLD does not support."
+    routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
+    if routed or getattr(model, "enable_return_routed_experts", False):
+        return "routed experts are returned, which CoLD does not support."
     for option in ("is_diffusion", "return_sampling_mask", "enable_trace_replay"):
         if getattr(model, option, False):
             return f"{option} is on, which CoLD does not support."

@@ -5,7 +5,8 @@ Why: vLLM's CPU LoRA ops (``vllm/lora/ops/torch_ops/lora_ops.py``) index the sta
 weights with each row's slot number, and a base-model row's -1 wraps around to the last slot. In a
 batch with an adapter row, base rows silently get the adapter; with the default ``max_loras=1``
 always. CoLD has a base row beside every adapter row.
-Since: vLLM 0.23 to 0.33. Can go: when vLLM's CPU ops leave rows of slot -1 alone.
+Since: vLLM 0.23. vLLM 0.33 masks these rows; there this class only avoids the per-row copies of
+the weights. Can go: when 0.32 is no longer supported and stock groups rows by adapter.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,7 @@ Why: a CoLD request is two requests that must be scheduled in step. The rules ar
   hook is free. Since 0.15. Can go: when vLLM offers a per-request cap.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
-  ``set_pause_state``: overridden, each calls super.
+  ``get_request_counts``: overridden, each calls super.
 - The amateur is in ``self.requests`` but in no waiting queue, except inside a scheduling pass
   right behind (or, if the expert already runs, in front of) everything else; so waiting counts
   and queue order are those of the experts.
@@ -61,6 +61,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._in_pass = False
         self._touched: dict[str, RequestPair] = {}  # pairs that this pass dealt with
         self._queued: list[RequestPair] = []  # amateurs put into the queue in this pass
+        self._shared_unwritten: set[int] = set()  # blocks; see _uncache_unwritten
+        self._steps_in_flight = 0
         self._errors: dict[str, str] = {}  # expert id -> why it must end
         self._seeds = random.Random(self.vllm_config.model_config.seed)
 
@@ -143,7 +145,12 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             amateurs = {p.amateur.request_id for p in pairs}
             for pair in pairs:
                 self._forget(pair)
-            return [r for r in finished or () if r.request_id not in amateurs]
+            # vLLM 0.23 reports (request id, client index), 0.32 the requests.
+            return [
+                r
+                for r in finished or ()
+                if (r[0] if isinstance(r, tuple) else r.request_id) not in amateurs
+            ]
         return super().finish_requests(request_ids, finished_status)  # type: ignore[no-any-return]
 
     def _forget(self, pair: RequestPair) -> None:
@@ -173,6 +180,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         )
         self._step = Step(budget=self._budget)
         self._touched = {}
+        self._shared_unwritten = set()
         self._order_running()
         self._in_pass = True
         try:
@@ -235,7 +243,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
         num_queued = sum(p.amateur.status != RequestStatus.RUNNING for p in self._queued)
         admissible = (
-            len(self.running) + num_queued + 1 + waiting <= max_active
+            len(self.running) + self.num_waiting_for_streaming_input + num_queued + 1 + waiting
+            <= max_active
             and not getattr(pair.amateur, "num_stale_output_tokens", 0)
             and self._loras_fit(pair.expert, pair.amateur)
             and self._blocks_fit(pair)
@@ -245,11 +254,13 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
 
     def _loras_fit(self, *requests: Request) -> bool:
         """Whether the requests' adapters fit beside those of all running requests. Stock counts
-        the scheduled ones only, but a stream that is held in this step needs its slot again.
+        the scheduled ones only, but a stream that is held in this step needs its slot again, and
+        an amateur that is not admitted yet will need one.
         """
         if self.lora_config is None:
             return True
-        users = (*self.running, *(p.amateur for p in self._queued), *requests)
+        owed = (p.amateur for r in self.running if (p := self._pairs.get(r.request_id)))
+        users = (*self.running, *owed, *requests)
         adapters = {r.lora_request.lora_int_id for r in users if r.lora_request}
         return bool(len(adapters) <= self.lora_config.max_loras)
 
@@ -258,7 +269,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         still need for theirs: pairs that each hold one half and wait for the other would starve.
         """
         others = [r for r in self.running if r is not pair.expert]
-        if not others:
+        if not others and not self.num_waiting_for_streaming_input:
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
         claims = sum(
             self._blocks_to_come(r)
@@ -324,11 +335,13 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         if pair is not None:
             self._touched[pair.expert.request_id] = pair
             if request is pair.amateur:
+                self._step.lost.add(pair.expert.request_id)
                 self.waiting.remove_request(request)
 
     def _uncache_unwritten(self, request: Request) -> None:
         """Blocks that were hashed for tokens of this pass are not written if the request does
-        not run in it: nobody may find them in the prefix cache.
+        not run in it: nobody may find them in the prefix cache, and who found them already must
+        not run either.
         """
         unwritten: set[int] = set()
         groups = self.kv_cache_config.kv_cache_groups
@@ -339,10 +352,13 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         unwritten.discard(0)  # the null block
         if unwritten:
             self.kv_cache_manager.evict_blocks(unwritten)
+            blocks = self.kv_cache_manager.block_pool.blocks
+            self._shared_unwritten |= {i for i in unwritten if blocks[i].ref_cnt > 1}
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         if self._pairs:
             self._settle(scheduler_output)
+        self._steps_in_flight += bool(scheduler_output.num_scheduled_tokens)
         super()._update_after_schedule(scheduler_output)
 
     def _settle(self, output: SchedulerOutput) -> None:
@@ -356,11 +372,15 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         failed = []
         for pair in self._touched.values():
             running = tuple(r.status == RequestStatus.RUNNING for r in (pair.expert, pair.amateur))
-            if torn(pair, output.num_scheduled_tokens, running):
+            if torn(pair, self._step, output.num_scheduled_tokens, running):
                 self._tear(pair, output)
                 failed.append(pair)
-            else:
+            elif all(running):
                 pair.failed_alone = 0
+        while victims := [p for p in self._touched.values() if self._reads_unwritten(p)]:
+            for pair in victims:
+                self._tear(pair, output)
+            failed += victims
         if not output.num_scheduled_tokens and not failed and self._stalled():
             # Streams that wait for each other's blocks: the youngest pair gives way.
             pair = next(p for r in reversed(self.running) if (p := self._pairs.get(r.request_id)))
@@ -380,9 +400,17 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         return (
             self.pause_state == PauseState.UNPAUSED
             and any(r.request_id in self._pairs for r in self.running)
-            and not any(
-                getattr(r, "num_in_flight_tokens", r.num_output_placeholders) for r in self.running
+            and not self._steps_in_flight
+        )
+
+    def _reads_unwritten(self, pair: RequestPair) -> bool:
+        """Whether a stream was admitted in this pass on blocks that nobody writes now."""
+        return bool(self._shared_unwritten) and any(
+            r.status == RequestStatus.RUNNING
+            and not self._shared_unwritten.isdisjoint(
+                *self.kv_cache_manager.get_block_ids(r.request_id)
             )
+            for r in (pair.expert, pair.amateur)
         )
 
     def _tear(self, pair: RequestPair, output: SchedulerOutput) -> None:
@@ -391,14 +419,17 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             never_sent = self._strip(output, request)
             if request.status != RequestStatus.RUNNING:
                 continue
+            preempted_ids = output.preempted_req_ids
+            reported = preempted_ids is not None and request.request_id in preempted_ids
             self.running.remove(request)
             self._preempt_request(request, time.monotonic())
             if never_sent:
-                # The workers have not heard of it: it must be sent as new again.
+                # The workers have not heard of it: it must be sent as new again. (Unless a reset
+                # preempted it before this pass: then they must still forget it.)
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
-                if (ids := output.preempted_req_ids) is not None:
-                    ids.discard(request.request_id)
+                if preempted_ids is not None and not reported:
+                    preempted_ids.discard(request.request_id)
 
     def _strip(self, output: SchedulerOutput, request: Request) -> bool:
         """Remove a request from the step; True if the step would have introduced it."""
@@ -435,6 +466,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
+        self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
         if self._pairs:
             self._after_output(scheduler_output, outputs)
         return outputs
