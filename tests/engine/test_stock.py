@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Plain requests beside CoLD requests get what stock vLLM gives them, and the switches work.
+
+Stock means another process in which the plugin is switched off, which it also checks.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import lora
+
+pytestmark = pytest.mark.engine
+
+PROMPTS = [[(13 * i + 7 * j) % 500 + 4 for j in range(5 + 11 * i)] for i in range(12)]
+
+# Base and adapter requests in batches of their own: mixed, stock gives base rows the adapter.
+STOCK = """
+import json, sys
+from pathlib import Path
+from vllm import LLM, SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm_cold import ColdParams
+tiny, prompts = Path(sys.argv[1]), json.loads(sys.argv[2])
+llm = LLM(str(tiny / "model"), dtype="float32", enable_lora=True, max_lora_rank=8,
+          max_model_len=256, max_num_seqs=32, enforce_eager=True)
+core = llm.llm_engine.engine_core.engine_core
+result = {"scheduler": type(core.scheduler).__module__}
+try:
+    llm.generate("w1", ColdParams(max_tokens=1))
+except ValueError as error:
+    result["refused"] = str(error)
+greedy = SamplingParams(temperature=0.0, max_tokens=20, ignore_eos=True)
+seeded = SamplingParams(temperature=1.0, max_tokens=20, ignore_eos=True, seed=3, top_p=0.9)
+inputs = [{"prompt_token_ids": p} for p in prompts]
+for name, adapter in (("base", None), ("one", LoRARequest("one", 1, str(tiny / "one")))):
+    for kind, params in (("greedy", greedy), ("seeded", seeded)):
+        outputs = llm.generate(inputs, params, lora_request=adapter, use_tqdm=False)
+        result[f"{name} {kind}"] = [list(o.outputs[0].token_ids) for o in outputs]
+print("RESULT" + json.dumps(result))
+"""
+
+
+def run_stock(tiny: Path, **environment: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", STOCK, str(tiny), json.dumps(PROMPTS)],
+        env={**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "0", **environment},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    line = next((x for x in done.stdout.splitlines() if x.startswith("RESULT")), None)
+    assert line is not None, done.stderr[-3000:]
+    return json.loads(line.removeprefix("RESULT"))
+
+
+@pytest.fixture(scope="module")
+def stock(tiny: Path) -> dict[str, Any]:
+    return run_stock(tiny, VLLM_PLUGINS="")
+
+
+def test_vllm_plugins_switches_it_off(stock: dict[str, Any]) -> None:
+    assert stock["scheduler"].startswith("vllm.")
+    assert "VLLM_PLUGINS='' leaves it out" in stock["refused"]
+
+
+def test_vllm_cold_switches_it_off(stock: dict[str, Any], tiny: Path) -> None:
+    off = run_stock(tiny, VLLM_COLD="0")
+    assert "VLLM_COLD=0 is set" in off.pop("refused")
+    assert off == {k: v for k, v in stock.items() if k != "refused"}
+
+
+def test_plain_requests_equal_stock(make_llm: Any, tiny: Path, stock: dict[str, Any]) -> None:
+    """In one batch: base and adapter requests, greedy and seeded, each beside a CoLD request."""
+    from vllm import SamplingParams
+
+    from vllm_cold import ColdParams
+
+    common: dict[str, Any] = {"max_tokens": 20, "ignore_eos": True}
+    kinds: dict[str, Any] = {
+        "greedy": SamplingParams(temperature=0.0, **common),
+        "seeded": SamplingParams(temperature=1.0, seed=3, top_p=0.9, **common),
+    }
+    llm = make_llm()
+    names, prompts, params, adapters = [], [], [], []
+    for i, prompt in enumerate(PROMPTS):
+        for adapter in ("base", "one"):
+            for kind, plain in kinds.items():
+                names.append((f"{adapter} {kind}", i))
+                prompts.append({"prompt_token_ids": prompt})
+                params.append(plain)
+                adapters.append(None if adapter == "base" else lora(tiny, "one"))
+        names.append(("", i))
+        prompts.append({"prompt_token_ids": prompt})
+        params.append(ColdParams(temperature=0.0, beta=2.0, **common))
+        adapters.append(lora(tiny, "one"))
+    outputs = llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
+    for (name, i), output in zip(names, outputs, strict=True):
+        if name:
+            assert list(output.outputs[0].token_ids) == stock[name][i], (name, i)
+
+
+def test_engine_without_lora_is_stock(make_llm: Any) -> None:
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from tests.engine.conftest import scheduler
+
+    llm = make_llm(enable_lora=False)
+    assert type(scheduler(llm)) in (Scheduler, AsyncScheduler)
+    assert not llm.llm_engine.model_config.logits_processors
+    assert llm.llm_engine.vllm_config.scheduler_config.scheduler_cls is None
