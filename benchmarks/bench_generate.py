@@ -162,14 +162,13 @@ def describe(llm: Any) -> str:
 
 def show(console: Any, results: dict[int, list[System]], num_tokens: int) -> None:
     """One table: seconds, tokens per second, and time relative to adapter greedy."""
+    from rich.box import SIMPLE
     from rich.table import Table
 
-    table = Table(
-        title="median (20th-80th percentile) over the rounds; generated tokens; "
-        f"time ratio to {REFERENCE} of the same round"
-    )
+    # Narrow enough for 80 columns.
+    table = Table(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
     for column in ("batch", "system"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("seconds", "tokens/s", "time ratio"):
         table.add_column(column, justify="right", no_wrap=True)
     for batch, systems in results.items():
@@ -181,12 +180,23 @@ def show(console: Any, results: dict[int, list[System]], num_tokens: int) -> Non
             table.add_row(
                 str(batch),
                 system.name,
-                "{:.3f} ({:.3f}-{:.3f})".format(*spread(system.seconds)),
+                "{:.2f} ({:.2f}-{:.2f})".format(*spread(system.seconds)),
                 "{:.1f} ({:.1f}-{:.1f})".format(*spread(rates)),
                 "{:.2f} ({:.2f}-{:.2f})".format(*spread(ratios)),
             )
         table.add_section()
     console.print(table)
+    console.print(
+        "median (20th-80th percentile) over the rounds; tokens are generated ones; the time ratio "
+        f"is to {REFERENCE} of the same round",
+        style="dim",
+    )
+    console.print(
+        f"load average of this machine, last minute: {os.getloadavg()[0]:.1f}; times mean little "
+        "where other programs want the same cores",
+        style="dim",
+        highlight=False,
+    )
 
 
 def positive(text: str) -> int:

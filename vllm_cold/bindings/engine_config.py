@@ -136,6 +136,13 @@ def unsupported(config: "VllmConfig") -> str | None:
             return f"{option} is on, which CoLD does not support."
     if getattr(config, "watermark_config", None) is not None:
         return "watermarking is configured, which CoLD does not support."
+    if isinstance(config.additional_config, dict) and config.additional_config.get(
+        "enable_reduce_sample"
+    ):
+        return (
+            "vllm-ascend's enable_reduce_sample splits the vocabulary over ranks, and CoLD needs "
+            "whole rows of logits; leave it out of additional_config."
+        )
     if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
         return (
             "batch-sharded sampling is on, which may put the two streams on different ranks; "
