@@ -14,7 +14,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     Everything that ``SamplingParams`` has keeps its meaning and applies to the contrastive
     scores: temperature, top_p, n, seed, stop, penalties, logprobs (the expert's), structured
-    outputs and so on. Keyword arguments only.
+    outputs and so on. The four fields of CoLD are keyword arguments only.
 
     At each step a token is a candidate if the expert (the request's adapter) gives it at least
     ``alpha`` times the probability of its best token; candidates are scored

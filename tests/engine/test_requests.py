@@ -293,6 +293,10 @@ def test_bad_requests(bad_llm: Any, tiny: Path) -> None:
         run(ColdParams(max_tokens=2, amateur=lora(tiny, "two")))
     with pytest.raises(ValueError, match=r"need 16 KV cache blocks of 32 tokens.*has 13"):
         run(ColdParams(max_tokens=246))
+    missing = lora(tiny, "two")
+    missing.lora_path = str(tiny / "nowhere")
+    with pytest.raises(ValueError, match="max_loras=1"):
+        run(ColdParams(max_tokens=2, amateur=missing))
     params = ColdParams(max_tokens=2)
     params.alpha = 7.0
     with pytest.raises(ValueError, match="alpha=7.0"):

@@ -36,6 +36,7 @@ def default_server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     config = folder / "server.yaml"
     config.write_text("sampler: cold\ncold-alpha: 0.05\nseed: 0\n")
     command = [*arguments(tiny), "--config", str(config), "--cold-beta", "2.0"]
+    command += ["--block-size", "32", "--num-gpu-blocks-override", "15"]
     with serve(folder, command, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as running:
         yield running
 
@@ -127,8 +128,33 @@ def refused(server: Server, **request: Any) -> str:
 
 @pytest.mark.parametrize("wrong", BAD)
 def test_bad_arguments(wrong: str, server: Server) -> None:
+    """HTTP 400 with the sentence, streamed or not, completion or chat."""
     xargs, message = BAD[wrong]
     assert message in refused(server, xargs=xargs)
+    assert message in refused(server, xargs=xargs, stream=True)
+    with pytest.raises(openai.BadRequestError) as caught:
+        server.client.chat.completions.create(
+            model="one",
+            messages=[{"role": "user", "content": "w1"}],
+            stream=True,
+            extra_body={"vllm_xargs": xargs},
+        )
+    assert message in str(caught.value)
+
+
+def test_too_long_for_the_cache(default_server: Server) -> None:
+    message = "need 16 KV cache blocks of 32 tokens, and the engine has 14"
+    assert message in refused(default_server, max_tokens=200)
+    assert len(complete(default_server, max_tokens=100, xargs={"cold": 0})) == 100
+
+
+def test_an_engine_that_cannot(tiny: Path, tmp_path: Path) -> None:
+    """Plain requests are served, a CoLD request gets the reason."""
+    command = [*arguments(tiny), "--max-num-seqs", "1"]
+    with serve(tmp_path, command) as running:
+        assert "max_num_seqs=1" in refused(running, xargs={"cold": 1})
+        assert "max_num_seqs=1" in refused(running, xargs={"cold": 1}, stream=True)
+        assert len(complete(running)) == 16
 
 
 def test_bad_requests(server: Server, default_server: Server) -> None:

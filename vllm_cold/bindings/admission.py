@@ -9,13 +9,14 @@ one is refused with HTTP 400 (online) or ValueError (offline) before it costs an
 Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
 """
 
+import json
 import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.bindings.patching import wrap
-from vllm_cold.settings import ColdError, RequestArgs, parse_request_args
+from vllm_cold.settings import ColdError, ColdSettings, RequestArgs, parse_request_args
 from vllm_cold.stream import Stream, without_cold
 
 if TYPE_CHECKING:
@@ -60,6 +61,56 @@ def request_error(error: ValueError) -> Exception:
     return ColdRequestError(str(error))
 
 
+def decide(
+    config: "VllmConfig",
+    args: RequestArgs,
+    expert: "LoRARequest | None",
+    adapters: Mapping[str, "LoRARequest"],
+    params: Any = None,
+) -> "tuple[ColdSettings, LoRARequest | None] | None":
+    """Whether a request is decoded with CoLD, as far as its length does not matter.
+
+    Args:
+        config: The engine's configuration.
+        args: The request's flat arguments.
+        expert: The request's adapter.
+        adapters: Adapters that can be named as ``cold_amateur``, by name.
+        params: The caller's SamplingParams or ColdParams, where there are any.
+
+    Returns:
+        The settings and the amateur's adapter (None for the base model); None for a plain request.
+
+    Raises:
+        ValueError: the request asks for CoLD and cannot have it; says why.
+    """
+    from vllm_cold.bindings.engine_config import engine_defaults, is_configured, unsupported
+    from vllm_cold.params import ColdParams
+
+    defaults = engine_defaults(config)
+    amateur: LoRARequest | None = None
+    if isinstance(params, ColdParams):
+        settings, amateur = params.settings(), params.amateur
+    elif args.enabled is False or (
+        args == RequestArgs()
+        and not (defaults.enabled and expert is not None and not plain_search.get())
+    ):
+        return None
+    else:
+        settings = args.settings(defaults.settings)
+        if args.amateur is not None:
+            amateur = _find_adapter(args.amateur, adapters)
+    if not is_configured(config):
+        raise ValueError(f"CoLD cannot be used in this engine: {unsupported(config)}")
+    if expert is None:
+        raise ValueError(
+            "CoLD needs an adapter as expert, and this request has none: pass lora_request (over "
+            "HTTP: name the adapter as the model)."
+        )
+    if amateur is not None:
+        _check_amateur(config, expert, amateur)
+    return settings, amateur
+
+
 def admit(
     config: "VllmConfig",
     params: Any,
@@ -77,37 +128,14 @@ def admit(
     Raises:
         ValueError: the request asks for CoLD and cannot have it; says why.
     """
-    from vllm_cold.bindings.engine_config import engine_defaults, is_configured, unsupported
-    from vllm_cold.params import ColdParams
-
     sampling = request.sampling_params
     args = parse_request_args(sampling.extra_args)
-    defaults = engine_defaults(config)
-    expert: LoRARequest | None = request.lora_request
-    amateur: LoRARequest | None = None
-    if isinstance(params, ColdParams):
-        settings, amateur = params.settings(), params.amateur
-    elif args.enabled is False or (
-        args == RequestArgs()
-        and not (defaults.enabled and expert is not None and not plain_search.get())
-    ):
+    decision = decide(config, args, request.lora_request, adapters, params)
+    if decision is None:
         if args.enabled is False:
             sampling.extra_args = without_cold(sampling.extra_args)
         return
-    else:
-        settings = args.settings(defaults.settings)
-        if args.amateur is not None:
-            amateur = _find_adapter(args.amateur, adapters)
-
-    if not is_configured(config):
-        raise ValueError(f"CoLD cannot be used in this engine: {unsupported(config)}")
-    if expert is None:
-        raise ValueError(
-            "CoLD needs an adapter as expert, and this request has none: pass lora_request (over "
-            "HTTP: name the adapter as the model)."
-        )
-    if amateur is not None:
-        _check_amateur(config, expert, amateur)
+    settings, amateur = decision
     if request.mm_features:
         raise ValueError("CoLD does not support multimodal prompts; send text only.")
     if request.resumable:
@@ -150,9 +178,21 @@ def _check_amateur(config: "VllmConfig", expert: "LoRARequest", amateur: "LoRARe
             f"expert and amateur are two adapters in one batch, but max_loras="
             f"{config.lora_config.max_loras}; start the engine with max_loras (--max-loras) >= 2",
         )
-    path = amateur.lora_path
-    if os.path.isabs(path) and not os.path.isfile(os.path.join(path, "adapter_config.json")):
-        raise ColdError("amateur", amateur.lora_name, f"no adapter_config.json in {path!r}")
+    path = os.path.expanduser(amateur.lora_path)
+    config_file = os.path.join(path, "adapter_config.json")
+    if os.path.isabs(path) or os.path.exists(path) or os.environ.get("HF_HUB_OFFLINE") == "1":
+        # A worker that cannot load an adapter takes the engine down with it.
+        if not os.path.isfile(config_file):
+            raise ColdError("amateur", amateur.lora_name, f"no adapter_config.json in {path!r}")
+        with open(config_file) as file:
+            rank = json.load(file).get("r", 0)
+        if rank > config.lora_config.max_lora_rank:
+            raise ColdError(
+                "amateur",
+                amateur.lora_name,
+                f"its rank {rank} is above the engine's max_lora_rank="
+                f"{config.lora_config.max_lora_rank}",
+            )
 
 
 def _check_capacity(config: "VllmConfig", request: "EngineCoreRequest") -> None:
@@ -161,10 +201,13 @@ def _check_capacity(config: "VllmConfig", request: "EngineCoreRequest") -> None:
     num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
     if not num_blocks or not block_size:
         return  # not known yet in this process; the scheduler ends such a request with an error
-    engines = config.parallel_config.data_parallel_size
+    parallel = config.parallel_config
+    local = getattr(parallel, "local_engines_only", False)
+    engines = parallel.data_parallel_size_local if local else parallel.data_parallel_size
     prompt = len(request.prompt_token_ids or request.prompt_embeds)
+    # The last token is sampled, but nothing is computed for it.
     length = min(
-        prompt + (request.sampling_params.max_tokens or 1), config.model_config.max_model_len
+        prompt + (request.sampling_params.max_tokens or 1) - 1, config.model_config.max_model_len
     )
     usable = num_blocks // engines - 1  # vLLM keeps one block as the null block
     needed = 2 * -(-length // block_size)

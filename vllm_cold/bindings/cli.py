@@ -75,7 +75,11 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
             return engine_args
         additional = dict(engine_args.additional_config or {})
         base = additional.get("cold")
-        cold = dict(base) if isinstance(base, dict) else {"enabled": bool(base)}
+        if base is None or isinstance(base, bool):
+            base = {"enabled": bool(base)}
+        if not isinstance(base, dict):
+            return engine_args  # refused with its own message when the engine is configured
+        cold = dict(base)
         if sampler == "cold":
             cold["enabled"] = True
         additional["cold"] = {**cold, **given}

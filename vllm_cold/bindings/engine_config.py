@@ -49,7 +49,7 @@ def _prepare_front_end(usage_context: Any) -> None:
 
     from vllm_cold.bindings import serving
 
-    if usage_context == UsageContext.OPENAI_API_SERVER:
+    if usage_context in (UsageContext.OPENAI_API_SERVER, UsageContext.OPENAI_BATCH_RUNNER):
         serving.install_online()
     elif usage_context == UsageContext.LLM_CLASS:
         serving.install_offline()
@@ -98,6 +98,8 @@ def uses_v2_runner(config: "VllmConfig") -> bool:
 
 def unsupported(config: "VllmConfig") -> str | None:
     """Why CoLD cannot work in this engine, with the remedy; None if it can."""
+    from vllm import envs
+
     model, scheduler = config.model_config, config.scheduler_config
     if model.runner_type == "pooling":
         return "it serves a pooling model, which generates no tokens; use a generative model."
@@ -118,6 +120,8 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"max_num_batched_tokens={scheduler.max_num_batched_tokens}: a CoLD request takes two "
             "tokens a step; set it (--max-num-batched-tokens) to 2 or more."
         )
+    if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
+        return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
     if config.speculative_config is not None:
         return "speculative decoding is on, which CoLD does not support; switch it off."
     if config.kv_transfer_config is not None:

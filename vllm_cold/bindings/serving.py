@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: ``OpenAIServingModels.__init__``, the protocols' ``to_beam_search_params`` and
-``LLM.beam_search``.
+``to_sampling_params``, and ``LLM.beam_search``.
 
 Why: ``cold_amateur`` names an adapter, and only the server's list of loaded adapters (static or
 loaded at run time) knows what the name stands for; and beam search makes its own sampling
-parameters, so a request for both would silently lose one of the two.
+parameters, so a request for both would silently lose one of the two. ``to_sampling_params`` runs
+before a streamed response starts, so a wrong request gets its HTTP 400 there; admission itself
+comes after the headers.
 Since: 0.23 to 0.33. Can go: when vLLM resolves adapter names for extensions, and when beam search
 passes ``vllm_xargs`` on.
 """
@@ -29,6 +31,7 @@ def install_online() -> None:
     wrap(OpenAIServingModels, "__init__", _make_models_init)
     for protocol in (CompletionRequest, ChatCompletionRequest):
         wrap(protocol, "to_beam_search_params", _make_beam_params)
+        wrap(protocol, "to_sampling_params", _make_sampling_params)
 
 
 def install_offline() -> None:
@@ -48,6 +51,24 @@ def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
         self.engine_client.input_processor.cold_adapters = self.lora_requests
 
     return __init__
+
+
+def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
+    def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if _models is not None:
+            adapters = _models.lora_requests
+            try:
+                admission.decide(
+                    _models.engine_client.vllm_config,
+                    parse_request_args(self.vllm_xargs),
+                    adapters.get(self.model),
+                    adapters,
+                )
+            except ValueError as error:
+                raise admission.request_error(error) from error
+        return original(self, *args, **kwargs)
+
+    return to_sampling_params
 
 
 def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -78,7 +99,8 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
         from vllm_cold.params import ColdParams
 
         default = engine_defaults(self.llm_engine.vllm_config).enabled
-        if isinstance(params, ColdParams) or (default and lora_request is not None):
+        adapters = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
+        if isinstance(params, ColdParams) or (default and any(adapters)):
             raise ColdError(
                 "beam_search",
                 type(params).__name__,
