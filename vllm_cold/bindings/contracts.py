@@ -1019,7 +1019,9 @@ def _check_plugin_group() -> None:
 def _check_usage_context() -> None:
     from vllm.usage.usage_lib import UsageContext
 
-    missing = {"OPENAI_API_SERVER", "LLM_CLASS"} - set(UsageContext.__members__)
+    missing = {"OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER", "LLM_CLASS"} - set(
+        UsageContext.__members__
+    )
     _require(not missing, f"UsageContext has no {', '.join(sorted(missing))} any more.")
 
 
@@ -1313,6 +1315,7 @@ def _check_beam_search() -> None:
 
     for protocol in _protocols():
         _kind(protocol, "to_beam_search_params", None)
+        _kind(protocol, "to_sampling_params", None)
     owner = next((c for c in LLM.__mro__ if "beam_search" in vars(c)), None)
     _require(owner is not None, "LLM has no beam_search any more.")
     _parameters(owner, "beam_search", "prompts", "params", "lora_request")
