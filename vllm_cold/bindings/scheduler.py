@@ -10,7 +10,7 @@ Why: a CoLD request is two requests that must be scheduled in step. The rules ar
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
   tokens can be capped *before* blocks are allocated and hashed. Mamba models are refused, so the
-  hook is free. Since 0.15. Can go: when vLLM offers a per-request cap.
+  hook is free. In 0.23 to 0.33. Can go: when vLLM offers a per-request cap.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
   ``get_request_counts``: overridden, each calls super.
@@ -320,8 +320,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._queued.append(pair)
 
     def _waiting_queues(self) -> list[Any]:
-        """In the order in which vLLM drains them (``skipped_waiting`` before 0.28,
-        ``kv_holding_waiting`` since).
+        """In the order in which vLLM drains them (0.23 has ``skipped_waiting``, 0.32
+        ``kv_holding_waiting``).
         """
         names = ("kv_holding_waiting", "skipped_waiting", "waiting")
         return [queue for n in names if (queue := getattr(self, n, None)) is not None]
