@@ -246,6 +246,29 @@ def test_logits_follow_the_sampled_rows(sampled: list[int]) -> None:
     assert torch.equal(before[:, 30:], y[:, 30:])
 
 
+@pytest.mark.parametrize("slots", [[0, 0, 0, -1, -1, 1, 1, 1], [-1] * 3 + [1] * 5])
+def test_logits_of_a_piece_of_a_prompt(slots: list[int]) -> None:
+    """Prompt logprobs: the rows are a slice of the step's hidden states, of any length."""
+    punica = wrapper(GroupedPunicaWrapperCPU, slots, 2, True, [slots[0], slots[-1]])
+    a, b = weights(2, 4, 24, 30, torch.float32)
+    hidden = draw(len(slots), 24)
+    for first in range(len(slots)):
+        for last in range(first + 1, len(slots) + 1):
+            y = draw(last - first, 30)
+            before, x = y.clone(), hidden[first:last]
+            punica.add_lora_logits(y, x, a, b, 0.5)
+            piece = slots[first:last]
+            assert_added(before, y, loop(x, piece, [(a, b)], 0.5), piece)
+
+
+def test_logits_of_unknown_rows() -> None:
+    punica = wrapper(GroupedPunicaWrapperCPU, [0, 1, -1], 2)
+    a, b = weights(2, 4, 24, 30, torch.float32)
+    for rows in (2, 4):
+        with pytest.raises(RuntimeError, match=f"{rows} rows of logits"):
+            punica.add_lora_logits(draw(rows, 30), draw(rows, 24), a, b, 0.5)
+
+
 def test_logits_of_base_rows_alone() -> None:
     punica = wrapper(GroupedPunicaWrapperCPU, [-1, -1], 1)
     a, b = weights(1, 4, 24, 30, torch.float32)

@@ -103,12 +103,30 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         buffer: Tensor | None = None,
         **kwargs: Any,
     ) -> None:
-        """See the base class; rows are the sampled positions, not the tokens."""
-        if not self._sampler_groups:
-            return
+        """See the base class; rows are the sampled positions, or a piece of a prompt."""
         y = y.view(-1, y.shape[-1])
         x = x.view(-1, x.shape[-1])
+        if not (groups := self._logits_groups(x)):
+            return
         if buffer is None:
             buffer = torch.empty((x.shape[0], lora_b_stacked.shape[-1]), dtype=torch.float32)
-        shrink(x, lora_a_stacked, self._sampler_groups, scale, buffer)
-        expand_add(buffer, lora_b_stacked, self._sampler_groups, y, 0, y.shape[-1])
+        shrink(x, lora_a_stacked, groups, scale, buffer)
+        expand_add(buffer, lora_b_stacked, groups, y, 0, y.shape[-1])
+
+    def _logits_groups(self, x: Tensor) -> list[RowGroup]:
+        """Logits are computed for the sampled rows, which the model runner copies, and for prompt
+        logprobs, where it takes a slice of all tokens' hidden states and tells nobody which.
+        Stock vLLM treats the latter as sampled rows: an error, or another request's adapter.
+        """
+        copied = x.untyped_storage().nbytes() == x.nbytes
+        if copied and x.shape[0] == len(self.sampler_indices):
+            return self._sampler_groups
+        first = x.storage_offset() // x.shape[1]
+        slots = self.token_lora_indices[first : first + x.shape[0]]
+        if len(slots) != x.shape[0] or (copied and len(slots) != len(self.token_lora_indices)):
+            raise RuntimeError(
+                f"vllm-cold cannot tell which adapters {x.shape[0]} rows of logits belong to: "
+                f"this step has {len(self.sampler_indices)} sampled rows and "
+                f"{len(self.token_lora_indices)} tokens"
+            )
+        return group_rows(slots)
