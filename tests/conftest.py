@@ -10,6 +10,14 @@ os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# CI repeats the same examples; `--hypothesis-profile=fuzz` looks for new ones.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("fuzz", settings.get_profile("ci"), derandomize=False, max_examples=3000)
+settings.load_profile("ci")
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,11 @@ their sampling position or neither does.** Streams may prefill at their own pace
 more of its prompt cached), so a stream that would get there alone stops one token short and
 waits for the other.
 
-The scheduler asks ``Step`` for every request that it is about to give tokens, in its own
-order, experts before their amateurs. ``Step`` follows the token budget through these questions,
-so that an expert is only allowed to finish when the amateur's tokens are left over; these are
-then kept for it. What still goes wrong (block allocation fails for the second stream, one of the
-two is preempted) is found by ``torn`` after the pass: such a pair is preempted whole.
+The scheduler asks ``Step`` for every request that it is about to give tokens, in its own order,
+each amateur right behind its expert. ``Step`` follows the token budget through these questions,
+so that an expert is only allowed to finish when the amateur's tokens are left over. What still
+goes wrong (one of the two is preempted for want of blocks) is found after the pass: what is left
+of a pair that is ``torn`` is preempted too.
 """
 
 from dataclasses import dataclass, field
@@ -79,12 +79,14 @@ class Room:
         num_cached: Tokens of the amateur found in the prefix cache.
         admissible: Whether it can be admitted: a seat, its adapter's slot, blocks.
         chunk: The most tokens that one prefilling request may take in a step, 0 for no limit.
+        lonely: Whether some other expert runs without its amateur.
     """
 
     running: bool
     num_cached: int = 0
     admissible: bool = True
     chunk: int = 0
+    lonely: bool = False
 
 
 @dataclass(slots=True)
@@ -92,26 +94,24 @@ class Step(Generic[R]):
     """One scheduler step: the budget as it is handed out, and each pair's verdict.
 
     Attributes:
-        budget: Tokens that can still be scheduled.
-        kept: Tokens of ``budget`` that are promised to amateurs of finishing pairs.
+        budget: Tokens that can still be scheduled (at least: those of preempted requests are
+            not added again).
         verdicts: By the pair's expert id, for pairs whose expert had its turn.
-        promised: Each finishing pair's share of ``kept``, by the pair's expert id.
         preempted: Whether this pass preempted a request; then it admits nobody.
-        lost: Experts (ids) whose amateur this pass preempted.
+        lost: Pairs (expert ids) of which this pass preempted a stream; they get nothing more.
+        wanting: The urgency (lower is more urgent) of an expert that has only its last token left
+            and lacks anything for its amateur, None if there is none.
     """
 
     budget: int
-    kept: int = 0
     verdicts: dict[str, Verdict] = field(default_factory=dict)
-    promised: dict[str, int] = field(default_factory=dict)
     preempted: bool = False
     lost: set[str] = field(default_factory=set)
+    wanting: int | None = None
 
     def clip_plain(self, num_new_tokens: int) -> int:
-        """Tokens for a request that is no pair's; never those promised to an amateur."""
-        granted = max(min(num_new_tokens, self.budget - self.kept), 0)
-        self.budget -= granted
-        return granted
+        """Tokens for a request that is no pair's: what the scheduler offers."""
+        return self._grant(num_new_tokens)
 
     def clip_expert(
         self, pair: Pair[R], num_new_tokens: int, num_cached: int, room: Room, waiting: bool
@@ -126,31 +126,29 @@ class Step(Generic[R]):
             waiting: Whether the expert is about to be admitted. It is admitted only with room
                 for its amateur in the same step, so that no pair holds half of what it needs.
         """
-        offered = min(num_new_tokens, self.budget - self.kept)
-        if offered <= 0 or (waiting and not room.admissible):
+        key = pair.expert.request_id
+        if key in self.lost or (waiting and not room.admissible):
             return 0
         expert_left = tokens_left(pair.expert, num_cached)
         amateur_left = tokens_left(pair.amateur, room.num_cached)
-        spare = self.budget - self.kept - offered
         if (
-            offered == expert_left
-            and amateur_left <= spare
+            num_new_tokens == expert_left
+            and amateur_left <= self.budget - num_new_tokens
             and (room.chunk == 0 or amateur_left <= room.chunk)
             and (room.running or (room.admissible and not self.preempted))
         ):
-            self.verdicts[pair.expert.request_id] = Verdict.FINISH
-            self.promised[pair.expert.request_id] = amateur_left
-            self.kept += amateur_left
-            self.budget -= offered
-            return offered
-        granted = min(offered, expert_left - 1)
-        if waiting:
-            # At least one token for the amateur, so that both are admitted together.
-            granted = min(granted, self.budget - self.kept - 1)
-        granted = max(granted, 0)
-        self.verdicts[pair.expert.request_id] = Verdict.HOLD
-        self.budget -= granted
-        return granted
+            self.verdicts[key] = Verdict.FINISH
+            return self._grant(num_new_tokens)
+        granted = min(num_new_tokens, expert_left - 1)
+        if waiting and amateur_left > 1:
+            # With at least one token for the amateur, so that both are admitted together.
+            granted = min(granted, self.budget - 1)
+        elif waiting and room.lonely:
+            # An amateur that has its whole prompt cached is admitted when its expert gets to the
+            # last token; only one expert waits for that.
+            return 0
+        self.verdicts[key] = Verdict.HOLD
+        return self._grant(granted)
 
     def admits_amateur(self, pair: Pair[R], room: Room) -> bool:
         """Whether an amateur that is not running yet should be admitted right after its expert:
@@ -163,46 +161,53 @@ class Step(Generic[R]):
             verdict is Verdict.HOLD
             and not self.preempted
             and tokens_left(pair.amateur, room.num_cached) > 1
-            and self.budget > self.kept
         )
 
     def clip_amateur(self, pair: Pair[R], num_new_tokens: int, num_cached: int) -> int:
-        """Tokens for the amateur, after its expert had its turn."""
-        left = tokens_left(pair.amateur, num_cached)
+        """Tokens for the amateur, right after its expert had its turn."""
         verdict = self.verdicts.get(pair.expert.request_id)
-        if verdict is Verdict.FINISH:
-            granted = min(num_new_tokens, left)
-            self.kept -= self.promised.pop(pair.expert.request_id, 0)
-        elif verdict is Verdict.HOLD:
-            granted = max(min(num_new_tokens, left - 1, self.budget - self.kept), 0)
-        else:
-            # The expert was passed over (preempted, or at its last token): so is the amateur.
+        if verdict is None:
+            # The expert was passed over (at its last token, or preempted): so is the amateur.
             return 0
+        left = tokens_left(pair.amateur, num_cached)
+        if verdict is Verdict.HOLD:
+            return self._grant(min(num_new_tokens, left - 1))
+        # Less than all that is left: the expert's blocks pushed the amateur's out of the prefix
+        # cache. A 0 ends the admission, so that nobody finds blocks of this pair, which is torn.
+        return self._grant(num_new_tokens if num_new_tokens == left else 0)
+
+    def preempt(self, pair: Pair[R] | None) -> None:
+        """This pass preempted a request; if it is a pair's, the pair is lost."""
+        self.preempted = True
+        if pair is not None:
+            self.lost.add(pair.expert.request_id)
+
+    def may_admit(self, urgency: int) -> bool:
+        """Whether a waiting request may be admitted: not in front of an expert that waits for its
+        amateur, or those that need little could keep it waiting for ever.
+        """
+        return self.wanting is None or urgency < self.wanting
+
+    def _grant(self, num_tokens: int) -> int:
+        granted = max(num_tokens, 0)
         self.budget -= granted
         return granted
 
 
-def torn(
-    pair: Pair[R], step: Step[R], num_scheduled: dict[str, int], running: tuple[bool, bool]
-) -> bool:
-    """Whether a pair must be preempted whole after a scheduling pass.
+def torn(pair: Pair[R], step: Step[R], num_scheduled: dict[str, int]) -> bool:
+    """Whether what is left of a pair must be preempted after a scheduling pass.
 
     Args:
         pair: The pair.
         step: The pass.
         num_scheduled: Tokens given in this step, by request id.
-        running: Whether the expert and the amateur are running after the pass.
 
     Returns:
-        True if one stream samples in this step and the other does not, or if one runs and the
-        other was preempted. An expert whose amateur is not admitted yet may go on prefilling.
+        True if the pass preempted a stream, or if one samples in this step and the other does
+        not. An expert whose amateur is not admitted yet may go on prefilling.
     """
-    samples = [
+    expert, amateur = (
         (n := num_scheduled.get(r.request_id, 0)) > 0 and n >= tokens_left(r)
         for r in (pair.expert, pair.amateur)
-    ]
-    return (
-        samples[0] != samples[1]
-        or (running[1] and not running[0])
-        or (running[0] and pair.expert.request_id in step.lost)
     )
+    return expert != amateur or pair.expert.request_id in step.lost

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A real CoLD scheduler without a model: requests in, made-up tokens back, invariants checked."""
+"""A real CoLD scheduler without a model: requests in, tokens out, invariants after every step."""
 
-import random
 from collections import deque
+from collections.abc import Collection, Sequence, Sized
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,289 +17,556 @@ from vllm.config import (
     VllmConfig,
 )
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import SamplingParams
+from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
+from tests.scheduler.workers import Workers, solo
 from vllm_cold.bindings.scheduler import ColdAsyncScheduler, ColdScheduler
-from vllm_cold.pairing import tokens_left
 from vllm_cold.stream import Stream
 
 MAX_MODEL_LEN = 64
 
+# Steps in a row that may do nothing although a request could run.
+MAX_IDLE_STEPS = 6
 
-class Harness:
-    """Drives one scheduler; ``depth`` steps are in flight before results come back."""
 
-    def __init__(
-        self,
-        model: Path,
-        *,
-        num_blocks: int = 33,
-        block_size: int = 4,
-        budget: int = 16,
-        max_num_seqs: int = 6,
-        max_loras: int = 2,
-        caching: bool = True,
-        is_async: bool = False,
-        policy: str = "fcfs",
-        long_prefill: int = 0,
-    ) -> None:
-        scheduler_config = SchedulerConfig(
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max(budget, max_num_seqs),
-            max_num_scheduled_tokens=budget,
-            max_model_len=MAX_MODEL_LEN,
+@dataclass(frozen=True)
+class Setup:
+    """An engine, as far as its scheduler sees it."""
+
+    num_blocks: int = 33
+    block_size: int = 4
+    budget: int = 16
+    max_num_seqs: int = 6
+    max_loras: int = 2
+    caching: bool = True
+    is_async: bool = False
+    policy: str = "fcfs"
+    long_prefill: int = 0
+    v2: bool = False
+    max_model_len: int = MAX_MODEL_LEN
+    depth: int = 0
+    """Steps in flight before the first result comes back; 0 for 2 if async, else 1."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a client asked for."""
+
+    prompt: Sequence[int]
+    max_tokens: int
+    adapter: int = 0
+    cold: bool = False
+    amateur: int = 0
+    priority: int = 0
+    stop: int | None = None
+    grammar: bool = False
+
+    def solo(self) -> list[int]:
+        """The tokens that it gets on an idle engine."""
+        return solo(
+            self.prompt,
+            self.adapter,
+            self.amateur if self.cold else None,
+            self.max_tokens,
+            self.stop,
+        )
+
+
+class Grammar:
+    """A compiled grammar that accepts everything."""
+
+    def accept_tokens(self, request_id: str, tokens: list[int]) -> bool:
+        return True
+
+    def is_terminated(self) -> bool:
+        return False
+
+
+def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = None) -> Any:
+    """The scheduler of an engine.
+
+    Args:
+        model: Folder of the tiny model; only its configuration is read.
+        setup: The engine.
+        classes: The synchronous and the asynchronous scheduler class; default: CoLD's.
+    """
+    config = VllmConfig(
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=setup.max_num_seqs,
+            max_num_batched_tokens=max(setup.budget, setup.max_num_seqs),
+            max_num_scheduled_tokens=setup.budget,
+            max_model_len=setup.max_model_len,
             enable_chunked_prefill=True,
             is_encoder_decoder=False,
-            async_scheduling=is_async,
-            policy=policy,  # type: ignore[arg-type]
-            long_prefill_token_threshold=long_prefill,
-        )
-        cache_config = CacheConfig(
-            block_size=block_size, gpu_memory_utilization=0.9, enable_prefix_caching=caching
-        )
-        config = VllmConfig(
-            scheduler_config=scheduler_config,
-            model_config=ModelConfig(
-                model=str(model), dtype="float32", seed=0, max_model_len=MAX_MODEL_LEN
-            ),
-            cache_config=cache_config,
-            lora_config=LoRAConfig(max_lora_rank=8, max_loras=max_loras),
-            device_config=DeviceConfig("cpu"),
-        )
-        config.scheduler_config.async_scheduling = is_async
-        config.cache_config.num_gpu_blocks = num_blocks
-        kv = KVCacheConfig(
-            num_blocks=num_blocks,
+            async_scheduling=setup.is_async,
+            policy=setup.policy,  # type: ignore[arg-type]
+            long_prefill_token_threshold=setup.long_prefill,
+        ),
+        model_config=ModelConfig(
+            model=str(model), dtype="float32", seed=0, max_model_len=setup.max_model_len
+        ),
+        cache_config=CacheConfig(
+            block_size=setup.block_size,
+            gpu_memory_utilization=0.9,
+            enable_prefix_caching=setup.caching,
+        ),
+        lora_config=LoRAConfig(max_lora_rank=8, max_loras=setup.max_loras),
+        device_config=DeviceConfig("cpu"),
+    )
+    config.scheduler_config.async_scheduling = setup.is_async
+    config.cache_config.num_gpu_blocks = setup.num_blocks
+    spec = FullAttentionSpec(
+        block_size=setup.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
+    )
+    scheduler: Any = (classes or (ColdScheduler, ColdAsyncScheduler))[setup.is_async](
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(
+            num_blocks=setup.num_blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[
-                KVCacheGroupSpec(
-                    ["layer"],
-                    FullAttentionSpec(
-                        block_size=block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
-                    ),
-                )
-            ],
+            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+        ),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=setup.block_size,
+        log_stats=True,
+    )
+    scheduler.use_v2_model_runner = setup.v2
+    return scheduler
+
+
+def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> Request:
+    """The request as the engine core gets it."""
+
+    def lora(number: int) -> LoRARequest | None:
+        return LoRARequest(f"a{number}", number, "/a") if number else None
+
+    params = SamplingParams(
+        max_tokens=asked.max_tokens,
+        temperature=0.0,
+        ignore_eos=True,
+        stop_token_ids=None if asked.stop is None else [asked.stop],
+        structured_outputs=StructuredOutputsParams(regex=".*") if asked.grammar else None,
+    )
+    if asked.cold:
+        other = lora(asked.amateur)
+        amateur = None
+        if other:
+            amateur = {
+                "lora_name": other.lora_name,
+                "lora_int_id": other.lora_int_id,
+                "lora_path": other.lora_path,
+            }
+        params.extra_args = Stream(0.1, 0.5, amateur=amateur).to_extra_args(None)
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=list(asked.prompt),
+        sampling_params=params,
+        pooling_params=None,
+        lora_request=lora(asked.adapter),
+        arrival_time=arrival,
+        priority=asked.priority,
+        block_hasher=hasher,
+    )
+
+
+def make_hasher(block_size: int) -> Any:
+    init_none_hash(sha256)
+    return get_request_block_hasher(block_size, sha256)
+
+
+class Harness:
+    """Drives one scheduler and its workers, and checks both after every call."""
+
+    def __init__(self, model: Path, setup: Setup) -> None:
+        self.setup = setup
+        self.hasher = make_hasher(setup.block_size)
+        self.sched: Any = make_scheduler(model, setup)
+        self.depth = setup.depth or (2 if setup.is_async else 1)
+        self.workers = Workers(
+            setup.block_size, setup.max_loras, is_async=setup.is_async, v2=setup.v2
         )
-        init_none_hash(sha256)
-        self.hasher = get_request_block_hasher(block_size, sha256)
-        self.sched: Any = (ColdAsyncScheduler if is_async else ColdScheduler)(
-            vllm_config=config,
-            kv_cache_config=kv,
-            structured_output_manager=StructuredOutputManager(config),
-            block_size=block_size,
-            log_stats=True,
-        )
-        self.depth = 2 if is_async else 1
-        self.in_flight: deque[tuple[Any, Any]] = deque()
-        self.known: dict[str, list[int]] = {}  # what each client got
-        self.wanted: dict[str, int] = {}
-        self.ended: dict[str, Any] = {}
-        self.workers: set[str] = set()  # requests that the workers have been sent
-        self.num_blocks = num_blocks
-        self.count = 0
+        self.in_flight: deque[tuple[Any, ModelRunnerOutput]] = deque()
+        self.asked: dict[str, Asked] = {}
+        self.got: dict[str, list[int]] = {}  # what each client got
+        self.first_step: dict[str, int] = {}  # in which step its first token was sampled
+        self.ended: dict[str, str] = {}  # and why
+        self.paused = PauseState.UNPAUSED
+        self.steps = 0
+        self.idle = 0
         self.preemptions = 0
-        self.max_loras = max_loras
+        self.pair_preemptions = 0
+        self.occupied: list[Any] = []  # blocks that somebody else took
+        self.events: list[tuple[str, str]] = []  # of the current pass, with the request's id
+        self._watch()
+        self.errors: dict[str, str] = {}  # requests that may end with an error, and its sentence
+        self.before = self._sizes()
         self.free_at_start = self.free_blocks()
+
+    def _watch(self) -> None:
+        """Note what a pass does besides its output."""
+        sched = self.sched
+        cap, preempt = sched._mamba_block_aligned_split, sched._preempt_request
+        room, tear, stalled = sched._room, sched._tear, sched._stalled
+        hits: dict[str, int] = {}
+
+        def watch_room(pair: Any, waiting: bool) -> Any:
+            found = room(pair, waiting)
+            hits[pair.amateur.request_id] = found.num_cached
+            return found
+
+        def watch_cap(request: Any, offered: int, num_cached: int = 0, *args: Any) -> int:
+            self.events.append(("ask", request.request_id))
+            count = int(cap(request, offered, num_cached, *args))
+            if num_cached < hits.pop(request.request_id, 0):
+                self.events.append(("evicted", request.request_id))
+            if count:
+                self.events.append(("grant", request.request_id))
+            elif offered > 0 and request.request_id not in self.asked:
+                self.events.append(("refuse", request.request_id))
+            return count
+
+        def watch_preempt(request: Any, *args: Any, **kwargs: Any) -> None:
+            self.events.append(("preempt", request.request_id))
+            preempt(request, *args, **kwargs)
+
+        def watch_tear(pair: Any, output: Any) -> None:
+            self.events.append(("tear", pair.expert.request_id))
+            tear(pair, output)
+
+        def watch_stalled() -> bool:
+            if found := stalled():
+                self.events.append(("stall", ""))
+            return bool(found)
+
+        sched._mamba_block_aligned_split, sched._preempt_request = watch_cap, watch_preempt
+        sched._room, sched._tear, sched._stalled = watch_room, watch_tear, watch_stalled
 
     def free_blocks(self) -> int:
         return int(self.sched.kv_cache_manager.block_pool.get_num_free_blocks())
 
-    def add(
-        self,
-        prompt: list[int],
-        max_tokens: int,
-        *,
-        cold: bool,
-        adapter: int | None = None,
-        amateur: int | None = None,
-        priority: int = 0,
-    ) -> str:
-        def lora(number: int | None) -> LoRARequest | None:
-            return LoRARequest(f"a{number}", number, "/a") if number else None
+    @property
+    def capacity(self) -> int:
+        """Tokens, prompt and output, of the largest CoLD request that is admitted."""
+        per_stream = (self.setup.num_blocks - 1) // 2
+        return min(per_stream * self.setup.block_size, MAX_MODEL_LEN)
 
-        self.count += 1
-        request_id = f"r{self.count}"
-        params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-        params._eos_token_id = 2
-        if cold:
-            other = lora(amateur)
-            stream = Stream(
-                0.1,
-                0.5,
-                amateur={"lora_name": other.lora_name, "lora_int_id": amateur, "lora_path": "/a"}
-                if other
-                else None,
-            )
-            params.extra_args = stream.to_extra_args(None)
-        self.sched.add_request(
-            Request(
-                request_id=request_id,
-                prompt_token_ids=prompt,
-                sampling_params=params,
-                pooling_params=None,
-                lora_request=lora(adapter),
-                arrival_time=float(self.count),
-                priority=priority,
-                block_hasher=self.hasher,
-            )
-        )
-        self.known[request_id] = []
-        self.wanted[request_id] = max_tokens
-        return request_id
-
-    def step(self, throttle: bool = False) -> int:
-        """Schedule once, and return the oldest result if enough steps are in flight."""
-        output = self.sched.schedule()
-        self.check_output(output)
-        result = self.run(output)
-        self.in_flight.append((output, result))
-        if len(self.in_flight) >= self.depth:
-            self.deliver()
-        self.check_state()
-        return int(output.total_num_scheduled_tokens)
-
-    def run(self, output: Any) -> ModelRunnerOutput:
-        """A model whose next token depends on the position alone, so that resuming repeats it."""
-        ids = list(output.num_scheduled_tokens)
-        sampled = []
-        for request_id in ids:
-            request = self.sched.requests[request_id]
-            # Counts have advanced: a request that is past its prompt chunk sampled.
-            if request.is_prefill_chunk:
-                sampled.append([])
-            else:
-                sampled.append([3 + request.num_computed_tokens % 50])
-        return ModelRunnerOutput(
-            req_ids=ids,
-            req_id_to_index={r: i for i, r in enumerate(ids)},
-            sampled_token_ids=sampled,
-            logprobs=None,
-            prompt_logprobs_dict={},
-            pooler_output=[],
-        )
-
-    def deliver(self) -> None:
-        output, result = self.in_flight.popleft()
-        for client in self.sched.update_from_output(output, result).values():
-            for one in client.outputs:
-                assert one.request_id in self.known, f"{one.request_id} was made public"
-                assert one.request_id not in self.ended, "output after the end"
-                self.known[one.request_id] += one.new_token_ids
-                if one.finish_reason is not None:
-                    self.ended[one.request_id] = one
-                    assert str(one.finish_reason) == "length", one.stop_reason
-                    assert len(self.known[one.request_id]) == self.wanted[one.request_id]
-
-    def abort(self, request_id: str) -> None:
-        if request_id in self.ended:
-            return
-        finished = self.sched.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
-        assert [r.request_id for r in finished] == [request_id]
-        self.ended[request_id] = None
+    def alive(self) -> list[str]:
+        return [r for r in self.asked if r not in self.ended]
 
     def pairs(self) -> list[Any]:
         return list({id(p): p for p in self.sched._pairs.values()}.values())
 
-    def check_output(self, output: Any) -> None:
-        """What goes to the workers is whole and consistent."""
+    # ---- what happens to an engine -----------------------------------------------------------
+
+    def add(self, prompt: Sequence[int], max_tokens: int, **rest: Any) -> str:
+        """A request arrives; see ``Asked``."""
+        asked = Asked(prompt, max_tokens, **rest)
+        request_id = f"r{len(self.asked) + 1}"
+        self.sched.add_request(
+            make_request(request_id, asked, self.hasher, arrival=float(len(self.asked)))
+        )
+        self.asked[request_id] = asked
+        self.got[request_id] = []
+        self.check()
+        return request_id
+
+    def schedule(self, throttle: bool = False, squeeze: int = 0) -> int:
+        """Schedule a step and run it; its results wait in ``in_flight``.
+
+        Args:
+            throttle: Whether prompts are held back (prefill balancing of data parallelism).
+            squeeze: Blocks that are taken away during the pass, so that requests are preempted.
+
+        Returns:
+            The number of scheduled tokens.
+        """
+        assert len(self.in_flight) < self.depth
+        pool = self.sched.kv_cache_manager.block_pool
+        taken = pool.get_new_blocks(min(squeeze, pool.get_num_free_blocks()))
+        self.events.clear()
+        settled = {p.expert.request_id for p in self.pairs() if self._runs(p)}
+        output = self.sched.schedule(*(True,) if throttle else ())
+        pool.free_blocks(taken)
+        self._check_output(output)
+        if not squeeze:
+            self._check_pass(output)
+            if not throttle and self.paused == PauseState.UNPAUSED:
+                self._check_work(output, settled)
+        self.steps += 1
+        could_run = (
+            not self.in_flight
+            and not throttle
+            and not squeeze
+            and self.paused == PauseState.UNPAUSED
+            and any(not self._compiling(r) for r in self.alive())
+        )
+        count = int(output.total_num_scheduled_tokens)
+        self.idle = self.idle + 1 if could_run and not count else 0
+        assert self.idle <= MAX_IDLE_STEPS, "requests wait, and nothing is scheduled"
+        sampled = self.workers.execute(output)
+        for request_id, tokens in sampled.items():
+            if tokens:
+                self.first_step.setdefault(request_id, self.steps)
+        ids = list(sampled)
+        result = ModelRunnerOutput(
+            req_ids=ids,
+            req_id_to_index={r: i for i, r in enumerate(ids)},
+            sampled_token_ids=[sampled[r] for r in ids],
+            logprobs=None,
+            prompt_logprobs_dict={},
+            pooler_output=[],
+        )
+        self.in_flight.append((output, result))
+        self.check()
+        return count
+
+    def deliver(self) -> None:
+        """The results of the oldest step come back."""
+        output, result = self.in_flight.popleft()
+        for client in self.sched.update_from_output(output, result).values():
+            for one in client.outputs:
+                request_id = one.request_id
+                assert request_id in self.asked, f"{request_id} was made public"
+                assert request_id not in self.ended, "output after the end"
+                self.got[request_id] += one.new_token_ids
+                if one.finish_reason is not None:
+                    self.ended[request_id] = str(one.finish_reason)
+                    self._check_end(request_id, one)
+        self.check()
+
+    def step(self, **how: Any) -> int:
+        """Schedule once, and deliver the oldest results if enough steps are in flight."""
+        while len(self.in_flight) >= self.depth:
+            self.deliver()
+        count = self.schedule(**how)
+        if len(self.in_flight) >= self.depth:
+            self.deliver()
+        return count
+
+    def abort(self, request_ids: Collection[str]) -> None:
+        alive = [r for r in request_ids if r not in self.ended]
+        finished = self.sched.finish_requests(alive, RequestStatus.FINISHED_ABORTED)
+        # vLLM 0.23 gives (request id, client index).
+        names = sorted(r[0] if isinstance(r, tuple) else r.request_id for r in finished)
+        assert names == sorted(alive)
+        self.ended.update(dict.fromkeys(alive, "abort"))
+        self.check()
+
+    def abort_all(self) -> None:
+        """As when an engine is paused with mode "abort"."""
+        alive = self.alive()
+        finished = self.sched.finish_requests(None, RequestStatus.FINISHED_ABORTED)
+        names = sorted(r[0] if isinstance(r, tuple) else r.request_id for r in finished)
+        assert names == sorted(alive)
+        self.ended.update(dict.fromkeys(alive, "abort"))
+        self.check()
+
+    def reset(self, running: bool) -> None:
+        """reset_prefix_cache, with running requests preempted or only if there are none."""
+        done = self.sched.reset_prefix_cache(reset_running_requests=running)
+        assert done or not running
+        self.check()
+
+    def occupy(self, leave: int) -> None:
+        """Somebody else takes all free blocks but ``leave``, until ``drain``."""
+        pool = self.sched.kv_cache_manager.block_pool
+        self.occupied += pool.get_new_blocks(self.free_blocks() - leave)
+
+    def pause(self, state: PauseState) -> None:
+        self.paused = state
+        self.sched.set_pause_state(state)
+
+    def wait(self) -> None:
+        """Admit nobody until everything that runs has ended, as a pause with mode "wait"."""
+        self.pause(PauseState.PAUSED_NEW)
+        bound = self.steps + 200 + 20 * sum(a.max_tokens for a in self.asked.values())
+        while self.sched.has_unfinished_requests() or self.in_flight:
+            assert self.steps < bound, "running requests do not end while admission is paused"
+            if self.sched.has_unfinished_requests():
+                self.step()
+            else:
+                self.deliver()
+        assert not self.sched.running
+        self.pause(PauseState.UNPAUSED)
+
+    def compiling(self) -> list[str]:
+        """Requests whose grammar is being compiled."""
+        return [r for r in self.alive() if self._compiling(r)]
+
+    def _compiling(self, request_id: str) -> bool:
+        structured = self.sched.requests[request_id].structured_output_request
+        return structured is not None and structured.grammar is None
+
+    def compiled(self, request_id: str) -> None:
+        self.sched.requests[request_id].structured_output_request.grammar = Grammar()
+
+    def drain(self) -> None:
+        """Run until everything has ended; then nothing may be left."""
+        self.pause(PauseState.UNPAUSED)
+        self.sched.kv_cache_manager.block_pool.free_blocks(self.occupied)
+        self.occupied.clear()
+        for request_id in self.compiling():
+            self.compiled(request_id)
+        work = sum(len(a.prompt) + a.max_tokens for a in map(self.asked.get, self.alive()) if a)
+        bound = self.steps + 200 + 20 * work
+        while self.sched.has_unfinished_requests():
+            assert self.steps < bound, f"no end in sight for {self.alive()}"
+            self.step()
+        while self.in_flight:
+            self.deliver()
+        self.step()  # tells the workers what has finished
+        while self.in_flight:
+            self.deliver()
+        assert set(self.ended) == set(self.asked)
+        assert not self.sched.requests
+        assert not self.workers.rows
+        assert self._sizes() == self.before, "something was left behind"
+        assert self.free_blocks() == self.free_at_start
+
+    # ---- invariants ----------------------------------------------------------------------------
+
+    def _sizes(self) -> dict[str, int]:
+        """The size of everything that the scheduler keeps."""
+        return {
+            name: len(value)
+            for name, value in vars(self.sched).items()
+            if isinstance(value, Sized) and not isinstance(value, str)
+        }
+
+    def _check_end(self, request_id: str, output: Any) -> None:
+        reason, asked = self.ended[request_id], self.asked[request_id]
+        if reason == "error" and request_id in self.errors:
+            self.errors[request_id] = output.stop_reason
+            return
+        assert reason in ("length", "stop"), f"{request_id}: {output.stop_reason}"
+        assert self.got[request_id] == asked.solo(), f"{request_id}: wrong tokens"
+
+    def _check_output(self, output: Any) -> None:
+        """What goes to the workers is consistent, and no pair is torn."""
         scheduled = output.num_scheduled_tokens
         assert output.total_num_scheduled_tokens == sum(scheduled.values())
+        assert output.total_num_scheduled_tokens <= self.setup.budget
         assert all(n > 0 for n in scheduled.values())
         self.preemptions += len(output.preempted_req_ids or ())
         new = [r.req_id for r in output.scheduled_new_reqs]
         cached = output.scheduled_cached_reqs
         assert sorted([*new, *cached.req_ids]) == sorted(scheduled)
-        assert len(cached.req_ids) == len(cached.num_computed_tokens) == len(cached.new_block_ids)
-        self.workers -= output.finished_req_ids
-        assert self.workers.isdisjoint(new), "sent as new twice"
-        self.workers |= set(new)
-        assert set(cached.req_ids) <= self.workers, "never sent as new"
-        adapters = {
-            r.lora_request.lora_int_id
-            for i in scheduled
-            if (r := self.sched.requests[i]).lora_request is not None
-        }
-        assert len(adapters) <= self.max_loras
+        columns = (cached.req_ids, cached.num_computed_tokens, cached.new_block_ids)
+        assert len({len(c) for c in (*columns, cached.num_output_tokens)}) == 1
         for pair in self.pairs():
             samples = [
                 r.request_id in scheduled and not r.is_prefill_chunk
                 for r in (pair.expert, pair.amateur)
             ]
             assert samples[0] == samples[1], "one stream samples without the other"
+            if pair.amateur.request_id in (output.preempted_req_ids or ()):
+                self.pair_preemptions += 1
 
-    def check_state(self) -> None:
-        queued = list(self.sched.waiting)
+    @staticmethod
+    def _runs(pair: Any) -> bool:
+        return all(r.status == RequestStatus.RUNNING for r in (pair.expert, pair.amateur))
+
+    def _check_pass(self, output: Any) -> None:
+        """Pairs are not broken up, queued or given tokens for nothing."""
+        spent = output.total_num_scheduled_tokens == self.setup.budget
+        assert ("stall", "") not in self.events or self.errors, "a pair waited in vain"
+        lost: set[str] = set()
+        evicted: set[str] = set()
+        for event, request_id in self.events:
+            name = request_id.removesuffix("-amateur")
+            if event == "preempt":
+                lost.add(name)
+            elif event == "evicted":
+                # The expert's blocks pushed the amateur's out of the prefix cache.
+                evicted.add(name)
+            elif event == "tear":
+                assert name in lost | evicted or self.errors, (
+                    f"{name} was torn although no stream was preempted"
+                )
+            elif event == "grant":
+                assert name not in lost, f"{request_id} got tokens in vain"
+            elif event == "refuse":
+                running = self.sched.requests[request_id].status == RequestStatus.RUNNING
+                assert running or spent or name in lost | evicted, (
+                    f"{request_id} was queued in vain"
+                )
+
+    def _check_work(self, output: Any, settled: set[str]) -> None:
+        """A running pair gets its turn if tokens are left for both streams, and no request is
+        admitted in front of an expert that needs no more than its amateur.
+        """
+        spare = self.setup.budget - output.total_num_scheduled_tokens
+        scheduled, preempted = set(output.num_scheduled_tokens), output.preempted_req_ids or set()
+        admitted = {r.req_id for r in output.scheduled_new_reqs}
+        admitted |= output.scheduled_cached_reqs.resumed_req_ids
+        for pair in self.pairs():
+            expert, amateur = pair.expert, pair.amateur
+            ids = {expert.request_id, amateur.request_id}
+            if ids & preempted or ids & scheduled or expert.status != RequestStatus.RUNNING:
+                continue
+            left = [
+                r.num_tokens + r.num_output_placeholders - r.num_computed_tokens
+                for r in (expert, amateur)
+            ]
+            if expert.request_id not in settled:
+                overtaken = [
+                    r
+                    for r in admitted
+                    if self.setup.policy == "fcfs" or self.asked[r].priority >= expert.priority
+                ]
+                assert left[0] > 1 or not overtaken, f"{overtaken} overtook {expert.request_id}"
+                continue
+            in_flight = expert.num_output_placeholders
+            asked = self.asked[expert.request_id]
+            at_end = in_flight and expert.num_output_tokens + in_flight >= asked.max_tokens
+            if ("ask", expert.request_id) in self.events and not at_end and 0 not in left:
+                chunk = self.setup.long_prefill or spare
+                assert sum(left) > spare or max(left) > chunk, f"{expert.request_id} was left out"
+
+    def check(self) -> None:
+        """The state between calls."""
+        sched = self.sched
+        queued = [*sched.waiting, *getattr(sched, "skipped_waiting", ())]
+        order = [r.request_id for r in sched.running]
+        running = set(order)
+        lonely = 0
         for pair in self.pairs():
             expert, amateur = pair.expert, pair.amateur
             assert list(expert.all_token_ids) == list(amateur.all_token_ids)
-            assert amateur not in queued
-            if amateur.status == RequestStatus.RUNNING:
-                assert expert.status == RequestStatus.RUNNING
-            running = self.sched.running
-            assert (amateur in running) == (amateur.status == RequestStatus.RUNNING)
-        for request in self.sched.running:
-            assert tokens_left(request) >= 0
-
-    def drain(self, bound: int = 3000) -> None:
-        """Run until everything has ended; then nothing may be left."""
-        for _ in range(bound):
-            if not self.sched.has_unfinished_requests() and not self.in_flight:
-                break
-            if self.sched.has_unfinished_requests():
-                self.step()
-            else:
-                self.deliver()
-        else:
-            raise AssertionError(f"no end after {bound} steps: {self.sched.requests.keys()}")
-        while self.in_flight:
-            self.deliver()
-        assert set(self.ended) == set(self.known)
-        assert not self.sched.requests
-        assert not self.sched._pairs
-        assert not self.sched.running
-        assert not self.sched.waiting
-        assert self.free_blocks() == self.free_at_start
-
-
-def blast(model: Path, seed: int, steps: int, **options: Any) -> Harness:
-    """A seeded storm of arrivals, aborts and resets; ends with everything drained."""
-    rng = random.Random(seed)
-    harness = Harness(model, **options)
-    size = options.get("block_size", 4)
-    most = min(MAX_MODEL_LEN - 1, (harness.num_blocks - 1) // 2 * size - 1)
-    prefix = [rng.randrange(3, 500) for _ in range(most)]
-    adapters = [None, 1, 2, 3][: options.get("max_loras", 2) + 2]
-    for _ in range(steps):
-        event = rng.random()
-        if event < 0.25 and len(harness.sched.requests) < 24:
-            length = rng.choice((1, 2, size, size + 1, rng.randint(1, max(most - 2, 1))))
-            length = min(length, most - 1)
-            head = prefix[: rng.randint(0, length)]
-            prompt = head + [rng.randrange(3, 500) for _ in range(length - len(head))]
-            cold = rng.random() < 0.6
-            adapter = rng.choice(adapters[1:] if cold else adapters)
-            others = [a for a in adapters[1:] if a != adapter]
-            two = cold and options.get("max_loras", 2) >= 2 and others and rng.random() < 0.2
-            harness.add(
-                prompt,
-                rng.randint(1, most - length),
-                cold=cold,
-                adapter=adapter,
-                amateur=rng.choice(others) if two else None,
-                priority=rng.randint(0, 2),
+            assert amateur not in queued, "an amateur waits in the queue"
+            assert (amateur.request_id in running) <= (expert.request_id in running), (
+                "an amateur runs without its expert"
             )
-        elif event < 0.29:
-            alive = [r for r in harness.known if r not in harness.ended]
-            if alive:
-                harness.abort(rng.choice(alive))
-        elif event < 0.30 and not harness.in_flight:
-            harness.sched.reset_prefix_cache(reset_running_requests=True)
-        harness.step()
-    harness.drain()
-    return harness
+            assert expert.priority == amateur.priority
+            if amateur.request_id in running:
+                assert order.index(amateur.request_id) == order.index(expert.request_id) + 1
+            elif expert.request_id in running:
+                lonely += 1
+        assert lonely <= 1, "two experts wait for their amateurs"
+        known = {r for p in self.pairs() for r in (p.expert.request_id, p.amateur.request_id)}
+        assert known == set(sched._pairs)
+        assert set(sched.requests) == {*self.alive(), *known}
+        held: set[int] = set()
+        for request_id, request in sched.requests.items():
+            assert (request.status == RequestStatus.RUNNING) == (request_id in running)
+            blocks = sched.kv_cache_manager.get_block_ids(request_id)[0]
+            assert request_id in running or not blocks, "a waiting request holds blocks"
+            held.update(blocks)
+        free = self.setup.num_blocks - 1 - len(held) - len(self.occupied)
+        assert self.free_blocks() == free
+        deferred = getattr(sched, "deferred_waiting", ())
+        assert set(deferred) <= set(queued), "a request that waits nowhere is counted as waiting"
+        # A CoLD request is counted once.
+        assert sched.get_request_counts() == (len(running & set(self.asked)), len(queued))
+
+
+def describe(setup: Setup) -> str:
+    """The options that differ from the defaults."""
+    default = asdict(Setup())
+    return " ".join(f"{k}={v}" for k, v in asdict(setup).items() if v != default[k]) or "default"

@@ -36,7 +36,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.pairing import Pair, Room, Step, tokens_left, torn
+from vllm_cold.pairing import Pair, Room, Step, Verdict, tokens_left, torn
 from vllm_cold.stream import Stream, from_extra_args
 
 logger = logging.getLogger("vllm." + __name__)
@@ -61,7 +61,6 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._in_pass = False
         self._touched: dict[str, RequestPair] = {}  # pairs that this pass dealt with
         self._queued: list[RequestPair] = []  # amateurs put into the queue in this pass
-        self._shared_unwritten: set[int] = set()  # blocks; see _uncache_unwritten
         self._steps_in_flight = 0
         self._errors: dict[str, str] = {}  # expert id -> why it must end
         self._seeds = random.Random(self.vllm_config.model_config.seed)
@@ -180,24 +179,19 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         )
         self._step = Step(budget=self._budget)
         self._touched = {}
-        self._shared_unwritten = set()
         self._order_running()
         self._in_pass = True
         try:
             return super().schedule(*args, **kwargs)
         finally:
             self._in_pass = False
+            self._touched = {}
 
     def _order_running(self) -> None:
-        """Experts whose amateur is not admitted yet run last, so that nothing comes between the
-        two within a pass. With admission paused they must not hold what they cannot use.
+        """An expert whose amateur is not admitted yet runs last, so that nothing comes between
+        the two within a pass. With admission paused it must not hold what it cannot use.
         """
-        lonely = [
-            r
-            for r in self.running
-            if (pair := self._pairs.get(r.request_id)) is not None
-            and pair.amateur.status != RequestStatus.RUNNING
-        ]
+        lonely = self._lonely()
         if not lonely:
             return
         self.running = [r for r in self.running if r not in lonely]
@@ -220,20 +214,29 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         num_cached = num_new_local_computed_tokens
         waiting = request.status != RequestStatus.RUNNING
         pair = self._pairs.get(request.request_id)
+        if pair is not None and request is pair.amateur:
+            return self._step.clip_amateur(pair, num_new_tokens, num_cached)
+        if waiting and not self._step.may_admit(self._urgency(request)):
+            return 0
         if pair is None:
             if waiting and request.lora_request and not self._loras_fit(request):
                 return 0
             return self._step.clip_plain(num_new_tokens)
-        if request is pair.amateur:
-            return self._step.clip_amateur(pair, num_new_tokens, num_cached)
         self._touched[request.request_id] = pair
         room = self._room(pair, waiting)
         granted = self._step.clip_expert(pair, num_new_tokens, num_cached, room, waiting)
         if granted == 0 and waiting:
             self._unblock(pair, num_cached, room)
-        elif self._step.admits_amateur(pair, room):
+            return 0
+        if granted == 0 and not room.running:
+            self._step.wanting = self._urgency(request)
+        if self._step.admits_amateur(pair, room):
             self._enqueue_amateur(pair, behind_head=waiting)
         return granted
+
+    def _urgency(self, request: Request) -> int:
+        """Lower comes first; without the priority policy all are the same."""
+        return request.priority if self.policy == SchedulingPolicy.PRIORITY else 0
 
     def _room(self, pair: RequestPair, waiting: bool) -> Room:
         """What this step can offer the pair's amateur."""
@@ -241,45 +244,42 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         if pair.amateur.status == RequestStatus.RUNNING:
             return Room(running=True, chunk=chunk)
         max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
-        num_queued = sum(p.amateur.status != RequestStatus.RUNNING for p in self._queued)
+        seats = len(self.running) + self.num_waiting_for_streaming_input + 1 + waiting
         admissible = (
-            len(self.running) + self.num_waiting_for_streaming_input + num_queued + 1 + waiting
-            <= max_active
+            seats <= max_active
             and not getattr(pair.amateur, "num_stale_output_tokens", 0)
             and self._loras_fit(pair.expert, pair.amateur)
             and self._blocks_fit(pair)
         )
         num_cached = self.kv_cache_manager.get_computed_blocks(pair.amateur)[1]
-        return Room(False, num_cached, admissible, chunk)
+        return Room(False, num_cached, admissible, chunk, bool(self._lonely()))
+
+    def _lonely(self) -> list[Request]:
+        """Experts that run without their amateur."""
+        return [
+            r
+            for r in self.running
+            if (pair := self._pairs.get(r.request_id)) is not None
+            and pair.amateur.status != RequestStatus.RUNNING
+        ]
 
     def _loras_fit(self, *requests: Request) -> bool:
         """Whether the requests' adapters fit beside those of all running requests. Stock counts
-        the scheduled ones only, but a stream that is held in this step needs its slot again, and
-        an amateur that is not admitted yet will need one.
+        the scheduled ones only, but a stream that is held in this step needs its slot again.
         """
         if self.lora_config is None:
             return True
-        owed = (p.amateur for r in self.running if (p := self._pairs.get(r.request_id)))
-        users = (*self.running, *owed, *requests)
+        users = (*self.running, *requests)
         adapters = {r.lora_request.lora_int_id for r in users if r.lora_request}
         return bool(len(adapters) <= self.lora_config.max_loras)
 
     def _blocks_fit(self, pair: RequestPair) -> bool:
-        """Whether both streams' known tokens fit the free blocks, beside what running pairs
-        still need for theirs: pairs that each hold one half and wait for the other would starve.
-        """
-        others = [r for r in self.running if r is not pair.expert]
-        if not others and not self.num_waiting_for_streaming_input:
+        """Whether both streams' known tokens fit the free blocks."""
+        if not self.running and not self.num_waiting_for_streaming_input:
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
-        claims = sum(
-            self._blocks_to_come(r)
-            for r in others
-            if r.request_id in self._pairs and tokens_left(r) > 1
-        )
-        claims += sum(self._blocks_to_come(p.amateur) for p in self._queued if p is not pair)
-        claims += self._blocks_to_come(pair.expert) + self._blocks_to_come(pair.amateur)
+        needed = self._blocks_to_come(pair.expert) + self._blocks_to_come(pair.amateur)
         free: int = self.kv_cache_manager.block_pool.get_num_free_blocks()
-        return claims <= free - getattr(self.kv_cache_manager, "watermark_blocks", 0)
+        return needed <= free - getattr(self.kv_cache_manager, "watermark_blocks", 0)
 
     def _blocks_to_come(self, request: Request) -> int:
         """Blocks that the request's known tokens still take from the free ones."""
@@ -327,21 +327,20 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         return [queue for n in names if (queue := getattr(self, n, None)) is not None]
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        pair = self._pairs.get(request.request_id)
         if self._in_pass:
             self._uncache_unwritten(request)
+            self._step.preempt(pair)
+            if pair is not None:
+                self._touched[pair.expert.request_id] = pair
         super()._preempt_request(request, *args, **kwargs)
-        self._step.preempted = True
-        pair = self._pairs.get(request.request_id)
-        if pair is not None:
-            self._touched[pair.expert.request_id] = pair
-            if request is pair.amateur:
-                self._step.lost.add(pair.expert.request_id)
-                self.waiting.remove_request(request)
+        if pair is not None and request is pair.amateur:
+            self.waiting.remove_request(request)
 
     def _uncache_unwritten(self, request: Request) -> None:
         """Blocks that were hashed for tokens of this pass are not written if the request does
-        not run in it: nobody may find them in the prefix cache, and who found them already must
-        not run either.
+        not run in it: nobody may find them in the prefix cache. Nobody has found them yet: a
+        pass admits nobody after a preemption, or after an amateur that could not be admitted.
         """
         unwritten: set[int] = set()
         groups = self.kv_cache_config.kv_cache_groups
@@ -352,8 +351,6 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         unwritten.discard(0)  # the null block
         if unwritten:
             self.kv_cache_manager.evict_blocks(unwritten)
-            blocks = self.kv_cache_manager.block_pool.blocks
-            self._shared_unwritten |= {i for i in unwritten if blocks[i].ref_cnt > 1}
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
         if self._pairs:
@@ -369,20 +366,15 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
                     queue.remove_requests((pair.amateur,))
             pair.amateur.priority = pair.expert.priority
         self._queued.clear()
-        failed = []
+        failed: list[RequestPair] = []
         for pair in self._touched.values():
-            running = tuple(r.status == RequestStatus.RUNNING for r in (pair.expert, pair.amateur))
-            if torn(pair, self._step, output.num_scheduled_tokens, running):
+            if torn(pair, self._step, output.num_scheduled_tokens):
                 self._tear(pair, output)
                 failed.append(pair)
-            elif all(running):
+            elif self._step.verdicts.get(pair.expert.request_id) is Verdict.FINISH:
                 pair.failed_alone = 0
-        while victims := [p for p in self._touched.values() if self._reads_unwritten(p)]:
-            for pair in victims:
-                self._tear(pair, output)
-            failed += victims
-        if not output.num_scheduled_tokens and not failed and self._stalled():
-            # Streams that wait for each other's blocks: the youngest pair gives way.
+        if not output.num_scheduled_tokens and not self._step.preempted and self._stalled():
+            # An expert waits in vain for its amateur's blocks: the youngest pair gives way.
             pair = next(p for r in reversed(self.running) if (p := self._pairs.get(r.request_id)))
             self._tear(pair, output)
             failed.append(pair)
@@ -403,33 +395,20 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             and not self._steps_in_flight
         )
 
-    def _reads_unwritten(self, pair: RequestPair) -> bool:
-        """Whether a stream was admitted in this pass on blocks that nobody writes now."""
-        return bool(self._shared_unwritten) and any(
-            r.status == RequestStatus.RUNNING
-            and not self._shared_unwritten.isdisjoint(
-                *self.kv_cache_manager.get_block_ids(r.request_id)
-            )
-            for r in (pair.expert, pair.amateur)
-        )
-
     def _tear(self, pair: RequestPair, output: SchedulerOutput) -> None:
         """Take both streams out of this step and preempt them."""
         for request in (pair.amateur, pair.expert):
             never_sent = self._strip(output, request)
             if request.status != RequestStatus.RUNNING:
                 continue
-            preempted_ids = output.preempted_req_ids
-            reported = preempted_ids is not None and request.request_id in preempted_ids
             self.running.remove(request)
             self._preempt_request(request, time.monotonic())
             if never_sent:
-                # The workers have not heard of it: it must be sent as new again. (Unless a reset
-                # preempted it before this pass: then they must still forget it.)
+                # The workers have not heard of it: it must be sent as new again.
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
-                if preempted_ids is not None and not reported:
-                    preempted_ids.discard(request.request_id)
+                if output.preempted_req_ids is not None:
+                    output.preempted_req_ids.discard(request.request_id)
 
     def _strip(self, output: SchedulerOutput, request: Request) -> bool:
         """Remove a request from the step; True if the step would have introduced it."""

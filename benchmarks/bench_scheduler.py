@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What pairs cost in the scheduler: its own time per decoding step, without a model.
+
+``python -m benchmarks.bench_scheduler [--pairs 64] [--steps 200] [--rounds 9]``. Real scheduler
+classes decode made-up tokens: vLLM's own with twice as many plain requests as there are pairs,
+CoLD's with pairs, and CoLD's with plain requests. A step's time is the CPU time of ``schedule()``
+and ``update_from_output()``. All systems run in each round, in an order that is shuffled anew,
+and are compared within the round.
+
+Ratios are printed only if every step of every system gave every request exactly one token.
+"""
+
+import argparse
+import gc
+import logging
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bench_generate import spread
+
+PROMPT, WARM_UP = 16, 20
+STOCK = "stock vLLM, plain requests"
+
+
+@dataclass
+class System:
+    """A scheduler class with its load.
+
+    Attributes:
+        name: As printed.
+        classes: Synchronous and asynchronous scheduler class.
+        pairs: Whether its requests are CoLD requests.
+        rows: Sequences that run, two for a CoLD request.
+        seconds: CPU time per step, one value for each round.
+    """
+
+    name: str
+    classes: Sequence[type]
+    pairs: bool
+    rows: int
+    seconds: list[float] = field(default_factory=list)
+
+
+def make_systems(rows: int) -> list[System]:
+    """What is compared; the first is what the others are compared with."""
+    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    from vllm_cold.bindings.scheduler import ColdAsyncScheduler, ColdScheduler
+
+    ours = (ColdScheduler, ColdAsyncScheduler)
+    return [
+        System(STOCK, (Scheduler, AsyncScheduler), False, rows),
+        System("CoLD's, plain requests", ours, False, rows),
+        System("CoLD's, pairs", ours, True, rows),
+    ]
+
+
+def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
+    """CPU seconds per step.
+
+    Raises:
+        RuntimeError: a step did not give every sequence one token.
+    """
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    from tests.scheduler.harness import Asked, Setup, make_hasher, make_request, make_scheduler
+
+    total = PROMPT + WARM_UP + steps + 2
+    setup = Setup(
+        num_blocks=1 + system.rows * -(-total // 16),
+        block_size=16,
+        budget=system.rows * PROMPT,
+        max_num_seqs=system.rows,
+        max_model_len=total,
+        is_async=is_async,
+    )
+    scheduler: Any = make_scheduler(model, setup, system.classes)
+    hasher = make_hasher(setup.block_size)
+    for number in range(system.rows // 2 if system.pairs else system.rows):
+        prompt = [3 + number % 200] * PROMPT
+        asked = Asked(prompt, steps + WARM_UP + 2, adapter=1, cold=system.pairs)
+        scheduler.add_request(make_request(f"r{number}", asked, hasher, float(number)))
+    in_flight: deque[tuple[Any, Any]] = deque()
+    seconds = 0.0
+    gc.collect()
+    gc.disable()
+    try:
+        for step in range(WARM_UP + steps):
+            started = time.process_time()
+            output = scheduler.schedule()
+            spent = time.process_time() - started
+            ids = list(output.num_scheduled_tokens)
+            expected = system.rows * (PROMPT if step == 0 else 1)
+            if len(ids) != system.rows or output.total_num_scheduled_tokens != expected:
+                raise RuntimeError(f"{system.name}: step {step} left requests out")
+            result = ModelRunnerOutput(
+                req_ids=ids,
+                req_id_to_index={r: i for i, r in enumerate(ids)},
+                sampled_token_ids=[[7] for _ in ids],
+                logprobs=None,
+                prompt_logprobs_dict={},
+                pooler_output=[],
+            )
+            in_flight.append((output, result))
+            if len(in_flight) > is_async:
+                started = time.process_time()
+                scheduler.update_from_output(*in_flight.popleft())
+                spent += time.process_time() - started
+            if step >= WARM_UP:
+                seconds += spent
+    finally:
+        gc.enable()
+    return seconds / steps
+
+
+def show(console: Any, systems: Sequence[System], is_async: bool) -> None:
+    """One table: microseconds per step, and the ratio to stock."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    title = f"{'asynchronous' if is_async else 'synchronous'} scheduler"
+    table = Table(title=title, title_justify="left", box=SIMPLE, show_edge=False, pad_edge=False)
+    table.add_column("scheduler and load", no_wrap=True)
+    for column in ("microseconds a step", "ratio to stock"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for system in systems:
+        ratios = [a / b for a, b in zip(system.seconds, systems[0].seconds, strict=True)]
+        requests = system.rows // 2 if system.pairs else system.rows
+        table.add_row(
+            f"{system.name} ({requests})",
+            "{:.0f} ({:.0f}-{:.0f})".format(*(1e6 * s for s in spread(system.seconds))),
+            "{:.3f} ({:.3f}-{:.3f})".format(*spread(ratios)),
+        )
+    console.print(table)
+    console.print()
+
+
+def main() -> int:
+    """Measure, and print one table for each scheduler."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument("--pairs", type=int, default=64, help="CoLD requests (default: 64)")
+    parser.add_argument("--steps", type=int, default=200, help="timed steps (default: 200)")
+    parser.add_argument("--rounds", type=int, default=9, help="rounds (default: 9)")
+    args = parser.parse_args()
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from rich.console import Console
+
+    from tests.tiny import make_tiny_model
+
+    logging.disable(logging.WARNING)
+    console = Console()
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_tiny_model(Path(folder) / "model")
+        for is_async in (False, True):
+            systems = make_systems(2 * args.pairs)
+            order = list(systems)
+            for _ in range(args.rounds):
+                rng.shuffle(order)
+                for system in order:
+                    system.seconds.append(decode(model, system, args.steps, is_async))
+            show(console, systems, is_async)
+    console.print(
+        "median (20th-80th percentile) over the rounds; ratios within a round", style="dim"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

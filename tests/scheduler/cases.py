@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Situations that storms meet rarely or never, for the tests and for the mutation table."""
+
+from pathlib import Path
+
+from tests.scheduler.harness import Harness, Setup
+
+
+def prompt(length: int, first: int = 100) -> list[int]:
+    """``length`` different tokens."""
+    return list(range(first, first + length))
+
+
+def evicted_amateur(model: Path) -> None:
+    """The expert's block takes the place of the amateur's cached one; a base request that finds
+    the same prompt follows in the same pass.
+    """
+    setup = Setup(num_blocks=13, block_size=2, long_prefill=2, max_num_seqs=8, max_loras=1)
+    harness = Harness(model, setup)
+    harness.add(prompt(4), 1)  # two blocks, of which the amateur will find the first
+    _until_idle(harness)
+    harness.add(prompt(13, 300), 2)  # all others, so that those two are the next to be used
+    harness.step()
+    harness.add(prompt(5), 9, adapter=1)  # holds the expert's blocks
+    harness.step()
+    harness.step()
+    harness.add(prompt(5), 3, adapter=1, cold=True)
+    harness.add(prompt(5), 3)
+    harness.drain()
+
+
+def too_large(model: Path) -> None:
+    """A pair that was not refused, and whose amateur never has room beside its expert."""
+    harness = Harness(model, Setup(num_blocks=8, budget=8))
+    harness.add(prompt(17), 1)  # the amateur's prompt is cached, so the expert starts alone
+    _until_idle(harness)
+    request_id = harness.add(prompt(17), 2, adapter=1, cold=True)
+    harness.errors[request_id] = ""
+    harness.drain()
+    assert "do not fit the KV cache of 8 blocks of 4 tokens" in harness.errors[request_id]
+
+
+def many_small_ones(model: Path, is_async: bool = False) -> None:
+    """An expert waits for room for its amateur while small requests come without end."""
+    setup = Setup(num_blocks=22, long_prefill=3, max_num_seqs=8, is_async=is_async)
+    harness = Harness(model, setup)
+    harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
+    _until_idle(harness)
+    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
+    for number in range(80):
+        harness.add(prompt(4, 200 + number), 5)
+        harness.step()
+    assert cold in harness.ended, "small requests kept a pair waiting"
+    harness.drain()
+
+
+def pause_beside_a_cached_amateur(model: Path) -> None:
+    """Admission is paused while an expert runs whose amateur is not admitted yet."""
+    harness = Harness(model, Setup(num_blocks=33, budget=8))
+    harness.add(prompt(33), 1)
+    _until_idle(harness)
+    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
+    harness.step()
+    assert [r.request_id for r in harness.sched.running] == [cold]
+    harness.wait()
+    harness.drain()
+
+
+def two_cached_amateurs(model: Path) -> None:
+    """Two pairs whose amateurs have their whole prompt cached and whose experts need long."""
+    harness = Harness(model, Setup(num_blocks=65, long_prefill=3, max_num_seqs=8))
+    for first in (100, 200):
+        harness.add(prompt(17, first), 1)
+    _until_idle(harness)
+    for first in (100, 200):
+        harness.add(prompt(17, first), 4, adapter=1, cold=True)
+    harness.drain()
+
+
+def no_slot_for_the_amateur(model: Path) -> None:
+    """An expert runs alone, its amateur's cached blocks are used, and its slot is taken."""
+    setup = Setup(num_blocks=34, long_prefill=3, max_num_seqs=8, max_loras=2)
+    harness = Harness(model, setup)
+    harness.add(prompt(33), 1, adapter=2)
+    _until_idle(harness)
+    harness.add(prompt(50, 300), 1)  # takes other blocks
+    harness.add(prompt(45, 400), 1)
+    _until_idle(harness)
+    harness.add(prompt(33), 4, adapter=1, cold=True, amateur=2)
+    harness.add(prompt(3, 500), 30, adapter=3)
+    harness.drain()
+
+
+def preempted_beside_a_cached_amateur(model: Path) -> None:
+    """A pass preempts a request when an expert has its last token left and its amateur, whose
+    prompt is cached, would have to be admitted.
+    """
+    setup = Setup(
+        num_blocks=33, budget=32, long_prefill=8, max_num_seqs=8, policy="priority", max_loras=1
+    )
+    harness = Harness(model, setup)
+    harness.add(prompt(9), 30)  # holds the amateur's blocks
+    low = harness.add(prompt(8, 200), 20, priority=2)
+    for _ in range(3):
+        harness.step()
+    harness.add(prompt(20, 300), 2, priority=0)
+    cold = harness.add(prompt(9), 3, adapter=1, cold=True, priority=1)
+    harness.step()
+    assert harness.sched.running[-1].request_id == cold
+    harness.occupy(leave=1)
+    harness.step()
+    assert harness.sched.requests[low].num_preemptions == 1
+    assert harness.sched.requests[cold].num_preemptions == 0
+    harness.drain()
+
+
+def _until_idle(harness: Harness) -> None:
+    while harness.alive():
+        harness.step()

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A seeded storm over a scheduler: arrivals, aborts, resets, pauses, late results."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+from vllm.v1.core.sched.interface import PauseState
+
+from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+
+
+def random_setup(rng: random.Random) -> Setup:
+    """Any engine that takes CoLD requests."""
+    block_size = rng.choice((1, 2, 3, 4, 8, 16))
+    is_async = rng.random() < 0.5
+    v2 = rng.random() < 0.5
+    # Workers of the V1 runner know the step before, so they run one step ahead at most.
+    depth = rng.choice((1, 2, 3) if v2 or not is_async else (1, 2))
+    return Setup(
+        num_blocks=rng.randint(9, 65) if block_size < 4 else rng.randint(9, 33),
+        block_size=block_size,
+        budget=rng.choice((2, 3, 4, 5, 7, 8, 16, 33, 64)),
+        max_num_seqs=rng.choice((2, 3, 4, 5, 7, 8)),
+        # Stock vLLM counts the adapters of scheduled requests only: without async scheduling it
+        # admits one too many beside requests that are in flight, and dies.
+        max_loras=rng.choice((1, 1, 2, 3)) if is_async or depth == 1 else 3,
+        caching=rng.random() < 0.75,
+        is_async=is_async,
+        policy=rng.choice(("fcfs", "fcfs", "priority")),
+        long_prefill=rng.choice((0, 0, 0, 3, 8)),
+        v2=v2,
+        depth=depth,
+    )
+
+
+def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> dict[str, Any]:
+    """Any request that admission lets through, as arguments of ``Harness.add``."""
+    setup, most = harness.setup, harness.capacity
+    cold = rng.random() < 0.6
+    size = setup.block_size
+    length = rng.choice((1, size, size + 1, rng.randint(1, most), most - 1))
+    length = min(length, most - 1)
+    # Often all of it: then a stream finds its whole prompt cached, and the other does not.
+    head = prefix[: rng.choice((0, length, length, rng.randint(0, length)))]
+    prompt = head + [rng.randrange(3, 500) for _ in range(length - len(head))]
+    if harness.asked and rng.random() < 0.3:
+        # The same prompt for another adapter: the amateur's is cached, the expert's is not.
+        prompt = list(rng.choice([*harness.asked.values()][-6:]).prompt)
+        length = len(prompt)
+    # With three slots no more than three adapters; see random_setup.
+    numbers = [1, 2, 3] if setup.max_loras >= 3 else [1, 2, 3, 4, 5]
+    adapter = rng.choice(numbers) if cold else rng.choice([0, *numbers])
+    others = [n for n in numbers if n != adapter] if cold and setup.max_loras > 1 else []
+    return {
+        "prompt": prompt,
+        "max_tokens": rng.choice((1, most - length, rng.randint(1, most - length))),
+        "cold": cold,
+        "adapter": adapter,
+        "amateur": rng.choice(others) if others and rng.random() < 0.25 else 0,
+        "priority": rng.randint(0, 2),
+        "stop": rng.randrange(3, 53) if rng.random() < 0.5 else None,
+        "grammar": rng.random() < 0.15,
+    }
+
+
+def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Harness:
+    """``steps`` steps of an engine under pressure, then the end of all requests."""
+    rng = random.Random(seed)
+    harness = Harness(model, setup or random_setup(rng))
+    prefix = [rng.randrange(3, 500) for _ in range(MAX_MODEL_LEN)]
+    busy = rng.choice((0.1, 0.25, 0.5))
+    while harness.steps < steps:
+        event = rng.random()
+        if event < busy and len(harness.sched.requests) < 24:
+            harness.add(**random_request(rng, harness, prefix))
+        elif event < busy + 0.04:
+            if alive := harness.alive():
+                harness.abort(rng.sample(alive, rng.randint(1, min(3, len(alive)))))
+        elif event < busy + 0.05:
+            harness.reset(running=rng.random() < 0.8)
+        elif event < busy + 0.06:
+            harness.pause(rng.choice(list(PauseState)))
+        elif event < busy + 0.062:
+            harness.abort_all()
+        elif event < busy + 0.067:
+            harness.wait()
+        if harness.paused != PauseState.UNPAUSED and rng.random() < 0.2:
+            harness.pause(PauseState.UNPAUSED)
+        for request_id in harness.compiling():
+            if rng.random() < 0.2:
+                harness.compiled(request_id)
+        while harness.in_flight and (len(harness.in_flight) >= harness.depth or rng.random() < 0.3):
+            harness.deliver()
+        squeeze = rng.randint(1, harness.setup.num_blocks) if rng.random() < 0.03 else 0
+        # The same for requests whose prompt is held back.
+        throttle = harness.setup.max_loras >= 3 and rng.random() < 0.05
+        harness.schedule(throttle=throttle, squeeze=squeeze)
+    harness.drain()
+    return harness

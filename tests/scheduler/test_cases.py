@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Single situations: nothing waits longer than it must, and nothing is silently wrong."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm.v1.core.sched.interface import PauseState
+
+from tests.scheduler import cases
+from tests.scheduler.cases import prompt
+from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+
+pytestmark = pytest.mark.unit
+
+both = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+
+CASES = [
+    cases.evicted_amateur,
+    cases.too_large,
+    cases.many_small_ones,
+    cases.pause_beside_a_cached_amateur,
+    cases.two_cached_amateurs,
+    cases.no_slot_for_the_amateur,
+    cases.preempted_beside_a_cached_amateur,
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
+def test_case(case: Callable[[Path], None], tiny: Path) -> None:
+    case(tiny / "model")
+
+
+def harness_of(tiny: Path, **options: Any) -> Harness:
+    return Harness(tiny / "model", Setup(**{"num_blocks": 129, **options}))
+
+
+@both
+@pytest.mark.parametrize("length", [1, 2, 4, 17])
+def test_the_first_token_comes_as_early_as_a_plain_requests(
+    length: int, is_async: bool, tiny: Path
+) -> None:
+    harness = harness_of(tiny, budget=64, is_async=is_async)
+    plain = harness.add(prompt(length, 300), 3, adapter=1)
+    cold = harness.add(prompt(length), 3, adapter=1, cold=True)
+    harness.step()
+    assert harness.first_step == {plain: 1, cold: 1, f"{cold}-amateur": 1}
+    harness.drain()
+    assert harness.steps <= 5
+
+
+@both
+@pytest.mark.parametrize(("budget", "steps"), [(64, 2), (40, 2), (17, 4), (16, 5), (5, 14)])
+def test_a_prompt_takes_no_more_steps_than_its_tokens(
+    budget: int, steps: int, is_async: bool, tiny: Path
+) -> None:
+    """Both streams, 33 tokens each."""
+    harness = harness_of(tiny, budget=budget, is_async=is_async)
+    cold = harness.add(prompt(33), 2, adapter=1, cold=True)
+    harness.drain()
+    assert harness.first_step[cold] == steps == -(-66 // budget)
+
+
+@both
+@pytest.mark.parametrize("cached", ["expert", "amateur", "both"])
+def test_a_cached_prompt_is_not_computed_again(cached: str, is_async: bool, tiny: Path) -> None:
+    """Of 33 tokens 32 are cached for one stream or both."""
+    harness = harness_of(tiny, budget=17, is_async=is_async)
+    for adapter in {"expert": [1], "amateur": [0], "both": [0, 1]}[cached]:
+        harness.add(prompt(33), 1, adapter=adapter)
+    while harness.alive():
+        harness.step()
+    before = harness.steps
+    cold = harness.add(prompt(33), 3, adapter=1, cold=True)
+    harness.drain()
+    steps = harness.first_step[cold] - before
+    # An expert that is cached to its last token has none to be admitted with, gives up its hit.
+    assert steps == {"expert": 5, "amateur": 2, "both": 1}[cached]
+
+
+@both
+@pytest.mark.parametrize("kind", [{}, {"adapter": 2}, {"adapter": 2, "cold": True}])
+def test_decoding_pairs_are_not_held_back_by_a_long_prompt(
+    kind: dict[str, Any], is_async: bool, tiny: Path
+) -> None:
+    harness = harness_of(tiny, budget=8, is_async=is_async)
+    pairs = [harness.add(prompt(2, 50 * i), 40, adapter=1, cold=True) for i in (1, 2)]
+    for _ in range(4):
+        harness.step()
+    long = harness.add(prompt(60), 2, **kind)
+    while long not in harness.first_step:
+        before = [len(harness.workers.rows[p].tokens) for p in pairs]
+        harness.step()
+        after = [len(harness.workers.rows[p].tokens) for p in pairs]
+        assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
+    assert harness.steps > 10
+    harness.drain()
+
+
+@both
+def test_an_odd_seat_is_for_a_plain_request(is_async: bool, tiny: Path) -> None:
+    harness = harness_of(tiny, max_num_seqs=3, is_async=is_async)
+    first = harness.add(prompt(3), 6, adapter=1, cold=True)
+    plain = harness.add(prompt(3, 200), 6)
+    second = harness.add(prompt(3, 300), 6, adapter=1, cold=True)
+    harness.step()
+    assert {first, plain} <= harness.first_step.keys()
+    assert second not in harness.first_step
+    assert harness.sched.get_request_counts() == (2, 1)
+    harness.drain()
+
+
+@both
+@pytest.mark.parametrize("length", [1, MAX_MODEL_LEN - 1])
+def test_shortest_and_longest_prompt(length: int, is_async: bool, tiny: Path) -> None:
+    harness = harness_of(tiny, is_async=is_async)
+    harness.add(prompt(length), MAX_MODEL_LEN - length, adapter=1, cold=True)
+    harness.drain()
+
+
+@both
+@pytest.mark.parametrize("spare", [0, 1])
+def test_a_pair_that_fills_the_cache(spare: int, is_async: bool, tiny: Path) -> None:
+    """16 tokens for each stream are 4 blocks each; two such pairs run one after the other."""
+    harness = harness_of(tiny, num_blocks=1 + 8 + spare, is_async=is_async)
+    for first in (100, 200):
+        harness.add(prompt(9, first), 7, adapter=1, cold=True)
+    harness.add(prompt(3), 4)
+    harness.drain()
+
+
+@both
+def test_more_adapters_than_slots(is_async: bool, tiny: Path) -> None:
+    harness = harness_of(tiny, max_loras=1, max_num_seqs=8, is_async=is_async)
+    for number in range(9):
+        cold = number % 3 > 0
+        harness.add(prompt(5, 50 * number + 50), 4, adapter=1 + number % 4, cold=cold)
+    harness.drain()
+
+
+@both
+def test_a_pair_whose_grammar_is_compiled_holds_nothing(is_async: bool, tiny: Path) -> None:
+    harness = harness_of(tiny, is_async=is_async)
+    cold = harness.add(prompt(9), 3, adapter=1, cold=True, grammar=True)
+    other = harness.add(prompt(9, 200), 5, adapter=1, cold=True)
+    while other not in harness.ended:
+        harness.step()
+    assert cold not in harness.first_step
+    assert harness.free_blocks() == harness.free_at_start
+    harness.compiled(cold)
+    harness.drain()
+
+
+@both
+def test_a_grammar_that_does_not_compile_ends_the_pair(is_async: bool, tiny: Path) -> None:
+    harness = harness_of(tiny, is_async=is_async)
+    cold = harness.add(prompt(9), 3, adapter=1, cold=True, grammar=True)
+    harness.errors[cold] = ""
+    request = harness.sched.requests[cold]
+    request.structured_output_request.grammar = RuntimeError("no grammar")
+    harness.drain()
+    assert harness.ended[cold] == "error"
+
+
+@both
+@pytest.mark.parametrize("state", [PauseState.PAUSED_NEW, PauseState.PAUSED_ALL])
+def test_pause(state: PauseState, is_async: bool, tiny: Path) -> None:
+    """A paused engine admits nothing or runs nothing; then everything goes on."""
+    harness = harness_of(tiny, is_async=is_async)
+    running = harness.add(prompt(9), 20, adapter=1, cold=True)
+    harness.step()
+    harness.step()
+    harness.pause(state)
+    waiting = harness.add(prompt(9, 200), 3, adapter=1, cold=True)
+    counts = [harness.step() for _ in range(4)]
+    assert set(counts) == ({2} if state == PauseState.PAUSED_NEW else {0})
+    assert waiting not in harness.first_step
+    assert running not in harness.ended
+    harness.drain()
+
+
+@both
+@pytest.mark.parametrize("harm", ["another token", "no token"])
+def test_a_pair_out_of_step_ends_with_an_error(harm: str, is_async: bool, tiny: Path) -> None:
+    """The check that is always on: that request ends and says why, and the others do not notice."""
+    harness = harness_of(tiny, budget=64, is_async=is_async)
+    cold = harness.add(prompt(9), 20, adapter=1, cold=True)
+    harness.add(prompt(9, 200), 20, adapter=1, cold=True)
+    harness.add(prompt(9, 300), 20)
+    harness.step()
+    harness.schedule()
+    _, result = harness.in_flight[0]
+    tokens = result.sampled_token_ids[result.req_id_to_index[f"{cold}-amateur"]]
+    tokens[:] = [tokens[0] + 1] if harm == "another token" else []
+    harness.errors[cold] = ""
+    harness.deliver()
+    assert harness.ended[cold] == "error"
+    assert "expert and amateur fell out of step at token" in harness.errors[cold]
+    assert cold not in harness.sched.requests
+    harness.drain()
+
+
+@both
+def test_a_cold_request_is_counted_once(is_async: bool, tiny: Path) -> None:
+    """In vLLM's statistics: while it waits, runs, and waits again."""
+    harness = harness_of(tiny, num_blocks=9, max_num_seqs=4, is_async=is_async)
+    for first in (100, 200, 300):
+        harness.add(prompt(5, first), 9, adapter=1, cold=True)
+
+    def counts() -> tuple[int, int]:
+        stats = harness.sched.make_stats()
+        return stats.num_running_reqs, stats.num_waiting_reqs
+
+    assert counts() == (0, 3)
+    harness.step()
+    assert counts() == (2, 1)
+    harness.reset(running=True)
+    assert counts() == (0, 3)
+    harness.drain()
+    assert counts() == (0, 0)

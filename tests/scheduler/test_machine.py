@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Hypothesis drives the real scheduler: whatever happens to an engine, in any order.
+
+``Harness`` checks every invariant after each call; at the end everything must finish with the
+right tokens and leave nothing behind. ``--hypothesis-profile=fuzz`` looks further.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from vllm.v1.core.sched.interface import PauseState
+
+from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.workers import FIRST_TOKEN, NUM_TOKENS
+
+pytestmark = pytest.mark.unit
+
+# One prompt that many requests share a part of, and what follows it.
+PREFIX = [3 + (i * i) % 400 for i in range(MAX_MODEL_LEN)]
+
+
+@st.composite
+def setups(draw: st.DrawFn) -> Setup:
+    is_async = draw(st.booleans())
+    v2 = draw(st.booleans())
+    depth = draw(st.integers(1, 3 if v2 or not is_async else 2))
+    return Setup(
+        num_blocks=draw(st.integers(8, 64)),
+        block_size=draw(st.integers(1, 16)),
+        budget=draw(st.integers(1, 64)),
+        max_num_seqs=draw(st.integers(1, 8)),
+        # See storm.random_setup.
+        max_loras=draw(st.integers(1, 3)) if is_async or depth == 1 else 3,
+        caching=draw(st.booleans()),
+        is_async=is_async,
+        policy=draw(st.sampled_from(("fcfs", "priority"))),
+        long_prefill=draw(st.sampled_from((0, 0, 3, 8))),
+        v2=v2,
+        depth=depth,
+    )
+
+
+class Engine(RuleBasedStateMachine):
+    """An engine's life, as its scheduler sees it."""
+
+    model: ClassVar[Path]
+    harness: Harness
+
+    @initialize(setup=setups())
+    def start(self, setup: Setup) -> None:
+        self.harness = Harness(self.model, setup)
+        # With less, CoLD is refused when the engine starts.
+        self.takes_cold = setup.budget >= 2 and setup.max_num_seqs >= 2
+        self.squeezed = False
+
+    def add(self, data: Any, **rest: Any) -> None:
+        harness = self.harness
+        if len(harness.sched.requests) > 16:
+            return
+        most = harness.capacity
+        if most < 2:
+            return
+        length = data.draw(st.integers(1, most - 1), label="prompt tokens")
+        shared = data.draw(st.integers(0, length), label="of them shared")
+        own = data.draw(st.integers(0, 2), label="continuation")
+        harness.add(
+            PREFIX[:shared] + [450 + own] * (length - shared),
+            data.draw(st.integers(1, most - length), label="max_tokens"),
+            priority=data.draw(st.integers(0, 2), label="priority"),
+            stop=data.draw(
+                st.none() | st.integers(FIRST_TOKEN, FIRST_TOKEN + NUM_TOKENS - 1), label="stop"
+            ),
+            grammar=data.draw(st.sampled_from((False, False, False, True)), label="grammar"),
+            **rest,
+        )
+
+    @precondition(lambda self: self.takes_cold)
+    @rule(data=st.data(), adapter=st.integers(1, 3), amateur=st.integers(0, 3))
+    def add_cold(self, data: Any, adapter: int, amateur: int) -> None:
+        allowed = amateur != adapter and self.harness.setup.max_loras > 1
+        self.add(data, cold=True, adapter=adapter, amateur=amateur if allowed else 0)
+
+    @precondition(lambda self: self.takes_cold)
+    @rule(data=st.data(), adapter=st.integers(1, 3))
+    def add_another_cold(self, data: Any, adapter: int) -> None:
+        self.add(data, cold=True, adapter=adapter)
+
+    @rule(data=st.data(), adapter=st.integers(0, 3))
+    def add_plain(self, data: Any, adapter: int) -> None:
+        self.add(data, adapter=adapter)
+
+    @rule()
+    def step(self) -> None:
+        self.harness.step()
+        self.squeezed = False
+
+    @rule(count=st.integers(2, 12))
+    def steps(self, count: int) -> None:
+        for _ in range(count):
+            self.harness.step()
+        self.squeezed = False
+
+    @precondition(lambda self: len(self.harness.in_flight) < self.harness.depth)
+    @rule()
+    def schedule_ahead(self) -> None:
+        self.harness.schedule()
+
+    @precondition(lambda self: self.harness.in_flight)
+    @rule()
+    def deliver(self) -> None:
+        self.harness.deliver()
+
+    # Three in a row with nothing else running would be a cache that is too small.
+    @precondition(lambda self: not self.squeezed)
+    @rule(blocks=st.integers(1, 64))
+    def preempt(self, blocks: int) -> None:
+        """Others take blocks, so that running requests are preempted."""
+        self.harness.step(squeeze=blocks)
+        self.squeezed = True
+
+    # See storm.storm.
+    @precondition(lambda self: self.harness.setup.max_loras >= 3)
+    @rule()
+    def throttle(self) -> None:
+        self.harness.step(throttle=True)
+
+    @precondition(lambda self: self.harness.alive())
+    @rule(data=st.data())
+    def abort(self, data: Any) -> None:
+        alive = self.harness.alive()
+        self.harness.abort(data.draw(st.lists(st.sampled_from(alive), min_size=1, unique=True)))
+
+    @rule()
+    def abort_all(self) -> None:
+        self.harness.abort_all()
+
+    @rule(running=st.booleans())
+    def reset(self, running: bool) -> None:
+        self.harness.reset(running)
+
+    @rule(state=st.sampled_from([s for s in PauseState if s != PauseState.UNPAUSED]))
+    def pause(self, state: PauseState) -> None:
+        self.harness.pause(state)
+
+    @precondition(lambda self: self.harness.paused != PauseState.UNPAUSED)
+    @rule()
+    def resume(self) -> None:
+        self.harness.pause(PauseState.UNPAUSED)
+
+    @precondition(lambda self: self.harness.compiling())
+    @rule(data=st.data())
+    def compiled(self, data: Any) -> None:
+        self.harness.compiled(data.draw(st.sampled_from(self.harness.compiling())))
+
+    def teardown(self) -> None:
+        if hasattr(self, "harness"):
+            self.harness.drain()
+
+
+def test_machine(tiny: Path) -> None:
+    Engine.model = tiny / "model"
+    run_state_machine_as_test(Engine)

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Seeded storms: 20,000 steps over random engines, with every invariant checked in each."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.scheduler.harness import Harness, Setup
+from tests.scheduler.storm import storm
+
+pytestmark = pytest.mark.unit
+
+STORMS, STEPS = 100, 200
+
+
+@pytest.mark.parametrize("first", range(0, STORMS, 20))
+def test_storm(first: int, tiny: Path) -> None:
+    steps = preemptions = pair_preemptions = 0
+    for seed in range(first, first + 20):
+        try:
+            harness = storm(tiny / "model", seed, STEPS)
+        except AssertionError as error:
+            raise AssertionError(f"storm(model, seed={seed}, steps={STEPS})") from error
+        steps += harness.steps
+        preemptions += harness.preemptions
+        pair_preemptions += harness.pair_preemptions
+    assert steps >= 20 * STEPS
+    assert preemptions > 20
+    assert pair_preemptions > 10
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("policy", ["fcfs", "priority"])
+def test_little_room(policy: str, is_async: bool, tiny: Path) -> None:
+    """Five pairs are admitted, and there is room for one to end: they preempt each other."""
+    setup = Setup(num_blocks=21, budget=24, max_num_seqs=10, policy=policy, is_async=is_async)
+    harness = Harness(tiny / "model", setup)
+    for number in range(20):
+        prompt = [number, *range(100, 104)]
+        harness.add(prompt, 20, adapter=1 + number % 2, cold=True, priority=number % 3)
+    harness.drain()
+    assert harness.pair_preemptions > 20
