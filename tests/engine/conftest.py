@@ -15,6 +15,23 @@ Make = Callable[..., Any]
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine core runs in the test's process, so that its scheduler can be looked at."""
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    allow_async_scheduling(monkeypatch)
+
+
+def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
+    """vLLM switches asynchronous scheduling off on the CPU, where it is not needed; its runner and
+    engine core can do it there all the same, with two steps under way.
+    """
+    from vllm.platforms.cpu import CpuPlatform
+
+    original = CpuPlatform.check_and_update_config
+
+    def keep(cls: type, vllm_config: Any) -> None:
+        wanted = vllm_config.scheduler_config.async_scheduling
+        original(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = wanted
+
+    patch.setattr(CpuPlatform, "check_and_update_config", classmethod(keep))
 
 
 @pytest.fixture
@@ -35,8 +52,14 @@ def make_llm(tiny: Path) -> Iterator[Make]:
             "max_num_seqs": 32,
             "enforce_eager": True,
             "disable_log_stats": True,
+            "async_scheduling": False,
         }
-        made.append(LLM(**{**options, **kwargs}))
+        options |= kwargs
+        made.append(LLM(**options))
+        client = made[-1].llm_engine.engine_core
+        if hasattr(client, "engine_core"):  # not in a process of its own
+            queue = client.engine_core.batch_queue
+            assert (queue is not None) == options["async_scheduling"]
         return made[-1]
 
     yield make

@@ -300,6 +300,8 @@ def _check_schedule_caps_waiting() -> None:
         "if num_new_tokens == 0:",
         "break",
         "self.kv_cache_manager.allocate_slots(request, ",
+        "if new_blocks is None:",
+        "break",
         "request_queue.pop_request()",
         "self.running.append(request)",
     )

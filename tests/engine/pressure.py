@@ -1,0 +1,369 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Many requests on an engine that is too small for them, and each of them alone on one that is not.
+
+A ``Job`` is one request. ``Engines.alone`` gives its result on an idle engine with plenty of KV
+cache; ``drive`` sends many jobs at random moments, aborts some, and gives the survivors' results.
+"""
+
+import gc
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.conftest import allow_async_scheduling, free_blocks, lora, scheduler
+
+BLOCK = 32  # vLLM's CPU attention takes multiples of 32 only
+MAX_STEPS = 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request: CoLD if ``cold`` is not None, else plain."""
+
+    prompt: tuple[int, ...]
+    adapter: str | None = "one"
+    cold: dict[str, Any] | None = None
+    amateur: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    make_options: Callable[[], dict[str, Any]] = dict  # for what needs vLLM's own classes
+
+    def params(self, tiny: Path) -> Any:
+        from vllm import SamplingParams
+
+        from vllm_cold import ColdParams
+
+        options = {"temperature": 0.0, "max_tokens": 16, **self.options, **self.make_options()}
+        if self.cold is None:
+            return SamplingParams(**options)
+        amateur = lora(tiny, self.amateur) if self.amateur else None
+        return ColdParams(amateur=amateur, **self.cold, **options)
+
+    @property
+    def is_greedy(self) -> bool:
+        return not self.options.get("temperature", 0.0)
+
+
+@dataclass
+class Completion:
+    """What the client has of one completion, put together from all that it was sent."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: list[dict[int, float]] = field(default_factory=list)
+    messages: int = 0
+
+
+@dataclass
+class Result:
+    """A request's completions (n of them) and its prompt's logprobs."""
+
+    completions: dict[int, Completion] = field(default_factory=dict)
+    prompt_logprobs: list[dict[int, float] | None] | None = None
+
+    @property
+    def tokens(self) -> list[list[int]]:
+        return [c.tokens for _, c in sorted(self.completions.items())]
+
+    @property
+    def text(self) -> str:
+        return self.completions[0].text
+
+    def add(self, output: Any, is_delta: bool) -> None:
+        """Take in one of the request's outputs."""
+        if output.prompt_logprobs:
+            self.prompt_logprobs = [p and plain_logprobs(p) for p in output.prompt_logprobs]
+        for part in output.outputs:
+            completion = self.completions.setdefault(part.index, Completion())
+            if not is_delta:
+                completion.tokens, completion.text, completion.logprobs = [], "", []
+            completion.tokens += part.token_ids
+            completion.text += part.text
+            completion.logprobs += [plain_logprobs(p) for p in part.logprobs or ()]
+            completion.finish_reason = part.finish_reason
+            completion.stop_reason = part.stop_reason
+            completion.messages += 1
+
+
+def plain_logprobs(position: Any) -> dict[int, float]:
+    return {token: entry.logprob for token, entry in position.items()}
+
+
+def first_difference(mine: Sequence[int], other: Sequence[int]) -> int | None:
+    """Where two token lists part; None if one of them begins with the other."""
+    pairs = enumerate(zip(mine, other, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), None)
+
+
+def assert_close(
+    got: Sequence[dict[int, float] | None], alone: Sequence[dict[int, float] | None], where: object
+) -> None:
+    assert len(got) == len(alone), where
+    for mine, other in zip(got, alone, strict=True):
+        if mine is None or other is None:
+            assert mine is other, where
+            continue
+        assert mine.keys() == other.keys(), where
+        for token, value in mine.items():
+            assert math.isclose(value, other[token], abs_tol=1e-3), (where, value, other[token])
+
+
+def add(llm: Any, tiny: Path, job: Job, name: str, priority: int = 0) -> str:
+    """Add a request; vLLM's own id of it."""
+    added = llm.llm_engine.add_request(
+        name,
+        {"prompt_token_ids": list(job.prompt)},
+        job.params(tiny),
+        lora_request=lora(tiny, job.adapter) if job.adapter else None,
+        priority=priority,
+    )
+    return str(added)
+
+
+class Receiver:
+    """Collects the outputs of running jobs by their names."""
+
+    def __init__(self) -> None:
+        self.results: dict[str, Result] = {}
+        self.finished: set[str] = set()
+        self._is_delta: dict[str, bool] = {}
+
+    def expect(self, name: str, job: Job) -> None:
+        self.results[name] = Result()
+        kind = {**job.options, **job.make_options()}.get("output_kind")
+        self._is_delta[name] = kind is not None and kind.name == "DELTA"
+
+    def take(self, outputs: list[Any]) -> None:
+        for output in outputs:
+            assert output.request_id not in self.finished, "an output after the last one"
+            self.results[output.request_id].add(output, self._is_delta[output.request_id])
+            if output.finished:
+                self.finished.add(output.request_id)
+
+
+def model_of(llm: Any) -> Any:
+    """The model object of an in-process engine."""
+    executor = llm.llm_engine.engine_core.engine_core.model_executor
+    return executor.driver_worker.worker.model_runner.model
+
+
+def assert_idle(llm: Any) -> None:
+    """The scheduler has forgotten everything that ran."""
+    sched = scheduler(llm)
+    assert not sched.requests
+    assert not sched._pairs
+    assert not sched.running
+    assert not sched.waiting
+    assert not any(sched._waiting_queues())
+    assert not sched.deferred_waiting
+    assert not sched._errors
+    assert sched.get_request_counts() == (0, 0)
+
+
+@contextmanager
+def preempted_pairs(llm: Any) -> Iterator[list[str]]:
+    """The pairs that were preempted in the meantime, one entry each time."""
+    sched, ids = scheduler(llm), []
+    original = sched._preempt_request
+
+    def record(request: Any, *args: Any, **kwargs: Any) -> None:
+        if request.request_id.endswith("-amateur"):
+            ids.append(request.request_id)
+        original(request, *args, **kwargs)
+
+    sched._preempt_request = record
+    try:
+        yield ids
+    finally:
+        del sched._preempt_request
+
+
+def drive(
+    llm: Any,
+    tiny: Path,
+    jobs: Sequence[Job],
+    seed: int,
+    abort: float = 0.0,
+    disturb: Callable[[int], None] = lambda step: None,
+) -> dict[int, Result]:
+    """Send the jobs in random order at random moments; results of those that were not aborted.
+
+    Args:
+        llm: The engine.
+        tiny: The folder of the tiny model.
+        jobs: The requests.
+        seed: Of order, moments and priorities.
+        abort: Which part of the requests is aborted, each a random number of steps after it came.
+        disturb: Called after every step with its number.
+    """
+    rng, engine = random.Random(seed), llm.llm_engine
+    before = free_blocks(llm)
+    pending = rng.sample(range(len(jobs)), len(jobs))
+    victims = set(rng.sample(pending, round(abort * len(jobs))))
+    due: dict[str, tuple[str, int]] = {}  # name -> (vLLM's id, the step of its abort)
+    receiver, step = Receiver(), 0
+    while pending or engine.has_unfinished_requests():
+        for _ in range(rng.choice((0, 0, 1, 2, 5)) if pending else 0):
+            if pending:
+                index = pending.pop()
+                receiver.expect(str(index), jobs[index])
+                added = add(llm, tiny, jobs[index], str(index), rng.randrange(3))
+                if index in victims:
+                    due[str(index)] = added, step + rng.choice((0, 0, 1, 2, 3, 5, 9, 20, 50))
+        receiver.take(engine.step())
+        for name in [n for n, (_, when) in due.items() if when <= step]:
+            engine.abort_request([due.pop(name)[0]], internal=True)
+        disturb(step)
+        step += 1
+        assert step < MAX_STEPS, "the engine stands still"
+    assert_idle(llm)
+    assert free_blocks(llm) == before
+    survivors = set(range(len(jobs))) - victims
+    assert survivors <= {int(name) for name in receiver.finished}
+    return {i: receiver.results[str(i)] for i in survivors}
+
+
+class Engines:
+    """Engines in this process, shared by a module: one without pressure, and one other."""
+
+    def __init__(self, tiny: Path) -> None:
+        self.tiny = tiny
+        self._roomy: Any = None
+        self._current: tuple[dict[str, Any], Any] | None = None
+        self._alone: dict[Job, Result] = {}
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What all engines have in common."""
+        return {
+            "model": str(self.tiny / "model"),
+            "dtype": "float32",
+            "enable_lora": True,
+            "max_lora_rank": 8,
+            "max_model_len": 256,
+            "max_num_seqs": 32,
+            "block_size": BLOCK,
+            "max_loras": 2,
+            "enforce_eager": True,
+            "disable_log_stats": True,
+            "async_scheduling": False,
+        }
+
+    def _start(self, **kwargs: Any) -> Any:
+        from vllm import LLM
+
+        options = {**self.options, **kwargs}
+        llm = LLM(**options)
+        core = llm.llm_engine.engine_core.engine_core
+        assert (core.batch_queue is not None) == options["async_scheduling"]
+        return llm
+
+    def get(self, **kwargs: Any) -> Any:
+        """The engine with these options; the one before is ended if it had others."""
+        if self._current is not None and scheduler(self._current[1]).requests:
+            self._end_current()  # a test failed in the middle
+        if self._current is None or self._current[0] != kwargs:
+            self._end_current()
+            self._current = kwargs, self._start(**kwargs)
+        return self._current[1]
+
+    @property
+    def roomy(self) -> Any:
+        if self._roomy is None:
+            self._roomy = self._start(enable_prefix_caching=False, max_loras=3)
+        return self._roomy
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.roomy.get_tokenizer()
+
+    def alone(self, job: Job) -> Result:
+        """The job's result on an idle engine without prefix cache and with room for it."""
+        if job not in self._alone:
+            receiver, engine = Receiver(), self.roomy.llm_engine
+            receiver.expect("alone", job)
+            add(self.roomy, self.tiny, job, "alone")
+            while engine.has_unfinished_requests():
+                receiver.take(engine.step())
+            self._alone[job] = receiver.results["alone"]
+        return self._alone[job]
+
+    def check(self, jobs: Sequence[Job], results: dict[int, Result], where: object = "") -> None:
+        """Every result equals the job's alone: tokens, text, reasons exactly, logprobs but for
+        rounding. Where two tokens are as good but for rounding, the comparison ends.
+        """
+        ties = sum(not self._is_same(jobs[i], r, (where, i, jobs[i])) for i, r in results.items())
+        assert ties <= max(1, len(results) // 20), "too few of the results can be compared"
+
+    def _is_same(self, job: Job, got: Result, where: object) -> bool:
+        alone, whole = self.alone(job), True
+        assert got.completions.keys() == alone.completions.keys(), where
+        for index, mine in got.completions.items():
+            other = alone.completions[index]
+            at = first_difference(mine.tokens, other.tokens)
+            if at is not None and self._is_tie(job, index, mine.tokens[: at + 1]):
+                whole = False
+                continue
+            assert mine.tokens == other.tokens, where
+            assert mine.text == other.text, where
+            assert mine.finish_reason == other.finish_reason, where
+            assert mine.stop_reason == other.stop_reason, where
+            assert_close(mine.logprobs, other.logprobs, where)
+        assert (got.prompt_logprobs is None) == (alone.prompt_logprobs is None), where
+        if got.prompt_logprobs is not None:
+            assert_close(got.prompt_logprobs, alone.prompt_logprobs or (), where)
+        return whole
+
+    def _is_tie(self, job: Job, index: int, tokens: list[int]) -> bool:
+        """Whether the job alone may as well begin with ``tokens``: it does so in some of 64 runs
+        whose logits are changed by a ten-thousandth.
+        """
+        model = model_of(self.roomy)
+        original = model.compute_logits
+        model.compute_logits = lambda *args: (x := original(*args)) + 1e-4 * torch.randn_like(x)
+        receiver, engine = Receiver(), self.roomy.llm_engine
+        try:
+            for copy in range(64):
+                receiver.expect(str(copy), job)
+                add(self.roomy, self.tiny, job, str(copy))
+            while engine.has_unfinished_requests():
+                receiver.take(engine.step())
+        finally:
+            del model.compute_logits
+        runs = [r.completions[index].tokens for r in receiver.results.values()]
+        return any(run[: len(tokens)] == tokens for run in runs)
+
+    def _end_current(self) -> None:
+        if self._current is not None:
+            self._current[1].llm_engine.engine_core.shutdown()
+            self._current = None
+            gc.collect()
+
+    def close(self) -> None:
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        self._end_current()
+        if self._roomy is not None:
+            self._roomy.llm_engine.engine_core.shutdown()
+            self._roomy = None
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+@pytest.fixture(scope="module")
+def engines(tiny: Path) -> Iterator[Engines]:
+    """In the test's process, so that the schedulers can be looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        allow_async_scheduling(patch)
+        made = Engines(tiny)
+        yield made
+        made.close()

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What vLLM's parameters mean does not change when pairs are preempted: feature by feature, each
+request compared with the same request alone.
+"""
+
+import random
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.conftest import free_blocks, scheduler
+from tests.engine.pressure import (
+    BLOCK,
+    Engines,
+    Job,
+    add,
+    assert_idle,
+    drive,
+    engines,
+    preempted_pairs,
+)
+from tests.tiny import EOS_ID
+
+__all__ = ["engines"]
+
+pytestmark = pytest.mark.engine
+
+COLD = {"alpha": 0.05, "beta": 0.5}
+LONGEST = 44
+
+
+def make_bare() -> list[Job]:
+    """Nine CoLD requests whose streams outgrow their first blocks soon after they started; a third
+    is sampled.
+    """
+    rng = random.Random(5)
+    jobs = []
+    for i in range(9):
+        prompt = tuple(rng.randrange(4, 512) for _ in range(rng.choice((24, 29, 31))))
+        options: dict[str, Any] = {"max_tokens": LONGEST}
+        if i % 3 == 1:
+            options |= {"temperature": 1.2, "seed": i}
+        jobs.append(
+            Job(prompt, ("one", "two")[i % 2], COLD, "zero" if i % 4 == 2 else None, options)
+        )
+    return jobs
+
+
+BARE = make_bare()
+
+PRESSURE: dict[str, dict[str, Any]] = {
+    "async": {"async_scheduling": True, "num_gpu_blocks_override": 12},
+    "sync": {
+        "async_scheduling": False,
+        "num_gpu_blocks_override": 12,
+        "max_num_batched_tokens": 40,
+        "scheduling_policy": "priority",
+    },
+}
+
+
+def everywhere(**options: Any) -> Callable[[Engines], list[Job]]:
+    return lambda _: [replace(job, options={**job.options, **options}) for job in BARE]
+
+
+def structured(**constraint: Any) -> Callable[[Engines], list[Job]]:
+    def options() -> dict[str, Any]:
+        from vllm.sampling_params import StructuredOutputsParams
+
+        return {"structured_outputs": StructuredOutputsParams(**constraint)}
+
+    return lambda _: [replace(job, make_options=options) for job in BARE]
+
+
+def output_kind(name: str) -> Callable[[Engines], list[Job]]:
+    def options() -> dict[str, Any]:
+        from vllm.sampling_params import RequestOutputKind
+
+        return {"output_kind": RequestOutputKind[name]}
+
+    # A stop string holds text back that may be its beginning.
+    return lambda engines: [
+        replace(job, make_options=options, options={**job.options, **stop})
+        for job, stop in zip(BARE, stop_strings(engines), strict=True)
+    ]
+
+
+def stop_strings(engines: Engines) -> list[dict[str, Any]]:
+    """For each bare job a text that comes late in its result, some inside of a token."""
+    texts = [engines.alone(job).text for job in BARE]
+    return [{"stop": [text[len(text) * 3 // 4 :][:6]]} for text in texts]
+
+
+def from_result(make: Callable[[list[int], Any], dict[str, Any]]) -> Callable[[Engines], list[Job]]:
+    """Options that depend on the tokens of the bare job and the tokenizer."""
+
+    def jobs(engines: Engines) -> list[Job]:
+        tokenizer = engines.tokenizer
+        return [
+            replace(job, options={**job.options, **make(engines.alone(job).tokens[0], tokenizer)})
+            for job in BARE
+        ]
+
+    return jobs
+
+
+def late(tokens: list[int]) -> int:
+    return tokens[len(tokens) * 3 // 4]
+
+
+FEATURES: dict[str, Callable[[Engines], list[Job]]] = {
+    "json": structured(
+        json={
+            "type": "object",
+            "properties": {"name": {"type": "string", "minLength": 20}, "n": {"type": "integer"}},
+            "required": ["name", "n"],
+        }
+    ),
+    "regex": structured(regex="([a-f]{3}-){9}[0-9]{2}"),
+    "choice": structured(choice=[c * 40 for c in "abcdefgh"]),
+    "logit_bias": everywhere(logit_bias={77: 6.0, 78: 6.0, 400: -50.0}),
+    "presence": everywhere(presence_penalty=1.9),
+    "frequency": everywhere(frequency_penalty=1.5),
+    "repetition": everywhere(repetition_penalty=1.6),
+    "allowed": everywhere(allowed_token_ids=list(range(40, 80))),
+    "eos": everywhere(logit_bias={EOS_ID: 10.5}, min_tokens=12),
+    "ignore_eos": everywhere(logit_bias={EOS_ID: 10.5}, ignore_eos=True),
+    "min_tokens": everywhere(logit_bias={EOS_ID: 10.5}, min_tokens=36),
+    "bad_words": from_result(
+        lambda t, tok: {"bad_words": [tok.decode([x]).strip() for x in t[3:9]]}
+    ),
+    "stop_token_ids": from_result(lambda t, _: {"stop_token_ids": [late(t)]}),
+    "stop": lambda e: [
+        replace(job, options={**job.options, **stop})
+        for job, stop in zip(BARE, stop_strings(e), strict=True)
+    ],
+    "logprobs": everywhere(logprobs=3),
+    "prompt_logprobs": everywhere(prompt_logprobs=2, logprobs=0),
+    "n": everywhere(n=2, temperature=1.1, seed=17),
+    "top_p, top_k, min_p": everywhere(temperature=1.4, seed=3, top_p=0.8, top_k=9, min_p=0.02),
+    "DELTA": output_kind("DELTA"),
+    "CUMULATIVE": output_kind("CUMULATIVE"),
+    "FINAL_ONLY": output_kind("FINAL_ONLY"),
+}
+UNCHANGED = ("logprobs", "prompt_logprobs")  # these add to a result
+
+
+# With asynchronous scheduling all of them, without it those that keep state of their own.
+SYNC = ("json", "logit_bias", "repetition", "min_tokens", "stop", "prompt_logprobs", "n")
+CASES = [("async", name) for name in FEATURES] + [("sync", name) for name in SYNC]
+
+
+@pytest.mark.parametrize(("engine", "feature"), CASES)
+def test_feature(engine: str, feature: str, engines: Engines, tiny: Path) -> None:
+    jobs = FEATURES[feature](engines)
+    llm = engines.get(**PRESSURE[engine])
+    with preempted_pairs(llm) as preempted:
+        results = drive(llm, tiny, jobs, seed=3)
+    assert len(preempted) >= 2
+    engines.check(jobs, results)
+    # The feature does something at all.
+    pairs = zip(jobs, BARE, strict=True)
+    changed = sum(engines.alone(job).tokens != engines.alone(bare).tokens for job, bare in pairs)
+    assert changed == 0 if feature in UNCHANGED else changed >= 4, changed
+
+
+def test_streaming_shapes(engines: Engines) -> None:
+    """One message a token or only one, and the same text in the end."""
+    deltas, whole, final = (
+        [engines.alone(job) for job in FEATURES[kind](engines)]
+        for kind in ("DELTA", "CUMULATIVE", "FINAL_ONLY")
+    )
+    for delta, cumulative, last in zip(deltas, whole, final, strict=True):
+        assert delta.tokens == cumulative.tokens == last.tokens
+        assert delta.text == cumulative.text == last.text
+        assert cumulative.completions[0].messages > 10
+        assert delta.completions[0].messages > 10
+        assert last.completions[0].messages == 1
+
+
+def test_requests_wait_for_their_grammar(engines: Engines, tiny: Path) -> None:
+    """Its compilation takes long: until then the others run, and the pair holds nothing."""
+    slow = FEATURES["regex"](engines)
+    jobs = [*slow, *BARE]
+    llm = engines.get(**PRESSURE["async"])
+    sched, released = scheduler(llm), threading.Event()
+    manager = sched.structured_output_manager
+    compile_grammar = manager._create_grammar
+    progress: list[tuple[int, int]] = []
+
+    def wait_and_compile(request: Any) -> Any:
+        assert released.wait(60)
+        return compile_grammar(request)
+
+    def look(step: int) -> None:
+        if released.is_set():
+            return
+        experts = [p.expert for i, p in sched._pairs.items() if i == p.expert.request_id]
+        waiting = [r for r in experts if r.structured_output_request]
+        for request in waiting:
+            assert request.status.name == "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR"
+            for stream in (request, sched._pairs[request.request_id].amateur):
+                assert not any(sched.kv_cache_manager.get_block_ids(stream.request_id))
+        progress.append((len(waiting), sum(r.num_output_tokens for r in experts)))
+        if step == 40:
+            released.set()
+
+    manager._create_grammar = wait_and_compile
+    try:
+        with preempted_pairs(llm) as preempted:
+            results = drive(llm, tiny, jobs, seed=4, disturb=look)
+    finally:
+        released.set()
+        del manager._create_grammar
+    assert progress[-1][0] >= 5
+    assert max(tokens for _, tokens in progress) > 20
+    assert preempted
+    engines.check(jobs, results)
+
+
+def test_a_grammar_that_cannot_be_compiled(engines: Engines, tiny: Path) -> None:
+    """The request ends with an error, alone."""
+    jobs = [*FEATURES["choice"](engines)[:3], *BARE]
+    llm = engines.get(**PRESSURE["async"])
+    manager = scheduler(llm).structured_output_manager
+
+    def fail(request: Any) -> Any:
+        raise RuntimeError("no such grammar")
+
+    manager._create_grammar = fail
+    try:
+        results = drive(llm, tiny, jobs, seed=5)
+    finally:
+        del manager._create_grammar
+    for i in range(3):
+        failed = results.pop(i)
+        assert failed.completions[0].finish_reason == "error"
+        assert not failed.tokens[0]
+    engines.check(jobs, results)
+
+
+SHORT = {"max_model_len": 96, "num_gpu_blocks_override": 12, "async_scheduling": True}
+
+
+def test_shortest_and_longest_prompts(engines: Engines, tiny: Path) -> None:
+    """One token, and as many as leave room for one more token in the model's length."""
+    rng = random.Random(9)
+    jobs, limits = [], []
+    for i in range(18):
+        length, limit = ((1, 40), (95, 1), (94, 2), (1, 1))[i % 4]
+        prompt = tuple(rng.randrange(4, 512) for _ in range(length))
+        jobs.append(Job(prompt, ("one", "two")[i % 2], COLD, options={"max_tokens": 40}))
+        limits.append(replace(jobs[-1], options={"max_tokens": limit}))
+    # (1, 1): the same as (1, 40) but for max_tokens.
+    jobs = [limit if len(job.prompt) == 1 else job for job, limit in zip(jobs, limits, strict=True)]
+    llm = engines.get(**SHORT)
+    results = drive(llm, tiny, jobs, seed=6)
+    engines.check(limits, results)
+
+
+@pytest.mark.parametrize(("headroom", "asynchronous"), [(0, True), (1, False)])
+def test_requests_that_fill_the_cache(
+    headroom: int, asynchronous: bool, engines: Engines, tiny: Path
+) -> None:
+    """Streams that need all blocks, or all but one, at their end; one token more is refused."""
+    rng = random.Random(10)
+    llm = engines.get(async_scheduling=asynchronous, num_gpu_blocks_override=9 + headroom)
+    jobs = []
+    for i in range(6):
+        length = (128 - 39, 128 - 7, 97)[i % 3]
+        prompt = tuple(rng.randrange(4, 512) for _ in range(length))
+        limit = 128 - length + 1  # nothing is computed for the last token
+        jobs.append(Job(prompt, ("one", "two")[i % 2], COLD, options={"max_tokens": limit}))
+    used: list[int] = []
+    results = drive(llm, tiny, jobs, seed=7, disturb=lambda _: used.append(free_blocks(llm)))
+    assert min(used) == headroom
+    engines.check(jobs, results)
+    more = replace(jobs[0], options={"max_tokens": jobs[0].options["max_tokens"] + 1})
+    with pytest.raises(ValueError, match="need 10 KV cache blocks"):
+        add(llm, tiny, more, "more")
+    assert_idle(llm)
+
+
+@pytest.mark.parametrize("cached", [None, "one"])
+@pytest.mark.parametrize("length", [3 * BLOCK, 3 * BLOCK + 1])
+@pytest.mark.parametrize("budget", [512, 24])
+def test_one_stream_finds_its_prompt_cached(
+    cached: str | None, length: int, budget: int, engines: Engines, tiny: Path
+) -> None:
+    """The amateur's, by a request to the base model, or the expert's, by one to the adapter."""
+    llm = engines.get(
+        async_scheduling=True,
+        num_gpu_blocks_override=16,
+        max_num_batched_tokens=budget,
+        max_num_seqs=8,
+    )
+    sched = scheduler(llm)
+    assert sched.reset_prefix_cache()
+    rng = random.Random(length)
+    prompt = tuple(rng.randrange(4, 512) for _ in range(length))
+    first = Job(prompt, cached, options={"max_tokens": 2})
+    engines.check([first], drive(llm, tiny, [first], seed=0))
+    jobs = [Job(prompt, "one", COLD, options={"max_tokens": 33}), *BARE[:4]]
+    hits: dict[bool, int] = {}
+    schedule = sched.schedule
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        output = schedule(*args, **kwargs)
+        for new in output.scheduled_new_reqs:
+            if len(new.prompt_token_ids) == length:
+                hits[new.req_id.endswith("-amateur")] = new.num_computed_tokens
+        return output
+
+    sched.schedule = look
+    try:
+        results = drive(llm, tiny, jobs, seed=8)
+    finally:
+        del sched.schedule
+    engines.check(jobs, results)
+    found = (length - 1) // BLOCK * BLOCK
+    if cached and length - found == 1 and budget < length:
+        found = 0  # the amateur needs several steps, for which the expert has no tokens left
+    assert hits == {False: 0, True: 0} | {cached is None: found}
