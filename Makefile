@@ -1,13 +1,15 @@
 # Everything runs in .venv, a virtual environment that `make venv` makes from requirements.lock.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test unit lint format clean
+.PHONY: help venv demo test unit upstream versions lint format clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --no-compile
 FIRST_IMPORT := import peft, vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker
 SHIM := packaging/vllm-shim
+# The ends of the supported range; requirements.lock has the release in use.
+OTHER_VLLM := 0.23.0 0.33.0
 
 # No model is fetched from a hub and no usage is reported, by tests and demo alike.
 export HF_HUB_OFFLINE := 1
@@ -49,6 +51,12 @@ test: lint ## all checks and the whole test suite
 
 unit: venv ## the fast tests: no engine, no server
 	$(PY) -m pytest -m 'not engine and not server and not slow'
+
+upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
+	$(PY) -m tests.upstream
+
+versions: venv ## the tests without a model, and those of vLLM, on other releases of vLLM
+	$(PY) -m tests.upstream.versions $(OTHER_VLLM)
 
 lint: venv ## ruff and mypy
 	$(PY) -m ruff check .

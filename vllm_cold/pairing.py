@@ -166,8 +166,8 @@ class Step(Generic[R]):
     def clip_amateur(self, pair: Pair[R], num_new_tokens: int, num_cached: int) -> int:
         """Tokens for the amateur, right after its expert had its turn."""
         verdict = self.verdicts.get(pair.expert.request_id)
-        if verdict is None:
-            # The expert was passed over (at its last token, or preempted): so is the amateur.
+        if verdict is None or pair.expert.request_id in self.lost:
+            # The expert was passed over (at its last token) or preempted: so is the amateur.
             return 0
         left = tokens_left(pair.amateur, num_cached)
         if verdict is Verdict.HOLD:

@@ -182,7 +182,7 @@ MUTATIONS = [
     ),
     _sched(
         "an expert gives up its cache hit if it cannot be admitted with it",
-        "_mamba_block_aligned_split",
+        "_cap",
         "self._unblock(pair, num_cached, room)",
         "pass",
     ),
@@ -225,7 +225,7 @@ MUTATIONS = [
     ),
     _sched(
         "plain requests leave the adapter slots alone that pairs need again",
-        "_mamba_block_aligned_split",
+        "_cap",
         "not self._loras_fit(request)",
         "False",
     ),
@@ -239,7 +239,7 @@ MUTATIONS = [
     _step(
         "an amateur gets nothing if its expert was passed over",
         "clip_amateur",
-        "if verdict is None:",
+        "if verdict is None or pair.expert.request_id in self.lost:",
         "if False:",
     ),
     _step(

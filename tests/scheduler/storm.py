@@ -93,6 +93,7 @@ def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Har
         while harness.in_flight and (len(harness.in_flight) >= harness.depth or rng.random() < 0.3):
             harness.deliver()
         squeeze = rng.randint(1, harness.setup.num_blocks) if rng.random() < 0.03 else 0
+        squeeze *= harness.may_squeeze()
         # The same for requests whose prompt is held back.
         throttle = harness.setup.max_loras >= 3 and rng.random() < 0.05
         harness.schedule(throttle=throttle, squeeze=squeeze)

@@ -60,7 +60,6 @@ class Engine(RuleBasedStateMachine):
         self.harness = Harness(self.model, setup)
         # With less, CoLD is refused when the engine starts.
         self.takes_cold = setup.budget >= 2 and setup.max_num_seqs >= 2
-        self.squeezed = False
 
     def add(self, data: Any, **rest: Any) -> None:
         harness = self.harness
@@ -101,13 +100,11 @@ class Engine(RuleBasedStateMachine):
     @rule()
     def step(self) -> None:
         self.harness.step()
-        self.squeezed = False
 
     @rule(count=st.integers(2, 12))
     def steps(self, count: int) -> None:
         for _ in range(count):
             self.harness.step()
-        self.squeezed = False
 
     @precondition(lambda self: len(self.harness.in_flight) < self.harness.depth)
     @rule()
@@ -119,13 +116,11 @@ class Engine(RuleBasedStateMachine):
     def deliver(self) -> None:
         self.harness.deliver()
 
-    # Three in a row with nothing else running would be a cache that is too small.
-    @precondition(lambda self: not self.squeezed)
+    @precondition(lambda self: self.harness.may_squeeze())
     @rule(blocks=st.integers(1, 64))
     def preempt(self, blocks: int) -> None:
         """Others take blocks, so that running requests are preempted."""
         self.harness.step(squeeze=blocks)
-        self.squeezed = True
 
     # See storm.storm.
     @precondition(lambda self: self.harness.setup.max_loras >= 3)

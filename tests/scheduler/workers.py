@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_cold.bindings.plugin import vllm_version
 from vllm_cold.stream import from_extra_args
 
 _MASK = (1 << 61) - 1
@@ -122,6 +123,10 @@ class Workers:
         computed = {}
         for request in new:
             request_id = request.req_id
+            if self.v2 and vllm_version().startswith("0.23."):
+                # There a reset with running requests reports no preemption; that runner drops
+                # the row when the request comes as new.
+                self.rows.pop(request_id, None)
             assert request_id not in self.rows, f"{request_id} was sent as new twice"
             prompt = list(request.prompt_token_ids)
             stream = from_extra_args(request.sampling_params.extra_args)

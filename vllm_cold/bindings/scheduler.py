@@ -9,8 +9,9 @@ Why: a CoLD request is two requests that must be scheduled in step. The rules ar
   request that is about to get tokens, in both loops of ``schedule()``, after the token budget and
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
-  tokens can be capped *before* blocks are allocated and hashed. Mamba models are refused, so the
-  hook is free. In 0.23 to 0.33. Can go: when vLLM offers a per-request cap.
+  tokens can be capped *before* blocks are allocated and hashed. It is replaced during a pass with
+  pairs only; Mamba models are refused, so the hook is free. In 0.23 to 0.33. Can go: when vLLM
+  offers a per-request cap.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
   ``get_request_counts``: overridden, each calls super.
@@ -52,10 +53,15 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     """What makes a vLLM scheduler schedule CoLD pairs; AsyncScheduler fits in behind it (MRO)."""
 
     running: list[Request]
+    need_mamba_block_aligned_split: bool
+
+    # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
+    _pairs: dict[str, RequestPair] = {}
+    _steps_in_flight = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pairs: dict[str, RequestPair] = {}  # by the id of either stream
+        self._pairs = {}  # by the id of either stream
         self._step: Step[Request] = Step(budget=0)
         self._budget = 0
         self._in_pass = False
@@ -168,10 +174,16 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             )
         return running, waiting
 
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """A CoLD request counts once; vLLM 0.23 does not ask ``get_request_counts``."""
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None and self._pairs:
+            stats.num_running_reqs = self.get_request_counts()[0]
+        return stats
+
     # ---- one scheduling pass -----------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        self.need_mamba_block_aligned_split = bool(self._pairs)
         if not self._pairs:
             return super().schedule(*args, **kwargs)
         self._budget = min(
@@ -181,9 +193,13 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._touched = {}
         self._order_running()
         self._in_pass = True
+        before, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
+        self._mamba_block_aligned_split = self._cap
         try:
             return super().schedule(*args, **kwargs)
         finally:
+            del self._mamba_block_aligned_split  # the class's again
+            self.need_mamba_block_aligned_split = before
             self._in_pass = False
             self._touched = {}
 
@@ -201,7 +217,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         else:
             self.running += lonely
 
-    def _mamba_block_aligned_split(
+    def _cap(
         self,
         request: Request,
         num_new_tokens: int,
