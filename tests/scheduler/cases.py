@@ -29,6 +29,60 @@ def evicted_amateur(model: Path) -> None:
     harness.drain()
 
 
+def cached_expert_beside_decodes(model: Path) -> None:
+    """The expert's prompt is cached, and the amateur's does not fit what decoding requests leave of
+    the budget.
+    """
+    harness = Harness(model, Setup(num_blocks=129, budget=32, max_num_seqs=20))
+    harness.add(prompt(29), 1, adapter=1)
+    _until_idle(harness)
+    for number in range(4):
+        harness.add(prompt(3, 200 + 10 * number), 50)
+    for _ in range(3):
+        harness.step()
+    before = harness.steps
+    cold = harness.add(prompt(29), 3, adapter=1, cold=True)
+    behind = harness.add(prompt(3, 300), 3)
+    harness.drain()
+    assert harness.first_step[cold] - before <= 4, "its cache hit kept a pair waiting"
+    assert harness.first_step[behind] - before <= 4
+
+
+def windows(model: Path) -> None:
+    """A model with sliding-window layers: a pair needs less than its whole prompt in them."""
+    harness = Harness(model, Setup(num_blocks=110, budget=8, windows=5, caching=False))
+    harness.add(prompt(3), 45)
+    harness.step()
+    cold = harness.add(prompt(40, 200), 3, adapter=1, cold=True)
+    before = harness.steps
+    harness.drain()
+    assert harness.first_step[cold] - before <= 15, "a pair waited for room that it does not need"
+
+
+def throttled(model: Path) -> None:
+    """Prompts are held back (prefill balancing); an expert's is cached and its amateur's is not."""
+    harness = Harness(model, Setup(num_blocks=60, budget=32, max_loras=3))
+    harness.add(prompt(17), 1, adapter=1)
+    _until_idle(harness)
+    harness.add(prompt(3, 200), 30)
+    harness.step()
+    harness.step()
+    harness.add(prompt(17), 3, adapter=1, cold=True)
+    for _ in range(12):
+        harness.step(throttle=True)
+    harness.drain()
+
+
+def reset_at_the_watermark(model: Path) -> None:
+    """Half way through, everything is computed anew, with the most that a pair is admitted with."""
+    harness = Harness(model, Setup(num_blocks=21, budget=100, watermark=2, v2=True))
+    harness.add(prompt(5), 31, adapter=1, cold=True)
+    for _ in range(28):
+        harness.step()
+    harness.reset(running=True)
+    harness.drain()
+
+
 def too_large(model: Path) -> None:
     """A pair that was not refused, and whose amateur never has room beside its expert."""
     harness = Harness(model, Setup(num_blocks=8, budget=8))

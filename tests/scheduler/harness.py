@@ -21,7 +21,12 @@ from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.utils.hashing import sha256
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.interface import PauseState
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
@@ -55,6 +60,12 @@ class Setup:
     policy: str = "fcfs"
     long_prefill: int = 0
     v2: bool = False
+    watermark: int = 0
+    """Blocks that an admission leaves free."""
+    dcp: int = 1
+    """Ranks that share a request's KV (decode context parallelism)."""
+    windows: int = 0
+    """KV cache groups with a sliding window of 8 tokens, beside the one with full attention."""
     max_model_len: int = MAX_MODEL_LEN
     depth: int = 0
     """Steps in flight before the first result comes back; 0 for 2 if async, else 1."""
@@ -127,21 +138,26 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
     )
     config.scheduler_config.async_scheduling = setup.is_async
     config.cache_config.num_gpu_blocks = setup.num_blocks
-    spec = FullAttentionSpec(
-        block_size=setup.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
-    )
+    config.parallel_config.decode_context_parallel_size = setup.dcp
+    shape: dict[str, Any] = {"num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
+    full = FullAttentionSpec(block_size=setup.block_size // setup.dcp, **shape)
+    window = SlidingWindowSpec(block_size=setup.block_size, sliding_window=8, **shape)
     scheduler: Any = (classes or (ColdScheduler, ColdAsyncScheduler))[setup.is_async](
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=setup.num_blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+            kv_cache_groups=[
+                KVCacheGroupSpec(["full"], full),
+                *(KVCacheGroupSpec([f"window {i}"], window) for i in range(setup.windows)),
+            ],
         ),
         structured_output_manager=StructuredOutputManager(config),
         block_size=setup.block_size,
         log_stats=True,
     )
     scheduler.use_v2_model_runner = setup.v2
+    scheduler.kv_cache_manager.watermark_blocks = setup.watermark
     return scheduler
 
 
@@ -260,7 +276,7 @@ class Harness:
     @property
     def capacity(self) -> int:
         """Tokens, prompt and output, of the largest CoLD request that is admitted."""
-        per_stream = (self.setup.num_blocks - 1) // 2
+        per_stream = (self.setup.num_blocks - 1 - self.setup.watermark) // 2
         return min(per_stream * self.setup.block_size, MAX_MODEL_LEN)
 
     def alive(self) -> list[str]:
@@ -530,7 +546,8 @@ class Harness:
                 overtaken = [
                     r
                     for r in admitted
-                    if self.setup.policy == "fcfs" or self.asked[r].priority >= expert.priority
+                    if self.setup.policy == "fcfs"
+                    or self.sched.requests[r].priority >= expert.priority
                 ]
                 assert left[0] > 1 or not overtaken, f"{overtaken} overtook {expert.request_id}"
                 continue
@@ -567,9 +584,10 @@ class Harness:
         held: set[int] = set()
         for request_id, request in sched.requests.items():
             assert (request.status == RequestStatus.RUNNING) == (request_id in running)
-            blocks = sched.kv_cache_manager.get_block_ids(request_id)[0]
-            assert request_id in running or not blocks, "a waiting request holds blocks"
-            held.update(blocks)
+            groups = sched.kv_cache_manager.get_block_ids(request_id)
+            assert request_id in running or not any(groups), "a waiting request holds blocks"
+            held.update(*groups)
+        held.discard(0)  # stands for blocks out of a window
         free = self.setup.num_blocks - 1 - len(held) - len(self.occupied)
         assert self.free_blocks() == free
         deferred = getattr(sched, "deferred_waiting", ())

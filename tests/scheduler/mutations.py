@@ -187,6 +187,20 @@ MUTATIONS = [
         "pass",
     ),
     _sched(
+        "what decoding requests take of a step counts",
+        "_unblock",
+        "self._budget - 1 - len(self.running)",
+        "self._budget - 1",
+        cases.cached_expert_beside_decodes,
+    ),
+    _sched(
+        "a pair waits while its amateur's prompt is held back",
+        "_room",
+        "and not throttled",
+        "",
+        cases.throttled,
+    ),
+    _sched(
         "amateurs that were not admitted leave the queue",
         "_settle",
         "queue.remove_requests((pair.amateur,))",
@@ -208,7 +222,7 @@ MUTATIONS = [
     _sched(
         "an amateur waits until its tokens in flight have come back",
         "_room",
-        'and not getattr(pair.amateur, "num_stale_output_tokens", 0)',
+        "and not late",
         "",
     ),
     _sched(

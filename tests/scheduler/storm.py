@@ -30,6 +30,8 @@ def random_setup(rng: random.Random) -> Setup:
         policy=rng.choice(("fcfs", "fcfs", "priority")),
         long_prefill=rng.choice((0, 0, 0, 3, 8)),
         v2=v2,
+        watermark=rng.choice((0, 0, 0, 0, 2)),
+        dcp=rng.choice((1, 1, 2)) if block_size in (2, 4, 8, 16) else 1,
         depth=depth,
     )
 

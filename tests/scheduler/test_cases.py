@@ -18,6 +18,10 @@ both = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
 
 CASES = [
     cases.evicted_amateur,
+    cases.cached_expert_beside_decodes,
+    cases.windows,
+    cases.throttled,
+    cases.reset_at_the_watermark,
     cases.too_large,
     cases.many_small_ones,
     cases.pause_beside_a_cached_amateur,

@@ -8,7 +8,7 @@ import pytest
 from tests.scheduler.mutations import MUTATIONS, Mutation
 from tests.scheduler.storm import storm
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.slow
 
 STORMS, STEPS = 60, 200
 

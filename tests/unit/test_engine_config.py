@@ -79,6 +79,47 @@ def test_options_that_cannot() -> None:
     assert "enable_reduce_sample" in str(unsupported(engine))
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["max_num_seqs", "max_num_active_seqs", "max_num_batched_tokens", "max_num_scheduled_tokens"],
+)
+def test_an_engine_without_room_for_two_streams(option: str) -> None:
+    engine = config()
+    for value, works in ((1, False), (2, True), (None, True)):
+        setattr(engine.scheduler_config, option, value)
+        assert (unsupported(engine) is None) == works
+    setattr(engine.scheduler_config, option, 1)
+    assert f"{option}=1: a CoLD request takes two" in str(unsupported(engine))
+    assert "--" + option.replace("_", "-") in str(unsupported(engine))
+
+
+@pytest.mark.parametrize(
+    ("watermark", "ranks", "max_tokens"), [(0.0, 1, 17), (0.1, 1, 9), (0.0, 2, 41), (0.1, 2, 25)]
+)
+def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -> None:
+    """Prompts of 8 tokens and 7 blocks of 8, one of which is the null block; the last token is not
+    computed.
+    """
+    from vllm_cold.bindings.admission import _check_capacity
+    from vllm_cold.settings import ColdError
+
+    engine = config(max_model_len=1000)
+    engine.scheduler_config.watermark = 1.5 * watermark
+    engine.cache_config = SimpleNamespace(num_gpu_blocks=7, block_size=8)
+    engine.parallel_config = SimpleNamespace(
+        data_parallel_size=1, decode_context_parallel_size=ranks
+    )
+
+    def check(tokens: int) -> None:
+        params = SimpleNamespace(max_tokens=tokens)
+        request = SimpleNamespace(prompt_token_ids=[3] * 8, sampling_params=params)
+        _check_capacity(engine, request)  # type: ignore[arg-type]
+
+    check(max_tokens)
+    with pytest.raises(ColdError, match="KV cache blocks"):
+        check(max_tokens + 1)
+
+
 def test_an_amateur_that_cannot_be_loaded(tmp_path: Any) -> None:
     """A worker that cannot load an adapter takes the engine down, so admission looks first."""
     from vllm.lora.request import LoRARequest

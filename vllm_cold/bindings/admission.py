@@ -202,6 +202,7 @@ def _check_capacity(config: "VllmConfig", request: "EngineCoreRequest") -> None:
     if not num_blocks or not block_size:
         return  # not known yet in this process; the scheduler ends such a request with an error
     parallel = config.parallel_config
+    block_size *= getattr(parallel, "decode_context_parallel_size", 1)
     local = getattr(parallel, "local_engines_only", False)
     engines = parallel.data_parallel_size_local if local else parallel.data_parallel_size
     prompt = len(request.prompt_token_ids or request.prompt_embeds)
@@ -209,7 +210,10 @@ def _check_capacity(config: "VllmConfig", request: "EngineCoreRequest") -> None:
     length = min(
         prompt + (request.sampling_params.max_tokens or 1) - 1, config.model_config.max_model_len
     )
-    usable = num_blocks // engines - 1  # vLLM keeps one block as the null block
+    num_blocks //= engines
+    # vLLM keeps one block as the null block, and the watermark's free when the amateur is admitted.
+    watermark = int(getattr(config.scheduler_config, "watermark", 0.0) * num_blocks)
+    usable = num_blocks - 1 - watermark
     needed = 2 * -(-length // block_size)
     if needed > usable:
         raise ColdError(

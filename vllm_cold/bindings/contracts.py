@@ -707,17 +707,30 @@ def _check_block_pool() -> None:
     _contains(_source(_cache_manager().__init__), "KVCacheManager.__init__", "self.block_pool = ")
 
 
-@_contract("vllm.v1.core.kv_cache_utils.KVCacheBlock", "cached blocks in use cost nothing")
-def _check_kv_cache_blocks() -> None:
+@_contract(_CACHE + ".coordinator", "vLLM counts the blocks that a pair needs")
+def _check_block_counts() -> None:
+    from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
-    from vllm.v1.core.kv_cache_utils import KVCacheBlock
-    from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec, KVCacheSpec
+    from vllm.v1.core.single_type_kv_cache_manager import SingleTypeKVCacheManager
 
     _has_fields(KVCacheBlocks, "blocks")
-    _require(KVCacheBlock(1).ref_cnt == 0, "A new KVCacheBlock's ref_cnt is not 0.")
-    _has_fields(KVCacheConfig, "kv_cache_groups")
-    _has_fields(KVCacheGroupSpec, "kv_cache_spec")
-    _has_fields(KVCacheSpec, "block_size")
+    known = {"request_id", "num_tokens", "new_computed_blocks", "num_encoder_tokens"}
+    known |= {"total_computed_tokens", "num_tokens_main_model", "apply_admission_cap"}
+    count = inspect.signature(KVCacheCoordinator.get_num_blocks_to_allocate).parameters
+    _require(
+        set(count) - {"self"} in (known, known | {"num_local_computed_tokens", "prefill_end"}),
+        f"KVCacheCoordinator.get_num_blocks_to_allocate takes {', '.join(count)}.",
+    )
+    _contains(
+        _source(KVCacheCoordinator.__init__),
+        "KVCacheCoordinator.__init__",
+        "self.single_type_managers = ",
+    )
+    _contains(
+        _source(SingleTypeKVCacheManager.__init__),
+        "SingleTypeKVCacheManager.__init__",
+        "self.block_size = ",
+    )
 
 
 @_contract(

@@ -110,16 +110,16 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which CoLD does not "
             "replace; leave scheduler_cls (--scheduler-cls) unset."
         )
-    if scheduler.max_num_seqs < 2:
-        return (
-            f"max_num_seqs={scheduler.max_num_seqs}: a CoLD request takes two sequences; set "
-            "max_num_seqs (--max-num-seqs) to 2 or more."
-        )
-    if scheduler.max_num_batched_tokens < 2:
-        return (
-            f"max_num_batched_tokens={scheduler.max_num_batched_tokens}: a CoLD request takes two "
-            "tokens a step; set it (--max-num-batched-tokens) to 2 or more."
-        )
+    for option, needed in (
+        ("max_num_seqs", "two sequences"),
+        ("max_num_active_seqs", "two sequences"),
+        ("max_num_batched_tokens", "two tokens a step"),
+        ("max_num_scheduled_tokens", "two tokens a step"),
+    ):
+        value = getattr(scheduler, option, None)
+        if value is not None and value < 2:
+            flag = "--" + option.replace("_", "-")
+            return f"{option}={value}: a CoLD request takes {needed}; set it ({flag}) to 2 or more."
     if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
         return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
     if config.speculative_config is not None:

@@ -21,6 +21,7 @@ Why: a CoLD request is two requests that must be scheduled in step. The rules ar
 """
 
 import copy
+import inspect
 import logging
 import random
 import time
@@ -65,10 +66,13 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._step: Step[Request] = Step(budget=0)
         self._budget = 0
         self._in_pass = False
+        self._throttled = False  # whether vLLM holds prompts back in this pass
         self._touched: dict[str, RequestPair] = {}  # pairs that this pass dealt with
         self._queued: list[RequestPair] = []  # amateurs put into the queue in this pass
         self._steps_in_flight = 0
         self._errors: dict[str, str] = {}  # expert id -> why it must end
+        count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
+        self._counts_prefill = "prefill_end" in inspect.signature(count).parameters  # since 0.32
         self._seeds = random.Random(self.vllm_config.model_config.seed)
 
     # ---- arrival and end ---------------------------------------------------------------------
@@ -191,6 +195,11 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         )
         self._step = Step(budget=self._budget)
         self._touched = {}
+        self._throttled = (
+            bool(args[0] if args else kwargs.get("throttle_prefills"))
+            and not self.prefill_capacity_bound
+            and any(not r.is_prefill_chunk for r in self.running)
+        )
         self._order_running()
         self._in_pass = True
         before, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
@@ -227,7 +236,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         """The cap on a request's tokens in this step; see the module docstring."""
         if num_new_tokens <= 0:
             return 0
-        num_cached = num_new_local_computed_tokens
+        num_cached = self._restored(num_new_local_computed_tokens)
         waiting = request.status != RequestStatus.RUNNING
         pair = self._pairs.get(request.request_id)
         if pair is not None and request is pair.amateur:
@@ -261,14 +270,24 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             return Room(running=True, chunk=chunk)
         max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
         seats = len(self.running) + self.num_waiting_for_streaming_input + 1 + waiting
+        num_cached = self._restored(self.kv_cache_manager.get_computed_blocks(pair.amateur)[1])
+        late = (
+            getattr(pair.amateur, "num_stale_output_tokens", 0) > 0
+            and not pair.amateur.drop_stale_output
+        )
+        throttled = self._throttled and tokens_left(pair.amateur, num_cached) > 1
         admissible = (
             seats <= max_active
-            and not getattr(pair.amateur, "num_stale_output_tokens", 0)
+            and not late
+            and not throttled
             and self._loras_fit(pair.expert, pair.amateur)
             and self._blocks_fit(pair)
         )
-        num_cached = self.kv_cache_manager.get_computed_blocks(pair.amateur)[1]
         return Room(False, num_cached, admissible, chunk, bool(self._lonely()))
+
+    def _restored(self, num_cached: int) -> int:
+        """Cached tokens that are not computed again: some models replay a window of the hit."""
+        return max(num_cached - getattr(self, "prefix_replay_tokens", 0), 0)
 
     def _lonely(self) -> list[Request]:
         """Experts that run without their amateur."""
@@ -298,23 +317,32 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         return needed <= free - getattr(self.kv_cache_manager, "watermark_blocks", 0)
 
     def _blocks_to_come(self, request: Request) -> int:
-        """Blocks that the request's known tokens still take from the free ones."""
+        """Blocks that the request's known tokens still take from the free ones, as vLLM counts."""
+        manager = self.kv_cache_manager
         if request.status == RequestStatus.RUNNING:
-            held = [len(ids) for ids in self.kv_cache_manager.get_block_ids(request.request_id)]
+            found, num_computed = manager.empty_kv_cache_blocks, request.num_computed_tokens
         else:
-            hits = self.kv_cache_manager.get_computed_blocks(request)[0].blocks
-            held = [sum(b.ref_cnt > 0 for b in group) for group in hits]
-        sizes = [g.kv_cache_spec.block_size for g in self.kv_cache_config.kv_cache_groups]
-        return sum(
-            max(-(-request.num_tokens // size) - have, 0)
-            for size, have in zip(sizes, held, strict=True)
-        )
+            found, num_computed = manager.get_computed_blocks(request)[:2]
+        terms: dict[str, Any] = {
+            "request_id": request.request_id,
+            "num_tokens": request.num_tokens,
+            "new_computed_blocks": found.blocks,
+            "num_encoder_tokens": 0,
+            "total_computed_tokens": num_computed,
+            "num_tokens_main_model": request.num_tokens,
+            "apply_admission_cap": True,
+        }
+        if self._counts_prefill:
+            terms["num_local_computed_tokens"] = num_computed
+            terms["prefill_end"] = max(request.num_prompt_tokens, request.num_tokens - 1)
+        return int(manager.coordinator.get_num_blocks_to_allocate(**terms))
 
     def _unblock(self, pair: RequestPair, num_cached: int, room: Room) -> None:
         """An expert whose prompt is cached up to the last token cannot wait for an amateur that
         needs several steps: it has no token to be admitted with. It gives up its cache hit.
         """
-        most = min(self._budget - 1, room.chunk or self._budget)
+        # What the running requests leave in an ordinary step.
+        most = min(self._budget - 1 - len(self.running), room.chunk or self._budget)
         if (
             tokens_left(pair.expert, num_cached) == 1
             and tokens_left(pair.amateur, room.num_cached) > most
@@ -359,11 +387,10 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         pass admits nobody after a preemption, or after an amateur that could not be admitted.
         """
         unwritten: set[int] = set()
-        groups = self.kv_cache_config.kv_cache_groups
+        managers = self.kv_cache_manager.coordinator.single_type_managers
         block_ids = self.kv_cache_manager.get_block_ids(request.request_id)
-        for group, ids in zip(groups, block_ids, strict=True):
-            first = request.num_computed_tokens // group.kv_cache_spec.block_size
-            unwritten.update(ids[first:])
+        for manager, ids in zip(managers, block_ids, strict=True):
+            unwritten.update(ids[request.num_computed_tokens // manager.block_size :])
         unwritten.discard(0)  # the null block
         if unwritten:
             self.kv_cache_manager.evict_blocks(unwritten)
@@ -423,8 +450,6 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
                 # The workers have not heard of it: it must be sent as new again.
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
-                if output.preempted_req_ids is not None:
-                    output.preempted_req_ids.discard(request.request_id)
 
     def _strip(self, output: SchedulerOutput, request: Request) -> bool:
         """Remove a request from the step; True if the step would have introduced it."""
