@@ -194,7 +194,6 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
         )
         self._step = Step(budget=self._budget)
-        self._touched = {}
         self._throttled = (
             bool(args[0] if args else kwargs.get("throttle_prefills"))
             and not self.prefill_capacity_bound
@@ -221,7 +220,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             return
         self.running = [r for r in self.running if r not in lonely]
         if self.pause_state == PauseState.PAUSED_NEW:
-            for request in reversed(lonely):
+            for request in lonely:
                 self._preempt_request(request, time.monotonic())
         else:
             self.running += lonely
