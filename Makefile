@@ -6,6 +6,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --no-compile
+PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 FIRST_IMPORT := import peft, vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker
 SHIM := packaging/vllm-shim
 # The ends of the supported range; requirements.lock has the release in use.
@@ -38,19 +39,21 @@ venv: .venv/.installed ## make .venv and install everything into it
 	@VLLM_LOGGING_LEVEL=ERROR $(PY) -W ignore -c '$(FIRST_IMPORT)'
 	@touch $@
 
-.venv/.installed: .venv/.locked pyproject.toml
-	@echo '[5/5] vllm-cold itself, editable'
+.venv/.installed: .venv/.locked pyproject.toml setup.py $(wildcard csrc/cpu/*)
+	@echo '[5/5] vllm-cold itself, editable, and its C++ kernels'
 	@PYTHONWARNINGS=ignore $(INSTALL) --no-build-isolation -e .
 	@touch $@
 
 demo: venv ## show CoLD at work on a small model, on the CPU
 	$(PY) -m examples.demo
 
+# Engines take all cores; tests without one take one each.
 test: lint ## all checks and the whole test suite
-	$(PY) -m pytest
+	$(PARALLEL) -m 'not engine and not server'
+	$(PY) -m pytest -m 'engine or server'
 
 unit: venv ## the fast tests: no engine, no server
-	$(PY) -m pytest -m 'not engine and not server and not slow'
+	$(PARALLEL) -m 'not engine and not server and not slow'
 
 upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
 	$(PY) -m tests.upstream
@@ -69,5 +72,5 @@ format: venv ## let ruff fix and format the code
 
 clean: ## remove .venv, caches and build output
 	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -rf *.egg-info $(SHIM)/build $(SHIM)/*.egg-info
+	rm -rf *.egg-info vllm_cold/ops/*.so $(SHIM)/build $(SHIM)/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

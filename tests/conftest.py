@@ -20,6 +20,15 @@ settings.register_profile("fuzz", settings.get_profile("ci"), derandomize=False,
 settings.load_profile("ci")
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests recorded as "report": figures for whoever reads the log."""
+    passed = terminalreporter.stats.get("passed", [])
+    lines = [text for test in passed for name, text in test.user_properties if name == "report"]
+    if lines:
+        terminalreporter.section("reports")
+        terminalreporter.write_line("\n".join(lines))
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``model``, the adapters ``one`` and ``two``, and ``zero`` without effect."""

@@ -32,6 +32,18 @@ class PairRows:
     expert_top_k: Tensor | None
     max_expert_top_k: int
 
+    @property
+    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]:
+        """What ``ops.contrastive_scores`` takes behind the logits."""
+        return (
+            self.expert,
+            self.amateur,
+            self.log_alpha,
+            self.beta,
+            self.expert_top_k,
+            self.max_expert_top_k,
+        )
+
     @classmethod
     def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
         """Match experts and amateurs by pair; None if no pair is complete.

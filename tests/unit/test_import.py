@@ -11,7 +11,12 @@ import pytest
 pytestmark = pytest.mark.unit
 
 PLAIN = ["vllm_cold", "vllm_cold.pairing", "vllm_cold.settings", "vllm_cold.stream"]
-WITH_TORCH = ["vllm_cold.ops", "vllm_cold.ops.naive", "vllm_cold.rows", "vllm_cold.lora.grouped"]
+WITH_TORCH = [
+    "vllm_cold.ops",
+    "vllm_cold.ops.scoring_reference",
+    "vllm_cold.rows",
+    "vllm_cold.lora.grouped",
+]
 
 
 def loaded_after(modules: list[str]) -> set[str]:

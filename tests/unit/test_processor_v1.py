@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +20,7 @@ from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
 from vllm_cold.bindings.engine_config import PROCESSOR_V1
 from vllm_cold.bindings.processor_v1 import ColdLogitsProcessorV1
-from vllm_cold.ops import naive
+from vllm_cold.ops.scoring_reference import pair_scores
 from vllm_cold.stream import Role, Stream
 
 pytestmark = pytest.mark.unit
@@ -58,7 +59,7 @@ def check(processor: ColdLogitsProcessorV1, size: int, pairs: Sequence[tuple[int
     assert processor.apply(logits) is logits
     left = set(range(size))
     for expert, amateur in pairs:
-        want = naive.contrastive_scores(before[expert], before[amateur], 0.1, 0.5)
+        want = pair_scores(before[expert], before[amateur], math.log(0.1), 0.5)
         torch.testing.assert_close(logits[expert].double(), want, rtol=1e-5, atol=1e-4)
         assert torch.equal(logits[expert], logits[amateur])
         left -= {expert, amateur}
@@ -78,6 +79,12 @@ def processor() -> ColdLogitsProcessorV1:
 def test_vllm_loads_it() -> None:
     assert _load_custom_logitsprocs([PROCESSOR_V1]) == [ColdLogitsProcessorV1]
     assert make().is_argmax_invariant() is False
+
+
+def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_COLD_SCORING", "ascend")
+    with pytest.raises(RuntimeError, match="'ascend' was asked for"):
+        make()
 
 
 def test_empty() -> None:

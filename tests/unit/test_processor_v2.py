@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 from vllm_cold import rows as rows_module
 from vllm_cold.bindings.engine_config import PROCESSOR_V2
 from vllm_cold.bindings.processor_v2 import ColdLogitsProcessorV2
-from vllm_cold.ops import naive
+from vllm_cold.ops.scoring_reference import pair_scores
 from vllm_cold.stream import Role, Stream
 
 pytestmark = pytest.mark.unit
@@ -47,6 +48,12 @@ def make(device: str = "cpu", num_drafts: int = 0) -> ColdLogitsProcessorV2:
     )
     speculative = SimpleNamespace(num_speculative_tokens=num_drafts) if num_drafts else None
     return ColdLogitsProcessorV2(SimpleNamespace(speculative_config=speculative), state)
+
+
+def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_COLD_SCORING", "ascend")
+    with pytest.raises(RuntimeError, match="'ascend' was asked for"):
+        make()
 
 
 def context(
@@ -83,7 +90,7 @@ def check(
     """Rows of ``pairs`` hold the reference's scores, every other row is bit for bit as before."""
     left = set(range(len(before)))
     for expert, amateur in pairs:
-        want = naive.contrastive_scores(before[expert], before[amateur], alpha, beta, top_k)
+        want = pair_scores(before[expert], before[amateur], math.log(alpha), beta, top_k)
         torch.testing.assert_close(after[expert].double(), want, rtol=1e-5, atol=1e-4)
         assert torch.equal(after[expert], after[amateur])
         left -= {expert, amateur}

@@ -18,7 +18,7 @@ from vllm.v1.sample.logits_processor.interface import (
 )
 
 from vllm_cold.bindings import cpu_generators
-from vllm_cold.ops import contrastive_scores_
+from vllm_cold.ops import contrastive_scores, registry
 from vllm_cold.rows import PairRows
 from vllm_cold.stream import Stream, from_extra_args
 
@@ -35,6 +35,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._streams: dict[int, Stream] = {}
         self._device = device
         self._rows: PairRows | None = None
+        registry.choose(device)  # says which, or fails now rather than at the first request
         if device.type == "cpu":
             cpu_generators.install()
 
@@ -70,12 +71,4 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         rows = self._rows
         if rows is None:
             return logits
-        return contrastive_scores_(
-            logits,
-            rows.expert,
-            rows.amateur,
-            rows.log_alpha,
-            rows.beta,
-            rows.expert_top_k,
-            rows.max_expert_top_k,
-        )
+        return contrastive_scores(logits, *rows.arguments, inplace=True)

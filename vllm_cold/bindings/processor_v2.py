@@ -34,7 +34,10 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
     """Scores the rows of complete pairs; leaves every other row alone."""
 
     def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
+        from vllm_cold.ops import registry
+
         self._device: torch.device = req_states.device
+        registry.choose(self._device)  # says which, or fails now rather than at the first request
         self._max_num_reqs: int = req_states.max_num_reqs
         speculative: Any = getattr(vllm_config, "speculative_config", None)
         self._max_rows = 1 + (speculative.num_speculative_tokens if speculative else 0)
@@ -66,7 +69,9 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             return logits
         if len(logits) == len(ctx.idx_mapping_np):
             # One row per request, in the order of the batch.
-            return _score(logits, pairs)
+            from vllm_cold.ops import contrastive_scores
+
+            return contrastive_scores(logits, *pairs.arguments, inplace=True)
         return self._apply_to_drafts(logits, ctx, pairs)
 
     def _pairs_of(self, slots: "np.ndarray") -> "PairRows | None":
@@ -97,10 +102,10 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         How many rows a request owns is known on the device only. So that shapes do not depend on
         it, each pair gets as many places as a request can have rows, and a place that the pair
         does not fill repeats the pair's first rows: they are scored twice, with the same result.
-        The scores are made in a copy, because in place the repetition would see the first's.
         """
         import torch
 
+        from vllm_cold.ops import contrastive_scores
         from vllm_cold.rows import PairRows
 
         num_rows, num_reqs = len(logits), len(ctx.idx_mapping_np)
@@ -121,34 +126,17 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         expert = torch.where(absent, expert[:, :1], expert).flatten()
         amateur = torch.where(absent, amateur[:, :1], amateur).flatten()
 
-        both = torch.cat((expert, amateur))
-        scores = logits[both]
-        first, second = torch.arange(len(both), device=logits.device).chunk(2)
         caps = pairs.expert_top_k
-        _score(
-            scores,
-            PairRows(
-                expert=first,
-                amateur=second,
-                log_alpha=pairs.log_alpha.repeat_interleave(places),
-                beta=pairs.beta.repeat_interleave(places),
-                expert_top_k=None if caps is None else caps.repeat_interleave(places),
-                max_expert_top_k=pairs.max_expert_top_k,
-            ),
+        places_of = PairRows(
+            expert=expert,
+            amateur=amateur,
+            log_alpha=pairs.log_alpha.repeat_interleave(places),
+            beta=pairs.beta.repeat_interleave(places),
+            expert_top_k=None if caps is None else caps.repeat_interleave(places),
+            max_expert_top_k=pairs.max_expert_top_k,
         )
-        logits[both] = scores
+        # Not in place: a repetition would see the first's scores.
+        scores = contrastive_scores(logits, *places_of.arguments)
+        logits[expert] = scores
+        logits[amateur] = scores
         return logits
-
-
-def _score(logits: "torch.Tensor", rows: "PairRows") -> "torch.Tensor":
-    from vllm_cold.ops import contrastive_scores_
-
-    return contrastive_scores_(
-        logits,
-        rows.expert,
-        rows.amateur,
-        rows.log_alpha,
-        rows.beta,
-        rows.expert_top_k,
-        rows.max_expert_top_k,
-    )

@@ -1,14 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scoring op in torch: works on every device, in place, without a host sync."""
+"""The contrastive scoring op: dense scores, or the best k of each pair.
+
+With ``e`` and ``a`` the logits of a pair's expert and amateur row, over the vocabulary V::
+
+    valid  = e >= max(e) + log_alpha  and  e > -inf  and  e >= the expert_top_k-th largest e
+    s      = (1 + beta) * e - beta * a      where valid, -inf elsewhere
+
+(O'Brien & Lewis, arXiv 2309.09117; mask: Li et al., arXiv 2210.15097.) Where ``a`` is -inf the
+penalty ``beta * a`` is zero. Scores are float32, whatever the dtype of the logits, and saturate at
+float32's largest finite values, so that a valid token's score is finite. Backends compute
+``e + beta * (e - a)``: where ``e == a`` or ``beta == 0``, the score is ``e`` exactly.
+
+No host sync and no shape that depends on data: on GPUs both functions can be captured in graphs.
+"""
 
 import torch
 from torch import Tensor
 
-_INF = float("inf")
-_NEG_INF = -_INF
+from vllm_cold.ops import registry
+
+MAX_K = 64
+LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def contrastive_scores_(
+def contrastive_scores(
     logits: Tensor,
     expert_rows: Tensor,
     amateur_rows: Tensor,
@@ -16,48 +31,176 @@ def contrastive_scores_(
     beta: Tensor,
     expert_top_k: Tensor | None = None,
     max_expert_top_k: int = 0,
+    *,
+    inplace: bool = False,
+    out: Tensor | None = None,
+    backend: str | None = None,
 ) -> Tensor:
-    """Write each pair's scores over both of its rows.
-
-    The formula is ``vllm_cold.ops.naive``'s, in float32. Both rows get the same scores, so that
-    whatever comes after (penalties, temperature, top-k, argmax) picks the same token for both.
+    """The scores of each pair over the whole vocabulary.
 
     Args:
-        logits: [R, V] float32, changed in place; rows that belong to no pair are not touched.
-        expert_rows: [P] int64 row numbers.
-        amateur_rows: [P] int64 row numbers.
+        logits: [R, V] float32, bfloat16 or float16, any strides.
+        expert_rows: [P] int64 row numbers in [0, R).
+        amateur_rows: [P] int64 row numbers in [0, R).
         log_alpha: [P] float32, ln(alpha) <= 0.
         beta: [P] float32, >= 0.
-        expert_top_k: [P] int64 caps on the candidates, 0 for none; None if no pair has one.
-        max_expert_top_k: The largest cap, known on the host (no sync).
+        expert_top_k: [P] int64 caps on the candidates, 0 for none; None if no pair has one. Ties
+            with the last one admitted stay.
+        max_expert_top_k: The largest cap, known on the host (no sync); 0 if there is none.
+        inplace: Write the scores over both rows of each pair instead, so that whatever comes after
+            (penalties, temperature, argmax) picks the same token for both. ``logits`` is float32
+            then, and no row is in two pairs. Rows of no pair are not touched.
+        out: [P, V] float32, contiguous, to write to.
+        backend: One of ``registry.BACKENDS``; None for the best one here.
 
     Returns:
-        ``logits``.
+        [P, V] float32 scores (``out``, if given), or ``logits`` if ``inplace``.
 
     Raises:
-        RuntimeError: if a row of a pair holds NaN or +inf (on a GPU: a device-side assertion).
+        ValueError: if an argument's shape, dtype or device is not as said above.
+        IndexError: if a row number is out of range (not checked on accelerators).
+        RuntimeError: if a row of a pair holds NaN or +inf (on a GPU: a device-side assertion);
+            what was written by then is undefined. Or if ``backend`` cannot run here.
     """
-    e = logits[expert_rows]
-    a = logits[amateur_rows]
-    best = e.amax(dim=-1, keepdim=True)
-    # amax propagates NaN, so two numbers a row tell; a comparison with NaN is false.
-    torch._assert_async(
-        ((best < _INF) & (a.amax(dim=-1, keepdim=True) < _INF)).all(),
-        "CoLD: the logits of an expert or amateur row hold NaN or +inf; no token can be chosen. "
-        "Look at the model, the adapter and the dtype (float16 overflows easily).",
-    )
-    # Where the amateur excludes a token that the expert allows, the penalty is zero; without the
-    # mask the score would be +inf.
-    penalty = (beta.unsqueeze(-1) * a).masked_fill_(a == _NEG_INF, 0.0)
-    scores = e * (1 + beta).unsqueeze(-1) - penalty
-    invalid = (e < best + log_alpha.unsqueeze(-1)) | (e == _NEG_INF)
-    if expert_top_k is not None and max_expert_top_k > 0:
-        # A cap beyond the vocabulary excludes nothing, but other pairs' caps still count.
-        most = min(max_expert_top_k, e.shape[-1])
-        top = e.topk(most, dim=-1).values
-        kth = top.gather(-1, (expert_top_k - 1).clamp_(min=0, max=most - 1).unsqueeze(-1))
-        invalid |= (e < kth) & (expert_top_k > 0).unsqueeze(-1)
-    scores.masked_fill_(invalid, _NEG_INF)
-    logits[expert_rows] = scores
-    logits[amateur_rows] = scores
+    if inplace and (out is not None or logits.dtype != torch.float32):
+        raise ValueError(
+            f"contrastive_scores: inplace=True takes float32 logits and no out; logits is "
+            f"{logits.dtype}, out is {'None' if out is None else 'given'}"
+        )
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    num_pairs, vocab = _check(logits, *pairs)
+    implementation = registry.load(registry.choose(logits.device, backend))
+    if inplace and (logits.stride(1) == 1 or vocab == 1):
+        if num_pairs:
+            implementation.scores(logits, *pairs, None)
+        return logits
+    out = _output("out", out, (num_pairs, vocab), torch.float32, logits.device)
+    if num_pairs:
+        rows = logits if logits.stride(1) == 1 else logits.contiguous()
+        implementation.scores(rows, *pairs, out)
+    if not inplace:
+        return out
+    logits[expert_rows] = out
+    logits[amateur_rows] = out
     return logits
+
+
+def contrastive_topk(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None = None,
+    max_expert_top_k: int = 0,
+    *,
+    k: int,
+    out: tuple[Tensor, Tensor] | None = None,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The k best scores of each pair and their token ids, best first, ties to the lower id.
+
+    Takes what ``contrastive_scores`` takes, and:
+
+    Args:
+        logits: As there, and so are the arguments up to ``max_expert_top_k``.
+        expert_rows: As there.
+        amateur_rows: As there.
+        log_alpha: As there.
+        beta: As there.
+        expert_top_k: As there.
+        max_expert_top_k: As there.
+        k: How many, 1 to 64; may exceed the number of valid tokens and V.
+        out: [P, k] float32 and [P, k] int64, contiguous, to write to.
+        backend: As there.
+
+    Returns:
+        [P, k] float32 scores and [P, k] int64 token ids (``out``, if given). Where a pair has
+        fewer than k valid tokens, the rest is -inf with id -1.
+
+    Raises:
+        ValueError: if an argument's shape, dtype or device, or k, is not as said above.
+        IndexError: as ``contrastive_scores``.
+        RuntimeError: as ``contrastive_scores``.
+    """
+    if not 1 <= k <= MAX_K:
+        raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    num_pairs, _ = _check(logits, *pairs)
+    implementation = registry.load(registry.choose(logits.device, backend))
+    scores, ids = out or (None, None)
+    scores = _output("out[0]", scores, (num_pairs, k), torch.float32, logits.device)
+    ids = _output("out[1]", ids, (num_pairs, k), torch.int64, logits.device)
+    if num_pairs:
+        rows = logits if logits.stride(1) == 1 else logits.contiguous()
+        implementation.topk(rows, *pairs, scores, ids)
+    return scores, ids
+
+
+def _check(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+) -> tuple[int, int]:
+    """P and V, if the arguments fit together; reads no element."""
+    if logits.dim() != 2 or logits.dtype not in LOGITS_DTYPES or not 1 <= logits.shape[1] < 2**31:
+        raise ValueError(
+            f"contrastive scoring: logits is {_describe(logits)}; it must be [R, V] with "
+            "1 <= V < 2**31, float32, bfloat16 or float16"
+        )
+    num_pairs = len(expert_rows) if expert_rows.dim() else 0
+    vectors = [
+        ("expert_rows", expert_rows, torch.int64),
+        ("amateur_rows", amateur_rows, torch.int64),
+        ("log_alpha", log_alpha, torch.float32),
+        ("beta", beta, torch.float32),
+    ]
+    if expert_top_k is not None:
+        vectors.append(("expert_top_k", expert_top_k, torch.int64))
+    for name, vector, dtype in vectors:
+        if (
+            vector.shape != (num_pairs,)
+            or vector.dtype != dtype
+            or vector.device != logits.device
+            or not vector.is_contiguous()
+        ):
+            raise ValueError(
+                f"contrastive scoring: {name} is {_describe(vector)}; it must be [{num_pairs}] "
+                f"{dtype} on {logits.device}, contiguous, as one entry per pair"
+            )
+    if (expert_top_k is None) != (max_expert_top_k <= 0):
+        raise ValueError(
+            f"contrastive scoring: max_expert_top_k is {max_expert_top_k}; it must be the largest "
+            "of expert_top_k, and 0 if that is None"
+        )
+    return num_pairs, logits.shape[1]
+
+
+def _output(
+    name: str,
+    given: Tensor | None,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    if given is None:
+        return torch.empty(shape, dtype=dtype, device=device)
+    if (
+        given.shape != shape
+        or given.dtype != dtype
+        or given.device != device
+        or not given.is_contiguous()
+    ):
+        raise ValueError(
+            f"contrastive scoring: {name} is {_describe(given)}; it must be {list(shape)} {dtype} "
+            f"on {device}, contiguous"
+        )
+    return given
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"

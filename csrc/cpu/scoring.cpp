@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: Apache-2.0
+// The op as a whole: who computes what, and in which order.
+//
+// A pair takes two passes: the maxima of its expert's row, tile by tile, then the scores. As many
+// pairs as share out evenly are computed by one thread each, so that the second pass finds what it
+// needs of the expert's row in that core's cache. The rest is cut into segments of the vocabulary,
+// of which every thread has the same number and the same ones in both passes.
+#include "scoring.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <numeric>
+
+#include "scoring_kernels.h"
+#include "threads.h"
+
+namespace {
+
+constexpr float kInf = __builtin_inff();
+constexpr float kLargest = 3.40282346638528859811704183484516925e+38f;
+constexpr int64_t kElementSize[3] = {4, 2, 2};
+// Below this, a thread costs more than it saves: elements of all pairs' experts.
+constexpr int64_t kPerThread = 8192;
+// Scores that no core's own cache could hold are written past the caches: an ordinary store reads the
+// memory first that it overwrites.
+constexpr int64_t kStream = 1 << 20;
+constexpr int64_t kMaxSegments = 256;
+
+struct Job {
+    char* logits;
+    int64_t row_bytes, vocab, element_size;
+    const int64_t *expert_rows, *amateur_rows;
+    const float *log_alpha, *beta;
+    const int64_t* expert_top_k;
+    float* out;
+    float* top_scores;
+    int64_t* top_ids;
+    int64_t k;
+    const Kernels* kernels;
+    bool stream;
+    int64_t num_tiles;
+    float* tiles;  // [pairs, num_tiles] maxima
+
+    char* expert(int64_t pair) const { return logits + expert_rows[pair] * row_bytes; }
+    char* amateur(int64_t pair) const { return logits + amateur_rows[pair] * row_bytes; }
+    float* tiles_of(int64_t pair) const { return tiles + pair * num_tiles; }
+
+    // Tiles [from, to) of a pair's vocabulary, as tokens.
+    struct Range {
+        int64_t from, to;
+    };
+    Range tokens(Range t) const { return {t.from * kTile, std::min(t.to * kTile, vocab)}; }
+
+    void maxima(int64_t pair, Range range, bool* bad) const {
+        const auto [from, to] = tokens(range);
+        kernels->maxima(expert(pair) + from * element_size, to - from,
+                        tiles_of(pair) + range.from, bad);
+    }
+
+    // The lowest expert logit of a candidate: -inf is none, so the threshold is above it.
+    float threshold(int64_t pair, bool* no_memory) const {
+        const float best = *std::max_element(tiles_of(pair), tiles_of(pair) + num_tiles);
+        const float mask = std::max(best + log_alpha[pair], -kLargest);
+        const int64_t cap = expert_top_k == nullptr ? 0 : expert_top_k[pair];
+        if (cap <= 0 || cap >= vocab) return mask;
+        // Of those that the mask admits, the cap-th; they are the largest, so it is the row's too.
+        float* found = static_cast<float*>(std::malloc(static_cast<size_t>(vocab) * sizeof(float)));
+        if (found == nullptr) {
+            *no_memory = true;
+            return mask;
+        }
+        const int64_t count = kernels->at_least(expert(pair), vocab, tiles_of(pair), mask, found);
+        float limit = mask;
+        if (count > cap) {
+            std::nth_element(found, found + cap - 1, found + count,
+                             [](float a, float b) { return a > b; });
+            limit = found[cap - 1];
+        }
+        std::free(found);
+        return limit;
+    }
+
+    void score(int64_t pair, Range range, float limit, Best* best, bool* bad) const {
+        const auto [from, to] = tokens(range);
+        const char* e = expert(pair) + from * element_size;
+        const char* a = amateur(pair) + from * element_size;
+        const float* maxima = tiles_of(pair) + range.from;
+        if (top_scores != nullptr) {
+            best->k = k;
+            best->count = 0;
+            kernels->topk(e, a, to - from, maxima, limit, beta[pair], from, best, bad);
+        } else if (out != nullptr) {
+            float* row = out + pair * vocab + from;
+            const bool aligned = reinterpret_cast<uintptr_t>(row) % 64 == 0;
+            kernels->scores(e, a, to - from, maxima, limit, beta[pair], row, nullptr,
+                            stream && aligned, bad);
+        } else {
+            kernels->scores(e, a, to - from, maxima, limit, beta[pair],
+                            reinterpret_cast<float*>(expert(pair)) + from,
+                            reinterpret_cast<float*>(amateur(pair)) + from, false, bad);
+        }
+    }
+
+    // One list out of those of `num` segments, which lie in order of their ids.
+    void merge(int64_t pair, const Best* segments, int64_t num) const {
+        int64_t next[kMaxSegments] = {};
+        for (int64_t i = 0; i < k; ++i) {
+            int64_t from = -1;
+            for (int64_t s = 0; s < num; ++s) {
+                if (next[s] == segments[s].count) continue;
+                if (from < 0 || segments[s].scores[next[s]] > segments[from].scores[next[from]])
+                    from = s;
+            }
+            top_scores[pair * k + i] = from < 0 ? -kInf : segments[from].scores[next[from]];
+            top_ids[pair * k + i] = from < 0 ? -1 : segments[from].ids[next[from]++];
+        }
+    }
+};
+
+const Kernels* kernels_for(int32_t isa) {
+#if defined(__x86_64__)
+    if (isa == kAvx512) return kAvx512Kernels;
+    if (isa == kAvx2) return kAvx2Kernels;
+#endif
+    (void)isa;
+    return kPortableKernels;
+}
+
+}  // namespace
+
+int32_t vllm_cold_best_isa() {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f")) return kAvx512;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+        __builtin_cpu_supports("f16c"))
+        return kAvx2;
+#endif
+    return kPortable;
+}
+
+int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab,
+                        int32_t dtype, const int64_t* expert_rows, const int64_t* amateur_rows,
+                        const float* log_alpha, const float* beta, const int64_t* expert_top_k,
+                        int64_t num_pairs, float* out, float* top_scores, int64_t* top_ids,
+                        int64_t k, int32_t isa, int32_t threads) {
+    for (int64_t pair = 0; pair < num_pairs; ++pair) {
+        if (expert_rows[pair] < 0 || expert_rows[pair] >= num_rows) return kRowOutside;
+        if (amateur_rows[pair] < 0 || amateur_rows[pair] >= num_rows) return kRowOutside;
+    }
+    const int64_t num_tiles = (vocab + kTile - 1) / kTile;
+    const int64_t useful = num_pairs * vocab / kPerThread;
+    const int64_t num_threads = std::clamp<int64_t>(threads, 1, std::max<int64_t>(useful, 1));
+    const int64_t split = num_pairs % num_threads;
+    const int64_t whole = num_pairs - split;
+    int64_t segments = 1;
+    if (split > 0) {
+        segments = std::min({num_threads / std::gcd(num_threads, split), num_tiles,
+                             std::max<int64_t>(4 * num_threads / split, 1), kMaxSegments});
+    }
+    const int64_t tasks = split * segments;
+    const bool lists_wanted = top_scores != nullptr;
+    const size_t floats = static_cast<size_t>(num_pairs * num_tiles + split);
+    float* tiles = static_cast<float*>(std::malloc(floats * sizeof(float)));
+    float* limits = tiles + num_pairs * num_tiles;  // of the split pairs
+    Best* lists = static_cast<Best*>(
+        std::malloc(static_cast<size_t>(lists_wanted ? tasks + 1 : 1) * sizeof(Best)));
+    std::atomic<bool> bad{false}, no_memory{tiles == nullptr || lists == nullptr};
+
+    const Job job{static_cast<char*>(logits), row_stride * kElementSize[dtype], vocab,
+                  kElementSize[dtype], expert_rows, amateur_rows, log_alpha, beta, expert_top_k,
+                  out, top_scores, top_ids, k, kernels_for(isa) + dtype,
+                  num_pairs * vocab >= kStream, num_tiles, tiles};
+    const Job::Range all{0, num_tiles};
+
+    auto body = [&](Team team) {
+        bool found_bad = false, found_no_memory = false;
+        for (int64_t pair = team.thread; pair < whole; pair += team.size) {
+            job.maxima(pair, all, &found_bad);
+            Best list;
+            job.score(pair, all, job.threshold(pair, &found_no_memory), &list, &found_bad);
+            if (lists_wanted) job.merge(pair, &list, 1);
+        }
+        if (split > 0) {
+            const auto segment = [&](int64_t task) {
+                const int64_t s = task % segments;
+                return Job::Range{s * num_tiles / segments, (s + 1) * num_tiles / segments};
+            };
+            for (int64_t task = team.thread; task < tasks; task += team.size)
+                job.maxima(whole + task / segments, segment(task), &found_bad);
+            team.barrier();
+            for (int64_t p = team.thread; p < split; p += team.size)
+                limits[p] = job.threshold(whole + p, &found_no_memory);
+            team.barrier();
+            for (int64_t task = team.thread; task < tasks; task += team.size)
+                job.score(whole + task / segments, segment(task), limits[task / segments],
+                          lists_wanted ? lists + task : nullptr, &found_bad);
+            if (lists_wanted) {
+                team.barrier();
+                for (int64_t p = team.thread; p < split; p += team.size)
+                    job.merge(whole + p, lists + p * segments, segments);
+            }
+        }
+        if (found_bad) bad = true;
+        if (found_no_memory) no_memory = true;
+    };
+    if (!no_memory) parallel(num_threads, body);
+    std::free(tiles);
+    std::free(lists);
+    return no_memory ? kNoMemory : bad ? kNotFinite : kOk;
+}

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: Apache-2.0
+// The contrastive scoring op on CPUs: its C interface.
+//
+// The library needs neither Python nor torch to be built or loaded: vllm_cold/ops/scoring_cpu.py
+// calls it through ctypes with the addresses of tensors, so one build serves every release of both.
+// Its one requirement is an OpenMP runtime with GNU's interface (GOMP_parallel), which torch brings.
+#pragma once
+
+#include <cstdint>
+
+#define VLLM_COLD_EXPORT extern "C" __attribute__((visibility("default")))
+
+enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
+enum Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
+enum Status : int32_t {
+    kOk = 0,
+    kNotFinite = 1,   // NaN or +inf in a row of a pair
+    kRowOutside = 2,  // a row number is not in [0, num_rows)
+    kNoMemory = 3,
+};
+
+// The best instruction set that this CPU and its operating system support.
+VLLM_COLD_EXPORT int32_t vllm_cold_best_isa();
+
+// Scores all pairs (the formula: vllm_cold/ops/scoring.py).
+//
+// logits: [num_rows, vocab] of `dtype`, rows `row_stride` elements apart.
+// expert_rows, amateur_rows, log_alpha, beta, expert_top_k: [num_pairs]; expert_top_k may be null.
+// Output, one of:
+//   out: [num_pairs, vocab] scores;
+//   top_scores, top_ids: [num_pairs, k] best scores and their token ids, k <= 64;
+//   all of them null: the scores go over both rows of each pair in logits, which is float32.
+// isa: at most vllm_cold_best_isa(). threads: how many may be used.
+VLLM_COLD_EXPORT int32_t vllm_cold_score(
+    void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab, int32_t dtype,
+    const int64_t* expert_rows, const int64_t* amateur_rows, const float* log_alpha,
+    const float* beta, const int64_t* expert_top_k, int64_t num_pairs, float* out,
+    float* top_scores, int64_t* top_ids, int64_t k, int32_t isa, int32_t threads);

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one instruction set offers: passes over a segment of one pair's rows, on one thread.
+#pragma once
+
+#include "scoring.h"
+
+constexpr int64_t kMaxK = 64;
+constexpr int64_t kTile = 1024;
+
+// The best of a segment so far, best first; of equal scores the one with the lower id.
+struct Best {
+    int64_t k;
+    int64_t count;
+    float scores[kMaxK];
+    int64_t ids[kMaxK];
+};
+
+// Passes over n elements of a row. `tiles` has the maximum of each kTile of them: few reach the
+// threshold, and the others need no second look at the expert's logits. *bad is set if one of the
+// elements read for the first time (the expert's by `maxima`, the amateur's by the others) is NaN or
+// +inf.
+struct Kernels {
+    void (*maxima)(const void* x, int64_t n, float* tiles, bool* bad);
+    // Copies the elements >= threshold to `found`, in order; returns how many there are.
+    int64_t (*at_least)(const void* x, int64_t n, const float* tiles, float threshold,
+                        float* found);
+    // Scores to `first` and, if not null, to `second`. Either may be the input. `stream` (without
+    // `second`, to an address aligned to 64 bytes): past the caches.
+    void (*scores)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
+                   float beta, float* first, float* second, bool stream, bool* bad);
+    // Scores into `best`; the first element is of token `first_id`.
+    void (*topk)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
+                 float beta, int64_t first_id, Best* best, bool* bad);
+};
+
+// By dtype.
+extern const Kernels kPortableKernels[3];
+#if defined(__x86_64__)
+extern const Kernels kAvx2Kernels[3];
+extern const Kernels kAvx512Kernels[3];
+#endif

@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: Apache-2.0
+// The passes over a segment, written once for all instruction sets. A file that includes this has
+// selected its instruction set and defined `Vec` before, in its own anonymous namespace: nothing
+// here may be shared between them, or the linker could keep a copy that this CPU cannot run.
+//
+// Vec has: N lanes; F (floats) and M (a set of lanes); load(const T*) for the three dtypes; store;
+// stream (a store to an aligned address, past the caches where the CPU can) and fence behind those;
+// set1, sub, max, min, fma(a, b, c) = a * b + c; ge, gt, eq; not_below_inf (NaN or +inf); select(m, a, b)
+// = m ? a : b; either (union); any; bits (lane i in bit i).
+
+namespace {
+
+constexpr float kInf = __builtin_inff();
+constexpr float kLargest = 3.40282346638528859811704183484516925e+38f;
+
+using F = Vec::F;
+using M = Vec::M;
+constexpr int64_t N = Vec::N;
+static_assert(kTile % (4 * N) == 0, "tiles are whole, but for a row's last");
+
+// Up to N elements, padded with what neither raises a maximum nor counts as valid or bad.
+template <class T>
+F load_some(const T* x, int64_t n) {
+    if (n >= N) return Vec::load(x);
+    T padded[N];
+    for (int64_t i = 0; i < N; ++i) padded[i] = i < n ? x[i] : T::minus_infinity();
+    return Vec::load(padded);
+}
+
+int64_t tile_end(int64_t start, int64_t n) {
+    return start + kTile < n ? start + kTile : n;
+}
+
+template <class T>
+void maxima(const void* from, int64_t n, float* tiles, bool* bad) {
+    const T* x = static_cast<const T*>(from);
+    const F low = Vec::set1(-kInf);
+    M wrong = Vec::none();
+    for (int64_t i = 0; i < n;) {
+        const int64_t end = tile_end(i, n);
+        F best[4] = {low, low, low, low};  // four chains hide the latency
+        for (; i + 4 * N <= end; i += 4 * N) {
+            for (int j = 0; j < 4; ++j) {
+                const F value = Vec::load(x + i + j * N);
+                wrong = Vec::either(wrong, Vec::not_below_inf(value));
+                best[j] = Vec::max(best[j], value);
+            }
+        }
+        for (; i < end; i += N) {
+            const F value = load_some(x + i, end - i);
+            wrong = Vec::either(wrong, Vec::not_below_inf(value));
+            best[0] = Vec::max(best[0], value);
+        }
+        i = end;
+        float lanes[N];
+        Vec::store(lanes, Vec::max(Vec::max(best[0], best[1]), Vec::max(best[2], best[3])));
+        float most = lanes[0];
+        for (int64_t lane = 1; lane < N; ++lane) most = lanes[lane] > most ? lanes[lane] : most;
+        *tiles++ = most;
+    }
+    *bad |= Vec::any(wrong);
+}
+
+template <class T>
+int64_t at_least(const void* from, int64_t n, const float* tiles, float threshold, float* found) {
+    const T* x = static_cast<const T*>(from);
+    const F limit = Vec::set1(threshold);
+    int64_t count = 0;
+    for (int64_t tile = 0; tile < n; tile += kTile) {
+        if (*tiles++ < threshold) continue;
+        for (int64_t i = tile, end = tile_end(tile, n); i < end; i += N) {
+            const F value = load_some(x + i, end - i);
+            uint32_t lanes = Vec::bits(Vec::ge(value, limit));
+            if (lanes == 0) continue;
+            float values[N];
+            Vec::store(values, value);
+            for (; lanes != 0; lanes &= lanes - 1) found[count++] = values[__builtin_ctz(lanes)];
+        }
+    }
+    return count;
+}
+
+struct Pair {
+    F limit, beta;
+    M wrong;
+
+    // Scores of N tokens; `valid` are those that have one. The threshold is above -inf.
+    inline __attribute__((always_inline)) F score(F e, F a, M* valid) {
+        look(a);
+        *valid = Vec::ge(e, limit);
+        const F most = Vec::set1(kLargest), least = Vec::set1(-kLargest);
+        a = Vec::select(Vec::eq(a, Vec::set1(-kInf)), Vec::set1(0.0f), a);
+        const F difference = Vec::max(Vec::min(Vec::sub(e, a), most), least);
+        return Vec::max(Vec::min(Vec::fma(difference, beta, e), most), least);
+    }
+    // Amateur's logits that get no score are looked at all the same.
+    inline __attribute__((always_inline)) void look(F a) {
+        wrong = Vec::either(wrong, Vec::not_below_inf(a));
+    }
+};
+
+// Up to N scores.
+void store_some(float* to, F x, int64_t n) {
+    if (n >= N) return Vec::store(to, x);
+    float lanes[N];
+    Vec::store(lanes, x);
+    for (int64_t i = 0; i < n; ++i) to[i] = lanes[i];
+}
+
+// put(i, scores, n): n <= N scores from token i on.
+template <class T, class Put>
+inline __attribute__((always_inline)) void each_score(const T* e, const T* a, int64_t n,
+                                                      const float* tiles, float threshold,
+                                                      Pair& pair, Put put) {
+    const F low = Vec::set1(-kInf);
+    for (int64_t i = 0; i < n;) {
+        const int64_t end = tile_end(i, n);
+        if (*tiles++ >= threshold) {
+            for (; i < end; i += N) {
+                M valid;
+                const F score =
+                    pair.score(load_some(e + i, end - i), load_some(a + i, end - i), &valid);
+                put(i, Vec::select(valid, score, low), end - i);
+            }
+        } else {
+            for (; i < end; i += N) {
+                pair.look(load_some(a + i, end - i));
+                put(i, low, end - i);
+            }
+        }
+        i = end;
+    }
+}
+
+template <class T>
+void scores(const void* expert, const void* amateur, int64_t n, const float* tiles,
+            float threshold, float beta, float* first, float* second, bool stream, bool* bad) {
+    const T* e = static_cast<const T*>(expert);
+    const T* a = static_cast<const T*>(amateur);
+    Pair pair{Vec::set1(threshold), Vec::set1(beta), Vec::none()};
+    if (stream) {
+        each_score(e, a, n, tiles, threshold, pair, [&](int64_t i, F x, int64_t count) {
+            if (count >= N) {
+                Vec::stream(first + i, x);
+            } else {
+                store_some(first + i, x, count);
+            }
+        });
+        Vec::fence();
+    } else if (second == nullptr) {
+        each_score(e, a, n, tiles, threshold, pair, [&](int64_t i, F x, int64_t count) {
+            store_some(first + i, x, count);
+        });
+    } else {
+        each_score(e, a, n, tiles, threshold, pair, [&](int64_t i, F x, int64_t count) {
+            store_some(first + i, x, count);
+            store_some(second + i, x, count);
+        });
+    }
+    *bad |= Vec::any(pair.wrong);
+}
+
+// Keeps `best` in order. Tokens come by rising id: an equal score goes behind.
+void insert(Best* best, float score, int64_t id) {
+    int64_t at = best->count < best->k ? best->count++ : best->k - 1;
+    for (; at > 0 && best->scores[at - 1] < score; --at) {
+        best->scores[at] = best->scores[at - 1];
+        best->ids[at] = best->ids[at - 1];
+    }
+    best->scores[at] = score;
+    best->ids[at] = id;
+}
+
+template <class T>
+void topk(const void* expert, const void* amateur, int64_t n, const float* tiles, float threshold,
+          float beta, int64_t first_id, Best* best, bool* bad) {
+    const T* e = static_cast<const T*>(expert);
+    const T* a = static_cast<const T*>(amateur);
+    Pair pair{Vec::set1(threshold), Vec::set1(beta), Vec::none()};
+    float worst = -kInf;  // that gets in
+    for (int64_t i = 0; i < n;) {
+        const int64_t end = tile_end(i, n);
+        if (*tiles++ < threshold) {
+            for (; i < end; i += N) pair.look(load_some(a + i, end - i));
+            i = end;
+            continue;
+        }
+        for (; i < end; i += N) {
+            M valid;
+            const F score =
+                pair.score(load_some(e + i, end - i), load_some(a + i, end - i), &valid);
+            uint32_t lanes = Vec::bits(valid);  // of few
+            if (lanes != 0) lanes &= Vec::bits(Vec::gt(score, Vec::set1(worst)));
+            if (lanes == 0) continue;
+            float values[N];
+            Vec::store(values, score);
+            for (; lanes != 0; lanes &= lanes - 1) {
+                const int lane = __builtin_ctz(lanes);
+                if (!(values[lane] > worst)) continue;  // risen since
+                insert(best, values[lane], first_id + i + lane);
+                if (best->count == best->k) worst = best->scores[best->k - 1];
+            }
+        }
+        i = end;
+    }
+    *bad |= Vec::any(pair.wrong);
+}
+
+template <class T>
+constexpr Kernels kernels() {
+    return {maxima<T>, at_least<T>, scores<T>, topk<T>};
+}
+
+}  // namespace

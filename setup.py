@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the native kernels; everything else about the package is in pyproject.toml.
+
+The libraries are loaded by path and use neither Python's nor torch's C interface: one file name and
+one wheel serve every Python and torch. Where one cannot be built the package installs without it
+and says so; scoring then runs as torch operations.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_ext import build_ext
+
+CPU = Extension(
+    "vllm_cold.ops._cpu",
+    sources=sorted(str(path) for path in Path("csrc/cpu").glob("*.cpp")),
+    depends=sorted(str(path) for path in Path("csrc/cpu").glob("*.h")),
+    language="c++",
+    # Instruction sets are chosen at run time, so none is named here. Without contraction every
+    # instruction set gives the same scores in each form of the op. Nothing of the C++ library is
+    # linked: the result needs glibc 2.14 alone.
+    extra_compile_args=[
+        "-std=c++17", "-O3", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off",
+        "-fvisibility=hidden", "-Wall", "-Wextra", "-g0",
+    ],
+    extra_link_args=["-static-libstdc++", "-static-libgcc", "-Wl,--as-needed"],
+    optional=True,
+)  # fmt: skip
+
+
+class BuildKernels(build_ext):
+    """The CPU's library, and where CANN is set up the Ascend NPU's."""
+
+    def run(self) -> None:
+        super().run()
+        if os.environ.get("ASCEND_HOME_PATH"):
+            self._build_ascend(Path(self.get_ext_fullpath(CPU.name)).resolve().parent)
+
+    def get_ext_filename(self, fullname: str) -> str:
+        """Without Python's ABI tag: the library is no Python module."""
+        return str(Path(*fullname.split("."))) + ".so"
+
+    def _build_ascend(self, folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as build:
+            try:
+                for step in (
+                    [
+                        "-S",
+                        "csrc/ascend",
+                        "-B",
+                        build,
+                        f"-DCMAKE_INSTALL_PREFIX={folder}",
+                        f"-DPYTHON_EXECUTABLE={sys.executable}",
+                    ],
+                    ["--build", build, "--parallel"],
+                    ["--install", build],
+                ):
+                    subprocess.run(["cmake", *step], check=True)
+            except (OSError, subprocess.CalledProcessError) as error:
+                logging.warning("vllm-cold: the AscendC kernel was not built: %s", error)
+
+
+class Wheel(bdist_wheel):
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
+
+
+setup(ext_modules=[CPU], cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel})

@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every backend of the scoring op is held to: cases, and the comparison with the reference.
+
+A case mixes kinds of rows and settings, one of each per pair, so that a few cases cover a lot. All
+outputs start as NaN (ids: as nonsense), so that what a backend does not write shows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_cold.ops import registry
+from vllm_cold.ops.scoring_reference import pair_scores
+
+INF = math.inf
+VOCABS = (1, 31, 64, 4095, 4096, 4097, 32001, 49152, 128256, 151936, 152064, 256000)
+NUM_PAIRS = (0, 1, 2, 7, 64)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ALPHAS = (0.1, 1e-6, 1.0)
+BETAS = (0.5, 0.0, 10.0)
+KS = (1, 5, 64)
+# Rows of a pair, by what is special about them.
+KINDS = (
+    "normal", "ties", "one left", "expert -inf", "amateur -inf", "both -inf", "huge", "tiny",
+    "equal", "ascending", "nothing left", "zeros", "overflow",
+)  # fmt: skip
+LAYOUTS = ("contiguous", "padded", "every other row", "transposed")
+F32 = torch.finfo(torch.float32)
+
+
+@dataclass
+class Case:
+    """Arguments of the op. ``logits`` may be strided; ``base`` is the memory that it lies in."""
+
+    base: Tensor
+    logits: Tensor
+    kinds: list[str]
+    expert_rows: Tensor
+    amateur_rows: Tensor
+    log_alpha: Tensor
+    beta: Tensor
+    expert_top_k: Tensor | None
+    max_expert_top_k: int
+
+    @property
+    def pairs(self) -> tuple[Any, ...]:
+        """What comes behind ``logits`` in both functions of the op."""
+        return (
+            self.expert_rows, self.amateur_rows, self.log_alpha, self.beta, self.expert_top_k,
+            self.max_expert_top_k,
+        )  # fmt: skip
+
+    @cached_property
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """[P, V] expert and amateur logits, a copy."""
+        return self.logits[self.expert_rows], self.logits[self.amateur_rows]
+
+    @cached_property
+    def exact(self) -> Tensor:
+        """[P, V] float64 scores by the reference, saturated as float32 is."""
+        caps = [0] * len(self.beta) if self.expert_top_k is None else self.expert_top_k.tolist()
+        scores = torch.empty(self.rows[0].shape, dtype=torch.float64)
+        settings = zip(self.log_alpha.tolist(), self.beta.tolist(), caps, strict=True)
+        for pair, knobs in enumerate(settings):
+            scores[pair] = pair_scores(self.rows[0][pair], self.rows[1][pair], *knobs)
+        saturated = scores.clamp(-F32.max, F32.max)
+        return torch.where(scores == -INF, scores, saturated)
+
+    @cached_property
+    def tolerance(self) -> Tensor:
+        """[P, V] float64: what float32 may err by. Rounding is relative to the terms, which may
+        cancel; where terms leave float32's range, anything of that size is right.
+        """
+        e, a = (rows.double().abs() for rows in self.rows)
+        e, a = (torch.where(t == INF, 0.0, t) for t in (e, a))
+        terms = e + self.beta.double().unsqueeze(1) * (e + a)
+        bound = 2 * F32.eps * terms + 2 * F32.tiny
+        return torch.where(e + a > F32.max, terms, bound)
+
+    @cached_property
+    def edge(self) -> Tensor:
+        """[P, V] bool: so near to the threshold that float32 may see it on the other side."""
+        e = self.rows[0].double()
+        best = e.amax(1, keepdim=True)
+        log_alpha = self.log_alpha.double().unsqueeze(1)
+        near = (e - best - log_alpha).abs() <= F32.eps * (best.abs() + log_alpha.abs())
+        # The best is valid however it is rounded, and what is -inf is not; nor does rounding let in
+        # what a cap keeps out.
+        near &= (e < best) & (e > -INF)
+        if self.expert_top_k is not None:
+            for pair, cap in enumerate(self.expert_top_k.tolist()):
+                if 0 < cap < e.shape[1]:
+                    near[pair] &= e[pair] >= e[pair].topk(cap).values[-1]
+        return near
+
+
+@cache
+def _noise() -> Tensor:
+    return torch.randn(2**20, generator=torch.Generator().manual_seed(0))
+
+
+def _rows(kind: str, vocab: int, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+    """[2, V] expert and amateur logits of one kind, float32 but representable in ``dtype``."""
+
+    def number(high: int) -> int:
+        return int(torch.randint(high, (), generator=generator))
+
+    noise = _noise()
+    both = torch.stack([noise[(at := number(len(noise) - vocab)) : at + vocab] for _ in "ea"]) * 4
+    most = float(torch.finfo(dtype).max)
+    if kind == "ties":
+        both = (both * 2).round() / 8
+    elif kind == "one left":
+        both[0] = torch.where(torch.arange(vocab) == number(vocab), both[0], -INF)
+    elif kind in ("expert -inf", "both -inf"):
+        both[0, noise[:vocab] < 0.5] = -INF
+    elif kind == "huge":
+        both *= min(most, 1e38) / 32
+    elif kind == "tiny":
+        both *= float(torch.finfo(dtype).tiny) * 8
+    elif kind == "equal":
+        both[1] = both[0]
+    elif kind == "ascending":  # the worst for a running top-k
+        both[0] = both[0].sort().values
+        both[1] = 0.0
+    elif kind == "nothing left":
+        both[0] = -INF
+    elif kind == "overflow":  # of e - a and of the scores, in float32
+        most = min(most, 3e38)
+        both = torch.where(both > -2, most, -most)
+    elif kind == "zeros":  # -0.0 and 0.0 are the same score
+        both = torch.where(both < 0, -0.0, 0.0)
+    if kind in ("amateur -inf", "both -inf"):
+        both[1, noise[-vocab:] < 0] = -INF
+    return both.to(dtype).float()
+
+
+def make_case(
+    seed: int,
+    num_pairs: int,
+    vocab: int,
+    dtype: torch.dtype = torch.float32,
+    layout: str = "padded",
+    kinds: Sequence[str] = KINDS,
+) -> Case:
+    """``num_pairs`` pairs scattered over some more rows, with alpha, beta and cap drawn for each.
+    Pair i is of kind ``seed + i``, so that consecutive seeds go through all of them.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    num_rows = 2 * num_pairs + 3
+    if layout == "contiguous":
+        base = torch.full((num_rows, vocab), 7.0, dtype=dtype)
+        logits = base
+    elif layout == "padded":  # rows that start at odd addresses
+        base = torch.full((num_rows, vocab + 5), 7.0, dtype=dtype)
+        logits = base[:, 3 : 3 + vocab]
+    elif layout == "every other row":
+        base = torch.full((2 * num_rows, vocab), 7.0, dtype=dtype)
+        logits = base[::2]
+    else:
+        base = torch.full((vocab, num_rows), 7.0, dtype=dtype)
+        logits = base.t()
+    order = torch.randperm(num_rows, generator=generator)
+    experts, amateurs = order[:num_pairs].clone(), order[num_pairs : 2 * num_pairs].clone()
+    chosen = [kinds[(seed + i) % len(kinds)] for i in range(num_pairs)]
+    for kind, e, a in zip(chosen, experts.tolist(), amateurs.tolist(), strict=True):
+        logits[[e, a]] = _rows(kind, vocab, dtype, generator).to(dtype)
+
+    def one_of(values: Sequence[float]) -> Tensor:
+        chosen = torch.randint(len(values), (num_pairs,), generator=generator)
+        return torch.tensor(values)[chosen]
+
+    caps = one_of((0, 0, 3, 0, 1, 0, 50, 0, 0, 10**9))
+    return Case(
+        base,
+        logits,
+        chosen,
+        experts,
+        amateurs,
+        one_of([math.log(alpha) for alpha in ALPHAS]),
+        one_of(BETAS),
+        caps if caps.any() else None,
+        int(caps.max()) if num_pairs else 0,
+    )
+
+
+def check_dense(case: Case, got: Tensor) -> None:
+    """``got``, [P, V] float32, are the case's scores."""
+    assert got.dtype == torch.float32 and got.shape == case.exact.shape
+    assert not got.isnan().any(), f"NaN: not written, or made ({case.kinds})"
+    valid, want = got > -INF, case.exact > -INF
+    wrong = (valid != want) & ~case.edge
+    assert not wrong.any(), f"not the same tokens are valid: {_where(case, wrong)}"
+    assert (got <= F32.max).all(), "a score is infinite"
+    error = torch.where(valid & want, (got.double() - case.exact).abs(), 0.0)
+    wrong = error > case.tolerance
+    assert not wrong.any(), f"wrong scores: {_where(case, wrong)}"
+
+
+def check_topk(k: int, scores: Tensor, ids: Tensor, dense: Tensor) -> None:
+    """``scores`` and ``ids`` are the best k of ``dense``, the backend's own scores, exactly. So
+    their order is that of the exact scores wherever float32 can tell these apart.
+    """
+    assert scores.dtype == torch.float32 and ids.dtype == torch.int64
+    assert scores.shape == ids.shape == (len(dense), k)
+    found = ids >= 0
+    count = (dense > -INF).sum(1).clamp(max=k)
+    assert torch.equal(found, torch.arange(k) < count.unsqueeze(1)), "not so many are valid"
+    assert (scores[~found] == -INF).all() and (ids[~found] == -1).all()
+    at = ids.clamp(min=0)
+    assert torch.equal(scores[found], dense.gather(1, at)[found]), "not the dense scores"
+    later, earlier = scores[:, 1:], scores[:, :-1]
+    ordered = (earlier > later) | ((earlier == later) & (ids[:, :-1] < ids[:, 1:]))
+    assert ordered[found[:, 1:]].all(), "not by score, or ties not to the lower id"
+    # In order and all different, they are the best if nothing else is better than the last of them.
+    last = (count - 1).clamp(min=0).unsqueeze(1)
+    score, token = scores.gather(1, last), at.gather(1, last)
+    better = (dense > score) | ((dense == score) & (torch.arange(dense.shape[1]) < token))
+    assert torch.equal(better.sum(1)[count > 0], (count - 1)[count > 0]), "not the best"
+
+
+def _where(case: Case, wrong: Tensor) -> list[tuple[str, int]]:
+    return [(case.kinds[pair], token) for pair, token in wrong.nonzero()[:5].tolist()]
+
+
+def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> None:
+    """Run a backend, by name or as an object, on the case in every form and compare. Not through
+    ``vllm_cold.ops.scoring``, which straightens out layouts (so "transposed" is not for here).
+    """
+    if isinstance(backend, str):
+        backend = registry.load(backend)
+    num_pairs, vocab = len(case.beta), case.logits.shape[1]
+    before = case.base.clone()
+    dense = torch.full((num_pairs, vocab), math.nan)
+    backend.scores(case.logits, *case.pairs, dense)
+    check_dense(case, dense)
+    longest = None
+    for k in sorted(ks, reverse=True):
+        scores = torch.full((num_pairs, k), math.nan)
+        ids = torch.full((num_pairs, k), 10**12)
+        backend.topk(case.logits, *case.pairs, scores, ids)
+        if longest is None:
+            check_topk(k, scores, ids, dense)
+            longest = scores, ids
+        assert torch.equal(scores, longest[0][:, :k]), "the scores depend on k"
+        assert torch.equal(ids, longest[1][:, :k]), "the ids depend on k"
+    bits = {2: torch.int16, 4: torch.int32}[before.element_size()]
+    assert torch.equal(case.base.view(bits), before.view(bits)), "the input was written to"
+    if case.logits.dtype != torch.float32:
+        return
+    case.rows, case.exact, case.tolerance, case.edge  # noqa: B018 - computed before they are lost
+    backend.scores(case.logits, *case.pairs, None)
+    assert torch.equal(case.logits[case.expert_rows], dense), "in place differs from dense"
+    assert torch.equal(case.logits[case.amateur_rows], dense), "the second row"
+    case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows
+    assert torch.equal(case.base.view(bits), before.view(bits)), "rows of no pair were written to"

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The backends that run on CPUs against the reference; Triton and AscendC have their own files."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ops.conformance import (
+    DTYPES,
+    INF,
+    KINDS,
+    KS,
+    LAYOUTS,
+    NUM_PAIRS,
+    VOCABS,
+    Case,
+    check_backend,
+    check_dense,
+    check_topk,
+    make_case,
+)
+from vllm_cold.ops import contrastive_scores, contrastive_topk, registry, scoring_cpu
+
+pytestmark = pytest.mark.unit
+
+
+class CpuWith:
+    """The C++ backend with an instruction set below the best."""
+
+    def __init__(self, isa: str) -> None:
+        self.isa = isa
+
+    def scores(self, *args: Any) -> None:
+        scoring_cpu._run(*args[:6], args[7], None, None, self.isa)
+
+    def topk(self, *args: Any) -> None:
+        scoring_cpu._run(*args[:6], None, args[7], args[8], self.isa)
+
+
+def backends() -> dict[str, Any]:
+    isas = scoring_cpu.ISAS[: scoring_cpu.ISAS.index(scoring_cpu.best_isa()) + 1]
+    return {"torch": "torch", "cpu": "cpu", **{f"cpu {isa}": CpuWith(isa) for isa in isas[:-1]}}
+
+
+BACKENDS = backends()
+
+
+def grid() -> list[Any]:
+    """Every vocabulary with every number of pairs and every dtype; the largest take turns."""
+    cases = []
+    for vocab in VOCABS:
+        for num_pairs in NUM_PAIRS[1:]:
+            large = num_pairs == 64 and vocab >= 32001
+            for dtype in DTYPES[VOCABS.index(vocab) % 3 :][:1] if large else DTYPES:
+                marks = [pytest.mark.slow] if large else []
+                cases.append(pytest.param(vocab, num_pairs, dtype, marks=marks))
+    return cases
+
+
+@pytest.mark.parametrize(("vocab", "num_pairs", "dtype"), grid())
+def test_equals_the_reference(vocab: int, num_pairs: int, dtype: torch.dtype) -> None:
+    seed = VOCABS.index(vocab) * 11 + NUM_PAIRS.index(num_pairs) * 5 + DTYPES.index(dtype)
+    case = make_case(seed, num_pairs, vocab, dtype, LAYOUTS[seed % 3])
+    for name, backend in BACKENDS.items():
+        # torch's top-k is slow: the largest once only.
+        ks = KS[-1:] if name == "torch" and num_pairs * vocab > 10**6 else KS
+        check_backend(backend, case, ks)
+
+
+def test_the_grid_has_every_kind_with_every_setting() -> None:
+    """The cases mix; here is shown that the mix leaves nothing out."""
+    seen = set()
+    for vocab, num_pairs, dtype in (parameter.values for parameter in grid()):
+        seed = VOCABS.index(vocab) * 11 + NUM_PAIRS.index(num_pairs) * 5 + DTYPES.index(dtype)
+        case = make_case(seed, num_pairs, 8, dtype)
+        caps = [0] * num_pairs if case.expert_top_k is None else case.expert_top_k.tolist()
+        knobs = zip(case.log_alpha.tolist(), case.beta.tolist(), caps, strict=True)
+        seen |= {(kind, *knob) for kind, knob in zip(case.kinds, knobs, strict=True)}
+    for values, number in zip(zip(*seen, strict=True), (len(KINDS), 3, 3, 5), strict=True):
+        assert len(set(values)) == number
+    assert {(kind, alpha) for kind, alpha, _, _ in seen} == {
+        (kind, alpha) for kind in KINDS for alpha in {alpha for _, alpha, _, _ in seen}
+    }
+    assert len({(kind, beta) for kind, _, beta, _ in seen}) == 3 * len(KINDS)
+    assert len({(kind, cap > 0) for kind, _, _, cap in seen}) == 2 * len(KINDS)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5, 8])
+def test_any_number_of_threads(threads: int) -> None:
+    """Pairs that share out evenly, the rest in segments, and nothing but segments."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for num_pairs in (1, 2, 3, 4, 7, 9):
+            for vocab in (1, 64, 4097, 49152):
+                check_backend("cpu", make_case(num_pairs, num_pairs, vocab))
+    finally:
+        torch.set_num_threads(before)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    num_pairs=st.integers(0, 5),
+    vocab=st.integers(1, 300) | st.integers(1, 20_000),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(LAYOUTS[:3]),
+    k=st.integers(1, 64),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+)
+def test_random_cases(
+    seed: int,
+    num_pairs: int,
+    vocab: int,
+    dtype: torch.dtype,
+    layout: str,
+    k: int,
+    kinds: list[str],
+) -> None:
+    case = make_case(seed, num_pairs, vocab, dtype, layout, kinds)
+    for backend in BACKENDS.values():
+        if num_pairs:
+            check_backend(backend, case, [k])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("num_pairs", [0, 1, 7])
+@pytest.mark.parametrize("backend", [None, "reference", "torch", "cpu"])
+def test_through_the_op(
+    backend: str | None, num_pairs: int, dtype: torch.dtype, layout: str
+) -> None:
+    """The public functions: every layout, outputs given or not, in place."""
+    case = make_case(3, num_pairs, 333, dtype, layout)
+    before = case.base.clone()
+    dense = contrastive_scores(case.logits, *case.pairs, backend=backend)
+    check_dense(case, dense)
+    out = torch.full((num_pairs, 333), math.nan)
+    assert contrastive_scores(case.logits, *case.pairs, out=out, backend=backend) is out
+    assert torch.equal(out, dense)
+    scores, ids = contrastive_topk(case.logits, *case.pairs, k=9, backend=backend)
+    check_topk(9, scores, ids, dense)
+    given = torch.full((num_pairs, 9), math.nan), torch.full((num_pairs, 9), 10**12)
+    returned = contrastive_topk(case.logits, *case.pairs, k=9, out=given, backend=backend)
+    assert returned[0] is given[0] and returned[1] is given[1]
+    assert torch.equal(given[0], scores) and torch.equal(given[1], ids)
+    assert torch.equal(case.base, before)
+    if dtype == torch.float32:
+        logits = case.logits
+        assert contrastive_scores(logits, *case.pairs, inplace=True, backend=backend) is logits
+        assert torch.equal(logits[case.expert_rows], dense)
+        assert torch.equal(logits[case.amateur_rows], dense)
+        others = set(range(len(logits))) - {*case.expert_rows.tolist(), *case.amateur_rows.tolist()}
+        assert (logits[list(others)] == 7).all()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("value", [math.nan, INF])
+@pytest.mark.parametrize("half", ["expert", "amateur"])
+def test_not_finite_is_an_error_wherever_it_stands(half: str, value: float, threads: int) -> None:
+    torch.set_num_threads(threads)
+    for name, backend in {"reference": "reference", **BACKENDS}.items():
+        if isinstance(backend, str):
+            backend = registry.load(backend)
+        for vocab in (1, 31, 4097, 40_000):
+            # Ends of rows and of vectors, a token that is a candidate and one that is not.
+            for token in sorted({0, 7, vocab // 2, vocab - 2, vocab - 1} & set(range(vocab))):
+                for dtype in DTYPES if vocab < 40_000 else DTYPES[:1]:
+                    case = make_case(token, 3, vocab, dtype, kinds=["normal"])
+                    row = case.expert_rows if half == "expert" else case.amateur_rows
+                    case.logits[row[token % 3], token] = value
+                    dense = torch.empty(3, vocab)
+                    with pytest.raises(RuntimeError, match="NaN"):
+                        backend.scores(case.logits, *case.pairs, dense)
+                    best = torch.empty(3, 5), torch.empty(3, 5, dtype=torch.int64)
+                    with pytest.raises(RuntimeError, match="NaN"):
+                        backend.topk(case.logits, *case.pairs, *best)
+                    if dtype == torch.float32:
+                        with pytest.raises(RuntimeError, match="NaN"):
+                            backend.scores(case.logits, *case.pairs, None)
+        assert name
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_rows_of_no_pair_may_hold_anything(backend: str) -> None:
+    case = make_case(0, 2, 40)
+    pairs = {*case.expert_rows.tolist(), *case.amateur_rows.tolist()}
+    for row in set(range(len(case.logits))) - pairs:
+        case.logits[row] = math.nan
+    check_backend(backend, case)
+
+
+@pytest.mark.parametrize("rows", ["expert_rows", "amateur_rows"])
+@pytest.mark.parametrize("row", [-1, 5, 2**40])
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_a_row_outside_is_an_error(backend: str, row: int, rows: str) -> None:
+    case = make_case(0, 1, 40)
+    assert len(case.logits) == 5
+    setattr(case, rows, torch.tensor([row]))
+    with pytest.raises(IndexError):
+        contrastive_scores(case.logits, *case.pairs, backend=backend)
+
+
+def test_two_pairs_may_share_rows_when_not_in_place() -> None:
+    case = make_case(0, 2, 100, kinds=["normal"])
+    case.expert_rows[1] = case.expert_rows[0]
+    case.amateur_rows[1] = case.amateur_rows[0]
+    check = Case(**{name: getattr(case, name) for name in Case.__dataclass_fields__})
+    for backend in ("torch", "cpu"):
+        check_dense(check, contrastive_scores(case.logits, *case.pairs, backend=backend))
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+@pytest.mark.parametrize("cap", [0, 1, 2])
+def test_a_tile_that_just_reaches_the_threshold(cap: int, backend: str) -> None:
+    """A token at the threshold exactly is valid, alone in its part of the vocabulary, and counts
+    for the cap.
+    """
+    logits = torch.full((2, 5000), -9.0)
+    logits[0, 10], logits[0, 4500] = 2.0, 1.0
+    knobs = torch.tensor([-1.0]), torch.tensor([0.5])
+    caps = (torch.tensor([cap]), cap) if cap else (None, 0)
+    rows = torch.tensor([0]), torch.tensor([1])
+    got = contrastive_scores(logits, *rows, *knobs, *caps, backend=backend)
+    assert (got[0] > -INF).nonzero().flatten().tolist() == ([10] if cap == 1 else [10, 4500])
+
+
+def test_dense_and_topk_agree_across_instruction_sets() -> None:
+    """AVX2 and AVX-512 fuse the same product: not only near, but equal."""
+    case = make_case(1, 7, 4097)
+    results = []
+    for isa in {"avx2", "avx512"} & {scoring_cpu.best_isa(), "avx2"}:
+        out = torch.empty(7, 4097)
+        CpuWith(isa).scores(case.logits, *case.pairs, out)
+        results.append(out)
+    assert all(torch.equal(results[0], other) for other in results)
+
+
+def test_the_checks_bite() -> None:
+    """A comparison that never fails proves nothing."""
+    case = make_case(0, 5, 500)
+    right = contrastive_scores(case.logits, *case.pairs)
+    scores, ids = contrastive_topk(case.logits, *case.pairs, k=5)
+    check_dense(case, right)
+    check_topk(5, scores, ids, right)
+    token = int(right[0].argmax())
+    for broken in (math.nan, -INF, INF, float(right[0, token]) * 1.00001):
+        wrong = right.clone()
+        wrong[0, token] = broken
+        with pytest.raises(AssertionError):
+            check_dense(case, wrong)
+    wrong = right.clone()
+    wrong[0, int(case.rows[0][0].argmin())] = 0.0  # a token that is no candidate
+    with pytest.raises(AssertionError):
+        check_dense(case, wrong)
+    pair = int((ids[:, 1] >= 0).nonzero()[0])
+    for change in ("swapped", "another", "lost"):
+        bad_scores, bad_ids = scores.clone(), ids.clone()
+        if change == "swapped":
+            bad_ids[pair, :2] = ids[pair, :2].flip(0)
+            bad_scores[pair, :2] = scores[pair, :2].flip(0)
+        elif change == "another":
+            bad_ids[pair, 0] = int(right[pair].argmin())
+        else:
+            bad_scores[pair, 0], bad_ids[pair, 0] = -INF, -1
+        with pytest.raises(AssertionError):
+            check_topk(5, bad_scores, bad_ids, right)

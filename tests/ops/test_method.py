@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The identities of the method, on the backend in use here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vllm_cold.ops import contrastive_scores
+from vllm_cold.ops.scoring_reference import pair_scores
+from vllm_cold.rows import PairRows
+from vllm_cold.stream import Stream
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+INF = math.inf
+ALPHAS = [1e-6, 0.05, 0.1, 0.5, 1.0]
+BETAS = [0.0, 0.5, 2.0, 10.0]
+
+
+def score(e: Tensor, a: Tensor, alpha: float, beta: float, top_k: int = 0) -> Tensor:
+    """Scores of one pair, by way of ``PairRows.of`` as in the processors."""
+    rows = pair_rows([(0, 1)], [(alpha, beta, top_k)])
+    both = torch.stack((e, a)).float()
+    contrastive_scores(both, *rows.arguments, inplace=True)
+    assert torch.equal(both[0], both[1])
+    return both[0]
+
+
+def pair_rows(
+    pairs: Sequence[tuple[int, int]], knobs: Sequence[tuple[float, float, int]]
+) -> PairRows:
+    streams = []
+    for i, ((expert, amateur), (alpha, beta, top_k)) in enumerate(zip(pairs, knobs, strict=True)):
+        streams.append((expert, Stream(alpha, beta, top_k, pair=f"{i}", role="expert")))
+        streams.append((amateur, Stream(alpha, beta, top_k, pair=f"{i}", role="amateur")))
+    rows = PairRows.of(streams, CPU)
+    assert rows is not None
+    return rows
+
+
+def test_one_cap_does_not_lift_another() -> None:
+    """A cap beyond the vocabulary is none; it must not switch off the caps of other pairs."""
+    logits = torch.tensor([[3.0, 2.9, 2.8, 2.7]]).repeat(4, 1)
+    rows = pair_rows([(0, 1), (2, 3)], [(0.1, 0.5, 2), (0.1, 0.5, 1000)])
+    contrastive_scores(logits, *rows.arguments, inplace=True)
+    assert logits.isfinite().sum(1).tolist() == [2, 2, 4, 4]
+
+
+def test_any_cap_that_settings_admit_fits() -> None:
+    rows = pair_rows([(0, 1)], [(0.1, 0.5, 2**31 - 1)])
+    scores = contrastive_scores(torch.zeros(2, 5), *rows.arguments, inplace=True)
+    assert scores.tolist() == [[0.0] * 5] * 2
+
+
+def test_no_pair_never_reaches_the_op() -> None:
+    assert PairRows.of([], CPU) is None
+    lonely = [(0, Stream(0.1, 0.5, pair="x", role="expert")),
+              (1, Stream(0.1, 0.5, pair="y", role="amateur"))]  # fmt: skip
+    assert PairRows.of(lonely, CPU) is None
+
+
+def test_by_hand() -> None:
+    e = torch.tensor([2.0, 1.5, 0.0, 1.0, -INF])
+    a = torch.tensor([3.0, 0.5, -9.0, -INF, 0.0])
+    # valid: e >= 2 - 1; where the amateur is -inf there is no penalty.
+    want = [1.5, 2.0, -INF, 1.5, -INF]
+    assert score(e, a, math.exp(-1.001), 0.5).tolist() == pytest.approx(want)
+    assert pair_scores(e, a, -1.001, 0.5).tolist() == pytest.approx(want)
+
+
+def logits_pair(seed: int, vocab: int = 200) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    e, a = 2 * torch.randn(2, vocab, generator=generator)
+    return e, a
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_beta_zero_is_the_expert(alpha: float) -> None:
+    for seed in range(20):
+        e, a = logits_pair(seed)
+        a[::3] = -INF
+        got = score(e, a, alpha, 0.0)
+        assert got.argmax() == e.argmax()
+        assert torch.equal(got[got.isfinite()], e[got.isfinite()])
+
+
+@pytest.mark.parametrize("beta", BETAS)
+def test_alpha_one_is_greedy(beta: float) -> None:
+    for seed in range(20):
+        e, a = logits_pair(seed)
+        got = score(e, a, 1.0, beta)
+        assert got.isfinite().nonzero().flatten().tolist() == [int(e.argmax())]
+
+
+def test_alpha_one_keeps_exact_ties() -> None:
+    e, a = torch.tensor([2.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, -5.0])
+    assert score(e, a, 1.0, 1.0).tolist() == [3.0, 4.0, -INF]
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("beta", BETAS)
+def test_equal_streams_are_greedy(alpha: float, beta: float) -> None:
+    for seed in range(20):
+        e, _ = logits_pair(seed)
+        got = score(e, e, alpha, beta)
+        valid = got.isfinite()
+        assert torch.equal(got[valid], e[valid])
+
+
+def test_with_one_valid_token_beta_does_not_matter() -> None:
+    e, a = logits_pair(0)
+    e[7] = e.max() + 5
+    assert {int(score(e, a, 0.1, beta).argmax()) for beta in BETAS} == {7}
+
+
+def test_the_maximum_is_taken_after_masks() -> None:
+    e, a = torch.tensor([9.0, 2.0, 1.9, -3.0]), torch.zeros(4)
+    e[0] = -INF  # what a grammar does to the expert
+    assert score(e, a, 0.1, 0.5).isfinite().tolist() == [False, True, True, False]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from(ALPHAS), st.sampled_from(BETAS),
+       st.floats(-50, 50), st.floats(-50, 50))  # fmt: skip
+def test_shifting_a_streams_logits_changes_nothing(
+    seed: int, alpha: float, beta: float, by_e: float, by_a: float
+) -> None:
+    """Unnormalised logits are as good as log-probabilities: the distribution is the same."""
+    e, a = logits_pair(seed, vocab=30)
+    gap = (e - e.max() - math.log(alpha)).abs()
+    if alpha < 1 and gap.min() < 1e-3:
+        return  # a token that rounding may let in or out
+    base, shifted = score(e, a, alpha, beta), score(e + by_e, a + by_a, alpha, beta)
+    torch.testing.assert_close(base.softmax(0), shifted.softmax(0), rtol=2e-2, atol=1e-4)

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The C++ kernels as machine code: sanitizers, symbols, other compilers and CPUs, the wheel.
+
+``VLLM_COLD_NATIVE="qemu-aarch64 ./native"`` runs the cases with a ``native_main.cpp`` that was
+built by hand for another CPU, instead of the sanitized one that is built here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import shutil
+import struct
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
+from vllm_cold.ops import scoring_cpu
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted(map(str, (ROOT / "csrc" / "cpu").glob("*.cpp")))
+FORMS = ("dense", "topk", "in place")
+FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-Wall", "-Wextra",
+         "-Wshadow", "-Wconversion", "-Werror"]  # fmt: skip
+
+
+def run(*command: str, **options: object) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, **options)  # type: ignore[call-overload]
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return str(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The command that runs ``native_main.cpp``, with address and undefined behaviour checks."""
+    elsewhere = os.environ.get("VLLM_COLD_NATIVE")
+    if elsewhere:
+        return shlex.split(elsewhere)
+    program = str(tmp_path_factory.mktemp("native") / "native")
+    run("g++", "-std=c++17", "-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", *FLAGS,
+        "-fno-sanitize-recover=all", *SOURCES, f"{ROOT}/tests/ops/native_main.cpp", "-o", program,
+        env={**os.environ, "TMPDIR": str(Path(program).parent)})  # fmt: skip
+    return [program]
+
+
+def packed(case: Case, form: str, k: int, isa: str, threads: int) -> bytes:
+    """The case as ``native_main.cpp`` reads it. Rows run up to the last one's last element, with
+    nothing behind.
+    """
+    logits = case.logits
+    rows, stride, vocab = len(logits), logits.stride(0), logits.shape[1]
+    elements = (rows - 1) * stride + vocab
+    memory = torch.as_strided(logits, (elements,), (1,)).contiguous().view(torch.uint8)
+    caps = case.expert_top_k
+    header = struct.pack(
+        "11q", elements * logits.element_size(), rows, stride, vocab, DTYPES.index(logits.dtype),
+        len(case.beta), k, FORMS.index(form), scoring_cpu.ISAS.index(isa), threads,
+        caps is not None,
+    )  # fmt: skip
+    arrays = [memory, case.expert_rows, case.amateur_rows, case.log_alpha, case.beta]
+    arrays += [] if caps is None else [caps]
+    return header + b"".join(array.numpy().tobytes() for array in arrays)
+
+
+def here(case: Case, form: str, k: int, isa: str) -> bytes:
+    """What ``native_main.cpp`` is to write, by the library in use here."""
+    num_pairs, vocab = len(case.beta), case.logits.shape[1]
+    status = struct.pack("q", 0)
+    if form == "topk":
+        scores, ids = torch.empty(num_pairs, k), torch.empty(num_pairs, k, dtype=torch.int64)
+        scoring_cpu._run(case.logits, *case.pairs[:5], None, scores, ids, isa)
+        return status + scores.numpy().tobytes() + ids.numpy().tobytes()
+    out = torch.empty(num_pairs, vocab)
+    scoring_cpu._run(case.logits, *case.pairs[:5], out, None, None, isa)
+    if form == "dense":
+        return status + out.numpy().tobytes()
+    memory = case.logits.clone() if case.logits.is_contiguous() else None
+    assert memory is not None
+    memory[case.expert_rows] = out
+    memory[case.amateur_rows] = out
+    return status + memory.numpy().tobytes()
+
+
+@pytest.mark.parametrize("isa", scoring_cpu.ISAS)
+def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> None:
+    if scoring_cpu.ISAS.index(isa) > scoring_cpu.ISAS.index(scoring_cpu.best_isa()):
+        pytest.skip(f"this CPU has no {isa}")
+    stdin, want = b"", b""
+    for seed, (vocab, num_pairs) in enumerate(
+        (vocab, num_pairs)
+        for vocab in (1, 3, 15, 16, 17, 63, 64, 65, 1000, 4097, 9001)
+        for num_pairs in (1, 2, 3)
+    ):
+        for form in FORMS:
+            for dtype in DTYPES[:1] if form == "in place" else DTYPES:
+                layout = "contiguous" if form == "in place" else LAYOUTS[seed % 3]
+                case = make_case(seed, num_pairs, vocab, dtype, layout)
+                k, threads = (1, 5, 64)[seed % 3], (1, 2, 4)[seed % 3]
+                stdin += packed(case, form, k, isa, threads)
+                want += here(case, form, k, isa)
+    done = subprocess.run(native, input=stdin, capture_output=True, timeout=250)
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    assert done.stdout == want
+
+
+def test_the_sanitizer_bites(native: list[str]) -> None:
+    """One element less than the header says."""
+    if os.environ.get("VLLM_COLD_NATIVE"):
+        pytest.skip("only the program built here has checks")
+    case = make_case(0, 1, 64, kinds=["normal"], layout="contiguous")
+    stdin = bytearray(packed(case, "dense", 1, "portable", 1))
+    size = struct.unpack_from("q", stdin)[0]
+    struct.pack_into("q", stdin, 0, size - 4)
+    del stdin[88 + size - 4 : 88 + size]
+    # The last row is in the pair.
+    struct.pack_into("2q", stdin, 88 + size - 4, len(case.logits) - 1, 0)
+    done = subprocess.run(native, input=bytes(stdin), capture_output=True, timeout=60)
+    assert done.returncode != 0 and b"heap-buffer-overflow" in done.stderr
+
+
+def test_the_library_needs_an_old_glibc_and_nothing_else() -> None:
+    headers = run("objdump", "-p", str(scoring_cpu._PATH))
+    assert re.findall(r"NEEDED +(\S+)", headers) == ["libc.so.6"]
+    versions = {
+        tuple(map(int, found.split("."))) for found in re.findall(r"GLIBC_([\d.]+)", headers)
+    }
+    assert max(versions) <= (2, 17)
+    defined = run("nm", "-D", "--defined-only", str(scoring_cpu._PATH)).split("\n")
+    assert {line.split()[-1] for line in defined if line} == {
+        "vllm_cold_best_isa",
+        "vllm_cold_score",
+    }
+
+
+@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+def test_an_instruction_sets_code_stays_its_own(isa: str, tmp_path: Path) -> None:
+    """A function that two files define is kept once by the linker: with instructions, perhaps, that
+    the CPU at hand does not have. Unoptimised code shows all of them.
+    """
+    object_file = str(tmp_path / "x.o")
+    run("g++", "-O0", *FLAGS, "-c", f"{ROOT}/csrc/cpu/scoring_{isa}.cpp", "-o", object_file)
+    symbols = run("nm", "-C", object_file).strip().split("\n")
+    shared = [line for line in symbols if re.search(r" [WVu] ", line)]
+    assert symbols and not shared
+
+
+@pytest.mark.parametrize("target", ["aarch64-linux-gnu", "x86_64-linux-gnu"])
+def test_clang_compiles_it(target: str, tmp_path: Path) -> None:
+    pytest.importorskip("ziglang", reason="the cross compiler is in the package ziglang")
+    clang = [sys.executable, "-m", "ziglang", "c++", "-target", target, "-O2", *FLAGS]
+    environment = {**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(tmp_path)}
+    for source in SOURCES:
+        run(*clang, "-c", source, "-o", str(tmp_path / "x.o"), env=environment)
+
+
+@pytest.mark.slow
+def test_one_wheel_for_every_python(tmp_path: Path) -> None:
+    """By way of the source distribution, as a user without a checkout gets it."""
+    source = tmp_path / "source"
+    unneeded = (".*", "*.so", "build", "dist", "*.egg-info", "__pycache__", "tests", "adapters")
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(*unneeded))
+    setup = "from setuptools import build_meta; import sys; print(build_meta.{}(sys.argv[1]))"
+    run(sys.executable, "-c", setup.format("build_sdist"), str(tmp_path), cwd=source)
+    (archive,) = tmp_path.glob("*.tar.gz")
+    shutil.unpack_archive(archive, tmp_path / "unpacked")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    run(sys.executable, "-c", setup.format("build_wheel"), str(tmp_path), cwd=unpacked)
+    (wheel,) = tmp_path.glob("*.whl")
+    assert re.fullmatch(r"vllm_cold-[\d.]+-py3-none-linux_\w+\.whl", wheel.name)
+    with zipfile.ZipFile(wheel) as files:
+        assert "vllm_cold/ops/_cpu.so" in files.namelist()
+        files.extractall(tmp_path / "site")
+    code = """
+import math, torch, vllm_cold
+from vllm_cold.ops import contrastive_scores, registry
+one = torch.tensor([0])
+print(registry.choose(torch.device("cpu")), vllm_cold.__file__)
+print(contrastive_scores(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), one, one + 1,
+      torch.tensor([-1.5]), torch.tensor([1.0])).tolist())
+"""
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    printed = run(sys.executable, "-c", code, env=environment, cwd=tmp_path).split("\n")
+    assert printed[0] == f"cpu {tmp_path}/site/vllm_cold/__init__.py"
+    assert printed[1] == str([[-math.inf, 5.0, 3.0]])

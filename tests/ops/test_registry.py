@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which backend is picked, and what the op says to arguments that it does not take."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vllm_cold.ops import contrastive_scores, contrastive_topk, registry, scoring_cpu
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _afresh(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Choices are made once in a process."""
+    monkeypatch.delenv(registry.ENV, raising=False)
+    registry._choose.cache_clear()
+    yield
+    registry._choose.cache_clear()
+
+
+def test_the_kernel_is_built_here() -> None:
+    assert scoring_cpu.missing(CPU) is None
+    assert registry.choose(CPU) == "cpu"
+
+
+def test_it_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, logger="vllm"):
+        for _ in range(3):
+            registry.choose(CPU)
+    assert [record.getMessage() for record in caplog.records] == ["CoLD: scoring on cpu: cpu."]
+
+
+def test_a_fallback_is_logged_once_with_its_reason(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scoring_cpu, "missing", lambda device: "It is not built: build it.")
+    for _ in range(3):
+        assert registry.choose(CPU) == "torch"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "CoLD: scoring on cpu falls back to torch; not cpu: It is not built: build it.")
+    ]
+
+
+def test_a_missing_library_is_named_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for content, says in ((None, "not built: reinstall"), (b"no library", "does not load")):
+        path = tmp_path / "_cpu.so"
+        if content is not None:
+            path.write_bytes(content)
+        monkeypatch.setattr(scoring_cpu, "_PATH", path)
+        scoring_cpu._library.cache_clear()
+        scoring_cpu.missing.cache_clear()
+        try:
+            assert says in str(scoring_cpu.missing(CPU))
+        finally:
+            scoring_cpu._library.cache_clear()
+            scoring_cpu.missing.cache_clear()
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+@pytest.mark.parametrize("name", ["ascend", "triton"])
+def test_a_backend_asked_for_that_cannot_run_is_an_error(
+    name: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if how == "environment":
+        monkeypatch.setenv(registry.ENV, name)
+    with pytest.raises(RuntimeError, match=f"backend '{name}' was asked for"):
+        registry.choose(CPU, name if how == "argument" else None)
+
+
+def test_a_backend_asked_for_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert registry.choose(CPU, "reference") == "reference"
+    monkeypatch.setenv(registry.ENV, "torch")
+    assert registry.choose(CPU) == "torch"
+    assert registry.choose(CPU, "cpu") == "cpu"
+
+
+def test_an_unknown_backend_is_an_error_with_the_names() -> None:
+    with pytest.raises(ValueError, match="'cuda'; there are reference, torch, cpu, triton, ascend"):
+        registry.choose(CPU, "cuda")
+
+
+def test_each_device_has_its_own() -> None:
+    assert {name for names in registry.AUTOMATIC.values() for name in names} | {"reference"} == set(
+        registry.BACKENDS
+    )
+    assert all(names[-1] == "torch" for names in registry.AUTOMATIC.values())
+    assert registry.choose(torch.device("meta")) == "torch"
+    for name in registry.BACKENDS:
+        backend = registry.load(name)
+        assert callable(backend.missing) and callable(backend.scores) and callable(backend.topk)
+    for name in ("cpu", "triton", "ascend"):
+        assert registry.load(name).missing(torch.device("meta"))
+
+
+def test_the_two_processors_and_nothing_else_call_the_op() -> None:
+    package = Path(registry.__file__).parents[1]
+    callers = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", "")).startswith("contrastive_")
+    }
+    assert callers == {"bindings/processor_v1.py", "bindings/processor_v2.py"}
+
+
+def arguments(**changes: Any) -> dict[str, Any]:
+    return {
+        "logits": torch.zeros(4, 9),
+        "expert_rows": torch.tensor([0, 2]),
+        "amateur_rows": torch.tensor([1, 3]),
+        "log_alpha": torch.zeros(2),
+        "beta": torch.zeros(2),
+        **changes,
+    }
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"logits": torch.zeros(4)}, r"logits is \[4\] torch.float32 on cpu; it must be \[R, V\]"),
+    ({"logits": torch.zeros(4, 9, dtype=torch.float64)}, "logits is .*float64"),
+    ({"logits": torch.zeros(4, 0)}, r"logits is \[4, 0\]"),
+    ({"expert_rows": torch.tensor([0, 2], dtype=torch.int32)}, "expert_rows is .*int32"),
+    ({"expert_rows": torch.tensor(0)}, r"expert_rows is \[\]"),
+    ({"amateur_rows": torch.tensor([1])}, r"amateur_rows is \[1\] .* it must be \[2\]"),
+    ({"log_alpha": torch.zeros(2, dtype=torch.float64)}, "log_alpha is .*float64"),
+    ({"log_alpha": torch.zeros(4)[::2]}, "log_alpha .* contiguous"),
+    ({"beta": torch.zeros(2, device="meta")}, "beta is .* on meta; .* on cpu"),
+    ({"expert_top_k": torch.tensor([1, 2, 3]), "max_expert_top_k": 3}, r"expert_top_k is \[3\]"),
+    ({"expert_top_k": torch.tensor([1, 2])}, "max_expert_top_k is 0"),
+    ({"max_expert_top_k": 3}, "max_expert_top_k is 3"),
+]
+
+
+@pytest.mark.parametrize(("changes", "says"), WRONG)
+def test_arguments_that_do_not_fit_are_named(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        contrastive_scores(**arguments(**changes))
+    with pytest.raises(ValueError, match=says):
+        contrastive_topk(**arguments(**changes), k=3)
+
+
+@pytest.mark.parametrize("out", [torch.zeros(2, 8), torch.zeros(2, 9, dtype=torch.float64),
+                                 torch.zeros(2, 18)[:, ::2]])  # fmt: skip
+def test_an_output_that_does_not_fit_is_named(out: Tensor) -> None:
+    with pytest.raises(ValueError, match="out is"):
+        contrastive_scores(**arguments(), out=out)
+
+
+def test_in_place_takes_float32_and_no_output() -> None:
+    with pytest.raises(ValueError, match="float32 logits"):
+        contrastive_scores(**arguments(logits=torch.zeros(4, 9).bfloat16()), inplace=True)
+    with pytest.raises(ValueError, match="no out"):
+        contrastive_scores(**arguments(), inplace=True, out=torch.zeros(2, 9))
+
+
+@pytest.mark.parametrize("k", [0, 65, -1])
+def test_k_is_limited(k: int) -> None:
+    with pytest.raises(ValueError, match=f"k is {k}; it must be from 1 to 64"):
+        contrastive_topk(**arguments(), k=k)
+
+
+def test_it_runs_without_vllm() -> None:
+    code = """
+import sys
+sys.modules["vllm"] = None
+import torch
+from vllm_cold.ops import contrastive_topk
+one = torch.tensor([0])
+print(contrastive_topk(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), one, one + 1,
+      torch.tensor([-5.0]), torch.tensor([1.0]), k=2))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout == "(tensor([[5., 3.]]), tensor([[1, 2]]))\n"

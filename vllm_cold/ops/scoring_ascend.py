@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backend "ascend": AscendC kernels for Atlas A2/A3 NPUs (csrc/ascend).
+
+The library registers its ops with torch when it is loaded, once the device is known to be an NPU.
+NaN or +inf in a row of a pair, or a row number out of range, stops the kernel on the NPU: the next
+synchronisation raises torch_npu's RuntimeError (error 507036, "vector core traps", on the kernel
+``contrastive_*``), and nothing that was queued behind it runs. No host sync is needed for that.
+"""
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vllm_cold.ops.scoring_torch import expert_floor
+
+_PATH = Path(__file__).with_name("libvllm_cold_ascend.so")
+
+
+def missing(device: torch.device) -> str | None:
+    """Why it cannot run on ``device``; None if it can."""
+    if device.type != "npu":
+        return f"It runs on Ascend NPUs; the logits are on {device.type!r}: choose another backend."
+    if importlib.util.find_spec("torch_npu") is None:
+        return "There is no torch_npu in this Python: install the one that fits torch."
+    if not _PATH.exists():
+        return (
+            "Its library was not built: reinstall vllm-cold where CANN's set_env.sh is sourced "
+            "and SOC_VERSION is set (docs/ascend.md)."
+        )
+    try:
+        _load()
+    except OSError as error:
+        return f"Its library does not load ({error}): reinstall vllm-cold on this machine."
+    return None
+
+
+@cache
+def _load() -> None:
+    torch.ops.load_library(str(_PATH))  # type: ignore[no-untyped-call] # it has no types
+
+
+def _floor(
+    logits: Tensor, expert_rows: Tensor, expert_top_k: Tensor | None, max_expert_top_k: int
+) -> Tensor | None:
+    if expert_top_k is None:
+        return None
+    return expert_floor(logits[expert_rows].float(), expert_top_k, max_expert_top_k)
+
+
+def scores(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out: Tensor | None,
+) -> None:
+    """See ``registry.Backend``."""
+    _load()
+    floor = _floor(logits, expert_rows, expert_top_k, max_expert_top_k)
+    torch.ops.vllm_cold.ascend_scores(
+        logits, expert_rows, amateur_rows, log_alpha, beta, floor, out
+    )
+
+
+def topk(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out_scores: Tensor,
+    out_ids: Tensor,
+) -> None:
+    """See ``registry.Backend``."""
+    _load()
+    floor = _floor(logits, expert_rows, expert_top_k, max_expert_top_k)
+    torch.ops.vllm_cold.ascend_topk(
+        logits, expert_rows, amateur_rows, log_alpha, beta, floor, out_scores, out_ids
+    )

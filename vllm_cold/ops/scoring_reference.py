@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backend "reference": the truth for the op, written as the formula reads, in float64."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vllm_cold.ops.registry import NOT_FINITE
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def missing(device: torch.device) -> str | None:
+    """None: it runs anywhere (and syncs with the host)."""
+    return None
+
+
+def pair_scores(
+    expert: Tensor, amateur: Tensor, log_alpha: float, beta: float, expert_top_k: int = 0
+) -> Tensor:
+    """Scores of one pair (O'Brien & Lewis, arXiv 2309.09117; mask: Li et al., arXiv 2210.15097).
+
+    Args:
+        expert: [V] unnormalised logits of the adapted model, any float dtype.
+        amateur: [V] unnormalised logits of the amateur.
+        log_alpha: ln of the plausibility threshold, <= 0.
+        beta: Contrast strength, >= 0.
+        expert_top_k: Cap on the candidates, 0 for none; ties with the k-th stay.
+
+    Returns:
+        [V] float64: ``(1 + beta) * expert - beta * amateur`` where the expert's logit is at least
+        ``max(expert) + log_alpha``, -inf elsewhere. Where the amateur is -inf the penalty is zero.
+
+    Raises:
+        RuntimeError: if a row holds NaN or +inf.
+    """
+    e, a = expert.double(), amateur.double()
+    if not ((e < math.inf).all() and (a < math.inf).all()):
+        raise RuntimeError(NOT_FINITE)
+    valid = (e >= e.max() + log_alpha) & (e > -math.inf)
+    if 0 < expert_top_k < e.numel():
+        valid &= e >= e.topk(expert_top_k).values[-1]
+    penalty = torch.where(a == -math.inf, 0.0, beta * a)
+    return torch.where(valid, (1 + beta) * e - penalty, -math.inf)
+
+
+def scores(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out: Tensor | None,
+) -> None:
+    """See ``registry.Backend``."""
+    caps = [0] * len(beta) if expert_top_k is None else expert_top_k.tolist()
+    settings = zip(log_alpha.tolist(), beta.tolist(), caps, strict=True)
+    rows = list(zip(expert_rows.tolist(), amateur_rows.tolist(), strict=True))
+    for pair, ((e, a), knobs) in enumerate(zip(rows, settings, strict=True)):
+        exact = pair_scores(logits[e], logits[a], *knobs)
+        # Only valid tokens saturate: the others stay at -inf.
+        rounded = torch.where(exact == -math.inf, exact, exact.clamp(-_LARGEST, _LARGEST)).float()
+        if out is not None:
+            out[pair] = rounded
+        else:
+            logits[e] = rounded
+            logits[a] = rounded
+
+
+def topk(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out_scores: Tensor,
+    out_ids: Tensor,
+) -> None:
+    """See ``registry.Backend``. Sorts the float32 scores, so that ties are those of float32."""
+    dense = torch.empty(len(beta), logits.shape[1], device=logits.device)
+    scores(
+        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, dense
+    )
+    out_scores.fill_(-math.inf)
+    out_ids.fill_(-1)
+    k = min(out_scores.shape[1], dense.shape[1])
+    best, ids = dense.sort(dim=-1, descending=True, stable=True)
+    best, ids = best[:, :k], ids[:, :k]
+    out_scores[:, :k] = best
+    out_ids[:, :k] = torch.where(best > -math.inf, ids, -1)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backend "torch": torch operations in float32, on any device, without a host sync."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from vllm_cold.ops.registry import NOT_FINITE
+
+_LARGEST = torch.finfo(torch.float32).max
+
+
+def missing(device: torch.device) -> str | None:
+    """None: it runs anywhere."""
+    return None
+
+
+def _dense(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+) -> Tensor:
+    """[P, V] float32 scores."""
+    # torch counts negative numbers from the end. (Compiled, the check would cut the graph.)
+    checked = logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if checked and min(expert_rows.min(), amateur_rows.min()) < 0:
+        raise IndexError("contrastive scoring: a number in expert_rows or amateur_rows is < 0")
+    e = logits[expert_rows].float()
+    a = logits[amateur_rows].float()
+    best = e.amax(dim=-1, keepdim=True)
+    # amax propagates NaN, so two numbers a row tell; a comparison with NaN is false.
+    torch._assert_async(
+        ((best < math.inf) & (a.amax(dim=-1, keepdim=True) < math.inf)).all(), NOT_FINITE
+    )
+    invalid = (e < best + log_alpha.unsqueeze(-1)) | (e == -math.inf)
+    if expert_top_k is not None:
+        invalid |= e < expert_floor(e, expert_top_k, max_expert_top_k).unsqueeze(-1)
+    # Where the amateur excludes a token that the expert allows, the penalty is zero.
+    difference = (e - a.masked_fill_(a == -math.inf, 0.0)).clamp_(-_LARGEST, _LARGEST)
+    scores = torch.addcmul(e, difference, beta.unsqueeze(-1)).clamp_(-_LARGEST, _LARGEST)
+    return scores.masked_fill_(invalid, -math.inf)
+
+
+def expert_floor(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
+    """[P]: the lowest expert logit that each pair's cap admits, -inf for a pair without a cap.
+
+    Args:
+        e: [P, V] expert logits.
+        expert_top_k: [P] int64, 0 for no cap.
+        max_expert_top_k: The largest of them.
+    """
+    # A cap beyond the vocabulary excludes nothing, but other pairs' caps still count.
+    most = min(max_expert_top_k, e.shape[-1])
+    top = e.topk(most, dim=-1).values
+    kth = top.gather(-1, (expert_top_k - 1).clamp_(min=0, max=most - 1).unsqueeze(-1)).squeeze(-1)
+    return kth.masked_fill_(expert_top_k <= 0, -math.inf)
+
+
+def scores(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out: Tensor | None,
+) -> None:
+    """See ``registry.Backend``."""
+    dense = _dense(
+        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    )
+    if out is not None:
+        out.copy_(dense)
+    else:
+        logits[expert_rows] = dense
+        logits[amateur_rows] = dense
+
+
+def topk(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out_scores: Tensor,
+    out_ids: Tensor,
+) -> None:
+    """See ``registry.Backend``."""
+    dense = _dense(
+        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    )
+    vocab = dense.shape[1]
+    # torch.topk may give any of two equal scores. Integers that sort as (score, lower id) have no
+    # equals: float32 bits order as integers once the negatives' are flipped; + 0.0 turns -0 into 0.
+    bits = (dense + 0.0).view(torch.int32).long()
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    keys = ordered * 2**31 + (vocab - 1 - torch.arange(vocab, device=dense.device))
+    k = min(out_scores.shape[1], vocab)
+    ids = vocab - 1 - keys.topk(k, dim=-1).values % 2**31
+    best = dense.gather(-1, ids)
+    out_scores[:, :k] = best
+    out_scores[:, k:] = -math.inf
+    out_ids[:, :k] = ids.masked_fill_(best == -math.inf, -1)
+    out_ids[:, k:] = -1

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backend "triton": launches the kernels of ``triton_kernels`` on NVIDIA and AMD GPUs.
+
+Two launches for scores, three for the best k, and one that checks a flag; no host sync.
+"""
+
+# mypy: disable-error-code="import-untyped"
+# Reason: Triton has no types.
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vllm_cold.ops.registry import NOT_FINITE
+from vllm_cold.ops.scoring_torch import expert_floor
+
+# Eight tokens for each of 128 threads: one 16-byte load of bf16, two of fp32; the maxima, where
+# there is little else in registers, take four tiles at once.
+TILE, GROUP, NUM_WARPS = 1024, 4, 4
+# Enough of them to hide the latency of memory, and few enough to be resident all at once: no
+# second, partial wave.
+PROGRAMS_PER_MULTIPROCESSOR = 8
+MERGE_BLOCK = 1024
+
+
+def missing(device: torch.device) -> str | None:
+    """Why Triton cannot run on ``device``, with the remedy; None if it can."""
+    try:
+        import triton.language as tl
+        from triton.runtime.interpreter import InterpretedFunction
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}): install triton, or use the backend 'torch'."
+    if device.type == "cuda" or isinstance(tl.max, InterpretedFunction):
+        return None
+    return (
+        f"The Triton kernels run on NVIDIA and AMD GPUs, not on {device.type!r}: use the backend "
+        "'torch', or, to test, set TRITON_INTERPRET=1 before Triton is first imported."
+    )
+
+
+class Plan(NamedTuple):
+    """How the work is cut: a grid of pairs times segments, each of some tiles."""
+
+    num_tiles: int
+    segment_tiles: int
+    num_segments: int
+
+    @classmethod
+    def of(cls, num_pairs: int, vocab: int, multiprocessors: int) -> "Plan":
+        """Enough segments to fill the device, and no more: each costs a look at all maxima."""
+        num_tiles = -(-vocab // TILE)
+        wanted = -(-multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_pairs)
+        segment_tiles = -(-num_tiles // min(wanted, num_tiles))
+        return cls(num_tiles, segment_tiles, -(-num_tiles // segment_tiles))
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    if device.type != "cuda":  # the interpreter
+        return 1
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def scores(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out: Tensor | None,
+) -> None:
+    """See ``registry.Backend``."""
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    _launch(logits, *pairs, out=out)
+
+
+def topk(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out_scores: Tensor,
+    out_ids: Tensor,
+) -> None:
+    """See ``registry.Backend``."""
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    _launch(logits, *pairs, best=(out_scores, out_ids))
+
+
+def _launch(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    *,
+    out: Tensor | None = None,
+    best: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    from vllm_cold.ops import triton_kernels as kernels
+
+    num_pairs, vocab, device = len(beta), logits.shape[1], logits.device
+    plan = Plan.of(num_pairs, vocab, _multiprocessors(device))
+    floors = None
+    if expert_top_k is not None:
+        floors = expert_floor(logits[expert_rows], expert_top_k, max_expert_top_k).float()
+    maxima = torch.empty(num_pairs, plan.num_tiles, dtype=torch.float32, device=device)
+    ok = torch.empty((), dtype=torch.int32, device=device)
+    candidates, k, slots = None, 0, 1
+    if best is not None:
+        k = best[0].shape[1]
+        # A warp works on 32 as fast as on fewer, and there are fewer variants to compile.
+        slots = 32 if k <= 32 else 64
+        shape = num_pairs, plan.num_segments * slots
+        candidates = torch.empty(shape, dtype=torch.int64, device=device)
+
+    grid = (num_pairs * plan.num_segments,)
+    options: dict[str, Any] = {"TILE": TILE, "num_warps": NUM_WARPS}
+    stride = logits.stride(0)
+    out_stride = 0 if out is None else out.stride(0)
+    # Triton launches on the current device, whatever the tensors are on.
+    with torch.accelerator.device_index(device.index):
+        kernels.tile_maxima[grid](
+            logits, stride, expert_rows, vocab, *plan, maxima, ok, GROUP=GROUP, **options
+        )
+        kernels.score_tiles[grid](
+            logits, stride, expert_rows, amateur_rows, log_alpha, beta, floors, vocab, *plan,
+            maxima, ok, out, out_stride, candidates, k, SLOTS=slots, **options,
+        )  # fmt: skip
+        if best is not None and candidates is not None:
+            kernels.merge_candidates[(num_pairs,)](
+                candidates, candidates.shape[1], *best, k, SLOTS=slots, BLOCK=MERGE_BLOCK,
+                num_warps=NUM_WARPS,
+            )  # fmt: skip
+    torch._assert_async(ok, NOT_FINITE)

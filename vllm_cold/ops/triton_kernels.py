@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton kernels of the scoring op; ``scoring_triton`` launches them. Importing needs Triton.
+
+The vocabulary is cut into tiles, and a program walks over a segment of consecutive tiles.
+
+1. ``tile_maxima`` reads the expert's logits: the maximum of each tile. What is not finite counts
+   as +inf, so that it shows in the maximum.
+2. ``score_tiles`` knows the pair's threshold from these. It reads the amateur's logits, but the
+   expert's again only in tiles whose maximum reaches the threshold: few, unless alpha is tiny. It
+   writes scores, or keeps the best k of its segment.
+3. ``merge_candidates``, for the best k alone, merges the segments of a pair.
+
+A candidate of the top-k is one int64 key that sorts as (score, lower id first): the float's bits,
+made to sort as an integer, above ``INT32_MAX - id``. So keys differ, and a maximum breaks ties.
+"""
+
+# mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def, no-untyped-call"
+# Reason: Triton has no types, and reads the annotations of a kernel for itself.
+
+import triton
+import triton.language as tl
+
+INF = tl.constexpr(float("inf"))
+LARGEST = tl.constexpr(3.4028234663852886e38)
+INT32_MAX = tl.constexpr(2**31 - 1)
+INT64_MAX = tl.constexpr(2**63 - 1)
+# No candidate: from EMPTY up to below TOKEN, the lowest key that a token can have.
+EMPTY = tl.constexpr(-(2**63))
+TOKEN = tl.constexpr(-(2**63) + 2**32)
+
+# What differs from step to step must not make another variant to compile while serving.
+VARYING = ("num_tiles", "segment_tiles", "num_segments", "num_candidates", "k")
+UNALIGNED = ("expert_rows", "amateur_rows", "log_alpha", "beta", "floors")
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
+def tile_maxima(
+    logits,
+    row_stride,
+    expert_rows,
+    vocab,
+    num_tiles,
+    segment_tiles,
+    num_segments,
+    maxima,
+    ok,
+    TILE: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    """``maxima`` [P, num_tiles]: the largest expert logit of each tile. Sets ``ok`` to 1."""
+    program = tl.program_id(0)
+    pair = program // num_segments
+    first = program % num_segments * segment_tiles
+    last = tl.minimum(first + segment_tiles, num_tiles)
+    e_row = logits + tl.load(expert_rows + pair) * row_stride
+    lanes = tl.arange(0, TILE)
+    # Some tiles at once keep more loads in flight.
+    for group in range(first, last, GROUP):
+        tiles = group + tl.arange(0, GROUP)
+        starts = tiles * TILE
+        here = tiles < last
+        inside = here[:, None] & (lanes[None, :] < (vocab - starts)[:, None])
+        e = tl.load(e_row + (starts[:, None] + lanes[None, :]), mask=inside, other=-INF)
+        e = e.to(tl.float32)
+        # Of a NaN, a maximum would return the other operand.
+        e = tl.where(e < INF, e, INF)
+        tl.store(maxima + pair * num_tiles + tiles, tl.max(e, axis=1), mask=here)
+    if program == 0:
+        tl.store(ok, 1)
+
+
+@triton.jit
+def _pair_maximum(maxima, num_tiles):
+    """The maximum over all tiles of a pair, whose maxima start at ``maxima``."""
+    lanes = tl.arange(0, 256)
+    best = tl.full([256], -INF, tl.float32)
+    for start in range(0, num_tiles, 256):
+        inside = lanes < num_tiles - start
+        best = tl.maximum(best, tl.load(maxima + start + lanes, mask=inside, other=-INF))
+    return tl.max(best)
+
+
+@triton.jit
+def _scores(e, a, threshold, beta):
+    """The scores of a tile, float32: valid tokens' are finite, the others' -inf."""
+    difference = tl.clamp(e - tl.where(a == -INF, 0.0, a), -LARGEST, LARGEST)
+    # fma by name: the same rounding, whatever else is compiled around it.
+    score = tl.clamp(tl.fma(difference, beta, e), -LARGEST, LARGEST)
+    return tl.where(e >= threshold, score, -INF)
+
+
+@triton.jit
+def _keys(scores, ids):
+    """Sortable keys of scores and their token ids; ``EMPTY`` where the score is -inf."""
+    bits = tl.where(scores == 0, 0.0, scores).to(tl.int32, bitcast=True)
+    ordered = bits ^ ((bits >> 31) & INT32_MAX)
+    keys = (ordered.to(tl.int64) << 32) | (INT32_MAX - ids)
+    return tl.where(scores > -INF, keys, EMPTY)
+
+
+@triton.jit
+def _no_candidates(k, SLOTS: tl.constexpr):
+    """A set of k empty slots. Their keys differ, so that each is replaced alone; slots from k on
+    hold what nothing replaces.
+    """
+    slots = tl.arange(0, SLOTS)
+    return tl.where(slots < k, slots.to(tl.int64) + EMPTY, INT64_MAX)
+
+
+@triton.jit
+def _absorb(best, keys):
+    """The set ``best`` after the largest ``keys`` have taken the places of its smallest. As many
+    rounds as keys get in: none for a tile that holds nothing better.
+    """
+    floor = tl.min(best)
+    key = tl.max(keys)
+    while key > floor:
+        best = tl.where(best == floor, key, best)
+        floor = tl.min(best)
+        keys = tl.where(keys == key, EMPTY, keys)
+        key = tl.max(keys)
+    return best
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
+def score_tiles(
+    logits,
+    row_stride,
+    expert_rows,
+    amateur_rows,
+    log_alpha,
+    beta,
+    floors,
+    vocab,
+    num_tiles,
+    segment_tiles,
+    num_segments,
+    maxima,
+    ok,
+    out,
+    out_stride,
+    candidates,
+    k,
+    TILE: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
+    """One of three: with ``candidates`` [P * num_segments, SLOTS], the best k keys of each segment
+    in any order; else the scores, to ``out`` [P, V], or over both rows if that is None.
+
+    ``floors``: lowest expert logit that each pair admits, or None. Sets ``ok`` to 0 if a row of
+    the pair holds NaN or +inf.
+    """
+    program = tl.program_id(0)
+    pair = program // num_segments
+    first = program % num_segments * segment_tiles
+    last = tl.minimum(first + segment_tiles, num_tiles)
+    e_row = logits + tl.load(expert_rows + pair) * row_stride
+    a_row = logits + tl.load(amateur_rows + pair) * row_stride
+    pair_maxima = maxima + pair * num_tiles
+    pair_beta = tl.load(beta + pair)
+
+    best_logit = _pair_maximum(pair_maxima, num_tiles)
+    # -LARGEST: a token at -inf is never valid, whatever the maximum.
+    threshold = tl.maximum(best_logit + tl.load(log_alpha + pair), -LARGEST)
+    if floors is not None:
+        threshold = tl.maximum(threshold, tl.load(floors + pair))
+
+    if candidates is not None:
+        best = _no_candidates(k, SLOTS)
+    elif out is not None:
+        out_row = out + pair.to(tl.int64) * out_stride
+    lanes = tl.arange(0, TILE)
+    worst = tl.full([TILE], -INF, tl.float32)
+    for tile in range(first, last):
+        start = tile * TILE
+        inside = lanes < vocab - start
+        # Not needed again: leave the cache to the expert's logits and the scores.
+        a = tl.load(
+            a_row + start + lanes, mask=inside, other=-INF, eviction_policy="evict_first"
+        ).to(tl.float32)
+        worst = tl.maximum(worst, tl.where(a < INF, a, INF))
+        if candidates is not None:
+            if tl.load(pair_maxima + tile) >= threshold:
+                e = tl.load(e_row + start + lanes, mask=inside, other=-INF).to(tl.float32)
+                keys = _keys(_scores(e, a, threshold, pair_beta), start + lanes)
+                best = _absorb(best, keys)
+        else:
+            scores = tl.full([TILE], -INF, tl.float32)
+            if tl.load(pair_maxima + tile) >= threshold:
+                e = tl.load(e_row + start + lanes, mask=inside, other=-INF).to(tl.float32)
+                scores = _scores(e, a, threshold, pair_beta)
+            if out is not None:
+                tl.store(out_row + start + lanes, scores, mask=inside)
+            else:
+                tl.store(e_row + start + lanes, scores, mask=inside)
+                tl.store(a_row + start + lanes, scores, mask=inside)
+    if candidates is not None:
+        slots = tl.arange(0, SLOTS)
+        best = tl.where((slots < k) & (best >= TOKEN), best, EMPTY)
+        tl.store(candidates + program.to(tl.int64) * SLOTS + slots, best)
+    if tl.maximum(best_logit, tl.max(worst)) == INF:
+        tl.store(ok, 0)
+
+
+@triton.jit(do_not_specialize=VARYING)
+def merge_candidates(
+    candidates,
+    num_candidates,
+    out_scores,
+    out_ids,
+    k,
+    SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """``out_scores`` and ``out_ids`` [P, k]: the best of ``candidates`` [P, num_candidates]."""
+    pair = tl.program_id(0).to(tl.int64)
+    slots = tl.arange(0, SLOTS)
+    lanes = tl.arange(0, BLOCK)
+    best = _no_candidates(k, SLOTS)
+    for start in range(0, num_candidates, BLOCK):
+        inside = lanes < num_candidates - start
+        row = candidates + pair * num_candidates
+        best = _absorb(best, tl.load(row + start + lanes, mask=inside, other=EMPTY))
+    best = tl.where(slots < k, best, EMPTY)
+    rank = tl.sum((best[None, :] > best[:, None]).to(tl.int32), axis=1)
+    ordered = (best >> 32).to(tl.int32)
+    scores = (ordered ^ ((ordered >> 31) & INT32_MAX)).to(tl.float32, bitcast=True)
+    ids = INT32_MAX - (best & INT32_MAX)
+    found = best >= TOKEN
+    tl.store(out_scores + pair * k + rank, tl.where(found, scores, -INF), mask=slots < k)
+    tl.store(out_ids + pair * k + rank, tl.where(found, ids, -1), mask=slots < k)
