@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Triton backend without a GPU: its kernels in Triton's interpreter, held to the reference,
+and compiled ahead of time for GPUs.
+
+The interpreter is chosen when Triton is first imported, so both run in processes of their own:
+``interpreter`` and ``compiler`` call a function of this module there.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from tests.ops.conformance import check_backend, make_case
+from vllm_cold.ops import contrastive_scores, contrastive_topk
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+Call = Callable[..., Any]
+INF = math.inf
+F32, BF16, F16 = torch.float32, torch.bfloat16, torch.float16
+
+
+def _worker(interpret: bool) -> Iterator[Call]:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if interpret:
+        environment["TRITON_INTERPRET"] = "1"
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, torch.set_num_threads, (1,)) as pool:
+        with mock.patch.dict(os.environ, environment, clear=True):
+            pool.submit(os.getpid).result()  # the process starts with the first task
+        yield lambda function, *args: pool.submit(function, *args).result()
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[Call]:
+    yield from _worker(interpret=True)
+
+
+@pytest.fixture(scope="module")
+def compiler() -> Iterator[Call]:
+    yield from _worker(interpret=False)
+
+
+# --- Scores and top-k against the reference
+
+
+def conform(
+    seed: int, pairs: int, vocab: int, dtype: torch.dtype, layout: str, ks: Any, cores: int
+) -> None:
+    """With ``cores``, the device seems to have so many: the more, the shorter the segments."""
+    with strict(cores):
+        check_backend("triton", make_case(seed, pairs, vocab, dtype, layout), ks)
+
+
+@contextmanager
+def strict(cores: int) -> Iterator[None]:
+    """Let show what a GPU may do: workspaces start as NaN or zero, nothing behind their ends is
+    written to, and (of more than one core) the programs run in another order.
+    """
+    from triton.runtime.interpreter import interpreter_builder
+
+    from vllm_cold.ops import scoring_triton
+
+    behind: list[torch.Tensor] = []
+    set_grid_idx = interpreter_builder.set_grid_idx
+
+    def empty(*shape: Any, dtype: torch.dtype = F32, device: Any = None) -> torch.Tensor:
+        shape = shape[0] if shape and not isinstance(shape[0], int) else shape
+        size = math.prod(shape)
+        memory = torch.full((size + 4096,), math.nan if dtype.is_floating_point else 0, dtype=dtype)
+        behind.append(memory[size:])
+        return memory[:size].view(shape)
+
+    def backwards(x: int, y: int, z: int) -> None:
+        set_grid_idx(interpreter_builder.grid_dim[0] - 1 - x if cores > 1 else x, y, z)
+
+    with (
+        mock.patch.object(torch, "empty", empty),
+        mock.patch.object(interpreter_builder, "set_grid_idx", backwards),
+        mock.patch.object(scoring_triton, "_multiprocessors", lambda device: cores),
+    ):
+        yield
+    assert behind and all((memory.isnan() | (memory == 0)).all() for memory in behind)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        # Short rows: every kind, setting and cap, all k.
+        (0, 7, 1, F32, "padded", (1, 5, 64), 1),
+        (0, 60, 31, F32, "padded", (1, 33, 64), 1),
+        (5, 24, 31, F16, "every other row", (5,), 132),
+        (0, 64, 64, F32, "contiguous", (5, 64), 132),
+        (9, 24, 64, BF16, "padded", (32,), 1),
+        # Around a tile's and a segment's end; one program a pair, or one a tile.
+        (0, 12, 1023, F32, "every other row", (5,), 1),
+        (1, 12, 1025, F32, "padded", (64,), 132),
+        (4, 7, 4095, F32, "padded", (5,), 132),
+        (2, 7, 4096, BF16, "contiguous", (5,), 1),
+        (9, 2, 4097, F16, "every other row", (64,), 1),
+        (11, 7, 4097, F32, "contiguous", (20,), 132),
+        # Vocabularies of models.
+        (0, 1, 32001, BF16, "padded", (5,), 1),
+        (11, 2, 32001, F32, "padded", (64,), 132),
+        (6, 1, 49152, F16, "contiguous", (20,), 1),
+        (12, 1, 128256, BF16, "every other row", (5,), 1),
+        (13, 1, 151936, F32, "padded", (5,), 1),
+        (24, 1, 152064, F32, "contiguous", (20,), 6),
+        (4, 1, 256000, F16, "padded", (1,), 1),
+        # More tiles than their maxima are read at once, and the pair's maximum in the last.
+        (9, 1, 270000, F32, "contiguous", (1,), 1),
+    ],
+    ids=lambda case: f"{case[1]}x{case[2]}-{case[3]}",
+)
+def test_conforms(interpreter: Call, case: tuple[Any, ...]) -> None:
+    interpreter(conform, *case)
+
+
+def no_pairs() -> None:
+    none, knobs = torch.empty(0, dtype=torch.int64), torch.empty(0)
+    arguments = torch.zeros(3, 5), none, none, knobs, knobs
+    assert contrastive_scores(*arguments, backend="triton").shape == (0, 5)
+    assert contrastive_topk(*arguments, k=3, backend="triton")[0].shape == (0, 3)
+
+
+def test_no_pairs(interpreter: Call) -> None:
+    interpreter(no_pairs)
+
+
+# --- What is not finite
+
+
+def not_finite(bad: float, dtype: torch.dtype, at: int, row: int, form: str) -> str | None:
+    """The error when one logit of the expert's row (0), the amateur's (1) or of neither is bad."""
+    # Some tiles a segment; but in the last one, nothing is valid.
+    logits = torch.linspace(0, 50, 10000).repeat(3, 1).to(dtype)
+    logits[row, at] = bad
+    rows = torch.tensor([0]), torch.tensor([1])
+    knobs = torch.tensor([math.log(0.1)]), torch.tensor([0.5])
+    try:
+        if form == "top-k":
+            contrastive_topk(logits, *rows, *knobs, k=3, backend="triton")
+        else:
+            contrastive_scores(logits, *rows, *knobs, inplace=form == "in place", backend="triton")
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (math.nan, F32, 0),
+        (math.nan, BF16, 1100),
+        (math.nan, F16, 9999),
+        (-math.nan, F32, 1100),
+        (INF, F32, 1100),
+    ],
+    ids=str,
+)
+def test_what_is_not_finite_is_an_error(interpreter: Call, bad: tuple[Any, ...]) -> None:
+    for row in (0, 1):
+        for form in ("dense", "top-k") + (("in place",) if bad[1] == F32 else ()):
+            error = interpreter(not_finite, *bad, row, form)
+            assert error and "hold NaN or +inf" in error, (form, row)
+    assert interpreter(not_finite, *bad, 2, "dense") is None
+    assert interpreter(not_finite, -INF, *bad[1:], 0, "dense") is None
+
+
+def extremes() -> None:
+    """Where e - a, or the score, leaves float32's range."""
+    big = 3.4e38
+    e, a = torch.tensor([[big, big, -big, 1.0], [-big, big, big, big]])
+    for beta in (0.0, 0.5, 10.0):
+        logits, knobs = torch.stack((e, a)), (torch.tensor([-INF]), torch.tensor([beta]))
+        arguments = logits, torch.tensor([0]), torch.tensor([1]), *knobs
+        got = contrastive_scores(*arguments, backend="triton")
+        assert torch.allclose(got, contrastive_scores(*arguments, backend="reference"), rtol=1e-6)
+
+
+def test_extremes(interpreter: Call) -> None:
+    interpreter(extremes)
+
+
+# --- Where it runs
+
+
+def reasons() -> tuple[Any, ...]:
+    from vllm_cold.ops import scoring_triton
+
+    here = [scoring_triton.missing(torch.device(name)) for name in ("cpu", "cuda", "xpu")]
+    with mock.patch.dict(sys.modules, {"triton.language": None}):
+        return *here, scoring_triton.missing(torch.device("cuda"))
+
+
+def test_missing(interpreter: Call, compiler: Call) -> None:
+    cpu, cuda, xpu, absent = compiler(reasons)
+    assert "not on 'cpu'" in cpu and "TRITON_INTERPRET=1" in cpu
+    assert "not on 'xpu'" in xpu and "backend 'torch'" in xpu
+    assert cuda is None and "cannot be imported" in absent and "install triton" in absent
+    assert interpreter(reasons)[:3] == (None, None, None)
+
+
+@pytest.mark.parametrize("num_pairs", [1, 2, 7, 64, 1000, 5000])
+@pytest.mark.parametrize("vocab", [1, 1024, 1025, 32001, 152064, 256000])
+@pytest.mark.parametrize("cores", [1, 80, 132, 304])
+def test_plan(num_pairs: int, vocab: int, cores: int) -> None:
+    from vllm_cold.ops import scoring_triton as backend
+
+    plan = backend.Plan.of(num_pairs, vocab, cores)
+    assert (plan.num_tiles - 1) * backend.TILE < vocab <= plan.num_tiles * backend.TILE
+    assert (plan.num_segments - 1) * plan.segment_tiles < plan.num_tiles
+    assert plan.num_tiles <= plan.num_segments * plan.segment_tiles
+    programs, resident = num_pairs * plan.num_segments, cores * backend.PROGRAMS_PER_MULTIPROCESSOR
+    assert programs < resident + num_pairs
+    # Half of what fits, at least, unless there is not so much to do.
+    assert programs * 2 >= min(resident, num_pairs * plan.num_tiles)
+
+
+# --- Compiled for GPUs
+
+
+def compile_for(target: str) -> list[Any]:
+    from benchmarks.triton_targets import Variant, compile_variants
+
+    variants = [Variant("fp32", "aligned", "in place"), Variant("fp32", "aligned", "top-64", True)]
+    if target == "sm_90":
+        variants += [Variant("bf16"), Variant("fp16", "odd", "top-32"), Variant(rows="V = 1")]
+    return compile_variants(target, variants)
+
+
+@pytest.mark.parametrize(
+    ("target", "load"),
+    [
+        ("sm_80", r"ld.global[\w.:]*.v4.b32"),
+        ("sm_90", r"ld.global[\w.:]*.v4.b32"),
+        ("gfx942", "buffer_load_dwordx4"),
+    ],
+)
+def test_compiles(
+    compiler: Call, target: str, load: str, record_property: Callable[[str, object], None]
+) -> None:
+    compiled = compiler(compile_for, target)
+    for c in compiled:
+        needs = f"{c.registers} registers, {c.shared} bytes shared, {c.spills} spills"
+        record_property("report", f"{target} {c.kernel}, {c.variant.dtype} {c.variant}: {needs}")
+    assert {c.kernel for c in compiled} == {"tile_maxima", "score_tiles", "merge_candidates"}
+    assert not any(c.spills for c in compiled)
+    for c in compiled:
+        if c.variant.rows == "aligned" and c.kernel != "merge_candidates":
+            # Both rows' logits, 16 bytes at a time.
+            assert len(re.findall(load, c.assembly)) >= 2, (c.kernel, str(c.variant))
+
+
+def compile_for_batches() -> list[Any]:
+    from benchmarks.triton_targets import Variant, compile_variants
+
+    batches = [1, 2, 16, 300, 4096]  # one segment a pair, or many; multiples of 16 or not
+    forms = [Variant(pairs=p) for p in batches]
+    forms += [Variant(outputs=f"top-{k}", pairs=p) for p in batches for k in (1, 16, 20, 32)]
+    return compile_variants("sm_90", forms)
+
+
+def test_no_batch_compiles_anything_anew(compiler: Call) -> None:
+    compiled = sorted(c.kernel for c in compiler(compile_for_batches))
+    assert compiled == ["merge_candidates", "score_tiles", "score_tiles", "tile_maxima"]
+
+
+def bench() -> int:
+    from benchmarks.bench_scoring import main
+
+    return main(["--backend", "triton", "--check-only", "--pairs", "2", "--vocab", "1500"])
+
+
+def test_the_benchmark_checks_it(interpreter: Call) -> None:
+    assert interpreter(bench) == 0
