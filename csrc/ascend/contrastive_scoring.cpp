@@ -1,0 +1,925 @@
+// SPDX-License-Identifier: Apache-2.0
+// Contrastive scoring in AscendC, for Atlas A2/A3 (vector cores only).
+//
+//   s = e + beta * (e - a)   where e >= max(max(e) + log_alpha, -FLT_MAX, floor), -inf elsewhere
+//
+// with a = 0 where a is -inf, the difference and s kept within +-FLT_MAX. A row is cut into
+// segments (contrastive_scoring.h), a segment into tiles of kTile float32 values:
+//
+//   K1  maxima    each expert segment's maximum                          -> workspace
+//   K2  scores    threshold, scores                                      -> out, or both rows
+//       topk      threshold, scores, the segment's best 64, sorted       -> workspace
+//   K3  merge     the best k of a pair's sorted lists                    -> scores, ids
+//
+// With one segment a row, K2 takes the maximum itself and topk writes its result: one launch.
+// NaN or +inf in a row of a pair, and a row number out of range, stop the kernel with Trap(): the
+// stream reports an error at its next synchronisation and runs nothing after it.
+//
+// Every helper leaves the vector pipe behind a barrier: what it wrote may be read by the next.
+#include "kernel_operator.h"
+
+#include "contrastive_scoring.h"
+
+#ifndef VLLM_COLD_LAUNCH
+#define VLLM_COLD_LAUNCH(kernel, blocks, stream, ...) \
+    kernel<<<blocks, nullptr, stream>>>(__VA_ARGS__)
+#endif
+
+namespace vllm_cold {
+namespace {
+
+using AscendC::DataCopyExtParams;
+using AscendC::DataCopyPadExtParams;
+using AscendC::GlobalTensor;
+using AscendC::HardEvent;
+using AscendC::LocalTensor;
+using AscendC::PipeBarrier;
+using AscendC::TBuf;
+using AscendC::TPipe;
+using AscendC::TPosition;
+using AscendC::TQue;
+
+constexpr float kLargest = 3.4028234663852886e38f;
+constexpr float kNegInf = -__builtin_inff();
+constexpr uint32_t kBlockBytes = 32;                          // UB addresses are aligned to it
+constexpr uint32_t kRepeatBytes = 256;                        // Sort32 aligns to it, so buffers do
+constexpr uint32_t kFloatsPerBlock = kBlockBytes / sizeof(float);
+constexpr uint32_t kListFloats = kListBytes / sizeof(float);  // score, id, score, id, ...
+constexpr uint32_t kSlotFloats = kSlotBytes / sizeof(float);
+constexpr uint32_t kMaskWords = kTile / 16;                   // one bit a value, in uint16_t
+
+template <HardEvent event>
+__aicore__ inline void Sync()
+{
+    const int32_t id = static_cast<int32_t>(GetTPipePtr()->FetchEventID(event));
+    AscendC::SetFlag<event>(id);
+    AscendC::WaitFlag<event>(id);
+}
+
+// A value that the vector pipe wrote; it may write there again afterwards.
+template <typename T>
+__aicore__ inline T Read(const LocalTensor<T>& tensor, uint32_t index)
+{
+    Sync<HardEvent::V_S>();
+    const T value = tensor.GetValue(index);
+    Sync<HardEvent::S_V>();
+    return value;
+}
+
+__aicore__ inline uint32_t Least(uint32_t a, uint32_t b)
+{
+    return a < b ? a : b;
+}
+
+// The work of a launch: segments of pairs, dealt to the blocks in turn.
+struct Work {
+    uint32_t pairs;
+    uint32_t vocab;
+    uint32_t segments;
+    uint32_t segmentLength;
+
+    __aicore__ inline uint64_t Items() const
+    {
+        return static_cast<uint64_t>(pairs) * segments;
+    }
+    __aicore__ inline uint32_t Begin(uint64_t item) const
+    {
+        return static_cast<uint32_t>(item % segments) * segmentLength;
+    }
+    __aicore__ inline uint32_t End(uint64_t item) const
+    {
+        return Least(vocab - Begin(item), segmentLength) + Begin(item);
+    }
+};
+
+// The rows of the logits.
+template <typename T>
+struct Logits {
+    GM_ADDR base;
+    uint32_t rows;
+    uint32_t vocab;
+    uint64_t stride;
+
+    __aicore__ inline GlobalTensor<T> Row(GM_ADDR numbers, uint32_t pair) const
+    {
+        GlobalTensor<int64_t> number;
+        number.SetGlobalBuffer(reinterpret_cast<__gm__ int64_t*>(numbers) + pair, 1);
+        const int64_t index = number.GetValue(0);
+        if (index < 0 || index >= static_cast<int64_t>(rows)) {
+            AscendC::Trap();
+        }
+        GlobalTensor<T> row;
+        row.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(base) + index * stride, vocab);
+        return row;
+    }
+};
+
+__aicore__ inline float Setting(GM_ADDR values, uint32_t pair)
+{
+    GlobalTensor<float> value;
+    value.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(values) + pair, 1);
+    return value.GetValue(0);
+}
+
+// Tiles of a row as float32, the next one loading while this one is worked on. Behind a tail of
+// n < kTile values a tile holds -inf.
+template <typename T>
+class TileReader {
+public:
+    __aicore__ inline void Init(TPipe* pipe)
+    {
+        pipe->InitBuffer(raw_, 2, kTile * sizeof(T));
+        if constexpr (kWiden) {
+            pipe->InitBuffer(wide_, kTile * sizeof(float));
+        }
+    }
+
+    __aicore__ inline void Load(const GlobalTensor<T>& row, uint32_t start, uint32_t n)
+    {
+        LocalTensor<T> tile = raw_.template AllocTensor<T>();
+        DataCopyPadExtParams<T> padding;  // 16 bits: whatever; only n values are cast
+        if constexpr (!kWiden) {
+            const uint32_t over = n % kFloatsPerBlock;
+            const uint32_t right = over == 0 ? 0 : kFloatsPerBlock - over;
+            padding = DataCopyPadExtParams<T>(true, 0, static_cast<uint8_t>(right), kNegInf);
+        }
+        const DataCopyExtParams params(1, n * static_cast<uint32_t>(sizeof(T)), 0, 0, 0);
+        AscendC::DataCopyPad(tile, row[start], params, padding);
+        raw_.EnQue(tile);
+    }
+
+    // The tile that was loaded first, n values long. Release() it.
+    __aicore__ inline LocalTensor<float> Take(uint32_t n)
+    {
+        tile_ = raw_.template DeQue<T>();
+        if constexpr (kWiden) {
+            LocalTensor<float> wide = wide_.template Get<float>();
+            if (n < kTile) {
+                AscendC::Duplicate(wide, kNegInf, static_cast<int32_t>(kTile));
+                PipeBarrier<PIPE_V>();
+            }
+            AscendC::Cast(wide, tile_, AscendC::RoundMode::CAST_NONE, n);
+            PipeBarrier<PIPE_V>();
+            return wide;
+        } else {
+            const uint32_t padded = (n + kFloatsPerBlock - 1) / kFloatsPerBlock * kFloatsPerBlock;
+            if (padded < kTile) {
+                AscendC::Duplicate(tile_[padded], kNegInf, static_cast<int32_t>(kTile - padded));
+                PipeBarrier<PIPE_V>();
+            }
+            return tile_;
+        }
+    }
+
+    __aicore__ inline void Release()
+    {
+        raw_.FreeTensor(tile_);
+    }
+
+private:
+    static constexpr bool kWiden = sizeof(T) < sizeof(float);
+
+    TQue<TPosition::VECIN, 2> raw_;
+    TBuf<TPosition::VECCALC> wide_;
+    LocalTensor<T> tile_;
+};
+
+// Buffers that several steps use one after the other.
+class Scratch {
+public:
+    __aicore__ inline void Init(TPipe* pipe)
+    {
+        pipe->InitBuffer(mask_, kTile / 8);
+        pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float));
+        pipe->InitBuffer(scalar_, kRepeatBytes);
+    }
+    // Bit i tells whether value i compares.
+    __aicore__ inline LocalTensor<uint8_t> Compare(
+        const LocalTensor<float>& tile, float value, AscendC::CMPMODE mode)
+    {
+        LocalTensor<uint8_t> mask = mask_.Get<uint8_t>();
+        AscendC::CompareScalar(mask, tile, value, mode, kTile);
+        PipeBarrier<PIPE_V>();
+        return mask;
+    }
+    __aicore__ inline float Largest(const LocalTensor<float>& values, uint32_t count)
+    {
+        LocalTensor<float> largest = scalar_.Get<float>();
+        AscendC::ReduceMax(
+            largest, values, reduce_.Get<float>(), static_cast<int32_t>(count), false);
+        return Read(largest, 0);
+    }
+
+private:
+    TBuf<TPosition::VECCALC> mask_;
+    TBuf<TPosition::VECCALC> reduce_;
+    TBuf<TPosition::VECCALC> scalar_;
+};
+
+// Traps if any logit it was shown is NaN or +inf. A comparison with NaN is false.
+class Guard {
+public:
+    __aicore__ inline void Init(TPipe* pipe, Scratch* scratch)
+    {
+        scratch_ = scratch;
+        pipe->InitBuffer(good_, kMaskWords * sizeof(uint16_t));
+    }
+    __aicore__ inline void Reset()
+    {
+        LocalTensor<uint16_t> good = good_.Get<uint16_t>();
+        AscendC::Duplicate(good, static_cast<uint16_t>(0xFFFF), static_cast<int32_t>(kMaskWords));
+        PipeBarrier<PIPE_V>();
+    }
+    __aicore__ inline void Watch(const LocalTensor<float>& tile)
+    {
+        LocalTensor<uint16_t> good = good_.Get<uint16_t>();
+        LocalTensor<uint8_t> mask = scratch_->Compare(tile, kLargest, AscendC::CMPMODE::LE);
+        AscendC::And(
+            good, good, mask.ReinterpretCast<uint16_t>(), static_cast<int32_t>(kMaskWords));
+        PipeBarrier<PIPE_V>();
+    }
+    __aicore__ inline void Require()
+    {
+        LocalTensor<uint16_t> good = good_.Get<uint16_t>();
+        for (uint32_t n = kMaskWords / 2; n >= kBlockBytes / sizeof(uint16_t); n /= 2) {
+            AscendC::And(good, good, good[n], static_cast<int32_t>(n));
+            PipeBarrier<PIPE_V>();
+        }
+        LocalTensor<uint32_t> words = good.ReinterpretCast<uint32_t>();
+        Sync<HardEvent::V_S>();
+        for (uint32_t i = 0; i < kBlockBytes / sizeof(uint32_t); ++i) {
+            if (words.GetValue(i) != 0xFFFFFFFFu) {
+                AscendC::Trap();
+            }
+        }
+        Sync<HardEvent::S_V>();
+    }
+
+private:
+    Scratch* scratch_;
+    TBuf<TPosition::VECCALC> good_;
+};
+
+// The largest logit between begin and end of an expert row.
+template <typename T>
+class Maximum {
+public:
+    __aicore__ inline void Init(TPipe* pipe, Scratch* scratch, Guard* guard, TileReader<T>* reader)
+    {
+        scratch_ = scratch;
+        guard_ = guard;
+        reader_ = reader;
+        pipe->InitBuffer(lanes_, kTile * sizeof(float));
+    }
+    __aicore__ inline float Of(const GlobalTensor<T>& row, uint32_t begin, uint32_t end)
+    {
+        LocalTensor<float> lanes = lanes_.Get<float>();
+        reader_->Load(row, begin, Least(kTile, end - begin));
+        guard_->Reset();
+        AscendC::Duplicate(lanes, kNegInf, static_cast<int32_t>(kTile));
+        PipeBarrier<PIPE_V>();
+        for (uint32_t start = begin; start < end; start += kTile) {
+            if (end - start > kTile) {
+                reader_->Load(row, start + kTile, Least(kTile, end - start - kTile));
+            }
+            LocalTensor<float> tile = reader_->Take(Least(kTile, end - start));
+            guard_->Watch(tile);
+            AscendC::Max(lanes, lanes, tile, static_cast<int32_t>(kTile));
+            PipeBarrier<PIPE_V>();
+            reader_->Release();
+        }
+        guard_->Require();
+        return scratch_->Largest(lanes, kTile);
+    }
+
+private:
+    Scratch* scratch_;
+    Guard* guard_;
+    TileReader<T>* reader_;
+    TBuf<TPosition::VECCALC> lanes_;
+};
+
+// K1.
+template <typename T>
+class Maxima {
+public:
+    __aicore__ inline void Run(
+        const Logits<T>& logits, GM_ADDR expertRows, const Work& work, GM_ADDR maxima)
+    {
+        TPipe pipe;
+        scratch_.Init(&pipe);
+        guard_.Init(&pipe, &scratch_);
+        reader_.Init(&pipe);
+        maximum_.Init(&pipe, &scratch_, &guard_, &reader_);
+        pipe.InitBuffer(slots_, 1, kSlotBytes);
+        GlobalTensor<float> out;
+        out.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(maxima), work.Items() * kSlotFloats);
+        for (uint64_t item = AscendC::GetBlockIdx(); item < work.Items();
+             item += AscendC::GetBlockNum()) {
+            const uint32_t pair = static_cast<uint32_t>(item / work.segments);
+            const GlobalTensor<T> row = logits.Row(expertRows, pair);
+            const float largest = maximum_.Of(row, work.Begin(item), work.End(item));
+            LocalTensor<float> slot = slots_.AllocTensor<float>();
+            AscendC::Duplicate(slot, largest, static_cast<int32_t>(kSlotFloats));
+            slots_.EnQue(slot);
+            slot = slots_.DeQue<float>();
+            const DataCopyExtParams params(1, kSlotBytes, 0, 0, 0);
+            AscendC::DataCopyPad(out[item * kSlotFloats], slot, params);
+            slots_.FreeTensor(slot);
+        }
+    }
+
+private:
+    Scratch scratch_;
+    Guard guard_;
+    TileReader<T> reader_;
+    Maximum<T> maximum_;
+    TQue<TPosition::VECOUT, 1> slots_;
+};
+
+// Where a pair's inputs lie; a kernel's first arguments.
+template <typename T>
+struct Pairs {
+    Logits<T> logits;
+    GM_ADDR expertRows;
+    GM_ADDR amateurRows;
+    GM_ADDR logAlpha;
+    GM_ADDR beta;
+    GM_ADDR floor;
+    GM_ADDR maxima;
+    Work work;
+};
+
+// What both forms of K2 share: a pair's threshold and the scores of its tiles.
+template <typename T>
+class Scorer {
+public:
+    __aicore__ inline void Init(TPipe* pipe, const Pairs<T>& pairs)
+    {
+        pairs_ = pairs;
+        scratch_.Init(pipe);
+        guard_.Init(pipe, &scratch_);
+        expert_.Init(pipe);
+        amateur_.Init(pipe);
+        if (pairs_.work.segments == 1) {
+            maximum_.Init(pipe, &scratch_, &guard_, &expert_);
+        } else {
+            pipe->InitBuffer(slots_, 1, kMaxSegments * kSlotBytes);
+        }
+    }
+
+    // Readies the first tile of a segment.
+    __aicore__ inline void Start(uint64_t item)
+    {
+        const uint32_t pair = static_cast<uint32_t>(item / pairs_.work.segments);
+        expertRow_ = pairs_.logits.Row(pairs_.expertRows, pair);
+        amateurRow_ = pairs_.logits.Row(pairs_.amateurRows, pair);
+        beta_ = Setting(pairs_.beta, pair);
+        threshold_ = Threshold(pair);
+        start_ = pairs_.work.Begin(item);
+        end_ = pairs_.work.End(item);
+        guard_.Reset();
+        Load(start_);
+    }
+    __aicore__ inline bool Done() const
+    {
+        return start_ >= end_;
+    }
+    __aicore__ inline uint32_t Position() const
+    {
+        return start_;
+    }
+    __aicore__ inline uint32_t Count() const
+    {
+        return Least(kTile, end_ - start_);
+    }
+    // Inputs of the tile at Position(), with the next one on its way.
+    __aicore__ inline void Take(LocalTensor<float>& expert, LocalTensor<float>& amateur)
+    {
+        if (end_ - start_ > kTile) {
+            Load(start_ + kTile);
+        }
+        expert = expert_.Take(Count());
+        amateur = amateur_.Take(Count());
+    }
+    // scores may be the amateur's tile, which is overwritten anyway.
+    __aicore__ inline void Score(
+        const LocalTensor<float>& scores, const LocalTensor<float>& expert,
+        const LocalTensor<float>& amateur)
+    {
+        constexpr int32_t count = kTile;
+        guard_.Watch(amateur);
+        // An amateur's -inf is no penalty.
+        LocalTensor<uint8_t> mask = scratch_.Compare(amateur, -kLargest, AscendC::CMPMODE::GE);
+        Choose(amateur, mask, amateur, 0.0f);
+        AscendC::Sub(amateur, expert, amateur, count);
+        PipeBarrier<PIPE_V>();
+        Saturate(amateur);
+        AscendC::Muls(amateur, amateur, beta_, count);
+        PipeBarrier<PIPE_V>();
+        AscendC::Add(amateur, amateur, expert, count);
+        PipeBarrier<PIPE_V>();
+        Saturate(amateur);
+        mask = scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GE);
+        Choose(scores, mask, amateur, kNegInf);
+    }
+    // Ends with the tile at Position().
+    __aicore__ inline void Next()
+    {
+        expert_.Release();
+        amateur_.Release();
+        start_ += Count();
+        if (Done()) {
+            guard_.Require();
+        }
+    }
+    __aicore__ inline float Largest(const LocalTensor<float>& tile)
+    {
+        return scratch_.Largest(tile, kTile);
+    }
+
+private:
+    __aicore__ inline void Load(uint32_t start)
+    {
+        const uint32_t n = Least(kTile, end_ - start);
+        expert_.Load(expertRow_, start, n);
+        amateur_.Load(amateurRow_, start, n);
+    }
+    __aicore__ inline float Threshold(uint32_t pair)
+    {
+        const Work& work = pairs_.work;
+        const float largest =
+            work.segments == 1 ? maximum_.Of(expertRow_, 0, work.vocab) : LargestOfSlots(pair);
+        float threshold = largest + Setting(pairs_.logAlpha, pair);
+        if (!(threshold > -kLargest)) {
+            threshold = -kLargest;  // -inf is never valid
+        }
+        if (pairs_.floor != nullptr) {
+            const float floor = Setting(pairs_.floor, pair);
+            threshold = floor > threshold ? floor : threshold;
+        }
+        return threshold;
+    }
+    __aicore__ inline float LargestOfSlots(uint32_t pair)
+    {
+        constexpr uint32_t all = kMaxSegments * kSlotFloats;
+        const uint32_t used = pairs_.work.segments * kSlotFloats;
+        GlobalTensor<float> maxima;
+        maxima.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(pairs_.maxima) +
+                                   static_cast<uint64_t>(pair) * used, used);
+        LocalTensor<float> slots = slots_.template AllocTensor<float>();
+        const DataCopyExtParams params(1, used * static_cast<uint32_t>(sizeof(float)), 0, 0, 0);
+        AscendC::DataCopyPad(slots, maxima, params, DataCopyPadExtParams<float>());
+        slots_.EnQue(slots);
+        slots = slots_.template DeQue<float>();
+        if (used < all) {
+            AscendC::Duplicate(slots[used], kNegInf, static_cast<int32_t>(all - used));
+            PipeBarrier<PIPE_V>();
+        }
+        const float largest = scratch_.Largest(slots, all);
+        slots_.FreeTensor(slots);
+        return largest;
+    }
+    __aicore__ inline void Choose(
+        const LocalTensor<float>& to, const LocalTensor<uint8_t>& mask,
+        const LocalTensor<float>& from, float otherwise)
+    {
+        AscendC::Select(
+            to, mask, from, otherwise, AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE, kTile);
+        PipeBarrier<PIPE_V>();
+    }
+    __aicore__ inline void Saturate(const LocalTensor<float>& tile)
+    {
+        AscendC::Maxs(tile, tile, -kLargest, static_cast<int32_t>(kTile));
+        PipeBarrier<PIPE_V>();
+        AscendC::Mins(tile, tile, kLargest, static_cast<int32_t>(kTile));
+        PipeBarrier<PIPE_V>();
+    }
+
+    Pairs<T> pairs_;
+    Scratch scratch_;
+    Guard guard_;
+    TileReader<T> expert_;
+    TileReader<T> amateur_;
+    Maximum<T> maximum_;
+    TQue<TPosition::VECIN, 1> slots_;
+    GlobalTensor<T> expertRow_;
+    GlobalTensor<T> amateurRow_;
+    float beta_;
+    float threshold_;
+    uint32_t start_;
+    uint32_t end_;
+};
+
+// K2, dense: to `out`, or over both rows of a pair if that is null.
+template <typename T>
+class Scores {
+public:
+    __aicore__ inline void Run(const Pairs<T>& pairs, GM_ADDR out, uint64_t outStride)
+    {
+        TPipe pipe;
+        scorer_.Init(&pipe, pairs);
+        pipe.InitBuffer(tiles_, 2, kTile * sizeof(float));
+        for (uint64_t item = AscendC::GetBlockIdx(); item < pairs.work.Items();
+             item += AscendC::GetBlockNum()) {
+            const uint32_t pair = static_cast<uint32_t>(item / pairs.work.segments);
+            GlobalTensor<float> first;
+            GlobalTensor<float> second;
+            Targets(pairs, pair, out, outStride, first, second);
+            const bool both = first.GetPhyAddr() != second.GetPhyAddr();
+            for (scorer_.Start(item); !scorer_.Done(); scorer_.Next()) {
+                LocalTensor<float> expert;
+                LocalTensor<float> amateur;
+                scorer_.Take(expert, amateur);
+                LocalTensor<float> scores = tiles_.AllocTensor<float>();
+                scorer_.Score(scores, expert, amateur);
+                tiles_.EnQue(scores);
+                scores = tiles_.DeQue<float>();
+                const uint32_t bytes = scorer_.Count() * static_cast<uint32_t>(sizeof(float));
+                const DataCopyExtParams params(1, bytes, 0, 0, 0);
+                AscendC::DataCopyPad(first[scorer_.Position()], scores, params);
+                if (both) {
+                    AscendC::DataCopyPad(second[scorer_.Position()], scores, params);
+                }
+                tiles_.FreeTensor(scores);
+            }
+        }
+    }
+
+private:
+    __aicore__ inline void Targets(
+        const Pairs<T>& pairs, uint32_t pair, GM_ADDR out, uint64_t outStride,
+        GlobalTensor<float>& first, GlobalTensor<float>& second)
+    {
+        if (out != nullptr) {
+            first.SetGlobalBuffer(
+                reinterpret_cast<__gm__ float*>(out) + pair * outStride, pairs.work.vocab);
+            second = first;
+        } else if constexpr (sizeof(T) == sizeof(float)) {
+            first = pairs.logits.Row(pairs.expertRows, pair);
+            second = pairs.logits.Row(pairs.amateurRows, pair);
+        }
+    }
+
+    Scorer<T> scorer_;
+    TQue<TPosition::VECOUT, 2> tiles_;
+};
+
+// Writes the first k entries of a sorted (score, id) list as float32 scores and int64 ids.
+class TopWriter {
+public:
+    __aicore__ inline void Init(
+        TPipe* pipe, GM_ADDR scores, GM_ADDR ids, uint32_t pairs, uint32_t k)
+    {
+        k_ = k;
+        pipe->InitBuffer(scores_, 1, kMaxTop * sizeof(float));
+        pipe->InitBuffer(ids_, 1, kMaxTop * sizeof(int64_t));
+        const uint64_t entries = static_cast<uint64_t>(pairs) * k;
+        outScores_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(scores), entries);
+        outIds_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(ids), entries * 2);
+    }
+    __aicore__ inline void Write(const LocalTensor<float>& list, uint32_t pair)
+    {
+        LocalTensor<float> scores = scores_.AllocTensor<float>();
+        LocalTensor<int32_t> ids = ids_.AllocTensor<int32_t>();
+        LocalTensor<int32_t> bits = list.ReinterpretCast<int32_t>();
+        Sync<HardEvent::V_S>();
+        for (uint32_t i = 0; i < k_; ++i) {
+            const float score = list.GetValue(2 * i);
+            const bool valid = score >= -kLargest;
+            scores.SetValue(i, score);
+            ids.SetValue(2 * i, valid ? bits.GetValue(2 * i + 1) : -1);  // low half of an int64
+            ids.SetValue(2 * i + 1, valid ? 0 : -1);
+        }
+        Sync<HardEvent::S_MTE3>();
+        Sync<HardEvent::S_V>();
+        scores_.EnQue(scores);
+        ids_.EnQue(ids);
+        scores = scores_.DeQue<float>();
+        ids = ids_.DeQue<int32_t>();
+        const uint64_t at = static_cast<uint64_t>(pair) * k_;
+        const DataCopyExtParams scoreParams(1, k_ * 4, 0, 0, 0);
+        const DataCopyExtParams idParams(1, k_ * 8, 0, 0, 0);
+        AscendC::DataCopyPad(outScores_[at], scores, scoreParams);
+        AscendC::DataCopyPad(outIds_[at * 2], ids, idParams);
+        scores_.FreeTensor(scores);
+        ids_.FreeTensor(ids);
+    }
+
+private:
+    uint32_t k_;
+    TQue<TPosition::VECOUT, 1> scores_;
+    TQue<TPosition::VECOUT, 1> ids_;
+    GlobalTensor<float> outScores_;
+    GlobalTensor<int32_t> outIds_;
+};
+
+// The best kMaxTop of the tiles it is offered, in order of their ids. Sort32 and MrgSort put the
+// earlier one of two equal scores first, so ties go to the lower id as long as lists are given in
+// the order of their ids.
+class Best {
+public:
+    __aicore__ inline void Init(TPipe* pipe, uint32_t k)
+    {
+        k_ = k;
+        pipe->InitBuffer(ids_, kTile * sizeof(int32_t));
+        pipe->InitBuffer(one_, kTile * 8);
+        pipe->InitBuffer(other_, kTile * 8);
+        pipe->InitBuffer(list_, 2 * kMerged * sizeof(float));
+        AscendC::CreateVecIndex(ids_.Get<int32_t>(), 0, kTile);
+        PipeBarrier<PIPE_V>();
+        firstId_ = 0;
+        turn_ = 0;
+    }
+    __aicore__ inline void Reset()
+    {
+        AscendC::Duplicate(List(), kNegInf, static_cast<int32_t>(kListFloats));
+        PipeBarrier<PIPE_V>();
+        kth_ = kNegInf;
+    }
+    __aicore__ inline LocalTensor<float> List()
+    {
+        return list_.Get<float>()[turn_ * kMerged];
+    }
+    // `largest` of the scores; id of the first of them: `start`. Zeros lose their sign.
+    __aicore__ inline void Offer(const LocalTensor<float>& scores, float largest, uint32_t start)
+    {
+        if (!(largest > kth_)) {
+            return;  // nor would a tie get in: its id is higher
+        }
+        LocalTensor<int32_t> ids = ids_.Get<int32_t>();
+        if (start != firstId_) {
+            const int32_t step = static_cast<int32_t>(start) - static_cast<int32_t>(firstId_);
+            AscendC::Adds(ids, ids, step, static_cast<int32_t>(kTile));
+            PipeBarrier<PIPE_V>();
+            firstId_ = start;
+        }
+        // -0.0 becomes 0.0: sorting might take them for different scores.
+        AscendC::Adds(scores, scores, 0.0f, static_cast<int32_t>(kTile));
+        PipeBarrier<PIPE_V>();
+        LocalTensor<float> one = one_.Get<float>();
+        LocalTensor<float> other = other_.Get<float>();
+        AscendC::Sort32(one, scores, ids.ReinterpretCast<uint32_t>(), kTile / 32);
+        PipeBarrier<PIPE_V>();
+        MergeFours(other, one, 32);
+        MergeFours(one, other, 128);
+        MergeFours(other, one, 512);
+        // Two runs of kTile / 2 are left; only their heads matter.
+        LocalTensor<float> list = List();
+        turn_ = 1 - turn_;
+        const uint16_t lengths[4] = {kMaxTop, kMaxTop, kMaxTop, 0};
+        AscendC::MrgSort(
+            List(), AscendC::MrgSortSrcList<float>(list, other, other[kTile], list),
+            AscendC::MrgSort4Info(lengths, false, 0b0111, 1));
+        PipeBarrier<PIPE_V>();
+        kth_ = Read(List(), 2 * (k_ - 1));
+    }
+
+private:
+    static constexpr uint32_t kMerged = 3 * kListFloats;
+
+    // Runs of `length` entries to runs of four times as many.
+    __aicore__ inline void MergeFours(
+        const LocalTensor<float>& to, const LocalTensor<float>& from, uint16_t length)
+    {
+        const uint32_t step = 2u * length;  // floats in a run
+        const uint16_t lengths[4] = {length, length, length, length};
+        AscendC::MrgSort(
+            to,
+            AscendC::MrgSortSrcList<float>(from, from[step], from[2 * step], from[3 * step]),
+            AscendC::MrgSort4Info(lengths, false, 0b1111, kTile / (4u * length)));
+        PipeBarrier<PIPE_V>();
+    }
+
+    TBuf<TPosition::VECCALC> ids_;
+    TBuf<TPosition::VECCALC> one_;
+    TBuf<TPosition::VECCALC> other_;
+    TBuf<TPosition::VECCALC> list_;
+    uint32_t k_;
+    uint32_t firstId_;
+    uint32_t turn_;
+    float kth_;
+};
+
+// K2, top-k.
+template <typename T>
+class TopK {
+public:
+    __aicore__ inline void Run(
+        const Pairs<T>& pairs, uint32_t k, GM_ADDR lists, GM_ADDR outScores, GM_ADDR outIds)
+    {
+        TPipe pipe;
+        scorer_.Init(&pipe, pairs);
+        best_.Init(&pipe, k);
+        const bool whole = pairs.work.segments == 1;
+        if (whole) {
+            writer_.Init(&pipe, outScores, outIds, pairs.work.pairs, k);
+        } else {
+            pipe.InitBuffer(lists_, 1, kListBytes);
+        }
+        for (uint64_t item = AscendC::GetBlockIdx(); item < pairs.work.Items();
+             item += AscendC::GetBlockNum()) {
+            best_.Reset();
+            for (scorer_.Start(item); !scorer_.Done(); scorer_.Next()) {
+                LocalTensor<float> expert;
+                LocalTensor<float> amateur;
+                scorer_.Take(expert, amateur);
+                scorer_.Score(amateur, expert, amateur);
+                best_.Offer(amateur, scorer_.Largest(amateur), scorer_.Position());
+            }
+            if (whole) {
+                writer_.Write(best_.List(), static_cast<uint32_t>(item));
+            } else {
+                WriteList(lists, item, pairs.work.Items());
+            }
+        }
+    }
+
+private:
+    __aicore__ inline void WriteList(GM_ADDR lists, uint64_t item, uint64_t items)
+    {
+        GlobalTensor<float> out;
+        out.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(lists), items * kListFloats);
+        LocalTensor<float> list = lists_.AllocTensor<float>();
+        AscendC::DataCopy(list, best_.List(), kListFloats);
+        PipeBarrier<PIPE_V>();
+        lists_.EnQue(list);
+        list = lists_.DeQue<float>();
+        const DataCopyExtParams params(1, kListBytes, 0, 0, 0);
+        AscendC::DataCopyPad(out[item * kListFloats], list, params);
+        lists_.FreeTensor(list);
+    }
+
+    Scorer<T> scorer_;
+    Best best_;
+    TopWriter writer_;
+    TQue<TPosition::VECOUT, 1> lists_;
+};
+
+// K3: segments >= 2 lists of a pair, in the order of their ids, to one.
+class Merge {
+public:
+    __aicore__ inline void Run(
+        GM_ADDR lists, uint32_t pairs, uint32_t segments, uint32_t k, GM_ADDR outScores,
+        GM_ADDR outIds)
+    {
+        TPipe pipe;
+        pipe.InitBuffer(in_, 1, segments * kListBytes);
+        pipe.InitBuffer(merged_, 2 * kMerged * sizeof(float));
+        writer_.Init(&pipe, outScores, outIds, pairs, k);
+        const uint64_t floats = static_cast<uint64_t>(segments) * kListFloats;
+        GlobalTensor<float> all;
+        all.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(lists), pairs * floats);
+        const uint32_t blocks = static_cast<uint32_t>(AscendC::GetBlockNum());
+        for (uint32_t pair = static_cast<uint32_t>(AscendC::GetBlockIdx()); pair < pairs;
+             pair += blocks) {
+            LocalTensor<float> in = in_.AllocTensor<float>();
+            const DataCopyExtParams params(1, segments * kListBytes, 0, 0, 0);
+            AscendC::DataCopyPad(in, all[pair * floats], params, DataCopyPadExtParams<float>());
+            in_.EnQue(in);
+            in = in_.DeQue<float>();
+            writer_.Write(Fold(in, segments), pair);
+            in_.FreeTensor(in);
+        }
+    }
+
+private:
+    static constexpr uint32_t kMerged = 4 * kListFloats;
+
+    // Up to three lists at a time behind what is merged already.
+    __aicore__ inline LocalTensor<float> Fold(const LocalTensor<float>& in, uint32_t segments)
+    {
+        LocalTensor<float> list = in;
+        uint32_t turn = 0;
+        for (uint32_t next = 1; next < segments; next += 3) {
+            const uint32_t more = Least(3, segments - next);
+            const uint16_t lengths[4] = {
+                kMaxTop, kMaxTop, static_cast<uint16_t>(more > 1 ? kMaxTop : 0),
+                static_cast<uint16_t>(more > 2 ? kMaxTop : 0)};
+            const uint16_t valid = static_cast<uint16_t>((2u << more) - 1);
+            LocalTensor<float> to = merged_.Get<float>()[turn * kMerged];
+            AscendC::MrgSort(
+                to,
+                AscendC::MrgSortSrcList<float>(
+                    list, in[next * kListFloats], in[(more > 1 ? next + 1 : next) * kListFloats],
+                    in[(more > 2 ? next + 2 : next) * kListFloats]),
+                AscendC::MrgSort4Info(lengths, false, valid, 1));
+            PipeBarrier<PIPE_V>();
+            list = to;
+            turn = 1 - turn;
+        }
+        return list;
+    }
+
+    TQue<TPosition::VECIN, 1> in_;
+    TBuf<TPosition::VECCALC> merged_;
+    TopWriter writer_;
+};
+
+}  // namespace
+}  // namespace vllm_cold
+
+#define VLLM_COLD_PAIR_PARAMETERS                                                              \
+    GM_ADDR logits, GM_ADDR expertRows, GM_ADDR amateurRows, GM_ADDR logAlpha, GM_ADDR beta,   \
+        GM_ADDR floor, GM_ADDR maxima, uint32_t rows, uint32_t pairs, uint32_t vocab,          \
+        uint32_t segments, uint32_t segmentLength, uint64_t rowStride
+
+#define VLLM_COLD_PAIRS(T)                                                          \
+    vllm_cold::Pairs<T>                                                             \
+    {                                                                               \
+        {logits, rows, vocab, rowStride}, expertRows, amateurRows, logAlpha, beta,  \
+            floor, maxima, {pairs, vocab, segments, segmentLength}                  \
+    }
+
+#define VLLM_COLD_KERNELS(T)                                                                   \
+    extern "C" __global__ __aicore__ void contrastive_maxima_##T(VLLM_COLD_PAIR_PARAMETERS)    \
+    {                                                                                          \
+        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                        \
+        const vllm_cold::Pairs<T> inputs = VLLM_COLD_PAIRS(T);                                 \
+        vllm_cold::Maxima<T> kernel;                                                           \
+        kernel.Run(inputs.logits, expertRows, inputs.work, maxima);                            \
+    }                                                                                          \
+    extern "C" __global__ __aicore__ void contrastive_scores_##T(                              \
+        VLLM_COLD_PAIR_PARAMETERS, GM_ADDR out, uint64_t outStride)                            \
+    {                                                                                          \
+        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                        \
+        const vllm_cold::Pairs<T> inputs = VLLM_COLD_PAIRS(T);                                 \
+        vllm_cold::Scores<T> kernel;                                                           \
+        kernel.Run(inputs, out, outStride);                                                    \
+    }                                                                                          \
+    extern "C" __global__ __aicore__ void contrastive_topk_##T(                                \
+        VLLM_COLD_PAIR_PARAMETERS, uint32_t k, GM_ADDR lists, GM_ADDR outScores,               \
+        GM_ADDR outIds)                                                                        \
+    {                                                                                          \
+        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                        \
+        const vllm_cold::Pairs<T> inputs = VLLM_COLD_PAIRS(T);                                 \
+        vllm_cold::TopK<T> kernel;                                                             \
+        kernel.Run(inputs, k, lists, outScores, outIds);                                       \
+    }
+
+VLLM_COLD_KERNELS(float)
+VLLM_COLD_KERNELS(half)
+VLLM_COLD_KERNELS(bfloat16_t)
+
+extern "C" __global__ __aicore__ void contrastive_merge(
+    GM_ADDR lists, uint32_t pairs, uint32_t segments, uint32_t k, GM_ADDR outScores, GM_ADDR outIds)
+{
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+    vllm_cold::Merge kernel;
+    kernel.Run(lists, pairs, segments, k, outScores, outIds);
+}
+
+namespace vllm_cold {
+
+#define VLLM_COLD_PAIR_ARGUMENTS(c)                                                             \
+    (c).logits, (c).expertRows, (c).amateurRows, (c).logAlpha, (c).beta, (c).floor, (c).maxima, \
+        (c).rows, (c).pairs, (c).vocab, (c).plan.segments, (c).plan.segmentLength, (c).rowStride
+
+#define VLLM_COLD_LAUNCH_SCORES(T, c, stream)                                                   \
+    do {                                                                                        \
+        if ((c).plan.segments > 1) {                                                            \
+            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,                   \
+                             VLLM_COLD_PAIR_ARGUMENTS(c));                                      \
+        }                                                                                       \
+        VLLM_COLD_LAUNCH(contrastive_scores_##T, (c).plan.blocks, stream,                       \
+                         VLLM_COLD_PAIR_ARGUMENTS(c), (c).out, (c).outStride);                  \
+    } while (0)
+
+#define VLLM_COLD_LAUNCH_TOPK(T, c, stream)                                                     \
+    do {                                                                                        \
+        if ((c).plan.segments > 1) {                                                            \
+            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,                   \
+                             VLLM_COLD_PAIR_ARGUMENTS(c));                                      \
+        }                                                                                       \
+        VLLM_COLD_LAUNCH(contrastive_topk_##T, (c).plan.blocks, stream,                         \
+                         VLLM_COLD_PAIR_ARGUMENTS(c), (c).k, (c).lists, (c).outScores,          \
+                         (c).outIds);                                                           \
+    } while (0)
+
+void LaunchScores(const ScoringCall& call, void* stream)
+{
+    if (call.type == LogitsType::kFloat) {
+        VLLM_COLD_LAUNCH_SCORES(float, call, stream);
+    } else if (call.type == LogitsType::kHalf) {
+        VLLM_COLD_LAUNCH_SCORES(half, call, stream);
+    } else {
+        VLLM_COLD_LAUNCH_SCORES(bfloat16_t, call, stream);
+    }
+}
+
+void LaunchTopK(const ScoringCall& call, void* stream)
+{
+    if (call.type == LogitsType::kFloat) {
+        VLLM_COLD_LAUNCH_TOPK(float, call, stream);
+    } else if (call.type == LogitsType::kHalf) {
+        VLLM_COLD_LAUNCH_TOPK(half, call, stream);
+    } else {
+        VLLM_COLD_LAUNCH_TOPK(bfloat16_t, call, stream);
+    }
+    if (call.plan.segments > 1) {
+        VLLM_COLD_LAUNCH(contrastive_merge, call.plan.mergeBlocks, stream, call.lists, call.pairs,
+                         call.plan.segments, call.k, call.outScores, call.outIds);
+    }
+}
+
+}  // namespace vllm_cold

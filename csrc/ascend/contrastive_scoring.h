@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// How a call is cut into blocks, and what it hands to the device: plain C++, no CANN needed.
+#pragma once
+
+#include <cstdint>
+
+namespace vllm_cold {
+
+constexpr uint32_t kTile = 4096;           // logits that one step of a block works on
+constexpr uint32_t kMaxTop = 64;           // entries of a sorted list; the largest k
+constexpr uint32_t kMaxSegments = 64;      // of one row
+constexpr uint32_t kSegmentUnit = 256;     // segment lengths are multiples of it
+constexpr uint32_t kLeastSegment = 8192;   // shorter ones do not pay for their block's start
+constexpr uint32_t kSlotBytes = 32;        // one segment's maximum in the workspace
+constexpr uint32_t kListBytes = kMaxTop * 8;  // one segment's sorted (score, id) list
+
+// Row numbers and pairs are 32 bits on the device: as many as one launch can index.
+struct Plan {
+    uint32_t segments;       // S: of each expert row, at least 1, none of them empty
+    uint32_t segmentLength;  // a multiple of kSegmentUnit; the last segment may be shorter
+    uint32_t blocks;         // of the launches that work on segments
+    uint32_t mergeBlocks;    // of the launch that merges the segments' lists
+    uint64_t maximaBytes;    // workspace, 0 if one block does a whole row
+    uint64_t listBytes;      // workspace of a top-k call, likewise
+};
+
+// Few pairs: a row is split so that every vector core has work. Many pairs: one block per row,
+// and blocks take rows in turn when there are more rows than cores.
+inline Plan MakePlan(uint64_t pairs, uint64_t vocab, uint64_t cores)
+{
+    const auto ceilDiv = [](uint64_t a, uint64_t b) { return (a + b - 1) / b; };
+    const auto least = [](uint64_t a, uint64_t b) { return a < b ? a : b; };
+    uint64_t wanted = least(least(cores / pairs, ceilDiv(vocab, kLeastSegment)), kMaxSegments);
+    if (wanted == 0) {
+        wanted = 1;
+    }
+    const uint64_t length = ceilDiv(ceilDiv(vocab, wanted), kSegmentUnit) * kSegmentUnit;
+    const uint64_t segments = ceilDiv(vocab, length);  // rounding up may leave fewer
+    Plan plan{};
+    plan.segments = static_cast<uint32_t>(segments);
+    plan.segmentLength = static_cast<uint32_t>(length);
+    plan.blocks = static_cast<uint32_t>(least(cores, pairs * segments));
+    plan.mergeBlocks = static_cast<uint32_t>(least(cores, pairs));
+    plan.maximaBytes = segments > 1 ? pairs * segments * kSlotBytes : 0;
+    plan.listBytes = segments > 1 ? pairs * segments * kListBytes : 0;
+    return plan;
+}
+
+enum class LogitsType : uint32_t { kFloat, kHalf, kBfloat16 };
+
+// Device addresses and sizes of one call. Strides are in elements.
+struct ScoringCall {
+    LogitsType type;
+    uint8_t* logits;         // [rows, vocab], row stride rowStride
+    uint8_t* expertRows;     // [pairs] int64
+    uint8_t* amateurRows;    // [pairs] int64
+    uint8_t* logAlpha;       // [pairs] float32
+    uint8_t* beta;           // [pairs] float32
+    uint8_t* floor;          // [pairs] float32, the lowest expert logit admitted, or null
+    uint8_t* maxima;         // workspace: plan.maximaBytes
+    uint8_t* lists;          // workspace: plan.listBytes (top-k)
+    uint8_t* out;            // [pairs, vocab] float32, row stride outStride; null: over both rows
+    uint8_t* outScores;      // [pairs, k] float32 (top-k)
+    uint8_t* outIds;         // [pairs, k] int64 (top-k)
+    uint32_t rows;
+    uint32_t pairs;
+    uint32_t vocab;
+    uint32_t k;              // top-k
+    uint64_t rowStride;
+    uint64_t outStride;
+    Plan plan;
+};
+
+// Defined beside the kernels. Launches in order on `stream`; no host sync.
+void LaunchScores(const ScoringCall& call, void* stream);
+void LaunchTopK(const ScoringCall& call, void* stream);
+
+}  // namespace vllm_cold

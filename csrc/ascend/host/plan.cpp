@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: Apache-2.0
+// Prints MakePlan's answers for the tests: "pairs vocab cores" in each line of the input.
+#include <cstdio>
+
+#include "contrastive_scoring.h"
+
+int main()
+{
+    unsigned long long pairs;
+    unsigned long long vocab;
+    unsigned long long cores;
+    while (std::scanf("%llu %llu %llu", &pairs, &vocab, &cores) == 3) {
+        const vllm_cold::Plan plan = vllm_cold::MakePlan(pairs, vocab, cores);
+        std::printf("%u %u %u %u %llu %llu\n", plan.segments, plan.segmentLength, plan.blocks,
+                    plan.mergeBlocks, static_cast<unsigned long long>(plan.maximaBytes),
+                    static_cast<unsigned long long>(plan.listBytes));
+    }
+    return 0;
+}

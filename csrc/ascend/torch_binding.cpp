@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+// torch.ops.vllm_cold.ascend_scores and ascend_topk: the AscendC kernels on torch_npu's tensors.
+//
+// The launches go through torch_npu's task queue, as its own ops do. A launch that did not could
+// overtake those which are still queued. Arguments are checked by vllm_cold.ops.scoring.
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include <ATen/ATen.h>
+#include <torch/library.h>
+#include <torch_npu/csrc/core/npu/NPUGuard.h>
+#include <torch_npu/csrc/core/npu/NPUStream.h>
+#include <torch_npu/csrc/framework/OpCommand.h>
+
+#include "tiling/platform/platform_ascendc.h"
+
+#include "contrastive_scoring.h"
+
+namespace vllm_cold {
+namespace {
+
+uint8_t* Address(const at::Tensor& tensor)
+{
+    return static_cast<uint8_t*>(tensor.data_ptr());
+}
+
+LogitsType TypeOf(const at::Tensor& logits)
+{
+    switch (logits.scalar_type()) {
+        case at::kFloat:
+            return LogitsType::kFloat;
+        case at::kHalf:
+            return LogitsType::kHalf;
+        case at::kBFloat16:
+            return LogitsType::kBfloat16;
+        default:
+            TORCH_CHECK(false, "CoLD: logits are float32, bfloat16 or float16, not ",
+                        logits.scalar_type());
+    }
+}
+
+uint64_t VectorCores()
+{
+    static const uint64_t cores = [] {
+        auto* platform = platform_ascendc::PlatformAscendCManager::GetInstance();
+        TORCH_CHECK(platform != nullptr, "CoLD: CANN does not know this NPU");
+        return static_cast<uint64_t>(platform->GetCoreNumAiv());
+    }();
+    TORCH_CHECK(cores > 0, "CoLD: CANN reports an NPU without vector cores");
+    return cores;
+}
+
+ScoringCall MakeCall(
+    const at::Tensor& logits, const at::Tensor& expertRows, const at::Tensor& amateurRows,
+    const at::Tensor& logAlpha, const at::Tensor& beta, const std::optional<at::Tensor>& floor)
+{
+    TORCH_CHECK(logits.size(1) == 1 || logits.stride(1) == 1,
+                "CoLD: the logits' last dimension is not contiguous");
+    TORCH_CHECK(logits.size(0) <= INT32_MAX && expertRows.size(0) <= INT32_MAX,
+                "CoLD: more than 2**31 rows");
+    ScoringCall call{};
+    call.type = TypeOf(logits);
+    call.logits = Address(logits);
+    call.expertRows = Address(expertRows);
+    call.amateurRows = Address(amateurRows);
+    call.logAlpha = Address(logAlpha);
+    call.beta = Address(beta);
+    call.floor = floor.has_value() ? Address(*floor) : nullptr;
+    call.rows = static_cast<uint32_t>(logits.size(0));
+    call.pairs = static_cast<uint32_t>(expertRows.size(0));
+    call.vocab = static_cast<uint32_t>(logits.size(1));
+    call.rowStride = static_cast<uint64_t>(logits.stride(0));
+    call.plan = MakePlan(call.pairs, call.vocab, VectorCores());
+    return call;
+}
+
+// Freed when the op returns; torch_npu's allocator gives it only to what runs later on the stream.
+at::Tensor Workspace(const at::Tensor& like, uint64_t bytes)
+{
+    return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
+}
+
+void Enqueue(const std::string& name, const ScoringCall& call,
+             void (*launch)(const ScoringCall&, void*))
+{
+    const auto stream = c10_npu::getCurrentNPUStream().stream(false);
+    at_npu::native::OpCommand::RunOpApi(name, [call, stream, launch]() -> int {
+        launch(call, stream);
+        return 0;
+    });
+}
+
+void Scores(
+    const at::Tensor& logits, const at::Tensor& expertRows, const at::Tensor& amateurRows,
+    const at::Tensor& logAlpha, const at::Tensor& beta, const std::optional<at::Tensor>& floor,
+    const std::optional<at::Tensor>& out)
+{
+    const c10_npu::OptionalNPUGuard guard(logits.device());
+    ScoringCall call = MakeCall(logits, expertRows, amateurRows, logAlpha, beta, floor);
+    TORCH_CHECK(out.has_value() || call.type == LogitsType::kFloat,
+                "CoLD: only float32 logits can be written over");
+    const at::Tensor maxima = Workspace(logits, call.plan.maximaBytes);
+    call.maxima = Address(maxima);
+    if (out.has_value()) {
+        call.out = Address(*out);
+        call.outStride = static_cast<uint64_t>(out->stride(0));
+    }
+    Enqueue("ContrastiveScores", call, LaunchScores);
+}
+
+void TopK(
+    const at::Tensor& logits, const at::Tensor& expertRows, const at::Tensor& amateurRows,
+    const at::Tensor& logAlpha, const at::Tensor& beta, const std::optional<at::Tensor>& floor,
+    const at::Tensor& outScores, const at::Tensor& outIds)
+{
+    const c10_npu::OptionalNPUGuard guard(logits.device());
+    ScoringCall call = MakeCall(logits, expertRows, amateurRows, logAlpha, beta, floor);
+    TORCH_CHECK(outScores.size(1) >= 1 && outScores.size(1) <= kMaxTop, "CoLD: k is from 1 to 64");
+    const at::Tensor maxima = Workspace(logits, call.plan.maximaBytes);
+    const at::Tensor lists = Workspace(logits, call.plan.listBytes);
+    call.maxima = Address(maxima);
+    call.lists = Address(lists);
+    call.outScores = Address(outScores);
+    call.outIds = Address(outIds);
+    call.k = static_cast<uint32_t>(outScores.size(1));
+    Enqueue("ContrastiveTopK", call, LaunchTopK);
+}
+
+}  // namespace
+}  // namespace vllm_cold
+
+// A fragment: other libraries may register ops of this name space too.
+TORCH_LIBRARY_FRAGMENT(vllm_cold, m)
+{
+    m.def(
+        "ascend_scores(Tensor(a!) logits, Tensor expert_rows, Tensor amateur_rows, "
+        "Tensor log_alpha, Tensor beta, Tensor? floor, Tensor(b!)? out) -> ()");
+    m.def(
+        "ascend_topk(Tensor logits, Tensor expert_rows, Tensor amateur_rows, Tensor log_alpha, "
+        "Tensor beta, Tensor? floor, Tensor(a!) out_scores, Tensor(b!) out_ids) -> ()");
+}
+
+TORCH_LIBRARY_IMPL(vllm_cold, PrivateUse1, m)
+{
+    m.impl("ascend_scores", &vllm_cold::Scores);
+    m.impl("ascend_topk", &vllm_cold::TopK);
+}

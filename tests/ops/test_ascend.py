@@ -1,0 +1,375 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AscendC kernels, compiled by g++ against the strict stand-in for CANN (csrc/ascend/host).
+
+That they are right, here; and in test_ascend_checks.py that the stand-in's checks bite.
+"""
+
+import itertools
+import math
+import re
+import shutil
+import subprocess
+import sys
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from tests.ops import ascend_host, conformance
+from tests.ops.ascend_host import ASCEND, KERNEL, RUNNER, Host, compile_host
+from vllm_cold.ops import scoring_ascend
+from vllm_cold.ops.registry import NOT_FINITE
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
+]
+
+F32, BF16, F16 = conformance.DTYPES
+INF = math.inf
+
+
+@pytest.fixture(scope="module")
+def host():
+    host = Host(compile_host(KERNEL, RUNNER))
+    yield host
+    host.close()
+
+
+# --- The kernels ----------------------------------------------------------------------------------
+
+# Vocabularies, numbers of pairs, dtypes, core counts and layouts, each with each other's extremes.
+# Consecutive seeds go through the kinds of rows, alpha, beta and caps.
+CASES = (
+    # seed, pairs, vocabulary, dtype, layout, cores
+    (0, 1, 1, F32, "padded", 40),
+    (1, 2, 1, BF16, "contiguous", 1),
+    (2, 12, 31, F32, "padded", 48),
+    (14, 12, 31, F16, "contiguous", 20),
+    (26, 64, 64, F32, "every other row", 40),
+    (30, 64, 64, BF16, "padded", 48),
+    (3, 12, 4095, F32, "padded", 40),
+    (15, 7, 4095, BF16, "contiguous", 1),
+    (27, 12, 4096, F16, "every other row", 20),
+    (39, 12, 4097, F32, "contiguous", 48),
+    (51, 12, 4097, BF16, "padded", 40),
+    (5, 7, 32001, F32, "padded", 40),
+    (12, 7, 32001, BF16, "padded", 48),
+    (19, 2, 49152, F32, "contiguous", 20),
+    (21, 2, 49152, F16, "padded", 1),
+    (24, 1, 128256, BF16, "every other row", 40),
+    (31, 1, 151936, F32, "contiguous", 48),
+    (32, 2, 152064, BF16, "padded", 40),
+    (9, 1, 256000, F32, "padded", 40),
+    (10, 1, 256000, F16, "contiguous", 20),
+)
+
+
+@pytest.mark.parametrize(
+    "seed, pairs, vocab, dtype, layout, cores", CASES, ids=lambda value: str(value).split(".")[-1]
+)
+def test_conforms(host, seed, pairs, vocab, dtype, layout, cores):
+    host.cores = cores
+    ks = conformance.KS if vocab < 5000 else (5,) if vocab < 60000 else (64,)
+    conformance.check_backend(host, conformance.make_case(seed, pairs, vocab, dtype, layout), ks=ks)
+
+
+def test_random_shapes(host):
+    random = Random(0)
+    for seed in range(40):
+        host.cores = random.randint(1, 96)
+        case = conformance.make_case(
+            seed,
+            random.randint(1, 9),
+            random.choice((random.randint(1, 300), random.randint(1, 12000))),
+            random.choice(conformance.DTYPES),
+            random.choice(conformance.LAYOUTS[:3]),
+        )
+        conformance.check_backend(host, case, ks=(1, random.randint(2, 64)))
+
+
+def test_many_pairs(host):
+    """More pairs than cores: blocks take them in turn."""
+    host.cores = 3
+    case = conformance.make_case(60, 64, 4097, F32, kinds=("normal", "ties", "both -inf"))
+    conformance.check_backend(host, case, ks=(64,))
+
+
+def test_worst_for_a_running_top_k(host):
+    """Every tile of a row beats all before it, over several segments and in one."""
+    for cores in (1, 40):
+        host.cores = cores
+        case = conformance.make_case(0, 2, 40961, BF16, kinds=("ascending", "ties"))
+        case.log_alpha.fill_(math.log(1e-6))
+        conformance.check_backend(host, case, ks=(64,))
+
+
+def test_huge_and_tiny_magnitudes(host):
+    """Also where the difference, or beta times it, leaves float32."""
+    host.cores = 40
+    case = conformance.make_case(0, 6, 8193, F32, kinds=("huge", "tiny"))
+    noise = torch.randn(2, 8193, generator=torch.Generator().manual_seed(0))
+    largest = noise.sign() * 3.4e38 * (1 - noise.abs().clamp(max=0.98) / 2)
+    case.logits[[int(case.expert_rows[0]), int(case.amateur_rows[0])]] = largest
+    case.logits[[int(case.expert_rows[2]), int(case.amateur_rows[2])]] = largest.flip(1)
+    case.log_alpha.fill_(-3e38)
+    case.beta.copy_(torch.tensor((0.0, 0.5, 10.0, 10.0, 10.0, 0.0)))
+    conformance.check_backend(host, case, ks=(5,))
+
+
+def test_one_row_in_many_pairs(host):
+    """One amateur may serve many experts, and a row may be its own amateur."""
+    host.cores = 40
+    case = conformance.make_case(4, 7, 9001, F32, kinds=("normal",))
+    case.amateur_rows.fill_(int(case.amateur_rows[0]))
+    case.amateur_rows[1] = case.expert_rows[1]
+    scores = torch.full((7, 9001), math.nan)
+    host.scores(case.logits, *case.pairs, scores)
+    conformance.check_dense(case, scores)
+    assert torch.equal(scores[1].isinf(), case.exact[1].isinf())
+
+
+@pytest.mark.parametrize("cores", (1, 40), ids=("whole", "segments"))
+@pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
+def test_every_value_that_is_not_finite_is_found(host, dtype, cores):
+    host.cores = cores
+    vocab = 17001  # three segments, five tiles, a tail
+    places = (0, 1, 4095, 4096, 5887, 5888, 5900, 8191, 8192, 11775, 11776, 16999, vocab - 1)
+    case = conformance.make_case(0, 1, vocab, dtype, kinds=("both -inf",))
+    calls = (
+        lambda: host.scores(case.logits, *case.pairs, torch.empty(1, vocab)),
+        lambda: host.topk(
+            case.logits, *case.pairs, torch.empty(1, 3), torch.empty(1, 3, dtype=torch.int64)
+        ),
+    )
+    for call in calls:
+        call()  # -inf is no fault
+    kinds = itertools.cycle(itertools.product((math.nan, INF, -math.nan), calls))
+    for row in (int(case.expert_rows[0]), int(case.amateur_rows[0])):
+        for place in places:
+            value, call = next(kinds)
+            before = case.logits[row, place].clone()
+            case.logits[row, place] = value
+            with pytest.raises(RuntimeError, match=re.escape(NOT_FINITE)):
+                call()
+            case.logits[row, place] = before
+    outside = case.logits[[i for i in range(len(case.logits)) if i not in case.expert_rows]]
+    assert outside.isfinite().any()
+
+
+@pytest.mark.parametrize("row", (-1, 5))
+def test_row_numbers_out_of_range_stop_the_kernel(host, row):
+    case = conformance.make_case(0, 1, 100)
+    assert len(case.logits) == 5
+    for rows in (case.expert_rows, case.amateur_rows):
+        before = rows.clone()
+        rows[0] = row
+        with pytest.raises(RuntimeError):
+            host.scores(case.logits, *case.pairs, torch.empty(1, 100))
+        rows[:] = before
+
+
+def test_rows_of_no_pair_may_hold_anything(host):
+    case = conformance.make_case(0, 2, 5000)
+    others = set(range(len(case.logits))) - set(case.expert_rows.tolist())
+    for row in others - set(case.amateur_rows.tolist()):
+        case.logits[row] = math.nan
+    out = torch.empty(2, 5000)
+    host.scores(case.logits, *case.pairs, out)
+    conformance.check_dense(case, out)
+
+
+def test_output_stride(host):
+    host.cores = 40
+    case = conformance.make_case(0, 3, 20001, BF16)
+    wide = torch.full((3, 20003), 7.0)
+    host.scores(case.logits, *case.pairs, wide[:, :20001])
+    conformance.check_dense(case, wide[:, :20001])
+
+
+def test_unified_buffer_is_as_documented(host):
+    """After all of the above: the table in docs/ascend.md."""
+    for dtype in conformance.DTYPES:
+        for cores in (1, 40):
+            host.cores = cores
+            conformance.check_backend(host, conformance.make_case(0, 1, 20000, dtype), ks=(1,))
+    documented = (ASCEND.parents[1] / "docs" / "ascend.md").read_text()
+    assert len(host.ub) == 6
+    for form, size in host.ub.items():
+        assert size <= 184 * 1024
+        name, dtype = form.split()
+        assert re.search(rf"\| {name} \| [^|]*{dtype}[^|]* \|.*\| {size:,} \|", documented), form
+
+
+# --- On an NPU ------------------------------------------------------------------------------------
+
+NO_NPU = scoring_ascend.missing(torch.device("npu")) if hasattr(torch, "npu") else "no torch_npu"
+
+
+class OnTheNpu:
+    """The backend, with tensors that come from the CPU and go back there."""
+
+    def scores(self, logits, *rest):
+        *pairs, out = rest
+        moved, place = self._move(logits)
+        target = None if out is None else out.npu()
+        scoring_ascend.scores(moved, *map(self._send, pairs), target)
+        if out is not None:
+            out.copy_(target.cpu())
+            return
+        storage = torch.empty(0, dtype=logits.dtype).set_(logits.untyped_storage())
+        storage.copy_(place.cpu())
+
+    def topk(self, logits, *rest):
+        *pairs, out_scores, out_ids = rest
+        scores, ids = out_scores.npu(), out_ids.npu()
+        scoring_ascend.topk(self._move(logits)[0], *map(self._send, pairs), scores, ids)
+        out_scores.copy_(scores.cpu())
+        out_ids.copy_(ids.cpu())
+
+    def _send(self, value):
+        return value.npu() if isinstance(value, torch.Tensor) else value
+
+    def _move(self, logits):
+        place = torch.empty(0, dtype=logits.dtype).set_(logits.untyped_storage()).npu()
+        return place.as_strided(logits.shape, logits.stride(), logits.storage_offset()), place
+
+
+@pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
+@pytest.mark.parametrize("seed, pairs, vocab, dtype, layout", [case[:5] for case in CASES])
+def test_conforms_on_the_npu(seed, pairs, vocab, dtype, layout):
+    conformance.check_backend(OnTheNpu(), conformance.make_case(seed, pairs, vocab, dtype, layout))
+
+
+@pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
+@pytest.mark.parametrize("row", ("expert_rows", "amateur_rows"))
+@pytest.mark.parametrize("value", ("nan", "inf"))
+def test_not_finite_is_an_error_on_the_npu(row, value):
+    """In a process of its own: the NPU's context is lost."""
+    program = f"""
+import torch
+from tests.ops import conformance, test_ascend
+case = conformance.make_case(0, 1, 20000)
+case.logits[case.{row}, 12345] = float({value!r})
+test_ascend.OnTheNpu().scores(case.logits, *case.pairs, torch.empty(1, 20000))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode != 0 and "RuntimeError" in result.stderr, result.stderr
+
+
+# --- How a call is cut up -------------------------------------------------------------------------
+
+
+def test_plan():
+    program = compile_host("host/plan.cpp")
+    inputs = [
+        (pairs, vocab, cores)
+        for pairs in (1, 2, 3, 7, 20, 39, 40, 41, 64, 1000)
+        for vocab in (*conformance.VOCABS, 255, 257, 8191, 8192, 8193, 16385, 2**31 - 1)
+        for cores in (1, 2, 20, 24, 40, 48, 50, 96)
+    ]
+    text = "".join(f"{p} {v} {c}\n" for p, v, c in inputs)
+    result = subprocess.run([program], input=text, capture_output=True, text=True, check=True)
+    for (pairs, vocab, cores), line in zip(inputs, result.stdout.splitlines(), strict=True):
+        segments, length, blocks, merge, maxima, lists = map(int, line.split())
+        assert (segments, length) == ascend_host.plan(pairs, vocab, cores)
+        assert 1 <= segments <= 64 and length % 256 == 0
+        # They cover the row, and none is empty.
+        assert (segments - 1) * length < vocab <= segments * length
+        assert segments == 1 or pairs * segments <= cores
+        assert 1 <= blocks <= cores and blocks == min(cores, pairs * segments)
+        assert merge == min(cores, pairs)
+        split = segments > 1
+        assert (maxima, lists) == (split * pairs * segments * 32, split * pairs * segments * 512)
+
+
+# --- The backend's module -------------------------------------------------------------------------
+
+
+def test_missing_says_what_to_do(monkeypatch, tmp_path):
+    assert "choose another backend" in scoring_ascend.missing(torch.device("cpu"))
+    monkeypatch.setattr(scoring_ascend, "_PATH", tmp_path / "libvllm_cold_ascend.so")
+    device = SimpleNamespace(type="npu")  # torch knows no such device without torch_npu
+    find_spec = scoring_ascend.importlib.util.find_spec
+    monkeypatch.setattr(
+        scoring_ascend.importlib.util,
+        "find_spec",
+        lambda name: None if name == "torch_npu" else find_spec(name),
+    )
+    assert "torch_npu" in scoring_ascend.missing(device)
+    monkeypatch.setattr(scoring_ascend.importlib.util, "find_spec", lambda name: object())
+    assert "SOC_VERSION" in scoring_ascend.missing(device)
+    scoring_ascend._PATH.write_bytes(b"no library")
+    assert "does not load" in scoring_ascend.missing(device)
+    monkeypatch.setattr(scoring_ascend, "_load", lambda: None)
+    assert scoring_ascend.missing(device) is None
+
+
+def test_module_calls_the_ops_as_they_are_declared(host, monkeypatch):
+    """The schemas are read from torch_binding.cpp and served by the host's kernels."""
+    binding = (ASCEND / "torch_binding.cpp").read_text()
+    declared = re.findall(r"m\.def\((.*?)\);", binding, re.DOTALL)
+    schemas = ["".join(re.findall(r'"(.*?)"', text)) for text in declared]
+    assert [schema.split("(")[0] for schema in schemas] == ["ascend_scores", "ascend_topk"]
+    library = torch.library.Library("vllm_cold", "FRAGMENT")
+    for schema in schemas:
+        library.define(schema)
+
+    library.impl("ascend_scores", host.run_scores, "CPU")
+    library.impl("ascend_topk", host.run_topk, "CPU")
+    monkeypatch.setattr(scoring_ascend, "_load", lambda: None)
+    host.cores = 40
+    conformance.check_backend(scoring_ascend, conformance.make_case(0, 12, 10000), ks=(5,))
+    library._destroy()
+
+
+def test_binding():
+    """From the module through torch_binding.cpp to the kernels, on CPU tensors and with stubs for
+    torch_npu. In a process of its own, whose ops these are.
+    """
+    program = f"""
+import torch
+from tests.ops import conformance
+from vllm_cold.ops import scoring_ascend
+torch.ops.load_library({str(ascend_host.compile_binding())!r})
+scoring_ascend._load = lambda: None
+for seed, pairs, vocab, dtype, layout, _ in {[case for case in CASES if case[2] < 50000]}:
+    conformance.check_backend(
+        scoring_ascend, conformance.make_case(seed, pairs, vocab, dtype, layout), ks=(5,)
+    )
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+# --- The build ------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("cmake") is None, reason="needs cmake")
+def test_cmake_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.delenv("ASCEND_HOME_PATH", raising=False)
+    monkeypatch.delenv("SOC_VERSION", raising=False)
+
+    def configure(**environment):
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        command = [
+            "cmake",
+            "-S",
+            str(ASCEND),
+            "-B",
+            str(tmp_path / "build"),
+            "-G",
+            "Unix Makefiles",
+        ]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode != 0
+        return " ".join(result.stderr.split())
+
+    assert "source CANN's set_env.sh" in configure()
+    home = {"ASCEND_HOME_PATH": str(tmp_path)}
+    assert "export SOC_VERSION=ascend910b1" in configure(**home)
+    assert "for Atlas A2 and A3" in configure(**home, SOC_VERSION="Ascend310P3")
+    assert "install the CANN toolkit" in configure(**home, SOC_VERSION="Ascend910B1")

@@ -1,0 +1,552 @@
+# SPDX-License-Identifier: Apache-2.0
+"""That the stand-in for CANN, and the comparisons, find mistakes in AscendC kernels.
+
+Three tables: changes of our kernel that have to be found, each by the check it is there for; small
+kernels for mistakes that no such change makes (csrc/ascend/host/broken.cpp); and types that do not
+compile. The numbers are those of the checks in docs/ascend.md.
+"""
+
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ops import conformance
+from tests.ops.ascend_host import ASCEND, KERNEL, QUICK, RUNNER, CheckFailed, Host, compile_host
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
+]
+
+F32, BF16, F16 = conformance.DTYPES
+
+
+@dataclass
+class Change:
+    """A mistake: ``old``, which stands in the kernel's source once, becomes ``new``."""
+
+    check: int
+    old: str
+    new: str
+    message: str  # a pattern
+    cores: int = 40  # more than one segment a row; 1: a row is one segment
+    dtype: torch.dtype = F32
+    vocab: int = 20001
+    pairs: int = 1
+    kinds: tuple[str, ...] = ("normal",)
+    cap: int = 0
+    header: bool = False  # in contrastive_scoring.h
+
+
+BARRIER = "PipeBarrier<PIPE_V>();"
+
+CHANGES = {
+    # 1. Order between pipes.
+    "V reads what V wrote": Change(
+        1,
+        f"AscendC::Sub(amateur, expert, amateur, count);\n        {BARRIER}",
+        "AscendC::Sub(amateur, expert, amateur, count);",
+        r"Maxs on V: read after write by V without PipeBarrier<PIPE_V>",
+    ),
+    "V reads a mask that V wrote": Change(
+        1,
+        f"AscendC::CompareScalar(mask, tile, value, mode, kTile);\n        {BARRIER}",
+        "AscendC::CompareScalar(mask, tile, value, mode, kTile);",
+        r"And on V: read after write by V without PipeBarrier",
+    ),
+    "V writes what V reads": Change(
+        1,
+        f"mask.ReinterpretCast<uint16_t>(), static_cast<int32_t>(kMaskWords));\n        {BARRIER}",
+        "mask.ReinterpretCast<uint16_t>(), static_cast<int32_t>(kMaskWords));",
+        r"CompareScalar on V: write after read by V without PipeBarrier",
+    ),
+    "V writes what V wrote": Change(
+        1,
+        "AscendC::Duplicate(wide, kNegInf, static_cast<int32_t>(kTile));\n"
+        f"                {BARRIER}",
+        "AscendC::Duplicate(wide, kNegInf, static_cast<int32_t>(kTile));",
+        r"Cast on V: write after write by V without PipeBarrier",
+        dtype=BF16,
+    ),
+    "sorting without a barrier": Change(
+        1,
+        f"ids.ReinterpretCast<uint32_t>(), kTile / 32);\n        {BARRIER}",
+        "ids.ReinterpretCast<uint32_t>(), kTile / 32);",
+        r"MrgSort on V: read after write by V",
+    ),
+    "V reads what MTE2 loads": Change(
+        1,
+        "        slots_.EnQue(slots);\n        slots = slots_.template DeQue<float>();\n",
+        "",
+        r"ReduceMax on V: read after write by MTE2 without a queue or flag MTE2_V",
+    ),
+    "MTE3 stores what V writes": Change(
+        1,
+        "            slots_.EnQue(slot);\n            slot = slots_.DeQue<float>();\n",
+        "",
+        r"DataCopyPad on MTE3: read after write by V without a queue or flag V_MTE3",
+    ),
+    "S reads what V writes": Change(
+        1,
+        "    Sync<HardEvent::V_S>();\n    const T value",
+        "    const T value",
+        r"GetValue on S: read after write by V without a queue or flag V_S",
+    ),
+    "V writes what S reads": Change(
+        1,
+        "    Sync<HardEvent::S_V>();\n    return value",
+        "    return value",
+        r"ReduceMax on V: write after read by S without a queue or flag S_V",
+        cores=1,
+    ),
+    "a flag that is not set": Change(
+        1,
+        "    AscendC::SetFlag<event>(id);\n",
+        "",
+        r"WaitFlag: the flag was never set: the pipe waits for ever",
+    ),
+    "a flag that is not waited for": Change(
+        1, "    AscendC::WaitFlag<event>(id);\n", "", r"without a queue or flag V_S"
+    ),
+    "two stores to one place": Change(
+        1,
+        "                if (both) {",
+        "                if (both || out != nullptr) {",
+        r"global memory, write after write by MTE3 without PipeBarrier<PIPE_MTE3>",
+    ),
+    # 2. What nobody wrote.
+    "padding is read (16 bits)": Change(
+        2,
+        "AscendC::RoundMode::CAST_NONE, n);",
+        "AscendC::RoundMode::CAST_NONE, kTile);",
+        r"Cast: reads bytes that nobody wrote",
+        dtype=BF16,
+    ),
+    "padding is read (32 bits)": Change(
+        2,
+        "DataCopyPadExtParams<T>(true, 0,",
+        "DataCopyPadExtParams<T>(false, 0,",
+        r"CompareScalar: reads bytes that nobody wrote",
+    ),
+    "the tail is not filled": Change(
+        2,
+        "            if (padded < kTile) {",
+        "            if (false) {",
+        r"CompareScalar: reads bytes that nobody wrote",
+    ),
+    "fresh UB is read": Change(
+        2, "        guard_->Reset();\n", "", r"And: reads bytes that nobody wrote"
+    ),
+    # 3. Queues.
+    "no EnQue": Change(
+        3, "        raw_.EnQue(tile);\n", "", r"DeQue: the queue is empty: it waits for ever"
+    ),
+    "no DeQue": Change(
+        3,
+        "                scores = tiles_.DeQue<float>();\n",
+        "",
+        r"DataCopyPad: the tensor is in its queue",
+    ),
+    "no FreeTensor": Change(
+        3,
+        "        amateur_.Release();\n",
+        "",
+        r"AllocTensor: no free buffer in the queue",
+        cores=1,
+    ),
+    "a leak": Change(
+        3,
+        "        amateur_.Release();\n",
+        "",
+        r"at the end a queue's tensor is still dequeued",
+        vocab=100,
+    ),
+    "freed twice": Change(
+        3,
+        "        expert_.Release();\n        amateur_.Release();",
+        "        expert_.Release();\n        expert_.Release();",
+        r"FreeTensor: the tensor was freed",
+    ),
+    "freed too early": Change(
+        3,
+        "            AscendC::DataCopyPad(out[item * kSlotFloats], slot, params);\n"
+        "            slots_.FreeTensor(slot);\n",
+        "            slots_.FreeTensor(slot);\n"
+        "            AscendC::DataCopyPad(out[item * kSlotFloats], slot, params);\n",
+        r"DataCopyPad: the tensor was freed",
+    ),
+    "used after EnQue": Change(
+        3,
+        "                scorer_.Score(scores, expert, amateur);\n"
+        "                tiles_.EnQue(scores);\n",
+        "                tiles_.EnQue(scores);\n"
+        "                scorer_.Score(scores, expert, amateur);\n",
+        r"Select: the tensor is in its queue",
+    ),
+    "not so deep": Change(
+        3,
+        "    TQue<TPosition::VECIN, 2> raw_;",
+        "    TQue<TPosition::VECIN, 1> raw_;",
+        r"EnQue: more than the queue's depth, 1",
+    ),
+    "freed to another queue": Change(
+        3,
+        "        scores_.FreeTensor(scores);\n        ids_.FreeTensor(ids);",
+        "        ids_.FreeTensor(scores);\n        scores_.FreeTensor(ids);",
+        r"FreeTensor: a tensor of another queue",
+    ),
+    # 4. Space.
+    "too much UB": Change(
+        4, "kTile = 4096;", "kTile = 8192;", r"InitBuffer: \d+ bytes of UB; 188416", header=True
+    ),
+    "a buffer too small": Change(
+        4,
+        "pipe->InitBuffer(list_, 2 * kMerged * sizeof(float));",
+        "pipe->InitBuffer(list_, kMerged * sizeof(float));",
+        r"beyond the tensor",
+    ),
+    "no buffer": Change(
+        4,
+        "        pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float));\n",
+        "",
+        r"Get: a TBuf without InitBuffer",
+    ),
+    "a queue without buffers": Change(
+        4,
+        "            pipe->InitBuffer(slots_, 1, kMaxSegments * kSlotBytes);\n",
+        "",
+        r"AllocTensor: no free buffer",
+    ),
+    "too little scratch": Change(
+        4,
+        "pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float));",
+        "pipe->InitBuffer(reduce_, kTile / 64 * sizeof(float));",
+        r"an instruction on 128 elements from 0 is beyond the tensor's 64",
+    ),
+    # 5. Alignment and limits.
+    "UB that is not aligned": Change(
+        5,
+        "        AscendC::DataCopyPad(tile, row[start], params, padding);",
+        "        AscendC::DataCopyPad(tile[1], row[start], params, padding);",
+        r"DataCopyPad: UB address \d+ is not aligned to 32 bytes",
+        vocab=100,
+    ),
+    "too much padding": Change(
+        5,
+        "static_cast<uint8_t>(right), kNegInf);",
+        "static_cast<uint8_t>(right + 8), kNegInf);",
+        r"DataCopyPad: more than 32 bytes of padding",
+        vocab=101,
+    ),
+    "a comparison of too few": Change(
+        5,
+        "AscendC::CompareScalar(mask, tile, value, mode, kTile);",
+        "AscendC::CompareScalar(mask, tile, value, mode, kTile - 32);",
+        r"CompareScalar: 4064 elements are not a multiple of 256 bytes",
+    ),
+    "too many repeats": Change(
+        5,
+        "ids.ReinterpretCast<uint32_t>(), kTile / 32);",
+        "ids.ReinterpretCast<uint32_t>(), kTile / 16);",
+        r"Sort32: repeatTime 256 is not from 1 to 255",
+    ),
+    "a sort that is not aligned": Change(
+        5,
+        "pipe->InitBuffer(scalar_, kRepeatBytes);",
+        "pipe->InitBuffer(scalar_, kBlockBytes);",
+        r"Sort32: UB address \d+ is not aligned to (128|256) bytes",
+    ),
+    "a list too long": Change(
+        5,
+        "const uint16_t lengths[4] = {kMaxTop, kMaxTop, kMaxTop, 0};",
+        "const uint16_t lengths[4] = {kMaxTop, 4096, kMaxTop, 0};",
+        r"MrgSort: a list of 4096 entries",
+    ),
+    "a merge onto itself": Change(
+        5, "        turn_ = 1 - turn_;\n", "", r"MrgSort: source and destination overlap"
+    ),
+    "lists apart from each other": Change(
+        5,
+        "from[2 * step], from[3 * step]",
+        "from[3 * step], from[2 * step]",
+        r"MrgSort: repeats need four lists of one length, side by side",
+    ),
+    "lists that are not the first": Change(
+        5, "false, 0b0111, 1)", "false, 0b0101, 1)", r"MrgSort: validBit 5 is not 3, 7 or 15"
+    ),
+    "the wrong mode": Change(
+        5,
+        "AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE",
+        "AscendC::SELMODE::VSEL_TENSOR_TENSOR_MODE",
+        r"Select: a scalar takes VSEL_TENSOR_SCALAR_MODE",
+    ),
+    "the wrong rounding": Change(
+        5, "CAST_NONE, n);", "CAST_RINT, n);", r"Cast: widening takes CAST_NONE only", dtype=F16
+    ),
+    "a store from VECCALC": Change(
+        5,
+        "        AscendC::DataCopyPad(out[item * kListFloats], list, params);",
+        "        AscendC::DataCopyPad(out[item * kListFloats], best_.List(), params);",
+        r"DataCopyPad: between global memory and VECIN or VECOUT only",
+    ),
+    "an event that is none": Change(
+        5,
+        "static_cast<int32_t>(GetTPipePtr()->FetchEventID(event));",
+        "static_cast<int32_t>(GetTPipePtr()->FetchEventID(event)) + 8;",
+        r"SetFlag: event id 8 is not from 0 to 7",
+    ),
+    # 6. Global memory.
+    "an input is written to": Change(
+        6,
+        "        if (out != nullptr) {\n            first",
+        "        if (false) {\n            first",
+        r"writes to logits, which is read-only",
+    ),
+    "beyond the tensor": Change(
+        6,
+        "const DataCopyExtParams params(1, n * static_cast<uint32_t>(sizeof(T)), 0, 0, 0);",
+        "const DataCopyExtParams params(1, n * static_cast<uint32_t>(sizeof(T)) + 4, 0, 0, 0);",
+        r"DataCopyPad: beyond the GlobalTensor's|beyond the tensor's",
+    ),
+    "beside the row": Change(
+        6,
+        "reinterpret_cast<__gm__ T*>(base) + index * stride, vocab",
+        "reinterpret_cast<__gm__ T*>(base) + index * stride + 1, vocab",
+        r"DataCopyPad: outside of every registered range",
+    ),
+    "in the guard zone": Change(
+        6,
+        "    kernel.Run(lists, pairs, segments, k, outScores, outIds);",
+        "    kernel.Run(lists, pairs, segments, k, outScores, outIds);\n    outScores[-1] = 0;",
+        r"the guard zone of out_scores was written to",
+    ),
+    "segments overlap": Change(
+        6,
+        "return Least(vocab - Begin(item), segmentLength) + Begin(item);",
+        "return Least(vocab - Begin(item), segmentLength + 8) + Begin(item);",
+        r"two blocks write byte \d+ of out",
+    ),
+    "a launch is missing": Change(
+        6,
+        "#define VLLM_COLD_LAUNCH_SCORES(T, c, stream)"
+        "                                                   \\\n"
+        "    do {                                                                                "
+        "        \\\n        if ((c).plan.segments > 1) {",
+        "#define VLLM_COLD_LAUNCH_SCORES(T, c, stream) \\\n    do { \\\n        if (false) {",
+        r"reads maxima where nobody wrote",
+    ),
+    # 7. The order of blocks, and traffic.
+    "blocks share a counter": Change(
+        7,
+        "            const bool valid = score >= -kLargest;",
+        "            static uint32_t calls = 0;\n"
+        "            const bool valid = score >= -kLargest && ++calls % 7 != 0;",
+        r"the result depends on the order of the blocks",
+        pairs=3,
+    ),
+    "a number is read twice": Change(
+        7,
+        "        const int64_t index = number.GetValue(0);",
+        "        (void)number.GetValue(0);\n        const int64_t index = number.GetValue(0);",
+        r"not those of the traffic model.*expert_rows",
+    ),
+    "a tile is read twice": Change(
+        7,
+        "        reader_->Load(row, begin, Least(kTile, end - begin));",
+        "        reader_->Load(row, begin, Least(kTile, end - begin));\n"
+        "        reader_->Take(kTile);\n        reader_->Release();\n"
+        "        reader_->Load(row, begin, Least(kTile, end - begin));",
+        r"not those of the traffic model.*logits",
+    ),
+    # 8. Results.
+    "-inf of the amateur counts": Change(
+        8,
+        "        Choose(amateur, mask, amateur, 0.0f);\n",
+        "",
+        r"wrong scores.*both -inf",
+        kinds=("both -inf",),
+    ),
+    "scores do not saturate": Change(
+        8,
+        "        Saturate(amateur);\n        mask",
+        "        mask",
+        r"a score is infinite",
+        kinds=("huge",),
+    ),
+    "ties to the higher id": Change(
+        8,
+        "MrgSortSrcList<float>(list, other, other[kTile], list)",
+        "MrgSortSrcList<float>(other, other[kTile], list, list)",
+        r"ties not to the lower id",
+        cores=1,
+        kinds=("ties",),
+    ),
+    "-0.0 below 0.0": Change(
+        8,
+        "        AscendC::Adds(scores, scores, 0.0f, static_cast<int32_t>(kTile));\n",
+        "",
+        r"ties not to the lower id|not the best",
+        kinds=("zeros",),
+    ),
+    "a list is forgotten": Change(
+        8,
+        "next < segments; next += 3",
+        "next + 1 < segments; next += 3",
+        r"not so many are valid|not the best",
+        vocab=40001,  # five segments
+    ),
+    "ids of another tile": Change(
+        8, "            firstId_ = start;\n", "", r"the dense scores|out of bounds", cores=1
+    ),
+    "an id where nothing is valid": Change(
+        8,
+        "? bits.GetValue(2 * i + 1) : -1)",
+        "? bits.GetValue(2 * i + 1) : 7)",
+        r"",  # the comparison asserts it without a word
+        kinds=("one left",),
+    ),
+    "the floor is forgotten": Change(
+        8,
+        "threshold = floor > threshold ? floor : threshold;",
+        "(void)floor;",
+        r"not the same tokens are valid",
+        cap=3,
+    ),
+    "a tie with the maximum is lost": Change(
+        8,
+        "        mask = scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GE);",
+        "        mask = scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GT);",
+        r"not the same tokens are valid",
+        cap=1,
+    ),
+    "alpha is forgotten": Change(
+        8,
+        "largest + Setting(pairs_.logAlpha, pair)",
+        "largest + 0.0f * Setting(pairs_.logAlpha, pair)",
+        r"not the same tokens are valid",
+    ),
+    "the second row is forgotten": Change(
+        8, "                if (both) {", "                if (false && both) {", r"traffic.*logits"
+    ),
+}
+
+
+def _run(change: Change, program: Path) -> None:
+    host = Host(program, change.cores)
+    try:
+        case = conformance.make_case(
+            0, change.pairs, change.vocab, change.dtype, kinds=change.kinds
+        )
+        case.log_alpha.fill_(math.log(1e-6))
+        case.beta.fill_(10.0)
+        case.expert_top_k = torch.full((change.pairs,), change.cap) if change.cap else None
+        case.max_expert_top_k = change.cap
+        conformance.check_backend(host, case, ks=(64,))
+    except (IndexError, RuntimeError) as error:
+        raise AssertionError(f"a comparison did not even run: {error}") from error
+    finally:
+        host.close()
+
+
+def test_without_a_change_nothing_is_found():
+    program = compile_host(KERNEL, RUNNER, flags=QUICK)
+    inputs = ("cores", "dtype", "vocab", "pairs", "kinds", "cap")
+    forms = {tuple(getattr(change, name) for name in inputs): change for change in CHANGES.values()}
+    for change in forms.values():
+        _run(change, program)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_found(name):
+    change = CHANGES[name]
+    file = "contrastive_scoring.h" if change.header else KERNEL
+    source = (ASCEND / file).read_text()
+    assert source.count(change.old) == 1, "the table does not fit the source"
+    text = {"header" if change.header else "kernel": source.replace(change.old, change.new)}
+    program = compile_host(KERNEL, RUNNER, flags=QUICK, **text)
+    with pytest.raises(AssertionError) as found:
+        _run(change, program)
+    assert re.search(change.message, str(found.value), re.DOTALL), str(found.value)[:500]
+
+
+BROKEN = {
+    # 1. Order between pipes.
+    "MTE2 to V": r"Add on V: read after write by MTE2 without a queue or flag MTE2_V",
+    "V to MTE3": r"DataCopyPad on MTE3: read after write by V without a queue or flag V_MTE3",
+    "MTE3 to V": r"Add on V: write after read by MTE3 without a queue or flag MTE3_V",
+    "V to MTE2": r"DataCopyPad on MTE2: write after (read by V|write by MTE2) without",
+    "two loads to one place": r"write after write by MTE2 without PipeBarrier<PIPE_MTE2>",
+    "scalar to MTE3": r"DataCopyPad on MTE3: read after write by S without.*S_MTE3",
+    "scalar to V": r"Muls on V: read after write by S without a queue or flag S_V",
+    "flag to another pipe": r"Muls on V: read after write by MTE2",
+    "flag never waited for": r"at the end a flag is set that nobody waited for",
+    "flag set twice": r"SetFlag: the flag is set already",
+    "flag set again too soon": r"SetFlag: the wait for the same flag before may not be over",
+    "store over a load": r"global memory, read after write by MTE3 without.*MTE3_MTE2",
+    # 3. Queues.
+    "9 tensors of one position": r"AllocTensor: more than 8 tensors of one position",
+    "enqueued twice": r"EnQue: the tensor is enqueued, not allocated",
+    "freed before it was dequeued": r"FreeTensor: the tensor is allocated, not dequeued",
+    # 4. Space.
+    "65 buffers": r"InitBuffer: more than 64 buffers",
+    "1 byte more than UB": r"InitBuffer: 188448 bytes of UB; 188416 are usable",
+    "outside": r"beyond the GlobalTensor's",
+    # 5. Alignment and limits.
+    "overlap in part": r"Adds: source and destination overlap in part",
+    # 6. Global memory.
+    "one block needs another": r"reads what another block writes",
+    "another memory": r"outside of every registered range",
+}
+
+
+def test_small_broken_kernels_are_found():
+    program = compile_host("host/broken.cpp", flags=QUICK)
+    listed = subprocess.run([program], capture_output=True, text=True).stdout.splitlines()
+    assert set(listed) == {"good", *BROKEN}
+    for name, message in {"good": r"\A\Z", **BROKEN}.items():
+        found = subprocess.run([program, name], capture_output=True, text=True, check=True).stdout
+        assert re.search(message, found), f"{name}: {found}"
+
+
+# 2. Wrong dtypes do not compile.
+WRONG_TYPES = (
+    "Add: not for this dtype",
+    "Max: not for this dtype",
+    "Muls: not for this dtype",
+    "And: not for this dtype",
+    "CompareScalar: not for this dtype",
+    "Select: not for this dtype",
+    "ReduceMax: not for this dtype",
+    "Cast: the stand-in widens half and bfloat16_t to float",
+    "CreateVecIndex: not for this dtype",
+    "Sort32: not for this dtype",
+    "Duplicate: not for this dtype",
+    "no matching function for call to .Add\\(",
+    "PipeBarrier does not take PIPE_S",
+    r"expected unqualified-id before .=.",  # half is a keyword
+)
+
+
+def test_wrong_types_do_not_compile():
+    with pytest.raises(CheckFailed) as found:
+        compile_host("host/wrong_types.cpp", flags=QUICK)
+    for message in WRONG_TYPES:
+        assert re.search(message, str(found.value)), message
+
+
+def test_sanitizers_watch():
+    """What the stand-in cannot see: a plain pointer beyond the end of what it points to."""
+    source = (ASCEND / KERNEL).read_text()
+    at = "    kernel.Run(lists, pairs, segments, k, outScores, outIds);"
+    broken = source.replace(at, at + "\n    outScores[1 << 20] = 0;")
+    assert broken != source
+    change = Change(0, "", "", "")
+    with pytest.raises(CheckFailed, match="AddressSanitizer"):
+        _run(change, compile_host(KERNEL, RUNNER, kernel=broken))
