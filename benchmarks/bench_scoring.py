@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What scoring costs, on this machine's GPU or, without one, its CPU. Needs torch, no vLLM.
+
+``python -m benchmarks.bench_scoring [--pairs 1 8 32 128] [--vocab 49152 152064] [--rounds 30]
+[--dtype fp32 bf16] [--form dense inplace top20] [--alpha 0.1] [--device cpu] [--check-only]``
+
+Systems: this package's kernel, torch operations (backend "torch"), the same through torch.compile,
+and a plain memory copy that moves as many bytes as scoring must: both rows of each pair read once,
+the scores written. Each system works on several copies of its data that together exceed the last
+cache, so that nothing is left there from the call before. On a GPU it runs in a CUDA graph;
+``--eager`` launches from Python instead. All systems run in each round, in an order shuffled anew,
+and are compared within the round. Before that each result is compared with the reference; with one
+wrong, no speed is printed.
+"""
+
+import argparse
+import math
+import platform
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.bench_generate import spread
+from tests.ops.conformance import Case, check_dense, check_topk, make_case
+from vllm_cold.ops import registry, scoring_cpu, scoring_torch
+
+FORMS = ("dense", "inplace", "top20")
+K = 20
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+COPY, EAGER, COMPILED = "memory copy", "torch eager", "torch.compile"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """P pairs over V tokens, scored in one of ``FORMS``."""
+
+    form: str
+    dtype: str
+    pairs: int
+    vocab: int
+    alpha: float = 0.1
+
+    @property
+    def bytes_moved(self) -> int:
+        """What no implementation can avoid: each logit read, each score written, once."""
+        logits = 2 * self.pairs * self.vocab * DTYPES[self.dtype].itemsize
+        rows_written = {"dense": 1, "inplace": 2, "top20": 0}[self.form]
+        return logits + rows_written * self.pairs * self.vocab * 4
+
+    def case(self) -> Case:
+        """Its data, on the CPU: about a dozen valid tokens a pair at alpha 0.1."""
+        dtype = DTYPES[self.dtype]
+        case = make_case(0, self.pairs, self.vocab, dtype, "contiguous", ("normal",))
+        case.log_alpha.fill_(math.log(self.alpha))
+        case.beta.fill_(0.5)
+        case.expert_top_k, case.max_expert_top_k = None, 0
+        return case
+
+
+def workloads(options: argparse.Namespace) -> Iterator[Workload]:
+    """All that were asked for; in place is for float32 alone."""
+    for form, dtype, vocab, pairs in product(
+        options.form, options.dtype, options.vocab, options.pairs
+    ):
+        if form != "inplace" or dtype == "fp32":
+            yield Workload(form, dtype, pairs, vocab, options.alpha)
+
+
+class Buffers:
+    """A workload's tensors on the device, in ``copies`` copies."""
+
+    def __init__(self, load: Workload, case: Case, device: torch.device, copies: int = 1) -> None:
+        def there(tensor: Tensor) -> Tensor:
+            return tensor.to(device, copy=True)
+
+        self.load = load
+        self.pristine = there(case.logits)
+        self.logits = [self.pristine.clone() for _ in range(copies)]
+        self.pairs: tuple[Any, ...] = (*(there(t) for t in case.pairs[:4]), None, 0)
+        shape = (load.pairs, load.vocab)
+        self.out = [
+            torch.full(shape, math.nan, device=device)
+            for _ in range(copies if load.form == "dense" else 0)
+        ]
+        self.best = torch.full((load.pairs, K), math.nan, device=device)
+        self.ids = torch.full((load.pairs, K), 10**12, device=device)
+
+    def restore(self) -> None:
+        """Undo what scoring in place did."""
+        if self.load.form == "inplace":
+            for logits in self.logits:
+                logits.copy_(self.pristine)
+
+    def score(self, backend: registry.Backend, copy: int) -> None:
+        """One call of the backend."""
+        if self.load.form == "top20":
+            backend.topk(self.logits[copy], *self.pairs, self.best, self.ids)
+        else:
+            out = self.out[copy] if self.load.form == "dense" else None
+            backend.scores(self.logits[copy], *self.pairs, out)
+
+
+class CompiledTorch:
+    """Backend "torch" through torch.compile."""
+
+    missing = staticmethod(scoring_torch.missing)
+
+    def __init__(self) -> None:
+        self.scores = torch.compile(scoring_torch.scores, dynamic=False)
+        self.topk = torch.compile(scoring_torch.topk, dynamic=False)
+
+
+def check(load: Workload, case: Case, backend: registry.Backend, device: torch.device) -> str:
+    """What is wrong with the backend's result, an empty string if nothing is."""
+    buffers = Buffers(load, case, device)
+    try:
+        buffers.score(backend, 0)
+        if load.form == "dense":
+            check_dense(case, buffers.out[0].cpu())
+        elif load.form == "inplace":
+            logits = buffers.logits[0].cpu()
+            check_dense(case, logits[case.expert_rows])
+            check_dense(case, logits[case.amateur_rows])
+        else:
+            # The top-k is held to the backend's own scores, and these to the reference.
+            dense = torch.full((load.pairs, load.vocab), math.nan, device=device)
+            backend.scores(buffers.logits[0], *buffers.pairs, dense)
+            check_dense(case, dense.cpu())
+            check_topk(K, buffers.best.cpu(), buffers.ids.cpu(), dense.cpu())
+    except Exception as error:  # whatever it is, it must not end in a speed
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+@dataclass
+class Result:
+    """A system's times in a workload.
+
+    Attributes:
+        load: The workload.
+        system: Its name.
+        wrong: What the check found; empty if nothing.
+        seconds: Of one call, in each round.
+    """
+
+    load: Workload
+    system: str
+    wrong: str = ""
+    seconds: list[float] = field(default_factory=list)
+
+
+def last_cache(device: torch.device) -> int:
+    """Bytes of the last cache before memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    caches = Path("/sys/devices/system/cpu/cpu0/cache")
+    sizes = [path.read_text().strip() for path in caches.glob("index*/size")]
+    return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=2**25)
+
+
+def on_cpu(run: Callable[[], None]) -> Callable[[], float]:
+    """Seconds of one run."""
+
+    def timed() -> float:
+        start = time.perf_counter()
+        run()
+        return time.perf_counter() - start
+
+    return timed
+
+
+def on_gpu(run: Callable[[], None], eager: bool) -> Callable[[], float]:
+    """Seconds of one run, between CUDA events; in a graph unless ``eager``."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):  # compiles, and fills the allocator
+        run()
+    stream.synchronize()
+    launch = run
+    if not eager:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            run()
+        launch = graph.replay
+
+    def timed() -> float:
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
+        torch.cuda.synchronize()
+        start.record()
+        launch()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 1e3
+
+    return timed
+
+
+def measure(
+    load: Workload,
+    case: Case,
+    backends: dict[str, registry.Backend],
+    results: dict[str, Result],
+    device: torch.device,
+    options: argparse.Namespace,
+) -> None:
+    """Fill ``results[...].seconds``: of one call, by one pass over all copies."""
+    copies = min(128, max(2, -(-4 * last_cache(device) // load.bytes_moved)))
+    buffers = Buffers(load, case, device, copies)
+    half = load.bytes_moved // 2
+    source, target = (torch.zeros(copies, half, dtype=torch.uint8, device=device) for _ in "st")
+
+    def copy_bytes() -> None:
+        for one, other in zip(source, target, strict=True):
+            other.copy_(one)
+
+    def scoring(backend: registry.Backend) -> Callable[[], None]:
+        def score() -> None:
+            for copy in range(copies):
+                buffers.score(backend, copy)
+
+        return score
+
+    systems = {COPY: copy_bytes} | {name: scoring(b) for name, b in backends.items()}
+    runs = {
+        name: on_gpu(run, options.eager) if device.type == "cuda" else on_cpu(run)
+        for name, run in systems.items()
+    }
+    for turn in range(options.rounds + 2):  # two to warm up
+        for name in random.sample(sorted(runs), len(runs)):
+            buffers.restore()
+            seconds = runs[name]() / copies
+            if turn >= 2:
+                results[name].seconds.append(seconds)
+
+
+def table(results: Sequence[Result]) -> str:
+    """Times, bytes per second, and speeds relative to the copy's and to torch's, compared within
+    rounds; or what is wrong, and no times at all.
+    """
+    wrong = [r for r in results if r.wrong]
+    if wrong:
+        lines = [f"WRONG {r.load}: {r.system}: {r.wrong}" for r in wrong]
+        return "\n".join([*lines, "No speeds: a result is wrong."])
+    times = {(r.load, r.system): r.seconds for r in results}
+    lines = [
+        "                                          us                        share of the copy's"
+        "   times as fast as",
+        "form    dtype      V    P system            p20     p50     p80   GB/s    bandwidth"
+        "        torch eager  torch.compile",
+    ]
+    for r in results:
+        if not r.seconds:
+            continue
+        p50, p20, p80 = (1e6 * s for s in spread(r.seconds))
+        line = (
+            f"{r.load.form:7} {r.load.dtype:5} {r.load.vocab:6} {r.load.pairs:4} {r.system:14} "
+            f"{p20:8.1f}{p50:8.1f}{p80:8.1f} {r.load.bytes_moved / p50 / 1e3:6.1f}"
+        )
+        for base in (COPY, EAGER, COMPILED):
+            other = times.get((r.load, base))
+            if other and base != r.system and r.system != COPY:
+                speed, low, high = spread([b / a for a, b in zip(r.seconds, other, strict=True)])
+                line += f"  {speed:5.2f} ({low:.2f}-{high:.2f})"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def describe(device: torch.device, backend: str) -> str:
+    """Device and versions."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        where = (
+            f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
+            f"CUDA {torch.version.cuda}, HIP {torch.version.hip}"
+        )
+    else:
+        where = f"{platform.machine()}, {torch.get_num_threads()} threads"
+        if backend == "cpu":
+            where += f", {scoring_cpu.best_isa()}"
+    cache = last_cache(device) / 2**20
+    return f"{where}, last cache {cache:.0f} MiB; torch {torch.__version__}; backend {backend}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Check, measure, print. Returns the exit status: 0 if every result is right."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--vocab", type=int, nargs="+", default=[49152, 152064])
+    parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
+    parser.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--alpha", type=float, default=0.1, help="1e-6: all valid, the worst case")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--backend", help="instead of the best one here")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--check-only", action="store_true", help="compare, measure nothing")
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    name = registry.choose(device, options.backend)
+    backends = {name: registry.load(name)}
+    backends[EAGER] = registry.load("torch")
+    if not options.no_compile and not options.check_only:
+        backends[COMPILED] = CompiledTorch()
+    print(describe(device, name))
+    results: list[Result] = []
+    for load in workloads(options):
+        case = load.case()
+        rows = {system: Result(load, system) for system in (COPY, *backends)}
+        for system, backend in backends.items():
+            rows[system].wrong = check(load, case, backend, device)
+        if not options.check_only and not any(r.wrong for r in rows.values()):
+            measure(load, case, backends, rows, device, options)
+        results += rows.values()
+        torch._dynamo.reset()
+    wrong = any(r.wrong for r in results)
+    if options.check_only and not wrong:
+        print(f"{len(results) - len({r.load for r in results})} results, all right")
+    else:
+        print(table(results))
+    return int(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The scoring benchmark checks before it measures, and divides by the right numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from benchmarks import bench_scoring as bench
+from vllm_cold.ops import registry, scoring_torch
+
+pytestmark = pytest.mark.unit
+
+CPU = torch.device("cpu")
+SMALL = ["--pairs", "2", "--vocab", "1500", "--rounds", "2", "--no-compile", "--device", "cpu"]
+
+
+def test_no_speed_beside_a_wrong_result(capsys: pytest.CaptureFixture[str]) -> None:
+    right = registry.load("torch")
+    for form in bench.FORMS:
+        load = bench.Workload(form, "fp32", 2, 500)
+        case = load.case()
+        assert bench.check(load, case, right, CPU) == ""
+        # Every form must see a token that is wrong, and a backend that cannot run.
+        for fault in ({"side_effect": ValueError("no")}, {"return_value": None}):
+            with (
+                mock.patch.object(scoring_torch, "scores", **fault),
+                mock.patch.object(scoring_torch, "topk", **fault),
+            ):
+                assert bench.check(load, case, right, CPU) != ""
+    with mock.patch.object(scoring_torch, "scores"):
+        assert bench.main(SMALL) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG" in printed and "No speeds" in printed and "GB/s" not in printed
+
+
+def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    with mock.patch.object(bench, "last_cache", return_value=1000):
+        assert bench.main(SMALL) == 0
+    lines = capsys.readouterr().out.splitlines()
+    # Three systems in five workloads: dense and top-k in both dtypes, in place in one.
+    assert sum(line.startswith(bench.FORMS) for line in lines) == 15
+    assert bench.main([*SMALL, "--check-only"]) == 0
+    assert "10 results, all right" in capsys.readouterr().out
+
+
+def test_the_table_compares_within_rounds() -> None:
+    load = bench.Workload("dense", "fp32", 1, 1000)
+    systems = ((bench.COPY, [1e-6, 4e-6]), ("cpu", [2e-6, 8e-6]), (bench.EAGER, [8e-6, 8e-6]))
+    results = [bench.Result(load, name, "", times) for name, times in systems]
+    copy, kernel, eager = bench.table(results).splitlines()[-3:]
+    assert load.bytes_moved == 12_000
+    assert "2.0     5.0     8.0" not in copy and "0.50 (0.50-0.50)" in kernel
+    assert " 2.50 " in kernel and "0.31" in eager
+
+
+def test_it_measures_what_it_says() -> None:
+    class Event:
+        def __init__(self, enable_timing: bool) -> None: ...
+
+        def record(self) -> None: ...
+
+        def elapsed_time(self, other: Event) -> float:
+            return 8.0
+
+    load = bench.Workload("inplace", "fp32", 2, 500)
+    results = {name: bench.Result(load, name) for name in (bench.COPY, "torch")}
+    options: Any = mock.Mock(rounds=3, eager=True)
+    with (
+        mock.patch.multiple(
+            torch.cuda, Event=Event, Stream=mock.MagicMock(), stream=mock.MagicMock(),
+            synchronize=mock.Mock(),
+        ),
+        mock.patch.object(bench, "last_cache", return_value=2 * load.bytes_moved),
+        mock.patch.object(bench, "on_cpu", lambda run: bench.on_gpu(run, True)),
+    ):  # fmt: skip
+        bench.measure(load, load.case(), {"torch": registry.load("torch")}, results, CPU, options)
+    # Eight copies exceed the cache four times; 8 ms for all are 1 ms for one.
+    assert all(r.seconds == [1e-3] * 3 for r in results.values())
