@@ -34,6 +34,13 @@ class CheckFailed(AssertionError):
     """What the stand-in, a sanitizer or the compiler has against a kernel."""
 
 
+def clean_environment() -> dict[str, str]:
+    """For a program with AddressSanitizer, which wants to be loaded before anything that vLLM, once
+    imported, has the processes started from here preload.
+    """
+    return {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
+
+
 def compile_host(*units: str, flags: tuple[str, ...] = STRICT, **changed: str) -> Path:
     """A program of the named files of csrc/ascend, built once per content.
 
@@ -138,7 +145,11 @@ class Host:
         self.ub: dict[str, int] = {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
         self._process = subprocess.Popen(
-            [program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors
+            [program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=clean_environment(),
         )
 
     def close(self) -> None:

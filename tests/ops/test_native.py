@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.ops.ascend_host import clean_environment
 from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
 from vllm_cold.ops import scoring_cpu
 
@@ -107,7 +108,9 @@ def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> Non
                 k, threads = (1, 5, 64)[seed % 3], (1, 2, 4)[seed % 3]
                 stdin += packed(case, form, k, isa, threads)
                 want += here(case, form, k, isa)
-    done = subprocess.run(native, input=stdin, capture_output=True, timeout=250)
+    done = subprocess.run(
+        native, input=stdin, capture_output=True, timeout=250, env=clean_environment()
+    )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
     assert done.stdout == want
 
@@ -123,7 +126,9 @@ def test_the_sanitizer_bites(native: list[str]) -> None:
     del stdin[88 + size - 4 : 88 + size]
     # The last row is in the pair.
     struct.pack_into("2q", stdin, 88 + size - 4, len(case.logits) - 1, 0)
-    done = subprocess.run(native, input=bytes(stdin), capture_output=True, timeout=60)
+    done = subprocess.run(
+        native, input=bytes(stdin), capture_output=True, timeout=60, env=clean_environment()
+    )
     assert done.returncode != 0 and b"heap-buffer-overflow" in done.stderr
 
 
