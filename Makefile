@@ -6,7 +6,7 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --no-compile
-PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
+PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses
 FIRST_IMPORT := import peft, vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker
 SHIM := packaging/vllm-shim
 # The ends of the supported range; requirements.lock has the release in use.
@@ -41,19 +41,21 @@ venv: .venv/.installed ## make .venv and install everything into it
 
 .venv/.installed: .venv/.locked pyproject.toml setup.py $(wildcard csrc/cpu/*)
 	@echo '[5/5] vllm-cold itself, editable, and its C++ kernels'
+	@rm -f vllm_cold/ops/_cpu.so
 	@PYTHONWARNINGS=ignore $(INSTALL) --no-build-isolation -e .
+	@test -f vllm_cold/ops/_cpu.so || { echo 'The C++ kernel was not built; see: $(PY) setup.py build_ext'; exit 1; }
 	@touch $@
 
 demo: venv ## show CoLD at work on a small model, on the CPU
 	$(PY) -m examples.demo
 
-# Engines take all cores; tests without one take one each.
+# Engines are shared by the tests of a module, so modules stay together. vLLM would bind all of them to the same cores.
 test: lint ## all checks and the whole test suite
-	$(PARALLEL) -m 'not engine and not server'
-	$(PY) -m pytest -m 'engine or server'
+	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server'
+	VLLM_CPU_OMP_THREADS_BIND=nobind $(PARALLEL) 4 --dist loadscope -m 'engine or server'
 
 unit: venv ## the fast tests: no engine, no server
-	$(PARALLEL) -m 'not engine and not server and not slow'
+	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server and not slow'
 
 upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
 	$(PY) -m tests.upstream

@@ -3,7 +3,7 @@
 
 The libraries are loaded by path and use neither Python's nor torch's C interface: one file name and
 one wheel serve every Python and torch. Where one cannot be built the package installs without it
-and says so; scoring then runs as torch operations.
+(``pip install -v`` shows why), scoring runs as torch operations, and the log says so.
 """
 
 import logging
@@ -23,7 +23,7 @@ CPU = Extension(
     depends=sorted(str(path) for path in Path("csrc/cpu").glob("*.h")),
     language="c++",
     # Instruction sets are chosen at run time, so none is named here. Without contraction every
-    # instruction set gives the same scores in each form of the op. Nothing of the C++ library is
+    # compiler's code gives the same scores, in each form of the op. Nothing of the C++ library is
     # linked: the result needs glibc 2.14 alone.
     extra_compile_args=[
         "-std=c++17", "-O3", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off",
@@ -38,6 +38,8 @@ class BuildKernels(build_ext):
     """The CPU's library, and where CANN is set up the Ascend NPU's."""
 
     def run(self) -> None:
+        # A build that fails must not leave the library of another version behind.
+        Path(self.get_ext_fullpath(CPU.name)).unlink(missing_ok=True)
         super().run()
         if os.environ.get("ASCEND_HOME_PATH"):
             self._build_ascend(Path(self.get_ext_fullpath(CPU.name)).resolve().parent)

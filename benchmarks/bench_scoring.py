@@ -212,7 +212,7 @@ def measure(
     options: argparse.Namespace,
 ) -> None:
     """Fill ``results[...].seconds``: of one call, by one pass over all copies."""
-    copies = min(128, max(2, -(-4 * last_cache(device) // load.bytes_moved)))
+    copies = max(2, -(-4 * last_cache(device) // load.bytes_moved))
     buffers = Buffers(load, case, device, copies)
     half = load.bytes_moved // 2
     source, target = (torch.zeros(copies, half, dtype=torch.uint8, device=device) for _ in "st")

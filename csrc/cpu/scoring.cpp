@@ -4,8 +4,12 @@
 // A pair takes two passes: the maxima of its expert's row, tile by tile, then the scores. As many
 // pairs as share out evenly are computed by one thread each, so that the second pass finds what it
 // needs of the expert's row in that core's cache. The rest is cut into segments of the vocabulary,
-// of which every thread has the same number and the same ones in both passes.
+// of which every thread has as many as the others, or nearly, and the same ones in both passes.
 #include "scoring.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -129,13 +133,18 @@ const Kernels* kernels_for(int32_t isa) {
 
 }  // namespace
 
+int32_t vllm_cold_interface() { return kInterface; }
+
+int32_t vllm_cold_has_threads() { return have_threads() ? 1 : 0; }
+
 int32_t vllm_cold_best_isa() {
 #if defined(__x86_64__)
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f")) return kAvx512;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c"))
-        return kAvx2;
+    // GCC before 11 does not know the name "f16c".
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c) return kAvx2;
 #endif
     return kPortable;
 }

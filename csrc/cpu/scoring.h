@@ -19,6 +19,13 @@ enum Status : int32_t {
     kNoMemory = 3,
 };
 
+// Changes with the functions below: a caller compares it with what it was written for.
+constexpr int32_t kInterface = 1;
+VLLM_COLD_EXPORT int32_t vllm_cold_interface();
+
+// 0 if there is no OpenMP runtime in the process: everything then runs on one thread.
+VLLM_COLD_EXPORT int32_t vllm_cold_has_threads();
+
 // The best instruction set that this CPU and its operating system support.
 VLLM_COLD_EXPORT int32_t vllm_cold_best_isa();
 

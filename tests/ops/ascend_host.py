@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops.registry import NOT_FINITE
-from vllm_cold.ops.scoring_torch import expert_floor
+from vllm_cold.ops.scoring_torch import expert_floors
 
 ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
 KERNEL = "contrastive_scoring.cpp"
@@ -129,14 +129,6 @@ def plan(pairs: int, vocab: int, cores: int) -> tuple[int, int]:
     return math.ceil(vocab / length), length
 
 
-def _floor(
-    logits: Tensor, expert_rows: Tensor, expert_top_k: Tensor | None, max_expert_top_k: int
-) -> Tensor | None:
-    if expert_top_k is None:
-        return None
-    return expert_floor(logits[expert_rows].float(), expert_top_k, max_expert_top_k)
-
-
 class Host:
     """``registry.Backend``, with a program built by ``compile_host`` as the device."""
 
@@ -176,7 +168,7 @@ class Host:
     ) -> None:
         """See ``registry.Backend``."""
         if len(beta):
-            floor = _floor(logits, expert_rows, expert_top_k, max_expert_top_k)
+            floor = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
             self.run_scores(logits, expert_rows, amateur_rows, log_alpha, beta, floor, out)
 
     def topk(
@@ -193,7 +185,7 @@ class Host:
     ) -> None:
         """See ``registry.Backend``."""
         if len(beta):
-            floor = _floor(logits, expert_rows, expert_top_k, max_expert_top_k)
+            floor = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
             self.run_topk(
                 logits, expert_rows, amateur_rows, log_alpha, beta, floor, out_scores, out_ids
             )

@@ -63,26 +63,52 @@ class Case:
         return self.logits[self.expert_rows], self.logits[self.amateur_rows]
 
     @cached_property
+    def terms(self) -> tuple[Tensor, Tensor]:
+        """[P, V] float64 ``e`` and ``e - a``, with 0 for -inf."""
+        e, a = (rows.double() for rows in self.rows)
+        e, a = (torch.where(t == -INF, 0.0, t) for t in (e, a))
+        return e, e - a
+
+    @cached_property
     def exact(self) -> Tensor:
-        """[P, V] float64 scores by the reference, saturated as float32 is."""
+        """[P, V] float64 scores by the reference, saturated as float32 is. Where ``e - a`` leaves
+        float32's range, it saturates too.
+        """
         caps = [0] * len(self.beta) if self.expert_top_k is None else self.expert_top_k.tolist()
         scores = torch.empty(self.rows[0].shape, dtype=torch.float64)
         settings = zip(self.log_alpha.tolist(), self.beta.tolist(), caps, strict=True)
         for pair, knobs in enumerate(settings):
             scores[pair] = pair_scores(self.rows[0][pair], self.rows[1][pair], *knobs)
-        saturated = scores.clamp(-F32.max, F32.max)
+        e, difference = self.terms
+        beyond = difference.abs() > F32.max
+        by_parts = e + self.beta.double().unsqueeze(1) * difference.clamp(-F32.max, F32.max)
+        saturated = torch.where(beyond, by_parts, scores).clamp(-F32.max, F32.max)
         return torch.where(scores == -INF, scores, saturated)
 
     @cached_property
     def tolerance(self) -> Tensor:
-        """[P, V] float64: what float32 may err by. Rounding is relative to the terms, which may
-        cancel; where terms leave float32's range, anything of that size is right.
+        """[P, V] float64: what float32 may err by, which is relative to the terms: they may cancel.
+
+        Nothing where beta = 0 or the streams are equal. Anything of its size where the product
+        leaves float32's range: whether that saturates before the sum is up to the backend.
         """
-        e, a = (rows.double().abs() for rows in self.rows)
-        e, a = (torch.where(t == INF, 0.0, t) for t in (e, a))
-        terms = e + self.beta.double().unsqueeze(1) * (e + a)
-        bound = 2 * F32.eps * terms + 2 * F32.tiny
-        return torch.where(e + a > F32.max, terms, bound)
+        e, difference = self.terms
+        product = self.beta.double().unsqueeze(1) * difference
+        # The difference, its product with beta and the sum are each rounded, to half of eps.
+        bound = 1.5 * F32.eps * (e.abs() + product.abs()) + 2 * F32.tiny
+        bound = torch.where(product.abs() > F32.max, product.abs(), bound)
+        return torch.where(product == 0, 0.0, bound)
+
+    @cached_property
+    def best(self) -> tuple[Tensor, Tensor]:
+        """[P, up to 65] float64 exact scores and their ids, best first."""
+        best = self.exact.topk(min(65, self.exact.shape[1]))
+        return best.values, best.indices
+
+    @cached_property
+    def blurred(self) -> Tensor:
+        """[P, 1] bool: the pair has a token that rounding may let in or out."""
+        return self.edge.any(1, keepdim=True)
 
     @cached_property
     def edge(self) -> Tensor:
@@ -226,6 +252,20 @@ def check_topk(k: int, scores: Tensor, ids: Tensor, dense: Tensor) -> None:
     assert torch.equal(better.sum(1)[count > 0], (count - 1)[count > 0]), "not the best"
 
 
+def check_order(case: Case, ids: Tensor) -> None:
+    """The ids are those of the exact scores, where float32 can tell a score from its neighbours."""
+    scores, order = case.best
+    k = min(ids.shape[1], scores.shape[1])
+    slack = 2 * torch.where(case.exact > -INF, case.tolerance, 0.0).amax(1, keepdim=True)
+    apart = torch.nn.functional.pad(scores[:, :-1] - scores[:, 1:], (1, 1), value=INF) > slack
+    if scores.shape[1] == 65:
+        apart = apart[:, :-1]  # nothing is known of what comes behind the last
+    above, below = apart[:, :-1], apart[:, 1:]
+    k = min(k, below.shape[1])
+    certain = above[:, :k] & below[:, :k] & (scores[:, :k] > -INF) & ~case.blurred
+    assert torch.equal(ids[:, :k][certain], order[:, :k][certain]), "another order than exact"
+
+
 def _where(case: Case, wrong: Tensor) -> list[tuple[str, int]]:
     return [(case.kinds[pair], token) for pair, token in wrong.nonzero()[:5].tolist()]
 
@@ -248,6 +288,7 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
         backend.topk(case.logits, *case.pairs, scores, ids)
         if longest is None:
             check_topk(k, scores, ids, dense)
+            check_order(case, ids)
             longest = scores, ids
         assert torch.equal(scores, longest[0][:, :k]), "the scores depend on k"
         assert torch.equal(ids, longest[1][:, :k]), "the ids depend on k"

@@ -50,6 +50,8 @@ struct Header {
 }  // namespace
 
 int main() {
+    const int64_t best = vllm_cold_best_isa();
+    write_all(&best, sizeof best);
     for (;;) {
         Header h;
         read_all(&h, sizeof h);
@@ -62,11 +64,10 @@ int main() {
         float* out = h.form == kDense ? allocate<float>(h.num_pairs * h.vocab) : nullptr;
         float* scores = h.form == kTopk ? allocate<float>(h.num_pairs * h.k) : nullptr;
         int64_t* ids = h.form == kTopk ? allocate<int64_t>(h.num_pairs * h.k) : nullptr;
-        const int32_t best = vllm_cold_best_isa();
         const int64_t status = vllm_cold_score(
             logits, h.num_rows, h.row_stride, h.vocab, static_cast<int32_t>(h.dtype), experts,
             amateurs, log_alpha, beta, caps, h.num_pairs, out, scores, ids, h.k,
-            h.isa < best ? static_cast<int32_t>(h.isa) : best, static_cast<int32_t>(h.threads));
+            static_cast<int32_t>(h.isa < best ? h.isa : best), static_cast<int32_t>(h.threads));
         write_all(&status, sizeof status);
         if (out != nullptr) write_all(out, h.num_pairs * h.vocab * 4);
         if (scores != nullptr) write_all(scores, h.num_pairs * h.k * 4);

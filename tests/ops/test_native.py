@@ -25,7 +25,7 @@ from tests.ops.ascend_host import clean_environment
 from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
 from vllm_cold.ops import scoring_cpu
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(map(str, (ROOT / "csrc" / "cpu").glob("*.cpp")))
@@ -112,7 +112,10 @@ def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> Non
         native, input=stdin, capture_output=True, timeout=250, env=clean_environment()
     )
     assert done.returncode == 0, done.stderr.decode()[-3000:]
-    assert done.stdout == want
+    (best,) = struct.unpack_from("q", done.stdout)
+    if scoring_cpu.ISAS.index(isa) > best:
+        pytest.skip(f"the CPU that the program runs on has no {isa}")
+    assert done.stdout[8:] == want
 
 
 def test_the_sanitizer_bites(native: list[str]) -> None:
@@ -140,10 +143,8 @@ def test_the_library_needs_an_old_glibc_and_nothing_else() -> None:
     }
     assert max(versions) <= (2, 17)
     defined = run("nm", "-D", "--defined-only", str(scoring_cpu._PATH)).split("\n")
-    assert {line.split()[-1] for line in defined if line} == {
-        "vllm_cold_best_isa",
-        "vllm_cold_score",
-    }
+    names = ("best_isa", "has_threads", "interface", "score")
+    assert {line.split()[-1] for line in defined if line} == {f"vllm_cold_{name}" for name in names}
 
 
 @pytest.mark.parametrize("isa", ["avx2", "avx512"])
@@ -167,7 +168,6 @@ def test_clang_compiles_it(target: str, tmp_path: Path) -> None:
         run(*clang, "-c", source, "-o", str(tmp_path / "x.o"), env=environment)
 
 
-@pytest.mark.slow
 def test_one_wheel_for_every_python(tmp_path: Path) -> None:
     """By way of the source distribution, as a user without a checkout gets it."""
     source = tmp_path / "source"

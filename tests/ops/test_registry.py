@@ -56,18 +56,21 @@ def test_a_fallback_is_logged_once_with_its_reason(
 def test_a_missing_library_is_named_with_the_remedy(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for content, says in ((None, "not built: reinstall"), (b"no library", "does not load")):
+    another = next(Path(torch.__file__).parent.glob("lib/libc10.so")).read_bytes()
+    for content, says in (
+        (None, "not built: reinstall"),
+        (b"no library", "does not load"),
+        (another, "another version"),
+    ):
         path = tmp_path / "_cpu.so"
         if content is not None:
             path.write_bytes(content)
         monkeypatch.setattr(scoring_cpu, "_PATH", path)
         scoring_cpu._library.cache_clear()
-        scoring_cpu.missing.cache_clear()
         try:
             assert says in str(scoring_cpu.missing(CPU))
         finally:
             scoring_cpu._library.cache_clear()
-            scoring_cpu.missing.cache_clear()
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])
@@ -158,6 +161,17 @@ def test_arguments_that_do_not_fit_are_named(changes: dict[str, Any], says: str)
 def test_an_output_that_does_not_fit_is_named(out: Tensor) -> None:
     with pytest.raises(ValueError, match="out is"):
         contrastive_scores(**arguments(), out=out)
+
+
+def test_in_place_takes_no_rows_that_overlap() -> None:
+    with pytest.raises(ValueError, match=r"strides \(0, 1\).* must not overlap"):
+        contrastive_scores(**arguments(logits=torch.zeros(1, 9).expand(4, 9)), inplace=True)
+
+
+def test_gradients_are_not_recorded() -> None:
+    logits = torch.zeros(4, 9, requires_grad=True)
+    for backend in ("torch", "cpu"):
+        assert not contrastive_scores(**arguments(logits=logits), backend=backend).requires_grad
 
 
 def test_in_place_takes_float32_and_no_output() -> None:

@@ -21,6 +21,8 @@ from unittest import mock
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.ops.conformance import check_backend, make_case
 from vllm_cold.ops import contrastive_scores, contrastive_topk
@@ -126,6 +128,21 @@ def strict(cores: int) -> Iterator[None]:
 )
 def test_conforms(interpreter: Call, case: tuple[Any, ...]) -> None:
     interpreter(conform, *case)
+
+
+@settings(max_examples=15)
+@given(
+    seed=st.integers(0, 2**31),
+    pairs=st.integers(1, 3),
+    vocab=st.integers(1, 2500),
+    dtype=st.sampled_from([F32, BF16, F16]),
+    layout=st.sampled_from(["contiguous", "padded", "every other row"]),
+    k=st.integers(1, 64),
+    cores=st.sampled_from([1, 4, 132]),
+)
+def test_random_cases(interpreter: Call, k: int, cores: int, **case: Any) -> None:
+    interpreter(conform, *(case[name] for name in ("seed", "pairs", "vocab", "dtype", "layout")),
+                (k,), cores)  # fmt: skip
 
 
 def no_pairs() -> None:

@@ -35,7 +35,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._streams: dict[int, Stream] = {}
         self._device = device
         self._rows: PairRows | None = None
-        registry.choose(device)  # says which, or fails now rather than at the first request
+        registry.choose(device)  # says which; a missing one fails now, not at a request
         if device.type == "cpu":
             cpu_generators.install()
 

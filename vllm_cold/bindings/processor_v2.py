@@ -37,7 +37,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         from vllm_cold.ops import registry
 
         self._device: torch.device = req_states.device
-        registry.choose(self._device)  # says which, or fails now rather than at the first request
+        registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._max_num_reqs: int = req_states.max_num_reqs
         speculative: Any = getattr(vllm_config, "speculative_config", None)
         self._max_rows = 1 + (speculative.num_speculative_tokens if speculative else 0)

@@ -7,11 +7,12 @@ With ``e`` and ``a`` the logits of a pair's expert and amateur row, over the voc
     s      = (1 + beta) * e - beta * a      where valid, -inf elsewhere
 
 (O'Brien & Lewis, arXiv 2309.09117; mask: Li et al., arXiv 2210.15097.) Where ``a`` is -inf the
-penalty ``beta * a`` is zero. Scores are float32, whatever the dtype of the logits, and saturate at
-float32's largest finite values, so that a valid token's score is finite. Backends compute
-``e + beta * (e - a)``: where ``e == a`` or ``beta == 0``, the score is ``e`` exactly.
+penalty ``beta * a`` is zero. Scores are float32, whatever the dtype of the logits. Backends compute
+``e + beta * (e - a)``: where ``e == a`` or ``beta == 0``, the score is ``e`` exactly. Difference,
+product and sum saturate at float32's largest finite values, so a valid token's score is finite.
 
-No host sync and no shape that depends on data: on GPUs both functions can be captured in graphs.
+Gradients are not recorded. No host sync and no shape that depends on data: on GPUs both functions
+can be captured in graphs.
 """
 
 import torch
@@ -23,6 +24,7 @@ MAX_K = 64
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@torch.no_grad()
 def contrastive_scores(
     logits: Tensor,
     expert_rows: Tensor,
@@ -49,8 +51,9 @@ def contrastive_scores(
         max_expert_top_k: The largest cap, known on the host (no sync); 0 if there is none.
         inplace: Write the scores over both rows of each pair instead, so that whatever comes after
             (penalties, temperature, argmax) picks the same token for both. ``logits`` is float32
-            then, and no row is in two pairs. Rows of no pair are not touched.
-        out: [P, V] float32, contiguous, to write to.
+            then, its rows do not overlap, and no row is in two pairs. Rows of no pair are not
+            touched.
+        out: [P, V] float32, contiguous, to write to; not the memory of ``logits``.
         backend: One of ``registry.BACKENDS``; None for the best one here.
 
     Returns:
@@ -61,6 +64,7 @@ def contrastive_scores(
         IndexError: if a row number is out of range (not checked on accelerators).
         RuntimeError: if a row of a pair holds NaN or +inf (on a GPU: a device-side assertion);
             what was written by then is undefined. Or if ``backend`` cannot run here.
+        MemoryError: if there is none left for intermediate results.
     """
     if inplace and (out is not None or logits.dtype != torch.float32):
         raise ValueError(
@@ -71,6 +75,11 @@ def contrastive_scores(
     num_pairs, vocab = _check(logits, *pairs)
     implementation = registry.load(registry.choose(logits.device, backend))
     if inplace and (logits.stride(1) == 1 or vocab == 1):
+        if len(logits) > 1 and logits.stride(0) < vocab:
+            raise ValueError(
+                f"contrastive_scores: logits has strides {logits.stride()}; with inplace=True its "
+                f"rows of {vocab} must not overlap"
+            )
         if num_pairs:
             implementation.scores(logits, *pairs, None)
         return logits
@@ -85,6 +94,7 @@ def contrastive_scores(
     return logits
 
 
+@torch.no_grad()
 def contrastive_topk(
     logits: Tensor,
     expert_rows: Tensor,
@@ -122,6 +132,7 @@ def contrastive_topk(
         ValueError: if an argument's shape, dtype or device, or k, is not as said above.
         IndexError: as ``contrastive_scores``.
         RuntimeError: as ``contrastive_scores``.
+        MemoryError: as ``contrastive_scores``.
     """
     if not 1 <= k <= MAX_K:
         raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
@@ -175,7 +186,7 @@ def _check(
     if (expert_top_k is None) != (max_expert_top_k <= 0):
         raise ValueError(
             f"contrastive scoring: max_expert_top_k is {max_expert_top_k}; it must be the largest "
-            "of expert_top_k, and 0 if that is None"
+            "of expert_top_k, and expert_top_k None if no pair has a cap"
         )
     return num_pairs, logits.shape[1]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.scoring_torch import expert_floor
+from vllm_cold.ops.scoring_torch import expert_floors
 
 _PATH = Path(__file__).with_name("libvllm_cold_ascend.so")
 
@@ -27,8 +27,8 @@ def missing(device: torch.device) -> str | None:
         return "There is no torch_npu in this Python: install the one that fits torch."
     if not _PATH.exists():
         return (
-            "Its library was not built: reinstall vllm-cold where CANN's set_env.sh is sourced "
-            "and SOC_VERSION is set (docs/ascend.md)."
+            "Its library was not built: reinstall vllm-cold with pip's --no-build-isolation -v, "
+            "CANN's set_env.sh sourced and SOC_VERSION set (docs/ascend.md)."
         )
     try:
         _load()
@@ -40,14 +40,6 @@ def missing(device: torch.device) -> str | None:
 @cache
 def _load() -> None:
     torch.ops.load_library(str(_PATH))  # type: ignore[no-untyped-call] # it has no types
-
-
-def _floor(
-    logits: Tensor, expert_rows: Tensor, expert_top_k: Tensor | None, max_expert_top_k: int
-) -> Tensor | None:
-    if expert_top_k is None:
-        return None
-    return expert_floor(logits[expert_rows].float(), expert_top_k, max_expert_top_k)
 
 
 def scores(
@@ -62,9 +54,9 @@ def scores(
 ) -> None:
     """See ``registry.Backend``."""
     _load()
-    floor = _floor(logits, expert_rows, expert_top_k, max_expert_top_k)
+    floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
     torch.ops.vllm_cold.ascend_scores(
-        logits, expert_rows, amateur_rows, log_alpha, beta, floor, out
+        logits, expert_rows, amateur_rows, log_alpha, beta, floors, out
     )
 
 
@@ -81,7 +73,7 @@ def topk(
 ) -> None:
     """See ``registry.Backend``."""
     _load()
-    floor = _floor(logits, expert_rows, expert_top_k, max_expert_top_k)
+    floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
     torch.ops.vllm_cold.ascend_topk(
-        logits, expert_rows, amateur_rows, log_alpha, beta, floor, out_scores, out_ids
+        logits, expert_rows, amateur_rows, log_alpha, beta, floors, out_scores, out_ids
     )

@@ -5,6 +5,7 @@ The library is called through ctypes, with the addresses of tensors. It uses tor
 """
 
 import ctypes
+import logging
 from functools import cache
 from pathlib import Path
 
@@ -13,7 +14,11 @@ from torch import Tensor
 
 from vllm_cold.ops.registry import NOT_FINITE
 
+# Below "vllm." so that a server's logging shows it.
+logger = logging.getLogger("vllm." + __name__)
+
 # csrc/cpu/scoring.h
+_INTERFACE = 1
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ISAS = ("portable", "avx2", "avx512")
 _NOT_FINITE, _ROW_OUTSIDE, _NO_MEMORY = 1, 2, 3
@@ -25,6 +30,11 @@ _PATH = Path(__file__).with_name("_cpu.so")
 def _library() -> ctypes.CDLL:
     # torch's OpenMP runtime is in the process by now (torch is imported above) for all to see.
     library = ctypes.CDLL(str(_PATH))
+    interface = getattr(library, "vllm_cold_interface", None)
+    if interface is None or interface() != _INTERFACE:
+        raise OSError("it belongs to another version of this package")
+    if not library.vllm_cold_has_threads():
+        logger.warning("CoLD: torch has no OpenMP runtime here: scoring runs on one thread.")
     address, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     library.vllm_cold_score.restype = number
     library.vllm_cold_score.argtypes = [
@@ -37,13 +47,15 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-@cache
 def missing(device: torch.device) -> str | None:
     """Why it cannot run on ``device``; None if it can."""
     if device.type != "cpu":
         return f"It runs on CPUs; the logits are on {device.type!r}: choose another backend."
     if not _PATH.exists():
-        return "Its library was not built: reinstall vllm-cold where a C++ compiler (g++) is."
+        return (
+            "Its library was not built: reinstall vllm-cold where a C++ compiler (g++) is; "
+            "pip install -v says what went wrong."
+        )
     try:
         _library()
     except OSError as error:
@@ -97,7 +109,7 @@ def _run(
             f"{amateur_rows.tolist()} must be from 0 to {num_rows - 1}, the rows of logits"
         )
     if status == _NO_MEMORY:
-        raise MemoryError("contrastive scoring: no memory for the threads' partial results")
+        raise MemoryError("contrastive scoring: no memory for intermediate results")
 
 
 def scores(

@@ -39,26 +39,38 @@ def _dense(
     )
     invalid = (e < best + log_alpha.unsqueeze(-1)) | (e == -math.inf)
     if expert_top_k is not None:
-        invalid |= e < expert_floor(e, expert_top_k, max_expert_top_k).unsqueeze(-1)
+        invalid |= e < _floors(e, expert_top_k, max_expert_top_k).unsqueeze(-1)
     # Where the amateur excludes a token that the expert allows, the penalty is zero.
     difference = (e - a.masked_fill_(a == -math.inf, 0.0)).clamp_(-_LARGEST, _LARGEST)
     scores = torch.addcmul(e, difference, beta.unsqueeze(-1)).clamp_(-_LARGEST, _LARGEST)
     return scores.masked_fill_(invalid, -math.inf)
 
 
-def expert_floor(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
-    """[P]: the lowest expert logit that each pair's cap admits, -inf for a pair without a cap.
-
-    Args:
-        e: [P, V] expert logits.
-        expert_top_k: [P] int64, 0 for no cap.
-        max_expert_top_k: The largest of them.
-    """
+def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
     # A cap beyond the vocabulary excludes nothing, but other pairs' caps still count.
     most = min(max_expert_top_k, e.shape[-1])
     top = e.topk(most, dim=-1).values
     kth = top.gather(-1, (expert_top_k - 1).clamp_(min=0, max=most - 1).unsqueeze(-1)).squeeze(-1)
     return kth.masked_fill_(expert_top_k <= 0, -math.inf)
+
+
+def expert_floors(
+    logits: Tensor, expert_rows: Tensor, expert_top_k: Tensor | None, max_expert_top_k: int
+) -> Tensor | None:
+    """For kernels that leave this to torch: the lowest expert logit that each pair's cap admits.
+
+    Args:
+        logits: [R, V].
+        expert_rows: [P] int64.
+        expert_top_k: [P] int64, 0 for no cap; or None.
+        max_expert_top_k: The largest of them.
+
+    Returns:
+        [P] float32, -inf for a pair without a cap; None if there is no cap at all.
+    """
+    if expert_top_k is None:
+        return None
+    return _floors(logits[expert_rows].float(), expert_top_k, max_expert_top_k)
 
 
 def scores(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops.registry import NOT_FINITE
-from vllm_cold.ops.scoring_torch import expert_floor
+from vllm_cold.ops.scoring_torch import expert_floors
 
 # Eight tokens for each of 128 threads: one 16-byte load of bf16, two of fp32; the maxima, where
 # there is little else in registers, take four tiles at once.
@@ -110,9 +110,7 @@ def _launch(
 
     num_pairs, vocab, device = len(beta), logits.shape[1], logits.device
     plan = Plan.of(num_pairs, vocab, _multiprocessors(device))
-    floors = None
-    if expert_top_k is not None:
-        floors = expert_floor(logits[expert_rows], expert_top_k, max_expert_top_k).float()
+    floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
     maxima = torch.empty(num_pairs, plan.num_tiles, dtype=torch.float32, device=device)
     ok = torch.empty((), dtype=torch.int32, device=device)
     candidates, k, slots = None, 0, 1
