@@ -49,6 +49,7 @@ class BuildKernels(build_ext):
         return str(Path(*fullname.split("."))) + ".so"
 
     def _build_ascend(self, folder: Path) -> None:
+        (folder / "libvllm_cold_ascend.so").unlink(missing_ok=True)
         with tempfile.TemporaryDirectory() as build:
             try:
                 for step in (
