@@ -7,10 +7,6 @@
 // of which every thread has as many as the others, or nearly, and the same ones in both passes.
 #include "scoring.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#endif
-
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
@@ -23,7 +19,6 @@ namespace {
 
 constexpr float kInf = __builtin_inff();
 constexpr float kLargest = 3.40282346638528859811704183484516925e+38f;
-constexpr int64_t kElementSize[3] = {4, 2, 2};
 // Below this, a thread costs more than it saves: elements of all pairs' experts.
 constexpr int64_t kPerThread = 8192;
 // Scores that no core's own cache could hold are written past the caches: an ordinary store reads the
@@ -124,7 +119,7 @@ struct Job {
 
 const Kernels* kernels_for(int32_t isa) {
 #if defined(__x86_64__)
-    if (isa == kAvx512) return kAvx512Kernels;
+    if (isa >= kAvx512) return kAvx512Kernels;
     if (isa == kAvx2) return kAvx2Kernels;
 #endif
     (void)isa;
@@ -132,22 +127,6 @@ const Kernels* kernels_for(int32_t isa) {
 }
 
 }  // namespace
-
-int32_t vllm_cold_interface() { return kInterface; }
-
-int32_t vllm_cold_has_threads() { return have_threads() ? 1 : 0; }
-
-int32_t vllm_cold_best_isa() {
-#if defined(__x86_64__)
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f")) return kAvx512;
-    // GCC before 11 does not know the name "f16c".
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && f16c) return kAvx2;
-#endif
-    return kPortable;
-}
 
 int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab,
                         int32_t dtype, const int64_t* expert_rows, const int64_t* amateur_rows,

@@ -1,33 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // The contrastive scoring op on CPUs: its C interface.
-//
-// The library needs neither Python nor torch to be built or loaded: vllm_cold/ops/scoring_cpu.py
-// calls it through ctypes with the addresses of tensors, so one build serves every release of both.
-// Its one requirement is an OpenMP runtime with GNU's interface (GOMP_parallel), which torch brings.
 #pragma once
 
-#include <cstdint>
+#include "library.h"
 
-#define VLLM_COLD_EXPORT extern "C" __attribute__((visibility("default")))
-
-enum Dtype : int32_t { kFloat32 = 0, kBfloat16 = 1, kFloat16 = 2 };
-enum Isa : int32_t { kPortable = 0, kAvx2 = 1, kAvx512 = 2 };
 enum Status : int32_t {
     kOk = 0,
     kNotFinite = 1,   // NaN or +inf in a row of a pair
     kRowOutside = 2,  // a row number is not in [0, num_rows)
     kNoMemory = 3,
 };
-
-// Changes with the functions below: a caller compares it with what it was written for.
-constexpr int32_t kInterface = 1;
-VLLM_COLD_EXPORT int32_t vllm_cold_interface();
-
-// 0 if there is no OpenMP runtime in the process: everything then runs on one thread.
-VLLM_COLD_EXPORT int32_t vllm_cold_has_threads();
-
-// The best instruction set that this CPU and its operating system support.
-VLLM_COLD_EXPORT int32_t vllm_cold_best_isa();
 
 // Scores all pairs (the formula: vllm_cold/ops/scoring.py).
 //
@@ -37,7 +19,7 @@ VLLM_COLD_EXPORT int32_t vllm_cold_best_isa();
 //   out: [num_pairs, vocab] scores;
 //   top_scores, top_ids: [num_pairs, k] best scores and their token ids, k <= 64;
 //   all of them null: the scores go over both rows of each pair in logits, which is float32.
-// isa: at most vllm_cold_best_isa(). threads: how many may be used.
+// isa: at most vllm_cold_best_isa(); kAvx512Bf16 is as good as kAvx512 here. threads: how many may be used.
 VLLM_COLD_EXPORT int32_t vllm_cold_score(
     void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab, int32_t dtype,
     const int64_t* expert_rows, const int64_t* amateur_rows, const float* log_alpha,

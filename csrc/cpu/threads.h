@@ -2,7 +2,7 @@
 // Threads from the OpenMP runtime that the process has already: torch's.
 //
 // A second runtime would bring threads of its own, and those of the two would spin against each other
-// on the same cores. So nothing is linked. The four functions are what GCC compiles `#pragma omp` to;
+// on the same cores. So nothing is linked. The functions are what GCC compiles `#pragma omp` to;
 // LLVM's and Intel's runtimes offer them too. A process without any computes on one thread.
 #pragma once
 
@@ -14,11 +14,12 @@ __attribute__((weak)) void GOMP_parallel(void (*body)(void*), void* data, unsign
 __attribute__((weak)) void GOMP_barrier();
 __attribute__((weak)) int omp_get_thread_num();
 __attribute__((weak)) int omp_get_num_threads();
+__attribute__((weak)) int omp_get_max_threads();
 }
 
 inline bool have_threads() {
     return GOMP_parallel != nullptr && GOMP_barrier != nullptr && omp_get_thread_num != nullptr &&
-           omp_get_num_threads != nullptr;
+           omp_get_num_threads != nullptr && omp_get_max_threads != nullptr;
 }
 
 // One thread's place among those that run the same body.

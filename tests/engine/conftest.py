@@ -24,6 +24,9 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     """
     from vllm.platforms.cpu import CpuPlatform
 
+    from vllm_cold.bindings import platform_cpu
+
+    platform_cpu.install()  # now, or it would be undone together with the patch
     original = CpuPlatform.check_and_update_config
 
     def keep(cls: type, vllm_config: Any) -> None:

@@ -143,6 +143,15 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "scheduling_policy": "priority",
     },
     "long-prefill": {"long_prefill_token_threshold": 16},
+    "compiled": {"enforce_eager": False},
+    "compiled-pressure": {
+        "enforce_eager": False,
+        "num_gpu_blocks_override": 20,
+        "block_size": 32,
+        "async_scheduling": True,
+        "max_num_batched_tokens": 64,
+        "max_loras": 4,
+    },
 }
 
 
@@ -158,7 +167,19 @@ def test_tokens_equal_the_reference(
     assert free_blocks(llm) == before
     assert not scheduler(llm)._pairs
     assert not scheduler(llm).requests
-    assert bool(preemptions) == name.startswith("pressure")
+    assert bool(preemptions) == name.endswith(("pressure", "pressure-sync"))
+    mode = llm.llm_engine.vllm_config.compilation_config.mode
+    assert (mode.name != "NONE") == name.startswith("compiled")
+
+
+def test_lora_by_torch_operations(
+    make_llm: Any, tiny: Path, expected: list[Trace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the C++ library is missing."""
+    monkeypatch.setenv("VLLM_COLD_LORA", "torch")
+    llm = make_llm(enforce_eager=False)
+    assert llm.llm_engine.vllm_config.compilation_config.mode.name == "NONE"
+    assert_same_tokens(decode(llm, tiny, CASES), expected)
 
 
 def test_again_with_everything_cached(make_llm: Any, tiny: Path, expected: list[Trace]) -> None:

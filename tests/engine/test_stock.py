@@ -76,7 +76,10 @@ def test_vllm_cold_switches_it_off(stock: dict[str, Any], tiny: Path) -> None:
     assert off == {k: v for k, v in stock.items() if k != "refused"}
 
 
-def test_plain_requests_equal_stock(make_llm: Any, tiny: Path, stock: dict[str, Any]) -> None:
+@pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "compiled"])
+def test_plain_requests_equal_stock(
+    make_llm: Any, tiny: Path, stock: dict[str, Any], enforce_eager: bool
+) -> None:
     """In one batch: base and adapter requests, greedy and seeded, each beside a CoLD request."""
     from vllm import SamplingParams
 
@@ -87,7 +90,7 @@ def test_plain_requests_equal_stock(make_llm: Any, tiny: Path, stock: dict[str, 
         "greedy": SamplingParams(temperature=0.0, **common),
         "seeded": SamplingParams(temperature=1.0, seed=3, top_p=0.9, **common),
     }
-    llm = make_llm()
+    llm = make_llm(enforce_eager=enforce_eager)
     names, prompts, params, adapters = [], [], [], []
     for i, prompt in enumerate(PROMPTS):
         for adapter in ("base", "one"):
@@ -104,6 +107,21 @@ def test_plain_requests_equal_stock(make_llm: Any, tiny: Path, stock: dict[str, 
     for (name, i), output in zip(names, outputs, strict=True):
         if name:
             assert list(output.outputs[0].token_ids) == stock[name][i], (name, i)
+
+
+def test_lora_left_to_stock_refuses_cold(make_llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    from vllm_cold import ColdParams
+
+    monkeypatch.setenv("VLLM_COLD_LORA", "stock")
+    llm = make_llm(enforce_eager=False)
+    assert llm.llm_engine.vllm_config.compilation_config.mode.name == "NONE"
+    worker = llm.llm_engine.model_executor.driver_worker.worker
+    (wrapper,) = worker.model_runner.lora_manager._adapter_manager.punica_wrapper_mapping.values()
+    assert type(wrapper) is PunicaWrapperCPU
+    with pytest.raises(ValueError, match="VLLM_COLD_LORA=stock leaves LoRA on CPU to vLLM"):
+        llm.generate("w1", ColdParams(max_tokens=1), use_tqdm=False)
 
 
 def test_engine_without_lora_is_stock(make_llm: Any) -> None:

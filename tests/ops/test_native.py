@@ -23,7 +23,7 @@ import torch
 
 from tests.ops.ascend_host import clean_environment
 from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
-from vllm_cold.ops import scoring_cpu
+from vllm_cold.ops import cpu_library, scoring_cpu
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -135,25 +135,45 @@ def test_the_sanitizer_bites(native: list[str]) -> None:
     assert done.returncode != 0 and b"heap-buffer-overflow" in done.stderr
 
 
+def test_lora_reads_and_writes_no_byte_beyond(tmp_path: Path) -> None:
+    """``VLLM_COLD_NATIVE_LORA`` runs a ``lora_main.cpp`` that was built by hand for another CPU."""
+    elsewhere = os.environ.get("VLLM_COLD_NATIVE_LORA")
+    if elsewhere:
+        assert re.fullmatch(r"[1-9]\d* right\n", run(*shlex.split(elsewhere)))
+        return
+    program = str(tmp_path / "lora")
+    run("g++", "-O1", "-g", "-fopenmp", "-fsanitize=address,undefined", *FLAGS,
+        "-fno-sanitize-recover=all", *SOURCES, f"{ROOT}/tests/ops/lora_main.cpp", "-o", program,
+        env={**os.environ, "TMPDIR": str(tmp_path)})  # fmt: skip
+    assert run(program, env=clean_environment()) == f"{60 * (cpu_library.best_isa() + 1)} right\n"
+
+
 def test_the_library_needs_an_old_glibc_and_nothing_else() -> None:
-    headers = run("objdump", "-p", str(scoring_cpu._PATH))
-    assert re.findall(r"NEEDED +(\S+)", headers) == ["libc.so.6"]
+    headers = run("objdump", "-p", str(cpu_library.PATH))
+    # The dynamic loader comes with glibc; thread-local memory asks for it by name.
+    needed = re.findall(r"NEEDED +(\S+)", headers)
+    assert [name for name in needed if not name.startswith("ld-linux")] == ["libc.so.6"]
     versions = {
         tuple(map(int, found.split("."))) for found in re.findall(r"GLIBC_([\d.]+)", headers)
     }
     assert max(versions) <= (2, 17)
-    defined = run("nm", "-D", "--defined-only", str(scoring_cpu._PATH)).split("\n")
-    names = ("best_isa", "has_threads", "interface", "score")
+    defined = run("nm", "-D", "--defined-only", str(cpu_library.PATH)).split("\n")
+    lora = ("connect", "expand", "linear", "plan", "plan_size", "shrink")
+    operators = ("lora_expand_op", "lora_linear_op", "lora_shrink_op")
+    names = ("best_isa", "has_threads", "interface", "score", *operators)
+    names += tuple(f"lora_{name}" for name in lora)
     assert {line.split()[-1] for line in defined if line} == {f"vllm_cold_{name}" for name in names}
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
-def test_an_instruction_sets_code_stays_its_own(isa: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "source", ["scoring_avx2", "scoring_avx512", "lora_avx2", "lora_avx512", "lora_avx512bf16"]
+)
+def test_an_instruction_sets_code_stays_its_own(source: str, tmp_path: Path) -> None:
     """A function that two files define is kept once by the linker: with instructions, perhaps, that
     the CPU at hand does not have. Unoptimised code shows all of them.
     """
     object_file = str(tmp_path / "x.o")
-    run("g++", "-O0", *FLAGS, "-c", f"{ROOT}/csrc/cpu/scoring_{isa}.cpp", "-o", object_file)
+    run("g++", "-O0", *FLAGS, "-c", f"{ROOT}/csrc/cpu/{source}.cpp", "-o", object_file)
     symbols = run("nm", "-C", object_file).strip().split("\n")
     shared = [line for line in symbols if re.search(r" [WVu] ", line)]
     assert symbols and not shared

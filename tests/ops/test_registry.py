@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import contrastive_scores, contrastive_topk, registry, scoring_cpu
+from vllm_cold.ops import contrastive_scores, contrastive_topk, cpu_library, registry, scoring_cpu
 
 pytestmark = pytest.mark.unit
 
@@ -65,12 +65,12 @@ def test_a_missing_library_is_named_with_the_remedy(
         path = tmp_path / "_cpu.so"
         if content is not None:
             path.write_bytes(content)
-        monkeypatch.setattr(scoring_cpu, "_PATH", path)
-        scoring_cpu._library.cache_clear()
+        monkeypatch.setattr(cpu_library, "PATH", path)
+        cpu_library.library.cache_clear()
         try:
             assert says in str(scoring_cpu.missing(CPU))
         finally:
-            scoring_cpu._library.cache_clear()
+            cpu_library.library.cache_clear()
 
 
 @pytest.mark.parametrize("how", ["argument", "environment"])

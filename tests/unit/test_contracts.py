@@ -149,6 +149,29 @@ def test_a_platform_with_another_lora_class_is_noticed(monkeypatch: pytest.Monke
     _breaks("punica_wrapper_of_the_cpu", "other.Wrapper")
 
 
+def test_more_for_lora_than_compilation_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    def check_and_update_config(cls: Any, vllm_config: Any) -> None:
+        vllm_config.cache = vllm_config.lora_config
+
+    monkeypatch.setattr(
+        CpuPlatform, "check_and_update_config", classmethod(check_and_update_config)
+    )
+    _breaks("lora_on_cpu_is_not_compiled", "CompilationMode.NONE")
+
+
+def test_a_layer_that_wants_more_of_its_wrapper_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.lora import layers
+
+    class VocabParallelEmbeddingWithLoRA(layers.VocabParallelEmbeddingWithLoRA):
+        def forward(self, x: Any) -> Any:
+            return self.punica_wrapper.add_something_new(x)
+
+    monkeypatch.setattr(layers, "VocabParallelEmbeddingWithLoRA", VocabParallelEmbeddingWithLoRA)
+    _breaks("lora_layers", "add_something_new")
+
+
 def test_a_module_that_moved_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

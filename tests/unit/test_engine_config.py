@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which engines are refused, by their configuration alone."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -144,3 +145,44 @@ def test_an_amateur_that_cannot_be_loaded(tmp_path: Any) -> None:
         admit(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     assert admit(str(tmp_path)) is not None
+
+
+# ---- what computes LoRA on CPU -------------------------------------------------------------------
+
+
+def test_the_choice_of_lora(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm_cold.bindings import platform_cpu
+    from vllm_cold.lora import native
+
+    monkeypatch.delenv("VLLM_COLD_LORA", raising=False)
+    assert platform_cpu.choice() == "cpp"
+    for name in ("cpp", "torch", "stock"):
+        monkeypatch.setenv("VLLM_COLD_LORA", name)
+        assert platform_cpu.choice() == name
+    monkeypatch.setenv("VLLM_COLD_LORA", "0")
+    with pytest.raises(ValueError, match="VLLM_COLD_LORA='0': must be one of cpp, torch, stock"):
+        platform_cpu.choice()
+    monkeypatch.setattr(native, "missing", lambda: "It is not built: build it.")
+    monkeypatch.setenv("VLLM_COLD_LORA", "cpp")
+    with pytest.raises(RuntimeError, match=r"VLLM_COLD_LORA=cpp was asked for\. It is not built"):
+        platform_cpu.choice()
+    monkeypatch.delenv("VLLM_COLD_LORA")
+    assert platform_cpu.choice() == "torch"
+
+
+def test_the_wrapper_that_the_platform_names(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from vllm_cold.bindings import platform_cpu
+    from vllm_cold.lora import native
+
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    monkeypatch.delenv("VLLM_COLD_LORA", raising=False)
+    stock = platform_cpu._make_wrapper(lambda cls: platform_cpu.STOCK)
+    assert stock(None) == platform_cpu.WRAPPERS["cpp"]
+    assert platform_cpu._make_wrapper(lambda cls: "their.own")(None) == "their.own"
+    monkeypatch.setattr(native, "missing", lambda: "It is not built: build it.")
+    caplog.clear()
+    assert stock(None) == platform_cpu.WRAPPERS["torch"]
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "It is not built: build it." in record.getMessage()

@@ -13,6 +13,7 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from vllm_cold.bindings.punica_cpu import GroupedPunicaWrapperCPU
+from vllm_cold.bindings.punica_native import NativePunicaWrapperCPU
 from vllm_cold.lora.grouped import expand_add, group_rows, shrink
 
 pytestmark = pytest.mark.unit
@@ -30,6 +31,8 @@ ROWS = {
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 cases = pytest.mark.parametrize("slots", ROWS.values(), ids=ROWS)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+OURS = (GroupedPunicaWrapperCPU, NativePunicaWrapperCPU)
+ours = pytest.mark.parametrize("cls", OURS, ids=("torch", "cpp"))
 
 
 def draw(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -151,7 +154,7 @@ def test_weights_without_the_extra_dimension() -> None:
     assert_added(before, y, loop(x, [1, -1], [(a, b)]), [1, -1])
 
 
-# ---- in vLLM's wrapper ---------------------------------------------------------------------------
+# ---- in vLLM's wrapper, with torch operations and in C++ ---------------------------------------
 
 
 def wrapper(
@@ -186,19 +189,21 @@ def linear(punica: Any, slots: Sequence[int], max_loras: int, dtype: torch.dtype
 
 @cases
 @dtypes
+@ours
 @pytest.mark.parametrize("is_prefill", [False, True])
-def test_linear(slots: list[int], dtype: torch.dtype, is_prefill: bool) -> None:
-    punica = wrapper(GroupedPunicaWrapperCPU, slots, 3, is_prefill)
+def test_linear(slots: list[int], dtype: torch.dtype, is_prefill: bool, cls: Any) -> None:
+    punica = wrapper(cls, slots, 3, is_prefill)
     assert_added(*linear(punica, slots, 3, dtype), slots)
 
 
+@ours
 @pytest.mark.parametrize("is_prefill", [False, True])
 @pytest.mark.parametrize("slots", [[-1, 0], [0, -1]])
 def test_a_base_row_beside_the_only_adapter_is_untouched(
-    slots: list[int], is_prefill: bool
+    slots: list[int], is_prefill: bool, cls: Any
 ) -> None:
     """The default, max_loras=1, is where -1 wraps around to the adapter itself."""
-    punica = wrapper(GroupedPunicaWrapperCPU, slots, 1, is_prefill)
+    punica = wrapper(cls, slots, 1, is_prefill)
     before, after, delta = linear(punica, slots, 1, torch.float32)
     assert_added(before, after, delta, slots)
     assert not torch.equal(before[slots.index(0)], after[slots.index(0)])
@@ -216,28 +221,31 @@ def test_stock_vllm_gives_the_base_row_the_adapter(slots: list[int], is_prefill:
     assert not torch.equal(before[base], after[base])
 
 
-def test_where_stock_is_right_both_agree() -> None:
+def test_where_stock_is_right_all_agree() -> None:
     slots = [2, 0, 1, 1, 2]
     results = [
         linear(wrapper(cls, slots, 3), slots, 3, torch.float32)[1]
-        for cls in (PunicaWrapperCPU, GroupedPunicaWrapperCPU)
+        for cls in (PunicaWrapperCPU, *OURS)
     ]
-    torch.testing.assert_close(*results)
+    torch.testing.assert_close(results[1], results[0])
+    torch.testing.assert_close(results[2], results[0])
 
 
-def test_the_next_steps_batch_replaces_the_last() -> None:
-    punica = wrapper(GroupedPunicaWrapperCPU, [0, 0, 1, -1], 2)
+@ours
+def test_the_next_steps_batch_replaces_the_last(cls: Any) -> None:
+    punica = wrapper(cls, [0, 0, 1, -1], 2)
     for slots in ([-1, 1], [1, -1, 0], [-1]):
         ids = tuple(100 + s if s >= 0 else 0 for s in slots)
         punica.update_metadata(LoRAMapping(ids, ids, False), [100, 101], 2, 512)
         assert_added(*linear(punica, slots, 2, torch.float32), slots)
 
 
+@ours
 @pytest.mark.parametrize("sampled", [[0, -1], [-1, 0]])
-def test_logits_follow_the_sampled_rows(sampled: list[int]) -> None:
+def test_logits_follow_the_sampled_rows(sampled: list[int], cls: Any) -> None:
     """Two prompts of three tokens; one row each is sampled."""
     tokens = [slot for slot in sampled for _ in range(3)]
-    punica = wrapper(GroupedPunicaWrapperCPU, tokens, 1, True, sampled)
+    punica = wrapper(cls, tokens, 1, True, sampled)
     a, b = weights(1, 4, 24, 30, torch.float32)
     x, y = draw(2, 24), draw(2, 32)
     before = y.clone()
@@ -246,10 +254,11 @@ def test_logits_follow_the_sampled_rows(sampled: list[int]) -> None:
     assert torch.equal(before[:, 30:], y[:, 30:])
 
 
+@ours
 @pytest.mark.parametrize("slots", [[0, 0, 0, -1, -1, 1, 1, 1], [-1] * 3 + [1] * 5])
-def test_logits_of_a_piece_of_a_prompt(slots: list[int]) -> None:
+def test_logits_of_a_piece_of_a_prompt(slots: list[int], cls: Any) -> None:
     """Prompt logprobs: the rows are a slice of the step's hidden states, of any length."""
-    punica = wrapper(GroupedPunicaWrapperCPU, slots, 2, True, [slots[0], slots[-1]])
+    punica = wrapper(cls, slots, 2, True, [slots[0], slots[-1]])
     a, b = weights(2, 4, 24, 30, torch.float32)
     hidden = draw(len(slots), 24)
     for first in range(len(slots)):
@@ -261,16 +270,18 @@ def test_logits_of_a_piece_of_a_prompt(slots: list[int]) -> None:
             assert_added(before, y, loop(x, piece, [(a, b)], 0.5), piece)
 
 
-def test_logits_of_unknown_rows() -> None:
-    punica = wrapper(GroupedPunicaWrapperCPU, [0, 1, -1], 2)
+@ours
+def test_logits_of_unknown_rows(cls: Any) -> None:
+    punica = wrapper(cls, [0, 1, -1], 2)
     a, b = weights(2, 4, 24, 30, torch.float32)
     for rows in (2, 4):
         with pytest.raises(RuntimeError, match=f"{rows} rows of logits"):
             punica.add_lora_logits(draw(rows, 30), draw(rows, 24), a, b, 0.5)
 
 
-def test_logits_of_base_rows_alone() -> None:
-    punica = wrapper(GroupedPunicaWrapperCPU, [-1, -1], 1)
+@ours
+def test_logits_of_base_rows_alone(cls: Any) -> None:
+    punica = wrapper(cls, [-1, -1], 1)
     a, b = weights(1, 4, 24, 30, torch.float32)
     y = draw(2, 30)
     before = y.clone()
@@ -278,9 +289,10 @@ def test_logits_of_base_rows_alone() -> None:
     assert torch.equal(before, y)
 
 
-def test_embedding() -> None:
+@ours
+def test_embedding(cls: Any) -> None:
     slots = [-1, 1, 0, -1, 1]
-    punica = wrapper(GroupedPunicaWrapperCPU, slots, 2, True)
+    punica = wrapper(cls, slots, 2, True)
     _, b = weights(2, 4, 24, 10, torch.float32)
     looked_up, y = draw(5, 4), draw(5, 10)
     before = y.clone()

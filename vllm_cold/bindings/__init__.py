@@ -16,7 +16,9 @@ serving                   ``OpenAIServingModels``, beam search
 scheduler                 ``SchedulerConfig.scheduler_cls``
 processor_v1              V1 model runner's logits processor interface
 processor_v2              V2 model runner's logits processor interface
-punica_cpu                ``CpuPlatform.get_punica_wrapper``
+platform_cpu              ``CpuPlatform.get_punica_wrapper``, ``check_and_update_config``
+punica_cpu                ``PunicaWrapperCPU``
+punica_native             ``BaseLayerWithLoRA.set_mapping``
 cpu_generators            ``CPUModelRunner.sample_tokens``
 contracts                 the checks
 ========================  ==============================================================

@@ -1196,6 +1196,68 @@ def _check_punica_wrapper_of_the_cpu() -> None:
     _require(name == STOCK, f"CpuPlatform.get_punica_wrapper() is {name}, not {STOCK}.")
 
 
+@_contract(
+    "vllm.platforms.cpu.CpuPlatform.check_and_update_config",
+    "it is called as if there were no LoRA, which must switch on nothing but compilation",
+)
+def _check_lora_on_cpu_is_not_compiled() -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    _kind(CpuPlatform, "check_and_update_config", classmethod)
+    method = CpuPlatform.check_and_update_config.__func__
+    where = "CpuPlatform.check_and_update_config"
+    source = _source(getattr(method, "_vllm_cold_original", method))
+    _contains(
+        source,
+        where,
+        "if vllm_config.lora_config is not None:\n"
+        "        compilation_config.mode = CompilationMode.NONE",
+    )
+    _require(source.count("lora_config") == 1, f"{where} looks at lora_config elsewhere too.")
+
+
+def _used_of_punica_wrapper(code: Any) -> set[str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("punica_wrapper")
+    }
+
+
+@_contract("vllm.lora.layers", "each layer gets an object with what it uses of its punica_wrapper")
+def _check_lora_layers() -> None:
+    from vllm.lora import model_manager
+    from vllm.lora.layers import (
+        BaseLayerWithLoRA,
+        VocabParallelEmbeddingWithLoRA,
+        base_linear,
+        column_parallel_linear,
+        row_parallel_linear,
+    )
+
+    linear = {"add_lora_linear", "add_shrink", "add_expand"}
+    modules = (base_linear, column_parallel_linear, row_parallel_linear)
+    used = set().union(*(_used_of_punica_wrapper(module) for module in modules))
+    _require(used == linear, f"linear LoRA layers use {sorted(used)} of their punica_wrapper.")
+    used = _used_of_punica_wrapper(VocabParallelEmbeddingWithLoRA)
+    _require(
+        used == {"_embeddings_indices", "add_lora_embedding"},
+        f"VocabParallelEmbeddingWithLoRA uses {sorted(used)} of its punica_wrapper.",
+    )
+    _parameters(BaseLayerWithLoRA, "set_mapping", "punica_wrapper", exact=True)
+    _in_order(
+        _source(model_manager.LoRAModelManager._create_lora_modules),
+        "LoRAModelManager._create_lora_modules",
+        "from_layer(",
+        "new_module.set_mapping(punica_wrapper)",
+    )
+    for layer in (base_linear.BaseLinearLayerWithLoRA, VocabParallelEmbeddingWithLoRA):
+        where = f"{layer.__name__} (weights must stay at their addresses)"
+        _contains(_source(layer.reset_lora), where, "[index] = 0")
+        _contains(_source(layer.set_lora), where, ".copy_(")
+
+
 @_contract("vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU", "its methods are overridden")
 def _check_punica_cpu() -> None:
     from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU

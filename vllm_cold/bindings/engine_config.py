@@ -14,6 +14,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold.bindings import platform_cpu
 from vllm_cold.bindings.patching import wrap
 from vllm_cold.settings import EngineDefaults, parse_engine_defaults
 
@@ -105,6 +106,11 @@ def unsupported(config: "VllmConfig") -> str | None:
         return "it serves a pooling model, which generates no tokens; use a generative model."
     if config.lora_config is None:
         return "LoRA is off; start the engine with enable_lora=True (--enable-lora)."
+    if platform_cpu.uses_stock_lora():
+        return (
+            f"{platform_cpu.ENV}=stock leaves LoRA on CPU to vLLM's own operations, which apply "
+            "adapters to rows of the base model too; unset it."
+        )
     if scheduler.scheduler_cls is not None and not is_configured(config):
         return (
             f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which CoLD does not "

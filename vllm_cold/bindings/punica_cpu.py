@@ -5,8 +5,9 @@ Why: vLLM's CPU LoRA ops (``vllm/lora/ops/torch_ops/lora_ops.py``) index the sta
 weights with each row's slot number, and a base-model row's -1 wraps around to the last slot. In a
 batch with an adapter row, base rows silently get the adapter; with the default ``max_loras=1``
 always. CoLD has a base row beside every adapter row.
-Since: vLLM 0.23. vLLM 0.33 masks these rows; there this class only avoids the per-row copies of
+Since: vLLM 0.23. vLLM 0.33 masks these rows; there these classes only avoid the per-row copies of
 the weights. Can go: when 0.32 is no longer supported and stock groups rows by adapter.
+The wrapper in use is ``punica_native``'s; the one here is for machines without the C++ library.
 """
 
 from collections.abc import Sequence
@@ -19,8 +20,32 @@ from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 from vllm_cold.lora.grouped import RowGroup, expand_add, group_rows, shrink
 
 
-class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
-    """PunicaWrapperCPU that groups rows by adapter and never touches rows of the base model."""
+class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
+    """What both of our wrappers have in common."""
+
+    def logits_slots(self, x: Tensor) -> Tensor | None:
+        """The adapter slot of each row of logits; None for this step's sampled rows.
+
+        Logits are computed for the sampled rows, which the model runner copies, and for prompt
+        logprobs, where it takes a slice of all tokens' hidden states and tells nobody which.
+        Stock vLLM treats the latter as sampled rows: an error, or another request's adapter.
+        """
+        copied = x.untyped_storage().nbytes() == x.nbytes
+        if copied and x.shape[0] == len(self.sampler_indices):
+            return None
+        first = x.storage_offset() // x.shape[1]
+        slots: Tensor = self.token_lora_indices[first : first + x.shape[0]]
+        if len(slots) != x.shape[0] or (copied and len(slots) != len(self.token_lora_indices)):
+            raise RuntimeError(
+                f"vllm-cold cannot tell which adapters {x.shape[0]} rows of logits belong to: "
+                f"this step has {len(self.sampler_indices)} sampled rows and "
+                f"{len(self.token_lora_indices)} tokens"
+            )
+        return slots
+
+
+class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
+    """With torch operations: where the C++ library is missing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -106,27 +131,11 @@ class GroupedPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         """See the base class; rows are the sampled positions, or a piece of a prompt."""
         y = y.view(-1, y.shape[-1])
         x = x.view(-1, x.shape[-1])
-        if not (groups := self._logits_groups(x)):
+        slots = self.logits_slots(x)
+        groups = self._sampler_groups if slots is None else group_rows(slots)
+        if not groups:
             return
         if buffer is None:
             buffer = torch.empty((x.shape[0], lora_b_stacked.shape[-1]), dtype=torch.float32)
         shrink(x, lora_a_stacked, groups, scale, buffer)
         expand_add(buffer, lora_b_stacked, groups, y, 0, y.shape[-1])
-
-    def _logits_groups(self, x: Tensor) -> list[RowGroup]:
-        """Logits are computed for the sampled rows, which the model runner copies, and for prompt
-        logprobs, where it takes a slice of all tokens' hidden states and tells nobody which.
-        Stock vLLM treats the latter as sampled rows: an error, or another request's adapter.
-        """
-        copied = x.untyped_storage().nbytes() == x.nbytes
-        if copied and x.shape[0] == len(self.sampler_indices):
-            return self._sampler_groups
-        first = x.storage_offset() // x.shape[1]
-        slots = self.token_lora_indices[first : first + x.shape[0]]
-        if len(slots) != x.shape[0] or (copied and len(slots) != len(self.token_lora_indices)):
-            raise RuntimeError(
-                f"vllm-cold cannot tell which adapters {x.shape[0]} rows of logits belong to: "
-                f"this step has {len(self.sampler_indices)} sampled rows and "
-                f"{len(self.token_lora_indices)} tokens"
-            )
-        return group_rows(slots)

@@ -1,40 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backend "cpu": C++ with AVX-512 and AVX2 paths, chosen at run time (csrc/cpu).
 
-The library is called through ctypes, with the addresses of tensors. It uses torch's threads.
+See ``cpu_library`` for the library and how it is called.
 """
 
 import ctypes
-import logging
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vllm_cold.ops import cpu_library
 from vllm_cold.ops.registry import NOT_FINITE
 
-# Below "vllm." so that a server's logging shows it.
-logger = logging.getLogger("vllm." + __name__)
-
 # csrc/cpu/scoring.h
-_INTERFACE = 1
-_DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ISAS = ("portable", "avx2", "avx512")
 _NOT_FINITE, _ROW_OUTSIDE, _NO_MEMORY = 1, 2, 3
-
-_PATH = Path(__file__).with_name("_cpu.so")
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    # torch's OpenMP runtime is in the process by now (torch is imported above) for all to see.
-    library = ctypes.CDLL(str(_PATH))
-    interface = getattr(library, "vllm_cold_interface", None)
-    if interface is None or interface() != _INTERFACE:
-        raise OSError("it belongs to another version of this package")
-    if not library.vllm_cold_has_threads():
-        logger.warning("CoLD: torch has no OpenMP runtime here: scoring runs on one thread.")
+    library = cpu_library.library()
     address, integer, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32
     library.vllm_cold_score.restype = number
     library.vllm_cold_score.argtypes = [
@@ -43,7 +29,6 @@ def _library() -> ctypes.CDLL:
         address, address, address, integer,  # outputs
         number, number,
     ]  # fmt: skip
-    library.vllm_cold_best_isa.restype = number
     return library
 
 
@@ -51,21 +36,12 @@ def missing(device: torch.device) -> str | None:
     """Why it cannot run on ``device``; None if it can."""
     if device.type != "cpu":
         return f"It runs on CPUs; the logits are on {device.type!r}: choose another backend."
-    if not _PATH.exists():
-        return (
-            "Its library was not built: reinstall vllm-cold where a C++ compiler (g++) is; "
-            "pip install -v says what went wrong."
-        )
-    try:
-        _library()
-    except OSError as error:
-        return f"Its library does not load ({error}): reinstall vllm-cold on this machine."
-    return None
+    return cpu_library.missing()
 
 
 def best_isa() -> str:
     """The instruction set in use: the best of ``ISAS`` that this CPU has."""
-    return ISAS[_library().vllm_cold_best_isa()]
+    return ISAS[min(cpu_library.best_isa(), len(ISAS) - 1)]
 
 
 def _run(
@@ -87,7 +63,7 @@ def _run(
         num_rows,
         logits.stride(0),
         vocab,
-        _DTYPES[logits.dtype],
+        cpu_library.DTYPES[logits.dtype],
         expert_rows.data_ptr(),
         amateur_rows.data_ptr(),
         log_alpha.data_ptr(),
@@ -98,7 +74,7 @@ def _run(
         None if out_scores is None else out_scores.data_ptr(),
         None if out_ids is None else out_ids.data_ptr(),
         0 if out_scores is None else out_scores.shape[1],
-        library.vllm_cold_best_isa() if isa is None else ISAS.index(isa),
+        cpu_library.best_isa() if isa is None else ISAS.index(isa),
         torch.get_num_threads(),
     )
     if status == _NOT_FINITE:

@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: Apache-2.0
+// Both products for a block of rows, written once for all instruction sets. A file that includes this
+// has selected its instruction set and defined `Vec` before (see scoring_passes.h), and `Dot<X, W>`,
+// which says how a row of X and one of W are multiplied: STEP elements at a time, as values of type V.
+//
+// Sums run over k and r in an order that does not depend on how many rows there are, so a row's result
+// does not either.
+
+namespace {
+
+using F = Vec::F;
+constexpr int64_t N = Vec::N;
+static_assert(kColumns % N == 0, "whole vectors");
+
+// Products in float32, after conversion.
+template <class X, class W>
+struct FloatDot {
+    static constexpr int64_t STEP = N;
+    using V = F;
+    template <class T>
+    static V load(const T* x) {
+        return Vec::load(x);
+    }
+    static F add(V x, V w, F sum) { return Vec::fma(x, w, sum); }
+};
+
+// Up to STEP elements, padded with zeros.
+template <int64_t STEP, class T>
+const T* padded(const T* x, int64_t n, T* buffer) {
+    for (int64_t i = 0; i < STEP; ++i) buffer[i] = i < n ? x[i] : T{};
+    return buffer;
+}
+
+template <class T>
+F load_some(const T* x, int64_t n) {
+    T buffer[N];
+    return Vec::load(n >= N ? x : padded<N>(x, n, buffer));
+}
+
+template <class T>
+void store_some(T* to, F x, int64_t n) {
+    if (n >= N) return Vec::store(to, x);
+    T buffer[N];
+    Vec::store(buffer, x);
+    for (int64_t i = 0; i < n; ++i) to[i] = buffer[i];
+}
+
+// The next STEP elements of R rows times those of C ranks: each value loaded serves C or R products.
+template <int R, int C, class X, class W>
+inline __attribute__((always_inline)) void add_products(const X* const (&x)[R],
+                                                        const W* const (&w)[C], int64_t k,
+                                                        F* sums) {
+    using D = Dot<X, W>;
+    typename D::V of_w[C];
+    for (int c = 0; c < C; ++c) of_w[c] = D::load(w[c] + k);
+    for (int r = 0; r < R; ++r) {
+        const typename D::V of_x = D::load(x[r] + k);
+        for (int c = 0; c < C; ++c) sums[r * C + c] = D::add(of_x, of_w[c], sums[r * C + c]);
+    }
+}
+
+template <int R, int C, class X, class W>
+inline __attribute__((always_inline)) void shrink_tile(const X* const (&x)[R], const W* a,
+                                                       int64_t inputs, float scale,
+                                                       float* hidden, int64_t hidden_stride) {
+    constexpr int64_t STEP = Dot<X, W>::STEP;
+    constexpr int64_t kPadded = (R * C + N - 1) / N * N;
+    F sums[kPadded];
+    for (int64_t i = 0; i < kPadded; ++i) sums[i] = Vec::zero();
+    const W* w[C];
+    for (int c = 0; c < C; ++c) w[c] = a + c * inputs;
+    int64_t k = 0;
+    for (; k + STEP <= inputs; k += STEP) add_products(x, w, k, sums);
+    if (k < inputs) {
+        X tails_x[R][STEP];
+        W tails_w[C][STEP];
+        const X* tail_x[R];
+        const W* tail_w[C];
+        for (int r = 0; r < R; ++r) tail_x[r] = padded<STEP>(x[r] + k, inputs - k, tails_x[r]);
+        for (int c = 0; c < C; ++c) tail_w[c] = padded<STEP>(w[c] + k, inputs - k, tails_w[c]);
+        add_products(tail_x, tail_w, 0, sums);
+    }
+    // N sums at a time: after a transposition their lanes are added all at once.
+    float totals[kPadded];
+    for (int64_t first = 0; first < kPadded; first += N) {
+        F lanes[N];
+        for (int64_t i = 0; i < N; ++i) lanes[i] = sums[first + i];
+        Vec::transpose(lanes);
+        for (int64_t half = N / 2; half > 0; half /= 2)
+            for (int64_t i = 0; i < half; ++i) lanes[i] = Vec::add(lanes[i], lanes[i + half]);
+        Vec::store(totals + first, lanes[0]);
+    }
+    for (int r = 0; r < R; ++r)
+        for (int c = 0; c < C; ++c) hidden[r * hidden_stride + c] = scale * totals[r * C + c];
+}
+
+template <int R, class X, class W>
+void shrink_rows(const X* x, int64_t x_stride, const int64_t* index, const W* a, int64_t ranks,
+                 int64_t inputs, float scale, float* hidden, int64_t hidden_stride) {
+    const X* rows[R];
+    for (int r = 0; r < R; ++r) rows[r] = x + index[r] * x_stride;
+    int64_t c = 0;
+    for (; c + 4 <= ranks; c += 4)
+        shrink_tile<R, 4>(rows, a + c * inputs, inputs, scale, hidden + c, hidden_stride);
+    for (; c < ranks; ++c)
+        shrink_tile<R, 1>(rows, a + c * inputs, inputs, scale, hidden + c, hidden_stride);
+}
+
+template <class X, class W>
+void shrink(const void* x_data, int64_t x_stride, Rows rows, const void* a_data, int64_t ranks,
+            int64_t inputs, float scale, float* hidden, int64_t hidden_stride) {
+    const X* x = static_cast<const X*>(x_data);
+    const W* a = static_cast<const W*>(a_data);
+    int64_t i = 0;
+    const auto next = [&](auto kernel, int64_t count) {
+        kernel(x, x_stride, rows.index + i, a, ranks, inputs, scale, hidden + i * hidden_stride,
+               hidden_stride);
+        i += count;
+    };
+    while (i + 4 <= rows.count) next(shrink_rows<4, X, W>, 4);
+    if (i + 3 <= rows.count) next(shrink_rows<3, X, W>, 3);
+    if (i + 2 <= rows.count) next(shrink_rows<2, X, W>, 2);
+    if (i < rows.count) next(shrink_rows<1, X, W>, 1);
+}
+
+// R rows of y, up to kColumns of each. columns: B's rows as columns, [ranks, kColumns].
+template <int R, class Y>
+void expand_rows(const float* hidden, int64_t hidden_stride, const int64_t* index,
+                 const float* columns, int64_t ranks, int64_t width, Y* y, int64_t y_stride,
+                 bool add) {
+    for (int64_t j = 0; j < width; j += 2 * N) {
+        F low[R], high[R];
+        for (int i = 0; i < R; ++i) low[i] = high[i] = Vec::zero();
+        const float* column = columns + j;
+        for (int64_t r = 0; r < ranks; ++r, column += kColumns) {
+            const F first = Vec::load(reinterpret_cast<const Float32*>(column));
+            const F second = Vec::load(reinterpret_cast<const Float32*>(column + N));
+            for (int i = 0; i < R; ++i) {
+                const F h = Vec::set1(hidden[i * hidden_stride + r]);
+                low[i] = Vec::fma(h, first, low[i]);
+                high[i] = Vec::fma(h, second, high[i]);
+            }
+        }
+        for (int i = 0; i < R; ++i) {
+            Y* to = y + index[i] * y_stride + j;
+            const int64_t n = width - j;
+            if (add) low[i] = Vec::add(load_some(to, n), low[i]);
+            store_some(to, low[i], n);
+            if (n <= N) continue;
+            if (add) high[i] = Vec::add(load_some(to + N, n - N), high[i]);
+            store_some(to + N, high[i], n - N);
+        }
+    }
+}
+
+template <class W, class Y>
+void expand(const float* hidden, int64_t hidden_stride, Rows rows, const void* b_data,
+            int64_t b_stride, int64_t ranks, int64_t outputs, void* y_data, int64_t y_stride,
+            bool add) {
+    const W* b = static_cast<const W*>(b_data);
+    alignas(64) float columns[(kMaxRank + N) * kColumns];
+    for (int64_t first = 0; first < outputs; first += kColumns, b += kColumns * b_stride) {
+        const int64_t width = outputs - first < kColumns ? outputs - first : kColumns;
+        for (int64_t j = 0; j < width; j += N) {
+            for (int64_t r = 0; r < ranks; r += N) {
+                F v[N];
+                for (int64_t i = 0; i < N; ++i)
+                    v[i] = j + i < width ? load_some(b + (j + i) * b_stride + r, ranks - r)
+                                         : Vec::zero();
+                Vec::transpose(v);
+                for (int64_t i = 0; i < N; ++i) Vec::store(columns + (r + i) * kColumns + j, v[i]);
+            }
+        }
+        if (width <= kColumns - N) {  // read, though not used: never uninitialised
+            for (int64_t r = 0; r < ranks; ++r)
+                for (int64_t j = (width + N - 1) / N * N; j < kColumns; j += N)
+                    Vec::store(columns + r * kColumns + j, Vec::zero());
+        }
+        Y* y = static_cast<Y*>(y_data) + first;
+        int64_t i = 0;
+        const auto next = [&](auto kernel, int64_t count) {
+            kernel(hidden + i * hidden_stride, hidden_stride, rows.index + i, columns, ranks, width,
+                   y, y_stride, add);
+            i += count;
+        };
+        while (i + 4 <= rows.count) next(expand_rows<4, Y>, 4);
+        if (i + 3 <= rows.count) next(expand_rows<3, Y>, 3);
+        if (i + 2 <= rows.count) next(expand_rows<2, Y>, 2);
+        if (i < rows.count) next(expand_rows<1, Y>, 1);
+    }
+}
+
+constexpr LoraKernels lora_kernels() {
+    return {
+        {{shrink<Float32, Float32>, shrink<Float32, Bfloat16>, shrink<Float32, Float16>},
+         {shrink<Bfloat16, Float32>, shrink<Bfloat16, Bfloat16>, shrink<Bfloat16, Float16>},
+         {shrink<Float16, Float32>, shrink<Float16, Bfloat16>, shrink<Float16, Float16>}},
+        {{expand<Float32, Float32>, expand<Float32, Bfloat16>, expand<Float32, Float16>},
+         {expand<Bfloat16, Float32>, expand<Bfloat16, Bfloat16>, expand<Bfloat16, Float16>},
+         {expand<Float16, Float32>, expand<Float16, Bfloat16>, expand<Float16, Float16>}},
+    };
+}
+
+}  // namespace

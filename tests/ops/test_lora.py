@@ -1,0 +1,405 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The multi-LoRA operators in C++ against float64, on every instruction set of this CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vllm_cold.lora import native
+from vllm_cold.ops import cpu_library
+
+pytestmark = pytest.mark.unit
+
+assert native.missing() is None  # registers the operators
+ISAS = cpu_library.ISAS[: cpu_library.best_isa() + 1]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+# Column sizes of each layer kind: q/k/v, gate/up, one output, an odd single slice, a vocabulary.
+KINDS = {
+    "qkv": (96, 32, 32),
+    "gate_up": (80, 80),
+    "one slice": (64,),
+    "odd": (33, 7),
+    "one column": (1,),
+    "logits": (1003,),
+}
+ROWS: dict[str, Callable[[int], list[int]]] = {
+    "base first": lambda n: [-1] * (n // 2) + [0] * (n - n // 2),
+    "base last": lambda n: [1] * (n - n // 2) + [-1] * (n // 2),
+    "alternating": lambda n: [(t % 2) - 1 for t in range(n)],
+    "all base": lambda n: [-1] * n,
+    "one adapter": lambda n: [3] * n,
+    "all adapters, scattered": lambda n: [(7 * t * t + t) % 5 - 1 for t in range(n)],
+}
+NUM_SLOTS = 4
+
+
+@dataclass
+class Case:
+    """One call, and what it is to give, in float64."""
+
+    slots: list[int]
+    x: Tensor
+    y: Tensor
+    a: list[Tensor]
+    b: list[Tensor]
+    sizes: Sequence[int]
+    scale: float
+
+    def layer(self) -> native.Layer:
+        plan = native.Plan(max(len(self.slots), 1))
+        plan.set(torch.tensor(self.slots, dtype=torch.int64))
+        assert plan.num_rows == sum(slot >= 0 for slot in self.slots)
+        return native.Layer(plan, self.a, self.b, self.sizes)
+
+    def want(self, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """The result, and how far float32 sums may be from it."""
+        y, bound = self.y.double(), torch.zeros(self.y.shape, dtype=torch.float64)
+        for t, slot in enumerate(self.slots):
+            if slot < 0:
+                continue
+            column = 0
+            for a, b, size in zip(self.a, self.b, self.sizes, strict=True):
+                n = min(size, b.shape[-2])
+                wa, wb, row = a[slot, 0].double(), b[slot, 0, :n].double(), self.x[t].double()
+                y[t, column : column + n] += wb @ (self.scale * (wa @ row))
+                length = a.shape[-1] + a.shape[-2] + 4
+                terms = wb.abs() @ (self.scale * (wa.abs() @ row.abs()))
+                bound[t, column : column + n] = length * 2.0**-24 * terms
+                column += size
+        return y, bound + y.abs() * torch.finfo(self.y.dtype).eps
+
+    def check(self, got: Tensor) -> None:
+        want, bound = self.want()
+        wrong = ~((got.double() - want).abs() <= bound)
+        assert not wrong.any(), (wrong.nonzero()[:5], got[wrong][:5], want[wrong][:5])
+        base = [t for t, slot in enumerate(self.slots) if slot < 0]
+        assert torch.equal(got[base], self.y[base]), "a row of the base model was changed"
+
+
+def make_case(
+    seed: int,
+    slots: list[int],
+    rank: int,
+    inputs: int,
+    sizes: Sequence[int],
+    dtype: torch.dtype,
+    weights: torch.dtype | None = None,
+) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    weights = weights or dtype
+    return Case(
+        slots,
+        draw(len(slots), inputs).to(dtype),
+        draw(len(slots), sum(sizes)).to(dtype),
+        [(draw(NUM_SLOTS, 1, rank, inputs) / inputs**0.5).to(weights) for _ in sizes],
+        [(draw(NUM_SLOTS, 1, n, rank) / rank**0.5).to(weights) for n in sizes],
+        sizes,
+        0.5,
+    )
+
+
+class Matrix(ctypes.Structure):
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "dtype")),
+    ]
+
+    @staticmethod
+    def of(tensor: Tensor) -> Matrix:
+        return Matrix(
+            tensor.data_ptr(), *tensor.shape, tensor.stride(0), cpu_library.DTYPES[tensor.dtype]
+        )
+
+
+def linear(case: Case, y: Tensor, isa: str | None = None, threads: int = 2) -> Tensor:
+    """``lora_linear`` on ``y``, with one instruction set and number of threads."""
+    layer = case.layer()
+    status = cpu_library.library().vllm_cold_lora_linear(
+        ctypes.c_void_p(layer.table.data_ptr()),
+        ctypes.byref(Matrix.of(y)),
+        ctypes.byref(Matrix.of(case.x)),
+        ctypes.c_float(case.scale),
+        cpu_library.best_isa() if isa is None else ISAS.index(isa),
+        threads,
+    )
+    assert status == 0
+    return y
+
+
+def run(case: Case) -> Tensor:
+    y, layer = case.y.clone(), case.layer()
+    torch.ops.vllm_cold.lora_linear(y, case.x, layer.table, case.scale)
+    return y
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear(rows: str, kind: str, dtype: torch.dtype, isa: str) -> None:
+    for seed, (num_rows, rank) in enumerate(zip((1, 2, 5, 9, 70), (16, 1, 8, 13, 64), strict=True)):
+        case = make_case(seed, ROWS[rows](num_rows), rank, 100, KINDS[kind], dtype)
+        case.check(linear(case, case.y.clone(), isa))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 63, 64, 128, 256, 320, 512])
+def test_ranks(rank: int, isa: str) -> None:
+    for dtype in DTYPES:
+        for num_rows in (3, 40):
+            slots = ROWS["all adapters, scattered"](num_rows)
+            case = make_case(rank, slots, rank, 50, (70, 3), dtype)
+            case.check(linear(case, case.y.clone(), isa))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_odd_sizes(isa: str) -> None:
+    for inputs, size in itertools.product((1, 7, 15, 16, 17, 31, 33, 65), (1, 15, 16, 17, 33, 65)):
+        for dtype in DTYPES:
+            case = make_case(inputs, [0, -1, 2, 2, 1], 5, inputs, (size, 2), dtype)
+            case.check(linear(case, case.y.clone(), isa))
+
+
+def test_random_shapes_and_mixed_dtypes() -> None:
+    for seed in range(150):
+        rng = random.Random(seed)
+        dtype, weights = rng.choice(DTYPES), rng.choice(DTYPES)
+        slots = [rng.randrange(-1, NUM_SLOTS) for _ in range(rng.choice((0, 1, 3, 64, 65, 300)))]
+        sizes = [rng.randrange(1, 150) for _ in range(rng.randrange(1, 6))]
+        rank, inputs = rng.randrange(1, 80), rng.randrange(1, 200)
+        case = make_case(seed, slots, rank, inputs, sizes, dtype, weights)
+        case.y = case.y.to(rng.choice(DTYPES))
+        case.check(linear(case, case.y.clone(), rng.choice(ISAS), rng.choice((1, 2, 3, 8))))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_does_not_depend_on_the_others(dtype: torch.dtype) -> None:
+    """Bit for bit: whatever else is in the batch, and however many threads there are."""
+    for num_rows in (2, 7, 33, 200):
+        slots = ROWS["all adapters, scattered"](num_rows)
+        case = make_case(num_rows, slots, 16, 96, (96, 32), dtype)
+        together = linear(case, case.y.clone(), threads=1)
+        for threads in (2, 3, 8):
+            assert torch.equal(linear(case, case.y.clone(), threads=threads), together)
+        for t in range(0, num_rows, max(1, num_rows // 7)):
+            alone = Case([slots[t]], case.x[t : t + 1], case.y[t : t + 1], case.a, case.b,
+                         case.sizes, case.scale)  # fmt: skip
+            assert torch.equal(linear(alone, alone.y.clone()), together[t : t + 1])
+
+
+def test_rows_with_a_stride() -> None:
+    for dtype in DTYPES:
+        case = make_case(1, [1, -1, 0, 1], 8, 40, (32, 16), dtype)
+        wide_x, wide_y = (
+            torch.full((4, 55), torch.nan, dtype=dtype),
+            torch.zeros(4, 60, dtype=dtype),
+        )
+        wide_x[:, 10:50] = case.x
+        wide_y[:, 3:51] = case.y
+        case.x, y = wide_x[:, 10:50], wide_y[:, 3:51]
+        layer = case.layer()
+        torch.ops.vllm_cold.lora_linear(y, case.x, layer.table, case.scale)
+        case.check(y)
+        assert (wide_y[:, :3] == 0).all() and (wide_y[:, 51:] == 0).all()
+
+
+def test_the_halves_give_the_whole() -> None:
+    for slots in ([0, -1, 3, 3, 1], [2], [-1, -1], [3] * 90):
+        case = make_case(5, slots, 12, 40, (32, 16), torch.bfloat16)
+        layer = case.layer()
+        hidden = torch.zeros(2, len(slots), 12)
+        torch.ops.vllm_cold.lora_shrink(hidden, case.x, layer.table, case.scale)
+        y = case.y.clone()
+        torch.ops.vllm_cold.lora_expand(y, hidden, layer.table, 0, True)
+        assert torch.equal(y, run(case))
+
+
+def test_expand_to_other_columns_and_over_what_is_there() -> None:
+    """As fully sharded adapters (a column to begin at) and embeddings (no A) need it."""
+    case = make_case(6, [0, -1, 2], 6, 20, (16,), torch.float32)
+    hidden = torch.randn(1, 3, 6)
+    plan = native.Plan(3)
+    plan.set(torch.tensor(case.slots))
+    layer = native.Layer(plan, [], case.b, case.sizes)
+    for add in (True, False):
+        y = torch.randn(3, 50)
+        before = y.clone()
+        torch.ops.vllm_cold.lora_expand(y, hidden, layer.table, 30, add)
+        for t, slot in enumerate(case.slots):
+            want = before[t].clone()
+            if slot >= 0:
+                delta = case.b[0][slot, 0] @ hidden[0, t]
+                want[30:46] = want[30:46] + delta if add else delta
+            torch.testing.assert_close(y[t], want)
+
+
+def test_what_an_adapter_leaves_alone_is_not_touched() -> None:
+    """vLLM zeroes the weights of layers that an adapter lacks, and pads ranks with zeros."""
+    case = make_case(7, [0, 1, 0], 16, 40, (40, 24), torch.bfloat16)
+    case.a[0].zero_()
+    case.b[0].fill_(torch.nan)  # would show if it were read
+    case.a[1][:, :, 6:] = 0
+    case.b[1][:, :, :, 6:] = torch.nan
+    y = run(case)
+    assert torch.equal(y[:, :40], case.y[:, :40])
+    case.b[0].zero_()
+    case.b[1][:, :, :, 6:] = 0
+    case.check(y)
+
+
+def test_nan_is_not_taken_for_zero() -> None:
+    case = make_case(8, [0, 0], 4, 8, (8,), torch.float32)
+    case.x[1, 3] = torch.nan
+    y = run(case)
+    assert y[1].isnan().all() and not y[0].isnan().any()
+
+
+def test_what_rounds_to_16_bits() -> None:
+    """Ties to even, subnormals, overflow and infinity, on every instruction set."""
+    values = [1.0, 1 + 2**-8, 1 + 3 * 2**-8, 2**-15, 3 * 2**-25, 2**-26, 65504.0, 65519.9, 65520.0,
+              1e30, 3.4e38, -2**-24, -65520.0, 0.1, 123.456, torch.inf]  # fmt: skip
+    for dtype, isa in itertools.product(DTYPES[1:], ISAS):
+        case = Case([0], torch.ones(1, 1), torch.zeros(1, len(values), dtype=dtype),
+                    [torch.ones(1, 1, 1, 1)], [torch.tensor(values).view(1, 1, -1, 1)],
+                    [len(values)], 1.0)  # fmt: skip
+        got = linear(case, case.y.clone(), isa)
+        assert got.tolist() == torch.tensor([values]).to(dtype).tolist()
+
+
+def test_the_plan_of_the_moment_counts() -> None:
+    case = make_case(9, [0, -1, 1, 2], 8, 24, (16,), torch.float32)
+    layer = case.layer()
+    plan = layer._kept[0]
+    for slots in ([3, 3, -1, 0], [-1] * 4, [1, 2, 3, 0]):
+        plan.set(torch.tensor(slots))
+        case.slots = slots
+        y = case.y.clone()
+        torch.ops.vllm_cold.lora_linear(y, case.x, layer.table, case.scale)
+        case.check(y)
+
+
+def test_plans_of_many_slots_in_any_order() -> None:
+    for seed in range(50):
+        rng = random.Random(seed)
+        slots = [rng.randrange(-1, rng.choice((1, 3, 40))) for _ in range(rng.randrange(60))]
+        plan = native.Plan(60)
+        plan.set(torch.tensor(slots, dtype=torch.int64))
+        num_tokens, num_rows, num_groups, capacity = plan.buffer[:4].tolist()
+        groups = plan.buffer[4 : 4 + 3 * num_groups].view(-1, 3).tolist()
+        rows = plan.buffer[4 + 3 * capacity :].tolist()
+        assert (num_tokens, num_rows) == (len(slots), sum(slot >= 0 for slot in slots))
+        found = {slot: rows[start : start + count] for slot, start, count in groups}
+        assert list(found) == sorted({slot for slot in slots if slot >= 0})
+        for slot, members in found.items():
+            assert members == [t for t, other in enumerate(slots) if other == slot]
+
+
+def test_a_compiled_model_sees_each_steps_batch() -> None:
+    """One graph for all numbers of rows; what changes between calls is in the plan."""
+    case = make_case(10, [0, -1, 1], 8, 24, (16,), torch.float32)
+    layer = case.layer()
+    weight = torch.randn(16, 24)
+
+    def forward(x: Tensor, table: Tensor) -> Tensor:
+        y = torch.nn.functional.linear(x, weight)
+        torch.ops.vllm_cold.lora_linear(y, x, table, 1.0)
+        return torch.nn.functional.silu(y)
+
+    compiled = torch.compile(forward, fullgraph=True, dynamic=True, backend="aot_eager")
+    plan = layer._kept[0]
+    for slots in ([0, -1, 1], [2, 2], [-1, -1, -1]):
+        plan.set(torch.tensor(slots))
+        x = case.x[: len(slots)]
+        torch.testing.assert_close(compiled(x, layer.table), forward(x, layer.table))
+        assert any(slot >= 0 for slot in slots) != torch.equal(
+            compiled(x, layer.table), torch.nn.functional.silu(x @ weight.T)
+        )
+
+
+# ---- what cannot be computed ---------------------------------------------------------------------
+
+
+def call(y: Tensor, x: Tensor, layer: native.Layer) -> None:
+    torch.ops.vllm_cold.lora_linear(y, x, layer.table, 1.0)
+
+
+def test_tensors_that_do_not_fit_are_errors() -> None:
+    case = make_case(11, [0, 0, 0], 4, 24, (16,), torch.float32)
+    layer = case.layer()
+    for y, x, says in (
+        (case.y, case.x[:, :20], "does not fit the layer"),
+        (case.y[:, :10], case.x, "does not fit the layer"),
+        (case.y, case.x[:2], "more rows"),
+        (case.y[:2], case.x, "more rows"),
+        (case.y.double(), case.x, "float32, bfloat16 or float16"),
+        (case.y, torch.randn(24, 3).T, "contiguous rows"),
+        (case.y, case.x[None], "float32, bfloat16 or float16"),
+    ):
+        before = y.clone()
+        with pytest.raises(RuntimeError, match=says):
+            call(y, x, layer)
+        assert torch.equal(y, before)
+    call(case.y, case.x, layer)  # and it goes on
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda a, b: ([a[0].double()], b), "float64"),
+        (lambda a, b: (a, [b[0].bfloat16()]), "the same in all slices"),
+        (lambda a, b: ([a[0].transpose(-1, -2)], b), "contiguous"),
+        (lambda a, b: (a + [torch.zeros(4, 1, 5, 24)], b + b), "differ in rank"),
+        (lambda a, b: ([torch.zeros(1, 1, 600, 2)], [torch.zeros(1, 1, 3, 600)]), "600; up to 512"),
+    ],
+)
+def test_weights_that_it_does_not_take(change: Any, says: str) -> None:
+    case = make_case(12, [0], 4, 24, (16,), torch.float32)
+    a, b = change(case.a, case.b)
+    with pytest.raises(ValueError, match=says):
+        native.Layer(native.Plan(1), a, b, [16] * len(b))
+
+
+def test_a_batch_larger_than_the_plan() -> None:
+    plan = native.Plan(3)
+    plan.set(torch.tensor([0, 0, 0]))
+    with pytest.raises(ValueError, match="4 rows, and room for 3"):
+        plan.set(torch.tensor([0, 0, 0, 0]))
+    assert plan.num_rows == 0
+
+
+# ---- without it ----------------------------------------------------------------------------------
+
+
+@contextmanager
+def fresh(function: Any) -> Iterator[None]:
+    function.cache_clear()
+    try:
+        yield
+    finally:
+        function.cache_clear()
+
+
+def test_a_missing_library_or_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, fresh(native.missing):
+        patch.setattr(cpu_library, "missing", lambda: "It is not built: build it.")
+        assert native.missing() == "It is not built: build it."
+    with monkeypatch.context() as patch, fresh(native.missing):
+        patch.setattr(native, "_registered", [])
+        patch.setattr(native, "_TORCH_FUNCTIONS", ("aoti_torch_no_such_function",) * 7)
+        reason = native.missing()
+        assert reason is not None and "use 2.10 or later" in reason and "no_such" in reason

@@ -1,0 +1,353 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The end-to-end benchmark checks before it measures, and divides by the right numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from benchmarks import bench_e2e as bench
+from benchmarks import e2e_worker
+from tests import naive
+
+pytestmark = pytest.mark.unit
+
+PROMPTS = [[1, 2, 3], [4, 5], [6], [7, 8]]
+SHIPPED = bench.ADAPTERS / bench.TASK
+
+
+def answer(rows: list[list[int]], seconds: float = 2.0) -> dict[str, Any]:
+    """What a worker replies; the first token takes half the time."""
+    return {
+        "seconds": seconds,
+        "first": [seconds / 2 for _ in rows],
+        "last": [seconds for _ in rows],
+        "tokens": rows,
+        "blocks": 2 * len(rows),
+    }
+
+
+class FakeWorkers:
+    """Workers that answer at once: token i is i, times are those of the system."""
+
+    def __init__(self, seconds: dict[str, float] | None = None, wrong_after: int = 10**6) -> None:
+        self.seconds, self.wrong_after = seconds or {}, wrong_after
+        self.calls: list[tuple[str, str, int, int]] = []
+        self.family = ""
+
+    def get(self, family: str) -> FakeWorkers:
+        self.family = family
+        return self
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        assert do == "run"
+        mode, prompts, tokens = (arguments[name] for name in ("mode", "prompts", "tokens"))
+        self.calls.append((self.family, mode, len(prompts), tokens))
+        rows = [list(range(tokens)) for _ in prompts]
+        if len(self.calls) > self.wrong_after:
+            rows[-1][0] = 99
+        return answer(rows, self.seconds.get(f"{self.family} {mode}", 1.0))
+
+
+def options(*arguments: str) -> Any:
+    return bench.parse(arguments)
+
+
+def measured(seconds: dict[str, float], *arguments: str, batch: int = 1) -> bench.Jobs:
+    chosen = options("--tokens", "4", *arguments)
+    jobs = bench.make_jobs(chosen.systems, PROMPTS, batch, chosen)
+    workers: Any = FakeWorkers(seconds)
+    assert bench.measure(jobs, workers, random.Random(0), "t", lambda text: None) == []
+    return jobs
+
+
+def test_options() -> None:
+    full = options()
+    assert (full.batch, full.tokens, full.rounds, full.rank) == ([1, 8, 32], 48, 5, 16)
+    assert full.dtype == ["float32", "bfloat16"] and full.systems == list(bench.SYSTEMS)
+    quick = options("--quick", "--tokens", "5", "--batch", "4", "2", "2", "--skip-naive")
+    assert (quick.batch, quick.tokens, quick.rounds) == ([2, 4], 5, 1)
+    assert "naive" not in quick.systems
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--tokens", "1"], "must be 2 or more"),
+        (["--rank", "6"], "choose from"),
+        (["--systems", "naive", "--skip-naive"], "leaves none"),
+        (["--json", "/no/such/folder/x"], "a folder that exists"),
+    ],
+)
+def test_bad_options(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        options(*arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_environment() -> None:
+    base = {"VLLM_PLUGINS": "x", "VLLM_COLD": "0", "OMP_WAIT_POLICY": "active", "HOME": "/h"}
+    for family in e2e_worker.FAMILIES:
+        env = bench.environment(family, 2, base)
+        assert env["HOME"] == "/h" and env["VLLM_CPU_KVCACHE_SPACE"] == "2"
+        assert not {"VLLM_COLD", "OMP_WAIT_POLICY"} & set(env)
+        assert env.get("VLLM_PLUGINS") == (None if family == "plugin" else "")
+    assert {system.family for system in bench.SYSTEMS.values()} == set(e2e_worker.FAMILIES)
+    assert {system.mode for system in bench.SYSTEMS.values()} == set(e2e_worker.MODES)
+
+
+def test_kv_cache_size() -> None:
+    config = {
+        "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "num_hidden_layers": 30,
+    }  # fmt: skip
+    block = 128 * 2 * 30 * 3 * 64 * 4
+    fits = 2**30 // block - 1
+    assert bench.kv_gib(config, 4, [(fits, 128), (1, 1)]) == 1
+    assert bench.kv_gib(config, 4, [(1, 1), (fits, 129)]) == 2
+    assert bench.kv_gib(config, 2, [(fits, 129)]) == 1
+
+
+def test_widening_keeps_the_function(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    bench.widen(SHIPPED, tmp_path / "wide", 16)
+    old, new = (
+        (
+            json.loads((folder / "adapter_config.json").read_text()),
+            load_file(folder / "adapter_model.safetensors"),
+        )
+        for folder in (SHIPPED, tmp_path / "wide")
+    )
+    assert new[0]["r"] == 16 and new[0]["lora_alpha"] / 16 == old[0]["lora_alpha"] / old[0]["r"]
+    assert new[1].keys() == old[1].keys()
+    for name in [name for name in old[1] if ".layers.7." in name and ".lora_A." in name]:
+        pair = name, name.replace(".lora_A.", ".lora_B.")
+        (a, b), (wide_a, wide_b) = ([w[n].double() for n in pair] for w in (old[1], new[1]))
+        assert wide_a.shape[0] == wide_b.shape[1] == 16
+        assert torch.allclose(wide_b @ wide_a, b @ a, rtol=0, atol=1e-12)
+    for change, message in (({"r": 32}, "rank=16"), ({"use_rslora": True}, "use_rslora=True")):
+        with pytest.raises(ValueError, match=message):
+            bench.widened({**old[0], **change}, 16)
+
+
+def test_naive_scores_are_the_method() -> None:
+    torch.manual_seed(0)
+    expert, amateur = 3 * torch.randn(2, 5, 300)
+    got = e2e_worker.scores(expert, amateur)
+    for row in range(5):
+        want = naive.score(expert[row], amateur[row], e2e_worker.ALPHA, e2e_worker.BETA)
+        assert torch.equal(want == -torch.inf, got[row] == -torch.inf)
+        finite = want > -torch.inf
+        assert torch.allclose(got[row][finite].double(), want[finite], atol=1e-5)
+    assert e2e_worker.scores(expert) is expert
+
+
+def test_small_parts() -> None:
+    assert bench.lengthen([[1, 2], [3]], 2, 4) == [[1, 2, 3, 1], [3, 1, 2, 3]]
+    assert bench.first_difference([1, 2, 3], [1, 2, 3]) is None
+    assert bench.first_difference([1, 2, 3], [1, 9, 9]) == 1
+    assert bench.agreement([[1, 2], [3, 4]], [[1, 9], [3, 4]]) == 0.75
+    assert bench.ratios([2.0, 9.0, 5.0], [1.0, 3.0]) == [2.0, 3.0]
+    assert [bench.short(x) for x in (0.0512, 0.9999, 1.234, 9.999, 99.99, 31234.5)] == [
+        "0.051", "1.00", "1.23", "10.0", "100", "31234",
+    ]  # fmt: skip
+    assert bench.spread_text([]) == "-" and bench.spread_text([0.5], 1e3) == "500 (500-500)"
+    times = e2e_worker.stamped(10.0, [[11.0, 13.0], [12.0, 14.0]])
+    assert times == {"seconds": 4.0, "first": [1.0, 2.0], "last": [3.0, 4.0]}
+    assert (e2e_worker.peak_memory() or 1) > 0
+
+
+def test_a_job_keeps_medians() -> None:
+    system = bench.SYSTEMS["cold"]
+    job = bench.Job(system, "x", PROMPTS[:3], 3, 1, 3)
+    job.record({"seconds": 9.0, "first": [1, 2, 6], "last": [3, 8, 9], "blocks": 12})
+    assert (job.seconds, job.ttft, job.tpot) == ([9.0], [2], [1.5])  # steps of 1, 3 and 1.5
+    assert bench.blocks_text(job) == "4.00" and bench.blocks_text(None) == "-"
+    # One token has no time for each further one.
+    single = bench.Job(system, "x", PROMPTS[:1], 1, 1, 1)
+    single.record(answer([[5]]))
+    assert single.tpot == []
+
+
+def test_repeated_runs_are_compared() -> None:
+    job = bench.Job(bench.SYSTEMS["naive"], "x", PROMPTS[:2], 3, 1, 2)
+    assert job.compare([[1, 2], [3, 4]], 2) == []
+    assert job.compare([[1, 2, 5], [3, 4, 6]], 3) == []
+    assert job.output == [[1, 2, 5], [3, 4, 6]]  # the longer one counts from now on
+    assert "other tokens" in job.compare([[1, 2, 5], [3, 4, 7]], 3)[0]
+    assert "did not generate 3" in job.compare([[1, 2], [3, 4]], 3)[0]
+    assert "did not generate 3" in job.compare([[1, 2, 5]], 3)[0]
+
+
+def test_rounds_and_batches() -> None:
+    chosen = options("--tokens", "4", "--rounds", "3", "--batch", "2")
+    jobs = bench.make_jobs(chosen.systems, PROMPTS, 2, chosen)
+    workers: Any = FakeWorkers()
+    said: list[str] = []
+    assert bench.measure(jobs, workers, random.Random(0), "t", said.append) == []
+    # Stock base has twice the batch in addition; naive warms up shortly and runs twice.
+    assert workers.calls.count(("stock-base", "base", 4, 4)) == 4
+    assert workers.calls.count(("stock-base", "base", 2, 4)) == 4
+    assert workers.calls.count(("naive", "cold", 2, 4)) == 2
+    assert workers.calls.count(("naive", "cold", 2, 2)) == 1
+    assert workers.calls.count(("plugin", "cold", 2, 4)) == 4
+    assert len(said) == len(workers.calls) and said[-1].endswith("of 3")
+    timed = workers.calls[8:]
+    assert timed[:8] != timed[8:16]  # in another order
+    assert bench.naive_rounds(32, 2) == 1 and bench.naive_rounds(8, 2) == 2
+    assert bench.DOUBLED not in bench.make_jobs(["stock-base"], PROMPTS, 2, chosen)
+    wrong: Any = FakeWorkers(wrong_after=10)
+    problems = bench.measure(jobs, wrong, random.Random(0), "t", said.append)
+    assert problems and all("other tokens" in problem for problem in problems)
+
+
+def test_only_ties_may_differ() -> None:
+    jobs = measured({})
+    cold, naive_job = jobs["plugin CoLD"], jobs["naive CoLD"]
+    asked: list[Any] = []
+
+    def gap(size: float) -> Any:
+        return lambda *arguments: (asked.append(arguments), size)[1]
+
+    problems, notes = bench.check_batch("float32", 1, jobs, gap(0.0))
+    assert problems == [] and asked == [] and notes[0].count("100.0%") == 3
+    cold.output = [[0, 1, 77, 3]]
+    problems, notes = bench.check_batch("float32", 1, jobs, gap(5e-4))
+    assert problems == [] and asked == [("cold", [1, 2, 3, 0, 1], [2, 77])]
+    assert "5.0e-04 apart" in notes[-2] and "75.0%" in notes[-1]
+    for size in (2e-3, float("inf")):
+        problems, _ = bench.check_batch("float32", 1, jobs, gap(size))
+        assert len(problems) == 1 and "part at token 3 of request 1" in problems[0]
+    assert bench.check_batch("bfloat16", 1, jobs, gap(1.0))[0] == []
+    assert naive_job.output == [[0, 1, 2, 3]]
+
+
+SECONDS = {
+    "stock-base base": 1.0,
+    "stock-lora base": 2.0,
+    "stock-lora adapter": 4.0,
+    "plugin base": 2.02,
+    "plugin adapter": 2.2,
+    "plugin cold": 1.9,
+    "naive cold": 9.0,
+}
+
+
+def test_targets() -> None:
+    found = {t.text: t for t in bench.targets(1, measured(SECONDS))}
+    verdicts = {text: (t.values[0], t.verdict) for text, t in found.items()}
+    assert verdicts == {
+        "plugin CoLD / stock adapter, seconds": (1.9 / 4, "met"),
+        "plugin CoLD / stock base at batch 2, seconds": (1.9, "missed"),
+        "plugin adapter / plugin base, seconds": (2.2 / 2.02, "met"),
+        "plugin base / stock LoRA base, seconds": (2.02 / 2.0, "missed"),
+        "plugin adapter / stock adapter, seconds": (2.2 / 4, "met"),
+        "plugin CoLD / naive CoLD, tokens per second": (9.0 / 1.9, "missed"),
+    }
+    faster = {t.text: t.verdict for t in bench.targets(8, measured(SECONDS, batch=1))}
+    assert faster["plugin CoLD / naive CoLD, tokens per second"] == "met"  # 4 is enough at 8
+    assert [t.verdict for t in bench.targets(32, measured(SECONDS)) if t.at_least] == ["no target"]
+    assert bench.targets(1, measured(SECONDS, "--systems", "cold")) == []
+    assert bench.Target("", [1.004], 1.0).verdict == "met"  # as printed
+
+
+def test_tables_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    slow = {name: 5 * seconds for name, seconds in SECONDS.items()}
+    table = {(dtype, 1): measured(slow) for dtype in bench.DTYPES}
+    console = Console(width=bench.WIDTH)
+    bench.show_speeds(console, table)
+    bench.show_targets(console, table)
+    grown = {1: table["float32", 1]}
+    findings = bench.Findings(table, grown, grown)
+    findings.peaks, findings.gib = {"float32": {"naive": 3 * 2**29}}, {"float32": 1}
+    bench.show_memory(console, findings)
+    bench.show_growth(console, "float32", findings)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 100 and "\u2026" not in printed
+    row = next(line for line in printed.splitlines() if "plugin CoLD" in line)
+    # Seconds, TTFT, TPOT, tokens per second (4 tokens), ratio.
+    numbers = [cell for cell in row.split()[2:] if "(" not in cell]
+    assert numbers == ["9.50", "4750", "1583", "0.42", "0.47"]
+    assert "1.50" in printed and "2.00" in printed and "no target" not in printed
+
+
+class FakePool(FakeWorkers):
+    """Stands for ``bench.Workers``; the plugin's CoLD is wrong in its first token if asked to."""
+
+    wrong = False
+
+    def __init__(self, settings: Any, gib: int, folder: Path, say: Any) -> None:
+        super().__init__(SECONDS)
+        adapter = json.loads((Path(settings["adapter"]) / "adapter_config.json").read_text())
+        assert adapter["r"] == settings["rank"] == 16
+        self.running: dict[str, Any] = {}
+        self.facts, self.idle, self.peak = {"threads": 2}, (10.0, 0.01), 2**30
+
+    def __enter__(self) -> FakePool:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def close(self) -> None: ...
+
+    def get(self, family: str) -> FakePool:
+        self.running[family] = self
+        super().get(family)
+        return self
+
+    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        if do == "gap":
+            return {"gap": 1.0}
+        reply = super().ask(do, **arguments)
+        if self.wrong and (self.family, arguments["mode"]) == ("plugin", "cold"):
+            reply["tokens"][0][0] = 99
+        return reply
+
+
+@pytest.mark.parametrize("wrong", [False, True])
+def test_no_speeds_beside_wrong_results(
+    wrong: bool,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from examples import smollm2
+
+    monkeypatch.setattr(smollm2, "model_path", lambda: tiny / "model")
+    monkeypatch.setattr(bench, "quiet", lambda: None)
+    monkeypatch.setattr(bench, "Workers", FakePool)
+    monkeypatch.setattr(FakePool, "wrong", wrong)
+    status = bench.main(["--quick", "--json", str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    saved = json.loads((tmp_path / "out.json").read_text())
+    if wrong:
+        assert status == 1 and "No speeds are shown" in printed
+        assert "part at token 1 of request 1" in printed
+        assert "TTFT" not in printed and list(saved) == ["problems"]
+        return
+    assert status == 0 and "Growth with prompt tokens" in printed
+    assert "idle workers used at most 0.1% of a core" in printed
+    runs = [(run["dtype"], run["batch"], run["system"]) for run in saved["runs"]]
+    assert len(runs) == len(set(runs)) == 2 * 2 * 8
+    assert len(saved["targets"]) == 2 * 2 * 6 and saved["peak bytes"]["bfloat16"]["naive"] == 2**30
+    assert [run["adapters"] for run in saved["growth with adapters"]] == [1] * 3 + [2] * 3
+    assert {run["prompt_tokens"][3] for run in saved["growth with prompts"]} == {64}
+
+
+def test_what_a_worker_died_of_is_told(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="family='no': must be one of stock-base"):
+        bench.Worker({"family": "no"}, dict(os.environ), tmp_path / "log")
+    lost = {**os.environ, "PYTHONPATH": "", "PYTHONHOME": "/no/such/python"}
+    with pytest.raises(RuntimeError, match="the worker naive failed"):
+        bench.Worker({"family": "naive"}, lost, tmp_path / "log")

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multi-LoRA in C++ (csrc/cpu/lora.h), as torch operators that compiled models can call.
+
+In ``torch.ops.vllm_cold``: ``lora_linear(y, x, layer, scale)``, ``lora_shrink(hidden, x, layer,
+scale)`` and ``lora_expand(y, hidden, layer, column, add)``. They change their first argument in
+place. ``layer`` is a ``Layer.table``; which rows have which adapter is what its ``Plan`` says at
+the time of the call.
+"""
+
+import ctypes
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vllm_cold.ops import cpu_library
+
+MAX_RANK = 512
+
+# lora_torch.cpp's struct Torch, in its order.
+_TORCH_FUNCTIONS = (
+    "aoti_torch_get_data_ptr",
+    "aoti_torch_get_dim",
+    "aoti_torch_get_sizes",
+    "aoti_torch_get_strides",
+    "aoti_torch_get_dtype",
+    "aoti_torch_delete_tensor_object",
+    "aoti_torch_check",
+)
+_OPERATORS = {
+    "lora_linear": "(Tensor(a!) y, Tensor x, Tensor layer, float scale) -> ()",
+    "lora_shrink": "(Tensor(a!) hidden, Tensor x, Tensor layer, float scale) -> ()",
+    "lora_expand": "(Tensor(a!) y, Tensor hidden, Tensor layer, int column, bool add) -> ()",
+}
+_registered: list[object] = []  # what has to live as long as the operators
+
+
+@cache
+def missing() -> str | None:
+    """Why it cannot run here, in a sentence with the remedy; None if it can. Then it is loaded."""
+    reason = cpu_library.missing()
+    if reason is not None:
+        return reason
+    if sys.byteorder != "little":
+        return "It is written for little-endian machines: LoRA is computed by torch operations."
+    try:
+        _register()
+    except (OSError, AttributeError, RuntimeError) as error:
+        return (
+            f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
+        )
+    return None
+
+
+def _register() -> None:
+    """Define the operators and give their kernels to torch, through its C interface; once."""
+    if _registered:
+        return
+    torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+    ours = cpu_library.library()
+    functions = (ctypes.c_void_p * len(_TORCH_FUNCTIONS))(
+        *(_address(getattr(torch_library, name)) for name in _TORCH_FUNCTIONS)
+    )
+    dtypes = (ctypes.c_int32 * 3)(
+        *(
+            getattr(torch_library, f"aoti_torch_dtype_{str(dtype)[6:]}")()
+            for dtype in cpu_library.DTYPES
+        )
+    )
+    ours.vllm_cold_lora_connect(functions, dtypes, cpu_library.best_isa())
+    ours.vllm_cold_lora_plan.restype = ctypes.c_int64
+    ours.vllm_cold_lora_plan.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    ours.vllm_cold_lora_plan_size.restype = ctypes.c_int64
+    ours.vllm_cold_lora_plan_size.argtypes = [ctypes.c_int64]
+
+    # torch.library is untyped.
+    definitions = torch.library.Library("vllm_cold", "FRAGMENT")  # type: ignore[no-untyped-call]
+    kernels = ctypes.c_void_p()
+    _succeed(
+        torch_library.aoti_torch_library_init_impl(
+            b"vllm_cold", b"CPU", __file__.encode(), 0, ctypes.byref(kernels)
+        )
+    )
+    for name, signature in _OPERATORS.items():
+        definitions.define(name + signature)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"vllm_cold::{name}", _no_result, lib=definitions)
+        _succeed(
+            torch_library.aoti_torch_library_impl(
+                kernels, name.encode(), _address(getattr(ours, f"vllm_cold_{name}_op"))
+            )
+        )
+    _registered.extend((definitions, kernels))
+
+
+def _address(function: object) -> ctypes.c_void_p:
+    return ctypes.cast(function, ctypes.c_void_p)  # type: ignore[arg-type]
+
+
+def _succeed(status: int) -> None:
+    if status != 0:
+        raise RuntimeError("torch refused to register a kernel")
+
+
+def _no_result(*arguments: object) -> None:
+    """Shapes of the results, for tracing: there are none."""
+
+
+class Plan:
+    """Which rows of a batch belong to which adapter; written once per step.
+
+    Attributes:
+        buffer: int64, the C++ struct of the same name. Its address stays.
+        num_rows: How many rows have an adapter.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        """Room for batches of up to ``max_tokens`` rows; at first the plan is empty."""
+        self._library = cpu_library.library()
+        size = self._library.vllm_cold_lora_plan_size(max_tokens)
+        self.buffer = torch.zeros(size, dtype=torch.int64)
+        self.buffer[3] = max_tokens
+        self.num_rows = 0
+
+    def set(self, slots: Tensor) -> None:
+        """Group the rows of a batch by adapter.
+
+        Args:
+            slots: [T] int64 on the CPU, contiguous: each row's adapter slot, negative for none.
+
+        Raises:
+            ValueError: if there are more rows than ``max_tokens``.
+        """
+        self.num_rows = self._library.vllm_cold_lora_plan(
+            self.buffer.data_ptr(), slots.data_ptr(), len(slots)
+        )
+        if self.num_rows < 0:
+            self.num_rows = 0
+            raise ValueError(
+                f"vllm-cold: a batch of {len(slots)} rows, and room for {self.buffer[3]} was made"
+            )
+
+
+class Layer:
+    """The stacked adapter weights of one layer, for the operators.
+
+    Attributes:
+        table: int64, the C++ struct of the same name: the ``layer`` of the operators. It has the
+            addresses of weights and plan, and is good as long as this object lives.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        a_stacked: Sequence[Tensor],
+        b_stacked: Sequence[Tensor],
+        output_slices: Sequence[int],
+    ) -> None:
+        """Describe weights, which stay where they are and may change.
+
+        Args:
+            plan: Of the batches that this layer will see.
+            a_stacked: For each slice [S, 1, r, K] or [S, r, K]; empty if only ``lora_expand`` is
+                to be called.
+            b_stacked: For each slice [S, 1, N, r] or [S, N, r].
+            output_slices: Columns of the output that each slice has; N may be smaller or larger
+                (padding), then the common ones count.
+
+        Raises:
+            ValueError: if the weights are of no known dtype, are not contiguous, do not fit each
+                other, or have a rank above ``MAX_RANK``.
+        """
+        self._kept = (plan, tuple(a_stacked), tuple(b_stacked))  # the table has their addresses
+        for weight in (*a_stacked, *b_stacked):
+            if weight.dtype not in cpu_library.DTYPES or weight.dtype != b_stacked[0].dtype:
+                raise ValueError(
+                    f"vllm-cold: LoRA weights of {weight.dtype}; allowed are float32, bfloat16 and "
+                    "float16, the same in all slices"
+                )
+            if not weight.is_contiguous():
+                raise ValueError("vllm-cold: LoRA weights must be contiguous")
+        inputs = {a.shape[-1] for a in a_stacked} or {0}
+        a_ranks = {a.shape[-2] for a in a_stacked} or {0}
+        b_ranks = {b.shape[-1] for b in b_stacked}
+        if any(len(sizes) != 1 for sizes in (inputs, a_ranks, b_ranks)):
+            raise ValueError("vllm-cold: the slices of a LoRA layer differ in rank or input size")
+        if max(*a_ranks, *b_ranks) > MAX_RANK:
+            raise ValueError(f"vllm-cold: LoRA rank {max(*a_ranks, *b_ranks)}; up to {MAX_RANK}")
+        table = [
+            plan.buffer.data_ptr(),
+            cpu_library.DTYPES[b_stacked[0].dtype],
+            *inputs,
+            *a_ranks,
+            *b_ranks,
+            len(b_stacked),
+        ]
+        column = 0
+        for index, (b, size) in enumerate(zip(b_stacked, output_slices, strict=True)):
+            a = a_stacked[index] if a_stacked else None
+            table += [0, 0] if a is None else [a.data_ptr(), a[0].numel()]
+            table += [b.data_ptr(), b[0].numel(), min(b.shape[-2], size), column]
+            column += size
+        self.table = torch.tensor(table, dtype=torch.int64)
+
+
+__all__ = ["MAX_RANK", "Layer", "Plan", "missing"]

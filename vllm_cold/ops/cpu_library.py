@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The library of C++ kernels for CPUs (csrc/cpu): found, checked and loaded.
+
+It is called through ctypes, with the addresses of tensors, and uses torch's threads.
+"""
+
+import ctypes
+import logging
+from functools import cache
+from pathlib import Path
+
+import torch
+
+# Below "vllm." so that a server's logging shows it.
+logger = logging.getLogger("vllm." + __name__)
+
+# csrc/cpu/library.h
+_INTERFACE = 2
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+ISAS = ("portable", "avx2", "avx512", "avx512bf16")
+
+PATH = Path(__file__).with_name("_cpu.so")
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        OSError: if it does not load; says why.
+    """
+    # torch's OpenMP runtime is in the process by now (torch is imported above) for all to see.
+    loaded = ctypes.CDLL(str(PATH))
+    interface = getattr(loaded, "vllm_cold_interface", None)
+    if interface is None or interface() != _INTERFACE:
+        raise OSError("it belongs to another version of this package")
+    if not loaded.vllm_cold_has_threads():
+        logger.warning("vllm-cold: torch has no OpenMP runtime here: kernels run on one thread.")
+    loaded.vllm_cold_best_isa.restype = ctypes.c_int32
+    return loaded
+
+
+def missing() -> str | None:
+    """Why the library cannot be used, with the remedy; None if it can."""
+    if not PATH.exists():
+        return (
+            "Its library was not built: reinstall vllm-cold where a C++ compiler (g++) is; "
+            "pip install -v says what went wrong."
+        )
+    try:
+        library()
+    except OSError as error:
+        return f"Its library does not load ({error}): reinstall vllm-cold on this machine."
+    return None
+
+
+def best_isa() -> int:
+    """The best instruction set that this CPU has, as an index of ``ISAS``."""
+    return int(library().vllm_cold_best_isa())
