@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two processes that share each layer give the tokens of one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.test_reference import CASES, decode, traces
+from tests.naive import NaiveCold, assert_same_tokens
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("fully_sharded_loras", [False, True])
+def test_tensor_parallel(
+    make_llm: Any,
+    tiny: Path,
+    naive: NaiveCold,
+    fully_sharded_loras: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fully sharded adapters are computed in halves, with communication between them."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
+    cases = CASES[:24]
+    llm = make_llm(
+        tensor_parallel_size=2,
+        fully_sharded_loras=fully_sharded_loras,
+        max_loras=2,
+        enforce_eager=False,
+        kv_cache_memory_bytes=2**26,
+    )
+    assert llm.llm_engine.vllm_config.compilation_config.mode.name != "NONE"
+    assert_same_tokens(decode(llm, tiny, cases), traces(naive, cases))
