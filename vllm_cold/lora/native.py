@@ -39,6 +39,16 @@ _registered: list[object] = []  # what has to live as long as the operators
 
 
 @cache
+def _library() -> ctypes.CDLL:
+    library = cpu_library.library()
+    library.vllm_cold_lora_plan.restype = ctypes.c_int64
+    library.vllm_cold_lora_plan.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
+    library.vllm_cold_lora_plan_size.restype = ctypes.c_int64
+    library.vllm_cold_lora_plan_size.argtypes = [ctypes.c_int64]
+    return library
+
+
+@cache
 def missing() -> str | None:
     """Why it cannot run here, in a sentence with the remedy; None if it can. Then it is loaded."""
     reason = cpu_library.missing()
@@ -60,7 +70,7 @@ def _register() -> None:
     if _registered:
         return
     torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    ours = cpu_library.library()
+    ours = _library()
     functions = (ctypes.c_void_p * len(_TORCH_FUNCTIONS))(
         *(_address(getattr(torch_library, name)) for name in _TORCH_FUNCTIONS)
     )
@@ -71,10 +81,6 @@ def _register() -> None:
         )
     )
     ours.vllm_cold_lora_connect(functions, dtypes, cpu_library.best_isa())
-    ours.vllm_cold_lora_plan.restype = ctypes.c_int64
-    ours.vllm_cold_lora_plan.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    ours.vllm_cold_lora_plan_size.restype = ctypes.c_int64
-    ours.vllm_cold_lora_plan_size.argtypes = [ctypes.c_int64]
 
     # torch.library is untyped.
     definitions = torch.library.Library("vllm_cold", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -118,8 +124,7 @@ class Plan:
 
     def __init__(self, max_tokens: int) -> None:
         """Room for batches of up to ``max_tokens`` rows; at first the plan is empty."""
-        self._library = cpu_library.library()
-        size = self._library.vllm_cold_lora_plan_size(max_tokens)
+        size = _library().vllm_cold_lora_plan_size(max_tokens)
         self.buffer = torch.zeros(size, dtype=torch.int64)
         self.buffer[3] = max_tokens
         self.num_rows = 0
@@ -133,7 +138,7 @@ class Plan:
         Raises:
             ValueError: if there are more rows than ``max_tokens``.
         """
-        self.num_rows = self._library.vllm_cold_lora_plan(
+        self.num_rows = _library().vllm_cold_lora_plan(
             self.buffer.data_ptr(), slots.data_ptr(), len(slots)
         )
         if self.num_rows < 0:
