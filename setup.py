@@ -3,7 +3,7 @@
 
 The libraries are loaded by path and use neither Python's nor torch's C interface: one file name and
 one wheel serve every Python and torch. Where one cannot be built the package installs without it
-(``pip install -v`` shows why), scoring runs as torch operations, and the log says so.
+(``pip install -v`` shows why), torch operations take their place, and the log says so.
 """
 
 import logging

@@ -183,8 +183,11 @@ def base(buffers: Buffers) -> Call:
 
 
 def systems(buffers: Buffers) -> dict[str, Call]:
-    """Those that there are for this layer: an embedding has no product."""
-    made = {CPP: cpp(buffers), TORCH: grouped(buffers), STOCK: stock(buffers)}
+    """Those that there are: an embedding has no product."""
+    made = {CPP: cpp(buffers), TORCH: grouped(buffers)}
+    # Stock copies B for each row: gigabytes, for a vocabulary.
+    if buffers.load.layer != "logits" or buffers.load.rows * buffers.load.rank <= 1024:
+        made[STOCK] = stock(buffers)
     if buffers.load.layer != "embedding":
         made[BASE] = base(buffers)
     return made
@@ -286,13 +289,10 @@ def row(load: Workload, times: dict[str, list[float]], machine: Machine) -> list
         f"{machine.share(load, taken[0]):.2f}",
     ]
     for other in (STOCK, TORCH):
-        ratios = [a / b for a, b in zip(times[other], times[CPP], strict=True)]
-        cells.append(f"{spread(ratios)[0]:.1f}")
-    if BASE in times:
-        ratios = [a / b for a, b in zip(times[CPP], times[BASE], strict=True)]
-        cells.append("{:.2f} ({:.2f}-{:.2f})".format(*spread(ratios)))
-    else:
-        cells.append("")
+        ratios = [a / b for a, b in zip(times.get(other, ()), times[CPP], strict=False)]
+        cells.append(f"{spread(ratios)[0]:.1f}" if ratios else "")
+    ratios = [a / b for a, b in zip(times[CPP], times.get(BASE, ()), strict=False)]
+    cells.append("{:.2f} ({:.2f}-{:.2f})".format(*spread(ratios)) if ratios else "")
     return cells
 
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// The logits' dtypes, as they lie in memory. Each instruction set's file has these types for itself.
+// The dtypes of logits, weights and activations, as they lie in memory. Each instruction set's file has these types for itself.
 #pragma once
 
 #include <cstdint>

@@ -235,14 +235,10 @@ int32_t run(Job& job, bool shrinks, bool expands, int64_t threads) {
     return kLoraOk;
 }
 
-// Whether a matrix has the plan's rows, and the columns that the layer reads or writes.
+// Whether a matrix has as many rows as the plan, and the columns that the layer reads or writes.
 int32_t check(const Plan* plan, const Matrix* matrix, int64_t columns) {
     if (matrix->columns < columns || matrix->dtype < 0 || matrix->dtype > 2) return kLoraShape;
-    for (int64_t g = 0; g < plan->num_groups; ++g) {
-        const Plan::Group& group = plan->groups()[g];
-        if (plan->rows()[group.start + group.count - 1] >= matrix->rows) return kLoraRows;
-    }
-    return kLoraOk;
+    return matrix->rows == plan->num_tokens ? kLoraOk : kLoraRows;
 }
 
 int64_t last_column(const Layer* layer) {

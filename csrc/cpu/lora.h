@@ -24,7 +24,8 @@ struct Plan {
 // The stacked weights of one layer: A [slots, ranks, inputs] and B [slots, outputs, ranks] for each of
 // the slices whose outputs lie side by side (q, k, v; gate, up).
 struct Layer {
-    int64_t plan;  // address of the Plan of each step
+    int64_t process;  // a number of the process that the addresses are of
+    int64_t plan;     // address of the Plan of each step
     int64_t dtype;
     int64_t inputs;
     int64_t a_ranks, b_ranks;  // they differ where ranks are split over processes
@@ -42,7 +43,7 @@ struct Layer {
 enum LoraStatus : int32_t {
     kLoraOk = 0,
     kLoraShape = 1,     // an input or output does not fit the layer
-    kLoraRows = 2,      // the plan has rows that the input does not have
+    kLoraRows = 2,      // the plan is of another number of rows
     kLoraNoMemory = 3,
 };
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // Both products for a block of rows, written once for all instruction sets. A file that includes this
-// has selected its instruction set and defined `Vec` before (see scoring_passes.h), and `Dot<X, W>`,
+// has selected its instruction set and defined `Vec` before (vec_*.h), and `Dot<X, W>`,
 // which says how a row of X and one of W are multiplied: STEP elements at a time, as values of type V.
 //
 // Sums run over k and r in an order that does not depend on how many rows there are, so a row's result

@@ -26,15 +26,20 @@ struct Torch {
 Torch torch;
 int32_t dtypes[3];  // torch's numbers for ours
 int32_t isa;
+int64_t process;
 
 constexpr const char* kMessages[] = {
     "",
     "vllm-cold: an input or output of a LoRA layer does not fit the layer's weights",
-    "vllm-cold: the batch of this step has more rows than a LoRA layer was given",
+    "vllm-cold: a LoRA layer was given another number of rows than this step's batch has",
     "vllm-cold: no memory for a LoRA layer's intermediate results",
-    "vllm-cold: a LoRA layer's tensor is not float32, bfloat16 or float16 with contiguous rows",
+    "vllm-cold: a LoRA layer's tensor is not a matrix of float32, bfloat16 or float16 with contiguous "
+    "rows",
+    "vllm-cold: a LoRA layer's intermediate results are not contiguous float32 of the layer's size",
+    "vllm-cold: a compiled model has addresses of another process; clear vLLM's compilation cache "
+    "(VLLM_CACHE_ROOT), and leave max_autotune off",
 };
-constexpr int32_t kTensor = 4;
+constexpr int32_t kTensor = 4, kHidden = 5, kProcess = 6;
 
 void* data_of(Tensor tensor) {
     void* data = nullptr;
@@ -42,23 +47,44 @@ void* data_of(Tensor tensor) {
     return data;
 }
 
-// [rows, columns], or with a batch dimension in front, whose rows follow each other.
-bool matrix_of(Tensor tensor, Matrix* matrix) {
+struct View {
     int64_t dim = 0, *sizes = nullptr, *strides = nullptr;
     int32_t dtype = 0;
-    if (torch.get_dim(tensor, &dim) != 0 || torch.get_sizes(tensor, &sizes) != 0 ||
-        torch.get_strides(tensor, &strides) != 0 || torch.get_dtype(tensor, &dtype) != 0)
-        return false;
-    if (dim != 2) return false;
+
+    explicit View(Tensor tensor) {
+        if (torch.get_sizes(tensor, &sizes) == 0 && torch.get_strides(tensor, &strides) == 0 &&
+            torch.get_dtype(tensor, &dtype) == 0 && torch.get_dim(tensor, &dim) == 0)
+            return;
+        dim = 0;
+    }
+};
+
+bool matrix_of(Stack item, Matrix* matrix) {
+    const Tensor tensor = reinterpret_cast<Tensor>(item);
+    const View view(tensor);
+    if (view.dim != 2) return false;
     int32_t known = 0;
-    while (known < 3 && dtypes[known] != dtype) ++known;
-    if (known == 3 || (strides[1] != 1 && sizes[1] > 1)) return false;
-    *matrix = {data_of(tensor), sizes[0], sizes[1], strides[0], known};
+    while (known < 3 && dtypes[known] != view.dtype) ++known;
+    if (known == 3 || (view.strides[1] != 1 && view.sizes[1] > 1)) return false;
+    *matrix = {data_of(tensor), view.sizes[0], view.sizes[1], view.strides[0], known};
     return true;
 }
 
+// A tensor of `count` floats that follow each other; null if it is none.
+float* floats_of(Stack item, int64_t count) {
+    const Tensor tensor = reinterpret_cast<Tensor>(item);
+    const View view(tensor);
+    int64_t following = 1;
+    for (int64_t d = view.dim; d-- > 0; following *= view.sizes[d])
+        if (view.sizes[d] != 1 && view.strides[d] != following && count != 0) return nullptr;
+    if (view.dim == 0 || view.dtype != dtypes[kFloat32] || following != count) return nullptr;
+    return static_cast<float*>(data_of(tensor));
+}
+
+// Null if the table is another process's.
 const Layer* layer_of(Stack item) {
-    return static_cast<const Layer*>(data_of(reinterpret_cast<Tensor>(item)));
+    const Layer* layer = static_cast<const Layer*>(data_of(reinterpret_cast<Tensor>(item)));
+    return layer->process == process ? layer : nullptr;
 }
 
 int32_t threads() { return have_threads() ? omp_get_max_threads() : 1; }
@@ -78,45 +104,53 @@ float float_of(Stack item) {
 
 }  // namespace
 
-// functions: of Torch. dtype_numbers: torch's for float32, bfloat16, float16.
+// functions: of Torch. dtype_numbers: torch's for float32, bfloat16, float16. process_number: what the
+// tables of this process have.
 VLLM_COLD_EXPORT void vllm_cold_lora_connect(const Torch* functions, const int32_t* dtype_numbers,
-                                             int32_t instruction_set) {
+                                             int32_t instruction_set, int64_t process_number) {
     torch = *functions;
     for (int i = 0; i < 3; ++i) dtypes[i] = dtype_numbers[i];
     isa = instruction_set;
+    process = process_number;
 }
 
 // lora_linear(Tensor(a!) y, Tensor x, Tensor layer, float scale) -> ()
 VLLM_COLD_EXPORT void vllm_cold_lora_linear_op(Stack* stack, uint64_t, uint64_t) {
-    Matrix y, x;
-    int32_t status = kTensor;
-    if (matrix_of(reinterpret_cast<Tensor>(stack[0]), &y) &&
-        matrix_of(reinterpret_cast<Tensor>(stack[1]), &x))
-        status = vllm_cold_lora_linear(layer_of(stack[2]), &y, &x, float_of(stack[3]), isa,
-                                       threads());
-    finish(stack, 3, status);
+    const auto run = [&] {
+        const Layer* layer = layer_of(stack[2]);
+        if (layer == nullptr) return kProcess;
+        Matrix y, x;
+        if (!matrix_of(stack[0], &y) || !matrix_of(stack[1], &x)) return kTensor;
+        return vllm_cold_lora_linear(layer, &y, &x, float_of(stack[3]), isa, threads());
+    };
+    finish(stack, 3, run());
 }
 
 // lora_shrink(Tensor(a!) hidden, Tensor x, Tensor layer, float scale) -> ()
 VLLM_COLD_EXPORT void vllm_cold_lora_shrink_op(Stack* stack, uint64_t, uint64_t) {
-    Matrix x;
-    int32_t status = kTensor;
-    if (matrix_of(reinterpret_cast<Tensor>(stack[1]), &x))
-        status = vllm_cold_lora_shrink(
-            layer_of(stack[2]),
-            static_cast<float*>(data_of(reinterpret_cast<Tensor>(stack[0]))), &x,
-            float_of(stack[3]), isa, threads());
-    finish(stack, 3, status);
+    const auto run = [&] {
+        const Layer* layer = layer_of(stack[2]);
+        if (layer == nullptr) return kProcess;
+        Matrix x;
+        if (!matrix_of(stack[1], &x)) return kTensor;
+        float* hidden = floats_of(stack[0], layer->num_slices * x.rows * layer->a_ranks);
+        if (hidden == nullptr) return kHidden;
+        return vllm_cold_lora_shrink(layer, hidden, &x, float_of(stack[3]), isa, threads());
+    };
+    finish(stack, 3, run());
 }
 
 // lora_expand(Tensor(a!) y, Tensor hidden, Tensor layer, int column, bool add) -> ()
 VLLM_COLD_EXPORT void vllm_cold_lora_expand_op(Stack* stack, uint64_t, uint64_t) {
-    Matrix y;
-    int32_t status = kTensor;
-    if (matrix_of(reinterpret_cast<Tensor>(stack[0]), &y))
-        status = vllm_cold_lora_expand(
-            layer_of(stack[2]), &y,
-            static_cast<const float*>(data_of(reinterpret_cast<Tensor>(stack[1]))),
-            static_cast<int64_t>(stack[3]), (stack[4] & 0xFF) != 0, isa, threads());
-    finish(stack, 3, status);
+    const auto run = [&] {
+        const Layer* layer = layer_of(stack[2]);
+        if (layer == nullptr) return kProcess;
+        Matrix y;
+        if (!matrix_of(stack[0], &y)) return kTensor;
+        const float* hidden = floats_of(stack[1], layer->num_slices * y.rows * layer->b_ranks);
+        if (hidden == nullptr) return kHidden;
+        return vllm_cold_lora_expand(layer, &y, hidden, static_cast<int64_t>(stack[3]),
+                                     (stack[4] & 0xFF) != 0, isa, threads());
+    };
+    finish(stack, 3, run());
 }

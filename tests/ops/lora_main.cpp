@@ -67,7 +67,7 @@ struct Case {
     int64_t width, x_stride, y_stride;
 
     std::vector<int64_t> layer(const Plan* plan) const {
-        std::vector<int64_t> table = {reinterpret_cast<int64_t>(plan), a[0].dtype, inputs, ranks,
+        std::vector<int64_t> table = {0, reinterpret_cast<int64_t>(plan), a[0].dtype, inputs, ranks,
                                       ranks, static_cast<int64_t>(sizes.size())};
         int64_t column = 0;
         for (size_t s = 0; s < sizes.size(); ++s) {

@@ -344,17 +344,50 @@ def test_tensors_that_do_not_fit_are_errors() -> None:
     for y, x, says in (
         (case.y, case.x[:, :20], "does not fit the layer"),
         (case.y[:, :10], case.x, "does not fit the layer"),
-        (case.y, case.x[:2], "more rows"),
-        (case.y[:2], case.x, "more rows"),
+        (case.y, case.x[:2], "another number of rows"),
+        (case.y[:2], case.x, "another number of rows"),
+        (torch.cat([case.y, case.y]), torch.cat([case.x, case.x]), "another number of rows"),
         (case.y.double(), case.x, "float32, bfloat16 or float16"),
         (case.y, torch.randn(24, 3).T, "contiguous rows"),
-        (case.y, case.x[None], "float32, bfloat16 or float16"),
+        (case.y, case.x[None], "not a matrix of float32"),
     ):
         before = y.clone()
         with pytest.raises(RuntimeError, match=says):
             call(y, x, layer)
         assert torch.equal(y, before)
     call(case.y, case.x, layer)  # and it goes on
+
+
+def test_halves_that_do_not_fit_are_errors() -> None:
+    case = make_case(11, [0, 0, 0], 4, 24, (16, 8), torch.float32)
+    layer = case.layer()
+    for hidden in (
+        torch.zeros(2, 3, 4, dtype=torch.bfloat16),
+        torch.zeros(2, 3, 5),
+        torch.zeros(1, 3, 4),
+        torch.zeros(2, 3, 8)[:, :, ::2],
+        torch.zeros(3, 2, 4).transpose(0, 1),
+    ):
+        before = hidden.clone()
+        with pytest.raises(RuntimeError, match="contiguous float32 of the layer's size"):
+            torch.ops.vllm_cold.lora_shrink(hidden, case.x, layer.table, 1.0)
+        with pytest.raises(RuntimeError, match="contiguous float32 of the layer's size"):
+            torch.ops.vllm_cold.lora_expand(case.y, hidden, layer.table, 0, True)
+        assert torch.equal(hidden, before)
+
+
+def test_addresses_of_another_process_are_not_used() -> None:
+    case = make_case(13, [0], 4, 24, (16,), torch.float32)
+    layer = case.layer()
+    layer.table[0] += 1
+    hidden = torch.zeros(1, 1, 4)
+    for run_it in (
+        lambda: call(case.y, case.x, layer),
+        lambda: torch.ops.vllm_cold.lora_shrink(hidden, case.x, layer.table, 1.0),
+        lambda: torch.ops.vllm_cold.lora_expand(case.y, hidden, layer.table, 0, True),
+    ):
+        with pytest.raises(RuntimeError, match="addresses of another process"):
+            run_it()
 
 
 @pytest.mark.parametrize(

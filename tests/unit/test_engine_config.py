@@ -170,6 +170,30 @@ def test_the_choice_of_lora(monkeypatch: pytest.MonkeyPatch) -> None:
     assert platform_cpu.choice() == "torch"
 
 
+def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM has one for zentorch. One that brings its own LoRA class is not compiled either."""
+    from vllm import platforms
+    from vllm.platforms.cpu import CpuPlatform
+
+    from vllm_cold.bindings import platform_cpu
+
+    class Zen(CpuPlatform):
+        pass
+
+    class Own(CpuPlatform):
+        @classmethod
+        def get_punica_wrapper(cls) -> str:
+            return "their.own.Wrapper"
+
+    monkeypatch.delenv("VLLM_COLD_LORA", raising=False)
+    platform_cpu.install()
+    for platform, name in ((Zen, platform_cpu.WRAPPERS["cpp"]), (Own, "their.own.Wrapper")):
+        monkeypatch.setattr(platforms, "_current_platform", platform())
+        platform_cpu.install()
+        assert platform.get_punica_wrapper() == name
+        assert platform_cpu._is_stock(platform) == (platform is Zen)
+
+
 def test_the_wrapper_that_the_platform_names(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -13,7 +13,7 @@ from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from vllm_cold.bindings.punica_cpu import GroupedPunicaWrapperCPU
-from vllm_cold.bindings.punica_native import NativePunicaWrapperCPU
+from vllm_cold.bindings.punica_native import BoundLinear, NativePunicaWrapperCPU
 from vllm_cold.lora.grouped import expand_add, group_rows, shrink
 
 pytestmark = pytest.mark.unit
@@ -287,6 +287,31 @@ def test_logits_of_base_rows_alone(cls: Any) -> None:
     before = y.clone()
     punica.add_lora_logits(y, draw(2, 24), a, b, 0.5)
     assert torch.equal(before, y)
+
+
+def test_layers_get_objects_of_their_own_but_for_classification_heads() -> None:
+    """vLLM tells a head of its rows only if it has the very wrapper."""
+    from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
+
+    class Head(BaseLinearLayerWithLoRA):
+        def _apply_lora_to_output(self, x: Tensor, output: Tensor) -> Tensor:
+            raise AssertionError
+
+    punica = wrapper(NativePunicaWrapperCPU, [0, -1], 1)
+    a, b = weights(1, 4, 24, 30, torch.float32)
+    for kind in (BaseLinearLayerWithLoRA, Head):
+        layer = kind.__new__(kind)
+        torch.nn.Module.__init__(layer)
+        layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices = (a,), (b,), (30,)
+        layer.set_mapping(punica)
+        assert (layer.punica_wrapper is punica) == (kind is Head)
+    x, y = draw(2, 24), draw(2, 30)
+    transposed = x.T.contiguous().T  # neither is it contiguous, nor its rows
+    results = [y.clone(), y.clone()]
+    bound = BoundLinear(punica._tokens, (a,), (b,), (30,))
+    for given, result in zip((x, transposed), results, strict=True):
+        bound.add_lora_linear(result, given, (a,), (b,), 1.0, (30,))
+    assert torch.equal(*results) and not torch.equal(results[0], y)
 
 
 @ours

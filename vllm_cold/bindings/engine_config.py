@@ -108,8 +108,8 @@ def unsupported(config: "VllmConfig") -> str | None:
         return "LoRA is off; start the engine with enable_lora=True (--enable-lora)."
     if platform_cpu.uses_stock_lora():
         return (
-            f"{platform_cpu.ENV}=stock leaves LoRA on CPU to vLLM's own operations, which apply "
-            "adapters to rows of the base model too; unset it."
+            f"{platform_cpu.ENV}=stock leaves LoRA on CPU to vLLM's own operations, which CoLD "
+            "does not use (before 0.33 they give rows of the base model an adapter); unset it."
         )
     if scheduler.scheduler_cls is not None and not is_configured(config):
         return (

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("vllm." + __name__)
 
 ENV = "VLLM_COLD_LORA"
+_WRAPPER, _CONFIG = "get_punica_wrapper", "check_and_update_config"
 STOCK = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
 WRAPPERS = {
     "cpp": "vllm_cold.bindings.punica_native.NativePunicaWrapperCPU",
@@ -38,8 +39,20 @@ def install() -> None:
 
     if not current_platform.is_cpu():
         return
-    wrap(type(current_platform), "get_punica_wrapper", _make_wrapper)
-    wrap(type(current_platform), "check_and_update_config", _make_config)
+    wrap(_owner(current_platform, _WRAPPER), _WRAPPER, _make_wrapper)
+    wrap(_owner(current_platform, _CONFIG), _CONFIG, _make_config)
+
+
+def _owner(platform: Any, name: str) -> type:
+    """The class that defines a method: of vLLM's platforms for CPUs, some extend another."""
+    defining = (c for c in type(platform).__mro__ if name in vars(c))
+    return next(defining, type(platform))
+
+
+def _is_stock(cls: type[Any]) -> bool:
+    """Whether the platform names vLLM's own wrapper, not one that it brings itself."""
+    method = vars(_owner(cls(), _WRAPPER))[_WRAPPER].__func__
+    return bool(getattr(method, "_vllm_cold_original", method)(cls) == STOCK)
 
 
 def choice() -> str:
@@ -94,7 +107,7 @@ def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
 def _make_config(original: Callable[..., None]) -> Callable[..., None]:
     def check_and_update_config(cls: type[Any], vllm_config: "VllmConfig") -> None:
         lora = vllm_config.lora_config
-        if lora is None or choice() != "cpp":
+        if lora is None or not _is_stock(cls) or choice() != "cpp":
             original(cls, vllm_config)
             return
         vllm_config.lora_config = None

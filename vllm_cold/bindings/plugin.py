@@ -2,7 +2,7 @@
 """Touches vLLM: the entry point ``vllm.general_plugins``, which vLLM calls in every process
 (front end, engine core, workers), several times.
 
-Why: it makes installing the package enough. Cheap: it wraps three methods of modules that are
+Why: it makes installing the package enough. Cheap: it wraps a few methods of modules that are
 loaded anyway; everything else is loaded by the engines that need it.
 ``VLLM_COLD=0`` switches it off, as does leaving ``cold`` out of vLLM's own ``VLLM_PLUGINS``.
 """

@@ -50,12 +50,14 @@ class BoundLinear:
         **kwargs: Any,
     ) -> None:
         """``y += scale * B @ A @ x`` for rows with an adapter."""
+        x = x if x.stride(-1) == 1 else x.contiguous()
         torch.ops.vllm_cold.lora_linear(y, x, self._table, scale)
 
     def add_shrink(
         self, y: Tensor, x: Tensor, lora_a_stacked: Sequence[Tensor], scale: float, **kwargs: Any
     ) -> None:
         """``y = scale * A @ x``; y [slices, T, ranks] float32 is zero before."""
+        x = x if x.stride(-1) == 1 else x.contiguous()
         torch.ops.vllm_cold.lora_shrink(y, x, self._table, scale)
 
     def add_expand(
@@ -113,6 +115,8 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
     def bind(self, layer: BaseLayerWithLoRA) -> None:
         """Give a layer that was just made an object of its own in place of this one."""
         if isinstance(layer, BaseLinearLayerWithLoRA):
+            if _computes_lora_otherwise(type(layer)):
+                return
             weights = layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices
             layer.punica_wrapper = BoundLinear(self._tokens, *weights)
         elif isinstance(layer, VocabParallelEmbeddingWithLoRA):
@@ -184,6 +188,12 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         if key not in self._linears:
             self._linears[key] = BoundLinear(plan, a_stacked, b_stacked, output_slices)
         return self._linears[key]
+
+
+def _computes_lora_otherwise(kind: type[BaseLinearLayerWithLoRA]) -> bool:
+    """A classification head is a linear layer by class, but its LoRA is that of logits."""
+    usual = BaseLinearLayerWithLoRA._apply_lora_to_output
+    return kind._apply_lora_to_output is not usual
 
 
 def _make(original: Callable[..., None]) -> Callable[..., None]:

@@ -8,6 +8,7 @@ the time of the call.
 """
 
 import ctypes
+import secrets
 import sys
 from collections.abc import Sequence
 from functools import cache
@@ -35,7 +36,11 @@ _OPERATORS = {
     "lora_shrink": "(Tensor(a!) hidden, Tensor x, Tensor layer, float scale) -> ()",
     "lora_expand": "(Tensor(a!) y, Tensor hidden, Tensor layer, int column, bool add) -> ()",
 }
+# torch keeps the addresses of these names.
+_NAMESPACE, _DEVICE, _FILE = b"vllm_cold", b"CPU", __file__.encode()
 _registered: list[object] = []  # what has to live as long as the operators
+# Tables have addresses: one that came from another process, in a compiled model, must not be used.
+_PROCESS = secrets.randbits(63)
 
 
 @cache
@@ -45,6 +50,8 @@ def _library() -> ctypes.CDLL:
     library.vllm_cold_lora_plan.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     library.vllm_cold_lora_plan_size.restype = ctypes.c_int64
     library.vllm_cold_lora_plan_size.argtypes = [ctypes.c_int64]
+    address, number = ctypes.c_void_p, ctypes.c_int32
+    library.vllm_cold_lora_connect.argtypes = [address, address, number, ctypes.c_int64]
     return library
 
 
@@ -80,14 +87,14 @@ def _register() -> None:
             for dtype in cpu_library.DTYPES
         )
     )
-    ours.vllm_cold_lora_connect(functions, dtypes, cpu_library.best_isa())
+    ours.vllm_cold_lora_connect(functions, dtypes, cpu_library.best_isa(), _PROCESS)
 
     # torch.library is untyped.
     definitions = torch.library.Library("vllm_cold", "FRAGMENT")  # type: ignore[no-untyped-call]
     kernels = ctypes.c_void_p()
     _succeed(
         torch_library.aoti_torch_library_init_impl(
-            b"vllm_cold", b"CPU", __file__.encode(), 0, ctypes.byref(kernels)
+            _NAMESPACE, _DEVICE, _FILE, 0, ctypes.byref(kernels)
         )
     )
     for name, signature in _OPERATORS.items():
@@ -194,6 +201,7 @@ class Layer:
         if max(*a_ranks, *b_ranks) > MAX_RANK:
             raise ValueError(f"vllm-cold: LoRA rank {max(*a_ranks, *b_ranks)}; up to {MAX_RANK}")
         table = [
+            _PROCESS,
             plan.buffer.data_ptr(),
             cpu_library.DTYPES[b_stacked[0].dtype],
             *inputs,
