@@ -88,7 +88,14 @@ struct Job {
     Shrink shrink;
     Expand expand;
 
-    Rows rows(const Block& block) const { return {plan->rows() + block.start, block.count}; }
+    Rows rows(const Block& block) const {
+        return {plan->rows() + block.start, block.count, hidden.by_token};
+    }
+    // What the kernels count their rows of `hidden` from.
+    float* hidden_of(const Block& block, int64_t s) const {
+        const int64_t row = hidden.by_token ? 0 : block.start;
+        return hidden.data + s * hidden.slice_stride + row * hidden.row_stride;
+    }
 
     // Ranks [from, to) of A @ x, for one block and slice.
     void shrink_ranks(const Block& block, int64_t s, int64_t from, int64_t to) const {
@@ -96,16 +103,8 @@ struct Job {
         const char* a = reinterpret_cast<const char*>(slice.a) +
                         (block.slot * slice.a_slot + from * layer->inputs) *
                             kElementSize[layer->dtype];
-        float* out = hidden.data + s * hidden.slice_stride + from;
-        if (!hidden.by_token) {
-            shrink(x->data, x->stride, rows(block), a, to - from, layer->inputs, scale,
-                   out + block.start * hidden.row_stride, hidden.row_stride);
-            return;
-        }
-        for_runs(block, [&](Rows run) {
-            shrink(x->data, x->stride, run, a, to - from, layer->inputs, scale,
-                   out + run.index[0] * hidden.row_stride, hidden.row_stride);
-        });
+        shrink(x->data, x->stride, rows(block), a, to - from, layer->inputs, scale,
+               hidden_of(block, s) + from, hidden.row_stride);
     }
 
     // Columns [from, to) of a slice of y, for one block.
@@ -118,40 +117,23 @@ struct Job {
                             kElementSize[layer->dtype];
         char* to_y = static_cast<char*>(y->data) +
                      (column + slice.column + from) * kElementSize[y->dtype];
-        const float* in = hidden.data + s * hidden.slice_stride;
-        const auto call = [&](Rows run, int64_t first) {
-            expand(in + first * hidden.row_stride, hidden.row_stride, run, b, layer->b_ranks,
-                   ranks, to - from, to_y, y->stride, add);
-        };
-        if (!hidden.by_token) return call(rows(block), block.start);
-        for_runs(block, [&](Rows run) { call(run, run.index[0]); });
+        expand(hidden_of(block, s), hidden.row_stride, rows(block), b, layer->b_ranks, ranks,
+               to - from, to_y, y->stride, add);
     }
 
     // How many ranks count: behind them A @ x is exactly zero for all rows of the block. So it is for
     // layers that an adapter leaves alone, and for ranks that it does not use.
     int64_t used_ranks(const Block& block, int64_t s) const {
         int64_t used = 0;
+        const int64_t* index = plan->rows() + block.start;
         for (int64_t i = 0; i < block.count; ++i) {
-            const int64_t row = block.start + i;
-            const float* h = hidden.data + s * hidden.slice_stride +
-                             (hidden.by_token ? plan->rows()[row] : row) * hidden.row_stride;
+            const float* h =
+                hidden_of(block, s) + (hidden.by_token ? index[i] : i) * hidden.row_stride;
             for (int64_t r = layer->b_ranks; r > used; --r) {
                 if (h[r - 1] != 0.0f) used = r;  // NaN counts
             }
         }
         return used;
-    }
-
-    // Rows of a block that follow each other in the batch, one run after the other.
-    template <class Call>
-    void for_runs(const Block& block, Call call) const {
-        const Rows all = rows(block);
-        for (int64_t i = 0; i < all.count;) {
-            int64_t end = i + 1;
-            while (end < all.count && all.index[end] == all.index[end - 1] + 1) ++end;
-            call(Rows{all.index + i, end - i});
-            i = end;
-        }
     }
 };
 

@@ -4,10 +4,11 @@
 
 #include "lora.h"
 
-// Row i of a block is row index[i] of the matrix.
+// Row i of a block is row index[i] of the matrix, and row i of `hidden`, or also index[i].
 struct Rows {
     const int64_t* index;
     int64_t count;
+    bool hidden_by_index;
 };
 
 // hidden[i, r] = scale * sum over k of x[index[i], k] * a[r, k]. a: [ranks, inputs], contiguous.

@@ -31,6 +31,9 @@ const T* padded(const T* x, int64_t n, T* buffer) {
     return buffer;
 }
 
+// Not a method: those are shared between files, and this is compiled for one instruction set.
+int64_t hidden_row(const Rows& rows, int64_t i) { return rows.hidden_by_index ? rows.index[i] : i; }
+
 template <class T>
 F load_some(const T* x, int64_t n) {
     T buffer[N];
@@ -62,7 +65,8 @@ inline __attribute__((always_inline)) void add_products(const X* const (&x)[R],
 template <int R, int C, class X, class W>
 inline __attribute__((always_inline)) void shrink_tile(const X* const (&x)[R], const W* a,
                                                        int64_t inputs, float scale,
-                                                       float* hidden, int64_t hidden_stride) {
+                                                       float* const (&hidden)[R],
+                                                       int64_t column) {
     constexpr int64_t STEP = Dot<X, W>::STEP;
     constexpr int64_t kPadded = (R * C + N - 1) / N * N;
     F sums[kPadded];
@@ -91,19 +95,21 @@ inline __attribute__((always_inline)) void shrink_tile(const X* const (&x)[R], c
         Vec::store(totals + first, lanes[0]);
     }
     for (int r = 0; r < R; ++r)
-        for (int c = 0; c < C; ++c) hidden[r * hidden_stride + c] = scale * totals[r * C + c];
+        for (int c = 0; c < C; ++c) hidden[r][column + c] = scale * totals[r * C + c];
 }
 
 template <int R, class X, class W>
-void shrink_rows(const X* x, int64_t x_stride, const int64_t* index, const W* a, int64_t ranks,
+void shrink_rows(const X* x, int64_t x_stride, Rows rows, int64_t first, const W* a, int64_t ranks,
                  int64_t inputs, float scale, float* hidden, int64_t hidden_stride) {
-    const X* rows[R];
-    for (int r = 0; r < R; ++r) rows[r] = x + index[r] * x_stride;
+    const X* from[R];
+    float* to[R];
+    for (int r = 0; r < R; ++r) {
+        from[r] = x + rows.index[first + r] * x_stride;
+        to[r] = hidden + hidden_row(rows, first + r) * hidden_stride;
+    }
     int64_t c = 0;
-    for (; c + 4 <= ranks; c += 4)
-        shrink_tile<R, 4>(rows, a + c * inputs, inputs, scale, hidden + c, hidden_stride);
-    for (; c < ranks; ++c)
-        shrink_tile<R, 1>(rows, a + c * inputs, inputs, scale, hidden + c, hidden_stride);
+    for (; c + 4 <= ranks; c += 4) shrink_tile<R, 4>(from, a + c * inputs, inputs, scale, to, c);
+    for (; c < ranks; ++c) shrink_tile<R, 1>(from, a + c * inputs, inputs, scale, to, c);
 }
 
 template <class X, class W>
@@ -113,8 +119,7 @@ void shrink(const void* x_data, int64_t x_stride, Rows rows, const void* a_data,
     const W* a = static_cast<const W*>(a_data);
     int64_t i = 0;
     const auto next = [&](auto kernel, int64_t count) {
-        kernel(x, x_stride, rows.index + i, a, ranks, inputs, scale, hidden + i * hidden_stride,
-               hidden_stride);
+        kernel(x, x_stride, rows, i, a, ranks, inputs, scale, hidden, hidden_stride);
         i += count;
     };
     while (i + 4 <= rows.count) next(shrink_rows<4, X, W>, 4);
@@ -125,9 +130,11 @@ void shrink(const void* x_data, int64_t x_stride, Rows rows, const void* a_data,
 
 // R rows of y, up to kColumns of each. columns: B's rows as columns, [ranks, kColumns].
 template <int R, class Y>
-void expand_rows(const float* hidden, int64_t hidden_stride, const int64_t* index,
+void expand_rows(const float* hidden, int64_t hidden_stride, Rows rows, int64_t row,
                  const float* columns, int64_t ranks, int64_t width, Y* y, int64_t y_stride,
                  bool add) {
+    const float* from[R];
+    for (int i = 0; i < R; ++i) from[i] = hidden + hidden_row(rows, row + i) * hidden_stride;
     for (int64_t j = 0; j < width; j += 2 * N) {
         F low[R], high[R];
         for (int i = 0; i < R; ++i) low[i] = high[i] = Vec::zero();
@@ -136,13 +143,13 @@ void expand_rows(const float* hidden, int64_t hidden_stride, const int64_t* inde
             const F first = Vec::load(reinterpret_cast<const Float32*>(column));
             const F second = Vec::load(reinterpret_cast<const Float32*>(column + N));
             for (int i = 0; i < R; ++i) {
-                const F h = Vec::set1(hidden[i * hidden_stride + r]);
+                const F h = Vec::set1(from[i][r]);
                 low[i] = Vec::fma(h, first, low[i]);
                 high[i] = Vec::fma(h, second, high[i]);
             }
         }
         for (int i = 0; i < R; ++i) {
-            Y* to = y + index[i] * y_stride + j;
+            Y* to = y + rows.index[row + i] * y_stride + j;
             const int64_t n = width - j;
             if (add) low[i] = Vec::add(load_some(to, n), low[i]);
             store_some(to, low[i], n);
@@ -158,15 +165,19 @@ void expand(const float* hidden, int64_t hidden_stride, Rows rows, const void* b
             int64_t b_stride, int64_t ranks, int64_t outputs, void* y_data, int64_t y_stride,
             bool add) {
     const W* b = static_cast<const W*>(b_data);
+    // Elements behind a row are the next row's: they may be read, but for those behind the last, and
+    // end up in columns that nobody looks at.
+    const W* const end = b + outputs * b_stride;
     alignas(64) float columns[(kMaxRank + N) * kColumns];
     for (int64_t first = 0; first < outputs; first += kColumns, b += kColumns * b_stride) {
         const int64_t width = outputs - first < kColumns ? outputs - first : kColumns;
         for (int64_t j = 0; j < width; j += N) {
             for (int64_t r = 0; r < ranks; r += N) {
                 F v[N];
-                for (int64_t i = 0; i < N; ++i)
-                    v[i] = j + i < width ? load_some(b + (j + i) * b_stride + r, ranks - r)
-                                         : Vec::zero();
+                for (int64_t i = 0; i < N; ++i) {
+                    const W* from = b + (j + i) * b_stride + r;
+                    v[i] = j + i < width ? load_some(from, end - from) : Vec::zero();
+                }
                 Vec::transpose(v);
                 for (int64_t i = 0; i < N; ++i) Vec::store(columns + (r + i) * kColumns + j, v[i]);
             }
@@ -179,8 +190,7 @@ void expand(const float* hidden, int64_t hidden_stride, Rows rows, const void* b
         Y* y = static_cast<Y*>(y_data) + first;
         int64_t i = 0;
         const auto next = [&](auto kernel, int64_t count) {
-            kernel(hidden + i * hidden_stride, hidden_stride, rows.index + i, columns, ranks, width,
-                   y, y_stride, add);
+            kernel(hidden, hidden_stride, rows, i, columns, ranks, width, y, y_stride, add);
             i += count;
         };
         while (i + 4 <= rows.count) next(expand_rows<4, Y>, 4);
