@@ -163,6 +163,7 @@ def main() -> int:
         max_model_len=1024,
         max_num_seqs=32,
         disable_log_stats=True,
+        enforce_eager=True,  # compiling takes longer than the demo
     )
     tokenizer = llm.get_tokenizer()
     items = load_items(tokenizer)
