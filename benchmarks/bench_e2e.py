@@ -4,7 +4,8 @@
 ``python -m benchmarks.bench_e2e [--quick] [--batch 1 8 32] [--dtype float32 bfloat16]
 [--tokens 48] [--rounds 5] [--rank 16] [--systems ...] [--skip-naive] [--skip-growth]
 [--json FILE]``. The model is SmolLM2-135M-Instruct (``examples.smollm2``) with the sorting adapter,
-widened by zeros to ``--rank``: it computes the same function at that rank's cost.
+widened to ``--rank``: A by random rows, B by zeros. It computes the same function, and no rank can
+be left out.
 
 Each engine is a process of its own (``benchmarks.e2e_worker``), with vLLM's defaults: without LoRA
 it compiles the model, with LoRA on a CPU it does not. "Stock" processes have the plugin switched
@@ -367,19 +368,25 @@ def widened(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
 
 
 def widen(source: Path, target: Path, rank: int) -> None:
-    """Write the adapter ``source`` to the folder ``target`` with zeros up to ``rank``."""
+    """Write the adapter ``source`` to the folder ``target`` at another rank, the same function.
+
+    A gets random rows: zeros would be left out of the second product by this package's kernels.
+    """
+    import torch
     from safetensors.torch import load_file, save_file
-    from torch.nn.functional import pad
 
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     more = rank - config["r"]
     target.mkdir()
     (target / "adapter_config.json").write_text(json.dumps(widened(config, rank)))
     weights = {}
+    generator = torch.Generator().manual_seed(0)
     for name, weight in load_file(source / "adapter_model.safetensors").items():
-        # A is [r, in] and B is [out, r]; pad() starts with the last dimension.
-        padding = (0, 0, 0, more) if ".lora_A." in name else (0, more)
-        weights[name] = pad(weight, padding).contiguous()
+        if ".lora_A." in name:  # [r, inputs]
+            rows = torch.randn(more, weight.shape[1], generator=generator) * weight.std()
+            weights[name] = torch.cat([weight, rows.to(weight.dtype)])
+        else:  # [outputs, r]
+            weights[name] = torch.cat([weight, weight.new_zeros(len(weight), more)], 1)
     save_file(weights, target / "adapter_model.safetensors")
 
 

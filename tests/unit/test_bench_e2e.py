@@ -135,6 +135,7 @@ def test_widening_keeps_the_function(tmp_path: Path) -> None:
         (a, b), (wide_a, wide_b) = ([w[n].double() for n in pair] for w in (old[1], new[1]))
         assert wide_a.shape[0] == wide_b.shape[1] == 16
         assert torch.allclose(wide_b @ wide_a, b @ a, rtol=0, atol=1e-12)
+        assert (wide_a.abs().sum(-1) > 0).all()  # no rank that could be left out
     for change, message in (({"r": 32}, "rank=16"), ({"use_rslora": True}, "use_rslora=True")):
         with pytest.raises(ValueError, match=message):
             bench.widened({**old[0], **change}, 16)
