@@ -31,7 +31,7 @@ TARGETS = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Rows start at multiples of 16 elements and end at one; rows that start anywhere; one token.
 ROWS = {"aligned": 152064, "odd": 32001, "V = 1": 1}
-OUTPUTS = ("dense", "in place", "top-32", "top-64")
+OUTPUTS = ("dense", "in place", "counted", "top-32", "top-64")
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,8 @@ class Variant:
             scoring_triton.scores(*arguments, empty(pairs, vocab))
         elif self.outputs == "in place":
             scoring_triton.scores(*arguments, None)
+        elif self.outputs == "counted":  # in place too: the sampler's form
+            scoring_triton.counted_scores(*arguments, None, empty(pairs, 2, dtype=torch.int64))
         else:
             k = int(self.outputs.removeprefix("top-"))
             scoring_triton.topk(*arguments, empty(pairs, k), empty(pairs, k, dtype=torch.int64))
@@ -73,7 +75,7 @@ def all_variants() -> Iterator[Variant]:
     for rows in ROWS:
         for dtype in DTYPES:
             for outputs in OUTPUTS:
-                if outputs != "in place" or dtype == "fp32":
+                if outputs not in ("in place", "counted") or dtype == "fp32":
                     yield Variant(dtype, rows, outputs)
                     yield Variant(dtype, rows, outputs, capped=True)
 

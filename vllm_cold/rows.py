@@ -33,6 +33,11 @@ class PairRows:
     max_expert_top_k: int
 
     @property
+    def num_pairs(self) -> int:
+        """P."""
+        return len(self.expert)
+
+    @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]:
         """What ``ops.contrastive_scores`` takes behind the logits."""
         return (

@@ -36,6 +36,7 @@ struct Job {
     float* top_scores;
     int64_t* top_ids;
     int64_t k;
+    int64_t* statistics;
     const Kernels* kernels;
     bool stream;
     int64_t num_tiles;
@@ -101,6 +102,28 @@ struct Job {
         }
     }
 
+    Tally tally(int64_t pair, Range range, float limit) const {
+        const auto [from, to] = tokens(range);
+        Tally found{0, -1, -1, 0.0f, 0.0f};
+        kernels->tally(expert(pair) + from * element_size, amateur(pair) + from * element_size,
+                       to - from, tiles_of(pair) + range.from, limit, beta[pair], from, &found);
+        return found;
+    }
+
+    // A pair's statistics out of the tallies of `num` segments, which lie in order of their ids.
+    void count(int64_t pair, const Tally* segments, int64_t num) const {
+        Tally all{0, -1, -1, 0.0f, 0.0f};
+        for (const Tally* t = segments; t < segments + num; ++t) {
+            if (t->count == 0) continue;
+            if (all.count == 0 || t->best > all.best) all.best = t->best, all.best_id = t->best_id;
+            if (all.count == 0 || t->expert > all.expert)
+                all.expert = t->expert, all.expert_id = t->expert_id;
+            all.count += t->count;
+        }
+        statistics[2 * pair] = all.count;
+        statistics[2 * pair + 1] = all.best_id != all.expert_id;
+    }
+
     // One list out of those of `num` segments, which lie in order of their ids.
     void merge(int64_t pair, const Best* segments, int64_t num) const {
         int64_t next[kMaxSegments] = {};
@@ -132,7 +155,7 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                         int32_t dtype, const int64_t* expert_rows, const int64_t* amateur_rows,
                         const float* log_alpha, const float* beta, const int64_t* expert_top_k,
                         int64_t num_pairs, float* out, float* top_scores, int64_t* top_ids,
-                        int64_t k, int32_t isa, int32_t threads) {
+                        int64_t k, int64_t* statistics, int32_t isa, int32_t threads) {
     for (int64_t pair = 0; pair < num_pairs; ++pair) {
         if (expert_rows[pair] < 0 || expert_rows[pair] >= num_rows) return kRowOutside;
         if (amateur_rows[pair] < 0 || amateur_rows[pair] >= num_rows) return kRowOutside;
@@ -154,11 +177,15 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     float* limits = tiles + num_pairs * num_tiles;  // of the split pairs
     Best* lists = static_cast<Best*>(
         std::malloc(static_cast<size_t>(lists_wanted ? tasks + 1 : 1) * sizeof(Best)));
-    std::atomic<bool> bad{false}, no_memory{tiles == nullptr || lists == nullptr};
+    const bool counted = statistics != nullptr;
+    Tally* tallies = static_cast<Tally*>(
+        std::malloc(static_cast<size_t>(counted ? tasks + 1 : 1) * sizeof(Tally)));
+    std::atomic<bool> bad{false},
+        no_memory{tiles == nullptr || lists == nullptr || tallies == nullptr};
 
     const Job job{static_cast<char*>(logits), row_stride * kElementSize[dtype], vocab,
                   kElementSize[dtype], expert_rows, amateur_rows, log_alpha, beta, expert_top_k,
-                  out, top_scores, top_ids, k, kernels_for(isa) + dtype,
+                  out, top_scores, top_ids, k, statistics, kernels_for(isa) + dtype,
                   num_pairs * vocab >= kStream, num_tiles, tiles};
     const Job::Range all{0, num_tiles};
 
@@ -166,8 +193,13 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
         bool found_bad = false, found_no_memory = false;
         for (int64_t pair = team.thread; pair < whole; pair += team.size) {
             job.maxima(pair, all, &found_bad);
+            const float limit = job.threshold(pair, &found_no_memory);
+            if (counted) {
+                const Tally found = job.tally(pair, all, limit);
+                job.count(pair, &found, 1);
+            }
             Best list;
-            job.score(pair, all, job.threshold(pair, &found_no_memory), &list, &found_bad);
+            job.score(pair, all, limit, &list, &found_bad);
             if (lists_wanted) job.merge(pair, &list, 1);
         }
         if (split > 0) {
@@ -181,13 +213,19 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
             for (int64_t p = team.thread; p < split; p += team.size)
                 limits[p] = job.threshold(whole + p, &found_no_memory);
             team.barrier();
-            for (int64_t task = team.thread; task < tasks; task += team.size)
-                job.score(whole + task / segments, segment(task), limits[task / segments],
+            for (int64_t task = team.thread; task < tasks; task += team.size) {
+                const float limit = limits[task / segments];
+                if (counted)
+                    tallies[task] = job.tally(whole + task / segments, segment(task), limit);
+                job.score(whole + task / segments, segment(task), limit,
                           lists_wanted ? lists + task : nullptr, &found_bad);
-            if (lists_wanted) {
+            }
+            if (lists_wanted || counted) {
                 team.barrier();
-                for (int64_t p = team.thread; p < split; p += team.size)
-                    job.merge(whole + p, lists + p * segments, segments);
+                for (int64_t p = team.thread; p < split; p += team.size) {
+                    if (lists_wanted) job.merge(whole + p, lists + p * segments, segments);
+                    if (counted) job.count(whole + p, tallies + p * segments, segments);
+                }
             }
         }
         if (found_bad) bad = true;
@@ -196,5 +234,6 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     if (!no_memory) parallel(num_threads, body);
     std::free(tiles);
     std::free(lists);
+    std::free(tallies);
     return no_memory ? kNoMemory : bad ? kNotFinite : kOk;
 }

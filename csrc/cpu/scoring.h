@@ -19,9 +19,12 @@ enum Status : int32_t {
 //   out: [num_pairs, vocab] scores;
 //   top_scores, top_ids: [num_pairs, k] best scores and their token ids, k <= 64;
 //   all of them null: the scores go over both rows of each pair in logits, which is float32.
+// statistics: may be null; else [num_pairs, 2], how many tokens of the pair are valid, and 1 if the one with
+//   the best score is not the expert's best, else 0 (of several with the same value the lowest id counts).
 // isa: at most vllm_cold_best_isa(); kAvx512Bf16 is as good as kAvx512 here. threads: how many may be used.
 VLLM_COLD_EXPORT int32_t vllm_cold_score(
     void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab, int32_t dtype,
     const int64_t* expert_rows, const int64_t* amateur_rows, const float* log_alpha,
     const float* beta, const int64_t* expert_top_k, int64_t num_pairs, float* out,
-    float* top_scores, int64_t* top_ids, int64_t k, int32_t isa, int32_t threads);
+    float* top_scores, int64_t* top_ids, int64_t k, int64_t* statistics, int32_t isa,
+    int32_t threads);

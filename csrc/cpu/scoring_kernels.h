@@ -15,6 +15,13 @@ struct Best {
     int64_t ids[kMaxK];
 };
 
+// What a segment says of its pair: how many tokens are valid, the one with the best score and the
+// expert's best one, by the lower id where several are. Ids are -1 while `count` is 0.
+struct Tally {
+    int64_t count, best_id, expert_id;
+    float best, expert;
+};
+
 // Passes over n elements of a row. `tiles` has the maximum of each kTile of them: few reach the
 // threshold, and the others need no second look at the expert's logits. *bad is set if one of the
 // elements read for the first time (the expert's by `maxima`, the amateur's by the others) is NaN or
@@ -31,6 +38,9 @@ struct Kernels {
     // Scores into `best`; the first element is of token `first_id`.
     void (*topk)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
                  float beta, int64_t first_id, Best* best, bool* bad);
+    // Like `scores` without writing any: into `tally`, which is empty. Before `scores` in place.
+    void (*tally)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
+                  float beta, int64_t first_id, Tally* tally);
 };
 
 // By dtype.

@@ -206,9 +206,43 @@ void topk(const void* expert, const void* amateur, int64_t n, const float* tiles
     *bad |= Vec::any(pair.wrong);
 }
 
+// Of two with the same value the first stays: tokens come by rising id.
+void raise(float value, int64_t id, float* most, int64_t* most_id) {
+    if (*most_id >= 0 && !(value > *most)) return;
+    *most = value;
+    *most_id = id;
+}
+
+template <class T>
+void tally(const void* expert, const void* amateur, int64_t n, const float* tiles, float threshold,
+           float beta, int64_t first_id, Tally* tally) {
+    const T* e = static_cast<const T*>(expert);
+    const T* a = static_cast<const T*>(amateur);
+    Pair pair{Vec::set1(threshold), Vec::set1(beta), Vec::none()};
+    for (int64_t tile = 0; tile < n; tile += kTile) {
+        if (*tiles++ < threshold) continue;
+        for (int64_t i = tile, end = tile_end(tile, n); i < end; i += N) {
+            const F logits = load_some(e + i, end - i);
+            M valid;
+            const F score = pair.score(logits, load_some(a + i, end - i), &valid);
+            uint32_t lanes = Vec::bits(valid);  // of few
+            if (lanes == 0) continue;
+            float values[N], experts[N];
+            Vec::store(values, score);
+            Vec::store(experts, logits);
+            for (; lanes != 0; lanes &= lanes - 1) {
+                const int lane = __builtin_ctz(lanes);
+                ++tally->count;
+                raise(values[lane], first_id + i + lane, &tally->best, &tally->best_id);
+                raise(experts[lane], first_id + i + lane, &tally->expert, &tally->expert_id);
+            }
+        }
+    }
+}
+
 template <class T>
 constexpr Kernels kernels() {
-    return {maxima<T>, at_least<T>, scores<T>, topk<T>};
+    return {maxima<T>, at_least<T>, scores<T>, topk<T>, tally<T>};
 }
 
 }  // namespace

@@ -266,6 +266,12 @@ def check_order(case: Case, ids: Tensor) -> None:
     assert torch.equal(ids[:, :k][certain], order[:, :k][certain]), "another order than exact"
 
 
+def statistics_of(expert: Tensor, scores: Tensor) -> Tensor:
+    """[P, 2] int64: valid tokens, and whether the best-scored is not the expert's best."""
+    changed = scores.argmax(1) != expert.float().argmax(1)
+    return torch.stack([(scores > -INF).sum(1), changed.long()], 1)
+
+
 def _where(case: Case, wrong: Tensor) -> list[tuple[str, int]]:
     return [(case.kinds[pair], token) for pair, token in wrong.nonzero()[:5].tolist()]
 
@@ -294,6 +300,12 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
         assert torch.equal(ids, longest[1][:, :k]), "the ids depend on k"
     bits = {2: torch.int16, 4: torch.int32}[before.element_size()]
     assert torch.equal(case.base.view(bits), before.view(bits)), "the input was written to"
+    want = statistics_of(case.rows[0], dense)
+    if isinstance(backend, registry.Counting):
+        again, counted = torch.full_like(dense, math.nan), torch.full_like(want, -7)
+        backend.counted_scores(case.logits, *case.pairs, again, counted)
+        assert torch.equal(again, dense), "counting changes the scores"
+        assert torch.equal(counted, want), "wrong statistics"
     if case.logits.dtype != torch.float32:
         return
     case.rows, case.exact, case.tolerance, case.edge  # noqa: B018 - computed before they are lost
@@ -302,3 +314,9 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
     assert torch.equal(case.logits[case.amateur_rows], dense), "the second row"
     case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows
     assert torch.equal(case.base.view(bits), before.view(bits)), "rows of no pair were written to"
+    if isinstance(backend, registry.Counting):
+        counted = torch.full_like(want, -7)
+        backend.counted_scores(case.logits, *case.pairs, None, counted)
+        assert torch.equal(case.logits[case.expert_rows], dense), "counting changes the scores"
+        assert torch.equal(counted, want), "wrong statistics in place"
+        case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows

@@ -64,20 +64,22 @@ int main() {
         float* out = h.form == kDense ? allocate<float>(h.num_pairs * h.vocab) : nullptr;
         float* scores = h.form == kTopk ? allocate<float>(h.num_pairs * h.k) : nullptr;
         int64_t* ids = h.form == kTopk ? allocate<int64_t>(h.num_pairs * h.k) : nullptr;
+        int64_t* statistics = h.form == kTopk ? nullptr : allocate<int64_t>(h.num_pairs * 2);
         const int64_t status = vllm_cold_score(
             logits, h.num_rows, h.row_stride, h.vocab, static_cast<int32_t>(h.dtype), experts,
             amateurs, log_alpha, beta, caps, h.num_pairs, out, scores, ids, h.k,
-            static_cast<int32_t>(h.isa < best ? h.isa : best), static_cast<int32_t>(h.threads));
+            statistics, static_cast<int32_t>(h.isa < best ? h.isa : best), static_cast<int32_t>(h.threads));
         write_all(&status, sizeof status);
         if (out != nullptr) write_all(out, h.num_pairs * h.vocab * 4);
         if (scores != nullptr) write_all(scores, h.num_pairs * h.k * 4);
         if (ids != nullptr) write_all(ids, h.num_pairs * h.k * 8);
         if (h.form == kInPlace) write_all(logits, h.logits_bytes);
+        if (statistics != nullptr) write_all(statistics, h.num_pairs * 16);
         for (void* array : {static_cast<void*>(logits), static_cast<void*>(experts),
                             static_cast<void*>(amateurs), static_cast<void*>(log_alpha),
                             static_cast<void*>(beta), static_cast<void*>(caps),
                             static_cast<void*>(out), static_cast<void*>(scores),
-                            static_cast<void*>(ids)})
+                            static_cast<void*>(ids), static_cast<void*>(statistics)})
             std::free(array);
     }
 }

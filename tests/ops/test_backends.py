@@ -30,6 +30,7 @@ from tests.ops.conformance import (
     check_order,
     check_topk,
     make_case,
+    statistics_of,
 )
 from vllm_cold.ops import contrastive_scores, contrastive_topk, registry, scoring_cpu
 
@@ -44,6 +45,9 @@ class CpuWith:
 
     def scores(self, *args: Any) -> None:
         scoring_cpu._run(*args[:6], args[7], None, None, self.isa)
+
+    def counted_scores(self, *args: Any) -> None:
+        scoring_cpu._run(*args[:6], args[7], None, None, self.isa, args[8])
 
     def topk(self, *args: Any) -> None:
         scoring_cpu._run(*args[:6], None, args[7], args[8], self.isa)
@@ -332,3 +336,20 @@ def test_the_checks_bite() -> None:
             bad_scores[pair, 0], bad_ids[pair, 0] = -INF, -1
         with pytest.raises(AssertionError):
             check_topk(5, bad_scores, bad_ids, right)
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if " " not in name])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_statistics_through_the_op(backend: str, layout: str) -> None:
+    """Backends that count, those that do not, and layouts that are straightened out first."""
+    for seed in range(len(KINDS)):
+        case = make_case(seed, 5, 333, layout=layout)
+        want = statistics_of(case.rows[0], contrastive_scores(case.logits, *case.pairs))
+        for inplace in (False, True):
+            counted = torch.full((5, 2), -7)
+            contrastive_scores(
+                case.logits, *case.pairs, inplace=inplace, statistics=counted, backend=backend
+            )
+            assert torch.equal(counted, want)
+    with pytest.raises(ValueError, match=r"statistics is \[5\] .* must be \[5, 2\] torch.int64"):
+        contrastive_scores(case.logits, *case.pairs, statistics=torch.empty(5, dtype=torch.int64))

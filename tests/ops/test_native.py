@@ -80,15 +80,16 @@ def here(case: Case, form: str, k: int, isa: str) -> bytes:
         scores, ids = torch.empty(num_pairs, k), torch.empty(num_pairs, k, dtype=torch.int64)
         scoring_cpu._run(case.logits, *case.pairs[:5], None, scores, ids, isa)
         return status + scores.numpy().tobytes() + ids.numpy().tobytes()
-    out = torch.empty(num_pairs, vocab)
-    scoring_cpu._run(case.logits, *case.pairs[:5], out, None, None, isa)
+    out, counted = torch.empty(num_pairs, vocab), torch.empty(num_pairs, 2, dtype=torch.int64)
+    scoring_cpu._run(case.logits, *case.pairs[:5], out, None, None, isa, counted)
+    statistics = counted.numpy().tobytes()
     if form == "dense":
-        return status + out.numpy().tobytes()
+        return status + out.numpy().tobytes() + statistics
     memory = case.logits.clone() if case.logits.is_contiguous() else None
     assert memory is not None
     memory[case.expert_rows] = out
     memory[case.amateur_rows] = out
-    return status + memory.numpy().tobytes()
+    return status + memory.numpy().tobytes() + statistics
 
 
 @pytest.mark.parametrize("isa", scoring_cpu.ISAS)

@@ -252,7 +252,11 @@ def test_plan(num_pairs: int, vocab: int, cores: int) -> None:
 def compile_for(target: str) -> list[Any]:
     from benchmarks.triton_targets import Variant, compile_variants
 
-    variants = [Variant("fp32", "aligned", "in place"), Variant("fp32", "aligned", "top-64", True)]
+    variants = [
+        Variant("fp32", "aligned", "in place"),
+        Variant("fp32", "aligned", "counted"),
+        Variant("fp32", "aligned", "top-64", True),
+    ]
     if target == "sm_90":
         variants += [Variant("bf16"), Variant("fp16", "odd", "top-32"), Variant(rows="V = 1")]
     return compile_variants(target, variants)

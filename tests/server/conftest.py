@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A real ``vllm serve`` process on the tiny model, and the openai client that talks to it."""
 
+import json
 import os
 import socket
 import subprocess
@@ -25,6 +26,13 @@ class Server:
 
     port: int
     log: Path
+    process: subprocess.Popen[bytes]
+    ends: bool = False
+    """Set by a test that ends the server itself."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
 
     @property
     def client(self) -> openai.OpenAI:
@@ -32,15 +40,40 @@ class Server:
             base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=120
         )
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric of vLLM's /metrics page over its labels."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics", timeout=30) as page:
+    def metrics(self, name: str) -> dict[str, float]:
+        """A metric of vLLM's /metrics page, by its labels as they stand there."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as page:
             lines = page.read().decode().splitlines()
-        values = [
-            float(x.rsplit(" ", 1)[1]) for x in lines if x.startswith((name + "{", name + " "))
-        ]
+        found = (x for x in lines if x.startswith((name + "{", name + " ")))
+        values = {x[len(name) : x.rindex(" ")]: float(x.rsplit(" ", 1)[1]) for x in found}
         assert values, f"no metric {name}"
-        return sum(values)
+        return values
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric over its labels."""
+        return sum(self.metrics(name).values())
+
+    def post(self, path: str, body: object, **headers: str) -> tuple[int, str]:
+        """Status and text of the answer to a JSON body; bytes are sent as they are."""
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Content-Type": "application/json", **headers}
+        request = urllib.request.Request(self.url + path, data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=120) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+    def wait_until_idle(self, timeout: float = 60.0) -> None:
+        """Until no request and no block is in use; fails if some still are after ``timeout``."""
+        names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        deadline = time.monotonic() + timeout
+        while any(left := {n: self.metric(f"vllm:{n}") for n in names}.values()):
+            assert time.monotonic() < deadline, f"still in use: {left}"
+            time.sleep(0.2)
+            # The gauges are set by steps, so give each engine one.
+            for _ in self.metrics("vllm:num_requests_running"):
+                self.client.completions.create(model="base", prompt=[5], max_tokens=1)
 
 
 @contextmanager
@@ -68,8 +101,9 @@ def serve(folder: Path, arguments: list[str], **environment: str) -> Iterator[Se
                 break
             except (urllib.error.URLError, ConnectionError, TimeoutError):
                 time.sleep(0.5)
-        yield Server(port, log)
-        assert process.poll() is None, f"the server died:\n{log.read_text()[-4000:]}"
+        server = Server(port, log, process)
+        yield server
+        assert server.ends or process.poll() is None, f"the server died:\n{log.read_text()[-4000:]}"
     finally:
         process.terminate()
         try:

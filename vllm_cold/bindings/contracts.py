@@ -985,6 +985,63 @@ def _check_validation_error() -> None:
     )
 
 
+# ---- figures for /metrics -----------------------------------------------------------------------
+
+
+@_contract("vllm.v1.metrics.loggers.StatLoggerManager", "the metrics of CoLD are fed there")
+def _check_stat_logger_manager() -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerManager
+
+    _parameters(StatLoggerManager, "__init__", "vllm_config")
+    _parameters(StatLoggerManager, "record", "scheduler_stats")
+    parameters = inspect.signature(StatLoggerManager.record).parameters
+    _require("engine_idx" in parameters, "StatLoggerManager.record takes no engine_idx any more.")
+    _in_order(
+        _source(StatLoggerManager.__init__),
+        "StatLoggerManager.__init__",
+        "self.engine_indexes =",
+        "self.stat_loggers",
+        "PrometheusStatLogger(",
+    )
+    for name in ("_counter_cls", "_gauge_cls", "_histogram_cls"):
+        _attribute(PrometheusStatLogger, name)
+    _contains(_source(AsyncLLM), "AsyncLLM", "engine_idx=outputs.engine_index")
+
+
+@_contract("vllm.v1.outputs.ModelRunnerOutput", "it carries figures from workers to the scheduler")
+def _check_model_runner_output() -> None:
+    import pickle
+
+    from vllm.v1.outputs import ModelRunnerOutput
+
+    output = ModelRunnerOutput(req_ids=[], req_id_to_index={})
+    output.cold = 7
+    carried = getattr(pickle.loads(pickle.dumps(output)), "cold", None)
+    _require(carried == 7, "ModelRunnerOutput loses attributes on its way between processes.")
+
+
+@_contract("vllm.v1.engine.EngineCoreOutputs", "it carries figures from scheduler to front end")
+def _check_scheduler_stats() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    sent = EngineCoreOutputs(scheduler_stats=SchedulerStats(kv_connector_stats={"cold": [1, 2]}))
+    got = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(sent))
+    _require(
+        got.scheduler_stats.kv_connector_stats == {"cold": [1, 2]},
+        "SchedulerStats.kv_connector_stats does not carry any dictionary any more.",
+    )
+    _attribute(Scheduler, "make_stats")
+    _contains(
+        _source(Scheduler.update_from_output),
+        "Scheduler.update_from_output",
+        ".scheduler_stats = stats",
+    )
+
+
 # ---- configuration ------------------------------------------------------------------------------
 
 

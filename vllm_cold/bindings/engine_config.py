@@ -39,6 +39,10 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> "VllmConfig":
         config = original(self, *args, **kwargs)
         configure(config)
+        if is_configured(config):
+            from vllm_cold.bindings import metrics
+
+            metrics.install_front_end()
         _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
         return config
 

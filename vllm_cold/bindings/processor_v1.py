@@ -17,9 +17,10 @@ from vllm.v1.sample.logits_processor.interface import (
     MoveDirectionality,
 )
 
-from vllm_cold.bindings import cpu_generators
+from vllm_cold.bindings import cpu_generators, metrics
 from vllm_cold.ops import contrastive_scores, registry
 from vllm_cold.rows import PairRows
+from vllm_cold.statistics import PENDING
 from vllm_cold.stream import Stream, from_extra_args
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._device = device
         self._rows: PairRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
+        metrics.install_worker()
         if device.type == "cpu":
             cpu_generators.install()
 
@@ -71,4 +73,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         rows = self._rows
         if rows is None:
             return logits
-        return contrastive_scores(logits, *rows.arguments, inplace=True)
+        statistics = PENDING.room(rows.num_pairs, logits.device)
+        contrastive_scores(logits, *rows.arguments, inplace=True, statistics=statistics)
+        PENDING.add(statistics)
+        return logits

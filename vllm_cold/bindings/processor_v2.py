@@ -34,8 +34,10 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
     """Scores the rows of complete pairs; leaves every other row alone."""
 
     def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
+        from vllm_cold.bindings import metrics
         from vllm_cold.ops import registry
 
+        metrics.install_worker()
         self._device: torch.device = req_states.device
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._max_num_reqs: int = req_states.max_num_reqs
@@ -70,8 +72,12 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         if len(logits) == len(ctx.idx_mapping_np):
             # One row per request, in the order of the batch.
             from vllm_cold.ops import contrastive_scores
+            from vllm_cold.statistics import PENDING
 
-            return contrastive_scores(logits, *pairs.arguments, inplace=True)
+            statistics = PENDING.room(pairs.num_pairs, logits.device)
+            contrastive_scores(logits, *pairs.arguments, inplace=True, statistics=statistics)
+            PENDING.add(statistics)
+            return logits
         return self._apply_to_drafts(logits, ctx, pairs)
 
     def _pairs_of(self, slots: "np.ndarray") -> "PairRows | None":

@@ -38,7 +38,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_cold.bindings import metrics
 from vllm_cold.pairing import Pair, Room, Step, Verdict, tokens_left, torn
+from vllm_cold.statistics import Counts
 from vllm_cold.stream import Stream, from_extra_args
 
 logger = logging.getLogger("vllm." + __name__)
@@ -59,6 +61,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
     _pairs: dict[str, RequestPair] = {}
     _steps_in_flight = 0
+    _reported = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -71,6 +74,10 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._queued: list[RequestPair] = []  # amateurs put into the queue in this pass
         self._steps_in_flight = 0
         self._errors: dict[str, str] = {}  # expert id -> why it must end
+        self._counts = Counts()
+        # Amateurs that have not been in a step yet -> prompt tokens found in the prefix cache.
+        self._beginners: dict[str, int] = {}
+        self._reported = False  # whether the front end believes that there are pairs
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counts_prefill = "prefill_end" in inspect.signature(count).parameters  # since 0.32
         self._seeds = random.Random(self.vllm_config.model_config.seed)
@@ -85,6 +92,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             pair = Pair(request, self._make_amateur(request, stream))
             self.requests[pair.amateur.request_id] = pair.amateur
             self._pairs[request.request_id] = self._pairs[pair.amateur.request_id] = pair
+            self._counts.requests += 1
+            self._beginners[pair.amateur.request_id] = 0
 
     def _make_amateur(self, expert: Request, stream: Stream) -> Request:
         """The twin of ``expert``; also gives the expert its half of the pair's description."""
@@ -166,17 +175,17 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._pairs.pop(pair.expert.request_id, None)
         self._pairs.pop(pair.amateur.request_id, None)
         self._errors.pop(pair.expert.request_id, None)
+        self._beginners.pop(pair.amateur.request_id, None)
 
     def get_request_counts(self) -> tuple[int, int]:
         """(running, waiting), a CoLD request counted once."""
         running, waiting = super().get_request_counts()
         if self._pairs and not self._in_pass:
-            running -= sum(
-                p.amateur.status == RequestStatus.RUNNING
-                for i, p in self._pairs.items()
-                if i == p.amateur.request_id
-            )
+            running -= sum(p.amateur.status == RequestStatus.RUNNING for p in self._each_pair())
         return running, waiting
+
+    def _each_pair(self) -> Iterable[RequestPair]:
+        return (p for i, p in self._pairs.items() if i == p.amateur.request_id)
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         """A CoLD request counts once; vLLM 0.23 does not ask ``get_request_counts``."""
@@ -239,6 +248,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         waiting = request.status != RequestStatus.RUNNING
         pair = self._pairs.get(request.request_id)
         if pair is not None and request is pair.amateur:
+            if request.request_id in self._beginners:
+                self._beginners[request.request_id] = num_cached
             return self._step.clip_amateur(pair, num_new_tokens, num_cached)
         if waiting and not self._step.may_admit(self._urgency(request)):
             return 0
@@ -377,6 +388,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             if pair is not None:
                 self._touched[pair.expert.request_id] = pair
         super()._preempt_request(request, *args, **kwargs)
+        self._counts.preemptions += pair is not None and request is pair.expert
         if pair is not None and request is pair.amateur:
             self.waiting.remove_request(request)
 
@@ -449,6 +461,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
                 # The workers have not heard of it: it must be sent as new again.
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
+                self._counts.preemptions -= request is pair.expert
 
     def _strip(self, output: SchedulerOutput, request: Request) -> bool:
         """Remove a request from the step; True if the step would have introduced it."""
@@ -486,9 +499,28 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
         self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
-        if self._pairs:
+        had_pairs = bool(self._pairs)
+        if had_pairs:
             self._after_output(scheduler_output, outputs)
+        if self.log_stats and (had_pairs or self._reported):
+            self._report(model_runner_output, outputs)
         return outputs
+
+    def _report(self, model_runner_output: Any, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Send what was counted along with the statistics that vLLM made in this step."""
+        scored = metrics.from_worker(model_runner_output)
+        if scored is not None:
+            self._counts.add(scored)
+        running = waiting = 0
+        for pair in self._each_pair():
+            both = pair.expert.status == pair.amateur.status == RequestStatus.RUNNING
+            running += both
+            waiting += not both
+        for client in outputs.values():
+            if client.scheduler_stats is not None:  # of one client in each step
+                metrics.attach(client.scheduler_stats, self._counts.take(running, waiting))
+                self._reported = bool(self._pairs)
+                break
 
     def _after_output(
         self, scheduler_output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs]
@@ -502,6 +534,10 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
                 continue
             hidden.add(request_id)
             expert, amateur = pair.expert, pair.amateur
+            num_cached = self._beginners.pop(request_id, None)
+            if num_cached is not None:
+                self._counts.prompt_tokens += amateur.num_prompt_tokens
+                self._counts.cached_prompt_tokens += num_cached
             if (
                 expert.num_tokens != amateur.num_tokens
                 or expert.all_token_ids[-1] != amateur.all_token_ids[-1]
@@ -514,10 +550,12 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             elif expert.is_finished():
                 over.append(pair)
         hidden |= self._errors.keys()
-        if hidden:
-            for client in outputs.values():
-                if client.outputs:
-                    client.outputs = [o for o in client.outputs if o.request_id not in hidden]
+        for client in outputs.values():
+            if client.outputs and hidden:
+                client.outputs = [o for o in client.outputs if o.request_id not in hidden]
+            self._counts.tokens += sum(
+                len(o.new_token_ids) for o in client.outputs if o.request_id in self._pairs
+            )
         for pair in over:
             super().finish_requests(pair.amateur.request_id, RequestStatus.FINISHED_ABORTED)
             self._forget(pair)

@@ -9,7 +9,7 @@ import importlib
 import logging
 import os
 from functools import cache
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -82,6 +82,25 @@ class Backend(Protocol):
         out_ids: Tensor,
     ) -> None:
         """Write the best k scores of each pair and their token ids."""
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A backend that can tell about its scores while it computes them; not all do."""
+
+    def counted_scores(
+        self,
+        logits: Tensor,
+        expert_rows: Tensor,
+        amateur_rows: Tensor,
+        log_alpha: Tensor,
+        beta: Tensor,
+        expert_top_k: Tensor | None,
+        max_expert_top_k: int,
+        out: Tensor | None,
+        statistics: Tensor,
+    ) -> None:
+        """``Backend.scores``, and ``statistics`` [P, 2] int64, contiguous."""
 
 
 def load(name: str) -> Backend:

@@ -21,6 +21,8 @@ from torch import Tensor
 from vllm_cold.ops import registry
 
 MAX_K = 64
+# What stands behind the logits in both functions, up to ``max_expert_top_k``.
+Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,6 +38,7 @@ def contrastive_scores(
     *,
     inplace: bool = False,
     out: Tensor | None = None,
+    statistics: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """The scores of each pair over the whole vocabulary.
@@ -54,6 +57,9 @@ def contrastive_scores(
             then, its rows do not overlap, and no row is in two pairs. Rows of no pair are not
             touched.
         out: [P, V] float32, contiguous, to write to; not the memory of ``logits``.
+        statistics: [P, 2] int64, contiguous, to write to: how many tokens are valid, and 1 if the
+            token with the best score is not the expert's best one, else 0. Of several tokens with
+            the same value, the one with the lowest id counts.
         backend: One of ``registry.BACKENDS``; None for the best one here.
 
     Returns:
@@ -74,6 +80,8 @@ def contrastive_scores(
     pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
     num_pairs, vocab = _check(logits, *pairs)
     implementation = registry.load(registry.choose(logits.device, backend))
+    if statistics is not None:
+        _output("statistics", statistics, (num_pairs, 2), torch.int64, logits.device)
     if inplace and (logits.stride(1) == 1 or vocab == 1):
         if len(logits) > 1 and logits.stride(0) < vocab:
             raise ValueError(
@@ -81,17 +89,37 @@ def contrastive_scores(
                 f"rows of {vocab} must not overlap"
             )
         if num_pairs:
-            implementation.scores(logits, *pairs, None)
+            _run(implementation, logits, pairs, None, statistics)
         return logits
     out = _output("out", out, (num_pairs, vocab), torch.float32, logits.device)
     if num_pairs:
         rows = logits if logits.stride(1) == 1 else logits.contiguous()
-        implementation.scores(rows, *pairs, out)
+        _run(implementation, rows, pairs, out, statistics)
     if not inplace:
         return out
     logits[expert_rows] = out
     logits[amateur_rows] = out
     return logits
+
+
+def _run(
+    implementation: registry.Backend,
+    logits: Tensor,
+    pairs: Pairs,
+    out: Tensor | None,
+    statistics: Tensor | None,
+) -> None:
+    if statistics is None:
+        implementation.scores(logits, *pairs, out)
+    elif isinstance(implementation, registry.Counting):
+        implementation.counted_scores(logits, *pairs, out, statistics)
+    else:
+        # argmax gives the first of several maxima. In place, the expert's logits are gone behind.
+        expert_best = logits.index_select(0, pairs[0]).argmax(1)
+        implementation.scores(logits, *pairs, out)
+        scores = logits.index_select(0, pairs[0]) if out is None else out
+        torch.sum(scores > -torch.inf, 1, out=statistics[:, 0])
+        statistics[:, 1] = scores.argmax(1) != expert_best
 
 
 @torch.no_grad()

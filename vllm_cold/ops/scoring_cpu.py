@@ -26,7 +26,7 @@ def _library() -> ctypes.CDLL:
     library.vllm_cold_score.argtypes = [
         address, integer, integer, integer, number,  # logits
         address, address, address, address, address, integer,  # pairs
-        address, address, address, integer,  # outputs
+        address, address, address, integer, address,  # outputs
         number, number,
     ]  # fmt: skip
     return library
@@ -55,6 +55,7 @@ def _run(
     out_scores: Tensor | None,
     out_ids: Tensor | None,
     isa: str | None = None,
+    statistics: Tensor | None = None,
 ) -> None:
     library = _library()
     num_rows, vocab = logits.shape
@@ -74,6 +75,7 @@ def _run(
         None if out_scores is None else out_scores.data_ptr(),
         None if out_ids is None else out_ids.data_ptr(),
         0 if out_scores is None else out_scores.shape[1],
+        None if statistics is None else statistics.data_ptr(),
         cpu_library.best_isa() if isa is None else ISAS.index(isa),
         torch.get_num_threads(),
     )
@@ -101,6 +103,22 @@ def scores(
     """See ``registry.Backend``."""
     pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k
     _run(logits, *pairs, out, None, None)
+
+
+def counted_scores(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out: Tensor | None,
+    statistics: Tensor,
+) -> None:
+    """See ``registry.Counting``."""
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k
+    _run(logits, *pairs, out, None, None, statistics=statistics)
 
 
 def topk(

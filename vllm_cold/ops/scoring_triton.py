@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backend "triton": launches the kernels of ``triton_kernels`` on NVIDIA and AMD GPUs.
 
-Two launches for scores, three for the best k, and one that checks a flag; no host sync.
+Two launches for scores, three for the best k, one that checks a flag, and a few on a handful of
+numbers where statistics are wanted; no host sync.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -78,6 +79,22 @@ def scores(
     _launch(logits, *pairs, out=out)
 
 
+def counted_scores(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    expert_top_k: Tensor | None,
+    max_expert_top_k: int,
+    out: Tensor | None,
+    statistics: Tensor,
+) -> None:
+    """See ``registry.Counting``."""
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    _launch(logits, *pairs, out=out, statistics=statistics)
+
+
 def topk(
     logits: Tensor,
     expert_rows: Tensor,
@@ -105,6 +122,7 @@ def _launch(
     *,
     out: Tensor | None = None,
     best: tuple[Tensor, Tensor] | None = None,
+    statistics: Tensor | None = None,
 ) -> None:
     from vllm_cold.ops import triton_kernels as kernels
 
@@ -113,13 +131,16 @@ def _launch(
     floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
     maxima = torch.empty(num_pairs, plan.num_tiles, dtype=torch.float32, device=device)
     ok = torch.empty((), dtype=torch.int32, device=device)
-    candidates, k, slots = None, 0, 1
+    candidates, tallies, k, slots = None, None, 0, 1
+    if statistics is not None:
+        tallies = torch.empty(num_pairs, plan.num_segments, 3, dtype=torch.int64, device=device)
     if best is not None:
         k = best[0].shape[1]
         # A warp works on 32 as fast as on fewer, and there are fewer variants to compile.
         slots = 32 if k <= 32 else 64
-        shape = num_pairs, plan.num_segments * slots
-        candidates = torch.empty(shape, dtype=torch.int64, device=device)
+        candidates = torch.empty(
+            num_pairs, plan.num_segments * slots, dtype=torch.int64, device=device
+        )
 
     grid = (num_pairs * plan.num_segments,)
     options: dict[str, Any] = {"TILE": TILE, "num_warps": NUM_WARPS}
@@ -132,11 +153,16 @@ def _launch(
         )
         kernels.score_tiles[grid](
             logits, stride, expert_rows, amateur_rows, log_alpha, beta, floors, vocab, *plan,
-            maxima, ok, out, out_stride, candidates, k, SLOTS=slots, **options,
+            maxima, ok, out, out_stride, candidates, k, tallies, SLOTS=slots, **options,
         )  # fmt: skip
         if best is not None and candidates is not None:
             kernels.merge_candidates[(num_pairs,)](
                 candidates, candidates.shape[1], *best, k, SLOTS=slots, BLOCK=MERGE_BLOCK,
                 num_warps=NUM_WARPS,
             )  # fmt: skip
+    if statistics is not None and tallies is not None:
+        torch.sum(tallies[..., 0], 1, out=statistics[:, 0])
+        # A key's lower half tells the token.
+        tokens = tallies[..., 1:].amax(1) & 0xFFFFFFFF
+        torch.ne(tokens[:, 0], tokens[:, 1], out=statistics[:, 1])
     torch._assert_async(ok, NOT_FINITE)

@@ -141,14 +141,16 @@ def score_tiles(
     out_stride,
     candidates,
     k,
+    tallies,
     TILE: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
     """One of three: with ``candidates`` [P * num_segments, SLOTS], the best k keys of each segment
     in any order; else the scores, to ``out`` [P, V], or over both rows if that is None.
 
-    ``floors``: lowest expert logit that each pair admits, or None. Sets ``ok`` to 0 if a row of
-    the pair holds NaN or +inf.
+    ``floors``: lowest expert logit that each pair admits, or None. ``tallies`` [P * segments, 3]
+    int64, or None: of each segment the number of valid tokens, the best key and the best key by the
+    expert's logits. Sets ``ok`` to 0 if a row of the pair holds NaN or +inf.
     """
     program = tl.program_id(0)
     pair = program // num_segments
@@ -171,6 +173,9 @@ def score_tiles(
         out_row = out + pair.to(tl.int64) * out_stride
     lanes = tl.arange(0, TILE)
     worst = tl.full([TILE], -INF, tl.float32)
+    count = tl.full([], 0, tl.int64)
+    best_key = tl.full([], EMPTY, tl.int64)
+    expert_key = tl.full([], EMPTY, tl.int64)
     for tile in range(first, last):
         start = tile * TILE
         inside = lanes < vocab - start
@@ -189,6 +194,11 @@ def score_tiles(
             if tl.load(pair_maxima + tile) >= threshold:
                 e = tl.load(e_row + start + lanes, mask=inside, other=-INF).to(tl.float32)
                 scores = _scores(e, a, threshold, pair_beta)
+                if tallies is not None:
+                    count += tl.sum((scores > -INF).to(tl.int64))
+                    best_key = tl.maximum(best_key, tl.max(_keys(scores, start + lanes)))
+                    experts = tl.where(scores > -INF, e, -INF)
+                    expert_key = tl.maximum(expert_key, tl.max(_keys(experts, start + lanes)))
             if out is not None:
                 tl.store(out_row + start + lanes, scores, mask=inside)
             else:
@@ -198,6 +208,10 @@ def score_tiles(
         slots = tl.arange(0, SLOTS)
         best = tl.where((slots < k) & (best >= TOKEN), best, EMPTY)
         tl.store(candidates + program.to(tl.int64) * SLOTS + slots, best)
+    if tallies is not None:
+        tl.store(tallies + 3 * program, count)
+        tl.store(tallies + 3 * program + 1, best_key)
+        tl.store(tallies + 3 * program + 2, expert_key)
     if tl.maximum(best_logit, tl.max(worst)) == INF:
         tl.store(ok, 0)
 

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures for /metrics: gathered, handed over once, and shown under proper names."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import prometheus_client
+import pytest
+import torch
+
+from vllm_cold.bindings import metrics as bindings
+from vllm_cold.metrics import CANDIDATE_BUCKETS, COUNTERS, GAUGES, PREFIX, ColdMetrics
+from vllm_cold.statistics import Counts, Scored, StepStatistics
+
+pytestmark = pytest.mark.unit
+
+DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
+
+
+def sample(name: str, engine: int = 0, **labels: str) -> float | None:
+    labels = {"model_name": "m", "engine": str(engine), **labels}
+    return prometheus_client.REGISTRY.get_sample_value(PREFIX + name, labels)
+
+
+def test_steps_are_taken_once() -> None:
+    steps = StepStatistics()
+    assert steps.take() is None
+    for rows in ([[3, 1], [1, 0]], [[7, 1]]):
+        room = steps.room(len(rows), torch.device("cpu"))
+        assert room.shape == (len(rows), 2) and room.dtype == torch.int64
+        steps.add(room)
+        room.copy_(torch.tensor(rows))  # on a device, the figures come later
+    assert steps.take() == Scored([3, 1, 7], 2)
+    assert steps.take() is None
+
+
+def test_steps_that_have_not_arrived_stay() -> None:
+    steps = StepStatistics()
+    arrived = SimpleNamespace(query=lambda: True), torch.tensor([[2, 0]])
+    under_way = SimpleNamespace(query=lambda: False), torch.tensor([[9, 1]])
+    steps._steps.extend([arrived, under_way])
+    assert steps.take() == Scored([2], 0)
+    assert steps.take() is None
+    under_way[0].query = lambda: True
+    assert steps.take() == Scored([9], 1)
+
+
+def test_steps_that_nobody_asks_about_do_not_pile_up() -> None:
+    steps = StepStatistics()
+    for _ in range(1000):
+        steps.add(torch.ones(1, 2, dtype=torch.int64))
+    scored = steps.take()
+    assert scored is not None and len(scored.candidates) == 256
+
+
+def test_counts_are_taken_once() -> None:
+    counts = Counts(requests=2, tokens=5, preemptions=1, prompt_tokens=40, cached_prompt_tokens=32)
+    counts.add(Scored([1, 4], 1))
+    counts.add(Scored([2], 1))
+    taken = counts.take(running=3, waiting=1)
+    assert taken == {
+        "requests": 2, "tokens": 5, "preemptions": 1, "prompt_tokens": 40,
+        "cached_prompt_tokens": 32, "changed": 2, "candidates": [1, 4, 2], "running": 3,
+        "waiting": 1,
+    }  # fmt: skip
+    assert counts == Counts()
+    assert json.loads(json.dumps(taken)) == taken
+
+
+def test_metrics_add_up() -> None:
+    ColdMetrics("m", [0])  # an engine that was here before
+    metrics = ColdMetrics("m", [0, 1])
+    counts = Counts(requests=1, tokens=2)
+    counts.add(Scored([1, 4], 1))
+    metrics.record(counts.take(1, 2), 1)
+    counts.tokens = 3
+    metrics.record(counts.take(0, 0), 1)
+    assert sample("requests_total", 1) == 1
+    assert sample("generation_tokens_total", 1) == 5
+    assert sample("changed_tokens_total", 1) == 1
+    assert sample("candidates_count", 1) == 2 and sample("candidates_sum", 1) == 5
+    assert sample("candidates_bucket", 1, le="1.0") == 1
+    assert sample("pairs_running", 1) == sample("pairs_waiting", 1) == 0
+    assert sample("requests_total", 0) == 0
+
+
+def test_names_follow_prometheus() -> None:
+    """Its naming practices: one prefix, no colons, base units, _total for counters and nothing
+    else, and a help text that is a sentence.
+    """
+    ColdMetrics("m", [0])
+    families = [f for f in prometheus_client.REGISTRY.collect() if f.name.startswith(PREFIX)]
+    assert len(families) == len(COUNTERS) + len(GAUGES) + 1
+    for family in families:
+        assert re.fullmatch(r"vllm_cold_[a-z]+(_[a-z]+)*", family.name)
+        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket", "_info"))
+        assert family.documentation.endswith(".")
+        samples = {s.name for s in family.samples if not s.name.endswith("_created")}
+        if family.type == "counter":
+            assert samples == {family.name + "_total"}
+    assert list(CANDIDATE_BUCKETS) == sorted(CANDIDATE_BUCKETS)
+
+
+def test_the_front_end_takes_the_figures_out() -> None:
+    """vLLM's loggers would look for a KV connector."""
+    seen: list[Any] = []
+    record = bindings._make_record(lambda self, stats, **_: seen.append(stats.kv_connector_stats))
+    stats = SimpleNamespace(kv_connector_stats=None)
+    manager = SimpleNamespace(cold_metrics=ColdMetrics("m", [0, 1]))
+    bindings.attach(stats, Counts(requests=4).take(0, 0))
+    record(manager, scheduler_stats=stats, engine_idx=1)
+    assert sample("requests_total", 1) == 4
+    stats.kv_connector_stats = {"other": 1}
+    record(manager, stats)
+    assert seen == [None, {"other": 1}]
+
+
+def test_an_output_takes_the_figures_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = StepStatistics()
+    monkeypatch.setattr(bindings, "PENDING", steps)
+
+    class Output:
+        pass
+
+    init = bindings._make_output_init(lambda self: None)
+    steps.add(torch.tensor([[5, 1]]))
+    first, second = Output(), Output()
+    init(first)
+    init(second)
+    assert bindings.from_worker(first) == Scored([5], 1)
+    assert bindings.from_worker(second) is None
+
+
+def test_the_dashboard_shows_metrics_that_exist() -> None:
+    """And all of them."""
+    dashboard = json.loads(DASHBOARD.read_text())
+    queries = [
+        target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])
+    ]
+    asked = {name for query in queries for name in re.findall(r"\bvllm_cold_\w+", query)}
+    assert queries and asked
+    there = {PREFIX + name + "_total" for name, _ in COUNTERS.values()}
+    there |= {PREFIX + name for name, _ in GAUGES.values()}
+    parts = {PREFIX + "candidates" + end for end in ("_bucket", "_sum", "_count")}
+    assert asked <= there | parts, asked - there - parts
+    assert there <= asked and asked & parts
+    # vLLM's own that it shows beside, as its source has them.
+    from vllm.v1.metrics import loggers
+
+    source = Path(loggers.__file__).read_text()
+    for name in {name for query in queries for name in re.findall(r"\bvllm:\w+", query)}:
+        stem = re.sub(r"_(total|bucket|sum|count)$", "", name)
+        assert f'"{stem}"' in source or f'"{name}"' in source, name
