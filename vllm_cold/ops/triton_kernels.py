@@ -149,8 +149,9 @@ def score_tiles(
     in any order; else the scores, to ``out`` [P, V], or over both rows if that is None.
 
     ``floors``: lowest expert logit that each pair admits, or None. ``tallies`` [P * segments, 3]
-    int64, or None: of each segment the number of valid tokens, the best key and the best key by the
-    expert's logits. Sets ``ok`` to 0 if a row of the pair holds NaN or +inf.
+    int64, or None: of each segment the number of valid tokens, the best key and the key of the
+    expert's best token; a segment without one has a lower key than any that has. Sets ``ok`` to 0
+    if a row of the pair holds NaN or +inf.
     """
     program = tl.program_id(0)
     pair = program // num_segments
@@ -173,9 +174,11 @@ def score_tiles(
         out_row = out + pair.to(tl.int64) * out_stride
     lanes = tl.arange(0, TILE)
     worst = tl.full([TILE], -INF, tl.float32)
-    count = tl.full([], 0, tl.int64)
-    best_key = tl.full([], EMPTY, tl.int64)
-    expert_key = tl.full([], EMPTY, tl.int64)
+    # One number each, and 32 bits wide: keys of whole tiles would take twice the registers.
+    count = tl.full([], 0, tl.int32)
+    best_score = tl.full([], -INF, tl.float32)
+    best_id = tl.full([], INT32_MAX, tl.int32)
+    expert_id = tl.full([], INT32_MAX, tl.int32)
     for tile in range(first, last):
         start = tile * TILE
         inside = lanes < vocab - start
@@ -195,10 +198,13 @@ def score_tiles(
                 e = tl.load(e_row + start + lanes, mask=inside, other=-INF).to(tl.float32)
                 scores = _scores(e, a, threshold, pair_beta)
                 if tallies is not None:
-                    count += tl.sum((scores > -INF).to(tl.int64))
-                    best_key = tl.maximum(best_key, tl.max(_keys(scores, start + lanes)))
-                    experts = tl.where(scores > -INF, e, -INF)
-                    expert_key = tl.maximum(expert_key, tl.max(_keys(experts, start + lanes)))
+                    count += tl.sum((scores > -INF).to(tl.int32))
+                    score = tl.max(scores)
+                    token = tl.min(tl.where(scores == score, start + lanes, INT32_MAX))
+                    best_id = tl.where(score > best_score, token, best_id)
+                    best_score = tl.maximum(best_score, score)
+                    token = tl.min(tl.where(e == best_logit, start + lanes, INT32_MAX))
+                    expert_id = tl.minimum(expert_id, token)
             if out is not None:
                 tl.store(out_row + start + lanes, scores, mask=inside)
             else:
@@ -209,9 +215,10 @@ def score_tiles(
         best = tl.where((slots < k) & (best >= TOKEN), best, EMPTY)
         tl.store(candidates + program.to(tl.int64) * SLOTS + slots, best)
     if tallies is not None:
-        tl.store(tallies + 3 * program, count)
-        tl.store(tallies + 3 * program + 1, best_key)
-        tl.store(tallies + 3 * program + 2, expert_key)
+        tl.store(tallies + 3 * program, count.to(tl.int64))
+        tl.store(tallies + 3 * program + 1, _keys(best_score, best_id))
+        # The same logit in all segments: the largest key is of the lowest id.
+        tl.store(tallies + 3 * program + 2, _keys(best_logit, expert_id))
     if tl.maximum(best_logit, tl.max(worst)) == INF:
         tl.store(ok, 0)
 
