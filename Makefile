@@ -1,7 +1,7 @@
 # Everything runs in .venv, a virtual environment that `make venv` makes from requirements.lock.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test unit upstream versions lint format clean
+.PHONY: help venv demo test unit docs upstream versions lint format clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -54,8 +54,12 @@ test: lint ## all checks and the whole test suite
 	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server'
 	VLLM_CPU_OMP_THREADS_BIND=nobind $(PARALLEL) 4 --dist loadscope -m 'engine or server'
 
-unit: venv ## the fast tests: no engine, no server
-	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server and not slow'
+unit: venv ## the fast tests: no engine, no server, no browser
+	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server and not slow and not browser'
+
+docs: venv ## the documentation as a site, in site/
+	$(PY) -m docs.pictures
+	$(PY) -m mkdocs build --strict
 
 upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
 	$(PY) -m tests.upstream
@@ -73,6 +77,6 @@ format: venv ## let ruff fix and format the code
 	$(PY) -m ruff format .
 
 clean: ## remove .venv, caches and build output
-	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	rm -rf *.egg-info vllm_cold/ops/*.so $(SHIM)/build $(SHIM)/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold doctor`` piece by piece: what it calls a problem, and what it never prints."""
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_cold.bindings import contracts, platform_cpu, plugin
+from vllm_cold.lora import native
+from vllm_cold.ops import cpu_library, registry, scoring_cpu
+from vllm_cold.tools import main
+from vllm_cold.tools.doctor import reference, report, sections, self_test, tiny
+from vllm_cold.tools.doctor.reference import CASES, Decoded
+from vllm_cold.tools.doctor.report import Entry, Report, Section, Status
+
+pytestmark = pytest.mark.unit
+
+
+def find(entries: Sequence[Entry] | Section, name: str) -> Entry:
+    """The entry of this name."""
+    listed = entries.entries if isinstance(entries, Section) else entries
+    (found,) = (entry for entry in listed if entry.name == name)
+    return found
+
+
+# The report
+
+
+def made(*statuses: Status) -> Report:
+    return Report(
+        [Section("S", [Entry("n", "v | w\nx", status) for status in statuses], "a ``` b")]
+    )
+
+
+@pytest.mark.parametrize(
+    ("statuses", "verdict"),
+    [
+        ((Status.OK, Status.FACT), "No problem found."),
+        ((Status.OK, Status.WARNING), "Problems: 0. Warnings: 1."),
+        ((Status.PROBLEM, Status.PROBLEM, Status.WARNING), "Problems: 2. Warnings: 1."),
+    ],
+)
+def test_verdict(statuses: tuple[Status, ...], verdict: str) -> None:
+    assert made(*statuses).verdict == verdict
+
+
+def test_json_has_everything() -> None:
+    data = json.loads(report.to_json(made(Status.PROBLEM)))
+    assert data["verdict"] == "Problems: 1. Warnings: 0."
+    (section,) = data["sections"]
+    assert section["entries"] == [{"name": "n", "value": "v | w\nx", "status": "problem"}]
+    assert section["details"] == "a ``` b"
+
+
+def test_markdown_is_one_table_and_one_fence_whatever_the_values() -> None:
+    lines = report.to_markdown(made(Status.PROBLEM, Status.FACT)).splitlines()
+    assert "| problem | n | v \\| w x |" in lines
+    assert "|  | n | v \\| w x |" in lines
+    assert sum("```" in line for line in lines) == 2
+    assert "a ''' b" in lines
+
+
+def test_terminal_prints_each_entry_and_colours_only_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stream = io.StringIO()
+    report.print_terminal(made(Status.WARNING), stream)
+    text = stream.getvalue()
+    assert "warning" in text
+    assert "v | w" in text
+    assert "a ``` b" in text
+    assert "\033" not in text
+    monkeypatch.setattr(report, "find_spec", lambda name: None)
+    stream = io.StringIO()
+    report.print_terminal(made(Status.WARNING), stream)
+    assert stream.getvalue().startswith("# vllm-cold doctor")
+
+
+def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
+    def look() -> list[Entry]:
+        raise RuntimeError("first\nsecond " + "x" * 1000)
+
+    section = report.examine("S", look)
+    (entry,) = section.entries
+    assert entry.status is Status.PROBLEM
+    assert entry.value.startswith("failed with RuntimeError: first second xxx")
+    assert len(entry.value) < 700
+
+
+# What is looked at
+
+
+@pytest.mark.parametrize(
+    ("version", "status", "part"),
+    [
+        ("0.32.0+cpu", Status.OK, "engines are run with this one"),
+        ("0.31.2", Status.WARNING, "in the supported range 0.23 to 0.33; engines were run with"),
+        ("0.34.0", Status.WARNING, "outside of the supported range 0.23 to 0.33"),
+        ("unknown", Status.PROBLEM, "no vLLM is installed: install one from 0.23 to 0.33"),
+    ],
+)
+def test_versions_say_whether_this_vllm_was_validated(
+    version: str, status: Status, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plugin, "vllm_version", lambda: version)
+    entry = find(sections.versions(), "validated vLLM")
+    assert entry.status is status
+    assert part in entry.value
+
+
+def test_values_of_unknown_variables_are_never_shown() -> None:
+    home = str(Path.home())
+    entries = sections.environment(
+        {
+            "VLLM_API_KEY": "secret-1",
+            "HF_TOKEN": "secret-2",
+            "VLLM_COLD": "0",
+            "LD_PRELOAD": f"{home}/lib.so",
+        }
+    )
+    assert "secret" not in repr(entries)
+    assert "HF_TOKEN" not in repr(entries)
+    assert find(entries, "set too, values not shown").value == "VLLM_API_KEY"
+    assert find(entries, "VLLM_COLD").value == "0"
+    assert find(entries, "LD_PRELOAD").value == "~/lib.so"
+    assert find(sections.environment({}), "set").value == "none of those that matter"
+
+
+def test_plugin_that_is_switched_off_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin, "_active", False)
+    monkeypatch.setenv("VLLM_PLUGINS", "others")
+    monkeypatch.setattr("vllm.plugins.load_general_plugins", lambda: None)
+    entry = find(sections.plugin(), "active")
+    assert entry.status is Status.PROBLEM
+    assert "VLLM_PLUGINS='others' leaves it out; add 'cold' to it" in entry.value
+
+
+def test_plugin_that_is_not_registered_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
+    entry = find(sections.plugin(), "entry point")
+    assert (entry.status, entry.value) == (Status.PROBLEM, "not registered: pip install vllm-cold")
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No backend was chosen before, and none is afterwards."""
+    monkeypatch.delenv(registry.ENV, raising=False)
+    monkeypatch.setattr(registry, "_choose", registry._choose.__wrapped__)
+
+
+@pytest.mark.usefixtures("fresh")
+def test_scoring_says_what_is_picked_and_that_it_agrees() -> None:
+    entries = sections.scoring()
+    assert not [e for e in entries if e.status in (Status.PROBLEM, Status.WARNING)]
+    assert find(entries, "on cpu (in use)").value.startswith("cpu: C++ for CPUs")
+    assert find(entries, "on cuda").value.startswith("triton: ")
+    assert find(entries, "scores").status is Status.OK
+
+
+@pytest.mark.usefixtures("fresh")
+def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring_cpu, "missing", lambda device: "Its library is gone.")
+    monkeypatch.setattr(cpu_library, "missing", lambda: "Its library is gone.")
+    entries = sections.scoring()
+    entry = find(entries, "on cpu (in use)")
+    assert entry.status is Status.WARNING
+    assert entry.value == f"torch: {registry.BACKENDS['torch']}; not cpu: Its library is gone."
+    assert find(entries, "C++ library").status is Status.WARNING
+    assert find(entries, "scores").value == "torch: those of the reference, within 1e-4"
+
+
+@pytest.mark.usefixtures("fresh")
+def test_scoring_backend_that_cannot_run_here_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(registry.ENV, "ascend")
+    section = report.examine("Scoring", sections.scoring)
+    assert "the scoring backend 'ascend' was asked for" in section.entries[-1].value
+    assert section.entries[-1].status is Status.PROBLEM
+
+
+@pytest.mark.usefixtures("fresh")
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda rows: rows + 0.01, "scores off by 0.01 in the expert's row"),
+        (lambda rows: rows.nan_to_num(neginf=0.0), "other candidates than the reference in the"),
+        (lambda rows: rows * torch.nan, "other candidates than the reference in the amateur's row"),
+    ],
+)
+def test_kernel_that_computes_something_else_is_a_problem(
+    change: Any, part: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = scoring_cpu._run
+
+    def wrong(logits: torch.Tensor, *arguments: Any, **named: Any) -> None:
+        right(logits, *arguments, **named)
+        logits.copy_(change(logits))
+
+    monkeypatch.setattr(scoring_cpu, "_run", wrong)
+    entry = find(sections.scoring(), "scores")
+    assert entry.status is Status.PROBLEM
+    assert part in entry.value
+
+
+@pytest.mark.usefixtures("fresh")
+def test_kernel_that_counts_something_else_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = scoring_cpu.counted_scores
+
+    def wrong(*arguments: Any) -> None:
+        right(*arguments)
+        arguments[-1][1, 0] += 1
+
+    monkeypatch.setattr(scoring_cpu, "counted_scores", wrong)
+    entry = find(sections.scoring(), "scores")
+    assert entry.status is Status.PROBLEM
+    assert entry.value == "cpu: other statistics than the reference"
+
+
+@pytest.mark.parametrize(
+    ("asked", "missing", "status", "part"),
+    [
+        (None, None, Status.OK, "C++ kernels, instruction set "),
+        ("torch", None, Status.WARNING, "torch operations, slow: asked for"),
+        (None, "Not built.", Status.WARNING, "torch operations, slow: Not built."),
+        ("stock", None, Status.PROBLEM, "vLLM's own; CoLD requests are refused"),
+    ],
+)
+def test_lora(
+    asked: str | None,
+    missing: str | None,
+    status: Status,
+    part: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plugin.register()
+    monkeypatch.delenv(platform_cpu.ENV, raising=False)
+    if asked:
+        monkeypatch.setenv(platform_cpu.ENV, asked)
+    monkeypatch.setattr(native, "missing", lambda: missing)
+    entry = find(sections.lora(), "LoRA")
+    assert entry.status is status
+    assert entry.value.startswith(part)
+
+
+def test_interface_that_changed_is_a_problem_and_a_note_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken() -> None:
+        raise contracts.ContractBroken("It is gone.")
+
+    first, second = contracts.CONTRACTS[:2]
+    changed = [
+        replace(first, check=broken, note=False, until=None),
+        replace(second, check=broken, note=True, until=None),
+        *contracts.CONTRACTS[2:],
+    ]
+    monkeypatch.setattr(contracts, "CONTRACTS", changed)
+    entries = sections.contracts()
+    hold = find(entries, "hold")
+    held, _, count = hold.value.partition(" of ")
+    assert hold.status is Status.PROBLEM
+    assert int(count) - int(held) == 2
+    entry = find(entries, first.name)
+    assert entry.status is Status.PROBLEM
+    assert first.why in entry.value
+    assert find(entries, second.name).status is Status.WARNING
+
+
+# The self-test
+
+
+def tokens(*numbers: int) -> Decoded:
+    return Decoded(list(numbers), 1.0)
+
+
+def test_compare_names_the_first_token_that_differs() -> None:
+    right = [tokens(1, 2, 3)] * len(CASES)
+    assert {e.status for e in self_test.compare([[1, 2, 3]] * len(CASES), right)} == {Status.OK}
+    got = [[1, 2, 3], [1, 9, 3], [1, 2], [1, 2, 3, 4], []]
+    entries = self_test.compare(got, right)
+    assert [e.status for e in entries] == [Status.OK] + [Status.PROBLEM] * 5
+    assert [e.value.partition(": ")[2] for e in entries[1:-1]] == [
+        "the engine has 9, the reference 2",
+        "the engine has nothing, the reference 3",
+        "the engine has 4, the reference nothing",
+        "the engine has nothing, the reference 1",
+    ]
+    assert "token 1:" in entries[1].value
+    assert entries[-1].value == "FAIL: 4 of 5 differ"
+    with pytest.raises(ValueError, match="zip"):
+        self_test.compare(got[:-1], right)
+
+
+def test_no_token_of_the_reference_is_a_close_call_and_the_cases_differ(tmp_path: Path) -> None:
+    """Rounding cannot change the result, and no way of decoding can pass for another."""
+    tiny.write(tmp_path)
+    decoded = reference.decode(tmp_path)
+    assert all(len(d.tokens) == reference.MAX_TOKENS for d in decoded)
+    assert min(d.margin for d in decoded) > 2e-3
+    texts = [d.tokens for d in decoded]
+    assert texts[0] != texts[1] != texts[2] != texts[0]
+    plain = reference.decode(tmp_path, tuple(replace(case, cold=None) for case in CASES[2:]))
+    against_base = reference.decode(tmp_path, (replace(CASES[4], amateur=None),))
+    assert all(d.tokens != p.tokens for d, p in zip(decoded[2:], plain, strict=True))
+    assert against_base[0].tokens != decoded[4].tokens
+
+
+# The command
+
+
+def test_timeout_must_be_positive(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main.main(["doctor", "--timeout", "0"]) == 2
+    assert "--timeout 0: must be more than 0 seconds" in capsys.readouterr().err
+
+
+def test_status_is_1_if_there_is_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = {"Good": lambda: [Entry("x", "y", Status.OK)]}
+    monkeypatch.setattr(sections, "SECTIONS", looks)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+    assert main.main(["doctor", "--no-self-test", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["verdict"] == "No problem found."
+    looks["Bad"] = lambda: [Entry("x", "y", Status.PROBLEM)]
+    assert main.main(["doctor", "--no-self-test"]) == 1
+    assert capsys.readouterr().out.startswith("# vllm-cold doctor\n\nProblems: 1. Warnings: 0.")

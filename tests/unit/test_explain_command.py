@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of ``vllm-cold explain``: its options, its errors and a server's odd answers."""
+
+import argparse
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_cold.tools import explain
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.explain.command import read_prompts, run
+from vllm_cold.tools.explain.offline import named_path
+from vllm_cold.tools.explain.server import ServerSource
+
+pytestmark = pytest.mark.unit
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    explain.add_parser(parser.add_subparsers())
+    return parser.parse_args(["explain", *arguments])
+
+
+def test_the_parser_imports_nothing_heavy() -> None:
+    code = (
+        "import argparse, sys; from vllm_cold.tools import explain; "
+        "explain.add_parser(argparse.ArgumentParser().add_subparsers()); "
+        "print(sorted({'vllm', 'torch', 'jinja2', 'rich', 'openai'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "alpha": (["--alpha", "0"], r"--alpha=0.0: must be a number in \(0, 1\]"),
+    "beta": (["--beta", "-1"], "--beta=-1.0: must be a number >= 0"),
+    "cap": (["--expert-top-k", "0"], "--expert-top-k=0: must be an integer from 1"),
+    "tokens": (["--max-tokens", "0"], "--max-tokens=0: must be >= 1"),
+    "candidates": (["--candidates", "21"], "--candidates=21: at most 20"),
+    "html": (["--html", "no/such/page.html"], "--html=no/such/page.html: no such folder"),
+    "html folder": (["--html", "."], r"--html=.: cannot be written \(Is a directory\)"),
+    "html device": (["--html", "/proc/page.html"], "--html=/proc/page.html: cannot be written"),
+    "model": ([], "--model is missing"),
+    "model path": (["--model", "./nothing"], "--model=./nothing: no config.json there"),
+    "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
+    "nobody": (["--url", "http://127.0.0.1:9"], "no server can be reached there"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_mistakes(case: str) -> None:
+    arguments, message = WRONG[case]
+    with pytest.raises(ToolError, match=message):
+        run(parse("--prompt", "x", "--adapter", "one", *arguments))
+
+
+def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], ["--prompt", "a", "--prompts", "b"]):
+        with pytest.raises(SystemExit):
+            parse("--adapter", "one", *arguments)
+    with pytest.raises(ToolError, match="--prompt: is empty"):
+        run(parse("--adapter", "one", "--prompt", ""))
+
+
+def test_prompt_files(tmp_path: Path) -> None:
+    lines = tmp_path / "prompts.txt"
+    lines.write_text("first\n\n  second\n", encoding="utf-8")
+    assert read_prompts(lines) == ["first", "  second"]
+    objects = tmp_path / "prompts.jsonl"
+    objects.write_text(
+        '\ufeff{"prompt": "a\\nb", "id": 1}\r\n\n{"prompt": "c\u2028d"}\n', encoding="utf-8"
+    )
+    assert read_prompts(objects) == ["a\nb", "c\u2028d"]
+    for text, message in (
+        ('{"prompt": "a"}\n{"text": "b"}\n', "line 2 must be an object"),
+        ('["prompt"]\n', "line 1 must be an object"),
+        ('{"prompt": 3}\n', "line 1 must be an object"),
+        ('{"prompt": "a"\n', "line 1 is no JSON"),
+        ("\n", "holds no prompt; put one on each line"),
+        ('{"prompt": "a"}\n' * 51, "holds 51 prompts; one page takes up to 50"),
+    ):
+        objects.write_text(text)
+        with pytest.raises(ToolError, match=message):
+            read_prompts(objects)
+    with pytest.raises(ToolError, match=r"cannot be read \(No such file"):
+        read_prompts(tmp_path / "nothing")
+    objects.write_bytes(b"\xff\xfe")
+    with pytest.raises(ToolError, match="is no UTF-8 text"):
+        read_prompts(objects)
+
+
+def test_adapters_by_name_and_path(tmp_path: Path) -> None:
+    folder = tmp_path / "sql"
+    folder.mkdir()
+    with pytest.raises(ToolError, match="--adapter=sql=.*no adapter_config.json in"):
+        named_path("--adapter", f"sql={folder}")
+    (folder / "adapter_config.json").write_text('{"r": 24}')
+    assert named_path("--adapter", str(folder)) == ("sql", folder, 24)
+    assert named_path("--adapter", f"other={folder}") == ("other", folder, 24)
+    (tmp_path / "link").symlink_to(folder)
+    assert named_path("--adapter", f"{tmp_path / 'link'}/") == ("link", folder, 24)
+    assert named_path("--adapter", f"{folder}/x/..") == ("sql", folder, 24)
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(ToolError, match="cannot read the rank"):
+        named_path("--amateur", str(folder))
+
+
+class Fake(BaseHTTPRequestHandler):
+    """A server that knows two models and answers completions as ``answers`` says."""
+
+    answers: dict[str, Any] = {}
+
+    def do_GET(self) -> None:
+        if "models" in self.answers:
+            status, text = self.answers["models"]
+            self._send_text(status, text)
+            return
+        cards = [
+            {"id": "base", "object": "model", "parent": None, "max_model_len": 256},
+            {"id": "one", "object": "model", "parent": "base"},
+        ]
+        self._send(200, {"object": "list", "data": cards})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        wants = (body.get("vllm_xargs") or {}).get("cold_alpha")
+        if wants == 0 and self.answers["plugin"]:
+            message = "cold_alpha=0: must be a number in (0, 1]"
+            self._send(400, {"error": {"message": message, "code": 400}})
+        elif body.get("prompt_logprobs", 0) > self.answers.get("max_logprobs", 20):
+            message = "Requested prompt logprobs of 256, which is greater than max allowed: 7"
+            self._send(400, {"error": {"message": message, "code": 400}})
+        else:
+            self._send(
+                200,
+                {"id": "x", "object": "text_completion", "created": 1, "model": "one",
+                 "choices": [{"index": 0, "text": "", "finish_reason": "length",
+                              "logprobs": {"top_logprobs": self.answers.get("top", [])}}]},
+            )  # fmt: skip
+
+    def _send(self, status: int, body: Any) -> None:
+        self._send_text(status, json.dumps(body))
+
+    def _send_text(self, status: int, text: str) -> None:
+        data = text.encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def fake() -> Iterator[str]:
+    Fake.answers = {"plugin": True}
+    with ThreadingHTTPServer(("127.0.0.1", 0), Fake) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_names_that_the_server_does_not_have(fake: str) -> None:
+    for options, message in (
+        ({"adapter": "two"}, r"--adapter=two: no such adapter on the server \(loaded: one\)"),
+        ({"adapter": "base"}, r"--adapter=base: no such adapter"),
+        ({"adapter": "one", "amateur": "two"}, r"--amateur=two: no such adapter"),
+        ({"adapter": "one", "amateur": "one"}, "--amateur=one: must differ"),
+        ({"adapter": "one", "model": "other"}, r"--model=other: no such base .*\(there are: base"),
+    ):
+        with pytest.raises(ToolError, match=message):
+            ServerSource(fake, **options)
+    source = ServerSource(f"{fake}/v1/", "one")
+    assert source.description.model == "base"
+    assert source.max_model_len == 256
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [(404, "not here"), (200, "<html></html>"), (200, "{}"), (200, "[1]"), (200, '{"data": [1]}')],
+)
+def test_something_else_than_vllm(answer: tuple[int, str], fake: str) -> None:
+    Fake.answers["models"] = answer
+    with pytest.raises(ToolError, match="what answers there is no vLLM server"):
+        ServerSource(fake, "one")
+
+
+def test_a_server_that_fails(fake: str) -> None:
+    Fake.answers["models"] = (500, '{"error": {"message": "out of order"}}')
+    with pytest.raises(ToolError, match="HTTP 500: out of order"):
+        ServerSource(fake, "one")
+
+
+def test_a_server_without_the_plugin_is_found_out(fake: str) -> None:
+    Fake.answers["plugin"] = False
+    with pytest.raises(ToolError, match="this server ignores cold_alpha, so vllm-cold is not act"):
+        ServerSource(fake, "one")
+
+
+def test_what_the_server_allows_is_found_out(fake: str) -> None:
+    assert ServerSource(fake, "one").largest_top() == 7
+
+
+def test_an_older_server_that_ignores_named_tokens(fake: str) -> None:
+    """It answers with its own choice of tokens: what was asked for is missing, not made up."""
+    Fake.answers["top"] = [{"token_id:5": -0.5}]
+    assert ServerSource(fake, "one").look_up("amateur", [([1], [7])]) == [{5: -0.5}]
+
+
+def test_a_server_that_returns_no_token_ids(fake: str) -> None:
+    with pytest.raises(ToolError, match="does not return token ids"):
+        ServerSource(fake, "one").encode(["x"], chat=False)

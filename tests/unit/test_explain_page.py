@@ -1,0 +1,177 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page and the terminal of ``vllm-cold explain``, without a browser."""
+
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from tests.browser.reports import HOSTILE, WRONG, make_report
+from vllm_cold.tools.explain import page, terminal, trace, visible
+
+pytestmark = pytest.mark.unit
+
+
+class Reader(HTMLParser):
+    """Elements, the tokens' text and the contents of scripts."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.tokens: list[str] = []
+        self._open = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        found = dict(attrs)
+        self.elements.append((tag, found))
+        self._open = "token" if found.get("role") == "option" else tag
+        if tag == "script":
+            self.scripts.append("")
+        if self._open == "token":
+            self.tokens.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._open = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._open == "script":
+            self.scripts[-1] += data
+        if self._open == "token":
+            self.tokens[-1] += data
+
+
+def test_the_page_holds_the_report_and_nothing_foreign() -> None:
+    report = make_report()
+    text = page.render(report)
+    read = Reader(text)
+    assert HOSTILE not in text
+    assert {tag for tag, _ in read.elements}.isdisjoint({"img", "iframe", "object", "embed"})
+    assert len(read.scripts) == 2  # the data and the program: no token ended one of them
+    assert json.loads(read.scripts[0]) == json.loads(json.dumps(page.data(report)))
+    for _, attributes in read.elements:
+        assert not attributes.get("src")
+        assert not any(name.startswith("on") for name in attributes)
+        assert (attributes.get("href") or "data:,") == "data:,"
+    assert not re.search(r"url\(|@import|https?://(?!www\.w3\.org/2000/svg)", text)
+    steps = [s for e in report.explanations for a in (e.cold, e.greedy) for s in a.steps]
+    assert read.tokens == [visible.in_text(s.text, s.token) for s in steps]
+
+
+def test_the_numbers_of_the_page() -> None:
+    report = make_report(prompts=1)
+    found = page.data(report)["prompts"][0]
+    for answer in (report.explanations[0].cold, report.explanations[0].greedy):
+        for step, shown in zip(answer.steps, found[answer.kind]["steps"], strict=True):
+            assert shown["winner"] == step.winner
+            assert shown["size"] == step.valid_size
+            assert len(shown["candidates"]) == len(step.candidates)
+            for candidate, values in zip(step.candidates, shown["candidates"], strict=True):
+                assert values[0] == candidate.token
+                assert values[2] == pytest.approx(2.718281828459045**candidate.expert, rel=1e-5)  # type: ignore[operator]
+                assert values[4] == pytest.approx(candidate.score, abs=1e-6)
+                assert values[5] == candidate.valid
+    assert list(found["cold"]["mismatches"]) == [WRONG]
+    text = page.render(report)
+    assert "At 1 of 40 tokens (dotted) the engine took another token" in text
+    assert "each token is the expert&#39;s most probable one" in text or (
+        "each token is the expert's most probable one" in text
+    )
+
+
+def test_infinite_numbers_are_left_out_of_the_data() -> None:
+    step = trace.make_step(
+        0,
+        "a",
+        {0: trace.Logprob(0.0, "a"), 1: trace.Logprob(float("-inf"), "b")},
+        {0: trace.Logprob(0.0, "a"), 1: trace.Logprob(0.0, "b")},
+        known=2,
+        amateur_limit=None,
+        vocab_size=2,
+        settings=make_report().settings,
+        listed=[1],
+    )
+    answer = trace.Answer(trace.COLD, "a", "stop", (step,))
+    report = make_report(prompts=1)
+    whole = trace.Report(
+        "m", "a", "b", "s", report.settings, False, (trace.Explanation("p", 1, answer, answer),)
+    )
+    assert '[1,"b",0.0,1.0,null,0]' in page.render(whole)
+    with pytest.raises(ValueError, match="JSON"):
+        page.as_script(float("nan"))
+
+
+def printed(width: int, full: bool = False, **options: object) -> str:
+    buffer = io.StringIO()
+    console = Console(file=buffer, width=width, highlight=False, **options)  # type: ignore[arg-type]
+    terminal.show(console, make_report(), full)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_the_terminal_without_colours(width: int) -> None:
+    text = printed(width)
+    assert "\x1b" not in text  # no colours, and no token's own escape sequences
+    assert "[brackets]" in text
+    assert max(len(line) for line in text.splitlines()) <= width
+    report = make_report()
+    for explanation in report.explanations:
+        for step in explanation.cold.steps:
+            if step.differs and step.text.strip().isalpha() and width == 120:
+                assert f"[{step.text}]" in text
+    assert "⟨U+202E⟩" in text
+    assert "the engine took another token" in " ".join(text.split())
+    assert "CoLD answer, where CoLD and greedy differ" in " ".join(text.split())
+
+
+@pytest.mark.parametrize("width", [40, 59, 60, 120])
+@pytest.mark.parametrize("full", [False, True])
+def test_the_table_of_candidates(width: int, full: bool) -> None:
+    """No number is cut off, however narrow; ``full`` has every candidate of every token."""
+    text = printed(width, full)
+    rows = re.findall(r"^ *(\d*) .* ([<\d.]+) ?% +([<\d.]+) ?% +(-?\d+\.\d\d)", text, re.M)
+    expected = []
+    for explanation in make_report().explanations:
+        for answer in (explanation.cold, explanation.greedy):
+            if not full and answer.kind == trace.GREEDY:
+                continue
+            for number, step in enumerate(answer.steps, 1):
+                if not (full or step.differs):
+                    continue
+                shown = [c for c in step.candidates if full or c.valid]
+                if not full:
+                    shown = shown[:4] + [c for c in shown[4:] if c.token == step.greedy]
+                for line, c in enumerate(shown):
+                    numbers = [f"{c.score:.2f}"]
+                    for value in (c.amateur, c.expert):
+                        assert value is not None
+                        p = 100 * math.exp(value)
+                        tiny = "<0.001" if p < 0.001 else f"{p:.2g}"
+                        numbers.insert(0, f"{p:.1f}" if p >= 1 else tiny)
+                    expected.append((str(number) if line == 0 else "", *numbers))
+    assert rows == expected
+    assert max(len(line) for line in text.splitlines()) <= width
+    for mark in ("CoLD", "greedy", "engine", *(("both", "cut") if full else ())):
+        assert re.search(rf" {mark} +[<\d.]+ ?% ", text)
+
+
+def test_the_terminal_with_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    colours = printed(80, force_terminal=True, color_system="truecolor")
+    assert "48;2;230;123;66" in colours  # the most disagreement
+    assert "[brackets]" not in colours
+    assert "\x1b[31m" not in colours
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "48;2;" not in printed(80, force_terminal=True, color_system="truecolor")
+
+
+def test_sparklines() -> None:
+    assert terminal.sparkline([0.0, 0.5, 1.0], 10) == "▁▅█"
+    assert terminal.sparkline([0.0] * 4, 10) == "▁▁▁▁"
+    assert terminal.sparkline([0, 0, 4, 0, 0, 2], 3) == "▁█▅"
+    assert terminal.sparkline([], 3) == ""

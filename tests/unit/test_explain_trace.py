@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of ``vllm-cold explain`` against the scoring op's reference and scipy."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+
+from vllm_cold.ops.scoring_reference import pair_scores
+from vllm_cold.settings import ColdSettings
+from vllm_cold.tools.explain import trace, visible
+from vllm_cold.tools.explain.trace import COLD, GREEDY, Answer, Logprob, Step
+
+pytestmark = pytest.mark.unit
+
+VOCAB = 60
+
+
+def logits(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    expert = 3 * torch.randn(VOCAB, generator=generator, dtype=torch.float64)
+    amateur = expert + torch.randn(VOCAB, generator=generator, dtype=torch.float64)
+    return expert, amateur
+
+
+def row(values: torch.Tensor) -> dict[int, Logprob]:
+    """All ln-probabilities of a row of logits."""
+    return {i: Logprob(x, f"t{i}") for i, x in enumerate(values.log_softmax(0).tolist())}
+
+
+def step(
+    expert: torch.Tensor,
+    amateur: torch.Tensor,
+    settings: ColdSettings,
+    token: int = 0,
+    known: int = VOCAB,
+    **options: object,
+) -> Step:
+    given_options = {"vocab_size": VOCAB, "amateur_limit": None, "listed": [], "most": 1000}
+    return trace.make_step(
+        token,
+        "",
+        row(expert),
+        row(amateur),
+        known=known,
+        settings=settings,
+        **{**given_options, **options},  # type: ignore[arg-type]
+    )
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    alpha=st.floats(1e-4, 1.0),
+    beta=st.floats(0.0, 4.0),
+    cap=st.none() | st.integers(1, VOCAB + 5),
+)
+def test_scores_are_those_of_the_op_up_to_a_constant(
+    seed: int, alpha: float, beta: float, cap: int | None
+) -> None:
+    expert, amateur = logits(seed)
+    got = step(expert, amateur, ColdSettings(alpha, beta, cap))
+    expected = pair_scores(expert, amateur, math.log(alpha), beta, cap or 0)
+    valid = {c.token for c in got.candidates if c.valid}
+    assert valid == set((expected > -math.inf).nonzero().flatten().tolist())
+    assert got.valid_size == len(valid)
+    assert got.valid_complete
+    assert got.winner == int(expected.argmax())
+    assert got.greedy == int(expert.argmax())
+    constant = -(1 + beta) * expert.logsumexp(0) + beta * amateur.logsumexp(0)
+    for candidate in got.candidates:
+        if candidate.valid:
+            assert candidate.score == pytest.approx(float(expected[candidate.token] + constant))
+
+
+def test_an_amateur_of_zero_probability_is_no_penalty() -> None:
+    expert, amateur = logits(1)
+    amateur[:30] = -math.inf
+    got = step(expert, amateur, ColdSettings(1e-3, 0.7))
+    expected = pair_scores(expert, amateur, math.log(1e-3), 0.7)
+    assert got.winner == int(expected.argmax())
+    assert trace.score(-math.inf, -1.0, 0.7) == -math.inf
+
+
+def test_the_divergence_is_jensen_shannon() -> None:
+    expert, amateur = logits(2)
+    e, a = expert.log_softmax(0), amateur.log_softmax(0)
+    whole = jensenshannon(e.exp().numpy(), a.exp().numpy(), base=2) ** 2
+    assert whole > 0.01
+    assert trace.divergence_bits(e.tolist(), a.tolist()) == pytest.approx(whole)
+    some = e.topk(7).indices
+    p, q = e[some].exp(), a[some].exp()
+    merged = [torch.cat([x, 1 - x.sum().reshape(1)]).numpy() for x in (p, q)]
+    part = trace.divergence_bits(e[some].tolist(), a[some].tolist())
+    assert part == pytest.approx(jensenshannon(*merged, base=2) ** 2)
+    assert part < whole  # merging tokens hides some of it
+    assert trace.divergence_bits([0.0, -math.inf], [-math.inf, 0.0]) == 1.0
+    assert trace.divergence_bits([-0.5, -2.0], [-0.5, -2.0]) == 0.0
+    assert trace.divergence_bits([], []) == 0.0
+
+
+def test_the_valid_set_is_complete_only_if_a_token_outside_of_it_is_known() -> None:
+    expert = {i: Logprob(-0.1 * i) for i in range(10)}
+    settings = ColdSettings(alpha=math.exp(-0.55))
+    assert trace.valid_tokens(expert, 10, None, settings) == ({0, 1, 2, 3, 4, 5}, True)
+    # Only the five best are certain: there may be others at -0.45 that are not listed.
+    assert trace.valid_tokens(expert, 5, None, settings) == ({0, 1, 2, 3, 4, 5}, False)
+    five = {i: expert[i] for i in range(5)}
+    assert trace.valid_tokens(five, 5, None, settings)[1] is False
+    assert trace.valid_tokens(five, 5, 5, settings)[1] is True  # the whole vocabulary
+    capped = ColdSettings(alpha=settings.alpha, expert_top_k=3)
+    assert trace.valid_tokens(five, 5, None, capped) == ({0, 1, 2}, True)
+    tied = {**five, 3: Logprob(-0.2)}
+    assert trace.valid_tokens(tied, 5, None, capped) == ({0, 1, 2, 3}, True)
+
+
+def test_a_bound_is_marked_and_kept_out_of_the_divergence() -> None:
+    expert = {0: Logprob(math.log(0.6), "a"), 1: Logprob(math.log(0.3), "b")}
+    amateur = {0: Logprob(math.log(0.5), "a")}
+    made = trace.make_step(
+        0,
+        "a",
+        expert,
+        amateur,
+        known=2,
+        amateur_limit=math.log(0.01),
+        vocab_size=None,
+        settings=ColdSettings(0.1, 1.0),
+        listed=[],
+    )
+    bound = made.find(1)
+    assert bound is not None
+    assert bound.amateur_is_bound
+    assert bound.score == pytest.approx(2 * math.log(0.3) - math.log(0.01))
+    assert made.divergence == pytest.approx(trace.divergence_bits([math.log(0.6)], [math.log(0.5)]))
+    assert not made.valid_complete
+
+
+def test_a_token_that_the_numbers_do_not_explain() -> None:
+    expert, amateur = logits(5)
+    amateur[expert.argmax()] += 4.0  # so CoLD takes another token than greedy
+    settings = ColdSettings(0.05, 1.0)
+    right = step(expert, amateur, settings)
+    assert right.differs
+    second = [c for c in right.candidates if c.valid][1]
+    last = int(expert.argmin())
+    steps = [
+        step(expert, amateur, settings, token)
+        for token in (right.winner, second.token, last, right.greedy)
+    ]
+    cold = Answer(COLD, "", "stop", tuple(steps)).mismatches
+    assert [m.index for m in cold if m.margin is None] == [2]
+    assert cold[0].index == 1
+    best = right.find(right.winner)
+    assert best is not None
+    assert cold[0].margin == pytest.approx(best.score - second.score)  # type: ignore[operator]
+    greedy = Answer(GREEDY, "", "stop", tuple(steps)).mismatches
+    assert [m.index for m in greedy] == [0, 1, 2]
+    assert all(m.expected == right.greedy and m.margin and m.margin > 0 for m in greedy)
+
+
+def test_many_candidates_are_cut_but_not_those_that_matter() -> None:
+    expert, amateur = torch.zeros(VOCAB).double(), torch.arange(VOCAB).double()
+    got = step(expert, amateur, ColdSettings(0.5, 1.0), token=VOCAB - 1, most=5)
+    assert got.valid_size == VOCAB
+    assert [c.token for c in got.candidates] == [0, 1, 2, 3, 4, VOCAB - 1]
+    assert got.winner == got.greedy == 0  # equal logits: the lowest id, as argmax has it
+
+
+@pytest.mark.parametrize(
+    ("bits", "level"), [(0.0, 0), (0.00999, 0), (0.01, 1), (0.1, 3), (0.399, 4), (0.4, 5), (1, 5)]
+)
+def test_levels(bits: float, level: int) -> None:
+    assert Step(0, "", (), 1, True, bits, 0, 0).level == level
+
+
+def test_pieces_get_their_space_back() -> None:
+    assert trace.spread("The capital", ["The", "capital", "</s>"]) == ["The", " capital", "</s>"]
+    assert trace.spread(" a b", [" a", " b"]) == [" a", " b"]
+    assert trace.spread("a漢b", ["a", "", "漢", "b"]) == ["a", "", "漢", "b"]
+    assert "".join(trace.spread("x  y", ["x", " ", "y"])) == "x  y"
+
+
+def test_visible() -> None:
+    assert visible.in_text(" a b", 1) == " a b"
+    assert visible.in_text("a\n\n", 1) == "a⏎\n⏎\n"
+    assert visible.in_text("  ", 1) == "␣␣"
+    assert visible.in_text("", 17) == visible.alone("", 17) == "⟨17⟩"
+    assert visible.alone(" a\n\t", 1) == "␣a⏎⇥"
+    assert visible.in_text("\x1b[31m\u202e\u00a0", 1) == "⟨U+001B⟩[31m⟨U+202E⟩⟨U+00A0⟩"
+    assert visible.alone("é漢🙂", 1) == "é漢🙂"

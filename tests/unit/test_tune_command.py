@@ -1,0 +1,433 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold tune`` from its options to its exit status, with an engine that is a function."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, Field
+from rich.console import Console
+
+from tests.docs.blocks import ROOT, blocks
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.main import build_parser, main
+from vllm_cold.tools.tune import command, decode, stats
+from vllm_cold.tools.tune.data import Problem, load_problems
+from vllm_cold.tools.tune.decode import Decoder, Job
+from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.progress import watch
+from vllm_cold.tools.tune.serve import Adapter
+from vllm_cold.tools.tune.store import Output
+
+pytestmark = pytest.mark.unit
+
+COUNT = 40
+BEST = Setting(0.1, 0.5)
+Line = Callable[..., list[str]]
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command sets in the environment ends with the test."""
+    for name in (
+        "VLLM_ENABLE_V1_MULTIPROCESSING",
+        "VLLM_NO_USAGE_STATS",
+        "TOKENIZERS_PARALLELISM",
+        "VLLM_LOGGING_LEVEL",
+    ):
+        monkeypatch.setenv(name, "0")
+
+
+@pytest.fixture
+def line(tmp_path: Path) -> Line:
+    """``line(*more)``: a command line that is right, with further options."""
+    rows = [{"prompt": f"p{n}", "answer": "right", "id": f"p{n}"} for n in range(COUNT)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("sql", "chat"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text('{"r": 8}')
+
+    def make(*more: str) -> list[str]:
+        return [
+            *("tune", str(tmp_path / "p.jsonl"), "--model", "org/model"),
+            *("--adapter", str(tmp_path / "sql"), "--alpha", "0.1,1", "--beta", "0.5,1"),
+            *("--output", str(tmp_path / "out"), *more),
+        ]
+
+    return make
+
+
+class Engine:
+    """In place of ``start_llm`` and ``Decoder``.
+
+    Attributes:
+        starts: Engines that were started.
+        jobs: Jobs that were done, in order.
+        text: Gives the output of a job.
+        finish: vLLM's reason, of all outputs.
+        end: Before which job (by number) ``error`` is raised.
+    """
+
+    def __init__(self) -> None:
+        self.starts: list[tuple[Any, ...]] = []
+        self.jobs: list[Job] = []
+        self.text: Callable[[Job], str] = lambda job: "right" if job.setting == BEST else "wrong"
+        self.finish = "stop"
+        self.end: int | None = None
+        self.error: BaseException = KeyboardInterrupt()
+        self.penalties: dict[str, float] = {}
+
+    def start(self, *arguments: Any) -> Engine:
+        self.starts.append(arguments)
+        return self
+
+    def decoder(self, *arguments: Any) -> Engine:
+        return self
+
+    def tokenize(self, problems: Iterable[Problem]) -> None:
+        pass
+
+    def run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
+        for job in jobs:
+            if len(self.jobs) == self.end:
+                self.end = None
+                raise self.error
+            self.jobs.append(job)
+            done(job, Output(self.text(job), 1, self.finish))
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
+    made = Engine()
+    monkeypatch.setattr(decode, "start_llm", made.start)
+    monkeypatch.setattr(command, "Decoder", made.decoder)
+    return made
+
+
+def keys(jobs: Iterable[Job]) -> list[tuple[Setting | None, str]]:
+    return [(job.setting, job.problem.id) for job in jobs]
+
+
+def read_report(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "out" / "report.json").read_text())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--alpha", "0"], "--alpha=0.0: must be a number in (0, 1]"),
+        (["--alpha", "1"], "nothing to compare"),
+        (["--confidence", "1"], "--confidence=1.0: must be at least 0.5 and below 1"),
+        (["--confidence", "nan"], "--confidence=nan: must be at least 0.5 and below 1"),
+        (["--max-tokens", "0"], "--max-tokens=0: must be 1 or more"),
+        (["--stop", ""], "--stop='': a stop string must not be empty"),
+        (["--limit", "0"], "--limit=0: must be 1 or more"),
+        (["--limit", "8"], "with fewer than 6 no difference can be significant. Bring 12"),
+        (["--test-fraction", "1"], "--test-fraction=1.0: must be between 0 and 1"),
+        (["--seed", "-1"], "--seed=-1: must be 0 or more"),
+        (["--match", "fuzzy"], "--match='fuzzy': must be one of exact, number"),
+        (["--match", "number"], "--match=number: line 1: the answer 'right' has no numbers"),
+        (["--model", "./none"], "--model='./none': no such folder"),
+        (["--adapter", "none"], "--adapter='none': no such folder"),
+        (["--amateur", "{sql}"], "is the adapter itself; leave it out"),
+        (["--amateur", "sql={chat}"], "has the adapter's name 'sql'"),
+        (["--max-lora-rank", "1"], "--max-lora-rank=1: an adapter has rank 8"),
+        (["--engine-args", "{"], "--engine-args='{': not JSON"),
+        (["--engine-args", "[1]"], "--engine-args='[1]': must be a JSON object"),
+        (["--engine-args", '{"enable_lora": false}'], "enable_lora is set by this command"),
+        (["--dtype", "half", "--engine-args", '{"dtype": "float32"}'], "dtype is set by this"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_starts_nothing(
+    line: Line,
+    engine: Engine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    folders = {name: str(tmp_path / name) for name in ("sql", "chat")}
+    more = [word.format(**folders) if "=" in word or "{sql}" in word else word for word in more]
+    assert main(line(*more)) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("vllm-cold tune: ") and message in printed
+    assert len(printed.splitlines()) == 1
+    assert not engine.starts and not (tmp_path / "out").exists()
+
+
+def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
+    line: Line, engine: Engine, tmp_path: Path
+) -> None:
+    assert main(line()) == 0
+    assert len(engine.starts) == 1
+    done = keys(engine.jobs)
+    assert len(done) == len(set(done))
+    found = {setting: sum(key[0] == setting for key in done) for setting, _ in done}
+    # alpha 1 is greedy decoding itself and is not decoded.
+    assert found == {None: COUNT, BEST: COUNT, Setting(0.1, 1.0): COUNT // 2}
+    report = read_report(tmp_path)
+    assert report["gain"] and report["run"]["problems"]["held_out"] == COUNT // 2
+    names = ("report.json", "report.html", "heatmap.png", "results.jsonl")
+    assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)
+
+
+def test_the_status_is_1_where_nothing_is_better(
+    line: Line, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.text = lambda job: "right"
+    assert main(line()) == 1
+    assert "No setting beats greedy decoding significantly." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("end", [0, 1, 39, 40, 55, 80, 99])
+def test_going_on_after_an_interruption_at_any_place(
+    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: int
+) -> None:
+    engine.end = end
+    assert main(line()) == 130
+    printed = capsys.readouterr().err
+    assert f"stopped; {end} outputs are kept in {tmp_path / 'out' / 'results.jsonl'}" in printed
+    assert "and the same command goes on from there" in printed
+    assert main(line()) == 0
+    done = keys(engine.jobs)
+    assert len(done) == len(set(done)) == 2 * COUNT + COUNT // 2
+    assert f"{end} outputs are there already." in capsys.readouterr().err
+    assert main(line()) == 0 and len(engine.jobs) == len(done) and len(engine.starts) == 2
+
+
+def test_an_interrupted_restart_says_how_to_go_on(
+    line: Line, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line()) == 0
+    engine.end = len(engine.jobs) + 3
+    assert main(line("--restart")) == 130
+    assert "the same command without --restart goes on" in capsys.readouterr().err
+    engine.jobs.clear()
+    assert main(line()) == 0
+    assert len(engine.jobs) == 2 * COUNT + COUNT // 2 - 3
+
+
+def test_what_the_outputs_depend_on_may_not_change(
+    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line()) == 0
+    for more in (["--max-tokens", "9"], ["--chat"], ["--stop", "x"], ["--dtype", "half"]):
+        assert main(line(*more)) == 2
+        assert "holds outputs of another run" in capsys.readouterr().err
+    (tmp_path / "sql" / "adapter_config.json").write_text('{"r": 4}')
+    assert main(line()) == 2
+    assert "the adapter changed" in capsys.readouterr().err
+    assert len(engine.starts) == 1
+
+
+def test_rule_split_and_grid_may_change_and_that_is_said(
+    line: Line, engine: Engine, tmp_path: Path
+) -> None:
+    assert main(line()) == 0
+    assert main(line("--match", "contains")) == 0
+    assert len(engine.starts) == 1
+    engine.jobs.clear()
+    assert main(line("--alpha", "0.1,0.2")) == 0
+    assert {job.setting for job in engine.jobs} == {Setting(0.2, 0.5), Setting(0.2, 1.0)}
+    assert main(line("--seed", "1")) == 0
+    assert any("judged in 4 ways" in note for note in read_report(tmp_path)["notes"])
+
+
+def test_a_callable_that_fails_ends_the_run_at_once(
+    line: Line,
+    engine: Engine,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "tune_failing.py").write_text("def rule(output, answer): return 1 / 0\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(line("--match", "tune_failing:rule")) == 2
+    assert "raised ZeroDivisionError" in capsys.readouterr().err
+    assert len(engine.jobs) == 1
+    assert main(line()) == 0  # the output is kept, and another rule can use it
+    assert len(set(keys(engine.jobs))) == len(engine.jobs)
+
+
+def test_notes_say_what_a_reader_has_to_know(line: Line, engine: Engine, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text(file.read_text() + '{"prompt": "p1", "answer": "right"}\n')
+    engine.penalties = {"repetition_penalty": 1.1}
+    engine.finish = "length"
+    assert main(line("--amateur", str(tmp_path / "chat"))) == 0
+    report = read_report(tmp_path)
+    notes = " ".join(report["notes"])
+    assert 'must send "vllm_xargs": {"cold_amateur": "chat"}' in notes
+    assert "1 row repeats an earlier prompt and was left out." in notes
+    assert "100.0 % of the outputs of greedy were cut off at 256 tokens" in notes
+    assert "100.0 % of the outputs of the best setting were cut off" in notes
+    assert "generation_config.json sets repetition_penalty 1.1" in notes
+    assert "--max-loras 2" in report["serve"]
+
+
+def test_a_library_that_is_missing_is_named(
+    line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = builtins.__import__
+
+    def refuse(name: str, *arguments: Any) -> Any:
+        if name == "vllm_cold.tools.tune" and arguments[2] == ("command",):
+            raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+        return original(name, *arguments)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    assert main(line()) == 2
+    assert "this command needs scipy: pip install scipy" in capsys.readouterr().err
+
+
+def test_an_engine_that_does_not_start_says_why_in_one_line(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Config(BaseModel):
+        seats: int = Field(ge=1)
+        tokens: int = Field(ge=1)
+
+    def refuse(**arguments: Any) -> None:
+        Config(seats=0, tokens=0)
+
+    import vllm
+
+    monkeypatch.setattr(vllm, "LLM", refuse)
+    with pytest.raises(ToolError) as error:
+        decode.start_llm("org/model", [], {}, verbose=False)
+    assert str(error.value) == (
+        "--model='org/model': the engine does not start: seats: Input should be greater than or "
+        "equal to 1; tokens: Input should be greater than or equal to 1"
+    )
+
+
+@pytest.mark.parametrize(
+    ("active", "said"),
+    [(True, "CoLD cannot be used in this engine: no LoRA."), (False, "VLLM_COLD=0 is set; unset")],
+)
+def test_an_engine_without_cold_decodes_nothing(
+    monkeypatch: pytest.MonkeyPatch, active: bool, said: str
+) -> None:
+    from vllm_cold.bindings import engine_config, plugin
+
+    monkeypatch.setenv("VLLM_COLD", "0")
+    monkeypatch.setattr(plugin, "_active", active)
+    monkeypatch.setattr(engine_config, "is_configured", lambda config: False)
+    monkeypatch.setattr(engine_config, "unsupported", lambda config: "no LoRA.")
+    llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(vllm_config=None), get_tokenizer=lambda: Tokenizer()
+    )
+    with pytest.raises(ToolError, match=said):
+        Decoder(llm, Adapter("sql", "/sql", 8), None, max_tokens=8)
+
+
+def test_bars_on_a_terminal_and_lines_everywhere() -> None:
+    problem = Problem("a", 1, "a", ("a",))
+    jobs = [Job(BEST, problem)] * 2
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=80)
+        with watch(console, total=5, found=3, parts=2) as watcher:
+            watcher.expect((None, "dev"), [], 3)
+            watcher.expect((BEST, "dev"), jobs, 0)
+            assert not watcher.count((BEST, "dev"))
+            assert watcher.count((BEST, "dev"))
+        printed = console.file.getvalue()  # type: ignore[attr-defined]
+        assert "[1/2] greedy, dev: 3 problems found; 3/5 outputs, 0 s" in printed
+        assert "[2/2] alpha 0.1, beta 0.5, dev: 2 problems done; 5/5 outputs, 0 s" in printed
+        assert ("━" in printed) is terminal
+        if terminal:
+            settings, outputs, _ = printed.splitlines()[-3:]
+            assert "2/2" in settings and "5/5" in outputs
+
+
+class Tokenizer:
+    """Words are tokens; the template fails for a system message."""
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return [0] * add_special_tokens + [len(word) for word in text.split()]
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        assert options == {"tokenize": False, "add_generation_prompt": True}
+        if messages[0]["role"] == "system":
+            raise ValueError("no system message")
+        return " ".join(f"{m['role']}: {m['content']}" for m in messages) + " assistant:"
+
+
+def make_decoder(limit: int, max_tokens: int, chat: bool = False) -> Decoder:
+    made = object.__new__(Decoder)
+    made._tokenizer = Tokenizer()
+    made._chat = chat
+    made._tokens = {}
+    made._common = {"max_tokens": max_tokens}
+    config = type("ModelConfig", (), {"max_model_len": limit})
+    made._config = type("VllmConfig", (), {"model_config": config})
+    return made
+
+
+def test_prompts_and_messages_become_tokens() -> None:
+    text = Problem("text", 1, "one two", ("a",))
+    chat = Problem("chat", 2, (("user", "one two"),), ("a",))
+    decoder = make_decoder(limit=8, max_tokens=4)
+    decoder.tokenize([text, chat])
+    assert decoder._tokens == {"text": [0, 3, 3], "chat": [5, 3, 3, 10]}
+    decoder = make_decoder(limit=8, max_tokens=4, chat=True)
+    decoder.tokenize([text])
+    assert decoder._tokens == {"text": [5, 3, 3, 10]}
+
+
+def test_prompts_that_cannot_be_decoded() -> None:
+    long = Problem("long", 3, "a b c d", ("a",))
+    with pytest.raises(ToolError, match=r"'long' \(line 3\): its prompt has 5 tokens, with"):
+        make_decoder(limit=8, max_tokens=4).tokenize([long])
+    make_decoder(limit=9, max_tokens=4).tokenize([long])
+    system = Problem("system", 4, (("system", "x"),), ("a",))
+    with pytest.raises(ToolError, match=r"\(line 4\).*does not take it \(no system message\)"):
+        make_decoder(limit=8, max_tokens=4).tokenize([system])
+
+
+def test_the_page_shows_problems_that_can_be_read(tmp_path: Path) -> None:
+    (rows,) = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
+    (tmp_path / "p.jsonl").write_text(rows)
+    problems, _ = load_problems(str(tmp_path / "p.jsonl"))
+    assert [p.answer for p in problems] == ["42", ["2", "3"], "12"]
+
+
+def test_the_page_says_how_many_problems_are_needed() -> None:
+    page = (ROOT / "docs" / "tuning.md").read_text()
+    header = re.search(r"\| held-out problems \| (.+) \|", page)
+    assert header is not None
+    shares = [float(text.split()[0]) / 100 for text in header[1].split(" | ")]
+    rows = re.findall(r"(?m)^\| (\d+) \| (.+) \|$", page)
+    assert len(rows) >= 5 and len(shares) == 4
+    for count, cells in rows:
+        for share, cell in zip(shares, cells.split(" | "), strict=True):
+            found = stats.detectable(int(count), share, 0.05, True)
+            assert found is not None
+            assert cell == (f"{100 * found:.1f}" if found <= share else "none"), (count, share)
+
+
+def test_the_page_names_options_that_exist() -> None:
+    page = (ROOT / "docs" / "tuning.md").read_text()
+    (parser,) = (
+        action.choices["tune"]
+        for action in build_parser()._actions
+        if isinstance(action.choices, dict)
+    )
+    known = set(parser._option_string_actions)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page)) <= known
+
+
+def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        build_parser().parse_args(["tune", "--help"])
+    assert end.value.code == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "module:function" in printed and "Ends with status 0" in printed

@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Problems are read as documented, and every mistake in them is named with its line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.tune.data import digest, load_problems, split_problems
+
+pytestmark = pytest.mark.unit
+
+
+def write(path: Path, *rows: Any) -> str:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_what_a_row_may_be(tmp_path: Path) -> None:
+    file = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "one", "answer": "1"},
+        "",
+        {"messages": [{"role": "user", "content": "two"}], "answer": ["2", 2.5], "id": 7},
+        {"prompt": "line\u2028separator", "answer": -3, "id": "x", "source": "kept elsewhere"},
+    )
+    problems, repeated = load_problems(file)
+    assert repeated == 0
+    assert [(p.id, p.line, p.answer) for p in problems] == [
+        ("line-1", 1, "1"),
+        ("7", 3, ["2", "2.5"]),
+        ("x", 4, "-3"),
+    ]
+    assert problems[1].prompt == (("user", "two"),)
+    assert problems[1].text == "user: two"
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{oops", r"line 2: not JSON \(.* at column 2\)"),
+        ("[" * 100_000, r"line 2: not JSON"),
+        ("[1]", r"line 2: must be an object"),
+        ({"prompt": "p"}, r"line 2: answer: Field required"),
+        ({"prompt": "p", "answer": None}, r"line 2: answer: must be text"),
+        ({"prompt": "p", "answer": True}, r"line 2: answer: must be text"),
+        ({"prompt": "p", "answer": " "}, r"line 2: answer: must be text"),
+        ({"prompt": "p", "answer": []}, r"line 2: answer: an empty list"),
+        ({"prompt": "p", "answer": ["a", None]}, r"line 2: answer: must be text"),
+        ('{"prompt": "p", "answer": NaN}', r"line 2: answer: must be text"),
+        ({"answer": "a"}, r'line 2: needs either "prompt" or "messages"'),
+        ({"prompt": "", "answer": "a"}, r"line 2: prompt: .*at least 1 character"),
+        ({"prompt": 5, "answer": "a"}, r"line 2: prompt: .*valid string"),
+        ({"messages": [], "answer": "a"}, r"line 2: messages: .*at least 1 item"),
+        ({"messages": [{"role": "user"}], "answer": "a"}, r"line 2: messages\.0\.content: Field"),
+        (
+            {"prompt": "p", "messages": [{"role": "user", "content": "c"}], "answer": "a"},
+            r"line 2: needs either",
+        ),
+        ({"prompt": "p", "answer": "a", "id": "first"}, r"line 2: id: 'first' is line 1's"),
+        ({"prompt": "good", "answer": "other"}, r"line 2: has the prompt of line 1 with another"),
+    ],
+)
+def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
+    file = write(tmp_path / "p.jsonl", {"prompt": "good", "answer": "a", "id": "first"}, row)
+    with pytest.raises(ToolError, match=message):
+        load_problems(file)
+
+
+def test_several_wrong_rows_are_named_and_the_rest_counted(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", *["{}"] * 8)
+    with pytest.raises(ToolError) as caught:
+        load_problems(file)
+    assert re.findall(r"line (\d)", str(caught.value)) == ["1", "2", "3", "4", "5"]
+    assert str(caught.value).endswith("and 3 more")
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match="missing.jsonl: no such file"):
+        load_problems(str(tmp_path / "missing.jsonl"))
+    with pytest.raises(ToolError, match="cannot be read"):
+        load_problems(str(tmp_path))
+    (tmp_path / "empty.jsonl").write_text("\n \n")
+    with pytest.raises(ToolError, match="holds no problems"):
+        load_problems(str(tmp_path / "empty.jsonl"))
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
+    with pytest.raises(ToolError, match=r"not UTF-8 \(byte 12\)"):
+        load_problems(str(tmp_path / "latin.jsonl"))
+
+
+def test_repeated_rows_count_once(tmp_path: Path) -> None:
+    rows = [{"prompt": f"p{i % 3}", "answer": f"a{i % 3}"} for i in range(7)]
+    problems, repeated = load_problems(write(tmp_path / "p.jsonl", *rows))
+    assert [p.id for p in problems] == ["line-1", "line-2", "line-3"]
+    assert repeated == 4
+
+
+def test_limit_and_byte_order_mark(tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    file.write_text('\ufeff{"prompt": "p", "answer": "a"}\n{"prompt": "q", "answer": "a"}\n')
+    assert len(load_problems(str(file))[0]) == 2
+    assert [p.prompt for p in load_problems(str(file), 1)[0]] == ["p"]
+    with pytest.raises(ToolError, match="--limit=0: must be 1 or more"):
+        load_problems(str(file), 0)
+
+
+def test_digest_sees_every_part(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"prompt": "p", "answer": "a"},
+        {"prompt": "q", "answer": "a"},
+        {"prompt": "p", "answer": "b"},
+        {"prompt": "p", "answer": ["a"]},
+        {"prompt": "p", "answer": "a", "id": "i"},
+        {"messages": [{"role": "user", "content": "p"}], "answer": "a"},
+    ]
+    files = [write(tmp_path / f"{i}.jsonl", row) for i, row in enumerate(rows)]
+    digests = [digest(load_problems(file)[0]) for file in files]
+    assert len(set(digests)) == len(rows)
+    assert digest(load_problems(files[0])[0]) == digests[0]
+
+
+@given(st.integers(20, 500), st.floats(0.1, 0.9), st.integers(0, 2**32), st.integers(2, 6))
+def test_a_split_is_a_partition(count: int, fraction: float, seed: int, fewest: int) -> None:
+    in_test = round(count * fraction)
+    if min(in_test, count - in_test) < fewest:
+        with pytest.raises(ToolError, match="can be significant. Bring"):
+            split_problems(count, fraction, seed, fewest)
+        return
+    dev, test = split_problems(count, fraction, seed, fewest)
+    assert sorted(dev + test) == list(range(count))
+    assert len(test) == in_test
+    assert (dev, test) == split_problems(count, fraction, seed, fewest)
+
+
+def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
+    splits = [split_problems(100, 0.5, seed, 6)[1] for seed in range(20)]
+    assert len({tuple(test) for test in splits}) == 20
+    # About half of a random test set lies in the file's first half.
+    in_first_half = sum(index < 50 for test in splits for index in test)
+    assert 400 < in_first_half < 600
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
+def test_a_wrong_fraction(fraction: float) -> None:
+    with pytest.raises(ToolError, match=r"--test-fraction=.*: must be between 0 and 1"):
+        split_problems(100, fraction, 0, 6)
+
+
+def test_the_number_of_problems_that_is_asked_for_is_enough() -> None:
+    with pytest.raises(ToolError, match="Bring 20 problems or more"):
+        split_problems(11, 0.3, 0, 6)
+    split_problems(20, 0.3, 0, 6)
+    with pytest.raises(ToolError, match="--seed=-1: must be 0 or more"):
+        split_problems(20, 0.3, -1, 6)

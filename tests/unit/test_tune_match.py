@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outputs are scored by rules that are exact to the character."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.tune.data import Problem
+from vllm_cold.tools.tune.match import load_matcher, numbers
+
+pytestmark = pytest.mark.unit
+
+
+def score(how: str, output: str, *answers: str) -> float:
+    problem = Problem("p", 3, "prompt", answers, is_list=len(answers) > 1)
+    return load_matcher(how, [problem])(output, problem)
+
+
+def figures(text: str) -> list[str]:
+    return [f"{number.figure}{'%' if number.percent else ''}" for number in numbers(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no figure", []),
+        ("42", ["42"]),
+        ("It is 42.", ["42"]),
+        ("42, I think", ["42"]),
+        ("1,234,567.50", ["1234567.50"]),
+        ("1234567", ["1234567"]),
+        ("1,23", ["1", "23"]),  # no group of three
+        ("1,2345", ["1", "2345"]),
+        ("1234,567", ["1234", "567"]),
+        ("1, 2, 3", ["1", "2", "3"]),
+        ("-5", ["-5"]),
+        ("\u22125", ["-5"]),
+        ("+5", ["5"]),
+        ("x = -5", ["-5"]),
+        ("x=-5", ["-5"]),
+        ("10-5", ["10", "5"]),
+        ("10 - 5", ["10", "5"]),
+        ("(10)-5", ["10", "5"]),
+        ("10%-5", ["10%", "5"]),
+        ("\\boxed{-5}", ["-5"]),
+        (".5", ["0.5"]),
+        ("-.5", ["-0.5"]),
+        ("0.5.", ["0.5"]),
+        ("1.2.3", ["1.2", "3"]),
+        ("1e3", ["1E+3"]),
+        ("2.5E-3", ["0.0025"]),
+        ("1e9999", ["1"]),  # no exponent of more than three digits
+        ("12.5%", ["12.5%"]),
+        ("12.5 %", ["12.5%"]),
+        ("12.5\u00a0%", ["12.5%"]),
+        ("12.5\n%", ["12.5"]),
+        ("$1,000", ["1000"]),
+        ("-$3.50", ["-3.50"]),
+        ("\u20ac7", ["7"]),
+        ("42km", ["42"]),
+        ("GPT4 and w17, x2", []),  # part of a word
+        ("v_1", []),
+        ("\u0664", []),  # an Arabic figure
+        ("3/4", ["3", "4"]),
+    ],
+)
+def test_what_a_number_is(text: str, expected: list[str]) -> None:
+    assert figures(text) == expected
+
+
+@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.booleans())
+def test_every_number_is_read_as_it_is_written(value: Decimal, grouped: bool) -> None:
+    text = f"{value:,f}" if grouped else f"{value:f}"
+    assert [number.figure for number in numbers(f"so it is {text}.")] == [value]
+    assert score("number", f"7 or {text}", text) == 1.0
+    assert score("number", f"{text} or {value + 1:f}", text) == 0.0
+
+
+@given(st.text())
+def test_any_text_can_be_searched_for_numbers(text: str) -> None:
+    for number in numbers(text):
+        assert number.equals(number)
+
+
+@pytest.mark.parametrize(
+    ("output", "answer", "right"),
+    [
+        ("first 3, then 4", "4", True),
+        ("first 3, then 4", "3", False),
+        ("4.00", "4", True),
+        ("4.01", "4", False),
+        ("-4", "4", False),
+        ("$1,234", "1234 dollars", True),
+        ("50%", "50", True),
+        ("50%", "0.5", True),
+        ("0.5", "50%", True),
+        ("50", "50 %", True),
+        ("50%", "50%", True),
+        ("50%", "0.5%", False),
+        ("50", "0.5", False),
+        ("nothing", "4", False),
+        ("0.10000000000000000000000000000000001", "0.1", False),  # beyond a float
+        ("10000000000000000000000000000001%", "100000000000000000000000000000.01", True),
+    ],
+)
+def test_number(output: str, answer: str, right: bool) -> None:
+    assert score("number", output, answer) == right
+
+
+@pytest.mark.parametrize(
+    ("how", "output", "answer", "right"),
+    [
+        ("exact", " Paris\n", "Paris", True),
+        ("exact", "Paris", " Paris ", True),
+        ("exact", "paris", "Paris", False),
+        ("exact", "Paris.", "Paris", False),
+        ("exact", "New  York", "New York", False),
+        ("contains", "It is Paris.", "Paris ", True),
+        ("contains", "It is paris.", "Paris", False),
+        ("regex", "It is paris.", "(?i)PARIS", True),
+        ("regex", "It is paris.", "^paris", False),
+        ("regex", "a\nb", r"\Aa$", False),
+    ],
+)
+def test_text_rules(how: str, output: str, answer: str, right: bool) -> None:
+    assert score(how, output, answer) == right
+
+
+def test_one_of_several_answers_is_enough() -> None:
+    for how in ("exact", "contains", "regex", "number"):
+        assert score(how, "2", "1", "2") == 1.0
+        assert score(how, "3", "1", "2") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("how", "answer", "message"),
+    [
+        ("fuzzy", "a", r"--match='fuzzy': must be one of exact, number, contains, regex, or"),
+        ("regex", "(", r"--match=regex: line 3: the answer '\(' is no regular expression"),
+        ("number", "one", r"--match=number: line 3: the answer 'one' has no numbers"),
+        ("number", "3/4", r"--match=number: line 3: the answer '3/4' has 2 numbers"),
+    ],
+)
+def test_answers_that_a_rule_cannot_use(how: str, answer: str, message: str) -> None:
+    with pytest.raises(ToolError, match=message):
+        score(how, "output", answer)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "scoring_of_mine.py").write_text(
+        """
+import numpy
+def half(output, answer): return 0.5
+def right(output, answer): return output == answer
+def array(output, answer): return numpy.float32(0.25)
+def many(output, answer): return isinstance(answer, list) and output in answer
+def large(output, answer): return 2
+def nan(output, answer): return float("nan")
+def nothing(output, answer): pass
+def fails(output, answer): return 1 / 0
+class Rules:
+    inner = staticmethod(right)
+value = 3
+"""
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "output", "expected"),
+    [
+        ("half", "", 0.5),
+        ("right", "a", 1.0),
+        ("right", "b", 0.0),
+        ("array", "", 0.25),
+        ("Rules.inner", "a", 1.0),
+    ],
+)
+def test_a_callable(here: Path, name: str, output: str, expected: float) -> None:
+    found = score(f"scoring_of_mine:{name}", output, "a")
+    assert type(found) is float
+    assert found == expected
+
+
+def test_a_callable_gets_a_list_where_the_file_has_one(here: Path) -> None:
+    assert score("scoring_of_mine:many", "b", "a", "b") == 1.0
+    assert score("scoring_of_mine:many", "a", "a") == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("scoring_of_mine:missing", r"cannot be imported \(AttributeError"),
+        ("no_such_module_here:f", r"cannot be imported \(ModuleNotFoundError"),
+        ("scoring_of_mine:value", r"is not callable"),
+        ("scoring_of_mine:fails", r"raised ZeroDivisionError.* on problem 'p' \(line 3\)"),
+        ("scoring_of_mine:large", r"returned 2 on problem 'p' \(line 3\); must be a bool or"),
+        ("scoring_of_mine:nan", r"returned nan on problem 'p'"),
+        ("scoring_of_mine:nothing", r"returned None on problem 'p'"),
+    ],
+)
+def test_a_callable_that_fails(here: Path, name: str, message: str) -> None:
+    with pytest.raises(ToolError, match=f"--match='{name}': {message}"):
+        score(name, "output", "a")

@@ -1,0 +1,293 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the report claims, and that it claims no more than the data show."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from html import unescape
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from vllm_cold.tools.tune import heatmap, page, stats
+from vllm_cold.tools.tune.grid import Setting, make_grid
+from vllm_cold.tools.tune.report import (
+    Change,
+    Report,
+    conclude,
+    judge_grid,
+    p_text,
+    p_value,
+    percent,
+    pick,
+    points,
+)
+from vllm_cold.tools.tune.show import show
+
+pytestmark = pytest.mark.unit
+
+GRID = make_grid("0.05,0.1,0.3,1", "0.25,0.5,1")
+BEST = Setting(0.1, 0.5)
+HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
+
+
+def simulate(
+    rng: np.random.Generator, gain: float, count: int = 100, kind: str = "binary"
+) -> dict[tuple[Setting | None, str], stats.Scores]:
+    """Scores of greedy and all settings; BEST is better by ``gain``, the others are as good."""
+    scores: dict[tuple[Setting | None, str], stats.Scores] = {}
+    for part in ("dev", "test"):
+        hardness = rng.uniform(size=count)
+        for setting in [None, *GRID]:
+            chance = 0.5 + (gain if setting == BEST else 0.0)
+            # Decodings of a problem agree mostly, as they do in fact.
+            own = np.where(rng.uniform(size=count) < 0.7, hardness, rng.uniform(size=count))
+            right = (own < chance).astype(np.float64)
+            scores[setting, part] = right if kind == "binary" else right * 0.75 + own * 0.25
+    return scores
+
+
+def report_on(
+    scores: dict[tuple[Setting | None, str], stats.Scores],
+    changes: Sequence[Change] = (),
+    run: dict[str, Any] | None = None,
+    notes: Sequence[str] = (),
+) -> Report:
+    rows = judge_grid(lambda setting: scores[setting, "dev"], GRID, 0.95, 0)
+    best = pick(rows)
+    return conclude(
+        rows=rows,
+        greedy_test=scores[None, "test"],
+        best_test=scores[best, "test"],
+        greedy_dev=scores[None, "dev"],
+        best_dev=scores[best, "dev"],
+        confidence=0.95,
+        seed=0,
+        changes=tuple(changes),
+        notes=notes,
+        serve=lambda setting: f"vllm serve M {setting}",
+        run={"data": "p.jsonl", "adapter": "sql", "amateur": None, "model": "M"} | (run or {}),
+    )
+
+
+def text_of(report: Report, width: int = 80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    show(console, report, "Written: here")
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def page_of(report: Report) -> str:
+    return page.render(report, heatmap.draw(report.rows, report.best, report.confidence))
+
+
+@pytest.fixture(scope="module")
+def gain() -> Report:
+    return report_on(simulate(np.random.default_rng(0), 0.3))
+
+
+@pytest.fixture(scope="module")
+def flat() -> Report:
+    return report_on(simulate(np.random.default_rng(0), 0.0))
+
+
+def test_a_gain_is_claimed_with_its_figures(gain: Report) -> None:
+    assert gain.gain and gain.best == BEST
+    assert gain.test.p < 0.05 and gain.test.low > 0
+    assert gain.headline.startswith("CoLD with alpha 0.1, beta 0.5 beats greedy decoding: ")
+    assert percent(gain.test.cold) in gain.headline and p_text(gain.test.p) in gain.headline
+    assert "biased upwards" in gain.details[0]
+    assert gain.serve == gain.serve_best == "vllm serve M alpha 0.1, beta 0.5"
+    significant = [row.setting for row in gain.rows if row.significant]
+    assert significant == [BEST]
+
+
+def test_without_a_gain_greedy_is_what_to_serve(flat: Report) -> None:
+    assert not flat.gain
+    assert flat.headline == "No setting beats greedy decoding significantly."
+    assert flat.serve == "vllm serve M None"
+    assert flat.serve_best == f"vllm serve M {flat.best}"
+    assert flat.detectable is not None
+    sentence = f"100 held-out problems find a true difference of about {100 * flat.detectable:.1f}"
+    assert any(sentence in text for text in flat.details)
+
+
+@pytest.mark.parametrize("name", ["gain", "flat"])
+def test_all_presentations_say_the_same(name: str, request: pytest.FixtureRequest) -> None:
+    report = request.getfixturevalue(name)
+    flowing = " ".join(text_of(report).split())
+    html = page_of(report)
+    plain = " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
+    for said in (report.headline, *report.details, *report.notes):
+        assert said in flowing
+        assert said in plain
+    for said in (report.serve, report.serve_best):
+        assert said in text_of(report)
+        assert said in html
+    assert ("there is no evidence" in flowing) is not report.gain
+    data = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert data["gain"] is report.gain and data["headline"] == report.headline
+    assert data["test"]["difference"] == report.test.difference
+    assert len(data["rows"]) == len(GRID)
+
+
+def test_the_terminal_table_fits_80_columns(gain: Report) -> None:
+    for report in (gain, report_on(simulate(np.random.default_rng(5), -0.4, 2000))):
+        lines = text_of(report).splitlines()
+        table = [line for line in lines if re.match(r" *0\.\d+ +\d[\d.]* .*\d %", line)]
+        assert len(table) == 9
+        assert max(map(len, table)) <= 80
+        assert not any("…" in line for line in lines)
+
+
+def test_greedy_points_are_shown_as_what_they_are(gain: Report) -> None:
+    rows = [row for row in gain.rows if row.setting.alpha == 1.0]
+    assert len(rows) == 3
+    assert all(row.dev is None and row.p_holm is None and not row.significant for row in rows)
+    assert page_of(gain).count("is greedy decoding itself") == 3
+    assert len(re.findall(r"(?m)^ +1 +(?:0.25|0.5|1) +greedy *$", text_of(gain))) == 3
+
+
+def test_html_is_escaped_and_needs_nothing_else() -> None:
+    change = Change(HOSTILE, HOSTILE, (HOSTILE,), HOSTILE, HOSTILE, 0.0, 1.0)
+    report = report_on(
+        simulate(np.random.default_rng(0), 0.3),
+        changes=[change],
+        run={"data": HOSTILE, "adapter": HOSTILE, "stop": [HOSTILE], "engine": {"x": HOSTILE}},
+        notes=[HOSTILE],
+    )
+    html = page_of(report)
+    assert "<script" not in html and "&lt;script&gt;" in html
+    assert "{{ 7 * 7 }}" in html and "49 }}" not in html
+    # Nothing is loaded from anywhere: the picture is inside.
+    assert re.findall(r'(?:src|href)="([^"]{0,22})', html) == ["data:image/png;base64,"]
+    assert "@import" not in html and "url(" not in html
+    assert "default-src 'none'; img-src data:;" in html
+    png = re.search(r"data:image/png;base64,([^\"]+)", html)
+    assert png is not None
+    assert Image.open(io.BytesIO(base64.b64decode(png[1]))).format == "PNG"
+
+
+def test_the_page_is_accessible(gain: Report) -> None:
+    html = page_of(gain)
+    assert '<html lang="en">' in html and re.search(r"<img [^>]*alt=\"Heat map", html)
+    assert html.count("<table>") == html.count("</table>") == 3
+    assert html.count('scope="col"') > 15 and html.count('scope="row"') == 2 + len(GRID) + 1
+    assert "prefers-color-scheme: dark" in html
+
+
+def cell_colours(report: Report, alpha: float) -> list[tuple[int, int, int]]:
+    """Colours of the heat map's cells of one alpha, at the corner, where nothing is written."""
+    from matplotlib.figure import Figure
+
+    kept: list[Any] = []
+    save = Figure.savefig
+
+    def keep(self: Any, *args: Any, **kwargs: Any) -> None:
+        kept.append(self)
+        save(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", keep)
+        picture = heatmap.draw(report.rows, report.best, report.confidence)
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    axes = kept[0].axes[0]
+    scale = image.width / kept[0].canvas.get_width_height()[0]
+    alphas = sorted({row.setting.alpha for row in report.rows}, reverse=True)
+    found = []
+    for x in range(3):
+        place = axes.transData.transform((x + 0.4, alphas.index(alpha) - 0.4)) * scale
+        found.append(image.getpixel((int(place[0]), image.height - int(place[1]))))
+    return found  # type: ignore[return-value]
+
+
+def test_the_heat_map_is_blue_where_better_and_red_where_worse() -> None:
+    scores = simulate(np.random.default_rng(0), 0.3)
+    scores[Setting(0.1, 1.0), "dev"] = np.zeros(100)
+    red, _, blue = zip(*cell_colours(report_on(scores), 0.1), strict=True)
+    assert blue[1] > red[1] + 30  # beta 0.5
+    assert red[2] > blue[2] + 30  # beta 1
+
+
+def test_what_may_be_chance_is_pale() -> None:
+    scores = {key: np.zeros(20) for key in simulate(np.random.default_rng(0), 0.0, 20)}
+    scores[BEST, "dev"][0] = 1.0  # one problem of 20: five points, and an interval from zero on
+    assert min(cell_colours(report_on(scores), 0.1)[1]) > 150
+    scores[BEST, "dev"][:] = 1.0
+    assert min(cell_colours(report_on(scores), 0.1)[1]) < 50
+
+
+def test_equal_results_give_equal_pictures(gain: Report) -> None:
+    first = heatmap.draw(gain.rows, gain.best, gain.confidence)
+    assert first == heatmap.draw(gain.rows, gain.best, gain.confidence)
+
+
+@pytest.mark.parametrize("kind", ["binary", "fraction"])
+def test_luck_is_not_sold_as_a_gain(kind: str) -> None:
+    """All settings are as good as greedy. Picked and judged on the same problems, the best of
+    nine would often look significant; judged on others it does so at most as often as it may.
+    """
+    rounds, by_luck, claimed = 150, 0, 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stats, "RESAMPLES", 400)  # for speed
+        for seed in range(rounds):
+            report = report_on(simulate(np.random.default_rng(seed), 0.0, 300, kind))
+            dev = next(row.dev for row in report.rows if row.setting == report.best)
+            assert dev is not None
+            by_luck += dev.p < 0.05 and dev.difference > 0
+            claimed += report.gain
+    assert by_luck > 0.05 * rounds  # or this simulation would be no danger
+    assert claimed <= 0.05 * rounds
+
+
+def test_ties_go_to_the_setting_nearest_to_greedy() -> None:
+    equal = {key: np.ones(20) for key in simulate(np.random.default_rng(0), 0.0, 20)}
+    equal[None, "dev"] = np.zeros(20)
+    rows = judge_grid(lambda setting: equal[setting, "dev"], GRID, 0.95, 0)
+    assert pick(rows) == Setting(0.3, 0.25)
+
+
+def test_a_setting_that_is_worse_is_called_so() -> None:
+    scores = simulate(np.random.default_rng(0), 0.0)
+    for setting in GRID:
+        scores[setting, "dev"] = scores[setting, "test"] = np.zeros(100)
+    report = report_on(scores)
+    assert not report.gain
+    assert report.details[0].startswith("Not even on the 100 dev problems")
+    assert "That is significantly worse than greedy." in report.details
+
+
+def test_a_gain_on_held_out_problems_alone_is_none() -> None:
+    scores = simulate(np.random.default_rng(0), 0.0)
+    for setting in GRID:
+        scores[setting, "dev"] = np.zeros(100)
+        scores[setting, "test"] = np.ones(100)
+    report = report_on(scores)
+    assert report.test.p < 0.05 and report.test.difference > 0
+    assert not report.gain
+
+
+@pytest.mark.parametrize(("value", "said"), [(1.0, "nothing to gain"), (0.0, "Nothing is right")])
+def test_problems_that_show_nothing(value: float, said: str) -> None:
+    scores = {key: np.full(30, value) for key in simulate(np.random.default_rng(0), 0.0, 30)}
+    report = report_on(scores)
+    assert not report.gain
+    assert any(said in note for note in report.notes)
+    assert any("Only 30 problems are held out" in note for note in report.notes)
+
+
+def test_figures_for_people() -> None:
+    assert percent(0.54) == "54.0 %"
+    assert [points(x) for x in (0.08, -0.081, 0.0, -0.0004, 1.0)] == [
+        "+8.0", "-8.1", "0.0", "0.0", "+100.0",
+    ]  # fmt: skip
+    assert [p_value(p) for p in (1.0, 0.25, 0.0312, 0.00049, 0.00001)] == [
+        "1.00", "0.25", "0.031", "0.0005", "<0.0001",
+    ]  # fmt: skip
+    assert p_text(0.00001) == "p < 0.0001" and p_text(0.5) == "p = 0.50"

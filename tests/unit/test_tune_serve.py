@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The grid, the adapters, and the line to paste: vLLM's own parser reads it back."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.tune.grid import Setting, make_grid
+from vllm_cold.tools.tune.serve import RANKS, Adapter, lora_rank, read_adapter, serve_line
+
+pytestmark = pytest.mark.unit
+
+
+def test_the_grid_is_a_product_each_point_once() -> None:
+    grid = make_grid("0.3, 0.1,0.1", "1,0.5")
+    assert grid == [Setting(0.1, 0.5), Setting(0.1, 1.0), Setting(0.3, 0.5), Setting(0.3, 1.0)]
+
+
+def test_points_that_are_greedy() -> None:
+    grid = make_grid("0.1,1", "0,0.5")
+    assert [setting.is_greedy for setting in grid] == [True, False, True, True]
+    with pytest.raises(ToolError, match="there is nothing to compare"):
+        make_grid("1", "0,0.5")
+
+
+@pytest.mark.parametrize(
+    ("alphas", "betas", "message"),
+    [
+        ("0", "1", r"--alpha=0.0: must be a number in \(0, 1\]"),
+        ("1.5", "1", r"--alpha=1.5: must be a number in \(0, 1\]"),
+        ("nan", "1", r"--alpha=nan: must be"),
+        ("0.1", "-1", r"--beta=-1.0: must be a number >= 0"),
+        ("0.1", "inf", r"--beta=inf: must be"),
+        ("0.1,", "1", r"--alpha='0.1,': '' is not a number"),
+        ("0.1", "half", r"--beta='half': 'half' is not a number; give numbers separated by"),
+    ],
+)
+def test_wrong_grids(alphas: str, betas: str, message: str) -> None:
+    with pytest.raises(ToolError, match=message):
+        make_grid(alphas, betas)
+
+
+def make_adapter(folder: Path, **config: Any) -> str:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_adapters(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "sql", r=8, rank_pattern={"q_proj": 24})
+    assert read_adapter("--adapter", folder) == Adapter("sql", folder, 24)
+    assert read_adapter("--adapter", f"other={folder}").name == "other"
+    odd = make_adapter(tmp_path / "a=b", r=8)
+    assert read_adapter("--adapter", odd) == Adapter("a=b", odd, 8)
+
+
+def test_adapters_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r"--adapter=.*missing': no such folder"):
+        read_adapter("--adapter", str(tmp_path / "missing"))
+    with pytest.raises(ToolError, match=r"--amateur=.*: no adapter_config.json in"):
+        read_adapter("--amateur", str(tmp_path))
+    for number, config in enumerate([{}, {"r": "many"}, {"r": None}]):
+        folder = make_adapter(tmp_path / str(number), **config)
+        with pytest.raises(ToolError, match="names no rank"):
+            read_adapter("--adapter", folder)
+    (tmp_path / "adapter_config.json").write_text("[")
+    with pytest.raises(ToolError, match="names no rank"):
+        read_adapter("--adapter", str(tmp_path))
+
+
+def test_ranks_are_vllms() -> None:
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == RANKS
+    ranked = [Adapter("a", "/a", 6), Adapter("b", "/b", 20)]
+    assert lora_rank(ranked[:1], None) == 8
+    assert lora_rank(ranked, None) == 32
+    assert lora_rank(ranked, 64) == 64
+    with pytest.raises(ToolError, match="--max-lora-rank=8: an adapter has rank 20"):
+        lora_rank(ranked, 8)
+    with pytest.raises(ToolError, match="--max-lora-rank=7: vLLM takes 1, 8"):
+        lora_rank(ranked, 7)
+    with pytest.raises(ToolError, match="serves ranks up to 512"):
+        lora_rank([Adapter("a", "/a", 600)], None)
+
+
+def parse(line: str) -> Any:
+    """The line, as ``vllm serve`` reads it with the plugin."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from vllm_cold.bindings import cli
+
+    words = shlex.split(line)
+    assert words[:2] == ["vllm", "serve"]
+    cli.install()
+    return make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
+
+
+def test_the_line_says_what_was_measured() -> None:
+    adapters = [
+        Adapter("sql", "/data/it's here/sql", 16),
+        Adapter("chat", "/data/a=b,c/chat", 16),
+    ]
+    engine = {
+        "max_lora_rank": 16,
+        "max_loras": 2,
+        "dtype": "bfloat16",
+        "max_model_len": 1024,
+        "enforce_eager": True,
+        "enable_prefix_caching": False,
+        "hf_overrides": {"rope_theta": 1e6},
+    }
+    found = parse(serve_line("/models/my model", adapters, engine, Setting(0.05, 1e-05)))
+    assert found.model_tag == "/models/my model"
+    assert found.enable_lora
+    assert [(m.name, m.path) for m in found.lora_modules] == [
+        ("sql", "/data/it's here/sql"),
+        ("chat", "/data/a=b,c/chat"),
+    ]
+    assert (found.max_lora_rank, found.max_loras) == (16, 2)
+    assert (found.dtype, found.max_model_len) == ("bfloat16", 1024)
+    assert found.enforce_eager is True
+    assert found.enable_prefix_caching is False
+    assert found.hf_overrides == {"rope_theta": 1e6}
+    assert (found.sampler, found.cold_alpha, found.cold_beta) == ("cold", 0.05, 1e-05)
+
+
+def test_the_greedy_line_has_no_cold_in_it() -> None:
+    line = serve_line("org/model", [Adapter("sql", "/sql", 8)], {"max_lora_rank": 8}, None)
+    assert line == ("vllm serve org/model --enable-lora --lora-modules sql=/sql --max-lora-rank 8")
+    assert parse(line).sampler is None

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold doctor``: what is installed, what CoLD would use here, and whether it works.
+
+One report for bug reports. ``report`` has its form, ``sections`` what is looked at, ``self_test``
+the engine that is compared with ``reference`` on the model of ``tiny``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vllm_cold.tools.doctor.report import Report
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add ``doctor`` to the command line."""
+    parser = subparsers.add_parser(
+        "doctor",
+        help="report on this installation and test it, for bug reports",
+        description="Report versions, platform, plugin, kernels and what vLLM breaks, and decode "
+        "with a tiny model to compare with a reference. Ends with status 1 if something is wrong. "
+        "Values of environment variables are shown only for a list of known, harmless names.",
+    )
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print markdown, for an issue")
+    form.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--no-self-test", action="store_true", help="leave out the self-test (half a minute)"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="how long the self-test's engine may take (default: %(default)g)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report; 1 if it names a problem, else 0.
+
+    Raises:
+        ToolError: if ``--timeout`` is not positive.
+    """
+    from vllm_cold.tools.doctor import report
+    from vllm_cold.tools.errors import ToolError
+
+    if not options.timeout > 0:
+        raise ToolError(f"--timeout {options.timeout:g}: must be more than 0 seconds")
+    made = _make(None if options.no_self_test else options.timeout)
+    if options.json:
+        print(report.to_json(made))
+    elif options.markdown or not sys.stdout.isatty():
+        print(report.to_markdown(made))
+    else:
+        report.print_terminal(made, sys.stdout)
+    return int(made.count(report.Status.PROBLEM) > 0)
+
+
+def _make(timeout: float | None) -> Report:
+    from vllm_cold.tools.doctor.report import Report, examine
+
+    environment = dict(os.environ)  # before anything is imported that changes it
+    # What vLLM logs would stand in the middle of the report, which says the same.
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    from vllm_cold.tools.doctor import sections
+
+    made = Report()
+    for title, look in sections.SECTIONS.items():
+        made.sections.append(examine(title, look))
+    made.sections.append(
+        examine("Environment variables", lambda: sections.environment(environment))
+    )
+    if timeout is not None:
+        seconds = timeout
+        print("vllm-cold doctor: self-test, about half a minute ...", file=sys.stderr)
+
+        def test() -> Any:
+            from vllm_cold.tools.doctor import self_test
+
+            return self_test.run(seconds)
+
+        made.sections.append(examine("Self-test", test))
+    return made

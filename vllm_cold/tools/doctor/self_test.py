@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The self-test: a real engine decodes with a tiny model, and its tokens are compared with a
+reference that does not use vLLM.
+
+The engine runs in a process of its own (``python -m vllm_cold.tools.doctor.self_test FOLDER``), so
+that one that hangs or dies leaves the doctor alive. It runs where vLLM runs here, with the model
+runner, kernels and environment variables that other engines would have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vllm_cold.tools.doctor import reference, tiny
+from vllm_cold.tools.doctor.reference import CASES, Case, Decoded
+from vllm_cold.tools.doctor.report import Entry, Section, Status
+
+TITLE = "Self-test"
+_RESULT = "tokens.json"
+_LOG_LINES = 30
+_MIB = 2**20
+
+
+def engine_options(folder: Path) -> dict[str, Any]:
+    """Arguments of the engine: eager, float32, and next to no memory."""
+    return {
+        "model": str(folder / tiny.MODEL),
+        "skip_tokenizer_init": True,
+        "dtype": "float32",
+        "max_model_len": 128,
+        "max_num_seqs": 16,
+        "enable_lora": True,
+        "max_loras": 2,
+        "max_lora_rank": tiny.RANK,
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": 32 * _MIB,
+        "gpu_memory_utilization": 0.05,
+        "disable_log_stats": True,
+    }
+
+
+def decode(folder: Path, cases: Sequence[Case] = CASES) -> list[list[int]]:
+    """The engine's tokens for each case, all in one batch."""
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from vllm_cold import ColdParams
+
+    adapters = {
+        name: LoRARequest(name, number, str(folder / name))
+        for number, name in enumerate(tiny.ADAPTERS, 1)
+    }
+    options: dict[str, Any] = {
+        "temperature": 0.0,
+        "max_tokens": reference.MAX_TOKENS,
+        "ignore_eos": True,
+        "detokenize": False,
+    }
+    params = []
+    for case in cases:
+        if case.cold is None:
+            params.append(SamplingParams(**options))
+            continue
+        alpha, beta, expert_top_k = case.cold
+        amateur = adapters[case.amateur] if case.amateur else None
+        knobs: dict[str, Any] = {"alpha": alpha, "beta": beta, "expert_top_k": expert_top_k}
+        params.append(ColdParams(**knobs, amateur=amateur, **options))
+    llm = LLM(**engine_options(folder))
+    try:
+        outputs = llm.generate(
+            [{"prompt_token_ids": list(case.prompt)} for case in cases],
+            params,
+            lora_request=[adapters[case.adapter] if case.adapter else None for case in cases],
+            use_tqdm=False,
+        )
+    finally:
+        llm.llm_engine.engine_core.shutdown()
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def compare(got: Sequence[Sequence[int]], expected: Sequence[Decoded]) -> list[Entry]:
+    """One entry for each case, and the result."""
+    entries = []
+    for case, tokens, right in zip(CASES, got, expected, strict=True):
+        if list(tokens) == right.tokens:
+            entries.append(Entry(case.name, f"the reference's {len(tokens)} tokens", Status.OK))
+            continue
+        pairs = zip([*tokens, None], [*right.tokens, None], strict=False)
+        first = next(i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
+        ours = tokens[first] if first < len(tokens) else "nothing"
+        theirs = right.tokens[first] if first < len(right.tokens) else "nothing"
+        entries.append(
+            Entry(
+                case.name,
+                f"differs first at token {first}: the engine has {ours}, the reference {theirs}",
+                Status.PROBLEM,
+            )
+        )
+    wrong = sum(entry.status is Status.PROBLEM for entry in entries)
+    if wrong:
+        result = Entry("result", f"FAIL: {wrong} of {len(entries)} differ", Status.PROBLEM)
+    else:
+        result = Entry("result", "PASS", Status.OK)
+    return [*entries, result]
+
+
+def run(timeout: float) -> Section:
+    """Decode in an engine of its own process and compare.
+
+    Args:
+        timeout: Seconds that the engine may take.
+    """
+    with tempfile.TemporaryDirectory(prefix="vllm-cold-doctor-") as name:
+        folder = Path(name)
+        tiny.write(folder)
+        log = folder / "log.txt"
+        start = time.monotonic()
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(folder)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=_environment(os.environ),
+                start_new_session=True,
+            )
+            try:
+                expected = reference.decode(folder)  # meanwhile
+                status: int | None = process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                status = None
+            finally:
+                _end(process)
+        seconds = time.monotonic() - start
+        end = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+        if status is None:
+            what = f"FAIL: the engine had not finished after {timeout:g} s"
+            return Section(TITLE, [Entry("result", what, Status.PROBLEM)], end)
+        if status != 0:
+            what = f"FAIL: the engine ended with status {status}; the end of its log is below"
+            return Section(TITLE, [Entry("result", what, Status.PROBLEM)], end)
+        entries = compare(json.loads((folder / _RESULT).read_text()), expected)
+        entries.insert(0, Entry("engine", f"started and decoded in {seconds:.0f} s"))
+        failed = any(entry.status is Status.PROBLEM for entry in entries)
+        return Section(TITLE, entries, end if failed else "")
+
+
+def _environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """The engine's environment: this one, without a hub, and with its own small KV cache."""
+    changed = {
+        **environment,
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO",
+    }
+    changed.pop("VLLM_CPU_KVCACHE_SPACE", None)  # it would win over kv_cache_memory_bytes
+    return changed
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End the engine's processes, whatever state they are in."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return  # all of them have ended
+    finally:
+        process.wait()
+
+
+def main(folder: Path) -> None:
+    """The engine's process: write the tokens to the folder."""
+    (folder / _RESULT).write_text(json.dumps(decode(folder)))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

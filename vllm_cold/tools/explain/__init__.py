@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold explain``: the greedy and the CoLD answer, token by token, as a page and as text."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA
+from vllm_cold.tools.errors import ToolError
+
+DESCRIPTION = """\
+Decode prompts with an adapter, greedily and with CoLD, and show for each token how far expert and
+amateur disagree, which candidates there were and which won. Writes one HTML page that needs no
+network, and prints the same in the terminal."""
+
+EPILOG = """\
+examples:
+  in this process:     vllm-cold explain --model MODEL --adapter sql=/path/to/sql \\
+                           --prompt "List all users."
+  a running server:    vllm-cold explain --url http://localhost:8000 --adapter sql \\
+                           --prompts prompts.jsonl --chat"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the sub-command to the ``vllm-cold`` command line."""
+    parser = subparsers.add_parser(
+        "explain",
+        help="show an answer token by token: candidates, scores, disagreement",
+        description=DESCRIPTION,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=_run)
+
+    prompts = parser.add_argument_group("prompts")
+    one = prompts.add_mutually_exclusive_group(required=True)
+    one.add_argument("--prompt", metavar="TEXT", help="one prompt")
+    one.add_argument(
+        "--prompts",
+        metavar="FILE",
+        type=Path,
+        help='one prompt a line; in a .jsonl file, objects with "prompt"',
+    )
+    prompts.add_argument(
+        "--chat", action="store_true", help="put each prompt into the model's chat template"
+    )
+    prompts.add_argument(
+        "--max-tokens", metavar="N", type=int, default=64, help="length of answers (%(default)s)"
+    )
+
+    models = parser.add_argument_group("model and adapters")
+    models.add_argument(
+        "--adapter",
+        required=True,
+        metavar="PATH",
+        help="the expert's folder, or NAME=PATH to call it something else; with --url, the name of "
+        "an adapter that the server has loaded",
+    )
+    models.add_argument(
+        "--amateur",
+        metavar="PATH",
+        help="another adapter to contrast with, in place of the base model; PATH as for --adapter",
+    )
+    models.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="the base model; with --url, its name on the server (default: the adapter's)",
+    )
+    models.add_argument("--url", metavar="URL", help="use this server instead of an engine here")
+    models.add_argument(
+        "--api-key", metavar="KEY", help="the server's API key (default: $OPENAI_API_KEY)"
+    )
+
+    cold = parser.add_argument_group("Contrastive LoRA Decoding")
+    cold.add_argument("--alpha", type=float, default=DEFAULT_ALPHA, help="(0, 1], %(default)s")
+    cold.add_argument("--beta", type=float, default=DEFAULT_BETA, help=">= 0, %(default)s")
+    cold.add_argument("--expert-top-k", metavar="K", type=int, help="cap on the candidates")
+
+    engine = parser.add_argument_group("engine in this process (without --url)")
+    engine.add_argument(
+        "--dtype",
+        choices=("auto", "bfloat16", "float16", "float32"),
+        default="auto",
+        help="as vLLM's (%(default)s)",
+    )
+    engine.add_argument("--max-model-len", metavar="N", type=int, help="as vLLM's")
+    engine.add_argument(
+        "--gpu-memory-utilization", metavar="X", type=float, help="as vLLM's (its default)"
+    )
+    engine.add_argument(
+        "--enforce-eager",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="do not compile the model, which takes longer than a few prompts (default: on)",
+    )
+
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--html",
+        metavar="FILE",
+        type=Path,
+        default=Path("cold-explain.html"),
+        help="where to write the page (%(default)s)",
+    )
+    output.add_argument(
+        "--full",
+        action="store_true",
+        help="print the candidates of every token, not only where CoLD and greedy differ; the "
+        "page has them all",
+    )
+    output.add_argument(
+        "--candidates",
+        metavar="N",
+        type=int,
+        default=8,
+        help="list at least the N most probable tokens of each stream (%(default)s)",
+    )
+
+
+def _run(options: argparse.Namespace) -> int:
+    try:
+        from vllm_cold.tools.explain.command import run
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "vllm_cold":
+            raise
+        raise ToolError(f"this command needs {error.name}: pip install {error.name}") from error
+    return run(options)

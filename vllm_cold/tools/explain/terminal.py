@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report in the terminal: coloured answers, small charts, and the candidates of tokens."""
+
+from __future__ import annotations
+
+import math
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.rule import Rule
+from rich.table import Table
+from rich.text import Text
+
+from vllm_cold.tools.explain import trace, visible
+from vllm_cold.tools.explain.trace import Answer, Candidate, Explanation, Report, Step
+
+# Black on these is readable, whatever the terminal's own colours are.
+_HEAT = (
+    "",
+    "black on #fdf3dc",
+    "black on #fbe2ae",
+    "black on #f8c97c",
+    "black on #f2a65a",
+    "black on #e67b42",
+)
+_BLOCKS = "▁▂▃▄▅▆▇█"
+_LISTED = 4  # candidates of a step in the short table
+_NARROW = 60  # below this many columns the table leaves out what it can
+_TITLES = {trace.COLD: "CoLD", trace.GREEDY: "Greedy"}
+
+
+def show(console: Console, report: Report, full: bool = False) -> None:
+    """Print the report.
+
+    Without colours (``NO_COLOR``, a pipe) tokens at which CoLD differs are put in brackets.
+
+    Args:
+        console: Where to print.
+        report: What to print.
+        full: List all candidates of every token of both answers, not the best ones of those
+            tokens of the CoLD answer at which CoLD and greedy differ.
+    """
+    settings = report.settings
+    cap = "" if settings.expert_top_k is None else f", expert_top_k {settings.expert_top_k}"
+    console.print(
+        Text(
+            f"{report.adapter} against {report.amateur}, {report.model}; alpha {settings.alpha}, "
+            f"beta {settings.beta}{cap}; {report.source}"
+        )
+    )
+    console.print(_legend(console))
+    for number, explanation in enumerate(report.explanations, 1):
+        console.print()
+        console.print(Rule(f"prompt {number} of {len(report.explanations)}", align="left"))
+        console.print(Text(visible.in_text(explanation.prompt, 0), style="dim"))
+        for answer in (explanation.cold, explanation.greedy):
+            console.print()
+            console.print(_answer(console, answer))
+        console.print()
+        console.print(_parting(explanation))
+        for answer in (explanation.cold, explanation.greedy) if full else (explanation.cold,):
+            table = _table(answer, full, console.width < _NARROW)
+            if table.row_count:
+                console.print()
+                console.print(table)
+
+
+def _plain(console: Console) -> bool:
+    return console.no_color or console.color_system is None
+
+
+def _legend(console: Console) -> Text:
+    text = Text("disagreement in bits: ")
+    if _plain(console):
+        return Text("[brackets]: CoLD takes another token here than greedy")
+    for style, limit in zip(
+        _HEAT, ("0", *(f"{x}+" for x in trace.DIVERGENCE_CLASSES)), strict=True
+    ):
+        text.append(f" {limit} ", style=style)
+    text.append("  ")
+    text.append("underlined", style="bold underline")
+    return text.append(": CoLD takes another token here than greedy")
+
+
+def _tokens(console: Console, answer: Answer) -> Text:
+    text = Text()
+    for step in answer.steps:
+        shown = visible.in_text(step.text, step.token)
+        if step.differs:
+            if _plain(console):
+                end = "\n" if shown.endswith("\n") else ""  # the line ends after the bracket
+                shown = f"[{shown.removesuffix(end)}]{end}"
+            text.append(shown, style=f"bold underline {_HEAT[step.level]}".strip())
+        else:
+            text.append(shown, style=_HEAT[step.level])
+    return text
+
+
+def _answer(console: Console, answer: Answer) -> Group:
+    steps = answer.steps
+    differing = sum(step.differs for step in steps)
+    title = Text.assemble(
+        (_TITLES[answer.kind], "bold"),
+        f"  {len(steps)} tokens, CoLD and greedy differ at {differing or 'none'}",
+    )
+    room = max(10, console.width - 34)
+    divergence = [step.divergence for step in steps]
+    sizes = [float(step.valid_size) for step in steps]
+    or_more = "" if all(step.valid_complete for step in steps) else " or more"
+    lines: list[RenderableType] = [
+        title,
+        Padding(_tokens(console, answer), (0, 0, 0, 2)),
+        Text(f"  disagreement {sparkline(divergence, room)} up to {max(divergence):.2f} bits"),
+        Text(f"  valid tokens {sparkline(sizes, room)} up to {max(sizes):.0f}{or_more}"),
+    ]
+    if answer.mismatches:
+        lines.append(Padding(Text(_mismatches(answer), style="yellow"), (0, 0, 0, 2)))
+    return Group(*lines)
+
+
+def _mismatches(answer: Answer) -> str:
+    parts = [
+        f"token {m.index + 1} "
+        + ("(not valid here)" if m.margin is None else f"(behind by {m.margin:.2g})")
+        for m in answer.mismatches[:5]
+    ]
+    more = ", ..." if len(answer.mismatches) > 5 else ""
+    return (
+        f"! the engine took another token than follows from the numbers here at {', '.join(parts)}"
+        f"{more}: the engine computes token by token, these numbers come from one pass over the "
+        "text, and the two round differently; a large distance has another cause"
+    )
+
+
+def _parting(explanation: Explanation) -> Text:
+    if explanation.parting is None:
+        return Text("Both answers are the same.")
+    return Text(f"The answers part at token {explanation.parting + 1}.")
+
+
+def _table(answer: Answer, full: bool, narrow: bool) -> Table:
+    """The candidates of the tokens of an answer: of all, or of those where the two differ."""
+    which = "every token" if full else "where CoLD and greedy differ"
+    table = Table(
+        title=f"{_TITLES[answer.kind]} answer, {which}",
+        title_justify="left",
+        title_style="bold",
+        box=None if narrow else box.SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0) if narrow else (0, 1),
+    )
+    table.add_column("at", justify="right", no_wrap=True)
+    table.add_column("token", overflow="fold", min_width=6)
+    table.add_column("", no_wrap=True)
+    for name in ("expert", "amateur", "score"):
+        table.add_column(name, justify="right", no_wrap=True)
+    if not narrow:
+        for name in ("bits", "valid"):
+            table.add_column(name, justify="right", no_wrap=True)
+    wrong = {mismatch.index for mismatch in answer.mismatches}
+    for index, step in enumerate(answer.steps):
+        if not (full or step.differs):
+            continue
+        size = f"{step.valid_size}{'' if step.valid_complete else '+'}"
+        for line, candidate in enumerate(step.candidates if full else _leading(step)):
+            first = line == 0
+            table.add_row(
+                str(index + 1) if first else "",
+                Text(visible.alone(candidate.text, candidate.token)),
+                _mark(step, candidate, index in wrong),
+                _percent(candidate.expert, narrow),
+                ("≤" if candidate.amateur_is_bound else "") + _percent(candidate.amateur, narrow),
+                _score(candidate),
+                *([] if narrow else [f"{step.divergence:.2f}", size] if first else ["", ""]),
+                style=None if candidate.valid else "dim",
+            )
+        if not narrow:
+            table.add_row()  # a line between steps
+    return table
+
+
+def _leading(step: Step) -> list[Candidate]:
+    """The valid candidates with the best scores, and greedy's in any case."""
+    first = [c for c in step.candidates if c.valid][:_LISTED]
+    return first + [c for c in step.candidates if c.token == step.greedy and c not in first]
+
+
+def _mark(step: Step, candidate: Candidate, wrong: bool) -> str:
+    if wrong and candidate.token == step.token:
+        return "engine"
+    if candidate.token == step.winner:
+        return "both" if candidate.token == step.greedy else "CoLD"
+    if candidate.token == step.greedy:
+        return "greedy"
+    return "" if candidate.valid else "cut"
+
+
+def _percent(logprob: float | None, narrow: bool) -> str:
+    if logprob is None:
+        return "?"
+    value = 100 * math.exp(logprob)
+    number = f"{value:.1f}" if value >= 1 else f"{value:.2g}"
+    if 0 < value < 0.001:
+        number = "<0.001"
+    return number + ("%" if narrow else " %")
+
+
+def _score(candidate: Candidate) -> str:
+    if candidate.score is None:
+        return "?"
+    return ("≥" if candidate.amateur_is_bound else "") + f"{candidate.score:.2f}"
+
+
+def sparkline(values: list[float], width: int) -> str:
+    """Values from 0 up as blocks, the highest as a full one.
+
+    Args:
+        values: One for each token.
+        width: Characters that there are; neighbours are put together (the highest of them).
+    """
+    if not values:
+        return ""
+    per = -(-len(values) // width)
+    tops = [max(values[i : i + per]) for i in range(0, len(values), per)]
+    most = max(tops)
+    if most <= 0:
+        return _BLOCKS[0] * len(tops)
+    return "".join(_BLOCKS[min(7, int(8 * value / most))] for value in tops)

@@ -1,0 +1,367 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``explain`` knows of an answer, step by step. Plain data and pure functions; no vLLM.
+
+Everything is computed from log-probabilities, which is what vLLM gives. They differ from logits by
+a constant for each step and stream (the log of the softmax's sum), so
+
+- the valid set is the same, ``lp >= max(lp) + ln(alpha)`` being a difference;
+- the scores ``(1 + beta) * expert - beta * amateur`` differ from those of the logits by one
+  constant a step, so their order, their differences and the winner are the same.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_cold.settings import ColdSettings
+
+GREEDY, COLD = "greedy", "cold"
+
+# Upper ends of the classes of disagreement, in bits; the last class is open.
+DIVERGENCE_CLASSES = (0.01, 0.03, 0.1, 0.2, 0.4)
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """One token of one stream's distribution.
+
+    Attributes:
+        value: ln of the probability; -inf where it is zero.
+        text: The token as vLLM decodes it alone; "" if it is a part of a character.
+    """
+
+    value: float
+    text: str = ""
+
+
+Row = Mapping[int, Logprob]
+"""One stream's distribution at one position, as far as it is known: by token id."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A token that could have been next.
+
+    Attributes:
+        token: Its id.
+        text: Its text.
+        expert: The expert's ln-probability; None if the server did not tell.
+        amateur: The amateur's; None if the server did not tell.
+        score: ``(1 + beta) * expert - beta * amateur`` in nats, up to a constant of the step; None
+            if a probability is missing.
+        valid: Whether it survived alpha (and the cap on the candidates).
+        amateur_is_bound: ``amateur`` is the most that it can be, and ``score`` the least.
+    """
+
+    token: int
+    text: str
+    expert: float | None
+    amateur: float | None
+    score: float | None
+    valid: bool
+    amateur_is_bound: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One position of an answer.
+
+    Attributes:
+        token: The id that the engine put there.
+        text: Its piece of the answer.
+        candidates: The valid ones, best score first, then others, most probable first.
+        valid_size: How many tokens are valid; at least, if ``valid_complete`` is false.
+        valid_complete: Whether every valid token is known.
+        divergence: Of expert and amateur, in bits; see ``divergence_bits``.
+        winner: The id that CoLD takes here.
+        greedy: The id that greedy decoding of the expert takes here.
+    """
+
+    token: int
+    text: str
+    candidates: tuple[Candidate, ...]
+    valid_size: int
+    valid_complete: bool
+    divergence: float
+    winner: int
+    greedy: int
+
+    @property
+    def differs(self) -> bool:
+        """Whether CoLD takes another token here than greedy decoding."""
+        return self.winner != self.greedy
+
+    @property
+    def level(self) -> int:
+        """The class of the divergence, 0 to 5."""
+        return sum(self.divergence >= limit for limit in DIVERGENCE_CLASSES)
+
+    def find(self, token: int) -> Candidate | None:
+        """The candidate with this id, None if it is not listed."""
+        return next((c for c in self.candidates if c.token == token), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """A step at which the engine took another token than the numbers here say.
+
+    Attributes:
+        index: The step, from 0.
+        expected: The id that wins by the numbers.
+        margin: By how much, in nats: of score (CoLD) or ln-probability (greedy). None if the
+            engine's token is not valid by these numbers, or its score is not known.
+    """
+
+    index: int
+    expected: int
+    margin: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """An answer and the account of its steps.
+
+    Attributes:
+        kind: ``GREEDY`` or ``COLD``.
+        text: As vLLM returned it, without special tokens.
+        finish_reason: vLLM's: "stop", "length".
+        steps: One for each token.
+    """
+
+    kind: str
+    text: str
+    finish_reason: str
+    steps: tuple[Step, ...]
+
+    @property
+    def mismatches(self) -> tuple[Mismatch, ...]:
+        """Where the engine's token is not the one that follows from the numbers."""
+        found = []
+        for index, step in enumerate(self.steps):
+            expected = step.winner if self.kind == COLD else step.greedy
+            if step.token != expected:
+                found.append(Mismatch(index, expected, self._margin(step, expected)))
+        return tuple(found)
+
+    def _margin(self, step: Step, expected: int) -> float | None:
+        best, taken = step.find(expected), step.find(step.token)
+        if best is None or taken is None:
+            return None
+        if self.kind == GREEDY:
+            values = best.expert, taken.expert
+        else:
+            values = best.score, taken.score if taken.valid else None
+        if values[0] is None or values[1] is None:
+            return None
+        return values[0] - values[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """One prompt with its two answers.
+
+    Attributes:
+        prompt: As it was given.
+        prompt_tokens: Its length in tokens, those of the chat template included.
+        cold: The answer with CoLD.
+        greedy: The expert's own answer.
+    """
+
+    prompt: str
+    prompt_tokens: int
+    cold: Answer
+    greedy: Answer
+
+    @property
+    def parting(self) -> int | None:
+        """The first step at which the answers differ; None if they are equal."""
+        a = [step.token for step in self.cold.steps]
+        b = [step.token for step in self.greedy.steps]
+        if a == b:
+            return None
+        both = zip(a, b, strict=False)
+        return next((i for i, (x, y) in enumerate(both) if x != y), min(len(a), len(b)))
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that a page shows.
+
+    Attributes:
+        model: The base model's name or path.
+        adapter: The expert's name.
+        amateur: The name of what it is contrasted with.
+        source: Where the numbers come from, in words.
+        settings: CoLD's.
+        chat: Whether the prompts went through the model's chat template.
+        explanations: One for each prompt.
+    """
+
+    model: str
+    adapter: str
+    amateur: str
+    source: str
+    settings: ColdSettings
+    chat: bool
+    explanations: tuple[Explanation, ...]
+
+
+def score(expert: float, amateur: float, beta: float) -> float:
+    """The contrastive score of one token from its two ln-probabilities; nats.
+
+    Where the amateur's probability is zero the penalty is zero, as in ``vllm_cold.ops``.
+    """
+    if expert == -math.inf:
+        return -math.inf
+    return (1.0 + beta) * expert - (0.0 if amateur == -math.inf else beta * amateur)
+
+
+def valid_tokens(
+    expert: Row, known: int, vocab_size: int | None, settings: ColdSettings
+) -> tuple[set[int], bool]:
+    """The valid tokens among those that are known, and whether there can be no other.
+
+    Args:
+        expert: The expert's distribution; it holds at least the ``known`` most probable tokens.
+        known: How many of the most probable tokens are known for certain.
+        vocab_size: The vocabulary's size, None if it is not known.
+        settings: alpha and the cap.
+
+    Returns:
+        Token ids, and False if the last known token is valid itself, so that others may follow.
+    """
+    values = sorted((entry.value for entry in expert.values()), reverse=True)
+    bar = values[0] + math.log(settings.alpha)
+    cap = settings.expert_top_k
+    if cap is not None and cap <= min(known, len(values)):
+        bar = max(bar, values[cap - 1])
+    valid = {t for t, entry in expert.items() if entry.value >= bar and entry.value > -math.inf}
+    everything = len(values) < known or (vocab_size is not None and known >= vocab_size)
+    return valid, everything or values[known - 1] < bar
+
+
+def divergence_bits(expert: Sequence[float], amateur: Sequence[float]) -> float:
+    """The Jensen-Shannon divergence of two distributions, with all other tokens as one.
+
+    Args:
+        expert: ln-probabilities of some tokens.
+        amateur: The amateur's ln-probabilities of the same tokens.
+
+    Returns:
+        Bits, from 0 (the same) to 1 (nothing in common). What is not listed counts as one token
+        that holds the rest of each distribution. Merging tokens can only lower the divergence: the
+        one over the whole vocabulary is at least this.
+    """
+    p, q = ([math.exp(value) for value in values] for values in (expert, amateur))
+    p.append(max(0.0, 1.0 - math.fsum(p)))
+    q.append(max(0.0, 1.0 - math.fsum(q)))
+    total = 0.0
+    for x, y in zip(p, q, strict=True):
+        middle = (x + y) / 2
+        total += sum(0.5 * part * math.log2(part / middle) for part in (x, y) if part > 0.0)
+    return min(1.0, max(0.0, total))
+
+
+def best(values: Iterable[tuple[int, float]]) -> int:
+    """The id with the largest value, the lowest id among equals (as argmax takes it)."""
+    return max(values, key=lambda pair: (pair[1], -pair[0]))[0]
+
+
+def make_step(
+    token: int,
+    text: str,
+    expert: Row,
+    amateur: Row,
+    *,
+    known: int,
+    amateur_limit: float | None,
+    vocab_size: int | None,
+    settings: ColdSettings,
+    listed: Iterable[int],
+    most: int = 64,
+) -> Step:
+    """The account of one position.
+
+    Args:
+        token: The id that the engine put there.
+        text: Its piece of the answer.
+        expert: The expert's distribution there; holds ``token``.
+        amateur: The amateur's.
+        known: See ``valid_tokens``.
+        amateur_limit: No token that ``amateur`` lacks is more probable (ln); None if not known.
+        vocab_size: See ``valid_tokens``.
+        settings: CoLD's.
+        listed: Ids to list beside the valid ones.
+        most: At most this many candidates are kept (the winner, greedy's and ``token`` always).
+    """
+    valid, complete = valid_tokens(expert, known, vocab_size, settings)
+    candidates = []
+    for candidate in valid.union(listed, [token]):
+        e, a = expert.get(candidate), amateur.get(candidate)
+        e_value = e.value if e is not None else None
+        bound = a is None and amateur_limit is not None
+        a_value = a.value if a is not None else amateur_limit
+        candidates.append(
+            Candidate(
+                token=candidate,
+                text=next((x.text for x in (e, a) if x is not None and x.text), ""),
+                expert=e_value,
+                amateur=a_value,
+                score=None
+                if e_value is None or a_value is None
+                else score(e_value, a_value, settings.beta),
+                valid=candidate in valid,
+                amateur_is_bound=bound,
+            )
+        )
+    greedy = best((t, entry.value) for t, entry in expert.items())
+    scored = [(c.token, c.score) for c in candidates if c.valid and c.score is not None]
+    # Without any amateur value there is nothing to contrast with: the expert decides.
+    winner = best(scored) if scored else greedy
+    exact = [
+        (c.expert, c.amateur)
+        for c in candidates
+        if c.expert is not None and c.amateur is not None and not c.amateur_is_bound
+    ]
+    candidates.sort(key=_order)
+    kept = candidates[:most]
+    kept += [c for c in candidates[most:] if c.token in (winner, greedy, token)]
+    return Step(
+        token=token,
+        text=text,
+        candidates=tuple(kept),
+        valid_size=len(valid),
+        valid_complete=complete,
+        divergence=divergence_bits([e for e, _ in exact], [a for _, a in exact]),
+        winner=winner,
+        greedy=greedy,
+    )
+
+
+def _order(candidate: Candidate) -> tuple[bool, float, int]:
+    value = candidate.score if candidate.valid else candidate.expert
+    return not candidate.valid, math.inf if value is None else -value, candidate.token
+
+
+def spread(text: str, pieces: Sequence[str]) -> list[str]:
+    """The answer's text, cut up into the pieces of its tokens.
+
+    Tokenizers of the SentencePiece kind drop a leading space when they decode a token alone. It is
+    taken back from the whole text. A piece that does not occur next in the text (a special token,
+    or a part of a character) stays as it is.
+
+    Args:
+        text: The whole answer.
+        pieces: Each token, decoded alone.
+    """
+    found, at = [], 0
+    for piece in pieces:
+        for space in ("", " "):
+            if piece and text.startswith(space + piece, at):
+                piece = space + piece
+                at += len(piece)
+                break
+        found.append(piece)
+    return found

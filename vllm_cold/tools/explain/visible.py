@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token text as it can be shown: nothing invisible, nothing that steers a terminal or a page."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_SHOWN = {"\n": "⏎", "\r": "␍", "\t": "⇥"}
+# Control, format (also those that turn the direction of text), surrogate, private, unassigned.
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def in_text(text: str, token: int) -> str:
+    """A token within an answer: a line ends after its mark, spaces stay as they are.
+
+    Args:
+        text: "" for a token that is a part of a character.
+        token: Its id, shown where there is no text.
+    """
+    if not text:
+        return f"⟨{token}⟩"
+    if text.isspace() and "\n" not in text:
+        return alone(text, token)
+    return "".join("⏎\n" if c == "\n" else _character(c) for c in text)
+
+
+def alone(text: str, token: int) -> str:
+    """A token by itself, in a list: spaces are marked too."""
+    if not text:
+        return f"⟨{token}⟩"
+    return "".join("␣" if c == " " else _character(c) for c in text)
+
+
+def _character(c: str) -> str:
+    if c in _SHOWN:
+        return _SHOWN[c]
+    if unicodedata.category(c) in _HIDDEN or (c.isspace() and c != " "):
+        return f"⟨U+{ord(c):04X}⟩"
+    return c

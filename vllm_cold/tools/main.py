@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point of the ``vllm-cold`` command.
+
+A sub-command is a module with ``add_parser(subparsers)``, which describes its options and sets
+``run``: a function of the parsed arguments that returns the exit status. What a sub-command needs
+beside the standard library is imported when it runs, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from vllm_cold.tools import doctor, explain, tune
+from vllm_cold.tools.errors import ToolError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the command and all sub-commands."""
+    parser = argparse.ArgumentParser(
+        prog="vllm-cold", description="See, tune and check Contrastive LoRA Decoding in vLLM."
+    )
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (explain, tune, doctor):
+        command.add_parser(subparsers)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status is 0, 1 for a negative result, or 2 for a mistake."""
+    options = build_parser().parse_args(arguments)
+    try:
+        status = options.run(options)
+    except ToolError as error:
+        print(f"vllm-cold {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return int(status)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

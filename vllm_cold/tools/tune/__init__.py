@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold tune``: does CoLD help on these problems, and with which alpha and beta?
+
+A grid of settings is decoded in one engine, with greedy decoding of the same adapter as baseline.
+Dev problems pick a setting, held-out ones judge it. ``data`` reads the problems,
+``match`` scores outputs, ``grid`` holds the settings, ``decode`` runs the engine, ``store`` keeps
+what is decoded, ``stats`` compares, ``report`` draws the conclusion, and ``show``, ``heatmap``,
+``page`` and ``serve`` present it. ``command`` puts them in order.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from vllm_cold.tools.errors import ToolError
+
+ALPHAS = "0.05,0.1,0.3"
+BETAS = "0.25,0.5,1"
+
+
+def add_parser(subparsers: Any) -> None:
+    """Describe the options of ``vllm-cold tune``."""
+    parser = subparsers.add_parser(
+        "tune",
+        help="find alpha and beta on your own problems, and say whether they beat greedy",
+        description="Decodes problems with reference answers greedily and with CoLD over a grid "
+        "of alpha and beta. One part of the problems picks a setting, the held-out part judges "
+        "it against greedy decoding of the same adapter. Ends with status 0 if the setting is "
+        "significantly better, 1 if none is.",
+    )
+    what = parser.add_argument_group("what to decode")
+    what.add_argument(
+        "data",
+        metavar="PROBLEMS.jsonl",
+        help='one problem a line: {"prompt": "...", "answer": "..."}; "messages" (a list of chat '
+        'messages) in place of "prompt", a list of answers, and an "id" are understood',
+    )
+    what.add_argument("--model", required=True, help="the base model, as for vllm serve")
+    what.add_argument(
+        "--adapter", required=True, metavar="[NAME=]FOLDER", help="the LoRA adapter, the expert"
+    )
+    what.add_argument(
+        "--amateur",
+        metavar="[NAME=]FOLDER",
+        help="another adapter to contrast with (default: the base model)",
+    )
+    what.add_argument(
+        "--match",
+        default="exact",
+        metavar="HOW",
+        help="exact (default), number, contains, regex, or a callable as module:function that "
+        "takes the output and the answer and returns a bool or a float from 0 to 1",
+    )
+    what.add_argument(
+        "--chat", action="store_true", help='put each "prompt" into the model\'s chat template'
+    )
+    what.add_argument(
+        "--limit", type=int, metavar="N", help="use the first N problems only (default: all)"
+    )
+    what.add_argument("--max-tokens", type=int, default=256, help="per output (default: 256)")
+    what.add_argument(
+        "--stop", action="append", metavar="TEXT", help="a stop string; may be repeated"
+    )
+
+    search = parser.add_argument_group("what to try, and how to judge")
+    search.add_argument(
+        "--alpha", default=ALPHAS, help=f"values, separated by commas (default: {ALPHAS})"
+    )
+    search.add_argument(
+        "--beta", default=BETAS, help=f"values, separated by commas (default: {BETAS})"
+    )
+    search.add_argument(
+        "--test-fraction",
+        type=float,
+        default=0.5,
+        help="share of problems held out to judge the setting (default: 0.5)",
+    )
+    search.add_argument(
+        "--confidence",
+        type=float,
+        default=0.95,
+        help="of the intervals; a difference is significant at 1 minus this (default: 0.95)",
+    )
+    search.add_argument(
+        "--seed", type=int, default=0, help="of the split and of resampling (default: 0)"
+    )
+
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--output",
+        default="cold-tune",
+        metavar="DIR",
+        help="results and reports; the same command goes on there after a crash "
+        "(default: cold-tune)",
+    )
+    files.add_argument(
+        "--restart", action="store_true", help="forget what DIR holds and decode everything again"
+    )
+    files.add_argument("--verbose", action="store_true", help="show vLLM's own log")
+
+    engine = parser.add_argument_group("engine, as for vllm serve")
+    engine.add_argument("--dtype", help="(default: the model's)")
+    engine.add_argument("--max-model-len", type=int, help="(default: the model's)")
+    engine.add_argument(
+        "--max-lora-rank", type=int, help="(default: what adapter_config.json asks for)"
+    )
+    engine.add_argument("--max-num-seqs", type=int, help="a CoLD request counts twice")
+    engine.add_argument("--gpu-memory-utilization", type=float)
+    engine.add_argument("--tensor-parallel-size", type=int)
+    engine.add_argument("--enforce-eager", action="store_true", help="do not compile the model")
+    engine.add_argument(
+        "--engine-args",
+        metavar="JSON",
+        help='more arguments of vllm.LLM, such as \'{"quantization": "fp8"}\'',
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the sub-command; returns 0 if a setting beats greedy significantly, else 1.
+
+    Raises:
+        ToolError: a mistake in the options, the files or the scoring callable.
+    """
+    try:
+        from vllm_cold.tools.tune import command
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.partition(".")[0] == "vllm_cold":
+            raise
+        raise ToolError(f"this command needs {error.name}: pip install {error.name}") from error
+    return command.run(options)

@@ -1,0 +1,235 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Problems with reference answers, read from JSONL, and their split into dev and held-out ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from vllm_cold.tools.errors import ToolError
+
+SHOWN_ERRORS = 5
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One prompt with its reference answers.
+
+    Attributes:
+        id: The row's ``id``, or ``line-N``.
+        line: Number of its line, from 1.
+        prompt: Text, or chat messages (``role`` and ``content``).
+        answers: One or more texts, of which one is enough.
+        is_list: Whether the file gave a list; a scoring callable gets it as it was given.
+    """
+
+    id: str
+    line: int
+    prompt: str | tuple[tuple[str, str], ...]
+    answers: tuple[str, ...]
+    is_list: bool = False
+
+    @property
+    def answer(self) -> str | list[str]:
+        """The answer as the file has it."""
+        return list(self.answers) if self.is_list else self.answers[0]
+
+    @property
+    def text(self) -> str:
+        """The prompt for people: messages one below the other."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        return "\n".join(f"{role}: {content}" for role, content in self.prompt)
+
+
+def _as_text(value: Any) -> str:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if is_number and math.isfinite(value):
+        return str(value)
+    if isinstance(value, str) and value.strip():
+        return value
+    raise ValueError("must be text that is not empty, a number, or a list of these")
+
+
+def _as_answers(value: Any) -> list[str]:
+    if isinstance(value, list):
+        if not value:
+            raise ValueError("an empty list can never be matched; give at least one answer")
+        return [_as_text(item) for item in value]
+    return [_as_text(value)]
+
+
+_Text = Annotated[str, StringConstraints(min_length=1)]
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    role: _Text
+    content: str
+
+
+class _Row(BaseModel):
+    # Other fields may stand there: files are often made for something else, too.
+    model_config = ConfigDict(strict=True, extra="ignore")
+    prompt: _Text | None = None
+    messages: Annotated[list[_Message], Field(min_length=1)] | None = None
+    answer: Annotated[list[str], BeforeValidator(_as_answers)]
+    id: _Text | int | None = None
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> _Row:
+        if (self.prompt is None) == (self.messages is None):
+            raise ValueError('needs either "prompt" or "messages"')
+        return self
+
+
+def _explain(error: ValidationError) -> str:
+    parts = []
+    for item in error.errors(include_url=False, include_input=False):
+        where = ".".join(str(key) for key in item["loc"] if not str(key).startswith("constrained"))
+        message = item["msg"].removeprefix("Value error, ")
+        parts.append(f"{where}: {message}" if where else message)
+    return "; ".join(parts)
+
+
+def _parse(line: str, number: int) -> Problem:
+    """Raises ValueError with what is wrong, without the line's number."""
+    try:
+        raw = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("not JSON (nested too deeply)") from None
+    if not isinstance(raw, dict):
+        raise ValueError('must be an object such as {"prompt": "...", "answer": "..."}')
+    try:
+        row = _Row.model_validate(raw)
+    except ValidationError as error:
+        raise ValueError(_explain(error)) from None
+    prompt: str | tuple[tuple[str, str], ...]
+    if row.messages is not None:
+        prompt = tuple((message.role, message.content) for message in row.messages)
+    else:
+        assert row.prompt is not None
+        prompt = row.prompt
+    name = f"line-{number}" if row.id is None else str(row.id)
+    return Problem(name, number, prompt, tuple(row.answer), isinstance(raw["answer"], list))
+
+
+def load_problems(path: str, limit: int | None = None) -> tuple[list[Problem], int]:
+    """Read the file; blank lines are skipped.
+
+    A row that repeats an earlier prompt with the same answers is left out: greedy decoding gives
+    the same output again, so it would count one observation twice, maybe once on either side of
+    the split.
+
+    Args:
+        path: A JSONL file, UTF-8.
+        limit: Keep the first so many problems.
+
+    Returns:
+        The problems, and how many repetitions were left out.
+
+    Raises:
+        ToolError: names the file, up to five lines, and what is wrong with them.
+    """
+    if limit is not None and limit < 1:
+        raise ToolError(f"--limit={limit}: must be 1 or more, or left out for all problems")
+    file = Path(path)
+    try:
+        # Only line feeds end a line of JSONL; splitlines() would split at U+2028, too.
+        lines = file.read_bytes().decode("utf-8-sig").split("\n")
+    except FileNotFoundError:
+        raise ToolError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ToolError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise ToolError(f"{path}: cannot be read: {error.strerror}") from None
+    problems: list[Problem] = []
+    errors: list[str] = []
+    prompts: dict[object, Problem] = {}
+    ids: dict[str, Problem] = {}
+    repeated = 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            problem = _parse(line, number)
+            first = prompts.setdefault(problem.prompt, problem)
+            if first is not problem:
+                if first.answers != problem.answers:
+                    raise ValueError(
+                        f"has the prompt of line {first.line} with another answer; give all "
+                        "right answers as one list"
+                    )
+                repeated += 1
+                continue
+            same = ids.setdefault(problem.id, problem)
+            if same is not problem:
+                raise ValueError(f"id: {problem.id!r} is line {same.line}'s already")
+            problems.append(problem)
+        except ValueError as error:
+            errors.append(f"line {number}: {error}")
+    if errors:
+        more = len(errors) - SHOWN_ERRORS
+        shown = "\n  ".join(errors[:SHOWN_ERRORS])
+        raise ToolError(f"{path}:\n  {shown}" + (f"\n  and {more} more" if more > 0 else ""))
+    if not problems:
+        raise ToolError(f"{path}: holds no problems; one JSON object a line is expected")
+    return problems[:limit], repeated
+
+
+def digest(problems: Sequence[Problem]) -> str:
+    """SHA-256 over everything that the problems are."""
+    rows = [(p.id, p.prompt, p.answers, p.is_list) for p in problems]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def split_problems(
+    count: int, test_fraction: float, seed: int, fewest: int
+) -> tuple[list[int], list[int]]:
+    """Draw the dev problems, which pick a setting, and the held-out ones, which judge it.
+
+    Args:
+        count: Number of problems.
+        test_fraction: Share of held-out problems, in (0, 1).
+        seed: Of the draw.
+        fewest: Of each, for a difference to be significant at all.
+
+    Returns:
+        Indices of the dev and of the held-out problems, sorted.
+
+    Raises:
+        ToolError: an option is out of range, or there are too few problems.
+    """
+    if not 0.0 < test_fraction < 1.0:  # also NaN
+        raise ToolError(f"--test-fraction={test_fraction}: must be between 0 and 1, both excluded")
+    if seed < 0:
+        raise ToolError(f"--seed={seed}: must be 0 or more")
+    in_test = round(count * test_fraction)
+    if min(in_test, count - in_test) < fewest:
+        needed = math.ceil(fewest / min(test_fraction, 1.0 - test_fraction))
+        raise ToolError(
+            f"{count} problems with --test-fraction {test_fraction:g} are {count - in_test} dev "
+            f"and {in_test} held-out ones; with fewer than {fewest} no difference can be "
+            f"significant. Bring {needed} problems or more (docs/tuning.md says how many "
+            "are useful)"
+        )
+    order = np.random.default_rng(seed).permutation(count)
+    return sorted(order[in_test:].tolist()), sorted(order[:in_test].tolist())
