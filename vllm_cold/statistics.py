@@ -33,8 +33,9 @@ class Scored:
 class StepStatistics:
     """What a worker's scoring op found, until the worker's next output takes it along.
 
-    There is one for each process, ``PENDING``. Nothing waits for the device: on an accelerator a
-    step's figures are copied beside the computation, and go with the first output after that.
+    There is one for each process, ``PENDING``, used by the model runner's main thread alone.
+    Nothing waits for the device: on an accelerator a step's figures are copied beside the
+    computation, and go with the first output after that.
     """
 
     def __init__(self) -> None:

@@ -207,7 +207,7 @@ void topk(const void* expert, const void* amateur, int64_t n, const float* tiles
 }
 
 // Of two with the same value the first stays: tokens come by rising id.
-void raise(float value, int64_t id, float* most, int64_t* most_id) {
+void keep_larger(float value, int64_t id, float* most, int64_t* most_id) {
     if (*most_id >= 0 && !(value > *most)) return;
     *most = value;
     *most_id = id;
@@ -233,8 +233,8 @@ void tally(const void* expert, const void* amateur, int64_t n, const float* tile
             for (; lanes != 0; lanes &= lanes - 1) {
                 const int lane = __builtin_ctz(lanes);
                 ++tally->count;
-                raise(values[lane], first_id + i + lane, &tally->best, &tally->best_id);
-                raise(experts[lane], first_id + i + lane, &tally->expert, &tally->expert_id);
+                keep_larger(values[lane], first_id + i + lane, &tally->best, &tally->best_id);
+                keep_larger(experts[lane], first_id + i + lane, &tally->expert, &tally->expert_id);
             }
         }
     }

@@ -218,6 +218,7 @@ class Harness:
         self.asked: dict[str, Asked] = {}
         self.got: dict[str, list[int]] = {}  # what each client got
         self.first_step: dict[str, int] = {}  # in which step its first token was sampled
+        self.reports: list[dict[str, Any]] = []  # what was sent along for /metrics
         self.ended: dict[str, str] = {}  # and why
         self.paused = PauseState.UNPAUSED
         self.steps = 0
@@ -358,6 +359,9 @@ class Harness:
         """The results of the oldest step come back."""
         output, result = self.in_flight.popleft()
         for client in self.sched.update_from_output(output, result).values():
+            stats = client.scheduler_stats
+            if stats is not None and stats.kv_connector_stats is not None:
+                self.reports.append(stats.kv_connector_stats["cold"])
             for one in client.outputs:
                 request_id = one.request_id
                 assert request_id in self.asked, f"{request_id} was made public"

@@ -11,6 +11,7 @@ from vllm.v1.core.sched.interface import PauseState
 from tests.scheduler import cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import IS_0_23, MAX_MODEL_LEN, Harness, Setup
+from vllm_cold.statistics import Scored
 
 pytestmark = pytest.mark.unit
 
@@ -203,6 +204,43 @@ def test_a_pair_out_of_step_ends_with_an_error(harm: str, is_async: bool, tiny: 
     assert harness.ended[cold] == "error"
     assert "expert and amateur fell out of step at token" in harness.errors[cold]
     assert cold not in harness.sched.requests
+    harness.drain()
+
+
+@both
+def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
+    harness = harness_of(tiny, block_size=4, is_async=is_async)
+    harness.add(prompt(17), 3, adapter=1)
+    harness.drain()
+    assert harness.reports == [], "a plain request was counted"
+    for _ in range(2):
+        harness.add(prompt(17), 3, adapter=1, cold=True)
+        harness.drain()
+    harness.add(prompt(9, 300), 5, adapter=1, cold=True)
+    harness.step()
+    harness.step()
+    assert harness.reports[-1]["running"] == 1
+    harness.reset(running=True)
+    harness.drain()
+    assert harness.reports[-1]["running"] == harness.reports[-1]["waiting"] == 0
+    totals = {key: sum(r[key] for r in harness.reports) for key in ("requests", "tokens",
+        "preemptions", "prompt_tokens", "cached_prompt_tokens", "changed")}  # fmt: skip
+    assert totals == {
+        "requests": 3, "tokens": 11, "preemptions": 1, "prompt_tokens": 43,
+        # The first amateur fills the cache for the second one.
+        "cached_prompt_tokens": 16, "changed": 0,
+    }  # fmt: skip
+
+
+def test_what_was_scored_is_reported_when_the_pair_is_gone(tiny: Path) -> None:
+    """An accelerator tells a step later."""
+    harness = harness_of(tiny)
+    harness.add(prompt(5), 3, adapter=1)
+    harness.schedule()
+    harness.in_flight[-1][1].cold = Scored([7, 1], 1)
+    harness.deliver()
+    (report,) = harness.reports
+    assert (report["candidates"], report["changed"]) == ([7, 1], 1)
     harness.drain()
 
 

@@ -1110,7 +1110,7 @@ def _check_config_fields() -> None:
         _attribute(ModelConfig, name)
     _has_fields(CacheConfig, "num_gpu_blocks", "block_size")
     _has_fields(LoRAConfig, "max_loras")
-    _has_fields(ParallelConfig, "data_parallel_size")
+    _has_fields(ParallelConfig, "data_parallel_size", "data_parallel_index")
 
 
 @_contract(

@@ -40,7 +40,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         config = original(self, *args, **kwargs)
         configure(config)
         if is_configured(config):
-            from vllm_cold.bindings import metrics
+            from vllm_cold.bindings import metrics  # which imports this module
 
             metrics.install_front_end()
         _prepare_front_end(args[0] if args else kwargs.get("usage_context"))

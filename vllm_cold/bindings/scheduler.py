@@ -40,7 +40,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_cold.bindings import metrics
 from vllm_cold.pairing import Pair, Room, Step, Verdict, tokens_left, torn
-from vllm_cold.statistics import Counts
+from vllm_cold.statistics import Counts, Scored
 from vllm_cold.stream import Stream, from_extra_args
 
 logger = logging.getLogger("vllm." + __name__)
@@ -80,7 +80,9 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._reported = False  # whether the front end believes that there are pairs
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counts_prefill = "prefill_end" in inspect.signature(count).parameters  # since 0.32
-        self._seeds = random.Random(self.vllm_config.model_config.seed)
+        # Data-parallel engines share the seed, but must not draw alike.
+        engine = self.vllm_config.parallel_config.data_parallel_index
+        self._seeds = random.Random(self.vllm_config.model_config.seed + (engine << 32))
 
     # ---- arrival and end ---------------------------------------------------------------------
 
@@ -248,7 +250,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         waiting = request.status != RequestStatus.RUNNING
         pair = self._pairs.get(request.request_id)
         if pair is not None and request is pair.amateur:
-            if request.request_id in self._beginners:
+            if waiting and request.request_id in self._beginners:
                 self._beginners[request.request_id] = num_cached
             return self._step.clip_amateur(pair, num_new_tokens, num_cached)
         if waiting and not self._step.may_admit(self._urgency(request)):
@@ -388,7 +390,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             if pair is not None:
                 self._touched[pair.expert.request_id] = pair
         super()._preempt_request(request, *args, **kwargs)
-        self._counts.preemptions += pair is not None and request is pair.expert
+        if pair is not None and request is pair.expert:
+            self._counts.preemptions += 1
         if pair is not None and request is pair.amateur:
             self.waiting.remove_request(request)
 
@@ -461,7 +464,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
                 # The workers have not heard of it: it must be sent as new again.
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
-                self._counts.preemptions -= request is pair.expert
+                if request is pair.expert:
+                    self._counts.preemptions -= 1
 
     def _strip(self, output: SchedulerOutput, request: Request) -> bool:
         """Remove a request from the step; True if the step would have introduced it."""
@@ -502,13 +506,16 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         had_pairs = bool(self._pairs)
         if had_pairs:
             self._after_output(scheduler_output, outputs)
-        if self.log_stats and (had_pairs or self._reported):
-            self._report(model_runner_output, outputs)
+        scored = metrics.from_worker(model_runner_output)
+        if self.log_stats and (had_pairs or self._reported or scored is not None):
+            self._report(scored, outputs)
         return outputs
 
-    def _report(self, model_runner_output: Any, outputs: dict[int, EngineCoreOutputs]) -> None:
-        """Send what was counted along with the statistics that vLLM made in this step."""
-        scored = metrics.from_worker(model_runner_output)
+    def _report(self, scored: Scored | None, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Send what was counted along with the statistics that vLLM made in this step.
+
+        Accelerators tell a step later what they scored: there may be no pair any more.
+        """
         if scored is not None:
             self._counts.add(scored)
         running = waiting = 0

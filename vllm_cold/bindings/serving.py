@@ -14,8 +14,10 @@ passes ``vllm_xargs`` on.
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from vllm_cold.bindings import admission
-from vllm_cold.bindings.engine_config import engine_defaults
+from vllm_cold.bindings.engine_config import engine_defaults, is_configured
 from vllm_cold.bindings.patching import wrap
 from vllm_cold.settings import ColdError, parse_request_args
 
@@ -64,11 +66,24 @@ def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
                     adapters.get(self.model),
                     adapters,
                 )
+                if is_configured(_models.engine_client.vllm_config):
+                    _check_sendable(self.vllm_xargs)
             except ValueError as error:
                 raise admission.request_error(error) from error
         return original(self, *args, **kwargs)
 
     return to_sampling_params
+
+
+def _check_sendable(xargs: Any) -> None:
+    """vLLM answers HTTP 500 to what it cannot encode for its engine, whosever key it is."""
+    try:
+        msgspec.msgpack.encode(xargs)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise ValueError(
+            f"vllm_xargs cannot be sent to the engine ({error}): use valid Unicode text, and "
+            "integers from -2^63 to 2^64 - 1."
+        ) from error
 
 
 def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,9 +21,9 @@ from torch import Tensor
 from vllm_cold.ops import registry
 
 MAX_K = 64
-# What stands behind the logits in both functions, up to ``max_expert_top_k``.
-Pairs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# What stands behind the logits in both functions, up to ``max_expert_top_k``.
+PairArguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]
 
 
 @torch.no_grad()
@@ -105,7 +105,7 @@ def contrastive_scores(
 def _run(
     implementation: registry.Backend,
     logits: Tensor,
-    pairs: Pairs,
+    pairs: PairArguments,
     out: Tensor | None,
     statistics: Tensor | None,
 ) -> None:
