@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold tune`` with real engines on the tiny model, against the naive reference."""
+
+import gc
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.docs.blocks import block
+from tests.naive import NaiveCold, Request, Trace
+from tests.server.conftest import serve
+from vllm_cold.tools.main import main
+from vllm_cold.tools.tune import decode
+from vllm_cold.tools.tune.grid import Setting
+
+pytestmark = pytest.mark.engine
+
+ALPHAS, BETAS = (0.05, 0.3), (0.5, 2.0)
+GRID = [Setting(alpha, beta) for alpha in ALPHAS for beta in BETAS]
+BEST = Setting(0.05, 2.0)
+COUNT, MAX_TOKENS = 24, 16
+TOTAL = COUNT + len(GRID) * COUNT // 2 + COUNT // 2  # greedy, the grid on dev, the best held out
+
+Texts = dict[tuple[Setting | None, str], str]
+
+
+@dataclass
+class Case:
+    """Problems whose outputs are known, for every setting and (None) greedily."""
+
+    prompts: list[str]
+    texts: Texts
+
+    def write(self, path: Path, answers: Setting | None) -> str:
+        rows = [{"prompt": p, "answer": self.texts[answers, p], "id": p} for p in self.prompts]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(path)
+
+
+@pytest.fixture(autouse=True)
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the command sets in the environment ends with the test. In place of the folder's
+    fixture: the engine is as a user has it.
+    """
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "ERROR")
+
+
+def _case(tiny: Path, naive: NaiveCold, amateur: str | None) -> Case:
+    """Problems that rounding cannot change, on which BEST and greedy decoding differ."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    prompts = [f"w{n} w{n + 100} w{3 * n + 10}" for n in range(10, 70)]
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    traces: dict[Setting | None, list[Trace]] = {
+        setting: naive.generate_many(
+            [Request(x, "one", setting.alpha, setting.beta, MAX_TOKENS, amateur) for x in ids]
+        )
+        for setting in GRID
+    }
+    traces[None] = [naive.greedy(x, "one", MAX_TOKENS) for x in ids]
+    case = Case([], {})
+    for index, prompt in enumerate(prompts):
+        found = {setting: every[index] for setting, every in traces.items()}
+        if (
+            all(trace.settled() == MAX_TOKENS for trace in found.values())
+            and found[None].tokens != found[BEST].tokens
+            and len(case.prompts) < COUNT
+        ):
+            case.prompts.append(prompt)
+            for setting, trace in found.items():
+                case.texts[setting, prompt] = tokenizer.decode(trace.tokens)
+    assert len(case.prompts) == COUNT, "too few problems that show a difference"
+    return case
+
+
+@pytest.fixture(scope="module")
+def base(tiny: Path, naive: NaiveCold) -> Case:
+    """Against the base model."""
+    return _case(tiny, naive, None)
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """The engines that were started, which end with the test."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    made: list[Any] = []
+    original: Callable[..., Any] = decode.start_llm
+
+    def start(*args: Any) -> Any:
+        made.append(original(*args))
+        return made[-1]
+
+    monkeypatch.setattr(decode, "start_llm", start)
+    yield made
+    for llm in made:
+        llm.llm_engine.engine_core.shutdown()
+    made.clear()
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def arguments(tiny: Path, problems: str, output: Path, *more: str) -> list[str]:
+    return [
+        *("tune", problems, "--model", str(tiny / "model"), "--adapter", str(tiny / "one")),
+        *("--alpha", ",".join(map(str, ALPHAS)), "--beta", ",".join(map(str, BETAS))),
+        *("--max-tokens", str(MAX_TOKENS), "--output", str(output), "--enforce-eager"),
+        *("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8", *more),
+    ]
+
+
+def outputs(folder: Path) -> Texts:
+    """The outputs in results.jsonl; fails if one is there twice."""
+    found: Texts = {}
+    for line in (folder / "results.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record["kind"] == "output":
+            alpha, beta = record["alpha"], record["beta"]
+            key = (None if alpha is None else Setting(alpha, beta), record["problem"])
+            assert key not in found, f"decoded twice: {key}"
+            found[key] = record["text"]
+    return found
+
+
+def report(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "report.json").read_text())  # type: ignore[no-any-return]
+
+
+def check_outputs(folder: Path, case: Case) -> None:
+    """Each output is the reference's, and there are those that are needed and no others."""
+    found = outputs(folder)
+    assert found == {key: case.texts[key] for key in found}
+    assert len(found) == TOTAL
+    best = Setting(**report(folder)["best"])
+    for setting, count in {
+        None: COUNT, best: COUNT, **{s: COUNT // 2 for s in GRID if s != best}
+    }.items():  # fmt: skip
+        assert sum(key[0] == setting for key in found) == count, setting
+
+
+def test_a_gain_is_found_with_one_engine(
+    tiny: Path, base: Case, tmp_path: Path, starts: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = base.write(tmp_path / "problems.jsonl", BEST)
+    folder = tmp_path / "out"
+    assert main(arguments(tiny, problems, folder)) == 0
+    assert len(starts) == 1
+    check_outputs(folder, base)
+    found = report(folder)
+    assert found["gain"] is True and Setting(**found["best"]) == BEST
+    assert found["test"]["cold"] == 1.0 and found["test"]["greedy"] == 0.0
+    assert found["test"]["count"] == COUNT // 2 == found["test"]["better"]
+    printed = capsys.readouterr()
+    assert "CoLD with alpha 0.05, beta 2 beats greedy decoding" in printed.out
+    assert found["serve"] in printed.out.splitlines()
+    assert found["serve"].endswith("--sampler cold --cold-alpha 0.05 --cold-beta 2.0")
+    assert f"[7/7] alpha 0.05, beta 2, held-out: {COUNT // 2} problems done" in printed.err
+    with Image.open(folder / "heatmap.png") as picture:
+        assert picture.format == "PNG" and picture.width > 600
+    html = (folder / "report.html").read_text()
+    assert found["headline"] in html and "data:image/png;base64," in html
+
+    # The same command again has nothing to decode; another rule needs no engine either.
+    assert main(arguments(tiny, problems, folder)) == 0
+    assert main(arguments(tiny, problems, folder, "--match", "contains")) == 0
+    assert len(starts) == 1
+    assert any("judged in 2 ways" in note for note in report(folder)["notes"])
+
+
+def test_no_gain_over_greedy_against_another_adapter(
+    tiny: Path,
+    naive: NaiveCold,
+    tmp_path: Path,
+    starts: list[Any],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    case = _case(tiny, naive, "two")
+    problems = case.write(tmp_path / "problems.jsonl", None)
+    folder = tmp_path / "out"
+    assert main(arguments(tiny, problems, folder, "--amateur", str(tiny / "two"))) == 1
+    assert len(starts) == 1
+    check_outputs(folder, case)
+    found = report(folder)
+    assert found["gain"] is False and found["test"]["greedy"] == 1.0
+    printed = capsys.readouterr().out
+    assert "No setting beats greedy decoding significantly." in printed
+    assert "Serve it without CoLD:" in printed
+    assert "--cold-" not in found["serve"] and "--cold-" in found["serve_best"]
+    assert any('{"cold_amateur": "two"}' in note for note in found["notes"])
+
+
+def test_an_engine_that_cannot_do_cold_decodes_nothing(
+    tiny: Path, base: Case, tmp_path: Path, starts: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = base.write(tmp_path / "problems.jsonl", BEST)
+    folder = tmp_path / "out"
+    assert main(arguments(tiny, problems, folder, "--max-num-seqs", "1")) == 2
+    assert "CoLD cannot be used in this engine: max_num_seqs=1: " in capsys.readouterr().err
+    assert not outputs(folder)
+
+
+def _interrupt(command: list[str], folder: Path, least: int, sign: int) -> tuple[int, str]:
+    """Run until ``least`` outputs are there, then send a signal; exit status and stderr."""
+    file = folder / "results.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-m", "vllm_cold.tools.main", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        deadline = time.monotonic() + 200
+        while not file.exists() or file.read_bytes().count(b'"kind": "output"') < least:
+            assert process.poll() is None, process.communicate()[1]
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(sign)
+        _, printed = process.communicate(timeout=100)
+    return process.returncode, printed
+
+
+def test_what_is_decoded_survives_ctrl_c_and_kill(
+    tiny: Path, base: Case, tmp_path: Path, starts: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    problems = base.write(tmp_path / "problems.jsonl", BEST)
+    folder = tmp_path / "out"
+    command = arguments(tiny, problems, folder)
+    file = folder / "results.jsonl"
+
+    status, printed = _interrupt(command, folder, 6, signal.SIGINT)
+    assert status == 130
+    assert "the same command goes on from there" in printed and "Traceback" not in printed
+    first = file.read_bytes()
+    assert 6 <= len(outputs(folder)) < TOTAL
+    assert f"stopped; {len(outputs(folder))} outputs are kept in {file}" in printed
+
+    status, _ = _interrupt(command, folder, len(outputs(folder)) + 20, signal.SIGKILL)
+    assert status == -signal.SIGKILL
+    second = file.read_bytes()
+    assert second.startswith(first) and len(second) > len(first)
+    whole = second[: second.rfind(b"\n") + 1]
+    before = whole.count(b'"kind": "output"')
+    assert before < TOTAL
+
+    assert main(command) == 0
+    assert len(starts) == 1
+    assert file.read_bytes().startswith(whole)  # not a line was written anew
+    check_outputs(folder, base)  # and none a second time
+    found = report(folder)
+    assert found["run"]["outputs"] == {"found": before, "decoded_now": TOTAL - before}
+    assert f"{before} outputs are there already." in capsys.readouterr().err
+
+
+def test_the_line_serves_what_was_measured(
+    tiny: Path, base: Case, tmp_path: Path, starts: list[Any]
+) -> None:
+    problems = base.write(tmp_path / "problems.jsonl", BEST)
+    assert main(arguments(tiny, problems, tmp_path / "out")) == 0
+    words = shlex.split(report(tmp_path / "out")["serve"])
+    assert words[:2] == ["vllm", "serve"]
+    with serve(tmp_path, words[2:], VLLM_LOGGING_LEVEL="INFO") as server:
+        for prompt in base.prompts[:6]:
+            answer = server.client.completions.create(
+                model="one", prompt=prompt, temperature=0, max_tokens=MAX_TOKENS
+            )
+            assert answer.choices[0].text == base.texts[BEST, prompt]
+
+
+def _shell(script: str, folder: Path, tiny: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        # Without compiling, which takes a minute on a CPU.
+        ["bash", "-euo", "pipefail", "-c", f"{script.rstrip()} --enforce-eager"],
+        cwd=folder,
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "MODEL": str(tiny / "model"),
+            "ADAPTER": str(tiny / "one"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+
+
+def test_the_commands_of_the_page(tiny: Path, tmp_path: Path) -> None:
+    """As a reader types them, in a folder with a file of problems."""
+    rows = [
+        {"prompt": f"What is {n} and {n}?", "answer": str(2 * n), "id": f"q{n}"}
+        for n in range(10, 34)
+    ]
+    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = _shell(block("docs/tuning.md", "tune"), tmp_path, tiny)
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "No setting beats greedy decoding significantly." in done.stdout
+    found = report(tmp_path / "cold-tune")
+    assert found["run"]["match"] == "number" and len(found["rows"]) == 9
+
+    (tmp_path / "scoring.py").write_text(block("docs/tuning.md", "tune-scoring"))
+    done = _shell(block("docs/tuning.md", "tune-callable"), tmp_path, tiny)
+    assert done.returncode == 1, done.stderr[-3000:]
+    found = report(tmp_path / "tuned")
+    assert found["run"]["match"] == "scoring:similarity"
+    assert found["rows"][0]["dev"]["test"] == "sign-flip permutation"
+    assert 0.0 < found["test"]["greedy"] < 1.0
