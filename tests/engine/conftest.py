@@ -62,7 +62,8 @@ def make_llm(tiny: Path) -> Iterator[Make]:
         client = made[-1].llm_engine.engine_core
         if hasattr(client, "engine_core"):  # not in a process of its own
             queue = client.engine_core.batch_queue
-            assert (queue is not None) == options["async_scheduling"]
+            stages = options.get("pipeline_parallel_size", 1)
+            assert (queue is not None) == (options["async_scheduling"] or stages > 1)
         return made[-1]
 
     yield make

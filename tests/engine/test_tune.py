@@ -21,7 +21,7 @@ from tests.docs.blocks import block
 from tests.naive import NaiveCold, Request, Trace
 from tests.server.conftest import serve
 from vllm_cold.tools.main import main
-from vllm_cold.tools.tune import decode
+from vllm_cold.tools.tune import command
 from vllm_cold.tools.tune.grid import Setting
 
 pytestmark = pytest.mark.engine
@@ -99,13 +99,13 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     made: list[Any] = []
-    original: Callable[..., Any] = decode.start_llm
+    original: Callable[..., Any] = command.start_llm
 
-    def start(*args: Any) -> Any:
-        made.append(original(*args))
+    def start(*args: Any, **engine: Any) -> Any:
+        made.append(original(*args, **engine))
         return made[-1]
 
-    monkeypatch.setattr(decode, "start_llm", start)
+    monkeypatch.setattr(command, "start_llm", start)
     yield made
     for llm in made:
         llm.llm_engine.engine_core.shutdown()

@@ -17,7 +17,7 @@ from pathlib import Path
 import openai
 import pytest
 
-START_TIMEOUT = 240.0
+START_TIMEOUT = 480.0
 
 
 @dataclass

@@ -16,7 +16,6 @@ import pytest
 from vllm_cold.tools import explain
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.command import read_prompts, run
-from vllm_cold.tools.explain.offline import named_path
 from vllm_cold.tools.explain.server import ServerSource
 
 pytestmark = pytest.mark.unit
@@ -48,7 +47,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "html folder": (["--html", "."], r"--html=.: cannot be written \(Is a directory\)"),
     "html device": (["--html", "/proc/page.html"], "--html=/proc/page.html: cannot be written"),
     "model": ([], "--model is missing"),
-    "model path": (["--model", "./nothing"], "--model=./nothing: no config.json there"),
+    "model path": (["--model", "./nothing"], "--model='./nothing': no config.json there"),
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
     "nobody": (["--url", "http://127.0.0.1:9"], "no server can be reached there"),
 }
@@ -94,22 +93,6 @@ def test_prompt_files(tmp_path: Path) -> None:
     objects.write_bytes(b"\xff\xfe")
     with pytest.raises(ToolError, match="is no UTF-8 text"):
         read_prompts(objects)
-
-
-def test_adapters_by_name_and_path(tmp_path: Path) -> None:
-    folder = tmp_path / "sql"
-    folder.mkdir()
-    with pytest.raises(ToolError, match="--adapter=sql=.*no adapter_config.json in"):
-        named_path("--adapter", f"sql={folder}")
-    (folder / "adapter_config.json").write_text('{"r": 24}')
-    assert named_path("--adapter", str(folder)) == ("sql", folder, 24)
-    assert named_path("--adapter", f"other={folder}") == ("other", folder, 24)
-    (tmp_path / "link").symlink_to(folder)
-    assert named_path("--adapter", f"{tmp_path / 'link'}/") == ("link", folder, 24)
-    assert named_path("--adapter", f"{folder}/x/..") == ("sql", folder, 24)
-    (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ToolError, match="cannot read the rank"):
-        named_path("--amateur", str(folder))
 
 
 class Fake(BaseHTTPRequestHandler):

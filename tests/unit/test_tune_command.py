@@ -17,14 +17,15 @@ from pydantic import BaseModel, Field
 from rich.console import Console
 
 from tests.docs.blocks import ROOT, blocks
+from vllm_cold.tools.adapters import Adapter
+from vllm_cold.tools.engine import start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.main import build_parser, main
-from vllm_cold.tools.tune import command, decode, stats
+from vllm_cold.tools.tune import command, stats
 from vllm_cold.tools.tune.data import Problem, load_problems
 from vllm_cold.tools.tune.decode import Decoder, Job
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.progress import watch
-from vllm_cold.tools.tune.serve import Adapter
 from vllm_cold.tools.tune.store import Output
 
 pytestmark = pytest.mark.unit
@@ -85,8 +86,8 @@ class Engine:
         self.error: BaseException = KeyboardInterrupt()
         self.penalties: dict[str, float] = {}
 
-    def start(self, *arguments: Any) -> Engine:
-        self.starts.append(arguments)
+    def start(self, model: str, verbose: bool, **engine: Any) -> Engine:
+        self.starts.append((model, engine))
         return self
 
     def decoder(self, *arguments: Any) -> Engine:
@@ -107,7 +108,7 @@ class Engine:
 @pytest.fixture
 def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
     made = Engine()
-    monkeypatch.setattr(decode, "start_llm", made.start)
+    monkeypatch.setattr(command, "start_llm", made.start)
     monkeypatch.setattr(command, "Decoder", made.decoder)
     return made
 
@@ -135,7 +136,7 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
         (["--seed", "-1"], "--seed=-1: must be 0 or more"),
         (["--match", "fuzzy"], "--match='fuzzy': must be one of exact, number"),
         (["--match", "number"], "--match=number: line 1: the answer 'right' has no numbers"),
-        (["--model", "./none"], "--model='./none': no such folder"),
+        (["--model", "./none"], "--model='./none': no config.json there"),
         (["--adapter", "none"], "--adapter='none': no such folder"),
         (["--amateur", "{sql}"], "is the adapter itself; leave it out"),
         (["--amateur", "sql={chat}"], "has the adapter's name 'sql'"),
@@ -302,7 +303,7 @@ def test_an_engine_that_does_not_start_says_why_in_one_line(
 
     monkeypatch.setattr(vllm, "LLM", refuse)
     with pytest.raises(ToolError) as error:
-        decode.start_llm("org/model", [], {}, verbose=False)
+        start_llm("org/model")
     assert str(error.value) == (
         "--model='org/model': the engine does not start: seats: Input should be greater than or "
         "equal to 1; tokens: Input should be greater than or equal to 1"

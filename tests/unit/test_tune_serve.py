@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The grid, the adapters, and the line to paste: vLLM's own parser reads it back."""
+"""The grid, and the line to paste: vLLM's own parser reads it back."""
 
 from __future__ import annotations
 
-import json
 import shlex
-from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.serve import RANKS, Adapter, lora_rank, read_adapter, serve_line
+from vllm_cold.tools.tune.serve import serve_line
 
 pytestmark = pytest.mark.unit
 
@@ -44,52 +43,6 @@ def test_points_that_are_greedy() -> None:
 def test_wrong_grids(alphas: str, betas: str, message: str) -> None:
     with pytest.raises(ToolError, match=message):
         make_grid(alphas, betas)
-
-
-def make_adapter(folder: Path, **config: Any) -> str:
-    folder.mkdir()
-    (folder / "adapter_config.json").write_text(json.dumps(config))
-    return str(folder)
-
-
-def test_adapters(tmp_path: Path) -> None:
-    folder = make_adapter(tmp_path / "sql", r=8, rank_pattern={"q_proj": 24})
-    assert read_adapter("--adapter", folder) == Adapter("sql", folder, 24)
-    assert read_adapter("--adapter", f"other={folder}").name == "other"
-    odd = make_adapter(tmp_path / "a=b", r=8)
-    assert read_adapter("--adapter", odd) == Adapter("a=b", odd, 8)
-
-
-def test_adapters_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match=r"--adapter=.*missing': no such folder"):
-        read_adapter("--adapter", str(tmp_path / "missing"))
-    with pytest.raises(ToolError, match=r"--amateur=.*: no adapter_config.json in"):
-        read_adapter("--amateur", str(tmp_path))
-    for number, config in enumerate([{}, {"r": "many"}, {"r": None}]):
-        folder = make_adapter(tmp_path / str(number), **config)
-        with pytest.raises(ToolError, match="names no rank"):
-            read_adapter("--adapter", folder)
-    (tmp_path / "adapter_config.json").write_text("[")
-    with pytest.raises(ToolError, match="names no rank"):
-        read_adapter("--adapter", str(tmp_path))
-
-
-def test_ranks_are_vllms() -> None:
-    from typing import get_args
-
-    from vllm.config.lora import MaxLoRARanks
-
-    assert get_args(MaxLoRARanks) == RANKS
-    ranked = [Adapter("a", "/a", 6), Adapter("b", "/b", 20)]
-    assert lora_rank(ranked[:1], None) == 8
-    assert lora_rank(ranked, None) == 32
-    assert lora_rank(ranked, 64) == 64
-    with pytest.raises(ToolError, match="--max-lora-rank=8: an adapter has rank 20"):
-        lora_rank(ranked, 8)
-    with pytest.raises(ToolError, match="--max-lora-rank=7: vLLM takes 1, 8"):
-        lora_rank(ranked, 7)
-    with pytest.raises(ToolError, match="serves ranks up to 512"):
-        lora_rank([Adapter("a", "/a", 600)], None)
 
 
 def parse(line: str) -> Any:

@@ -76,7 +76,7 @@ def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _check_sendable(xargs: Any) -> None:
-    """vLLM answers HTTP 500 to what it cannot encode for its engine, whosever key it is."""
+    """Refuse what cannot be encoded for the engine, whosever key it is: vLLM says HTTP 500."""
     try:
         msgspec.msgpack.encode(xargs)
     except (UnicodeEncodeError, OverflowError) as error:

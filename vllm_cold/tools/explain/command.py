@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +118,11 @@ def run(options: argparse.Namespace) -> int:
     prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts)
     check_page(options.html)
 
-    errors = Console(stderr=True)
-    with errors.status("starting") as status:
+    # On a file of its own: while vLLM starts, nothing that is written to stderr reaches the screen.
+    with (
+        os.fdopen(os.dup(2), "w") as stderr,
+        Console(file=stderr).status("starting") as status,
+    ):
         source = open_source(options)
         try:
             report = collect.explain(

@@ -3,14 +3,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllm_cold.settings import ColdSettings
+from vllm_cold.tools.adapters import lora_rank, read_adapters, read_model
+from vllm_cold.tools.engine import prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.sources import (
     EXPERT,
@@ -23,42 +23,8 @@ from vllm_cold.tools.explain.trace import Row
 # Enough for any valid set that a page can show.
 LARGEST_TOP = 1024
 
-_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM takes as max_lora_rank
-
 # Off whatever the engine's default is; ColdParams ask for themselves.
 _PLAIN = {"cold": 0}
-
-
-def named_path(option: str, value: str) -> tuple[str, Path, int]:
-    """``[NAME=]PATH`` of an adapter as its name, its absolute folder and its rank.
-
-    Raises:
-        ToolError: there is no adapter.
-    """
-    name, separator, path = value.partition("=")
-    if not separator:
-        # The name that was given, also of a link.
-        path, name = value, os.path.basename(os.path.abspath(os.path.expanduser(value)))
-    folder = Path(path).expanduser().resolve()
-    config = folder / "adapter_config.json"
-    if not name or not config.is_file():
-        raise ToolError(
-            f"{option}={value}: no adapter_config.json in {folder}; give the folder of a LoRA "
-            "adapter as PATH or NAME=PATH"
-        )
-    try:
-        rank = int(json.loads(config.read_text(encoding="utf-8"))["r"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ToolError(f"{option}={value}: cannot read the rank 'r' in {config}") from error
-    return name, folder, rank
-
-
-def check_model(model: str) -> None:
-    """Refuse a model that looks like a path and is none; a name is left to vLLM."""
-    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
-    path = Path(model).expanduser()
-    if (looks_local or path.exists()) and not (path / "config.json").is_file():
-        raise ToolError(f"--model={model}: no config.json there; give a model's folder or hub name")
 
 
 class OfflineSource:
@@ -75,47 +41,27 @@ class OfflineSource:
     """
 
     def __init__(self, model: str, adapter: str, amateur: str | None = None, **engine: Any) -> None:
-        check_model(model)
-        adapters = [named_path("--adapter", adapter)]
-        if amateur is not None:
-            adapters.append(named_path("--amateur", amateur))
-            if adapters[0][0] == adapters[1][0]:
-                raise ToolError(
-                    f"--amateur={amateur}: has the expert's name; give another as NAME=PATH"
-                )
-        rank = max(rank for _, _, rank in adapters)
-        if rank > _RANKS[-1]:
-            raise ToolError(f"--adapter={adapter}: rank {rank}; vLLM takes up to {_RANKS[-1]}")
-        _quiet()
-        try:
-            from vllm import LLM
-            from vllm.lora.request import LoRARequest
-        except ModuleNotFoundError as error:
-            raise ToolError(
-                f"without --url this command runs vLLM here, and {error.name} is not installed: "
-                "install vLLM, or give a server's --url"
-            ) from error
-        requests = [LoRARequest(n, i, str(path)) for i, (n, path, _) in enumerate(adapters, 1)]
-        self._expert = requests[0]
-        self._amateur = requests[1] if amateur is not None else None
+        model = read_model(model)
+        adapters = read_adapters(adapter, amateur)
+        prepare_environment()
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a few prompts
         options: dict[str, Any] = {
             "enforce_eager": True,
             "max_num_seqs": 32,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
             **{key: value for key, value in engine.items() if value is not None},
         }
-        try:
-            self._llm = LLM(
-                model=str(Path(model).expanduser()) if Path(model).expanduser().exists() else model,
-                enable_lora=True,
-                max_loras=len(adapters),
-                max_lora_rank=next(allowed for allowed in _RANKS if allowed >= rank),
-                max_logprobs=LARGEST_TOP,
-                **options,
-            )
-        except (ValueError, RuntimeError, OSError) as error:
-            raise ToolError(f"--model={model}: vLLM did not start: {_reason(error)}") from error
+        self._llm = start_llm(
+            model,
+            max_loras=len(adapters),
+            max_lora_rank=lora_rank(adapters),
+            max_logprobs=LARGEST_TOP,
+            **options,
+        )
+        from vllm.lora.request import LoRARequest
+
+        requests = [LoRARequest(a.name, i, a.folder) for i, a in enumerate(adapters, 1)]
+        self._expert = requests[0]
+        self._amateur = requests[1] if amateur is not None else None
         config = self._llm.llm_engine.model_config
         self.max_model_len: int | None = int(config.max_model_len)
         self.vocab_size: int | None = int(config.get_vocab_size())
@@ -219,22 +165,3 @@ class OfflineSource:
         except ValueError as error:  # CoLD or vLLM refuses the request and says why
             raise ToolError(str(error)) from error
         return list(found)
-
-
-def _reason(error: Exception) -> str:
-    """What vLLM says, without what pydantic puts around it."""
-    from pydantic import ValidationError  # comes with vLLM
-
-    if not isinstance(error, ValidationError):
-        return str(error)
-    return "; ".join(entry["msg"].removeprefix("Value error, ") for entry in error.errors())
-
-
-def _quiet() -> None:
-    """Leave the screen to the tool: vLLM's errors alone, and the engine in this process."""
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore")

@@ -17,8 +17,10 @@ import numpy as np
 from rich.console import Console
 
 import vllm_cold
+from vllm_cold.tools.adapters import Adapter, lora_rank, read_adapters, read_model
+from vllm_cold.tools.engine import prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune import decode, stats
+from vllm_cold.tools.tune import stats
 from vllm_cold.tools.tune.data import Problem, digest, load_problems, split_problems
 from vllm_cold.tools.tune.decode import Decoder, Job
 from vllm_cold.tools.tune.grid import Setting, make_grid
@@ -35,7 +37,7 @@ from vllm_cold.tools.tune.report import (
     percent,
     pick,
 )
-from vllm_cold.tools.tune.serve import Adapter, lora_rank, read_adapter, serve_line
+from vllm_cold.tools.tune.serve import serve_line
 from vllm_cold.tools.tune.store import (
     Output,
     Store,
@@ -117,26 +119,10 @@ def read_task(options: argparse.Namespace) -> Task:
     fewest = stats.fewest_problems(level_of(options.confidence))
     dev, test = split_problems(len(problems), options.test_fraction, options.seed, fewest)
     matcher = load_matcher(options.match, problems)
-    expert = read_adapter("--adapter", options.adapter)
-    amateur = None
-    if options.amateur is not None:
-        amateur = read_adapter("--amateur", options.amateur)
-        if amateur.folder == expert.folder:
-            raise ToolError(
-                f"--amateur={options.amateur!r}: is the adapter itself; leave it out to contrast "
-                "with the base model"
-            )
-        if amateur.name == expert.name:
-            raise ToolError(
-                f"--amateur={options.amateur!r}: has the adapter's name {expert.name!r}; give it "
-                "another one as NAME=FOLDER"
-            )
-    model = options.model
-    if Path(model).expanduser().is_dir():
-        model = str(Path(model).expanduser().resolve())
-    elif model.startswith((".", "/", "~")):
-        raise ToolError(f"--model={model!r}: no such folder")
-    engine = _engine_arguments(options, [expert] + ([] if amateur is None else [amateur]))
+    adapters = read_adapters(options.adapter, options.amateur)
+    model = read_model(options.model)
+    engine = _engine_arguments(options, adapters)
+    expert, amateur = adapters[0], adapters[1] if len(adapters) > 1 else None
     return Task(
         options, grid, problems, repeated, dev, test, matcher, expert, amateur, model, engine
     )
@@ -264,7 +250,7 @@ class Tuning:
     def _start(self) -> None:
         task = self._task
         self._console.print("Starting the engine ...", highlight=False)
-        llm = decode.start_llm(task.model, task.adapters, task.engine, task.options.verbose)
+        llm = start_llm(task.model, task.options.verbose, **task.engine)
         self._decoder = Decoder(
             llm,
             task.expert,
@@ -437,7 +423,7 @@ def run(options: argparse.Namespace) -> int:
     """
     from vllm_cold.tools.tune.show import show
 
-    decode.prepare_environment(options.verbose)
+    prepare_environment(options.verbose)
     task = read_task(options)
     console, progress = Console(), Console(stderr=True)
     with open_store(options.output, fingerprint(task), options.restart) as store:

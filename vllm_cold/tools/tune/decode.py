@@ -3,21 +3,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import tempfile
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from pydantic import ValidationError
-
+from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.data import Problem
 from vllm_cold.tools.tune.grid import Setting
-from vllm_cold.tools.tune.serve import Adapter
 from vllm_cold.tools.tune.store import Output
 
 # Of the model's generation_config.json, what still counts at temperature 0; a server applies it.
@@ -31,80 +25,6 @@ class Job:
 
     setting: Setting | None
     problem: Problem
-
-
-def prepare_environment(verbose: bool) -> None:
-    """Before vLLM is imported: only its errors on the screen, and the engine in this process, so
-    that its errors arrive as exceptions and nothing is left behind by a kill.
-    """
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if not verbose:
-        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-        warnings.filterwarnings("ignore")
-
-
-@contextlib.contextmanager
-def _silence(verbose: bool) -> Iterator[None]:
-    """Keep what libraries print past Python (such as Gloo) off the screen, unless it fails."""
-    if verbose:
-        yield
-        return
-    with tempfile.TemporaryFile() as kept:
-        saved = [os.dup(1), os.dup(2)]
-        try:
-            os.dup2(kept.fileno(), 1)
-            os.dup2(kept.fileno(), 2)
-            yield
-        except KeyboardInterrupt:
-            raise
-        except BaseException:
-            kept.seek(0)
-            os.write(saved[1], kept.read())
-            raise
-        finally:
-            for target, source in enumerate(saved, 1):
-                os.dup2(source, target)
-                os.close(source)
-
-
-def start_llm(model: str, adapters: Sequence[Adapter], engine: Mapping[str, Any], verbose: bool):  # type: ignore[no-untyped-def]
-    """Start the engine.
-
-    Args:
-        model: Folder or hub name.
-        adapters: The expert, then the amateur if it is an adapter.
-        engine: Further arguments of ``vllm.LLM``.
-        verbose: Whether vLLM may print.
-
-    Raises:
-        ToolError: vLLM refuses the model or the arguments.
-    """
-    try:
-        with _silence(verbose):
-            from vllm import LLM
-
-            return LLM(
-                model=model,
-                enable_lora=True,
-                disable_log_stats=True,
-                use_tqdm_on_load=verbose,
-                **engine,
-            )
-    except (ValueError, OSError, TypeError) as error:
-        raise ToolError(
-            f"--model={model!r}: the engine does not start: {_one_sentence(error)}"
-        ) from error
-
-
-def _one_sentence(error: Exception) -> str:
-    """An error's message; that of pydantic without its type names and links, one line."""
-    if not isinstance(error, ValidationError):
-        return str(error)
-    found = error.errors(include_url=False, include_context=False)
-    parts = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found)
-    return "; ".join(part.removeprefix(": ").removeprefix("Value error, ") for part in parts)
 
 
 class Decoder:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold doctor`` as a user runs it: what is well is found well, what is broken is named."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.blocks import block
+from vllm_cold.tools.doctor import self_test
+from vllm_cold.tools.doctor.reference import CASES
+from vllm_cold.tools.doctor.report import Status
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+
+# Warnings that name something about the machine and not something to mend.
+UNDERSTOOD = {"validated vLLM"}
+
+# Another plugin of vLLM, which makes one score of the C++ kernel wrong in every process.
+SPOILER = """
+def register():
+    from vllm_cold.ops import scoring_cpu
+
+    right = scoring_cpu._run
+
+    def wrong(logits, expert_rows, amateur_rows, *rest, **named):
+        right(logits, expert_rows, amateur_rows, *rest, **named)
+        for row in (*expert_rows, *amateur_rows):
+            logits[row, 7] = 1e4
+
+    scoring_cpu._run = wrong
+"""
+
+
+def doctor(
+    *arguments: str, script: str = "vllm-cold doctor", **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run the command of the pages, with more arguments, as a shell does."""
+    folder = Path(sys.executable).parent
+    return subprocess.run(
+        ["bash", "-c", " ".join([script.strip(), *arguments])],
+        env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **environment},
+        capture_output=True,
+        text=True,
+        timeout=550,
+        check=False,
+    )
+
+
+def sections(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
+    """Each section's entries by name, as (status, value), and its details."""
+    found = {}
+    for section in json.loads(done.stdout)["sections"]:
+        found[section["title"]] = {e["name"]: (e["status"], e["value"]) for e in section["entries"]}
+        found[section["title"]]["details"] = section["details"]
+    return found
+
+
+def named(done: subprocess.CompletedProcess[str], status: Status) -> set[str]:
+    """The names of the entries of this status."""
+    listed = json.loads(done.stdout)["sections"]
+    return {e["name"] for s in listed for e in s["entries"] if e["status"] == status}
+
+
+def test_nothing_is_wrong_here() -> None:
+    """The command of the quick start, with the whole report."""
+    script = block("README.md", "doctor")
+    assert script == block("docs/index.md", "doctor")
+    done = doctor("--json", script=script)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert named(done, Status.PROBLEM) == set()
+    assert named(done, Status.WARNING) <= UNDERSTOOD
+    found = sections(done)
+    assert found["A LoRA engine here"]["model runner"] == ("fact", "V1")
+    assert found["A LoRA engine here"]["CoLD"][0] == "ok"
+    assert found["Scoring"]["on cpu (in use)"][0] == "ok"
+    test = found["Self-test"]
+    assert test["result"] == ("ok", "PASS")
+    assert all(test[case.name] == ("ok", "the reference's 24 tokens") for case in CASES)
+
+
+def test_forms_of_the_report(tmp_path: Path) -> None:
+    """The commands of docs/troubleshooting.md: --markdown and JSON say what the terminal says.
+    The self-test takes long and is left out where the page has it.
+    """
+    lines = block("docs/troubleshooting.md", "doctor").splitlines()
+    scripts = [line.partition("#")[0].strip() for line in lines]
+    assert scripts == [
+        "vllm-cold doctor",
+        "vllm-cold doctor --markdown",
+        "vllm-cold doctor --no-self-test --json",
+    ]
+    markdown = doctor("--no-self-test", script=scripts[1])
+    as_json = doctor(script=scripts[2])
+    assert (markdown.returncode, as_json.returncode) == (0, 0)
+    assert markdown.stdout.startswith("# vllm-cold doctor\n\nNo problem found.\n")
+    for title, section in sections(as_json).items():
+        assert f"## {title}\n" in markdown.stdout
+        assert title != "Self-test"
+        for name in set(section) - {"details"}:
+            assert f"| {name} | " in markdown.stdout
+
+
+def test_plugin_that_is_switched_off() -> None:
+    done = doctor("--json", VLLM_COLD="0")
+    assert done.returncode == 1
+    assert {"active", "CoLD", "result"} <= named(done, Status.PROBLEM)
+    found = sections(done)
+    assert "VLLM_COLD=0 is set; unset it" in found["Plugin"]["active"][1]
+    assert "the engine ended with status 1" in found["Self-test"]["result"][1]
+    assert "VLLM_COLD=0 is set; unset it" in found["Self-test"]["details"]
+
+
+def test_kernel_that_gives_wrong_tokens(tmp_path: Path) -> None:
+    """The C++ kernel is spoilt: its scores and all CoLD requests differ, others do not."""
+    (tmp_path / "spoiler.py").write_text(SPOILER)
+    metadata = tmp_path / "spoiler-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: spoiler\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[vllm.general_plugins]\nspoiler=spoiler:register\n")
+    done = doctor("--json", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    cold = {case.name for case in CASES if case.cold is not None}
+    assert named(done, Status.PROBLEM) == {"scores", "result", *cold}
+    found = sections(done)
+    assert "other candidates than the reference" in found["Scoring"]["scores"][1]
+    for name in cold:
+        assert "differs first at token 0: the engine has 7, the" in found["Self-test"][name][1]
+    assert found["Self-test"]["result"][1] == "FAIL: 3 of 5 differ"
+    assert "INFO" in found["Self-test"]["details"]
+
+
+def test_vllm_that_cannot_be_imported(tmp_path: Path) -> None:
+    """The report goes on, and says of each section why there is nothing to see."""
+    (tmp_path / "vllm").mkdir()
+    (tmp_path / "vllm" / "__init__.py").write_text("raise ImportError('libcudart.so is missing')")
+    done = doctor("--json", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    found = sections(done)
+    assert found["Versions"]["vllm-cold"][0] == "fact"
+    for title in ("Devices", "A LoRA engine here", "LoRA", "vLLM's interfaces"):
+        status, value = found[title]["this section"]
+        assert status == "problem"
+        assert "libcudart.so is missing" in value
+    assert "libcudart.so is missing" in found["Self-test"]["details"]
+
+
+def test_self_test_that_takes_too_long_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    started: list[Any] = []
+    real = subprocess.Popen
+
+    def popen(*arguments: Any, **options: Any) -> Any:
+        started.append((real(*arguments, **options), arguments[0][-1]))
+        return started[0][0]
+
+    monkeypatch.setattr(self_test.subprocess, "Popen", popen)
+    # The reference is computed meanwhile, and must not give the engine time.
+    monkeypatch.setattr(self_test.reference, "decode", lambda folder: [])
+    section = self_test.run(timeout=2)
+    (entry,) = section.entries
+    assert entry.status is Status.PROBLEM
+    assert entry.value == "FAIL: the engine had not finished after 2 s"
+    ((process, folder),) = started
+    assert process.returncode == -9
+    assert not Path(folder).exists()
+    time.sleep(0.5)
+    assert not [p for p in Path("/proc").glob("[0-9]*/cmdline") if folder in _read(p)]
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError:  # the process has ended meanwhile
+        return ""

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A pipeline, Ray as executor back end, and SmolLM2 on three processes. For tensor parallelism
+see also ``test_tensor_parallel.py``, for data parallelism ``tests/server``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.blocks import ROOT, block
+from tests.engine import ray_on_cpu
+from tests.engine.conftest import free_blocks, scheduler
+from tests.engine.test_reference import CASES, decode, traces
+from tests.naive import NaiveCold, assert_same_tokens
+from tests.recipes.page import run
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+def test_pipeline(
+    make_llm: Any, tiny: Path, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two stages of a layer each. Compiled, because vLLM on CPU makes the second stage's buffers
+    when it warms up, and it warms up nothing else.
+    """
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
+    cases = CASES[:24]
+    llm = make_llm(
+        pipeline_parallel_size=2,
+        max_loras=2,
+        enforce_eager=False,
+        max_num_batched_tokens=64,
+        kv_cache_memory_bytes=2**26,
+    )
+    before = free_blocks(llm)
+    assert_same_tokens(decode(llm, tiny, cases), traces(naive, cases))
+    assert free_blocks(llm) == before
+    assert scheduler(llm).use_pp
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A Ray cluster in this machine, with room for two workers."""
+    ray = pytest.importorskip("ray")
+    from vllm.platforms.cpu import CpuPlatform
+
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    monkeypatch.setattr(CpuPlatform, "ray_device_key", CpuPlatform.ray_device_key)
+    ray_on_cpu.declare_devices()
+    ray.init(
+        num_cpus=2,
+        num_gpus=2,
+        include_dashboard=False,
+        object_store_memory=2**27,
+        runtime_env={
+            "worker_process_setup_hook": ray_on_cpu.declare_devices,
+            "env_vars": {"PYTHONPATH": str(ROOT)},  # where the hook is found
+        },
+    )
+    yield ray
+    ray.shutdown()
+
+
+def test_ray(ray: Any, make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """The workers are Ray actors, which load the plugin by themselves."""
+    cases = CASES[:24]
+    llm = make_llm(
+        tensor_parallel_size=2,
+        distributed_executor_backend="ray",
+        max_loras=2,
+        kv_cache_memory_bytes=2**26,
+    )
+    executor = llm.llm_engine.engine_core.engine_core.model_executor
+    assert type(executor).__name__ == "RayExecutorV2"
+    assert len(executor.ray_worker_handles) == 2
+    assert_same_tokens(decode(llm, tiny, cases), traces(naive, cases))
+
+
+@pytest.mark.timeout(900)
+def test_smollm2_on_three_processes(record_property: Any) -> None:
+    """The page's command."""
+    printed = run(block("docs/scale-out.md", "smollm2"), ROOT, {}, timeout=800)
+    assert printed.splitlines()[-1].endswith("all equal")
+    record_property("report", printed)

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adapters come and go while CoLD requests use them, as expert and as amateur."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.naive import NaiveCold
+from tests.server.clients import LIMITS, Asked, Got, assert_right, references, storm, stream
+from tests.server.conftest import Server, arguments, serve
+from tests.tiny import make_tiny_adapter
+
+pytestmark = pytest.mark.server
+
+PROMPT = tuple(range(20, 90))  # two whole blocks of 32 tokens, so that there is something to find
+ROLES = (("late", 0.5, None), ("one", 2.0, "late"), ("late", None, None))
+"""Model, beta and amateur: ``late`` as expert, as amateur, and without CoLD."""
+
+
+def uses(first: int, max_tokens: int = 16) -> list[Asked]:
+    """A request for each role; ``first`` makes the prompt a new one."""
+    return [Asked((first, *PROMPT), max_tokens, *role) for role in ROLES]
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Two more adapters: ``late`` stands for one of them on the server."""
+    folder = tmp_path_factory.mktemp("adapters")
+    return {
+        name: make_tiny_adapter(tiny / "model", folder / name, seed=seed, scale=0.1)
+        for name, seed in (("three", 3), ("four", 4))
+    }
+
+
+@pytest.fixture(scope="module")
+def reference(tiny: Path, adapters: dict[str, Path]) -> NaiveCold:
+    return NaiveCold(tiny / "model", {"one": tiny / "one", "two": tiny / "two", **adapters})
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    command = [*arguments(tiny), "--block-size", "32"]
+    with serve(tmp_path_factory.mktemp("adapters"), command, **environment) as running:
+        yield running
+
+
+@pytest.fixture
+def server(loaded: Server) -> Server:
+    """Without ``late``, whatever a test before did."""
+    loaded.post("/v1/unload_lora_adapter", {"lora_name": "late"})
+    return loaded
+
+
+def load(server: Server, path: Path, **options: bool) -> None:
+    body = {"lora_name": "late", "lora_path": str(path), **options}
+    status, text = server.post("/v1/load_lora_adapter", body)
+    assert status == 200, text
+
+
+def unload(server: Server) -> None:
+    status, text = server.post("/v1/unload_lora_adapter", {"lora_name": "late"})
+    assert status == 200, text
+
+
+def check(server: Server, reference: NaiveCold, asked: list[Asked], name: str) -> None:
+    """The requests get what they get with the adapter ``name`` as ``late``."""
+    got = asyncio.run(storm(server.url, asked, [None] * len(asked)))
+    assert_right(got, asked, references(reference, asked, {"late": name}))
+
+
+def during(server: Server, asked: list[Asked], act: Callable[[], None]) -> list[Got]:
+    """What the requests get if something happens while all of them stream."""
+
+    async def run() -> list[Got]:
+        got = [Got() for _ in asked]
+        async with httpx.AsyncClient(limits=LIMITS, timeout=120.0) as client, asyncio.timeout(120):
+            tasks = [
+                asyncio.create_task(stream(client, server.url, one, mine))
+                for one, mine in zip(asked, got, strict=True)
+            ]
+            await asyncio.gather(*(one.started.wait() for one in got))
+            await asyncio.to_thread(act)
+            assert not any(one.finish_reason for one in got), "they ended too early"
+            await asyncio.gather(*tasks)
+        return got
+
+    return asyncio.run(run())
+
+
+def test_unloaded_in_flight(
+    server: Server, reference: NaiveCold, adapters: dict[str, Path]
+) -> None:
+    """Requests that run end as if nothing had happened; later ones hear that it is gone."""
+    load(server, adapters["three"])
+    asked = uses(4, max_tokens=150)
+    got = during(server, asked, lambda: unload(server))
+    assert_right(got, asked, references(reference, asked, {"late": "three"}))
+    expert, amateur, plain = asyncio.run(storm(server.url, asked, [None] * 3))
+    for gone in (expert, plain):
+        assert gone.status == 404
+        assert gone.error is not None
+        assert "`late` does not exist" in gone.error["message"]
+    assert amateur.status == 400
+    assert amateur.error is not None
+    sentence = "cold_amateur='late': no such adapter is loaded (loaded: one, two)"
+    assert sentence in amateur.error["message"]
+    server.wait_until_idle()
+
+
+def test_loaded_again_with_other_weights(
+    server: Server, reference: NaiveCold, adapters: dict[str, Path]
+) -> None:
+    """The prompts are in the prefix cache, computed with the weights before."""
+    for name in ("three", "four", "three"):
+        load(server, adapters[name])
+        check(server, reference, uses(5), name)
+        unload(server)
+
+
+def test_loaded_again_in_flight(
+    server: Server, reference: NaiveCold, adapters: dict[str, Path]
+) -> None:
+    """Both adapters of one name run in the same batch."""
+    asked = [a for a in uses(6, max_tokens=150) if a.model == "late"]
+    again = [a for a in uses(6) if a.model == "late"]
+    load(server, adapters["three"])
+
+    def swap() -> None:
+        unload(server)
+        load(server, adapters["four"])
+        check(server, reference, again, "four")
+
+    got = during(server, asked, swap)
+    assert_right(got, asked, references(reference, asked, {"late": "three"}))
+    server.wait_until_idle()
+
+
+def test_replaced_in_place(server: Server, reference: NaiveCold, adapters: dict[str, Path]) -> None:
+    """Requests in flight go on with the new weights, as in stock vLLM; later ones are right."""
+    load(server, adapters["three"])
+    asked = uses(7, max_tokens=100)
+    got = during(server, asked, lambda: load(server, adapters["four"], load_inplace=True))
+    for one, request in zip(got, asked, strict=True):
+        assert (one.error, len(one.tokens)) == (None, request.max_tokens)
+    check(server, reference, uses(7), "four")
+    server.wait_until_idle()
+
+
+def test_same_path(
+    server: Server, reference: NaiveCold, adapters: dict[str, Path], tiny: Path, tmp_path: Path
+) -> None:
+    """vLLM tells adapters apart by name and path in its prefix cache. With changed files in the
+    same place it has to be told to forget.
+    """
+    folder = make_tiny_adapter(tiny / "model", tmp_path / "same", seed=3, scale=0.1)
+    load(server, folder)
+    check(server, reference, uses(8), "three")
+    unload(server)
+    make_tiny_adapter(tiny / "model", folder, seed=4, scale=0.1)
+    load(server, folder)
+    server.wait_until_idle()
+    assert server.post("/reset_prefix_cache", {})[0] == 200
+    check(server, reference, uses(8), "four")
+
+
+def test_churn(server: Server, reference: NaiveCold, adapters: dict[str, Path]) -> None:
+    """``late`` comes and goes as two adapters all the time: a request gets the tokens of one of
+    them, or hears that it is gone.
+    """
+    asked = [uses(9 + number % 5)[number % 3] for number in range(60)]
+    expected = {name: references(reference, asked, {"late": name}) for name in adapters}
+
+    async def run() -> list[Got]:
+        async with httpx.AsyncClient(limits=LIMITS, timeout=120.0) as client, asyncio.timeout(120):
+            waiting: list[Awaitable[Got]] = []
+            for number, one in enumerate(asked):
+                if number % 6 == 0:
+                    name = ("three", "four")[number // 6 % 2]
+                    await asyncio.to_thread(load, server, adapters[name])
+                waiting.append(asyncio.create_task(stream(client, server.url, one, Got())))
+                await asyncio.sleep(0.02)
+                if number % 6 == 4:
+                    await asyncio.to_thread(unload, server)
+            return await asyncio.gather(*waiting)
+
+    got = asyncio.run(run())
+    for index, (one, request) in enumerate(zip(got, asked, strict=True)):
+        if one.error is not None:
+            assert one.error["code"] in (400, 404), one.error
+            assert "late" in one.error["message"]
+            continue
+        assert one.finish_reason == "length"
+        traces = [expected[name][index] for name in adapters]
+        assert any(one.tokens[: t.settled()] == t.tokens[: t.settled()] for t in traces), (
+            f"request {index} ({request.model}): neither adapter's tokens"
+        )
+    assert sum(g.error is None for g in got) >= 30
+    assert any(g.error is not None for g in got)
+    server.wait_until_idle()

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two data-parallel engines behind one port give the tokens of one, and both get work."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.docs.blocks import block
+from tests.naive import NaiveCold
+from tests.recipes.page import words
+from tests.server.clients import Asked, assert_right, references, storm
+from tests.server.conftest import arguments, serve
+
+pytestmark = pytest.mark.server
+
+
+def make_requests() -> list[Asked]:
+    """CoLD with both adapters, against the base model and each other, and plain ones."""
+    rng = random.Random(5)
+    roles = [("one", 0.5, None), ("two", 2.0, None), ("one", 1.0, "two")]
+    roles += [("base", None, None), ("two", None, None)]
+    lengths = (1, 31, 33, 64)
+    return [
+        Asked(tuple(rng.randrange(4, 512) for _ in range(lengths[i % 4])), 16, *roles[i % 5])
+        for i in range(40)
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # eight processes start
+def test_data_parallel(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
+    """The page's command, with vLLM's coordinator and an API server process for each engine."""
+    variables = {"MODEL": str(tiny / "model"), "ADAPTERS": str(tiny)}
+    model, *options = words(block("docs/scale-out.md", "data-parallel"), variables)[2:]
+    command = [model, *arguments(tiny)[1:], *options]
+    command += ["--block-size", "32", "--num-gpu-blocks-override", "13"]
+    asked = make_requests()
+    # vLLM would want a NUMA node for each engine.
+    with serve(tmp_path, command, VLLM_CPU_OMP_THREADS_BIND="nobind") as server:
+        got = asyncio.run(storm(server.url, asked, [None] * len(asked)))
+        assert_right(got, asked, references(naive, asked))
+        tokens = server.metrics("vllm:generation_tokens_total")
+        assert len({labels for labels in tokens if 'engine="' in labels}) == 2
+        assert min(tokens.values()) >= 16 * 5, tokens
+        assert sum(tokens.values()) == 16 * len(asked)
+        server.wait_until_idle()
+        # What a CoLD request may take is counted in one engine's blocks, not in both engines'.
+        large = {**asked[0].body(), "max_tokens": 250}
+        status, text = server.post("/v1/completions", {**large, "stream": False})
+        assert status == 400
+        assert "need 16 KV cache blocks of 32 tokens, and the engine has 12" in text
+        for number in range(4):  # whichever API server answers
+            bad = {**asked[0].body(), "vllm_xargs": {"cold_amateur": f"nobody{number}"}}
+            status, text = server.post("/v1/completions", bad)
+            assert status == 400
+            assert (
+                "no such adapter is loaded (loaded: one, two)"
+                in json.loads(text)["error"]["message"]
+            )
+        # Engines share the seed, but not what they draw for requests without one.
+        sampled = {**large, "max_tokens": 16, "temperature": 2.0, "stream": False}
+        drawn = []
+        for rank in "01":
+            status, text = server.post("/v1/completions", sampled, **{"X-data-parallel-rank": rank})
+            assert status == 200, text
+            drawn.append(json.loads(text)["choices"][0]["token_ids"])
+        assert drawn[0] != drawn[1]

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models and adapters as a command line names them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_cold.tools.adapters import (
+    RANKS,
+    Adapter,
+    lora_rank,
+    read_adapter,
+    read_adapters,
+    read_model,
+)
+from vllm_cold.tools.errors import ToolError
+
+pytestmark = pytest.mark.unit
+
+
+def make_adapter(folder: Path, **config: Any) -> str:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    return str(folder)
+
+
+def test_adapters(tmp_path: Path) -> None:
+    folder = make_adapter(tmp_path / "sql", r=8, rank_pattern={"q_proj": 24})
+    assert read_adapter("--adapter", folder) == Adapter("sql", folder, 24)
+    assert read_adapter("--adapter", f"other={folder}").name == "other"
+    (tmp_path / "link").symlink_to(folder)
+    assert read_adapter("--adapter", f"{tmp_path / 'link'}/") == Adapter("link", folder, 24)
+    assert read_adapter("--adapter", f"{folder}/x/..") == Adapter("sql", folder, 24)
+    odd = make_adapter(tmp_path / "a=b", r=8)
+    assert read_adapter("--adapter", odd) == Adapter("a=b", odd, 8)
+
+
+def test_adapters_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r"--adapter=.*missing': no such folder"):
+        read_adapter("--adapter", str(tmp_path / "missing"))
+    with pytest.raises(ToolError, match=r"--amateur=.*: no adapter_config.json in"):
+        read_adapter("--amateur", str(tmp_path))
+    for number, config in enumerate([{}, {"r": "many"}, {"r": None}]):
+        folder = make_adapter(tmp_path / str(number), **config)
+        with pytest.raises(ToolError, match="names no rank"):
+            read_adapter("--adapter", folder)
+    (tmp_path / "adapter_config.json").write_text("[")
+    with pytest.raises(ToolError, match="names no rank"):
+        read_adapter("--adapter", str(tmp_path))
+
+
+def test_two_adapters_differ(tmp_path: Path) -> None:
+    one, two = (make_adapter(tmp_path / name, r=8) for name in ("one", "two"))
+    assert [a.name for a in read_adapters(one, None)] == ["one"]
+    assert [a.name for a in read_adapters(one, two)] == ["one", "two"]
+    with pytest.raises(ToolError, match="is the adapter itself; leave it out"):
+        read_adapters(one, f"other={one}")
+    with pytest.raises(ToolError, match="has the adapter's name 'one'; give it another"):
+        read_adapters(one, f"one={two}")
+
+
+def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert read_model("org/model") == "org/model"
+    for missing in ("./none", "/none/of/them", str(tmp_path)):
+        with pytest.raises(ToolError, match="--model=.*: no config.json there"):
+            read_model(missing)
+    (tmp_path / "config.json").write_text("{}")
+    assert read_model(".") == read_model(str(tmp_path)) == str(tmp_path)
+
+
+def test_ranks_are_vllms() -> None:
+    from typing import get_args
+
+    from vllm.config.lora import MaxLoRARanks
+
+    assert get_args(MaxLoRARanks) == RANKS
+    ranked = [Adapter("a", "/a", 6), Adapter("b", "/b", 20)]
+    assert lora_rank(ranked[:1], None) == 8
+    assert lora_rank(ranked, None) == 32
+    assert lora_rank(ranked, 64) == 64
+    with pytest.raises(ToolError, match="--max-lora-rank=8: an adapter has rank 20"):
+        lora_rank(ranked, 8)
+    with pytest.raises(ToolError, match="--max-lora-rank=7: vLLM takes 1, 8"):
+        lora_rank(ranked, 7)
+    with pytest.raises(ToolError, match="serves ranks up to 512"):
+        lora_rank([Adapter("a", "/a", 600)], None)

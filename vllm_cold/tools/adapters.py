@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Models and adapters as they are named on a command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_cold.tools.errors import ToolError
+
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter on disk: the name that requests use, its folder (absolute) and its rank."""
+
+    name: str
+    folder: str
+    rank: int
+
+
+def read_adapter(option: str, text: str) -> Adapter:
+    """Read ``[NAME=]FOLDER``; without a name it is the folder's own, or that of a link to it.
+
+    Raises:
+        ToolError: no such folder, or no usable adapter_config.json in it.
+    """
+    name, separator, folder = text.partition("=")
+    if not separator or Path(text).is_dir():
+        folder = text
+        name = os.path.basename(os.path.abspath(os.path.expanduser(text)))
+    path = Path(folder).expanduser().resolve()
+    if not name or not path.is_dir():
+        raise ToolError(
+            f"{option}={text!r}: no such folder; give one that peft's save_pretrained wrote, as "
+            "FOLDER or NAME=FOLDER"
+        )
+    config = path / "adapter_config.json"
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        ranks = [fields["r"], *(fields.get("rank_pattern") or {}).values()]
+        rank = max(int(rank) for rank in ranks)
+    except FileNotFoundError:
+        raise ToolError(
+            f"{option}={text!r}: no adapter_config.json in {path}; give the folder that peft's "
+            "save_pretrained wrote"
+        ) from None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ToolError(
+            f"{option}={text!r}: {config} names no rank ({type(error).__name__}: {error}); give "
+            "the folder that peft's save_pretrained wrote"
+        ) from None
+    return Adapter(name, str(path), rank)
+
+
+def read_adapters(expert: str, amateur: str | None) -> list[Adapter]:
+    """The adapters of ``--adapter`` and ``--amateur``: one, or two that differ.
+
+    Raises:
+        ToolError: see ``read_adapter``; or both are the same, or have the same name.
+    """
+    adapters = [read_adapter("--adapter", expert)]
+    if amateur is None:
+        return adapters
+    adapters.append(read_adapter("--amateur", amateur))
+    if adapters[0].folder == adapters[1].folder:
+        raise ToolError(
+            f"--amateur={amateur!r}: is the adapter itself; leave it out to contrast with the base "
+            "model"
+        )
+    if adapters[0].name == adapters[1].name:
+        raise ToolError(
+            f"--amateur={amateur!r}: has the adapter's name {adapters[0].name!r}; give it another "
+            "one as NAME=FOLDER"
+        )
+    return adapters
+
+
+def lora_rank(adapters: Sequence[Adapter], given: int | None = None) -> int:
+    """``--max-lora-rank``: as given, or the smallest of vLLM's choices that holds all adapters.
+
+    Raises:
+        ToolError: too small for an adapter, or none of vLLM's choices.
+    """
+    needed = max(adapter.rank for adapter in adapters)
+    if given is not None:
+        if given not in RANKS:
+            raise ToolError(f"--max-lora-rank={given}: vLLM takes {', '.join(map(str, RANKS))}")
+        if given < needed:
+            raise ToolError(
+                f"--max-lora-rank={given}: an adapter has rank {needed}; leave it out to have it "
+                "read from adapter_config.json"
+            )
+        return given
+    for rank in RANKS:
+        if rank >= needed:
+            return rank
+    raise ToolError(f"an adapter has rank {needed}, and vLLM serves ranks up to {RANKS[-1]}")
+
+
+def read_model(model: str) -> str:
+    """``--model``: a folder as an absolute path, or a hub's name as it is.
+
+    Raises:
+        ToolError: it looks like a path, or is a folder, and there is no model.
+    """
+    path = Path(model).expanduser()
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if not looks_local and not path.exists():
+        return model
+    if not (path / "config.json").is_file():
+        raise ToolError(
+            f"--model={model!r}: no config.json there; give a model's folder or its hub name"
+        )
+    return str(path.resolve())

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An engine in the tool's own process, that leaves the screen to the tool."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from vllm_cold.tools.errors import ToolError
+
+
+def prepare_environment(verbose: bool = False) -> None:
+    """Before vLLM is imported: only its errors on the screen, and the engine in this process, so
+    that its errors arrive as exceptions and nothing is left behind by a kill.
+    """
+    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not verbose:
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+        warnings.filterwarnings("ignore")
+
+
+@contextlib.contextmanager
+def _silence(verbose: bool) -> Iterator[None]:
+    """Keep what libraries print past Python (such as Gloo) off the screen, unless it fails."""
+    if verbose:
+        yield
+        return
+    with tempfile.TemporaryFile() as kept:
+        saved = [os.dup(1), os.dup(2)]
+        try:
+            os.dup2(kept.fileno(), 1)
+            os.dup2(kept.fileno(), 2)
+            yield
+        except KeyboardInterrupt:
+            raise
+        except BaseException:
+            kept.seek(0)
+            os.write(saved[1], kept.read())
+            raise
+        finally:
+            for target, source in enumerate(saved, 1):
+                os.dup2(source, target)
+                os.close(source)
+
+
+def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
+    """Start ``vllm.LLM`` with LoRA.
+
+    Args:
+        model: Folder or hub name.
+        verbose: Whether vLLM may print.
+        engine: Further arguments of ``vllm.LLM``.
+
+    Raises:
+        ToolError: vLLM is not installed, or refuses the model or the arguments.
+    """
+    try:
+        with _silence(verbose):
+            from vllm import LLM
+
+            return LLM(
+                model=model,
+                enable_lora=True,
+                disable_log_stats=True,
+                use_tqdm_on_load=verbose,
+                **engine,
+            )
+    except ModuleNotFoundError as error:
+        raise ToolError(
+            f"this command runs vLLM, and {error.name} is not installed: install vLLM"
+        ) from error
+    except (ValueError, OSError, TypeError, RuntimeError) as error:
+        raise ToolError(
+            f"--model={model!r}: the engine does not start: {_one_sentence(error)}"
+        ) from error
+
+
+def _one_sentence(error: Exception) -> str:
+    """An error's message; that of pydantic without its type names and links, one line."""
+    from pydantic import ValidationError  # comes with vLLM
+
+    if not isinstance(error, ValidationError):
+        return str(error)
+    found = error.errors(include_url=False, include_context=False)
+    parts = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found)
+    return "; ".join(part.removeprefix(": ").removeprefix("Value error, ") for part in parts)
