@@ -59,7 +59,7 @@ unit: venv ## the fast tests: no engine, no server, no browser
 
 docs: venv ## the documentation as a site, in site/
 	$(PY) -m docs.pictures
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
 	$(PY) -m tests.upstream

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each block of README.md and docs/*.md is run by a test, or says why it cannot be."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from markdown_it import MarkdownIt
+
+from tests.docs.blocks import ROOT, blocks, pages
+
+pytestmark = pytest.mark.unit
+
+SHOWN = {"text", "json"}  # what a command prints or reads; everything else is for readers to run
+
+# "not run" is for what a test cannot do: hardware, and installing what the tests run with.
+REASON = re.compile(
+    r"needs (a GPU|GPUs|an NPU|CANN|two machines)\b"
+    r"|environment in which the tests run$|installs it for the tests$"
+)
+
+# Tabs ("===") are of the site's markdown; what they hold is indented.
+TAB = re.compile(r"^=== .*\n((?: {4}.*\n|\n)+)", re.M)
+
+
+@cache
+def constants(path: Path) -> dict[str, str]:
+    """Strings that a test file has under a name of its own or imports from another one."""
+    found: dict[str, str] = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("tests."):
+            file = (ROOT / (node.module or "").replace(".", "/")).with_suffix(".py")
+            theirs = constants(file) if file.exists() and file != path else {}
+            names = {a.name: a.asname or a.name for a in node.names if a.name in theirs}
+            found |= {own: theirs[name] for name, own in names.items()}
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant):
+            target, value = node.targets[0], node.value.value
+            if isinstance(target, ast.Name) and isinstance(value, str):
+                found[target.id] = value
+    return found
+
+
+def used() -> set[tuple[str, str]]:
+    """Page and name of each ``block(page, name)`` and ``story(page, name)`` in the tests."""
+    found = set()
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in ("block", "story")
+                and len(node.args) == 2
+            ):
+                texts = [_text(argument, path) for argument in node.args]
+                assert None not in texts, f"{path}:{node.lineno}: page and name are written out"
+                found.add((str(texts[0]), str(texts[1])))
+    return found
+
+
+def _text(node: ast.expr, path: Path) -> str | None:
+    """A string that is written out, or a constant."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    return constants(path).get(node.id) if isinstance(node, ast.Name) else None
+
+
+@pytest.mark.parametrize("page", pages())
+def test_each_block_is_tested_or_says_why_not(page: str) -> None:
+    for block in blocks(page):
+        if block.language in SHOWN:
+            continue
+        assert block.language, f"a fence without a language on {page}:\n{block.text}"
+        assert block.kind, f"no marker above this block on {page}:\n{block.text}"
+        assert block.note
+        if block.kind == "not run":
+            assert REASON.search(block.note), f"{page}: is '{block.note}' a reason?"
+
+
+def test_each_tested_block_is_used_by_a_test_and_each_use_exists() -> None:
+    marked = {(p, b.note) for p in pages() for b in blocks(p) if b.kind == "tested"}
+    assert len(marked) > 15
+    assert marked - used() == set(), "marked as tested, and no test uses it"
+    assert used() - marked == set(), "used by a test, and not on the page"
+
+
+@pytest.mark.parametrize("page", pages())
+def test_no_block_is_missed(page: str) -> None:
+    """Another parser finds as many fences, and no code by indentation."""
+    text = (ROOT / page).read_text()
+    text = TAB.sub(lambda tab: re.sub(r"^ {4}", "", tab[1], flags=re.M), text)
+    kinds = [token.type for token in MarkdownIt("commonmark").parse(text)]
+    assert kinds.count("fence") == len(blocks(page))
+    assert kinds.count("code_block") == 0, "indented code: write it as ```text"

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The site builds without a warning, its pictures are what the code draws, and its pages ask the
+network for nothing.
+"""
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.docs.blocks import ROOT, pages
+
+
+def build(folder: Path, *options: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run ``mkdocs build --strict`` as ``make docs`` does, into ``folder``."""
+    return subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder), *options],
+        cwd=cwd,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    folder = tmp_path_factory.mktemp("site")
+    done = build(folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+class Links(HTMLParser):
+    """What a page loads by itself, and what it links to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.links: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = {name: value or "" for name, value in attrs}
+        if tag == "a":
+            self.links += [values["href"]] if "href" in values else []
+        elif tag == "link" and values.get("rel") in ("next", "prev", "canonical"):
+            pass  # read by nobody who has not asked
+        else:
+            self.loads += [values[name] for name in ("src", "href", "srcset") if name in values]
+
+
+@pytest.mark.unit
+def test_every_page_is_there_and_in_the_navigation(site: Path) -> None:
+    navigation = set(Links((site / "index.html").read_text()).links)
+    for page in pages():
+        if page.startswith("docs/"):
+            name = Path(page).with_suffix(".html").name
+            assert (site / name).exists()
+            assert name in navigation
+    assert not list(site.rglob("*.py"))
+
+
+@pytest.mark.unit
+def test_pages_load_their_own_files_only(site: Path) -> None:
+    for file in site.rglob("*.html"):
+        for address in Links(file.read_text()).loads:
+            parts = urlsplit(address)
+            assert parts.scheme in ("", "data"), f"{file.name} loads {address}"
+            if parts.path and parts.scheme == "" and file.name != "404.html":
+                assert (file.parent / parts.path).exists(), f"{file.name}: {address}"
+    for sheet in site.rglob("*.css"):
+        for address in re.findall(r"url\(([^)]*)\)", sheet.read_text()):
+            assert not address.strip("'\"").startswith(("http", "//")), f"{sheet.name}: {address}"
+
+
+@pytest.mark.unit
+def test_readme_links_lead_somewhere() -> None:
+    """mkdocs checks those of the site."""
+    text = (ROOT / "README.md").read_text()
+    slugs: dict[str, set[str]] = {}
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("http"):
+            continue
+        name, _, anchor = target.partition("#")
+        page = ROOT / (name or "README.md")
+        assert page.exists(), target
+        if anchor:
+            found = slugs.setdefault(name, set(_slugs(page.read_text())))
+            assert anchor in found, target
+
+
+def _slugs(text: str) -> Iterator[str]:
+    for heading in re.findall(r"^#+ (.+)$", text, re.M):
+        yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.unit
+def test_a_broken_link_is_an_error(tmp_path: Path) -> None:
+    """``--strict`` and the validation of mkdocs.yml do what they are there for."""
+    (tmp_path / "mkdocs.yml").write_text(
+        re.sub(r"^nav:.*", "nav: [index.md]", (ROOT / "mkdocs.yml").read_text(), flags=re.M | re.S)
+    )
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "site.css").write_text("")
+    index = tmp_path / "docs" / "index.md"
+    index.write_text("# Here\n[here](#here)\n")
+    assert build(tmp_path / "site", cwd=tmp_path).returncode == 0
+    for link in ("[gone](gone.md)", "[gone](#gone)"):
+        index.write_text(f"# Here\n{link}\n")
+        assert build(tmp_path / "site", cwd=tmp_path).returncode != 0, link
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("colours", "scheme"), [("light", "default"), ("dark", "slate")])
+def test_pages_work_without_a_network(colours: str, scheme: str, site: Path, chromium: Any) -> None:
+    """In Chromium: no request leaves the folder, no error, and every picture is shown."""
+    context = chromium.new_context(color_scheme=colours)
+    asked: list[str] = []
+    wrong: list[str] = []
+    page = context.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
+    for file in sorted(site.glob("*.html")):
+        if file.name == "404.html":  # its addresses are of a server
+            continue
+        page.goto(file.as_uri(), wait_until="networkidle")
+        sizes = page.evaluate("() => [...document.images].map((i) => i.naturalWidth)")
+        assert all(sizes), file.name
+        assert page.evaluate("document.body.dataset.mdColorScheme") == scheme
+    context.close()
+    assert [url for url in asked if not url.startswith((site.as_uri(), "data:", "blob:"))] == []
+    assert wrong == []
+
+
+@pytest.fixture
+def served(site: Path) -> Iterator[str]:
+    """The site's address on a server of its own."""
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.mark.browser
+def test_search_finds_messages(served: str, chromium: Any) -> None:
+    """It needs a server, and asks that one only."""
+    context = chromium.new_context(viewport={"width": 1280, "height": 900})
+    asked: list[str] = []
+    page = context.new_page()
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{served}/index.html", wait_until="networkidle")
+    page.click(".md-search__input")
+    page.locator(".md-search__input").press_sequentially("multimodal")  # keys start the search
+    result = ".md-search-result__link[href*='troubleshooting']"
+    page.wait_for_selector(result, state="attached", timeout=60_000)
+    context.close()
+    assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
+
+
+@pytest.mark.unit
+def test_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
+    """``make docs`` draws them anew; the shipped ones are those, whoever draws."""
+    from docs import pictures
+
+    written = pictures.write(tmp_path)
+    shipped = {path.name: path for path in pictures.FOLDER.glob("*.svg")}
+    assert {path.name for path in written} == set(shipped)
+    for path in written:
+        assert drawn(path) == drawn(shipped[path.name]), f"{path.name}: run python -m docs.pictures"
+
+
+def drawn(path: Path) -> list[str]:
+    """A picture's lines, with numbers to a tenth of a point: matplotlib's fonts differ."""
+    text = re.sub(r"<metadata>.*?</metadata>", "", path.read_text(), flags=re.S)
+    text = re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", text)
+    return text.splitlines()

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipes that talk to a server: the page's own blocks, in real processes, against the server
+of its own block. A recorder in between shows what the clients send; the same requests, sent
+directly, show what they should have got.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoTokenizer
+
+from tests.docs.blocks import block
+from tests.recipes.conftest import PROBLEMS, write_lines
+from tests.recipes.page import PAGE, run, words
+from tests.recipes.recorder import Recorder, record
+from tests.recipes.results import accuracy, answers, samples
+from tests.server.conftest import serve
+
+pytestmark = pytest.mark.server
+
+TASKS = Path(__file__).parent / "tasks"
+
+
+@dataclass
+class Recipes:
+    """A working folder, and the server that its recipes see."""
+
+    folder: Path
+    variables: dict[str, str]
+    recorder: Recorder
+
+    def run(self, script: str) -> str:
+        self.recorder.take()
+        return run(script, self.folder, self.variables)
+
+    def results(self, name: str) -> Path:
+        return self.folder / "results" / name
+
+
+@pytest.fixture(scope="module")
+def recipes(
+    checkout: Path, variables: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Recipes]:
+    """The page's server, with what the tiny model needs, and a third name for an adapter."""
+    adapters = variables["ADAPTERS"]
+    names = {"sorting": "sorting", "orders": "orders", "gsm8k": "sorting"}
+    arguments = [
+        *words(block(PAGE, "server"), variables)[2:],
+        *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "32"),
+        *("--hf-overrides", json.dumps({"max_position_embeddings": 1024})),
+        *("--lora-modules", *(f"{name}={adapters}/{at}" for name, at in names.items())),
+    ]
+    with (
+        serve(tmp_path_factory.mktemp("serve"), arguments) as server,
+        record(server.port) as (recorder, url),
+    ):
+        yield Recipes(checkout, variables | {"URL": url}, recorder)
+
+
+def text(recorder: Recorder, body: dict[str, Any], **xargs: Any) -> str:
+    """What the server says to a recorded completion, unstreamed; ``xargs`` replace its own."""
+    plain = {key: value for key, value in body.items() if key != "stream_options"}
+    plain |= {"stream": False} | ({"vllm_xargs": xargs} if xargs else {})
+    (choice,) = recorder.post("/v1/completions", plain)["choices"]
+    return choice["text"]  # type: ignore[no-any-return]
+
+
+def test_bench_serve(recipes: Recipes) -> None:
+    """Both runs send the same requests, and each gets what the server gives to a single one."""
+    recipes.run(block(PAGE, "bench-serve"))
+    bodies = recipes.recorder.take()
+    sent = {
+        cold: [b for b in bodies if b["vllm_xargs"] == {"cold": cold}][2:]  # two warm up
+        for cold in (1, 0)
+    }
+    assert len(bodies) == 2 * (2 + 32)
+    texts = {}
+    for cold, requests in sent.items():
+        detail = json.loads(recipes.results(f"cold-{cold}.json").read_text())
+        assert (detail["completed"], detail["failed"]) == (32, 0)
+        assert detail["output_lens"] == [64] * 32
+        assert {(b["model"], b["temperature"]) for b in requests} == {("sorting", 0.0)}
+        texts[cold] = detail["generated_texts"]
+        for body in requests[:6]:
+            answer = text(recipes.recorder, body)
+            assert answer in texts[cold]
+            assert text(recipes.recorder, body, cold=1 - cold) not in texts[cold]
+    prompts = [sorted(str(b["prompt"]) for b in requests) for requests in sent.values()]
+    assert prompts[0] == prompts[1]
+    differing = sum(a != b for a, b in zip(texts[1], texts[0], strict=True))
+
+    printed = recipes.run(block(PAGE, "bench-compare"))
+    assert re.search(r"^CoLD   32 completed, 0 failed, [\d.]+ tokens/s, median TPOT", printed)
+    assert f"{differing} of 32 texts differ" in printed
+
+
+def test_bench_serve_with_several_adapters(recipes: Recipes) -> None:
+    recipes.run(block(PAGE, "bench-adapters"))
+    bodies = recipes.recorder.take()
+    assert [b["model"] for b in bodies].count("sorting") == 16
+    assert [b["model"] for b in bodies].count("orders") == 16
+    detail = json.loads(recipes.results("adapters.json").read_text())
+    assert (detail["completed"], detail["failed"]) == (32, 0)
+    for body in bodies[:4]:  # the server's default is CoLD
+        assert text(recipes.recorder, body) in detail["generated_texts"]
+        assert text(recipes.recorder, body, cold=0) not in detail["generated_texts"]
+
+
+def test_lm_eval(recipes: Recipes) -> None:
+    """CoLD solves the problems that the reference made for it, adapter and base model do not; all
+    answers are those of single requests.
+    """
+    recipes.run(block(PAGE, "lm-eval"))
+    bodies = recipes.recorder.take()
+    assert len(bodies) == 3 * PROBLEMS
+    model = recipes.variables["MODEL"]
+    for number, (name, asked, cold) in enumerate(
+        (("cold", "sorting", 1), ("greedy", "sorting", 0), ("base", model, 0))
+    ):
+        requests = bodies[number * PROBLEMS : (number + 1) * PROBLEMS]
+        assert {b["model"] for b in requests} == {asked}
+        assert all(b["vllm_xargs"] == {"cold": cold} for b in requests)
+        folder = recipes.results(name)
+        assert accuracy(folder, "sorting", "exact_match,answer") == (1.0 if cold else 0.0)
+        direct = [text(recipes.recorder, body) for body in requests]
+        assert sorted(direct) == sorted(answers(folder, "sorting"))
+
+
+def test_lm_eval_mixes_tasks_with_equal_keys(recipes: Recipes) -> None:
+    """Settings in the tasks' files are sent, but those of one of the two with all requests."""
+    folder = recipes.folder / "examples" / "lm_eval"
+    settings = block(PAGE, "lm-eval-task") + "  max_gen_toks: 8\n"
+    assert "cold_beta: 0.5" in settings
+    for name, own in (("a", settings), ("b", settings.replace("cold_beta: 0.5", "cold_beta: 2"))):
+        (folder / f"{name}.yaml").write_text(f"include: sorting.yaml\ntask: {name}\n{own}")
+    recipes.run(
+        "lm_eval --model local-completions --model_args model=sorting,num_concurrent=8"
+        ' base_url="$URL/v1/completions",tokenizer="$MODEL",tokenizer_backend=huggingface'
+        " --tasks a,b --include_path examples/lm_eval --apply_chat_template"
+    )
+    bodies = recipes.recorder.take()
+    assert len(bodies) == 2 * PROBLEMS
+    sent = [b["vllm_xargs"] for b in bodies]
+    assert sent[0] in [{"cold_alpha": 0.1, "cold_beta": beta} for beta in (0.5, 2)]
+    assert all(xargs == sent[0] for xargs in sent)
+    assert all("Question:" in b["stop"] for b in bodies)
+
+
+def test_lm_eval_chat(recipes: Recipes) -> None:
+    """The server's default is enough."""
+    recipes.run(block(PAGE, "lm-eval-chat"))
+    bodies = recipes.recorder.take()
+    assert len(bodies) == PROBLEMS
+    assert all("messages" in b and "vllm_xargs" not in b for b in bodies)
+    assert accuracy(recipes.results("chat"), "sorting", "exact_match,answer") == 1.0
+
+
+def test_gsm8k(recipes: Recipes) -> None:
+    """lm-eval's own task, prompts, shots and filters, on a stand-in for its data."""
+    recipes.run(block(PAGE, "gsm8k"))
+    bodies = recipes.recorder.take()
+    assert len(bodies) == 2 * 3
+    texts = {}
+    for cold in (1, 0):
+        requests = [b for b in bodies if b["vllm_xargs"] == {"cold": cold}]
+        folder = recipes.results(f"gsm8k-{cold}")
+        texts[cold] = answers(folder, "gsm8k")
+        assert sorted(text(recipes.recorder, b) for b in requests) == sorted(texts[cold])
+        assert accuracy(folder, "gsm8k", "exact_match,strict-match") == 0.0
+        for sample in samples(folder, "gsm8k"):
+            prompt = sample["arguments"]["gen_args_0"]["arg_0"]
+            assert prompt.count("####") == 5
+            assert prompt.endswith(f"Question: {sample['doc']['question']}\nAnswer:")
+            if sample["filter"] == "flexible-extract":
+                numbers = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", sample["resps"][0][0])
+                assert sample["filtered_resps"] == [numbers[-1]]
+    assert texts[1] != texts[0]
+
+
+def test_loglikelihood_tasks_measure_the_adapter(recipes: Recipes) -> None:
+    """Why the page allows generate_until only: with CoLD as the server's default lm-eval gets the
+    adapter's own logprobs, though CoLD chooses the one token that such a request generates.
+    """
+    rows = [
+        {"prompt": f"w{n} w{n + 5}", "choices": [f" w{n + 1} w3", f" w{2 * n}", " w9"], "label": 0}
+        for n in range(20, 24)
+    ]
+    write_lines(recipes.folder / "choice.jsonl", rows)
+    recipes.run(
+        "lm_eval --model local-completions --model_args model=sorting,num_concurrent=8"
+        ' base_url="$URL/v1/completions",tokenizer="$MODEL",tokenizer_backend=huggingface'
+        f" --tasks choice --include_path {TASKS} --output_path results/choice --log_samples"
+        """ --gen_kwargs '{"vllm_xargs": {"cold": 1}}'"""
+    )
+    bodies = recipes.recorder.take()
+    assert len(bodies) == 12
+    assert all(b["echo"] and "vllm_xargs" not in b for b in bodies)
+
+    def logprobs(body: dict[str, Any], **xargs: Any) -> tuple[list[float], str]:
+        answer = recipes.recorder.post("/v1/completions", body | {"vllm_xargs": xargs})
+        found = answer["choices"][0]["logprobs"]
+        return found["token_logprobs"][1:-1], found["tokens"][-1]
+
+    of_adapter, chosen_otherwise = {}, 0
+    for body in bodies:
+        plain, plain_token = logprobs(body, cold=0)
+        cold, cold_token = logprobs(body, cold_alpha=1e-4, cold_beta=5.0)
+        assert cold == pytest.approx(plain, abs=1e-4)
+        chosen_otherwise += plain_token != cold_token
+        of_adapter[tuple(body["prompt"][0])] = plain
+    assert chosen_otherwise > 0
+
+    tokenizer = AutoTokenizer.from_pretrained(recipes.variables["MODEL"])
+    for sample in samples(recipes.results("choice"), "choice"):
+        prompt, choices = sample["doc"]["prompt"], sample["doc"]["choices"]
+        for choice, ((value, _greedy),) in zip(choices, sample["resps"], strict=True):
+            context, whole = tokenizer([prompt, prompt + choice]).input_ids
+            wanted = sum(of_adapter[tuple(whole)][len(context) - 1 :])
+            assert float(value) == pytest.approx(wanted, abs=1e-3)
+
+
+def test_refused_requests(recipes: Recipes) -> None:
+    """The benchmark counts them and goes on; lm-eval tries three times, and ends."""
+    script = block(PAGE, "bench-serve").replace('{\\"cold\\": $cold}', '{\\"cold_beta\\": -1}')
+    assert "cold_beta" in script
+    printed = recipes.run(script.replace("for cold in 1 0", "for cold in refused"))
+    assert re.search(r"Failed requests: +32\b", printed)
+    assert "Error 0: Bad Request" in printed
+
+    script = block(PAGE, "lm-eval").split("evaluate cold")[0]
+    script += "evaluate refused sorting '1, \"cold_beta\": -1' >refused.log 2>&1"
+    with pytest.raises(AssertionError):
+        recipes.run(script)
+    log = (recipes.folder / "refused.log").read_text()
+    assert re.search("API request failed! .*cold_beta=-1: must be a number", log)
+    bodies = [json.dumps(body) for body in recipes.recorder.take()]
+    assert max(map(bodies.count, bodies)) == 3
