@@ -17,6 +17,7 @@ class PairRows:
     """The complete pairs of a batch, in no particular order.
 
     Attributes:
+        ids: The pairs' ids.
         expert: [P] int64, row (or slot) of each expert.
         amateur: [P] int64, row (or slot) of each amateur.
         log_alpha: [P] float32, ln(alpha).
@@ -25,6 +26,7 @@ class PairRows:
         max_expert_top_k: The largest cap, 0 if there is none.
     """
 
+    ids: tuple[str, ...]
     expert: Tensor
     amateur: Tensor
     log_alpha: Tensor
@@ -35,7 +37,7 @@ class PairRows:
     @property
     def num_pairs(self) -> int:
         """P."""
-        return len(self.expert)
+        return len(self.ids)
 
     @property
     def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]:
@@ -74,6 +76,7 @@ class PairRows:
 
         caps = [s.expert_top_k for _, _, s in pairs]
         return cls(
+            ids=tuple(s.pair for _, _, s in pairs),
             expert=tensor([e for e, _, _ in pairs], torch.int64),
             amateur=tensor([a for _, a, _ in pairs], torch.int64),
             log_alpha=tensor([math.log(s.alpha) for _, _, s in pairs], torch.float32),

@@ -7,6 +7,7 @@ were last asked, so that whoever adds it up needs no history.
 """
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,15 +20,27 @@ _MAX_STEPS = 256
 
 @dataclass(slots=True)
 class Scored:
-    """Pairs that were scored.
+    """The pairs that were scored in one step.
 
     Attributes:
-        candidates: The number of candidates of each.
-        changed: How many of them had another best token than the expert.
+        pairs: Their ids.
+        candidates: How many candidates each had.
+        changed: For each, 1 if it had another best token than the expert, else 0.
+        lag: With the output of which step this goes: 0 for its own, 1 for the next, and so on.
     """
 
-    candidates: list[int] = field(default_factory=list)
-    changed: int = 0
+    pairs: tuple[str, ...]
+    candidates: list[int]
+    changed: list[int]
+    lag: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    number: int
+    pairs: tuple[str, ...]
+    figures: Tensor
+    arrives: Any  # an event of the device; None for what is there already
 
 
 class StepStatistics:
@@ -39,32 +52,38 @@ class StepStatistics:
     """
 
     def __init__(self) -> None:
-        self._steps: deque[tuple[Any, Tensor]] = deque(maxlen=_MAX_STEPS)
+        self._steps: deque[_Step] = deque(maxlen=_MAX_STEPS)
+        self._outputs = 0
 
     def room(self, num_pairs: int, device: torch.device) -> Tensor:
         """[num_pairs, 2] int64 on ``device``, for ``contrastive_scores(statistics=...)``."""
         return torch.empty(num_pairs, 2, dtype=torch.int64, device=device)
 
-    def add(self, statistics: Tensor) -> None:
-        """Note a step's figures, which ``contrastive_scores`` has written or will write."""
-        if statistics.device.type == "cpu":
-            self._steps.append((None, statistics))
-            return
-        host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
-        host.copy_(statistics, non_blocking=True)
-        event = torch.get_device_module(statistics.device).Event()
-        event.record()
-        self._steps.append((event, host))
+    def add(self, pairs: tuple[str, ...], figures: Tensor) -> None:
+        """Note a step.
 
-    def take(self) -> Scored | None:
-        """What has arrived since the last call; None if nothing has."""
-        scored = None
-        while self._steps and (self._steps[0][0] is None or self._steps[0][0].query()):
-            scored = scored or Scored()
-            candidates, changed = self._steps.popleft()[1].t().tolist()
-            scored.candidates += candidates
-            scored.changed += sum(changed)
-        return scored
+        Args:
+            pairs: Ids of its pairs.
+            figures: [P, 2] int64, which ``contrastive_scores`` has written or will write.
+        """
+        event = None
+        if figures.device.type != "cpu":
+            host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
+            host.copy_(figures, non_blocking=True)
+            event = torch.get_device_module(figures.device).Event()
+            event.record()
+            figures = host
+        self._steps.append(_Step(self._outputs, pairs, figures, event))
+
+    def take(self) -> list[Scored]:
+        """What has arrived since the last output; called for each output of the worker."""
+        found = []
+        while self._steps and ((event := self._steps[0].arrives) is None or event.query()):
+            step = self._steps.popleft()
+            candidates, changed = step.figures.t().tolist()
+            found.append(Scored(step.pairs, candidates, changed, self._outputs - step.number))
+        self._outputs += 1
+        return found
 
 
 PENDING = StepStatistics()
@@ -80,7 +99,8 @@ class Counts:
         preemptions: Times that a pair lost its place.
         prompt_tokens: Of amateurs that began.
         cached_prompt_tokens: Of these, tokens found in the prefix cache.
-        scored: See ``Scored``.
+        changed: Of these tokens, those that are not the expert's best.
+        candidates: The number of candidates of each token.
     """
 
     requests: int = 0
@@ -88,12 +108,23 @@ class Counts:
     preemptions: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
-    scored: Scored = field(default_factory=Scored)
+    changed: int = 0
+    candidates: list[int] = field(default_factory=list)
 
-    def add(self, scored: Scored) -> None:
-        """Add what a worker found."""
-        self.scored.candidates += scored.candidates
-        self.scored.changed += scored.changed
+    def add(self, scored: Scored, sampled: Collection[str]) -> None:
+        """Add what a worker found.
+
+        Args:
+            scored: A step.
+            sampled: Ids of the pairs that got a token in it. Others were amid their prompts, where
+                vLLM has a row of logits too.
+        """
+        for pair, count, changed in zip(
+            scored.pairs, scored.candidates, scored.changed, strict=True
+        ):
+            if pair in sampled:
+                self.candidates.append(count)
+                self.changed += changed
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
         """The payload for ``metrics.ColdMetrics.record``: numbers and a list of them. Begins anew.
@@ -108,12 +139,12 @@ class Counts:
             "preemptions": self.preemptions,
             "prompt_tokens": self.prompt_tokens,
             "cached_prompt_tokens": self.cached_prompt_tokens,
-            "changed": self.scored.changed,
-            "candidates": self.scored.candidates,
+            "changed": self.changed,
+            "candidates": self.candidates,
             "running": running,
             "waiting": waiting,
         }
         self.requests = self.tokens = self.preemptions = 0
-        self.prompt_tokens = self.cached_prompt_tokens = 0
-        self.scored = Scored()
+        self.prompt_tokens = self.cached_prompt_tokens = self.changed = 0
+        self.candidates = []
         return payload

@@ -29,9 +29,13 @@ def find_chromium() -> str | None:
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """The browser; a machine without one skips these tests, but not under CI."""
+    """The browser; a machine without one skips these tests, but not under CI.
+
+    For a module at a time: while it is open, playwright's event loop counts as running in this
+    process, and neither another playwright nor ``asyncio.run`` of other tests would start.
+    """
     path = find_chromium()
     try:
         from playwright.sync_api import sync_playwright

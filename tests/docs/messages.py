@@ -49,6 +49,18 @@ def collect() -> list[Message]:
         for node in _sources(tree):
             for text in _texts(node, constants):
                 found.append(Message(text, f"{name}:{node.lineno}"))
+    return found + _in_cpp()
+
+
+def _in_cpp() -> list[Message]:
+    """Messages of the C++ code: literals, in as many parts as they take, after the name."""
+    found = []
+    for path in sorted((PACKAGE.parent / "csrc" / "cpu").glob("*.cpp")):
+        text = path.read_text()
+        for literal in re.finditer(r'"(vllm-cold: (?:[^"\\]|"\s*")*)"', text):
+            message = "".join(re.split(r'"\s*"', literal[1]))
+            line = text[: literal.start()].count("\n") + 1
+            found.append(Message(message, f"{path.name}:{line}"))
     return found
 
 

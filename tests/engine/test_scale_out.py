@@ -43,7 +43,7 @@ def test_pipeline(
 @pytest.fixture
 def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A Ray cluster in this machine, with room for two workers."""
-    ray = pytest.importorskip("ray")
+    import ray
     from vllm.platforms.cpu import CpuPlatform
 
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
@@ -51,6 +51,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.setattr(CpuPlatform, "ray_device_key", CpuPlatform.ray_device_key)
     ray_on_cpu.declare_devices()
     ray.init(
+        address="local",  # not one that runs here already
         num_cpus=2,
         num_gpus=2,
         include_dashboard=False,

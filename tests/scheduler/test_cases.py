@@ -232,16 +232,48 @@ def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     }  # fmt: skip
 
 
-def test_what_was_scored_is_reported_when_the_pair_is_gone(tiny: Path) -> None:
-    """An accelerator tells a step later."""
-    harness = harness_of(tiny)
-    harness.add(prompt(5), 3, adapter=1)
+def scores_of(harness: Harness, pair: str, candidates: int, lag: int = 0) -> None:
+    """The worker tells what it scored along with the step that was scheduled last."""
+    harness.in_flight[-1][1].cold = [Scored((pair,), [candidates], [1], lag)]
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_positions_that_give_no_token_are_not_counted(lag: int, tiny: Path) -> None:
+    """vLLM has a row of logits amid a prompt too, and an accelerator tells a step later."""
+    harness = harness_of(tiny, budget=16)
+    cold = harness.add(prompt(20), 2, adapter=1, cold=True)
+    told = [0] * lag
+    step = 0
+    while cold not in harness.ended:
+        step += 1
+        harness.schedule()
+        told.append(step)  # this step has as many candidates as its number
+        if told[step - 1]:
+            scores_of(harness, cold, told[step - 1], lag)
+        harness.deliver()
+    first = harness.first_step[cold]
+    assert first == 3, "the prompt takes several steps"
+    harness.add(prompt(5, 300), 2, adapter=1)  # nothing but plain traffic
     harness.schedule()
-    harness.in_flight[-1][1].cold = Scored([7, 1], 1)
+    if lag:
+        scores_of(harness, cold, told[-1], lag)
     harness.deliver()
-    (report,) = harness.reports
-    assert (report["candidates"], report["changed"]) == ([7, 1], 1)
     harness.drain()
+    assert [c for r in harness.reports for c in r["candidates"]] == [first, first + 1]
+    assert sum(r["changed"] for r in harness.reports) == 2
+
+
+def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> None:
+    """Of several, each gets a part of the messages: a slow one must not have the last word."""
+    harness = harness_of(tiny)
+    harness.add(prompt(5), 2, adapter=1, cold=True)
+    harness.drain()
+    before = len(harness.reports)
+    harness.add(prompt(5, 300), 50, adapter=1)
+    harness.drain()
+    after = harness.reports[before:]
+    assert 10 < len(after) < 40
+    assert {(r["running"], r["waiting"], r["tokens"]) for r in after} == {(0, 0, 0)}
 
 
 @both

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import openai
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 START_TIMEOUT = 480.0
 
@@ -52,6 +53,15 @@ class Server:
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels."""
         return sum(self.metrics(name).values())
+
+    def all_metrics(self, prefix: str) -> dict[str, float]:
+        """All metrics that begin with ``prefix``, of one moment, summed over their labels."""
+        with urllib.request.urlopen(f"{self.url}/metrics", timeout=30) as page:
+            families = text_string_to_metric_families(page.read().decode())
+        sums: dict[str, float] = {}
+        for sample in (s for f in families for s in f.samples if s.name.startswith(prefix)):
+            sums[sample.name] = sums.get(sample.name, 0.0) + sample.value
+        return sums
 
     def post(self, path: str, body: object, **headers: str) -> tuple[int, str]:
         """Status and text of the answer to a JSON body; bytes are sent as they are."""

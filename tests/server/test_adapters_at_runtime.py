@@ -129,12 +129,15 @@ def test_loaded_again_in_flight(
     again = [a for a in uses(6) if a.model == "late"]
     load(server, adapters["three"])
 
+    answers: list[Got] = []
+
     def swap() -> None:
         unload(server)
         load(server, adapters["four"])
-        check(server, reference, again, "four")
+        answers.extend(asyncio.run(storm(server.url, again, [None] * len(again))))
 
     got = during(server, asked, swap)
+    assert_right(answers, again, references(reference, again, {"late": "four"}))
     assert_right(got, asked, references(reference, asked, {"late": "three"}))
     server.wait_until_idle()
 

@@ -47,6 +47,13 @@ def test_data_parallel(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
         assert min(tokens.values()) >= 16 * 5, tokens
         assert sum(tokens.values()) == 16 * len(asked)
         server.wait_until_idle()
+        # Ours too, added up over both API servers.
+        cold = [a for a in asked if a.beta is not None]
+        found = server.metrics("vllm_cold_generation_tokens_total")
+        assert len({labels for labels in found if 'engine="' in labels}) == 2
+        assert min(found.values()) > 0 and sum(found.values()) == 16 * len(cold)
+        assert server.metric("vllm_cold_requests_total") == len(cold)
+        assert server.metric("vllm_cold_candidates_count") == 16 * len(cold)
         # What a CoLD request may take is counted in one engine's blocks, not in both engines'.
         large = {**asked[0].body(), "max_tokens": 250}
         status, text = server.post("/v1/completions", {**large, "stream": False})

@@ -51,7 +51,7 @@ def make_hang_ups(rng: random.Random, asked: list[Asked]) -> list[HangUp | None]
         if rng.random() < 0.4:
             # By then some wait, some have begun, and some have not even been read.
             return HangUp(seconds=rng.choice((0.0, 0.05, 0.5, 1.0, 2.0, 4.0)))
-        return HangUp(chunks=rng.randrange(request.max_tokens))
+        return HangUp(chunks=rng.randrange(request.max_tokens // 2))  # a chunk may hold some tokens
 
     leaves = set(rng.sample(range(CLIENTS), CLIENTS // 2))
     return [one(request) if i in leaves else None for i, request in enumerate(asked)]
@@ -70,7 +70,7 @@ def test_clients_that_hang_up(seed: int, server: Server, naive: NaiveCold) -> No
         async with asyncio.timeout(150):
             got = await storm(server.url, asked, hang_ups)
         assert sum(not g.hung_up for g in got) >= CLIENTS // 2
-        assert sum(g.hung_up for g in got) > CLIENTS // 3
+        assert sum(g.hung_up for g in got) > CLIENTS // 5  # others had their answer before
         assert_right(got, asked, expected)
 
     asyncio.run(run())

@@ -288,7 +288,7 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     # Statistics are copied to the host behind an event, which needs a device.
     monkeypatch.setattr(
         "vllm_cold.statistics.PENDING",
-        SimpleNamespace(room=StepStatistics().room, add=lambda statistics: None),
+        SimpleNamespace(room=StepStatistics().room, add=lambda ids, statistics: None),
     )
     processor = make("meta", num_drafts=3)
     processor.add_request(0, params("x", "expert", expert_top_k=2))

@@ -29,39 +29,70 @@ def sample(name: str, engine: int = 0, **labels: str) -> float | None:
 
 def test_steps_are_taken_once() -> None:
     steps = StepStatistics()
-    assert steps.take() is None
-    for rows in ([[3, 1], [1, 0]], [[7, 1]]):
+    assert steps.take() == []
+    for pairs, rows in ((("a", "b"), [[3, 1], [1, 0]]), (("a",), [[7, 1]])):
         room = steps.room(len(rows), torch.device("cpu"))
         assert room.shape == (len(rows), 2) and room.dtype == torch.int64
-        steps.add(room)
+        steps.add(pairs, room)
         room.copy_(torch.tensor(rows))  # on a device, the figures come later
-    assert steps.take() == Scored([3, 1, 7], 2)
-    assert steps.take() is None
+    assert steps.take() == [Scored(("a", "b"), [3, 1], [1, 0]), Scored(("a",), [7], [1])]
+    assert steps.take() == []
 
 
-def test_steps_that_have_not_arrived_stay() -> None:
+def test_steps_that_have_not_arrived_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On an accelerator: copied to pinned memory without waiting, and told when it is there."""
+    arrived: list[bool] = []
+
+    class Event:
+        def record(self) -> None:
+            self.number = len(arrived)
+            arrived.append(False)
+
+        def query(self) -> bool:
+            return arrived[self.number]
+
+    class OnDevice:
+        """As much of a tensor on a device as is needed."""
+
+        device, dtype = SimpleNamespace(type="cuda"), torch.int64
+
+        def __init__(self, rows: list[list[int]]) -> None:
+            self.rows = torch.tensor(rows)
+            self.shape = self.rows.shape
+
+    class Host(torch.Tensor):
+        def copy_(self, source: Any, non_blocking: bool = False) -> Any:
+            assert non_blocking
+            return super().copy_(source.rows)
+
+    def empty(*shape: Any, pin_memory: bool, **options: Any) -> Any:
+        assert pin_memory
+        return torch.zeros(*shape, **options).as_subclass(Host)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
     steps = StepStatistics()
-    arrived = SimpleNamespace(query=lambda: True), torch.tensor([[2, 0]])
-    under_way = SimpleNamespace(query=lambda: False), torch.tensor([[9, 1]])
-    steps._steps.extend([arrived, under_way])
-    assert steps.take() == Scored([2], 0)
-    assert steps.take() is None
-    under_way[0].query = lambda: True
-    assert steps.take() == Scored([9], 1)
+    steps.add(("a",), OnDevice([[2, 0]]))  # type: ignore[arg-type]
+    assert steps.take() == []
+    steps.add(("b",), OnDevice([[9, 1]]))  # type: ignore[arg-type]
+    arrived[0] = True
+    assert steps.take() == [Scored(("a",), [2], [0], lag=1)]
+    assert steps.take() == []
+    arrived[1] = True
+    assert steps.take() == [Scored(("b",), [9], [1], lag=2)]
 
 
 def test_steps_that_nobody_asks_about_do_not_pile_up() -> None:
     steps = StepStatistics()
     for _ in range(1000):
-        steps.add(torch.ones(1, 2, dtype=torch.int64))
-    scored = steps.take()
-    assert scored is not None and len(scored.candidates) == 256
+        steps.add(("a",), torch.ones(1, 2, dtype=torch.int64))
+    assert len(steps.take()) == 256
 
 
 def test_counts_are_taken_once() -> None:
     counts = Counts(requests=2, tokens=5, preemptions=1, prompt_tokens=40, cached_prompt_tokens=32)
-    counts.add(Scored([1, 4], 1))
-    counts.add(Scored([2], 1))
+    counts.add(Scored(("a", "b", "c"), [1, 4, 9], [0, 1, 1]), {"a", "b"})  # c: amid its prompt
+    counts.add(Scored(("a",), [2], [1]), {"a"})
     taken = counts.take(running=3, waiting=1)
     assert taken == {
         "requests": 2, "tokens": 5, "preemptions": 1, "prompt_tokens": 40,
@@ -76,7 +107,7 @@ def test_metrics_add_up() -> None:
     ColdMetrics("m", [0])  # an engine that was here before
     metrics = ColdMetrics("m", [0, 1])
     counts = Counts(requests=1, tokens=2)
-    counts.add(Scored([1, 4], 1))
+    counts.add(Scored(("a", "b"), [1, 4], [0, 1]), {"a", "b"})
     metrics.record(counts.take(1, 2), 1)
     counts.tokens = 3
     metrics.record(counts.take(0, 0), 1)
@@ -128,12 +159,12 @@ def test_an_output_takes_the_figures_along(monkeypatch: pytest.MonkeyPatch) -> N
         pass
 
     init = bindings._make_output_init(lambda self: None)
-    steps.add(torch.tensor([[5, 1]]))
+    steps.add(("a",), torch.tensor([[5, 1]]))
     first, second = Output(), Output()
     init(first)
     init(second)
-    assert bindings.from_worker(first) == Scored([5], 1)
-    assert bindings.from_worker(second) is None
+    assert bindings.from_worker(first) == [Scored(("a",), [5], [1])]
+    assert bindings.from_worker(second) == []
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:

@@ -48,16 +48,15 @@ def install_front_end() -> None:
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        scored = PENDING.take()
-        if scored is not None:
+        if scored := PENDING.take():
             self.cold = scored
 
     return __init__
 
 
-def from_worker(output: Any) -> Scored | None:
-    """What came with a ``ModelRunnerOutput``."""
-    return getattr(output, "cold", None)
+def from_worker(output: Any) -> list[Scored]:
+    """The steps that came with a ``ModelRunnerOutput``."""
+    return getattr(output, "cold", [])
 
 
 def attach(stats: "SchedulerStats", payload: dict[str, Any]) -> None:

@@ -43,7 +43,10 @@ def require_active() -> None:
     if os.environ.get(SWITCH, "1") == "0":
         reason = f"{SWITCH}=0 is set; unset it to use CoLD"
     elif os.environ.get("VLLM_PLUGINS") is None:
-        reason = "vLLM did not load its entry point; install the package (pip install vllm-cold)"
+        reason = (
+            "vLLM did not load its entry point; install the package "
+            "(from a checkout: pip install .)"
+        )
     else:
         reason = f"VLLM_PLUGINS={os.environ.get('VLLM_PLUGINS')!r} leaves it out; add 'cold' to it"
     raise ValueError(f"CoLD: the vllm-cold plugin is not active: {reason}.")

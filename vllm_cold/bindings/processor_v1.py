@@ -75,5 +75,5 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
             return logits
         statistics = PENDING.room(rows.num_pairs, logits.device)
         contrastive_scores(logits, *rows.arguments, inplace=True, statistics=statistics)
-        PENDING.add(statistics)
+        PENDING.add(rows.ids, statistics)
         return logits

@@ -76,7 +76,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
 
             statistics = PENDING.room(pairs.num_pairs, logits.device)
             contrastive_scores(logits, *pairs.arguments, inplace=True, statistics=statistics)
-            PENDING.add(statistics)
+            PENDING.add(pairs.ids, statistics)
             return logits
         return self._apply_to_drafts(logits, ctx, pairs)
 
@@ -134,6 +134,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
 
         caps = pairs.expert_top_k
         places_of = PairRows(
+            ids=tuple(pair for pair in pairs.ids for _ in range(places)),
             expert=expert,
             amateur=amateur,
             log_alpha=pairs.log_alpha.repeat_interleave(places),

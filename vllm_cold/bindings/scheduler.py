@@ -25,6 +25,7 @@ import inspect
 import logging
 import random
 import time
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -48,6 +49,8 @@ logger = logging.getLogger("vllm." + __name__)
 # Torn this often in a row with nothing else running: the pair does not fit the KV cache.
 _MAX_FAILED_ALONE = 3
 _FIRST = -(2**62)
+# For so many steps we know what was sampled, and report to the front ends after the last pair.
+_KEPT_STEPS = 32
 
 RequestPair = Pair[Request]
 
@@ -61,7 +64,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
     _pairs: dict[str, RequestPair] = {}
     _steps_in_flight = 0
-    _reported = False
+    _to_report = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,7 +80,9 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._counts = Counts()
         # Amateurs that have not been in a step yet -> prompt tokens found in the prefix cache.
         self._beginners: dict[str, int] = {}
-        self._reported = False  # whether the front end believes that there are pairs
+        self._to_report = 0  # steps for which the front ends must hear from us, pairs or not
+        # Pairs that got a token, for the last steps: what a worker tells late is of these.
+        self._sampled: deque[set[str]] = deque(maxlen=_KEPT_STEPS)
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counts_prefill = "prefill_end" in inspect.signature(count).parameters  # since 0.32
         # Data-parallel engines share the seed, but must not draw alike.
@@ -499,25 +504,36 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
     ) -> dict[int, EngineCoreOutputs]:
+        if self.log_stats and scheduler_output.num_scheduled_tokens:
+            self._sampled.append(self._sampling(model_runner_output))
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
         self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
-        had_pairs = bool(self._pairs)
-        if had_pairs:
-            self._after_output(scheduler_output, outputs)
         scored = metrics.from_worker(model_runner_output)
-        if self.log_stats and (had_pairs or self._reported or scored is not None):
+        if self._pairs:
+            self._after_output(scheduler_output, outputs)
+            self._to_report = _KEPT_STEPS
+        if self.log_stats and (self._to_report or scored):
             self._report(scored, outputs)
         return outputs
 
-    def _report(self, scored: Scored | None, outputs: dict[int, EngineCoreOutputs]) -> None:
+    def _sampling(self, model_runner_output: Any) -> set[str]:
+        """Pairs that got a token in a step."""
+        row, tokens = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
+        ids = (pair.expert.request_id for pair in self._each_pair())
+        return {i for i in ids if (at := row.get(i)) is not None and tokens and len(tokens[at])}
+
+    def _report(self, scored: list[Scored], outputs: dict[int, EngineCoreOutputs]) -> None:
         """Send what was counted along with the statistics that vLLM made in this step.
 
-        Accelerators tell a step later what they scored: there may be no pair any more.
+        Also for some steps after the last pair. Accelerators tell late what they scored; and of
+        several front ends, each of which gets a part of the messages, one that is slow must not
+        have the last word on how many pairs there are.
         """
-        if scored is not None:
-            self._counts.add(scored)
+        for step in scored:
+            if step.lag < len(self._sampled):
+                self._counts.add(step, self._sampled[-1 - step.lag])
         running = waiting = 0
         for pair in self._each_pair():
             both = pair.expert.status == pair.amateur.status == RequestStatus.RUNNING
@@ -526,7 +542,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         for client in outputs.values():
             if client.scheduler_stats is not None:  # of one client in each step
                 metrics.attach(client.scheduler_stats, self._counts.take(running, waiting))
-                self._reported = bool(self._pairs)
+                self._to_report = max(0, self._to_report - 1)
                 break
 
     def _after_output(
