@@ -37,7 +37,7 @@ def _distribution(logits: list[float]) -> dict[int, Logprob]:
     }
 
 
-def _step(rng: random.Random, kind: str, wrong: bool) -> Step:
+def _step(rng: random.Random, kind: str, wrong: bool, settings: ColdSettings) -> Step:
     spread = rng.choice([0.5, 1.0, 2.0, 4.0])
     e = [rng.gauss(0, spread) for _ in WORDS]
     a = [value + rng.gauss(0, rng.choice([0.0, 0.2, 1.0, 3.0])) for value in e]
@@ -53,7 +53,7 @@ def _step(rng: random.Random, kind: str, wrong: bool) -> Step:
             known=KNOWN,
             amateur_limit=None,
             vocab_size=None,
-            settings=SETTINGS,
+            settings=settings,
             listed=order[:6],
         )
 
@@ -62,12 +62,14 @@ def _step(rng: random.Random, kind: str, wrong: bool) -> Step:
     return made(next(t for t in order if t != right) if wrong else right)
 
 
-def _answer(rng: random.Random, kind: str, length: int) -> Answer:
-    steps = tuple(_step(rng, kind, kind == COLD and i == WRONG) for i in range(length))
+def _answer(rng: random.Random, kind: str, length: int, settings: ColdSettings) -> Answer:
+    steps = tuple(_step(rng, kind, kind == COLD and i == WRONG, settings) for i in range(length))
     return Answer(kind, "".join(step.text for step in steps), "length", steps)
 
 
-def make_report(prompts: int = 2, length: int = 40, seed: int = 4) -> Report:
+def make_report(
+    prompts: int = 2, length: int = 40, seed: int = 4, settings: ColdSettings = SETTINGS
+) -> Report:
     """A report whose answers hold hostile text, bare white space and one mismatch."""
     rng = random.Random(seed)
     return Report(
@@ -75,14 +77,14 @@ def make_report(prompts: int = 2, length: int = 40, seed: int = 4) -> Report:
         adapter=f"adapter {HOSTILE}",
         amateur="base model",
         source="made up",
-        settings=SETTINGS,
+        settings=settings,
         chat=False,
         explanations=tuple(
             Explanation(
                 f"Prompt {number} {HOSTILE}\nsecond line " + "x" * 80,
                 23,
-                cold=_answer(rng, COLD, length),
-                greedy=_answer(rng, GREEDY, length),
+                cold=_answer(rng, COLD, length, settings),
+                greedy=_answer(rng, GREEDY, length, settings),
             )
             for number in range(prompts)
         ),

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.browser.reports import WRONG, make_report
+from vllm_cold.settings import ColdSettings
 from vllm_cold.tools.explain import page as pages
 from vllm_cold.tools.explain import visible
 from vllm_cold.tools.explain.trace import Candidate, Report, Step
@@ -78,6 +79,25 @@ def check_row(row: Any, step: Step, candidate: Candidate) -> None:
     assert ("CoLD" in badges) == (candidate.token == step.winner)
     assert ("greedy" in badges) == (candidate.token == step.greedy)
     assert ("cut" in (row.get_attribute("class") or "").split()) == (not candidate.valid)
+
+
+@pytest.mark.parametrize("cap", [None, 3])
+def test_the_least_that_is_valid(cap: int | None, tmp_path: Path, open_page: Any) -> None:
+    """Without a cap the limit that alpha sets, with one the least that is left."""
+    report = make_report(1, settings=ColdSettings(alpha=0.1, beta=1.0, expert_top_k=cap))
+    path = tmp_path / "page.html"
+    path.write_text(pages.render(report), encoding="utf-8")
+    page = open_page(path).page
+    lower = 0
+    for index, step in enumerate(steps(report, 0)):
+        page.locator(".tokens").first.locator(".t").nth(index).focus()
+        best = max(c.expert for c in step.candidates if c.expert is not None)
+        least = min(c.expert for c in step.candidates if c.valid and c.expert is not None)
+        limit = best + math.log(0.1)
+        lower += percent(limit) != percent(least)
+        shown = percent(limit if cap is None else least)
+        assert page.inner_text("#size").endswith(f"{step.valid_size}, from {shown} up")
+    assert lower > 20  # the two are not the same
 
 
 def focused(page: Any) -> tuple[int, int]:

@@ -3,6 +3,8 @@
 
 import io
 import json
+import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +66,17 @@ def test_markdown_is_one_table_and_one_fence_whatever_the_values() -> None:
     assert "|  | n | v \\| w x |" in lines
     assert sum("```" in line for line in lines) == 2
     assert "a ''' b" in lines
+
+
+def test_markdown_has_no_html_and_no_further_columns() -> None:
+    entries = [Entry("a|b <img src=x>", "<locals>.f", Status.FACT)]
+    assert "|  | a\\|b &lt;img src=x> | &lt;locals>.f |" in report.to_markdown(
+        Report([Section("S", entries)])
+    )
+
+
+def test_no_home_in_failures() -> None:
+    assert str(Path.home()) not in report.failure(OSError(f"{Path.home()}/lib.so is missing"))
 
 
 def test_terminal_prints_each_entry_and_colours_only_a_terminal(
@@ -144,7 +157,7 @@ def test_plugin_that_is_switched_off_is_a_problem(monkeypatch: pytest.MonkeyPatc
 def test_plugin_that_is_not_registered_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
     entry = find(sections.plugin(), "entry point")
-    assert (entry.status, entry.value) == (Status.PROBLEM, "not registered: pip install vllm-cold")
+    assert (entry.status, entry.value) == (Status.PROBLEM, "not registered: install the package")
 
 
 @pytest.fixture
@@ -205,6 +218,21 @@ def test_kernel_that_computes_something_else_is_a_problem(
     entry = find(sections.scoring(), "scores")
     assert entry.status is Status.PROBLEM
     assert part in entry.value
+
+
+@pytest.mark.usefixtures("fresh")
+def test_kernel_that_fails_is_a_problem_beside_what_was_picked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*arguments: Any, **named: Any) -> None:
+        raise RuntimeError("illegal instruction")
+
+    monkeypatch.setattr(scoring_cpu, "_run", broken)
+    entries = sections.scoring()
+    assert find(entries, "on cpu (in use)").value.startswith("cpu: C++ for CPUs")
+    entry = find(entries, "scores")
+    assert entry.status is Status.PROBLEM
+    assert entry.value == "failed with RuntimeError: illegal instruction"
 
 
 @pytest.mark.usefixtures("fresh")
@@ -308,6 +336,52 @@ def test_no_token_of_the_reference_is_a_close_call_and_the_cases_differ(tmp_path
     against_base = reference.decode(tmp_path, (replace(CASES[4], amateur=None),))
     assert all(d.tokens != p.tokens for d, p in zip(decoded[2:], plain, strict=True))
     assert against_base[0].tokens != decoded[4].tokens
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, *command: str) -> list[list[str]]:
+    """Another program in place of the self-test's engine; the commands it stood in for."""
+    asked: list[list[str]] = []
+    real = subprocess.Popen
+
+    def popen(arguments: list[str], **options: Any) -> Any:
+        asked.append(arguments)
+        return real(command, **options)
+
+    monkeypatch.setattr(self_test.subprocess, "Popen", popen)
+    return asked
+
+
+def test_the_engine_does_not_import_from_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as patch:
+        asked = stand_in(patch, "true")
+        patch.setattr(self_test.reference, "decode", lambda folder: [])
+        with pytest.raises(FileNotFoundError):  # no tokens were written
+            self_test.run(60)
+    (command,) = asked
+    (tmp_path / "colorsys.py").write_text("")  # any module that Python does not load by itself
+    asks_for = [*command[: command.index("-m")], "-c", "import colorsys; print(colorsys.__file__)"]
+    done = subprocess.run(asks_for, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith("colorsys.py")
+    assert str(tmp_path) not in done.stdout
+
+
+def test_the_time_of_the_reference_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "sleep", "30")
+    monkeypatch.setattr(self_test.reference, "decode", lambda folder: time.sleep(2))
+    start = time.monotonic()
+    entry = find(self_test.run(2.5), "result")
+    assert entry.value == "FAIL: the engine had not finished after 2.5 s"
+    assert time.monotonic() - start < 4.2
+
+
+def test_no_home_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch, "sh", "-c", "echo ~/model/config.json; exit 7")
+    monkeypatch.setattr(self_test.reference, "decode", lambda folder: [])
+    section = self_test.run(60)
+    assert "ended with status 7" in find(section, "result").value
+    assert section.details == "~/model/config.json"
 
 
 # The command

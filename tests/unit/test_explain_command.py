@@ -9,13 +9,15 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vllm_cold.tools import explain
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.command import read_prompts, run
+from vllm_cold.tools.explain.command import check_page, read_prompts, run
+from vllm_cold.tools.explain.offline import OfflineSource
 from vllm_cold.tools.explain.server import ServerSource
 
 pytestmark = pytest.mark.unit
@@ -49,6 +51,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "model": ([], "--model is missing"),
     "model path": (["--model", "./nothing"], "--model='./nothing': no config.json there"),
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
+    "url port": (["--url", "http://localhost:abc"], "--url=http://localhost:abc: must be like"),
+    "url port range": (["--url", "http://localhost:70000"], "must be like http://"),
+    "url bracket": (["--url", "http://[::1"], r"--url=http://\[::1: must be like http://"),
+    "url host": (["--url", "http://:8000"], "--url=http://:8000: must be like http://"),
     "nobody": (["--url", "http://127.0.0.1:9"], "no server can be reached there"),
 }
 
@@ -66,6 +72,69 @@ def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:
             parse("--adapter", "one", *arguments)
     with pytest.raises(ToolError, match="--prompt: is empty"):
         run(parse("--adapter", "one", "--prompt", ""))
+
+
+def test_prompts_that_are_no_text(tmp_path: Path) -> None:
+    """As a shell hands over bytes that are not UTF-8, and as JSON can spell them."""
+    with pytest.raises(ToolError, match="--prompt: is no UTF-8 text"):
+        run(parse("--adapter", "one", "--prompt", b"\xff".decode(errors="surrogateescape")))
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "\\ud83d\\ude00"}\n{"prompt": "\\ud800"}\n')
+    with pytest.raises(ToolError, match="line 3 has half a surrogate pair"):
+        read_prompts(file)
+
+
+def test_looking_whether_the_page_can_be_written_leaves_all_as_it_is(tmp_path: Path) -> None:
+    link, target, old = tmp_path / "link.html", tmp_path / "target.html", tmp_path / "old.html"
+    link.symlink_to(target)
+    old.write_text("old")
+    for path in (link, tmp_path / "new.html", old):
+        check_page(path)
+    assert link.is_symlink() and old.read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.html", "old.html"]
+
+
+def test_a_password_in_the_address_is_shown_nowhere(fake: str) -> None:
+    url = fake.replace("//", "//user:sec@ret@")
+    assert "ret" not in ServerSource(url, "one").description.source
+    Fake.answers["models"] = (500, "{}")
+    for wrong in (
+        url,
+        "http://user:sec@ret@127.0.0.1:9",
+        "user:sec@ret@host",
+        "http://u:sec@ret@h:x",
+    ):
+        with pytest.raises(ToolError, match="--url=") as error:
+            ServerSource(wrong, "one")
+        assert "ret" not in str(error.value) and "sec" not in str(error.value)
+
+
+class Template:
+    """A tokenizer whose template fails as jinja's do."""
+
+    chat_template = "x"
+
+    def apply_chat_template(self, *_: Any, **__: Any) -> str:
+        import jinja2
+
+        raise jinja2.TemplateError("roles must alternate")
+
+
+def test_a_chat_template_that_fails_is_a_sentence() -> None:
+    source = object.__new__(OfflineSource)
+    source._llm = SimpleNamespace(get_tokenizer=Template)
+    with pytest.raises(ToolError, match=r"does not take the prompt 'hello' \(roles must alternate"):
+        source.encode(["hello"], chat=True)
+
+
+def test_an_engine_that_fails_is_a_sentence() -> None:
+    def generate(*_: Any, **__: Any) -> None:
+        raise RuntimeError("CoLD: the logits hold NaN")
+
+    source = object.__new__(OfflineSource)
+    source._llm = SimpleNamespace(generate=generate)
+    with pytest.raises(ToolError, match="the engine failed while it decoded.*hold NaN"):
+        source._generate([[1]], None, None)
 
 
 def test_prompt_files(tmp_path: Path) -> None:

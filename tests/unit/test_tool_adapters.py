@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_adapters_that_are_none(tmp_path: Path) -> None:
         read_adapter("--adapter", str(tmp_path / "missing"))
     with pytest.raises(ToolError, match=r"--amateur=.*: no adapter_config.json in"):
         read_adapter("--amateur", str(tmp_path))
-    for number, config in enumerate([{}, {"r": "many"}, {"r": None}]):
+    for number, config in enumerate([{}, {"r": "many"}, {"r": None}, {"r": math.inf}]):
         folder = make_adapter(tmp_path / str(number), **config)
         with pytest.raises(ToolError, match="names no rank"):
             read_adapter("--adapter", folder)

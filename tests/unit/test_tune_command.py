@@ -7,6 +7,7 @@ import builtins
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from pydantic import BaseModel, Field
 from rich.console import Console
 
 from tests.docs.blocks import ROOT, blocks
+from vllm_cold.tools import tune
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.engine import start_llm
 from vllm_cold.tools.errors import ToolError
@@ -144,6 +146,11 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
         (["--engine-args", "{"], "--engine-args='{': not JSON"),
         (["--engine-args", "[1]"], "--engine-args='[1]': must be a JSON object"),
         (["--engine-args", '{"enable_lora": false}'], "enable_lora is set by this command"),
+        (
+            ["--engine-args", '{"additional_config": {"cold": true}}'],
+            "additional_config's cold is a server's default",
+        ),
+        (["--engine-args", '{"hf_token": "hf_secret"}'], "set HF_TOKEN instead"),
         (["--dtype", "half", "--engine-args", '{"dtype": "float32"}'], "dtype is set by this"),
     ],
 )
@@ -160,7 +167,7 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(
     assert main(line(*more)) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("vllm-cold tune: ") and message in printed
-    assert len(printed.splitlines()) == 1
+    assert len(printed.splitlines()) == 1 and "hf_secret" not in printed
     assert not engine.starts and not (tmp_path / "out").exists()
 
 
@@ -186,6 +193,72 @@ def test_the_status_is_1_where_nothing_is_better(
     engine.text = lambda job: "right"
     assert main(line()) == 1
     assert "No setting beats greedy decoding significantly." in capsys.readouterr().out
+
+
+def test_a_fault_has_a_status_of_its_own(
+    line: Line, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.end, engine.error = 3, ZeroDivisionError("a bug")
+    assert main(line()) == 3
+    printed = capsys.readouterr().err
+    assert "Traceback" in printed and "ZeroDivisionError: a bug" in printed
+    assert printed.endswith("vllm-cold tune: failed unexpectedly; please report the lines above\n")
+    assert main(line()) == 0
+
+
+class Failing:
+    """A vLLM engine whose step fails."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+        self.aborted = False
+
+    def add_request(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def step(self) -> Any:
+        raise self.error
+
+    def has_unfinished_requests(self) -> bool:
+        return True
+
+    def abort_request(self, _: Any) -> None:
+        self.aborted = True
+        raise RuntimeError("it is dead")
+
+
+def failing_decoder(error: BaseException) -> Decoder:
+    made = make_decoder(limit=8, max_tokens=4)
+    made._engine = Failing(error)
+    made._expert = made._amateur = None
+    made._tokens = {"a": [1]}
+    made._config.scheduler_config = SimpleNamespace(max_num_seqs=2)
+    return made
+
+
+def test_an_engine_that_fails_is_a_sentence() -> None:
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    for error, said in (
+        (
+            RuntimeError("CoLD: the logits\nhold NaN"),
+            r"\(RuntimeError\): CoLD: the logits hold NaN",
+        ),
+        (MemoryError(), r"the engine failed while it decoded \(MemoryError\)"),
+        (EngineDeadError(), r"\(EngineDeadError\): EngineCore encountered an issue"),
+    ):
+        decoder = failing_decoder(error)
+        with pytest.raises(ToolError, match=said):
+            decoder.run([Job(None, Problem("a", 1, "a", ("a",)))], lambda *_: None)
+        assert not decoder._engine.aborted  # there is nothing left to tell it
+    decoder = failing_decoder(KeyError("a bug"))
+    with pytest.raises(KeyError):
+        decoder.run([Job(None, Problem("a", 1, "a", ("a",)))], lambda *_: None)
+
+
+def test_greedy_is_greedy_whatever_the_engines_default() -> None:
+    decoder = make_decoder(limit=8, max_tokens=4)
+    assert decoder._params(None).extra_args == {"cold": 0}
 
 
 @pytest.mark.parametrize("end", [0, 1, 39, 40, 55, 80, 99])
@@ -239,7 +312,12 @@ def test_rule_split_and_grid_may_change_and_that_is_said(
     assert main(line("--alpha", "0.1,0.2")) == 0
     assert {job.setting for job in engine.jobs} == {Setting(0.2, 0.5), Setting(0.2, 1.0)}
     assert main(line("--seed", "1")) == 0
-    assert any("judged in 4 ways" in note for note in read_report(tmp_path)["notes"])
+    file = tmp_path / "p.jsonl"
+    file.write_text(file.read_text().replace('"right"', '["right", "Right"]', 1))
+    engine.jobs.clear()
+    assert main(line("--seed", "1")) == 0
+    assert not engine.jobs  # the outputs do not depend on the answers
+    assert any("judged in 5 ways" in note for note in read_report(tmp_path)["notes"])
 
 
 def test_a_callable_that_fails_ends_the_run_at_once(
@@ -263,10 +341,11 @@ def test_notes_say_what_a_reader_has_to_know(line: Line, engine: Engine, tmp_pat
     file.write_text(file.read_text() + '{"prompt": "p1", "answer": "right"}\n')
     engine.penalties = {"repetition_penalty": 1.1}
     engine.finish = "length"
-    assert main(line("--amateur", str(tmp_path / "chat"))) == 0
+    assert main(line("--amateur", str(tmp_path / "chat"), "--stop", "\n")) == 0
     report = read_report(tmp_path)
     notes = " ".join(report["notes"])
     assert 'must send "vllm_xargs": {"cold_amateur": "chat"}' in notes
+    assert 'send temperature 0, max_tokens 256 and stop ["\\n"].' in notes
     assert "1 row repeats an earlier prompt and was left out." in notes
     assert "100.0 % of the outputs of greedy were cut off at 256 tokens" in notes
     assert "100.0 % of the outputs of the best setting were cut off" in notes
@@ -274,19 +353,34 @@ def test_notes_say_what_a_reader_has_to_know(line: Line, engine: Engine, tmp_pat
     assert "--max-loras 2" in report["serve"]
 
 
-def test_a_library_that_is_missing_is_named(
-    line: Line, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("module", "library"),
+    [("stats", "scipy"), ("heatmap", "matplotlib"), ("page", "jinja2")],
+)
+def test_a_library_that_is_missing_is_named_before_anything_starts(
+    line: Line,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    module: str,
+    library: str,
 ) -> None:
     original = builtins.__import__
 
     def refuse(name: str, *arguments: Any) -> Any:
-        if name == "vllm_cold.tools.tune" and arguments[2] == ("command",):
-            raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+        if name.partition(".")[0] == library:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return original(name, *arguments)
 
+    # As in a process that has imported none of them.
+    for name in ("command", module):
+        monkeypatch.delitem(sys.modules, f"vllm_cold.tools.tune.{name}", raising=False)
+        monkeypatch.delattr(tune, name, raising=False)
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert main(line()) == 2
-    assert "this command needs scipy: pip install scipy" in capsys.readouterr().err
+    said = f"this command needs {library}: install vllm-cold with its extra tools, or pip"
+    assert said in capsys.readouterr().err
+    assert not engine.starts
 
 
 def test_an_engine_that_does_not_start_says_why_in_one_line(
@@ -308,6 +402,28 @@ def test_an_engine_that_does_not_start_says_why_in_one_line(
         "--model='org/model': the engine does not start: seats: Input should be greater than or "
         "equal to 1; tokens: Input should be greater than or equal to 1"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (AssertionError(), "AssertionError"),
+        (ImportError("no such symbol"), "ImportError: no such symbol"),
+        (KeyError("rope"), "KeyError: 'rope'"),
+    ],
+)
+def test_whatever_a_model_ends_in_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise error
+
+    import vllm
+
+    monkeypatch.setattr(vllm, "LLM", refuse)
+    with pytest.raises(ToolError) as caught:
+        start_llm("org/model")
+    assert str(caught.value) == f"--model='org/model': the engine does not start: {said}"
 
 
 @pytest.mark.parametrize(
@@ -398,7 +514,7 @@ def test_the_page_shows_problems_that_can_be_read(tmp_path: Path) -> None:
     (rows,) = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
     (tmp_path / "p.jsonl").write_text(rows)
     problems, _ = load_problems(str(tmp_path / "p.jsonl"))
-    assert [p.answer for p in problems] == ["42", ["2", "3"], "12"]
+    assert [p.answer for p in problems] == ["42", ["2", "3"], 12]
 
 
 def test_the_page_says_how_many_problems_are_needed() -> None:
@@ -406,13 +522,12 @@ def test_the_page_says_how_many_problems_are_needed() -> None:
     header = re.search(r"\| held-out problems \| (.+) \|", page)
     assert header is not None
     shares = [float(text.split()[0]) / 100 for text in header[1].split(" | ")]
-    rows = re.findall(r"(?m)^\| (\d+) \| (.+) \|$", page)
+    rows = re.findall(r"(?m)^\| (\d+) \| ((?:[\d.]+|none)(?: \| (?:[\d.]+|none))+) \|$", page)
     assert len(rows) >= 5 and len(shares) == 4
     for count, cells in rows:
         for share, cell in zip(shares, cells.split(" | "), strict=True):
             found = stats.detectable(int(count), share, 0.05, True)
-            assert found is not None
-            assert cell == (f"{100 * found:.1f}" if found <= share else "none"), (count, share)
+            assert cell == ("none" if found is None else f"{100 * found:.1f}"), (count, share)
 
 
 def test_the_page_names_options_that_exist() -> None:

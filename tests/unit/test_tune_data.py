@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.data import digest, load_problems, split_problems
+from vllm_cold.tools.tune.data import answers_digest, digest, load_problems, split_problems
 
 pytestmark = pytest.mark.unit
 
@@ -36,9 +36,10 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
     assert repeated == 0
     assert [(p.id, p.line, p.answer) for p in problems] == [
         ("line-1", 1, "1"),
-        ("7", 3, ["2", "2.5"]),
-        ("x", 4, "-3"),
+        ("7", 3, ["2", 2.5]),  # as it stands there
+        ("x", 4, -3),
     ]
+    assert [p.answers for p in problems] == [("1",), ("2", "2.5"), ("-3",)]
     assert problems[1].prompt == (("user", "two"),)
     assert problems[1].text == "user: two"
 
@@ -65,6 +66,15 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
             {"prompt": "p", "messages": [{"role": "user", "content": "c"}], "answer": "a"},
             r"line 2: needs either",
         ),
+        (
+            '{"prompt": "a\\ud800b", "answer": "a"}',
+            r"line 2: prompt: has half a surrogate pair, '\\ud800'",
+        ),
+        (
+            {"messages": [{"role": "user", "content": "\udc80"}], "answer": "a"},
+            r"line 2: messages\.0\.content: has half a surrogate pair",
+        ),
+        ('{"prompt": "p", "answer": -Infinity}', r"line 2: answer: must be text"),
         ({"prompt": "p", "answer": "a", "id": "first"}, r"line 2: id: 'first' is line 1's"),
         ({"prompt": "good", "answer": "other"}, r"line 2: has the prompt of line 1 with another"),
     ],
@@ -103,6 +113,21 @@ def test_repeated_rows_count_once(tmp_path: Path) -> None:
     assert repeated == 4
 
 
+def test_rows_behind_the_limit_are_not_counted_as_left_out(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "answer": "a"} for p in "aabbca"]
+    file = write(tmp_path / "p.jsonl", *rows)
+    assert [load_problems(file, limit)[1] for limit in (1, 2, 3, None)] == [0, 1, 2, 3]
+
+
+def test_numbers_of_any_size(tmp_path: Path) -> None:
+    file = write(tmp_path / "p.jsonl", f'{{"prompt": "p", "answer": 1{"0" * 399}}}')
+    (problem,) = load_problems(file)[0]
+    assert problem.answers == ("1" + "0" * 399,)
+    write(tmp_path / "p.jsonl", f'{{"prompt": "p", "answer": 1{"0" * 9999}}}')
+    with pytest.raises(ToolError, match="line 1: "):
+        load_problems(file)
+
+
 def test_limit_and_byte_order_mark(tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
     file.write_text('\ufeff{"prompt": "p", "answer": "a"}\n{"prompt": "q", "answer": "a"}\n')
@@ -112,7 +137,7 @@ def test_limit_and_byte_order_mark(tmp_path: Path) -> None:
         load_problems(str(file), 0)
 
 
-def test_digest_sees_every_part(tmp_path: Path) -> None:
+def test_the_digest_is_of_what_outputs_depend_on(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [
         {"prompt": "p", "answer": "a"},
         {"prompt": "q", "answer": "a"},
@@ -122,9 +147,14 @@ def test_digest_sees_every_part(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "p"}], "answer": "a"},
     ]
     files = [write(tmp_path / f"{i}.jsonl", row) for i, row in enumerate(rows)]
-    digests = [digest(load_problems(file)[0]) for file in files]
-    assert len(set(digests)) == len(rows)
-    assert digest(load_problems(files[0])[0]) == digests[0]
+    read = [load_problems(file)[0] for file in files]
+    digests = [digest(problems) for problems in read]
+    assert digests[0] == digests[2] == digests[3]
+    assert len(set(digests)) == len(rows) - 2
+    # Of the answers there is one of its own.
+    judged = [answers_digest(problems) for problems in read]
+    assert judged[0] == judged[1] == judged[4] == judged[5]
+    assert len(set(judged)) == 3
 
 
 @given(st.integers(20, 500), st.floats(0.1, 0.9), st.integers(0, 2**32), st.integers(2, 6))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.unit
 
 
 def score(how: str, output: str, *answers: str) -> float:
-    problem = Problem("p", 3, "prompt", answers, is_list=len(answers) > 1)
+    problem = Problem("p", 3, "prompt", answers, answers[0] if len(answers) == 1 else list(answers))
     return load_matcher(how, [problem])(output, problem)
 
 

@@ -28,6 +28,7 @@ from vllm_cold.tools.tune.report import (
     percent,
     pick,
     points,
+    size,
 )
 from vllm_cold.tools.tune.show import show
 
@@ -146,6 +147,40 @@ def test_the_terminal_table_fits_80_columns(gain: Report) -> None:
         assert not any("…" in line for line in lines)
 
 
+@pytest.mark.parametrize("width", [60, 40])
+def test_no_figure_is_cut_off_in_a_narrow_terminal(gain: Report, width: int) -> None:
+    for report in (gain, report_on(simulate(np.random.default_rng(5), -0.4, 2000))):
+        text = text_of(report, width)
+        lines = [
+            line for line in text.splitlines() if line not in (report.serve, report.serve_best)
+        ]
+        assert max(map(len, lines)) <= width
+        assert "…" not in text
+        for row in report.rows:
+            start = rf"(?m)^ *{row.setting.alpha:g} +{row.setting.beta:g} .*"
+            if row.dev is None:
+                assert re.search(start + r"greedy *$", text)
+                continue
+            end = rf" {re.escape(points(row.dev.difference))}\*? .* {p_value(row.p_holm)} *$"
+            assert re.search(start + end, text), (width, row)
+        assert re.search(
+            rf"(?m)^CoLD .*{percent(report.test.cold)} .*{p_value(report.test.p)} *$", text
+        )
+
+
+def test_too_few_problems_are_called_so() -> None:
+    scores = {key: np.zeros(50) for key in simulate(np.random.default_rng(0), 0.0, 50)}
+    scores[BEST, "dev"][:3] = scores[BEST, "test"][3:5] = 1.0  # 5 in 100 differ
+    report = report_on(scores)
+    assert report.detectable is None
+    assert "50 held-out problems are too few to find any difference reliably." in report.details
+    assert not any("disagree" in note for note in report.notes)
+    assert "<td>none</td>" in page_of(report)
+    assert text_of(report)
+    # More than the share that differs, if what the dev problems show were true.
+    assert report.needed is not None and report.needed >= 6 / 0.06
+
+
 def test_greedy_points_are_shown_as_what_they_are(gain: Report) -> None:
     rows = [row for row in gain.rows if row.setting.alpha == 1.0]
     assert len(rows) == 3
@@ -217,7 +252,7 @@ def test_the_heat_map_is_blue_where_better_and_red_where_worse() -> None:
 
 def test_what_may_be_chance_is_pale() -> None:
     scores = {key: np.zeros(20) for key in simulate(np.random.default_rng(0), 0.0, 20)}
-    scores[BEST, "dev"][0] = 1.0  # one problem of 20: five points, and an interval from zero on
+    scores[BEST, "dev"][0] = 1.0  # one problem of 20: five points, and zero within the interval
     assert min(cell_colours(report_on(scores), 0.1)[1]) > 150
     scores[BEST, "dev"][:] = 1.0
     assert min(cell_colours(report_on(scores), 0.1)[1]) < 50
@@ -286,6 +321,9 @@ def test_figures_for_people() -> None:
     assert percent(0.54) == "54.0 %"
     assert [points(x) for x in (0.08, -0.081, 0.0, -0.0004, 1.0)] == [
         "+8.0", "-8.1", "0.0", "0.0", "+100.0",
+    ]  # fmt: skip
+    assert [size(x) for x in (0.08, -0.081, 0.0, 0.0004, 1.0)] == [
+        "8.0", "8.1", "0.0", "0.0", "100.0",
     ]  # fmt: skip
     assert [p_value(p) for p in (1.0, 0.25, 0.0312, 0.00049, 0.00001)] == [
         "1.00", "0.25", "0.031", "0.0005", "<0.0001",

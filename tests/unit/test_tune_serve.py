@@ -71,6 +71,11 @@ def test_the_line_says_what_was_measured() -> None:
         "enforce_eager": True,
         "enable_prefix_caching": False,
         "hf_overrides": {"rope_theta": 1e6},
+        "quantization": None,
+        "enable_chunked_prefill": None,
+        "cudagraph_capture_sizes": [1, 2, 8],
+        "ignore_patterns": ["a b/*", "c"],
+        "logits_processors": [],
     }
     found = parse(serve_line("/models/my model", adapters, engine, Setting(0.05, 1e-05)))
     assert found.model_tag == "/models/my model"
@@ -84,6 +89,10 @@ def test_the_line_says_what_was_measured() -> None:
     assert found.enforce_eager is True
     assert found.enable_prefix_caching is False
     assert found.hf_overrides == {"rope_theta": 1e6}
+    assert found.quantization is None and found.enable_chunked_prefill is None
+    assert found.cudagraph_capture_sizes == [1, 2, 8]
+    assert found.ignore_patterns == ["a b/*", "c"]
+    assert not found.logits_processors
     assert (found.sampler, found.cold_alpha, found.cold_beta) == ("cold", 0.05, 1e-05)
 
 

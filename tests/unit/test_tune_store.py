@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import resource
@@ -15,6 +17,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.store import (
     Output,
+    cached_commit,
     file_digests,
     file_stamps,
     open_store,
@@ -138,6 +141,48 @@ def test_two_processes_do_not_write_at_once(tmp_path: Path) -> None:
         pass
     with open_store(str(tmp_path), FINGERPRINT):
         pass
+
+
+def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(ToolError, match="cannot be locked against a second process: No locks"),
+        open_store(str(tmp_path), FINGERPRINT),
+    ):
+        pass
+
+
+def test_two_revisions_of_a_hubs_model_are_not_mixed(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for commit in (None, "a" * 40, None, "a" * 40):  # not known before the first download
+        with open_store(str(tmp_path), FINGERPRINT) as store:
+            store.note_commit(commit)
+    with (
+        pytest.raises(ToolError, match=r"another run \(the model's commit (was|changed)"),
+        open_store(str(tmp_path), FINGERPRINT) as store,
+    ):
+        assert store.commit == "a" * 40
+        store.note_commit("b" * 40)
+    with open_store(str(tmp_path), FINGERPRINT, restart=True) as store:
+        store.note_commit("b" * 40)
+
+
+def test_the_commit_is_that_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert cached_commit("org/model", {}) is None
+    refs = tmp_path / "models--org--model" / "refs"
+    refs.mkdir(parents=True)
+    (refs / "main").write_text("a" * 40)
+    (refs / "v2").write_text("b" * 40)
+    assert cached_commit("org/model", {"revision": None}) == "a" * 40
+    assert cached_commit("org/model", {"revision": "v2"}) == "b" * 40
+    assert cached_commit("org/model", {"download_dir": str(tmp_path / "other")}) is None
+    assert cached_commit(str(tmp_path), {}) is None  # a folder has stamps
 
 
 def test_a_full_disk_loses_nothing_that_was_kept(tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ def read_adapter(option: str, text: str) -> Adapter:
             f"{option}={text!r}: no adapter_config.json in {path}; give the folder that peft's "
             "save_pretrained wrote"
         ) from None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
         raise ToolError(
             f"{option}={text!r}: {config} names no rank ({type(error).__name__}: {error}); give "
             "the folder that peft's save_pretrained wrote"

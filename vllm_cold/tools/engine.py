@@ -79,14 +79,34 @@ def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
         raise ToolError(
             f"--model={model!r}: the engine does not start: {_one_sentence(error)}"
         ) from error
+    except (AssertionError, ImportError, KeyError) as error:  # their texts are no sentences
+        reason = f"{type(error).__name__}: {_one_sentence(error)}".removesuffix(": ")
+        raise ToolError(f"--model={model!r}: the engine does not start: {reason}") from error
 
 
-def _one_sentence(error: Exception) -> str:
-    """An error's message; that of pydantic without its type names and links, one line."""
+@contextlib.contextmanager
+def engine_errors() -> Iterator[None]:
+    """What ends an engine while it decodes, such as NaN in logits or no memory, as a sentence.
+
+    Raises:
+        ToolError: for what the engine raised.
+    """
+    from vllm.v1.engine.exceptions import EngineDeadError
+
+    try:
+        yield
+    except (RuntimeError, MemoryError, EngineDeadError) as error:
+        raise ToolError(
+            f"the engine failed while it decoded ({type(error).__name__}): {_one_sentence(error)}"
+        ) from error
+
+
+def _one_sentence(error: BaseException) -> str:
+    """An error's message, one line; that of pydantic without its type names and links."""
     from pydantic import ValidationError  # comes with vLLM
 
     if not isinstance(error, ValidationError):
-        return str(error)
+        return " ".join(str(error).split())
     found = error.errors(include_url=False, include_context=False)
     parts = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found)
     return "; ".join(part.removeprefix(": ").removeprefix("Value error, ") for part in parts)

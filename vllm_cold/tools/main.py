@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import traceback
 from collections.abc import Sequence
 
 from vllm_cold.tools import doctor, explain, tune
@@ -28,7 +29,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit status is 0, 1 for a negative result, or 2 for a mistake."""
+    """Run the command line.
+
+    Returns:
+        The exit status: 0, 1 for a negative result, 2 for a mistake that one sentence names, 3 for
+        a fault of this program's, with its traceback, 130 after Ctrl-C.
+    """
     options = build_parser().parse_args(arguments)
     try:
         status = options.run(options)
@@ -37,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Exception:
+        # Python's own status would be 1, which says that nothing is wrong but the result.
+        traceback.print_exc()
+        print(
+            f"vllm-cold {options.command}: failed unexpectedly; please report the lines above",
+            file=sys.stderr,
+        )
+        return 3
     return int(status)
 
 

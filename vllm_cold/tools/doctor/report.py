@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -86,9 +87,15 @@ def examine(title: str, look: Callable[[], Sequence[Entry] | Section]) -> Sectio
 
 def failure(error: BaseException) -> str:
     """An exception in one line."""
-    text = " ".join(str(error).split())
+    text = " ".join(without_home(str(error)).split())
     shortened = text if len(text) <= _LONGEST else text[:_LONGEST] + " ..."
     return f"failed with {type(error).__name__}: {shortened}"
+
+
+def without_home(text: str) -> str:
+    """Without the user's name in paths."""
+    home = os.path.expanduser("~")
+    return text.replace(home, "~") if len(home) > 1 else text
 
 
 def to_json(report: Report) -> str:
@@ -103,11 +110,15 @@ def to_markdown(report: Report) -> str:
     for section in report.sections:
         lines += ["", f"## {section.title}", "", "| | | |", "|---|---|---|"]
         for entry in section.entries:
-            value = " ".join(entry.value.split()).replace("|", "\\|")
-            lines.append(f"| {_label(entry.status)} | {entry.name} | {value} |")
+            lines.append(f"| {_label(entry.status)} | {_cell(entry.name)} | {_cell(entry.value)} |")
         if section.details:
             lines += ["", "```text", section.details.strip("\n").replace("```", "'''"), "```"]
     return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    """Text for a cell of a markdown table: one line, and nothing that GitHub takes for HTML."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _label(status: Status) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vllm_cold import __version__
-from vllm_cold.tools.doctor.report import Entry, Status, failure
+from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
 
 _DISTRIBUTIONS = (
     "vllm",
@@ -183,9 +183,7 @@ def plugin() -> list[Entry]:
         else:
             entries.append(Entry("entry point", f"{point.name} = {point.value}", Status.OK))
     if not points:
-        entries.append(
-            Entry("entry point", "not registered: pip install vllm-cold", Status.PROBLEM)
-        )
+        entries.append(Entry("entry point", "not registered: install the package", Status.PROBLEM))
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
@@ -247,7 +245,10 @@ def scoring() -> list[Entry]:
         entries.append(Entry("C++ library", reason, Status.WARNING))
     for device in dict.fromkeys((here, *registry.AUTOMATIC)):
         entries.append(_picked(device, asked, in_use=device == here))
-    entries.append(_agrees(torch.device(here)))
+    try:
+        entries.append(_agrees(torch.device(here)))
+    except Exception as error:  # reported, beside which kernel it was
+        entries.append(Entry("scores", failure(error), Status.PROBLEM))
     return entries
 
 
@@ -372,7 +373,9 @@ def contracts() -> list[Entry]:
 def environment(variables: Mapping[str, str]) -> list[Entry]:
     """Variables that matter, by a list of names; of vLLM's others the names alone."""
     entries = [
-        Entry(name, _home(variables[name]) or "(empty)") for name in _SHOWN if name in variables
+        Entry(name, without_home(variables[name]) or "(empty)")
+        for name in _SHOWN
+        if name in variables
     ]
     others = sorted(name for name in variables if name.startswith("VLLM_") and name not in _SHOWN)
     if others:
@@ -380,14 +383,8 @@ def environment(variables: Mapping[str, str]) -> list[Entry]:
     return entries or [Entry("set", "none of those that matter")]
 
 
-def _home(text: str) -> str:
-    """Without the user's name in paths."""
-    home = os.path.expanduser("~")
-    return text.replace(home, "~") if len(home) > 1 else text
-
-
 def _short(path: Path) -> str:
-    return _home(str(path))
+    return without_home(str(path))
 
 
 SECTIONS: Mapping[str, Callable[[], Sequence[Entry]]] = {

@@ -22,7 +22,7 @@ from typing import Any
 
 from vllm_cold.tools.doctor import reference, tiny
 from vllm_cold.tools.doctor.reference import CASES, Case, Decoded
-from vllm_cold.tools.doctor.report import Entry, Section, Status
+from vllm_cold.tools.doctor.report import Entry, Section, Status, without_home
 
 TITLE = "Self-test"
 _RESULT = "tokens.json"
@@ -117,7 +117,7 @@ def run(timeout: float) -> Section:
     """Decode in an engine of its own process and compare.
 
     Args:
-        timeout: Seconds that the engine may take.
+        timeout: Seconds that the engine may take, from its start.
     """
     with tempfile.TemporaryDirectory(prefix="vllm-cold-doctor-") as name:
         folder = Path(name)
@@ -126,7 +126,8 @@ def run(timeout: float) -> Section:
         start = time.monotonic()
         with log.open("wb") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(folder)],
+                # -P: files of the working directory must not stand in for the engine's modules.
+                [sys.executable, "-P", "-m", __name__, str(folder)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
@@ -135,13 +136,15 @@ def run(timeout: float) -> Section:
             )
             try:
                 expected = reference.decode(folder)  # meanwhile
-                status: int | None = process.wait(timeout)
+                left = max(0.0, start + timeout - time.monotonic())
+                status: int | None = process.wait(left)
             except subprocess.TimeoutExpired:
                 status = None
             finally:
                 _end(process)
         seconds = time.monotonic() - start
-        end = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+        text = without_home(log.read_text(errors="replace"))
+        end = "\n".join(text.splitlines()[-_LOG_LINES:])
         if status is None:
             what = f"FAIL: the engine had not finished after {timeout:g} s"
             return Section(TITLE, [Entry("result", what, Status.PROBLEM)], end)

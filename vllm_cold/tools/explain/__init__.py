@@ -65,7 +65,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     models.add_argument(
         "--model",
         metavar="MODEL",
-        help="the base model; with --url, its name on the server (default: the adapter's)",
+        help="the base model: a folder with config.json, or a hub name; with --url, its name on "
+        "the server (default: the adapter's)",
     )
     models.add_argument("--url", metavar="URL", help="use this server instead of an engine here")
     models.add_argument(
@@ -122,7 +123,11 @@ def _run(options: argparse.Namespace) -> int:
     try:
         from vllm_cold.tools.explain.command import run
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "vllm_cold":
+        name = (error.name or "vllm_cold").partition(".")[0]
+        if name == "vllm_cold":
             raise
-        raise ToolError(f"this command needs {error.name}: pip install {error.name}") from error
+        raise ToolError(
+            f"this command needs {name}: install vllm-cold with its extra tools, or pip install "
+            f"{name}"
+        ) from error
     return run(options)

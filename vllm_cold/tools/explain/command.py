@@ -47,6 +47,11 @@ def read_prompts(path: Path) -> list[str]:
             raise ToolError(
                 f'--prompts={path}: line {number} must be an object with the text "prompt"'
             )
+        if not is_unicode(prompt):
+            raise ToolError(
+                f"--prompts={path}: line {number} has half a surrogate pair, which is no "
+                "character; tokenizers take whole ones only"
+            )
         found.append(prompt)
     if not found:
         raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
@@ -56,6 +61,15 @@ def read_prompts(path: Path) -> list[str]:
             "split the file"
         )
     return found
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text has no lone surrogates, as JSON escapes and bytes of a shell can make them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_settings(options: argparse.Namespace) -> ColdSettings:
@@ -71,11 +85,13 @@ def check_page(path: Path) -> None:
     """Refuse a page that cannot be written, before an engine is started for it."""
     if not path.absolute().parent.is_dir():
         raise ToolError(f"--html={path}: no such folder; make it first")
-    existed = path.exists()
+    # What is made is what a link leads to; the link itself is the user's.
+    target = Path(os.path.realpath(path))
+    existed = target.exists()
     try:
-        path.open("a").close()
+        target.open("a").close()
         if not existed:
-            path.unlink()
+            target.unlink()
     except OSError as error:
         raise ToolError(
             f"--html={path}: cannot be written ({error.strerror}); name another file"
@@ -115,6 +131,8 @@ def run(options: argparse.Namespace) -> int:
         raise ToolError(f"--candidates={options.candidates}: at most {collect.FIRST_TOP}")
     if options.prompt == "":
         raise ToolError("--prompt: is empty")
+    if options.prompt is not None and not is_unicode(options.prompt):
+        raise ToolError("--prompt: is no UTF-8 text; set the terminal's encoding to UTF-8")
     prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts)
     check_page(options.html)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_cold.settings import ColdSettings
 from vllm_cold.tools.adapters import lora_rank, read_adapters, read_model
-from vllm_cold.tools.engine import prepare_environment, start_llm
+from vllm_cold.tools.engine import engine_errors, prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.sources import (
     EXPERT,
@@ -89,9 +89,16 @@ class OfflineSource:
                 if not tokenizer.chat_template:
                     raise ToolError("--chat: this model has no chat template; leave --chat out")
                 message = [{"role": "user", "content": prompt}]
-                text = tokenizer.apply_chat_template(
-                    message, tokenize=False, add_generation_prompt=True
-                )
+                try:
+                    text = tokenizer.apply_chat_template(
+                        message, tokenize=False, add_generation_prompt=True
+                    )
+                # Templates are programs of the model's authors and raise what they like.
+                except Exception as error:
+                    raise ToolError(
+                        f"--chat: the model's chat template does not take the prompt "
+                        f"{prompt[:40]!r} ({error}); leave --chat out"
+                    ) from error
                 special = False  # the template writes them
             found.append(list(tokenizer.encode(text, add_special_tokens=special)))
         return found
@@ -161,7 +168,8 @@ class OfflineSource:
             return []
         prompts = [{"prompt_token_ids": list(text)} for text in texts]
         try:
-            found = self._llm.generate(prompts, params, lora_request=adapter, use_tqdm=False)
+            with engine_errors():
+                found = self._llm.generate(prompts, params, lora_request=adapter, use_tqdm=False)
         except ValueError as error:  # CoLD or vLLM refuses the request and says why
             raise ToolError(str(error)) from error
         return list(found)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
+from urllib.parse import urlsplit
 
 import openai
 
@@ -60,9 +61,9 @@ class ServerSource:
         model: str | None = None,
         api_key: str | None = None,
     ) -> None:
-        if not re.match(r"https?://[^/]+", url):
-            raise ToolError(f"--url={url}: must be like http://localhost:8000")
-        self._url = url
+        self._url = without_user(url)
+        if not is_address(url):
+            raise ToolError(f"--url={self._url}: must be like http://localhost:8000")
         root = url.rstrip("/").removesuffix("/v1")
         self._client = openai.OpenAI(
             base_url=f"{root}/v1",
@@ -93,7 +94,10 @@ class ServerSource:
         self.vocab_size: int | None = None
         self._largest_top: int | None = None
         self.description = Description(
-            model=base, adapter=adapter, amateur=amateur or "base model", source=f"server at {root}"
+            model=base,
+            adapter=adapter,
+            amateur=amateur or "base model",
+            source=f"server at {without_user(root)}",
         )
         self._require_cold()
 
@@ -265,6 +269,20 @@ class ServerSource:
 
     def _name(self, stream: str) -> str:
         return self._expert if stream == EXPERT else self._amateur or self._base
+
+
+def is_address(url: str) -> bool:
+    """Whether an URL names a server: a scheme, a host, and a port from 0 to 65535 or none."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != -1
+    except ValueError:  # of urlsplit, or of port
+        return False
+
+
+def without_user(url: str) -> str:
+    """An URL without the name and password that may stand before its host."""
+    return re.sub(r"^([a-z]+://)?[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
 
 
 def pack(

@@ -27,7 +27,8 @@ def add_parser(subparsers: Any) -> None:
         description="Decodes problems with reference answers greedily and with CoLD over a grid "
         "of alpha and beta. One part of the problems picks a setting, the held-out part judges "
         "it against greedy decoding of the same adapter. Ends with status 0 if the setting is "
-        "significantly better, 1 if none is.",
+        "significantly better, 1 if none is, 2 for a mistake, 3 for a fault of "
+        "this program's.",
     )
     what = parser.add_argument_group("what to decode")
     what.add_argument(
@@ -36,7 +37,9 @@ def add_parser(subparsers: Any) -> None:
         help='one problem a line: {"prompt": "...", "answer": "..."}; "messages" (a list of chat '
         'messages) in place of "prompt", a list of answers, and an "id" are understood',
     )
-    what.add_argument("--model", required=True, help="the base model, as for vllm serve")
+    what.add_argument(
+        "--model", required=True, help="the base model: a folder with config.json, or a hub name"
+    )
     what.add_argument(
         "--adapter", required=True, metavar="[NAME=]FOLDER", help="the LoRA adapter, the expert"
     )
@@ -124,9 +127,14 @@ def run(options: argparse.Namespace) -> int:
         ToolError: a mistake in the options, the files or the scoring callable.
     """
     try:
-        from vllm_cold.tools.tune import command
+        # What writes the reports, too: what is missing is named before anything is decoded.
+        from vllm_cold.tools.tune import command, heatmap, page  # noqa: F401
     except ModuleNotFoundError as error:
-        if error.name is None or error.name.partition(".")[0] == "vllm_cold":
+        name = (error.name or "vllm_cold").partition(".")[0]
+        if name == "vllm_cold":
             raise
-        raise ToolError(f"this command needs {error.name}: pip install {error.name}") from error
+        raise ToolError(
+            f"this command needs {name}: install vllm-cold with its extra tools, or pip install "
+            f"{name}"
+        ) from error
     return command.run(options)

@@ -21,7 +21,13 @@ from vllm_cold.tools.adapters import Adapter, lora_rank, read_adapters, read_mod
 from vllm_cold.tools.engine import prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import stats
-from vllm_cold.tools.tune.data import Problem, digest, load_problems, split_problems
+from vllm_cold.tools.tune.data import (
+    Problem,
+    answers_digest,
+    digest,
+    load_problems,
+    split_problems,
+)
 from vllm_cold.tools.tune.decode import Decoder, Job
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
@@ -41,6 +47,7 @@ from vllm_cold.tools.tune.serve import serve_line
 from vllm_cold.tools.tune.store import (
     Output,
     Store,
+    cached_commit,
     file_digests,
     file_stamps,
     open_store,
@@ -145,6 +152,16 @@ def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) 
         raise ToolError(f"--engine-args={options.engine_args!r}: not JSON ({error})") from None
     if not isinstance(more, dict):
         raise ToolError(f"--engine-args={options.engine_args!r}: must be a JSON object")
+    if "hf_token" in more:
+        raise ToolError(
+            "--engine-args: hf_token would stand in results and reports; set HF_TOKEN instead"
+        )
+    additional = more.get("additional_config")
+    if isinstance(additional, dict) and "cold" in additional:
+        raise ToolError(
+            f"--engine-args={options.engine_args!r}: additional_config's cold is a server's "
+            "default, and this command sets alpha and beta itself; leave it out"
+        )
     if twice := sorted(more.keys() & (engine.keys() | OWN_ARGUMENTS)):
         raise ToolError(
             f"--engine-args={options.engine_args!r}: {', '.join(twice)} is set by this command"
@@ -260,6 +277,7 @@ class Tuning:
             task.options.chat,
         )
         self._decoder.tokenize(task.problems)
+        self._store.note_commit(cached_commit(task.model, task.engine))
         self._store.note_penalties(self._decoder.penalties)
 
     def _decode(self, parts: Sequence[Part], watcher: Watch) -> None:
@@ -292,6 +310,7 @@ class Tuning:
         self._store.add_analysis(
             {
                 "match": options.match,
+                "answers": answers_digest(task.problems),
                 "seed": options.seed,
                 "test_fraction": options.test_fraction,
                 "settings": [[setting.alpha, setting.beta] for setting in task.grid],
@@ -324,10 +343,13 @@ class Tuning:
 
     def _notes(self, best: Setting) -> list[str]:
         task, notes = self._task, []
+        sent = ["temperature 0", f"max_tokens {task.options.max_tokens}"]
+        if task.options.stop:
+            sent.append(f"stop {json.dumps(task.options.stop)}")
         notes.append(
             "Measured at temperature 0; requests that sample are another matter. A server with "
-            "this line decodes the same way, up to rounding, where requests send temperature 0 "
-            f"and the same max_tokens ({task.options.max_tokens})."
+            "this line decodes the same way, up to rounding, where requests send "
+            f"{', '.join(sent[:-1])} and {sent[-1]}."
         )
         if task.amateur is not None:
             notes.append(
@@ -341,8 +363,8 @@ class Tuning:
             )
         if len(self._store.analyses) > 1:
             notes.append(
-                f"These outputs were judged in {len(self._store.analyses)} ways (split, grid or "
-                "rule of matching). To choose among the reports is to pick by luck again: "
+                f"These outputs were judged in {len(self._store.analyses)} ways (answers, split, "
+                "grid or rule of matching). To choose among the reports is to pick by luck again: "
                 "confirm the result on new problems."
             )
         for setting, name in ((None, "greedy"), (best, "the best setting")):

@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -36,19 +36,14 @@ class Problem:
         line: Number of its line, from 1.
         prompt: Text, or chat messages (``role`` and ``content``).
         answers: One or more texts, of which one is enough.
-        is_list: Whether the file gave a list; a scoring callable gets it as it was given.
+        answer: What the file has for them, as JSON reads it: what a scoring callable gets.
     """
 
     id: str
     line: int
     prompt: str | tuple[tuple[str, str], ...]
     answers: tuple[str, ...]
-    is_list: bool = False
-
-    @property
-    def answer(self) -> str | list[str]:
-        """The answer as the file has it."""
-        return list(self.answers) if self.is_list else self.answers[0]
+    answer: Any = field(default=None, compare=False)
 
     @property
     def text(self) -> str:
@@ -59,8 +54,9 @@ class Problem:
 
 
 def _as_text(value: Any) -> str:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if is_number and math.isfinite(value):
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, float) and math.isfinite(value):
         return str(value)
     if isinstance(value, str) and value.strip():
         return value
@@ -75,13 +71,27 @@ def _as_answers(value: Any) -> list[str]:
     return [_as_text(value)]
 
 
-_Text = Annotated[str, StringConstraints(min_length=1)]
+def _check_unicode(value: Any) -> Any:
+    if isinstance(value, str) and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"has half a surrogate pair, {value[error.start]!r}, which is no character; "
+                "tokenizers take whole ones only"
+            ) from None
+    return value
+
+
+# Before pydantic looks at it, which takes such text for no string in some places only.
+_Content = Annotated[str, BeforeValidator(_check_unicode)]
+_Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(_check_unicode)]
 
 
 class _Message(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
     role: _Text
-    content: str
+    content: _Content
 
 
 class _Row(BaseModel):
@@ -129,7 +139,7 @@ def _parse(line: str, number: int) -> Problem:
         assert row.prompt is not None
         prompt = row.prompt
     name = f"line-{number}" if row.id is None else str(row.id)
-    return Problem(name, number, prompt, tuple(row.answer), isinstance(raw["answer"], list))
+    return Problem(name, number, prompt, tuple(row.answer), raw["answer"])
 
 
 def load_problems(path: str, limit: int | None = None) -> tuple[list[Problem], int]:
@@ -144,7 +154,8 @@ def load_problems(path: str, limit: int | None = None) -> tuple[list[Problem], i
         limit: Keep the first so many problems.
 
     Returns:
-        The problems, and how many repetitions were left out.
+        The problems, and how many repetitions of them were left out; behind the last of ``limit``
+        problems nothing counts as left out.
 
     Raises:
         ToolError: names the file, up to five lines, and what is wrong with them.
@@ -178,7 +189,7 @@ def load_problems(path: str, limit: int | None = None) -> tuple[list[Problem], i
                         f"has the prompt of line {first.line} with another answer; give all "
                         "right answers as one list"
                     )
-                repeated += 1
+                repeated += limit is None or len(problems) < limit
                 continue
             same = ids.setdefault(problem.id, problem)
             if same is not problem:
@@ -196,9 +207,17 @@ def load_problems(path: str, limit: int | None = None) -> tuple[list[Problem], i
 
 
 def digest(problems: Sequence[Problem]) -> str:
-    """SHA-256 over everything that the problems are."""
-    rows = [(p.id, p.prompt, p.answers, p.is_list) for p in problems]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    """SHA-256 over what outputs depend on: ids and prompts, in order."""
+    return _sha256([(p.id, p.prompt) for p in problems])
+
+
+def answers_digest(problems: Sequence[Problem]) -> str:
+    """SHA-256 over what outputs are judged by."""
+    return _sha256([p.answer for p in problems])
+
+
+def _sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
 
 
 def split_problems(

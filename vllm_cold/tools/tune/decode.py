@@ -9,6 +9,7 @@ from itertools import islice
 from typing import Any
 
 from vllm_cold.tools.adapters import Adapter
+from vllm_cold.tools.engine import engine_errors
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.data import Problem
 from vllm_cold.tools.tune.grid import Setting
@@ -127,7 +128,8 @@ class Decoder:
 
         common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
         if setting is None:
-            return SamplingParams(**common)
+            # Greedy, whatever the engine's default sampler is.
+            return SamplingParams(**common, extra_args={"cold": 0})
         return ColdParams(alpha=setting.alpha, beta=setting.beta, amateur=self._amateur, **common)
 
     def run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
@@ -143,6 +145,7 @@ class Decoder:
         waiting = iter(jobs)
         running: dict[str, Job] = {}
         number = 0
+        alive = True
         try:
             while True:
                 for job in islice(waiting, room - len(running)):
@@ -151,12 +154,16 @@ class Decoder:
                     number += 1
                 if not running:
                     return
-                for result in self._engine.step():
+                alive = False
+                with engine_errors():
+                    results = self._engine.step()
+                alive = True
+                for result in results:
                     job = running.pop(result.request_id)
                     done(job, _output(job, result.outputs[0]))
         finally:
             # After an error: the engine must not go on with what nobody waits for.
-            if running and self._engine.has_unfinished_requests():
+            if alive and running and self._engine.has_unfinished_requests():
                 self._engine.abort_request(list(running))
 
     def _add(self, request_id: str, job: Job) -> None:

@@ -18,6 +18,7 @@ from vllm_cold.tools.tune.report import (
     p_value,
     percent,
     points,
+    size,
 )
 
 _COUNTS = ("problems", "outputs")  # of Report.run, with names of our own
@@ -138,7 +139,7 @@ ul { margin: 0; padding-left: 1.2rem; } li { margin-bottom: .4rem; max-width: 46
 <section>
 <h2>{{ dev.count }} dev problems, which pick the setting</h2>
 <figure>
-<img src="data:image/png;base64,{{ png }}" width="{{ size[0] }}" height="{{ size[1] }}" \
+<img src="data:image/png;base64,{{ png }}" width="{{ width }}" height="{{ height }}" \
 alt="Heat map of the difference to greedy for every \
 alpha and beta; the table below has the same figures.">
 <figcaption>The best of several settings looks better here than it is: it was picked for it. \
@@ -179,7 +180,7 @@ which the two kinds of decoding differ here:</p>
 <thead><tr><th scope="col">held-out problems</th>
 {% for count, _ in r.ladder %}<th scope="col">{{ count }}</th>{% endfor %}</tr></thead>
 <tbody><tr><th scope="row">points</th>
-{% for _, difference in r.ladder %}<td>{{ points(difference)[1:] if difference else 'none' }}</td>\
+{% for _, difference in r.ladder %}<td>{{ size(difference) if difference else 'none' }}</td>\
 {% endfor %}</tr></tbody>
 </table>
 </div>
@@ -231,6 +232,7 @@ def render(report: Report, heatmap: bytes) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    width, height = _size(heatmap)
     compared = [row for row in report.rows if row.dev is not None]
     return environment.from_string(_TEMPLATE).render(
         r=report,
@@ -238,7 +240,9 @@ def render(report: Report, heatmap: bytes) -> str:
         compared=len(compared),
         confidence=f"{100 * report.confidence:g}",
         png=base64.b64encode(heatmap).decode(),
-        size=_size(heatmap),
+        width=width,
+        height=height,
+        size=size,
         command=_command,
         percent=percent,
         points=points,

@@ -117,6 +117,11 @@ def points(difference: float) -> str:
     return "0.0" if float(text) == 0.0 else text
 
 
+def size(difference: float) -> str:
+    """A difference in percentage points, without its sign: "8.0"."""
+    return f"{100 * abs(difference):.1f}"
+
+
 def p_value(p: float) -> str:
     """A p value, such as "0.012", with three digits at most."""
     if p < P_FLOOR:
@@ -243,7 +248,9 @@ def conclude(
     )
     needed = None
     if dev.difference > 0.0:
-        needed = stats.problems_needed(dev.difference, variance, level)
+        # For that difference at least as many have to differ.
+        differing = max(variance, dev.difference) if binary else variance
+        needed = stats.problems_needed(dev.difference, differing, level)
 
     on_test = (
         f"{percent(test.cold)} against {percent(test.greedy)} on {test.count} held-out "
@@ -280,7 +287,7 @@ def conclude(
         else:
             details.append(
                 f"{test.count} held-out problems find a true difference of about "
-                f"{points(detectable)[1:]} points four times in five. CoLD may still gain less "
+                f"{size(detectable)} points four times in five. CoLD may still gain less "
                 "than that; to find it, bring more problems."
             )
         if needed is not None and needed > test.count:
@@ -321,8 +328,8 @@ def _notes(test: Comparison, dev: Comparison, level: float) -> list[str]:
     excludes_zero = test.low > 0.0 or test.high < 0.0
     if excludes_zero != (test.p < level):
         notes.append(
-            "The interval and p disagree narrowly about zero. The test decides; the interval, "
-            "from resampling, shows the size."
+            "The interval and p disagree about zero. The test decides; the interval, from "
+            "resampling, shows the size."
         )
     if test.count < SMALL:
         notes.append(

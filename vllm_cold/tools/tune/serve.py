@@ -19,6 +19,10 @@ def _module(adapter: Adapter) -> str:
     return f"{adapter.name}={adapter.folder}"
 
 
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def serve_line(
     model: str,
     adapters: Sequence[Adapter],
@@ -30,18 +34,20 @@ def serve_line(
     Args:
         model: Folder or hub name.
         adapters: The expert, then the amateur if it is an adapter.
-        engine: Further arguments of ``vllm.LLM``; they become options.
+        engine: Further arguments of ``vllm.LLM``; they become options, but for None, which is
+            vLLM's word for a default.
         setting: None for greedy decoding, that is without CoLD.
     """
     words = ["vllm", "serve", model, "--enable-lora", "--lora-modules", *map(_module, adapters)]
     for name, value in engine.items():
         option = "--" + name.replace("_", "-")
+        if value is None or value == []:  # vLLM's parser has no words for these
+            continue
         if isinstance(value, bool):
             words.append(option if value else f"--no-{option[2:]}")
-        elif isinstance(value, (dict, list)):
-            words += [option, json.dumps(value)]
         else:
-            words += [option, str(value)]
+            # A list is one option with several words.
+            words += [option, *map(_word, value if isinstance(value, list) else [value])]
     if setting is not None:
         words += ["--sampler", "cold"]
         words += ["--cold-alpha", repr(setting.alpha), "--cold-beta", repr(setting.beta)]

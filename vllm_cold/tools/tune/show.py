@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Collection, Sequence
+
 from rich import box
 from rich.console import Console, JustifyMethod
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
 from vllm_cold.tools.tune.report import Report, Row, interval, p_value, percent, points
+
+# What a narrow terminal has no room for, the first to go first: columns, and in the second table
+# the setting, which the first one shows.
+_LEAST_OF_GRID = ("+/-", "p", "interval", "score")
+_LEAST_OF_TEST = ("setting", "+/-", "interval", "score")
 
 
 def _table(title: str, columns: list[str], first: JustifyMethod = "right") -> Table:
@@ -24,20 +33,36 @@ def _table(title: str, columns: list[str], first: JustifyMethod = "right") -> Ta
         collapse_padding=True,
         pad_edge=False,
     )
-    table.add_column(columns[0], justify=first, no_wrap=True)
-    for name in columns[1:]:
-        table.add_column(name, justify="right", no_wrap=True)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else first, no_wrap=True)
+    return table
+
+
+def fitted(
+    console: Console, make: Callable[[Collection[str]], Table], least: Sequence[str]
+) -> Table:
+    """The table without what the console has no room for, so that no figure is cut off.
+
+    Args:
+        console: Where it goes.
+        make: Makes it without the columns of these names.
+        least: What may go, the first to go first.
+    """
+    unlimited = console.options.update(width=10_000)
+    for count in range(len(least) + 1):
+        table = make(least[:count])
+        if Measurement.get(console, unlimited, table).maximum <= console.width:
+            break
     return table
 
 
 def _cells(row: Row, is_best: bool) -> list[str]:
-    name = [f"{row.setting.alpha:g}", f"{row.setting.beta:g}"]
+    name = [f"{row.setting.alpha:g}", f"{row.setting.beta:g}", "best" if is_best else ""]
     if row.dev is None:
-        return [*name, "", "greedy"]
+        return [*name, "greedy", "", "", "", "", ""]
     assert row.p_holm is not None
     return [
         *name,
-        "best" if is_best else "",
         percent(row.dev.cold),
         points(row.dev.difference) + ("*" if row.significant else " "),
         interval(row.dev),
@@ -47,45 +72,57 @@ def _cells(row: Row, is_best: bool) -> list[str]:
     ]
 
 
-def grid_table(report: Report) -> Table:
-    """All settings on the dev problems."""
+def grid_table(report: Report, without: Collection[str] = ()) -> Table:
+    """All settings on the dev problems, without some of the columns."""
     dev = next(row.dev for row in report.rows if row.dev is not None)
+    columns = _columns(report, "alpha", "beta", "", "score", "points", "interval", "+/-", "p")
+    columns["p (Holm)"] = "p (Holm)"
     table = _table(
         f"{dev.count} dev problems, which pick the best setting; greedy: {percent(dev.greedy)}",
-        ["alpha", "beta", "", "score", "points", _interval_name(report), "+/-", "p", "p (Holm)"],
+        [title for name, title in columns.items() if name not in without],
     )
+    notes = ["points: to greedy"] + ([] if "+/-" in without else ["+/-: better/worse"])
     table.caption = (
-        "points: to greedy; +/-: better/worse; *: significant after Holm's\n"
+        f"{'; '.join(notes)}; *: significant after Holm's\n"
         "correction. The best of several is biased upwards."
     )
     for row in report.rows:
         is_best = row.setting == report.best
-        table.add_row(*_cells(row, is_best), style="bold" if is_best else "")
+        cells = dict(zip(columns, _cells(row, is_best), strict=True))
+        if row.dev is None and "score" in without:
+            cells["points"] = cells["score"]  # that it is greedy decoding
+        kept = [cell for name, cell in cells.items() if name not in without]
+        table.add_row(*kept, style="bold" if is_best else "")
     return table
 
 
-def _interval_name(report: Report) -> str:
-    return f"{100 * report.confidence:g} % interval"
+def _columns(report: Report, *names: str) -> dict[str, str]:
+    """Titles of columns by name."""
+    return dict(zip(names, names, strict=True)) | {
+        "interval": f"{100 * report.confidence:g} % interval"
+    }
 
 
-def test_table(report: Report) -> Table:
-    """The picked setting and greedy on the held-out problems."""
+def test_table(report: Report, without: Collection[str] = ()) -> Table:
+    """The picked setting and greedy on the held-out problems, without some of the columns."""
     test = report.test
+    columns = _columns(report, "", "score", "points", "interval", "+/-", "p")
     table = _table(
         f"{test.count} held-out problems, which judge it",
-        ["", "score", "points", _interval_name(report), "+/-", "p"],
+        [title for name, title in columns.items() if name not in without],
         first="left",
     )
     table.caption = f"p: {test.test}, two-sided"
     table.add_row("greedy", percent(test.greedy))
-    table.add_row(
-        f"CoLD, {report.best}",
+    cells = [
+        "CoLD" if "setting" in without else f"CoLD, {report.best}",
         percent(test.cold),
         points(test.difference),
         interval(test),
         f"{test.better}/{test.worse}",
         p_value(test.p),
-    )
+    ]
+    table.add_row(*(c for n, c in zip(columns, cells, strict=True) if n not in without))
     return table
 
 
@@ -101,9 +138,9 @@ def show(console: Console, report: Report, files: str) -> None:
     def sentence(text: str, style: str = "") -> None:
         console.print(Text(text, style=style))
 
-    console.print(grid_table(report))
+    console.print(fitted(console, functools.partial(grid_table, report), _LEAST_OF_GRID))
     console.print()
-    console.print(test_table(report))
+    console.print(fitted(console, functools.partial(test_table, report), _LEAST_OF_TEST))
     console.print()
     sentence(report.headline, "bold green" if report.gain else "bold yellow")
     for text in report.details:

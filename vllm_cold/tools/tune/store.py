@@ -18,12 +18,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 
-FORMAT = 1
+FORMAT = 2
 NAME = "results.jsonl"
 _HEAD = b'{"kind": "run", '
 Key = tuple[Setting | None, str]  # None is greedy; the problem's id
@@ -45,7 +45,8 @@ class Output:
 
 
 def file_stamps(folder: str) -> Any:
-    """Name, size and time of change of each file of a model's folder; a hub name stays as it is.
+    """Name, size and time of change of each file of a model's folder; a hub name stays as it is,
+    and ``cached_commit`` tells its revisions apart.
 
     Weights are too large to be read for a digest.
     """
@@ -54,6 +55,29 @@ def file_stamps(folder: str) -> Any:
         return folder
     files = sorted(file for file in path.iterdir() if file.is_file())
     return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+
+
+def cached_commit(model: str, engine: Mapping[str, Any]) -> str | None:
+    """The commit of a hub's model in the local cache, which an engine that started has loaded.
+
+    Args:
+        model: Folder or hub name.
+        engine: Further arguments of ``vllm.LLM``, which may name a revision and a cache.
+
+    Returns:
+        None for a folder, and where the cache does not tell.
+    """
+    if Path(model).is_dir():
+        return None
+    from huggingface_hub import constants  # comes with vLLM
+    from huggingface_hub.file_download import repo_folder_name
+
+    cache = Path(engine.get("download_dir") or constants.HF_HUB_CACHE).expanduser()
+    folder = cache / repo_folder_name(repo_id=model, repo_type="model")
+    try:
+        return (folder / "refs" / (engine.get("revision") or "main")).read_text().strip()
+    except OSError:
+        return None
 
 
 def file_digests(folder: str) -> dict[str, str]:
@@ -84,6 +108,7 @@ class Store:
         found: How many of them were there when the file was opened.
         analyses: The splits, grids and rules with which these outputs were judged, in order.
         penalties: Those of the model's generation_config.json, which the engine applied.
+        commit: Of a hub's model; None if it is not known.
     """
 
     def __init__(self, path: Path, file: FileIO) -> None:
@@ -91,6 +116,7 @@ class Store:
         self.outputs: dict[Key, Output] = {}
         self.analyses: list[dict[str, Any]] = []
         self.penalties: dict[str, float] = {}
+        self.commit: str | None = None
         self.found = 0
         self._file = file
 
@@ -120,6 +146,25 @@ class Store:
         if penalties != self.penalties:
             self._append({"kind": "penalties", "penalties": penalties})
             self.penalties = penalties
+
+    def note_commit(self, commit: str | None) -> None:
+        """Note which revision of a hub's model the engine has loaded.
+
+        Raises:
+            ToolError: it is another one than that of the outputs that are there.
+        """
+        if commit is None or commit == self.commit:
+            return
+        if self.commit is not None:
+            self._refuse(_change("the model's commit", self.commit, commit))
+        self._append({"kind": "commit", "commit": commit})
+        self.commit = commit
+
+    def _refuse(self, changed: str) -> NoReturn:
+        raise ToolError(
+            f"{self.path}: holds outputs of another run ({changed}); choose another --output, or "
+            "--restart to throw them away"
+        )
 
     def sync(self) -> None:
         """Have the disk hold all that was added."""
@@ -178,10 +223,12 @@ class Store:
             if isinstance(record, tuple):
                 key, output = record
                 self.outputs[key] = output
-            elif record.pop("kind") == "penalties":
+            elif record["kind"] == "penalties":
                 self.penalties = record["penalties"]
+            elif record["kind"] == "commit":
+                self.commit = record["commit"]
             else:
-                self.analyses.append(record)
+                self.analyses.append({k: v for k, v in record.items() if k != "kind"})
         self.found = len(self.outputs)
 
     @staticmethod
@@ -207,10 +254,7 @@ class Store:
                 for name in sorted(then.keys() | now.keys())
                 if then.get(name) != now.get(name)
             )
-        raise ToolError(
-            f"{self.path}: holds outputs of another run ({changed}); choose another --output, or "
-            "--restart to throw them away"
-        )
+        self._refuse(changed)
 
 
 def _change(name: str, then: Any, now: Any) -> str:
@@ -249,6 +293,11 @@ def open_store(
             raise ToolError(
                 f"{path}: another vllm-cold tune is writing there; wait for it, or choose another "
                 "--output"
+            ) from None
+        except OSError as error:
+            raise ToolError(
+                f"{path}: cannot be locked against a second process: {error.strerror}; choose an "
+                "--output on another file system"
             ) from None
         store = Store(path, file)
         store._load(fingerprint, restart)
