@@ -228,6 +228,14 @@ def _interrupt(command: list[str], folder: Path, least: int, sign: int) -> tuple
             assert time.monotonic() < deadline
             time.sleep(0.005)
         process.send_signal(sign)
+        if sign == signal.SIGINT:
+            # Python drops an interrupt that falls into a destructor; then one presses it again.
+            for _ in range(10):
+                size = file.stat().st_size
+                time.sleep(0.5)
+                if process.poll() is not None or file.stat().st_size == size:
+                    break
+                process.send_signal(sign)
         _, printed = process.communicate(timeout=100)
     return process.returncode, printed
 
@@ -237,7 +245,7 @@ def test_what_is_decoded_survives_ctrl_c_and_kill(
 ) -> None:
     problems = base.write(tmp_path / "problems.jsonl", BEST)
     folder = tmp_path / "out"
-    command = arguments(tiny, problems, folder)
+    command = arguments(tiny, problems, folder, "--max-num-seqs", "2")  # so that it takes seconds
     file = folder / "results.jsonl"
 
     status, printed = _interrupt(command, folder, 6, signal.SIGINT)
