@@ -17,6 +17,7 @@ from tests.docs.blocks import block
 from tests.naive import NaiveCold
 from tests.recipes.page import words
 from tests.server.conftest import Server, serve
+from tests.vllm_parser import serve_parser
 
 pytestmark = pytest.mark.server
 
@@ -126,9 +127,7 @@ def test_curl(server: Server, texts: Texts) -> None:
 def test_yaml_file_is_the_same_as_the_options(tiny: Path, tmp_path: Path) -> None:
     """vLLM's own parser reads both."""
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.plugins import load_general_plugins
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     load_general_plugins()
     settings = yaml.safe_load(block("docs/serving.md", "config"))
@@ -136,7 +135,7 @@ def test_yaml_file_is_the_same_as_the_options(tiny: Path, tmp_path: Path) -> Non
     file = tmp_path / "server.yaml"
     text = block("docs/serving.md", "config").replace("/path/to/sql-adapter", str(tiny / "one"))
     file.write_text(text)
-    parser = make_arg_parser(FlexibleArgumentParser())
+    parser = serve_parser()
     options = serve_words(tiny)[2:]
     by_options = parser.parse_args(options)
     by_file = parser.parse_args([options[0], "--config", str(file)])

@@ -208,5 +208,5 @@ def test_the_wrapper_that_the_platform_names(
     monkeypatch.setattr(native, "missing", lambda: "It is not built: build it.")
     caplog.clear()
     assert stock(None) == platform_cpu.WRAPPERS["torch"]
-    (record,) = caplog.records
-    assert record.levelname == "WARNING" and "It is not built: build it." in record.getMessage()
+    (record,) = {(r.levelname, r.getMessage()) for r in caplog.records}  # 0.23 hands it on twice
+    assert record[0] == "WARNING" and "It is not built: build it." in record[1]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.vllm_parser import serve_parser
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting, make_grid
@@ -47,15 +48,12 @@ def test_wrong_grids(alphas: str, betas: str, message: str) -> None:
 
 def parse(line: str) -> Any:
     """The line, as ``vllm serve`` reads it with the plugin."""
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser
-    from vllm.utils.argparse_utils import FlexibleArgumentParser
-
     from vllm_cold.bindings import cli
 
     words = shlex.split(line)
     assert words[:2] == ["vllm", "serve"]
     cli.install()
-    return make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
+    return serve_parser().parse_args(words[2:])
 
 
 def test_the_line_says_what_was_measured() -> None:

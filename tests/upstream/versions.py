@@ -25,7 +25,9 @@ LEFT_OUT: dict[str, dict[str, str]] = {
         "tests/unit/test_grouped_lora.py::test_linear": _PINNED,
         "tests/unit/test_grouped_lora.py::test_a_base_row_beside_the_only_adapter": _PINNED,
         "tests/unit/test_grouped_lora.py::test_stock_vllm_gives_the_base_row": _PINNED,
-        "tests/unit/test_grouped_lora.py::test_where_stock_is_right_both_agree": _PINNED,
+        "tests/unit/test_grouped_lora.py::test_where_stock_is_right_all_agree": _PINNED,
+        "tests/unit/test_grouped_lora.py::"
+        "test_layers_get_objects_of_their_own_but_for_classification_heads": _PINNED,
         "tests/unit/test_grouped_lora.py::test_the_next_steps_batch": _PINNED,
         "tests/unit/test_grouped_lora.py::test_logits": _PINNED,
         "tests/unit/test_grouped_lora.py::test_embedding": _PINNED,

@@ -1042,6 +1042,13 @@ def _check_scheduler_stats() -> None:
     )
 
 
+@_contract("vllm.v1.engine.exceptions.EngineDeadError", "the tools make a sentence of it")
+def _check_engine_dead_error() -> None:
+    from vllm.v1.engine import exceptions
+
+    _attribute(exceptions, "EngineDeadError")
+
+
 # ---- configuration ------------------------------------------------------------------------------
 
 

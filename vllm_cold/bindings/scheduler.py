@@ -65,6 +65,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     _pairs: dict[str, RequestPair] = {}
     _steps_in_flight = 0
     _to_report = 0
+    log_stats = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -100,6 +101,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             self.requests[pair.amateur.request_id] = pair.amateur
             self._pairs[request.request_id] = self._pairs[pair.amateur.request_id] = pair
             self._counts.requests += 1
+            self._to_report = _KEPT_STEPS
             self._beginners[pair.amateur.request_id] = 0
 
     def _make_amateur(self, expert: Request, stream: Stream) -> Request:
@@ -513,8 +515,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         scored = metrics.from_worker(model_runner_output)
         if self._pairs:
             self._after_output(scheduler_output, outputs)
-            self._to_report = _KEPT_STEPS
-        if self.log_stats and (self._to_report or scored):
+        if self.log_stats and (self._to_report > 0 or scored):
             self._report(scored, outputs)
         return outputs
 
@@ -542,7 +543,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         for client in outputs.values():
             if client.scheduler_stats is not None:  # of one client in each step
                 metrics.attach(client.scheduler_stats, self._counts.take(running, waiting))
-                self._to_report = max(0, self._to_report - 1)
+                self._to_report = _KEPT_STEPS if running or waiting else self._to_report - 1
                 break
 
     def _after_output(
