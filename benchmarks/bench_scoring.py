@@ -2,7 +2,8 @@
 """What scoring costs, on this machine's GPU or, without one, its CPU. Needs torch, no vLLM.
 
 ``python -m benchmarks.bench_scoring [--pairs 1 8 32 128] [--vocab 49152 152064] [--rounds 30]
-[--dtype fp32 bf16] [--form dense inplace top20] [--alpha 0.1] [--device cpu] [--check-only]``
+[--dtype fp32 bf16] [--form dense inplace top20] [--alpha 0.1] [--adaptive]
+[--device cpu] [--check-only]``
 
 Systems: this package's kernel, torch operations (backend "torch"), the same through torch.compile,
 and a plain memory copy that moves as many bytes as scoring must: both rows of each pair read once,
@@ -23,7 +24,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class Workload:
     pairs: int
     vocab: int
     alpha: float = 0.1
+    adaptive: bool = False
 
     @property
     def bytes_moved(self) -> int:
@@ -62,6 +63,7 @@ class Workload:
         case.log_alpha.fill_(math.log(self.alpha))
         case.beta.fill_(0.5)
         case.expert_top_k, case.max_expert_top_k = None, 0
+        case.adaptive = torch.ones(self.pairs, dtype=torch.bool) if self.adaptive else None
         return case
 
 
@@ -71,7 +73,7 @@ def workloads(options: argparse.Namespace) -> Iterator[Workload]:
         options.form, options.dtype, options.vocab, options.pairs
     ):
         if form != "inplace" or dtype == "fp32":
-            yield Workload(form, dtype, pairs, vocab, options.alpha)
+            yield Workload(form, dtype, pairs, vocab, options.alpha, options.adaptive)
 
 
 class Buffers:
@@ -84,7 +86,7 @@ class Buffers:
         self.load = load
         self.pristine = there(case.logits)
         self.logits = [self.pristine.clone() for _ in range(copies)]
-        self.pairs: tuple[Any, ...] = (*(there(t) for t in case.pairs[:4]), None, 0)
+        self.pairs = tuple(there(a) if isinstance(a, Tensor) else a for a in case.pairs)
         shape = (load.pairs, load.vocab)
         self.out = [
             torch.full(shape, math.nan, device=device)
@@ -298,6 +300,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--alpha", type=float, default=0.1, help="1e-6: all valid, the worst case")
+    parser.add_argument("--adaptive", action="store_true", help="every beta adapts itself")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backend", help="instead of the best one here")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")

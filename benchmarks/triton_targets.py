@@ -43,9 +43,11 @@ class Variant:
     outputs: str = "dense"
     capped: bool = False
     pairs: int = 7
+    adaptive: bool = False
 
     def __str__(self) -> str:
-        return f"{self.outputs}{', capped' if self.capped else ''}"
+        capped, adaptive = ", capped" * self.capped, ", adaptive" * self.adaptive
+        return self.outputs + capped + adaptive
 
     def launch(self) -> None:
         """Call the backend on tensors of device "meta", which have shapes and alignment alone."""
@@ -57,8 +59,9 @@ class Variant:
         logits = empty(2 * pairs, vocab, dtype=DTYPES[self.dtype])
         rows = empty(pairs, dtype=torch.int64)
         caps = (rows, 1) if self.capped else (None, 0)
+        adaptive = empty(pairs, dtype=torch.bool) if self.adaptive else None
         arguments: tuple[Any, ...]
-        arguments = logits, rows, rows, empty(pairs), empty(pairs), *caps
+        arguments = logits, rows, rows, empty(pairs), empty(pairs), *caps, adaptive
         if self.outputs == "dense":
             scoring_triton.scores(*arguments, empty(pairs, vocab))
         elif self.outputs == "in place":
@@ -78,6 +81,9 @@ def all_variants() -> Iterator[Variant]:
                 if outputs not in ("in place", "counted") or dtype == "fp32":
                     yield Variant(dtype, rows, outputs)
                     yield Variant(dtype, rows, outputs, capped=True)
+            # What it adds does not depend on the outputs.
+            yield Variant(dtype, rows, adaptive=True)
+            yield Variant(dtype, rows, capped=True, adaptive=True)
 
 
 @dataclass(frozen=True)
@@ -186,7 +192,7 @@ def table(compiled: Sequence[Compiled], markdown: bool = False) -> str:
         return "\n".join(lines)
     most: dict[tuple[str, str, str], list[int]] = {}
     for c in compiled:
-        outputs = "all" if c.kernel == "tile_maxima" else c.variant.outputs
+        outputs = "all" if c.kernel in ("tile_maxima", "adaptive_betas") else c.variant.outputs
         row = most.setdefault((c.kernel, outputs, c.target), [0, 0, 0, 0])
         row[0] += 1
         row[1:] = (max(row[1], c.registers), max(row[2], c.shared), max(row[3], c.spills))

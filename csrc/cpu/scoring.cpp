@@ -5,6 +5,7 @@
 // pairs as share out evenly are computed by one thread each, so that the second pass finds what it
 // needs of the expert's row in that core's cache. The rest is cut into segments of the vocabulary,
 // of which every thread has as many as the others, or nearly, and the same ones in both passes.
+// A pair whose beta adapts itself takes one more at first: the maxima of its amateur's row.
 #include "scoring.h"
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <cstdlib>
 #include <numeric>
 
+#include "scoring_adaptive.h"
 #include "scoring_kernels.h"
 #include "threads.h"
 
@@ -26,12 +28,19 @@ constexpr int64_t kPerThread = 8192;
 constexpr int64_t kStream = 1 << 20;
 constexpr int64_t kMaxSegments = 256;
 
+// What a pair's rows are scored with: the lowest expert logit of a candidate (-inf is none, so it is
+// above that), and the contrast strength.
+struct Settings {
+    float threshold, beta;
+};
+
 struct Job {
     char* logits;
     int64_t row_bytes, vocab, element_size;
     const int64_t *expert_rows, *amateur_rows;
     const float *log_alpha, *beta;
     const int64_t* expert_top_k;
+    const uint8_t* adaptive;
     float* out;
     float* top_scores;
     int64_t* top_ids;
@@ -40,11 +49,14 @@ struct Job {
     const Kernels* kernels;
     bool stream;
     int64_t num_tiles;
-    float* tiles;  // [pairs, num_tiles] maxima
+    float* tiles;          // [pairs, num_tiles] maxima of the experts
+    float* amateur_tiles;  // and of the adaptive pairs' amateurs; null if no pair is adaptive
 
     char* expert(int64_t pair) const { return logits + expert_rows[pair] * row_bytes; }
     char* amateur(int64_t pair) const { return logits + amateur_rows[pair] * row_bytes; }
     float* tiles_of(int64_t pair) const { return tiles + pair * num_tiles; }
+    float* amateur_tiles_of(int64_t pair) const { return amateur_tiles + pair * num_tiles; }
+    bool adapts(int64_t pair) const { return adaptive != nullptr && adaptive[pair] != 0; }
 
     // Tiles [from, to) of a pair's vocabulary, as tokens.
     struct Range {
@@ -56,9 +68,16 @@ struct Job {
         const auto [from, to] = tokens(range);
         kernels->maxima(expert(pair) + from * element_size, to - from,
                         tiles_of(pair) + range.from, bad);
+        if (!adapts(pair)) return;
+        kernels->maxima(amateur(pair) + from * element_size, to - from,
+                        amateur_tiles_of(pair) + range.from, bad);
     }
 
-    // The lowest expert logit of a candidate: -inf is none, so the threshold is above it.
+    Settings settings(int64_t pair, bool* no_memory) const {
+        const float limit = threshold(pair, no_memory);
+        return {limit, adapts(pair) ? adapted(pair, limit, no_memory) : beta[pair]};
+    }
+
     float threshold(int64_t pair, bool* no_memory) const {
         const float best = *std::max_element(tiles_of(pair), tiles_of(pair) + num_tiles);
         const float mask = std::max(best + log_alpha[pair], -kLargest);
@@ -70,7 +89,8 @@ struct Job {
             *no_memory = true;
             return mask;
         }
-        const int64_t count = kernels->at_least(expert(pair), vocab, tiles_of(pair), mask, found);
+        const int64_t count = kernels->at_least(expert(pair), nullptr, vocab, tiles_of(pair),
+                                                mask, found, nullptr);
         float limit = mask;
         if (count > cap) {
             std::nth_element(found, found + cap - 1, found + count,
@@ -81,7 +101,32 @@ struct Job {
         return limit;
     }
 
-    void score(int64_t pair, Range range, float limit, Best* best, bool* bad) const {
+    // The beta that this step's logits call for.
+    float adapted(int64_t pair, float limit, bool* no_memory) const {
+        const float *maxima = tiles_of(pair), *others = amateur_tiles_of(pair);
+        // As `at_least` goes about it: a tile with NaN, which ends in an error, is looked at too.
+        const int64_t reaching = std::count_if(maxima, maxima + num_tiles,
+                                               [limit](float most) { return !(most < limit); });
+        const size_t room = static_cast<size_t>(std::max<int64_t>(reaching, 1) * kTile);
+        float* e = static_cast<float*>(std::malloc(2 * room * sizeof(float)));
+        if (e == nullptr) {
+            *no_memory = true;
+            return 0.0f;
+        }
+        float* a = e + room;
+        const int64_t n =
+            kernels->at_least(expert(pair), amateur(pair), vocab, maxima, limit, e, a);
+        const float best = n == 0 ? -kInf : *std::max_element(a, a + n);
+        float result = 0.0f;
+        if (best > -kInf) {
+            const float reach = exp_negative(best - *std::max_element(others, others + num_tiles));
+            result = beta[pair] * reach * divergence(e, a, n);
+        }
+        std::free(e);
+        return result;
+    }
+
+    void score(int64_t pair, Range range, Settings with, Best* best, bool* bad) const {
         const auto [from, to] = tokens(range);
         const char* e = expert(pair) + from * element_size;
         const char* a = amateur(pair) + from * element_size;
@@ -89,24 +134,25 @@ struct Job {
         if (top_scores != nullptr) {
             best->k = k;
             best->count = 0;
-            kernels->topk(e, a, to - from, maxima, limit, beta[pair], from, best, bad);
+            kernels->topk(e, a, to - from, maxima, with.threshold, with.beta, from, best, bad);
         } else if (out != nullptr) {
             float* row = out + pair * vocab + from;
             const bool aligned = reinterpret_cast<uintptr_t>(row) % 64 == 0;
-            kernels->scores(e, a, to - from, maxima, limit, beta[pair], row, nullptr,
+            kernels->scores(e, a, to - from, maxima, with.threshold, with.beta, row, nullptr,
                             stream && aligned, bad);
         } else {
-            kernels->scores(e, a, to - from, maxima, limit, beta[pair],
+            kernels->scores(e, a, to - from, maxima, with.threshold, with.beta,
                             reinterpret_cast<float*>(expert(pair)) + from,
                             reinterpret_cast<float*>(amateur(pair)) + from, false, bad);
         }
     }
 
-    Tally tally(int64_t pair, Range range, float limit) const {
+    Tally tally(int64_t pair, Range range, Settings with) const {
         const auto [from, to] = tokens(range);
         Tally found{0, -1, -1, 0.0f, 0.0f};
         kernels->tally(expert(pair) + from * element_size, amateur(pair) + from * element_size,
-                       to - from, tiles_of(pair) + range.from, limit, beta[pair], from, &found);
+                       to - from, tiles_of(pair) + range.from, with.threshold, with.beta, from,
+                       &found);
         return found;
     }
 
@@ -154,8 +200,9 @@ const Kernels* kernels_for(int32_t isa) {
 int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab,
                         int32_t dtype, const int64_t* expert_rows, const int64_t* amateur_rows,
                         const float* log_alpha, const float* beta, const int64_t* expert_top_k,
-                        int64_t num_pairs, float* out, float* top_scores, int64_t* top_ids,
-                        int64_t k, int64_t* statistics, int32_t isa, int32_t threads) {
+                        const uint8_t* adaptive, int64_t num_pairs, float* out, float* top_scores,
+                        int64_t* top_ids, int64_t k, int64_t* statistics, int32_t isa,
+                        int32_t threads) {
     for (int64_t pair = 0; pair < num_pairs; ++pair) {
         if (expert_rows[pair] < 0 || expert_rows[pair] >= num_rows) return kRowOutside;
         if (amateur_rows[pair] < 0 || amateur_rows[pair] >= num_rows) return kRowOutside;
@@ -172,34 +219,38 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     }
     const int64_t tasks = split * segments;
     const bool lists_wanted = top_scores != nullptr;
-    const size_t floats = static_cast<size_t>(num_pairs * num_tiles + split);
-    float* tiles = static_cast<float*>(std::malloc(floats * sizeof(float)));
-    float* limits = tiles + num_pairs * num_tiles;  // of the split pairs
+    const int64_t rows = adaptive == nullptr ? num_pairs : 2 * num_pairs;
+    float* tiles =
+        static_cast<float*>(std::malloc(static_cast<size_t>(rows * num_tiles) * sizeof(float)));
+    Settings* settings =  // of the split pairs
+        static_cast<Settings*>(std::malloc(static_cast<size_t>(split + 1) * sizeof(Settings)));
     Best* lists = static_cast<Best*>(
         std::malloc(static_cast<size_t>(lists_wanted ? tasks + 1 : 1) * sizeof(Best)));
     const bool counted = statistics != nullptr;
     Tally* tallies = static_cast<Tally*>(
         std::malloc(static_cast<size_t>(counted ? tasks + 1 : 1) * sizeof(Tally)));
     std::atomic<bool> bad{false},
-        no_memory{tiles == nullptr || lists == nullptr || tallies == nullptr};
+        no_memory{tiles == nullptr || settings == nullptr || lists == nullptr ||
+                  tallies == nullptr};
 
     const Job job{static_cast<char*>(logits), row_stride * kElementSize[dtype], vocab,
                   kElementSize[dtype], expert_rows, amateur_rows, log_alpha, beta, expert_top_k,
-                  out, top_scores, top_ids, k, statistics, kernels_for(isa) + dtype,
-                  num_pairs * vocab >= kStream, num_tiles, tiles};
+                  adaptive, out, top_scores, top_ids, k, statistics, kernels_for(isa) + dtype,
+                  num_pairs * vocab >= kStream, num_tiles, tiles,
+                  adaptive == nullptr ? nullptr : tiles + num_pairs * num_tiles};
     const Job::Range all{0, num_tiles};
 
     auto body = [&](Team team) {
         bool found_bad = false, found_no_memory = false;
         for (int64_t pair = team.thread; pair < whole; pair += team.size) {
             job.maxima(pair, all, &found_bad);
-            const float limit = job.threshold(pair, &found_no_memory);
+            const Settings with = job.settings(pair, &found_no_memory);
             if (counted) {
-                const Tally found = job.tally(pair, all, limit);
+                const Tally found = job.tally(pair, all, with);
                 job.count(pair, &found, 1);
             }
             Best list;
-            job.score(pair, all, limit, &list, &found_bad);
+            job.score(pair, all, with, &list, &found_bad);
             if (lists_wanted) job.merge(pair, &list, 1);
         }
         if (split > 0) {
@@ -211,13 +262,13 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                 job.maxima(whole + task / segments, segment(task), &found_bad);
             team.barrier();
             for (int64_t p = team.thread; p < split; p += team.size)
-                limits[p] = job.threshold(whole + p, &found_no_memory);
+                settings[p] = job.settings(whole + p, &found_no_memory);
             team.barrier();
             for (int64_t task = team.thread; task < tasks; task += team.size) {
-                const float limit = limits[task / segments];
+                const Settings with = settings[task / segments];
                 if (counted)
-                    tallies[task] = job.tally(whole + task / segments, segment(task), limit);
-                job.score(whole + task / segments, segment(task), limit,
+                    tallies[task] = job.tally(whole + task / segments, segment(task), with);
+                job.score(whole + task / segments, segment(task), with,
                           lists_wanted ? lists + task : nullptr, &found_bad);
             }
             if (lists_wanted || counted) {
@@ -233,6 +284,7 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     };
     if (!no_memory) parallel(num_threads, body);
     std::free(tiles);
+    std::free(settings);
     std::free(lists);
     std::free(tallies);
     return no_memory ? kNoMemory : bad ? kNotFinite : kOk;

@@ -14,7 +14,8 @@ enum Status : int32_t {
 // Scores all pairs (the formula: vllm_cold/ops/scoring.py).
 //
 // logits: [num_rows, vocab] of `dtype`, rows `row_stride` elements apart.
-// expert_rows, amateur_rows, log_alpha, beta, expert_top_k: [num_pairs]; expert_top_k may be null.
+// expert_rows, amateur_rows, log_alpha, beta, expert_top_k, adaptive: [num_pairs]; the last two may be null.
+//   adaptive: 1 if the pair's beta adapts itself, with `beta` as its most; else 0.
 // Output, one of:
 //   out: [num_pairs, vocab] scores;
 //   top_scores, top_ids: [num_pairs, k] best scores and their token ids, k <= 64;
@@ -25,6 +26,6 @@ enum Status : int32_t {
 VLLM_COLD_EXPORT int32_t vllm_cold_score(
     void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab, int32_t dtype,
     const int64_t* expert_rows, const int64_t* amateur_rows, const float* log_alpha,
-    const float* beta, const int64_t* expert_top_k, int64_t num_pairs, float* out,
-    float* top_scores, int64_t* top_ids, int64_t k, int64_t* statistics, int32_t isa,
+    const float* beta, const int64_t* expert_top_k, const uint8_t* adaptive, int64_t num_pairs,
+    float* out, float* top_scores, int64_t* top_ids, int64_t k, int64_t* statistics, int32_t isa,
     int32_t threads);

@@ -28,9 +28,10 @@ struct Tally {
 // +inf.
 struct Kernels {
     void (*maxima)(const void* x, int64_t n, float* tiles, bool* bad);
-    // Copies the elements >= threshold to `found`, in order; returns how many there are.
-    int64_t (*at_least)(const void* x, int64_t n, const float* tiles, float threshold,
-                        float* found);
+    // Copies the expert's elements >= threshold to `found`, in order, and if `a` is not null the
+    // amateur's beside them to `beside`; returns how many there are.
+    int64_t (*at_least)(const void* e, const void* a, int64_t n, const float* tiles,
+                        float threshold, float* found, float* beside);
     // Scores to `first` and, if not null, to `second`. Either may be the input. `stream` (without
     // `second`, to an address aligned to 64 bytes): past the caches.
     void (*scores)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,

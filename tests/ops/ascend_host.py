@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops.registry import NOT_FINITE
-from vllm_cold.ops.scoring_torch import expert_floors
+from vllm_cold.ops.scoring_torch import adaptive_betas, expert_floors
 
 ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
 KERNEL = "contrastive_scoring.cpp"
@@ -164,11 +164,15 @@ class Host:
         beta: Tensor,
         expert_top_k: Tensor | None,
         max_expert_top_k: int,
+        adaptive: Tensor | None,
         out: Tensor | None,
     ) -> None:
         """See ``registry.Backend``."""
         if len(beta):
             floor = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
+            beta = adaptive_betas(
+                logits, expert_rows, amateur_rows, log_alpha, beta, floor, adaptive
+            )
             self.run_scores(logits, expert_rows, amateur_rows, log_alpha, beta, floor, out)
 
     def topk(
@@ -180,12 +184,16 @@ class Host:
         beta: Tensor,
         expert_top_k: Tensor | None,
         max_expert_top_k: int,
+        adaptive: Tensor | None,
         out_scores: Tensor,
         out_ids: Tensor,
     ) -> None:
         """See ``registry.Backend``."""
         if len(beta):
             floor = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
+            beta = adaptive_betas(
+                logits, expert_rows, amateur_rows, log_alpha, beta, floor, adaptive
+            )
             self.run_topk(
                 logits, expert_rows, amateur_rows, log_alpha, beta, floor, out_scores, out_ids
             )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import registry
-from vllm_cold.ops.scoring_reference import pair_scores
+from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
 
 INF = math.inf
 VOCABS = (1, 31, 64, 4095, 4096, 4097, 32001, 49152, 128256, 151936, 152064, 256000)
@@ -48,13 +48,14 @@ class Case:
     beta: Tensor
     expert_top_k: Tensor | None
     max_expert_top_k: int
+    adaptive: Tensor | None = None
 
     @property
     def pairs(self) -> tuple[Any, ...]:
         """What comes behind ``logits`` in both functions of the op."""
         return (
             self.expert_rows, self.amateur_rows, self.log_alpha, self.beta, self.expert_top_k,
-            self.max_expert_top_k,
+            self.max_expert_top_k, self.adaptive,
         )  # fmt: skip
 
     @cached_property
@@ -69,19 +70,60 @@ class Case:
         e, a = (torch.where(t == -INF, 0.0, t) for t in (e, a))
         return e, e - a
 
+    @property
+    def settings(self) -> list[tuple[float, float, int, bool]]:
+        """What the reference takes behind a pair's rows."""
+        caps = [0] * len(self.beta) if self.expert_top_k is None else self.expert_top_k.tolist()
+        adaptive = [False] * len(self.beta) if self.adaptive is None else self.adaptive.tolist()
+        return list(zip(self.log_alpha.tolist(), self.beta.tolist(), caps, adaptive, strict=True))
+
+    @cached_property
+    def betas(self) -> tuple[Tensor, Tensor]:
+        """[P] float64 contrast strengths by the reference, and what float32 may err by in them:
+        nothing where they are given, or 0 by definition.
+        """
+        betas, errors = self.beta.double(), torch.zeros(len(self.beta), dtype=torch.float64)
+        for pair, (log_alpha, beta_max, cap, adaptive) in enumerate(self.settings):
+            if not adaptive:
+                continue
+            e, a = (rows[pair].double() for rows in self.rows)
+            betas[pair] = adaptive_beta(e, a, log_alpha, beta_max, cap)
+            # An edge token may be a candidate or not. They come by their logits: all from one of
+            # them up, or none.
+            others = [betas[pair]]
+            if self.edge[pair].any():
+                logits = e[self.edge[pair]].unique()
+                above = torch.nextafter(logits.max().float(), torch.tensor(INF)).double()
+                others += [
+                    adaptive_beta(e, a, float(lowest - e.max()), beta_max, cap)
+                    for lowest in (*logits, above)
+                ]
+            candidates = pair_scores(e, a, log_alpha, 0.0, cap) > -INF
+            candidates |= self.edge[pair]
+            reached = a[candidates].max() if candidates.any() else torch.tensor(-INF)
+            if int(candidates.sum()) > 1 and reached > -INF:
+                # Half of eps, at each rounding. exp(x): x may be rounded twice, the result twice;
+                # the mean of -x over a distribution is at most log(V), and below 13. The sums: of
+                # lanes and in trees, not deeper than a few dozen. Terms of the divergence: 6. The
+                # divergence moves as much as the mean of its probabilities.
+                distance = float(a.max() - reached)
+                errors[pair] = (32 + distance + 4) * F32.eps * math.exp(-distance) * beta_max
+                errors[pair] += 2 * F32.tiny * beta_max
+            errors[pair] += max(abs(betas[pair] - other) for other in others)
+        return betas, errors
+
     @cached_property
     def exact(self) -> Tensor:
         """[P, V] float64 scores by the reference, saturated as float32 is. Where ``e - a`` leaves
-        float32's range, it saturates too.
+        float32's range, it saturates too. Where it is 0, no rounding of the reference's shows.
         """
-        caps = [0] * len(self.beta) if self.expert_top_k is None else self.expert_top_k.tolist()
         scores = torch.empty(self.rows[0].shape, dtype=torch.float64)
-        settings = zip(self.log_alpha.tolist(), self.beta.tolist(), caps, strict=True)
-        for pair, knobs in enumerate(settings):
+        for pair, knobs in enumerate(self.settings):
             scores[pair] = pair_scores(self.rows[0][pair], self.rows[1][pair], *knobs)
         e, difference = self.terms
+        scores = torch.where((difference == 0) & (scores > -INF), e, scores)
         beyond = difference.abs() > F32.max
-        by_parts = e + self.beta.double().unsqueeze(1) * difference.clamp(-F32.max, F32.max)
+        by_parts = e + self.betas[0].unsqueeze(1) * difference.clamp(-F32.max, F32.max)
         saturated = torch.where(beyond, by_parts, scores).clamp(-F32.max, F32.max)
         return torch.where(scores == -INF, scores, saturated)
 
@@ -90,14 +132,16 @@ class Case:
         """[P, V] float64: what float32 may err by, which is relative to the terms: they may cancel.
 
         Nothing where beta = 0 or the streams are equal. Anything of its size where the product
-        leaves float32's range: whether that saturates before the sum is up to the backend.
+        leaves float32's range: whether that saturates before the sum is up to the backend. Where
+        beta is not given but computed, what that errs by comes on top.
         """
         e, difference = self.terms
-        product = self.beta.double().unsqueeze(1) * difference
+        beta, error = (of_pair.unsqueeze(1) for of_pair in self.betas)
+        product = beta * difference
         # The difference, its product with beta and the sum are each rounded, to half of eps.
         bound = 1.5 * F32.eps * (e.abs() + product.abs()) + 2 * F32.tiny
         bound = torch.where(product.abs() > F32.max, product.abs(), bound)
-        return torch.where(product == 0, 0.0, bound)
+        return torch.where(product == 0, 0.0, bound) + error * difference.abs()
 
     @cached_property
     def best(self) -> tuple[Tensor, Tensor]:
@@ -176,7 +220,8 @@ def make_case(
     layout: str = "padded",
     kinds: Sequence[str] = KINDS,
 ) -> Case:
-    """``num_pairs`` pairs scattered over some more rows, with alpha, beta and cap drawn for each.
+    """``num_pairs`` pairs scattered over some more rows, with alpha, beta, cap and whether beta
+    adapts itself drawn for each.
     Pair i is of kind ``seed + i``, so that consecutive seeds go through all of them.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -204,16 +249,19 @@ def make_case(
         return torch.tensor(values)[chosen]
 
     caps = one_of((0, 0, 3, 0, 1, 0, 50, 0, 0, 10**9))
+    log_alpha, beta = one_of([math.log(alpha) for alpha in ALPHAS]), one_of(BETAS)
+    adaptive = one_of((False, True))
     return Case(
         base,
         logits,
         chosen,
         experts,
         amateurs,
-        one_of([math.log(alpha) for alpha in ALPHAS]),
-        one_of(BETAS),
+        log_alpha,
+        beta,
         caps if caps.any() else None,
         int(caps.max()) if num_pairs else 0,
+        adaptive if adaptive.any() else None,
     )
 
 
@@ -287,6 +335,11 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
     dense = torch.full((num_pairs, vocab), math.nan)
     backend.scores(case.logits, *case.pairs, dense)
     check_dense(case, dense)
+    if case.adaptive is not None:
+        given = torch.full_like(dense, math.nan)
+        backend.scores(case.logits, *case.pairs[:-1], None, given)
+        same = torch.equal(given[~case.adaptive], dense[~case.adaptive])
+        assert same, "a pair that adapts itself changes the others"
     longest = None
     for k in sorted(ks, reverse=True):
         scores = torch.full((num_pairs, k), math.nan)
@@ -320,3 +373,80 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
         assert torch.equal(case.logits[case.expert_rows], dense), "counting changes the scores"
         assert torch.equal(counted, want), "wrong statistics in place"
         case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows
+
+
+def adaptive_case(dtype: torch.dtype = torch.float32, vocab: int = 2500) -> tuple[Case, Tensor]:
+    """Pairs whose beta adapts itself, and [P] float64 what it is by definition; NaN where that is
+    for the reference to say. Candidates lie in several tiles, for backends that have some.
+    """
+    tail = -50.0
+    ids = torch.tensor([3, 1030, vocab - 1])
+    generator = torch.Generator().manual_seed(0)
+
+    def row(*logits: float, rest: float = tail) -> Tensor:
+        values = torch.full((vocab,), rest)
+        values[ids[: len(logits)]] = torch.tensor(logits)
+        return values
+
+    noise = torch.randn(2, vocab, generator=generator)
+    log3, beta = math.log(3), 2.0
+    # p = (1/2, 1/2), q = (3/4, 1/4)
+    known = 0.954434002924965 - (1 + 0.8112781244591328) / 2
+    halfway = row(log3, 0.0)
+    halfway[5] = log3 + math.log(2)  # what the amateur likes best is no candidate
+    far = row(log3, 0.0)
+    far[5] = 2000.0
+    # expert, amateur, log_alpha, cap, beta
+    pairs: list[tuple[Tensor, Tensor, float, int, float]] = [
+        (row(1.0), row(5.0, 3.0), -2.3, 0, 0.0),  # one candidate
+        (row(1.0, 0.5, 0.9), row(0.0, 3.0, 1.0), -2.3, 1, 0.0),  # one by the cap
+        (row(1.0), row(5.0, 3.0), 0.0, 0, 0.0),  # one by alpha
+        (noise[0] * 4, noise[0] * 4, -13.8, 0, 0.0),  # expert and amateur agree
+        (noise[0] * 4, noise[0] * 4, -1e4, 0, 0.0),
+        (row(2.0, 1.0, 1.5), row(-INF, -INF, -INF), -2.3, 0, 0.0),  # nothing to go by
+        (row(2.0, 1.0, 1.5), row(rest=-INF), -2.3, 0, 0.0),
+        (row(rest=-INF), noise[1], -2.3, 0, 0.0),  # no candidate
+        (row(2.0, 1.0), far, -2.3, 0, 0.0),  # e^-1999
+        (row(0.0, 0.0), row(log3, 0.0), -2.3, 0, beta * known),
+        (row(7.0, 7.0), row(log3 - 9, -9.0), -0.1, 2, beta * known),
+        (row(0.0, 0.0), halfway, -2.3, 0, beta * known / 2),
+        (row(0.0, 0.0, 0.0), row(log3, 0.0, -INF), -2.3, 0, math.nan),  # one the amateur excludes
+        (row(0.0, -30.0), row(-30.0, 0.0), -40.0, 0, beta),  # nothing in common
+        (row(0.0, 0.0), row(1.0, -INF), -2.3, 0, beta * 0.31127812445913283),  # H(3/4) - 1/2
+        (row(1.0, 1.0, 1.0), row(1.0, 1.0, 0.0), -2.3, 2, math.nan),  # ties with the cap's last
+        (noise[0] * 4, noise[1] * 4, math.log(1e-6), 0, math.nan),
+        (noise[0] * 4, noise[1] * 4, -1e4, 0, math.nan),  # every token
+        (noise[0] / 1e3, noise[1] / 1e3, -1.0, 0, math.nan),  # hardly any divergence
+        (noise[0] * 9, noise[1] * 9, -1e4, 50, math.nan),
+    ]
+    experts, amateurs, log_alphas, caps, betas = zip(*pairs, strict=True)
+    num = len(pairs)
+    logits = torch.stack([*experts, *amateurs]).to(dtype)
+    rows = torch.arange(2 * num)
+    # log 3 is rounded.
+    known_betas = torch.tensor(betas, dtype=torch.float64)
+    case = Case(
+        logits, logits, ["adaptive"] * num, rows[:num].clone(), rows[num:].clone(),
+        torch.tensor(log_alphas), torch.full((num,), beta), torch.tensor(caps), max(caps),
+        torch.ones(num, dtype=torch.bool),
+    )  # fmt: skip
+    return case, known_betas
+
+
+def check_adaptive(backend: str | Any) -> None:
+    """Run a backend on ``adaptive_case`` in every dtype, and hold it to the betas by definition."""
+    for dtype in DTYPES:
+        case, known = adaptive_case(dtype)
+        exact = case.betas[0]
+        off = (exact - known)[~known.isnan()].abs()
+        # What the dtype makes of log 3 moves the divergence by less.
+        assert (off <= 8 * torch.finfo(dtype).eps).all(), f"the reference: {off}"
+        assert torch.equal(exact == 0, known == 0)
+        check_backend(backend, case, ks=(5,))
+        module = registry.load(backend) if isinstance(backend, str) else backend
+        dense = torch.full(case.exact.shape, math.nan)
+        module.scores(case.logits, *case.pairs, dense)
+        for pair in (known == 0).nonzero().flatten().tolist():
+            valid = case.exact[pair] > -INF
+            same = torch.equal(dense[pair][valid], case.rows[0][pair][valid].float())
+            assert same, f"beta is not 0 in pair {pair}"

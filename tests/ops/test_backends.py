@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import subprocess
@@ -25,6 +26,8 @@ from tests.ops.conformance import (
     NUM_PAIRS,
     VOCABS,
     Case,
+    adaptive_case,
+    check_adaptive,
     check_backend,
     check_dense,
     check_order,
@@ -33,6 +36,8 @@ from tests.ops.conformance import (
     statistics_of,
 )
 from vllm_cold.ops import contrastive_scores, contrastive_topk, registry, scoring_cpu
+from vllm_cold.ops.scoring_reference import adaptive_beta
+from vllm_cold.ops.scoring_torch import adaptive_betas
 
 pytestmark = pytest.mark.unit
 
@@ -44,13 +49,13 @@ class CpuWith:
         self.isa = isa
 
     def scores(self, *args: Any) -> None:
-        scoring_cpu._run(*args[:6], args[7], None, None, self.isa)
+        scoring_cpu._run(*args[:6], *args[7:9], None, None, self.isa)
 
     def counted_scores(self, *args: Any) -> None:
-        scoring_cpu._run(*args[:6], args[7], None, None, self.isa, args[8])
+        scoring_cpu._run(*args[:6], *args[7:9], None, None, self.isa, args[9])
 
     def topk(self, *args: Any) -> None:
-        scoring_cpu._run(*args[:6], None, args[7], args[8], self.isa)
+        scoring_cpu._run(*args[:6], args[7], None, *args[8:10], self.isa)
 
 
 def backends() -> dict[str, Any]:
@@ -91,16 +96,12 @@ def test_the_grid_has_every_kind_with_every_setting() -> None:
     for vocab, num_pairs, dtype in (parameter.values for parameter in grid()):
         seed = VOCABS.index(vocab) * 11 + NUM_PAIRS.index(num_pairs) * 5 + DTYPES.index(dtype)
         case = make_case(seed, num_pairs, 8, dtype)
-        caps = [0] * num_pairs if case.expert_top_k is None else case.expert_top_k.tolist()
-        knobs = zip(case.log_alpha.tolist(), case.beta.tolist(), caps, strict=True)
-        seen |= {(kind, *knob) for kind, knob in zip(case.kinds, knobs, strict=True)}
-    for values, number in zip(zip(*seen, strict=True), (len(KINDS), 3, 3, 5), strict=True):
+        seen |= {(kind, *knobs) for kind, knobs in zip(case.kinds, case.settings, strict=True)}
+    for values, number in zip(zip(*seen, strict=True), (len(KINDS), 3, 3, 5, 2), strict=True):
         assert len(set(values)) == number
-    assert {(kind, alpha) for kind, alpha, _, _ in seen} == {
-        (kind, alpha) for kind in KINDS for alpha in {alpha for _, alpha, _, _ in seen}
-    }
-    assert len({(kind, beta) for kind, _, beta, _ in seen}) == 3 * len(KINDS)
-    assert len({(kind, cap > 0) for kind, _, _, cap in seen}) == 2 * len(KINDS)
+    assert len({(kind, alpha, adapts) for kind, alpha, _, _, adapts in seen}) == 6 * len(KINDS)
+    assert len({(kind, beta, adapts) for kind, _, beta, _, adapts in seen}) == 6 * len(KINDS)
+    assert len({(kind, cap > 0, adapts) for kind, _, _, cap, adapts in seen}) == 4 * len(KINDS)
 
 
 @pytest.fixture
@@ -291,10 +292,91 @@ def test_a_tile_that_just_reaches_the_threshold(cap: int, backend: str) -> None:
     assert (got[0] > -INF).nonzero().flatten().tolist() == ([10] if cap == 1 else [10, 4500])
 
 
+@pytest.mark.parametrize("name", ["reference", *BACKENDS])
+def test_adaptive_betas_by_definition(name: str) -> None:
+    check_adaptive(BACKENDS.get(name, name))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    vocab=st.integers(1, 40) | st.integers(1, 5000),
+    alpha=st.sampled_from([1e-9, 1e-3, 0.1, 0.5]),
+    beta_max=st.floats(0, 10, width=32),
+    cap=st.sampled_from([0, 0, 1, 7]),
+    scales=st.tuples(*[st.sampled_from([0.1, 1.0, 4.0])] * 2),
+    shifts=st.tuples(*[st.integers(-(2**14), 2**14)] * 2),
+)
+def test_an_adaptive_beta_has_limits_and_no_origin(
+    seed: int,
+    vocab: int,
+    alpha: float,
+    beta_max: float,
+    cap: int,
+    scales: tuple[float, float],
+    shifts: tuple[int, int],
+) -> None:
+    """It lies between 0 and its most, and adding a constant to a row does not change it. Logits are
+    multiples of 1/64, and so are the constants: no sum is rounded.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(2, vocab, generator=generator) * torch.tensor(scales).unsqueeze(1)
+    rows = (rows * 64).round() / 64
+    moved = rows + torch.tensor(shifts).unsqueeze(1) / 64
+    log_alpha = float(torch.tensor(math.log(alpha)))
+    beta = adaptive_beta(*rows, log_alpha, beta_max, cap)
+    assert 0 <= beta <= beta_max
+    assert beta == pytest.approx(adaptive_beta(*moved, log_alpha, beta_max, cap), abs=1e-12)
+    one = torch.tensor([0])
+    caps = (torch.tensor([cap]), cap) if cap else (None, 0)
+    for logits in (rows, moved):
+        knobs = torch.tensor([log_alpha]), torch.tensor([beta_max])
+        case = Case(logits, logits, [""], one, one + 1, *knobs, *caps, torch.tensor([True]))
+        case.betas[0].fill_(beta)
+        for backend in BACKENDS.values():
+            check_backend(backend, case, [3])
+        if not cap:
+            got = float(adaptive_betas(logits, one, one + 1, *knobs, None, case.adaptive))
+            assert 0 <= got <= beta_max
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_adaptive_pairs_through_the_op(backend: str) -> None:
+    """With the statistics that the scores give; and no pair is adaptive where all are False."""
+    case, _ = adaptive_case()
+    dense = contrastive_scores(case.logits, *case.pairs, backend=backend)
+    check_dense(case, dense)
+    counted = torch.empty(len(case.beta), 2, dtype=torch.int64)
+    contrastive_scores(case.logits, *case.pairs, statistics=counted, backend=backend)
+    assert torch.equal(counted, statistics_of(case.rows[0], dense))
+    scores, ids = contrastive_topk(case.logits, *case.pairs, k=9, backend=backend)
+    check_topk(9, scores, ids, dense)
+    none = torch.zeros(len(case.beta), dtype=torch.bool)
+    given = contrastive_scores(case.logits, *case.pairs[:6], none, backend=backend)
+    fixed = contrastive_scores(case.logits, *case.pairs[:6], backend=backend)
+    assert torch.equal(given, fixed) and not torch.equal(given, dense)
+
+
+def test_the_number_of_threads_does_not_change_an_adaptive_beta() -> None:
+    before = torch.get_num_threads()
+    for num_pairs in (1, 3):
+        case = make_case(7, num_pairs, 49152, kinds=["normal", "ties"])
+        case.adaptive = torch.ones(num_pairs, dtype=torch.bool)
+        results = []
+        try:
+            for number in (1, 2, 3, 8):
+                torch.set_num_threads(number)
+                results.append(contrastive_scores(case.logits, *case.pairs, backend="cpu"))
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(result, results[0]) for result in results)
+
+
 @pytest.mark.skipif("cpu avx2" not in BACKENDS, reason="this CPU has no AVX-512")
 def test_avx2_and_avx512_agree() -> None:
     """Both fuse the same product: not only near, but equal."""
     case = make_case(1, 7, 4097)
+    assert case.adaptive is not None and case.adaptive.any() and not case.adaptive.all()
     dense, best, ids = torch.empty(2, 7, 4097), torch.empty(2, 7, 9), torch.empty(2, 7, 9).long()
     for i, isa in enumerate(("avx2", "avx512")):
         CpuWith(isa).scores(case.logits, *case.pairs, dense[i])
@@ -309,6 +391,12 @@ def test_the_checks_bite() -> None:
     scores, ids = contrastive_topk(case.logits, *case.pairs, k=5)
     check_dense(case, right)
     check_topk(5, scores, ids, right)
+    case.adaptive = torch.ones(5, dtype=torch.bool)
+    adapted = contrastive_scores(case.logits, *case.pairs)
+    for adaptive, scored in ((case.adaptive, right), (~case.adaptive, adapted)):
+        another = dataclasses.replace(case, adaptive=adaptive)
+        with pytest.raises(AssertionError, match="wrong scores"):
+            check_dense(another, scored)
     token = int(right[0].argmax())
     for broken in (math.nan, -INF, INF, float(right[0, token]) * 1.00001):
         wrong = right.clone()

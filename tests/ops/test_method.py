@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vllm_cold.ops import contrastive_scores
-from vllm_cold.ops.scoring_reference import pair_scores
+from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
 from vllm_cold.rows import PairRows
 from vllm_cold.stream import Stream
 
@@ -74,6 +74,44 @@ def test_by_hand() -> None:
     want = [1.5, 2.0, -INF, 1.5, -INF]
     assert score(e, a, math.exp(-1.001), 0.5).tolist() == pytest.approx(want)
     assert pair_scores(e, a, -1.001, 0.5).tolist() == pytest.approx(want)
+
+
+def test_an_adaptive_beta_by_hand() -> None:
+    # p = (1/2, 1/2), q = (3/4, 1/4) over the valid; a's best is another token, twice as likely as
+    # its best of these.
+    e = torch.tensor([0.0, 0.0, -9.0], dtype=torch.float64)
+    a = torch.tensor([math.log(3), 0.0, math.log(6)], dtype=torch.float64)
+    entropies = 0.954434 - (1.0 + 0.811278) / 2  # of (5/8, 3/8), p and q
+    beta = adaptive_beta(e, a, -1.0, 3.0)
+    assert beta == pytest.approx(3.0 / 2 * entropies, abs=1e-5)
+    want = [-beta * math.log(3), 0.0, -INF]
+    assert pair_scores(e, a, -1.0, 3.0, adaptive=True).tolist() == pytest.approx(want)
+    one = torch.tensor([0])
+    knobs = torch.tensor([-1.0]), torch.tensor([3.0])
+    got = contrastive_scores(
+        torch.stack((e, a)).float(), one, one + 1, *knobs, adaptive=torch.tensor([True])
+    )
+    assert got[0].tolist() == pytest.approx(want)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_an_adaptive_beta_is_reach_times_divergence(alpha: float) -> None:
+    """By entropies: H(m) - (H(p) + H(q)) / 2."""
+
+    def entropy(p: Tensor) -> float:
+        return -float(torch.special.xlogy(p, p).sum()) / math.log(2)
+
+    for seed in range(20):
+        e, a = (row.double() for row in logits_pair(seed))
+        a[::7] = -INF
+        valid = pair_scores(e, a, math.log(alpha), 0.0) > -INF
+        if not (a[valid] > -INF).any():
+            continue
+        p, q = e[valid].softmax(0), a[valid].softmax(0)
+        divergence = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+        reach = math.exp(float(a[valid].max() - a.max()))
+        beta = adaptive_beta(e, a, math.log(alpha), 0.7)
+        assert beta == pytest.approx(0.7 * reach * divergence, abs=1e-12)
 
 
 def logits_pair(seed: int, vocab: int = 200) -> tuple[Tensor, Tensor]:

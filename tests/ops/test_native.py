@@ -63,25 +63,26 @@ def packed(case: Case, form: str, k: int, isa: str, threads: int) -> bytes:
     memory = torch.as_strided(logits, (elements,), (1,)).contiguous().view(torch.uint8)
     caps = case.expert_top_k
     header = struct.pack(
-        "11q", elements * logits.element_size(), rows, stride, vocab, DTYPES.index(logits.dtype),
+        "12q", elements * logits.element_size(), rows, stride, vocab, DTYPES.index(logits.dtype),
         len(case.beta), k, FORMS.index(form), scoring_cpu.ISAS.index(isa), threads,
-        caps is not None,
+        caps is not None, case.adaptive is not None,
     )  # fmt: skip
     arrays = [memory, case.expert_rows, case.amateur_rows, case.log_alpha, case.beta]
-    arrays += [] if caps is None else [caps]
+    arrays += [array for array in (caps, case.adaptive) if array is not None]
     return header + b"".join(array.numpy().tobytes() for array in arrays)
 
 
 def here(case: Case, form: str, k: int, isa: str) -> bytes:
     """What ``native_main.cpp`` is to write, by the library in use here."""
     num_pairs, vocab = len(case.beta), case.logits.shape[1]
+    pairs = *case.pairs[:5], case.adaptive
     status = struct.pack("q", 0)
     if form == "topk":
         scores, ids = torch.empty(num_pairs, k), torch.empty(num_pairs, k, dtype=torch.int64)
-        scoring_cpu._run(case.logits, *case.pairs[:5], None, scores, ids, isa)
+        scoring_cpu._run(case.logits, *pairs, None, scores, ids, isa)
         return status + scores.numpy().tobytes() + ids.numpy().tobytes()
     out, counted = torch.empty(num_pairs, vocab), torch.empty(num_pairs, 2, dtype=torch.int64)
-    scoring_cpu._run(case.logits, *case.pairs[:5], out, None, None, isa, counted)
+    scoring_cpu._run(case.logits, *pairs, out, None, None, isa, counted)
     statistics = counted.numpy().tobytes()
     if form == "dense":
         return status + out.numpy().tobytes() + statistics
@@ -119,6 +120,30 @@ def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> Non
     assert done.stdout[8:] == want
 
 
+@pytest.mark.parametrize("isa", scoring_cpu.ISAS)
+def test_no_byte_beyond_where_a_tiles_maximum_is_nan(native: list[str], isa: str) -> None:
+    """It depends on the place whether a NaN stays in the maximum: 1024 tokens a tile, and every
+    token is a candidate.
+    """
+    if scoring_cpu.ISAS.index(isa) > scoring_cpu.ISAS.index(scoring_cpu.best_isa()):
+        pytest.skip(f"this CPU has no {isa}")
+    places = [*range(1024 - 80, 1024), *range(2048 - 80, 2048)]
+    stdin = b""
+    for place in places:
+        case = make_case(0, 1, 2048, kinds=["normal"], layout="contiguous")
+        case.log_alpha.fill_(-1e4)
+        case.adaptive, case.expert_top_k = torch.ones(1, dtype=torch.bool), None
+        case.logits[case.expert_rows, place] = math.nan
+        stdin += packed(case, "topk", 1, isa, 1)
+    done = subprocess.run(
+        native, input=stdin, capture_output=True, timeout=250, env=clean_environment()
+    )
+    assert done.returncode == 0, done.stderr.decode()[-3000:]
+    # Behind each status, a score and an id.
+    statuses = [struct.unpack_from("q", done.stdout, 8 + 20 * i)[0] for i in range(len(places))]
+    assert statuses == [scoring_cpu._NOT_FINITE] * len(places)
+
+
 def test_the_sanitizer_bites(native: list[str]) -> None:
     """One element less than the header says."""
     if os.environ.get("VLLM_COLD_NATIVE"):
@@ -127,9 +152,10 @@ def test_the_sanitizer_bites(native: list[str]) -> None:
     stdin = bytearray(packed(case, "dense", 1, "portable", 1))
     size = struct.unpack_from("q", stdin)[0]
     struct.pack_into("q", stdin, 0, size - 4)
-    del stdin[88 + size - 4 : 88 + size]
+    header = struct.calcsize("12q")
+    del stdin[header + size - 4 : header + size]
     # The last row is in the pair.
-    struct.pack_into("2q", stdin, 88 + size - 4, len(case.logits) - 1, 0)
+    struct.pack_into("2q", stdin, header + size - 4, len(case.logits) - 1, 0)
     done = subprocess.run(
         native, input=bytes(stdin), capture_output=True, timeout=60, env=clean_environment()
     )

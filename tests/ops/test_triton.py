@@ -8,6 +8,7 @@ The interpreter is chosen when Triton is first imported, so both run in processe
 
 from __future__ import annotations
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -24,7 +25,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.conformance import check_backend, make_case
+from tests.ops.conformance import check_adaptive, check_backend, make_case
 from vllm_cold.ops import contrastive_scores, contrastive_topk
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -145,6 +146,16 @@ def test_random_cases(interpreter: Call, k: int, cores: int, **case: Any) -> Non
                 (k,), cores)  # fmt: skip
 
 
+def adaptive(cores: int) -> None:
+    with strict(cores):
+        check_adaptive("triton")
+
+
+@pytest.mark.parametrize("cores", [1, 132])
+def test_adaptive_betas_by_definition(interpreter: Call, cores: int) -> None:
+    interpreter(adaptive, cores)
+
+
 def no_pairs() -> None:
     none, knobs = torch.empty(0, dtype=torch.int64), torch.empty(0)
     arguments = torch.zeros(3, 5), none, none, knobs, knobs
@@ -166,11 +177,14 @@ def not_finite(bad: float, dtype: torch.dtype, at: int, row: int, form: str) -> 
     logits[row, at] = bad
     rows = torch.tensor([0]), torch.tensor([1])
     knobs = torch.tensor([math.log(0.1)]), torch.tensor([0.5])
+    options: dict[str, Any] = {"backend": "triton"}
+    if form == "adaptive":
+        options["adaptive"] = torch.tensor([True])
     try:
         if form == "top-k":
-            contrastive_topk(logits, *rows, *knobs, k=3, backend="triton")
+            contrastive_topk(logits, *rows, *knobs, k=3, **options)
         else:
-            contrastive_scores(logits, *rows, *knobs, inplace=form == "in place", backend="triton")
+            contrastive_scores(logits, *rows, *knobs, inplace=form == "in place", **options)
     except RuntimeError as error:
         return str(error)
     return None
@@ -189,7 +203,7 @@ def not_finite(bad: float, dtype: torch.dtype, at: int, row: int, form: str) -> 
 )
 def test_what_is_not_finite_is_an_error(interpreter: Call, bad: tuple[Any, ...]) -> None:
     for row in (0, 1):
-        for form in ("dense", "top-k") + (("in place",) if bad[1] == F32 else ()):
+        for form in ("dense", "adaptive", "top-k") + (("in place",) if bad[1] == F32 else ()):
             error = interpreter(not_finite, *bad, row, form)
             assert error and "hold NaN or +inf" in error, (form, row)
     assert interpreter(not_finite, *bad, 2, "dense") is None
@@ -200,9 +214,10 @@ def extremes() -> None:
     """Where e - a, or the score, leaves float32's range."""
     big = 3.4e38
     e, a = torch.tensor([[big, big, -big, 1.0], [-big, big, big, big]])
-    for beta in (0.0, 0.5, 10.0):
+    for beta, adaptive in itertools.product((0.0, 0.5, 10.0), (False, True)):
         logits, knobs = torch.stack((e, a)), (torch.tensor([-INF]), torch.tensor([beta]))
-        arguments = logits, torch.tensor([0]), torch.tensor([1]), *knobs
+        rows, caps = (torch.tensor([0]), torch.tensor([1])), (None, 0)
+        arguments = logits, *rows, *knobs, *caps, torch.tensor([adaptive])
         got = contrastive_scores(*arguments, backend="triton")
         assert torch.allclose(got, contrastive_scores(*arguments, backend="reference"), rtol=1e-6)
 
@@ -256,9 +271,11 @@ def compile_for(target: str) -> list[Any]:
         Variant("fp32", "aligned", "in place"),
         Variant("fp32", "aligned", "counted"),
         Variant("fp32", "aligned", "top-64", True),
+        Variant("fp32", "aligned", capped=True, adaptive=True),
     ]
     if target == "sm_90":
         variants += [Variant("bf16"), Variant("fp16", "odd", "top-32"), Variant(rows="V = 1")]
+        variants += [Variant("bf16", adaptive=True), Variant("fp16", "odd", adaptive=True)]
     return compile_variants(target, variants)
 
 
@@ -277,7 +294,8 @@ def test_compiles(
     for c in compiled:
         needs = f"{c.registers} registers, {c.shared} bytes shared, {c.spills} spills"
         record_property("report", f"{target} {c.kernel}, {c.variant.dtype} {c.variant}: {needs}")
-    assert {c.kernel for c in compiled} == {"tile_maxima", "score_tiles", "merge_candidates"}
+    kernels = {"tile_maxima", "adaptive_betas", "score_tiles", "merge_candidates"}
+    assert {c.kernel for c in compiled} == kernels
     assert not any(c.spills for c in compiled)
     for c in compiled:
         if c.variant.rows == "aligned" and c.kernel != "merge_candidates":
@@ -291,12 +309,15 @@ def compile_for_batches() -> list[Any]:
     batches = [1, 2, 16, 300, 4096]  # one segment a pair, or many; multiples of 16 or not
     forms = [Variant(pairs=p) for p in batches]
     forms += [Variant(outputs=f"top-{k}", pairs=p) for p in batches for k in (1, 16, 20, 32)]
+    forms += [Variant(pairs=p, adaptive=True) for p in batches]
     return compile_variants("sm_90", forms)
 
 
 def test_no_batch_compiles_anything_anew(compiler: Call) -> None:
     compiled = sorted(c.kernel for c in compiler(compile_for_batches))
-    assert compiled == ["merge_candidates", "score_tiles", "score_tiles", "tile_maxima"]
+    # Scores and the top-k; the maxima of all rows, and of those that are adaptive.
+    both = ["score_tiles", "score_tiles", "tile_maxima", "tile_maxima"]
+    assert compiled == ["adaptive_betas", "merge_candidates", *both]
 
 
 def bench() -> int:

@@ -43,8 +43,8 @@ class Backend(Protocol):
 
     - ``logits`` [R, V] float32, bfloat16 or float16, its last dimension contiguous, V >= 1;
     - ``expert_rows`` and ``amateur_rows`` [P] int64, P >= 1; ``log_alpha`` and ``beta`` [P]
-      float32; ``expert_top_k`` [P] int64, or None, in which case ``max_expert_top_k`` is 0; all
-      contiguous and on the device of ``logits``;
+      float32; ``expert_top_k`` [P] int64, or None, in which case ``max_expert_top_k`` is 0;
+      ``adaptive`` [P] bool, or None if no pair is; all contiguous and on the device of ``logits``;
     - ``out`` [P, V] float32, contiguous, or None: the scores are then written over both rows of
       each pair in ``logits``, which is float32, and no row is in two pairs;
     - ``out_scores`` [P, k] float32 and ``out_ids`` [P, k] int64, contiguous, 1 <= k <= 64.
@@ -65,6 +65,7 @@ class Backend(Protocol):
         beta: Tensor,
         expert_top_k: Tensor | None,
         max_expert_top_k: int,
+        adaptive: Tensor | None,
         out: Tensor | None,
     ) -> None:
         """Write the scores to ``out``, or over both rows."""
@@ -78,6 +79,7 @@ class Backend(Protocol):
         beta: Tensor,
         expert_top_k: Tensor | None,
         max_expert_top_k: int,
+        adaptive: Tensor | None,
         out_scores: Tensor,
         out_ids: Tensor,
     ) -> None:
@@ -97,6 +99,7 @@ class Counting(Protocol):
         beta: Tensor,
         expert_top_k: Tensor | None,
         max_expert_top_k: int,
+        adaptive: Tensor | None,
         out: Tensor | None,
         statistics: Tensor,
     ) -> None:

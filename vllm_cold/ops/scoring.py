@@ -11,6 +11,18 @@ penalty ``beta * a`` is zero. Scores are float32, whatever the dtype of the logi
 ``e + beta * (e - a)``: where ``e == a`` or ``beta == 0``, the score is ``e`` exactly. Difference,
 product and sum saturate at float32's largest finite values, so a valid token's score is finite.
 
+A pair that is ``adaptive`` has another beta at every step, from 0 to the one that it was given::
+
+    D     = JSD(softmax(e over the valid), softmax(a over the valid)), in bits: 0 to 1
+    r     = exp(max of a over the valid - max of a)
+    beta' = beta * r * D
+
+with ``JSD(p, q) = (KL(p || m) + KL(q || m)) / 2``, ``m = (p + q) / 2``, the Jensen-Shannon
+divergence (which scales a contrast in AdaCAD, arXiv 2409.07394). Beta is 0 where expert and amateur
+agree about the valid tokens, where there is but one, and where ``a`` is -inf on all of them. It is
+near 0 where the amateur wants something else altogether: what it says about these tokens is then
+the noise of its tail.
+
 Gradients are not recorded. No host sync and no shape that depends on data: on GPUs both functions
 can be captured in graphs.
 """
@@ -22,8 +34,8 @@ from vllm_cold.ops import registry
 
 MAX_K = 64
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# What stands behind the logits in both functions, up to ``max_expert_top_k``.
-PairArguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]
+# What stands behind the logits in both functions, up to ``adaptive``.
+PairArguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int, Tensor | None]
 
 
 @torch.no_grad()
@@ -35,6 +47,7 @@ def contrastive_scores(
     beta: Tensor,
     expert_top_k: Tensor | None = None,
     max_expert_top_k: int = 0,
+    adaptive: Tensor | None = None,
     *,
     inplace: bool = False,
     out: Tensor | None = None,
@@ -52,6 +65,8 @@ def contrastive_scores(
         expert_top_k: [P] int64 caps on the candidates, 0 for none; None if no pair has one. Ties
             with the last one admitted stay.
         max_expert_top_k: The largest cap, known on the host (no sync); 0 if there is none.
+        adaptive: [P] bool: whether the pair's beta adapts itself at every step, with ``beta`` as
+            its most; None if no pair's does.
         inplace: Write the scores over both rows of each pair instead, so that whatever comes after
             (penalties, temperature, argmax) picks the same token for both. ``logits`` is float32
             then, its rows do not overlap, and no row is in two pairs. Rows of no pair are not
@@ -77,7 +92,7 @@ def contrastive_scores(
             f"contrastive_scores: inplace=True takes float32 logits and no out; logits is "
             f"{logits.dtype}, out is {'None' if out is None else 'given'}"
         )
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     num_pairs, vocab = _check(logits, *pairs)
     implementation = registry.load(registry.choose(logits.device, backend))
     if statistics is not None:
@@ -131,6 +146,7 @@ def contrastive_topk(
     beta: Tensor,
     expert_top_k: Tensor | None = None,
     max_expert_top_k: int = 0,
+    adaptive: Tensor | None = None,
     *,
     k: int,
     out: tuple[Tensor, Tensor] | None = None,
@@ -141,13 +157,14 @@ def contrastive_topk(
     Takes what ``contrastive_scores`` takes, and:
 
     Args:
-        logits: As there, and so are the arguments up to ``max_expert_top_k``.
+        logits: As there, and so are the arguments up to ``adaptive``.
         expert_rows: As there.
         amateur_rows: As there.
         log_alpha: As there.
         beta: As there.
         expert_top_k: As there.
         max_expert_top_k: As there.
+        adaptive: As there.
         k: How many, 1 to 64; may exceed the number of valid tokens and V.
         out: [P, k] float32 and [P, k] int64, contiguous, to write to.
         backend: As there.
@@ -164,7 +181,7 @@ def contrastive_topk(
     """
     if not 1 <= k <= MAX_K:
         raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     num_pairs, _ = _check(logits, *pairs)
     implementation = registry.load(registry.choose(logits.device, backend))
     scores, ids = out or (None, None)
@@ -184,6 +201,7 @@ def _check(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
 ) -> tuple[int, int]:
     """P and V, if the arguments fit together; reads no element."""
     if logits.dim() != 2 or logits.dtype not in LOGITS_DTYPES or not 1 <= logits.shape[1] < 2**31:
@@ -200,6 +218,8 @@ def _check(
     ]
     if expert_top_k is not None:
         vectors.append(("expert_top_k", expert_top_k, torch.int64))
+    if adaptive is not None:
+        vectors.append(("adaptive", adaptive, torch.bool))
     for name, vector, dtype in vectors:
         if (
             vector.shape != (num_pairs,)

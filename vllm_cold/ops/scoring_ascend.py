@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.scoring_torch import expert_floors
+from vllm_cold.ops.scoring_torch import adaptive_betas, expert_floors
 
 _PATH = Path(__file__).with_name("libvllm_cold_ascend.so")
 
@@ -50,11 +50,13 @@ def scores(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out: Tensor | None,
 ) -> None:
     """See ``registry.Backend``."""
     _load()
     floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
+    beta = adaptive_betas(logits, expert_rows, amateur_rows, log_alpha, beta, floors, adaptive)
     torch.ops.vllm_cold.ascend_scores(
         logits, expert_rows, amateur_rows, log_alpha, beta, floors, out
     )
@@ -68,12 +70,14 @@ def topk(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out_scores: Tensor,
     out_ids: Tensor,
 ) -> None:
     """See ``registry.Backend``."""
     _load()
     floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
+    beta = adaptive_betas(logits, expert_rows, amateur_rows, log_alpha, beta, floors, adaptive)
     torch.ops.vllm_cold.ascend_topk(
         logits, expert_rows, amateur_rows, log_alpha, beta, floors, out_scores, out_ids
     )

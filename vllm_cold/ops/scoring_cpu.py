@@ -25,7 +25,7 @@ def _library() -> ctypes.CDLL:
     library.vllm_cold_score.restype = number
     library.vllm_cold_score.argtypes = [
         address, integer, integer, integer, number,  # logits
-        address, address, address, address, address, integer,  # pairs
+        address, address, address, address, address, address, integer,  # pairs
         address, address, address, integer, address,  # outputs
         number, number,
     ]  # fmt: skip
@@ -51,6 +51,7 @@ def _run(
     log_alpha: Tensor,
     beta: Tensor,
     expert_top_k: Tensor | None,
+    adaptive: Tensor | None,
     out: Tensor | None,
     out_scores: Tensor | None,
     out_ids: Tensor | None,
@@ -70,6 +71,7 @@ def _run(
         log_alpha.data_ptr(),
         beta.data_ptr(),
         None if expert_top_k is None else expert_top_k.data_ptr(),
+        None if adaptive is None else adaptive.data_ptr(),
         len(beta),
         None if out is None else out.data_ptr(),
         None if out_scores is None else out_scores.data_ptr(),
@@ -98,10 +100,11 @@ def scores(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out: Tensor | None,
 ) -> None:
     """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, adaptive
     _run(logits, *pairs, out, None, None)
 
 
@@ -113,11 +116,12 @@ def counted_scores(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out: Tensor | None,
     statistics: Tensor,
 ) -> None:
     """See ``registry.Counting``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, adaptive
     _run(logits, *pairs, out, None, None, statistics=statistics)
 
 
@@ -129,9 +133,10 @@ def topk(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out_scores: Tensor,
     out_ids: Tensor,
 ) -> None:
     """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, adaptive
     _run(logits, *pairs, None, out_scores, out_ids)

@@ -16,8 +16,47 @@ def missing(device: torch.device) -> str | None:
     return None
 
 
+def adaptive_beta(
+    expert: Tensor, amateur: Tensor, log_alpha: float, beta_max: float, expert_top_k: int = 0
+) -> float:
+    """The contrast strength of a pair whose beta adapts itself (``vllm_cold.ops.scoring``).
+
+    Args:
+        expert: As in ``pair_scores``.
+        amateur: As in ``pair_scores``.
+        log_alpha: As in ``pair_scores``.
+        beta_max: The most that it can be, >= 0.
+        expert_top_k: As in ``pair_scores``.
+
+    Returns:
+        ``beta_max * exp(max(a over V) - max(a)) * JSD(softmax(e over V), softmax(a over V))`` with
+        the valid tokens V and the Jensen-Shannon divergence in bits; 0 where the amateur is -inf on
+        all of V, or V is empty.
+
+    Raises:
+        RuntimeError: if a row holds NaN or +inf.
+    """
+    e, a = expert.double(), amateur.double()
+    valid = _valid(e, a, log_alpha, expert_top_k)
+    most = a.max()
+    e, a = e[valid], a[valid]
+    if not e.numel() or a.max() == -math.inf:
+        return 0.0
+    p, q = e.softmax(0), a.softmax(0)
+    middle = (p + q) / 2
+    # x log x is 0 at 0.
+    bits = [torch.special.xlogy(x, x / middle.clamp(min=1e-300)).sum() for x in (p, q)]
+    divergence = float(sum(bits) / (2 * math.log(2)))
+    return beta_max * math.exp(float(a.max() - most)) * min(max(divergence, 0.0), 1.0)
+
+
 def pair_scores(
-    expert: Tensor, amateur: Tensor, log_alpha: float, beta: float, expert_top_k: int = 0
+    expert: Tensor,
+    amateur: Tensor,
+    log_alpha: float,
+    beta: float,
+    expert_top_k: int = 0,
+    adaptive: bool = False,
 ) -> Tensor:
     """Scores of one pair (O'Brien & Lewis, arXiv 2309.09117; mask: Li et al., arXiv 2210.15097).
 
@@ -27,6 +66,7 @@ def pair_scores(
         log_alpha: ln of the plausibility threshold, <= 0.
         beta: Contrast strength, >= 0.
         expert_top_k: Cap on the candidates, 0 for none; ties with the k-th stay.
+        adaptive: Use ``adaptive_beta`` for the contrast strength, with ``beta`` as its most.
 
     Returns:
         [V] float64: ``(1 + beta) * expert - beta * amateur`` where the expert's logit is at least
@@ -36,13 +76,20 @@ def pair_scores(
         RuntimeError: if a row holds NaN or +inf.
     """
     e, a = expert.double(), amateur.double()
+    valid = _valid(e, a, log_alpha, expert_top_k)
+    if adaptive:
+        beta = adaptive_beta(expert, amateur, log_alpha, beta, expert_top_k)
+    penalty = torch.where(a == -math.inf, 0.0, beta * a)
+    return torch.where(valid, (1 + beta) * e - penalty, -math.inf)
+
+
+def _valid(e: Tensor, a: Tensor, log_alpha: float, expert_top_k: int) -> Tensor:
     if not ((e < math.inf).all() and (a < math.inf).all()):
         raise RuntimeError(NOT_FINITE)
     valid = (e >= e.max() + log_alpha) & (e > -math.inf)
     if 0 < expert_top_k < e.numel():
         valid &= e >= e.topk(expert_top_k).values[-1]
-    penalty = torch.where(a == -math.inf, 0.0, beta * a)
-    return torch.where(valid, (1 + beta) * e - penalty, -math.inf)
+    return valid
 
 
 def scores(
@@ -53,11 +100,13 @@ def scores(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out: Tensor | None,
 ) -> None:
     """See ``registry.Backend``."""
     caps = [0] * len(beta) if expert_top_k is None else expert_top_k.tolist()
-    settings = zip(log_alpha.tolist(), beta.tolist(), caps, strict=True)
+    adapts = [False] * len(beta) if adaptive is None else adaptive.tolist()
+    settings = zip(log_alpha.tolist(), beta.tolist(), caps, adapts, strict=True)
     rows = list(zip(expert_rows.tolist(), amateur_rows.tolist(), strict=True))
     for pair, ((e, a), knobs) in enumerate(zip(rows, settings, strict=True)):
         exact = pair_scores(logits[e], logits[a], *knobs)
@@ -78,14 +127,14 @@ def topk(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out_scores: Tensor,
     out_ids: Tensor,
 ) -> None:
     """See ``registry.Backend``. Sorts the float32 scores, so that ties are those of float32."""
     dense = torch.empty(len(beta), logits.shape[1], device=logits.device)
-    scores(
-        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, dense
-    )
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
+    scores(logits, *pairs, dense)
     out_scores.fill_(-math.inf)
     out_ids.fill_(-1)
     k = min(out_scores.shape[1], dense.shape[1])

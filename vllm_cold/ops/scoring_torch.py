@@ -9,6 +9,7 @@ from torch import Tensor
 from vllm_cold.ops.registry import NOT_FINITE
 
 _LARGEST = torch.finfo(torch.float32).max
+_SMALLEST = torch.finfo(torch.float32).tiny
 
 
 def missing(device: torch.device) -> str | None:
@@ -24,6 +25,7 @@ def _dense(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
 ) -> Tensor:
     """[P, V] float32 scores."""
     # torch counts negative numbers from the end. (Compiled, the check would cut the graph.)
@@ -37,13 +39,44 @@ def _dense(
     torch._assert_async(
         ((best < math.inf) & (a.amax(dim=-1, keepdim=True) < math.inf)).all(), NOT_FINITE
     )
-    invalid = (e < best + log_alpha.unsqueeze(-1)) | (e == -math.inf)
+    floors = None
     if expert_top_k is not None:
-        invalid |= e < _floors(e, expert_top_k, max_expert_top_k).unsqueeze(-1)
+        floors = _floors(e, expert_top_k, max_expert_top_k)
+    invalid = _invalid(e, best, log_alpha, floors)
+    if adaptive is not None:
+        beta = _betas(e, a, invalid, beta, adaptive)
     # Where the amateur excludes a token that the expert allows, the penalty is zero.
     difference = (e - a.masked_fill_(a == -math.inf, 0.0)).clamp_(-_LARGEST, _LARGEST)
     scores = torch.addcmul(e, difference, beta.unsqueeze(-1)).clamp_(-_LARGEST, _LARGEST)
     return scores.masked_fill_(invalid, -math.inf)
+
+
+def _invalid(e: Tensor, best: Tensor, log_alpha: Tensor, floors: Tensor | None) -> Tensor:
+    invalid = (e < best + log_alpha.unsqueeze(-1)) | (e == -math.inf)
+    if floors is not None:
+        invalid |= e < floors.unsqueeze(-1)
+    return invalid
+
+
+def _betas(e: Tensor, a: Tensor, invalid: Tensor, beta: Tensor, adaptive: Tensor) -> Tensor:
+    most = a.amax(dim=-1)
+    a = a.masked_fill(invalid, -math.inf)
+    best = a.amax(dim=-1)
+    p, q = _softmax(e.masked_fill(invalid, -math.inf)), _softmax(a)
+    both = (p + q).clamp_(min=_SMALLEST)
+    # Where p is 0, so is its term: the logarithm is kept finite.
+    bits = [(x * (2 * x / both).clamp_(min=_SMALLEST).log2_()).sum(dim=-1) for x in (p, q)]
+    divergence = ((bits[0] + bits[1]) / 2).clamp_(min=0.0, max=1.0)
+    reach = (best - most).exp_().masked_fill_(best == -math.inf, 0.0)
+    return torch.where(adaptive, beta * reach * divergence, beta)
+
+
+def _softmax(x: Tensor) -> Tensor:
+    """Zeros, not NaN, where all of a row is -inf. Equal rows give equal results: so their
+    divergence is 0 exactly.
+    """
+    weights = (x - x.amax(dim=-1, keepdim=True).clamp_(min=-_LARGEST)).exp_()
+    return weights / weights.sum(dim=-1, keepdim=True).clamp_(min=1.0)
 
 
 def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
@@ -73,6 +106,37 @@ def expert_floors(
     return _floors(logits[expert_rows].float(), expert_top_k, max_expert_top_k)
 
 
+def adaptive_betas(
+    logits: Tensor,
+    expert_rows: Tensor,
+    amateur_rows: Tensor,
+    log_alpha: Tensor,
+    beta: Tensor,
+    floors: Tensor | None,
+    adaptive: Tensor | None,
+) -> Tensor:
+    """For kernels that leave this to torch: each pair's contrast strength.
+
+    Args:
+        logits: [R, V].
+        expert_rows: [P] int64.
+        amateur_rows: [P] int64.
+        log_alpha: [P] float32.
+        beta: [P] float32.
+        floors: What ``expert_floors`` returned.
+        adaptive: [P] bool; or None.
+
+    Returns:
+        [P] float32: of an adaptive pair, ``beta`` scaled down as this step demands; ``beta`` of
+        the others.
+    """
+    if adaptive is None:
+        return beta
+    e, a = logits[expert_rows].float(), logits[amateur_rows].float()
+    invalid = _invalid(e, e.amax(dim=-1, keepdim=True), log_alpha, floors)
+    return _betas(e, a, invalid, beta, adaptive)
+
+
 def scores(
     logits: Tensor,
     expert_rows: Tensor,
@@ -81,11 +145,12 @@ def scores(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out: Tensor | None,
 ) -> None:
     """See ``registry.Backend``."""
     dense = _dense(
-        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     )
     if out is not None:
         out.copy_(dense)
@@ -102,12 +167,13 @@ def topk(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out_scores: Tensor,
     out_ids: Tensor,
 ) -> None:
     """See ``registry.Backend``."""
     dense = _dense(
-        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     )
     vocab = dense.shape[1]
     # torch.topk may give any of two equal scores. Integers that sort as (score, lower id) have no

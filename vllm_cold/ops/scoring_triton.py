@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backend "triton": launches the kernels of ``triton_kernels`` on NVIDIA and AMD GPUs.
 
-Two launches for scores, three for the best k, one that checks a flag, and a few on a handful of
-numbers where statistics are wanted; no host sync.
+Two launches for scores, three for the best k, two more if a beta adapts itself, one that checks a
+flag, and a few on a handful of numbers where statistics are wanted; no host sync.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -72,10 +72,11 @@ def scores(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out: Tensor | None,
 ) -> None:
     """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     _launch(logits, *pairs, out=out)
 
 
@@ -87,11 +88,12 @@ def counted_scores(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out: Tensor | None,
     statistics: Tensor,
 ) -> None:
     """See ``registry.Counting``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     _launch(logits, *pairs, out=out, statistics=statistics)
 
 
@@ -103,11 +105,12 @@ def topk(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     out_scores: Tensor,
     out_ids: Tensor,
 ) -> None:
     """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     _launch(logits, *pairs, best=(out_scores, out_ids))
 
 
@@ -119,6 +122,7 @@ def _launch(
     beta: Tensor,
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
+    adaptive: Tensor | None,
     *,
     out: Tensor | None = None,
     best: tuple[Tensor, Tensor] | None = None,
@@ -149,8 +153,21 @@ def _launch(
     # Triton launches on the current device, whatever the tensors are on.
     with torch.accelerator.device_index(device.index):
         kernels.tile_maxima[grid](
-            logits, stride, expert_rows, vocab, *plan, maxima, ok, GROUP=GROUP, **options
+            logits, stride, expert_rows, None, vocab, *plan, maxima, ok, GROUP=GROUP, **options
         )
+        if adaptive is not None:
+            # Triton's booleans have one bit.
+            adaptive = adaptive.view(torch.uint8)
+            amateur_maxima, betas = torch.empty_like(maxima), torch.empty_like(beta)
+            kernels.tile_maxima[grid](
+                logits, stride, amateur_rows, adaptive, vocab, *plan, amateur_maxima, ok,
+                GROUP=GROUP, **options,
+            )  # fmt: skip
+            kernels.adaptive_betas[(num_pairs,)](
+                logits, stride, expert_rows, amateur_rows, log_alpha, beta, floors, adaptive,
+                vocab, plan.num_tiles, maxima, amateur_maxima, betas, **options,
+            )  # fmt: skip
+            beta = betas
         kernels.score_tiles[grid](
             logits, stride, expert_rows, amateur_rows, log_alpha, beta, floors, vocab, *plan,
             maxima, ok, out, out_stride, candidates, k, tallies, SLOTS=slots, **options,

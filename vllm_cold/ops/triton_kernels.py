@@ -10,6 +10,10 @@ The vocabulary is cut into tiles, and a program walks over a segment of consecut
    writes scores, or keeps the best k of its segment.
 3. ``merge_candidates``, for the best k alone, merges the segments of a pair.
 
+Where a pair's beta adapts itself, two launches come before 2: ``tile_maxima`` of the amateur's
+logits, and ``adaptive_betas``, which reads both rows where the expert's maximum of a tile reaches
+the threshold.
+
 A candidate of the top-k is one int64 key that sorts as (score, lower id first): the float's bits,
 made to sort as an integer, above ``INT32_MAX - id``. So keys differ, and a maximum breaks ties.
 """
@@ -22,6 +26,7 @@ import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
 LARGEST = tl.constexpr(3.4028234663852886e38)
+SMALLEST = tl.constexpr(2.0**-126)
 INT32_MAX = tl.constexpr(2**31 - 1)
 INT64_MAX = tl.constexpr(2**63 - 1)
 # No candidate: from EMPTY up to below TOKEN, the lowest key that a token can have.
@@ -30,14 +35,15 @@ TOKEN = tl.constexpr(-(2**63) + 2**32)
 
 # What differs from step to step must not make another variant to compile while serving.
 VARYING = ("num_tiles", "segment_tiles", "num_segments", "num_candidates", "k")
-UNALIGNED = ("expert_rows", "amateur_rows", "log_alpha", "beta", "floors")
+UNALIGNED = ("rows", "expert_rows", "amateur_rows", "log_alpha", "beta", "floors", "adaptive")
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def tile_maxima(
     logits,
     row_stride,
-    expert_rows,
+    rows,
+    adaptive,
     vocab,
     num_tiles,
     segment_tiles,
@@ -47,12 +53,16 @@ def tile_maxima(
     TILE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
-    """``maxima`` [P, num_tiles]: the largest expert logit of each tile. Sets ``ok`` to 1."""
+    """``maxima`` [P, num_tiles]: the largest logit of each tile of ``rows`` [P], if ``adaptive`` is
+    not None only where that is not 0. Sets ``ok`` to 1.
+    """
     program = tl.program_id(0)
     pair = program // num_segments
     first = program % num_segments * segment_tiles
     last = tl.minimum(first + segment_tiles, num_tiles)
-    e_row = logits + tl.load(expert_rows + pair) * row_stride
+    if adaptive is not None:
+        last = tl.where(tl.load(adaptive + pair) != 0, last, first)
+    row = logits + tl.load(rows + pair) * row_stride
     lanes = tl.arange(0, TILE)
     # Some tiles at once keep more loads in flight.
     for group in range(first, last, GROUP):
@@ -60,11 +70,11 @@ def tile_maxima(
         starts = tiles * TILE
         here = tiles < last
         inside = here[:, None] & (lanes[None, :] < (vocab - starts)[:, None])
-        e = tl.load(e_row + (starts[:, None] + lanes[None, :]), mask=inside, other=-INF)
-        e = e.to(tl.float32)
+        x = tl.load(row + (starts[:, None] + lanes[None, :]), mask=inside, other=-INF)
+        x = x.to(tl.float32)
         # Of a NaN, a maximum would return the other operand.
-        e = tl.where(e < INF, e, INF)
-        tl.store(maxima + pair * num_tiles + tiles, tl.max(e, axis=1), mask=here)
+        x = tl.where(x < INF, x, INF)
+        tl.store(maxima + pair * num_tiles + tiles, tl.max(x, axis=1), mask=here)
     if program == 0:
         tl.store(ok, 1)
 
@@ -78,6 +88,102 @@ def _pair_maximum(maxima, num_tiles):
         inside = lanes < num_tiles - start
         best = tl.maximum(best, tl.load(maxima + start + lanes, mask=inside, other=-INF))
     return tl.max(best)
+
+
+@triton.jit
+def _threshold(best_logit, pair, log_alpha, floors):
+    """The lowest expert logit of a valid token."""
+    # -LARGEST: a token at -inf is never valid, whatever the maximum.
+    threshold = tl.maximum(best_logit + tl.load(log_alpha + pair), -LARGEST)
+    if floors is not None:
+        threshold = tl.maximum(threshold, tl.load(floors + pair))
+    return threshold
+
+
+@triton.jit
+def _added(best, total, x):
+    """Of each lane, the largest logit so far and the sum of ``exp(logit - largest)``, with one
+    more; the sum is 0 as long as all are -inf.
+    """
+    most = tl.maximum(best, x)
+    base = tl.maximum(most, -LARGEST)
+    return most, total * tl.exp(best - base) + tl.exp(x - base)
+
+
+@triton.jit
+def _over_lanes(best, total):
+    """The largest logit of all lanes, and the sum of ``exp(logit - largest)``, 1 or more."""
+    most = tl.max(best)
+    return most, tl.maximum(tl.sum(total * tl.exp(best - tl.maximum(most, -LARGEST))), 1.0)
+
+
+@triton.jit
+def _bits(p, both):
+    """``p * log2(2 * p / both)``, 0 where p is 0. Rounded division: equal halves give 0 exactly."""
+    return p * tl.log2(tl.maximum(tl.div_rn(2 * p, both), SMALLEST))
+
+
+@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
+def adaptive_betas(
+    logits,
+    row_stride,
+    expert_rows,
+    amateur_rows,
+    log_alpha,
+    beta,
+    floors,
+    adaptive,
+    vocab,
+    num_tiles,
+    maxima,
+    amateur_maxima,
+    betas,
+    TILE: tl.constexpr,
+):
+    """``betas`` [P]: of pairs that are ``adaptive`` (not 0) what this step's logits make of
+    ``beta``, of the others ``beta``. A program for each pair.
+    """
+    pair = tl.program_id(0)
+    result = tl.load(beta + pair)
+    if tl.load(adaptive + pair) != 0:
+        e_row = logits + tl.load(expert_rows + pair) * row_stride
+        a_row = logits + tl.load(amateur_rows + pair) * row_stride
+        pair_maxima = maxima + pair * num_tiles
+        threshold = _threshold(_pair_maximum(pair_maxima, num_tiles), pair, log_alpha, floors)
+        lanes = tl.arange(0, TILE)
+        # Both rows go through the same operations: so equal ones have no divergence at all.
+        e_best = tl.full([TILE], -INF, tl.float32)
+        a_best = tl.full([TILE], -INF, tl.float32)
+        e_total = tl.full([TILE], 0.0, tl.float32)
+        a_total = tl.full([TILE], 0.0, tl.float32)
+        for tile in range(0, num_tiles):
+            if tl.load(pair_maxima + tile) >= threshold:
+                tokens = tile * TILE + lanes
+                inside = lanes < vocab - tile * TILE
+                e = tl.load(e_row + tokens, mask=inside, other=-INF).to(tl.float32)
+                a = tl.load(a_row + tokens, mask=inside, other=-INF).to(tl.float32)
+                valid = e >= threshold
+                e_best, e_total = _added(e_best, e_total, tl.where(valid, e, -INF))
+                a_best, a_total = _added(a_best, a_total, tl.where(valid, a, -INF))
+        e_most, e_sum = _over_lanes(e_best, e_total)
+        a_most, a_sum = _over_lanes(a_best, a_total)
+        e_base, a_base = tl.maximum(e_most, -LARGEST), tl.maximum(a_most, -LARGEST)
+        bits = tl.full([TILE], 0.0, tl.float32)
+        for tile in range(0, num_tiles):
+            if tl.load(pair_maxima + tile) >= threshold:
+                tokens = tile * TILE + lanes
+                inside = lanes < vocab - tile * TILE
+                e = tl.load(e_row + tokens, mask=inside, other=-INF).to(tl.float32)
+                a = tl.load(a_row + tokens, mask=inside, other=-INF).to(tl.float32)
+                valid = e >= threshold
+                p = tl.where(valid, tl.exp(e - e_base), 0.0) / e_sum
+                q = tl.where(valid, tl.exp(a - a_base), 0.0) / a_sum
+                both = tl.maximum(p + q, SMALLEST)
+                bits += _bits(p, both) + _bits(q, both)
+        divergence = tl.clamp(tl.sum(bits) / 2, 0.0, 1.0)
+        reach = tl.exp(a_most - _pair_maximum(amateur_maxima + pair * num_tiles, num_tiles))
+        result = tl.where(a_most > -INF, result * reach * divergence, 0.0)
+    tl.store(betas + pair, result)
 
 
 @triton.jit
@@ -163,10 +269,7 @@ def score_tiles(
     pair_beta = tl.load(beta + pair)
 
     best_logit = _pair_maximum(pair_maxima, num_tiles)
-    # -LARGEST: a token at -inf is never valid, whatever the maximum.
-    threshold = tl.maximum(best_logit + tl.load(log_alpha + pair), -LARGEST)
-    if floors is not None:
-        threshold = tl.maximum(threshold, tl.load(floors + pair))
+    threshold = _threshold(best_logit, pair, log_alpha, floors)
 
     if candidates is not None:
         best = _no_candidates(k, SLOTS)
