@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_cold.settings import beta_option
+
 ADAPTERS = Path(__file__).parent / "adapters"
 PROMPTS = {"sorting": 4, "orders": 2}
 ROUNDS = 2
@@ -127,7 +129,9 @@ def main() -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--alpha", type=float, default=0.1, help="plausibility threshold (0, 1]")
-    parser.add_argument("--beta", type=float, default=0.5, help="contrast strength, >= 0")
+    parser.add_argument(
+        "--beta", type=beta_option, default=0.5, help="contrast strength, >= 0, or adaptive"
+    )
     arguments = parser.parse_args()
     quiet()
 

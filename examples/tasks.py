@@ -64,13 +64,16 @@ class Task:
         The list for a smaller ``n`` is the beginning of the list for a larger one.
 
         Raises:
-            ValueError: ``split`` is none of train, dev, test.
+            ValueError: ``split`` is none of train, dev, test, or the split has fewer than ``n``.
         """
         if split not in _SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(_SPLITS)}")
         seed = SPLIT_SEEDS[split]
+        last = seed + 1000 * (n + 10)
         kept: dict[str, Problem] = {}
         while len(kept) < n:
+            if seed == last:
+                raise ValueError(f"{self.name}: the split {split!r} has no {n} different problems")
             problem = self.make(seed)
             seed += 1
             # crc32, not hash(): Python's hash of a string differs from process to process.

@@ -17,6 +17,7 @@ import importlib.metadata
 import json
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -65,11 +66,16 @@ class Batch:
     labels: torch.Tensor
 
 
-def make_batches(tokenizer: Any, problems: list[Problem], recipe: Recipe) -> list[Batch]:
+def make_batches(
+    tokenizer: Any,
+    problems: list[Problem],
+    recipe: Recipe,
+    prompt_text: Callable[[Any, Problem], str] = chat_prompt,
+) -> list[Batch]:
     """Tokenize ``problems`` into batches of similar length, in a seeded order."""
     examples = []
     for problem in problems:
-        prompt = tokenizer(chat_prompt(tokenizer, problem), add_special_tokens=False).input_ids
+        prompt = tokenizer(prompt_text(tokenizer, problem), add_special_tokens=False).input_ids
         answer = tokenizer(problem.answer, add_special_tokens=False).input_ids
         examples.append((prompt, [*answer, tokenizer.eos_token_id]))
     # Neighbours in length share a batch, so that hardly any time goes into padding.
@@ -107,8 +113,32 @@ def answer_loss(model: PeftModel, batch: Batch) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), targets[wanted])
 
 
-def train(model: PeftModel, batches: list[Batch], recipe: Recipe) -> list[float]:
-    """Train the adapter of ``model`` on each batch once; return the loss of each step."""
+def load_model(base: Path, recipe: Recipe) -> PeftModel:
+    """Return the base model with a new adapter, both in bfloat16."""
+    return get_peft_model(
+        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16),
+        LoraConfig(
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            lora_dropout=0.0,
+            target_modules=_LINEAR_LAYERS,
+            task_type="CAUSAL_LM",
+        ),
+        # Adapter weights in float32 would cost two casts in each of 210 layers.
+        autocast_adapter_dtype=False,
+    )
+
+
+def train(
+    model: PeftModel,
+    batches: list[Batch],
+    recipe: Recipe,
+    after_step: Callable[[int], None] = lambda steps: None,
+) -> list[float]:
+    """Train the adapter of ``model`` on each batch once; return the loss of each step.
+
+    ``after_step`` is called with the number of steps that are done.
+    """
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     masters = [weight.detach().float() for weight in weights]
     optimizer = torch.optim.AdamW(masters, lr=recipe.learning_rate, weight_decay=0.0)
@@ -139,6 +169,7 @@ def train(model: PeftModel, batches: list[Batch], recipe: Recipe) -> list[float]
                 for weight, master in zip(weights, masters, strict=True):
                     weight.copy_(master)
             losses.append(loss.item())
+            after_step(len(losses))
             bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
 
@@ -183,18 +214,7 @@ def run(task: Task, recipe: Recipe, output: Path, test_problems: int) -> dict[st
     torch.set_num_threads(1)
     base = model_path()
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16),
-        LoraConfig(
-            r=recipe.rank,
-            lora_alpha=recipe.alpha,
-            lora_dropout=0.0,
-            target_modules=_LINEAR_LAYERS,
-            task_type="CAUSAL_LM",
-        ),
-        # Adapter weights in float32 would cost two casts in each of 210 layers.
-        autocast_adapter_dtype=False,
-    )
+    model = load_model(base, recipe)
     examples = recipe.steps * recipe.batch_size
     batches = make_batches(tokenizer, task.prompts("train", examples), recipe)
 

@@ -10,6 +10,8 @@ With expert logits e (adapter) and amateur logits a (base model, or another adap
             e[i] >= the k-th largest e
     s[i]  = (1 + beta) * e[i] - beta * a[i]   for i in valid, -inf otherwise
 
+An adaptive beta is another one at each step, from 0 to the one that was given; see `adapted`.
+
 Source: arXiv 2505.14620, with the scoring of arXiv 2309.09117 and the mask of arXiv 2210.15097.
 
 Two programs add up floats in different orders, so a comparison is fair only up to the first step
@@ -64,6 +66,7 @@ class Request:
     amateur: str | None = None
     expert_top_k: int | None = None
     eos_token_id: int | None = None
+    adaptive: bool = False
 
 
 def _threshold(e: Tensor, alpha: float, expert_top_k: int | None) -> Tensor:
@@ -79,10 +82,33 @@ def _contrast(e: Tensor, a: Tensor, beta: float) -> Tensor:
     return (1.0 + beta) * e - torch.where(a == -math.inf, 0.0, beta * a)
 
 
+def adapted(e: Tensor, a: Tensor, valid: Tensor, beta_max: float) -> float:
+    """The adaptive beta of one step: beta_max, times the Jensen-Shannon divergence of the two over
+    the valid tokens in bits, times the amateur's best valid probability over its best one.
+    """
+
+    def entropy(p: Tensor) -> Tensor:
+        return -torch.where(p > 0.0, p * p.log2(), 0.0).sum()
+
+    if valid.sum() < 2 or a[valid].max() == -math.inf:
+        return 0.0
+    p, q = e[valid].softmax(0), a[valid].softmax(0)
+    divergence = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+    reach = (a[valid].max() - a.max()).exp()
+    return float(beta_max * reach * divergence.clamp(0.0, 1.0))
+
+
 def score(
-    expert: Tensor, amateur: Tensor, alpha: float, beta: float, expert_top_k: int | None = None
+    expert: Tensor,
+    amateur: Tensor,
+    alpha: float,
+    beta: float,
+    expert_top_k: int | None = None,
+    adaptive: bool = False,
 ) -> Tensor:
     """Contrastive scores [V], float64, of one step from two logit vectors [V] of any dtype.
+
+    `beta` is the most that it reaches if it is `adaptive`.
 
     Raises ValueError for NaN or +inf, and for an expert without a finite logit.
     """
@@ -92,6 +118,8 @@ def score(
     if e.max() == -math.inf:
         raise ValueError("the expert allows no token")
     valid = (e > -math.inf) & (e >= _threshold(e, alpha, expert_top_k))
+    if adaptive:
+        beta = adapted(e, a, valid, beta)
     return torch.where(valid, _contrast(e, a, beta), -math.inf)
 
 
@@ -102,20 +130,39 @@ def margin(scores: Tensor) -> float:
 
 
 def edge(
-    expert: Tensor, amateur: Tensor, alpha: float, beta: float, expert_top_k: int | None = None
+    expert: Tensor,
+    amateur: Tensor,
+    alpha: float,
+    beta: float,
+    expert_top_k: int | None = None,
+    adaptive: bool = False,
 ) -> float:
     """How far logits must move for the valid set to change in a way that changes the argmax.
 
-    Either the chosen token drops out, or a token comes in that scores higher.
+    Either the chosen token drops out, or a token comes in that scores higher. An adaptive beta
+    jumps whenever the set changes, so there any change counts.
     """
     e, a = expert.double(), amateur.double()
-    scores = score(e, a, alpha, beta, expert_top_k)
+    scores = score(e, a, alpha, beta, expert_top_k, adaptive)
+    if adaptive:
+        return _change(e, scores > -math.inf, alpha)
     chosen = int(scores.argmax())
     others = torch.cat([e[:chosen], e[chosen + 1 :]])
     drops_out = e[chosen] - _threshold(others, alpha, expert_top_k)
     distance = _threshold(e, alpha, expert_top_k) - e
     comes_in = torch.maximum(distance, scores[chosen] - _contrast(e, a, beta))
     return float(torch.where(scores == -math.inf, comes_in, math.inf).min().minimum(drops_out))
+
+
+def _change(e: Tensor, valid: Tensor, alpha: float) -> float:
+    """How far logits must move for the valid set to change at all; the best token stays in it."""
+    bar = e.max() + math.log(alpha)
+    least = e[valid].min()
+    most = e[~valid].max() if not valid.all() else torch.tensor(-math.inf)
+    drops_out = least - bar if valid.sum() > 1 else torch.tensor(math.inf)
+    # What the cap keeps out comes in as soon as it passes the last that is in.
+    comes_in = (bar if most < bar else least) - most
+    return float(torch.minimum(drops_out, comes_in))
 
 
 def assert_same_tokens(
@@ -198,6 +245,7 @@ class NaiveCold:
         alpha: float,
         beta: float,
         expert_top_k: int | None = None,
+        adaptive: bool = False,
         max_tokens: int,
         eos_token_id: int | None = None,
     ) -> Trace:
@@ -206,9 +254,10 @@ class NaiveCold:
         while len(trace.tokens) < max_tokens:
             e, e_cache = self._forward(expert, [ids], e_cache)
             a, a_cache = self._forward(amateur, [ids], a_cache)
-            scores = score(e[0], a[0], alpha, beta, expert_top_k)
+            settings = (alpha, beta, expert_top_k, adaptive)
+            scores = score(e[0], a[0], *settings)
             token = int(scores.argmax())
-            trace.append(token, margin(scores), edge(e[0], a[0], alpha, beta, expert_top_k))
+            trace.append(token, margin(scores), edge(e[0], a[0], *settings))
             if token == eos_token_id:
                 break
             ids = [token]
@@ -255,7 +304,9 @@ class NaiveCold:
             ids = [[0] for _ in requests]
             for row in sorted(running):
                 request, trace = requests[row], traces[row]
-                settings = (request.alpha, request.beta, request.expert_top_k)
+                settings = (
+                    request.alpha, request.beta, request.expert_top_k, request.adaptive
+                )  # fmt: skip
                 scores = score(e[row], a[row], *settings)
                 token = int(scores.argmax())
                 trace.append(token, margin(scores), edge(e[row], a[row], *settings))

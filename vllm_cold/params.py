@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ColdParams``: vLLM's SamplingParams plus the knobs of CoLD."""
 
-from typing import Any
+from typing import Any, Literal
 
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
@@ -14,15 +14,21 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     Everything that ``SamplingParams`` has keeps its meaning and applies to the contrastive
     scores: temperature, top_p, n, seed, stop, penalties, logprobs (the expert's), structured
-    outputs and so on. The four fields of CoLD are keyword arguments only.
+    outputs and so on. The five fields of CoLD are keyword arguments only.
 
     At each step a token is a candidate if the expert (the request's adapter) gives it at least
     ``alpha`` times the probability of its best token; candidates are scored
-    ``(1 + beta) * expert - beta * amateur`` in logits (arXiv 2505.14620).
+    ``(1 + beta) * expert - beta * amateur`` in logits (arXiv 2505.14620). An adaptive beta is, at
+    each step, ``beta_max`` times the Jensen-Shannon divergence (in bits, 0 to 1) of expert and
+    amateur over the candidates, times the amateur's probability of its best candidate relative to
+    that of its best token.
 
     Attributes:
         alpha: Plausibility threshold in (0, 1]; default 0.1. 1 equals greedy.
         beta: Contrast strength, >= 0 (at most 1e6); default 0.5. 0 equals the adapter alone.
+            "adaptive": chosen at each step, from 0 to ``beta_max``.
+        beta_max: The most that an adaptive beta reaches, >= 0 (at most 1e6); None for
+            ``settings.DEFAULT_BETA_MAX``. An error where beta is a number.
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
         amateur: What to contrast with: None for the base model, or another adapter.
 
@@ -35,7 +41,8 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     """
 
     alpha: float = DEFAULT_ALPHA
-    beta: float = DEFAULT_BETA
+    beta: float | Literal["adaptive"] = DEFAULT_BETA
+    beta_max: float | None = None
     expert_top_k: int | None = None
     amateur: LoRARequest | None = None
 
@@ -49,7 +56,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     def settings(self) -> ColdSettings:
         """The method's knobs, checked (fields may have been assigned after construction)."""
-        return ColdSettings(self.alpha, self.beta, self.expert_top_k)
+        return ColdSettings(self.alpha, self.beta, self.expert_top_k, self.beta_max)
 
     def verify(self, *args: Any, **kwargs: Any) -> None:
         """Called by vLLM at admission. Refuses to run where the plugin is not active, because
@@ -62,7 +69,8 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     def __repr__(self) -> str:
         cold = (
-            f"alpha={self.alpha}, beta={self.beta}, expert_top_k={self.expert_top_k}, "
+            f"alpha={self.alpha}, beta={self.beta!r}, beta_max={self.beta_max}, "
+            f"expert_top_k={self.expert_top_k}, "
             f"amateur={self.amateur and self.amateur.lora_name!r}"
         )
         return f"ColdParams({cold}, {super().__repr__().removeprefix('SamplingParams(')}"

@@ -9,6 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from vllm_cold.ops.scoring import PairArguments
 from vllm_cold.stream import Stream
 
 
@@ -21,9 +22,10 @@ class PairRows:
         expert: [P] int64, row (or slot) of each expert.
         amateur: [P] int64, row (or slot) of each amateur.
         log_alpha: [P] float32, ln(alpha).
-        beta: [P] float32.
+        beta: [P] float32; of an adaptive pair, the most that it reaches.
         expert_top_k: [P] int64, 0 for no cap; None if no pair has a cap.
         max_expert_top_k: The largest cap, 0 if there is none.
+        adaptive: [P] bool, whether beta is chosen at each step; None if no pair's is.
     """
 
     ids: tuple[str, ...]
@@ -33,6 +35,7 @@ class PairRows:
     beta: Tensor
     expert_top_k: Tensor | None
     max_expert_top_k: int
+    adaptive: Tensor | None
 
     @property
     def num_pairs(self) -> int:
@@ -40,7 +43,7 @@ class PairRows:
         return len(self.ids)
 
     @property
-    def arguments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int]:
+    def arguments(self) -> PairArguments:
         """What ``ops.contrastive_scores`` takes behind the logits."""
         return (
             self.expert,
@@ -49,6 +52,7 @@ class PairRows:
             self.beta,
             self.expert_top_k,
             self.max_expert_top_k,
+            self.adaptive,
         )
 
     @classmethod
@@ -71,10 +75,11 @@ class PairRows:
         if not pairs:
             return None
 
-        def tensor(values: list[int] | list[float], dtype: torch.dtype) -> Tensor:
+        def tensor(values: list[int] | list[float] | list[bool], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
         caps = [s.expert_top_k for _, _, s in pairs]
+        adaptive = [s.adaptive for _, _, s in pairs]
         return cls(
             ids=tuple(s.pair for _, _, s in pairs),
             expert=tensor([e for e, _, _ in pairs], torch.int64),
@@ -83,4 +88,5 @@ class PairRows:
             beta=tensor([s.beta for _, _, s in pairs], torch.float32),
             expert_top_k=tensor(caps, torch.int64) if any(caps) else None,
             max_expert_top_k=max(caps),
+            adaptive=tensor(adaptive, torch.bool) if any(adaptive) else None,
         )

@@ -7,12 +7,16 @@ request's flat ``cold_*`` arguments (``vllm_xargs`` over HTTP, ``extra_args`` of
 ``ColdParams``.
 """
 
-from collections.abc import Mapping
+import argparse
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Final, Literal
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
+DEFAULT_BETA_MAX = 1.0  # of beta="adaptive"
+ADAPTIVE: Final = "adaptive"  # beta: chosen anew at every step
 MAX_BETA = 1e6  # far beyond any use; the scores stay finite in float32
 MAX_EXPERT_TOP_K = 2**31 - 1  # beyond any vocabulary; tensors hold it
 
@@ -33,19 +37,36 @@ class ColdSettings:
     Attributes:
         alpha: Plausibility threshold in (0, 1]. A token is a candidate if the expert gives it at
             least alpha times the probability of the expert's best token. 1 means greedy.
-        beta: Contrast strength, >= 0 (at most 1e6). 0 means the expert alone.
+        beta: Contrast strength, >= 0 (at most 1e6). 0 means the expert alone. "adaptive": chosen
+            at each step, from 0 to ``beta_max``, by how far expert and amateur are apart.
         expert_top_k: Optional cap on the candidates: only the expert's k most probable tokens
             (ties with the k-th included), an integer >= 1; None for no cap.
+        beta_max: The most that an adaptive beta reaches, in beta's range; None for
+            ``DEFAULT_BETA_MAX``. An error where beta is a number.
     """
 
     alpha: float = DEFAULT_ALPHA
-    beta: float = DEFAULT_BETA
+    beta: float | Literal["adaptive"] = DEFAULT_BETA
     expert_top_k: int | None = None
+    beta_max: float | None = None
 
     def __post_init__(self) -> None:
         check_alpha("alpha", self.alpha)
         check_beta("beta", self.beta)
         check_expert_top_k("expert_top_k", self.expert_top_k)
+        check_beta_max("beta_max", self.beta_max, self.beta)
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether beta is chosen at each step."""
+        return self.beta == ADAPTIVE
+
+    @property
+    def strength(self) -> float:
+        """beta, or the most that it reaches if it is adaptive."""
+        if self.beta != ADAPTIVE:
+            return self.beta
+        return DEFAULT_BETA_MAX if self.beta_max is None else self.beta_max
 
 
 def _is_number(value: object) -> bool:
@@ -60,11 +81,46 @@ def check_alpha(field: str, value: object) -> float:
     return float(value)  # type: ignore[arg-type]
 
 
-def check_beta(field: str, value: object) -> float:
-    """Return ``value`` as a float in [0, 1e6] or raise ColdError naming ``field``."""
+def _is_strength(value: object) -> bool:
     # Compared, not converted: an int may be too large for a float.
-    if not _is_number(value) or not 0.0 <= value <= MAX_BETA:  # type: ignore[operator]
+    return _is_number(value) and 0.0 <= value <= MAX_BETA  # type: ignore[operator]
+
+
+def check_beta(field: str, value: object) -> float | Literal["adaptive"]:
+    """Return ``value`` as a float in [0, 1e6], or "adaptive", or raise ColdError naming
+    ``field``.
+    """
+    if isinstance(value, str) and value == ADAPTIVE:
+        return ADAPTIVE
+    if not _is_strength(value):
+        raise ColdError(field, value, "must be a number >= 0, at most 1e6, or 'adaptive'")
+    return float(value)  # type: ignore[arg-type]
+
+
+def beta_option(text: str) -> float | Literal["adaptive"]:
+    """A number or "adaptive", as argparse's ``type``; the number's range is checked later."""
+    with suppress(ValueError):
+        return float(text)
+    try:
+        return check_beta("beta", text)
+    except ColdError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def check_beta_max(field: str, value: object, beta: object = ADAPTIVE) -> float | None:
+    """Return ``value`` as a float in [0, 1e6], or None, or raise ColdError naming ``field``; also
+    where there is a value and ``beta`` is a number.
+    """
+    if value is None:
+        return None
+    if not _is_strength(value):
         raise ColdError(field, value, "must be a number >= 0, at most 1e6")
+    if beta != ADAPTIVE:
+        raise ColdError(
+            field,
+            value,
+            f"is for an adaptive beta, and beta is {beta}; leave it out or set beta to 'adaptive'",
+        )
     return float(value)  # type: ignore[arg-type]
 
 
@@ -95,10 +151,11 @@ def _check_name(field: str, value: object) -> str:
 
 
 # The request's own keys, as they stand in vllm_xargs / extra_args.
-_REQUEST_KEYS = {
+_REQUEST_KEYS: dict[str, Callable[[str, object], Any]] = {
     "cold": check_switch,
     "cold_alpha": check_alpha,
     "cold_beta": check_beta,
+    "cold_beta_max": check_beta_max,
     "cold_expert_top_k": check_expert_top_k,
     "cold_amateur": _check_name,
 }
@@ -113,18 +170,28 @@ class RequestArgs:
             to the engine's default.
         alpha: See ColdSettings.
         beta: See ColdSettings.
+        beta_max: See ColdSettings.
         expert_top_k: See ColdSettings.
         amateur: Name of the adapter to contrast with, None for the base model.
     """
 
     enabled: bool | None = None
     alpha: float | None = None
-    beta: float | None = None
+    beta: float | Literal["adaptive"] | None = None
+    beta_max: float | None = None
     expert_top_k: int | None = None
     amateur: str | None = None
 
     def settings(self, defaults: ColdSettings) -> ColdSettings:
-        """The engine's defaults with this request's values on top."""
+        """The engine's defaults with this request's values on top.
+
+        Raises:
+            ColdError: if the request gives a ``cold_beta_max`` and beta is a number.
+        """
+        beta = defaults.beta if self.beta is None else self.beta
+        check_beta_max("cold_beta_max", self.beta_max, beta)
+        if beta != ADAPTIVE:
+            defaults = replace(defaults, beta=beta, beta_max=None)  # the engine's has no use here
         given = {
             f.name: value
             for f in fields(ColdSettings)
@@ -156,6 +223,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
         enabled=found.get("cold", True),
         alpha=found.get("cold_alpha"),
         beta=found.get("cold_beta"),
+        beta_max=found.get("cold_beta_max"),
         expert_top_k=found.get("cold_expert_top_k"),
         amateur=found.get("cold_amateur"),
     )
@@ -174,17 +242,18 @@ class EngineDefaults:
     settings: ColdSettings = ColdSettings()
 
 
-_ENGINE_KEYS = {
+_ENGINE_KEYS: dict[str, Callable[[str, object], Any]] = {
     "enabled": check_switch,
     "alpha": check_alpha,
     "beta": check_beta,
+    "beta_max": check_beta_max,
     "expert_top_k": check_expert_top_k,
 }
 
 
 def parse_engine_defaults(config: object) -> EngineDefaults:
     """Read ``additional_config["cold"]``: absent, a bool, or a mapping of ``enabled`` (default
-    true), ``alpha``, ``beta`` and ``expert_top_k``.
+    true), ``alpha``, ``beta``, ``beta_max`` and ``expert_top_k``.
 
     Raises:
         ColdError: for an unknown key, a wrong type or a value outside its range.
@@ -206,4 +275,9 @@ def parse_engine_defaults(config: object) -> EngineDefaults:
             )
         values[key] = check(f'additional_config["cold"]["{key}"]', value)
     enabled = values.pop("enabled", True)
+    check_beta_max(
+        'additional_config["cold"]["beta_max"]',
+        values.get("beta_max"),
+        values.get("beta", DEFAULT_BETA),
+    )
     return EngineDefaults(enabled=enabled, settings=ColdSettings(**values))

@@ -22,12 +22,13 @@ class Stream:
 
     Attributes:
         alpha: Plausibility threshold in (0, 1].
-        beta: Contrast strength, >= 0.
+        beta: Contrast strength, >= 0; if adaptive, the most that it reaches.
         expert_top_k: Cap on the candidates; 0 means none.
         amateur: The amateur's adapter as vLLM-independent data (the keyword arguments of a
             LoRARequest), None for the base model.
         pair: Identifies the pair within one engine; empty until the scheduler made it.
         role: Which of the two streams this is; None until the scheduler made the pair.
+        adaptive: Whether beta is chosen at each step.
     """
 
     alpha: float
@@ -36,6 +37,7 @@ class Stream:
     amateur: dict[str, Any] | None = None
     pair: str = ""
     role: Role | None = None
+    adaptive: bool = False
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """``extra_args`` without the request's own ``cold*`` keys, with this stream added."""

@@ -25,6 +25,7 @@ WORDS = [
     "é", "漢字", " everybody", " else", " went", " home",
 ]  # fmt: skip
 SETTINGS = ColdSettings(alpha=0.1, beta=1.0)
+ADAPTIVE = ColdSettings(alpha=0.1, beta="adaptive", beta_max=6.0)  # not known at some steps
 KNOWN = 12
 WRONG = 9  # the step at which the engine took another token
 
@@ -58,7 +59,7 @@ def _step(rng: random.Random, kind: str, wrong: bool, settings: ColdSettings) ->
         )
 
     step = made(order[0])
-    right = step.winner if kind == COLD else step.greedy
+    right = step.greedy if kind == GREEDY or step.winner is None else step.winner
     return made(next(t for t in order if t != right) if wrong else right)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.reports import WRONG, make_report
+from tests.browser.reports import ADAPTIVE, WRONG, make_report
 from vllm_cold.settings import ColdSettings
 from vllm_cold.tools.explain import page as pages
 from vllm_cold.tools.explain import visible
@@ -98,6 +98,39 @@ def test_the_least_that_is_valid(cap: int | None, tmp_path: Path, open_page: Any
         shown = percent(limit if cap is None else least)
         assert page.inner_text("#size").endswith(f"{step.valid_size}, from {shown} up")
     assert lower > 20  # the two are not the same
+
+
+def test_an_adaptive_beta(tmp_path: Path, open_page: Any) -> None:
+    report = make_report(1, settings=ADAPTIVE)
+    path = tmp_path / "page.html"
+    path.write_text(pages.render(report), encoding="utf-8")
+    page = open_page(path).page
+    unknown = 0
+    for index, step in enumerate(steps(report, 0)):
+        page.locator(".tokens").first.locator(".t").nth(index).focus()
+        verdict = page.inner_text("#verdict")
+        if step.beta is None:
+            unknown += 1
+            assert page.inner_text("#beta") == "not known"
+            assert verdict.endswith("what CoLD takes is not known.")
+            assert "CoLD" not in page.locator("#rows .badge").all_inner_texts()
+            cells = page.locator("#rows tr:not(.group) td:last-child").all_inner_texts()
+            assert set(cells) == {"?"}
+        else:
+            assert page.inner_text("#beta") == f"{step.beta:.3f}"
+            assert ("greedy would take" in verdict) == step.differs
+    assert 0 < unknown < 40
+    chart = page.locator("svg.chart").first
+    assert "Beta" in chart.locator("text").all_text_contents()
+    assert chart.locator("rect:not(.cursor)").count() == 3 * 40 - unknown
+    assert chart.locator("path.mark").count() == sum(step.differs for step in steps(report, 0))
+    # The next token that differs is never one where that is not known.
+    page.locator(".tokens").first.locator(".t").first.focus()
+    page.keyboard.press("n")
+    following = [i for i, step in enumerate(steps(report, 0)) if i > 0 and step.differs]
+    assert focused(page) == (0, following[0])
+    top, bottom = chart.evaluate("svg => [svg.clientHeight, svg.getBBox().height]")
+    assert bottom <= top
 
 
 def focused(page: Any) -> tuple[int, int]:

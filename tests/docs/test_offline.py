@@ -97,7 +97,10 @@ def reference(naive: NaiveCold, output: Any, params: Any, lora: Any, default: An
     expert = ADAPTERS[lora.lora_name]
     cold: dict[str, Any] | None = None
     if isinstance(params, ColdParams):
-        cold = {"alpha": params.alpha, "beta": params.beta}
+        settings = params.settings()
+        cold = {
+            "alpha": settings.alpha, "beta": settings.strength, "adaptive": settings.adaptive
+        }  # fmt: skip
         if params.amateur is not None:
             cold["amateur"] = ADAPTERS[params.amateur.lora_name]
     elif default and not (params.extra_args and params.extra_args["cold"] == 0):
@@ -113,7 +116,7 @@ def reference(naive: NaiveCold, output: Any, params: Any, lora: Any, default: An
     [
         pytest.param(story("README.md", "offline"), 2, id="README"),
         pytest.param(story("docs/index.md", "offline"), 1, id="index"),
-        pytest.param(story("docs/parameters.md", "offline"), 6, id="parameters"),
+        pytest.param(story("docs/parameters.md", "offline"), 7, id="parameters"),
     ],
 )
 def test_generated_texts(

@@ -18,6 +18,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from benchmarks.accuracy import report
+from benchmarks.accuracy.store import MEASURED
 from tests.docs.blocks import ROOT, pages
 
 
@@ -179,19 +181,37 @@ def test_search_finds_messages(served: str, chromium: Any) -> None:
     assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
 
 
+ACCURACY = {"accuracy-beta.svg", "accuracy-differences.svg"}
+
+
 @pytest.mark.unit
 def test_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
     """``make docs`` draws them anew; the shipped ones are those, whoever draws."""
     from docs import pictures
 
     written = pictures.write(tmp_path)
-    shipped = {path.name: path for path in pictures.FOLDER.glob("*.svg")}
-    assert {path.name for path in written} == set(shipped)
+    shipped = {path.name for path in pictures.FOLDER.glob("*.svg")}
+    assert {path.name for path in written} == shipped - ACCURACY
     for path in written:
-        (text, numbers), (old_text, old_numbers) = drawn(path), drawn(shipped[path.name])
-        assert text == old_text, f"{path.name}: run python -m docs.pictures"
-        # To a fifth of a point: matplotlib's fonts differ.
-        assert numbers == pytest.approx(old_numbers, abs=0.2), f"{path.name}: see above"
+        check_drawn(path, pictures.FOLDER / path.name, "docs.pictures")
+
+
+@pytest.mark.unit
+def test_the_accuracy_page_is_what_was_measured(tmp_path: Path) -> None:
+    """What the report's command makes of the results that are shipped is what is shipped."""
+    page = report.render(MEASURED, tmp_path)
+    assert page == (report.DOCS / "accuracy.md").read_text(encoding="utf-8"), "run the report"
+    written = list((tmp_path / "pictures").iterdir())
+    assert {path.name for path in written} == ACCURACY
+    for path in written:
+        check_drawn(path, report.DOCS / "pictures" / path.name, "benchmarks.accuracy.report")
+
+
+def check_drawn(path: Path, shipped: Path, module: str) -> None:
+    (text, numbers), (old_text, old_numbers) = drawn(path), drawn(shipped)
+    assert text == old_text, f"{path.name}: run python -m {module}"
+    # To a fifth of a point: matplotlib's fonts differ.
+    assert numbers == pytest.approx(old_numbers, abs=0.2), f"{path.name}: see above"
 
 
 def drawn(path: Path) -> tuple[str, list[float]]:

@@ -131,7 +131,7 @@ def test_kernel_that_gives_wrong_tokens(tmp_path: Path) -> None:
     assert "other candidates than the reference" in found["Scoring"]["scores"][1]
     for name in cold:
         assert "differs first at token 0: the engine has 7, the" in found["Self-test"][name][1]
-    assert found["Self-test"]["result"][1] == "FAIL: 3 of 5 differ"
+    assert found["Self-test"]["result"][1] == "FAIL: 4 of 6 differ"
     assert "INFO" in found["Self-test"]["details"]
 
 

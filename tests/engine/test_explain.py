@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.naive import NaiveCold, score
+from tests.naive import NaiveCold, adapted, score
 from vllm_cold.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect
@@ -56,9 +56,17 @@ def check_numbers(
         e, _ = naive._forward("one", [ids], None)
         a, _ = naive._forward(amateur, [ids], None)
         e, a = e[0].double(), a[0].double()
-        scores = score(e, a, settings.alpha, settings.beta, settings.expert_top_k)
-        constant = -(1 + settings.beta) * e.logsumexp(0) + settings.beta * a.logsumexp(0)
+        knobs = settings.alpha, settings.strength, settings.expert_top_k
+        scores = score(e, a, *knobs, settings.adaptive)
+        beta = settings.strength
+        if settings.adaptive:
+            beta = adapted(e, a, scores > -math.inf, beta)
         bar = e.max() + math.log(settings.alpha)
+        if settings.adaptive and (e - bar).abs().min() < 1e-3:
+            ids.append(step.token)
+            continue
+        assert step.beta == pytest.approx(beta, rel=1e-3, abs=1e-4)
+        constant = -(1 + beta) * e.logsumexp(0) + beta * a.logsumexp(0)
         if (e - bar).abs().min() > 1e-3:  # no token at the edge
             assert step.valid_size == int((scores > -math.inf).sum())
         assert step.valid_complete
@@ -68,7 +76,7 @@ def check_numbers(
             assert not c.amateur_is_bound
             if c.valid and scores[c.token] > -math.inf:
                 expected = float(scores[c.token] + constant)
-                assert c.score == pytest.approx(expected, abs=1e-3)
+                assert c.score == pytest.approx(expected, abs=1e-3, rel=1e-3)
         p, q = e.softmax(0), a.softmax(0)
         middle = (p + q) / 2
         whole = (p * (p / middle).log2() + q * (q / middle).log2()).sum() / 2
@@ -114,6 +122,26 @@ def test_a_cap_and_wide_valid_sets(
         check_numbers(answer, prompt, naive, None, settings)
         sizes = [step.valid_size for step in answer.steps]
         assert max(sizes) == 7 if settings.expert_top_k else max(sizes) > 20
+
+
+@torch.no_grad()
+def test_an_adaptive_beta(sources: dict[str | None, OfflineSource], naive: NaiveCold) -> None:
+    source, settings = sources[None], ColdSettings(0.05, "adaptive", beta_max=300.0)
+    report = collect.explain(source, PROMPTS, settings, max_tokens=20)
+    betas = []
+    for text, explanation in zip(PROMPTS, report.explanations, strict=True):
+        [prompt] = source.encode([text], chat=False)
+        cold = naive.generate(
+            prompt, expert="one", alpha=0.05, beta=300.0, adaptive=True, max_tokens=20
+        )
+        assert cold.settled() == 20
+        assert [s.token for s in explanation.cold.steps] == cold.tokens
+        for answer in (explanation.cold, explanation.greedy):
+            assert answer.mismatches == () and answer.unknown_betas == ()
+            check_numbers(answer, prompt, naive, None, settings)
+            betas += [step.beta for step in answer.steps if step.beta is not None]
+        assert explanation.parting is not None
+    assert min(betas) < 0.5 and max(betas) > 5.0
 
 
 def test_the_chat_template(sources: dict[str | None, OfflineSource]) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The engine's tokens equal the naive reference's, in any mix and under any configuration."""
 
+import dataclasses
 import itertools
 import random
 from dataclasses import dataclass
@@ -26,9 +27,10 @@ class Case:
     prompt: tuple[int, ...]
     adapter: str | None
     alpha: float | None = None  # None: plain
-    beta: float = 0.0
+    beta: float = 0.0  # if adaptive, the most that it reaches
     amateur: str | None = None
     expert_top_k: int | None = None
+    adaptive: bool = False
 
     def params(self, tiny: Path) -> Any:
         from vllm import SamplingParams
@@ -40,7 +42,8 @@ class Case:
             return SamplingParams(**common)
         return ColdParams(
             alpha=self.alpha,
-            beta=self.beta,
+            beta="adaptive" if self.adaptive else self.beta,
+            beta_max=self.beta if self.adaptive else None,
             expert_top_k=self.expert_top_k,
             amateur=lora(tiny, self.amateur) if self.amateur else None,
             **common,
@@ -83,6 +86,7 @@ def traces(naive: NaiveCold, cases: list[Case]) -> list[Trace]:
             max_tokens=MAX_TOKENS,
             amateur=cases[i].amateur,
             expert_top_k=cases[i].expert_top_k,
+            adaptive=cases[i].adaptive,
         )
         for i in cold
     ]
@@ -229,3 +233,77 @@ def test_cap_on_the_candidates(make_llm: Any, tiny: Path, naive: NaiveCold) -> N
     ]
     got = decode(make_llm(), tiny, cases)
     assert_same_tokens(got, traces(naive, cases))
+
+
+# The amateur often prefers tokens that are no candidates: it takes a large most for an effect.
+ADAPTIVE = [
+    Case(c.prompt, c.adapter or "one", alpha, beta_max, expert_top_k=cap, adaptive=True)
+    for c, (alpha, beta_max, cap) in zip(
+        CASES, itertools.cycle(itertools.product((0.02, 0.1, 0.5), (0.5, 8.0, 500.0), (None, 4)))
+    )
+]
+
+
+@pytest.mark.parametrize("name", ["defaults", "chunks", "pressure"])
+def test_adaptive_beta(name: str, make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """Alone of its kind in a batch, and beside requests with a fixed beta and plain ones."""
+    mixed = [case for pair in zip(ADAPTIVE, CASES, strict=True) for case in pair]
+    cases = ADAPTIVE if name == "defaults" else mixed[:96]
+    got = decode(make_llm(**CONFIGURATIONS[name]), tiny, cases)
+    assert_same_tokens(got, traces(naive, cases))
+
+
+def test_adaptive_beta_against_another_adapter(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    cases = [
+        dataclasses.replace(case, adapter="one", amateur="two") for case in ADAPTIVE[:24]
+    ] + CASES[:8]
+    got = decode(make_llm(max_loras=2), tiny, cases)
+    assert_same_tokens(got, traces(naive, cases))
+
+
+def test_an_adaptive_beta_is_neither_of_its_ends(naive: NaiveCold) -> None:
+    """Or the tests above would not tell it from a fixed one."""
+    cases = [case for case in ADAPTIVE if case.beta > 1.0 and case.alpha == 0.02]
+    adaptive = traces(naive, cases)
+    for beta in (0.0, None):
+        fixed = [
+            dataclasses.replace(c, adaptive=False, beta=c.beta if beta is None else beta)
+            for c in cases
+        ]
+        pairs = zip(adaptive, traces(naive, fixed), strict=True)
+        assert sum(a.tokens != b.tokens for a, b in pairs) > len(cases) / 4
+
+
+def test_the_engines_default_is_adaptive(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """Its most is used where a request says nothing, and not by one with a number."""
+    from vllm import SamplingParams
+
+    default = {"cold": {"alpha": 0.02, "beta": "adaptive", "beta_max": 500.0}}
+    llm = make_llm(additional_config=default)
+    said: list[tuple[dict[str, Any], float, bool]] = [
+        ({}, 500.0, True),
+        ({"cold_beta": 0.5}, 0.5, False),
+        ({"cold_beta_max": 8.0}, 8.0, True),
+        ({"cold_beta": "adaptive"}, 500.0, True),
+    ]
+    prompt = CASES[9].prompt
+    outputs = llm.generate(
+        [{"prompt_token_ids": list(prompt)}] * len(said),
+        [
+            SamplingParams(temperature=0.0, max_tokens=MAX_TOKENS, ignore_eos=True, extra_args=args)
+            for args, _, _ in said
+        ],
+        lora_request=lora(tiny, "one"),
+        use_tqdm=False,
+    )
+    cases = [Case(prompt, "one", 0.02, beta, adaptive=adaptive) for _, beta, adaptive in said]
+    expected = traces(naive, cases)
+    assert_same_tokens([list(o.outputs[0].token_ids) for o in outputs], expected)
+    assert len({tuple(trace.tokens) for trace in expected}) == 3
+    with pytest.raises(ValueError, match="cold_beta_max=2.0: is for an adaptive beta, and beta is"):
+        llm.generate(
+            [{"prompt_token_ids": list(prompt)}],
+            SamplingParams(extra_args={"cold_beta": 0.5, "cold_beta_max": 2.0}),
+            lora_request=lora(tiny, "one"),
+            use_tqdm=False,
+        )

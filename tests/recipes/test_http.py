@@ -164,13 +164,14 @@ def test_gsm8k(recipes: Recipes) -> None:
     """lm-eval's own task, prompts, shots and filters, on a stand-in for its data."""
     recipes.run(block(PAGE, "gsm8k"))
     bodies = recipes.recorder.take()
-    assert len(bodies) == 2 * 3
+    xargs = {"greedy": {"cold": 0}, "fixed": {"cold": 1}, "adaptive": {"cold_beta": "adaptive"}}
+    assert len(bodies) == 3 * 3
     texts = {}
-    for cold in (1, 0):
-        requests = [b for b in bodies if b["vllm_xargs"] == {"cold": cold}]
-        folder = recipes.results(f"gsm8k-{cold}")
-        texts[cold] = answers(folder, "gsm8k")
-        assert sorted(text(recipes.recorder, b) for b in requests) == sorted(texts[cold])
+    for name, sent in xargs.items():
+        requests = [b for b in bodies if b["vllm_xargs"] == sent]
+        folder = recipes.results(f"gsm8k-{name}")
+        texts[name] = answers(folder, "gsm8k")
+        assert sorted(text(recipes.recorder, b) for b in requests) == sorted(texts[name])
         assert accuracy(folder, "gsm8k", "exact_match,strict-match") == 0.0
         for sample in samples(folder, "gsm8k"):
             prompt = sample["arguments"]["gen_args_0"]["arg_0"]
@@ -179,7 +180,8 @@ def test_gsm8k(recipes: Recipes) -> None:
             if sample["filter"] == "flexible-extract":
                 numbers = re.findall(r"-?[$0-9.,]{2,}|-?[0-9]+", sample["resps"][0][0])
                 assert sample["filtered_resps"] == [numbers[-1]]
-    assert texts[1] != texts[0]
+    assert texts["fixed"] != texts["greedy"]
+    assert texts["adaptive"] != texts["fixed"]
 
 
 def test_loglikelihood_tasks_measure_the_adapter(recipes: Recipes) -> None:

@@ -21,6 +21,7 @@ pytestmark = pytest.mark.server
 PROMPTS = ["w12 w7 w300 w45", " w5 w6 hello"]
 # Never more valid tokens than a server lists.
 SETTINGS = ColdSettings(alpha=0.3, beta=2.0)
+ADAPTIVE = ColdSettings(alpha=0.3, beta="adaptive", beta_max=300.0)
 # Often more.
 WIDE = ColdSettings(alpha=1e-5, beta=0.5)
 OPTIONS: dict[str, Any] = {"max_tokens": 16, "listed": 6}
@@ -55,6 +56,7 @@ def offline(tiny: Path) -> Iterator[dict[str, Report]]:
             yield {
                 "plain": collect.explain(engine, PROMPTS, SETTINGS, **OPTIONS),
                 "chat": collect.explain(engine, PROMPTS, SETTINGS, chat=True, **OPTIONS),
+                "adaptive": collect.explain(engine, PROMPTS, ADAPTIVE, **OPTIONS),
                 "wide": collect.explain(engine, PROMPTS[:1], WIDE, **OPTIONS),
             }
         finally:
@@ -79,12 +81,13 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == expected
 
 
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("name", ["plain", "chat", "adaptive"])
 def test_the_same_page_as_offline(
-    chat: bool, source: ServerSource, offline: dict[str, Report]
+    name: str, source: ServerSource, offline: dict[str, Report]
 ) -> None:
-    got = collect.explain(source, PROMPTS, SETTINGS, chat=chat, **OPTIONS)
-    expected = offline["chat" if chat else "plain"]
+    settings = ADAPTIVE if name == "adaptive" else SETTINGS
+    got = collect.explain(source, PROMPTS, settings, chat=name == "chat", **OPTIONS)
+    expected = offline[name]
     assert_same(page.data(got), page.data(expected))
     for mine, theirs in zip(got.explanations, expected.explanations, strict=True):
         assert (mine.prompt, mine.prompt_tokens) == (theirs.prompt, theirs.prompt_tokens)

@@ -15,6 +15,7 @@ import pytest
 
 from tests.naive import NaiveCold
 from tests.server.conftest import Server, arguments, serve
+from vllm_cold.settings import DEFAULT_BETA, DEFAULT_BETA_MAX
 
 pytestmark = pytest.mark.server
 
@@ -74,6 +75,47 @@ def test_another_adapter_as_amateur(server: Server, naive: NaiveCold) -> None:
     assert got == cold(naive, 0.05, 1.0, amateur="two")
 
 
+def adaptive(naive: NaiveCold, alpha: float, beta_max: float) -> list[int]:
+    """Tokens that rounding cannot change, which are neither greedy's nor those of a fixed beta."""
+    common: dict[str, Any] = {"expert": "one", "alpha": alpha, "max_tokens": 16}
+    trace = naive.generate(PROMPT, **common, beta=beta_max, adaptive=True)
+    assert trace.settled() == 16
+    for beta in (0.0, DEFAULT_BETA, beta_max):
+        assert trace.tokens != naive.generate(PROMPT, **common, beta=beta).tokens
+    return trace.tokens
+
+
+def test_an_adaptive_beta(server: Server, naive: NaiveCold) -> None:
+    xargs = {"cold_alpha": 0.02, "cold_beta": "adaptive", "cold_beta_max": 50.0}
+    expected = adaptive(naive, 0.02, 50.0)
+    assert complete(server, xargs=xargs) == expected
+    body = {"vllm_xargs": xargs}
+    stream = server.client.completions.create(
+        model="one", prompt=PROMPT, stream=True, extra_body=body, **OPTIONS
+    )
+    whole = server.client.completions.create(model="one", prompt=PROMPT, extra_body=body, **OPTIONS)
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+    # Without a most of its own: the package's.
+    default = naive.generate(
+        PROMPT, expert="one", alpha=0.02, beta=DEFAULT_BETA_MAX, adaptive=True, max_tokens=16
+    )
+    count = default.settled()
+    assert count > 4 and default.tokens[:count] != expected[:count]
+    got = complete(server, xargs={"cold_alpha": 0.02, "cold_beta": "adaptive"})
+    assert got[:count] == default.tokens[:count]
+
+
+def test_the_server_default_is_adaptive(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
+    config = tmp_path / "server.yaml"
+    config.write_text("sampler: cold\ncold-alpha: 0.02\ncold-beta: adaptive\nseed: 0\n")
+    command = [*arguments(tiny), "--config", str(config), "--cold-beta-max", "50"]
+    with serve(tmp_path, command) as running:
+        assert complete(running) == adaptive(naive, 0.02, 50.0)
+        assert complete(running, xargs={"cold_beta": 2.0}) == cold(naive, 0.02, 2.0)
+        message = "cold_beta_max=3.0: is for an adaptive beta, and beta is 2.0; leave it out"
+        assert message in refused(running, xargs={"cold_beta": 2, "cold_beta_max": 3})
+
+
 def test_the_server_default(default_server: Server, naive: NaiveCold) -> None:
     server = default_server
     greedy = naive.greedy(PROMPT, "one", 16).tokens
@@ -111,6 +153,19 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "alpha text": ({"cold_alpha": "0.1"}, "cold_alpha='0.1'"),
     "alpha list": ({"cold_alpha": [0.1]}, "cold_alpha="),
     "beta": ({"cold_beta": -1}, "cold_beta=-1"),
+    "beta text": (
+        {"cold_beta": "Adaptive"},
+        "cold_beta='Adaptive': must be a number >= 0, at most 1e6, or 'adaptive'",
+    ),
+    "most": (
+        {"cold_beta": "adaptive", "cold_beta_max": -1},
+        "cold_beta_max=-1: must be a number >= 0, at most 1e6",
+    ),
+    "most text": ({"cold_beta_max": "adaptive"}, "cold_beta_max='adaptive': must be a number >= 0"),
+    "most of a number": (
+        {"cold_beta_max": 2},
+        f"cold_beta_max=2.0: is for an adaptive beta, and beta is {DEFAULT_BETA}; leave it out",
+    ),
     "cap": ({"cold_expert_top_k": 0}, "cold_expert_top_k=0"),
     "switch": ({"cold": 2}, "cold=2"),
     "unknown": ({"cold_gamma": 1}, "cold_gamma=1: unknown key"),

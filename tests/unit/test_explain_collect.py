@@ -6,7 +6,9 @@ import random
 from collections.abc import Mapping, Sequence
 
 import pytest
+import torch
 
+from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
 from vllm_cold.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, trace
@@ -58,12 +60,9 @@ class Model:
                 e = self.logprobs(EXPERT, ids)
                 scores = e
                 if settings is not None:
-                    a = self.logprobs(AMATEUR, ids)
-                    bar = max(e) + math.log(settings.alpha)
-                    scores = [
-                        x + settings.beta * (x - y) if x >= bar else -math.inf
-                        for x, y in zip(e, a, strict=True)
-                    ]
+                    rows = torch.tensor([e, self.logprobs(AMATEUR, ids)]).double()
+                    knobs = math.log(settings.alpha), settings.strength
+                    scores = pair_scores(*rows, *knobs, adaptive=settings.adaptive).tolist()
                 ids.append(scores.index(max(scores)))
             answers.append(Decoded(tuple(ids[len(prompt) :]), "", "length"))
         return answers
@@ -126,6 +125,33 @@ def test_every_number_is_exact() -> None:
     check(model, report, settings)
     assert any(step.differs for e in report.explanations for step in e.cold.steps)
     assert any(e.parting is not None for e in report.explanations)
+
+
+def test_an_adaptive_beta() -> None:
+    model, settings = Model(spread=6.0), ColdSettings(0.02, "adaptive", beta_max=400.0)
+    report = collect.explain(model, ["ab", "c"], settings, max_tokens=6, listed=5)
+    check(model, report, settings)
+    betas = []
+    for prompt, explanation in zip(("ab", "c"), report.explanations, strict=True):
+        for answer in (explanation.cold, explanation.greedy):
+            ids = [ord(c) for c in prompt]
+            for step in answer.steps:
+                rows = [torch.tensor(model.logprobs(s, ids)).double() for s in (EXPERT, AMATEUR)]
+                expected = adaptive_beta(rows[0], rows[1], math.log(0.02), 400.0)
+                assert step.beta == pytest.approx(expected, rel=1e-4, abs=1e-9)
+                betas.append(expected)
+                ids.append(step.token)
+    assert max(betas) > 0.1
+    assert any(step.differs for e in report.explanations for step in e.cold.steps)
+
+
+def test_an_adaptive_beta_that_the_source_does_not_tell_enough_for() -> None:
+    settings = ColdSettings(0.02, "adaptive")
+    for model in (Model(spread=1.0, largest=20), Model(spread=3.0, can_look_up=False)):
+        report = collect.explain(model, ["ab", "c"], settings, max_tokens=6, listed=5)
+        answers = [a for e in report.explanations for a in (e.cold, e.greedy)]
+        assert any(answer.unknown_betas for answer in answers)
+        assert all(answer.mismatches == () for answer in answers)
 
 
 def test_more_is_asked_for_until_the_valid_set_is_complete() -> None:

@@ -42,6 +42,11 @@ def test_the_parser_imports_nothing_heavy() -> None:
 WRONG: dict[str, tuple[list[str], str]] = {
     "alpha": (["--alpha", "0"], r"--alpha=0.0: must be a number in \(0, 1\]"),
     "beta": (["--beta", "-1"], "--beta=-1.0: must be a number >= 0"),
+    "beta max": (["--beta-max", "2"], "--beta-max=2.0: is for an adaptive beta, and beta is 0.5;"),
+    "beta max range": (
+        ["--beta", "adaptive", "--beta-max", "-1"],
+        "--beta-max=-1.0: must be a number >= 0, at most 1e6$",
+    ),
     "cap": (["--expert-top-k", "0"], "--expert-top-k=0: must be an integer from 1"),
     "tokens": (["--max-tokens", "0"], "--max-tokens=0: must be >= 1"),
     "candidates": (["--candidates", "21"], "--candidates=21: at most 20"),
@@ -64,6 +69,15 @@ def test_mistakes(case: str) -> None:
     arguments, message = WRONG[case]
     with pytest.raises(ToolError, match=message):
         run(parse("--prompt", "x", "--adapter", "one", *arguments))
+
+
+def test_beta_is_a_number_or_adaptive(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parse("--prompt", "x", "--adapter", "one", "--beta", "2").beta == 2.0
+    assert parse("--prompt", "x", "--adapter", "one", "--beta", "adaptive").beta == "adaptive"
+    with pytest.raises(SystemExit):
+        parse("--prompt", "x", "--adapter", "one", "--beta", "half")
+    said = "argument --beta: beta='half': must be a number >= 0, at most 1e6, or 'adaptive'"
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:

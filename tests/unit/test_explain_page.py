@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from tests.browser.reports import HOSTILE, WRONG, make_report
+from tests.browser.reports import ADAPTIVE, HOSTILE, WRONG, make_report
 from vllm_cold.tools.explain import page, terminal, trace, visible
 
 pytestmark = pytest.mark.unit
@@ -82,6 +82,43 @@ def test_the_numbers_of_the_page() -> None:
     assert "each token is the expert&#39;s most probable one" in text or (
         "each token is the expert's most probable one" in text
     )
+
+
+def test_an_adaptive_beta_on_the_page() -> None:
+    report = make_report(settings=ADAPTIVE)
+    answers = [a for e in report.explanations for a in (e.cold, e.greedy)]
+    shown = [prompt[kind] for prompt in page.data(report)["prompts"] for kind in ("cold", "greedy")]
+    for answer, data in zip(answers, shown, strict=True):
+        assert len(answer.unknown_betas) > 0
+        for step, values in zip(answer.steps, data["steps"], strict=True):
+            expected = None if step.beta is None else pytest.approx(step.beta, abs=1e-6)
+            assert values["beta"] == expected
+    text = page.render(report)
+    assert "<dd>adaptive up to 6</dd>" in text and 'id="beta"' in text
+    assert text.count("steps beta is not known: it follows from all valid tokens") == len(answers)
+    assert "but for those where beta is not known" in text
+    fixed = page.render(make_report())
+    assert "beta is not known" not in fixed and 'id="beta"' not in fixed
+
+
+@pytest.mark.parametrize("width", [40, 120])
+def test_an_adaptive_beta_in_the_terminal(width: int) -> None:
+    report = make_report(settings=ADAPTIVE)
+    buffer = io.StringIO()
+    terminal.show(Console(file=buffer, width=width, highlight=False), report, full=True)
+    text = buffer.getvalue()
+    assert max(len(line) for line in text.splitlines()) <= width
+    flowing = " ".join(text.split())
+    assert "alpha 0.1, beta adaptive up to 6;" in flowing
+    cold = report.explanations[0].cold
+    most = max(step.beta or 0.0 for step in cold.steps)
+    assert re.search(rf"(?m)^  beta +[▁▂▃▄▅▆▇█]+ up to {most:.2f}$", text)
+    numbers = ", ".join(str(index + 1) for index in cold.unknown_betas[:5])
+    assert f"! beta is not known at token {numbers}" in flowing
+    if width == 120:
+        betas = [s.beta for e in report.explanations for a in (e.cold, e.greedy) for s in a.steps]
+        found = re.findall(r"(?m) \d\.\d\d +\d+\+? +(\d+\.\d{3}|\?) *$", text)
+        assert found == ["?" if beta is None else f"{beta:.3f}" for beta in betas]
 
 
 def test_infinite_numbers_are_left_out_of_the_data() -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
-from vllm_cold.ops.scoring_reference import pair_scores
+from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
 from vllm_cold.settings import ColdSettings
 from vllm_cold.tools.explain import trace, visible
 from vllm_cold.tools.explain.trace import COLD, GREEDY, Answer, Logprob, Step
@@ -73,6 +73,65 @@ def test_scores_are_those_of_the_op_up_to_a_constant(
     for candidate in got.candidates:
         if candidate.valid:
             assert candidate.score == pytest.approx(float(expected[candidate.token] + constant))
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    alpha=st.floats(1e-4, 1.0),
+    beta_max=st.floats(0.0, 40.0),
+    cap=st.none() | st.integers(1, VOCAB + 5),
+    excluded=st.sampled_from([0, 20, VOCAB]),
+)
+def test_an_adaptive_beta_is_that_of_the_op(
+    seed: int, alpha: float, beta_max: float, cap: int | None, excluded: int
+) -> None:
+    expert, amateur = logits(seed)
+    amateur[torch.arange(VOCAB) < excluded] = -math.inf
+    amateur[expert.argmin()] = 1.0  # a softmax needs one
+    settings = ColdSettings(alpha, "adaptive", cap, beta_max)
+    got = step(expert, amateur, settings)
+    knobs = math.log(alpha), beta_max, cap or 0
+    beta = adaptive_beta(expert, amateur, *knobs)
+    assert got.beta == pytest.approx(beta, rel=1e-9, abs=1e-12 * (1 + beta_max))
+    expected = pair_scores(expert, amateur, *knobs, adaptive=True)
+    constant = -(1 + beta) * expert.logsumexp(0) + beta * amateur.logsumexp(0)
+    for candidate in got.candidates:
+        if candidate.valid and amateur[candidate.token] > -math.inf:
+            assert candidate.score == pytest.approx(float(expected[candidate.token] + constant))
+    if excluded == 0:
+        assert got.winner == int(expected.argmax())
+
+
+def test_an_adaptive_beta_that_is_not_known_is_not_guessed() -> None:
+    expert, amateur = logits(7)
+    settings = ColdSettings(0.02, "adaptive", beta_max=9.0)
+    known = step(expert, amateur, settings)
+    assert known.valid_size > 2 and known.differs and known.beta is not None
+    best = row(expert)
+    some = {t: best[t] for t in sorted(best, key=lambda t: -best[t].value)[:2]}
+    incomplete = trace.make_step(
+        known.winner or 0, "", best, row(amateur), known=2, amateur_limit=None, vocab_size=None,
+        settings=settings, listed=[],
+    )  # fmt: skip
+    bounded = trace.make_step(
+        known.winner or 0, "", best, {t: Logprob(-3.0) for t in some}, known=VOCAB,
+        amateur_limit=-5.0, vocab_size=VOCAB, settings=settings, listed=[],
+    )  # fmt: skip
+    for made in (incomplete, bounded):
+        assert made.beta is None and made.winner is None and not made.differs
+        assert all(c.score is None for c in made.candidates)
+        order = [c.expert for c in made.candidates if c.valid]
+        assert order == sorted(order, reverse=True)  # type: ignore[type-var]
+        answer = Answer(COLD, "", "stop", (known, made))
+        assert answer.unknown_betas == (1,)
+        assert 1 not in [m.index for m in answer.mismatches]
+    # What beta cannot depend on need not be known.
+    for other in (ColdSettings(1.0, "adaptive"), ColdSettings(0.02, "adaptive", beta_max=0.0)):
+        alone = trace.make_step(
+            0, "", best, {}, known=VOCAB, amateur_limit=-5.0, vocab_size=VOCAB,
+            settings=other, listed=[],
+        )  # fmt: skip
+        assert alone.beta == 0.0 and alone.winner == alone.greedy
 
 
 def test_an_amateur_of_zero_probability_is_no_penalty() -> None:
@@ -173,7 +232,7 @@ def test_many_candidates_are_cut_but_not_those_that_matter() -> None:
     ("bits", "level"), [(0.0, 0), (0.00999, 0), (0.01, 1), (0.1, 3), (0.399, 4), (0.4, 5), (1, 5)]
 )
 def test_levels(bits: float, level: int) -> None:
-    assert Step(0, "", (), 1, True, bits, 0, 0).level == level
+    assert Step(0, "", (), 1, True, bits, 0, 0, 0.5).level == level
 
 
 def test_pieces_get_their_space_back() -> None:

@@ -16,6 +16,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from vllm_cold import ColdParams
+from vllm_cold.settings import ColdSettings
 from vllm_cold.stream import Stream, from_extra_args
 
 pytestmark = pytest.mark.unit
@@ -41,7 +42,7 @@ COMMON: dict[str, Any] = {
     "extra_args": {"mine": 1},
     "structured_outputs": StructuredOutputsParams(regex="a+"),
 }
-NAMES = ("alpha", "beta", "expert_top_k", "amateur")
+NAMES = ("alpha", "beta", "beta_max", "expert_top_k", "amateur")
 
 
 def cold(**changed: Any) -> ColdParams:
@@ -68,7 +69,7 @@ def test_is_sampling_params() -> None:
 
 def test_defaults_are_those_of_the_method() -> None:
     params = ColdParams()
-    assert [getattr(params, name) for name in NAMES] == [0.1, 0.5, None, None]
+    assert [getattr(params, name) for name in NAMES] == [0.1, 0.5, None, None, None]
     plain = SamplingParams()
     for name in SamplingParams.__struct_fields__:
         assert getattr(params, name) == getattr(plain, name), name
@@ -92,8 +93,11 @@ def test_our_fields_are_keywords() -> None:
     ],
     ids=["clone", "copy", "deepcopy", "pickle"],
 )
-def test_copies_keep_everything(duplicate: Callable[[ColdParams], ColdParams]) -> None:
-    params = cold(amateur=OTHER)
+@pytest.mark.parametrize("changed", [{}, {"beta": "adaptive", "beta_max": 3.0}])
+def test_copies_keep_everything(
+    duplicate: Callable[[ColdParams], ColdParams], changed: dict[str, Any]
+) -> None:
+    params = cold(amateur=OTHER, **changed)
     params.all_stop_token_ids  # noqa: B018  (cached in the instance's dict)
     same(duplicate(params), params)
 
@@ -109,7 +113,9 @@ def test_a_clone_is_independent() -> None:
 
 def test_repr() -> None:
     text = repr(cold(amateur=OTHER))
-    assert text.startswith("ColdParams(alpha=0.3, beta=2.0, expert_top_k=5, amateur='other', n=2, ")
+    start = "ColdParams(alpha=0.3, beta=2.0, beta_max=None, expert_top_k=5, amateur='other', n=2, "
+    assert text.startswith(start)
+    assert "beta='adaptive', beta_max=2.5" in repr(ColdParams(beta="adaptive", beta_max=2.5))
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     assert "amateur=None" in repr(ColdParams())
 
@@ -127,6 +133,9 @@ def test_repr() -> None:
         ("beta", math.inf),
         ("beta", None),
         ("beta", 10**400),
+        ("beta", "Adaptive"),
+        ("beta_max", -1),
+        ("beta_max", "adaptive"),
         ("expert_top_k", 0),
         ("expert_top_k", 2.0),
         ("expert_top_k", 2**31),
@@ -149,6 +158,19 @@ def test_what_is_assigned_later_is_checked_when_it_is_read() -> None:
     params = ColdParams()
     params.alpha = 7
     with pytest.raises(ValueError, match="^alpha=7: must be"):
+        params.settings()
+
+
+def test_adaptive_beta() -> None:
+    assert ColdParams(beta="adaptive").settings() == ColdSettings(beta="adaptive")
+    settings = ColdParams(beta="adaptive", beta_max=2).settings()
+    assert settings == ColdSettings(beta="adaptive", beta_max=2)
+    assert (settings.adaptive, settings.strength) == (True, 2)
+    with pytest.raises(ValueError, match="^beta_max=2: is for an adaptive beta, and beta is 0.5;"):
+        ColdParams(beta_max=2)
+    params = ColdParams(beta="adaptive", beta_max=2)
+    params.beta = 1.0
+    with pytest.raises(ValueError, match="^beta_max=2: is for an adaptive beta, and beta is 1.0;"):
         params.settings()
 
 

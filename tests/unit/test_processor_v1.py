@@ -103,6 +103,36 @@ def test_added(processor: ColdLogitsProcessorV1) -> None:
     check(processor, 5, [(0, 2), (4, 3)])
 
 
+def test_an_adaptive_pair_beside_others() -> None:
+    settings = [
+        {"alpha": 0.01, "beta": 40.0, "adaptive": True},
+        {"alpha": 0.01, "beta": 40.0},
+        {"alpha": 0.05, "beta": 9.0, "adaptive": True, "expert_top_k": 3},
+    ]
+    processor = make()
+    requests = [
+        params(str(i), role, **knobs)
+        for i, knobs in enumerate(settings)
+        for role in ("expert", "amateur")
+    ]
+    processor.update_state(update(6, added=list(enumerate(requests))))
+    before = draw(6)
+    logits = processor.apply(before.clone())
+    for i, knobs in enumerate(settings):
+        want = pair_scores(
+            *before[2 * i : 2 * i + 2],
+            math.log(knobs["alpha"]),
+            knobs["beta"],
+            int(knobs.get("expert_top_k", 0)),
+            bool(knobs.get("adaptive")),
+        )
+        torch.testing.assert_close(logits[2 * i].double(), want, rtol=1e-5, atol=1e-4)
+        assert torch.equal(logits[2 * i], logits[2 * i + 1])
+    # The last adaptive pair leaves: the op is not told of any.
+    processor.update_state(update(2, removed=[0, 1, 4, 5], moved=[(2, 0, MOVE), (3, 1, MOVE)]))
+    assert processor._rows is not None and processor._rows.adaptive is None
+
+
 def test_added_replaces(processor: ColdLogitsProcessorV1) -> None:
     processor.update_state(update(4, added=[(0, PLAIN), (2, params("y", "expert"))]))
     check(processor, 4, [(2, 3)])

@@ -87,11 +87,12 @@ def check(
     alpha: float = 0.1,
     beta: float = 0.5,
     top_k: int = 0,
+    adaptive: bool = False,
 ) -> None:
     """Rows of ``pairs`` hold the reference's scores, every other row is bit for bit as before."""
     left = set(range(len(before)))
     for expert, amateur in pairs:
-        want = pair_scores(before[expert], before[amateur], math.log(alpha), beta, top_k)
+        want = pair_scores(before[expert], before[amateur], math.log(alpha), beta, top_k, adaptive)
         torch.testing.assert_close(after[expert].double(), want, rtol=1e-5, atol=1e-4)
         assert torch.equal(after[expert], after[amateur])
         left -= {expert, amateur}
@@ -137,13 +138,15 @@ def test_rows_in_any_order(slots: list[int]) -> None:
 
 def test_each_pair_has_its_settings() -> None:
     processor = make()
-    wanted = [(0.5, 2.0, 0), (0.01, 0.0, 3), (1.0, 0.5, 0)]
-    for i, (alpha, beta, top_k) in enumerate(wanted):
+    wanted = [
+        (0.5, 2.0, 0, False), (0.01, 0.0, 3, False), (1.0, 0.5, 0, False), (0.01, 40.0, 9, True)
+    ]  # fmt: skip
+    for i, (alpha, beta, top_k, adaptive) in enumerate(wanted):
         for j, role in enumerate(("expert", "amateur")):
-            p = params(f"{i}", role, alpha=alpha, beta=beta, expert_top_k=top_k)
+            p = params(f"{i}", role, alpha=alpha, beta=beta, expert_top_k=top_k, adaptive=adaptive)
             processor.add_request(2 * i + j, p)
-    before = draw(6)
-    logits = processor.apply(before.clone(), context(range(6)))
+    before = draw(8)
+    logits = processor.apply(before.clone(), context(range(8)))
     for i, settings in enumerate(wanted):
         rows = [2 * i, 2 * i + 1]
         check(before[rows], logits[rows], [(0, 1)], *settings)
@@ -232,21 +235,23 @@ SPECULATIVE = [
 
 
 @pytest.mark.parametrize(("slots", "counts", "pairs"), SPECULATIVE)
-@pytest.mark.parametrize("top_k", [0, 2])
+@pytest.mark.parametrize(("top_k", "adaptive"), [(0, False), (2, False), (0, True)])
 def test_a_row_for_each_draft(
-    slots: list[int], counts: list[int], pairs: list[tuple[int, int]], top_k: int
+    slots: list[int], counts: list[int], pairs: list[tuple[int, int]], top_k: int, adaptive: bool
 ) -> None:
     processor = make(num_drafts=3)
     # Each pair has its own settings: they must go with all of its rows.
-    knobs = {"x": (0.1, 0.5, top_k), "y": (0.9, 3.0, 0)}
+    knobs = {"x": (0.1, 40.0 if adaptive else 0.5, top_k, adaptive), "y": (0.9, 3.0, 0, False)}
     for slot, (pair, role) in {
         0: ("x", "expert"),
         2: ("y", "amateur"),
         3: ("x", "amateur"),
         4: ("y", "expert"),
     }.items():
-        alpha, beta, k = knobs[pair]
-        p = params(pair, role, alpha=alpha, beta=beta, expert_top_k=k)  # type: ignore[arg-type]
+        alpha, beta, k, own = knobs[pair]
+        p = params(
+            pair, role, alpha=alpha, beta=beta, expert_top_k=k, adaptive=own  # type: ignore[arg-type]
+        )  # fmt: skip
         processor.add_request(slot, p)
     processor.add_request(1, PLAIN)
     batch = context(slots, counts)
@@ -291,9 +296,9 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
         SimpleNamespace(room=StepStatistics().room, add=lambda ids, statistics: None),
     )
     processor = make("meta", num_drafts=3)
-    processor.add_request(0, params("x", "expert", expert_top_k=2))
+    processor.add_request(0, params("x", "expert", expert_top_k=2, adaptive=True))
     processor.add_request(1, PLAIN)
-    processor.add_request(2, params("x", "amateur", expert_top_k=2))
+    processor.add_request(2, params("x", "amateur", expert_top_k=2, adaptive=True))
     logits = torch.empty(sum(counts), VOCAB, device="meta")
     assert processor.apply(logits, context([0, 1, 2], counts, "meta")) is logits
 

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import argparse
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +16,12 @@ from hypothesis import strategies as st
 from vllm_cold.settings import (
     DEFAULT_ALPHA,
     DEFAULT_BETA,
+    DEFAULT_BETA_MAX,
     ColdError,
     ColdSettings,
     EngineDefaults,
     RequestArgs,
+    beta_option,
     parse_engine_defaults,
     parse_request_args,
 )
@@ -28,17 +32,23 @@ HUGE = 10**400  # no float holds it
 NOT_NUMBERS = [None, True, False, "", "0.1", b"1", [], [0.1], {}, object(), 1j]
 BAD = {
     "alpha": [0, 0.0, -0.0, -0.1, 1.0000001, 2, math.nan, math.inf, -math.inf, HUGE, *NOT_NUMBERS],
-    "beta": [-1e-9, -1, 1000001, 1e300, math.nan, math.inf, -math.inf, HUGE, -HUGE, *NOT_NUMBERS],
+    "beta": [
+        *(-1e-9, -1, 1000001, 1e300, math.nan, math.inf, -math.inf, HUGE, -HUGE),
+        *("Adaptive", "adaptive ", b"adaptive", ["adaptive"], *NOT_NUMBERS),
+    ],
+    "beta_max": [-1e-9, 1000001, math.nan, math.inf, HUGE, "adaptive", *NOT_NUMBERS[1:]],
     "expert_top_k": [0, -1, 1.0, 2.5, math.nan, math.inf, HUGE, 2**31, *NOT_NUMBERS[1:]],
 }
 GOOD = {
     "alpha": [5e-324, 1e-6, 0.1, 1, 1.0],
-    "beta": [0, 0.0, -0.0, 0.5, 10, 1e6],
+    "beta": [0, 0.0, -0.0, 0.5, 10, 1e6, "adaptive"],
+    "beta_max": [0, 0.0, 0.5, 10, 1e6],
     "expert_top_k": [1, 50, 2**31 - 1],
 }
 ALLOWED = {
     "alpha": "must be a number in (0, 1]",
-    "beta": "must be a number >= 0, at most 1e6",
+    "beta": "must be a number >= 0, at most 1e6, or 'adaptive'",
+    "beta_max": "must be a number >= 0, at most 1e6",
     "expert_top_k": "must be an integer from 1 to 2147483647, or left out for no cap",
 }
 BAD_SETTINGS = [(name, value) for name, values in BAD.items() for value in values]
@@ -74,8 +84,6 @@ def test_bad_values(name: str, value: Any) -> None:
 @pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=name_of)
 def test_bad_request_values(name: str, value: Any) -> None:
     key = f"cold_{name}"
-    if name == "expert_top_k" and value is None:
-        pytest.skip("None is no cap")
     with pytest.raises(ColdError) as raised:
         parse_request_args({"cold": 1, key: value})
     check_error(raised.value, key, value, ALLOWED[name])
@@ -90,24 +98,31 @@ def test_bad_engine_values(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("name", "value"), GOOD_SETTINGS, ids=name_of)
 def test_good_values(name: str, value: Any) -> None:
-    assert getattr(ColdSettings(**{name: value}), name) == value
+    beside: dict[str, Any] = {"beta": "adaptive"} if name == "beta_max" else {}
+    assert getattr(ColdSettings(**{name: value}, **beside), name) == value
     args = parse_request_args({f"cold_{name}": value})
     assert args.enabled is True
     assert getattr(args, name) == value
-    assert type(getattr(args, name)) is (int if name == "expert_top_k" else float)
-    defaults = parse_engine_defaults({name: value})
+    kind = str if value == "adaptive" else int if name == "expert_top_k" else float
+    assert type(getattr(args, name)) is kind
+    defaults = parse_engine_defaults({name: value, **beside})
     assert defaults.enabled
     assert getattr(defaults.settings, name) == value
 
 
 JUNK = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.just("adaptive"),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
     max_leaves=4,
 )
-KEYS = st.sampled_from(
-    ["cold", "cold_alpha", "cold_beta", "cold_expert_top_k", "cold_amateur"]
-) | st.text().map("cold".__add__)
+NAMES = ["cold", "cold_alpha", "cold_beta", "cold_beta_max", "cold_expert_top_k", "cold_amateur"]
+KEYS = st.sampled_from(NAMES) | st.text().map("cold".__add__)
 
 
 @hypothesis_settings(deadline=None)
@@ -117,18 +132,22 @@ KEYS = st.sampled_from(
 @example({"cold_expert_top_k": HUGE})
 @example({"cold": HUGE})
 @example({"cold_stream": {"alpha": 0.1}})
+@example({"cold_beta": "adaptive", "cold_beta_max": 3})
+@example({"cold_beta": 1, "cold_beta_max": 3})
+@example({"cold_beta_max": 3})
 def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
     """No other exception comes out, and nothing out of range gets through."""
     try:
         parsed = parse_request_args(args)
+        merged = parsed.settings(ColdSettings())
     except ColdError as error:
         assert error.field in args
         assert str(error).startswith(error.field)
         return
-    assert set(args) <= {"cold", "cold_alpha", "cold_beta", "cold_expert_top_k", "cold_amateur"}
-    merged = parsed.settings(ColdSettings())
+    assert set(args) <= set(NAMES)
     assert 0 < merged.alpha <= 1
-    assert 0 <= merged.beta <= 1e6
+    assert merged.adaptive or merged.beta == merged.strength
+    assert 0 <= merged.strength <= 1e6
     assert merged.expert_top_k is None or 1 <= merged.expert_top_k < 2**31
     assert parsed.amateur is None or parsed.amateur
 
@@ -222,3 +241,71 @@ def test_settings_are_frozen_values() -> None:
     with pytest.raises(AttributeError):
         settings.alpha = 0.2  # type: ignore[misc]
     assert hash(settings) == hash(ColdSettings())
+
+
+FOR_ADAPTIVE = "is for an adaptive beta, and beta is {}; leave it out or set beta to 'adaptive'"
+
+
+@pytest.mark.parametrize("beta", [{}, {"beta": 0.5}, {"beta": 0}])
+def test_a_most_of_a_number_is_an_error(beta: dict[str, Any]) -> None:
+    """Wherever the two meet; never left out of account in silence."""
+    said = FOR_ADAPTIVE.format(beta.get("beta", DEFAULT_BETA))
+    with pytest.raises(ColdError) as raised:
+        ColdSettings(beta_max=2, **beta)
+    check_error(raised.value, "beta_max", 2, said)
+    with pytest.raises(ColdError) as raised:
+        parse_engine_defaults({"beta_max": 2.0, **beta})
+    where = 'additional_config["cold"]["beta_max"]'
+    said = FOR_ADAPTIVE.format(float(beta.get("beta", DEFAULT_BETA)))
+    assert str(raised.value) == f"{where}=2.0: {said}"
+    args = parse_request_args({"cold_beta_max": 2.0, **{f"cold_{k}": v for k, v in beta.items()}})
+    with pytest.raises(ColdError) as raised:
+        args.settings(ColdSettings())
+    assert str(raised.value) == f"cold_beta_max=2.0: {said}"
+
+
+def test_the_most_of_a_request_and_of_its_engine() -> None:
+    engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2}).settings
+    adaptive = ColdSettings(beta="adaptive", beta_max=2.0)
+    assert engine == adaptive
+    assert parse_request_args({"cold": 1}).settings(engine) == adaptive
+    assert parse_request_args({"cold_beta": "adaptive"}).settings(engine) == adaptive
+    # A number has no use for the engine's; a most of the request's own needs an adaptive beta.
+    assert parse_request_args({"cold_beta": 0}).settings(engine) == ColdSettings(beta=0.0)
+    larger = parse_request_args({"cold_beta_max": 3}).settings(engine)
+    assert larger == ColdSettings(beta="adaptive", beta_max=3.0)
+    both = parse_request_args({"cold_beta": 1, "cold_beta_max": 3})
+    with pytest.raises(ColdError, match="^cold_beta_max=3.0: is for an adaptive beta, and beta is"):
+        both.settings(engine)
+    number = parse_engine_defaults({"beta": 2}).settings
+    asked = parse_request_args({"cold_beta": "adaptive"}).settings(number)
+    assert asked == ColdSettings(beta="adaptive")
+    asked = parse_request_args({"cold_beta": "adaptive", "cold_beta_max": 0}).settings(number)
+    assert asked == ColdSettings(beta="adaptive", beta_max=0.0)
+
+
+def test_strength() -> None:
+    assert (ColdSettings(beta=2.0).adaptive, ColdSettings(beta=2.0).strength) == (False, 2.0)
+    assert ColdSettings(beta="adaptive").adaptive
+    assert ColdSettings(beta="adaptive").strength == DEFAULT_BETA_MAX
+    assert ColdSettings(beta="adaptive", beta_max=0.0).strength == 0.0
+
+
+def test_an_option_of_a_command_line() -> None:
+    assert beta_option("adaptive") == "adaptive"
+    assert (beta_option("0.5"), beta_option("-1"), beta_option("1e9")) == (0.5, -1.0, 1e9)
+    for text in ("", "Adaptive", "half", "1,2"):
+        with pytest.raises(argparse.ArgumentTypeError, match=r"^beta='.*': must be a number >= 0"):
+            beta_option(text)
+
+
+def test_the_documented_defaults() -> None:
+    """docs/parameters.md is the one place that has them as numbers."""
+    page = (Path(__file__).parents[2] / "docs" / "parameters.md").read_text()
+    for option, default in (
+        ("alpha", DEFAULT_ALPHA),
+        ("beta", DEFAULT_BETA),
+        ("beta-max", DEFAULT_BETA_MAX),
+    ):
+        [row] = [line for line in page.splitlines() if f"| `--cold-{option}`, " in line]
+        assert f", default {default} |" in row

@@ -27,6 +27,7 @@ STREAMS = st.builds(
     ),
     pair=st.text(),
     role=st.sampled_from([None, "expert", "amateur"]),
+    adaptive=st.booleans(),
 )
 
 
@@ -41,7 +42,7 @@ def test_round_trip(stream: Stream) -> None:
 
 
 def test_round_trip_through_vllms_own_encoder() -> None:
-    stream = Stream(0.1, 0.5, 3, {"lora_name": "a", "lora_int_id": 2}, "r-1", "amateur")
+    stream = Stream(0.1, 0.5, 3, {"lora_name": "a", "lora_int_id": 2}, "r-1", "amateur", True)
     params = SamplingParams(extra_args=stream.to_extra_args({"x": 1}))
     arrived = MsgpackDecoder(SamplingParams).decode(MsgpackEncoder().encode(params))
     assert from_extra_args(arrived.extra_args) == stream

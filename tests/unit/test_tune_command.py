@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from rich.console import Console
 
 from tests.docs.blocks import ROOT, blocks
+from vllm_cold.settings import DEFAULT_BETA_MAX, ColdSettings
 from vllm_cold.tools import tune
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.engine import start_llm
@@ -128,6 +129,8 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
     [
         (["--alpha", "0"], "--alpha=0.0: must be a number in (0, 1]"),
         (["--alpha", "1"], "nothing to compare"),
+        (["--beta-max", "2"], "--beta-max=2.0: is for an adaptive beta, and beta is 0.5,1; leave"),
+        (["--beta", "1,half"], "--beta='1,half': 'half' is not a number"),
         (["--confidence", "1"], "--confidence=1.0: must be at least 0.5 and below 1"),
         (["--confidence", "nan"], "--confidence=nan: must be at least 0.5 and below 1"),
         (["--max-tokens", "0"], "--max-tokens=0: must be 1 or more"),
@@ -318,6 +321,39 @@ def test_rule_split_and_grid_may_change_and_that_is_said(
     assert main(line("--seed", "1")) == 0
     assert not engine.jobs  # the outputs do not depend on the answers
     assert any("judged in 5 ways" in note for note in read_report(tmp_path)["notes"])
+
+
+def test_an_adaptive_beta_in_the_grid(line: Line, engine: Engine, tmp_path: Path) -> None:
+    best = Setting(0.1, "adaptive", 2.0)
+    engine.text = lambda job: "right" if job.setting == best else "wrong"
+    more = ("--beta", "0.5,1,adaptive", "--beta-max", "2")
+    assert main(line()) == 1
+    engine.jobs.clear()
+    assert main(line(*more)) == 0
+    assert {job.setting for job in engine.jobs} == {best}  # the numbers were there
+    report = read_report(tmp_path)
+    assert report["best"] == {"alpha": 0.1, "beta": "adaptive", "beta_max": 2.0}
+    assert report["serve"].endswith("--cold-alpha 0.1 --cold-beta adaptive --cold-beta-max 2.0")
+    # Another most is another setting, and going on decodes nothing twice.
+    engine.jobs.clear()
+    assert main(line(*more)) == 0 and not engine.jobs
+    assert main(line(*more[:2])) == 1
+    most = DEFAULT_BETA_MAX
+    assert {job.setting for job in engine.jobs if job.setting} >= {Setting(0.1, "adaptive", most)}
+    analyses = [
+        json.loads(text)["settings"]
+        for text in (tmp_path / "out" / "results.jsonl").read_text().splitlines()
+        if '"analysis"' in text
+    ]
+    assert [points[2] for points in analyses[1:]] == [[0.1, "adaptive", x] for x in (2.0, most)]
+
+
+def test_the_engine_is_asked_for_an_adaptive_beta() -> None:
+    params = failing_decoder(KeyError())._params(Setting(0.1, "adaptive", 2.0))
+    assert params.settings() == ColdSettings(0.1, "adaptive", beta_max=2.0)
+    assert failing_decoder(KeyError())._params(Setting(0.1, 2.0)).settings() == ColdSettings(
+        0.1, 2.0
+    )
 
 
 def test_a_callable_that_fails_ends_the_run_at_once(

@@ -288,6 +288,44 @@ def test_ties_go_to_the_setting_nearest_to_greedy() -> None:
     assert pick(rows) == Setting(0.3, 0.25)
 
 
+def test_ties_between_a_number_and_an_adaptive_beta() -> None:
+    """An adaptive beta counts as the most that it reaches, and less than a number of that size."""
+    equal = np.ones(20)
+    for betas, most, expected in (
+        ("0.5,1,adaptive", 1.0, 0.5),
+        ("1,adaptive", 1.0, "adaptive"),
+        ("1,adaptive", 2.0, 1.0),
+    ):
+        grid = make_grid("0.1", betas, most)
+        rows = judge_grid(lambda setting: equal * (setting is not None), grid, 0.95, 0)
+        assert pick(rows).beta == expected
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_an_adaptive_beta_is_a_column_behind_the_numbers(
+    width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make_grid("0.1,1", "0.25,0.5,adaptive", 2.0)
+    best = Setting(0.1, "adaptive", 2.0)
+    monkeypatch.setitem(globals(), "GRID", grid)
+    monkeypatch.setitem(globals(), "BEST", best)
+    report = report_on(simulate(np.random.default_rng(0), 0.3))
+    assert report.best == best
+    assert report.headline.startswith("CoLD with alpha 0.1, beta adaptive up to 2 beats greedy")
+    text = text_of(report, width)
+    assert re.search(r"(?m)^ *0.1 +adaptive +best .*[+]\d", text)
+    assert re.search(r"(?m)^ *1 +adaptive +greedy *$", text)
+    assert "adaptive: up to 2" in " ".join(text.split()) and "…" not in text
+    lines = [line for line in text.splitlines() if not line.startswith("vllm serve")]
+    assert max(map(len, lines)) <= width
+    assert "alpha 0.1, beta adaptive up to 2 (best)" in page_of(report)
+    blue = [colour[2] - colour[0] for colour in cell_colours(report, 0.1)]
+    assert blue[2] > max(*blue[:2], 30)
+    data = json.loads(json.dumps(report.as_json(), allow_nan=False))
+    assert data["best"] == {"alpha": 0.1, "beta": "adaptive", "beta_max": 2.0}
+    assert data["rows"][0]["setting"] == {"alpha": 0.1, "beta": 0.25, "beta_max": None}
+
+
 def test_a_setting_that_is_worse_is_called_so() -> None:
     scores = simulate(np.random.default_rng(0), 0.0)
     for setting in GRID:

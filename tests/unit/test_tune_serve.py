@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.vllm_parser import serve_parser
+from vllm_cold.settings import DEFAULT_BETA_MAX
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting, make_grid
@@ -20,6 +21,30 @@ pytestmark = pytest.mark.unit
 def test_the_grid_is_a_product_each_point_once() -> None:
     grid = make_grid("0.3, 0.1,0.1", "1,0.5")
     assert grid == [Setting(0.1, 0.5), Setting(0.1, 1.0), Setting(0.3, 0.5), Setting(0.3, 1.0)]
+
+
+def test_an_adaptive_beta_comes_behind_the_numbers() -> None:
+    most = DEFAULT_BETA_MAX
+    grid = make_grid("0.3,0.1", "adaptive, 1,0.5,adaptive")
+    assert [(s.alpha, s.beta, s.beta_max) for s in grid] == [
+        (0.1, 0.5, None), (0.1, 1.0, None), (0.1, "adaptive", most),
+        (0.3, 0.5, None), (0.3, 1.0, None), (0.3, "adaptive", most),
+    ]  # fmt: skip
+    assert make_grid("0.1", "adaptive", 2) == [Setting(0.1, "adaptive", 2.0)]
+    assert str(Setting(0.1, "adaptive", 2.0)) == "alpha 0.1, beta adaptive up to 2"
+    for point, greedy in (
+        (Setting(0.1, "adaptive", 2.0), False),
+        (Setting(1.0, "adaptive", 2.0), True),
+        (Setting(0.1, "adaptive", 0.0), True),
+    ):
+        assert point.is_greedy is greedy
+
+
+def test_a_most_without_an_adaptive_beta() -> None:
+    with pytest.raises(ToolError, match="--beta-max=2.0: is for an adaptive beta, and beta is 1,"):
+        make_grid("0.1", "1,2", 2.0)
+    with pytest.raises(ToolError, match=r"--beta-max=-1.0: must be a number >= 0, at most 1e6$"):
+        make_grid("0.1", "1,adaptive", -1.0)
 
 
 def test_points_that_are_greedy() -> None:
@@ -38,7 +63,8 @@ def test_points_that_are_greedy() -> None:
         ("0.1", "-1", r"--beta=-1.0: must be a number >= 0"),
         ("0.1", "inf", r"--beta=inf: must be"),
         ("0.1,", "1", r"--alpha='0.1,': '' is not a number"),
-        ("0.1", "half", r"--beta='half': 'half' is not a number; give numbers separated by"),
+        ("0.1", "half", r"--beta='half': 'half' is not a number; .* such as 0.5,1,adaptive"),
+        ("adaptive", "1", r"--alpha='adaptive': 'adaptive' is not a number; .* such as 0.1,0.3"),
     ],
 )
 def test_wrong_grids(alphas: str, betas: str, message: str) -> None:
@@ -92,6 +118,14 @@ def test_the_line_says_what_was_measured() -> None:
     assert found.ignore_patterns == ["a b/*", "c"]
     assert not found.logits_processors
     assert (found.sampler, found.cold_alpha, found.cold_beta) == ("cold", 0.05, 1e-05)
+
+
+def test_the_line_of_an_adaptive_beta() -> None:
+    adapter = Adapter("sql", "/sql", 8)
+    found = parse(serve_line("org/model", [adapter], {}, Setting(0.1, "adaptive", 1.5)))
+    assert (found.cold_alpha, found.cold_beta, found.cold_beta_max) == (0.1, "adaptive", 1.5)
+    found = parse(serve_line("org/model", [adapter], {}, Setting(0.1, 0.5)))
+    assert found.cold_beta_max is None
 
 
 def test_the_greedy_line_has_no_cold_in_it() -> None:

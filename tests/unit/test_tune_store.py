@@ -27,11 +27,19 @@ from vllm_cold.tools.tune.store import (
 pytestmark = pytest.mark.unit
 
 FINGERPRINT: dict[str, Any] = {"--max-tokens": 8, "problems": "a" * 64, "stop": ["\n"]}
-KEYS = [(None, "a"), (Setting(0.1, 0.5), "a"), (Setting(0.05, 1.0), "line-2")]
+KEYS = [
+    (None, "a"),
+    (Setting(0.1, 0.5), "a"),
+    (Setting(0.05, 1.0), "line-2"),
+    (Setting(0.1, "adaptive", 2.0), "a"),
+    (Setting(0.1, "adaptive", 1.0), "a"),
+]
 OUTPUTS = [
     Output("one\nline \u2028 \ud800", 3, "stop"),
     Output("", 0, "length"),
     Output("ä", 1, "stop"),
+    Output("up to 2", 3, "stop"),
+    Output("up to 1", 3, "stop"),
 ]
 
 
@@ -49,7 +57,7 @@ def test_what_is_added_is_found_again(tmp_path: Path) -> None:
     fill(tmp_path)
     with open_store(str(tmp_path), FINGERPRINT) as store:
         assert store.outputs == dict(zip(KEYS, OUTPUTS, strict=True))
-        assert store.found == 3
+        assert store.found == len(KEYS)
         assert store.analyses == [{"match": "exact"}]
         assert store.penalties == {"repetition_penalty": 1.1}
 
@@ -62,7 +70,7 @@ def test_a_crash_at_any_byte_loses_the_line_under_way_and_no_other(tmp_path: Pat
         file.write_bytes(whole[:size])
         with open_store(str(tmp_path), FINGERPRINT) as store:
             lines = sum(start <= size for start in starts[1:])
-            assert len(store.outputs) == min(max(lines - 1, 0), 3), size
+            assert len(store.outputs) == min(max(lines - 1, 0), len(KEYS)), size
             store.add(None, "new", Output("new", 1, "stop"))
         records = [json.loads(line) for line in file.read_bytes().splitlines()]
         assert records[0]["kind"] == "run"
@@ -74,7 +82,7 @@ def test_a_last_line_of_garbage_is_cut_off_and_one_in_the_middle_is_not(tmp_path
     whole = file.read_bytes()
     file.write_bytes(whole + b"\0\0\0\0\n")  # as file systems leave it when the power fails
     with open_store(str(tmp_path), FINGERPRINT) as store:
-        assert store.found == 3
+        assert store.found == len(KEYS)
     assert file.read_bytes() == whole
     lines = whole.splitlines(keepends=True)
     file.write_bytes(lines[0] + b"garbage\n" + b"".join(lines[1:]))
@@ -190,7 +198,7 @@ def test_a_full_disk_loses_nothing_that_was_kept(tmp_path: Path) -> None:
     whole = file.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with (
-        pytest.raises(ToolError, match=r"cannot be written: File too large; 3 outputs are kept"),
+        pytest.raises(ToolError, match=r"cannot be written: File too large; 5 outputs are kept"),
         open_store(str(tmp_path), FINGERPRINT) as store,
     ):
         try:
@@ -200,7 +208,7 @@ def test_a_full_disk_loses_nothing_that_was_kept(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert len(file.read_bytes()) == len(whole) + 9  # a part of the line
     with open_store(str(tmp_path), FINGERPRINT) as store:
-        assert store.found == 3
+        assert store.found == len(KEYS)
     assert file.read_bytes() == whole
 
 

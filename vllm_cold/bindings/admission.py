@@ -143,7 +143,8 @@ def admit(
     _check_capacity(config, request)
     stream = Stream(
         alpha=settings.alpha,
-        beta=settings.beta,
+        beta=settings.strength,
+        adaptive=settings.adaptive,
         expert_top_k=settings.expert_top_k or 0,
         amateur=None
         if amateur is None

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.bindings.patching import wrap
-from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA
+from vllm_cold.settings import ADAPTIVE, DEFAULT_ALPHA, DEFAULT_BETA, DEFAULT_BETA_MAX, beta_option
 
 
 def install() -> None:
@@ -30,8 +30,8 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
         group = parser.add_argument_group(
             title="Contrastive LoRA Decoding (vllm-cold)",
             description="Defaults for requests that name a LoRA adapter; each request can "
-            "override them with vllm_xargs (cold, cold_alpha, cold_beta, cold_expert_top_k, "
-            "cold_amateur).",
+            "override them with vllm_xargs (cold, cold_alpha, cold_beta, cold_beta_max, "
+            "cold_expert_top_k, cold_amateur).",
         )
         group.add_argument(
             "--sampler",
@@ -47,9 +47,16 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
         )
         group.add_argument(
             "--cold-beta",
+            type=beta_option,
+            default=None,
+            help=f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at "
+            "each step.",
+        )
+        group.add_argument(
+            "--cold-beta-max",
             type=float,
             default=None,
-            help=f"Contrast strength, >= 0, default {DEFAULT_BETA}.",
+            help=f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
         )
         group.add_argument(
             "--cold-expert-top-k",
@@ -67,7 +74,7 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         engine_args = original(cls, args)
         given = {
             key: value
-            for key in ("alpha", "beta", "expert_top_k")
+            for key in ("alpha", "beta", "beta_max", "expert_top_k")
             if (value := getattr(args, f"cold_{key}", None)) is not None
         }
         sampler = getattr(args, "sampler", None)

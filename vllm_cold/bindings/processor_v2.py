@@ -132,7 +132,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         expert = torch.where(absent, expert[:, :1], expert).flatten()
         amateur = torch.where(absent, amateur[:, :1], amateur).flatten()
 
-        caps = pairs.expert_top_k
+        caps, adaptive = pairs.expert_top_k, pairs.adaptive
         places_of = PairRows(
             ids=tuple(pair for pair in pairs.ids for _ in range(places)),
             expert=expert,
@@ -141,6 +141,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             beta=pairs.beta.repeat_interleave(places),
             expert_top_k=None if caps is None else caps.repeat_interleave(places),
             max_expert_top_k=pairs.max_expert_top_k,
+            adaptive=None if adaptive is None else adaptive.repeat_interleave(places),
         )
         # Not in place: a repetition would see the first's scores.
         scores = contrastive_scores(logits, *places_of.arguments)

@@ -118,6 +118,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             "beta": stream.beta,
             "expert_top_k": stream.expert_top_k,
             "amateur": stream.amateur,
+            "adaptive": stream.adaptive,
             "pair": pair,
         }
         params.extra_args = Stream(**described, role="expert").to_extra_args(args)

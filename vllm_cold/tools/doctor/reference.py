@@ -27,6 +27,7 @@ class Case:
         adapter: The request's adapter, None for the base model.
         cold: ``alpha``, ``beta`` and ``expert_top_k`` of a CoLD request; None for a plain one.
         amateur: Adapter to contrast with, None for the base model.
+        adaptive: Whether beta is adaptive; the one in ``cold`` is the most that it reaches then.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Case:
     adapter: str | None = None
     cold: tuple[float, float, int | None] | None = None
     amateur: str | None = None
+    adaptive: bool = False
 
 
 CASES = (
@@ -42,6 +44,7 @@ CASES = (
     Case("CoLD", tuple(range(20, 37)), "one", (0.1, 0.5, None)),
     Case("CoLD, strong contrast and a cap", tuple(range(60, 95)), "one", (0.01, 2.0, 8)),
     Case("CoLD against another adapter", tuple(range(120, 131)), "one", (0.05, 1.0, None), "two"),
+    Case("CoLD, adaptive beta", tuple(range(120, 137)), "one", (0.02, 4.0, None), adaptive=True),
 )
 
 
@@ -86,7 +89,7 @@ def _model(folder: Path, adapter: str | None) -> Any:
 def _decode(models: dict[str | None, Any], case: Case) -> Decoded:
     import torch
 
-    from vllm_cold.ops.scoring_reference import pair_scores
+    from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
 
     tokens: list[int] = []
     margin = math.inf
@@ -96,8 +99,12 @@ def _decode(models: dict[str | None, Any], case: Case) -> Decoded:
         if case.cold is not None:
             alpha, beta, expert_top_k = case.cold
             amateur = models[case.amateur](input_ids=ids).logits[0, -1].double()
+            if case.adaptive:
+                beta = adaptive_beta(expert, amateur, math.log(alpha), beta, expert_top_k or 0)
             scores = pair_scores(expert, amateur, math.log(alpha), beta, expert_top_k or 0)
-            margin = min(margin, _edge(expert, amateur, scores, case.cold))
+            margin = min(margin, _edge(expert, amateur, scores, (alpha, beta, expert_top_k)))
+            if case.adaptive:
+                margin = min(margin, _gap(expert, scores, alpha))
         best, second = scores.topk(2).values.tolist()
         margin = min(margin, best - second)
         tokens.append(int(scores.argmax()))
@@ -122,3 +129,14 @@ def _edge(expert: Any, amateur: Any, scores: Any, cold: tuple[float, float, int 
     gain = scores[chosen] - ((1 + beta) * expert - beta * amateur)
     comes_in = torch.maximum(threshold(expert) - expert, gain)[scores == -math.inf]
     return min(drops_out, float(comes_in.min()))
+
+
+def _gap(expert: Any, scores: Any, alpha: float) -> float:
+    """How far logits must move for the set of candidates to change at all, and an adaptive beta
+    with it; there is no cap.
+    """
+    import torch
+
+    distance = (expert - expert.max() - math.log(alpha)).abs()
+    distance[expert.argmax()] = torch.inf  # whatever the others do, it stays in
+    return float(distance.min())

@@ -73,6 +73,8 @@ def decode(folder: Path, cases: Sequence[Case] = CASES) -> list[list[int]]:
         alpha, beta, expert_top_k = case.cold
         amateur = adapters[case.amateur] if case.amateur else None
         knobs: dict[str, Any] = {"alpha": alpha, "beta": beta, "expert_top_k": expert_top_k}
+        if case.adaptive:
+            knobs |= {"beta": "adaptive", "beta_max": beta}
         params.append(ColdParams(**knobs, amateur=amateur, **options))
     llm = LLM(**engine_options(folder))
     try:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA
+from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA, DEFAULT_BETA_MAX, beta_option
 from vllm_cold.tools.errors import ToolError
 
 DESCRIPTION = """\
@@ -75,7 +75,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     cold = parser.add_argument_group("Contrastive LoRA Decoding")
     cold.add_argument("--alpha", type=float, default=DEFAULT_ALPHA, help="(0, 1], %(default)s")
-    cold.add_argument("--beta", type=float, default=DEFAULT_BETA, help=">= 0, %(default)s")
+    cold.add_argument(
+        "--beta",
+        type=beta_option,
+        default=DEFAULT_BETA,
+        help=">= 0, %(default)s; or adaptive: chosen at each step",
+    )
+    cold.add_argument(
+        "--beta-max",
+        metavar="X",
+        type=float,
+        help=f"the most that an adaptive beta reaches, >= 0 (default: {DEFAULT_BETA_MAX})",
+    )
     cold.add_argument("--expert-top-k", metavar="K", type=int, help="cap on the candidates")
 
     engine = parser.add_argument_group("engine in this process (without --url)")

@@ -75,7 +75,9 @@ def is_unicode(text: str) -> bool:
 def check_settings(options: argparse.Namespace) -> ColdSettings:
     """CoLD's settings from the options, with ToolError for what is out of range."""
     try:
-        return ColdSettings(options.alpha, options.beta, options.expert_top_k)
+        return ColdSettings(
+            options.alpha, options.beta, options.expert_top_k, beta_max=options.beta_max
+        )
     except ColdError as error:
         option = "--" + error.field.replace("_", "-")
         raise ToolError(str(error).replace(error.field, option, 1)) from error

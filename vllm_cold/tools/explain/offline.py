@@ -118,6 +118,7 @@ class OfflineSource:
             params = ColdParams(
                 alpha=settings.alpha,
                 beta=settings.beta,
+                beta_max=settings.beta_max,
                 expert_top_k=settings.expert_top_k,
                 amateur=self._amateur,
                 **greedy,

@@ -39,6 +39,7 @@ def render(report: Report) -> str:
         report=report,
         explanations=[_explanation(e) for e in report.explanations],
         limits=trace.DIVERGENCE_CLASSES,
+        beta=trace.beta_text(report.settings),
         version=__version__,
         data=as_script(data(report)),
     )
@@ -61,6 +62,7 @@ def data(report: Report) -> dict[str, Any]:
     return {
         "alpha": report.settings.alpha,
         "beta": report.settings.beta,
+        "adaptive": report.settings.adaptive,
         "cap": report.settings.expert_top_k,
         "prompts": [
             {answer.kind: _answer(answer) for answer in (e.cold, e.greedy)}
@@ -83,6 +85,7 @@ def _step(step: Step) -> dict[str, Any]:
         "size": step.valid_size,
         "complete": step.valid_complete,
         "divergence": _number(step.divergence),
+        "beta": _number(step.beta),
         "winner": step.winner,
         "greedy": step.greedy,
         "candidates": [_candidate(c) for c in step.candidates],
@@ -131,6 +134,7 @@ def _shown(answer: Answer) -> dict[str, Any]:
         "incomplete": sum(not step.valid_complete for step in answer.steps),
         "bounds": sum(any(c.amateur_is_bound for c in s.candidates) for s in answer.steps),
         "mismatches": answer.mismatches,
+        "unknown": len(answer.unknown_betas),
         "steps": [
             {
                 "text": visible.in_text(step.text, step.token),

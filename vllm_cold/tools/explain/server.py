@@ -211,6 +211,8 @@ class ServerSource:
                 # Without a value of its own a request has the server's cap.
                 "cold_expert_top_k": settings.expert_top_k or 2**31 - 1,
             }
+            if settings.adaptive:  # the server's default of the most is not this command's
+                xargs["cold_beta_max"] = settings.strength
             if self._amateur is not None:
                 xargs["cold_amateur"] = self._amateur
         choices = self._complete(

@@ -46,7 +46,7 @@ def show(console: Console, report: Report, full: bool = False) -> None:
     console.print(
         Text(
             f"{report.adapter} against {report.amateur}, {report.model}; alpha {settings.alpha}, "
-            f"beta {settings.beta}{cap}; {report.source}"
+            f"beta {trace.beta_text(settings)}{cap}; {report.source}"
         )
     )
     console.print(_legend(console))
@@ -56,11 +56,11 @@ def show(console: Console, report: Report, full: bool = False) -> None:
         console.print(Text(visible.in_text(explanation.prompt, 0), style="dim"))
         for answer in (explanation.cold, explanation.greedy):
             console.print()
-            console.print(_answer(console, answer))
+            console.print(_answer(console, answer, settings.adaptive))
         console.print()
         console.print(_parting(explanation))
         for answer in (explanation.cold, explanation.greedy) if full else (explanation.cold,):
-            table = _table(answer, full, console.width < _NARROW)
+            table = _table(answer, full, console.width < _NARROW, settings.adaptive)
             if table.row_count:
                 console.print()
                 console.print(table)
@@ -97,7 +97,7 @@ def _tokens(console: Console, answer: Answer) -> Text:
     return text
 
 
-def _answer(console: Console, answer: Answer) -> Group:
+def _answer(console: Console, answer: Answer, adaptive: bool) -> Group:
     steps = answer.steps
     differing = sum(step.differs for step in steps)
     title = Text.assemble(
@@ -114,9 +114,23 @@ def _answer(console: Console, answer: Answer) -> Group:
         Text(f"  disagreement {sparkline(divergence, room)} up to {max(divergence):.2f} bits"),
         Text(f"  valid tokens {sparkline(sizes, room)} up to {max(sizes):.0f}{or_more}"),
     ]
+    if adaptive:
+        betas = [step.beta or 0.0 for step in steps]
+        lines.append(Text(f"  beta         {sparkline(betas, room)} up to {max(betas):.2f}"))
+    if answer.unknown_betas:
+        lines.append(Padding(Text(_unknown(answer), style="yellow"), (0, 0, 0, 2)))
     if answer.mismatches:
         lines.append(Padding(Text(_mismatches(answer), style="yellow"), (0, 0, 0, 2)))
     return Group(*lines)
+
+
+def _unknown(answer: Answer) -> str:
+    unknown = answer.unknown_betas
+    shown = ", ".join(str(index + 1) for index in unknown[:5]) + (", ..." if unknown[5:] else "")
+    return (
+        f"! beta is not known at token {shown}: it follows from all valid tokens under both "
+        "streams, and vLLM did not list them all; no scores there, and no choice of CoLD's to check"
+    )
 
 
 def _mismatches(answer: Answer) -> str:
@@ -139,7 +153,7 @@ def _parting(explanation: Explanation) -> Text:
     return Text(f"The answers part at token {explanation.parting + 1}.")
 
 
-def _table(answer: Answer, full: bool, narrow: bool) -> Table:
+def _table(answer: Answer, full: bool, narrow: bool, adaptive: bool) -> Table:
     """The candidates of the tokens of an answer: of all, or of those where the two differ."""
     which = "every token" if full else "where CoLD and greedy differ"
     table = Table(
@@ -155,14 +169,17 @@ def _table(answer: Answer, full: bool, narrow: bool) -> Table:
     table.add_column("", no_wrap=True)
     for name in ("expert", "amateur", "score"):
         table.add_column(name, justify="right", no_wrap=True)
-    if not narrow:
-        for name in ("bits", "valid"):
-            table.add_column(name, justify="right", no_wrap=True)
+    last = [] if narrow else ["bits", "valid", *(["beta"] if adaptive else [])]
+    for name in last:
+        table.add_column(name, justify="right", no_wrap=True)
     wrong = {mismatch.index for mismatch in answer.mismatches}
     for index, step in enumerate(answer.steps):
         if not (full or step.differs):
             continue
         size = f"{step.valid_size}{'' if step.valid_complete else '+'}"
+        beta = "?" if step.beta is None else f"{step.beta:.3f}"
+        # One for each of `last`, as far as there are that many.
+        of_step = [f"{step.divergence:.2f}", size, beta][: len(last)]
         for line, candidate in enumerate(step.candidates if full else _leading(step)):
             first = line == 0
             table.add_row(
@@ -172,7 +189,7 @@ def _table(answer: Answer, full: bool, narrow: bool) -> Table:
                 _percent(candidate.expert, narrow),
                 ("≤" if candidate.amateur_is_bound else "") + _percent(candidate.amateur, narrow),
                 _score(candidate),
-                *([] if narrow else [f"{step.divergence:.2f}", size] if first else ["", ""]),
+                *(of_step if first else [""] * len(last)),
                 style=None if candidate.valid else "dim",
             )
         if not narrow:

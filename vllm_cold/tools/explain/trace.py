@@ -50,7 +50,7 @@ class Candidate:
         expert: The expert's ln-probability; None if the server did not tell.
         amateur: The amateur's; None if the server did not tell.
         score: ``(1 + beta) * expert - beta * amateur`` in nats, up to a constant of the step; None
-            if a probability is missing.
+            if a probability is missing, or beta.
         valid: Whether it survived alpha (and the cap on the candidates).
         amateur_is_bound: ``amateur`` is the most that it can be, and ``score`` the least.
     """
@@ -75,8 +75,10 @@ class Step:
         valid_size: How many tokens are valid; at least, if ``valid_complete`` is false.
         valid_complete: Whether every valid token is known.
         divergence: Of expert and amateur, in bits; see ``divergence_bits``.
-        winner: The id that CoLD takes here.
+        winner: The id that CoLD takes here; None if it is not known.
         greedy: The id that greedy decoding of the expert takes here.
+        beta: The contrast strength here; None if it is not known. An adaptive one follows from all
+            valid tokens under both streams: where one is missing, so are beta, scores and winner.
     """
 
     token: int
@@ -85,13 +87,14 @@ class Step:
     valid_size: int
     valid_complete: bool
     divergence: float
-    winner: int
+    winner: int | None
     greedy: int
+    beta: float | None
 
     @property
     def differs(self) -> bool:
         """Whether CoLD takes another token here than greedy decoding."""
-        return self.winner != self.greedy
+        return self.winner is not None and self.winner != self.greedy
 
     @property
     def level(self) -> int:
@@ -141,9 +144,14 @@ class Answer:
         found = []
         for index, step in enumerate(self.steps):
             expected = step.winner if self.kind == COLD else step.greedy
-            if step.token != expected:
+            if expected is not None and step.token != expected:
                 found.append(Mismatch(index, expected, self._margin(step, expected)))
         return tuple(found)
+
+    @property
+    def unknown_betas(self) -> tuple[int, ...]:
+        """The steps, from 0, at which beta is not known."""
+        return tuple(i for i, step in enumerate(self.steps) if step.beta is None)
 
     def _margin(self, step: Step, expected: int) -> float | None:
         best, taken = step.find(expected), step.find(step.token)
@@ -208,6 +216,11 @@ class Report:
     explanations: tuple[Explanation, ...]
 
 
+def beta_text(settings: ColdSettings) -> str:
+    """The setting of beta in a line."""
+    return f"adaptive up to {settings.strength:g}" if settings.adaptive else str(settings.beta)
+
+
 def score(expert: float, amateur: float, beta: float) -> float:
     """The contrastive score of one token from its two ln-probabilities; nats.
 
@@ -257,11 +270,51 @@ def divergence_bits(expert: Sequence[float], amateur: Sequence[float]) -> float:
     p, q = ([math.exp(value) for value in values] for values in (expert, amateur))
     p.append(max(0.0, 1.0 - math.fsum(p)))
     q.append(max(0.0, 1.0 - math.fsum(q)))
+    return _jensen_shannon(p, q)
+
+
+def _jensen_shannon(p: Sequence[float], q: Sequence[float]) -> float:
     total = 0.0
     for x, y in zip(p, q, strict=True):
         middle = (x + y) / 2
         total += sum(0.5 * part * math.log2(part / middle) for part in (x, y) if part > 0.0)
     return min(1.0, max(0.0, total))
+
+
+def beta_of_step(
+    valid: Iterable[int], complete: bool, expert: Row, amateur: Row, settings: ColdSettings
+) -> float | None:
+    """The contrast strength of one position; None if what it follows from is not known.
+
+    An adaptive beta is, from probabilities of the valid tokens, ``beta_max * reach * divergence``:
+    the Jensen-Shannon divergence of the streams in bits, and the amateur's best valid token
+    relative to its best token. A softmax over the valid ones takes ln-probabilities as it takes
+    logits.
+
+    Args:
+        valid: The valid tokens that are known.
+        complete: Whether there can be no other.
+        expert: The expert's distribution.
+        amateur: The amateur's; its most probable token is in it.
+        settings: CoLD's.
+    """
+    if not settings.adaptive or settings.strength == 0.0:
+        return settings.strength
+    ids = sorted(valid)
+    if complete and len(ids) == 1:
+        return 0.0  # there is nothing to contrast
+    if not complete or any(token not in amateur for token in ids):
+        return None
+    reached = max(amateur[token].value for token in ids)
+    if reached == -math.inf:
+        return 0.0
+    shares = []
+    for row in (expert, amateur):
+        values = [row[token].value for token in ids]
+        weights = [math.exp(value - max(values)) for value in values]
+        shares.append([weight / math.fsum(weights) for weight in weights])
+    reach = math.exp(reached - max(entry.value for entry in amateur.values()))
+    return settings.strength * reach * _jensen_shannon(*shares)
 
 
 def best(values: Iterable[tuple[int, float]]) -> int:
@@ -297,6 +350,7 @@ def make_step(
         most: At most this many candidates are kept (the winner, greedy's and ``token`` always).
     """
     valid, complete = valid_tokens(expert, known, vocab_size, settings)
+    beta = beta_of_step(valid, complete, expert, amateur, settings)
     candidates = []
     for candidate in valid.union(listed, [token]):
         e, a = expert.get(candidate), amateur.get(candidate)
@@ -310,8 +364,8 @@ def make_step(
                 expert=e_value,
                 amateur=a_value,
                 score=None
-                if e_value is None or a_value is None
-                else score(e_value, a_value, settings.beta),
+                if e_value is None or a_value is None or beta is None
+                else score(e_value, a_value, beta),
                 valid=candidate in valid,
                 amateur_is_bound=bound,
             )
@@ -319,13 +373,13 @@ def make_step(
     greedy = best((t, entry.value) for t, entry in expert.items())
     scored = [(c.token, c.score) for c in candidates if c.valid and c.score is not None]
     # Without any amateur value there is nothing to contrast with: the expert decides.
-    winner = best(scored) if scored else greedy
+    winner = None if beta is None else best(scored) if scored else greedy
     exact = [
         (c.expert, c.amateur)
         for c in candidates
         if c.expert is not None and c.amateur is not None and not c.amateur_is_bound
     ]
-    candidates.sort(key=_order)
+    candidates.sort(key=lambda candidate: _order(candidate, by_score=beta is not None))
     kept = candidates[:most]
     kept += [c for c in candidates[most:] if c.token in (winner, greedy, token)]
     return Step(
@@ -337,11 +391,12 @@ def make_step(
         divergence=divergence_bits([e for e, _ in exact], [a for _, a in exact]),
         winner=winner,
         greedy=greedy,
+        beta=beta,
     )
 
 
-def _order(candidate: Candidate) -> tuple[bool, float, int]:
-    value = candidate.score if candidate.valid else candidate.expert
+def _order(candidate: Candidate, by_score: bool) -> tuple[bool, float, int]:
+    value = candidate.score if candidate.valid and by_score else candidate.expert
     return not candidate.valid, math.inf if value is None else -value, candidate.token
 
 

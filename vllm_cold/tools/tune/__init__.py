@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from vllm_cold.settings import DEFAULT_BETA_MAX
 from vllm_cold.tools.errors import ToolError
 
 ALPHAS = "0.05,0.1,0.3"
@@ -71,7 +72,15 @@ def add_parser(subparsers: Any) -> None:
         "--alpha", default=ALPHAS, help=f"values, separated by commas (default: {ALPHAS})"
     )
     search.add_argument(
-        "--beta", default=BETAS, help=f"values, separated by commas (default: {BETAS})"
+        "--beta",
+        default=BETAS,
+        help=f"values, separated by commas; one may be adaptive (default: {BETAS})",
+    )
+    search.add_argument(
+        "--beta-max",
+        type=float,
+        metavar="X",
+        help=f"the most that an adaptive beta reaches (default: {DEFAULT_BETA_MAX})",
     )
     search.add_argument(
         "--test-fraction",

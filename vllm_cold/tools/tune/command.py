@@ -115,7 +115,7 @@ def read_task(options: argparse.Namespace) -> Task:
     Raises:
         ToolError: names the first mistake.
     """
-    grid = make_grid(options.alpha, options.beta)
+    grid = make_grid(options.alpha, options.beta, options.beta_max)
     if not 0.5 <= options.confidence < 1.0:
         raise ToolError(f"--confidence={options.confidence}: must be at least 0.5 and below 1")
     if options.max_tokens < 1:
@@ -313,7 +313,10 @@ class Tuning:
                 "answers": answers_digest(task.problems),
                 "seed": options.seed,
                 "test_fraction": options.test_fraction,
-                "settings": [[setting.alpha, setting.beta] for setting in task.grid],
+                "settings": [
+                    [s.alpha, s.beta] + ([] if s.beta_max is None else [s.beta_max])
+                    for s in task.grid
+                ],
             }
         )
         greedy_test, best_test = self._scores_of(None, "test"), self._scores_of(best, "test")

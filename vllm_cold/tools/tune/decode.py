@@ -130,7 +130,13 @@ class Decoder:
         if setting is None:
             # Greedy, whatever the engine's default sampler is.
             return SamplingParams(**common, extra_args={"cold": 0})
-        return ColdParams(alpha=setting.alpha, beta=setting.beta, amateur=self._amateur, **common)
+        return ColdParams(
+            alpha=setting.alpha,
+            beta=setting.beta,
+            beta_max=setting.beta_max,
+            amateur=self._amateur,
+            **common,
+        )
 
     def run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
         """Decode ``jobs`` and call ``done`` for each as soon as it is finished.

@@ -3,40 +3,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
-from vllm_cold.settings import ColdError, check_alpha, check_beta
+from vllm_cold.settings import (
+    ADAPTIVE,
+    DEFAULT_BETA_MAX,
+    ColdError,
+    check_alpha,
+    check_beta,
+    check_beta_max,
+)
 from vllm_cold.tools.errors import ToolError
+
+ALPHAS, BETAS = "0.1,0.3", "0.5,1,adaptive"  # examples
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One point of the grid. Where a setting may be greedy decoding, that is None."""
+    """One point of the grid. Where a setting may be greedy decoding, that is None.
+
+    Attributes:
+        alpha: A number in (0, 1].
+        beta: A number, or "adaptive".
+        beta_max: The most that an adaptive beta reaches; None where beta is a number.
+    """
 
     alpha: float
-    beta: float
+    beta: float | Literal["adaptive"]
+    beta_max: float | None = None
+
+    @property
+    def strength(self) -> float:
+        """beta, or the most that it reaches if it is adaptive."""
+        if self.beta != ADAPTIVE:
+            return self.beta
+        return DEFAULT_BETA_MAX if self.beta_max is None else self.beta_max
 
     @property
     def is_greedy(self) -> bool:
         """Whether CoLD with it is greedy decoding of the adapter (docs/method.md), so that
         nothing needs to be decoded.
         """
-        return self.beta == 0.0 or self.alpha == 1.0
+        return self.strength == 0.0 or self.alpha == 1.0
+
+    @property
+    def beta_text(self) -> str:
+        """Beta in a table."""
+        adaptive = self.beta == ADAPTIVE
+        return f"{ADAPTIVE} up to {self.strength:g}" if adaptive else f"{self.beta:g}"
 
     def __str__(self) -> str:
-        return f"alpha {self.alpha:g}, beta {self.beta:g}"
+        return f"alpha {self.alpha:g}, beta {self.beta_text}"
 
 
-def _values(option: str, text: str, check: Callable[[str, object], float]) -> list[float]:
+def _values(
+    option: str, parts: Sequence[str], text: str, check: Callable[[str, object], Any], example: str
+) -> list[float]:
     found: set[float] = set()
-    for part in text.split(","):
+    for part in parts:
         try:
             number = float(part)
         except ValueError:
             raise ToolError(
                 f"{option}={text!r}: {part.strip()!r} is not a number; give numbers separated by "
-                "commas, such as 0.1,0.3"
+                f"commas, such as {example}"
             ) from None
         try:
             found.add(check(option, number))
@@ -45,16 +77,34 @@ def _values(option: str, text: str, check: Callable[[str, object], float]) -> li
     return sorted(found)
 
 
-def make_grid(alphas: str, betas: str) -> list[Setting]:
+def make_grid(alphas: str, betas: str, beta_max: float | None = None) -> list[Setting]:
     """All pairs of the comma-separated values, by alpha, then beta, each once.
 
+    Args:
+        alphas: Numbers.
+        betas: Numbers and "adaptive", which comes behind them.
+        beta_max: The most that an adaptive beta reaches; None for the package's default.
+
     Raises:
-        ToolError: a value is no number or out of range, or no point differs from greedy.
+        ToolError: a value is something else or out of range, ``beta_max`` is given without an
+            adaptive beta, or no point differs from greedy.
     """
+    parts = betas.split(",")
+    numbers = [part for part in parts if part.strip() != ADAPTIVE]
+    strengths: list[tuple[Any, float | None]] = [
+        (beta, None) for beta in _values("--beta", numbers, betas, check_beta, BETAS)
+    ]
+    try:
+        most = check_beta_max("--beta-max", beta_max, betas if numbers == parts else ADAPTIVE)
+    except ColdError as error:
+        raise ToolError(str(error)) from None
+    if numbers != parts:
+        # Said here and now: outputs that are kept must not change their meaning with the default.
+        strengths.append((ADAPTIVE, DEFAULT_BETA_MAX if most is None else most))
     grid = [
-        Setting(alpha, beta)
-        for alpha in _values("--alpha", alphas, check_alpha)
-        for beta in _values("--beta", betas, check_beta)
+        Setting(alpha, beta, most)
+        for alpha in _values("--alpha", alphas.split(","), alphas, check_alpha, ALPHAS)
+        for beta, most in strengths
     ]
     if all(setting.is_greedy for setting in grid):
         raise ToolError(

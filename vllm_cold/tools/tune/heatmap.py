@@ -38,11 +38,16 @@ def draw(rows: Sequence[Row], best: Setting, confidence: float) -> bytes:
     setting has a frame. The colours reach as far as the intervals do: what may be chance is pale.
     """
     alphas = sorted({row.setting.alpha for row in rows}, reverse=True)
-    betas = sorted({row.setting.beta for row in rows})
+    # An adaptive beta behind the numbers.
+    betas = sorted(
+        {(row.setting.beta, row.setting.beta_max) for row in rows},
+        key=lambda beta: (beta[1] is not None, *beta),
+    )
+    names = {(row.setting.beta, row.setting.beta_max): row.setting.beta_text for row in rows}
     values = {row.setting: 0.0 if row.dev is None else row.dev.difference for row in rows}
     intervals = [(row.dev.low, row.dev.high) for row in rows if row.dev is not None]
     reach = max(abs(end) for interval in intervals for end in interval)
-    cells = np.array([[values[Setting(alpha, beta)] for beta in betas] for alpha in alphas])
+    cells = np.array([[values[Setting(alpha, *beta)] for beta in betas] for alpha in alphas])
 
     width, height = max(1.9 + 1.35 * len(betas), 5.4), max(1.75 + 0.8 * len(alphas), 2.9)
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -51,7 +56,7 @@ def draw(rows: Sequence[Row], best: Setting, confidence: float) -> bytes:
     image = axes.imshow(
         100 * cells, cmap=_COLOURS, norm=Normalize(-100 * reach, 100 * reach), aspect="auto"
     )
-    axes.set_xticks(range(len(betas)), [f"{beta:g}" for beta in betas])
+    axes.set_xticks(range(len(betas)), [names[beta].replace(" up", "\nup") for beta in betas])
     axes.set_yticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas])
     axes.set_xlabel("beta (contrast strength)")
     axes.set_ylabel("alpha (plausibility threshold)")
@@ -62,7 +67,8 @@ def draw(rows: Sequence[Row], best: Setting, confidence: float) -> bytes:
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
     for row in rows:
-        x, y = betas.index(row.setting.beta), alphas.index(row.setting.alpha)
+        x = betas.index((row.setting.beta, row.setting.beta_max))
+        y = alphas.index(row.setting.alpha)
         ink = _ink(*image.to_rgba(np.array([100 * values[row.setting]]))[0, :3])
         if row.dev is None:
             axes.add_patch(

@@ -168,10 +168,18 @@ def judge_grid(
 
 
 def pick(rows: Sequence[Row]) -> Setting:
-    """The best mean score; among equals the one nearest to greedy (small beta, large alpha)."""
+    """The best mean score; among equals the one nearest to greedy: small beta, large alpha.
+
+    An adaptive beta counts as the most that it reaches, and is nearer than a number of that size.
+    """
     best = max(
         (row for row in rows if row.dev is not None),
-        key=lambda row: (row.dev.cold, -row.setting.beta, row.setting.alpha),  # type: ignore[union-attr]
+        key=lambda row: (
+            row.dev.cold,  # type: ignore[union-attr]
+            -row.setting.strength,
+            row.setting.beta_max is not None,
+            row.setting.alpha,
+        ),
     )
     return best.setting
 

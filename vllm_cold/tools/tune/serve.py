@@ -50,5 +50,7 @@ def serve_line(
             words += [option, *map(_word, value if isinstance(value, list) else [value])]
     if setting is not None:
         words += ["--sampler", "cold"]
-        words += ["--cold-alpha", repr(setting.alpha), "--cold-beta", repr(setting.beta)]
+        words += ["--cold-alpha", repr(setting.alpha), "--cold-beta", str(setting.beta)]
+        if setting.beta_max is not None:
+            words += ["--cold-beta-max", repr(setting.beta_max)]
     return shlex.join(words)

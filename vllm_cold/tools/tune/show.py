@@ -14,6 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from vllm_cold.settings import ADAPTIVE
 from vllm_cold.tools.tune.report import Report, Row, interval, p_value, percent, points
 
 # What a narrow terminal has no room for, the first to go first: columns, and in the second table
@@ -57,7 +58,8 @@ def fitted(
 
 
 def _cells(row: Row, is_best: bool) -> list[str]:
-    name = [f"{row.setting.alpha:g}", f"{row.setting.beta:g}", "best" if is_best else ""]
+    beta = ADAPTIVE if row.setting.beta_max is not None else row.setting.beta_text
+    name = [f"{row.setting.alpha:g}", beta, "best" if is_best else ""]
     if row.dev is None:
         return [*name, "greedy", "", "", "", "", ""]
     assert row.p_holm is not None
@@ -82,10 +84,13 @@ def grid_table(report: Report, without: Collection[str] = ()) -> Table:
         [title for name, title in columns.items() if name not in without],
     )
     notes = ["points: to greedy"] + ([] if "+/-" in without else ["+/-: better/worse"])
+    most = next((r.setting.beta_max for r in report.rows if r.setting.beta_max is not None), None)
     table.caption = (
         f"{'; '.join(notes)}; *: significant after Holm's\n"
         "correction. The best of several is biased upwards."
     )
+    if most is not None:
+        table.caption += f"\n{ADAPTIVE}: up to {most:g}."
     for row in report.rows:
         is_best = row.setting == report.best
         cells = dict(zip(columns, _cells(row, is_best), strict=True))

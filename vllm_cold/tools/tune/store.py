@@ -20,6 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NoReturn
 
+from vllm_cold.settings import ADAPTIVE
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 
@@ -122,11 +123,13 @@ class Store:
 
     def add(self, setting: Setting | None, problem_id: str, output: Output) -> None:
         """Keep an output; it is with the operating system when this returns."""
+        most = None if setting is None else setting.beta_max
         self._append(
             {
                 "kind": "output",
                 "alpha": None if setting is None else setting.alpha,
                 "beta": None if setting is None else setting.beta,
+                **({} if most is None else {"beta_max": most}),
                 "problem": problem_id,
                 "text": output.text,
                 "tokens": output.tokens,
@@ -237,7 +240,11 @@ class Store:
         if record["kind"] != "output":
             return record
         alpha, beta = record["alpha"], record["beta"]
-        setting = None if alpha is None else Setting(float(alpha), float(beta))
+        setting = None
+        if beta == ADAPTIVE:
+            setting = Setting(float(alpha), ADAPTIVE, float(record["beta_max"]))
+        elif alpha is not None:
+            setting = Setting(float(alpha), float(beta))
         output = Output(record["text"], int(record["tokens"]), record["finish"])
         return (setting, record["problem"]), output
 

@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judges rules for beta without decoding: ``python -m benchmarks.accuracy.screen``.
+
+A deterministic method writes a given answer if and only if, at each position of that answer, its
+choice is the answer's token. So where one answer is right, one forward pass of expert and amateur
+over the right answers of dev tells for any rule which problems it solves, in no time. (Where
+several answers are right it tells which ones are solved in the listed way.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from peft import PeftModel
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.accuracy.evaluate import problems_of
+from benchmarks.accuracy.store import ADAPTERS, MEASURED, Adapter, Cell
+from benchmarks.accuracy.tasks import BENCHMARKS, prompt_text
+from examples.smollm2 import model_path
+
+Numbers = NDArray[np.float64]
+SCREENING = "screening.json"
+ALPHA = 0.1
+TOP = 64  # the expert's best tokens that are kept: at alpha 0.1 candidates are few
+BATCH = 16
+STRENGTHS = ((16, 100), (16, 25))
+PROBLEMS = 300
+
+
+def collect(adapter: Adapter, count: int) -> dict[str, Numbers]:
+    """What expert and base model say at each token of the right answers of dev.
+
+    Returns:
+        Arrays over positions: ``prob`` number of the problem; ``e`` [n, TOP] the expert's best
+        log-probabilities, ``a`` [n, TOP] the amateur's of the same tokens; ``gold`` place of the
+        right token among them, -1 if it is not there; ``abest`` the amateur's largest
+        log-probability; ``jsd`` in bits over the whole vocabulary; ``ent`` the expert's entropy in
+        bits.
+    """
+    cell = Cell(adapter, "ordinary")
+    problems, mark = problems_of(cell, "dev", count)
+    kept = ADAPTERS / adapter.name / "screening.npz"
+    if kept.exists():
+        found = dict(np.load(kept))
+        if found.pop("mark") == mark:
+            return found
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    model = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(model_path(), dtype=torch.bfloat16),
+        str(ADAPTERS / adapter.name),
+        autocast_adapter_dtype=False,
+    ).eval()
+    texts = []
+    for number, problem in enumerate(problems):
+        prompt = tokenizer(prompt_text(tokenizer, problem), add_special_tokens=False).input_ids
+        answer = tokenizer(problem.answer, add_special_tokens=False).input_ids
+        texts.append((prompt, [*answer, tokenizer.eos_token_id], number))
+    texts.sort(key=lambda text: len(text[0]) + len(text[1]))
+    parts: dict[str, list[Numbers]] = {}
+    for start in tqdm(range(0, len(texts), BATCH), desc=adapter.name, leave=False):
+        for name, values in _positions(model, texts[start : start + BATCH]).items():
+            parts.setdefault(name, []).append(values)
+    arrays = {name: np.concatenate(values) for name, values in parts.items()}
+    np.savez(kept, mark=np.array(mark), **arrays)  # type: ignore[arg-type,unused-ignore]
+    return arrays
+
+
+@torch.inference_mode()
+def _positions(
+    model: PeftModel, texts: list[tuple[list[int], list[int], int]]
+) -> dict[str, Numbers]:
+    ids = torch.zeros(len(texts), max(len(p) + len(a) for p, a, _ in texts), dtype=torch.int64)
+    for row, (prompt, answer, _) in enumerate(texts):
+        ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+    causal_lm = model.get_base_model()
+    expert = causal_lm.model(input_ids=ids, use_cache=False).last_hidden_state
+    with model.disable_adapter():
+        amateur = causal_lm.model(input_ids=ids, use_cache=False).last_hidden_state
+    found: dict[str, list[torch.Tensor]] = {}
+    for row, (prompt, answer, number) in enumerate(texts):
+        at = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
+        e = causal_lm.lm_head(expert[row, at]).float().log_softmax(-1)
+        a = causal_lm.lm_head(amateur[row, at]).float().log_softmax(-1)
+        middle = torch.logaddexp(e, a) - np.log(2)
+        divergence = (e.exp() * (e - middle) + a.exp() * (a - middle)).sum(-1) / 2 / np.log(2)
+        top, tokens = e.topk(TOP, -1)
+        is_gold = tokens == torch.tensor(answer)[:, None]
+        values = {
+            "prob": torch.full((len(answer),), number),
+            "e": top,
+            "a": a.gather(1, tokens),
+            "gold": torch.where(is_gold.any(-1), is_gold.int().argmax(-1), -1),
+            "abest": a.amax(-1),
+            "jsd": divergence,
+            "ent": -(e.exp() * e).sum(-1) / np.log(2),
+        }
+        for name, value in values.items():
+            found.setdefault(name, []).append(value)
+    return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+
+
+class Position:
+    """Of all positions at once, what a rule may use; each [n] but ``valid`` [n, TOP].
+
+    Attributes:
+        valid: the candidates.
+        mass: of the amateur's probability, on the candidates.
+        reach: the amateur's best candidate against its best token.
+        divergence: Jensen-Shannon, in bits, of both over the candidates.
+        everywhere: the same over the whole vocabulary.
+        uncertainty: the expert's entropy over the candidates, of the largest possible.
+    """
+
+    def __init__(self, found: dict[str, Numbers], alpha: float) -> None:
+        e, a = found["e"], found["a"]
+        self.valid = e >= e[:, :1] + np.log(alpha)
+        p, q = _softmax(e, self.valid), _softmax(a, self.valid)
+        masked = np.where(self.valid, a, -np.inf)
+        self.mass = np.exp(masked).sum(1)
+        self.reach = np.exp(masked.max(1) - found["abest"])
+        self.divergence = (_relative(p, (p + q) / 2) + _relative(q, (p + q) / 2)) / 2
+        self.everywhere = found["jsd"]
+        entropy = -np.where(p > 0, p * np.log2(np.where(p > 0, p, 1)), 0).sum(1)
+        self.uncertainty = entropy / np.log2(np.maximum(self.valid.sum(1), 2))
+
+
+def _softmax(logits: Numbers, valid: NDArray[np.bool_]) -> Numbers:
+    masked = np.where(valid, logits, -np.inf)
+    weights = np.exp(masked - masked.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _relative(p: Numbers, middle: Numbers) -> Numbers:
+    """KL divergence in bits, [n]."""
+    there = p > 0
+    ratio = np.where(there, p, 1) / np.where(there, middle, 1)
+    return np.where(there, p * np.log2(ratio), 0).sum(1)
+
+
+Rule = Callable[[Position], Numbers | float]
+RULES: dict[str, Rule] = {
+    "-0.5: towards the amateur": lambda at: -0.5,
+    "-0.25": lambda at: -0.25,
+    "0.25": lambda at: 0.25,
+    "0.5": lambda at: 0.5,
+    "1": lambda at: 1.0,
+    "JSD over the vocabulary (AdaCAD)": lambda at: at.everywhere,
+    "half of that": lambda at: at.everywhere / 2,
+    "the expert's uncertainty U": lambda at: at.uncertainty,
+    "1 - U": lambda at: 1 - at.uncertainty,
+    "D": lambda at: at.divergence,
+    "1 - D": lambda at: 1 - at.divergence,
+    "amateur's mass m on candidates": lambda at: at.mass,
+    "m D": lambda at: at.mass * at.divergence,
+    "r": lambda at: at.reach,
+    "r D: adaptive, beta_max 1": lambda at: at.reach * at.divergence,
+    "2 r D": lambda at: 2 * at.reach * at.divergence,
+    "4 r D": lambda at: 4 * at.reach * at.divergence,
+    "r (1 - D)": lambda at: at.reach * (1 - at.divergence),
+}
+
+
+def solved(found: dict[str, Numbers], rule: Rule, alpha: float = ALPHA) -> NDArray[np.bool_]:
+    """[problems] whether CoLD with ``rule`` as beta writes the right answer."""
+    at = Position(found, alpha)
+    beta = np.broadcast_to(np.asarray(rule(at), dtype=float), len(found["e"]))[:, None]
+    difference = np.where(at.valid, found["e"] - found["a"], 0.0)
+    chosen = np.where(at.valid, found["e"] + beta * difference, -np.inf).argmax(1)
+    right = np.ones(int(found["prob"].max()) + 1, dtype=bool)
+    np.logical_and.at(right, found["prob"].astype(int), chosen == found["gold"])
+    return right
+
+
+def screen(count: int) -> dict[str, dict[str, list[int]]]:
+    """For each adapter and rule the problems that only the rule solves, and only greedy."""
+    adapters = [Adapter(task, *strength) for strength in STRENGTHS for task in BENCHMARKS]
+    results = {}
+    for adapter in tqdm(adapters, desc="adapters", unit="adapter"):
+        found = collect(adapter, count)
+        greedy = solved(found, lambda at: 0.0)
+        results[adapter.name] = {
+            name: [int((mine & ~greedy).sum()), int((greedy & ~mine).sum())]
+            for name, rule in RULES.items()
+            for mine in [solved(found, rule)]
+        }
+    return results
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Judge rules for beta on dev, without decoding.")
+    parser.add_argument("--problems", type=int, default=PROBLEMS, help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=MEASURED / SCREENING)
+    arguments = parser.parse_args()
+    results = screen(arguments.problems)
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    data = {"alpha": ALPHA, "problems": arguments.problems, "adapters": results}
+    arguments.output.write_text(json.dumps(data, indent=1) + "\n")
+    for name in RULES:
+        better, worse = np.sum([rules[name] for rules in results.values()], axis=0)
+        print(f"{name:34} only it {better:4}, only greedy {worse:4}")
+
+
+if __name__ == "__main__":
+    main()
