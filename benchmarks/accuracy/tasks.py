@@ -179,7 +179,9 @@ def _make_date(seed: int) -> Problem:
 
 _FEELINGS = ("awful", "bad", "good", "great")
 _STRONG = 2.0  # mean of ten people's ratings, from -4 to 4
-_STEM = 6  # letters: related words mostly share them, and so their split
+# Letters that no two words of a level share at the beginning: few relatives are left (abuse and
+# abused are), and they may stand in different splits.
+_STEM = 6
 
 
 @cache
