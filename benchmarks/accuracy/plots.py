@@ -66,7 +66,7 @@ def doses(cells: list[Cell], adaptive: Method, path: Path, root: Path = MEASURED
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, len(ALPHAS), figsize=(7.5, 3.2), sharey=True)
         for axes, alpha in zip(panels, ALPHAS, strict=True):
-            for cell, colour in zip(cells, COLOURS, strict=False):
+            for place, (cell, colour) in enumerate(zip(cells, COLOURS, strict=False)):
                 outcomes = Store(cell, "dev", root=root).outcomes
                 points = {
                     key: 100 * (bits(outcome) - bits(outcomes[GREEDY.key])).mean()
@@ -78,7 +78,8 @@ def doses(cells: list[Cell], adaptive: Method, path: Path, root: Path = MEASURED
                     "o-", ms=3, linewidth=1.2, color=colour, label=cell.adapter.task,
                 )  # fmt: skip
                 if adaptive.alpha == alpha:
-                    axes.plot(2.35, points[adaptive.key], "D", ms=5, color=colour)
+                    side = 2.35 + 0.04 * (place - len(cells) / 2)  # none hides another
+                    axes.plot(side, points[adaptive.key], "D", ms=4, color=colour)
             axes.axhline(0, color="#888888", linewidth=0.8)
             axes.set_xticks(
                 [0, *BETAS, *([2.35] if adaptive.alpha == alpha else [])],

@@ -43,7 +43,8 @@ class Search:
             self._generate(["1 + 1"], method, 2)
         # What a release raises for a method that it has moved elsewhere is not documented.
         except Exception as error:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+            said = " ".join(str(error).split()).replace("https://hf.co/", "the hub's ")
+            return f"{type(error).__name__}: {said}"[:300]
         return None
 
     def run(self, method: Method, task: Task, problems: list[Problem], advance: Any) -> Outcome:
