@@ -113,6 +113,12 @@ class TestPlan:
         assert {GREEDY.key, BASE.key, DEFAULT.key, ADAPTIVE[0].key} <= set(keys)
         assert len(set(keys)) == len(keys)
 
+    def test_what_is_best_on_test_is_not_picked(self, tmp_path: Path) -> None:
+        measure(tmp_path, MAIN, {GRID[-1].key: (9, 0)})
+        store = Store(MAIN, "test", root=tmp_path)
+        store.add(GRID[-2].key, outcome("1" * len(GREEDY_RIGHT)))
+        assert choose.pick("cold", MAIN, tmp_path) == GRID[-1]
+
     def test_of_equal_settings_the_mildest_is_picked(self, tmp_path: Path) -> None:
         measure(tmp_path, MAIN, {})
         assert choose.pick("cold", MAIN, tmp_path) == GRID[0]
@@ -138,7 +144,9 @@ def test_a_row_says_what_the_outcomes_say() -> None:
     assert found.verdict == "better"
     assert (found.length, found.one_valid, found.changed) == (5.0, 75.0, 2.0)
     assert row("m", outcome(with_gains(GREEDY_RIGHT, 5, 20)), greedy).verdict == "worse"
-    assert row("m", outcome(with_gains(GREEDY_RIGHT, 6, 5)), greedy).verdict == "equal"
+    # p .064 and .043
+    assert row("m", outcome(with_gains(GREEDY_RIGHT, 17, 7)), greedy).verdict == "equal"
+    assert row("m", outcome(with_gains(GREEDY_RIGHT, 18, 7)), greedy).verdict == "better"
 
 
 class TestPage:
@@ -198,6 +206,14 @@ def test_answers_of_several_adapters_to_a_problem_count_as_one(tmp_path: Path) -
     assert (found["better"], found["worse"]) == (54, 18)
     assert found["p"] == pytest.approx(one["p"], abs=0.01)
     assert found["p"] == pytest.approx(0.146, abs=0.01)
+
+    # And the gains of any adapter count, whichever it is.
+    measure(tmp_path / "uneven", MAIN, {DEFAULT.key: (9, 0)})
+    for cell in others:
+        measure(tmp_path / "uneven", cell, {})
+    uneven = together(compared([MAIN, *others], tmp_path / "uneven"), lambda cell: DEFAULT.key)
+    assert (uneven["better"], uneven["worse"]) == (9, 0)
+    assert uneven["p"] < 0.01
 
 
 class TestParams:
