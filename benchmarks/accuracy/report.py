@@ -38,6 +38,8 @@ from vllm_cold.tools.tune.stats import holm, mcnemar
 DOCS = HERE.parents[1] / "docs"
 # The adaptive beta is to stay within this of the best fixed one, in points.
 ALLOWED = 1.0
+# Percent right: with fewer, a loss could not be seen.
+FLOOR = 2
 
 NAMES = {
     BASE.key: "base model, greedy",
@@ -175,7 +177,8 @@ def render(root: Path, docs: Path) -> str:
     return environment.get_template("report.md.j2").render(
         benchmarks=BENCHMARKS, main=main, hard=hard, weaker=weaker, found=found, every=every,
         pooled=pooled, aim=aim(found), allowed=ALLOWED, refused=refused,
-        screening=screening(root), table_rows=table_rows,
+        screening=screening(root), table_rows=table_rows, floor=FLOOR,
+        floor_cells=[cell for cell in found if cell.rows[GREEDY.key].accuracy < FLOOR],
         default=DEFAULT, adaptive=ADAPTIVE[0], problems=PROBLEMS, ranks=RANKS, steps=STEPS,
         grid_sizes=[len(group["cold"]) for group in (FAMILIES, FEWER)],
     )  # fmt: skip

@@ -12,29 +12,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from peft import PeftModel
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.accuracy.evaluate import problems_of
+from benchmarks.accuracy.learned import judge
+from benchmarks.accuracy.position import Numbers, Rule, solved
 from benchmarks.accuracy.store import ADAPTERS, MEASURED, Adapter, Cell
 from benchmarks.accuracy.tasks import BENCHMARKS, prompt_text
 from examples.smollm2 import model_path
 
-Numbers = NDArray[np.float64]
 SCREENING = "screening.json"
 ALPHA = 0.1
 TOP = 64  # the expert's best tokens that are kept: at alpha 0.1 candidates are few
 BATCH = 16
-STRENGTHS = ((16, 100), (16, 25))
+STRENGTHS = ((16, 100), (16, 25), (4, 100), (16, 50), (4, 25), (4, 50))
 PROBLEMS = 300
 
 
@@ -110,45 +109,6 @@ def _positions(
     return {name: torch.cat(parts).numpy() for name, parts in found.items()}
 
 
-class Position:
-    """Of all positions at once, what a rule may use; each [n] but ``valid`` [n, TOP].
-
-    Attributes:
-        valid: the candidates.
-        mass: of the amateur's probability, on the candidates.
-        reach: the amateur's best candidate against its best token.
-        divergence: Jensen-Shannon, in bits, of both over the candidates.
-        everywhere: the same over the whole vocabulary.
-        uncertainty: the expert's entropy over the candidates, of the largest possible.
-    """
-
-    def __init__(self, found: dict[str, Numbers], alpha: float) -> None:
-        e, a = found["e"], found["a"]
-        self.valid = e >= e[:, :1] + np.log(alpha)
-        p, q = _softmax(e, self.valid), _softmax(a, self.valid)
-        masked = np.where(self.valid, a, -np.inf)
-        self.mass = np.exp(masked).sum(1)
-        self.reach = np.exp(masked.max(1) - found["abest"])
-        self.divergence = (_relative(p, (p + q) / 2) + _relative(q, (p + q) / 2)) / 2
-        self.everywhere = found["jsd"]
-        entropy = -np.where(p > 0, p * np.log2(np.where(p > 0, p, 1)), 0).sum(1)
-        self.uncertainty = entropy / np.log2(np.maximum(self.valid.sum(1), 2))
-
-
-def _softmax(logits: Numbers, valid: NDArray[np.bool_]) -> Numbers:
-    masked = np.where(valid, logits, -np.inf)
-    weights = np.exp(masked - masked.max(1, keepdims=True))
-    return weights / weights.sum(1, keepdims=True)
-
-
-def _relative(p: Numbers, middle: Numbers) -> Numbers:
-    """KL divergence in bits, [n]."""
-    there = p > 0
-    ratio = np.where(there, p, 1) / np.where(there, middle, 1)
-    return np.where(there, p * np.log2(ratio), 0).sum(1)
-
-
-Rule = Callable[[Position], Numbers | float]
 RULES: dict[str, Rule] = {
     "-0.5: towards the amateur": lambda at: -0.5,
     "-0.25": lambda at: -0.25,
@@ -171,28 +131,23 @@ RULES: dict[str, Rule] = {
 }
 
 
-def solved(found: dict[str, Numbers], rule: Rule, alpha: float = ALPHA) -> NDArray[np.bool_]:
-    """[problems] whether CoLD with ``rule`` as beta writes the right answer."""
-    at = Position(found, alpha)
-    beta = np.broadcast_to(np.asarray(rule(at), dtype=float), len(found["e"]))[:, None]
-    difference = np.where(at.valid, found["e"] - found["a"], 0.0)
-    chosen = np.where(at.valid, found["e"] + beta * difference, -np.inf).argmax(1)
-    right = np.ones(int(found["prob"].max()) + 1, dtype=bool)
-    np.logical_and.at(right, found["prob"].astype(int), chosen == found["gold"])
-    return right
-
-
 def screen(count: int) -> dict[str, dict[str, list[int]]]:
     """For each adapter and rule the problems that only the rule solves, and only greedy."""
     adapters = [Adapter(task, *strength) for strength in STRENGTHS for task in BENCHMARKS]
-    results = {}
-    for adapter in tqdm(adapters, desc="adapters", unit="adapter"):
-        found = collect(adapter, count)
-        greedy = solved(found, lambda at: 0.0)
-        results[adapter.name] = {
-            name: [int((mine & ~greedy).sum()), int((greedy & ~mine).sum())]
-            for name, rule in RULES.items()
-            for mine in [solved(found, rule)]
+    found = {
+        adapter.name: collect(adapter, count)
+        for adapter in tqdm(adapters, desc="adapters", unit="adapter")
+    }
+    tasks = {adapter.name: adapter.task for adapter in adapters}
+    learned = judge(found, tasks.__getitem__, ALPHA)
+    results: dict[str, dict[str, list[int]]] = {}
+    for name, positions in found.items():
+        greedy = solved(positions, lambda at: 0.0, ALPHA)
+        judged = {rule: solved(positions, beta, ALPHA) for rule, beta in RULES.items()}
+        judged |= {way: right[name] for way, right in learned.items()}
+        results[name] = {
+            rule: [int((mine & ~greedy).sum()), int((greedy & ~mine).sum())]
+            for rule, mine in judged.items()
         }
     return results
 
@@ -207,9 +162,9 @@ def main() -> None:
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     data = {"alpha": ALPHA, "problems": arguments.problems, "adapters": results}
     arguments.output.write_text(json.dumps(data, indent=1) + "\n")
-    for name in RULES:
+    for name in next(iter(results.values())):
         better, worse = np.sum([rules[name] for rules in results.values()], axis=0)
-        print(f"{name:34} only it {better:4}, only greedy {worse:4}")
+        print(f"{name:36} only it {better:4}, only greedy {worse:4}")
 
 
 if __name__ == "__main__":

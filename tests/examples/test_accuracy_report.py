@@ -12,10 +12,11 @@ import pytest
 import torch
 from vllm import SamplingParams
 
-from benchmarks.accuracy import choose
+from benchmarks.accuracy import choose, learned
 from benchmarks.accuracy.compare import compared, row, together
 from benchmarks.accuracy.engine import Engine
 from benchmarks.accuracy.evaluate import WEAKER, cells, methods
+from benchmarks.accuracy.learned import ACROSS, WITHIN, judge
 from benchmarks.accuracy.methods import (
     ADAPTIVE,
     BASE,
@@ -28,8 +29,9 @@ from benchmarks.accuracy.methods import (
     VOTE,
     Method,
 )  # fmt: skip
+from benchmarks.accuracy.position import Position, solved
 from benchmarks.accuracy.report import aim, name_of, render
-from benchmarks.accuracy.screen import RULES, TOP, Position, solved
+from benchmarks.accuracy.screen import ALPHA, RULES, TOP
 from benchmarks.accuracy.store import Adapter, Cell, Outcome, Store
 from benchmarks.accuracy.tasks import BENCHMARKS
 from vllm_cold.ops.scoring_reference import adaptive_beta
@@ -261,11 +263,11 @@ class TestScreening:
         flips = self.position([-0.6, -0.8], [-0.5, -3.0], 1, -0.5)
         one = self.found(flips)
         # s = e + beta (e - a): -0.6 - 0.1 beta against -0.8 + 2.2 beta.
-        assert solved(one, lambda at: 0.1).tolist() == [True]
-        assert solved(one, lambda at: 0.08).tolist() == [False]
-        assert solved(one, lambda at: 0.1, alpha=0.9).tolist() == [False]  # no candidate
+        assert solved(one, lambda at: 0.1, ALPHA).tolist() == [True]
+        assert solved(one, lambda at: 0.08, ALPHA).tolist() == [False]
+        assert solved(one, lambda at: 0.1, 0.9).tolist() == [False]  # no candidate
         never = self.position([-0.1], [-0.1], -1, -0.1)
-        assert solved(self.found(flips, never), lambda at: 1.0).tolist() == [False]
+        assert solved(self.found(flips, never), lambda at: 1.0, ALPHA).tolist() == [False]
 
     def test_the_built_in_rule_is_the_ops(self) -> None:
         generator = np.random.default_rng(0)
@@ -278,6 +280,51 @@ class TestScreening:
         ]
         assert np.max(expected) > 0.1
         np.testing.assert_allclose(beta, expected, atol=1e-12)
+
+
+class TestLearnedBeta:
+    def steps(self, count: int) -> dict[str, Any]:
+        """One a problem. The contrast is right where the amateur's best tokens are candidates, and
+        greedy where they are not.
+        """
+        fill = [-90.0] * (TOP - 2)
+        rng = np.random.default_rng(0)
+        useful = rng.random(count) < 0.5
+        reach = np.where(useful, 0.0, 6.0) + rng.random(count)
+        return {
+            "prob": np.arange(count), "gold": useful.astype(int),
+            "e": np.array([[-0.6, -0.8, *fill]] * count),
+            "a": np.stack([[-1.0 - r, -3.5 - r, *fill] for r in reach]),
+            "abest": np.full(count, -1.0), "jsd": rng.random(count), "ent": np.ones(count),
+        }  # fmt: skip
+
+    def test_finds_what_there_is_to_find(self) -> None:
+        found = {"sums-1": self.steps(300), "dates-1": self.steps(200)}
+        judged = judge(found, lambda name: name.split("-")[0], ALPHA)
+        for name, steps in found.items():
+            fixed = [solved(steps, lambda at, b=b: b, ALPHA).mean() for b in (0.0, 0.05, 0.5, 2.0)]
+            assert max(fixed) < 0.6
+            assert judged[ACROSS][name].mean() > 0.95
+            assert judged[WITHIN][name].mean() > 0.95
+
+    def test_is_judged_on_what_it_has_not_seen(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The stand-in's rule is right on exactly the steps that it was fitted on."""
+
+        def fit(parts: list[dict[str, Any]], alpha: float) -> Any:
+            return {number for part in parts for number in part["prob"].tolist()}
+
+        def solves(found: dict[str, Any], fitted: Any, alpha: float) -> Any:
+            return np.isin(np.arange(len(found["prob"])), list(fitted))
+
+        monkeypatch.setattr(learned, "fit", fit)
+        monkeypatch.setattr(learned, "as_rule", lambda fitted: fitted)
+        monkeypatch.setattr(learned, "solved", solves)
+        # Problems of another task have other numbers here.
+        other = self.steps(100) | {"prob": np.arange(1000, 1100)}
+        judged = judge({"a-1": self.steps(100), "a-2": self.steps(100), "b-1": other},
+                       lambda name: name[0], ALPHA)  # fmt: skip
+        assert not judged[ACROSS]["a-1"].any()
+        assert not judged[WITHIN]["a-1"].any()
 
 
 def test_every_method_has_a_name() -> None:
