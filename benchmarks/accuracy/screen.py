@@ -13,18 +13,20 @@ import argparse
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 import numpy as np
 import torch
 from peft import PeftModel
+from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.accuracy.evaluate import problems_of
 from benchmarks.accuracy.learned import judge
-from benchmarks.accuracy.position import Numbers, Rule, solved
+from benchmarks.accuracy.position import Numbers, Position, Rule, solved
 from benchmarks.accuracy.store import ADAPTERS, MEASURED, Adapter, Cell
 from benchmarks.accuracy.tasks import BENCHMARKS, prompt_text
 from examples.smollm2 import model_path
@@ -75,6 +77,15 @@ def collect(adapter: Adapter, count: int) -> dict[str, Numbers]:
     return arrays
 
 
+def best_first(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` best tokens of each row and their logits, [n, count] both. Equal ones, frequent
+    in bfloat16, are in the order of their ids, the first of which greedy decoding takes.
+    """
+    tokens = logits.topk(count, -1).indices.sort(-1).values
+    values, order = logits.gather(-1, tokens).sort(dim=-1, descending=True, stable=True)
+    return values, tokens.gather(-1, order)
+
+
 @torch.inference_mode()
 def _positions(
     model: PeftModel, texts: list[tuple[list[int], list[int], int]]
@@ -86,14 +97,14 @@ def _positions(
     expert = causal_lm.model(input_ids=ids, use_cache=False).last_hidden_state
     with model.disable_adapter():
         amateur = causal_lm.model(input_ids=ids, use_cache=False).last_hidden_state
-    found: dict[str, list[torch.Tensor]] = {}
+    found: dict[str, list[Tensor]] = {}
     for row, (prompt, answer, number) in enumerate(texts):
         at = slice(len(prompt) - 1, len(prompt) + len(answer) - 1)
         e = causal_lm.lm_head(expert[row, at]).float().log_softmax(-1)
         a = causal_lm.lm_head(amateur[row, at]).float().log_softmax(-1)
         middle = torch.logaddexp(e, a) - np.log(2)
         divergence = (e.exp() * (e - middle) + a.exp() * (a - middle)).sum(-1) / 2 / np.log(2)
-        top, tokens = e.topk(TOP, -1)
+        top, tokens = best_first(e, TOP)
         is_gold = tokens == torch.tensor(answer)[:, None]
         values = {
             "prob": torch.full((len(answer),), number),
@@ -107,6 +118,10 @@ def _positions(
         for name, value in values.items():
             found.setdefault(name, []).append(value)
     return {name: torch.cat(parts).numpy() for name, parts in found.items()}
+
+
+def _above(values: Numbers, least: float) -> Numbers:
+    return np.where(values >= least, values, 0.0)
 
 
 RULES: dict[str, Rule] = {
@@ -127,12 +142,25 @@ RULES: dict[str, Rule] = {
     "r D: adaptive, beta_max 1": lambda at: at.reach * at.divergence,
     "2 r D": lambda at: 2 * at.reach * at.divergence,
     "4 r D": lambda at: 4 * at.reach * at.divergence,
+    "r D, 0 where it is below 0.01": lambda at: _above(at.reach * at.divergence, 0.01),
+    "r D^2": lambda at: at.reach * at.divergence**2,
     "r (1 - D)": lambda at: at.reach * (1 - at.divergence),
 }
 
 
-def screen(count: int) -> dict[str, dict[str, list[int]]]:
-    """For each adapter and rule the problems that only the rule solves, and only greedy."""
+def ties(found: dict[str, Numbers], alpha: float) -> list[int]:
+    """At how many steps the expert's two best tokens are equal, and how many have a choice."""
+    choice = Position(found, alpha).valid.sum(1) > 1
+    return [int((found["e"][:, 0] == found["e"][:, 1]).sum()), int(choice.sum())]
+
+
+def screen(count: int) -> dict[str, Any]:
+    """What all rules are worth.
+
+    Returns:
+        ``adapters``: for each adapter and rule the problems that only the rule solves, and only
+        greedy; ``ties`` of all adapters' steps.
+    """
     adapters = [Adapter(task, *strength) for strength in STRENGTHS for task in BENCHMARKS]
     found = {
         adapter.name: collect(adapter, count)
@@ -149,7 +177,8 @@ def screen(count: int) -> dict[str, dict[str, list[int]]]:
             rule: [int((mine & ~greedy).sum()), int((greedy & ~mine).sum())]
             for rule, mine in judged.items()
         }
-    return results
+    equal = np.sum([ties(positions, ALPHA) for positions in found.values()], axis=0)
+    return {"adapters": results, "ties": equal.tolist()}
 
 
 def main() -> None:
@@ -158,12 +187,12 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=PROBLEMS, help="default: %(default)s")
     parser.add_argument("--output", type=Path, default=MEASURED / SCREENING)
     arguments = parser.parse_args()
-    results = screen(arguments.problems)
+    data = {"alpha": ALPHA, "problems": arguments.problems, **screen(arguments.problems)}
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    data = {"alpha": ALPHA, "problems": arguments.problems, "adapters": results}
     arguments.output.write_text(json.dumps(data, indent=1) + "\n")
-    for name in next(iter(results.values())):
-        better, worse = np.sum([rules[name] for rules in results.values()], axis=0)
+    results = data["adapters"].values()
+    for name in next(iter(results)):
+        better, worse = np.sum([rules[name] for rules in results], axis=0)
         print(f"{name:36} only it {better:4}, only greedy {worse:4}")
 
 

@@ -31,7 +31,7 @@ from benchmarks.accuracy.methods import (
 )  # fmt: skip
 from benchmarks.accuracy.position import Position, solved
 from benchmarks.accuracy.report import aim, name_of, render
-from benchmarks.accuracy.screen import ALPHA, RULES, TOP
+from benchmarks.accuracy.screen import ALPHA, RULES, TOP, best_first, ties
 from benchmarks.accuracy.store import Adapter, Cell, Outcome, Store
 from benchmarks.accuracy.tasks import BENCHMARKS
 from vllm_cold.ops.scoring_reference import adaptive_beta
@@ -268,6 +268,17 @@ class TestScreening:
         assert solved(one, lambda at: 0.1, 0.9).tolist() == [False]  # no candidate
         never = self.position([-0.1], [-0.1], -1, -0.1)
         assert solved(self.found(flips, never), lambda at: 1.0, ALPHA).tolist() == [False]
+
+    def test_of_equal_tokens_the_first_is_greedys(self) -> None:
+        logits = torch.randint(0, 4, (200, 500), generator=torch.Generator().manual_seed(0)).float()
+        values, tokens = best_first(logits, TOP)
+        assert torch.equal(values, logits.topk(TOP).values)
+        assert torch.equal(logits.gather(1, tokens), values)
+        equal = values[:, 1:] == values[:, :-1]
+        assert (tokens[:, 1:] > tokens[:, :-1])[equal].all()
+        e = self.position([-0.6, -0.6], [-0.5, -3.0], 1, -0.5)
+        apart = self.position([-0.6, -0.7], [-0.5, -3.0], 1, -0.5)
+        assert ties(self.found(e, apart, self.position([-0.1], [-0.1], 0, -0.1)), ALPHA) == [1, 2]
 
     def test_the_built_in_rule_is_the_ops(self) -> None:
         generator = np.random.default_rng(0)
