@@ -33,7 +33,7 @@ from benchmarks.accuracy.screen import SCREENING
 from benchmarks.accuracy.store import HERE, MEASURED
 from benchmarks.accuracy.tasks import BENCHMARKS
 from benchmarks.accuracy.train import RANKS, STEPS
-from vllm_cold.tools.tune.stats import holm, mcnemar
+from vllm_cold.tools.tune.stats import holm
 
 DOCS = HERE.parents[1] / "docs"
 # The adaptive beta is to stay within this of the best fixed one, in points.
@@ -69,7 +69,11 @@ def _signed(value: float) -> str:
 
 
 def _p(value: float) -> str:
-    return "< .001" if value < 0.001 else f"{value:.3f}".lstrip("0") if value < 0.9995 else "1"
+    if value < 0.001:
+        return "< .001"
+    # Not ".050", which says nothing of which side it is on.
+    digits = 4 if f"{value:.3f}" == f"{LEVEL:.3f}" else 3
+    return "1" if value >= 0.9995 else f"{value:.{digits}f}".lstrip("0")
 
 
 def _share(value: float | None) -> str:
@@ -130,7 +134,7 @@ def screening(root: Path) -> dict[str, Any] | None:
         rules[name] = {
             "better": better,
             "worse": worse,
-            "p": mcnemar(better, worse),
+            "p": data["p"][name],
             "worst": worst.replace("-", ", ").replace(", r", ", rank ") + " %",
             "worst_pair": pairs[worst],
         }
@@ -179,11 +183,24 @@ def render(root: Path, docs: Path) -> str:
         "signed": _signed, "p": _p, "share": _share, "name": name_of,
         "labels": lambda group: "; ".join(cell.cell.label for cell in group) or "none",
     }  # fmt: skip
+    others = {}
+    for key in (BEAM.key, VOTE.key):
+        measured = [cell for cell in main if key in cell.rows]
+        if measured:
+            others[key] = together(measured, lambda cell, key=key: key)  # type: ignore[misc]
+    # Where the default changes next to nothing, a share of it means nothing.
+    shares = [
+        100 * cell.adaptive.changed / cell.default.changed
+        for cell in found
+        if cell.adaptive.changed is not None and (cell.default.changed or 0) > ALLOWED
+    ]
     refused = {key: why for cell in main for key, why in cell.not_offered.items()}
     return environment.get_template("report.md.j2").render(
         benchmarks=BENCHMARKS, main=main, hard=hard, weaker=weaker, found=found, every=every,
         pooled=pooled, aim=aim(found), allowed=ALLOWED, refused=refused,
         screening=screening(root), table_rows=table_rows, floor=FLOOR,
+        others=others, most_changed=max(shares, default=0.0),
+        same_cells=[cell for cell in found if not cell.default.better and not cell.default.worse],
         floor_cells=[cell for cell in found if cell.rows[GREEDY.key].accuracy < FLOOR],
         default=DEFAULT, adaptive=ADAPTIVE[0], problems=PROBLEMS, ranks=RANKS, steps=STEPS,
         grid_sizes=[len(group["cold"]) for group in (FAMILIES, FEWER)],

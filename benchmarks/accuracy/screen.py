@@ -30,11 +30,13 @@ from benchmarks.accuracy.position import Numbers, Position, Rule, solved
 from benchmarks.accuracy.store import ADAPTERS, MEASURED, Adapter, Cell
 from benchmarks.accuracy.tasks import BENCHMARKS, prompt_text
 from examples.smollm2 import model_path
+from vllm_cold.tools.tune.stats import sign_flip
 
 SCREENING = "screening.json"
 ALPHA = 0.1
 TOP = 64  # the expert's best tokens that are kept: at alpha 0.1 candidates are few
 BATCH = 16
+VERSION = 2  # of what ``collect`` keeps
 STRENGTHS = ((16, 100), (16, 25), (4, 100), (16, 50), (4, 25), (4, 50))
 PROBLEMS = 300
 
@@ -46,11 +48,11 @@ def collect(adapter: Adapter, count: int) -> dict[str, Numbers]:
         Arrays over positions: ``prob`` number of the problem; ``e`` [n, TOP] the expert's best
         log-probabilities, ``a`` [n, TOP] the amateur's of the same tokens; ``gold`` place of the
         right token among them, -1 if it is not there; ``abest`` the amateur's largest
-        log-probability; ``jsd`` in bits over the whole vocabulary; ``ent`` the expert's entropy in
-        bits.
+        log-probability; ``jsd`` in bits over the whole vocabulary.
     """
     cell = Cell(adapter, "ordinary")
     problems, mark = problems_of(cell, "dev", count)
+    mark = f"{VERSION} {mark}"
     kept = ADAPTERS / adapter.name / "screening.npz"
     if kept.exists():
         found = dict(np.load(kept))
@@ -113,7 +115,6 @@ def _positions(
             "gold": torch.where(is_gold.any(-1), is_gold.int().argmax(-1), -1),
             "abest": a.amax(-1),
             "jsd": divergence,
-            "ent": -(e.exp() * e).sum(-1) / np.log(2),
         }
         for name, value in values.items():
             found.setdefault(name, []).append(value)
@@ -159,7 +160,7 @@ def screen(count: int) -> dict[str, Any]:
 
     Returns:
         ``adapters``: for each adapter and rule the problems that only the rule solves, and only
-        greedy; ``ties`` of all adapters' steps.
+        greedy; ``p`` of each rule, for all adapters together; ``ties`` of their steps.
     """
     adapters = [Adapter(task, *strength) for strength in STRENGTHS for task in BENCHMARKS]
     found = {
@@ -169,6 +170,8 @@ def screen(count: int) -> dict[str, Any]:
     tasks = {adapter.name: adapter.task for adapter in adapters}
     learned = judge(found, tasks.__getitem__, ALPHA)
     results: dict[str, dict[str, list[int]]] = {}
+    # A task's adapters answer the same problems, so what is tested is each problem's sum over them.
+    sums: dict[str, dict[str, Numbers]] = {}
     for name, positions in found.items():
         greedy = solved(positions, lambda at: 0.0, ALPHA)
         judged = {rule: solved(positions, beta, ALPHA) for rule, beta in RULES.items()}
@@ -177,8 +180,15 @@ def screen(count: int) -> dict[str, Any]:
             rule: [int((mine & ~greedy).sum()), int((greedy & ~mine).sum())]
             for rule, mine in judged.items()
         }
+        for rule, mine in judged.items():
+            by_task = sums.setdefault(rule, {})
+            by_task[tasks[name]] = by_task.get(tasks[name], 0) + (mine.astype(float) - greedy)
+    p = {
+        rule: sign_flip(np.concatenate(list(by_task.values())), seed=0)
+        for rule, by_task in sums.items()
+    }
     equal = np.sum([ties(positions, ALPHA) for positions in found.values()], axis=0)
-    return {"adapters": results, "ties": equal.tolist()}
+    return {"adapters": results, "p": p, "ties": equal.tolist()}
 
 
 def main() -> None:

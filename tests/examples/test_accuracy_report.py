@@ -13,6 +13,7 @@ import torch
 from vllm import SamplingParams
 
 from benchmarks.accuracy import choose, learned
+from benchmarks.accuracy import screen as screening
 from benchmarks.accuracy.compare import compared, row, together
 from benchmarks.accuracy.engine import Engine
 from benchmarks.accuracy.evaluate import WEAKER, cells, methods
@@ -30,11 +31,12 @@ from benchmarks.accuracy.methods import (
     Method,
 )  # fmt: skip
 from benchmarks.accuracy.position import Position, solved
-from benchmarks.accuracy.report import aim, name_of, render
+from benchmarks.accuracy.report import _p, aim, name_of, render
 from benchmarks.accuracy.screen import ALPHA, RULES, TOP, best_first, ties
 from benchmarks.accuracy.store import Adapter, Cell, Outcome, Store
 from benchmarks.accuracy.tasks import BENCHMARKS
 from vllm_cold.ops.scoring_reference import adaptive_beta
+from vllm_cold.tools.tune.stats import mcnemar
 
 pytestmark = pytest.mark.unit
 
@@ -151,6 +153,11 @@ def test_a_row_says_what_the_outcomes_say() -> None:
     assert row("m", outcome(with_gains(GREEDY_RIGHT, 18, 7)), greedy).verdict == "better"
 
 
+def test_a_p_says_on_which_side_of_the_level_it_is() -> None:
+    found = [_p(p) for p in (0.0004, 0.0012, 0.0498, 0.0502, 0.051, 0.9996)]
+    assert found == ["< .001", ".001", ".0498", ".0502", ".051", "1"]
+
+
 class TestPage:
     @pytest.fixture
     def page(self, tmp_path: Path) -> str:
@@ -253,7 +260,6 @@ class TestScreening:
         fill = [-90.0] * (TOP - len(e))
         return {
             "prob": 0, "e": e + fill, "a": a + fill, "gold": gold, "abest": abest, "jsd": 0.5,
-            "ent": 1.0,
         }  # fmt: skip
 
     def found(self, *positions: dict[str, Any]) -> dict[str, Any]:
@@ -279,6 +285,19 @@ class TestScreening:
         e = self.position([-0.6, -0.6], [-0.5, -3.0], 1, -0.5)
         apart = self.position([-0.6, -0.7], [-0.5, -3.0], 1, -0.5)
         assert ties(self.found(e, apart, self.position([-0.1], [-0.1], 0, -0.1)), ALPHA) == [1, 2]
+
+    def test_adapters_of_a_task_are_no_more_evidence_than_one(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        flips = self.position([-0.6, -0.8], [-0.5, -3.0], 1, -0.5)
+        stays = self.position([-0.6, -0.8], [-0.5, -3.0], 0, -0.5)
+        found = self.found(*[flips] * 9, *[stays] * 3) | {"prob": np.arange(12)}
+        monkeypatch.setattr(screening, "collect", lambda adapter, count: found)
+        monkeypatch.setattr(screening, "BENCHMARKS", {"sums": None})
+        monkeypatch.setattr(screening, "judge", lambda *_: {})
+        seen = screening.screen(12)
+        assert [pair["1"] for pair in seen["adapters"].values()] == [[9, 3]] * 6
+        assert seen["p"]["1"] == pytest.approx(mcnemar(9, 3), abs=0.01)
 
     def test_the_built_in_rule_is_the_ops(self) -> None:
         generator = np.random.default_rng(0)
@@ -306,7 +325,7 @@ class TestLearnedBeta:
             "prob": np.arange(count), "gold": useful.astype(int),
             "e": np.array([[-0.6, -0.8, *fill]] * count),
             "a": np.stack([[-1.0 - r, -3.5 - r, *fill] for r in reach]),
-            "abest": np.full(count, -1.0), "jsd": rng.random(count), "ent": np.ones(count),
+            "abest": np.full(count, -1.0), "jsd": rng.random(count),
         }  # fmt: skip
 
     def test_finds_what_there_is_to_find(self) -> None:
