@@ -11,6 +11,7 @@ from typing import Any
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.engine import engine_errors
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.interrupts import kept_interrupts
 from vllm_cold.tools.tune.data import Problem
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.store import Output
@@ -147,6 +148,12 @@ class Decoder:
         Raises:
             ToolError: the engine refuses a request or ends it with an error.
         """
+        with kept_interrupts() as check:
+            self._run(jobs, done, check)
+
+    def _run(
+        self, jobs: Iterable[Job], done: Callable[[Job, Output], None], check: Callable[[], None]
+    ) -> None:
         room = _WAITING * self._config.scheduler_config.max_num_seqs
         waiting = iter(jobs)
         running: dict[str, Job] = {}
@@ -154,6 +161,7 @@ class Decoder:
         alive = True
         try:
             while True:
+                check()
                 for job in islice(waiting, room - len(running)):
                     self._add(str(number), job)
                     running[str(number)] = job

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ctrl-C, also where Python drops it."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.unit.test_tune_command import failing_decoder
+from vllm_cold.tools.interrupts import kept_interrupts
+from vllm_cold.tools.tune.data import Problem
+from vllm_cold.tools.tune.decode import Job
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Also where these tests were started in the background of a shell, which ignores Ctrl-C."""
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, former)
+
+
+class Dropping:
+    """Presses Ctrl-C in a destructor."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_dropped_interrupt_is_raised_by_the_check() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with kept_interrupts() as check:
+        check()
+        Dropping()
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_an_interrupt_is_raised_where_it_finds_the_program() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), kept_interrupts():
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_what_ignores_interrupts_goes_on_doing_so() -> None:
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with kept_interrupts() as check:
+            signal.raise_signal(signal.SIGINT)
+            check()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def test_another_thread_leaves_the_handler_alone() -> None:
+    former, seen = signal.getsignal(signal.SIGINT), []
+
+    def run() -> None:
+        with kept_interrupts() as check:
+            check()
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [former]
+
+
+def test_decoding_stops_at_a_dropped_interrupt() -> None:
+    steps = []
+
+    class Engine:
+        def add_request(self, *_: Any, **__: Any) -> None: ...
+
+        def step(self) -> list[Any]:
+            assert not steps  # else it would go on for ever
+            steps.append(1)
+            Dropping()
+            return []
+
+        def has_unfinished_requests(self) -> bool:
+            return True
+
+        def abort_request(self, ids: list[str]) -> None:
+            steps.append(ids)
+
+    decoder = failing_decoder(KeyboardInterrupt())
+    decoder._engine = Engine()
+    with pytest.raises(KeyboardInterrupt):
+        decoder.run([Job(None, Problem("a", 1, "a", ("a",)))], lambda *_: None)
+    assert steps == [1, ["0"]]
