@@ -40,6 +40,8 @@ DOCS = HERE.parents[1] / "docs"
 ALLOWED = 1.0
 # Percent right: with fewer, a loss could not be seen.
 FLOOR = 2
+# Percent of steps: where the default changes fewer, a share of them means nothing.
+SELDOM = 1.0
 
 NAMES = {
     BASE.key: "base model, greedy",
@@ -188,18 +190,17 @@ def render(root: Path, docs: Path) -> str:
         measured = [cell for cell in main if key in cell.rows]
         if measured:
             others[key] = together(measured, lambda cell, key=key: key)  # type: ignore[misc]
-    # Where the default changes next to nothing, a share of it means nothing.
     shares = [
         100 * cell.adaptive.changed / cell.default.changed
         for cell in found
-        if cell.adaptive.changed is not None and (cell.default.changed or 0) > ALLOWED
+        if cell.adaptive.changed is not None and (cell.default.changed or 0) > SELDOM
     ]
     refused = {key: why for cell in main for key, why in cell.not_offered.items()}
     return environment.get_template("report.md.j2").render(
         benchmarks=BENCHMARKS, main=main, hard=hard, weaker=weaker, found=found, every=every,
         pooled=pooled, aim=aim(found), allowed=ALLOWED, refused=refused,
         screening=screening(root), table_rows=table_rows, floor=FLOOR,
-        others=others, most_changed=max(shares, default=0.0),
+        others=others, seldom=SELDOM, most_changed=max(shares, default=0.0),
         same_cells=[cell for cell in found if not cell.default.better and not cell.default.worse],
         floor_cells=[cell for cell in found if cell.rows[GREEDY.key].accuracy < FLOOR],
         default=DEFAULT, adaptive=ADAPTIVE[0], problems=PROBLEMS, ranks=RANKS, steps=STEPS,

@@ -24,11 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from benchmarks.accuracy.evaluate import problems_of
+from benchmarks.accuracy.evaluate import WEAKER, problems_of
 from benchmarks.accuracy.learned import judge
 from benchmarks.accuracy.position import Numbers, Position, Rule, solved
 from benchmarks.accuracy.store import ADAPTERS, MEASURED, Adapter, Cell
 from benchmarks.accuracy.tasks import BENCHMARKS, prompt_text
+from benchmarks.accuracy.train import RANKS
 from examples.smollm2 import model_path
 from vllm_cold.tools.tune.stats import sign_flip
 
@@ -37,7 +38,7 @@ ALPHA = 0.1
 TOP = 64  # the expert's best tokens that are kept: at alpha 0.1 candidates are few
 BATCH = 16
 VERSION = 2  # of what ``collect`` keeps
-STRENGTHS = ((16, 100), (16, 25), (4, 100), (16, 50), (4, 25), (4, 50))
+STRENGTHS = ((RANKS[0], 100), *WEAKER)
 PROBLEMS = 300
 
 
