@@ -67,7 +67,7 @@ class Variant:
         elif self.outputs == "in place":
             scoring_triton.scores(*arguments, None)
         elif self.outputs == "counted":  # in place too: the sampler's form
-            scoring_triton.counted_scores(*arguments, None, empty(pairs, 2, dtype=torch.int64))
+            scoring_triton.scores(*arguments, None, empty(pairs, 3, dtype=torch.int64))
         else:
             k = int(self.outputs.removeprefix("top-"))
             scoring_triton.topk(*arguments, empty(pairs, k), empty(pairs, k, dtype=torch.int64))

@@ -20,8 +20,8 @@ _FOLDER = "SmolLM2-135M-Instruct-bf16"
 
 
 def default_cache_dir() -> Path:
-    """Return ``$VLLM_COLD_CACHE``, or ``~/.cache/vllm-cold`` where it is unset or empty."""
-    configured = os.environ.get("VLLM_COLD_CACHE")
+    """Return ``$COLD_CACHE``, or ``~/.cache/vllm-cold`` where it is unset or empty."""
+    configured = os.environ.get("COLD_CACHE")
     return Path(configured).expanduser() if configured else Path.home() / ".cache" / "vllm-cold"
 
 

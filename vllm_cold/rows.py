@@ -42,6 +42,10 @@ class PairRows:
         """P."""
         return len(self.ids)
 
+    def statistics(self) -> Tensor:
+        """[P, 3] int64 for ``ops.contrastive_scores`` to write to."""
+        return torch.empty(self.num_pairs, 3, dtype=torch.int64, device=self.beta.device)
+
     @property
     def arguments(self) -> PairArguments:
         """What ``ops.contrastive_scores`` takes behind the logits."""

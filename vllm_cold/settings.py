@@ -28,6 +28,7 @@ class ColdError(ValueError):
         super().__init__(f"{field}={value!r}: {problem}")
         self.field = field
         self.value = value
+        self.problem = problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,16 @@ class ColdSettings:
     def adaptive(self) -> bool:
         """Whether beta is chosen at each step."""
         return self.beta == ADAPTIVE
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is in force, by name; without what is not."""
+        named = {
+            "alpha": self.alpha,
+            "beta": self.beta,
+            "beta_max": self.strength if self.adaptive else None,
+            "expert_top_k": self.expert_top_k,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
     @property
     def strength(self) -> float:
@@ -200,18 +211,48 @@ class RequestArgs:
         return replace(defaults, **given)
 
 
-def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
-    """Read the ``cold*`` keys of one request's flat arguments.
+def is_ours(key: object) -> bool:
+    """Whether a key of flat arguments is ours, known or not: ``cold`` and ``cold_*``."""
+    return isinstance(key, str) and (key == "cold" or key.startswith("cold_"))
+
+
+def _is_meant_for_us(key: object) -> bool:
+    """Whether it is ours, or one of ours in other letters."""
+    return is_ours(key) or (isinstance(key, str) and key.lower() in _REQUEST_KEYS)
+
+
+def check_placement(fields: Mapping[str, Any] | None) -> None:
+    """Refuse our keys among a body's own fields, where vLLM ignores what it does not know.
 
     Args:
-        args: ``vllm_xargs`` / ``extra_args``; keys that do not start with "cold" are ignored.
+        fields: What the body of an HTTP request holds beside vLLM's own fields.
 
     Raises:
-        ColdError: for an unknown ``cold*`` key or a value outside its range.
+        ColdError: names the key and where it belongs.
+    """
+    for key, value in (fields or {}).items():
+        if _is_meant_for_us(key):
+            raise ColdError(
+                key,
+                value,
+                f'belongs into vllm_xargs, as in "vllm_xargs": {{"{key.lower()}": ...}} (with the '
+                "OpenAI client in extra_body)",
+            )
+
+
+def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
+    """Read our keys of one request's flat arguments.
+
+    Args:
+        args: ``vllm_xargs`` / ``extra_args``; what is not ``cold`` or ``cold_*`` is not ours.
+
+    Raises:
+        ColdError: for an unknown ``cold_*`` key, one of ours in other letters (``Cold_beta``), or a
+            value outside its range.
     """
     found: dict[str, Any] = {}
     for key, value in (args or {}).items():
-        if not (isinstance(key, str) and key.startswith("cold")):
+        if not _is_meant_for_us(key):
             continue
         check = _REQUEST_KEYS.get(key)
         if check is None:

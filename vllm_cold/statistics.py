@@ -1,92 +1,98 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures about CoLD on their way from workers and scheduler to /metrics. Imports no vLLM.
+"""Figures about CoLD on their way from workers to the scheduler and to /metrics. Imports no vLLM.
 
-A worker knows how many candidates each token had and whether CoLD changed it (``StepStatistics``);
-the scheduler knows requests, tokens and pairs (``Counts``). Both hand over what is new since they
-were last asked, so that whoever adds it up needs no history.
+A worker knows of each pair that it scored how many candidates there were, whether CoLD changed the
+token, and whether the logits were numbers at all (``Figures``); the scheduler knows requests,
+tokens and pairs (``Counts``). Both hand over what is new since they were last asked, so that
+whoever adds it up needs no history.
 """
 
-from collections import deque
-from collections.abc import Collection
+import threading
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# Steps that nobody asked about are forgotten from here on.
-_MAX_STEPS = 256
+
+class Figures(NamedTuple):
+    """What was found of one pair in one step: a row of ``contrastive_scores``'s statistics.
+
+    Attributes:
+        candidates: How many candidates there were.
+        changed: 1 if another token than the expert's best had the best score, else 0.
+        not_finite: 1 if a row of the pair held NaN or +inf, else 0. The other two then say nothing.
+    """
+
+    candidates: int
+    changed: int
+    not_finite: int = 0
 
 
-@dataclass(slots=True)
 class Scored:
     """The pairs that were scored in one step.
 
-    Attributes:
+    Nothing waits for the device while the step runs: on an accelerator the figures are copied
+    beside the computation, and whoever asks for them (or pickles them) waits for the copy. That is
+    after the step's tokens have come, which were made later: so it is no wait at all.
+
+    Args:
         pairs: Their ids.
-        candidates: How many candidates each had.
-        changed: For each, 1 if it had another best token than the expert, else 0.
-        lag: With the output of which step this goes: 0 for its own, 1 for the next, and so on.
+        statistics: [P, 3] int64, which ``contrastive_scores`` has written or will write.
     """
 
-    pairs: tuple[str, ...]
-    candidates: list[int]
-    changed: list[int]
-    lag: int = 0
+    def __init__(self, pairs: tuple[str, ...], statistics: Tensor) -> None:
+        self._pairs = pairs
+        self._arrives: Any = None  # an event of the device; None for what is there already
+        if statistics.device.type != "cpu":
+            host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
+            host.copy_(statistics, non_blocking=True)
+            self._arrives = torch.get_device_module(statistics.device).Event()
+            self._arrives.record()
+            statistics = host
+        self._statistics = statistics
+
+    def figures(self) -> dict[str, Figures]:
+        """Of each pair, by its id."""
+        if self._arrives is not None:
+            self._arrives.synchronize()
+        rows = self._statistics.tolist()
+        return {pair: Figures(*row) for pair, row in zip(self._pairs, rows, strict=True)}
+
+    @classmethod
+    def of(cls, rows: dict[str, tuple[int, ...]]) -> "Scored":
+        """What is known already: of each pair, by its id, a row of statistics."""
+        return cls(tuple(rows), torch.tensor(list(rows.values()), dtype=torch.int64).view(-1, 3))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
+        return Scored.of, ({pair: tuple(row) for pair, row in self.figures().items()},)
 
 
-@dataclass(frozen=True, slots=True)
-class _Step:
-    number: int
-    pairs: tuple[str, ...]
-    figures: Tensor
-    arrives: Any  # an event of the device; None for what is there already
+class _Step(threading.local):
+    """What was scored in a model runner's step that has made no output yet.
 
-
-class StepStatistics:
-    """What a worker's scoring op found, until the worker's next output takes it along.
-
-    There is one for each process, ``PENDING``, used by the model runner's main thread alone.
-    Nothing waits for the device: on an accelerator a step's figures are copied beside the
-    computation, and go with the first output after that.
+    A step is one call in one thread, so that engines in a process do not see each other's. What an
+    engine leaves behind that failed amid a step is of pairs that no other engine knows.
     """
 
     def __init__(self) -> None:
-        self._steps: deque[_Step] = deque(maxlen=_MAX_STEPS)
-        self._outputs = 0
-
-    def room(self, num_pairs: int, device: torch.device) -> Tensor:
-        """[num_pairs, 2] int64 on ``device``, for ``contrastive_scores(statistics=...)``."""
-        return torch.empty(num_pairs, 2, dtype=torch.int64, device=device)
-
-    def add(self, pairs: tuple[str, ...], figures: Tensor) -> None:
-        """Note a step.
-
-        Args:
-            pairs: Ids of its pairs.
-            figures: [P, 2] int64, which ``contrastive_scores`` has written or will write.
-        """
-        event = None
-        if figures.device.type != "cpu":
-            host = torch.empty(figures.shape, dtype=figures.dtype, pin_memory=True)
-            host.copy_(figures, non_blocking=True)
-            event = torch.get_device_module(figures.device).Event()
-            event.record()
-            figures = host
-        self._steps.append(_Step(self._outputs, pairs, figures, event))
-
-    def take(self) -> list[Scored]:
-        """What has arrived since the last output; called for each output of the worker."""
-        found = []
-        while self._steps and ((event := self._steps[0].arrives) is None or event.query()):
-            step = self._steps.popleft()
-            candidates, changed = step.figures.t().tolist()
-            found.append(Scored(step.pairs, candidates, changed, self._outputs - step.number))
-        self._outputs += 1
-        return found
+        self.scored: list[Scored] = []
 
 
-PENDING = StepStatistics()
+_step = _Step()
+
+
+def note(scored: Scored) -> None:
+    """Leave it for the output that this step makes."""
+    _step.scored.append(scored)
+
+
+def take() -> list[Scored]:
+    """What was noted in this thread since the last call; called for each output of a worker."""
+    scored, _step.scored = _step.scored, []
+    return scored
 
 
 @dataclass(slots=True)
@@ -111,20 +117,13 @@ class Counts:
     changed: int = 0
     candidates: list[int] = field(default_factory=list)
 
-    def add(self, scored: Scored, sampled: Collection[str]) -> None:
-        """Add what a worker found.
-
-        Args:
-            scored: A step.
-            sampled: Ids of the pairs that got a token in it. Others were amid their prompts, where
-                vLLM has a row of logits too.
+    def add(self, figures: Iterable[Figures]) -> None:
+        """Add what a worker found of pairs that were given a token (others were amid their prompts,
+        where vLLM has a row of logits too).
         """
-        for pair, count, changed in zip(
-            scored.pairs, scored.candidates, scored.changed, strict=True
-        ):
-            if pair in sampled:
-                self.candidates.append(count)
-                self.changed += changed
+        for found in figures:
+            self.candidates.append(found.candidates)
+            self.changed += found.changed
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
         """The payload for ``metrics.ColdMetrics.record``: numbers and a list of them. Begins anew.

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from vllm_cold.settings import is_ours
+
 KEY = "cold_stream"
 
 Role = Literal["expert", "amateur"]
@@ -40,13 +42,13 @@ class Stream:
     adaptive: bool = False
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
-        """``extra_args`` without the request's own ``cold*`` keys, with this stream added."""
+        """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""
         return {**without_cold(extra_args), KEY: asdict(self)}
 
 
 def without_cold(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    """``extra_args`` without any key that starts with "cold"."""
-    return {k: v for k, v in (extra_args or {}).items() if not str(k).startswith("cold")}
+    """``extra_args`` without ``cold`` and ``cold_*``."""
+    return {k: v for k, v in (extra_args or {}).items() if not is_ours(k)}
 
 
 def from_extra_args(extra_args: Mapping[str, Any] | None) -> Stream | None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, cast
 
 HERE = Path(__file__).parent
 # Elsewhere if wanted: adapters are large, and results of one's own should not mix with those here.
-ROOT = Path(os.environ.get("VLLM_COLD_ACCURACY") or HERE)
+ROOT = Path(os.environ.get("COLD_ACCURACY") or HERE)
 ADAPTERS = ROOT / "adapters"
 MEASURED = ROOT / "measured"
 
@@ -109,7 +109,7 @@ class Store:
         if mark is not None and data.setdefault("mark", mark) != mark:
             raise ValueError(
                 f"{self._path} has results of other problems or of another adapter: delete it, or "
-                "keep yours in another folder with VLLM_COLD_ACCURACY"
+                "keep yours in another folder with COLD_ACCURACY"
             )
         self._mark = data.get("mark")
         # Method -> why the installed libraries cannot decode with it.

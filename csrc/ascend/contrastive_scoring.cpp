@@ -10,10 +10,15 @@
 //   K2  scores    threshold, scores                                      -> out, or both rows
 //       topk      threshold, scores, the segment's best 64, sorted       -> workspace
 //   K3  merge     the best k of a pair's sorted lists                    -> scores, ids
+//       total     what scores counted in a pair's segments               -> statistics
 //
-// With one segment a row, K2 takes the maximum itself and topk writes its result: one launch.
-// NaN or +inf in a row of a pair, and a row number out of range, stop the kernel with Trap(): the
-// stream reports an error at its next synchronisation and runs nothing after it.
+// With one segment a row, K2 takes the maximum itself and writes its results: one launch.
+// NaN or +inf in a row of a pair stops nothing: the pair's scores are finite or -inf all the same,
+// and the statistics, if they are wanted, say so. The maximum of an expert segment that holds any
+// is +inf: so K2 knows. It then takes what is not <= FLT_MAX for 0, and every token above -inf is
+// valid. In the amateur's row NaN and +inf are no penalty, like -inf.
+// A row number out of range stops the kernel with Trap(): the stream reports an error at its next
+// synchronisation and runs nothing after it.
 //
 // Every helper leaves the vector pipe behind a barrier: what it wrote may be read by the next.
 #include "kernel_operator.h"
@@ -40,12 +45,14 @@ using AscendC::TPosition;
 using AscendC::TQue;
 
 constexpr float kLargest = 3.4028234663852886e38f;
-constexpr float kNegInf = -__builtin_inff();
+constexpr float kInf = __builtin_inff();
+constexpr float kNegInf = -kInf;
 constexpr uint32_t kBlockBytes = 32;                          // UB addresses are aligned to it
 constexpr uint32_t kRepeatBytes = 256;                        // Sort32 aligns to it, so buffers do
 constexpr uint32_t kFloatsPerBlock = kBlockBytes / sizeof(float);
 constexpr uint32_t kListFloats = kListBytes / sizeof(float);  // score, id, score, id, ...
 constexpr uint32_t kSlotFloats = kSlotBytes / sizeof(float);
+constexpr uint32_t kSlotWords = kSlotBytes / sizeof(int32_t);
 constexpr uint32_t kMaskWords = kTile / 16;                   // one bit a value, in uint16_t
 
 template <HardEvent event>
@@ -190,7 +197,7 @@ public:
     __aicore__ inline void Init(TPipe* pipe)
     {
         pipe->InitBuffer(mask_, kTile / 8);
-        pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float));
+        pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float) + kRepeatBytes);
         pipe->InitBuffer(scalar_, kRepeatBytes);
     }
     // Bit i tells whether value i compares.
@@ -209,6 +216,26 @@ public:
             largest, values, reduce_.Get<float>(), static_cast<int32_t>(count), false);
         return Read(largest, 0);
     }
+    // The largest value of a tile, and where: the first of them.
+    __aicore__ inline float LargestAt(const LocalTensor<float>& tile, uint32_t& index)
+    {
+        LocalTensor<float> largest = scalar_.Get<float>();
+        AscendC::ReduceMax(
+            largest, tile, reduce_.Get<float>(), static_cast<int32_t>(kTile), true);
+        Sync<HardEvent::V_S>();
+        index = largest.ReinterpretCast<uint32_t>().GetValue(1);
+        const float value = largest.GetValue(0);
+        Sync<HardEvent::S_V>();
+        return value;
+    }
+    __aicore__ inline void Choose(
+        const LocalTensor<float>& to, const LocalTensor<uint8_t>& mask,
+        const LocalTensor<float>& from, float otherwise)
+    {
+        AscendC::Select(
+            to, mask, from, otherwise, AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE, kTile);
+        PipeBarrier<PIPE_V>();
+    }
 
 private:
     TBuf<TPosition::VECCALC> mask_;
@@ -216,13 +243,14 @@ private:
     TBuf<TPosition::VECCALC> scalar_;
 };
 
-// Traps if any logit it was shown is NaN or +inf. A comparison with NaN is false.
+// Whether all logits it was shown are neither NaN nor +inf. A comparison with NaN is false.
 class Guard {
 public:
     __aicore__ inline void Init(TPipe* pipe, Scratch* scratch)
     {
         scratch_ = scratch;
         pipe->InitBuffer(good_, kMaskWords * sizeof(uint16_t));
+        pipe->InitBuffer(below_, kMaskWords * sizeof(uint16_t));
     }
     __aicore__ inline void Reset()
     {
@@ -230,15 +258,31 @@ public:
         AscendC::Duplicate(good, static_cast<uint16_t>(0xFFFF), static_cast<int32_t>(kMaskWords));
         PipeBarrier<PIPE_V>();
     }
-    __aicore__ inline void Watch(const LocalTensor<float>& tile)
+    // The mask says which values are <= FLT_MAX.
+    __aicore__ inline LocalTensor<uint8_t> Watch(const LocalTensor<float>& tile)
     {
         LocalTensor<uint16_t> good = good_.Get<uint16_t>();
         LocalTensor<uint8_t> mask = scratch_->Compare(tile, kLargest, AscendC::CMPMODE::LE);
         AscendC::And(
             good, good, mask.ReinterpretCast<uint16_t>(), static_cast<int32_t>(kMaskWords));
         PipeBarrier<PIPE_V>();
+        return mask;
     }
-    __aicore__ inline void Require()
+    // Likewise, which values are finite: -inf is not.
+    __aicore__ inline LocalTensor<uint8_t> WatchFinite(const LocalTensor<float>& tile)
+    {
+        constexpr int32_t words = kMaskWords;
+        LocalTensor<uint16_t> below = below_.Get<uint16_t>();
+        LocalTensor<uint16_t> mask = Watch(tile).ReinterpretCast<uint16_t>();
+        AscendC::And(below, mask, mask, words);  // a copy
+        PipeBarrier<PIPE_V>();
+        scratch_->Compare(tile, -kLargest, AscendC::CMPMODE::GE);  // to the same mask
+        AscendC::And(mask, mask, below, words);
+        PipeBarrier<PIPE_V>();
+        return mask.ReinterpretCast<uint8_t>();
+    }
+    // Reset() it before it watches again.
+    __aicore__ inline bool AllGood()
     {
         LocalTensor<uint16_t> good = good_.Get<uint16_t>();
         for (uint32_t n = kMaskWords / 2; n >= kBlockBytes / sizeof(uint16_t); n /= 2) {
@@ -246,21 +290,22 @@ public:
             PipeBarrier<PIPE_V>();
         }
         LocalTensor<uint32_t> words = good.ReinterpretCast<uint32_t>();
+        uint32_t all = 0xFFFFFFFFu;
         Sync<HardEvent::V_S>();
         for (uint32_t i = 0; i < kBlockBytes / sizeof(uint32_t); ++i) {
-            if (words.GetValue(i) != 0xFFFFFFFFu) {
-                AscendC::Trap();
-            }
+            all &= words.GetValue(i);
         }
         Sync<HardEvent::S_V>();
+        return all == 0xFFFFFFFFu;
     }
 
 private:
     Scratch* scratch_;
     TBuf<TPosition::VECCALC> good_;
+    TBuf<TPosition::VECCALC> below_;
 };
 
-// The largest logit between begin and end of an expert row.
+// The largest logit between begin and end of an expert row; +inf if NaN or +inf is among them.
 template <typename T>
 class Maximum {
 public:
@@ -288,8 +333,9 @@ public:
             PipeBarrier<PIPE_V>();
             reader_->Release();
         }
-        guard_->Require();
-        return scratch_->Largest(lanes, kTile);
+        const bool good = guard_->AllGood();
+        const float largest = scratch_->Largest(lanes, kTile);  // of NaN: anything
+        return good ? largest : kInf;
     }
 
 private:
@@ -348,6 +394,7 @@ struct Pairs {
     GM_ADDR floor;
     GM_ADDR maxima;
     Work work;
+    bool counts;  // whether statistics are wanted
 };
 
 // What both forms of K2 share: a pair's threshold and the scores of its tiles.
@@ -375,6 +422,9 @@ public:
         expertRow_ = pairs_.logits.Row(pairs_.expertRows, pair);
         amateurRow_ = pairs_.logits.Row(pairs_.amateurRows, pair);
         beta_ = Setting(pairs_.beta, pair);
+        if (!(beta_ <= kLargest)) {
+            beta_ = 0.0f;  // NaN, if a row of an adaptive pair holds any
+        }
         threshold_ = Threshold(pair);
         start_ = pairs_.work.Begin(item);
         end_ = pairs_.work.End(item);
@@ -401,6 +451,10 @@ public:
         }
         expert = expert_.Take(Count());
         amateur = amateur_.Take(Count());
+        if (!expertGood_) {
+            scratch_.Choose(
+                expert, scratch_.Compare(expert, kLargest, AscendC::CMPMODE::LE), expert, 0.0f);
+        }
     }
     // scores may be the amateur's tile, which is overwritten anyway.
     __aicore__ inline void Score(
@@ -408,10 +462,8 @@ public:
         const LocalTensor<float>& amateur)
     {
         constexpr int32_t count = kTile;
-        guard_.Watch(amateur);
-        // An amateur's -inf is no penalty.
-        LocalTensor<uint8_t> mask = scratch_.Compare(amateur, -kLargest, AscendC::CMPMODE::GE);
-        Choose(amateur, mask, amateur, 0.0f);
+        // What is not finite in the amateur's row is no penalty.
+        scratch_.Choose(amateur, guard_.WatchFinite(amateur), amateur, 0.0f);
         AscendC::Sub(amateur, expert, amateur, count);
         PipeBarrier<PIPE_V>();
         Saturate(amateur);
@@ -420,8 +472,9 @@ public:
         AscendC::Add(amateur, amateur, expert, count);
         PipeBarrier<PIPE_V>();
         Saturate(amateur);
-        mask = scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GE);
-        Choose(scores, mask, amateur, kNegInf);
+        const LocalTensor<uint8_t> valid =
+            scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GE);
+        scratch_.Choose(scores, valid, amateur, kNegInf);
     }
     // Ends with the tile at Position().
     __aicore__ inline void Next()
@@ -429,13 +482,17 @@ public:
         expert_.Release();
         amateur_.Release();
         start_ += Count();
-        if (Done()) {
-            guard_.Require();
-        }
     }
-    __aicore__ inline float Largest(const LocalTensor<float>& tile)
+    // Whether the pair's expert row, or this segment of its amateur's, holds NaN or +inf. To be
+    // asked once, when Done.
+    __aicore__ inline bool NotFinite()
     {
-        return scratch_.Largest(tile, kTile);
+        const bool amateurGood = guard_.AllGood();
+        return !(expertGood_ && amateurGood);
+    }
+    __aicore__ inline Scratch* Shared()
+    {
+        return &scratch_;
     }
 
 private:
@@ -450,15 +507,14 @@ private:
         const Work& work = pairs_.work;
         const float largest =
             work.segments == 1 ? maximum_.Of(expertRow_, 0, work.vocab) : LargestOfSlots(pair);
+        expertGood_ = largest <= kLargest;
         float threshold = largest + Setting(pairs_.logAlpha, pair);
-        if (!(threshold > -kLargest)) {
-            threshold = -kLargest;  // -inf is never valid
-        }
         if (pairs_.floor != nullptr) {
             const float floor = Setting(pairs_.floor, pair);
             threshold = floor > threshold ? floor : threshold;
         }
-        return threshold;
+        // -inf is never valid.
+        return expertGood_ && threshold > -kLargest ? threshold : -kLargest;
     }
     __aicore__ inline float LargestOfSlots(uint32_t pair)
     {
@@ -480,14 +536,6 @@ private:
         slots_.FreeTensor(slots);
         return largest;
     }
-    __aicore__ inline void Choose(
-        const LocalTensor<float>& to, const LocalTensor<uint8_t>& mask,
-        const LocalTensor<float>& from, float otherwise)
-    {
-        AscendC::Select(
-            to, mask, from, otherwise, AscendC::SELMODE::VSEL_TENSOR_SCALAR_MODE, kTile);
-        PipeBarrier<PIPE_V>();
-    }
     __aicore__ inline void Saturate(const LocalTensor<float>& tile)
     {
         AscendC::Maxs(tile, tile, -kLargest, static_cast<int32_t>(kTile));
@@ -507,19 +555,186 @@ private:
     GlobalTensor<T> amateurRow_;
     float beta_;
     float threshold_;
+    bool expertGood_;
     uint32_t start_;
     uint32_t end_;
+};
+
+// What the statistics of a pair are made of, for a segment or several.
+struct Count {
+    bool notFinite;
+    uint32_t valid;
+    float expert;  // the largest logit
+    uint32_t expertId;
+    float score;  // the best one
+    uint32_t scoreId;
+
+    // `next` counted what comes behind.
+    __aicore__ inline void Join(const Count& next)
+    {
+        notFinite = notFinite || next.notFinite;
+        valid += next.valid;
+        Raise(expert, expertId, next.expert, next.expertId);
+        Raise(score, scoreId, next.score, next.scoreId);
+    }
+    __aicore__ static inline void Raise(float& best, uint32_t& bestId, float value, uint32_t id)
+    {
+        if (value > best) {
+            best = value;
+            bestId = id;
+        }
+    }
+};
+
+// Counts in the tiles of a segment.
+class Counter {
+public:
+    __aicore__ inline void Init(TPipe* pipe, Scratch* scratch)
+    {
+        scratch_ = scratch;
+        pipe->InitBuffer(lanes_, kTile * sizeof(float));
+    }
+    __aicore__ inline void Reset(uint32_t begin)
+    {
+        AscendC::Duplicate(lanes_.Get<float>(), 0.0f, static_cast<int32_t>(kTile));
+        PipeBarrier<PIPE_V>();
+        count_ = Count{false, 0, kNegInf, begin, kNegInf, begin};
+    }
+    // Of the tile that starts at token `start`; writes over `spare`.
+    __aicore__ inline void Watch(
+        const LocalTensor<float>& scores, const LocalTensor<float>& expert,
+        const LocalTensor<float>& spare, uint32_t start)
+    {
+        constexpr int32_t count = kTile;
+        LocalTensor<float> lanes = lanes_.Get<float>();
+        AscendC::Duplicate(spare, 1.0f, count);
+        PipeBarrier<PIPE_V>();
+        const LocalTensor<uint8_t> valid =
+            scratch_->Compare(scores, -kLargest, AscendC::CMPMODE::GE);
+        scratch_->Choose(spare, valid, spare, 0.0f);
+        AscendC::Add(lanes, lanes, spare, count);
+        PipeBarrier<PIPE_V>();
+        RaiseTo(scores, spare, start, count_.score, count_.scoreId);
+        RaiseTo(expert, spare, start, count_.expert, count_.expertId);
+    }
+    // When the segment is done. Exact up to 2^24 valid tokens.
+    __aicore__ inline Count Result(bool notFinite)
+    {
+        LocalTensor<float> lanes = lanes_.Get<float>();
+        for (uint32_t n = kTile / 2; n >= kFloatsPerBlock; n /= 2) {
+            AscendC::Add(lanes, lanes, lanes[n], static_cast<int32_t>(n));
+            PipeBarrier<PIPE_V>();
+        }
+        Sync<HardEvent::V_S>();
+        for (uint32_t i = 0; i < kFloatsPerBlock; ++i) {
+            count_.valid += static_cast<uint32_t>(lanes.GetValue(i));
+        }
+        Sync<HardEvent::S_V>();
+        count_.notFinite = notFinite;
+        return count_;
+    }
+
+private:
+    __aicore__ inline void RaiseTo(
+        const LocalTensor<float>& tile, const LocalTensor<float>& spare, uint32_t start,
+        float& best, uint32_t& bestId)
+    {
+        // -0.0 becomes 0.0: the maximum might take them for different values.
+        AscendC::Adds(spare, tile, 0.0f, static_cast<int32_t>(kTile));
+        PipeBarrier<PIPE_V>();
+        uint32_t index;
+        const float largest = scratch_->LargestAt(spare, index);
+        Count::Raise(best, bestId, largest, start + index);
+    }
+
+    Scratch* scratch_;
+    TBuf<TPosition::VECCALC> lanes_;
+    Count count_;
+};
+
+// Counts in global memory: of a segment, or of a pair as its statistics.
+class CountWriter {
+public:
+    __aicore__ inline void Init(TPipe* pipe)
+    {
+        pipe->InitBuffer(words_, 1, kSlotBytes);
+    }
+    __aicore__ inline void WriteSlot(const Count& count, GM_ADDR slots, uint64_t item)
+    {
+        LocalTensor<int32_t> words = Start();
+        LocalTensor<float> values = words.ReinterpretCast<float>();
+        words.SetValue(0, count.notFinite ? 1 : 0);
+        words.SetValue(1, static_cast<int32_t>(count.valid));
+        values.SetValue(2, count.expert);
+        words.SetValue(3, static_cast<int32_t>(count.expertId));
+        values.SetValue(4, count.score);
+        words.SetValue(5, static_cast<int32_t>(count.scoreId));
+        words.SetValue(6, 0);
+        words.SetValue(7, 0);
+        Store(words, slots, item, kSlotWords);
+    }
+    __aicore__ static inline Count ReadSlot(const LocalTensor<int32_t>& words)
+    {
+        LocalTensor<float> values = words.ReinterpretCast<float>();
+        return Count{
+            words.GetValue(0) != 0, static_cast<uint32_t>(words.GetValue(1)), values.GetValue(2),
+            static_cast<uint32_t>(words.GetValue(3)), values.GetValue(4),
+            static_cast<uint32_t>(words.GetValue(5))};
+    }
+    // Three int64, of which these are the low halves.
+    __aicore__ inline void WriteStatistics(const Count& count, GM_ADDR statistics, uint32_t pair)
+    {
+        LocalTensor<int32_t> words = Start();
+        words.SetValue(0, static_cast<int32_t>(count.valid));
+        words.SetValue(2, count.expertId != count.scoreId ? 1 : 0);
+        words.SetValue(4, count.notFinite ? 1 : 0);
+        for (uint32_t high = 1; high < kStatisticsWords; high += 2) {
+            words.SetValue(high, 0);
+        }
+        Store(words, statistics, pair, kStatisticsWords);
+    }
+
+private:
+    static constexpr uint32_t kStatisticsWords = 6;
+
+    __aicore__ inline LocalTensor<int32_t> Start()
+    {
+        LocalTensor<int32_t> words = words_.AllocTensor<int32_t>();
+        Sync<HardEvent::V_S>();
+        return words;
+    }
+    __aicore__ inline void Store(
+        LocalTensor<int32_t> words, GM_ADDR to, uint64_t place, uint32_t count)
+    {
+        GlobalTensor<int32_t> out;
+        out.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(to) + place * count, count);
+        Sync<HardEvent::S_MTE3>();
+        Sync<HardEvent::S_V>();
+        words_.EnQue(words);
+        words = words_.DeQue<int32_t>();
+        const DataCopyExtParams params(1, count * 4, 0, 0, 0);
+        AscendC::DataCopyPad(out, words, params);
+        words_.FreeTensor(words);
+    }
+
+    TQue<TPosition::VECOUT, 1> words_;
 };
 
 // K2, dense: to `out`, or over both rows of a pair if that is null.
 template <typename T>
 class Scores {
 public:
-    __aicore__ inline void Run(const Pairs<T>& pairs, GM_ADDR out, uint64_t outStride)
+    // `counted`: the statistics, or a place for each segment's counts if there are several.
+    __aicore__ inline void Run(
+        const Pairs<T>& pairs, GM_ADDR out, uint64_t outStride, GM_ADDR counted)
     {
         TPipe pipe;
         scorer_.Init(&pipe, pairs);
         pipe.InitBuffer(tiles_, 2, kTile * sizeof(float));
+        if (pairs.counts) {
+            counter_.Init(&pipe, scorer_.Shared());
+            writer_.Init(&pipe);
+        }
         for (uint64_t item = AscendC::GetBlockIdx(); item < pairs.work.Items();
              item += AscendC::GetBlockNum()) {
             const uint32_t pair = static_cast<uint32_t>(item / pairs.work.segments);
@@ -527,12 +742,18 @@ public:
             GlobalTensor<float> second;
             Targets(pairs, pair, out, outStride, first, second);
             const bool both = first.GetPhyAddr() != second.GetPhyAddr();
+            if (pairs.counts) {
+                counter_.Reset(pairs.work.Begin(item));
+            }
             for (scorer_.Start(item); !scorer_.Done(); scorer_.Next()) {
                 LocalTensor<float> expert;
                 LocalTensor<float> amateur;
                 scorer_.Take(expert, amateur);
                 LocalTensor<float> scores = tiles_.AllocTensor<float>();
                 scorer_.Score(scores, expert, amateur);
+                if (pairs.counts) {
+                    counter_.Watch(scores, expert, amateur, scorer_.Position());
+                }
                 tiles_.EnQue(scores);
                 scores = tiles_.DeQue<float>();
                 const uint32_t bytes = scorer_.Count() * static_cast<uint32_t>(sizeof(float));
@@ -542,6 +763,14 @@ public:
                     AscendC::DataCopyPad(second[scorer_.Position()], scores, params);
                 }
                 tiles_.FreeTensor(scores);
+            }
+            if (pairs.counts) {
+                const Count count = counter_.Result(scorer_.NotFinite());
+                if (pairs.work.segments == 1) {
+                    writer_.WriteStatistics(count, counted, pair);
+                } else {
+                    writer_.WriteSlot(count, counted, item);
+                }
             }
         }
     }
@@ -562,7 +791,45 @@ private:
     }
 
     Scorer<T> scorer_;
+    Counter counter_;
+    CountWriter writer_;
     TQue<TPosition::VECOUT, 2> tiles_;
+};
+
+// K3: the counts of a pair's segments to its statistics.
+class Total {
+public:
+    __aicore__ inline void Run(
+        GM_ADDR slots, uint32_t pairs, uint32_t segments, GM_ADDR statistics)
+    {
+        TPipe pipe;
+        pipe.InitBuffer(in_, 1, segments * kSlotBytes);
+        writer_.Init(&pipe);
+        const uint64_t words = segments * kSlotWords;
+        GlobalTensor<int32_t> all;
+        all.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(slots), pairs * words);
+        const uint32_t blocks = static_cast<uint32_t>(AscendC::GetBlockNum());
+        for (uint32_t pair = static_cast<uint32_t>(AscendC::GetBlockIdx()); pair < pairs;
+             pair += blocks) {
+            LocalTensor<int32_t> in = in_.AllocTensor<int32_t>();
+            const DataCopyExtParams params(1, segments * kSlotBytes, 0, 0, 0);
+            AscendC::DataCopyPad(in, all[pair * words], params, DataCopyPadExtParams<int32_t>());
+            in_.EnQue(in);
+            in = in_.DeQue<int32_t>();
+            Sync<HardEvent::V_S>();
+            Count count = CountWriter::ReadSlot(in);
+            for (uint32_t i = 1; i < segments; ++i) {
+                count.Join(CountWriter::ReadSlot(in[i * kSlotWords]));
+            }
+            Sync<HardEvent::S_V>();
+            in_.FreeTensor(in);
+            writer_.WriteStatistics(count, statistics, pair);
+        }
+    }
+
+private:
+    TQue<TPosition::VECIN, 1> in_;
+    CountWriter writer_;
 };
 
 // Writes the first k entries of a sorted (score, id) list as float32 scores and int64 ids.
@@ -725,7 +992,8 @@ public:
                 LocalTensor<float> amateur;
                 scorer_.Take(expert, amateur);
                 scorer_.Score(amateur, expert, amateur);
-                best_.Offer(amateur, scorer_.Largest(amateur), scorer_.Position());
+                best_.Offer(
+                    amateur, scorer_.Shared()->Largest(amateur, kTile), scorer_.Position());
             }
             if (whole) {
                 writer_.Write(best_.List(), static_cast<uint32_t>(item));
@@ -828,7 +1096,7 @@ private:
     vllm_cold::Pairs<T>                                                             \
     {                                                                               \
         {logits, rows, vocab, rowStride}, expertRows, amateurRows, logAlpha, beta,  \
-            floor, maxima, {pairs, vocab, segments, segmentLength}                  \
+            floor, maxima, {pairs, vocab, segments, segmentLength}, false           \
     }
 
 #define VLLM_COLD_KERNELS(T)                                                                   \
@@ -840,12 +1108,13 @@ private:
         kernel.Run(inputs.logits, expertRows, inputs.work, maxima);                            \
     }                                                                                          \
     extern "C" __global__ __aicore__ void contrastive_scores_##T(                              \
-        VLLM_COLD_PAIR_PARAMETERS, GM_ADDR out, uint64_t outStride)                            \
+        VLLM_COLD_PAIR_PARAMETERS, GM_ADDR out, uint64_t outStride, GM_ADDR counted)          \
     {                                                                                          \
         KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                        \
-        const vllm_cold::Pairs<T> inputs = VLLM_COLD_PAIRS(T);                                 \
+        vllm_cold::Pairs<T> inputs = VLLM_COLD_PAIRS(T);                                       \
+        inputs.counts = counted != nullptr;                                                    \
         vllm_cold::Scores<T> kernel;                                                           \
-        kernel.Run(inputs, out, outStride);                                                    \
+        kernel.Run(inputs, out, outStride, counted);                                           \
     }                                                                                          \
     extern "C" __global__ __aicore__ void contrastive_topk_##T(                                \
         VLLM_COLD_PAIR_PARAMETERS, uint32_t k, GM_ADDR lists, GM_ADDR outScores,               \
@@ -869,6 +1138,14 @@ extern "C" __global__ __aicore__ void contrastive_merge(
     kernel.Run(lists, pairs, segments, k, outScores, outIds);
 }
 
+extern "C" __global__ __aicore__ void contrastive_total(
+    GM_ADDR counts, uint32_t pairs, uint32_t segments, GM_ADDR statistics)
+{
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
+    vllm_cold::Total kernel;
+    kernel.Run(counts, pairs, segments, statistics);
+}
+
 namespace vllm_cold {
 
 #define VLLM_COLD_PAIR_ARGUMENTS(c)                                                             \
@@ -882,7 +1159,8 @@ namespace vllm_cold {
                              VLLM_COLD_PAIR_ARGUMENTS(c));                                      \
         }                                                                                       \
         VLLM_COLD_LAUNCH(contrastive_scores_##T, (c).plan.blocks, stream,                       \
-                         VLLM_COLD_PAIR_ARGUMENTS(c), (c).out, (c).outStride);                  \
+                         VLLM_COLD_PAIR_ARGUMENTS(c), (c).out, (c).outStride,                   \
+                         (c).plan.segments > 1 ? (c).counts : (c).statistics);                  \
     } while (0)
 
 #define VLLM_COLD_LAUNCH_TOPK(T, c, stream)                                                     \
@@ -904,6 +1182,10 @@ void LaunchScores(const ScoringCall& call, void* stream)
         VLLM_COLD_LAUNCH_SCORES(half, call, stream);
     } else {
         VLLM_COLD_LAUNCH_SCORES(bfloat16_t, call, stream);
+    }
+    if (call.plan.segments > 1 && call.statistics != nullptr) {
+        VLLM_COLD_LAUNCH(contrastive_total, call.plan.mergeBlocks, stream, call.counts, call.pairs,
+                         call.plan.segments, call.statistics);
     }
 }
 

@@ -11,7 +11,7 @@ constexpr uint32_t kMaxTop = 64;           // entries of a sorted list; the larg
 constexpr uint32_t kMaxSegments = 64;      // of one row
 constexpr uint32_t kSegmentUnit = 256;     // segment lengths are multiples of it
 constexpr uint32_t kLeastSegment = 8192;   // shorter ones do not pay for their block's start
-constexpr uint32_t kSlotBytes = 32;        // one segment's maximum in the workspace
+constexpr uint32_t kSlotBytes = 32;        // one segment's maximum, or its counts, in a workspace
 constexpr uint32_t kListBytes = kMaxTop * 8;  // one segment's sorted (score, id) list
 
 // Row numbers and pairs are 32 bits on the device: as many as one launch can index.
@@ -19,8 +19,8 @@ struct Plan {
     uint32_t segments;       // S: of each expert row, at least 1, none of them empty
     uint32_t segmentLength;  // a multiple of kSegmentUnit; the last segment may be shorter
     uint32_t blocks;         // of the launches that work on segments
-    uint32_t mergeBlocks;    // of the launch that merges the segments' lists
-    uint64_t maximaBytes;    // workspace, 0 if one block does a whole row
+    uint32_t mergeBlocks;    // of the launch that puts the segments' results together
+    uint64_t slotBytes;      // workspace of maxima, or of counts; 0 if one block does a row
     uint64_t listBytes;      // workspace of a top-k call, likewise
 };
 
@@ -41,7 +41,7 @@ inline Plan MakePlan(uint64_t pairs, uint64_t vocab, uint64_t cores)
     plan.segmentLength = static_cast<uint32_t>(length);
     plan.blocks = static_cast<uint32_t>(least(cores, pairs * segments));
     plan.mergeBlocks = static_cast<uint32_t>(least(cores, pairs));
-    plan.maximaBytes = segments > 1 ? pairs * segments * kSlotBytes : 0;
+    plan.slotBytes = segments > 1 ? pairs * segments * kSlotBytes : 0;
     plan.listBytes = segments > 1 ? pairs * segments * kListBytes : 0;
     return plan;
 }
@@ -57,9 +57,11 @@ struct ScoringCall {
     uint8_t* logAlpha;       // [pairs] float32
     uint8_t* beta;           // [pairs] float32
     uint8_t* floor;          // [pairs] float32, the lowest expert logit admitted, or null
-    uint8_t* maxima;         // workspace: plan.maximaBytes
+    uint8_t* maxima;         // workspace: plan.slotBytes
+    uint8_t* counts;         // workspace: plan.slotBytes, or null without statistics (dense)
     uint8_t* lists;          // workspace: plan.listBytes (top-k)
     uint8_t* out;            // [pairs, vocab] float32, row stride outStride; null: over both rows
+    uint8_t* statistics;     // [pairs, 3] int64: valid, changed, not finite; or null (dense)
     uint8_t* outScores;      // [pairs, k] float32 (top-k)
     uint8_t* outIds;         // [pairs, k] int64 (top-k)
     uint32_t rows;

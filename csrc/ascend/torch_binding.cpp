@@ -94,17 +94,23 @@ void Enqueue(const std::string& name, const ScoringCall& call,
 void Scores(
     const at::Tensor& logits, const at::Tensor& expertRows, const at::Tensor& amateurRows,
     const at::Tensor& logAlpha, const at::Tensor& beta, const std::optional<at::Tensor>& floor,
-    const std::optional<at::Tensor>& out)
+    const std::optional<at::Tensor>& out, const std::optional<at::Tensor>& statistics)
 {
     const c10_npu::OptionalNPUGuard guard(logits.device());
     ScoringCall call = MakeCall(logits, expertRows, amateurRows, logAlpha, beta, floor);
     TORCH_CHECK(out.has_value() || call.type == LogitsType::kFloat,
                 "CoLD: only float32 logits can be written over");
-    const at::Tensor maxima = Workspace(logits, call.plan.maximaBytes);
+    const at::Tensor maxima = Workspace(logits, call.plan.slotBytes);
     call.maxima = Address(maxima);
     if (out.has_value()) {
         call.out = Address(*out);
         call.outStride = static_cast<uint64_t>(out->stride(0));
+    }
+    at::Tensor counts;
+    if (statistics.has_value()) {
+        counts = Workspace(logits, call.plan.slotBytes);
+        call.counts = Address(counts);
+        call.statistics = Address(*statistics);
     }
     Enqueue("ContrastiveScores", call, LaunchScores);
 }
@@ -117,7 +123,7 @@ void TopK(
     const c10_npu::OptionalNPUGuard guard(logits.device());
     ScoringCall call = MakeCall(logits, expertRows, amateurRows, logAlpha, beta, floor);
     TORCH_CHECK(outScores.size(1) >= 1 && outScores.size(1) <= kMaxTop, "CoLD: k is from 1 to 64");
-    const at::Tensor maxima = Workspace(logits, call.plan.maximaBytes);
+    const at::Tensor maxima = Workspace(logits, call.plan.slotBytes);
     const at::Tensor lists = Workspace(logits, call.plan.listBytes);
     call.maxima = Address(maxima);
     call.lists = Address(lists);
@@ -135,7 +141,8 @@ TORCH_LIBRARY_FRAGMENT(vllm_cold, m)
 {
     m.def(
         "ascend_scores(Tensor(a!) logits, Tensor expert_rows, Tensor amateur_rows, "
-        "Tensor log_alpha, Tensor beta, Tensor? floor, Tensor(b!)? out) -> ()");
+        "Tensor log_alpha, Tensor beta, Tensor? floor, Tensor(b!)? out, "
+        "Tensor(c!)? statistics) -> ()");
     m.def(
         "ascend_topk(Tensor logits, Tensor expert_rows, Tensor amateur_rows, Tensor log_alpha, "
         "Tensor beta, Tensor? floor, Tensor(a!) out_scores, Tensor(b!) out_ids) -> ()");

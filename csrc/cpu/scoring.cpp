@@ -27,11 +27,14 @@ constexpr int64_t kPerThread = 8192;
 // memory first that it overwrites.
 constexpr int64_t kStream = 1 << 20;
 constexpr int64_t kMaxSegments = 256;
+constexpr Tally kNothing{0, -1, -1, 0.0f, 0.0f, false};
 
 // What a pair's rows are scored with: the lowest expert logit of a candidate (-inf is none, so it is
-// above that), and the contrast strength.
+// above that), and the contrast strength. `finite`: no tile's maximum is +inf; of an amateur whose
+// pair is not adaptive, that is not known yet.
 struct Settings {
     float threshold, beta;
+    bool finite;
 };
 
 struct Job {
@@ -56,6 +59,9 @@ struct Job {
     char* amateur(int64_t pair) const { return logits + amateur_rows[pair] * row_bytes; }
     float* tiles_of(int64_t pair) const { return tiles + pair * num_tiles; }
     float* amateur_tiles_of(int64_t pair) const { return amateur_tiles + pair * num_tiles; }
+    float largest(const float* maxima) const {
+        return *std::max_element(maxima, maxima + num_tiles);
+    }
     bool adapts(int64_t pair) const { return adaptive != nullptr && adaptive[pair] != 0; }
 
     // Tiles [from, to) of a pair's vocabulary, as tokens.
@@ -64,22 +70,28 @@ struct Job {
     };
     Range tokens(Range t) const { return {t.from * kTile, std::min(t.to * kTile, vocab)}; }
 
-    void maxima(int64_t pair, Range range, bool* bad) const {
+    void maxima(int64_t pair, Range range) const {
         const auto [from, to] = tokens(range);
         kernels->maxima(expert(pair) + from * element_size, to - from,
-                        tiles_of(pair) + range.from, bad);
+                        tiles_of(pair) + range.from);
         if (!adapts(pair)) return;
         kernels->maxima(amateur(pair) + from * element_size, to - from,
-                        amateur_tiles_of(pair) + range.from, bad);
+                        amateur_tiles_of(pair) + range.from);
     }
 
     Settings settings(int64_t pair, bool* no_memory) const {
-        const float limit = threshold(pair, no_memory);
-        return {limit, adapts(pair) ? adapted(pair, limit, no_memory) : beta[pair]};
+        const float best = largest(tiles_of(pair));
+        Settings with{-kLargest, beta[pair], best < kInf};
+        if (with.finite) with.threshold = threshold(pair, best, no_memory);
+        if (adapts(pair)) {
+            const float most = largest(amateur_tiles_of(pair));
+            with.finite = with.finite && most < kInf;
+            with.beta = with.finite ? adapted(pair, with.threshold, most, no_memory) : 0.0f;
+        }
+        return with;
     }
 
-    float threshold(int64_t pair, bool* no_memory) const {
-        const float best = *std::max_element(tiles_of(pair), tiles_of(pair) + num_tiles);
+    float threshold(int64_t pair, float best, bool* no_memory) const {
         const float mask = std::max(best + log_alpha[pair], -kLargest);
         const int64_t cap = expert_top_k == nullptr ? 0 : expert_top_k[pair];
         if (cap <= 0 || cap >= vocab) return mask;
@@ -101,12 +113,11 @@ struct Job {
         return limit;
     }
 
-    // The beta that this step's logits call for.
-    float adapted(int64_t pair, float limit, bool* no_memory) const {
-        const float *maxima = tiles_of(pair), *others = amateur_tiles_of(pair);
-        // As `at_least` goes about it: a tile with NaN, which ends in an error, is looked at too.
+    // The beta that this step's logits call for; `most` is the amateur's largest.
+    float adapted(int64_t pair, float limit, float most, bool* no_memory) const {
+        const float* maxima = tiles_of(pair);
         const int64_t reaching = std::count_if(maxima, maxima + num_tiles,
-                                               [limit](float most) { return !(most < limit); });
+                                               [limit](float tile) { return tile >= limit; });
         const size_t room = static_cast<size_t>(std::max<int64_t>(reaching, 1) * kTile);
         float* e = static_cast<float*>(std::malloc(2 * room * sizeof(float)));
         if (e == nullptr) {
@@ -119,14 +130,15 @@ struct Job {
         const float best = n == 0 ? -kInf : *std::max_element(a, a + n);
         float result = 0.0f;
         if (best > -kInf) {
-            const float reach = exp_negative(best - *std::max_element(others, others + num_tiles));
-            result = beta[pair] * reach * divergence(e, a, n);
+            result = beta[pair] * exp_negative(best - most) * divergence(e, a, n);
         }
         std::free(e);
         return result;
     }
 
-    void score(int64_t pair, Range range, Settings with, Best* best, bool* bad) const {
+    // Whether the amateur's logits hold NaN or +inf.
+    bool score(int64_t pair, Range range, Settings with, Best* best) const {
+        bool bad = false;
         const auto [from, to] = tokens(range);
         const char* e = expert(pair) + from * element_size;
         const char* a = amateur(pair) + from * element_size;
@@ -134,22 +146,23 @@ struct Job {
         if (top_scores != nullptr) {
             best->k = k;
             best->count = 0;
-            kernels->topk(e, a, to - from, maxima, with.threshold, with.beta, from, best, bad);
+            kernels->topk(e, a, to - from, maxima, with.threshold, with.beta, from, best, &bad);
         } else if (out != nullptr) {
             float* row = out + pair * vocab + from;
             const bool aligned = reinterpret_cast<uintptr_t>(row) % 64 == 0;
             kernels->scores(e, a, to - from, maxima, with.threshold, with.beta, row, nullptr,
-                            stream && aligned, bad);
+                            stream && aligned, &bad);
         } else {
             kernels->scores(e, a, to - from, maxima, with.threshold, with.beta,
                             reinterpret_cast<float*>(expert(pair)) + from,
-                            reinterpret_cast<float*>(amateur(pair)) + from, false, bad);
+                            reinterpret_cast<float*>(amateur(pair)) + from, false, &bad);
         }
+        return bad;
     }
 
     Tally tally(int64_t pair, Range range, Settings with) const {
         const auto [from, to] = tokens(range);
-        Tally found{0, -1, -1, 0.0f, 0.0f};
+        Tally found = kNothing;
         kernels->tally(expert(pair) + from * element_size, amateur(pair) + from * element_size,
                        to - from, tiles_of(pair) + range.from, with.threshold, with.beta, from,
                        &found);
@@ -157,17 +170,20 @@ struct Job {
     }
 
     // A pair's statistics out of the tallies of `num` segments, which lie in order of their ids.
-    void count(int64_t pair, const Tally* segments, int64_t num) const {
-        Tally all{0, -1, -1, 0.0f, 0.0f};
+    void count(int64_t pair, Settings with, const Tally* segments, int64_t num) const {
+        Tally all = kNothing;
+        all.bad = !with.finite;
         for (const Tally* t = segments; t < segments + num; ++t) {
+            all.bad = all.bad || t->bad;
             if (t->count == 0) continue;
             if (all.count == 0 || t->best > all.best) all.best = t->best, all.best_id = t->best_id;
             if (all.count == 0 || t->expert > all.expert)
                 all.expert = t->expert, all.expert_id = t->expert_id;
             all.count += t->count;
         }
-        statistics[2 * pair] = all.count;
-        statistics[2 * pair + 1] = all.best_id != all.expert_id;
+        statistics[3 * pair] = all.count;
+        statistics[3 * pair + 1] = all.best_id != all.expert_id;
+        statistics[3 * pair + 2] = all.bad;
     }
 
     // One list out of those of `num` segments, which lie in order of their ids.
@@ -229,9 +245,8 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     const bool counted = statistics != nullptr;
     Tally* tallies = static_cast<Tally*>(
         std::malloc(static_cast<size_t>(counted ? tasks + 1 : 1) * sizeof(Tally)));
-    std::atomic<bool> bad{false},
-        no_memory{tiles == nullptr || settings == nullptr || lists == nullptr ||
-                  tallies == nullptr};
+    std::atomic<bool> no_memory{tiles == nullptr || settings == nullptr || lists == nullptr ||
+                                tallies == nullptr};
 
     const Job job{static_cast<char*>(logits), row_stride * kElementSize[dtype], vocab,
                   kElementSize[dtype], expert_rows, amateur_rows, log_alpha, beta, expert_top_k,
@@ -241,16 +256,14 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     const Job::Range all{0, num_tiles};
 
     auto body = [&](Team team) {
-        bool found_bad = false, found_no_memory = false;
+        bool found_no_memory = false;
         for (int64_t pair = team.thread; pair < whole; pair += team.size) {
-            job.maxima(pair, all, &found_bad);
+            job.maxima(pair, all);
             const Settings with = job.settings(pair, &found_no_memory);
-            if (counted) {
-                const Tally found = job.tally(pair, all, with);
-                job.count(pair, &found, 1);
-            }
+            Tally found = counted ? job.tally(pair, all, with) : kNothing;
             Best list;
-            job.score(pair, all, with, &list, &found_bad);
+            found.bad = job.score(pair, all, with, &list);
+            if (counted) job.count(pair, with, &found, 1);
             if (lists_wanted) job.merge(pair, &list, 1);
         }
         if (split > 0) {
@@ -259,27 +272,28 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                 return Job::Range{s * num_tiles / segments, (s + 1) * num_tiles / segments};
             };
             for (int64_t task = team.thread; task < tasks; task += team.size)
-                job.maxima(whole + task / segments, segment(task), &found_bad);
+                job.maxima(whole + task / segments, segment(task));
             team.barrier();
             for (int64_t p = team.thread; p < split; p += team.size)
                 settings[p] = job.settings(whole + p, &found_no_memory);
             team.barrier();
             for (int64_t task = team.thread; task < tasks; task += team.size) {
+                const int64_t pair = whole + task / segments;
                 const Settings with = settings[task / segments];
-                if (counted)
-                    tallies[task] = job.tally(whole + task / segments, segment(task), with);
-                job.score(whole + task / segments, segment(task), with,
-                          lists_wanted ? lists + task : nullptr, &found_bad);
+                if (counted) tallies[task] = job.tally(pair, segment(task), with);
+                const bool bad =
+                    job.score(pair, segment(task), with, lists_wanted ? lists + task : nullptr);
+                if (counted) tallies[task].bad = bad;
             }
             if (lists_wanted || counted) {
                 team.barrier();
                 for (int64_t p = team.thread; p < split; p += team.size) {
                     if (lists_wanted) job.merge(whole + p, lists + p * segments, segments);
-                    if (counted) job.count(whole + p, tallies + p * segments, segments);
+                    if (counted)
+                        job.count(whole + p, settings[p], tallies + p * segments, segments);
                 }
             }
         }
-        if (found_bad) bad = true;
         if (found_no_memory) no_memory = true;
     };
     if (!no_memory) parallel(num_threads, body);
@@ -287,5 +301,5 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     std::free(settings);
     std::free(lists);
     std::free(tallies);
-    return no_memory ? kNoMemory : bad ? kNotFinite : kOk;
+    return no_memory ? kNoMemory : kOk;
 }

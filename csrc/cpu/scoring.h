@@ -6,9 +6,8 @@
 
 enum Status : int32_t {
     kOk = 0,
-    kNotFinite = 1,   // NaN or +inf in a row of a pair
-    kRowOutside = 2,  // a row number is not in [0, num_rows)
-    kNoMemory = 3,
+    kRowOutside = 1,  // a row number is not in [0, num_rows)
+    kNoMemory = 2,
 };
 
 // Scores all pairs (the formula: vllm_cold/ops/scoring.py).
@@ -20,8 +19,11 @@ enum Status : int32_t {
 //   out: [num_pairs, vocab] scores;
 //   top_scores, top_ids: [num_pairs, k] best scores and their token ids, k <= 64;
 //   all of them null: the scores go over both rows of each pair in logits, which is float32.
-// statistics: may be null; else [num_pairs, 2], how many tokens of the pair are valid, and 1 if the one with
-//   the best score is not the expert's best, else 0 (of several with the same value the lowest id counts).
+// statistics: may be null; else [num_pairs, 3], how many tokens of the pair are valid, 1 if the one with the
+//   best score is not the expert's best, else 0 (of several with the same value the lowest id counts), and 1 if
+//   a row of the pair holds NaN or +inf, else 0; if 1, the two numbers before mean nothing.
+// A row with NaN or +inf changes its own pair alone, whose scores are finite or -inf, but of no meaning. If it is
+//   the expert's, every token that is not -inf is valid. An adaptive beta is 0 in such a pair.
 // isa: at most vllm_cold_best_isa(); kAvx512Bf16 is as good as kAvx512 here. threads: how many may be used.
 VLLM_COLD_EXPORT int32_t vllm_cold_score(
     void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab, int32_t dtype,

@@ -16,20 +16,22 @@ struct Best {
 };
 
 // What a segment says of its pair: how many tokens are valid, the one with the best score and the
-// expert's best one, by the lower id where several are. Ids are -1 while `count` is 0.
+// expert's best one, by the lower id where several are. Ids are -1 while `count` is 0. `bad`: whether
+// the amateur's logits hold NaN or +inf.
 struct Tally {
     int64_t count, best_id, expert_id;
     float best, expert;
+    bool bad;
 };
 
-// Passes over n elements of a row. `tiles` has the maximum of each kTile of them: few reach the
-// threshold, and the others need no second look at the expert's logits. *bad is set if one of the
-// elements read for the first time (the expert's by `maxima`, the amateur's by the others) is NaN or
-// +inf.
+// Passes over n elements of a row. `tiles` has the maximum of each kTile of them, +inf if one is NaN:
+// few reach the threshold, and the others need no second look at the expert's logits. `scores` and
+// `topk` set *bad if one of the amateur's elements is NaN or +inf. Whatever they and the expert's
+// are, scores are finite; NaN is valid.
 struct Kernels {
-    void (*maxima)(const void* x, int64_t n, float* tiles, bool* bad);
+    void (*maxima)(const void* x, int64_t n, float* tiles);
     // Copies the expert's elements >= threshold to `found`, in order, and if `a` is not null the
-    // amateur's beside them to `beside`; returns how many there are.
+    // amateur's beside them to `beside`; returns how many there are. Neither holds NaN or +inf.
     int64_t (*at_least)(const void* e, const void* a, int64_t n, const float* tiles,
                         float threshold, float* found, float* beside);
     // Scores to `first` and, if not null, to `second`. Either may be the input. `stream` (without
@@ -39,7 +41,8 @@ struct Kernels {
     // Scores into `best`; the first element is of token `first_id`.
     void (*topk)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
                  float beta, int64_t first_id, Best* best, bool* bad);
-    // Like `scores` without writing any: into `tally`, which is empty. Before `scores` in place.
+    // Like `scores` without writing any: into `tally`, which is empty, but for `bad`. Before `scores`
+    // in place.
     void (*tally)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
                   float beta, int64_t first_id, Tally* tally);
 };

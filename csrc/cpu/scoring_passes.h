@@ -5,8 +5,8 @@
 //
 // Vec has: N lanes; F (floats) and M (a set of lanes); load(const T*) for the three dtypes; store;
 // stream (a store to an aligned address, past the caches where the CPU can) and fence behind those;
-// set1, sub, max, min, fma(a, b, c) = a * b + c; ge, gt, eq; not_below_inf (NaN or +inf); select(m, a, b)
-// = m ? a : b; either (union); any; bits (lane i in bit i).
+// set1, sub, max and min (b where a is NaN), fma(a, b, c) = a * b + c; gt, eq; not_below (a >= b, or NaN);
+// not_below_inf (NaN or +inf); select(m, a, b) = m ? a : b; either (union); any; bits (lane i in bit i).
 
 namespace {
 
@@ -32,12 +32,12 @@ int64_t tile_end(int64_t start, int64_t n) {
 }
 
 template <class T>
-void maxima(const void* from, int64_t n, float* tiles, bool* bad) {
+void maxima(const void* from, int64_t n, float* tiles) {
     const T* x = static_cast<const T*>(from);
     const F low = Vec::set1(-kInf);
-    M wrong = Vec::none();
     for (int64_t i = 0; i < n;) {
         const int64_t end = tile_end(i, n);
+        M wrong = Vec::none();
         F best[4] = {low, low, low, low};  // four chains hide the latency
         for (; i + 4 * N <= end; i += 4 * N) {
             for (int j = 0; j < 4; ++j) {
@@ -56,9 +56,8 @@ void maxima(const void* from, int64_t n, float* tiles, bool* bad) {
         Vec::store(lanes, Vec::max(Vec::max(best[0], best[1]), Vec::max(best[2], best[3])));
         float most = lanes[0];
         for (int64_t lane = 1; lane < N; ++lane) most = lanes[lane] > most ? lanes[lane] : most;
-        *tiles++ = most;
+        *tiles++ = Vec::any(wrong) ? kInf : most;
     }
-    *bad |= Vec::any(wrong);
 }
 
 // Those of x that are in `lanes`, in order; returns how many there are.
@@ -81,7 +80,7 @@ int64_t at_least(const void* expert, const void* amateur, int64_t n, const float
         if (*tiles++ < threshold) continue;
         for (int64_t i = tile, end = tile_end(tile, n); i < end; i += N) {
             const F value = load_some(e + i, end - i);
-            const uint32_t lanes = Vec::bits(Vec::ge(value, limit));
+            const uint32_t lanes = Vec::bits(Vec::not_below(value, limit));
             if (lanes == 0) continue;
             if (a != nullptr) pack(load_some(a + i, end - i), lanes, beside + count);
             count += pack(value, lanes, found + count);
@@ -94,10 +93,11 @@ struct Pair {
     F limit, beta;
     M wrong;
 
-    // Scores of N tokens; `valid` are those that have one. The threshold is above -inf.
+    // Scores of N tokens; `valid` are those that have one. The threshold is above -inf. NaN is not
+    // below it, and saturates like +inf: all scores are finite.
     inline __attribute__((always_inline)) F score(F e, F a, M* valid) {
         look(a);
-        *valid = Vec::ge(e, limit);
+        *valid = Vec::not_below(e, limit);
         const F most = Vec::set1(kLargest), least = Vec::set1(-kLargest);
         a = Vec::select(Vec::eq(a, Vec::set1(-kInf)), Vec::set1(0.0f), a);
         const F difference = Vec::max(Vec::min(Vec::sub(e, a), most), least);

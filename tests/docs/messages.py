@@ -2,7 +2,7 @@
 """The messages that a user can meet, read from the package's source.
 
 Collected are the sentences of ``raise``, of warnings and errors in the log, those that functions
-named ``unsupported`` and ``missing`` return, those that end a request in the scheduler, and
+named ``unsupported``, ``unavailable`` and ``missing`` return, those that end a request in the scheduler, and
 constants in capitals that are raised. Values in a message (f-strings, ``%s``) are ``VALUE``.
 """
 
@@ -21,7 +21,7 @@ VALUE = "…"
 # their own (design.md), and no user of the package reads an attribute that is not there.
 _LEFT_OUT = {"bindings/contracts.py", "__init__.py"}
 
-_REASONS = {"unsupported", "missing"}  # functions that return a sentence
+_REASONS = {"unsupported", "missing", "unavailable"}  # functions that return a sentence
 _LOGS = {"warning", "error"}
 _HELPERS = {"request_error"}  # wrap another exception
 
@@ -118,6 +118,8 @@ def _texts(node: ast.expr, constants: dict[str, str]) -> Iterator[str]:
     text = None
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
         text = re.sub(r"%[a-z]", VALUE, node.value)
+    elif isinstance(node, ast.Name):
+        text = constants.get(node.id)
     elif isinstance(node, ast.JoinedStr):
         text = "".join(_part(part, constants) for part in node.values)
     if text is not None and len(text.replace(VALUE, " ").split()) > 2:

@@ -24,9 +24,9 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     """
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold.bindings import platform_cpu
+    from vllm_cold.bindings import patching, platform_cpu
 
-    platform_cpu.install()  # now, or it would be undone together with the patch
+    patching.install(platform_cpu.places())  # now, or it would be undone together with the patch
     original = CpuPlatform.check_and_update_config
 
     def keep(cls: type, vllm_config: Any) -> None:
@@ -56,6 +56,7 @@ def make_llm(tiny: Path) -> Iterator[Make]:
             "enforce_eager": True,
             "disable_log_stats": True,
             "async_scheduling": False,
+            "gpu_memory_utilization": 0.2,  # others may use some memory
         }
         options |= kwargs
         made.append(LLM(**options))

@@ -25,7 +25,7 @@ def run(module: str, folder: Path, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.accuracy.{module}", *arguments],
         cwd=CHECKOUT,
-        env=os.environ | {"VLLM_COLD_ACCURACY": str(folder)},
+        env=os.environ | {"COLD_ACCURACY": str(folder)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

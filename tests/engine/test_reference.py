@@ -180,7 +180,7 @@ def test_lora_by_torch_operations(
     make_llm: Any, tiny: Path, expected: list[Trace], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the C++ library is missing."""
-    monkeypatch.setenv("VLLM_COLD_LORA", "torch")
+    monkeypatch.setenv("COLD_LORA", "torch")
     llm = make_llm(enforce_eager=False)
     assert llm.llm_engine.vllm_config.compilation_config.mode.name == "NONE"
     assert_same_tokens(decode(llm, tiny, CASES), expected)

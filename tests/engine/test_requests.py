@@ -366,5 +366,7 @@ def test_engines_that_cannot(
             lora_request=request,
             use_tqdm=False,
         )
-    (output,) = llm.generate(prompt, SamplingParams(max_tokens=2), use_tqdm=False)
+    # Somebody else's key, which is none of ours, is nothing to us.
+    foreign = SamplingParams(max_tokens=2, extra_args={"coldstart_id": 3})
+    (output,) = llm.generate(prompt, foreign, use_tqdm=False)
     assert len(output.outputs[0].token_ids) == 2

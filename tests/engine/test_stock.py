@@ -71,8 +71,8 @@ def test_vllm_plugins_switches_it_off(stock: dict[str, Any]) -> None:
 
 
 def test_vllm_cold_switches_it_off(stock: dict[str, Any], tiny: Path) -> None:
-    off = run_stock(tiny, VLLM_COLD="0")
-    assert "VLLM_COLD=0 is set" in off.pop("refused")
+    off = run_stock(tiny, COLD_ENABLED="0")
+    assert "COLD_ENABLED=0 is set" in off.pop("refused")
     assert off == {k: v for k, v in stock.items() if k != "refused"}
 
 
@@ -114,13 +114,13 @@ def test_lora_left_to_stock_refuses_cold(make_llm: Any, monkeypatch: pytest.Monk
 
     from vllm_cold import ColdParams
 
-    monkeypatch.setenv("VLLM_COLD_LORA", "stock")
+    monkeypatch.setenv("COLD_LORA", "stock")
     llm = make_llm(enforce_eager=False)
     assert llm.llm_engine.vllm_config.compilation_config.mode.name == "NONE"
     worker = llm.llm_engine.model_executor.driver_worker.worker
     (wrapper,) = worker.model_runner.lora_manager._adapter_manager.punica_wrapper_mapping.values()
     assert type(wrapper) is PunicaWrapperCPU
-    with pytest.raises(ValueError, match="VLLM_COLD_LORA=stock leaves LoRA on CPU to vLLM"):
+    with pytest.raises(ValueError, match="COLD_LORA=stock leaves LoRA on CPU to vLLM"):
         llm.generate("w1", ColdParams(max_tokens=1), use_tqdm=False)
 
 

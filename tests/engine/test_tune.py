@@ -4,6 +4,7 @@
 import gc
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -168,7 +169,7 @@ def test_a_gain_is_found_with_one_engine(
     assert "CoLD with alpha 0.05, beta 2 beats greedy decoding" in printed.out
     assert found["serve"] in printed.out.splitlines()
     assert found["serve"].endswith("--sampler cold --cold-alpha 0.05 --cold-beta 2.0")
-    assert f"[7/7] alpha 0.05, beta 2, held-out: {COUNT // 2} problems done" in printed.err
+    assert f"[pass 7/7] alpha 0.05, beta 2, held-out: {COUNT // 2} problems done" in printed.err
     with Image.open(folder / "heatmap.png") as picture:
         assert picture.format == "PNG" and picture.width > 600
     html = (folder / "report.html").read_text()
@@ -211,6 +212,34 @@ def test_an_engine_that_cannot_do_cold_decodes_nothing(
     assert main(arguments(tiny, problems, folder, "--max-num-seqs", "1")) == 2
     assert "CoLD cannot be used in this engine: max_num_seqs=1: " in capsys.readouterr().err
     assert not outputs(folder)
+
+
+@pytest.mark.parametrize("name", ["tune", "explain"])
+def test_an_engine_that_memory_does_not_suffice_for_says_what_to_do(
+    name: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """vLLM's own words, read from a real one: all memory is never free."""
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    rows = [{"prompt": f"w{n}", "answer": "w1"} for n in range(COUNT)]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = {
+        "tune": arguments(tiny, str(tmp_path / "p.jsonl"), tmp_path / "out"),
+        "explain": [
+            *("explain", "--model", str(tiny / "model"), "--adapter", str(tiny / "one")),
+            *("--prompt", "w1", "--html", str(tmp_path / "page.html")),
+        ],
+    }[name]
+    assert main([*command, "--gpu-memory-utilization", "1"]) == 2
+    said = (
+        r"the engine does not start: [\d.]+ of [\d.]+ GiB of memory are free, and "
+        r"--gpu-memory-utilization 1\.0 asks for [\d.]+: lower it, or set VLLM_CPU_KVCACHE_SPACE "
+        r"to the GiB that the KV cache may have, such as 4\n$"
+    )
+    assert re.search(said, capsys.readouterr().err)
 
 
 def _interrupt(command: list[str], folder: Path, least: int, sign: int) -> tuple[int, str]:

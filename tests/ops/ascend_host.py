@@ -17,7 +17,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.registry import NOT_FINITE
 from vllm_cold.ops.scoring_torch import adaptive_betas, expert_floors
 
 ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
@@ -166,6 +165,7 @@ class Host:
         max_expert_top_k: int,
         adaptive: Tensor | None,
         out: Tensor | None,
+        statistics: Tensor | None = None,
     ) -> None:
         """See ``registry.Backend``."""
         if len(beta):
@@ -173,7 +173,9 @@ class Host:
             beta = adaptive_betas(
                 logits, expert_rows, amateur_rows, log_alpha, beta, floor, adaptive
             )
-            self.run_scores(logits, expert_rows, amateur_rows, log_alpha, beta, floor, out)
+            self.run_scores(
+                logits, expert_rows, amateur_rows, log_alpha, beta, floor, out, statistics
+            )
 
     def topk(
         self,
@@ -200,8 +202,10 @@ class Host:
 
     def run_scores(self, *arguments: Tensor | None) -> None:
         """What ``torch.ops.vllm_cold.ascend_scores`` does on an NPU."""
-        *inputs, out = arguments
-        base, dense, _, _ = self._run(inputs, 0, out)
+        *inputs, out, statistics = arguments
+        base, dense, _, _, counted = self._run(inputs, 0, out, statistics is not None)
+        if statistics is not None:
+            statistics.copy_(torch.frombuffer(counted, dtype=torch.int64).view(-1, 3))
         if out is None:
             storage = torch.empty(0, dtype=torch.uint8).set_(inputs[0].untyped_storage())
             storage.copy_(torch.frombuffer(base, dtype=torch.uint8))
@@ -213,17 +217,19 @@ class Host:
         """What ``torch.ops.vllm_cold.ascend_topk`` does on an NPU."""
         *inputs, out_scores, out_ids = arguments
         k = out_scores.shape[1]
-        _, _, scores, ids = self._run(inputs, k, None)
+        _, _, scores, ids, _ = self._run(inputs, k, None, False)
         out_scores.copy_(torch.frombuffer(scores, dtype=torch.float32).view(-1, k))
         out_ids.copy_(torch.frombuffer(ids, dtype=torch.int64).view(-1, k))
 
-    def _run(self, inputs: list[Tensor | None], k: int, out: Tensor | None) -> list[bytearray]:
+    def _run(
+        self, inputs: list[Tensor | None], k: int, out: Tensor | None, counts: bool
+    ) -> list[bytearray]:
         logits, *vectors, floor = inputs
         in_place = k == 0 and out is None
         base = torch.empty(0, dtype=torch.uint8).set_(logits.untyped_storage())
         pairs, vocab = len(vectors[0]), logits.shape[1]
         request = struct.pack(
-            "<12q",
+            "<13q",
             k,
             in_place,
             TYPES[logits.dtype],
@@ -233,6 +239,7 @@ class Host:
             pairs,
             self.cores,
             floor is not None,
+            counts,
             logits.storage_offset() * logits.element_size(),
             len(base),
             out.stride(0) if out is not None else 0,
@@ -241,12 +248,12 @@ class Host:
         for part in (request, *(array.numpy().tobytes() for array in arrays)):
             self._write(part)
         self._process.stdin.flush()  # type: ignore[union-attr]
-        problem, *buffers, traffic = (self._read() for _ in range(6))
+        problem, *buffers, traffic = (self._read() for _ in range(7))
         if problem == b"Trap":
-            raise RuntimeError(NOT_FINITE)
+            raise RuntimeError("the kernel stopped at a row number out of range")
         if problem:
             raise CheckFailed(problem.decode())
-        self._check_traffic(traffic.decode(), pairs, vocab, logits, floor, k, in_place)
+        self._check_traffic(traffic.decode(), pairs, vocab, logits, floor, k, in_place, counts)
         return buffers
 
     def _write(self, part: bytes) -> None:
@@ -276,6 +283,7 @@ class Host:
         floor: Tensor | None,
         k: int,
         in_place: bool,
+        counts: bool,
     ) -> None:
         """Every byte that crossed between global memory and a core is one that has to."""
         segments, _ = plan(pairs, vocab, self.cores)
@@ -294,6 +302,13 @@ class Host:
             model[work, "floor"] = (4 * items, 0)
         if not k and not in_place:
             model[work, "out"] = (0, pairs * vocab * 4)
+        if counts:
+            last = work
+            if segments > 1:
+                last = "contrastive_total"
+                model[work, "counts"] = (0, 32 * items)
+                model[last, "counts"] = (32 * items, 0)
+            model[last, "statistics"] = (0, 24 * pairs)
         if segments > 1:
             maxima = "contrastive_maxima_" + name
             model[maxima, "logits"] = (row_bytes, 0)

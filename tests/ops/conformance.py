@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from itertools import product
 from typing import Any
 
 import torch
@@ -32,6 +33,20 @@ KINDS = (
     "equal", "ascending", "nothing left", "zeros", "overflow",
 )  # fmt: skip
 LAYOUTS = ("contiguous", "padded", "every other row", "transposed")
+# What is not finite in a pair, in which of its rows, and where.
+NOT_FINITE = tuple(
+    product(
+        ("nan", "-nan", "inf"),
+        ("expert", "amateur", "both"),
+        ("first", "middle", "last", "everywhere"),
+    )
+)
+# Seed, number of pairs, vocabulary: pairs of all kinds; rows that are split, and that are not.
+NOT_FINITE_CASES = (
+    (0, 72, 61), (1, 72, 61), (2, 72, 1), (3, 73, 1), (4, 12, 2049), (5, 13, 4097),
+    *((seed, 1, 20_001) for seed in range(6, 12)), (12, 2, 40_000), (13, 2, 17_001),
+    (14, 3, 33_000), (15, 5, 9001), (16, 9, 120_000),
+)  # fmt: skip
 F32 = torch.finfo(torch.float32)
 
 
@@ -315,9 +330,11 @@ def check_order(case: Case, ids: Tensor) -> None:
 
 
 def statistics_of(expert: Tensor, scores: Tensor) -> Tensor:
-    """[P, 2] int64: valid tokens, and whether the best-scored is not the expert's best."""
+    """[P, 3] int64 of pairs that are finite: valid tokens, whether the best-scored is not the
+    expert's best, and 0.
+    """
     changed = scores.argmax(1) != expert.float().argmax(1)
-    return torch.stack([(scores > -INF).sum(1), changed.long()], 1)
+    return torch.stack([(scores > -INF).sum(1), changed.long(), torch.zeros(len(scores))], 1).long()
 
 
 def _where(case: Case, wrong: Tensor) -> list[tuple[str, int]]:
@@ -354,11 +371,10 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
     bits = {2: torch.int16, 4: torch.int32}[before.element_size()]
     assert torch.equal(case.base.view(bits), before.view(bits)), "the input was written to"
     want = statistics_of(case.rows[0], dense)
-    if isinstance(backend, registry.Counting):
-        again, counted = torch.full_like(dense, math.nan), torch.full_like(want, -7)
-        backend.counted_scores(case.logits, *case.pairs, again, counted)
-        assert torch.equal(again, dense), "counting changes the scores"
-        assert torch.equal(counted, want), "wrong statistics"
+    again, counted = torch.full_like(dense, math.nan), torch.full_like(want, -7)
+    backend.scores(case.logits, *case.pairs, again, counted)
+    assert torch.equal(again, dense), "counting changes the scores"
+    assert torch.equal(counted, want), "wrong statistics"
     if case.logits.dtype != torch.float32:
         return
     case.rows, case.exact, case.tolerance, case.edge  # noqa: B018 - computed before they are lost
@@ -367,12 +383,105 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
     assert torch.equal(case.logits[case.amateur_rows], dense), "the second row"
     case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows
     assert torch.equal(case.base.view(bits), before.view(bits)), "rows of no pair were written to"
-    if isinstance(backend, registry.Counting):
-        counted = torch.full_like(want, -7)
-        backend.counted_scores(case.logits, *case.pairs, None, counted)
-        assert torch.equal(case.logits[case.expert_rows], dense), "counting changes the scores"
-        assert torch.equal(counted, want), "wrong statistics in place"
-        case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows
+    counted = torch.full_like(want, -7)
+    backend.scores(case.logits, *case.pairs, None, counted)
+    assert torch.equal(case.logits[case.expert_rows], dense), "counting changes the scores"
+    assert torch.equal(counted, want), "wrong statistics in place"
+    case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows
+
+
+def make_not_finite(case: Case, seed: int) -> tuple[Tensor, Tensor]:
+    """Spoil every second pair, with all of ``NOT_FINITE`` in turn.
+
+    Returns:
+        [P] bool, which pairs; and of which of them the expert's row.
+    """
+    num_pairs, vocab = len(case.beta), case.logits.shape[1]
+    pairs, experts = torch.zeros(2, num_pairs, dtype=torch.bool)
+    bits = case.logits.view({2: torch.int16, 4: torch.int32}[case.logits.element_size()])
+    for pair in range(seed % 2 if num_pairs > 1 else 0, num_pairs, 2):
+        what, rows, where = NOT_FINITE[(seed + 5 * (pair // 2)) % len(NOT_FINITE)]
+        places = {"first": 0, "middle": vocab // 2, "last": vocab - 1, "everywhere": slice(None)}
+        pairs[pair], experts[pair] = True, rows != "amateur"
+        for name, row in (("expert", case.expert_rows[pair]), ("amateur", case.amateur_rows[pair])):
+            if rows in (name, "both"):
+                if what == "-nan":
+                    bits[row, places[where]] = -1  # all bits set, in every dtype
+                else:
+                    case.logits[row, places[where]] = float(what)
+    return pairs, experts
+
+
+def check_not_finite(
+    backend: str | Any,
+    seed: int,
+    num_pairs: int,
+    vocab: int,
+    dtype: torch.dtype = torch.float32,
+    ks: Sequence[int] = KS,
+) -> None:
+    """Run a backend on pairs that hold NaN or +inf beside others, in every form. They can be
+    sampled from and are told of; the others are the same bits as without them.
+    """
+    if isinstance(backend, str):
+        backend = registry.load(backend)
+    case = make_case(seed, num_pairs, vocab, dtype)
+
+    def scores(out: Tensor | None, counts: Tensor | None) -> None:
+        backend.scores(case.logits, *case.pairs, out, counts)
+
+    def best(k: int) -> tuple[Tensor, Tensor]:
+        found = torch.full((num_pairs, k), math.nan), torch.full((num_pairs, k), 10**12)
+        backend.topk(case.logits, *case.pairs, *found)
+        return found
+
+    def bits(x: Tensor) -> Tensor:
+        return x.view({2: torch.int16, 4: torch.int32}[x.element_size()])
+
+    before, counted = torch.full((num_pairs, vocab), math.nan), torch.full((num_pairs, 3), -7)
+    scores(before, counted)
+    best_before = {k: best(k) for k in ks}
+    pairs, experts = make_not_finite(case, seed)
+    spoiled = case.base.clone()
+    rows = case.logits[case.expert_rows], case.logits[case.amateur_rows]
+    # Of NaN, "not equal" is true.
+    valid = torch.where(experts.unsqueeze(1), rows[0] != -INF, before > -INF)
+
+    def check(got: Tensor, counts: Tensor | None) -> None:
+        assert torch.equal(bits(got)[~pairs], bits(before)[~pairs]), "the others' scores"
+        assert (got < INF).all(), "a score is NaN or +inf"
+        assert torch.equal(got > -INF, valid), "other candidates"
+        if counts is not None:
+            assert torch.equal(counts[:, 2], pairs.long()), "other pairs are said to be not finite"
+            assert torch.equal(counts[~pairs], counted[~pairs]), "the others' statistics"
+            assert (counts != -7).all(), "statistics that are not written"
+
+    for counts in (None, torch.full_like(counted, -7)):
+        dense = torch.full_like(before, math.nan)
+        scores(dense, counts)
+        check(dense, counts)
+    for k in ks:
+        got, ids = best(k)
+        assert torch.equal(bits(got)[~pairs], bits(best_before[k][0])[~pairs]), "the others' best"
+        assert torch.equal(ids[~pairs], best_before[k][1][~pairs]), "the others' best ids"
+        assert (got < INF).all(), "one of the best is NaN or +inf"
+        found = torch.arange(k) < valid.sum(1, keepdim=True)
+        assert torch.equal(got > -INF, found), "not as many of the best as there are"
+        assert (ids[~found] == -1).all() and ((ids[found] >= 0) & (ids[found] < vocab)).all()
+        assert valid.gather(1, ids.clamp(min=0))[found].all(), "one of the best is no candidate"
+        assert (got[:, :-1] >= got[:, 1:]).all(), "the best are not in order"
+        ordered = torch.where(found, ids, -1 - torch.arange(k)).sort(1).values
+        assert (ordered[:, 1:] > ordered[:, :-1]).all(), "one of the best is there twice"
+    assert torch.equal(bits(case.base), bits(spoiled)), "the input was written to"
+    if dtype != torch.float32:
+        return
+    for counts in (None, torch.full_like(counted, -7)):
+        scores(None, counts)
+        check(case.logits[case.expert_rows], counts)
+        same = torch.equal(*(bits(case.logits[r]) for r in (case.expert_rows, case.amateur_rows)))
+        assert same, "the second row"
+        case.logits[case.expert_rows], case.logits[case.amateur_rows] = rows
+        assert torch.equal(bits(case.base), bits(spoiled)), "rows of no pair were written to"
 
 
 def adaptive_case(dtype: torch.dtype = torch.float32, vocab: int = 2500) -> tuple[Case, Tensor]:

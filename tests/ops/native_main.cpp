@@ -66,7 +66,7 @@ int main() {
         float* out = h.form == kDense ? allocate<float>(h.num_pairs * h.vocab) : nullptr;
         float* scores = h.form == kTopk ? allocate<float>(h.num_pairs * h.k) : nullptr;
         int64_t* ids = h.form == kTopk ? allocate<int64_t>(h.num_pairs * h.k) : nullptr;
-        int64_t* statistics = h.form == kTopk ? nullptr : allocate<int64_t>(h.num_pairs * 2);
+        int64_t* statistics = h.form == kTopk ? nullptr : allocate<int64_t>(h.num_pairs * 3);
         const int64_t status = vllm_cold_score(
             logits, h.num_rows, h.row_stride, h.vocab, static_cast<int32_t>(h.dtype), experts,
             amateurs, log_alpha, beta, caps, adaptive, h.num_pairs, out, scores, ids, h.k,
@@ -76,7 +76,7 @@ int main() {
         if (scores != nullptr) write_all(scores, h.num_pairs * h.k * 4);
         if (ids != nullptr) write_all(ids, h.num_pairs * h.k * 8);
         if (h.form == kInPlace) write_all(logits, h.logits_bytes);
-        if (statistics != nullptr) write_all(statistics, h.num_pairs * 16);
+        if (statistics != nullptr) write_all(statistics, h.num_pairs * 24);
         for (void* array : {static_cast<void*>(logits), static_cast<void*>(experts),
                             static_cast<void*>(amateurs), static_cast<void*>(log_alpha),
                             static_cast<void*>(beta), static_cast<void*>(caps),

@@ -20,7 +20,6 @@ import torch
 from tests.ops import ascend_host, conformance
 from tests.ops.ascend_host import ASCEND, KERNEL, RUNNER, Host, compile_host
 from vllm_cold.ops import scoring_ascend
-from vllm_cold.ops.registry import NOT_FINITE
 
 pytestmark = [
     pytest.mark.unit,
@@ -140,30 +139,77 @@ def test_one_row_in_many_pairs(host):
 
 @pytest.mark.parametrize("cores", (1, 40), ids=("whole", "segments"))
 @pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
-def test_every_value_that_is_not_finite_is_found(host, dtype, cores):
+def test_pairs_that_are_not_finite(host, dtype, cores):
+    host.cores = cores
+    for case in conformance.NOT_FINITE_CASES[:-1]:  # the last one is the same, but long
+        conformance.check_not_finite(host, *case, dtype, ks=(5,))
+
+
+@pytest.mark.parametrize("cores", (1, 48), ids=("whole", "segments"))
+@pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
+def test_every_place_of_a_value_that_is_not_finite(host, dtype, cores):
+    """Also at the borders of tiles and segments. Every other pair has one, or one a row."""
     host.cores = cores
     vocab = 17001  # three segments, five tiles, a tail
     places = (0, 1, 4095, 4096, 5887, 5888, 5900, 8191, 8192, 11775, 11776, 16999, vocab - 1)
-    case = conformance.make_case(0, 1, vocab, dtype, kinds=("both -inf",))
-    calls = (
-        lambda: host.scores(case.logits, *case.pairs, torch.empty(1, vocab)),
-        lambda: host.topk(
-            case.logits, *case.pairs, torch.empty(1, 3), torch.empty(1, 3, dtype=torch.int64)
-        ),
-    )
-    for call in calls:
-        call()  # -inf is no fault
-    kinds = itertools.cycle(itertools.product((math.nan, INF, -math.nan), calls))
-    for row in (int(case.expert_rows[0]), int(case.amateur_rows[0])):
-        for place in places:
-            value, call = next(kinds)
-            before = case.logits[row, place].clone()
-            case.logits[row, place] = value
-            with pytest.raises(RuntimeError, match=re.escape(NOT_FINITE)):
-                call()
-            case.logits[row, place] = before
-    outside = case.logits[[i for i in range(len(case.logits)) if i not in case.expert_rows]]
-    assert outside.isfinite().any()
+    faults = list(itertools.product(("expert", "amateur", "both"), places))
+    values = itertools.cycle((math.nan, INF, -math.nan))
+    for seed in range(0, len(faults), 8):
+        case = conformance.make_case(seed, 16, vocab, dtype)
+        clean, clean_statistics, clean_best = _run(host, case)
+        valid, fault = clean > -INF, torch.arange(16) % 2 > 0
+        for pair, (rows, place), value in zip(range(1, 16, 2), faults[seed:], values, strict=False):
+            for name, row in zip(("expert", "amateur"), case.pairs[:2], strict=True):
+                if rows in (name, "both"):
+                    case.logits[row[pair], place] = value
+            if rows != "amateur":
+                valid[pair] = case.logits[case.expert_rows[pair]] != -INF
+        fault[2 * len(faults[seed : seed + 8]) :] = False
+        dense, statistics, best = _run(host, case)
+        assert torch.equal(statistics[:, 2] > 0, fault), "not found, or found where there is none"
+        assert torch.equal(statistics[:, 0], valid.sum(1))
+        assert torch.equal(dense > -INF, valid) and (dense < INF).all()
+        conformance.check_topk(5, *best, dense)
+        healthy = ~fault
+        assert torch.equal(statistics[healthy], clean_statistics[healthy])
+        for got, before in zip((dense, *best), (clean, *clean_best), strict=True):
+            same = got[healthy].numpy().tobytes() == before[healthy].numpy().tobytes()
+            assert same, "a pair that is not finite changes others"
+        # The amateur's row as if -inf stood there.
+        for pair, (rows, place) in zip(range(1, 16, 2), faults[seed:], strict=False):
+            if rows != "expert":
+                case.logits[case.amateur_rows[pair], place] = -INF
+        excluded, _, _ = _run(host, case)
+        assert torch.equal(dense.view(torch.int32), excluded.view(torch.int32))
+
+
+def _run(host, case):
+    """Scores, statistics, and the five best with their ids."""
+    dense = torch.full((len(case.beta), case.logits.shape[1]), math.nan)
+    statistics = torch.full((len(case.beta), 3), -7)
+    best = torch.full((len(case.beta), 5), math.nan), torch.full((len(case.beta), 5), 10**12)
+    host.scores(case.logits, *case.pairs, dense, statistics)
+    host.topk(case.logits, *case.pairs, *best)
+    return dense, statistics, best
+
+
+@pytest.mark.parametrize("cores", (1, 40), ids=("whole", "segments"))
+def test_a_beta_and_floor_that_are_not_finite_do_no_harm(host, cores):
+    """Torch computes them from the same rows."""
+    host.cores = cores
+    case = conformance.make_case(0, 2, 17001, kinds=("normal",))
+    case.logits[case.expert_rows[0], 9000] = math.nan
+    case.logits[case.amateur_rows[1], 9000] = math.nan
+    nan = torch.full((2,), math.nan)
+    scores = torch.full((2, 17001), math.nan)
+    statistics = torch.full((2, 3), -7)
+    host.run_scores(case.logits, *case.pairs[:3], nan, nan, scores, statistics)
+    assert (scores < INF).all() and (scores[0] > -INF).all()
+    want = (case.rows[0][1] >= case.rows[0][1].max() + case.log_alpha[1]).sum()
+    assert statistics[:, 0].tolist() == [17001, int(want)] and (statistics[:, 2] == 1).all()
+    best, ids = torch.full((2, 3), math.nan), torch.full((2, 3), 10**12)
+    host.run_topk(case.logits, *case.pairs[:3], nan, nan, best, ids)
+    conformance.check_topk(3, best, ids, scores)
 
 
 @pytest.mark.parametrize("row", (-1, 5))
@@ -174,7 +220,7 @@ def test_row_numbers_out_of_range_stop_the_kernel(host, row):
     for rows in (case.expert_rows, case.amateur_rows):
         before = rows.clone()
         rows[0] = row
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError, match="out of range"):
             host.scores(case.logits, *case.pairs, torch.empty(1, 100))
         rows[:] = before
 
@@ -220,10 +266,12 @@ class OnTheNpu:
     """The backend, with tensors that come from the CPU and go back there."""
 
     def scores(self, logits, *rest):
-        *pairs, out = rest
+        pairs, (out, statistics) = rest[:7], (*rest[7:], None)[:2]
         moved, place = self._move(logits)
-        target = None if out is None else out.npu()
-        scoring_ascend.scores(moved, *map(self._send, pairs), target)
+        target, counted = self._send(out), self._send(statistics)
+        scoring_ascend.scores(moved, *map(self._send, pairs), target, counted)
+        if statistics is not None:
+            statistics.copy_(counted.cpu())
         if out is not None:
             out.copy_(target.cpu())
             return
@@ -252,15 +300,22 @@ def test_conforms_on_the_npu(seed, pairs, vocab, dtype, layout):
 
 
 @pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
-@pytest.mark.parametrize("row", ("expert_rows", "amateur_rows"))
-@pytest.mark.parametrize("value", ("nan", "inf"))
-def test_not_finite_is_an_error_on_the_npu(row, value):
+@pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
+def test_pairs_that_are_not_finite_on_the_npu(dtype):
+    for case in conformance.NOT_FINITE_CASES:
+        conformance.check_not_finite(OnTheNpu(), *case, dtype)
+
+
+@pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
+@pytest.mark.parametrize("rows", ("expert_rows", "amateur_rows"))
+def test_a_row_number_out_of_range_is_an_error_on_the_npu(rows):
     """In a process of its own: the NPU's context is lost."""
     program = f"""
 import torch
 from tests.ops import conformance, test_ascend
 case = conformance.make_case(0, 1, 20000)
-case.logits[case.{row}, 12345] = float({value!r})
+case.adaptive = None
+case.{rows}[0] = len(case.logits)
 test_ascend.OnTheNpu().scores(case.logits, *case.pairs, torch.empty(1, 20000))
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

@@ -42,6 +42,7 @@ class Change:
     pairs: int = 1
     kinds: tuple[str, ...] = ("normal",)
     cap: int = 0
+    not_finite: bool = False  # whether it shows only where a row holds NaN or +inf
     header: bool = False  # in contrastive_scoring.h
 
 
@@ -63,8 +64,8 @@ CHANGES = {
     ),
     "V writes what V reads": Change(
         1,
-        f"mask.ReinterpretCast<uint16_t>(), static_cast<int32_t>(kMaskWords));\n        {BARRIER}",
-        "mask.ReinterpretCast<uint16_t>(), static_cast<int32_t>(kMaskWords));",
+        f"AscendC::And(below, mask, mask, words);  // a copy\n        {BARRIER}",
+        "AscendC::And(below, mask, mask, words);",
         r"CompareScalar on V: write after read by V without PipeBarrier",
     ),
     "V writes what V wrote": Change(
@@ -184,8 +185,7 @@ CHANGES = {
     ),
     "used after EnQue": Change(
         3,
-        "                scorer_.Score(scores, expert, amateur);\n"
-        "                tiles_.EnQue(scores);\n",
+        "                scorer_.Score(scores, expert, amateur);\n",
         "                tiles_.EnQue(scores);\n"
         "                scorer_.Score(scores, expert, amateur);\n",
         r"Select: the tensor is in its queue",
@@ -214,7 +214,7 @@ CHANGES = {
     ),
     "no buffer": Change(
         4,
-        "        pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float));\n",
+        "        pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float) + kRepeatBytes);\n",
         "",
         r"Get: a TBuf without InitBuffer",
     ),
@@ -226,9 +226,15 @@ CHANGES = {
     ),
     "too little scratch": Change(
         4,
-        "pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float));",
+        "pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float) + kRepeatBytes);",
         "pipe->InitBuffer(reduce_, kTile / 64 * sizeof(float));",
         r"an instruction on 128 elements from 0 is beyond the tensor's 64",
+    ),
+    "too little scratch for an index": Change(
+        4,
+        "pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float) + kRepeatBytes);",
+        "pipe->InitBuffer(reduce_, kTile / 64 * 2 * sizeof(float));",
+        r"an instruction on 144 elements from 0 is beyond the tensor's 128",
     ),
     # 5. Alignment and limits.
     "UB that is not aligned": Change(
@@ -368,15 +374,15 @@ CHANGES = {
     # 8. Results.
     "-inf of the amateur counts": Change(
         8,
-        "        Choose(amateur, mask, amateur, 0.0f);\n",
+        "        scratch_.Choose(amateur, guard_.WatchFinite(amateur), amateur, 0.0f);\n",
         "",
         r"wrong scores.*both -inf",
         kinds=("both -inf",),
     ),
     "scores do not saturate": Change(
         8,
-        "        Saturate(amateur);\n        mask",
-        "        mask",
+        "        Saturate(amateur);\n        const LocalTensor<uint8_t> valid",
+        "        const LocalTensor<uint8_t> valid",
         r"a score is infinite",
         kinds=("huge",),
     ),
@@ -421,8 +427,8 @@ CHANGES = {
     ),
     "a tie with the maximum is lost": Change(
         8,
-        "        mask = scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GE);",
-        "        mask = scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GT);",
+        "scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GE);",
+        "scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GT);",
         r"not the same tokens are valid",
         cap=1,
     ),
@@ -431,6 +437,97 @@ CHANGES = {
         "largest + Setting(pairs_.logAlpha, pair)",
         "largest + 0.0f * Setting(pairs_.logAlpha, pair)",
         r"not the same tokens are valid",
+    ),
+    "the launch that adds up is missing": Change(
+        8,
+        "    if (call.plan.segments > 1 && call.statistics != nullptr) {",
+        "    if (false) {",
+        r"traffic.*contrastive_total",
+    ),
+    "a segment is not counted": Change(
+        8, "        valid += next.valid;\n", "", r"wrong statistics", kinds=("tiny",)
+    ),
+    "a tile is not counted": Change(
+        8,
+        "        AscendC::Add(lanes, lanes, spare, count);\n",
+        "        AscendC::Adds(lanes, spare, 0.0f, count);\n",
+        r"wrong statistics",
+        kinds=("tiny",),
+        cores=1,
+    ),
+    "the last of the best counts": Change(
+        8,
+        "        if (value > best) {",
+        "        if (value >= best) {",
+        r"wrong statistics",
+        pairs=6,
+        kinds=("overflow",),
+    ),  # fmt: skip
+    "-0.0 is not the best": Change(
+        8,
+        "AscendC::Adds(spare, tile, 0.0f, static_cast<int32_t>(kTile));",
+        "AscendC::Maxs(spare, tile, kNegInf, static_cast<int32_t>(kTile));",
+        r"wrong statistics",
+        pairs=6,
+        kinds=("zeros",),
+    ),
+    # 9. Pairs that are not finite.
+    "the maximum does not tell": Change(
+        9,
+        "return good ? largest : kInf;",
+        "(void)good;\n        return largest;",
+        r"other candidates|a score is NaN or \+inf",
+        not_finite=True,
+    ),
+    "NaN of the expert stays": Change(
+        9,
+        "        if (!expertGood_) {\n            scratch_.Choose(",
+        "        if (false) {\n            scratch_.Choose(",
+        r"other candidates|a score is NaN or \+inf",
+        not_finite=True,
+    ),
+    "NaN of the amateur stays": Change(
+        9,
+        "        scratch_.Choose(amateur, guard_.WatchFinite(amateur), amateur, 0.0f);\n",
+        "        guard_.WatchFinite(amateur);\n",
+        r"a score is NaN or \+inf",
+        not_finite=True,
+    ),
+    "alpha counts all the same": Change(
+        9,
+        "return expertGood_ && threshold > -kLargest",
+        "return threshold > -kLargest",
+        r"other candidates",
+        not_finite=True,
+    ),
+    "the expert's row is not told of": Change(
+        9,
+        "        return !(expertGood_ && amateurGood);",
+        "        return !amateurGood;",
+        r"other pairs are said to be not finite",
+        not_finite=True,
+    ),
+    "the amateur's row is not told of": Change(
+        9,
+        "        return !(expertGood_ && amateurGood);",
+        "        (void)amateurGood;\n        return !expertGood_;",
+        r"other pairs are said to be not finite",
+        not_finite=True,
+        cores=1,
+    ),
+    "a segment is not told of": Change(
+        9,
+        "        notFinite = notFinite || next.notFinite;\n",
+        "",
+        r"other pairs are said to be not finite",
+        not_finite=True,
+    ),
+    "a lane is not watched": Change(
+        9,
+        "n >= kBlockBytes / sizeof(uint16_t); n /= 2",
+        "n > kBlockBytes / sizeof(uint16_t); n /= 2",
+        r"other pairs are said to be not finite|other candidates|a score is NaN or \+inf",
+        not_finite=True,
     ),
     "the second row is forgotten": Change(
         8, "                if (both) {", "                if (false && both) {", r"traffic.*logits"
@@ -450,6 +547,9 @@ def _run(change: Change, program: Path) -> None:
         case.max_expert_top_k = change.cap
         case.adaptive = None  # the kernels see a beta in any case
         conformance.check_backend(host, case, ks=(64,))
+        if change.not_finite:
+            for seed, num_pairs, vocab in ((0, 72, 61), (4, 12, 4097), (6, 1, 20_300)):
+                conformance.check_not_finite(host, seed, num_pairs, vocab, ks=(5,))
     except (IndexError, RuntimeError) as error:
         raise AssertionError(f"a comparison did not even run: {error}") from error
     finally:
@@ -458,7 +558,7 @@ def _run(change: Change, program: Path) -> None:
 
 def test_without_a_change_nothing_is_found():
     program = compile_host(KERNEL, RUNNER, flags=QUICK)
-    inputs = ("cores", "dtype", "vocab", "pairs", "kinds", "cap")
+    inputs = ("cores", "dtype", "vocab", "pairs", "kinds", "cap", "not_finite")
     forms = {tuple(getattr(change, name) for name in inputs): change for change in CHANGES.values()}
     for change in forms.values():
         _run(change, program)

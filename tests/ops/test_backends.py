@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -23,6 +24,8 @@ from tests.ops.conformance import (
     KINDS,
     KS,
     LAYOUTS,
+    NOT_FINITE,
+    NOT_FINITE_CASES,
     NUM_PAIRS,
     VOCABS,
     Case,
@@ -30,12 +33,14 @@ from tests.ops.conformance import (
     check_adaptive,
     check_backend,
     check_dense,
+    check_not_finite,
     check_order,
     check_topk,
     make_case,
+    make_not_finite,
     statistics_of,
 )
-from vllm_cold.ops import contrastive_scores, contrastive_topk, registry, scoring_cpu
+from vllm_cold.ops import contrastive_scores, contrastive_topk, registry, scoring, scoring_cpu
 from vllm_cold.ops.scoring_reference import adaptive_beta
 from vllm_cold.ops.scoring_torch import adaptive_betas
 
@@ -49,10 +54,7 @@ class CpuWith:
         self.isa = isa
 
     def scores(self, *args: Any) -> None:
-        scoring_cpu._run(*args[:6], *args[7:9], None, None, self.isa)
-
-    def counted_scores(self, *args: Any) -> None:
-        scoring_cpu._run(*args[:6], *args[7:9], None, None, self.isa, args[9])
+        scoring_cpu._run(*args[:6], *args[7:9], None, None, self.isa, *args[9:])
 
     def topk(self, *args: Any) -> None:
         scoring_cpu._run(*args[:6], args[7], None, *args[8:10], self.isa)
@@ -223,29 +225,83 @@ def test_through_the_op(
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("threads", [1, 2], indirect=True)
-@pytest.mark.parametrize("value", [math.nan, INF])
+@pytest.mark.parametrize("threads", [1, 2, 3, 5], indirect=True)
+def test_what_is_not_finite_stays_in_its_pair() -> None:
+    for name, backend in {"reference": "reference", **BACKENDS}.items():
+        for seed, num_pairs, vocab in NOT_FINITE_CASES:
+            if torch.get_num_threads() == 1 or ("cpu" in name and num_pairs * vocab > 2 * 8192):
+                dtypes = DTYPES if vocab < 20_000 else DTYPES[seed % 3 :][:1]
+                for dtype in dtypes:
+                    check_not_finite(backend, seed, num_pairs, vocab, dtype)
+
+
+def test_the_cases_have_all_that_is_not_finite_with_every_setting() -> None:
+    seen = set()
+    for seed, num_pairs, _ in NOT_FINITE_CASES[:2]:
+        case = make_case(seed, num_pairs, 61)
+        pairs, _ = make_not_finite(case, seed)
+        assert int(pairs.sum()) == len(NOT_FINITE)
+        for pair in pairs.nonzero().flatten().tolist():
+            kind = NOT_FINITE[(seed + 5 * (pair // 2)) % len(NOT_FINITE)]
+            log_alpha, _, cap, adaptive = case.settings[pair]
+            seen |= {(kind[1], "alpha", log_alpha), (kind[1], "cap", cap > 0)}
+            seen |= {(kind[1], "adaptive", adaptive), kind}
+    assert len(seen) == len(NOT_FINITE) + 3 * (3 + 2 + 2)
+
+
 @pytest.mark.parametrize("half", ["expert", "amateur"])
-def test_not_finite_is_an_error_wherever_it_stands(half: str, value: float) -> None:
-    for backend in ("reference", *BACKENDS.values()):
-        if isinstance(backend, str):
-            backend = registry.load(backend)
-        for vocab in (1, 31, 4097, 40_000):
-            # Ends of rows and of vectors, a token that is a candidate and one that is not.
-            for token in sorted({0, 7, vocab // 2, vocab - 2, vocab - 1} & set(range(vocab))):
-                for dtype in DTYPES if vocab < 40_000 else DTYPES[:1]:
-                    case = make_case(token, 3, vocab, dtype, kinds=["normal"])
-                    row = case.expert_rows if half == "expert" else case.amateur_rows
-                    case.logits[row[token % 3], token] = value
-                    dense = torch.empty(3, vocab)
-                    with pytest.raises(RuntimeError, match="NaN"):
-                        backend.scores(case.logits, *case.pairs, dense)
-                    best = torch.empty(3, 5), torch.empty(3, 5, dtype=torch.int64)
-                    with pytest.raises(RuntimeError, match="NaN"):
-                        backend.topk(case.logits, *case.pairs, *best)
-                    if dtype == torch.float32:
-                        with pytest.raises(RuntimeError, match="NaN"):
-                            backend.scores(case.logits, *case.pairs, None)
+@pytest.mark.parametrize("value", [math.nan, INF])
+@pytest.mark.parametrize("backend", [None, "reference", "torch", "cpu"])
+def test_what_is_not_finite_is_an_error_where_it_is_checked(
+    backend: str | None, value: float, half: str
+) -> None:
+    """It is, unless the caller says otherwise."""
+    for layout in LAYOUTS:
+        case = make_case(1, 3, 333, layout=layout)
+        calls = [
+            (contrastive_scores, {"inplace": False}),
+            (contrastive_scores, {"statistics": torch.full((3, 3), -7)}),
+            (contrastive_topk, {"k": 5}),
+            (contrastive_scores, {"inplace": True}),
+        ]
+        before = case.base.clone()
+        for op, options in calls:
+            op(case.logits, *case.pairs, backend=backend, **options)
+            case.base.copy_(before)
+        case.logits[case.expert_rows[1] if half == "expert" else case.amateur_rows[1], 77] = value
+        before = case.base.clone()
+        for op, options in calls:
+            with pytest.raises(RuntimeError, match="hold NaN or .inf"):
+                op(case.logits, *case.pairs, backend=backend, **options)
+            case.base.copy_(before)
+            op(case.logits, *case.pairs, backend=backend, check=False, **options)
+            case.base.copy_(before)
+        assert calls[1][1]["statistics"][:, 2].tolist() == [0, 1, 0]
+
+
+def test_on_a_gpu_the_check_waits_for_nothing() -> None:
+    finite = mock.MagicMock(device=torch.device("cuda"))
+    finite.all().__bool__.side_effect = AssertionError("a host sync")
+    with mock.patch.object(torch, "_assert_async") as asserted:
+        scoring._assert_finite(finite)
+    asserted.assert_called_once_with(finite.all(), registry.NOT_FINITE)
+
+
+def test_nothing_is_looked_at_without_the_check() -> None:
+    """Tensors without memory: what needs a value of theirs fails."""
+    case = make_case(1, 7, 333)
+    logits, *pairs = (
+        x.to("meta") if isinstance(x, torch.Tensor) else x for x in (case.logits, *case.pairs)
+    )
+    counted = torch.empty(7, 3, dtype=torch.int64, device="meta")
+    for inplace in (False, True):
+        contrastive_scores(
+            logits, *pairs, inplace=inplace, statistics=counted, check=False, backend="torch"
+        )
+    contrastive_topk(logits, *pairs, k=5, check=False, backend="torch")
+    for op, options in ((contrastive_scores, {}), (contrastive_topk, {"k": 5})):
+        with pytest.raises(RuntimeError, match="meta"):
+            op(logits, *pairs, backend="torch", **options)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
@@ -346,7 +402,7 @@ def test_adaptive_pairs_through_the_op(backend: str) -> None:
     case, _ = adaptive_case()
     dense = contrastive_scores(case.logits, *case.pairs, backend=backend)
     check_dense(case, dense)
-    counted = torch.empty(len(case.beta), 2, dtype=torch.int64)
+    counted = torch.empty(len(case.beta), 3, dtype=torch.int64)
     contrastive_scores(case.logits, *case.pairs, statistics=counted, backend=backend)
     assert torch.equal(counted, statistics_of(case.rows[0], dense))
     scores, ids = contrastive_topk(case.logits, *case.pairs, k=9, backend=backend)
@@ -429,15 +485,15 @@ def test_the_checks_bite() -> None:
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if " " not in name])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_statistics_through_the_op(backend: str, layout: str) -> None:
-    """Backends that count, those that do not, and layouts that are straightened out first."""
+    """Layouts that are straightened out first, too."""
     for seed in range(len(KINDS)):
         case = make_case(seed, 5, 333, layout=layout)
         want = statistics_of(case.rows[0], contrastive_scores(case.logits, *case.pairs))
         for inplace in (False, True):
-            counted = torch.full((5, 2), -7)
+            counted = torch.full((5, 3), -7)
             contrastive_scores(
                 case.logits, *case.pairs, inplace=inplace, statistics=counted, backend=backend
             )
             assert torch.equal(counted, want)
-    with pytest.raises(ValueError, match=r"statistics is \[5\] .* must be \[5, 2\] torch.int64"):
+    with pytest.raises(ValueError, match=r"statistics is \[5\] .* must be \[5, 3\] torch.int64"):
         contrastive_scores(case.logits, *case.pairs, statistics=torch.empty(5, dtype=torch.int64))

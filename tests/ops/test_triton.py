@@ -25,7 +25,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.conformance import check_adaptive, check_backend, make_case
+from tests.ops.conformance import (
+    NOT_FINITE_CASES,
+    check_adaptive,
+    check_backend,
+    check_not_finite,
+    make_case,
+)
 from vllm_cold.ops import contrastive_scores, contrastive_topk
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -170,44 +176,17 @@ def test_no_pairs(interpreter: Call) -> None:
 # --- What is not finite
 
 
-def not_finite(bad: float, dtype: torch.dtype, at: int, row: int, form: str) -> str | None:
-    """The error when one logit of the expert's row (0), the amateur's (1) or of neither is bad."""
-    # Some tiles a segment; but in the last one, nothing is valid.
-    logits = torch.linspace(0, 50, 10000).repeat(3, 1).to(dtype)
-    logits[row, at] = bad
-    rows = torch.tensor([0]), torch.tensor([1])
-    knobs = torch.tensor([math.log(0.1)]), torch.tensor([0.5])
-    options: dict[str, Any] = {"backend": "triton"}
-    if form == "adaptive":
-        options["adaptive"] = torch.tensor([True])
-    try:
-        if form == "top-k":
-            contrastive_topk(logits, *rows, *knobs, k=3, **options)
-        else:
-            contrastive_scores(logits, *rows, *knobs, inplace=form == "in place", **options)
-    except RuntimeError as error:
-        return str(error)
-    return None
+def not_finite(case: tuple[int, int, int], dtype: torch.dtype, cores: int) -> None:
+    with strict(cores):
+        check_not_finite("triton", *case, dtype, ks=(5,))
 
 
-@pytest.mark.parametrize(
-    "bad",
-    [
-        (math.nan, F32, 0),
-        (math.nan, BF16, 1100),
-        (math.nan, F16, 9999),
-        (-math.nan, F32, 1100),
-        (INF, F32, 1100),
-    ],
-    ids=str,
-)
-def test_what_is_not_finite_is_an_error(interpreter: Call, bad: tuple[Any, ...]) -> None:
-    for row in (0, 1):
-        for form in ("dense", "adaptive", "top-k") + (("in place",) if bad[1] == F32 else ()):
-            error = interpreter(not_finite, *bad, row, form)
-            assert error and "hold NaN or +inf" in error, (form, row)
-    assert interpreter(not_finite, *bad, 2, "dense") is None
-    assert interpreter(not_finite, -INF, *bad[1:], 0, "dense") is None
+@pytest.mark.parametrize("case", NOT_FINITE_CASES[:-1], ids=str)
+def test_what_is_not_finite_stays_in_its_pair(
+    interpreter: Call, case: tuple[int, int, int]
+) -> None:
+    dtype = (F32, BF16, F32, F16)[case[0] % 4]
+    interpreter(not_finite, case, dtype, (1, 132)[case[0] // 2 % 2])
 
 
 def extremes() -> None:

@@ -34,6 +34,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from tests.scheduler.workers import Workers, solo
 from vllm_cold.bindings.plugin import vllm_version
 from vllm_cold.bindings.scheduler import ColdAsyncScheduler, ColdScheduler
+from vllm_cold.statistics import Scored
 from vllm_cold.stream import Stream
 
 MAX_MODEL_LEN = 64
@@ -351,6 +352,7 @@ class Harness:
             prompt_logprobs_dict={},
             pooler_output=[],
         )
+        result.cold = [Scored.of({pair: (1, 0, 0) for pair in self.workers.scored})]
         self.in_flight.append((output, result))
         self.check()
         return count

@@ -11,6 +11,8 @@ from vllm.v1.core.sched.interface import PauseState
 from tests.scheduler import cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import IS_0_23, MAX_MODEL_LEN, Harness, Setup
+from vllm_cold.bindings.scheduler import _NOT_SCORED
+from vllm_cold.ops.registry import NOT_FINITE
 from vllm_cold.statistics import Scored
 
 pytestmark = pytest.mark.unit
@@ -232,35 +234,74 @@ def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     }  # fmt: skip
 
 
-def scores_of(harness: Harness, pair: str, candidates: int, lag: int = 0) -> None:
-    """The worker tells what it scored along with the step that was scheduled last."""
-    harness.in_flight[-1][1].cold = [Scored((pair,), [candidates], [1], lag)]
+def finds(harness: Harness, pair: str, *row: int) -> None:
+    """What the worker found of a pair in the step that was scheduled last."""
+    scored = Scored.of({harness.sched._pair_id(harness.sched.requests[pair]): row})
+    harness.in_flight[-1][1].cold = [scored]
 
 
-@pytest.mark.parametrize("lag", [0, 1])
-def test_positions_that_give_no_token_are_not_counted(lag: int, tiny: Path) -> None:
-    """vLLM has a row of logits amid a prompt too, and an accelerator tells a step later."""
+def test_positions_that_give_no_token_are_not_counted(tiny: Path) -> None:
+    """vLLM has a row of logits amid a prompt too."""
     harness = harness_of(tiny, budget=16)
     cold = harness.add(prompt(20), 2, adapter=1, cold=True)
-    told = [0] * lag
     step = 0
     while cold not in harness.ended:
         step += 1
         harness.schedule()
-        told.append(step)  # this step has as many candidates as its number
-        if told[step - 1]:
-            scores_of(harness, cold, told[step - 1], lag)
+        finds(harness, cold, step, 1, 0)  # this step has as many candidates as its number
         harness.deliver()
     first = harness.first_step[cold]
     assert first == 3, "the prompt takes several steps"
     harness.add(prompt(5, 300), 2, adapter=1)  # nothing but plain traffic
-    harness.schedule()
-    if lag:
-        scores_of(harness, cold, told[-1], lag)
-    harness.deliver()
     harness.drain()
     assert [c for r in harness.reports for c in r["candidates"]] == [first, first + 1]
     assert sum(r["changed"] for r in harness.reports) == 2
+
+
+@both
+@pytest.mark.parametrize("found", [(1, 0, 1), None], ids=["not finite", "not scored"])
+@pytest.mark.parametrize("tokens", [1, 4], ids=["with its last token", "amid its tokens"])
+def test_a_pair_without_a_token_ends_alone(
+    tokens: int, found: tuple[int, ...] | None, is_async: bool, tiny: Path
+) -> None:
+    """With an error, and without the token; others go on, and all blocks come back. It was given
+    up, so that a step that is already under way for it comes to nothing.
+    """
+    harness = harness_of(tiny, is_async=is_async)
+    healthy = harness.add(prompt(9), 6, adapter=1, cold=True)
+    plain = harness.add(prompt(7, 200), 6, adapter=1)
+    sick = harness.add(prompt(5, 300), tokens, adapter=2, cold=True)
+    harness.errors[sick] = NOT_FINITE if found else _NOT_SCORED
+    while sick not in harness.ended:
+        while len(harness.in_flight) < harness.depth:
+            harness.schedule()
+        output, result = harness.in_flight[0]
+        if sick in output.num_scheduled_tokens:
+            (scored,) = result.cold
+            pair = harness.sched._pair_id(harness.sched.requests[sick])
+            rows: dict[str, tuple[int, ...]] = {**scored.figures()}
+            rows.pop(pair, None)
+            if found is not None:
+                rows[pair] = found
+            result.cold = [Scored.of(rows)]
+        harness.deliver()
+    assert harness.got[sick] == []
+    harness.drain()
+    assert harness.ended == {healthy: "length", plain: "length", sick: "error"}
+
+
+def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:
+    """They may have requests of the same name."""
+    one, two = harness_of(tiny), harness_of(tiny)
+    assert one.add(prompt(5), 2, adapter=1, cold=True) == two.add(
+        prompt(5), 2, adapter=1, cold=True
+    )
+    one.schedule()
+    two.schedule()
+    (foreign,) = one.in_flight[0][1].cold[0].figures()
+    two.in_flight[0][1].cold.append(Scored.of({foreign: (1, 0, 1)}))
+    two.drain()
+    assert list(two.ended.values()) == ["length"]
 
 
 def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> None:

@@ -91,6 +91,7 @@ class Workers:
         self.rows: dict[str, Row] = {}
         self.batch: set[str] = set()  # V1: the rows of the step before
         self.kv: dict[tuple[int, int], int] = {}
+        self.scored: list[str] = []  # the pairs of the last step
 
     def execute(self, output: Any) -> dict[str, list[int]]:
         """Run a step; the tokens sampled for each request, none for a prompt chunk."""
@@ -180,12 +181,15 @@ class Workers:
             (self.rows[i].pair, self.rows[i].role): chain for i, chain in last.items()
         }
         sampled: dict[str, list[int]] = {i: [] for i in scheduled}
+        self.scored = []
         for request_id, chain in last.items():
             row = self.rows[request_id]
             expert = partner.get((row.pair, "expert"))
             amateur = partner.get((row.pair, "amateur"))
             if row.pair is not None and expert is not None and amateur is not None:
                 token = sample(expert, amateur)
+                if row.role == "expert":
+                    self.scored.append(row.pair)
             else:
                 assert row.pair is None, f"{request_id} samples without the other stream"
                 token = sample(chain)

@@ -131,4 +131,6 @@ def arguments(tiny: Path) -> list[str]:
         *("--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"),
         *("--lora-modules", f"one={tiny / 'one'}", f"two={tiny / 'two'}"),
         *("--max-model-len", "256", "--max-num-seqs", "32", "--max-num-batched-tokens", "256"),
+        # vLLM's default asks for nearly all memory, and others may use some.
+        *("--gpu-memory-utilization", "0.2"),
     ]

@@ -139,7 +139,7 @@ def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_server_without_the_plugin(tiny: Path, tmp_path: Path) -> None:
     with (
-        serve(tmp_path, arguments(tiny), VLLM_COLD="0") as running,
+        serve(tmp_path, arguments(tiny), COLD_ENABLED="0") as running,
         pytest.raises(ToolError, match="vllm-cold is not active there"),
     ):
         ServerSource(f"http://127.0.0.1:{running.port}", "one")

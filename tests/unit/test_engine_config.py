@@ -125,26 +125,75 @@ def test_an_amateur_that_cannot_be_loaded(tmp_path: Any) -> None:
     """A worker that cannot load an adapter takes the engine down, so admission looks first."""
     from vllm.lora.request import LoRARequest
 
-    from vllm_cold.bindings.admission import decide
+    from vllm_cold.bindings.admission import check_files
     from vllm_cold.params import ColdParams
-    from vllm_cold.settings import RequestArgs
 
     engine = config()
-    configure(engine)
-    expert = LoRARequest("one", 1, "/one")
 
-    def admit(path: str) -> Any:
-        params = ColdParams(amateur=LoRARequest("two", 2, path))
-        return decide(engine, RequestArgs(), expert, {}, params)
+    def check(path: str) -> None:
+        check_files(engine, ColdParams(amateur=LoRARequest("two", 2, path)))
 
     for path in (str(tmp_path), str(tmp_path / "nowhere"), "~/nowhere", "no/such-folder"):
         with pytest.raises(ValueError, match="amateur='two': no adapter_config.json"):
-            admit(path)
-    (tmp_path / "adapter_config.json").write_text('{"r": 64}')
-    with pytest.raises(ValueError, match="rank 64 is above the engine's max_lora_rank=8"):
-        admit(str(tmp_path))
+            check(path)
+    for text, message in (
+        ('{"r": 64}', "rank 64 is above the engine's max_lora_rank=8"),
+        ('{"r": 8, "rank_pattern": {"q_proj": 64}}', "rank 64 is above"),
+        ('{"r": null}', "amateur='two': .*r=None"),
+        ('{"r": ', "amateur='two': .*JSON"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            check(str(tmp_path))
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
-    assert admit(str(tmp_path)) is not None
+    check(str(tmp_path))
+
+
+def test_the_file_is_not_read_on_an_event_loop(tmp_path: Any) -> None:
+    """``AsyncLLM.add_request`` has it read in another thread."""
+    import asyncio
+    import threading
+    from types import SimpleNamespace
+
+    from vllm.lora.request import LoRARequest
+
+    from vllm_cold import adapter_config
+    from vllm_cold.bindings import admission
+    from vllm_cold.params import ColdParams
+
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    params = ColdParams(amateur=LoRARequest("two", 2, str(tmp_path)))
+    engine = SimpleNamespace(vllm_config=config())
+    expert = LoRARequest("one", 1, "/one")
+    readers: list[bool] = []
+    read = adapter_config.read
+
+    def watched(path: str) -> Any:
+        readers.append(threading.current_thread() is threading.main_thread())
+        return read(path)
+
+    def request(*args: Any) -> Any:
+        return SimpleNamespace(
+            sampling_params=params.clone(), lora_request=expert, mm_features=None, resumable=False,
+            prompt_token_ids=[1], prompt_embeds=None,
+        )  # fmt: skip
+
+    configure(engine.vllm_config)
+    engine.vllm_config.cache_config = SimpleNamespace(num_gpu_blocks=None, block_size=None)
+    process_inputs = admission._make(request)
+
+    async def add_request(self: Any, request_id: str, prompt: Any, given: Any) -> Any:
+        return process_inputs(self, request_id, prompt, given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adapter_config, "read", watched)
+        asyncio.run(admission._make_add_request(add_request)(engine, "r", [1], params))
+        assert readers == [False]
+        process_inputs(engine, "r", [1], params)
+        assert readers == [False, True]
+        (tmp_path / "adapter_config.json").write_text('{"r": 64}')
+        with pytest.raises(ValueError, match="rank 64"):
+            asyncio.run(admission._make_add_request(add_request)(engine, "r", [1], params))
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------
@@ -154,19 +203,19 @@ def test_the_choice_of_lora(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm_cold.bindings import platform_cpu
     from vllm_cold.lora import native
 
-    monkeypatch.delenv("VLLM_COLD_LORA", raising=False)
+    monkeypatch.delenv("COLD_LORA", raising=False)
     assert platform_cpu.choice() == "cpp"
     for name in ("cpp", "torch", "stock"):
-        monkeypatch.setenv("VLLM_COLD_LORA", name)
+        monkeypatch.setenv("COLD_LORA", name)
         assert platform_cpu.choice() == name
-    monkeypatch.setenv("VLLM_COLD_LORA", "0")
-    with pytest.raises(ValueError, match="VLLM_COLD_LORA='0': must be one of cpp, torch, stock"):
+    monkeypatch.setenv("COLD_LORA", "0")
+    with pytest.raises(ValueError, match="COLD_LORA='0': must be one of cpp, torch, stock"):
         platform_cpu.choice()
     monkeypatch.setattr(native, "missing", lambda: "It is not built: build it.")
-    monkeypatch.setenv("VLLM_COLD_LORA", "cpp")
-    with pytest.raises(RuntimeError, match=r"VLLM_COLD_LORA=cpp was asked for\. It is not built"):
+    monkeypatch.setenv("COLD_LORA", "cpp")
+    with pytest.raises(RuntimeError, match=r"COLD_LORA=cpp was asked for\. It is not built"):
         platform_cpu.choice()
-    monkeypatch.delenv("VLLM_COLD_LORA")
+    monkeypatch.delenv("COLD_LORA")
     assert platform_cpu.choice() == "torch"
 
 
@@ -175,7 +224,7 @@ def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None
     from vllm import platforms
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold.bindings import platform_cpu
+    from vllm_cold.bindings import patching, platform_cpu
 
     class Zen(CpuPlatform):
         pass
@@ -185,11 +234,11 @@ def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None
         def get_punica_wrapper(cls) -> str:
             return "their.own.Wrapper"
 
-    monkeypatch.delenv("VLLM_COLD_LORA", raising=False)
-    platform_cpu.install()
+    monkeypatch.delenv("COLD_LORA", raising=False)
+    patching.install(platform_cpu.places())
     for platform, name in ((Zen, platform_cpu.WRAPPERS["cpp"]), (Own, "their.own.Wrapper")):
         monkeypatch.setattr(platforms, "_current_platform", platform())
-        platform_cpu.install()
+        patching.install(platform_cpu.places())
         assert platform.get_punica_wrapper() == name
         assert platform_cpu._is_stock(platform) == (platform is Zen)
 
@@ -201,7 +250,7 @@ def test_the_wrapper_that_the_platform_names(
     from vllm_cold.lora import native
 
     monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
-    monkeypatch.delenv("VLLM_COLD_LORA", raising=False)
+    monkeypatch.delenv("COLD_LORA", raising=False)
     stock = platform_cpu._make_wrapper(lambda cls: platform_cpu.STOCK)
     assert stock(None) == platform_cpu.WRAPPERS["cpp"]
     assert platform_cpu._make_wrapper(lambda cls: "their.own")(None) == "their.own"

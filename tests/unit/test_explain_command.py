@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ import pytest
 
 from vllm_cold.tools import explain
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.explain import offline
 from vllm_cold.tools.explain.command import check_page, read_prompts, run
 from vllm_cold.tools.explain.offline import OfflineSource
 from vllm_cold.tools.explain.server import ServerSource
@@ -60,6 +62,19 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "url port range": (["--url", "http://localhost:70000"], "must be like http://"),
     "url bracket": (["--url", "http://[::1"], r"--url=http://\[::1: must be like http://"),
     "url host": (["--url", "http://:8000"], "--url=http://:8000: must be like http://"),
+    "url with dtype": (
+        ["--url", "http://localhost:9", "--dtype", "auto"],
+        "^--dtype: is for an engine in this process, and --url asks a server that is running",
+    ),
+    "url with length": (["--url", "http://localhost:9", "--max-model-len", "9"], "^--max-model-l"),
+    "url with memory": (
+        ["--url", "http://localhost:9", "--gpu-memory-utilization", "0.5"],
+        "^--gpu-memory-utilization: is for an engine",
+    ),
+    "url with eager": (["--url", "http://localhost:9", "--enforce-eager"], "^--enforce-eager: is"),
+    "url without eager": (["--url", "http://localhost:9", "--no-enforce-eager"], "^--no-enforce-"),
+    "key": (["--model", "m", "--api-key", "hush"], "^--api-key: is for a server; add --url, or"),
+    "insecure": (["--model", "m", "--insecure-http"], "^--insecure-http: is for a server; add --u"),
     "nobody": (["--url", "http://127.0.0.1:9"], "no server can be reached there"),
 }
 
@@ -123,6 +138,89 @@ def test_a_password_in_the_address_is_shown_nowhere(fake: str) -> None:
         assert "ret" not in str(error.value) and "sec" not in str(error.value)
 
 
+def test_a_key_is_sent_only_where_it_is_given(
+    fake: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "hush")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Mine: hush")
+
+    def sent(*more: str) -> set[str]:
+        """What the server was given as key, by the command."""
+        Fake.headers_seen.clear()
+        options = ["--prompt", "x", "--adapter", "one", "--html", str(tmp_path / "x"), *more]
+        with pytest.raises(ToolError, match="does not return token ids"):
+            run(parse("--url", fake, *options))
+        assert len(Fake.headers_seen) > 2 and "hush" not in str(Fake.headers_seen)
+        return {headers["authorization"] for headers in Fake.headers_seen}
+
+    assert sent() == {"Bearer none"}
+    monkeypatch.setenv("COLD_API_KEY", "")
+    assert sent() == {"Bearer none"}
+    monkeypatch.setenv("COLD_API_KEY", "mine")
+    assert sent() == {"Bearer mine"}
+    assert sent("--api-key", "other") == {"Bearer other"}
+    assert os.environ["OPENAI_API_KEY"] == "hush"  # the client alone does not see it
+
+
+def refusal(url: str, key: str | None, insecure_http: bool = False) -> str:
+    with pytest.raises(ToolError) as error:
+        ServerSource(url, "one", api_key=key, insecure_http=insecure_http)
+    assert "hush" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_key_does_not_cross_the_network_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(self: ServerSource) -> None:
+        raise ToolError("asked")
+
+    monkeypatch.setattr(ServerSource, "_list_models", no_network)
+    monkeypatch.delenv("COLD_API_KEY", raising=False)
+    said = (
+        "--url=http://example.com: a key or password would cross the network unencrypted; use "
+        "https://, or --insecure-http to send it all the same"
+    )
+    assert refusal("http://example.com", "hush") == said
+    assert refusal("http://user:hush@example.com", None) == said
+    for url in (
+        "HTTP://192.0.2.1:8000/v1",
+        "http://0.0.0.0:8000",
+        "http://localhost.example.com",
+        "http://localhost@example.com",
+        "http://127.0.0.1@example.com",
+        "http://[2001:db8::1]:8000",
+    ):
+        assert "would cross the network unencrypted" in refusal(url, "hush"), url
+        assert refusal(url, "hush", insecure_http=True) == "asked"
+    for url in (
+        "http://localhost:8000",
+        "http://127.0.0.1:8000/v1",
+        "http://127.9.9.9",
+        "http://[::1]:8000",
+        "http://user:hush@localhost",
+        "https://example.com",
+        "https://user:hush@example.com",
+    ):
+        assert refusal(url, "hush") == "asked", url
+    assert refusal("http://example.com", None) == "asked"
+    monkeypatch.setenv("COLD_API_KEY", "hush")
+    assert refusal("http://example.com", None) == said
+
+
+def test_a_key_stands_in_no_message(fake: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for key in ("hush hush", "hush\n", "hush\u00e9", ""):
+        assert refusal(fake, key).startswith("--api-key: an API key has ASCII characters")
+    monkeypatch.setenv("COLD_API_KEY", "hush\n")
+    assert refusal(fake, None).startswith("COLD_API_KEY: an API key has ASCII characters")
+    Fake.answers["models"] = (403, '{"error": {"message": "hush may not"}}')
+    assert refusal(fake, "hush") == f"--url={fake}: HTTP 403: ... may not"
+    Fake.answers["models"] = (401, '{"error": {"message": "hush is wrong"}}')
+    said = "API key; set COLD_API_KEY, or give --api-key"
+    assert refusal(fake, "hush") == f"--url={fake}: wants another {said}"
+    monkeypatch.delenv("COLD_API_KEY")
+    assert refusal(fake, None) == f"--url={fake}: wants an {said}"
+
+
 class Template:
     """A tokenizer whose template fails as jinja's do."""
 
@@ -139,6 +237,26 @@ def test_a_chat_template_that_fails_is_a_sentence() -> None:
     source._llm = SimpleNamespace(get_tokenizer=Template)
     with pytest.raises(ToolError, match=r"does not take the prompt 'hello' \(roles must alternate"):
         source.encode(["hello"], chat=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "seen"), [({}, "1"), ({"gpu_memory_utilization": 0.5}, None)], ids=["none", "share"]
+)
+def test_the_share_of_memory_counts_on_cpu_too(
+    given: dict[str, float], seen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM does not look at it where VLLM_CPU_KVCACHE_SPACE is set."""
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+
+    def start(model: str, **options: Any) -> None:
+        raise ToolError(f"{os.environ.get('VLLM_CPU_KVCACHE_SPACE')} {options['enforce_eager']}")
+
+    monkeypatch.setattr(offline, "start_llm", start)
+    monkeypatch.setattr(offline, "prepare_environment", lambda: None)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "")  # put back afterwards
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE")
+    with pytest.raises(ToolError, match=f"^{seen} True$"):
+        OfflineSource("org/model", str(tmp_path), enforce_eager=None, **given)
 
 
 def test_an_engine_that_fails_is_a_sentence() -> None:
@@ -182,8 +300,10 @@ class Fake(BaseHTTPRequestHandler):
     """A server that knows two models and answers completions as ``answers`` says."""
 
     answers: dict[str, Any] = {}
+    headers_seen: list[dict[str, str]] = []
 
     def do_GET(self) -> None:
+        self.headers_seen.append({k.lower(): v for k, v in self.headers.items()})
         if "models" in self.answers:
             status, text = self.answers["models"]
             self._send_text(status, text)
@@ -195,6 +315,7 @@ class Fake(BaseHTTPRequestHandler):
         self._send(200, {"object": "list", "data": cards})
 
     def do_POST(self) -> None:
+        self.headers_seen.append({k.lower(): v for k, v in self.headers.items()})
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         wants = (body.get("vllm_xargs") or {}).get("cold_alpha")
         if wants == 0 and self.answers["plugin"]:

@@ -82,7 +82,7 @@ def test_vllm_loads_it() -> None:
 
 
 def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_COLD_SCORING", "ascend")
+    monkeypatch.setenv("COLD_SCORING", "ascend")
     with pytest.raises(RuntimeError, match="'ascend' was asked for"):
         make()
 

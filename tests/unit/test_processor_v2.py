@@ -27,7 +27,7 @@ from vllm_cold import rows as rows_module
 from vllm_cold.bindings.engine_config import PROCESSOR_V2
 from vllm_cold.bindings.processor_v2 import ColdLogitsProcessorV2
 from vllm_cold.ops.scoring_reference import pair_scores
-from vllm_cold.statistics import StepStatistics
+from vllm_cold.statistics import take
 from vllm_cold.stream import Role, Stream
 
 pytestmark = pytest.mark.unit
@@ -52,7 +52,7 @@ def make(device: str = "cpu", num_drafts: int = 0) -> ColdLogitsProcessorV2:
 
 
 def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VLLM_COLD_SCORING", "ascend")
+    monkeypatch.setenv("COLD_SCORING", "ascend")
     with pytest.raises(RuntimeError, match="'ascend' was asked for"):
         make()
 
@@ -291,10 +291,7 @@ def test_rows_that_nobody_explains_are_refused() -> None:
 def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes only: whatever needs their values raises."""
     # Statistics are copied to the host behind an event, which needs a device.
-    monkeypatch.setattr(
-        "vllm_cold.statistics.PENDING",
-        SimpleNamespace(room=StepStatistics().room, add=lambda ids, statistics: None),
-    )
+    monkeypatch.setattr("vllm_cold.statistics.Scored", lambda ids, statistics: None)
     processor = make("meta", num_drafts=3)
     processor.add_request(0, params("x", "expert", expert_top_k=2, adaptive=True))
     processor.add_request(1, PLAIN)
@@ -303,11 +300,17 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     assert processor.apply(logits, context([0, 1, 2], counts, "meta")) is logits
 
 
-def test_nan_is_an_error() -> None:
-    processor = make()
-    for slot, role in enumerate(("expert", "amateur")):
-        processor.add_request(slot, params("x", role))
-    logits = draw(2)
-    logits[1, 3] = torch.nan
-    with pytest.raises(RuntimeError, match="NaN"):
-        processor.apply(logits, context([0, 1]))
+@pytest.mark.parametrize("counts", [[1, 1, 1, 1], [3, 1, 3, 1]], ids=["plain", "drafts"])
+def test_nan_is_reported_of_its_pair(counts: list[int]) -> None:
+    """And nothing is raised: the scheduler ends that request."""
+    processor = make(num_drafts=max(counts) - 1)
+    for slot, pair in enumerate("xyxy"):
+        processor.add_request(slot, params(pair, "expert" if slot < 2 else "amateur"))
+    logits = draw(sum(counts))
+    logits[sum(counts[:3]) - 1, 3] = torch.nan  # the last row of x's amateur
+    take()
+    processor.apply(logits, context([0, 1, 2, 3], counts))
+    (scored,) = take()
+    found = scored.figures()
+    assert {pair: figures.not_finite for pair, figures in found.items()} == {"x": 1, "y": 0}
+    assert not logits.isnan().any()

@@ -22,9 +22,11 @@ from vllm_cold.settings import (
     EngineDefaults,
     RequestArgs,
     beta_option,
+    check_placement,
     parse_engine_defaults,
     parse_request_args,
 )
+from vllm_cold.stream import without_cold
 
 pytestmark = pytest.mark.unit
 
@@ -122,7 +124,23 @@ JUNK = st.recursive(
     max_leaves=4,
 )
 NAMES = ["cold", "cold_alpha", "cold_beta", "cold_beta_max", "cold_expert_top_k", "cold_amateur"]
-KEYS = st.sampled_from(NAMES) | st.text().map("cold".__add__)
+KEYS = st.sampled_from(NAMES) | st.text().map("cold_".__add__) | st.just("Cold_Beta")
+
+
+@pytest.mark.parametrize("key", ["coldstart_id", "colds", "scold_beta", "cold-beta", "", "COLDER"])
+def test_foreign_keys_are_left_alone(key: str) -> None:
+    assert parse_request_args({key: 3}) == RequestArgs()
+    assert without_cold({key: 3, "cold_beta": 1.0, "cold": 1}) == {key: 3}
+    check_placement({key: 3})
+
+
+@pytest.mark.parametrize("key", ["cold", "cold_beta", "cold_gamma", "Cold_beta", "COLD"])
+def test_a_misplaced_key_is_told_where_it_belongs(key: str) -> None:
+    with pytest.raises(ColdError, match=rf'^{key}=3: belongs into vllm_xargs.*"{key.lower()}"'):
+        check_placement({"n": 1, key: 3})
+    if key not in ("cold", "cold_beta"):
+        with pytest.raises(ColdError, match=f"^{key}=3: unknown key, allowed are cold, cold_alpha"):
+            parse_request_args({key: 3})
 
 
 @hypothesis_settings(deadline=None)

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,9 +15,10 @@ import prometheus_client
 import pytest
 import torch
 
+from vllm_cold import statistics
 from vllm_cold.bindings import metrics as bindings
 from vllm_cold.metrics import CANDIDATE_BUCKETS, COUNTERS, GAUGES, PREFIX, ColdMetrics
-from vllm_cold.statistics import Counts, Scored, StepStatistics
+from vllm_cold.statistics import Counts, Figures, Scored
 
 pytestmark = pytest.mark.unit
 
@@ -27,29 +30,37 @@ def sample(name: str, engine: int = 0, **labels: str) -> float | None:
     return prometheus_client.REGISTRY.get_sample_value(PREFIX + name, labels)
 
 
-def test_steps_are_taken_once() -> None:
-    steps = StepStatistics()
-    assert steps.take() == []
-    for pairs, rows in ((("a", "b"), [[3, 1], [1, 0]]), (("a",), [[7, 1]])):
-        room = steps.room(len(rows), torch.device("cpu"))
-        assert room.shape == (len(rows), 2) and room.dtype == torch.int64
-        steps.add(pairs, room)
-        room.copy_(torch.tensor(rows))  # on a device, the figures come later
-    assert steps.take() == [Scored(("a", "b"), [3, 1], [1, 0]), Scored(("a",), [7], [1])]
-    assert steps.take() == []
+def test_a_step_is_taken_once() -> None:
+    assert statistics.take() == []
+    room = torch.empty(2, 3, dtype=torch.int64)
+    statistics.note(Scored(("a", "b"), room))
+    room.copy_(torch.tensor([[3, 1, 0], [1, 0, 1]]))  # on a device, the figures come later
+    (taken,) = statistics.take()
+    assert taken.figures() == {"a": Figures(3, 1, 0), "b": Figures(1, 0, 1)}
+    assert pickle.loads(pickle.dumps(taken)).figures() == taken.figures()
+    assert statistics.take() == []
 
 
-def test_steps_that_have_not_arrived_stay(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On an accelerator: copied to pinned memory without waiting, and told when it is there."""
-    arrived: list[bool] = []
+def test_threads_do_not_see_each_others_steps() -> None:
+    """An engine in a thread of its own."""
+    statistics.note(Scored.of({"a": (1, 0, 0)}))
+    with ThreadPoolExecutor() as other:
+        assert other.submit(statistics.take).result() == []
+    assert len(statistics.take()) == 1
+
+
+def test_figures_on_a_device_are_waited_for_when_they_are_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Copied to pinned memory without waiting while the step runs."""
+    calls: list[str] = []
 
     class Event:
         def record(self) -> None:
-            self.number = len(arrived)
-            arrived.append(False)
+            calls.append("record")
 
-        def query(self) -> bool:
-            return arrived[self.number]
+        def synchronize(self) -> None:
+            calls.append("synchronize")
 
     class OnDevice:
         """As much of a tensor on a device as is needed."""
@@ -69,30 +80,19 @@ def test_steps_that_have_not_arrived_stay(monkeypatch: pytest.MonkeyPatch) -> No
         assert pin_memory
         return torch.zeros(*shape, **options).as_subclass(Host)
 
-    monkeypatch.setattr(torch, "empty", empty)
-    monkeypatch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
-    steps = StepStatistics()
-    steps.add(("a",), OnDevice([[2, 0]]))  # type: ignore[arg-type]
-    assert steps.take() == []
-    steps.add(("b",), OnDevice([[9, 1]]))  # type: ignore[arg-type]
-    arrived[0] = True
-    assert steps.take() == [Scored(("a",), [2], [0], lag=1)]
-    assert steps.take() == []
-    arrived[1] = True
-    assert steps.take() == [Scored(("b",), [9], [1], lag=2)]
-
-
-def test_steps_that_nobody_asks_about_do_not_pile_up() -> None:
-    steps = StepStatistics()
-    for _ in range(1000):
-        steps.add(("a",), torch.ones(1, 2, dtype=torch.int64))
-    assert len(steps.take()) == 256
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", empty)
+        patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
+        late = Scored(("a",), OnDevice([[2, 0, 1]]))  # type: ignore[arg-type]
+    assert calls == ["record"]
+    assert late.figures() == {"a": Figures(2, 0, 1)}
+    assert calls == ["record", "synchronize"]
 
 
 def test_counts_are_taken_once() -> None:
     counts = Counts(requests=2, tokens=5, preemptions=1, prompt_tokens=40, cached_prompt_tokens=32)
-    counts.add(Scored(("a", "b", "c"), [1, 4, 9], [0, 1, 1]), {"a", "b"})  # c: amid its prompt
-    counts.add(Scored(("a",), [2], [1]), {"a"})
+    counts.add([Figures(1, 0), Figures(4, 1)])
+    counts.add([Figures(2, 1)])
     taken = counts.take(running=3, waiting=1)
     assert taken == {
         "requests": 2, "tokens": 5, "preemptions": 1, "prompt_tokens": 40,
@@ -107,7 +107,7 @@ def test_metrics_add_up() -> None:
     ColdMetrics("m", [0])  # an engine that was here before
     metrics = ColdMetrics("m", [0, 1])
     counts = Counts(requests=1, tokens=2)
-    counts.add(Scored(("a", "b"), [1, 4], [0, 1]), {"a", "b"})
+    counts.add([Figures(1, 0), Figures(4, 1)])
     metrics.record(counts.take(1, 2), 1)
     counts.tokens = 3
     metrics.record(counts.take(0, 0), 1)
@@ -151,20 +151,17 @@ def test_the_front_end_takes_the_figures_out() -> None:
     assert seen == [None, {"other": 1}]
 
 
-def test_an_output_takes_the_figures_along(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = StepStatistics()
-    monkeypatch.setattr(bindings, "PENDING", steps)
-
+def test_an_output_takes_the_figures_along() -> None:
     class Output:
         pass
 
     init = bindings._make_output_init(lambda self: None)
-    steps.add(("a",), torch.tensor([[5, 1]]))
+    statistics.note(Scored.of({"a": (5, 1, 0)}))
     first, second = Output(), Output()
     init(first)
     init(second)
-    assert bindings.from_worker(first) == [Scored(("a",), [5], [1])]
-    assert bindings.from_worker(second) == []
+    assert bindings.from_worker(first) == {"a": Figures(5, 1, 0)}
+    assert bindings.from_worker(second) == {}
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:

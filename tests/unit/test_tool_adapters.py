@@ -45,12 +45,12 @@ def test_adapters_that_are_none(tmp_path: Path) -> None:
         read_adapter("--adapter", str(tmp_path / "missing"))
     with pytest.raises(ToolError, match=r"--amateur=.*: no adapter_config.json in"):
         read_adapter("--amateur", str(tmp_path))
-    for number, config in enumerate([{}, {"r": "many"}, {"r": None}, {"r": math.inf}]):
-        folder = make_adapter(tmp_path / str(number), **config)
-        with pytest.raises(ToolError, match="names no rank"):
+    for number, rank in enumerate(["8", None, True, [8], 0, -1, math.inf]):
+        folder = make_adapter(tmp_path / str(number), r=rank)
+        with pytest.raises(ToolError, match=r"--adapter='.*json: r=.*: must be an integer >= 1$"):
             read_adapter("--adapter", folder)
     (tmp_path / "adapter_config.json").write_text("[")
-    with pytest.raises(ToolError, match="names no rank"):
+    with pytest.raises(ToolError, match="--adapter='.*adapter_config.json is no JSON"):
         read_adapter("--adapter", str(tmp_path))
 
 

@@ -190,6 +190,15 @@ def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)
 
 
+def test_as_many_passes_are_counted_as_announced(
+    line: Line, engine: Engine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(line("--alpha", "0.1,0.2,1", "--beta", "0.5,1,2")) == 0
+    printed = capsys.readouterr().err
+    assert "; 6 settings. 0 outputs are there already.\n9 passes: greedy on" in printed
+    assert re.findall(r"\[pass (\d+)/(\d+)\]", printed) == [(f"{n}", "9") for n in range(1, 10)]
+
+
 def test_the_status_is_1_where_nothing_is_better(
     line: Line, engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -463,16 +472,74 @@ def test_whatever_a_model_ends_in_is_one_line(
 
 
 @pytest.mark.parametrize(
+    ("vllms", "said"),
+    [
+        (
+            "Available memory on node 0 (4.85/18.0 GiB) on startup is less than desired CPU memory "
+            "utilization (0.92, 16.56 GiB). On the CPU backend, ...",
+            "4.85 of 18.0 GiB of memory are free, and --gpu-memory-utilization 0.92 asks for "
+            "16.56: lower it, or set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache may have, "
+            "such as 4",
+        ),
+        (
+            "Free memory on device cuda:0 (6.85/7.96 GiB) on startup is less than desired GPU "
+            "memory utilization (0.92, 7.32 GiB). Decrease GPU memory utilization or ...",
+            "6.85 of 7.96 GiB of memory are free, and --gpu-memory-utilization 0.92 asks for "
+            "7.32: lower it",
+        ),
+        (
+            "Available memory on node 0 (4.85/18.0 GiB) on kv cache allocation is less than "
+            "requested memory for kv (8.0/9.0 GiB). Reduce CPU memory used by other processes.",
+            "4.85 of 18.0 GiB of memory are free, and the KV cache would take 8.0: lower "
+            "--gpu-memory-utilization, or set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache "
+            "may have, such as 4",
+        ),
+        (
+            "Available memory on node 0 (4.85/18.0 GiB) on kv cache allocation is less than "
+            "requested memory for kv (-0.4/0.9 GiB). Reduce CPU memory used by other processes.",
+            "--gpu-memory-utilization leaves 0.9 GiB, which the model alone takes: raise it, or "
+            "set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache may have, such as 4",
+        ),
+        # vLLM names the remedy.
+        *[
+            2
+            * (
+                "Available memory on node 0 (4.85/18.0 GiB) on kv cache allocation is less than "
+                "requested memory for kv (8.0 GiB). Decrease --kv-cache-memory-bytes, ...",
+            )
+        ],
+    ],
+)
+def test_an_engine_without_memory_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, vllms: str, said: str
+) -> None:
+    def refuse(**arguments: Any) -> None:
+        raise ValueError(vllms)
+
+    import vllm
+
+    monkeypatch.setattr(vllm, "LLM", refuse)
+    with pytest.raises(ToolError) as error:
+        start_llm("org/model")
+    assert str(error.value) == f"--model='org/model': the engine does not start: {said}"
+
+
+@pytest.mark.parametrize(
     ("active", "said"),
-    [(True, "CoLD cannot be used in this engine: no LoRA."), (False, "VLLM_COLD=0 is set; unset")],
+    [
+        (True, "CoLD cannot be used in this engine: no LoRA."),
+        (False, "COLD_ENABLED=0 is set; unset"),
+    ],
 )
 def test_an_engine_without_cold_decodes_nothing(
     monkeypatch: pytest.MonkeyPatch, active: bool, said: str
 ) -> None:
     from vllm_cold.bindings import engine_config, plugin
 
-    monkeypatch.setenv("VLLM_COLD", "0")
-    monkeypatch.setattr(plugin, "_active", active)
+    if active:
+        monkeypatch.setattr(plugin, "unavailable", lambda: None)
+    else:
+        monkeypatch.setenv("COLD_ENABLED", "0")
     monkeypatch.setattr(engine_config, "is_configured", lambda config: False)
     monkeypatch.setattr(engine_config, "unsupported", lambda config: "no LoRA.")
     llm = SimpleNamespace(
@@ -493,12 +560,12 @@ def test_bars_on_a_terminal_and_lines_everywhere() -> None:
             assert not watcher.count((BEST, "dev"))
             assert watcher.count((BEST, "dev"))
         printed = console.file.getvalue()  # type: ignore[attr-defined]
-        assert "[1/2] greedy, dev: 3 problems found; 3/5 outputs, 0 s" in printed
-        assert "[2/2] alpha 0.1, beta 0.5, dev: 2 problems done; 5/5 outputs, 0 s" in printed
+        assert "[pass 1/2] greedy, dev: 3 problems found; 3/5 outputs, 0 s" in printed
+        assert "[pass 2/2] alpha 0.1, beta 0.5, dev: 2 problems done; 5/5 outputs, 0 s" in printed
         assert ("━" in printed) is terminal
         if terminal:
-            settings, outputs, _ = printed.splitlines()[-3:]
-            assert "2/2" in settings and "5/5" in outputs
+            passes, outputs, _ = printed.splitlines()[-3:]
+            assert "passes" in passes and "2/2" in passes and "5/5" in outputs
 
 
 class Tokenizer:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -193,6 +194,16 @@ def test_a_callable(here: Path, name: str, output: str, expected: float) -> None
 def test_a_callable_gets_a_list_where_the_file_has_one(here: Path) -> None:
     assert score("scoring_of_mine:many", "b", "a", "b") == 1.0
     assert score("scoring_of_mine:many", "a", "a") == 0.0
+
+
+def test_a_callable_imports_its_neighbours_when_it_is_called(here: Path) -> None:
+    (here / "late.py").write_text(
+        "def rule(output, answer):\n    import late_neighbour_of_mine as n\n    return n.VALUE\n"
+    )
+    (here / "late_neighbour_of_mine.py").write_text("VALUE = 0.75\n")
+    before = list(sys.path)
+    assert score("late:rule", "", "a") == 0.75
+    assert sys.path == before  # vLLM must not find the user's files
 
 
 @pytest.mark.parametrize(

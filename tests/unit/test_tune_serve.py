@@ -74,11 +74,11 @@ def test_wrong_grids(alphas: str, betas: str, message: str) -> None:
 
 def parse(line: str) -> Any:
     """The line, as ``vllm serve`` reads it with the plugin."""
-    from vllm_cold.bindings import cli
+    from vllm_cold.bindings import cli, patching
 
     words = shlex.split(line)
     assert words[:2] == ["vllm", "serve"]
-    cli.install()
+    patching.install(cli.PLACES)
     return serve_parser().parse_args(words[2:])
 
 

@@ -10,9 +10,12 @@ file                      place in vLLM
 ========================  ==============================================================
 plugin                    entry point ``vllm.general_plugins``
 engine_config             ``EngineArgs.create_engine_config``
-cli                       ``AsyncEngineArgs.add_cli_args``, ``EngineArgs.from_cli_args``
-admission                 ``InputProcessor.process_inputs``
-serving                   ``OpenAIServingModels``, beam search
+cli                       ``EngineArgs.add_cli_args``, ``.from_cli_args``
+admission                 ``InputProcessor.process_inputs``, ``AsyncLLM.add_request``
+serving                   ``OpenAIServingModels``, the protocols, ``AsyncLLM.generate``,
+                          beam search
+errors                    ``vllm.exceptions``
+metrics                   ``StatLoggerManager``, ``ModelRunnerOutput``
 scheduler                 ``SchedulerConfig.scheduler_cls``
 processor_v1              V1 model runner's logits processor interface
 processor_v2              V2 model runner's logits processor interface
@@ -20,6 +23,9 @@ platform_cpu              ``CpuPlatform.get_punica_wrapper``, ``check_and_update
 punica_cpu                ``PunicaWrapperCPU``
 punica_native             ``BaseLayerWithLoRA.set_mapping``
 cpu_generators            ``CPUModelRunner.sample_tokens``
-contracts                 the checks
+refusal                   where CoLD is unavailable: ``SamplingParams.verify``,
+                          ``FlexibleArgumentParser``, ``EngineArgs.__post_init__``
+patching, availability    no place: how the others are wrapped, and what if they cannot be
+contracts, versions       no place: the checks, and the releases they were written for
 ========================  ==============================================================
 """

@@ -1,21 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: ``InputProcessor.process_inputs``, which every request passes in the front end,
-offline and online.
+offline and online, and ``AsyncLLM.add_request``, which calls it on an event loop.
 
 Why: it is the one place that sees a request's parameters, its adapter and its prompt length
 before the engine core does. Here it is decided whether the request is decoded with CoLD; a wrong
 one is refused with HTTP 400 (online) or ValueError (offline) before it costs anything.
-(``LogitsProcessor.validate_params`` would see the parameters only.)
+(``LogitsProcessor.validate_params`` would see the parameters only.) A worker that cannot load an
+adapter takes the engine down with it, so the file of an amateur that the caller brings along is
+looked at before; not on an event loop, hence the second place. (A server has loaded its adapters
+already when they can be named.)
 Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
 """
 
-import json
+import asyncio
 import os
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.bindings.patching import wrap
+from vllm_cold import adapter_config
+from vllm_cold.bindings.errors import request_error
+from vllm_cold.bindings.patching import Place
 from vllm_cold.settings import ColdError, ColdSettings, RequestArgs, parse_request_args
 from vllm_cold.stream import Stream, without_cold
 
@@ -27,13 +32,7 @@ if TYPE_CHECKING:
 
 # Set while a beam search that was admitted without CoLD makes its own requests.
 plain_search: ContextVar[bool] = ContextVar("plain_search", default=False)
-
-
-def install() -> None:
-    """Wrap ``InputProcessor.process_inputs``."""
-    from vllm.v1.engine.input_processor import InputProcessor
-
-    wrap(InputProcessor, "process_inputs", _make)
+_files_checked: ContextVar[bool] = ContextVar("files_checked", default=False)
 
 
 def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "EngineCoreRequest"]:
@@ -44,6 +43,8 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
         if request.sampling_params is not None:
             try:
                 admit(self.vllm_config, params, request, getattr(self, "cold_adapters", {}))
+                if not _files_checked.get():
+                    check_files(self.vllm_config, params)
             except ValueError as error:
                 raise request_error(error) from error
         return request
@@ -51,14 +52,39 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
     return process_inputs
 
 
-def request_error(error: ValueError) -> Exception:
-    """``error`` as what vLLM answers with HTTP 400 online, and still a ValueError offline."""
-    from vllm.exceptions import VLLMValidationError
+def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def add_request(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        if getattr(params, "amateur", None) is None:
+            return await original(self, request_id, prompt, params, *args, **kwargs)
+        try:
+            await asyncio.to_thread(check_files, self.vllm_config, params)
+        except ValueError as error:
+            raise request_error(error) from error
+        token = _files_checked.set(True)
+        try:
+            return await original(self, request_id, prompt, params, *args, **kwargs)
+        finally:
+            _files_checked.reset(token)
 
-    class ColdRequestError(VLLMValidationError, ValueError):  # type: ignore[misc]
-        pass
+    return add_request
 
-    return ColdRequestError(str(error))
+
+PLACES = (
+    Place(
+        "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+        _make,
+        ("request_id", "prompt", "params"),
+    ),
+)
+ASYNC = (
+    Place(
+        "vllm.v1.engine.async_llm:AsyncLLM.add_request",
+        _make_add_request,
+        ("request_id", "prompt", "params"),
+    ),
+)
 
 
 def decide(
@@ -88,6 +114,7 @@ def decide(
 
     defaults = engine_defaults(config)
     amateur: LoRARequest | None = None
+    field = "amateur"
     if isinstance(params, ColdParams):
         settings, amateur = params.settings(), params.amateur
     elif args.enabled is False or (
@@ -98,6 +125,7 @@ def decide(
     else:
         settings = args.settings(defaults.settings)
         if args.amateur is not None:
+            field = "cold_amateur"
             amateur = _find_adapter(args.amateur, adapters)
     if not is_configured(config):
         raise ValueError(f"CoLD cannot be used in this engine: {unsupported(config)}")
@@ -107,7 +135,7 @@ def decide(
             "HTTP: name the adapter as the model)."
         )
     if amateur is not None:
-        _check_amateur(config, expert, amateur)
+        _check_amateur(field, config, expert, amateur)
     return settings, amateur
 
 
@@ -165,35 +193,47 @@ def _find_adapter(name: str, adapters: Mapping[str, "LoRARequest"]) -> "LoRARequ
     return found
 
 
-def _check_amateur(config: "VllmConfig", expert: "LoRARequest", amateur: "LoRARequest") -> None:
+def _check_amateur(
+    field: str, config: "VllmConfig", expert: "LoRARequest", amateur: "LoRARequest"
+) -> None:
     if amateur.lora_int_id == expert.lora_int_id or amateur.lora_name == expert.lora_name:
         raise ColdError(
-            "amateur",
+            field,
             amateur.lora_name,
             "must differ from the expert; leave it out to contrast with the base model",
         )
     if config.lora_config.max_loras < 2:
         raise ColdError(
-            "amateur",
+            field,
             amateur.lora_name,
             f"expert and amateur are two adapters in one batch, but max_loras="
             f"{config.lora_config.max_loras}; start the engine with max_loras (--max-loras) >= 2",
         )
+
+
+def check_files(config: "VllmConfig", params: Any) -> None:
+    """Look at the adapter that a caller gives as amateur. Reads a file.
+
+    Raises:
+        ValueError: a worker could not load it; says why.
+    """
+    amateur = getattr(params, "amateur", None)
+    if amateur is None or config.lora_config is None:
+        return
     path = os.path.expanduser(amateur.lora_path)
-    config_file = os.path.join(path, "adapter_config.json")
-    if os.path.isabs(path) or os.path.exists(path) or os.environ.get("HF_HUB_OFFLINE") == "1":
-        # A worker that cannot load an adapter takes the engine down with it.
-        if not os.path.isfile(config_file):
-            raise ColdError("amateur", amateur.lora_name, f"no adapter_config.json in {path!r}")
-        with open(config_file) as file:
-            rank = json.load(file).get("r", 0)
-        if rank > config.lora_config.max_lora_rank:
-            raise ColdError(
-                "amateur",
-                amateur.lora_name,
-                f"its rank {rank} is above the engine's max_lora_rank="
-                f"{config.lora_config.max_lora_rank}",
-            )
+    if not (os.path.isabs(path) or os.path.exists(path) or os.environ.get("HF_HUB_OFFLINE") == "1"):
+        return  # a name on a hub
+    try:
+        rank = adapter_config.read(path).rank
+    except ValueError as error:
+        raise ColdError("amateur", amateur.lora_name, str(error)) from error
+    if rank > config.lora_config.max_lora_rank:
+        raise ColdError(
+            "amateur",
+            amateur.lora_name,
+            f"its rank {rank} is above the engine's max_lora_rank="
+            f"{config.lora_config.max_lora_rank}",
+        )
 
 
 def _check_capacity(config: "VllmConfig", request: "EngineCoreRequest") -> None:

@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from vllm_cold.bindings.plugin import vllm_version
+from vllm_cold.bindings.patching import Place
+from vllm_cold.bindings.versions import vllm_version
 
 Version = tuple[int, int]
 
@@ -907,6 +908,34 @@ def _check_sampling_params_fields() -> None:
     )
 
 
+# ---- what is wrapped ----------------------------------------------------------------------------
+
+
+def all_places() -> tuple[Place, ...]:
+    """Every method that is wrapped, in whatever process and engine."""
+    from vllm_cold.bindings import (
+        admission,
+        cli,
+        engine_config,
+        metrics,
+        platform_cpu,
+        refusal,
+        serving,
+    )
+
+    return (
+        *engine_config.PLACES, *cli.PLACES, *admission.PLACES, *admission.ASYNC,
+        *platform_cpu.places(), *platform_cpu.later(), *metrics.WORKER, *metrics.FRONT_END,
+        *serving.online(), *serving.OFFLINE, *refusal.PLACES,
+    )  # fmt: skip
+
+
+@_contract("vllm", "methods are wrapped, where a request that needs them is refused if one is gone")
+def _check_places() -> None:
+    problems = [problem for place in all_places() if (problem := place.problem()) is not None]
+    _require(not problems, "; ".join(problems) + ".")
+
+
 # ---- admission ----------------------------------------------------------------------------------
 
 
@@ -976,7 +1005,7 @@ def _check_engine_core_request() -> None:
 
 @_contract("vllm.exceptions.VLLMValidationError", "a refused request gets HTTP 400 and ValueError")
 def _check_validation_error() -> None:
-    from vllm_cold.bindings.admission import request_error
+    from vllm_cold.bindings.errors import request_error
 
     error = request_error(ValueError("no"))
     _require(

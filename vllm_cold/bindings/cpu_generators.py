@@ -9,21 +9,15 @@ such rows keep their generator out of the step: their sample is thrown away anyw
 Since: vLLM 0.23 to 0.33. Can go: when the CPU runner does not rewind by offset.
 """
 
-import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from vllm_cold.bindings.patching import Place
 
-def install() -> None:
-    """Patch the CPU runner once per process."""
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    original = CPUModelRunner.sample_tokens
-    if getattr(original, "_vllm_cold", False):
-        return
-
-    @functools.wraps(original)
+def _make(original: Callable[..., Any]) -> Callable[..., Any]:
     def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
         generators = self.input_batch.generators
         if not generators:
@@ -35,5 +29,7 @@ def install() -> None:
         finally:
             generators.update(set_aside)
 
-    sample_tokens._vllm_cold = True  # type: ignore[attr-defined]
-    CPUModelRunner.sample_tokens = sample_tokens
+    return sample_tokens
+
+
+PLACES = (Place("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", _make),)

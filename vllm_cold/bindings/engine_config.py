@@ -9,17 +9,20 @@ Engines without LoRA, and engines in which CoLD cannot work, are left as they ar
 Since: 0.23 to 0.33. Can go: when vLLM lets plugins set these options.
 """
 
+import logging
 import os
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.bindings import platform_cpu
-from vllm_cold.bindings.patching import wrap
+from vllm_cold.bindings import availability, platform_cpu
+from vllm_cold.bindings.patching import Place
 from vllm_cold.settings import EngineDefaults, parse_engine_defaults
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+logger = logging.getLogger("vllm." + __name__)
 
 # Named as text: these modules are loaded where they are used, not in every process.
 SCHEDULER = "vllm_cold.bindings.scheduler.ColdScheduler"
@@ -28,25 +31,24 @@ PROCESSOR_V1 = "vllm_cold.bindings.processor_v1:ColdLogitsProcessorV1"
 PROCESSOR_V2 = "vllm_cold.bindings.processor_v2:ColdLogitsProcessorV2"
 
 
-def install() -> None:
-    """Wrap ``EngineArgs.create_engine_config``."""
-    from vllm.engine.arg_utils import EngineArgs
-
-    wrap(EngineArgs, "create_engine_config", _make)
-
-
 def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> "VllmConfig":
         config = original(self, *args, **kwargs)
+        _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
         configure(config)
         if is_configured(config):
-            from vllm_cold.bindings import metrics  # which imports this module
+            from vllm_cold.bindings import admission, metrics  # which import this module
 
-            metrics.install_front_end()
-        _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
+            availability.install((*metrics.FRONT_END, *admission.ASYNC))
+            _say(engine_defaults(config))
         return config
 
     return create_engine_config
+
+
+PLACES = (
+    Place("vllm.engine.arg_utils:EngineArgs.create_engine_config", _make, ("usage_context",)),
+)
 
 
 def _prepare_front_end(usage_context: Any) -> None:
@@ -55,9 +57,22 @@ def _prepare_front_end(usage_context: Any) -> None:
     from vllm_cold.bindings import serving
 
     if usage_context in (UsageContext.OPENAI_API_SERVER, UsageContext.OPENAI_BATCH_RUNNER):
-        serving.install_online()
+        availability.install(serving.online())
     elif usage_context == UsageContext.LLM_CLASS:
-        serving.install_offline()
+        availability.install(serving.OFFLINE)
+
+
+def _say(defaults: EngineDefaults) -> None:
+    if defaults.enabled:
+        values = ", ".join(f"{k}={v}" for k, v in defaults.settings.as_dict().items())
+        what = f"the default for requests that name an adapter, with {values}"
+    else:
+        what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
+    logger.info(
+        "CoLD is %s. What vLLM says about a custom scheduler class is about CoLD's scheduler, "
+        "which extends the class that vLLM would use: it is meant to be so.",
+        what,
+    )
 
 
 def configure(config: "VllmConfig") -> None:
@@ -69,7 +84,7 @@ def configure(config: "VllmConfig") -> None:
     defaults = engine_defaults(config)
     if is_configured(config):
         return
-    problem = unsupported(config)
+    problem = unsupported(config) or availability.verify()
     if problem is not None:
         if defaults.enabled:
             raise ValueError(f"CoLD is this engine's default sampler, but {problem}")
@@ -103,6 +118,8 @@ def uses_v2_runner(config: "VllmConfig") -> bool:
 
 def unsupported(config: "VllmConfig") -> str | None:
     """Why CoLD cannot work in this engine, with the remedy; None if it can."""
+    if (reason := availability.unavailable()) is not None:
+        return reason
     from vllm import envs
 
     model, scheduler = config.model_config, config.scheduler_config

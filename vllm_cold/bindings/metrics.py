@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.bindings.engine_config import is_configured
-from vllm_cold.bindings.patching import wrap
-from vllm_cold.statistics import PENDING, Scored
+from vllm_cold.bindings.patching import Place
+from vllm_cold.statistics import Figures, take
 
 if TYPE_CHECKING:
     from vllm.v1.metrics.stats import SchedulerStats
@@ -30,33 +30,22 @@ if TYPE_CHECKING:
 KEY = "cold"  # in kv_connector_stats
 
 
-def install_worker() -> None:
-    """For a process with a model runner: its outputs take statistics along."""
-    from vllm.v1.outputs import ModelRunnerOutput
-
-    wrap(ModelRunnerOutput, "__init__", _make_output_init)
-
-
-def install_front_end() -> None:
-    """For a process with stat loggers."""
-    from vllm.v1.metrics.loggers import StatLoggerManager
-
-    wrap(StatLoggerManager, "__init__", _make_manager_init)
-    wrap(StatLoggerManager, "record", _make_record)
-
-
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if scored := PENDING.take():
+        if scored := take():
             self.cold = scored
 
     return __init__
 
 
-def from_worker(output: Any) -> list[Scored]:
-    """The steps that came with a ``ModelRunnerOutput``."""
-    return getattr(output, "cold", [])
+WORKER = (Place("vllm.v1.outputs:ModelRunnerOutput.__init__", _make_output_init),)
+
+
+def from_worker(output: Any) -> dict[str, Figures]:
+    """What came with a ``ModelRunnerOutput``, by the pair's id."""
+    scored = getattr(output, "cold", ())
+    return {pair: figures for step in scored for pair, figures in step.figures().items()}
 
 
 def attach(stats: "SchedulerStats", payload: dict[str, Any]) -> None:
@@ -100,3 +89,11 @@ def _make_record(original: Callable[..., None]) -> Callable[..., None]:
         original(self, scheduler_stats, *args, **kwargs)
 
     return record
+
+
+FRONT_END = (
+    Place(
+        "vllm.v1.metrics.loggers:StatLoggerManager.__init__", _make_manager_init, ("vllm_config",)
+    ),
+    Place("vllm.v1.metrics.loggers:StatLoggerManager.record", _make_record, ("scheduler_stats",)),
+)

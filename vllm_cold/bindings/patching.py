@@ -1,33 +1,95 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a method of vLLM is wrapped: once, recognisably, with the original still reachable."""
+"""The one door through which methods of vLLM are wrapped: looked at first, once, recognisably, with
+the original still reachable.
+"""
 
 import functools
-from collections.abc import Callable
+import importlib
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 
-def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace ``owner.name`` by ``make(original)``; does nothing if that was done before.
+class PlaceMissing(Exception):
+    """vLLM has not what is to be wrapped, or has it in another form; says what."""
 
-    Args:
-        owner: A class (or module) of vLLM.
-        name: A function, static method or class method of it.
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A method of vLLM that is to be wrapped.
+
+    Attributes:
+        where: "module:Class.method", "module:object.method" (then it is the object's class that is
+            changed) or "module:function". A class may have the method from a base class, which is
+            left as it is.
         make: Takes the original as a plain function (with ``self`` or ``cls`` first where it has
             one) and returns the replacement.
+        takes: The first parameters that the original must take by position, behind ``self`` or
+            ``cls``.
+        kind: staticmethod or classmethod where it must be one.
+    """
+
+    where: str
+    make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    takes: tuple[str, ...] = ()
+    kind: type | None = None
+
+    def _find(self) -> tuple[Any, str, Any]:
+        """What has the method, the method's name, and the method as it stands in a class."""
+        module, _, path = self.where.partition(":")
+        *parents, name = path.split(".")
+        owner: Any = importlib.import_module(module)
+        for parent in parents:
+            owner = getattr(owner, parent)
+        if not inspect.isclass(owner) and not inspect.ismodule(owner):
+            owner = type(owner)
+        return owner, name, inspect.getattr_static(owner, name)
+
+    def problem(self) -> str | None:
+        """What is wrong with it in this vLLM; None if it can be wrapped."""
+        label = self.where.replace(":", ".")
+        try:
+            _, _, method = self._find()
+        except (ImportError, AttributeError):
+            return f"{label} is gone"
+        if getattr(method, "__isabstractmethod__", False):
+            return f"{label} is gone"  # only declared
+        kind = type(method) if isinstance(method, (staticmethod, classmethod)) else None
+        function = method.__func__ if kind else method
+        if kind is not self.kind or not callable(function):
+            return f"{label} is no {self.kind.__name__ if self.kind else 'plain method'} any more"
+        if not self.takes:
+            return None
+        parameters = [
+            name
+            for name, parameter in inspect.signature(function).parameters.items()
+            if name not in ("self", "cls") and parameter.kind is not parameter.KEYWORD_ONLY
+        ]
+        found = parameters[: len(self.takes)]
+        if found != list(self.takes):
+            return f"{label} takes ({', '.join(found)}), not ({', '.join(self.takes)})"
+        return None
+
+    def wrap(self) -> None:
+        """Replace it; does nothing if that was done before."""
+        owner, name, method = self._find()
+        original = method.__func__ if self.kind else method
+        if getattr(original, "_vllm_cold_original", None) is not None:
+            return
+        replacement = functools.wraps(original)(self.make(original))
+        replacement._vllm_cold_original = original  # type: ignore[attr-defined]
+        setattr(owner, name, self.kind(replacement) if self.kind else replacement)
+
+
+def install(places: Iterable[Place]) -> None:
+    """Wrap all of them, or none.
 
     Raises:
-        RuntimeError: if vLLM has no such method; names it.
+        PlaceMissing: some cannot be wrapped; names them.
     """
-    descriptor = vars(owner).get(name)
-    if descriptor is None:
-        raise RuntimeError(
-            f"vllm-cold needs {owner.__module__}.{owner.__qualname__}.{name}, which this vLLM does "
-            "not have. Install a supported version (0.23 to 0.33), or set VLLM_COLD=0."
-        )
-    kind = type(descriptor) if isinstance(descriptor, (staticmethod, classmethod)) else None
-    original = descriptor.__func__ if kind else descriptor
-    if getattr(original, "_vllm_cold_original", None) is not None:
-        return
-    replacement = functools.wraps(original)(make(original))
-    replacement._vllm_cold_original = original  # type: ignore[attr-defined]
-    setattr(owner, name, kind(replacement) if kind else replacement)
+    places = tuple(places)
+    if problems := [p for place in places if (p := place.problem()) is not None]:
+        raise PlaceMissing("; ".join(problems))
+    for place in places:
+        place.wrap()

@@ -6,16 +6,18 @@ Why: see ``punica_cpu`` and ``punica_native``, which the platform is made to nam
 operations on CPU cannot be compiled; ours can, and a compiled model is up to twice as fast. So the
 configuration is made as if there were no LoRA. ``--enforce-eager`` switches compilation off, as
 everywhere. Only engines with LoRA, and only on CPU, see a difference.
-``VLLM_COLD_LORA`` chooses by hand: ``cpp``, ``torch`` or ``stock``.
+``COLD_LORA`` chooses by hand: ``cpp``, ``torch`` or ``stock``.
 Since: 0.23 to 0.33. Can go together with ``punica_cpu``.
 """
 
+import inspect
 import logging
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.bindings.patching import wrap
+from vllm_cold import environment
+from vllm_cold.bindings import availability
+from vllm_cold.bindings.patching import Place
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
-ENV = "VLLM_COLD_LORA"
+ENV = environment.LORA
 _WRAPPER, _CONFIG = "get_punica_wrapper", "check_and_update_config"
 STOCK = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
 WRAPPERS = {
@@ -33,40 +35,50 @@ WRAPPERS = {
 }
 
 
-def install() -> None:
-    """Make the CPU platform name our wrapper and compile; other platforms are not touched."""
+def places() -> tuple[Place, ...]:
+    """What makes the CPU platform name our wrapper and compile; none on other platforms."""
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
-        return
-    wrap(_owner(current_platform, _WRAPPER), _WRAPPER, _make_wrapper)
-    wrap(_owner(current_platform, _CONFIG), _CONFIG, _make_config)
+        return ()
+    where = "vllm.platforms:current_platform."
+    return (
+        Place(where + _WRAPPER, _make_wrapper, kind=classmethod),
+        Place(where + _CONFIG, _make_config, ("vllm_config",), classmethod),
+    )
 
 
-def _owner(platform: Any, name: str) -> type:
-    """The class that defines a method: of vLLM's platforms for CPUs, some extend another."""
-    defining = (c for c in type(platform).__mro__ if name in vars(c))
-    return next(defining, type(platform))
+def later() -> tuple[Place, ...]:
+    """What an engine's worker wraps on CPU."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return ()
+    from vllm_cold.bindings import cpu_generators, punica_native
+
+    return (*cpu_generators.PLACES, *punica_native.PLACES)
 
 
 def _is_stock(cls: type[Any]) -> bool:
     """Whether the platform names vLLM's own wrapper, not one that it brings itself."""
-    method = vars(_owner(cls(), _WRAPPER))[_WRAPPER].__func__
+    method = inspect.getattr_static(cls, _WRAPPER).__func__
     return bool(getattr(method, "_vllm_cold_original", method)(cls) == STOCK)
 
 
 def choice() -> str:
-    """What computes LoRA on CPU: a key of ``WRAPPERS``.
+    """What computes LoRA on CPU: a key of ``WRAPPERS``; "stock" where CoLD is unavailable.
 
     Raises:
-        ValueError: if ``VLLM_COLD_LORA`` names none.
+        ValueError: if ``COLD_LORA`` names none.
         RuntimeError: if it names one that cannot run here.
     """
-    name = os.environ.get(ENV) or None
+    if availability.verify() is not None:
+        return "stock"
+    name = environment.read(ENV)
     if name is not None and name not in WRAPPERS:
         raise ValueError(f"{ENV}={name!r}: must be one of {', '.join(WRAPPERS)}.")
     if name not in (None, "cpp"):
-        return str(name)
+        return name
     from vllm_cold.lora import native
 
     reason = native.missing()
@@ -90,7 +102,7 @@ def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
         if name != STOCK:
             return name  # a platform that brings its own wrapper keeps it
         chosen = choice()
-        if chosen == "torch" and not os.environ.get(ENV):
+        if chosen == "torch" and not environment.read(ENV):
             from vllm_cold.lora import native
 
             logger.warning(

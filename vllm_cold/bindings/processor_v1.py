@@ -17,10 +17,10 @@ from vllm.v1.sample.logits_processor.interface import (
     MoveDirectionality,
 )
 
-from vllm_cold.bindings import cpu_generators, metrics
+from vllm_cold.bindings import cpu_generators, metrics, patching
 from vllm_cold.ops import contrastive_scores, registry
 from vllm_cold.rows import PairRows
-from vllm_cold.statistics import PENDING
+from vllm_cold.statistics import Scored, note
 from vllm_cold.stream import Stream, from_extra_args
 
 if TYPE_CHECKING:
@@ -37,9 +37,9 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._device = device
         self._rows: PairRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
-        metrics.install_worker()
+        patching.install(metrics.WORKER)
         if device.type == "cpu":
-            cpu_generators.install()
+            patching.install(cpu_generators.PLACES)
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""
@@ -73,7 +73,9 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         rows = self._rows
         if rows is None:
             return logits
-        statistics = PENDING.room(rows.num_pairs, logits.device)
-        contrastive_scores(logits, *rows.arguments, inplace=True, statistics=statistics)
-        PENDING.add(rows.ids, statistics)
+        statistics = rows.statistics()
+        contrastive_scores(
+            logits, *rows.arguments, inplace=True, statistics=statistics, check=False
+        )
+        note(Scored(rows.ids, statistics))
         return logits

@@ -34,10 +34,10 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
     """Scores the rows of complete pairs; leaves every other row alone."""
 
     def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
-        from vllm_cold.bindings import metrics
+        from vllm_cold.bindings import metrics, patching
         from vllm_cold.ops import registry
 
-        metrics.install_worker()
+        patching.install(metrics.WORKER)
         self._device: torch.device = req_states.device
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._max_num_reqs: int = req_states.max_num_reqs
@@ -72,11 +72,13 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         if len(logits) == len(ctx.idx_mapping_np):
             # One row per request, in the order of the batch.
             from vllm_cold.ops import contrastive_scores
-            from vllm_cold.statistics import PENDING
+            from vllm_cold.statistics import Scored, note
 
-            statistics = PENDING.room(pairs.num_pairs, logits.device)
-            contrastive_scores(logits, *pairs.arguments, inplace=True, statistics=statistics)
-            PENDING.add(pairs.ids, statistics)
+            statistics = pairs.statistics()
+            contrastive_scores(
+                logits, *pairs.arguments, inplace=True, statistics=statistics, check=False
+            )
+            note(Scored(pairs.ids, statistics))
             return logits
         return self._apply_to_drafts(logits, ctx, pairs)
 
@@ -113,6 +115,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
 
         from vllm_cold.ops import contrastive_scores
         from vllm_cold.rows import PairRows
+        from vllm_cold.statistics import Scored, note
 
         num_rows, num_reqs = len(logits), len(ctx.idx_mapping_np)
         # Each request owns one row at least.
@@ -144,7 +147,14 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             adaptive=None if adaptive is None else adaptive.repeat_interleave(places),
         )
         # Not in place: a repetition would see the first's scores.
-        scores = contrastive_scores(logits, *places_of.arguments)
+        statistics = places_of.statistics()
+        scores = contrastive_scores(
+            logits, *places_of.arguments, statistics=statistics, check=False
+        )
+        of_places = statistics.view(pairs.num_pairs, places, 3)
+        of_pairs = of_places[:, 0].clone()
+        of_pairs[:, 2] = of_places[:, :, 2].amax(1)
+        note(Scored(pairs.ids, of_pairs))
         logits[expert] = scores
         logits[amateur] = scores
         return logits

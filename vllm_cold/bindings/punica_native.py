@@ -18,7 +18,8 @@ from torch import Tensor
 from vllm.lora.layers import BaseLayerWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
-from vllm_cold.bindings.patching import wrap
+from vllm_cold.bindings import patching
+from vllm_cold.bindings.patching import Place
 from vllm_cold.bindings.punica_cpu import ColdPunicaWrapperCPU
 from vllm_cold.lora import native
 
@@ -100,6 +101,7 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         reason = native.missing()
         if reason is not None:
             raise RuntimeError(f"vllm-cold: no C++ kernels for LoRA. {reason}")
+        patching.install(PLACES)  # the layers are made after this
         self._tokens = native.Plan(max_num_batched_tokens)
         self._sampled = native.Plan(max_num_batched_tokens)
         self._piece = native.Plan(max_num_batched_tokens)
@@ -205,5 +207,4 @@ def _make(original: Callable[..., None]) -> Callable[..., None]:
     return set_mapping
 
 
-# This module is loaded by the process that runs the model, just before it makes the layers.
-wrap(BaseLayerWithLoRA, "set_mapping", _make)
+PLACES = (Place("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", _make, ("punica_wrapper",)),)

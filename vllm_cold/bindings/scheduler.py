@@ -25,8 +25,9 @@ import inspect
 import logging
 import random
 import time
-from collections import deque
+import uuid
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from vllm.lora.request import LoRARequest
@@ -40,8 +41,9 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_cold.bindings import metrics
+from vllm_cold.ops.registry import NOT_FINITE
 from vllm_cold.pairing import Pair, Room, Step, Verdict, tokens_left, torn
-from vllm_cold.statistics import Counts, Scored
+from vllm_cold.statistics import Counts, Figures
 from vllm_cold.stream import Stream, from_extra_args
 
 logger = logging.getLogger("vllm." + __name__)
@@ -49,8 +51,12 @@ logger = logging.getLogger("vllm." + __name__)
 # Torn this often in a row with nothing else running: the pair does not fit the KV cache.
 _MAX_FAILED_ALONE = 3
 _FIRST = -(2**62)
-# For so many steps we know what was sampled, and report to the front ends after the last pair.
-_KEPT_STEPS = 32
+# For so many steps after the last pair the front ends hear from us.
+_LAST_REPORTS = 32
+_NOT_SCORED = (
+    "CoLD: a token was sampled from rows that nobody scored; the result would be wrong. Please "
+    "report this with the engine's log."
+)
 
 RequestPair = Pair[Request]
 
@@ -82,8 +88,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         # Amateurs that have not been in a step yet -> prompt tokens found in the prefix cache.
         self._beginners: dict[str, int] = {}
         self._to_report = 0  # steps for which the front ends must hear from us, pairs or not
-        # Pairs that got a token, for the last steps: what a worker tells late is of these.
-        self._sampled: deque[set[str]] = deque(maxlen=_KEPT_STEPS)
+        # In a pair's id, so that no two engines have the same one: see ``statistics``.
+        self._engine = uuid.uuid4().hex
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counts_prefill = "prefill_end" in inspect.signature(count).parameters  # since 0.32
         # Data-parallel engines share the seed, but must not draw alike.
@@ -101,7 +107,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             self.requests[pair.amateur.request_id] = pair.amateur
             self._pairs[request.request_id] = self._pairs[pair.amateur.request_id] = pair
             self._counts.requests += 1
-            self._to_report = _KEPT_STEPS
+            self._to_report = _LAST_REPORTS
             self._beginners[pair.amateur.request_id] = 0
 
     def _make_amateur(self, expert: Request, stream: Stream) -> Request:
@@ -112,17 +118,10 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             # model runners.
             params.seed = self._seeds.getrandbits(62)
         twin = copy.copy(params)
-        args, pair = params.extra_args, expert.request_id
-        described = {
-            "alpha": stream.alpha,
-            "beta": stream.beta,
-            "expert_top_k": stream.expert_top_k,
-            "amateur": stream.amateur,
-            "adaptive": stream.adaptive,
-            "pair": pair,
-        }
-        params.extra_args = Stream(**described, role="expert").to_extra_args(args)
-        twin.extra_args = Stream(**described, role="amateur").to_extra_args(args)
+        args, pair = params.extra_args, self._pair_id(expert)
+        stream = replace(stream, pair=pair)
+        params.extra_args = replace(stream, role="expert").to_extra_args(args)
+        twin.extra_args = replace(stream, role="amateur").to_extra_args(args)
         expert.sampling_params = params
         # What would be done twice or for nobody: the amateur's row is overwritten with the
         # scores, its outputs are dropped and its end is the expert's.
@@ -141,7 +140,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         for changed in (params, twin):
             changed.__dict__.pop("sampling_type", None)  # cached, depends on the seed
         return Request(
-            request_id=f"{pair}-amateur",
+            request_id=f"{expert.request_id}-amateur",
             client_index=expert.client_index,
             prompt_token_ids=expert.prompt_token_ids,
             prompt_embeds=expert.prompt_embeds,
@@ -154,6 +153,9 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             priority=expert.priority,
             block_hasher=expert._block_hasher,
         )
+
+    def _pair_id(self, expert: Request) -> str:
+        return f"{self._engine}:{expert.request_id}"
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
@@ -507,35 +509,49 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
     ) -> dict[int, EngineCoreOutputs]:
-        if self.log_stats and scheduler_output.num_scheduled_tokens:
-            self._sampled.append(self._sampling(model_runner_output))
+        scored = self._scored(model_runner_output) if self._pairs else {}
+        # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
+        ended = [self._end(self._pairs[i], why) for i, why in tuple(self._errors.items())]
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
         self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
-        scored = metrics.from_worker(model_runner_output)
         if self._pairs:
-            self._after_output(scheduler_output, outputs)
-        if self.log_stats and (self._to_report > 0 or scored):
-            self._report(scored, outputs)
+            ended += self._after_output(scheduler_output, outputs)
+        for expert, output in ended:
+            outputs.setdefault(expert.client_index, EngineCoreOutputs()).outputs.append(output)
+        if self.log_stats and self._to_report > 0:
+            self._counts.add(scored.values())
+            self._report(outputs)
         return outputs
 
-    def _sampling(self, model_runner_output: Any) -> set[str]:
-        """Pairs that got a token in a step."""
+    def _scored(self, model_runner_output: Any) -> dict[str, Figures]:
+        """The figures of each pair that got a token in this step, by its expert's id. A pair whose
+        token is none must end.
+        """
         row, tokens = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
-        ids = (pair.expert.request_id for pair in self._each_pair())
-        return {i for i in ids if (at := row.get(i)) is not None and tokens and len(tokens[at])}
+        found = metrics.from_worker(model_runner_output)
+        scored = {}
+        for pair in self._each_pair():
+            request_id = pair.expert.request_id
+            at = row.get(request_id)
+            if at is None or not tokens or not len(tokens[at]):
+                continue
+            figures = found.get(self._pair_id(pair.expert))
+            if figures is None:
+                self._errors[request_id] = _NOT_SCORED
+            elif figures.not_finite:
+                self._errors[request_id] = NOT_FINITE
+            else:
+                scored[request_id] = figures
+        return scored
 
-    def _report(self, scored: list[Scored], outputs: dict[int, EngineCoreOutputs]) -> None:
+    def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Send what was counted along with the statistics that vLLM made in this step.
 
-        Also for some steps after the last pair. Accelerators tell late what they scored; and of
-        several front ends, each of which gets a part of the messages, one that is slow must not
-        have the last word on how many pairs there are.
+        Also for some steps after the last pair: of several front ends, each of which gets a part of
+        the messages, one that is slow must not have the last word on how many pairs there are.
         """
-        for step in scored:
-            if step.lag < len(self._sampled):
-                self._counts.add(step, self._sampled[-1 - step.lag])
         running = waiting = 0
         for pair in self._each_pair():
             both = pair.expert.status == pair.amateur.status == RequestStatus.RUNNING
@@ -544,13 +560,17 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         for client in outputs.values():
             if client.scheduler_stats is not None:  # of one client in each step
                 metrics.attach(client.scheduler_stats, self._counts.take(running, waiting))
-                self._to_report = _KEPT_STEPS if running or waiting else self._to_report - 1
+                self._to_report = _LAST_REPORTS if running or waiting else self._to_report - 1
                 break
 
     def _after_output(
         self, scheduler_output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs]
-    ) -> None:
-        """Check that the streams agree, drop the amateurs' outputs, end them with the expert."""
+    ) -> list[tuple[Request, EngineCoreOutput]]:
+        """Check that the streams agree, drop the amateurs' outputs, end them with the expert.
+
+        Returns:
+            The experts that ended with an error, and what their clients are told.
+        """
         hidden: set[str] = set()
         over: list[RequestPair] = []
         for request_id in scheduler_output.num_scheduled_tokens:
@@ -584,25 +604,20 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         for pair in over:
             super().finish_requests(pair.amateur.request_id, RequestStatus.FINISHED_ABORTED)
             self._forget(pair)
-        for request_id, message in tuple(self._errors.items()):
-            self._end_with_error(self._pairs[request_id], message, outputs)
+        return [self._end(self._pairs[i], why) for i, why in tuple(self._errors.items())]
 
-    def _end_with_error(
-        self, pair: RequestPair, message: str, outputs: dict[int, EngineCoreOutputs]
-    ) -> None:
+    def _end(self, pair: RequestPair, message: str) -> tuple[Request, EngineCoreOutput]:
+        """End a pair with an error: its expert, and what the client is told."""
         expert = pair.expert
         logger.error("%s (request %s)", message, expert.request_id)
         self.finish_requests(expert.request_id, RequestStatus.FINISHED_ERROR)
-        self._forget(pair)
-        outputs.setdefault(expert.client_index, EngineCoreOutputs()).outputs.append(
-            EngineCoreOutput(
-                request_id=expert.request_id,
-                new_token_ids=[],
-                finish_reason=FinishReason.ERROR,
-                stop_reason=message,
-                events=expert.take_events(),
-                trace_headers=expert.trace_headers,
-            )
+        return expert, EngineCoreOutput(
+            request_id=expert.request_id,
+            new_token_ids=[],
+            finish_reason=FinishReason.ERROR,
+            stop_reason=message,
+            events=expert.take_events(),
+            trace_headers=expert.trace_headers,
         )
 
 

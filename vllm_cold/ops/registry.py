@@ -2,22 +2,23 @@
 """Which implementation of the scoring op serves which device.
 
 One file per backend, ``scoring_<name>.py``, each with the two functions of ``Backend``.
-``VLLM_COLD_SCORING=<name>`` chooses one by hand; so does the ``backend`` argument of the op.
+``COLD_SCORING=<name>`` chooses one by hand; so does the ``backend`` argument of the op.
 """
 
 import importlib
 import logging
-import os
 from functools import cache
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from vllm_cold import environment
+
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
 
-ENV = "VLLM_COLD_SCORING"
+ENV = environment.SCORING
 
 BACKENDS = {
     "reference": "plain torch in float64, one pair at a time: the truth that the others meet",
@@ -47,10 +48,12 @@ class Backend(Protocol):
       ``adaptive`` [P] bool, or None if no pair is; all contiguous and on the device of ``logits``;
     - ``out`` [P, V] float32, contiguous, or None: the scores are then written over both rows of
       each pair in ``logits``, which is float32, and no row is in two pairs;
+    - ``statistics`` [P, 3] int64, contiguous, or None;
     - ``out_scores`` [P, k] float32 and ``out_ids`` [P, k] int64, contiguous, 1 <= k <= 64.
 
     Nothing may be assumed of what the outputs hold before. Row numbers are checked where that
-    needs no host sync. NaN or +inf in a row of a pair ends in a RuntimeError, ``NOT_FINITE``.
+    needs no host sync. NaN or +inf in a row of a pair raises nothing: what is then written,
+    ``vllm_cold.ops.scoring`` says, and the other pairs' results are the same bits as without.
     """
 
     def missing(self, device: torch.device) -> str | None:
@@ -67,8 +70,11 @@ class Backend(Protocol):
         max_expert_top_k: int,
         adaptive: Tensor | None,
         out: Tensor | None,
+        statistics: Tensor | None = None,
     ) -> None:
-        """Write the scores to ``out``, or over both rows."""
+        """Write the scores to ``out``, or over both rows; and the statistics, if wanted, without a
+        host sync where there is none for the scores.
+        """
 
     def topk(
         self,
@@ -84,26 +90,6 @@ class Backend(Protocol):
         out_ids: Tensor,
     ) -> None:
         """Write the best k scores of each pair and their token ids."""
-
-
-@runtime_checkable
-class Counting(Protocol):
-    """A backend that can tell about its scores while it computes them; not all do."""
-
-    def counted_scores(
-        self,
-        logits: Tensor,
-        expert_rows: Tensor,
-        amateur_rows: Tensor,
-        log_alpha: Tensor,
-        beta: Tensor,
-        expert_top_k: Tensor | None,
-        max_expert_top_k: int,
-        adaptive: Tensor | None,
-        out: Tensor | None,
-        statistics: Tensor,
-    ) -> None:
-        """``Backend.scores``, and ``statistics`` [P, 2] int64, contiguous."""
 
 
 def load(name: str) -> Backend:
@@ -122,14 +108,14 @@ def choose(device: torch.device, name: str | None = None) -> str:
 
     Args:
         device: Where the logits are.
-        name: The backend to use, whatever is best; None for ``VLLM_COLD_SCORING``, and if that is
+        name: The backend to use, whatever is best; None for ``COLD_SCORING``, and if that is
             not set for the best one that runs here.
 
     Raises:
         ValueError: if a backend asked for by name does not exist.
         RuntimeError: if a backend asked for by name cannot run here.
     """
-    return _choose(device.type, name or os.environ.get(ENV) or None)
+    return _choose(device.type, name or environment.read(ENV))
 
 
 @cache

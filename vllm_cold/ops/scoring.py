@@ -23,8 +23,16 @@ agree about the valid tokens, where there is but one, and where ``a`` is -inf on
 near 0 where the amateur wants something else altogether: what it says about these tokens is then
 the noise of its tail.
 
-Gradients are not recorded. No host sync and no shape that depends on data: on GPUs both functions
-can be captured in graphs.
+A pair is not finite if one of its rows holds NaN or +inf. By default that is an error. With
+``check=False`` it concerns this pair alone: the scores and statistics of the others are the same
+bits as without it, ``statistics`` tells which pairs they are, and what is written for them can be
+sampled from: scores are finite or -inf, and -inf where the expert's logit is. If only the amateur's
+row is affected, the valid tokens are those of the formula. If the expert's is, they are all tokens
+above -inf, NaN and +inf included, whatever alpha and the cap: so there is one, unless all logits
+are -inf. The values say nothing.
+
+Gradients are not recorded. No host sync (but to check, where the device is neither a CPU nor a
+GPU), and no shape that depends on data: on GPUs both functions can be captured in graphs.
 """
 
 import torch
@@ -52,6 +60,7 @@ def contrastive_scores(
     inplace: bool = False,
     out: Tensor | None = None,
     statistics: Tensor | None = None,
+    check: bool = True,
     backend: str | None = None,
 ) -> Tensor:
     """The scores of each pair over the whole vocabulary.
@@ -72,9 +81,11 @@ def contrastive_scores(
             then, its rows do not overlap, and no row is in two pairs. Rows of no pair are not
             touched.
         out: [P, V] float32, contiguous, to write to; not the memory of ``logits``.
-        statistics: [P, 2] int64, contiguous, to write to: how many tokens are valid, and 1 if the
-            token with the best score is not the expert's best one, else 0. Of several tokens with
-            the same value, the one with the lowest id counts.
+        statistics: [P, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
+            token with the best score is not the expert's best one, else 0 (of several tokens with
+            the same value, the one with the lowest id counts); 1 if a row of the pair holds NaN or
+            +inf, else 0. Where that is 1, the two numbers before it mean nothing.
+        check: Whether NaN or +inf in a row of a pair is an error.
         backend: One of ``registry.BACKENDS``; None for the best one here.
 
     Returns:
@@ -83,8 +94,8 @@ def contrastive_scores(
     Raises:
         ValueError: if an argument's shape, dtype or device is not as said above.
         IndexError: if a row number is out of range (not checked on accelerators).
-        RuntimeError: if a row of a pair holds NaN or +inf (on a GPU: a device-side assertion);
-            what was written by then is undefined. Or if ``backend`` cannot run here.
+        RuntimeError: if ``check``, and a row of a pair holds NaN or +inf (on a GPU: a device-side
+            assertion); what was written by then is undefined. Or if ``backend`` cannot run here.
         MemoryError: if there is none left for intermediate results.
     """
     if inplace and (out is not None or logits.dtype != torch.float32):
@@ -95,8 +106,9 @@ def contrastive_scores(
     pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     num_pairs, vocab = _check(logits, *pairs)
     implementation = registry.load(registry.choose(logits.device, backend))
-    if statistics is not None:
-        _output("statistics", statistics, (num_pairs, 2), torch.int64, logits.device)
+    if check or statistics is not None:
+        shape = num_pairs, 3
+        statistics = _output("statistics", statistics, shape, torch.int64, logits.device)
     if inplace and (logits.stride(1) == 1 or vocab == 1):
         if len(logits) > 1 and logits.stride(0) < vocab:
             raise ValueError(
@@ -104,12 +116,12 @@ def contrastive_scores(
                 f"rows of {vocab} must not overlap"
             )
         if num_pairs:
-            _run(implementation, logits, pairs, None, statistics)
+            _run(implementation, logits, pairs, None, statistics, check)
         return logits
     out = _output("out", out, (num_pairs, vocab), torch.float32, logits.device)
     if num_pairs:
         rows = logits if logits.stride(1) == 1 else logits.contiguous()
-        _run(implementation, rows, pairs, out, statistics)
+        _run(implementation, rows, pairs, out, statistics, check)
     if not inplace:
         return out
     logits[expert_rows] = out
@@ -123,18 +135,18 @@ def _run(
     pairs: PairArguments,
     out: Tensor | None,
     statistics: Tensor | None,
+    check: bool,
 ) -> None:
-    if statistics is None:
-        implementation.scores(logits, *pairs, out)
-    elif isinstance(implementation, registry.Counting):
-        implementation.counted_scores(logits, *pairs, out, statistics)
-    else:
-        # argmax gives the first of several maxima. In place, the expert's logits are gone behind.
-        expert_best = logits.index_select(0, pairs[0]).argmax(1)
-        implementation.scores(logits, *pairs, out)
-        scores = logits.index_select(0, pairs[0]) if out is None else out
-        torch.sum(scores > -torch.inf, 1, out=statistics[:, 0])
-        statistics[:, 1] = scores.argmax(1) != expert_best
+    implementation.scores(logits, *pairs, out, statistics)
+    if check and statistics is not None:
+        _assert_finite(statistics[:, 2] == 0)
+
+
+def _assert_finite(finite: Tensor) -> None:
+    if finite.device.type == "cuda":
+        torch._assert_async(finite.all(), registry.NOT_FINITE)
+    elif not finite.all():
+        raise RuntimeError(registry.NOT_FINITE)
 
 
 @torch.no_grad()
@@ -150,6 +162,7 @@ def contrastive_topk(
     *,
     k: int,
     out: tuple[Tensor, Tensor] | None = None,
+    check: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The k best scores of each pair and their token ids, best first, ties to the lower id.
@@ -167,6 +180,7 @@ def contrastive_topk(
         adaptive: As there.
         k: How many, 1 to 64; may exceed the number of valid tokens and V.
         out: [P, k] float32 and [P, k] int64, contiguous, to write to.
+        check: As there; costs a pass of torch over all rows of pairs.
         backend: As there.
 
     Returns:
@@ -190,6 +204,10 @@ def contrastive_topk(
     if num_pairs:
         rows = logits if logits.stride(1) == 1 else logits.contiguous()
         implementation.topk(rows, *pairs, scores, ids)
+        if check:
+            # Of a row with NaN, that is the maximum.
+            most = rows[torch.cat((expert_rows, amateur_rows))].amax(1)
+            _assert_finite(most < torch.inf)
     return scores, ids
 
 

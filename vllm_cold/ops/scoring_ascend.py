@@ -2,9 +2,9 @@
 """Backend "ascend": AscendC kernels for Atlas A2/A3 NPUs (csrc/ascend).
 
 The library registers its ops with torch when it is loaded, once the device is known to be an NPU.
-NaN or +inf in a row of a pair, or a row number out of range, stops the kernel on the NPU: the next
-synchronisation raises torch_npu's RuntimeError (error 507036, "vector core traps", on the kernel
-``contrastive_*``), and nothing that was queued behind it runs. No host sync is needed for that.
+The kernels find and report NaN and +inf in the rows of a pair themselves. A row number out of range
+stops them on the NPU: the next synchronisation raises torch_npu's RuntimeError (error 507036,
+"vector core traps", on the kernel ``contrastive_*``), and nothing that was queued behind it runs.
 """
 
 import importlib.util
@@ -52,13 +52,14 @@ def scores(
     max_expert_top_k: int,
     adaptive: Tensor | None,
     out: Tensor | None,
+    statistics: Tensor | None = None,
 ) -> None:
     """See ``registry.Backend``."""
     _load()
     floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
     beta = adaptive_betas(logits, expert_rows, amateur_rows, log_alpha, beta, floors, adaptive)
     torch.ops.vllm_cold.ascend_scores(
-        logits, expert_rows, amateur_rows, log_alpha, beta, floors, out
+        logits, expert_rows, amateur_rows, log_alpha, beta, floors, out, statistics
     )
 
 

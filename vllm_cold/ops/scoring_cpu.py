@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import cpu_library
-from vllm_cold.ops.registry import NOT_FINITE
 
 # csrc/cpu/scoring.h
 ISAS = ("portable", "avx2", "avx512")
-_NOT_FINITE, _ROW_OUTSIDE, _NO_MEMORY = 1, 2, 3
+_ROW_OUTSIDE, _NO_MEMORY = 1, 2
 
 
 @cache
@@ -81,8 +80,6 @@ def _run(
         cpu_library.best_isa() if isa is None else ISAS.index(isa),
         torch.get_num_threads(),
     )
-    if status == _NOT_FINITE:
-        raise RuntimeError(NOT_FINITE)
     if status == _ROW_OUTSIDE:
         raise IndexError(
             f"contrastive scoring: expert_rows {expert_rows.tolist()} and amateur_rows "
@@ -102,25 +99,9 @@ def scores(
     max_expert_top_k: int,
     adaptive: Tensor | None,
     out: Tensor | None,
+    statistics: Tensor | None = None,
 ) -> None:
     """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, adaptive
-    _run(logits, *pairs, out, None, None)
-
-
-def counted_scores(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out: Tensor | None,
-    statistics: Tensor,
-) -> None:
-    """See ``registry.Counting``."""
     pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, adaptive
     _run(logits, *pairs, out, None, None, statistics=statistics)
 

@@ -102,6 +102,7 @@ def scores(
     max_expert_top_k: int,
     adaptive: Tensor | None,
     out: Tensor | None,
+    statistics: Tensor | None = None,
 ) -> None:
     """See ``registry.Backend``."""
     caps = [0] * len(beta) if expert_top_k is None else expert_top_k.tolist()
@@ -109,9 +110,21 @@ def scores(
     settings = zip(log_alpha.tolist(), beta.tolist(), caps, adapts, strict=True)
     rows = list(zip(expert_rows.tolist(), amateur_rows.tolist(), strict=True))
     for pair, ((e, a), knobs) in enumerate(zip(rows, settings, strict=True)):
-        exact = pair_scores(logits[e], logits[a], *knobs)
+        expert, amateur = logits[e], logits[a]
+        finite = bool((expert < math.inf).all() and (amateur < math.inf).all())
+        if not finite:
+            amateur = torch.where(amateur < math.inf, amateur, -math.inf)
+            if not (expert < math.inf).all():
+                expert = torch.where(expert < math.inf, expert, 0.0)
+                knobs = (-math.inf, knobs[1], 0, knobs[3])
+        exact = pair_scores(expert, amateur, *knobs)
         # Only valid tokens saturate: the others stay at -inf.
         rounded = torch.where(exact == -math.inf, exact, exact.clamp(-_LARGEST, _LARGEST)).float()
+        if statistics is not None:
+            # argmax gives the first of several maxima.
+            statistics[pair, 0] = (rounded > -math.inf).sum()
+            statistics[pair, 1] = rounded.argmax() != expert.argmax()
+            statistics[pair, 2] = not finite
         if out is not None:
             out[pair] = rounded
         else:

@@ -6,8 +6,6 @@ import math
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.registry import NOT_FINITE
-
 _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST = torch.finfo(torch.float32).tiny
 
@@ -26,6 +24,7 @@ def _dense(
     expert_top_k: Tensor | None,
     max_expert_top_k: int,
     adaptive: Tensor | None,
+    statistics: Tensor | None = None,
 ) -> Tensor:
     """[P, V] float32 scores."""
     # torch counts negative numbers from the end. (Compiled, the check would cut the graph.)
@@ -34,25 +33,39 @@ def _dense(
         raise IndexError("contrastive scoring: a number in expert_rows or amateur_rows is < 0")
     e = logits[expert_rows].float()
     a = logits[amateur_rows].float()
-    best = e.amax(dim=-1, keepdim=True)
-    # amax propagates NaN, so two numbers a row tell; a comparison with NaN is false.
-    torch._assert_async(
-        ((best < math.inf) & (a.amax(dim=-1, keepdim=True) < math.inf)).all(), NOT_FINITE
-    )
+    best = e.amax(dim=-1)
+    if statistics is not None:
+        # amax propagates NaN, so two numbers a pair tell; a comparison with NaN is false.
+        finite = (best < math.inf) & (a.amax(dim=-1) < math.inf)
+        torch.logical_not(finite, out=statistics[:, 2])
     floors = None
     if expert_top_k is not None:
         floors = _floors(e, expert_top_k, max_expert_top_k)
     invalid = _invalid(e, best, log_alpha, floors)
+    _make_finite(e, a)
     if adaptive is not None:
         beta = _betas(e, a, invalid, beta, adaptive)
     # Where the amateur excludes a token that the expert allows, the penalty is zero.
-    difference = (e - a.masked_fill_(a == -math.inf, 0.0)).clamp_(-_LARGEST, _LARGEST)
+    difference = (e - a.nan_to_num_(neginf=0.0)).clamp_(-_LARGEST, _LARGEST)
     scores = torch.addcmul(e, difference, beta.unsqueeze(-1)).clamp_(-_LARGEST, _LARGEST)
-    return scores.masked_fill_(invalid, -math.inf)
+    scores.masked_fill_(invalid, -math.inf)
+    if statistics is not None:
+        torch.sum(scores > -math.inf, -1, out=statistics[:, 0])
+        # argmax gives the first of several maxima.
+        torch.ne(scores.argmax(dim=-1), e.argmax(dim=-1), out=statistics[:, 1])
+    return scores
+
+
+def _make_finite(e: Tensor, a: Tensor) -> None:
+    """NaN and +inf become what they count as."""
+    e.nan_to_num_(nan=0.0, posinf=0.0, neginf=-math.inf)
+    a.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
 def _invalid(e: Tensor, best: Tensor, log_alpha: Tensor, floors: Tensor | None) -> Tensor:
-    invalid = (e < best + log_alpha.unsqueeze(-1)) | (e == -math.inf)
+    # Of a row with NaN or +inf, nothing above -inf is: NaN is not below anything.
+    lowest = torch.where(best < math.inf, best + log_alpha, -math.inf)
+    invalid = (e < lowest.unsqueeze(-1)) | (e == -math.inf)
     if floors is not None:
         invalid |= e < floors.unsqueeze(-1)
     return invalid
@@ -84,7 +97,8 @@ def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
     most = min(max_expert_top_k, e.shape[-1])
     top = e.topk(most, dim=-1).values
     kth = top.gather(-1, (expert_top_k - 1).clamp_(min=0, max=most - 1).unsqueeze(-1)).squeeze(-1)
-    return kth.masked_fill_(expert_top_k <= 0, -math.inf)
+    # topk takes NaN for the largest: so the first tells of it.
+    return kth.masked_fill_((expert_top_k <= 0) | ~(top[:, 0] < math.inf), -math.inf)
 
 
 def expert_floors(
@@ -99,7 +113,8 @@ def expert_floors(
         max_expert_top_k: The largest of them.
 
     Returns:
-        [P] float32, -inf for a pair without a cap; None if there is no cap at all.
+        [P] float32, -inf for a pair without a cap and where the expert's row holds NaN or +inf;
+        None if there is no cap at all.
     """
     if expert_top_k is None:
         return None
@@ -127,13 +142,14 @@ def adaptive_betas(
         adaptive: [P] bool; or None.
 
     Returns:
-        [P] float32: of an adaptive pair, ``beta`` scaled down as this step demands; ``beta`` of
-        the others.
+        [P] float32: of an adaptive pair, ``beta`` scaled down as this step demands (if it is not
+        finite: anything from 0 to ``beta``); ``beta`` of the others.
     """
     if adaptive is None:
         return beta
     e, a = logits[expert_rows].float(), logits[amateur_rows].float()
-    invalid = _invalid(e, e.amax(dim=-1, keepdim=True), log_alpha, floors)
+    invalid = _invalid(e, e.amax(dim=-1), log_alpha, floors)
+    _make_finite(e, a)
     return _betas(e, a, invalid, beta, adaptive)
 
 
@@ -147,11 +163,11 @@ def scores(
     max_expert_top_k: int,
     adaptive: Tensor | None,
     out: Tensor | None,
+    statistics: Tensor | None = None,
 ) -> None:
     """See ``registry.Backend``."""
-    dense = _dense(
-        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    )
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
+    dense = _dense(logits, *pairs, statistics)
     if out is not None:
         out.copy_(dense)
     else:
@@ -172,9 +188,8 @@ def topk(
     out_ids: Tensor,
 ) -> None:
     """See ``registry.Backend``."""
-    dense = _dense(
-        logits, expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    )
+    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
+    dense = _dense(logits, *pairs)
     vocab = dense.shape[1]
     # torch.topk may give any of two equal scores. Integers that sort as (score, lower id) have no
     # equals: float32 bits order as integers once the negatives' are flipped; + 0.0 turns -0 into 0.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backend "triton": launches the kernels of ``triton_kernels`` on NVIDIA and AMD GPUs.
 
-Two launches for scores, three for the best k, two more if a beta adapts itself, one that checks a
-flag, and a few on a handful of numbers where statistics are wanted; no host sync.
+Two launches for scores, three for the best k, two more if a beta adapts itself, and a few on a
+handful of numbers where statistics are wanted; no host sync.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.registry import NOT_FINITE
 from vllm_cold.ops.scoring_torch import expert_floors
 
 # Eight tokens for each of 128 threads: one 16-byte load of bf16, two of fp32; the maxima, where
@@ -74,25 +73,9 @@ def scores(
     max_expert_top_k: int,
     adaptive: Tensor | None,
     out: Tensor | None,
+    statistics: Tensor | None = None,
 ) -> None:
     """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    _launch(logits, *pairs, out=out)
-
-
-def counted_scores(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out: Tensor | None,
-    statistics: Tensor,
-) -> None:
-    """See ``registry.Counting``."""
     pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
     _launch(logits, *pairs, out=out, statistics=statistics)
 
@@ -134,10 +117,9 @@ def _launch(
     plan = Plan.of(num_pairs, vocab, _multiprocessors(device))
     floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
     maxima = torch.empty(num_pairs, plan.num_tiles, dtype=torch.float32, device=device)
-    ok = torch.empty((), dtype=torch.int32, device=device)
     candidates, tallies, k, slots = None, None, 0, 1
     if statistics is not None:
-        tallies = torch.empty(num_pairs, plan.num_segments, 3, dtype=torch.int64, device=device)
+        tallies = torch.empty(num_pairs, plan.num_segments, 4, dtype=torch.int64, device=device)
     if best is not None:
         k = best[0].shape[1]
         # A warp works on 32 as fast as on fewer, and there are fewer variants to compile.
@@ -153,14 +135,14 @@ def _launch(
     # Triton launches on the current device, whatever the tensors are on.
     with torch.accelerator.device_index(device.index):
         kernels.tile_maxima[grid](
-            logits, stride, expert_rows, None, vocab, *plan, maxima, ok, GROUP=GROUP, **options
+            logits, stride, expert_rows, None, vocab, *plan, maxima, GROUP=GROUP, **options
         )
         if adaptive is not None:
             # Triton's booleans have one bit.
             adaptive = adaptive.view(torch.uint8)
             amateur_maxima, betas = torch.empty_like(maxima), torch.empty_like(beta)
             kernels.tile_maxima[grid](
-                logits, stride, amateur_rows, adaptive, vocab, *plan, amateur_maxima, ok,
+                logits, stride, amateur_rows, adaptive, vocab, *plan, amateur_maxima,
                 GROUP=GROUP, **options,
             )  # fmt: skip
             kernels.adaptive_betas[(num_pairs,)](
@@ -170,7 +152,7 @@ def _launch(
             beta = betas
         kernels.score_tiles[grid](
             logits, stride, expert_rows, amateur_rows, log_alpha, beta, floors, vocab, *plan,
-            maxima, ok, out, out_stride, candidates, k, tallies, SLOTS=slots, **options,
+            maxima, out, out_stride, candidates, k, tallies, SLOTS=slots, **options,
         )  # fmt: skip
         if best is not None and candidates is not None:
             kernels.merge_candidates[(num_pairs,)](
@@ -180,6 +162,7 @@ def _launch(
     if statistics is not None and tallies is not None:
         torch.sum(tallies[..., 0], 1, out=statistics[:, 0])
         # A key's lower half tells the token.
-        tokens = tallies[..., 1:].amax(1) & 0xFFFFFFFF
+        most = tallies[..., 1:].amax(1)
+        tokens = most & 0xFFFFFFFF
         torch.ne(tokens[:, 0], tokens[:, 1], out=statistics[:, 1])
-    torch._assert_async(ok, NOT_FINITE)
+        statistics[:, 2] = most[:, 2]

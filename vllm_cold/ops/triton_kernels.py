@@ -14,6 +14,9 @@ Where a pair's beta adapts itself, two launches come before 2: ``tile_maxima`` o
 logits, and ``adaptive_betas``, which reads both rows where the expert's maximum of a tile reaches
 the threshold.
 
+Where a pair's maximum is +inf, every token above -inf is valid. What is not finite scores as 0 in
+the expert's row and as -inf in the amateur's.
+
 A candidate of the top-k is one int64 key that sorts as (score, lower id first): the float's bits,
 made to sort as an integer, above ``INT32_MAX - id``. So keys differ, and a maximum breaks ties.
 """
@@ -49,12 +52,11 @@ def tile_maxima(
     segment_tiles,
     num_segments,
     maxima,
-    ok,
     TILE: tl.constexpr,
     GROUP: tl.constexpr,
 ):
     """``maxima`` [P, num_tiles]: the largest logit of each tile of ``rows`` [P], if ``adaptive`` is
-    not None only where that is not 0. Sets ``ok`` to 1.
+    not None only where that is not 0.
     """
     program = tl.program_id(0)
     pair = program // num_segments
@@ -73,10 +75,8 @@ def tile_maxima(
         x = tl.load(row + (starts[:, None] + lanes[None, :]), mask=inside, other=-INF)
         x = x.to(tl.float32)
         # Of a NaN, a maximum would return the other operand.
-        x = tl.where(x < INF, x, INF)
+        x = _finite(x, INF)
         tl.store(maxima + pair * num_tiles + tiles, tl.max(x, axis=1), mask=here)
-    if program == 0:
-        tl.store(ok, 1)
 
 
 @triton.jit
@@ -97,7 +97,13 @@ def _threshold(best_logit, pair, log_alpha, floors):
     threshold = tl.maximum(best_logit + tl.load(log_alpha + pair), -LARGEST)
     if floors is not None:
         threshold = tl.maximum(threshold, tl.load(floors + pair))
-    return threshold
+    return tl.where(best_logit < INF, threshold, -LARGEST)
+
+
+@triton.jit
+def _finite(x, instead):
+    """``x`` with ``instead`` for NaN and +inf."""
+    return tl.where(x < INF, x, instead)
 
 
 @triton.jit
@@ -149,7 +155,8 @@ def adaptive_betas(
         e_row = logits + tl.load(expert_rows + pair) * row_stride
         a_row = logits + tl.load(amateur_rows + pair) * row_stride
         pair_maxima = maxima + pair * num_tiles
-        threshold = _threshold(_pair_maximum(pair_maxima, num_tiles), pair, log_alpha, floors)
+        best_logit = _pair_maximum(pair_maxima, num_tiles)
+        threshold = _threshold(best_logit, pair, log_alpha, floors)
         lanes = tl.arange(0, TILE)
         # Both rows go through the same operations: so equal ones have no divergence at all.
         e_best = tl.full([TILE], -INF, tl.float32)
@@ -181,15 +188,19 @@ def adaptive_betas(
                 both = tl.maximum(p + q, SMALLEST)
                 bits += _bits(p, both) + _bits(q, both)
         divergence = tl.clamp(tl.sum(bits) / 2, 0.0, 1.0)
-        reach = tl.exp(a_most - _pair_maximum(amateur_maxima + pair * num_tiles, num_tiles))
-        result = tl.where(a_most > -INF, result * reach * divergence, 0.0)
+        most = _pair_maximum(amateur_maxima + pair * num_tiles, num_tiles)
+        result = result * tl.exp(a_most - most) * divergence
+        # Nothing to go by: no logit of the amateur's, or what is not finite.
+        known = (a_most > -INF) & (tl.maximum(best_logit, most) < INF)
+        result = tl.where(known, result, 0.0)
     tl.store(betas + pair, result)
 
 
 @triton.jit
 def _scores(e, a, threshold, beta):
     """The scores of a tile, float32: valid tokens' are finite, the others' -inf."""
-    difference = tl.clamp(e - tl.where(a == -INF, 0.0, a), -LARGEST, LARGEST)
+    e = _finite(e, 0.0)
+    difference = tl.clamp(e - tl.where(tl.abs(a) < INF, a, 0.0), -LARGEST, LARGEST)
     # fma by name: the same rounding, whatever else is compiled around it.
     score = tl.clamp(tl.fma(difference, beta, e), -LARGEST, LARGEST)
     return tl.where(e >= threshold, score, -INF)
@@ -242,7 +253,6 @@ def score_tiles(
     segment_tiles,
     num_segments,
     maxima,
-    ok,
     out,
     out_stride,
     candidates,
@@ -254,10 +264,10 @@ def score_tiles(
     """One of three: with ``candidates`` [P * num_segments, SLOTS], the best k keys of each segment
     in any order; else the scores, to ``out`` [P, V], or over both rows if that is None.
 
-    ``floors``: lowest expert logit that each pair admits, or None. ``tallies`` [P * segments, 3]
-    int64, or None: of each segment the number of valid tokens, the best key and the key of the
-    expert's best token; a segment without one has a lower key than any that has. Sets ``ok`` to 0
-    if a row of the pair holds NaN or +inf.
+    ``floors``: lowest expert logit that each pair admits, or None. ``tallies`` [P * segments, 4]
+    int64, or None: of each segment the number of valid tokens, the best key, the key of the
+    expert's best token (a segment without one has a lower key than any that has), and 1 if the
+    segment of the amateur's row or all of the expert's holds NaN or +inf, else 0.
     """
     program = tl.program_id(0)
     pair = program // num_segments
@@ -289,7 +299,8 @@ def score_tiles(
         a = tl.load(
             a_row + start + lanes, mask=inside, other=-INF, eviction_policy="evict_first"
         ).to(tl.float32)
-        worst = tl.maximum(worst, tl.where(a < INF, a, INF))
+        if tallies is not None:
+            worst = tl.maximum(worst, a, propagate_nan=tl.PropagateNan.ALL)
         if candidates is not None:
             if tl.load(pair_maxima + tile) >= threshold:
                 e = tl.load(e_row + start + lanes, mask=inside, other=-INF).to(tl.float32)
@@ -318,12 +329,12 @@ def score_tiles(
         best = tl.where((slots < k) & (best >= TOKEN), best, EMPTY)
         tl.store(candidates + program.to(tl.int64) * SLOTS + slots, best)
     if tallies is not None:
-        tl.store(tallies + 3 * program, count.to(tl.int64))
-        tl.store(tallies + 3 * program + 1, _keys(best_score, best_id))
+        tl.store(tallies + 4 * program, count.to(tl.int64))
+        tl.store(tallies + 4 * program + 1, _keys(best_score, best_id))
         # The same logit in all segments: the largest key is of the lowest id.
-        tl.store(tallies + 3 * program + 2, _keys(best_logit, expert_id))
-    if tl.maximum(best_logit, tl.max(worst)) == INF:
-        tl.store(ok, 0)
+        tl.store(tallies + 4 * program + 2, _keys(best_logit, expert_id))
+        most = tl.maximum(best_logit, tl.max(_finite(worst, INF)))
+        tl.store(tallies + 4 * program + 3, (most == INF).to(tl.int64))
 
 
 @triton.jit(do_not_specialize=VARYING)

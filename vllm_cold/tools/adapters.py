@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vllm_cold import adapter_config
 from vllm_cold.tools.errors import ToolError
 
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's choices for --max-lora-rank
@@ -39,21 +39,10 @@ def read_adapter(option: str, text: str) -> Adapter:
             f"{option}={text!r}: no such folder; give one that peft's save_pretrained wrote, as "
             "FOLDER or NAME=FOLDER"
         )
-    config = path / "adapter_config.json"
     try:
-        fields = json.loads(config.read_text(encoding="utf-8"))
-        ranks = [fields["r"], *(fields.get("rank_pattern") or {}).values()]
-        rank = max(int(rank) for rank in ranks)
-    except FileNotFoundError:
-        raise ToolError(
-            f"{option}={text!r}: no adapter_config.json in {path}; give the folder that peft's "
-            "save_pretrained wrote"
-        ) from None
-    except (OSError, ValueError, OverflowError, TypeError, KeyError, AttributeError) as error:
-        raise ToolError(
-            f"{option}={text!r}: {config} names no rank ({type(error).__name__}: {error}); give "
-            "the folder that peft's save_pretrained wrote"
-        ) from None
+        rank = adapter_config.read(str(path)).rank
+    except adapter_config.AdapterConfigError as error:
+        raise ToolError(f"{option}={text!r}: {error}") from None
     return Adapter(name, str(path), rank)
 
 

@@ -13,14 +13,33 @@ import sys
 import traceback
 from collections.abc import Sequence
 
+from vllm_cold import __version__
 from vllm_cold.tools import doctor, explain, tune
 from vllm_cold.tools.errors import ToolError
+
+
+class _Version(argparse.Action):
+    """``--version``: looks vLLM's up only where it is asked for, and imports neither package."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from vllm_cold.bindings.versions import vllm_version
+
+        found = vllm_version()
+        print(f"vllm-cold {__version__}")
+        print("no vLLM is installed" if found == "unknown" else f"vLLM {found}")
+        parser.exit()
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the command and all sub-commands."""
     parser = argparse.ArgumentParser(
         prog="vllm-cold", description="See, tune and check Contrastive LoRA Decoding in vLLM."
+    )
+    parser.add_argument(
+        "--version",
+        action=_Version,
+        nargs=0,
+        help="show the versions of vllm-cold and of vLLM, and exit",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (explain, tune, doctor):

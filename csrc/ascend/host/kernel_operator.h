@@ -473,6 +473,11 @@ inline void Aligned(const char* what, uint32_t start, uint32_t to = kUnit)
     Sim().Check(start % to == 0, what, ": UB address ", start, " is not aligned to ", to,
                 " bytes");
 }
+// Whether the chip takes -0.0 for less than 0.0 is not documented: here it does.
+inline bool Higher(float a, float b)
+{
+    return a > b || (a == b && !std::signbit(a) && std::signbit(b));
+}
 inline void Positive(const char* what, int64_t count)
 {
     Sim().Check(count > 0, what, ": ", count, " elements");
@@ -765,29 +770,38 @@ void Select(const LocalTensor<T>& dst, const LocalTensor<U>& selMask, const Loca
     }
 }
 
-// dst, like the scratch, counts as written by the vector pipe: GetValue needs a V_S flag.
+// dst, like the scratch, counts as written by the vector pipe: GetValue needs a V_S flag. The index
+// of the first of several maxima, as bits. Looking for it takes more scratch.
 template <typename T>
 void ReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src,
                const LocalTensor<T>& sharedTmpBuffer, const int32_t count, bool calIndex = 0)
 {
     static_assert(std::is_same_v<T, float>, "ReduceMax: not for this dtype");
     host::Positive("ReduceMax", count);
-    host::Sim().Check(!calIndex, "ReduceMax: the stand-in finds no index");
     host::Aligned("ReduceMax", src.Start());
     host::Aligned("ReduceMax", sharedTmpBuffer.Start());
     host::Aligned("ReduceMax", dst.Start(), 8);
     const uint32_t repeats = (static_cast<uint32_t>(count) + 63) / 64;
-    const uint32_t scratch = (repeats * 2 + 7) / 8 * 8;
+    uint32_t scratch = 0;
+    for (uint32_t left = repeats * 2, step = left; step > 0; left = step) {
+        scratch += (left + 7) / 8 * 8;
+        step = calIndex && left > 2 ? (left + 63) / 64 * 2 : 0;
+    }
     host::Apart("ReduceMax", sharedTmpBuffer.Writes(scratch), src.Reads(count));
     host::Sim().Access("ReduceMax", host::kVector,
-                       {src.Reads(count), sharedTmpBuffer.Writes(scratch), dst.Writes(1)});
+                       {src.Reads(count), sharedTmpBuffer.Writes(scratch),
+                        dst.Writes(calIndex ? 2 : 1)});
     const T* from = src.Data();
-    T largest = from[0];
-    for (int32_t i = 1; i < count; ++i) {
-        largest = from[i] > largest ? from[i] : largest;
+    uint32_t largest = 0;
+    for (uint32_t i = 1; i < static_cast<uint32_t>(count); ++i) {
+        largest = host::Higher(from[i], from[largest]) ? i : largest;
     }
+    const T value = from[largest];
     std::memset(sharedTmpBuffer.Data(), host::kFresh, scratch * sizeof(T));
-    dst.Data()[0] = largest;
+    dst.Data()[0] = value;
+    if (calIndex) {
+        std::memcpy(dst.Data() + 1, &largest, sizeof(largest));
+    }
 }
 
 // --- Sorting ------------------------------------------------------------------------------------
@@ -798,12 +812,6 @@ struct Entry {
     float score;
     uint32_t id;
 };
-
-// Whether the chip takes -0.0 for less than 0.0 is not documented: here it does.
-inline bool Higher(float a, float b)
-{
-    return a > b || (a == b && !std::signbit(a) && std::signbit(b));
-}
 
 template <typename T>
 Entry* Entries(const LocalTensor<T>& tensor)

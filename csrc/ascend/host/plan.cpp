@@ -12,7 +12,7 @@ int main()
     while (std::scanf("%llu %llu %llu", &pairs, &vocab, &cores) == 3) {
         const vllm_cold::Plan plan = vllm_cold::MakePlan(pairs, vocab, cores);
         std::printf("%u %u %u %u %llu %llu\n", plan.segments, plan.segmentLength, plan.blocks,
-                    plan.mergeBlocks, static_cast<unsigned long long>(plan.maximaBytes),
+                    plan.mergeBlocks, static_cast<unsigned long long>(plan.slotBytes),
                     static_cast<unsigned long long>(plan.listBytes));
     }
     return 0;

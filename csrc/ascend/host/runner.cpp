@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // Runs the kernels on the stand-in for the tests: requests on stdin, answers on stdout, until the
-// end of input. Everything is little-endian int64 or raw bytes, laid out as tests/ops/ascend.py
-// says. Each request runs with its blocks in order and again in shuffled order; both must agree.
+// end of input. Everything is little-endian int64 or raw bytes, laid out as
+// tests/ops/ascend_host.py says. Each request runs with its blocks in order and again in shuffled
+// order; both must agree.
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -28,6 +29,7 @@ struct Request {
     int64_t pairs;
     int64_t cores;
     int64_t hasFloor;
+    int64_t counts;        // whether statistics are wanted
     int64_t logitsOffset;  // of the first row in the base, in bytes
     int64_t baseBytes;
     int64_t outStride;
@@ -84,6 +86,7 @@ struct Answer {
     Bytes out;
     Bytes scores;
     Bytes ids;
+    Bytes statistics;
     std::string traffic;  // lines: kernel, range, bytes read, bytes written; then the peak of UB
 };
 
@@ -118,8 +121,10 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
     vllm_cold::ScoringCall call{};
     call.type = static_cast<vllm_cold::LogitsType>(r.type);
     call.plan = vllm_cold::MakePlan(r.pairs, r.vocab, r.cores);
-    Memory maxima(Bytes(call.plan.maximaBytes, 0xFF));
+    Memory maxima(Bytes(call.plan.slotBytes, 0xFF));
     Memory lists(Bytes(r.topK > 0 ? call.plan.listBytes : 0, 0xFF));
+    Memory counts(Bytes(r.counts != 0 ? call.plan.slotBytes : 0, 0xFF));
+    Memory statistics(Bytes(r.counts != 0 ? static_cast<uint64_t>(r.pairs) * 24 : 0, 0xFF));
     call.logits = base.Data() + r.logitsOffset;
     call.expertRows = expertRows.Data();
     call.amateurRows = amateurRows.Data();
@@ -128,6 +133,8 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
     call.floor = r.hasFloor != 0 ? floor.Data() : nullptr;
     call.maxima = maxima.Data();
     call.lists = lists.Data();
+    call.counts = r.counts != 0 ? counts.Data() : nullptr;
+    call.statistics = r.counts != 0 ? statistics.Data() : nullptr;
     call.out = dense ? out.Data() : nullptr;
     call.outScores = scores.Data();
     call.outIds = ids.Data();
@@ -158,6 +165,8 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
     add("floor", floor, true);
     add("maxima", maxima, false);
     add("lists", lists, false);
+    add("counts", counts, false);
+    add("statistics", statistics, false);
     add("out", out, false);
     add("out_scores", scores, false);
     add("out_ids", ids, false);
@@ -169,7 +178,8 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
     const std::pair<const char*, Memory*> all[] = {
         {"logits", &base}, {"expert_rows", &expertRows}, {"amateur_rows", &amateurRows},
         {"log_alpha", &logAlpha}, {"beta", &beta}, {"floor", &floor}, {"maxima", &maxima},
-        {"lists", &lists}, {"out", &out}, {"out_scores", &scores}, {"out_ids", &ids}};
+        {"lists", &lists}, {"counts", &counts}, {"statistics", &statistics}, {"out", &out},
+        {"out_scores", &scores}, {"out_ids", &ids}};
     for (const auto& [name, memory] : all) {
         memory->CheckZones(name);
     }
@@ -177,6 +187,7 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
     answer.out = out.Content();
     answer.scores = scores.Content();
     answer.ids = ids.Content();
+    answer.statistics = statistics.Content();
     for (const auto& moved : sim.Moved()) {
         answer.traffic += moved.kernel + " " + moved.range + " " + std::to_string(moved.read) +
                           " " + std::to_string(moved.written) + "\n";
@@ -193,7 +204,8 @@ Answer RunBoth(const Request& request, const Inputs& inputs)
             Answer shuffled;
             Run(request, inputs, 1 + static_cast<uint64_t>(request.vocab), shuffled);
             if (inOrder.base != shuffled.base || inOrder.out != shuffled.out ||
-                inOrder.scores != shuffled.scores || inOrder.ids != shuffled.ids) {
+                inOrder.scores != shuffled.scores || inOrder.ids != shuffled.ids ||
+                inOrder.statistics != shuffled.statistics) {
                 throw Failure("the result depends on the order of the blocks");
             }
         }
@@ -229,7 +241,8 @@ int main()
         }
         const Answer answer = RunBoth(request, inputs);
         WriteBytes(answer.problem.data(), answer.problem.size());
-        for (const Bytes* bytes : {&answer.base, &answer.out, &answer.scores, &answer.ids}) {
+        for (const Bytes* bytes : {&answer.base, &answer.out, &answer.scores, &answer.ids,
+                                   &answer.statistics}) {
             WriteBytes(bytes->data(), bytes->size());
         }
         WriteBytes(answer.traffic.data(), answer.traffic.size());

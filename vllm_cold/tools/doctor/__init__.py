@@ -13,7 +13,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vllm_cold.tools.doctor.report import Report
+    from collections.abc import Callable, Sequence
+
+    from vllm_cold.tools.doctor.report import Entry, Report, Section
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -63,27 +65,34 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _make(timeout: float | None) -> Report:
-    from vllm_cold.tools.doctor.report import Report, examine
+    from vllm_cold.tools.doctor.report import Entry, Report, Section, Status, examine
 
     environment = dict(os.environ)  # before anything is imported that changes it
     # What vLLM logs would stand in the middle of the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     from vllm_cold.tools.doctor import sections
 
-    made = Report()
-    for title, look in sections.SECTIONS.items():
-        made.sections.append(examine(title, look))
-    made.sections.append(
-        examine("Environment variables", lambda: sections.environment(environment))
-    )
+    looks: dict[str, Callable[[], Sequence[Entry] | Section]] = {**sections.SECTIONS}
+    looks["Environment variables"] = lambda: sections.environment(environment)
     if timeout is not None:
         seconds = timeout
-        print("vllm-cold doctor: self-test, about half a minute ...", file=sys.stderr)
 
-        def test() -> Any:
+        def test() -> Section:
             from vllm_cold.tools.doctor import self_test
 
+            print("vllm-cold doctor: self-test, about half a minute ...", file=sys.stderr)
             return self_test.run(seconds)
 
-        made.sections.append(examine("Self-test", test))
-    return made
+        looks["Self-test"] = test
+    reason = sections.unusable()
+    if reason is None:
+        return Report([examine(title, look) for title, look in looks.items()])
+    # One cause is one problem, whatever hangs on it.
+    left_out = [title for title in looks if title not in sections.WITHOUT_VLLM]
+    return Report(
+        [
+            Section("vLLM", [Entry("import", reason, Status.PROBLEM)]),
+            *(examine(title, looks[title]) for title in sections.WITHOUT_VLLM),
+            Section("Not checked", [Entry(title, "needs vLLM") for title in left_out]),
+        ]
+    )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vllm_cold import __version__
+from vllm_cold.bindings import versions
 from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
 
 _DISTRIBUTIONS = (
@@ -36,7 +37,10 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 
 # Values of these are shown. Any other name may hold a key or a token.
 _SHOWN = (
-    "VLLM_COLD",
+    "COLD_ENABLED",
+    "COLD_LORA",
+    "COLD_SCORING",
+    "VLLM_COLD",  # before 0.2, as the next two
     "VLLM_COLD_LORA",
     "VLLM_COLD_SCORING",
     "VLLM_PLUGINS",
@@ -71,7 +75,7 @@ _SHOWN = (
 )
 
 
-def versions() -> list[Entry]:
+def installed() -> list[Entry]:
     """Packages, Python and the machine; whether this vLLM was validated."""
     entries = [Entry("vllm-cold", __version__), _validated()]
     for name in _DISTRIBUTIONS:
@@ -96,26 +100,35 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _validated() -> Entry:
-    from vllm_cold.bindings import plugin
+def unusable() -> str | None:
+    """Why nothing that needs vLLM can be looked at, with the remedy; None if it can."""
+    try:
+        importlib.import_module("torch")
+        importlib.import_module("vllm.platforms")
+    except Exception as error:  # reported, whatever it is
+        version = versions.vllm_version()
+        if version == "unknown":
+            return (
+                f"no vLLM is installed: install one from {versions.RANGE}, such as "
+                f"{versions.VALIDATED[-1]}"
+            )
+        return f"{failure(error)}: reinstall vLLM {version} with what it needs"
+    return None
 
-    (major, first), (_, end) = plugin.SUPPORTED
-    supported = f"{major}.{first} to {major}.{end - 1}"
-    version = plugin.vllm_version()
-    name = "validated vLLM"
+
+def _validated() -> Entry:
+    name, version = "validated vLLM", versions.vllm_version()
     if version == "unknown":
-        return Entry(
-            name,
-            f"no vLLM is installed: install one from {supported}, such as {plugin.VALIDATED}",
-            Status.PROBLEM,
-        )
-    if version.partition("+")[0] == plugin.VALIDATED:
+        return Entry(name, "no version of vLLM is known here")
+    if versions.is_validated(version):
         return Entry(name, f"{version}: engines are run with this one", Status.OK)
-    if plugin.in_supported_range(version):
-        what = f"{version} is in the supported range {supported}"
-    else:
-        what = f"{version} is outside of the supported range {supported}"
-    return Entry(name, f"{what}; engines were run with {plugin.VALIDATED} only", Status.WARNING)
+    supported = versions.in_supported_range(version)
+    return Entry(
+        name,
+        f"{version} is {'in' if supported else 'outside of'} the supported range {versions.RANGE}; "
+        f"engines were run with {', '.join(versions.VALIDATED)} only",
+        Status.WARNING,
+    )
 
 
 def _cpu() -> tuple[str, list[str]]:
@@ -142,6 +155,8 @@ def devices() -> list[Entry]:
         Entry("torch", _torch_build(torch)),
         Entry("torch threads", str(torch.get_num_threads())),
     ]
+    if current_platform.is_cpu():
+        entries.append(_memory())
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
@@ -156,6 +171,27 @@ def devices() -> list[Entry]:
             Entry("platform", "vLLM found none: reinstall vLLM for this machine", Status.PROBLEM)
         )
     return entries
+
+
+def _memory() -> Entry:
+    """Whether an engine on CPU that is told nothing about memory would start now."""
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.utils import cpu_resource_utils
+
+    node = cpu_resource_utils.get_visible_memory_node()[0]
+    found = cpu_resource_utils.get_memory_node_info(node)
+    free, total = (size / 2**30 for size in (found.available_memory, found.total_memory))
+    share = EngineArgs.gpu_memory_utilization
+    text = f"{free:.1f} of {total:.1f} GiB free"
+    if free >= share * total or os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
+        return Entry("memory", text)
+    return Entry(
+        "memory",
+        f"{text}, and vLLM's default, --gpu-memory-utilization {share}, asks for "
+        f"{share * total:.1f}: engines do not start now unless you lower it or set "
+        "VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache may have, such as 4",
+        Status.WARNING,
+    )
 
 
 def _torch_build(torch: object) -> str:
@@ -187,13 +223,10 @@ def plugin() -> list[Entry]:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    try:
-        binding.require_active()
-    except ValueError as error:
-        entries.append(Entry("active", str(error), Status.PROBLEM))
-    else:
-        entries.append(Entry("active", "yes, in this process", Status.OK))
-    return entries
+    reason = binding.unavailable()
+    if reason is None:
+        return [*entries, Entry("CoLD", "available in this process", Status.OK)]
+    return [*entries, Entry("CoLD", f"unavailable: {reason}", Status.PROBLEM)]
 
 
 def engine() -> list[Entry]:
@@ -295,7 +328,7 @@ def _agrees(device: object) -> Entry:
         torch.tensor([0.01, 0.1, 1.0]).log(),
         torch.tensor([0.0, 0.5, 2.0]),
     )
-    right_counts = torch.zeros(3, 2, dtype=torch.int64)
+    right_counts = torch.zeros(3, 3, dtype=torch.int64)
     right = contrastive_scores(logits, *pairs, statistics=right_counts, backend="reference")
 
     def there(tensor: torch.Tensor) -> torch.Tensor:
@@ -377,7 +410,9 @@ def environment(variables: Mapping[str, str]) -> list[Entry]:
         for name in _SHOWN
         if name in variables
     ]
-    others = sorted(name for name in variables if name.startswith("VLLM_") and name not in _SHOWN)
+    others = sorted(
+        name for name in variables if name.startswith(("VLLM_", "COLD_")) and name not in _SHOWN
+    )
     if others:
         entries.append(Entry("set too, values not shown", ", ".join(others)))
     return entries or [Entry("set", "none of those that matter")]
@@ -387,8 +422,9 @@ def _short(path: Path) -> str:
     return without_home(str(path))
 
 
+WITHOUT_VLLM = ("Versions", "Environment variables")
 SECTIONS: Mapping[str, Callable[[], Sequence[Entry]]] = {
-    "Versions": versions,
+    "Versions": installed,
     "Devices": devices,
     "Plugin": plugin,
     "A LoRA engine here": engine,

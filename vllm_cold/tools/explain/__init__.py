@@ -70,7 +70,15 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     models.add_argument("--url", metavar="URL", help="use this server instead of an engine here")
     models.add_argument(
-        "--api-key", metavar="KEY", help="the server's API key (default: $OPENAI_API_KEY)"
+        "--api-key",
+        metavar="KEY",
+        help="the server's API key (default: $COLD_API_KEY, which lists of processes do not show)",
+    )
+    models.add_argument(
+        "--insecure-http",
+        action="store_true",
+        help="send a key or a password over http:// to another machine, where it can be read on "
+        "the way",
     )
 
     cold = parser.add_argument_group("Contrastive LoRA Decoding")
@@ -93,8 +101,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     engine.add_argument(
         "--dtype",
         choices=("auto", "bfloat16", "float16", "float32"),
-        default="auto",
-        help="as vLLM's (%(default)s)",
+        help="as vLLM's (auto)",
     )
     engine.add_argument("--max-model-len", metavar="N", type=int, help="as vLLM's")
     engine.add_argument(
@@ -103,7 +110,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     engine.add_argument(
         "--enforce-eager",
         action=argparse.BooleanOptionalAction,
-        default=True,
         help="do not compile the model, which takes longer than a few prompts (default: on)",
     )
 

@@ -16,6 +16,9 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
 
 MAX_PROMPTS = 50
+# What only an engine in this process, or only a server, can be asked; None and False: not given.
+ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
+SERVER_OPTIONS = ("api_key", "insecure_http")
 
 
 def read_prompts(path: Path) -> list[str]:
@@ -100,31 +103,46 @@ def check_page(path: Path) -> None:
         ) from error
 
 
+def check_options(options: argparse.Namespace) -> None:
+    """Refuse what would be ignored: an engine's options with --url, a server's without."""
+    useless = SERVER_OPTIONS if options.url is None else ENGINE_OPTIONS
+    for name in useless:
+        value = getattr(options, name)
+        if value is None or (value is False and name in SERVER_OPTIONS):
+            continue
+        option = "--" + ("no-" if value is False else "") + name.replace("_", "-")
+        if options.url is None:
+            raise ToolError(f"{option}: is for a server; add --url, or leave it out")
+        raise ToolError(
+            f"{option}: is for an engine in this process, and --url asks a server that is running; "
+            "leave one of them out"
+        )
+
+
 def open_source(options: argparse.Namespace) -> Any:
     """The engine or the server that the options name."""
     if options.url is not None:
         from vllm_cold.tools.explain.server import ServerSource
 
         return ServerSource(
-            options.url, options.adapter, options.amateur, options.model, options.api_key
+            options.url,
+            options.adapter,
+            options.amateur,
+            options.model,
+            options.api_key,
+            options.insecure_http,
         )
     if options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
     from vllm_cold.tools.explain.offline import OfflineSource
 
-    return OfflineSource(
-        options.model,
-        options.adapter,
-        options.amateur,
-        dtype=options.dtype,
-        max_model_len=options.max_model_len,
-        gpu_memory_utilization=options.gpu_memory_utilization,
-        enforce_eager=options.enforce_eager,
-    )
+    engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
+    return OfflineSource(options.model, options.adapter, options.amateur, **engine)
 
 
 def run(options: argparse.Namespace) -> int:
     """Explain; returns the exit status."""
+    check_options(options)
     settings = check_settings(options)
     for name in ("max_tokens", "candidates"):
         if getattr(options, name) < 1:

@@ -44,7 +44,8 @@ class OfflineSource:
         model = read_model(model)
         adapters = read_adapters(adapter, amateur)
         prepare_environment()
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a few prompts
+        if engine.get("gpu_memory_utilization") is None:  # which it would win over
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a few prompts
         options: dict[str, Any] = {
             "enforce_eager": True,
             "max_num_seqs": 32,
@@ -65,7 +66,7 @@ class OfflineSource:
         config = self._llm.llm_engine.model_config
         self.max_model_len: int | None = int(config.max_model_len)
         self.vocab_size: int | None = int(config.get_vocab_size())
-        from vllm_cold.bindings.plugin import vllm_version
+        from vllm_cold.bindings.versions import vllm_version
 
         dtype = str(config.dtype).removeprefix("torch.")
         self.description = Description(

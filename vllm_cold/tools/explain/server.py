@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from vllm_cold.tools.explain.trace import Row
 
 DEFAULT_TOP = 20  # vLLM's default for --max-logprobs
 WANTED_TOP = 256  # asked for where DEFAULT_TOP is not enough
+KEY_VARIABLE = "COLD_API_KEY"
 BATCH = 32  # texts in one request; the server works on them side by side
 
 # A server takes what a request leaves out from the model's generation_config.json.
@@ -47,10 +49,12 @@ class ServerSource:
         adapter: The name of the expert on the server.
         amateur: The name of another adapter, None for the base model.
         model: The base model's name on the server; None for the adapter's parent.
-        api_key: None for the environment's ``OPENAI_API_KEY``.
+        api_key: None for the environment's ``COLD_API_KEY``, if there is one.
+        insecure_http: Whether a key or a password may be sent unencrypted to another machine.
 
     Raises:
-        ToolError: no answer, a name that is not served, or no vllm-cold on the server.
+        ToolError: a key or password would be sent unencrypted; no answer, a name that is not
+            served, or no vllm-cold on the server.
     """
 
     def __init__(
@@ -60,17 +64,24 @@ class ServerSource:
         amateur: str | None = None,
         model: str | None = None,
         api_key: str | None = None,
+        insecure_http: bool = False,
     ) -> None:
         self._url = without_user(url)
         if not is_address(url):
             raise ToolError(f"--url={self._url}: must be like http://localhost:8000")
         root = url.rstrip("/").removesuffix("/v1")
-        self._client = openai.OpenAI(
-            base_url=f"{root}/v1",
-            api_key=api_key or os.environ.get("OPENAI_API_KEY") or "none",
-            max_retries=0,
-            timeout=600,
-        )
+        self._key = _read_key(api_key)
+        with _without_openai():
+            self._client = openai.OpenAI(
+                base_url=f"{root}/v1", api_key=self._key or "none", max_retries=0, timeout=600
+            )
+        if (self._key or self._url != url) and not insecure_http:
+            target = self._client.base_url
+            if target.scheme != "https" and not _is_loopback(target.host):
+                raise ToolError(
+                    f"--url={self._url}: a key or password would cross the network unencrypted; "
+                    "use https://, or --insecure-http to send it all the same"
+                )
         cards = self._list_models()
         parents = {name: card.get("parent") for name, card in cards.items()}
         adapters = sorted(name for name, parent in parents.items() if parent is not None)
@@ -133,7 +144,7 @@ class ServerSource:
             raise
         raise ToolError(
             f"--url={self._url}: this server ignores cold_alpha, so vllm-cold is not active there; "
-            "install it beside the server's vLLM, and unset VLLM_COLD=0 if it is set"
+            "install it beside the server's vLLM, and unset COLD_ENABLED=0 if it is set"
         )
 
     @contextmanager
@@ -142,7 +153,10 @@ class ServerSource:
         try:
             yield
         except openai.AuthenticationError as error:
-            raise ToolError(f"--url={self._url}: wants an API key; give --api-key") from error
+            raise ToolError(
+                f"--url={self._url}: wants {'another' if self._key else 'an'} API key; set "
+                f"{KEY_VARIABLE}, or give --api-key"
+            ) from error
         except openai.APITimeoutError as error:
             raise ToolError(f"--url={self._url}: no answer in time") from error
         except openai.APIConnectionError as error:
@@ -154,9 +168,10 @@ class ServerSource:
         except openai.APIStatusError as error:
             body = error.body
             said = body.get("message") if isinstance(body, Mapping) else None
-            raise ToolError(
-                f"--url={self._url}: HTTP {error.status_code}: {said or error.message}"
-            ) from error
+            said = str(said or error.message)
+            if self._key:
+                said = said.replace(self._key, "...")
+            raise ToolError(f"--url={self._url}: HTTP {error.status_code}: {said}") from error
 
     def _complete(self, model: str, prompts: Sequence[Sequence[int]], **options: Any) -> list[Any]:
         """The choices of all prompts, in their order."""
@@ -280,6 +295,38 @@ def is_address(url: str) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != -1
     except ValueError:  # of urlsplit, or of port
         return False
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a host's name or address stays on this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _read_key(given: str | None) -> str | None:
+    """The key of ``--api-key``, else of the environment; an empty variable holds none."""
+    key = os.environ.get(KEY_VARIABLE) or None if given is None else given
+    # What cannot stand in a header would be in the client's error.
+    if key is not None and not re.fullmatch(r"[!-~]+", key):
+        source = KEY_VARIABLE if given is None else "--api-key"
+        raise ToolError(
+            f"{source}: an API key has ASCII characters, without white space; correct it"
+        )
+    return key
+
+
+@contextmanager
+def _without_openai() -> Iterator[None]:
+    """What OpenAI's client would take from the environment and send to any address, such as
+    ``OPENAI_API_KEY``, ``OPENAI_ORG_ID`` and ``OPENAI_CUSTOM_HEADERS``, is out of its sight.
+    """
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name[:7] == "OPENAI_"}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def without_user(url: str) -> str:

@@ -108,6 +108,12 @@ class Task:
         """The settings that have to be decoded."""
         return [setting for setting in self.grid if not setting.is_greedy]
 
+    @property
+    def passes(self) -> list[Part]:
+        """What is decoded, but for the last pass: the picked setting on the held-out problems."""
+        greedy: list[Part] = [(None, "dev"), (None, "test")]
+        return greedy + [(setting, "dev") for setting in self.decoded]
+
 
 def read_task(options: argparse.Namespace) -> Task:
     """Check all options and read all small files.
@@ -236,8 +242,7 @@ class Tuning:
         The other settings are never decoded on held-out problems: it saves time, and nobody can
         pick by them.
         """
-        first: list[Part] = [(None, "dev"), (None, "test")]
-        first += [(setting, "dev") for setting in self._task.decoded]
+        first = self._task.passes
         sizes = {split: len(problems) for split, problems in self._splits.items()}
         total = sum(sizes[split] for _, split in first) + sizes["test"]
         # The engine starts before the bars, so that nothing of it is drawn over them.
@@ -455,7 +460,9 @@ def run(options: argparse.Namespace) -> int:
         tuning = Tuning(task, store, progress)
         progress.print(
             f"{len(task.problems)} problems: {len(task.dev)} dev, {len(task.test)} held out; "
-            f"{len(task.decoded)} settings. {store.found} outputs are there already.",
+            f"{len(task.decoded)} settings. {store.found} outputs are there already.\n"
+            f"{len(task.passes) + 1} passes: greedy on dev and held-out problems, each setting on "
+            "dev ones, the best on held-out ones.",
             highlight=False,
             soft_wrap=True,
         )

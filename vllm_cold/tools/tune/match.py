@@ -12,11 +12,12 @@ With several answers the best score counts. What the rules are, exactly:
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -142,7 +143,8 @@ def load_matcher(how: str, problems: Sequence[Problem]) -> Matcher:
             imported; the function raises one if a callable fails, with the problem's id.
     """
     if ":" in how:
-        return _wrap(how, _load_callable(how))
+        here = str(Path.cwd())
+        return _wrap(how, _load_callable(how, here), here)
     if how not in _RULES:
         raise ToolError(
             f"--match={how!r}: must be one of {', '.join(NAMES)}, or a callable as module:function"
@@ -161,31 +163,43 @@ def load_matcher(how: str, problems: Sequence[Problem]) -> Matcher:
     return score
 
 
-def _load_callable(how: str) -> Callable[[str, Any], Any]:
-    name, _, attribute = how.partition(":")
-    # An installed command does not look into the working directory by itself; python -m does.
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
+@contextlib.contextmanager
+def _importable(folder: str) -> Iterator[None]:
+    """The modules of ``folder`` can be imported, before all others, while the block runs.
+
+    An installed command does not look into the working directory by itself; ``python -m`` does.
+    Not for good: vLLM's imports must not find the user's files.
+    """
+    sys.path.insert(0, folder)
     try:
-        found: Any = importlib.import_module(name)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        yield
+    finally:
+        if folder in sys.path:  # the user's code may have changed it
+            sys.path.remove(folder)
+
+
+def _load_callable(how: str, folder: str) -> Callable[[str, Any], Any]:
+    name, _, attribute = how.partition(":")
+    try:
+        with _importable(folder):
+            found: Any = importlib.import_module(name)
+            for part in attribute.split("."):
+                found = getattr(found, part)
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ToolError(
             f"--match={how!r}: cannot be imported ({type(error).__name__}: {error}); give "
             "module:function, with the module in the working directory or installed"
         ) from error
-    finally:
-        sys.path.remove(here)
     if not callable(found):
         raise ToolError(f"--match={how!r}: is not callable; give module:function")
     return found  # type: ignore[no-any-return]
 
 
-def _wrap(how: str, function: Callable[[str, Any], Any]) -> Matcher:
+def _wrap(how: str, function: Callable[[str, Any], Any], folder: str) -> Matcher:
     def score(output: str, problem: Problem) -> float:
         try:
-            value = function(output, problem.answer)
+            with _importable(folder):
+                value = function(output, problem.answer)
         except Exception as error:  # whatever the user's function raises
             raise ToolError(
                 f"--match={how!r}: raised {type(error).__name__}: {error} on problem "

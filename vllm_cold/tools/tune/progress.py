@@ -59,7 +59,7 @@ class Watch:
         self._bars: list[TaskID] = []
         if progress is not None:
             # From what was found on, so that the time left is reckoned from what is decoded now.
-            self._bars.append(progress.add_task("settings", total=parts))
+            self._bars.append(progress.add_task("passes", total=parts))
             self._bars.append(progress.add_task("outputs", total=total, completed=found))
 
     def expect(self, part: Part, jobs: Sequence[Job], found: int) -> None:
@@ -87,8 +87,9 @@ class Watch:
     def _finish(self, part: Part, how: str) -> None:
         self._finished += 1
         self._console.print(
-            f"[{self._finished}/{self._parts}] {label(part)}: {self._sizes[part]} problems {how}; "
-            f"{self._done}/{self._total} outputs, {time.monotonic() - self._started:.0f} s",
+            f"[pass {self._finished}/{self._parts}] {label(part)}: "
+            f"{self._sizes[part]} problems {how}; {self._done}/{self._total} outputs, "
+            f"{time.monotonic() - self._started:.0f} s",
             markup=False,
             highlight=False,
             soft_wrap=True,

