@@ -216,9 +216,9 @@ def is_ours(key: object) -> bool:
     return isinstance(key, str) and (key == "cold" or key.startswith("cold_"))
 
 
-def _is_meant_for_us(key: object) -> bool:
-    """Whether it is ours, or one of ours in other letters."""
-    return is_ours(key) or (isinstance(key, str) and key.lower() in _REQUEST_KEYS)
+def _is_known(key: object) -> bool:
+    """Whether it is one of our keys, in whatever letters."""
+    return isinstance(key, str) and key.lower() in _REQUEST_KEYS
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -231,7 +231,7 @@ def check_placement(fields: Mapping[str, Any] | None) -> None:
         ColdError: names the key and where it belongs.
     """
     for key, value in (fields or {}).items():
-        if _is_meant_for_us(key):
+        if _is_known(key):
             raise ColdError(
                 key,
                 value,
@@ -252,7 +252,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
     """
     found: dict[str, Any] = {}
     for key, value in (args or {}).items():
-        if not _is_meant_for_us(key):
+        if not (is_ours(key) or _is_known(key)):
             continue
         check = _REQUEST_KEYS.get(key)
         if check is None:

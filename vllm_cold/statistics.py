@@ -33,8 +33,8 @@ class Figures(NamedTuple):
 class Scored:
     """The pairs that were scored in one step.
 
-    Nothing waits for the device while the step runs: on an accelerator the figures are copied
-    beside the computation, and whoever asks for them (or pickles them) waits for the copy. That is
+    The host does not wait for the device while the step runs: on an accelerator the figures are
+    copied in their turn, and whoever asks for them (or pickles them) waits for the copy. That is
     after the step's tokens have come, which were made later: so it is no wait at all.
 
     Args:

@@ -5,8 +5,9 @@ Nobody who did not ask for CoLD may suffer because vLLM has changed. So all plac
 before the first is wrapped; where one is missing, one warning names it, and from then on vLLM runs
 as without this package. Who asks for CoLD is told why it is not there (``refusal``).
 
-The answer depends on the installed vLLM alone, so that an engine's processes, each of which finds
-it out for itself, agree.
+What an engine needs depends on the installed vLLM alone, so that its processes, each of which finds
+it out for itself, agree. What only one kind of front end needs, that one looks at, before it makes
+the engine's configuration.
 """
 
 import importlib
@@ -51,25 +52,21 @@ def verify() -> str | None:
     if _verified or _reason is not None:
         return _reason
     _verified = True
-    from vllm_cold.bindings import admission, platform_cpu
-
     try:
-        from vllm_cold.bindings import metrics
+        _look()
+    except Exception as error:  # whatever vLLM does when it is imported, nobody else may suffer
+        give_up(f"{type(error).__name__}: {error}")
+    return _reason
 
-        places = (
-            *metrics.WORKER,
-            *metrics.FRONT_END,
-            *admission.ASYNC,
-            *platform_cpu.later(),
-        )
-    except ImportError as error:
-        give_up(str(error))
-        return _reason
+
+def _look() -> None:
+    from vllm_cold.bindings import admission, metrics, platform_cpu
+
+    places = (*metrics.WORKER, *metrics.FRONT_END, *admission.ASYNC, *platform_cpu.later())
     if problems := [p for place in places if (p := place.problem()) is not None]:
         give_up("; ".join(problems))
     elif not versions.is_validated():
         _give_up_if_a_contract_is_broken()
-    return _reason
 
 
 def _give_up_if_a_contract_is_broken() -> None:
@@ -80,11 +77,7 @@ def _give_up_if_a_contract_is_broken() -> None:
         give_up("; ".join(f"{b.reason.removesuffix('.')} ({b.contract.why})" for b in broken))
         return
     for module in _MODULES:
-        try:
-            importlib.import_module(f"vllm_cold.bindings.{module}")
-        except ImportError as error:
-            give_up(str(error))
-            return
+        importlib.import_module(f"vllm_cold.bindings.{module}")
     logger.info(
         "vllm-cold: vLLM %s is not among the validated versions (%s), but has all that CoLD needs.",
         versions.vllm_version(),

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from vllm_cold.bindings import versions
 from vllm_cold.bindings.patching import Place
-from vllm_cold.bindings.versions import vllm_version
 
 Version = tuple[int, int]
 
@@ -71,12 +71,17 @@ CONTRACTS: list[Contract] = []
 
 
 def installed() -> Version:
-    """Major and minor version of the vLLM that is imported."""
+    """Major and minor version of the vLLM that is imported; the newest supported one where it is
+    not one of those, as in a checkout without tags.
+    """
     import vllm
 
-    text = getattr(vllm, "__version__", "") or vllm_version()
-    major, minor = text.split(".")[:2]
-    return int(major), int(minor)
+    text = getattr(vllm, "__version__", "") or versions.vllm_version()
+    if versions.in_supported_range(text):
+        major, minor = text.split(".")[:2]
+        return int(major), int(minor)
+    major_below, minor_below = versions.SUPPORTED[1]
+    return major_below, minor_below - 1
 
 
 def run(contract: Contract) -> None:
@@ -912,28 +917,32 @@ def _check_sampling_params_fields() -> None:
 
 
 def all_places() -> tuple[Place, ...]:
-    """Every method that is wrapped, in whatever process and engine."""
-    from vllm_cold.bindings import (
-        admission,
-        cli,
-        engine_config,
-        metrics,
-        platform_cpu,
-        refusal,
-        serving,
-    )
+    """Every method that is wrapped for CoLD, in whatever process and engine."""
+    from vllm_cold.bindings import admission, cli, engine_config, metrics, platform_cpu, serving
 
     return (
         *engine_config.PLACES, *cli.PLACES, *admission.PLACES, *admission.ASYNC,
         *platform_cpu.places(), *platform_cpu.later(), *metrics.WORKER, *metrics.FRONT_END,
-        *serving.online(), *serving.OFFLINE, *refusal.PLACES,
+        *serving.online(), *serving.OFFLINE,
     )  # fmt: skip
 
 
-@_contract("vllm", "methods are wrapped, where a request that needs them is refused if one is gone")
-def _check_places() -> None:
-    problems = [problem for place in all_places() if (problem := place.problem()) is not None]
+def _check_all(places: Iterable[Place]) -> None:
+    problems = [problem for place in places if (problem := place.problem()) is not None]
     _require(not problems, "; ".join(problems) + ".")
+
+
+# A note: who wraps them has looked at those that it needs.
+@_contract("vllm", "these are wrapped; without one, CoLD is unavailable where it counts", note=True)
+def _check_places() -> None:
+    _check_all(all_places())
+
+
+@_contract("vllm", "where CoLD is unavailable, who asks for it is told why here", note=True)
+def _check_refusal_places() -> None:
+    from vllm_cold.bindings import refusal
+
+    _check_all(refusal.PLACES)
 
 
 # ---- admission ----------------------------------------------------------------------------------

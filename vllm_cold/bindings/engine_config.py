@@ -33,8 +33,9 @@ PROCESSOR_V2 = "vllm_cold.bindings.processor_v2:ColdLogitsProcessorV2"
 
 def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
     def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> "VllmConfig":
-        config = original(self, *args, **kwargs)
+        # First: whether CoLD is available decides what the configuration becomes.
         _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
+        config = original(self, *args, **kwargs)
         configure(config)
         if is_configured(config):
             from vllm_cold.bindings import admission, metrics  # which import this module

@@ -93,7 +93,7 @@ def uses_stock_lora() -> bool:
     """Whether this is a CPU whose LoRA was left to vLLM's own operations, by hand."""
     from vllm.platforms import current_platform
 
-    return current_platform.is_cpu() and choice() == "stock"
+    return current_platform.is_cpu() and environment.read(ENV) == "stock"
 
 
 def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:

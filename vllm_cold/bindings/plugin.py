@@ -44,8 +44,8 @@ def register() -> None:
 
     try:
         places = (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *platform_cpu.places())
-    except ImportError as error:
-        availability.give_up(str(error))
+    except Exception as error:  # vLLM calls plugins unguarded
+        availability.give_up(f"{type(error).__name__}: {error}")
     else:
         availability.install(places)
 

@@ -509,7 +509,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
     ) -> dict[int, EngineCoreOutputs]:
-        scored = self._scored(model_runner_output) if self._pairs else {}
+        scored = self._scored(scheduler_output, model_runner_output) if self._pairs else {}
         # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
         ended = [self._end(self._pairs[i], why) for i, why in tuple(self._errors.items())]
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
@@ -525,15 +525,19 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             self._report(outputs)
         return outputs
 
-    def _scored(self, model_runner_output: Any) -> dict[str, Figures]:
+    def _scored(
+        self, scheduler_output: SchedulerOutput, model_runner_output: Any
+    ) -> dict[str, Figures]:
         """The figures of each pair that got a token in this step, by its expert's id. A pair whose
         token is none must end.
         """
         row, tokens = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
         found = metrics.from_worker(model_runner_output)
         scored = {}
-        for pair in self._each_pair():
-            request_id = pair.expert.request_id
+        for request_id in scheduler_output.num_scheduled_tokens:
+            pair = self._pairs.get(request_id)
+            if pair is None or request_id != pair.expert.request_id:
+                continue
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):
                 continue

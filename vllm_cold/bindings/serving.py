@@ -53,7 +53,7 @@ def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
 
 def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        admission.plain_search.set(False)  # of an earlier request on this connection
+        admission.plain_search.set(False)
         if _models is not None:
             try:
                 _look_at(self)
@@ -165,6 +165,7 @@ class Header:
                 message = {**message, "headers": headers}
             await send(message)
 
+        admission.plain_search.set(False)  # of an earlier request on this connection
         token = _used.set(used)
         try:
             await self._app(scope, receive, send_with_header)
