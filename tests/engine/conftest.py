@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real engines on the tiny model, in this process: an engine starts in seconds."""
 
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     patching.install(platform_cpu.places())  # now, or it would be undone together with the patch
     original = CpuPlatform.check_and_update_config
 
+    @functools.wraps(original.__func__)  # the plugin looks at vLLM's
     def keep(cls: type, vllm_config: Any) -> None:
         wanted = vllm_config.scheduler_config.async_scheduling
         original(vllm_config)

@@ -30,6 +30,7 @@ from vllm.v1.kv_cache_interface import (
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
+from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.workers import Workers, solo
 from vllm_cold.bindings.plugin import vllm_version
@@ -96,6 +97,7 @@ class Asked:
         )
 
 
+@StructuredOutputGrammar.register  # 0.26 to 0.29 want one of these
 class Grammar:
     """A compiled grammar that accepts everything."""
 

@@ -315,14 +315,14 @@ def _check_schedule_caps_waiting() -> None:
 
 @_contract(_SCHEDULER + "._mamba_block_aligned_split", "it is overridden")
 def _check_split_signature() -> None:
-    _parameters(
-        _scheduler(),
-        "_mamba_block_aligned_split",
-        "request",
-        "num_new_tokens",
-        "num_new_local_computed_tokens",
-        "num_external_computed_tokens",
-        exact=True,
+    from vllm_cold.bindings.scheduler import PairScheduling
+
+    theirs = list(inspect.signature(_scheduler()._mamba_block_aligned_split).parameters)
+    ours = list(inspect.signature(PairScheduling._cap).parameters)
+    _require(
+        len(theirs) >= 5 and theirs == ours[: len(theirs)],
+        f"Scheduler._mamba_block_aligned_split takes ({', '.join(theirs)}), not "
+        f"({', '.join(ours)}).",
     )
 
 
@@ -362,6 +362,8 @@ def _check_schedule_seats() -> None:
     loop = _loop(_scheduler().schedule, "waiting", "request_queue.peek_request()")
     known = (
         "len(self.running) == self.max_num_running_reqs",
+        "num_running = len(self.running) + self.num_waiting_for_streaming_input\n"
+        "    if num_running >= self.max_num_running_reqs:",
         "num_running = len(self.running) + self.num_waiting_for_streaming_input\n"
         "    if num_running >= self.max_num_active_reqs:",
     )
@@ -632,6 +634,8 @@ def _check_scheduler_output_fields() -> None:
         "ec_manager_metadata",
         "aux_output_connector_metadata",
         "has_sync_kv_loads",
+        "partial_tail_offloads",  # 0.27 and 0.28
+        "block_table_updates",  # 0.30 and 0.31
     )
     not_per_request = (
         "num_common_prefix_blocks",
@@ -723,8 +727,9 @@ def _check_block_counts() -> None:
     known = {"request_id", "num_tokens", "new_computed_blocks", "num_encoder_tokens"}
     known |= {"total_computed_tokens", "num_tokens_main_model", "apply_admission_cap"}
     count = inspect.signature(KVCacheCoordinator.get_num_blocks_to_allocate).parameters
+    later = known | {"num_local_computed_tokens"}  # since 0.26; the next since 0.31
     _require(
-        set(count) - {"self"} in (known, known | {"num_local_computed_tokens", "prefill_end"}),
+        set(count) - {"self"} in (known, later, later | {"prefill_end"}),
         f"KVCacheCoordinator.get_num_blocks_to_allocate takes {', '.join(count)}.",
     )
     _contains(

@@ -91,7 +91,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         # In a pair's id, so that no two engines have the same one: see ``statistics``.
         self._engine = uuid.uuid4().hex
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
-        self._counts_prefill = "prefill_end" in inspect.signature(count).parameters  # since 0.32
+        self._counted_by = inspect.signature(count).parameters
         # Data-parallel engines share the seed, but must not draw alike.
         engine = self.vllm_config.parallel_config.data_parallel_index
         self._seeds = random.Random(self.vllm_config.model_config.seed + (engine << 32))
@@ -252,8 +252,11 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         num_new_tokens: int,
         num_new_local_computed_tokens: int = 0,
         num_external_computed_tokens: int = 0,
+        num_uncached_common_prefix_tokens: int = 0,
     ) -> int:
-        """The cap on a request's tokens in this step; see the module docstring."""
+        """The cap on a request's tokens in this step; see the module docstring. The last argument
+        is of 0.24 and 0.25, and 0 for models without state-space layers.
+        """
         if num_new_tokens <= 0:
             return 0
         num_cached = self._restored(num_new_local_computed_tokens)
@@ -354,9 +357,11 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             "num_tokens_main_model": request.num_tokens,
             "apply_admission_cap": True,
         }
-        if self._counts_prefill:
-            terms["num_local_computed_tokens"] = num_computed
-            terms["prefill_end"] = max(request.num_prompt_tokens, request.num_tokens - 1)
+        later = {  # since 0.26 and 0.31
+            "num_local_computed_tokens": num_computed,
+            "prefill_end": max(request.num_prompt_tokens, request.num_tokens - 1),
+        }
+        terms |= {name: value for name, value in later.items() if name in self._counted_by}
         return int(manager.coordinator.get_num_blocks_to_allocate(**terms))
 
     def _unblock(self, pair: RequestPair, num_cached: int, room: Room) -> None:
