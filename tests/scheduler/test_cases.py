@@ -290,6 +290,45 @@ def test_a_pair_without_a_token_ends_alone(
     assert harness.ended == {healthy: "length", plain: "length", sick: "error"}
 
 
+@both
+def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
+    is_async: bool, tiny: Path
+) -> None:
+    """vLLM's attention on CPU would read NaN in them. Others share some of them until then."""
+    harness = harness_of(tiny, is_async=is_async)
+    schedule, cleared = harness.sched.schedule, set()
+    pool = harness.sched.kv_cache_manager.block_pool
+
+    def watched(*args: Any) -> Any:
+        output = schedule(*args)
+        cleared.update(output.new_block_ids_to_zero or ())
+        return output
+
+    harness.sched.schedule = watched
+    sick = harness.add(prompt(12), 9, adapter=1, cold=True)
+    pair = harness.sched._pair_id(harness.sched.requests[sick])
+    harness.errors[sick] = NOT_FINITE
+    harness.step()
+    held = set(harness.sched.kv_cache_manager.get_block_ids(sick)[0])
+    sharer = harness.add(prompt(12), 20, adapter=1, cold=True)
+    for _ in range(3):
+        harness.step()
+    shared = {block for block in held if pool.blocks[block].ref_cnt > 1}
+    while sick not in harness.ended:  # now it turns out to be sick
+        while len(harness.in_flight) < harness.depth:
+            harness.schedule()
+        (scored,) = harness.in_flight[0][1].cold
+        harness.in_flight[0][1].cold = [Scored.of({**scored.figures(), pair: (1, 0, 1)})]
+        harness.deliver()
+    harness.step()
+    assert shared and not shared & cleared and held - shared <= cleared
+    while harness.alive():
+        harness.step()
+    harness.add(prompt(12), 2, adapter=1, cold=True)  # finds nothing of it in the prefix cache
+    harness.drain()
+    assert held <= cleared and harness.ended[sharer] == "length"
+
+
 def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:
     """They may have requests of the same name."""
     one, two = harness_of(tiny), harness_of(tiny)

@@ -105,6 +105,8 @@ class Workers:
         resumed = output.scheduled_cached_reqs.resumed_req_ids
         self.batch &= scheduled.keys() - resumed
 
+        cleared = set(output.new_block_ids_to_zero or ())
+        self.kv = {slot: kv for slot, kv in self.kv.items() if slot[0] not in cleared}
         computed = self._add(output.scheduled_new_reqs)
         computed.update(self._update(output.scheduled_cached_reqs))
         assert computed.keys() == scheduled.keys(), "some scheduled requests were not sent"

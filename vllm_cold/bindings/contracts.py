@@ -717,6 +717,21 @@ def _check_block_pool() -> None:
     _contains(_source(_cache_manager().__init__), "KVCacheManager.__init__", "self.block_pool = ")
 
 
+@_contract("vllm.v1.core.block_pool.BlockPool", "blocks that held NaN are cleared when free")
+def _check_blocks_can_be_cleared() -> None:
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    _has_fields(KVCacheBlock, "ref_cnt")
+    _has_fields(SchedulerOutput, "new_block_ids_to_zero")
+    _contains(
+        _source(GPUModelRunner._update_states),
+        "GPUModelRunner._update_states",
+        "self._zero_block_ids(scheduler_output.new_block_ids_to_zero)",
+    )
+
+
 @_contract(_CACHE + ".coordinator", "vLLM counts the blocks that a pair needs")
 def _check_block_counts() -> None:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator

@@ -31,6 +31,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.lora.request import LoRARequest
+from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
@@ -71,6 +72,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     _pairs: dict[str, RequestPair] = {}
     _steps_in_flight = 0
     _to_report = 0
+    _tainted: set[int] = set()
     log_stats = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -88,6 +90,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         # Amateurs that have not been in a step yet -> prompt tokens found in the prefix cache.
         self._beginners: dict[str, int] = {}
         self._to_report = 0  # steps for which the front ends must hear from us, pairs or not
+        self._tainted = set()  # blocks to be cleared as soon as they are nobody's
         # In a pair's id, so that no two engines have the same one: see ``statistics``.
         self._engine = uuid.uuid4().hex
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
@@ -209,6 +212,23 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     # ---- one scheduling pass -----------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        if not self._tainted:
+            return self._schedule(*args, **kwargs)
+        # At the start of the step, before anybody computes with them.
+        blocks = self._free_tainted()
+        output = self._schedule(*args, **kwargs)
+        output.new_block_ids_to_zero = [*(output.new_block_ids_to_zero or ()), *blocks]
+        return output
+
+    def _free_tainted(self) -> list[int]:
+        """Blocks that hold NaN and are nobody's now; they leave the prefix cache."""
+        pool = self.kv_cache_manager.block_pool
+        blocks = {block for block in self._tainted if pool.blocks[block].ref_cnt == 0}
+        self._tainted -= blocks
+        self.kv_cache_manager.evict_blocks(blocks)
+        return sorted(blocks)
+
+    def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if not self._pairs:
             return super().schedule(*args, **kwargs)
         self._budget = min(
@@ -551,9 +571,19 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
                 self._errors[request_id] = _NOT_SCORED
             elif figures.not_finite:
                 self._errors[request_id] = NOT_FINITE
+                if current_platform.is_cpu():
+                    self._taint(pair)
             else:
                 scored[request_id] = figures
         return scored
+
+    def _taint(self, pair: RequestPair) -> None:
+        """The pair's blocks may hold NaN. vLLM's attention on CPU reads a sequence's last block to
+        its end and weighs what stands behind the sequence with 0, which makes NaN of NaN.
+        """
+        for request in (pair.expert, pair.amateur):
+            for blocks in self.kv_cache_manager.get_block_ids(request.request_id):
+                self._tainted.update(blocks)
 
     def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Send what was counted along with the statistics that vLLM made in this step.
