@@ -13,10 +13,13 @@ there so that structured output (JSON, regular expressions) can be tested. Every
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -125,3 +128,39 @@ def make_tiny_adapter(
 def make_zero_adapter(model: Path, folder: Path, seed: int = 0, rank: int = 8) -> Path:
     """Write an adapter whose B is zero: its output equals the base model's."""
     return make_tiny_adapter(model, folder, seed=seed, rank=rank, scale=0.0)
+
+
+def make_sick_adapter(healthy: Path, folder: Path, value: float, layer: int = 1) -> Path:
+    """Write a copy of an adapter with `value`, NaN or infinite, as one weight of the last lora_B of
+    `layer`; return the folder. In layer 1 it spoils the logits, in layer 0 the KV cache too.
+    """
+
+    def spoil(name: str, weight: torch.Tensor) -> None:
+        if f"layers.{layer}.mlp.down_proj.lora_B" in name:
+            weight[0, 0] = value
+
+    return _copy_adapter(healthy, folder, spoil)
+
+
+def make_large_adapter(healthy: Path, folder: Path, factor: float) -> Path:
+    """Write a copy of an adapter whose weight delta is `factor` times as large; return the
+    folder.
+    """
+
+    def scale(name: str, weight: torch.Tensor) -> None:
+        if "lora_B" in name:
+            weight.mul_(factor)
+
+    return _copy_adapter(healthy, folder, scale)
+
+
+def _copy_adapter(healthy: Path, folder: Path, change: Callable[[str, torch.Tensor], None]) -> Path:
+    shutil.copytree(healthy, folder)
+    path = folder / "adapter_model.safetensors"
+    weights = load_file(path)
+    before = {name: weight.clone() for name, weight in weights.items()}
+    for name, weight in weights.items():
+        change(name, weight)
+    assert any(not weights[name].equal(before[name]) for name in weights)
+    save_file(weights, path, {"format": "pt"})
+    return folder

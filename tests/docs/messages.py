@@ -2,8 +2,9 @@
 """The messages that a user can meet, read from the package's source.
 
 Collected are the sentences of ``raise``, of warnings and errors in the log, those that functions
-named ``unsupported``, ``unavailable`` and ``missing`` return, those that end a request in the scheduler, and
-constants in capitals that are raised. Values in a message (f-strings, ``%s``) are ``VALUE``.
+named ``unsupported``, ``unavailable`` and ``missing`` return, those that end a request in the
+scheduler, and constants in capitals that are raised. Values in a message (f-strings, ``%s``) are
+``VALUE``.
 """
 
 from __future__ import annotations

@@ -97,8 +97,8 @@ def uses_stock_lora() -> bool:
 
 
 def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
-    def get_punica_wrapper(cls: type[Any]) -> str:
-        name = original(cls)
+    def get_punica_wrapper(cls: type[Any], *args: Any, **kwargs: Any) -> str:
+        name = original(cls, *args, **kwargs)
         if name != STOCK:
             return name  # a platform that brings its own wrapper keeps it
         chosen = choice()
@@ -117,14 +117,16 @@ def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
 
 
 def _make_config(original: Callable[..., None]) -> Callable[..., None]:
-    def check_and_update_config(cls: type[Any], vllm_config: "VllmConfig") -> None:
+    def check_and_update_config(
+        cls: type[Any], vllm_config: "VllmConfig", *args: Any, **kwargs: Any
+    ) -> None:
         lora = vllm_config.lora_config
         if lora is None or not _is_stock(cls) or choice() != "cpp":
-            original(cls, vllm_config)
+            original(cls, vllm_config, *args, **kwargs)
             return
         vllm_config.lora_config = None
         try:
-            original(cls, vllm_config)
+            original(cls, vllm_config, *args, **kwargs)
         finally:
             vllm_config.lora_config = lora
 

@@ -199,8 +199,10 @@ def _computes_lora_otherwise(kind: type[BaseLinearLayerWithLoRA]) -> bool:
 
 
 def _make(original: Callable[..., None]) -> Callable[..., None]:
-    def set_mapping(self: BaseLayerWithLoRA, punica_wrapper: Any) -> None:
-        original(self, punica_wrapper)
+    def set_mapping(
+        self: BaseLayerWithLoRA, punica_wrapper: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        original(self, punica_wrapper, *args, **kwargs)
         if isinstance(punica_wrapper, NativePunicaWrapperCPU):
             punica_wrapper.bind(self)
 

@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that may hurt others, on a server whose default is CoLD: adapters whose logits are no
+numbers, and sampling parameters at their limits and beyond, beside healthy requests that get the
+tokens they get without them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.naive import NaiveCold, Trace
+from tests.server.clients import ALPHA, Asked, assert_right, references, storm
+from tests.server.conftest import Server, arguments, serve
+from tests.tiny import make_sick_adapter
+from vllm_cold.ops.registry import NOT_FINITE
+
+pytestmark = pytest.mark.server
+
+PROMPT = list(range(20, 60))
+BETA = 2.0
+EXAMPLES = 40 if settings.default.derandomize else 1000  # the profile "fuzz" looks further
+BODIES: dict[str, dict[str, Any]] = {
+    "/v1/completions": {"prompt": PROMPT},
+    "/v1/chat/completions": {"messages": [{"role": "user", "content": "w12 w7 w300"}]},
+}
+COMPLETION, CHAT = BODIES
+HEALTHY = [
+    Asked(tuple(PROMPT), 16, "one", BETA),
+    Asked(tuple(PROMPT[:7]), 16, "two", BETA, "one"),
+    Asked(tuple(PROMPT[:33]), 16, "one"),
+    Asked(tuple(PROMPT), 16),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """CoLD by default, with the adapters ``nan`` and ``inf``."""
+    folder = tmp_path_factory.mktemp("sick")
+    sick = {"nan": math.nan, "inf": math.inf}
+    command = arguments(tiny)
+    at = command.index("--lora-modules") + 1
+    command[at:at] = [
+        f"{name}={make_sick_adapter(tiny / 'one', folder / name, value)}"
+        for name, value in sick.items()
+    ]
+    command += ["--max-loras", "4", "--sampler", "cold"]
+    command += ["--cold-alpha", str(ALPHA), "--cold-beta", str(BETA)]
+    with serve(folder, command) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(naive: NaiveCold) -> list[Trace]:
+    return references(naive, HEALTHY)
+
+
+@contextmanager
+def beside_healthy_ones(server: Server, expected: Sequence[Trace]) -> Iterator[None]:
+    """Send healthy requests meanwhile, again and again; they get their tokens."""
+    over = False
+
+    def run() -> None:
+        while True:
+            last = over
+            got = asyncio.run(storm(server.url, HEALTHY, [None] * len(HEALTHY)))
+            assert_right(got, HEALTHY, expected)
+            if last:
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        healthy = pool.submit(run)
+        try:
+            yield
+        finally:
+            over = True
+        healthy.result()
+
+
+def post(server: Server, path: str, **body: Any) -> httpx.Response:
+    """The answer, read to its end; streamed ones too."""
+    body = {**BODIES[path], "model": "one", "max_tokens": 4, "temperature": 0.0, **body}
+    return httpx.post(server.url + path, json=body, timeout=120)
+
+
+def errors(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The errors of an answer, whatever way they come; fails for what is no answer."""
+    if answer.status_code != 200:
+        return [json.loads(answer.text)["error"]]
+    if not answer.headers["content-type"].startswith("text/event-stream"):
+        assert json.loads(answer.text)["choices"]
+        return []
+    lines = [line for line in answer.text.splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines), answer.text[:500]
+    assert lines[-1] == "data: [DONE]"
+    events = [json.loads(line.removeprefix("data: ")) for line in lines[:-1]]
+    return [event["error"] for event in events if "error" in event]
+
+
+# ---- adapters whose logits are no numbers -------------------------------------------------------
+
+ROLES: dict[str, dict[str, Any]] = {
+    "expert": {"model": "nan"},
+    "amateur": {"model": "one", "vllm_xargs": {"cold_amateur": "nan"}},
+    "infinite": {"model": "inf"},
+    "infinite amateur": {"model": "two", "vllm_xargs": {"cold_amateur": "inf"}},
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "greedy": {},
+    "n": {"n": 3, "temperature": 1.0, "seed": 1},
+    "logprobs": {"logprobs": 3},
+    "json": {"response_format": {"type": "json_object"}},
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("role", ROLES)
+def test_the_client_hears_why(
+    role: str, path: str, stream: bool, server: Server, expected: list[Trace]
+) -> None:
+    before = server.metric("vllm_cold_requests_total")
+    with beside_healthy_ones(server, expected):
+        for options in WAYS.values():
+            if path == CHAT and "logprobs" in options:
+                options = {"logprobs": True, "top_logprobs": 3}
+            answer = post(server, path, stream=stream, **ROLES[role], **options)
+            assert answer.status_code == (200 if stream else 500)
+            (error,) = errors(answer)
+            assert error["message"] == NOT_FINITE
+            assert '"token_ids"' not in answer.text and '"finish_reason":"' not in answer.text
+    # At least one storm of healthy ones beside those that are sick.
+    assert server.metric("vllm_cold_requests_total") >= before + len(WAYS) + 2
+    server.wait_until_idle()
+
+
+def test_one_of_several_prompts(server: Server, expected: list[Trace]) -> None:
+    with beside_healthy_ones(server, expected):
+        answer = post(server, COMPLETION, model="nan", prompt=[PROMPT, PROMPT[:5]])
+        (error,) = errors(answer)
+        assert error["message"] == NOT_FINITE
+
+
+def test_without_cold_a_sick_adapter_harms_nobody(server: Server, expected: list[Trace]) -> None:
+    """What its own client gets is vLLM's affair."""
+    with beside_healthy_ones(server, expected):
+        for name in ("nan", "inf"):
+            post(server, COMPLETION, model=name, vllm_xargs={"cold": 0}, max_tokens=20)
+    server.wait_until_idle()
+
+
+# ---- the header and the log ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", BODIES)
+def test_the_header_says_what_was_used(path: str, stream: bool, server: Server) -> None:
+    def said(**body: Any) -> Any:
+        answer = post(server, path, stream=stream, **body)
+        assert answer.status_code == 200, answer.text
+        assert not errors(answer)
+        (value,) = answer.headers.get_list("x-cold")
+        return json.loads(value)
+
+    default = {"cold": 1, "alpha": ALPHA, "beta": BETA, "amateur": None}
+    assert said() == default
+    assert said(vllm_xargs={"cold_beta": 0.25}) == {**default, "beta": 0.25}
+    assert said(vllm_xargs={"cold_amateur": "two", "cold_expert_top_k": 9}) == {
+        **default,
+        "amateur": "two",
+        "expert_top_k": 9,
+    }
+    assert said(vllm_xargs={"cold_beta": "adaptive"}) == {
+        **default,
+        "beta": "adaptive",
+        "beta_max": 1.0,
+    }
+    assert said(vllm_xargs={"cold": 0}) == {"cold": 0}
+    assert said(model="base") == {"cold": 0}
+
+
+def test_the_log_says_what_is_the_default(server: Server) -> None:
+    lines = [x for x in server.log.read_text().splitlines() if re.search(r"CoLD is (the|used)", x)]
+    (line,) = lines
+    assert "CoLD is the default for requests that name an adapter" in line
+    assert f"alpha={ALPHA}, beta={BETA}" in line
+
+
+# ---- every sampling parameter, at its limits and beyond -----------------------------------------
+
+LARGE = [str(2**31 - 1), str(2**31), str(2**63 - 1), str(2**63), "9" * 400]
+SMALL = ["-1", "-2", str(-(2**63)), str(-(2**63) - 1)]
+ODD = ["null", "NaN", "Infinity", "-Infinity", "1e400", '"1"', "true", "[]", "{}"]
+SWITCH = ["true", "false", "null", "2", '"x"']
+EVERY_TOKEN = json.dumps(list(range(512)))
+SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
+
+# As JSON text: Python's floats have no 1e400, and its dicts no key twice.
+# Left out is what vLLM answers with HTTP 500 without this package, too: half a surrogate pair in
+# stop and bad_words, a stream_interval beyond 64 bits, structured_outputs that are no object, and
+# a grammar of characters that no token has.
+FIELDS: dict[str, list[str]] = {
+    "temperature": ["0", "1e-45", "1e-39", "1e-6", "0.01", "1", "2", "2.0001", "1e38", "-1", *ODD],
+    "top_p": ["0", "1e-45", "1e-39", "1e-9", "0.5", "1", "1.0001", "-0.1", *ODD],
+    "top_k": ["0", "1", "2", "511", "512", "513", "1.5", *SMALL, *LARGE, *ODD],
+    "min_p": ["0", "1e-45", "1e-39", "0.5", "1", "1.0001", "-0.1", *ODD],
+    "repetition_penalty": [
+        *("1e-400", "1e-300", "1e-45", "1e-39", "1e-38", "1e-5", "0.5", "1", "2", "1e5", "1e38"),
+        *("3.5e38", "1e300", "0", "-1", *ODD),
+    ],
+    "presence_penalty": ["-2", "2", "1e-39", "2.0001", "-2.0001", *ODD],
+    "frequency_penalty": ["-2", "2", "1e-39", "2.0001", "-2.0001", *ODD],
+    "seed": ["0", "1", str(2**32), *SMALL, *LARGE, *ODD],
+    "n": ["0", "1", "2", "40", "16385", *SMALL, *LARGE, *ODD],
+    "max_tokens": ["0", "1", "2", "40", "216", "217", "256", "257", *SMALL, *LARGE, *ODD],
+    "max_completion_tokens": ["0", "1", "40", "257", *SMALL, *LARGE, *ODD],
+    "min_tokens": ["0", "1", "3", "4", "5", "257", *SMALL, *LARGE, *ODD],
+    "stop": [
+        *('"w"', '[" w1", "w2", "3"]', '""', '[""]', r'"\u0000"', '"\U0001f600"'),
+        *(json.dumps("x" * 10_000), json.dumps(["w"] * 100), "[1]", *ODD),
+    ],
+    "stop_token_ids": [
+        *("[0]", "[3]", "[511]", "[512]", "[-1]", "[4, 4, 4]", EVERY_TOKEN, "[1.5]", "[true]"),
+        *(f"[{n}]" for n in LARGE),
+        *ODD,
+    ],
+    "bad_words": [
+        *('["w1"]', '[" "]', '[""]', '["w1 w2 w3"]', r'["\u0000"]', "[1]"),
+        *(json.dumps([f"w{n}" for n in range(400)]), '["\U0001f600"]', *ODD),
+    ],
+    "allowed_token_ids": [
+        *("[5]", "[3]", "[5, 5]", "[0, 511]", "[512]", "[-1]", EVERY_TOKEN, "[1.5]"),
+        *(f"[{n}]" for n in LARGE),
+        *ODD,
+    ],
+    "logit_bias": [
+        *('{"5": 100}', '{"5": -100}', '{"5": 101}', '{"5": 1e308}', '{"5": NaN}', '{"3": 100}'),
+        *('{"5": Infinity}', '{"5": -Infinity}', '{"511": 1}', '{"512": 1}', '{"-1": 1}'),
+        *('{"x": 1}', '{"5.5": 1}', '{"5": null}', '{"5": 1, "5": 2}', '{"5": 1e-45}'),
+        *(f'{{"{n}": 1}}' for n in LARGE),
+        json.dumps({str(n): -100 for n in range(512)}),
+        json.dumps({str(n): 100 for n in range(512)}),
+        *ODD,
+    ],
+    "logprobs": ["0", "1", "5", "20", "21", "512", "513", "1.5", *SMALL, *LARGE, *SWITCH, *ODD],
+    "top_logprobs": ["0", "1", "20", "21", "512", "513", "1.5", *SMALL, *LARGE, *ODD],
+    "prompt_logprobs": ["0", "1", "20", "21", "512", "1.5", *SMALL, *LARGE, *ODD],
+    "logprob_token_ids": ["[5]", "[511]", "[512]", "[-1]", EVERY_TOKEN, f"[{2**63}]", *ODD],
+    "ignore_eos": SWITCH,
+    "skip_special_tokens": SWITCH,
+    "spaces_between_special_tokens": SWITCH,
+    "include_stop_str_in_output": SWITCH,
+    "echo": SWITCH,
+    "add_special_tokens": SWITCH,
+    "return_token_ids": SWITCH,
+    "return_tokens_as_token_ids": SWITCH,
+    "watermarking": SWITCH,
+    "use_beam_search": SWITCH,
+    "length_penalty": ["0", "1", "-1", "1e38", "1e-39", *ODD],
+    "truncate_prompt_tokens": ["0", "1", "10", "255", "256", "257", *SMALL, *LARGE, *ODD],
+    "truncation_side": ['"left"', '"right"', '"up"', *ODD],
+    "structured_outputs": [
+        *('{"regex": "[ab]{3}"}', '{"regex": "("}', '{"regex": ""}', r'{"regex": "\u0000"}'),
+        *('{"choice": ["yes", "no"]}', '{"choice": []}', '{"choice": [""]}', '{"choice": [1]}'),
+        *(f'{{"json": {SCHEMA}}}', '{"json": "x"}', '{"json": ""}', '{"json": {}}'),
+        *('{"json_object": true}', '{"json_object": false}', '{"grammar": "root ::= \\"a\\""}'),
+        *('{"grammar": "x"}', '{"grammar": ""}', '{"regex": "a", "choice": ["b"]}'),
+        *('{"structural_tag": "x"}', "null", "{}"),
+    ],
+    "response_format": [
+        *('{"type": "text"}', '{"type": "json_object"}', '{"type": "json_schema"}', '{"type": 1}'),
+        f'{{"type": "json_schema", "json_schema": {{"name": "x", "schema": {SCHEMA}}}}}',
+        '{"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "nothing"}}}',
+        *('{"type": "structural_tag"}', *ODD),
+    ],
+    "thinking_token_budget": ["0", "1", "5", "1.5", *SMALL, *LARGE, *ODD],
+    "repetition_detection": [
+        '{"max_pattern_size": 2, "min_pattern_size": 1, "min_count": 2}',
+        '{"max_pattern_size": 1, "min_pattern_size": 2, "min_count": 2}',
+        f'{{"max_pattern_size": {2**63}, "min_pattern_size": 1, "min_count": 2}}',
+        *ODD,
+    ],
+    "stream_interval": ["0", "1", "3", "1.5", *SMALL, *LARGE[:-1], *ODD],
+    "routed_experts_prompt_start": ["0", "1", *SMALL, *LARGE, *ODD],
+    "priority": ["0", "1", *SMALL, *LARGE, *ODD],
+    "vllm_xargs": [
+        *('{"cold": 0}', '{"cold": 1}', '{"cold_beta": 0}', '{"cold_beta": 1e6}'),
+        *('{"cold_alpha": 1}', '{"cold_alpha": 1e-45}', '{"cold_alpha": 1e-300}'),
+        *('{"cold_beta": "adaptive", "cold_beta_max": 1e6}', '{"cold_amateur": "two"}'),
+        *('{"cold_expert_top_k": 1}', '{"cold_expert_top_k": 2147483647}', '{"other": 1}', *ODD),
+    ],
+}
+
+
+def send(server: Server, path: str, model: str, stream: bool, fields: dict[str, str]) -> str | None:
+    """What is wrong with the answer to a body with these fields (JSON text); None if it is valid:
+    HTTP 2xx or 4xx, or an error that says that there was no number to choose by.
+    """
+    rest = {**BODIES[path], "model": model, "stream": stream, "max_tokens": 4, "temperature": 0.0}
+    members = {name: json.dumps(value) for name, value in rest.items()} | fields
+    text = "{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + "}"
+    answer = httpx.post(
+        server.url + path,
+        content=text.encode(errors="surrogatepass"),
+        headers={"Content-Type": "application/json"},
+        timeout=120,
+    )
+    try:
+        found = errors(answer)
+    except (AssertionError, ValueError, KeyError) as problem:
+        return f"{answer.status_code}: {problem!r} in {answer.text[:300]}"
+    wrong = [e for e in found if not 400 <= e["code"] < 500 and e["message"] != NOT_FINITE]
+    return str(wrong) if wrong else None
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_each_value_alone(path: str, server: Server, expected: list[Trace]) -> None:
+    """With CoLD; some of them at a time."""
+    cases = [(name, value) for name, values in FIELDS.items() for value in values]
+
+    def ask(case: tuple[str, str]) -> str | None:
+        stream = (cases.index(case) + (path == CHAT)) % 2 == 1
+        return send(server, path, "one", stream, dict([case]))
+
+    with beside_healthy_ones(server, expected), ThreadPoolExecutor(12) as pool:
+        wrong = {c: w for c, w in zip(cases, pool.map(ask, cases), strict=True) if w is not None}
+    assert not wrong, "\n".join(f"{c}: {w}" for c, w in wrong.items())
+    server.wait_until_idle()
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> tuple[str, bool, dict[str, str]]:
+    """Model, whether it streams, and some fields."""
+    names = draw(st.lists(st.sampled_from(sorted(FIELDS)), min_size=1, max_size=5, unique=True))
+    if {"structured_outputs", "response_format"} & set(names):
+        # A grammar and a ban may leave no token; vLLM then answers with HTTP 500, CoLD or not.
+        names = [n for n in names if n not in ("allowed_token_ids", "bad_words")]
+    fields = {name: draw(st.sampled_from(FIELDS[name])) for name in names}
+    return draw(st.sampled_from(["one", "one", "two", "base"])), draw(st.booleans()), fields
+
+
+@pytest.mark.parametrize("path", BODIES)
+@settings(max_examples=EXAMPLES)
+@given(asked=st.lists(bodies(), min_size=1, max_size=6))
+@example(asked=[("one", True, {"structured_outputs": '{"regex": "[ab]{3}"}', "min_tokens": "4"})])
+def test_any_values_together(
+    path: str, asked: list[tuple[str, bool, dict[str, str]]], server: Server, expected: list[Trace]
+) -> None:
+    """Requests with several of them, some at a time."""
+    with beside_healthy_ones(server, expected), ThreadPoolExecutor(len(asked)) as pool:
+        wrong = [w for w in pool.map(lambda one: send(server, path, *one), asked) if w is not None]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_nothing_is_left(server: Server) -> None:
+    """Of all the tests above; and only those that were sick ended with an error of CoLD's."""
+    server.wait_until_idle()
+    said = re.findall(r"ERROR .*(CoLD: .*) \(request", server.log.read_text())
+    assert set(said) == {NOT_FINITE}

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods are looked at before one is wrapped; what cannot be wrapped is named, and nothing is."""
+
+from __future__ import annotations
+
+import abc
+import logging
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from vllm_cold.bindings import availability, patching, refusal
+from vllm_cold.bindings.patching import Place, PlaceMissing
+
+pytestmark = pytest.mark.unit
+
+NAME = "a_module_of_vllm"
+
+
+class Base:
+    def inherited(self, x: int, y: int = 0) -> str:
+        return f"base {x} {y}"
+
+
+class Owner(Base):
+    def plain(self, x: int, y: int = 0) -> str:
+        return f"plain {x} {y}"
+
+    @staticmethod
+    def static(x: int) -> str:
+        return f"static {x}"
+
+    @classmethod
+    def of_class(cls, x: int) -> str:
+        return f"{cls.__name__} {x}"
+
+    @property
+    def prop(self) -> str:
+        return "prop"
+
+    attribute = 3
+
+    def named_only(self, *, x: int) -> str:
+        return f"named {x}"
+
+
+class Interface(abc.ABC):
+    @abc.abstractmethod
+    def declared(self, x: int) -> str: ...
+
+
+class Child(Owner):
+    pass
+
+
+def function(x: int) -> str:
+    return f"function {x}"
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Copies of the classes above, in a module of their own."""
+    made: Any = types.ModuleType(NAME)
+    for cls in (Base, Owner, Interface, Child):
+        bases = tuple(getattr(made, b.__name__, b) for b in cls.__bases__)
+        body = {k: v for k, v in vars(cls).items() if k not in ("__dict__", "__weakref__")}
+        setattr(made, cls.__name__, type(cls)(cls.__name__, bases, body))
+    made.instance = made.Owner()
+    made.function = types.FunctionType(function.__code__, {}, "function")
+    monkeypatch.setitem(sys.modules, NAME, made)
+    return made
+
+
+def loud(original: Callable[..., Any]) -> Callable[..., Any]:
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        return f"<{original(*args, **kwargs)}>"
+
+    return replacement
+
+
+def place(path: str, takes: tuple[str, ...] = (), kind: type | None = None) -> Place:
+    return Place(f"{NAME}:{path}", loud, takes, kind)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "problem"),
+    [
+        (place("Owner.plain", ("x",)), None),
+        (place("Owner.plain", ("x", "y")), None),
+        (place("Owner.inherited", ("x",)), None),
+        (place("Owner.static", ("x",), staticmethod), None),
+        (place("Owner.of_class", ("x",), classmethod), None),
+        (place("instance.of_class", ("x",), classmethod), None),
+        (place("function", ("x",)), None),
+        (place("Owner.missing"), "Owner.missing is gone"),
+        (place("Missing.plain"), "Missing.plain is gone"),
+        (Place("no_such_module:Owner.plain", loud), "no_such_module.Owner.plain is gone"),
+        (place("Interface.declared"), "Interface.declared is gone"),
+        (place("Owner.plain", ("y",)), "Owner.plain takes (x), not (y)"),
+        (place("Owner.plain", ("y", "x")), "Owner.plain takes (x, y), not (y, x)"),
+        (place("Owner.plain", ("x", "y", "z")), "Owner.plain takes (x, y), not (x, y, z)"),
+        (place("Owner.named_only", ("x",)), "Owner.named_only takes (), not (x)"),
+        (place("Owner.static", ("x",)), "Owner.static is no plain method any more"),
+        (place("Owner.of_class", ("x",)), "Owner.of_class is no plain method any more"),
+        (place("Owner.prop"), "Owner.prop is no plain method any more"),
+        (place("Owner.attribute"), "Owner.attribute is no plain method any more"),
+        (place("Owner.plain", (), staticmethod), "Owner.plain is no staticmethod any more"),
+        (place("Owner.static", (), classmethod), "Owner.static is no classmethod any more"),
+    ],
+    ids=lambda value: value.where.partition(":")[2] if isinstance(value, Place) else "",
+)
+def test_problem(module: Any, wanted: Place, problem: str | None) -> None:
+    found = wanted.problem()
+    assert found == problem or (problem is not None and found == f"{NAME}.{problem}")
+
+
+def test_each_kind_is_wrapped(module: Any) -> None:
+    patching.install(
+        (
+            place("Owner.plain", ("x",)),
+            place("Owner.static", ("x",), staticmethod),
+            place("Owner.of_class", ("x",), classmethod),
+            place("function", ("x",)),
+        )
+    )
+    owner = module.Owner()
+    assert owner.plain(1, y=2) == "<plain 1 2>"
+    assert module.Owner.static(1) == owner.static(1) == "<static 1>"
+    assert module.Owner.of_class(1) == owner.of_class(1) == "<Owner 1>"
+    assert module.Child.of_class(1) == "<Child 1>"
+    assert module.function(1) == "<function 1>"
+    assert module.Owner.plain.__name__ == "plain"
+
+
+def test_an_instance_stands_for_its_class(module: Any) -> None:
+    patching.install((place("instance.plain"),))
+    assert module.instance.plain(1) == module.Owner().plain(1) == "<plain 1 0>"
+    assert "plain" not in vars(module.instance)
+
+
+def test_a_base_class_is_left_alone(module: Any) -> None:
+    patching.install((place("Owner.inherited", ("x",)),))
+    assert module.Owner().inherited(1) == module.Child().inherited(1) == "<base 1 0>"
+    assert module.Base().inherited(1) == "base 1 0"
+
+
+def test_a_method_is_wrapped_once(module: Any) -> None:
+    for _ in range(2):
+        patching.install((place("Owner.plain"), place("Owner.static", (), staticmethod)))
+    assert module.Owner().plain(1) == "<plain 1 0>"
+    assert module.Owner.static(1) == "<static 1>"
+    # What is wrapped already is inherited like that.
+    patching.install((place("Child.plain"),))
+    assert module.Child().plain(1) == "<plain 1 0>"
+    assert place("Owner.plain", ("x",)).problem() is None
+
+
+def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
+    with pytest.raises(PlaceMissing) as caught:
+        patching.install((place("Owner.plain"), place("Owner.gone"), place("Owner.prop")))
+    assert str(caught.value) == (
+        f"{NAME}.Owner.gone is gone; {NAME}.Owner.prop is no plain method any more"
+    )
+    assert module.Owner().plain(1) == "plain 1 0"
+
+
+@pytest.fixture
+def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is known about this vLLM yet, and nothing of it is changed."""
+    monkeypatch.setattr(availability, "_reason", None)
+    monkeypatch.setattr(availability, "_verified", False)
+    monkeypatch.setattr(refusal, "PLACES", ())
+    yield
+
+
+def test_the_first_reason_stays(
+    module: Any, undecided: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    assert availability.install((place("Owner.static", (), staticmethod),))
+    assert availability.unavailable() is None
+    assert not availability.install((place("Owner.gone"),))
+    reason = availability.unavailable()
+    assert reason is not None and f"takes part: {NAME}.Owner.gone is gone. Install" in reason
+    assert not availability.install((place("Owner.prop"),))
+    assert not availability.install((place("Owner.plain"),))  # it would be of no use
+    assert module.Owner().plain(1) == "plain 1 0"
+    assert availability.verify() == availability.unavailable() == reason
+    assert [r.getMessage() for r in caplog.records] == [
+        f"vllm-cold: CoLD is unavailable; vLLM runs as without it. Reason: {reason}"
+    ]
+
+
+def test_refusals_that_cannot_be_wrapped_are_left_out(
+    module: Any, undecided: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = (place("Owner.gone"), place("Owner.plain"))
+    monkeypatch.setattr(refusal, "PLACES", places)
+    availability.install((place("Missing.plain"),))
+    assert module.Owner().plain(1) == "<plain 1 0>"
