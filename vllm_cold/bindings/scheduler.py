@@ -563,16 +563,16 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             pair = self._pairs.get(request_id)
             if pair is None or request_id != pair.expert.request_id:
                 continue
+            figures = found.get(self._pair_id(pair.expert))
+            if figures is not None and figures.not_finite and current_platform.is_cpu():
+                self._taint(pair)
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):
                 continue
-            figures = found.get(self._pair_id(pair.expert))
             if figures is None:
                 self._errors[request_id] = _NOT_SCORED
             elif figures.not_finite:
                 self._errors[request_id] = NOT_FINITE
-                if current_platform.is_cpu():
-                    self._taint(pair)
             else:
                 scored[request_id] = figures
         return scored
