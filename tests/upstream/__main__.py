@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=compare.STEPS, help="0: all 20000")
     args = parser.parse_args()
     version = sdist.pinned_version()
-    sys.exit(not compare.upstream(version, Path(sys.executable), args.steps))
+    sys.exit(bool(compare.upstream(version, Path(sys.executable), args.steps).failed))
 
 
 if __name__ == "__main__":

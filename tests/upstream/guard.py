@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """pytest plugin of ``make versions``: the vLLM that is imported is the one that was asked for."""
 
+import contextlib
+import importlib
 import importlib.metadata
 import os
 import sys
@@ -23,3 +25,17 @@ def pytest_sessionstart() -> None:
     if not file.is_relative_to(sys.prefix) or {v.split("+")[0] for v in versions} != {wanted}:
         pytest.exit(f"vLLM {wanted} was wanted; {file} is {sorted(versions)}", returncode=3)
     print(f"vLLM {', '.join(sorted(versions))}: {file}")
+    if wanted.startswith("0.23."):
+        _prepare_0_23()
+
+
+def _prepare_0_23() -> None:
+    """Let engines of 0.23 run in this process, with asynchronous scheduling (see
+    ``allow_async_scheduling``): its CPU worker comes with what they need, too late or not at all.
+    """
+    # Replaces a function that pins memory. LoRA's modules must not have it before; an engine in
+    # this process imports them first when vLLM's cache is empty.
+    importlib.import_module("vllm.v1.worker.cpu.shm")
+    # The runner has another stand-in for CUDA's streams, without `wait_stream`.
+    runner = importlib.import_module("vllm.v1.worker.cpu_model_runner")
+    runner._torch_cuda_wrapper = contextlib.nullcontext

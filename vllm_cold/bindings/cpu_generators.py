@@ -24,7 +24,6 @@ import torch
 
 from vllm_cold.bindings.patching import Place
 
-
 _IGNORED = "if len(generators) != logits.shape[0]"
 
 
