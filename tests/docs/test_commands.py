@@ -17,7 +17,7 @@ pytestmark = pytest.mark.unit
 DOES = {
     "demo": ["-m examples.demo"],
     "docs": ["-m docs.pictures", "-m mkdocs build --strict"],
-    "test": ["-m ruff check .", "-m mypy", "-m pytest", "'engine or server'"],
+    "test": ["-m ruff check .", "-m mypy", "-m pytest", "'(engine or server) and not full'"],
 }
 
 
