@@ -123,9 +123,10 @@ def cold(run: Run) -> Result:
 
 
 def _places() -> dict[str, Any]:
-    from vllm_cold.bindings import contracts
+    from vllm_cold.bindings import contracts, refusal
 
-    return {place.where: place for place in contracts.all_places()}
+    places = (*contracts.all_places(), *refusal.PLACES)
+    return {place.where: place for place in places}
 
 
 def _is_broken(kind: str, target: Target, elsewhere: tuple[str, ...]) -> bool:
