@@ -30,8 +30,13 @@ def sample(name: str, engine: int = 0, **labels: str) -> float | None:
     return prometheus_client.REGISTRY.get_sample_value(PREFIX + name, labels)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left() -> None:
+    """What other tests of this process have noted."""
+    statistics.take()
+
+
 def test_a_step_is_taken_once() -> None:
-    assert statistics.take() == []
     room = torch.empty(2, 3, dtype=torch.int64)
     statistics.note(Scored(("a", "b"), room))
     room.copy_(torch.tensor([[3, 1, 0], [1, 0, 1]]))  # on a device, the figures come later
