@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.settings import beta_option
+from vllm_cold.settings import number
 
 ADAPTERS = Path(__file__).parent / "adapters"
 PROMPTS = {"sorting": 4, "orders": 2}
@@ -130,7 +130,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--alpha", type=float, default=0.1, help="plausibility threshold (0, 1]")
     parser.add_argument(
-        "--beta", type=beta_option, default=0.5, help="contrast strength, >= 0, or adaptive"
+        "--beta", type=number, default=0.5, help="contrast strength, >= 0, or adaptive"
     )
     arguments = parser.parse_args()
     quiet()

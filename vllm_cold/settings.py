@@ -7,9 +7,7 @@ request's flat ``cold_*`` arguments (``vllm_xargs`` over HTTP, ``extra_args`` of
 ``ColdParams``.
 """
 
-import argparse
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, Literal
 
@@ -108,14 +106,14 @@ def check_beta(field: str, value: object) -> float | Literal["adaptive"]:
     return float(value)  # type: ignore[arg-type]
 
 
-def beta_option(text: str) -> float | Literal["adaptive"]:
-    """A number or "adaptive", as argparse's ``type``; the number's range is checked later."""
-    with suppress(ValueError):
-        return float(text)
+def number(text: str) -> float | str:
+    """What stands on a command line, as argparse's ``type``: "adaptive" is none, nor is a mistake,
+    which the check of the setting then names.
+    """
     try:
-        return check_beta("beta", text)
-    except ColdError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        return float(text)
+    except ValueError:
+        return text
 
 
 def check_beta_max(field: str, value: object, beta: object = ADAPTIVE) -> float | None:

@@ -8,26 +8,17 @@ whoever adds it up needs no history.
 """
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-
-class Figures(NamedTuple):
-    """What was found of one pair in one step: a row of ``contrastive_scores``'s statistics.
-
-    Attributes:
-        candidates: How many candidates there were.
-        changed: 1 if another token than the expert's best had the best score, else 0.
-        not_finite: 1 if a row of the pair held NaN or +inf, else 0. The other two then say nothing.
-    """
-
-    candidates: int
-    changed: int
-    not_finite: int = 0
+# What was found of one pair in one step, a row of ``contrastive_scores``'s statistics: how many
+# candidates there were, whether another token than the expert's best had the best score, and
+# whether a row of the pair held NaN or +inf (then the other two say nothing).
+Figures = tuple[int, int, int]
 
 
 class Scored:
@@ -39,13 +30,16 @@ class Scored:
 
     Args:
         pairs: Their ids.
-        statistics: [P, 3] int64, which ``contrastive_scores`` has written or will write.
+        statistics: [P, 3] int64, which ``contrastive_scores`` has written or will write; or its
+            three columns.
     """
 
-    def __init__(self, pairs: tuple[str, ...], statistics: Tensor) -> None:
+    def __init__(
+        self, pairs: tuple[str, ...], statistics: Tensor | Sequence[Sequence[int]]
+    ) -> None:
         self._pairs = pairs
         self._arrives: Any = None  # an event of the device; None for what is there already
-        if statistics.device.type != "cpu":
+        if not isinstance(statistics, Sequence) and statistics.device.type != "cpu":
             host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
             host.copy_(statistics, non_blocking=True)
             self._arrives = torch.get_device_module(statistics.device).Event()
@@ -55,19 +49,20 @@ class Scored:
 
     def figures(self) -> dict[str, Figures]:
         """Of each pair, by its id."""
+        columns: Any = self._columns()
+        return dict(zip(self._pairs, zip(*columns, strict=True), strict=True))
+
+    def _columns(self) -> Sequence[Sequence[int]]:
+        if isinstance(self._statistics, Sequence):
+            return self._statistics
         if self._arrives is not None:
             self._arrives.synchronize()
-        rows = self._statistics.tolist()
-        return {pair: Figures(*row) for pair, row in zip(self._pairs, rows, strict=True)}
-
-    @classmethod
-    def of(cls, rows: dict[str, tuple[int, ...]]) -> "Scored":
-        """What is known already: of each pair, by its id, a row of statistics."""
-        return cls(tuple(rows), torch.tensor(list(rows.values()), dtype=torch.int64).view(-1, 3))
+        columns: list[list[int]] = self._statistics.t().tolist()
+        return columns
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
-        return Scored.of, ({pair: tuple(row) for pair, row in self.figures().items()},)
+        return Scored, (self._pairs, self._columns())
 
 
 class _Step(threading.local):
@@ -121,9 +116,9 @@ class Counts:
         """Add what a worker found of pairs that were given a token (others were amid their prompts,
         where vLLM has a row of logits too).
         """
-        for found in figures:
-            self.candidates.append(found.candidates)
-            self.changed += found.changed
+        for candidates, changed, _ in figures:
+            self.candidates.append(candidates)
+            self.changed += changed
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
         """The payload for ``metrics.ColdMetrics.record``: numbers and a list of them. Begins anew.

@@ -33,8 +33,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.workers import Workers, solo
-from vllm_cold.bindings.plugin import vllm_version
 from vllm_cold.bindings.scheduler import ColdAsyncScheduler, ColdScheduler
+from vllm_cold.bindings.versions import vllm_version
 from vllm_cold.statistics import Scored
 from vllm_cold.stream import Stream
 
@@ -354,7 +354,8 @@ class Harness:
             prompt_logprobs_dict={},
             pooler_output=[],
         )
-        result.cold = [Scored.of({pair: (1, 0, 0) for pair in self.workers.scored})]
+        columns = [[n] * len(self.workers.scored) for n in (1, 0, 0)]
+        result.cold = [Scored(tuple(self.workers.scored), columns)]
         self.in_flight.append((output, result))
         self.check()
         return count

@@ -234,9 +234,13 @@ def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     }  # fmt: skip
 
 
+def scored_of(rows: dict[str, tuple[int, ...]]) -> Scored:
+    return Scored(tuple(rows), list(zip(*rows.values(), strict=True)) or [(), (), ()])
+
+
 def finds(harness: Harness, pair: str, *row: int) -> None:
     """What the worker found of a pair in the step that was scheduled last."""
-    scored = Scored.of({harness.sched._pair_id(harness.sched.requests[pair]): row})
+    scored = scored_of({harness.sched._pair_id(harness.sched.requests[pair]): row})
     harness.in_flight[-1][1].cold = [scored]
 
 
@@ -283,7 +287,7 @@ def test_a_pair_without_a_token_ends_alone(
             rows.pop(pair, None)
             if found is not None:
                 rows[pair] = found
-            result.cold = [Scored.of(rows)]
+            result.cold = [scored_of(rows)]
         harness.deliver()
     assert harness.got[sick] == []
     harness.drain()
@@ -318,7 +322,8 @@ def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
         while len(harness.in_flight) < harness.depth:
             harness.schedule()
         (scored,) = harness.in_flight[0][1].cold
-        harness.in_flight[0][1].cold = [Scored.of({**scored.figures(), pair: (1, 0, 1)})]
+        rows: dict[str, tuple[int, ...]] = {**scored.figures(), pair: (1, 0, 1)}
+        harness.in_flight[0][1].cold = [scored_of(rows)]
         harness.deliver()
     harness.step()
     assert shared and not shared & cleared and held - shared <= cleared
@@ -338,7 +343,7 @@ def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:
     one.schedule()
     two.schedule()
     (foreign,) = one.in_flight[0][1].cold[0].figures()
-    two.in_flight[0][1].cold.append(Scored.of({foreign: (1, 0, 1)}))
+    two.in_flight[0][1].cold.append(scored_of({foreign: (1, 0, 1)}))
     two.drain()
     assert list(two.ended.values()) == ["length"]
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_cold.bindings.plugin import vllm_version
+from vllm_cold.bindings.versions import vllm_version
 from vllm_cold.stream import from_extra_args
 
 _MASK = (1 << 61) - 1

@@ -44,6 +44,7 @@ def test_the_parser_imports_nothing_heavy() -> None:
 WRONG: dict[str, tuple[list[str], str]] = {
     "alpha": (["--alpha", "0"], r"--alpha=0.0: must be a number in \(0, 1\]"),
     "beta": (["--beta", "-1"], "--beta=-1.0: must be a number >= 0"),
+    "beta text": (["--beta", "half"], "--beta='half': must be a number >= 0, .* or 'adaptive'$"),
     "beta max": (["--beta-max", "2"], "--beta-max=2.0: is for an adaptive beta, and beta is 0.5;"),
     "beta max range": (
         ["--beta", "adaptive", "--beta-max", "-1"],
@@ -86,13 +87,9 @@ def test_mistakes(case: str) -> None:
         run(parse("--prompt", "x", "--adapter", "one", *arguments))
 
 
-def test_beta_is_a_number_or_adaptive(capsys: pytest.CaptureFixture[str]) -> None:
+def test_beta_is_a_number_or_adaptive() -> None:
     assert parse("--prompt", "x", "--adapter", "one", "--beta", "2").beta == 2.0
     assert parse("--prompt", "x", "--adapter", "one", "--beta", "adaptive").beta == "adaptive"
-    with pytest.raises(SystemExit):
-        parse("--prompt", "x", "--adapter", "one", "--beta", "half")
-    said = "argument --beta: beta='half': must be a number >= 0, at most 1e6, or 'adaptive'"
-    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:

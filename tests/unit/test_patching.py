@@ -201,3 +201,41 @@ def test_refusals_that_cannot_be_wrapped_are_left_out(
     monkeypatch.setattr(refusal, "PLACES", places)
     availability.install((place("Missing.plain"),))
     assert module.Owner().plain(1) == "<plain 1 0>"
+
+
+def test_a_place_that_cannot_be_looked_at_has_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an import raises: vLLM calls plugins unguarded."""
+
+    def fails(name: str) -> Any:
+        raise RuntimeError("no such device")
+
+    monkeypatch.setattr(patching.importlib, "import_module", fails)
+    problem = place("Owner.plain").problem()
+    assert problem == f"{NAME}.Owner.plain cannot be looked at (RuntimeError: no such device)"
+
+
+@pytest.mark.usefixtures("undecided")
+def test_places_that_cannot_even_be_listed_are_given_up() -> None:
+    def places() -> Iterator[Place]:
+        raise TypeError("another platform")
+        yield
+
+    assert not availability.install(places())
+    assert "TypeError: another platform" in str(availability.unavailable())
+
+
+@pytest.mark.usefixtures("undecided")
+def test_a_configuration_without_what_is_looked_at_is_left_alone() -> None:
+    from vllm_cold.bindings.engine_config import configure
+
+    scheduler = types.SimpleNamespace(scheduler_cls=None)
+    model = types.SimpleNamespace(logits_processors=None)  # has no runner_type
+    config: Any = types.SimpleNamespace(
+        additional_config={}, scheduler_config=scheduler, model_config=model
+    )
+    configure(config)
+    assert scheduler.scheduler_cls is None and model.logits_processors is None
+    assert "runner_type" in str(availability.unavailable())
+    config.additional_config = {"cold": True}
+    with pytest.raises(ValueError, match="default sampler, but this vLLM .*runner_type"):
+        configure(config)

@@ -312,5 +312,5 @@ def test_nan_is_reported_of_its_pair(counts: list[int]) -> None:
     processor.apply(logits, context([0, 1, 2, 3], counts))
     (scored,) = take()
     found = scored.figures()
-    assert {pair: figures.not_finite for pair, figures in found.items()} == {"x": 1, "y": 0}
+    assert {pair: not_finite for pair, (_, _, not_finite) in found.items()} == {"x": 1, "y": 0}
     assert not logits.isnan().any()

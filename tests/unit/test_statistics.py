@@ -18,7 +18,7 @@ import torch
 from vllm_cold import statistics
 from vllm_cold.bindings import metrics as bindings
 from vllm_cold.metrics import CANDIDATE_BUCKETS, COUNTERS, GAUGES, PREFIX, ColdMetrics
-from vllm_cold.statistics import Counts, Figures, Scored
+from vllm_cold.statistics import Counts, Scored
 
 pytestmark = pytest.mark.unit
 
@@ -41,14 +41,14 @@ def test_a_step_is_taken_once() -> None:
     statistics.note(Scored(("a", "b"), room))
     room.copy_(torch.tensor([[3, 1, 0], [1, 0, 1]]))  # on a device, the figures come later
     (taken,) = statistics.take()
-    assert taken.figures() == {"a": Figures(3, 1, 0), "b": Figures(1, 0, 1)}
+    assert taken.figures() == {"a": (3, 1, 0), "b": (1, 0, 1)}
     assert pickle.loads(pickle.dumps(taken)).figures() == taken.figures()
     assert statistics.take() == []
 
 
 def test_threads_do_not_see_each_others_steps() -> None:
     """An engine in a thread of its own."""
-    statistics.note(Scored.of({"a": (1, 0, 0)}))
+    statistics.note(Scored(("a",), [[1], [0], [0]]))
     with ThreadPoolExecutor() as other:
         assert other.submit(statistics.take).result() == []
     assert len(statistics.take()) == 1
@@ -90,14 +90,14 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
         patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
         late = Scored(("a",), OnDevice([[2, 0, 1]]))  # type: ignore[arg-type]
     assert calls == ["record"]
-    assert late.figures() == {"a": Figures(2, 0, 1)}
+    assert late.figures() == {"a": (2, 0, 1)}
     assert calls == ["record", "synchronize"]
 
 
 def test_counts_are_taken_once() -> None:
     counts = Counts(requests=2, tokens=5, preemptions=1, prompt_tokens=40, cached_prompt_tokens=32)
-    counts.add([Figures(1, 0), Figures(4, 1)])
-    counts.add([Figures(2, 1)])
+    counts.add([(1, 0, 0), (4, 1, 0)])
+    counts.add([(2, 1, 0)])
     taken = counts.take(running=3, waiting=1)
     assert taken == {
         "requests": 2, "tokens": 5, "preemptions": 1, "prompt_tokens": 40,
@@ -112,7 +112,7 @@ def test_metrics_add_up() -> None:
     ColdMetrics("m", [0])  # an engine that was here before
     metrics = ColdMetrics("m", [0, 1])
     counts = Counts(requests=1, tokens=2)
-    counts.add([Figures(1, 0), Figures(4, 1)])
+    counts.add([(1, 0, 0), (4, 1, 0)])
     metrics.record(counts.take(1, 2), 1)
     counts.tokens = 3
     metrics.record(counts.take(0, 0), 1)
@@ -161,11 +161,11 @@ def test_an_output_takes_the_figures_along() -> None:
         pass
 
     init = bindings._make_output_init(lambda self: None)
-    statistics.note(Scored.of({"a": (5, 1, 0)}))
+    statistics.note(Scored(("a",), [[5], [1], [0]]))
     first, second = Output(), Output()
     init(first)
     init(second)
-    assert bindings.from_worker(first) == {"a": Figures(5, 1, 0)}
+    assert bindings.from_worker(first) == {"a": (5, 1, 0)}
     assert bindings.from_worker(second) == {}
 
 

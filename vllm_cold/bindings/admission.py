@@ -112,18 +112,17 @@ def decide(
     from vllm_cold.bindings.engine_config import engine_defaults, is_configured, unsupported
     from vllm_cold.params import ColdParams
 
-    defaults = engine_defaults(config)
     amateur: LoRARequest | None = None
     field = "amateur"
     if isinstance(params, ColdParams):
         settings, amateur = params.settings(), params.amateur
     elif args.enabled is False or (
         args == RequestArgs()
-        and not (defaults.enabled and expert is not None and not plain_search.get())
+        and not (expert is not None and engine_defaults(config).enabled and not plain_search.get())
     ):
         return None
     else:
-        settings = args.settings(defaults.settings)
+        settings = args.settings(engine_defaults(config).settings)
         if args.amateur is not None:
             field = "cold_amateur"
             amateur = _find_adapter(args.amateur, adapters)

@@ -32,12 +32,16 @@ def unavailable() -> str | None:
 
 
 def install(places: Iterable[Place]) -> bool:
-    """Wrap all of them, or none and give up; whether CoLD is available."""
+    """Wrap all of them, or none and give up; whether CoLD is available. ``places`` may import vLLM
+    when they are asked for.
+    """
     if _reason is None:
         try:
             patching.install(places)
         except patching.PlaceMissing as error:
             give_up(str(error))
+        except Exception as error:  # vLLM calls plugins unguarded: nobody else may suffer
+            give_up(f"{type(error).__name__}: {error}")
     return _reason is None
 
 
@@ -54,7 +58,7 @@ def verify() -> str | None:
     _verified = True
     try:
         _look()
-    except Exception as error:  # whatever vLLM does when it is imported, nobody else may suffer
+    except Exception as error:  # as above
         give_up(f"{type(error).__name__}: {error}")
     return _reason
 

@@ -24,18 +24,12 @@ from vllm_cold.settings import (
     check_beta,
     check_beta_max,
     check_expert_top_k,
+    number,
 )
 
 _SAMPLER = "--sampler"
 _COLD = "cold"
 _MIDDLEWARE = "vllm_cold.bindings.serving.Header"
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _integer(text: str) -> int | str:
@@ -62,15 +56,15 @@ def _checked(
 # Option -> type, help.
 _OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "--cold-alpha": (
-        _checked(_number, check_alpha),
+        _checked(number, check_alpha),
         f"Plausibility threshold in (0, 1], default {DEFAULT_ALPHA}.",
     ),
     "--cold-beta": (
-        _checked(_number, check_beta),
+        _checked(number, check_beta),
         f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at each step.",
     ),
     "--cold-beta-max": (
-        _checked(_number, check_beta_max),
+        _checked(number, check_beta_max),
         f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
     ),
     "--cold-expert-top-k": (

@@ -1456,6 +1456,23 @@ def _check_cpu_runner_still_rewinds_by_offset() -> None:
     )
 
 
+@_contract(
+    "vllm.v1.sample.sampler.Sampler.topk_topp_sampler",
+    "its forward is replaced, as it ignores seeds",
+    until=(0, 31),
+)
+def _check_cpu_sampler_ignores_seeds() -> None:
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+    from vllm.v1.sample.sampler import Sampler
+
+    from vllm_cold.bindings.cpu_generators import _IGNORED
+
+    _contains(_source(Sampler.__init__), "Sampler.__init__", "self.topk_topp_sampler =")
+    _contains(_source(TopKTopPSampler.__init__), "TopKTopPSampler", "self.forward = ")
+    _parameters(TopKTopPSampler, "forward_cpu", "logits", "generators")
+    _contains(_source(TopKTopPSampler.forward_cpu), "TopKTopPSampler.forward_cpu", _IGNORED)
+
+
 # ---- servers ------------------------------------------------------------------------------------
 
 

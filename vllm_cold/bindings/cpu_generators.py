@@ -32,7 +32,8 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
         generators = self.input_batch.generators
         if not generators:
             return original(self, *args, **kwargs)
-        _keep_seeds(self.sampler.topk_topp_sampler)
+        if (sampler := getattr(self.sampler, "topk_topp_sampler", None)) is not None:
+            _keep_seeds(sampler)
         discarded = np.nonzero(self.discard_request_mask.np[: self.input_batch.num_reqs])[0]
         set_aside = {row: generators.pop(row) for row in discarded.tolist() if row in generators}
         try:

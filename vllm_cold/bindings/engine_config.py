@@ -53,13 +53,12 @@ PLACES = (
 
 
 def _prepare_front_end(usage_context: Any) -> None:
-    from vllm.usage.usage_lib import UsageContext
-
     from vllm_cold.bindings import serving
 
-    if usage_context in (UsageContext.OPENAI_API_SERVER, UsageContext.OPENAI_BATCH_RUNNER):
+    context = getattr(usage_context, "name", None)  # of vLLM's UsageContext
+    if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
         availability.install(serving.online())
-    elif usage_context == UsageContext.LLM_CLASS:
+    elif context == "LLM_CLASS":
         availability.install(serving.OFFLINE)
 
 
@@ -85,7 +84,11 @@ def configure(config: "VllmConfig") -> None:
     defaults = engine_defaults(config)
     if is_configured(config):
         return
-    problem = unsupported(config) or availability.verify()
+    try:
+        problem = unsupported(config) or availability.verify()
+    except (AttributeError, ImportError) as error:  # the configuration is another one
+        availability.give_up(f"{type(error).__name__}: {error}")
+        problem = availability.unavailable()
     if problem is not None:
         if defaults.enabled:
             raise ValueError(f"CoLD is this engine's default sampler, but {problem}")

@@ -44,8 +44,10 @@ WORKER = (Place("vllm.v1.outputs:ModelRunnerOutput.__init__", _make_output_init)
 
 def from_worker(output: Any) -> dict[str, Figures]:
     """What came with a ``ModelRunnerOutput``, by the pair's id."""
-    scored = getattr(output, "cold", ())
-    return {pair: figures for step in scored for pair, figures in step.figures().items()}
+    found: dict[str, Figures] = {}
+    for scored in getattr(output, "cold", ()):
+        found.update(scored.figures())
+    return found
 
 
 def attach(stats: "SchedulerStats", payload: dict[str, Any]) -> None:

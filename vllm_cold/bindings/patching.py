@@ -50,9 +50,14 @@ class Place:
         """What is wrong with it in this vLLM; None if it can be wrapped."""
         label = self.where.replace(":", ".")
         try:
-            _, _, method = self._find()
+            return self._look(label)
         except (ImportError, AttributeError):
             return f"{label} is gone"
+        except Exception as error:  # whatever vLLM raises when it is imported or looked at
+            return f"{label} cannot be looked at ({type(error).__name__}: {error})"
+
+    def _look(self, label: str) -> str | None:
+        _, _, method = self._find()
         if getattr(method, "__isabstractmethod__", False):
             return f"{label} is gone"  # only declared
         kind = type(method) if isinstance(method, (staticmethod, classmethod)) else None

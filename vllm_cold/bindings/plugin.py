@@ -9,27 +9,11 @@ plugins unguarded.
 """
 
 import os
+from collections.abc import Iterator
 
 from vllm_cold import environment
 from vllm_cold.bindings import availability
-from vllm_cold.bindings.versions import (
-    SUPPORTED,
-    VALIDATED,
-    in_supported_range,
-    is_validated,
-    vllm_version,
-)
-
-__all__ = [
-    "SUPPORTED",
-    "VALIDATED",
-    "in_supported_range",
-    "is_validated",
-    "register",
-    "require_active",
-    "unavailable",
-    "vllm_version",
-]
+from vllm_cold.bindings.patching import Place
 
 _registered = False
 
@@ -40,14 +24,13 @@ def register() -> None:
     if _registered or environment.switched_off():
         return
     _registered = True
+    availability.install(_places())
+
+
+def _places() -> Iterator[Place]:
     from vllm_cold.bindings import admission, cli, engine_config, platform_cpu
 
-    try:
-        places = (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *platform_cpu.places())
-    except Exception as error:  # vLLM calls plugins unguarded
-        availability.give_up(f"{type(error).__name__}: {error}")
-    else:
-        availability.install(places)
+    yield from (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *platform_cpu.places())
 
 
 def unavailable() -> str | None:

@@ -92,7 +92,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         self._to_report = 0  # steps for which the front ends must hear from us, pairs or not
         self._tainted = set()  # blocks to be cleared as soon as they are nobody's
         # In a pair's id, so that no two engines have the same one: see ``statistics``.
-        self._engine = uuid.uuid4().hex
+        self._engine = uuid.uuid4().hex[:12]
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counted_by = inspect.signature(count).parameters
         # Data-parallel engines share the seed, but must not draw alike.
@@ -534,9 +534,12 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
     ) -> dict[int, EngineCoreOutputs]:
-        scored = self._scored(scheduler_output, model_runner_output) if self._pairs else {}
-        # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
-        ended = [self._end(self._pairs[i], why) for i, why in tuple(self._errors.items())]
+        scored: dict[str, Figures] = {}
+        ended: list[tuple[Request, EngineCoreOutput]] = []
+        if self._pairs:
+            scored = self._scored(scheduler_output, model_runner_output)
+            # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
+            ended = self._end_failed()
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(
             scheduler_output, model_runner_output
         )
@@ -564,14 +567,14 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             if pair is None or request_id != pair.expert.request_id:
                 continue
             figures = found.get(self._pair_id(pair.expert))
-            if figures is not None and figures.not_finite and current_platform.is_cpu():
+            if figures is not None and figures[2] and current_platform.is_cpu():
                 self._taint(pair)
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):
                 continue
             if figures is None:
                 self._errors[request_id] = _NOT_SCORED
-            elif figures.not_finite:
+            elif figures[2]:
                 self._errors[request_id] = NOT_FINITE
             else:
                 scored[request_id] = figures
@@ -643,10 +646,13 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         for pair in over:
             super().finish_requests(pair.amateur.request_id, RequestStatus.FINISHED_ABORTED)
             self._forget(pair)
+        return self._end_failed()
+
+    def _end_failed(self) -> list[tuple[Request, EngineCoreOutput]]:
+        """End the pairs that must, with an error: their experts, and what the clients are told."""
         return [self._end(self._pairs[i], why) for i, why in tuple(self._errors.items())]
 
     def _end(self, pair: RequestPair, message: str) -> tuple[Request, EngineCoreOutput]:
-        """End a pair with an error: its expert, and what the client is told."""
         expert = pair.expert
         logger.error("%s (request %s)", message, expert.request_id)
         self.finish_requests(expert.request_id, RequestStatus.FINISHED_ERROR)

@@ -4,7 +4,7 @@
 import importlib.metadata
 import sys
 
-# Engines of these passed our tests (``make versions``).
+# Engines of these were run, and hold the contracts: docs/hardware.md says which tests.
 VALIDATED = ("0.23.0", "0.28.0", "0.32.0")
 SUPPORTED = ((0, 23), (0, 34))  # from, below
 RANGE = f"{SUPPORTED[0][0]}.{SUPPORTED[0][1]} to {SUPPORTED[1][0]}.{SUPPORTED[1][1] - 1}"

@@ -40,7 +40,7 @@ _SHOWN = (
     "COLD_ENABLED",
     "COLD_LORA",
     "COLD_SCORING",
-    "VLLM_COLD",  # before 0.2, as the next two
+    "VLLM_COLD",  # earlier names
     "VLLM_COLD_LORA",
     "VLLM_COLD_SCORING",
     "VLLM_PLUGINS",

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA, DEFAULT_BETA_MAX, beta_option
+from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA, DEFAULT_BETA_MAX, number
 from vllm_cold.tools.errors import ToolError
 
 DESCRIPTION = """\
@@ -85,7 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     cold.add_argument("--alpha", type=float, default=DEFAULT_ALPHA, help="(0, 1], %(default)s")
     cold.add_argument(
         "--beta",
-        type=beta_option,
+        type=number,
         default=DEFAULT_BETA,
         help=">= 0, %(default)s; or adaptive: chosen at each step",
     )
