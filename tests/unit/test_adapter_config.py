@@ -36,6 +36,8 @@ def test_the_rank_is_the_one_that_vllm_compares(
 
     fields = {"r": rank, "rank_pattern": pattern, "lora_alpha": 8, "target_modules": ["q_proj"]}
     assert read(write(tmp_path, json.dumps(fields))).rank == largest
+    if pattern and "rank_pattern" not in PEFTHelper.__dataclass_fields__:
+        pytest.skip("this vLLM does not know rank_pattern yet")
     vllms = PEFTHelper.from_local_dir(str(tmp_path), None)
     vllms.validate_legal(SimpleNamespace(max_lora_rank=largest))
     with pytest.raises(ValueError, match=f"rank {largest} is greater"):
