@@ -18,12 +18,12 @@ Files = dict[str, str]  # path below vllm/ -> changed text
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a method that is wrapped is defined.
+    """Where a method or function that is wrapped is defined.
 
     Attributes:
         where: The place, as ``patching.Place`` has it.
         file: Of the definition, below vllm/.
-        cls: The class that defines it.
+        cls: The class that defines it; "" for a function.
         parameter: Its first parameter behind ``self`` or ``cls``.
         called: Where other classes have methods of the same name: what its callers write in front
             of the name, as a regular expression.
@@ -39,7 +39,7 @@ class Target:
 
     @property
     def name(self) -> str:
-        return self.where.rpartition(".")[2]
+        return re.split("[.:]", self.where)[-1]
 
     @property
     def label(self) -> str:
@@ -82,6 +82,13 @@ TARGETS = (
            "v1/worker/gpu_model_runner.py", "GPUModelRunner", "grammar_output"),
     Target("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "lora/layers/base.py",
            "BaseLayerWithLoRA", "punica_wrapper"),
+    Target("vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
+           "v1/sample/rejection_sampler.py", "", "x"),
+    Target("vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs",
+           "v1/worker/gpu/model_runner.py", "GPUModelRunner", "scheduler_output",
+           called="self"),
+    Target("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs",
+           "v1/worker/gpu/lora_utils.py", "LoraState", "req_ids", called="self.lora_state"),
     Target("vllm.v1.outputs:ModelRunnerOutput.__init__", "v1/outputs.py", "ModelRunnerOutput"),
     Target("vllm.v1.metrics.loggers:StatLoggerManager.__init__", _LOGGERS, "StatLoggerManager",
            "vllm_config"),
@@ -197,7 +204,7 @@ def _find(
 ) -> tuple[list[str], ast.FunctionDef | ast.AsyncFunctionDef]:
     """Lines of a file, and a method in it."""
     text = files.get(file, _sources()[file])
-    owner = _class(text, cls)
+    owner = _class(text, cls) if cls else ast.parse(text)
     for node in ast.walk(owner):  # there may be an `if` around it
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name == name:
             return text.splitlines(keepends=True), node

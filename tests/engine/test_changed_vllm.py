@@ -54,6 +54,7 @@ def _cases(usual: Callable[[str, Target], bool]) -> list[Any]:
         for target in TARGETS
         for kind in CHANGES
         if not (kind == "renamed" and target.name in FIXED)
+        and not (kind == "moved" and not target.cls)
         and not (kind == "signature" and not target.parameter)
     ]
 
@@ -123,17 +124,18 @@ def cold(run: Run) -> Result:
 
 
 def _places() -> dict[str, Any]:
-    from vllm_cold.bindings import contracts, refusal
+    from vllm_cold.bindings import contracts, platform_cpu, refusal
 
-    places = (*contracts.all_places(), *refusal.PLACES)
+    places = (*contracts.all_places(), *platform_cpu.cures(), *refusal.PLACES)
     return {place.where: place for place in places}
 
 
 def _is_broken(kind: str, target: Target, elsewhere: tuple[str, ...]) -> bool:
     """Whether CoLD cannot be had; ``elsewhere``: places that are not wrapped in this process."""
-    from vllm_cold.bindings import refusal
+    from vllm_cold.bindings import platform_cpu, refusal
 
-    if target.where in (*elsewhere, *(place.where for place in refusal.PLACES)):
+    not_needed = (*platform_cpu.cures(), *refusal.PLACES)
+    if target.where in (*elsewhere, *(place.where for place in not_needed)):
         return False
     return kind == "renamed" or (kind == "signature" and bool(_places()[target.where].takes))
 

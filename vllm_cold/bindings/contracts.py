@@ -732,6 +732,27 @@ def _check_blocks_can_be_cleared() -> None:
     )
 
 
+# A note: without it, can_clear() is false, and nothing asks V2 to clear.
+@_contract(
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner",
+    "V2 on CPU is given what clears blocks; remove block_zeroer when V2 always has it",
+    since=(0, 32),
+    note=True,
+)
+def _check_v2_has_a_block_zeroer_for_some_caches() -> None:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    from vllm_cold.bindings.block_zeroer import PLACE
+
+    _check_all((PLACE,))
+    where = "GPUModelRunner (V2)"
+    _contains(_source(GPUModelRunner._init_kv_zero_meta), where, "self.kv_block_zeroer = ")
+    _contains(
+        _source(GPUModelRunner), where, "assert self.kv_block_zeroer is not None",
+        "self.kv_block_zeroer.zero_block_ids(scheduler_output.new_block_ids_to_zero)",
+    )  # fmt: skip
+
+
 @_contract(_CACHE + ".coordinator", "vLLM counts the blocks that a pair needs")
 def _check_block_counts() -> None:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
@@ -956,6 +977,13 @@ def _check_all(places: Iterable[Place]) -> None:
 @_contract("vllm", "these are wrapped; without one, CoLD is unavailable where it counts", note=True)
 def _check_places() -> None:
     _check_all(all_places())
+
+
+@_contract("vllm", "bugs of vLLM on CPU are cured here; without one, that bug is there", note=True)
+def _check_places_of_cures() -> None:
+    from vllm_cold.bindings import platform_cpu
+
+    _check_all(platform_cpu.cures())
 
 
 @_contract("vllm", "where CoLD is unavailable, who asks for it is told why here", note=True)
@@ -1471,6 +1499,84 @@ def _check_cpu_sampler_ignores_seeds() -> None:
     _contains(_source(TopKTopPSampler.__init__), "TopKTopPSampler", "self.forward = ")
     _parameters(TopKTopPSampler, "forward_cpu", "logits", "generators")
     _contains(_source(TopKTopPSampler.forward_cpu), "TopKTopPSampler.forward_cpu", _IGNORED)
+
+
+@_contract(
+    "vllm.utils.cpu_triton_utils._expand_kernel_impl",
+    "cpu_speculation is there because it writes into a copy of its output",
+    note=True,
+)
+def _check_cpu_still_expands_into_a_copy() -> None:
+    from vllm.utils import cpu_triton_utils
+
+    source = _source(cpu_triton_utils._expand_kernel_impl)
+    _require(
+        "_ensure_int64(output)" in source and ".copy_(" not in source,
+        "_expand_kernel_impl writes its output: cpu_speculation can go.",
+    )
+
+
+@_contract(
+    "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU.add_lora_logits",
+    "punica_cpu finds the adapters of a prompt's logits because vLLM takes those of sampled rows",
+    note=True,
+)
+def _check_cpu_logits_still_take_sampled_rows() -> None:
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    _require(
+        "self.sampler_indices" in _source(PunicaWrapperCPU.add_lora_logits),
+        "PunicaWrapperCPU.add_lora_logits does not use sampler_indices: see whether logits_slots "
+        "can go.",
+    )
+
+
+@_contract(
+    "vllm.triton_utils.dispatcher._rebind_kernels",
+    "with numba imported before, an engine on CPU in the same process does not start",
+    since=(0, 32),
+    note=True,
+)
+def _check_kernels_are_still_rebound_by_vars() -> None:
+    from vllm.triton_utils import dispatcher
+
+    _require(
+        "vars(value).get(" in _source(dispatcher._rebind_kernels),
+        "_rebind_kernels may bear numba now: see whether its report in docs/upstream can go.",
+    )
+
+
+@_contract(
+    "vllm.v1.worker.gpu.lora_utils.LoraState.make_lora_inputs",
+    "lora_rows is there because it is not told how many rows of logits a request has",
+    note=True,
+)
+def _check_v2_still_maps_logits_by_request() -> None:
+    from vllm.v1.worker.gpu.lora_utils import LoraState
+
+    told = list(inspect.signature(LoraState.make_lora_inputs).parameters)[1:]
+    _require(
+        told == ["req_ids", "idx_mapping", "num_scheduled_tokens"],
+        f"LoraState.make_lora_inputs takes ({', '.join(told)}): see whether lora_rows can go.",
+    )
+
+
+@_contract(
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner",
+    "lora_rows learns from a step's inputs how many rows of logits each request has",
+    note=True,
+)
+def _check_v2_inputs_know_their_rows() -> None:
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    _has_fields(InputBatch, "cu_num_logits_np")
+    _in_order(
+        _source(GPUModelRunner.execute_model),
+        "GPUModelRunner.execute_model (V2)",
+        "self.prepare_inputs(",
+        "self.lora_state.make_lora_inputs(",
+    )
 
 
 # ---- servers ------------------------------------------------------------------------------------

@@ -6,7 +6,8 @@ Why: after sampling, the V1 runner rewinds the random generator of each seeded r
 still prefilling with ``Generator.set_offset``, which CPU generators do not have ("CPU Generator
 does not use offset"): a seeded request whose prompt is split over steps kills the engine, CoLD or
 not. CoLD seeds every pair that samples at random, so that its streams draw the same token. Here
-such rows keep their generator out of the step: their sample is thrown away anyway.
+such rows keep their generator out of the step: their sample is thrown away anyway. Plain requests
+of engines with LoRA on CPU have it too, also where CoLD is refused (speculative decoding).
 Since: vLLM 0.23 to 0.33. Can go: when the CPU runner does not rewind by offset.
 
 Up to 0.30 the sampler on CPU ignores all seeds of a batch in which a row has none, and a pair's

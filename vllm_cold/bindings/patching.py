@@ -6,9 +6,13 @@ the original still reachable.
 import functools
 import importlib
 import inspect
+import logging
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+logger = logging.getLogger("vllm." + __name__)
 
 
 class PlaceMissing(Exception):
@@ -98,3 +102,18 @@ def install(places: Iterable[Place]) -> None:
         raise PlaceMissing("; ".join(problems))
     for place in places:
         place.wrap()
+
+
+def cure(places: Iterable[Place]) -> None:
+    """Wrap those that this process uses: places of bugs of vLLM that CoLD can do without.
+
+    A place whose module is not loaded belongs to the other model runner; one that is missing is
+    left, with a warning.
+    """
+    for place in places:
+        if place.where.partition(":")[0] not in sys.modules:
+            continue
+        if (problem := place.problem()) is None:
+            place.wrap()
+        else:
+            logger.warning("vllm-cold: a bug of vLLM is not cured here, as %s.", problem)

@@ -59,6 +59,17 @@ def later() -> tuple[Place, ...]:
     return (*cpu_generators.PLACES, *punica_native.PLACES)
 
 
+def cures() -> tuple[Place, ...]:
+    """What an engine with LoRA on CPU wraps where it finds it: CoLD does not need it."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return ()
+    from vllm_cold.bindings import cpu_speculation, lora_rows
+
+    return (*cpu_speculation.PLACES, *lora_rows.PLACES)
+
+
 def _is_stock(cls: type[Any]) -> bool:
     """Whether the platform names vLLM's own wrapper, not one that it brings itself."""
     method = inspect.getattr_static(cls, _WRAPPER).__func__

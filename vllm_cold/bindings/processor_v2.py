@@ -34,11 +34,12 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
     """Scores the rows of complete pairs; leaves every other row alone."""
 
     def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
-        from vllm_cold.bindings import metrics, patching
+        from vllm_cold.bindings import block_zeroer, metrics, patching
         from vllm_cold.ops import registry
 
         patching.install(metrics.WORKER)
         self._device: torch.device = req_states.device
+        patching.cure((block_zeroer.PLACE,))
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._max_num_reqs: int = req_states.max_num_reqs
         speculative: Any = getattr(vllm_config, "speculative_config", None)

@@ -17,11 +17,17 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
+from vllm_cold.bindings import cpu_generators, patching, platform_cpu
 from vllm_cold.lora.grouped import RowGroup, expand_add, group_rows, shrink
 
 
 class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
     """What both of our wrappers have in common."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # This is where engines with LoRA on CPU are known, with CoLD or without it.
+        patching.cure((*cpu_generators.PLACES, *platform_cpu.cures()))
 
     def logits_slots(self, x: Tensor) -> Tensor | None:
         """The adapter slot of each row of logits; None for this step's sampled rows.

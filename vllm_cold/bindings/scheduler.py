@@ -31,7 +31,6 @@ from dataclasses import replace
 from typing import Any
 
 from vllm.lora.request import LoRARequest
-from vllm.platforms import current_platform
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
@@ -41,7 +40,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.bindings import metrics
+from vllm_cold.bindings import block_zeroer, metrics
 from vllm_cold.ops.registry import NOT_FINITE
 from vllm_cold.pairing import Pair, Room, Step, Verdict, tokens_left, torn
 from vllm_cold.statistics import Counts, Figures
@@ -567,7 +566,7 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
             if pair is None or request_id != pair.expert.request_id:
                 continue
             figures = found.get(self._pair_id(pair.expert))
-            if figures is not None and figures[2] and current_platform.is_cpu():
+            if figures is not None and figures[2]:
                 self._taint(pair)
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):
@@ -584,6 +583,8 @@ class PairScheduling(Scheduler):  # type: ignore[misc]
         """The pair's blocks may hold NaN. vLLM's attention on CPU reads a sequence's last block to
         its end and weighs what stands behind the sequence with 0, which makes NaN of NaN.
         """
+        if not block_zeroer.can_clear(v2=getattr(self, "use_v2_model_runner", False)):
+            return
         for request in (pair.expert, pair.amateur):
             for blocks in self.kv_cache_manager.get_block_ids(request.request_id):
                 self._tainted.update(blocks)

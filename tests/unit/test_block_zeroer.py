@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Blocks are to be cleared only where somebody does it: V2 stops with an assertion elsewhere."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from vllm_cold.bindings import block_zeroer
+
+pytestmark = pytest.mark.unit
+
+
+def test_v2_without_the_place_clears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert block_zeroer.can_clear(v2=False)
+    gone = dataclasses.replace(block_zeroer.PLACE, where=block_zeroer.PLACE.where + "_gone")
+    monkeypatch.setattr(block_zeroer, "PLACE", gone)
+    assert not block_zeroer.can_clear(v2=True)
+    assert block_zeroer.can_clear(v2=False)
+
+
+def test_other_platforms_clear_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    assert not block_zeroer.can_clear(v2=False)
+
+
+@pytest.mark.parametrize("profiling", [False, True])
+def test_every_new_cache_gets_one(profiling: bool) -> None:
+    """That of the profiling run, which is thrown away, is not kept for the next."""
+    done: list[Any] = []
+
+    class Runner:
+        def initialize_kv_cache(self, config: str, is_profiling: bool) -> None:
+            done.append((config, is_profiling))
+
+        def _init_kv_zero_meta(self) -> None:
+            done.append("zeroer")
+
+    wrapped = block_zeroer.PLACE.make(Runner.initialize_kv_cache)
+    wrapped(Runner(), "config", is_profiling=profiling)
+    assert done == [("config", profiling), "zeroer"]

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bugs of vLLM on CPU that are cured for engines with LoRA: each is there, and its cure works.
+
+A test that says "stock" fails when vLLM has mended the bug: then the cure can go for that version
+and later ones. ``tests/engine/test_cures.py`` has the same with engines.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from vllm_cold.bindings import cpu_speculation, lora_rows, patching
+from vllm_cold.bindings.patching import Place
+
+pytestmark = pytest.mark.unit
+
+ENDS = torch.tensor([2, 2, 5, 6], dtype=torch.int32)  # 2, 0, 3 and 1 rows
+VALUES = {
+    "temperature": torch.tensor([0.0, 0.5, 0.7, 2.0]),
+    "top-p": torch.tensor([1.0, 0.25, 0.9, 0.1]),
+    "top-k": torch.tensor([5, 0, 7, 500], dtype=torch.int32),
+    "int64": torch.tensor([5, 0, 7, 500]),
+}
+values = pytest.mark.parametrize("value", VALUES.values(), ids=VALUES)
+
+
+@values
+def test_each_row_gets_its_requests_value(value: Tensor) -> None:
+    from vllm.v1.sample import rejection_sampler
+
+    original = rejection_sampler.expand_batch_to_tokens
+    expand = cpu_speculation._make(getattr(original, "_vllm_cold_original", original))
+    before = value.clone()
+    expected = value[[0, 0, 2, 2, 2, 3]]
+    assert torch.equal(expand(value, ENDS, 6), expected)
+    replaced = expand(value, ENDS, 6, replace_from=0, replace_to=1)
+    assert torch.equal(replaced, torch.where(expected == 0, 1, expected).to(value.dtype))
+    assert replaced.dtype == value.dtype
+    assert torch.equal(value, before)
+    assert expand(value, torch.zeros_like(ENDS), 0).shape == (0,)
+
+
+@values
+def test_stock_writes_into_a_copy(value: Tensor) -> None:
+    import vllm._custom_ops  # noqa: F401 (loads what is called below)
+    from vllm.utils import cpu_triton_utils
+
+    out = torch.full((6,), -1, dtype=value.dtype)
+    cpu_triton_utils._expand_kernel_impl(out, value, ENDS, 0, 0)
+    written = bool((out != -1).all())
+    assert written == (value.dtype == torch.int64)
+
+
+def _lora_state() -> Any:
+    from vllm.lora.request import LoRARequest
+    from vllm.v1.worker.gpu.lora_utils import LoraState
+
+    state = LoraState(4)
+    state.add_request("a", 3, LoRARequest("one", 1, "/one"))
+    state.add_request("b", 0, None)
+    state.add_request("c", 2, LoRARequest("two", 2, "/two"))
+    return state
+
+
+STEP: tuple[Any, ...] = (["a", "b", "c"], np.array([3, 0, 2]), np.array([4, 1, 2]))
+ROWS = np.array([0, 3, 4, 6])  # of logits: 3, 1 and 2
+
+
+def _original(method: Any) -> Any:
+    return getattr(method, "_vllm_cold_original", method)
+
+
+def test_v2_logits_follow_their_requests() -> None:
+    state = _lora_state()
+    make = lora_rows._make_inputs(_original(type(state).make_lora_inputs))
+    batch = SimpleNamespace(cu_num_logits_np=ROWS)
+    prepare = lora_rows._make_prepare(lambda self, scheduled: batch)
+
+    runner = SimpleNamespace(lora_config=object(), lora_state=state)
+    assert prepare(runner, None) is batch
+    logits, tokens, requests = make(state, *STEP)
+    assert logits == (1, 1, 1, 0, 2, 2)
+    assert tokens == (1, 1, 1, 1, 0, 2, 2)
+    assert {request.lora_int_id for request in requests} == {1, 2}
+    # What was noted is of one step.
+    assert make(state, *STEP)[0] == (1, 0, 2)
+
+    without = SimpleNamespace(lora_config=None)
+    assert prepare(without, None) is batch
+
+
+def test_v2_that_does_it_itself_is_left_alone() -> None:
+    state = _lora_state()
+    make = lora_rows._make_inputs(lambda self: ((1, 1, 1, 0, 2, 2), (), set()))
+    setattr(state, lora_rows._ENDS, ROWS)
+    assert make(state) == ((1, 1, 1, 0, 2, 2), (), set())
+
+
+def test_stock_v2_maps_logits_by_request() -> None:
+    state = _lora_state()
+    logits, _, _ = _original(type(state).make_lora_inputs)(state, *STEP)
+    assert len(logits) == 3
+
+
+def test_a_cure_is_for_what_is_used_and_there(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    module = ModuleType("vllm_that_is_loaded")
+    module.sick = lambda: "sick"  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    caplog.set_level(logging.WARNING)
+    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
+    patching.cure(
+        Place(where, lambda original: lambda: "well")
+        for where in (
+            "vllm_that_is_loaded:sick",
+            "vllm_that_is_loaded:gone",
+            "vllm_of_the_other_runner:sick",
+        )
+    )
+    assert module.sick() == "well"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.endswith("a bug of vLLM is not cured here, as vllm_that_is_loaded.gone is gone.")
+
+
+def test_wrappers_bring_the_cures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines with LoRA on CPU make one; no other engine does."""
+    from tests.unit.test_grouped_lora import OURS, wrapper
+
+    for cls in OURS:
+        cured: list[str] = []
+        monkeypatch.setattr(
+            patching, "cure", lambda places, to=cured: to.extend(place.where for place in places)
+        )
+        wrapper(cls, [0, -1], 1)
+        assert [where.rpartition(":")[2] for where in cured] == [
+            "CPUModelRunner.sample_tokens",
+            "expand_batch_to_tokens",
+            "GPUModelRunner.prepare_inputs",
+            "LoraState.make_lora_inputs",
+        ]

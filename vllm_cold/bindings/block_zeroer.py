@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``CPUModelRunner.initialize_kv_cache`` of the V2 runner.
+
+Why: blocks that hold NaN are cleared before somebody else gets them (``scheduler._taint``), by the
+list that vLLM's scheduler has for its own clearing. The V1 runner follows it at any time. V2 has
+what follows it only where the KV cache wants its new blocks cleared, and stops with an assertion
+elsewhere. So it gets one in every engine on CPU.
+Since: 0.31, which is where V2 takes logits processors. Can go: when V2 makes one for every cache,
+or when vLLM's attention on CPU does not read behind a sequence.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_cold.bindings.patching import Place
+
+
+def can_clear(v2: bool) -> bool:
+    """Whether workers clear the blocks that the scheduler lists; ``v2``: of the V2 runner."""
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cpu() and not (v2 and PLACE.problem())
+
+
+def _make_initialize(original: Callable[..., None]) -> Callable[..., None]:
+    def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        self._init_kv_zero_meta()
+
+    return initialize_kv_cache
+
+
+PLACE = Place(
+    "vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache", _make_initialize
+)
