@@ -1,7 +1,7 @@
 # Everything runs in .venv, a virtual environment that `make venv` makes from requirements.lock.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-all unit docs upstream versions lint format clean
+.PHONY: help venv demo test test-all v2 unit docs upstream versions lint format clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -19,7 +19,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 help: ## show this list
 	@echo 'make venv, make demo, make test are the usual three. All targets:'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{ printf "%-16s%s\n", $$1, $$2 }'
 
 venv: .venv/.installed ## make .venv and install everything into it
 
@@ -52,7 +52,13 @@ demo: venv ## show CoLD at work on a small model, on the CPU
 test: lint ## all checks and the test suite
 	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server and not full'
 	$(ENGINES) 4 --dist loadscope -m '(engine or server) and not full'
+	$(ENGINES) 4 --dist loadscope --runner v2 -m 'v2 and not full'
 	@echo "Left out: tests marked 'full', such as every change of vLLM in an engine; make test-all runs them too."
+	@echo "Left out: most of the tests on vLLM's V2 model runner; make v2 runs all of them."
+
+# Triton's interpreter runs the kernels: ten to thirty times slower than V1.
+v2: venv ## the tests of engines and servers on vLLM's V2 model runner, two hours
+	$(ENGINES) 4 --dist loadscope --runner v2 -o timeout=900 -m '(engine or server) and not full'
 
 test-all: lint ## the same with the tests that take long
 	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server'

@@ -20,6 +20,26 @@ settings.register_profile("fuzz", settings.get_profile("ci"), derandomize=False,
 settings.load_profile("ci")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner in engines"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("runner") == "v2":
+        from tests import v2
+
+        v2.switch_on()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("runner") == "v2":
+        from tests.v2 import selection
+
+        selection.apply(items, whole=config.args == config.getini("testpaths"))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Print what tests recorded as "report": figures for whoever reads the log."""
     passed = terminalreporter.stats.get("passed", [])
@@ -27,6 +47,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if lines:
         terminalreporter.section("reports")
         terminalreporter.write_line("\n".join(lines))
+
+
+@pytest.fixture(scope="session")
+def runner(pytestconfig: pytest.Config) -> str:
+    """vLLM's model runner in the engines of this run: "v1" or "v2"."""
+    return str(pytestconfig.getoption("runner"))
 
 
 @pytest.fixture(scope="session")

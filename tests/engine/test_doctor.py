@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -21,19 +22,19 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 # Warnings that name something about the machine and not something to mend.
 UNDERSTOOD = {"validated vLLM", "memory"}
 
-# Another plugin of vLLM, which makes one score of the C++ kernel wrong in every process.
+# Another plugin of vLLM, which makes one score of a kernel wrong in every process.
 SPOILER = """
 def register():
-    from vllm_cold.ops import scoring_cpu
+    from vllm_cold.ops import scoring_{kernel} as kernel
 
-    right = scoring_cpu._run
+    right = kernel.scores
 
     def wrong(logits, expert_rows, amateur_rows, *rest, **named):
         right(logits, expert_rows, amateur_rows, *rest, **named)
         for row in (*expert_rows, *amateur_rows):
             logits[row, 7] = 1e4
 
-    scoring_cpu._run = wrong
+    kernel.scores = wrong
 """
 
 
@@ -42,6 +43,9 @@ def doctor(
 ) -> subprocess.CompletedProcess[str]:
     """Run the command of the pages, with more arguments, as a shell does."""
     folder = Path(sys.executable).parent
+    if "PYTHONPATH" in environment:
+        path = environment["PYTHONPATH"], os.environ.get("PYTHONPATH")
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     return subprocess.run(
         ["bash", "-c", " ".join([script.strip(), *arguments])],
         env={**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", **environment},
@@ -67,7 +71,7 @@ def named(done: subprocess.CompletedProcess[str], status: Status) -> set[str]:
     return {e["name"] for s in listed for e in s["entries"] if e["status"] == status}
 
 
-def test_nothing_is_wrong_here() -> None:
+def test_nothing_is_wrong_here(runner: str) -> None:
     """The command of the quick start, with the whole report."""
     script = block("README.md", "doctor")
     assert script == block("docs/index.md", "doctor")
@@ -76,11 +80,13 @@ def test_nothing_is_wrong_here() -> None:
     assert named(done, Status.PROBLEM) == set()
     assert named(done, Status.WARNING) <= UNDERSTOOD
     found = sections(done)
-    assert found["A LoRA engine here"]["model runner"] == ("fact", "V1")
+    assert found["A LoRA engine here"]["model runner"] == ("fact", runner.upper())
     assert found["A LoRA engine here"]["CoLD"][0] == "ok"
     assert found["Scoring"]["on cpu (in use)"][0] == "ok"
     test = found["Self-test"]
     assert test["result"] == ("ok", "PASS")
+    said = rf"{runner.upper()} runner, started and decoded in \d+ s"
+    assert re.fullmatch(said, test["engine"][1])
     assert all(test[case.name] == ("ok", "the reference's 24 tokens") for case in CASES)
 
 
@@ -116,9 +122,10 @@ def test_plugin_that_is_switched_off() -> None:
     assert "COLD_ENABLED=0 is set; unset it" in found["Self-test"]["details"]
 
 
-def test_kernel_that_gives_wrong_tokens(tmp_path: Path) -> None:
-    """The C++ kernel is spoilt: its scores and all CoLD requests differ, others do not."""
-    (tmp_path / "spoiler.py").write_text(SPOILER)
+def test_kernel_that_gives_wrong_tokens(runner: str, tmp_path: Path) -> None:
+    """The kernel is spoilt: its scores and all CoLD requests differ, others do not."""
+    kernel = {"v1": "cpu", "v2": "triton"}[runner]
+    (tmp_path / "spoiler.py").write_text(SPOILER.format(kernel=kernel))
     metadata = tmp_path / "spoiler-1.0.dist-info"
     metadata.mkdir()
     (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: spoiler\nVersion: 1.0\n")

@@ -243,7 +243,7 @@ def engine() -> list[Entry]:
     scheduler, model = config.scheduler_config, config.model_config
     mode = getattr(config.compilation_config, "mode", "unknown")
     entries = [
-        Entry("model runner", "V2" if engine_config.uses_v2_runner(config) else "V1"),
+        Entry("model runner", engine_config.model_runner(config)),
         Entry("scheduling", "asynchronous" if scheduler.async_scheduling else "synchronous"),
         Entry("scheduler", str(scheduler.scheduler_cls or "vLLM's own")),
         Entry("logits processors", ", ".join(map(str, model.logits_processors or ())) or "none"),

@@ -48,12 +48,13 @@ def engine_options(folder: Path) -> dict[str, Any]:
     }
 
 
-def decode(folder: Path, cases: Sequence[Case] = CASES) -> list[list[int]]:
-    """The engine's tokens for each case, all in one batch."""
+def decode(folder: Path, cases: Sequence[Case] = CASES) -> tuple[str, list[list[int]]]:
+    """The engine's model runner, and its tokens for each case, all in one batch."""
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     from vllm_cold import ColdParams
+    from vllm_cold.bindings import engine_config
 
     adapters = {
         name: LoRARequest(name, number, str(folder / name))
@@ -86,7 +87,8 @@ def decode(folder: Path, cases: Sequence[Case] = CASES) -> list[list[int]]:
         )
     finally:
         llm.llm_engine.engine_core.shutdown()
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    runner = engine_config.model_runner(llm.llm_engine.vllm_config)
+    return runner, [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def compare(got: Sequence[Sequence[int]], expected: Sequence[Decoded]) -> list[Entry]:
@@ -153,16 +155,22 @@ def run(timeout: float) -> Section:
         if status != 0:
             what = f"FAIL: the engine ended with status {status}; the end of its log is below"
             return Section(TITLE, [Entry("result", what, Status.PROBLEM)], end)
-        entries = compare(json.loads((folder / _RESULT).read_text()), expected)
-        entries.insert(0, Entry("engine", f"started and decoded in {seconds:.0f} s"))
+        runner, tokens = json.loads((folder / _RESULT).read_text())
+        entries = compare(tokens, expected)
+        what = f"{runner} runner, started and decoded in {seconds:.0f} s"
+        entries.insert(0, Entry("engine", what))
         failed = any(entry.status is Status.PROBLEM for entry in entries)
         return Section(TITLE, entries, end if failed else "")
 
 
 def _environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """The engine's environment: this one, without a hub, and with its own small KV cache."""
+    """The engine's environment: this one, without a hub, with its own small KV cache, and with
+    float32 that is multiplied as float32: GPUs round it to TF32, which could decide about a token.
+    """
     changed = {
         **environment,
+        "TRITON_F32_DEFAULT": "ieee",
+        "VLLM_FLOAT32_MATMUL_PRECISION": "highest",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "INFO",
@@ -182,7 +190,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(folder: Path) -> None:
-    """The engine's process: write the tokens to the folder."""
+    """The engine's process: write runner and tokens to the folder."""
     (folder / _RESULT).write_text(json.dumps(decode(folder)))
 
 
