@@ -40,10 +40,12 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def make_llm(tiny: Path) -> Iterator[Make]:
+def make_llm(tiny: Path, runner: str) -> Iterator[Make]:
     """``make_llm(**engine_args) -> LLM``; the engine ends with the test."""
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    from vllm_cold.bindings import engine_config
 
     made: list[Any] = []
 
@@ -62,6 +64,8 @@ def make_llm(tiny: Path) -> Iterator[Make]:
         }
         options |= kwargs
         made.append(LLM(**options))
+        config = made[-1].llm_engine.vllm_config
+        assert engine_config.model_runner(config).lower() == runner
         client = made[-1].llm_engine.engine_core
         if hasattr(client, "engine_core"):  # not in a process of its own
             queue = client.engine_core.batch_queue

@@ -3,6 +3,7 @@
 see also ``test_tensor_parallel.py``, for data parallelism ``tests/server``.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,12 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         object_store_memory=2**27,
         runtime_env={
             "worker_process_setup_hook": ray_on_cpu.declare_devices,
-            "env_vars": {"PYTHONPATH": str(ROOT)},  # where the hook is found
+            # Where the hook is found, and what stands in for a GPU's Triton.
+            "env_vars": {
+                "PYTHONPATH": os.pathsep.join(
+                    filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+                )
+            },
         },
     )
     yield ray

@@ -10,7 +10,8 @@ from vllm.v1.core.sched.interface import PauseState
 
 from tests.scheduler import cases
 from tests.scheduler.cases import prompt
-from tests.scheduler.harness import IS_0_23, MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.workers import RELEASE
 from vllm_cold.bindings.scheduler import _NOT_SCORED
 from vllm_cold.ops.registry import NOT_FINITE
 from vllm_cold.statistics import Scored
@@ -159,7 +160,7 @@ def test_a_pair_whose_grammar_is_compiled_holds_nothing(is_async: bool, tiny: Pa
     harness.drain()
 
 
-@pytest.mark.skipif(IS_0_23, reason="vLLM 0.23 itself dies of it")
+@pytest.mark.skipif(RELEASE < (0, 26), reason="vLLM before 0.26 itself dies of it")
 @both
 def test_a_grammar_that_does_not_compile_ends_the_pair(is_async: bool, tiny: Path) -> None:
     harness = harness_of(tiny, is_async=is_async)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.scheduler.harness import IS_0_23, Harness, Setup
+from tests.scheduler.harness import IS_0_23, PREEMPTS_IN_FLIGHT, Harness, Setup
 from tests.scheduler.storm import random_request
 from tests.scheduler.workers import Workers
 
@@ -95,6 +95,8 @@ def make_setup(rng: random.Random, is_async: bool) -> Setup:
 @pytest.mark.parametrize("stages", [2, 4])
 def test_storm(stages: int, is_async: bool, tiny: Path) -> None:
     """Arrivals, aborts and preemptions; every invariant of the harness in every step."""
+    if not PREEMPTS_IN_FLIGHT and (is_async or stages > 2):
+        pytest.skip("vLLM before 0.27 admits a preempted request again with results under way")
     preemptions = steps = 0
     for seed in range(12):
         rng = random.Random(seed)

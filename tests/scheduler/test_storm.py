@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scheduler.harness import IS_0_23, Harness, Setup
+from tests.scheduler.harness import Harness, Setup
 from tests.scheduler.storm import storm
 
 pytestmark = pytest.mark.unit
@@ -39,5 +39,4 @@ def test_little_room(policy: str, is_async: bool, tiny: Path) -> None:
         prompt = [number, *range(100, 104)]
         harness.add(prompt, 20, adapter=1 + number % 2, cold=True, priority=number % 3)
     harness.drain()
-    # vLLM 0.23 preempts less with this policy.
-    assert harness.pair_preemptions > (0 if IS_0_23 and policy == "priority" else 20)
+    assert harness.pair_preemptions > 20

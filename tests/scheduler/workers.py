@@ -15,6 +15,9 @@ from typing import Any
 from vllm_cold.bindings.versions import vllm_version
 from vllm_cold.stream import from_extra_args
 
+RELEASE = tuple(int(part) for part in vllm_version().split(".")[:2])
+"""Major and minor version of the installed vLLM."""
+
 _MASK = (1 << 61) - 1
 FIRST_TOKEN, NUM_TOKENS = 3, 50
 
@@ -126,7 +129,7 @@ class Workers:
         computed = {}
         for request in new:
             request_id = request.req_id
-            if self.v2 and vllm_version().startswith("0.23."):
+            if self.v2 and RELEASE < (0, 25):
                 # There a reset with running requests reports no preemption; that runner drops
                 # the row when the request comes as new.
                 self.rows.pop(request_id, None)

@@ -11,10 +11,12 @@ from vllm_cold.bindings import block_zeroer
 pytestmark = pytest.mark.unit
 
 
-def test_v2_without_the_place_clears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["PLACE", "_MAKES"])
+def test_v2_without_it_clears_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert block_zeroer.can_clear(v2=False)
-    gone = dataclasses.replace(block_zeroer.PLACE, where=block_zeroer.PLACE.where + "_gone")
-    monkeypatch.setattr(block_zeroer, "PLACE", gone)
+    place = getattr(block_zeroer, name)
+    gone = dataclasses.replace(place, where=place.where + "_gone")
+    monkeypatch.setattr(block_zeroer, name, gone)
     assert not block_zeroer.can_clear(v2=True)
     assert block_zeroer.can_clear(v2=False)
 

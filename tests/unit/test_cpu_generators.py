@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 
 class Sampler:
-    """As vLLM's up to 0.30: a batch that is not all seeded is drawn without any seed."""
+    """As vLLM's up to 0.28: a batch that is not all seeded is drawn without any seed."""
 
     def __init__(self) -> None:
         self.forward = self.forward_cpu

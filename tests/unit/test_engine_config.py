@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.bindings import versions
 from vllm_cold.bindings.engine_config import configure, unsupported
 
 pytestmark = pytest.mark.unit
@@ -66,6 +67,20 @@ def test_models_that_cannot(model: dict[str, Any], reason: str) -> None:
     engine.additional_config = {"cold": True}
     with pytest.raises(ValueError, match=reason):
         configure(engine)
+
+
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("version", ["0.23.0", "0.26.2+cpu", "0.27.0", "0.32.0", "dev"])
+def test_pipelines_in_which_vllm_is_wrong(
+    stages: int, version: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions, "vllm_version", lambda: version)
+    engine = config()
+    engine.parallel_config.pipeline_parallel_size = stages
+    if stages > 2 and version < "0.27":
+        assert str(unsupported(engine)).startswith("pipeline_parallel_size=3: before 0.27, vLLM")
+    else:
+        assert unsupported(engine) is None
 
 
 def test_options_that_cannot() -> None:

@@ -6,7 +6,12 @@ test run has (``-m v2``). All others are in ``make v2``.
 import pytest
 
 # What a test's id begins with -> why.
-LEFT_OUT: dict[str, str] = {}
+LEFT_OUT = {
+    "tests/engine/test_changed_vllm.py": "it changes what front ends and the V1 runner use",
+    "tests/engine/test_accuracy.py": "it is about the benchmark's bookkeeping",
+    "tests/recipes/": "they are about other programs that talk to a server",
+    "tests/docs/": "the pages' blocks are about options, and load the demo's model",
+}
 
 # What a test's id begins with.
 IN_EVERY_RUN = (

@@ -19,17 +19,18 @@ def can_clear(v2: bool) -> bool:
     """Whether workers clear the blocks that the scheduler lists; ``v2``: of the V2 runner."""
     from vllm.platforms import current_platform
 
-    return current_platform.is_cpu() and not (v2 and PLACE.problem())
+    return current_platform.is_cpu() and not (v2 and any(p.problem() for p in (PLACE, _MAKES)))
 
 
 def _make_initialize(original: Callable[..., None]) -> Callable[..., None]:
     def initialize_kv_cache(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        self._init_kv_zero_meta()
+        if can_clear(v2=True):
+            self._init_kv_zero_meta()
 
     return initialize_kv_cache
 
 
-PLACE = Place(
-    "vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache", _make_initialize
-)
+_RUNNER = "vllm.v1.worker.cpu.model_runner:CPUModelRunner."
+PLACE = Place(_RUNNER + "initialize_kv_cache", _make_initialize)
+_MAKES = Place(_RUNNER + "_init_kv_zero_meta", lambda original: original)  # only looked at

@@ -1487,7 +1487,7 @@ def _check_cpu_runner_still_rewinds_by_offset() -> None:
 @_contract(
     "vllm.v1.sample.sampler.Sampler.topk_topp_sampler",
     "its forward is replaced, as it ignores seeds",
-    until=(0, 31),
+    until=(0, 29),
 )
 def _check_cpu_sampler_ignores_seeds() -> None:
     from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``CPUModelRunner.sample_tokens`` (V1 runner on CPU), and up to vLLM 0.30 its
+"""Touches vLLM: ``CPUModelRunner.sample_tokens`` (V1 runner on CPU), and up to vLLM 0.28 its
 ``TopKTopPSampler.forward``.
 
 Why: after sampling, the V1 runner rewinds the random generator of each seeded request that is
@@ -10,10 +10,10 @@ such rows keep their generator out of the step: their sample is thrown away anyw
 of engines with LoRA on CPU have it too, also where CoLD is refused (speculative decoding).
 Since: vLLM 0.23 to 0.33. Can go: when the CPU runner does not rewind by offset.
 
-Up to 0.30 the sampler on CPU ignores all seeds of a batch in which a row has none, and a pair's
+Up to 0.28 the sampler on CPU ignores all seeds of a batch in which a row has none, and a pair's
 streams would draw different tokens. There rows without a seed get torch's own generator. The runner
 bound the method when it was made, so it is replaced in the object and not through ``Place``.
-Can go: with the support of 0.30.
+Can go: with the support of 0.28.
 """
 
 import inspect

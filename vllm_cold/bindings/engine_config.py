@@ -15,7 +15,7 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.bindings import availability, platform_cpu
+from vllm_cold.bindings import availability, platform_cpu, versions
 from vllm_cold.bindings.patching import Place
 from vllm_cold.settings import EngineDefaults, parse_engine_defaults
 
@@ -187,6 +187,12 @@ def unsupported(config: "VllmConfig") -> str | None:
         return (
             "batch-sharded sampling is on, which may put the two streams on different ranks; "
             "leave it off (enable_batch_sharded_sampling)."
+        )
+    stages = getattr(config.parallel_config, "pipeline_parallel_size", 1)
+    if stages > 2 and versions.is_before(0, 27):
+        return (
+            f"pipeline_parallel_size={stages}: before 0.27, vLLM gives wrong tokens to requests "
+            "that are preempted in a pipeline of more than two stages; use vLLM 0.27 or newer."
         )
     if (
         os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"

@@ -24,7 +24,7 @@ def _make_prepare(original: Callable[..., Any]) -> Callable[..., Any]:
     def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         batch = original(self, *args, **kwargs)
         if self.lora_config:
-            setattr(self.lora_state, _ENDS, batch.cu_num_logits_np)
+            setattr(self.lora_state, _ENDS, getattr(batch, "cu_num_logits_np", None))
         return batch
 
     return prepare_inputs

@@ -105,10 +105,10 @@ def install(places: Iterable[Place]) -> None:
 
 
 def cure(places: Iterable[Place]) -> None:
-    """Wrap those that this process uses: places of bugs of vLLM that CoLD can do without.
+    """Wrap those that this process can use: places of bugs of vLLM that CoLD can do without.
 
-    A place whose module is not loaded belongs to the other model runner; one that is missing is
-    left, with a warning.
+    A place whose module is not loaded is nobody's here; one that is missing is left, with a
+    warning.
     """
     for place in places:
         if place.where.partition(":")[0] not in sys.modules:

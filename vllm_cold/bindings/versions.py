@@ -27,8 +27,19 @@ def is_validated(version: str | None = None) -> bool:
 
 def in_supported_range(version: str) -> bool:
     """Whether ``version`` is one that vllm-cold was written for."""
+    release = _release(version)
+    return release is not None and SUPPORTED[0] <= release < SUPPORTED[1]
+
+
+def is_before(major: int, minor: int) -> bool:
+    """Whether the installed vLLM is known to be older than this release."""
+    release = _release(vllm_version())
+    return release is not None and release < (major, minor)
+
+
+def _release(version: str) -> tuple[int, int] | None:
     try:
         major, minor = (int(part) for part in version.split(".")[:2])
     except ValueError:
-        return False
-    return SUPPORTED[0] <= (major, minor) < SUPPORTED[1]
+        return None
+    return major, minor
