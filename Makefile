@@ -54,7 +54,7 @@ test: lint ## all checks and the test suite
 	$(ENGINES) 4 --dist loadscope -m '(engine or server) and not full'
 	$(ENGINES) 4 --dist loadscope --runner v2 -m 'v2 and not full'
 	@echo "Left out: tests marked 'full', such as every change of vLLM in an engine; make test-all runs them too."
-	@echo "Left out: most of the tests on vLLM's V2 model runner; make v2 runs all of them."
+	@echo "Left out: most of the tests on vLLM's V2 model runner; make v2 runs them."
 
 # Triton's interpreter runs the kernels: ten to thirty times slower than V1.
 v2: venv ## the tests of engines and servers on vLLM's V2 model runner, two hours

@@ -3,16 +3,17 @@
 
 V2's kernels are written in Triton, which has no back end for CPUs. It has an interpreter, which
 runs a kernel in Python, program by program. ``stub`` is what is wanted beside it: a distribution on
-the path that declares a Triton back end named "cpu", so that vLLM takes Triton for usable. Nothing
-is installed, and no file of vLLM's or Triton's is changed.
+the path that declares a Triton back end named "cpu", so that vLLM takes Triton for usable, and that
+makes the interpreter run what the compiler takes (``interpreter.py``). Nothing is installed, and no
+file of vLLM's or Triton's is changed.
 
-What it stands in for: a GPU's driver and Triton's compiler. All else is what GPU users run: the
-runner, its sampler, the logits processor with real ``LogitsContext`` objects, our Triton kernels.
-vLLM's CPU worker has stand-ins of its own for streams, events and pinned memory.
+What it stands in for: a GPU's driver and Triton's compiler. vLLM's CPU worker has stand-ins of its
+own for streams, events, pinned and shared memory. All else is what GPU users run: the runner, its
+sampler, the logits processor with real ``LogitsContext`` objects, our Triton kernels.
 
 What it cannot show: that kernels compile (``tests/ops/test_triton.py`` compiles ours) and how fast
 they are; races between programs, which run one after the other, and between streams, of which
-there is one; CUDA graphs; half precision as a GPU rounds it.
+there is one; CUDA graphs; half precision as a GPU rounds it; vLLM's LoRA and attention for GPUs.
 """
 
 import os

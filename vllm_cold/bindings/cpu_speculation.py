@@ -6,7 +6,7 @@ request. On CPU the kernel behind it writes into an int64 copy of the output, an
 memory that nobody wrote. As soon as one request of a batch samples at random, the tokens of all are
 wrong, greedy ones too. Here torch operations do it.
 It is replaced in engines with LoRA on CPU, where our wrapper is loaded; CoLD does not need it.
-Since: vLLM 0.23 to 0.32. Can go: when the kernel writes its output (vLLM issue 55005).
+Since: vLLM 0.23 to 0.33. Can go: when the kernel writes its output (vLLM issue 55005).
 """
 
 from collections.abc import Callable

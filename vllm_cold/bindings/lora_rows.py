@@ -7,7 +7,7 @@ has a row of logits for each draft and one more. LoRA of the output layer then t
 requests' adapters; our wrapper, which sees that the rows do not add up, raises. Here each request's
 adapter is repeated as often as it has rows, as V1 does it.
 It is wrapped in engines with LoRA on CPU, where our wrapper is loaded; CoLD does not need it.
-Since: vLLM 0.23 to 0.32. Can go: when ``make_lora_inputs`` is told how many rows there are.
+Since: vLLM 0.23 to 0.33. Can go: when ``make_lora_inputs`` is told how many rows there are.
 """
 
 from collections.abc import Callable
