@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which tests of engines and servers ``--runner v2`` does not run, and why; and which of them every
-test run has (``-m v2``). All others are in ``make v2``, but those marked ``full``, which are for V1.
+test run has (``-m v2``). All others are in ``make v2``; those marked ``full`` are for V1 alone.
 """
 
 import pytest
