@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared fixtures: the tiny model with its adapters, made once per run, and the naive reference."""
 
+import logging
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 # Before anything imports vLLM or transformers: no hub, no usage reports, a small KV cache.
@@ -53,6 +55,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def runner(pytestconfig: pytest.Config) -> str:
     """vLLM's model runner in the engines of this run: "v1" or "v2"."""
     return str(pytestconfig.getoption("runner"))
+
+
+@pytest.fixture
+def logged() -> Iterator[list[logging.LogRecord]]:
+    """What was logged below "vllm", each record once. (vLLM's logger does not propagate, and some
+    pytest listens to it and to the root.)
+    """
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logger = logging.getLogger("vllm")
+    logger.addHandler(handler)
+    yield records
+    logger.removeHandler(handler)
 
 
 @pytest.fixture(scope="session")

@@ -111,13 +111,11 @@ def test_stock_v2_maps_logits_by_request() -> None:
 
 
 def test_a_cure_is_for_what_is_used_and_there(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
     module = ModuleType("vllm_that_is_loaded")
     module.sick = lambda: "sick"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    caplog.set_level(logging.WARNING)
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     patching.cure(
         Place(where, lambda original: lambda: "well")
         for where in (
@@ -127,7 +125,7 @@ def test_a_cure_is_for_what_is_used_and_there(
         )
     )
     assert module.sick() == "well"
-    (said,) = [record.getMessage() for record in caplog.records]
+    (said,) = [record.getMessage() for record in logged]
     assert said.endswith("a bug of vLLM is not cured here, as vllm_that_is_loaded.gone is gone.")
 
 

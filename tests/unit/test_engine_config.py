@@ -259,18 +259,17 @@ def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_the_wrapper_that_the_platform_names(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
     from vllm_cold.bindings import platform_cpu
     from vllm_cold.lora import native
 
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     monkeypatch.delenv("COLD_LORA", raising=False)
     stock = platform_cpu._make_wrapper(lambda cls: platform_cpu.STOCK)
     assert stock(None) == platform_cpu.WRAPPERS["cpp"]
     assert platform_cpu._make_wrapper(lambda cls: "their.own")(None) == "their.own"
     monkeypatch.setattr(native, "missing", lambda: "It is not built: build it.")
-    caplog.clear()
+    logged.clear()
     assert stock(None) == platform_cpu.WRAPPERS["torch"]
-    (record,) = {(r.levelname, r.getMessage()) for r in caplog.records}  # 0.23 hands it on twice
-    assert record[0] == "WARNING" and "It is not built: build it." in record[1]
+    (record,) = logged
+    assert record.levelname == "WARNING" and "It is not built: build it." in record.getMessage()

@@ -23,7 +23,6 @@ NAMES = {
 def none_is_set(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in (*NAMES, *NAMES.values()):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     environment._note.cache_clear()
     yield
     environment._note.cache_clear()
@@ -45,18 +44,18 @@ def test_switch(monkeypatch: pytest.MonkeyPatch, name: str, value: str, off: boo
 
 @pytest.mark.parametrize(("name", "old"), NAMES.items())
 def test_an_old_name_works_with_a_note(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, name: str, old: str
+    monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord], name: str, old: str
 ) -> None:
     assert environment.read(name) is None
     monkeypatch.setenv(old, "torch")
     assert environment.read(name) == environment.read(name) == "torch"
     note = f"vllm-cold: {old} is now called {name}; use that name."
-    assert [record.getMessage() for record in caplog.records] == [note]
+    assert [record.getMessage() for record in logged] == [note]
     monkeypatch.setenv(name, "cpp")
     assert environment.read(name) == "cpp"
     monkeypatch.setenv(name, "")  # as if it were not there, and nor is the old one
     assert environment.read(name) is None
-    assert len(caplog.records) == 1
+    assert len(logged) == 1
 
 
 @pytest.mark.parametrize("name", NAMES)

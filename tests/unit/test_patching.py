@@ -177,9 +177,8 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_the_first_reason_stays(
-    module: Any, undecided: None, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    module: Any, undecided: None, logged: list[logging.LogRecord]
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("vllm"), "propagate", True)
     assert availability.install((place("Owner.static", (), staticmethod),))
     assert availability.unavailable() is None
     assert not availability.install((place("Owner.gone"),))
@@ -189,8 +188,7 @@ def test_the_first_reason_stays(
     assert not availability.install((place("Owner.plain"),))  # it would be of no use
     assert module.Owner().plain(1) == "plain 1 0"
     assert availability.verify() == availability.unavailable() == reason
-    records = {id(r): r for r in caplog.records}  # some pytest listens at two loggers
-    assert [r.getMessage() for r in records.values()] == [
+    assert [r.getMessage() for r in logged] == [
         f"vllm-cold: CoLD is unavailable; vLLM runs as without it. Reason: {reason}"
     ]
 
