@@ -46,7 +46,7 @@ def dry_run(folder: Path, *path: Path) -> tuple[int, dict[str, Any], str, str]:
     done = subprocess.run(
         [sys.executable, Path(script).name, "--dry-run"],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        env={**os.environ, "COLD_LORA": "nothing", "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -67,15 +67,16 @@ def test_dry_run(tmp_path: Path, runner: str) -> None:
     assert {stage["status"] for stage in stages.values()} == {"ok"}
     assert len(stages) == 1 + len(gpu_report.plan(True, "0.32.0"))
     kernels = stages["kernels against the reference"]["checks"]
-    assert len(kernels) == len(list(gpu_report.kernel_cases(True)))
+    assert len(kernels) == len(gpu_report.kernel_cases(True))
     for dtype in gpu_report.DTYPES:
         assert any(dtype in c["name"] for c in kernels)
-    engine = stages["engine"]
+    assert "COLD_LORA" in found["machine"]["set here, not passed on"]
+    engine = stages["engine: eager, sync"]
     assert engine["facts"]["model runner"].lower() == runner
     assert engine["facts"]["scheduler"] == "ColdScheduler"
-    assert len(engine["checks"]) == 6
+    assert len(engine["checks"]) == 6 + 2  # tokens; what was asked for
     scoring, latency = (found["speeds"][t] for t in ("scoring speed", "CoLD against greedy"))
-    assert [row["form"] for row in scoring] == [form for form, _ in gpu_report.FORMS]
+    assert [row["beta"] for row in scoring] == ["fixed", "adaptive"]
     assert [row["batch"] for row in latency] == [1, 2]
     for row in (*scoring, *latency):
         spreads = [value for value in row.values() if isinstance(value, list)]
@@ -95,9 +96,9 @@ def test_spoilt_kernel(tmp_path: Path) -> None:
     (spoiler / "sitecustomize.py").write_text(SPOILER)
     status, found, markdown, printed = dry_run(tmp_path, spoiler)
     assert status == 1
-    assert found["verdict"] == "FAIL: kernels against the reference, engine", printed
+    assert found["verdict"] == "FAIL: kernels against the reference, engine: eager, sync", printed
     stages = {stage["stage"]: stage for stage in found["stages"]}
-    wrong = {c["name"]: c["result"] for c in stages["engine"]["checks"] if not c["ok"]}
+    wrong = {c["name"]: c["result"] for c in stages["engine: eager, sync"]["checks"] if not c["ok"]}
     assert len(wrong) == 4
     assert all("differs first at token 0: the engine has 7" in text for text in wrong.values())
     assert any("other candidates" in c["result"] for c in

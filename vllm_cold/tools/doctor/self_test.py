@@ -48,19 +48,26 @@ def engine_options(folder: Path) -> dict[str, Any]:
     }
 
 
-def decode(folder: Path, cases: Sequence[Case] = CASES) -> tuple[str, list[list[int]]]:
-    """The engine's model runner, and its tokens for each case, all in one batch."""
+def decode(
+    folder: Path, cases: Sequence[Case] = CASES, *, options: Mapping[str, Any] = {}
+) -> tuple[Any, list[list[int]]]:
+    """The engine's configuration, and its tokens for each case, all in one batch.
+
+    Args:
+        folder: Where model and adapters are.
+        cases: The requests.
+        options: Arguments of the engine, instead of those of ``engine_options``.
+    """
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 
     from vllm_cold import ColdParams
-    from vllm_cold.bindings import engine_config
 
     adapters = {
         name: LoRARequest(name, number, str(folder / name))
         for number, name in enumerate(tiny.ADAPTERS, 1)
     }
-    options: dict[str, Any] = {
+    sampling: dict[str, Any] = {
         "temperature": 0.0,
         "max_tokens": reference.MAX_TOKENS,
         "ignore_eos": True,
@@ -69,15 +76,15 @@ def decode(folder: Path, cases: Sequence[Case] = CASES) -> tuple[str, list[list[
     params = []
     for case in cases:
         if case.cold is None:
-            params.append(SamplingParams(**options))
+            params.append(SamplingParams(**sampling))
             continue
         alpha, beta, expert_top_k = case.cold
         amateur = adapters[case.amateur] if case.amateur else None
         knobs: dict[str, Any] = {"alpha": alpha, "beta": beta, "expert_top_k": expert_top_k}
         if case.adaptive:
             knobs |= {"beta": "adaptive", "beta_max": beta}
-        params.append(ColdParams(**knobs, amateur=amateur, **options))
-    llm = LLM(**engine_options(folder))
+        params.append(ColdParams(**knobs, amateur=amateur, **sampling))
+    llm = LLM(**{**engine_options(folder), **options})
     try:
         outputs = llm.generate(
             [{"prompt_token_ids": list(case.prompt)} for case in cases],
@@ -87,8 +94,7 @@ def decode(folder: Path, cases: Sequence[Case] = CASES) -> tuple[str, list[list[
         )
     finally:
         llm.llm_engine.engine_core.shutdown()
-    runner = engine_config.model_runner(llm.llm_engine.vllm_config)
-    return runner, [list(output.outputs[0].token_ids) for output in outputs]
+    return llm.llm_engine.vllm_config, [list(output.outputs[0].token_ids) for output in outputs]
 
 
 def compare(got: Sequence[Sequence[int]], expected: Sequence[Decoded]) -> list[Entry]:
@@ -191,7 +197,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main(folder: Path) -> None:
     """The engine's process: write runner and tokens to the folder."""
-    (folder / _RESULT).write_text(json.dumps(decode(folder)))
+    from vllm_cold.bindings import engine_config
+
+    config, tokens = decode(folder)
+    (folder / _RESULT).write_text(json.dumps([engine_config.model_runner(config), tokens]))
 
 
 if __name__ == "__main__":
