@@ -79,7 +79,8 @@ TARGETS = (
     Target("vllm.platforms:current_platform.check_and_update_config", _CPU, "CpuPlatform",
            "vllm_config"),
     Target("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens",
-           "v1/worker/gpu_model_runner.py", "GPUModelRunner", "grammar_output"),
+           "v1/worker/gpu_model_runner.py", "GPUModelRunner", "grammar_output",
+           called="model_runner"),  # the executor has one, too
     Target("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "lora/layers/base.py",
            "BaseLayerWithLoRA", "punica_wrapper"),
     Target("vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
