@@ -23,6 +23,7 @@ platform_cpu              ``CpuPlatform.get_punica_wrapper``, ``check_and_update
 punica_cpu                ``PunicaWrapperCPU``
 punica_native             ``BaseLayerWithLoRA.set_mapping``
 cpu_generators            ``CPUModelRunner.sample_tokens``
+block_zeroer              ``CPUModelRunner.initialize_kv_cache`` of the V2 model runner
 cpu_speculation           ``rejection_sampler.expand_batch_to_tokens``
 lora_rows                 ``LoraState.make_lora_inputs`` of the V2 model runner
 refusal                   where CoLD is unavailable: ``SamplingParams.verify``,

@@ -5,7 +5,7 @@ Why: with speculative decoding it gives each draft's row the temperature, top-k 
 request. On CPU the kernel behind it writes into an int64 copy of the output, and what comes back is
 memory that nobody wrote. As soon as one request of a batch samples at random, the tokens of all are
 wrong, greedy ones too. Here torch operations do it.
-It is replaced in engines with LoRA on CPU, where our wrapper is loaded; CoLD does not need it.
+It is replaced for good in a process that makes an engine with LoRA on CPU; CoLD does not need it.
 Since: vLLM 0.23 to 0.33. Can go: when the kernel writes its output (vLLM issue 55005).
 """
 

@@ -6,7 +6,7 @@ Why: V2 tells the LoRA layers one adapter for each request, but with speculative
 has a row of logits for each draft and one more. LoRA of the output layer then takes other
 requests' adapters; our wrapper, which sees that the rows do not add up, raises. Here each request's
 adapter is repeated as often as it has rows, as V1 does it.
-It is wrapped in engines with LoRA on CPU, where our wrapper is loaded; CoLD does not need it.
+It is wrapped for good in a process that makes an engine with LoRA on CPU; CoLD does not need it.
 Since: vLLM 0.23 to 0.33. Can go: when ``make_lora_inputs`` is told how many rows there are.
 """
 
