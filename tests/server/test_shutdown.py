@@ -60,8 +60,9 @@ def end_of(folder: Path, command: list[str], asked: list[Asked], patience: float
         # Not the API server: vLLM's own notices at times that the engine is gone, and says so.
         log = server.log.read_text()
         assert not re.search(r"\((?:EngineCore|Worker)[^)]*\) (?:ERROR|Traceback)", log)
-        frames = r'File ".*/vllm_cold/(bindings|ops|lora|\w+\.py)'
-        assert not re.search(frames, log), "a traceback through the plugin"
+        # What vLLM says of that goes through our generator, which passes it on.
+        frames = r'File ".*/vllm_cold/(bindings|ops|lora|\w+\.py).*(?<!in _with_the_reason)$'
+        assert not re.search(frames, log, re.MULTILINE), "a traceback through the plugin"
         return got
 
 
@@ -88,5 +89,5 @@ def test_requests_are_aborted(tiny: Path, tmp_path: Path, naive: NaiveCold) -> N
 def test_requests_are_finished(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
     """With ``--shutdown-timeout`` the server waits for what is in flight."""
     asked = long_ones()
-    got = end_of(tmp_path, [*arguments(tiny), "--shutdown-timeout", "60"], asked, 60.0)
+    got = end_of(tmp_path, [*arguments(tiny), "--shutdown-timeout", "150"], asked, 150.0)
     assert_right(got, asked, references(naive, asked))
