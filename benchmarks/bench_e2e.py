@@ -731,7 +731,7 @@ def machine() -> str:
     """Versions and processor."""
     names = ("vllm-cold", "torch", "transformers", "peft")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    from vllm_cold.bindings.versions import vllm_version
+    from vllm_cold.vllm.versions import vllm_version
 
     return (
         f"vllm {vllm_version()}, {versions}, Python {platform.python_version()}\n"

@@ -141,7 +141,7 @@ def describe(llm: Any) -> str:
     import torch
 
     import vllm_cold
-    from vllm_cold.bindings.versions import vllm_version
+    from vllm_cold.vllm.versions import vllm_version
 
     config = llm.llm_engine.vllm_config
     scheduler = config.scheduler_config

@@ -30,8 +30,8 @@ from torch import Tensor
 
 from benchmarks.bench_generate import cpu_model, positive, spread
 from benchmarks.bench_scoring import last_cache
-from vllm_cold.lora import native
-from vllm_cold.lora.grouped import expand_add, group_rows, shrink
+from vllm_cold.cpu_lora import cpp_ops
+from vllm_cold.cpu_lora.fallback_ops import expand_add, group_rows, shrink
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # (inputs, output slices)
@@ -112,10 +112,10 @@ Call = Callable[[Tensor, int], object]  # (output, which copy of the weights)
 
 def cpp(buffers: Buffers) -> Call:
     """The C++ kernels, through torch's operators, as a model calls them."""
-    plan = native.Plan(len(buffers.slots))
+    plan = cpp_ops.Plan(len(buffers.slots))
     plan.set(buffers.slots)
     if buffers.load.layer == "embedding":
-        halves = [native.Layer(plan, [], b, buffers.sizes) for b in buffers.b]
+        halves = [cpp_ops.Layer(plan, [], b, buffers.sizes) for b in buffers.b]
 
         def expand(y: Tensor, copy: int) -> None:
             hidden = buffers.x.to(torch.float32)
@@ -123,7 +123,7 @@ def cpp(buffers: Buffers) -> Call:
 
         return expand
     layers = [
-        native.Layer(plan, a, b, buffers.sizes) for a, b in zip(buffers.a, buffers.b, strict=True)
+        cpp_ops.Layer(plan, a, b, buffers.sizes) for a, b in zip(buffers.a, buffers.b, strict=True)
     ]
     operator = torch.ops.vllm_cold.lora_linear.default
     return lambda y, copy: operator(y, buffers.x, layers[copy].table, 1.0)
@@ -310,7 +310,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=positive, nargs="+", default=[1, 8, 32, 128, 512])
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args(arguments)
-    reason = native.missing()
+    reason = cpp_ops.missing()
     if reason is not None:
         print(f"The C++ kernels cannot run here. {reason}")
         return 1

@@ -54,7 +54,7 @@ def make_systems(rows: int) -> list[System]:
     from vllm.v1.core.sched.async_scheduler import AsyncScheduler
     from vllm.v1.core.sched.scheduler import Scheduler
 
-    from vllm_cold.bindings.scheduler import ColdAsyncScheduler, ColdScheduler
+    from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
     ours = (ColdScheduler, ColdAsyncScheduler)
     return [

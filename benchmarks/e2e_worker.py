@@ -76,7 +76,7 @@ class Engine:
 
         scheduler = type(self.core.scheduler).__module__
         wrapper = current_platform.get_punica_wrapper()
-        plugin = sys.modules.get("vllm_cold.bindings.plugin")
+        plugin = sys.modules.get("vllm_cold.vllm.availability")
         if with_plugin:
             if plugin is None:
                 raise RuntimeError("vLLM did not load the plugin: is vllm-cold installed?")
@@ -88,7 +88,7 @@ class Engine:
             if wrong:
                 raise RuntimeError(f"the plugin is loaded but not in use: {', '.join(wrong)}")
             return
-        found = [name for name in sys.modules if name.startswith("vllm_cold.bindings")]
+        found = [name for name in sys.modules if name.startswith("vllm_cold.vllm")]
         found += [name for name in (scheduler, wrapper) if not name.startswith("vllm.")]
         if found:
             raise RuntimeError(f"this engine is not stock, it has {', '.join(sorted(found))}")

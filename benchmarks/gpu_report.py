@@ -116,9 +116,9 @@ def stage_machine(settings: Json, folder: Path) -> Json:
                     "this torch can use. On a CPU there is --dry-run."}  # fmt: skip
         import vllm  # noqa: F401
 
-        from vllm_cold.bindings import versions
         from vllm_cold.tools.doctor import sections
         from vllm_cold.tools.doctor.report import Status
+        from vllm_cold.vllm import versions
     except Exception as error:  # a library of CUDA's may be missing, too
         return {"refused": f"{error}: {INSTALL}."}
     version = versions.vllm_version()
@@ -351,11 +351,11 @@ def about(config: Any) -> Json:
     """What an engine is, from its configuration. The engine runs in this very process, so that it
     is the one that the model runner has settled.
     """
-    from vllm_cold.bindings import engine_config
+    from vllm_cold.vllm.frontend.config import model_runner
 
     compilation, scheduler = config.compilation_config, config.scheduler_config
     return {
-        "model runner": engine_config.model_runner(config),
+        "model runner": model_runner(config),
         "scheduling": "async" if scheduler.async_scheduling else "sync",
         "scheduler": str(scheduler.scheduler_cls or "vLLM's own").split(".")[-1],
         "compilation": getattr(compilation.mode, "name", "NONE"),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.settings import number
+from vllm_cold.method.settings import number
 
 ADAPTERS = Path(__file__).parent / "adapters"
 PROMPTS = {"sorting": 4, "orders": 2}

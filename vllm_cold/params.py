@@ -6,7 +6,8 @@ from typing import Any, Literal
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
-from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA, ColdSettings
+from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA, ColdSettings
+from vllm_cold.vllm import availability
 
 
 class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  # type: ignore
@@ -62,9 +63,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         """Called by vLLM at admission. Refuses to run where the plugin is not active, because
         there the request would silently be decoded without contrast.
         """
-        from vllm_cold.bindings import plugin
-
-        plugin.require_active()
+        availability.require_active()
         super().verify(*args, **kwargs)
 
     def __repr__(self) -> str:

@@ -15,7 +15,7 @@ from benchmarks.accuracy.store import ADAPTERS, Adapter, Outcome
 from benchmarks.accuracy.tasks import BENCHMARKS, prompt_text
 from examples.smollm2 import model_path
 from examples.tasks import Problem, Task
-from vllm_cold.metrics import PREFIX
+from vllm_cold.vllm.frontend.prometheus import PREFIX
 
 MAX_LENGTH = 512
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.explain.trace import (
     COLD,
     GREEDY,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.browser.reports import ADAPTIVE, WRONG, make_report
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.explain import page as pages
 from vllm_cold.tools.explain import visible
 from vllm_cold.tools.explain.trace import Candidate, Report, Step

@@ -14,7 +14,7 @@ import pytest
 from tests.docs.blocks import block, story
 from tests.naive import NaiveCold, Trace
 from vllm_cold import ColdParams
-from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA
+from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA
 
 ADAPTERS = {"sql": "one", "chat": "two"}  # of the pages, and of the tiny model
 

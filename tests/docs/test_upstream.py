@@ -22,7 +22,7 @@ HEADINGS = ["Reproduction", "Cause", "Patch", "Our cure"]
 
 
 def _contracts(text: str) -> set[str]:
-    from vllm_cold.bindings.contracts import CONTRACTS
+    from vllm_cold.vllm.contracts import CONTRACTS
 
     return {c.name for c in CONTRACTS} & set(re.findall(r"`(\w+)`", text))
 

@@ -71,7 +71,7 @@ def _engine_args(tiny: Path) -> dict[str, Any]:
 
 
 def _reason() -> str | None:
-    from vllm_cold.bindings import availability
+    from vllm_cold.vllm import availability
 
     return availability.unavailable()
 

@@ -59,7 +59,7 @@ def _protocol(name: str, cls: str, method: str, parameter: str = "max_tokens") -
     return Target(where, f"{_OPENAI}{name}/protocol.py", cls, parameter)
 
 
-# For the places see contracts.all_places(); a test compares the two.
+# For the places see vllm_cold.vllm.places; a test compares the two.
 TARGETS = (
     Target(
         "vllm.engine.arg_utils:EngineArgs.create_engine_config",

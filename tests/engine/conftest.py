@@ -25,9 +25,10 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     """
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold.bindings import patching, platform_cpu
+    from vllm_cold.cpu_lora import cpu_platform
+    from vllm_cold.vllm import patching
 
-    patching.install(platform_cpu.places())  # now, or it would be undone together with the patch
+    patching.install(cpu_platform.places())  # now, or it would be undone together with the patch
     original = CpuPlatform.check_and_update_config
 
     @functools.wraps(original.__func__)  # the plugin looks at vLLM's
@@ -45,7 +46,7 @@ def make_llm(tiny: Path, runner: str) -> Iterator[Make]:
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
-    from vllm_cold.bindings import engine_config
+    from vllm_cold.vllm.frontend.config import model_runner
 
     made: list[Any] = []
 
@@ -65,7 +66,7 @@ def make_llm(tiny: Path, runner: str) -> Iterator[Make]:
         options |= kwargs
         made.append(LLM(**options))
         config = made[-1].llm_engine.vllm_config
-        assert engine_config.model_runner(config).lower() == runner
+        assert model_runner(config).lower() == runner
         client = made[-1].llm_engine.engine_core
         if hasattr(client, "engine_core"):  # not in a process of its own
             queue = client.engine_core.batch_queue

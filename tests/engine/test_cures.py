@@ -22,9 +22,9 @@ TOKENS = 24
 @pytest.fixture
 def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places are as in a process that has had no engine yet."""
-    from vllm_cold.bindings import cpu_generators, platform_cpu
+    from vllm_cold.vllm.worker import cpu_generators, cures
 
-    for place in (*cpu_generators.PLACES, *platform_cpu.cures()):
+    for place in (*cpu_generators.PLACES, *cures.places()):
         owner, name, method = place._find()
         monkeypatch.setattr(owner, name, getattr(method, "_vllm_cold_original", method))
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.naive import NaiveCold, adapted, score
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect
 from vllm_cold.tools.explain.offline import OfflineSource

@@ -340,7 +340,7 @@ def test_engines_that_cannot(
     from vllm import SamplingParams
 
     from vllm_cold import ColdParams
-    from vllm_cold.bindings.scheduler import PairScheduling
+    from vllm_cold.vllm.scheduler.scheduler import PairScheduling
 
     options, message = UNSUPPORTED[engine]
     with pytest.raises(ValueError, match=message):

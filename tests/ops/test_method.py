@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from vllm_cold.group.rows import PairRows
+from vllm_cold.group.stream import Stream
 from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
-from vllm_cold.rows import PairRows
-from vllm_cold.stream import Stream
 
 pytestmark = pytest.mark.unit
 

@@ -120,7 +120,7 @@ def test_the_two_processors_and_nothing_else_call_the_op() -> None:
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", getattr(node.func, "attr", "")).startswith("contrastive_")
     }
-    assert callers == {"bindings/processor_v1.py", "bindings/processor_v2.py"}
+    assert callers == {"vllm/worker/processor_v1.py", "vllm/worker/processor_v2.py"}
 
 
 def arguments(**changes: Any) -> dict[str, Any]:

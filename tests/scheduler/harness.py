@@ -33,9 +33,9 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.workers import RELEASE, Workers, solo
-from vllm_cold.bindings.scheduler import ColdAsyncScheduler, ColdScheduler
-from vllm_cold.statistics import Scored
-from vllm_cold.stream import Stream
+from vllm_cold.group.stream import Stream
+from vllm_cold.group.tally import Scored
+from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
 MAX_MODEL_LEN = 64
 

@@ -10,10 +10,10 @@ from types import FunctionType
 from typing import Any
 
 from tests.scheduler import cases
-from vllm_cold import pairing
-from vllm_cold.bindings import scheduler
-from vllm_cold.bindings.scheduler import PairScheduling
-from vllm_cold.pairing import Step
+from vllm_cold.group import lockstep
+from vllm_cold.group.lockstep import Step
+from vllm_cold.vllm.scheduler import scheduler
+from vllm_cold.vllm.scheduler.scheduler import PairScheduling
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Mutation:
 
     def places(self) -> list[Any]:
         """Where the function has to be replaced."""
-        return [self.owner, scheduler] if self.owner is pairing else [self.owner]
+        return [self.owner, scheduler] if self.owner is lockstep else [self.owner]
 
 
 Case = Callable[[Path], None] | None
@@ -68,12 +68,13 @@ def _step(rule: str, function: str, old: str, new: str, case: Case = None) -> Mu
     return Mutation(rule, Step, function, old, new, case)
 
 
-def _pairing(rule: str, function: str, old: str, new: str, case: Case = None) -> Mutation:
-    return Mutation(rule, pairing, function, old, new, case)
+def _lockstep(rule: str, function: str, old: str, new: str, case: Case = None) -> Mutation:
+    return Mutation(rule, lockstep, function, old, new, case)
 
 
 def _sched(rule: str, function: str, old: str, new: str, case: Case = None) -> Mutation:
-    return Mutation(rule, PairScheduling, function, old, new, case)
+    owner = next(c for c in PairScheduling.__mro__ if function in vars(c))
+    return Mutation(rule, owner, function, old, new, case)
 
 
 MUTATIONS = [
@@ -121,7 +122,7 @@ MUTATIONS = [
         "min(num_new_tokens, left - 1)",
         "min(num_new_tokens, left)",
     ),
-    _pairing(
+    _lockstep(
         "tokens in flight count",
         "tokens_left",
         "request.num_tokens + request.num_output_placeholders - computed",
@@ -277,13 +278,13 @@ MUTATIONS = [
         "False",
         cases.too_large,
     ),
-    _pairing(
+    _lockstep(
         "a pair of which one stream samples is torn",
         "torn",
         "expert != amateur or",
         "",
     ),
-    _pairing(
+    _lockstep(
         "a pair is torn if one of its streams was preempted",
         "torn",
         "or pair.expert.request_id in step.lost",

@@ -12,9 +12,9 @@ from tests.scheduler import cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
 from tests.scheduler.workers import RELEASE
-from vllm_cold.bindings.scheduler import _NOT_SCORED
+from vllm_cold.group.tally import Scored
 from vllm_cold.ops.registry import NOT_FINITE
-from vllm_cold.statistics import Scored
+from vllm_cold.vllm.scheduler.results import NOT_SCORED
 
 pytestmark = pytest.mark.unit
 
@@ -276,7 +276,7 @@ def test_a_pair_without_a_token_ends_alone(
     healthy = harness.add(prompt(9), 6, adapter=1, cold=True)
     plain = harness.add(prompt(7, 200), 6, adapter=1)
     sick = harness.add(prompt(5, 300), tokens, adapter=2, cold=True)
-    harness.errors[sick] = NOT_FINITE if found else _NOT_SCORED
+    harness.errors[sick] = NOT_FINITE if found else NOT_SCORED
     while sick not in harness.ended:
         while len(harness.in_flight) < harness.depth:
             harness.schedule()

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm_cold.bindings.versions import vllm_version
-from vllm_cold.stream import from_extra_args
+from vllm_cold.group.stream import from_extra_args
+from vllm_cold.vllm.versions import vllm_version
 
 RELEASE = tuple(int(part) for part in vllm_version().split(".")[:2])
 """Major and minor version of the installed vLLM."""

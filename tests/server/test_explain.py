@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.server.conftest import Server, arguments, serve
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page
 from vllm_cold.tools.explain.offline import OfflineSource

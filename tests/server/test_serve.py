@@ -15,7 +15,7 @@ import pytest
 
 from tests.naive import NaiveCold
 from tests.server.conftest import Server, arguments, serve
-from vllm_cold.settings import DEFAULT_BETA, DEFAULT_BETA_MAX
+from vllm_cold.method.settings import DEFAULT_BETA, DEFAULT_BETA_MAX
 
 pytestmark = pytest.mark.server
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.bindings import block_zeroer
+from vllm_cold.vllm.worker import block_zeroer
 
 pytestmark = pytest.mark.unit
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every place of vLLM that the bindings rely on is still there, and the checks notice if not."""
+"""Every place of vLLM that the package relies on is still there, and the checks notice if not."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.bindings import contracts
-from vllm_cold.bindings.contracts import CONTRACTS, Contract, ContractBroken, check_all, run
+from vllm_cold.vllm import contracts
+from vllm_cold.vllm.contracts import CONTRACTS, Contract, ContractBroken, check_all, run
 
 pytestmark = pytest.mark.unit
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from vllm_cold.bindings.cpu_generators import _keep_seeds
+from vllm_cold.vllm.worker.cpu_generators import _keep_seeds
 
 pytestmark = pytest.mark.unit
 

@@ -17,8 +17,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold.bindings import cpu_speculation, lora_rows, patching
-from vllm_cold.bindings.patching import Place
+from vllm_cold.vllm import patching
+from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.worker import cpu_speculation, lora_rows
 
 pytestmark = pytest.mark.unit
 
@@ -131,7 +132,7 @@ def test_a_cure_is_for_what_is_used_and_there(
 
 def test_wrappers_bring_the_cures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines with LoRA on CPU make one; no other engine does."""
-    from tests.unit.test_grouped_lora import OURS, wrapper
+    from tests.unit.test_fallback_lora import OURS, wrapper
 
     for cls in OURS:
         cured: list[str] = []

@@ -19,13 +19,13 @@ import torch
 
 from tests.docs.blocks import ROOT
 from vllm_cold import __version__
-from vllm_cold.bindings import contracts, platform_cpu, plugin, versions
-from vllm_cold.lora import native
+from vllm_cold.cpu_lora import cpp_ops, cpu_platform
 from vllm_cold.ops import cpu_library, registry, scoring_cpu
 from vllm_cold.tools import main
 from vllm_cold.tools.doctor import reference, report, sections, self_test, tiny
 from vllm_cold.tools.doctor.reference import CASES, Decoded
 from vllm_cold.tools.doctor.report import Entry, Report, Section, Status
+from vllm_cold.vllm import availability, contracts, plugin, versions
 
 pytestmark = pytest.mark.unit
 
@@ -256,11 +256,11 @@ def test_values_of_unknown_variables_are_never_shown() -> None:
 
 def test_plugin_that_is_unavailable_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vllm.plugins.load_general_plugins", lambda: None)
-    monkeypatch.setattr(plugin, "unavailable", lambda: "this vLLM has changed; install another.")
+    monkeypatch.setattr(availability, "inactive", lambda: "this vLLM has changed; install another.")
     entry = find(sections.plugin(), "CoLD")
     assert entry.status is Status.PROBLEM
     assert entry.value == "unavailable: this vLLM has changed; install another."
-    monkeypatch.setattr(plugin, "unavailable", lambda: None)
+    monkeypatch.setattr(availability, "inactive", lambda: None)
     assert find(sections.plugin(), "CoLD").status is Status.OK
 
 
@@ -388,10 +388,10 @@ def test_lora(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     plugin.register()
-    monkeypatch.delenv(platform_cpu.ENV, raising=False)
+    monkeypatch.delenv(cpu_platform.ENV, raising=False)
     if asked:
-        monkeypatch.setenv(platform_cpu.ENV, asked)
-    monkeypatch.setattr(native, "missing", lambda: missing)
+        monkeypatch.setenv(cpu_platform.ENV, asked)
+    monkeypatch.setattr(cpp_ops, "missing", lambda: missing)
     entry = find(sections.lora(), "LoRA")
     assert entry.status is status
     assert entry.value.startswith(part)

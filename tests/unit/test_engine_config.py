@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.bindings import versions
-from vllm_cold.bindings.engine_config import configure, unsupported
+from vllm_cold.vllm import versions
+from vllm_cold.vllm.frontend.config import unsupported
+from vllm_cold.vllm.frontend.engine_config import configure
 
 pytestmark = pytest.mark.unit
 
@@ -116,8 +117,8 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     """Prompts of 8 tokens and 7 blocks of 8, one of which is the null block; the last token is not
     computed.
     """
-    from vllm_cold.bindings.admission import _check_capacity
-    from vllm_cold.settings import ColdError
+    from vllm_cold.method.settings import ColdError
+    from vllm_cold.vllm.frontend.admission import _check_capacity
 
     engine = config(max_model_len=1000)
     engine.scheduler_config.watermark = 1.5 * watermark
@@ -140,8 +141,8 @@ def test_an_amateur_that_cannot_be_loaded(tmp_path: Any) -> None:
     """A worker that cannot load an adapter takes the engine down, so admission looks first."""
     from vllm.lora.request import LoRARequest
 
-    from vllm_cold.bindings.admission import check_files
     from vllm_cold.params import ColdParams
+    from vllm_cold.vllm.frontend.admission import check_files
 
     engine = config()
 
@@ -173,8 +174,8 @@ def test_the_file_is_not_read_on_an_event_loop(tmp_path: Any) -> None:
     from vllm.lora.request import LoRARequest
 
     from vllm_cold import adapter_config
-    from vllm_cold.bindings import admission
     from vllm_cold.params import ColdParams
+    from vllm_cold.vllm.frontend import admission
 
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     params = ColdParams(amateur=LoRARequest("two", 2, str(tmp_path)))
@@ -215,23 +216,22 @@ def test_the_file_is_not_read_on_an_event_loop(tmp_path: Any) -> None:
 
 
 def test_the_choice_of_lora(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_cold.bindings import platform_cpu
-    from vllm_cold.lora import native
+    from vllm_cold.cpu_lora import cpp_ops, cpu_platform
 
     monkeypatch.delenv("COLD_LORA", raising=False)
-    assert platform_cpu.choice() == "cpp"
+    assert cpu_platform.choice() == "cpp"
     for name in ("cpp", "torch", "stock"):
         monkeypatch.setenv("COLD_LORA", name)
-        assert platform_cpu.choice() == name
+        assert cpu_platform.choice() == name
     monkeypatch.setenv("COLD_LORA", "0")
     with pytest.raises(ValueError, match="COLD_LORA='0': must be one of cpp, torch, stock"):
-        platform_cpu.choice()
-    monkeypatch.setattr(native, "missing", lambda: "It is not built: build it.")
+        cpu_platform.choice()
+    monkeypatch.setattr(cpp_ops, "missing", lambda: "It is not built: build it.")
     monkeypatch.setenv("COLD_LORA", "cpp")
     with pytest.raises(RuntimeError, match=r"COLD_LORA=cpp was asked for\. It is not built"):
-        platform_cpu.choice()
+        cpu_platform.choice()
     monkeypatch.delenv("COLD_LORA")
-    assert platform_cpu.choice() == "torch"
+    assert cpu_platform.choice() == "torch"
 
 
 def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,7 +239,8 @@ def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None
     from vllm import platforms
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold.bindings import patching, platform_cpu
+    from vllm_cold.cpu_lora import cpu_platform
+    from vllm_cold.vllm import patching
 
     class Zen(CpuPlatform):
         pass
@@ -250,26 +251,25 @@ def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None
             return "their.own.Wrapper"
 
     monkeypatch.delenv("COLD_LORA", raising=False)
-    patching.install(platform_cpu.places())
-    for platform, name in ((Zen, platform_cpu.WRAPPERS["cpp"]), (Own, "their.own.Wrapper")):
+    patching.install(cpu_platform.places())
+    for platform, name in ((Zen, cpu_platform.WRAPPERS["cpp"]), (Own, "their.own.Wrapper")):
         monkeypatch.setattr(platforms, "_current_platform", platform())
-        patching.install(platform_cpu.places())
+        patching.install(cpu_platform.places())
         assert platform.get_punica_wrapper() == name
-        assert platform_cpu._is_stock(platform) == (platform is Zen)
+        assert cpu_platform._is_stock(platform) == (platform is Zen)
 
 
 def test_the_wrapper_that_the_platform_names(
     monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
-    from vllm_cold.bindings import platform_cpu
-    from vllm_cold.lora import native
+    from vllm_cold.cpu_lora import cpp_ops, cpu_platform
 
     monkeypatch.delenv("COLD_LORA", raising=False)
-    stock = platform_cpu._make_wrapper(lambda cls: platform_cpu.STOCK)
-    assert stock(None) == platform_cpu.WRAPPERS["cpp"]
-    assert platform_cpu._make_wrapper(lambda cls: "their.own")(None) == "their.own"
-    monkeypatch.setattr(native, "missing", lambda: "It is not built: build it.")
+    stock = cpu_platform._make_wrapper(lambda cls: cpu_platform.STOCK)
+    assert stock(None) == cpu_platform.WRAPPERS["cpp"]
+    assert cpu_platform._make_wrapper(lambda cls: "their.own")(None) == "their.own"
+    monkeypatch.setattr(cpp_ops, "missing", lambda: "It is not built: build it.")
     logged.clear()
-    assert stock(None) == platform_cpu.WRAPPERS["torch"]
+    assert stock(None) == cpu_platform.WRAPPERS["torch"]
     (record,) = logged
     assert record.levelname == "WARNING" and "It is not built: build it." in record.getMessage()

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 import torch
 
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
-from vllm_cold.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, trace
 from vllm_cold.tools.explain.server import pack

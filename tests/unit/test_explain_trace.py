@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
-from vllm_cold.settings import ColdSettings
 from vllm_cold.tools.explain import trace, visible
 from vllm_cold.tools.explain.trace import COLD, GREEDY, Answer, Logprob, Step
 

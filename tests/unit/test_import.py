@@ -10,12 +10,17 @@ import pytest
 
 pytestmark = pytest.mark.unit
 
-PLAIN = ["vllm_cold", "vllm_cold.pairing", "vllm_cold.settings", "vllm_cold.stream"]
+PLAIN = [
+    "vllm_cold",
+    "vllm_cold.group.lockstep",
+    "vllm_cold.method.settings",
+    "vllm_cold.group.stream",
+]
 WITH_TORCH = [
     "vllm_cold.ops",
     "vllm_cold.ops.scoring_reference",
-    "vllm_cold.rows",
-    "vllm_cold.lora.grouped",
+    "vllm_cold.group.rows",
+    "vllm_cold.cpu_lora.fallback_ops",
 ]
 
 
@@ -54,7 +59,7 @@ for part in "vllm.v1.worker.gpu.sample.logits_processor.interface".split("."):
     name = f"{name}.{part}".lstrip(".")
     sys.modules[name] = types.ModuleType(name)
 sys.modules[name].LogitsProcessor = object
-from vllm_cold.bindings.processor_v2 import ColdLogitsProcessorV2
+from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
 assert "torch" not in sys.modules and "numpy" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], timeout=120, check=True)

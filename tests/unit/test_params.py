@@ -16,8 +16,8 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from vllm_cold import ColdParams
-from vllm_cold.settings import ColdSettings
-from vllm_cold.stream import Stream, from_extra_args
+from vllm_cold.group.stream import Stream, from_extra_args
+from vllm_cold.method.settings import ColdSettings
 
 pytestmark = pytest.mark.unit
 

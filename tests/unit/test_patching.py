@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.bindings import availability, patching, refusal
-from vllm_cold.bindings.patching import Place, PlaceMissing
+from vllm_cold.vllm import availability, patching
+from vllm_cold.vllm.frontend import refusal
+from vllm_cold.vllm.patching import Place, PlaceMissing
 
 pytestmark = pytest.mark.unit
 
@@ -225,7 +226,7 @@ def test_places_that_cannot_even_be_listed_are_given_up() -> None:
 
 @pytest.mark.usefixtures("undecided")
 def test_a_configuration_without_what_is_looked_at_is_left_alone() -> None:
-    from vllm_cold.bindings.engine_config import configure
+    from vllm_cold.vllm.frontend.engine_config import configure
 
     scheduler = types.SimpleNamespace(scheduler_cls=None)
     model = types.SimpleNamespace(logits_processors=None)  # has no runner_type

@@ -18,10 +18,10 @@ from vllm.v1.sample.logits_processor import _load_custom_logitsprocs
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
-from vllm_cold.bindings.engine_config import PROCESSOR_V1
-from vllm_cold.bindings.processor_v1 import ColdLogitsProcessorV1
+from vllm_cold.group.stream import Role, Stream
 from vllm_cold.ops.scoring_reference import pair_scores
-from vllm_cold.stream import Role, Stream
+from vllm_cold.vllm.frontend.config import PROCESSOR_V1
+from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = pytest.mark.unit
 

@@ -23,12 +23,12 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
     build_custom_logits_processors_params_validator,
 )
 
-from vllm_cold import rows as rows_module
-from vllm_cold.bindings.engine_config import PROCESSOR_V2
-from vllm_cold.bindings.processor_v2 import ColdLogitsProcessorV2
+from vllm_cold.group import rows as rows_module
+from vllm_cold.group.stream import Role, Stream
+from vllm_cold.group.tally import take
 from vllm_cold.ops.scoring_reference import pair_scores
-from vllm_cold.statistics import take
-from vllm_cold.stream import Role, Stream
+from vllm_cold.vllm.frontend.config import PROCESSOR_V2
+from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
 
 pytestmark = pytest.mark.unit
 
@@ -291,7 +291,7 @@ def test_rows_that_nobody_explains_are_refused() -> None:
 def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes only: whatever needs their values raises."""
     # Statistics are copied to the host behind an event, which needs a device.
-    monkeypatch.setattr("vllm_cold.statistics.Scored", lambda ids, statistics: None)
+    monkeypatch.setattr("vllm_cold.group.tally.Scored", lambda ids, statistics: None)
     processor = make("meta", num_drafts=3)
     processor.add_request(0, params("x", "expert", expert_top_k=2, adaptive=True))
     processor.add_request(1, PLAIN)

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.bindings import admission, serving
-from vllm_cold.bindings.engine_config import PROCESSOR_V1, SCHEDULER
-from vllm_cold.bindings.errors import request_error
 from vllm_cold.ops.registry import NOT_FINITE
+from vllm_cold.vllm.frontend import admission, serving
+from vllm_cold.vllm.frontend.config import PROCESSOR_V1, SCHEDULER
+from vllm_cold.vllm.frontend.errors import request_error
 
 pytestmark = pytest.mark.unit
 

@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from vllm_cold.settings import (
+from vllm_cold.group.stream import without_cold
+from vllm_cold.method.settings import (
     DEFAULT_ALPHA,
     DEFAULT_BETA,
     DEFAULT_BETA_MAX,
@@ -25,7 +26,6 @@ from vllm_cold.settings import (
     parse_engine_defaults,
     parse_request_args,
 )
-from vllm_cold.stream import without_cold
 
 pytestmark = pytest.mark.unit
 

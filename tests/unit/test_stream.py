@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from vllm_cold.stream import KEY, Stream, from_extra_args, without_cold
+from vllm_cold.group.stream import KEY, Stream, from_extra_args, without_cold
 
 pytestmark = pytest.mark.unit
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 from rich.console import Console
 
 from tests.docs.blocks import ROOT, blocks
-from vllm_cold.settings import DEFAULT_BETA_MAX, ColdSettings
+from vllm_cold.method.settings import DEFAULT_BETA_MAX, ColdSettings
 from vllm_cold.tools import tune
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.engine import start_llm
@@ -534,14 +534,15 @@ def test_an_engine_without_memory_says_what_to_do(
 def test_an_engine_without_cold_decodes_nothing(
     monkeypatch: pytest.MonkeyPatch, active: bool, said: str
 ) -> None:
-    from vllm_cold.bindings import engine_config, plugin
+    from vllm_cold.vllm import availability
+    from vllm_cold.vllm.frontend import config
 
     if active:
-        monkeypatch.setattr(plugin, "unavailable", lambda: None)
+        monkeypatch.setattr(availability, "inactive", lambda: None)
     else:
         monkeypatch.setenv("COLD_ENABLED", "0")
-    monkeypatch.setattr(engine_config, "is_configured", lambda config: False)
-    monkeypatch.setattr(engine_config, "unsupported", lambda config: "no LoRA.")
+    monkeypatch.setattr(config, "is_configured", lambda config: False)
+    monkeypatch.setattr(config, "unsupported", lambda config: "no LoRA.")
     llm = SimpleNamespace(
         llm_engine=SimpleNamespace(vllm_config=None), get_tokenizer=lambda: Tokenizer()
     )

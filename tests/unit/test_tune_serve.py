@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.vllm_parser import serve_parser
-from vllm_cold.settings import DEFAULT_BETA_MAX
+from vllm_cold.method.settings import DEFAULT_BETA_MAX
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting, make_grid
@@ -74,7 +74,8 @@ def test_wrong_grids(alphas: str, betas: str, message: str) -> None:
 
 def parse(line: str) -> Any:
     """The line, as ``vllm serve`` reads it with the plugin."""
-    from vllm_cold.bindings import cli, patching
+    from vllm_cold.vllm import patching
+    from vllm_cold.vllm.frontend import cli
 
     words = shlex.split(line)
     assert words[:2] == ["vllm", "serve"]

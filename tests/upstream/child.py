@@ -61,7 +61,9 @@ class Run:
         init, schedule = Scheduler.__init__, Scheduler.schedule
 
         def counted(this: Any, *args: Any, **kwargs: Any) -> None:
-            ours = any(c.__module__ == "vllm_cold.bindings.scheduler" for c in type(this).mro())
+            ours = any(
+                c.__module__ == "vllm_cold.vllm.scheduler.scheduler" for c in type(this).mro()
+            )
             self.built[("ours " if ours else "vLLM's ") + type(this).__name__] += 1
             init(this, *args, **kwargs)
 
@@ -87,7 +89,11 @@ class Run:
                 importlib.import_module(name)
         from vllm.v1.core.sched import async_scheduler, scheduler
 
-        from vllm_cold.bindings.scheduler import ColdAsyncScheduler, ColdScheduler, PairScheduling
+        from vllm_cold.vllm.scheduler.scheduler import (
+            ColdAsyncScheduler,
+            ColdScheduler,
+            PairScheduling,
+        )
 
         classes: tuple[type[Any], type[Any]] = (ColdScheduler, ColdAsyncScheduler)
         if self.mode == "hooks":

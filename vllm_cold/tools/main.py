@@ -22,7 +22,7 @@ class _Version(argparse.Action):
     """``--version``: looks vLLM's up only where it is asked for, and imports neither package."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
-        from vllm_cold.bindings.versions import vllm_version
+        from vllm_cold.vllm.versions import vllm_version
 
         found = vllm_version()
         print(f"vllm-cold {__version__}")

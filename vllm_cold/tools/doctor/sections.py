@@ -14,8 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from vllm_cold import __version__
-from vllm_cold.bindings import versions
 from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
+from vllm_cold.vllm import versions
 
 _DISTRIBUTIONS = (
     "vllm",
@@ -203,7 +203,7 @@ def _torch_build(torch: object) -> str:
 
 def plugin() -> list[Entry]:
     """Whether vLLM knows the plugin's entry point, and whether it is active after loading."""
-    from vllm_cold.bindings import plugin as binding
+    from vllm_cold.vllm import availability
 
     points = [
         point
@@ -223,7 +223,7 @@ def plugin() -> list[Entry]:
     from vllm.plugins import load_general_plugins
 
     load_general_plugins()
-    reason = binding.unavailable()
+    reason = availability.inactive()
     if reason is None:
         return [*entries, Entry("CoLD", "available in this process", Status.OK)]
     return [*entries, Entry("CoLD", f"unavailable: {reason}", Status.PROBLEM)]
@@ -233,8 +233,8 @@ def engine() -> list[Entry]:
     """What a LoRA engine would be made of here, from a real engine's configuration."""
     from vllm.engine.arg_utils import EngineArgs
 
-    from vllm_cold.bindings import engine_config
     from vllm_cold.tools.doctor import self_test, tiny
+    from vllm_cold.vllm.frontend.config import is_configured, model_runner, unsupported
 
     with tempfile.TemporaryDirectory(prefix="vllm-cold-doctor-") as folder:
         tiny.write(Path(folder))
@@ -243,14 +243,14 @@ def engine() -> list[Entry]:
     scheduler, model = config.scheduler_config, config.model_config
     mode = getattr(config.compilation_config, "mode", "unknown")
     entries = [
-        Entry("model runner", engine_config.model_runner(config)),
+        Entry("model runner", model_runner(config)),
         Entry("scheduling", "asynchronous" if scheduler.async_scheduling else "synchronous"),
         Entry("scheduler", str(scheduler.scheduler_cls or "vLLM's own")),
         Entry("logits processors", ", ".join(map(str, model.logits_processors or ())) or "none"),
         Entry("compilation", getattr(mode, "name", str(mode))),
     ]
-    if not engine_config.is_configured(config):
-        reason = engine_config.unsupported(config) or "the plugin did not configure it."
+    if not is_configured(config):
+        reason = unsupported(config) or "the plugin did not configure it."
         return [*entries, Entry("CoLD", f"cannot be used in it: {reason}", Status.PROBLEM)]
     # The workers load these by name.
     names = [scheduler.scheduler_cls, *model.logits_processors]
@@ -355,21 +355,21 @@ def lora() -> list[Entry]:
     """What computes LoRA."""
     from vllm.platforms import current_platform
 
-    from vllm_cold.bindings import platform_cpu
+    from vllm_cold.cpu_lora import cpu_platform
 
     wrapper = current_platform.get_punica_wrapper()
     if not current_platform.is_cpu():
         return [Entry("LoRA", f"vLLM's own ({wrapper})")]
-    from vllm_cold.lora import native
+    from vllm_cold.cpu_lora import cpp_ops
 
-    asked = os.environ.get(platform_cpu.ENV)
-    chosen = platform_cpu.choice()
-    missing = native.missing()
+    asked = os.environ.get(cpu_platform.ENV)
+    chosen = cpu_platform.choice()
+    missing = cpp_ops.missing()
     entries = [
-        Entry(platform_cpu.ENV, f"{asked}: asked for by hand" if asked else "not set"),
+        Entry(cpu_platform.ENV, f"{asked}: asked for by hand" if asked else "not set"),
         Entry("wrapper", wrapper),
     ]
-    if wrapper not in platform_cpu.WRAPPERS.values():
+    if wrapper not in cpu_platform.WRAPPERS.values():
         return [*entries, Entry("LoRA", "the platform brings its own")]
     if chosen == "cpp":
         from vllm_cold.ops import cpu_library
@@ -383,8 +383,8 @@ def lora() -> list[Entry]:
 
 
 def contracts() -> list[Entry]:
-    """What the installed vLLM breaks of all that the bindings rely on, and what fails then."""
-    from vllm_cold.bindings import contracts as binding
+    """What the installed vLLM breaks of all that the package relies on, and what fails then."""
+    from vllm_cold.vllm import contracts as binding
 
     version = binding.installed()
     count = sum(contract.applies(version) for contract in binding.CONTRACTS)

@@ -197,10 +197,10 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def main(folder: Path) -> None:
     """The engine's process: write runner and tokens to the folder."""
-    from vllm_cold.bindings import engine_config
+    from vllm_cold.vllm.frontend.config import model_runner
 
     config, tokens = decode(folder)
-    (folder / _RESULT).write_text(json.dumps([engine_config.model_runner(config), tokens]))
+    (folder / _RESULT).write_text(json.dumps([model_runner(config), tokens]))
 
 
 if __name__ == "__main__":

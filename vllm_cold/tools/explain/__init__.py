@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from vllm_cold.settings import DEFAULT_ALPHA, DEFAULT_BETA, DEFAULT_BETA_MAX, number
+from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA, DEFAULT_BETA_MAX, number
 from vllm_cold.tools.errors import ToolError
 
 DESCRIPTION = """\

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import trace
 from vllm_cold.tools.explain.sources import AMATEUR, EXPERT, MAX_NAMED, Decoded, Source

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vllm_cold.settings import ColdError, ColdSettings
+from vllm_cold.method.settings import ColdError, ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
 

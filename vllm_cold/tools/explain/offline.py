@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.adapters import lora_rank, read_adapters, read_model
 from vllm_cold.tools.engine import engine_errors, prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
@@ -66,7 +66,7 @@ class OfflineSource:
         config = self._llm.llm_engine.model_config
         self.max_model_len: int | None = int(config.max_model_len)
         self.vocab_size: int | None = int(config.get_vocab_size())
-        from vllm_cold.bindings.versions import vllm_version
+        from vllm_cold.vllm.versions import vllm_version
 
         dtype = str(config.dtype).removeprefix("torch.")
         self.description = Description(

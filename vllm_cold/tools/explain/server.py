@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import openai
 
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.sources import (
     EXPERT,

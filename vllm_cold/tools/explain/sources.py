@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.trace import Logprob, Row
 

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_cold.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings
 
 GREEDY, COLD = "greedy", "cold"
 

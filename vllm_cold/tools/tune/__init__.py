@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vllm_cold.settings import DEFAULT_BETA_MAX
+from vllm_cold.method.settings import DEFAULT_BETA_MAX
 from vllm_cold.tools.errors import ToolError
 
 ALPHAS = "0.05,0.1,0.3"

@@ -55,20 +55,19 @@ class Decoder:
     ) -> None:
         from vllm.lora.request import LoRARequest
 
-        from vllm_cold.bindings import engine_config, plugin
+        from vllm_cold.vllm import availability
+        from vllm_cold.vllm.frontend.config import is_configured, unsupported
 
         self._engine = llm.llm_engine
         self._tokenizer = llm.get_tokenizer()
         self._config = self._engine.vllm_config
         # Now, and not after the greedy pass.
         try:
-            plugin.require_active()
+            availability.require_active()
         except ValueError as error:
             raise ToolError(str(error)) from None
-        if not engine_config.is_configured(self._config):
-            raise ToolError(
-                f"CoLD cannot be used in this engine: {engine_config.unsupported(self._config)}"
-            )
+        if not is_configured(self._config):
+            raise ToolError(f"CoLD cannot be used in this engine: {unsupported(self._config)}")
         self._expert = LoRARequest(expert.name, 1, expert.folder)
         self._amateur = amateur and LoRARequest(amateur.name, 2, amateur.folder)
         self._chat = chat

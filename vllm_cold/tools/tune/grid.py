@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vllm_cold.settings import (
+from vllm_cold.method.settings import (
     ADAPTIVE,
     DEFAULT_BETA_MAX,
     ColdError,

@@ -14,7 +14,7 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
-from vllm_cold.settings import ADAPTIVE
+from vllm_cold.method.settings import ADAPTIVE
 from vllm_cold.tools.tune.report import Report, Row, interval, p_value, percent, points
 
 # What a narrow terminal has no room for, the first to go first: columns, and in the second table

@@ -20,7 +20,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vllm_cold.settings import ADAPTIVE
+from vllm_cold.method.settings import ADAPTIVE
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 

@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package's shape: no circle of imports, vLLM touched where it is said, maps that are right."""
+
+from __future__ import annotations
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "vllm_cold"
+# Beside these, only what a reader of params.py expects: vLLM's SamplingParams and LoRARequest.
+TOUCHES_VLLM = ("vllm_cold.vllm", "vllm_cold.cpu_lora", "vllm_cold.tools", "vllm_cold.params")
+
+
+@cache
+def modules() -> dict[str, Path]:
+    """Every module of the package, by its dotted name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """What a file imports anywhere in it: at its top, in a function, or for types alone."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.module and not node.level, f"{path}: a relative import"
+            below = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = below & modules().keys()
+            found |= known
+            if len(known) < len(below):
+                found.add(node.module)
+    return found
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """One circle for each module that is in one, found depth first."""
+    found, done = [], set()
+
+    def visit(name: str, way: tuple[str, ...]) -> None:
+        if name in way:
+            found.append(" -> ".join((*way[way.index(name) :], name)))
+        elif name not in done:
+            for further in sorted(graph.get(name, ())):
+                visit(further, (*way, name))
+            done.add(name)
+
+    for name in sorted(graph):
+        visit(name, ())
+    return found
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """Lazy imports count too: one whose only purpose is to hide a circle would be one."""
+    graph = {name: imported(path) & modules().keys() - {name} for name, path in modules().items()}
+    assert len(graph) > 80 and sum(map(len, graph.values())) > 200
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b -> c -> b"]
+
+
+def test_vllm_is_imported_under_its_roof_alone() -> None:
+    strangers = {
+        name
+        for name, path in modules().items()
+        if not name.startswith(TOUCHES_VLLM)
+        and any(module.partition(".")[0] == "vllm" for module in imported(path))
+    }
+    assert strangers == set()
+
+
+def test_the_core_imports_nothing_of_vllms_side() -> None:
+    core = ("vllm_cold.method", "vllm_cold.group", "vllm_cold.ops")
+    wrong = {
+        (name, module)
+        for name, path in modules().items()
+        if name.startswith(core)
+        for module in imported(path)
+        if module.startswith(("vllm_cold.vllm", "vllm_cold.cpu_lora", "vllm_cold.tools"))
+    }
+    assert wrong == set()
+
+
+def table_rows(page: str, heading: str) -> list[str]:
+    """The first cells of the table under a heading."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    section = re.split(r"^#+ ", text.split(f"\n{heading}\n", 1)[1], maxsplit=1, flags=re.M)[0]
+    return [line.split("|")[1].strip() for line in section.splitlines() if line.startswith("| `")]
+
+
+@pytest.mark.parametrize(
+    ("page", "heading"), [("README.md", "## Map"), ("docs/design.md", "## The way of a request")]
+)
+def test_a_map_shows_the_tree(page: str, heading: str) -> None:
+    """Every path is there, and no part of the package is left out."""
+    named = [name for cell in table_rows(page, heading) for name in re.findall(r"`([^`]+)`", cell)]
+    assert [name for name in named if not (ROOT / name).exists()] == []
+    mapped = tuple(PACKAGE / name.removeprefix("vllm_cold/") for name in named)
+    own = [p for p in modules().values() if p.name != "__init__.py"]
+    outside = [p for p in own if not any(p == m or m in p.parents for m in mapped)]
+    assert [str(p.relative_to(ROOT)) for p in outside] == []
+
+
+def _places_in(path: Path) -> bool:
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").startswith(
+        "Touches vLLM"
+    )
+
+
+def test_every_touch_of_vllm_is_in_the_table_of_the_docs() -> None:
+    touching = {path for path in modules().values() if _places_in(path)}
+    assert len(touching) >= 15
+    listed = table_rows("docs/design.md", "## What is touched in vLLM")
+    named = [name for cell in listed for name in re.findall(r"`([^`]+)`", cell)]
+    assert {str(p.relative_to(PACKAGE)) for p in touching} == set(named)
+    assert len(named) == len(set(named))
+
+
+def test_every_touch_says_since_when_and_how_long() -> None:
+    for path in modules().values():
+        if _places_in(path):
+            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            assert "Why:" in doc, path
+            assert re.search(r"[Ss]ince:? |Since ", doc), path

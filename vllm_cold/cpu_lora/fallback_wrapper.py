@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: the class that runs LoRA on CPU (``CpuPlatform.get_punica_wrapper``).
+
+Why: vLLM's CPU LoRA ops (``vllm/lora/ops/torch_ops/lora_ops.py``) index the stacked adapter
+weights with each row's slot number, and a base-model row's -1 wraps around to the last slot. In a
+batch with an adapter row, base rows silently get the adapter; with the default ``max_loras=1``
+always. CoLD has a base row beside every adapter row.
+Since: vLLM 0.23. vLLM 0.33 masks these rows; there these classes only avoid the per-row copies of
+the weights. Can go: when 0.32 is no longer supported and stock groups rows by adapter.
+The wrapper in use is ``cpp_wrapper``'s, which builds on this one; ``GroupedPunicaWrapperCPU`` is
+for machines without the C++ library.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+from vllm_cold.cpu_lora.fallback_ops import RowGroup, expand_add, group_rows, shrink
+from vllm_cold.vllm.worker import cures
+
+
+class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
+    """What both of our wrappers have in common."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # This is where engines with LoRA on CPU are known, with CoLD or without it.
+        cures.install()
+
+    def logits_slots(self, x: Tensor) -> Tensor | None:
+        """The adapter slot of each row of logits; None for this step's sampled rows.
+
+        Logits are computed for the sampled rows, which the model runner copies, and for prompt
+        logprobs, where it takes a slice of all tokens' hidden states and tells nobody which.
+        Stock vLLM treats the latter as sampled rows: an error, or another request's adapter.
+        """
+        copied = x.untyped_storage().nbytes() == x.nbytes
+        if copied and x.shape[0] == len(self.sampler_indices):
+            return None
+        first = x.storage_offset() // x.shape[1]
+        slots: Tensor = self.token_lora_indices[first : first + x.shape[0]]
+        if len(slots) != x.shape[0] or (copied and len(slots) != len(self.token_lora_indices)):
+            raise RuntimeError(
+                f"vllm-cold cannot tell which adapters {x.shape[0]} rows of logits belong to: "
+                f"this step has {len(self.sampler_indices)} sampled rows and "
+                f"{len(self.token_lora_indices)} tokens"
+            )
+        return slots
+
+
+class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
+    """With torch operations: where the C++ library is missing."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._token_groups: list[RowGroup] = []
+        self._sampler_groups: list[RowGroup] = []
+
+    def update_metadata(self, *args: Any, **kwargs: Any) -> None:
+        """Called once per step, before the forward pass."""
+        super().update_metadata(*args, **kwargs)
+        self._token_groups = group_rows(self.token_lora_indices)
+        self._sampler_groups = group_rows(self.sampler_indices)
+
+    def add_shrink(
+        self,
+        y: Sequence[Tensor] | Tensor,
+        x: Tensor,
+        lora_a_stacked: Sequence[Tensor],
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; ``y[i] = scale * x @ A[i].T`` per row's adapter, 0 without one."""
+        x = x.view(-1, x.shape[-1])
+        for out, a in zip(y, lora_a_stacked, strict=False):
+            shrink(x, a, self._token_groups, scale, out.view(-1, out.shape[-1]))
+
+    def add_expand(
+        self,
+        y: Tensor,
+        x: Sequence[Tensor] | Tensor,
+        lora_b_stacked: Sequence[Tensor],
+        output_slices: Sequence[int],
+        offset_start: int = 0,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class."""
+        y = y.view(-1, y.shape[-1])
+        offset = offset_start
+        for hidden, b, size in zip(x, lora_b_stacked, output_slices, strict=False):
+            expand_add(hidden, b, self._token_groups, y, offset, size, add_inputs)
+            offset += size
+
+    def add_lora_embedding(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_b_stacked: Tensor,
+        add_inputs: bool = True,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; ``x`` is the looked-up A row of each token."""
+        expand_add(x, lora_b_stacked, self._token_groups, y, 0, y.shape[-1], add_inputs)
+
+    def add_lora_linear(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: tuple[Tensor, ...],
+        lora_b_stacked: tuple[Tensor, ...],
+        scale: float,
+        output_slices: tuple[int, ...],
+        *,
+        buffer: tuple[Tensor, ...] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; a batch without adapter rows costs nothing."""
+        if self._token_groups:
+            super().add_lora_linear(
+                y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, buffer=buffer, **kwargs
+            )
+
+    def add_lora_logits(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Tensor,
+        lora_b_stacked: Tensor,
+        scale: float,
+        *,
+        buffer: Tensor | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; rows are the sampled positions, or a piece of a prompt."""
+        y = y.view(-1, y.shape[-1])
+        x = x.view(-1, x.shape[-1])
+        slots = self.logits_slots(x)
+        groups = self._sampler_groups if slots is None else group_rows(slots)
+        if not groups:
+            return
+        if buffer is None:
+            buffer = torch.empty((x.shape[0], lora_b_stacked.shape[-1]), dtype=torch.float32)
+        shrink(x, lora_a_stacked, groups, scale, buffer)
+        expand_add(buffer, lora_b_stacked, groups, y, 0, y.shape[-1])

@@ -1,2 +1,0 @@
-# SPDX-License-Identifier: Apache-2.0
-"""Multi-LoRA arithmetic. Imports without vLLM installed."""

@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Contracts of LoRA on CPU, and what is cured there."""
+
+import ast
+import inspect
+import textwrap
+from typing import Any
+
+from vllm_cold.vllm.contracts.contract import contract
+from vllm_cold.vllm.contracts.source import (
+    attribute,
+    contains,
+    has_fields,
+    has_kind,
+    has_parameters,
+    in_order,
+    require,
+    source_of,
+)
+
+
+@contract("vllm.platforms.cpu.CpuPlatform.get_punica_wrapper", "it names the CPU's LoRA class")
+def _check_punica_wrapper_of_the_cpu() -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    from vllm_cold.cpu_lora.cpu_platform import STOCK
+
+    has_kind(CpuPlatform, "get_punica_wrapper", classmethod)
+    method = CpuPlatform.get_punica_wrapper.__func__
+    name = getattr(method, "_vllm_cold_original", method)(CpuPlatform)
+    require(name == STOCK, f"CpuPlatform.get_punica_wrapper() is {name}, not {STOCK}.")
+
+
+@contract(
+    "vllm.platforms.cpu.CpuPlatform.check_and_update_config",
+    "it is called as if there were no LoRA, which must switch on nothing but compilation",
+)
+def _check_lora_on_cpu_is_not_compiled() -> None:
+    from vllm.platforms.cpu import CpuPlatform
+
+    has_kind(CpuPlatform, "check_and_update_config", classmethod)
+    method = CpuPlatform.check_and_update_config.__func__
+    where = "CpuPlatform.check_and_update_config"
+    source = source_of(getattr(method, "_vllm_cold_original", method))
+    contains(
+        source,
+        where,
+        "if vllm_config.lora_config is not None:\n"
+        "        compilation_config.mode = CompilationMode.NONE",
+    )
+    require(source.count("lora_config") == 1, f"{where} looks at lora_config elsewhere too.")
+
+
+def _used_of_punica_wrapper(code: Any) -> set[str]:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("punica_wrapper")
+    }
+
+
+@contract("vllm.lora.layers", "each layer gets an object with what it uses of its punica_wrapper")
+def _check_lora_layers() -> None:
+    from vllm.lora import model_manager
+    from vllm.lora.layers import (
+        BaseLayerWithLoRA,
+        VocabParallelEmbeddingWithLoRA,
+        base_linear,
+        column_parallel_linear,
+        row_parallel_linear,
+    )
+
+    linear = {"add_lora_linear", "add_shrink", "add_expand"}
+    modules = (base_linear, column_parallel_linear, row_parallel_linear)
+    used = set().union(*(_used_of_punica_wrapper(module) for module in modules))
+    require(used == linear, f"linear LoRA layers use {sorted(used)} of their punica_wrapper.")
+    used = _used_of_punica_wrapper(VocabParallelEmbeddingWithLoRA)
+    require(
+        used == {"_embeddings_indices", "add_lora_embedding"},
+        f"VocabParallelEmbeddingWithLoRA uses {sorted(used)} of its punica_wrapper.",
+    )
+    has_parameters(BaseLayerWithLoRA, "set_mapping", "punica_wrapper", exact=True)
+    in_order(
+        source_of(model_manager.LoRAModelManager._create_lora_modules),
+        "LoRAModelManager._create_lora_modules",
+        "from_layer(",
+        "new_module.set_mapping(punica_wrapper)",
+    )
+    for layer in (base_linear.BaseLinearLayerWithLoRA, VocabParallelEmbeddingWithLoRA):
+        where = f"{layer.__name__} (weights must stay at their addresses)"
+        contains(source_of(layer.reset_lora), where, "[index] = 0")
+        contains(source_of(layer.set_lora), where, ".copy_(")
+
+
+@contract("vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU", "its methods are overridden")
+def _check_punica_cpu() -> None:
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    has_parameters(PunicaWrapperCPU, "update_metadata")
+    has_parameters(PunicaWrapperCPU, "add_shrink", "y", "x", "lora_a_stacked", "scale")
+    has_parameters(
+        PunicaWrapperCPU,
+        "add_expand",
+        "y",
+        "x",
+        "lora_b_stacked",
+        "output_slices",
+        "offset_start",
+        "add_inputs",
+    )
+    has_parameters(PunicaWrapperCPU, "add_lora_embedding", "y", "x", "lora_b_stacked", "add_inputs")
+    matrices = ("y", "x", "lora_a_stacked", "lora_b_stacked", "scale")
+    has_parameters(PunicaWrapperCPU, "add_lora_linear", *matrices, "output_slices", "buffer")
+    has_parameters(PunicaWrapperCPU, "add_lora_logits", *matrices, "buffer")
+    for name in ("token_lora_indices", "sampler_indices"):
+        has_kind(PunicaWrapperCPU, name, property)
+
+
+@contract(
+    "vllm.lora.ops.torch_ops.lora_ops",
+    "vllm_cold's own CPU backend is there because rows of the base model get the last adapter",
+    until=(0, 33),
+    note=True,
+)
+def _check_cpu_lora_still_wraps_base_rows() -> None:
+    import torch
+    from vllm.lora.ops.torch_ops.lora_ops import bgmv_shrink
+
+    out = torch.zeros(1, 1)
+    base = torch.tensor([-1])
+    bgmv_shrink(torch.ones(1, 2), torch.ones(1, 1, 2), out, base, 1.0)
+    require(
+        out.item() != 0.0,
+        "vLLM's CPU LoRA ops leave rows of the base model alone: the reason for punica_cpu is "
+        "speed alone now.",
+    )
+
+
+@contract(
+    "vllm.v1.worker.cpu_model_runner.CPUModelRunner.sample_tokens",
+    "generators of rows whose sample is thrown away are kept out of the step",
+)
+def _check_cpu_sample_tokens() -> None:
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    attribute(CPUModelRunner, "sample_tokens")
+    runner = source_of(CPUModelRunner.__mro__[1])
+    contains(
+        runner,
+        "GPUModelRunner",
+        "self.discard_request_mask = self._make_buffer(",
+        "self.discard_request_mask.np[:num_reqs]",
+        "self.input_batch.generators.get(",
+    )
+
+
+@contract(
+    "vllm.v1.worker.gpu_model_runner.GPUModelRunner",
+    "cpu_generators is there because this fails on CPU",
+    note=True,
+)
+def _check_cpu_runner_still_rewinds_by_offset() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    require(
+        ".set_offset(" in source_of(GPUModelRunner),
+        "The V1 runner does not rewind generators by offset any more: cpu_generators can go.",
+    )
+
+
+@contract(
+    "vllm.v1.sample.sampler.Sampler.topk_topp_sampler",
+    "its forward is replaced, as it ignores seeds",
+    until=(0, 29),
+)
+def _check_cpu_sampler_ignores_seeds() -> None:
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+    from vllm.v1.sample.sampler import Sampler
+
+    from vllm_cold.vllm.worker.cpu_generators import _IGNORED
+
+    contains(source_of(Sampler.__init__), "Sampler.__init__", "self.topk_topp_sampler =")
+    contains(source_of(TopKTopPSampler.__init__), "TopKTopPSampler", "self.forward = ")
+    has_parameters(TopKTopPSampler, "forward_cpu", "logits", "generators")
+    contains(source_of(TopKTopPSampler.forward_cpu), "TopKTopPSampler.forward_cpu", _IGNORED)
+
+
+@contract(
+    "vllm.utils.cpu_triton_utils._expand_kernel_impl",
+    "cpu_speculation is there because it writes into a copy of its output",
+    note=True,
+)
+def _check_cpu_still_expands_into_a_copy() -> None:
+    from vllm.utils import cpu_triton_utils
+
+    source = source_of(cpu_triton_utils._expand_kernel_impl)
+    require(
+        "_ensure_int64(output)" in source and ".copy_(" not in source,
+        "_expand_kernel_impl writes its output: cpu_speculation can go.",
+    )
+
+
+@contract(
+    "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU.add_lora_logits",
+    "punica_cpu finds the adapters of a prompt's logits because vLLM takes those of sampled rows",
+    note=True,
+)
+def _check_cpu_logits_still_take_sampled_rows() -> None:
+    from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
+
+    require(
+        "self.sampler_indices" in source_of(PunicaWrapperCPU.add_lora_logits),
+        "PunicaWrapperCPU.add_lora_logits does not use sampler_indices: see whether logits_slots "
+        "can go.",
+    )
+
+
+@contract(
+    "vllm.triton_utils.dispatcher._rebind_kernels",
+    "with numba imported before, an engine on CPU in the same process does not start",
+    since=(0, 32),
+    note=True,
+)
+def _check_kernels_are_still_rebound_by_vars() -> None:
+    from vllm.triton_utils import dispatcher
+
+    require(
+        "vars(value).get(" in source_of(dispatcher._rebind_kernels),
+        "_rebind_kernels may bear numba now: see whether its report in docs/upstream can go.",
+    )
+
+
+@contract(
+    "vllm.v1.worker.gpu.lora_utils.LoraState.make_lora_inputs",
+    "lora_rows is there because it is not told how many rows of logits a request has",
+    note=True,
+)
+def _check_v2_still_maps_logits_by_request() -> None:
+    from vllm.v1.worker.gpu.lora_utils import LoraState
+
+    told = list(inspect.signature(LoraState.make_lora_inputs).parameters)[1:]
+    require(
+        told == ["req_ids", "idx_mapping", "num_scheduled_tokens"],
+        f"LoraState.make_lora_inputs takes ({', '.join(told)}): see whether lora_rows can go.",
+    )
+
+
+@contract(
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner",
+    "lora_rows learns from a step's inputs how many rows of logits each request has",
+    note=True,
+)
+def _check_v2_inputs_know_their_rows() -> None:
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    has_fields(InputBatch, "cu_num_logits_np")
+    in_order(
+        source_of(GPUModelRunner.execute_model),
+        "GPUModelRunner.execute_model (V2)",
+        "self.prepare_inputs(",
+        "self.lora_state.make_lora_inputs(",
+    )

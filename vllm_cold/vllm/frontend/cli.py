@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``EngineArgs.add_cli_args`` and ``EngineArgs.from_cli_args``.
+
+Why: ``vllm serve --sampler cold --cold-alpha ... --cold-beta ...``, which also makes them keys of
+vLLM's ``--config`` YAML. The values end up in ``additional_config["cold"]``, vLLM's carrier for
+settings of extensions. (``AsyncEngineArgs.add_cli_args`` loads the plugins itself, so the first
+call in a process runs before it could be wrapped; it calls this one right after that.)
+``from_cli_args`` also names the middleware that tells clients what was used in vLLM's option
+``--middleware``, where LoRA is on. Since: 0.23 to 0.33. Can go: when plugins can add arguments.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from vllm_cold.method.settings import (
+    ADAPTIVE,
+    DEFAULT_ALPHA,
+    DEFAULT_BETA,
+    DEFAULT_BETA_MAX,
+    ColdError,
+    check_alpha,
+    check_beta,
+    check_beta_max,
+    check_expert_top_k,
+    number,
+)
+from vllm_cold.vllm.patching import Place
+
+_SAMPLER = "--sampler"
+_COLD = "cold"
+_MIDDLEWARE = "vllm_cold.vllm.frontend.serving.Header"
+
+
+def _integer(text: str) -> int | str:
+    try:
+        return int(text)
+    except ValueError:
+        return text
+
+
+def _checked(
+    convert: Callable[[str], Any], check: Callable[[str, object], Any]
+) -> Callable[[str], Any]:
+    """Argparse's ``type``: it puts the option's name in front of the error."""
+
+    def value(text: str) -> Any:
+        try:
+            return check("", convert(text))
+        except ColdError as error:
+            raise argparse.ArgumentTypeError(f"{text!r}: {error.problem}") from error
+
+    return value
+
+
+# Option -> type, help.
+_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "--cold-alpha": (
+        _checked(number, check_alpha),
+        f"Plausibility threshold in (0, 1], default {DEFAULT_ALPHA}.",
+    ),
+    "--cold-beta": (
+        _checked(number, check_beta),
+        f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at each step.",
+    ),
+    "--cold-beta-max": (
+        _checked(number, check_beta_max),
+        f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
+    ),
+    "--cold-expert-top-k": (
+        _checked(_integer, check_expert_top_k),
+        "Cap on the candidates: the expert's k most probable tokens; default none.",
+    ),
+}
+
+
+def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
+    def add_cli_args(parser: Any, *args: Any, **kwargs: Any) -> Any:
+        parser = original(parser, *args, **kwargs)
+        group = parser.add_argument_group(
+            title="Contrastive LoRA Decoding (vllm-cold)",
+            description="Defaults for requests that name a LoRA adapter; each request can "
+            "override them with vllm_xargs (cold, cold_alpha, cold_beta, cold_beta_max, "
+            "cold_expert_top_k, cold_amateur).",
+        )
+        theirs = next((a for a in parser._actions if _SAMPLER in a.option_strings), None)
+        if theirs is None:
+            group.add_argument(
+                _SAMPLER,
+                choices=(_COLD,),
+                default=None,
+                help="'cold': decode every request that names an adapter with CoLD.",
+            )
+        else:
+            _extend(theirs)
+        for option, (kind, text) in _OPTIONS.items():
+            group.add_argument(option, type=kind, default=None, help=text)
+        return parser
+
+    return add_cli_args
+
+
+def _extend(theirs: argparse.Action) -> None:
+    """Make an option ``--sampler`` that vLLM has itself take ``cold`` too."""
+    convert = theirs.type
+    if theirs.choices is not None:
+        theirs.choices = [*theirs.choices, _COLD]
+    if callable(convert):
+        theirs.type = lambda text: text if text == _COLD else convert(text)
+    theirs.help = f"{theirs.help or ''} 'cold': decode requests that name an adapter with CoLD."
+
+
+def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
+    def from_cli_args(
+        cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
+    ) -> Any:
+        middleware = getattr(args, "middleware", None)
+        if getattr(args, "enable_lora", False) and isinstance(middleware, list):
+            args.middleware = [*(m for m in middleware if m != _MIDDLEWARE), _MIDDLEWARE]
+        chosen = getattr(args, "sampler", None) == _COLD
+        if chosen and "sampler" in getattr(cls, "__dataclass_fields__", ()):
+            # vLLM's own option does not know this value.
+            args = argparse.Namespace(**vars(args))
+            args.sampler = cls.__dataclass_fields__["sampler"].default
+        engine_args = original(cls, args, *further, **kwargs)
+        given = {
+            key: value
+            for key in ("alpha", "beta", "beta_max", "expert_top_k")
+            if (value := getattr(args, f"cold_{key}", None)) is not None
+        }
+        if not chosen and not given:
+            return engine_args
+        additional = dict(engine_args.additional_config or {})
+        base = additional.get("cold")
+        if base is None or isinstance(base, bool):
+            base = {"enabled": bool(base)}
+        if not isinstance(base, dict):
+            return engine_args  # refused with its own message when the engine is configured
+        cold = {**base, **given}
+        if chosen:
+            cold["enabled"] = True
+        try:
+            check_beta_max("--cold-beta-max", given.get("beta_max"), cold.get("beta", DEFAULT_BETA))
+        except ColdError as error:
+            raise SystemExit(f"vllm: error: {error}") from error
+        additional["cold"] = cold
+        engine_args.additional_config = additional
+        return engine_args
+
+    return from_cli_args
+
+
+PLACES = (
+    Place("vllm.engine.arg_utils:EngineArgs.add_cli_args", _make_add, ("parser",), staticmethod),
+    Place("vllm.engine.arg_utils:EngineArgs.from_cli_args", _make_from, ("args",), classmethod),
+)

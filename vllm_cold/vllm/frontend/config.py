@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an engine's configuration says about CoLD: its defaults, whether it is prepared, what stands
+in the way. Changes nothing; ``engine_config`` does.
+"""
+
+import os
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from vllm_cold.cpu_lora import cpu_platform
+from vllm_cold.method.settings import EngineDefaults, parse_engine_defaults
+from vllm_cold.vllm import availability, versions
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+# Named as text: these modules are loaded where they are used, not in every process.
+SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler"
+ASYNC_SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdAsyncScheduler"
+PROCESSOR_V1 = "vllm_cold.vllm.worker.processor_v1:ColdLogitsProcessorV1"
+PROCESSOR_V2 = "vllm_cold.vllm.worker.processor_v2:ColdLogitsProcessorV2"
+
+
+def engine_defaults(config: "VllmConfig") -> EngineDefaults:
+    """``additional_config["cold"]``, checked."""
+    additional = config.additional_config
+    return parse_engine_defaults(additional.get("cold") if isinstance(additional, dict) else None)
+
+
+def is_configured(config: "VllmConfig") -> bool:
+    """Whether ``configure`` prepared this engine: both halves, the scheduler and a processor."""
+    return config.scheduler_config.scheduler_cls in (SCHEDULER, ASYNC_SCHEDULER) and any(
+        processor in (PROCESSOR_V1, PROCESSOR_V2)
+        for processor in config.model_config.logits_processors or ()
+    )
+
+
+def uses_v2_runner(config: "VllmConfig") -> bool:
+    """Whether the engine runs vLLM's V2 model runner."""
+    return bool(getattr(config, "use_v2_model_runner", False))
+
+
+def model_runner(config: "VllmConfig") -> str:
+    """The engine's model runner as people know it: "V1" or "V2"."""
+    return "V2" if uses_v2_runner(config) else "V1"
+
+
+def unsupported(config: "VllmConfig") -> str | None:
+    """Why CoLD cannot work in this engine, with the remedy; None if it can."""
+    if (reason := availability.unavailable()) is not None:
+        return reason
+    from vllm import envs
+
+    model, scheduler = config.model_config, config.scheduler_config
+    if model.runner_type == "pooling":
+        return "it serves a pooling model, which generates no tokens; use a generative model."
+    if config.lora_config is None:
+        return "LoRA is off; start the engine with enable_lora=True (--enable-lora)."
+    if cpu_platform.uses_stock_lora():
+        return (
+            f"{cpu_platform.ENV}=stock leaves LoRA on CPU to vLLM's own operations, which CoLD "
+            "does not use (before 0.33 they give rows of the base model an adapter); unset it."
+        )
+    if scheduler.scheduler_cls is not None and not is_configured(config):
+        return (
+            f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which CoLD does not "
+            "replace; leave scheduler_cls (--scheduler-cls) unset."
+        )
+    for option, needed in (
+        ("max_num_seqs", "two sequences"),
+        ("max_num_active_seqs", "two sequences"),
+        ("max_num_batched_tokens", "two tokens a step"),
+        ("max_num_scheduled_tokens", "two tokens a step"),
+    ):
+        value = getattr(scheduler, option, None)
+        if value is not None and value < 2:
+            flag = "--" + option.replace("_", "-")
+            return f"{option}={value}: a CoLD request takes {needed}; set it ({flag}) to 2 or more."
+    if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
+        return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
+    if config.speculative_config is not None:
+        return "speculative decoding is on, which CoLD does not support; switch it off."
+    if config.kv_transfer_config is not None:
+        return "a KV connector is configured (P/D or offloading), which CoLD does not support."
+    if getattr(config, "ec_transfer_config", None) is not None:
+        return "an encoder-cache connector is configured, which CoLD does not support."
+    if model.is_encoder_decoder:
+        return "it serves an encoder-decoder model, which CoLD does not support."
+    if model.is_hybrid or getattr(model, "is_attention_free", False):
+        return "it serves a model with state-space layers, which CoLD does not support."
+    routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
+    if routed or getattr(model, "enable_return_routed_experts", False):
+        return "routed experts are returned, which CoLD does not support."
+    for option in ("is_diffusion", "return_sampling_mask", "enable_trace_replay"):
+        if getattr(model, option, False):
+            return f"{option} is on, which CoLD does not support."
+    if getattr(config, "watermark_config", None) is not None:
+        return "watermarking is configured, which CoLD does not support."
+    if isinstance(config.additional_config, dict) and config.additional_config.get(
+        "enable_reduce_sample"
+    ):
+        return (
+            "vllm-ascend's enable_reduce_sample splits the vocabulary over ranks, and CoLD needs "
+            "whole rows of logits; leave it out of additional_config."
+        )
+    if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
+        return (
+            "batch-sharded sampling is on, which may put the two streams on different ranks; "
+            "leave it off (enable_batch_sharded_sampling)."
+        )
+    stages = getattr(config.parallel_config, "pipeline_parallel_size", 1)
+    if stages > 2 and versions.is_before(0, 27):
+        return (
+            f"pipeline_parallel_size={stages}: before 0.27, vLLM gives wrong tokens to requests "
+            "that are preempted in a pipeline of more than two stages; use vLLM 0.27 or newer."
+        )
+    if (
+        os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
+        and uses_v2_runner(config)
+        and find_spec("vllm.v1.worker.gpu.sample.logits_processor") is None
+    ):
+        return (
+            "this vLLM's V2 model runner takes no logits processors (it does since 0.31); unset "
+            "VLLM_USE_V2_MODEL_RUNNER."
+        )
+    if not getattr(scheduler, "enable_chunked_prefill", True):
+        return (
+            "chunked prefill is off; CoLD needs it to keep its streams in step "
+            "(--enable-chunked-prefill)."
+        )
+    return None

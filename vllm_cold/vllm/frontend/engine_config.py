@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``EngineArgs.create_engine_config``, where every engine's configuration is final.
+
+Why: an engine with LoRA gets the pair scheduler and the logits processor of its model runner
+through two public options, ``scheduler_config.scheduler_cls`` and
+``model_config.logits_processors``. (The entry point ``vllm.logits_processors`` would not do: each
+model runner refuses the other's class there, which would break every engine on the machine.)
+Engines without LoRA, and engines in which CoLD cannot work, are left as they are.
+Since: 0.23 to 0.33. Can go: when vLLM lets plugins set these options.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from vllm_cold.method.settings import EngineDefaults
+from vllm_cold.vllm import availability
+from vllm_cold.vllm.frontend import serving
+from vllm_cold.vllm.frontend.config import (
+    ASYNC_SCHEDULER,
+    PROCESSOR_V1,
+    PROCESSOR_V2,
+    SCHEDULER,
+    engine_defaults,
+    is_configured,
+    unsupported,
+    uses_v2_runner,
+)
+from vllm_cold.vllm.patching import Place
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = logging.getLogger("vllm." + __name__)
+
+
+def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> "VllmConfig":
+        # First: whether CoLD is available decides what the configuration becomes.
+        _prepare_front_end(args[0] if args else kwargs.get("usage_context"))
+        config = original(self, *args, **kwargs)
+        configure(config)
+        if is_configured(config):
+            from vllm_cold.vllm.frontend import admission, metrics  # which import this module
+
+            availability.install((*metrics.PLACES, *admission.ASYNC))
+            _say(engine_defaults(config))
+        return config
+
+    return create_engine_config
+
+
+PLACES = (
+    Place("vllm.engine.arg_utils:EngineArgs.create_engine_config", _make, ("usage_context",)),
+)
+
+
+def _prepare_front_end(usage_context: Any) -> None:
+    context = getattr(usage_context, "name", None)  # of vLLM's UsageContext
+    if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
+        availability.install(serving.online())
+    elif context == "LLM_CLASS":
+        availability.install(serving.OFFLINE)
+
+
+def _say(defaults: EngineDefaults) -> None:
+    if defaults.enabled:
+        values = ", ".join(f"{k}={v}" for k, v in defaults.settings.as_dict().items())
+        what = f"the default for requests that name an adapter, with {values}"
+    else:
+        what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
+    logger.info(
+        "CoLD is %s. What vLLM says about a custom scheduler class is about CoLD's scheduler, "
+        "which extends the class that vLLM would use: it is meant to be so.",
+        what,
+    )
+
+
+def configure(config: "VllmConfig") -> None:
+    """Prepare an engine for CoLD if it can do it.
+
+    Raises:
+        ValueError: if the engine's defaults ask for CoLD and it cannot; says why.
+    """
+    defaults = engine_defaults(config)
+    if is_configured(config):
+        return
+    try:
+        problem = unsupported(config) or availability.verify()
+    except (AttributeError, ImportError) as error:  # the configuration is another one
+        availability.give_up(f"{type(error).__name__}: {error}")
+        problem = availability.unavailable()
+    if problem is not None:
+        if defaults.enabled:
+            raise ValueError(f"CoLD is this engine's default sampler, but {problem}")
+        return
+    scheduler, models = config.scheduler_config, config.model_config
+    models.logits_processors = [*(models.logits_processors or ()), PROCESSOR_V1]
+    if uses_v2_runner(config):  # asked now: before 0.31 an engine with processors falls back to V1
+        models.logits_processors[-1] = PROCESSOR_V2
+    # async_scheduling is resolved by now; a scheduler of the wrong kind breaks placeholders.
+    scheduler.scheduler_cls = ASYNC_SCHEDULER if scheduler.async_scheduling else SCHEDULER

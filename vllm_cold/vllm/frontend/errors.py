@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``vllm.exceptions``.
+
+Why: it is how a request is refused, and how one that failed is reported.
+Since: 0.23 to 0.33. Can go: when vLLM answers any ValueError at admission with HTTP 400.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import cast
+
+
+def request_error(error: ValueError) -> Exception:
+    """``error`` as what vLLM answers with HTTP 400 online, and still a ValueError offline."""
+    return _request_error()(str(error))
+
+
+@cache
+def _request_error() -> type[Exception]:
+    from vllm.exceptions import VLLMValidationError
+
+    class ColdRequestError(VLLMValidationError, ValueError):  # type: ignore[misc]
+        """A request that CoLD refuses."""
+
+    return ColdRequestError
+
+
+def generation_error(message: str) -> Exception:
+    """What a server tells the client of a request that ended with an error, streamed or not."""
+    return _generation_error()(message)
+
+
+@cache
+def _generation_error() -> Callable[[str], Exception]:
+    from vllm import exceptions
+
+    if (kind := getattr(exceptions, "GenerationError", None)) is not None:
+        return cast(Callable[[str], Exception], kind)
+    from vllm.entrypoints.openai.engine import protocol  # in 0.23
+
+    return cast(Callable[[str], Exception], protocol.GenerationError)

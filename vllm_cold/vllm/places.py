@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method of vLLM that is wrapped, by when it is. Each file says of its own places why.
+
+Modules are imported where they are asked for: vLLM loads the plugin in all processes, and most need
+a few of them.
+"""
+
+from vllm_cold.vllm.patching import Place
+
+
+def at_start() -> tuple[Place, ...]:
+    """In every process, when vLLM loads the plugin."""
+    from vllm_cold.cpu_lora import cpu_platform
+    from vllm_cold.vllm.frontend import admission, cli, engine_config
+
+    return (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *cpu_platform.places())
+
+
+def later() -> tuple[Place, ...]:
+    """In the processes of an engine that CoLD uses."""
+    from vllm.platforms import current_platform
+
+    from vllm_cold.vllm.frontend import admission, metrics
+    from vllm_cold.vllm.worker import outputs
+
+    places = (*outputs.PLACES, *metrics.PLACES, *admission.ASYNC)
+    if not current_platform.is_cpu():
+        return places
+    from vllm_cold.cpu_lora import cpp_wrapper
+    from vllm_cold.vllm.worker import cpu_generators
+
+    return (*places, *cpu_generators.PLACES, *cpp_wrapper.PLACES)
+
+
+def of_front_ends() -> tuple[Place, ...]:
+    """In one kind of front end each."""
+    from vllm_cold.vllm.frontend import serving
+
+    return (*serving.online(), *serving.OFFLINE)

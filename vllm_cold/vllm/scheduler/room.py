@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a scheduling pass can offer an amateur: a seat, its adapter's slot, blocks.
+
+Asks vLLM's KV cache manager the way vLLM's scheduler does, and changes nothing.
+"""
+
+from typing import Any
+
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request, RequestStatus
+
+from vllm_cold.group.lockstep import Pair, Room, tokens_left
+
+RequestPair = Pair[Request]
+
+
+class OffersRoom(Scheduler):  # type: ignore[misc]
+    """The part of the pair scheduler that looks before it promises anything."""
+
+    running: list[Request]
+
+    _pairs: dict[str, RequestPair]
+    _throttled: bool
+    _counted_by: Any
+
+    def _room(self, pair: RequestPair, waiting: bool) -> Room:
+        """What this step can offer the pair's amateur."""
+        chunk = max(self.scheduler_config.long_prefill_token_threshold, 0)
+        if pair.amateur.status == RequestStatus.RUNNING:
+            return Room(running=True, chunk=chunk)
+        max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
+        seats = len(self.running) + self.num_waiting_for_streaming_input + 1 + waiting
+        num_cached = self._restored(self.kv_cache_manager.get_computed_blocks(pair.amateur)[1])
+        late = (
+            getattr(pair.amateur, "num_stale_output_tokens", 0) > 0
+            and not pair.amateur.drop_stale_output
+        )
+        throttled = self._throttled and tokens_left(pair.amateur, num_cached) > 1
+        admissible = (
+            seats <= max_active
+            and not late
+            and not throttled
+            and self._loras_fit(pair.expert, pair.amateur)
+            and self._blocks_fit(pair)
+        )
+        return Room(False, num_cached, admissible, chunk, bool(self._lonely()))
+
+    def _restored(self, num_cached: int) -> int:
+        """Cached tokens that are not computed again: some models replay a window of the hit."""
+        return max(num_cached - getattr(self, "prefix_replay_tokens", 0), 0)
+
+    def _lonely(self) -> list[Request]:
+        """Experts that run without their amateur."""
+        return [
+            r
+            for r in self.running
+            if (pair := self._pairs.get(r.request_id)) is not None
+            and pair.amateur.status != RequestStatus.RUNNING
+        ]
+
+    def _loras_fit(self, *requests: Request) -> bool:
+        """Whether the requests' adapters fit beside those of all running requests. Stock counts
+        the scheduled ones only, but a stream that is held in this step needs its slot again.
+        """
+        if self.lora_config is None:
+            return True
+        users = (*self.running, *requests)
+        adapters = {r.lora_request.lora_int_id for r in users if r.lora_request}
+        return bool(len(adapters) <= self.lora_config.max_loras)
+
+    def _blocks_fit(self, pair: RequestPair) -> bool:
+        """Whether both streams' known tokens fit the free blocks."""
+        if not self.running and not self.num_waiting_for_streaming_input:
+            return True  # allocation itself decides; see _MAX_FAILED_ALONE
+        needed = self._blocks_to_come(pair.expert) + self._blocks_to_come(pair.amateur)
+        free: int = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return needed <= free - getattr(self.kv_cache_manager, "watermark_blocks", 0)
+
+    def _blocks_to_come(self, request: Request) -> int:
+        """Blocks that the request's known tokens still take from the free ones, as vLLM counts."""
+        manager = self.kv_cache_manager
+        if request.status == RequestStatus.RUNNING:
+            found, num_computed = manager.empty_kv_cache_blocks, request.num_computed_tokens
+        else:
+            found, num_computed = manager.get_computed_blocks(request)[:2]
+        terms: dict[str, Any] = {
+            "request_id": request.request_id,
+            "num_tokens": request.num_tokens,
+            "new_computed_blocks": found.blocks,
+            "num_encoder_tokens": 0,
+            "total_computed_tokens": num_computed,
+            "num_tokens_main_model": request.num_tokens,
+            "apply_admission_cap": True,
+        }
+        later = {  # since 0.26 and 0.31
+            "num_local_computed_tokens": num_computed,
+            "prefill_end": max(request.num_prompt_tokens, request.num_tokens - 1),
+        }
+        terms |= {name: value for name, value in later.items() if name in self._counted_by}
+        return int(manager.coordinator.get_num_blocks_to_allocate(**terms))

@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which bugs of vLLM are cured in engines with LoRA on CPU, with CoLD or without it."""
+
+from vllm.platforms import current_platform
+
+from vllm_cold.vllm import patching
+from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.worker import cpu_generators, cpu_speculation, lora_rows
+
+
+def places() -> tuple[Place, ...]:
+    """The places that CoLD does not need."""
+    if not current_platform.is_cpu():
+        return ()
+    return (*cpu_speculation.PLACES, *lora_rows.PLACES)
+
+
+def install() -> None:
+    """Wrap what there is of them, and what seeded requests need, which CoLD needs too."""
+    patching.cure((*cpu_generators.PLACES, *places()))

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: the logits processor interface of the V1 model runner.
+
+Why: it is where a row's logits can be changed between the forward pass and sampling; vLLM calls
+it after the grammar, ``allowed_token_ids``, ``bad_words``, ``min_tokens`` and ``logit_bias`` have
+been applied and before penalties, temperature and top-k / top-p, which is the order that CoLD
+needs. Public interface (``vllm.v1.sample.logits_processor``). Since: 0.10. Can go: never.
+V1 runs on CPU, on Ascend, and on GPUs before 0.32.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from vllm.v1.sample.logits_processor.interface import (
+    BatchUpdate,
+    LogitsProcessor,
+    MoveDirectionality,
+)
+
+from vllm_cold.group.rows import PairRows
+from vllm_cold.group.stream import Stream, from_extra_args
+from vllm_cold.group.tally import Scored, note
+from vllm_cold.ops import contrastive_scores, registry
+from vllm_cold.vllm import patching
+from vllm_cold.vllm.worker import cpu_generators, outputs
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+
+class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
+    """Scores the rows of complete pairs; leaves every other row alone."""
+
+    def __init__(
+        self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool
+    ) -> None:
+        self._streams: dict[int, Stream] = {}
+        self._device = device
+        self._rows: PairRows | None = None
+        registry.choose(device)  # says which; a missing one fails now, not at a request
+        patching.install(outputs.PLACES)
+        if device.type == "cpu":
+            patching.install(cpu_generators.PLACES)
+
+    def is_argmax_invariant(self) -> bool:
+        """False: CoLD changes which token is best."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the rows of the persistent batch (order of vLLM's contract: removed, added,
+        moved).
+        """
+        if batch_update is None:
+            return
+        streams = self._streams
+        for row in batch_update.removed:
+            streams.pop(row, None)
+        for row, params, _, _ in batch_update.added:
+            stream = from_extra_args(params.extra_args)
+            if stream is None:
+                streams.pop(row, None)
+            else:
+                streams[row] = stream
+        for source, target, direction in batch_update.moved:
+            a, b = streams.pop(source, None), streams.pop(target, None)
+            if a is not None:
+                streams[target] = a
+            if b is not None and direction == MoveDirectionality.SWAP:
+                streams[source] = b
+        self._rows = PairRows.of(streams.items(), self._device)
+
+    def apply(self, logits: torch.Tensor) -> torch.Tensor:
+        """Score in place; ``logits`` is [batch rows, V] float32."""
+        rows = self._rows
+        if rows is None:
+            return logits
+        statistics = rows.statistics()
+        contrastive_scores(
+            logits, *rows.arguments, inplace=True, statistics=statistics, check=False
+        )
+        note(Scored(rows.ids, statistics))
+        return logits
