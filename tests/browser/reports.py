@@ -7,6 +7,7 @@ import math
 import random
 
 from vllm_cold.method.settings import ColdSettings
+from vllm_cold.tools.explain.account import make_step
 from vllm_cold.tools.explain.trace import (
     COLD,
     GREEDY,
@@ -15,7 +16,6 @@ from vllm_cold.tools.explain.trace import (
     Logprob,
     Report,
     Step,
-    make_step,
 )
 
 HOSTILE = "</script><img src=x onerror=window.hacked=1>"

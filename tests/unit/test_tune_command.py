@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import io
 import json
 import re
+import sqlite3
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -186,7 +188,7 @@ def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     assert found == {None: COUNT, BEST: COUNT, Setting(0.1, 1.0): COUNT // 2}
     report = read_report(tmp_path)
     assert report["gain"] and report["run"]["problems"]["held_out"] == COUNT // 2
-    names = ("report.json", "report.html", "heatmap.png", "results.jsonl")
+    names = ("report.json", "report.html", "heatmap.png", "results.sqlite")
     assert {path.name for path in (tmp_path / "out").iterdir()} == set(names)
 
 
@@ -280,7 +282,7 @@ def test_going_on_after_an_interruption_at_any_place(
     engine.end = end
     assert main(line()) == 130
     printed = capsys.readouterr().err
-    assert f"stopped; {end} outputs are kept in {tmp_path / 'out' / 'results.jsonl'}" in printed
+    assert f"stopped; {end} outputs are kept in {tmp_path / 'out' / 'results.sqlite'}" in printed
     assert "and the same command goes on from there" in printed
     assert main(line()) == 0
     done = keys(engine.jobs)
@@ -349,11 +351,9 @@ def test_an_adaptive_beta_in_the_grid(line: Line, engine: Engine, tmp_path: Path
     assert main(line(*more[:2])) == 1
     most = DEFAULT_BETA_MAX
     assert {job.setting for job in engine.jobs if job.setting} >= {Setting(0.1, "adaptive", most)}
-    analyses = [
-        json.loads(text)["settings"]
-        for text in (tmp_path / "out" / "results.jsonl").read_text().splitlines()
-        if '"analysis"' in text
-    ]
+    with contextlib.closing(sqlite3.connect(tmp_path / "out" / "results.sqlite")) as connection:
+        (text,) = connection.execute("SELECT value FROM note WHERE name = 'analyses'").fetchone()
+    analyses = [analysis["settings"] for analysis in json.loads(text)]
     assert [points[2] for points in analyses[1:]] == [[0.1, "adaptive", x] for x in (2.0, most)]
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -197,9 +198,13 @@ def test_html_is_escaped_and_needs_nothing_else() -> None:
         run={"data": HOSTILE, "adapter": HOSTILE, "stop": [HOSTILE], "engine": {"x": HOSTILE}},
         notes=[HOSTILE],
     )
-    html = page_of(report)
+    line = f"vllm serve '{HOSTILE}' --cold-alpha 0.1"
+    html = page_of(dataclasses.replace(report, serve=line, serve_best=line))
     assert "<script" not in html and "&lt;script&gt;" in html
     assert "{{ 7 * 7 }}" in html and "49 }}" not in html
+    shown = re.search(r'<pre class="copy">(.*)</pre>', html)
+    assert shown is not None
+    assert unescape(shown[1].replace("<span>--cold-alpha</span>", "--cold-alpha")) == line
     # Nothing is loaded from anywhere: the picture is inside.
     assert re.findall(r'(?:src|href)="([^"]{0,22})', html) == ["data:image/png;base64,"]
     assert "@import" not in html and "url(" not in html

@@ -3,29 +3,27 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import json
+import contextlib
 import os
 import resource
+import signal
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.tune.command import write_atomically
+from vllm_cold.tools.tune.fingerprint import cached_commit, file_digests, file_stamps
 from vllm_cold.tools.tune.grid import Setting
-from vllm_cold.tools.tune.store import (
-    Output,
-    cached_commit,
-    file_digests,
-    file_stamps,
-    open_store,
-    write_atomically,
-)
+from vllm_cold.tools.tune.store import Output, open_store
 
 pytestmark = pytest.mark.unit
 
+NAME = "results.sqlite"
 FINGERPRINT: dict[str, Any] = {"--max-tokens": 8, "problems": "a" * 64, "stop": ["\n"]}
 KEYS = [
     (None, "a"),
@@ -50,7 +48,23 @@ def fill(folder: Path) -> Path:
             store.add(setting, problem, output)
         store.add_analysis({"match": "exact"})
         store.note_penalties({"repetition_penalty": 1.1})
-    return folder / "results.jsonl"
+    assert os.listdir(folder) == [NAME]
+    return folder / NAME
+
+
+def change(file: Path, statement: str) -> None:
+    """Change a results file by hand."""
+    with contextlib.closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute(statement)
+
+
+def refused(folder: Path, message: str, restart: bool = False, **changed: Any) -> None:
+    """Check that the results cannot be opened."""
+    with (
+        pytest.raises(ToolError, match=message),
+        open_store(str(folder), FINGERPRINT | changed, restart),
+    ):
+        pass
 
 
 def test_what_is_added_is_found_again(tmp_path: Path) -> None:
@@ -62,39 +76,82 @@ def test_what_is_added_is_found_again(tmp_path: Path) -> None:
         assert store.penalties == {"repetition_penalty": 1.1}
 
 
-def test_a_crash_at_any_byte_loses_the_line_under_way_and_no_other(tmp_path: Path) -> None:
-    file = fill(tmp_path)
-    whole = file.read_bytes()
-    starts = [0] + [i + 1 for i, byte in enumerate(whole) if byte == 10]
-    for size in range(len(whole)):
-        file.write_bytes(whole[:size])
-        with open_store(str(tmp_path), FINGERPRINT) as store:
-            lines = sum(start <= size for start in starts[1:])
-            assert len(store.outputs) == min(max(lines - 1, 0), len(KEYS)), size
-            store.add(None, "new", Output("new", 1, "stop"))
-        records = [json.loads(line) for line in file.read_bytes().splitlines()]
-        assert records[0]["kind"] == "run"
-        assert records[-1]["text"] == "new"
+def test_any_sqlite_can_read_it(tmp_path: Path) -> None:
+    query = "SELECT setting, problem, text FROM output WHERE setting != 'null'"
+    with contextlib.closing(sqlite3.connect(fill(tmp_path))) as connection:
+        rows = connection.execute(query).fetchall()
+    assert [row[0] for row in rows[:3]] == ["[0.1, 0.5]", "[0.05, 1.0]", '[0.1, "adaptive", 2.0]']
+    assert rows[1][1:] == ("line-2", "ä")
 
 
-def test_a_last_line_of_garbage_is_cut_off_and_one_in_the_middle_is_not(tmp_path: Path) -> None:
-    file = fill(tmp_path)
-    whole = file.read_bytes()
-    file.write_bytes(whole + b"\0\0\0\0\n")  # as file systems leave it when the power fails
+@pytest.mark.parametrize("synced", [0, 2])
+@pytest.mark.parametrize("tail", [b"", bytes(5000), b"garbage\n" * 999])
+def test_a_crash_at_any_byte_loses_what_was_under_way_and_no_more(
+    tmp_path: Path, synced: int, tail: bytes
+) -> None:
+    """The journal ends anywhere, or in what file systems leave there when the power fails."""
     with open_store(str(tmp_path), FINGERPRINT) as store:
-        assert store.found == len(KEYS)
-    assert file.read_bytes() == whole
-    lines = whole.splitlines(keepends=True)
-    file.write_bytes(lines[0] + b"garbage\n" + b"".join(lines[1:]))
-    with (
-        pytest.raises(ToolError, match="line 2: damaged; use --restart"),
-        open_store(str(tmp_path), FINGERPRINT),
-    ):
-        pass
+        for number, (key, output) in enumerate(zip(KEYS, OUTPUTS, strict=True)):
+            if number == synced:
+                store.sync()
+            store.add(*key, output)
+        whole = (tmp_path / NAME).read_bytes()
+        journal = (tmp_path / f"{NAME}-wal").read_bytes()
+    found = []
+    for size in [*range(0, len(journal), 1021), len(journal)]:
+        (tmp_path / NAME).write_bytes(whole)
+        (tmp_path / f"{NAME}-wal").write_bytes(journal[:size] + tail)
+        with open_store(str(tmp_path), FINGERPRINT) as store:
+            found.append(store.found)
+            assert list(store.outputs.items()) == list(zip(KEYS, OUTPUTS, strict=True))[: found[-1]]
+            store.add(None, "new", Output("new", 1, "stop"))
+        with open_store(str(tmp_path), FINGERPRINT) as store:
+            assert store.found == found[-1] + 1
+    assert found == sorted(found)
+    assert set(found) == set(range(synced, len(KEYS) + 1))
+
+
+def test_a_killed_process_leaves_all_that_it_added(tmp_path: Path) -> None:
+    script = f"""
+import os, signal
+from tests.unit.test_tune_store import FINGERPRINT, KEYS, OUTPUTS, open_store
+with open_store({str(tmp_path)!r}, FINGERPRINT) as store:
+    for key, output in zip(KEYS, OUTPUTS):
+        store.add(*key, output)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", script], check=False).returncode == -signal.SIGKILL
+    with open_store(str(tmp_path), FINGERPRINT) as store:
+        assert store.outputs == dict(zip(KEYS, OUTPUTS, strict=True))
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "statement",
+    [
+        "UPDATE output SET setting = '[0.1]' WHERE setting = 'null'",
+        "UPDATE output SET setting = '[0.1' WHERE setting = 'null'",
+        "UPDATE note SET value = '[]' WHERE name = 'fingerprint'",
+        "UPDATE note SET value = '1' WHERE name = 'analyses'",
+        "DELETE FROM note",
+    ],
+)
+def test_what_cannot_be_read_is_damaged(tmp_path: Path, statement: str) -> None:
+    change(fill(tmp_path), statement)
+    refused(tmp_path, f"{NAME}: damaged; remove it to decode everything again, or choose another")
+
+
+def test_a_damaged_page_is_noticed(tmp_path: Path) -> None:
+    file = fill(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(whole[:4096] + b"\xff" * (len(whole) - 4096))
+    for restart in (False, True):
+        refused(tmp_path, "damaged; remove it", restart)
+    file.unlink()
+    fill(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
     [
         ({"--max-tokens": 9}, r"\(--max-tokens was 8 and is 9\); choose another --output, or"),
         ({"problems": "b" * 64}, r"\(problems changed\)"),
@@ -102,18 +159,45 @@ def test_a_last_line_of_garbage_is_cut_off_and_one_in_the_middle_is_not(tmp_path
         ({"new": 1, "--max-tokens": 9}, r"--max-tokens was 8 and is 9; new was None and is 1"),
     ],
 )
-def test_another_run_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+def test_another_run_is_refused(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
     file = fill(tmp_path)
     whole = file.read_bytes()
-    with (
-        pytest.raises(ToolError, match=message),
-        open_store(str(tmp_path), FINGERPRINT | change),
-    ):
-        pass
+    refused(tmp_path, message, **changed)
     assert file.read_bytes() == whole
-    with open_store(str(tmp_path), FINGERPRINT | change, restart=True) as store:
+    with open_store(str(tmp_path), FINGERPRINT | changed, restart=True) as store:
         assert store.found == 0
-    assert len(file.read_bytes().splitlines()) == 1
+        assert not store.analyses
+        store.add(None, "a", OUTPUTS[1])
+    with open_store(str(tmp_path), FINGERPRINT | changed) as store:
+        assert store.outputs == {(None, "a"): OUTPUTS[1]}
+        assert not store.analyses
+        assert not store.penalties
+
+
+def test_another_version_is_refused(tmp_path: Path) -> None:
+    change(fill(tmp_path), "PRAGMA user_version = 99")
+    refused(tmp_path, r"\(written by another version of vllm-cold tune\)")
+    with open_store(str(tmp_path), FINGERPRINT, restart=True):
+        pass
+    with open_store(str(tmp_path), FINGERPRINT) as store:
+        assert store.found == 0
+
+
+def test_results_of_the_old_format_are_refused(tmp_path: Path) -> None:
+    old = tmp_path / "results.jsonl"
+    old.write_text('{"kind": "run", "format": 2, "fingerprint": {}}\n{"kind": "output"}\n')
+    refused(tmp_path, "results.jsonl: was written by an older vllm-cold tune, .* or --restart to")
+    assert os.listdir(tmp_path) == ["results.jsonl"]
+    with open_store(str(tmp_path), FINGERPRINT, restart=True):
+        pass
+    with open_store(str(tmp_path), FINGERPRINT):
+        pass
+    assert old.exists()
+    # Somebody else's file of that name is nothing to us.
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "results.jsonl").write_text('{"score": 1}\n')
+    with open_store(str(tmp_path / "other"), FINGERPRINT) as store:
+        assert store.found == 0
 
 
 def test_a_run_without_outputs_binds_nobody(tmp_path: Path) -> None:
@@ -124,43 +208,57 @@ def test_a_run_without_outputs_binds_nobody(tmp_path: Path) -> None:
         store.add(None, "a", OUTPUTS[0])
     with open_store(str(tmp_path), FINGERPRINT) as store:
         assert store.found == 1
+        assert not store.penalties
 
 
 @pytest.mark.parametrize(
-    "text", ['{"score": 1}\n{"score": 2}\n', '{"score": 1}\n', "[]", "\n\n \n", "kind\n"]
+    "text", ['{"score": 1}\n{"score": 2}\n', '{"score": 1}\n', "[]", "\n\n \n", "x" * 9999]
 )
 def test_a_file_of_somebody_else_is_left_alone(tmp_path: Path, text: str) -> None:
-    (tmp_path / "results.jsonl").write_text(text)
+    (tmp_path / NAME).write_text(text)
     for restart in (False, True):
-        with (
-            pytest.raises(ToolError, match="was not written by vllm-cold tune"),
-            open_store(str(tmp_path), FINGERPRINT, restart),
-        ):
-            pass
-    assert (tmp_path / "results.jsonl").read_text() == text
+        refused(tmp_path, f"{NAME}: was not written by vllm-cold tune; choose another", restart)
+    assert (tmp_path / NAME).read_text() == text
+
+
+def test_a_database_of_somebody_else_is_left_alone(tmp_path: Path) -> None:
+    change(tmp_path / NAME, "CREATE TABLE output (mine)")
+    whole = (tmp_path / NAME).read_bytes()
+    for restart in (False, True):
+        refused(tmp_path, "was not written by vllm-cold tune", restart)
+    assert (tmp_path / NAME).read_bytes() == whole
 
 
 def test_two_processes_do_not_write_at_once(tmp_path: Path) -> None:
-    with (
-        open_store(str(tmp_path), FINGERPRINT),
-        pytest.raises(ToolError, match="another vllm-cold tune is writing there"),
-        open_store(str(tmp_path), FINGERPRINT),
-    ):
-        pass
-    with open_store(str(tmp_path), FINGERPRINT):
-        pass
+    script = f"""
+from vllm_cold.tools.tune.store import open_store
+with open_store({str(tmp_path)!r}, {FINGERPRINT!r}):
+    pass
+"""
+    second = [sys.executable, "-c", script]
+    with open_store(str(tmp_path), FINGERPRINT) as store:
+        refused(tmp_path, "another vllm-cold tune is writing there")
+        store.add(None, "a", OUTPUTS[0])
+        store.sync()
+        done = subprocess.run(second, check=False, capture_output=True, text=True)
+        assert "another vllm-cold tune is writing there" in done.stderr
+        store.add(None, "b", OUTPUTS[0])
+    subprocess.run(second, check=True)
 
 
-def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: Any) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_LOCK", "SQLITE_BUSY"])
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    class Locked(sqlite3.Connection):
+        def execute(self, *_: Any) -> Any:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorname = name
+            raise error
 
-    monkeypatch.setattr(fcntl, "flock", refuse)
-    with (
-        pytest.raises(ToolError, match="cannot be locked against a second process: No locks"),
-        open_store(str(tmp_path), FINGERPRINT),
-    ):
-        pass
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *a, **k: connect(*a, **k, factory=Locked))
+    refused(tmp_path, "cannot be locked: .* or its file system has no locks; wait for it, or")
 
 
 def test_two_revisions_of_a_hubs_model_are_not_mixed(tmp_path: Path) -> None:
@@ -194,31 +292,30 @@ def test_the_commit_is_that_of_the_cache(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_full_disk_loses_nothing_that_was_kept(tmp_path: Path) -> None:
-    file = fill(tmp_path)
-    whole = file.read_bytes()
+    fill(tmp_path)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with (
-        pytest.raises(ToolError, match=r"cannot be written: File too large; 5 outputs are kept"),
-        open_store(str(tmp_path), FINGERPRINT) as store,
-    ):
-        try:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 9, limits[1]))
-            store.add(None, "new", Output("new", 1, "stop"))
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert len(file.read_bytes()) == len(whole) + 9  # a part of the line
+    for limit in (9, 999, 9999):
+        with (
+            pytest.raises(
+                ToolError, match=r"cannot be written: disk I/O error; \d outputs are kept"
+            ),
+            open_store(str(tmp_path), FINGERPRINT) as store,
+        ):
+            assert store.found == len(KEYS)
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limits[1]))
+                store.add(None, "new", Output("new" * 9999, 1, "stop"))
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     with open_store(str(tmp_path), FINGERPRINT) as store:
-        assert store.found == len(KEYS)
-    assert file.read_bytes() == whole
+        assert store.outputs == dict(zip(KEYS, OUTPUTS, strict=True))
 
 
-def test_an_output_folder_that_is_a_file(tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with (
-        pytest.raises(ToolError, match="--output=.*: cannot be written"),
-        open_store(str(tmp_path / "file"), FINGERPRINT),
-    ):
-        pass
+    refused(tmp_path / "file", "--output=.*: cannot be written: File exists")
+    (tmp_path / "folder" / NAME).mkdir(parents=True)
+    refused(tmp_path / "folder", "--output=.*: cannot be written: unable to open database file")
 
 
 def test_stamps_and_digests_see_a_change(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 """``vllm-cold tune``: does CoLD help on these problems, and with which alpha and beta?
 
 A grid of settings is decoded in one engine, with greedy decoding of the same adapter as baseline.
-Dev problems pick a setting, held-out ones judge it. ``data`` reads the problems,
-``match`` scores outputs, ``grid`` holds the settings, ``decode`` runs the engine, ``store`` keeps
-what is decoded, ``stats`` compares, ``report`` draws the conclusion, and ``show``, ``heatmap``,
-``page`` and ``serve`` present it. ``command`` puts them in order.
+Dev problems pick a setting, held-out ones judge it. ``task`` checks the options, ``data`` reads the
+problems, ``match`` scores outputs, ``grid`` holds the settings, ``decode`` runs the engine,
+``store`` keeps what is decoded, for a ``fingerprint`` of all that it depends on, ``stats``
+compares, ``report`` draws the conclusion, and ``show``, ``heatmap``, ``page`` and ``serve`` present
+it. ``command`` puts them in order.
 """
 
 from __future__ import annotations

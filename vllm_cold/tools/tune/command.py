@@ -4,33 +4,24 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-import vllm_cold
-from vllm_cold.tools.adapters import Adapter, lora_rank, read_adapters, read_model
 from vllm_cold.tools.engine import prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import stats
-from vllm_cold.tools.tune.data import (
-    Problem,
-    answers_digest,
-    digest,
-    load_problems,
-    split_problems,
-)
+from vllm_cold.tools.tune.data import Problem, answers_digest
 from vllm_cold.tools.tune.decode import Decoder, Job
-from vllm_cold.tools.tune.grid import Setting, make_grid
-from vllm_cold.tools.tune.match import Matcher, load_matcher
+from vllm_cold.tools.tune.fingerprint import cached_commit, fingerprint, versions
+from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.progress import Part, Watch, watch
 from vllm_cold.tools.tune.report import (
     CUT,
@@ -39,167 +30,12 @@ from vllm_cold.tools.tune.report import (
     conclude,
     find_changes,
     judge_grid,
-    level_of,
     percent,
     pick,
 )
 from vllm_cold.tools.tune.serve import serve_line
-from vllm_cold.tools.tune.store import (
-    Output,
-    Store,
-    cached_commit,
-    file_digests,
-    file_stamps,
-    open_store,
-    write_atomically,
-)
-
-# Options that are arguments of vllm.LLM and of vllm serve alike.
-ENGINE_OPTIONS = (
-    "dtype",
-    "max_model_len",
-    "max_num_seqs",
-    "gpu_memory_utilization",
-    "tensor_parallel_size",
-)
-OWN_ARGUMENTS = {"model", "enable_lora", "max_loras", "disable_log_stats", "use_tqdm_on_load"}
-VERSIONS = ("vllm", "torch", "transformers")
-
-
-@dataclass
-class Task:
-    """What the options ask for, checked, before anything is started.
-
-    Attributes:
-        options: The options.
-        grid: The settings.
-        problems: All problems.
-        repeated: Rows that were left out because they repeat a prompt.
-        dev: Indices of the dev problems, which pick a setting.
-        test: Indices of the held-out problems, which judge it.
-        matcher: Scores an output.
-        expert: The adapter.
-        amateur: Another adapter, or None for the base model.
-        model: Folder (absolute) or hub name.
-        engine: Further arguments of ``vllm.LLM``.
-        seconds: That the engine decoded.
-    """
-
-    options: argparse.Namespace
-    grid: list[Setting]
-    problems: list[Problem]
-    repeated: int
-    dev: list[int]
-    test: list[int]
-    matcher: Matcher
-    expert: Adapter
-    amateur: Adapter | None
-    model: str
-    engine: dict[str, Any]
-    seconds: float = 0.0
-
-    @property
-    def adapters(self) -> list[Adapter]:
-        """The expert, then the amateur if it is an adapter."""
-        return [self.expert] + ([] if self.amateur is None else [self.amateur])
-
-    @property
-    def decoded(self) -> list[Setting]:
-        """The settings that have to be decoded."""
-        return [setting for setting in self.grid if not setting.is_greedy]
-
-    @property
-    def passes(self) -> list[Part]:
-        """What is decoded, but for the last pass: the picked setting on the held-out problems."""
-        greedy: list[Part] = [(None, "dev"), (None, "test")]
-        return greedy + [(setting, "dev") for setting in self.decoded]
-
-
-def read_task(options: argparse.Namespace) -> Task:
-    """Check all options and read all small files.
-
-    Raises:
-        ToolError: names the first mistake.
-    """
-    grid = make_grid(options.alpha, options.beta, options.beta_max)
-    if not 0.5 <= options.confidence < 1.0:
-        raise ToolError(f"--confidence={options.confidence}: must be at least 0.5 and below 1")
-    if options.max_tokens < 1:
-        raise ToolError(f"--max-tokens={options.max_tokens}: must be 1 or more")
-    if "" in (options.stop or ()):
-        raise ToolError("--stop='': a stop string must not be empty")
-    problems, repeated = load_problems(options.data, options.limit)
-    fewest = stats.fewest_problems(level_of(options.confidence))
-    dev, test = split_problems(len(problems), options.test_fraction, options.seed, fewest)
-    matcher = load_matcher(options.match, problems)
-    adapters = read_adapters(options.adapter, options.amateur)
-    model = read_model(options.model)
-    engine = _engine_arguments(options, adapters)
-    expert, amateur = adapters[0], adapters[1] if len(adapters) > 1 else None
-    return Task(
-        options, grid, problems, repeated, dev, test, matcher, expert, amateur, model, engine
-    )
-
-
-def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:
-    engine: dict[str, Any] = {"max_lora_rank": lora_rank(adapters, options.max_lora_rank)}
-    if len(adapters) > 1:
-        engine["max_loras"] = len(adapters)
-    for name in ENGINE_OPTIONS:
-        if (value := getattr(options, name)) is not None:
-            engine[name] = value
-    if options.enforce_eager:
-        engine["enforce_eager"] = True
-    if options.engine_args is None:
-        return engine
-    try:
-        more = json.loads(options.engine_args)
-    except json.JSONDecodeError as error:
-        raise ToolError(f"--engine-args={options.engine_args!r}: not JSON ({error})") from None
-    if not isinstance(more, dict):
-        raise ToolError(f"--engine-args={options.engine_args!r}: must be a JSON object")
-    if "hf_token" in more:
-        raise ToolError(
-            "--engine-args: hf_token would stand in results and reports; set HF_TOKEN instead"
-        )
-    additional = more.get("additional_config")
-    if isinstance(additional, dict) and "cold" in additional:
-        raise ToolError(
-            f"--engine-args={options.engine_args!r}: additional_config's cold is a server's "
-            "default, and this command sets alpha and beta itself; leave it out"
-        )
-    if twice := sorted(more.keys() & (engine.keys() | OWN_ARGUMENTS)):
-        raise ToolError(
-            f"--engine-args={options.engine_args!r}: {', '.join(twice)} is set by this command"
-        )
-    return engine | more
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decodes."""
-    found = {"vllm_cold": vllm_cold.__version__}
-    for name in VERSIONS:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
-def fingerprint(task: Task) -> dict[str, Any]:
-    """Everything that the outputs depend on, as JSON."""
-    return {
-        "problems": digest(task.problems),
-        "--model": task.model,
-        "the model's files": file_stamps(task.model),
-        "the adapter": file_digests(task.expert.folder),
-        "the amateur": None if task.amateur is None else file_digests(task.amateur.folder),
-        "--max-tokens": task.options.max_tokens,
-        "--stop": task.options.stop or [],
-        "--chat": task.options.chat,
-        "the engine's arguments": task.engine,
-        **{f"version of {name}": version for name, version in versions().items()},
-    }
+from vllm_cold.tools.tune.store import Output, Store, open_store
+from vllm_cold.tools.tune.task import Task, read_task
 
 
 class Tuning:
@@ -318,10 +154,7 @@ class Tuning:
                 "answers": answers_digest(task.problems),
                 "seed": options.seed,
                 "test_fraction": options.test_fraction,
-                "settings": [
-                    [s.alpha, s.beta] + ([] if s.beta_max is None else [s.beta_max])
-                    for s in task.grid
-                ],
+                "settings": [setting.values for setting in task.grid],
             }
         )
         greedy_test, best_test = self._scores_of(None, "test"), self._scores_of(best, "test")
@@ -421,6 +254,16 @@ class Tuning:
             "engine": task.engine,
             "versions": versions(),
         }
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader finds the old or the new content, whole."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_reports(report: Report, folder: Path) -> list[Path]:

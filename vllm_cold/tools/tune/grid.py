@@ -35,6 +35,11 @@ class Setting:
     beta_max: float | None = None
 
     @property
+    def values(self) -> list[Any]:
+        """What it is made from, for JSON: ``Setting(*values)``, without a beta_max of None."""
+        return [self.alpha, self.beta] + ([] if self.beta_max is None else [self.beta_max])
+
+    @property
     def strength(self) -> float:
         """beta, or the most that it reaches if it is adaptive."""
         if self.beta != ADAPTIVE:

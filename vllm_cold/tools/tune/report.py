@@ -330,7 +330,7 @@ def _notes(test: Comparison, dev: Comparison, level: float) -> list[str]:
         notes.append("Greedy decoding is right everywhere: there is nothing to gain here.")
     if test.greedy == dev.greedy == test.cold == dev.cold == 0.0:
         notes.append(
-            "Nothing is right, with either kind of decoding. Compare the outputs in results.jsonl "
+            "Nothing is right, with either kind of decoding. Compare the outputs in results.sqlite "
             "with the answers: --match, --chat, --stop or --max-tokens may be wrong."
         )
     excludes_zero = test.low > 0.0 or test.high < 0.0

@@ -164,26 +164,28 @@ def bootstrap_interval(differences: Scores, confidence: float, seed: int) -> tup
     (1 - u)**n = (1 - confidence) / 2 at the far end of the range.
     """
     count = len(differences)
-    values, counts = np.unique(differences, return_counts=True)
-    tail = (1.0 - confidence) / 2.0
-    if len(values) == 1:
-        only, unseen = float(values[0]), 1.0 - tail ** (1.0 / count)
+    if (differences == differences[0]).all():
+        tail = (1.0 - confidence) / 2.0
+        only, unseen = float(differences[0]), 1.0 - tail ** (1.0 / count)
         return only - unseen * (only + 1.0), only + unseen * (1.0 - only)
-    rng = np.random.default_rng(seed)
-    # How often each value is drawn is all that a resample's mean depends on.
-    chunk = max(1, _CHUNK // len(values))
-    means = np.concatenate(
-        [
-            rng.multinomial(count, counts / count, size=min(chunk, RESAMPLES - start)) @ values
-            for start in range(0, RESAMPLES, chunk)
-        ]
-    )
-    low, high = np.quantile(means / count, (tail, 1.0 - tail))
-    return float(low), float(high)
+    found = stats.bootstrap(
+        (differences,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        batch=max(1, _CHUNK // count),
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Holm's correction: p values that allow for all of them having been looked at."""
+    """Holm's correction: p values that allow for all of them having been looked at.
+
+    S. Holm, Scandinavian Journal of Statistics 6 (1979), 65-70. SciPy does not have it.
+    """
     order = sorted(range(len(ps)), key=lambda index: ps[index])
     corrected, largest = [0.0] * len(ps), 0.0
     for rank, index in enumerate(order):
