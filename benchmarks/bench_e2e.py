@@ -2,12 +2,13 @@
 """End to end: stock vLLM, this package and a naive CoLD on the same prompts, in separate processes.
 
 ``python -m benchmarks.bench_e2e [--quick] [--batch 1 8 32] [--dtype float32 bfloat16]
-[--tokens 48] [--rounds 5] [--rank 16] [--systems ...] [--skip-naive] [--skip-growth]
+[--tokens 48] [--rounds 5] [--rank 16] [--systems ... | --one-engine] [--skip-naive] [--skip-growth]
 [--json FILE]``. The model is SmolLM2-135M-Instruct (``examples.smollm2``) with the sorting adapter,
 widened to ``--rank``: A by random rows, B by zeros. It computes the same function, and no rank can
-be left out.
+be left out. ``--one-engine`` compares base, adapter and CoLD in one engine of this package alone,
+with the adapter as it is (rank 8), in bfloat16 unless ``--dtype`` says otherwise: minutes.
 
-Each engine is a process of its own (``benchmarks.e2e_worker``), with vLLM's defaults: without LoRA
+Each engine is a process of its own (``benchmarks.e2e.worker``), with vLLM's defaults: without LoRA
 it compiles the model, with LoRA on a CPU it does not. "Stock" processes have the plugin switched
 off (``VLLM_PLUGINS=""``), which they check. One process computes at a time, the others wait; in
 each round all systems run once, in an order that is shuffled anew, with the prefix cache reset
@@ -18,55 +19,49 @@ before each run. Prompts are tokenized beforehand. Clocks start when a batch is 
 - TPOT: (last token - first token) / (tokens - 1) of a request, the median likewise.
 
 Speeds are printed only if the results are right: every repetition gives the same tokens, and in
-float32 base greedy and adapter greedy equal stock vLLM's, and CoLD the naive one's, token for
-token. Where two programs part, the naive model says how far both choices are behind its best one:
-up to 1e-3 that is rounding, and reported as a tie. In bfloat16 rounding differs with the batch, so
-the share of equal tokens is reported only.
+float32 base greedy and adapter greedy equal stock vLLM's, CoLD the naive one's, and CoLD with
+beta = 0 adapter greedy, token for token. Where two programs part, the naive model says how far both
+choices are behind its best one: up to 1e-3 that is rounding, and reported as a tie. In bfloat16
+rounding differs with the batch, so the share of equal tokens is reported only.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import math
-import os
-import platform
-import random
-import statistics
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from benchmarks.bench_generate import cpu_model, positive, spread
-from benchmarks.e2e_worker import ALPHA, BETA
-from examples.demo import ADAPTERS, quiet
+from benchmarks.e2e import show
+from benchmarks.e2e.jobs import SYSTEMS, Findings
+from benchmarks.e2e.run import DTYPES, GROWTH_BATCH, TASK, collect
+from benchmarks.e2e.worker import ALPHA, BETA
+from benchmarks.rounds import positive, show_if_right
+from examples.demo import quiet
 
-ROOT = Path(__file__).parents[1]
-TASK = "sorting"
-DTYPES = {"float32": 4, "bfloat16": 2}  # bytes
-BLOCK = 128  # tokens in a KV block, vLLM's default on CPU
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's, as far as the shipped adapter fits
-TIE = 1e-3  # logits
 BUSY = 0.05  # cores that an idle worker may use
-GROWTH_ROUNDS = 2
-GROWTH_BATCH = 4  # requests, where the prompt grows
-NAIVE_WARM_UP = 2  # tokens
 WIDTH = 100  # columns
 
 FULL: dict[str, Any] = {
     "batch": [1, 8, 32],
+    "dtype": list(DTYPES),
     "tokens": 48,
     "rounds": 5,
     "naive_rounds": 2,
+    "rank": 16,
+    "systems": list(SYSTEMS),
     "adapters": [1, 2, 4, 8],
     "lengths": [64, 256, 1024],
+}
+ONE_ENGINE: dict[str, Any] = {
+    "batch": [1, 8],
+    "dtype": ["bfloat16"],
+    "rank": 8,
+    "systems": ["base", "adapter", "cold"],
 }
 QUICK: dict[str, Any] = {
     "batch": [1, 2],
@@ -78,690 +73,30 @@ QUICK: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class System:
-    """One way to decode: its name on the command line, as printed, its worker, and what it runs."""
-
-    key: str
-    label: str
-    family: str
-    mode: str
-
-
-SYSTEMS = {
-    system.key: system
-    for system in (
-        System("stock-base", "stock base", "stock-base", "base"),
-        System("stock-lora-base", "stock LoRA base", "stock-lora", "base"),
-        System("stock-adapter", "stock adapter", "stock-lora", "adapter"),
-        System("base", "plugin base", "plugin", "base"),
-        System("adapter", "plugin adapter", "plugin", "adapter"),
-        System("cold", "plugin CoLD", "plugin", "cold"),
-        System("naive", "naive CoLD", "naive", "cold"),
-    )
-}
-REFERENCE = SYSTEMS["stock-adapter"].label
-DOUBLED = "stock base, 2x"  # at twice the batch
-# Pairs of systems that must give equal tokens in float32.
-EQUAL = (("stock-base", "base"), ("stock-adapter", "adapter"), ("naive", "cold"))
-GROWING = ("stock-adapter", "adapter", "cold")
-
-
-@dataclass
-class Job:
-    """One system on one batch, and what was measured of it.
-
-    Attributes:
-        system: What runs.
-        label: As printed.
-        prompts: Token ids of each request.
-        tokens: Generated by each request.
-        rounds: How often it is timed.
-        warm_up: Tokens of the first run, which is not timed.
-        adapters: How many different adapters the requests have.
-        output: What the first runs gave; later ones must give the same.
-        seconds: End to end, of each timed run.
-        ttft: Seconds to the first token, the median over the requests of each timed run.
-        tpot: Seconds for each further token, likewise; empty if there are no further ones.
-        blocks: The most KV blocks in use; None if there are no blocks.
-    """
-
-    system: System
-    label: str
-    prompts: list[list[int]]
-    tokens: int
-    rounds: int
-    warm_up: int
-    adapters: int = 1
-    output: list[list[int]] = field(default_factory=list)
-    seconds: list[float] = field(default_factory=list)
-    ttft: list[float] = field(default_factory=list)
-    tpot: list[float] = field(default_factory=list)
-    blocks: int | None = None
-
-    def record(self, reply: Mapping[str, Any]) -> None:
-        """Keep the times of a run."""
-        first, last = reply["first"], reply["last"]
-        self.seconds.append(reply["seconds"])
-        self.ttft.append(statistics.median(first))
-        if self.tokens > 1:
-            steps = self.tokens - 1
-            self.tpot.append(
-                statistics.median((b - a) / steps for a, b in zip(first, last, strict=True))
-            )
-        self.blocks = reply["blocks"]
-
-    def compare(self, output: list[list[int]], tokens: int) -> list[str]:
-        """What is wrong with the output of a run of ``tokens`` tokens."""
-        if len(output) != len(self.prompts) or any(len(row) != tokens for row in output):
-            return [f"{self.label} did not generate {tokens} tokens for each prompt"]
-        if any(a[:tokens] != b[: len(a)] for a, b in zip(self.output, output, strict=False)):
-            return [f"{self.label} gave other tokens when it was repeated"]
-        if not self.output or len(self.output[0]) < tokens:
-            self.output = output
-        return []
-
-
-@dataclass(frozen=True)
-class Target:
-    """A ratio that is aimed at.
-
-    Attributes:
-        text: What is divided by what.
-        values: The ratio in each round.
-        limit: What its median has to keep to; None if nothing is aimed at.
-        at_least: Whether the limit is the smallest allowed value and not the largest.
-    """
-
-    text: str
-    values: list[float]
-    limit: float | None
-    at_least: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """Whether the median, to two decimals as printed, keeps to the limit."""
-        if self.limit is None:
-            return "no target"
-        median = round(statistics.median(self.values), 2)
-        return (
-            "met"
-            if (median >= self.limit if self.at_least else median <= self.limit)
-            else ("missed")
-        )
-
-
-Jobs = dict[str, Job]  # by label
-Table = dict[tuple[str, int], Jobs]  # by dtype and batch
-Say = Callable[[str], None]
-
-
-@dataclass
-class Findings:
-    """All that was measured.
-
-    Attributes:
-        table: The jobs of each dtype and batch size.
-        by_adapters: Jobs with 1, 2, ... adapters in the batch.
-        by_length: Jobs by the number of prompt tokens.
-        wrong: What is wrong with results; speeds count only if this stays empty.
-        notes: What else the checks found.
-        facts: What the workers of each dtype are.
-        gib: KV cache of each engine by dtype, GiB.
-        peaks: Most memory of each worker by dtype, bytes.
-        busy: Cores that a worker used while it waited.
-    """
-
-    table: Table = field(default_factory=dict)
-    by_adapters: dict[int, Jobs] = field(default_factory=dict)
-    by_length: dict[int, Jobs] = field(default_factory=dict)
-    wrong: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    facts: dict[str, dict[str, Any]] = field(default_factory=dict)
-    gib: dict[str, int] = field(default_factory=dict)
-    peaks: dict[str, dict[str, int | None]] = field(default_factory=dict)
-    busy: dict[str, float] = field(default_factory=dict)
-
-
-class Worker:
-    """A worker process; ``ask`` waits for its answer, and raises RuntimeError with what it died of.
-
-    Attributes:
-        facts: What it says about its engine.
-        peak: The most memory it had resident, bytes; None where the system does not tell.
-        idle: Seconds it waited for commands, and seconds of CPU time that it used meanwhile.
-    """
-
-    def __init__(self, settings: Mapping[str, Any], env: dict[str, str], log: Path) -> None:
-        self.family = settings["family"]
-        self.peak: int | None = None
-        self.idle = (0.0, 0.0)
-        self._log = log
-        # vLLM writes to stdout and stderr as it likes; the answers have a pipe of their own.
-        read, write = os.pipe()
-        with log.open("w") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.e2e_worker", str(write)],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(write,),
-                env=env,
-                cwd=ROOT,
-                text=True,
-            )
-        os.close(write)
-        self._replies = os.fdopen(read, encoding="utf-8")
-        try:
-            self.facts: dict[str, Any] = self._exchange(settings)["facts"]
-        except BaseException:
-            self.close(at_once=True)
-            raise
-
-    def ask(self, do: str, **arguments: Any) -> dict[str, Any]:
-        """Let the worker do one thing."""
-        reply = self._exchange({"do": do, **arguments})
-        self.peak = reply["peak"]
-        waited, burnt = reply["idle"]
-        self.idle = (self.idle[0] + waited, self.idle[1] + burnt)
-        return reply
-
-    def _exchange(self, message: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._process.stdin is not None
-        try:
-            self._process.stdin.write(json.dumps(message) + "\n")
-            self._process.stdin.flush()
-            reply = json.loads(self._replies.readline() or "null")
-        except BrokenPipeError:
-            reply = None
-        if reply is None or "error" in reply:
-            tail = reply["error"] if reply else self._log.read_text(errors="replace")[-3000:]
-            raise RuntimeError(f"the worker {self.family} failed:\n{tail}")
-        return dict(reply)
-
-    def close(self, at_once: bool = False) -> None:
-        """End the process, even in the middle of a run if ``at_once``."""
-        assert self._process.stdin is not None
-        try:
-            if at_once:
-                self._process.kill()
-            self._process.stdin.close()
-            self._process.wait(timeout=20)
-        except (OSError, subprocess.TimeoutExpired):
-            self._process.kill()
-            self._process.wait()
-        finally:
-            self._replies.close()
-
-
-class Workers:
-    """The workers of one dtype, each started when it is first wanted."""
-
-    def __init__(self, settings: Mapping[str, Any], kv_gib: int, folder: Path, say: Say) -> None:
-        self.running: dict[str, Worker] = {}
-        self._settings, self._kv_gib, self._folder, self._say = settings, kv_gib, folder, say
-
-    def __enter__(self) -> Workers:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.close(at_once=kind is not None)
-
-    def close(self, at_once: bool = False) -> None:
-        """End all of them, even in the middle of a run if ``at_once``."""
-        while self.running:
-            self.running.popitem()[1].close(at_once)
-
-    def get(self, family: str) -> Worker:
-        """The worker of a family."""
-        if family not in self.running:
-            self._say(f"{self._settings['dtype']}: starting {family}")
-            self.running[family] = Worker(
-                {**self._settings, "family": family},
-                environment(family, self._kv_gib, os.environ),
-                self._folder / f"{family}-{self._settings['dtype']}.log",
-            )
-        return self.running[family]
-
-
-def environment(family: str, kv_gib: int, base: Mapping[str, str]) -> dict[str, str]:
-    """The environment of a worker: plugin on or off, a small KV cache, idle threads that sleep."""
-    # These would switch the plugin on or off, or make threads spin while another process runs.
-    unwanted = ("VLLM_PLUGINS", "COLD_ENABLED", "VLLM_COLD")
-    unwanted += ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-    env = {key: value for key, value in base.items() if key not in unwanted}
-    env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # all prompts are queued before the first step
-    env["VLLM_CPU_KVCACHE_SPACE"] = str(kv_gib)
-    if family != "plugin":
-        env["VLLM_PLUGINS"] = ""
-    return env
-
-
-def kv_gib(config: Mapping[str, Any], itemsize: int, loads: Iterable[tuple[int, int]]) -> int:
-    """KV cache in whole GiB, enough for each of ``loads``: a number of streams and their tokens."""
-    heads = config["num_attention_heads"]
-    head_dim = config.get("head_dim") or config["hidden_size"] // heads
-    per_token: int = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
-    blocks = max(streams * math.ceil(length / BLOCK) for streams, length in loads)
-    # vLLM keeps one block for itself.
-    return math.ceil((blocks + 1) * BLOCK * per_token * itemsize / 2**30)
-
-
-def widened(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """An adapter's configuration at a larger rank and the same scale.
-
-    Raises:
-        ValueError: The rank is below the adapter's, or the adapter's scale is not alpha / r alone.
-    """
-    old = config["r"]
-    if rank < old:
-        raise ValueError(f"rank={rank}: must be {old} or more, the rank of the adapter")
-    for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"):
-        if config.get(name):
-            raise ValueError(f"{name}={config[name]!r}: must be unset in an adapter to widen")
-    alpha = config["lora_alpha"] * rank / old
-    return {**config, "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha}
-
-
-def widen(source: Path, target: Path, rank: int) -> None:
-    """Write the adapter ``source`` to the folder ``target`` at another rank, the same function.
-
-    A gets random rows: zeros would be left out of the second product by this package's kernels.
-    """
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    more = rank - config["r"]
-    target.mkdir()
-    (target / "adapter_config.json").write_text(json.dumps(widened(config, rank)))
-    weights = {}
-    generator = torch.Generator().manual_seed(0)
-    for name, weight in load_file(source / "adapter_model.safetensors").items():
-        if ".lora_A." in name:  # [r, inputs]
-            rows = torch.randn(more, weight.shape[1], generator=generator) * weight.std()
-            weights[name] = torch.cat([weight, rows.to(weight.dtype)])
-        else:  # [outputs, r]
-            weights[name] = torch.cat([weight, weight.new_zeros(len(weight), more)], 1)
-    save_file(weights, target / "adapter_model.safetensors")
-
-
-def lengthen(prompts: Sequence[Sequence[int]], count: int, length: int) -> list[list[int]]:
-    """``count`` prompts of ``length`` tokens: each is one of ``prompts`` and those after it."""
-    made = []
-    for start in range(count):
-        ids: list[int] = []
-        following = start
-        while len(ids) < length:
-            ids += prompts[following % len(prompts)]
-            following += 1
-        made.append(ids[:length])
-    return made
-
-
-def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """The first position at which two outputs of equal length differ, None if they do not."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
-
-
-def agreement(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:
-    """The share of positions at which two batches of outputs have the same token."""
-    pairs = [
-        pair for left, right in zip(a, b, strict=True) for pair in zip(left, right, strict=True)
-    ]
-    return sum(x == y for x, y in pairs) / len(pairs)
-
-
-def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
-    """Quotients of equal rounds, as far as both have them: a slow phase of the machine cancels."""
-    return [a / b for a, b in zip(over, under, strict=False)]
-
-
-def short(value: float) -> str:
-    """Three digits or all before the point; two from 0.1 to 1, which keeps columns narrow."""
-    steps = ((99.95, 0), (9.995, 1), (0.0995, 2))
-    return f"{value:.{next((digits for least, digits in steps if value >= least), 3)}f}"
-
-
-def spread_text(values: Sequence[float], scale: float = 1.0) -> str:
-    """Median and 20th to 80th percentile, or a dash."""
-    if not values:
-        return "-"
-    return "{} ({}-{})".format(*(short(scale * value) for value in spread(values)))
-
-
-def ratio_text(values: Sequence[float]) -> str:
-    """``spread_text`` with two decimals, or a dash."""
-    return "{:.2f} ({:.2f}-{:.2f})".format(*spread(values)) if values else "-"
-
-
-def naive_rounds(batch: int, rounds: int) -> int:
-    """Rounds of the naive loop: one where it takes a minute or more."""
-    return 1 if batch >= 32 else rounds
-
-
-def make_jobs(
-    systems: Sequence[str], prompts: Sequence[list[int]], batch: int, options: Any
-) -> Jobs:
-    """All systems at one batch size; stock base at twice the size too if CoLD is to be compared."""
-    jobs: Jobs = {}
-    for key in systems:
-        system = SYSTEMS[key]
-        sizes = {system.label: batch}
-        if key == "stock-base" and "cold" in systems:
-            sizes[DOUBLED] = 2 * batch
-        for label, size in sizes.items():
-            jobs[label] = Job(
-                system, label, list(prompts[:size]), options.tokens, options.rounds, options.tokens
-            )
-        if key == "naive":
-            job = jobs[system.label]
-            job.rounds = min(options.rounds, naive_rounds(batch, options.naive_rounds))
-            job.warm_up = min(NAIVE_WARM_UP, options.tokens)
-    return jobs
-
-
-def measure(
-    jobs: Jobs,
-    workers: Workers,
-    rng: random.Random,
-    title: str,
-    say: Say,
-    warm: bool = True,
-) -> list[str]:
-    """Warm up each job, then time them in rounds; says what was wrong with their results."""
-    problems: list[str] = []
-
-    def run(job: Job, tokens: int) -> dict[str, Any]:
-        reply = workers.get(job.system.family).ask(
-            "run",
-            mode=job.system.mode,
-            prompts=job.prompts,
-            tokens=tokens,
-            adapters=job.adapters,
-        )
-        problems.extend(job.compare(reply["tokens"], tokens))
-        return reply
-
-    for job in jobs.values() if warm else ():
-        run(job, job.warm_up)
-        say(f"{title}, {job.label}: warm")
-    rounds = max(job.rounds for job in jobs.values())
-    for index in range(rounds):
-        order = [job for job in jobs.values() if index < job.rounds]
-        rng.shuffle(order)
-        for job in order:
-            job.record(run(job, job.tokens))
-            say(f"{title}, {job.label}: round {index + 1} of {job.rounds}")
-    return [f"{title}: {problem}" for problem in dict.fromkeys(problems)]
-
-
-def check_equal(
-    title: str, a: Job, b: Job, gap: Callable[[str, list[int], list[int]], float]
-) -> tuple[list[str], list[str]]:
-    """Compare the tokens of two systems, each up to the first that rounding decided.
-
-    Args:
-        title: What is compared, for messages.
-        a: One system.
-        b: Another, on the same prompts.
-        gap: Gives for a mode, the text so far and two tokens, how far the worse one's score is
-            behind the best score.
-
-    Returns:
-        What is wrong, and the ties.
-    """
-    problems: list[str] = []
-    ties: list[str] = []
-    for index, prompt in enumerate(a.prompts):
-        left, right = a.output[index], b.output[index]
-        at = first_difference(left, right)
-        if at is None:
-            continue
-        behind = gap(a.system.mode, [*prompt, *left[:at]], [left[at], right[at]])
-        text = (
-            f"{title}: {b.label} and {a.label} part at token {at + 1} of request {index + 1}, "
-            f"{left[at]} or {right[at]}, {behind:.1e} apart"
-        )
-        (ties if behind <= TIE else problems).append(text)
-    return problems, ties
-
-
-def check_batch(
-    dtype: str, batch: int, jobs: Jobs, gap: Callable[[str, list[int], list[int]], float]
-) -> tuple[list[str], list[str]]:
-    """The pairs of ``EQUAL`` at one batch size: what is wrong, and what is worth telling."""
-    problems, notes, shares = [], [], []
-    title = f"{dtype}, batch {batch}"
-    for left, right in EQUAL:
-        a, b = (jobs.get(SYSTEMS[key].label) for key in (left, right))
-        if a is None or b is None:
-            continue
-        if dtype == "float32":
-            wrong, ties = check_equal(title, a, b, gap)
-            problems += wrong
-            notes += [f"tie: {tie}" for tie in ties]
-        shares.append(f"{agreement(a.output, b.output):.1%} of {b.label} and {a.label}")
-    if shares:
-        notes.append(f"{title}: equal tokens: {', '.join(shares)}")
-    return problems, notes
-
-
-def targets(batch: int, jobs: Jobs) -> list[Target]:
-    """What is aimed at for one dtype and batch size, as far as it was measured."""
-    found: list[Target] = []
-
-    def add(
-        over: str, under: str, limit: float | None, text: str = "", at_least: bool = False
-    ) -> None:
-        a, b = jobs.get(over), jobs.get(under)
-        if a is not None and b is not None:
-            values = ratios(a.seconds, b.seconds)
-            found.append(Target(text or f"{over} / {under}, seconds", values, limit, at_least))
-
-    base, adapter, cold = (SYSTEMS[key].label for key in ("base", "adapter", "cold"))
-    add(cold, REFERENCE, 0.5)
-    add(cold, DOUBLED, 1.2, f"{cold} / stock base at batch {2 * batch}, seconds")
-    add(adapter, base, 1.15)
-    add(base, SYSTEMS["stock-lora-base"].label, 1.0)
-    add(adapter, REFERENCE, 1.0)
-    # Equal numbers of tokens: the quotient of the rates is the inverse quotient of the times.
-    naive = SYSTEMS["naive"].label
-    limits = {1: 5.0, 8: 4.0}
-    add(naive, cold, limits.get(batch), f"{cold} / {naive}, tokens per second", at_least=True)
-    return found
-
-
-def make_table(*columns: str, left: int = 1) -> Any:
-    """A table that is narrow and readable when piped; the first columns are texts."""
-    from rich.box import SIMPLE
-    from rich.table import Table as RichTable
-
-    table = RichTable(box=SIMPLE, show_edge=False, pad_edge=False, collapse_padding=True)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index < left else "right", no_wrap=True)
-    return table
-
-
-def show_speeds(console: Any, table: Table) -> None:
-    """The one table: all systems, batches and dtypes."""
-    shown = make_table("system", "seconds", "TTFT, ms", "TPOT, ms", "tok/s", "time ratio")
-    for (dtype, batch), jobs in table.items():
-        shown.add_row(f"{dtype} batch {batch}", style="bold")
-        reference = jobs.get(REFERENCE)
-        for job in jobs.values():
-            rate = len(job.prompts) * job.tokens / statistics.median(job.seconds)
-            shown.add_row(
-                job.label,
-                spread_text(job.seconds),
-                spread_text(job.ttft, 1e3),
-                spread_text(job.tpot, 1e3),
-                short(rate),
-                ratio_text(ratios(job.seconds, reference.seconds) if reference else []),
-            )
-        shown.add_section()
-    console.print(shown)
-    console.print(
-        "median (20th-80th percentile) over the rounds; seconds and generated tokens per second of "
-        f"the whole batch; the time ratio is to {REFERENCE} of the same round. Stock LoRA base and "
-        f"stock adapter are one engine, as are the plugin's three; {DOUBLED}: at twice the batch.",
-        style="dim",
-        highlight=False,
-    )
-
-
-def show_targets(console: Any, table: Table) -> None:
-    """Each target with its measured ratio, and met or missed."""
-    shown = make_table("dtype", "batch", "ratio", "measured", "target", "", left=3)
-    for (dtype, batch), jobs in table.items():
-        for target in targets(batch, jobs):
-            sign = ">=" if target.at_least else "<="
-            limit = "" if target.limit is None else f"{sign} {target.limit:g}"
-            style = {"met": "green", "missed": "bold red"}.get(target.verdict, "dim")
-            shown.add_row(
-                dtype, str(batch), target.text, ratio_text(target.values), limit,
-                f"[{style}]{target.verdict}[/{style}]",
-            )  # fmt: skip
-        shown.add_section()
-    if shown.row_count:
-        console.print("\nTargets", style="bold")
-        console.print(shown)
-        console.print(
-            "the median decides, rounded as printed; the paper (arXiv 2505.14620) reports 0.72 for "
-            f"CoLD / adapter greedy, with its kernels on an Ascend NPU, where {0.5:g} is aimed at "
-            "here",
-            style="dim",
-            highlight=False,
-        )
-
-
-def show_memory(console: Any, findings: Findings) -> None:
-    """Peak memory of the workers, and KV blocks of a request."""
-    peaks, table = findings.peaks, findings.table
-    console.print("\nMemory", style="bold")
-    shown = make_table("worker", *(f"{dtype}, GiB" for dtype in peaks))
-    for family in dict.fromkeys(name for each in peaks.values() for name in each):
-        cells = [peaks[dtype].get(family) for dtype in peaks]
-        shown.add_row(family, *("-" if not n else f"{n / 2**30:.2f}" for n in cells))
-    console.print(shown)
-    reserved = ", ".join(f"{n} GiB in {dtype}" for dtype, n in findings.gib.items())
-    console.print(
-        "the most memory a process had resident (VmHWM): libraries, model (naive: two copies) and "
-        f"KV cache, as far as it was touched; an engine's KV cache is {reserved}",
-        style="dim",
-        highlight=False,
-    )
-    shown = make_table("batch", *(SYSTEMS[key].label for key in GROWING))
-    dtype = next(iter(table))[0]  # the same in all
-    for (name, batch), jobs in table.items():
-        if name == dtype:
-            chosen = [jobs.get(SYSTEMS[key].label) for key in GROWING]
-            shown.add_row(str(batch), *map(blocks_text, chosen))
-    console.print("\nKV blocks per request", style="bold")
-    console.print(shown)
-
-
-def blocks_text(job: Job | None) -> str:
-    """KV blocks per request at a job's fullest moment."""
-    if job is None or job.blocks is None:
-        return "-"
-    return f"{job.blocks / len(job.prompts):.2f}"
-
-
-def show_growth(console: Any, dtype: str, findings: Findings) -> None:
-    """How times grow with the number of adapters, and with the prompt."""
-    labels = [SYSTEMS[key].label for key in GROWING]
-    for title, unit, rows, pick in (
-        ("adapters in the batch", "seconds", findings.by_adapters, lambda job: job.seconds),
-        (
-            "prompt tokens",
-            "TTFT in ms",
-            findings.by_length,
-            lambda job: [1e3 * x for x in job.ttft],
-        ),
-    ):
-        if not rows:
-            continue
-        some = next(iter(next(iter(rows.values())).values()))
-        console.print(f"\nGrowth with {title}: {unit}", style="bold")
-        shown = make_table(title.split()[0], *labels, "plugin / stock", "CoLD / stock")
-        for number, jobs in rows.items():
-            times = [pick(jobs[label]) if label in jobs else [] for label in labels]
-            shown.add_row(
-                str(number),
-                *map(spread_text, times),
-                *(ratio_text(ratios(each, times[0])) for each in times[1:]),
-            )
-        console.print(shown)
-        console.print(
-            f"{dtype}, {len(some.prompts)} requests, {some.tokens} tokens each, "
-            f"{some.rounds} round{'s' * (some.rounds > 1)}",
-            style="dim",
-            highlight=False,
-        )
-    if findings.by_length:
-        console.print("\nKV blocks per request", style="bold")
-        shown = make_table("prompt tokens", *labels)
-        for number, jobs in findings.by_length.items():
-            shown.add_row(str(number), *(blocks_text(jobs.get(label)) for label in labels))
-        console.print(shown)
-
-
-def as_json(job: Job) -> dict[str, Any]:
-    """A job's measurements for a file: times in seconds, one entry for each round."""
-    return {
-        "system": job.label,
-        "requests": len(job.prompts),
-        "prompt_tokens": [len(prompt) for prompt in job.prompts],
-        "tokens": job.tokens,
-        "adapters": job.adapters,
-        "seconds": job.seconds,
-        "ttft": job.ttft,
-        "tpot": job.tpot,
-        "blocks": job.blocks,
-    }
-
-
-def machine() -> str:
-    """Versions and processor."""
-    names = ("vllm-cold", "torch", "transformers", "peft")
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
-    from vllm_cold.vllm.versions import vllm_version
-
-    return (
-        f"vllm {vllm_version()}, {versions}, Python {platform.python_version()}\n"
-        f"CPU: {cpu_model()}, {os.cpu_count()} logical"
-    )
-
-
-def load() -> str:
-    """The machine's load average."""
-    return f"load average (1, 5, 15 minutes): {', '.join(f'{x:.1f}' for x in os.getloadavg())}"
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options, with the defaults of ``--quick`` where it is given."""
+    """The options, with the defaults of ``--quick`` and ``--one-engine`` where they are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=positive, nargs="+", metavar="N")
-    parser.add_argument("--dtype", choices=DTYPES, nargs="+", default=list(DTYPES))
+    parser.add_argument("--dtype", choices=DTYPES, nargs="+")
     parser.add_argument("--tokens", type=positive, help="generated by each request, 2 or more")
     parser.add_argument("--rounds", type=positive)
     parser.add_argument(
         "--naive-rounds", type=positive, help="of the naive loop; one at batch 32 or more"
     )
-    parser.add_argument("--rank", type=int, choices=RANKS, default=16, help="of the adapter")
-    parser.add_argument("--systems", choices=SYSTEMS, nargs="+", default=list(SYSTEMS))
+    parser.add_argument("--rank", type=int, choices=RANKS, help="of the adapter")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--systems", choices=SYSTEMS, nargs="+")
+    which.add_argument(
+        "--one-engine", action="store_true", help="base, adapter and CoLD in one engine, no stock"
+    )
     parser.add_argument("--skip-naive", action="store_true")
     parser.add_argument("--skip-growth", action="store_true", help="only the table, not its growth")
     parser.add_argument("--quick", action="store_true", help="a trial of a few minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all measurements")
     options = parser.parse_args(arguments)
-    for name, value in (QUICK if options.quick else FULL).items():
+    options.skip_growth |= options.one_engine
+    defaults = FULL | (ONE_ENGINE if options.one_engine else {}) | (QUICK if options.quick else {})
+    for name, value in defaults.items():
         if getattr(options, name, None) is None:
             setattr(options, name, value)
     if options.tokens < 2:
@@ -775,150 +110,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if options.json is not None and not options.json.resolve().parent.is_dir():
         parser.error(f"--json {options.json}: must be a file in a folder that exists")
     return options
-
-
-def grow(
-    options: argparse.Namespace,
-    prompts: Sequence[list[int]],
-    workers: Workers,
-    more_adapters: Workers,
-    rng: random.Random,
-    say: Say,
-    findings: Findings,
-) -> None:
-    """Time longer prompts, then 1, 2, ... adapters in a batch; ends both groups of workers."""
-    systems = [SYSTEMS[key] for key in GROWING if key in options.systems]
-    rounds = min(options.rounds, GROWTH_ROUNDS)
-    if not systems:
-        return
-    for length in options.lengths:
-        long = lengthen(prompts, GROWTH_BATCH, length)
-        # Two tokens: with one, a request would end, and free its blocks, in its first step.
-        jobs = {s.label: Job(s, s.label, long, 2, rounds, 2) for s in systems}
-        findings.by_length[length] = jobs
-        findings.wrong += measure(jobs, workers, rng, f"growth, {length} prompt tokens", say)
-    # They would only take memory now.
-    workers.close()
-    batch = list(prompts[: max(options.adapters)])
-    with more_adapters:
-        for count in options.adapters:
-            jobs = {
-                s.label: Job(s, s.label, batch, options.tokens, rounds, options.tokens, count)
-                for s in systems
-            }
-            findings.by_adapters[count] = jobs
-            title = f"growth, {count} adapter{'s' * (count > 1)}"
-            findings.wrong += measure(jobs, more_adapters, rng, title, say)
-
-
-def run_dtype(
-    options: argparse.Namespace,
-    prompts: Sequence[list[int]],
-    workers: Workers,
-    dtype: str,
-    rng: random.Random,
-    say: Say,
-    findings: Findings,
-) -> None:
-    """Start the workers of a dtype, time them at all batch sizes, and check what they gave."""
-    for key in options.systems:
-        workers.get(SYSTEMS[key].family)
-    findings.facts[dtype] = {name: w.facts for name, w in workers.running.items()}
-
-    def gap(mode: str, prompt: list[int], choices: list[int]) -> float:
-        reply = workers.get("naive").ask("gap", mode=mode, prompt=prompt, choices=choices)
-        return float(reply["gap"])
-
-    for batch in options.batch:
-        jobs = make_jobs(options.systems, prompts, batch, options)
-        findings.table[dtype, batch] = jobs
-        wrong = measure(jobs, workers, rng, f"{dtype}, batch {batch}", say)
-        if not wrong:
-            wrong, notes = check_batch(dtype, batch, jobs, gap)
-            findings.notes += notes
-        findings.wrong += wrong
-    findings.peaks[dtype] = {name: w.peak for name, w in workers.running.items()}
-    findings.busy |= {
-        f"{name} in {dtype}": w.idle[1] / w.idle[0]
-        for name, w in workers.running.items()
-        if w.idle[0] > 0
-    }
-
-
-def collect(
-    options: argparse.Namespace, model: Path, prompts: Sequence[list[int]], say: Say
-) -> Findings:
-    """Measure everything, one dtype after the other; stops after one with wrong results."""
-    lengths = [] if options.skip_growth else options.lengths
-    adapters = 0 if options.skip_growth else max(options.adapters)
-    streams = 2 * max(options.batch[-1], adapters)  # a CoLD request has two
-    longest = max(map(len, prompts)) + options.tokens
-    loads = [(streams, longest), *((2 * GROWTH_BATCH, n + 2) for n in lengths)]
-    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    findings = Findings(
-        gib={dtype: kv_gib(config, DTYPES[dtype], loads) for dtype in options.dtype}
-    )
-    rng = random.Random(0)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        widen(ADAPTERS / TASK, folder / "adapter", options.rank)
-        for dtype in options.dtype:
-            if findings.wrong:
-                break
-            settings: dict[str, Any] = {
-                "model": str(model),
-                "adapter": str(folder / "adapter"),
-                "dtype": dtype,
-                "rank": options.rank,
-                "max_loras": 1,
-                "max_model_len": max(512, longest, *(n + 2 for n in lengths)),
-                "max_num_seqs": max(streams, 2 * GROWTH_BATCH),
-            }
-            with Workers(settings, findings.gib[dtype], folder, say) as workers:
-                run_dtype(options, prompts, workers, dtype, rng, say, findings)
-                # Last, because its longer prompts need more memory.
-                if lengths and dtype == options.dtype[-1] and not findings.wrong:
-                    settings["max_loras"] = adapters
-                    wide = Workers(dict(settings), findings.gib[dtype], folder, say)
-                    grow(options, prompts, workers, wide, rng, say, findings)
-    return findings
-
-
-def content(findings: Findings) -> dict[str, Any]:
-    """Everything for a file; only the problems if results are wrong."""
-    if findings.wrong:
-        return {"problems": findings.wrong}
-    return {
-        "machine": machine().splitlines(),
-        "load average after": os.getloadavg(),
-        "workers": findings.facts,
-        "checks": findings.notes,
-        "idle share of a core": findings.busy,
-        "runs": [
-            {"dtype": dtype, "batch": batch, **as_json(job)}
-            for (dtype, batch), jobs in findings.table.items()
-            for job in jobs.values()
-        ],
-        "targets": [
-            {
-                "dtype": dtype,
-                "batch": batch,
-                "ratio": target.text,
-                "rounds": target.values,
-                "limit": target.limit,
-                "verdict": target.verdict,
-            }
-            for (dtype, batch), jobs in findings.table.items()
-            for target in targets(batch, jobs)
-        ],
-        "peak bytes": findings.peaks,
-        "growth with adapters": [
-            as_json(job) for jobs in findings.by_adapters.values() for job in jobs.values()
-        ],
-        "growth with prompts": [
-            as_json(job) for jobs in findings.by_length.values() for job in jobs.values()
-        ],
-    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -943,9 +134,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def tell(text: str, **style: Any) -> None:
         console.print(text, highlight=False, soft_wrap=True, markup=False, **style)
 
+    def speeds(findings: Findings) -> None:
+        tell("checked: repeated runs gave equal tokens")
+        for note in findings.notes:
+            tell(f"checked: {note}")
+        worst = max(findings.busy.values(), default=0.0)
+        tell(f"checked: idle workers used at most {worst:.1%} of a core")
+        for name, share in findings.busy.items():
+            if share > BUSY:
+                tell(f"{name} used {share:.0%} of a core while idle: it slowed the others",
+                     style="red")  # fmt: skip
+        console.print()
+        show.show_speeds(console, findings.table)
+        show.show_targets(console, findings.table)
+        show.show_memory(console, findings)
+        show.show_growth(console, options.dtype[-1], findings)
+
     path = model_path()
-    tell(machine())
-    tell(load() + " before; times mean little where other programs want the same cores")
+    tell(show.machine())
+    tell(show.load() + " before; times mean little where other programs want the same cores")
     tell(
         f"adapter {TASK} at rank {options.rank}, CoLD with alpha {ALPHA} and beta {BETA}, "
         f"{options.tokens} tokens per request, {options.rounds} timed after one to warm up"
@@ -958,30 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     findings = collect(options, path, prompts, say)
     if options.json is not None:
-        options.json.write_text(json.dumps(content(findings), indent=1) + "\n")
+        options.json.write_text(json.dumps(show.content(findings), indent=1) + "\n")
     for dtype, workers in findings.facts.items():
         for family, facts in workers.items():
             tell(f"{dtype}, {family}: {', '.join(f'{k} {v}' for k, v in facts.items())}")
-    tell(load() + " after")
-    if findings.wrong:
-        tell("No speeds are shown, because results are wrong:", style="bold red")
-        for problem in findings.wrong:
-            tell(f"  {problem}")
-        return 1
-    tell("checked: repeated runs gave equal tokens")
-    for note in findings.notes:
-        tell(f"checked: {note}")
-    worst = max(findings.busy.values(), default=0.0)
-    tell(f"checked: idle workers used at most {worst:.1%} of a core")
-    for name, share in findings.busy.items():
-        if share > BUSY:
-            tell(f"{name} used {share:.0%} of a core while idle: it slowed the others", style="red")
-    console.print()
-    show_speeds(console, findings.table)
-    show_targets(console, findings.table)
-    show_memory(console, findings)
-    show_growth(console, options.dtype[-1], findings)
-    return 0
+    tell(show.load() + " after")
+    return show_if_right(findings.wrong, lambda: speeds(findings))
 
 
 if __name__ == "__main__":

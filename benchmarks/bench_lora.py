@@ -10,7 +10,7 @@ product of the layer that the adapter belongs to, as vLLM computes it (oneDNN wi
 where vLLM has it). Layers have SmolLM2-135M's sizes. Each call takes the next of several copies of
 the weights, which together exceed the last cache, as in a model whose weights pass by in every
 step. All systems run in each round, in an order shuffled anew, and are compared within the round.
-Before that each result is compared with float64; with one wrong, no speed is printed.
+Before the first of them every result is compared with float64; with one wrong, no speed is printed.
 
 "share" is how much of what this machine can do is reached: the time that the least traffic (weights
 and inputs read once, outputs read and written once) takes at the bandwidth measured, or the
@@ -28,8 +28,16 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from benchmarks.bench_generate import cpu_model, positive, spread
-from benchmarks.bench_scoring import last_cache
+from benchmarks.rounds import (
+    cpu_cache,
+    cpu_model,
+    in_rounds,
+    positive,
+    ratios,
+    show_if_right,
+    spread,
+    spread_text,
+)
 from vllm_cold.cpu_lora import cpp_ops
 from vllm_cold.cpu_lora.fallback_ops import expand_add, group_rows, shrink
 
@@ -193,16 +201,17 @@ def systems(buffers: Buffers) -> dict[str, Call]:
     return made
 
 
-def check(buffers: Buffers, calls: dict[str, Call]) -> list[str]:
+def check(load: Workload) -> list[str]:
     """Which systems give wrong results."""
+    buffers = Buffers(load, 1)
     want, wrong = buffers.want(), []
     tolerance = TOLERANCE[buffers.y.dtype]
-    for name, call in calls.items():
+    for name, call in systems(buffers).items():
         if name != BASE:
             y = buffers.y.clone()
             call(y, 0)
             if not torch.allclose(y.double(), want, rtol=tolerance, atol=tolerance):
-                wrong.append(name)
+                wrong.append(f"{load}: wrong result of {name}")
     return wrong
 
 
@@ -219,26 +228,16 @@ def seconds(call: Call, y: Tensor, copies: int, at_least: float = 0.01) -> float
 
 
 def measure(load: Workload, copies: int, rounds: int, rng: random.Random) -> dict[str, list[float]]:
-    """Seconds a call by system, in order of the rounds.
-
-    Raises:
-        ArithmeticError: if a result is wrong; names the systems.
-    """
+    """Seconds a call by system, in order of the rounds."""
     buffers = Buffers(load, copies)
     calls = systems(buffers)
-    wrong = check(buffers, calls)
-    if wrong:
-        raise ArithmeticError(f"{load}: wrong result of {', '.join(wrong)}")
     y = buffers.y.clone()
     times: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
-    for name in order:
-        seconds(calls[name], y, copies, 0.0)
-    for _ in range(rounds):
-        rng.shuffle(order)
-        for name in order:
-            y.copy_(buffers.y)
-            times[name].append(seconds(calls[name], y, copies))
+    for call in calls.values():
+        seconds(call, y, copies, 0.0)
+    for _, name in in_rounds(calls, rounds, rng):
+        y.copy_(buffers.y)
+        times[name].append(seconds(calls[name], y, copies))
     return times
 
 
@@ -282,17 +281,15 @@ def copies_for(load: Workload, cache: int) -> int:
 
 def row(load: Workload, times: dict[str, list[float]], machine: Machine) -> list[str]:
     """A line of the table."""
-    taken = spread(times[CPP])
+    taken = times[CPP]
     cells = [
         *(load.layer, load.dtype, str(load.rank), str(load.adapters), str(load.rows)),
-        "{:.1f} ({:.1f}-{:.1f})".format(*(1e6 * value for value in taken)),
-        f"{machine.share(load, taken[0]):.2f}",
+        spread_text(taken, "{:.1f}".format, 1e6),
+        f"{machine.share(load, spread(taken)[0]):.2f}",
     ]
     for other in (STOCK, TORCH):
-        ratios = [a / b for a, b in zip(times.get(other, ()), times[CPP], strict=False)]
-        cells.append(f"{spread(ratios)[0]:.1f}" if ratios else "")
-    ratios = [a / b for a, b in zip(times[CPP], times.get(BASE, ()), strict=False)]
-    cells.append("{:.2f} ({:.2f}-{:.2f})".format(*spread(ratios)) if ratios else "")
+        cells.append(f"{spread(ratios(times[other], taken))[0]:.1f}" if other in times else "")
+    cells.append(spread_text(ratios(taken, times[BASE])) if BASE in times else "")
     return cells
 
 
@@ -314,27 +311,23 @@ def main(arguments: list[str] | None = None) -> int:
     if reason is not None:
         print(f"The C++ kernels cannot run here. {reason}")
         return 1
-    machine = Machine.measure(options.dtype)
-    rates = ", ".join(f"{2 * rate / 1e9:.0f} GFLOP/s in {n}" for n, rate in machine.rates.items())
     print(f"{cpu_model()}, {torch.get_num_threads()} threads, torch {torch.__version__}")
-    print(f"measured here: {machine.bandwidth / 1e9:.0f} GB/s read, {rates}")
-    print("cpp us: median (20th-80th percentile); ratios: medians within rounds")
-    print("| " + " | ".join(HEAD) + " |")
-    print("|" + "---|" * 2 + "--:|" * (len(HEAD) - 2))
-    rng, cache = random.Random(0), last_cache(torch.device("cpu"))
-    for layer, dtype, rank, adapters, rows in product(
-        options.layer, options.dtype, options.rank, options.adapters, options.rows
-    ):
-        if adapters > rows:
-            continue
-        load = Workload(layer, dtype, rank, adapters, rows)
-        try:
+    asked = product(options.layer, options.dtype, options.rank, options.adapters, options.rows)
+    loads = [load for load in (Workload(*each) for each in asked) if load.adapters <= load.rows]
+
+    def show() -> None:
+        machine = Machine.measure(options.dtype)
+        rates = (f"{2 * rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in machine.rates.items())
+        print(f"measured here: {machine.bandwidth / 1e9:.0f} GB/s read, {', '.join(rates)}")
+        print("cpp us: median (20th-80th percentile); ratios: medians within rounds")
+        print("| " + " | ".join(HEAD) + " |")
+        print("|" + "---|" * 2 + "--:|" * (len(HEAD) - 2))
+        rng, cache = random.Random(0), cpu_cache()
+        for load in loads:
             times = measure(load, copies_for(load, cache), options.rounds, rng)
-        except ArithmeticError as error:
-            print(f"No speed, because a result is wrong: {error}")
-            return 1
-        print("| " + " | ".join(row(load, times, machine)) + " |", flush=True)
-    return 0
+            print("| " + " | ".join(row(load, times, machine)) + " |", flush=True)
+
+    return show_if_right((problem for load in loads for problem in check(load)), show)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bench_generate import spread
+from benchmarks.rounds import in_rounds, positive, ratios, show_if_right, spread_text
 
 PROMPT, WARM_UP = 16, 20
 STOCK = "stock vLLM, plain requests"
+
+
+class WrongError(Exception):
+    """A step that did not give every sequence one token."""
 
 
 @dataclass
@@ -68,11 +72,12 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
     """CPU seconds per step.
 
     Raises:
-        RuntimeError: a step did not give every sequence one token.
+        WrongError: a step did not give every sequence one token.
     """
     from vllm.v1.outputs import ModelRunnerOutput
 
     from tests.scheduler.harness import Asked, Setup, make_hasher, make_request, make_scheduler
+    from vllm_cold.group.tally import Tally
 
     total = PROMPT + WARM_UP + steps + 2
     setup = Setup(
@@ -85,10 +90,15 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
     )
     scheduler: Any = make_scheduler(model, setup, system.classes)
     hasher = make_hasher(setup.block_size)
+    pairs: list[str] = []
     for number in range(system.rows // 2 if system.pairs else system.rows):
         prompt = [3 + number % 200] * PROMPT
         asked = Asked(prompt, steps + WARM_UP + 2, adapter=1, cold=system.pairs)
-        scheduler.add_request(make_request(f"r{number}", asked, hasher, float(number)))
+        request = make_request(f"r{number}", asked, hasher, float(number))
+        scheduler.add_request(request)
+        if system.pairs:
+            pairs.append(scheduler._pair_id(request))
+    figures = [[10] * len(pairs), [0] * len(pairs), [0] * len(pairs)]
     in_flight: deque[tuple[Any, Any]] = deque()
     seconds = 0.0
     gc.collect()
@@ -101,7 +111,7 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
             ids = list(output.num_scheduled_tokens)
             expected = system.rows * (PROMPT if step == 0 else 1)
             if len(ids) != system.rows or output.total_num_scheduled_tokens != expected:
-                raise RuntimeError(f"{system.name}: step {step} left requests out")
+                raise WrongError(f"{system.name}: step {step} left requests out")
             result = ModelRunnerOutput(
                 req_ids=ids,
                 req_id_to_index={r: i for i, r in enumerate(ids)},
@@ -110,6 +120,8 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
                 prompt_logprobs_dict={},
                 pooler_output=[],
             )
+            if pairs:  # what the worker tells of each
+                result.cold = [Tally(tuple(pairs), figures)]
             in_flight.append((output, result))
             if len(in_flight) > is_async:
                 started = time.process_time()
@@ -133,24 +145,23 @@ def show(console: Any, systems: Sequence[System], is_async: bool) -> None:
     for column in ("microseconds a step", "ratio to stock"):
         table.add_column(column, justify="right", no_wrap=True)
     for system in systems:
-        ratios = [a / b for a, b in zip(system.seconds, systems[0].seconds, strict=True)]
         requests = system.rows // 2 if system.pairs else system.rows
         table.add_row(
             f"{system.name} ({requests})",
-            "{:.0f} ({:.0f}-{:.0f})".format(*(1e6 * s for s in spread(system.seconds))),
-            "{:.3f} ({:.3f}-{:.3f})".format(*spread(ratios)),
+            spread_text(system.seconds, "{:.0f}".format, 1e6),
+            spread_text(ratios(system.seconds, systems[0].seconds), "{:.3f}".format),
         )
     console.print(table)
     console.print()
 
 
-def main() -> int:
-    """Measure, and print one table for each scheduler."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, and print one table for each scheduler; the exit status is 1 if a step was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument("--pairs", type=int, default=64, help="CoLD requests (default: 64)")
-    parser.add_argument("--steps", type=int, default=200, help="timed steps (default: 200)")
-    parser.add_argument("--rounds", type=int, default=9, help="rounds (default: 9)")
-    args = parser.parse_args()
+    parser.add_argument("--pairs", type=positive, default=64, help="CoLD requests (default: 64)")
+    parser.add_argument("--steps", type=positive, default=200, help="timed steps (default: 200)")
+    parser.add_argument("--rounds", type=positive, default=9, help="rounds (default: 9)")
+    args = parser.parse_args(arguments)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from rich.console import Console
@@ -160,20 +171,25 @@ def main() -> int:
     logging.disable(logging.WARNING)
     console = Console()
     rng = random.Random(0)
+    measured = {is_async: make_systems(2 * args.pairs) for is_async in (False, True)}
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         model = make_tiny_model(Path(folder) / "model")
-        for is_async in (False, True):
-            systems = make_systems(2 * args.pairs)
-            order = list(systems)
-            for _ in range(args.rounds):
-                rng.shuffle(order)
-                for system in order:
+        for is_async, systems in measured.items():
+            for _, system in in_rounds(systems, args.rounds, rng):
+                try:
                     system.seconds.append(decode(model, system, args.steps, is_async))
+                except WrongError as error:
+                    wrong.append(str(error))
+
+    def tables() -> None:
+        for is_async, systems in measured.items():
             show(console, systems, is_async)
-    console.print(
-        "median (20th-80th percentile) over the rounds; ratios within a round", style="dim"
-    )
-    return 0
+        console.print(
+            "median (20th-80th percentile) over the rounds; ratios within a round", style="dim"
+        )
+
+    return show_if_right(wrong, tables)
 
 
 if __name__ == "__main__":

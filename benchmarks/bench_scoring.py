@@ -21,16 +21,16 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from itertools import product
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.bench_generate import spread
+from benchmarks.rounds import cpu_cache, in_rounds, positive, ratios, show_if_right, spread
 from tests.ops.conformance import Case, check_dense, check_topk, make_case
-from vllm_cold.ops import registry, scoring_cpu, scoring_torch
+from vllm_cold.ops import registry, scoring_cpu
+from vllm_cold.ops.interface import Backend, Pairs
 
 FORMS = ("dense", "inplace", "top20")
 K = 20
@@ -53,7 +53,7 @@ class Workload:
     def bytes_moved(self) -> int:
         """What no implementation can avoid: each logit read, each score written, once."""
         logits = 2 * self.pairs * self.vocab * DTYPES[self.dtype].itemsize
-        rows_written = {"dense": 1, "inplace": 2, "top20": 0}[self.form]
+        rows_written = {"dense": 1, "inplace": 1, "top20": 0}[self.form]
         return logits + rows_written * self.pairs * self.vocab * 4
 
     def case(self) -> Case:
@@ -86,7 +86,8 @@ class Buffers:
         self.load = load
         self.pristine = there(case.logits)
         self.logits = [self.pristine.clone() for _ in range(copies)]
-        self.pairs = tuple(there(a) if isinstance(a, Tensor) else a for a in case.pairs)
+        given = (getattr(case.pairs, each.name) for each in fields(Pairs))
+        self.pairs = Pairs(*(there(a) if isinstance(a, Tensor) else a for a in given))
         shape = (load.pairs, load.vocab)
         self.out = [
             torch.full(shape, math.nan, device=device)
@@ -101,26 +102,25 @@ class Buffers:
             for logits in self.logits:
                 logits.copy_(self.pristine)
 
-    def score(self, backend: registry.Backend, copy: int) -> None:
+    def score(self, backend: Backend, copy: int) -> None:
         """One call of the backend."""
         if self.load.form == "top20":
-            backend.topk(self.logits[copy], *self.pairs, self.best, self.ids)
+            backend.topk(self.logits[copy], self.pairs, self.best, self.ids)
         else:
             out = self.out[copy] if self.load.form == "dense" else None
-            backend.scores(self.logits[copy], *self.pairs, out)
+            backend.scores(self.logits[copy], self.pairs, out, None)
 
 
-class CompiledTorch:
-    """Backend "torch" through torch.compile."""
+def compiled(backend: Backend) -> Backend:
+    """The same through torch.compile."""
+    return Backend(
+        backend.missing,
+        torch.compile(backend.scores, dynamic=False),
+        torch.compile(backend.topk, dynamic=False),
+    )
 
-    missing = staticmethod(scoring_torch.missing)
 
-    def __init__(self) -> None:
-        self.scores = torch.compile(scoring_torch.scores, dynamic=False)
-        self.topk = torch.compile(scoring_torch.topk, dynamic=False)
-
-
-def check(load: Workload, case: Case, backend: registry.Backend, device: torch.device) -> str:
+def check(load: Workload, case: Case, backend: Backend, device: torch.device) -> str:
     """What is wrong with the backend's result, an empty string if nothing is."""
     buffers = Buffers(load, case, device)
     try:
@@ -130,11 +130,12 @@ def check(load: Workload, case: Case, backend: registry.Backend, device: torch.d
         elif load.form == "inplace":
             logits = buffers.logits[0].cpu()
             check_dense(case, logits[case.expert_rows])
-            check_dense(case, logits[case.amateur_rows])
+            if not (logits[case.amateur_rows] < math.inf).all():
+                raise ValueError("an amateur's row cannot be sampled from")
         else:
             # The top-k is held to the backend's own scores, and these to the reference.
             dense = torch.full((load.pairs, load.vocab), math.nan, device=device)
-            backend.scores(buffers.logits[0], *buffers.pairs, dense)
+            backend.scores(buffers.logits[0], buffers.pairs, dense, None)
             check_dense(case, dense.cpu())
             check_topk(K, buffers.best.cpu(), buffers.ids.cpu(), dense.cpu())
     except Exception as error:  # whatever it is, it must not end in a speed
@@ -163,10 +164,7 @@ def last_cache(device: torch.device) -> int:
     """Bytes of the last cache before memory."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    caches = Path("/sys/devices/system/cpu/cpu0/cache")
-    sizes = [path.read_text().strip() for path in caches.glob("index*/size")]
-    return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=2**25)
+    return cpu_cache()
 
 
 def on_cpu(run: Callable[[], None]) -> Callable[[], float]:
@@ -208,10 +206,11 @@ def on_gpu(run: Callable[[], None], eager: bool) -> Callable[[], float]:
 def measure(
     load: Workload,
     case: Case,
-    backends: dict[str, registry.Backend],
+    backends: dict[str, Backend],
     results: dict[str, Result],
     device: torch.device,
     options: argparse.Namespace,
+    rng: random.Random,
 ) -> None:
     """Fill ``results[...].seconds``: of one call, by one pass over all copies."""
     copies = max(2, -(-4 * last_cache(device) // load.bytes_moved))
@@ -223,7 +222,7 @@ def measure(
         for one, other in zip(source, target, strict=True):
             other.copy_(one)
 
-    def scoring(backend: registry.Backend) -> Callable[[], None]:
+    def scoring(backend: Backend) -> Callable[[], None]:
         def score() -> None:
             for copy in range(copies):
                 buffers.score(backend, copy)
@@ -235,22 +234,17 @@ def measure(
         name: on_gpu(run, options.eager) if device.type == "cuda" else on_cpu(run)
         for name, run in systems.items()
     }
-    for turn in range(options.rounds + 2):  # two to warm up
-        for name in random.sample(sorted(runs), len(runs)):
-            buffers.restore()
-            seconds = runs[name]() / copies
-            if turn >= 2:
-                results[name].seconds.append(seconds)
+    for turn, name in in_rounds(runs, options.rounds + 2, rng):  # two to warm up
+        buffers.restore()
+        seconds = runs[name]() / copies
+        if turn >= 2:
+            results[name].seconds.append(seconds)
 
 
 def table(results: Sequence[Result]) -> str:
     """Times, bytes per second, and speeds relative to the copy's and to torch's, compared within
-    rounds; or what is wrong, and no times at all.
+    rounds.
     """
-    wrong = [r for r in results if r.wrong]
-    if wrong:
-        lines = [f"WRONG {r.load}: {r.system}: {r.wrong}" for r in wrong]
-        return "\n".join([*lines, "No speeds: a result is wrong."])
     times = {(r.load, r.system): r.seconds for r in results}
     lines = [
         "                                          us                        share of the copy's"
@@ -269,7 +263,7 @@ def table(results: Sequence[Result]) -> str:
         for base in (COPY, EAGER, COMPILED):
             other = times.get((r.load, base))
             if other and base != r.system and r.system != COPY:
-                speed, low, high = spread([b / a for a, b in zip(r.seconds, other, strict=True)])
+                speed, low, high = spread(ratios(other, r.seconds))
                 line += f"  {speed:5.2f} ({low:.2f}-{high:.2f})"
         lines.append(line)
     return "\n".join(lines)
@@ -294,11 +288,11 @@ def describe(device: torch.device, backend: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure, print. Returns the exit status: 0 if every result is right."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8, 32, 128])
-    parser.add_argument("--vocab", type=int, nargs="+", default=[49152, 152064])
+    parser.add_argument("--pairs", type=positive, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--vocab", type=positive, nargs="+", default=[49152, 152064])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS))
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=positive, default=30)
     parser.add_argument("--alpha", type=float, default=0.1, help="1e-6: all valid, the worst case")
     parser.add_argument("--adaptive", action="store_true", help="every beta adapts itself")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -312,24 +306,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     backends = {name: registry.load(name)}
     backends[EAGER] = registry.load("torch")
     if not options.no_compile and not options.check_only:
-        backends[COMPILED] = CompiledTorch()
+        backends[COMPILED] = compiled(backends[EAGER])
     print(describe(device, name))
     results: list[Result] = []
+    rng = random.Random(0)
     for load in workloads(options):
         case = load.case()
         rows = {system: Result(load, system) for system in (COPY, *backends)}
         for system, backend in backends.items():
             rows[system].wrong = check(load, case, backend, device)
         if not options.check_only and not any(r.wrong for r in rows.values()):
-            measure(load, case, backends, rows, device, options)
+            measure(load, case, backends, rows, device, options, rng)
         results += rows.values()
         torch._dynamo.reset()
-    wrong = any(r.wrong for r in results)
-    if options.check_only and not wrong:
-        print(f"{len(results) - len({r.load for r in results})} results, all right")
-    else:
-        print(table(results))
-    return int(wrong)
+    checked = len(results) - len({r.load for r in results})  # less the copies
+    return show_if_right(
+        (f"{r.load}: {r.system}: {r.wrong}" for r in results if r.wrong),
+        lambda: print(f"{checked} results, all right" if options.check_only else table(results)),
+    )
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ Sends    nothing, and fetches nothing: no model, no hub. It writes vllm-cold-gpu
 First the Triton kernels are compared with a float64 reference, in float32, bfloat16 and float16,
 and the tokens of real engines, in float32, with those of a plain implementation without vLLM. What
 is wrong has no speed: if any of that is, nothing is measured.
+
+Long, because it is all that you need beside the installation: one file, no checkout.
 """
 
-# One file that needs no checkout. Each stage is a process of its own, started by this one, which
-# imports neither torch nor vLLM: a kernel that fails breaks the GPU for its process, an engine may
-# die or hang, and Triton's interpreter (--dry-run) is chosen when Triton is imported.
+# Each stage is a process of its own, started by this one, which imports neither torch nor vLLM: a
+# kernel that fails breaks the GPU for its process, an engine may die or hang, and Triton's
+# interpreter (--dry-run) is chosen when Triton is imported.
 
 from __future__ import annotations
 
@@ -48,7 +50,7 @@ if __name__ != "__main__" or sys.argv[1:2] == ["--stage"]:
     with suppress(Exception):  # stage_machine says what is missing
         import torch
 
-        from vllm_cold.ops import contrastive_scores, contrastive_topk
+        from vllm_cold.ops import Pairs, contrastive_scores, contrastive_topk
         from vllm_cold.ops.scoring_reference import pair_scores
 
 NAME = "vllm-cold-gpu-report"
@@ -60,7 +62,8 @@ INSTALL = (
 MEDIANS = (
     "Medians (20th to 80th percentile), ratios within a round. Scoring: as engines do it, in CUDA "
     "graphs, from a cold cache where the table says so. GB/s: both rows of a pair are read and "
-    "written once. Decoding: engine and caller are one process. Peaks: beyond what was allocated."
+    "the expert's is written once. Decoding: engine and caller are one process. Peaks: beyond what "
+    "was allocated."
 )
 MIB, GIB = 2**20, 2**30
 FREE_MEMORY, FREE_DISK = 8, 8  # GiB
@@ -290,24 +293,27 @@ def conform(case: Case, device: Any, backend: str = "triton", ks: Sequence[int] 
         need(torch.equal(counts[:, 2].cpu(), bad.long()), "NaN or +inf: not told of, or elsewhere")
         need(torch.equal(counts[~bad.to(device), :2].cpu(), right[~bad]), "wrong statistics")
 
-    contrastive_scores(logits, *args, out=dense, statistics=counts, **knobs)
+    contrastive_scores(logits, Pairs(*args), out=dense, statistics=counts, **knobs)
     scored, rows = dense.cpu(), case.logits[case.args[0]].float()
     check_scores(case, scored)
     changed = scored.argmax(1) != rows.argmax(1)
     right = torch.stack([(scored > -INF).sum(1), changed.long()], 1)
     check_counts()
     for k in ks:
-        check_best(scored, contrastive_topk(logits, *args, k=k, **knobs), k)
+        check_best(scored, contrastive_topk(logits, Pairs(*args), k=k, **knobs), k)
     need(torch.equal(bits(logits), bits(before)), "the input was written to")
     if logits.dtype != torch.float32:
         return
     counts.fill_(-7)
-    contrastive_scores(logits, *args, inplace=True, statistics=counts, **knobs)
-    for rows in args[:2]:
-        need(torch.equal(logits[rows], dense), "in place: not the same scores in both rows")
-        logits[rows] = before[rows]
+    contrastive_scores(logits, Pairs(*args), inplace=True, statistics=counts, **knobs)
+    experts, amateurs = args[:2]
+    need(torch.equal(logits[experts], dense), "in place: other scores than elsewhere")
+    need(bool((logits[amateurs] < INF).all()), "in place: an amateur cannot be sampled from")
+    logits[experts] = before[experts]
+    spoiled = amateurs[bad.to(device)]
+    logits[spoiled] = before[spoiled]
     check_counts()
-    need(torch.equal(bits(logits), bits(before)), "in place: rows of no pair were written to")
+    need(torch.equal(bits(logits), bits(before)), "in place: another row was written to")
 
 
 def stage_kernels(settings: Json, folder: Path) -> Json:
@@ -440,7 +446,7 @@ def copies_for(size: int, cache: int, hip: bool) -> tuple[int, bool]:
 def measure_scoring(adaptive: bool, vocab: int, pairs: int, rounds: int, cuda: bool) -> Json:
     """A row of the table, after a check of both backends on this very work."""
     case = usual_case(pairs, vocab, adaptive).to("cuda" if cuda else "cpu")
-    moved = pairs * vocab * 2 * (4 + 4)  # both rows, read and written
+    moved = pairs * vocab * (2 + 1) * 4  # both rows read, one written
     cache = torch.cuda.get_device_properties(0).L2_cache_size if cuda else 0
     count, cold = copies_for(case.logits.nbytes, cache, bool(torch.version.hip))
     copies = [case.logits.clone() for _ in range(count)]
@@ -448,8 +454,8 @@ def measure_scoring(adaptive: bool, vocab: int, pairs: int, rounds: int, cuda: b
     def score(backend: str, *rows: Any) -> None:
         for logits in rows:
             counts = torch.empty(pairs, 3, dtype=torch.int64, device=logits.device)
-            contrastive_scores(logits, *case.args, inplace=True, statistics=counts, check=False,
-                               backend=backend)  # fmt: skip
+            contrastive_scores(logits, Pairs(*case.args), inplace=True, statistics=counts,
+                               check=False, backend=backend)  # fmt: skip
 
     timers, peaks = {}, {}
     for backend in ("triton", "torch"):

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from vllm_cold.ops import scoring_triton
+from vllm_cold.ops import Pairs, scoring_triton
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -60,17 +60,17 @@ class Variant:
         rows = empty(pairs, dtype=torch.int64)
         caps = (rows, 1) if self.capped else (None, 0)
         adaptive = empty(pairs, dtype=torch.bool) if self.adaptive else None
-        arguments: tuple[Any, ...]
-        arguments = logits, rows, rows, empty(pairs), empty(pairs), *caps, adaptive
+        those = Pairs(rows, rows, empty(pairs), empty(pairs), *caps, adaptive)
+        backend = scoring_triton.BACKEND
         if self.outputs == "dense":
-            scoring_triton.scores(*arguments, empty(pairs, vocab))
+            backend.scores(logits, those, empty(pairs, vocab), None)
         elif self.outputs == "in place":
-            scoring_triton.scores(*arguments, None)
+            backend.scores(logits, those, None, None)
         elif self.outputs == "counted":  # in place too: the sampler's form
-            scoring_triton.scores(*arguments, None, empty(pairs, 3, dtype=torch.int64))
+            backend.scores(logits, those, None, empty(pairs, 3, dtype=torch.int64))
         else:
             k = int(self.outputs.removeprefix("top-"))
-            scoring_triton.topk(*arguments, empty(pairs, k), empty(pairs, k, dtype=torch.int64))
+            backend.topk(logits, those, empty(pairs, k), empty(pairs, k, dtype=torch.int64))
 
 
 def all_variants() -> Iterator[Variant]:

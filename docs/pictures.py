@@ -23,7 +23,7 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch, Patch
 
-from vllm_cold.ops import contrastive_scores
+from vllm_cold.ops import Pairs, contrastive_scores
 
 FOLDER = Path(__file__).with_name("pictures")
 
@@ -50,10 +50,12 @@ def toy_scores(alphas: list[float], betas: list[float]) -> torch.Tensor:
     pairs = len(alphas)
     return contrastive_scores(
         torch.tensor([E, A]),
-        torch.zeros(pairs, dtype=torch.int64),
-        torch.ones(pairs, dtype=torch.int64),
-        torch.tensor(alphas).log(),
-        torch.tensor(betas),
+        Pairs(
+            torch.zeros(pairs, dtype=torch.int64),
+            torch.ones(pairs, dtype=torch.int64),
+            torch.tensor(alphas).log(),
+            torch.tensor(betas),
+        ),
     )
 
 
@@ -191,8 +193,8 @@ def path() -> Any:
         ("front end", PLAIN, ("admission", "checks the request,\nwrites its settings")),
         ("engine core", EXPERT, ("scheduler", "adds the amateur,\ngives both their tokens")),
         ("worker", AMATEUR, ("forward pass", "two rows of one batch:\nwith and without adapter")),
-        ("worker", SCORE, ("logits processor", "writes the scores\nover both rows")),
-        ("worker", PLAIN, ("sampler", "picks the same token\nfor both")),
+        ("worker", SCORE, ("logits processor", "writes the scores over\nthe expert's row")),
+        ("worker", PLAIN, ("sampler", "picks a token; the\namateur is told it")),
     )
     width, gap = 1.62, 0.33
     for index, (process, colour, (title, text)) in enumerate(processes):

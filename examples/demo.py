@@ -14,10 +14,11 @@ import sys
 import time
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.method.settings import number
+from vllm_cold.method.settings import read
 
 ADAPTERS = Path(__file__).parent / "adapters"
 PROMPTS = {"sorting": 4, "orders": 2}
@@ -130,7 +131,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--alpha", type=float, default=0.1, help="plausibility threshold (0, 1]")
     parser.add_argument(
-        "--beta", type=number, default=0.5, help="contrast strength, >= 0, or adaptive"
+        "--beta",
+        type=partial(read, "beta"),
+        default=0.5,
+        help="contrast strength, >= 0, or adaptive",
     )
     arguments = parser.parse_args()
     quiet()

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared fixtures: the tiny model with its adapters, made once per run, and the naive reference."""
 
+import itertools
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,12 +45,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests recorded as "report": figures for whoever reads the log."""
+    """Print what tests recorded as "report", figures for whoever reads the log, and which files
+    take longest.
+    """
     passed = terminalreporter.stats.get("passed", [])
     lines = [text for test in passed for name, text in test.user_properties if name == "report"]
     if lines:
         terminalreporter.section("reports")
         terminalreporter.write_line("\n".join(lines))
+    seconds: Counter[str] = Counter()
+    for report in itertools.chain(*terminalreporter.stats.values()):
+        if isinstance(report, pytest.TestReport):  # of a setup, a test or a teardown
+            seconds[report.location[0]] += report.duration
+    slowest = [f"{time:7.1f} s  {file}" for file, time in seconds.most_common(10) if time >= 1]
+    if slowest:
+        terminalreporter.section("slowest files")
+        terminalreporter.write_line("\n".join(slowest))
 
 
 @pytest.fixture(scope="session")

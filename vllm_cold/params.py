@@ -6,7 +6,7 @@ from typing import Any, Literal
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
-from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA, ColdSettings
+from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA, KNOBS, ColdSettings
 from vllm_cold.vllm import availability
 
 
@@ -57,7 +57,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     def settings(self) -> ColdSettings:
         """The method's knobs, checked (fields may have been assigned after construction)."""
-        return ColdSettings(self.alpha, self.beta, self.expert_top_k, self.beta_max)
+        return ColdSettings(**{name: getattr(self, name) for name in KNOBS})
 
     def verify(self, *args: Any, **kwargs: Any) -> None:
         """Called by vLLM at admission. Refuses to run where the plugin is not active, because
@@ -67,9 +67,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         super().verify(*args, **kwargs)
 
     def __repr__(self) -> str:
-        cold = (
-            f"alpha={self.alpha}, beta={self.beta!r}, beta_max={self.beta_max}, "
-            f"expert_top_k={self.expert_top_k}, "
-            f"amateur={self.amateur and self.amateur.lora_name!r}"
-        )
-        return f"ColdParams({cold}, {super().__repr__().removeprefix('SamplingParams(')}"
+        knobs = ", ".join(f"{name}={getattr(self, name)!r}" for name in KNOBS)
+        amateur = self.amateur and self.amateur.lora_name
+        rest = super().__repr__().removeprefix("SamplingParams(")
+        return f"ColdParams({knobs}, amateur={amateur!r}, {rest}"

@@ -7,7 +7,7 @@
 // segments (contrastive_scoring.h), a segment into tiles of kTile float32 values:
 //
 //   K1  maxima    each expert segment's maximum                          -> workspace
-//   K2  scores    threshold, scores                                      -> out, or both rows
+//   K2  scores    threshold, scores                                      -> out, or the expert's row
 //       topk      threshold, scores, the segment's best 64, sorted       -> workspace
 //   K3  merge     the best k of a pair's sorted lists                    -> scores, ids
 //       total     what scores counted in a pair's segments               -> statistics
@@ -426,10 +426,31 @@ public:
             beta_ = 0.0f;  // NaN, if a row of an adaptive pair holds any
         }
         threshold_ = Threshold(pair);
-        start_ = pairs_.work.Begin(item);
+        begin_ = pairs_.work.Begin(item);
         end_ = pairs_.work.End(item);
+        start_ = begin_;
         guard_.Reset();
         Load(start_);
+    }
+    // The same segment of the amateur alone: its first tile, the one at Position(), and the next.
+    __aicore__ inline void StartAmateur()
+    {
+        start_ = begin_;
+        guard_.Reset();
+        amateur_.Load(amateurRow_, start_, Count());
+    }
+    __aicore__ inline LocalTensor<float> TakeAmateur()
+    {
+        if (end_ - start_ > kTile) {
+            const uint32_t next = start_ + kTile;
+            amateur_.Load(amateurRow_, next, Least(kTile, end_ - next));
+        }
+        return amateur_.Take(Count());
+    }
+    __aicore__ inline void NextAmateur()
+    {
+        amateur_.Release();
+        start_ += Count();
     }
     __aicore__ inline bool Done() const
     {
@@ -463,7 +484,7 @@ public:
     {
         constexpr int32_t count = kTile;
         // What is not finite in the amateur's row is no penalty.
-        scratch_.Choose(amateur, guard_.WatchFinite(amateur), amateur, 0.0f);
+        Finite(amateur, amateur);
         AscendC::Sub(amateur, expert, amateur, count);
         PipeBarrier<PIPE_V>();
         Saturate(amateur);
@@ -475,6 +496,11 @@ public:
         const LocalTensor<uint8_t> valid =
             scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GE);
         scratch_.Choose(scores, valid, amateur, kNegInf);
+    }
+    // What is not finite becomes 0; `to` may be the same tile.
+    __aicore__ inline void Finite(const LocalTensor<float>& to, const LocalTensor<float>& from)
+    {
+        scratch_.Choose(to, guard_.WatchFinite(from), from, 0.0f);
     }
     // Ends with the tile at Position().
     __aicore__ inline void Next()
@@ -556,6 +582,7 @@ private:
     float beta_;
     float threshold_;
     bool expertGood_;
+    uint32_t begin_;
     uint32_t start_;
     uint32_t end_;
 };
@@ -720,7 +747,8 @@ private:
     TQue<TPosition::VECOUT, 1> words_;
 };
 
-// K2, dense: to `out`, or over both rows of a pair if that is null.
+// K2, dense: to `out`, or over the expert's row of a pair if that is null. Then what is not finite in
+// the amateur's row of a pair with NaN or +inf becomes 0, so that it can be sampled from.
 template <typename T>
 class Scores {
 public:
@@ -738,10 +766,7 @@ public:
         for (uint64_t item = AscendC::GetBlockIdx(); item < pairs.work.Items();
              item += AscendC::GetBlockNum()) {
             const uint32_t pair = static_cast<uint32_t>(item / pairs.work.segments);
-            GlobalTensor<float> first;
-            GlobalTensor<float> second;
-            Targets(pairs, pair, out, outStride, first, second);
-            const bool both = first.GetPhyAddr() != second.GetPhyAddr();
+            GlobalTensor<float> to = Target(pairs, pair, out, outStride);
             if (pairs.counts) {
                 counter_.Reset(pairs.work.Begin(item));
             }
@@ -758,14 +783,20 @@ public:
                 scores = tiles_.DeQue<float>();
                 const uint32_t bytes = scorer_.Count() * static_cast<uint32_t>(sizeof(float));
                 const DataCopyExtParams params(1, bytes, 0, 0, 0);
-                AscendC::DataCopyPad(first[scorer_.Position()], scores, params);
-                if (both) {
-                    AscendC::DataCopyPad(second[scorer_.Position()], scores, params);
-                }
+                AscendC::DataCopyPad(to[scorer_.Position()], scores, params);
                 tiles_.FreeTensor(scores);
             }
+            if (!pairs.counts && out != nullptr) {
+                continue;
+            }
+            const bool notFinite = scorer_.NotFinite();
+            if constexpr (sizeof(T) == sizeof(float)) {
+                if (notFinite && out == nullptr) {
+                    MakeSamplable(pairs.logits.Row(pairs.amateurRows, pair));
+                }
+            }
             if (pairs.counts) {
-                const Count count = counter_.Result(scorer_.NotFinite());
+                const Count count = counter_.Result(notFinite);
                 if (pairs.work.segments == 1) {
                     writer_.WriteStatistics(count, counted, pair);
                 } else {
@@ -776,17 +807,31 @@ public:
     }
 
 private:
-    __aicore__ inline void Targets(
-        const Pairs<T>& pairs, uint32_t pair, GM_ADDR out, uint64_t outStride,
-        GlobalTensor<float>& first, GlobalTensor<float>& second)
+    __aicore__ inline GlobalTensor<float> Target(
+        const Pairs<T>& pairs, uint32_t pair, GM_ADDR out, uint64_t outStride)
     {
+        GlobalTensor<float> to;
         if (out != nullptr) {
-            first.SetGlobalBuffer(
+            to.SetGlobalBuffer(
                 reinterpret_cast<__gm__ float*>(out) + pair * outStride, pairs.work.vocab);
-            second = first;
         } else if constexpr (sizeof(T) == sizeof(float)) {
-            first = pairs.logits.Row(pairs.expertRows, pair);
-            second = pairs.logits.Row(pairs.amateurRows, pair);
+            to = pairs.logits.Row(pairs.expertRows, pair);
+        }
+        return to;
+    }
+    // The segment once more, of the amateur alone.
+    __aicore__ inline void MakeSamplable(const GlobalTensor<float>& amateur)
+    {
+        for (scorer_.StartAmateur(); !scorer_.Done(); scorer_.NextAmateur()) {
+            const LocalTensor<float> found = scorer_.TakeAmateur();
+            LocalTensor<float> mended = tiles_.AllocTensor<float>();
+            scorer_.Finite(mended, found);
+            tiles_.EnQue(mended);
+            mended = tiles_.DeQue<float>();
+            const uint32_t bytes = scorer_.Count() * static_cast<uint32_t>(sizeof(float));
+            AscendC::DataCopyPad(
+                amateur[scorer_.Position()], mended, DataCopyExtParams(1, bytes, 0, 0, 0));
+            tiles_.FreeTensor(mended);
         }
     }
 

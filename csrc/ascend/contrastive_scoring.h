@@ -60,7 +60,7 @@ struct ScoringCall {
     uint8_t* maxima;         // workspace: plan.slotBytes
     uint8_t* counts;         // workspace: plan.slotBytes, or null without statistics (dense)
     uint8_t* lists;          // workspace: plan.listBytes (top-k)
-    uint8_t* out;            // [pairs, vocab] float32, row stride outStride; null: over both rows
+    uint8_t* out;            // [pairs, vocab] float32, row stride outStride; null: over the expert's row
     uint8_t* statistics;     // [pairs, 3] int64: valid, changed, not finite; or null (dense)
     uint8_t* outScores;      // [pairs, k] float32 (top-k)
     uint8_t* outIds;         // [pairs, k] int64 (top-k)

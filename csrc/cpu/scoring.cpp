@@ -150,14 +150,20 @@ struct Job {
         } else if (out != nullptr) {
             float* row = out + pair * vocab + from;
             const bool aligned = reinterpret_cast<uintptr_t>(row) % 64 == 0;
-            kernels->scores(e, a, to - from, maxima, with.threshold, with.beta, row, nullptr,
+            kernels->scores(e, a, to - from, maxima, with.threshold, with.beta, row,
                             stream && aligned, &bad);
         } else {
             kernels->scores(e, a, to - from, maxima, with.threshold, with.beta,
-                            reinterpret_cast<float*>(expert(pair)) + from,
-                            reinterpret_cast<float*>(amateur(pair)) + from, false, &bad);
+                            reinterpret_cast<float*>(expert(pair)) + from, false, &bad);
+            if (bad) make_samplable(reinterpret_cast<float*>(amateur(pair)) + from, to - from);
         }
         return bad;
+    }
+
+    static void make_samplable(float* x, int64_t n) {
+        for (int64_t i = 0; i < n; ++i) {
+            if (!(x[i] < kInf)) x[i] = 0.0f;
+        }
     }
 
     Tally tally(int64_t pair, Range range, Settings with) const {

@@ -18,7 +18,8 @@ enum Status : int32_t {
 // Output, one of:
 //   out: [num_pairs, vocab] scores;
 //   top_scores, top_ids: [num_pairs, k] best scores and their token ids, k <= 64;
-//   all of them null: the scores go over both rows of each pair in logits, which is float32.
+//   all of them null: the scores go over the expert's row of each pair in logits, which is float32; what is
+//   NaN or +inf in its amateur's becomes 0.
 // statistics: may be null; else [num_pairs, 3], how many tokens of the pair are valid, 1 if the one with the
 //   best score is not the expert's best, else 0 (of several with the same value the lowest id counts), and 1 if
 //   a row of the pair holds NaN or +inf, else 0; if 1, the two numbers before mean nothing.

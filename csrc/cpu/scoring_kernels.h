@@ -34,10 +34,10 @@ struct Kernels {
     // amateur's beside them to `beside`; returns how many there are. Neither holds NaN or +inf.
     int64_t (*at_least)(const void* e, const void* a, int64_t n, const float* tiles,
                         float threshold, float* found, float* beside);
-    // Scores to `first` and, if not null, to `second`. Either may be the input. `stream` (without
-    // `second`, to an address aligned to 64 bytes): past the caches.
+    // Scores to `to`, which may be the expert's logits. `stream` (to an address aligned to 64 bytes):
+    // past the caches.
     void (*scores)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
-                   float beta, float* first, float* second, bool stream, bool* bad);
+                   float beta, float* to, bool stream, bool* bad);
     // Scores into `best`; the first element is of token `first_id`.
     void (*topk)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
                  float beta, int64_t first_id, Best* best, bool* bad);

@@ -144,27 +144,22 @@ inline __attribute__((always_inline)) void each_score(const T* e, const T* a, in
 
 template <class T>
 void scores(const void* expert, const void* amateur, int64_t n, const float* tiles,
-            float threshold, float beta, float* first, float* second, bool stream, bool* bad) {
+            float threshold, float beta, float* to, bool stream, bool* bad) {
     const T* e = static_cast<const T*>(expert);
     const T* a = static_cast<const T*>(amateur);
     Pair pair{Vec::set1(threshold), Vec::set1(beta), Vec::none()};
     if (stream) {
         each_score(e, a, n, tiles, threshold, pair, [&](int64_t i, F x, int64_t count) {
             if (count >= N) {
-                Vec::stream(first + i, x);
+                Vec::stream(to + i, x);
             } else {
-                store_some(first + i, x, count);
+                store_some(to + i, x, count);
             }
         });
         Vec::fence();
-    } else if (second == nullptr) {
-        each_score(e, a, n, tiles, threshold, pair, [&](int64_t i, F x, int64_t count) {
-            store_some(first + i, x, count);
-        });
     } else {
         each_score(e, a, n, tiles, threshold, pair, [&](int64_t i, F x, int64_t count) {
-            store_some(first + i, x, count);
-            store_some(second + i, x, count);
+            store_some(to + i, x, count);
         });
     }
     *bad |= Vec::any(pair.wrong);

@@ -49,6 +49,15 @@ def name(step: Step, token: int) -> str:
     return visible.alone(found.text, token)
 
 
+# All rows at once: each look at the page is a message to the browser and back.
+ROWS = """() => [...document.querySelectorAll("#rows tr:not(.group)")].map((row) => ({
+    token: row.querySelector("th").innerText,
+    cells: [...row.querySelectorAll("td")].map((cell) => cell.innerText.trim()),
+    badges: [...row.querySelectorAll(".badge")].map((badge) => badge.innerText),
+    cut: row.classList.contains("cut"),
+}))"""
+
+
 def check_panel(page: Any, report: Report, box: int, index: int) -> None:
     """The panel shows this step, with every number of every candidate."""
     step = steps(report, box)[index]
@@ -61,24 +70,20 @@ def check_panel(page: Any, report: Report, box: int, index: int) -> None:
     verdict = page.inner_text("#verdict")
     assert f"“{name(step, step.winner)}”" in verdict
     assert ("greedy would take" in verdict) == step.differs
-    rows = page.locator("#rows tr:not(.group)")
-    assert rows.count() == len(step.candidates)
-    for row, candidate in enumerate(step.candidates):
-        check_row(rows.nth(row), step, candidate)
+    for row, candidate in zip(page.evaluate(ROWS), step.candidates, strict=True):
+        check_row(row, step, candidate)
     assert page.locator("#mismatch").is_visible() == (box == 0 and index == WRONG)
 
 
-def check_row(row: Any, step: Step, candidate: Candidate) -> None:
-    shown = row.locator("th").inner_text()
-    assert shown.startswith(visible.alone(candidate.text, candidate.token))
-    cells = [row.locator("td").nth(i).inner_text().strip() for i in range(3)]
-    assert cells[0] == percent(candidate.expert)
-    assert cells[1] == percent(candidate.amateur)
-    assert float(cells[2].replace("−", "-")) == pytest.approx(candidate.score, abs=0.0051)
-    badges = row.locator(".badge").all_inner_texts()
-    assert ("CoLD" in badges) == (candidate.token == step.winner)
-    assert ("greedy" in badges) == (candidate.token == step.greedy)
-    assert ("cut" in (row.get_attribute("class") or "").split()) == (not candidate.valid)
+def check_row(row: dict[str, Any], step: Step, candidate: Candidate) -> None:
+    assert row["token"].startswith(visible.alone(candidate.text, candidate.token))
+    expert, amateur, score = row["cells"]
+    assert expert == percent(candidate.expert)
+    assert amateur == percent(candidate.amateur)
+    assert float(score.replace("−", "-")) == pytest.approx(candidate.score, abs=0.0051)
+    assert ("CoLD" in row["badges"]) == (candidate.token == step.winner)
+    assert ("greedy" in row["badges"]) == (candidate.token == step.greedy)
+    assert row["cut"] == (not candidate.valid)
 
 
 @pytest.mark.parametrize("cap", [None, 3])
@@ -322,10 +327,9 @@ LUMINANCE = """(root) => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_contrast(scheme: str, report: Report, file: Path, open_page: Any) -> None:
     """All text, at least 4.5 to 1 (WCAG AA), with the panel open on a step that has it all."""
-    page = open_page(file, color_scheme=scheme).page
+    page = open_page(file, color_scheme=scheme, reduced_motion="reduce").page
     page.locator(".tokens").first.locator(".t").nth(WRONG).focus()
     assert page.locator("#mismatch").is_visible()
-    page.wait_for_timeout(300)  # past the transition
     found = page.evaluate(LUMINANCE, "body *:not(script)")
     assert len(found) > 100
     assert [x for x in found if x[0] < 4.5] == []
@@ -354,12 +358,12 @@ def test_the_theme_can_be_switched(scheme: str, file: Path, open_page: Any) -> N
 @pytest.mark.parametrize("width", [320, 360, 768, 1280])
 def test_widths(width: int, report: Report, file: Path, open_page: Any) -> None:
     """Nothing to scroll sideways, with the panel closed and open."""
-    page = open_page(file, viewport={"width": width, "height": 740}).page
+    size = {"width": width, "height": 740}
+    page = open_page(file, viewport=size, reduced_motion="reduce").page
     wide = "() => document.documentElement.scrollWidth"
     assert page.evaluate(wide) <= width
     token = page.locator(".tokens").first.locator(".t").nth(WRONG)
     token.focus()
-    page.wait_for_timeout(400)
     check_panel(page, report, 0, WRONG)
     assert page.evaluate(wide) <= width
     inner = "(panel) => panel.scrollWidth - panel.clientWidth"
@@ -376,10 +380,15 @@ def test_the_chart_follows_the_width(file: Path, open_page: Any) -> None:
     chart = page.locator(".chart").first
     for width in (1280, 500, 360):
         page.set_viewport_size({"width": width, "height": 740})
-        page.wait_for_timeout(200)
+        page.wait_for_function("(width) => innerWidth === width", arg=width)
         box = chart.bounding_box()
         assert box is not None
-        assert chart.get_attribute("viewBox") == f"0 0 {round(box['width'])} 158"
+        drawn = f"0 0 {round(box['width'])} 158"
+        page.wait_for_function(
+            "(drawn) => document.querySelector('.chart').getAttribute('viewBox') === drawn",
+            arg=drawn,
+            timeout=10_000,
+        )
 
 
 def test_hostile_text_is_inert(file: Path, open_page: Any) -> None:

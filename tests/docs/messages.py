@@ -3,8 +3,8 @@
 
 Collected are the sentences of ``raise``, of warnings and errors in the log, those that functions
 named ``unsupported``, ``unavailable`` and ``missing`` return, those that end a request in the
-scheduler, and constants in capitals that are raised. Values in a message (f-strings, ``%s``) are
-``VALUE``.
+scheduler, constants in capitals that are raised, and what the method's knobs say they take. Values
+in a message (f-strings, ``%s``) are ``VALUE``.
 """
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def _sources(tree: ast.AST) -> Iterator[ast.expr]:
         elif isinstance(node, ast.Call) and _name(node.func) in _LOGS:
             if isinstance(node.func, ast.Attribute) and _name(node.func.value) == "logger":
                 yield from node.args[:1]
-        elif isinstance(node, ast.FunctionDef) and node.name in _REASONS:
+        elif isinstance(node, ast.Call) and _name(node.func) == "_knob":
+            yield node.args[-1]
+        elif isinstance(node, ast.FunctionDef) and node.name.lstrip("_") in _REASONS:
             for inner in ast.walk(node):
                 if isinstance(inner, ast.Return) and inner.value is not None:
                     yield inner.value

@@ -161,7 +161,7 @@ def test_metrics_offline(
 def test_scoring_op() -> None:
     import torch
 
-    from vllm_cold.ops import contrastive_scores, contrastive_topk
+    from vllm_cold.ops import Pairs, contrastive_scores, contrastive_topk
 
     logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
     before = logits.clone()
@@ -172,8 +172,8 @@ def test_scoring_op() -> None:
         "beta": torch.tensor([0.5, 1.0]),
     }
     exec(block("docs/kernels.md", "scoring"), {"logits": logits, **pairs})
-    # The second call wrote the scores over both rows.
-    scores = contrastive_scores(before, **pairs)
+    # The second call wrote the scores over the experts' rows.
+    scores = contrastive_scores(before, Pairs(**pairs))
     assert torch.equal(logits[[0, 3]], scores)
-    assert torch.equal(logits[[2, 1]], scores)
-    assert contrastive_topk(before, **pairs, k=20)[0].shape == (2, 20)
+    assert torch.equal(logits[[2, 1]], before[[2, 1]])
+    assert contrastive_topk(before, Pairs(**pairs), k=20)[0].shape == (2, 20)

@@ -77,12 +77,16 @@ def test_every_page_is_there_and_in_the_navigation(site: Path) -> None:
 
 @pytest.mark.unit
 def test_pages_load_their_own_files_only(site: Path) -> None:
+    pages_with_styles = 0
     for file in site.rglob("*.html"):
-        for address in Links(file.read_text()).loads:
+        loads = Links(file.read_text()).loads
+        pages_with_styles += any(".css" in address for address in loads)
+        for address in loads:
             parts = urlsplit(address)
             assert parts.scheme in ("", "data"), f"{file.name} loads {address}"
             if parts.path and parts.scheme == "" and file.name != "404.html":
                 assert (file.parent / parts.path).exists(), f"{file.name}: {address}"
+    assert pages_with_styles > 15  # loads are found
     for sheet in site.rglob("*.css"):
         for address in re.findall(r"url\(([^)]*)\)", sheet.read_text()):
             assert not address.strip("'\"").startswith(("http", "//")), f"{sheet.name}: {address}"
@@ -93,15 +97,18 @@ def test_readme_links_lead_somewhere() -> None:
     """mkdocs checks those of the site."""
     text = (ROOT / "README.md").read_text()
     slugs: dict[str, set[str]] = {}
+    pages_linked = 0
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("http"):
             continue
         name, _, anchor = target.partition("#")
         page = ROOT / (name or "README.md")
         assert page.exists(), target
+        pages_linked += 1
         if anchor:
             found = slugs.setdefault(name, set(_slugs(page.read_text())))
             assert anchor in found, target
+    assert pages_linked > 20
 
 
 def _slugs(text: str) -> Iterator[str]:
@@ -132,18 +139,23 @@ def test_pages_work_without_a_network(colours: str, scheme: str, site: Path, chr
     context = chromium.new_context(color_scheme=colours)
     asked: list[str] = []
     wrong: list[str] = []
-    page = context.new_page()
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda m: m.type == "error" and wrong.append(m.text))
+    context.on("request", lambda request: asked.append(request.url))
+    context.on("weberror", lambda error: wrong.append(str(error.error)))
+    context.on("console", lambda m: m.type == "error" and wrong.append(m.text))
+    opened = {}
     for file in sorted(site.glob("*.html")):
-        if file.name == "404.html":  # its addresses are of a server
-            continue
-        page.goto(file.as_uri(), wait_until="networkidle")
+        if file.name != "404.html":  # its addresses are of a server
+            opened[file.name] = context.new_page()
+            opened[file.name].goto(file.as_uri())
+    images = 0
+    for name, page in opened.items():  # half a second without a request, of all at once
+        page.wait_for_load_state("networkidle")
         sizes = page.evaluate("() => [...document.images].map((i) => i.naturalWidth)")
-        assert all(sizes), file.name
+        assert all(sizes), name
+        images += len(sizes)
         assert page.evaluate("document.body.dataset.mdColorScheme") == scheme
     context.close()
+    assert len(opened) > 15 and images > 5 and len(asked) > len(opened)
     assert [url for url in asked if not url.startswith((site.as_uri(), "data:", "blob:"))] == []
     assert wrong == []
 

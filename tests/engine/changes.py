@@ -27,6 +27,7 @@ class Target:
         parameter: Its first parameter behind ``self`` or ``cls``.
         called: Where other classes have methods of the same name: what its callers write in front
             of the name, as a regular expression.
+        by: What callers write for the name, where it is a method that Python or torch calls.
         others: Further definitions that have to change along: (file, class).
     """
 
@@ -35,6 +36,7 @@ class Target:
     cls: str
     parameter: str = ""
     called: str = ""
+    by: str = ""
     others: tuple[tuple[str, str], ...] = ()
 
     @property
@@ -90,6 +92,8 @@ TARGETS = (
            called="self"),
     Target("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs",
            "v1/worker/gpu/lora_utils.py", "LoraState", "req_ids", called="self.lora_state"),
+    Target("vllm.v1.sample.sampler:Sampler.forward", "v1/sample/sampler.py", "Sampler", "logits",
+           called="self", by="sampler"),
     Target("vllm.v1.outputs:ModelRunnerOutput.__init__", "v1/outputs.py", "ModelRunnerOutput"),
     Target("vllm.v1.metrics.loggers:StatLoggerManager.__init__", _LOGGERS, "StatLoggerManager",
            "vllm_config"),
@@ -186,7 +190,7 @@ def _everywhere(pattern: str, replacement: str, files: Files | None = None) -> F
 
 def renamed(target: Target) -> Files:
     """The method has another name; where Python gives the name, the class has."""
-    if target.name == "__init__":
+    if target.name == "__init__" or target.by:
         return rename(target.cls)
     if not target.called:
         return rename(target.name)
@@ -263,7 +267,7 @@ def _rewritten(target: Target, change: Callable[[ast.arguments], None], new: str
 def _calls(target: Target, files: Files, change: Callable[[ast.Call, list[str]], None]) -> Files:
     """Change the calls of a method, from the last one of each file to the first."""
     files = dict(files)
-    name = target.cls if target.name == "__init__" else target.name
+    name = target.cls if target.name == "__init__" else target.by or target.name
     called = re.compile(rf"(.*\b)?({target.called})" if target.called else ".*")
     for file, text in (_sources() | files).items():
         if name not in text:
@@ -276,7 +280,7 @@ def _calls(target: Target, files: Files, change: Callable[[ast.Call, list[str]],
                 (isinstance(node.func, ast.Name) and node.func.id == name == target.cls)
                 or (
                     isinstance(node.func, ast.Attribute)
-                    and node.func.attr == target.name
+                    and node.func.attr == (target.by or target.name)
                     and called.fullmatch(ast.unparse(node.func.value).split("(")[0])
                 )
             )

@@ -25,16 +25,18 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(1800)]
 # Python runs it in every process, before all else: a score of each row of the Triton
 # kernel's is wrong.
 SPOILER = """
+from dataclasses import replace
+
 from vllm_cold.ops import scoring_triton
 
-right = scoring_triton.scores
+right = scoring_triton.BACKEND
 
-def wrong(logits, experts, amateurs, *rest):
-    right(logits, experts, amateurs, *rest)
-    for row in [logits[at] for at in (*experts, *amateurs)] if rest[5] is None else rest[5]:
+def wrong(logits, pairs, out, statistics):
+    right.scores(logits, pairs, out, statistics)
+    for row in [logits[at] for at in pairs.expert_rows] if out is None else out:
         row[7] = 1e4
 
-scoring_triton.scores = wrong
+scoring_triton.BACKEND = replace(right, scores=wrong)
 """
 
 

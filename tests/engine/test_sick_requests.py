@@ -20,7 +20,7 @@ from tests.engine.pressure import assert_idle, preempted_pairs
 from tests.naive import NaiveCold, assert_same_tokens
 from tests.tiny import make_large_adapter, make_sick_adapter
 from vllm_cold.group.tally import Counts
-from vllm_cold.ops.registry import NOT_FINITE
+from vllm_cold.ops.interface import NOT_FINITE
 
 pytestmark = pytest.mark.engine
 

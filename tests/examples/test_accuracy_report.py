@@ -158,33 +158,40 @@ def test_a_p_says_on_which_side_of_the_level_it_is() -> None:
     assert found == ["< .001", ".001", ".0498", ".0502", ".051", "1"]
 
 
-class TestPage:
-    @pytest.fixture
-    def page(self, tmp_path: Path) -> str:
-        measure(
-            tmp_path / "r",
-            MAIN,
-            {DEFAULT.key: (2, 30), ADAPTIVE[0].key: (25, 3), GRID[0].key: (40, 2)},
-        )
-        measure(tmp_path / "r", HARD, {DEFAULT.key: (4, 4), ADAPTIVE[0].key: (1, 20)})
-        Store(MAIN, "test", root=tmp_path / "r").refuse(DOLA.key, "needs | another package")
-        return render(tmp_path / "r", tmp_path / "d")
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Results in ``r``; the page's pictures will be in ``d``."""
+    found = tmp_path_factory.mktemp("page")
+    gains = {DEFAULT.key: (2, 30), ADAPTIVE[0].key: (25, 3), GRID[0].key: (40, 2)}
+    measure(found / "r", MAIN, gains)
+    measure(found / "r", HARD, {DEFAULT.key: (4, 4), ADAPTIVE[0].key: (1, 20)})
+    Store(MAIN, "test", root=found / "r").refuse(DOLA.key, "needs | another package")
+    return found
 
-    def test_shows_losses_as_plainly_as_gains(self, page: str, tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return render(folder / "r", folder / "d")
+
+
+class TestPage:
+    def test_shows_losses_as_plainly_as_gains(self, page: str, folder: Path) -> None:
         assert "significantly better than greedy on 0, significantly worse on 1 of\n  2" in page
         assert "6 / 34 with the default (p < .001)" in page
-        for picture in re.findall(r"\((pictures/[^)]+)\)", page):
-            assert (tmp_path / "d" / picture).read_text(encoding="utf-8").startswith("<?xml")
+        pictures = re.findall(r"\((pictures/[^)]+)\)", page)
+        assert len(pictures) == 2
+        for picture in pictures:
+            assert (folder / "d" / picture).read_text(encoding="utf-8").startswith("<?xml")
         assert "needs | another package" in page
 
-    def test_says_where_an_aim_is_missed(self, page: str, tmp_path: Path) -> None:
+    def test_says_where_an_aim_is_missed(self, page: str, folder: Path) -> None:
         assert (
             "| nowhere significantly below greedy | no | below on: sums, rank 16, 100 %, harder"
             in page
         )
         assert "two tasks or more | no | above on: sums, rank 16, 100 % |" in page
         assert "never more than 1.0 point below" in page
-        found = aim(compared([MAIN, HARD], tmp_path / "r"))
+        found = aim(compared([MAIN, HARD], folder / "r"))
         assert [len(found[key]) for key in ("below", "above", "behind")] == [1, 1, 2]
 
     def test_tables_are_whole(self, page: str) -> None:

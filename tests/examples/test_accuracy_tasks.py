@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The tasks of the accuracy benchmark: reproducible, disjoint, scored by a rule that can say no."""
 
+from functools import cache
+
 import pytest
 
 from benchmarks.accuracy.tasks import BENCHMARKS, Benchmark, last_number
@@ -16,6 +18,15 @@ LEVELS = [
 ]
 
 
+COUNTS = {"ordinary": 600, "hard": 500}
+
+
+@cache
+def measured(name: str, level: str) -> list[Problem]:
+    """The test problems of an evaluation."""
+    return BENCHMARKS[name].task(level).prompts("test", COUNTS[level])
+
+
 @pytest.mark.parametrize(("benchmark", "level"), LEVELS)
 def test_splits_are_reproducible_and_disjoint(benchmark: Benchmark, level: str) -> None:
     task = benchmark.task(level)
@@ -27,8 +38,7 @@ def test_splits_are_reproducible_and_disjoint(benchmark: Benchmark, level: str) 
 
 @pytest.mark.parametrize(("benchmark", "level"), LEVELS)
 def test_there_are_enough_test_problems(benchmark: Benchmark, level: str) -> None:
-    problems = benchmark.task(level).prompts("test", 600 if level == "ordinary" else 500)
-    assert len({problem.prompt for problem in problems}) == len(problems)
+    assert len({problem.prompt for problem in measured(benchmark.name, level)}) == COUNTS[level]
 
 
 @pytest.mark.parametrize(("benchmark", "level"), LEVELS)
@@ -44,14 +54,14 @@ def test_scores(benchmark: Benchmark, level: str) -> None:
 
 
 def test_hard_problems_are_not_among_the_ordinary_ones() -> None:
-    for benchmark in BENCHMARKS.values():
+    for name, benchmark in BENCHMARKS.items():
         if benchmark.hard is None:
             with pytest.raises(ValueError, match="has no problems of level 'hard'"):
                 benchmark.task("hard")
             continue
         # Of one split: those of two are disjoint anyway.
-        ordinary = {p.prompt for p in benchmark.ordinary.prompts("test", 500)}
-        assert ordinary.isdisjoint(p.prompt for p in benchmark.hard.prompts("test", 500))
+        ordinary = {problem.prompt for problem in measured(name, "ordinary")}
+        assert ordinary.isdisjoint(problem.prompt for problem in measured(name, "hard"))
 
 
 def test_sums_count_by_their_last_number() -> None:

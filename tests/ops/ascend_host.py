@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.scoring_torch import adaptive_betas, expert_floors
+from vllm_cold.ops.interface import Pairs
+from vllm_cold.ops.scoring_ascend import _inputs
 
 ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
 KERNEL = "contrastive_scoring.cpp"
@@ -129,7 +130,7 @@ def plan(pairs: int, vocab: int, cores: int) -> tuple[int, int]:
 
 
 class Host:
-    """``registry.Backend``, with a program built by ``compile_host`` as the device."""
+    """``interface.Backend``, with a program built by ``compile_host`` as the device."""
 
     def __init__(self, program: Path, cores: int = 40) -> None:
         self.cores = cores
@@ -155,50 +156,16 @@ class Host:
         return None
 
     def scores(
-        self,
-        logits: Tensor,
-        expert_rows: Tensor,
-        amateur_rows: Tensor,
-        log_alpha: Tensor,
-        beta: Tensor,
-        expert_top_k: Tensor | None,
-        max_expert_top_k: int,
-        adaptive: Tensor | None,
-        out: Tensor | None,
-        statistics: Tensor | None = None,
+        self, logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None
     ) -> None:
-        """See ``registry.Backend``."""
-        if len(beta):
-            floor = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
-            beta = adaptive_betas(
-                logits, expert_rows, amateur_rows, log_alpha, beta, floor, adaptive
-            )
-            self.run_scores(
-                logits, expert_rows, amateur_rows, log_alpha, beta, floor, out, statistics
-            )
+        """See ``interface.Backend``."""
+        if len(pairs):
+            self.run_scores(logits, *_inputs(logits, pairs), out, statistics)
 
-    def topk(
-        self,
-        logits: Tensor,
-        expert_rows: Tensor,
-        amateur_rows: Tensor,
-        log_alpha: Tensor,
-        beta: Tensor,
-        expert_top_k: Tensor | None,
-        max_expert_top_k: int,
-        adaptive: Tensor | None,
-        out_scores: Tensor,
-        out_ids: Tensor,
-    ) -> None:
-        """See ``registry.Backend``."""
-        if len(beta):
-            floor = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
-            beta = adaptive_betas(
-                logits, expert_rows, amateur_rows, log_alpha, beta, floor, adaptive
-            )
-            self.run_topk(
-                logits, expert_rows, amateur_rows, log_alpha, beta, floor, out_scores, out_ids
-            )
+    def topk(self, logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+        """See ``interface.Backend``."""
+        if len(pairs):
+            self.run_topk(logits, *_inputs(logits, pairs), out_scores, out_ids)
 
     def run_scores(self, *arguments: Tensor | None) -> None:
         """What ``torch.ops.vllm_cold.ascend_scores`` does on an NPU."""
@@ -253,8 +220,26 @@ class Host:
             raise RuntimeError("the kernel stopped at a row number out of range")
         if problem:
             raise CheckFailed(problem.decode())
-        self._check_traffic(traffic.decode(), pairs, vocab, logits, floor, k, in_place, counts)
+        mended = self._mended(inputs) if in_place else []
+        self._check_traffic(
+            traffic.decode(), pairs, vocab, logits, floor, k, in_place, counts, mended
+        )
         return buffers
+
+    def _mended(self, inputs: list[Tensor | None]) -> list[int]:
+        """Lengths of the segments whose amateurs are written to: those of NaN or +inf, or all of a
+        pair of which the expert's row has one.
+        """
+        logits, experts, amateurs, *_ = inputs
+        pairs, vocab = len(experts), logits.shape[1]
+        segments, length = plan(pairs, vocab, self.cores)
+        found = []
+        for pair in range(pairs):
+            bad = not bool((logits[experts[pair]] < math.inf).all())
+            for part in logits[amateurs[pair]].split(length):
+                if bad or not bool((part < math.inf).all()):
+                    found.append(len(part))
+        return found
 
     def _write(self, part: bytes) -> None:
         try:
@@ -284,6 +269,7 @@ class Host:
         k: int,
         in_place: bool,
         counts: bool,
+        mended: list[int],
     ) -> None:
         """Every byte that crossed between global memory and a core is one that has to."""
         segments, _ = plan(pairs, vocab, self.cores)
@@ -292,9 +278,12 @@ class Host:
         name = NAMES[TYPES[logits.dtype]]
         work = "contrastive_" + ("topk_" if k else "scores_") + name
         model = {
-            (work, "logits"): (row_bytes * (3 if segments == 1 else 2), 2 * in_place * row_bytes),
+            (work, "logits"): (
+                row_bytes * (3 if segments == 1 else 2) + 4 * sum(mended),
+                in_place * row_bytes + 4 * sum(mended),
+            ),
             (work, "expert_rows"): (8 * items * (1 + in_place), 0),
-            (work, "amateur_rows"): (8 * items * (1 + in_place), 0),
+            (work, "amateur_rows"): (8 * (items + len(mended)), 0),
             (work, "log_alpha"): (4 * items, 0),
             (work, "beta"): (4 * items, 0),
         }

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import product
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import registry
+from vllm_cold.ops import Pairs, registry
 from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
 
 INF = math.inf
@@ -66,9 +66,9 @@ class Case:
     adaptive: Tensor | None = None
 
     @property
-    def pairs(self) -> tuple[Any, ...]:
+    def pairs(self) -> Pairs:
         """What comes behind ``logits`` in both functions of the op."""
-        return (
+        return Pairs(
             self.expert_rows, self.amateur_rows, self.log_alpha, self.beta, self.expert_top_k,
             self.max_expert_top_k, self.adaptive,
         )  # fmt: skip
@@ -350,18 +350,18 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
     num_pairs, vocab = len(case.beta), case.logits.shape[1]
     before = case.base.clone()
     dense = torch.full((num_pairs, vocab), math.nan)
-    backend.scores(case.logits, *case.pairs, dense)
+    backend.scores(case.logits, case.pairs, dense, None)
     check_dense(case, dense)
     if case.adaptive is not None:
         given = torch.full_like(dense, math.nan)
-        backend.scores(case.logits, *case.pairs[:-1], None, given)
+        backend.scores(case.logits, replace(case.pairs, adaptive=None), given, None)
         same = torch.equal(given[~case.adaptive], dense[~case.adaptive])
         assert same, "a pair that adapts itself changes the others"
     longest = None
     for k in sorted(ks, reverse=True):
         scores = torch.full((num_pairs, k), math.nan)
         ids = torch.full((num_pairs, k), 10**12)
-        backend.topk(case.logits, *case.pairs, scores, ids)
+        backend.topk(case.logits, case.pairs, scores, ids)
         if longest is None:
             check_topk(k, scores, ids, dense)
             check_order(case, ids)
@@ -372,22 +372,21 @@ def check_backend(backend: str | Any, case: Case, ks: Sequence[int] = KS) -> Non
     assert torch.equal(case.base.view(bits), before.view(bits)), "the input was written to"
     want = statistics_of(case.rows[0], dense)
     again, counted = torch.full_like(dense, math.nan), torch.full_like(want, -7)
-    backend.scores(case.logits, *case.pairs, again, counted)
+    backend.scores(case.logits, case.pairs, again, counted)
     assert torch.equal(again, dense), "counting changes the scores"
     assert torch.equal(counted, want), "wrong statistics"
     if case.logits.dtype != torch.float32:
         return
     case.rows, case.exact, case.tolerance, case.edge  # noqa: B018 - computed before they are lost
-    backend.scores(case.logits, *case.pairs, None)
+    backend.scores(case.logits, case.pairs, None, None)
     assert torch.equal(case.logits[case.expert_rows], dense), "in place differs from dense"
-    assert torch.equal(case.logits[case.amateur_rows], dense), "the second row"
-    case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows
-    assert torch.equal(case.base.view(bits), before.view(bits)), "rows of no pair were written to"
+    case.logits[case.expert_rows] = case.rows[0]
+    assert torch.equal(case.base.view(bits), before.view(bits)), "another row was written to"
     counted = torch.full_like(want, -7)
-    backend.scores(case.logits, *case.pairs, None, counted)
+    backend.scores(case.logits, case.pairs, None, counted)
     assert torch.equal(case.logits[case.expert_rows], dense), "counting changes the scores"
     assert torch.equal(counted, want), "wrong statistics in place"
-    case.logits[case.expert_rows], case.logits[case.amateur_rows] = case.rows
+    case.logits[case.expert_rows] = case.rows[0]
 
 
 def make_not_finite(case: Case, seed: int) -> tuple[Tensor, Tensor]:
@@ -428,11 +427,11 @@ def check_not_finite(
     case = make_case(seed, num_pairs, vocab, dtype)
 
     def scores(out: Tensor | None, counts: Tensor | None) -> None:
-        backend.scores(case.logits, *case.pairs, out, counts)
+        backend.scores(case.logits, case.pairs, out, counts)
 
     def best(k: int) -> tuple[Tensor, Tensor]:
         found = torch.full((num_pairs, k), math.nan), torch.full((num_pairs, k), 10**12)
-        backend.topk(case.logits, *case.pairs, *found)
+        backend.topk(case.logits, case.pairs, *found)
         return found
 
     def bits(x: Tensor) -> Tensor:
@@ -478,8 +477,11 @@ def check_not_finite(
     for counts in (None, torch.full_like(counted, -7)):
         scores(None, counts)
         check(case.logits[case.expert_rows], counts)
-        same = torch.equal(*(bits(case.logits[r]) for r in (case.expert_rows, case.amateur_rows)))
-        assert same, "the second row"
+        amateurs = case.logits[case.amateur_rows]
+        assert torch.equal(bits(amateurs)[~pairs], bits(rows[1])[~pairs]), "the others' amateurs"
+        assert (amateurs < INF).all(), "an amateur cannot be sampled from"
+        kept = (rows[1] < INF) & (rows[1] > -INF)
+        assert torch.equal(amateurs[kept], rows[1][kept]), "more than that was written"
         case.logits[case.expert_rows], case.logits[case.amateur_rows] = rows
         assert torch.equal(bits(case.base), bits(spoiled)), "rows of no pair were written to"
 
@@ -554,7 +556,7 @@ def check_adaptive(backend: str | Any) -> None:
         check_backend(backend, case, ks=(5,))
         module = registry.load(backend) if isinstance(backend, str) else backend
         dense = torch.full(case.exact.shape, math.nan)
-        module.scores(case.logits, *case.pairs, dense)
+        module.scores(case.logits, case.pairs, dense, None)
         for pair in (known == 0).nonzero().flatten().tolist():
             valid = case.exact[pair] > -INF
             same = torch.equal(dense[pair][valid], case.rows[0][pair][valid].float())

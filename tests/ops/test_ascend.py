@@ -4,9 +4,9 @@
 That they are right, here; and in test_ascend_checks.py that the stand-in's checks bite.
 """
 
+import dataclasses
 import itertools
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -19,7 +19,7 @@ import torch
 
 from tests.ops import ascend_host, conformance
 from tests.ops.ascend_host import ASCEND, KERNEL, RUNNER, Host, compile_host
-from vllm_cold.ops import scoring_ascend
+from vllm_cold.ops import Pairs, scoring_ascend
 
 pytestmark = [
     pytest.mark.unit,
@@ -132,7 +132,7 @@ def test_one_row_in_many_pairs(host):
     case.amateur_rows.fill_(int(case.amateur_rows[0]))
     case.amateur_rows[1] = case.expert_rows[1]
     scores = torch.full((7, 9001), math.nan)
-    host.scores(case.logits, *case.pairs, scores)
+    host.scores(case.logits, case.pairs, scores, None)
     conformance.check_dense(case, scores)
     assert torch.equal(scores[1].isinf(), case.exact[1].isinf())
 
@@ -159,7 +159,7 @@ def test_every_place_of_a_value_that_is_not_finite(host, dtype, cores):
         clean, clean_statistics, clean_best = _run(host, case)
         valid, fault = clean > -INF, torch.arange(16) % 2 > 0
         for pair, (rows, place), value in zip(range(1, 16, 2), faults[seed:], values, strict=False):
-            for name, row in zip(("expert", "amateur"), case.pairs[:2], strict=True):
+            for name, row in (("expert", case.expert_rows), ("amateur", case.amateur_rows)):
                 if rows in (name, "both"):
                     case.logits[row[pair], place] = value
             if rows != "amateur":
@@ -183,13 +183,17 @@ def test_every_place_of_a_value_that_is_not_finite(host, dtype, cores):
         assert torch.equal(dense.view(torch.int32), excluded.view(torch.int32))
 
 
+def rows_and_alpha(case):
+    return case.expert_rows, case.amateur_rows, case.log_alpha
+
+
 def _run(host, case):
     """Scores, statistics, and the five best with their ids."""
     dense = torch.full((len(case.beta), case.logits.shape[1]), math.nan)
     statistics = torch.full((len(case.beta), 3), -7)
     best = torch.full((len(case.beta), 5), math.nan), torch.full((len(case.beta), 5), 10**12)
-    host.scores(case.logits, *case.pairs, dense, statistics)
-    host.topk(case.logits, *case.pairs, *best)
+    host.scores(case.logits, case.pairs, dense, statistics)
+    host.topk(case.logits, case.pairs, *best)
     return dense, statistics, best
 
 
@@ -203,12 +207,12 @@ def test_a_beta_and_floor_that_are_not_finite_do_no_harm(host, cores):
     nan = torch.full((2,), math.nan)
     scores = torch.full((2, 17001), math.nan)
     statistics = torch.full((2, 3), -7)
-    host.run_scores(case.logits, *case.pairs[:3], nan, nan, scores, statistics)
+    host.run_scores(case.logits, *rows_and_alpha(case), nan, nan, scores, statistics)
     assert (scores < INF).all() and (scores[0] > -INF).all()
     want = (case.rows[0][1] >= case.rows[0][1].max() + case.log_alpha[1]).sum()
     assert statistics[:, 0].tolist() == [17001, int(want)] and (statistics[:, 2] == 1).all()
     best, ids = torch.full((2, 3), math.nan), torch.full((2, 3), 10**12)
-    host.run_topk(case.logits, *case.pairs[:3], nan, nan, best, ids)
+    host.run_topk(case.logits, *rows_and_alpha(case), nan, nan, best, ids)
     conformance.check_topk(3, best, ids, scores)
 
 
@@ -221,7 +225,7 @@ def test_row_numbers_out_of_range_stop_the_kernel(host, row):
         before = rows.clone()
         rows[0] = row
         with pytest.raises(RuntimeError, match="out of range"):
-            host.scores(case.logits, *case.pairs, torch.empty(1, 100))
+            host.scores(case.logits, case.pairs, torch.empty(1, 100), None)
         rows[:] = before
 
 
@@ -231,7 +235,7 @@ def test_rows_of_no_pair_may_hold_anything(host):
     for row in others - set(case.amateur_rows.tolist()):
         case.logits[row] = math.nan
     out = torch.empty(2, 5000)
-    host.scores(case.logits, *case.pairs, out)
+    host.scores(case.logits, case.pairs, out, None)
     conformance.check_dense(case, out)
 
 
@@ -239,7 +243,7 @@ def test_output_stride(host):
     host.cores = 40
     case = conformance.make_case(0, 3, 20001, BF16)
     wide = torch.full((3, 20003), 7.0)
-    host.scores(case.logits, *case.pairs, wide[:, :20001])
+    host.scores(case.logits, case.pairs, wide[:, :20001], None)
     conformance.check_dense(case, wide[:, :20001])
 
 
@@ -259,17 +263,18 @@ def test_unified_buffer_is_as_documented(host):
 
 # --- On an NPU ------------------------------------------------------------------------------------
 
-NO_NPU = scoring_ascend.missing(torch.device("npu")) if hasattr(torch, "npu") else "no torch_npu"
+NO_NPU = (
+    scoring_ascend.BACKEND.missing(torch.device("npu")) if hasattr(torch, "npu") else "no torch_npu"
+)
 
 
 class OnTheNpu:
     """The backend, with tensors that come from the CPU and go back there."""
 
-    def scores(self, logits, *rest):
-        pairs, (out, statistics) = rest[:7], (*rest[7:], None)[:2]
+    def scores(self, logits, pairs, out, statistics):
         moved, place = self._move(logits)
         target, counted = self._send(out), self._send(statistics)
-        scoring_ascend.scores(moved, *map(self._send, pairs), target, counted)
+        scoring_ascend.BACKEND.scores(moved, self._pairs(pairs), target, counted)
         if statistics is not None:
             statistics.copy_(counted.cpu())
         if out is not None:
@@ -278,12 +283,14 @@ class OnTheNpu:
         storage = torch.empty(0, dtype=logits.dtype).set_(logits.untyped_storage())
         storage.copy_(place.cpu())
 
-    def topk(self, logits, *rest):
-        *pairs, out_scores, out_ids = rest
+    def topk(self, logits, pairs, out_scores, out_ids):
         scores, ids = out_scores.npu(), out_ids.npu()
-        scoring_ascend.topk(self._move(logits)[0], *map(self._send, pairs), scores, ids)
+        scoring_ascend.BACKEND.topk(self._move(logits)[0], self._pairs(pairs), scores, ids)
         out_scores.copy_(scores.cpu())
         out_ids.copy_(ids.cpu())
+
+    def _pairs(self, pairs):
+        return Pairs(*(self._send(getattr(pairs, f.name)) for f in dataclasses.fields(Pairs)))
 
     def _send(self, value):
         return value.npu() if isinstance(value, torch.Tensor) else value
@@ -316,7 +323,7 @@ from tests.ops import conformance, test_ascend
 case = conformance.make_case(0, 1, 20000)
 case.adaptive = None
 case.{rows}[0] = len(case.logits)
-test_ascend.OnTheNpu().scores(case.logits, *case.pairs, torch.empty(1, 20000))
+test_ascend.OnTheNpu().scores(case.logits, case.pairs, torch.empty(1, 20000), None)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode != 0 and "RuntimeError" in result.stderr, result.stderr
@@ -334,9 +341,9 @@ def test_plan():
         for cores in (1, 2, 20, 24, 40, 48, 50, 96)
     ]
     text = "".join(f"{p} {v} {c}\n" for p, v, c in inputs)
-    # What vLLM preloads on CPU, and puts into the environment, would come before the sanitizer.
-    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
-    result = subprocess.run([program], input=text, capture_output=True, text=True, env=environment)
+    result = subprocess.run(
+        [program], input=text, capture_output=True, text=True, env=ascend_host.clean_environment()
+    )
     assert result.returncode == 0, result.stderr
     for (pairs, vocab, cores), line in zip(inputs, result.stdout.splitlines(), strict=True):
         segments, length, blocks, merge, maxima, lists = map(int, line.split())
@@ -355,7 +362,7 @@ def test_plan():
 
 
 def test_missing_says_what_to_do(monkeypatch, tmp_path):
-    assert "choose another backend" in scoring_ascend.missing(torch.device("cpu"))
+    assert "choose another backend" in scoring_ascend.BACKEND.missing(torch.device("cpu"))
     monkeypatch.setattr(scoring_ascend, "_PATH", tmp_path / "libvllm_cold_ascend.so")
     device = SimpleNamespace(type="npu")  # torch knows no such device without torch_npu
     find_spec = scoring_ascend.importlib.util.find_spec
@@ -364,13 +371,13 @@ def test_missing_says_what_to_do(monkeypatch, tmp_path):
         "find_spec",
         lambda name: None if name == "torch_npu" else find_spec(name),
     )
-    assert "torch_npu" in scoring_ascend.missing(device)
+    assert "torch_npu" in scoring_ascend.BACKEND.missing(device)
     monkeypatch.setattr(scoring_ascend.importlib.util, "find_spec", lambda name: object())
-    assert "SOC_VERSION" in scoring_ascend.missing(device)
+    assert "SOC_VERSION" in scoring_ascend.BACKEND.missing(device)
     scoring_ascend._PATH.write_bytes(b"no library")
-    assert "does not load" in scoring_ascend.missing(device)
+    assert "does not load" in scoring_ascend.BACKEND.missing(device)
     monkeypatch.setattr(scoring_ascend, "_load", lambda: None)
-    assert scoring_ascend.missing(device) is None
+    assert scoring_ascend.BACKEND.missing(device) is None
 
 
 def test_module_calls_the_ops_as_they_are_declared(host, monkeypatch):
@@ -387,7 +394,7 @@ def test_module_calls_the_ops_as_they_are_declared(host, monkeypatch):
     library.impl("ascend_topk", host.run_topk, "CPU")
     monkeypatch.setattr(scoring_ascend, "_load", lambda: None)
     host.cores = 40
-    conformance.check_backend(scoring_ascend, conformance.make_case(0, 12, 10000), ks=(5,))
+    conformance.check_backend(scoring_ascend.BACKEND, conformance.make_case(0, 12, 10000), ks=(5,))
     library._destroy()
 
 
@@ -398,12 +405,12 @@ def test_binding():
     program = f"""
 import torch
 from tests.ops import conformance
-from vllm_cold.ops import scoring_ascend
+from vllm_cold.ops import Pairs, scoring_ascend
 torch.ops.load_library({str(ascend_host.compile_binding())!r})
 scoring_ascend._load = lambda: None
 for seed, pairs, vocab, dtype, layout, _ in {[case for case in CASES if case[2] < 50000]}:
     conformance.check_backend(
-        scoring_ascend, conformance.make_case(seed, pairs, vocab, dtype, layout), ks=(5,)
+        scoring_ascend.BACKEND, conformance.make_case(seed, pairs, vocab, dtype, layout), ks=(5,)
     )
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)

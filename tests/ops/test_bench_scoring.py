@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -26,15 +28,27 @@ def test_no_speed_beside_a_wrong_result(capsys: pytest.CaptureFixture[str]) -> N
         assert bench.check(load, case, right, CPU) == ""
         # Every form must see a token that is wrong, and a backend that cannot run.
         for fault in ({"side_effect": ValueError("no")}, {"return_value": None}):
-            with (
-                mock.patch.object(scoring_torch, "scores", **fault),
-                mock.patch.object(scoring_torch, "topk", **fault),
-            ):
-                assert bench.check(load, case, right, CPU) != ""
-    with mock.patch.object(scoring_torch, "scores"):
+            broken = replace(right, scores=mock.Mock(**fault), topk=mock.Mock(**fault))
+            assert bench.check(load, case, broken, CPU) != ""
+    # Wrong in the last form alone.
+    broken = replace(right, topk=mock.Mock())
+    with mock.patch.object(scoring_torch, "BACKEND", broken):
         assert bench.main(SMALL) == 1
     printed = capsys.readouterr().out
-    assert "WRONG" in printed and "No speeds" in printed and "GB/s" not in printed
+    assert "form='top20'" in printed and "form='dense'" not in printed
+    assert "torch eager: " in printed and "No speeds" in printed and "GB/s" not in printed
+
+
+def test_an_amateur_that_cannot_be_sampled_from_is_wrong() -> None:
+    right = registry.load("torch")
+    load = bench.Workload("inplace", "fp32", 2, 500)
+    case = load.case()
+
+    def scores(logits: Any, pairs: Any, *rest: Any) -> None:
+        right.scores(logits, pairs, *rest)
+        logits[pairs.amateur_rows[0], 7] = torch.inf
+
+    assert "cannot be sampled" in bench.check(load, case, replace(right, scores=scores), CPU)
 
 
 def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,6 +91,7 @@ def test_it_measures_what_it_says() -> None:
         mock.patch.object(bench, "last_cache", return_value=2 * load.bytes_moved),
         mock.patch.object(bench, "on_cpu", lambda run: bench.on_gpu(run, True)),
     ):  # fmt: skip
-        bench.measure(load, load.case(), {"torch": registry.load("torch")}, results, CPU, options)
+        backends = {"torch": registry.load("torch")}
+        bench.measure(load, load.case(), backends, results, CPU, options, random.Random(0))
     # Eight copies exceed the cache four times; 8 ms for all are 1 ms for one.
     assert all(r.seconds == [1e-3] * 3 for r in results.values())

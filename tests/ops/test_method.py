@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vllm_cold.group.rows import PairRows
 from vllm_cold.group.stream import Stream
-from vllm_cold.ops import contrastive_scores
+from vllm_cold.method.settings import ColdSettings
+from vllm_cold.ops import Pairs, contrastive_scores
 from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
 
 pytestmark = pytest.mark.unit
@@ -29,9 +30,13 @@ def score(e: Tensor, a: Tensor, alpha: float, beta: float, top_k: int = 0) -> Te
     """Scores of one pair, by way of ``PairRows.of`` as in the processors."""
     rows = pair_rows([(0, 1)], [(alpha, beta, top_k)])
     both = torch.stack((e, a)).float()
-    contrastive_scores(both, *rows.arguments, inplace=True)
-    assert torch.equal(both[0], both[1])
+    contrastive_scores(both, rows.pairs, inplace=True)
+    assert torch.equal(both[1], a.float()), "the amateur's row"
     return both[0]
+
+
+def knobs_of(alpha: float, beta: float, top_k: int) -> ColdSettings:
+    return ColdSettings(alpha, beta, top_k or None)
 
 
 def pair_rows(
@@ -39,8 +44,8 @@ def pair_rows(
 ) -> PairRows:
     streams = []
     for i, ((expert, amateur), (alpha, beta, top_k)) in enumerate(zip(pairs, knobs, strict=True)):
-        streams.append((expert, Stream(alpha, beta, top_k, pair=f"{i}", role="expert")))
-        streams.append((amateur, Stream(alpha, beta, top_k, pair=f"{i}", role="amateur")))
+        streams.append((expert, Stream(knobs_of(alpha, beta, top_k), pair=f"{i}", role="expert")))
+        streams.append((amateur, Stream(knobs_of(alpha, beta, top_k), pair=f"{i}", role="amateur")))
     rows = PairRows.of(streams, CPU)
     assert rows is not None
     return rows
@@ -50,20 +55,20 @@ def test_one_cap_does_not_lift_another() -> None:
     """A cap beyond the vocabulary is none; it must not switch off the caps of other pairs."""
     logits = torch.tensor([[3.0, 2.9, 2.8, 2.7]]).repeat(4, 1)
     rows = pair_rows([(0, 1), (2, 3)], [(0.1, 0.5, 2), (0.1, 0.5, 1000)])
-    contrastive_scores(logits, *rows.arguments, inplace=True)
-    assert logits.isfinite().sum(1).tolist() == [2, 2, 4, 4]
+    contrastive_scores(logits, rows.pairs, inplace=True)
+    assert logits.isfinite().sum(1).tolist() == [2, 4, 4, 4]
 
 
 def test_any_cap_that_settings_admit_fits() -> None:
     rows = pair_rows([(0, 1)], [(0.1, 0.5, 2**31 - 1)])
-    scores = contrastive_scores(torch.zeros(2, 5), *rows.arguments, inplace=True)
+    scores = contrastive_scores(torch.zeros(2, 5), rows.pairs, inplace=True)
     assert scores.tolist() == [[0.0] * 5] * 2
 
 
 def test_no_pair_never_reaches_the_op() -> None:
     assert PairRows.of([], CPU) is None
-    lonely = [(0, Stream(0.1, 0.5, pair="x", role="expert")),
-              (1, Stream(0.1, 0.5, pair="y", role="amateur"))]  # fmt: skip
+    lonely = [(0, Stream(ColdSettings(), pair="x", role="expert")),
+              (1, Stream(ColdSettings(), pair="y", role="amateur"))]  # fmt: skip
     assert PairRows.of(lonely, CPU) is None
 
 
@@ -89,7 +94,7 @@ def test_an_adaptive_beta_by_hand() -> None:
     one = torch.tensor([0])
     knobs = torch.tensor([-1.0]), torch.tensor([3.0])
     got = contrastive_scores(
-        torch.stack((e, a)).float(), one, one + 1, *knobs, adaptive=torch.tensor([True])
+        torch.stack((e, a)).float(), Pairs(one, one + 1, *knobs, adaptive=torch.tensor([True]))
     )
     assert got[0].tolist() == pytest.approx(want)
 

@@ -7,6 +7,7 @@ import ast
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import contrastive_scores, contrastive_topk, cpu_library, registry, scoring_cpu
+from vllm_cold.ops import (
+    Pairs,
+    contrastive_scores,
+    contrastive_topk,
+    cpu_library,
+    registry,
+    scoring_cpu,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -31,7 +39,7 @@ def _afresh(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_kernel_is_built_here() -> None:
-    assert scoring_cpu.missing(CPU) is None
+    assert scoring_cpu.BACKEND.missing(CPU) is None
     assert registry.choose(CPU) == "cpu"
 
 
@@ -45,7 +53,8 @@ def test_it_says_once_what_it_picked(caplog: pytest.LogCaptureFixture) -> None:
 def test_a_fallback_is_logged_once_with_its_reason(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scoring_cpu, "missing", lambda device: "It is not built: build it.")
+    missing = replace(scoring_cpu.BACKEND, missing=lambda device: "It is not built: build it.")
+    monkeypatch.setattr(scoring_cpu, "BACKEND", missing)
     for _ in range(3):
         assert registry.choose(CPU) == "torch"
     assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
@@ -68,7 +77,7 @@ def test_a_missing_library_is_named_with_the_remedy(
         monkeypatch.setattr(cpu_library, "PATH", path)
         cpu_library.library.cache_clear()
         try:
-            assert says in str(scoring_cpu.missing(CPU))
+            assert says in str(scoring_cpu.BACKEND.missing(CPU))
         finally:
             cpu_library.library.cache_clear()
 
@@ -123,15 +132,15 @@ def test_the_two_processors_and_nothing_else_call_the_op() -> None:
     assert callers == {"vllm/worker/processor_v1.py", "vllm/worker/processor_v2.py"}
 
 
-def arguments(**changes: Any) -> dict[str, Any]:
-    return {
-        "logits": torch.zeros(4, 9),
+def arguments(logits: Tensor | None = None, **changes: Any) -> dict[str, Any]:
+    pairs = {
         "expert_rows": torch.tensor([0, 2]),
         "amateur_rows": torch.tensor([1, 3]),
         "log_alpha": torch.zeros(2),
         "beta": torch.zeros(2),
         **changes,
     }
+    return {"logits": torch.zeros(4, 9) if logits is None else logits, "pairs": Pairs(**pairs)}
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
@@ -198,10 +207,10 @@ def test_it_runs_without_vllm() -> None:
 import sys
 sys.modules["vllm"] = None
 import torch
-from vllm_cold.ops import contrastive_topk
+from vllm_cold.ops import Pairs, contrastive_topk
 one = torch.tensor([0])
-print(contrastive_topk(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), one, one + 1,
-      torch.tensor([-5.0]), torch.tensor([1.0]), k=2))
+print(contrastive_topk(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), Pairs(one, one + 1,
+      torch.tensor([-5.0]), torch.tensor([1.0])), k=2))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True

@@ -32,7 +32,7 @@ from tests.ops.conformance import (
     check_not_finite,
     make_case,
 )
-from vllm_cold.ops import contrastive_scores, contrastive_topk
+from vllm_cold.ops import Pairs, contrastive_scores, contrastive_topk
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -164,7 +164,7 @@ def test_adaptive_betas_by_definition(interpreter: Call, cores: int) -> None:
 
 def no_pairs() -> None:
     none, knobs = torch.empty(0, dtype=torch.int64), torch.empty(0)
-    arguments = torch.zeros(3, 5), none, none, knobs, knobs
+    arguments = torch.zeros(3, 5), Pairs(none, none, knobs, knobs)
     assert contrastive_scores(*arguments, backend="triton").shape == (0, 5)
     assert contrastive_topk(*arguments, k=3, backend="triton")[0].shape == (0, 3)
 
@@ -196,7 +196,7 @@ def extremes() -> None:
     for beta, adaptive in itertools.product((0.0, 0.5, 10.0), (False, True)):
         logits, knobs = torch.stack((e, a)), (torch.tensor([-INF]), torch.tensor([beta]))
         rows, caps = (torch.tensor([0]), torch.tensor([1])), (None, 0)
-        arguments = logits, *rows, *knobs, *caps, torch.tensor([adaptive])
+        arguments = logits, Pairs(*rows, *knobs, *caps, torch.tensor([adaptive]))
         got = contrastive_scores(*arguments, backend="triton")
         assert torch.allclose(got, contrastive_scores(*arguments, backend="reference"), rtol=1e-6)
 
@@ -211,9 +211,9 @@ def test_extremes(interpreter: Call) -> None:
 def reasons() -> tuple[Any, ...]:
     from vllm_cold.ops import scoring_triton
 
-    here = [scoring_triton.missing(torch.device(name)) for name in ("cpu", "cuda", "xpu")]
+    here = [scoring_triton.BACKEND.missing(torch.device(name)) for name in ("cpu", "cuda", "xpu")]
     with mock.patch.dict(sys.modules, {"triton.language": None}):
-        return *here, scoring_triton.missing(torch.device("cuda"))
+        return *here, scoring_triton.BACKEND.missing(torch.device("cuda"))
 
 
 def test_missing(interpreter: Call, compiler: Call) -> None:
@@ -273,11 +273,13 @@ def test_compiles(
     for c in compiled:
         needs = f"{c.registers} registers, {c.shared} bytes shared, {c.spills} spills"
         record_property("report", f"{target} {c.kernel}, {c.variant.dtype} {c.variant}: {needs}")
-    kernels = {"tile_maxima", "adaptive_betas", "score_tiles", "merge_candidates"}
+    kernels = {
+        "tile_maxima", "adaptive_betas", "score_tiles", "merge_candidates", "add_tallies"
+    }  # fmt: skip
     assert {c.kernel for c in compiled} == kernels
     assert not any(c.spills for c in compiled)
     for c in compiled:
-        if c.variant.rows == "aligned" and c.kernel != "merge_candidates":
+        if c.variant.rows == "aligned" and c.kernel not in ("merge_candidates", "add_tallies"):
             # Both rows' logits, 16 bytes at a time.
             assert len(re.findall(load, c.assembly)) >= 2, (c.kernel, str(c.variant))
 
@@ -289,14 +291,15 @@ def compile_for_batches() -> list[Any]:
     forms = [Variant(pairs=p) for p in batches]
     forms += [Variant(outputs=f"top-{k}", pairs=p) for p in batches for k in (1, 16, 20, 32)]
     forms += [Variant(pairs=p, adaptive=True) for p in batches]
+    forms += [Variant(outputs="counted", pairs=p) for p in batches]
     return compile_variants("sm_90", forms)
 
 
 def test_no_batch_compiles_anything_anew(compiler: Call) -> None:
     compiled = sorted(c.kernel for c in compiler(compile_for_batches))
-    # Scores and the top-k; the maxima of all rows, and of those that are adaptive.
-    both = ["score_tiles", "score_tiles", "tile_maxima", "tile_maxima"]
-    assert compiled == ["adaptive_betas", "merge_candidates", *both]
+    # Scores, counted ones and the top-k; the maxima of all rows, and of those that are adaptive.
+    several = [*["score_tiles"] * 3, *["tile_maxima"] * 2]
+    assert compiled == ["adaptive_betas", "add_tallies", "merge_candidates", *several]
 
 
 def bench() -> int:

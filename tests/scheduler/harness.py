@@ -34,7 +34,8 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.workers import RELEASE, Workers, solo
 from vllm_cold.group.stream import Stream
-from vllm_cold.group.tally import Scored
+from vllm_cold.group.tally import Tally
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
 MAX_MODEL_LEN = 64
@@ -194,7 +195,7 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
                 "lora_int_id": other.lora_int_id,
                 "lora_path": other.lora_path,
             }
-        params.extra_args = Stream(0.1, 0.5, amateur=amateur).to_extra_args(None)
+        params.extra_args = Stream(ColdSettings(), amateur=amateur).to_extra_args(None)
     return Request(
         request_id=request_id,
         prompt_token_ids=list(asked.prompt),
@@ -363,7 +364,7 @@ class Harness:
             pooler_output=[],
         )
         columns = [[n] * len(self.workers.scored) for n in (1, 0, 0)]
-        result.cold = [Scored(tuple(self.workers.scored), columns)]
+        result.cold = [Tally(tuple(self.workers.scored), columns)]
         self.in_flight.append((output, result))
         self.check()
         return count

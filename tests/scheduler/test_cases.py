@@ -12,8 +12,8 @@ from tests.scheduler import cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
 from tests.scheduler.workers import RELEASE
-from vllm_cold.group.tally import Scored
-from vllm_cold.ops.registry import NOT_FINITE
+from vllm_cold.group.tally import Tally
+from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm.scheduler.results import NOT_SCORED
 
 pytestmark = pytest.mark.unit
@@ -235,8 +235,8 @@ def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     }  # fmt: skip
 
 
-def scored_of(rows: dict[str, tuple[int, ...]]) -> Scored:
-    return Scored(tuple(rows), list(zip(*rows.values(), strict=True)) or [(), (), ()])
+def scored_of(rows: dict[str, tuple[int, ...]]) -> Tally:
+    return Tally(tuple(rows), list(zip(*rows.values(), strict=True)) or [(), (), ()])
 
 
 def finds(harness: Harness, pair: str, *row: int) -> None:

@@ -187,17 +187,25 @@ class Workers:
         }
         sampled: dict[str, list[int]] = {i: [] for i in scheduled}
         self.scored = []
+        told: dict[str | None, int] = {}
+        followers = []
         for request_id, chain in last.items():
             row = self.rows[request_id]
             expert = partner.get((row.pair, "expert"))
             amateur = partner.get((row.pair, "amateur"))
-            if row.pair is not None and expert is not None and amateur is not None:
-                token = sample(expert, amateur)
+            token = sample(chain)
+            if row.pair is not None:
+                both = expert is not None and amateur is not None
+                assert both, f"{request_id} samples without the other stream"
                 if row.role == "expert":
                     self.scored.append(row.pair)
-            else:
-                assert row.pair is None, f"{request_id} samples without the other stream"
-                token = sample(chain)
-            row.tokens.append(token)
+                    token = sample(chain, amateur)
+                    told[row.pair] = token
+                else:
+                    followers.append(request_id)
             sampled[request_id] = [token]
+        for request_id in followers:
+            sampled[request_id] = [told[self.rows[request_id].pair]]
+        for request_id in last:
+            self.rows[request_id].tokens += sampled[request_id]
         return sampled

@@ -25,7 +25,7 @@ from tests.naive import NaiveCold, Trace
 from tests.server.clients import ALPHA, Asked, assert_right, references, storm
 from tests.server.conftest import Server, arguments, serve
 from tests.tiny import make_sick_adapter
-from vllm_cold.ops.registry import NOT_FINITE
+from vllm_cold.ops.interface import NOT_FINITE
 
 pytestmark = pytest.mark.server
 

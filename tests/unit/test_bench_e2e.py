@@ -14,13 +14,13 @@ import torch
 from rich.console import Console
 
 from benchmarks import bench_e2e as bench
-from benchmarks import e2e_worker
+from benchmarks.e2e import check, jobs, pool, run, show, worker
 from tests import naive
 
 pytestmark = pytest.mark.unit
 
 PROMPTS = [[1, 2, 3], [4, 5], [6], [7, 8]]
-SHIPPED = bench.ADAPTERS / bench.TASK
+SHIPPED = run.ADAPTERS / run.TASK
 
 
 def answer(rows: list[list[int]], seconds: float = 2.0) -> dict[str, Any]:
@@ -60,21 +60,27 @@ def options(*arguments: str) -> Any:
     return bench.parse(arguments)
 
 
-def measured(seconds: dict[str, float], *arguments: str, batch: int = 1) -> bench.Jobs:
+def measured(seconds: dict[str, float], *arguments: str, batch: int = 1) -> jobs.Jobs:
     chosen = options("--tokens", "4", *arguments)
-    jobs = bench.make_jobs(chosen.systems, PROMPTS, batch, chosen)
+    made = run.make_jobs(chosen.systems, PROMPTS, batch, chosen)
     workers: Any = FakeWorkers(seconds)
-    assert bench.measure(jobs, workers, random.Random(0), "t", lambda text: None) == []
-    return jobs
+    assert run.measure(made, workers, random.Random(0), "t", lambda text: None) == []
+    return made
 
 
 def test_options() -> None:
     full = options()
     assert (full.batch, full.tokens, full.rounds, full.rank) == ([1, 8, 32], 48, 5, 16)
-    assert full.dtype == ["float32", "bfloat16"] and full.systems == list(bench.SYSTEMS)
+    assert full.dtype == ["float32", "bfloat16"] and full.systems == list(jobs.SYSTEMS)
     quick = options("--quick", "--tokens", "5", "--batch", "4", "2", "2", "--skip-naive")
     assert (quick.batch, quick.tokens, quick.rounds) == ([2, 4], 5, 1)
     assert "naive" not in quick.systems
+    one = options("--one-engine")
+    assert (one.batch, one.tokens, one.rounds, one.rank) == ([1, 8], 48, 5, 8)
+    assert one.dtype == ["bfloat16"] and one.skip_growth and not full.skip_growth
+    assert {jobs.SYSTEMS[key].family for key in one.systems} == {"plugin"}
+    both = options("--one-engine", "--quick", "--dtype", "float32")
+    assert (both.batch, both.tokens, both.rank, both.dtype) == ([1, 2], 8, 8, ["float32"])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +89,7 @@ def test_options() -> None:
         (["--tokens", "1"], "must be 2 or more"),
         (["--rank", "6"], "choose from"),
         (["--systems", "naive", "--skip-naive"], "leaves none"),
+        (["--systems", "naive", "--one-engine"], "not allowed with"),
         (["--json", "/no/such/folder/x"], "a folder that exists"),
     ],
 )
@@ -96,13 +103,14 @@ def test_bad_options(
 
 def test_environment() -> None:
     base = {"VLLM_PLUGINS": "x", "COLD_ENABLED": "0", "OMP_WAIT_POLICY": "active", "HOME": "/h"}
-    for family in e2e_worker.FAMILIES:
-        env = bench.environment(family, 2, base)
+    for family in worker.FAMILIES:
+        env = pool.environment(family, 2, base)
         assert env["HOME"] == "/h" and env["VLLM_CPU_KVCACHE_SPACE"] == "2"
         assert not {"COLD_ENABLED", "OMP_WAIT_POLICY"} & set(env)
         assert env.get("VLLM_PLUGINS") == (None if family == "plugin" else "")
-    assert {system.family for system in bench.SYSTEMS.values()} == set(e2e_worker.FAMILIES)
-    assert {system.mode for system in bench.SYSTEMS.values()} == set(e2e_worker.MODES)
+    systems = (*jobs.SYSTEMS.values(), jobs.BETA_ZERO)
+    assert {system.family for system in systems} == set(worker.FAMILIES)
+    assert {system.mode for system in systems} == set(worker.MODES)
 
 
 def test_kv_cache_size() -> None:
@@ -112,15 +120,15 @@ def test_kv_cache_size() -> None:
     }  # fmt: skip
     block = 128 * 2 * 30 * 3 * 64 * 4
     fits = 2**30 // block - 1
-    assert bench.kv_gib(config, 4, [(fits, 128), (1, 1)]) == 1
-    assert bench.kv_gib(config, 4, [(1, 1), (fits, 129)]) == 2
-    assert bench.kv_gib(config, 2, [(fits, 129)]) == 1
+    assert run.kv_gib(config, 4, [(fits, 128), (1, 1)]) == 1
+    assert run.kv_gib(config, 4, [(1, 1), (fits, 129)]) == 2
+    assert run.kv_gib(config, 2, [(fits, 129)]) == 1
 
 
 def test_widening_keeps_the_function(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    bench.widen(SHIPPED, tmp_path / "wide", 16)
+    run.widen(SHIPPED, tmp_path / "wide", 16)
     old, new = (
         (
             json.loads((folder / "adapter_config.json").read_text()),
@@ -138,50 +146,48 @@ def test_widening_keeps_the_function(tmp_path: Path) -> None:
         assert (wide_a.abs().sum(-1) > 0).all()  # no rank that could be left out
     for change, message in (({"r": 32}, "rank=16"), ({"use_rslora": True}, "use_rslora=True")):
         with pytest.raises(ValueError, match=message):
-            bench.widened({**old[0], **change}, 16)
+            run.widened({**old[0], **change}, 16)
 
 
 def test_naive_scores_are_the_method() -> None:
     torch.manual_seed(0)
     expert, amateur = 3 * torch.randn(2, 5, 300)
-    got = e2e_worker.scores(expert, amateur)
+    got = worker.scores(expert, amateur)
     for row in range(5):
-        want = naive.score(expert[row], amateur[row], e2e_worker.ALPHA, e2e_worker.BETA)
+        want = naive.score(expert[row], amateur[row], worker.ALPHA, worker.BETA)
         assert torch.equal(want == -torch.inf, got[row] == -torch.inf)
         finite = want > -torch.inf
         assert torch.allclose(got[row][finite].double(), want[finite], atol=1e-5)
-    assert e2e_worker.scores(expert) is expert
+    assert worker.scores(expert) is expert
 
 
 def test_small_parts() -> None:
-    assert bench.lengthen([[1, 2], [3]], 2, 4) == [[1, 2, 3, 1], [3, 1, 2, 3]]
-    assert bench.first_difference([1, 2, 3], [1, 2, 3]) is None
-    assert bench.first_difference([1, 2, 3], [1, 9, 9]) == 1
-    assert bench.agreement([[1, 2], [3, 4]], [[1, 9], [3, 4]]) == 0.75
-    assert bench.ratios([2.0, 9.0, 5.0], [1.0, 3.0]) == [2.0, 3.0]
-    assert [bench.short(x) for x in (0.0512, 0.9999, 1.234, 9.999, 99.99, 31234.5)] == [
+    assert run.lengthen([[1, 2], [3]], 2, 4) == [[1, 2, 3, 1], [3, 1, 2, 3]]
+    assert check.first_difference([1, 2, 3], [1, 2, 3]) is None
+    assert check.first_difference([1, 2, 3], [1, 9, 9]) == 1
+    assert check.agreement([[1, 2], [3, 4]], [[1, 9], [3, 4]]) == 0.75
+    assert [show.short(x) for x in (0.0512, 0.9999, 1.234, 9.999, 99.99, 31234.5)] == [
         "0.051", "1.00", "1.23", "10.0", "100", "31234",
     ]  # fmt: skip
-    assert bench.spread_text([]) == "-" and bench.spread_text([0.5], 1e3) == "500 (500-500)"
-    times = e2e_worker.stamped(10.0, [[11.0, 13.0], [12.0, 14.0]])
+    times = worker.stamped(10.0, [[11.0, 13.0], [12.0, 14.0]])
     assert times == {"seconds": 4.0, "first": [1.0, 2.0], "last": [3.0, 4.0]}
-    assert (e2e_worker.peak_memory() or 1) > 0
+    assert (worker.peak_memory() or 1) > 0
 
 
 def test_a_job_keeps_medians() -> None:
-    system = bench.SYSTEMS["cold"]
-    job = bench.Job(system, "x", PROMPTS[:3], 3, 1, 3)
+    system = jobs.SYSTEMS["cold"]
+    job = jobs.Job(system, "x", PROMPTS[:3], 3, 1, 3)
     job.record({"seconds": 9.0, "first": [1, 2, 6], "last": [3, 8, 9], "blocks": 12})
     assert (job.seconds, job.ttft, job.tpot) == ([9.0], [2], [1.5])  # steps of 1, 3 and 1.5
-    assert bench.blocks_text(job) == "4.00" and bench.blocks_text(None) == "-"
+    assert show.blocks_text(job) == "4.00" and show.blocks_text(None) == "-"
     # One token has no time for each further one.
-    single = bench.Job(system, "x", PROMPTS[:1], 1, 1, 1)
+    single = jobs.Job(system, "x", PROMPTS[:1], 1, 1, 1)
     single.record(answer([[5]]))
     assert single.tpot == []
 
 
 def test_repeated_runs_are_compared() -> None:
-    job = bench.Job(bench.SYSTEMS["naive"], "x", PROMPTS[:2], 3, 1, 2)
+    job = jobs.Job(jobs.SYSTEMS["naive"], "x", PROMPTS[:2], 3, 1, 2)
     assert job.compare([[1, 2], [3, 4]], 2) == []
     assert job.compare([[1, 2, 5], [3, 4, 6]], 3) == []
     assert job.output == [[1, 2, 5], [3, 4, 6]]  # the longer one counts from now on
@@ -192,10 +198,10 @@ def test_repeated_runs_are_compared() -> None:
 
 def test_rounds_and_batches() -> None:
     chosen = options("--tokens", "4", "--rounds", "3", "--batch", "2")
-    jobs = bench.make_jobs(chosen.systems, PROMPTS, 2, chosen)
+    made = run.make_jobs(chosen.systems, PROMPTS, 2, chosen)
     workers: Any = FakeWorkers()
     said: list[str] = []
-    assert bench.measure(jobs, workers, random.Random(0), "t", said.append) == []
+    assert run.measure(made, workers, random.Random(0), "t", said.append) == []
     # Stock base has twice the batch in addition; naive warms up shortly and runs twice.
     assert workers.calls.count(("stock-base", "base", 4, 4)) == 4
     assert workers.calls.count(("stock-base", "base", 2, 4)) == 4
@@ -205,31 +211,31 @@ def test_rounds_and_batches() -> None:
     assert len(said) == len(workers.calls) and said[-1].endswith("of 3")
     timed = workers.calls[8:]
     assert timed[:8] != timed[8:16]  # in another order
-    assert bench.naive_rounds(32, 2) == 1 and bench.naive_rounds(8, 2) == 2
-    assert bench.DOUBLED not in bench.make_jobs(["stock-base"], PROMPTS, 2, chosen)
+    assert run.naive_rounds(32, 2) == 1 and run.naive_rounds(8, 2) == 2
+    assert jobs.DOUBLED not in run.make_jobs(["stock-base"], PROMPTS, 2, chosen)
     wrong: Any = FakeWorkers(wrong_after=10)
-    problems = bench.measure(jobs, wrong, random.Random(0), "t", said.append)
+    problems = run.measure(made, wrong, random.Random(0), "t", said.append)
     assert problems and all("other tokens" in problem for problem in problems)
 
 
 def test_only_ties_may_differ() -> None:
-    jobs = measured({})
-    cold, naive_job = jobs["plugin CoLD"], jobs["naive CoLD"]
+    ran = measured({})
+    cold, naive_job = ran["plugin CoLD"], ran["naive CoLD"]
     asked: list[Any] = []
 
     def gap(size: float) -> Any:
         return lambda *arguments: (asked.append(arguments), size)[1]
 
-    problems, notes = bench.check_batch("float32", 1, jobs, gap(0.0))
+    problems, notes = check.check_batch("float32", 1, ran, gap(0.0))
     assert problems == [] and asked == [] and notes[0].count("100.0%") == 3
     cold.output = [[0, 1, 77, 3]]
-    problems, notes = bench.check_batch("float32", 1, jobs, gap(5e-4))
+    problems, notes = check.check_batch("float32", 1, ran, gap(5e-4))
     assert problems == [] and asked == [("cold", [1, 2, 3, 0, 1], [2, 77])]
     assert "5.0e-04 apart" in notes[-2] and "75.0%" in notes[-1]
     for size in (2e-3, float("inf")):
-        problems, _ = bench.check_batch("float32", 1, jobs, gap(size))
+        problems, _ = check.check_batch("float32", 1, ran, gap(size))
         assert len(problems) == 1 and "part at token 3 of request 1" in problems[0]
-    assert bench.check_batch("bfloat16", 1, jobs, gap(1.0))[0] == []
+    assert check.check_batch("bfloat16", 1, ran, gap(1.0))[0] == []
     assert naive_job.output == [[0, 1, 2, 3]]
 
 
@@ -245,7 +251,7 @@ SECONDS = {
 
 
 def test_targets() -> None:
-    found = {t.text: t for t in bench.targets(1, measured(SECONDS))}
+    found = {t.text: t for t in show.targets(1, measured(SECONDS))}
     verdicts = {text: (t.values[0], t.verdict) for text, t in found.items()}
     assert verdicts == {
         "plugin CoLD / stock adapter, seconds": (1.9 / 4, "met"),
@@ -255,24 +261,24 @@ def test_targets() -> None:
         "plugin adapter / stock adapter, seconds": (2.2 / 4, "met"),
         "plugin CoLD / naive CoLD, tokens per second": (9.0 / 1.9, "missed"),
     }
-    faster = {t.text: t.verdict for t in bench.targets(8, measured(SECONDS, batch=1))}
+    faster = {t.text: t.verdict for t in show.targets(8, measured(SECONDS, batch=1))}
     assert faster["plugin CoLD / naive CoLD, tokens per second"] == "met"  # 4 is enough at 8
-    assert [t.verdict for t in bench.targets(32, measured(SECONDS)) if t.at_least] == ["no target"]
-    assert bench.targets(1, measured(SECONDS, "--systems", "cold")) == []
-    assert bench.Target("", [1.004], 1.0).verdict == "met"  # as printed
+    assert [t.verdict for t in show.targets(32, measured(SECONDS)) if t.at_least] == ["no target"]
+    assert show.targets(1, measured(SECONDS, "--systems", "cold")) == []
+    assert show.Target("", [1.004], 1.0).verdict == "met"  # as printed
 
 
 def test_tables_fit(capsys: pytest.CaptureFixture[str]) -> None:
     slow = {name: 5 * seconds for name, seconds in SECONDS.items()}
-    table = {(dtype, 1): measured(slow) for dtype in bench.DTYPES}
+    table = {(dtype, 1): measured(slow) for dtype in run.DTYPES}
     console = Console(width=bench.WIDTH)
-    bench.show_speeds(console, table)
-    bench.show_targets(console, table)
+    show.show_speeds(console, table)
+    show.show_targets(console, table)
     grown = {1: table["float32", 1]}
-    findings = bench.Findings(table, grown, grown)
+    findings = jobs.Findings(table, grown, grown)
     findings.peaks, findings.gib = {"float32": {"naive": 3 * 2**29}}, {"float32": 1}
-    bench.show_memory(console, findings)
-    bench.show_growth(console, "float32", findings)
+    show.show_memory(console, findings)
+    show.show_growth(console, "float32", findings)
     printed = capsys.readouterr().out
     assert max(map(len, printed.splitlines())) <= 100 and "\u2026" not in printed
     row = next(line for line in printed.splitlines() if "plugin CoLD" in line)
@@ -283,14 +289,14 @@ def test_tables_fit(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 class FakePool(FakeWorkers):
-    """Stands for ``bench.Workers``; the plugin's CoLD is wrong in its first token if asked to."""
+    """Stands for ``pool.Workers``; a mode of the plugin's is wrong in its first token."""
 
-    wrong = False
+    wrong = ""
 
     def __init__(self, settings: Any, gib: int, folder: Path, say: Any) -> None:
         super().__init__(SECONDS)
         adapter = json.loads((Path(settings["adapter"]) / "adapter_config.json").read_text())
-        assert adapter["r"] == settings["rank"] == 16
+        assert adapter["r"] == settings["rank"]
         self.running: dict[str, Any] = {}
         self.facts, self.idle, self.peak = {"threads": 2}, (10.0, 0.01), 2**30
 
@@ -310,35 +316,29 @@ class FakePool(FakeWorkers):
         if do == "gap":
             return {"gap": 1.0}
         reply = super().ask(do, **arguments)
-        if self.wrong and (self.family, arguments["mode"]) == ("plugin", "cold"):
+        if (self.family, arguments["mode"]) == ("plugin", self.wrong):
             reply["tokens"][0][0] = 99
         return reply
 
 
-@pytest.mark.parametrize("wrong", [False, True])
-def test_no_speeds_beside_wrong_results(
-    wrong: bool,
-    tiny: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+@pytest.fixture
+def faked(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine, and a model of which nothing but the tokenizer and the sizes are used."""
     from examples import smollm2
 
     monkeypatch.setattr(smollm2, "model_path", lambda: tiny / "model")
     monkeypatch.setattr(bench, "quiet", lambda: None)
-    monkeypatch.setattr(bench, "Workers", FakePool)
-    monkeypatch.setattr(FakePool, "wrong", wrong)
-    status = bench.main(["--quick", "--json", str(tmp_path / "out.json")])
+    monkeypatch.setattr(run, "Workers", FakePool)
+
+
+@pytest.mark.usefixtures("faked")
+def test_speeds_beside_right_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--quick", "--json", str(tmp_path / "out.json")]) == 0
     printed = capsys.readouterr().out
     saved = json.loads((tmp_path / "out.json").read_text())
-    if wrong:
-        assert status == 1 and "No speeds are shown" in printed
-        assert "part at token 1 of request 1" in printed
-        assert "TTFT" not in printed and list(saved) == ["problems"]
-        return
-    assert status == 0 and "Growth with prompt tokens" in printed
+    assert "Growth with prompt tokens" in printed
     assert "idle workers used at most 0.1% of a core" in printed
+    assert "100.0% of plugin CoLD, beta 0 and plugin adapter" in printed
     runs = [(run["dtype"], run["batch"], run["system"]) for run in saved["runs"]]
     assert len(runs) == len(set(runs)) == 2 * 2 * 8
     assert len(saved["targets"]) == 2 * 2 * 6 and saved["peak bytes"]["bfloat16"]["naive"] == 2**30
@@ -346,9 +346,40 @@ def test_no_speeds_beside_wrong_results(
     assert {run["prompt_tokens"][3] for run in saved["growth with prompts"]} == {64}
 
 
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize(
+    ("wrong", "more"),
+    [("cold", ()), ("beta-0", ()), ("beta-0", ("--one-engine", "--dtype", "float32"))],
+)
+def test_no_speeds_beside_wrong_results(
+    wrong: str,
+    more: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(FakePool, "wrong", wrong)
+    status = bench.main(["--quick", *more, "--json", str(tmp_path / "out.json")])
+    printed = capsys.readouterr().out
+    assert status == 1 and "No speeds are shown" in printed
+    assert "part at token 1 of request 1" in printed and "TTFT" not in printed
+    assert list(json.loads((tmp_path / "out.json").read_text())) == ["problems"]
+
+
+@pytest.mark.usefixtures("faked")
+def test_one_engine_is_compared_with_its_adapter(capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main(["--quick", "--one-engine"]) == 0
+    printed = capsys.readouterr().out
+    assert "at rank 8" in printed and "the time ratio is to plugin adapter" in printed
+    lines = printed.splitlines()
+    assert not any(line.startswith("stock") for line in lines) and "Growth" not in printed
+    row = next(line for line in printed.splitlines() if "plugin CoLD" in line)
+    assert row.split()[-2] == "0.86"  # 1.9 / 2.2
+
+
 def test_what_a_worker_died_of_is_told(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="family='no': must be one of stock-base"):
-        bench.Worker({"family": "no"}, dict(os.environ), tmp_path / "log")
+        pool.Worker({"family": "no"}, dict(os.environ), tmp_path / "log")
     lost = {**os.environ, "PYTHONPATH": "", "PYTHONHOME": "/no/such/python"}
     with pytest.raises(RuntimeError, match="the worker naive failed"):
-        bench.Worker({"family": "naive"}, lost, tmp_path / "log")
+        pool.Worker({"family": "naive"}, lost, tmp_path / "log")

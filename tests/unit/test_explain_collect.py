@@ -12,6 +12,7 @@ from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, trace
+from vllm_cold.tools.explain.replies import Entry
 from vllm_cold.tools.explain.server import pack
 from vllm_cold.tools.explain.sources import (
     AMATEUR,
@@ -210,11 +211,6 @@ def test_pack_puts_neighbours_together() -> None:
     assert list(pack([])) == []
 
 
-def test_rows_are_read_from_json_and_checked() -> None:
-    row = {
-        "5": {"logprob": -0.5, "decoded_token": " a"},
-        "6": {"logprob": -9999.0, "decoded_token": None},
-    }
-    assert read_rows([None, row]) == [{5: Logprob(-0.5, " a"), 6: Logprob(-math.inf, "")}]
+def test_rows_that_hold_no_logprobs_are_refused() -> None:
     with pytest.raises(ToolError, match="--logprobs-mode"):
-        read_rows([None, {5: {"logprob": 12.5, "decoded_token": "a"}}])
+        read_rows([None, {5: Entry(logprob=12.5, decoded_token="a")}])

@@ -3,11 +3,12 @@
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,6 +22,8 @@ from vllm_cold.tools.explain import offline
 from vllm_cold.tools.explain.command import check_page, read_prompts, run
 from vllm_cold.tools.explain.offline import OfflineSource
 from vllm_cold.tools.explain.server import ServerSource
+from vllm_cold.tools.explain.sources import Decoded
+from vllm_cold.tools.explain.trace import Logprob
 
 pytestmark = pytest.mark.unit
 
@@ -93,9 +96,13 @@ def test_beta_is_a_number_or_adaptive() -> None:
 
 
 def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in ([], ["--prompt", "a", "--prompts", "b"]):
+    for arguments, said in (
+        ([], "one of the arguments --prompt --prompts is required"),
+        (["--prompt", "a", "--prompts", "b"], "--prompts: not allowed with argument --prompt"),
+    ):
         with pytest.raises(SystemExit):
             parse("--adapter", "one", *arguments)
+        assert said in capsys.readouterr().err
     with pytest.raises(ToolError, match="--prompt: is empty"):
         run(parse("--adapter", "one", "--prompt", ""))
 
@@ -146,7 +153,7 @@ def test_a_key_is_sent_only_where_it_is_given(
         """What the server was given as key, by the command."""
         Fake.headers_seen.clear()
         options = ["--prompt", "x", "--adapter", "one", "--html", str(tmp_path / "x"), *more]
-        with pytest.raises(ToolError, match="does not return token ids"):
+        with pytest.raises(ToolError, match="does not return choices.0.prompt_token_ids"):
             run(parse("--url", fake, *options))
         assert len(Fake.headers_seen) > 2 and "hush" not in str(Fake.headers_seen)
         return {headers["authorization"] for headers in Fake.headers_seen}
@@ -280,6 +287,7 @@ def test_prompt_files(tmp_path: Path) -> None:
         ('["prompt"]\n', "line 1 must be an object"),
         ('{"prompt": 3}\n', "line 1 must be an object"),
         ('{"prompt": "a"\n', "line 1 is no JSON"),
+        ("[" * 100_000 + "\n", "line 1 is no JSON"),
         ("\n", "holds no prompt; put one on each line"),
         ('{"prompt": "a"}\n' * 51, "holds 51 prompts; one page takes up to 50"),
     ):
@@ -321,13 +329,12 @@ class Fake(BaseHTTPRequestHandler):
         elif body.get("prompt_logprobs", 0) > self.answers.get("max_logprobs", 20):
             message = "Requested prompt logprobs of 256, which is greater than max allowed: 7"
             self._send(400, {"error": {"message": message, "code": 400}})
+        elif "text" in self.answers:
+            self._send_text(200, self.answers["text"])
         else:
-            self._send(
-                200,
-                {"id": "x", "object": "text_completion", "created": 1, "model": "one",
-                 "choices": [{"index": 0, "text": "", "finish_reason": "length",
-                              "logprobs": {"top_logprobs": self.answers.get("top", [])}}]},
-            )  # fmt: skip
+            choice = {"index": 0, "text": "", "finish_reason": "length"}
+            choices = self.answers.get("choices", [choice])
+            self._send(200, {"id": "x", "object": "text_completion", "choices": choices})
 
     def _send(self, status: int, body: Any) -> None:
         self._send_text(status, json.dumps(body))
@@ -372,7 +379,14 @@ def test_names_that_the_server_does_not_have(fake: str) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [(404, "not here"), (200, "<html></html>"), (200, "{}"), (200, "[1]"), (200, '{"data": [1]}')],
+    [
+        (404, "not here"),
+        (200, "<html></html>"),
+        (200, "{}"),
+        (200, "[1]"),
+        (200, '{"data": [1]}'),
+        (200, '{"data": [{"id": "one", "parent": "base", "max_model_len": "long"}]}'),
+    ],
 )
 def test_something_else_than_vllm(answer: tuple[int, str], fake: str) -> None:
     Fake.answers["models"] = answer
@@ -398,10 +412,81 @@ def test_what_the_server_allows_is_found_out(fake: str) -> None:
 
 def test_an_older_server_that_ignores_named_tokens(fake: str) -> None:
     """It answers with its own choice of tokens: what was asked for is missing, not made up."""
-    Fake.answers["top"] = [{"token_id:5": -0.5}]
-    assert ServerSource(fake, "one").look_up("amateur", [([1], [7])]) == [{5: -0.5}]
+    source = ServerSource(fake, "one")
+    for tops, expected in (
+        ([{"token_id:5": -0.5, "token_id:6": -9999.0}], {5: -0.5, 6: -math.inf}),
+        ([None], {}),
+        ([], {}),
+    ):
+        Fake.answers["choices"] = [{"index": 0, "logprobs": {"top_logprobs": tops}}]
+        assert source.look_up("amateur", [([1], [7])]) == [expected]
 
 
-def test_a_server_that_returns_no_token_ids(fake: str) -> None:
-    with pytest.raises(ToolError, match="does not return token ids"):
-        ServerSource(fake, "one").encode(["x"], chat=False)
+def test_a_servers_answers_are_read(fake: str) -> None:
+    """Choices in any order, for texts in theirs."""
+    source = ServerSource(fake, "one")
+    written = {"text": "a", "finish_reason": "stop", "token_ids": [4, 2], "stop_reason": None}
+    row = {
+        "5": {"logprob": -0.5, "rank": 1, "decoded_token": " a"},
+        "6": {"logprob": -9999.0, "rank": 9, "decoded_token": None},
+    }
+    Fake.answers["choices"] = [
+        {"index": 1, **written, "text": "b", "prompt_logprobs": [None]},
+        {"index": 0, **written, "prompt_token_ids": [1, 2], "prompt_logprobs": [None, row]},
+    ]
+    found = source.decode([[1], [2]], 2, None)
+    assert found == [Decoded((4, 2), "a", "stop"), Decoded((4, 2), "b", "stop")]
+    rows = source.score("expert", [[1, 2], [1]], 2)
+    assert rows == [[{5: Logprob(-0.5, " a"), 6: Logprob(-math.inf, "")}], []]
+    del Fake.answers["choices"][0]
+    assert source.encode(["x"], chat=False) == [[1, 2]]
+
+
+ASKS: dict[str, Callable[[ServerSource], object]] = {
+    "encode": lambda source: source.encode(["x"], chat=False),
+    "chat": lambda source: source.encode(["x"], chat=True),
+    "decode": lambda source: source.decode([[1]], 1, None),
+    "score": lambda source: source.score("expert", [[1, 2]], 3),
+    "look up": lambda source: source.look_up("expert", [([1], [2])]),
+}
+
+
+@pytest.mark.parametrize(
+    ("ask", "fields", "what"),
+    [
+        ("encode", {}, "choices.0.prompt_token_ids"),
+        ("encode", {"prompt_token_ids": None}, "choices.0.prompt_token_ids"),
+        ("chat", {}, "prompt_token_ids"),
+        ("decode", {"finish_reason": "stop"}, "choices.0.token_ids"),
+        ("decode", {"finish_reason": None, "token_ids": [1]}, "choices.0.finish_reason"),
+        ("score", {}, "choices.0.prompt_logprobs"),
+        (
+            "score",
+            {"prompt_logprobs": [None, {"5": {"logprob": "high", "decoded_token": "a"}}]},
+            "choices.0.prompt_logprobs.1.5.logprob",
+        ),
+        ("look up", {"logprobs": None}, "choices.0.logprobs"),
+        ("look up", {"logprobs": {"top_logprobs": [{"a": -1}]}}, "choices.0.logprobs.top_logp.*"),
+    ],
+)
+def test_what_a_server_does_not_return_is_named(
+    ask: str, fields: dict[str, Any], what: str, fake: str
+) -> None:
+    source = ServerSource(fake, "one")
+    Fake.answers["choices"] = [{"index": 0, "text": "", **fields}]
+    said = (
+        f"--url={fake}: the server does not return {what} as vLLM does; vLLM 0.23 or newer is "
+        "needed, without a proxy that strips fields"
+    )
+    with pytest.raises(ToolError, match=f"^{said}$"):
+        ASKS[ask](source)
+
+
+def test_a_reply_that_is_no_json_is_named(fake: str) -> None:
+    source = ServerSource(fake, "one")
+    Fake.answers["text"] = "<html></html>"
+    with pytest.raises(ToolError, match="the server does not return JSON as vLLM does"):
+        source.score("expert", [[1, 2]], 3)
+    Fake.answers = {"plugin": True, "choices": []}
+    with pytest.raises(ToolError, match="the server does not return choices as vLLM does"):
+        source.encode(["x"], chat=False)

@@ -11,7 +11,7 @@ from scipy.spatial.distance import jensenshannon
 
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
-from vllm_cold.tools.explain import trace, visible
+from vllm_cold.tools.explain import account, visible
 from vllm_cold.tools.explain.trace import COLD, GREEDY, Answer, Logprob, Step
 
 pytestmark = pytest.mark.unit
@@ -40,7 +40,7 @@ def step(
     **options: object,
 ) -> Step:
     given_options = {"vocab_size": VOCAB, "amateur_limit": None, "listed": [], "most": 1000}
-    return trace.make_step(
+    return account.make_step(
         token,
         "",
         row(expert),
@@ -109,11 +109,11 @@ def test_an_adaptive_beta_that_is_not_known_is_not_guessed() -> None:
     assert known.valid_size > 2 and known.differs and known.beta is not None
     best = row(expert)
     some = {t: best[t] for t in sorted(best, key=lambda t: -best[t].value)[:2]}
-    incomplete = trace.make_step(
+    incomplete = account.make_step(
         known.winner or 0, "", best, row(amateur), known=2, amateur_limit=None, vocab_size=None,
         settings=settings, listed=[],
     )  # fmt: skip
-    bounded = trace.make_step(
+    bounded = account.make_step(
         known.winner or 0, "", best, {t: Logprob(-3.0) for t in some}, known=VOCAB,
         amateur_limit=-5.0, vocab_size=VOCAB, settings=settings, listed=[],
     )  # fmt: skip
@@ -127,7 +127,7 @@ def test_an_adaptive_beta_that_is_not_known_is_not_guessed() -> None:
         assert 1 not in [m.index for m in answer.mismatches]
     # What beta cannot depend on need not be known.
     for other in (ColdSettings(1.0, "adaptive"), ColdSettings(0.02, "adaptive", beta_max=0.0)):
-        alone = trace.make_step(
+        alone = account.make_step(
             0, "", best, {}, known=VOCAB, amateur_limit=-5.0, vocab_size=VOCAB,
             settings=other, listed=[],
         )  # fmt: skip
@@ -140,7 +140,7 @@ def test_an_amateur_of_zero_probability_is_no_penalty() -> None:
     got = step(expert, amateur, ColdSettings(1e-3, 0.7))
     expected = pair_scores(expert, amateur, math.log(1e-3), 0.7)
     assert got.winner == int(expected.argmax())
-    assert trace.score(-math.inf, -1.0, 0.7) == -math.inf
+    assert account.score(-math.inf, -1.0, 0.7) == -math.inf
 
 
 def test_the_divergence_is_jensen_shannon() -> None:
@@ -148,37 +148,37 @@ def test_the_divergence_is_jensen_shannon() -> None:
     e, a = expert.log_softmax(0), amateur.log_softmax(0)
     whole = jensenshannon(e.exp().numpy(), a.exp().numpy(), base=2) ** 2
     assert whole > 0.01
-    assert trace.divergence_bits(e.tolist(), a.tolist()) == pytest.approx(whole)
+    assert account.divergence_bits(e.tolist(), a.tolist()) == pytest.approx(whole)
     some = e.topk(7).indices
     p, q = e[some].exp(), a[some].exp()
     merged = [torch.cat([x, 1 - x.sum().reshape(1)]).numpy() for x in (p, q)]
-    part = trace.divergence_bits(e[some].tolist(), a[some].tolist())
+    part = account.divergence_bits(e[some].tolist(), a[some].tolist())
     assert part == pytest.approx(jensenshannon(*merged, base=2) ** 2)
     assert part < whole  # merging tokens hides some of it
-    assert trace.divergence_bits([0.0, -math.inf], [-math.inf, 0.0]) == 1.0
-    assert trace.divergence_bits([-0.5, -2.0], [-0.5, -2.0]) == 0.0
-    assert trace.divergence_bits([], []) == 0.0
+    assert account.divergence_bits([0.0, -math.inf], [-math.inf, 0.0]) == 1.0
+    assert account.divergence_bits([-0.5, -2.0], [-0.5, -2.0]) == 0.0
+    assert account.divergence_bits([], []) == 0.0
 
 
 def test_the_valid_set_is_complete_only_if_a_token_outside_of_it_is_known() -> None:
     expert = {i: Logprob(-0.1 * i) for i in range(10)}
     settings = ColdSettings(alpha=math.exp(-0.55))
-    assert trace.valid_tokens(expert, 10, None, settings) == ({0, 1, 2, 3, 4, 5}, True)
+    assert account.valid_tokens(expert, 10, None, settings) == ({0, 1, 2, 3, 4, 5}, True)
     # Only the five best are certain: there may be others at -0.45 that are not listed.
-    assert trace.valid_tokens(expert, 5, None, settings) == ({0, 1, 2, 3, 4, 5}, False)
+    assert account.valid_tokens(expert, 5, None, settings) == ({0, 1, 2, 3, 4, 5}, False)
     five = {i: expert[i] for i in range(5)}
-    assert trace.valid_tokens(five, 5, None, settings)[1] is False
-    assert trace.valid_tokens(five, 5, 5, settings)[1] is True  # the whole vocabulary
+    assert account.valid_tokens(five, 5, None, settings)[1] is False
+    assert account.valid_tokens(five, 5, 5, settings)[1] is True  # the whole vocabulary
     capped = ColdSettings(alpha=settings.alpha, expert_top_k=3)
-    assert trace.valid_tokens(five, 5, None, capped) == ({0, 1, 2}, True)
+    assert account.valid_tokens(five, 5, None, capped) == ({0, 1, 2}, True)
     tied = {**five, 3: Logprob(-0.2)}
-    assert trace.valid_tokens(tied, 5, None, capped) == ({0, 1, 2, 3}, True)
+    assert account.valid_tokens(tied, 5, None, capped) == ({0, 1, 2, 3}, True)
 
 
 def test_a_bound_is_marked_and_kept_out_of_the_divergence() -> None:
     expert = {0: Logprob(math.log(0.6), "a"), 1: Logprob(math.log(0.3), "b")}
     amateur = {0: Logprob(math.log(0.5), "a")}
-    made = trace.make_step(
+    made = account.make_step(
         0,
         "a",
         expert,
@@ -193,7 +193,8 @@ def test_a_bound_is_marked_and_kept_out_of_the_divergence() -> None:
     assert bound is not None
     assert bound.amateur_is_bound
     assert bound.score == pytest.approx(2 * math.log(0.3) - math.log(0.01))
-    assert made.divergence == pytest.approx(trace.divergence_bits([math.log(0.6)], [math.log(0.5)]))
+    divergence = account.divergence_bits([math.log(0.6)], [math.log(0.5)])
+    assert made.divergence == pytest.approx(divergence)
     assert not made.valid_complete
 
 
@@ -236,10 +237,10 @@ def test_levels(bits: float, level: int) -> None:
 
 
 def test_pieces_get_their_space_back() -> None:
-    assert trace.spread("The capital", ["The", "capital", "</s>"]) == ["The", " capital", "</s>"]
-    assert trace.spread(" a b", [" a", " b"]) == [" a", " b"]
-    assert trace.spread("a漢b", ["a", "", "漢", "b"]) == ["a", "", "漢", "b"]
-    assert "".join(trace.spread("x  y", ["x", " ", "y"])) == "x  y"
+    assert account.spread("The capital", ["The", "capital", "</s>"]) == ["The", " capital", "</s>"]
+    assert account.spread(" a b", [" a", " b"]) == [" a", " b"]
+    assert account.spread("a漢b", ["a", "", "漢", "b"]) == ["a", "", "漢", "b"]
+    assert "".join(account.spread("x  y", ["x", " ", "y"])) == "x  y"
 
 
 def test_visible() -> None:

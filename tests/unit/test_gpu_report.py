@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -352,14 +353,14 @@ def wrong_backend(name: str, spoil: Callable[..., None]) -> Callable[[pytest.Mon
     from vllm_cold.ops import scoring_torch
 
     def install(patch: pytest.MonkeyPatch) -> None:
-        right = getattr(scoring_torch, name)
+        right = scoring_torch.BACKEND
 
         def wrong(*arguments: Any) -> None:
             before = arguments[0].clone()
-            right(*arguments)
+            getattr(right, name)(*arguments)
             spoil(before, *arguments)
 
-        patch.setattr(scoring_torch, name, wrong)
+        patch.setattr(scoring_torch, "BACKEND", replace(right, **{name: wrong}))
 
     return install
 
@@ -367,19 +368,27 @@ def wrong_backend(name: str, spoil: Callable[..., None]) -> Callable[[pytest.Mon
 def scores(spoil: Callable[[Any], object], inplace: bool | None = None) -> Callable[..., None]:
     """Spoil the scores of the first pair, which is a normal one; of one form if it is given."""
 
-    def of(before: Any, logits: Any, e: Any, a: Any, *rest: Any) -> None:
-        out = rest[5]
+    def of(before: Any, logits: Any, pairs: Any, out: Any, statistics: Any) -> None:
         if inplace in (None, out is None):
-            for rows in [logits[e[0]], logits[a[0]]] if out is None else [out[0]]:
-                spoil(rows)
+            spoil(logits[pairs.expert_rows[0]] if out is None else out[0])
 
     return of
 
 
-def of_no_pair(before: Any, logits: Any, e: Any, a: Any, *rest: Any) -> None:
-    free = sorted(set(range(len(logits))) - set(e.tolist()) - set(a.tolist()))
-    if rest[5] is None:
-        logits[free[0]].fill_(1)
+def of_no_pair(before: Any, logits: Any, pairs: Any, out: Any, statistics: Any) -> None:
+    rows = {*pairs.expert_rows.tolist(), *pairs.amateur_rows.tolist()}
+    if out is None:
+        logits[min(set(range(len(logits))) - rows)].fill_(1)
+
+
+def of_an_amateur(before: Any, logits: Any, pairs: Any, out: Any, statistics: Any) -> None:
+    if out is None:
+        logits[pairs.amateur_rows[0]].add_(1)
+
+
+def of_a_sick_amateur(before: Any, logits: Any, pairs: Any, out: Any, statistics: Any) -> None:
+    if out is None:
+        logits[pairs.amateur_rows] = before[pairs.amateur_rows]
 
 
 FAULTS = {
@@ -387,13 +396,15 @@ FAULTS = {
     "a candidate": ("scores", scores(lambda row: row.clamp_(min=-1e9)), "other candidates in pair"),
     "NaN": ("scores", scores(lambda row: row[:1].fill_(math.nan)), "NaN: not written, or made"),
     "infinite": ("scores", scores(lambda row: row[:1].fill_(math.inf)), "a score is infinite"),
-    "in place": ("scores", scores(lambda row: row[:1].fill_(7.0), True), "in place: not the same"),
-    "a row of no pair": ("scores", of_no_pair, "in place: rows of no pair were written to"),
+    "in place": ("scores", scores(lambda row: row[:1].fill_(7.0), True), "in place: other scores"),
+    "a row of no pair": ("scores", of_no_pair, "in place: another row was written to"),
+    "an amateur's row": ("scores", of_an_amateur, "in place: another row was written to"),
+    "a sick amateur": ("scores", of_a_sick_amateur, "in place: an amateur cannot be sampled"),
     "input": ("topk", lambda before, logits, *a: logits[0].fill_(1), "the input was written to"),
-    "statistics": ("scores", lambda *a: a[10][:, 0].add_(1), "wrong statistics"),
-    "not finite": ("scores", lambda *a: a[10][:, 2].fill_(0), "NaN or +inf: not told of"),
-    "best scores": ("topk", lambda *a: a[9][0, :1].fill_(7.0), "wrong scores of the best 1"),
-    "best ids": ("topk", lambda *a: a[10][0].add_(1), "wrong ids of the best 1"),
+    "statistics": ("scores", lambda *a: a[4][:, 0].add_(1), "wrong statistics"),
+    "not finite": ("scores", lambda *a: a[4][:, 2].fill_(0), "NaN or +inf: not told of"),
+    "best scores": ("topk", lambda *a: a[3][0, :1].fill_(7.0), "wrong scores of the best 1"),
+    "best ids": ("topk", lambda *a: a[4][0].add_(1), "wrong ids of the best 1"),
 }  # fmt: skip
 
 

@@ -14,7 +14,8 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vllm_cold"
-# Beside these, only what a reader of params.py expects: vLLM's SamplingParams and LoRARequest.
+MOST_LINES = 400
+# params.py: vLLM's SamplingParams and LoRARequest are what ColdParams is made of.
 TOUCHES_VLLM = ("vllm_cold.vllm", "vllm_cold.cpu_lora", "vllm_cold.tools", "vllm_cold.params")
 
 
@@ -92,6 +93,16 @@ def test_the_core_imports_nothing_of_vllms_side() -> None:
         if module.startswith(("vllm_cold.vllm", "vllm_cold.cpu_lora", "vllm_cold.tools"))
     }
     assert wrong == set()
+
+
+def test_a_long_module_says_why() -> None:
+    unexplained = []
+    for name, path in modules().items():
+        text = path.read_text(encoding="utf-8")
+        doc = ast.get_docstring(ast.parse(text)) or ""
+        if text.count("\n") > MOST_LINES and "Long, because" not in doc:
+            unexplained.append(f"{name}: {text.count(chr(10))} lines")
+    assert unexplained == []
 
 
 def table_rows(page: str, heading: str) -> list[str]:

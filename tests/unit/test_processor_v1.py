@@ -19,6 +19,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
 from vllm_cold.group.stream import Role, Stream
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import pair_scores
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
@@ -30,8 +31,16 @@ PLAIN = SamplingParams()
 MOVE, SWAP = MoveDirectionality.UNIDIRECTIONAL, MoveDirectionality.SWAP
 
 
+def knobs(
+    alpha: float = 0.1, beta: float = 0.5, expert_top_k: int = 0, adaptive: bool = False
+) -> ColdSettings:
+    if adaptive:
+        return ColdSettings(alpha, "adaptive", expert_top_k or None, beta)
+    return ColdSettings(alpha, beta, expert_top_k or None)
+
+
 def params(pair: str, role: Role, **changed: Any) -> SamplingParams:
-    stream = Stream(**{"alpha": 0.1, "beta": 0.5, "pair": pair, "role": role, **changed})
+    stream = Stream(knobs(**changed), pair=pair, role=role)
     return SamplingParams(extra_args=stream.to_extra_args(None))
 
 
@@ -53,7 +62,9 @@ def draw(num_rows: int) -> Tensor:
 
 
 def check(processor: ColdLogitsProcessorV1, size: int, pairs: Sequence[tuple[int, int]]) -> None:
-    """Rows of ``pairs`` get the reference's scores, every other row stays bit for bit."""
+    """Experts of ``pairs`` get the reference's scores, every other row stays bit for bit; and
+    amateurs are told what their experts drew.
+    """
     before = draw(size)
     logits = before.clone()
     assert processor.apply(logits) is logits
@@ -61,10 +72,13 @@ def check(processor: ColdLogitsProcessorV1, size: int, pairs: Sequence[tuple[int
     for expert, amateur in pairs:
         want = pair_scores(before[expert], before[amateur], math.log(0.1), 0.5)
         torch.testing.assert_close(logits[expert].double(), want, rtol=1e-5, atol=1e-4)
-        assert torch.equal(logits[expert], logits[amateur])
-        left -= {expert, amateur}
+        left.remove(expert)
     for row in left:
         assert torch.equal(logits[row], before[row]), f"row {row} was changed"
+    drawn = torch.arange(size, dtype=torch.int32).unsqueeze(1)
+    processor.tell_followers(told := drawn.clone())
+    experts = {amateur: expert for expert, amateur in pairs}
+    assert told.flatten().tolist() == [experts.get(row, row) for row in range(size)]
 
 
 @pytest.fixture
@@ -127,10 +141,10 @@ def test_an_adaptive_pair_beside_others() -> None:
             bool(knobs.get("adaptive")),
         )
         torch.testing.assert_close(logits[2 * i].double(), want, rtol=1e-5, atol=1e-4)
-        assert torch.equal(logits[2 * i], logits[2 * i + 1])
+        assert torch.equal(logits[2 * i + 1], before[2 * i + 1])
     # The last adaptive pair leaves: the op is not told of any.
     processor.update_state(update(2, removed=[0, 1, 4, 5], moved=[(2, 0, MOVE), (3, 1, MOVE)]))
-    assert processor._rows is not None and processor._rows.adaptive is None
+    assert processor._rows is not None and processor._rows.pairs.adaptive is None
 
 
 def test_added_replaces(processor: ColdLogitsProcessorV1) -> None:
@@ -247,8 +261,10 @@ def test_follows_any_history(data: st.DataObject) -> None:
         row = st.integers(0, 7)
         swaps = data.draw(st.lists(st.tuples(row, row), max_size=3))
         processor.update_state(batch.step(leave, arrive, swaps))
-        rows = processor._rows
-        got = [] if rows is None else zip(rows.expert.tolist(), rows.amateur.tolist(), strict=True)
+        rows = processor._rows and processor._rows.pairs
+        got = (
+            zip(rows.expert_rows.tolist(), rows.amateur_rows.tolist(), strict=True) if rows else ()
+        )
         assert set(got) == batch.pairs()
     if batch.rows:
         check(processor, len(batch.rows), sorted(batch.pairs()))

@@ -25,9 +25,10 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 
 from vllm_cold.group import rows as rows_module
 from vllm_cold.group.stream import Role, Stream
-from vllm_cold.group.tally import take
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import pair_scores
 from vllm_cold.vllm.frontend.config import PROCESSOR_V2
+from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
 
 pytestmark = pytest.mark.unit
@@ -37,8 +38,16 @@ SLOTS = 16
 PLAIN = SamplingParams()
 
 
+def knobs(
+    alpha: float = 0.1, beta: float = 0.5, expert_top_k: int = 0, adaptive: bool = False
+) -> ColdSettings:
+    if adaptive:
+        return ColdSettings(alpha, "adaptive", expert_top_k or None, beta)
+    return ColdSettings(alpha, beta, expert_top_k or None)
+
+
 def params(pair: str, role: Role, **settings: Any) -> SamplingParams:
-    stream = Stream(**{"alpha": 0.1, "beta": 0.5, "pair": pair, "role": role, **settings})
+    stream = Stream(knobs(**settings), pair=pair, role=role)
     return SamplingParams(extra_args=stream.to_extra_args({"other": 1}))
 
 
@@ -89,13 +98,12 @@ def check(
     top_k: int = 0,
     adaptive: bool = False,
 ) -> None:
-    """Rows of ``pairs`` hold the reference's scores, every other row is bit for bit as before."""
+    """Experts of ``pairs`` hold the reference's scores, other rows are bit for bit as before."""
     left = set(range(len(before)))
     for expert, amateur in pairs:
         want = pair_scores(before[expert], before[amateur], math.log(alpha), beta, top_k, adaptive)
         torch.testing.assert_close(after[expert].double(), want, rtol=1e-5, atol=1e-4)
-        assert torch.equal(after[expert], after[amateur])
-        left -= {expert, amateur}
+        left.remove(expert)
     for row in left:
         assert torch.equal(before[row], after[row]), f"row {row} was changed"
 
@@ -115,7 +123,7 @@ def test_loader_accepts_it() -> None:
 def test_only_streams_are_claimed() -> None:
     processor = make()
     assert processor.add_request(0, params("x", "expert")) is True
-    assert processor.add_request(1, params("x", "amateur")) is True
+    assert processor.add_request(1, params("x", "amateur")) is False
     assert processor.add_request(2, PLAIN) is False
     assert processor.add_request(3, SamplingParams(extra_args={"cold": 0})) is False
 
@@ -258,7 +266,7 @@ def test_a_row_for_each_draft(
     before = draw(sum(counts))
     logits = before.clone()
     assert processor.apply(logits, batch) is logits
-    scored = {row for pair in pairs for row in pair}
+    scored = {expert for expert, _ in pairs}
     rest = [row for row in range(len(before)) if row not in scored]
     check(before[rest], logits[rest], [])
     for expert, amateur in pairs:
@@ -287,11 +295,25 @@ def test_rows_that_nobody_explains_are_refused() -> None:
         processor.apply(draw(4), context([0, 1], [2, 2]))
 
 
+def test_followers_are_told() -> None:
+    """By slot; also in a batch whose logits nobody asked it to look at."""
+    processor = make()
+    for slot, (pair, role) in {
+        0: ("x", "expert"), 2: ("y", "amateur"), 3: ("x", "amateur"), 4: ("y", "expert"),
+    }.items():  # fmt: skip
+        processor.add_request(slot, params(pair, role))  # type: ignore[arg-type]
+    sampled = torch.arange(5).unsqueeze(1)
+    processor.tell_followers(sampled, np.array([2, 3, 1, 0, 4]))
+    assert sampled.flatten().tolist() == [4, 3, 2, 3, 4]
+    processor.tell_followers(half := torch.arange(2).unsqueeze(1), np.array([3, 1]))
+    assert half.flatten().tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("counts", [[1, 1, 1], [3, 1, 4]])
 def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes only: whatever needs their values raises."""
     # Statistics are copied to the host behind an event, which needs a device.
-    monkeypatch.setattr("vllm_cold.group.tally.Scored", lambda ids, statistics: None)
+    monkeypatch.setattr("vllm_cold.group.tally.Tally", lambda ids, statistics: None)
     processor = make("meta", num_drafts=3)
     processor.add_request(0, params("x", "expert", expert_top_k=2, adaptive=True))
     processor.add_request(1, PLAIN)
@@ -301,16 +323,16 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("counts", [[1, 1, 1, 1], [3, 1, 3, 1]], ids=["plain", "drafts"])
-def test_nan_is_reported_of_its_pair(counts: list[int]) -> None:
+def test_nan_is_reported_of_its_pair(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """And nothing is raised: the scheduler ends that request."""
     processor = make(num_drafts=max(counts) - 1)
     for slot, pair in enumerate("xyxy"):
         processor.add_request(slot, params(pair, "expert" if slot < 2 else "amateur"))
     logits = draw(sum(counts))
     logits[sum(counts[:3]) - 1, 3] = torch.nan  # the last row of x's amateur
-    take()
+    carried: list[Any] = []
+    monkeypatch.setattr(outputs, "carry", carried.append)
     processor.apply(logits, context([0, 1, 2, 3], counts))
-    (scored,) = take()
-    found = scored.figures()
-    assert {pair: not_finite for pair, (_, _, not_finite) in found.items()} == {"x": 1, "y": 0}
+    (tally,) = carried
+    assert {pair: found.bad for pair, found in tally.figures().items()} == {"x": 1, "y": 0}
     assert not logits.isnan().any()

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from vllm_cold.ops.registry import NOT_FINITE
+from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm.frontend import admission, serving
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1, SCHEDULER
 from vllm_cold.vllm.frontend.errors import request_error

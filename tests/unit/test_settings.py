@@ -7,24 +7,29 @@ import math
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from vllm.sampling_params import SamplingParams
 
+from vllm_cold import ColdParams
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.settings import (
     DEFAULT_ALPHA,
     DEFAULT_BETA,
     DEFAULT_BETA_MAX,
+    KNOBS,
+    REQUEST_KEYS,
     ColdError,
     ColdSettings,
     EngineDefaults,
     RequestArgs,
     check_placement,
-    number,
     parse_engine_defaults,
     parse_request_args,
+    read,
 )
 
 pytestmark = pytest.mark.unit
@@ -103,9 +108,9 @@ def test_good_values(name: str, value: Any) -> None:
     assert getattr(ColdSettings(**{name: value}, **beside), name) == value
     args = parse_request_args({f"cold_{name}": value})
     assert args.enabled is True
-    assert getattr(args, name) == value
+    assert args.given == {name: value}
     kind = str if value == "adaptive" else int if name == "expert_top_k" else float
-    assert type(getattr(args, name)) is kind
+    assert type(args.given[name]) is kind
     defaults = parse_engine_defaults({name: value, **beside})
     assert defaults.enabled
     assert getattr(defaults.settings, name) == value
@@ -204,7 +209,9 @@ def test_switched_on(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, False, 0.0])
 def test_switched_off(value: Any) -> None:
-    assert parse_request_args({"cold": value, "cold_beta": 1}) == RequestArgs(False, beta=1.0)
+    assert parse_request_args({"cold": value, "cold_beta": 1}) == RequestArgs(
+        False, given={"beta": 1.0}
+    )
 
 
 @pytest.mark.parametrize("value", [2, -1, 0.5, math.nan, "1", "true", None, [], HUGE], ids=name_of)
@@ -217,7 +224,7 @@ def test_not_a_switch(value: Any) -> None:
 
 
 def test_any_key_asks_for_cold() -> None:
-    assert parse_request_args({"cold_alpha": 0.2}) == RequestArgs(True, alpha=0.2)
+    assert parse_request_args({"cold_alpha": 0.2}) == RequestArgs(True, given={"alpha": 0.2})
     assert parse_request_args({"cold_amateur": "b"}) == RequestArgs(True, amateur="b")
 
 
@@ -309,19 +316,33 @@ def test_strength() -> None:
     assert ColdSettings(beta="adaptive", beta_max=0.0).strength == 0.0
 
 
-def test_a_number_of_a_command_line() -> None:
-    assert [number(text) for text in ("0.5", "-1", "1e9")] == [0.5, -1.0, 1e9]
-    for text in ("adaptive", "", "Adaptive", "half", "1,2"):
-        assert number(text) == text
+def test_what_stands_on_a_command_line() -> None:
+    found = [read("beta", text) for text in ("0.5", "1", "adaptive", "-1", "half", "1,2", "")]
+    assert found == [0.5, 1.0, "adaptive", -1, "half", "1,2", ""]
+    assert type(found[1]) is float and type(read("expert_top_k", "7")) is int
+    assert read("expert_top_k", "2.5") == 2.5  # for the check to refuse
 
 
-def test_the_documented_defaults() -> None:
-    """docs/parameters.md is the one place that has them as numbers."""
+def test_one_declaration() -> None:
+    """Everything that names the knobs names these, with their defaults."""
+    knobs = {"alpha": 0.1, "beta": 0.5, "expert_top_k": None, "beta_max": None}
+    assert {name: knob.default for name, knob in KNOBS.items()} == knobs
+    fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
+    own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}
+    assert own == {**knobs, "amateur": None}
+    assert set(REQUEST_KEYS) == set(NAMES)
+    for name in knobs:
+        # A sentence of its own, not another's.
+        assert ALLOWED[name] == KNOBS[name].allowed and KNOBS[name].about.endswith(".")
+
+
+def test_the_documented_knobs() -> None:
+    """docs/parameters.md has a row for each, with its names everywhere and its default."""
     page = (Path(__file__).parents[2] / "docs" / "parameters.md").read_text()
-    for option, default in (
-        ("alpha", DEFAULT_ALPHA),
-        ("beta", DEFAULT_BETA),
-        ("beta-max", DEFAULT_BETA_MAX),
-    ):
-        [row] = [line for line in page.splitlines() if f"| `--cold-{option}`, " in line]
-        assert f", default {default} |" in row
+    defaults = {"beta_max": DEFAULT_BETA_MAX, "expert_top_k": "none"}
+    for name, knob in KNOBS.items():
+        option = "cold-" + name.replace("_", "-")
+        default = defaults.get(name, knob.default)
+        [row] = [line for line in page.splitlines() if f"| `--{option}`, `{option}` |" in line]
+        assert f", default {default} | `{name}` | `cold_{name}` | `{name}` | " in row
+        assert f"default {default}" in knob.about

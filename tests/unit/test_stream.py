@@ -13,21 +13,25 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_cold.group.stream import KEY, Stream, from_extra_args, without_cold
+from vllm_cold.method.settings import ColdSettings
 
 pytestmark = pytest.mark.unit
 
+SETTINGS = st.builds(
+    ColdSettings,
+    alpha=st.floats(0, 1, exclude_min=True),
+    beta=st.floats(0, 1e6) | st.just("adaptive"),
+    expert_top_k=st.none() | st.integers(1, 2**31 - 1),
+)
 STREAMS = st.builds(
     Stream,
-    alpha=st.floats(0, 1, exclude_min=True),
-    beta=st.floats(0, 1e6),
-    expert_top_k=st.integers(0, 2**31 - 1),
+    settings=SETTINGS,
     amateur=st.none()
     | st.fixed_dictionaries(
         {"lora_name": st.text(), "lora_int_id": st.integers(1, 2**31), "lora_path": st.text()}
     ),
     pair=st.text(),
     role=st.sampled_from([None, "expert", "amateur"]),
-    adaptive=st.booleans(),
 )
 
 
@@ -42,7 +46,12 @@ def test_round_trip(stream: Stream) -> None:
 
 
 def test_round_trip_through_vllms_own_encoder() -> None:
-    stream = Stream(0.1, 0.5, 3, {"lora_name": "a", "lora_int_id": 2}, "r-1", "amateur", True)
+    stream = Stream(
+        ColdSettings(0.1, "adaptive", 3, 2.0),
+        {"lora_name": "a", "lora_int_id": 2},
+        "r-1",
+        "amateur",
+    )
     params = SamplingParams(extra_args=stream.to_extra_args({"x": 1}))
     arrived = MsgpackDecoder(SamplingParams).decode(MsgpackEncoder().encode(params))
     assert from_extra_args(arrived.extra_args) == stream
@@ -56,7 +65,7 @@ def test_a_plain_request_is_no_stream(extra_args: dict[str, Any] | None) -> None
 def test_foreign_arguments_survive_and_ours_do_not() -> None:
     given_args = {"x": 1, "cold": 1, "cold_alpha": 0.2, "scold": 3, "Cold": 4, KEY: {"stale": 1}}
     before = dict(given_args)
-    stream = Stream(0.2, 0.5)
+    stream = Stream(ColdSettings(0.2, 0.5))
     args = stream.to_extra_args(given_args)
     assert given_args == before, "the caller's own dict was changed"
     assert from_extra_args(args) == stream
@@ -66,7 +75,11 @@ def test_foreign_arguments_survive_and_ours_do_not() -> None:
 
 def test_descriptions_are_copies() -> None:
     """The twins' extra_args must not share what one of them may change."""
-    stream = Stream(0.2, 0.5, amateur={"lora_name": "a"})
+    stream = Stream(ColdSettings(0.2, 0.5), amateur={"lora_name": "a"})
     one, other = stream.to_extra_args(None), stream.to_extra_args(None)
     one[KEY]["amateur"]["lora_name"] = "b"
-    assert from_extra_args(other) == stream == Stream(0.2, 0.5, amateur={"lora_name": "a"})
+    assert (
+        from_extra_args(other)
+        == stream
+        == Stream(ColdSettings(0.2, 0.5), amateur={"lora_name": "a"})
+    )

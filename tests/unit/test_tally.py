@@ -15,8 +15,7 @@ import prometheus_client
 import pytest
 import torch
 
-from vllm_cold.group import tally
-from vllm_cold.group.tally import Counts, Scored
+from vllm_cold.group.tally import Counts, Figures, Tally
 from vllm_cold.vllm.frontend import metrics
 from vllm_cold.vllm.frontend.prometheus import (
     CANDIDATE_BUCKETS,
@@ -38,28 +37,35 @@ def sample(name: str, engine: int = 0, **labels: str) -> float | None:
     return prometheus_client.REGISTRY.get_sample_value(PREFIX + name, labels)
 
 
+class Output:
+    """As vLLM makes it, with what this thread carries."""
+
+    __init__ = outputs._make_output_init(lambda self: None)
+
+
 @pytest.fixture(autouse=True)
 def _nothing_left() -> None:
-    """What other tests of this process have noted."""
-    tally.take()
+    """What other tests of this process have left."""
+    Output()
 
 
-def test_a_step_is_taken_once() -> None:
+def test_an_output_takes_the_figures_of_its_step_along() -> None:
     room = torch.empty(2, 3, dtype=torch.int64)
-    tally.note(Scored(("a", "b"), room))
+    outputs.carry(Tally(("a", "b"), room))
     room.copy_(torch.tensor([[3, 1, 0], [1, 0, 1]]))  # on a device, the figures come later
-    (taken,) = tally.take()
-    assert taken.figures() == {"a": (3, 1, 0), "b": (1, 0, 1)}
-    assert pickle.loads(pickle.dumps(taken)).figures() == taken.figures()
-    assert tally.take() == []
+    first, second = Output(), Output()
+    assert outputs.from_worker(first) == {"a": Figures(3, 1, 0), "b": Figures(1, 0, 1)}
+    (tally,) = first.cold  # type: ignore[attr-defined]
+    assert pickle.loads(pickle.dumps(tally)).figures() == tally.figures()
+    assert outputs.from_worker(second) == {}
 
 
 def test_threads_do_not_see_each_others_steps() -> None:
     """An engine in a thread of its own."""
-    tally.note(Scored(("a",), [[1], [0], [0]]))
+    outputs.carry(Tally(("a",), [[1], [0], [0]]))
     with ThreadPoolExecutor() as other:
-        assert other.submit(tally.take).result() == []
-    assert len(tally.take()) == 1
+        assert outputs.from_worker(other.submit(Output).result()) == {}
+    assert outputs.from_worker(Output()) == {"a": (1, 0, 0)}
 
 
 def test_figures_on_a_device_are_waited_for_when_they_are_read(
@@ -96,7 +102,7 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", empty)
         patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
-        late = Scored(("a",), OnDevice([[2, 0, 1]]))  # type: ignore[arg-type]
+        late = Tally(("a",), OnDevice([[2, 0, 1]]))  # type: ignore[arg-type]
     assert calls == ["record"]
     assert late.figures() == {"a": (2, 0, 1)}
     assert calls == ["record", "synchronize"]
@@ -104,8 +110,8 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
 
 def test_counts_are_taken_once() -> None:
     counts = Counts(requests=2, tokens=5, preemptions=1, prompt_tokens=40, cached_prompt_tokens=32)
-    counts.add([(1, 0, 0), (4, 1, 0)])
-    counts.add([(2, 1, 0)])
+    counts.add([Figures(1, 0, 0), Figures(4, 1, 0)])
+    counts.add([Figures(2, 1, 0)])
     taken = counts.take(running=3, waiting=1)
     assert taken == {
         "requests": 2, "tokens": 5, "preemptions": 1, "prompt_tokens": 40,
@@ -120,7 +126,7 @@ def test_metrics_add_up() -> None:
     ColdMetrics("m", [0])  # an engine that was here before
     metrics = ColdMetrics("m", [0, 1])
     counts = Counts(requests=1, tokens=2)
-    counts.add([(1, 0, 0), (4, 1, 0)])
+    counts.add([Figures(1, 0, 0), Figures(4, 1, 0)])
     metrics.record(counts.take(1, 2), 1)
     counts.tokens = 3
     metrics.record(counts.take(0, 0), 1)
@@ -162,19 +168,6 @@ def test_the_front_end_takes_the_figures_out() -> None:
     stats.kv_connector_stats = {"other": 1}
     record(manager, stats)
     assert seen == [None, {"other": 1}]
-
-
-def test_an_output_takes_the_figures_along() -> None:
-    class Output:
-        pass
-
-    init = outputs._make_output_init(lambda self: None)
-    tally.note(Scored(("a",), [[5], [1], [0]]))
-    first, second = Output(), Output()
-    init(first)
-    init(second)
-    assert outputs.from_worker(first) == {"a": (5, 1, 0)}
-    assert outputs.from_worker(second) == {}
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:

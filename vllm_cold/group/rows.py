@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.group.stream import Stream
-from vllm_cold.ops.scoring import PairArguments
+from vllm_cold.ops.interface import Pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,45 +19,26 @@ class PairRows:
 
     Attributes:
         ids: The pairs' ids.
-        expert: [P] int64, row (or slot) of each expert.
-        amateur: [P] int64, row (or slot) of each amateur.
-        log_alpha: [P] float32, ln(alpha).
-        beta: [P] float32; of an adaptive pair, the most that it reaches.
-        expert_top_k: [P] int64, 0 for no cap; None if no pair has a cap.
-        max_expert_top_k: The largest cap, 0 if there is none.
-        adaptive: [P] bool, whether beta is chosen at each step; None if no pair's is.
+        pairs: Their rows (or slots) and settings.
     """
 
     ids: tuple[str, ...]
-    expert: Tensor
-    amateur: Tensor
-    log_alpha: Tensor
-    beta: Tensor
-    expert_top_k: Tensor | None
-    max_expert_top_k: int
-    adaptive: Tensor | None
-
-    @property
-    def num_pairs(self) -> int:
-        """P."""
-        return len(self.ids)
+    pairs: Pairs
 
     def statistics(self) -> Tensor:
         """[P, 3] int64 for ``ops.contrastive_scores`` to write to."""
-        return torch.empty(self.num_pairs, 3, dtype=torch.int64, device=self.beta.device)
+        return torch.empty(len(self.ids), 3, dtype=torch.int64, device=self.pairs.beta.device)
 
-    @property
-    def arguments(self) -> PairArguments:
-        """What ``ops.contrastive_scores`` takes behind the logits."""
-        return (
-            self.expert,
-            self.amateur,
-            self.log_alpha,
-            self.beta,
-            self.expert_top_k,
-            self.max_expert_top_k,
-            self.adaptive,
-        )
+    def tell_followers(self, sampled: Tensor) -> None:
+        """The tokens that were drawn from the experts' rows become the amateurs' too.
+
+        On the device, before anything reads them: with async scheduling the next step's input
+        comes from there.
+
+        Args:
+            sampled: [rows, 1] tokens, by row (or position); changed in place.
+        """
+        sampled[self.pairs.amateur_rows] = sampled[self.pairs.expert_rows]
 
     @classmethod
     def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
@@ -82,15 +63,18 @@ class PairRows:
         def tensor(values: list[int] | list[float] | list[bool], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-        caps = [s.expert_top_k for _, _, s in pairs]
-        adaptive = [s.adaptive for _, _, s in pairs]
+        knobs = [s.settings for _, _, s in pairs]
+        caps = [s.expert_top_k or 0 for s in knobs]
+        adaptive = [s.adaptive for s in knobs]
         return cls(
-            ids=tuple(s.pair for _, _, s in pairs),
-            expert=tensor([e for e, _, _ in pairs], torch.int64),
-            amateur=tensor([a for _, a, _ in pairs], torch.int64),
-            log_alpha=tensor([math.log(s.alpha) for _, _, s in pairs], torch.float32),
-            beta=tensor([s.beta for _, _, s in pairs], torch.float32),
-            expert_top_k=tensor(caps, torch.int64) if any(caps) else None,
-            max_expert_top_k=max(caps),
-            adaptive=tensor(adaptive, torch.bool) if any(adaptive) else None,
+            tuple(s.pair for _, _, s in pairs),
+            Pairs(
+                tensor([e for e, _, _ in pairs], torch.int64),
+                tensor([a for _, a, _ in pairs], torch.int64),
+                tensor([math.log(s.alpha) for s in knobs], torch.float32),
+                tensor([s.strength for s in knobs], torch.float32),
+                tensor(caps, torch.int64) if any(caps) else None,
+                max(caps),
+                tensor(adaptive, torch.bool) if any(adaptive) else None,
+            ),
         )

@@ -1,28 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures about CoLD on their way from workers to the scheduler and to /metrics. Imports no vLLM.
 
-A worker knows of each pair that it scored how many candidates there were, whether CoLD changed the
-token, and whether the logits were numbers at all (``Figures``); the scheduler knows requests,
-tokens and pairs (``Counts``). Both hand over what is new since they were last asked, so that
-whoever adds it up needs no history.
+Three stages: a worker's processor makes a ``Tally`` of each step, which knows of each pair that was
+scored how many candidates there were, whether CoLD changed the token, and whether the logits were
+numbers at all (``Figures``); the scheduler adds requests, tokens and pairs (``Counts``); the front
+end makes metrics of these (``prometheus``). Each hands over what is new since it was last asked, so
+that whoever adds it up needs no history.
 """
 
-import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# What was found of one pair in one step, a row of ``contrastive_scores``'s statistics: how many
-# candidates there were, whether another token than the expert's best had the best score, and
-# whether a row of the pair held NaN or +inf (then the other two say nothing).
-Figures = tuple[int, int, int]
+
+class Figures(NamedTuple):
+    """What was found of one pair in one step: a row of ``contrastive_scores``'s statistics.
+
+    Attributes:
+        candidates: How many tokens the expert finds plausible.
+        changed: 1 if another token than the expert's best had the best score.
+        bad: 1 if a row of the pair held NaN or +inf; then the other two say nothing.
+    """
+
+    candidates: int
+    changed: int
+    bad: int
 
 
-class Scored:
-    """The pairs that were scored in one step.
+class Tally:
+    """What a worker found of the pairs that it scored in one step.
 
     The host does not wait for the device while the step runs: on an accelerator the figures are
     copied in their turn, and whoever asks for them (or pickles them) waits for the copy. That is
@@ -50,7 +59,7 @@ class Scored:
     def figures(self) -> dict[str, Figures]:
         """Of each pair, by its id."""
         columns: Any = self._columns()
-        return dict(zip(self._pairs, zip(*columns, strict=True), strict=True))
+        return dict(zip(self._pairs, map(Figures, *columns), strict=True))
 
     def _columns(self) -> Sequence[Sequence[int]]:
         if isinstance(self._statistics, Sequence):
@@ -62,32 +71,7 @@ class Scored:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
-        return Scored, (self._pairs, self._columns())
-
-
-class _Step(threading.local):
-    """What was scored in a model runner's step that has made no output yet.
-
-    A step is one call in one thread, so that engines in a process do not see each other's. What an
-    engine leaves behind that failed amid a step is of pairs that no other engine knows.
-    """
-
-    def __init__(self) -> None:
-        self.scored: list[Scored] = []
-
-
-_step = _Step()
-
-
-def note(scored: Scored) -> None:
-    """Leave it for the output that this step makes."""
-    _step.scored.append(scored)
-
-
-def take() -> list[Scored]:
-    """What was noted in this thread since the last call; called for each output of a worker."""
-    scored, _step.scored = _step.scored, []
-    return scored
+        return Tally, (self._pairs, self._columns())
 
 
 @dataclass(slots=True)
@@ -116,9 +100,9 @@ class Counts:
         """Add what a worker found of pairs that were given a token (others were amid their prompts,
         where vLLM has a row of logits too).
         """
-        for candidates, changed, _ in figures:
-            self.candidates.append(candidates)
-            self.changed += changed
+        for of_pair in figures:
+            self.candidates.append(of_pair.candidates)
+            self.changed += of_pair.changed
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
         """The payload for ``metrics.ColdMetrics.record``: numbers and a list of them. Begins anew.

@@ -1,15 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a CoLD request may ask for: names, ranges, defaults and the errors for everything else.
 
+``ColdSettings`` declares each of the method's knobs once. From there come the request's flat
+arguments (``cold_<name>``), the engine's defaults, the options of ``vllm serve`` and its YAML keys
+(``--cold-<name>``), what travels with a stream, and what the tools take.
+
 Plain Python without vLLM. Three sources say what a request wants, the later one wins:
 the engine's defaults (``additional_config["cold"]``, ``--sampler cold --cold-alpha ...``), the
 request's flat ``cold_*`` arguments (``vllm_xargs`` over HTTP, ``extra_args`` offline), and
 ``ColdParams``.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
-from typing import Any, Final, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
@@ -29,9 +36,15 @@ class ColdError(ValueError):
         self.problem = problem
 
 
-@dataclass(frozen=True, slots=True)
-class ColdSettings:
+def _knob(about: str, allowed: str) -> Meta:
+    return Meta(description=about, extra={"allowed": allowed})
+
+
+class ColdSettings(msgspec.Struct, frozen=True):
     """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md).
+
+    A field's type and range are checked; its description is the help of a command line, and
+    "allowed" the end of an error.
 
     Attributes:
         alpha: Plausibility threshold in (0, 1]. A token is a candidate if the expert gives it at
@@ -44,16 +57,40 @@ class ColdSettings:
             ``DEFAULT_BETA_MAX``. An error where beta is a number.
     """
 
-    alpha: float = DEFAULT_ALPHA
-    beta: float | Literal["adaptive"] = DEFAULT_BETA
-    expert_top_k: int | None = None
-    beta_max: float | None = None
+    alpha: Annotated[
+        Annotated[float, Meta(gt=0.0, le=1.0)],
+        _knob(
+            f"Plausibility threshold in (0, 1], default {DEFAULT_ALPHA}.",
+            "must be a number in (0, 1]",
+        ),
+    ] = DEFAULT_ALPHA
+    beta: Annotated[
+        Annotated[float, Meta(ge=0.0, le=MAX_BETA)] | Literal["adaptive"],
+        _knob(
+            f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at each "
+            "step.",
+            "must be a number >= 0, at most 1e6, or 'adaptive'",
+        ),
+    ] = DEFAULT_BETA
+    expert_top_k: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
+        _knob(
+            "Cap on the candidates: the expert's k most probable tokens; default none.",
+            f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
+        ),
+    ] = None
+    beta_max: Annotated[
+        Annotated[float, Meta(ge=0.0, le=MAX_BETA)] | None,
+        _knob(
+            f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
+            "must be a number >= 0, at most 1e6",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        check_alpha("alpha", self.alpha)
-        check_beta("beta", self.beta)
-        check_expert_top_k("expert_top_k", self.expert_top_k)
-        check_beta_max("beta_max", self.beta_max, self.beta)
+        for name in KNOBS:
+            check(name, getattr(self, name))
+        check_together("beta_max", self.beta_max, self.beta)
 
     @property
     def adaptive(self) -> bool:
@@ -62,13 +99,9 @@ class ColdSettings:
 
     def as_dict(self) -> dict[str, Any]:
         """What is in force, by name; without what is not."""
-        named = {
-            "alpha": self.alpha,
-            "beta": self.beta,
-            "beta_max": self.strength if self.adaptive else None,
-            "expert_top_k": self.expert_top_k,
-        }
-        return {name: value for name, value in named.items() if value is not None}
+        values = {name: getattr(self, name) for name in KNOBS}
+        values["beta_max"] = self.strength if self.adaptive else None
+        return {name: value for name, value in values.items() if value is not None}
 
     @property
     def strength(self) -> float:
@@ -78,72 +111,87 @@ class ColdSettings:
         return DEFAULT_BETA_MAX if self.beta_max is None else self.beta_max
 
 
-def _is_number(value: object) -> bool:
-    # bool is an int in Python, but alpha=True is a mistake, not 1.0.
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+class Knob(NamedTuple):
+    """A field of ``ColdSettings``.
 
-
-def check_alpha(field: str, value: object) -> float:
-    """Return ``value`` as a float in (0, 1] or raise ColdError naming ``field``."""
-    if not _is_number(value) or not 0.0 < value <= 1.0:  # type: ignore[operator]
-        raise ColdError(field, value, "must be a number in (0, 1]")
-    return float(value)  # type: ignore[arg-type]
-
-
-def _is_strength(value: object) -> bool:
-    # Compared, not converted: an int may be too large for a float.
-    return _is_number(value) and 0.0 <= value <= MAX_BETA  # type: ignore[operator]
-
-
-def check_beta(field: str, value: object) -> float | Literal["adaptive"]:
-    """Return ``value`` as a float in [0, 1e6], or "adaptive", or raise ColdError naming
-    ``field``.
+    Attributes:
+        type: With its range, for msgspec.
+        number: int or float, which its numbers are.
+        default: Of requests and engines that do not say.
+        about: A sentence with range and default.
+        allowed: What an error says of any other value.
     """
-    if isinstance(value, str) and value == ADAPTIVE:
-        return ADAPTIVE
-    if not _is_strength(value):
-        raise ColdError(field, value, "must be a number >= 0, at most 1e6, or 'adaptive'")
-    return float(value)  # type: ignore[arg-type]
+
+    type: Any
+    number: type[float]
+    default: Any
+    about: str
+    allowed: str
 
 
-def number(text: str) -> float | str:
-    """What stands on a command line, as argparse's ``type``: "adaptive" is none, nor is a mistake,
-    which the check of the setting then names.
+def _knobs() -> dict[str, Knob]:
+    hints = get_type_hints(ColdSettings, include_extras=True)
+    found = {}
+    for one in msgspec.structs.fields(ColdSettings):
+        meta: Meta = hints[one.name].__metadata__[-1]
+        extra = meta.extra or {}
+        found[one.name] = Knob(
+            hints[one.name],
+            _number_in(hints[one.name]),
+            one.default,
+            meta.description or "",
+            extra["allowed"],
+        )
+    return found
+
+
+def _number_in(hint: Any) -> Any:
+    """Int or float, wherever it stands in a type; None if neither does."""
+    if hint in (int, float):
+        return hint
+    return next((found for part in get_args(hint) if (found := _number_in(part))), None)
+
+
+KNOBS = _knobs()
+
+
+def check(name: str, value: object, field: str | None = None) -> Any:
+    """The value of a knob, an int as a float where it takes floats.
+
+    Args:
+        name: The knob's.
+        value: Whatever was given.
+        field: What an error calls it; None for ``name``.
+
+    Raises:
+        ColdError: it is of another type, or out of range.
     """
     try:
-        return float(text)
-    except ValueError:
-        return text
+        return msgspec.convert(value, KNOBS[name].type)
+    except msgspec.ValidationError:
+        raise ColdError(field or name, value, KNOBS[name].allowed) from None
 
 
-def check_beta_max(field: str, value: object, beta: object = ADAPTIVE) -> float | None:
-    """Return ``value`` as a float in [0, 1e6], or None, or raise ColdError naming ``field``; also
-    where there is a value and ``beta`` is a number.
-    """
-    if value is None:
-        return None
-    if not _is_strength(value):
-        raise ColdError(field, value, "must be a number >= 0, at most 1e6")
-    if beta != ADAPTIVE:
+def check_together(field: str, beta_max: object, beta: object) -> None:
+    """Raise ColdError naming ``field`` where there is a ``beta_max`` and ``beta`` is a number."""
+    if beta_max is not None and beta != ADAPTIVE:
         raise ColdError(
             field,
-            value,
+            beta_max,
             f"is for an adaptive beta, and beta is {beta}; leave it out or set beta to 'adaptive'",
         )
-    return float(value)  # type: ignore[arg-type]
 
 
-def check_expert_top_k(field: str, value: object) -> int | None:
-    """Return ``value`` as an int from 1 to 2**31 - 1, or None, or raise ColdError naming
-    ``field``.
+def read(name: str, text: str) -> Any:
+    """What stands on a command line for a knob, as argparse's ``type``: a mistake stays as it is,
+    and the check of the setting then names it.
     """
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_EXPERT_TOP_K:
-        raise ColdError(
-            field, value, f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap"
-        )
-    return value
+    for kind in (KNOBS[name].number, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
 
 
 def check_switch(field: str, value: object) -> bool:
@@ -159,15 +207,10 @@ def _check_name(field: str, value: object) -> str:
     return value
 
 
+PREFIX = "cold_"
 # The request's own keys, as they stand in vllm_xargs / extra_args.
-_REQUEST_KEYS: dict[str, Callable[[str, object], Any]] = {
-    "cold": check_switch,
-    "cold_alpha": check_alpha,
-    "cold_beta": check_beta,
-    "cold_beta_max": check_beta_max,
-    "cold_expert_top_k": check_expert_top_k,
-    "cold_amateur": _check_name,
-}
+REQUEST_KEYS = ("cold", *(PREFIX + name for name in KNOBS), "cold_amateur")
+_ENGINE_KEYS = ("enabled", *KNOBS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,19 +220,13 @@ class RequestArgs:
     Attributes:
         enabled: False opts out, True (or any other ``cold_*`` key) asks for CoLD, None leaves it
             to the engine's default.
-        alpha: See ColdSettings.
-        beta: See ColdSettings.
-        beta_max: See ColdSettings.
-        expert_top_k: See ColdSettings.
         amateur: Name of the adapter to contrast with, None for the base model.
+        given: Values of knobs, by name.
     """
 
     enabled: bool | None = None
-    alpha: float | None = None
-    beta: float | Literal["adaptive"] | None = None
-    beta_max: float | None = None
-    expert_top_k: int | None = None
     amateur: str | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def settings(self, defaults: ColdSettings) -> ColdSettings:
         """The engine's defaults with this request's values on top.
@@ -197,26 +234,21 @@ class RequestArgs:
         Raises:
             ColdError: if the request gives a ``cold_beta_max`` and beta is a number.
         """
-        beta = defaults.beta if self.beta is None else self.beta
-        check_beta_max("cold_beta_max", self.beta_max, beta)
-        if beta != ADAPTIVE:
-            defaults = replace(defaults, beta=beta, beta_max=None)  # the engine's has no use here
-        given = {
-            f.name: value
-            for f in fields(ColdSettings)
-            if (value := getattr(self, f.name)) is not None
-        }
-        return replace(defaults, **given)
+        beta = self.given.get("beta", defaults.beta)
+        check_together("cold_beta_max", self.given.get("beta_max"), beta)
+        # The engine's has no use beside a number.
+        unused = {} if beta == ADAPTIVE else {"beta_max": None}
+        return msgspec.structs.replace(defaults, **{**unused, **self.given})
 
 
 def is_ours(key: object) -> bool:
     """Whether a key of flat arguments is ours, known or not: ``cold`` and ``cold_*``."""
-    return isinstance(key, str) and (key == "cold" or key.startswith("cold_"))
+    return isinstance(key, str) and (key == "cold" or key.startswith(PREFIX))
 
 
 def _is_known(key: object) -> bool:
     """Whether it is one of our keys, in whatever letters."""
-    return isinstance(key, str) and key.lower() in _REQUEST_KEYS
+    return isinstance(key, str) and key.lower() in REQUEST_KEYS
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -248,24 +280,23 @@ def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
         ColdError: for an unknown ``cold_*`` key, one of ours in other letters (``Cold_beta``), or a
             value outside its range.
     """
-    found: dict[str, Any] = {}
+    enabled: bool | None = None
+    amateur: str | None = None
+    given: dict[str, Any] = {}
     for key, value in (args or {}).items():
         if not (is_ours(key) or _is_known(key)):
             continue
-        check = _REQUEST_KEYS.get(key)
-        if check is None:
-            raise ColdError(key, value, f"unknown key, allowed are {', '.join(_REQUEST_KEYS)}")
-        found[key] = check(key, value)
-    if not found:
-        return RequestArgs()
-    return RequestArgs(
-        enabled=found.get("cold", True),
-        alpha=found.get("cold_alpha"),
-        beta=found.get("cold_beta"),
-        beta_max=found.get("cold_beta_max"),
-        expert_top_k=found.get("cold_expert_top_k"),
-        amateur=found.get("cold_amateur"),
-    )
+        if key not in REQUEST_KEYS:
+            raise ColdError(key, value, f"unknown key, allowed are {', '.join(REQUEST_KEYS)}")
+        if key == "cold":
+            enabled = check_switch(key, value)
+        elif key == "cold_amateur":
+            amateur = _check_name(key, value)
+        elif (checked := check(key.removeprefix(PREFIX), value, key)) is not None:
+            given[key.removeprefix(PREFIX)] = checked
+    if enabled is None and any(map(is_ours, args or ())):
+        enabled = True
+    return RequestArgs(enabled, amateur, given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,42 +312,28 @@ class EngineDefaults:
     settings: ColdSettings = ColdSettings()
 
 
-_ENGINE_KEYS: dict[str, Callable[[str, object], Any]] = {
-    "enabled": check_switch,
-    "alpha": check_alpha,
-    "beta": check_beta,
-    "beta_max": check_beta_max,
-    "expert_top_k": check_expert_top_k,
-}
-
-
 def parse_engine_defaults(config: object) -> EngineDefaults:
     """Read ``additional_config["cold"]``: absent, a bool, or a mapping of ``enabled`` (default
-    true), ``alpha``, ``beta``, ``beta_max`` and ``expert_top_k``.
+    true) and knobs.
 
     Raises:
         ColdError: for an unknown key, a wrong type or a value outside its range.
     """
     if config is None or isinstance(config, bool):
         return EngineDefaults(enabled=bool(config))
+    where = 'additional_config["cold"]'
     if not isinstance(config, Mapping):
-        raise ColdError(
-            'additional_config["cold"]', config, f"must be a mapping of {', '.join(_ENGINE_KEYS)}"
-        )
-    values: dict[str, Any] = {}
+        raise ColdError(where, config, f"must be a mapping of {', '.join(_ENGINE_KEYS)}")
+    enabled = True
+    given: dict[str, Any] = {}
     for key, value in config.items():
-        check = _ENGINE_KEYS.get(key)
-        if check is None:
+        if key == "enabled":
+            enabled = check_switch(f'{where}["{key}"]', value)
+        elif key in KNOBS:
+            given[key] = check(key, value, f'{where}["{key}"]')
+        else:
             raise ColdError(
-                f'additional_config["cold"][{key!r}]',
-                value,
-                f"unknown key, allowed are {', '.join(_ENGINE_KEYS)}",
+                f"{where}[{key!r}]", value, f"unknown key, allowed are {', '.join(_ENGINE_KEYS)}"
             )
-        values[key] = check(f'additional_config["cold"]["{key}"]', value)
-    enabled = values.pop("enabled", True)
-    check_beta_max(
-        'additional_config["cold"]["beta_max"]',
-        values.get("beta_max"),
-        values.get("beta", DEFAULT_BETA),
-    )
-    return EngineDefaults(enabled=enabled, settings=ColdSettings(**values))
+    check_together(f'{where}["beta_max"]', given.get("beta_max"), given.get("beta", DEFAULT_BETA))
+    return EngineDefaults(enabled, ColdSettings(**given))

@@ -39,23 +39,15 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import registry
+from vllm_cold.ops.interface import NOT_FINITE, Backend, Pairs, describe, make_samplable
 
 MAX_K = 64
-LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-# What stands behind the logits in both functions, up to ``adaptive``.
-PairArguments = tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, int, Tensor | None]
 
 
 @torch.no_grad()
 def contrastive_scores(
     logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None = None,
-    max_expert_top_k: int = 0,
-    adaptive: Tensor | None = None,
+    pairs: Pairs,
     *,
     inplace: bool = False,
     out: Tensor | None = None,
@@ -67,19 +59,11 @@ def contrastive_scores(
 
     Args:
         logits: [R, V] float32, bfloat16 or float16, any strides.
-        expert_rows: [P] int64 row numbers in [0, R).
-        amateur_rows: [P] int64 row numbers in [0, R).
-        log_alpha: [P] float32, ln(alpha) <= 0.
-        beta: [P] float32, >= 0.
-        expert_top_k: [P] int64 caps on the candidates, 0 for none; None if no pair has one. Ties
-            with the last one admitted stay.
-        max_expert_top_k: The largest cap, known on the host (no sync); 0 if there is none.
-        adaptive: [P] bool: whether the pair's beta adapts itself at every step, with ``beta`` as
-            its most; None if no pair's does.
-        inplace: Write the scores over both rows of each pair instead, so that whatever comes after
-            (penalties, temperature, argmax) picks the same token for both. ``logits`` is float32
-            then, its rows do not overlap, and no row is in two pairs. Rows of no pair are not
-            touched.
+        pairs: Their rows, numbered from 0 to R - 1, and settings.
+        inplace: Write the scores over the expert's row of each pair instead. ``logits`` is float32
+            then, its rows do not overlap, and no row is in two pairs. No other row is touched, but
+            the amateur's of a pair that is not finite: it holds numbers then, which say nothing,
+            so that it can be sampled from too.
         out: [P, V] float32, contiguous, to write to; not the memory of ``logits``.
         statistics: [P, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
             token with the best score is not the expert's best one, else 0 (of several tokens with
@@ -103,8 +87,8 @@ def contrastive_scores(
             f"contrastive_scores: inplace=True takes float32 logits and no out; logits is "
             f"{logits.dtype}, out is {'None' if out is None else 'given'}"
         )
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    num_pairs, vocab = _check(logits, *pairs)
+    pairs.check(logits)
+    num_pairs, vocab = len(pairs), logits.shape[1]
     implementation = registry.load(registry.choose(logits.device, backend))
     if check or statistics is not None:
         shape = num_pairs, 3
@@ -124,41 +108,35 @@ def contrastive_scores(
         _run(implementation, rows, pairs, out, statistics, check)
     if not inplace:
         return out
-    logits[expert_rows] = out
-    logits[amateur_rows] = out
+    logits[pairs.expert_rows] = out
+    make_samplable(logits, pairs.amateur_rows)
     return logits
 
 
 def _run(
-    implementation: registry.Backend,
+    implementation: Backend,
     logits: Tensor,
-    pairs: PairArguments,
+    pairs: Pairs,
     out: Tensor | None,
     statistics: Tensor | None,
     check: bool,
 ) -> None:
-    implementation.scores(logits, *pairs, out, statistics)
+    implementation.scores(logits, pairs, out, statistics)
     if check and statistics is not None:
         _assert_finite(statistics[:, 2] == 0)
 
 
 def _assert_finite(finite: Tensor) -> None:
     if finite.device.type == "cuda":
-        torch._assert_async(finite.all(), registry.NOT_FINITE)
+        torch._assert_async(finite.all(), NOT_FINITE)
     elif not finite.all():
-        raise RuntimeError(registry.NOT_FINITE)
+        raise RuntimeError(NOT_FINITE)
 
 
 @torch.no_grad()
 def contrastive_topk(
     logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None = None,
-    max_expert_top_k: int = 0,
-    adaptive: Tensor | None = None,
+    pairs: Pairs,
     *,
     k: int,
     out: tuple[Tensor, Tensor] | None = None,
@@ -170,14 +148,8 @@ def contrastive_topk(
     Takes what ``contrastive_scores`` takes, and:
 
     Args:
-        logits: As there, and so are the arguments up to ``adaptive``.
-        expert_rows: As there.
-        amateur_rows: As there.
-        log_alpha: As there.
-        beta: As there.
-        expert_top_k: As there.
-        max_expert_top_k: As there.
-        adaptive: As there.
+        logits: As there.
+        pairs: As there.
         k: How many, 1 to 64; may exceed the number of valid tokens and V.
         out: [P, k] float32 and [P, k] int64, contiguous, to write to.
         check: As there; costs a pass of torch over all rows of pairs.
@@ -195,66 +167,20 @@ def contrastive_topk(
     """
     if not 1 <= k <= MAX_K:
         raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    num_pairs, _ = _check(logits, *pairs)
+    pairs.check(logits)
+    num_pairs = len(pairs)
     implementation = registry.load(registry.choose(logits.device, backend))
     scores, ids = out or (None, None)
     scores = _output("out[0]", scores, (num_pairs, k), torch.float32, logits.device)
     ids = _output("out[1]", ids, (num_pairs, k), torch.int64, logits.device)
     if num_pairs:
         rows = logits if logits.stride(1) == 1 else logits.contiguous()
-        implementation.topk(rows, *pairs, scores, ids)
+        implementation.topk(rows, pairs, scores, ids)
         if check:
             # Of a row with NaN, that is the maximum.
-            most = rows[torch.cat((expert_rows, amateur_rows))].amax(1)
+            most = rows[torch.cat((pairs.expert_rows, pairs.amateur_rows))].amax(1)
             _assert_finite(most < torch.inf)
     return scores, ids
-
-
-def _check(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-) -> tuple[int, int]:
-    """P and V, if the arguments fit together; reads no element."""
-    if logits.dim() != 2 or logits.dtype not in LOGITS_DTYPES or not 1 <= logits.shape[1] < 2**31:
-        raise ValueError(
-            f"contrastive scoring: logits is {_describe(logits)}; it must be [R, V] with "
-            "1 <= V < 2**31, float32, bfloat16 or float16"
-        )
-    num_pairs = len(expert_rows) if expert_rows.dim() else 0
-    vectors = [
-        ("expert_rows", expert_rows, torch.int64),
-        ("amateur_rows", amateur_rows, torch.int64),
-        ("log_alpha", log_alpha, torch.float32),
-        ("beta", beta, torch.float32),
-    ]
-    if expert_top_k is not None:
-        vectors.append(("expert_top_k", expert_top_k, torch.int64))
-    if adaptive is not None:
-        vectors.append(("adaptive", adaptive, torch.bool))
-    for name, vector, dtype in vectors:
-        if (
-            vector.shape != (num_pairs,)
-            or vector.dtype != dtype
-            or vector.device != logits.device
-            or not vector.is_contiguous()
-        ):
-            raise ValueError(
-                f"contrastive scoring: {name} is {_describe(vector)}; it must be [{num_pairs}] "
-                f"{dtype} on {logits.device}, contiguous, as one entry per pair"
-            )
-    if (expert_top_k is None) != (max_expert_top_k <= 0):
-        raise ValueError(
-            f"contrastive scoring: max_expert_top_k is {max_expert_top_k}; it must be the largest "
-            "of expert_top_k, and expert_top_k None if no pair has a cap"
-        )
-    return num_pairs, logits.shape[1]
 
 
 def _output(
@@ -273,11 +199,7 @@ def _output(
         or not given.is_contiguous()
     ):
         raise ValueError(
-            f"contrastive scoring: {name} is {_describe(given)}; it must be {list(shape)} {dtype} "
+            f"contrastive scoring: {name} is {describe(given)}; it must be {list(shape)} {dtype} "
             f"on {device}, contiguous"
         )
     return given
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{list(tensor.shape)} {tensor.dtype} on {tensor.device}"

@@ -14,12 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from vllm_cold.ops.interface import Backend, Pairs
 from vllm_cold.ops.scoring_torch import adaptive_betas, expert_floors
 
 _PATH = Path(__file__).with_name("libvllm_cold_ascend.so")
 
 
-def missing(device: torch.device) -> str | None:
+def _missing(device: torch.device) -> str | None:
     """Why it cannot run on ``device``; None if it can."""
     if device.type != "npu":
         return f"It runs on Ascend NPUs; the logits are on {device.type!r}: choose another backend."
@@ -42,43 +43,20 @@ def _load() -> None:
     torch.ops.load_library(str(_PATH))  # type: ignore[no-untyped-call] # it has no types
 
 
-def scores(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out: Tensor | None,
-    statistics: Tensor | None = None,
-) -> None:
-    """See ``registry.Backend``."""
-    _load()
-    floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
-    beta = adaptive_betas(logits, expert_rows, amateur_rows, log_alpha, beta, floors, adaptive)
-    torch.ops.vllm_cold.ascend_scores(
-        logits, expert_rows, amateur_rows, log_alpha, beta, floors, out, statistics
-    )
+def _inputs(logits: Tensor, pairs: Pairs) -> tuple[Tensor | None, ...]:
+    floors = expert_floors(logits, pairs)
+    beta = adaptive_betas(logits, pairs, floors)
+    return pairs.expert_rows, pairs.amateur_rows, pairs.log_alpha, beta, floors
 
 
-def topk(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out_scores: Tensor,
-    out_ids: Tensor,
-) -> None:
-    """See ``registry.Backend``."""
+def _scores(logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None) -> None:
     _load()
-    floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
-    beta = adaptive_betas(logits, expert_rows, amateur_rows, log_alpha, beta, floors, adaptive)
-    torch.ops.vllm_cold.ascend_topk(
-        logits, expert_rows, amateur_rows, log_alpha, beta, floors, out_scores, out_ids
-    )
+    torch.ops.vllm_cold.ascend_scores(logits, *_inputs(logits, pairs), out, statistics)
+
+
+def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+    _load()
+    torch.ops.vllm_cold.ascend_topk(logits, *_inputs(logits, pairs), out_scores, out_ids)
+
+
+BACKEND = Backend(_missing, _scores, _topk)

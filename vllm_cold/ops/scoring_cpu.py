@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import cpu_library
+from vllm_cold.ops.interface import Backend, Pairs
 
 # csrc/cpu/scoring.h
 ISAS = ("portable", "avx2", "avx512")
@@ -31,7 +32,7 @@ def _library() -> ctypes.CDLL:
     return library
 
 
-def missing(device: torch.device) -> str | None:
+def _missing(device: torch.device) -> str | None:
     """Why it cannot run on ``device``; None if it can."""
     if device.type != "cpu":
         return f"It runs on CPUs; the logits are on {device.type!r}: choose another backend."
@@ -43,20 +44,20 @@ def best_isa() -> str:
     return ISAS[min(cpu_library.best_isa(), len(ISAS) - 1)]
 
 
-def _run(
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def run(
     logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    adaptive: Tensor | None,
-    out: Tensor | None,
-    out_scores: Tensor | None,
-    out_ids: Tensor | None,
-    isa: str | None = None,
+    pairs: Pairs,
+    out: Tensor | None = None,
     statistics: Tensor | None = None,
+    out_scores: Tensor | None = None,
+    out_ids: Tensor | None = None,
+    isa: str | None = None,
 ) -> None:
+    """Both functions of the backend, on one of ``ISAS`` or less."""
     library = _library()
     num_rows, vocab = logits.shape
     status = library.vllm_cold_score(
@@ -65,59 +66,32 @@ def _run(
         logits.stride(0),
         vocab,
         cpu_library.DTYPES[logits.dtype],
-        expert_rows.data_ptr(),
-        amateur_rows.data_ptr(),
-        log_alpha.data_ptr(),
-        beta.data_ptr(),
-        None if expert_top_k is None else expert_top_k.data_ptr(),
-        None if adaptive is None else adaptive.data_ptr(),
-        len(beta),
-        None if out is None else out.data_ptr(),
-        None if out_scores is None else out_scores.data_ptr(),
-        None if out_ids is None else out_ids.data_ptr(),
+        pairs.expert_rows.data_ptr(),
+        pairs.amateur_rows.data_ptr(),
+        pairs.log_alpha.data_ptr(),
+        pairs.beta.data_ptr(),
+        _address(pairs.expert_top_k),
+        _address(pairs.adaptive),
+        len(pairs),
+        _address(out),
+        _address(out_scores),
+        _address(out_ids),
         0 if out_scores is None else out_scores.shape[1],
-        None if statistics is None else statistics.data_ptr(),
+        _address(statistics),
         cpu_library.best_isa() if isa is None else ISAS.index(isa),
         torch.get_num_threads(),
     )
     if status == _ROW_OUTSIDE:
         raise IndexError(
-            f"contrastive scoring: expert_rows {expert_rows.tolist()} and amateur_rows "
-            f"{amateur_rows.tolist()} must be from 0 to {num_rows - 1}, the rows of logits"
+            f"contrastive scoring: expert_rows {pairs.expert_rows.tolist()} and amateur_rows "
+            f"{pairs.amateur_rows.tolist()} must be from 0 to {num_rows - 1}, the rows of logits"
         )
     if status == _NO_MEMORY:
         raise MemoryError("contrastive scoring: no memory for intermediate results")
 
 
-def scores(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out: Tensor | None,
-    statistics: Tensor | None = None,
-) -> None:
-    """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, adaptive
-    _run(logits, *pairs, out, None, None, statistics=statistics)
+def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+    run(logits, pairs, out_scores=out_scores, out_ids=out_ids)
 
 
-def topk(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out_scores: Tensor,
-    out_ids: Tensor,
-) -> None:
-    """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, adaptive
-    _run(logits, *pairs, None, out_scores, out_ids)
+BACKEND = Backend(_missing, run, _topk)

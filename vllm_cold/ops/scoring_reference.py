@@ -6,12 +6,12 @@ import math
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.registry import NOT_FINITE
+from vllm_cold.ops.interface import NOT_FINITE, Backend, Pairs, make_samplable
 
 _LARGEST = torch.finfo(torch.float32).max
 
 
-def missing(device: torch.device) -> str | None:
+def _missing(device: torch.device) -> str | None:
     """None: it runs anywhere (and syncs with the host)."""
     return None
 
@@ -92,23 +92,12 @@ def _valid(e: Tensor, a: Tensor, log_alpha: float, expert_top_k: int) -> Tensor:
     return valid
 
 
-def scores(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out: Tensor | None,
-    statistics: Tensor | None = None,
-) -> None:
-    """See ``registry.Backend``."""
-    caps = [0] * len(beta) if expert_top_k is None else expert_top_k.tolist()
-    adapts = [False] * len(beta) if adaptive is None else adaptive.tolist()
-    settings = zip(log_alpha.tolist(), beta.tolist(), caps, adapts, strict=True)
-    rows = list(zip(expert_rows.tolist(), amateur_rows.tolist(), strict=True))
+def _scores(logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None) -> None:
+    num = len(pairs)
+    caps = [0] * num if pairs.expert_top_k is None else pairs.expert_top_k.tolist()
+    adapts = [False] * num if pairs.adaptive is None else pairs.adaptive.tolist()
+    settings = zip(pairs.log_alpha.tolist(), pairs.beta.tolist(), caps, adapts, strict=True)
+    rows = list(zip(pairs.expert_rows.tolist(), pairs.amateur_rows.tolist(), strict=True))
     for pair, ((e, a), knobs) in enumerate(zip(rows, settings, strict=True)):
         expert, amateur = logits[e], logits[a]
         finite = bool((expert < math.inf).all() and (amateur < math.inf).all())
@@ -129,25 +118,14 @@ def scores(
             out[pair] = rounded
         else:
             logits[e] = rounded
-            logits[a] = rounded
+    if out is None:
+        make_samplable(logits, pairs.amateur_rows)
 
 
-def topk(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out_scores: Tensor,
-    out_ids: Tensor,
-) -> None:
-    """See ``registry.Backend``. Sorts the float32 scores, so that ties are those of float32."""
-    dense = torch.empty(len(beta), logits.shape[1], device=logits.device)
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    scores(logits, *pairs, dense)
+def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+    """Sorts the float32 scores, so that ties are those of float32."""
+    dense = torch.empty(len(pairs), logits.shape[1], device=logits.device)
+    _scores(logits, pairs, dense, None)
     out_scores.fill_(-math.inf)
     out_ids.fill_(-1)
     k = min(out_scores.shape[1], dense.shape[1])
@@ -155,3 +133,6 @@ def topk(
     best, ids = best[:, :k], ids[:, :k]
     out_scores[:, :k] = best
     out_ids[:, :k] = torch.where(best > -math.inf, ids, -1)
+
+
+BACKEND = Backend(_missing, _scores, _topk)

@@ -6,27 +6,20 @@ import math
 import torch
 from torch import Tensor
 
+from vllm_cold.ops.interface import Backend, Pairs, make_samplable
+
 _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST = torch.finfo(torch.float32).tiny
 
 
-def missing(device: torch.device) -> str | None:
+def _missing(device: torch.device) -> str | None:
     """None: it runs anywhere."""
     return None
 
 
-def _dense(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    statistics: Tensor | None = None,
-) -> Tensor:
+def _dense(logits: Tensor, pairs: Pairs, statistics: Tensor | None = None) -> Tensor:
     """[P, V] float32 scores."""
+    expert_rows, amateur_rows, beta = pairs.expert_rows, pairs.amateur_rows, pairs.beta
     # torch counts negative numbers from the end. (Compiled, the check would cut the graph.)
     checked = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     if checked and min(expert_rows.min(), amateur_rows.min()) < 0:
@@ -39,12 +32,12 @@ def _dense(
         finite = (best < math.inf) & (a.amax(dim=-1) < math.inf)
         torch.logical_not(finite, out=statistics[:, 2])
     floors = None
-    if expert_top_k is not None:
-        floors = _floors(e, expert_top_k, max_expert_top_k)
-    invalid = _invalid(e, best, log_alpha, floors)
+    if pairs.expert_top_k is not None:
+        floors = _floors(e, pairs.expert_top_k, pairs.max_expert_top_k)
+    invalid = _invalid(e, best, pairs.log_alpha, floors)
     _make_finite(e, a)
-    if adaptive is not None:
-        beta = _betas(e, a, invalid, beta, adaptive)
+    if pairs.adaptive is not None:
+        beta = _betas(e, a, invalid, beta, pairs.adaptive)
     # Where the amateur excludes a token that the expert allows, the penalty is zero.
     difference = (e - a.nan_to_num_(neginf=0.0)).clamp_(-_LARGEST, _LARGEST)
     scores = torch.addcmul(e, difference, beta.unsqueeze(-1)).clamp_(-_LARGEST, _LARGEST)
@@ -101,95 +94,54 @@ def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
     return kth.masked_fill_((expert_top_k <= 0) | ~(top[:, 0] < math.inf), -math.inf)
 
 
-def expert_floors(
-    logits: Tensor, expert_rows: Tensor, expert_top_k: Tensor | None, max_expert_top_k: int
-) -> Tensor | None:
+def expert_floors(logits: Tensor, pairs: Pairs) -> Tensor | None:
     """For kernels that leave this to torch: the lowest expert logit that each pair's cap admits.
 
     Args:
         logits: [R, V].
-        expert_rows: [P] int64.
-        expert_top_k: [P] int64, 0 for no cap; or None.
-        max_expert_top_k: The largest of them.
+        pairs: P of them.
 
     Returns:
         [P] float32, -inf for a pair without a cap and where the expert's row holds NaN or +inf;
         None if there is no cap at all.
     """
-    if expert_top_k is None:
+    if pairs.expert_top_k is None:
         return None
-    return _floors(logits[expert_rows].float(), expert_top_k, max_expert_top_k)
+    e = logits[pairs.expert_rows].float()
+    return _floors(e, pairs.expert_top_k, pairs.max_expert_top_k)
 
 
-def adaptive_betas(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    floors: Tensor | None,
-    adaptive: Tensor | None,
-) -> Tensor:
+def adaptive_betas(logits: Tensor, pairs: Pairs, floors: Tensor | None) -> Tensor:
     """For kernels that leave this to torch: each pair's contrast strength.
 
     Args:
         logits: [R, V].
-        expert_rows: [P] int64.
-        amateur_rows: [P] int64.
-        log_alpha: [P] float32.
-        beta: [P] float32.
+        pairs: P of them.
         floors: What ``expert_floors`` returned.
-        adaptive: [P] bool; or None.
 
     Returns:
-        [P] float32: of an adaptive pair, ``beta`` scaled down as this step demands (if it is not
-        finite: anything from 0 to ``beta``); ``beta`` of the others.
+        [P] float32: of an adaptive pair, its beta scaled down as this step demands (if it is not
+        finite: anything from 0 to beta); beta of the others.
     """
-    if adaptive is None:
-        return beta
-    e, a = logits[expert_rows].float(), logits[amateur_rows].float()
-    invalid = _invalid(e, e.amax(dim=-1), log_alpha, floors)
+    if pairs.adaptive is None:
+        return pairs.beta
+    e, a = logits[pairs.expert_rows].float(), logits[pairs.amateur_rows].float()
+    invalid = _invalid(e, e.amax(dim=-1), pairs.log_alpha, floors)
     _make_finite(e, a)
-    return _betas(e, a, invalid, beta, adaptive)
+    return _betas(e, a, invalid, pairs.beta, pairs.adaptive)
 
 
-def scores(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out: Tensor | None,
-    statistics: Tensor | None = None,
-) -> None:
-    """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    dense = _dense(logits, *pairs, statistics)
+def _scores(logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None) -> None:
+    dense = _dense(logits, pairs, statistics)
     if out is not None:
         out.copy_(dense)
     else:
-        logits[expert_rows] = dense
-        logits[amateur_rows] = dense
+        logits[pairs.expert_rows] = dense
+        make_samplable(logits, pairs.amateur_rows)
 
 
-def topk(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out_scores: Tensor,
-    out_ids: Tensor,
-) -> None:
-    """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    dense = _dense(logits, *pairs)
+def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+    dense = _dense(logits, pairs)
     vocab = dense.shape[1]
     # torch.topk may give any of two equal scores. Integers that sort as (score, lower id) have no
     # equals: float32 bits order as integers once the negatives' are flipped; + 0.0 turns -0 into 0.
@@ -203,3 +155,6 @@ def topk(
     out_scores[:, k:] = -math.inf
     out_ids[:, :k] = ids.masked_fill_(best == -math.inf, -1)
     out_ids[:, k:] = -1
+
+
+BACKEND = Backend(_missing, _scores, _topk)

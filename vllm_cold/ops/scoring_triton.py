@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vllm_cold.ops.interface import Backend, Pairs
 from vllm_cold.ops.scoring_torch import expert_floors
 
 # Eight tokens for each of 128 threads: one 16-byte load of bf16, two of fp32; the maxima, where
@@ -23,9 +24,10 @@ TILE, GROUP, NUM_WARPS = 1024, 4, 4
 # second, partial wave.
 PROGRAMS_PER_MULTIPROCESSOR = 8
 MERGE_BLOCK = 1024
+TALLY_BLOCK = 128
 
 
-def missing(device: torch.device) -> str | None:
+def _missing(device: torch.device) -> str | None:
     """Why Triton cannot run on ``device``, with the remedy; None if it can."""
     try:
         import triton.language as tl
@@ -63,49 +65,17 @@ def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def scores(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out: Tensor | None,
-    statistics: Tensor | None = None,
-) -> None:
-    """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    _launch(logits, *pairs, out=out, statistics=statistics)
+def _scores(logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None) -> None:
+    _launch(logits, pairs, out=out, statistics=statistics)
 
 
-def topk(
-    logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
-    out_scores: Tensor,
-    out_ids: Tensor,
-) -> None:
-    """See ``registry.Backend``."""
-    pairs = expert_rows, amateur_rows, log_alpha, beta, expert_top_k, max_expert_top_k, adaptive
-    _launch(logits, *pairs, best=(out_scores, out_ids))
+def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+    _launch(logits, pairs, best=(out_scores, out_ids))
 
 
 def _launch(
     logits: Tensor,
-    expert_rows: Tensor,
-    amateur_rows: Tensor,
-    log_alpha: Tensor,
-    beta: Tensor,
-    expert_top_k: Tensor | None,
-    max_expert_top_k: int,
-    adaptive: Tensor | None,
+    pairs: Pairs,
     *,
     out: Tensor | None = None,
     best: tuple[Tensor, Tensor] | None = None,
@@ -113,9 +83,11 @@ def _launch(
 ) -> None:
     from vllm_cold.ops import triton_kernels as kernels
 
-    num_pairs, vocab, device = len(beta), logits.shape[1], logits.device
+    expert_rows, amateur_rows, log_alpha = pairs.expert_rows, pairs.amateur_rows, pairs.log_alpha
+    beta, adaptive = pairs.beta, pairs.adaptive
+    num_pairs, vocab, device = len(pairs), logits.shape[1], logits.device
     plan = Plan.of(num_pairs, vocab, _multiprocessors(device))
-    floors = expert_floors(logits, expert_rows, expert_top_k, max_expert_top_k)
+    floors = expert_floors(logits, pairs)
     maxima = torch.empty(num_pairs, plan.num_tiles, dtype=torch.float32, device=device)
     candidates, tallies, k, slots = None, None, 0, 1
     if statistics is not None:
@@ -159,10 +131,10 @@ def _launch(
                 candidates, candidates.shape[1], *best, k, SLOTS=slots, BLOCK=MERGE_BLOCK,
                 num_warps=NUM_WARPS,
             )  # fmt: skip
-    if statistics is not None and tallies is not None:
-        torch.sum(tallies[..., 0], 1, out=statistics[:, 0])
-        # A key's lower half tells the token.
-        most = tallies[..., 1:].amax(1)
-        tokens = most & 0xFFFFFFFF
-        torch.ne(tokens[:, 0], tokens[:, 1], out=statistics[:, 1])
-        statistics[:, 2] = most[:, 2]
+        if statistics is not None:
+            kernels.add_tallies[(num_pairs,)](
+                tallies, plan.num_segments, statistics, BLOCK=TALLY_BLOCK, num_warps=1
+            )
+
+
+BACKEND = Backend(_missing, _scores, _topk)

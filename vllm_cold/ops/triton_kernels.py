@@ -8,7 +8,8 @@ The vocabulary is cut into tiles, and a program walks over a segment of consecut
 2. ``score_tiles`` knows the pair's threshold from these. It reads the amateur's logits, but the
    expert's again only in tiles whose maximum reaches the threshold: few, unless alpha is tiny. It
    writes scores, or keeps the best k of its segment.
-3. ``merge_candidates``, for the best k alone, merges the segments of a pair.
+3. ``merge_candidates``, for the best k alone, merges the segments of a pair; ``add_tallies``, for
+   statistics, what they counted.
 
 Where a pair's beta adapts itself, two launches come before 2: ``tile_maxima`` of the amateur's
 logits, and ``adaptive_betas``, which reads both rows where the expert's maximum of a tile reaches
@@ -262,7 +263,8 @@ def score_tiles(
     SLOTS: tl.constexpr,
 ):
     """One of three: with ``candidates`` [P * num_segments, SLOTS], the best k keys of each segment
-    in any order; else the scores, to ``out`` [P, V], or over both rows if that is None.
+    in any order; else the scores, to ``out`` [P, V], or over the expert's row if that is None, and
+    then what is NaN or +inf in the amateur's becomes 0.
 
     ``floors``: lowest expert logit that each pair admits, or None. ``tallies`` [P * segments, 4]
     int64, or None: of each segment the number of valid tokens, the best key, the key of the
@@ -323,7 +325,7 @@ def score_tiles(
                 tl.store(out_row + start + lanes, scores, mask=inside)
             else:
                 tl.store(e_row + start + lanes, scores, mask=inside)
-                tl.store(a_row + start + lanes, scores, mask=inside)
+                tl.store(a_row + start + lanes, tl.zeros_like(a), mask=inside & ~(a < INF))
     if candidates is not None:
         slots = tl.arange(0, SLOTS)
         best = tl.where((slots < k) & (best >= TOKEN), best, EMPTY)
@@ -335,6 +337,30 @@ def score_tiles(
         tl.store(tallies + 4 * program + 2, _keys(best_logit, expert_id))
         most = tl.maximum(best_logit, tl.max(_finite(worst, INF)))
         tl.store(tallies + 4 * program + 3, (most == INF).to(tl.int64))
+
+
+@triton.jit(do_not_specialize=VARYING)
+def add_tallies(tallies, num_segments, statistics, BLOCK: tl.constexpr):
+    """``statistics`` [P, 3] of ``tallies`` [P, num_segments, 4]."""
+    pair = tl.program_id(0).to(tl.int64)
+    lanes = tl.arange(0, BLOCK)
+    count = tl.full([], 0, tl.int64)
+    best = tl.full([], EMPTY, tl.int64)
+    expert = tl.full([], EMPTY, tl.int64)
+    bad = tl.full([], 0, tl.int64)
+    for start in range(0, num_segments, BLOCK):
+        inside = lanes < num_segments - start
+        each = tallies + 4 * (pair * num_segments + start + lanes)
+        count += tl.sum(tl.load(each, mask=inside, other=0))
+        best = tl.maximum(best, tl.max(tl.load(each + 1, mask=inside, other=EMPTY)))
+        expert = tl.maximum(expert, tl.max(tl.load(each + 2, mask=inside, other=EMPTY)))
+        bad = tl.maximum(bad, tl.max(tl.load(each + 3, mask=inside, other=0)))
+    to = statistics + 3 * pair
+    tl.store(to, count)
+    # A key's lower half tells the token.
+    changed = (best & 0xFFFFFFFF) != (expert & 0xFFFFFFFF)
+    tl.store(to + 1, changed.to(tl.int64))
+    tl.store(to + 2, bad)
 
 
 @triton.jit(do_not_specialize=VARYING)

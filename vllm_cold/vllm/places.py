@@ -21,15 +21,14 @@ def later() -> tuple[Place, ...]:
     from vllm.platforms import current_platform
 
     from vllm_cold.vllm.frontend import admission, metrics
-    from vllm_cold.vllm.worker import outputs
+    from vllm_cold.vllm.worker import followers, outputs
 
-    places = (*outputs.PLACES, *metrics.PLACES, *admission.ASYNC)
+    places = (*outputs.PLACES, *followers.v1(), *metrics.PLACES, *admission.ASYNC)
     if not current_platform.is_cpu():
         return places
     from vllm_cold.cpu_lora import cpp_wrapper
-    from vllm_cold.vllm.worker import cpu_generators
 
-    return (*places, *cpu_generators.PLACES, *cpp_wrapper.PLACES)
+    return (*places, *cpp_wrapper.PLACES)
 
 
 def of_front_ends() -> tuple[Place, ...]:

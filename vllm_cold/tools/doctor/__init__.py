@@ -70,10 +70,10 @@ def _make(timeout: float | None) -> Report:
     environment = dict(os.environ)  # before anything is imported that changes it
     # What vLLM logs would stand in the middle of the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_cold.tools.doctor import sections
+    from vllm_cold.tools.doctor import machine, sections
 
     looks: dict[str, Callable[[], Sequence[Entry] | Section]] = {**sections.SECTIONS}
-    looks["Environment variables"] = lambda: sections.environment(environment)
+    looks["Environment variables"] = lambda: machine.environment(environment)
     if timeout is not None:
         seconds = timeout
 
@@ -84,7 +84,7 @@ def _make(timeout: float | None) -> Report:
             return self_test.run(seconds)
 
         looks["Self-test"] = test
-    reason = sections.unusable()
+    reason = machine.unusable()
     if reason is None:
         return Report([examine(title, look) for title, look in looks.items()])
     # One cause is one problem, whatever hangs on it.

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA, DEFAULT_BETA_MAX, number
+from vllm_cold.method.settings import KNOBS, read
 from vllm_cold.tools.errors import ToolError
 
 DESCRIPTION = """\
@@ -82,20 +83,9 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
     cold = parser.add_argument_group("Contrastive LoRA Decoding")
-    cold.add_argument("--alpha", type=float, default=DEFAULT_ALPHA, help="(0, 1], %(default)s")
-    cold.add_argument(
-        "--beta",
-        type=number,
-        default=DEFAULT_BETA,
-        help=">= 0, %(default)s; or adaptive: chosen at each step",
-    )
-    cold.add_argument(
-        "--beta-max",
-        metavar="X",
-        type=float,
-        help=f"the most that an adaptive beta reaches, >= 0 (default: {DEFAULT_BETA_MAX})",
-    )
-    cold.add_argument("--expert-top-k", metavar="K", type=int, help="cap on the candidates")
+    for name, knob in KNOBS.items():
+        option = "--" + name.replace("_", "-")
+        cold.add_argument(option, type=partial(read, name), default=knob.default, help=knob.about)
 
     engine = parser.add_argument_group("engine in this process (without --url)")
     engine.add_argument(

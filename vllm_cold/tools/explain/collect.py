@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain import trace
+from vllm_cold.tools.explain import account, trace
 from vllm_cold.tools.explain.sources import AMATEUR, EXPERT, MAX_NAMED, Decoded, Source
 from vllm_cold.tools.explain.trace import Answer, Explanation, Logprob, Report, Row
 
@@ -129,7 +129,7 @@ def _widen(source: Source, texts: Sequence[_Text], settings: ColdSettings) -> No
 
 def _complete(text: _Text, source: Source, settings: ColdSettings) -> list[bool]:
     known, size = text.top[EXPERT], source.vocab_size
-    return [trace.valid_tokens(row, known, size, settings)[1] for row in text.rows[EXPERT]]
+    return [account.valid_tokens(row, known, size, settings)[1] for row in text.rows[EXPERT]]
 
 
 def _limit(row: Row, top: int) -> float | None:
@@ -143,7 +143,7 @@ def _wanted(text: _Text, settings: ColdSettings, listed: int) -> list[list[int]]
     found = []
     for step, token in enumerate(text.decoded.tokens):
         expert, amateur = text.rows[EXPERT][step], text.rows[AMATEUR][step]
-        valid, _ = trace.valid_tokens(expert, text.top[EXPERT], None, settings)
+        valid, _ = account.valid_tokens(expert, text.top[EXPERT], None, settings)
         ids = {token, *valid}
         for row in (expert, amateur):
             ids.update(sorted(row, key=lambda t: (-row[t].value, t))[:listed])  # noqa: B023
@@ -173,7 +173,7 @@ def _fill(
 
 def _answer(text: _Text, wanted: list[list[int]], source: Source, settings: ColdSettings) -> Answer:
     expert, amateur = text.rows[EXPERT], text.rows[AMATEUR]
-    pieces = trace.spread(
+    pieces = account.spread(
         text.decoded.text,
         [expert[i][token].text for i, token in enumerate(text.decoded.tokens)],
     )
@@ -182,7 +182,7 @@ def _answer(text: _Text, wanted: list[list[int]], source: Source, settings: Cold
         text=text.decoded.text,
         finish_reason=text.decoded.finish_reason,
         steps=tuple(
-            trace.make_step(
+            account.make_step(
                 token,
                 pieces[i],
                 expert[i],

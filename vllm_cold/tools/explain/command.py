@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from vllm_cold.method.settings import ColdError, ColdSettings
+from vllm_cold.method.settings import KNOBS, ColdError, ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
 
@@ -43,7 +43,7 @@ def read_prompts(path: Path) -> list[str]:
             continue
         try:
             value: Any = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ToolError(f"--prompts={path}: line {number} is no JSON: {error}") from error
         prompt = value.get("prompt") if isinstance(value, dict) else None
         if not isinstance(prompt, str) or not prompt:
@@ -78,9 +78,7 @@ def is_unicode(text: str) -> bool:
 def check_settings(options: argparse.Namespace) -> ColdSettings:
     """CoLD's settings from the options, with ToolError for what is out of range."""
     try:
-        return ColdSettings(
-            options.alpha, options.beta, options.expert_top_k, beta_max=options.beta_max
-        )
+        return ColdSettings(**{name: getattr(options, name) for name in KNOBS})
     except ColdError as error:
         option = "--" + error.field.replace("_", "-")
         raise ToolError(str(error).replace(error.field, option, 1)) from error

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,17 +12,22 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import openai
+from pydantic import ValidationError
 
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.sources import (
-    EXPERT,
-    MAX_NAMED,
-    NO_LOGPROB,
-    Decoded,
-    Description,
-    read_rows,
+from vllm_cold.tools.explain.replies import (
+    C,
+    Card,
+    Cards,
+    Chat,
+    Completion,
+    Encoded,
+    LookedUp,
+    Scored,
+    Written,
 )
+from vllm_cold.tools.explain.sources import EXPERT, MAX_NAMED, Decoded, Description, read_rows
 from vllm_cold.tools.explain.trace import Row
 
 DEFAULT_TOP = 20  # vLLM's default for --max-logprobs
@@ -83,7 +87,7 @@ class ServerSource:
                     "use https://, or --insecure-http to send it all the same"
                 )
         cards = self._list_models()
-        parents = {name: card.get("parent") for name, card in cards.items()}
+        parents = {name: card.parent for name, card in cards.items()}
         adapters = sorted(name for name, parent in parents.items() if parent is not None)
         for option, name in (("--adapter", adapter), ("--amateur", amateur)):
             if name is not None and name not in adapters:
@@ -100,8 +104,7 @@ class ServerSource:
                 f"--model={base}: no such base model on the server (there are: {', '.join(bases)})"
             )
         self._expert, self._amateur, self._base = adapter, amateur, base
-        limit = cards[base].get("max_model_len")
-        self.max_model_len: int | None = int(limit) if limit is not None else None
+        self.max_model_len: int | None = cards[base].max_model_len
         self.vocab_size: int | None = None
         self._largest_top: int | None = None
         self.description = Description(
@@ -116,13 +119,13 @@ class ServerSource:
         """Close the connections."""
         self._client.close()
 
-    def _list_models(self) -> dict[str, dict[str, Any]]:
+    def _list_models(self) -> dict[str, Card]:
         """What the server tells of its models, by their names."""
         with self._errors():
             try:
-                answer = self._client.models.with_raw_response.list()
-                return {card["id"]: card for card in json.loads(answer.text)["data"]}
-            except (ValueError, LookupError, TypeError, openai.NotFoundError) as error:
+                reply = self._client.models.with_raw_response.list()
+                return {card.id: card for card in Cards.model_validate_json(reply.text).data}
+            except (ValidationError, openai.NotFoundError) as error:
                 raise ToolError(
                     f"--url={self._url}: what answers there is no vLLM server; give the address "
                     "of one, like http://localhost:8000"
@@ -172,19 +175,32 @@ class ServerSource:
             if self._key:
                 said = said.replace(self._key, "...")
             raise ToolError(f"--url={self._url}: HTTP {error.status_code}: {said}") from error
+        except ValidationError as error:
+            what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
+            raise ToolError(
+                f"--url={self._url}: the server does not return {what} as vLLM does; vLLM 0.23 or "
+                "newer is needed, without a proxy that strips fields"
+            ) from error
 
-    def _complete(self, model: str, prompts: Sequence[Sequence[int]], **options: Any) -> list[Any]:
+    def _complete(
+        self,
+        form: type[Completion[C]],
+        model: str,
+        prompts: Sequence[Sequence[int]],
+        **options: Any,
+    ) -> list[C]:
         """The choices of all prompts, in their order."""
         xargs = options.pop("xargs", {"cold": 0})
         extra = {**_GREEDY_EXTRA, **options.pop("extra", {}), "vllm_xargs": xargs}
-        choices: list[Any] = []
+        choices: list[C] = []
         for start in range(0, len(prompts), BATCH):
             batch = [list(prompt) for prompt in prompts[start : start + BATCH]]
             with self._errors():
-                response = self._client.completions.create(
+                reply = self._client.completions.with_raw_response.create(
                     model=model, prompt=batch, extra_body=extra, **_GREEDY, **options
                 )
-            choices += sorted(response.choices, key=lambda choice: choice.index)
+                found = form.model_validate_json(reply.text).choices
+            choices += sorted(found, key=lambda choice: choice.index)
         return choices
 
     def encode(self, prompts: Sequence[str], chat: bool) -> list[list[int]]:
@@ -195,22 +211,18 @@ class ServerSource:
             options: dict[str, Any] = {
                 "model": self._base, "max_tokens": 1, "temperature": 0.0, "extra_body": extra
             }  # fmt: skip
-            ids: Any
-            if chat:
-                message: list[Any] = [{"role": "user", "content": prompt}]
-                with self._errors():
-                    answer = self._client.chat.completions.create(messages=message, **options)
-                ids = getattr(answer, "prompt_token_ids", None)
-            else:
-                with self._errors():
-                    completion = self._client.completions.create(prompt=prompt, **options)
-                ids = getattr(completion.choices[0], "prompt_token_ids", None)
-            if not ids:
-                raise ToolError(
-                    f"--url={self._url}: the server does not return token ids; vLLM 0.23 or newer "
-                    "is needed, without a proxy that strips fields"
-                )
-            found.append(list(ids))
+            read: Chat | Encoded
+            with self._errors():
+                if chat:
+                    message: list[Any] = [{"role": "user", "content": prompt}]
+                    chats = self._client.chat.completions.with_raw_response
+                    read = Chat.model_validate_json(chats.create(messages=message, **options).text)
+                else:
+                    reply = self._client.completions.with_raw_response.create(
+                        prompt=prompt, **options
+                    )
+                    read = Completion[Encoded].model_validate_json(reply.text).choices[0]
+            found.append(read.prompt_token_ids)
         return found
 
     def decode(
@@ -231,6 +243,7 @@ class ServerSource:
             if self._amateur is not None:
                 xargs["cold_amateur"] = self._amateur
         choices = self._complete(
+            Completion[Written],
             self._expert,
             prompts,
             max_tokens=max_tokens,
@@ -241,8 +254,9 @@ class ServerSource:
 
     def score(self, stream: str, texts: Sequence[Sequence[int]], top: int) -> list[list[Row]]:
         """See ``Source``."""
+        extra = {"prompt_logprobs": top}
         choices = self._complete(
-            self._name(stream), texts, max_tokens=1, extra={"prompt_logprobs": top}
+            Completion[Scored], self._name(stream), texts, max_tokens=1, extra=extra
         )
         return [read_rows(choice.prompt_logprobs) for choice in choices]
 
@@ -266,6 +280,7 @@ class ServerSource:
         found: list[Mapping[int, float]] = []
         for texts, ids in pack(asked):
             choices = self._complete(
+                Completion[LookedUp],
                 self._name(stream),
                 texts,
                 max_tokens=1,
@@ -273,15 +288,8 @@ class ServerSource:
                 extra={"logprob_token_ids": ids, "return_tokens_as_token_ids": True},
             )
             for choice in choices:
-                first = choice.logprobs.top_logprobs[0] if choice.logprobs.top_logprobs else {}
-                found.append(
-                    {
-                        int(name.removeprefix("token_id:")): float(
-                            "-inf" if value <= NO_LOGPROB else value
-                        )
-                        for name, value in first.items()
-                    }
-                )
+                tops = choice.logprobs.top_logprobs
+                found.append((tops[0] if tops else None) or {})
         return found
 
     def _name(self, stream: str) -> str:

@@ -20,9 +20,6 @@ EXPERT, AMATEUR = "expert", "amateur"
 # vLLM's MAX_LOGPROB_TOKEN_IDS: how many tokens one request can name.
 MAX_NAMED = 128
 
-# vLLM's servers send this for -inf, which JSON does not have.
-NO_LOGPROB = -9999.0
-
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -121,23 +118,11 @@ def read_rows(rows: Sequence[Any]) -> list[Row]:
     """Read vLLM's ``prompt_logprobs`` of one text, without the None at the first position.
 
     Args:
-        rows: Mappings of token id (or its decimal digits) to an object or mapping with ``logprob``
-            and ``decoded_token``.
+        rows: Mappings of token id to an object with ``logprob`` and ``decoded_token``.
     """
     found: list[Row] = []
     for row in rows[1:]:
-        entries = {}
-        for token, entry in row.items():
-            fields = entry if isinstance(entry, Mapping) else vars_of(entry)
-            value = float(fields["logprob"])
-            entries[int(token)] = Logprob(
-                float("-inf") if value <= NO_LOGPROB else value, fields["decoded_token"] or ""
-            )
-        check_row(entries)
-        found.append(entries)
+        read = {t: Logprob(entry.logprob, entry.decoded_token or "") for t, entry in row.items()}
+        check_row(read)
+        found.append(read)
     return found
-
-
-def vars_of(entry: Any) -> Mapping[str, Any]:
-    """The two fields of vLLM's Logprob object that are used here."""
-    return {"logprob": entry.logprob, "decoded_token": entry.decoded_token}

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,9 +11,8 @@ from vllm_cold.method.settings import (
     ADAPTIVE,
     DEFAULT_BETA_MAX,
     ColdError,
-    check_alpha,
-    check_beta,
-    check_beta_max,
+    check,
+    check_together,
 )
 from vllm_cold.tools.errors import ToolError
 
@@ -63,10 +62,8 @@ class Setting:
         return f"alpha {self.alpha:g}, beta {self.beta_text}"
 
 
-def _values(
-    option: str, parts: Sequence[str], text: str, check: Callable[[str, object], Any], example: str
-) -> list[float]:
-    found: set[float] = set()
+def _values(name: str, parts: Sequence[str], text: str, example: str) -> list[float]:
+    option, found = f"--{name}", set[float]()
     for part in parts:
         try:
             number = float(part)
@@ -76,7 +73,7 @@ def _values(
                 f"commas, such as {example}"
             ) from None
         try:
-            found.add(check(option, number))
+            found.add(check(name, number, option))
         except ColdError as error:
             raise ToolError(str(error)) from None
     return sorted(found)
@@ -97,10 +94,11 @@ def make_grid(alphas: str, betas: str, beta_max: float | None = None) -> list[Se
     parts = betas.split(",")
     numbers = [part for part in parts if part.strip() != ADAPTIVE]
     strengths: list[tuple[Any, float | None]] = [
-        (beta, None) for beta in _values("--beta", numbers, betas, check_beta, BETAS)
+        (beta, None) for beta in _values("beta", numbers, betas, BETAS)
     ]
     try:
-        most = check_beta_max("--beta-max", beta_max, betas if numbers == parts else ADAPTIVE)
+        most = check("beta_max", beta_max, "--beta-max")
+        check_together("--beta-max", most, betas if numbers == parts else ADAPTIVE)
     except ColdError as error:
         raise ToolError(str(error)) from None
     if numbers != parts:
@@ -108,7 +106,7 @@ def make_grid(alphas: str, betas: str, beta_max: float | None = None) -> list[Se
         strengths.append((ADAPTIVE, DEFAULT_BETA_MAX if most is None else most))
     grid = [
         Setting(alpha, beta, most)
-        for alpha in _values("--alpha", alphas.split(","), alphas, check_alpha, ALPHAS)
+        for alpha in _values("alpha", alphas.split(","), alphas, ALPHAS)
         for beta, most in strengths
     ]
     if all(setting.is_greedy for setting in grid):

@@ -228,7 +228,7 @@ def _check_sampling_params() -> None:
     )
 
 
-@contract("vllm.sampling_params.SamplingParams", "the pair gets a seed after it was created")
+@contract("vllm.sampling_params.SamplingParams", "an amateur loses its seed after it was created")
 def _check_sampling_type_follows_the_seed() -> None:
     from vllm.sampling_params import SamplingParams, SamplingType
 

@@ -120,6 +120,45 @@ def _check_processor_v2_order() -> None:
     )
 
 
+@contract("vllm.v1.sample.sampler.Sampler.forward", "amateurs are told their tokens behind it")
+def _check_sampler_v1() -> None:
+    from vllm.v1.sample.sampler import Sampler
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    has_parameters(Sampler, "forward", "logits", "sampling_metadata")
+    where = "Sampler.forward"
+    in_order(
+        source_of(Sampler.forward),
+        where,
+        "self.apply_logits_processors(",
+        "self.sample(",
+        "SamplerOutput(sampled_token_ids=sampled.unsqueeze(-1)",
+        "return sampler_output",
+    )
+    sampled = source_of(GPUModelRunner._sample)
+    contains(sampled, "GPUModelRunner._sample", "return self.sampler(")
+
+
+@contract(
+    "vllm.v1.worker.gpu.sample.sampler.Sampler",
+    "amateurs are told their tokens behind it (V2)",
+    since=(0, 32),
+)
+def _check_sampler_v2() -> None:
+    from vllm.v1.worker.gpu.sample.sampler import Sampler
+
+    has_parameters(Sampler, "__call__", "logits", "input_batch")
+    in_order(
+        source_of(Sampler.__call__),
+        "Sampler.__call__ (V2)",
+        "idx_mapping_np = input_batch.idx_mapping_np",
+        "self.sample(",
+        "sampled_token_ids=sampled.view(-1, 1)",
+        "return sampler_output",
+    )
+    contains(source_of(Sampler.__init__), "Sampler (V2)", "self.logits_processors")
+
+
 @contract("vllm.v1.metrics.loggers.StatLoggerManager", "the metrics of CoLD are fed there")
 def _check_stat_logger_manager() -> None:
     from vllm.v1.engine.async_llm import AsyncLLM

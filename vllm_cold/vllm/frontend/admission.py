@@ -168,11 +168,8 @@ def admit(
         raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
     _check_capacity(config, request)
     stream = Stream(
-        alpha=settings.alpha,
-        beta=settings.strength,
-        adaptive=settings.adaptive,
-        expert_top_k=settings.expert_top_k or 0,
-        amateur=None
+        settings,
+        None
         if amateur is None
         else {
             name: value

@@ -14,16 +14,13 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.method.settings import (
-    ADAPTIVE,
-    DEFAULT_ALPHA,
     DEFAULT_BETA,
-    DEFAULT_BETA_MAX,
+    KNOBS,
+    REQUEST_KEYS,
     ColdError,
-    check_alpha,
-    check_beta,
-    check_beta_max,
-    check_expert_top_k,
-    number,
+    check,
+    check_together,
+    read,
 )
 from vllm_cold.vllm.patching import Place
 
@@ -32,46 +29,20 @@ _COLD = "cold"
 _MIDDLEWARE = "vllm_cold.vllm.frontend.serving.Header"
 
 
-def _integer(text: str) -> int | str:
-    try:
-        return int(text)
-    except ValueError:
-        return text
-
-
-def _checked(
-    convert: Callable[[str], Any], check: Callable[[str, object], Any]
-) -> Callable[[str], Any]:
-    """Argparse's ``type``: it puts the option's name in front of the error."""
+def _checked(name: str) -> Callable[[str], Any]:
+    """Argparse's ``type`` of a knob: it puts the option's name in front of the error."""
 
     def value(text: str) -> Any:
         try:
-            return check("", convert(text))
+            return check(name, read(name, text), "")
         except ColdError as error:
             raise argparse.ArgumentTypeError(f"{text!r}: {error.problem}") from error
 
     return value
 
 
-# Option -> type, help.
-_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "--cold-alpha": (
-        _checked(number, check_alpha),
-        f"Plausibility threshold in (0, 1], default {DEFAULT_ALPHA}.",
-    ),
-    "--cold-beta": (
-        _checked(number, check_beta),
-        f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at each step.",
-    ),
-    "--cold-beta-max": (
-        _checked(number, check_beta_max),
-        f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
-    ),
-    "--cold-expert-top-k": (
-        _checked(_integer, check_expert_top_k),
-        "Cap on the candidates: the expert's k most probable tokens; default none.",
-    ),
-}
+def _option(name: str) -> str:
+    return "--cold-" + name.replace("_", "-")
 
 
 def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -80,8 +51,7 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
         group = parser.add_argument_group(
             title="Contrastive LoRA Decoding (vllm-cold)",
             description="Defaults for requests that name a LoRA adapter; each request can "
-            "override them with vllm_xargs (cold, cold_alpha, cold_beta, cold_beta_max, "
-            "cold_expert_top_k, cold_amateur).",
+            f"override them with vllm_xargs ({', '.join(REQUEST_KEYS)}).",
         )
         theirs = next((a for a in parser._actions if _SAMPLER in a.option_strings), None)
         if theirs is None:
@@ -93,8 +63,8 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
             )
         else:
             _extend(theirs)
-        for option, (kind, text) in _OPTIONS.items():
-            group.add_argument(option, type=kind, default=None, help=text)
+        for name, knob in KNOBS.items():
+            group.add_argument(_option(name), type=_checked(name), default=None, help=knob.about)
         return parser
 
     return add_cli_args
@@ -124,9 +94,7 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
             args.sampler = cls.__dataclass_fields__["sampler"].default
         engine_args = original(cls, args, *further, **kwargs)
         given = {
-            key: value
-            for key in ("alpha", "beta", "beta_max", "expert_top_k")
-            if (value := getattr(args, f"cold_{key}", None)) is not None
+            key: value for key in KNOBS if (value := getattr(args, f"cold_{key}", None)) is not None
         }
         if not chosen and not given:
             return engine_args
@@ -140,7 +108,9 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         if chosen:
             cold["enabled"] = True
         try:
-            check_beta_max("--cold-beta-max", given.get("beta_max"), cold.get("beta", DEFAULT_BETA))
+            check_together(
+                _option("beta_max"), given.get("beta_max"), cold.get("beta", DEFAULT_BETA)
+            )
         except ColdError as error:
             raise SystemExit(f"vllm: error: {error}") from error
         additional["cold"] = cold

@@ -123,6 +123,14 @@ def unsupported(config: "VllmConfig") -> str | None:
             "this vLLM's V2 model runner takes no logits processors (it does since 0.31); unset "
             "VLLM_USE_V2_MODEL_RUNNER."
         )
+    if uses_v2_runner(config):
+        from vllm_cold.vllm.worker import followers  # which imports nothing of the runner
+
+        if problems := [p for place in followers.v2() if (p := place.problem()) is not None]:
+            return (
+                f"this vLLM's V2 model runner has changed where vllm-cold takes part: "
+                f"{'; '.join(problems)}. Install vLLM {versions.RANGE}, or a newer vllm-cold."
+            )
     if not getattr(scheduler, "enable_chunked_prefill", True):
         return (
             "chunked prefill is off; CoLD needs it to keep its streams in step "

@@ -5,8 +5,8 @@ Touched in vLLM: ``Request`` and ``SamplingParams``.
 """
 
 import copy
-from dataclasses import replace
 
+from msgspec import structs
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
@@ -24,11 +24,14 @@ def make_amateur(expert: Request, stream: Stream) -> Request:
     params: SamplingParams = copy.copy(expert.sampling_params)
     twin = copy.copy(params)
     args = params.extra_args
-    params.extra_args = replace(stream, role="expert").to_extra_args(args)
-    twin.extra_args = replace(stream, role="amateur").to_extra_args(args)
+    params.extra_args = structs.replace(stream, role="expert").to_extra_args(args)
+    twin.extra_args = structs.replace(stream, role="amateur").to_extra_args(args)
     expert.sampling_params = params
-    # What would be done twice or for nobody: the amateur's row is overwritten with the
-    # scores, its outputs are dropped and its end is the expert's.
+    # What would be done twice or for nobody: the amateur is told its tokens, its outputs are
+    # dropped and its end is the expert's.
+    twin.seed = None
+    twin.__dict__.pop("sampling_type", None)  # cached, depends on the seed
+    twin.top_p, twin.top_k, twin.min_p = 1.0, 0, 0.0
     twin.logprobs = twin.prompt_logprobs = None
     twin.structured_outputs = None
     twin.stop_token_ids = []

@@ -14,7 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_cold.group.lockstep import Pair
 from vllm_cold.group.tally import Counts, Figures
-from vllm_cold.ops.registry import NOT_FINITE
+from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs
 
@@ -76,14 +76,14 @@ class ReadsResults(Scheduler):  # type: ignore[misc]
             if pair is None or request_id != pair.expert.request_id:
                 continue
             figures = found.get(self._pair_id(pair.expert))
-            if figures is not None and figures[2]:
+            if figures is not None and figures.bad:
                 self._taint(pair)
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):
                 continue
             if figures is None:
                 self._errors[request_id] = NOT_SCORED
-            elif figures[2]:
+            elif figures.bad:
                 self._errors[request_id] = NOT_FINITE
             else:
                 scored[request_id] = figures

@@ -23,16 +23,14 @@ Since: 0.23 to 0.33. ``room`` looks at what there is, ``surgery`` takes out of a
 ``results`` meets the outputs, ``amateurs`` makes the twins.
 """
 
-import copy
 import inspect
 import logging
-import random
 import time
 import uuid
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import Any
 
+from msgspec import structs
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -89,9 +87,6 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
         self._engine = uuid.uuid4().hex[:12]
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counted_by = inspect.signature(count).parameters
-        # Data-parallel engines share the seed, but must not draw alike.
-        engine = self.vllm_config.parallel_config.data_parallel_index
-        self._seeds = random.Random(self.vllm_config.model_config.seed + (engine << 32))
 
     # ---- arrival and end ---------------------------------------------------------------------
 
@@ -100,24 +95,13 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
         stream = from_extra_args(params.extra_args) if params is not None else None
         super().add_request(request)
         if stream is not None and request.request_id not in self._pairs:
-            self._seed(request)
-            stream = replace(stream, pair=self._pair_id(request))
+            stream = structs.replace(stream, pair=self._pair_id(request))
             pair = Pair(request, make_amateur(request, stream))
             self.requests[pair.amateur.request_id] = pair.amateur
             self._pairs[request.request_id] = self._pairs[pair.amateur.request_id] = pair
             self._counts.requests += 1
             self._to_report = LAST_REPORTS
             self._beginners[pair.amateur.request_id] = 0
-
-    def _seed(self, expert: Request) -> None:
-        """The streams must draw the same token: same scores and same seed do it in both model
-        runners.
-        """
-        params = expert.sampling_params
-        if params.temperature > 0 and params.seed is None:
-            expert.sampling_params = params = copy.copy(params)
-            params.seed = self._seeds.getrandbits(62)
-            params.__dict__.pop("sampling_type", None)  # cached, depends on the seed
 
     def _pair_id(self, expert: Request) -> str:
         return f"{self._engine}:{expert.request_id}"

@@ -5,13 +5,11 @@
 Why: after sampling, the V1 runner rewinds the random generator of each seeded request that is
 still prefilling with ``Generator.set_offset``, which CPU generators do not have ("CPU Generator
 does not use offset"): a seeded request whose prompt is split over steps kills the engine, CoLD or
-not. CoLD seeds every pair that samples at random, so that its streams draw the same token. Here
-such rows keep their generator out of the step: their sample is thrown away anyway. Plain requests
-of engines with LoRA on CPU have it too, also where CoLD is refused (speculative decoding).
+not. Here such rows keep their generator out of the step: their sample is thrown away anyway.
 Since: vLLM 0.23 to 0.33. Can go: when the CPU runner does not rewind by offset.
 
-Up to 0.28 the sampler on CPU ignores all seeds of a batch in which a row has none, and a pair's
-streams would draw different tokens. There rows without a seed get torch's own generator. The runner
+Up to 0.28 the sampler on CPU ignores all seeds of a batch in which a row has none, as an amateur's
+has. There rows without a seed get torch's own generator. The runner
 bound the method when it was made, so it is replaced in the object and not through ``Place``.
 Can go: with the support of 0.28.
 """

@@ -9,12 +9,12 @@ from vllm_cold.vllm.worker import cpu_generators, cpu_speculation, lora_rows
 
 
 def places() -> tuple[Place, ...]:
-    """The places that CoLD does not need."""
+    """Where they are cured; CoLD does not need them."""
     if not current_platform.is_cpu():
         return ()
-    return (*cpu_speculation.PLACES, *lora_rows.PLACES)
+    return (*cpu_generators.PLACES, *cpu_speculation.PLACES, *lora_rows.PLACES)
 
 
 def install() -> None:
-    """Wrap what there is of them, and what seeded requests need, which CoLD needs too."""
-    patching.cure((*cpu_generators.PLACES, *places()))
+    """Wrap what there is of them."""
+    patching.cure(places())

@@ -7,18 +7,39 @@ ordinary object that is pickled with its attributes.
 Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
 """
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.group.tally import Figures, take
+from vllm_cold.group.tally import Figures, Tally
 from vllm_cold.vllm.patching import Place
+
+
+class _UnderWay(threading.local):
+    """What was found in a step that has made no output yet.
+
+    The model runner makes its output without a word to its logits processors. But a step is one
+    call in one thread, so that engines in a process do not see each other's; what an engine leaves
+    behind that failed amid a step is of pairs that no other engine knows.
+    """
+
+    def __init__(self) -> None:
+        self.tallies: list[Tally] = []
+
+
+_under_way = _UnderWay()
+
+
+def carry(tally: Tally) -> None:
+    """A processor's: the next output that this thread makes takes it along."""
+    _under_way.tallies.append(tally)
 
 
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if scored := take():
-            self.cold = scored
+        if _under_way.tallies:
+            self.cold, _under_way.tallies = _under_way.tallies, []
 
     return __init__
 
@@ -29,6 +50,6 @@ PLACES = (Place("vllm.v1.outputs:ModelRunnerOutput.__init__", _make_output_init)
 def from_worker(output: Any) -> dict[str, Figures]:
     """What came with a ``ModelRunnerOutput``, by the pair's id."""
     found: dict[str, Figures] = {}
-    for scored in getattr(output, "cold", ()):
-        found.update(scored.figures())
+    for tally in getattr(output, "cold", ()):
+        found.update(tally.figures())
     return found

@@ -19,17 +19,18 @@ from vllm.v1.sample.logits_processor.interface import (
 
 from vllm_cold.group.rows import PairRows
 from vllm_cold.group.stream import Stream, from_extra_args
-from vllm_cold.group.tally import Scored, note
+from vllm_cold.group.tally import Tally
 from vllm_cold.ops import contrastive_scores, registry
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.worker import cpu_generators, outputs
+from vllm_cold.vllm.worker import followers, outputs
+from vllm_cold.vllm.worker.outputs import carry
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
 
 class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
-    """Scores the rows of complete pairs; leaves every other row alone."""
+    """Scores the experts' rows of complete pairs; leaves every other row alone."""
 
     def __init__(
         self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool
@@ -38,9 +39,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._device = device
         self._rows: PairRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
-        patching.install(outputs.PLACES)
-        if device.type == "cpu":
-            patching.install(cpu_generators.PLACES)
+        patching.install((*outputs.PLACES, *followers.v1()))
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""
@@ -75,8 +74,13 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         if rows is None:
             return logits
         statistics = rows.statistics()
-        contrastive_scores(
-            logits, *rows.arguments, inplace=True, statistics=statistics, check=False
-        )
-        note(Scored(rows.ids, statistics))
+        contrastive_scores(logits, rows.pairs, inplace=True, statistics=statistics, check=False)
+        carry(Tally(rows.ids, statistics))
         return logits
+
+    def tell_followers(self, sampled: torch.Tensor) -> None:
+        """Copy each expert's token over its amateur's; ``sampled`` is [batch rows, 1], changed in
+        place.
+        """
+        if self._rows is not None:
+            self._rows.tell_followers(sampled)

@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 
 class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
-    """Scores the rows of complete pairs; leaves every other row alone."""
+    """Scores the experts' rows of complete pairs; leaves every other row alone."""
 
     def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
         from vllm_cold.ops import registry
         from vllm_cold.vllm import patching
-        from vllm_cold.vllm.worker import block_zeroer, outputs
+        from vllm_cold.vllm.worker import block_zeroer, followers, outputs
 
-        patching.install(outputs.PLACES)
+        patching.install((*outputs.PLACES, *followers.v2()))
         self._device: torch.device = req_states.device
         patching.cure((block_zeroer.PLACE,))
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
@@ -63,27 +63,28 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             self._streams.pop(req_idx, None)
             return False
         self._streams[req_idx] = stream
-        return True
+        return stream.role == "expert"
 
     def apply(self, logits: "torch.Tensor", ctx: "LogitsContext") -> "torch.Tensor":
         """Score in place; ``logits`` is [rows, V] float32. No host sync."""
         if not self._streams:
             return logits
-        pairs = self._pairs_of(ctx.idx_mapping_np)
-        if pairs is None:
+        found = self._pairs_of(ctx.idx_mapping_np)
+        if found is None:
             return logits
         if len(logits) == len(ctx.idx_mapping_np):
             # One row per request, in the order of the batch.
-            from vllm_cold.group.tally import Scored, note
+            from vllm_cold.group.tally import Tally
             from vllm_cold.ops import contrastive_scores
+            from vllm_cold.vllm.worker.outputs import carry
 
-            statistics = pairs.statistics()
+            statistics = found.statistics()
             contrastive_scores(
-                logits, *pairs.arguments, inplace=True, statistics=statistics, check=False
+                logits, found.pairs, inplace=True, statistics=statistics, check=False
             )
-            note(Scored(pairs.ids, statistics))
+            carry(Tally(found.ids, statistics))
             return logits
-        return self._apply_to_drafts(logits, ctx, pairs)
+        return self._apply_to_drafts(logits, ctx, found)
 
     def _pairs_of(self, slots: "np.ndarray") -> "PairRows | None":
         """The batch's complete pairs, by position in the batch.
@@ -106,7 +107,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         return self._pairs
 
     def _apply_to_drafts(
-        self, logits: "torch.Tensor", ctx: "LogitsContext", pairs: "PairRows"
+        self, logits: "torch.Tensor", ctx: "LogitsContext", found: "PairRows"
     ) -> "torch.Tensor":
         """Score a batch in which a request owns one row per draft token and one more.
 
@@ -116,9 +117,10 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         """
         import torch
 
-        from vllm_cold.group.rows import PairRows
-        from vllm_cold.group.tally import Scored, note
+        from vllm_cold.group.tally import Tally
         from vllm_cold.ops import contrastive_scores
+        from vllm_cold.ops.interface import make_samplable
+        from vllm_cold.vllm.worker.outputs import carry
 
         num_rows, num_reqs = len(logits), len(ctx.idx_mapping_np)
         # Each request owns one row at least.
@@ -132,32 +134,30 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         row_of = torch.full((self._max_num_reqs + 1, places), -1, device=logits.device)
         rows = torch.arange(num_rows, device=logits.device)
         row_of[ctx.expanded_idx_mapping.long(), ctx.expanded_local_pos.long()] = rows
-        expert = row_of[ctx.idx_mapping[pairs.expert].long()]  # [P, places]
-        amateur = row_of[ctx.idx_mapping[pairs.amateur].long()]
+        expert = row_of[ctx.idx_mapping[found.pairs.expert_rows].long()]  # [P, places]
+        amateur = row_of[ctx.idx_mapping[found.pairs.amateur_rows].long()]
         absent = (expert < 0) | (amateur < 0)
         expert = torch.where(absent, expert[:, :1], expert).flatten()
         amateur = torch.where(absent, amateur[:, :1], amateur).flatten()
 
-        caps, adaptive = pairs.expert_top_k, pairs.adaptive
-        places_of = PairRows(
-            ids=tuple(pair for pair in pairs.ids for _ in range(places)),
-            expert=expert,
-            amateur=amateur,
-            log_alpha=pairs.log_alpha.repeat_interleave(places),
-            beta=pairs.beta.repeat_interleave(places),
-            expert_top_k=None if caps is None else caps.repeat_interleave(places),
-            max_expert_top_k=pairs.max_expert_top_k,
-            adaptive=None if adaptive is None else adaptive.repeat_interleave(places),
-        )
         # Not in place: a repetition would see the first's scores.
-        statistics = places_of.statistics()
-        scores = contrastive_scores(
-            logits, *places_of.arguments, statistics=statistics, check=False
-        )
-        of_places = statistics.view(pairs.num_pairs, places, 3)
-        of_pairs = of_places[:, 0].clone()
-        of_pairs[:, 2] = of_places[:, :, 2].amax(1)
-        note(Scored(pairs.ids, of_pairs))
+        of_places = found.pairs.repeated(places, expert, amateur)
+        statistics = torch.empty(len(of_places), 3, dtype=torch.int64, device=logits.device)
+        scores = contrastive_scores(logits, of_places, statistics=statistics, check=False)
+        each = statistics.view(len(found.ids), places, 3)
+        of_pairs = each[:, 0].clone()
+        of_pairs[:, 2] = each[:, :, 2].amax(1)
+        carry(Tally(found.ids, of_pairs))
         logits[expert] = scores
-        logits[amateur] = scores
+        make_samplable(logits, amateur)
         return logits
+
+    def tell_followers(self, sampled: "torch.Tensor", slots: "np.ndarray") -> None:
+        """Copy each expert's token over its amateur's.
+
+        Args:
+            sampled: [requests, 1] tokens that the sampler chose; changed in place.
+            slots: [requests] slot of each request.
+        """
+        if self._streams and (found := self._pairs_of(slots)) is not None:
+            found.tell_followers(sampled)

