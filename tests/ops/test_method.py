@@ -36,7 +36,7 @@ def score(e: Tensor, a: Tensor, alpha: float, beta: float, top_k: int = 0) -> Te
 
 
 def knobs_of(alpha: float, beta: float, top_k: int) -> ColdSettings:
-    return ColdSettings(alpha, beta, top_k or None)
+    return ColdSettings(alpha, beta, expert_top_k=top_k or None)
 
 
 def pair_rows(

@@ -126,7 +126,7 @@ def test_a_new_sampling_parameter_is_noticed(monkeypatch: pytest.MonkeyPatch) ->
         mood: str = "good"
 
     monkeypatch.setattr(sampling_params, "SamplingParams", SamplingParams)
-    _breaks("sampling_params_fields", "mood", "_make_amateur")
+    _breaks("sampling_params_fields", "mood", "scheduler.amateurs")
 
 
 def test_another_order_of_processors_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,7 +61,7 @@ def test_scores_are_those_of_the_op_up_to_a_constant(
     seed: int, alpha: float, beta: float, cap: int | None
 ) -> None:
     expert, amateur = logits(seed)
-    got = step(expert, amateur, ColdSettings(alpha, beta, cap))
+    got = step(expert, amateur, ColdSettings(alpha, beta, expert_top_k=cap))
     expected = pair_scores(expert, amateur, math.log(alpha), beta, cap or 0)
     valid = {c.token for c in got.candidates if c.valid}
     assert valid == set((expected > -math.inf).nonzero().flatten().tolist())
@@ -88,7 +88,7 @@ def test_an_adaptive_beta_is_that_of_the_op(
     expert, amateur = logits(seed)
     amateur[torch.arange(VOCAB) < excluded] = -math.inf
     amateur[expert.argmin()] = 1.0  # a softmax needs one
-    settings = ColdSettings(alpha, "adaptive", cap, beta_max)
+    settings = ColdSettings(alpha, "adaptive", expert_top_k=cap, beta_max=beta_max)
     got = step(expert, amateur, settings)
     knobs = math.log(alpha), beta_max, cap or 0
     beta = adaptive_beta(expert, amateur, *knobs)

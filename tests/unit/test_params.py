@@ -113,11 +113,9 @@ def test_a_clone_is_independent() -> None:
 
 def test_repr() -> None:
     text = repr(cold(amateur=OTHER))
-    start = "ColdParams(alpha=0.3, beta=2.0, expert_top_k=5, beta_max=None, amateur='other', n=2, "
+    start = "ColdParams(alpha=0.3, beta=2.0, beta_max=None, expert_top_k=5, amateur='other', n=2, "
     assert text.startswith(start)
-    assert "beta='adaptive', expert_top_k=None, beta_max=2.5, " in repr(
-        ColdParams(beta="adaptive", beta_max=2.5)
-    )
+    assert "beta='adaptive', beta_max=2.5, " in repr(ColdParams(beta="adaptive", beta_max=2.5))
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     assert "amateur=None" in repr(ColdParams())
 
@@ -180,7 +178,7 @@ def test_adaptive_beta() -> None:
 def test_arrives_as_plain_sampling_params(amateur: LoRARequest | None) -> None:
     """The engine core decodes vLLM's own struct; what counts there is in extra_args."""
     params = cold(amateur=amateur)
-    stream = Stream(ColdSettings(0.3, 2.0, 5))
+    stream = Stream(ColdSettings(0.3, 2.0, expert_top_k=5))
     params.extra_args = stream.to_extra_args(params.extra_args)
     arrived = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
     assert type(arrived) is SamplingParams

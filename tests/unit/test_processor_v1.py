@@ -35,8 +35,8 @@ def knobs(
     alpha: float = 0.1, beta: float = 0.5, expert_top_k: int = 0, adaptive: bool = False
 ) -> ColdSettings:
     if adaptive:
-        return ColdSettings(alpha, "adaptive", expert_top_k or None, beta)
-    return ColdSettings(alpha, beta, expert_top_k or None)
+        return ColdSettings(alpha, "adaptive", expert_top_k=expert_top_k or None, beta_max=beta)
+    return ColdSettings(alpha, beta, expert_top_k=expert_top_k or None)
 
 
 def params(pair: str, role: Role, **changed: Any) -> SamplingParams:

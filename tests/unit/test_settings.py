@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import settings as hypothesis_settings
@@ -236,7 +239,7 @@ def test_bad_amateur(value: Any) -> None:
 
 
 def test_defaults() -> None:
-    assert ColdSettings() == ColdSettings(DEFAULT_ALPHA, DEFAULT_BETA, None)
+    assert ColdSettings() == ColdSettings(DEFAULT_ALPHA, DEFAULT_BETA, expert_top_k=None)
     assert parse_engine_defaults(None) == EngineDefaults(False)
     assert parse_engine_defaults(False) == EngineDefaults(False)
     assert parse_engine_defaults(True) == EngineDefaults(True)
@@ -254,11 +257,24 @@ def test_engine_defaults_of_the_wrong_type(config: Any) -> None:
 
 def test_the_request_wins_over_the_engine() -> None:
     engine = parse_engine_defaults({"alpha": 0.3, "beta": 2, "expert_top_k": 9}).settings
-    assert parse_request_args({"cold": 1}).settings(engine) == ColdSettings(0.3, 2.0, 9)
+    assert parse_request_args({"cold": 1}).settings(engine) == ColdSettings(
+        0.3, 2.0, expert_top_k=9
+    )
     asked = parse_request_args({"cold_beta": 0, "cold_expert_top_k": 4})
     # 0 is a value, not "not given".
-    assert asked.settings(engine) == ColdSettings(0.3, 0.0, 4)
-    assert engine == ColdSettings(0.3, 2.0, 9)
+    assert asked.settings(engine) == ColdSettings(0.3, 0.0, expert_top_k=4)
+    assert engine == ColdSettings(0.3, 2.0, expert_top_k=9)
+
+
+def test_other_kinds_of_numbers() -> None:
+    """numpy's are numbers too; what travels is Python's. Decimals are none here."""
+    settings = ColdSettings(alpha=np.float64(0.25), beta=np.float64(2))  # type: ignore[arg-type]
+    assert settings == ColdSettings(0.25, 2.0)
+    assert {type(settings.alpha), type(settings.beta)} == {float}
+    assert type(ColdSettings(alpha=1).alpha) is float
+    for value in (Decimal("0.5"), Fraction(1, 2), np.float32(0.5), np.array(0.5)):
+        with pytest.raises(ColdError, match="^alpha=.*must be a number in"):
+            ColdSettings(alpha=value)  # type: ignore[arg-type]
 
 
 def test_settings_are_frozen_values() -> None:
@@ -325,7 +341,8 @@ def test_what_stands_on_a_command_line() -> None:
 
 def test_one_declaration() -> None:
     """Everything that names the knobs names these, with their defaults."""
-    knobs = {"alpha": 0.1, "beta": 0.5, "expert_top_k": None, "beta_max": None}
+    knobs = {"alpha": 0.1, "beta": 0.5, "beta_max": None, "expert_top_k": None}
+    assert list(KNOBS) == list(knobs)  # as messages list them
     assert {name: knob.default for name, knob in KNOBS.items()} == knobs
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
     own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}

@@ -47,7 +47,7 @@ def test_round_trip(stream: Stream) -> None:
 
 def test_round_trip_through_vllms_own_encoder() -> None:
     stream = Stream(
-        ColdSettings(0.1, "adaptive", 3, 2.0),
+        ColdSettings(0.1, "adaptive", expert_top_k=3, beta_max=2.0),
         {"lora_name": "a", "lora_int_id": 2},
         "r-1",
         "amateur",

@@ -105,7 +105,7 @@ class Counts:
             self.changed += of_pair.changed
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
-        """The payload for ``metrics.ColdMetrics.record``: numbers and a list of them. Begins anew.
+        """The payload for ``prometheus.ColdMetrics``: numbers and a list of them. Begins anew.
 
         Args:
             running: Pairs that run.

@@ -51,10 +51,10 @@ class ColdSettings(msgspec.Struct, frozen=True):
             least alpha times the probability of the expert's best token. 1 means greedy.
         beta: Contrast strength, >= 0 (at most 1e6). 0 means the expert alone. "adaptive": chosen
             at each step, from 0 to ``beta_max``, by how far expert and amateur are apart.
-        expert_top_k: Optional cap on the candidates: only the expert's k most probable tokens
-            (ties with the k-th included), an integer >= 1; None for no cap.
         beta_max: The most that an adaptive beta reaches, in beta's range; None for
             ``DEFAULT_BETA_MAX``. An error where beta is a number.
+        expert_top_k: Optional cap on the candidates: only the expert's k most probable tokens
+            (ties with the k-th included), an integer >= 1; None for no cap.
     """
 
     alpha: Annotated[
@@ -72,13 +72,6 @@ class ColdSettings(msgspec.Struct, frozen=True):
             "must be a number >= 0, at most 1e6, or 'adaptive'",
         ),
     ] = DEFAULT_BETA
-    expert_top_k: Annotated[
-        Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
-        _knob(
-            "Cap on the candidates: the expert's k most probable tokens; default none.",
-            f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
-        ),
-    ] = None
     beta_max: Annotated[
         Annotated[float, Meta(ge=0.0, le=MAX_BETA)] | None,
         _knob(
@@ -86,11 +79,19 @@ class ColdSettings(msgspec.Struct, frozen=True):
             "must be a number >= 0, at most 1e6",
         ),
     ] = None
+    expert_top_k: Annotated[
+        Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
+        _knob(
+            "Cap on the candidates: the expert's k most probable tokens; default none.",
+            f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
-        for name in KNOBS:
-            check(name, getattr(self, name))
+        checked = {name: check(name, getattr(self, name)) for name in KNOBS}
         check_together("beta_max", self.beta_max, self.beta)
+        for name, value in checked.items():
+            msgspec.structs.force_setattr(self, name, value)
 
     @property
     def adaptive(self) -> bool:
@@ -166,8 +167,14 @@ def check(name: str, value: object, field: str | None = None) -> Any:
     Raises:
         ColdError: it is of another type, or out of range.
     """
+    plain = value
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        # msgspec takes numbers themselves, not what is derived from them, as numpy's are.
+        plain = float(value) if isinstance(value, float) else int(value)
     try:
-        return msgspec.convert(value, KNOBS[name].type)
+        if plain is not None and not isinstance(plain, (str, int, float)):
+            raise msgspec.ValidationError  # some that it would convert, such as decimals
+        return msgspec.convert(plain, KNOBS[name].type)
     except msgspec.ValidationError:
         raise ColdError(field or name, value, KNOBS[name].allowed) from None
 

@@ -145,6 +145,9 @@ def contrastive_topk(
 ) -> tuple[Tensor, Tensor]:
     """The k best scores of each pair and their token ids, best first, ties to the lower id.
 
+    For those who look at candidates, or sample from them themselves. vLLM's sampler takes whole
+    rows, so the engine does not use it.
+
     Takes what ``contrastive_scores`` takes, and:
 
     Args:

@@ -23,7 +23,7 @@ def later() -> tuple[Place, ...]:
     from vllm_cold.vllm.frontend import admission, metrics
     from vllm_cold.vllm.worker import followers, outputs
 
-    places = (*outputs.PLACES, *followers.v1(), *metrics.PLACES, *admission.ASYNC)
+    places = (*outputs.PLACES, *followers.V1, *metrics.PLACES, *admission.ASYNC)
     if not current_platform.is_cpu():
         return places
     from vllm_cold.cpu_lora import cpp_wrapper

@@ -135,11 +135,11 @@ def engine() -> list[Entry]:
 
 def contracts() -> list[Entry]:
     """What the installed vLLM breaks of all that the package relies on, and what fails then."""
-    from vllm_cold.vllm import contracts as binding
+    from vllm_cold.vllm import contracts
 
-    version = binding.installed()
-    count = sum(contract.applies(version) for contract in binding.CONTRACTS)
-    broken = binding.check_all()
+    version = contracts.installed()
+    count = sum(contract.applies(version) for contract in contracts.CONTRACTS)
+    broken = contracts.check_all()
     status = Status.PROBLEM if any(not b.contract.note for b in broken) else Status.OK
     entries = [Entry("hold", f"{count - len(broken)} of {count}", status)]
     for item in broken:

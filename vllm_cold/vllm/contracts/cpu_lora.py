@@ -8,9 +8,7 @@ from typing import Any
 
 from vllm_cold.vllm.contracts.contract import contract
 from vllm_cold.vllm.contracts.source import (
-    attribute,
     contains,
-    has_fields,
     has_kind,
     has_parameters,
     in_order,
@@ -132,80 +130,14 @@ def _check_cpu_lora_still_wraps_base_rows() -> None:
     bgmv_shrink(torch.ones(1, 2), torch.ones(1, 1, 2), out, base, 1.0)
     require(
         out.item() != 0.0,
-        "vLLM's CPU LoRA ops leave rows of the base model alone: the reason for punica_cpu is "
-        "speed alone now.",
-    )
-
-
-@contract(
-    "vllm.v1.worker.cpu_model_runner.CPUModelRunner.sample_tokens",
-    "generators of rows whose sample is thrown away are kept out of the step",
-    note=True,
-)
-def _check_cpu_sample_tokens() -> None:
-    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
-
-    attribute(CPUModelRunner, "sample_tokens")
-    runner = source_of(CPUModelRunner.__mro__[1])
-    contains(
-        runner,
-        "GPUModelRunner",
-        "self.discard_request_mask = self._make_buffer(",
-        "self.discard_request_mask.np[:num_reqs]",
-        "self.input_batch.generators.get(",
-    )
-
-
-@contract(
-    "vllm.v1.worker.gpu_model_runner.GPUModelRunner",
-    "cpu_generators is there because this fails on CPU",
-    note=True,
-)
-def _check_cpu_runner_still_rewinds_by_offset() -> None:
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    require(
-        ".set_offset(" in source_of(GPUModelRunner),
-        "The V1 runner does not rewind generators by offset any more: cpu_generators can go.",
-    )
-
-
-@contract(
-    "vllm.v1.sample.sampler.Sampler.topk_topp_sampler",
-    "its forward is replaced, as it ignores seeds",
-    until=(0, 29),
-    note=True,
-)
-def _check_cpu_sampler_ignores_seeds() -> None:
-    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
-    from vllm.v1.sample.sampler import Sampler
-
-    from vllm_cold.vllm.worker.cpu_generators import _IGNORED
-
-    contains(source_of(Sampler.__init__), "Sampler.__init__", "self.topk_topp_sampler =")
-    contains(source_of(TopKTopPSampler.__init__), "TopKTopPSampler", "self.forward = ")
-    has_parameters(TopKTopPSampler, "forward_cpu", "logits", "generators")
-    contains(source_of(TopKTopPSampler.forward_cpu), "TopKTopPSampler.forward_cpu", _IGNORED)
-
-
-@contract(
-    "vllm.utils.cpu_triton_utils._expand_kernel_impl",
-    "cpu_speculation is there because it writes into a copy of its output",
-    note=True,
-)
-def _check_cpu_still_expands_into_a_copy() -> None:
-    from vllm.utils import cpu_triton_utils
-
-    source = source_of(cpu_triton_utils._expand_kernel_impl)
-    require(
-        "_ensure_int64(output)" in source and ".copy_(" not in source,
-        "_expand_kernel_impl writes its output: cpu_speculation can go.",
+        "vLLM's CPU LoRA ops leave rows of the base model alone: the reason for "
+        "fallback_wrapper is speed alone now.",
     )
 
 
 @contract(
     "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU.add_lora_logits",
-    "punica_cpu finds the adapters of a prompt's logits because vLLM takes those of sampled rows",
+    "fallback_wrapper finds the adapters of a prompt's logits as vLLM takes those of sampled rows",
     note=True,
 )
 def _check_cpu_logits_still_take_sampled_rows() -> None:
@@ -215,52 +147,4 @@ def _check_cpu_logits_still_take_sampled_rows() -> None:
         "self.sampler_indices" in source_of(PunicaWrapperCPU.add_lora_logits),
         "PunicaWrapperCPU.add_lora_logits does not use sampler_indices: see whether logits_slots "
         "can go.",
-    )
-
-
-@contract(
-    "vllm.triton_utils.dispatcher._rebind_kernels",
-    "with numba imported before, an engine on CPU in the same process does not start",
-    since=(0, 32),
-    note=True,
-)
-def _check_kernels_are_still_rebound_by_vars() -> None:
-    from vllm.triton_utils import dispatcher
-
-    require(
-        "vars(value).get(" in source_of(dispatcher._rebind_kernels),
-        "_rebind_kernels may bear numba now: see whether its report in docs/upstream can go.",
-    )
-
-
-@contract(
-    "vllm.v1.worker.gpu.lora_utils.LoraState.make_lora_inputs",
-    "lora_rows is there because it is not told how many rows of logits a request has",
-    note=True,
-)
-def _check_v2_still_maps_logits_by_request() -> None:
-    from vllm.v1.worker.gpu.lora_utils import LoraState
-
-    told = list(inspect.signature(LoraState.make_lora_inputs).parameters)[1:]
-    require(
-        told == ["req_ids", "idx_mapping", "num_scheduled_tokens"],
-        f"LoraState.make_lora_inputs takes ({', '.join(told)}): see whether lora_rows can go.",
-    )
-
-
-@contract(
-    "vllm.v1.worker.gpu.model_runner.GPUModelRunner",
-    "lora_rows learns from a step's inputs how many rows of logits each request has",
-    note=True,
-)
-def _check_v2_inputs_know_their_rows() -> None:
-    from vllm.v1.worker.gpu.input_batch import InputBatch
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-
-    has_fields(InputBatch, "cu_num_logits_np")
-    in_order(
-        source_of(GPUModelRunner.execute_model),
-        "GPUModelRunner.execute_model (V2)",
-        "self.prepare_inputs(",
-        "self.lora_state.make_lora_inputs(",
     )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contracts of the front end: configuration, admission, servers."""
 
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -101,14 +102,14 @@ def _check_config_fields() -> None:
         "kv_transfer_config",
         "ec_transfer_config",
     )
-    has_fields(ModelConfig, "logits_processors", "max_model_len", "seed")
+    has_fields(ModelConfig, "logits_processors", "max_model_len")
     # Pydantic's __post_init__ sets it: it is no field.
     contains(source_of(ModelConfig.__post_init__), "ModelConfig", "self.runner_type = ")
     for name in ("is_encoder_decoder", "is_hybrid", "is_attention_free"):
         attribute(ModelConfig, name)
     has_fields(CacheConfig, "num_gpu_blocks", "block_size")
     has_fields(LoRAConfig, "max_loras")
-    has_fields(ParallelConfig, "data_parallel_size", "data_parallel_index")
+    has_fields(ParallelConfig, "data_parallel_size")
 
 
 @contract(
@@ -255,3 +256,31 @@ def _check_beam_search() -> None:
     owner = next((c for c in LLM.__mro__ if "beam_search" in vars(c)), None)
     require(owner is not None, "LLM has no beam_search any more.")
     has_parameters(owner, "beam_search", "prompts", "params", "lora_request")
+
+
+@contract("vllm.v1.metrics.loggers.StatLoggerManager", "the metrics of CoLD are fed there")
+def _check_stat_logger_manager() -> None:
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerManager
+
+    has_parameters(StatLoggerManager, "__init__", "vllm_config")
+    has_parameters(StatLoggerManager, "record", "scheduler_stats")
+    parameters = inspect.signature(StatLoggerManager.record).parameters
+    require("engine_idx" in parameters, "StatLoggerManager.record takes no engine_idx any more.")
+    in_order(
+        source_of(StatLoggerManager.__init__),
+        "StatLoggerManager.__init__",
+        "self.engine_indexes =",
+        "self.stat_loggers",
+        "PrometheusStatLogger(",
+    )
+    for name in ("_counter_cls", "_gauge_cls", "_histogram_cls"):
+        attribute(PrometheusStatLogger, name)
+    contains(source_of(AsyncLLM), "AsyncLLM", "engine_idx=outputs.engine_index")
+
+
+@contract("vllm.v1.engine.exceptions.EngineDeadError", "the tools make a sentence of it")
+def _check_engine_dead_error() -> None:
+    from vllm.v1.engine import exceptions
+
+    attribute(exceptions, "EngineDeadError")

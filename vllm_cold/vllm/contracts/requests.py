@@ -60,42 +60,6 @@ def _check_block_pool() -> None:
     contains(source_of(_cache_manager().__init__), "KVCacheManager.__init__", "self.block_pool = ")
 
 
-@contract("vllm.v1.core.block_pool.BlockPool", "blocks that held NaN are cleared when free")
-def _check_blocks_can_be_cleared() -> None:
-    from vllm.v1.core.kv_cache_utils import KVCacheBlock
-    from vllm.v1.core.sched.output import SchedulerOutput
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
-
-    has_fields(KVCacheBlock, "ref_cnt")
-    has_fields(SchedulerOutput, "new_block_ids_to_zero")
-    contains(
-        source_of(GPUModelRunner._update_states),
-        "GPUModelRunner._update_states",
-        "self._zero_block_ids(scheduler_output.new_block_ids_to_zero)",
-    )
-
-
-# A note: without it, can_clear() is false, and nothing asks V2 to clear.
-@contract(
-    "vllm.v1.worker.gpu.model_runner.GPUModelRunner",
-    "V2 on CPU is given what clears blocks; remove block_zeroer when V2 always has it",
-    since=(0, 32),
-    note=True,
-)
-def _check_v2_has_a_block_zeroer_for_some_caches() -> None:
-    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
-
-    from vllm_cold.vllm.worker.block_zeroer import PLACE
-
-    require((problem := PLACE.problem()) is None, f"{problem}.")
-    where = "GPUModelRunner (V2)"
-    contains(source_of(GPUModelRunner._init_kv_zero_meta), where, "self.kv_block_zeroer = ")
-    contains(
-        source_of(GPUModelRunner), where, "assert self.kv_block_zeroer is not None",
-        "self.kv_block_zeroer.zero_block_ids(scheduler_output.new_block_ids_to_zero)",
-    )  # fmt: skip
-
-
 @contract(_CACHE + ".coordinator", "vLLM counts the blocks that a pair needs")
 def _check_block_counts() -> None:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
@@ -186,7 +150,7 @@ def _check_request_status() -> None:
 
 
 @contract("vllm.lora.request.LoRARequest", "the amateur's adapter travels as its fields")
-def _check_loraa_request() -> None:
+def _check_lora_request() -> None:
     from vllm.lora.request import LoRARequest
 
     has_fields(LoRARequest, "lora_name", "lora_int_id", "lora_path")
@@ -200,7 +164,9 @@ def _check_sampling_params() -> None:
     import msgspec
     from vllm.sampling_params import SamplingParams
 
-    params = SamplingParams(extra_args={"cold_stream": {"alpha": 0.1, "role": "expert"}})
+    params = SamplingParams(
+        extra_args={"cold_stream": {"settings": {"alpha": 0.1}, "role": "expert"}}
+    )
     require(hasattr(params, "__dict__"), "SamplingParams has no __dict__ any more (dict=True).")
     wire = msgspec.msgpack.encode(params)
     back = msgspec.msgpack.decode(wire, type=SamplingParams)
@@ -214,7 +180,9 @@ def _check_sampling_params() -> None:
     has_fields(
         SamplingParams,
         "seed",
-        "temperature",
+        "top_p",
+        "top_k",
+        "min_p",
         "logprobs",
         "prompt_logprobs",
         "structured_outputs",
@@ -237,13 +205,13 @@ def _check_sampling_type_follows_the_seed() -> None:
         isinstance(kind, (cached_property, property)),
         "SamplingParams.sampling_type is neither a property nor cached in __dict__.",
     )
-    params = SamplingParams(temperature=1.0)
+    params = SamplingParams(temperature=1.0, seed=1)
     before = params.sampling_type
-    params.seed = 1
+    params.seed = None
     params.__dict__.pop("sampling_type", None)
     require(
-        before == SamplingType.RANDOM and params.sampling_type == SamplingType.RANDOM_SEED,
-        "SamplingParams.sampling_type does not follow a seed that is set later.",
+        before == SamplingType.RANDOM_SEED and params.sampling_type == SamplingType.RANDOM,
+        "SamplingParams.sampling_type does not follow a seed that is taken away later.",
     )
 
 
@@ -255,16 +223,14 @@ def _check_sampling_type_follows_the_seed() -> None:
 def _check_sampling_params_fields() -> None:
     from vllm.sampling_params import SamplingParams
 
-    dropped = """seed logprobs prompt_logprobs structured_outputs stop_token_ids
+    dropped = """seed top_p top_k min_p logprobs prompt_logprobs structured_outputs stop_token_ids
         repetition_detection _eos_token_id min_tokens bad_words _bad_words_token_ids
         allowed_token_ids prompt_logprob_token_ids logprob_token_ids extra_args"""
-    kept = """n presence_penalty frequency_penalty repetition_penalty temperature top_p top_k min_p
+    kept = """n presence_penalty frequency_penalty repetition_penalty temperature
         ignore_eos max_tokens logit_bias skip_reading_prefix_cache thinking_token_budget"""
     of_no_effect_on_it = """stop flat_logprobs detokenize skip_special_tokens
         spaces_between_special_tokens include_stop_str_in_output output_kind stream_interval
         skip_clone output_text_buffer_length _all_stop_token_ids prompt_logprob_start
         routed_experts_prompt_start trace_decode_token_ids watermarking _watermarking_skipped"""
     known = f"{dropped} {kept} {of_no_effect_on_it}".split()
-    no_new_fields(
-        SamplingParams, known, "decide in PairScheduling._make_amateur what the amateur does."
-    )
+    no_new_fields(SamplingParams, known, "decide in scheduler.amateurs what the amateur does.")

@@ -24,7 +24,7 @@ def _check_cached_request_columns() -> None:
         "num_output_tokens",
     )
     has_fields(CachedRequestData, *columns)
-    no_new_fields(CachedRequestData, columns, "PairScheduling._strip must clear it.")
+    no_new_fields(CachedRequestData, columns, "TakesOut._strip must clear it.")
     empty = CachedRequestData.make_empty()
     kinds = {name: type(getattr(empty, name)) for name in columns}
     require(
@@ -77,7 +77,7 @@ def _check_scheduler_output_fields() -> None:
     no_new_fields(
         SchedulerOutput,
         (*stripped, *empty_for_pairs, *not_per_request),
-        "if it says something about single requests, PairScheduling._strip must clear it.",
+        "if it says something about single requests, TakesOut._strip must clear it.",
     )
 
 

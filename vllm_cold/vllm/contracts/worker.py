@@ -159,27 +159,6 @@ def _check_sampler_v2() -> None:
     contains(source_of(Sampler.__init__), "Sampler (V2)", "self.logits_processors")
 
 
-@contract("vllm.v1.metrics.loggers.StatLoggerManager", "the metrics of CoLD are fed there")
-def _check_stat_logger_manager() -> None:
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.metrics.loggers import PrometheusStatLogger, StatLoggerManager
-
-    has_parameters(StatLoggerManager, "__init__", "vllm_config")
-    has_parameters(StatLoggerManager, "record", "scheduler_stats")
-    parameters = inspect.signature(StatLoggerManager.record).parameters
-    require("engine_idx" in parameters, "StatLoggerManager.record takes no engine_idx any more.")
-    in_order(
-        source_of(StatLoggerManager.__init__),
-        "StatLoggerManager.__init__",
-        "self.engine_indexes =",
-        "self.stat_loggers",
-        "PrometheusStatLogger(",
-    )
-    for name in ("_counter_cls", "_gauge_cls", "_histogram_cls"):
-        attribute(PrometheusStatLogger, name)
-    contains(source_of(AsyncLLM), "AsyncLLM", "engine_idx=outputs.engine_index")
-
-
 @contract("vllm.v1.outputs.ModelRunnerOutput", "it carries figures from workers to the scheduler")
 def _check_model_runner_output() -> None:
     import pickle
@@ -213,8 +192,151 @@ def _check_scheduler_stats() -> None:
     )
 
 
-@contract("vllm.v1.engine.exceptions.EngineDeadError", "the tools make a sentence of it")
-def _check_engine_dead_error() -> None:
-    from vllm.v1.engine import exceptions
+@contract(
+    "vllm.v1.worker.cpu_model_runner.CPUModelRunner.sample_tokens",
+    "generators of rows whose sample is thrown away are kept out of the step",
+    note=True,
+)
+def _check_cpu_sample_tokens() -> None:
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-    attribute(exceptions, "EngineDeadError")
+    attribute(CPUModelRunner, "sample_tokens")
+    runner = source_of(CPUModelRunner.__mro__[1])
+    contains(
+        runner,
+        "GPUModelRunner",
+        "self.discard_request_mask = self._make_buffer(",
+        "self.discard_request_mask.np[:num_reqs]",
+        "self.input_batch.generators.get(",
+    )
+
+
+@contract(
+    "vllm.v1.worker.gpu_model_runner.GPUModelRunner",
+    "cpu_generators is there because this fails on CPU",
+    note=True,
+)
+def _check_cpu_runner_still_rewinds_by_offset() -> None:
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    require(
+        ".set_offset(" in source_of(GPUModelRunner),
+        "The V1 runner does not rewind generators by offset any more: cpu_generators can go.",
+    )
+
+
+@contract(
+    "vllm.v1.sample.sampler.Sampler.topk_topp_sampler",
+    "its forward is replaced, as it ignores seeds",
+    until=(0, 29),
+    note=True,
+)
+def _check_cpu_sampler_ignores_seeds() -> None:
+    from vllm.v1.sample.ops.topk_topp_sampler import TopKTopPSampler
+    from vllm.v1.sample.sampler import Sampler
+
+    from vllm_cold.vllm.worker.cpu_generators import _IGNORED
+
+    contains(source_of(Sampler.__init__), "Sampler.__init__", "self.topk_topp_sampler =")
+    contains(source_of(TopKTopPSampler.__init__), "TopKTopPSampler", "self.forward = ")
+    has_parameters(TopKTopPSampler, "forward_cpu", "logits", "generators")
+    contains(source_of(TopKTopPSampler.forward_cpu), "TopKTopPSampler.forward_cpu", _IGNORED)
+
+
+@contract(
+    "vllm.utils.cpu_triton_utils._expand_kernel_impl",
+    "cpu_speculation is there because it writes into a copy of its output",
+    note=True,
+)
+def _check_cpu_still_expands_into_a_copy() -> None:
+    from vllm.utils import cpu_triton_utils
+
+    source = source_of(cpu_triton_utils._expand_kernel_impl)
+    require(
+        "_ensure_int64(output)" in source and ".copy_(" not in source,
+        "_expand_kernel_impl writes its output: cpu_speculation can go.",
+    )
+
+
+@contract(
+    "vllm.triton_utils.dispatcher._rebind_kernels",
+    "with numba imported before, an engine on CPU in the same process does not start",
+    since=(0, 32),
+    note=True,
+)
+def _check_kernels_are_still_rebound_by_vars() -> None:
+    from vllm.triton_utils import dispatcher
+
+    require(
+        "vars(value).get(" in source_of(dispatcher._rebind_kernels),
+        "_rebind_kernels may bear numba now: see whether its report in docs/upstream can go.",
+    )
+
+
+@contract(
+    "vllm.v1.worker.gpu.lora_utils.LoraState.make_lora_inputs",
+    "lora_rows is there because it is not told how many rows of logits a request has",
+    note=True,
+)
+def _check_v2_still_maps_logits_by_request() -> None:
+    from vllm.v1.worker.gpu.lora_utils import LoraState
+
+    told = list(inspect.signature(LoraState.make_lora_inputs).parameters)[1:]
+    require(
+        told == ["req_ids", "idx_mapping", "num_scheduled_tokens"],
+        f"LoraState.make_lora_inputs takes ({', '.join(told)}): see whether lora_rows can go.",
+    )
+
+
+@contract(
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner",
+    "lora_rows learns from a step's inputs how many rows of logits each request has",
+    note=True,
+)
+def _check_v2_inputs_know_their_rows() -> None:
+    from vllm.v1.worker.gpu.input_batch import InputBatch
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    has_fields(InputBatch, "cu_num_logits_np")
+    in_order(
+        source_of(GPUModelRunner.execute_model),
+        "GPUModelRunner.execute_model (V2)",
+        "self.prepare_inputs(",
+        "self.lora_state.make_lora_inputs(",
+    )
+
+
+@contract("vllm.v1.core.block_pool.BlockPool", "blocks that held NaN are cleared when free")
+def _check_blocks_can_be_cleared() -> None:
+    from vllm.v1.core.kv_cache_utils import KVCacheBlock
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+    has_fields(KVCacheBlock, "ref_cnt")
+    has_fields(SchedulerOutput, "new_block_ids_to_zero")
+    contains(
+        source_of(GPUModelRunner._update_states),
+        "GPUModelRunner._update_states",
+        "self._zero_block_ids(scheduler_output.new_block_ids_to_zero)",
+    )
+
+
+# A note: without it, can_clear() is false, and nothing asks V2 to clear.
+@contract(
+    "vllm.v1.worker.gpu.model_runner.GPUModelRunner",
+    "V2 on CPU is given what clears blocks; remove block_zeroer when V2 always has it",
+    since=(0, 32),
+    note=True,
+)
+def _check_v2_has_a_block_zeroer_for_some_caches() -> None:
+    from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+    from vllm_cold.vllm.worker.block_zeroer import PLACE
+
+    require((problem := PLACE.problem()) is None, f"{problem}.")
+    where = "GPUModelRunner (V2)"
+    contains(source_of(GPUModelRunner._init_kv_zero_meta), where, "self.kv_block_zeroer = ")
+    contains(
+        source_of(GPUModelRunner), where, "assert self.kv_block_zeroer is not None",
+        "self.kv_block_zeroer.zero_block_ids(scheduler_output.new_block_ids_to_zero)",
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_cold.cpu_lora import cpu_platform
 from vllm_cold.method.settings import EngineDefaults, parse_engine_defaults
 from vllm_cold.vllm import availability, versions
+from vllm_cold.vllm.worker import followers
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -123,14 +124,12 @@ def unsupported(config: "VllmConfig") -> str | None:
             "this vLLM's V2 model runner takes no logits processors (it does since 0.31); unset "
             "VLLM_USE_V2_MODEL_RUNNER."
         )
-    if uses_v2_runner(config):
-        from vllm_cold.vllm.worker import followers  # which imports nothing of the runner
-
-        if problems := [p for place in followers.v2() if (p := place.problem()) is not None]:
-            return (
-                f"this vLLM's V2 model runner has changed where vllm-cold takes part: "
-                f"{'; '.join(problems)}. Install vLLM {versions.RANGE}, or a newer vllm-cold."
-            )
+    problems = [place.problem() for place in followers.V2 if uses_v2_runner(config)]
+    if changed := "; ".join(problem for problem in problems if problem is not None):
+        return (
+            f"this vLLM's V2 model runner has changed where vllm-cold takes part: {changed}. "
+            f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
+        )
     if not getattr(scheduler, "enable_chunked_prefill", True):
         return (
             "chunked prefill is off; CoLD needs it to keep its streams in step "

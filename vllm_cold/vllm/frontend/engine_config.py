@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_cold.method.settings import EngineDefaults
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import serving
+from vllm_cold.vllm.frontend import admission, metrics, serving
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -41,8 +41,6 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         config = original(self, *args, **kwargs)
         configure(config)
         if is_configured(config):
-            from vllm_cold.vllm.frontend import admission, metrics  # which import this module
-
             availability.install((*metrics.PLACES, *admission.ASYNC))
             _say(engine_defaults(config))
         return config

@@ -81,7 +81,7 @@ class ColdMetrics:
         """Add what an engine reports.
 
         Args:
-            payload: From ``statistics.Counts.take``.
+            payload: From ``group.tally.Counts.take``.
             engine: Which one.
         """
         for key, counters in self._counters.items():

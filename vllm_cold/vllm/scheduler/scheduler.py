@@ -83,7 +83,7 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
         self._beginners: dict[str, int] = {}
         self._to_report = 0  # steps for which the front ends must hear from us, pairs or not
         self._tainted = set()  # blocks to be cleared as soon as they are nobody's
-        # In a pair's id, so that no two engines have the same one: see ``statistics``.
+        # In a pair's id, so that no two engines have the same one: see ``worker.outputs``.
         self._engine = uuid.uuid4().hex[:12]
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counted_by = inspect.signature(count).parameters
@@ -334,8 +334,6 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
             and any(r.request_id in self._pairs for r in self.running)
             and not self._steps_in_flight
         )
-
-    # ---- results -------------------------------------------------------------------------------
 
 
 class ColdScheduler(PairScheduling):

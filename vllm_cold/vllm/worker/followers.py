@@ -28,16 +28,26 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def v1() -> tuple[Place, ...]:
-    """For the V1 runner: the sampler, and those built on it that bring a method of their own."""
-    sampler = getattr(importlib.import_module(_V1), "Sampler", object)
-    subclasses = sampler.__subclasses__() if sampler is not object else ()
-    built_on_it = [kind for kind in subclasses if "forward" in vars(kind)]
-    names = [f"{kind.__module__}:{kind.__qualname__}" for kind in built_on_it]
-    return tuple(
-        Place(f"{name}.forward", _make_forward, ("logits", "sampling_metadata"))
-        for name in (f"{_V1}:Sampler", *names)
-    )
+def _forward_of(sampler: str) -> Place:
+    return Place(f"{sampler}.forward", _make_forward, ("logits", "sampling_metadata"))
+
+
+V1 = (_forward_of(f"{_V1}:Sampler"),)
+
+
+def wrap_built_on_v1() -> None:
+    """Wrap what platforms build on V1's sampler with a method of its own.
+
+    Where that cannot be done, and it does not call V1's, the scheduler ends CoLD requests as out of
+    step.
+    """
+    kinds: list[Any] = [importlib.import_module(_V1).Sampler]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    for kind in kinds[1:]:
+        place = _forward_of(f"{kind.__module__}:{kind.__qualname__}")
+        if "forward" in vars(kind) and place.problem() is None:
+            place.wrap()
 
 
 def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -51,6 +61,4 @@ def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
     return __call__
 
 
-def v2() -> tuple[Place, ...]:
-    """For the V2 runner."""
-    return (Place(f"{_V2}:Sampler.__call__", _make_call, ("logits", "input_batch")),)
+V2 = (Place(f"{_V2}:Sampler.__call__", _make_call, ("logits", "input_batch")),)

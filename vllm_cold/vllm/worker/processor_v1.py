@@ -23,7 +23,6 @@ from vllm_cold.group.tally import Tally
 from vllm_cold.ops import contrastive_scores, registry
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.worker import followers, outputs
-from vllm_cold.vllm.worker.outputs import carry
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -39,7 +38,8 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._device = device
         self._rows: PairRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
-        patching.install((*outputs.PLACES, *followers.v1()))
+        patching.install((*outputs.PLACES, *followers.V1))
+        followers.wrap_built_on_v1()
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""
@@ -75,7 +75,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
             return logits
         statistics = rows.statistics()
         contrastive_scores(logits, rows.pairs, inplace=True, statistics=statistics, check=False)
-        carry(Tally(rows.ids, statistics))
+        outputs.carry(Tally(rows.ids, statistics))
         return logits
 
     def tell_followers(self, sampled: torch.Tensor) -> None:

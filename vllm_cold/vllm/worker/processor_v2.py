@@ -39,7 +39,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         from vllm_cold.vllm import patching
         from vllm_cold.vllm.worker import block_zeroer, followers, outputs
 
-        patching.install((*outputs.PLACES, *followers.v2()))
+        patching.install((*outputs.PLACES, *followers.V2))
         self._device: torch.device = req_states.device
         patching.cure((block_zeroer.PLACE,))
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
@@ -52,7 +52,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         self._pairs: PairRows | None = None
 
     def add_request(self, req_idx: int, sampling_params: "SamplingParams") -> bool:
-        """Whether the request in slot ``req_idx`` is a stream; forgets the slot's last one.
+        """Whether the request in slot ``req_idx`` is an expert; forgets the slot's last one.
 
         True makes the sampler copy the batch's logits, so that ``apply`` may write and raw
         logprobs stay the expert's.

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Behind the samplers of both runners, whoever has followers tells them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from vllm_cold.vllm.worker import followers
+
+pytestmark = pytest.mark.unit
+
+
+class Told:
+    """A logits processor with followers, or any other."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+
+    def tell_followers(self, *arguments: Any) -> None:
+        self.calls.append(arguments)
+
+
+def metadata(*processors: Any) -> Any:
+    return SimpleNamespace(logitsprocs=SimpleNamespace(non_argmax_invariant=list(processors)))
+
+
+def test_v1() -> None:
+    output = SimpleNamespace(sampled_token_ids=torch.zeros(3, 1))
+    forward = followers._make_forward(lambda self, logits, sampling_metadata, **_: output)
+    ours, other = Told(), object()
+    assert forward(None, logits=None, sampling_metadata=metadata(other, ours)) is output
+    assert ours.calls == [(output.sampled_token_ids,)]
+    assert forward(None, None, metadata(), predict_bonus_token=True) is output  # a dummy run
+
+
+def test_v2() -> None:
+    output = SimpleNamespace(sampled_token_ids=torch.zeros(3, 1))
+    call = followers._make_call(lambda self, logits, input_batch: output)
+    batch, ours = SimpleNamespace(idx_mapping_np=[2, 0, 1]), Told()
+    assert call(SimpleNamespace(logits_processors=[object(), ours]), None, batch) is output
+    assert ours.calls == [(output.sampled_token_ids, [2, 0, 1])]
+
+
+def test_samplers_of_platforms_are_wrapped_where_that_can_be_done(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those that bring a method of their own, at any depth; the others have the base's."""
+    from vllm.v1.sample import sampler
+
+    class Base:
+        def forward(self, logits: Any, sampling_metadata: Any) -> str:
+            return "base"
+
+    class Inheriting(Base):
+        pass
+
+    class Own(Inheriting):
+        def forward(self, logits: Any, sampling_metadata: Any) -> Any:
+            return SimpleNamespace(sampled_token_ids="own")
+
+    class Other(Base):
+        def forward(self, rows: Any) -> str:  # type: ignore[override]
+            return "other"
+
+    monkeypatch.setattr(sampler, "Sampler", Base)
+    for kind in (Inheriting, Own, Other):
+        kind.__qualname__ = kind.__name__
+        monkeypatch.setattr(sampler, kind.__name__, kind, raising=False)
+        kind.__module__ = sampler.__name__
+    before = Other.forward
+    followers.wrap_built_on_v1()
+    ours = Told()
+    assert Own().forward(None, metadata(ours)).sampled_token_ids == "own"
+    assert ours.calls == [("own",)]
+    assert "forward" not in vars(Inheriting) and Other.forward is before
