@@ -111,9 +111,6 @@ def test_each_device_has_its_own() -> None:
     )
     assert all(names[-1] == "torch" for names in registry.AUTOMATIC.values())
     assert registry.choose(torch.device("meta")) == "torch"
-    for name in registry.BACKENDS:
-        backend = registry.load(name)
-        assert callable(backend.missing) and callable(backend.scores) and callable(backend.topk)
     for name in ("cpu", "triton", "ascend"):
         assert registry.load(name).missing(torch.device("meta"))
 

@@ -187,7 +187,10 @@ def test_junk_engine_defaults(config: Any) -> None:
         assert "additional_config" in str(error)
         return
     assert config is None or isinstance(config, (bool, dict))
-    assert isinstance(parsed, EngineDefaults)
+    assert 0 < parsed.settings.alpha <= 1 and 0 <= parsed.settings.strength <= 1e6
+    assert parsed.settings == ColdSettings(
+        **{k: v for k, v in config.items() if k != "enabled"} if isinstance(config, dict) else {}
+    )
 
 
 def test_unknown_keys() -> None:
