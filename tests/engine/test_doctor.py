@@ -25,16 +25,17 @@ UNDERSTOOD = {"validated vLLM", "memory"}
 # Another plugin of vLLM, which makes one score of a kernel wrong in every process.
 SPOILER = """
 def register():
+    from dataclasses import replace
+
     from vllm_cold.ops import scoring_{kernel} as kernel
 
-    right = kernel.scores
+    right = kernel.BACKEND
 
-    def wrong(logits, expert_rows, amateur_rows, *rest, **named):
-        right(logits, expert_rows, amateur_rows, *rest, **named)
-        for row in (*expert_rows, *amateur_rows):
-            logits[row, 7] = 1e4
+    def wrong(logits, pairs, out, statistics):
+        right.scores(logits, pairs, out, statistics)
+        logits[pairs.expert_rows, 7] = 1e4
 
-    kernel.scores = wrong
+    kernel.BACKEND = replace(right, scores=wrong)
 """
 
 
