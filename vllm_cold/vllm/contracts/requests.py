@@ -4,7 +4,6 @@
 import copy
 import inspect
 import typing
-from functools import cached_property
 from typing import Any
 
 from vllm_cold.vllm.contracts.contract import contract
@@ -179,7 +178,6 @@ def _check_sampling_params() -> None:
     require(params.extra_args, "copy.copy(SamplingParams) shares its fields with the original.")
     has_fields(
         SamplingParams,
-        "seed",
         "top_p",
         "top_k",
         "min_p",
@@ -196,25 +194,6 @@ def _check_sampling_params() -> None:
     )
 
 
-@contract("vllm.sampling_params.SamplingParams", "an amateur loses its seed after it was created")
-def _check_sampling_type_follows_the_seed() -> None:
-    from vllm.sampling_params import SamplingParams, SamplingType
-
-    kind = inspect.getattr_static(SamplingParams, "sampling_type")
-    require(
-        isinstance(kind, (cached_property, property)),
-        "SamplingParams.sampling_type is neither a property nor cached in __dict__.",
-    )
-    params = SamplingParams(temperature=1.0, seed=1)
-    before = params.sampling_type
-    params.seed = None
-    params.__dict__.pop("sampling_type", None)
-    require(
-        before == SamplingType.RANDOM_SEED and params.sampling_type == SamplingType.RANDOM,
-        "SamplingParams.sampling_type does not follow a seed that is taken away later.",
-    )
-
-
 @contract(
     "vllm.sampling_params.SamplingParams",
     "the amateur must keep what shapes its scores and drop what would be done twice",
@@ -223,10 +202,10 @@ def _check_sampling_type_follows_the_seed() -> None:
 def _check_sampling_params_fields() -> None:
     from vllm.sampling_params import SamplingParams
 
-    dropped = """seed top_p top_k min_p logprobs prompt_logprobs structured_outputs stop_token_ids
+    dropped = """top_p top_k min_p logprobs prompt_logprobs structured_outputs stop_token_ids
         repetition_detection _eos_token_id min_tokens bad_words _bad_words_token_ids
         allowed_token_ids prompt_logprob_token_ids logprob_token_ids extra_args"""
-    kept = """n presence_penalty frequency_penalty repetition_penalty temperature
+    kept = """n presence_penalty frequency_penalty repetition_penalty temperature seed
         ignore_eos max_tokens logit_bias skip_reading_prefix_cache thinking_token_budget"""
     of_no_effect_on_it = """stop flat_logprobs detokenize skip_special_tokens
         spaces_between_special_tokens include_stop_str_in_output output_kind stream_interval

@@ -28,9 +28,8 @@ def make_amateur(expert: Request, stream: Stream) -> Request:
     twin.extra_args = structs.replace(stream, role="amateur").to_extra_args(args)
     expert.sampling_params = params
     # What would be done twice or for nobody: the amateur is told its tokens, its outputs are
-    # dropped and its end is the expert's.
-    twin.seed = None
-    twin.__dict__.pop("sampling_type", None)  # cached, depends on the seed
+    # dropped and its end is the expert's. It keeps a seed: for a batch in which some rows have one
+    # and some have none, the V1 runner draws twice.
     twin.top_p, twin.top_k, twin.min_p = 1.0, 0, 0.0
     twin.logprobs = twin.prompt_logprobs = None
     twin.structured_outputs = None

@@ -8,9 +8,9 @@ does not use offset"): a seeded request whose prompt is split over steps kills t
 not. Here such rows keep their generator out of the step: their sample is thrown away anyway.
 Since: vLLM 0.23 to 0.33. Can go: when the CPU runner does not rewind by offset.
 
-Up to 0.28 the sampler on CPU ignores all seeds of a batch in which a row has none, as an amateur's
-has. There rows without a seed get torch's own generator. The runner
-bound the method when it was made, so it is replaced in the object and not through ``Place``.
+Up to 0.28 the sampler on CPU ignores all seeds of a batch in which a row has none. There rows
+without a seed get torch's own generator. The runner bound the method when it was made, so it is
+replaced in the object and not through ``Place``.
 Can go: with the support of 0.28.
 """
 

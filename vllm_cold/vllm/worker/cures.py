@@ -9,7 +9,7 @@ from vllm_cold.vllm.worker import cpu_generators, cpu_speculation, lora_rows
 
 
 def places() -> tuple[Place, ...]:
-    """Where they are cured. CoLD can do without; up to 0.28 its requests then lose their seeds."""
+    """Where they are cured; CoLD does not need them."""
     if not current_platform.is_cpu():
         return ()
     return (*cpu_generators.PLACES, *cpu_speculation.PLACES, *lora_rows.PLACES)
