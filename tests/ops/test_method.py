@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.knobs import knobs
 from vllm_cold.group.rows import PairRows
 from vllm_cold.group.stream import Stream
 from vllm_cold.method.settings import ColdSettings
@@ -35,17 +36,13 @@ def score(e: Tensor, a: Tensor, alpha: float, beta: float, top_k: int = 0) -> Te
     return both[0]
 
 
-def knobs_of(alpha: float, beta: float, top_k: int) -> ColdSettings:
-    return ColdSettings(alpha, beta, expert_top_k=top_k or None)
-
-
 def pair_rows(
-    pairs: Sequence[tuple[int, int]], knobs: Sequence[tuple[float, float, int]]
+    pairs: Sequence[tuple[int, int]], wanted: Sequence[tuple[float, float, int]]
 ) -> PairRows:
     streams = []
-    for i, ((expert, amateur), (alpha, beta, top_k)) in enumerate(zip(pairs, knobs, strict=True)):
-        streams.append((expert, Stream(knobs_of(alpha, beta, top_k), pair=f"{i}", role="expert")))
-        streams.append((amateur, Stream(knobs_of(alpha, beta, top_k), pair=f"{i}", role="amateur")))
+    for i, ((expert, amateur), (alpha, beta, top_k)) in enumerate(zip(pairs, wanted, strict=True)):
+        streams.append((expert, Stream(knobs(alpha, beta, top_k), pair=f"{i}", role="expert")))
+        streams.append((amateur, Stream(knobs(alpha, beta, top_k), pair=f"{i}", role="amateur")))
     rows = PairRows.of(streams, CPU)
     assert rows is not None
     return rows

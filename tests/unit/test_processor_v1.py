@@ -18,8 +18,8 @@ from vllm.v1.sample.logits_processor import _load_custom_logitsprocs
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
+from tests.knobs import knobs
 from vllm_cold.group.stream import Role, Stream
-from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import pair_scores
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
@@ -29,14 +29,6 @@ pytestmark = pytest.mark.unit
 VOCAB = 23
 PLAIN = SamplingParams()
 MOVE, SWAP = MoveDirectionality.UNIDIRECTIONAL, MoveDirectionality.SWAP
-
-
-def knobs(
-    alpha: float = 0.1, beta: float = 0.5, expert_top_k: int = 0, adaptive: bool = False
-) -> ColdSettings:
-    if adaptive:
-        return ColdSettings(alpha, "adaptive", expert_top_k=expert_top_k or None, beta_max=beta)
-    return ColdSettings(alpha, beta, expert_top_k=expert_top_k or None)
 
 
 def params(pair: str, role: Role, **changed: Any) -> SamplingParams:
@@ -132,13 +124,13 @@ def test_an_adaptive_pair_beside_others() -> None:
     processor.update_state(update(6, added=list(enumerate(requests))))
     before = draw(6)
     logits = processor.apply(before.clone())
-    for i, knobs in enumerate(settings):
+    for i, wanted in enumerate(settings):
         want = pair_scores(
             *before[2 * i : 2 * i + 2],
-            math.log(knobs["alpha"]),
-            knobs["beta"],
-            int(knobs.get("expert_top_k", 0)),
-            bool(knobs.get("adaptive")),
+            math.log(wanted["alpha"]),
+            wanted["beta"],
+            int(wanted.get("expert_top_k", 0)),
+            bool(wanted.get("adaptive")),
         )
         torch.testing.assert_close(logits[2 * i].double(), want, rtol=1e-5, atol=1e-4)
         assert torch.equal(logits[2 * i + 1], before[2 * i + 1])

@@ -23,9 +23,9 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
     build_custom_logits_processors_params_validator,
 )
 
+from tests.knobs import knobs
 from vllm_cold.group import rows as rows_module
 from vllm_cold.group.stream import Role, Stream
-from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import pair_scores
 from vllm_cold.vllm.frontend.config import PROCESSOR_V2
 from vllm_cold.vllm.worker import outputs
@@ -36,14 +36,6 @@ pytestmark = pytest.mark.unit
 VOCAB = 37
 SLOTS = 16
 PLAIN = SamplingParams()
-
-
-def knobs(
-    alpha: float = 0.1, beta: float = 0.5, expert_top_k: int = 0, adaptive: bool = False
-) -> ColdSettings:
-    if adaptive:
-        return ColdSettings(alpha, "adaptive", expert_top_k=expert_top_k or None, beta_max=beta)
-    return ColdSettings(alpha, beta, expert_top_k=expert_top_k or None)
 
 
 def params(pair: str, role: Role, **settings: Any) -> SamplingParams:
