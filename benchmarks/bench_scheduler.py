@@ -97,7 +97,7 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
         request = make_request(f"r{number}", asked, hasher, float(number))
         scheduler.add_request(request)
         if system.pairs:
-            pairs.append(scheduler._pair_id(request))
+            pairs.append(scheduler._group_id(request))
     figures = [[10] * len(pairs), [0] * len(pairs), [0] * len(pairs)]
     in_flight: deque[tuple[Any, Any]] = deque()
     seconds = 0.0

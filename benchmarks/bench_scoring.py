@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """What scoring costs, on this machine's GPU or, without one, its CPU. Needs torch, no vLLM.
 
-``python -m benchmarks.bench_scoring [--pairs 1 8 32 128] [--vocab 49152 152064] [--rounds 30]
-[--dtype fp32 bf16] [--form dense inplace top20] [--alpha 0.1] [--adaptive]
-[--device cpu] [--check-only]``
+``python -m benchmarks.bench_scoring [--groups 1 8 32 128] [--streams 2 3 4]
+[--vocab 49152 152064] [--rounds 30] [--dtype fp32 bf16] [--form dense inplace top20]
+[--alpha 0.1] [--adaptive] [--device cpu] [--check-only]``
 
 Systems: this package's kernel, torch operations (backend "torch"), the same through torch.compile,
-and a plain memory copy that moves as many bytes as scoring must: both rows of each pair read once,
+and a plain memory copy that moves as many bytes as scoring must: all rows of each group read once,
 the scores written. Each system works on several copies of its data that together exceed the last
 cache, so that nothing is left there from the call before. On a GPU it runs in a CUDA graph;
 ``--eager`` launches from Python instead. All systems run in each round, in an order shuffled anew,
@@ -30,7 +30,7 @@ from torch import Tensor
 from benchmarks.rounds import cpu_cache, in_rounds, positive, ratios, show_if_right, spread
 from tests.ops.conformance import Case, check_dense, check_topk, make_case
 from vllm_cold.ops import registry, scoring_cpu
-from vllm_cold.ops.interface import Backend, Pairs
+from vllm_cold.ops.interface import Backend, Groups
 
 FORMS = ("dense", "inplace", "top20")
 K = 20
@@ -40,40 +40,41 @@ COPY, EAGER, COMPILED = "memory copy", "torch eager", "torch.compile"
 
 @dataclass(frozen=True)
 class Workload:
-    """P pairs over V tokens, scored in one of ``FORMS``."""
+    """G groups of S streams over V tokens, scored in one of ``FORMS``."""
 
     form: str
     dtype: str
-    pairs: int
+    groups: int
     vocab: int
+    streams: int = 2
     alpha: float = 0.1
     adaptive: bool = False
 
     @property
     def bytes_moved(self) -> int:
         """What no implementation can avoid: each logit read, each score written, once."""
-        logits = 2 * self.pairs * self.vocab * DTYPES[self.dtype].itemsize
+        logits = self.streams * self.groups * self.vocab * DTYPES[self.dtype].itemsize
         rows_written = {"dense": 1, "inplace": 1, "top20": 0}[self.form]
-        return logits + rows_written * self.pairs * self.vocab * 4
+        return logits + rows_written * self.groups * self.vocab * 4
 
     def case(self) -> Case:
-        """Its data, on the CPU: about a dozen valid tokens a pair at alpha 0.1."""
+        """Its data, on the CPU: about a dozen valid tokens a group at alpha 0.1."""
         dtype = DTYPES[self.dtype]
-        case = make_case(0, self.pairs, self.vocab, dtype, "contiguous", ("normal",))
-        case.log_alpha.fill_(math.log(self.alpha))
-        case.beta.fill_(0.5)
+        shape = self.groups, self.vocab, dtype, "contiguous", ("normal",), self.streams
+        case = make_case(0, *shape)
+        case.log_alpha.fill_(math.log(self.alpha) if self.alpha else -math.inf)
+        case.set(weight=-0.5, adaptive=self.adaptive)
         case.expert_top_k, case.max_expert_top_k = None, 0
-        case.adaptive = torch.ones(self.pairs, dtype=torch.bool) if self.adaptive else None
         return case
 
 
 def workloads(options: argparse.Namespace) -> Iterator[Workload]:
     """All that were asked for; in place is for float32 alone."""
-    for form, dtype, vocab, pairs in product(
-        options.form, options.dtype, options.vocab, options.pairs
+    for streams, form, dtype, vocab, groups in product(
+        options.streams, options.form, options.dtype, options.vocab, options.groups
     ):
         if form != "inplace" or dtype == "fp32":
-            yield Workload(form, dtype, pairs, vocab, options.alpha, options.adaptive)
+            yield Workload(form, dtype, groups, vocab, streams, options.alpha, options.adaptive)
 
 
 class Buffers:
@@ -86,15 +87,15 @@ class Buffers:
         self.load = load
         self.pristine = there(case.logits)
         self.logits = [self.pristine.clone() for _ in range(copies)]
-        given = (getattr(case.pairs, each.name) for each in fields(Pairs))
-        self.pairs = Pairs(*(there(a) if isinstance(a, Tensor) else a for a in given))
-        shape = (load.pairs, load.vocab)
+        given = (getattr(case.groups, each.name) for each in fields(Groups))
+        self.groups = Groups(*(there(a) if isinstance(a, Tensor) else a for a in given))
+        shape = (load.groups, load.vocab)
         self.out = [
             torch.full(shape, math.nan, device=device)
             for _ in range(copies if load.form == "dense" else 0)
         ]
-        self.best = torch.full((load.pairs, K), math.nan, device=device)
-        self.ids = torch.full((load.pairs, K), 10**12, device=device)
+        self.best = torch.full((load.groups, K), math.nan, device=device)
+        self.ids = torch.full((load.groups, K), 10**12, device=device)
 
     def restore(self) -> None:
         """Undo what scoring in place did."""
@@ -105,10 +106,10 @@ class Buffers:
     def score(self, backend: Backend, copy: int) -> None:
         """One call of the backend."""
         if self.load.form == "top20":
-            backend.topk(self.logits[copy], self.pairs, self.best, self.ids)
+            backend.topk(self.logits[copy], self.groups, self.best, self.ids)
         else:
             out = self.out[copy] if self.load.form == "dense" else None
-            backend.scores(self.logits[copy], self.pairs, out, None)
+            backend.scores(self.logits[copy], self.groups, out, None)
 
 
 def compiled(backend: Backend) -> Backend:
@@ -134,8 +135,8 @@ def check(load: Workload, case: Case, backend: Backend, device: torch.device) ->
                 raise ValueError("an amateur's row cannot be sampled from")
         else:
             # The top-k is held to the backend's own scores, and these to the reference.
-            dense = torch.full((load.pairs, load.vocab), math.nan, device=device)
-            backend.scores(buffers.logits[0], buffers.pairs, dense, None)
+            dense = torch.full((load.groups, load.vocab), math.nan, device=device)
+            backend.scores(buffers.logits[0], buffers.groups, dense, None)
             check_dense(case, dense.cpu())
             check_topk(K, buffers.best.cpu(), buffers.ids.cpu(), dense.cpu())
     except Exception as error:  # whatever it is, it must not end in a speed
@@ -247,9 +248,10 @@ def table(results: Sequence[Result]) -> str:
     """
     times = {(r.load, r.system): r.seconds for r in results}
     lines = [
-        "                                          us                        share of the copy's"
+        "                                             us                        "
+        "share of the copy's"
         "   times as fast as",
-        "form    dtype      V    P system            p20     p50     p80   GB/s    bandwidth"
+        "form    dtype      V    G  S system            p20     p50     p80   GB/s    bandwidth"
         "        torch eager  torch.compile",
     ]
     for r in results:
@@ -257,8 +259,9 @@ def table(results: Sequence[Result]) -> str:
             continue
         p50, p20, p80 = (1e6 * s for s in spread(r.seconds))
         line = (
-            f"{r.load.form:7} {r.load.dtype:5} {r.load.vocab:6} {r.load.pairs:4} {r.system:14} "
-            f"{p20:8.1f}{p50:8.1f}{p80:8.1f} {r.load.bytes_moved / p50 / 1e3:6.1f}"
+            f"{r.load.form:7} {r.load.dtype:5} {r.load.vocab:6} {r.load.groups:4} "
+            f"{r.load.streams:2} {r.system:14} {p20:8.1f}{p50:8.1f}{p80:8.1f} "
+            f"{r.load.bytes_moved / p50 / 1e3:6.1f}"
         )
         for base in (COPY, EAGER, COMPILED):
             other = times.get((r.load, base))
@@ -288,13 +291,14 @@ def describe(device: torch.device, backend: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Check, measure, print. Returns the exit status: 0 if every result is right."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--pairs", type=positive, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--groups", type=positive, nargs="+", default=[1, 8, 32, 128])
+    parser.add_argument("--streams", type=positive, nargs="+", default=[2, 3, 4], help="of a group")
     parser.add_argument("--vocab", type=positive, nargs="+", default=[49152, 152064])
     parser.add_argument("--dtype", nargs="+", choices=DTYPES, default=["fp32", "bf16"])
     parser.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--rounds", type=positive, default=30)
-    parser.add_argument("--alpha", type=float, default=0.1, help="1e-6: all valid, the worst case")
-    parser.add_argument("--adaptive", action="store_true", help="every beta adapts itself")
+    parser.add_argument("--alpha", type=float, default=0.1, help="0: all valid, the worst case")
+    parser.add_argument("--adaptive", action="store_true", help="every weight adapts itself")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--backend", help="instead of the best one here")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")

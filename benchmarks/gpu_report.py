@@ -50,8 +50,8 @@ if __name__ != "__main__" or sys.argv[1:2] == ["--stage"]:
     with suppress(Exception):  # stage_machine says what is missing
         import torch
 
-        from vllm_cold.ops import Pairs, contrastive_scores, contrastive_topk
-        from vllm_cold.ops.scoring_reference import pair_scores
+        from vllm_cold.ops import Groups, contrastive_scores, contrastive_topk
+        from vllm_cold.ops.scoring_reference import group_scores
 
 NAME = "vllm-cold-gpu-report"
 DRY_NOTE = "dry run: figures mean nothing"
@@ -174,55 +174,63 @@ class Case(NamedTuple):
         return Case(self.logits.clone().to(device), tuple(args))
 
 
-def rows_of(kind: str, vocab: int, dtype: Any, generator: Any) -> Any:
-    """[2, V] expert and amateur logits of one of ``KINDS``."""
-    both = torch.randn(2, vocab, generator=generator) * 4
+def rows_of(kind: str, streams: int, vocab: int, dtype: Any, generator: Any) -> Any:
+    """[S, V] logits of one of ``KINDS``, the expert's first."""
+    rows = torch.randn(streams, vocab, generator=generator) * 4
     half = torch.rand(vocab, generator=generator) < 0.5
     if kind == "ties":
-        both = (both * 2).round() / 8
+        rows = (rows * 2).round() / 8
     elif kind == "ascending":  # the worst for a running top-k
-        both = both.sort().values
+        rows = rows.sort().values
     elif kind == "nothing left":
-        both[0] = -INF
+        rows[0] = -INF
     elif kind == "zeros":
-        both = torch.where(both < 0, -0.0, 0.0)
+        rows = torch.where(rows < 0, -0.0, 0.0)
     elif kind == "tiny":
-        both *= torch.finfo(dtype).tiny * 8
-    elif kind in ("expert -inf", "amateur -inf"):
-        both[int(kind == "amateur -inf"), half] = -INF
-    both = both.to(dtype)
-    if kind in ("NaN", "-NaN", "+inf"):  # of one token or many, of one row or both
+        rows *= torch.finfo(dtype).tiny * 8
+    elif kind == "expert -inf":
+        rows[0, half] = -INF
+    elif kind == "amateur -inf":
+        rows[1:, half] = -INF
+    rows = rows.to(dtype)
+    if kind in ("NaN", "-NaN", "+inf"):  # of one token or many, of one row or all
         at = half if half[0] else torch.randint(vocab, (1,), generator=generator)
-        for row in ((0,), (1,), (0, 1))[torch.randint(3, (), generator=generator)]:
+        of_one = torch.randint(streams + 1, (), generator=generator)
+        for row in range(streams) if of_one == streams else (of_one,):
             if kind == "-NaN":
-                bits(both)[row, at] = -1  # all bits set
+                bits(rows)[row, at] = -1  # all bits set
             else:
-                both[row, at] = math.nan if kind == "NaN" else INF
-    return both
+                rows[row, at] = math.nan if kind == "NaN" else INF
+    return rows
 
 
-def make_case(seed: int, pairs: int, vocab: int, dtype: str) -> Case:
-    """Pairs scattered over some more rows; alpha, beta, cap and adaptive are drawn for each. Pair i
-    is of kind ``seed + i``. With even seeds none is adaptive.
+def make_case(seed: int, groups: int, vocab: int, dtype: str) -> Case:
+    """Groups scattered over some more rows; weights, alpha, cap and adaptive are drawn for each.
+    Group i is of kind ``seed + i``. They have up to 2, 3 or 4 streams, by the seed. With even seeds
+    no weight is adaptive.
     """
     generator = torch.Generator().manual_seed(seed)
-    rows, kind = 2 * pairs + 3, getattr(torch, dtype)
+    most, kind = 2 + seed % 3, getattr(torch, dtype)
+    sizes = [most - i % (most - 1) for i in range(groups)]
 
-    def one_of(*values: Any) -> Any:
-        return torch.tensor(values)[torch.randint(len(values), (pairs,), generator=generator)]
+    def one_of(*values: Any, shape: tuple[int, ...] = ()) -> Any:
+        drawn = torch.randint(len(values), (groups, *shape), generator=generator)
+        return torch.tensor(values)[drawn]
 
-    experts, amateurs, _ = torch.randperm(rows, generator=generator).split((pairs, pairs, 3))
-    log_alpha = one_of(math.log(0.1), math.log(1e-6), 0.0)
-    beta = one_of(0.5, 0.0, 10.0)
+    logits = torch.full((sum(sizes) + 3, vocab), 7.0, dtype=kind)
+    parts = torch.randperm(len(logits), generator=generator)[: sum(sizes)].split(sizes)
+    rows = torch.full((groups, most), -1)
+    for group, part in enumerate(parts):
+        rows[group, : len(part)] = part
+        name = KINDS[(seed + group) % len(KINDS)]
+        logits[part] = rows_of(name, len(part), vocab, kind, generator)
+    there, each = rows[:, 1:] >= 0, (most - 1,)
+    log_alpha = one_of(math.log(0.1), math.log(1e-6), 0.0, -INF)
+    weights = torch.where(there, one_of(-0.5, 0.0, -10.0, 0.75, shape=each), 0.0)
     caps = one_of(0, 0, 3, 0, 1, 0, 50, 0, 0, 10**9)
-    adaptive = one_of(False, True) if seed % 2 else None
+    adaptive = one_of(False, True, shape=each) & there if seed % 2 else None
     cap = int(caps.max())
-    logits = torch.full((rows, vocab), 7.0, dtype=kind)
-    for pair in range(pairs):
-        at = torch.stack((experts[pair], amateurs[pair]))
-        logits[at] = rows_of(KINDS[(seed + pair) % len(KINDS)], vocab, kind, generator)
-    knobs = (log_alpha, beta, caps if cap else None, cap, adaptive)
-    return Case(logits, (experts, amateurs, *knobs))
+    return Case(logits, (rows, weights, log_alpha, caps if cap else None, cap, adaptive))
 
 
 def bits(x: Any) -> Any:
@@ -231,40 +239,39 @@ def bits(x: Any) -> Any:
 
 
 def not_finite(case: Case) -> Any:
-    """[P] whether a pair's rows hold NaN or +inf."""
-    rows = case.logits.isnan().any(1) | (case.logits == INF).any(1)
-    return rows[case.args[0]] | rows[case.args[1]]
+    """[G] whether a group's rows hold NaN or +inf."""
+    bad = case.logits.isnan().any(1) | (case.logits == INF).any(1)
+    rows = case.args[0]
+    return (bad[rows] & (rows >= 0)).any(1)
 
 
 def check_scores(case: Case, got: Any) -> None:
-    """``got`` [P, V] are the scores of the case, which is on the same device."""
+    """``got`` [G, V] are the scores of the case, which is on the same device."""
     need(not got.isnan().any(), "NaN: not written, or made")
     need((got < INF).all(), "a score is infinite")
-    experts, amateurs, log_alphas, betas, caps, _, adaptives = case.args
+    rows, weights, log_alphas, caps, _, adaptives = case.args
     bad = not_finite(case).tolist()
-    for pair, scores in enumerate(got):
+    for group, scores in enumerate(got):
         valid = scores > -INF
-        if bad[pair]:
-            need(valid.any(), f"nothing can be sampled from pair {pair}, with NaN or +inf")
+        if bad[group]:
+            need(valid.any(), f"nothing can be sampled from group {group}, with NaN or +inf")
             continue
-        log_alpha, beta = float(log_alphas[pair]), float(betas[pair])
-        cap = 0 if caps is None else int(caps[pair])
-        adaptive = adaptives is not None and bool(adaptives[pair])
-        rows = case.logits[experts[pair]], case.logits[amateurs[pair]]
-        exact = pair_scores(*rows, log_alpha, beta, cap, adaptive)
-        e, a = (row.double() for row in rows)
+        log_alpha, cap = float(log_alphas[group]), 0 if caps is None else int(caps[group])
+        e, *amateurs = (case.logits[row].double() for row in rows[group].tolist() if row >= 0)
+        w, num = weights[group].tolist(), len(amateurs)
+        adaptive = [False] * num if adaptives is None else adaptives[group, :num].tolist()
+        exact = group_scores(e, amateurs, log_alpha, w[:num], cap, adaptive)
         edge = (e - e.max() - log_alpha).abs() <= EPS * (e.max().abs() + abs(log_alpha))
-        edge &= e < e.max()  # tokens that rounding may let in or out
-        if adaptive and edge.any():
-            continue  # and so it moves beta, and all scores of the pair
+        edge &= (e < e.max()) & (log_alpha > -INF)  # tokens that rounding may let in or out
+        if any(adaptive) and edge.any():
+            continue  # and so it moves weights, and all scores of the group
         right = exact > -INF
-        what = f"pair {pair}: log_alpha {log_alpha}, beta {beta}, cap {cap}, adaptive {adaptive}"
+        what = f"group {group}: log_alpha {log_alpha}, weights {w}, cap {cap}, adaptive {adaptive}"
         need(not ((valid != right) & ~edge).any(), f"other candidates in {what}")
-        e, a = (torch.where(x == -INF, 0.0, x) for x in (e, a))
-        # Relative to the terms, which may cancel. An adaptive beta errs by 36 EPS of its
-        # most.
-        tolerance = 64 * EPS * (e.abs() + beta * (e - a).abs()) + 2 * TINY
-        error = ((scores.double() - exact).abs() - tolerance)[valid & right]
+        e, *amateurs = (torch.where(x == -INF, 0.0, x) for x in (e, *amateurs))
+        # Relative to the terms, which may cancel. An adaptive weight errs by 36 EPS of its most.
+        terms = sum((abs(f) * (e - a).abs() for f, a in zip(w, amateurs, strict=False)), e.abs())
+        error = ((scores.double() - exact).abs() - 64 * EPS * terms - 2 * TINY)[valid & right]
         need((error <= 0).all(), f"scores beyond the tolerance in {what}")
 
 
@@ -285,32 +292,33 @@ def conform(case: Case, device: Any, backend: str = "triton", ks: Sequence[int] 
     """
     there, knobs = case.to(device), {"check": False, "backend": backend}
     logits, args, before = there.logits, there.args, there.logits.clone()
-    bad, pairs = not_finite(case), len(args[0])
-    dense = torch.full((pairs, logits.shape[1]), math.nan, device=device)
-    counts = torch.full((pairs, 3), -7, device=device)
+    bad, groups = not_finite(case), Groups(*args)
+    experts, amateurs = groups.rows[:, 0], groups.rows[:, 1:]
+    dense = torch.full((len(groups), logits.shape[1]), math.nan, device=device)
+    counts = torch.full((len(groups), 3), -7, device=device)
 
     def check_counts() -> None:
         need(torch.equal(counts[:, 2].cpu(), bad.long()), "NaN or +inf: not told of, or elsewhere")
         need(torch.equal(counts[~bad.to(device), :2].cpu(), right[~bad]), "wrong statistics")
 
-    contrastive_scores(logits, Pairs(*args), out=dense, statistics=counts, **knobs)
-    scored, rows = dense.cpu(), case.logits[case.args[0]].float()
+    contrastive_scores(logits, groups, out=dense, statistics=counts, **knobs)
+    scored, rows = dense.cpu(), case.logits[case.args[0][:, 0]].float()
     check_scores(case, scored)
     changed = scored.argmax(1) != rows.argmax(1)
     right = torch.stack([(scored > -INF).sum(1), changed.long()], 1)
     check_counts()
     for k in ks:
-        check_best(scored, contrastive_topk(logits, Pairs(*args), k=k, **knobs), k)
+        check_best(scored, contrastive_topk(logits, groups, k=k, **knobs), k)
     need(torch.equal(bits(logits), bits(before)), "the input was written to")
     if logits.dtype != torch.float32:
         return
     counts.fill_(-7)
-    contrastive_scores(logits, Pairs(*args), inplace=True, statistics=counts, **knobs)
-    experts, amateurs = args[:2]
+    contrastive_scores(logits, groups, inplace=True, statistics=counts, **knobs)
     need(torch.equal(logits[experts], dense), "in place: other scores than elsewhere")
-    need(bool((logits[amateurs] < INF).all()), "in place: an amateur cannot be sampled from")
+    others = amateurs[amateurs >= 0]
+    need(bool((logits[others] < INF).all()), "in place: an amateur cannot be sampled from")
     logits[experts] = before[experts]
-    spoiled = amateurs[bad.to(device)]
+    spoiled = amateurs[(amateurs >= 0) & bad.to(device).unsqueeze(1)]
     logits[spoiled] = before[spoiled]
     check_counts()
     need(torch.equal(bits(logits), bits(before)), "in place: another row was written to")
@@ -322,14 +330,14 @@ def stage_kernels(settings: Json, folder: Path) -> Json:
     knobs: Json = {"device": "cpu", "ks": (20,)} if dry else {"device": "cuda"}
 
     def run(seed: int, *size: Any) -> Json:
-        name = "P={}, V={}, {}".format(*size)
+        name = "G={}, V={}, {}".format(*size)
         return attempt(name, lambda: conform(make_case(seed, *size), **knobs))
 
     return {"checks": [run(*case) for case in kernel_cases(dry)]}
 
 
 def kernel_cases(dry: bool) -> list[tuple[int, int, int, str]]:
-    """Seed, pairs, vocabulary and dtype."""
+    """Seed, groups, vocabulary and dtype."""
     if dry:  # not the tiniest bfloat16 numbers: Triton's interpreter reads them as others
         sizes = [(22, 31, "float32"), (2, 4097, "bfloat16"), (2, 1025, "float16"),
                  (3, 2049, "float32"), (1, 151936, "float16")]  # fmt: skip
@@ -424,13 +432,13 @@ def timer(run: Callable[[], object], cuda: bool) -> Callable[[], float]:
 
 
 def usual_case(pairs: int, vocab: int, adaptive: bool) -> Case:
-    """What an engine scores: normal rows, alpha 0.1, beta 0.5, no cap."""
+    """What an engine scores: normal rows, one amateur each, alpha 0.1, beta 0.5, no cap."""
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(2 * pairs, vocab, generator=generator) * 4
-    rows = torch.randperm(2 * pairs, generator=generator).split(pairs)
-    log_alpha, beta = torch.full((pairs,), math.log(0.1)), torch.full((pairs,), 0.5)
-    ones = torch.ones(pairs, dtype=torch.bool) if adaptive else None
-    return Case(logits, (*rows, log_alpha, beta, None, 0, ones))
+    rows = torch.randperm(2 * pairs, generator=generator).view(pairs, 2)
+    weights, log_alpha = torch.full((pairs, 1), -0.5), torch.full((pairs,), math.log(0.1))
+    ones = torch.ones(pairs, 1, dtype=torch.bool) if adaptive else None
+    return Case(logits, (rows, weights, log_alpha, None, 0, ones))
 
 
 def copies_for(size: int, cache: int, hip: bool) -> tuple[int, bool]:
@@ -454,14 +462,14 @@ def measure_scoring(adaptive: bool, vocab: int, pairs: int, rounds: int, cuda: b
     def score(backend: str, *rows: Any) -> None:
         for logits in rows:
             counts = torch.empty(pairs, 3, dtype=torch.int64, device=logits.device)
-            contrastive_scores(logits, Pairs(*case.args), inplace=True, statistics=counts,
+            contrastive_scores(logits, Groups(*case.args), inplace=True, statistics=counts,
                                check=False, backend=backend)  # fmt: skip
 
     timers, peaks = {}, {}
     for backend in ("triton", "torch"):
         out = case.logits.clone()
         _, peaks[backend] = peak_of(partial(score, backend, out))
-        check_scores(case, out[case.args[0]])
+        check_scores(case, out[case.args[0][:, 0]])
         timers[backend] = timer(partial(score, backend, *copies), cuda)
     times: dict[str, list[float]] = {backend: [] for backend in timers}
     for turn in range(rounds + 1):  # one to warm up

@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
-from vllm_cold.ops import Pairs, scoring_triton
+from vllm_cold.ops import Groups, scoring_triton
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -42,35 +42,37 @@ class Variant:
     rows: str = "aligned"
     outputs: str = "dense"
     capped: bool = False
-    pairs: int = 7
+    groups: int = 7
     adaptive: bool = False
+    streams: int = 2
 
     def __str__(self) -> str:
         capped, adaptive = ", capped" * self.capped, ", adaptive" * self.adaptive
-        return self.outputs + capped + adaptive
+        streams = f", {self.streams} streams" * (self.streams > 2)
+        return self.outputs + capped + adaptive + streams
 
     def launch(self) -> None:
         """Call the backend on tensors of device "meta", which have shapes and alignment alone."""
-        vocab, pairs = ROWS[self.rows], self.pairs
+        vocab, num, streams = ROWS[self.rows], self.groups, self.streams
 
         def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
             return torch.empty(shape, dtype=dtype, device="meta")
 
-        logits = empty(2 * pairs, vocab, dtype=DTYPES[self.dtype])
-        rows = empty(pairs, dtype=torch.int64)
-        caps = (rows, 1) if self.capped else (None, 0)
-        adaptive = empty(pairs, dtype=torch.bool) if self.adaptive else None
-        those = Pairs(rows, rows, empty(pairs), empty(pairs), *caps, adaptive)
+        logits = empty(streams * num, vocab, dtype=DTYPES[self.dtype])
+        rows = empty(num, streams, dtype=torch.int64)
+        caps = (empty(num, dtype=torch.int64), 1) if self.capped else (None, 0)
+        adaptive = empty(num, streams - 1, dtype=torch.bool) if self.adaptive else None
+        those = Groups(rows, empty(num, streams - 1), empty(num), *caps, adaptive)
         backend = scoring_triton.BACKEND
         if self.outputs == "dense":
-            backend.scores(logits, those, empty(pairs, vocab), None)
+            backend.scores(logits, those, empty(num, vocab), None)
         elif self.outputs == "in place":
             backend.scores(logits, those, None, None)
         elif self.outputs == "counted":  # in place too: the sampler's form
-            backend.scores(logits, those, None, empty(pairs, 3, dtype=torch.int64))
+            backend.scores(logits, those, None, empty(num, 3, dtype=torch.int64))
         else:
             k = int(self.outputs.removeprefix("top-"))
-            backend.topk(logits, those, empty(pairs, k), empty(pairs, k, dtype=torch.int64))
+            backend.topk(logits, those, empty(num, k), empty(num, k, dtype=torch.int64))
 
 
 def all_variants() -> Iterator[Variant]:
@@ -84,6 +86,9 @@ def all_variants() -> Iterator[Variant]:
             # What it adds does not depend on the outputs.
             yield Variant(dtype, rows, adaptive=True)
             yield Variant(dtype, rows, capped=True, adaptive=True)
+            for streams in (3, 4):
+                yield Variant(dtype, rows, streams=streams)
+                yield Variant(dtype, rows, "top-64", adaptive=True, streams=streams)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyBboxPatch, Patch
 
-from vllm_cold.ops import Pairs, contrastive_scores
+from vllm_cold.ops import Groups, contrastive_scores
 
 FOLDER = Path(__file__).with_name("pictures")
 
@@ -47,15 +47,10 @@ STYLE = {
 
 def toy_scores(alphas: list[float], betas: list[float]) -> torch.Tensor:
     """Scores [pairs, 6] of the toy vocabulary, one pair for each alpha and beta, by the op."""
-    pairs = len(alphas)
+    rows = torch.tensor([[0, 1]] * len(alphas))
+    weights = -torch.tensor(betas).unsqueeze(1)
     return contrastive_scores(
-        torch.tensor([E, A]),
-        Pairs(
-            torch.zeros(pairs, dtype=torch.int64),
-            torch.ones(pairs, dtype=torch.int64),
-            torch.tensor(alphas).log(),
-            torch.tensor(betas),
-        ),
+        torch.tensor([E, A]), Groups(rows, weights, torch.tensor(alphas).log())
     )
 
 
@@ -158,8 +153,8 @@ def trace() -> list[dict[str, tuple[int, bool]]]:
 def steps() -> Any:
     """The twins of one request among the rows of a batch, step by step."""
     traced = trace()
-    streams = {"r1": "plain request", "r2": "CoLD request: expert", "r2-amateur": "its amateur"}
-    colours = {"r1": PLAIN, "r2": EXPERT, "r2-amateur": AMATEUR}
+    streams = {"r1": "plain request", "r2": "CoLD request: expert", "r2-amateur-1": "its amateur"}
+    colours = {"r1": PLAIN, "r2": EXPERT, "r2-amateur-1": AMATEUR}
     figure, axis = plt.subplots(figsize=(9.0, 2.3), layout="constrained")
     for column, step in enumerate(traced):
         for row, request in enumerate(streams):

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The naive reference for contrastive LoRA decoding: the truth that the vLLM engine is tested with.
+"""The naive reference for contrastive decoding: the truth that the vLLM engine is tested with.
 
-Two forward passes a step through transformers and peft, two KV caches, one score. It is written
-to be read, not to be fast, and imports neither vllm nor vllm_cold.
+One forward pass a stream and step through transformers and peft, a KV cache for each stream, one
+score. It is written to be read, not to be fast, and imports neither vllm nor vllm_cold.
 
-With expert logits e (adapter) and amateur logits a (base model, or another adapter):
+With the expert's logits e and those of its amateurs a_1, a_2, ..., each a stream with an adapter
+(or the base model), a prompt and a weight w of its own:
 
     valid = { i : e[i] finite and e[i] >= max(e) + ln(alpha) }; if k is set, also
-            e[i] >= the k-th largest e
-    s[i]  = (1 + beta) * e[i] - beta * a[i]   for i in valid, -inf otherwise
+            e[i] >= the k-th largest e. alpha = 0 is no mask: all finite ones
+    s[i]  = e[i] + sum_j w_j * (a_j[i] - e[i])   for i in valid, -inf otherwise
 
-An adaptive beta is another one at each step, from 0 to the one that was given; see `adapted`.
+CoLD is a pair, one amateur with the expert's prompt and w = -beta: (1 + beta) * e - beta * a.
+
+An adaptive weight is another one at each step, from 0 to the one that was given; see `adapted`.
 
 Source: arXiv 2505.14620, with the scoring of arXiv 2309.09117 and the mask of arXiv 2210.15097.
 
@@ -55,8 +58,50 @@ class Trace:
 
 
 @dataclass(frozen=True)
+class Amateur:
+    """What a group's expert is compared with.
+
+    Attributes:
+        weight: Of its difference from the expert, -beta for a contrast; if it is adaptive, the
+            farthest from 0 that it can be.
+        adapter: Its name, None for the base model.
+        prompt_ids: None for the expert's.
+        adaptive: Whether the weight adapts itself at every step.
+    """
+
+    weight: float
+    adapter: str | None = None
+    prompt_ids: Sequence[int] | None = None
+    adaptive: bool = False
+
+
+@dataclass(frozen=True)
+class Group:
+    """A request: the expert, which may be the base model, and its amateurs."""
+
+    prompt_ids: Sequence[int]
+    expert: str | None
+    amateurs: Sequence[Amateur]
+    alpha: float
+    max_tokens: int
+    expert_top_k: int | None = None
+    eos_token_id: int | None = None
+
+    @property
+    def adapters(self) -> tuple[str | None, ...]:
+        """Of each stream."""
+        return (self.expert, *(a.adapter for a in self.amateurs))
+
+    @property
+    def prompts(self) -> list[list[int]]:
+        """Of each stream."""
+        own = [self.prompt_ids if a.prompt_ids is None else a.prompt_ids for a in self.amateurs]
+        return [list(ids) for ids in (self.prompt_ids, *own)]
+
+
+@dataclass(frozen=True)
 class Request:
-    """The arguments of `NaiveCold.generate`, as a value, for `NaiveCold.generate_many`."""
+    """A pair: a group whose only amateur has the expert's prompt and the weight -beta."""
 
     prompt_ids: Sequence[int]
     expert: str
@@ -68,23 +113,36 @@ class Request:
     eos_token_id: int | None = None
     adaptive: bool = False
 
+    @property
+    def group(self) -> Group:
+        """The same in general terms."""
+        amateur = Amateur(-self.beta, self.amateur, adaptive=self.adaptive)
+        return Group(
+            self.prompt_ids,
+            self.expert,
+            [amateur],
+            self.alpha,
+            self.max_tokens,
+            self.expert_top_k,
+            self.eos_token_id,
+        )
+
+
+def _bar(e: Tensor, alpha: float) -> Tensor:
+    return e.max() + (math.log(alpha) if alpha > 0.0 else -math.inf)
+
 
 def _threshold(e: Tensor, alpha: float, expert_top_k: int | None) -> Tensor:
     """Return the smallest expert logit that is valid."""
-    bar = e.max() + math.log(alpha)
+    bar = _bar(e, alpha)
     if expert_top_k is not None and expert_top_k <= e.numel():
         bar = torch.maximum(bar, e.topk(expert_top_k).values[-1])
     return bar
 
 
-def _contrast(e: Tensor, a: Tensor, beta: float) -> Tensor:
-    """Return the scores before the mask; where a is -inf, the penalty beta * a is zero."""
-    return (1.0 + beta) * e - torch.where(a == -math.inf, 0.0, beta * a)
-
-
-def adapted(e: Tensor, a: Tensor, valid: Tensor, beta_max: float) -> float:
-    """The adaptive beta of one step: beta_max, times the Jensen-Shannon divergence of the two over
-    the valid tokens in bits, times the amateur's best valid probability over its best one.
+def adapted(e: Tensor, a: Tensor, valid: Tensor, weight: float) -> float:
+    """The adaptive weight of one step: `weight`, times the Jensen-Shannon divergence of the two
+    over the valid tokens in bits, times the amateur's best valid probability over its best one.
     """
 
     def entropy(p: Tensor) -> Tensor:
@@ -95,7 +153,33 @@ def adapted(e: Tensor, a: Tensor, valid: Tensor, beta_max: float) -> float:
     p, q = e[valid].softmax(0), a[valid].softmax(0)
     divergence = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
     reach = (a[valid].max() - a.max()).exp()
-    return float(beta_max * reach * divergence.clamp(0.0, 1.0))
+    return float(weight * reach * divergence.clamp(0.0, 1.0))
+
+
+def _valid_and_contrast(logits: Sequence[Tensor], group: Group) -> tuple[Tensor, Tensor]:
+    """Which tokens are valid, and the scores before the mask; an amateur's -inf counts as 0."""
+    e, *others = (z.double() for z in logits)
+    if not all((z < math.inf).all() for z in (e, *others)):  # NaN compares false
+        raise ValueError("logits contain NaN or +inf")
+    if e.max() == -math.inf:
+        raise ValueError("the expert allows no token")
+    valid = (e > -math.inf) & (e >= _threshold(e, group.alpha, group.expert_top_k))
+    scores = e
+    for a, amateur in zip(others, group.amateurs, strict=True):
+        weight = amateur.weight
+        if amateur.adaptive:
+            weight = adapted(e, a, valid, weight)
+        scores = scores + weight * (torch.where(a == -math.inf, 0.0, a) - e)
+    return valid, scores
+
+
+def group_score(logits: Sequence[Tensor], group: Group) -> Tensor:
+    """Scores [V], float64, of one step from the logits [V] of each stream, of any dtype.
+
+    Raises ValueError for NaN or +inf, and for an expert without a finite logit.
+    """
+    valid, scores = _valid_and_contrast(logits, group)
+    return torch.where(valid, scores, -math.inf)
 
 
 def score(
@@ -106,21 +190,9 @@ def score(
     expert_top_k: int | None = None,
     adaptive: bool = False,
 ) -> Tensor:
-    """Contrastive scores [V], float64, of one step from two logit vectors [V] of any dtype.
-
-    `beta` is the most that it reaches if it is `adaptive`.
-
-    Raises ValueError for NaN or +inf, and for an expert without a finite logit.
-    """
-    e, a = expert.double(), amateur.double()
-    if not (e < math.inf).all() or not (a < math.inf).all():  # NaN compares false
-        raise ValueError("logits contain NaN or +inf")
-    if e.max() == -math.inf:
-        raise ValueError("the expert allows no token")
-    valid = (e > -math.inf) & (e >= _threshold(e, alpha, expert_top_k))
-    if adaptive:
-        beta = adapted(e, a, valid, beta)
-    return torch.where(valid, _contrast(e, a, beta), -math.inf)
+    """`group_score` of a pair; `beta` is the most that it reaches if it is `adaptive`."""
+    pair = Request((), "", alpha, beta, 0, None, expert_top_k, None, adaptive)
+    return group_score([expert, amateur], pair.group)
 
 
 def margin(scores: Tensor) -> float:
@@ -129,34 +201,28 @@ def margin(scores: Tensor) -> float:
     return float(best - second)
 
 
-def edge(
-    expert: Tensor,
-    amateur: Tensor,
-    alpha: float,
-    beta: float,
-    expert_top_k: int | None = None,
-    adaptive: bool = False,
-) -> float:
+def edge(logits: Sequence[Tensor], group: Group) -> float:
     """How far logits must move for the valid set to change in a way that changes the argmax.
 
-    Either the chosen token drops out, or a token comes in that scores higher. An adaptive beta
+    Either the chosen token drops out, or a token comes in that scores higher. An adaptive weight
     jumps whenever the set changes, so there any change counts.
     """
-    e, a = expert.double(), amateur.double()
-    scores = score(e, a, alpha, beta, expert_top_k, adaptive)
-    if adaptive:
-        return _change(e, scores > -math.inf, alpha)
-    chosen = int(scores.argmax())
+    e = logits[0].double()
+    valid, scores = _valid_and_contrast(logits, group)
+    if any(amateur.adaptive for amateur in group.amateurs):
+        return _change(e, valid, group.alpha)
+    chosen = int(torch.where(valid, scores, -math.inf).argmax())
     others = torch.cat([e[:chosen], e[chosen + 1 :]])
-    drops_out = e[chosen] - _threshold(others, alpha, expert_top_k)
-    distance = _threshold(e, alpha, expert_top_k) - e
-    comes_in = torch.maximum(distance, scores[chosen] - _contrast(e, a, beta))
-    return float(torch.where(scores == -math.inf, comes_in, math.inf).min().minimum(drops_out))
+    drops_out = e[chosen] - _threshold(others, group.alpha, group.expert_top_k)
+    distance = _threshold(e, group.alpha, group.expert_top_k) - e
+    comes_in = torch.maximum(distance, scores[chosen] - scores)
+    never = valid | (e == -math.inf)
+    return float(torch.where(never, math.inf, comes_in).min().minimum(drops_out))
 
 
 def _change(e: Tensor, valid: Tensor, alpha: float) -> float:
     """How far logits must move for the valid set to change at all; the best token stays in it."""
-    bar = e.max() + math.log(alpha)
+    bar = _bar(e, alpha)
     least = e[valid].min()
     most = e[~valid].max() if not valid.all() else torch.tensor(-math.inf)
     drops_out = least - bar if valid.sum() > 1 else torch.tensor(math.inf)
@@ -225,7 +291,7 @@ class NaiveCold:
         max_tokens: int,
         eos_token_id: int | None = None,
     ) -> Trace:
-        """Ordinary greedy decoding with one stream; it shares no scoring code with CoLD."""
+        """Ordinary greedy decoding with one stream; it shares no scoring code with groups."""
         trace, ids, cache = Trace(), list(prompt_ids), None
         while len(trace.tokens) < max_tokens:
             logits, cache = self._forward(adapter, [ids], cache)
@@ -236,80 +302,76 @@ class NaiveCold:
             ids = [token]
         return trace
 
-    def generate(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        expert: str,
-        amateur: str | None = None,
-        alpha: float,
-        beta: float,
-        expert_top_k: int | None = None,
-        adaptive: bool = False,
-        max_tokens: int,
-        eos_token_id: int | None = None,
-    ) -> Trace:
-        """Greedy CoLD for one prompt. The end-of-sequence token, if given, is kept in the trace."""
-        trace, ids, e_cache, a_cache = Trace(), list(prompt_ids), None, None
-        while len(trace.tokens) < max_tokens:
-            e, e_cache = self._forward(expert, [ids], e_cache)
-            a, a_cache = self._forward(amateur, [ids], a_cache)
-            settings = (alpha, beta, expert_top_k, adaptive)
-            scores = score(e[0], a[0], *settings)
+    def decode(self, group: Group) -> Trace:
+        """Greedy decoding of a group. The end-of-sequence token, if given, is kept in the trace."""
+        trace, ids = Trace(), group.prompts
+        caches: list[Cache | None] = [None] * len(ids)
+        while len(trace.tokens) < group.max_tokens:
+            logits = []
+            for stream, adapter in enumerate(group.adapters):
+                z, caches[stream] = self._forward(adapter, [ids[stream]], caches[stream])
+                logits.append(z[0])
+            scores = group_score(logits, group)
             token = int(scores.argmax())
-            trace.append(token, margin(scores), edge(e[0], a[0], *settings))
-            if token == eos_token_id:
+            trace.append(token, margin(scores), edge(logits, group))
+            if token == group.eos_token_id:
                 break
-            ids = [token]
+            ids = [[token]] * len(ids)
         return trace
 
-    def step_distribution(
-        self,
-        prompt_ids: Sequence[int],
-        *,
-        expert: str,
-        amateur: str | None = None,
-        alpha: float,
-        beta: float,
-        expert_top_k: int | None = None,
-        temperature: float,
-    ) -> Tensor:
-        """softmax(s / temperature) [V], float64, for the first token after the prompt."""
-        e, _ = self._forward(expert, [list(prompt_ids)], None)
-        a, _ = self._forward(amateur, [list(prompt_ids)], None)
-        return (score(e[0], a[0], alpha, beta, expert_top_k) / temperature).softmax(-1)
+    def generate(self, prompt_ids: Sequence[int], **settings: Any) -> Trace:
+        """`decode` of a pair; `settings` are the other arguments of `Request`."""
+        return self.decode(Request(prompt_ids, **settings).group)
 
-    def generate_many(self, requests: Sequence[Request], batch_size: int = 64) -> list[Trace]:
-        """`generate` for many requests: those with equal prompt length and streams run together."""
-        groups: dict[tuple[int, str, str | None], list[int]] = {}
-        for index, request in enumerate(requests):
-            key = (len(request.prompt_ids), request.expert, request.amateur)
-            groups.setdefault(key, []).append(index)
-        traces = [Trace() for _ in requests]
-        for group in groups.values():
-            for start in range(0, len(group), batch_size):
-                chosen = group[start : start + batch_size]
-                self._generate_batch([requests[i] for i in chosen], [traces[i] for i in chosen])
+    def distribution(self, group: Group, temperature: float) -> Tensor:
+        """softmax(s / temperature) [V], float64, for the first token after the prompts."""
+        streams = zip(group.adapters, group.prompts, strict=True)
+        logits = [self._forward(adapter, [ids], None)[0][0] for adapter, ids in streams]
+        return (group_score(logits, group) / temperature).softmax(-1)
+
+    def step_distribution(
+        self, prompt_ids: Sequence[int], *, temperature: float, **settings: Any
+    ) -> Tensor:
+        """`distribution` of a pair; `settings` are the other arguments of `Request`."""
+        return self.distribution(Request(prompt_ids, **settings, max_tokens=1).group, temperature)
+
+    def generate_many(
+        self, requests: Sequence[Request | Group], batch_size: int = 64
+    ) -> list[Trace]:
+        """`decode` for many requests: those whose streams have equal adapters and prompt lengths
+        run together.
+        """
+        groups = [r.group if isinstance(r, Request) else r for r in requests]
+        alike: dict[tuple[Any, ...], list[int]] = {}
+        for index, group in enumerate(groups):
+            key = (group.adapters, *map(len, group.prompts))
+            alike.setdefault(key, []).append(index)
+        traces = [Trace() for _ in groups]
+        for indices in alike.values():
+            for start in range(0, len(indices), batch_size):
+                chosen = indices[start : start + batch_size]
+                self._decode_batch([groups[i] for i in chosen], [traces[i] for i in chosen])
         return traces
 
-    def _generate_batch(self, requests: list[Request], traces: list[Trace]) -> None:
+    def _decode_batch(self, groups: list[Group], traces: list[Trace]) -> None:
         """Fill `traces`. Rows that have ended are fed on, unread, until the last one ends."""
-        expert, amateur = requests[0].expert, requests[0].amateur
-        ids = [list(request.prompt_ids) for request in requests]
-        e_cache = a_cache = None
-        running = {row for row, request in enumerate(requests) if request.max_tokens > 0}
+        adapters = groups[0].adapters
+        ids = [list(rows) for rows in zip(*(group.prompts for group in groups), strict=True)]
+        caches: list[Cache | None] = [None] * len(adapters)
+        running = {row for row, group in enumerate(groups) if group.max_tokens > 0}
         while running:
-            e, e_cache = self._forward(expert, ids, e_cache)
-            a, a_cache = self._forward(amateur, ids, a_cache)
-            ids = [[0] for _ in requests]
+            rows = []
+            for stream, adapter in enumerate(adapters):
+                z, caches[stream] = self._forward(adapter, ids[stream], caches[stream])
+                rows.append(z)
+            tokens = [[0] for _ in groups]
             for row in sorted(running):
-                request, trace = requests[row], traces[row]
-                settings = (
-                    request.alpha, request.beta, request.expert_top_k, request.adaptive
-                )  # fmt: skip
-                scores = score(e[row], a[row], *settings)
+                group, trace = groups[row], traces[row]
+                logits = [z[row] for z in rows]
+                scores = group_score(logits, group)
                 token = int(scores.argmax())
-                trace.append(token, margin(scores), edge(e[row], a[row], *settings))
-                ids[row] = [token]
-                if token == request.eos_token_id or len(trace.tokens) == request.max_tokens:
+                trace.append(token, margin(scores), edge(logits, group))
+                tokens[row] = [token]
+                if token == group.eos_token_id or len(trace.tokens) == group.max_tokens:
                     running.remove(row)
+            ids = [tokens] * len(adapters)

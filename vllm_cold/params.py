@@ -1,13 +1,92 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ColdParams``: vLLM's SamplingParams plus the knobs of CoLD."""
+"""``ColdParams``: vLLM's SamplingParams plus the knobs of CoLD, and what it contrasts with."""
 
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final, Literal, Self
 
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
-from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA, KNOBS, ColdSettings
+from vllm_cold.method.amateurs import read_prompt
+from vllm_cold.method.presets import PRESET_NAMES, PRESETS, PresetName
+from vllm_cold.method.settings import (
+    DEFAULT_ALPHA,
+    DEFAULT_BETA,
+    KNOBS,
+    MAX_AMATEURS,
+    ColdError,
+    ColdSettings,
+    Weight,
+    check_beta_is_used,
+    check_weight,
+    combine,
+)
 from vllm_cold.vllm import availability
+
+
+class _Unset(Enum):
+    UNSET = "unset"
+
+    def __repr__(self) -> str:
+        return "<unset>"
+
+
+UNSET: Final = _Unset.UNSET
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amateur:
+    """What a request is contrasted with: an adapter, a prompt, or both.
+
+    The score of a token is ``z0 + sum_i weight_i * (z_i - z0)`` in logits, over a request's
+    amateurs, on the expert's candidates.
+
+    Attributes:
+        prompt: What it reads instead of the expert's prompt: text, token ids, or chat messages,
+            which the chat template renders (in ``LLM.chat`` with the call's own arguments).
+        lora_request: Its adapter, None for the base model. Left out: the expert's own if there is a
+            ``prompt``, else none.
+        weight: A number from -1e6 to 1e6, below 0 to contrast; "adaptive" for one that is scaled at
+            each step and at most ``-beta_max``; None for ``-beta``.
+
+    Raises:
+        ValueError: names the field, the value and what is allowed.
+
+    Example:
+        >>> from vllm_cold import Amateur, ColdParams
+        >>> question = "Who wrote it?"
+        >>> params = ColdParams(alpha=0.1, beta=0.5, amateur=Amateur(prompt=question))
+    """
+
+    prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | None = None
+    lora_request: LoRARequest | None | Literal[_Unset.UNSET] = UNSET
+    weight: float | Literal["adaptive"] | None = None
+
+    def __post_init__(self) -> None:
+        read_prompt("prompt", self.prompt)
+        if self.lora_request is not UNSET and not isinstance(
+            self.lora_request, (LoRARequest, type(None))
+        ):
+            raise ColdError(
+                "lora_request",
+                self.lora_request,
+                "must be a LoRARequest, or None for the base model",
+            )
+        object.__setattr__(self, "weight", check_weight("weight", self.weight))
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Self:
+        return self  # vLLM copies the parameters of every request; nothing of it is changed
+
+    def adapter(self, expert: LoRARequest | None) -> LoRARequest | None:
+        """Its adapter beside this expert's."""
+        if self.lora_request is UNSET:
+            return None if self.prompt is None else expert
+        return self.lora_request
 
 
 class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  # type: ignore
@@ -15,23 +94,24 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     Everything that ``SamplingParams`` has keeps its meaning and applies to the contrastive
     scores: temperature, top_p, n, seed, stop, penalties, logprobs (the expert's), structured
-    outputs and so on. The five fields of CoLD are keyword arguments only.
+    outputs and so on. The fields of CoLD are keyword arguments only.
 
-    At each step a token is a candidate if the expert (the request's adapter) gives it at least
+    At each step a token is a candidate if the expert (the request itself) gives it at least
     ``alpha`` times the probability of its best token; candidates are scored
-    ``(1 + beta) * expert - beta * amateur`` in logits (arXiv 2505.14620). An adaptive beta is, at
-    each step, ``beta_max`` times the Jensen-Shannon divergence (in bits, 0 to 1) of expert and
-    amateur over the candidates, times the amateur's probability of its best candidate relative to
-    that of its best token.
+    ``(1 + beta) * expert - beta * amateur`` in logits (arXiv 2505.14620), or with each amateur's
+    own weight (``Amateur``). An adaptive beta is, at each step, ``beta_max`` times the
+    Jensen-Shannon divergence (in bits, 0 to 1) of expert and amateur over the candidates, times the
+    amateur's probability of its best candidate relative to that of its best token.
 
     Attributes:
-        alpha: Plausibility threshold in (0, 1]; default 0.1. 1 equals greedy.
+        alpha: Plausibility threshold in [0, 1]; default 0.1. 1 equals greedy, 0 is no mask.
         beta: Contrast strength, >= 0 (at most 1e6); default 0.5. 0 equals the adapter alone.
             "adaptive": chosen at each step, from 0 to ``beta_max``.
-        beta_max: The most that an adaptive beta reaches, >= 0 (at most 1e6); None for
-            ``settings.DEFAULT_BETA_MAX``. An error where beta is a number.
+        beta_max: The most that an adaptive beta or weight reaches, >= 0 (at most 1e6); None for
+            ``settings.DEFAULT_BETA_MAX``. An error where nothing is adaptive.
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
-        amateur: What to contrast with: None for the base model, or another adapter.
+        amateur: What to contrast with: None for the base model, another adapter, or an ``Amateur``.
+        amateurs: The same for 1 to 32 of them, instead of ``amateur``.
 
     Raises:
         ValueError: names the field, the value and the allowed range.
@@ -45,19 +125,92 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     beta: float | Literal["adaptive"] = DEFAULT_BETA
     beta_max: float | None = None
     expert_top_k: int | None = None
-    amateur: LoRARequest | None = None
+    amateur: LoRARequest | Amateur | None = None
+    amateurs: Sequence[Amateur] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.settings()
-        if self.amateur is not None and not isinstance(self.amateur, LoRARequest):
-            raise ValueError(
-                f"amateur={self.amateur!r}: must be a LoRARequest, or None for the base model"
+        self.combine()
+
+    @classmethod
+    def preset(cls, name: PresetName, **fields: Any) -> Self:
+        """The parameters of a method by its name (``method.presets``): cold, cad, adacad, cfg or
+        dexperts.
+
+        Args:
+            name: The method's.
+            fields: Of this class; they win over the method's. A method with several amateurs gives
+                those of ``amateurs`` their weights.
+
+        Raises:
+            ValueError: there is no such method, or it needs other amateurs.
+
+        Example:
+            >>> params = ColdParams.preset("cad", amateur=Amateur(prompt="Who?"), max_tokens=64)
+        """
+        if name not in PRESETS:
+            raise ColdError("preset", name, f"must be one of {', '.join(PRESET_NAMES)}")
+        preset = PRESETS[name]
+        made = cls(**{**preset.knobs, **fields})
+        amateurs = made.contrast()
+        if preset.own_prompt and any(one.prompt is None for one in amateurs):
+            raise ColdError(
+                "preset", name, "contrasts with another prompt; give amateur=Amateur(prompt=...)"
             )
+        if preset.weights:
+            if len(amateurs) != len(preset.weights):
+                raise ColdError(
+                    "preset", name, f"is for {len(preset.weights)} amateurs; give amateurs=[...]"
+                )
+            made.amateurs = [
+                one if one.weight is not None else replace(one, weight=weight)
+                for one, weight in zip(amateurs, preset.weights, strict=True)
+            ]
+            made.combine()
+        return made
+
+    def contrast(self) -> tuple[Amateur, ...]:
+        """What it contrasts with, whichever way that was said."""
+        if self.amateurs is None:
+            one = self.amateur
+            return (one if isinstance(one, Amateur) else Amateur(lora_request=one),)
+        return tuple(self.amateurs)
+
+    def combine(self) -> tuple[ColdSettings, tuple[Weight, ...]]:
+        """The method's knobs and the amateurs' weights, checked (fields may have been assigned
+        after construction).
+        """
+        self._check_amateurs()
+        weights = [one.weight for one in self.contrast()]
+        if self.beta != DEFAULT_BETA:
+            check_beta_is_used("beta", self.beta, weights)
+        return combine({name: getattr(self, name) for name in KNOBS}, weights)
 
     def settings(self) -> ColdSettings:
-        """The method's knobs, checked (fields may have been assigned after construction)."""
-        return ColdSettings(**{name: getattr(self, name) for name in KNOBS})
+        """The method's knobs, checked."""
+        return self.combine()[0]
+
+    def _check_amateurs(self) -> None:
+        if self.amateur is not None and not isinstance(self.amateur, (LoRARequest, Amateur)):
+            raise ColdError(
+                "amateur",
+                self.amateur,
+                "must be a LoRARequest or an Amateur, or None for the base model",
+            )
+        if self.amateurs is None:
+            return
+        if self.amateur is not None:
+            raise ColdError("amateurs", self.amateurs, "amateur is given too; give one of the two")
+        if not isinstance(self.amateurs, (list, tuple)) or not all(
+            isinstance(one, Amateur) for one in self.amateurs
+        ):
+            raise ColdError("amateurs", self.amateurs, "must be a list of Amateur")
+        if not 1 <= len(self.amateurs) <= MAX_AMATEURS:
+            raise ColdError(
+                "amateurs",
+                self.amateurs,
+                f"has {len(self.amateurs)} entries; must have 1 to {MAX_AMATEURS}",
+            )
 
     def verify(self, *args: Any, **kwargs: Any) -> None:
         """Called by vLLM at admission. Refuses to run where the plugin is not active, because
@@ -68,6 +221,9 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     def __repr__(self) -> str:
         knobs = ", ".join(f"{name}={getattr(self, name)!r}" for name in KNOBS)
-        amateur = self.amateur and self.amateur.lora_name
+        one = self.amateur
+        said = repr(one.lora_name if isinstance(one, LoRARequest) else one)
+        if self.amateurs is not None:
+            said += f", amateurs={self.amateurs!r}"
         rest = super().__repr__().removeprefix("SamplingParams(")
-        return f"ColdParams({knobs}, amateur={amateur!r}, {rest}"
+        return f"ColdParams({knobs}, amateur={said}, {rest}"

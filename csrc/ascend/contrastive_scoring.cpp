@@ -1,22 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
 // Contrastive scoring in AscendC, for Atlas A2/A3 (vector cores only).
 //
-//   s = e + beta * (e - a)   where e >= max(max(e) + log_alpha, -FLT_MAX, floor), -inf elsewhere
+//   s = e + sum_i w_i * (a_i - e)   where e >= max(max(e) + log_alpha, -FLT_MAX, floor),
+//                                   -inf elsewhere
 //
-// with a = 0 where a is -inf, the difference and s kept within +-FLT_MAX. A row is cut into
+// with an expert's row e and those of its amateurs a_i, taken for 0 where they are -inf. Amateurs
+// are added in order; each difference and each sum is kept within +-FLT_MAX. A row is cut into
 // segments (contrastive_scoring.h), a segment into tiles of kTile float32 values:
 //
 //   K1  maxima    each expert segment's maximum                          -> workspace
 //   K2  scores    threshold, scores                                      -> out, or the expert's row
 //       topk      threshold, scores, the segment's best 64, sorted       -> workspace
-//   K3  merge     the best k of a pair's sorted lists                    -> scores, ids
-//       total     what scores counted in a pair's segments               -> statistics
+//   K3  merge     the best k of a group's sorted lists                   -> scores, ids
+//       total     what scores counted in a group's segments              -> statistics
 //
 // With one segment a row, K2 takes the maximum itself and writes its results: one launch.
-// NaN or +inf in a row of a pair stops nothing: the pair's scores are finite or -inf all the same,
-// and the statistics, if they are wanted, say so. The maximum of an expert segment that holds any
-// is +inf: so K2 knows. It then takes what is not <= FLT_MAX for 0, and every token above -inf is
-// valid. In the amateur's row NaN and +inf are no penalty, like -inf.
+// NaN or +inf in a row of a group stops nothing: the group's scores are finite or -inf all the
+// same, and the statistics, if they are wanted, say so. The maximum of an expert segment that holds
+// any is +inf: so K2 knows. It then takes what is not <= FLT_MAX for 0, and every token above -inf
+// is valid. In an amateur's row NaN and +inf count as 0, like -inf.
 // A row number out of range stops the kernel with Trap(): the stream reports an error at its next
 // synchronisation and runs nothing after it.
 //
@@ -54,6 +56,7 @@ constexpr uint32_t kListFloats = kListBytes / sizeof(float);  // score, id, scor
 constexpr uint32_t kSlotFloats = kSlotBytes / sizeof(float);
 constexpr uint32_t kSlotWords = kSlotBytes / sizeof(int32_t);
 constexpr uint32_t kMaskWords = kTile / 16;                   // one bit a value, in uint16_t
+constexpr int64_t kNoRow = -1;                                // where a group has no amateur
 
 template <HardEvent event>
 __aicore__ inline void Sync()
@@ -78,16 +81,16 @@ __aicore__ inline uint32_t Least(uint32_t a, uint32_t b)
     return a < b ? a : b;
 }
 
-// The work of a launch: segments of pairs, dealt to the blocks in turn.
+// The work of a launch: segments of groups, dealt to the blocks in turn.
 struct Work {
-    uint32_t pairs;
+    uint32_t groups;
     uint32_t vocab;
     uint32_t segments;
     uint32_t segmentLength;
 
     __aicore__ inline uint64_t Items() const
     {
-        return static_cast<uint64_t>(pairs) * segments;
+        return static_cast<uint64_t>(groups) * segments;
     }
     __aicore__ inline uint32_t Begin(uint64_t item) const
     {
@@ -107,24 +110,23 @@ struct Logits {
     uint32_t vocab;
     uint64_t stride;
 
-    __aicore__ inline GlobalTensor<T> Row(GM_ADDR numbers, uint32_t pair) const
+    __aicore__ inline GlobalTensor<T> Row(int64_t number) const
     {
-        GlobalTensor<int64_t> number;
-        number.SetGlobalBuffer(reinterpret_cast<__gm__ int64_t*>(numbers) + pair, 1);
-        const int64_t index = number.GetValue(0);
-        if (index < 0 || index >= static_cast<int64_t>(rows)) {
+        if (number < 0 || number >= static_cast<int64_t>(rows)) {
             AscendC::Trap();
         }
         GlobalTensor<T> row;
-        row.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(base) + index * stride, vocab);
+        row.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(base) + number * stride, vocab);
         return row;
     }
 };
 
-__aicore__ inline float Setting(GM_ADDR values, uint32_t pair)
+// One of the row numbers, weights and other settings.
+template <typename T>
+__aicore__ inline T Setting(GM_ADDR values, uint64_t index)
 {
-    GlobalTensor<float> value;
-    value.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(values) + pair, 1);
+    GlobalTensor<T> value;
+    value.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(values) + index, 1);
     return value.GetValue(0);
 }
 
@@ -345,13 +347,32 @@ private:
     TBuf<TPosition::VECCALC> lanes_;
 };
 
+// Where groups' inputs lie; a kernel's first arguments.
+template <typename T>
+struct Groups {
+    Logits<T> logits;
+    GM_ADDR rows;
+    GM_ADDR weights;
+    GM_ADDR logAlpha;
+    GM_ADDR floor;
+    GM_ADDR maxima;
+    uint32_t streams;
+    Work work;
+    bool counts;  // whether statistics are wanted
+
+    __aicore__ inline GlobalTensor<T> ExpertRow(uint32_t group) const
+    {
+        return logits.Row(Setting<int64_t>(rows, static_cast<uint64_t>(group) * streams));
+    }
+};
+
 // K1.
 template <typename T>
 class Maxima {
 public:
-    __aicore__ inline void Run(
-        const Logits<T>& logits, GM_ADDR expertRows, const Work& work, GM_ADDR maxima)
+    __aicore__ inline void Run(const Groups<T>& groups)
     {
+        const Work& work = groups.work;
         TPipe pipe;
         scratch_.Init(&pipe);
         guard_.Init(&pipe, &scratch_);
@@ -359,11 +380,12 @@ public:
         maximum_.Init(&pipe, &scratch_, &guard_, &reader_);
         pipe.InitBuffer(slots_, 1, kSlotBytes);
         GlobalTensor<float> out;
-        out.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(maxima), work.Items() * kSlotFloats);
+        out.SetGlobalBuffer(
+            reinterpret_cast<__gm__ float*>(groups.maxima), work.Items() * kSlotFloats);
         for (uint64_t item = AscendC::GetBlockIdx(); item < work.Items();
              item += AscendC::GetBlockNum()) {
-            const uint32_t pair = static_cast<uint32_t>(item / work.segments);
-            const GlobalTensor<T> row = logits.Row(expertRows, pair);
+            const uint32_t group = static_cast<uint32_t>(item / work.segments);
+            const GlobalTensor<T> row = groups.ExpertRow(group);
             const float largest = maximum_.Of(row, work.Begin(item), work.End(item));
             LocalTensor<float> slot = slots_.AllocTensor<float>();
             AscendC::Duplicate(slot, largest, static_cast<int32_t>(kSlotFloats));
@@ -383,74 +405,44 @@ private:
     TQue<TPosition::VECOUT, 1> slots_;
 };
 
-// Where a pair's inputs lie; a kernel's first arguments.
-template <typename T>
-struct Pairs {
-    Logits<T> logits;
-    GM_ADDR expertRows;
-    GM_ADDR amateurRows;
-    GM_ADDR logAlpha;
-    GM_ADDR beta;
-    GM_ADDR floor;
-    GM_ADDR maxima;
-    Work work;
-    bool counts;  // whether statistics are wanted
-};
-
-// What both forms of K2 share: a pair's threshold and the scores of its tiles.
+// What both forms of K2 share: a group's threshold and the scores of its tiles.
 template <typename T>
 class Scorer {
 public:
-    __aicore__ inline void Init(TPipe* pipe, const Pairs<T>& pairs)
+    __aicore__ inline void Init(TPipe* pipe, const Groups<T>& groups)
     {
-        pairs_ = pairs;
+        groups_ = groups;
         scratch_.Init(pipe);
         guard_.Init(pipe, &scratch_);
         expert_.Init(pipe);
         amateur_.Init(pipe);
-        if (pairs_.work.segments == 1) {
+        if (groups_.work.segments == 1) {
             maximum_.Init(pipe, &scratch_, &guard_, &expert_);
         } else {
             pipe->InitBuffer(slots_, 1, kMaxSegments * kSlotBytes);
         }
     }
 
-    // Readies the first tile of a segment.
+    // Readies the first tiles of a segment.
     __aicore__ inline void Start(uint64_t item)
     {
-        const uint32_t pair = static_cast<uint32_t>(item / pairs_.work.segments);
-        expertRow_ = pairs_.logits.Row(pairs_.expertRows, pair);
-        amateurRow_ = pairs_.logits.Row(pairs_.amateurRows, pair);
-        beta_ = Setting(pairs_.beta, pair);
-        if (!(beta_ <= kLargest)) {
-            beta_ = 0.0f;  // NaN, if a row of an adaptive pair holds any
-        }
-        threshold_ = Threshold(pair);
-        begin_ = pairs_.work.Begin(item);
-        end_ = pairs_.work.End(item);
-        start_ = begin_;
-        guard_.Reset();
-        Load(start_);
+        const uint32_t group = static_cast<uint32_t>(item / groups_.work.segments);
+        expertRow_ = groups_.ExpertRow(group);
+        FindAmateurs(group);
+        threshold_ = Threshold(group);
+        begin_ = groups_.work.Begin(item);
+        end_ = groups_.work.End(item);
+        Load(expert_, expertRow_, begin_);
+        StartAmateurs();
     }
-    // The same segment of the amateur alone: its first tile, the one at Position(), and the next.
-    __aicore__ inline void StartAmateur()
+    // Readies the same segment of the amateurs alone. End each of its tiles with Advance().
+    __aicore__ inline void StartAmateurs()
     {
         start_ = begin_;
         guard_.Reset();
-        amateur_.Load(amateurRow_, start_, Count());
-    }
-    __aicore__ inline LocalTensor<float> TakeAmateur()
-    {
-        if (end_ - start_ > kTile) {
-            const uint32_t next = start_ + kTile;
-            amateur_.Load(amateurRow_, next, Least(kTile, end_ - next));
+        if (amateurs_ > 0) {
+            LoadAmateur(0, start_);
         }
-        return amateur_.Take(Count());
-    }
-    __aicore__ inline void NextAmateur()
-    {
-        amateur_.Release();
-        start_ += Count();
     }
     __aicore__ inline bool Done() const
     {
@@ -464,38 +456,67 @@ public:
     {
         return Least(kTile, end_ - start_);
     }
-    // Inputs of the tile at Position(), with the next one on its way.
-    __aicore__ inline void Take(LocalTensor<float>& expert, LocalTensor<float>& amateur)
+    // The expert's tile at Position(), with the next one on its way.
+    __aicore__ inline LocalTensor<float> Take()
     {
         if (end_ - start_ > kTile) {
-            Load(start_ + kTile);
+            Load(expert_, expertRow_, start_ + kTile);
         }
-        expert = expert_.Take(Count());
-        amateur = amateur_.Take(Count());
+        LocalTensor<float> expert = expert_.Take(Count());
         if (!expertGood_) {
             scratch_.Choose(
                 expert, scratch_.Compare(expert, kLargest, AscendC::CMPMODE::LE), expert, 0.0f);
         }
+        return expert;
     }
-    // scores may be the amateur's tile, which is overwritten anyway.
+    // An amateur's tile at Position(), with the next amateur's, or the first one's next one, on its
+    // way. To be taken in order, each released before the next.
+    __aicore__ inline LocalTensor<float> TakeAmateur(uint32_t amateur)
+    {
+        if (amateur + 1 < amateurs_) {
+            LoadAmateur(amateur + 1, start_);
+        } else if (end_ - start_ > kTile) {
+            LoadAmateur(0, start_ + kTile);
+        }
+        return amateur_.Take(Count());
+    }
+    __aicore__ inline void ReleaseAmateur()
+    {
+        amateur_.Release();
+    }
+    // How many the group has.
+    __aicore__ inline uint32_t Amateurs() const
+    {
+        return amateurs_;
+    }
+    __aicore__ inline GlobalTensor<T> AmateurRow(uint32_t amateur) const
+    {
+        return groups_.logits.Row(numbers_[amateur]);
+    }
+    // From the expert's tile, and those of the amateurs, which it takes.
     __aicore__ inline void Score(
-        const LocalTensor<float>& scores, const LocalTensor<float>& expert,
-        const LocalTensor<float>& amateur)
+        const LocalTensor<float>& scores, const LocalTensor<float>& expert)
     {
         constexpr int32_t count = kTile;
-        // What is not finite in the amateur's row is no penalty.
-        Finite(amateur, amateur);
-        AscendC::Sub(amateur, expert, amateur, count);
+        // A copy, of -inf the least: it is not valid, but an infinite product would make it NaN.
+        AscendC::Maxs(scores, expert, -kLargest, count);
         PipeBarrier<PIPE_V>();
-        Saturate(amateur);
-        AscendC::Muls(amateur, amateur, beta_, count);
-        PipeBarrier<PIPE_V>();
-        AscendC::Add(amateur, amateur, expert, count);
-        PipeBarrier<PIPE_V>();
-        Saturate(amateur);
+        for (uint32_t i = 0; i < amateurs_; ++i) {
+            LocalTensor<float> amateur = TakeAmateur(i);
+            Finite(amateur, amateur);
+            AscendC::Sub(amateur, expert, amateur, count);
+            PipeBarrier<PIPE_V>();
+            Saturate(amateur);
+            AscendC::Muls(amateur, amateur, -weights_[i], count);
+            PipeBarrier<PIPE_V>();
+            AscendC::Add(scores, scores, amateur, count);
+            PipeBarrier<PIPE_V>();
+            Saturate(scores);
+            ReleaseAmateur();
+        }
         const LocalTensor<uint8_t> valid =
             scratch_.Compare(expert, threshold_, AscendC::CMPMODE::GE);
-        scratch_.Choose(scores, valid, amateur, kNegInf);
+        scratch_.Choose(scores, valid, scores, kNegInf);
     }
     // What is not finite becomes 0; `to` may be the same tile.
     __aicore__ inline void Finite(const LocalTensor<float>& to, const LocalTensor<float>& from)
@@ -506,15 +527,18 @@ public:
     __aicore__ inline void Next()
     {
         expert_.Release();
-        amateur_.Release();
+        Advance();
+    }
+    __aicore__ inline void Advance()
+    {
         start_ += Count();
     }
-    // Whether the pair's expert row, or this segment of its amateur's, holds NaN or +inf. To be
+    // Whether the group's expert row, or this segment of its amateurs', holds NaN or +inf. To be
     // asked once, when Done.
     __aicore__ inline bool NotFinite()
     {
-        const bool amateurGood = guard_.AllGood();
-        return !(expertGood_ && amateurGood);
+        const bool amateursGood = guard_.AllGood();
+        return !(expertGood_ && amateursGood);
     }
     __aicore__ inline Scratch* Shared()
     {
@@ -522,33 +546,51 @@ public:
     }
 
 private:
-    __aicore__ inline void Load(uint32_t start)
+    __aicore__ inline void Load(TileReader<T>& reader, const GlobalTensor<T>& row, uint32_t start)
     {
-        const uint32_t n = Least(kTile, end_ - start);
-        expert_.Load(expertRow_, start, n);
-        amateur_.Load(amateurRow_, start, n);
+        reader.Load(row, start, Least(kTile, end_ - start));
     }
-    __aicore__ inline float Threshold(uint32_t pair)
+    __aicore__ inline void LoadAmateur(uint32_t amateur, uint32_t start)
     {
-        const Work& work = pairs_.work;
+        Load(amateur_, AmateurRow(amateur), start);
+    }
+    __aicore__ inline void FindAmateurs(uint32_t group)
+    {
+        const uint64_t places = groups_.streams - 1;
+        amateurs_ = 0;
+        for (uint64_t i = 0; i < places; ++i) {
+            const int64_t number = Setting<int64_t>(groups_.rows, group * (places + 1) + 1 + i);
+            if (number == kNoRow) {
+                continue;
+            }
+            const float weight = Setting<float>(groups_.weights, group * places + i);
+            const bool finite = weight >= -kLargest && weight <= kLargest;
+            numbers_[amateurs_] = number;
+            weights_[amateurs_] = finite ? weight : 0.0f;  // NaN, if it adapts itself to NaN
+            ++amateurs_;
+        }
+    }
+    __aicore__ inline float Threshold(uint32_t group)
+    {
+        const Work& work = groups_.work;
         const float largest =
-            work.segments == 1 ? maximum_.Of(expertRow_, 0, work.vocab) : LargestOfSlots(pair);
+            work.segments == 1 ? maximum_.Of(expertRow_, 0, work.vocab) : LargestOfSlots(group);
         expertGood_ = largest <= kLargest;
-        float threshold = largest + Setting(pairs_.logAlpha, pair);
-        if (pairs_.floor != nullptr) {
-            const float floor = Setting(pairs_.floor, pair);
+        float threshold = largest + Setting<float>(groups_.logAlpha, group);
+        if (groups_.floor != nullptr) {
+            const float floor = Setting<float>(groups_.floor, group);
             threshold = floor > threshold ? floor : threshold;
         }
         // -inf is never valid.
         return expertGood_ && threshold > -kLargest ? threshold : -kLargest;
     }
-    __aicore__ inline float LargestOfSlots(uint32_t pair)
+    __aicore__ inline float LargestOfSlots(uint32_t group)
     {
         constexpr uint32_t all = kMaxSegments * kSlotFloats;
-        const uint32_t used = pairs_.work.segments * kSlotFloats;
+        const uint32_t used = groups_.work.segments * kSlotFloats;
         GlobalTensor<float> maxima;
-        maxima.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(pairs_.maxima) +
-                                   static_cast<uint64_t>(pair) * used, used);
+        maxima.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(groups_.maxima) +
+                                   static_cast<uint64_t>(group) * used, used);
         LocalTensor<float> slots = slots_.template AllocTensor<float>();
         const DataCopyExtParams params(1, used * static_cast<uint32_t>(sizeof(float)), 0, 0, 0);
         AscendC::DataCopyPad(slots, maxima, params, DataCopyPadExtParams<float>());
@@ -570,7 +612,7 @@ private:
         PipeBarrier<PIPE_V>();
     }
 
-    Pairs<T> pairs_;
+    Groups<T> groups_;
     Scratch scratch_;
     Guard guard_;
     TileReader<T> expert_;
@@ -578,8 +620,9 @@ private:
     Maximum<T> maximum_;
     TQue<TPosition::VECIN, 1> slots_;
     GlobalTensor<T> expertRow_;
-    GlobalTensor<T> amateurRow_;
-    float beta_;
+    uint32_t amateurs_;
+    int64_t numbers_[kMaxAmateurs];  // of the amateurs' rows
+    float weights_[kMaxAmateurs];
     float threshold_;
     bool expertGood_;
     uint32_t begin_;
@@ -587,7 +630,7 @@ private:
     uint32_t end_;
 };
 
-// What the statistics of a pair are made of, for a segment or several.
+// What the statistics of a group are made of, for a segment or several.
 struct Count {
     bool notFinite;
     uint32_t valid;
@@ -627,13 +670,15 @@ public:
         PipeBarrier<PIPE_V>();
         count_ = Count{false, 0, kNegInf, begin, kNegInf, begin};
     }
-    // Of the tile that starts at token `start`; writes over `spare`.
+    // Of the tile that starts at token `start`; writes over `expert`.
     __aicore__ inline void Watch(
-        const LocalTensor<float>& scores, const LocalTensor<float>& expert,
-        const LocalTensor<float>& spare, uint32_t start)
+        const LocalTensor<float>& scores, const LocalTensor<float>& expert, uint32_t start)
     {
         constexpr int32_t count = kTile;
         LocalTensor<float> lanes = lanes_.Get<float>();
+        RaiseTo(expert, expert, start, count_.expert, count_.expertId);
+        const LocalTensor<float>& spare = expert;
+        RaiseTo(scores, spare, start, count_.score, count_.scoreId);
         AscendC::Duplicate(spare, 1.0f, count);
         PipeBarrier<PIPE_V>();
         const LocalTensor<uint8_t> valid =
@@ -641,8 +686,6 @@ public:
         scratch_->Choose(spare, valid, spare, 0.0f);
         AscendC::Add(lanes, lanes, spare, count);
         PipeBarrier<PIPE_V>();
-        RaiseTo(scores, spare, start, count_.score, count_.scoreId);
-        RaiseTo(expert, spare, start, count_.expert, count_.expertId);
     }
     // When the segment is done. Exact up to 2^24 valid tokens.
     __aicore__ inline Count Result(bool notFinite)
@@ -679,7 +722,7 @@ private:
     Count count_;
 };
 
-// Counts in global memory: of a segment, or of a pair as its statistics.
+// Counts in global memory: of a segment, or of a group as its statistics.
 class CountWriter {
 public:
     __aicore__ inline void Init(TPipe* pipe)
@@ -709,7 +752,7 @@ public:
             static_cast<uint32_t>(words.GetValue(5))};
     }
     // Three int64, of which these are the low halves.
-    __aicore__ inline void WriteStatistics(const Count& count, GM_ADDR statistics, uint32_t pair)
+    __aicore__ inline void WriteStatistics(const Count& count, GM_ADDR statistics, uint32_t group)
     {
         LocalTensor<int32_t> words = Start();
         words.SetValue(0, static_cast<int32_t>(count.valid));
@@ -718,7 +761,7 @@ public:
         for (uint32_t high = 1; high < kStatisticsWords; high += 2) {
             words.SetValue(high, 0);
         }
-        Store(words, statistics, pair, kStatisticsWords);
+        Store(words, statistics, group, kStatisticsWords);
     }
 
 private:
@@ -747,58 +790,51 @@ private:
     TQue<TPosition::VECOUT, 1> words_;
 };
 
-// K2, dense: to `out`, or over the expert's row of a pair if that is null. Then what is not finite in
-// the amateur's row of a pair with NaN or +inf becomes 0, so that it can be sampled from.
+// K2, dense: to `out`, or over the expert's row of a group if that is null. Then what is not finite
+// in the amateurs' rows of a group with NaN or +inf becomes 0, so that they can be sampled from.
 template <typename T>
 class Scores {
 public:
     // `counted`: the statistics, or a place for each segment's counts if there are several.
     __aicore__ inline void Run(
-        const Pairs<T>& pairs, GM_ADDR out, uint64_t outStride, GM_ADDR counted)
+        const Groups<T>& groups, GM_ADDR out, uint64_t outStride, GM_ADDR counted)
     {
         TPipe pipe;
-        scorer_.Init(&pipe, pairs);
+        scorer_.Init(&pipe, groups);
         pipe.InitBuffer(tiles_, 2, kTile * sizeof(float));
-        if (pairs.counts) {
+        if (groups.counts) {
             counter_.Init(&pipe, scorer_.Shared());
             writer_.Init(&pipe);
         }
-        for (uint64_t item = AscendC::GetBlockIdx(); item < pairs.work.Items();
+        for (uint64_t item = AscendC::GetBlockIdx(); item < groups.work.Items();
              item += AscendC::GetBlockNum()) {
-            const uint32_t pair = static_cast<uint32_t>(item / pairs.work.segments);
-            GlobalTensor<float> to = Target(pairs, pair, out, outStride);
-            if (pairs.counts) {
-                counter_.Reset(pairs.work.Begin(item));
+            const uint32_t group = static_cast<uint32_t>(item / groups.work.segments);
+            GlobalTensor<float> to = Target(groups, group, out, outStride);
+            if (groups.counts) {
+                counter_.Reset(groups.work.Begin(item));
             }
             for (scorer_.Start(item); !scorer_.Done(); scorer_.Next()) {
-                LocalTensor<float> expert;
-                LocalTensor<float> amateur;
-                scorer_.Take(expert, amateur);
+                const LocalTensor<float> expert = scorer_.Take();
                 LocalTensor<float> scores = tiles_.AllocTensor<float>();
-                scorer_.Score(scores, expert, amateur);
-                if (pairs.counts) {
-                    counter_.Watch(scores, expert, amateur, scorer_.Position());
+                scorer_.Score(scores, expert);
+                if (groups.counts) {
+                    counter_.Watch(scores, expert, scorer_.Position());
                 }
-                tiles_.EnQue(scores);
-                scores = tiles_.DeQue<float>();
-                const uint32_t bytes = scorer_.Count() * static_cast<uint32_t>(sizeof(float));
-                const DataCopyExtParams params(1, bytes, 0, 0, 0);
-                AscendC::DataCopyPad(to[scorer_.Position()], scores, params);
-                tiles_.FreeTensor(scores);
+                Store(to, scores);
             }
-            if (!pairs.counts && out != nullptr) {
+            if (!groups.counts && out != nullptr) {
                 continue;
             }
             const bool notFinite = scorer_.NotFinite();
             if constexpr (sizeof(T) == sizeof(float)) {
                 if (notFinite && out == nullptr) {
-                    MakeSamplable(pairs.logits.Row(pairs.amateurRows, pair));
+                    MakeSamplable();
                 }
             }
-            if (pairs.counts) {
+            if (groups.counts) {
                 const Count count = counter_.Result(notFinite);
-                if (pairs.work.segments == 1) {
-                    writer_.WriteStatistics(count, counted, pair);
+                if (groups.work.segments == 1) {
+                    writer_.WriteStatistics(count, counted, group);
                 } else {
                     writer_.WriteSlot(count, counted, item);
                 }
@@ -808,31 +844,39 @@ public:
 
 private:
     __aicore__ inline GlobalTensor<float> Target(
-        const Pairs<T>& pairs, uint32_t pair, GM_ADDR out, uint64_t outStride)
+        const Groups<T>& groups, uint32_t group, GM_ADDR out, uint64_t outStride)
     {
         GlobalTensor<float> to;
         if (out != nullptr) {
             to.SetGlobalBuffer(
-                reinterpret_cast<__gm__ float*>(out) + pair * outStride, pairs.work.vocab);
+                reinterpret_cast<__gm__ float*>(out) + group * outStride, groups.work.vocab);
         } else if constexpr (sizeof(T) == sizeof(float)) {
-            to = pairs.logits.Row(pairs.expertRows, pair);
+            to = groups.ExpertRow(group);
         }
         return to;
     }
-    // The segment once more, of the amateur alone.
-    __aicore__ inline void MakeSamplable(const GlobalTensor<float>& amateur)
+    // The segment once more, of the amateurs alone.
+    __aicore__ inline void MakeSamplable()
     {
-        for (scorer_.StartAmateur(); !scorer_.Done(); scorer_.NextAmateur()) {
-            const LocalTensor<float> found = scorer_.TakeAmateur();
-            LocalTensor<float> mended = tiles_.AllocTensor<float>();
-            scorer_.Finite(mended, found);
-            tiles_.EnQue(mended);
-            mended = tiles_.DeQue<float>();
-            const uint32_t bytes = scorer_.Count() * static_cast<uint32_t>(sizeof(float));
-            AscendC::DataCopyPad(
-                amateur[scorer_.Position()], mended, DataCopyExtParams(1, bytes, 0, 0, 0));
-            tiles_.FreeTensor(mended);
+        for (scorer_.StartAmateurs(); !scorer_.Done(); scorer_.Advance()) {
+            for (uint32_t i = 0; i < scorer_.Amateurs(); ++i) {
+                const LocalTensor<float> found = scorer_.TakeAmateur(i);
+                LocalTensor<float> mended = tiles_.AllocTensor<float>();
+                scorer_.Finite(mended, found);
+                scorer_.ReleaseAmateur();
+                Store(scorer_.AmateurRow(i), mended);
+            }
         }
+    }
+    // To its place in a row; frees it.
+    __aicore__ inline void Store(const GlobalTensor<float>& row, LocalTensor<float> tile)
+    {
+        tiles_.EnQue(tile);
+        tile = tiles_.DeQue<float>();
+        const uint32_t bytes = scorer_.Count() * static_cast<uint32_t>(sizeof(float));
+        AscendC::DataCopyPad(
+            row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));
+        tiles_.FreeTensor(tile);
     }
 
     Scorer<T> scorer_;
@@ -841,24 +885,24 @@ private:
     TQue<TPosition::VECOUT, 2> tiles_;
 };
 
-// K3: the counts of a pair's segments to its statistics.
+// K3: the counts of a group's segments to its statistics.
 class Total {
 public:
     __aicore__ inline void Run(
-        GM_ADDR slots, uint32_t pairs, uint32_t segments, GM_ADDR statistics)
+        GM_ADDR slots, uint32_t groups, uint32_t segments, GM_ADDR statistics)
     {
         TPipe pipe;
         pipe.InitBuffer(in_, 1, segments * kSlotBytes);
         writer_.Init(&pipe);
         const uint64_t words = segments * kSlotWords;
         GlobalTensor<int32_t> all;
-        all.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(slots), pairs * words);
+        all.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(slots), groups * words);
         const uint32_t blocks = static_cast<uint32_t>(AscendC::GetBlockNum());
-        for (uint32_t pair = static_cast<uint32_t>(AscendC::GetBlockIdx()); pair < pairs;
-             pair += blocks) {
+        for (uint32_t group = static_cast<uint32_t>(AscendC::GetBlockIdx()); group < groups;
+             group += blocks) {
             LocalTensor<int32_t> in = in_.AllocTensor<int32_t>();
             const DataCopyExtParams params(1, segments * kSlotBytes, 0, 0, 0);
-            AscendC::DataCopyPad(in, all[pair * words], params, DataCopyPadExtParams<int32_t>());
+            AscendC::DataCopyPad(in, all[group * words], params, DataCopyPadExtParams<int32_t>());
             in_.EnQue(in);
             in = in_.DeQue<int32_t>();
             Sync<HardEvent::V_S>();
@@ -868,7 +912,7 @@ public:
             }
             Sync<HardEvent::S_V>();
             in_.FreeTensor(in);
-            writer_.WriteStatistics(count, statistics, pair);
+            writer_.WriteStatistics(count, statistics, group);
         }
     }
 
@@ -881,16 +925,16 @@ private:
 class TopWriter {
 public:
     __aicore__ inline void Init(
-        TPipe* pipe, GM_ADDR scores, GM_ADDR ids, uint32_t pairs, uint32_t k)
+        TPipe* pipe, GM_ADDR scores, GM_ADDR ids, uint32_t groups, uint32_t k)
     {
         k_ = k;
         pipe->InitBuffer(scores_, 1, kMaxTop * sizeof(float));
         pipe->InitBuffer(ids_, 1, kMaxTop * sizeof(int64_t));
-        const uint64_t entries = static_cast<uint64_t>(pairs) * k;
+        const uint64_t entries = static_cast<uint64_t>(groups) * k;
         outScores_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(scores), entries);
         outIds_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(ids), entries * 2);
     }
-    __aicore__ inline void Write(const LocalTensor<float>& list, uint32_t pair)
+    __aicore__ inline void Write(const LocalTensor<float>& list, uint32_t group)
     {
         LocalTensor<float> scores = scores_.AllocTensor<float>();
         LocalTensor<int32_t> ids = ids_.AllocTensor<int32_t>();
@@ -909,7 +953,7 @@ public:
         ids_.EnQue(ids);
         scores = scores_.DeQue<float>();
         ids = ids_.DeQue<int32_t>();
-        const uint64_t at = static_cast<uint64_t>(pair) * k_;
+        const uint64_t at = static_cast<uint64_t>(group) * k_;
         const DataCopyExtParams scoreParams(1, k_ * 4, 0, 0, 0);
         const DataCopyExtParams idParams(1, k_ * 8, 0, 0, 0);
         AscendC::DataCopyPad(outScores_[at], scores, scoreParams);
@@ -953,8 +997,13 @@ public:
     {
         return list_.Get<float>()[turn_ * kMerged];
     }
-    // `largest` of the scores; id of the first of them: `start`. Zeros lose their sign.
-    __aicore__ inline void Offer(const LocalTensor<float>& scores, float largest, uint32_t start)
+    // A place for the scores of a tile, to be offered next.
+    __aicore__ inline LocalTensor<float> Place()
+    {
+        return other_.Get<float>();
+    }
+    // What is at Place(), with its `largest`; the first is of token `start`. Zeros lose their sign.
+    __aicore__ inline void Offer(float largest, uint32_t start)
     {
         if (!(largest > kth_)) {
             return;  // nor would a tie get in: its id is higher
@@ -966,6 +1015,7 @@ public:
             PipeBarrier<PIPE_V>();
             firstId_ = start;
         }
+        const LocalTensor<float> scores = Place();
         // -0.0 becomes 0.0: sorting might take them for different scores.
         AscendC::Adds(scores, scores, 0.0f, static_cast<int32_t>(kTile));
         PipeBarrier<PIPE_V>();
@@ -1018,32 +1068,29 @@ template <typename T>
 class TopK {
 public:
     __aicore__ inline void Run(
-        const Pairs<T>& pairs, uint32_t k, GM_ADDR lists, GM_ADDR outScores, GM_ADDR outIds)
+        const Groups<T>& groups, uint32_t k, GM_ADDR lists, GM_ADDR outScores, GM_ADDR outIds)
     {
         TPipe pipe;
-        scorer_.Init(&pipe, pairs);
+        scorer_.Init(&pipe, groups);
         best_.Init(&pipe, k);
-        const bool whole = pairs.work.segments == 1;
+        const bool whole = groups.work.segments == 1;
         if (whole) {
-            writer_.Init(&pipe, outScores, outIds, pairs.work.pairs, k);
+            writer_.Init(&pipe, outScores, outIds, groups.work.groups, k);
         } else {
             pipe.InitBuffer(lists_, 1, kListBytes);
         }
-        for (uint64_t item = AscendC::GetBlockIdx(); item < pairs.work.Items();
+        for (uint64_t item = AscendC::GetBlockIdx(); item < groups.work.Items();
              item += AscendC::GetBlockNum()) {
             best_.Reset();
             for (scorer_.Start(item); !scorer_.Done(); scorer_.Next()) {
-                LocalTensor<float> expert;
-                LocalTensor<float> amateur;
-                scorer_.Take(expert, amateur);
-                scorer_.Score(amateur, expert, amateur);
-                best_.Offer(
-                    amateur, scorer_.Shared()->Largest(amateur, kTile), scorer_.Position());
+                const LocalTensor<float> scores = best_.Place();
+                scorer_.Score(scores, scorer_.Take());
+                best_.Offer(scorer_.Shared()->Largest(scores, kTile), scorer_.Position());
             }
             if (whole) {
                 writer_.Write(best_.List(), static_cast<uint32_t>(item));
             } else {
-                WriteList(lists, item, pairs.work.Items());
+                WriteList(lists, item, groups.work.Items());
             }
         }
     }
@@ -1069,29 +1116,29 @@ private:
     TQue<TPosition::VECOUT, 1> lists_;
 };
 
-// K3: segments >= 2 lists of a pair, in the order of their ids, to one.
+// K3: segments >= 2 lists of a group, in the order of their ids, to one.
 class Merge {
 public:
     __aicore__ inline void Run(
-        GM_ADDR lists, uint32_t pairs, uint32_t segments, uint32_t k, GM_ADDR outScores,
+        GM_ADDR lists, uint32_t groups, uint32_t segments, uint32_t k, GM_ADDR outScores,
         GM_ADDR outIds)
     {
         TPipe pipe;
         pipe.InitBuffer(in_, 1, segments * kListBytes);
         pipe.InitBuffer(merged_, 2 * kMerged * sizeof(float));
-        writer_.Init(&pipe, outScores, outIds, pairs, k);
+        writer_.Init(&pipe, outScores, outIds, groups, k);
         const uint64_t floats = static_cast<uint64_t>(segments) * kListFloats;
         GlobalTensor<float> all;
-        all.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(lists), pairs * floats);
+        all.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(lists), groups * floats);
         const uint32_t blocks = static_cast<uint32_t>(AscendC::GetBlockNum());
-        for (uint32_t pair = static_cast<uint32_t>(AscendC::GetBlockIdx()); pair < pairs;
-             pair += blocks) {
+        for (uint32_t group = static_cast<uint32_t>(AscendC::GetBlockIdx()); group < groups;
+             group += blocks) {
             LocalTensor<float> in = in_.AllocTensor<float>();
             const DataCopyExtParams params(1, segments * kListBytes, 0, 0, 0);
-            AscendC::DataCopyPad(in, all[pair * floats], params, DataCopyPadExtParams<float>());
+            AscendC::DataCopyPad(in, all[group * floats], params, DataCopyPadExtParams<float>());
             in_.EnQue(in);
             in = in_.DeQue<float>();
-            writer_.Write(Fold(in, segments), pair);
+            writer_.Write(Fold(in, segments), group);
             in_.FreeTensor(in);
         }
     }
@@ -1132,43 +1179,43 @@ private:
 }  // namespace
 }  // namespace vllm_cold
 
-#define VLLM_COLD_PAIR_PARAMETERS                                                              \
-    GM_ADDR logits, GM_ADDR expertRows, GM_ADDR amateurRows, GM_ADDR logAlpha, GM_ADDR beta,   \
-        GM_ADDR floor, GM_ADDR maxima, uint32_t rows, uint32_t pairs, uint32_t vocab,          \
+#define VLLM_COLD_GROUP_PARAMETERS                                                           \
+    GM_ADDR logits, GM_ADDR rows, GM_ADDR weights, GM_ADDR logAlpha, GM_ADDR floor,          \
+        GM_ADDR maxima, uint32_t numRows, uint32_t groups, uint32_t streams, uint32_t vocab, \
         uint32_t segments, uint32_t segmentLength, uint64_t rowStride
 
-#define VLLM_COLD_PAIRS(T)                                                          \
-    vllm_cold::Pairs<T>                                                             \
-    {                                                                               \
-        {logits, rows, vocab, rowStride}, expertRows, amateurRows, logAlpha, beta,  \
-            floor, maxima, {pairs, vocab, segments, segmentLength}, false           \
+#define VLLM_COLD_GROUPS(T)                                                          \
+    vllm_cold::Groups<T>                                                             \
+    {                                                                                \
+        {logits, numRows, vocab, rowStride}, rows, weights, logAlpha, floor, maxima, \
+            streams, {groups, vocab, segments, segmentLength}, false                 \
     }
 
-#define VLLM_COLD_KERNELS(T)                                                                   \
-    extern "C" __global__ __aicore__ void contrastive_maxima_##T(VLLM_COLD_PAIR_PARAMETERS)    \
-    {                                                                                          \
-        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                        \
-        const vllm_cold::Pairs<T> inputs = VLLM_COLD_PAIRS(T);                                 \
-        vllm_cold::Maxima<T> kernel;                                                           \
-        kernel.Run(inputs.logits, expertRows, inputs.work, maxima);                            \
-    }                                                                                          \
-    extern "C" __global__ __aicore__ void contrastive_scores_##T(                              \
-        VLLM_COLD_PAIR_PARAMETERS, GM_ADDR out, uint64_t outStride, GM_ADDR counted)          \
-    {                                                                                          \
-        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                        \
-        vllm_cold::Pairs<T> inputs = VLLM_COLD_PAIRS(T);                                       \
-        inputs.counts = counted != nullptr;                                                    \
-        vllm_cold::Scores<T> kernel;                                                           \
-        kernel.Run(inputs, out, outStride, counted);                                           \
-    }                                                                                          \
-    extern "C" __global__ __aicore__ void contrastive_topk_##T(                                \
-        VLLM_COLD_PAIR_PARAMETERS, uint32_t k, GM_ADDR lists, GM_ADDR outScores,               \
-        GM_ADDR outIds)                                                                        \
-    {                                                                                          \
-        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                        \
-        const vllm_cold::Pairs<T> inputs = VLLM_COLD_PAIRS(T);                                 \
-        vllm_cold::TopK<T> kernel;                                                             \
-        kernel.Run(inputs, k, lists, outScores, outIds);                                       \
+#define VLLM_COLD_KERNELS(T)                                                                 \
+    extern "C" __global__ __aicore__ void contrastive_maxima_##T(VLLM_COLD_GROUP_PARAMETERS) \
+    {                                                                                        \
+        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                      \
+        const vllm_cold::Groups<T> inputs = VLLM_COLD_GROUPS(T);                             \
+        vllm_cold::Maxima<T> kernel;                                                         \
+        kernel.Run(inputs);                                                                  \
+    }                                                                                        \
+    extern "C" __global__ __aicore__ void contrastive_scores_##T(                            \
+        VLLM_COLD_GROUP_PARAMETERS, GM_ADDR out, uint64_t outStride, GM_ADDR counted)        \
+    {                                                                                        \
+        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                      \
+        vllm_cold::Groups<T> inputs = VLLM_COLD_GROUPS(T);                                   \
+        inputs.counts = counted != nullptr;                                                  \
+        vllm_cold::Scores<T> kernel;                                                         \
+        kernel.Run(inputs, out, outStride, counted);                                         \
+    }                                                                                        \
+    extern "C" __global__ __aicore__ void contrastive_topk_##T(                              \
+        VLLM_COLD_GROUP_PARAMETERS, uint32_t k, GM_ADDR lists, GM_ADDR outScores,            \
+        GM_ADDR outIds)                                                                      \
+    {                                                                                        \
+        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                      \
+        const vllm_cold::Groups<T> inputs = VLLM_COLD_GROUPS(T);                             \
+        vllm_cold::TopK<T> kernel;                                                           \
+        kernel.Run(inputs, k, lists, outScores, outIds);                                     \
     }
 
 VLLM_COLD_KERNELS(float)
@@ -1176,47 +1223,49 @@ VLLM_COLD_KERNELS(half)
 VLLM_COLD_KERNELS(bfloat16_t)
 
 extern "C" __global__ __aicore__ void contrastive_merge(
-    GM_ADDR lists, uint32_t pairs, uint32_t segments, uint32_t k, GM_ADDR outScores, GM_ADDR outIds)
+    GM_ADDR lists, uint32_t groups, uint32_t segments, uint32_t k, GM_ADDR outScores,
+    GM_ADDR outIds)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
     vllm_cold::Merge kernel;
-    kernel.Run(lists, pairs, segments, k, outScores, outIds);
+    kernel.Run(lists, groups, segments, k, outScores, outIds);
 }
 
 extern "C" __global__ __aicore__ void contrastive_total(
-    GM_ADDR counts, uint32_t pairs, uint32_t segments, GM_ADDR statistics)
+    GM_ADDR counts, uint32_t groups, uint32_t segments, GM_ADDR statistics)
 {
     KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
     vllm_cold::Total kernel;
-    kernel.Run(counts, pairs, segments, statistics);
+    kernel.Run(counts, groups, segments, statistics);
 }
 
 namespace vllm_cold {
 
-#define VLLM_COLD_PAIR_ARGUMENTS(c)                                                             \
-    (c).logits, (c).expertRows, (c).amateurRows, (c).logAlpha, (c).beta, (c).floor, (c).maxima, \
-        (c).rows, (c).pairs, (c).vocab, (c).plan.segments, (c).plan.segmentLength, (c).rowStride
+#define VLLM_COLD_GROUP_ARGUMENTS(c)                                                     \
+    (c).logits, (c).rows, (c).weights, (c).logAlpha, (c).floor, (c).maxima, (c).numRows, \
+        (c).groups, (c).streams, (c).vocab, (c).plan.segments, (c).plan.segmentLength,   \
+        (c).rowStride
 
-#define VLLM_COLD_LAUNCH_SCORES(T, c, stream)                                                   \
-    do {                                                                                        \
-        if ((c).plan.segments > 1) {                                                            \
-            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,                   \
-                             VLLM_COLD_PAIR_ARGUMENTS(c));                                      \
-        }                                                                                       \
-        VLLM_COLD_LAUNCH(contrastive_scores_##T, (c).plan.blocks, stream,                       \
-                         VLLM_COLD_PAIR_ARGUMENTS(c), (c).out, (c).outStride,                   \
-                         (c).plan.segments > 1 ? (c).counts : (c).statistics);                  \
+#define VLLM_COLD_LAUNCH_SCORES(T, c, stream)                                  \
+    do {                                                                       \
+        if ((c).plan.segments > 1) {                                           \
+            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,  \
+                             VLLM_COLD_GROUP_ARGUMENTS(c));                    \
+        }                                                                      \
+        VLLM_COLD_LAUNCH(contrastive_scores_##T, (c).plan.blocks, stream,      \
+                         VLLM_COLD_GROUP_ARGUMENTS(c), (c).out, (c).outStride, \
+                         (c).plan.segments > 1 ? (c).counts : (c).statistics); \
     } while (0)
 
-#define VLLM_COLD_LAUNCH_TOPK(T, c, stream)                                                     \
-    do {                                                                                        \
-        if ((c).plan.segments > 1) {                                                            \
-            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,                   \
-                             VLLM_COLD_PAIR_ARGUMENTS(c));                                      \
-        }                                                                                       \
-        VLLM_COLD_LAUNCH(contrastive_topk_##T, (c).plan.blocks, stream,                         \
-                         VLLM_COLD_PAIR_ARGUMENTS(c), (c).k, (c).lists, (c).outScores,          \
-                         (c).outIds);                                                           \
+#define VLLM_COLD_LAUNCH_TOPK(T, c, stream)                                             \
+    do {                                                                                \
+        if ((c).plan.segments > 1) {                                                    \
+            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,           \
+                             VLLM_COLD_GROUP_ARGUMENTS(c));                             \
+        }                                                                               \
+        VLLM_COLD_LAUNCH(contrastive_topk_##T, (c).plan.blocks, stream,                 \
+                         VLLM_COLD_GROUP_ARGUMENTS(c), (c).k, (c).lists, (c).outScores, \
+                         (c).outIds);                                                   \
     } while (0)
 
 void LaunchScores(const ScoringCall& call, void* stream)
@@ -1229,7 +1278,7 @@ void LaunchScores(const ScoringCall& call, void* stream)
         VLLM_COLD_LAUNCH_SCORES(bfloat16_t, call, stream);
     }
     if (call.plan.segments > 1 && call.statistics != nullptr) {
-        VLLM_COLD_LAUNCH(contrastive_total, call.plan.mergeBlocks, stream, call.counts, call.pairs,
+        VLLM_COLD_LAUNCH(contrastive_total, call.plan.mergeBlocks, stream, call.counts, call.groups,
                          call.plan.segments, call.statistics);
     }
 }
@@ -1244,7 +1293,7 @@ void LaunchTopK(const ScoringCall& call, void* stream)
         VLLM_COLD_LAUNCH_TOPK(bfloat16_t, call, stream);
     }
     if (call.plan.segments > 1) {
-        VLLM_COLD_LAUNCH(contrastive_merge, call.plan.mergeBlocks, stream, call.lists, call.pairs,
+        VLLM_COLD_LAUNCH(contrastive_merge, call.plan.mergeBlocks, stream, call.lists, call.groups,
                          call.plan.segments, call.k, call.outScores, call.outIds);
     }
 }

@@ -6,6 +6,7 @@
 
 namespace vllm_cold {
 
+constexpr uint32_t kMaxAmateurs = 32;      // of a group
 constexpr uint32_t kTile = 4096;           // logits that one step of a block works on
 constexpr uint32_t kMaxTop = 64;           // entries of a sorted list; the largest k
 constexpr uint32_t kMaxSegments = 64;      // of one row
@@ -14,9 +15,9 @@ constexpr uint32_t kLeastSegment = 8192;   // shorter ones do not pay for their 
 constexpr uint32_t kSlotBytes = 32;        // one segment's maximum, or its counts, in a workspace
 constexpr uint32_t kListBytes = kMaxTop * 8;  // one segment's sorted (score, id) list
 
-// Row numbers and pairs are 32 bits on the device: as many as one launch can index.
+// Row numbers and groups are 32 bits on the device: as many as one launch can index.
 struct Plan {
-    uint32_t segments;       // S: of each expert row, at least 1, none of them empty
+    uint32_t segments;       // of each row, at least 1, none of them empty
     uint32_t segmentLength;  // a multiple of kSegmentUnit; the last segment may be shorter
     uint32_t blocks;         // of the launches that work on segments
     uint32_t mergeBlocks;    // of the launch that puts the segments' results together
@@ -24,13 +25,13 @@ struct Plan {
     uint64_t listBytes;      // workspace of a top-k call, likewise
 };
 
-// Few pairs: a row is split so that every vector core has work. Many pairs: one block per row,
+// Few groups: a row is split so that every vector core has work. Many groups: one block per row,
 // and blocks take rows in turn when there are more rows than cores.
-inline Plan MakePlan(uint64_t pairs, uint64_t vocab, uint64_t cores)
+inline Plan MakePlan(uint64_t groups, uint64_t vocab, uint64_t cores)
 {
     const auto ceilDiv = [](uint64_t a, uint64_t b) { return (a + b - 1) / b; };
     const auto least = [](uint64_t a, uint64_t b) { return a < b ? a : b; };
-    uint64_t wanted = least(least(cores / pairs, ceilDiv(vocab, kLeastSegment)), kMaxSegments);
+    uint64_t wanted = least(least(cores / groups, ceilDiv(vocab, kLeastSegment)), kMaxSegments);
     if (wanted == 0) {
         wanted = 1;
     }
@@ -39,10 +40,10 @@ inline Plan MakePlan(uint64_t pairs, uint64_t vocab, uint64_t cores)
     Plan plan{};
     plan.segments = static_cast<uint32_t>(segments);
     plan.segmentLength = static_cast<uint32_t>(length);
-    plan.blocks = static_cast<uint32_t>(least(cores, pairs * segments));
-    plan.mergeBlocks = static_cast<uint32_t>(least(cores, pairs));
-    plan.slotBytes = segments > 1 ? pairs * segments * kSlotBytes : 0;
-    plan.listBytes = segments > 1 ? pairs * segments * kListBytes : 0;
+    plan.blocks = static_cast<uint32_t>(least(cores, groups * segments));
+    plan.mergeBlocks = static_cast<uint32_t>(least(cores, groups));
+    plan.slotBytes = segments > 1 ? groups * segments * kSlotBytes : 0;
+    plan.listBytes = segments > 1 ? groups * segments * kListBytes : 0;
     return plan;
 }
 
@@ -51,21 +52,21 @@ enum class LogitsType : uint32_t { kFloat, kHalf, kBfloat16 };
 // Device addresses and sizes of one call. Strides are in elements.
 struct ScoringCall {
     LogitsType type;
-    uint8_t* logits;         // [rows, vocab], row stride rowStride
-    uint8_t* expertRows;     // [pairs] int64
-    uint8_t* amateurRows;    // [pairs] int64
-    uint8_t* logAlpha;       // [pairs] float32
-    uint8_t* beta;           // [pairs] float32
-    uint8_t* floor;          // [pairs] float32, the lowest expert logit admitted, or null
+    uint8_t* logits;         // [numRows, vocab], row stride rowStride
+    uint8_t* rows;           // [groups, streams] int64: expert's, amateurs'; -1 for no amateur
+    uint8_t* weights;        // [groups, streams - 1] float32, the amateurs'
+    uint8_t* logAlpha;       // [groups] float32
+    uint8_t* floor;          // [groups] float32, the lowest expert logit admitted, or null
     uint8_t* maxima;         // workspace: plan.slotBytes
     uint8_t* counts;         // workspace: plan.slotBytes, or null without statistics (dense)
     uint8_t* lists;          // workspace: plan.listBytes (top-k)
-    uint8_t* out;            // [pairs, vocab] float32, row stride outStride; null: over the expert's row
-    uint8_t* statistics;     // [pairs, 3] int64: valid, changed, not finite; or null (dense)
-    uint8_t* outScores;      // [pairs, k] float32 (top-k)
-    uint8_t* outIds;         // [pairs, k] int64 (top-k)
-    uint32_t rows;
-    uint32_t pairs;
+    uint8_t* out;            // [groups, vocab] float32, stride outStride; null: over experts' rows
+    uint8_t* statistics;     // [groups, 3] int64: valid, changed, not finite; or null (dense)
+    uint8_t* outScores;      // [groups, k] float32 (top-k)
+    uint8_t* outIds;         // [groups, k] int64 (top-k)
+    uint32_t numRows;
+    uint32_t groups;
+    uint32_t streams;        // 2 to kMaxAmateurs + 1
     uint32_t vocab;
     uint32_t k;              // top-k
     uint64_t rowStride;

@@ -52,26 +52,28 @@ uint64_t VectorCores()
 }
 
 ScoringCall MakeCall(
-    const at::Tensor& logits, const at::Tensor& expertRows, const at::Tensor& amateurRows,
-    const at::Tensor& logAlpha, const at::Tensor& beta, const std::optional<at::Tensor>& floor)
+    const at::Tensor& logits, const at::Tensor& rows, const at::Tensor& weights,
+    const at::Tensor& logAlpha, const std::optional<at::Tensor>& floor)
 {
     TORCH_CHECK(logits.size(1) == 1 || logits.stride(1) == 1,
                 "CoLD: the logits' last dimension is not contiguous");
-    TORCH_CHECK(logits.size(0) <= INT32_MAX && expertRows.size(0) <= INT32_MAX,
+    TORCH_CHECK(logits.size(0) <= INT32_MAX && rows.size(0) <= INT32_MAX,
                 "CoLD: more than 2**31 rows");
+    TORCH_CHECK(rows.size(1) >= 2 && rows.size(1) <= kMaxAmateurs + 1,
+                "CoLD: a group has 2 to ", kMaxAmateurs + 1, " streams");
     ScoringCall call{};
     call.type = TypeOf(logits);
     call.logits = Address(logits);
-    call.expertRows = Address(expertRows);
-    call.amateurRows = Address(amateurRows);
+    call.rows = Address(rows);
+    call.weights = Address(weights);
     call.logAlpha = Address(logAlpha);
-    call.beta = Address(beta);
     call.floor = floor.has_value() ? Address(*floor) : nullptr;
-    call.rows = static_cast<uint32_t>(logits.size(0));
-    call.pairs = static_cast<uint32_t>(expertRows.size(0));
+    call.numRows = static_cast<uint32_t>(logits.size(0));
+    call.groups = static_cast<uint32_t>(rows.size(0));
+    call.streams = static_cast<uint32_t>(rows.size(1));
     call.vocab = static_cast<uint32_t>(logits.size(1));
     call.rowStride = static_cast<uint64_t>(logits.stride(0));
-    call.plan = MakePlan(call.pairs, call.vocab, VectorCores());
+    call.plan = MakePlan(call.groups, call.vocab, VectorCores());
     return call;
 }
 
@@ -92,12 +94,12 @@ void Enqueue(const std::string& name, const ScoringCall& call,
 }
 
 void Scores(
-    const at::Tensor& logits, const at::Tensor& expertRows, const at::Tensor& amateurRows,
-    const at::Tensor& logAlpha, const at::Tensor& beta, const std::optional<at::Tensor>& floor,
+    const at::Tensor& logits, const at::Tensor& rows, const at::Tensor& weights,
+    const at::Tensor& logAlpha, const std::optional<at::Tensor>& floor,
     const std::optional<at::Tensor>& out, const std::optional<at::Tensor>& statistics)
 {
     const c10_npu::OptionalNPUGuard guard(logits.device());
-    ScoringCall call = MakeCall(logits, expertRows, amateurRows, logAlpha, beta, floor);
+    ScoringCall call = MakeCall(logits, rows, weights, logAlpha, floor);
     TORCH_CHECK(out.has_value() || call.type == LogitsType::kFloat,
                 "CoLD: only float32 logits can be written over");
     const at::Tensor maxima = Workspace(logits, call.plan.slotBytes);
@@ -116,12 +118,12 @@ void Scores(
 }
 
 void TopK(
-    const at::Tensor& logits, const at::Tensor& expertRows, const at::Tensor& amateurRows,
-    const at::Tensor& logAlpha, const at::Tensor& beta, const std::optional<at::Tensor>& floor,
+    const at::Tensor& logits, const at::Tensor& rows, const at::Tensor& weights,
+    const at::Tensor& logAlpha, const std::optional<at::Tensor>& floor,
     const at::Tensor& outScores, const at::Tensor& outIds)
 {
     const c10_npu::OptionalNPUGuard guard(logits.device());
-    ScoringCall call = MakeCall(logits, expertRows, amateurRows, logAlpha, beta, floor);
+    ScoringCall call = MakeCall(logits, rows, weights, logAlpha, floor);
     TORCH_CHECK(outScores.size(1) >= 1 && outScores.size(1) <= kMaxTop, "CoLD: k is from 1 to 64");
     const at::Tensor maxima = Workspace(logits, call.plan.slotBytes);
     const at::Tensor lists = Workspace(logits, call.plan.listBytes);
@@ -140,12 +142,11 @@ void TopK(
 TORCH_LIBRARY_FRAGMENT(vllm_cold, m)
 {
     m.def(
-        "ascend_scores(Tensor(a!) logits, Tensor expert_rows, Tensor amateur_rows, "
-        "Tensor log_alpha, Tensor beta, Tensor? floor, Tensor(b!)? out, "
-        "Tensor(c!)? statistics) -> ()");
+        "ascend_scores(Tensor(a!) logits, Tensor rows, Tensor weights, Tensor log_alpha, "
+        "Tensor? floor, Tensor(b!)? out, Tensor(c!)? statistics) -> ()");
     m.def(
-        "ascend_topk(Tensor logits, Tensor expert_rows, Tensor amateur_rows, Tensor log_alpha, "
-        "Tensor beta, Tensor? floor, Tensor(a!) out_scores, Tensor(b!) out_ids) -> ()");
+        "ascend_topk(Tensor logits, Tensor rows, Tensor weights, Tensor log_alpha, "
+        "Tensor? floor, Tensor(a!) out_scores, Tensor(b!) out_ids) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(vllm_cold, PrivateUse1, m)

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // The op as a whole: who computes what, and in which order.
 //
-// A pair takes two passes: the maxima of its expert's row, tile by tile, then the scores. As many
-// pairs as share out evenly are computed by one thread each, so that the second pass finds what it
-// needs of the expert's row in that core's cache. The rest is cut into segments of the vocabulary,
-// of which every thread has as many as the others, or nearly, and the same ones in both passes.
-// A pair whose beta adapts itself takes one more at first: the maxima of its amateur's row.
+// A group takes two passes: the maxima of its expert's row, tile by tile, then the scores, which read
+// the amateurs' rows side by side. As many groups as share out evenly are computed by one thread each,
+// so that the second pass finds what it needs of the expert's row in that core's cache. The rest is
+// cut into segments of the vocabulary, of which every thread has as many as the others, or nearly, and
+// the same ones in both passes.
+// An amateur whose weight adapts itself takes one more at first: the maxima of its row.
 #include "scoring.h"
 
 #include <algorithm>
@@ -21,7 +22,7 @@ namespace {
 
 constexpr float kInf = __builtin_inff();
 constexpr float kLargest = 3.40282346638528859811704183484516925e+38f;
-// Below this, a thread costs more than it saves: elements of all pairs' experts.
+// Below this, a thread costs more than it saves: elements of two rows.
 constexpr int64_t kPerThread = 8192;
 // Scores that no core's own cache could hold are written past the caches: an ordinary store reads the
 // memory first that it overwrites.
@@ -29,19 +30,21 @@ constexpr int64_t kStream = 1 << 20;
 constexpr int64_t kMaxSegments = 256;
 constexpr Tally kNothing{0, -1, -1, 0.0f, 0.0f, false};
 
-// What a pair's rows are scored with: the lowest expert logit of a candidate (-inf is none, so it is
-// above that), and the contrast strength. `finite`: no tile's maximum is +inf; of an amateur whose
-// pair is not adaptive, that is not known yet.
+// What a group's rows are scored with: the lowest expert logit of a candidate (-inf is none, so it is
+// above that), and the amateurs' weights. `finite`: no tile's maximum is +inf; of amateurs that are not
+// adaptive, that is not known yet.
 struct Settings {
-    float threshold, beta;
+    float threshold;
     bool finite;
+    float weights[kMaxAmateurs];
 };
 
 struct Job {
     char* logits;
     int64_t row_bytes, vocab, element_size;
-    const int64_t *expert_rows, *amateur_rows;
-    const float *log_alpha, *beta;
+    const int64_t* rows;
+    int64_t streams;
+    const float *weights, *log_alpha;
     const int64_t* expert_top_k;
     const uint8_t* adaptive;
     float* out;
@@ -52,48 +55,56 @@ struct Job {
     const Kernels* kernels;
     bool stream;
     int64_t num_tiles;
-    float* tiles;          // [pairs, num_tiles] maxima of the experts
-    float* amateur_tiles;  // and of the adaptive pairs' amateurs; null if no pair is adaptive
+    float* tiles;  // maxima: [groups, num_tiles], or [groups, streams, num_tiles] if some are adaptive
 
-    char* expert(int64_t pair) const { return logits + expert_rows[pair] * row_bytes; }
-    char* amateur(int64_t pair) const { return logits + amateur_rows[pair] * row_bytes; }
-    float* tiles_of(int64_t pair) const { return tiles + pair * num_tiles; }
-    float* amateur_tiles_of(int64_t pair) const { return amateur_tiles + pair * num_tiles; }
+    // Of stream 0, the expert, or of an amateur.
+    int64_t row(int64_t group, int64_t i) const { return rows[group * streams + i]; }
+    char* row_of(int64_t group, int64_t i) const { return logits + row(group, i) * row_bytes; }
+    bool adapts(int64_t group, int64_t i) const {
+        return adaptive != nullptr && row(group, i) >= 0 &&
+               adaptive[group * (streams - 1) + i - 1] != 0;
+    }
+    float* tiles_of(int64_t group, int64_t i) const {
+        return tiles + (adaptive == nullptr ? group : group * streams + i) * num_tiles;
+    }
     float largest(const float* maxima) const {
         return *std::max_element(maxima, maxima + num_tiles);
     }
-    bool adapts(int64_t pair) const { return adaptive != nullptr && adaptive[pair] != 0; }
 
-    // Tiles [from, to) of a pair's vocabulary, as tokens.
+    // Tiles [from, to) of a group's vocabulary, as tokens.
     struct Range {
         int64_t from, to;
     };
     Range tokens(Range t) const { return {t.from * kTile, std::min(t.to * kTile, vocab)}; }
 
-    void maxima(int64_t pair, Range range) const {
+    void maxima(int64_t group, Range range) const {
         const auto [from, to] = tokens(range);
-        kernels->maxima(expert(pair) + from * element_size, to - from,
-                        tiles_of(pair) + range.from);
-        if (!adapts(pair)) return;
-        kernels->maxima(amateur(pair) + from * element_size, to - from,
-                        amateur_tiles_of(pair) + range.from);
+        for (int64_t i = 0; i < streams; ++i) {
+            if (i > 0 && !adapts(group, i)) continue;
+            kernels->maxima(row_of(group, i) + from * element_size, to - from,
+                            tiles_of(group, i) + range.from);
+        }
     }
 
-    Settings settings(int64_t pair, bool* no_memory) const {
-        const float best = largest(tiles_of(pair));
-        Settings with{-kLargest, beta[pair], best < kInf};
-        if (with.finite) with.threshold = threshold(pair, best, no_memory);
-        if (adapts(pair)) {
-            const float most = largest(amateur_tiles_of(pair));
-            with.finite = with.finite && most < kInf;
-            with.beta = with.finite ? adapted(pair, with.threshold, most, no_memory) : 0.0f;
+    Settings settings(int64_t group, bool* no_memory) const {
+        const float best = largest(tiles_of(group, 0));
+        Settings with{-kLargest, best < kInf, {}};
+        if (with.finite) with.threshold = threshold(group, best, no_memory);
+        for (int64_t i = 1; i < streams; ++i) {
+            if (adapts(group, i)) with.finite = with.finite && largest(tiles_of(group, i)) < kInf;
+        }
+        for (int64_t i = 1; i < streams; ++i) {
+            float& weight = with.weights[i - 1];
+            weight = weights[group * (streams - 1) + i - 1];
+            if (!adapts(group, i)) continue;
+            weight = with.finite ? adapted(group, i, weight, with.threshold, no_memory) : 0.0f;
         }
         return with;
     }
 
-    float threshold(int64_t pair, float best, bool* no_memory) const {
-        const float mask = std::max(best + log_alpha[pair], -kLargest);
-        const int64_t cap = expert_top_k == nullptr ? 0 : expert_top_k[pair];
+    float threshold(int64_t group, float best, bool* no_memory) const {
+        const float mask = std::max(best + log_alpha[group], -kLargest);
+        const int64_t cap = expert_top_k == nullptr ? 0 : expert_top_k[group];
         if (cap <= 0 || cap >= vocab) return mask;
         // Of those that the mask admits, the cap-th; they are the largest, so it is the row's too.
         float* found = static_cast<float*>(std::malloc(static_cast<size_t>(vocab) * sizeof(float)));
@@ -101,8 +112,8 @@ struct Job {
             *no_memory = true;
             return mask;
         }
-        const int64_t count = kernels->at_least(expert(pair), nullptr, vocab, tiles_of(pair),
-                                                mask, found, nullptr);
+        const int64_t count = kernels->at_least(row_of(group, 0), nullptr, vocab,
+                                                tiles_of(group, 0), mask, found, nullptr);
         float limit = mask;
         if (count > cap) {
             std::nth_element(found, found + cap - 1, found + count,
@@ -113,9 +124,9 @@ struct Job {
         return limit;
     }
 
-    // The beta that this step's logits call for; `most` is the amateur's largest.
-    float adapted(int64_t pair, float limit, float most, bool* no_memory) const {
-        const float* maxima = tiles_of(pair);
+    // The weight that this step's logits call for, of stream i.
+    float adapted(int64_t group, int64_t i, float weight, float limit, bool* no_memory) const {
+        const float* maxima = tiles_of(group, 0);
         const int64_t reaching = std::count_if(maxima, maxima + num_tiles,
                                                [limit](float tile) { return tile >= limit; });
         const size_t room = static_cast<size_t>(std::max<int64_t>(reaching, 1) * kTile);
@@ -126,57 +137,73 @@ struct Job {
         }
         float* a = e + room;
         const int64_t n =
-            kernels->at_least(expert(pair), amateur(pair), vocab, maxima, limit, e, a);
+            kernels->at_least(row_of(group, 0), row_of(group, i), vocab, maxima, limit, e, a);
         const float best = n == 0 ? -kInf : *std::max_element(a, a + n);
         float result = 0.0f;
         if (best > -kInf) {
-            result = beta[pair] * exp_negative(best - most) * divergence(e, a, n);
+            const float most = largest(tiles_of(group, i));
+            result = weight * exp_negative(best - most) * divergence(e, a, n);
         }
         std::free(e);
         return result;
     }
 
-    // Whether the amateur's logits hold NaN or +inf.
-    bool score(int64_t pair, Range range, Settings with, Best* best) const {
+    // Of the amateurs, those that there are; the expert itself, without weight, if there are none.
+    Segment segment(int64_t group, Range range, const Settings& with) const {
+        const auto [from, to] = tokens(range);
+        const int64_t start = from * element_size;
+        Segment s;
+        s.expert = row_of(group, 0) + start;
+        s.n = to - from;
+        s.tiles = tiles_of(group, 0) + range.from;
+        s.threshold = with.threshold;
+        s.num = 0;
+        for (int64_t i = 1; i < streams; ++i) {
+            if (row(group, i) < 0) continue;
+            s.amateurs[s.num] = row_of(group, i) + start;
+            s.weights[s.num++] = with.weights[i - 1];
+        }
+        if (s.num == 0) s.amateurs[0] = s.expert, s.weights[s.num++] = 0.0f;
+        return s;
+    }
+
+    // Whether the amateurs' logits hold NaN or +inf.
+    bool score(int64_t group, Range range, const Settings& with, Best* best) const {
         bool bad = false;
         const auto [from, to] = tokens(range);
-        const char* e = expert(pair) + from * element_size;
-        const char* a = amateur(pair) + from * element_size;
-        const float* maxima = tiles_of(pair) + range.from;
+        const Segment s = segment(group, range, with);
         if (top_scores != nullptr) {
             best->k = k;
             best->count = 0;
-            kernels->topk(e, a, to - from, maxima, with.threshold, with.beta, from, best, &bad);
+            kernels->topk(s, from, best, &bad);
         } else if (out != nullptr) {
-            float* row = out + pair * vocab + from;
+            float* row = out + group * vocab + from;
             const bool aligned = reinterpret_cast<uintptr_t>(row) % 64 == 0;
-            kernels->scores(e, a, to - from, maxima, with.threshold, with.beta, row,
-                            stream && aligned, &bad);
+            kernels->scores(s, row, stream && aligned, &bad);
         } else {
-            kernels->scores(e, a, to - from, maxima, with.threshold, with.beta,
-                            reinterpret_cast<float*>(expert(pair)) + from, false, &bad);
-            if (bad) make_samplable(reinterpret_cast<float*>(amateur(pair)) + from, to - from);
+            kernels->scores(s, reinterpret_cast<float*>(row_of(group, 0)) + from, false, &bad);
+            for (int64_t i = 1; bad && i < streams; ++i) {
+                if (row(group, i) < 0) continue;
+                replace_nonfinite(reinterpret_cast<float*>(row_of(group, i)) + from, to - from);
+            }
         }
         return bad;
     }
 
-    static void make_samplable(float* x, int64_t n) {
+    static void replace_nonfinite(float* x, int64_t n) {
         for (int64_t i = 0; i < n; ++i) {
             if (!(x[i] < kInf)) x[i] = 0.0f;
         }
     }
 
-    Tally tally(int64_t pair, Range range, Settings with) const {
-        const auto [from, to] = tokens(range);
+    Tally tally(int64_t group, Range range, const Settings& with) const {
         Tally found = kNothing;
-        kernels->tally(expert(pair) + from * element_size, amateur(pair) + from * element_size,
-                       to - from, tiles_of(pair) + range.from, with.threshold, with.beta, from,
-                       &found);
+        kernels->tally(segment(group, range, with), tokens(range).from, &found);
         return found;
     }
 
-    // A pair's statistics out of the tallies of `num` segments, which lie in order of their ids.
-    void count(int64_t pair, Settings with, const Tally* segments, int64_t num) const {
+    // A group's statistics out of the tallies of `num` segments, which lie in order of their ids.
+    void count(int64_t group, const Settings& with, const Tally* segments, int64_t num) const {
         Tally all = kNothing;
         all.bad = !with.finite;
         for (const Tally* t = segments; t < segments + num; ++t) {
@@ -187,13 +214,13 @@ struct Job {
                 all.expert = t->expert, all.expert_id = t->expert_id;
             all.count += t->count;
         }
-        statistics[3 * pair] = all.count;
-        statistics[3 * pair + 1] = all.best_id != all.expert_id;
-        statistics[3 * pair + 2] = all.bad;
+        statistics[3 * group] = all.count;
+        statistics[3 * group + 1] = all.best_id != all.expert_id;
+        statistics[3 * group + 2] = all.bad;
     }
 
     // One list out of those of `num` segments, which lie in order of their ids.
-    void merge(int64_t pair, const Best* segments, int64_t num) const {
+    void merge(int64_t group, const Best* segments, int64_t num) const {
         int64_t next[kMaxSegments] = {};
         for (int64_t i = 0; i < k; ++i) {
             int64_t from = -1;
@@ -202,8 +229,8 @@ struct Job {
                 if (from < 0 || segments[s].scores[next[s]] > segments[from].scores[next[from]])
                     from = s;
             }
-            top_scores[pair * k + i] = from < 0 ? -kInf : segments[from].scores[next[from]];
-            top_ids[pair * k + i] = from < 0 ? -1 : segments[from].ids[next[from]++];
+            top_scores[group * k + i] = from < 0 ? -kInf : segments[from].scores[next[from]];
+            top_ids[group * k + i] = from < 0 ? -1 : segments[from].ids[next[from]++];
         }
     }
 };
@@ -220,20 +247,19 @@ const Kernels* kernels_for(int32_t isa) {
 }  // namespace
 
 int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab,
-                        int32_t dtype, const int64_t* expert_rows, const int64_t* amateur_rows,
-                        const float* log_alpha, const float* beta, const int64_t* expert_top_k,
-                        const uint8_t* adaptive, int64_t num_pairs, float* out, float* top_scores,
-                        int64_t* top_ids, int64_t k, int64_t* statistics, int32_t isa,
-                        int32_t threads) {
-    for (int64_t pair = 0; pair < num_pairs; ++pair) {
-        if (expert_rows[pair] < 0 || expert_rows[pair] >= num_rows) return kRowOutside;
-        if (amateur_rows[pair] < 0 || amateur_rows[pair] >= num_rows) return kRowOutside;
+                        int32_t dtype, const int64_t* rows, const float* weights,
+                        const float* log_alpha, const int64_t* expert_top_k,
+                        const uint8_t* adaptive, int64_t num_groups, int64_t streams, float* out,
+                        float* top_scores, int64_t* top_ids, int64_t k, int64_t* statistics,
+                        int32_t isa, int32_t threads) {
+    for (int64_t i = 0; i < num_groups * streams; ++i) {
+        if (rows[i] < (i % streams == 0 ? 0 : -1) || rows[i] >= num_rows) return kRowOutside;
     }
     const int64_t num_tiles = (vocab + kTile - 1) / kTile;
-    const int64_t useful = num_pairs * vocab / kPerThread;
+    const int64_t useful = num_groups * streams * vocab / 2 / kPerThread;
     const int64_t num_threads = std::clamp<int64_t>(threads, 1, std::max<int64_t>(useful, 1));
-    const int64_t split = num_pairs % num_threads;
-    const int64_t whole = num_pairs - split;
+    const int64_t split = num_groups % num_threads;
+    const int64_t whole = num_groups - split;
     int64_t segments = 1;
     if (split > 0) {
         segments = std::min({num_threads / std::gcd(num_threads, split), num_tiles,
@@ -241,10 +267,10 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     }
     const int64_t tasks = split * segments;
     const bool lists_wanted = top_scores != nullptr;
-    const int64_t rows = adaptive == nullptr ? num_pairs : 2 * num_pairs;
+    const int64_t tiled = adaptive == nullptr ? num_groups : num_groups * streams;  // rows
     float* tiles =
-        static_cast<float*>(std::malloc(static_cast<size_t>(rows * num_tiles) * sizeof(float)));
-    Settings* settings =  // of the split pairs
+        static_cast<float*>(std::malloc(static_cast<size_t>(tiled * num_tiles) * sizeof(float)));
+    Settings* settings =  // of the split groups
         static_cast<Settings*>(std::malloc(static_cast<size_t>(split + 1) * sizeof(Settings)));
     Best* lists = static_cast<Best*>(
         std::malloc(static_cast<size_t>(lists_wanted ? tasks + 1 : 1) * sizeof(Best)));
@@ -255,22 +281,21 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                                 tallies == nullptr};
 
     const Job job{static_cast<char*>(logits), row_stride * kElementSize[dtype], vocab,
-                  kElementSize[dtype], expert_rows, amateur_rows, log_alpha, beta, expert_top_k,
-                  adaptive, out, top_scores, top_ids, k, statistics, kernels_for(isa) + dtype,
-                  num_pairs * vocab >= kStream, num_tiles, tiles,
-                  adaptive == nullptr ? nullptr : tiles + num_pairs * num_tiles};
+                  kElementSize[dtype], rows, streams, weights, log_alpha, expert_top_k, adaptive,
+                  out, top_scores, top_ids, k, statistics, kernels_for(isa) + dtype,
+                  num_groups * vocab >= kStream, num_tiles, tiles};
     const Job::Range all{0, num_tiles};
 
     auto body = [&](Team team) {
         bool found_no_memory = false;
-        for (int64_t pair = team.thread; pair < whole; pair += team.size) {
-            job.maxima(pair, all);
-            const Settings with = job.settings(pair, &found_no_memory);
-            Tally found = counted ? job.tally(pair, all, with) : kNothing;
+        for (int64_t group = team.thread; group < whole; group += team.size) {
+            job.maxima(group, all);
+            const Settings with = job.settings(group, &found_no_memory);
+            Tally found = counted ? job.tally(group, all, with) : kNothing;
             Best list;
-            found.bad = job.score(pair, all, with, &list);
-            if (counted) job.count(pair, with, &found, 1);
-            if (lists_wanted) job.merge(pair, &list, 1);
+            found.bad = job.score(group, all, with, &list);
+            if (counted) job.count(group, with, &found, 1);
+            if (lists_wanted) job.merge(group, &list, 1);
         }
         if (split > 0) {
             const auto segment = [&](int64_t task) {
@@ -284,11 +309,11 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                 settings[p] = job.settings(whole + p, &found_no_memory);
             team.barrier();
             for (int64_t task = team.thread; task < tasks; task += team.size) {
-                const int64_t pair = whole + task / segments;
-                const Settings with = settings[task / segments];
-                if (counted) tallies[task] = job.tally(pair, segment(task), with);
+                const int64_t group = whole + task / segments;
+                const Settings& with = settings[task / segments];
+                if (counted) tallies[task] = job.tally(group, segment(task), with);
                 const bool bad =
-                    job.score(pair, segment(task), with, lists_wanted ? lists + task : nullptr);
+                    job.score(group, segment(task), with, lists_wanted ? lists + task : nullptr);
                 if (counted) tallies[task].bad = bad;
             }
             if (lists_wanted || counted) {

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// The divergence that an adaptive beta is made of (the formula: vllm_cold/ops/scoring.py).
+// The divergence that an adaptive weight is made of (the formula: vllm_cold/ops/scoring.py).
 //
 // Without libm, which the library does not link. The compiler makes vectors of these loops: so choices are
 // made between integers, as a comparison of floats could trap. Compiled once, for every CPU: candidates are
-// few, and beta does not depend on the instruction set.
+// few, and weights do not depend on the instruction set.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one instruction set offers: passes over a segment of one pair's rows, on one thread.
+// What one instruction set offers: passes over a segment of one group's rows, on one thread.
 #pragma once
 
 #include "scoring.h"
@@ -15,19 +15,30 @@ struct Best {
     int64_t ids[kMaxK];
 };
 
-// What a segment says of its pair: how many tokens are valid, the one with the best score and the
+// What a segment says of its group: how many tokens are valid, the one with the best score and the
 // expert's best one, by the lower id where several are. Ids are -1 while `count` is 0. `bad`: whether
-// the amateur's logits hold NaN or +inf.
+// an amateur's logits hold NaN or +inf.
 struct Tally {
     int64_t count, best_id, expert_id;
     float best, expert;
     bool bad;
 };
 
-// Passes over n elements of a row. `tiles` has the maximum of each kTile of them, +inf if one is NaN:
-// few reach the threshold, and the others need no second look at the expert's logits. `scores` and
-// `topk` set *bad if one of the amateur's elements is NaN or +inf. Whatever they and the expert's
-// are, scores are finite; NaN is valid.
+// n elements of a group's rows, and what they are scored with. `tiles` has the maximum of each kTile of
+// the expert's, +inf if one is NaN: few reach the threshold, and the others need no second look.
+// `num`, of amateurs, is at least 1.
+struct Segment {
+    const void* expert;
+    int64_t n;
+    const float* tiles;
+    float threshold;
+    int64_t num;
+    const void* amateurs[kMaxAmateurs];
+    float weights[kMaxAmateurs];
+};
+
+// Passes over a segment. `scores` and `topk` set *bad if one of the amateurs' elements is NaN or +inf.
+// Whatever they and the expert's are, scores are finite; NaN is valid.
 struct Kernels {
     void (*maxima)(const void* x, int64_t n, float* tiles);
     // Copies the expert's elements >= threshold to `found`, in order, and if `a` is not null the
@@ -36,15 +47,12 @@ struct Kernels {
                         float threshold, float* found, float* beside);
     // Scores to `to`, which may be the expert's logits. `stream` (to an address aligned to 64 bytes):
     // past the caches.
-    void (*scores)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
-                   float beta, float* to, bool stream, bool* bad);
+    void (*scores)(const Segment& rows, float* to, bool stream, bool* bad);
     // Scores into `best`; the first element is of token `first_id`.
-    void (*topk)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
-                 float beta, int64_t first_id, Best* best, bool* bad);
+    void (*topk)(const Segment& rows, int64_t first_id, Best* best, bool* bad);
     // Like `scores` without writing any: into `tally`, which is empty, but for `bad`. Before `scores`
     // in place.
-    void (*tally)(const void* e, const void* a, int64_t n, const float* tiles, float threshold,
-                  float beta, int64_t first_id, Tally* tally);
+    void (*tally)(const Segment& rows, int64_t first_id, Tally* tally);
 };
 
 // By dtype.

@@ -89,23 +89,52 @@ int64_t at_least(const void* expert, const void* amateur, int64_t n, const float
     return count;
 }
 
-struct Pair {
-    F limit, beta;
+// What is added to the expert's logits. Of kOne amateur, all that it takes is in registers.
+template <class T, bool kOne>
+struct Amateurs {
+    const Segment& rows;
+    const T* first;
+    F first_factor, limit;
     M wrong;
 
-    // Scores of N tokens; `valid` are those that have one. The threshold is above -inf. NaN is not
-    // below it, and saturates like +inf: all scores are finite.
-    inline __attribute__((always_inline)) F score(F e, F a, M* valid) {
-        look(a);
+    explicit Amateurs(const Segment& given)
+        : rows(given),
+          first(static_cast<const T*>(given.amateurs[0])),
+          first_factor(factor(0)),
+          limit(Vec::set1(given.threshold)),
+          wrong(Vec::none()) {}
+
+    // Scores of the up to N tokens from i on; `valid` are those that have one. The threshold is above
+    // -inf. NaN is not below it, and saturates like +inf: all scores are finite.
+    inline __attribute__((always_inline)) F score(F e, int64_t i, int64_t n, M* valid) {
         *valid = Vec::not_below(e, limit);
+        F score = add(e, look(first + i, n), first_factor, e);
+        for (int64_t j = 1; !kOne && j < rows.num; ++j)
+            score = add(score, look(at(j) + i, n), factor(j), e);
+        return score;
+    }
+    // Amateurs' logits that get no score are looked at all the same.
+    inline __attribute__((always_inline)) void look_at_all(int64_t i, int64_t n) {
+        look(first + i, n);
+        for (int64_t j = 1; !kOne && j < rows.num; ++j) look(at(j) + i, n);
+    }
+    inline __attribute__((always_inline)) const T* at(int64_t j) const {
+        return static_cast<const T*>(rows.amateurs[j]);
+    }
+    inline __attribute__((always_inline)) F look(const T* from, int64_t n) {
+        const F a = load_some(from, n);
+        wrong = Vec::either(wrong, Vec::not_below_inf(a));
+        return a;
+    }
+    // Of the difference e - a. Not negated: without weight it is 0, not -0.
+    inline __attribute__((always_inline)) F factor(int64_t j) const {
+        return Vec::set1(0.0f - rows.weights[j]);
+    }
+    static inline __attribute__((always_inline)) F add(F score, F a, F factor, F e) {
         const F most = Vec::set1(kLargest), least = Vec::set1(-kLargest);
         a = Vec::select(Vec::eq(a, Vec::set1(-kInf)), Vec::set1(0.0f), a);
         const F difference = Vec::max(Vec::min(Vec::sub(e, a), most), least);
-        return Vec::max(Vec::min(Vec::fma(difference, beta, e), most), least);
-    }
-    // Amateur's logits that get no score are looked at all the same.
-    inline __attribute__((always_inline)) void look(F a) {
-        wrong = Vec::either(wrong, Vec::not_below_inf(a));
+        return Vec::max(Vec::min(Vec::fma(difference, factor, score), most), least);
     }
 };
 
@@ -118,23 +147,25 @@ void store_some(float* to, F x, int64_t n) {
 }
 
 // put(i, scores, n): n <= N scores from token i on.
-template <class T, class Put>
-inline __attribute__((always_inline)) void each_score(const T* e, const T* a, int64_t n,
-                                                      const float* tiles, float threshold,
-                                                      Pair& pair, Put put) {
+template <class T, bool kOne, class Put>
+inline __attribute__((always_inline)) void each_score(const Segment& rows,
+                                                      Amateurs<T, kOne>& amateurs, Put put) {
+    const T* e = static_cast<const T*>(rows.expert);
+    const int64_t n = rows.n;
+    const float* tiles = rows.tiles;
+    const float threshold = rows.threshold;
     const F low = Vec::set1(-kInf);
     for (int64_t i = 0; i < n;) {
         const int64_t end = tile_end(i, n);
         if (*tiles++ >= threshold) {
             for (; i < end; i += N) {
                 M valid;
-                const F score =
-                    pair.score(load_some(e + i, end - i), load_some(a + i, end - i), &valid);
+                const F score = amateurs.score(load_some(e + i, end - i), i, end - i, &valid);
                 put(i, Vec::select(valid, score, low), end - i);
             }
         } else {
             for (; i < end; i += N) {
-                pair.look(load_some(a + i, end - i));
+                amateurs.look_at_all(i, end - i);
                 put(i, low, end - i);
             }
         }
@@ -142,14 +173,11 @@ inline __attribute__((always_inline)) void each_score(const T* e, const T* a, in
     }
 }
 
-template <class T>
-void scores(const void* expert, const void* amateur, int64_t n, const float* tiles,
-            float threshold, float beta, float* to, bool stream, bool* bad) {
-    const T* e = static_cast<const T*>(expert);
-    const T* a = static_cast<const T*>(amateur);
-    Pair pair{Vec::set1(threshold), Vec::set1(beta), Vec::none()};
+template <class T, bool kOne>
+void scores_of(const Segment& rows, float* to, bool stream, bool* bad) {
+    Amateurs<T, kOne> amateurs(rows);
     if (stream) {
-        each_score(e, a, n, tiles, threshold, pair, [&](int64_t i, F x, int64_t count) {
+        each_score(rows, amateurs, [&](int64_t i, F x, int64_t count) {
             if (count >= N) {
                 Vec::stream(to + i, x);
             } else {
@@ -158,11 +186,15 @@ void scores(const void* expert, const void* amateur, int64_t n, const float* til
         });
         Vec::fence();
     } else {
-        each_score(e, a, n, tiles, threshold, pair, [&](int64_t i, F x, int64_t count) {
-            store_some(to + i, x, count);
-        });
+        each_score(rows, amateurs,
+                   [&](int64_t i, F x, int64_t count) { store_some(to + i, x, count); });
     }
-    *bad |= Vec::any(pair.wrong);
+    *bad |= Vec::any(amateurs.wrong);
+}
+
+template <class T>
+void scores(const Segment& rows, float* to, bool stream, bool* bad) {
+    (rows.num == 1 ? scores_of<T, true> : scores_of<T, false>)(rows, to, stream, bad);
 }
 
 // Keeps `best` in order. Tokens come by rising id: an equal score goes behind.
@@ -176,24 +208,23 @@ void insert(Best* best, float score, int64_t id) {
     best->ids[at] = id;
 }
 
-template <class T>
-void topk(const void* expert, const void* amateur, int64_t n, const float* tiles, float threshold,
-          float beta, int64_t first_id, Best* best, bool* bad) {
-    const T* e = static_cast<const T*>(expert);
-    const T* a = static_cast<const T*>(amateur);
-    Pair pair{Vec::set1(threshold), Vec::set1(beta), Vec::none()};
+template <class T, bool kOne>
+void topk_of(const Segment& rows, int64_t first_id, Best* best, bool* bad) {
+    const T* e = static_cast<const T*>(rows.expert);
+    const int64_t n = rows.n;
+    const float* tiles = rows.tiles;
+    Amateurs<T, kOne> amateurs(rows);
     float worst = -kInf;  // that gets in
     for (int64_t i = 0; i < n;) {
         const int64_t end = tile_end(i, n);
-        if (*tiles++ < threshold) {
-            for (; i < end; i += N) pair.look(load_some(a + i, end - i));
+        if (*tiles++ < rows.threshold) {
+            for (; i < end; i += N) amateurs.look_at_all(i, end - i);
             i = end;
             continue;
         }
         for (; i < end; i += N) {
             M valid;
-            const F score =
-                pair.score(load_some(e + i, end - i), load_some(a + i, end - i), &valid);
+            const F score = amateurs.score(load_some(e + i, end - i), i, end - i, &valid);
             uint32_t lanes = Vec::bits(valid);  // of few
             if (lanes != 0) lanes &= Vec::bits(Vec::gt(score, Vec::set1(worst)));
             if (lanes == 0) continue;
@@ -208,7 +239,12 @@ void topk(const void* expert, const void* amateur, int64_t n, const float* tiles
         }
         i = end;
     }
-    *bad |= Vec::any(pair.wrong);
+    *bad |= Vec::any(amateurs.wrong);
+}
+
+template <class T>
+void topk(const Segment& rows, int64_t first_id, Best* best, bool* bad) {
+    (rows.num == 1 ? topk_of<T, true> : topk_of<T, false>)(rows, first_id, best, bad);
 }
 
 // Of two with the same value the first stays: tokens come by rising id.
@@ -218,18 +254,18 @@ void keep_larger(float value, int64_t id, float* most, int64_t* most_id) {
     *most_id = id;
 }
 
-template <class T>
-void tally(const void* expert, const void* amateur, int64_t n, const float* tiles, float threshold,
-           float beta, int64_t first_id, Tally* tally) {
-    const T* e = static_cast<const T*>(expert);
-    const T* a = static_cast<const T*>(amateur);
-    Pair pair{Vec::set1(threshold), Vec::set1(beta), Vec::none()};
+template <class T, bool kOne>
+void tally_of(const Segment& rows, int64_t first_id, Tally* tally) {
+    const T* e = static_cast<const T*>(rows.expert);
+    const int64_t n = rows.n;
+    const float* tiles = rows.tiles;
+    Amateurs<T, kOne> amateurs(rows);
     for (int64_t tile = 0; tile < n; tile += kTile) {
-        if (*tiles++ < threshold) continue;
+        if (*tiles++ < rows.threshold) continue;
         for (int64_t i = tile, end = tile_end(tile, n); i < end; i += N) {
             const F logits = load_some(e + i, end - i);
             M valid;
-            const F score = pair.score(logits, load_some(a + i, end - i), &valid);
+            const F score = amateurs.score(logits, i, end - i, &valid);
             uint32_t lanes = Vec::bits(valid);  // of few
             if (lanes == 0) continue;
             float values[N], experts[N];
@@ -243,6 +279,11 @@ void tally(const void* expert, const void* amateur, int64_t n, const float* tile
             }
         }
     }
+}
+
+template <class T>
+void tally(const Segment& rows, int64_t first_id, Tally* tally) {
+    (rows.num == 1 ? tally_of<T, true> : tally_of<T, false>)(rows, first_id, tally);
 }
 
 template <class T>

@@ -44,9 +44,9 @@ def test_messages_are_found() -> None:
     texts = {message.text for message in collect()}
     assert len(texts) > 80
     for part in (
-        "must be a number in (0, 1]",  # raised
+        "must be a number in [0, 1]",  # raised
         "falls back to",  # logged
-        "LoRA is off; start the engine",  # returned
+        "LoRA is off, and the engine was not asked",  # returned
         "do not fit the KV cache of",  # a request's end
         "hold NaN or +inf",  # a constant
     ):
@@ -75,7 +75,7 @@ def test_each_message_has_a_remedy() -> None:
 
 def test_a_new_message_would_be_missed() -> None:
     cells = list(rows())
-    assert listed("must be a number in (0, 1]", cells)
+    assert listed("must be a number in [0, 1]", cells)
     assert listed(f"its rank {VALUE} is above the engine's max_lora_rank={VALUE}", cells)
     assert not listed(f"a sentence with {VALUE} that nobody wrote down", cells)
     assert not listed("must be a number in (0, 2]", cells)

@@ -161,19 +161,18 @@ def test_metrics_offline(
 def test_scoring_op() -> None:
     import torch
 
-    from vllm_cold.ops import Pairs, contrastive_scores, contrastive_topk
+    from vllm_cold.ops import Groups, contrastive_scores, contrastive_topk
 
-    logits = torch.randn(4, 100, generator=torch.Generator().manual_seed(0))
+    logits = torch.randn(5, 100, generator=torch.Generator().manual_seed(0))
     before = logits.clone()
-    pairs = {
-        "expert_rows": torch.tensor([0, 3]),
-        "amateur_rows": torch.tensor([2, 1]),
+    groups = {
+        "rows": torch.tensor([[0, 2, -1], [3, 1, 4]]),
+        "weights": torch.tensor([[-0.5, 0.0], [-1.0, 0.5]]),
         "log_alpha": torch.tensor([0.1, 0.01]).log(),
-        "beta": torch.tensor([0.5, 1.0]),
     }
-    exec(block("docs/kernels.md", "scoring"), {"logits": logits, **pairs})
+    exec(block("docs/kernels.md", "scoring"), {"logits": logits, **groups})
     # The second call wrote the scores over the experts' rows.
-    scores = contrastive_scores(before, Pairs(**pairs))
+    scores = contrastive_scores(before, Groups(**groups))
     assert torch.equal(logits[[0, 3]], scores)
-    assert torch.equal(logits[[2, 1]], before[[2, 1]])
-    assert contrastive_topk(before, Pairs(**pairs), k=20)[0].shape == (2, 20)
+    assert torch.equal(logits[[2, 1, 4]], before[[2, 1, 4]])
+    assert contrastive_topk(before, Groups(**groups), k=20)[0].shape == (2, 20)

@@ -159,7 +159,7 @@ def assert_idle(llm: Any) -> None:
     """The scheduler has forgotten everything that ran."""
     sched = scheduler(llm)
     assert not sched.requests
-    assert not sched._pairs
+    assert not sched._groups
     assert not sched.running
     assert not sched.waiting
     assert not any(sched._waiting_queues())
@@ -175,7 +175,7 @@ def preempted_pairs(llm: Any) -> Iterator[list[str]]:
     original = sched._preempt_request
 
     def record(request: Any, *args: Any, **kwargs: Any) -> None:
-        if request.request_id.endswith("-amateur"):
+        if request.request_id.endswith("-amateur-1"):
             ids.append(request.request_id)
         original(request, *args, **kwargs)
 

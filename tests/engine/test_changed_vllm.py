@@ -275,7 +275,7 @@ def test_option_of_the_same_name(run: Run, field: bool, choices: str) -> None:
     [
         (
             ["--cold-alpha", "2"],
-            "vllm serve: error: argument --cold-alpha: '2': must be a number in (0, 1]",
+            "vllm serve: error: argument --cold-alpha: '2': must be a number in [0, 1]",
         ),
         (["--cold-beta-max", "1"], "vllm: error: --cold-beta-max=1.0: is for an adaptive beta"),
         (["--sampler", "coald"], "vllm serve: error: argument --sampler: invalid choice: 'coald'"),

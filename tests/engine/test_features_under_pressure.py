@@ -199,11 +199,11 @@ def test_requests_wait_for_their_grammar(engines: Engines, tiny: Path) -> None:
     def look(step: int) -> None:
         if released.is_set():
             return
-        experts = [p.expert for i, p in sched._pairs.items() if i == p.expert.request_id]
+        experts = [p.expert for i, p in sched._groups.items() if i == p.expert.request_id]
         waiting = [r for r in experts if r.structured_output_request]
         for request in waiting:
             assert request.status.name == "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR"
-            for stream in (request, sched._pairs[request.request_id].amateur):
+            for stream in (request, sched._groups[request.request_id].amateurs[0]):
                 assert not any(sched.kv_cache_manager.get_block_ids(stream.request_id))
         progress.append((len(waiting), sum(r.num_output_tokens for r in experts)))
         if step == 40:
@@ -313,7 +313,7 @@ def test_one_stream_finds_its_prompt_cached(
         for new in output.scheduled_new_reqs:
             if len(new.prompt_token_ids) == length:
                 # A preempted one is new once more on V2.
-                hits.setdefault(new.req_id.endswith("-amateur"), new.num_computed_tokens)
+                hits.setdefault(new.req_id.endswith("-amateur-1"), new.num_computed_tokens)
         return output
 
     sched.schedule = look

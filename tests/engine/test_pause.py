@@ -129,7 +129,7 @@ def test_sleep_can_abort(name: str, engines: Engines, tiny: Path) -> None:
             receiver.take(engine.step())
         llm.sleep(level=steps % 2, mode="abort")
         assert not scheduler(llm).requests
-        assert not scheduler(llm)._pairs
+        assert not scheduler(llm)._groups
         # In one process vLLM does not tell its own front end of these aborts.
         engine.abort_request(ids, internal=True)
         receiver.expect(f"{steps}-late", JOBS[0])
@@ -161,8 +161,8 @@ def test_paused_admission(name: str, engines: Engines, tiny: Path) -> None:
             for request_id in waiting & sched.requests.keys():
                 assert sched.requests[request_id].status.name != "RUNNING"
             waiting |= {r.request_id for r in sched.requests.values() if r.status.name != "RUNNING"}
-            held = [p for p in sched._pairs.values() if p.expert.status.name == "RUNNING"]
-            assert all(p.amateur.status.name == "RUNNING" for p in held)
+            held = [p for p in sched._groups.values() if p.expert.status.name == "RUNNING"]
+            assert all(s.status.name == "RUNNING" for p in held for s in p.streams)
             if not left or not sched.running:
                 drained += not sched.running
                 left = 0
@@ -227,7 +227,7 @@ def test_statistics_count_a_request_once(name: str, engines: Engines, tiny: Path
         record(*args, **kwargs)
         if stats is None:
             return
-        clients = [r for r in sched.requests.values() if not r.request_id.endswith("-amateur")]
+        clients = [r for r in sched.requests.values() if not r.request_id.endswith("-amateur-1")]
         # vLLM's counts are those before the outputs of this step end requests.
         running = sum(r.status.name == "RUNNING" for r in clients)
         waiting = stats.num_waiting_reqs + stats.num_skipped_waiting_reqs

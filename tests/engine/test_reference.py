@@ -169,7 +169,7 @@ def test_tokens_equal_the_reference(
     got = decode(llm, tiny, CASES)
     assert_same_tokens(got, expected)
     assert free_blocks(llm) == before
-    assert not scheduler(llm)._pairs
+    assert not scheduler(llm)._groups
     assert not scheduler(llm).requests
     assert bool(preemptions) == name.endswith(("pressure", "pressure-sync"))
     mode = llm.llm_engine.vllm_config.compilation_config.mode

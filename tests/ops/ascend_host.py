@@ -5,6 +5,7 @@ csrc/ascend/host, run in a process of their own, which AddressSanitizer and UBSa
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import math
 import os
@@ -12,12 +13,14 @@ import shutil
 import struct
 import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.interface import Pairs
+from vllm_cold.ops.interface import Groups
 from vllm_cold.ops.scoring_ascend import _inputs
 
 ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
@@ -56,8 +59,9 @@ def compile_host(*units: str, flags: tuple[str, ...] = STRICT, **changed: str) -
     } | {names[key]: text for key, text in changed.items()}
     objects = [_compile(unit, files, flags) for unit in units]
     program = objects[0].with_name(_digest([path.name for path in objects]))
-    if not program.exists():
-        _run_compiler(program, *flags, *map(str, objects))
+    with _missing(program) as missing:
+        if missing:
+            _run_compiler(program, *flags, *map(str, objects))
     return program
 
 
@@ -69,7 +73,9 @@ def compile_binding() -> Path:
     binding = (ASCEND / "torch_binding.cpp").read_text().replace("PrivateUse1", "CPU")
     content = [binding, torch.__version__, *(path.read_text() for path in sources)]
     library = _cache() / f"{_digest(content)}.so"
-    if not library.exists():
+    with _missing(library) as missing:
+        if not missing:
+            return library
         on_cpu = library.with_suffix(".cpp")
         on_cpu.write_text(binding)
         root = Path(torch.__file__).parent
@@ -91,6 +97,14 @@ def _cache() -> Path:
     return folder
 
 
+@contextmanager
+def _missing(built: Path) -> Iterator[bool]:
+    """Whether it has to be built: by one process, the others wait for it."""
+    with built.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        yield not built.exists()
+
+
 def _digest(content: object) -> str:
     return hashlib.sha256(repr(content).encode()).hexdigest()[:20]
 
@@ -100,21 +114,22 @@ def _compile(unit: str, files: dict[str, str], flags: tuple[str, ...]) -> Path:
     seen = {name: text for name, text in files.items() if name.endswith(".h") or name == unit}
     digest = _digest((seen, unit, flags))
     built = _cache() / f"{digest}.o"
-    if built.exists():
-        return built
-    folder = _cache() / f"{digest}.{os.getpid()}"
-    for name, text in seen.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(text)
-    include = (f"-I{folder}/host", f"-I{folder}")
-    _run_compiler(built, *WARNINGS, *flags, *include, "-c", str(folder / unit))
-    shutil.rmtree(folder)
+    with _missing(built) as missing:
+        if not missing:
+            return built
+        folder = built.with_suffix("")
+        for name, text in seen.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(text)
+        include = (f"-I{folder}/host", f"-I{folder}")
+        _run_compiler(built, *WARNINGS, *flags, *include, "-c", str(folder / unit))
+        shutil.rmtree(folder)
     return built
 
 
 def _run_compiler(output: Path, *arguments: str) -> None:
-    # Renamed when complete, so that another process sees all of it or nothing.
-    partial = output.with_name(f"{output.name}.{os.getpid()}")
+    # Renamed when complete: what a killed process leaves is not taken for it.
+    partial = output.with_name(f"{output.name}.part")
     command = ["g++", *arguments, "-o", str(partial)]
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
@@ -122,9 +137,9 @@ def _run_compiler(output: Path, *arguments: str) -> None:
     partial.rename(output)
 
 
-def plan(pairs: int, vocab: int, cores: int) -> tuple[int, int]:
+def plan(groups: int, vocab: int, cores: int) -> tuple[int, int]:
     """Segments per row and their length, by the specification rather than the header."""
-    wanted = max(1, min(cores // pairs, math.ceil(vocab / 8192), 64))
+    wanted = max(1, min(cores // groups, math.ceil(vocab / 8192), 64))
     length = math.ceil(vocab / wanted / 256) * 256
     return math.ceil(vocab / length), length
 
@@ -156,16 +171,16 @@ class Host:
         return None
 
     def scores(
-        self, logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None
+        self, logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None
     ) -> None:
         """See ``interface.Backend``."""
-        if len(pairs):
-            self.run_scores(logits, *_inputs(logits, pairs), out, statistics)
+        if len(groups):
+            self.run_scores(logits, *_inputs(logits, groups), out, statistics)
 
-    def topk(self, logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+    def topk(self, logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
         """See ``interface.Backend``."""
-        if len(pairs):
-            self.run_topk(logits, *_inputs(logits, pairs), out_scores, out_ids)
+        if len(groups):
+            self.run_topk(logits, *_inputs(logits, groups), out_scores, out_ids)
 
     def run_scores(self, *arguments: Tensor | None) -> None:
         """What ``torch.ops.vllm_cold.ascend_scores`` does on an NPU."""
@@ -191,19 +206,17 @@ class Host:
     def _run(
         self, inputs: list[Tensor | None], k: int, out: Tensor | None, counts: bool
     ) -> list[bytearray]:
-        logits, *vectors, floor = inputs
+        logits, rows, weights, log_alpha, floor = inputs
         in_place = k == 0 and out is None
         base = torch.empty(0, dtype=torch.uint8).set_(logits.untyped_storage())
-        pairs, vocab = len(vectors[0]), logits.shape[1]
         request = struct.pack(
-            "<13q",
+            "<14q",
             k,
             in_place,
             TYPES[logits.dtype],
-            len(logits),
-            vocab,
+            *logits.shape,
             logits.stride(0),
-            pairs,
+            *rows.shape,
             self.cores,
             floor is not None,
             counts,
@@ -211,34 +224,32 @@ class Host:
             len(base),
             out.stride(0) if out is not None else 0,
         )
-        arrays = [base, *vectors] if floor is None else [base, *vectors, floor]
-        for part in (request, *(array.numpy().tobytes() for array in arrays)):
-            self._write(part)
+        self._write(request)
+        for array in (base, rows, weights, log_alpha, floor):
+            if array is not None:
+                self._write(array.numpy().tobytes())
         self._process.stdin.flush()  # type: ignore[union-attr]
         problem, *buffers, traffic = (self._read() for _ in range(7))
         if problem == b"Trap":
             raise RuntimeError("the kernel stopped at a row number out of range")
         if problem:
             raise CheckFailed(problem.decode())
-        mended = self._mended(inputs) if in_place else []
-        self._check_traffic(
-            traffic.decode(), pairs, vocab, logits, floor, k, in_place, counts, mended
-        )
+        mended = self._mended(inputs) if in_place else 0
+        self._check_traffic(traffic.decode(), logits, rows, floor, k, in_place, counts, mended)
         return buffers
 
-    def _mended(self, inputs: list[Tensor | None]) -> list[int]:
-        """Lengths of the segments whose amateurs are written to: those of NaN or +inf, or all of a
-        pair of which the expert's row has one.
+    def _mended(self, inputs: list[Tensor | None]) -> int:
+        """Logits of the amateurs' segments that are written to: those in which an amateur has NaN
+        or +inf, or all of a group of which the expert's row has one.
         """
-        logits, experts, amateurs, *_ = inputs
-        pairs, vocab = len(experts), logits.shape[1]
-        segments, length = plan(pairs, vocab, self.cores)
-        found = []
-        for pair in range(pairs):
-            bad = not bool((logits[experts[pair]] < math.inf).all())
-            for part in logits[amateurs[pair]].split(length):
+        logits, rows, *_ = inputs
+        _, length = plan(len(rows), logits.shape[1], self.cores)
+        found = 0
+        for expert, *amateurs in rows.tolist():
+            bad = not bool((logits[expert] < math.inf).all())
+            for part in logits[[row for row in amateurs if row >= 0]].split(length, 1):
                 if bad or not bool((part < math.inf).all()):
-                    found.append(len(part))
+                    found += part.numel()
         return found
 
     def _write(self, part: bytes) -> None:
@@ -262,46 +273,48 @@ class Host:
     def _check_traffic(
         self,
         report: str,
-        pairs: int,
-        vocab: int,
         logits: Tensor,
+        rows: Tensor,
         floor: Tensor | None,
         k: int,
         in_place: bool,
         counts: bool,
-        mended: list[int],
+        mended: int,
     ) -> None:
         """Every byte that crossed between global memory and a core is one that has to."""
-        segments, _ = plan(pairs, vocab, self.cores)
-        items = pairs * segments
-        row_bytes = pairs * vocab * logits.element_size()
+        (groups, streams), vocab = rows.shape, logits.shape[1]
+        amateurs = int((rows[:, 1:] >= 0).sum())
+        segments, _ = plan(groups, vocab, self.cores)
+        items = groups * segments
+        row_bytes = vocab * logits.element_size()
+        expert_bytes, amateur_bytes = groups * row_bytes, amateurs * row_bytes
         name = NAMES[TYPES[logits.dtype]]
         work = "contrastive_" + ("topk_" if k else "scores_") + name
         model = {
             (work, "logits"): (
-                row_bytes * (3 if segments == 1 else 2) + 4 * sum(mended),
-                in_place * row_bytes + 4 * sum(mended),
+                expert_bytes * (2 if segments == 1 else 1) + amateur_bytes + 4 * mended,
+                in_place * expert_bytes + 4 * mended,
             ),
-            (work, "expert_rows"): (8 * items * (1 + in_place), 0),
-            (work, "amateur_rows"): (8 * (items + len(mended)), 0),
+            (work, "rows"): (8 * items * (streams + in_place), 0),
             (work, "log_alpha"): (4 * items, 0),
-            (work, "beta"): (4 * items, 0),
         }
+        if amateurs:
+            model[work, "weights"] = (4 * segments * amateurs, 0)
         if floor is not None:
             model[work, "floor"] = (4 * items, 0)
         if not k and not in_place:
-            model[work, "out"] = (0, pairs * vocab * 4)
+            model[work, "out"] = (0, groups * vocab * 4)
         if counts:
             last = work
             if segments > 1:
                 last = "contrastive_total"
                 model[work, "counts"] = (0, 32 * items)
                 model[last, "counts"] = (32 * items, 0)
-            model[last, "statistics"] = (0, 24 * pairs)
+            model[last, "statistics"] = (0, 24 * groups)
         if segments > 1:
             maxima = "contrastive_maxima_" + name
-            model[maxima, "logits"] = (row_bytes, 0)
-            model[maxima, "expert_rows"] = (8 * items, 0)
+            model[maxima, "logits"] = (expert_bytes, 0)
+            model[maxima, "rows"] = (8 * items, 0)
             model[maxima, "maxima"] = (0, 32 * items)
             model[work, "maxima"] = (32 * items * segments, 0)
         if k:
@@ -310,8 +323,8 @@ class Host:
                 last = "contrastive_merge"
                 model[work, "lists"] = (0, 512 * items)
                 model[last, "lists"] = (512 * items, 0)
-            model[last, "out_scores"] = (0, pairs * k * 4)
-            model[last, "out_ids"] = (0, pairs * k * 8)
+            model[last, "out_scores"] = (0, groups * k * 4)
+            model[last, "out_ids"] = (0, groups * k * 8)
         moved = {}
         for line in report.splitlines():
             words = line.split()

@@ -11,6 +11,8 @@ import re
 import shutil
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from random import Random
 from types import SimpleNamespace
 
@@ -19,7 +21,8 @@ import torch
 
 from tests.ops import ascend_host, conformance
 from tests.ops.ascend_host import ASCEND, KERNEL, RUNNER, Host, compile_host
-from vllm_cold.ops import Pairs, scoring_ascend
+from vllm_cold.ops import Groups, scoring_ascend
+from vllm_cold.ops.interface import MAX_STREAMS
 
 pytestmark = [
     pytest.mark.unit,
@@ -40,10 +43,10 @@ def host():
 
 # --- The kernels ----------------------------------------------------------------------------------
 
-# Vocabularies, numbers of pairs, dtypes, core counts and layouts, each with each other's extremes.
-# Consecutive seeds go through the kinds of rows, alpha, beta and caps.
+# Vocabularies, numbers of groups, dtypes, core counts and layouts, each with each other's extremes.
+# Consecutive seeds go through the kinds of rows, alpha, weights, caps and 2 to 4 streams.
 CASES = (
-    # seed, pairs, vocabulary, dtype, layout, cores
+    # seed, groups, vocabulary, dtype, layout, cores
     (0, 1, 1, F32, "padded", 40),
     (1, 2, 1, BF16, "contiguous", 1),
     (2, 12, 31, F32, "padded", 48),
@@ -68,12 +71,13 @@ CASES = (
 
 
 @pytest.mark.parametrize(
-    "seed, pairs, vocab, dtype, layout, cores", CASES, ids=lambda value: str(value).split(".")[-1]
+    "seed, groups, vocab, dtype, layout, cores", CASES, ids=lambda value: str(value).split(".")[-1]
 )
-def test_conforms(host, seed, pairs, vocab, dtype, layout, cores):
+def test_conforms(host, seed, groups, vocab, dtype, layout, cores):
     host.cores = cores
     ks = conformance.KS if vocab < 5000 else (5,) if vocab < 60000 else (64,)
-    conformance.check_backend(host, conformance.make_case(seed, pairs, vocab, dtype, layout), ks=ks)
+    case = conformance.make_case(seed, groups, vocab, dtype, layout)
+    conformance.check_backend(host, case, ks=ks)
 
 
 def test_random_shapes(host):
@@ -91,13 +95,13 @@ def test_random_shapes(host):
 
 
 @pytest.mark.parametrize("cores", (1, 40))
-def test_adaptive_betas_by_definition(host, cores):
+def test_adaptive_weights_by_definition(host, cores):
     host.cores = cores
     conformance.check_adaptive(host)
 
 
-def test_many_pairs(host):
-    """More pairs than cores: blocks take them in turn."""
+def test_many_groups(host):
+    """More groups than cores: blocks take them in turn."""
     host.cores = 3
     case = conformance.make_case(60, 64, 4097, F32, kinds=("normal", "ties", "both -inf"))
     conformance.check_backend(host, case, ks=(64,))
@@ -112,34 +116,80 @@ def test_worst_for_a_running_top_k(host):
         conformance.check_backend(host, case, ks=(64,))
 
 
-def test_huge_and_tiny_magnitudes(host):
-    """Also where the difference, or beta times it, leaves float32."""
+@pytest.mark.parametrize("vocab", (61, 17001))
+def test_as_many_streams_as_there_may_be(host, vocab):
     host.cores = 40
-    case = conformance.make_case(0, 6, 8193, F32, kinds=("huge", "tiny"))
-    noise = torch.randn(2, 8193, generator=torch.Generator().manual_seed(0))
-    largest = noise.sign() * 3.4e38 * (1 - noise.abs().clamp(max=0.98) / 2)
-    case.logits[[int(case.expert_rows[0]), int(case.amateur_rows[0])]] = largest
-    case.logits[[int(case.expert_rows[2]), int(case.amateur_rows[2])]] = largest.flip(1)
-    case.log_alpha.fill_(-3e38)
-    case.beta.copy_(torch.tensor((0.0, 0.5, 10.0, 10.0, 10.0, 0.0)))
+    case = conformance.make_case(0, 2, vocab, streams=MAX_STREAMS)
+    case.rows[1, 20:], case.weights[1, 19:] = -1, 0.0  # the second group has fewer
+    case.set(adaptive=False)
     conformance.check_backend(host, case, ks=(5,))
 
 
-def test_one_row_in_many_pairs(host):
+@pytest.mark.parametrize("cores", (1, 40), ids=("whole", "segments"))
+def test_amateurs_are_added_in_order(host, cores):
+    """To the bit, also where a sum saturates before the next amateur brings it back."""
+    host.cores = cores
+    case = conformance.make_case(0, 3, 17001, kinds=("normal", "overflow"), streams=4)
+    case.set(adaptive=False)
+    case.log_alpha.fill_(-INF)
+    case.weights.copy_(torch.tensor(((-0.7, 0.3, 1.9), (2.0, -1.0, 0.1), (-0.7, 0.3, 1.9))))
+    case.expert_top_k, case.max_expert_top_k = None, 0
+    want = case.experts.clone()
+    largest = torch.finfo(F32).max
+    for amateur, weight in zip(case.amateurs, case.weights.unbind(1), strict=True):
+        difference = (case.experts - amateur).clamp(-largest, largest)
+        want = (want + difference * -weight.unsqueeze(1)).clamp(-largest, largest)
+    got = torch.full_like(want, math.nan)
+    host.scores(case.logits, case.groups, got, None)
+    assert torch.equal(got, want)
+
+
+@pytest.mark.parametrize("cores", (1, 40), ids=("whole", "segments"))
+def test_a_group_without_amateurs_keeps_its_logits(host, cores):
+    host.cores = cores
+    case = conformance.make_case(1, 2, 17001, kinds=("normal", "expert -inf"), streams=3)
+    case.rows[0, 1:], case.weights[0] = -1, 0.0
+    case.set(adaptive=False)
+    conformance.check_backend(host, case, ks=(5,))
+    case.logits[case.expert_rows[0], 9000] = math.nan  # and none is written to, in place
+    statistics = torch.full((2, 3), -7)
+    host.scores(case.logits, case.groups, None, statistics)
+    assert statistics[:, 2].tolist() == [1, 0]
+    got = case.logits[case.expert_rows[0]]
+    want = torch.where(case.experts[0].isnan(), 0.0, case.experts[0])
+    want[9000] = 0.0
+    assert torch.equal(got, want)
+
+
+def test_huge_and_tiny_magnitudes(host):
+    """Also where the difference, or a weight times it, leaves float32."""
+    host.cores = 40
+    case = conformance.make_case(0, 6, 8193, F32, kinds=("huge", "tiny"), streams=3)
+    noise = torch.randn(3, 8193, generator=torch.Generator().manual_seed(0))
+    largest = noise.sign() * 3.4e38 * (1 - noise.abs().clamp(max=0.98) / 2)
+    case.logits[case.rows[0]] = largest
+    case.logits[case.rows[2]] = largest.flip(1)
+    case.log_alpha.fill_(-3e38)
+    case.weights[:, 0] = torch.tensor((0.0, -0.5, -10.0, -10.0, 10.0, 0.0))
+    case.weights[:, 1] = torch.tensor((10.0, 0.5, 10.0, -10.0, -10.0, 0.0))
+    conformance.check_backend(host, case, ks=(5,))
+
+
+def test_one_row_in_many_groups(host):
     """One amateur may serve many experts, and a row may be its own amateur."""
     host.cores = 40
-    case = conformance.make_case(4, 7, 9001, F32, kinds=("normal",))
-    case.amateur_rows.fill_(int(case.amateur_rows[0]))
-    case.amateur_rows[1] = case.expert_rows[1]
+    case = conformance.make_case(4, 7, 9001, F32, kinds=("normal",), streams=3)
+    case.rows[:, 1] = case.rows[0, 1]
+    case.rows[1, 1:] = case.rows[1, 0]
     scores = torch.full((7, 9001), math.nan)
-    host.scores(case.logits, case.pairs, scores, None)
+    host.scores(case.logits, case.groups, scores, None)
     conformance.check_dense(case, scores)
-    assert torch.equal(scores[1].isinf(), case.exact[1].isinf())
+    assert torch.equal(scores[1][scores[1] > -INF], case.experts[1][scores[1] > -INF])
 
 
 @pytest.mark.parametrize("cores", (1, 40), ids=("whole", "segments"))
 @pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
-def test_pairs_that_are_not_finite(host, dtype, cores):
+def test_groups_that_are_not_finite(host, dtype, cores):
     host.cores = cores
     for case in conformance.NOT_FINITE_CASES[:-1]:  # the last one is the same, but long
         conformance.check_not_finite(host, *case, dtype, ks=(5,))
@@ -148,23 +198,22 @@ def test_pairs_that_are_not_finite(host, dtype, cores):
 @pytest.mark.parametrize("cores", (1, 48), ids=("whole", "segments"))
 @pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
 def test_every_place_of_a_value_that_is_not_finite(host, dtype, cores):
-    """Also at the borders of tiles and segments. Every other pair has one, or one a row."""
+    """Also at the borders of tiles and segments. Every other group has one, or one a row."""
     host.cores = cores
     vocab = 17001  # three segments, five tiles, a tail
     places = (0, 1, 4095, 4096, 5887, 5888, 5900, 8191, 8192, 11775, 11776, 16999, vocab - 1)
-    faults = list(itertools.product(("expert", "amateur", "both"), places))
+    faults = list(itertools.product(([0], [1], [2], [0, 1, 2]), places))
     values = itertools.cycle((math.nan, INF, -math.nan))
     for seed in range(0, len(faults), 8):
-        case = conformance.make_case(seed, 16, vocab, dtype)
+        case = conformance.make_case(seed, 16, vocab, dtype, streams=3)
         clean, clean_statistics, clean_best = _run(host, case)
         valid, fault = clean > -INF, torch.arange(16) % 2 > 0
-        for pair, (rows, place), value in zip(range(1, 16, 2), faults[seed:], values, strict=False):
-            for name, row in (("expert", case.expert_rows), ("amateur", case.amateur_rows)):
-                if rows in (name, "both"):
-                    case.logits[row[pair], place] = value
-            if rows != "amateur":
-                valid[pair] = case.logits[case.expert_rows[pair]] != -INF
-        fault[2 * len(faults[seed : seed + 8]) :] = False
+        ills = list(zip(range(1, 16, 2), faults[seed:], values, strict=False))
+        for group, (streams, place), value in ills:
+            case.logits[case.rows[group, streams], place] = value
+            if 0 in streams:
+                valid[group] = case.logits[case.rows[group, 0]] != -INF
+        fault[2 * len(ills) :] = False
         dense, statistics, best = _run(host, case)
         assert torch.equal(statistics[:, 2] > 0, fault), "not found, or found where there is none"
         assert torch.equal(statistics[:, 0], valid.sum(1))
@@ -174,68 +223,65 @@ def test_every_place_of_a_value_that_is_not_finite(host, dtype, cores):
         assert torch.equal(statistics[healthy], clean_statistics[healthy])
         for got, before in zip((dense, *best), (clean, *clean_best), strict=True):
             same = got[healthy].numpy().tobytes() == before[healthy].numpy().tobytes()
-            assert same, "a pair that is not finite changes others"
-        # The amateur's row as if -inf stood there.
-        for pair, (rows, place) in zip(range(1, 16, 2), faults[seed:], strict=False):
-            if rows != "expert":
-                case.logits[case.amateur_rows[pair], place] = -INF
+            assert same, "a group that is not finite changes others"
+        # An amateur's row as if -inf stood there.
+        for group, (streams, place), _ in ills:
+            amateurs = [stream for stream in streams if stream > 0]
+            case.logits[case.rows[group, amateurs], place] = -INF
         excluded, _, _ = _run(host, case)
         assert torch.equal(dense.view(torch.int32), excluded.view(torch.int32))
 
 
-def rows_and_alpha(case):
-    return case.expert_rows, case.amateur_rows, case.log_alpha
-
-
 def _run(host, case):
     """Scores, statistics, and the five best with their ids."""
-    dense = torch.full((len(case.beta), case.logits.shape[1]), math.nan)
-    statistics = torch.full((len(case.beta), 3), -7)
-    best = torch.full((len(case.beta), 5), math.nan), torch.full((len(case.beta), 5), 10**12)
-    host.scores(case.logits, case.pairs, dense, statistics)
-    host.topk(case.logits, case.pairs, *best)
+    num = len(case.rows)
+    dense = torch.full((num, case.logits.shape[1]), math.nan)
+    statistics = torch.full((num, 3), -7)
+    best = torch.full((num, 5), math.nan), torch.full((num, 5), 10**12)
+    host.scores(case.logits, case.groups, dense, statistics)
+    host.topk(case.logits, case.groups, *best)
     return dense, statistics, best
 
 
 @pytest.mark.parametrize("cores", (1, 40), ids=("whole", "segments"))
-def test_a_beta_and_floor_that_are_not_finite_do_no_harm(host, cores):
+def test_weights_and_floors_that_are_not_finite_do_no_harm(host, cores):
     """Torch computes them from the same rows."""
     host.cores = cores
-    case = conformance.make_case(0, 2, 17001, kinds=("normal",))
-    case.logits[case.expert_rows[0], 9000] = math.nan
-    case.logits[case.amateur_rows[1], 9000] = math.nan
-    nan = torch.full((2,), math.nan)
+    case = conformance.make_case(0, 2, 17001, kinds=("normal",), streams=3)
+    case.log_alpha.fill_(math.log(0.1))
+    case.logits[case.rows[0, 0], 9000] = math.nan
+    case.logits[case.rows[1, 2], 9000] = math.nan
+    weights = torch.tensor(((math.nan, INF), (-INF, math.nan)))
+    inputs = case.logits, case.rows, weights, case.log_alpha, torch.full((2,), math.nan)
     scores = torch.full((2, 17001), math.nan)
     statistics = torch.full((2, 3), -7)
-    host.run_scores(case.logits, *rows_and_alpha(case), nan, nan, scores, statistics)
+    host.run_scores(*inputs, scores, statistics)
     assert (scores < INF).all() and (scores[0] > -INF).all()
-    want = (case.rows[0][1] >= case.rows[0][1].max() + case.log_alpha[1]).sum()
-    assert statistics[:, 0].tolist() == [17001, int(want)] and (statistics[:, 2] == 1).all()
+    valid = case.experts[1] >= case.experts[1].max() + case.log_alpha[1]
+    assert torch.equal(scores[1][valid], case.experts[1][valid]), "a weight that is not 0"
+    assert statistics[:, 0].tolist() == [17001, int(valid.sum())] and (statistics[:, 2] == 1).all()
     best, ids = torch.full((2, 3), math.nan), torch.full((2, 3), 10**12)
-    host.run_topk(case.logits, *rows_and_alpha(case), nan, nan, best, ids)
+    host.run_topk(*inputs, best, ids)
     conformance.check_topk(3, best, ids, scores)
 
 
-@pytest.mark.parametrize("row", (-1, 5))
-def test_row_numbers_out_of_range_stop_the_kernel(host, row):
-    case = conformance.make_case(0, 1, 100)
-    assert len(case.logits) == 5
-    case.adaptive = None  # torch reads the rows of adaptive pairs first, and sees it too
-    for rows in (case.expert_rows, case.amateur_rows):
-        before = rows.clone()
-        rows[0] = row
-        with pytest.raises(RuntimeError, match="out of range"):
-            host.scores(case.logits, case.pairs, torch.empty(1, 100), None)
-        rows[:] = before
+@pytest.mark.parametrize("stream, row", ((0, -1), (0, 6), (1, -2), (1, 6), (2, -2), (2, 6)))
+def test_row_numbers_out_of_range_stop_the_kernel(host, stream, row):
+    case = conformance.make_case(0, 1, 100, streams=3)
+    assert len(case.logits) == 6
+    case.set(adaptive=False)  # torch reads rows first for such, and for caps, and sees it too
+    case.expert_top_k, case.max_expert_top_k = None, 0
+    case.rows[0, stream] = row
+    with pytest.raises(RuntimeError, match="out of range"):
+        host.scores(case.logits, case.groups, torch.empty(1, 100), None)
 
 
-def test_rows_of_no_pair_may_hold_anything(host):
-    case = conformance.make_case(0, 2, 5000)
-    others = set(range(len(case.logits))) - set(case.expert_rows.tolist())
-    for row in others - set(case.amateur_rows.tolist()):
+def test_rows_of_no_group_may_hold_anything(host):
+    case = conformance.make_case(1, 2, 5000)
+    for row in set(range(len(case.logits))) - set(case.rows.flatten().tolist()):
         case.logits[row] = math.nan
     out = torch.empty(2, 5000)
-    host.scores(case.logits, case.pairs, out, None)
+    host.scores(case.logits, case.groups, out, None)
     conformance.check_dense(case, out)
 
 
@@ -243,7 +289,7 @@ def test_output_stride(host):
     host.cores = 40
     case = conformance.make_case(0, 3, 20001, BF16)
     wide = torch.full((3, 20003), 7.0)
-    host.scores(case.logits, case.pairs, wide[:, :20001], None)
+    host.scores(case.logits, case.groups, wide[:, :20001], None)
     conformance.check_dense(case, wide[:, :20001])
 
 
@@ -271,10 +317,10 @@ NO_NPU = (
 class OnTheNpu:
     """The backend, with tensors that come from the CPU and go back there."""
 
-    def scores(self, logits, pairs, out, statistics):
+    def scores(self, logits, groups, out, statistics):
         moved, place = self._move(logits)
         target, counted = self._send(out), self._send(statistics)
-        scoring_ascend.BACKEND.scores(moved, self._pairs(pairs), target, counted)
+        scoring_ascend.BACKEND.scores(moved, self._groups(groups), target, counted)
         if statistics is not None:
             statistics.copy_(counted.cpu())
         if out is not None:
@@ -283,14 +329,14 @@ class OnTheNpu:
         storage = torch.empty(0, dtype=logits.dtype).set_(logits.untyped_storage())
         storage.copy_(place.cpu())
 
-    def topk(self, logits, pairs, out_scores, out_ids):
+    def topk(self, logits, groups, out_scores, out_ids):
         scores, ids = out_scores.npu(), out_ids.npu()
-        scoring_ascend.BACKEND.topk(self._move(logits)[0], self._pairs(pairs), scores, ids)
+        scoring_ascend.BACKEND.topk(self._move(logits)[0], self._groups(groups), scores, ids)
         out_scores.copy_(scores.cpu())
         out_ids.copy_(ids.cpu())
 
-    def _pairs(self, pairs):
-        return Pairs(*(self._send(getattr(pairs, f.name)) for f in dataclasses.fields(Pairs)))
+    def _groups(self, groups):
+        return Groups(*(self._send(getattr(groups, f.name)) for f in dataclasses.fields(Groups)))
 
     def _send(self, value):
         return value.npu() if isinstance(value, torch.Tensor) else value
@@ -301,29 +347,30 @@ class OnTheNpu:
 
 
 @pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
-@pytest.mark.parametrize("seed, pairs, vocab, dtype, layout", [case[:5] for case in CASES])
-def test_conforms_on_the_npu(seed, pairs, vocab, dtype, layout):
-    conformance.check_backend(OnTheNpu(), conformance.make_case(seed, pairs, vocab, dtype, layout))
+@pytest.mark.parametrize("seed, groups, vocab, dtype, layout", [case[:5] for case in CASES])
+def test_conforms_on_the_npu(seed, groups, vocab, dtype, layout):
+    conformance.check_backend(OnTheNpu(), conformance.make_case(seed, groups, vocab, dtype, layout))
 
 
 @pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
 @pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
-def test_pairs_that_are_not_finite_on_the_npu(dtype):
+def test_groups_that_are_not_finite_on_the_npu(dtype):
     for case in conformance.NOT_FINITE_CASES:
         conformance.check_not_finite(OnTheNpu(), *case, dtype)
 
 
 @pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
-@pytest.mark.parametrize("rows", ("expert_rows", "amateur_rows"))
-def test_a_row_number_out_of_range_is_an_error_on_the_npu(rows):
+@pytest.mark.parametrize("stream", (0, 1))
+def test_a_row_number_out_of_range_is_an_error_on_the_npu(stream):
     """In a process of its own: the NPU's context is lost."""
     program = f"""
 import torch
 from tests.ops import conformance, test_ascend
 case = conformance.make_case(0, 1, 20000)
-case.adaptive = None
-case.{rows}[0] = len(case.logits)
-test_ascend.OnTheNpu().scores(case.logits, case.pairs, torch.empty(1, 20000), None)
+case.set(adaptive=False)
+case.expert_top_k, case.max_expert_top_k = None, 0
+case.rows[0, {stream}] = len(case.logits)
+test_ascend.OnTheNpu().scores(case.logits, case.groups, torch.empty(1, 20000), None)
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode != 0 and "RuntimeError" in result.stderr, result.stderr
@@ -335,27 +382,46 @@ test_ascend.OnTheNpu().scores(case.logits, case.pairs, torch.empty(1, 20000), No
 def test_plan():
     program = compile_host("host/plan.cpp")
     inputs = [
-        (pairs, vocab, cores)
-        for pairs in (1, 2, 3, 7, 20, 39, 40, 41, 64, 1000)
+        (groups, vocab, cores)
+        for groups in (1, 2, 3, 7, 20, 39, 40, 41, 64, 1000)
         for vocab in (*conformance.VOCABS, 255, 257, 8191, 8192, 8193, 16385, 2**31 - 1)
         for cores in (1, 2, 20, 24, 40, 48, 50, 96)
     ]
-    text = "".join(f"{p} {v} {c}\n" for p, v, c in inputs)
+    text = "".join(f"{g} {v} {c}\n" for g, v, c in inputs)
     result = subprocess.run(
         [program], input=text, capture_output=True, text=True, env=ascend_host.clean_environment()
     )
     assert result.returncode == 0, result.stderr
-    for (pairs, vocab, cores), line in zip(inputs, result.stdout.splitlines(), strict=True):
+    for (groups, vocab, cores), line in zip(inputs, result.stdout.splitlines(), strict=True):
         segments, length, blocks, merge, maxima, lists = map(int, line.split())
-        assert (segments, length) == ascend_host.plan(pairs, vocab, cores)
+        assert (segments, length) == ascend_host.plan(groups, vocab, cores)
         assert 1 <= segments <= 64 and length % 256 == 0
         # They cover the row, and none is empty.
         assert (segments - 1) * length < vocab <= segments * length
-        assert segments == 1 or pairs * segments <= cores
-        assert 1 <= blocks <= cores and blocks == min(cores, pairs * segments)
-        assert merge == min(cores, pairs)
+        assert segments == 1 or groups * segments <= cores
+        assert 1 <= blocks <= cores and blocks == min(cores, groups * segments)
+        assert merge == min(cores, groups)
         split = segments > 1
-        assert (maxima, lists) == (split * pairs * segments * 32, split * pairs * segments * 512)
+        assert (maxima, lists) == (split * groups * segments * 32, split * groups * segments * 512)
+
+
+# --- The build for the host ---------------------------------------------------------------------
+
+
+def test_two_workers_do_not_build_the_same(monkeypatch, tmp_path):
+    built = []
+
+    def compiler(output, *arguments):
+        built.append(output.suffix)
+        time.sleep(0.05)
+        output.touch()
+
+    monkeypatch.setattr(ascend_host, "_cache", lambda: tmp_path)
+    monkeypatch.setattr(ascend_host, "_run_compiler", compiler)
+    with ThreadPoolExecutor(4) as workers:
+        programs = list(workers.map(lambda _: compile_host(KERNEL, RUNNER), range(4)))
+    assert len(set(programs)) == 1
+    assert sorted(built) == ["", ".o", ".o"]
 
 
 # --- The backend's module -------------------------------------------------------------------------
@@ -405,16 +471,29 @@ def test_binding():
     program = f"""
 import torch
 from tests.ops import conformance
-from vllm_cold.ops import Pairs, scoring_ascend
+from vllm_cold.ops import scoring_ascend
 torch.ops.load_library({str(ascend_host.compile_binding())!r})
 scoring_ascend._load = lambda: None
-for seed, pairs, vocab, dtype, layout, _ in {[case for case in CASES if case[2] < 50000]}:
+for seed, groups, vocab, dtype, layout, _ in {[case for case in CASES if case[2] < 50000]}:
     conformance.check_backend(
-        scoring_ascend.BACKEND, conformance.make_case(seed, pairs, vocab, dtype, layout), ks=(5,)
+        scoring_ascend.BACKEND, conformance.make_case(seed, groups, vocab, dtype, layout), ks=(5,)
     )
 """
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("streams", (1, MAX_STREAMS + 1))
+def test_binding_refuses_more_streams_than_the_kernels_hold(streams):
+    program = f"""
+import torch
+torch.ops.load_library({str(ascend_host.compile_binding())!r})
+logits, out = torch.zeros(40, 8), torch.zeros(1, 8)
+rows, weights = torch.arange({streams}).unsqueeze(0), torch.zeros(1, {streams} - 1)
+torch.ops.vllm_cold.ascend_scores(logits, rows, weights, torch.zeros(1), None, out, None)
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert "a group has 2 to 33 streams" in result.stderr, result.stderr
 
 
 # --- The build ------------------------------------------------------------------------------------

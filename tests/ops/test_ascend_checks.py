@@ -39,7 +39,8 @@ class Change:
     cores: int = 40  # more than one segment a row; 1: a row is one segment
     dtype: torch.dtype = F32
     vocab: int = 20001
-    pairs: int = 1
+    groups: int = 1
+    streams: int | None = 2  # None: 3 and 2
     kinds: tuple[str, ...] = ("normal",)
     cap: int = 0
     not_finite: bool = False  # whether it shows only where a row holds NaN or +inf
@@ -52,7 +53,7 @@ CHANGES = {
     # 1. Order between pipes.
     "V reads what V wrote": Change(
         1,
-        f"AscendC::Sub(amateur, expert, amateur, count);\n        {BARRIER}",
+        f"AscendC::Sub(amateur, expert, amateur, count);\n            {BARRIER}",
         "AscendC::Sub(amateur, expert, amateur, count);",
         r"Maxs on V: read after write by V without PipeBarrier<PIPE_V>",
     ),
@@ -118,8 +119,10 @@ CHANGES = {
     ),
     "two stores to one place": Change(
         1,
-        "                AscendC::DataCopyPad(to[scorer_.Position()], scores, params);\n",
-        "                AscendC::DataCopyPad(to[scorer_.Position()], scores, params);\n" * 2,
+        "row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));\n",
+        "row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));\n"
+        "        AscendC::DataCopyPad(\n"
+        "            row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));\n",
         r"global memory, write after write by MTE3 without PipeBarrier<PIPE_MTE3>",
     ),
     # 2. What nobody wrote.
@@ -151,28 +154,28 @@ CHANGES = {
     ),
     "no DeQue": Change(
         3,
-        "                scores = tiles_.DeQue<float>();\n",
+        "        tile = tiles_.DeQue<float>();\n",
         "",
         r"DataCopyPad: the tensor is in its queue",
     ),
     "no FreeTensor": Change(
         3,
-        "        expert_.Release();\n        amateur_.Release();\n",
-        "        expert_.Release();\n",
+        "            ReleaseAmateur();\n",
+        "",
         r"AllocTensor: no free buffer in the queue",
         cores=1,
     ),
     "a leak": Change(
         3,
-        "        expert_.Release();\n        amateur_.Release();\n",
-        "        expert_.Release();\n",
+        "            ReleaseAmateur();\n",
+        "",
         r"at the end a queue's tensor is still dequeued",
         vocab=100,
     ),
     "freed twice": Change(
         3,
-        "        expert_.Release();\n        amateur_.Release();",
-        "        expert_.Release();\n        expert_.Release();",
+        "        expert_.Release();\n",
+        "        expert_.Release();\n        expert_.Release();\n",
         r"FreeTensor: the tensor was freed",
     ),
     "freed too early": Change(
@@ -185,10 +188,9 @@ CHANGES = {
     ),
     "used after EnQue": Change(
         3,
-        "                scorer_.Score(scores, expert, amateur);\n",
-        "                tiles_.EnQue(scores);\n"
-        "                scorer_.Score(scores, expert, amateur);\n",
-        r"Select: the tensor is in its queue",
+        "                scorer_.Score(scores, expert);\n",
+        "                tiles_.EnQue(scores);\n                scorer_.Score(scores, expert);\n",
+        r"Maxs: the tensor is in its queue",
     ),
     "not so deep": Change(
         3,
@@ -323,14 +325,14 @@ CHANGES = {
     ),
     "beside the row": Change(
         6,
-        "reinterpret_cast<__gm__ T*>(base) + index * stride, vocab",
-        "reinterpret_cast<__gm__ T*>(base) + index * stride + 1, vocab",
+        "reinterpret_cast<__gm__ T*>(base) + number * stride, vocab",
+        "reinterpret_cast<__gm__ T*>(base) + number * stride + 1, vocab",
         r"DataCopyPad: outside of every registered range",
     ),
     "in the guard zone": Change(
         6,
-        "    kernel.Run(lists, pairs, segments, k, outScores, outIds);",
-        "    kernel.Run(lists, pairs, segments, k, outScores, outIds);\n    outScores[-1] = 0;",
+        "    kernel.Run(lists, groups, segments, k, outScores, outIds);",
+        "    kernel.Run(lists, groups, segments, k, outScores, outIds);\n    outScores[-1] = 0;",
         r"the guard zone of out_scores was written to",
     ),
     "segments overlap": Change(
@@ -341,10 +343,8 @@ CHANGES = {
     ),
     "a launch is missing": Change(
         6,
-        "#define VLLM_COLD_LAUNCH_SCORES(T, c, stream)"
-        "                                                   \\\n"
-        "    do {                                                                                "
-        "        \\\n        if ((c).plan.segments > 1) {",
+        f"#define VLLM_COLD_LAUNCH_SCORES(T, c, stream){' ' * 34}\\\n"
+        f"    do {{{' ' * 71}\\\n        if ((c).plan.segments > 1) {{",
         "#define VLLM_COLD_LAUNCH_SCORES(T, c, stream) \\\n    do { \\\n        if (false) {",
         r"reads maxima where nobody wrote",
     ),
@@ -355,13 +355,13 @@ CHANGES = {
         "            static uint32_t calls = 0;\n"
         "            const bool valid = score >= -kLargest && ++calls % 7 != 0;",
         r"the result depends on the order of the blocks",
-        pairs=3,
+        groups=3,
     ),
     "a number is read twice": Change(
         7,
-        "        const int64_t index = number.GetValue(0);",
-        "        (void)number.GetValue(0);\n        const int64_t index = number.GetValue(0);",
-        r"not those of the traffic model.*expert_rows",
+        "    return value.GetValue(0);",
+        "    (void)value.GetValue(0);\n    return value.GetValue(0);",
+        r"not those of the traffic model.*rows",
     ),
     "a tile is read twice": Change(
         7,
@@ -374,15 +374,15 @@ CHANGES = {
     # 8. Results.
     "-inf of the amateur counts": Change(
         8,
-        "        Finite(amateur, amateur);\n",
+        "            Finite(amateur, amateur);\n",
         "",
         r"wrong scores.*both -inf",
         kinds=("both -inf",),
     ),
     "scores do not saturate": Change(
         8,
-        "        Saturate(amateur);\n        const LocalTensor<uint8_t> valid",
-        "        const LocalTensor<uint8_t> valid",
+        "            Saturate(scores);\n",
+        "",
         r"a score is infinite",
         kinds=("huge",),
     ),
@@ -434,8 +434,8 @@ CHANGES = {
     ),
     "alpha is forgotten": Change(
         8,
-        "largest + Setting(pairs_.logAlpha, pair)",
-        "largest + 0.0f * Setting(pairs_.logAlpha, pair)",
+        "largest + Setting<float>(groups_.logAlpha, group)",
+        "largest + 0.0f * Setting<float>(groups_.logAlpha, group)",
         r"not the same tokens are valid",
     ),
     "the launch that adds up is missing": Change(
@@ -460,7 +460,7 @@ CHANGES = {
         "        if (value > best) {",
         "        if (value >= best) {",
         r"wrong statistics",
-        pairs=6,
+        groups=6,
         kinds=("overflow",),
     ),  # fmt: skip
     "-0.0 is not the best": Change(
@@ -468,10 +468,61 @@ CHANGES = {
         "AscendC::Adds(spare, tile, 0.0f, static_cast<int32_t>(kTile));",
         "AscendC::Maxs(spare, tile, kNegInf, static_cast<int32_t>(kTile));",
         r"wrong statistics",
-        pairs=6,
+        groups=6,
         kinds=("zeros",),
     ),
-    # 9. Pairs that are not finite.
+    # 8, with several amateurs.
+    "only the first amateur counts": Change(
+        8,
+        "for (uint32_t i = 0; i < amateurs_; ++i) {",
+        "for (uint32_t i = 0; i < Least(amateurs_, 1); ++i) {",
+        r"traffic.*logits|AllocTensor: no free buffer|still (en|de)queued",
+        streams=4,
+    ),
+    "every amateur has the first one's weight": Change(
+        8, "-weights_[i]", "-weights_[0]", r"wrong scores", streams=4
+    ),
+    "a weight counts the other way": Change(8, "-weights_[i]", "weights_[i]", r"wrong scores"),
+    "the next tile is another amateur's": Change(
+        8,
+        "LoadAmateur(0, start_ + kTile);",
+        "LoadAmateur(amateurs_ - 1, start_ + kTile);",
+        r"wrong scores",
+        streams=4,
+    ),
+    "an amateur's tile is of another place": Change(
+        8,
+        "LoadAmateur(amateur + 1, start_);",
+        "LoadAmateur(amateur + 1, begin_);",
+        r"wrong scores|traffic.*logits",
+        streams=4,
+        cores=1,
+    ),
+    "a group takes its neighbour's weights": Change(
+        8,
+        "Setting<float>(groups_.weights, group * places + i)",
+        "Setting<float>(groups_.weights, i)",
+        r"wrong scores|another group's amateurs",
+        groups=3,
+        streams=4,
+    ),
+    "a group takes its neighbour's amateurs": Change(
+        8,
+        "Setting<int64_t>(groups_.rows, group * (places + 1) + 1 + i)",
+        "Setting<int64_t>(groups_.rows, 1 + i)",
+        r"wrong scores|traffic.*weights",
+        groups=3,
+        streams=4,
+    ),
+    "no amateur is none": Change(
+        8,
+        "            if (number == kNoRow) {",
+        "            if (false) {",
+        r"out of range",
+        groups=3,
+        streams=None,
+    ),
+    # 9. Groups that are not finite.
     "the maximum does not tell": Change(
         9,
         "return good ? largest : kInf;",
@@ -488,8 +539,8 @@ CHANGES = {
     ),
     "NaN of the amateur stays": Change(
         9,
-        "        Finite(amateur, amateur);\n",
-        "        guard_.WatchFinite(amateur);\n",
+        "            Finite(amateur, amateur);\n",
+        "            guard_.WatchFinite(amateur);\n",
         r"a score is NaN or \+inf",
         not_finite=True,
     ),
@@ -502,16 +553,16 @@ CHANGES = {
     ),
     "the expert's row is not told of": Change(
         9,
-        "        return !(expertGood_ && amateurGood);",
-        "        return !amateurGood;",
-        r"other pairs are said to be not finite",
+        "        return !(expertGood_ && amateursGood);",
+        "        return !amateursGood;",
+        r"other groups are said to be not finite",
         not_finite=True,
     ),
-    "the amateur's row is not told of": Change(
+    "the amateurs' rows are not told of": Change(
         9,
-        "        return !(expertGood_ && amateurGood);",
-        "        (void)amateurGood;\n        return !expertGood_;",
-        r"other pairs are said to be not finite",
+        "        return !(expertGood_ && amateursGood);",
+        "        (void)amateursGood;\n        return !expertGood_;",
+        r"other groups are said to be not finite",
         not_finite=True,
         cores=1,
     ),
@@ -519,14 +570,14 @@ CHANGES = {
         9,
         "        notFinite = notFinite || next.notFinite;\n",
         "",
-        r"other pairs are said to be not finite",
+        r"other groups are said to be not finite",
         not_finite=True,
     ),
     "a lane is not watched": Change(
         9,
         "n >= kBlockBytes / sizeof(uint16_t); n /= 2",
         "n > kBlockBytes / sizeof(uint16_t); n /= 2",
-        r"other pairs are said to be not finite|other candidates|a score is NaN or \+inf",
+        r"other groups are said to be not finite|other candidates|a score is NaN or \+inf",
         not_finite=True,
     ),
     "an amateur is left as it is": Change(
@@ -543,6 +594,13 @@ CHANGES = {
         r"an amateur cannot be sampled from",
         not_finite=True,
     ),
+    "another amateur is written over": Change(
+        9,
+        "Store(scorer_.AmateurRow(i), mended);",
+        "Store(scorer_.AmateurRow(0), mended);",
+        r"write after write|an amateur cannot be sampled from|more than that was written",
+        not_finite=True,
+    ),
 }
 
 
@@ -550,17 +608,20 @@ def _run(change: Change, program: Path) -> None:
     host = Host(program, change.cores)
     try:
         case = conformance.make_case(
-            0, change.pairs, change.vocab, change.dtype, kinds=change.kinds
-        )
+            1, change.groups, change.vocab, change.dtype, kinds=change.kinds,
+            streams=change.streams,
+        )  # fmt: skip
         case.log_alpha.fill_(math.log(1e-6))
-        case.beta.fill_(10.0)
-        case.expert_top_k = torch.full((change.pairs,), change.cap) if change.cap else None
+        signs = torch.tensor((-1.0, 0.25, -0.0625))[: case.weights.shape[1]]
+        weights = 10 * signs / (1 + torch.arange(change.groups)).unsqueeze(1)
+        case.weights = torch.where(case.present, weights, 0.0)
+        case.expert_top_k = torch.full((change.groups,), change.cap) if change.cap else None
         case.max_expert_top_k = change.cap
-        case.adaptive = None  # the kernels see a beta in any case
+        case.adaptive = None  # the kernels see a weight in any case
         conformance.check_backend(host, case, ks=(64,))
         if change.not_finite:
-            for seed, num_pairs, vocab in ((0, 72, 61), (4, 12, 4097), (6, 1, 20_300)):
-                conformance.check_not_finite(host, seed, num_pairs, vocab, ks=(5,))
+            for seed, num_groups, vocab in ((0, 72, 61), (4, 12, 4097), (6, 1, 20_300)):
+                conformance.check_not_finite(host, seed, num_groups, vocab, ks=(5,))
     except (IndexError, RuntimeError) as error:
         raise AssertionError(f"a comparison did not even run: {error}") from error
     finally:
@@ -569,7 +630,7 @@ def _run(change: Change, program: Path) -> None:
 
 def test_without_a_change_nothing_is_found():
     program = compile_host(KERNEL, RUNNER, flags=QUICK)
-    inputs = ("cores", "dtype", "vocab", "pairs", "kinds", "cap", "not_finite")
+    inputs = ("cores", "dtype", "vocab", "groups", "streams", "kinds", "cap", "not_finite")
     forms = {tuple(getattr(change, name) for name in inputs): change for change in CHANGES.values()}
     for change in forms.values():
         _run(change, program)
@@ -656,7 +717,7 @@ def test_wrong_types_do_not_compile():
 def test_sanitizers_watch():
     """What the stand-in cannot see: a plain pointer beyond the end of what it points to."""
     source = (ASCEND / KERNEL).read_text()
-    at = "    kernel.Run(lists, pairs, segments, k, outScores, outIds);"
+    at = "    kernel.Run(lists, groups, segments, k, outScores, outIds);"
     broken = source.replace(at, at + "\n    outScores[1 << 20] = 0;")
     assert broken != source
     change = Change(0, "", "", "")

@@ -27,7 +27,7 @@ from tests.ops.conformance import (
     LAYOUTS,
     NOT_FINITE,
     NOT_FINITE_CASES,
-    NUM_PAIRS,
+    NUM_GROUPS,
     VOCABS,
     Case,
     adaptive_case,
@@ -39,19 +39,21 @@ from tests.ops.conformance import (
     check_topk,
     make_case,
     make_not_finite,
+    pairs,
     statistics_of,
 )
 from vllm_cold.ops import (
-    Pairs,
+    Groups,
     contrastive_scores,
     contrastive_topk,
     registry,
     scoring,
     scoring_cpu,
 )
+from vllm_cold.ops.interface import MAX_STREAMS
 from vllm_cold.ops.interface import NOT_FINITE as NOT_FINITE_ERROR
-from vllm_cold.ops.scoring_reference import adaptive_beta
-from vllm_cold.ops.scoring_torch import adaptive_betas
+from vllm_cold.ops.scoring_reference import adaptive_weight
+from vllm_cold.ops.scoring_torch import adaptive_weights, expert_floors
 
 pytestmark = pytest.mark.unit
 
@@ -65,8 +67,8 @@ class CpuWith:
     def scores(self, *args: Any) -> None:
         scoring_cpu.run(*args, isa=self.isa)
 
-    def topk(self, logits: Tensor, pairs: Pairs, scores: Tensor, ids: Tensor) -> None:
-        scoring_cpu.run(logits, pairs, out_scores=scores, out_ids=ids, isa=self.isa)
+    def topk(self, logits: Tensor, groups: Groups, scores: Tensor, ids: Tensor) -> None:
+        scoring_cpu.run(logits, groups, out_scores=scores, out_ids=ids, isa=self.isa)
 
 
 def backends() -> dict[str, Any]:
@@ -80,39 +82,43 @@ BACKENDS = backends()
 
 
 def grid() -> list[Any]:
-    """Every vocabulary with every number of pairs and every dtype; the largest take turns."""
+    """Every vocabulary with every number of groups and every dtype; the largest take turns."""
     cases = []
     for vocab in VOCABS:
-        for num_pairs in NUM_PAIRS[1:]:
-            large = num_pairs == 64 and vocab >= 32001
+        for num_groups in NUM_GROUPS[1:]:
+            large = num_groups == 64 and vocab >= 32001
             for dtype in DTYPES[VOCABS.index(vocab) % 3 :][:1] if large else DTYPES:
                 marks = [pytest.mark.slow] if large else []
-                cases.append(pytest.param(vocab, num_pairs, dtype, marks=marks))
+                cases.append(pytest.param(vocab, num_groups, dtype, marks=marks))
     return cases
 
 
-@pytest.mark.parametrize(("vocab", "num_pairs", "dtype"), grid())
-def test_equals_the_reference(vocab: int, num_pairs: int, dtype: torch.dtype) -> None:
-    seed = VOCABS.index(vocab) * 11 + NUM_PAIRS.index(num_pairs) * 5 + DTYPES.index(dtype)
-    case = make_case(seed, num_pairs, vocab, dtype, LAYOUTS[seed % 3])
+@pytest.mark.parametrize(("vocab", "num_groups", "dtype"), grid())
+def test_equals_the_reference(vocab: int, num_groups: int, dtype: torch.dtype) -> None:
+    seed = VOCABS.index(vocab) * 11 + NUM_GROUPS.index(num_groups) * 5 + DTYPES.index(dtype)
+    case = make_case(seed, num_groups, vocab, dtype, LAYOUTS[seed % 3])
     for name, backend in BACKENDS.items():
         # torch's top-k is slow: the largest once only.
-        ks = KS[-1:] if name == "torch" and num_pairs * vocab > 10**6 else KS
+        ks = KS[-1:] if name == "torch" and num_groups * vocab > 10**6 else KS
         check_backend(backend, case, ks)
 
 
 def test_the_grid_has_every_kind_with_every_setting() -> None:
     """The cases mix; here is shown that the mix leaves nothing out."""
     seen = set()
-    for vocab, num_pairs, dtype in (parameter.values for parameter in grid()):
-        seed = VOCABS.index(vocab) * 11 + NUM_PAIRS.index(num_pairs) * 5 + DTYPES.index(dtype)
-        case = make_case(seed, num_pairs, 8, dtype)
-        seen |= {(kind, *knobs) for kind, knobs in zip(case.kinds, case.settings, strict=True)}
-    for values, number in zip(zip(*seen, strict=True), (len(KINDS), 3, 3, 5, 2), strict=True):
+    for vocab, num_groups, dtype in (parameter.values for parameter in grid()):
+        seed = VOCABS.index(vocab) * 11 + NUM_GROUPS.index(num_groups) * 5 + DTYPES.index(dtype)
+        case = make_case(seed, num_groups, 8, dtype)
+        for kind, knobs in zip(case.kinds, case.settings, strict=True):
+            log_alpha, weights, cap, adaptive = knobs
+            for weight, adapts in zip(weights, adaptive, strict=True):
+                seen.add((kind, 1 + len(weights), log_alpha, cap, weight, adapts))
+    for values, number in zip(zip(*seen, strict=True), (len(KINDS), 3, 4, 5, 4, 2), strict=True):
         assert len(set(values)) == number
-    assert len({(kind, alpha, adapts) for kind, alpha, _, _, adapts in seen}) == 6 * len(KINDS)
-    assert len({(kind, beta, adapts) for kind, _, beta, _, adapts in seen}) == 6 * len(KINDS)
-    assert len({(kind, cap > 0, adapts) for kind, _, _, cap, adapts in seen}) == 4 * len(KINDS)
+    for each, number in ((1, 3), (2, 4), (4, 4)):  # streams, log_alpha, weight
+        found = {(knobs[0], knobs[each], knobs[5]) for knobs in seen}
+        assert len(found) == 2 * number * len(KINDS)
+    assert len({(kind, cap > 0, adapts) for kind, _, _, cap, _, adapts in seen}) == 4 * len(KINDS)
 
 
 @pytest.fixture
@@ -126,11 +132,11 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("threads", [1, 2, 3, 5, 8], indirect=True)
 def test_any_number_of_threads() -> None:
-    """Pairs that share out evenly, the rest in segments, and nothing but segments."""
-    for num_pairs in (1, 2, 3, 4, 7, 9):
+    """Groups that share out evenly, the rest in segments, and nothing but segments."""
+    for num_groups in (1, 2, 3, 4, 7, 9):
         for i, vocab in enumerate((1, 64, 4097, 49152)):
-            dtype = DTYPES[(num_pairs + i) % 3]
-            check_backend("cpu", make_case(num_pairs, num_pairs, vocab, dtype))
+            dtype = DTYPES[(num_groups + i) % 3]
+            check_backend("cpu", make_case(num_groups, num_groups, vocab, dtype))
 
 
 def test_fewer_threads_than_asked_for() -> None:
@@ -141,8 +147,8 @@ from tests.ops.conformance import check_backend, make_case
 from vllm_cold.ops import scoring_cpu
 assert scoring_cpu._library().vllm_cold_has_threads()
 torch.set_num_threads(4)
-for num_pairs in (1, 3, 4):
-    check_backend("cpu", make_case(1, num_pairs, 49152))
+for num_groups in (1, 3, 4):
+    check_backend("cpu", make_case(1, num_groups, 49152))
 """
     for limit in ("1", "2"):
         subprocess.run(
@@ -160,7 +166,7 @@ def test_many_scores_to_any_address(offset: int) -> None:
     case = make_case(2, 9, 128_000, kinds=["normal", "ties"])
     memory = torch.full((9 * 128_000 + 32,), math.nan)
     out = memory[offset : offset + 9 * 128_000].view(9, 128_000)
-    registry.load("cpu").scores(case.logits, case.pairs, out, None)
+    registry.load("cpu").scores(case.logits, case.groups, out, None)
     check_dense(case, out)
     assert int(memory.isnan().sum()) == 32
 
@@ -168,7 +174,7 @@ def test_many_scores_to_any_address(offset: int) -> None:
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
-    num_pairs=st.integers(0, 5),
+    num_groups=st.integers(0, 5),
     vocab=st.integers(1, 300) | st.integers(1, 20_000),
     dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(LAYOUTS[:3]),
@@ -177,95 +183,96 @@ def test_many_scores_to_any_address(offset: int) -> None:
 )
 def test_random_cases(
     seed: int,
-    num_pairs: int,
+    num_groups: int,
     vocab: int,
     dtype: torch.dtype,
     layout: str,
     k: int,
     kinds: list[str],
 ) -> None:
-    case = make_case(seed, num_pairs, vocab, dtype, layout, kinds)
+    case = make_case(seed, num_groups, vocab, dtype, layout, kinds)
     for backend in BACKENDS.values():
-        if num_pairs:
+        if num_groups:
             check_backend(backend, case, [k])
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_no_pairs(backend: str, vocab: int) -> None:
+def test_no_groups(backend: str, vocab: int) -> None:
     case = make_case(0, 0, vocab)
     before = case.base.clone()
-    assert contrastive_scores(case.logits, case.pairs, backend=backend).shape == (0, vocab)
-    contrastive_scores(case.logits, case.pairs, inplace=True, backend=backend)
-    scores, ids = contrastive_topk(case.logits, case.pairs, k=5, backend=backend)
+    assert contrastive_scores(case.logits, case.groups, backend=backend).shape == (0, vocab)
+    contrastive_scores(case.logits, case.groups, inplace=True, backend=backend)
+    scores, ids = contrastive_topk(case.logits, case.groups, k=5, backend=backend)
     assert scores.shape == ids.shape == (0, 5)
     assert torch.equal(case.base, before)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_pairs", [0, 1, 7])
+@pytest.mark.parametrize("num_groups", [0, 1, 7])
 @pytest.mark.parametrize("backend", [None, "reference", "torch", "cpu"])
 def test_through_the_op(
-    backend: str | None, num_pairs: int, dtype: torch.dtype, layout: str
+    backend: str | None, num_groups: int, dtype: torch.dtype, layout: str
 ) -> None:
     """The public functions: every layout, outputs given or not, in place."""
-    case = make_case(3, num_pairs, 333, dtype, layout)
+    case = make_case(3, num_groups, 333, dtype, layout)
     before = case.base.clone()
-    dense = contrastive_scores(case.logits, case.pairs, backend=backend)
+    dense = contrastive_scores(case.logits, case.groups, backend=backend)
     check_dense(case, dense)
-    out = torch.full((num_pairs, 333), math.nan)
-    assert contrastive_scores(case.logits, case.pairs, out=out, backend=backend) is out
+    out = torch.full((num_groups, 333), math.nan)
+    assert contrastive_scores(case.logits, case.groups, out=out, backend=backend) is out
     assert torch.equal(out, dense)
-    scores, ids = contrastive_topk(case.logits, case.pairs, k=9, backend=backend)
+    scores, ids = contrastive_topk(case.logits, case.groups, k=9, backend=backend)
     check_topk(9, scores, ids, dense)
-    given = torch.full((num_pairs, 9), math.nan), torch.full((num_pairs, 9), 10**12)
-    returned = contrastive_topk(case.logits, case.pairs, k=9, out=given, backend=backend)
+    given = torch.full((num_groups, 9), math.nan), torch.full((num_groups, 9), 10**12)
+    returned = contrastive_topk(case.logits, case.groups, k=9, out=given, backend=backend)
     assert returned[0] is given[0] and returned[1] is given[1]
     assert torch.equal(given[0], scores) and torch.equal(given[1], ids)
     assert torch.equal(case.base, before)
     if dtype == torch.float32:
         logits = case.logits
-        assert contrastive_scores(logits, case.pairs, inplace=True, backend=backend) is logits
+        assert contrastive_scores(logits, case.groups, inplace=True, backend=backend) is logits
         assert torch.equal(logits[case.expert_rows], dense)
-        logits[case.expert_rows] = case.rows[0]
+        logits[case.expert_rows] = case.experts
         assert torch.equal(case.base, before)
 
 
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("threads", [1, 2, 3, 5], indirect=True)
-def test_what_is_not_finite_stays_in_its_pair() -> None:
+def test_what_is_not_finite_stays_in_its_group() -> None:
     for name, backend in {"reference": "reference", **BACKENDS}.items():
-        for seed, num_pairs, vocab in NOT_FINITE_CASES:
-            if torch.get_num_threads() == 1 or ("cpu" in name and num_pairs * vocab > 2 * 8192):
+        for seed, num_groups, vocab in NOT_FINITE_CASES:
+            if torch.get_num_threads() == 1 or ("cpu" in name and num_groups * vocab > 2 * 8192):
                 dtypes = DTYPES if vocab < 20_000 else DTYPES[seed % 3 :][:1]
                 for dtype in dtypes:
-                    check_not_finite(backend, seed, num_pairs, vocab, dtype)
+                    check_not_finite(backend, seed, num_groups, vocab, dtype)
 
 
 def test_the_cases_have_all_that_is_not_finite_with_every_setting() -> None:
     seen = set()
-    for seed, num_pairs, _ in NOT_FINITE_CASES[:2]:
-        case = make_case(seed, num_pairs, 61)
-        pairs, _ = make_not_finite(case, seed)
-        assert int(pairs.sum()) == len(NOT_FINITE)
-        for pair in pairs.nonzero().flatten().tolist():
-            kind = NOT_FINITE[(seed + 5 * (pair // 2)) % len(NOT_FINITE)]
-            log_alpha, _, cap, adaptive = case.settings[pair]
+    for seed, num_groups, _ in NOT_FINITE_CASES[:2]:
+        case = make_case(seed, num_groups, 61)
+        groups, _ = make_not_finite(case, seed)
+        assert int(groups.sum()) == len(NOT_FINITE)
+        for group in groups.nonzero().flatten().tolist():
+            kind = NOT_FINITE[(seed + 5 * (group // 2)) % len(NOT_FINITE)]
+            log_alpha, _, cap, adaptive = case.settings[group]
             seen |= {(kind[1], "alpha", log_alpha), (kind[1], "cap", cap > 0)}
-            seen |= {(kind[1], "adaptive", adaptive), kind}
-    assert len(seen) == len(NOT_FINITE) + 3 * (3 + 2 + 2)
+            seen |= {(kind[1], "adaptive", any(adaptive)), kind}
+            seen.add((kind[1], "amateurs", len(adaptive)))
+    assert len(seen) == len(NOT_FINITE) + 3 * (4 + 2 + 2 + 3)
 
 
-@pytest.mark.parametrize("half", ["expert", "amateur"])
+@pytest.mark.parametrize("stream", [0, 1, 2])
 @pytest.mark.parametrize("value", [math.nan, INF])
 @pytest.mark.parametrize("backend", [None, "reference", "torch", "cpu"])
 def test_what_is_not_finite_is_an_error_where_it_is_checked(
-    backend: str | None, value: float, half: str
+    backend: str | None, value: float, stream: int
 ) -> None:
     """It is, unless the caller says otherwise."""
     for layout in LAYOUTS:
-        case = make_case(1, 3, 333, layout=layout)
+        case = make_case(1, 3, 333, layout=layout, streams=3)
         calls = [
             (contrastive_scores, {"inplace": False}),
             (contrastive_scores, {"statistics": torch.full((3, 3), -7)}),
@@ -274,15 +281,15 @@ def test_what_is_not_finite_is_an_error_where_it_is_checked(
         ]
         before = case.base.clone()
         for op, options in calls:
-            op(case.logits, case.pairs, backend=backend, **options)
+            op(case.logits, case.groups, backend=backend, **options)
             case.base.copy_(before)
-        case.logits[case.expert_rows[1] if half == "expert" else case.amateur_rows[1], 77] = value
+        case.logits[case.rows[1, stream], 77] = value
         before = case.base.clone()
         for op, options in calls:
             with pytest.raises(RuntimeError, match="hold NaN or .inf"):
-                op(case.logits, case.pairs, backend=backend, **options)
+                op(case.logits, case.groups, backend=backend, **options)
             case.base.copy_(before)
-            op(case.logits, case.pairs, backend=backend, check=False, **options)
+            op(case.logits, case.groups, backend=backend, check=False, **options)
             case.base.copy_(before)
         assert calls[1][1]["statistics"][:, 2].tolist() == [0, 1, 0]
 
@@ -299,46 +306,59 @@ def test_nothing_is_looked_at_without_the_check() -> None:
     """Tensors without memory: what needs a value of theirs fails."""
     case = make_case(1, 7, 333)
     logits = case.logits.to("meta")
-    values = (getattr(case.pairs, field.name) for field in dataclasses.fields(Pairs))
-    pairs = Pairs(*(x.to("meta") if isinstance(x, Tensor) else x for x in values))
+    values = (getattr(case.groups, field.name) for field in dataclasses.fields(Groups))
+    groups = Groups(*(x.to("meta") if isinstance(x, Tensor) else x for x in values))
     counted = torch.empty(7, 3, dtype=torch.int64, device="meta")
     for inplace in (False, True):
         contrastive_scores(
-            logits, pairs, inplace=inplace, statistics=counted, check=False, backend="torch"
+            logits, groups, inplace=inplace, statistics=counted, check=False, backend="torch"
         )
-    contrastive_topk(logits, pairs, k=5, check=False, backend="torch")
+    contrastive_topk(logits, groups, k=5, check=False, backend="torch")
     for op, options in ((contrastive_scores, {}), (contrastive_topk, {"k": 5})):
         with pytest.raises(RuntimeError, match="meta"):
-            op(logits, pairs, backend="torch", **options)
+            op(logits, groups, backend="torch", **options)
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_rows_of_no_pair_may_hold_anything(backend: str) -> None:
-    case = make_case(0, 2, 40)
-    pairs = {*case.expert_rows.tolist(), *case.amateur_rows.tolist()}
-    for row in set(range(len(case.logits))) - pairs:
+def test_rows_of_no_group_may_hold_anything(backend: str) -> None:
+    case = make_case(1, 2, 40)
+    for row in set(range(len(case.logits))) - set(case.rows.flatten().tolist()):
         case.logits[row] = math.nan
     check_backend(backend, case)
 
 
-@pytest.mark.parametrize("rows", ["expert_rows", "amateur_rows"])
-@pytest.mark.parametrize("row", [-1, 5, 2**40])
+@pytest.mark.parametrize(("stream", "row"), [(0, -1), (0, 6), (1, -2), (2, -2), (2, 6), (2, 2**40)])
 @pytest.mark.parametrize("backend", ["torch", "cpu"])
-def test_a_row_outside_is_an_error(backend: str, row: int, rows: str) -> None:
-    case = make_case(0, 1, 40)
-    assert len(case.logits) == 5
-    setattr(case, rows, torch.tensor([row]))
+def test_a_row_outside_is_an_error(backend: str, row: int, stream: int) -> None:
+    case = make_case(0, 1, 40, streams=3)
+    assert len(case.logits) == 6
+    case.rows[0, stream] = row
     with pytest.raises(IndexError):
-        contrastive_scores(case.logits, case.pairs, backend=backend)
+        contrastive_scores(case.logits, case.groups, backend=backend)
 
 
-def test_two_pairs_may_share_rows_when_not_in_place() -> None:
-    case = make_case(0, 2, 100, kinds=["normal"])
-    case.expert_rows[1] = case.expert_rows[0]
-    case.amateur_rows[1] = case.amateur_rows[0]
-    check = Case(**{name: getattr(case, name) for name in Case.__dataclass_fields__})
+def test_groups_may_share_rows_when_not_in_place() -> None:
+    """And one group may have an amateur twice, or its expert as one."""
+    case = make_case(1, 3, 100, kinds=["normal"], streams=3)
+    case.rows[1] = case.rows[0]
+    case.rows[2, 1] = case.rows[0, 2]
+    case.rows[2, 2] = case.rows[2, 0]
     for backend in ("torch", "cpu"):
-        check_dense(check, contrastive_scores(case.logits, case.pairs, backend=backend))
+        check_dense(case, contrastive_scores(case.logits, case.groups, backend=backend))
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS])
+def test_as_many_amateurs_as_there_may_be(backend: str) -> None:
+    """And a group without any, which is its expert."""
+    for dtype in DTYPES:
+        case = make_case(3, 3, 5001, dtype, kinds=["normal", "ties", "amateur -inf"], streams=33)
+        assert case.rows.shape[1] == MAX_STREAMS
+        case.rows[1, 1:], case.weights[1], case.log_alpha[1] = -1, 0.0, -INF
+        case.expert_top_k, case.max_expert_top_k = None, 0
+        if case.adaptive is not None:
+            case.adaptive[1] = False
+        check_backend(BACKENDS[backend], case, [5])
+        assert torch.equal(case.exact[1], case.experts[1].double())
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
@@ -352,12 +372,12 @@ def test_a_tile_that_just_reaches_the_threshold(cap: int, backend: str) -> None:
     knobs = torch.tensor([-1.0]), torch.tensor([0.5])
     caps = (torch.tensor([cap]), cap) if cap else (None, 0)
     rows = torch.tensor([0]), torch.tensor([1])
-    got = contrastive_scores(logits, Pairs(*rows, *knobs, *caps), backend=backend)
+    got = contrastive_scores(logits, pairs(*rows, *knobs, *caps), backend=backend)
     assert (got[0] > -INF).nonzero().flatten().tolist() == ([10] if cap == 1 else [10, 4500])
 
 
 @pytest.mark.parametrize("name", ["reference", *BACKENDS])
-def test_adaptive_betas_by_definition(name: str) -> None:
+def test_adaptive_weights_by_definition(name: str) -> None:
     check_adaptive(BACKENDS.get(name, name))
 
 
@@ -366,16 +386,16 @@ def test_adaptive_betas_by_definition(name: str) -> None:
     seed=st.integers(0, 2**31),
     vocab=st.integers(1, 40) | st.integers(1, 5000),
     alpha=st.sampled_from([1e-9, 1e-3, 0.1, 0.5]),
-    beta_max=st.floats(0, 10, width=32),
+    most=st.floats(-10, 10, width=32),
     cap=st.sampled_from([0, 0, 1, 7]),
     scales=st.tuples(*[st.sampled_from([0.1, 1.0, 4.0])] * 2),
     shifts=st.tuples(*[st.integers(-(2**14), 2**14)] * 2),
 )
-def test_an_adaptive_beta_has_limits_and_no_origin(
+def test_an_adaptive_weight_has_limits_and_no_origin(
     seed: int,
     vocab: int,
     alpha: float,
-    beta_max: float,
+    most: float,
     cap: int,
     scales: tuple[float, float],
     shifts: tuple[int, int],
@@ -388,53 +408,71 @@ def test_an_adaptive_beta_has_limits_and_no_origin(
     rows = (rows * 64).round() / 64
     moved = rows + torch.tensor(shifts).unsqueeze(1) / 64
     log_alpha = float(torch.tensor(math.log(alpha)))
-    beta = adaptive_beta(*rows, log_alpha, beta_max, cap)
-    assert 0 <= beta <= beta_max
-    assert beta == pytest.approx(adaptive_beta(*moved, log_alpha, beta_max, cap), abs=1e-12)
-    one = torch.tensor([0])
+    weight = adaptive_weight(*rows, log_alpha, most, cap)
+    assert min(0, most) <= weight <= max(0, most)
+    assert weight == pytest.approx(adaptive_weight(*moved, log_alpha, most, cap), abs=1e-12)
     caps = (torch.tensor([cap]), cap) if cap else (None, 0)
     for logits in (rows, moved):
-        knobs = torch.tensor([log_alpha]), torch.tensor([beta_max])
-        case = Case(logits, logits, [""], one, one + 1, *knobs, *caps, torch.tensor([True]))
-        case.betas[0].fill_(beta)
+        knobs = torch.tensor([[most]]), torch.tensor([log_alpha])
+        case = Case(
+            logits, logits, [""], torch.tensor([[0, 1]]), *knobs, *caps, torch.tensor([[True]])
+        )
+        case.effective[0].fill_(weight)
         for backend in BACKENDS.values():
             check_backend(backend, case, [3])
         if not cap:
-            got = float(adaptive_betas(logits, case.pairs, None))
-            assert 0 <= got <= beta_max
+            got = float(adaptive_weights(logits, case.groups, None))
+            assert min(0, most) <= got <= max(0, most)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    seed=st.integers(0, 2**31), num_groups=st.integers(1, 5), vocab=st.integers(1, 300),
+    dtype=st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_adaptive_weights_for_kernels(
+    seed: int, num_groups: int, vocab: int, dtype: torch.dtype
+) -> None:
+    """Each amateur has its own, and what does not adapt itself is as it was given."""
+    case = make_case(seed, num_groups, vocab, dtype)
+    floors = expert_floors(case.logits, case.groups)
+    got = adaptive_weights(case.logits, case.groups, floors)
+    assert got.dtype == torch.float32 and got.shape == case.weights.shape
+    weights, errors = case.effective
+    assert ((got.double() - weights).abs() <= errors).all()
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_adaptive_pairs_through_the_op(backend: str) -> None:
-    """With the statistics that the scores give; and no pair is adaptive where all are False."""
+def test_adaptive_weights_through_the_op(backend: str) -> None:
+    """With the statistics that the scores give; and none is adaptive where all are False."""
     case, _ = adaptive_case()
-    dense = contrastive_scores(case.logits, case.pairs, backend=backend)
+    dense = contrastive_scores(case.logits, case.groups, backend=backend)
     check_dense(case, dense)
-    counted = torch.empty(len(case.beta), 3, dtype=torch.int64)
-    contrastive_scores(case.logits, case.pairs, statistics=counted, backend=backend)
-    assert torch.equal(counted, statistics_of(case.rows[0], dense))
-    scores, ids = contrastive_topk(case.logits, case.pairs, k=9, backend=backend)
+    counted = torch.empty(len(case.rows), 3, dtype=torch.int64)
+    contrastive_scores(case.logits, case.groups, statistics=counted, backend=backend)
+    assert torch.equal(counted, statistics_of(case.experts, dense))
+    scores, ids = contrastive_topk(case.logits, case.groups, k=9, backend=backend)
     check_topk(9, scores, ids, dense)
-    none = torch.zeros(len(case.beta), dtype=torch.bool)
+    none = torch.zeros_like(case.present)
     given = contrastive_scores(
-        case.logits, dataclasses.replace(case.pairs, adaptive=none), backend=backend
+        case.logits, dataclasses.replace(case.groups, adaptive=none), backend=backend
     )
     fixed = contrastive_scores(
-        case.logits, dataclasses.replace(case.pairs, adaptive=None), backend=backend
+        case.logits, dataclasses.replace(case.groups, adaptive=None), backend=backend
     )
     assert torch.equal(given, fixed) and not torch.equal(given, dense)
 
 
-def test_the_number_of_threads_does_not_change_an_adaptive_beta() -> None:
+def test_the_number_of_threads_does_not_change_an_adaptive_weight() -> None:
     before = torch.get_num_threads()
-    for num_pairs in (1, 3):
-        case = make_case(7, num_pairs, 49152, kinds=["normal", "ties"])
-        case.adaptive = torch.ones(num_pairs, dtype=torch.bool)
+    for num_groups in (1, 3):
+        case = make_case(7, num_groups, 49152, kinds=["normal", "ties"])
+        case.set(adaptive=True)
         results = []
         try:
             for number in (1, 2, 3, 8):
                 torch.set_num_threads(number)
-                results.append(contrastive_scores(case.logits, case.pairs, backend="cpu"))
+                results.append(contrastive_scores(case.logits, case.groups, backend="cpu"))
         finally:
             torch.set_num_threads(before)
         assert all(torch.equal(result, results[0]) for result in results)
@@ -447,24 +485,33 @@ def test_avx2_and_avx512_agree() -> None:
     assert case.adaptive is not None and case.adaptive.any() and not case.adaptive.all()
     dense, best, ids = torch.empty(2, 7, 4097), torch.empty(2, 7, 9), torch.empty(2, 7, 9).long()
     for i, isa in enumerate(("avx2", "avx512")):
-        CpuWith(isa).scores(case.logits, case.pairs, dense[i])
-        CpuWith(isa).topk(case.logits, case.pairs, best[i], ids[i])
+        CpuWith(isa).scores(case.logits, case.groups, dense[i])
+        CpuWith(isa).topk(case.logits, case.groups, best[i], ids[i])
     assert torch.equal(*dense) and torch.equal(*best) and torch.equal(*ids)
 
 
 def test_the_checks_bite() -> None:
     """A comparison that never fails proves nothing."""
-    case = make_case(0, 5, 500)
-    right = contrastive_scores(case.logits, case.pairs)
-    scores, ids = contrastive_topk(case.logits, case.pairs, k=5)
+    case = make_case(2, 5, 500, kinds=["normal"])
+    assert case.rows.shape[1] == 4 and case.adaptive is not None
+    right = contrastive_scores(case.logits, case.groups)
+    scores, ids = contrastive_topk(case.logits, case.groups, k=5)
     check_dense(case, right)
     check_topk(5, scores, ids, right)
-    case.adaptive = torch.ones(5, dtype=torch.bool)
-    adapted = contrastive_scores(case.logits, case.pairs)
-    for adaptive, scored in ((case.adaptive, right), (~case.adaptive, adapted)):
+    drawn = case.adaptive
+    case.set(adaptive=True)
+    adapted = contrastive_scores(case.logits, case.groups)
+    for adaptive, scored in ((case.adaptive, right), (drawn, adapted), (None, right)):
         another = dataclasses.replace(case, adaptive=adaptive)
         with pytest.raises(AssertionError, match="wrong scores"):
             check_dense(another, scored)
+    case.adaptive = drawn
+    # Another amateur's weight, and an amateur that is left out.
+    swapped = dataclasses.replace(case, weights=case.weights.flip(1))
+    fewer = dataclasses.replace(case, weights=case.weights * torch.tensor([1.0, 1.0, 0.0]))
+    for another in (swapped, fewer):
+        with pytest.raises(AssertionError, match="wrong scores"):
+            check_dense(another, right)
     token = int(right[0].argmax())
     for broken in (math.nan, -INF, INF, float(right[0, token]) * 1.00001):
         wrong = right.clone()
@@ -472,24 +519,24 @@ def test_the_checks_bite() -> None:
         with pytest.raises(AssertionError):
             check_dense(case, wrong)
     wrong = right.clone()
-    wrong[0, int(case.rows[0][0].argmin())] = 0.0  # a token that is no candidate
+    wrong[0, int(case.experts[0].argmin())] = 0.0  # a token that is no candidate
     with pytest.raises(AssertionError):
         check_dense(case, wrong)
-    pair = int((ids[:, 1] >= 0).nonzero()[0])
+    group = int((ids[:, 1] >= 0).nonzero()[0])
     check_order(case, ids)
     wrong_ids = ids.clone()
-    wrong_ids[pair, 0] = int(right[pair].argmin())
+    wrong_ids[group, 0] = int(right[group].argmin())
     with pytest.raises(AssertionError):
         check_order(case, wrong_ids)
     for change in ("swapped", "another", "lost"):
         bad_scores, bad_ids = scores.clone(), ids.clone()
         if change == "swapped":
-            bad_ids[pair, :2] = ids[pair, :2].flip(0)
-            bad_scores[pair, :2] = scores[pair, :2].flip(0)
+            bad_ids[group, :2] = ids[group, :2].flip(0)
+            bad_scores[group, :2] = scores[group, :2].flip(0)
         elif change == "another":
-            bad_ids[pair, 0] = int(right[pair].argmin())
+            bad_ids[group, 0] = int(right[group].argmin())
         else:
-            bad_scores[pair, 0], bad_ids[pair, 0] = -INF, -1
+            bad_scores[group, 0], bad_ids[group, 0] = -INF, -1
         with pytest.raises(AssertionError):
             check_topk(5, bad_scores, bad_ids, right)
 
@@ -500,12 +547,12 @@ def test_statistics_through_the_op(backend: str, layout: str) -> None:
     """Layouts that are straightened out first, too."""
     for seed in range(len(KINDS)):
         case = make_case(seed, 5, 333, layout=layout)
-        want = statistics_of(case.rows[0], contrastive_scores(case.logits, case.pairs))
+        want = statistics_of(case.experts, contrastive_scores(case.logits, case.groups))
         for inplace in (False, True):
             counted = torch.full((5, 3), -7)
             contrastive_scores(
-                case.logits, case.pairs, inplace=inplace, statistics=counted, backend=backend
+                case.logits, case.groups, inplace=inplace, statistics=counted, backend=backend
             )
             assert torch.equal(counted, want)
     with pytest.raises(ValueError, match=r"statistics is \[5\] .* must be \[5, 3\] torch.int64"):
-        contrastive_scores(case.logits, case.pairs, statistics=torch.empty(5, dtype=torch.int64))
+        contrastive_scores(case.logits, case.groups, statistics=torch.empty(5, dtype=torch.int64))

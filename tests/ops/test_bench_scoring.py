@@ -17,7 +17,8 @@ from vllm_cold.ops import registry, scoring_torch
 pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
-SMALL = ["--pairs", "2", "--vocab", "1500", "--rounds", "2", "--no-compile", "--device", "cpu"]
+SMALL = ["--groups", "2", "--streams", "2", "3", "--vocab", "1500", "--rounds", "2", "--no-compile",
+         "--device", "cpu"]  # fmt: skip
 
 
 def test_no_speed_beside_a_wrong_result(capsys: pytest.CaptureFixture[str]) -> None:
@@ -41,12 +42,12 @@ def test_no_speed_beside_a_wrong_result(capsys: pytest.CaptureFixture[str]) -> N
 
 def test_an_amateur_that_cannot_be_sampled_from_is_wrong() -> None:
     right = registry.load("torch")
-    load = bench.Workload("inplace", "fp32", 2, 500)
+    load = bench.Workload("inplace", "fp32", 2, 500, streams=3)
     case = load.case()
 
-    def scores(logits: Any, pairs: Any, *rest: Any) -> None:
-        right.scores(logits, pairs, *rest)
-        logits[pairs.amateur_rows[0], 7] = torch.inf
+    def scores(logits: Any, groups: Any, *rest: Any) -> None:
+        right.scores(logits, groups, *rest)
+        logits[groups.rows[0, 2], 7] = torch.inf
 
     assert "cannot be sampled" in bench.check(load, case, replace(right, scores=scores), CPU)
 
@@ -55,10 +56,11 @@ def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with mock.patch.object(bench, "last_cache", return_value=1000):
         assert bench.main(SMALL) == 0
     lines = capsys.readouterr().out.splitlines()
-    # Three systems in five workloads: dense and top-k in both dtypes, in place in one.
-    assert sum(line.startswith(bench.FORMS) for line in lines) == 15
+    # Three systems in five workloads for each number of streams: dense and top-k in both dtypes, in
+    # place in one.
+    assert sum(line.startswith(bench.FORMS) for line in lines) == 30
     assert bench.main([*SMALL, "--check-only"]) == 0
-    assert "10 results, all right" in capsys.readouterr().out
+    assert "20 results, all right" in capsys.readouterr().out
 
 
 def test_the_table_compares_within_rounds() -> None:
@@ -67,7 +69,8 @@ def test_the_table_compares_within_rounds() -> None:
     results = [bench.Result(load, name, "", times) for name, times in systems]
     copy, kernel, eager = bench.table(results).splitlines()[-3:]
     assert load.bytes_moved == 12_000
-    assert copy.split()[6:] == ["1.6", "2.5", "3.4", "4.8"]  # p20, p50, p80, GB/s
+    assert replace(load, streams=4).bytes_moved == 20_000
+    assert copy.split()[7:] == ["1.6", "2.5", "3.4", "4.8"]  # p20, p50, p80, GB/s
     assert "0.50 (0.50-0.50)" in kernel and " 2.50 " in kernel and "0.31" in eager
 
 

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.knobs import knobs
-from vllm_cold.group.rows import PairRows
-from vllm_cold.group.stream import Stream
+from vllm_cold.group.rows import GroupRows
+from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.settings import ColdSettings
-from vllm_cold.ops import Pairs, contrastive_scores
-from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
+from vllm_cold.ops import Groups, contrastive_scores
+from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
 
 pytestmark = pytest.mark.unit
 
@@ -28,45 +28,54 @@ BETAS = [0.0, 0.5, 2.0, 10.0]
 
 
 def score(e: Tensor, a: Tensor, alpha: float, beta: float, top_k: int = 0) -> Tensor:
-    """Scores of one pair, by way of ``PairRows.of`` as in the processors."""
+    """Scores of one pair, by way of ``GroupRows.of`` as in the processors."""
     rows = pair_rows([(0, 1)], [(alpha, beta, top_k)])
     both = torch.stack((e, a)).float()
-    contrastive_scores(both, rows.pairs, inplace=True)
+    contrastive_scores(both, rows.groups, inplace=True)
     assert torch.equal(both[1], a.float()), "the amateur's row"
     return both[0]
 
 
 def pair_rows(
     pairs: Sequence[tuple[int, int]], wanted: Sequence[tuple[float, float, int]]
-) -> PairRows:
+) -> GroupRows:
     streams = []
-    for i, ((expert, amateur), (alpha, beta, top_k)) in enumerate(zip(pairs, wanted, strict=True)):
-        streams.append((expert, Stream(knobs(alpha, beta, top_k), pair=f"{i}", role="expert")))
-        streams.append((amateur, Stream(knobs(alpha, beta, top_k), pair=f"{i}", role="amateur")))
-    rows = PairRows.of(streams, CPU)
-    assert rows is not None
-    return rows
+    for i, (rows, (alpha, beta, top_k)) in enumerate(zip(pairs, wanted, strict=True)):
+        amateurs = (AmateurStream(-beta),)
+        for index, row in enumerate(rows):
+            streams.append((row, Stream(knobs(alpha, beta, top_k), amateurs, f"{i}", index)))
+    found = GroupRows.of(streams, CPU)
+    assert found is not None
+    return found
+
+
+def combine(logits: Tensor, weights: Sequence[float], log_alpha: float = -INF) -> Tensor:
+    """Scores of one group of all rows."""
+    rows = torch.arange(len(logits)).unsqueeze(0)
+    groups = Groups(rows, torch.tensor([weights]), torch.tensor([log_alpha]))
+    return contrastive_scores(logits, groups)[0]
 
 
 def test_one_cap_does_not_lift_another() -> None:
     """A cap beyond the vocabulary is none; it must not switch off the caps of other pairs."""
     logits = torch.tensor([[3.0, 2.9, 2.8, 2.7]]).repeat(4, 1)
     rows = pair_rows([(0, 1), (2, 3)], [(0.1, 0.5, 2), (0.1, 0.5, 1000)])
-    contrastive_scores(logits, rows.pairs, inplace=True)
+    contrastive_scores(logits, rows.groups, inplace=True)
     assert logits.isfinite().sum(1).tolist() == [2, 4, 4, 4]
 
 
 def test_any_cap_that_settings_admit_fits() -> None:
     rows = pair_rows([(0, 1)], [(0.1, 0.5, 2**31 - 1)])
-    scores = contrastive_scores(torch.zeros(2, 5), rows.pairs, inplace=True)
+    scores = contrastive_scores(torch.zeros(2, 5), rows.groups, inplace=True)
     assert scores.tolist() == [[0.0] * 5] * 2
 
 
 def test_no_pair_never_reaches_the_op() -> None:
-    assert PairRows.of([], CPU) is None
-    lonely = [(0, Stream(ColdSettings(), pair="x", role="expert")),
-              (1, Stream(ColdSettings(), pair="y", role="amateur"))]  # fmt: skip
-    assert PairRows.of(lonely, CPU) is None
+    assert GroupRows.of([], CPU) is None
+    amateurs = (AmateurStream(-0.5),)
+    lonely = [(0, Stream(ColdSettings(), amateurs, "x", 0)),
+              (1, Stream(ColdSettings(), amateurs, "y", 1))]  # fmt: skip
+    assert GroupRows.of(lonely, CPU) is None
 
 
 def test_by_hand() -> None:
@@ -75,29 +84,38 @@ def test_by_hand() -> None:
     # valid: e >= 2 - 1; where the amateur is -inf there is no penalty.
     want = [1.5, 2.0, -INF, 1.5, -INF]
     assert score(e, a, math.exp(-1.001), 0.5).tolist() == pytest.approx(want)
-    assert pair_scores(e, a, -1.001, 0.5).tolist() == pytest.approx(want)
+    assert group_scores(e, [a], -1.001, [-0.5]).tolist() == pytest.approx(want)
 
 
-def test_an_adaptive_beta_by_hand() -> None:
+def test_two_amateurs_by_hand() -> None:
+    e = torch.tensor([2.0, 1.0, 0.0])
+    logits = torch.stack((e, torch.tensor([0.0, 3.0, -INF]), torch.tensor([4.0, 1.0, 1.0])))
+    # -INF counts as 0, as the expert's logit is here.
+    want = [2.0 - 2.0 * -0.5 + 2.0 * 0.25, 1.0 + 2.0 * -0.5, 0.25]
+    assert combine(logits, [-0.5, 0.25]).tolist() == pytest.approx(want)
+    assert group_scores(e, logits[1:], -INF, [-0.5, 0.25]).tolist() == pytest.approx(want)
+
+
+def test_an_adaptive_weight_by_hand() -> None:
     # p = (1/2, 1/2), q = (3/4, 1/4) over the valid; a's best is another token, twice as likely as
     # its best of these.
     e = torch.tensor([0.0, 0.0, -9.0], dtype=torch.float64)
     a = torch.tensor([math.log(3), 0.0, math.log(6)], dtype=torch.float64)
     entropies = 0.954434 - (1.0 + 0.811278) / 2  # of (5/8, 3/8), p and q
-    beta = adaptive_beta(e, a, -1.0, 3.0)
-    assert beta == pytest.approx(3.0 / 2 * entropies, abs=1e-5)
-    want = [-beta * math.log(3), 0.0, -INF]
-    assert pair_scores(e, a, -1.0, 3.0, adaptive=True).tolist() == pytest.approx(want)
-    one = torch.tensor([0])
-    knobs = torch.tensor([-1.0]), torch.tensor([3.0])
+    weight = adaptive_weight(e, a, -1.0, -3.0)
+    assert weight == pytest.approx(-3.0 / 2 * entropies, abs=1e-5)
+    want = [weight * math.log(3), 0.0, -INF]
+    assert group_scores(e, [a], -1.0, [-3.0], adaptive=[True]).tolist() == pytest.approx(want)
+    knobs = torch.tensor([[-3.0]]), torch.tensor([-1.0])
     got = contrastive_scores(
-        torch.stack((e, a)).float(), Pairs(one, one + 1, *knobs, adaptive=torch.tensor([True]))
+        torch.stack((e, a)).float(),
+        Groups(torch.tensor([[0, 1]]), *knobs, adaptive=torch.tensor([[True]])),
     )
     assert got[0].tolist() == pytest.approx(want)
 
 
 @pytest.mark.parametrize("alpha", ALPHAS)
-def test_an_adaptive_beta_is_reach_times_divergence(alpha: float) -> None:
+def test_an_adaptive_weight_is_reach_times_divergence(alpha: float) -> None:
     """By entropies: H(m) - (H(p) + H(q)) / 2."""
 
     def entropy(p: Tensor) -> float:
@@ -106,14 +124,14 @@ def test_an_adaptive_beta_is_reach_times_divergence(alpha: float) -> None:
     for seed in range(20):
         e, a = (row.double() for row in logits_pair(seed))
         a[::7] = -INF
-        valid = pair_scores(e, a, math.log(alpha), 0.0) > -INF
+        valid = group_scores(e, [a], math.log(alpha), [0.0]) > -INF
         if not (a[valid] > -INF).any():
             continue
         p, q = e[valid].softmax(0), a[valid].softmax(0)
         divergence = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
         reach = math.exp(float(a[valid].max() - a.max()))
-        beta = adaptive_beta(e, a, math.log(alpha), 0.7)
-        assert beta == pytest.approx(0.7 * reach * divergence, abs=1e-12)
+        weight = adaptive_weight(e, a, math.log(alpha), 0.7)
+        assert weight == pytest.approx(0.7 * reach * divergence, abs=1e-12)
 
 
 def logits_pair(seed: int, vocab: int = 200) -> tuple[Tensor, Tensor]:
@@ -165,6 +183,34 @@ def test_the_maximum_is_taken_after_masks() -> None:
     e, a = torch.tensor([9.0, 2.0, 1.9, -3.0]), torch.zeros(4)
     e[0] = -INF  # what a grammar does to the expert
     assert score(e, a, 0.1, 0.5).isfinite().tolist() == [False, True, True, False]
+
+
+def test_no_mask_leaves_out_what_the_expert_excludes_alone() -> None:
+    e, a = logits_pair(0)
+    e[::5] = -INF
+    assert torch.equal(score(e, a, 0.0, 0.5) > -INF, e > -INF)
+
+
+def test_guidance_away_from_one_amateur_and_towards_another() -> None:
+    """Product of experts: log-probabilities add up (arXiv 2401.08565, 2306.17806)."""
+    for seed in range(20):
+        e, a = logits_pair(seed)
+        b, _ = logits_pair(100 + seed)
+        got = combine(torch.stack((e, a, b)), [0.8, -0.8]).log_softmax(0)
+        parts = [x.log_softmax(0) for x in (e, a, b)]
+        want = (parts[0] + 0.8 * (parts[1] - parts[2])).log_softmax(0)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+        guided = combine(torch.stack((e, a)), [-0.5]).log_softmax(0)
+        want = (1.5 * parts[0] - 0.5 * parts[1]).log_softmax(0)
+        torch.testing.assert_close(guided, want, rtol=1e-4, atol=1e-4)
+
+
+def test_an_amateur_twice_has_the_sum_of_its_weights() -> None:
+    """And with weights of opposite signs it changes nothing."""
+    e, a = logits_pair(3)
+    twice = combine(torch.stack((e, a, a)), [0.75, -0.25])
+    torch.testing.assert_close(twice, combine(torch.stack((e, a)), [0.5]))
+    torch.testing.assert_close(combine(torch.stack((e, a, a)), [0.75, -0.75]), e)
 
 
 @settings(max_examples=100, deadline=None)

@@ -26,13 +26,14 @@ import torch
 from tests.ops.ascend_host import clean_environment
 from tests.ops.conformance import DTYPES, LAYOUTS, Case, make_case
 from vllm_cold.ops import cpu_library, scoring_cpu
-from vllm_cold.ops.interface import make_samplable
+from vllm_cold.ops.interface import replace_nonfinite
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(map(str, (ROOT / "csrc" / "cpu").glob("*.cpp")))
 FORMS = ("dense", "topk", "in place")
+HEADER = "13q"  # of a case in native_main.cpp
 FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-Wall", "-Wextra",
          "-Wshadow", "-Wconversion", "-Werror"]  # fmt: skip
 SANITIZE = ["g++", "-O0", "-g", "-fopenmp", "-fsanitize=address,undefined",
@@ -97,32 +98,32 @@ def packed(case: Case, form: str, k: int, isa: str, threads: int) -> bytes:
     memory = torch.as_strided(logits, (elements,), (1,)).contiguous().view(torch.uint8)
     caps = case.expert_top_k
     header = struct.pack(
-        "12q", elements * logits.element_size(), rows, stride, vocab, DTYPES.index(logits.dtype),
-        len(case.beta), k, FORMS.index(form), scoring_cpu.ISAS.index(isa), threads,
+        HEADER, elements * logits.element_size(), rows, stride, vocab, DTYPES.index(logits.dtype),
+        *case.rows.shape, k, FORMS.index(form), scoring_cpu.ISAS.index(isa), threads,
         caps is not None, case.adaptive is not None,
     )  # fmt: skip
-    arrays = [memory, case.expert_rows, case.amateur_rows, case.log_alpha, case.beta]
+    arrays = [memory, case.rows, case.weights, case.log_alpha]
     arrays += [array for array in (caps, case.adaptive) if array is not None]
     return header + b"".join(array.numpy().tobytes() for array in arrays)
 
 
 def here(case: Case, form: str, k: int, isa: str) -> bytes:
     """What ``native_main.cpp`` is to write, by the library in use here."""
-    num_pairs, vocab = len(case.beta), case.logits.shape[1]
+    num_groups, vocab = len(case.rows), case.logits.shape[1]
     status = struct.pack("q", 0)
     if form == "topk":
-        scores, ids = torch.empty(num_pairs, k), torch.empty(num_pairs, k, dtype=torch.int64)
-        scoring_cpu.run(case.logits, case.pairs, out_scores=scores, out_ids=ids, isa=isa)
+        scores, ids = torch.empty(num_groups, k), torch.empty(num_groups, k, dtype=torch.int64)
+        scoring_cpu.run(case.logits, case.groups, out_scores=scores, out_ids=ids, isa=isa)
         return status + scores.numpy().tobytes() + ids.numpy().tobytes()
-    out, counted = torch.empty(num_pairs, vocab), torch.empty(num_pairs, 3, dtype=torch.int64)
-    scoring_cpu.run(case.logits, case.pairs, out, counted, isa=isa)
+    out, counted = torch.empty(num_groups, vocab), torch.empty(num_groups, 3, dtype=torch.int64)
+    scoring_cpu.run(case.logits, case.groups, out, counted, isa=isa)
     statistics = counted.numpy().tobytes()
     if form == "dense":
         return status + out.numpy().tobytes() + statistics
     memory = case.logits.clone() if case.logits.is_contiguous() else None
     assert memory is not None
     memory[case.expert_rows] = out
-    make_samplable(memory, case.amateur_rows)
+    replace_nonfinite(memory, case.groups)
     return status + memory.numpy().tobytes() + statistics
 
 
@@ -131,15 +132,15 @@ def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> Non
     if scoring_cpu.ISAS.index(isa) > scoring_cpu.ISAS.index(scoring_cpu.best_isa()):
         pytest.skip(f"this CPU has no {isa}")
     stdin, want = b"", b""
-    for seed, (vocab, num_pairs) in enumerate(
-        (vocab, num_pairs)
+    for seed, (vocab, num_groups) in enumerate(
+        (vocab, num_groups)
         for vocab in (1, 3, 15, 16, 17, 63, 64, 65, 1000, 4097, 9001)
-        for num_pairs in (1, 2, 3)
+        for num_groups in (1, 2, 3)
     ):
         for form in FORMS:
             for dtype in DTYPES[:1] if form == "in place" else DTYPES:
                 layout = "contiguous" if form == "in place" else LAYOUTS[seed % 3]
-                case = make_case(seed, num_pairs, vocab, dtype, layout)
+                case = make_case(seed, num_groups, vocab, dtype, layout)
                 k, threads = (1, 5, 64)[seed % 3], (1, 2, 4)[seed % 3]
                 stdin += packed(case, form, k, isa, threads)
                 want += here(case, form, k, isa)
@@ -156,17 +157,19 @@ def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> Non
 @pytest.mark.parametrize("isa", scoring_cpu.ISAS)
 def test_no_byte_beyond_where_a_row_holds_nan(native: list[str], isa: str) -> None:
     """At every place of a tile's last vectors: 1024 tokens a tile. Every token is a candidate; a
-    pair that adapts itself makes room for them.
+    weight that adapts itself makes room for them.
     """
     if scoring_cpu.ISAS.index(isa) > scoring_cpu.ISAS.index(scoring_cpu.best_isa()):
         pytest.skip(f"this CPU has no {isa}")
     stdin, want, flags = b"", b"", []
     for place in (*range(1024 - 80, 1024), *range(2048 - 80, 2048)):
         for form in FORMS:
-            case = make_case(0, 1, 2048, kinds=["normal"], layout="contiguous")
+            streams = 2 + place % 2
+            case = make_case(0, 1, 2048, kinds=["normal"], layout="contiguous", streams=streams)
             case.log_alpha.fill_(-1e4)
-            case.adaptive, case.expert_top_k = torch.ones(1, dtype=torch.bool), None
-            case.logits[(case.expert_rows, case.amateur_rows)[place % 2], place] = math.nan
+            case.set(adaptive=True)
+            case.expert_top_k = None
+            case.logits[case.rows[0, place // 2 % streams], place] = math.nan
             stdin += packed(case, form, 1, isa, 1 + place % 3)
             result = here(case, form, 1, isa)
             want += result
@@ -184,13 +187,13 @@ def test_the_sanitizer_bites(native: list[str]) -> None:
     """One element less than the header says."""
     if os.environ.get("VLLM_COLD_NATIVE"):
         pytest.skip("only the program built here has checks")
-    case = make_case(0, 1, 64, kinds=["normal"], layout="contiguous")
+    case = make_case(0, 1, 64, kinds=["normal"], layout="contiguous", streams=2)
     stdin = bytearray(packed(case, "dense", 1, "portable", 1))
     size = struct.unpack_from("q", stdin)[0]
     struct.pack_into("q", stdin, 0, size - 4)
-    header = struct.calcsize("12q")
+    header = struct.calcsize(HEADER)
     del stdin[header + size - 4 : header + size]
-    # The last row is in the pair.
+    # The last row is in the group.
     struct.pack_into("2q", stdin, header + size - 4, len(case.logits) - 1, 0)
     done = subprocess.run(
         native, input=bytes(stdin), capture_output=True, timeout=60, env=clean_environment()
@@ -266,11 +269,10 @@ def test_one_wheel_for_every_python(tmp_path: Path) -> None:
         files.extractall(tmp_path / "site")
     code = """
 import math, torch, vllm_cold
-from vllm_cold.ops import Pairs, contrastive_scores, registry
-one = torch.tensor([0])
+from vllm_cold.ops import Groups, contrastive_scores, registry
 print(registry.choose(torch.device("cpu")), vllm_cold.__file__)
-print(contrastive_scores(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), Pairs(one, one + 1,
-      torch.tensor([-1.5]), torch.tensor([1.0]))).tolist())
+print(contrastive_scores(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), Groups(
+      torch.tensor([[0, 1]]), torch.tensor([[-1.0]]), torch.tensor([-1.5]))).tolist())
 """
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     printed = run(sys.executable, "-c", code, env=environment, cwd=tmp_path).split("\n")

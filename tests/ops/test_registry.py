@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import (
-    Pairs,
+    Groups,
     contrastive_scores,
     contrastive_topk,
     cpu_library,
@@ -130,33 +130,37 @@ def test_the_two_processors_and_nothing_else_call_the_op() -> None:
 
 
 def arguments(logits: Tensor | None = None, **changes: Any) -> dict[str, Any]:
-    pairs = {
-        "expert_rows": torch.tensor([0, 2]),
-        "amateur_rows": torch.tensor([1, 3]),
+    groups = {
+        "rows": torch.tensor([[0, 1], [2, 3]]),
+        "weights": torch.zeros(2, 1),
         "log_alpha": torch.zeros(2),
-        "beta": torch.zeros(2),
         **changes,
     }
-    return {"logits": torch.zeros(4, 9) if logits is None else logits, "pairs": Pairs(**pairs)}
+    return {"logits": torch.zeros(4, 9) if logits is None else logits, "groups": Groups(**groups)}
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"logits": torch.zeros(4)}, r"logits is \[4\] torch.float32 on cpu; it must be \[R, V\]"),
     ({"logits": torch.zeros(4, 9, dtype=torch.float64)}, "logits is .*float64"),
     ({"logits": torch.zeros(4, 0)}, r"logits is \[4, 0\]"),
-    ({"expert_rows": torch.tensor([0, 2], dtype=torch.int32)}, "expert_rows is .*int32"),
-    ({"expert_rows": torch.tensor(0)}, r"expert_rows is \[\]"),
-    ({"amateur_rows": torch.tensor([1])}, r"amateur_rows is \[1\] .* it must be \[2\]"),
+    ({"rows": torch.zeros(2, 2, dtype=torch.int32)}, "rows is .*int32"),
+    ({"rows": torch.tensor(0)}, r"rows is \[\] .* it must be \[0, 2\]"),
+    ({"rows": torch.tensor([0, 2])}, r"rows is \[2\] .* it must be \[2, 2\]"),
+    ({"rows": torch.tensor([[0], [2]])}, r"rows is \[2, 1\] .* it must be \[2, 2\]"),
+    ({"rows": torch.zeros(2, 34, dtype=torch.int64)}, r"rows is \[2, 34\] .* must be \[2, 33\]"),
+    ({"rows": torch.zeros(2, 4, dtype=torch.int64)[:, ::2]}, "rows .* contiguous"),
+    ({"weights": torch.zeros(2)}, r"weights is \[2\] .* it must be \[2, 1\]"),
+    ({"rows": torch.zeros(2, 3, dtype=torch.int64)}, r"weights is \[2, 1\] .* must be \[2, 2\]"),
+    ({"weights": torch.zeros(2, 1, device="meta")}, "weights is .* on meta; .* on cpu"),
     ({"log_alpha": torch.zeros(2, dtype=torch.float64)}, "log_alpha is .*float64"),
     ({"log_alpha": torch.zeros(4)[::2]}, "log_alpha .* contiguous"),
-    ({"beta": torch.zeros(2, device="meta")}, "beta is .* on meta; .* on cpu"),
     ({"expert_top_k": torch.tensor([1, 2, 3]), "max_expert_top_k": 3}, r"expert_top_k is \[3\]"),
     ({"expert_top_k": torch.tensor([1, 2])}, "max_expert_top_k is 0"),
     ({"max_expert_top_k": 3}, "max_expert_top_k is 3"),
-    ({"adaptive": torch.tensor([True])}, r"adaptive is \[1\] .* it must be \[2\] torch.bool"),
-    ({"adaptive": torch.ones(2, dtype=torch.uint8)}, "adaptive is .*uint8"),
-    ({"adaptive": torch.ones(2, dtype=torch.bool, device="meta")}, "adaptive is .* on meta"),
-    ({"adaptive": torch.ones(4, dtype=torch.bool)[::2]}, "adaptive .* contiguous"),
+    ({"adaptive": torch.tensor([True, True])}, r"adaptive is \[2\] .* must be \[2, 1\] torch.bool"),
+    ({"adaptive": torch.ones(2, 1, dtype=torch.uint8)}, "adaptive is .*uint8"),
+    ({"adaptive": torch.ones(2, 1, dtype=torch.bool, device="meta")}, "adaptive is .* on meta"),
+    ({"adaptive": torch.ones(4, 1, dtype=torch.bool)[::2]}, "adaptive .* contiguous"),
 ]
 
 
@@ -204,10 +208,9 @@ def test_it_runs_without_vllm() -> None:
 import sys
 sys.modules["vllm"] = None
 import torch
-from vllm_cold.ops import Pairs, contrastive_topk
-one = torch.tensor([0])
-print(contrastive_topk(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), Pairs(one, one + 1,
-      torch.tensor([-5.0]), torch.tensor([1.0])), k=2))
+from vllm_cold.ops import Groups, contrastive_topk
+print(contrastive_topk(torch.tensor([[1.0, 3.0, 2.0], [1.0, 1.0, 1.0]]), Groups(
+      torch.tensor([[0, 1]]), torch.tensor([[-1.0]]), torch.tensor([-5.0])), k=2))
 """
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True

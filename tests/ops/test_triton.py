@@ -17,6 +17,7 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -32,7 +33,8 @@ from tests.ops.conformance import (
     check_not_finite,
     make_case,
 )
-from vllm_cold.ops import Pairs, contrastive_scores, contrastive_topk
+from vllm_cold.ops import Groups, contrastive_scores, contrastive_topk
+from vllm_cold.ops.interface import MAX_STREAMS
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -66,11 +68,14 @@ def compiler() -> Iterator[Call]:
 
 
 def conform(
-    seed: int, pairs: int, vocab: int, dtype: torch.dtype, layout: str, ks: Any, cores: int
+    seed: int, groups: int, vocab: int, dtype: torch.dtype, layout: str, ks: Any, cores: int
 ) -> None:
     """With ``cores``, the device seems to have so many: the more, the shorter the segments."""
+    case = make_case(seed, groups, vocab, dtype, layout)
+    if dtype == BF16:  # the interpreter converts subnormal ones to other numbers
+        case.logits[case.logits.abs() < torch.finfo(BF16).tiny] = 0.0
     with strict(cores):
-        check_backend("triton", make_case(seed, pairs, vocab, dtype, layout), ks)
+        check_backend("triton", case, ks)
 
 
 @contextmanager
@@ -113,7 +118,7 @@ def strict(cores: int) -> Iterator[None]:
         (5, 24, 31, F16, "every other row", (5,), 132),
         (0, 64, 64, F32, "contiguous", (5, 64), 132),
         (9, 24, 64, BF16, "padded", (32,), 1),
-        # Around a tile's and a segment's end; one program a pair, or one a tile.
+        # Around a tile's and a segment's end; one program a group, or one a tile.
         (0, 12, 1023, F32, "every other row", (5,), 1),
         (1, 12, 1025, F32, "padded", (64,), 132),
         (4, 7, 4095, F32, "padded", (5,), 132),
@@ -128,7 +133,7 @@ def strict(cores: int) -> Iterator[None]:
         (13, 1, 151936, F32, "padded", (5,), 1),
         (24, 1, 152064, F32, "contiguous", (20,), 6),
         (4, 1, 256000, F16, "padded", (1,), 1),
-        # More tiles than their maxima are read at once, and the pair's maximum in the last.
+        # More tiles than their maxima are read at once, and the group's maximum in the last.
         (9, 1, 270000, F32, "contiguous", (1,), 1),
     ],
     ids=lambda case: f"{case[1]}x{case[2]}-{case[3]}",
@@ -140,7 +145,7 @@ def test_conforms(interpreter: Call, case: tuple[Any, ...]) -> None:
 @settings(max_examples=15)
 @given(
     seed=st.integers(0, 2**31),
-    pairs=st.integers(1, 3),
+    groups=st.integers(1, 3),
     vocab=st.integers(1, 2500),
     dtype=st.sampled_from([F32, BF16, F16]),
     layout=st.sampled_from(["contiguous", "padded", "every other row"]),
@@ -148,8 +153,25 @@ def test_conforms(interpreter: Call, case: tuple[Any, ...]) -> None:
     cores=st.sampled_from([1, 4, 132]),
 )
 def test_random_cases(interpreter: Call, k: int, cores: int, **case: Any) -> None:
-    interpreter(conform, *(case[name] for name in ("seed", "pairs", "vocab", "dtype", "layout")),
+    interpreter(conform, *(case[name] for name in ("seed", "groups", "vocab", "dtype", "layout")),
                 (k,), cores)  # fmt: skip
+
+
+def streams(cores: int) -> None:
+    """As many as there can be, and fewer in the same batch."""
+    case = make_case(3, 5, 1500, streams=MAX_STREAMS)
+    for group, few in ((0, 2), (1, 31), (3, 32)):
+        case.rows[group, few:] = -1
+    case.set(adaptive=True)
+    adapts = torch.arange(MAX_STREAMS - 1) % 3 == 1
+    case.adaptive, case.weights = case.present & adapts, case.weights * case.present / 8
+    with strict(cores):
+        check_backend("triton", case, ks=(5,))
+
+
+@pytest.mark.parametrize("cores", [1, 132])
+def test_as_many_streams_as_there_can_be(interpreter: Call, cores: int) -> None:
+    interpreter(streams, cores)
 
 
 def adaptive(cores: int) -> None:
@@ -158,19 +180,19 @@ def adaptive(cores: int) -> None:
 
 
 @pytest.mark.parametrize("cores", [1, 132])
-def test_adaptive_betas_by_definition(interpreter: Call, cores: int) -> None:
+def test_adaptive_weights_by_definition(interpreter: Call, cores: int) -> None:
     interpreter(adaptive, cores)
 
 
-def no_pairs() -> None:
-    none, knobs = torch.empty(0, dtype=torch.int64), torch.empty(0)
-    arguments = torch.zeros(3, 5), Pairs(none, none, knobs, knobs)
+def no_groups() -> None:
+    rows = torch.empty(0, 2, dtype=torch.int64)
+    arguments = torch.zeros(3, 5), Groups(rows, torch.empty(0, 1), torch.empty(0))
     assert contrastive_scores(*arguments, backend="triton").shape == (0, 5)
     assert contrastive_topk(*arguments, k=3, backend="triton")[0].shape == (0, 3)
 
 
-def test_no_pairs(interpreter: Call) -> None:
-    interpreter(no_pairs)
+def test_no_groups(interpreter: Call) -> None:
+    interpreter(no_groups)
 
 
 # --- What is not finite
@@ -182,7 +204,7 @@ def not_finite(case: tuple[int, int, int], dtype: torch.dtype, cores: int) -> No
 
 
 @pytest.mark.parametrize("case", NOT_FINITE_CASES[:-1], ids=str)
-def test_what_is_not_finite_stays_in_its_pair(
+def test_what_is_not_finite_stays_in_its_group(
     interpreter: Call, case: tuple[int, int, int]
 ) -> None:
     dtype = (F32, BF16, F32, F16)[case[0] % 4]
@@ -190,15 +212,24 @@ def test_what_is_not_finite_stays_in_its_pair(
 
 
 def extremes() -> None:
-    """Where e - a, or the score, leaves float32's range."""
+    """Where a difference, or a sum, leaves float32's range."""
     big = 3.4e38
     e, a = torch.tensor([[big, big, -big, 1.0], [-big, big, big, big]])
+    log_alpha = torch.tensor([-INF])
     for beta, adaptive in itertools.product((0.0, 0.5, 10.0), (False, True)):
-        logits, knobs = torch.stack((e, a)), (torch.tensor([-INF]), torch.tensor([beta]))
-        rows, caps = (torch.tensor([0]), torch.tensor([1])), (None, 0)
-        arguments = logits, Pairs(*rows, *knobs, *caps, torch.tensor([adaptive]))
-        got = contrastive_scores(*arguments, backend="triton")
-        assert torch.allclose(got, contrastive_scores(*arguments, backend="reference"), rtol=1e-6)
+        weights = torch.tensor([[-beta, beta / 2, -beta]])
+        for rows in ([0, 1], [0, 1, 2], [0, 2, 1, 1]):
+            groups = Groups(
+                torch.tensor([rows]),
+                weights[:, : len(rows) - 1].contiguous(),
+                log_alpha,
+                adaptive=torch.full((1, len(rows) - 1), adaptive),
+            )
+            got, want = (
+                contrastive_scores(torch.stack((e, a, -e)), groups, backend=name)
+                for name in ("triton", "reference")
+            )
+            assert torch.allclose(got, want, rtol=1e-6), (rows, beta)
 
 
 def test_extremes(interpreter: Call) -> None:
@@ -224,20 +255,20 @@ def test_missing(interpreter: Call, compiler: Call) -> None:
     assert interpreter(reasons)[:3] == (None, None, None)
 
 
-@pytest.mark.parametrize("num_pairs", [1, 2, 7, 64, 1000, 5000])
+@pytest.mark.parametrize("num_groups", [1, 2, 7, 64, 1000, 5000])
 @pytest.mark.parametrize("vocab", [1, 1024, 1025, 32001, 152064, 256000])
 @pytest.mark.parametrize("cores", [1, 80, 132, 304])
-def test_plan(num_pairs: int, vocab: int, cores: int) -> None:
+def test_plan(num_groups: int, vocab: int, cores: int) -> None:
     from vllm_cold.ops import scoring_triton as backend
 
-    plan = backend.Plan.of(num_pairs, vocab, cores)
+    plan = backend.Plan.of(num_groups, vocab, cores)
     assert (plan.num_tiles - 1) * backend.TILE < vocab <= plan.num_tiles * backend.TILE
     assert (plan.num_segments - 1) * plan.segment_tiles < plan.num_tiles
     assert plan.num_tiles <= plan.num_segments * plan.segment_tiles
-    programs, resident = num_pairs * plan.num_segments, cores * backend.PROGRAMS_PER_MULTIPROCESSOR
-    assert programs < resident + num_pairs
+    programs, resident = num_groups * plan.num_segments, cores * backend.PROGRAMS_PER_MULTIPROCESSOR
+    assert programs < resident + num_groups
     # Half of what fits, at least, unless there is not so much to do.
-    assert programs * 2 >= min(resident, num_pairs * plan.num_tiles)
+    assert programs * 2 >= min(resident, num_groups * plan.num_tiles)
 
 
 # --- Compiled for GPUs
@@ -251,10 +282,13 @@ def compile_for(target: str) -> list[Any]:
         Variant("fp32", "aligned", "counted"),
         Variant("fp32", "aligned", "top-64", True),
         Variant("fp32", "aligned", capped=True, adaptive=True),
+        Variant("fp32", "aligned", "counted", streams=3),
+        Variant("fp32", "aligned", "top-32", True, adaptive=True, streams=3),
     ]
     if target == "sm_90":
         variants += [Variant("bf16"), Variant("fp16", "odd", "top-32"), Variant(rows="V = 1")]
         variants += [Variant("bf16", adaptive=True), Variant("fp16", "odd", adaptive=True)]
+        variants += [Variant("bf16", streams=3), Variant("fp16", "odd", "top-32", streams=3)]
     return compile_variants(target, variants)
 
 
@@ -274,38 +308,40 @@ def test_compiles(
         needs = f"{c.registers} registers, {c.shared} bytes shared, {c.spills} spills"
         record_property("report", f"{target} {c.kernel}, {c.variant.dtype} {c.variant}: {needs}")
     kernels = {
-        "tile_maxima", "adaptive_betas", "score_tiles", "merge_candidates", "add_tallies"
+        "tile_maxima", "adaptive_weights", "score_tiles", "merge_candidates", "add_tallies"
     }  # fmt: skip
     assert {c.kernel for c in compiled} == kernels
     assert not any(c.spills for c in compiled)
     for c in compiled:
         if c.variant.rows == "aligned" and c.kernel not in ("merge_candidates", "add_tallies"):
-            # Both rows' logits, 16 bytes at a time.
+            # All rows' logits, 16 bytes at a time.
             assert len(re.findall(load, c.assembly)) >= 2, (c.kernel, str(c.variant))
 
 
 def compile_for_batches() -> list[Any]:
     from benchmarks.triton_targets import Variant, compile_variants
 
-    batches = [1, 2, 16, 300, 4096]  # one segment a pair, or many; multiples of 16 or not
-    forms = [Variant(pairs=p) for p in batches]
-    forms += [Variant(outputs=f"top-{k}", pairs=p) for p in batches for k in (1, 16, 20, 32)]
-    forms += [Variant(pairs=p, adaptive=True) for p in batches]
-    forms += [Variant(outputs="counted", pairs=p) for p in batches]
-    return compile_variants("sm_90", forms)
+    batches = [1, 2, 16, 300, 4096]  # one segment a group, or many; multiples of 16 or not
+    forms = [Variant(groups=n) for n in batches]
+    forms += [Variant(outputs=f"top-{k}", groups=n) for n in batches for k in (1, 16, 20, 32)]
+    forms += [Variant(groups=n, adaptive=True) for n in batches]
+    forms += [Variant(outputs="counted", groups=n) for n in batches]
+    several = [replace(form, streams=n) for form in forms for n in (3, 4, 16, 17, 33)]
+    return compile_variants("sm_90", forms + several)
 
 
 def test_no_batch_compiles_anything_anew(compiler: Call) -> None:
     compiled = sorted(c.kernel for c in compiler(compile_for_batches))
-    # Scores, counted ones and the top-k; the maxima of all rows, and of those that are adaptive.
-    several = [*["score_tiles"] * 3, *["tile_maxima"] * 2]
-    assert compiled == ["adaptive_betas", "add_tallies", "merge_candidates", *several]
+    # Scores, counted ones and the top-k, of groups of two and of more; the maxima of all rows, and
+    # of those that are adaptive.
+    several = [*["score_tiles"] * 6, *["tile_maxima"] * 2]
+    assert compiled == ["adaptive_weights", "add_tallies", "merge_candidates", *several]
 
 
 def bench() -> int:
     from benchmarks.bench_scoring import main
 
-    return main(["--backend", "triton", "--check-only", "--pairs", "2", "--vocab", "1500"])
+    return main(["--backend", "triton", "--check-only", "--groups", "2", "--vocab", "1500"])
 
 
 def test_the_benchmark_checks_it(interpreter: Call) -> None:

@@ -168,6 +168,93 @@ def preempted_beside_a_cached_amateur(model: Path) -> None:
     harness.drain()
 
 
+def longer_amateur(model: Path) -> None:
+    """An expert of one token, whose amateur's prompt takes several steps."""
+    harness = Harness(model, Setup(num_blocks=65, budget=16))
+    harness.add(prompt(3, 500), 40)
+    harness.step()
+    before = harness.steps
+    cold = harness.add(prompt(1), 4, adapter=1, cold=True, amateurs=[(1, prompt(45, 200))])
+    behind = harness.add(prompt(5, 400), 3)
+    harness.drain()
+    # One to find out who leads, and what 46 tokens take.
+    assert harness.first_step[cold] - before <= 6, "an expert waited for its amateur"
+    assert harness.first_step[behind] - before <= 6
+
+
+def budget_of_four(model: Path) -> None:
+    """Four streams are admitted in one step of four tokens."""
+    harness = Harness(model, Setup(num_blocks=129, budget=4, max_num_seqs=4, caching=False))
+    amateurs = [(0, None), (0, prompt(9, 200)), (1, prompt(5, 300))]
+    cold = harness.add(prompt(9), 3, adapter=1, cold=True, amateurs=amateurs)
+    harness.step()
+    assert len(harness.sched.running) == 4
+    harness.drain()
+    assert harness.first_step[cold] <= -(-(9 + 9 + 9 + 5) // 4)
+
+
+def cached_beside_a_long_amateur(model: Path) -> None:
+    """A leader is at its last token, one follower is amid its prompt, and another one, which is
+    cached, has to wait for that: small requests are admitted meanwhile.
+    """
+    harness = Harness(model, Setup(num_blocks=257, budget=16, max_num_seqs=8, long_prefill=4))
+    harness.add(prompt(9, 200), 1)
+    harness.add(prompt(33), 1, adapter=1)
+    _until_idle(harness)
+    amateurs = [(0, prompt(9, 200)), (0, prompt(40, 300))]
+    cold = harness.add(prompt(41), 3, adapter=1, cold=True, amateurs=amateurs)
+    for _ in range(4):
+        harness.step()
+    running = [r.request_id for r in harness.sched.running]
+    assert running == [cold, f"{cold}-amateur-2"]
+    assert harness.sched.running[0].num_computed_tokens == 40
+    small = harness.add(prompt(3, 400), 2)
+    harness.step()
+    assert small in harness.first_step, "a small request waited for nothing"
+    assert cold not in harness.first_step
+    harness.drain()
+
+
+def follower_in_flight(model: Path) -> None:
+    """A group is preempted while results of its follower, but not of its leader, are under way."""
+    setup = Setup(num_blocks=40, budget=8, is_async=True, v2=True, depth=3)
+    harness = Harness(model, setup)
+    harness.add(prompt(29), 1, adapter=1)
+    _until_idle(harness)
+    while harness.in_flight:
+        harness.deliver()
+    cold = harness.add(prompt(33), 3, adapter=1, cold=True)
+    harness.schedule()
+    harness.deliver()
+    leader, follower = harness.sched.running
+    assert leader.num_tokens - leader.num_computed_tokens == 1
+    harness.schedule()  # the follower alone
+    harness.occupy(leave=0)
+    harness.schedule()
+    assert not harness.sched.running
+    harness.sched.kv_cache_manager.block_pool.free_blocks(harness.occupied)
+    harness.occupied.clear()
+    if follower.num_stale_output_tokens and not follower.drop_stale_output:
+        harness.schedule()
+        assert not harness.sched.running, "a leader runs whose follower cannot"
+    assert cold not in harness.first_step
+    harness.drain()
+
+
+def mutual_eviction(model: Path) -> None:
+    """Nothing else runs, all prompts are cached, and the blocks that one stream takes are those
+    that another one finds.
+    """
+    setup = Setup(num_blocks=12, block_size=3, budget=4, max_num_seqs=3, max_loras=3)
+    harness = Harness(model, setup)
+    amateurs = [(1, prompt(2, 200)), (2, prompt(8, 300))]
+    harness.add(prompt(8), 5, adapter=1, cold=True, amateurs=amateurs)
+    for _ in range(6):
+        harness.step()
+    harness.step(squeeze=4)
+    harness.drain()
+
+
 def _until_idle(harness: Harness) -> None:
     while harness.alive():
         harness.step()

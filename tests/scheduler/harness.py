@@ -33,7 +33,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.workers import RELEASE, Workers, solo
-from vllm_cold.group.stream import Stream
+from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.tally import Tally
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
@@ -50,7 +50,7 @@ IS_0_23 = RELEASE == (0, 23)
 PREEMPTS_IN_FLIGHT = RELEASE >= (0, 27)
 
 # Before 0.28 vLLM passes over a running request with the priority policy, if one in front of it is
-# preempted that got no tokens in this pass. If that is an amateur, its pair is torn.
+# preempted that got no tokens in this pass. If that is a follower, its group is split.
 PASSES_OVER = RELEASE < (0, 28)
 
 # Steps in a row that may do nothing although a request could run.
@@ -91,16 +91,22 @@ class Asked:
     adapter: int = 0
     cold: bool = False
     amateur: int = 0
+    amateurs: Sequence[tuple[int, Sequence[int] | None]] = ()
+    """Adapter and prompt of each; None for the expert's. Default: one, ``amateur``."""
     priority: int = 0
     stop: int | None = None
     grammar: bool = False
+
+    def others(self) -> Sequence[tuple[int, Sequence[int] | None]]:
+        """Adapter and own prompt of each amateur."""
+        return (self.amateurs or ((self.amateur, None),)) if self.cold else ()
 
     def solo(self) -> list[int]:
         """The tokens that it gets on an idle engine."""
         return solo(
             self.prompt,
             self.adapter,
-            self.amateur if self.cold else None,
+            [(adapter, own or self.prompt) for adapter, own in self.others()],
             self.max_tokens,
             self.stop,
         )
@@ -187,15 +193,20 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
         structured_outputs=StructuredOutputsParams(regex=".*") if asked.grammar else None,
     )
     if asked.cold:
-        other = lora(asked.amateur)
-        amateur = None
-        if other:
-            amateur = {
-                "lora_name": other.lora_name,
-                "lora_int_id": other.lora_int_id,
-                "lora_path": other.lora_path,
-            }
-        params.extra_args = Stream(ColdSettings(), amateur=amateur).to_extra_args(None)
+        amateurs = [
+            AmateurStream(
+                weight=-0.5,
+                adapter=(other := lora(adapter))
+                and {
+                    "lora_name": other.lora_name,
+                    "lora_int_id": other.lora_int_id,
+                    "lora_path": other.lora_path,
+                },
+                prompt=None if own is None else list(own),
+            )
+            for adapter, own in asked.others()
+        ]
+        params.extra_args = Stream(ColdSettings(), tuple(amateurs)).to_extra_args(None)
     return Request(
         request_id=request_id,
         prompt_token_ids=list(asked.prompt),
@@ -236,7 +247,7 @@ class Harness:
         self.steps = 0
         self.idle = 0
         self.preemptions = 0
-        self.pair_preemptions = 0
+        self.group_preemptions = 0
         self.occupied: list[Any] = []  # blocks that somebody else took
         self.events: list[tuple[str, str]] = []  # of the current pass, with the request's id
         self._watch()
@@ -248,22 +259,24 @@ class Harness:
         """Note what a pass does besides its output."""
         sched = self.sched
         cap, preempt = sched._cap, sched._preempt_request
-        room, tear, stalled = sched._room, sched._tear, sched._stalled
+        capacity, withdraw, stalled = sched._capacity, sched._withdraw, sched._stalled
         hits: dict[str, int] = {}
 
-        def watch_room(pair: Any, waiting: bool) -> Any:
-            found = room(pair, waiting)
-            hits[pair.amateur.request_id] = found.num_cached
+        def watch_capacity(group: Any, waiting: bool) -> Any:
+            found = capacity(group, waiting)
+            hits.update(zip((f.request_id for f in group.followers), found.num_cached, strict=True))
             return found
 
         def watch_cap(request: Any, offered: int, num_cached: int = 0, *args: Any) -> int:
             self.events.append(("ask", request.request_id))
             count = int(cap(request, offered, num_cached, *args))
-            if num_cached < hits.pop(request.request_id, 0):
-                self.events.append(("evicted", request.request_id))
+            before = hits.pop(request.request_id, num_cached)
+            if num_cached != before:
+                what = "evicted" if num_cached < before else "shared"
+                self.events.append((what, request.request_id))
             if count:
                 self.events.append(("grant", request.request_id))
-            elif offered > 0 and request.request_id not in self.asked:
+            elif offered > 0 and self._follows(request) and request not in sched.running:
                 self.events.append(("refuse", request.request_id))
             return count
 
@@ -271,9 +284,9 @@ class Harness:
             self.events.append(("preempt", request.request_id))
             preempt(request, *args, **kwargs)
 
-        def watch_tear(pair: Any, output: Any) -> None:
-            self.events.append(("tear", pair.expert.request_id))
-            tear(pair, output)
+        def watch_withdraw(group: Any, output: Any) -> None:
+            self.events.append(("withdraw", group.request_id))
+            withdraw(group, output)
 
         def watch_stalled() -> bool:
             if found := stalled():
@@ -281,26 +294,45 @@ class Harness:
             return bool(found)
 
         sched._cap, sched._preempt_request = watch_cap, watch_preempt
-        sched._room, sched._tear, sched._stalled = watch_room, watch_tear, watch_stalled
+        sched._capacity, sched._withdraw = watch_capacity, watch_withdraw
+        sched._stalled = watch_stalled
+
+    def _follows(self, request: Any) -> bool:
+        """Whether it is a follower, and its leader had its turn in this pass."""
+        group = self.sched._groups.get(request.request_id)
+        return (
+            group is not None
+            and request is not group.leader
+            and ("ask", group.leader.request_id) in self.events
+        )
+
+    def name_of(self, request_id: str) -> str:
+        """The client's request that a stream is of."""
+        group = self.sched._groups.get(request_id)
+        return request_id if group is None else str(group.request_id)
 
     def free_blocks(self) -> int:
         return int(self.sched.kv_cache_manager.block_pool.get_num_free_blocks())
 
     @property
     def capacity(self) -> int:
-        """Tokens, prompt and output, of the largest CoLD request that is admitted."""
-        per_stream = (self.setup.num_blocks - 1 - self.setup.watermark) // 2
+        """Tokens, prompt and output, of each stream of the largest pair that is admitted."""
+        return self.capacity_of(2)
+
+    def capacity_of(self, streams: int) -> int:
+        """Tokens, prompt and output, of each of so many streams of a group that is admitted."""
+        per_stream = (self.setup.num_blocks - 1 - self.setup.watermark) // streams
         return min(per_stream * self.setup.block_size, MAX_MODEL_LEN)
 
     def alive(self) -> list[str]:
         return [r for r in self.asked if r not in self.ended]
 
-    def pairs(self) -> list[Any]:
-        return list({id(p): p for p in self.sched._pairs.values()}.values())
+    def groups(self) -> list[Any]:
+        return list({id(g): g for g in self.sched._groups.values()}.values())
 
     def may_squeeze(self) -> bool:
-        """A pair that fails three times with nothing else running counts as too large."""
-        return not any(p.failed_alone for p in self.pairs())
+        """A group that fails three times with nothing else running counts as too large."""
+        return not any(g.failed_alone for g in self.groups())
 
     # ---- what happens to an engine -----------------------------------------------------------
 
@@ -331,14 +363,14 @@ class Harness:
         pool = self.sched.kv_cache_manager.block_pool
         taken = pool.get_new_blocks(min(squeeze, pool.get_num_free_blocks()))
         self.events.clear()
-        settled = {p.expert.request_id for p in self.pairs() if self._runs(p)}
+        complete = {g.request_id for g in self.groups() if self._runs(g)}
         output = self.sched.schedule(*(True,) if throttle else ())
         pool.free_blocks(taken)
         self._check_output(output)
         if not squeeze:
             self._check_pass(output)
             if not throttle and self.paused == PauseState.UNPAUSED:
-                self._check_work(output, settled)
+                self._check_work(output, complete)
         self.steps += 1
         could_run = (
             not self.in_flight
@@ -495,7 +527,7 @@ class Harness:
         assert self.got[request_id] == asked.solo(), f"{request_id}: wrong tokens"
 
     def _check_output(self, output: Any) -> None:
-        """What goes to the workers is consistent, and no pair is torn."""
+        """What goes to the workers is consistent, and no group is split."""
         scheduled = output.num_scheduled_tokens
         assert output.total_num_scheduled_tokens == sum(scheduled.values())
         assert output.total_num_scheduled_tokens <= self.setup.budget
@@ -506,78 +538,81 @@ class Harness:
         assert sorted([*new, *cached.req_ids]) == sorted(scheduled)
         columns = (cached.req_ids, cached.num_computed_tokens, cached.new_block_ids)
         assert len({len(c) for c in (*columns, cached.num_output_tokens)}) == 1
-        for pair in self.pairs():
-            samples = [
-                r.request_id in scheduled and not r.is_prefill_chunk
-                for r in (pair.expert, pair.amateur)
-            ]
-            assert samples[0] == samples[1], "one stream samples without the other"
+        for group in self.groups():
+            samples = {r.request_id in scheduled and not r.is_prefill_chunk for r in group.streams}
+            assert len(samples) == 1, "one stream samples without the others"
             # Before 0.25 an output does not name those that were preempted after the pass.
-            if ("preempt", pair.amateur.request_id) in self.events:
-                self.pair_preemptions += 1
+            if any(("preempt", f.request_id) in self.events for f in group.followers):
+                self.group_preemptions += 1
 
     @staticmethod
-    def _runs(pair: Any) -> bool:
-        return all(r.status == RequestStatus.RUNNING for r in (pair.expert, pair.amateur))
+    def _runs(group: Any) -> bool:
+        return all(r.status == RequestStatus.RUNNING for r in group.streams)
 
     def _check_pass(self, output: Any) -> None:
-        """Pairs are not broken up, queued or given tokens for nothing."""
+        """Groups are not broken up, queued or given tokens for nothing."""
         spent = output.total_num_scheduled_tokens == self.setup.budget
-        assert ("stall", "") not in self.events or self.errors, "a pair waited in vain"
+        assert ("stall", "") not in self.events or self.errors, "a group waited in vain"
         lost: set[str] = set()
         evicted: set[str] = set()
+        shared: set[str] = set()
         for event, request_id in self.events:
-            name = request_id.removesuffix("-amateur")
+            name = self.name_of(request_id)
             if event == "preempt":
                 lost.add(name)
             elif event == "evicted":
-                # The expert's blocks pushed the amateur's out of the prefix cache.
+                # Other streams' blocks pushed this one's out of the prefix cache.
                 evicted.add(name)
-            elif event == "tear":
+            elif event == "shared":
+                # It finds all of its prompt in what its leader has just been given.
+                shared.add(request_id)
+            elif event == "withdraw":
                 passed_over = PASSES_OVER and self.setup.policy == "priority" and lost
                 assert name in lost | evicted or passed_over or self.errors, (
-                    f"{name} was torn although no stream was preempted"
+                    f"{name} was split although no stream was preempted"
                 )
             elif event == "grant":
                 assert name not in lost, f"{request_id} got tokens in vain"
             elif event == "refuse":
-                running = self.sched.requests[request_id].status == RequestStatus.RUNNING
-                assert running or spent or name in lost | evicted, (
+                assert spent or name in lost | evicted or request_id in shared, (
                     f"{request_id} was queued in vain"
                 )
 
-    def _check_work(self, output: Any, settled: set[str]) -> None:
-        """A running pair gets its turn if tokens are left for both streams, and no request is
-        admitted in front of an expert that needs no more than its amateur.
+    def _check_work(self, output: Any, complete: set[str]) -> None:
+        """A running group gets its turn if tokens are left for all streams, and no request is
+        admitted in front of a leader that needs no more than its followers.
         """
         spare = self.setup.budget - output.total_num_scheduled_tokens
         scheduled, preempted = set(output.num_scheduled_tokens), output.preempted_req_ids or set()
         admitted = {r.req_id for r in output.scheduled_new_reqs}
         admitted |= output.scheduled_cached_reqs.resumed_req_ids
-        for pair in self.pairs():
-            expert, amateur = pair.expert, pair.amateur
-            ids = {expert.request_id, amateur.request_id}
-            if ids & preempted or ids & scheduled or expert.status != RequestStatus.RUNNING:
+        for group in self.groups():
+            leader = group.leader
+            ids = {r.request_id for r in group.streams}
+            if ids & preempted or ids & scheduled or leader.status != RequestStatus.RUNNING:
                 continue
-            left = [
-                r.num_tokens + r.num_output_placeholders - r.num_computed_tokens
-                for r in (expert, amateur)
-            ]
-            if expert.request_id not in settled:
+            left = {
+                r: r.num_tokens + r.num_output_placeholders - r.num_computed_tokens
+                for r in group.streams
+            }
+            if group.request_id not in complete:
                 overtaken = [
                     r
                     for r in admitted
                     if self.setup.policy == "fcfs"
-                    or self.sched.requests[r].priority >= expert.priority
+                    or self.sched.requests[r].priority >= leader.priority
                 ]
-                assert left[0] > 1 or not overtaken, f"{overtaken} overtook {expert.request_id}"
+                runs = [n for r, n in left.items() if r.status == RequestStatus.RUNNING]
+                assert max(runs) > 1 or not overtaken, f"{overtaken} overtook {group.request_id}"
                 continue
-            in_flight = expert.num_output_placeholders
-            asked = self.asked[expert.request_id]
-            at_end = in_flight and expert.num_output_tokens + in_flight >= asked.max_tokens
-            if ("ask", expert.request_id) in self.events and not at_end and 0 not in left:
+            in_flight = leader.num_output_placeholders
+            asked = self.asked[group.request_id]
+            at_end = in_flight and leader.num_output_tokens + in_flight >= asked.max_tokens
+            if ("ask", leader.request_id) in self.events and not at_end and 0 not in left.values():
                 chunk = self.setup.long_prefill or spare
-                assert sum(left) > spare or max(left) > chunk, f"{expert.request_id} was left out"
+                assert sum(left.values()) > spare or max(left.values()) > chunk, (
+                    f"{group.request_id} was left out"
+                )
 
     def check(self) -> None:
         """The state between calls."""
@@ -585,22 +620,26 @@ class Harness:
         queued = [*sched.waiting, *getattr(sched, "skipped_waiting", ())]
         order = [r.request_id for r in sched.running]
         running = set(order)
-        lonely = 0
-        for pair in self.pairs():
-            expert, amateur = pair.expert, pair.amateur
-            assert list(expert.all_token_ids) == list(amateur.all_token_ids)
-            assert amateur not in queued, "an amateur waits in the queue"
-            assert (amateur.request_id in running) <= (expert.request_id in running), (
-                "an amateur runs without its expert"
+        incomplete = 0
+        for group in self.groups():
+            leader, expert = group.leader, group.expert
+            outputs = [list(r.output_token_ids) for r in group.streams]
+            assert all(tokens == outputs[0] for tokens in outputs)
+            assert sum(r in queued for r in group.streams) == (leader.request_id not in running)
+            # The expert stands in until the leader has been dealt with.
+            assert not any(r in queued for r in group.streams if r not in (leader, expert))
+            assert len({r.priority for r in group.streams}) == 1
+            followers = [f.request_id for f in group.followers if f.request_id in running]
+            assert not followers or leader.request_id in running, (
+                "a follower runs without its leader"
             )
-            assert expert.priority == amateur.priority
-            if amateur.request_id in running:
-                assert order.index(amateur.request_id) == order.index(expert.request_id) + 1
-            elif expert.request_id in running:
-                lonely += 1
-        assert lonely <= 1, "two experts wait for their amateurs"
-        known = {r for p in self.pairs() for r in (p.expert.request_id, p.amateur.request_id)}
-        assert known == set(sched._pairs)
+            if leader.request_id in running:
+                at = order.index(leader.request_id)
+                assert set(order[at + 1 : at + 1 + len(followers)]) == set(followers)
+                incomplete += len(followers) < len(group.followers)
+        assert incomplete <= 1, "two leaders wait for their followers"
+        known = {r.request_id for g in self.groups() for r in g.streams}
+        assert known == set(sched._groups)
         assert set(sched.requests) == {*self.alive(), *known}
         held: set[int] = set()
         for request_id, request in sched.requests.items():
@@ -614,7 +653,8 @@ class Harness:
         deferred = getattr(sched, "deferred_waiting", ())
         assert set(deferred) <= set(queued), "a request that waits nowhere is counted as waiting"
         # A CoLD request is counted once.
-        assert sched.get_request_counts() == (len(running & set(self.asked)), len(queued))
+        led = {f.request_id for g in self.groups() for f in g.followers}
+        assert sched.get_request_counts() == (len(running - led), len(queued))
 
 
 def describe(setup: Setup) -> str:

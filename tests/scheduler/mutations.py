@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of a pair, each with the change that takes it out of the code."""
+"""The rules of a group, each with the change that takes it out of the code."""
 
 import inspect
 import textwrap
@@ -11,9 +11,9 @@ from typing import Any
 
 from tests.scheduler import cases
 from vllm_cold.group import lockstep
-from vllm_cold.group.lockstep import Step
+from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.vllm.scheduler import scheduler
-from vllm_cold.vllm.scheduler.scheduler import PairScheduling
+from vllm_cold.vllm.scheduler.scheduler import GroupScheduling
 
 
 @dataclass(frozen=True)
@@ -24,29 +24,31 @@ class Mutation:
         rule: What the code sees to.
         owner: The class or module with the function.
         function: Its name.
-        old: Text in its source, exactly once.
-        new: What stands there without the rule.
+        instead: What takes the function's place; or what to change in its source: a text that is
+            in it exactly once, and what stands there without the rule.
         case: What fails then; None for storms.
     """
 
     rule: str
     owner: Any
     function: str
-    old: str
-    new: str
+    instead: Callable[..., Any] | tuple[str, str]
     case: Callable[[Path], None] | None = None
 
-    def make(self) -> FunctionType:
+    def make(self) -> Callable[..., Any]:
         """The function without the rule.
 
         Raises:
-            LookupError: ``old`` is not in its source exactly once: the table is out of date.
+            LookupError: the text is not in its source exactly once: the table is out of date.
         """
         function = getattr(self.owner, self.function)
+        if not isinstance(self.instead, tuple):
+            return self.instead
+        old, new = self.instead
         source = textwrap.dedent(inspect.getsource(function))
-        if source.count(self.old) != 1:
-            raise LookupError(f"{self.rule}: {self.old!r} is not in {self.function} once")
-        source = source.replace(self.old, self.new)
+        if source.count(old) != 1:
+            raise LookupError(f"{self.rule}: {old!r} is not in {self.function} once")
+        source = source.replace(old, new)
         # A function that is compiled outside of its class has no __class__ cell.
         source = source.replace("super()", f"super({self.owner.__name__}, self)")
         names: dict[str, Any] = {}
@@ -58,298 +60,319 @@ class Mutation:
 
     def places(self) -> list[Any]:
         """Where the function has to be replaced."""
-        return [self.owner, scheduler] if self.owner is lockstep else [self.owner]
+        if self.owner is not lockstep:
+            return [self.owner]
+        return [lockstep, *([scheduler] if hasattr(scheduler, self.function) else [])]
 
 
 Case = Callable[[Path], None] | None
+Instead = Callable[..., Any] | tuple[str, str]
 
 
-def _step(rule: str, function: str, old: str, new: str, case: Case = None) -> Mutation:
-    return Mutation(rule, Step, function, old, new, case)
+def _step(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
+    return Mutation(rule, Step, function, instead, case)
 
 
-def _lockstep(rule: str, function: str, old: str, new: str, case: Case = None) -> Mutation:
-    return Mutation(rule, lockstep, function, old, new, case)
+def _lockstep(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
+    return Mutation(rule, lockstep, function, instead, case)
 
 
-def _sched(rule: str, function: str, old: str, new: str, case: Case = None) -> Mutation:
-    owner = next(c for c in PairScheduling.__mro__ if function in vars(c))
-    return Mutation(rule, owner, function, old, new, case)
+def _sched(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
+    owner = next(c for c in GroupScheduling.__mro__ if function in vars(c))
+    return Mutation(rule, owner, function, instead, case)
+
+
+def _yes(*args: Any) -> bool:
+    return True
+
+
+def _no(*args: Any) -> bool:
+    return False
+
+
+def _nothing(*args: Any) -> None:
+    return None
 
 
 MUTATIONS = [
     # Who samples.
     _step(
-        "a pair samples only if the expert gets to its last token",
-        "clip_expert",
-        "num_new_tokens == expert_left",
-        "True",
+        "a group samples only if the leader gets to its last token",
+        "clip_leader",
+        ("num_new_tokens == left", "True"),
     ),
     _step(
-        "a pair samples only if the budget holds the amateur's tokens",
-        "clip_expert",
-        "and amateur_left <= self.budget - num_new_tokens",
-        "",
+        "a group samples only if the budget holds the followers' tokens",
+        "clip_leader",
+        ("and sum(others) <= self.budget - num_new_tokens", ""),
     ),
     _step(
-        "a pair samples only if the amateur's tokens are one chunk",
-        "clip_expert",
-        "and (room.chunk == 0 or amateur_left <= room.chunk)",
-        "",
+        "the budget has to hold all followers' tokens, not only the longest one's",
+        "clip_leader",
+        ("sum(others) <= self", "max(others) <= self"),
     ),
     _step(
-        "a pair samples only if its amateur runs or has room",
-        "clip_expert",
-        "(room.admissible and not self.preempted)",
-        "not self.preempted",
+        "a group samples only if each follower's tokens are one chunk",
+        "clip_leader",
+        ("and (capacity.chunk == 0 or max(others) <= capacity.chunk)", ""),
     ),
     _step(
-        "a pair samples only if its amateur runs or this pass may admit it",
-        "clip_expert",
-        "(room.admissible and not self.preempted)",
-        "room.admissible",
+        "a group samples only if its followers run or have room",
+        "clip_leader",
+        ("(capacity.admissible and not self.preempted)", "not self.preempted"),
+    ),
+    _step(
+        "a group samples only if its followers run or this pass may admit them",
+        "clip_leader",
+        ("(capacity.admissible and not self.preempted)", "capacity.admissible"),
         cases.preempted_beside_a_cached_amateur,
     ),
     _step(
-        "an expert that cannot sample stops one token short",
-        "clip_expert",
-        "granted = min(num_new_tokens, expert_left - 1)",
-        "granted = num_new_tokens",
+        "a leader that cannot sample stops one token short",
+        "clip_leader",
+        ("granted = min(num_new_tokens, left - 1)", "granted = num_new_tokens"),
     ),
     _step(
-        "an amateur that cannot sample stops one token short",
-        "clip_amateur",
-        "min(num_new_tokens, left - 1)",
-        "min(num_new_tokens, left)",
+        "a follower that cannot sample stops one token short",
+        "clip_follower",
+        ("min(num_new_tokens, left - 1, ", "min(num_new_tokens, left, "),
     ),
     _lockstep(
         "tokens in flight count",
         "tokens_left",
-        "request.num_tokens + request.num_output_placeholders - computed",
-        "request.num_tokens - computed",
+        (
+            "request.num_tokens + request.num_output_placeholders - computed",
+            "request.num_tokens - computed",
+        ),
+    ),
+    # Who goes first.
+    Mutation(
+        "the stream with the longest prompt leads",
+        Group,
+        "__post_init__",
+        ("max(self.streams, key=lambda stream: stream.num_tokens)", "self.streams[0]"),
+        cases.longer_amateur,
+    ),
+    _sched(
+        "an expert that waits for its leader makes way for it",
+        "_after_pass",
+        (
+            "self.waiting.prepend_request(group.leader)",
+            "self.waiting.prepend_request(group.expert)",
+        ),
+        cases.longer_amateur,
+    ),
+    _sched(
+        "in a queue by priority a leader is in front of its followers",
+        "add_request",
+        ("math.nextafter(request.arrival_time, -math.inf)", "request.arrival_time"),
     ),
     # Who is admitted.
     _step(
-        "an expert is admitted only with room for its amateur",
-        "clip_expert",
-        "or (waiting and not room.admissible)",
-        "",
+        "a leader is admitted only with room for its followers",
+        "clip_leader",
+        ("or (waiting and not capacity.admissible)", ""),
     ),
     _step(
-        "an expert is admitted with a token left for its amateur",
-        "clip_expert",
-        "granted = min(granted, self.budget - 1)",
-        "pass",
+        "a leader is admitted with a token left for each follower",
+        "clip_leader",
+        ("granted = min(granted, self.budget - starting)", "pass"),
     ),
     _step(
-        "one expert at most waits for its amateur",
-        "clip_expert",
-        "elif waiting and room.lonely:",
-        "elif False:",
+        "a follower is admitted with a token left for each that comes after it",
+        "clip_follower",
+        (", self.budget - self.reserved)", ")"),
+        cases.budget_of_four,
+    ),
+    _step(
+        "one leader at most waits for followers that are cached",
+        "clip_leader",
+        ("if starting < len(others) and capacity.other_incomplete:", "if False:"),
         cases.two_cached_amateurs,
     ),
     _step(
-        "nobody is admitted in front of an expert that waits for its amateur",
+        "nobody is admitted in front of a leader that waits for its followers",
         "may_admit",
-        "self.wanting is None or",
-        "True or",
+        _yes,
         cases.many_small_ones,
     ),
+    _sched(
+        "a leader whose followers are amid their prompts keeps nobody waiting",
+        "_is_blocked",
+        _yes,
+        cases.cached_beside_a_long_amateur,
+    ),
     _step(
-        "an amateur is queued only with room",
-        "admits_amateur",
-        "room.running or not room.admissible",
-        "room.running",
+        "followers are queued only with room",
+        "admits",
+        ("verdict is None or not capacity.admissible", "verdict is None"),
         cases.no_slot_for_the_amateur,
     ),
     _step(
-        "an amateur is queued only if it has a token to compute",
-        "admits_amateur",
-        "and tokens_left(pair.amateur, room.num_cached) > 1",
-        "",
+        "a follower is queued only if it has a token to compute",
+        "admits",
+        ("not self.preempted and left > 1", "not self.preempted"),
     ),
     _sched(
-        "an expert without its amateur runs last",
+        "a group without one of its followers runs last",
         "_order_running",
-        "self.running += lonely",
-        "self.running = lonely + self.running",
+        ("self.running += streams", "self.running = streams + self.running"),
     ),
     _sched(
-        "an expert without its amateur does not run on while admission is paused",
+        "a group without one of its followers does not run on while admission is paused",
         "_order_running",
-        "self.pause_state == PauseState.PAUSED_NEW",
-        "False",
+        ("self.pause_state == PauseState.PAUSED_NEW", "False"),
         cases.pause_beside_a_cached_amateur,
     ),
     _sched(
-        "an expert gives up its cache hit if it cannot be admitted with it",
-        "_cap",
-        "self._unblock(pair, num_cached, room)",
-        "pass",
+        "a leader gives up its cache hit if it cannot be admitted with it",
+        "_give_up_cache_hit",
+        _nothing,
     ),
     _sched(
         "what decoding requests take of a step counts",
-        "_unblock",
-        "self._budget - 1 - len(self.running)",
-        "self._budget - 1",
+        "_give_up_cache_hit",
+        ("self._budget - 1 - len(self.running)", "self._budget - 1"),
         cases.cached_expert_beside_decodes,
     ),
     _sched(
-        "a pair waits while its amateur's prompt is held back",
-        "_room",
-        "and not throttled",
-        "",
+        "a group waits while a follower's prompt is held back",
+        "_may_begin",
+        ("and not (self._throttled and tokens_left(request, num_cached) > 1)", ""),
         cases.throttled,
     ),
     _sched(
-        "amateurs that were not admitted leave the queue",
-        "_settle",
-        "queue.remove_requests((pair.amateur,))",
-        "pass",
+        "followers that were not admitted leave the queue",
+        "_dequeue",
+        _nothing,
     ),
     _sched(
-        "an amateur has its expert's priority",
-        "_settle",
-        "pair.amateur.priority = pair.expert.priority",
-        "pass",
+        "a follower has its leader's priority",
+        "_after_pass",
+        ("follower.priority = group.leader.priority", "pass"),
     ),
     # What room is.
     _sched(
-        "an amateur needs a seat",
-        "_room",
-        "seats <= max_active",
-        "True",
+        "followers need seats",
+        "_capacity",
+        ("seats <= max_active", "True"),
     ),
     _sched(
-        "an amateur waits until its tokens in flight have come back",
-        "_room",
-        "and not late",
-        "",
+        "each follower needs a seat",
+        "_capacity",
+        ("+ sum(missing) + waiting", "+ any(missing) + waiting"),
     ),
     _sched(
-        "an amateur needs a slot for its adapter",
-        "_room",
-        "and self._loras_fit(pair.expert, pair.amateur)",
-        "",
+        "a stream waits until its tokens in flight have come back",
+        "_may_begin",
+        ("not late and ", ""),
+        cases.follower_in_flight,
     ),
     _sched(
-        "a pair needs blocks for both prompts",
-        "_room",
-        "and self._blocks_fit(pair)",
-        "",
+        "streams need slots for their adapters, and plain requests leave these alone",
+        "_loras_fit",
+        _yes,
     ),
     _sched(
-        "plain requests leave the adapter slots alone that pairs need again",
-        "_cap",
-        "not self._loras_fit(request)",
-        "False",
+        "a group needs blocks for all prompts",
+        "_blocks_fit",
+        _yes,
     ),
     # What a preemption takes along.
     _step(
-        "a pair that lost a stream gets nothing more",
+        "a group that lost a stream gets nothing more",
         "preempt",
-        "self.lost.add(pair.expert.request_id)",
-        "pass",
+        ("self.preempted_groups.add(group.request_id)", "pass"),
     ),
     _step(
-        "an amateur gets nothing if its expert was passed over",
-        "clip_amateur",
-        "if verdict is None or pair.expert.request_id in self.lost:",
-        "if False:",
+        "a follower gets nothing if its leader was passed over",
+        "clip_follower",
+        ("if verdict is None or key in self.preempted_groups:", "if False:"),
     ),
     _step(
         "a pass that preempted admits nobody",
         "preempt",
-        "self.preempted = True",
-        "pass",
+        ("self.preempted = True", "pass"),
         cases.preempted_beside_a_cached_amateur,
     ),
     _step(
-        "an amateur that lost its cached blocks is not admitted",
-        "clip_amateur",
-        "num_new_tokens if num_new_tokens == left else 0",
-        "num_new_tokens",
+        "a follower that lost its cached blocks is not admitted",
+        "clip_follower",
+        ("num_new_tokens if num_new_tokens == left else 0", "num_new_tokens"),
         cases.evicted_amateur,
     ),
     _sched(
-        "a pair that cannot ever run ends with an error",
-        "_settle",
-        "pair.failed_alone >= _MAX_FAILED_ALONE",
-        "False",
+        "a group that cannot ever run ends with an error",
+        "_after_pass",
+        ("group.failed_alone >= _MAX_FAILED_ALONE", "False"),
         cases.too_large,
     ),
-    _lockstep(
-        "a pair of which one stream samples is torn",
-        "torn",
-        "expert != amateur or",
-        "",
+    _sched(
+        "streams that push each other out of the prefix cache begin anew",
+        "_after_pass",
+        ("each.skip_reading_prefix_cache = True", "pass"),
+        cases.mutual_eviction,
     ),
     _lockstep(
-        "a pair is torn if one of its streams was preempted",
-        "torn",
-        "or pair.expert.request_id in step.lost",
-        "",
+        "a group of which one stream samples is split",
+        "is_split",
+        ("len(samples) > 1 or", ""),
+    ),
+    _lockstep(
+        "a group is split if one of its streams was preempted",
+        "is_split",
+        ("or group.request_id in step.preempted_groups", ""),
     ),
     _sched(
         "blocks that a preempted request did not write are not in the prefix cache",
-        "_preempt_request",
-        "self._uncache_unwritten(request)",
-        "pass",
+        "_uncache_unwritten",
+        _nothing,
     ),
     _sched(
-        "a preempted amateur waits outside of the queue",
+        "a preempted follower waits outside of the queue",
         "_preempt_request",
-        "self.waiting.remove_request(request)",
-        "pass",
+        ("self.waiting.remove_request(request)", "pass"),
     ),
     _sched(
         "a stream that the workers have not heard of is sent as new",
-        "_tear",
-        "if never_sent:",
-        "if False:",
+        "_withdraw",
+        ("if never_sent:", "if False:"),
     ),
     _sched(
         "a stream that was taken out of the step was not scheduled",
         "_strip",
-        "self.prev_step_scheduled_req_ids.discard(request_id)",
-        "pass",
+        ("self.prev_step_scheduled_req_ids.discard(request_id)", "pass"),
     ),
     _sched(
-        "a pair that waits for room in vain is preempted",
-        "_settle",
-        "not output.num_scheduled_tokens and not self._step.preempted and self._stalled()",
-        "False",
+        "a group that waits for room in vain is preempted",
+        "_stalled",
+        _no,
         cases.too_large,
     ),
     # What an end takes along, and what clients see.
     _sched(
-        "an abort takes both streams",
+        "an abort takes all streams",
         "finish_requests",
-        "ids |= {pair.expert.request_id, pair.amateur.request_id}",
-        "pass",
+        ("ids | groups.keys() | amateurs", "ids"),
     ),
     _sched(
-        "the end of the expert is the end of its amateur",
+        "the end of the expert is the end of its amateurs",
         "_after_output",
-        "over.append(pair)",
-        "pass",
+        ("over.append(group)", "pass"),
     ),
     _sched(
         "aborted amateurs are not reported",
         "finish_requests",
-        "not in amateurs",
-        "not in ()",
+        ("not in amateurs", "not in ()"),
     ),
     _sched(
         "amateurs have no output",
         "_after_output",
-        "hidden.add(request_id)",
-        "pass",
+        ("hidden.add(request_id)", "pass"),
     ),
     _sched(
         "a CoLD request is counted once",
         "get_request_counts",
-        "running -= sum(",
-        "sum(",
+        ("running -= sum(", "sum("),
     ),
 ]

@@ -38,32 +38,49 @@ def random_setup(rng: random.Random) -> Setup:
 
 def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> dict[str, Any]:
     """Any request that admission lets through, as arguments of ``Harness.add``."""
-    setup, most = harness.setup, harness.capacity
+    setup = harness.setup
     cold = rng.random() < 0.6
-    size = setup.block_size
-    length = rng.choice((1, size, size + 1, rng.randint(1, most), most - 1))
-    length = min(length, most - 1)
-    # Often all of it: then a stream finds its whole prompt cached, and the other does not.
-    head = prefix[: rng.choice((0, length, length, rng.randint(0, length)))]
-    prompt = head + [rng.randrange(3, 500) for _ in range(length - len(head))]
-    if harness.asked and rng.random() < 0.3:
-        # The same prompt for another adapter: the amateur's is cached, the expert's is not.
-        prompt = list(rng.choice([*harness.asked.values()][-6:]).prompt)
-        length = len(prompt)
+    streams = rng.choice((2, 2, 3, 4)) if cold else 2
+    streams = min(streams, setup.max_num_seqs, setup.budget)
+    while streams > 2 and harness.capacity_of(streams) < 2:
+        streams -= 1
+    most = harness.capacity_of(streams)
+    prompt = random_prompt(rng, harness, prefix, most)
     # With three slots no more than three adapters; see random_setup.
     numbers = [1, 2, 3] if setup.max_loras >= 3 else [1, 2, 3, 4, 5]
     adapter = rng.choice(numbers) if cold else rng.choice([0, *numbers])
-    others = [n for n in numbers if n != adapter] if cold and setup.max_loras > 1 else []
+    amateurs: list[tuple[int, list[int] | None]] = []
+    while cold and len(amateurs) < streams - 1:
+        own = random_prompt(rng, harness, prefix, most) if rng.random() < 0.5 else None
+        used = {adapter, *(number for number, _ in amateurs)} - {0}
+        others = numbers if len(used) < setup.max_loras else sorted(used)
+        number = rng.choice((0, 0, rng.choice(others), adapter))
+        if own is not None or number != adapter:
+            amateurs.append((number, own))
+    longest = max(map(len, (prompt, *(own for _, own in amateurs if own is not None))))
     return {
         "prompt": prompt,
-        "max_tokens": rng.choice((1, most - length, rng.randint(1, most - length))),
+        "max_tokens": rng.choice((1, most - longest, rng.randint(1, most - longest))),
         "cold": cold,
         "adapter": adapter,
-        "amateur": rng.choice(others) if others and rng.random() < 0.25 else 0,
+        "amateurs": amateurs,
         "priority": rng.randint(0, 2),
         "stop": rng.randrange(3, 53) if rng.random() < 0.5 else None,
         "grammar": rng.random() < 0.15,
     }
+
+
+def random_prompt(rng: random.Random, harness: Harness, prefix: list[int], most: int) -> list[int]:
+    """Of 1 to ``most - 1`` tokens, often with a part of others in front."""
+    size = harness.setup.block_size
+    length = rng.choice((1, size, size + 1, rng.randint(1, most), most - 1))
+    length = min(length, most - 1)
+    if harness.asked and rng.random() < 0.3:
+        # The same prompt for another adapter: the amateur's is cached, the expert's is not.
+        return list(rng.choice([*harness.asked.values()][-6:]).prompt)[: most - 1]
+    # Often all of it: then a stream finds its whole prompt cached, and the other does not.
+    head = prefix[: rng.choice((0, length, length, rng.randint(0, length)))]
+    return head + [rng.randrange(3, 500) for _ in range(length - len(head))]
 
 
 def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Harness:

@@ -32,6 +32,11 @@ CASES = [
     cases.two_cached_amateurs,
     cases.no_slot_for_the_amateur,
     cases.preempted_beside_a_cached_amateur,
+    cases.longer_amateur,
+    cases.budget_of_four,
+    cases.cached_beside_a_long_amateur,
+    cases.follower_in_flight,
+    cases.mutual_eviction,
 ]
 
 
@@ -53,7 +58,7 @@ def test_the_first_token_comes_as_early_as_a_plain_requests(
     plain = harness.add(prompt(length, 300), 3, adapter=1)
     cold = harness.add(prompt(length), 3, adapter=1, cold=True)
     harness.step()
-    assert harness.first_step == {plain: 1, cold: 1, f"{cold}-amateur": 1}
+    assert harness.first_step == {plain: 1, cold: 1, f"{cold}-amateur-1": 1}
     harness.drain()
     assert harness.steps <= 5
 
@@ -200,7 +205,7 @@ def test_a_pair_out_of_step_ends_with_an_error(harm: str, is_async: bool, tiny: 
     harness.step()
     harness.schedule()
     _, result = harness.in_flight[0]
-    tokens = result.sampled_token_ids[result.req_id_to_index[f"{cold}-amateur"]]
+    tokens = result.sampled_token_ids[result.req_id_to_index[f"{cold}-amateur-1"]]
     tokens[:] = [tokens[0] + 1] if harm == "another token" else []
     harness.errors[cold] = ""
     harness.deliver()
@@ -241,7 +246,7 @@ def scored_of(rows: dict[str, tuple[int, ...]]) -> Tally:
 
 def finds(harness: Harness, pair: str, *row: int) -> None:
     """What the worker found of a pair in the step that was scheduled last."""
-    scored = scored_of({harness.sched._pair_id(harness.sched.requests[pair]): row})
+    scored = scored_of({harness.sched._group_id(harness.sched.requests[pair]): row})
     harness.in_flight[-1][1].cold = [scored]
 
 
@@ -283,7 +288,7 @@ def test_a_pair_without_a_token_ends_alone(
         output, result = harness.in_flight[0]
         if sick in output.num_scheduled_tokens:
             (scored,) = result.cold
-            pair = harness.sched._pair_id(harness.sched.requests[sick])
+            pair = harness.sched._group_id(harness.sched.requests[sick])
             rows: dict[str, tuple[int, ...]] = {**scored.figures()}
             rows.pop(pair, None)
             if found is not None:
@@ -311,7 +316,7 @@ def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
 
     harness.sched.schedule = watched
     sick = harness.add(prompt(12), 9, adapter=1, cold=True)
-    pair = harness.sched._pair_id(harness.sched.requests[sick])
+    pair = harness.sched._group_id(harness.sched.requests[sick])
     harness.errors[sick] = NOT_FINITE
     harness.step()
     held = set(harness.sched.kv_cache_manager.get_block_ids(sick)[0])

@@ -5,6 +5,7 @@
 right tokens and leave nothing behind. ``--hypothesis-profile=fuzz`` looks further.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,19 +62,30 @@ class Engine(RuleBasedStateMachine):
         # With less, CoLD is refused when the engine starts.
         self.takes_cold = setup.budget >= 2 and setup.max_num_seqs >= 2
 
-    def add(self, data: Any, **rest: Any) -> None:
-        harness = self.harness
-        if len(harness.sched.requests) > 16:
-            return
-        most = harness.capacity
-        if most < 2:
-            return
+    def prompt(self, data: Any, most: int) -> list[int]:
         length = data.draw(st.integers(1, most - 1), label="prompt tokens")
         shared = data.draw(st.integers(0, length), label="of them shared")
         own = data.draw(st.integers(0, 2), label="continuation")
+        return PREFIX[:shared] + [450 + own] * (length - shared)
+
+    def add(self, data: Any, others: Sequence[int] = (0,), **rest: Any) -> None:
+        """``others``: the adapters of amateurs."""
+        harness = self.harness
+        if len(harness.sched.requests) > 16:
+            return
+        most = harness.capacity_of(1 + len(others))
+        if most < 2:
+            return
+        prompt = self.prompt(data, most)
+        amateurs: list[tuple[int, list[int] | None]] = [
+            (number, self.prompt(data, most) if data.draw(st.booleans()) else None)
+            for number in others
+        ]
+        longest = max(len(own) for own in (prompt, *(own for _, own in amateurs)) if own)
         harness.add(
-            PREFIX[:shared] + [450 + own] * (length - shared),
-            data.draw(st.integers(1, most - length), label="max_tokens"),
+            prompt,
+            data.draw(st.integers(1, most - longest), label="max_tokens"),
+            amateurs=amateurs,
             priority=data.draw(st.integers(0, 2), label="priority"),
             stop=data.draw(
                 st.none() | st.integers(FIRST_TOKEN, FIRST_TOKEN + NUM_TOKENS - 1), label="stop"
@@ -86,12 +98,21 @@ class Engine(RuleBasedStateMachine):
     @rule(data=st.data(), adapter=st.integers(1, 3), amateur=st.integers(0, 3))
     def add_cold(self, data: Any, adapter: int, amateur: int) -> None:
         allowed = amateur != adapter and self.harness.setup.max_loras > 1
-        self.add(data, cold=True, adapter=adapter, amateur=amateur if allowed else 0)
+        self.add(data, (amateur if allowed else 0,), cold=True, adapter=adapter)
 
     @precondition(lambda self: self.takes_cold)
     @rule(data=st.data(), adapter=st.integers(1, 3))
     def add_another_cold(self, data: Any, adapter: int) -> None:
         self.add(data, cold=True, adapter=adapter)
+
+    @precondition(lambda self: self.takes_cold)
+    @rule(data=st.data(), adapter=st.integers(0, 3), others=st.lists(st.booleans(), max_size=3))
+    def add_group(self, data: Any, adapter: int, others: list[bool]) -> None:
+        """Amateurs with the expert's adapter or none."""
+        setup = self.harness.setup
+        if len(others) < min(setup.budget, setup.max_num_seqs):
+            amateurs = [adapter * same for same in others]
+            self.add(data, amateurs or (0,), cold=True, adapter=adapter)
 
     @rule(data=st.data(), adapter=st.integers(0, 3))
     def add_plain(self, data: Any, adapter: int) -> None:

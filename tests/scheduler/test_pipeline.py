@@ -111,7 +111,7 @@ def test_storm(stages: int, is_async: bool, tiny: Path) -> None:
             harness.step(squeeze=squeeze * harness.may_squeeze())
         harness.drain()
         assert harness.most_in_flight == harness.depth
-        preemptions += harness.pair_preemptions
+        preemptions += harness.group_preemptions
         steps += harness.steps
     assert steps >= 12 * 150
     assert preemptions > 10
@@ -150,12 +150,12 @@ def test_the_streams_decode_in_the_same_steps(stages: int, tiny: Path) -> None:
     seen = []
     while request_id not in harness.ended:
         harness.step()
-        pair = harness.pairs()
-        if pair:
-            eligible = {r.next_decode_eligible_step for r in (pair[0].expert, pair[0].amateur)}
+        groups = harness.groups()
+        if groups:
+            eligible = {r.next_decode_eligible_step for r in groups[0].streams}
             assert len(eligible) == 1
             seen.append(eligible.pop())
-        assert not {e for e, _ in harness.events} & {"tear", "preempt", "stall"}
+        assert not {e for e, _ in harness.events} & {"withdraw", "preempt", "stall"}
     decoded = sorted(set(seen))
     assert {b - a for a, b in zip(decoded, decoded[1:], strict=False)} == {stages}
     harness.drain()

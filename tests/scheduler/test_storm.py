@@ -15,7 +15,7 @@ STORMS, STEPS = 100, 200
 
 @pytest.mark.parametrize("first", range(0, STORMS, 20))
 def test_storm(first: int, tiny: Path) -> None:
-    steps = preemptions = pair_preemptions = 0
+    steps = preemptions = group_preemptions = 0
     for seed in range(first, first + 20):
         try:
             harness = storm(tiny / "model", seed, STEPS)
@@ -23,10 +23,10 @@ def test_storm(first: int, tiny: Path) -> None:
             raise AssertionError(f"storm(model, seed={seed}, steps={STEPS})") from error
         steps += harness.steps
         preemptions += harness.preemptions
-        pair_preemptions += harness.pair_preemptions
+        group_preemptions += harness.group_preemptions
     assert steps >= 20 * STEPS
     assert preemptions > 20
-    assert pair_preemptions > 10
+    assert group_preemptions > 10
 
 
 @pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
@@ -39,4 +39,4 @@ def test_little_room(policy: str, is_async: bool, tiny: Path) -> None:
         prompt = [number, *range(100, 104)]
         harness.add(prompt, 20, adapter=1 + number % 2, cold=True, priority=number % 3)
     harness.drain()
-    assert harness.pair_preemptions > 20
+    assert harness.group_preemptions > 20

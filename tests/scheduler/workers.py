@@ -4,8 +4,9 @@ messages, and a KV cache of hashes.
 
 The "KV" of a position is a hash of all tokens up to it and of the adapter, as in attention. A
 position is computed only if the blocks hold the right hash for every position before it; a token
-is sampled from the hash of its row, and for a pair from both rows. So a wrong block, a block that
-nobody wrote, a lost token or a row without its partner ends in an error here or in a wrong token.
+is sampled from the hash of its row, and for a group from all its rows. So a wrong block, a block
+that nobody wrote, a lost token or a row without the others ends in an error here or in a wrong
+token.
 """
 
 from collections.abc import Sequence
@@ -35,27 +36,35 @@ def hash_of(tokens: Sequence[int], adapter: int) -> int:
     return chain
 
 
-def sample(expert: int, amateur: int | None = None) -> int:
-    """The next token of a row, or of a pair's two rows."""
-    mixed = expert if amateur is None else (expert * 31 + amateur * 17) & _MASK
+def sample(expert: int, amateurs: Sequence[int] = ()) -> int:
+    """The next token of a row, or of a group's rows."""
+    mixed = expert
+    for index, amateur in enumerate(amateurs):
+        mixed = (mixed * 31 + amateur * (17 + index)) & _MASK
     return FIRST_TOKEN + (mixed >> 7) % NUM_TOKENS
 
 
 def solo(
     prompt: Sequence[int],
     adapter: int,
-    amateur: int | None,
+    amateurs: Sequence[tuple[int, Sequence[int]]],
     max_tokens: int,
     stop: int | None,
 ) -> list[int]:
-    """What a request gets on an idle engine. ``amateur`` is None for a plain request."""
-    tokens = list(prompt)
-    for _ in range(max_tokens):
-        other = None if amateur is None else hash_of(tokens, amateur)
-        tokens.append(sample(hash_of(tokens, adapter), other))
-        if tokens[-1] == stop:
-            break
-    return tokens[len(prompt) :]
+    """What a request gets on an idle engine.
+
+    Args:
+        prompt: The expert's.
+        adapter: The expert's.
+        amateurs: Of each, adapter and prompt; none for a plain request.
+        max_tokens: The most that it gets.
+        stop: The token that ends it.
+    """
+    output: list[int] = []
+    while len(output) < max_tokens and stop not in output[-1:]:
+        others = [hash_of([*own, *output], number) for number, own in amateurs]
+        output.append(sample(hash_of([*prompt, *output], adapter), others))
+    return output
 
 
 @dataclass
@@ -66,8 +75,9 @@ class Row:
     num_prompt: int
     blocks: list[int]
     adapter: int
-    pair: str | None
-    role: str | None
+    group: str | None
+    index: int
+    size: int
     chain: list[int] = field(default_factory=lambda: [0])
 
     def hash_at(self, position: int) -> int:
@@ -94,7 +104,7 @@ class Workers:
         self.rows: dict[str, Row] = {}
         self.batch: set[str] = set()  # V1: the rows of the step before
         self.kv: dict[tuple[int, int], int] = {}
-        self.scored: list[str] = []  # the pairs of the last step
+        self.scored: list[str] = []  # the groups of the last step
 
     def execute(self, output: Any) -> dict[str, list[int]]:
         """Run a step; the tokens sampled for each request, none for a prompt chunk."""
@@ -141,8 +151,9 @@ class Workers:
                 num_prompt=len(prompt),
                 blocks=list(request.block_ids[0]),
                 adapter=request.lora_request.lora_int_id if request.lora_request else 0,
-                pair=stream.pair if stream else None,
-                role=stream.role if stream else None,
+                group=stream.group if stream else None,
+                index=(stream.index or 0) if stream else 0,
+                size=1 + len(stream.amateurs) if stream else 1,
             )
             computed[request_id] = request.num_computed_tokens
         return computed
@@ -182,30 +193,25 @@ class Workers:
                 self.kv[slot] = row.hash_at(position)
 
     def _sample(self, scheduled: dict[str, int], last: dict[str, int]) -> dict[str, list[int]]:
-        partner: dict[tuple[str | None, str | None], int] = {
-            (self.rows[i].pair, self.rows[i].role): chain for i, chain in last.items()
-        }
-        sampled: dict[str, list[int]] = {i: [] for i in scheduled}
-        self.scored = []
-        told: dict[str | None, int] = {}
-        followers = []
+        chains: dict[str | None, dict[int, int]] = {}
         for request_id, chain in last.items():
             row = self.rows[request_id]
-            expert = partner.get((row.pair, "expert"))
-            amateur = partner.get((row.pair, "amateur"))
-            token = sample(chain)
-            if row.pair is not None:
-                both = expert is not None and amateur is not None
-                assert both, f"{request_id} samples without the other stream"
-                if row.role == "expert":
-                    self.scored.append(row.pair)
-                    token = sample(chain, amateur)
-                    told[row.pair] = token
-                else:
-                    followers.append(request_id)
-            sampled[request_id] = [token]
-        for request_id in followers:
-            sampled[request_id] = [told[self.rows[request_id].pair]]
+            chains.setdefault(row.group or request_id, {})[row.index] = chain
+        self.scored = []
+        told: dict[str, int] = {}
         for request_id in last:
-            self.rows[request_id].tokens += sampled[request_id]
+            row = self.rows[request_id]
+            of_group = chains[row.group or request_id]
+            assert len(of_group) == row.size, f"{request_id} samples without the other streams"
+            if row.index == 0:
+                told[row.group or request_id] = sample(
+                    of_group[0], [of_group[i] for i in range(1, row.size)]
+                )
+                if row.group is not None:
+                    self.scored.append(row.group)
+        sampled: dict[str, list[int]] = {i: [] for i in scheduled}
+        for request_id in last:
+            row = self.rows[request_id]
+            sampled[request_id] = [told[row.group or request_id]]
+            row.tokens += sampled[request_id]
         return sampled

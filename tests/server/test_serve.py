@@ -149,7 +149,7 @@ def test_chat_streaming_and_n(default_server: Server) -> None:
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "alpha": ({"cold_alpha": 1.5}, "cold_alpha=1.5: must be a number in (0, 1]"),
+    "alpha": ({"cold_alpha": 1.5}, "cold_alpha=1.5: must be a number in [0, 1]"),
     "alpha text": ({"cold_alpha": "0.1"}, "cold_alpha='0.1'"),
     "alpha list": ({"cold_alpha": [0.1]}, "cold_alpha="),
     "beta": ({"cold_beta": -1}, "cold_beta=-1"),

@@ -317,7 +317,7 @@ def test_scoring_backend_that_cannot_run_here_is_a_problem(monkeypatch: pytest.M
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda rows: rows + torch.tensor([[0.0]] * 3 + [[1.0]] * 3), "the amateur's row was"),
+        (lambda rows: rows + torch.tensor([[0.0]] * 3 + [[1.0]] * 4), "an amateur's row was"),
         (lambda rows: rows + 0.01, "scores off by 0.01"),
         (lambda rows: rows.nan_to_num(neginf=0.0), "other candidates than the reference"),
         (lambda rows: rows * torch.nan, "other candidates than the reference"),

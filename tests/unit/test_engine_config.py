@@ -118,7 +118,7 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     computed.
     """
     from vllm_cold.method.settings import ColdError
-    from vllm_cold.vllm.frontend.admission import _check_capacity
+    from vllm_cold.vllm.frontend.capacity import check_capacity
 
     engine = config(max_model_len=1000)
     engine.scheduler_config.watermark = 1.5 * watermark
@@ -127,14 +127,9 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
         data_parallel_size=1, decode_context_parallel_size=ranks
     )
 
-    def check(tokens: int) -> None:
-        params = SimpleNamespace(max_tokens=tokens)
-        request = SimpleNamespace(prompt_token_ids=[3] * 8, sampling_params=params)
-        _check_capacity(engine, request)  # type: ignore[arg-type]
-
-    check(max_tokens)
+    check_capacity(engine, max_tokens, [8, 8])
     with pytest.raises(ColdError, match="KV cache blocks"):
-        check(max_tokens + 1)
+        check_capacity(engine, max_tokens + 1, [8, 8])
 
 
 def test_an_amateur_that_cannot_be_loaded(tmp_path: Any) -> None:
@@ -194,11 +189,14 @@ def test_the_file_is_not_read_on_an_event_loop(tmp_path: Any) -> None:
             prompt_token_ids=[1], prompt_embeds=None,
         )  # fmt: skip
 
+    engine.input_processor = engine
     configure(engine.vllm_config)
     engine.vllm_config.cache_config = SimpleNamespace(num_gpu_blocks=None, block_size=None)
     process_inputs = admission._make(request)
 
-    async def add_request(self: Any, request_id: str, prompt: Any, given: Any) -> Any:
+    async def add_request(
+        self: Any, request_id: str, prompt: Any, given: Any, arrival: Any, lora: Any
+    ) -> Any:
         return process_inputs(self, request_id, prompt, given)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from vllm_cold.method.settings import ColdSettings
-from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
+from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, trace
 from vllm_cold.tools.explain.replies import Entry
@@ -61,9 +61,11 @@ class Model:
                 e = self.logprobs(EXPERT, ids)
                 scores = e
                 if settings is not None:
-                    rows = torch.tensor([e, self.logprobs(AMATEUR, ids)]).double()
-                    knobs = math.log(settings.alpha), settings.strength
-                    scores = pair_scores(*rows, *knobs, adaptive=settings.adaptive).tolist()
+                    expert, amateur = torch.tensor([e, self.logprobs(AMATEUR, ids)]).double()
+                    knobs = math.log(settings.alpha), [-settings.strength]
+                    adaptive = [settings.adaptive]
+                    found = group_scores(expert, [amateur], *knobs, adaptive=adaptive)
+                    scores = found.tolist()
                 ids.append(scores.index(max(scores)))
             answers.append(Decoded(tuple(ids[len(prompt) :]), "", "length"))
         return answers
@@ -138,7 +140,7 @@ def test_an_adaptive_beta() -> None:
             ids = [ord(c) for c in prompt]
             for step in answer.steps:
                 rows = [torch.tensor(model.logprobs(s, ids)).double() for s in (EXPERT, AMATEUR)]
-                expected = adaptive_beta(rows[0], rows[1], math.log(0.02), 400.0)
+                expected = -adaptive_weight(rows[0], rows[1], math.log(0.02), -400.0)
                 assert step.beta == pytest.approx(expected, rel=1e-4, abs=1e-9)
                 betas.append(expected)
                 ids.append(step.token)

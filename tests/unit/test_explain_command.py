@@ -45,7 +45,7 @@ def test_the_parser_imports_nothing_heavy() -> None:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "alpha": (["--alpha", "0"], r"--alpha=0.0: must be a number in \(0, 1\]"),
+    "alpha": (["--alpha", "-1"], r"--alpha=-1.0: must be a number in \[0, 1\]"),
     "beta": (["--beta", "-1"], "--beta=-1.0: must be a number >= 0"),
     "beta text": (["--beta", "half"], "--beta='half': must be a number >= 0, .* or 'adaptive'$"),
     "beta max": (["--beta-max", "2"], "--beta-max=2.0: is for an adaptive beta, and beta is 0.5;"),
@@ -323,8 +323,8 @@ class Fake(BaseHTTPRequestHandler):
         self.headers_seen.append({k.lower(): v for k, v in self.headers.items()})
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         wants = (body.get("vllm_xargs") or {}).get("cold_alpha")
-        if wants == 0 and self.answers["plugin"]:
-            message = "cold_alpha=0: must be a number in (0, 1]"
+        if wants == -1 and self.answers["plugin"]:
+            message = "cold_alpha=-1: must be a number in [0, 1]"
             self._send(400, {"error": {"message": message, "code": 400}})
         elif body.get("prompt_logprobs", 0) > self.answers.get("max_logprobs", 20):
             message = "Requested prompt logprobs of 256, which is greater than max allowed: 7"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
 from vllm_cold.method.settings import ColdSettings
-from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
+from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
 from vllm_cold.tools.explain import account, visible
 from vllm_cold.tools.explain.trace import COLD, GREEDY, Answer, Logprob, Step
 
@@ -24,6 +24,10 @@ def logits(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     expert = 3 * torch.randn(VOCAB, generator=generator, dtype=torch.float64)
     amateur = expert + torch.randn(VOCAB, generator=generator, dtype=torch.float64)
     return expert, amateur
+
+
+def ln(alpha: float) -> float:
+    return math.log(alpha) if alpha else -math.inf
 
 
 def row(values: torch.Tensor) -> dict[int, Logprob]:
@@ -53,7 +57,7 @@ def step(
 
 @given(
     seed=st.integers(0, 10**6),
-    alpha=st.floats(1e-4, 1.0),
+    alpha=st.just(0.0) | st.floats(1e-4, 1.0),
     beta=st.floats(0.0, 4.0),
     cap=st.none() | st.integers(1, VOCAB + 5),
 )
@@ -62,7 +66,7 @@ def test_scores_are_those_of_the_op_up_to_a_constant(
 ) -> None:
     expert, amateur = logits(seed)
     got = step(expert, amateur, ColdSettings(alpha, beta, expert_top_k=cap))
-    expected = pair_scores(expert, amateur, math.log(alpha), beta, cap or 0)
+    expected = group_scores(expert, [amateur], ln(alpha), [-beta], cap or 0)
     valid = {c.token for c in got.candidates if c.valid}
     assert valid == set((expected > -math.inf).nonzero().flatten().tolist())
     assert got.valid_size == len(valid)
@@ -77,7 +81,7 @@ def test_scores_are_those_of_the_op_up_to_a_constant(
 
 @given(
     seed=st.integers(0, 10**6),
-    alpha=st.floats(1e-4, 1.0),
+    alpha=st.just(0.0) | st.floats(1e-4, 1.0),
     beta_max=st.floats(0.0, 40.0),
     cap=st.none() | st.integers(1, VOCAB + 5),
     excluded=st.sampled_from([0, 20, VOCAB]),
@@ -90,10 +94,10 @@ def test_an_adaptive_beta_is_that_of_the_op(
     amateur[expert.argmin()] = 1.0  # a softmax needs one
     settings = ColdSettings(alpha, "adaptive", expert_top_k=cap, beta_max=beta_max)
     got = step(expert, amateur, settings)
-    knobs = math.log(alpha), beta_max, cap or 0
-    beta = adaptive_beta(expert, amateur, *knobs)
+    beta = -adaptive_weight(expert, amateur, ln(alpha), -beta_max, cap or 0)
     assert got.beta == pytest.approx(beta, rel=1e-9, abs=1e-12 * (1 + beta_max))
-    expected = pair_scores(expert, amateur, *knobs, adaptive=True)
+    knobs = ln(alpha), [-beta_max], cap or 0
+    expected = group_scores(expert, [amateur], *knobs, adaptive=[True])
     constant = -(1 + beta) * expert.logsumexp(0) + beta * amateur.logsumexp(0)
     for candidate in got.candidates:
         if candidate.valid and amateur[candidate.token] > -math.inf:
@@ -138,7 +142,7 @@ def test_an_amateur_of_zero_probability_is_no_penalty() -> None:
     expert, amateur = logits(1)
     amateur[:30] = -math.inf
     got = step(expert, amateur, ColdSettings(1e-3, 0.7))
-    expected = pair_scores(expert, amateur, math.log(1e-3), 0.7)
+    expected = group_scores(expert, [amateur], math.log(1e-3), [-0.7])
     assert got.winner == int(expected.argmax())
     assert account.score(-math.inf, -1.0, 0.7) == -math.inf
 

@@ -366,41 +366,49 @@ def wrong_backend(name: str, spoil: Callable[..., None]) -> Callable[[pytest.Mon
 
 
 def scores(spoil: Callable[[Any], object], inplace: bool | None = None) -> Callable[..., None]:
-    """Spoil the scores of the first pair, which is a normal one; of one form if it is given."""
+    """Spoil the scores of the first group, which is a normal one; of one form if it is given."""
 
-    def of(before: Any, logits: Any, pairs: Any, out: Any, statistics: Any) -> None:
+    def of(before: Any, logits: Any, groups: Any, out: Any, statistics: Any) -> None:
         if inplace in (None, out is None):
-            spoil(logits[pairs.expert_rows[0]] if out is None else out[0])
+            spoil(logits[groups.rows[0, 0]] if out is None else out[0])
 
     return of
 
 
-def of_no_pair(before: Any, logits: Any, pairs: Any, out: Any, statistics: Any) -> None:
-    rows = {*pairs.expert_rows.tolist(), *pairs.amateur_rows.tolist()}
+def row_of_no_group(logits: Any, groups: Any) -> Any:
+    return logits[min(set(range(len(logits))) - set(groups.rows.flatten().tolist()))]
+
+
+def of_no_group(before: Any, logits: Any, groups: Any, out: Any, statistics: Any) -> None:
     if out is None:
-        logits[min(set(range(len(logits))) - rows)].fill_(1)
+        row_of_no_group(logits, groups).fill_(1)
 
 
-def of_an_amateur(before: Any, logits: Any, pairs: Any, out: Any, statistics: Any) -> None:
+def of_the_input(before: Any, logits: Any, groups: Any, *best: Any) -> None:
+    row_of_no_group(logits, groups).fill_(1)
+
+
+def of_an_amateur(before: Any, logits: Any, groups: Any, out: Any, statistics: Any) -> None:
     if out is None:
-        logits[pairs.amateur_rows[0]].add_(1)
+        logits[groups.rows[0, 2]].add_(1)
 
 
-def of_a_sick_amateur(before: Any, logits: Any, pairs: Any, out: Any, statistics: Any) -> None:
+def of_a_sick_amateur(before: Any, logits: Any, groups: Any, out: Any, statistics: Any) -> None:
     if out is None:
-        logits[pairs.amateur_rows] = before[pairs.amateur_rows]
+        rows = groups.rows[:, 1:][groups.rows[:, 1:] >= 0]
+        logits[rows] = before[rows]
 
 
 FAULTS = {
-    "a score": ("scores", scores(lambda row: row.mul_(1 + 2**-14)), "beyond the tolerance in pair"),
-    "a candidate": ("scores", scores(lambda row: row.clamp_(min=-1e9)), "other candidates in pair"),
+    "a score": ("scores", scores(lambda row: row.mul_(1 + 2**-14)), "the tolerance in group"),
+    "a candidate": ("scores", scores(lambda row: row.clamp_(min=-1e9)), "candidates in group"),
     "NaN": ("scores", scores(lambda row: row[:1].fill_(math.nan)), "NaN: not written, or made"),
     "infinite": ("scores", scores(lambda row: row[:1].fill_(math.inf)), "a score is infinite"),
     "in place": ("scores", scores(lambda row: row[:1].fill_(7.0), True), "in place: other scores"),
-    "a row of no pair": ("scores", of_no_pair, "in place: another row was written to"),
+    "a row of no group": ("scores", of_no_group, "in place: another row was written to"),
     "an amateur's row": ("scores", of_an_amateur, "in place: another row was written to"),
     "a sick amateur": ("scores", of_a_sick_amateur, "in place: an amateur cannot be sampled"),
-    "input": ("topk", lambda before, logits, *a: logits[0].fill_(1), "the input was written to"),
+    "input": ("topk", of_the_input, "the input was written to"),
     "statistics": ("scores", lambda *a: a[4][:, 0].add_(1), "wrong statistics"),
     "not finite": ("scores", lambda *a: a[4][:, 2].fill_(0), "NaN or +inf: not told of"),
     "best scores": ("topk", lambda *a: a[3][0, :1].fill_(7.0), "wrong scores of the best 1"),
@@ -411,7 +419,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_is_wrong_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, spoil, message = FAULTS[fault]
-    case = report.make_case(0, 22, 97, "float32")
+    case = report.make_case(22, 22, 97, "float32")
     assert report.attempt("right", lambda: report.conform(case, "cpu", "torch"))["ok"]
     wrong_backend(name, spoil)(monkeypatch)
     found = report.attempt("wrong", lambda: report.conform(case, "cpu", "torch"))
@@ -419,8 +427,8 @@ def test_what_is_wrong_is_seen(fault: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_nothing_to_sample_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a pair with NaN, whose scores are not compared otherwise."""
+    """Of a group with NaN, whose scores are not compared otherwise."""
     case = report.make_case(report.KINDS.index("NaN"), 1, 97, "float32")
     wrong_backend("scores", scores(lambda row: row.fill_(-math.inf)))(monkeypatch)
     found = report.attempt("wrong", lambda: report.conform(case, "cpu", "torch"))
-    assert "nothing can be sampled from pair 0" in found["result"]
+    assert "nothing can be sampled from group 0" in found["result"]

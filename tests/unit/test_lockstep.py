@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of a pair, on their own: no vLLM, no scheduler."""
+"""The rules of a group, on their own: no vLLM, no scheduler."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_cold.group.lockstep import Pair, Room, Step, Verdict, tokens_left, torn
+from vllm_cold.group.lockstep import Capacity, Group, Step, Verdict, is_split, tokens_left
 
 pytestmark = pytest.mark.unit
 
@@ -20,156 +23,402 @@ class Stream:
     num_output_placeholders: int = 0
 
 
-def make_pair(expert_left: int, amateur_left: int, total: int = 100) -> Pair[Stream]:
-    return Pair(Stream("e", total, total - expert_left), Stream("a", total, total - amateur_left))
+def make_group(*left: int, total: int = 100) -> Group[Stream]:
+    """The expert "0" and the amateurs "1", "2" and so on, with as many tokens left."""
+    return Group(tuple(Stream(str(i), total, total - n) for i, n in enumerate(left)))
 
 
-RUNNING = Room(running=True)
+def fresh(*sizes: int) -> Group[Stream]:
+    """The same of prompts of these sizes, nothing of them computed."""
+    return Group(tuple(Stream(str(i), size) for i, size in enumerate(sizes)))
+
+
+def running(num: int = 1, chunk: int = 0) -> Capacity:
+    return Capacity([0] * num, [False] * num, chunk=chunk)
+
+
+def missing(*num_cached: int, admissible: bool = True, other: bool = False) -> Capacity:
+    """A follower for each number of cached tokens."""
+    away = [True] * len(num_cached)
+    return Capacity(num_cached, away, admissible, other_incomplete=other)
+
+
+MISSING = missing(0)
+
+
+def lead(
+    step: Step[Stream], group: Group[Stream], offer: int, capacity: Capacity, waiting: bool = False
+) -> int:
+    return step.clip_leader(group, offer, 0, capacity, waiting)
+
+
+def follow(
+    step: Step[Stream],
+    group: Group[Stream],
+    offer: int,
+    num_cached: int = 0,
+    at: int = 0,
+    waiting: bool = False,
+) -> int:
+    return step.clip_follower(group, group.followers[at], offer, num_cached, waiting)
+
+
+# ---- one amateur ---------------------------------------------------------------------------------
 
 
 def test_both_finish_when_the_budget_holds_both() -> None:
     step: Step[Stream] = Step(budget=2)
-    pair = make_pair(1, 1)
-    assert step.clip_expert(pair, 1, 0, RUNNING, waiting=False) == 1
-    assert step.clip_amateur(pair, 1, 0) == 1
+    group = make_group(1, 1)
+    assert lead(step, group, 1, running()) == 1
+    assert follow(step, group, 1) == 1
     assert step.budget == 0
 
 
 def test_neither_samples_when_the_budget_ends_between_them() -> None:
     step: Step[Stream] = Step(budget=1)
-    pair = make_pair(1, 1)
-    assert step.clip_expert(pair, 1, 0, RUNNING, waiting=False) == 0
-    assert step.clip_amateur(pair, 1, 0) == 0
+    group = make_group(1, 1)
+    assert lead(step, group, 1, running()) == 0
+    assert follow(step, group, 1) == 0
     assert step.clip_plain(1) == 1
 
 
 def test_the_faster_stream_stops_one_token_short() -> None:
     step: Step[Stream] = Step(budget=64)
-    pair = make_pair(3, 90)
-    assert step.clip_expert(pair, 3, 0, RUNNING, waiting=False) == 2
-    assert step.clip_amateur(pair, 62, 0) == 62
+    group = make_group(3, 90)
+    assert lead(step, group, 3, running()) == 2
+    assert follow(step, group, 62) == 62
     step = Step(budget=64)
-    pair = make_pair(90, 3)
-    assert step.clip_expert(pair, 60, 0, RUNNING, waiting=False) == 60
-    assert step.clip_amateur(pair, 3, 0) == 2
+    group = make_group(90, 3)
+    assert lead(step, group, 60, running()) == 60
+    assert follow(step, group, 3) == 2
 
 
-def test_the_limit_on_a_chunk_counts_for_the_amateur() -> None:
+def test_the_limit_on_a_chunk_counts_for_the_follower() -> None:
     step: Step[Stream] = Step(budget=64)
-    assert step.clip_expert(make_pair(1, 20), 1, 0, Room(True, chunk=16), waiting=False) == 0
+    assert lead(step, make_group(1, 20), 1, running(chunk=16)) == 0
     step = Step(budget=64)
-    assert step.clip_expert(make_pair(1, 16), 1, 0, Room(True, chunk=16), waiting=False) == 1
+    assert lead(step, make_group(1, 16), 1, running(chunk=16)) == 1
 
 
 def test_admission_needs_room_for_both() -> None:
-    pair = make_pair(50, 50, total=50)
+    group = fresh(50, 50)
     step: Step[Stream] = Step(budget=500)
-    assert step.clip_expert(pair, 50, 0, Room(False, admissible=False), waiting=True) == 0
-    assert not step.admits_amateur(pair, Room(False, admissible=False))
+    full = missing(0, admissible=False)
+    assert lead(step, group, 50, full, waiting=True) == 0
+    assert not step.admits(group, full)
     step = Step(budget=20)
-    assert step.clip_expert(pair, 20, 0, Room(False), waiting=True) == 19  # one for the amateur
-    assert step.admits_amateur(pair, Room(False))
+    assert lead(step, group, 20, MISSING, waiting=True) == 19  # one for the follower
+    assert step.admits(group, MISSING) == group.followers
 
 
 def test_cached_prompts_count_as_computed() -> None:
-    pair = make_pair(50, 50, total=50)
+    group = fresh(50, 50)
     step: Step[Stream] = Step(budget=60)
-    assert step.clip_expert(pair, 50, 0, Room(False, num_cached=48), waiting=True) == 50
-    assert step.verdicts["e"] is Verdict.FINISH
-    assert step.clip_amateur(pair, 2, 48) == 2
+    assert lead(step, group, 50, missing(48), waiting=True) == 50
+    assert step.verdicts["0"] is Verdict.FINISH
+    assert follow(step, group, 2, 48, waiting=True) == 2
 
 
-def test_a_passed_over_expert_takes_its_amateur_along() -> None:
-    assert Step[Stream](budget=9).clip_amateur(make_pair(1, 1), 1, 0) == 0
+def test_a_passed_over_leader_takes_its_follower_along() -> None:
+    assert follow(Step(budget=9), make_group(1, 1), 1) == 0
 
 
 def test_nobody_is_admitted_after_a_preemption() -> None:
     step: Step[Stream] = Step(budget=64, preempted=True)
-    pair = make_pair(1, 30)
-    assert step.clip_expert(pair, 1, 0, Room(False), waiting=False) == 0
-    assert not step.admits_amateur(pair, Room(False))
+    group = make_group(1, 30)
+    assert lead(step, group, 1, MISSING) == 0
+    assert not step.admits(group, MISSING)
 
 
-def test_one_expert_at_most_waits_for_its_amateur() -> None:
-    pair = make_pair(50, 1, total=50)  # the amateur's prompt is cached
+def test_one_leader_at_most_waits_for_its_follower() -> None:
+    group = make_group(50, 1, total=50)  # the amateur's prompt is cached
     step: Step[Stream] = Step(budget=20)
-    assert step.clip_expert(pair, 20, 0, Room(False, lonely=True), waiting=True) == 0
+    assert lead(step, group, 20, missing(0, other=True), waiting=True) == 0
     step = Step(budget=20)
-    assert step.clip_expert(pair, 20, 0, Room(False), waiting=True) == 20
-    assert not step.admits_amateur(pair, Room(False))
+    assert lead(step, group, 20, MISSING, waiting=True) == 20
+    assert not step.admits(group, MISSING)
 
 
-def test_nobody_is_admitted_in_front_of_an_expert_without_room_for_its_amateur() -> None:
+def test_nobody_is_admitted_in_front_of_a_leader_without_room_for_its_follower() -> None:
     step: Step[Stream] = Step(budget=20)
     assert step.may_admit(0)
-    step.wanting = 1
-    assert [step.may_admit(urgency) for urgency in (0, 1, 2)] == [True, False, False]
+    step.blocked_priority = 1
+    assert [step.may_admit(priority) for priority in (0, 1, 2)] == [True, False, False]
 
 
-def test_a_preempted_stream_takes_its_pair_along() -> None:
+def test_a_preempted_stream_takes_its_group_along() -> None:
     step: Step[Stream] = Step(budget=20)
-    pair = make_pair(1, 1)
-    assert step.clip_expert(pair, 1, 0, RUNNING, waiting=False) == 1
-    step.preempt(pair)
-    assert step.clip_expert(pair, 1, 0, RUNNING, waiting=False) == 0
-    assert torn(pair, step, {})
+    group = make_group(1, 1)
+    assert lead(step, group, 1, running()) == 1
+    step.preempt(group)
+    assert lead(step, group, 1, running()) == 0
+    assert follow(step, group, 1) == 0
+    assert is_split(group, step, {})
 
 
 @pytest.mark.parametrize(
-    ("scheduled", "lost", "expected"),
+    ("scheduled", "preempted", "expected"),
     [
-        ({"e": 1, "a": 1}, False, False),
-        ({"e": 1}, False, True),
-        ({"a": 1}, False, True),
+        ({"0": 1, "1": 1}, False, False),
+        ({"0": 1}, False, True),
+        ({"1": 1}, False, True),
         ({}, False, False),
         ({}, True, True),
     ],
 )
-def test_torn(scheduled: dict[str, int], lost: bool, expected: bool) -> None:
-    step: Step[Stream] = Step(budget=9, lost={"e"} if lost else set())
-    assert torn(make_pair(1, 1), step, scheduled) is expected
+def test_is_split(scheduled: dict[str, int], preempted: bool, expected: bool) -> None:
+    step: Step[Stream] = Step(budget=9, preempted_groups={"0"} if preempted else set())
+    assert is_split(make_group(1, 1), step, scheduled) is expected
 
 
+# ---- several -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sizes", "leader", "followers"),
+    [
+        ((5, 5), "0", "1"),
+        ((5, 6), "1", "0"),
+        ((9, 5, 7), "0", "12"),
+        ((5, 9, 9, 2), "1", "023"),
+        ((5, 7, 2, 9), "3", "012"),
+    ],
+)
+def test_the_longest_leads(sizes: Sequence[int], leader: str, followers: str) -> None:
+    group = fresh(*sizes)
+    assert group.leader.request_id == leader
+    assert "".join(s.request_id for s in group.followers) == followers
+    # The client knows the expert, whoever leads.
+    assert group.request_id == group.expert.request_id == "0"
+    assert group.amateurs == group.streams[1:]
+    step: Step[Stream] = Step(budget=99)
+    capacity = missing(*(0 for _ in followers))
+    assert lead(step, group, max(sizes), capacity, waiting=True) == max(sizes)
+    assert step.verdicts == {"0": Verdict.FINISH}
+    step.preempt(group)
+    assert step.preempted_groups == {"0"}
+    assert follow(step, group, 5, waiting=True) == 0
+
+
+def test_all_sample_or_none() -> None:
+    group = make_group(4, 1, 7, 2)
+    step: Step[Stream] = Step(budget=14)
+    assert lead(step, group, 4, running(3)) == 4
+    assert [follow(step, group, n, at=at) for at, n in enumerate((1, 7, 2))] == [1, 7, 2]
+    assert step.budget == 0
+    # A token less, and each stops one short.
+    step = Step(budget=13)
+    assert lead(step, group, 4, running(3)) == 3
+    assert [follow(step, group, n, at=at) for at, n in enumerate((1, 7, 2))] == [0, 6, 1]
+    assert step.budget == 3
+
+
+def test_a_leader_of_which_the_scheduler_offers_a_part_does_not_finish() -> None:
+    step: Step[Stream] = Step(budget=99)
+    group = make_group(9, 1, 1)
+    assert lead(step, group, 8, running(2)) == 8
+    assert [follow(step, group, 1, at=at) for at in (0, 1)] == [0, 0]
+
+
+def test_the_limit_on_a_chunk_counts_for_each_follower() -> None:
+    for at in range(3):
+        left = [2, 2, 2]
+        for left[at], verdict in ((16, Verdict.FINISH), (17, Verdict.HOLD)):
+            step: Step[Stream] = Step(budget=64)
+            lead(step, make_group(2, *left), 2, running(3, chunk=16))
+            assert step.verdicts == {"0": verdict}
+
+
+@pytest.mark.parametrize(
+    ("admissible", "preempted", "verdict", "admitted"),
+    [
+        (True, False, Verdict.FINISH, "2"),
+        (False, False, Verdict.HOLD, ""),
+        (True, True, Verdict.HOLD, ""),
+    ],
+)
+def test_one_missing_follower_keeps_all_from_the_sampling_position(
+    admissible: bool, preempted: bool, verdict: Verdict, admitted: str
+) -> None:
+    group = make_group(1, 1, 30, 1)
+    step: Step[Stream] = Step(budget=64, preempted=preempted)
+    capacity = Capacity([0, 0, 0], [False, True, False], admissible)
+    lead(step, group, 1, capacity)
+    assert step.verdicts == {"0": verdict}
+    assert "".join(s.request_id for s in step.admits(group, capacity)) == admitted
+    assert step.reserved == 0
+
+
+def test_cached_prompts_count_for_each_follower() -> None:
+    group = fresh(50, 30, 20, 10)
+    step: Step[Stream] = Step(budget=50 + 1 + 12 + 3)
+    assert lead(step, group, 50, missing(29, 8, 7), waiting=True) == 50
+    assert step.admits(group, missing(29, 8, 7)) == group.followers
+    granted = [
+        follow(step, group, left, cached, at, waiting=True)
+        for at, (left, cached) in enumerate([(1, 29), (12, 8), (3, 7)])
+    ]
+    assert granted == [1, 12, 3] and step.budget == 0
+    step = Step(budget=50 + 1 + 12 + 2)
+    assert lead(step, group, 50, missing(29, 8, 7), waiting=True) == 49
+
+
+def test_a_follower_that_finds_less_in_the_cache_than_was_promised_gets_nothing() -> None:
+    group = fresh(50, 30, 20)
+    step: Step[Stream] = Step(budget=64)
+    assert lead(step, group, 50, missing(28, 10), waiting=True) == 50
+    # The scheduler offers no more than the budget, of which 14 tokens are left.
+    assert follow(step, group, 14, 0, waiting=True) == 0
+    assert follow(step, group, 10, 10, at=1, waiting=True) == 10
+    assert is_split(group, step, {"0": 50, "1": 0, "2": 20})
+
+
+def test_each_follower_that_starts_has_a_token_kept() -> None:
+    group = fresh(50, 40, 30, 20)
+    step: Step[Stream] = Step(budget=20)
+    assert lead(step, group, 20, missing(0, 0, 0), waiting=True) == 17
+    assert step.admits(group, missing(0, 0, 0)) == group.followers
+    assert step.reserved == 3
+    # Each is offered the rest, and takes one.
+    assert [follow(step, group, 3 - at, at=at, waiting=True) for at in range(3)] == [1, 1, 1]
+    assert (step.budget, step.reserved) == (0, 0)
+
+
+def test_the_first_that_starts_takes_what_is_not_kept() -> None:
+    group = fresh(50, 40, 30)
+    step: Step[Stream] = Step(budget=64)
+    assert lead(step, group, 50, missing(0, 0), waiting=True) == 49
+    assert step.admits(group, missing(0, 0)) == group.followers
+    assert follow(step, group, 15, waiting=True) == 14
+    assert follow(step, group, 1, at=1, waiting=True) == 1
+
+
+def test_no_leader_starts_where_a_follower_cannot() -> None:
+    step: Step[Stream] = Step(budget=3)
+    assert lead(step, fresh(50, 40, 30, 20), 3, missing(0, 0, 0), waiting=True) == 0
+    step = Step(budget=4)
+    assert lead(step, fresh(50, 40, 30, 20), 4, missing(0, 0, 0), waiting=True) == 1
+
+
+def test_nothing_is_kept_for_a_follower_at_its_last_token() -> None:
+    group = fresh(50, 40, 30)
+    capacity = missing(39, 0)
+    step: Step[Stream] = Step(budget=20)
+    assert lead(step, group, 20, capacity, waiting=True) == 19
+    # It is admitted when all get to the last token.
+    assert step.admits(group, capacity) == group.followers[1:]
+    assert step.reserved == 1
+    # Only one group's followers may be left behind so; it makes no difference to one that has none.
+    step = Step(budget=20)
+    assert lead(step, group, 20, missing(39, 0, other=True), waiting=True) == 0
+    step = Step(budget=20)
+    assert lead(step, group, 20, missing(38, 0, other=True), waiting=True) == 18
+
+
+def test_a_running_follower_leaves_the_tokens_that_are_kept() -> None:
+    """The leader and a follower run; two were preempted or are not admitted yet."""
+    group = make_group(30, 40, 100, 100)
+    capacity = Capacity([0, 0, 0], [False, True, True])
+    step: Step[Stream] = Step(budget=50)
+    assert lead(step, group, 30, capacity) == 29
+    assert step.admits(group, capacity) == group.followers[1:]
+    assert follow(step, group, 21) == 19
+    assert step.reserved == 2
+    assert follow(step, group, 2, at=1, waiting=True) == 1
+    assert follow(step, group, 1, at=2, waiting=True) == 1
+    assert step.budget == 0
+
+
+def test_what_one_group_keeps_is_not_kept_from_the_next() -> None:
+    """The first one's followers were not admitted after all (no block, no slot)."""
+    first, second = fresh(50, 40), make_group(9, 9)
+    step: Step[Stream] = Step(budget=20)
+    assert lead(step, first, 10, MISSING, waiting=True) == 10
+    step.admits(first, MISSING)
+    assert step.reserved == 1
+    second.streams[0].request_id = "other"
+    assert lead(step, second, 8, running()) == 8
+    assert follow(step, second, 2) == 2
+
+
+@pytest.mark.parametrize("num", [3, 4])
+def test_a_group_is_split_unless_all_sample_or_none(num: int) -> None:
+    group = make_group(*[2] * num)
+    names = [s.request_id for s in group.streams]
+    for sampling in range(2**num):
+        scheduled = {name: 2 if sampling >> i & 1 else i % 2 for i, name in enumerate(names)}
+        split = sampling not in (0, 2**num - 1)
+        assert is_split(group, Step(budget=9), scheduled) is split
+
+
+# ---- any -----------------------------------------------------------------------------------------
+
+LEFT = st.integers(1, 4) | st.integers(1, 30)
+GROUPS = st.tuples(
+    # Of each stream, the tokens left, and whether it does not run yet.
+    st.integers(2, 5).flatmap(lambda n: st.tuples(*[st.tuples(LEFT, st.booleans())] * n)),
+    st.integers(0, 4),  # the leader
+    st.sampled_from([0, 2, 3, 12]),  # chunk
+    st.booleans(),  # admissible
+    st.booleans(),  # whether the leader does not run yet, nor does anybody else
+)
+
+
+@settings(max_examples=300)
 @given(
-    budget=st.integers(0, 40),
-    pairs=st.lists(
-        st.tuples(
-            st.integers(1, 30), st.integers(1, 30), st.booleans(), st.integers(0, 12), st.booleans()
-        ),
-        max_size=6,
-    ),
+    budget=st.integers(0, 40) | st.integers(40, 120),
+    groups=st.lists(GROUPS, max_size=6),
     plain=st.lists(st.integers(1, 10), max_size=6),
 )
 def test_any_pass(
-    budget: int, pairs: list[tuple[int, int, bool, int, bool]], plain: list[int]
+    budget: int,
+    groups: list[tuple[tuple[tuple[int, bool], ...], int, int, bool, bool]],
+    plain: list[int],
 ) -> None:
-    """Whatever comes: the budget holds and no pair is torn."""
+    """Whatever comes: the budget holds, no group is split, and all that start start together."""
     step: Step[Stream] = Step(budget=budget)
     given_out = 0
     everyone = []
-    for number, (expert_left, amateur_left, running, chunk, other) in enumerate(pairs):
+    for number, (streams, longest, chunk, admissible, waiting) in enumerate(groups):
         if plain and given_out < budget:
             given_out += step.clip_plain(min(plain.pop(), budget - given_out))
-        pair = make_pair(expert_left, amateur_left)
-        pair.expert.request_id, pair.amateur.request_id = f"e{number}", f"a{number}"
-        offer = min(expert_left, budget - given_out, chunk or expert_left)
+        sizes = [100 + (i == longest) for i in range(len(streams))]
+        group = Group(
+            tuple(
+                Stream(f"{i}of{number}", size, size - n)
+                for i, (size, (n, _)) in enumerate(zip(sizes, streams, strict=True))
+            )
+        )
+        absent = {
+            s.request_id for s, (_, away) in zip(group.streams, streams, strict=True)
+            if away or waiting
+        }  # fmt: skip
+        left = tokens_left(group.leader)
+        offer = min(left, budget - given_out, chunk or left)
         if offer == 0:
             continue  # vLLM asks for nobody then
-        room = Room(running=running, admissible=other, chunk=chunk)
-        scheduled = {pair.expert.request_id: 0, pair.amateur.request_id: 0}
-        scheduled[pair.expert.request_id] = step.clip_expert(pair, offer, 0, room, waiting=False)
-        given_out += scheduled[pair.expert.request_id]
-        if running or step.admits_amateur(pair, room):
-            offer = min(amateur_left, budget - given_out, chunk or amateur_left)
-            granted = step.clip_amateur(pair, offer, 0) if offer > 0 else 0
-            scheduled[pair.amateur.request_id] = granted
-            given_out += granted
-        everyone.append((pair, scheduled))
+        away = [f.request_id in absent for f in group.followers]
+        capacity = Capacity([0] * len(away), away, admissible, chunk)
+        scheduled = dict.fromkeys((s.request_id for s in group.streams), 0)
+        scheduled[group.leader.request_id] = granted = lead(step, group, offer, capacity, waiting)
+        given_out += granted
+        admitted = step.admits(group, capacity) if granted or not waiting else ()
+        # vLLM's order: those that run before those that start.
+        asked = [f for f in group.followers if f.request_id not in absent]
+        for follower in (*asked, *admitted):
+            n = tokens_left(follower)
+            offer = min(n, budget - given_out, chunk or n)
+            starts = follower in admitted
+            got = step.clip_follower(group, follower, offer, 0, starts) if offer > 0 else 0
+            scheduled[follower.request_id] = got
+            given_out += got
+            if waiting:
+                assert got > 0, "the leader is admitted, a follower that can start is not"
+        everyone.append((group, scheduled))
         assert 0 <= given_out <= budget
         assert step.budget == budget - given_out
-    for pair, scheduled in everyone:
-        assert not torn(pair, step, scheduled)
+    for group, scheduled in everyone:
+        assert not is_split(group, step, scheduled)
         assert all(
-            n <= tokens_left(r)
-            for n, r in zip(scheduled.values(), (pair.expert, pair.amateur), strict=True)
+            n <= tokens_left(r) for n, r in zip(scheduled.values(), group.streams, strict=True)
         )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,18 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from tests.naive import NaiveCold, Request, Trace, assert_same_tokens, edge, margin, score
+from tests.naive import (
+    Amateur,
+    Group,
+    NaiveCold,
+    Request,
+    Trace,
+    assert_same_tokens,
+    edge,
+    group_score,
+    margin,
+    score,
+)
 from tests.tiny import (
     EOS_ID,
     SPECIAL_TOKENS,
@@ -129,6 +140,81 @@ def test_equal_streams_are_greedy(naive: NaiveCold, greedy: Greedy) -> None:
     _assert_same(cold, greedy["one"])
 
 
+PAIRS = list(zip(PROMPTS, PROMPTS[1:] + PROMPTS[:1], strict=True))
+"""Of prompts for two streams."""
+
+
+def _groups(naive: NaiveCold, expert: str | None, alpha: float, *amateurs: Amateur) -> list[Trace]:
+    """Traces of all pairs of prompts; a `prompt_ids` of () stands for the second one."""
+    groups = [
+        Group(
+            first,
+            expert,
+            [replace(a, prompt_ids=second) if a.prompt_ids == () else a for a in amateurs],
+            alpha,
+            STEPS,
+        )
+        for first, second in PAIRS
+    ]
+    return naive.generate_many(groups)
+
+
+def test_a_prompt_of_its_own_changes_the_text(naive: NaiveCold, greedy: Greedy) -> None:
+    """Otherwise an engine that ignores it would pass every comparison."""
+    guided = _groups(naive, "one", 0.0, Amateur(-2.0, "one", ()))
+    two = _groups(naive, None, 0.1, Amateur(0.5, "one"), Amateur(-0.5, "two", ()))
+    assert _different(guided, greedy["one"]) >= 0.8 * len(PROMPTS)
+    assert _different(two, greedy[None]) >= 0.8 * len(PROMPTS)
+    for fewer in ([Amateur(0.5, "one")], [Amateur(-0.5, "two", ())]):
+        assert _different(two, _groups(naive, None, 0.1, *fewer)) >= 0.8 * len(PROMPTS)
+    masked = _groups(naive, "one", 0.1, Amateur(-2.0, "one", ()))
+    assert _different(guided, masked) >= 0.5 * len(PROMPTS)
+
+
+@pytest.mark.parametrize("amateur", ["one", None])
+def test_a_weight_of_one_is_the_amateur(
+    amateur: str | None, naive: NaiveCold, greedy: Greedy
+) -> None:
+    """Without a mask nothing of the expert is left: not its adapter, nor its prompt."""
+    got = _groups(naive, "two", 0.0, Amateur(1.0, amateur, ()))
+    _assert_same(got, greedy[amateur][1:] + greedy[amateur][:1])
+
+
+def test_weights_add_up(naive: NaiveCold, greedy: Greedy) -> None:
+    halves = _groups(naive, "one", 0.1, Amateur(-0.2, None, ()), Amateur(-0.3, None, ()))
+    _assert_same(halves, _groups(naive, "one", 0.1, Amateur(-0.5, None, ())))
+    opposite = _groups(naive, "one", 0.0, Amateur(0.7, "two", ()), Amateur(-0.7, "two", ()))
+    _assert_same(opposite, greedy["one"])
+
+
+def test_a_group_of_two_with_one_prompt_is_a_pair(naive: NaiveCold) -> None:
+    [cold] = _many(naive, "one", [(0.1, 0.5)], amateur="two")
+    _assert_same(_groups(naive, "one", 0.1, Amateur(-0.5, "two")), cold)
+    groups = [Group(p, "one", [Amateur(-0.5, "two", p)], 0.1, STEPS) for p in PROMPTS]
+    _assert_same(naive.generate_many(groups), cold)
+
+
+def test_an_adaptive_weight_is_an_adaptive_beta(naive: NaiveCold) -> None:
+    [cold] = _many(naive, "one", [(0.02, 50.0)], adaptive=True)
+    _assert_same(_groups(naive, "one", 0.02, Amateur(-50.0, adaptive=True)), cold)
+    mixed = _groups(naive, "one", 0.02, Amateur(-50.0, adaptive=True), Amateur(0.0, "two"))
+    _assert_same(mixed, cold)
+    fixed = _groups(naive, "one", 0.02, Amateur(-50.0), Amateur(0.0, "two"))
+    assert _different(fixed, cold) >= 0.5 * len(PROMPTS)
+
+
+def test_generate_many_is_decode_for_groups(naive: NaiveCold) -> None:
+    groups = [
+        Group(first, expert, amateurs[:count], 0.0 if count % 2 else 0.05, STEPS - count, cap)
+        for first, second in PAIRS[:2]
+        for expert in (None, "one")
+        for amateurs in [(Amateur(-0.5, expert, second), Amateur(0.3, "two"), Amateur(-9.0))]
+        for count, cap in ((1, None), (2, 3), (3, None))
+    ]
+    groups += [replace(g, prompt_ids=g.prompt_ids[::-1]) for g in groups]  # so that some are alike
+    _assert_same(naive.generate_many(groups, batch_size=3), [naive.decode(g) for g in groups])
+
+
 def test_generate_many_is_generate(naive: NaiveCold) -> None:
     requests: list[Request] = []
     singles: list[Trace] = []
@@ -181,6 +267,19 @@ def test_equal_to_merged_weights_without_cache(naive: NaiveCold, folders: dict[s
                 ids.append(int(score(e, a, 0.1, 0.5).argmax()))
         got.append(Trace(tokens=ids[len(prompt) :]))
     _assert_same(got, expected)
+    groups = [
+        Group(p, None, [Amateur(0.5, "one"), Amateur(-0.8, "one", q)], 0.0, STEPS)
+        for p, q in PAIRS[:4]
+    ]
+    for group in groups:
+        prompts = group.prompts
+        with torch.inference_mode():
+            for _ in range(STEPS):
+                models = zip((base, merged, merged), prompts, strict=True)
+                z0, z1, z2 = (model(torch.tensor([ids])).logits[0, -1] for model, ids in models)
+                token = int((z0 + 0.5 * (z1 - z0) - 0.8 * (z2 - z0)).argmax())
+                prompts = [[*ids, token] for ids in prompts]
+        _assert_same([Trace(tokens=prompts[0][len(group.prompt_ids) :])], [naive.decode(group)])
 
 
 def test_step_distribution(naive: NaiveCold) -> None:
@@ -203,6 +302,21 @@ def test_score_by_hand() -> None:
     a = torch.tensor([3.0, 0.5, -9.0, -math.inf, 0.0])
     got = score(e, a, alpha=math.exp(-1.0), beta=0.5).tolist()
     assert got == pytest.approx([1.5, 2.0, -math.inf, 1.5, -math.inf])
+
+
+def test_group_score_by_hand() -> None:
+    e = torch.tensor([2.0, 1.0, 0.0, -math.inf])
+    a = torch.tensor([3.0, 1.0, -math.inf, 7.0])
+    b = torch.tensor([0.0, 5.0, -2.0, 0.0])
+    amateurs = [Amateur(-0.5), Amateur(2.0)]
+    logits = [e, a, b]
+    # 2 - 0.5 (3 - 2) + 2 (0 - 2); 1 - 0 + 2 (5 - 1); 0 - 0.5 (0 - 0) + 2 (-2 - 0)
+    want = [-2.5, 9.0, -4.0, -math.inf]
+    for alpha, valid in ((0.0, 3), (math.exp(-1.0), 2), (1.0, 1)):
+        got = group_score(logits, Group((), None, amateurs, alpha, 1)).tolist()
+        assert got == want[:valid] + [-math.inf] * (4 - valid)
+    capped = group_score(logits, Group((), None, amateurs, 0.0, 1, expert_top_k=1))
+    assert capped.tolist() == [-2.5, *[-math.inf] * 3]
 
 
 def test_score_keeps_ties_at_the_kth() -> None:
@@ -228,26 +342,35 @@ def test_score_refuses_bad_logits(bad: float) -> None:
         score(torch.full((3,), -math.inf), good, 0.1, 0.5)
 
 
+AMATEURS = {
+    "pair": [Amateur(-1.0)],
+    "two": [Amateur(-0.6), Amateur(0.4)],
+    "adaptive": [Amateur(-0.6, adaptive=True), Amateur(0.4)],
+}
+
+
+@pytest.mark.parametrize("amateurs", AMATEURS)
 @pytest.mark.parametrize("expert_top_k", [None, 1, 3])
-@pytest.mark.parametrize("alpha", [0.05, 0.7, 1.0])
-def test_clear_choices_survive_noise(alpha: float, expert_top_k: int | None) -> None:
+@pytest.mark.parametrize("alpha", [0.0, 0.05, 0.7, 1.0])
+def test_clear_choices_survive_noise(alpha: float, expert_top_k: int | None, amateurs: str) -> None:
     """Margin and edge together bound what noise can do; the noise is large so that it does."""
-    beta, noise = 1.0, 0.05
+    group = Group((), None, AMATEURS[amateurs], alpha, 1, expert_top_k)
+    # An adaptive weight is clear more rarely: any change of the valid set counts.
+    noise = 0.02 if amateurs == "adaptive" else 0.05
     generator = torch.Generator().manual_seed(0)
 
     def draw() -> Tensor:
         return torch.randn(30, generator=generator, dtype=torch.float64)
 
     clear = changed = 0
-    for _ in range(500):
-        e, a = draw(), draw()
-        settings = (alpha, beta, expert_top_k)
-        before = score(e, a, *settings)
-        slack = min(margin(before), edge(e, a, *settings))
-        shift = [noise * (2 * torch.rand(30, generator=generator) - 1).sign() for _ in range(2)]
-        same = score(e + shift[0], a + shift[1], *settings).argmax() == before.argmax()
-        # Two scores that both move by (1 + 2 beta) * noise at most.
-        if slack > 2 * (1 + 2 * beta) * noise:
+    for _ in range(1000):
+        logits = [draw() for _ in group.adapters]
+        before = group_score(logits, group)
+        slack = min(margin(before), edge(logits, group))
+        shifted = [z + noise * (2 * torch.rand(30, generator=generator) - 1).sign() for z in logits]
+        same = group_score(shifted, group).argmax() == before.argmax()
+        # Two scores that both move by (1 + 2 sum |w|) * noise at most.
+        if slack > 2 * (1 + 2 * sum(abs(a.weight) for a in group.amateurs)) * noise:
             clear += 1
             assert same
         changed += not same

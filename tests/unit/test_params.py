@@ -15,9 +15,10 @@ from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
-from vllm_cold import ColdParams
-from vllm_cold.group.stream import Stream, from_extra_args
-from vllm_cold.method.settings import ColdSettings
+from vllm_cold import Amateur, ColdParams
+from vllm_cold.group.stream import AmateurStream, Stream, from_extra_args
+from vllm_cold.method.presets import PRESETS
+from vllm_cold.method.settings import ColdSettings, Weight
 
 pytestmark = pytest.mark.unit
 
@@ -42,7 +43,8 @@ COMMON: dict[str, Any] = {
     "extra_args": {"mine": 1},
     "structured_outputs": StructuredOutputsParams(regex="a+"),
 }
-NAMES = ("alpha", "beta", "beta_max", "expert_top_k", "amateur")
+NAMES = ("alpha", "beta", "beta_max", "expert_top_k", "amateur", "amateurs")
+MESSAGES = [{"role": "user", "content": "Who?"}]
 
 
 def cold(**changed: Any) -> ColdParams:
@@ -69,7 +71,7 @@ def test_is_sampling_params() -> None:
 
 def test_defaults_are_those_of_the_method() -> None:
     params = ColdParams()
-    assert [getattr(params, name) for name in NAMES] == [0.1, 0.5, None, None, None]
+    assert [getattr(params, name) for name in NAMES] == [0.1, 0.5, None, None, None, None]
     plain = SamplingParams()
     for name in SamplingParams.__struct_fields__:
         assert getattr(params, name) == getattr(plain, name), name
@@ -79,6 +81,8 @@ def test_our_fields_are_keywords() -> None:
     """SamplingParams takes its own by position, beginning with n: never alpha."""
     params = ColdParams(2)
     assert (params.n, params.alpha) == (2, 0.1)
+    with pytest.raises(TypeError, match="positional"):
+        Amateur("prompt")  # type: ignore[misc]
     with pytest.raises(TypeError, match="gamma"):
         ColdParams(gamma=1)  # type: ignore[call-arg]
 
@@ -93,11 +97,19 @@ def test_our_fields_are_keywords() -> None:
     ],
     ids=["clone", "copy", "deepcopy", "pickle"],
 )
-@pytest.mark.parametrize("changed", [{}, {"beta": "adaptive", "beta_max": 3.0}])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"beta": "adaptive", "beta_max": 3.0},
+        {"amateur": Amateur(prompt=MESSAGES)},
+        {"amateur": None, "amateurs": [Amateur(prompt="x"), Amateur(lora_request=None)]},
+    ],
+)
 def test_copies_keep_everything(
     duplicate: Callable[[ColdParams], ColdParams], changed: dict[str, Any]
 ) -> None:
-    params = cold(amateur=OTHER, **changed)
+    params = cold(**{"amateur": OTHER, **changed})
     params.all_stop_token_ids  # noqa: B018  (cached in the instance's dict)
     same(duplicate(params), params)
 
@@ -117,13 +129,18 @@ def test_repr() -> None:
     assert text.startswith(start)
     assert "beta='adaptive', beta_max=2.5, " in repr(ColdParams(beta="adaptive", beta_max=2.5))
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
-    assert "amateur=None" in repr(ColdParams())
+    assert "amateur=None, n=" in repr(ColdParams())
+    one = ColdParams(amateur=Amateur(prompt="Who?"))
+    said = "Amateur(prompt='Who?', lora_request=<unset>, weight=None)"
+    assert f"amateur={said}, n=" in repr(one)
+    several = ColdParams(amateurs=[Amateur(prompt="Who?")])
+    assert f"amateur=None, amateurs=[{said}], n=" in repr(several)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("alpha", 0),
+        ("alpha", -0.1),
         ("alpha", 1.5),
         ("alpha", math.nan),
         ("alpha", None),
@@ -141,10 +158,15 @@ def test_repr() -> None:
         ("expert_top_k", 2**31),
         ("amateur", "other"),
         ("amateur", 2),
+        ("amateurs", []),
+        ("amateurs", [OTHER]),
+        ("amateurs", Amateur()),
+        ("amateurs", [Amateur()] * 33),
+        ("amateurs", {}),
     ],
 )
 def test_bad_values(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name}=.*must be"):
+    with pytest.raises(ValueError, match=f"^{name}=.*must (be|have)"):
         ColdParams(**{name: value})
 
 
@@ -178,12 +200,108 @@ def test_adaptive_beta() -> None:
 def test_arrives_as_plain_sampling_params(amateur: LoRARequest | None) -> None:
     """The engine core decodes vLLM's own struct; what counts there is in extra_args."""
     params = cold(amateur=amateur)
-    stream = Stream(ColdSettings(0.3, 2.0, expert_top_k=5))
+    stream = Stream(ColdSettings(0.3, 2.0, expert_top_k=5), (AmateurStream(-2.0, prompt=[1, 2]),))
     params.extra_args = stream.to_extra_args(params.extra_args)
     arrived = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
     assert type(arrived) is SamplingParams
     assert arrived.extra_args is not None and arrived.extra_args["mine"] == 1
     assert from_extra_args(arrived.extra_args) == stream
     for name in SamplingParams.__struct_fields__:
-        if not name.startswith("_") and name != "structured_outputs":
+        if not name.startswith("_") and name not in ("structured_outputs", "extra_args"):
             assert getattr(arrived, name) == getattr(params, name), name
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("prompt", "", "must not be empty"),
+        ("prompt", [], "must not be empty"),
+        ("prompt", b"text", "must be a text, a list of token ids, or a list of messages"),
+        ("prompt", [1, -1], "must be a text"),
+        ("prompt", [1, True], "must be a text"),
+        ("prompt", [1, "a"], "must be a text"),
+        ("prompt", {"prompt": "a"}, "must be a text"),
+        ("prompt", [{"content": "a"}], "message 0 must have a role"),
+        ("prompt", [*MESSAGES, {"role": "user"}], "message 1 must have a content"),
+        ("prompt", [*MESSAGES, "a"], "message 1 must have a role"),
+        (
+            "prompt",
+            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
+            "which is text only",
+        ),
+        ("lora_request", "other", "must be a LoRARequest"),
+        ("weight", math.nan, "must be a number from -1e6 to 1e6, or 'adaptive'"),
+        ("weight", math.inf, "must be a number"),
+        ("weight", 1e9, "must be a number"),
+        ("weight", "Adaptive", "must be a number"),
+        ("weight", True, "must be a number"),
+        ("weight", [1.0], "must be a number"),
+    ],
+)
+def test_bad_amateurs(name: str, value: Any, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"^{name}=.*{allowed}"):
+        Amateur(**{name: value})
+
+
+def test_what_an_amateur_reads_and_its_adapter() -> None:
+    """Unless told otherwise, the expert's adapter goes with another prompt, and only with it."""
+    expert = LoRARequest("expert", 1, "/expert")
+    for prompt in ("text", [1, 2], (1, 2), MESSAGES):
+        assert Amateur(prompt=prompt).adapter(expert) is expert
+        assert Amateur(prompt=prompt, lora_request=None).adapter(expert) is None
+        assert Amateur(prompt=prompt, lora_request=OTHER).adapter(expert) is OTHER
+        assert Amateur(prompt=prompt).adapter(None) is None
+    assert Amateur().adapter(expert) is None
+    assert Amateur(lora_request=OTHER).adapter(None) is OTHER
+    calls: list[dict[str, Any]] = [{"role": "assistant", "tool_calls": []}]
+    parts: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
+    Amateur(prompt=calls + parts)
+
+
+def test_one_amateur_is_said_in_several_ways() -> None:
+    for amateur in (OTHER, Amateur(lora_request=OTHER)):
+        assert ColdParams(amateur=amateur).contrast() == (Amateur(lora_request=OTHER),)
+    assert ColdParams().contrast() == (Amateur(lora_request=None),)
+    assert ColdParams(amateurs=(Amateur(),)).contrast() == (Amateur(),)
+    with pytest.raises(ValueError, match="^amateurs=.*amateur is given too"):
+        ColdParams(amateur=OTHER, amateurs=[Amateur()])
+
+
+def test_weights() -> None:
+    amateurs = [Amateur(prompt="a", weight=1), Amateur(prompt="b"), Amateur(weight="adaptive")]
+    settings, weights = ColdParams(beta=2, beta_max=3, amateurs=amateurs).combine()
+    assert weights == (Weight(1.0, False), Weight(-2.0, False), Weight(-3.0, True))
+    assert (settings.adaptive, settings.strength) == (True, 3.0)
+    own = Amateur(prompt="a", weight=-0.5)
+    with pytest.raises(ValueError, match="^beta=2: no amateur uses it, as each has a weight of"):
+        ColdParams(beta=2, amateur=own)
+    with pytest.raises(ValueError, match="^beta_max=2: is for an adaptive beta"):
+        ColdParams(beta_max=2, amateur=own)
+    assert ColdParams(alpha=0, amateur=own).combine() == (
+        ColdSettings(0.0),
+        (Weight(-0.5, False),),
+    )
+
+
+def test_presets() -> None:
+    own = Amateur(prompt="Who?")
+    for name in ("cold", "cad", "adacad", "cfg"):
+        params = ColdParams.preset(name, amateur=own, max_tokens=7)
+        assert params.settings() == ColdSettings(**PRESETS[name].knobs)
+        assert (params.max_tokens, params.amateur) == (7, own)
+    assert ColdParams.preset("cfg", amateur=own, beta=1.0).settings() == ColdSettings(0.0, 1.0)
+    assert ColdParams.preset("cold").settings() == ColdSettings()
+    adapters = [Amateur(lora_request=OTHER), Amateur(lora_request=LoRARequest("anti", 3, "/anti"))]
+    params = ColdParams.preset("dexperts", amateurs=adapters)
+    assert params.combine() == (ColdSettings(0.0), (Weight(1.0, False), Weight(-1.0, False)))
+    stronger = [adapters[0], Amateur(lora_request=OTHER, weight=-2.0)]
+    weights = ColdParams.preset("dexperts", amateurs=stronger).combine()[1]
+    assert [w.weight for w in weights] == [1.0, -2.0]
+    for wrong, message in (
+        (lambda: ColdParams.preset("cat"), "^preset='cat': must be one of cold, cad,"),  # type: ignore[arg-type]
+        (lambda: ColdParams.preset("cad"), "^preset='cad': contrasts with another prompt"),
+        (lambda: ColdParams.preset("dexperts"), "^preset='dexperts': is for 2 amateurs"),
+        (lambda: ColdParams.preset("cad", amateur=own, beta=-1), "^beta=-1: must be"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            wrong()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -18,9 +17,7 @@ from vllm.v1.sample.logits_processor import _load_custom_logitsprocs
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
-from tests.knobs import knobs
-from vllm_cold.group.stream import Role, Stream
-from vllm_cold.ops.scoring_reference import pair_scores
+from tests.contrast import Contrast
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
@@ -31,9 +28,13 @@ PLAIN = SamplingParams()
 MOVE, SWAP = MoveDirectionality.UNIDIRECTIONAL, MoveDirectionality.SWAP
 
 
-def params(pair: str, role: Role, **changed: Any) -> SamplingParams:
-    stream = Stream(knobs(**changed), pair=pair, role=role)
-    return SamplingParams(extra_args=stream.to_extra_args(None))
+def of_size(num_amateurs: int) -> Contrast:
+    """Of these tests' groups, with another weight for each amateur."""
+    return Contrast((-0.5, 1.5, -0.75)[:num_amateurs])
+
+
+def params(group: str, index: int, num_amateurs: int = 1) -> SamplingParams:
+    return of_size(num_amateurs).params(group, index)
 
 
 def make() -> ColdLogitsProcessorV1:
@@ -53,23 +54,23 @@ def draw(num_rows: int) -> Tensor:
     return 3 * torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(num_rows))
 
 
-def check(processor: ColdLogitsProcessorV1, size: int, pairs: Sequence[tuple[int, int]]) -> None:
-    """Experts of ``pairs`` get the reference's scores, every other row stays bit for bit; and
-    amateurs are told what their experts drew.
+def check(processor: ColdLogitsProcessorV1, size: int, groups: Sequence[tuple[int, ...]]) -> None:
+    """Experts of ``groups``, rows that begin with theirs, get the reference's scores, every other
+    row stays bit for bit; and amateurs are told what their experts drew.
     """
     before = draw(size)
     logits = before.clone()
     assert processor.apply(logits) is logits
     left = set(range(size))
-    for expert, amateur in pairs:
-        want = pair_scores(before[expert], before[amateur], math.log(0.1), 0.5)
+    for expert, *amateurs in groups:
+        want = of_size(len(amateurs)).scores(before[[expert, *amateurs]])
         torch.testing.assert_close(logits[expert].double(), want, rtol=1e-5, atol=1e-4)
         left.remove(expert)
     for row in left:
         assert torch.equal(logits[row], before[row]), f"row {row} was changed"
     drawn = torch.arange(size, dtype=torch.int32).unsqueeze(1)
     processor.tell_followers(told := drawn.clone())
-    experts = {amateur: expert for expert, amateur in pairs}
+    experts = {amateur: expert for expert, *amateurs in groups for amateur in amateurs}
     assert told.flatten().tolist() == [experts.get(row, row) for row in range(size)]
 
 
@@ -77,7 +78,7 @@ def check(processor: ColdLogitsProcessorV1, size: int, pairs: Sequence[tuple[int
 def processor() -> ColdLogitsProcessorV1:
     """Rows: expert x, plain, amateur x, amateur y."""
     made = make()
-    requests = [params("x", "expert"), PLAIN, params("x", "amateur"), params("y", "amateur")]
+    requests = [params("x", 0), PLAIN, params("x", 1), params("y", 1)]
     made.update_state(update(4, added=list(enumerate(requests))))
     return made
 
@@ -105,42 +106,61 @@ def test_added(processor: ColdLogitsProcessorV1) -> None:
     check(processor, 4, [(0, 2)])
     processor.update_state(None)  # nothing changed
     check(processor, 4, [(0, 2)])
-    processor.update_state(update(5, added=[(4, params("y", "expert"))]))
+    processor.update_state(update(5, added=[(4, params("y", 0))]))
     check(processor, 5, [(0, 2), (4, 3)])
 
 
-def test_an_adaptive_pair_beside_others() -> None:
-    settings = [
-        {"alpha": 0.01, "beta": 40.0, "adaptive": True},
-        {"alpha": 0.01, "beta": 40.0},
-        {"alpha": 0.05, "beta": 9.0, "adaptive": True, "expert_top_k": 3},
-    ]
+def test_groups_of_different_sizes() -> None:
+    """Rows: amateur 2 of x, expert y, amateur 1 of z, plain, expert x, amateur 3 of z, amateur of
+    y, amateur 1 of x, expert z; then amateur 2 of z.
+    """
     processor = make()
     requests = [
-        params(str(i), role, **knobs)
-        for i, knobs in enumerate(settings)
-        for role in ("expert", "amateur")
+        params("x", 2, 2), params("y", 0), params("z", 1, 3), PLAIN, params("x", 0, 2),
+        params("z", 3, 3), params("y", 1), params("x", 1, 2), params("z", 0, 3),
+    ]  # fmt: skip
+    processor.update_state(update(9, added=list(enumerate(requests))))
+    check(processor, 9, [(4, 7, 0), (1, 6)])
+    processor.update_state(update(10, added=[(9, params("z", 2, 3))]))
+    check(processor, 10, [(4, 7, 0), (1, 6), (8, 2, 9, 5)])
+    # An amateur's place is its own: two that change it change their weights.
+    processor.update_state(update(10, moved=[(7, 0, SWAP), (2, 5, SWAP)]))
+    check(processor, 10, [(4, 0, 7), (1, 6), (8, 5, 9, 2)])
+    processor.update_state(update(9, removed=[7], moved=[(9, 7, MOVE)]))
+    check(processor, 9, [(1, 6), (8, 5, 7, 2)])
+
+
+def test_each_group_has_its_settings() -> None:
+    asked = [
+        Contrast((-40.0,), (True,), alpha=0.01),
+        Contrast((-40.0,), alpha=0.01),
+        Contrast((-9.0,), (True,), alpha=0.05, expert_top_k=3),
+        Contrast((1.0, -40.0, -2.0), (False, True, False), alpha=0.01),
+        Contrast((30.0, -40.0), (True, True), alpha=0.0),
     ]
-    processor.update_state(update(6, added=list(enumerate(requests))))
-    before = draw(6)
+    processor = make()
+    requests: list[SamplingParams] = []
+    groups: list[list[int]] = []
+    for i, contrast in enumerate(asked):
+        streams = range(1 + len(contrast.weights))
+        groups.append([len(requests) + index for index in streams])
+        requests += [contrast.params(str(i), index) for index in streams]
+    size = len(requests)
+    processor.update_state(update(size, added=list(enumerate(requests))))
+    before = draw(size)
     logits = processor.apply(before.clone())
-    for i, wanted in enumerate(settings):
-        want = pair_scores(
-            *before[2 * i : 2 * i + 2],
-            math.log(wanted["alpha"]),
-            wanted["beta"],
-            int(wanted.get("expert_top_k", 0)),
-            bool(wanted.get("adaptive")),
-        )
-        torch.testing.assert_close(logits[2 * i].double(), want, rtol=1e-5, atol=1e-4)
-        assert torch.equal(logits[2 * i + 1], before[2 * i + 1])
-    # The last adaptive pair leaves: the op is not told of any.
-    processor.update_state(update(2, removed=[0, 1, 4, 5], moved=[(2, 0, MOVE), (3, 1, MOVE)]))
-    assert processor._rows is not None and processor._rows.pairs.adaptive is None
+    for contrast, rows in zip(asked, groups, strict=True):
+        want = contrast.scores(before[rows])
+        torch.testing.assert_close(logits[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
+        assert torch.equal(logits[rows[1:]], before[rows[1:]])
+    # The last group with an adaptive weight leaves: the op is not told of any.
+    gone = [row for i in (0, 2, 3, 4) for row in groups[i]]
+    processor.update_state(update(2, removed=gone, moved=[(2, 0, MOVE), (3, 1, MOVE)]))
+    assert processor._rows is not None and processor._rows.groups.adaptive is None
 
 
 def test_added_replaces(processor: ColdLogitsProcessorV1) -> None:
-    processor.update_state(update(4, added=[(0, PLAIN), (2, params("y", "expert"))]))
+    processor.update_state(update(4, added=[(0, PLAIN), (2, params("y", 0))]))
     check(processor, 4, [(2, 3)])
 
 
@@ -152,14 +172,14 @@ def test_removed(processor: ColdLogitsProcessorV1) -> None:
 
 
 def test_removed_then_added_to_the_same_row(processor: ColdLogitsProcessorV1) -> None:
-    processor.update_state(update(4, removed=[1], added=[(1, params("y", "expert"))]))
+    processor.update_state(update(4, removed=[1], added=[(1, params("y", 0))]))
     check(processor, 4, [(0, 2), (1, 3)])
 
 
 def test_moved_one_way(processor: ColdLogitsProcessorV1) -> None:
     processor.update_state(update(3, removed=[1], moved=[(3, 1, MOVE)]))
     check(processor, 3, [(0, 2)])
-    processor.update_state(update(4, added=[(3, params("y", "expert"))]))
+    processor.update_state(update(4, added=[(3, params("y", 0))]))
     check(processor, 4, [(0, 2), (3, 1)])
 
 
@@ -186,13 +206,13 @@ class Batch:
     """The batch as a list, and vLLM's builder told of the changes in ``InputBatch``'s way."""
 
     def __init__(self) -> None:
-        self.rows: list[tuple[str, Role] | None] = []  # (pair, role), None for plain
+        self.rows: list[tuple[str, int, int] | None] = []  # params' arguments, None for plain
         self.builder = BatchUpdateBuilder()
 
     def step(
         self,
         leave: set[int],
-        arrive: list[tuple[str, Role] | None],
+        arrive: list[tuple[str, int, int] | None],
         swaps: list[tuple[int, int]],
     ) -> BatchUpdate | None:
         rows: list[Any] = list(self.rows)
@@ -224,24 +244,24 @@ class Batch:
                 self.builder.moved.append((a, b, SWAP))
         return self.builder.get_and_reset(len(rows))
 
-    def pairs(self) -> set[tuple[int, int]]:
+    def groups(self) -> set[tuple[int, ...]]:
         at = {request: row for row, request in enumerate(self.rows) if request is not None}
-        return {
-            (row, at[pair, "amateur"])
-            for (pair, role), row in at.items()
-            if role == "expert" and (pair, "amateur") in at
-        }
+        wanted = {
+            tuple(at.get((name, i, num), -1) for i in range(1 + num)) for name, _, num in at
+        }  # fmt: skip
+        return {rows for rows in wanted if min(rows) >= 0}
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_follows_any_history(data: st.DataObject) -> None:
     batch, processor, names = Batch(), make(), iter(range(1000))
-    outside: list[tuple[str, Role]] = []  # streams that may join: fresh or preempted ones
+    outside: list[tuple[str, int, int]] = []  # streams that may join: fresh or preempted ones
     for _ in range(data.draw(st.integers(1, 8))):
         for _ in range(data.draw(st.integers(0, 2))):
             name = str(next(names))
-            outside += [(name, "expert"), (name, "amateur")]
+            num = data.draw(st.integers(1, 3))
+            outside += [(name, index, num) for index in range(1 + num)]
         present = range(len(batch.rows))
         leave = data.draw(st.sets(st.sampled_from(present))) if present else set()
         num_streams = data.draw(st.integers(0, len(outside)))
@@ -253,10 +273,7 @@ def test_follows_any_history(data: st.DataObject) -> None:
         row = st.integers(0, 7)
         swaps = data.draw(st.lists(st.tuples(row, row), max_size=3))
         processor.update_state(batch.step(leave, arrive, swaps))
-        rows = processor._rows and processor._rows.pairs
-        got = (
-            zip(rows.expert_rows.tolist(), rows.amateur_rows.tolist(), strict=True) if rows else ()
-        )
-        assert set(got) == batch.pairs()
+        found = processor._rows.groups.rows.tolist() if processor._rows else []
+        assert {tuple(row for row in rows if row >= 0) for rows in found} == batch.groups()
     if batch.rows:
-        check(processor, len(batch.rows), sorted(batch.pairs()))
+        check(processor, len(batch.rows), sorted(batch.groups()))

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import math
+import random
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -23,10 +23,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
     build_custom_logits_processors_params_validator,
 )
 
-from tests.knobs import knobs
+from tests.contrast import Contrast
 from vllm_cold.group import rows as rows_module
-from vllm_cold.group.stream import Role, Stream
-from vllm_cold.ops.scoring_reference import pair_scores
 from vllm_cold.vllm.frontend.config import PROCESSOR_V2
 from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
@@ -38,9 +36,16 @@ SLOTS = 16
 PLAIN = SamplingParams()
 
 
-def params(pair: str, role: Role, **settings: Any) -> SamplingParams:
-    stream = Stream(knobs(**settings), pair=pair, role=role)
-    return SamplingParams(extra_args=stream.to_extra_args({"other": 1}))
+def of_size(num_amateurs: int) -> Contrast:
+    """With another weight for each amateur."""
+    return Contrast((-0.5, 1.5, -0.75)[:num_amateurs])
+
+
+ONE = of_size(1)
+
+
+def params(group: str, index: int, contrast: Contrast = ONE) -> SamplingParams:
+    return contrast.params(group, index)
 
 
 def make(device: str = "cpu", num_drafts: int = 0) -> ColdLogitsProcessorV2:
@@ -84,18 +89,17 @@ def draw(num_rows: int, seed: int = 0) -> Tensor:
 def check(
     before: Tensor,
     after: Tensor,
-    pairs: Sequence[tuple[int, int]],
-    alpha: float = 0.1,
-    beta: float = 0.5,
-    top_k: int = 0,
-    adaptive: bool = False,
+    groups: Sequence[tuple[int, ...]],
+    contrast: Contrast | None = None,
 ) -> None:
-    """Experts of ``pairs`` hold the reference's scores, other rows are bit for bit as before."""
+    """Experts of ``groups``, rows that begin with theirs, hold the reference's scores, other rows
+    are bit for bit as before.
+    """
     left = set(range(len(before)))
-    for expert, amateur in pairs:
-        want = pair_scores(before[expert], before[amateur], math.log(alpha), beta, top_k, adaptive)
-        torch.testing.assert_close(after[expert].double(), want, rtol=1e-5, atol=1e-4)
-        left.remove(expert)
+    for rows in groups:
+        want = (contrast or of_size(len(rows) - 1)).scores(before[list(rows)])
+        torch.testing.assert_close(after[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
+        left.remove(rows[0])
     for row in left:
         assert torch.equal(before[row], after[row]), f"row {row} was changed"
 
@@ -114,8 +118,8 @@ def test_loader_accepts_it() -> None:
 
 def test_only_streams_are_claimed() -> None:
     processor = make()
-    assert processor.add_request(0, params("x", "expert")) is True
-    assert processor.add_request(1, params("x", "amateur")) is False
+    assert processor.add_request(0, params("x", 0)) is True
+    assert processor.add_request(1, params("x", 1)) is False
     assert processor.add_request(2, PLAIN) is False
     assert processor.add_request(3, SamplingParams(extra_args={"cold": 0})) is False
 
@@ -123,11 +127,11 @@ def test_only_streams_are_claimed() -> None:
 @pytest.mark.parametrize("slots", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 0, 3, 1]])
 def test_rows_in_any_order(slots: list[int]) -> None:
     processor = make()
-    processor.add_request(0, params("x", "expert"))
+    processor.add_request(0, params("x", 0))
     processor.add_request(1, PLAIN)
-    processor.add_request(2, params("y", "amateur"))
-    processor.add_request(3, params("x", "amateur"))
-    processor.add_request(4, params("y", "expert"))
+    processor.add_request(2, params("y", 1))
+    processor.add_request(3, params("x", 1))
+    processor.add_request(4, params("y", 0))
     processor.apply_staged_writes()
     before = draw(5)
     logits = before.clone()
@@ -136,74 +140,100 @@ def test_rows_in_any_order(slots: list[int]) -> None:
     check(before, logits, [(at(0), at(3)), (at(4), at(2))])
 
 
-def test_each_pair_has_its_settings() -> None:
+@pytest.mark.parametrize("seed", range(4))
+def test_groups_of_different_sizes_in_any_order(seed: int) -> None:
+    processor = make()
+    streams = [("x", 0, 3), ("x", 1, 3), ("x", 2, 3), ("x", 3, 3), ("y", 0, 1), ("y", 1, 1)]
+    streams += [("z", 0, 2), ("z", 1, 2), ("z", 2, 2)]
+    for slot, (name, index, num) in enumerate(streams):
+        asked = processor.add_request(slot, params(name, index, of_size(num)))
+        assert asked is (index == 0)
+    order = torch.randperm(9, generator=torch.Generator().manual_seed(seed)).tolist()
+    before, at = draw(9), order.index
+    after = processor.apply(before.clone(), context(order))
+    groups = [(at(0), at(1), at(2), at(3)), (at(4), at(5)), (at(6), at(7), at(8))]
+    check(before, after, groups)
+    # One amateur of x is not in the batch, nor is z's expert.
+    some = [slot for slot in order if slot not in (2, 6)]
+    check(before[:7], processor.apply(before[:7].clone(), context(some)),
+          [(some.index(4), some.index(5))])  # fmt: skip
+
+
+def test_each_group_has_its_settings() -> None:
     processor = make()
     wanted = [
-        (0.5, 2.0, 0, False), (0.01, 0.0, 3, False), (1.0, 0.5, 0, False), (0.01, 40.0, 9, True)
-    ]  # fmt: skip
-    for i, (alpha, beta, top_k, adaptive) in enumerate(wanted):
-        for j, role in enumerate(("expert", "amateur")):
-            p = params(f"{i}", role, alpha=alpha, beta=beta, expert_top_k=top_k, adaptive=adaptive)
-            processor.add_request(2 * i + j, p)
-    before = draw(8)
-    logits = processor.apply(before.clone(), context(range(8)))
-    for i, settings in enumerate(wanted):
-        rows = [2 * i, 2 * i + 1]
-        check(before[rows], logits[rows], [(0, 1)], *settings)
+        Contrast((-2.0,), alpha=0.5),
+        Contrast((0.0,), alpha=0.01, expert_top_k=3),
+        Contrast((-0.5,), alpha=1.0),
+        Contrast((-40.0,), (True,), alpha=0.01, expert_top_k=9),
+        Contrast((1.5, -40.0, -1.5), (False, True, False), alpha=0.01),
+        Contrast((30.0, -2.0), (True, False), alpha=0.0),
+    ]
+    groups: list[list[int]] = []
+    slots = iter(range(SLOTS))
+    for i, contrast in enumerate(wanted):
+        groups.append([next(slots) for _ in range(1 + len(contrast.weights))])
+        for index, slot in enumerate(groups[-1]):
+            processor.add_request(slot, params(str(i), index, contrast))
+    size = sum(map(len, groups))
+    before = draw(size)
+    logits = processor.apply(before.clone(), context(range(size)))
+    for contrast, rows in zip(wanted, groups, strict=True):
+        check(before[rows], logits[rows], [tuple(range(len(rows)))], contrast)
 
 
 @pytest.mark.parametrize("slots", [[1], [0, 1], [0, 2], [2, 0], [3]])
-def test_without_a_complete_pair_logits_are_not_looked_at(slots: list[int]) -> None:
+def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> None:
     """Not even their length: everything is decided on the host."""
     processor = make()
     logits: Any = object()
     assert processor.apply(logits, context(slots)) is logits
-    processor.add_request(0, params("x", "expert"))
+    processor.add_request(0, params("x", 0))
     processor.add_request(1, PLAIN)
-    processor.add_request(2, params("y", "amateur"))
+    processor.add_request(2, params("y", 1))
     assert processor.apply(logits, context(slots)) is logits
 
 
-def test_half_a_pair_is_untouched_beside_a_whole_one() -> None:
+def test_half_a_group_is_untouched_beside_a_whole_one() -> None:
     processor = make()
-    processor.add_request(5, params("x", "expert"))
-    processor.add_request(6, params("y", "expert"))
-    processor.add_request(7, params("y", "amateur"))
+    processor.add_request(5, params("x", 0))
+    processor.add_request(6, params("y", 0))
+    processor.add_request(7, params("y", 1))
     before = draw(3)
     check(before, processor.apply(before.clone(), context([5, 6, 7])), [(1, 2)])
 
 
 def test_slots_are_recycled() -> None:
     processor = make()
-    for slot, role in enumerate(("expert", "amateur")):
-        processor.add_request(slot, params("x", role))
+    for index in range(2):
+        processor.add_request(index, params("x", index))
     before = draw(3)
     check(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [(0, 1)])
-    # The pair has ended; its slots go to a plain request and to another pair's amateur.
+    # The group has ended; its slots go to a plain request and to another group's amateur.
     processor.add_request(0, PLAIN)
     check(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
-    processor.add_request(1, params("y", "amateur"))
+    processor.add_request(1, params("y", 1))
     check(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
-    processor.add_request(2, params("y", "expert"))
+    processor.add_request(2, params("y", 0))
     check(before, processor.apply(before.clone(), context([0, 1, 2])), [(2, 1)])
-    # A preempted pair comes back in other slots; the old ones are stale until recycled.
-    processor.add_request(8, params("y", "amateur"))
-    processor.add_request(9, params("y", "expert"))
+    # A preempted group comes back in other slots; the old ones are stale until recycled.
+    processor.add_request(8, params("y", 1))
+    processor.add_request(9, params("y", 0))
     check(before, processor.apply(before.clone(), context([8, 0, 9])), [(2, 0)])
 
 
 def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    original = rows_module.PairRows.of
+    original = rows_module.GroupRows.of
 
     def of(*args: Any) -> Any:
         calls.append(args)
         return original(*args)
 
-    monkeypatch.setattr(rows_module.PairRows, "of", staticmethod(of))
+    monkeypatch.setattr(rows_module.GroupRows, "of", staticmethod(of))
     processor = make()
-    for slot, role in enumerate(("expert", "amateur")):
-        processor.add_request(slot, params("x", role))
+    for index in range(2):
+        processor.add_request(index, params("x", index))
     order = np.array([0, 1], dtype=np.intp)
     batch = context([0, 1])
     object.__setattr__(batch, "idx_mapping_np", order)
@@ -215,116 +245,174 @@ def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None
     order[:] = [1, 0]
     check(before, processor.apply(before.clone(), batch), [(1, 0)])
     assert len(calls) == 2
-    # Same batch, new occupant.
-    processor.add_request(0, params("x", "expert", beta=2.0))
-    check(before, processor.apply(before.clone(), batch), [(1, 0)], beta=2.0)
+    # Same batch, new occupants.
+    other = Contrast((-2.0,))
+    for index in range(2):
+        processor.add_request(index, params("x", index, other))
+    check(before, processor.apply(before.clone(), batch), [(1, 0)], other)
 
 
 SPECULATIVE = [
-    # slots, rows of each, pairs of rows: x = (0, 3), y = (4, 2), slot 1 is plain
+    # slots, rows of each, groups of rows: x = (0, 3), y = (4, 2), slot 1 is plain
     ([0, 3], [4, 4], [(0, 4), (1, 5), (2, 6), (3, 7)]),
     ([3, 1, 0], [2, 3, 2], [(5, 0), (6, 1)]),
     ([0, 1, 3], [1, 4, 1], [(0, 5)]),
     # fewer drafts for one stream: what has no counterpart stays
     ([0, 3], [3, 2], [(0, 3), (1, 4)]),
     ([0, 3, 1], [1, 3, 1], [(0, 1)]),
-    # pairs with different numbers of drafts
+    # groups with different numbers of drafts
     ([0, 4, 2, 3], [4, 1, 1, 4], [(0, 6), (1, 7), (2, 8), (3, 9), (4, 5)]),
     ([4, 1, 3], [2, 2, 2], []),
 ]
 
 
-@pytest.mark.parametrize(("slots", "counts", "pairs"), SPECULATIVE)
+@pytest.mark.parametrize(("slots", "counts", "groups"), SPECULATIVE)
 @pytest.mark.parametrize(("top_k", "adaptive"), [(0, False), (2, False), (0, True)])
 def test_a_row_for_each_draft(
-    slots: list[int], counts: list[int], pairs: list[tuple[int, int]], top_k: int, adaptive: bool
+    slots: list[int], counts: list[int], groups: list[tuple[int, int]], top_k: int, adaptive: bool
 ) -> None:
     processor = make(num_drafts=3)
-    # Each pair has its own settings: they must go with all of its rows.
-    knobs = {"x": (0.1, 40.0 if adaptive else 0.5, top_k, adaptive), "y": (0.9, 3.0, 0, False)}
-    for slot, (pair, role) in {
-        0: ("x", "expert"),
-        2: ("y", "amateur"),
-        3: ("x", "amateur"),
-        4: ("y", "expert"),
-    }.items():
-        alpha, beta, k, own = knobs[pair]
-        p = params(
-            pair, role, alpha=alpha, beta=beta, expert_top_k=k, adaptive=own  # type: ignore[arg-type]
-        )  # fmt: skip
-        processor.add_request(slot, p)
+    # Each group has its own settings: they must go with all of its rows.
+    of_x = Contrast((-40.0 if adaptive else -0.5,), (adaptive,), expert_top_k=top_k)
+    asked = {"x": of_x, "y": Contrast((-3.0,), alpha=0.9)}
+    for slot, name, index in [(0, "x", 0), (2, "y", 1), (3, "x", 1), (4, "y", 0)]:
+        processor.add_request(slot, params(name, index, asked[name]))
     processor.add_request(1, PLAIN)
     batch = context(slots, counts)
     before = draw(sum(counts))
     logits = before.clone()
     assert processor.apply(logits, batch) is logits
-    scored = {expert for expert, _ in pairs}
+    scored = {expert for expert, _ in groups}
     rest = [row for row in range(len(before)) if row not in scored]
     check(before[rest], logits[rest], [])
-    for expert, amateur in pairs:
+    for expert, amateur in groups:
         name = "x" if batch.expanded_idx_mapping[expert] == 0 else "y"
         rows = [expert, amateur]
-        check(before[rows], logits[rows], [(0, 1)], *knobs[name])
+        check(before[rows], logits[rows], [(0, 1)], asked[name])
+
+
+# By name, what a group asks for and its slots. Slot 9 is plain.
+MIXED = {
+    "x": (Contrast((-0.5, 1.5, -0.75), alpha=0.01), (2, 0, 7, 5)),
+    "y": (Contrast((-3.0,), alpha=0.9), (4, 8)),
+    "z": (Contrast((-40.0, 2.0), (True, False), alpha=0.0, expert_top_k=9), (1, 3, 6)),
+}
+
+
+def mixed(num_drafts: int = 0, device: str = "cpu") -> ColdLogitsProcessorV2:
+    processor = make(device, num_drafts)
+    for name, (contrast, slots) in MIXED.items():
+        for index, slot in enumerate(slots):
+            processor.add_request(slot, params(name, index, contrast))
+    processor.add_request(9, PLAIN)
+    return processor
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_row_for_each_draft_of_groups_of_different_sizes(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = random.Random(seed)
+    order = rng.sample(range(10), 10)
+    count = {9: rng.randint(1, 4)}
+    for _, slots in MIXED.values():
+        usual = rng.randint(1, 4)
+        count |= {slot: rng.choice((usual, usual, usual, rng.randint(1, 4))) for slot in slots}
+    counts = [count[slot] for slot in order]
+    rows = {slot: range(sum(counts[:i]), sum(counts[: i + 1])) for i, slot in enumerate(order)}
+    before = draw(sum(counts), seed)
+    carried: list[Any] = []
+    monkeypatch.setattr(outputs, "hand_over", carried.append)
+    logits = mixed(num_drafts=3).apply(before.clone(), context(order, counts))
+    scored = set()
+    (tally,) = carried
+    figures = tally.figures()
+    for name, (contrast, slots) in MIXED.items():
+        # As far as all of the group's streams have a row.
+        places = list(zip(*(rows[slot] for slot in slots), strict=False))
+        for place in places:
+            of_place = list(place)
+            check(before[of_place], logits[of_place], [tuple(range(len(place)))], contrast)
+            scored.add(place[0])
+        first = logits[places[0][0]]
+        assert figures[name].candidates == int((first > -torch.inf).sum())
+        assert figures[name].changed == int(first.argmax() != before[places[0][0]].argmax())
+        assert not figures[name].nonfinite
+    rest = [row for row in range(len(before)) if row not in scored]
+    check(before[rest], logits[rest], [])
 
 
 def test_masked_rows_harm_nobody() -> None:
     """vLLM marks rows that are nobody's with slot -1, which would wrap to the last slot."""
     processor = make(num_drafts=3)
-    processor.add_request(SLOTS - 1, params("x", "expert"))
-    processor.add_request(0, params("x", "amateur"))
+    processor.add_request(SLOTS - 1, params("x", 0))
+    processor.add_request(0, params("x", 1))
+    processor.add_request(1, params("y", 0, of_size(2)))
+    processor.add_request(2, params("y", 1, of_size(2)))
+    processor.add_request(3, params("y", 2, of_size(2)))
     batch = context([SLOTS - 1, 0], [2, 3])
     batch.expanded_idx_mapping[-1] = -1
     batch.expanded_local_pos[-1] = 0
     before = draw(5)
     check(before, processor.apply(before.clone(), batch), [(0, 2), (1, 3)])
+    # A group that has fewer streams than another beside it: nor are those that it lacks the last.
+    batch = context([SLOTS - 1, 0, 3, 1, 2], [2, 2, 2, 2, 3])
+    batch.expanded_idx_mapping[-1] = -1
+    batch.expanded_local_pos[-1] = 1
+    before = draw(11)
+    groups = [(0, 2), (1, 3), (6, 8, 4), (7, 9, 5)]
+    check(before, processor.apply(before.clone(), batch), groups)
 
 
 def test_rows_that_nobody_explains_are_refused() -> None:
     processor = make()
-    for slot, role in enumerate(("expert", "amateur")):
-        processor.add_request(slot, params("x", role))
+    for index in range(2):
+        processor.add_request(index, params("x", index))
     with pytest.raises(RuntimeError, match="4 rows of logits for 2 requests"):
         processor.apply(draw(4), context([0, 1], [2, 2]))
 
 
 def test_followers_are_told() -> None:
     """By slot; also in a batch whose logits nobody asked it to look at."""
-    processor = make()
-    for slot, (pair, role) in {
-        0: ("x", "expert"), 2: ("y", "amateur"), 3: ("x", "amateur"), 4: ("y", "expert"),
-    }.items():  # fmt: skip
-        processor.add_request(slot, params(pair, role))  # type: ignore[arg-type]
-    sampled = torch.arange(5).unsqueeze(1)
-    processor.tell_followers(sampled, np.array([2, 3, 1, 0, 4]))
-    assert sampled.flatten().tolist() == [4, 3, 2, 3, 4]
-    processor.tell_followers(half := torch.arange(2).unsqueeze(1), np.array([3, 1]))
-    assert half.flatten().tolist() == [0, 1]
+    processor = mixed()
+    sampled = torch.arange(10).unsqueeze(1)
+    slots = [8, 3, 9, 7, 2, 4, 1, 0, 6, 5]
+    processor.tell_followers(sampled, np.array(slots))
+    y, z, x = slots.index(4), slots.index(1), slots.index(2)
+    assert sampled.flatten().tolist() == [y, z, 2, x, x, y, z, x, z, x]
+    # Without one of x, and without y's expert.
+    processor.tell_followers(some := torch.arange(8).unsqueeze(1), np.array(slots[:5] + slots[6:9]))
+    assert some.flatten().tolist() == [0, 5, 2, 3, 4, 5, 6, 5]
 
 
-@pytest.mark.parametrize("counts", [[1, 1, 1], [3, 1, 4]])
+@pytest.mark.parametrize("counts", [[1] * 10, [3, 1, 4] * 3 + [2]], ids=["plain", "drafts"])
 def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes only: whatever needs their values raises."""
     # Statistics are copied to the host behind an event, which needs a device.
     monkeypatch.setattr("vllm_cold.group.tally.Tally", lambda ids, statistics: None)
-    processor = make("meta", num_drafts=3)
-    processor.add_request(0, params("x", "expert", expert_top_k=2, adaptive=True))
-    processor.add_request(1, PLAIN)
-    processor.add_request(2, params("x", "amateur", expert_top_k=2, adaptive=True))
+    processor = mixed(3, "meta")
     logits = torch.empty(sum(counts), VOCAB, device="meta")
-    assert processor.apply(logits, context([0, 1, 2], counts, "meta")) is logits
+    assert processor.apply(logits, context(range(10), counts, "meta")) is logits
 
 
-@pytest.mark.parametrize("counts", [[1, 1, 1, 1], [3, 1, 3, 1]], ids=["plain", "drafts"])
-def test_nan_is_reported_of_its_pair(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """And nothing is raised: the scheduler ends that request."""
-    processor = make(num_drafts=max(counts) - 1)
-    for slot, pair in enumerate("xyxy"):
-        processor.add_request(slot, params(pair, "expert" if slot < 2 else "amateur"))
+@pytest.mark.parametrize("counts", [[1] * 10, [3, 2] * 5], ids=["plain", "drafts"])
+@pytest.mark.parametrize("slot", [8, 5, 3, 2])
+def test_nan_is_reported_of_its_group(
+    slot: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And nothing is raised: the scheduler ends that request. A plain request's stays as it is."""
+    processor = mixed(max(counts) - 1)
+    order = [2, 5, 7, 0, 3, 1, 6, 4, 8, 9]
     logits = draw(sum(counts))
-    logits[sum(counts[:3]) - 1, 3] = torch.nan  # the last row of x's amateur
+    first = sum(counts[: order.index(slot)])
+    logits[first + min(counts) - 1, 3] = torch.nan  # the last row that all have
+    logits[-1, 5] = torch.inf
+    plain = logits[-1].clone()
     carried: list[Any] = []
-    monkeypatch.setattr(outputs, "carry", carried.append)
-    processor.apply(logits, context([0, 1, 2, 3], counts))
+    monkeypatch.setattr(outputs, "hand_over", carried.append)
+    processor.apply(logits, context(order, counts))
     (tally,) = carried
-    assert {pair: found.bad for pair, found in tally.figures().items()} == {"x": 1, "y": 0}
+    bad = [name for name, found in tally.figures().items() if found.nonfinite]
+    assert bad == [name for name, (_, slots) in MIXED.items() if slot in slots]
     assert not logits.isnan().any()
+    assert torch.equal(logits[-1], plain)

@@ -19,28 +19,38 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_cold import ColdParams
 from vllm_cold.group.stream import without_cold
-from vllm_cold.method.settings import (
-    DEFAULT_ALPHA,
-    DEFAULT_BETA,
-    DEFAULT_BETA_MAX,
-    KNOBS,
-    REQUEST_KEYS,
-    ColdError,
-    ColdSettings,
+from vllm_cold.method.arguments import (
     EngineDefaults,
     RequestArgs,
     check_placement,
     parse_engine_defaults,
     parse_request_args,
+)
+from vllm_cold.method.presets import PRESETS
+from vllm_cold.method.settings import (
+    CONTRAST,
+    DEFAULT_ALPHA,
+    DEFAULT_BETA,
+    DEFAULT_BETA_MAX,
+    ENGINE,
+    KNOBS,
+    MAX_AMATEURS,
+    REQUEST_KEYS,
+    ColdError,
+    ColdSettings,
+    ContrastArgs,
+    Weight,
+    combine,
     read,
 )
+from vllm_cold.ops.interface import MAX_STREAMS
 
 pytestmark = pytest.mark.unit
 
 HUGE = 10**400  # no float holds it
 NOT_NUMBERS = [None, True, False, "", "0.1", b"1", [], [0.1], {}, object(), 1j]
 BAD = {
-    "alpha": [0, 0.0, -0.0, -0.1, 1.0000001, 2, math.nan, math.inf, -math.inf, HUGE, *NOT_NUMBERS],
+    "alpha": [-1e-9, -0.1, 1.0000001, 2, math.nan, math.inf, -math.inf, HUGE, *NOT_NUMBERS],
     "beta": [
         *(-1e-9, -1, 1000001, 1e300, math.nan, math.inf, -math.inf, HUGE, -HUGE),
         *("Adaptive", "adaptive ", b"adaptive", ["adaptive"], *NOT_NUMBERS),
@@ -49,13 +59,13 @@ BAD = {
     "expert_top_k": [0, -1, 1.0, 2.5, math.nan, math.inf, HUGE, 2**31, *NOT_NUMBERS[1:]],
 }
 GOOD = {
-    "alpha": [5e-324, 1e-6, 0.1, 1, 1.0],
+    "alpha": [0, 0.0, -0.0, 5e-324, 1e-6, 0.1, 1, 1.0],
     "beta": [0, 0.0, -0.0, 0.5, 10, 1e6, "adaptive"],
     "beta_max": [0, 0.0, 0.5, 10, 1e6],
     "expert_top_k": [1, 50, 2**31 - 1],
 }
 ALLOWED = {
-    "alpha": "must be a number in (0, 1]",
+    "alpha": "must be a number in [0, 1]",
     "beta": "must be a number >= 0, at most 1e6, or 'adaptive'",
     "beta_max": "must be a number >= 0, at most 1e6",
     "expert_top_k": "must be an integer from 1 to 2147483647, or left out for no cap",
@@ -71,6 +81,11 @@ def name_of(value: Any) -> str | None:
 
 def short(value: Any) -> str:
     return "" if value in (HUGE, -HUGE) else repr(value)
+
+
+def settings(args: dict[str, Any], engine: EngineDefaults | None = None) -> ColdSettings:
+    """Those of a request in an engine."""
+    return parse_request_args(args).settings(engine or EngineDefaults())[0]
 
 
 def check_error(error: ColdError, field: str, value: Any, allowed: str) -> None:
@@ -130,7 +145,17 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
     max_leaves=4,
 )
-NAMES = ["cold", "cold_alpha", "cold_beta", "cold_beta_max", "cold_expert_top_k", "cold_amateur"]
+KNOB_KEYS = ["cold_alpha", "cold_beta", "cold_beta_max", "cold_expert_top_k"]
+CONTRAST_KEYS = [
+    "cold_amateur",
+    "cold_amateur_prompt",
+    "cold_amateur_messages",
+    "cold_without",
+    "cold_part",
+    "cold_weights",
+    "cold_preset",
+]
+NAMES = ["cold", *KNOB_KEYS, *CONTRAST_KEYS]
 KEYS = st.sampled_from(NAMES) | st.text().map("cold_".__add__) | st.just("Cold_Beta")
 
 
@@ -165,17 +190,20 @@ def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
     """No other exception comes out, and nothing out of range gets through."""
     try:
         parsed = parse_request_args(args)
-        merged = parsed.settings(ColdSettings())
+        merged, weights = parsed.settings(EngineDefaults())
     except ColdError as error:
         assert error.field in args
         assert str(error).startswith(error.field)
         return
     assert set(args) <= set(NAMES)
-    assert 0 < merged.alpha <= 1
+    assert 0 <= merged.alpha <= 1
     assert merged.adaptive or merged.beta == merged.strength
+    assert weights == (Weight(-merged.strength, merged.adaptive),)
     assert 0 <= merged.strength <= 1e6
     assert merged.expert_top_k is None or 1 <= merged.expert_top_k < 2**31
-    assert parsed.amateur is None or parsed.amateur
+    for name in CONTRAST:
+        value = getattr(parsed.contrast, name)
+        assert value == args.get(f"cold_{name}"), "what is allowed is not changed"
 
 
 @hypothesis_settings(deadline=None)
@@ -187,10 +215,8 @@ def test_junk_engine_defaults(config: Any) -> None:
         assert "additional_config" in str(error)
         return
     assert config is None or isinstance(config, (bool, dict))
-    assert 0 < parsed.settings.alpha <= 1 and 0 <= parsed.settings.strength <= 1e6
-    assert parsed.settings == ColdSettings(
-        **{k: v for k, v in config.items() if k != "enabled"} if isinstance(config, dict) else {}
-    )
+    assert 0 <= parsed.settings.alpha <= 1 and 0 <= parsed.settings.strength <= 1e6
+    assert not isinstance(config, dict) or set(config) <= {"enabled", *ENGINE}
 
 
 def test_unknown_keys() -> None:
@@ -231,14 +257,63 @@ def test_not_a_switch(value: Any) -> None:
 
 def test_any_key_asks_for_cold() -> None:
     assert parse_request_args({"cold_alpha": 0.2}) == RequestArgs(True, given={"alpha": 0.2})
-    assert parse_request_args({"cold_amateur": "b"}) == RequestArgs(True, amateur="b")
+    asked = RequestArgs(True, contrast=ContrastArgs(amateur="b"))
+    assert parse_request_args({"cold_amateur": "b"}) == asked
 
 
-@pytest.mark.parametrize("value", ["", None, 1, ["a"]])
-def test_bad_amateur(value: Any) -> None:
+BAD_CONTRAST: dict[str, list[Any]] = {
+    "amateur": [1, 0.5, True, [1], [None], {"a": 1}, b"a", [["a"]]],
+    "amateur_prompt": [1, True, [1], {}, b"a"],
+    "amateur_messages": [1, [{"role": "user"}], {}, [[]]],
+    "without": [1.5, True, [1.5], [True], {}, b"system", [["system"]]],
+    "part": [1, 1.5, True, [1.5], {}, [[1, 2]]],
+    "weights": [
+        *(math.nan, 1e9, -1e9, HUGE, "1", True, {}),
+        *([math.nan], [1e9], ["1"], [None], [[1.0]]),
+    ],
+    "preset": ["", "CAD", "dola", 1, ["cad"], True],
+}
+GOOD_CONTRAST: dict[str, list[Any]] = {
+    "amateur": ["b", "", ["a", "b"]],
+    "amateur_prompt": ["", "text", ["one", "two", ""]],
+    "amateur_messages": ["[]", ["[]", ""]],
+    "without": ["system", "system,tool", "0,2", 0, 3, [0, "tool"]],
+    "part": [[0, 3], "0:3", ["0:3", ""]],
+    "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "adaptive"]],
+    "preset": list(PRESETS),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [(name, value) for name, values in BAD_CONTRAST.items() for value in values],
+    ids=name_of,
+)
+def test_bad_contrast(name: str, value: Any) -> None:
     with pytest.raises(ColdError) as raised:
-        parse_request_args({"cold_amateur": value})
-    check_error(raised.value, "cold_amateur", value, "must be the name of a loaded adapter")
+        parse_request_args({f"cold_{name}": value})
+    check_error(raised.value, f"cold_{name}", value, CONTRAST[name].allowed)
+    if name in ENGINE:
+        with pytest.raises(ColdError) as raised:
+            parse_engine_defaults({name: value})
+        where = f'additional_config["cold"]["{name}"]'
+        check_error(raised.value, where, value, CONTRAST[name].allowed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name, values in GOOD_CONTRAST.items() for value in values]
+)
+def test_good_contrast(name: str, value: Any) -> None:
+    args = parse_request_args({f"cold_{name}": value})
+    assert args.enabled is True and not args.given
+    assert args.contrast == ContrastArgs(**{name: value})
+
+
+def test_a_long_value_is_cut_short() -> None:
+    """A prompt is a value too."""
+    with pytest.raises(ColdError) as raised:
+        parse_request_args({"cold_preset": "x" * 10_000})
+    assert len(str(raised.value)) < 300 and raised.value.value == "x" * 10_000
 
 
 def test_defaults() -> None:
@@ -247,9 +322,9 @@ def test_defaults() -> None:
     assert parse_engine_defaults(False) == EngineDefaults(False)
     assert parse_engine_defaults(True) == EngineDefaults(True)
     assert parse_engine_defaults({}) == EngineDefaults(True)
-    assert parse_engine_defaults({"enabled": False, "alpha": 0.3}) == EngineDefaults(
-        False, ColdSettings(alpha=0.3)
-    )
+    defaults = parse_engine_defaults({"enabled": False, "alpha": 0.3})
+    assert defaults == EngineDefaults(False, {"alpha": 0.3})
+    assert defaults.settings == ColdSettings(alpha=0.3)
 
 
 @pytest.mark.parametrize("config", [1, 0.5, "cold", ["alpha"]])
@@ -259,21 +334,65 @@ def test_engine_defaults_of_the_wrong_type(config: Any) -> None:
 
 
 def test_the_request_wins_over_the_engine() -> None:
-    engine = parse_engine_defaults({"alpha": 0.3, "beta": 2, "expert_top_k": 9}).settings
-    assert parse_request_args({"cold": 1}).settings(engine) == ColdSettings(
-        0.3, 2.0, expert_top_k=9
-    )
-    asked = parse_request_args({"cold_beta": 0, "cold_expert_top_k": 4})
+    engine = parse_engine_defaults({"alpha": 0.3, "beta": 2, "expert_top_k": 9})
+    assert settings({"cold": 1}, engine) == ColdSettings(0.3, 2.0, expert_top_k=9)
     # 0 is a value, not "not given".
-    assert asked.settings(engine) == ColdSettings(0.3, 0.0, expert_top_k=4)
-    assert engine == ColdSettings(0.3, 2.0, expert_top_k=9)
+    asked = {"cold_beta": 0, "cold_expert_top_k": 4}
+    assert settings(asked, engine) == ColdSettings(0.3, 0.0, expert_top_k=4)
+    assert engine.settings == ColdSettings(0.3, 2.0, expert_top_k=9)
+
+
+def test_presets() -> None:
+    """What a preset says wins over what comes from further away, and nothing nearer."""
+    for name, preset in PRESETS.items():
+        wanted = ColdSettings(**preset.knobs)
+        assert settings({"cold_preset": name}) == wanted
+        engine = parse_engine_defaults({"alpha": 0.3, "beta": 2, "expert_top_k": 9})
+        assert settings({"cold_preset": name}, engine).alpha == wanted.alpha
+        assert settings({"cold_preset": name, "cold_alpha": 0.25}, engine).alpha == 0.25
+        if preset.weights:
+            with pytest.raises(ColdError, match=r"\[.preset.\]='dexperts': needs amateurs that"):
+                parse_engine_defaults({"preset": name})
+            continue
+        engine = parse_engine_defaults({"preset": name})
+        assert settings({"cold": 1}, engine) == engine.settings == wanted
+        assert parse_engine_defaults({"preset": name, "alpha": 0.5}).settings.alpha == 0.5
+        # A number has no use for the preset's most, neither in the engine nor in a request.
+        number = parse_engine_defaults({"preset": name, "beta": 0.25})
+        assert number.settings == ColdSettings(wanted.alpha, 0.25)
+        assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
+    assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == ColdSettings(
+        0.0, "adaptive", 2.0
+    )
+
+
+def test_weights() -> None:
+    """beta is what an amateur without a weight has; "adaptive" takes the most that is given."""
+    assert combine({"beta": 2}, [None, 0.5, -3]) == (
+        ColdSettings(beta=2.0),
+        (Weight(-2.0, False), Weight(0.5, False), Weight(-3.0, False)),
+    )
+    found, weights = combine({"beta": 2, "beta_max": 3}, [None, "adaptive"])
+    assert (found.adaptive, found.strength) == (True, 3.0)
+    assert weights == (Weight(-2.0, False), Weight(-3.0, True))
+    assert combine({"beta": "adaptive"}, [None, 1])[1] == (Weight(-1.0, True), Weight(1.0, False))
+    with pytest.raises(ColdError, match="^cold_beta_max=3: is for an adaptive beta"):
+        combine({"beta": 2, "beta_max": 3}, [None, -1.0], "cold_")
+    asked = parse_request_args({"cold_beta": 1.0})
+    with pytest.raises(ColdError, match="^cold_beta=1.0: no amateur uses it"):
+        asked.settings(EngineDefaults(), [-0.5, 0.5])
+    assert asked.settings(EngineDefaults(), [-0.5, None])[1][1] == Weight(-1.0, False)
+    # The engine's is nobody's mistake.
+    engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2})
+    assert RequestArgs().settings(engine, [-0.5])[1] == (Weight(-0.5, False),)
+    assert RequestArgs().settings(engine, ["adaptive"])[1] == (Weight(-2.0, True),)
 
 
 def test_other_kinds_of_numbers() -> None:
     """numpy's are numbers too; what travels is Python's. Decimals are none here."""
-    settings = ColdSettings(alpha=np.float64(0.25), beta=np.float64(2))  # type: ignore[arg-type]
-    assert settings == ColdSettings(0.25, 2.0)
-    assert {type(settings.alpha), type(settings.beta)} == {float}
+    made = ColdSettings(alpha=np.float64(0.25), beta=np.float64(2))  # type: ignore[arg-type]
+    assert made == ColdSettings(0.25, 2.0)
+    assert {type(made.alpha), type(made.beta)} == {float}
     assert type(ColdSettings(alpha=1).alpha) is float
     for value in (Decimal("0.5"), Fraction(1, 2), np.float32(0.5), np.array(0.5)):
         with pytest.raises(ColdError, match="^alpha=.*must be a number in"):
@@ -281,10 +400,10 @@ def test_other_kinds_of_numbers() -> None:
 
 
 def test_settings_are_frozen_values() -> None:
-    settings = ColdSettings()
+    made = ColdSettings()
     with pytest.raises(AttributeError):
-        settings.alpha = 0.2  # type: ignore[misc]
-    assert hash(settings) == hash(ColdSettings())
+        made.alpha = 0.2  # type: ignore[misc]
+    assert hash(made) == hash(ColdSettings())
 
 
 FOR_ADAPTIVE = "is for an adaptive beta, and beta is {}; leave it out or set beta to 'adaptive'"
@@ -304,27 +423,26 @@ def test_a_most_of_a_number_is_an_error(beta: dict[str, Any]) -> None:
     assert str(raised.value) == f"{where}=2.0: {said}"
     args = parse_request_args({"cold_beta_max": 2.0, **{f"cold_{k}": v for k, v in beta.items()}})
     with pytest.raises(ColdError) as raised:
-        args.settings(ColdSettings())
+        args.settings(EngineDefaults())
     assert str(raised.value) == f"cold_beta_max=2.0: {said}"
 
 
 def test_the_most_of_a_request_and_of_its_engine() -> None:
-    engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2}).settings
+    engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2})
     adaptive = ColdSettings(beta="adaptive", beta_max=2.0)
-    assert engine == adaptive
-    assert parse_request_args({"cold": 1}).settings(engine) == adaptive
-    assert parse_request_args({"cold_beta": "adaptive"}).settings(engine) == adaptive
+    assert engine.settings == adaptive
+    assert settings({"cold": 1}, engine) == adaptive
+    assert settings({"cold_beta": "adaptive"}, engine) == adaptive
     # A number has no use for the engine's; a most of the request's own needs an adaptive beta.
-    assert parse_request_args({"cold_beta": 0}).settings(engine) == ColdSettings(beta=0.0)
-    larger = parse_request_args({"cold_beta_max": 3}).settings(engine)
+    assert settings({"cold_beta": 0}, engine) == ColdSettings(beta=0.0)
+    larger = settings({"cold_beta_max": 3}, engine)
     assert larger == ColdSettings(beta="adaptive", beta_max=3.0)
-    both = parse_request_args({"cold_beta": 1, "cold_beta_max": 3})
     with pytest.raises(ColdError, match="^cold_beta_max=3.0: is for an adaptive beta, and beta is"):
-        both.settings(engine)
-    number = parse_engine_defaults({"beta": 2}).settings
-    asked = parse_request_args({"cold_beta": "adaptive"}).settings(number)
+        settings({"cold_beta": 1, "cold_beta_max": 3}, engine)
+    number = parse_engine_defaults({"beta": 2})
+    asked = settings({"cold_beta": "adaptive"}, number)
     assert asked == ColdSettings(beta="adaptive")
-    asked = parse_request_args({"cold_beta": "adaptive", "cold_beta_max": 0}).settings(number)
+    asked = settings({"cold_beta": "adaptive", "cold_beta_max": 0}, number)
     assert asked == ColdSettings(beta="adaptive", beta_max=0.0)
 
 
@@ -349,8 +467,12 @@ def test_one_declaration() -> None:
     assert {name: knob.default for name, knob in KNOBS.items()} == knobs
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
     own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}
-    assert own == {**knobs, "amateur": None}
-    assert set(REQUEST_KEYS) == set(NAMES)
+    assert own == {**knobs, "amateur": None, "amateurs": None}
+    assert list(REQUEST_KEYS) == NAMES
+    assert list(ENGINE) == [*knobs, "without", "preset"]
+    assert MAX_AMATEURS == MAX_STREAMS - 1
+    for preset in PRESETS.values():
+        assert set(preset.knobs) <= set(knobs)
     for name in knobs:
         # A sentence of its own, not another's.
         assert ALLOWED[name] == KNOBS[name].allowed and KNOBS[name].about.endswith(".")
@@ -366,3 +488,10 @@ def test_the_documented_knobs() -> None:
         [row] = [line for line in page.splitlines() if f"| `--{option}`, `{option}` |" in line]
         assert f", default {default} | `{name}` | `cold_{name}` | `{name}` | " in row
         assert f"default {default}" in knob.about
+    for name, knob in CONTRAST.items():
+        option = "cold-" + name.replace("_", "-")
+        [row] = [line for line in page.splitlines() if f"| `cold_{name}`" in line]
+        assert (f"`--{option}`" in row) == (name in ENGINE)
+        assert knob.about.endswith(".")
+    for name in PRESETS:
+        assert f"| `{name}` |" in page

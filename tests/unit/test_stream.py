@@ -12,26 +12,33 @@ from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
-from vllm_cold.group.stream import KEY, Stream, from_extra_args, without_cold
+from vllm_cold.group.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
 from vllm_cold.method.settings import ColdSettings
 
 pytestmark = pytest.mark.unit
 
 SETTINGS = st.builds(
     ColdSettings,
-    alpha=st.floats(0, 1, exclude_min=True),
+    alpha=st.floats(0, 1),
     beta=st.floats(0, 1e6) | st.just("adaptive"),
     expert_top_k=st.none() | st.integers(1, 2**31 - 1),
+)
+AMATEURS = st.builds(
+    AmateurStream,
+    weight=st.floats(-1e6, 1e6),
+    adaptive=st.booleans(),
+    adapter=st.none()
+    | st.fixed_dictionaries(
+        {"lora_name": st.text(), "lora_int_id": st.integers(1, 2**31), "lora_path": st.text()}
+    ),
+    prompt=st.none() | st.lists(st.integers(0, 2**31)),
 )
 STREAMS = st.builds(
     Stream,
     settings=SETTINGS,
-    amateur=st.none()
-    | st.fixed_dictionaries(
-        {"lora_name": st.text(), "lora_int_id": st.integers(1, 2**31), "lora_path": st.text()}
-    ),
-    pair=st.text(),
-    role=st.sampled_from([None, "expert", "amateur"]),
+    amateurs=st.lists(AMATEURS, min_size=1, max_size=4).map(tuple),
+    group=st.text(),
+    index=st.none() | st.integers(0, 4),
 )
 
 
@@ -48,9 +55,12 @@ def test_round_trip(stream: Stream) -> None:
 def test_round_trip_through_vllms_own_encoder() -> None:
     stream = Stream(
         ColdSettings(0.1, "adaptive", expert_top_k=3, beta_max=2.0),
-        {"lora_name": "a", "lora_int_id": 2},
+        (
+            AmateurStream(-2.0, True, {"lora_name": "a", "lora_int_id": 2}, [5, 6, 7]),
+            AmateurStream(0.5),
+        ),
         "r-1",
-        "amateur",
+        2,
     )
     params = SamplingParams(extra_args=stream.to_extra_args({"x": 1}))
     arrived = MsgpackDecoder(SamplingParams).decode(MsgpackEncoder().encode(params))
@@ -65,7 +75,7 @@ def test_a_plain_request_is_no_stream(extra_args: dict[str, Any] | None) -> None
 def test_foreign_arguments_survive_and_ours_do_not() -> None:
     given_args = {"x": 1, "cold": 1, "cold_alpha": 0.2, "scold": 3, "Cold": 4, KEY: {"stale": 1}}
     before = dict(given_args)
-    stream = Stream(ColdSettings(0.2, 0.5))
+    stream = Stream(ColdSettings(0.2, 0.5), (AmateurStream(-0.5),))
     args = stream.to_extra_args(given_args)
     assert given_args == before, "the caller's own dict was changed"
     assert from_extra_args(args) == stream
@@ -74,12 +84,12 @@ def test_foreign_arguments_survive_and_ours_do_not() -> None:
 
 
 def test_descriptions_are_copies() -> None:
-    """The twins' extra_args must not share what one of them may change."""
-    stream = Stream(ColdSettings(0.2, 0.5), amateur={"lora_name": "a"})
+    """The streams' extra_args must not share what one of them may change."""
+    stream = Stream(ColdSettings(0.2), (AmateurStream(-0.5, adapter={"lora_name": "a"}),))
     one, other = stream.to_extra_args(None), stream.to_extra_args(None)
-    one[KEY]["amateur"]["lora_name"] = "b"
+    one[KEY]["amateurs"][0]["adapter"]["lora_name"] = "b"
     assert (
         from_extra_args(other)
         == stream
-        == Stream(ColdSettings(0.2, 0.5), amateur={"lora_name": "a"})
+        == Stream(ColdSettings(0.2), (AmateurStream(-0.5, adapter={"lora_name": "a"}),))
     )

@@ -51,7 +51,7 @@ def _nothing_left() -> None:
 
 def test_an_output_takes_the_figures_of_its_step_along() -> None:
     room = torch.empty(2, 3, dtype=torch.int64)
-    outputs.carry(Tally(("a", "b"), room))
+    outputs.hand_over(Tally(("a", "b"), room))
     room.copy_(torch.tensor([[3, 1, 0], [1, 0, 1]]))  # on a device, the figures come later
     first, second = Output(), Output()
     assert outputs.from_worker(first) == {"a": Figures(3, 1, 0), "b": Figures(1, 0, 1)}
@@ -62,7 +62,7 @@ def test_an_output_takes_the_figures_of_its_step_along() -> None:
 
 def test_threads_do_not_see_each_others_steps() -> None:
     """An engine in a thread of its own."""
-    outputs.carry(Tally(("a",), [[1], [0], [0]]))
+    outputs.hand_over(Tally(("a",), [[1], [0], [0]]))
     with ThreadPoolExecutor() as other:
         assert outputs.from_worker(other.submit(Output).result()) == {}
     assert outputs.from_worker(Output()) == {"a": (1, 0, 0)}

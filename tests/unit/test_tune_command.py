@@ -129,7 +129,7 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--alpha", "0"], "--alpha=0.0: must be a number in (0, 1]"),
+        (["--alpha", "-1"], "--alpha=-1.0: must be a number in [0, 1]"),
         (["--alpha", "1"], "nothing to compare"),
         (["--beta-max", "2"], "--beta-max=2.0: is for an adaptive beta, and beta is 0.5,1; leave"),
         (["--beta", "1,half"], "--beta='1,half': 'half' is not a number"),

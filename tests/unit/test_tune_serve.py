@@ -57,8 +57,8 @@ def test_points_that_are_greedy() -> None:
 @pytest.mark.parametrize(
     ("alphas", "betas", "message"),
     [
-        ("0", "1", r"--alpha=0.0: must be a number in \(0, 1\]"),
-        ("1.5", "1", r"--alpha=1.5: must be a number in \(0, 1\]"),
+        ("-1", "1", r"--alpha=-1.0: must be a number in \[0, 1\]"),
+        ("1.5", "1", r"--alpha=1.5: must be a number in \[0, 1\]"),
         ("nan", "1", r"--alpha=nan: must be"),
         ("0.1", "-1", r"--beta=-1.0: must be a number >= 0"),
         ("0.1", "inf", r"--beta=inf: must be"),

@@ -92,27 +92,27 @@ class Run:
         from vllm_cold.vllm.scheduler.scheduler import (
             ColdAsyncScheduler,
             ColdScheduler,
-            PairScheduling,
+            GroupScheduling,
         )
 
         classes: tuple[type[Any], type[Any]] = (ColdScheduler, ColdAsyncScheduler)
         if self.mode == "hooks":
             classes = (self.hooked(ColdScheduler), self.hooked(ColdAsyncScheduler))
-            hook = PairScheduling._cap
+            hook = GroupScheduling._cap
 
             def counted(*args: Any, **kwargs: Any) -> int:
                 self.hook_calls += 1
                 return hook(*args, **kwargs)
 
-            PairScheduling._cap = counted
+            GroupScheduling._cap = counted
         scheduler.Scheduler, async_scheduler.AsyncScheduler = classes
 
     def hooked(self, base: type[Any]) -> type[Any]:
         class Hooked(base):
             def __init__(self, *args: Any, **kwargs: Any) -> None:
                 super().__init__(*args, **kwargs)
-                assert self._pairs == {}
-                self._pairs = Always()
+                assert self._groups == {}
+                self._groups = Always()
 
         Hooked.__name__ = f"{base.__name__} with hooks"
         return Hooked

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules that keep the two streams of a CoLD request in step. Needs no vLLM.
+"""The rules that keep the streams of a CoLD request in step. Needs no vLLM.
 
-A CoLD request is a pair of ordinary requests, the expert and the amateur, with the same tokens
-and their own KV cache. One rule carries everything: **in a scheduler step either both reach
-their sampling position or neither does.** Streams may prefill at their own pace (one may find
-more of its prompt cached), so a stream that would get there alone stops one token short and
-waits for the other.
+A CoLD request is a group of ordinary requests, the expert and its amateurs, each with its own KV
+cache and maybe its own prompt. One rule carries everything: **in a scheduler step either all
+streams reach their sampling position or none does.** Streams may prefill at their own pace (their
+prompts differ, one may find more of its own cached), so a stream that would get there before the
+others stops one token short and waits for them.
 
-The scheduler asks ``Step`` for every request that it is about to give tokens, in its own order,
-each amateur right behind its expert. ``Step`` follows the token budget through these questions,
-so that an expert is only allowed to finish when the amateur's tokens are left over. What still
-goes wrong (one of the two is preempted for want of blocks) is found after the pass: what is left
-of a pair that is ``torn`` is preempted too.
+The scheduler asks ``Step`` for every request that it is about to give tokens, in its own order: of
+a group the *leader* first, the stream with the longest prompt, and the *followers* right behind it.
+(A stream is admitted with at least one token, and one short of its last: so the one that goes first
+must not be the shortest.) ``Step`` follows the token budget through these questions, so that a
+leader is only allowed to finish when the followers' tokens are left over. What still goes wrong (a
+stream is preempted for want of blocks) is found after the pass: what is left of a group that was
+``split`` is preempted too.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
@@ -35,28 +38,51 @@ R = TypeVar("R", bound=Tokens)
 
 
 @dataclass(eq=False, slots=True)
-class Pair(Generic[R]):
-    """The two streams of one CoLD request.
+class Group(Generic[R]):
+    """The streams of one CoLD request.
 
     Attributes:
-        expert: The request that the client knows.
-        amateur: Its twin, which never reaches the client.
-        failed_alone: How often in a row the pair was torn while nothing else ran; a pair that
-            does not fit an otherwise empty KV cache never will.
+        streams: The expert, which is the request that the client knows, and the amateurs, which
+            never reach the client.
+        leader: The one that the scheduler deals with first: it has the longest prompt.
+        followers: The others.
+        failed_alone: How often in a row the group was split while nothing else ran; one that does
+            not fit an otherwise empty KV cache never will.
     """
 
-    expert: R
-    amateur: R
+    streams: tuple[R, ...]
+    leader: R = field(init=False)
+    followers: tuple[R, ...] = field(init=False)
     failed_alone: int = 0
+
+    def __post_init__(self) -> None:
+        # Of several the first. All have as many output tokens: so it stays the longest.
+        self.leader = max(self.streams, key=lambda stream: stream.num_tokens)
+        self.followers = tuple(s for s in self.streams if s is not self.leader)
+
+    @property
+    def expert(self) -> R:
+        """The request that the client knows."""
+        return self.streams[0]
+
+    @property
+    def amateurs(self) -> tuple[R, ...]:
+        """What the expert is compared with."""
+        return self.streams[1:]
+
+    @property
+    def request_id(self) -> str:
+        """The expert's, which names the group."""
+        return self.streams[0].request_id
 
 
 class Verdict(Enum):
-    """What ``Step`` decided for a pair when its expert had its turn."""
+    """What ``Step`` decided for a group when its leader had its turn."""
 
     FINISH = auto()
-    """Both streams sample in this step."""
+    """All streams sample in this step."""
     HOLD = auto()
-    """Neither does; both may prefill up to one token short."""
+    """None does; all may prefill up to one token short."""
 
 
 def tokens_left(request: Tokens, num_cached: int = 0) -> int:
@@ -71,122 +97,140 @@ def tokens_left(request: Tokens, num_cached: int = 0) -> int:
 
 
 @dataclass(slots=True)
-class Room:
-    """What the scheduler can offer a pair's amateur in this step.
+class Capacity:
+    """What the scheduler can offer a group's followers in this step.
 
     Attributes:
-        running: Whether the amateur is running already (then seats and cache are moot).
-        num_cached: Tokens of the amateur found in the prefix cache.
-        admissible: Whether it can be admitted: a seat, its adapter's slot, blocks.
+        num_cached: Of each follower, its tokens found in the prefix cache (moot if it runs).
+        missing: Of each follower, whether it does not run yet.
+        admissible: Whether all that are missing can be admitted: seats, slots of adapters, blocks.
         chunk: The most tokens that one prefilling request may take in a step, 0 for no limit.
-        lonely: Whether some other expert runs without its amateur.
+        other_incomplete: Whether the leader of some other group runs without a follower.
     """
 
-    running: bool
-    num_cached: int = 0
+    num_cached: Sequence[int]
+    missing: Sequence[bool]
     admissible: bool = True
     chunk: int = 0
-    lonely: bool = False
+    other_incomplete: bool = False
 
 
 @dataclass(slots=True)
 class Step(Generic[R]):
-    """One scheduler step: the budget as it is handed out, and each pair's verdict.
+    """One scheduler step: the budget as it is handed out, and each group's verdict.
 
     Attributes:
         budget: Tokens that can still be scheduled (at least: those of preempted requests are
             not added again).
-        verdicts: By the pair's expert id, for pairs whose expert had its turn.
+        verdicts: By group, for those whose leader had its turn.
         preempted: Whether this pass preempted a request; then it admits nobody.
-        lost: Pairs (expert ids) of which this pass preempted a stream; they get nothing more.
-        wanting: The urgency (lower is more urgent) of an expert that has only its last token left
-            and lacks anything for its amateur, None if there is none.
+        preempted_groups: Those of which this pass preempted a stream; they get nothing more.
+        blocked_priority: The priority (lower is more urgent) of a leader that runs, has only its
+            last token left and lacks anything for its followers; None if there is none.
+        reserved: Tokens kept for followers that are about to be admitted, one each.
     """
 
     budget: int
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     preempted: bool = False
-    lost: set[str] = field(default_factory=set)
-    wanting: int | None = None
+    preempted_groups: set[str] = field(default_factory=set)
+    blocked_priority: int | None = None
+    reserved: int = 0
 
     def clip_plain(self, num_new_tokens: int) -> int:
-        """Tokens for a request that is no pair's: what the scheduler offers."""
+        """Tokens for a request that is no group's: what the scheduler offers."""
         return self._grant(num_new_tokens)
 
-    def clip_expert(
-        self, pair: Pair[R], num_new_tokens: int, num_cached: int, room: Room, waiting: bool
+    def clip_leader(
+        self,
+        group: Group[R],
+        num_new_tokens: int,
+        num_cached: int,
+        capacity: Capacity,
+        waiting: bool,
     ) -> int:
-        """Tokens for the expert; decides whether the pair samples in this step.
+        """Tokens for the leader; decides whether the group samples in this step.
 
         Args:
-            pair: The pair.
+            group: The group.
             num_new_tokens: What the scheduler offers.
-            num_cached: Tokens of the expert found in the prefix cache.
-            room: What it can offer the amateur.
-            waiting: Whether the expert is about to be admitted. It is admitted only with room
-                for its amateur in the same step, so that no pair holds half of what it needs.
+            num_cached: Tokens of the leader found in the prefix cache.
+            capacity: What it can offer the followers.
+            waiting: Whether the leader is about to be admitted. It is admitted only with room
+                for its followers in the same step, so that no group holds half of what it needs.
         """
-        key = pair.expert.request_id
-        if key in self.lost or (waiting and not room.admissible):
+        key = group.request_id
+        self.reserved = 0
+        if key in self.preempted_groups or (waiting and not capacity.admissible):
             return 0
-        expert_left = tokens_left(pair.expert, num_cached)
-        amateur_left = tokens_left(pair.amateur, room.num_cached)
+        left = tokens_left(group.leader, num_cached)
+        others = followers_left(group, capacity)
         if (
-            num_new_tokens == expert_left
-            and amateur_left <= self.budget - num_new_tokens
-            and (room.chunk == 0 or amateur_left <= room.chunk)
-            and (room.running or (room.admissible and not self.preempted))
+            num_new_tokens == left
+            and sum(others) <= self.budget - num_new_tokens
+            and (capacity.chunk == 0 or max(others) <= capacity.chunk)
+            and (not any(capacity.missing) or (capacity.admissible and not self.preempted))
         ):
             self.verdicts[key] = Verdict.FINISH
             return self._grant(num_new_tokens)
-        granted = min(num_new_tokens, expert_left - 1)
-        if waiting and amateur_left > 1:
-            # With at least one token for the amateur, so that both are admitted together.
-            granted = min(granted, self.budget - 1)
-        elif waiting and room.lonely:
-            # An amateur that has its whole prompt cached is admitted when its expert gets to the
-            # last token; only one expert waits for that.
-            return 0
+        granted = min(num_new_tokens, left - 1)
+        if waiting:
+            # With at least one token for each follower, so that all are admitted together.
+            starting = sum(n > 1 for n in others)
+            granted = min(granted, self.budget - starting)
+            if starting < len(others) and capacity.other_incomplete:
+                # A follower that has its whole prompt cached is admitted when its leader gets to
+                # the last token; only one group waits for that.
+                return 0
         self.verdicts[key] = Verdict.HOLD
         return self._grant(granted)
 
-    def admits_amateur(self, pair: Pair[R], room: Room) -> bool:
-        """Whether an amateur that is not running yet should be admitted right after its expert:
-        it must have room and at least one token to compute.
+    def admits(self, group: Group[R], capacity: Capacity) -> tuple[R, ...]:
+        """The followers that should be admitted right after their leader: those that do not run
+        yet, have room and at least one token to compute.
         """
-        if room.running or not room.admissible:
-            return False
-        verdict = self.verdicts.get(pair.expert.request_id)
-        return verdict is Verdict.FINISH or (
-            verdict is Verdict.HOLD
-            and not self.preempted
-            and tokens_left(pair.amateur, room.num_cached) > 1
+        verdict = self.verdicts.get(group.request_id)
+        if verdict is None or not capacity.admissible:
+            return ()
+        admitted = tuple(
+            follower
+            for follower, left, missing in zip(
+                group.followers, followers_left(group, capacity), capacity.missing, strict=True
+            )
+            if missing and (verdict is Verdict.FINISH or (not self.preempted and left > 1))
         )
+        self.reserved = 0 if verdict is Verdict.FINISH else len(admitted)
+        return admitted
 
-    def clip_amateur(self, pair: Pair[R], num_new_tokens: int, num_cached: int) -> int:
-        """Tokens for the amateur, right after its expert had its turn."""
-        verdict = self.verdicts.get(pair.expert.request_id)
-        if verdict is None or pair.expert.request_id in self.lost:
-            # The expert was passed over (at its last token) or preempted: so is the amateur.
+    def clip_follower(
+        self, group: Group[R], follower: R, num_new_tokens: int, num_cached: int, waiting: bool
+    ) -> int:
+        """Tokens for a follower, after its leader had its turn."""
+        key = group.request_id
+        verdict = self.verdicts.get(key)
+        if verdict is None or key in self.preempted_groups:
+            # The leader was passed over (at its last token) or preempted: so is the follower.
             return 0
-        left = tokens_left(pair.amateur, num_cached)
+        left = tokens_left(follower, num_cached)
         if verdict is Verdict.HOLD:
-            return self._grant(min(num_new_tokens, left - 1))
-        # Less than all that is left: the expert's blocks pushed the amateur's out of the prefix
-        # cache. A 0 ends the admission, so that nobody finds blocks of this pair, which is torn.
+            if waiting and self.reserved:
+                self.reserved -= 1
+            return self._grant(min(num_new_tokens, left - 1, self.budget - self.reserved))
+        # Less than all that is left: other streams' blocks pushed this one's out of the prefix
+        # cache. A 0 ends the admission, so that nobody finds blocks of this group, which is split.
         return self._grant(num_new_tokens if num_new_tokens == left else 0)
 
-    def preempt(self, pair: Pair[R] | None) -> None:
-        """This pass preempted a request; if it is a pair's, the pair is lost."""
+    def preempt(self, group: Group[R] | None) -> None:
+        """This pass preempted a request; if it is a group's, the group gets nothing more."""
         self.preempted = True
-        if pair is not None:
-            self.lost.add(pair.expert.request_id)
+        if group is not None:
+            self.preempted_groups.add(group.request_id)
 
-    def may_admit(self, urgency: int) -> bool:
-        """Whether a waiting request may be admitted: not in front of an expert that waits for its
-        amateur, or those that need little could keep it waiting for ever.
+    def may_admit(self, priority: int) -> bool:
+        """Whether a waiting request may be admitted: not in front of a leader that waits for its
+        followers, or those that need little could keep it waiting for ever.
         """
-        return self.wanting is None or urgency < self.wanting
+        return self.blocked_priority is None or priority < self.blocked_priority
 
     def _grant(self, num_tokens: int) -> int:
         granted = max(num_tokens, 0)
@@ -194,20 +238,24 @@ class Step(Generic[R]):
         return granted
 
 
-def torn(pair: Pair[R], step: Step[R], num_scheduled: dict[str, int]) -> bool:
-    """Whether what is left of a pair must be preempted after a scheduling pass.
+def followers_left(group: Group[R], capacity: Capacity) -> list[int]:
+    """Of each follower, the tokens to its sampling position."""
+    return list(map(tokens_left, group.followers, capacity.num_cached))
+
+
+def is_split(group: Group[R], step: Step[R], num_scheduled: dict[str, int]) -> bool:
+    """Whether what is left of a group must be preempted after a scheduling pass.
 
     Args:
-        pair: The pair.
+        group: The group.
         step: The pass.
         num_scheduled: Tokens given in this step, by request id.
 
     Returns:
-        True if the pass preempted a stream, or if one samples in this step and the other does
-        not. An expert whose amateur is not admitted yet may go on prefilling.
+        True if the pass preempted a stream, or if one samples in this step and another does not.
+        A leader whose followers are not admitted yet may go on prefilling.
     """
-    expert, amateur = (
-        (n := num_scheduled.get(r.request_id, 0)) > 0 and n >= tokens_left(r)
-        for r in (pair.expert, pair.amateur)
-    )
-    return expert != amateur or pair.expert.request_id in step.lost
+    samples = {
+        (n := num_scheduled.get(r.request_id, 0)) > 0 and n >= tokens_left(r) for r in group.streams
+    }
+    return len(samples) > 1 or group.request_id in step.preempted_groups

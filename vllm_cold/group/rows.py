@@ -4,30 +4,34 @@
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from vllm_cold.group.stream import Stream
-from vllm_cold.ops.interface import Pairs
+from vllm_cold.ops.interface import Groups
 
 
 @dataclass(frozen=True, slots=True)
-class PairRows:
-    """The complete pairs of a batch, in no particular order.
+class GroupRows:
+    """The complete groups of a batch, in no particular order.
 
     Attributes:
-        ids: The pairs' ids.
-        pairs: Their rows (or slots) and settings.
+        ids: The groups' ids.
+        groups: Their rows (or positions) and settings.
+        leaders: [F] int64, the expert's row of each amateur.
+        followers: [F] int64, the amateurs' rows.
     """
 
     ids: tuple[str, ...]
-    pairs: Pairs
+    groups: Groups
+    leaders: Tensor
+    followers: Tensor
 
     def statistics(self) -> Tensor:
-        """[P, 3] int64 for ``ops.contrastive_scores`` to write to."""
-        return torch.empty(len(self.ids), 3, dtype=torch.int64, device=self.pairs.beta.device)
+        """[G, 3] int64 for ``ops.contrastive_scores`` to write to."""
+        return torch.empty(len(self.ids), 3, dtype=torch.int64, device=self.followers.device)
 
     def tell_followers(self, sampled: Tensor) -> None:
         """The tokens that were drawn from the experts' rows become the amateurs' too.
@@ -38,43 +42,48 @@ class PairRows:
         Args:
             sampled: [rows, 1] tokens, by row (or position); changed in place.
         """
-        sampled[self.pairs.amateur_rows] = sampled[self.pairs.expert_rows]
+        sampled[self.followers] = sampled[self.leaders]
 
     @classmethod
     def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
-        """Match experts and amateurs by pair; None if no pair is complete.
+        """Match the streams by group; None if no group is complete.
 
-        A stream whose partner is not in the batch is prefilling: its sample is discarded by the
+        A stream without the others in the batch is prefilling: its sample is discarded by the
         scheduler, so its row needs no scores.
         """
-        halves: dict[str, tuple[int, Stream]] = {}
-        pairs: list[tuple[int, int, Stream]] = []
+        rows_of: dict[str, list[int]] = {}
+        complete: list[tuple[list[int], Stream]] = []
         for row, stream in streams:
-            other = halves.pop(stream.pair, None)
-            if other is None:
-                halves[stream.pair] = row, stream
-            elif stream.role == "expert":
-                pairs.append((row, other[0], stream))
-            else:
-                pairs.append((other[0], row, stream))
-        if not pairs:
+            rows = rows_of.setdefault(stream.group, [-1] * (1 + len(stream.amateurs)))
+            assert stream.index is not None
+            rows[stream.index] = row
+            if min(rows) >= 0:
+                complete.append((rows, stream))
+        if not complete:
             return None
 
-        def tensor(values: list[int] | list[float] | list[bool], dtype: torch.dtype) -> Tensor:
+        def tensor(values: list[Any], dtype: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
 
-        knobs = [s.settings for _, _, s in pairs]
+        most = max(len(rows) for rows, _ in complete)
+        knobs = [s.settings for _, s in complete]
         caps = [s.expert_top_k or 0 for s in knobs]
-        adaptive = [s.adaptive for s in knobs]
+
+        def padded(values: list[Any], missing: Any) -> list[Any]:
+            return values + [missing] * (most - 1 - len(values))
+
+        weights = [padded([a.weight for a in s.amateurs], 0.0) for _, s in complete]
+        adaptive = [padded([a.adaptive for a in s.amateurs], False) for _, s in complete]
+        pairs = [(rows[0], row) for rows, _ in complete for row in rows[1:]]
         return cls(
-            tuple(s.pair for _, _, s in pairs),
-            Pairs(
-                tensor([e for e, _, _ in pairs], torch.int64),
-                tensor([a for _, a, _ in pairs], torch.int64),
-                tensor([math.log(s.alpha) for s in knobs], torch.float32),
-                tensor([s.strength for s in knobs], torch.float32),
+            tuple(s.group for _, s in complete),
+            Groups(
+                tensor([[rows[0], *padded(rows[1:], -1)] for rows, _ in complete], torch.int64),
+                tensor(weights, torch.float32),
+                tensor([math.log(s.alpha) if s.alpha else -math.inf for s in knobs], torch.float32),
                 tensor(caps, torch.int64) if any(caps) else None,
                 max(caps),
-                tensor(adaptive, torch.bool) if any(adaptive) else None,
+                tensor(adaptive, torch.bool) if any(map(any, adaptive)) else None,
             ),
+            *(tensor(list(column), torch.int64) for column in zip(*pairs, strict=True)),
         )

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the two streams of a CoLD request are described on their way through vLLM.
+"""How the streams of a CoLD request are described on their way through vLLM.
 
 ``SamplingParams`` crosses process boundaries as vLLM's own struct, so everything that the
 scheduler and the logits processors must know travels as plain data in ``extra_args[KEY]``:
-written once at admission (the settings and the amateur), completed in the scheduler (pair and
-role), read by the logits processors. Plain Python without vLLM.
+written once at admission (the settings and the amateurs), completed in the scheduler (group and
+index), read by the logits processors. Plain Python without vLLM.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -16,7 +16,22 @@ from vllm_cold.method.settings import ColdSettings, is_ours
 
 KEY = "cold_stream"
 
-Role = Literal["expert", "amateur"]
+
+class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an amateur differs from its expert by.
+
+    Attributes:
+        weight: Of its difference from the expert; ``-beta`` for a contrast.
+        adaptive: Whether the weight adapts itself, with ``weight`` as its farthest from 0.
+        adapter: As vLLM-independent data (the keyword arguments of a LoRARequest), None for the
+            base model.
+        prompt: Its token ids, None for the expert's.
+    """
+
+    weight: float
+    adaptive: bool = False
+    adapter: dict[str, Any] | None = None
+    prompt: list[int] | None = None
 
 
 class Stream(msgspec.Struct, frozen=True):
@@ -24,16 +39,17 @@ class Stream(msgspec.Struct, frozen=True):
 
     Attributes:
         settings: The method's knobs.
-        amateur: The amateur's adapter as vLLM-independent data (the keyword arguments of a
-            LoRARequest), None for the base model.
-        pair: Identifies the pair within one engine; empty until the scheduler made it.
-        role: Which of the two streams this is; None until the scheduler made the pair.
+        amateurs: All of the request's, in order.
+        group: Identifies the request's streams within one engine; empty until the scheduler made
+            them.
+        index: Which of them this is: 0 for the expert, i for the i-th amateur; None until the
+            scheduler made them.
     """
 
     settings: ColdSettings
-    amateur: dict[str, Any] | None = None
-    pair: str = ""
-    role: Role | None = None
+    amateurs: tuple[AmateurStream, ...]
+    group: str = ""
+    index: int | None = None
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""

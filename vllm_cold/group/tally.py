@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures about CoLD on their way from workers to the scheduler and to /metrics. Imports no vLLM.
 
-Three stages: a worker's processor makes a ``Tally`` of each step, which knows of each pair that was
-scored how many candidates there were, whether CoLD changed the token, and whether the logits were
-numbers at all (``Figures``); the scheduler adds requests, tokens and pairs (``Counts``); the front
-end makes metrics of these (``prometheus``). Each hands over what is new since it was last asked, so
-that whoever adds it up needs no history.
+Three stages: a worker's processor makes a ``Tally`` of each step, which knows of each group that
+was scored how many candidates there were, whether CoLD changed the token, and whether the logits
+were numbers at all (``Figures``); the scheduler adds requests, tokens and groups (``Counts``); the
+front end makes metrics of these (``prometheus``). Each hands over what is new since it was last
+asked, so that whoever adds it up needs no history.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,36 +17,34 @@ from torch import Tensor
 
 
 class Figures(NamedTuple):
-    """What was found of one pair in one step: a row of ``contrastive_scores``'s statistics.
+    """What was found of one group in one step: a row of ``contrastive_scores``'s statistics.
 
     Attributes:
         candidates: How many tokens the expert finds plausible.
         changed: 1 if another token than the expert's best had the best score.
-        bad: 1 if a row of the pair held NaN or +inf; then the other two say nothing.
+        nonfinite: 1 if a row of the group held NaN or +inf; then the other two say nothing.
     """
 
     candidates: int
     changed: int
-    bad: int
+    nonfinite: int
 
 
 class Tally:
-    """What a worker found of the pairs that it scored in one step.
+    """What a worker found of the groups that it scored in one step.
 
     The host does not wait for the device while the step runs: on an accelerator the figures are
     copied in their turn, and whoever asks for them (or pickles them) waits for the copy. That is
     after the step's tokens have come, which were made later: so it is no wait at all.
 
     Args:
-        pairs: Their ids.
-        statistics: [P, 3] int64, which ``contrastive_scores`` has written or will write; or its
+        ids: Theirs.
+        statistics: [G, 3] int64, which ``contrastive_scores`` has written or will write; or its
             three columns.
     """
 
-    def __init__(
-        self, pairs: tuple[str, ...], statistics: Tensor | Sequence[Sequence[int]]
-    ) -> None:
-        self._pairs = pairs
+    def __init__(self, ids: tuple[str, ...], statistics: Tensor | Sequence[Sequence[int]]) -> None:
+        self._ids = ids
         self._arrives: Any = None  # an event of the device; None for what is there already
         if not isinstance(statistics, Sequence) and statistics.device.type != "cpu":
             host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
@@ -57,9 +55,9 @@ class Tally:
         self._statistics = statistics
 
     def figures(self) -> dict[str, Figures]:
-        """Of each pair, by its id."""
+        """Of each group, by its id."""
         columns: Any = self._columns()
-        return dict(zip(self._pairs, map(Figures, *columns), strict=True))
+        return dict(zip(self._ids, map(Figures, *columns), strict=True))
 
     def _columns(self) -> Sequence[Sequence[int]]:
         if isinstance(self._statistics, Sequence):
@@ -71,7 +69,7 @@ class Tally:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
-        return Tally, (self._pairs, self._columns())
+        return Tally, (self._ids, self._columns())
 
 
 @dataclass(slots=True)
@@ -81,7 +79,7 @@ class Counts:
     Attributes:
         requests: CoLD requests that arrived.
         tokens: Tokens that they were given.
-        preemptions: Times that a pair lost its place.
+        preemptions: Times that a group lost its place.
         prompt_tokens: Of amateurs that began.
         cached_prompt_tokens: Of these, tokens found in the prefix cache.
         changed: Of these tokens, those that are not the expert's best.
@@ -97,19 +95,19 @@ class Counts:
     candidates: list[int] = field(default_factory=list)
 
     def add(self, figures: Iterable[Figures]) -> None:
-        """Add what a worker found of pairs that were given a token (others were amid their prompts,
-        where vLLM has a row of logits too).
+        """Add what a worker found of groups that were given a token (others were amid their
+        prompts, where vLLM has a row of logits too).
         """
-        for of_pair in figures:
-            self.candidates.append(of_pair.candidates)
-            self.changed += of_pair.changed
+        for each in figures:
+            self.candidates.append(each.candidates)
+            self.changed += each.changed
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
         """The payload for ``prometheus.ColdMetrics``: numbers and a list of them. Begins anew.
 
         Args:
-            running: Pairs that run.
-            waiting: Pairs that wait.
+            running: Groups that run.
+            waiting: Groups that wait.
         """
         payload = {
             "requests": self.requests,

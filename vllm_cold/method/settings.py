@@ -1,28 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a CoLD request may ask for: names, ranges, defaults and the errors for everything else.
 
-``ColdSettings`` declares each of the method's knobs once. From there come the request's flat
-arguments (``cold_<name>``), the engine's defaults, the options of ``vllm serve`` and its YAML keys
-(``--cold-<name>``), what travels with a stream, and what the tools take.
+``ColdSettings`` declares each of the method's knobs once, ``ContrastArgs`` what is contrasted with.
+From there come the request's flat arguments (``cold_<name>``), the engine's defaults, the options
+of ``vllm serve`` and its YAML keys (``--cold-<name>``), what travels with a stream, and what the
+tools take.
 
-Plain Python without vLLM. Three sources say what a request wants, the later one wins:
-the engine's defaults (``additional_config["cold"]``, ``--sampler cold --cold-alpha ...``), the
-request's flat ``cold_*`` arguments (``vllm_xargs`` over HTTP, ``extra_args`` offline), and
-``ColdParams``.
+Plain Python without vLLM.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_type_hints
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args, get_type_hints
 
 import msgspec
 from msgspec import Meta
+
+from vllm_cold.method.presets import PRESET_NAMES, PRESETS, Preset, PresetName
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
 DEFAULT_BETA_MAX = 1.0  # of beta="adaptive"
 ADAPTIVE: Final = "adaptive"  # beta: chosen anew at every step
 MAX_BETA = 1e6  # far beyond any use; the scores stay finite in float32
+MAX_AMATEURS = 32  # of a request
+_SHOWN = 100  # characters of a value in an error: prompts are values too
 MAX_EXPERT_TOP_K = 2**31 - 1  # beyond any vocabulary; tensors hold it
 
 
@@ -30,14 +31,22 @@ class ColdError(ValueError):
     """A CoLD setting is wrong; the message names the field, the value and what is allowed."""
 
     def __init__(self, field: str, value: object, problem: str) -> None:
-        super().__init__(f"{field}={value!r}: {problem}")
+        shown = repr(value)
+        if len(shown) > _SHOWN:
+            shown = shown[:_SHOWN] + "..."
+        super().__init__(f"{field}={shown}: {problem}")
         self.field = field
         self.value = value
         self.problem = problem
 
 
-def _knob(about: str, allowed: str) -> Meta:
-    return Meta(description=about, extra={"allowed": allowed})
+def _knob(about: str, allowed: str, engine: bool = True) -> Meta:
+    return Meta(description=about, extra={"allowed": allowed, "engine": engine})
+
+
+_Strength = Annotated[float, Meta(ge=0.0, le=MAX_BETA)]
+_Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | Literal["adaptive"]
+WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or 'adaptive'"
 
 
 class ColdSettings(msgspec.Struct, frozen=True):
@@ -47,8 +56,9 @@ class ColdSettings(msgspec.Struct, frozen=True):
     "allowed" the end of an error.
 
     Attributes:
-        alpha: Plausibility threshold in (0, 1]. A token is a candidate if the expert gives it at
-            least alpha times the probability of the expert's best token. 1 means greedy.
+        alpha: Plausibility threshold in [0, 1]. A token is a candidate if the expert gives it at
+            least alpha times the probability of the expert's best token. 1 means greedy; 0 that
+            all tokens are candidates (no mask).
         beta: Contrast strength, >= 0 (at most 1e6). 0 means the expert alone. "adaptive": chosen
             at each step, from 0 to ``beta_max``, by how far expert and amateur are apart.
         beta_max: The most that an adaptive beta reaches, in beta's range; None for
@@ -58,14 +68,14 @@ class ColdSettings(msgspec.Struct, frozen=True):
     """
 
     alpha: Annotated[
-        Annotated[float, Meta(gt=0.0, le=1.0)],
+        Annotated[float, Meta(ge=0.0, le=1.0)],
         _knob(
-            f"Plausibility threshold in (0, 1], default {DEFAULT_ALPHA}.",
-            "must be a number in (0, 1]",
+            f"Plausibility threshold in [0, 1], 0 for no mask, default {DEFAULT_ALPHA}.",
+            "must be a number in [0, 1]",
         ),
     ] = DEFAULT_ALPHA
     beta: Annotated[
-        Annotated[float, Meta(ge=0.0, le=MAX_BETA)] | Literal["adaptive"],
+        _Strength | Literal["adaptive"],
         _knob(
             f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at each "
             "step.",
@@ -73,7 +83,7 @@ class ColdSettings(msgspec.Struct, frozen=True):
         ),
     ] = DEFAULT_BETA
     beta_max: Annotated[
-        Annotated[float, Meta(ge=0.0, le=MAX_BETA)] | None,
+        _Strength | None,
         _knob(
             f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
             "must be a number >= 0, at most 1e6",
@@ -112,28 +122,99 @@ class ColdSettings(msgspec.Struct, frozen=True):
         return DEFAULT_BETA_MAX if self.beta_max is None else self.beta_max
 
 
+class ContrastArgs(msgspec.Struct, frozen=True):
+    """What a request's flat arguments say of its amateurs; None where they say nothing.
+
+    With several amateurs, a list has an entry for each, "" where an amateur has none; what is no
+    list holds for all of them.
+
+    Attributes:
+        amateur: Names of adapters, or the base model's served name.
+        amateur_prompt: Texts that the amateurs read instead of the expert's prompt.
+        amateur_messages: The same as messages for the chat template, as JSON.
+        without: The messages of the request's own conversation that an amateur does not see: roles,
+            or indices.
+        part: The part of the request's own prompt that an amateur does not see: where it begins and
+            ends.
+        weights: The amateurs' weights, or "adaptive".
+        preset: The name of a set of values: ``presets.PRESETS``.
+    """
+
+    amateur: Annotated[
+        str | list[str] | None,
+        _knob(
+            "Adapter to contrast with, or the base model's name.",
+            "must be the name of a loaded adapter, or the base model's, or a list of names",
+            engine=False,
+        ),
+    ] = None
+    amateur_prompt: Annotated[
+        str | list[str] | None,
+        _knob("Text that the amateur reads.", "must be a text, or a list of texts", engine=False),
+    ] = None
+    amateur_messages: Annotated[
+        str | list[str] | None,
+        _knob(
+            "Messages that the amateur reads.",
+            "must be a JSON list of messages, as text, or a list of such texts",
+            engine=False,
+        ),
+    ] = None
+    without: Annotated[
+        str | int | list[str | int] | None,
+        _knob(
+            "Contrast chat requests with the same conversation without these messages: roles, "
+            "such as system or tool, with commas between them.",
+            "must be a role, such as 'system' or 'tool', the index of a message, or several of "
+            "these: a list, or a text with commas between them",
+        ),
+    ] = None
+    part: Annotated[
+        list[str | int] | str | None,
+        _knob(
+            "Part of the prompt that the amateur does not read.",
+            "must be [start, end), two positions in the prompt, further pairs behind them, or a "
+            "text such as '0:120'",
+            engine=False,
+        ),
+    ] = None
+    weights: Annotated[
+        _Weight | list[_Weight] | None,
+        _knob("The amateurs' weights.", f"{WEIGHT_ALLOWED}, or a list of these", engine=False),
+    ] = None
+    preset: Annotated[
+        PresetName | None,
+        _knob(
+            f"Values of a method, by its name: {', '.join(PRESET_NAMES)}.",
+            f"must be one of {', '.join(PRESET_NAMES)}",
+        ),
+    ] = None
+
+
 class Knob(NamedTuple):
-    """A field of ``ColdSettings``.
+    """A field of ``ColdSettings`` or ``ContrastArgs``.
 
     Attributes:
         type: With its range, for msgspec.
-        number: int or float, which its numbers are.
+        number: int or float, which its numbers are; None if it takes none.
         default: Of requests and engines that do not say.
         about: A sentence with range and default.
         allowed: What an error says of any other value.
+        engine: Whether an engine may have a default of its own.
     """
 
     type: Any
-    number: type[float]
+    number: type[float] | None
     default: Any
     about: str
     allowed: str
+    engine: bool
 
 
-def _knobs() -> dict[str, Knob]:
-    hints = get_type_hints(ColdSettings, include_extras=True)
+def _knobs(owner: type[msgspec.Struct]) -> dict[str, Knob]:
+    hints = get_type_hints(owner, include_extras=True)
     found = {}
-    for one in msgspec.structs.fields(ColdSettings):
+    for one in msgspec.structs.fields(owner):
         meta: Meta = hints[one.name].__metadata__[-1]
         extra = meta.extra or {}
         found[one.name] = Knob(
@@ -142,6 +223,7 @@ def _knobs() -> dict[str, Knob]:
             one.default,
             meta.description or "",
             extra["allowed"],
+            extra["engine"],
         )
     return found
 
@@ -153,7 +235,10 @@ def _number_in(hint: Any) -> Any:
     return next((found for part in get_args(hint) if (found := _number_in(part))), None)
 
 
-KNOBS = _knobs()
+KNOBS = _knobs(ColdSettings)
+CONTRAST = _knobs(ContrastArgs)
+# What may stand in an engine's defaults.
+ENGINE = {name: knob for name, knob in (KNOBS | CONTRAST).items() if knob.engine}
 
 
 def check(name: str, value: object, field: str | None = None) -> Any:
@@ -167,16 +252,29 @@ def check(name: str, value: object, field: str | None = None) -> Any:
     Raises:
         ColdError: it is of another type, or out of range.
     """
+    knob = KNOBS.get(name) or CONTRAST[name]
     plain = value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         # msgspec takes numbers themselves, not what is derived from them, as numpy's are.
         plain = float(value) if isinstance(value, float) else int(value)
+    lists = (list, tuple) if name in CONTRAST else ()
     try:
-        if plain is not None and not isinstance(plain, (str, int, float)):
+        if plain is not None and not isinstance(plain, (str, int, float, *lists)):
             raise msgspec.ValidationError  # some that it would convert, such as decimals
-        return msgspec.convert(plain, KNOBS[name].type)
-    except msgspec.ValidationError:
-        raise ColdError(field or name, value, KNOBS[name].allowed) from None
+        return msgspec.convert(plain, knob.type)
+    # Some releases say SystemError of an integer that no float holds.
+    except (msgspec.ValidationError, SystemError):
+        raise ColdError(field or name, value, knob.allowed) from None
+
+
+def check_weight(field: str, value: object) -> float | Literal["adaptive"] | None:
+    """The weight of one amateur, as ``check``; None stays None."""
+    if isinstance(value, (list, tuple)):
+        raise ColdError(field, value, WEIGHT_ALLOWED)
+    try:
+        return cast(float | Literal["adaptive"] | None, check("weights", value))
+    except ColdError:
+        raise ColdError(field, value, WEIGHT_ALLOWED) from None
 
 
 def check_together(field: str, beta_max: object, beta: object) -> None:
@@ -189,11 +287,61 @@ def check_together(field: str, beta_max: object, beta: object) -> None:
         )
 
 
+class Weight(NamedTuple):
+    """An amateur's weight.
+
+    Attributes:
+        weight: If it is adaptive, its farthest from 0.
+        adaptive: Whether it is scaled at every step.
+    """
+
+    weight: float
+    adaptive: bool
+
+
+def combine(
+    values: Mapping[str, Any], weights: Sequence[float | str | None] = (None,), prefix: str = ""
+) -> tuple[ColdSettings, tuple[Weight, ...]]:
+    """The settings of a request, and its amateurs' weights.
+
+    Args:
+        values: Of knobs, by name; what is missing has its default.
+        weights: Of its amateurs, as given: None for what beta says.
+        prefix: In front of the knobs' names in errors.
+
+    Raises:
+        ColdError: a value is wrong, or there is a ``beta_max`` and nothing is adaptive.
+    """
+    said, most = values.get("beta", DEFAULT_BETA), values.get("beta_max")
+    beta = check("beta", said, prefix + "beta")
+    check("beta_max", most, prefix + "beta_max")
+    found = ADAPTIVE if ADAPTIVE in weights else said
+    check_together(prefix + "beta_max", most, found)
+    settings = ColdSettings(**{**values, "beta": found})
+    adaptive = Weight(-settings.strength, True)
+
+    def weight(given: float | str | None) -> Weight:
+        if given == ADAPTIVE or (given is None and beta == ADAPTIVE):
+            return adaptive
+        return Weight(float(-beta if given is None else given), False)
+
+    return settings, tuple(map(weight, weights))
+
+
+def check_beta_is_used(field: str, beta: object, weights: Sequence[object]) -> None:
+    """Raise ColdError naming ``field`` where each amateur has a weight of its own."""
+    if weights and None not in weights:
+        raise ColdError(
+            field, beta, "no amateur uses it, as each has a weight of its own; leave it out"
+        )
+
+
 def read(name: str, text: str) -> Any:
     """What stands on a command line for a knob, as argparse's ``type``: a mistake stays as it is,
     and the check of the setting then names it.
     """
-    for kind in (KNOBS[name].number, float):
+    number = ENGINE[name].number
+    for kind in (number, float) if number else ():
         try:
             return kind(text)
         except ValueError:
@@ -208,44 +356,9 @@ def check_switch(field: str, value: object) -> bool:
     raise ColdError(field, value, "must be 0 or 1 (false or true)")
 
 
-def _check_name(field: str, value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise ColdError(field, value, "must be the name of a loaded adapter")
-    return value
-
-
 PREFIX = "cold_"
 # The request's own keys, as they stand in vllm_xargs / extra_args.
-REQUEST_KEYS = ("cold", *(PREFIX + name for name in KNOBS), "cold_amateur")
-_ENGINE_KEYS = ("enabled", *KNOBS)
-
-
-@dataclass(frozen=True, slots=True)
-class RequestArgs:
-    """What one request's flat arguments say; None means that it does not say.
-
-    Attributes:
-        enabled: False opts out, True (or any other ``cold_*`` key) asks for CoLD, None leaves it
-            to the engine's default.
-        amateur: Name of the adapter to contrast with, None for the base model.
-        given: Values of knobs, by name.
-    """
-
-    enabled: bool | None = None
-    amateur: str | None = None
-    given: Mapping[str, Any] = field(default_factory=dict)
-
-    def settings(self, defaults: ColdSettings) -> ColdSettings:
-        """The engine's defaults with this request's values on top.
-
-        Raises:
-            ColdError: if the request gives a ``cold_beta_max`` and beta is a number.
-        """
-        beta = self.given.get("beta", defaults.beta)
-        check_together("cold_beta_max", self.given.get("beta_max"), beta)
-        # The engine's has no use beside a number.
-        unused = {} if beta == ADAPTIVE else {"beta_max": None}
-        return msgspec.structs.replace(defaults, **{**unused, **self.given})
+REQUEST_KEYS = ("cold", *(PREFIX + name for name in (*KNOBS, *CONTRAST)))
 
 
 def is_ours(key: object) -> bool:
@@ -253,94 +366,16 @@ def is_ours(key: object) -> bool:
     return isinstance(key, str) and (key == "cold" or key.startswith(PREFIX))
 
 
-def _is_known(key: object) -> bool:
+def is_known(key: object) -> bool:
     """Whether it is one of our keys, in whatever letters."""
     return isinstance(key, str) and key.lower() in REQUEST_KEYS
 
 
-def check_placement(fields: Mapping[str, Any] | None) -> None:
-    """Refuse our keys among a body's own fields, where vLLM ignores what it does not know.
-
-    Args:
-        fields: What the body of an HTTP request holds beside vLLM's own fields.
-
-    Raises:
-        ColdError: names the key and where it belongs.
-    """
-    for key, value in (fields or {}).items():
-        if _is_known(key):
-            raise ColdError(
-                key,
-                value,
-                f'belongs into vllm_xargs, as in "vllm_xargs": {{"{key.lower()}": ...}} (with the '
-                "OpenAI client in extra_body)",
-            )
+def preset_of(contrast: ContrastArgs) -> Preset | None:
+    """The preset that is named."""
+    return None if contrast.preset is None else PRESETS[contrast.preset]
 
 
-def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
-    """Read our keys of one request's flat arguments.
-
-    Args:
-        args: ``vllm_xargs`` / ``extra_args``; what is not ``cold`` or ``cold_*`` is not ours.
-
-    Raises:
-        ColdError: for an unknown ``cold_*`` key, one of ours in other letters (``Cold_beta``), or a
-            value outside its range.
-    """
-    enabled: bool | None = None
-    amateur: str | None = None
-    given: dict[str, Any] = {}
-    for key, value in (args or {}).items():
-        if not (is_ours(key) or _is_known(key)):
-            continue
-        if key not in REQUEST_KEYS:
-            raise ColdError(key, value, f"unknown key, allowed are {', '.join(REQUEST_KEYS)}")
-        if key == "cold":
-            enabled = check_switch(key, value)
-        elif key == "cold_amateur":
-            amateur = _check_name(key, value)
-        elif (checked := check(key.removeprefix(PREFIX), value, key)) is not None:
-            given[key.removeprefix(PREFIX)] = checked
-    if enabled is None and any(map(is_ours, args or ())):
-        enabled = True
-    return RequestArgs(enabled, amateur, given)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineDefaults:
-    """The engine's CoLD settings, read from ``additional_config["cold"]``.
-
-    Attributes:
-        enabled: Whether a request that names an adapter and says nothing else uses CoLD.
-        settings: Values for requests that do not give their own.
-    """
-
-    enabled: bool = False
-    settings: ColdSettings = ColdSettings()
-
-
-def parse_engine_defaults(config: object) -> EngineDefaults:
-    """Read ``additional_config["cold"]``: absent, a bool, or a mapping of ``enabled`` (default
-    true) and knobs.
-
-    Raises:
-        ColdError: for an unknown key, a wrong type or a value outside its range.
-    """
-    if config is None or isinstance(config, bool):
-        return EngineDefaults(enabled=bool(config))
-    where = 'additional_config["cold"]'
-    if not isinstance(config, Mapping):
-        raise ColdError(where, config, f"must be a mapping of {', '.join(_ENGINE_KEYS)}")
-    enabled = True
-    given: dict[str, Any] = {}
-    for key, value in config.items():
-        if key == "enabled":
-            enabled = check_switch(f'{where}["{key}"]', value)
-        elif key in KNOBS:
-            given[key] = check(key, value, f'{where}["{key}"]')
-        else:
-            raise ColdError(
-                f"{where}[{key!r}]", value, f"unknown key, allowed are {', '.join(_ENGINE_KEYS)}"
-            )
-    check_together(f'{where}["beta_max"]', given.get("beta_max"), given.get("beta", DEFAULT_BETA))
-    return EngineDefaults(enabled, ColdSettings(**given))
+def preset_knobs(name: PresetName | None) -> Mapping[str, Any]:
+    """The values of a preset, none without one."""
+    return {} if name is None else PRESETS[name].knobs

@@ -2,12 +2,13 @@
 """What the op is given beside the logits, and what a backend offers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MAX_STREAMS = 33  # of a group: an expert and its amateurs
 NOT_FINITE = (
     "CoLD: the logits of an expert or amateur row hold NaN or +inf; no token can be chosen. "
     "Look at the model, the adapter and the dtype (float16 overflows easily)."
@@ -15,44 +16,52 @@ NOT_FINITE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Pairs:
-    """The pairs of a batch. All tensors are contiguous and on the device of the logits.
+class Groups:
+    """The groups of a batch: G of them, of up to S streams. All tensors are contiguous and on the
+    device of the logits.
 
     Attributes:
-        expert_rows: [P] int64 row numbers.
-        amateur_rows: [P] int64 row numbers.
-        log_alpha: [P] float32, ln(alpha) <= 0.
-        beta: [P] float32, >= 0.
-        expert_top_k: [P] int64 caps on the candidates, 0 for none; None if no pair has one. Ties
+        rows: [G, S] int64 row numbers, S >= 2: the expert's, then its amateurs'; -1 behind the last
+            amateur of a group that has fewer.
+        weights: [G, S - 1] float32, the amateurs'; finite, and 0 where there is no amateur.
+        log_alpha: [G] float32, ln(alpha) <= 0; -inf for no mask.
+        expert_top_k: [G] int64 caps on the candidates, 0 for none; None if no group has one. Ties
             with the last one admitted stay.
         max_expert_top_k: The largest cap, known on the host (no sync); 0 if there is none.
-        adaptive: [P] bool: whether the pair's beta adapts itself at every step, with ``beta`` as
-            its most; None if no pair's does.
+        adaptive: [G, S - 1] bool: whether an amateur's weight adapts itself at every step, with
+            what ``weights`` says as its farthest from 0; None if none does. False where there is
+            no amateur.
     """
 
-    expert_rows: Tensor
-    amateur_rows: Tensor
+    rows: Tensor
+    weights: Tensor
     log_alpha: Tensor
-    beta: Tensor
     expert_top_k: Tensor | None = None
     max_expert_top_k: int = 0
     adaptive: Tensor | None = None
 
     def __len__(self) -> int:
-        """P."""
-        return len(self.expert_rows) if self.expert_rows.dim() else 0
+        """G."""
+        return len(self.rows) if self.rows.dim() else 0
 
-    def repeated(self, times: int, expert_rows: Tensor, amateur_rows: Tensor) -> "Pairs":
-        """Each pair's settings ``times`` in a row, for other rows."""
-        caps, adaptive = self.expert_top_k, self.adaptive
-        return Pairs(
-            expert_rows,
-            amateur_rows,
-            self.log_alpha.repeat_interleave(times),
-            self.beta.repeat_interleave(times),
-            None if caps is None else caps.repeat_interleave(times),
-            self.max_expert_top_k,
-            None if adaptive is None else adaptive.repeat_interleave(times),
+    @property
+    def num_streams(self) -> int:
+        """S."""
+        return self.rows.shape[1]
+
+    def repeated(self, times: int, rows: Tensor) -> "Groups":
+        """Each group's settings ``times`` in a row, for other rows."""
+
+        def repeat(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.repeat_interleave(times, 0)
+
+        return replace(
+            self,
+            rows=rows,
+            weights=self.weights.repeat_interleave(times, 0),
+            log_alpha=self.log_alpha.repeat_interleave(times, 0),
+            expert_top_k=repeat(self.expert_top_k),
+            adaptive=repeat(self.adaptive),
         )
 
     def check(self, logits: Tensor) -> None:
@@ -66,31 +75,33 @@ class Pairs:
                 f"contrastive scoring: logits is {describe(logits)}; it must be [R, V] with "
                 "1 <= V < 2**31, float32, bfloat16 or float16"
             )
-        vectors = [
-            ("expert_rows", self.expert_rows, torch.int64),
-            ("amateur_rows", self.amateur_rows, torch.int64),
-            ("log_alpha", self.log_alpha, torch.float32),
-            ("beta", self.beta, torch.float32),
+        num, streams = len(self), self.rows.shape[1] if self.rows.dim() == 2 else 2
+        streams = min(max(streams, 2), MAX_STREAMS)
+        tensors = [
+            ("rows", self.rows, (num, streams), torch.int64),
+            ("weights", self.weights, (num, streams - 1), torch.float32),
+            ("log_alpha", self.log_alpha, (num,), torch.float32),
         ]
         if self.expert_top_k is not None:
-            vectors.append(("expert_top_k", self.expert_top_k, torch.int64))
+            tensors.append(("expert_top_k", self.expert_top_k, (num,), torch.int64))
         if self.adaptive is not None:
-            vectors.append(("adaptive", self.adaptive, torch.bool))
-        for name, vector, dtype in vectors:
+            tensors.append(("adaptive", self.adaptive, (num, streams - 1), torch.bool))
+        for name, tensor, shape, dtype in tensors:
             if (
-                vector.shape != (len(self),)
-                or vector.dtype != dtype
-                or vector.device != logits.device
-                or not vector.is_contiguous()
+                tensor.shape != shape
+                or tensor.dtype != dtype
+                or tensor.device != logits.device
+                or not tensor.is_contiguous()
             ):
                 raise ValueError(
-                    f"contrastive scoring: {name} is {describe(vector)}; it must be [{len(self)}] "
-                    f"{dtype} on {logits.device}, contiguous, as one entry per pair"
+                    f"contrastive scoring: {name} is {describe(tensor)}; it must be {list(shape)} "
+                    f"{dtype} on {logits.device}, contiguous: an entry per group, of 2 to "
+                    f"{MAX_STREAMS} streams"
                 )
         if (self.expert_top_k is None) != (self.max_expert_top_k <= 0):
             raise ValueError(
                 f"contrastive scoring: max_expert_top_k is {self.max_expert_top_k}; it must be the "
-                "largest of expert_top_k, and expert_top_k None if no pair has a cap"
+                "largest of expert_top_k, and expert_top_k None if no group has a cap"
             )
 
 
@@ -98,30 +109,32 @@ class Pairs:
 class Backend:
     """What a backend's file offers, as ``BACKEND``.
 
-    ``vllm_cold.ops.scoring`` has checked the arguments, P >= 1, and made the last dimension of
+    ``vllm_cold.ops.scoring`` has checked the arguments, G >= 1, and made the last dimension of
     ``logits`` [R, V] contiguous. Nothing may be assumed of what the outputs hold before. Row
-    numbers are checked where that needs no host sync. NaN or +inf in a row of a pair raises
-    nothing: what is then written, ``vllm_cold.ops.scoring`` says, and the other pairs' results are
+    numbers are checked where that needs no host sync. NaN or +inf in a row of a group raises
+    nothing: what is then written, ``vllm_cold.ops.scoring`` says, and the other groups' results are
     the same bits as without.
 
     Attributes:
         missing: Takes a device; why it cannot run there, in a sentence with the remedy; None if it
             can.
-        scores: Takes ``logits``; ``pairs``; ``out`` [P, V] float32, contiguous, or None: the scores
-            are then written over the experts' rows in ``logits``, which is float32, and no row is
-            in two pairs; ``statistics`` [P, 3] int64, contiguous, or None. Without a host sync on
-            accelerators.
-        topk: Takes ``logits``; ``pairs``; ``out_scores`` [P, k] float32 and ``out_ids`` [P, k]
-            int64, contiguous, 1 <= k <= 64: the best k of each pair.
+        scores: Takes ``logits``; ``groups``; ``out`` [G, V] float32, contiguous, or None: the
+            scores are then written over the experts' rows in ``logits``, which is float32, and no
+            row is in two places; ``statistics`` [G, 3] int64, contiguous, or None. Without a host
+            sync on accelerators.
+        topk: Takes ``logits``; ``groups``; ``out_scores`` [G, k] float32 and ``out_ids`` [G, k]
+            int64, contiguous, 1 <= k <= 64: the best k of each group.
     """
 
     missing: Callable[[torch.device], str | None]
-    scores: Callable[[Tensor, Pairs, Tensor | None, Tensor | None], None]
-    topk: Callable[[Tensor, Pairs, Tensor, Tensor], None]
+    scores: Callable[[Tensor, Groups, Tensor | None, Tensor | None], None]
+    topk: Callable[[Tensor, Groups, Tensor, Tensor], None]
 
 
-def make_samplable(logits: Tensor, rows: Tensor) -> None:
-    """For backends that leave this to torch: NaN and +inf in ``rows`` become 0."""
+def replace_nonfinite(logits: Tensor, groups: Groups) -> None:
+    """For backends that leave this to torch: NaN and +inf in the amateurs' rows become 0."""
+    # Where there is no amateur, the expert's row stands in: it holds scores by now.
+    rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)[:, 1:].flatten()
     found = logits[rows]
     logits[rows] = torch.where(found < torch.inf, found, 0.0)
 

@@ -1,35 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The contrastive scoring op: dense scores, or the best k of each pair.
+"""The contrastive scoring op: dense scores, or the best k of each group.
 
-With ``e`` and ``a`` the logits of a pair's expert and amateur row, over the vocabulary V::
+A group is an expert's row of logits, ``z_0``, and those of its amateurs, ``z_1`` and so on, each
+with a weight. Over the vocabulary V::
 
-    valid  = e >= max(e) + log_alpha  and  e > -inf  and  e >= the expert_top_k-th largest e
-    s      = (1 + beta) * e - beta * a      where valid, -inf elsewhere
+    valid  = z_0 >= max(z_0) + log_alpha,  z_0 > -inf,  z_0 >= the expert_top_k-th largest z_0
+    s      = z_0 + sum_i w_i * (z_i - z_0)      where valid, -inf elsewhere
 
-(O'Brien & Lewis, arXiv 2309.09117; mask: Li et al., arXiv 2210.15097.) Where ``a`` is -inf the
-penalty ``beta * a`` is zero. Scores are float32, whatever the dtype of the logits. Backends compute
-``e + beta * (e - a)``: where ``e == a`` or ``beta == 0``, the score is ``e`` exactly. Difference,
-product and sum saturate at float32's largest finite values, so a valid token's score is finite.
+Contrastive decoding has one amateur, of weight ``-beta``: ``s = (1 + beta) * z_0 - beta * z_1``
+(O'Brien & Lewis, arXiv 2309.09117; mask: Li et al., arXiv 2210.15097); two, of weights w and -w,
+are proxy tuning's (Liu et al., arXiv 2401.08565). A logit of -inf of an amateur counts as 0.
+Scores are float32, whatever the dtype of the logits. Backends add one amateur after the other,
+``s = fma(z_0 - z_i, -w_i, s)``: one that equals the expert, or has no weight, changes nothing.
+Each difference and each sum saturates at float32's largest finite values, so a valid token's score
+is finite.
 
-A pair that is ``adaptive`` has another beta at every step, from 0 to the one that it was given::
+An amateur that is ``adaptive`` has another weight at every step, from 0 to the one that was given::
 
-    D     = JSD(softmax(e over the valid), softmax(a over the valid)), in bits: 0 to 1
-    r     = exp(max of a over the valid - max of a)
-    beta' = beta * r * D
+    D   = JSD(softmax(z_0 over the valid), softmax(z_i over the valid)), in bits: 0 to 1
+    r   = exp(max of z_i over the valid - max of z_i)
+    w'  = w * r * D
 
 with ``JSD(p, q) = (KL(p || m) + KL(q || m)) / 2``, ``m = (p + q) / 2``, the Jensen-Shannon
-divergence (which scales a contrast in AdaCAD, arXiv 2409.07394). Beta is 0 where expert and amateur
-agree about the valid tokens, where there is but one, and where ``a`` is -inf on all of them. It is
-near 0 where the amateur wants something else altogether: what it says about these tokens is then
-the noise of its tail.
+divergence (which scales a contrast in AdaCAD, arXiv 2409.07394; without a mask r is 1 and this is
+AdaCAD's). The weight is 0 where expert and amateur agree about the valid tokens, where there is but
+one, and where the amateur is -inf on all of them. It is near 0 where the amateur wants something
+else altogether: what it says about these tokens is then the noise of its tail.
 
-A pair is not finite if one of its rows holds NaN or +inf. By default that is an error. With
-``check=False`` it concerns this pair alone: the scores and statistics of the others are the same
-bits as without it, ``statistics`` tells which pairs they are, and what is written for them can be
-sampled from: scores are finite or -inf, and -inf where the expert's logit is. If only the amateur's
-row is affected, the valid tokens are those of the formula. If the expert's is, they are all tokens
-above -inf, NaN and +inf included, whatever alpha and the cap: so there is one, unless all logits
-are -inf. The values say nothing.
+A group is not finite if one of its rows holds NaN or +inf. By default that is an error. With
+``check=False`` it concerns this group alone: the scores and statistics of the others are the same
+bits as without it, ``statistics`` tells which groups they are, and what is written for them can be
+sampled from: scores are finite or -inf, and -inf where the expert's logit is. If only amateurs'
+rows are affected, the valid tokens are those of the formula. If the expert's is, they are all
+tokens above -inf, NaN and +inf included, whatever alpha and the cap: so there is one, unless all
+logits are -inf. The values say nothing.
 
 Gradients are not recorded. No host sync (but to check, where the device is neither a CPU nor a
 GPU), and no shape that depends on data: on GPUs both functions can be captured in graphs.
@@ -39,7 +43,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import registry
-from vllm_cold.ops.interface import NOT_FINITE, Backend, Pairs, describe, make_samplable
+from vllm_cold.ops.interface import NOT_FINITE, Backend, Groups, describe, replace_nonfinite
 
 MAX_K = 64
 
@@ -47,7 +51,7 @@ MAX_K = 64
 @torch.no_grad()
 def contrastive_scores(
     logits: Tensor,
-    pairs: Pairs,
+    groups: Groups,
     *,
     inplace: bool = False,
     out: Tensor | None = None,
@@ -55,30 +59,30 @@ def contrastive_scores(
     check: bool = True,
     backend: str | None = None,
 ) -> Tensor:
-    """The scores of each pair over the whole vocabulary.
+    """The scores of each group over the whole vocabulary.
 
     Args:
         logits: [R, V] float32, bfloat16 or float16, any strides.
-        pairs: Their rows, numbered from 0 to R - 1, and settings.
-        inplace: Write the scores over the expert's row of each pair instead. ``logits`` is float32
-            then, its rows do not overlap, and no row is in two pairs. No other row is touched, but
-            the amateur's of a pair that is not finite: it holds numbers then, which say nothing,
-            so that it can be sampled from too.
-        out: [P, V] float32, contiguous, to write to; not the memory of ``logits``.
-        statistics: [P, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
+        groups: Their rows, numbered from 0 to R - 1, and settings.
+        inplace: Write the scores over the expert's row of each group instead. ``logits`` is float32
+            then, its rows do not overlap, and no row is in two places. No other row is touched, but
+            amateurs' of a group that is not finite: they hold numbers then, which say nothing, so
+            that they can be sampled from too.
+        out: [G, V] float32, contiguous, to write to; not the memory of ``logits``.
+        statistics: [G, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
             token with the best score is not the expert's best one, else 0 (of several tokens with
-            the same value, the one with the lowest id counts); 1 if a row of the pair holds NaN or
+            the same value, the one with the lowest id counts); 1 if a row of the group holds NaN or
             +inf, else 0. Where that is 1, the two numbers before it mean nothing.
-        check: Whether NaN or +inf in a row of a pair is an error.
+        check: Whether NaN or +inf in a row of a group is an error.
         backend: One of ``registry.BACKENDS``; None for the best one here.
 
     Returns:
-        [P, V] float32 scores (``out``, if given), or ``logits`` if ``inplace``.
+        [G, V] float32 scores (``out``, if given), or ``logits`` if ``inplace``.
 
     Raises:
         ValueError: if an argument's shape, dtype or device is not as said above.
         IndexError: if a row number is out of range (not checked on accelerators).
-        RuntimeError: if ``check``, and a row of a pair holds NaN or +inf (on a GPU: a device-side
+        RuntimeError: if ``check``, and a row of a group holds NaN or +inf (on a GPU: a device-side
             assertion); what was written by then is undefined. Or if ``backend`` cannot run here.
         MemoryError: if there is none left for intermediate results.
     """
@@ -87,11 +91,11 @@ def contrastive_scores(
             f"contrastive_scores: inplace=True takes float32 logits and no out; logits is "
             f"{logits.dtype}, out is {'None' if out is None else 'given'}"
         )
-    pairs.check(logits)
-    num_pairs, vocab = len(pairs), logits.shape[1]
+    groups.check(logits)
+    num_groups, vocab = len(groups), logits.shape[1]
     implementation = registry.load(registry.choose(logits.device, backend))
     if check or statistics is not None:
-        shape = num_pairs, 3
+        shape = num_groups, 3
         statistics = _output("statistics", statistics, shape, torch.int64, logits.device)
     if inplace and (logits.stride(1) == 1 or vocab == 1):
         if len(logits) > 1 and logits.stride(0) < vocab:
@@ -99,29 +103,29 @@ def contrastive_scores(
                 f"contrastive_scores: logits has strides {logits.stride()}; with inplace=True its "
                 f"rows of {vocab} must not overlap"
             )
-        if num_pairs:
-            _run(implementation, logits, pairs, None, statistics, check)
+        if num_groups:
+            _run(implementation, logits, groups, None, statistics, check)
         return logits
-    out = _output("out", out, (num_pairs, vocab), torch.float32, logits.device)
-    if num_pairs:
+    out = _output("out", out, (num_groups, vocab), torch.float32, logits.device)
+    if num_groups:
         rows = logits if logits.stride(1) == 1 else logits.contiguous()
-        _run(implementation, rows, pairs, out, statistics, check)
+        _run(implementation, rows, groups, out, statistics, check)
     if not inplace:
         return out
-    logits[pairs.expert_rows] = out
-    make_samplable(logits, pairs.amateur_rows)
+    logits[groups.rows[:, 0]] = out
+    replace_nonfinite(logits, groups)
     return logits
 
 
 def _run(
     implementation: Backend,
     logits: Tensor,
-    pairs: Pairs,
+    groups: Groups,
     out: Tensor | None,
     statistics: Tensor | None,
     check: bool,
 ) -> None:
-    implementation.scores(logits, pairs, out, statistics)
+    implementation.scores(logits, groups, out, statistics)
     if check and statistics is not None:
         _assert_finite(statistics[:, 2] == 0)
 
@@ -136,14 +140,14 @@ def _assert_finite(finite: Tensor) -> None:
 @torch.no_grad()
 def contrastive_topk(
     logits: Tensor,
-    pairs: Pairs,
+    groups: Groups,
     *,
     k: int,
     out: tuple[Tensor, Tensor] | None = None,
     check: bool = True,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The k best scores of each pair and their token ids, best first, ties to the lower id.
+    """The k best scores of each group and their token ids, best first, ties to the lower id.
 
     For those who look at candidates, or sample from them themselves. vLLM's sampler takes whole
     rows, so the engine does not use it.
@@ -152,14 +156,14 @@ def contrastive_topk(
 
     Args:
         logits: As there.
-        pairs: As there.
+        groups: As there.
         k: How many, 1 to 64; may exceed the number of valid tokens and V.
-        out: [P, k] float32 and [P, k] int64, contiguous, to write to.
-        check: As there; costs a pass of torch over all rows of pairs.
+        out: [G, k] float32 and [G, k] int64, contiguous, to write to.
+        check: As there; costs a pass of torch over all rows of groups.
         backend: As there.
 
     Returns:
-        [P, k] float32 scores and [P, k] int64 token ids (``out``, if given). Where a pair has
+        [G, k] float32 scores and [G, k] int64 token ids (``out``, if given). Where a group has
         fewer than k valid tokens, the rest is -inf with id -1.
 
     Raises:
@@ -170,18 +174,19 @@ def contrastive_topk(
     """
     if not 1 <= k <= MAX_K:
         raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
-    pairs.check(logits)
-    num_pairs = len(pairs)
+    groups.check(logits)
+    num_groups = len(groups)
     implementation = registry.load(registry.choose(logits.device, backend))
     scores, ids = out or (None, None)
-    scores = _output("out[0]", scores, (num_pairs, k), torch.float32, logits.device)
-    ids = _output("out[1]", ids, (num_pairs, k), torch.int64, logits.device)
-    if num_pairs:
+    scores = _output("out[0]", scores, (num_groups, k), torch.float32, logits.device)
+    ids = _output("out[1]", ids, (num_groups, k), torch.int64, logits.device)
+    if num_groups:
         rows = logits if logits.stride(1) == 1 else logits.contiguous()
-        implementation.topk(rows, pairs, scores, ids)
+        implementation.topk(rows, groups, scores, ids)
         if check:
             # Of a row with NaN, that is the maximum.
-            most = rows[torch.cat((pairs.expert_rows, pairs.amateur_rows))].amax(1)
+            members = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)
+            most = rows[members.flatten()].amax(1)
             _assert_finite(most < torch.inf)
     return scores, ids
 

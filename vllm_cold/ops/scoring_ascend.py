@@ -2,8 +2,8 @@
 """Backend "ascend": AscendC kernels for Atlas A2/A3 NPUs (csrc/ascend).
 
 The library registers its ops with torch when it is loaded, once the device is known to be an NPU.
-The kernels find and report NaN and +inf in the rows of a pair themselves. A row number out of range
-stops them on the NPU: the next synchronisation raises torch_npu's RuntimeError (error 507036,
+The kernels find and report NaN and +inf in the rows of a group themselves. A row number out of
+range stops them on the NPU: the next synchronisation raises torch_npu's RuntimeError (error 507036,
 "vector core traps", on the kernel ``contrastive_*``), and nothing that was queued behind it runs.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.interface import Backend, Pairs
-from vllm_cold.ops.scoring_torch import adaptive_betas, expert_floors
+from vllm_cold.ops.interface import Backend, Groups
+from vllm_cold.ops.scoring_torch import adaptive_weights, expert_floors
 
 _PATH = Path(__file__).with_name("libvllm_cold_ascend.so")
 
@@ -43,20 +43,20 @@ def _load() -> None:
     torch.ops.load_library(str(_PATH))  # type: ignore[no-untyped-call] # it has no types
 
 
-def _inputs(logits: Tensor, pairs: Pairs) -> tuple[Tensor | None, ...]:
-    floors = expert_floors(logits, pairs)
-    beta = adaptive_betas(logits, pairs, floors)
-    return pairs.expert_rows, pairs.amateur_rows, pairs.log_alpha, beta, floors
+def _inputs(logits: Tensor, groups: Groups) -> tuple[Tensor | None, ...]:
+    floors = expert_floors(logits, groups)
+    weights = adaptive_weights(logits, groups, floors)
+    return groups.rows, weights, groups.log_alpha, floors
 
 
-def _scores(logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None) -> None:
+def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
     _load()
-    torch.ops.vllm_cold.ascend_scores(logits, *_inputs(logits, pairs), out, statistics)
+    torch.ops.vllm_cold.ascend_scores(logits, *_inputs(logits, groups), out, statistics)
 
 
-def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
     _load()
-    torch.ops.vllm_cold.ascend_topk(logits, *_inputs(logits, pairs), out_scores, out_ids)
+    torch.ops.vllm_cold.ascend_topk(logits, *_inputs(logits, groups), out_scores, out_ids)
 
 
 BACKEND = Backend(_missing, _scores, _topk)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import cpu_library
-from vllm_cold.ops.interface import Backend, Pairs
+from vllm_cold.ops.interface import Backend, Groups
 
 # csrc/cpu/scoring.h
 ISAS = ("portable", "avx2", "avx512")
@@ -25,7 +25,7 @@ def _library() -> ctypes.CDLL:
     library.vllm_cold_score.restype = number
     library.vllm_cold_score.argtypes = [
         address, integer, integer, integer, number,  # logits
-        address, address, address, address, address, address, integer,  # pairs
+        address, address, address, address, address, integer, integer,  # groups
         address, address, address, integer, address,  # outputs
         number, number,
     ]  # fmt: skip
@@ -50,7 +50,7 @@ def _address(tensor: Tensor | None) -> int | None:
 
 def run(
     logits: Tensor,
-    pairs: Pairs,
+    groups: Groups,
     out: Tensor | None = None,
     statistics: Tensor | None = None,
     out_scores: Tensor | None = None,
@@ -66,13 +66,13 @@ def run(
         logits.stride(0),
         vocab,
         cpu_library.DTYPES[logits.dtype],
-        pairs.expert_rows.data_ptr(),
-        pairs.amateur_rows.data_ptr(),
-        pairs.log_alpha.data_ptr(),
-        pairs.beta.data_ptr(),
-        _address(pairs.expert_top_k),
-        _address(pairs.adaptive),
-        len(pairs),
+        groups.rows.data_ptr(),
+        groups.weights.data_ptr(),
+        groups.log_alpha.data_ptr(),
+        _address(groups.expert_top_k),
+        _address(groups.adaptive),
+        len(groups),
+        groups.num_streams,
         _address(out),
         _address(out_scores),
         _address(out_ids),
@@ -83,15 +83,15 @@ def run(
     )
     if status == _ROW_OUTSIDE:
         raise IndexError(
-            f"contrastive scoring: expert_rows {pairs.expert_rows.tolist()} and amateur_rows "
-            f"{pairs.amateur_rows.tolist()} must be from 0 to {num_rows - 1}, the rows of logits"
+            f"contrastive scoring: rows {groups.rows.tolist()} must be from 0 to {num_rows - 1}, "
+            "the rows of logits, or -1 in place of an amateur's"
         )
     if status == _NO_MEMORY:
         raise MemoryError("contrastive scoring: no memory for intermediate results")
 
 
-def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
-    run(logits, pairs, out_scores=out_scores, out_ids=out_ids)
+def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
+    run(logits, groups, out_scores=out_scores, out_ids=out_ids)
 
 
 BACKEND = Backend(_missing, run, _topk)

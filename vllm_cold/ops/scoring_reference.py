@@ -2,11 +2,12 @@
 """Backend "reference": the truth for the op, written as the formula reads, in float64."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.interface import NOT_FINITE, Backend, Pairs, make_samplable
+from vllm_cold.ops.interface import NOT_FINITE, Backend, Groups, replace_nonfinite
 
 _LARGEST = torch.finfo(torch.float32).max
 
@@ -16,20 +17,20 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
-def adaptive_beta(
-    expert: Tensor, amateur: Tensor, log_alpha: float, beta_max: float, expert_top_k: int = 0
+def adaptive_weight(
+    expert: Tensor, amateur: Tensor, log_alpha: float, weight: float, expert_top_k: int = 0
 ) -> float:
-    """The contrast strength of a pair whose beta adapts itself (``vllm_cold.ops.scoring``).
+    """The weight of an amateur whose weight adapts itself (``vllm_cold.ops.scoring``).
 
     Args:
-        expert: As in ``pair_scores``.
-        amateur: As in ``pair_scores``.
-        log_alpha: As in ``pair_scores``.
-        beta_max: The most that it can be, >= 0.
-        expert_top_k: As in ``pair_scores``.
+        expert: As in ``group_scores``.
+        amateur: [V], one of those in ``group_scores``.
+        log_alpha: As in ``group_scores``.
+        weight: The farthest from 0 that it can be.
+        expert_top_k: As in ``group_scores``.
 
     Returns:
-        ``beta_max * exp(max(a over V) - max(a)) * JSD(softmax(e over V), softmax(a over V))`` with
+        ``weight * exp(max(a over V) - max(a)) * JSD(softmax(e over V), softmax(a over V))`` with
         the valid tokens V and the Jensen-Shannon divergence in bits; 0 where the amateur is -inf on
         all of V, or V is empty.
 
@@ -37,7 +38,7 @@ def adaptive_beta(
         RuntimeError: if a row holds NaN or +inf.
     """
     e, a = expert.double(), amateur.double()
-    valid = _valid(e, a, log_alpha, expert_top_k)
+    valid = _valid(e, (a,), log_alpha, expert_top_k)
     most = a.max()
     e, a = e[valid], a[valid]
     if not e.numel() or a.max() == -math.inf:
@@ -47,44 +48,48 @@ def adaptive_beta(
     # x log x is 0 at 0.
     bits = [torch.special.xlogy(x, x / middle.clamp(min=1e-300)).sum() for x in (p, q)]
     divergence = float(sum(bits) / (2 * math.log(2)))
-    return beta_max * math.exp(float(a.max() - most)) * min(max(divergence, 0.0), 1.0)
+    return weight * math.exp(float(a.max() - most)) * min(max(divergence, 0.0), 1.0)
 
 
-def pair_scores(
+def group_scores(
     expert: Tensor,
-    amateur: Tensor,
+    amateurs: Sequence[Tensor],
     log_alpha: float,
-    beta: float,
+    weights: Sequence[float],
     expert_top_k: int = 0,
-    adaptive: bool = False,
+    adaptive: Sequence[bool] | None = None,
 ) -> Tensor:
-    """Scores of one pair (O'Brien & Lewis, arXiv 2309.09117; mask: Li et al., arXiv 2210.15097).
+    """Scores of one group (``vllm_cold.ops.scoring`` names the sources).
 
     Args:
-        expert: [V] unnormalised logits of the adapted model, any float dtype.
-        amateur: [V] unnormalised logits of the amateur.
-        log_alpha: ln of the plausibility threshold, <= 0.
-        beta: Contrast strength, >= 0.
+        expert: [V] unnormalised logits, any float dtype.
+        amateurs: Of each, [V] unnormalised logits.
+        log_alpha: ln of the plausibility threshold, <= 0; -inf for none.
+        weights: Of each amateur.
         expert_top_k: Cap on the candidates, 0 for none; ties with the k-th stay.
-        adaptive: Use ``adaptive_beta`` for the contrast strength, with ``beta`` as its most.
+        adaptive: Of each amateur, whether to use ``adaptive_weight``; None for no one.
 
     Returns:
-        [V] float64: ``(1 + beta) * expert - beta * amateur`` where the expert's logit is at least
-        ``max(expert) + log_alpha``, -inf elsewhere. Where the amateur is -inf the penalty is zero.
+        [V] float64: ``expert + sum_i weights[i] * (amateurs[i] - expert)`` where the expert's logit
+        is at least ``max(expert) + log_alpha``, -inf elsewhere. An amateur's -inf counts as 0.
+        Differences and sums saturate at float32's largest.
 
     Raises:
         RuntimeError: if a row holds NaN or +inf.
     """
-    e, a = expert.double(), amateur.double()
-    valid = _valid(e, a, log_alpha, expert_top_k)
-    if adaptive:
-        beta = adaptive_beta(expert, amateur, log_alpha, beta, expert_top_k)
-    penalty = torch.where(a == -math.inf, 0.0, beta * a)
-    return torch.where(valid, (1 + beta) * e - penalty, -math.inf)
+    e, others = expert.double(), [a.double() for a in amateurs]
+    valid = _valid(e, others, log_alpha, expert_top_k)
+    scores = e.clamp(-_LARGEST, _LARGEST)
+    for i, (a, weight) in enumerate(zip(others, weights, strict=True)):
+        if adaptive is not None and adaptive[i]:
+            weight = adaptive_weight(e, a, log_alpha, weight, expert_top_k)
+        difference = (torch.where(a == -math.inf, 0.0, a) - e).clamp(-_LARGEST, _LARGEST)
+        scores = (scores + weight * difference).clamp(-_LARGEST, _LARGEST)
+    return torch.where(valid, scores, -math.inf)
 
 
-def _valid(e: Tensor, a: Tensor, log_alpha: float, expert_top_k: int) -> Tensor:
-    if not ((e < math.inf).all() and (a < math.inf).all()):
+def _valid(e: Tensor, others: Sequence[Tensor], log_alpha: float, expert_top_k: int) -> Tensor:
+    if not all((row < math.inf).all() for row in (e, *others)):
         raise RuntimeError(NOT_FINITE)
     valid = (e >= e.max() + log_alpha) & (e > -math.inf)
     if 0 < expert_top_k < e.numel():
@@ -92,40 +97,41 @@ def _valid(e: Tensor, a: Tensor, log_alpha: float, expert_top_k: int) -> Tensor:
     return valid
 
 
-def _scores(logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None) -> None:
-    num = len(pairs)
-    caps = [0] * num if pairs.expert_top_k is None else pairs.expert_top_k.tolist()
-    adapts = [False] * num if pairs.adaptive is None else pairs.adaptive.tolist()
-    settings = zip(pairs.log_alpha.tolist(), pairs.beta.tolist(), caps, adapts, strict=True)
-    rows = list(zip(pairs.expert_rows.tolist(), pairs.amateur_rows.tolist(), strict=True))
-    for pair, ((e, a), knobs) in enumerate(zip(rows, settings, strict=True)):
-        expert, amateur = logits[e], logits[a]
-        finite = bool((expert < math.inf).all() and (amateur < math.inf).all())
+def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
+    num, amateurs = groups.weights.shape
+    caps = [0] * num if groups.expert_top_k is None else groups.expert_top_k.tolist()
+    adapts = [[False] * amateurs] * num if groups.adaptive is None else groups.adaptive.tolist()
+    settings = zip(groups.log_alpha.tolist(), groups.weights.tolist(), caps, adapts, strict=True)
+    for group, (rows, knobs) in enumerate(zip(groups.rows.tolist(), settings, strict=True)):
+        log_alpha, weights, cap, adaptive = knobs
+        expert, *others = (logits[row] for row in rows if row >= 0)
+        finite = all(bool((row < math.inf).all()) for row in (expert, *others))
         if not finite:
-            amateur = torch.where(amateur < math.inf, amateur, -math.inf)
+            others = [torch.where(row < math.inf, row, -math.inf) for row in others]
             if not (expert < math.inf).all():
                 expert = torch.where(expert < math.inf, expert, 0.0)
-                knobs = (-math.inf, knobs[1], 0, knobs[3])
-        exact = pair_scores(expert, amateur, *knobs)
-        # Only valid tokens saturate: the others stay at -inf.
-        rounded = torch.where(exact == -math.inf, exact, exact.clamp(-_LARGEST, _LARGEST)).float()
+                log_alpha, cap = -math.inf, 0
+        num_amateurs = len(others)
+        rounded = group_scores(
+            expert, others, log_alpha, weights[:num_amateurs], cap, adaptive[:num_amateurs]
+        ).float()
         if statistics is not None:
             # argmax gives the first of several maxima.
-            statistics[pair, 0] = (rounded > -math.inf).sum()
-            statistics[pair, 1] = rounded.argmax() != expert.argmax()
-            statistics[pair, 2] = not finite
+            statistics[group, 0] = (rounded > -math.inf).sum()
+            statistics[group, 1] = rounded.argmax() != expert.argmax()
+            statistics[group, 2] = not finite
         if out is not None:
-            out[pair] = rounded
+            out[group] = rounded
         else:
-            logits[e] = rounded
+            logits[rows[0]] = rounded
     if out is None:
-        make_samplable(logits, pairs.amateur_rows)
+        replace_nonfinite(logits, groups)
 
 
-def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
+def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
     """Sorts the float32 scores, so that ties are those of float32."""
-    dense = torch.empty(len(pairs), logits.shape[1], device=logits.device)
-    _scores(logits, pairs, dense, None)
+    dense = torch.empty(len(groups), logits.shape[1], device=logits.device)
+    _scores(logits, groups, dense, None)
     out_scores.fill_(-math.inf)
     out_ids.fill_(-1)
     k = min(out_scores.shape[1], dense.shape[1])

@@ -6,7 +6,7 @@ import math
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.interface import Backend, Pairs, make_samplable
+from vllm_cold.ops.interface import Backend, Groups, replace_nonfinite
 
 _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST = torch.finfo(torch.float32).tiny
@@ -17,41 +17,52 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
-def _dense(logits: Tensor, pairs: Pairs, statistics: Tensor | None = None) -> Tensor:
-    """[P, V] float32 scores."""
-    expert_rows, amateur_rows, beta = pairs.expert_rows, pairs.amateur_rows, pairs.beta
+def _dense(logits: Tensor, groups: Groups, statistics: Tensor | None = None) -> Tensor:
+    """[G, V] float32 scores."""
     # torch counts negative numbers from the end. (Compiled, the check would cut the graph.)
     checked = logits.device.type == "cpu" and not torch.compiler.is_compiling()
-    if checked and min(expert_rows.min(), amateur_rows.min()) < 0:
-        raise IndexError("contrastive scoring: a number in expert_rows or amateur_rows is < 0")
-    e = logits[expert_rows].float()
-    a = logits[amateur_rows].float()
+    if checked and (groups.rows.min() < -1 or groups.rows[:, 0].min() < 0):
+        raise IndexError(
+            "contrastive scoring: a number in rows is < 0, and not -1 in place of an amateur's"
+        )
+    e = logits[groups.rows[:, 0]].float()
     best = e.amax(dim=-1)
-    if statistics is not None:
-        # amax propagates NaN, so two numbers a pair tell; a comparison with NaN is false.
-        finite = (best < math.inf) & (a.amax(dim=-1) < math.inf)
-        torch.logical_not(finite, out=statistics[:, 2])
+    # amax propagates NaN, so one number a row tells; a comparison with NaN is false.
+    finite = best < math.inf
     floors = None
-    if pairs.expert_top_k is not None:
-        floors = _floors(e, pairs.expert_top_k, pairs.max_expert_top_k)
-    invalid = _invalid(e, best, pairs.log_alpha, floors)
-    _make_finite(e, a)
-    if pairs.adaptive is not None:
-        beta = _betas(e, a, invalid, beta, pairs.adaptive)
-    # Where the amateur excludes a token that the expert allows, the penalty is zero.
-    difference = (e - a.nan_to_num_(neginf=0.0)).clamp_(-_LARGEST, _LARGEST)
-    scores = torch.addcmul(e, difference, beta.unsqueeze(-1)).clamp_(-_LARGEST, _LARGEST)
+    if groups.expert_top_k is not None:
+        floors = _floors(e, groups.expert_top_k, groups.max_expert_top_k)
+    invalid = _invalid(e, best, groups.log_alpha, floors)
+    e.nan_to_num_(nan=0.0, posinf=0.0, neginf=-math.inf)
+    scores = e
+    for i in range(groups.num_streams - 1):
+        a, weight = _amateur(logits, groups, i), groups.weights[:, i]
+        if statistics is not None:
+            finite &= a.amax(dim=-1) < math.inf
+        _exclude(a)
+        if groups.adaptive is not None:
+            weight = _weight(e, a, invalid, weight, groups.adaptive[:, i])
+        # An amateur's -inf counts as 0.
+        difference = (e - a.nan_to_num_(neginf=0.0)).clamp_(-_LARGEST, _LARGEST)
+        scores = torch.addcmul(scores, difference, -weight.unsqueeze(-1))
+        scores.clamp_(-_LARGEST, _LARGEST)
     scores.masked_fill_(invalid, -math.inf)
     if statistics is not None:
+        torch.logical_not(finite, out=statistics[:, 2])
         torch.sum(scores > -math.inf, -1, out=statistics[:, 0])
         # argmax gives the first of several maxima.
         torch.ne(scores.argmax(dim=-1), e.argmax(dim=-1), out=statistics[:, 1])
     return scores
 
 
-def _make_finite(e: Tensor, a: Tensor) -> None:
-    """NaN and +inf become what they count as."""
-    e.nan_to_num_(nan=0.0, posinf=0.0, neginf=-math.inf)
+def _amateur(logits: Tensor, groups: Groups, i: int) -> Tensor:
+    """[G, V] float32, a copy; where there is none, the expert, whose weight is 0 there."""
+    rows = groups.rows[:, 1 + i]
+    return logits[torch.where(rows < 0, groups.rows[:, 0], rows)].float()
+
+
+def _exclude(a: Tensor) -> None:
+    """An amateur's NaN and +inf count as -inf."""
     a.nan_to_num_(nan=-math.inf, posinf=-math.inf, neginf=-math.inf)
 
 
@@ -64,7 +75,7 @@ def _invalid(e: Tensor, best: Tensor, log_alpha: Tensor, floors: Tensor | None) 
     return invalid
 
 
-def _betas(e: Tensor, a: Tensor, invalid: Tensor, beta: Tensor, adaptive: Tensor) -> Tensor:
+def _weight(e: Tensor, a: Tensor, invalid: Tensor, weight: Tensor, adaptive: Tensor) -> Tensor:
     most = a.amax(dim=-1)
     a = a.masked_fill(invalid, -math.inf)
     best = a.amax(dim=-1)
@@ -74,7 +85,7 @@ def _betas(e: Tensor, a: Tensor, invalid: Tensor, beta: Tensor, adaptive: Tensor
     bits = [(x * (2 * x / both).clamp_(min=_SMALLEST).log2_()).sum(dim=-1) for x in (p, q)]
     divergence = ((bits[0] + bits[1]) / 2).clamp_(min=0.0, max=1.0)
     reach = (best - most).exp_().masked_fill_(best == -math.inf, 0.0)
-    return torch.where(adaptive, beta * reach * divergence, beta)
+    return torch.where(adaptive, weight * reach * divergence, weight)
 
 
 def _softmax(x: Tensor) -> Tensor:
@@ -86,7 +97,7 @@ def _softmax(x: Tensor) -> Tensor:
 
 
 def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
-    # A cap beyond the vocabulary excludes nothing, but other pairs' caps still count.
+    # A cap beyond the vocabulary excludes nothing, but other groups' caps still count.
     most = min(max_expert_top_k, e.shape[-1])
     top = e.topk(most, dim=-1).values
     kth = top.gather(-1, (expert_top_k - 1).clamp_(min=0, max=most - 1).unsqueeze(-1)).squeeze(-1)
@@ -94,54 +105,59 @@ def _floors(e: Tensor, expert_top_k: Tensor, max_expert_top_k: int) -> Tensor:
     return kth.masked_fill_((expert_top_k <= 0) | ~(top[:, 0] < math.inf), -math.inf)
 
 
-def expert_floors(logits: Tensor, pairs: Pairs) -> Tensor | None:
-    """For kernels that leave this to torch: the lowest expert logit that each pair's cap admits.
+def expert_floors(logits: Tensor, groups: Groups) -> Tensor | None:
+    """For kernels that leave this to torch: the lowest expert logit that each group's cap admits.
 
     Args:
         logits: [R, V].
-        pairs: P of them.
+        groups: G of them.
 
     Returns:
-        [P] float32, -inf for a pair without a cap and where the expert's row holds NaN or +inf;
+        [G] float32, -inf for a group without a cap and where the expert's row holds NaN or +inf;
         None if there is no cap at all.
     """
-    if pairs.expert_top_k is None:
+    if groups.expert_top_k is None:
         return None
-    e = logits[pairs.expert_rows].float()
-    return _floors(e, pairs.expert_top_k, pairs.max_expert_top_k)
+    e = logits[groups.rows[:, 0]].float()
+    return _floors(e, groups.expert_top_k, groups.max_expert_top_k)
 
 
-def adaptive_betas(logits: Tensor, pairs: Pairs, floors: Tensor | None) -> Tensor:
-    """For kernels that leave this to torch: each pair's contrast strength.
+def adaptive_weights(logits: Tensor, groups: Groups, floors: Tensor | None) -> Tensor:
+    """For kernels that leave this to torch: each amateur's weight.
 
     Args:
         logits: [R, V].
-        pairs: P of them.
+        groups: G of them.
         floors: What ``expert_floors`` returned.
 
     Returns:
-        [P] float32: of an adaptive pair, its beta scaled down as this step demands (if it is not
-        finite: anything from 0 to beta); beta of the others.
+        [G, S - 1] float32: of an adaptive amateur, its weight scaled down as this step demands (if
+        the group is not finite: anything from 0 to it); of the others, their weights.
     """
-    if pairs.adaptive is None:
-        return pairs.beta
-    e, a = logits[pairs.expert_rows].float(), logits[pairs.amateur_rows].float()
-    invalid = _invalid(e, e.amax(dim=-1), pairs.log_alpha, floors)
-    _make_finite(e, a)
-    return _betas(e, a, invalid, pairs.beta, pairs.adaptive)
+    if groups.adaptive is None:
+        return groups.weights
+    e = logits[groups.rows[:, 0]].float()
+    invalid = _invalid(e, e.amax(dim=-1), groups.log_alpha, floors)
+    e.nan_to_num_(nan=0.0, posinf=0.0, neginf=-math.inf)
+    found = []
+    for i, (weight, adaptive) in enumerate(zip(groups.weights.T, groups.adaptive.T, strict=True)):
+        a = _amateur(logits, groups, i)
+        _exclude(a)
+        found.append(_weight(e, a, invalid, weight, adaptive))
+    return torch.stack(found, 1)
 
 
-def _scores(logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None) -> None:
-    dense = _dense(logits, pairs, statistics)
+def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
+    dense = _dense(logits, groups, statistics)
     if out is not None:
         out.copy_(dense)
     else:
-        logits[pairs.expert_rows] = dense
-        make_samplable(logits, pairs.amateur_rows)
+        logits[groups.rows[:, 0]] = dense
+        replace_nonfinite(logits, groups)
 
 
-def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
-    dense = _dense(logits, pairs)
+def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
+    dense = _dense(logits, groups)
     vocab = dense.shape[1]
     # torch.topk may give any of two equal scores. Integers that sort as (score, lower id) have no
     # equals: float32 bits order as integers once the negatives' are flipped; + 0.0 turns -0 into 0.

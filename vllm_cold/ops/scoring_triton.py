@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backend "triton": launches the kernels of ``triton_kernels`` on NVIDIA and AMD GPUs.
 
-Two launches for scores, three for the best k, two more if a beta adapts itself, and a few on a
+Two launches for scores, three for the best k, two more if a weight adapts itself, and a few on a
 handful of numbers where statistics are wanted; no host sync.
 """
 
@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vllm_cold.ops.interface import Backend, Pairs
+from vllm_cold.ops.interface import Backend, Groups
 from vllm_cold.ops.scoring_torch import expert_floors
 
 # Eight tokens for each of 128 threads: one 16-byte load of bf16, two of fp32; the maxima, where
 # there is little else in registers, take four tiles at once.
-TILE, GROUP, NUM_WARPS = 1024, 4, 4
+TILE, BLOCK, NUM_WARPS = 1024, 4, 4
 # Enough of them to hide the latency of memory, and few enough to be resident all at once: no
 # second, partial wave.
 PROGRAMS_PER_MULTIPROCESSOR = 8
@@ -43,17 +43,17 @@ def _missing(device: torch.device) -> str | None:
 
 
 class Plan(NamedTuple):
-    """How the work is cut: a grid of pairs times segments, each of some tiles."""
+    """How the work is cut: a grid of groups times segments, each of some tiles."""
 
     num_tiles: int
     segment_tiles: int
     num_segments: int
 
     @classmethod
-    def of(cls, num_pairs: int, vocab: int, multiprocessors: int) -> "Plan":
+    def of(cls, num_groups: int, vocab: int, multiprocessors: int) -> "Plan":
         """Enough segments to fill the device, and no more: each costs a look at all maxima."""
         num_tiles = -(-vocab // TILE)
-        wanted = -(-multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_pairs)
+        wanted = -(-multiprocessors * PROGRAMS_PER_MULTIPROCESSOR // num_groups)
         segment_tiles = -(-num_tiles // min(wanted, num_tiles))
         return cls(num_tiles, segment_tiles, -(-num_tiles // segment_tiles))
 
@@ -65,17 +65,17 @@ def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
-def _scores(logits: Tensor, pairs: Pairs, out: Tensor | None, statistics: Tensor | None) -> None:
-    _launch(logits, pairs, out=out, statistics=statistics)
+def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
+    _launch(logits, groups, out=out, statistics=statistics)
 
 
-def _topk(logits: Tensor, pairs: Pairs, out_scores: Tensor, out_ids: Tensor) -> None:
-    _launch(logits, pairs, best=(out_scores, out_ids))
+def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
+    _launch(logits, groups, best=(out_scores, out_ids))
 
 
 def _launch(
     logits: Tensor,
-    pairs: Pairs,
+    groups: Groups,
     *,
     out: Tensor | None = None,
     best: tuple[Tensor, Tensor] | None = None,
@@ -83,56 +83,56 @@ def _launch(
 ) -> None:
     from vllm_cold.ops import triton_kernels as kernels
 
-    expert_rows, amateur_rows, log_alpha = pairs.expert_rows, pairs.amateur_rows, pairs.log_alpha
-    beta, adaptive = pairs.beta, pairs.adaptive
-    num_pairs, vocab, device = len(pairs), logits.shape[1], logits.device
-    plan = Plan.of(num_pairs, vocab, _multiprocessors(device))
-    floors = expert_floors(logits, pairs)
-    maxima = torch.empty(num_pairs, plan.num_tiles, dtype=torch.float32, device=device)
+    weights, log_alpha, adaptive = groups.weights, groups.log_alpha, groups.adaptive
+    num_groups, vocab, device = len(groups), logits.shape[1], logits.device
+    plan = Plan.of(num_groups, vocab, _multiprocessors(device))
+    floors = expert_floors(logits, groups)
+    maxima = torch.empty(num_groups, plan.num_tiles, dtype=torch.float32, device=device)
     candidates, tallies, k, slots = None, None, 0, 1
     if statistics is not None:
-        tallies = torch.empty(num_pairs, plan.num_segments, 4, dtype=torch.int64, device=device)
+        tallies = torch.empty(num_groups, plan.num_segments, 4, dtype=torch.int64, device=device)
     if best is not None:
         k = best[0].shape[1]
         # A warp works on 32 as fast as on fewer, and there are fewer variants to compile.
         slots = 32 if k <= 32 else 64
         candidates = torch.empty(
-            num_pairs, plan.num_segments * slots, dtype=torch.int64, device=device
+            num_groups, plan.num_segments * slots, dtype=torch.int64, device=device
         )
 
-    grid = (num_pairs * plan.num_segments,)
+    grid = (num_groups * plan.num_segments,)
     options: dict[str, Any] = {"TILE": TILE, "num_warps": NUM_WARPS}
-    stride = logits.stride(0)
+    of_rows = logits, logits.stride(0), groups.rows, groups.num_streams
     out_stride = 0 if out is None else out.stride(0)
     # Triton launches on the current device, whatever the tensors are on.
     with torch.accelerator.device_index(device.index):
-        kernels.tile_maxima[grid](
-            logits, stride, expert_rows, None, vocab, *plan, maxima, GROUP=GROUP, **options
-        )
+        kernels.tile_maxima[grid](*of_rows, None, vocab, *plan, maxima, BLOCK=BLOCK, **options)
         if adaptive is not None:
             # Triton's booleans have one bit.
             adaptive = adaptive.view(torch.uint8)
-            amateur_maxima, betas = torch.empty_like(maxima), torch.empty_like(beta)
-            kernels.tile_maxima[grid](
-                logits, stride, amateur_rows, adaptive, vocab, *plan, amateur_maxima,
-                GROUP=GROUP, **options,
+            num_amateurs = weights.numel()
+            amateur_maxima = torch.empty(
+                num_amateurs, plan.num_tiles, dtype=torch.float32, device=device
+            )
+            kernels.tile_maxima[(num_amateurs * plan.num_segments,)](
+                *of_rows, adaptive, vocab, *plan, amateur_maxima, BLOCK=BLOCK, **options
+            )
+            adapted = torch.empty_like(weights)
+            kernels.adaptive_weights[(num_amateurs,)](
+                *of_rows, weights, log_alpha, floors, adaptive, vocab, plan.num_tiles, maxima,
+                amateur_maxima, adapted, **options,
             )  # fmt: skip
-            kernels.adaptive_betas[(num_pairs,)](
-                logits, stride, expert_rows, amateur_rows, log_alpha, beta, floors, adaptive,
-                vocab, plan.num_tiles, maxima, amateur_maxima, betas, **options,
-            )  # fmt: skip
-            beta = betas
+            weights = adapted
         kernels.score_tiles[grid](
-            logits, stride, expert_rows, amateur_rows, log_alpha, beta, floors, vocab, *plan,
-            maxima, out, out_stride, candidates, k, tallies, SLOTS=slots, **options,
+            *of_rows, weights, log_alpha, floors, vocab, *plan, maxima, out, out_stride,
+            candidates, k, tallies, SEVERAL=groups.num_streams > 2, SLOTS=slots, **options,
         )  # fmt: skip
         if best is not None and candidates is not None:
-            kernels.merge_candidates[(num_pairs,)](
+            kernels.merge_candidates[(num_groups,)](
                 candidates, candidates.shape[1], *best, k, SLOTS=slots, BLOCK=MERGE_BLOCK,
                 num_warps=NUM_WARPS,
             )  # fmt: skip
         if statistics is not None:
-            kernels.add_tallies[(num_pairs,)](
+            kernels.add_tallies[(num_groups,)](
                 tallies, plan.num_segments, statistics, BLOCK=TALLY_BLOCK, num_warps=1
             )
 

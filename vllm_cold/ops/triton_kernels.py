@@ -5,21 +5,26 @@ The vocabulary is cut into tiles, and a program walks over a segment of consecut
 
 1. ``tile_maxima`` reads the expert's logits: the maximum of each tile. What is not finite counts
    as +inf, so that it shows in the maximum.
-2. ``score_tiles`` knows the pair's threshold from these. It reads the amateur's logits, but the
+2. ``score_tiles`` knows the group's threshold from these. It reads the amateurs' logits, but the
    expert's again only in tiles whose maximum reaches the threshold: few, unless alpha is tiny. It
    writes scores, or keeps the best k of its segment.
-3. ``merge_candidates``, for the best k alone, merges the segments of a pair; ``add_tallies``, for
+3. ``merge_candidates``, for the best k alone, merges the segments of a group; ``add_tallies``, for
    statistics, what they counted.
 
-Where a pair's beta adapts itself, two launches come before 2: ``tile_maxima`` of the amateur's
-logits, and ``adaptive_betas``, which reads both rows where the expert's maximum of a tile reaches
-the threshold.
+Where an amateur's weight adapts itself, two launches come before 2: ``tile_maxima`` of its logits,
+and ``adaptive_weights``, which reads its row and the expert's where the expert's maximum of a tile
+reaches the threshold.
 
-Where a pair's maximum is +inf, every token above -inf is valid. What is not finite scores as 0 in
-the expert's row and as -inf in the amateur's.
+Where a group's maximum is +inf, every token above -inf is valid. What is not finite scores as 0 in
+the expert's row and as -inf in an amateur's.
+
+``rows`` is [G, S] and ``weights`` [G, S - 1]. Groups of two have a variant of ``score_tiles``; all
+others share one, so that no number of streams makes another to compile.
 
 A candidate of the top-k is one int64 key that sorts as (score, lower id first): the float's bits,
 made to sort as an integer, above ``INT32_MAX - id``. So keys differ, and a maximum breaks ties.
+
+Long, because the kernels share functions of the device and what these agree on.
 """
 
 # mypy: disable-error-code="import-untyped, untyped-decorator, no-untyped-def, no-untyped-call"
@@ -37,9 +42,11 @@ INT64_MAX = tl.constexpr(2**63 - 1)
 EMPTY = tl.constexpr(-(2**63))
 TOKEN = tl.constexpr(-(2**63) + 2**32)
 
+MAX_STREAMS = tl.constexpr(64)  # a power of 2, and not below that of the op
+
 # What differs from step to step must not make another variant to compile while serving.
-VARYING = ("num_tiles", "segment_tiles", "num_segments", "num_candidates", "k")
-UNALIGNED = ("rows", "expert_rows", "amateur_rows", "log_alpha", "beta", "floors", "adaptive")
+VARYING = ("num_streams", "num_tiles", "segment_tiles", "num_segments", "num_candidates", "k")
+UNALIGNED = ("rows", "weights", "log_alpha", "floors", "adaptive")
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
@@ -47,6 +54,7 @@ def tile_maxima(
     logits,
     row_stride,
     rows,
+    num_streams,
     adaptive,
     vocab,
     num_tiles,
@@ -54,22 +62,25 @@ def tile_maxima(
     num_segments,
     maxima,
     TILE: tl.constexpr,
-    GROUP: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):
-    """``maxima`` [P, num_tiles]: the largest logit of each tile of ``rows`` [P], if ``adaptive`` is
-    not None only where that is not 0.
+    """The largest logit of each tile: ``maxima`` [G, num_tiles] of the experts, or, if ``adaptive``
+    [G, S - 1] is not None, [G, S - 1, num_tiles] of the amateurs for which it is not 0.
     """
     program = tl.program_id(0)
-    pair = program // num_segments
+    item = program // num_segments
     first = program % num_segments * segment_tiles
     last = tl.minimum(first + segment_tiles, num_tiles)
     if adaptive is not None:
-        last = tl.where(tl.load(adaptive + pair) != 0, last, first)
-    row = logits + tl.load(rows + pair) * row_stride
+        last = tl.where(tl.load(adaptive + item) != 0, last, first)
+        rows += _amateur_index(item, num_streams)
+    else:
+        rows += item * num_streams
+    row = logits + tl.load(rows) * row_stride
     lanes = tl.arange(0, TILE)
     # Some tiles at once keep more loads in flight.
-    for group in range(first, last, GROUP):
-        tiles = group + tl.arange(0, GROUP)
+    for block in range(first, last, BLOCK):
+        tiles = block + tl.arange(0, BLOCK)
         starts = tiles * TILE
         here = tiles < last
         inside = here[:, None] & (lanes[None, :] < (vocab - starts)[:, None])
@@ -77,12 +88,18 @@ def tile_maxima(
         x = x.to(tl.float32)
         # Of a NaN, a maximum would return the other operand.
         x = _finite(x, INF)
-        tl.store(maxima + pair * num_tiles + tiles, tl.max(x, axis=1), mask=here)
+        tl.store(maxima + item * num_tiles + tiles, tl.max(x, axis=1), mask=here)
 
 
 @triton.jit
-def _pair_maximum(maxima, num_tiles):
-    """The maximum over all tiles of a pair, whose maxima start at ``maxima``."""
+def _amateur_index(item, num_streams):
+    """Where in [G, S] the ``item``-th of [G, S - 1] amateurs is."""
+    return item + item // (num_streams - 1) + 1
+
+
+@triton.jit
+def _row_maximum(maxima, num_tiles):
+    """The maximum over all tiles of a row, whose maxima start at ``maxima``."""
     lanes = tl.arange(0, 256)
     best = tl.full([256], -INF, tl.float32)
     for start in range(0, num_tiles, 256):
@@ -92,12 +109,12 @@ def _pair_maximum(maxima, num_tiles):
 
 
 @triton.jit
-def _threshold(best_logit, pair, log_alpha, floors):
+def _threshold(best_logit, group, log_alpha, floors):
     """The lowest expert logit of a valid token."""
     # -LARGEST: a token at -inf is never valid, whatever the maximum.
-    threshold = tl.maximum(best_logit + tl.load(log_alpha + pair), -LARGEST)
+    threshold = tl.maximum(best_logit + tl.load(log_alpha + group), -LARGEST)
     if floors is not None:
-        threshold = tl.maximum(threshold, tl.load(floors + pair))
+        threshold = tl.maximum(threshold, tl.load(floors + group))
     return tl.where(best_logit < INF, threshold, -LARGEST)
 
 
@@ -131,33 +148,34 @@ def _bits(p, both):
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
-def adaptive_betas(
+def adaptive_weights(
     logits,
     row_stride,
-    expert_rows,
-    amateur_rows,
+    rows,
+    num_streams,
+    weights,
     log_alpha,
-    beta,
     floors,
     adaptive,
     vocab,
     num_tiles,
     maxima,
     amateur_maxima,
-    betas,
+    adapted,
     TILE: tl.constexpr,
 ):
-    """``betas`` [P]: of pairs that are ``adaptive`` (not 0) what this step's logits make of
-    ``beta``, of the others ``beta``. A program for each pair.
+    """``adapted`` [G, S - 1]: of amateurs that are ``adaptive`` (not 0) what this step's logits
+    make of ``weights``, of the others ``weights``. A program for each amateur.
     """
-    pair = tl.program_id(0)
-    result = tl.load(beta + pair)
-    if tl.load(adaptive + pair) != 0:
-        e_row = logits + tl.load(expert_rows + pair) * row_stride
-        a_row = logits + tl.load(amateur_rows + pair) * row_stride
-        pair_maxima = maxima + pair * num_tiles
-        best_logit = _pair_maximum(pair_maxima, num_tiles)
-        threshold = _threshold(best_logit, pair, log_alpha, floors)
+    item = tl.program_id(0)
+    result = tl.load(weights + item)
+    if tl.load(adaptive + item) != 0:
+        group = item // (num_streams - 1)
+        e_row = logits + tl.load(rows + group * num_streams) * row_stride
+        a_row = logits + tl.load(rows + _amateur_index(item, num_streams)) * row_stride
+        group_maxima = maxima + group * num_tiles
+        best_logit = _row_maximum(group_maxima, num_tiles)
+        threshold = _threshold(best_logit, group, log_alpha, floors)
         lanes = tl.arange(0, TILE)
         # Both rows go through the same operations: so equal ones have no divergence at all.
         e_best = tl.full([TILE], -INF, tl.float32)
@@ -165,7 +183,7 @@ def adaptive_betas(
         e_total = tl.full([TILE], 0.0, tl.float32)
         a_total = tl.full([TILE], 0.0, tl.float32)
         for tile in range(0, num_tiles):
-            if tl.load(pair_maxima + tile) >= threshold:
+            if tl.load(group_maxima + tile) >= threshold:
                 tokens = tile * TILE + lanes
                 inside = lanes < vocab - tile * TILE
                 e = tl.load(e_row + tokens, mask=inside, other=-INF).to(tl.float32)
@@ -178,7 +196,7 @@ def adaptive_betas(
         e_base, a_base = tl.maximum(e_most, -LARGEST), tl.maximum(a_most, -LARGEST)
         bits = tl.full([TILE], 0.0, tl.float32)
         for tile in range(0, num_tiles):
-            if tl.load(pair_maxima + tile) >= threshold:
+            if tl.load(group_maxima + tile) >= threshold:
                 tokens = tile * TILE + lanes
                 inside = lanes < vocab - tile * TILE
                 e = tl.load(e_row + tokens, mask=inside, other=-INF).to(tl.float32)
@@ -189,22 +207,34 @@ def adaptive_betas(
                 both = tl.maximum(p + q, SMALLEST)
                 bits += _bits(p, both) + _bits(q, both)
         divergence = tl.clamp(tl.sum(bits) / 2, 0.0, 1.0)
-        most = _pair_maximum(amateur_maxima + pair * num_tiles, num_tiles)
+        most = _row_maximum(amateur_maxima + item * num_tiles, num_tiles)
         result = result * tl.exp(a_most - most) * divergence
         # Nothing to go by: no logit of the amateur's, or what is not finite.
         known = (a_most > -INF) & (tl.maximum(best_logit, most) < INF)
         result = tl.where(known, result, 0.0)
-    tl.store(betas + pair, result)
+    tl.store(adapted + item, result)
 
 
 @triton.jit
-def _scores(e, a, threshold, beta):
-    """The scores of a tile, float32: valid tokens' are finite, the others' -inf."""
-    e = _finite(e, 0.0)
+def _contrasted(scores, e, a, weight):
+    """``scores`` with one more amateur; of tokens that are not valid, anything."""
     difference = tl.clamp(e - tl.where(tl.abs(a) < INF, a, 0.0), -LARGEST, LARGEST)
     # fma by name: the same rounding, whatever else is compiled around it.
-    score = tl.clamp(tl.fma(difference, beta, e), -LARGEST, LARGEST)
-    return tl.where(e >= threshold, score, -INF)
+    return tl.clamp(tl.fma(difference, -weight, scores), -LARGEST, LARGEST)
+
+
+@triton.jit
+def _amateur(tokens, inside, worst, COUNTED: tl.constexpr, IN_PLACE: tl.constexpr):
+    """An amateur's logits of a tile, which are at ``tokens``, and, if ``COUNTED``, the largest so
+    far in each lane: NaN, if one was. ``IN_PLACE``: what is NaN or +inf becomes 0 there.
+    """
+    # Not needed again: leave the cache to the expert's logits and the scores.
+    a = tl.load(tokens, mask=inside, other=-INF, eviction_policy="evict_first").to(tl.float32)
+    if COUNTED:
+        worst = tl.maximum(worst, a, propagate_nan=tl.PropagateNan.ALL)
+    if IN_PLACE:
+        tl.store(tokens, tl.zeros_like(a), mask=inside & ~(a < INF))
+    return a, worst
 
 
 @triton.jit
@@ -244,10 +274,10 @@ def _absorb(best, keys):
 def score_tiles(
     logits,
     row_stride,
-    expert_rows,
-    amateur_rows,
+    rows,
+    num_streams,
+    weights,
     log_alpha,
-    beta,
     floors,
     vocab,
     num_tiles,
@@ -259,34 +289,44 @@ def score_tiles(
     candidates,
     k,
     tallies,
+    SEVERAL: tl.constexpr,
     TILE: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """One of three: with ``candidates`` [P * num_segments, SLOTS], the best k keys of each segment
-    in any order; else the scores, to ``out`` [P, V], or over the expert's row if that is None, and
-    then what is NaN or +inf in the amateur's becomes 0.
+    """One of three: with ``candidates`` [G * num_segments, SLOTS], the best k keys of each segment
+    in any order; else the scores, to ``out`` [G, V], or over the expert's row if that is None, and
+    then what is NaN or +inf in the amateurs' becomes 0.
 
-    ``floors``: lowest expert logit that each pair admits, or None. ``tallies`` [P * segments, 4]
+    ``floors``: lowest expert logit that each group admits, or None. ``tallies`` [G * segments, 4]
     int64, or None: of each segment the number of valid tokens, the best key, the key of the
     expert's best token (a segment without one has a lower key than any that has), and 1 if the
-    segment of the amateur's row or all of the expert's holds NaN or +inf, else 0.
+    segment of an amateur's row or all of the expert's holds NaN or +inf, else 0. ``SEVERAL``: a
+    group may have more than one amateur.
     """
+    COUNTED: tl.constexpr = tallies is not None
+    IN_PLACE: tl.constexpr = (candidates is None) & (out is None)
     program = tl.program_id(0)
-    pair = program // num_segments
+    group = program // num_segments
     first = program % num_segments * segment_tiles
     last = tl.minimum(first + segment_tiles, num_tiles)
-    e_row = logits + tl.load(expert_rows + pair) * row_stride
-    a_row = logits + tl.load(amateur_rows + pair) * row_stride
-    pair_maxima = maxima + pair * num_tiles
-    pair_beta = tl.load(beta + pair)
+    rows += group * num_streams
+    weights += group * (num_streams - 1)
+    e_row = logits + tl.load(rows) * row_stride
+    a_row = logits + tl.load(rows + 1) * row_stride
+    group_maxima = maxima + group * num_tiles
+    weight = tl.load(weights)
+    if SEVERAL:
+        streams = tl.arange(0, MAX_STREAMS)
+        present = tl.load(rows + streams, mask=streams < num_streams, other=-1) >= 0
+        num_amateurs = tl.sum(present.to(tl.int32)) - 1
 
-    best_logit = _pair_maximum(pair_maxima, num_tiles)
-    threshold = _threshold(best_logit, pair, log_alpha, floors)
+    best_logit = _row_maximum(group_maxima, num_tiles)
+    threshold = _threshold(best_logit, group, log_alpha, floors)
 
     if candidates is not None:
         best = _no_candidates(k, SLOTS)
     elif out is not None:
-        out_row = out + pair.to(tl.int64) * out_stride
+        out_row = out + group.to(tl.int64) * out_stride
     lanes = tl.arange(0, TILE)
     worst = tl.full([TILE], -INF, tl.float32)
     # One number each, and 32 bits wide: keys of whole tiles would take twice the registers.
@@ -297,40 +337,43 @@ def score_tiles(
     for tile in range(first, last):
         start = tile * TILE
         inside = lanes < vocab - start
-        # Not needed again: leave the cache to the expert's logits and the scores.
-        a = tl.load(
-            a_row + start + lanes, mask=inside, other=-INF, eviction_policy="evict_first"
-        ).to(tl.float32)
-        if tallies is not None:
-            worst = tl.maximum(worst, a, propagate_nan=tl.PropagateNan.ALL)
-        if candidates is not None:
-            if tl.load(pair_maxima + tile) >= threshold:
-                e = tl.load(e_row + start + lanes, mask=inside, other=-INF).to(tl.float32)
-                keys = _keys(_scores(e, a, threshold, pair_beta), start + lanes)
-                best = _absorb(best, keys)
-        else:
-            scores = tl.full([TILE], -INF, tl.float32)
-            if tl.load(pair_maxima + tile) >= threshold:
-                e = tl.load(e_row + start + lanes, mask=inside, other=-INF).to(tl.float32)
-                scores = _scores(e, a, threshold, pair_beta)
-                if tallies is not None:
-                    count += tl.sum((scores > -INF).to(tl.int32))
-                    score = tl.max(scores)
-                    token = tl.min(tl.where(scores == score, start + lanes, INT32_MAX))
-                    best_id = tl.where(score > best_score, token, best_id)
-                    best_score = tl.maximum(best_score, score)
-                    token = tl.min(tl.where(e == best_logit, start + lanes, INT32_MAX))
-                    expert_id = tl.minimum(expert_id, token)
-            if out is not None:
-                tl.store(out_row + start + lanes, scores, mask=inside)
-            else:
-                tl.store(e_row + start + lanes, scores, mask=inside)
-                tl.store(a_row + start + lanes, tl.zeros_like(a), mask=inside & ~(a < INF))
+        # Before it is known whether that is needed: the load is then on its way.
+        a, worst = _amateur(a_row + start + lanes, inside, worst, COUNTED, IN_PLACE)
+        scores = tl.full([TILE], -INF, tl.float32)
+        if tl.load(group_maxima + tile) >= threshold:
+            e = tl.load(e_row + start + lanes, mask=inside, other=-INF).to(tl.float32)
+            e = _finite(e, 0.0)
+            scores = _contrasted(e, e, a, weight)
+            if SEVERAL:
+                for i in range(1, num_amateurs):
+                    row = logits + tl.load(rows + 1 + i) * row_stride
+                    weight_i = tl.load(weights + i)
+                    other, worst = _amateur(row + start + lanes, inside, worst, COUNTED, IN_PLACE)
+                    scores = _contrasted(scores, e, other, weight_i)
+            scores = tl.where(e >= threshold, scores, -INF)
+            if candidates is not None:
+                best = _absorb(best, _keys(scores, start + lanes))
+            elif COUNTED:
+                count += tl.sum((scores > -INF).to(tl.int32))
+                score = tl.max(scores)
+                token = tl.min(tl.where(scores == score, start + lanes, INT32_MAX))
+                best_id = tl.where(score > best_score, token, best_id)
+                best_score = tl.maximum(best_score, score)
+                token = tl.min(tl.where(e == best_logit, start + lanes, INT32_MAX))
+                expert_id = tl.minimum(expert_id, token)
+        elif SEVERAL & (COUNTED | IN_PLACE):
+            for i in range(1, num_amateurs):
+                row = logits + tl.load(rows + 1 + i) * row_stride
+                _, worst = _amateur(row + start + lanes, inside, worst, COUNTED, IN_PLACE)
+        if IN_PLACE:
+            tl.store(e_row + start + lanes, scores, mask=inside)
+        elif candidates is None:
+            tl.store(out_row + start + lanes, scores, mask=inside)
     if candidates is not None:
         slots = tl.arange(0, SLOTS)
         best = tl.where((slots < k) & (best >= TOKEN), best, EMPTY)
         tl.store(candidates + program.to(tl.int64) * SLOTS + slots, best)
-    if tallies is not None:
+    if COUNTED:
         tl.store(tallies + 4 * program, count.to(tl.int64))
         tl.store(tallies + 4 * program + 1, _keys(best_score, best_id))
         # The same logit in all segments: the largest key is of the lowest id.
@@ -341,8 +384,8 @@ def score_tiles(
 
 @triton.jit(do_not_specialize=VARYING)
 def add_tallies(tallies, num_segments, statistics, BLOCK: tl.constexpr):
-    """``statistics`` [P, 3] of ``tallies`` [P, num_segments, 4]."""
-    pair = tl.program_id(0).to(tl.int64)
+    """``statistics`` [G, 3] of ``tallies`` [G, num_segments, 4]."""
+    group = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK)
     count = tl.full([], 0, tl.int64)
     best = tl.full([], EMPTY, tl.int64)
@@ -350,12 +393,12 @@ def add_tallies(tallies, num_segments, statistics, BLOCK: tl.constexpr):
     bad = tl.full([], 0, tl.int64)
     for start in range(0, num_segments, BLOCK):
         inside = lanes < num_segments - start
-        each = tallies + 4 * (pair * num_segments + start + lanes)
+        each = tallies + 4 * (group * num_segments + start + lanes)
         count += tl.sum(tl.load(each, mask=inside, other=0))
         best = tl.maximum(best, tl.max(tl.load(each + 1, mask=inside, other=EMPTY)))
         expert = tl.maximum(expert, tl.max(tl.load(each + 2, mask=inside, other=EMPTY)))
         bad = tl.maximum(bad, tl.max(tl.load(each + 3, mask=inside, other=0)))
-    to = statistics + 3 * pair
+    to = statistics + 3 * group
     tl.store(to, count)
     # A key's lower half tells the token.
     changed = (best & 0xFFFFFFFF) != (expert & 0xFFFFFFFF)
@@ -373,14 +416,14 @@ def merge_candidates(
     SLOTS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """``out_scores`` and ``out_ids`` [P, k]: the best of ``candidates`` [P, num_candidates]."""
-    pair = tl.program_id(0).to(tl.int64)
+    """``out_scores`` and ``out_ids`` [G, k]: the best of ``candidates`` [G, num_candidates]."""
+    group = tl.program_id(0).to(tl.int64)
     slots = tl.arange(0, SLOTS)
     lanes = tl.arange(0, BLOCK)
     best = _no_candidates(k, SLOTS)
     for start in range(0, num_candidates, BLOCK):
         inside = lanes < num_candidates - start
-        row = candidates + pair * num_candidates
+        row = candidates + group * num_candidates
         best = _absorb(best, tl.load(row + start + lanes, mask=inside, other=EMPTY))
     best = tl.where(slots < k, best, EMPTY)
     rank = tl.sum((best[None, :] > best[:, None]).to(tl.int32), axis=1)
@@ -388,5 +431,5 @@ def merge_candidates(
     scores = (ordered ^ ((ordered >> 31) & INT32_MAX)).to(tl.float32, bitcast=True)
     ids = INT32_MAX - (best & INT32_MAX)
     found = best >= TOKEN
-    tl.store(out_scores + pair * k + rank, tl.where(found, scores, -INF), mask=slots < k)
-    tl.store(out_ids + pair * k + rank, tl.where(found, ids, -1), mask=slots < k)
+    tl.store(out_scores + group * k + rank, tl.where(found, scores, -INF), mask=slots < k)
+    tl.store(out_ids + group * k + rank, tl.where(found, ids, -1), mask=slots < k)

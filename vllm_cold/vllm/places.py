@@ -20,10 +20,11 @@ def later() -> tuple[Place, ...]:
     """In the processes of an engine that CoLD uses."""
     from vllm.platforms import current_platform
 
-    from vllm_cold.vllm.frontend import admission, metrics
+    from vllm_cold.vllm.frontend import admission, metrics, prompts
     from vllm_cold.vllm.worker import followers, outputs
 
-    places = (*outputs.PLACES, *followers.V1, *metrics.PLACES, *admission.ASYNC)
+    front_end = (*metrics.PLACES, *admission.ASYNC, *prompts.PLACES)
+    places = (*outputs.PLACES, *followers.V1, *front_end)
     if not current_platform.is_cpu():
         return places
     from vllm_cold.cpu_lora import cpp_wrapper

@@ -23,10 +23,11 @@ struct Request {
     int64_t topK;  // k, or 0 for dense scores
     int64_t inPlace;
     int64_t type;
-    int64_t rows;
+    int64_t numRows;
     int64_t vocab;
     int64_t rowStride;
-    int64_t pairs;
+    int64_t groups;
+    int64_t streams;
     int64_t cores;
     int64_t hasFloor;
     int64_t counts;        // whether statistics are wanted
@@ -73,10 +74,9 @@ private:
 
 struct Inputs {
     Bytes base;
-    Bytes expertRows;
-    Bytes amateurRows;
+    Bytes rows;
+    Bytes weights;
     Bytes logAlpha;
-    Bytes beta;
     Bytes floor;
 };
 
@@ -106,30 +106,28 @@ void WriteBytes(const void* from, size_t bytes)
 void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
 {
     Memory base(in.base);
-    Memory expertRows(in.expertRows);
-    Memory amateurRows(in.amateurRows);
+    Memory rows(in.rows);
+    Memory weights(in.weights);
     Memory logAlpha(in.logAlpha);
-    Memory beta(in.beta);
     Memory floor(in.floor);
     const bool dense = r.topK == 0 && r.inPlace == 0;
     const uint64_t outBytes =
-        dense ? (static_cast<uint64_t>(r.pairs - 1) * r.outStride + r.vocab) * 4 : 0;
+        dense ? (static_cast<uint64_t>(r.groups - 1) * r.outStride + r.vocab) * 4 : 0;
     Memory out(Bytes(outBytes, 0xFF));
-    Memory scores(Bytes(static_cast<uint64_t>(r.pairs * r.topK) * 4, 0xFF));
-    Memory ids(Bytes(static_cast<uint64_t>(r.pairs * r.topK) * 8, 0xFF));
+    Memory scores(Bytes(static_cast<uint64_t>(r.groups * r.topK) * 4, 0xFF));
+    Memory ids(Bytes(static_cast<uint64_t>(r.groups * r.topK) * 8, 0xFF));
 
     vllm_cold::ScoringCall call{};
     call.type = static_cast<vllm_cold::LogitsType>(r.type);
-    call.plan = vllm_cold::MakePlan(r.pairs, r.vocab, r.cores);
+    call.plan = vllm_cold::MakePlan(r.groups, r.vocab, r.cores);
     Memory maxima(Bytes(call.plan.slotBytes, 0xFF));
     Memory lists(Bytes(r.topK > 0 ? call.plan.listBytes : 0, 0xFF));
     Memory counts(Bytes(r.counts != 0 ? call.plan.slotBytes : 0, 0xFF));
-    Memory statistics(Bytes(r.counts != 0 ? static_cast<uint64_t>(r.pairs) * 24 : 0, 0xFF));
+    Memory statistics(Bytes(r.counts != 0 ? static_cast<uint64_t>(r.groups) * 24 : 0, 0xFF));
     call.logits = base.Data() + r.logitsOffset;
-    call.expertRows = expertRows.Data();
-    call.amateurRows = amateurRows.Data();
+    call.rows = rows.Data();
+    call.weights = weights.Data();
     call.logAlpha = logAlpha.Data();
-    call.beta = beta.Data();
     call.floor = r.hasFloor != 0 ? floor.Data() : nullptr;
     call.maxima = maxima.Data();
     call.lists = lists.Data();
@@ -138,8 +136,9 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
     call.out = dense ? out.Data() : nullptr;
     call.outScores = scores.Data();
     call.outIds = ids.Data();
-    call.rows = static_cast<uint32_t>(r.rows);
-    call.pairs = static_cast<uint32_t>(r.pairs);
+    call.numRows = static_cast<uint32_t>(r.numRows);
+    call.groups = static_cast<uint32_t>(r.groups);
+    call.streams = static_cast<uint32_t>(r.streams);
     call.vocab = static_cast<uint32_t>(r.vocab);
     call.k = static_cast<uint32_t>(r.topK);
     call.rowStride = static_cast<uint64_t>(r.rowStride);
@@ -149,7 +148,7 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
     sim.ForgetRanges();
     sim.Order(seed);
     const uint64_t element = r.type == 0 ? 4 : 2;
-    for (int64_t row = 0; row < r.rows; ++row) {  // what lies between rows is out of bounds
+    for (int64_t row = 0; row < r.numRows; ++row) {  // what lies between rows is out of bounds
         sim.Register("logits", call.logits + row * r.rowStride * element, r.vocab * element,
                      r.inPlace == 0, false);
     }
@@ -158,10 +157,9 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
             sim.Register(name, memory.Data(), memory.Size(), readOnly, !readOnly);
         }
     };
-    add("expert_rows", expertRows, true);
-    add("amateur_rows", amateurRows, true);
+    add("rows", rows, true);
+    add("weights", weights, true);
     add("log_alpha", logAlpha, true);
-    add("beta", beta, true);
     add("floor", floor, true);
     add("maxima", maxima, false);
     add("lists", lists, false);
@@ -176,8 +174,8 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
         vllm_cold::LaunchScores(call, nullptr);
     }
     const std::pair<const char*, Memory*> all[] = {
-        {"logits", &base}, {"expert_rows", &expertRows}, {"amateur_rows", &amateurRows},
-        {"log_alpha", &logAlpha}, {"beta", &beta}, {"floor", &floor}, {"maxima", &maxima},
+        {"logits", &base}, {"rows", &rows}, {"weights", &weights}, {"log_alpha", &logAlpha},
+        {"floor", &floor}, {"maxima", &maxima},
         {"lists", &lists}, {"counts", &counts}, {"statistics", &statistics}, {"out", &out},
         {"out_scores", &scores}, {"out_ids", &ids}};
     for (const auto& [name, memory] : all) {
@@ -200,7 +198,7 @@ Answer RunBoth(const Request& request, const Inputs& inputs)
     Answer inOrder;
     try {
         Run(request, inputs, 0, inOrder);
-        if (vllm_cold::MakePlan(request.pairs, request.vocab, request.cores).blocks > 1) {
+        if (vllm_cold::MakePlan(request.groups, request.vocab, request.cores).blocks > 1) {
             Answer shuffled;
             Run(request, inputs, 1 + static_cast<uint64_t>(request.vocab), shuffled);
             if (inOrder.base != shuffled.base || inOrder.out != shuffled.out ||
@@ -226,15 +224,15 @@ int main()
     Request request;
     while (ReadAll(&request, sizeof(request))) {
         Inputs inputs;
-        const size_t pairs = static_cast<size_t>(request.pairs);
+        const size_t groups = static_cast<size_t>(request.groups);
+        const size_t streams = static_cast<size_t>(request.streams);
         inputs.base.resize(static_cast<size_t>(request.baseBytes));
-        inputs.expertRows.resize(pairs * 8);
-        inputs.amateurRows.resize(pairs * 8);
-        inputs.logAlpha.resize(pairs * 4);
-        inputs.beta.resize(pairs * 4);
-        inputs.floor.resize(request.hasFloor != 0 ? pairs * 4 : 0);
-        for (Bytes* bytes : {&inputs.base, &inputs.expertRows, &inputs.amateurRows,
-                             &inputs.logAlpha, &inputs.beta, &inputs.floor}) {
+        inputs.rows.resize(groups * streams * 8);
+        inputs.weights.resize(groups * (streams - 1) * 4);
+        inputs.logAlpha.resize(groups * 4);
+        inputs.floor.resize(request.hasFloor != 0 ? groups * 4 : 0);
+        for (Bytes* bytes : {&inputs.base, &inputs.rows, &inputs.weights, &inputs.logAlpha,
+                             &inputs.floor}) {
             if (!ReadAll(bytes->data(), bytes->size())) {
                 return 1;
             }

@@ -10,7 +10,6 @@ from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
 
 def scoring() -> list[Entry]:
     """Which scoring backend serves which device, and why not another."""
-    import torch
     from vllm.platforms import current_platform
 
     from vllm_cold.ops import cpu_library, registry, scoring_cpu
@@ -27,7 +26,7 @@ def scoring() -> list[Entry]:
     for device in dict.fromkeys((here, *registry.AUTOMATIC)):
         entries.append(_picked(device, asked, in_use=device == here))
     try:
-        entries.append(_agrees(torch.device(here)))
+        entries.append(_agrees(here))
     except Exception as error:  # reported, beside which kernel it was
         entries.append(Entry("scores", failure(error), Status.PROBLEM))
     return entries
@@ -60,36 +59,35 @@ def _picked(device: str, asked: str | None, in_use: bool) -> Entry:
     return Entry(name, "; ".join(reasons), Status.PROBLEM if in_use else Status.FACT)
 
 
-def _agrees(device: object) -> Entry:
-    """Scores of a few random pairs against the reference, on the device in use, in the form that
+def _agrees(device: str) -> Entry:
+    """Scores of a few random groups against the reference, on the device in use, in the form that
     the logits processors use: in place, with statistics.
     """
+    from dataclasses import replace
+
     import torch
 
-    from vllm_cold.ops import Pairs, contrastive_scores, registry
+    from vllm_cold.ops import Groups, contrastive_scores, registry
 
     generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 1000, generator=generator) * 4
-    pairs = Pairs(
-        torch.arange(3),
-        torch.arange(3, 6),
+    logits = torch.randn(7, 1000, generator=generator) * 4
+    groups = Groups(
+        torch.tensor([[0, 3, -1], [1, 4, 6], [2, 5, -1]]),
+        torch.tensor([[0.0, 0.0], [-0.5, 0.25], [-2.0, 0.0]]),
         torch.tensor([0.01, 0.1, 1.0]).log(),
-        torch.tensor([0.0, 0.5, 2.0]),
     )
     right_counts = torch.zeros(3, 3, dtype=torch.int64)
-    right = contrastive_scores(logits, pairs, statistics=right_counts, backend="reference")
+    right = contrastive_scores(logits, groups, statistics=right_counts, backend="reference")
 
-    def there(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(device, copy=True)  # type: ignore[no-any-return, call-overload]
-
-    there_pairs = Pairs(
-        there(pairs.expert_rows),
-        there(pairs.amateur_rows),
-        there(pairs.log_alpha),
-        there(pairs.beta),
+    moved = replace(
+        groups,
+        rows=groups.rows.to(device),
+        weights=groups.weights.to(device),
+        log_alpha=groups.log_alpha.to(device),
     )
-    counts = there(torch.zeros_like(right_counts))
-    got = contrastive_scores(there(logits), there_pairs, inplace=True, statistics=counts).cpu()
+    counts = torch.zeros_like(right_counts, device=device)
+    got = contrastive_scores(logits.to(device, copy=True), moved, inplace=True, statistics=counts)
+    got = got.cpu()
     chosen = registry.choose(counts.device)
     wrong = []
     if not bool(((got[:3] > -torch.inf) == (right > -torch.inf)).all()):
@@ -97,7 +95,7 @@ def _agrees(device: object) -> Entry:
     elif (error := float((got[:3] - right).nan_to_num(0.0).abs().max())) > 1e-4:
         wrong.append(f"scores off by {error:.3g}")
     if not torch.equal(got[3:], logits[3:]):
-        wrong.append("the amateur's row was changed")
+        wrong.append("an amateur's row was changed")
     if not torch.equal(counts.cpu(), right_counts):
         wrong.append("other statistics than the reference")
     if wrong:

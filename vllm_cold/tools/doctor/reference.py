@@ -89,7 +89,7 @@ def _model(folder: Path, adapter: str | None) -> Any:
 def _decode(models: dict[str | None, Any], case: Case) -> Decoded:
     import torch
 
-    from vllm_cold.ops.scoring_reference import adaptive_beta, pair_scores
+    from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
 
     tokens: list[int] = []
     margin = math.inf
@@ -100,8 +100,8 @@ def _decode(models: dict[str | None, Any], case: Case) -> Decoded:
             alpha, beta, expert_top_k = case.cold
             amateur = models[case.amateur](input_ids=ids).logits[0, -1].double()
             if case.adaptive:
-                beta = adaptive_beta(expert, amateur, math.log(alpha), beta, expert_top_k or 0)
-            scores = pair_scores(expert, amateur, math.log(alpha), beta, expert_top_k or 0)
+                beta = -adaptive_weight(expert, amateur, math.log(alpha), -beta, expert_top_k or 0)
+            scores = group_scores(expert, [amateur], math.log(alpha), [-beta], expert_top_k or 0)
             margin = min(margin, _edge(expert, amateur, scores, (alpha, beta, expert_top_k)))
             if case.adaptive:
                 margin = min(margin, _gap(expert, scores, alpha))

@@ -42,7 +42,7 @@ def valid_tokens(
         Token ids, and False if the last known token is valid itself, so that others may follow.
     """
     values = sorted((entry.value for entry in expert.values()), reverse=True)
-    bar = values[0] + math.log(settings.alpha)
+    bar = values[0] + math.log(settings.alpha) if settings.alpha else -math.inf
     cap = settings.expert_top_k
     if cap is not None and cap <= min(known, len(values)):
         bar = max(bar, values[cap - 1])

@@ -132,17 +132,17 @@ class ServerSource:
                 ) from error
 
     def _require_cold(self) -> None:
-        """A server without the plugin ignores ``cold_*``; one with it refuses alpha 0."""
+        """A server without the plugin ignores ``cold_*``; one with it refuses alpha -1."""
         try:
             with self._errors():
                 self._client.completions.create(
                     model=self._expert,
                     prompt=[0],
                     max_tokens=1,
-                    extra_body={"vllm_xargs": {"cold_alpha": 0}},
+                    extra_body={"vllm_xargs": {"cold_alpha": -1}},
                 )
         except ToolError as error:
-            if "cold_alpha=0" in str(error):
+            if "cold_alpha=-1" in str(error):
                 return
             raise
         raise ToolError(

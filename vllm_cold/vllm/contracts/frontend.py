@@ -18,7 +18,7 @@ from vllm_cold.vllm.contracts.source import (
     require,
     source_of,
 )
-from vllm_cold.vllm.frontend import refusal
+from vllm_cold.vllm.frontend import refusal, serving
 from vllm_cold.vllm.patching import Place
 from vllm_cold.vllm.worker import cures
 
@@ -109,6 +109,7 @@ def _check_config_fields() -> None:
         attribute(ModelConfig, name)
     has_fields(CacheConfig, "num_gpu_blocks", "block_size")
     has_fields(LoRAConfig, "max_loras")
+    contains(source_of(ModelConfig.__post_init__), "ModelConfig", "self.served_model_name = ")
     has_fields(ParallelConfig, "data_parallel_size")
 
 
@@ -168,7 +169,7 @@ def _check_process_inputs_callers() -> None:
         )
 
 
-@contract("vllm.v1.engine.parallel_sampling.ParentRequest", "n > 1: children inherit the pair")
+@contract("vllm.v1.engine.parallel_sampling.ParentRequest", "n > 1: children inherit the group")
 def _check_parallel_sampling() -> None:
     from vllm.v1.engine.parallel_sampling import ParentRequest
 
@@ -192,6 +193,80 @@ def _check_engine_core_request() -> None:
         "prompt_token_ids",
         "prompt_embeds",
     )
+
+
+@contract(
+    "vllm.renderers.base.BaseRenderer",
+    "an amateur's prompt is made by the methods, and with the arguments, that made its expert's",
+)
+def _check_renderer() -> None:
+    import dataclasses
+
+    from vllm.renderers.base import BaseRenderer
+    from vllm.renderers.params import ChatParams, TokenizeParams
+
+    for name in ("render_cmpl", "render_chat"):
+        for method in (name, name + "_async"):
+            source = source_of(attribute(BaseRenderer, method))
+            asked = inspect.iscoroutinefunction(getattr(BaseRenderer, method))
+            require(
+                asked == method.endswith("_async"), f"BaseRenderer.{method} is another kind now."
+            )
+            contains(source, f"BaseRenderer.{method}", "tok_params is None", "self.tokenize_prompt")
+        contains(source_of(getattr(BaseRenderer, name)), name, "self.process_for_engine(")
+    contains(
+        source_of(BaseRenderer.__init__),
+        "BaseRenderer.__init__",
+        "self.config = config",
+        "self.model_config = ",
+    )
+    has_fields(ChatParams, "chat_template", "chat_template_content_format", "chat_template_kwargs")
+    attribute(ChatParams, "with_defaults")
+    has_fields(TokenizeParams, "add_special_tokens")
+    for owner in (ChatParams, TokenizeParams):
+        require(dataclasses.is_dataclass(owner), f"{owner.__name__} is no dataclass any more.")
+
+
+@contract(
+    "vllm.renderers.base.BaseRenderer",
+    "what is made of a prompt is a dictionary that arrives at admission as it is",
+)
+def _check_engine_inputs() -> None:
+    from vllm.inputs import tokens_input
+
+    made = tokens_input([1, 2])
+    require(
+        isinstance(made, dict) and made["type"] == "token" and made["prompt_token_ids"] == [1, 2],
+        f"What is made of a prompt is {made!r}.",
+    )
+    contains(
+        source_of(_input_processor().process_inputs),
+        "InputProcessor.process_inputs",
+        "isinstance(prompt, dict) and 'type' in prompt",
+    )
+    contains(source_of(_input_processor().__init__), "InputProcessor.__init__", "self.renderer = ")
+
+
+@contract(
+    "vllm.renderers.online_renderer.OnlineRenderer",
+    "a server makes amateurs' prompts behind their experts', of the request's body",
+)
+def _check_online_renderer() -> None:
+    owner = serving.online_renderer()
+    for name, call in (
+        ("preprocess_chat", "renderer.render_chat_async([messages], chat_params, tok_params"),
+        ("preprocess_cmpl", "renderer.render_cmpl_async(parsed_prompts, tok_params"),
+    ):
+        has_parameters(owner, name, "request")
+        contains(source_of(getattr(owner, name)), f"{owner.__name__}.{name}", call)
+    assigned = assigned_in_init(owner)
+    for name in (
+        "renderer",
+        "chat_template",
+        "chat_template_content_format",
+        "default_chat_template_kwargs",
+    ):
+        require(name in assigned, f"{owner.__name__}.__init__ sets no {name} any more.")
 
 
 @contract("vllm.exceptions.VLLMValidationError", "a refused request gets HTTP 400 and ValueError")

@@ -27,7 +27,7 @@ def _cache_manager() -> Any:
     return KVCacheManager
 
 
-@contract(_CACHE, "unwritten blocks leave the prefix cache; room for the amateur is counted")
+@contract(_CACHE, "unwritten blocks leave the prefix cache; room for amateurs is counted")
 def _check_kv_cache_manager() -> None:
     owner = _cache_manager()
     has_parameters(owner, "evict_blocks", "block_ids", exact=True)
@@ -59,7 +59,7 @@ def _check_block_pool() -> None:
     contains(source_of(_cache_manager().__init__), "KVCacheManager.__init__", "self.block_pool = ")
 
 
-@contract(_CACHE + ".coordinator", "vLLM counts the blocks that a pair needs")
+@contract(_CACHE + ".coordinator", "vLLM counts the blocks that a group needs")
 def _check_block_counts() -> None:
     from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -88,7 +88,7 @@ def _check_block_counts() -> None:
 
 @contract(
     _CACHE + ".get_computed_blocks",
-    "the pair scheduler looks up more often than it admits; each look-up would count, as in 0.23",
+    "the group scheduler looks up more often than it admits; each look-up would count, as in 0.23",
     since=(0, 32),
     note=True,
 )
@@ -139,7 +139,7 @@ def _check_request_attributes() -> None:
     )
 
 
-@contract("vllm.v1.request.RequestStatus", "pairs are followed by their status")
+@contract("vllm.v1.request.RequestStatus", "streams are followed by their status")
 def _check_request_status() -> None:
     from vllm.v1.request import RequestStatus
 
@@ -158,14 +158,13 @@ def _check_lora_request() -> None:
     require(LoRARequest(**fields) == made, "LoRARequest cannot be made from its own fields.")
 
 
-@contract("vllm.sampling_params.SamplingParams", "the pair is described in extra_args")
+@contract("vllm.sampling_params.SamplingParams", "the group is described in extra_args")
 def _check_sampling_params() -> None:
     import msgspec
     from vllm.sampling_params import SamplingParams
 
-    params = SamplingParams(
-        extra_args={"cold_stream": {"settings": {"alpha": 0.1}, "role": "expert"}}
-    )
+    stream = {"settings": {"alpha": 0.1}, "amateurs": [{"weight": -0.5, "prompt": [1, 2]}]}
+    params = SamplingParams(extra_args={"cold_stream": stream})
     require(hasattr(params, "__dict__"), "SamplingParams has no __dict__ any more (dict=True).")
     wire = msgspec.msgpack.encode(params)
     back = msgspec.msgpack.decode(wire, type=SamplingParams)

@@ -37,7 +37,7 @@ def _async_scheduler() -> Any:
 
 @contract(
     "vllm.config.SchedulerConfig",
-    "the pair scheduler is installed through scheduler_cls and reads these options",
+    "the group scheduler is installed through scheduler_cls and reads these options",
 )
 def _check_scheduler_config() -> None:
     from vllm.config import SchedulerConfig
@@ -95,10 +95,10 @@ def _check_schedule_caps_waiting() -> None:
 
 @contract(_SCHEDULER + "._mamba_block_aligned_split", "it is overridden")
 def _check_split_signature() -> None:
-    from vllm_cold.vllm.scheduler.scheduler import PairScheduling
+    from vllm_cold.vllm.scheduler.scheduler import GroupScheduling
 
     theirs = list(inspect.signature(_scheduler()._mamba_block_aligned_split).parameters)
-    ours = list(inspect.signature(PairScheduling._cap).parameters)
+    ours = list(inspect.signature(GroupScheduling._cap).parameters)
     require(
         len(theirs) >= 5 and theirs == ours[: len(theirs)],
         f"Scheduler._mamba_block_aligned_split takes ({', '.join(theirs)}), not "
@@ -180,7 +180,7 @@ def _check_update_after_schedule_advances_counts() -> None:
     )
 
 
-@contract("vllm.v1.core.sched.async_scheduler.AsyncScheduler", "it stands behind the pair rules")
+@contract("vllm.v1.core.sched.async_scheduler.AsyncScheduler", "it stands behind the group's rules")
 def _check_async_scheduler_extends_scheduler() -> None:
     owner = _async_scheduler()
     require(owner.__mro__[1] is _scheduler(), "AsyncScheduler does not extend Scheduler directly.")
@@ -218,7 +218,7 @@ def _check_preempt_puts_into_waiting() -> None:
 
 @contract(
     _SCHEDULER + "._preempt_request",
-    "a pair that is preempted at the end of a pass must be reported to the V2 runner in that step",
+    "a group that is preempted at the end of a pass must be reported to the V2 runner in that step",
     since=(0, 32),
 )
 def _check_preempt_reports_to_this_step() -> None:
@@ -274,7 +274,7 @@ def _check_update_from_output_skips_unknown_requests() -> None:
     )
 
 
-@contract(_SCHEDULER + ".__init__", "the pair scheduler reads these attributes")
+@contract(_SCHEDULER + ".__init__", "the group scheduler reads these attributes")
 def _check_scheduler_attributes() -> None:
     assigned = assigned_in_init(_scheduler())
     used = (
@@ -322,7 +322,7 @@ def _check_pause_state() -> None:
 
 @contract(
     _SCHEDULER + ".reset_prefix_cache",
-    "running pairs are preempted through _preempt_request, whole",
+    "running groups are preempted through _preempt_request, whole",
 )
 def _check_reset_prefix_cache_preempts_running() -> None:
     in_order(

@@ -10,7 +10,7 @@ from vllm_cold.vllm.contracts.source import (
 )
 
 
-@contract("vllm.v1.core.sched.output.CachedRequestData", "a torn pair is taken out of each column")
+@contract("vllm.v1.core.sched.output.CachedRequestData", "a split group leaves each column")
 def _check_cached_request_columns() -> None:
     from vllm.v1.core.sched.output import CachedRequestData
 
@@ -33,7 +33,7 @@ def _check_cached_request_columns() -> None:
     )
 
 
-@contract("vllm.v1.core.sched.output.SchedulerOutput", "a torn pair is taken out of the step")
+@contract("vllm.v1.core.sched.output.SchedulerOutput", "a split group is taken out of the step")
 def _check_scheduler_output_fields() -> None:
     from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 
@@ -46,7 +46,7 @@ def _check_scheduler_output_fields() -> None:
     )
     has_fields(SchedulerOutput, *stripped)
     has_fields(NewRequestData, "req_id")
-    empty_for_pairs = (
+    empty_for_groups = (
         # Speculation, encoders and connectors, which CoLD refuses.
         "scheduled_spec_decode_tokens",
         "num_invalid_spec_tokens",
@@ -76,12 +76,12 @@ def _check_scheduler_output_fields() -> None:
     )
     no_new_fields(
         SchedulerOutput,
-        (*stripped, *empty_for_pairs, *not_per_request),
+        (*stripped, *empty_for_groups, *not_per_request),
         "if it says something about single requests, TakesOut._strip must clear it.",
     )
 
 
-@contract("vllm.v1.engine.EngineCoreOutput", "a pair that must end is reported with an error")
+@contract("vllm.v1.engine.EngineCoreOutput", "a group that must end is reported with an error")
 def _check_engine_core_output() -> None:
     from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 

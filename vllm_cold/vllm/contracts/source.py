@@ -125,7 +125,7 @@ def loop_over(function: Any, name: str, marks: str) -> str:
 
 
 def a_request(request_id: str) -> Any:
-    """A request, made the way the pair scheduler makes amateurs."""
+    """A request, made the way the group scheduler makes amateurs."""
     from vllm.sampling_params import SamplingParams
     from vllm.v1.request import Request
 

@@ -7,23 +7,27 @@ before the engine core does. Here it is decided whether the request is decoded w
 one is refused with HTTP 400 (online) or ValueError (offline) before it costs anything.
 (``LogitsProcessor.validate_params`` would see the parameters only.) A worker that cannot load an
 adapter takes the engine down with it, so the file of an amateur that the caller brings along is
-looked at before; not on an event loop, hence the second place. (A server has loaded its adapters
-already when they can be named.)
+looked at before; not on an event loop, where an amateur's prompt is not made either, hence the
+second place. (A server has loaded its adapters already when they can be named, and ``serving`` has
+made the prompts.)
 Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
 """
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold import adapter_config
-from vllm_cold.group.stream import Stream, without_cold
-from vllm_cold.method.settings import ColdError, ColdSettings, RequestArgs, parse_request_args
-from vllm_cold.params import ColdParams
-from vllm_cold.vllm.frontend.config import engine_defaults, is_configured, unsupported
+from vllm_cold.group.stream import AmateurStream, Stream, without_cold
+from vllm_cold.method.arguments import parse_request_args
+from vllm_cold.method.settings import ColdError
+from vllm_cold.params import UNSET, ColdParams
+from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend.capacity import check_capacity, fit_context, lengths_of
 from vllm_cold.vllm.frontend.errors import request_error
+from vllm_cold.vllm.frontend.plan import check_prompts, decide, prepare, prepare_async
 from vllm_cold.vllm.patching import Place
 
 if TYPE_CHECKING:
@@ -32,8 +36,6 @@ if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
 
 
-# Set while a beam search that was admitted without CoLD makes its own requests.
-plain_search: ContextVar[bool] = ContextVar("plain_search", default=False)
 _files_checked: ContextVar[bool] = ContextVar("files_checked", default=False)
 
 
@@ -44,7 +46,7 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if request.sampling_params is not None:
             try:
-                admit(self.vllm_config, params, request, getattr(self, "cold_adapters", {}))
+                admit(self, prompt, params, request)
                 if not _files_checked.get():
                     check_files(self.vllm_config, params)
             except ValueError as error:
@@ -56,21 +58,47 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
 
 def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     async def add_request(
-        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+        self: Any,
+        request_id: str,
+        prompt: Any,
+        params: Any,
+        arrival_time: Any = None,
+        lora_request: Any = None,
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
-        if getattr(params, "amateur", None) is None:
-            return await original(self, request_id, prompt, params, *args, **kwargs)
+        token = None
         try:
-            await asyncio.to_thread(check_files, self.vllm_config, params)
+            if isinstance(params, ColdParams):
+                await asyncio.to_thread(check_files, self.vllm_config, params)
+                token = _files_checked.set(True)
+            prompt = await _prepared(self, prompt, params, lora_request)
         except ValueError as error:
             raise request_error(error) from error
-        token = _files_checked.set(True)
         try:
-            return await original(self, request_id, prompt, params, *args, **kwargs)
+            return await original(
+                self, request_id, prompt, params, arrival_time, lora_request, *args, **kwargs
+            )
         finally:
-            _files_checked.reset(token)
+            if token is not None:
+                _files_checked.reset(token)
 
     return add_request
+
+
+async def _prepared(engine: Any, prompt: Any, params: Any, expert: Any) -> Any:
+    """The prompt, with the amateurs' where they can be made now."""
+    # What vLLM did not make something of yet goes to a thread of its own, and its amateurs' too.
+    recipe = prompts.recipe_of(prompt)
+    if recipe.prepared is not None or not prompts.is_tokens(prompt):
+        return prompt
+    args = parse_request_args(getattr(params, "extra_args", None))
+    adapters = getattr(engine.input_processor, "cold_adapters", {})
+    plan = decide(engine.vllm_config, args, expert, adapters, params)
+    if plan is None:
+        return prompt
+    prepared = await prepare_async(engine.input_processor, recipe, plan)
+    return prompts.with_prepared(prompt, prepared)
 
 
 PLACES = (
@@ -84,126 +112,68 @@ ASYNC = (
     Place(
         "vllm.v1.engine.async_llm:AsyncLLM.add_request",
         _make_add_request,
-        ("request_id", "prompt", "params"),
+        ("request_id", "prompt", "params", "arrival_time", "lora_request"),
     ),
 )
 
 
-def decide(
-    config: "VllmConfig",
-    args: RequestArgs,
-    expert: "LoRARequest | None",
-    adapters: Mapping[str, "LoRARequest"],
-    params: Any = None,
-) -> "tuple[ColdSettings, LoRARequest | None] | None":
-    """Whether a request is decoded with CoLD, as far as its length does not matter.
-
-    Args:
-        config: The engine's configuration.
-        args: The request's flat arguments.
-        expert: The request's adapter.
-        adapters: Adapters that can be named as ``cold_amateur``, by name.
-        params: The caller's SamplingParams or ColdParams, where there are any.
-
-    Returns:
-        The settings and the amateur's adapter (None for the base model); None for a plain request.
-
-    Raises:
-        ValueError: the request asks for CoLD and cannot have it; says why.
-    """
-    amateur: LoRARequest | None = None
-    field = "amateur"
-    if isinstance(params, ColdParams):
-        settings, amateur = params.settings(), params.amateur
-    elif args.enabled is False or (
-        args == RequestArgs()
-        and not (expert is not None and engine_defaults(config).enabled and not plain_search.get())
-    ):
-        return None
-    else:
-        settings = args.settings(engine_defaults(config).settings)
-        if args.amateur is not None:
-            field = "cold_amateur"
-            amateur = _find_adapter(args.amateur, adapters)
-    if not is_configured(config):
-        raise ValueError(f"CoLD cannot be used in this engine: {unsupported(config)}")
-    if expert is None:
-        raise ValueError(
-            "CoLD needs an adapter as expert, and this request has none: pass lora_request (over "
-            "HTTP: name the adapter as the model)."
-        )
-    if amateur is not None:
-        _check_amateur(field, config, expert, amateur)
-    return settings, amateur
-
-
-def admit(
-    config: "VllmConfig",
-    params: Any,
-    request: "EngineCoreRequest",
-    adapters: Mapping[str, "LoRARequest"],
-) -> None:
+def admit(processor: Any, prompt: Any, params: Any, request: "EngineCoreRequest") -> None:
     """Decide about one request; a CoLD request gets its ``Stream`` in ``extra_args``.
 
     Args:
-        config: The engine's configuration.
+        processor: vLLM's InputProcessor.
+        prompt: What it was given.
         params: What the caller passed: SamplingParams or ColdParams.
         request: What vLLM made of it; changed in place.
-        adapters: Adapters that can be named as ``cold_amateur``, by name.
 
     Raises:
         ValueError: the request asks for CoLD and cannot have it; says why.
     """
     sampling = request.sampling_params
-    args = parse_request_args(sampling.extra_args)
-    decision = decide(config, args, request.lora_request, adapters, params)
-    if decision is None:
-        if args.enabled is False:
-            sampling.extra_args = without_cold(sampling.extra_args)
+    config = processor.vllm_config
+    recipe = prompts.recipe_of(prompt)
+    prepared = recipe.prepared
+    if prepared is None:
+        args = parse_request_args(sampling.extra_args)
+        adapters = getattr(processor, "cold_adapters", {})
+        plan = decide(config, args, request.lora_request, adapters, params)
+        if plan is None:
+            if args.enabled is False:
+                sampling.extra_args = without_cold(sampling.extra_args)
+            return
+        _check_kind(request)
+        prepared = prepare(processor, recipe, plan)
+    if prepared.plan is None:
         return
-    settings, amateur = decision
+    _check_kind(request)
+    check_prompts(prepared, request.lora_request, request.prompt_token_ids)
+    lengths = lengths_of(prepared, len(request.prompt_token_ids or request.prompt_embeds))
+    fit_context(config, sampling, prepared, lengths)
+    check_capacity(config, sampling.max_tokens, lengths)
+    stream = Stream(
+        prepared.plan.settings,
+        tuple(
+            AmateurStream(one.weight.weight, one.weight.adaptive, _as_data(one.adapter), ids)
+            for one, ids in zip(prepared.plan.amateurs, prepared.prompts, strict=True)
+        ),
+    )
+    sampling.extra_args = stream.to_extra_args(sampling.extra_args)
+    if isinstance(sampling, ColdParams):  # this request's own copy: all is said now
+        sampling.amateur = sampling.amateurs = None
+
+
+def _check_kind(request: "EngineCoreRequest") -> None:
     if request.mm_features:
         raise ValueError("CoLD does not support multimodal prompts; send text only.")
     if request.resumable:
         raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
-    _check_capacity(config, request)
-    stream = Stream(
-        settings,
-        None
-        if amateur is None
-        else {
-            name: value
-            for name in amateur.__struct_fields__
-            if (value := getattr(amateur, name)) is not None
-        },
-    )
-    sampling.extra_args = stream.to_extra_args(sampling.extra_args)
 
 
-def _find_adapter(name: str, adapters: Mapping[str, "LoRARequest"]) -> "LoRARequest":
-    found = adapters.get(name)
-    if found is None:
-        loaded = ", ".join(sorted(adapters)) or "none"
-        raise ColdError("cold_amateur", name, f"no such adapter is loaded (loaded: {loaded})")
-    return found
-
-
-def _check_amateur(
-    field: str, config: "VllmConfig", expert: "LoRARequest", amateur: "LoRARequest"
-) -> None:
-    if amateur.lora_int_id == expert.lora_int_id or amateur.lora_name == expert.lora_name:
-        raise ColdError(
-            field,
-            amateur.lora_name,
-            "must differ from the expert; leave it out to contrast with the base model",
-        )
-    if config.lora_config.max_loras < 2:
-        raise ColdError(
-            field,
-            amateur.lora_name,
-            f"expert and amateur are two adapters in one batch, but max_loras="
-            f"{config.lora_config.max_loras}; start the engine with max_loras (--max-loras) >= 2",
-        )
+def _as_data(adapter: "LoRARequest | None") -> dict[str, Any] | None:
+    if adapter is None:
+        return None
+    values = {name: getattr(adapter, name) for name in adapter.__struct_fields__}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_files(config: "VllmConfig", params: Any) -> None:
@@ -212,50 +182,24 @@ def check_files(config: "VllmConfig", params: Any) -> None:
     Raises:
         ValueError: a worker could not load it; says why.
     """
-    amateur = getattr(params, "amateur", None)
-    if amateur is None or config.lora_config is None:
+    if not isinstance(params, ColdParams) or config.lora_config is None:
         return
-    path = os.path.expanduser(amateur.lora_path)
+    for one in params.contrast():
+        if one.lora_request not in (None, UNSET):
+            _check_file(config.lora_config.max_lora_rank, one.lora_request)
+
+
+def _check_file(max_rank: int, adapter: "LoRARequest") -> None:
+    path = os.path.expanduser(adapter.lora_path)
     if not (os.path.isabs(path) or os.path.exists(path) or os.environ.get("HF_HUB_OFFLINE") == "1"):
         return  # a name on a hub
     try:
         rank = adapter_config.read(path).rank
     except ValueError as error:
-        raise ColdError("amateur", amateur.lora_name, str(error)) from error
-    if rank > config.lora_config.max_lora_rank:
+        raise ColdError("amateur", adapter.lora_name, str(error)) from error
+    if rank > max_rank:
         raise ColdError(
             "amateur",
-            amateur.lora_name,
-            f"its rank {rank} is above the engine's max_lora_rank="
-            f"{config.lora_config.max_lora_rank}",
-        )
-
-
-def _check_capacity(config: "VllmConfig", request: "EngineCoreRequest") -> None:
-    """Refuse what could never finish: both streams at their full length, in vLLM's blocks."""
-    cache = config.cache_config
-    num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
-    if not num_blocks or not block_size:
-        return  # not known yet in this process; the scheduler ends such a request with an error
-    parallel = config.parallel_config
-    block_size *= getattr(parallel, "decode_context_parallel_size", 1)
-    local = getattr(parallel, "local_engines_only", False)
-    engines = parallel.data_parallel_size_local if local else parallel.data_parallel_size
-    prompt = len(request.prompt_token_ids or request.prompt_embeds)
-    # The last token is sampled, but nothing is computed for it.
-    length = min(
-        prompt + (request.sampling_params.max_tokens or 1) - 1, config.model_config.max_model_len
-    )
-    num_blocks //= engines
-    # vLLM keeps one block as the null block, and the watermark's free when the amateur is admitted.
-    watermark = int(getattr(config.scheduler_config, "watermark", 0.0) * num_blocks)
-    usable = num_blocks - 1 - watermark
-    needed = 2 * -(-length // block_size)
-    if needed > usable:
-        raise ColdError(
-            "max_tokens",
-            request.sampling_params.max_tokens,
-            f"with the prompt's {prompt} tokens, the two streams of a CoLD request need {needed} "
-            f"KV cache blocks of {block_size} tokens, and the engine has {usable}; lower "
-            "max_tokens, shorten the prompt or enlarge the KV cache",
+            adapter.lora_name,
+            f"its rank {rank} is above the engine's max_lora_rank={max_rank}",
         )

@@ -6,20 +6,23 @@ vLLM's ``--config`` YAML. The values end up in ``additional_config["cold"]``, vL
 settings of extensions. (``AsyncEngineArgs.add_cli_args`` loads the plugins itself, so the first
 call in a process runs before it could be wrapped; it calls this one right after that.)
 ``from_cli_args`` also names the middleware that tells clients what was used in vLLM's option
-``--middleware``, where LoRA is on. Since: 0.23 to 0.33. Can go: when plugins can add arguments.
+``--middleware``, where CoLD may be used.
+Since: 0.23 to 0.33. Can go: when plugins can add arguments.
 """
 
 import argparse
 from collections.abc import Callable
 from typing import Any
 
+from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.settings import (
     DEFAULT_BETA,
-    KNOBS,
+    ENGINE,
     REQUEST_KEYS,
     ColdError,
     check,
     check_together,
+    preset_knobs,
     read,
 )
 from vllm_cold.vllm.patching import Place
@@ -32,13 +35,16 @@ _MIDDLEWARE = "vllm_cold.vllm.frontend.serving.Header"
 def _checked(name: str) -> Callable[[str], Any]:
     """Argparse's ``type`` of a knob: it puts the option's name in front of the error."""
 
-    def value(text: str) -> Any:
+    def checked(text: str) -> Any:
         try:
-            return check(name, read(name, text), "")
+            value = check(name, read(name, text), "")
+            if name == "without":
+                read_without("", value)
+            return value
         except ColdError as error:
             raise argparse.ArgumentTypeError(f"{text!r}: {error.problem}") from error
 
-    return value
+    return checked
 
 
 def _option(name: str) -> str:
@@ -50,8 +56,9 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
         parser = original(parser, *args, **kwargs)
         group = parser.add_argument_group(
             title="Contrastive LoRA Decoding (vllm-cold)",
-            description="Defaults for requests that name a LoRA adapter; each request can "
-            f"override them with vllm_xargs ({', '.join(REQUEST_KEYS)}).",
+            description="Defaults for requests that name a LoRA adapter, or, with "
+            f"{_option('without')}, for chats; each request can override them with vllm_xargs "
+            f"({', '.join(REQUEST_KEYS)}).",
         )
         theirs = next((a for a in parser._actions if _SAMPLER in a.option_strings), None)
         if theirs is None:
@@ -63,7 +70,7 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
             )
         else:
             _extend(theirs)
-        for name, knob in KNOBS.items():
+        for name, knob in ENGINE.items():
             group.add_argument(_option(name), type=_checked(name), default=None, help=knob.about)
         return parser
 
@@ -85,17 +92,22 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         cls: type[Any], args: argparse.Namespace, *further: Any, **kwargs: Any
     ) -> Any:
         middleware = getattr(args, "middleware", None)
-        if getattr(args, "enable_lora", False) and isinstance(middleware, list):
-            args.middleware = [*(m for m in middleware if m != _MIDDLEWARE), _MIDDLEWARE]
         chosen = getattr(args, "sampler", None) == _COLD
+        given = {
+            key: value
+            for key in ENGINE
+            if (value := getattr(args, f"cold_{key}", None)) is not None
+        }
+        additional = getattr(args, "additional_config", None)
+        cold = additional.get(_COLD) if isinstance(additional, dict) else None
+        asked = chosen or given or cold not in (None, False)
+        if isinstance(middleware, list) and (asked or getattr(args, "enable_lora", False)):
+            args.middleware = [*(m for m in middleware if m != _MIDDLEWARE), _MIDDLEWARE]
         if chosen and "sampler" in getattr(cls, "__dataclass_fields__", ()):
             # vLLM's own option does not know this value.
             args = argparse.Namespace(**vars(args))
             args.sampler = cls.__dataclass_fields__["sampler"].default
         engine_args = original(cls, args, *further, **kwargs)
-        given = {
-            key: value for key in KNOBS if (value := getattr(args, f"cold_{key}", None)) is not None
-        }
         if not chosen and not given:
             return engine_args
         additional = dict(engine_args.additional_config or {})
@@ -108,9 +120,8 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         if chosen:
             cold["enabled"] = True
         try:
-            check_together(
-                _option("beta_max"), given.get("beta_max"), cold.get("beta", DEFAULT_BETA)
-            )
+            values = {"beta": DEFAULT_BETA, **preset_knobs(cold.get("preset")), **cold}
+            check_together(_option("beta_max"), given.get("beta_max"), values["beta"])
         except ColdError as error:
             raise SystemExit(f"vllm: error: {error}") from error
         additional["cold"] = cold

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vllm_cold.cpu_lora import cpu_platform
-from vllm_cold.method.settings import EngineDefaults, parse_engine_defaults
+from vllm_cold.method.arguments import EngineDefaults, parse_engine_defaults
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.worker import followers
 
@@ -21,11 +21,28 @@ ASYNC_SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdAsyncScheduler"
 PROCESSOR_V1 = "vllm_cold.vllm.worker.processor_v1:ColdLogitsProcessorV1"
 PROCESSOR_V2 = "vllm_cold.vllm.worker.processor_v2:ColdLogitsProcessorV2"
 
+# What each stream of a request takes one of.
+SEATS = (
+    ("max_num_seqs", "sequences"),
+    ("max_num_active_seqs", "sequences"),
+    ("max_num_batched_tokens", "tokens a step"),
+    ("max_num_scheduled_tokens", "tokens a step"),
+)
+
 
 def engine_defaults(config: "VllmConfig") -> EngineDefaults:
     """``additional_config["cold"]``, checked."""
+    return parse_engine_defaults(_said(config))
+
+
+def is_asked_for(config: "VllmConfig") -> bool:
+    """Whether whoever started the engine wants CoLD to be there, as a default or not."""
+    return _said(config) not in (None, False)
+
+
+def _said(config: "VllmConfig") -> object:
     additional = config.additional_config
-    return parse_engine_defaults(additional.get("cold") if isinstance(additional, dict) else None)
+    return additional.get("cold") if isinstance(additional, dict) else None
 
 
 def is_configured(config: "VllmConfig") -> bool:
@@ -55,9 +72,13 @@ def unsupported(config: "VllmConfig") -> str | None:
     model, scheduler = config.model_config, config.scheduler_config
     if model.runner_type == "pooling":
         return "it serves a pooling model, which generates no tokens; use a generative model."
-    if config.lora_config is None:
-        return "LoRA is off; start the engine with enable_lora=True (--enable-lora)."
-    if cpu_platform.uses_stock_lora():
+    if config.lora_config is None and not is_asked_for(config):
+        return (
+            "LoRA is off, and the engine was not asked for CoLD; start it with enable_lora=True "
+            '(--enable-lora), or to contrast prompts alone with additional_config={"cold": True} '
+            "(--sampler cold)."
+        )
+    if config.lora_config is not None and cpu_platform.uses_stock_lora():
         return (
             f"{cpu_platform.ENV}=stock leaves LoRA on CPU to vLLM's own operations, which CoLD "
             "does not use (before 0.33 they give rows of the base model an adapter); unset it."
@@ -67,16 +88,13 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which CoLD does not "
             "replace; leave scheduler_cls (--scheduler-cls) unset."
         )
-    for option, needed in (
-        ("max_num_seqs", "two sequences"),
-        ("max_num_active_seqs", "two sequences"),
-        ("max_num_batched_tokens", "two tokens a step"),
-        ("max_num_scheduled_tokens", "two tokens a step"),
-    ):
+    for option, what in SEATS:
         value = getattr(scheduler, option, None)
         if value is not None and value < 2:
             flag = "--" + option.replace("_", "-")
-            return f"{option}={value}: a CoLD request takes {needed}; set it ({flag}) to 2 or more."
+            return (
+                f"{option}={value}: a CoLD request takes two {what}; set it ({flag}) to 2 or more."
+            )
     if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
         return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
     if config.speculative_config is not None:
@@ -106,7 +124,7 @@ def unsupported(config: "VllmConfig") -> str | None:
         )
     if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
         return (
-            "batch-sharded sampling is on, which may put the two streams on different ranks; "
+            "batch-sharded sampling is on, which may put the streams on different ranks; "
             "leave it off (enable_batch_sharded_sampling)."
         )
     stages = getattr(config.parallel_config, "pipeline_parallel_size", 1)

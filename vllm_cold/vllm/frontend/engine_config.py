@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: ``EngineArgs.create_engine_config``, where every engine's configuration is final.
 
-Why: an engine with LoRA gets the pair scheduler and the logits processor of its model runner
-through two public options, ``scheduler_config.scheduler_cls`` and
+Why: an engine with LoRA, or one that asks for CoLD, gets CoLD's scheduler and the logits processor
+of its model runner through two public options, ``scheduler_config.scheduler_cls`` and
 ``model_config.logits_processors``. (The entry point ``vllm.logits_processors`` would not do: each
 model runner refuses the other's class there, which would break every engine on the machine.)
-Engines without LoRA, and engines in which CoLD cannot work, are left as they are.
+Other engines without LoRA, and engines in which CoLD cannot work, are left as they are.
 Since: 0.23 to 0.33. Can go: when vLLM lets plugins set these options.
 """
 
@@ -13,9 +13,10 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.method.settings import EngineDefaults
+from vllm_cold.method.amateurs import read_without
+from vllm_cold.method.arguments import EngineDefaults
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import admission, metrics, serving
+from vllm_cold.vllm.frontend import admission, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -41,7 +42,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         config = original(self, *args, **kwargs)
         configure(config)
         if is_configured(config):
-            availability.install((*metrics.PLACES, *admission.ASYNC))
+            availability.install((*metrics.PLACES, *admission.ASYNC, *prompts.PLACES))
             _say(engine_defaults(config))
         return config
 
@@ -64,7 +65,10 @@ def _prepare_front_end(usage_context: Any) -> None:
 def _say(defaults: EngineDefaults) -> None:
     if defaults.enabled:
         values = ", ".join(f"{k}={v}" for k, v in defaults.settings.as_dict().items())
-        what = f"the default for requests that name an adapter, with {values}"
+        which = "requests that name an adapter"
+        if (without := defaults.contrast.without) is not None:
+            which = f"chats (against the same without {without}), not for completions"
+        what = f"the default for {which}, with {values}"
     else:
         what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
     logger.info(
@@ -81,6 +85,8 @@ def configure(config: "VllmConfig") -> None:
         ValueError: if the engine's defaults ask for CoLD and it cannot; says why.
     """
     defaults = engine_defaults(config)
+    if (without := defaults.contrast.without) is not None:
+        read_without('additional_config["cold"]["without"]', without)
     if is_configured(config):
         return
     try:

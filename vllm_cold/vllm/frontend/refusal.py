@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.method.settings import parse_engine_defaults, parse_request_args
+from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.vllm.frontend.errors import request_error
 from vllm_cold.vllm.patching import Place
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: ``OpenAIServingModels.__init__``, the protocols' ``to_beam_search_params`` and
-``to_sampling_params``, ``AsyncLLM.generate``, and ``LLM.beam_search``.
+``to_sampling_params``, ``OnlineRenderer.preprocess_chat`` and ``.preprocess_cmpl``,
+``AsyncLLM.generate``, and ``LLM.beam_search``.
 
 Why:
 
@@ -9,6 +10,8 @@ Why:
 - ``to_sampling_params`` runs before a streamed response starts, so a wrong request gets its HTTP
   400 there; admission itself comes after the headers. It sees the whole body, in which our keys may
   stand where vLLM ignores them.
+- ``OnlineRenderer`` makes a request's prompt; the amateurs' are made right behind it, where the
+  body and the template's arguments are known, before a response starts, and off the event loop.
 - Beam search makes its own sampling parameters, so a request for both would silently lose one.
 - A request that the scheduler ends with an error has its sentence in ``stop_reason``; vLLM's
   servers would say "Internal server error".
@@ -23,15 +26,27 @@ import json
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from contextvars import ContextVar
+from dataclasses import replace
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import msgspec
 
-from vllm_cold.method.settings import ColdError, check_placement, parse_request_args
+from vllm_cold.method.amateurs import Part
+from vllm_cold.method.arguments import check_placement, parse_request_args
+from vllm_cold.method.settings import ColdError
 from vllm_cold.params import ColdParams
-from vllm_cold.vllm.frontend import admission
+from vllm_cold.vllm.frontend import prompts
 from vllm_cold.vllm.frontend.config import engine_defaults, is_configured
 from vllm_cold.vllm.frontend.errors import generation_error, request_error
+from vllm_cold.vllm.frontend.plan import (
+    Plan,
+    check_prompts,
+    decide,
+    plain_search,
+    prepare_async,
+)
 from vllm_cold.vllm.patching import Place
 
 HEADER = b"x-cold"
@@ -39,6 +54,8 @@ HEADER = b"x-cold"
 _models: Any = None  # this process's OpenAIServingModels
 # Of the HTTP request that is being answered; its last entry becomes the header.
 _used: ContextVar[list[str] | None] = ContextVar("used", default=None)
+# The request whose prompts were made last; it was looked at.
+_looked_at: ContextVar[Any] = ContextVar("looked_at", default=None)
 
 
 def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -52,12 +69,51 @@ def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
     return __init__
 
 
+def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+    """Of a chat's messages, or of a completion's prompts."""
+
+    async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+        found = await original(self, request, *args, **kwargs)
+        if _models is None or not hasattr(request, "vllm_xargs"):
+            return found
+        if getattr(request, "use_beam_search", False):
+            return found  # refused where it wants CoLD too
+        made = found[1] if isinstance(found, tuple) else found
+        try:
+            made[:] = await _prepare(self, request, made)
+        except ValueError as error:
+            raise request_error(error) from error
+        return found
+
+    return preprocess
+
+
+async def _prepare(online: Any, request: Any, made: list[Any]) -> list[Any]:
+    """What vLLM made of a request's prompts, with the amateurs' prompts."""
+    plan = _look_at(request)
+    if plan is None or not made or not all(map(prompts.is_tokens, made)):
+        return made
+    if len(made) > 1 and any(isinstance(one.prompt.source, Part) for one in plan.amateurs):
+        raise ColdError("cold_part", len(made), "is for one prompt, and this is how many there are")
+    processor = _models.engine_client.input_processor
+    expert = _models.lora_requests.get(request.model)
+    prepared = []
+    for one in made:
+        recipe = replace(prompts.recipe_of(one), server=online)
+        found = await prepare_async(processor, recipe, plan)
+        if found.plan is not None:
+            check_prompts(found, expert, one["prompt_token_ids"])
+        prepared.append(prompts.with_prepared(one, found))
+    _say(request, found.plan)
+    return prepared
+
+
 def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
-        admission.plain_search.set(False)
-        if _models is not None:
+        plain_search.set(False)
+        if _models is not None and _looked_at.get() is not self:
             try:
-                _look_at(self)
+                _say(self, _look_at(self))
             except ValueError as error:
                 raise request_error(error) from error
         return original(self, *args, **kwargs)
@@ -65,22 +121,23 @@ def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     return to_sampling_params
 
 
-def _look_at(request: Any) -> None:
-    """Refuse a body that cannot have what it asks for; note what it will be decoded with."""
+def _look_at(request: Any) -> Plan | None:
+    """Refuse a body that cannot have what it asks for; how it will be decoded with CoLD."""
     check_placement(request.model_extra)
     config, adapters = _models.engine_client.vllm_config, _models.lora_requests
     args = parse_request_args(request.vllm_xargs)
-    decision = admission.decide(config, args, adapters.get(request.model), adapters)
-    if not is_configured(config):
-        return
-    _check_sendable(request.vllm_xargs)
-    if (used := _used.get()) is not None:
-        said: dict[str, Any] = {"cold": int(decision is not None)}
-        if decision is not None:
-            settings, amateur = decision
-            said |= settings.as_dict()
-            said["amateur"] = None if amateur is None else amateur.lora_name
-        used.append(json.dumps(said))
+    plan = decide(config, args, adapters.get(request.model), adapters)
+    if is_configured(config):
+        _check_sendable(request.vllm_xargs)
+    return plan
+
+
+def _say(request: Any, plan: Plan | None) -> None:
+    """Note what a request will be decoded with."""
+    _looked_at.set(request)
+    used = _used.get()
+    if used is not None and is_configured(_models.engine_client.vllm_config):
+        used.append(json.dumps({"cold": 0} if plan is None else {"cold": 1, **plan.as_dict()}))
 
 
 def _check_sendable(xargs: Any) -> None:
@@ -99,8 +156,10 @@ def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
         try:
             check_placement(self.model_extra)
             wants = parse_request_args(self.vllm_xargs).enabled
-            if wants is None and _models is not None and self.model in _models.lora_requests:
-                wants = engine_defaults(_models.engine_client.vllm_config).enabled
+            if wants is None and _models is not None:
+                defaults = engine_defaults(_models.engine_client.vllm_config)
+                left_out = defaults.contrast.without is not None and hasattr(self, "messages")
+                wants = defaults.enabled and (self.model in _models.lora_requests or left_out)
             if wants:
                 raise ColdError(
                     "use_beam_search",
@@ -111,7 +170,7 @@ def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
         except ValueError as error:
             raise request_error(error) from error
         # The parameters that beam search makes for its steps do not carry vllm_xargs.
-        admission.plain_search.set(True)
+        plain_search.set(True)
         return original(self, *args, **kwargs)
 
     return to_beam_search_params
@@ -133,10 +192,14 @@ def _may_use_cold(config: Any, sampling_params: Any, kwargs: dict[str, Any]) -> 
     """Whether a request may be one for CoLD; others are not to be slowed down by a look at each
     of their outputs.
     """
-    if not is_configured(config) or kwargs.get("lora_request") is None:
+    if not is_configured(config):
         return False
     enabled = parse_request_args(sampling_params.extra_args).enabled
-    return engine_defaults(config).enabled if enabled is None else enabled
+    if enabled is not None:
+        return enabled
+    defaults = engine_defaults(config)
+    has_amateur = kwargs.get("lora_request") or defaults.contrast.without is not None
+    return defaults.enabled and bool(has_amateur)
 
 
 async def _with_the_reason(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
@@ -166,7 +229,7 @@ class Header:
                 message = {**message, "headers": headers}
             await send(message)
 
-        admission.plain_search.set(False)  # of an earlier request on this connection
+        plain_search.set(False)  # of an earlier request on this connection
         token = _used.set(used)
         try:
             await self._app(scope, receive, send_with_header)
@@ -196,6 +259,20 @@ _OPENAI = "vllm.entrypoints.openai."
 OFFLINE = (Place("vllm:LLM.beam_search", _make_beam_search, ("prompts", "params", "lora_request")),)
 
 
+_RENDERER = "vllm.renderers.online_renderer:OnlineRenderer"
+_RENDERER_024 = "vllm.entrypoints.serve.render.serving:OpenAIServingRender"  # until then
+
+
+def _renderer() -> str:
+    return _RENDERER if find_spec(_RENDERER.partition(":")[0]) else _RENDERER_024
+
+
+def online_renderer() -> Any:
+    """The class of vLLM's that makes prompts of requests."""
+    module, _, name = _renderer().partition(":")
+    return getattr(import_module(module), name)
+
+
 def online() -> tuple[Place, ...]:
     """For an API server process."""
     searching = (
@@ -203,7 +280,12 @@ def online() -> tuple[Place, ...]:
         "chat_completion.protocol:ChatCompletionRequest",
     )
     sampling = (*searching, "responses.protocol:ResponsesRequest")
+    renderer = _renderer()
     return (
+        *(
+            Place(f"{renderer}.{name}", _make_preprocess, ("request",))
+            for name in ("preprocess_chat", "preprocess_cmpl")
+        ),
         Place(_OPENAI + "models.serving:OpenAIServingModels.__init__", _make_models_init),
         *(Place(f"{_OPENAI}{p}.to_beam_search_params", _make_beam_params) for p in searching),
         *(Place(f"{_OPENAI}{p}.to_sampling_params", _make_sampling_params) for p in sampling),

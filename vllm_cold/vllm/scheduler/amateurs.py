@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the amateur of a CoLD request: a request of vLLM's like its expert.
+"""Makes the amateurs of a CoLD request: requests of vLLM's like their expert.
 
 Touched in vLLM: ``Request`` and ``SamplingParams``.
 """
@@ -11,48 +11,66 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
-from vllm_cold.group.stream import Stream
+from vllm_cold.group.stream import AmateurStream, Stream
 
 
-def make_amateur(expert: Request, stream: Stream) -> Request:
-    """The twin of ``expert``; also gives the expert its half of the pair's description.
+def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
+    """The expert, which also gets its part of the group's description, and its amateurs.
 
     Args:
         expert: The client's request.
-        stream: Its streams, as admission described them, with the pair's id.
+        stream: Its streams, as admission described them, with the group's id.
     """
-    params: SamplingParams = copy.copy(expert.sampling_params)
-    twin = copy.copy(params)
-    args = params.extra_args
-    params.extra_args = structs.replace(stream, role="expert").to_extra_args(args)
-    twin.extra_args = structs.replace(stream, role="amateur").to_extra_args(args)
-    expert.sampling_params = params
+    args = expert.sampling_params.extra_args
+    # Workers need no more than the weights.
+    weights = tuple(structs.replace(a, adapter=None, prompt=None) for a in stream.amateurs)
+    of_workers = structs.replace(stream, amateurs=weights)
+    asked: SamplingParams = copy.copy(expert.sampling_params)
+    asked.extra_args = structs.replace(of_workers, index=0).to_extra_args(args)
+    expert.sampling_params = asked
+    amateurs = []
+    for index, amateur in enumerate(stream.amateurs, 1):
+        params = _params(asked)
+        params.extra_args = structs.replace(of_workers, index=index).to_extra_args(args)
+        amateurs.append(_make_amateur(expert, amateur, index, params))
+    return expert, *amateurs
+
+
+def _params(asked: SamplingParams) -> SamplingParams:
+    params: SamplingParams = copy.copy(asked)
     # What would be done twice or for nobody: the amateur is told its tokens, its outputs are
     # dropped and its end is the expert's. It keeps a seed: for a batch in which some rows have one
     # and some have none, the V1 runner draws twice.
-    twin.top_p, twin.top_k, twin.min_p = 1.0, 0, 0.0
-    twin.logprobs = twin.prompt_logprobs = None
-    twin.structured_outputs = None
-    twin.stop_token_ids = []
-    twin.repetition_detection = None
-    twin._eos_token_id = None
-    twin.min_tokens = 0
-    twin.bad_words = []
-    twin._bad_words_token_ids = None
-    twin.allowed_token_ids = None
+    params.top_p, params.top_k, params.min_p = 1.0, 0, 0.0
+    params.logprobs = params.prompt_logprobs = None
+    params.structured_outputs = None
+    params.stop_token_ids = []
+    params.repetition_detection = None
+    params._eos_token_id = None
+    params.min_tokens = 0
+    params.bad_words = []
+    params._bad_words_token_ids = None
+    params.allowed_token_ids = None
     for optional in ("prompt_logprob_token_ids", "logprob_token_ids"):
-        if hasattr(twin, optional):
-            setattr(twin, optional, None)
+        if hasattr(params, optional):
+            setattr(params, optional, None)
+    return params
+
+
+def _make_amateur(
+    expert: Request, amateur: AmateurStream, index: int, params: SamplingParams
+) -> Request:
+    own = amateur.prompt is not None
     return Request(
-        request_id=f"{expert.request_id}-amateur",
+        request_id=f"{expert.request_id}-amateur-{index}",
         client_index=expert.client_index,
-        prompt_token_ids=expert.prompt_token_ids,
-        prompt_embeds=expert.prompt_embeds,
-        prompt_is_token_ids=expert.prompt_is_token_ids,
-        sampling_params=twin,
+        prompt_token_ids=amateur.prompt if own else expert.prompt_token_ids,
+        prompt_embeds=None if own else expert.prompt_embeds,
+        prompt_is_token_ids=None if own else expert.prompt_is_token_ids,
+        sampling_params=params,
         pooling_params=None,
         arrival_time=expert.arrival_time,
-        lora_request=LoRARequest(**stream.amateur) if stream.amateur else None,
+        lora_request=LoRARequest(**amateur.adapter) if amateur.adapter else None,
         cache_salt=expert.cache_salt,
         priority=expert.priority,
         block_hasher=expert._block_hasher,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pair scheduler does with a step's results.
+"""What the scheduler does with a step's results.
 
-The amateurs' outputs are dropped, the streams compared, pairs ended, figures counted and sent on.
+The amateurs' outputs are dropped, the streams compared, groups ended, figures counted and sent on.
 """
 
 import logging
@@ -12,7 +12,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.group.lockstep import Pair
+from vllm_cold.group.lockstep import Group
 from vllm_cold.group.tally import Counts, Figures
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm.scheduler.stats import attach
@@ -20,23 +20,23 @@ from vllm_cold.vllm.worker import outputs
 
 logger = logging.getLogger("vllm." + __name__)
 
-# For so many steps after the last pair the front ends hear from us.
+# For so many steps after the last group the front ends hear from us.
 LAST_REPORTS = 32
 NOT_SCORED = (
     "CoLD: a token was sampled from rows that nobody scored; the result would be wrong. Please "
     "report this with the engine's log."
 )
 
-RequestPair = Pair[Request]
+RequestGroup = Group[Request]
 
 
-class ReadsResults(Scheduler):  # type: ignore[misc]
-    """The part of the pair scheduler that meets what the workers found."""
+class ResultScheduling(Scheduler):  # type: ignore[misc]
+    """The part of the scheduler that meets what the workers found."""
 
-    _pairs: dict[str, RequestPair]
+    _groups: dict[str, RequestGroup]
     _errors: dict[str, str]
     _counts: Counts
-    _beginners: dict[str, int]
+    _new_amateurs: dict[str, int]
     _steps_in_flight: int
     _to_report: int
 
@@ -45,7 +45,7 @@ class ReadsResults(Scheduler):  # type: ignore[misc]
     ) -> dict[int, EngineCoreOutputs]:
         scored: dict[str, Figures] = {}
         ended: list[tuple[Request, EngineCoreOutput]] = []
-        if self._pairs:
+        if self._groups:
             scored = self._scored(scheduler_output, model_runner_output)
             # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
             ended = self._end_failed()
@@ -53,7 +53,7 @@ class ReadsResults(Scheduler):  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
         self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
-        if self._pairs:
+        if self._groups:
             ended += self._after_output(scheduler_output, outputs)
         for expert, output in ended:
             outputs.setdefault(expert.client_index, EngineCoreOutputs()).outputs.append(output)
@@ -65,25 +65,25 @@ class ReadsResults(Scheduler):  # type: ignore[misc]
     def _scored(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
     ) -> dict[str, Figures]:
-        """The figures of each pair that got a token in this step, by its expert's id. A pair whose
-        token is none must end.
+        """The figures of each group that got a token in this step, by its expert's id. A group
+        whose token is none must end.
         """
         row, tokens = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
         found = outputs.from_worker(model_runner_output)
         scored = {}
         for request_id in scheduler_output.num_scheduled_tokens:
-            pair = self._pairs.get(request_id)
-            if pair is None or request_id != pair.expert.request_id:
+            group = self._groups.get(request_id)
+            if group is None or request_id != group.request_id:
                 continue
-            figures = found.get(self._pair_id(pair.expert))
-            if figures is not None and figures.bad:
-                self._taint(pair)
+            figures = found.get(self._group_id(group.expert))
+            if figures is not None and figures.nonfinite:
+                self._mark_nonfinite(group)
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):
                 continue
             if figures is None:
                 self._errors[request_id] = NOT_SCORED
-            elif figures.bad:
+            elif figures.nonfinite:
                 self._errors[request_id] = NOT_FINITE
             else:
                 scored[request_id] = figures
@@ -92,14 +92,14 @@ class ReadsResults(Scheduler):  # type: ignore[misc]
     def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Send what was counted along with the statistics that vLLM made in this step.
 
-        Also for some steps after the last pair: of several front ends, each of which gets a part of
-        the messages, one that is slow must not have the last word on how many pairs there are.
+        Also for some steps after the last group: of several front ends, each of which gets a part
+        of the messages, one that is slow must not have the last word on how many there are.
         """
         running = waiting = 0
-        for pair in self._each_pair():
-            both = pair.expert.status == pair.amateur.status == RequestStatus.RUNNING
-            running += both
-            waiting += not both
+        for group in self._each_group():
+            complete = all(each.status == RequestStatus.RUNNING for each in group.streams)
+            running += complete
+            waiting += not complete
         for client in outputs.values():
             if client.scheduler_stats is not None:  # of one client in each step
                 attach(client.scheduler_stats, self._counts.take(running, waiting))
@@ -115,46 +115,46 @@ class ReadsResults(Scheduler):  # type: ignore[misc]
             The experts that ended with an error, and what their clients are told.
         """
         hidden: set[str] = set()
-        over: list[RequestPair] = []
+        groups: dict[str, RequestGroup] = {}
         for request_id in scheduler_output.num_scheduled_tokens:
-            pair = self._pairs.get(request_id)
-            if pair is None or request_id != pair.amateur.request_id:
+            group = self._groups.get(request_id)
+            if group is None or request_id == group.request_id:
                 continue
             hidden.add(request_id)
-            expert, amateur = pair.expert, pair.amateur
-            num_cached = self._beginners.pop(request_id, None)
-            if num_cached is not None:
+            groups[group.request_id] = group
+            if (num_cached := self._new_amateurs.pop(request_id, None)) is not None:
+                amateur = next(a for a in group.amateurs if a.request_id == request_id)
                 self._counts.prompt_tokens += amateur.num_prompt_tokens
                 self._counts.cached_prompt_tokens += num_cached
-            if (
-                expert.num_tokens != amateur.num_tokens
-                or expert.all_token_ids[-1] != amateur.all_token_ids[-1]
-                or (amateur.is_finished() and not expert.is_finished())
-            ):
+        over = []
+        for group in groups.values():
+            expert = group.expert
+            if any(_out_of_step(expert, amateur) for amateur in group.amateurs):
                 self._errors[expert.request_id] = (
                     f"CoLD: expert and amateur fell out of step at token {expert.num_tokens}; "
                     "the result would be wrong. Please report this with the engine's log."
                 )
             elif expert.is_finished():
-                over.append(pair)
+                over.append(group)
         hidden |= self._errors.keys()
         for client in outputs.values():
             if client.outputs and hidden:
                 client.outputs = [o for o in client.outputs if o.request_id not in hidden]
             self._counts.tokens += sum(
-                len(o.new_token_ids) for o in client.outputs if o.request_id in self._pairs
+                len(o.new_token_ids) for o in client.outputs if o.request_id in self._groups
             )
-        for pair in over:
-            super().finish_requests(pair.amateur.request_id, RequestStatus.FINISHED_ABORTED)
-            self._forget(pair)
+        for group in over:
+            amateurs = [amateur.request_id for amateur in group.amateurs]
+            super().finish_requests(amateurs, RequestStatus.FINISHED_ABORTED)
+            self._forget(group)
         return self._end_failed()
 
     def _end_failed(self) -> list[tuple[Request, EngineCoreOutput]]:
-        """End the pairs that must, with an error: their experts, and what the clients are told."""
-        return [self._end(self._pairs[i], why) for i, why in tuple(self._errors.items())]
+        """End the groups that must, with an error: their experts, and what the clients are told."""
+        return [self._end(self._groups[i], why) for i, why in tuple(self._errors.items())]
 
-    def _end(self, pair: RequestPair, message: str) -> tuple[Request, EngineCoreOutput]:
-        expert = pair.expert
+    def _end(self, group: RequestGroup, message: str) -> tuple[Request, EngineCoreOutput]:
+        expert = group.expert
         logger.error("%s (request %s)", message, expert.request_id)
         self.finish_requests(expert.request_id, RequestStatus.FINISHED_ERROR)
         return expert, EngineCoreOutput(
@@ -165,3 +165,11 @@ class ReadsResults(Scheduler):  # type: ignore[misc]
             events=expert.take_events(),
             trace_headers=expert.trace_headers,
         )
+
+
+def _out_of_step(expert: Request, amateur: Request) -> bool:
+    return (
+        expert.num_output_tokens != amateur.num_output_tokens
+        or expert.output_token_ids[-1:] != amateur.output_token_ids[-1:]
+        or (amateur.is_finished() and not expert.is_finished())
+    )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: the scheduler, as ``SchedulerConfig.scheduler_cls`` (public option).
 
-Why: a CoLD request is two requests that must be scheduled in step. The rules are
+Why: a CoLD request is several requests that must be scheduled in step. The rules are
 ``vllm_cold.group.lockstep``; this file only connects them to vLLM's scheduler, without a fork of
 ``schedule()``. What it relies on:
 
@@ -10,21 +10,23 @@ Why: a CoLD request is two requests that must be scheduled in step. The rules ar
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
   tokens can be capped *before* blocks are allocated and hashed. It is replaced during a pass with
-  pairs only; Mamba models are refused, so the hook is free. In 0.23 to 0.33. Can go: when vLLM
+  groups only; Mamba models are refused, so the hook is free. In 0.23 to 0.33. Can go: when vLLM
   offers a per-request cap.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
   ``get_request_counts``: overridden, each calls super.
-- The amateur is in ``self.requests`` but in no waiting queue, except inside a scheduling pass
-  right behind (or, if the expert already runs, in front of) everything else; so waiting counts
-  and queue order are those of the experts.
+- All streams are in ``self.requests``, but only one waits in a queue: the leader (before its turn
+  has come once, the expert, which vLLM has put there). Its followers are there inside a scheduling
+  pass only, right behind it (or, if it already runs, in front of everything else); so waiting
+  counts and queue order are those of the clients' requests.
 
-Since: 0.23 to 0.33. ``room`` looks at what there is, ``surgery`` takes out of a planned step,
-``results`` meets the outputs, ``amateurs`` makes the twins.
+Since: 0.23 to 0.33. ``capacity`` looks at what there is, ``planned_step`` takes out of a planned
+step, ``results`` meets the outputs, ``amateurs`` makes the other streams.
 """
 
 import inspect
 import logging
+import math
 import time
 import uuid
 from collections.abc import Iterable
@@ -37,53 +39,63 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.group.lockstep import Pair, Room, Step, Verdict, tokens_left, torn
+from vllm_cold.group.lockstep import (
+    Capacity,
+    Group,
+    Step,
+    Verdict,
+    followers_left,
+    is_split,
+    tokens_left,
+)
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.group.tally import Counts
-from vllm_cold.vllm.scheduler.amateurs import make_amateur
-from vllm_cold.vllm.scheduler.results import LAST_REPORTS, ReadsResults
-from vllm_cold.vllm.scheduler.room import OffersRoom
-from vllm_cold.vllm.scheduler.surgery import TakesOut
+from vllm_cold.vllm.scheduler.amateurs import make_streams
+from vllm_cold.vllm.scheduler.capacity import CapacityScheduling
+from vllm_cold.vllm.scheduler.planned_step import PlannedStepScheduling
+from vllm_cold.vllm.scheduler.results import LAST_REPORTS, ResultScheduling
 
 logger = logging.getLogger("vllm." + __name__)
 
-# Torn this often in a row with nothing else running: the pair does not fit the KV cache.
+# Split this often in a row with nothing else running: the group does not fit the KV cache.
 _MAX_FAILED_ALONE = 3
 _FIRST = -(2**62)
 
-RequestPair = Pair[Request]
+RequestGroup = Group[Request]
 
 
-class PairScheduling(OffersRoom, TakesOut, ReadsResults):
-    """What makes a vLLM scheduler schedule CoLD pairs; AsyncScheduler fits in behind it (MRO)."""
+class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultScheduling):
+    """What makes a vLLM scheduler schedule groups; AsyncScheduler fits in behind it (MRO)."""
 
     running: list[Request]
     need_mamba_block_aligned_split: bool
 
     # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
-    _pairs: dict[str, RequestPair] = {}
+    _groups: dict[str, RequestGroup] = {}
     _steps_in_flight = 0
     _to_report = 0
-    _tainted: set[int] = set()
+    _nonfinite_blocks: set[int] = set()
     log_stats = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._pairs = {}  # by the id of either stream
+        self._groups = {}  # by the id of each stream
         self._step: Step[Request] = Step(budget=0)
         self._budget = 0
         self._in_pass = False
         self._throttled = False  # whether vLLM holds prompts back in this pass
-        self._touched: dict[str, RequestPair] = {}  # pairs that this pass dealt with
-        self._queued: list[RequestPair] = []  # amateurs put into the queue in this pass
+        self._in_this_pass: dict[str, RequestGroup] = {}  # groups that it dealt with
+        # Followers put into a queue in this pass, and experts that wait there for their leaders.
+        self._queued: list[tuple[RequestGroup, Request]] = []
+        self._led_by_others: list[RequestGroup] = []
         self._steps_in_flight = 0
         self._errors: dict[str, str] = {}  # expert id -> why it must end
         self._counts = Counts()
         # Amateurs that have not been in a step yet -> prompt tokens found in the prefix cache.
-        self._beginners: dict[str, int] = {}
-        self._to_report = 0  # steps for which the front ends must hear from us, pairs or not
-        self._tainted = set()  # blocks to be cleared as soon as they are nobody's
-        # In a pair's id, so that no two engines have the same one: see ``worker.outputs``.
+        self._new_amateurs: dict[str, int] = {}
+        self._to_report = 0  # steps for which the front ends must hear from us, groups or not
+        self._nonfinite_blocks = set()  # to be cleared as soon as they are nobody's
+        # In a group's id, so that no two engines have the same one: see ``worker.outputs``.
         self._engine = uuid.uuid4().hex[:12]
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counted_by = inspect.signature(count).parameters
@@ -94,36 +106,37 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
         params = request.sampling_params
         stream = from_extra_args(params.extra_args) if params is not None else None
         super().add_request(request)
-        if stream is not None and request.request_id not in self._pairs:
-            stream = structs.replace(stream, pair=self._pair_id(request))
-            pair = Pair(request, make_amateur(request, stream))
-            self.requests[pair.amateur.request_id] = pair.amateur
-            self._pairs[request.request_id] = self._pairs[pair.amateur.request_id] = pair
+        if stream is not None and request.request_id not in self._groups:
+            stream = structs.replace(stream, group=self._group_id(request))
+            group = Group(make_streams(request, stream))
+            if group.leader is not request:
+                # In a queue by priority it must be in front of its followers.
+                group.leader.arrival_time = math.nextafter(request.arrival_time, -math.inf)
+            for each in group.streams:
+                self._groups[each.request_id] = group
+                self.requests[each.request_id] = each
             self._counts.requests += 1
             self._to_report = LAST_REPORTS
-            self._beginners[pair.amateur.request_id] = 0
+            self._new_amateurs |= {each.request_id: 0 for each in group.amateurs}
 
-    def _pair_id(self, expert: Request) -> str:
+    def _group_id(self, expert: Request) -> str:
         return f"{self._engine}:{expert.request_id}"
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
     ) -> list[Request]:
-        """Finish whole pairs; the amateurs are not reported."""
+        """Finish whole groups; the amateurs are not reported."""
         if isinstance(request_ids, str):
             request_ids = (request_ids,)
-        if self._pairs:
+        if self._groups:
             if request_ids is None:
                 request_ids = list(self.requests)
             ids = set(request_ids)
-            for request_id in tuple(ids):
-                if (pair := self._pairs.get(request_id)) is not None:
-                    ids |= {pair.expert.request_id, pair.amateur.request_id}
-            pairs = [p for i in ids if (p := self._pairs.get(i)) is not None]
-            finished = super().finish_requests(ids, finished_status)
-            amateurs = {p.amateur.request_id for p in pairs}
-            for pair in pairs:
-                self._forget(pair)
+            groups = {g.request_id: g for i in ids if (g := self._groups.get(i)) is not None}
+            amateurs = {a.request_id for g in groups.values() for a in g.amateurs}
+            finished = super().finish_requests(ids | groups.keys() | amateurs, finished_status)
+            for group in groups.values():
+                self._forget(group)
             # vLLM 0.23 reports (request id, client index), 0.32 the requests.
             return [
                 r
@@ -132,42 +145,46 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
             ]
         return super().finish_requests(request_ids, finished_status)  # type: ignore[no-any-return]
 
-    def _forget(self, pair: RequestPair) -> None:
-        self._pairs.pop(pair.expert.request_id, None)
-        self._pairs.pop(pair.amateur.request_id, None)
-        self._errors.pop(pair.expert.request_id, None)
-        self._beginners.pop(pair.amateur.request_id, None)
+    def _forget(self, group: RequestGroup) -> None:
+        self._errors.pop(group.request_id, None)
+        for each in group.streams:
+            self._groups.pop(each.request_id, None)
+            self._new_amateurs.pop(each.request_id, None)
 
     def get_request_counts(self) -> tuple[int, int]:
         """(running, waiting), a CoLD request counted once."""
         running, waiting = super().get_request_counts()
-        if self._pairs and not self._in_pass:
-            running -= sum(p.amateur.status == RequestStatus.RUNNING for p in self._each_pair())
+        if self._groups and not self._in_pass:
+            running -= sum(
+                follower.status == RequestStatus.RUNNING
+                for group in self._each_group()
+                for follower in group.followers
+            )
         return running, waiting
 
-    def _each_pair(self) -> Iterable[RequestPair]:
-        return (p for i, p in self._pairs.items() if i == p.amateur.request_id)
+    def _each_group(self) -> Iterable[RequestGroup]:
+        return (g for i, g in self._groups.items() if i == g.request_id)
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         """A CoLD request counts once; vLLM 0.23 does not ask ``get_request_counts``."""
         stats = super().make_stats(*args, **kwargs)
-        if stats is not None and self._pairs:
+        if stats is not None and self._groups:
             stats.num_running_reqs = self.get_request_counts()[0]
         return stats
 
     # ---- one scheduling pass -----------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        if not self._tainted:
+        if not self._nonfinite_blocks:
             return self._schedule(*args, **kwargs)
         # At the start of the step, before anybody computes with them.
-        blocks = self._free_tainted()
+        blocks = self._release_nonfinite_blocks()
         output = self._schedule(*args, **kwargs)
         output.new_block_ids_to_zero = [*(output.new_block_ids_to_zero or ()), *blocks]
         return output
 
     def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        if not self._pairs:
+        if not self._groups:
             return super().schedule(*args, **kwargs)
         self._budget = min(
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
@@ -188,21 +205,27 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
             del self._mamba_block_aligned_split  # the class's again
             self.need_mamba_block_aligned_split = before
             self._in_pass = False
-            self._touched = {}
+            self._in_this_pass = {}
 
     def _order_running(self) -> None:
-        """An expert whose amateur is not admitted yet runs last, so that nothing comes between
-        the two within a pass. With admission paused it must not hold what it cannot use.
+        """A leader that lacks a follower runs last, with those that it has, so that nothing comes
+        between them within a pass. With admission paused they must not hold what they cannot use.
         """
-        lonely = self._lonely()
-        if not lonely:
+        incomplete = self._incomplete()
+        if not incomplete:
             return
-        self.running = [r for r in self.running if r not in lonely]
+        streams = [
+            stream
+            for group in incomplete
+            for stream in (group.leader, *group.followers)
+            if stream.status == RequestStatus.RUNNING
+        ]
+        self.running = [r for r in self.running if r not in streams]
         if self.pause_state == PauseState.PAUSED_NEW:
-            for request in lonely:
+            for request in reversed(streams):
                 self._preempt_request(request, time.monotonic())
         else:
-            self.running += lonely
+            self.running += streams
 
     def _cap(
         self,
@@ -219,58 +242,70 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
             return 0
         num_cached = self._restored(num_new_local_computed_tokens)
         waiting = request.status != RequestStatus.RUNNING
-        pair = self._pairs.get(request.request_id)
-        if pair is not None and request is pair.amateur:
-            if waiting and request.request_id in self._beginners:
-                self._beginners[request.request_id] = num_cached
-            return self._step.clip_amateur(pair, num_new_tokens, num_cached)
-        if waiting and not self._step.may_admit(self._urgency(request)):
+        group = self._groups.get(request.request_id)
+        if group is not None and waiting and request.request_id in self._new_amateurs:
+            self._new_amateurs[request.request_id] = num_cached
+        if group is not None and request is not group.leader:
+            if waiting and group.request_id not in self._step.verdicts:
+                self._led_by_others.append(group)
+                return 0
+            return self._step.clip_follower(group, request, num_new_tokens, num_cached, waiting)
+        if waiting and not self._step.may_admit(self._priority(request)):
             return 0
-        if pair is None:
+        if group is None:
             if waiting and request.lora_request and not self._loras_fit(request):
                 return 0
             return self._step.clip_plain(num_new_tokens)
-        self._touched[request.request_id] = pair
-        room = self._room(pair, waiting)
-        granted = self._step.clip_expert(pair, num_new_tokens, num_cached, room, waiting)
+        self._in_this_pass[group.request_id] = group
+        capacity = self._capacity(group, waiting)
+        granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting)
         if granted == 0 and waiting:
-            self._unblock(pair, num_cached, room)
+            self._give_up_cache_hit(group, num_cached, capacity)
             return 0
-        if granted == 0 and not room.running:
-            self._step.wanting = self._urgency(request)
-        if self._step.admits_amateur(pair, room):
-            self._enqueue_amateur(pair, behind_head=waiting)
+        if granted == 0 and self._is_blocked(group, capacity):
+            self._step.blocked_priority = self._priority(request)
+        if admitted := self._step.admits(group, capacity):
+            self._enqueue(group, admitted, behind_head=waiting)
         return granted
 
-    def _urgency(self, request: Request) -> int:
+    def _is_blocked(self, group: RequestGroup, capacity: Capacity) -> bool:
+        """Whether all that a leader at its last token waits for is to have followers admitted."""
+        left = zip(followers_left(group, capacity), capacity.missing, strict=True)
+        return any(capacity.missing) and all(n == 1 for n, missing in left if not missing)
+
+    def _priority(self, request: Request) -> int:
         """Lower comes first; without the priority policy all are the same."""
         return request.priority if self.policy == SchedulingPolicy.PRIORITY else 0
 
-    def _unblock(self, pair: RequestPair, num_cached: int, room: Room) -> None:
-        """An expert whose prompt is cached up to the last token cannot wait for an amateur that
-        needs several steps: it has no token to be admitted with. It gives up its cache hit.
+    def _give_up_cache_hit(self, group: RequestGroup, num_cached: int, capacity: Capacity) -> None:
+        """A leader whose prompt is cached up to the last token cannot wait for followers that need
+        several steps: it has no token to be admitted with. So it computes its prompt anew.
         """
         # What the running requests leave in an ordinary step.
-        most = min(self._budget - 1 - len(self.running), room.chunk or self._budget)
-        if (
-            tokens_left(pair.expert, num_cached) == 1
-            and tokens_left(pair.amateur, room.num_cached) > most
+        budget = self._budget - 1 - len(self.running)
+        left = followers_left(group, capacity)
+        if tokens_left(group.leader, num_cached) == 1 and (
+            sum(left) > budget or max(left) > (capacity.chunk or budget)
         ):
-            pair.expert.skip_reading_prefix_cache = True
+            group.leader.skip_reading_prefix_cache = True
 
-    def _enqueue_amateur(self, pair: RequestPair, behind_head: bool) -> None:
-        """Put the amateur where this pass looks next: behind its expert, which is the head of
-        its queue, or in front of all.
+    def _enqueue(
+        self, group: RequestGroup, followers: tuple[Request, ...], behind_head: bool
+    ) -> None:
+        """Put followers where this pass looks next: behind their leader, which is the head of its
+        queue, or in front of all.
         """
+        leader = group.leader
         queue = next((q for q in self._waiting_queues() if q), self.waiting)
         if behind_head:
-            queue = next(q for q in self._waiting_queues() if q and q.peek_request() is pair.expert)
-        if self.policy == SchedulingPolicy.PRIORITY:
-            pair.amateur.priority = pair.expert.priority if behind_head else _FIRST
-            queue.add_request(pair.amateur)
-        else:
-            queue.insert(1 if behind_head else 0, pair.amateur)
-        self._queued.append(pair)
+            queue = next(q for q in self._waiting_queues() if q and q.peek_request() is leader)
+        for at, follower in enumerate(followers, behind_head):
+            if self.policy == SchedulingPolicy.PRIORITY:
+                follower.priority = leader.priority if behind_head else _FIRST
+                queue.add_request(follower)
+            else:
+                queue.insert(at, follower)
+            self._queued.append((group, follower))
 
     def _waiting_queues(self) -> list[Any]:
         """In the order in which vLLM drains them (0.23 has ``skipped_waiting``, 0.32
@@ -280,65 +315,80 @@ class PairScheduling(OffersRoom, TakesOut, ReadsResults):
         return [queue for n in names if (queue := getattr(self, n, None)) is not None]
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
-        pair = self._pairs.get(request.request_id)
+        group = self._groups.get(request.request_id)
         if self._in_pass:
             self._uncache_unwritten(request)
-            self._step.preempt(pair)
-            if pair is not None:
-                self._touched[pair.expert.request_id] = pair
+            self._step.preempt(group)
+            if group is not None:
+                self._in_this_pass[group.request_id] = group
         super()._preempt_request(request, *args, **kwargs)
-        if pair is not None and request is pair.expert:
+        if group is not None and request is group.leader:
             self._counts.preemptions += 1
-        if pair is not None and request is pair.amateur:
+        elif group is not None:
             self.waiting.remove_request(request)
 
     def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
-        if self._pairs:
-            self._settle(scheduler_output)
+        if self._groups:
+            self._after_pass(scheduler_output)
         self._steps_in_flight += bool(scheduler_output.num_scheduled_tokens)
         super()._update_after_schedule(scheduler_output)
 
-    def _settle(self, output: SchedulerOutput) -> None:
-        """After the pass: take back amateurs that were not admitted, preempt torn pairs."""
-        for pair in self._queued:
-            if pair.amateur.status != RequestStatus.RUNNING:
-                for queue in self._waiting_queues():
-                    queue.remove_requests((pair.amateur,))
-            pair.amateur.priority = pair.expert.priority
+    def _after_pass(self, output: SchedulerOutput) -> None:
+        """Take back followers that were not admitted, preempt groups that were split."""
+        for group, follower in self._queued:
+            if follower.status != RequestStatus.RUNNING:
+                self._dequeue(follower)
+            follower.priority = group.leader.priority
         self._queued.clear()
-        failed: list[RequestPair] = []
-        for pair in self._touched.values():
-            if torn(pair, self._step, output.num_scheduled_tokens):
-                self._tear(pair, output)
-                failed.append(pair)
-            elif self._step.verdicts.get(pair.expert.request_id) is Verdict.FINISH:
-                pair.failed_alone = 0
+        for group in self._led_by_others:
+            self._dequeue(group.expert)
+            self.waiting.prepend_request(group.leader)
+        self._led_by_others.clear()
+        failed: list[RequestGroup] = []
+        for group in self._in_this_pass.values():
+            if is_split(group, self._step, output.num_scheduled_tokens):
+                self._withdraw(group, output)
+                failed.append(group)
+            elif self._step.verdicts.get(group.request_id) is Verdict.FINISH:
+                group.failed_alone = 0
         if not output.num_scheduled_tokens and not self._step.preempted and self._stalled():
-            # An expert waits in vain for its amateur's blocks: the youngest pair gives way.
-            pair = next(p for r in reversed(self.running) if (p := self._pairs.get(r.request_id)))
-            self._tear(pair, output)
-            failed.append(pair)
-        for pair in failed:
-            pair.failed_alone = 0 if output.num_scheduled_tokens else pair.failed_alone + 1
-            if pair.failed_alone >= _MAX_FAILED_ALONE:
-                self._errors[pair.expert.request_id] = (
-                    f"CoLD: the two streams of this request ({pair.expert.num_tokens} tokens "
-                    f"each) do not fit the KV cache of {self.cache_config.num_gpu_blocks} blocks "
-                    f"of {self.block_size} tokens; shorten it or enlarge the KV cache."
+            # A leader waits in vain for its followers' blocks: the youngest group gives way.
+            group = next(g for r in reversed(self.running) if (g := self._groups.get(r.request_id)))
+            self._withdraw(group, output)
+            failed.append(group)
+        for group in failed:
+            if output.num_scheduled_tokens:
+                group.failed_alone = 0
+                continue
+            group.failed_alone += 1
+            for each in group.streams:
+                # Streams that push each other's blocks out of the prefix cache begin anew.
+                each.skip_reading_prefix_cache = True
+            if group.failed_alone >= _MAX_FAILED_ALONE:
+                sizes = ", ".join(str(each.num_tokens) for each in group.streams)
+                self._errors[group.request_id] = (
+                    f"CoLD: the streams of this request ({sizes} tokens) do not fit the KV cache "
+                    f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens; "
+                    "shorten it or enlarge the KV cache."
                 )
 
+    def _dequeue(self, request: Request) -> None:
+        for queue in self._waiting_queues():
+            queue.remove_requests((request,))
+        getattr(self, "deferred_waiting", set()).discard(request)
+
     def _stalled(self) -> bool:
-        """Whether running pairs got nothing although nothing is under way."""
+        """Whether running groups got nothing although nothing is under way."""
         return (
             self.pause_state == PauseState.UNPAUSED
-            and any(r.request_id in self._pairs for r in self.running)
+            and any(r.request_id in self._groups for r in self.running)
             and not self._steps_in_flight
         )
 
 
-class ColdScheduler(PairScheduling):
-    """vLLM's Scheduler with CoLD pairs."""
+class ColdScheduler(GroupScheduling):
+    """vLLM's Scheduler with groups of streams."""
 
 
-class ColdAsyncScheduler(PairScheduling, AsyncScheduler):  # type: ignore[misc]
-    """vLLM's AsyncScheduler with CoLD pairs."""
+class ColdAsyncScheduler(GroupScheduling, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's AsyncScheduler with groups of streams."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: ``ModelRunnerOutput.__init__``.
 
-Why: what a worker found of the pairs that it scored (``group.tally``) has to get to the scheduler,
+Why: what a worker found of the groups that it scored (``group.tally``) has to get to the scheduler,
 which may be another process. It travels as the attribute ``cold`` of a step's own output, an
 ordinary object that is pickled with its attributes.
 Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
@@ -15,31 +15,31 @@ from vllm_cold.group.tally import Figures, Tally
 from vllm_cold.vllm.patching import Place
 
 
-class _UnderWay(threading.local):
+class _Pending(threading.local):
     """What was found in a step that has made no output yet.
 
     The model runner makes its output without a word to its logits processors. But a step is one
     call in one thread, so that engines in a process do not see each other's; what an engine leaves
-    behind that failed amid a step is of pairs that no other engine knows.
+    behind that failed amid a step is of groups that no other engine knows.
     """
 
     def __init__(self) -> None:
         self.tallies: list[Tally] = []
 
 
-_under_way = _UnderWay()
+_pending = _Pending()
 
 
-def carry(tally: Tally) -> None:
+def hand_over(tally: Tally) -> None:
     """A processor's: the next output that this thread makes takes it along."""
-    _under_way.tallies.append(tally)
+    _pending.tallies.append(tally)
 
 
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if _under_way.tallies:
-            self.cold, _under_way.tallies = _under_way.tallies, []
+        if _pending.tallies:
+            self.cold, _pending.tallies = _pending.tallies, []
 
     return __init__
 
@@ -48,7 +48,7 @@ PLACES = (Place("vllm.v1.outputs:ModelRunnerOutput.__init__", _make_output_init)
 
 
 def from_worker(output: Any) -> dict[str, Figures]:
-    """What came with a ``ModelRunnerOutput``, by the pair's id."""
+    """What came with a ``ModelRunnerOutput``, by the group's id."""
     found: dict[str, Figures] = {}
     for tally in getattr(output, "cold", ()):
         found.update(tally.figures())

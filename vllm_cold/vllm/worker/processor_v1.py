@@ -17,7 +17,7 @@ from vllm.v1.sample.logits_processor.interface import (
     MoveDirectionality,
 )
 
-from vllm_cold.group.rows import PairRows
+from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.group.tally import Tally
 from vllm_cold.ops import contrastive_scores, registry
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
-    """Scores the experts' rows of complete pairs; leaves every other row alone."""
+    """Scores the experts' rows of complete groups; leaves every other row alone."""
 
     def __init__(
         self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool
     ) -> None:
         self._streams: dict[int, Stream] = {}
         self._device = device
-        self._rows: PairRows | None = None
+        self._rows: GroupRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
         patching.install((*outputs.PLACES, *followers.V1))
         followers.wrap_built_on_v1()
@@ -66,7 +66,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
                 streams[target] = a
             if b is not None and direction == MoveDirectionality.SWAP:
                 streams[source] = b
-        self._rows = PairRows.of(streams.items(), self._device)
+        self._rows = GroupRows.of(streams.items(), self._device)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Score in place; ``logits`` is [batch rows, V] float32."""
@@ -74,12 +74,12 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         if rows is None:
             return logits
         statistics = rows.statistics()
-        contrastive_scores(logits, rows.pairs, inplace=True, statistics=statistics, check=False)
-        outputs.carry(Tally(rows.ids, statistics))
+        contrastive_scores(logits, rows.groups, inplace=True, statistics=statistics, check=False)
+        outputs.hand_over(Tally(rows.ids, statistics))
         return logits
 
     def tell_followers(self, sampled: torch.Tensor) -> None:
-        """Copy each expert's token over its amateur's; ``sampled`` is [batch rows, 1], changed in
+        """Copy each expert's token over its amateurs'; ``sampled`` is [batch rows, 1], changed in
         place.
         """
         if self._rows is not None:

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
         LogitsProcRequestState,
     )
 
-    from vllm_cold.group.rows import PairRows
+    from vllm_cold.group.rows import GroupRows
 
 
 class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
-    """Scores the experts' rows of complete pairs; leaves every other row alone."""
+    """Scores the experts' rows of complete groups; leaves every other row alone."""
 
     def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
         from vllm_cold.ops import registry
@@ -47,9 +47,9 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         speculative: Any = getattr(vllm_config, "speculative_config", None)
         self._max_rows = 1 + (speculative.num_speculative_tokens if speculative else 0)
         self._streams: dict[int, Stream] = {}  # by slot
-        # The pairs of the last step, good while the batch and its slots stay the same.
+        # The groups of the last step, good while the batch and its slots stay the same.
         self._batch: np.ndarray | None = None
-        self._pairs: PairRows | None = None
+        self._groups: GroupRows | None = None
 
     def add_request(self, req_idx: int, sampling_params: "SamplingParams") -> bool:
         """Whether the request in slot ``req_idx`` is an expert; forgets the slot's last one.
@@ -63,38 +63,38 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             self._streams.pop(req_idx, None)
             return False
         self._streams[req_idx] = stream
-        return stream.role == "expert"
+        return stream.index == 0
 
     def apply(self, logits: "torch.Tensor", ctx: "LogitsContext") -> "torch.Tensor":
         """Score in place; ``logits`` is [rows, V] float32. No host sync."""
         if not self._streams:
             return logits
-        found = self._pairs_of(ctx.idx_mapping_np)
+        found = self._groups_of(ctx.idx_mapping_np)
         if found is None:
             return logits
         if len(logits) == len(ctx.idx_mapping_np):
             # One row per request, in the order of the batch.
             from vllm_cold.group.tally import Tally
             from vllm_cold.ops import contrastive_scores
-            from vllm_cold.vllm.worker.outputs import carry
+            from vllm_cold.vllm.worker.outputs import hand_over
 
             statistics = found.statistics()
             contrastive_scores(
-                logits, found.pairs, inplace=True, statistics=statistics, check=False
+                logits, found.groups, inplace=True, statistics=statistics, check=False
             )
-            carry(Tally(found.ids, statistics))
+            hand_over(Tally(found.ids, statistics))
             return logits
         return self._apply_to_drafts(logits, ctx, found)
 
-    def _pairs_of(self, slots: "np.ndarray") -> "PairRows | None":
-        """The batch's complete pairs, by position in the batch.
+    def _groups_of(self, slots: "np.ndarray") -> "GroupRows | None":
+        """The batch's complete groups, by position in the batch.
 
         Args:
             slots: [requests] slot of each request.
         """
         last = self._batch
         if last is None or last.shape != slots.shape or not (last == slots).all():
-            from vllm_cold.group.rows import PairRows
+            from vllm_cold.group.rows import GroupRows
 
             # Slots of finished requests are not in the batch: what they still hold is not seen.
             present = [
@@ -102,25 +102,25 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
                 for position, slot in enumerate(slots.tolist())
                 if (stream := self._streams.get(slot)) is not None
             ]
-            self._pairs = PairRows.of(present, self._device)
+            self._groups = GroupRows.of(present, self._device)
             self._batch = slots.copy()
-        return self._pairs
+        return self._groups
 
     def _apply_to_drafts(
-        self, logits: "torch.Tensor", ctx: "LogitsContext", found: "PairRows"
+        self, logits: "torch.Tensor", ctx: "LogitsContext", found: "GroupRows"
     ) -> "torch.Tensor":
         """Score a batch in which a request owns one row per draft token and one more.
 
         How many rows a request owns is known on the device only. So that shapes do not depend on
-        it, each pair gets as many places as a request can have rows, and a place that the pair
-        does not fill repeats the pair's first rows: they are scored twice, with the same result.
+        it, each group gets as many places as a request can have rows, and a place that the group
+        does not fill repeats the group's first rows: they are scored twice, with the same result.
         """
         import torch
 
         from vllm_cold.group.tally import Tally
         from vllm_cold.ops import contrastive_scores
-        from vllm_cold.ops.interface import make_samplable
-        from vllm_cold.vllm.worker.outputs import carry
+        from vllm_cold.ops.interface import replace_nonfinite
+        from vllm_cold.vllm.worker.outputs import hand_over
 
         num_rows, num_reqs = len(logits), len(ctx.idx_mapping_np)
         # Each request owns one row at least.
@@ -134,30 +134,33 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         row_of = torch.full((self._max_num_reqs + 1, places), -1, device=logits.device)
         rows = torch.arange(num_rows, device=logits.device)
         row_of[ctx.expanded_idx_mapping.long(), ctx.expanded_local_pos.long()] = rows
-        expert = row_of[ctx.idx_mapping[found.pairs.expert_rows].long()]  # [P, places]
-        amateur = row_of[ctx.idx_mapping[found.pairs.amateur_rows].long()]
-        absent = (expert < 0) | (amateur < 0)
-        expert = torch.where(absent, expert[:, :1], expert).flatten()
-        amateur = torch.where(absent, amateur[:, :1], amateur).flatten()
+        positions = found.groups.rows  # [G, S], -1 for no stream
+        of_streams = row_of[ctx.idx_mapping[positions.clamp(min=0)].long()]  # [G, S, places]
+        of_streams = torch.where(positions.unsqueeze(-1) < 0, -1, of_streams)
+        absent = (of_streams < 0) & (positions.unsqueeze(-1) >= 0)
+        absent = absent.any(1, keepdim=True)
+        of_streams = torch.where(absent, of_streams[:, :, :1], of_streams)
+        of_places = found.groups.repeated(
+            places, of_streams.transpose(1, 2).flatten(0, 1).contiguous()
+        )
 
         # Not in place: a repetition would see the first's scores.
-        of_places = found.pairs.repeated(places, expert, amateur)
         statistics = torch.empty(len(of_places), 3, dtype=torch.int64, device=logits.device)
         scores = contrastive_scores(logits, of_places, statistics=statistics, check=False)
         each = statistics.view(len(found.ids), places, 3)
-        of_pairs = each[:, 0].clone()
-        of_pairs[:, 2] = each[:, :, 2].amax(1)
-        carry(Tally(found.ids, of_pairs))
-        logits[expert] = scores
-        make_samplable(logits, amateur)
+        of_groups = each[:, 0].clone()
+        of_groups[:, 2] = each[:, :, 2].amax(1)
+        hand_over(Tally(found.ids, of_groups))
+        logits[of_places.rows[:, 0]] = scores
+        replace_nonfinite(logits, of_places)
         return logits
 
     def tell_followers(self, sampled: "torch.Tensor", slots: "np.ndarray") -> None:
-        """Copy each expert's token over its amateur's.
+        """Copy each expert's token over its amateurs'.
 
         Args:
             sampled: [requests, 1] tokens that the sampler chose; changed in place.
             slots: [requests] slot of each request.
         """
-        if self._streams and (found := self._pairs_of(slots)) is not None:
+        if self._streams and (found := self._groups_of(slots)) is not None:
             found.tell_followers(sampled)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a scheduling pass can offer an amateur: a seat, its adapter's slot, blocks.
+"""What a scheduling pass can offer a group: seats, slots of adapters, blocks.
 
 Asks vLLM's KV cache manager the way vLLM's scheduler does, and changes nothing.
 """
@@ -9,53 +9,62 @@ from typing import Any
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.group.lockstep import Pair, Room, tokens_left
+from vllm_cold.group.lockstep import Capacity, Group, tokens_left
 
-RequestPair = Pair[Request]
+RequestGroup = Group[Request]
 
 
-class OffersRoom(Scheduler):  # type: ignore[misc]
-    """The part of the pair scheduler that looks before it promises anything."""
+class CapacityScheduling(Scheduler):  # type: ignore[misc]
+    """The part of the scheduler that looks before it promises anything."""
 
     running: list[Request]
 
-    _pairs: dict[str, RequestPair]
+    _groups: dict[str, RequestGroup]
     _throttled: bool
     _counted_by: Any
 
-    def _room(self, pair: RequestPair, waiting: bool) -> Room:
-        """What this step can offer the pair's amateur."""
+    def _capacity(self, group: RequestGroup, waiting: bool) -> Capacity:
+        """What this step can offer the group's followers."""
         chunk = max(self.scheduler_config.long_prefill_token_threshold, 0)
-        if pair.amateur.status == RequestStatus.RUNNING:
-            return Room(running=True, chunk=chunk)
+        missing = [f.status != RequestStatus.RUNNING for f in group.followers]
+        if not any(missing):
+            return Capacity([0] * len(missing), missing, chunk=chunk)
+        num_cached = [
+            self._restored(self.kv_cache_manager.get_computed_blocks(f)[1]) if away else 0
+            for f, away in zip(group.followers, missing, strict=True)
+        ]
         max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
-        seats = len(self.running) + self.num_waiting_for_streaming_input + 1 + waiting
-        num_cached = self._restored(self.kv_cache_manager.get_computed_blocks(pair.amateur)[1])
-        late = (
-            getattr(pair.amateur, "num_stale_output_tokens", 0) > 0
-            and not pair.amateur.drop_stale_output
-        )
-        throttled = self._throttled and tokens_left(pair.amateur, num_cached) > 1
+        seats = len(self.running) + self.num_waiting_for_streaming_input + sum(missing) + waiting
         admissible = (
             seats <= max_active
-            and not late
-            and not throttled
-            and self._loras_fit(pair.expert, pair.amateur)
-            and self._blocks_fit(pair)
+            and all(
+                self._may_begin(f, n)
+                for f, n, away in zip(group.followers, num_cached, missing, strict=True)
+                if away
+            )
+            and self._loras_fit(*group.streams)
+            and self._blocks_fit(group)
         )
-        return Room(False, num_cached, admissible, chunk, bool(self._lonely()))
+        others = any(other is not group for other in self._incomplete())
+        return Capacity(num_cached, missing, admissible, chunk, others)
+
+    def _may_begin(self, request: Request, num_cached: int) -> bool:
+        """Whether vLLM would admit a request, as far as that is the request's matter."""
+        late = getattr(request, "num_stale_output_tokens", 0) > 0 and not request.drop_stale_output
+        return not late and not (self._throttled and tokens_left(request, num_cached) > 1)
 
     def _restored(self, num_cached: int) -> int:
         """Cached tokens that are not computed again: some models replay a window of the hit."""
         return max(num_cached - getattr(self, "prefix_replay_tokens", 0), 0)
 
-    def _lonely(self) -> list[Request]:
-        """Experts that run without their amateur."""
+    def _incomplete(self) -> list[RequestGroup]:
+        """Groups whose leader runs without one of its followers."""
         return [
-            r
+            group
             for r in self.running
-            if (pair := self._pairs.get(r.request_id)) is not None
-            and pair.amateur.status != RequestStatus.RUNNING
+            if (group := self._groups.get(r.request_id)) is not None
+            and r is group.leader
+            and any(f.status != RequestStatus.RUNNING for f in group.followers)
         ]
 
     def _loras_fit(self, *requests: Request) -> bool:
@@ -68,11 +77,11 @@ class OffersRoom(Scheduler):  # type: ignore[misc]
         adapters = {r.lora_request.lora_int_id for r in users if r.lora_request}
         return bool(len(adapters) <= self.lora_config.max_loras)
 
-    def _blocks_fit(self, pair: RequestPair) -> bool:
-        """Whether both streams' known tokens fit the free blocks."""
+    def _blocks_fit(self, group: RequestGroup) -> bool:
+        """Whether all streams' known tokens fit the free blocks."""
         if not self.running and not self.num_waiting_for_streaming_input:
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
-        needed = self._blocks_to_come(pair.expert) + self._blocks_to_come(pair.amateur)
+        needed = sum(map(self._blocks_to_come, group.streams))
         free: int = self.kv_cache_manager.block_pool.get_num_free_blocks()
         return needed <= free - getattr(self.kv_cache_manager, "watermark_blocks", 0)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes a pair out of a step that vLLM has already planned, and out of the prefix cache.
+"""Takes a group out of a step that vLLM has already planned, and out of the prefix cache.
 
 Touched in vLLM: ``SchedulerOutput`` and its columns, and the prefix cache (see ``scheduler``).
 """
@@ -10,20 +10,20 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.group.lockstep import Pair
+from vllm_cold.group.lockstep import Group
 from vllm_cold.group.tally import Counts
 from vllm_cold.vllm.worker import block_zeroer
 
-RequestPair = Pair[Request]
+RequestGroup = Group[Request]
 
 
-class TakesOut(Scheduler):  # type: ignore[misc]
-    """The part of the pair scheduler that undoes."""
+class PlannedStepScheduling(Scheduler):  # type: ignore[misc]
+    """The part of the scheduler that undoes."""
 
     running: list[Request]
 
     _counts: Counts
-    _tainted: set[int]
+    _nonfinite_blocks: set[int]
 
     def _uncache_unwritten(self, request: Request) -> None:
         """Blocks that were hashed for tokens of this pass are not written if the request does
@@ -39,9 +39,9 @@ class TakesOut(Scheduler):  # type: ignore[misc]
         if unwritten:
             self.kv_cache_manager.evict_blocks(unwritten)
 
-    def _tear(self, pair: RequestPair, output: SchedulerOutput) -> None:
-        """Take both streams out of this step and preempt them."""
-        for request in (pair.amateur, pair.expert):
+    def _withdraw(self, group: RequestGroup, output: SchedulerOutput) -> None:
+        """Take all streams out of this step and preempt them."""
+        for request in (*reversed(group.followers), group.leader):
             never_sent = self._strip(output, request)
             if request.status != RequestStatus.RUNNING:
                 continue
@@ -51,7 +51,7 @@ class TakesOut(Scheduler):  # type: ignore[misc]
                 # The workers have not heard of it: it must be sent as new again.
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
-                if request is pair.expert:
+                if request is group.leader:
                     self._counts.preemptions -= 1
 
     def _strip(self, output: SchedulerOutput, request: Request) -> bool:
@@ -81,20 +81,20 @@ class TakesOut(Scheduler):  # type: ignore[misc]
         cached.all_token_ids.pop(request_id, None)
         return False
 
-    def _taint(self, pair: RequestPair) -> None:
-        """The pair's blocks may hold NaN. vLLM's attention on CPU reads a sequence's last block to
+    def _mark_nonfinite(self, group: RequestGroup) -> None:
+        """The group's blocks may hold NaN. vLLM's attention on CPU reads a sequence's last block to
         its end and weighs what stands behind the sequence with 0, which makes NaN of NaN.
         """
         if not block_zeroer.can_clear(v2=getattr(self, "use_v2_model_runner", False)):
             return
-        for request in (pair.expert, pair.amateur):
+        for request in group.streams:
             for blocks in self.kv_cache_manager.get_block_ids(request.request_id):
-                self._tainted.update(blocks)
+                self._nonfinite_blocks.update(blocks)
 
-    def _free_tainted(self) -> list[int]:
+    def _release_nonfinite_blocks(self) -> list[int]:
         """Blocks that hold NaN and are nobody's now; they leave the prefix cache."""
         pool = self.kv_cache_manager.block_pool
-        blocks = {block for block in self._tainted if pool.blocks[block].ref_cnt == 0}
-        self._tainted -= blocks
+        blocks = {block for block in self._nonfinite_blocks if pool.blocks[block].ref_cnt == 0}
+        self._nonfinite_blocks -= blocks
         self.kv_cache_manager.evict_blocks(blocks)
         return sorted(blocks)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tiny random model of a family with two random adapters, and what the naive reference makes of
+``GROUPS`` on it. A process of its own, ``python -m tests.engine.families NAME FOLDER``: importing
+vLLM changes what some models are in transformers (OLMo 2's), so it must not be imported here.
+"""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from tests.engine.streams import length, make_groups
+from tests.naive import NaiveCold
+from tests.tiny import LORA_MODULES
+
+VOCAB_SIZE, HIDDEN = 512, 128
+RANK = 8
+WINDOW = 32  # shorter than most of the prompts
+GROUPS = [group for group in make_groups(36) if length(group) <= 105]
+
+
+@dataclass(frozen=True)
+class Family:
+    """How its config class is called in transformers, what it says beside ``_COMMON``, and which
+    of its layers get an adapter.
+    """
+
+    config: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    lora: list[str] = field(default_factory=lambda: LORA_MODULES)
+    tied: bool = False
+
+
+_COMMON = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": HIDDEN,
+    "intermediate_size": 192,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,  # vLLM's CPU attention takes multiples of 32 only
+    "max_position_embeddings": 512,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "dtype": "float32",
+}
+_LOCAL = ["sliding_attention", "full_attention", "sliding_attention"]
+
+FAMILIES = {
+    "llama": Family("LlamaConfig"),
+    "qwen2": Family("Qwen2Config"),
+    "qwen3": Family("Qwen3Config"),
+    "gemma2": Family(
+        "Gemma2Config",
+        {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32},
+        tied=True,
+    ),
+    "gemma3": Family(
+        "Gemma3TextConfig",
+        {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32},
+        tied=True,
+    ),
+    "mistral": Family("MistralConfig", {"sliding_window": WINDOW}),
+    "phi3": Family(
+        "Phi3Config",
+        {"original_max_position_embeddings": 512},
+        ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
+    ),
+    "granite": Family(
+        "GraniteConfig",
+        {
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 0.5,
+        },
+    ),
+    "olmo2": Family("Olmo2Config"),
+}
+
+
+def make_model(family: Family, folder: Path) -> Path:
+    """Write a model with random weights, norms and biases; return the folder."""
+    settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
+    config = getattr(transformers, family.config)(**settings)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float32)
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(weight: torch.Tensor, std: float) -> torch.Tensor:
+        return std * torch.randn(weight.shape, generator=generator)
+
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.dim() > 1:
+                weight.copy_(noise(weight, 2.4 / weight.shape[1] ** 0.5))
+            else:
+                weight.add_(noise(weight, 0.1))
+        if family.tied:
+            # Or each token's best successor would be itself.
+            model.model.embed_tokens.weight.mul_(0.1)
+            model.model.norm.weight.add_(9.0)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
+    """Write a random adapter; an element of a weight's change is a sixth of the weight's or so."""
+    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    config = LoraConfig(
+        r=RANK, lora_alpha=2 * RANK, target_modules=family.lora, task_type="CAUSAL_LM"
+    )
+    adapted = get_peft_model(base, config)
+    assert isinstance(adapted, PeftModel)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in adapted.named_parameters():
+            if "lora_" in name:
+                weight.copy_(torch.randn(weight.shape, generator=generator))
+            if "lora_B" in name:
+                weight.mul_(0.035 / (2.0 * RANK**0.5))
+    adapted.save_pretrained(str(folder))
+
+
+def main(name: str, folder: Path) -> None:
+    """Write model, adapters, and the reference's traces of ``GROUPS`` and of their experts."""
+    family = FAMILIES[name]
+    model = make_model(family, folder / "model")
+    for seed, adapter in enumerate(("one", "two"), 1):
+        make_adapter(family, model, folder / adapter, seed)
+    naive = NaiveCold(model, {adapter: folder / adapter for adapter in ("one", "two")})
+    experts = [replace(group, amateurs=()) for group in GROUPS]
+    traces = {
+        "groups": [asdict(trace) for trace in naive.generate_many(GROUPS)],
+        "experts": [asdict(trace) for trace in naive.generate_many(experts)],
+    }
+    assert "vllm" not in sys.modules
+    (folder / "traces.json").write_text(json.dumps(traces))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,445 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups of streams with adapters, prompts and weights of their own: the engine's tokens equal the
+naive reference's, in any mix and under any configuration.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+
+from tests.engine.conftest import allow_async_scheduling, free_blocks, scheduler
+from tests.engine.pressure import BLOCK, Engines, Receiver, add, assert_idle, drive
+from tests.engine.streams import (
+    KINDS,
+    LONGEST,
+    MAX_TOKENS,
+    GroupJob,
+    decode,
+    generate,
+    job,
+    length,
+    make_groups,
+    num_adapters,
+)
+from tests.engine.test_reference import count_preemptions
+from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
+
+pytestmark = pytest.mark.engine
+
+SHORT = 105
+GROUPS = make_groups()
+KINDS_OF = [KINDS[i % len(KINDS)] for i in range(len(GROUPS))]
+PROMPT, OTHER = tuple(range(20, 60)), tuple(range(41, 48))
+
+
+class LongEngines(Engines):
+    """For prompts that are longer than the tiny model says that it takes."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        longest = LONGEST + MAX_TOKENS
+        config = {"max_position_embeddings": longest}
+        return {**super().options, "max_model_len": longest, "hf_overrides": config}
+
+
+@pytest.fixture(scope="module")
+def engines(tiny: Path) -> Iterator[LongEngines]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        allow_async_scheduling(patch)
+        made = LongEngines(tiny)
+        yield made
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def expected(naive: NaiveCold) -> list[Trace]:
+    return naive.generate_many(GROUPS)
+
+
+def of_kind(kind: str, traces: list[Trace]) -> list[Trace]:
+    return [trace for trace, other in zip(traces, KINDS_OF, strict=True) if other == kind]
+
+
+def different(traces: list[Trace], others: list[Trace]) -> float:
+    """Which part of them."""
+    pairs = list(zip(traces, others, strict=True))
+    return sum(a.tokens != b.tokens for a, b in pairs) / len(pairs)
+
+
+def test_every_part_of_a_group_counts(naive: NaiveCold, expected: list[Trace]) -> None:
+    """Or an engine that leaves it out would pass the tests below."""
+
+    def changed(kind: str, **changes: Any) -> float:
+        groups = [g for g, other in zip(GROUPS, KINDS_OF, strict=True) if other == kind]
+        others = [
+            replace(
+                group,
+                **{
+                    name: value(group) if callable(value) else value
+                    for name, value in changes.items()
+                },
+            )
+            for group in groups
+        ]
+        return different(of_kind(kind, expected), naive.generate_many(others))
+
+    def each(**fields: Any) -> Any:
+        return lambda group: [replace(a, **fields) for a in group.amateurs]
+
+    for kind in KINDS[:-1]:
+        assert changed(kind, amateurs=()) > 0.5, kind
+    for kind in ("adaptive and fixed", "four streams"):
+        assert changed(kind, amateurs=each(prompt_ids=None)) > 0.5, kind
+        for leave_out in range(3 if kind == "four streams" else 2):
+            fewer = lambda g, i=leave_out: [*g.amateurs[:i], *g.amateurs[i + 1 :]]  # noqa: E731
+            assert changed(kind, amateurs=fewer) > 0.2, (kind, leave_out)
+    for kind in ("guidance", "longer amateur", "two adapters", "adaptive"):
+        assert changed(kind, alpha=0.1) > 0.2, kind
+    for kind in ("adaptive", "adaptive and fixed"):
+        assert changed(kind, amateurs=each(adaptive=False)) > 0.2, kind
+
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    "chunks": {"async_scheduling": True, "max_num_batched_tokens": 48, "max_num_seqs": 7},
+    "no-prefix-cache": {"enable_prefix_caching": False, "max_num_batched_tokens": 96},
+    "pressure": {"num_gpu_blocks_override": 110, "async_scheduling": True},
+    "pressure-sync": {
+        "num_gpu_blocks_override": 110,
+        "max_num_batched_tokens": 64,
+        "scheduling_policy": "priority",
+    },
+}
+MORE: dict[str, dict[str, Any]] = {
+    "async": {"async_scheduling": True},
+    "alone": {"max_num_seqs": 4},
+    "chunks-sync": {"max_num_batched_tokens": 33, "max_num_seqs": 9},
+    "tiny-budget": {"async_scheduling": True, "max_num_batched_tokens": 5, "max_num_seqs": 5},
+    "blocks-of-64": {"async_scheduling": True, "block_size": 64},
+    "blocks-of-128": {"block_size": 128, "max_num_batched_tokens": 200},
+    "one-lora": {"max_loras": 1, "async_scheduling": True},
+    "four-loras": {"max_loras": 4, "async_scheduling": True, "max_num_batched_tokens": 64},
+    "long-prefill": {"long_prefill_token_threshold": 16},
+    "pressure-no-prefix-cache": {
+        "num_gpu_blocks_override": 106,
+        "enable_prefix_caching": False,
+        "async_scheduling": True,
+    },
+    "compiled": {"enforce_eager": False},
+    "compiled-pressure": {
+        "enforce_eager": False,
+        "num_gpu_blocks_override": 110,
+        "async_scheduling": True,
+        "max_num_batched_tokens": 64,
+        "max_loras": 4,
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "name", [*CONFIGURATIONS, *(pytest.param(name, marks=pytest.mark.full) for name in MORE)]
+)
+def test_tokens_equal_the_reference(
+    name: str, engines: LongEngines, tiny: Path, expected: list[Trace]
+) -> None:
+    options = {**CONFIGURATIONS, **MORE}[name]
+    chosen = [
+        (group, trace)
+        for group, trace in zip(GROUPS, expected, strict=True)
+        if num_adapters(group) <= options.get("max_loras", 2)
+        and (name != "tiny-budget" or length(group) <= SHORT)
+    ]
+    assert len(chosen) >= len(GROUPS) / 3
+    llm = engines.get(**options)
+    before = free_blocks(llm)
+    preemptions = count_preemptions(scheduler(llm))
+    got = decode(llm, tiny, [group for group, _ in chosen])
+    assert_same_tokens(got, [trace for _, trace in chosen])
+    assert free_blocks(llm) == before
+    assert_idle(llm)
+    assert bool(preemptions) == ("pressure" in name)
+    mode = llm.llm_engine.vllm_config.compilation_config.mode
+    assert (mode.name != "NONE") == name.startswith("compiled")
+
+
+def test_an_engine_without_lora(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+    """The base model is guided by its own prompts, where the engine was asked for it."""
+    groups = [group for group in GROUPS if not num_adapters(group)]
+    assert len({*map(len, (g.amateurs for g in groups))}) == 3
+    llm = engines.get(
+        enable_lora=False, additional_config={"cold": True}, max_num_batched_tokens=64
+    )
+    assert_same_tokens(decode(llm, tiny, groups), naive.generate_many(groups))
+    assert_idle(llm)
+
+
+def test_a_weight_of_one_is_the_amateur(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+    """Without a mask nothing is left of the expert; opposite weights leave nothing but it."""
+    prompts = [(PROMPT, OTHER), (OTHER, PROMPT), ((9,), PROMPT * 5), (PROMPT * 5, (9,))]
+    groups = [
+        Group(mine, expert, [Amateur(1.0, amateur, other)], 0.0, MAX_TOKENS)
+        for mine, other in prompts
+        for expert in (None, "two")
+        for amateur in (None, "one")
+    ]
+    traces = [
+        naive.greedy(list(a.prompt_ids or ()), a.adapter, MAX_TOKENS)
+        for group in groups
+        for a in group.amateurs
+    ]
+    opposite = [
+        replace(g, amateurs=[replace(a, weight=w) for a in g.amateurs for w in (0.7, -0.7)])
+        for g in groups
+    ]
+    traces += [naive.greedy(list(g.prompt_ids), g.expert, MAX_TOKENS) for g in opposite]
+    assert_same_tokens(decode(engines.get(), tiny, groups + opposite), traces)
+
+
+def test_a_prompt_is_cached_for_whoever_has_it(engines: LongEngines, tiny: Path) -> None:
+    """An amateur's finds what another group's amateur or a plain request computed."""
+    llm = engines.get()
+    steps: list[list[int]] = []
+    sched = scheduler(llm)
+    original = sched.schedule
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        steps.append(sorted(output.num_scheduled_tokens.values()))
+        return output
+
+    def first_step(group: Group) -> list[int]:
+        steps.clear()
+        decode(llm, tiny, [group])
+        return next(filter(None, steps))
+
+    def prompt(seed: int, count: int) -> tuple[int, ...]:
+        return tuple((7 * i + seed) % 500 + 4 for i in range(count))
+
+    shared = prompt(1, 2 * BLOCK + 1)
+    sched.schedule = record
+    try:
+        one = Group(prompt(2, 97), "one", [Amateur(-0.5, None, shared)], 0.0, 2)
+        assert first_step(one) == [65, 97]  # both streams sample in the first step
+        assert first_step(replace(one, prompt_ids=prompt(3, 99), expert="two")) == [1, 99]
+        assert first_step(Group(shared, None, (), 0.0, 2)) == [1]
+        assert first_step(Group(shared, "one", (), 0.0, 2)) == [65]  # another adapter's
+        swapped = Group(shared, "one", [Amateur(-0.5, "two", prompt(3, 99))], 0.0, 2)
+        assert first_step(swapped) == [1, 3]
+    finally:
+        del sched.schedule
+
+
+def guided(expert: str | None, **changes: Any) -> Group:
+    """Three streams, of which two have a prompt of their own."""
+    amateurs = [Amateur(-0.5, expert, OTHER), Amateur(0.4, "two", PROMPT[:20])]
+    return replace(Group(PROMPT, expert, amateurs, 0.0, MAX_TOKENS), **changes)
+
+
+def test_logprobs_are_the_experts(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+    """Of prompt and answer, and the amateurs' prompts are nowhere."""
+    for expert in (None, "one"):
+        (output,) = generate(engines.get(), tiny, [guided(expert)], logprobs=0, prompt_logprobs=0)
+        (completion,) = output.outputs
+        given = [*output.prompt_logprobs[1:], *completion.logprobs]
+        tokens = [*PROMPT, *completion.token_ids]
+        assert len(given) == len(tokens) - 1
+        for at, entry in enumerate(given, 1):
+            logits, _ = naive._forward(expert, [tokens[:at]], None)
+            wanted = float(logits[0].log_softmax(0)[tokens[at]])
+            assert entry[tokens[at]].logprob == pytest.approx(wanted, abs=1e-3), at
+
+
+def test_sampling_follows_the_scores(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+    """Draws of the first token follow softmax(s / T), and n > 1 gives n completions."""
+    draws, group = 1000, guided("one", alpha=0.05)
+    (output,) = generate(
+        engines.get(), tiny, [group], n=draws, temperature=2.0, max_tokens=1, seed=5
+    )
+    assert [c.index for c in output.outputs] == list(range(draws))
+    wanted = naive.distribution(group, 2.0) * draws
+    counts = torch.zeros_like(wanted)
+    for completion in output.outputs:
+        counts[completion.token_ids[0]] += 1
+    assert counts[wanted == 0].sum() == 0
+    likely = wanted >= 5
+    assert likely.sum() >= 3, "the distribution is too sharp to test"
+    cells = [
+        (counts[likely].tolist(), wanted[likely].tolist()),
+        ([counts[~likely].sum().item()], [wanted[~likely].sum().item()]),
+    ]
+    if cells[1][1][0] < 5:  # too rare for a cell of its own
+        (observed, expected), (rest, few) = cells
+        cells = [([observed[0] + rest[0], *observed[1:]], [expected[0] + few[0], *expected[1:]])]
+    observed, expected = ([v for cell in part for v in cell] for part in zip(*cells, strict=True))
+    assert chisquare(observed, expected).pvalue > 1e-4
+
+
+def test_a_seed_reproduces(engines: LongEngines, tiny: Path) -> None:
+    """Alone, repeated, in other company, in chunks and with prompts cached or not."""
+    groups = [guided("one"), guided(None, alpha=0.02)]
+
+    def run(llm: Any, groups: list[Group], seed: int, **options: Any) -> list[list[list[int]]]:
+        options = {"temperature": 1.5, "seed": seed, **options}
+        outputs = generate(llm, tiny, groups, **options)
+        return [[list(c.token_ids) for c in output.outputs] for output in outputs]
+
+    llm = engines.get()
+    first = [run(llm, [group], 11)[0] for group in groups]
+    assert run(llm, [*GROUPS[:20], *groups, groups[0]], 11)[20:] == [*first, first[0]]
+    assert [run(llm, [group], 12)[0] for group in groups] != first
+    several = run(llm, groups, 11, n=3)
+    assert all(len({tuple(tokens) for tokens in one}) == 3 for one in several)
+    assert run(llm, groups[::-1], 11, n=3) == several[::-1]
+    unseeded = run(llm, [groups[0]] * 3, None)  # type: ignore[arg-type]
+    assert len({tuple(tokens) for (tokens,) in unseeded}) == 3  # they do not share their draws
+
+
+def test_structured_output(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+    """A grammar narrows the expert's candidates; the amateurs are compared on those."""
+    from vllm.sampling_params import StructuredOutputsParams
+
+    llm = engines.get()
+    pattern = "([a-f]{3}-)+[0-9]{2}"
+    outputs = generate(
+        llm,
+        tiny,
+        [group for group in GROUPS[:18] if length(group) <= SHORT],
+        structured_outputs=StructuredOutputsParams(regex=pattern),
+        max_tokens=40,
+        ignore_eos=False,
+    )
+    assert len(outputs) >= 6
+    for output in outputs:
+        (completion,) = output.outputs
+        if completion.finish_reason == "stop":
+            assert re.fullmatch(pattern, completion.text), completion.text
+        else:
+            assert re.fullmatch(r"([a-f]{3}-)*[a-f]{0,3}", completion.text), completion.text
+
+    text = llm.get_tokenizer().decode
+    choices = [f" w{number}" for number in range(10, 40)]
+    allowed = [any(c.startswith(text([i])) for c in choices) for i in range(4, 512)]
+    for group in (guided(None), guided("one"), GROUPS[0], GROUPS[3]):
+        scores = naive.distribution(group, 1.0).log()
+        scores[:4] = scores[4:][~torch.tensor(allowed)] = -torch.inf
+        (output,) = generate(
+            llm,
+            tiny,
+            [group],
+            structured_outputs=StructuredOutputsParams(choice=choices),
+            max_tokens=1,
+        )
+        assert list(output.outputs[0].token_ids) == [int(scores.argmax())]
+
+
+def make_jobs(most_adapters: int) -> list[GroupJob]:
+    """64 requests of all kinds that grow while they run, a third of them sampled."""
+    lengths = (1, 2, 17, 33, 40, 40)
+    groups = [g for g in make_groups(400) if length(g) <= SHORT]
+    groups = [g for g in groups if num_adapters(g) <= most_adapters][:64]
+    jobs = []
+    for i, group in enumerate(groups):
+        sampled = {"temperature": 1.3, "seed": i, "top_p": (0.9, 1.0)[i % 2]} if i % 3 == 2 else {}
+        jobs.append(job(group, max_tokens=lengths[i % len(lengths)], **sampled))
+    return jobs
+
+
+JOBS = {adapters: make_jobs(adapters) for adapters in (1, 2)}
+
+STORMS: dict[str, dict[str, Any]] = {
+    "async": {"async_scheduling": True, "num_gpu_blocks_override": 24},
+    "priority, sync, no prefix cache": {
+        "num_gpu_blocks_override": 22,
+        "scheduling_policy": "priority",
+        "enable_prefix_caching": False,
+        "max_num_batched_tokens": 37,
+    },
+    "small budget": {
+        "async_scheduling": True,
+        "num_gpu_blocks_override": 20,
+        "max_num_batched_tokens": 15,
+        "max_num_seqs": 15,
+    },
+    "long prefill": {
+        "async_scheduling": True,
+        "num_gpu_blocks_override": 22,
+        "long_prefill_token_threshold": 7,
+        "max_num_batched_tokens": 48,
+    },
+    "one lora slot": {
+        "async_scheduling": True,
+        "num_gpu_blocks_override": 24,
+        "max_loras": 1,
+        "scheduling_policy": "priority",
+    },
+}
+RUNS = [
+    pytest.param(name, seed, marks=[pytest.mark.full] if seed or i > 1 else [])
+    for i, name in enumerate(STORMS)
+    for seed in range(3)
+]
+
+
+@pytest.mark.parametrize(("name", "seed"), RUNS)
+def test_survivors_get_what_they_get_alone(
+    name: str, seed: int, engines: LongEngines, tiny: Path
+) -> None:
+    """Requests come and go at any moment, and the KV cache is far too small for them."""
+    jobs = JOBS[STORMS[name].get("max_loras", 2)]
+    llm = engines.get(**STORMS[name], max_model_len=256)
+    preempted = count_preemptions(scheduler(llm))
+    results = drive(llm, tiny, jobs, seed, abort=1 / 3)
+    assert sum("-amateur" in request_id for request_id in preempted) >= 3
+    engines.check(jobs, results)
+
+
+def test_alone_is_the_reference(engines: LongEngines, naive: NaiveCold) -> None:
+    """What the storms compare with."""
+    jobs = [job for job in JOBS[2] if job.is_greedy]
+    groups = [replace(job.group, max_tokens=job.options["max_tokens"]) for job in jobs]
+    assert len(jobs) >= 40
+    got = [engines.alone(job).tokens[0] for job in jobs]
+    assert_same_tokens(got, naive.generate_many(groups))
+
+
+def test_abort_frees_all_streams(engines: LongEngines, tiny: Path) -> None:
+    """At every stage: queued, in the middle of chunked prompts, decoding."""
+    llm = engines.get(max_num_batched_tokens=64)
+    before, amateurs = free_blocks(llm), [Amateur(-0.5, "one", OTHER), Amateur(0.2, "two")]
+    for steps in range(7):
+        prompt = tuple((7 * i + steps) % 500 + 4 for i in range(120))
+        asked = job(Group(prompt, "one", amateurs, 0.0, 0), max_tokens=50)
+        receiver = Receiver()
+        receiver.expect("r", asked)
+        request_id = add(llm, tiny, asked, "r")
+        for _ in range(steps):
+            receiver.take(llm.llm_engine.step())
+        assert len(scheduler(llm).requests) == 3
+        llm.llm_engine.abort_request([request_id], internal=True)
+        assert_idle(llm)
+        llm.llm_engine.step()
+        assert free_blocks(llm) == before
+    assert receiver.results["r"].tokens  # the last one had begun to answer
+
+
+def test_the_prefix_cache_is_reset_under_a_running_group(
+    engines: LongEngines, naive: NaiveCold, tiny: Path
+) -> None:
+    llm, group = engines.get(), guided("one", max_tokens=20)
+    receiver, asked = Receiver(), job(group, max_tokens=20)
+    receiver.expect("r", asked)
+    add(llm, tiny, asked, "r")
+    step = 0
+    while llm.llm_engine.has_unfinished_requests():
+        if step in (3, 7):
+            scheduler(llm).reset_prefix_cache(reset_running_requests=True)
+        receiver.take(llm.llm_engine.step())
+        step += 1
+    assert_same_tokens(receiver.results["r"].tokens, [naive.decode(group)])

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM's front end on the tiny model: configuration, renderer and input processor; no engine."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+
+from vllm_cold.group.stream import Stream, from_extra_args
+
+MAX_LEN = 64
+ONE, TWO, THREE = (
+    LoRARequest(name, i, f"/{name}") for i, name in ((1, "one"), (2, "two"), (3, "three"))
+)
+
+
+class Front:
+    """A front end: vLLM's input processor on the tiny model."""
+
+    def __init__(self, model: Path, **options: Any) -> None:
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.usage.usage_lib import UsageContext
+        from vllm.v1.engine.input_processor import InputProcessor
+
+        arguments = {
+            "dtype": "float32",
+            "max_model_len": MAX_LEN,
+            "max_num_seqs": 8,
+            "enable_lora": True,
+            "max_loras": 2,
+            "enforce_eager": True,
+            "served_model_name": "base",
+        }
+        args = EngineArgs(model=str(model), **(arguments | options))  # type: ignore[arg-type]
+        self.config = args.create_engine_config(UsageContext.LLM_CLASS)
+        self.config.cache_config.num_gpu_blocks = 1000
+        self.processor = InputProcessor(self.config)
+        self.processor.cold_adapters = {"one": ONE, "two": TWO, "three": THREE}
+        self.renderer = self.processor.renderer
+        self.tokenizer = self.renderer.get_tokenizer()
+        self._loop = asyncio.new_event_loop()
+
+    def run(self, coroutine: Any) -> Any:
+        """On the one event loop that this renderer has: 0.23 binds it to the first."""
+        return self._loop.run_until_complete(coroutine)
+
+    def text(self, prompt: Any, **tok: Any) -> Any:
+        """What ``LLM.generate`` makes of a prompt."""
+        params = self.renderer.default_cmpl_tok_params.with_kwargs(**tok)
+        (made,) = self.renderer.render_cmpl(
+            [{"prompt": prompt} if isinstance(prompt, str) else {"prompt_token_ids": prompt}],
+            params,
+        )
+        return made
+
+    def chat(self, messages: Any, template: str | None = None, **kwargs: Any) -> Any:
+        """What ``LLM.chat`` makes of a conversation."""
+        from vllm.renderers.params import ChatParams
+
+        kwargs = {"add_generation_prompt": True, "tokenize": False, **kwargs}
+        params = ChatParams(chat_template=template, chat_template_kwargs=kwargs)
+        _, (made,) = self.renderer.render_chat(
+            [messages], params, self.renderer.default_chat_tok_params
+        )
+        return made
+
+    def request(self, prompt: Any, params: Any, lora: Any = ONE) -> Any:
+        return self.processor.process_inputs(
+            "r", prompt, params, supported_tasks=("generate",), lora_request=lora
+        )
+
+    def streams(self, prompt: Any, params: Any = None, lora: Any = ONE, **args: Any) -> Stream:
+        """Those of a CoLD request; ``args`` are its flat arguments."""
+        params = params or SamplingParams(extra_args={f"cold_{k}": v for k, v in args.items()})
+        stream = from_extra_args(self.request(prompt, params, lora).sampling_params.extra_args)
+        assert stream is not None and (stream.group, stream.index) == ("", None)
+        return stream
+
+    def prompts(self, *args: Any, **kwargs: Any) -> list[str | None]:
+        """What the amateurs read."""
+        found = [one.prompt for one in self.streams(*args, **kwargs).amateurs]
+        return [None if ids is None else self.tokenizer.decode(ids) for ids in found]

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Amateurs with prompts over HTTP, from a stock OpenAI client: completions and chats, streamed and
+not, the server's defaults, errors, and many streaming chats at a time.
+"""
+
+import asyncio
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from transformers import AutoTokenizer
+
+from tests.docs.blocks import block
+from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
+from tests.recipes.page import words
+from tests.server.conftest import Server, arguments, serve
+
+pytestmark = pytest.mark.server
+
+SYSTEM = {"role": "system", "content": " w11 w12 w13"}
+USER = {"role": "user", "content": " w21 w22"}
+TOOL = {"role": "tool", "content": " w31 w32", "tool_call_id": "1"}
+CHAT = [SYSTEM, USER, TOOL]
+TEXT = " w1 w2 w3 w4 w5 w6"
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Without a default: each request asks for itself."""
+    with serve(tmp_path_factory.mktemp("streams"), arguments(tiny)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def guide(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The page's server that guides every chat; without LoRA."""
+    own = {"MODEL": str(tiny / "model")}
+    program, command, *options = [
+        own.get(w, w) for w in words(block("docs/serving.md", "guide"), {})
+    ]
+    assert (program, command) == ("vllm", "serve")
+    options += ["--served-model-name", "base", "--dtype", "float32", "--enforce-eager"]
+    options += ["--max-model-len", "256", "--gpu-memory-utilization", "0.2"]
+    with serve(tmp_path_factory.mktemp("guide"), options) as running:
+        yield running
+
+
+class Model:
+    """Prompts and the reference's tokens."""
+
+    def __init__(self, tiny: Path, naive: NaiveCold) -> None:
+        self._naive = naive
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(tiny / "model")
+
+    def ids(self, prompt: Any) -> list[int]:
+        """Of a text, or of messages."""
+        if not isinstance(prompt, str):
+            prompt = self.tokenizer.apply_chat_template(
+                prompt, tokenize=False, add_generation_prompt=True
+            )
+        return list(self.tokenizer(prompt).input_ids)
+
+    def group(self, prompt: Any, expert: str | None, *amateurs: Any, alpha: float = 0.0) -> Group:
+        """An amateur is its weight, its adapter and its prompt."""
+        found = [
+            Amateur(weight, adapter, None if own is None else self.ids(own))
+            for weight, adapter, own in amateurs
+        ]
+        return Group(self.ids(prompt), expert, found, alpha, MAX_TOKENS)
+
+    def decode(self, *groups: Group) -> list[Trace]:
+        return self._naive.generate_many(groups)
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Path, naive: NaiveCold) -> Model:
+    return Model(tiny, naive)
+
+
+def ask(
+    server: Server, prompt: Any, model: str = "one", stream: bool = False, n: int = 1, **xargs: Any
+) -> list[int]:
+    """The tokens of an answer; with several, they are equal."""
+    client = server.client
+    extra = {"return_token_ids": True, "vllm_xargs": xargs, "ignore_eos": True}
+    options: dict[str, Any] = {
+        "model": model, "max_tokens": MAX_TOKENS, "stream": stream, "n": n,
+        # vLLM takes several greedy answers in these words only.
+        "temperature": 0.0 if n == 1 else 1.0, "extra_body": {**extra, "top_k": 1},
+    }  # fmt: skip
+    answer: Any = (
+        client.completions.create(prompt=prompt, **options)
+        if isinstance(prompt, str)
+        else client.chat.completions.create(messages=prompt, **options)
+    )
+    tokens: list[list[int]] = [[] for _ in range(n)]
+    for event in answer if stream else [answer]:
+        for choice in event.choices:
+            tokens[choice.index] += getattr(choice, "token_ids", None) or []
+    assert all(one == tokens[0] for one in tokens)
+    return tokens[0]
+
+
+def no_mask(beta: float = 1.0, **more: Any) -> dict[str, Any]:
+    return {"cold_alpha": 0, "cold_beta": beta, **more}
+
+
+def weighted(*weights: float, **more: Any) -> dict[str, Any]:
+    return {"cold_alpha": 0, "cold_weights": list(weights), **more}
+
+
+HELLO = [{"role": "user", "content": " w41"}]
+# Prompt, model, what is asked for, and the amateurs: weight, adapter, prompt.
+CASES: dict[str, tuple[Any, str, dict[str, Any], list[Any]]] = {
+    "guided": (CHAT, "one", no_mask(cold_without="system"), [(-1, "one", [USER, TOOL])]),
+    "base model": (CHAT, "base", no_mask(cold_without="system"), [(-1, None, [USER, TOOL])]),
+    "context": (
+        CHAT,
+        "one",
+        {"cold_without": [2], "cold_preset": "cad"},
+        [(-0.5, "one", [SYSTEM, USER])],
+    ),
+    "two messages": (CHAT, "two", no_mask(2, cold_without="system,2"), [(-2, "two", [USER])]),
+    "messages": (
+        CHAT,
+        "one",
+        no_mask(cold_amateur_messages=json.dumps(HELLO)),
+        [(-1, "one", HELLO)],
+    ),
+    "text": (CHAT, "one", no_mask(cold_amateur_prompt=" w9"), [(-1, "one", " w9")]),
+    "other adapter": (
+        CHAT,
+        "one",
+        no_mask(cold_without=0, cold_amateur="two"),
+        [(-1, "two", [USER, TOOL])],
+    ),
+    "base amateur": (
+        CHAT,
+        "one",
+        no_mask(cold_without=0, cold_amateur="base"),
+        [(-1, None, [USER, TOOL])],
+    ),
+    "several": (
+        CHAT,
+        "one",
+        weighted(
+            0.5, -0.5, -1, cold_without=["", "tool", "system"], cold_amateur=["two", "", "base"]
+        ),
+        [(0.5, "two", None), (-0.5, "one", [SYSTEM, USER]), (-1, None, [USER, TOOL])],
+    ),
+    "away from one": (
+        TEXT,
+        "base",
+        {"cold_preset": "dexperts", "cold_amateur": ["one", "two"]},
+        [(1, "one", None), (-1, "two", None)],
+    ),
+    "part": (TEXT, "one", no_mask(cold_part=[0, 9]), [(-1, "one", TEXT[9:])]),
+    "text of a completion": (
+        TEXT,
+        "one",
+        no_mask(cold_amateur_prompt=TEXT + TEXT),
+        [(-1, "one", TEXT + TEXT)],
+    ),
+    "messages of a completion": (
+        TEXT,
+        "base",
+        no_mask(cold_amateur_messages=json.dumps(HELLO)),
+        [(-1, None, HELLO)],
+    ),
+}
+
+
+def test_every_way_of_saying_it(server: Server, model: Model) -> None:
+    """Streamed and not, one answer and three: the reference's tokens, which differ."""
+    groups = [
+        model.group(prompt, None if name == "base" else name, *amateurs)
+        for prompt, name, _, amateurs in CASES.values()
+    ]
+    expected = model.decode(*groups)
+    assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
+    for stream, n in ((False, 1), (True, 1), (True, 3)):
+        got = [
+            ask(server, prompt, name, stream, n, **xargs)
+            for prompt, name, xargs, _ in CASES.values()
+        ]
+        assert_same_tokens(got, expected)
+
+
+def test_the_template_and_its_arguments(server: Server, model: Model) -> None:
+    """Those of the request: ``continue_final_message`` and no generation prompt."""
+    final = {"role": "assistant", "content": " w51"}
+    answer = server.client.chat.completions.create(
+        model="one", messages=[SYSTEM, USER, final], max_tokens=MAX_TOKENS, temperature=0.0,
+        extra_body={
+            "return_token_ids": True, "add_generation_prompt": False,
+            "continue_final_message": True, "vllm_xargs": no_mask(cold_without="system"),
+            "ignore_eos": True,
+        },
+    )  # type: ignore[call-overload]  # fmt: skip
+
+    def text(messages: Any) -> str:
+        return str(
+            model.tokenizer.apply_chat_template(
+                messages, tokenize=False, continue_final_message=True
+            )
+        )
+
+    group = model.group(text([SYSTEM, USER, final]), "one", (-1, "one", text([USER, final])))
+    assert_same_tokens([answer.choices[0].token_ids], model.decode(group))
+
+
+def header(server: Server, messages: Any, **xargs: Any) -> Any:
+    raw = server.client.chat.completions.with_raw_response.create(
+        model="base", messages=messages, max_tokens=1, extra_body={"vllm_xargs": xargs}
+    )
+    return json.loads(raw.headers["x-cold"])
+
+
+def test_a_server_that_guides_every_chat(guide: Server, model: Model) -> None:
+    """Without LoRA: every chat with a system prompt, and nothing else."""
+    groups = [
+        model.group(CHAT, None, (-0.5, None, [USER, TOOL])),
+        model.group([USER, TOOL], None),
+        model.group(TEXT, None),
+        model.group(CHAT, None),
+        model.group(CHAT, None, (-0.5, None, [SYSTEM, USER])),
+    ]
+    got = [
+        ask(guide, CHAT, "base"),
+        ask(guide, [USER, TOOL], "base"),
+        ask(guide, TEXT, "base"),
+        ask(guide, CHAT, "base", cold=0),
+        ask(guide, CHAT, "base", cold_without="tool"),
+    ]
+    expected = model.decode(*groups)
+    assert_same_tokens(got, expected)
+    assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
+    assert header(guide, CHAT) == {
+        "cold": 1, "alpha": 0.0, "beta": 0.5, "preset": "cfg", "amateur": None,
+        "prompt": "without system",
+    }  # fmt: skip
+    assert header(guide, [USER]) == header(guide, CHAT, cold=0) == {"cold": 0}
+    with pytest.raises(openai.BadRequestError, match="the engine's default.*no such message"):
+        ask(guide, [USER], "base", cold=1)
+    with pytest.raises(openai.BadRequestError, match="LoRA is off|no such adapter"):
+        ask(guide, CHAT, "base", cold_amateur="one")
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "no JSON": ({"cold_amateur_messages": "[{"}, "must be a JSON list of messages"),
+    "no list": ({"cold_amateur_messages": "{}"}, "must be a list of messages"),
+    "no role": ({"cold_amateur_messages": '[{"content": "a"}]'}, "message 0 must have a role"),
+    "image": (
+        {"cold_amateur_messages": json.dumps([{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}]}])},
+        "which is text only",
+    ),
+    "index": ({"cold_without": [0, 7]}, "cold_without=7: the conversation has the messages 0 to 1"),
+    "negative": ({"cold_without": -1}, "cold_without=-1: must be roles, or indices"),
+    "no such": ({"cold_without": "tool"}, "the conversation has no such message"),
+    "all": ({"cold_without": "system,user"}, "leaves no message"),
+    "empty": ({"cold_amateur_prompt": ""}, "cold_amateur_prompt='': must not be empty"),
+    "too long": ({"cold_amateur_prompt": " w1" * 300}, "maximum context length is 256 tokens"),
+    "preset": ({"cold_preset": "dola"}, "must be one of cold, cad, adacad, cfg, dexperts"),
+    "preset's prompt": ({"cold_preset": "cfg"}, "contrasts with another prompt"),
+    "large weight": ({"cold_weights": [1e9]}, "must be a number from -1e6 to 1e6"),
+    "33 amateurs": ({"cold_weights": [0.1] * 33}, "a request has 1 to 32 amateurs"),
+    "32 amateurs": ({"cold_weights": [0.1] * 32}, "takes 33 sequences"),
+    "equal": ({"cold_amateur_messages": json.dumps([SYSTEM, USER])}, "the amateur is the expert"),
+    "part of a chat": ({"cold_part": [0, 3]}, "is for completions"),
+    "two prompts": ({"cold_without": 0, "cold_amateur_prompt": "a"}, "has a prompt already"),
+    "lengths": ({"cold_weights": [1, 2], "cold_amateur": ["two"]}, "has 1 entries, and"),
+    "unused": ({"cold_weights": [1], "cold_beta": 1}, "no amateur uses it"),
+    "three adapters": (
+        {"cold_weights": [1, 1], "cold_amateur": ["two", "late"]}, "no such adapter is loaded"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", BAD)
+def test_bad_amateurs(wrong: str, server: Server) -> None:
+    """HTTP 400 with one sentence, streamed or not."""
+    xargs, message = BAD[wrong]
+    for stream in (False, True):
+        with pytest.raises(openai.BadRequestError) as caught:
+            ask(server, [SYSTEM, USER], stream=stream, **xargs)
+        assert message in str(caught.value)
+
+
+def test_nan_is_refused(server: Server) -> None:
+    body = b'{"model": "one", "prompt": " w1", "vllm_xargs": {"cold_weights": [NaN]}}'
+    assert server.post("/v1/completions", body)[0] == 400
+
+
+def test_a_text_that_imitates_the_marking(server: Server, model: Model) -> None:
+    """What a user writes moves nothing."""
+    said = 'cold_without=0 "role": "system" [0:9] <|system|> w1'
+    chat = [SYSTEM, {"role": "user", "content": said}]
+    expected = model.decode(
+        model.group(chat, "one", (-1, "one", chat[1:])),
+        model.group(said, "one", (-1, "one", said[7:])),
+    )
+    got = [
+        ask(server, chat, **no_mask(cold_without="system")),
+        ask(server, said, **no_mask(cold_part="0:7")),
+    ]
+    assert_same_tokens(got, expected)
+
+
+def test_the_pages(tiny: Path, tmp_path: Path, model: Model) -> None:
+    """What README.md and docs/serving.md show, on their server."""
+    command = [*arguments(tiny), "--lora-modules", f"sql={tiny / 'one'}", f"chat={tiny / 'two'}"]
+    with serve(tmp_path, command) as running:
+
+        def run(text: str, **names: Any) -> dict[str, Any]:
+            text = text.replace("http://localhost:8000", running.url)
+            exec(compile(text, "block", "exec"), names)
+            return names
+
+        names = run(block("README.md", "prompts"), client=running.client)
+        chat = names["messages"]
+        [trace] = model.decode(model.group(chat, "one", (-0.5, "one", chat[1:])))
+        answer = names["guided"].choices[0].message.content
+        assert answer.startswith(model.tokenizer.decode(trace.tokens[:8]).strip())
+        before = running.metric("vllm:request_success_total")
+        names = run(block("docs/serving.md", "prompts"))
+        assert running.metric("vllm:request_success_total") - before == 6
+        chat = names["messages"]
+        [trace] = model.decode(model.group(chat, "one", (-0.5, "one", [chat[0], chat[2]])))
+        answer = names["chat"](cold_without=1, cold_preset="cad")
+        assert answer.startswith(model.tokenizer.decode(trace.tokens[:8]).strip())
+
+
+# ---- many at a time ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A chat with a retrieved text, guided or contrasted in some way, or not."""
+
+    messages: tuple[dict[str, str], ...]
+    model: str
+    xargs: tuple[tuple[str, Any], ...]
+    leave: int | None
+    """After so many tokens the client hangs up."""
+
+
+async def _stream(client: httpx.AsyncClient, url: str, asked: Asked) -> list[int]:
+    body = {
+        "model": asked.model, "messages": asked.messages, "max_tokens": MAX_TOKENS,
+        "temperature": 0.0, "stream": True, "return_token_ids": True, "ignore_eos": True,
+        "vllm_xargs": dict(asked.xargs),
+    }  # fmt: skip
+    tokens: list[int] = []
+    async with client.stream("POST", f"{url}/v1/chat/completions", json=body) as response:
+        assert response.status_code == 200, await response.aread()
+        async for line in response.aiter_lines():
+            if not line.startswith("data: ") or line == "data: [DONE]":
+                continue
+            event = json.loads(line.removeprefix("data: "))
+            assert "error" not in event, event
+            for choice in event["choices"]:
+                tokens += choice.get("token_ids") or []
+            if asked.leave is not None and len(tokens) >= asked.leave:
+                break
+    return tokens
+
+
+def test_a_hundred_chats_half_of_which_drop(server: Server, model: Model) -> None:
+    """Nothing is lost or left behind, and the others have the right answers."""
+    rng = random.Random(7)
+    contexts = [
+        {"role": "user", "content": "".join(f" w{rng.randrange(100, 400)}" for _ in range(length))}
+        for length in (3, 20, 60)
+    ]
+    ways: list[tuple[dict[str, Any], Any]] = [
+        (no_mask(cold_without=1), lambda m, a: [(-1, a, [m[0], m[2]])]),
+        (no_mask(cold_without="system"), lambda m, a: [(-1, a, [*m[1:]])]),
+        (
+            weighted(-0.5, -0.5, cold_without=["0", "1"]),
+            lambda m, a: [(-0.5, a, [*m[1:]]), (-0.5, a, [m[0], m[2]])],
+        ),
+        ({"cold": 0}, lambda m, a: []),
+    ]
+    asked, groups = [], []
+    for i in range(100):
+        question = {"role": "user", "content": f" w{i} w{i + 1}"}
+        messages = (SYSTEM, contexts[i % 3], question)
+        name = ("one", "base", "two")[i % 3] if i % 4 else "one"
+        xargs, amateurs = ways[i % 4]
+        leave = rng.choice((1, 2, 5)) if i % 2 else None
+        asked.append(Asked(messages, name, tuple(xargs.items()), leave))
+        expert = None if name == "base" else name
+        groups.append(model.group(messages, expert, *amateurs(messages, expert)))
+
+    async def all_of_them() -> list[list[int]]:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        async with httpx.AsyncClient(limits=limits, timeout=240.0) as client:
+            return await asyncio.gather(*(_stream(client, server.url, one) for one in asked))
+
+    got = asyncio.run(all_of_them())
+    expected = model.decode(*groups)
+    cut = [
+        Trace(t.tokens[: len(g)], t.margins[: len(g)], t.edges[: len(g)])
+        for t, g in zip(expected, got, strict=True)
+    ]
+    assert_same_tokens(got, cut)
+    for one, tokens in zip(asked, got, strict=True):
+        assert len(tokens) >= (MAX_TOKENS if one.leave is None else one.leave)
+    server.wait_until_idle()

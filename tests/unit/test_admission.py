@@ -1,0 +1,479 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a request to its streams, by vLLM's own input processor and renderer; no engine runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+
+from tests.front_end import MAX_LEN, ONE, THREE, TWO, Front
+from tests.tiny import BOS_ID
+from vllm_cold import Amateur, ColdParams, adapter_config
+from vllm_cold.group.stream import from_extra_args
+from vllm_cold.method.settings import ColdSettings
+from vllm_cold.vllm.frontend import admission
+
+pytestmark = pytest.mark.unit
+
+SYSTEM = {"role": "system", "content": " w1 w2"}
+USER = {"role": "user", "content": " w3"}
+TOOL = {"role": "tool", "content": " w4 w5"}
+CHAT = [SYSTEM, USER, TOOL]
+
+
+@pytest.fixture(scope="module")
+def front(tiny: Path) -> Front:
+    return Front(tiny / "model")
+
+
+@pytest.fixture(autouse=True)
+def files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The adapters have none."""
+    monkeypatch.setattr(adapter_config, "read", lambda path: SimpleNamespace(rank=8))
+
+
+@pytest.fixture(scope="module")
+def special(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Front:
+    """With a tokenizer that puts a special token before a text."""
+    folder = tmp_path_factory.mktemp("special")
+    shutil.copy(tiny / "model" / "config.json", folder)
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS_ID)]
+    )
+    tokenizer.save_pretrained(folder)
+    return Front(folder)
+
+
+def test_one_amateur_as_ever(front: Front) -> None:
+    plain = front.text(" w1 w2")
+    stream = front.streams(plain, ColdParams(alpha=0.2, beta=2.0))
+    assert stream.settings == ColdSettings(0.2, 2.0)
+    [one] = stream.amateurs
+    assert (one.weight, one.adaptive, one.adapter, one.prompt) == (-2.0, False, None, None)
+    [one] = front.streams(plain, ColdParams(amateur=TWO)).amateurs
+    assert one.adapter is not None and LoRARequest(**one.adapter) == TWO and one.prompt is None
+    assert front.streams(plain, beta="adaptive", beta_max=2).amateurs[0].adaptive
+    for extra in ({}, {"cold": 0, "cold_beta": 1}, {"cold": 0, "cold_amateur_prompt": "x"}):
+        request = front.request(plain, SamplingParams(extra_args=extra))
+        assert not request.sampling_params.extra_args
+
+
+def test_prompts_in_every_form(front: Front) -> None:
+    """Each is what vLLM makes of the same prompt as a request of its own."""
+    expert = front.text(" w1 w2 w3")
+    chat = front.chat(CHAT)
+    for prompt, alone in (
+        (" w9", front.text(" w9")),
+        ([102, 103], front.text([102, 103])),
+        ([USER], front.chat([USER])),
+        ([{"role": "user", "content": [{"type": "text", "text": " w3"}]}], front.chat([USER])),
+    ):
+        params = ColdParams(amateur=Amateur(prompt=prompt))
+        for whole in (expert, chat, " w1 w2 w3"):
+            [one] = front.streams(whole, params).amateurs
+            assert one.prompt == alone["prompt_token_ids"]
+            assert one.adapter is not None and LoRARequest(**one.adapter) == ONE
+    assert front.prompts(expert, amateur_prompt=" w9") == [" w9"]
+    said = json.dumps([USER])
+    assert front.prompts(expert, amateur_messages=said) == ["user:  w3\nassistant:"]
+
+
+def test_special_tokens(special: Front) -> None:
+    """A text has them as a completion's prompt has, a template brings its own."""
+    for whole in (special.text(" w1"), special.chat(CHAT)):
+        [one] = special.streams(whole, amateur_prompt=" w9").amateurs
+        assert one.prompt == special.text(" w9")["prompt_token_ids"]
+        assert one.prompt[0] == BOS_ID  # type: ignore[index]
+        [one] = special.streams(whole, amateur_messages=json.dumps([USER])).amateurs
+        assert one.prompt == special.chat([USER])["prompt_token_ids"]
+        assert BOS_ID not in one.prompt  # type: ignore[operator]
+    without = special.text(" w1 w2", add_special_tokens=False)
+    assert without["prompt_token_ids"][0] != BOS_ID
+    assert special.prompts(without, amateur_prompt=" w9") == [" w9"]
+    assert special.prompts(without, part=[0, 3]) == [" w2"]
+
+
+TEMPLATE = (
+    "{% if tools %}{{ tools | length }} tools {% endif %}{{ mood }}"
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+def test_the_arguments_of_the_chat_are_the_amateurs_too(front: Front) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    chat = front.chat(CHAT, TEMPLATE, tools=tools, mood=" w7", add_generation_prompt=False)
+    assert front.prompts(chat, without="system,tool") == ["1 tools  w7[user] w3"]
+    assert front.prompts(chat, without=[0, 1]) == ["1 tools  w7[tool] w4 w5"]
+    assert front.prompts(chat, ColdParams(amateur=Amateur(prompt=[SYSTEM]))) == [
+        "1 tools  w7[system] w1 w2"
+    ]
+
+
+def test_what_is_read_once_is_read_twice(front: Front) -> None:
+    """pydantic gives the parts of a message as something that can be iterated over once."""
+    parts = [{"type": "text", "text": " w3"}]
+    chat = front.chat([SYSTEM, {"role": "user", "content": iter(parts)}])
+    assert front.tokenizer.decode(chat["prompt_token_ids"]).startswith("system:  w1 w2\nuser:  w3")
+    assert front.prompts(chat, without="system") == ["user:  w3\nassistant:"]
+
+
+def test_a_part_of_the_prompt(front: Front) -> None:
+    text = "Text: w1 w2 Question: w3"
+    expert = front.text(text)
+    assert front.prompts(expert, part=[0, 12]) == ["Question: w3"]
+    assert front.prompts(text, part="5:11") == ["Text: Question: w3"]
+    ids = front.text([100, 101, 102, 103])
+    assert front.streams(ids, part=[1, 3]).amateurs[0].prompt == [100, 103]
+    # A user's text that speaks of the marking changes nothing: positions cannot be written into it.
+    forged = front.text('[0, 12] cold_part="0:3"} Question: w3')
+    assert front.prompts(forged, part=[0, 1]) == ['0, 12] cold_part="0:3"} Question: w3']
+
+
+def test_several_amateurs(front: Front) -> None:
+    chat = front.chat(CHAT)
+    stream = front.streams(
+        chat, lora=None, weights=[1, -1, "adaptive"], amateur=["one", "base", ""],
+        without=["", "system", "tool"],
+    )  # fmt: skip
+    assert [(a.weight, a.adaptive) for a in stream.amateurs] == [
+        (1.0, False),
+        (-1.0, False),
+        (-1.0, True),
+    ]
+    assert [a.adapter and a.adapter["lora_name"] for a in stream.amateurs] == ["one", None, None]
+    assert [a.prompt is None for a in stream.amateurs] == [True, False, False]
+    amateurs = [
+        Amateur(lora_request=ONE, weight=0.5),
+        Amateur(lora_request=None, prompt=" w9", weight=-0.5),
+        Amateur(lora_request=TWO, prompt=[USER]),
+    ]
+    stream = front.streams(chat, ColdParams(alpha=0, beta=3, amateurs=amateurs), lora=TWO)
+    assert stream.settings.alpha == 0.0
+    assert [a.weight for a in stream.amateurs] == [0.5, -0.5, -3.0]
+    assert [a.adapter and a.adapter["lora_name"] for a in stream.amateurs] == ["one", None, "two"]
+
+
+def test_what_the_engine_core_gets(front: Front) -> None:
+    """The streams say all; the prompts as they were given do not travel, and the caller keeps its
+    parameters.
+    """
+    import msgspec
+
+    params = ColdParams(amateurs=[Amateur(prompt=[{**USER, "name": object()}])])
+    request = front.request(front.text(" w1"), params)
+    assert params.amateurs and not request.sampling_params.amateurs
+    wire = msgspec.msgpack.encode(request.sampling_params)
+    arrived = msgspec.msgpack.decode(wire, type=SamplingParams)
+    assert from_extra_args(arrived.extra_args) == from_extra_args(
+        request.sampling_params.extra_args
+    )
+
+
+def refused(front: Front, prompt: Any, lora: Any = ONE, params: Any = None, **args: Any) -> str:
+    params = params or SamplingParams(extra_args={f"cold_{k}": v for k, v in args.items()})
+    with pytest.raises(ValueError) as raised:
+        front.request(prompt, params, lora)
+    assert type(raised.value).__name__ == "ColdRequestError"
+    return str(raised.value)
+
+
+def test_an_amateur_that_is_its_expert(front: Front) -> None:
+    text, same = front.text(" w1 w2"), Amateur(prompt=" w1 w2")
+    equal = "the amateur is the expert, prompt and adapter"
+    assert equal in refused(front, text, params=ColdParams(amateur=same))
+    assert equal in refused(front, text, None, params=ColdParams(amateur=same))
+    assert equal in refused(front, text, amateur_prompt=" w1 w2", amateur="one")
+    assert "amateurs[1]=' w1 w2': " + equal in refused(
+        front, text, params=ColdParams(amateurs=[Amateur(), same])
+    )
+    front.streams(text, amateur_prompt=" w1 w2", amateur="base")
+    front.streams(text, ColdParams(amateur=Amateur(prompt=" w1 w2", lora_request=TWO)))
+    assert "must differ from the expert" in refused(front, text, amateur="one")
+    assert "must differ from the expert" in refused(
+        front, text, params=ColdParams(amateur=Amateur(lora_request=ONE))
+    )
+    assert "CoLD needs an adapter as expert" in refused(front, text, None, amateur="base")
+    assert "CoLD needs an adapter as expert" in refused(front, text, None, params=ColdParams())
+    assert front.streams(text, ColdParams(amateur=ONE), lora=None).amateurs[0].adapter
+
+
+def test_wrong_prompts(front: Front) -> None:
+    text, chat = front.text(" w1 w2"), front.chat(CHAT)
+    for prompt, args, message in (
+        (text, {"without": "system"}, "cold_without='system': is for chats, whose prompt is"),
+        (chat, {"part": [0, 1]}, "cold_part='0:1': is for completions, whose prompt is one text"),
+        (chat, {"without": "assistant"}, "'assistant': the conversation has no such message"),
+        (chat, {"without": 3}, "cold_without=3: the conversation has the messages 0 to 2"),
+        (chat, {"without": "0,1,2"}, "cold_without='0,1,2': leaves no message"),
+        (text, {"part": [0, 7]}, "cold_part='0:7': the prompt has 6 characters"),
+        (text, {"part": [0, 6]}, "cold_part='0:6': leaves nothing of the prompt"),
+        (text, {"amateur_prompt": " w1" * 65}, "no prompt can be made of it: This model's maximum"),
+        (text, {"amateur_messages": "[{}]"}, "message 0 must have a role"),
+        (chat, {"amateur": "four"}, "no such adapter is loaded (loaded: one, three, two)"),
+    ):
+        assert message in refused(front, prompt, **args)
+    strict = "{% for m in messages %}{{ raise_exception('no ' + m['role']) }}{% endfor %}"
+    ids = Amateur(prompt=[100, 512])
+    assert "token 512 is none of the model's 512" in refused(
+        front, text, params=ColdParams(amateur=ids)
+    )
+    with pytest.raises(Exception, match="no system"):
+        front.chat(CHAT, strict)
+    lenient = " w9" + strict.replace(
+        "for m in messages", "for m in messages if messages | length < 3"
+    )
+    chat = front.chat(CHAT, lenient, add_generation_prompt=True, tokenize=False)
+    assert "cold_without='system': no prompt can be made of it: no user" in refused(
+        front, chat, without="system"
+    )
+
+
+def test_adapters_in_one_batch(front: Front) -> None:
+    """The different ones count, max_loras=2 of them."""
+    text = front.text(" w1 w2")
+    own = Amateur(prompt=" w9")
+    fits = [own, Amateur(lora_request=None), Amateur(lora_request=TWO), Amateur(prompt=" w8")]
+    front.streams(text, ColdParams(amateurs=fits))
+    message = refused(front, text, params=ColdParams(amateurs=[*fits, Amateur(lora_request=THREE)]))
+    assert "amateurs[4]='three': expert and amateurs are 3 adapters in one batch" in message
+    front.config.lora_config.max_loras = 1
+    try:
+        front.streams(text, ColdParams(amateur=own))
+        front.streams(text, ColdParams(amateur=ONE), lora=None)
+        message = refused(front, text, params=ColdParams(amateur=TWO))
+        assert "expert and amateur are two adapters in one batch, but max_loras=1" in message
+    finally:
+        front.config.lora_config.max_loras = 2
+
+
+@pytest.mark.parametrize("option", ["max_num_seqs", "max_num_batched_tokens"])
+def test_seats_for_all_streams(option: str, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = front.text(" w1 w2")
+    monkeypatch.setattr(front.config.scheduler_config, option, 4)
+    own = [Amateur(prompt=" w9")]
+    front.streams(text, ColdParams(amateurs=own * 3))
+    message = refused(front, text, params=ColdParams(amateurs=own * 4))
+    flag = "--" + option.replace("_", "-")
+    assert message.startswith(f"{option}=4: a CoLD request with 4 amateurs takes 5 ")
+    assert message.endswith(f"set it ({flag}) to 5 or more.")
+
+
+def test_room_for_all_streams(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each stream counts with its own length; the last token is not computed."""
+    cache = front.config.cache_config
+    monkeypatch.setattr(cache, "block_size", 4)
+    monkeypatch.setattr(cache, "num_gpu_blocks", 12)  # one of which is the null block
+    text = front.text([100] * 4)
+    own = [Amateur(prompt=[101] * 12), Amateur(prompt=[101] * 20), Amateur(lora_request=None)]
+    front.streams(text, ColdParams(amateurs=own, max_tokens=1))  # 1 + 3 + 5 + 1 = 10
+    monkeypatch.setattr(cache, "num_gpu_blocks", 10)
+    message = refused(front, text, params=ColdParams(amateurs=own, max_tokens=1))
+    assert "with prompts of 4, 12, 20, 4 tokens, the 4 streams of a CoLD request need 10" in message
+    message = refused(front, text, params=ColdParams(max_tokens=17))
+    assert "with the prompt's 4 tokens, the two streams of a CoLD request need 10" in message
+    front.streams(text, ColdParams(max_tokens=13))  # 2 * 4
+
+
+def test_no_amateur_is_at_the_end_before_its_expert(front: Front) -> None:
+    text = front.text([100] * 10)
+    long = Amateur(prompt=[101] * 40)
+
+    def tokens(max_tokens: int | None, *amateurs: Amateur) -> int:
+        params = ColdParams(amateurs=amateurs, max_tokens=max_tokens)
+        return int(front.request(text, params).sampling_params.max_tokens)
+
+    assert tokens(MAX_LEN - 40, long) == MAX_LEN - 40
+    # As much as fits: of the longest stream.
+    assert tokens(None, Amateur(prompt=[101] * 5), long) == MAX_LEN - 40
+    assert tokens(1000, long) == MAX_LEN - 40
+    message = refused(
+        front, text, params=ColdParams(amateurs=[Amateur(), long], max_tokens=MAX_LEN - 39)
+    )
+    assert (
+        message.startswith("amateurs[1]=[101, ") and "the amateur's prompt has 40 tokens" in message
+    )
+    assert f"max_tokens={MAX_LEN - 39} is more than max_model_len={MAX_LEN}" in message
+    # One that is no longer than its expert is not the one that stops.
+    assert tokens(1000, Amateur(prompt=[101] * 10)) == 1000
+    full = Amateur(prompt=[101] * MAX_LEN)
+    assert "the amateur's prompt has 64 tokens" in refused(
+        front, text, params=ColdParams(amateur=full, max_tokens=None)
+    )
+
+
+def test_multimodal_and_sessions(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    for field, message in (
+        ("mm_features", "does not support multimodal prompts"),
+        ("resumable", "does not support streaming-input sessions"),
+    ):
+        params = ColdParams(amateur=Amateur(prompt=" w9"))
+        request = front.request(front.text(" w1"), SamplingParams())
+        request.sampling_params = params.clone()
+        setattr(request, field, [1])
+        with pytest.raises(ValueError, match=message):
+            admission.admit(front.processor, front.text(" w1"), params, request)
+
+
+# ---- the engine's defaults -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def default(front: Front, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets ``additional_config["cold"]``."""
+    return lambda cold: monkeypatch.setattr(front.config, "additional_config", {"cold": cold})
+
+
+def test_an_engine_that_guides_every_chat(front: Front, default: Any) -> None:
+    default({"without": "system", "alpha": 0, "beta": 1})
+    chat, text = front.chat(CHAT), front.text(" w1")
+    for lora in (ONE, None):
+        stream = front.streams(chat, lora=lora)
+        assert stream.settings == ColdSettings(0.0, 1.0)
+        [one] = stream.amateurs
+        assert front.tokenizer.decode(one.prompt) == "user:  w3\ntool:  w4 w5\nassistant:"
+        assert (one.adapter is None) == (lora is None)
+    # Nothing to leave out, and nobody asked: as if there were no default.
+    for lora in (ONE, None):
+        for prompt in (text, " w1", front.chat([USER]), front.chat([SYSTEM])):
+            request = front.request(prompt, SamplingParams(), lora)
+            assert from_extra_args(request.sampling_params.extra_args) is None
+    # Who asks is told.
+    server = r"cold_without (the engine's default)='system': "
+    asked = SamplingParams(extra_args={"cold": 1})
+    assert server + "is for chats" in refused(front, text, params=asked)
+    assert server + "the conversation has no such" in refused(
+        front, front.chat([USER]), params=asked
+    )
+    # What a request says of its amateurs replaces the engine's.
+    assert front.prompts(chat, without="tool") == ["system:  w1 w2\nuser:  w3\nassistant:"]
+    assert front.prompts(chat, amateur="base") == [None]
+    assert front.prompts(chat, beta=2) == ["user:  w3\ntool:  w4 w5\nassistant:"]
+    assert front.prompts(chat, ColdParams()) == [None]
+    off = front.request(chat, SamplingParams(extra_args={"cold": 0}))
+    assert from_extra_args(off.sampling_params.extra_args) is None
+
+
+def test_an_engine_that_guides_who_asks(front: Front, default: Any) -> None:
+    default({"enabled": False, "without": "tool", "preset": "cad"})
+    chat = front.chat(CHAT)
+    request = front.request(chat, SamplingParams())
+    assert from_extra_args(request.sampling_params.extra_args) is None
+    asked = SamplingParams(extra_args={"cold": 1})
+    stream = front.streams(chat, asked, lora=None)
+    assert stream.settings == ColdSettings(0.0, 0.5)
+    assert stream.amateurs[0].prompt == front.chat([SYSTEM, USER])["prompt_token_ids"]
+
+
+def test_an_engine_without_lora(tiny: Path) -> None:
+    """It has CoLD where it asks, and is otherwise left alone."""
+    plain = Front(tiny / "model", enable_lora=False)
+    assert plain.config.scheduler_config.scheduler_cls is None
+    assert not plain.config.model_config.logits_processors
+    assert "cold_recipe" not in plain.text(" w1")
+    own = ColdParams(amateur=Amateur(prompt=" w9"))
+    assert "LoRA is off, and the engine was not asked for CoLD" in refused(
+        plain, plain.text(" w1"), None, own
+    )
+    for asks in (True, {"enabled": False}):
+        front = Front(tiny / "model", enable_lora=False, additional_config={"cold": asks})
+        assert "ColdScheduler" in str(front.config.scheduler_config.scheduler_cls) or (
+            "ColdAsyncScheduler" in str(front.config.scheduler_config.scheduler_cls)
+        )
+        assert front.prompts(front.text(" w1"), own, lora=None) == [" w9"]
+        message = refused(front, front.text(" w1"), None, ColdParams(amateur=ONE))
+        assert message.startswith("amateur='one': LoRA is off; start the engine with enable_lora")
+        request = front.request(front.text(" w1"), SamplingParams(), None)
+        assert not request.sampling_params.extra_args
+
+
+# ---- on an event loop ----------------------------------------------------------------------------
+
+
+def test_prompts_are_not_made_on_the_event_loop(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``AsyncLLM.add_request`` makes them as a server makes a request's own."""
+    from vllm.renderers.base import BaseRenderer
+
+    engine = SimpleNamespace(vllm_config=front.config, input_processor=front.processor)
+    chat, text = front.chat(CHAT), front.text(" w1 w2")
+
+    async def original(
+        self: Any, request_id: str, prompt: Any, params: Any, arrival: Any, lora: Any
+    ) -> Any:
+        return from_extra_args(front.request(prompt, params, lora).sampling_params.extra_args)
+
+    add_request = admission._make_add_request(original)
+
+    def run(prompt: Any, params: Any) -> Any:
+        return front.run(add_request(engine, "r", prompt, params, lora_request=ONE))
+
+    for name in ("render_cmpl", "render_chat"):
+        monkeypatch.setattr(BaseRenderer, name, None)
+    for prompt, params in (
+        (text, ColdParams(amateur=Amateur(prompt=" w9"))),
+        (text, SamplingParams(extra_args={"cold_part": [0, 3]})),
+        (chat, SamplingParams(extra_args={"cold_without": "system"})),
+        (chat, ColdParams(amateur=Amateur(prompt=[USER]))),
+        (chat, ColdParams()),
+        (chat, SamplingParams()),
+    ):
+        before = dict(prompt)
+        found = run(prompt, params)
+        assert prompt == before, "another request may have the same prompt, with other parameters"
+        assert (found is None) == (params == SamplingParams())
+    with pytest.raises(ValueError, match="no such message"):
+        run(chat, SamplingParams(extra_args={"cold_without": "assistant"}))
+
+
+# ---- whatever a client sends ---------------------------------------------------------------------
+
+_TEXT = st.text(max_size=8) | st.sampled_from(
+    ["system", "0:3", "0,1", " w9", json.dumps([USER]), "one", "base", "cad", "dexperts", ""]
+)
+_SCALAR = _TEXT | st.integers(-(2**63), 2**63) | st.floats() | st.just("adaptive")
+_VALUE = _SCALAR | st.lists(_SCALAR, max_size=4)
+_NAMES = ["amateur", "amateur_prompt", "amateur_messages", "without", "part", "weights", "preset"]
+
+
+@given(
+    st.dictionaries(st.sampled_from([*_NAMES, "alpha", "beta", "beta_max"]), _VALUE, max_size=4),
+    st.booleans(),
+    st.sampled_from([None, ONE]),
+)
+def test_junk_is_refused_or_makes_streams(
+    front: Front, args: dict[str, Any], as_chat: bool, lora: Any
+) -> None:
+    """A sentence that begins with a key, or streams that can be scored; nothing else comes out."""
+    prompt = front.chat(CHAT) if as_chat else front.text(" w1 w2")
+    params = SamplingParams(extra_args={f"cold_{k}": v for k, v in args.items()})
+    try:
+        request = front.request(prompt, params, lora)
+    except ValueError as error:
+        assert type(error).__name__ == "ColdRequestError" and len(str(error)) < 1000
+        assert str(error).startswith(("cold_", "CoLD ", "max_num"))
+        return
+    stream = from_extra_args(request.sampling_params.extra_args)
+    if not args:
+        assert stream is None
+        return
+    assert stream is not None and 1 <= len(stream.amateurs) <= 32
+    for one in stream.amateurs:
+        assert abs(one.weight) <= 1e6
+        assert one.prompt is None or all(0 <= i < 512 for i in one.prompt) and one.prompt
+        own = one.prompt is not None and one.prompt != prompt["prompt_token_ids"]
+        expert = None if lora is None else lora.lora_name
+        assert own or (one.adapter and one.adapter["lora_name"]) != expert

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What flat arguments say of a request's amateurs: read right, or refused with the key's name."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from vllm_cold.method.amateurs import (
+    CannotLeaveOut,
+    Messages,
+    Part,
+    Text,
+    Without,
+    describe,
+    read_part,
+    read_without,
+)
+from vllm_cold.method.arguments import EngineDefaults, parse_request_args
+from vllm_cold.method.settings import MAX_AMATEURS, ColdError, Weight
+
+pytestmark = pytest.mark.unit
+
+HELLO = [{"role": "user", "content": "Hello"}]
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Hello"},
+    {"role": "tool", "content": "found"},
+    {"role": "user", "content": "cold_without: 1, <system>"},
+]
+
+
+def amateurs(**args: Any) -> Any:
+    """The adapter, the prompt and the weight of each."""
+    contrast = parse_request_args({f"cold_{k}": v for k, v in args.items()}).contrast
+    return [(one.adapter, one.source, one.weight) for one in describe(contrast)]
+
+
+def test_one_amateur() -> None:
+    assert amateurs() == [(None, None, None)]
+    assert amateurs(amateur="b", weights=-2) == [("b", None, -2.0)]
+    assert amateurs(amateur_prompt="Who?") == [(None, Text("Who?"), None)]
+    assert amateurs(amateur_messages=json.dumps(HELLO)) == [(None, Messages(HELLO), None)]
+    assert amateurs(without="system") == [(None, Without(("system",)), None)]
+    assert amateurs(without=[0, "tool"]) == [(None, Without((0, "tool")), None)]
+    assert amateurs(without=" tool, 2") == [(None, Without(("tool", 2)), None)]
+    assert amateurs(part=[0, 3]) == [(None, Part(((0, 3),)), None)]
+    assert amateurs(part="0:3, 3:7", weights="adaptive") == [
+        (None, Part(((0, 3), (3, 7))), "adaptive")
+    ]
+
+
+def test_several_amateurs() -> None:
+    """A list has an entry for each, "" says nothing, and what is no list holds for all."""
+    assert amateurs(weights=[1, -1], amateur=["a", ""], without="system") == [
+        ("a", Without(("system",)), 1.0),
+        (None, Without(("system",)), -1.0),
+    ]
+    assert amateurs(amateur_prompt=["Who?", "", ""], without=["", "0,2", 1], weights=-0.5) == [
+        (None, Text("Who?"), -0.5),
+        (None, Without((0, 2)), -0.5),
+        (None, Without((1,)), -0.5),
+    ]
+    assert amateurs(weights=["adaptive"], part=["0:3"]) == [(None, Part(((0, 3),)), "adaptive")]
+    assert len(amateurs(weights=[0.5] * MAX_AMATEURS)) == MAX_AMATEURS
+    assert amateurs(preset="dexperts", amateur=["a", "b"]) == [("a", None, 1.0), ("b", None, -1.0)]
+    # Which adapters they are is no prompt's matter: two base models differ by their weights only.
+    assert amateurs(weights=[1, 2]) == [(None, None, 1.0), (None, None, 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"amateur": ""}, "cold_amateur='': must be the name of a loaded adapter"),
+        ({"amateur_prompt": ""}, "cold_amateur_prompt='': must not be empty"),
+        ({"amateur_messages": ""}, "cold_amateur_messages='': must be a JSON list of messages"),
+        ({"amateur_messages": "no"}, "cold_amateur_messages='no': must be a JSON list"),
+        ({"amateur_messages": "[" * 10**5}, "must be a JSON list"),
+        ({"amateur_messages": "{}"}, "must be a list of messages"),
+        ({"amateur_messages": '"abc"'}, "must be a list of messages"),
+        ({"amateur_messages": "[]"}, "must be a list of messages"),
+        ({"amateur_messages": "[1]"}, "message 0 must have a role"),
+        ({"amateur_messages": '[{"role": "user"}]'}, "message 0 must have a content"),
+        ({"without": ""}, "cold_without='': must be roles, or indices"),
+        ({"without": "system,,tool"}, "must be roles, or indices"),
+        ({"without": -1}, "cold_without=-1: must be roles, or indices of messages, from 0"),
+        ({"without": 10**9}, "must be roles, or indices"),
+        ({"without": []}, "must be roles, or indices"),
+        ({"part": []}, r"cold_part=\[\]: must be \[start, end\)"),
+        ({"part": [1]}, "must be"),
+        ({"part": [3, 1]}, "must be"),
+        ({"part": [1, 1]}, "must be"),
+        ({"part": [-1, 1]}, "must be"),
+        ({"part": [0, 3, 2, 4]}, "must be"),
+        ({"part": ["0:3"], "weights": 1}, "must be"),
+        ({"part": "0-3"}, "must be"),
+        ({"part": "0:3:4"}, "must be"),
+        ({"part": "0:99999999999"}, "must be"),
+        ({"weights": []}, r"cold_weights=\[\]: has 0 entries; a request has 1 to 32 amateurs"),
+        ({"weights": [1.0] * 33}, "has 33 entries"),
+        (
+            {"weights": [1, 2], "amateur": ["a"]},
+            r"cold_amateur=\['a'\]: has 1 entries, and cold_weights has 2",
+        ),
+        ({"weights": [1, 2], "without": [0]}, "cold_without=.0.: has 1 entries"),
+        (
+            {"amateur_prompt": "Who?", "part": [0, 1]},
+            r"cold_part=\[0, 1\]: the amateur has a prompt already, by cold_amateur_prompt",
+        ),
+        (
+            {"amateur_prompt": ["", "Who?"], "without": ["system", 0]},
+            r"cold_without\[1\]=0: the amateur has a prompt already, by cold_amateur_prompt\[1\]",
+        ),
+        ({"weights": [1, 2], "without": ["system", ","]}, r"cold_without\[1\]=',': must be roles"),
+        ({"preset": "cad"}, "cold_preset='cad': contrasts with another prompt; say which"),
+        ({"preset": "cfg", "weights": [1, 2], "without": ["system", ""]}, "another prompt"),
+        ({"preset": "dexperts"}, "cold_preset='dexperts': is for 2 amateurs"),
+        ({"preset": "dexperts", "weights": [1]}, "cold_preset='dexperts': is for 2 amateurs"),
+    ],
+)
+def test_what_does_not_fit_together(args: dict[str, Any], message: str) -> None:
+    with pytest.raises(ColdError, match=message) as raised:
+        amateurs(**args)
+    assert str(raised.value).startswith("cold_") and len(str(raised.value)) < 400
+
+
+def test_a_conversation_without_some_of_its_messages() -> None:
+    def left(said: Any) -> list[int]:
+        return [CHAT.index(m) for m in read_without("f", said).of("f", CHAT)]
+
+    assert left("system") == [1, 2, 3]
+    assert left("system,tool") == [1, 3]
+    assert left("tool") == [0, 1, 3]
+    assert left([0, 2]) == [1, 3]
+    assert left("3,system,0") == [1, 2]
+    assert left("user") == [0, 2]
+    developer = [{"role": "developer", "content": "Be brief."}, *HELLO]
+    assert Without(("system",)).of("f", developer) == HELLO
+    for said, message in (
+        ("assistant", "f='assistant': the conversation has no such message"),
+        (4, "f=4: the conversation has the messages 0 to 3"),
+        ("system,user,tool", "f='system,user,tool': leaves no message"),
+    ):
+        with pytest.raises(CannotLeaveOut, match=message):
+            left(said)
+
+
+@given(st.text(max_size=30), st.lists(st.integers(0, 35), max_size=6))
+def test_a_prompt_without_a_part(prompt: str, positions: list[int]) -> None:
+    """What is left is what lies outside, character by character."""
+    try:
+        part = read_part("f", positions)
+    except ColdError:
+        pairs = list(zip(positions[::2], positions[1::2], strict=False))
+        fine = bool(pairs) and len(positions) % 2 == 0 and positions == sorted(positions)
+        assert not fine or any(start == end for start, end in pairs)
+        return
+    assert read_part("f", ",".join(f"{start}:{end}" for start, end in part.spans)) == part
+    inside = [any(start <= i < end for start, end in part.spans) for i in range(len(prompt))]
+    kept = "".join(c for c, left_out in zip(prompt, inside, strict=True) if not left_out)
+    ids = list(range(len(prompt)))
+    if positions[-1] > len(prompt) or not kept:
+        for whole in (prompt, ids):
+            with pytest.raises(ColdError, match="^f="):
+                part.of("f", whole)
+        return
+    assert part.of("f", prompt) == kept
+    assert part.of("f", ids) == [i for i in ids if not inside[i]]
+
+
+@given(st.lists(st.sampled_from([*CHAT, {"role": "system,0", "content": "0"}]), max_size=6))
+def test_no_text_of_a_user_is_taken_for_a_mark(messages: list[dict[str, str]]) -> None:
+    """What is left out depends on roles and indices alone, never on a content."""
+    said = Without(("system", 1))
+    silent = [{**message, "content": ""} for message in messages]
+    try:
+        left = said.of("f", messages)
+    except CannotLeaveOut as error:
+        with pytest.raises(CannotLeaveOut) as raised:
+            said.of("f", silent)
+        assert str(raised.value) == str(error)
+        return
+    assert [m["role"] for m in said.of("f", silent)] == [m["role"] for m in left]
+    wanted = [m for i, m in enumerate(messages) if m["role"] != "system" and i != 1]
+    assert left == wanted
+
+
+TEXT = st.text(max_size=5) | st.sampled_from(["system", "0:3", "0,1", json.dumps(HELLO), "a", ""])
+SCALAR = TEXT | st.integers(-2, 10) | st.floats(-2, 2) | st.sampled_from(["adaptive", "dexperts"])
+VALUE = SCALAR | st.lists(SCALAR, max_size=3)
+KEYS = st.sampled_from(
+    ["amateur", "amateur_prompt", "amateur_messages", "without", "part", "weights", "preset"]
+)
+
+
+@given(st.dictionaries(KEYS, VALUE, max_size=4))
+@example({"weights": [1, 2], "amateur": ["a", "b"], "amateur_prompt": ["", "a"]})
+@example({"weights": ["adaptive", -1.0], "without": ["system", 1]})
+@example({"preset": "dexperts", "amateur": ["a", "b"]})
+def test_junk_is_refused_or_makes_sense(args: dict[str, Any]) -> None:
+    """No other exception comes out; what comes through has 1 to 32 amateurs with finite weights."""
+    try:
+        contrast = parse_request_args({f"cold_{k}": v for k, v in args.items()}).contrast
+        found = describe(contrast)
+        settings, weights = parse_request_args({}).settings(
+            EngineDefaults(), [one.weight for one in found]
+        )
+    except ColdError as error:
+        assert error.field.startswith("cold_")
+        return
+    assert len(found) == len(weights) and 1 <= len(found) <= MAX_AMATEURS
+    assert settings.alpha == 0.1
+    for one, weight in zip(found, weights, strict=True):
+        assert isinstance(weight, Weight) and abs(weight.weight) <= 1e6
+        assert one.adapter != ""
+        if isinstance(one.source, Text):
+            assert one.source.value

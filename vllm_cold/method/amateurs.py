@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an amateur reads, and how a request's flat arguments describe its amateurs. Imports no vLLM.
+
+An amateur without a prompt of its own reads the expert's. Otherwise it reads a text, token ids or
+messages that the request brings along, or what the expert reads ``Without`` some of the messages
+or without a ``Part``. A part is named by positions, which no text of a user can imitate.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+from vllm_cold.method.settings import (
+    MAX_AMATEURS,
+    PREFIX,
+    ColdError,
+    ContrastArgs,
+    preset_of,
+)
+
+_T = TypeVar("_T", str, list[int])
+
+# What people call a system prompt: templates that know no developer make it one.
+_ROLES = {"system": ("system", "developer")}
+
+
+class CannotLeaveOut(ColdError):
+    """The conversation has no such message, or no other."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A prompt as text."""
+
+    value: str
+
+    def __str__(self) -> str:
+        return "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as token ids."""
+
+    value: list[int]
+
+    def __str__(self) -> str:
+        return "token ids"
+
+
+@dataclass(frozen=True, slots=True)
+class Messages:
+    """A prompt as messages for the chat template."""
+
+    value: list[dict[str, Any]]
+
+    def __str__(self) -> str:
+        return "messages"
+
+
+@dataclass(frozen=True, slots=True)
+class Without:
+    """The request's own conversation without some of its messages.
+
+    Attributes:
+        items: Roles, whose messages are all left out, and indices of messages.
+    """
+
+    items: tuple[str | int, ...]
+
+    def __str__(self) -> str:
+        return f"without {self.value}"
+
+    @property
+    def value(self) -> str:
+        """What an error shows."""
+        return ",".join(map(str, self.items))
+
+    def of(self, field: str, messages: Sequence[Any]) -> list[Any]:
+        """What is left of the messages.
+
+        Raises:
+            CannotLeaveOut: there is none of these roles or indices, or nothing is left.
+        """
+        gone: set[int] = set()
+        for item in self.items:
+            if isinstance(item, str):
+                roles = _ROLES.get(item, (item,))
+                gone |= {i for i, message in enumerate(messages) if _role(message) in roles}
+            elif item < len(messages):
+                gone.add(item)
+            else:
+                raise CannotLeaveOut(
+                    field, item, f"the conversation has the messages 0 to {len(messages) - 1}"
+                )
+        if not gone:
+            raise CannotLeaveOut(field, self.value, "the conversation has no such message")
+        if len(gone) == len(messages):
+            raise CannotLeaveOut(field, self.value, "leaves no message; one must be left")
+        return [message for i, message in enumerate(messages) if i not in gone]
+
+
+def _role(message: Any) -> Any:
+    return message.get("role") if isinstance(message, Mapping) else getattr(message, "role", None)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The request's own prompt without parts of it.
+
+    Attributes:
+        spans: Where they begin and end, in characters of a text or tokens of a list of ids; in
+            order, and none is empty.
+    """
+
+    spans: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return f"without {self.value}"
+
+    @property
+    def value(self) -> str:
+        """What an error shows."""
+        return ",".join(f"{start}:{end}" for start, end in self.spans)
+
+    def of(self, field: str, prompt: _T) -> _T:
+        """What is left of the prompt.
+
+        Raises:
+            ColdError: a part is out of range, or nothing is left.
+        """
+        begin, end = self.spans[-1]
+        if end > len(prompt):
+            unit = "characters" if isinstance(prompt, str) else "tokens"
+            raise ColdError(field, f"{begin}:{end}", f"the prompt has {len(prompt)} {unit}")
+        left = prompt[:0]
+        begin = 0
+        for start, end in (*self.spans, (len(prompt), len(prompt))):
+            left += prompt[begin:start]
+            begin = end
+        if not left:
+            raise ColdError(field, self.value, "leaves nothing of the prompt")
+        return left
+
+
+Source = Text | Tokens | Messages | Without | Part
+
+
+def read_prompt(field: str, prompt: object) -> Source | None:
+    """A prompt as Python programs give it: text, token ids or messages; None for the expert's.
+
+    Raises:
+        ColdError: it is something else, or empty.
+    """
+    if prompt is None:
+        return None
+    if isinstance(prompt, str):
+        return _text(field, prompt)
+    if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
+        if not prompt:
+            raise ColdError(field, prompt, "must not be empty")
+        if isinstance(prompt[0], Mapping):
+            return _messages(field, prompt, prompt)
+        if all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompt):
+            return Tokens(list(prompt))
+    raise ColdError(field, prompt, "must be a text, a list of token ids, or a list of messages")
+
+
+def _text(field: str, text: str) -> Text:
+    if not text:
+        raise ColdError(field, text, "must not be empty")
+    return Text(text)
+
+
+def _json_messages(field: str, text: str) -> Messages:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ColdError(field, text, f"must be a JSON list of messages ({error})") from error
+    return _messages(field, text, found)
+
+
+def _messages(field: str, value: object, found: object) -> Messages:
+    if not isinstance(found, Sequence) or isinstance(found, str) or not found:
+        raise ColdError(field, value, "must be a list of messages, with one or more of them")
+    for i, message in enumerate(found):
+        if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+            raise ColdError(field, value, f"message {i} must have a role, which is a text")
+        if not _is_text(message.get("content"), optional="tool_calls" in message):
+            raise ColdError(field, value, f"message {i} must have a content, which is text only")
+    return Messages([dict(message) for message in found])
+
+
+def _is_text(content: object, optional: bool) -> bool:
+    """Nothing that would have to be loaded."""
+    if content is None or isinstance(content, str):
+        return optional or content is not None
+    return isinstance(content, Sequence) and all(
+        isinstance(part, Mapping)
+        and part.get("type") == "text"
+        and isinstance(part.get("text"), str)
+        for part in content
+    )
+
+
+def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
+    """What ``cold_without`` says: a role, an index, or several of them.
+
+    Raises:
+        ColdError: it names neither.
+    """
+    parts = [value] if isinstance(value, (str, int)) else value
+    items: list[str | int] = []
+    for part in parts:
+        for item in [part] if isinstance(part, int) else part.split(","):
+            if isinstance(item, str) and re.fullmatch(r"\s*\d{1,9}\s*", item, re.ASCII):
+                item = int(item)
+            elif isinstance(item, str):
+                item = item.strip()
+            items.append(item)
+    if not items or any(i == "" or (isinstance(i, int) and not 0 <= i < 10**9) for i in items):
+        raise ColdError(field, value, "must be roles, or indices of messages, from 0")
+    return Without(tuple(items))
+
+
+_SPAN = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", re.ASCII)
+
+
+def read_part(field: str, value: str | Sequence[str | int]) -> Part:
+    """What ``cold_part`` says: positions, two for each part; or a text such as '0:120,300:340'.
+
+    Raises:
+        ColdError: it is something else.
+    """
+    numbers: list[int] = []
+    if isinstance(value, str):
+        for span in value.split(","):
+            match = _SPAN.fullmatch(span)
+            numbers += map(int, match.groups()) if match else [-1]
+    else:
+        numbers = [n if isinstance(n, int) else -1 for n in value]
+    spans = tuple(zip(numbers[::2], numbers[1::2], strict=False))
+    # What is left is in order, and each part has something in it.
+    rising = [0, *numbers]
+    if not spans or len(numbers) % 2 or rising != sorted(rising) or any(a == b for a, b in spans):
+        raise ColdError(field, value, _PART)
+    return Part(spans)
+
+
+_PART = (
+    "must be [start, end) with 0 <= start < end, further parts behind it, or a text such as '0:120'"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An amateur as flat arguments describe it.
+
+    Attributes:
+        field: What an error about its adapter names.
+        adapter: A name, None where none is given.
+        prompt_field: What an error about its prompt names.
+        source: What it reads, None for the expert's prompt.
+        weight: None for what beta says.
+    """
+
+    field: str
+    adapter: str | None
+    prompt_field: str
+    source: Source | None
+    weight: float | Literal["adaptive"] | None
+
+
+_SOURCES = ("amateur_prompt", "amateur_messages", "without", "part")
+SAYS_WHAT = ("amateur", *_SOURCES)
+
+
+def says_what(args: ContrastArgs) -> bool:
+    """Whether a request says itself what it is contrasted with."""
+    return any(getattr(args, name) is not None for name in SAYS_WHAT)
+
+
+def describe(args: ContrastArgs) -> tuple[Described, ...]:
+    """The amateurs of a request.
+
+    Raises:
+        ColdError: what is said of them does not fit together.
+    """
+    num, several = _count(args)
+    preset = preset_of(args)
+    if preset is not None and preset.weights and num != len(preset.weights):
+        raise ColdError(
+            "cold_preset",
+            args.preset,
+            f"is for {len(preset.weights)} amateurs: list their adapters in cold_amateur",
+        )
+    amateurs = []
+    for i in range(num):
+        given = {name: _entry(args, name, i, several) for name in (*SAYS_WHAT, "weights")}
+        field, adapter = given["amateur"] or ("cold_amateur", None)
+        prompt_field, source = _source(given) or ("cold_amateur_prompt", None)
+        if preset is not None and preset.own_prompt and source is None:
+            raise ColdError(
+                "cold_preset",
+                args.preset,
+                "contrasts with another prompt; say which with cold_without, cold_part, "
+                "cold_amateur_prompt or cold_amateur_messages",
+            )
+        _, weight = given["weights"] or ("", None)
+        if weight is None and preset is not None and preset.weights:
+            weight = preset.weights[i]
+        if adapter == "":
+            raise ColdError(field, adapter, "must be the name of a loaded adapter")
+        amateurs.append(Described(field, adapter, prompt_field, source, weight))
+    return tuple(amateurs)
+
+
+def _count(args: ContrastArgs) -> tuple[int, bool]:
+    """How many amateurs, and whether lists have an entry for each."""
+    lists = {
+        name: len(value)
+        for name in ("weights", "amateur", "amateur_prompt", "amateur_messages")
+        if isinstance(value := getattr(args, name), list)
+    }
+    if not lists:
+        return 1, False
+    first, num = next(iter(lists.items()))
+    for name in ("without", "part"):
+        if isinstance(value := getattr(args, name), list):
+            lists[name] = len(value)
+    if not 1 <= num <= MAX_AMATEURS:
+        raise ColdError(
+            PREFIX + first,
+            getattr(args, first),
+            f"has {num} entries; a request has 1 to {MAX_AMATEURS} amateurs",
+        )
+    for name, entries in lists.items():
+        if entries != num:
+            raise ColdError(
+                PREFIX + name,
+                getattr(args, name),
+                f"has {entries} entries, and {PREFIX}{first} has {num}: lists have one for each "
+                "amateur",
+            )
+    return num, True
+
+
+def _entry(args: ContrastArgs, name: str, i: int, several: bool) -> tuple[str, Any] | None:
+    """What a key says of an amateur, and what errors call it; None if nothing."""
+    value = getattr(args, name)
+    if several and isinstance(value, list):
+        return None if value[i] == "" else (f"{PREFIX}{name}[{i}]", value[i])
+    return None if value is None else (PREFIX + name, value)
+
+
+def _source(given: Mapping[str, tuple[str, Any] | None]) -> tuple[str, Source] | None:
+    found = [entry for name in _SOURCES if (entry := given[name]) is not None]
+    if not found:
+        return None
+    if len(found) > 1:
+        (first, _), (second, value) = found[:2]
+        raise ColdError(second, value, f"the amateur has a prompt already, by {first}")
+    [(field, value)] = found
+    name = field.partition("[")[0].removeprefix(PREFIX)
+    readers: Mapping[str, Any] = {
+        "amateur_prompt": _text,
+        "amateur_messages": _json_messages,
+        "without": read_without,
+        "part": read_part,
+    }
+    return field, readers[name](field, value)

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request and its engine say of CoLD: flat arguments, and the engine's defaults.
+
+Three sources say what a request wants, the later one wins: the engine's defaults
+(``additional_config["cold"]``, ``--sampler cold --cold-alpha ...``), the request's flat ``cold_*``
+arguments (``vllm_xargs`` over HTTP, ``extra_args`` offline), and ``ColdParams``. Imports no vLLM.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vllm_cold.method.settings import (
+    ADAPTIVE,
+    DEFAULT_BETA,
+    ENGINE,
+    KNOBS,
+    PREFIX,
+    REQUEST_KEYS,
+    ColdError,
+    ColdSettings,
+    ContrastArgs,
+    Weight,
+    check,
+    check_beta_is_used,
+    check_switch,
+    check_together,
+    combine,
+    is_known,
+    is_ours,
+    preset_knobs,
+    preset_of,
+)
+
+_ENGINE_KEYS = ("enabled", *ENGINE)
+
+
+@dataclass(frozen=True, slots=True)
+class RequestArgs:
+    """What one request's flat arguments say; None means that it does not say.
+
+    Attributes:
+        enabled: False opts out, True (or any other ``cold_*`` key) asks for CoLD, None leaves it
+            to the engine's default.
+        given: Values of knobs, by name.
+        contrast: Of its amateurs.
+    """
+
+    enabled: bool | None = None
+    given: Mapping[str, Any] = field(default_factory=dict)
+    contrast: ContrastArgs = ContrastArgs()
+
+    def settings(
+        self, defaults: "EngineDefaults", weights: Sequence[float | str | None] = (None,)
+    ) -> tuple[ColdSettings, tuple[Weight, ...]]:
+        """The engine's defaults with this request's values on top, and its amateurs' weights.
+
+        Args:
+            defaults: The engine's.
+            weights: As ``combine`` takes them.
+
+        Raises:
+            ColdError: if the request gives a beta that no amateur uses, or a ``cold_beta_max`` and
+                nothing is adaptive.
+        """
+        values = {**defaults.values, **preset_knobs(self.contrast.preset), **self.given}
+        if "beta" in self.given:
+            check_beta_is_used(PREFIX + "beta", self.given["beta"], weights)
+        if "beta_max" not in self.given and ADAPTIVE not in (values.get("beta"), *weights):
+            values.pop("beta_max", None)  # what is not the request's own has no use beside a number
+        return combine(values, weights, PREFIX)
+
+
+def check_placement(fields: Mapping[str, Any] | None) -> None:
+    """Refuse our keys among a body's own fields, where vLLM ignores what it does not know.
+
+    Args:
+        fields: What the body of an HTTP request holds beside vLLM's own fields.
+
+    Raises:
+        ColdError: names the key and where it belongs.
+    """
+    for key, value in (fields or {}).items():
+        if is_known(key):
+            raise ColdError(
+                key,
+                value,
+                f'belongs into vllm_xargs, as in "vllm_xargs": {{"{key.lower()}": ...}} (with the '
+                "OpenAI client in extra_body)",
+            )
+
+
+def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
+    """Read our keys of one request's flat arguments.
+
+    Args:
+        args: ``vllm_xargs`` / ``extra_args``; what is not ``cold`` or ``cold_*`` is not ours.
+
+    Raises:
+        ColdError: for an unknown ``cold_*`` key, one of ours in other letters (``Cold_beta``), or a
+            value outside its range.
+    """
+    enabled: bool | None = None
+    given: dict[str, Any] = {}
+    contrast: dict[str, Any] = {}
+    for key, value in (args or {}).items():
+        if not (is_ours(key) or is_known(key)):
+            continue
+        if key not in REQUEST_KEYS:
+            raise ColdError(key, value, f"unknown key, allowed are {', '.join(REQUEST_KEYS)}")
+        if key == "cold":
+            enabled = check_switch(key, value)
+            continue
+        name = key.removeprefix(PREFIX)
+        if (checked := check(name, value, key)) is not None:
+            (given if name in KNOBS else contrast)[name] = checked
+    if enabled is None and any(map(is_ours, args or ())):
+        enabled = True
+    return RequestArgs(enabled, given, ContrastArgs(**contrast))
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDefaults:
+    """The engine's CoLD settings, read from ``additional_config["cold"]``.
+
+    Attributes:
+        enabled: Whether a request that says nothing itself uses CoLD, if it names an adapter or
+            ``contrast`` says what is left out of its conversation.
+        given: Values of knobs for requests that do not give their own, by name.
+        contrast: What requests are contrasted with that do not say it themselves.
+    """
+
+    enabled: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
+    contrast: ContrastArgs = ContrastArgs()
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """Of knobs, by name, the preset's included."""
+        values = {**preset_knobs(self.contrast.preset), **self.given}
+        if "beta_max" not in self.given and values.get("beta") != ADAPTIVE:
+            values.pop("beta_max", None)
+        return values
+
+    @property
+    def settings(self) -> ColdSettings:
+        """Values for requests that do not give their own."""
+        return ColdSettings(**self.values)
+
+
+def parse_engine_defaults(config: object) -> EngineDefaults:
+    """Read ``additional_config["cold"]``: absent, a bool, or a mapping of ``enabled`` (default
+    true) and knobs.
+
+    Raises:
+        ColdError: for an unknown key, a wrong type or a value outside its range.
+    """
+    if config is None or isinstance(config, bool):
+        return EngineDefaults(enabled=bool(config))
+    where = 'additional_config["cold"]'
+    if not isinstance(config, Mapping):
+        raise ColdError(where, config, f"must be a mapping of {', '.join(_ENGINE_KEYS)}")
+    enabled = True
+    given: dict[str, Any] = {}
+    contrast: dict[str, Any] = {}
+    for key, value in config.items():
+        if key == "enabled":
+            enabled = check_switch(f'{where}["{key}"]', value)
+        elif key in ENGINE:
+            checked = check(key, value, f'{where}["{key}"]')
+            (given if key in KNOBS else contrast)[key] = checked
+        else:
+            raise ColdError(
+                f"{where}[{key!r}]", value, f"unknown key, allowed are {', '.join(_ENGINE_KEYS)}"
+            )
+    defaults = EngineDefaults(enabled, given, ContrastArgs(**contrast))
+    preset = preset_of(defaults.contrast)
+    if preset is not None and preset.weights:
+        raise ColdError(
+            f'{where}["preset"]',
+            defaults.contrast.preset,
+            "needs amateurs that only a request can name",
+        )
+    values = defaults.values
+    beta = values.get("beta", DEFAULT_BETA)
+    check_together(f'{where}["beta_max"]', values.get("beta_max"), beta)
+    return defaults

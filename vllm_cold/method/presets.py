@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Methods that contrast, by name: the values that their papers give. Imports no vLLM.
+
+All are the one formula of docs/method.md; a preset sets the mask and the weights, and a request
+says what its amateurs are.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+PresetName = Literal["cold", "cad", "adacad", "cfg", "dexperts"]
+PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """The values of a method.
+
+    Attributes:
+        about: The method, in a few words.
+        knobs: Fields of ``ColdSettings``.
+        weights: Of its amateurs, where it has several.
+        own_prompt: Whether its amateur reads another prompt than the expert.
+    """
+
+    about: str
+    knobs: Mapping[str, Any]
+    weights: tuple[float, ...] = ()
+    own_prompt: bool = False
+
+
+PRESETS: Mapping[PresetName, Preset] = {
+    # arXiv 2505.14620
+    "cold": Preset("an adapter against the base model", {"alpha": 0.1, "beta": 0.5}),
+    # arXiv 2305.14739: (1 + a) z - a z', a = 0.5, no mask
+    "cad": Preset(
+        "a prompt against the same one without its context",
+        {"alpha": 0.0, "beta": 0.5},
+        own_prompt=True,
+    ),
+    # arXiv 2409.07394: a is the Jensen-Shannon divergence at each step
+    "adacad": Preset(
+        "the same, as strong as the two differ",
+        {"alpha": 0.0, "beta": "adaptive", "beta_max": 1.0},
+        own_prompt=True,
+    ),
+    # arXiv 2306.17806: z' + g (z - z'), g = 1.5, so w = -(g - 1)
+    "cfg": Preset(
+        "a prompt against the same one without its instruction",
+        {"alpha": 0.0, "beta": 0.5},
+        own_prompt=True,
+    ),
+    # arXiv 2105.03023, 2401.08565: z + (z+ - z-)
+    "dexperts": Preset(
+        "the base model, towards one adapter and away from another",
+        {"alpha": 0.0},
+        weights=(1.0, -1.0),
+    ),
+}

@@ -1,0 +1,320 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether a request is decoded with CoLD, and against what.
+
+``decide`` makes a plan of what the request, its parameters and the engine's defaults say, and
+``prepare`` the amateurs' prompts; ``admission`` asks for both. Changes nothing.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from msgspec import structs
+
+from vllm_cold.method.amateurs import (
+    CannotLeaveOut,
+    Described,
+    describe,
+    read_prompt,
+    says_what,
+)
+from vllm_cold.method.arguments import EngineDefaults, RequestArgs
+from vllm_cold.method.settings import ADAPTIVE, ColdError, ColdSettings, Weight
+from vllm_cold.params import ColdParams
+from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend.config import SEATS, engine_defaults, is_configured, unsupported
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.lora.request import LoRARequest
+
+_SHOWN = 100  # characters of what an amateur reads: a client decides how long that is
+# Set while a beam search that was admitted without CoLD makes its own requests.
+plain_search: ContextVar[bool] = ContextVar("plain_search", default=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An amateur of a plan.
+
+    Attributes:
+        field: What an error about it names.
+        adapter: None for the base model.
+        prompt: How its prompt is made.
+        weight: Its weight.
+    """
+
+    field: str
+    adapter: "LoRARequest | None"
+    prompt: prompts.Order
+    weight: Weight
+
+    def as_dict(self) -> dict[str, Any]:
+        """For those who ask what a request was decoded with."""
+        told: dict[str, Any] = {"amateur": self.adapter and self.adapter.lora_name}
+        if self.prompt.source is not None:
+            told["prompt"] = str(self.prompt.source)[:_SHOWN]
+        told["weight"] = ADAPTIVE if self.weight.adaptive else self.weight.weight
+        return told
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a request is decoded with CoLD, as far as no length matters.
+
+    Attributes:
+        settings: The method's knobs.
+        amateurs: One or more.
+        preset: The name of the method that was asked for, None if none was.
+        optional: Whether the request is decoded without CoLD where its conversation has nothing
+            that would be left out: the engine's default asks for it, not the request.
+    """
+
+    settings: ColdSettings
+    amateurs: tuple[Planned, ...]
+    preset: str | None = None
+    optional: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is in force, by name; without what is not."""
+        told = self.settings.as_dict()
+        if self.preset is not None:
+            told["preset"] = self.preset
+        amateurs = [one.as_dict() for one in self.amateurs]
+        if len(amateurs) > 1:
+            del told["beta"]
+            return {**told, "amateurs": amateurs}
+        if self.amateurs[0].weight == (-self.settings.strength, self.settings.adaptive):
+            del amateurs[0]["weight"]  # beta says it
+        else:
+            del told["beta"]
+        return {**told, **amateurs[0]}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A plan with the amateurs' prompts: token ids, None for the expert's; no plan for a request
+    that is decoded without CoLD.
+    """
+
+    plan: Plan | None
+    prompts: tuple[list[int] | None, ...] = ()
+
+
+def decide(
+    config: "VllmConfig",
+    args: RequestArgs,
+    expert: "LoRARequest | None",
+    adapters: Mapping[str, "LoRARequest"],
+    params: Any = None,
+) -> Plan | None:
+    """Whether a request is decoded with CoLD, as far as its length does not matter.
+
+    Args:
+        config: The engine's configuration.
+        args: The request's flat arguments.
+        expert: The request's adapter.
+        adapters: Adapters that can be named as ``cold_amateur``, by name.
+        params: The caller's SamplingParams or ColdParams, where there are any.
+
+    Returns:
+        How; None for a plain request.
+
+    Raises:
+        ValueError: the request asks for CoLD and cannot have it; says why.
+    """
+    if isinstance(params, ColdParams):
+        plan = _of_params(params, expert)
+    elif args.enabled is False:
+        return None
+    else:
+        defaults = engine_defaults(config)
+        asked = args != RequestArgs()
+        left_out = defaults.contrast.without is not None and not says_what(args.contrast)
+        wanted = defaults.enabled and (expert is not None or left_out)
+        if not asked and (not wanted or plain_search.get()):
+            return None
+        plan = _of_args(config, args, defaults, expert, adapters, left_out)
+    if not is_configured(config):
+        raise ValueError(f"CoLD cannot be used in this engine: {unsupported(config)}")
+    _check_adapters(config, expert, plan)
+    _check_seats(config, plan)
+    return plan
+
+
+def _of_params(params: ColdParams, expert: "LoRARequest | None") -> Plan:
+    settings, weights = params.combine()
+    named = "amateur" if params.amateurs is None else "amateurs[{}]"
+    return Plan(
+        settings,
+        tuple(
+            Planned(
+                named.format(i),
+                one.adapter(expert),
+                prompts.Order(named.format(i), read_prompt("prompt", one.prompt)),
+                weight,
+            )
+            for i, (one, weight) in enumerate(zip(params.contrast(), weights, strict=True))
+        ),
+    )
+
+
+def _of_args(
+    config: "VllmConfig",
+    args: RequestArgs,
+    defaults: EngineDefaults,
+    expert: "LoRARequest | None",
+    adapters: Mapping[str, "LoRARequest"],
+    left_out: bool,
+) -> Plan:
+    contrast = args.contrast
+    if left_out:
+        contrast = structs.replace(contrast, without=defaults.contrast.without)
+    described = describe(contrast)
+    if left_out:
+        field = "cold_without (the engine's default)"
+        described = tuple(replace(one, prompt_field=field) for one in described)
+    settings, weights = args.settings(defaults, [one.weight for one in described])
+    return Plan(
+        settings,
+        tuple(
+            Planned(
+                one.field,
+                _adapter(config, one, expert, adapters),
+                prompts.Order(one.prompt_field, one.source),
+                weight,
+            )
+            for one, weight in zip(described, weights, strict=True)
+        ),
+        contrast.preset or defaults.contrast.preset,
+        left_out and args == RequestArgs(),
+    )
+
+
+def _adapter(
+    config: "VllmConfig",
+    one: Described,
+    expert: "LoRARequest | None",
+    adapters: Mapping[str, "LoRARequest"],
+) -> "LoRARequest | None":
+    """The adapter that an amateur names; without a name, the expert's if it has another prompt."""
+    if one.adapter is None:
+        return None if one.source is None else expert
+    found = adapters.get(one.adapter)
+    if found is None and one.adapter not in _base_names(config):
+        loaded = ", ".join(sorted(adapters)) or "none"
+        raise ColdError(one.field, one.adapter, f"no such adapter is loaded (loaded: {loaded})")
+    return found
+
+
+def _base_names(config: "VllmConfig") -> Sequence[str]:
+    """What the base model is called."""
+    names = getattr(config.model_config, "served_model_name", None) or ()
+    return [names] if isinstance(names, str) else names
+
+
+def _same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:
+    if one is None or other is None:
+        return one is other
+    return bool(one.lora_int_id == other.lora_int_id or one.lora_name == other.lora_name)
+
+
+def _check_adapters(config: "VllmConfig", expert: "LoRARequest | None", plan: Plan) -> None:
+    used = {} if expert is None else {expert.lora_int_id: expert}
+    for one in plan.amateurs:
+        if one.prompt.source is None and _same(one.adapter, expert):
+            _refuse_equal(one, expert)
+        if one.adapter is None:
+            continue
+        name = one.adapter.lora_name
+        if config.lora_config is None:
+            raise ColdError(
+                one.field,
+                name,
+                "LoRA is off; start the engine with enable_lora=True (--enable-lora)",
+            )
+        used.setdefault(one.adapter.lora_int_id, one.adapter)
+        if len(used) > (most := config.lora_config.max_loras):
+            raise ColdError(
+                one.field,
+                name,
+                f"expert and amateur are two adapters in one batch, but max_loras={most}; start "
+                "the engine with max_loras (--max-loras) >= 2"
+                if len(used) == 2
+                else f"expert and amateurs are {len(used)} adapters in one batch, but max_loras="
+                f"{most}; start the engine with max_loras (--max-loras) of that many",
+            )
+
+
+def _refuse_equal(one: Planned, expert: "LoRARequest | None") -> None:
+    if expert is None:
+        raise ValueError(
+            "CoLD needs an adapter as expert, and this request has none: pass lora_request (over "
+            "HTTP: name the adapter as the model), or give the amateur a prompt of its own."
+        )
+    raise ColdError(
+        one.field,
+        expert.lora_name,
+        "must differ from the expert; leave it out to contrast with the base model",
+    )
+
+
+def _check_seats(config: "VllmConfig", plan: Plan) -> None:
+    """Each stream takes a sequence, and a token of each step."""
+    streams = 1 + len(plan.amateurs)
+    for option, what in SEATS:
+        value = getattr(config.scheduler_config, option, None)
+        if value is not None and value < streams:
+            flag = "--" + option.replace("_", "-")
+            raise ValueError(
+                f"{option}={value}: a CoLD request with {len(plan.amateurs)} amateurs takes "
+                f"{streams} {what}; set it ({flag}) to {streams} or more."
+            )
+
+
+def _orders(plan: Plan) -> list[prompts.Order]:
+    return [one.prompt for one in plan.amateurs]
+
+
+def prepare(processor: Any, recipe: prompts.Recipe, plan: Plan) -> Prepared:
+    """Make the amateurs' prompts, with the renderer of vLLM's InputProcessor.
+
+    Raises:
+        ValueError: one cannot be made.
+    """
+    try:
+        return Prepared(plan, tuple(prompts.render(processor, recipe, _orders(plan))))
+    except ColdError as error:
+        return _without_cold(plan, recipe, error)
+
+
+async def prepare_async(processor: Any, recipe: prompts.Recipe, plan: Plan) -> Prepared:
+    """As ``prepare``, without blocking the event loop."""
+    try:
+        return Prepared(plan, tuple(await prompts.render_async(processor, recipe, _orders(plan))))
+    except ColdError as error:
+        return _without_cold(plan, recipe, error)
+
+
+def _without_cold(plan: Plan, recipe: prompts.Recipe, error: ColdError) -> Prepared:
+    """A plain request, where nobody asked for what the engine's default cannot do here."""
+    if plan.optional and (isinstance(error, CannotLeaveOut) or recipe.messages is None):
+        return Prepared(None)
+    raise error
+
+
+def check_prompts(
+    prepared: Prepared, expert: "LoRARequest | None", expert_prompt: list[int] | None
+) -> None:
+    """Refuse an amateur that is its expert in prompt and adapter.
+
+    Raises:
+        ColdError: there is one.
+    """
+    assert prepared.plan is not None
+    for one, ids in zip(prepared.plan.amateurs, prepared.prompts, strict=True):
+        if ids is not None and ids == expert_prompt and _same(one.adapter, expert):
+            raise one.prompt.refused(
+                "the amateur is the expert, prompt and adapter; give it another prompt or adapter"
+            )
