@@ -52,7 +52,9 @@ class Workload:
 
     @property
     def bytes_moved(self) -> int:
-        """What no implementation can avoid: each logit read, each score written, once."""
+        """Each logit read, each score written, once. (Of a third stream on, a backend may leave out
+        what no candidate needs: then its share of the copy may be above 1.)
+        """
         logits = self.streams * self.groups * self.vocab * DTYPES[self.dtype].itemsize
         rows_written = {"dense": 1, "inplace": 1, "top20": 0}[self.form]
         return logits + rows_written * self.groups * self.vocab * 4

@@ -129,7 +129,7 @@ def show(console: Any, items: list[Item], tokenizer: Any) -> None:
 def main() -> int:
     """Run the demo; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--alpha", type=float, default=0.1, help="plausibility threshold (0, 1]")
+    parser.add_argument("--alpha", type=float, default=0.1, help="plausibility threshold [0, 1]")
     parser.add_argument(
         "--beta",
         type=partial(read, "beta"),

@@ -35,7 +35,7 @@ from benchmarks.accuracy.report import _p, aim, name_of, render
 from benchmarks.accuracy.screen import ALPHA, RULES, TOP, best_first, ties
 from benchmarks.accuracy.store import Adapter, Cell, Outcome, Store
 from benchmarks.accuracy.tasks import BENCHMARKS
-from vllm_cold.ops.scoring_reference import adaptive_beta
+from vllm_cold.ops.scoring_reference import adaptive_weight
 from vllm_cold.tools.tune.stats import mcnemar
 
 pytestmark = pytest.mark.unit
@@ -312,7 +312,7 @@ class TestScreening:
         at = Position({"e": e, "a": a, "abest": a.max(1), "jsd": e[:, 0]}, 0.1)
         beta = RULES["r D: adaptive, beta_max 1"](at)
         expected = [
-            adaptive_beta(torch.tensor(x), torch.tensor(y), math.log(0.1), 1.0)
+            adaptive_weight(torch.tensor(x), torch.tensor(y), math.log(0.1), 1.0)
             for x, y in zip(e, a, strict=True)
         ]
         assert np.max(expected) > 0.1

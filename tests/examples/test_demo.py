@@ -40,6 +40,6 @@ def test_demo_shows_both_answers_and_speeds() -> None:
 
 
 def test_demo_refuses_a_bad_alpha() -> None:
-    done = run_demo("--alpha", "0")
+    done = run_demo("--alpha", "-1")
     assert done.returncode == 2
-    assert "alpha=0.0: must be a number in (0, 1]" in done.stderr
+    assert "alpha=-1.0: must be a number in [0, 1]" in done.stderr

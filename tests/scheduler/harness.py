@@ -626,7 +626,7 @@ class Harness:
             outputs = [list(r.output_token_ids) for r in group.streams]
             assert all(tokens == outputs[0] for tokens in outputs)
             assert sum(r in queued for r in group.streams) == (leader.request_id not in running)
-            # The expert stands in until the leader has been dealt with.
+            # The expert stands in while its grammar is compiled.
             assert not any(r in queued for r in group.streams if r not in (leader, expert))
             assert len({r.priority for r in group.streams}) == 1
             followers = [f.request_id for f in group.followers if f.request_id in running]

@@ -154,12 +154,18 @@ MUTATIONS = [
         cases.longer_amateur,
     ),
     _sched(
-        "an expert that waits for its leader makes way for it",
+        "an expert whose grammar was compiled makes way for its leader",
         "_after_pass",
         (
             "self.waiting.prepend_request(group.leader)",
             "self.waiting.prepend_request(group.expert)",
         ),
+        cases.longer_amateur_and_a_grammar,
+    ),
+    _sched(
+        "a leader waits in its expert's place",
+        "add_request",
+        ("request.status == RequestStatus.WAITING", "False"),
         cases.longer_amateur,
     ),
     _sched(

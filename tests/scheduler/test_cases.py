@@ -33,6 +33,7 @@ CASES = [
     cases.no_slot_for_the_amateur,
     cases.preempted_beside_a_cached_amateur,
     cases.longer_amateur,
+    cases.longer_amateur_and_a_grammar,
     cases.budget_of_four,
     cases.cached_beside_a_long_amateur,
     cases.follower_in_flight,

@@ -4,9 +4,11 @@
 from vllm_cold.vllm.contracts.contract import contract
 from vllm_cold.vllm.contracts.source import (
     attribute,
+    contains,
     has_fields,
     no_new_fields,
     require,
+    source_of,
 )
 
 
@@ -24,7 +26,7 @@ def _check_cached_request_columns() -> None:
         "num_output_tokens",
     )
     has_fields(CachedRequestData, *columns)
-    no_new_fields(CachedRequestData, columns, "TakesOut._strip must clear it.")
+    no_new_fields(CachedRequestData, columns, "PlannedStepScheduling._strip must clear it.")
     empty = CachedRequestData.make_empty()
     kinds = {name: type(getattr(empty, name)) for name in columns}
     require(
@@ -77,7 +79,7 @@ def _check_scheduler_output_fields() -> None:
     no_new_fields(
         SchedulerOutput,
         (*stripped, *empty_for_groups, *not_per_request),
-        "if it says something about single requests, TakesOut._strip must clear it.",
+        "if it says something about single requests, PlannedStepScheduling._strip must clear it.",
     )
 
 
@@ -99,4 +101,25 @@ def _check_engine_core_output() -> None:
     require(
         isinstance(first.outputs, list) and first.outputs is not second.outputs,
         "EngineCoreOutputs() does not start with an own empty list of outputs.",
+    )
+
+
+@contract("vllm.v1.engine.EngineCoreOutputs", "it carries figures from scheduler to front end")
+def _check_scheduler_stats() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    sent = EngineCoreOutputs(scheduler_stats=SchedulerStats(kv_connector_stats={"cold": [1, 2]}))
+    got = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(sent))
+    require(
+        got.scheduler_stats.kv_connector_stats == {"cold": [1, 2]},
+        "SchedulerStats.kv_connector_stats does not carry any dictionary any more.",
+    )
+    attribute(Scheduler, "make_stats")
+    contains(
+        source_of(Scheduler.update_from_output),
+        "Scheduler.update_from_output",
+        ".scheduler_stats = stats",
     )

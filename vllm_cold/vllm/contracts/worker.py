@@ -171,27 +171,6 @@ def _check_model_runner_output() -> None:
     require(carried == 7, "ModelRunnerOutput loses attributes on its way between processes.")
 
 
-@contract("vllm.v1.engine.EngineCoreOutputs", "it carries figures from scheduler to front end")
-def _check_scheduler_stats() -> None:
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.engine import EngineCoreOutputs
-    from vllm.v1.metrics.stats import SchedulerStats
-    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
-
-    sent = EngineCoreOutputs(scheduler_stats=SchedulerStats(kv_connector_stats={"cold": [1, 2]}))
-    got = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(sent))
-    require(
-        got.scheduler_stats.kv_connector_stats == {"cold": [1, 2]},
-        "SchedulerStats.kv_connector_stats does not carry any dictionary any more.",
-    )
-    attribute(Scheduler, "make_stats")
-    contains(
-        source_of(Scheduler.update_from_output),
-        "Scheduler.update_from_output",
-        ".scheduler_stats = stats",
-    )
-
-
 @contract(
     "vllm.v1.worker.cpu_model_runner.CPUModelRunner.sample_tokens",
     "generators of rows whose sample is thrown away are kept out of the step",

@@ -15,10 +15,10 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
   ``get_request_counts``: overridden, each calls super.
-- All streams are in ``self.requests``, but only one waits in a queue: the leader (before its turn
-  has come once, the expert, which vLLM has put there). Its followers are there inside a scheduling
-  pass only, right behind it (or, if it already runs, in front of everything else); so waiting
-  counts and queue order are those of the clients' requests.
+- All streams are in ``self.requests``, but only one waits in a queue: the leader (while a grammar
+  is compiled, the expert, with which vLLM looks after that). Its followers are there inside a
+  scheduling pass only, right behind it (or, if it already runs, in front of everything else); so
+  waiting counts and queue order are those of the clients' requests.
 
 Since: 0.23 to 0.33. ``capacity`` looks at what there is, ``planned_step`` takes out of a planned
 step, ``results`` meets the outputs, ``amateurs`` makes the other streams.
@@ -112,6 +112,9 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
             if group.leader is not request:
                 # In a queue by priority it must be in front of its followers.
                 group.leader.arrival_time = math.nextafter(request.arrival_time, -math.inf)
+                if request.status == RequestStatus.WAITING:  # for no grammar
+                    self._dequeue(request)
+                    self.waiting.add_request(group.leader)
             for each in group.streams:
                 self._groups[each.request_id] = group
                 self.requests[each.request_id] = each
