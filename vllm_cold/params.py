@@ -12,6 +12,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold.method.amateurs import read_prompt
 from vllm_cold.method.presets import PRESET_NAMES, PRESETS, PresetName
 from vllm_cold.method.settings import (
+    ADAPTIVE,
     DEFAULT_ALPHA,
     DEFAULT_BETA,
     KNOBS,
@@ -151,7 +152,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         if name not in PRESETS:
             raise ColdError("preset", name, f"must be one of {', '.join(PRESET_NAMES)}")
         preset = PRESETS[name]
-        made = cls(**{**preset.knobs, **fields})
+        made = cls(**{**_still_of_use(preset.knobs, fields), **fields})
         amateurs = made.contrast()
         if preset.own_prompt and any(one.prompt is None for one in amateurs):
             raise ColdError(
@@ -227,3 +228,16 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
             said += f", amateurs={self.amateurs!r}"
         rest = super().__repr__().removeprefix("SamplingParams(")
         return f"ColdParams({knobs}, amateur={said}, {rest}"
+
+
+def _still_of_use(knobs: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's values without a strength that the caller's fields leave nothing to do for."""
+    amateurs = fields.get("amateurs") or [fields.get("amateur")]
+    weights = {getattr(amateur, "weight", None) for amateur in amateurs}
+    left = dict(knobs)
+    if None not in weights:
+        left.pop("beta", None)
+    beta = fields.get("beta", left.get("beta"))
+    if beta != ADAPTIVE and ADAPTIVE not in weights:
+        left.pop("beta_max", None)
+    return left

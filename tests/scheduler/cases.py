@@ -255,6 +255,22 @@ def follower_in_flight(model: Path) -> None:
     harness.drain()
 
 
+def came_at_the_same_time(model: Path) -> None:
+    """Two requests of one priority and one arrival time (n = 2, say), each led by its amateur, and
+    seats for one.
+    """
+    for seats in (2, 5):
+        setup = Setup(num_blocks=65, budget=64, max_num_seqs=seats, policy="priority")
+        harness = Harness(model, setup)
+        for _ in range(2):
+            amateurs = [(1, prompt(9, 200))]
+            harness.add(prompt(5), 4, adapter=1, cold=True, amateurs=amateurs, arrival=1.0)
+        harness.step()
+        assert harness.preemptions == harness.group_preemptions == 0
+        harness.drain()
+        assert harness.group_preemptions == 0
+
+
 def mutual_eviction(model: Path) -> None:
     """Nothing else runs, all prompts are cached, and the blocks that one stream takes are those
     that another one finds.

@@ -249,6 +249,9 @@ class Harness:
         self.preemptions = 0
         self.group_preemptions = 0
         self.occupied: list[Any] = []  # blocks that somebody else took
+        # Groups of which a follower found all of its prompt in what its leader was given: it had
+        # nothing to be admitted with.
+        self.alone: set[str] = set()
         self.events: list[tuple[str, str]] = []  # of the current pass, with the request's id
         self._watch()
         self.errors: dict[str, str] = {}  # requests that may end with an error, and its sentence
@@ -274,6 +277,8 @@ class Harness:
             if num_cached != before:
                 what = "evicted" if num_cached < before else "shared"
                 self.events.append((what, request.request_id))
+                if what == "shared" and not count:
+                    self.alone.add(self.name_of(request.request_id))
             if count:
                 self.events.append(("grant", request.request_id))
             elif offered > 0 and self._follows(request) and request not in sched.running:
@@ -336,12 +341,19 @@ class Harness:
 
     # ---- what happens to an engine -----------------------------------------------------------
 
-    def add(self, prompt: Sequence[int], max_tokens: int, **rest: Any) -> str:
-        """A request arrives; see ``Asked``."""
+    def add(
+        self, prompt: Sequence[int], max_tokens: int, arrival: float | None = None, **rest: Any
+    ) -> str:
+        """A request arrives; see ``Asked``. ``arrival``: when; default: each at its own time."""
         asked = Asked(prompt, max_tokens, **rest)
         request_id = f"r{len(self.asked) + 1}"
         self.sched.add_request(
-            make_request(request_id, asked, self.hasher, arrival=float(len(self.asked)))
+            make_request(
+                request_id,
+                asked,
+                self.hasher,
+                arrival=float(len(self.asked)) if arrival is None else arrival,
+            )
         )
         self.asked[request_id] = asked
         self.got[request_id] = []
@@ -635,8 +647,10 @@ class Harness:
             )
             if leader.request_id in running:
                 at = order.index(leader.request_id)
-                assert set(order[at + 1 : at + 1 + len(followers)]) == set(followers)
-                incomplete += len(followers) < len(group.followers)
+                behind = order[at + 1 : at + 1 + len(followers)]
+                assert set(behind) == set(followers) or sched._scattered
+                if group.request_id not in self.alone:
+                    incomplete += len(followers) < len(group.followers)
         assert incomplete <= 1, "two leaders wait for their followers"
         known = {r.request_id for g in self.groups() for r in g.streams}
         assert known == set(sched._groups)

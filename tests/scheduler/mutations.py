@@ -165,13 +165,14 @@ MUTATIONS = [
     _sched(
         "a leader waits in its expert's place",
         "add_request",
-        ("request.status == RequestStatus.WAITING", "False"),
+        ("group.leader is not request and", "False and"),
         cases.longer_amateur,
     ),
     _sched(
-        "in a queue by priority a leader is in front of its followers",
-        "add_request",
-        ("math.nextafter(request.arrival_time, -math.inf)", "request.arrival_time"),
+        "nobody who came at the same time gets between the streams of a group",
+        "_enqueue",
+        ("if by_priority and behind_head:", "if False:"),
+        cases.came_at_the_same_time,
     ),
     # Who is admitted.
     _step(
@@ -222,12 +223,12 @@ MUTATIONS = [
     _sched(
         "a group without one of its followers runs last",
         "_order_running",
-        ("self.running += streams", "self.running = streams + self.running"),
+        ("self.running = ordered + last", "self.running = last + ordered"),
     ),
     _sched(
         "a group without one of its followers does not run on while admission is paused",
         "_order_running",
-        ("self.pause_state == PauseState.PAUSED_NEW", "False"),
+        ("self.pause_state != PauseState.PAUSED_NEW", "True"),
         cases.pause_beside_a_cached_amateur,
     ),
     _sched(
@@ -253,9 +254,9 @@ MUTATIONS = [
         _nothing,
     ),
     _sched(
-        "a follower has its leader's priority",
+        "between passes streams have the priority that was asked for",
         "_after_pass",
-        ("follower.priority = group.leader.priority", "pass"),
+        ("stream.priority = priority", "pass"),
     ),
     # What room is.
     _sched(

@@ -89,10 +89,13 @@ def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Har
     harness = Harness(model, setup or random_setup(rng))
     prefix = [rng.randrange(3, 500) for _ in range(MAX_MODEL_LEN)]
     busy = rng.choice((0.1, 0.25, 0.5))
+    same = rng.random() < 0.5
     while harness.steps < steps:
         event = rng.random()
         if event < busy and len(harness.sched.requests) < 24:
-            harness.add(**random_request(rng, harness, prefix))
+            # Some come at the same time, as the requests of one body do.
+            arrival = float(len(harness.asked) // 4) if same else None
+            harness.add(**random_request(rng, harness, prefix), arrival=arrival)
         elif event < busy + 0.04:
             if alive := harness.alive():
                 harness.abort(rng.sample(alive, rng.randint(1, min(3, len(alive)))))

@@ -37,6 +37,7 @@ CASES = [
     cases.budget_of_four,
     cases.cached_beside_a_long_amateur,
     cases.follower_in_flight,
+    cases.came_at_the_same_time,
     cases.mutual_eviction,
 ]
 

@@ -91,6 +91,7 @@ def test_several_amateurs() -> None:
         ({"without": 10**9}, "must be roles, or indices"),
         ({"without": []}, "must be roles, or indices"),
         ({"part": []}, r"cold_part=\[\]: must be \[start, end\)"),
+        ({"part": [0, 9], "weights": [1, 2]}, r"cold_part\[0\]=0: must be \[start, end\)"),
         ({"part": [1]}, "must be"),
         ({"part": [3, 1]}, "must be"),
         ({"part": [1, 1]}, "must be"),

@@ -291,6 +291,13 @@ def test_presets() -> None:
         assert (params.max_tokens, params.amateur) == (7, own)
     assert ColdParams.preset("cfg", amateur=own, beta=1.0).settings() == ColdSettings(0.0, 1.0)
     assert ColdParams.preset("cold").settings() == ColdSettings()
+    # What the caller's fields leave nothing to do for is left out.
+    params = ColdParams.preset("adacad", amateur=own, beta=0.5)
+    assert params.combine() == (ColdSettings(0.0, 0.5), (Weight(-0.5, False),))
+    weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight=-0.25))
+    assert weighted.combine()[1] == (Weight(-0.25, False),)
+    weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight="adaptive"))
+    assert weighted.combine()[1] == (Weight(-1.0, True),)
     adapters = [Amateur(lora_request=OTHER), Amateur(lora_request=LoRARequest("anti", 3, "/anti"))]
     params = ColdParams.preset("dexperts", amateurs=adapters)
     assert params.combine() == (ColdSettings(0.0), (Weight(1.0, False), Weight(-1.0, False)))

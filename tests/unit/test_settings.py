@@ -354,11 +354,17 @@ def test_presets() -> None:
             with pytest.raises(ColdError, match=r"\[.preset.\]='dexperts': needs amateurs that"):
                 parse_engine_defaults({"preset": name})
             continue
-        engine = parse_engine_defaults({"preset": name})
+        default: dict[str, Any] = {"preset": name}
+        if preset.own_prompt:
+            with pytest.raises(ColdError, match=r"\[.preset.\]='.*': contrasts with another"):
+                parse_engine_defaults(default)
+            assert not parse_engine_defaults({**default, "enabled": False}).enabled
+            default["without"] = "system"
+        engine = parse_engine_defaults(default)
         assert settings({"cold": 1}, engine) == engine.settings == wanted
-        assert parse_engine_defaults({"preset": name, "alpha": 0.5}).settings.alpha == 0.5
+        assert parse_engine_defaults({**default, "alpha": 0.5}).settings.alpha == 0.5
         # A number has no use for the preset's most, neither in the engine nor in a request.
-        number = parse_engine_defaults({"preset": name, "beta": 0.25})
+        number = parse_engine_defaults({**default, "beta": 0.25})
         assert number.settings == ColdSettings(wanted.alpha, 0.25)
         assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
     assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == ColdSettings(

@@ -128,6 +128,7 @@ class Step(Generic[R]):
         blocked_priority: The priority (lower is more urgent) of a leader that runs, has only its
             last token left and lacks anything for its followers; None if there is none.
         reserved: Tokens kept for followers that are about to be admitted, one each.
+        promised: Tokens of followers that are about to be admitted and to sample.
     """
 
     budget: int
@@ -136,6 +137,7 @@ class Step(Generic[R]):
     preempted_groups: set[str] = field(default_factory=set)
     blocked_priority: int | None = None
     reserved: int = 0
+    promised: int = 0
 
     def clip_plain(self, num_new_tokens: int) -> int:
         """Tokens for a request that is no group's: what the scheduler offers."""
@@ -167,7 +169,7 @@ class Step(Generic[R]):
         others = followers_left(group, capacity)
         if (
             num_new_tokens == left
-            and sum(others) <= self.budget - num_new_tokens
+            and sum(others) <= self.budget - self.promised - num_new_tokens
             and (capacity.chunk == 0 or max(others) <= capacity.chunk)
             and (not any(capacity.missing) or (capacity.admissible and not self.preempted))
         ):
@@ -183,7 +185,7 @@ class Step(Generic[R]):
                 # the last token; only one group waits for that.
                 return 0
         self.verdicts[key] = Verdict.HOLD
-        return self._grant(granted)
+        return self._grant(min(granted, self.budget - self.promised))
 
     def admits(self, group: Group[R], capacity: Capacity) -> tuple[R, ...]:
         """The followers that should be admitted right after their leader: those that do not run
@@ -199,7 +201,11 @@ class Step(Generic[R]):
             )
             if missing and (verdict is Verdict.FINISH or (not self.preempted and left > 1))
         )
-        self.reserved = 0 if verdict is Verdict.FINISH else len(admitted)
+        if verdict is Verdict.HOLD:
+            self.reserved = len(admitted)
+        elif admitted:
+            of = zip(group.followers, followers_left(group, capacity), strict=True)
+            self.promised += sum(left for follower, left in of if follower in admitted)
         return admitted
 
     def clip_follower(
@@ -216,6 +222,8 @@ class Step(Generic[R]):
             if waiting and self.reserved:
                 self.reserved -= 1
             return self._grant(min(num_new_tokens, left - 1, self.budget - self.reserved))
+        if waiting:
+            self.promised = max(self.promised - left, 0)
         # Less than all that is left: other streams' blocks pushed this one's out of the prefix
         # cache. A 0 ends the admission, so that nobody finds blocks of this group, which is split.
         return self._grant(num_new_tokens if num_new_tokens == left else 0)
@@ -225,6 +233,11 @@ class Step(Generic[R]):
         self.preempted = True
         if group is not None:
             self.preempted_groups.add(group.request_id)
+
+    def block(self, priority: int) -> None:
+        """A leader of this priority waits for nothing but to have its followers admitted."""
+        if self.blocked_priority is None or priority < self.blocked_priority:
+            self.blocked_priority = priority
 
     def may_admit(self, priority: int) -> bool:
         """Whether a waiting request may be admitted: not in front of a leader that waits for its

@@ -85,16 +85,18 @@ class Without:
             CannotLeaveOut: there is none of these roles or indices, or nothing is left.
         """
         gone: set[int] = set()
+        roles: set[str] = set()
         for item in self.items:
             if isinstance(item, str):
-                roles = _ROLES.get(item, (item,))
-                gone |= {i for i, message in enumerate(messages) if _role(message) in roles}
+                roles.update(_ROLES.get(item, (item,)))
             elif item < len(messages):
                 gone.add(item)
             else:
                 raise CannotLeaveOut(
                     field, item, f"the conversation has the messages 0 to {len(messages) - 1}"
                 )
+        # Once, however many items there are: this runs on a server's event loop.
+        gone |= {i for i, message in enumerate(messages) if _role(message) in roles}
         if not gone:
             raise CannotLeaveOut(field, self.value, "the conversation has no such message")
         if len(gone) == len(messages):
@@ -228,7 +230,7 @@ def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
 _SPAN = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", re.ASCII)
 
 
-def read_part(field: str, value: str | Sequence[str | int]) -> Part:
+def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
     """What ``cold_part`` says: positions, two for each part; or a text such as '0:120,300:340'.
 
     Raises:
@@ -239,7 +241,7 @@ def read_part(field: str, value: str | Sequence[str | int]) -> Part:
         for span in value.split(","):
             match = _SPAN.fullmatch(span)
             numbers += map(int, match.groups()) if match else [-1]
-    else:
+    elif isinstance(value, Sequence):
         numbers = [n if isinstance(n, int) else -1 for n in value]
     spans = tuple(zip(numbers[::2], numbers[1::2], strict=False))
     # What is left is in order, and each part has something in it.

@@ -181,6 +181,12 @@ def parse_engine_defaults(config: object) -> EngineDefaults:
             defaults.contrast.preset,
             "needs amateurs that only a request can name",
         )
+    if enabled and preset is not None and preset.own_prompt and defaults.contrast.without is None:
+        raise ColdError(
+            f'{where}["preset"]',
+            defaults.contrast.preset,
+            'contrasts with another prompt; say with "without" what is left out of a conversation',
+        )
     values = defaults.values
     beta = values.get("beta", DEFAULT_BETA)
     check_together(f'{where}["beta_max"]', values.get("beta_max"), beta)

@@ -11,6 +11,7 @@ from vllm_cold.method.settings import (
     ADAPTIVE,
     DEFAULT_BETA_MAX,
     ColdError,
+    ColdSettings,
     check,
     check_together,
 )
@@ -24,7 +25,7 @@ class Setting:
     """One point of the grid. Where a setting may be greedy decoding, that is None.
 
     Attributes:
-        alpha: A number in (0, 1].
+        alpha: A number in [0, 1].
         beta: A number, or "adaptive".
         beta_max: The most that an adaptive beta reaches; None where beta is a number.
     """
@@ -41,9 +42,7 @@ class Setting:
     @property
     def strength(self) -> float:
         """beta, or the most that it reaches if it is adaptive."""
-        if self.beta != ADAPTIVE:
-            return self.beta
-        return DEFAULT_BETA_MAX if self.beta_max is None else self.beta_max
+        return ColdSettings(self.alpha, self.beta, self.beta_max).strength
 
     @property
     def is_greedy(self) -> bool:

@@ -51,6 +51,8 @@ def _params(asked: SamplingParams) -> SamplingParams:
     params.bad_words = []
     params._bad_words_token_ids = None
     params.allowed_token_ids = None
+    if asked.prompt_logprobs is not None and hasattr(params, "skip_reading_prefix_cache"):
+        params.skip_reading_prefix_cache = False  # that is for the expert's prompt logprobs
     for optional in ("prompt_logprob_token_ids", "logprob_token_ids"):
         if hasattr(params, optional):
             setattr(params, optional, None)

@@ -29,24 +29,31 @@ class CapacityScheduling(Scheduler):  # type: ignore[misc]
         missing = [f.status != RequestStatus.RUNNING for f in group.followers]
         if not any(missing):
             return Capacity([0] * len(missing), missing, chunk=chunk)
+        max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
+        seats = len(self.running) + self.num_waiting_for_streaming_input + sum(missing) + waiting
+        incomplete = self._incomplete()
+        admissible = (
+            seats <= max_active
+            and self._loras_fit(*group.streams)
+            # One after the other, so that nothing gets between a group's streams.
+            and (waiting or incomplete[0] is group)
+        )
+        if waiting and not admissible:
+            return Capacity([0] * len(missing), missing, False, chunk)  # whatever is cached
         num_cached = [
             self._restored(self.kv_cache_manager.get_computed_blocks(f)[1]) if away else 0
             for f, away in zip(group.followers, missing, strict=True)
         ]
-        max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
-        seats = len(self.running) + self.num_waiting_for_streaming_input + sum(missing) + waiting
         admissible = (
-            seats <= max_active
+            admissible
             and all(
                 self._may_begin(f, n)
                 for f, n, away in zip(group.followers, num_cached, missing, strict=True)
                 if away
             )
-            and self._loras_fit(*group.streams)
             and self._blocks_fit(group)
         )
-        others = any(other is not group for other in self._incomplete())
-        return Capacity(num_cached, missing, admissible, chunk, others)
+        return Capacity(num_cached, missing, admissible, chunk, incomplete not in ([], [group]))
 
     def _may_begin(self, request: Request, num_cached: int) -> bool:
         """Whether vLLM would admit a request, as far as that is the request's matter."""

@@ -28,7 +28,7 @@ class PlannedStepScheduling(Scheduler):  # type: ignore[misc]
     def _uncache_unwritten(self, request: Request) -> None:
         """Blocks that were hashed for tokens of this pass are not written if the request does
         not run in it: nobody may find them in the prefix cache. Nobody has found them yet: a
-        pass admits nobody after a preemption, or after an amateur that could not be admitted.
+        pass admits nobody after a preemption, or after a follower that could not be admitted.
         """
         unwritten: set[int] = set()
         managers = self.kv_cache_manager.coordinator.single_type_managers

@@ -26,7 +26,6 @@ step, ``results`` meets the outputs, ``amateurs`` makes the other streams.
 
 import inspect
 import logging
-import math
 import time
 import uuid
 from collections.abc import Iterable
@@ -59,7 +58,8 @@ logger = logging.getLogger("vllm." + __name__)
 
 # Split this often in a row with nothing else running: the group does not fit the KV cache.
 _MAX_FAILED_ALONE = 3
-_FIRST = -(2**62)
+# Priorities within a pass, in front of all that clients can ask for.
+_LEADS, _FOLLOWS = -(2**62) - 1, -(2**62)
 
 RequestGroup = Group[Request]
 
@@ -86,7 +86,9 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
         self._throttled = False  # whether vLLM holds prompts back in this pass
         self._in_this_pass: dict[str, RequestGroup] = {}  # groups that it dealt with
         # Followers put into a queue in this pass, and experts that wait there for their leaders.
-        self._queued: list[tuple[RequestGroup, Request]] = []
+        self._scattered = False  # whether a follower may run elsewhere than behind its leader
+        self._queued: list[Request] = []
+        self._asked_priority: dict[Request, int] = {}  # of streams that go first in this pass
         self._led_by_others: list[RequestGroup] = []
         self._steps_in_flight = 0
         self._errors: dict[str, str] = {}  # expert id -> why it must end
@@ -109,12 +111,13 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
         if stream is not None and request.request_id not in self._groups:
             stream = structs.replace(stream, group=self._group_id(request))
             group = Group(make_streams(request, stream))
-            if group.leader is not request:
-                # In a queue by priority it must be in front of its followers.
-                group.leader.arrival_time = math.nextafter(request.arrival_time, -math.inf)
-                if request.status == RequestStatus.WAITING:  # for no grammar
+            # For no grammar: vLLM looks after those whose is compiled.
+            if group.leader is not request and request.status == RequestStatus.WAITING:
+                if self.policy == SchedulingPolicy.FCFS and self.waiting[-1] is request:
+                    self.waiting.pop()
+                else:
                     self._dequeue(request)
-                    self.waiting.add_request(group.leader)
+                self.waiting.add_request(group.leader)
             for each in group.streams:
                 self._groups[each.request_id] = group
                 self.requests[each.request_id] = each
@@ -158,10 +161,11 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
         """(running, waiting), a CoLD request counted once."""
         running, waiting = super().get_request_counts()
         if self._groups and not self._in_pass:
+            # vLLM also asks when an expert has ended and its amateurs have not yet.
             running -= sum(
-                follower.status == RequestStatus.RUNNING
+                sum(stream.status == RequestStatus.RUNNING for stream in group.streams)
+                - (group.leader.status == RequestStatus.RUNNING and not group.expert.is_finished())
                 for group in self._each_group()
-                for follower in group.followers
             )
         return running, waiting
 
@@ -215,20 +219,29 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
         between them within a pass. With admission paused they must not hold what they cannot use.
         """
         incomplete = self._incomplete()
-        if not incomplete:
+        if not incomplete and not self._scattered:
             return
-        streams = [
-            stream
-            for group in incomplete
-            for stream in (group.leader, *group.followers)
-            if stream.status == RequestStatus.RUNNING
-        ]
-        self.running = [r for r in self.running if r not in streams]
-        if self.pause_state == PauseState.PAUSED_NEW:
-            for request in reversed(streams):
-                self._preempt_request(request, time.monotonic())
-        else:
-            self.running += streams
+        # The first one's followers are admitted behind the others' leaders.
+        self._scattered = len(incomplete) > 1
+        ordered: list[Request] = []
+        last: list[Request] = []
+        for request in self.running:
+            group = self._groups.get(request.request_id)
+            if group is None:
+                ordered.append(request)
+            elif request is group.leader:
+                streams = [
+                    stream
+                    for stream in (request, *group.followers)
+                    if stream.status == RequestStatus.RUNNING
+                ]
+                (last if group in incomplete else ordered).extend(streams)
+        if self.pause_state != PauseState.PAUSED_NEW:
+            self.running = ordered + last
+            return
+        self.running = ordered
+        for request in reversed(last):
+            self._preempt_request(request, time.monotonic())
 
     def _cap(
         self,
@@ -263,10 +276,11 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
         capacity = self._capacity(group, waiting)
         granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting)
         if granted == 0 and waiting:
-            self._give_up_cache_hit(group, num_cached, capacity)
+            if capacity.admissible:
+                self._give_up_cache_hit(group, num_cached, capacity)
             return 0
         if granted == 0 and self._is_blocked(group, capacity):
-            self._step.blocked_priority = self._priority(request)
+            self._step.block(self._priority(request))
         if admitted := self._step.admits(group, capacity):
             self._enqueue(group, admitted, behind_head=waiting)
         return granted
@@ -302,13 +316,17 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
         queue = next((q for q in self._waiting_queues() if q), self.waiting)
         if behind_head:
             queue = next(q for q in self._waiting_queues() if q and q.peek_request() is leader)
+        by_priority = self.policy == SchedulingPolicy.PRIORITY
+        if by_priority and behind_head:
+            # It is first already; now nobody who came at the same time gets between them.
+            self._asked_priority[leader], leader.priority = leader.priority, _LEADS
         for at, follower in enumerate(followers, behind_head):
-            if self.policy == SchedulingPolicy.PRIORITY:
-                follower.priority = leader.priority if behind_head else _FIRST
+            if by_priority:
+                self._asked_priority[follower], follower.priority = follower.priority, _FOLLOWS
                 queue.add_request(follower)
             else:
                 queue.insert(at, follower)
-            self._queued.append((group, follower))
+        self._queued += followers
 
     def _waiting_queues(self) -> list[Any]:
         """In the order in which vLLM drains them (0.23 has ``skipped_waiting``, 0.32
@@ -338,11 +356,18 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
 
     def _after_pass(self, output: SchedulerOutput) -> None:
         """Take back followers that were not admitted, preempt groups that were split."""
-        for group, follower in self._queued:
+        for follower in self._queued:
             if follower.status != RequestStatus.RUNNING:
                 self._dequeue(follower)
-            follower.priority = group.leader.priority
         self._queued.clear()
+        for stream, priority in self._asked_priority.items():
+            queues = [queue for queue in self._waiting_queues() if stream in queue]
+            for queue in queues:  # a leader that was not admitted
+                queue.remove_requests((stream,))
+            stream.priority = priority
+            for queue in queues:
+                queue.add_request(stream)
+        self._asked_priority.clear()
         for group in self._led_by_others:
             self._dequeue(group.expert)
             self.waiting.prepend_request(group.leader)
