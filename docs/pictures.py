@@ -151,7 +151,7 @@ def trace() -> list[dict[str, tuple[int, bool]]]:
 
 
 def steps() -> Any:
-    """The twins of one request among the rows of a batch, step by step."""
+    """The streams of one request among the rows of a batch, step by step."""
     traced = trace()
     streams = {"r1": "plain request", "r2": "CoLD request: expert", "r2-amateur-1": "its amateur"}
     colours = {"r1": PLAIN, "r2": EXPERT, "r2-amateur-1": AMATEUR}

@@ -255,7 +255,7 @@ MUTATIONS = [
     ),
     _sched(
         "between passes streams have the priority that was asked for",
-        "_after_pass",
+        "_take_back",
         ("stream.priority = priority", "pass"),
     ),
     # What room is.

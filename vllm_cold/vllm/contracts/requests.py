@@ -172,8 +172,8 @@ def _check_sampling_params() -> None:
         back.extra_args == params.extra_args,
         "SamplingParams.extra_args does not survive the way to another process.",
     )
-    twin = copy.copy(params)
-    twin.extra_args = {}
+    other = copy.copy(params)
+    other.extra_args = {}
     require(params.extra_args, "copy.copy(SamplingParams) shares its fields with the original.")
     has_fields(
         SamplingParams,

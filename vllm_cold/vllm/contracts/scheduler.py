@@ -334,7 +334,7 @@ def _check_reset_prefix_cache_preempts_running() -> None:
     )
 
 
-@contract("vllm.v1.core.sched.request_queue", "amateurs are put right behind their experts")
+@contract("vllm.v1.core.sched.request_queue", "followers are put right behind their leaders")
 def _check_request_queues() -> None:
     from vllm.v1.core.sched import request_queue
 
@@ -342,20 +342,22 @@ def _check_request_queues() -> None:
     require(policies == {"FCFS", "PRIORITY"}, f"The scheduling policies are {sorted(policies)}.")
     fcfs = request_queue.FCFSRequestQueue
     require(hasattr(fcfs, "insert"), "FCFSRequestQueue cannot insert any more (no deque).")
-    expert, other = a_request("a"), a_request("b")
-    twin = a_request("a-amateur")
-    other.arrival_time = expert.arrival_time = twin.arrival_time = 1.0
+    leader, other, follower = a_request("b"), a_request("c"), a_request("a")
+    other.arrival_time = leader.arrival_time = follower.arrival_time = 1.0
     queue = request_queue.create_request_queue(request_queue.SchedulingPolicy.PRIORITY)
-    for request in (twin, other, expert):
+    for request in (other, leader):
         queue.add_request(request)
+    head = queue.peek_request()
+    head.priority, follower.priority = -2, -1
+    queue.add_request(follower)
     require(
-        [r.request_id for r in queue] == ["a", "a-amateur", "b"],
-        "PriorityRequestQueue does not order equal priorities by arrival and request id any more.",
+        head is leader and [queue.pop_request() for _ in range(3)] == [leader, follower, other],
+        "PriorityRequestQueue does not order by priority, arrival and request id any more.",
     )
     for policy in request_queue.SchedulingPolicy:
         queue = request_queue.create_request_queue(policy)
-        queue.add_request(expert)
-        queue.remove_requests((twin,))  # one that is not there
-        require(queue.peek_request() is expert, "RequestQueue.remove_requests removed another.")
-        queue.remove_request(expert)
+        queue.add_request(leader)
+        queue.remove_requests((follower,))  # one that is not there
+        require(queue.peek_request() is leader, "RequestQueue.remove_requests removed another.")
+        queue.remove_request(leader)
         require(not queue, "RequestQueue.remove_request did not remove the request.")

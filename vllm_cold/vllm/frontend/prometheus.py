@@ -19,7 +19,7 @@ COUNTERS = {
         "changed_tokens",
         "Scored positions at which the best token is another one than the expert's.",
     ),
-    "preemptions": ("pair_preemptions", "Times that a pair lost its place in the batch."),
+    "preemptions": ("pair_preemptions", "Times that a CoLD request lost its place in the batch."),
     "prompt_tokens": ("amateur_prompt_tokens", "Prompt tokens of amateurs."),
     "cached_prompt_tokens": (
         "amateur_cached_prompt_tokens",
@@ -27,8 +27,8 @@ COUNTERS = {
     ),
 }
 GAUGES = {
-    "running": ("pairs_running", "Pairs of which both streams are in the batch."),
-    "waiting": ("pairs_waiting", "Pairs that wait for a place in the batch."),
+    "running": ("pairs_running", "CoLD requests of which all streams are in the batch."),
+    "waiting": ("pairs_waiting", "CoLD requests that wait for a place in the batch."),
 }
 CANDIDATES = ("candidates", "Tokens that the expert finds plausible, at each scored position.")
 

@@ -20,8 +20,9 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   scheduling pass only, right behind it (or, if it already runs, in front of everything else); so
   waiting counts and queue order are those of the clients' requests.
 
-Since: 0.23 to 0.33. ``capacity`` looks at what there is, ``planned_step`` takes out of a planned
-step, ``results`` meets the outputs, ``amateurs`` makes the other streams.
+Since: 0.23 to 0.33. ``capacity`` looks at what there is, ``queues`` puts followers into queues,
+``planned_step`` takes out of a planned step, ``results`` meets the outputs, ``amateurs`` makes the
+other streams.
 """
 
 import inspect
@@ -52,19 +53,18 @@ from vllm_cold.group.tally import Counts
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.capacity import CapacityScheduling
 from vllm_cold.vllm.scheduler.planned_step import PlannedStepScheduling
+from vllm_cold.vllm.scheduler.queues import QueueScheduling
 from vllm_cold.vllm.scheduler.results import LAST_REPORTS, ResultScheduling
 
 logger = logging.getLogger("vllm." + __name__)
 
 # Split this often in a row with nothing else running: the group does not fit the KV cache.
 _MAX_FAILED_ALONE = 3
-# Priorities within a pass, in front of all that clients can ask for.
-_LEADS, _FOLLOWS = -(2**62) - 1, -(2**62)
 
 RequestGroup = Group[Request]
 
 
-class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultScheduling):
+class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling, ResultScheduling):
     """What makes a vLLM scheduler schedule groups; AsyncScheduler fits in behind it (MRO)."""
 
     running: list[Request]
@@ -306,35 +306,6 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
         ):
             group.leader.skip_reading_prefix_cache = True
 
-    def _enqueue(
-        self, group: RequestGroup, followers: tuple[Request, ...], behind_head: bool
-    ) -> None:
-        """Put followers where this pass looks next: behind their leader, which is the head of its
-        queue, or in front of all.
-        """
-        leader = group.leader
-        queue = next((q for q in self._waiting_queues() if q), self.waiting)
-        if behind_head:
-            queue = next(q for q in self._waiting_queues() if q and q.peek_request() is leader)
-        by_priority = self.policy == SchedulingPolicy.PRIORITY
-        if by_priority and behind_head:
-            # It is first already; now nobody who came at the same time gets between them.
-            self._asked_priority[leader], leader.priority = leader.priority, _LEADS
-        for at, follower in enumerate(followers, behind_head):
-            if by_priority:
-                self._asked_priority[follower], follower.priority = follower.priority, _FOLLOWS
-                queue.add_request(follower)
-            else:
-                queue.insert(at, follower)
-        self._queued += followers
-
-    def _waiting_queues(self) -> list[Any]:
-        """In the order in which vLLM drains them (0.23 has ``skipped_waiting``, 0.32
-        ``kv_holding_waiting``).
-        """
-        names = ("kv_holding_waiting", "skipped_waiting", "waiting")
-        return [queue for n in names if (queue := getattr(self, n, None)) is not None]
-
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         group = self._groups.get(request.request_id)
         if self._in_pass:
@@ -356,18 +327,7 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
 
     def _after_pass(self, output: SchedulerOutput) -> None:
         """Take back followers that were not admitted, preempt groups that were split."""
-        for follower in self._queued:
-            if follower.status != RequestStatus.RUNNING:
-                self._dequeue(follower)
-        self._queued.clear()
-        for stream, priority in self._asked_priority.items():
-            queues = [queue for queue in self._waiting_queues() if stream in queue]
-            for queue in queues:  # a leader that was not admitted
-                queue.remove_requests((stream,))
-            stream.priority = priority
-            for queue in queues:
-                queue.add_request(stream)
-        self._asked_priority.clear()
+        self._take_back()
         for group in self._led_by_others:
             self._dequeue(group.expert)
             self.waiting.prepend_request(group.leader)
@@ -399,11 +359,6 @@ class GroupScheduling(CapacityScheduling, PlannedStepScheduling, ResultSchedulin
                     f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens; "
                     "shorten it or enlarge the KV cache."
                 )
-
-    def _dequeue(self, request: Request) -> None:
-        for queue in self._waiting_queues():
-            queue.remove_requests((request,))
-        getattr(self, "deferred_waiting", set()).discard(request)
 
     def _stalled(self) -> bool:
         """Whether running groups got nothing although nothing is under way."""
