@@ -61,6 +61,12 @@ def _protocol(name: str, cls: str, method: str, parameter: str = "max_tokens") -
     return Target(where, f"{_OPENAI}{name}/protocol.py", cls, parameter)
 
 
+def _renderer(method: str, parameter: str) -> Target:
+    where = f"vllm.renderers.base:BaseRenderer.{method}"
+    called = "renderer|self"  # OnlineRenderer has a render_chat, too
+    return Target(where, "renderers/base.py", "BaseRenderer", parameter, called)
+
+
 # For the places see vllm_cold.vllm.places; a test compares the two.
 TARGETS = (
     Target(
@@ -77,6 +83,11 @@ TARGETS = (
            "v1/engine/input_processor.py", "InputProcessor", "request_id"),
     Target("vllm.v1.engine.async_llm:AsyncLLM.add_request", _ASYNC, "AsyncLLM", "request_id",
            called="await self"),
+    *(_renderer(name, "prompts") for name in ("render_cmpl", "render_cmpl_async")),
+    *(_renderer(name, "conversations") for name in ("render_chat", "render_chat_async")),
+    *(Target(f"vllm.renderers.online_renderer:OnlineRenderer.{name}",
+             "renderers/online_renderer.py", "OnlineRenderer", "request")
+      for name in ("preprocess_chat", "preprocess_cmpl")),
     Target("vllm.platforms:current_platform.get_punica_wrapper", _CPU, "CpuPlatform"),
     Target("vllm.platforms:current_platform.check_and_update_config", _CPU, "CpuPlatform",
            "vllm_config"),

@@ -32,7 +32,8 @@ CHANGES: dict[str, Callable[[Target], Files]] = {
     "extended": changes.extended,
 }
 # Wrapped by servers alone, and by offline engines alone.
-ONLINE = tuple(t.where for t in TARGETS if ".entrypoints." in t.where or "AsyncLLM.gen" in t.where)
+SERVERS = (".entrypoints.", "AsyncLLM.gen", "OnlineRenderer")
+ONLINE = tuple(t.where for t in TARGETS if any(part in t.where for part in SERVERS))
 OFFLINE = ("vllm:LLM.beam_search",)
 # Engines of these are run in every test run: one for each part that gives up.
 USUAL = (
