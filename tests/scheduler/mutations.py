@@ -104,7 +104,7 @@ MUTATIONS = [
     _step(
         "a group samples only if the budget holds the followers' tokens",
         "clip_leader",
-        ("and sum(others) <= self.budget - num_new_tokens", ""),
+        ("and sum(others) <= self.budget - self.promised - num_new_tokens", ""),
     ),
     _step(
         "the budget has to hold all followers' tokens, not only the longest one's",
