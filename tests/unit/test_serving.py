@@ -23,6 +23,7 @@ from vllm_cold.vllm.frontend import serving
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1, SCHEDULER
 from vllm_cold.vllm.frontend.errors import request_error
 from vllm_cold.vllm.frontend.plan import plain_search
+from vllm_cold.vllm.frontend.prompts import Recipe
 
 pytestmark = pytest.mark.unit
 
@@ -357,3 +358,64 @@ def test_a_server_that_guides_every_chat(
     beams = serving_protocol(chat=True)(model="base", use_beam_search=True, **chat(SYSTEM, USER))
     with pytest.raises(ValueError, match="CoLD does not support beam search"):
         beams.to_beam_search_params(4, {})
+    beams = serving_protocol(chat=False)(model="one", use_beam_search=True, prompt=" w1")
+    assert beams.to_beam_search_params(4, {}) is not None, "it would not be contrasted"
+    plain_search.set(False)
+
+
+def test_a_default_that_comes_to_nothing(
+    online: Online, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asked for nothing is served as without it, and told so; who asked is refused."""
+    monkeypatch.setattr(front.config, "additional_config", {"cold": {"without": "system"}})
+    # What is left out is cut off: expert and amateur read the same.
+    cut = chat(SYSTEM, USER, truncate_prompt_tokens=2)
+    said, [stream] = online.answer(cut)
+    assert said == {"cold": 0} and stream is None
+    with pytest.raises(ValueError, match="the amateur is the expert"):
+        online.answer({**cut, "vllm_xargs": {"cold_without": "system"}})
+
+    def say(body: dict[str, Any], made: list[Any] | None = None) -> Any:
+        request = serving_protocol(chat=True)(model="base", max_tokens=4, **body)
+        used: list[str] = []
+
+        async def handle() -> None:
+            serving._used.set(used)
+            if made is not None:
+                assert await serving._prepare(online.renderer, request, made) == made
+            request.to_sampling_params(4, {})
+
+        front.run(handle())
+        return json.loads(used[-1])
+
+    # Prompts that others than vLLM's chat renderer make, and those with images.
+    assert say(chat(SYSTEM, USER)) == {"cold": 0}
+    image = {"type": "multimodal", "prompt_token_ids": [1]}
+    assert say(chat(USER), [image]) == {"cold": 0}
+    seen = {**image, "cold_recipe": Recipe(messages=[SYSTEM, USER])}
+    for body, made in (
+        (chat(SYSTEM, USER), seen),
+        (chat(USER, vllm_xargs={"cold_without": "system"}), image),
+    ):
+        with pytest.raises(ValueError, match="CoLD does not support multimodal prompts"):
+            say(body, [made])
+
+
+def test_each_chat_of_a_batch_is_looked_at_once(
+    online: Online, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All prompts are made first, then the parameters of all."""
+    monkeypatch.setattr(front.config, "additional_config", {"cold": {"without": "system"}})
+    kind = serving_protocol(chat=True)
+    requests = [kind(model="one", max_tokens=4, **chat(SYSTEM, USER)) for _ in range(2)]
+    used: list[str] = []
+
+    async def handle() -> None:
+        serving._used.set(used)
+        for request in requests:
+            await online.renderer.preprocess_chat(request, request.messages, None, "auto", {})
+        for request in requests:
+            request.to_sampling_params(4, {})
+
+    front.run(handle())
+    assert [json.loads(said)["cold"] for said in used] == [1, 1]

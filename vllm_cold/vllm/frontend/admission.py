@@ -27,7 +27,14 @@ from vllm_cold.params import UNSET, ColdParams
 from vllm_cold.vllm.frontend import prompts
 from vllm_cold.vllm.frontend.capacity import check_capacity, fit_context, lengths_of
 from vllm_cold.vllm.frontend.errors import request_error
-from vllm_cold.vllm.frontend.plan import check_prompts, decide, prepare, prepare_async
+from vllm_cold.vllm.frontend.plan import (
+    applies,
+    decide,
+    prepare,
+    prepare_async,
+    refuse_multimodal,
+    settle,
+)
 from vllm_cold.vllm.patching import Place
 
 if TYPE_CHECKING:
@@ -141,12 +148,13 @@ def admit(processor: Any, prompt: Any, params: Any, request: "EngineCoreRequest"
             if args.enabled is False:
                 sampling.extra_args = without_cold(sampling.extra_args)
             return
-        _check_kind(request)
+        if applies(recipe, plan):
+            _check_kind(request)
         prepared = prepare(processor, recipe, plan)
+    prepared = settle(prepared, request.lora_request, request.prompt_token_ids)
     if prepared.plan is None:
         return
     _check_kind(request)
-    check_prompts(prepared, request.lora_request, request.prompt_token_ids)
     lengths = lengths_of(prepared, len(request.prompt_token_ids or request.prompt_embeds))
     fit_context(config, sampling, prepared, lengths)
     check_capacity(config, sampling.max_tokens, lengths)
@@ -164,7 +172,7 @@ def admit(processor: Any, prompt: Any, params: Any, request: "EngineCoreRequest"
 
 def _check_kind(request: "EngineCoreRequest") -> None:
     if request.mm_features:
-        raise ValueError("CoLD does not support multimodal prompts; send text only.")
+        refuse_multimodal()
     if request.resumable:
         raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
 

@@ -8,7 +8,7 @@
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from msgspec import structs
 
@@ -277,44 +277,59 @@ def _orders(plan: Plan) -> list[prompts.Order]:
     return [one.prompt for one in plan.amateurs]
 
 
+def applies(recipe: prompts.Recipe, plan: Plan) -> bool:
+    """Whether a request has what the engine's default leaves out; one that asked itself has to."""
+    if not plan.optional:
+        return True
+    if recipe.messages is None:
+        return False
+    try:
+        for one in plan.amateurs:
+            prompts.messages_of(recipe, one.prompt)
+    except CannotLeaveOut:
+        return False
+    return True
+
+
+def refuse_multimodal() -> NoReturn:
+    """Raise what a request with images is told."""
+    raise ValueError("CoLD does not support multimodal prompts; send text only.")
+
+
 def prepare(processor: Any, recipe: prompts.Recipe, plan: Plan) -> Prepared:
     """Make the amateurs' prompts, with the renderer of vLLM's InputProcessor.
 
     Raises:
         ValueError: one cannot be made.
     """
-    try:
-        return Prepared(plan, tuple(prompts.render(processor, recipe, _orders(plan))))
-    except ColdError as error:
-        return _without_cold(plan, recipe, error)
+    if not applies(recipe, plan):
+        return Prepared(None)
+    return Prepared(plan, tuple(prompts.render(processor, recipe, _orders(plan))))
 
 
 async def prepare_async(processor: Any, recipe: prompts.Recipe, plan: Plan) -> Prepared:
     """As ``prepare``, without blocking the event loop."""
-    try:
-        return Prepared(plan, tuple(await prompts.render_async(processor, recipe, _orders(plan))))
-    except ColdError as error:
-        return _without_cold(plan, recipe, error)
-
-
-def _without_cold(plan: Plan, recipe: prompts.Recipe, error: ColdError) -> Prepared:
-    """A plain request, where nobody asked for what the engine's default cannot do here."""
-    if plan.optional and (isinstance(error, CannotLeaveOut) or recipe.messages is None):
+    if not applies(recipe, plan):
         return Prepared(None)
-    raise error
+    return Prepared(plan, tuple(await prompts.render_async(processor, recipe, _orders(plan))))
 
 
-def check_prompts(
+def settle(
     prepared: Prepared, expert: "LoRARequest | None", expert_prompt: list[int] | None
-) -> None:
-    """Refuse an amateur that is its expert in prompt and adapter.
+) -> Prepared:
+    """No amateur is its expert in prompt and adapter: refused where the request asked for it, and
+    no contrast where it did not (a template may put in what was left out, or cut it off).
 
     Raises:
         ColdError: there is one.
     """
-    assert prepared.plan is not None
-    for one, ids in zip(prepared.plan.amateurs, prepared.prompts, strict=True):
+    if (plan := prepared.plan) is None:
+        return prepared
+    for one, ids in zip(plan.amateurs, prepared.prompts, strict=True):
         if ids is not None and ids == expert_prompt and _same(one.adapter, expert):
+            if plan.optional:
+                return Prepared(None)
             raise one.prompt.refused(
                 "the amateur is the expert, prompt and adapter; give it another prompt or adapter"
             )
+    return prepared

@@ -10,8 +10,10 @@ loop where vLLM renders so.
 Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is rendered.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import repeat
 from typing import Any
 
 from vllm_cold.method.amateurs import Messages, Part, Source, Text, Tokens, Without
@@ -177,6 +179,17 @@ class Order:
         """The error that says what is wrong with it."""
         return ColdError(self.field, self.source and self.source.value, problem)
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Whatever a chat template raises is an error of the request."""
+        try:
+            yield
+        except ColdError:
+            raise
+        except Exception as error:
+            said = str(error) or type(error).__name__
+            raise self.refused(f"no prompt can be made of it: {said}") from error
+
 
 def render(processor: Any, recipe: Recipe, orders: Sequence[Order]) -> list[list[int] | None]:
     """The token ids of amateurs' prompts.
@@ -189,44 +202,34 @@ def render(processor: Any, recipe: Recipe, orders: Sequence[Order]) -> list[list
     Raises:
         ColdError: one cannot be made.
     """
-    found: list[list[int] | None] = []
+    renderer = processor.renderer
+    made = []
     for order in orders:
-        if order.source is None:
-            found.append(None)
-            continue
-        call = _call(processor.renderer, recipe, order, order.source)
-        try:
-            made = getattr(processor.renderer, call[0])(*call[1:])
-        except Exception as error:  # whatever a chat template raises
-            said = str(error) or type(error).__name__
-            raise order.refused(f"no prompt can be made of it: {said}") from error
-        found.append(_ids(processor.renderer, order, made))
-    return found
+        with order.refusing():
+            call = _call(renderer, recipe, order)
+            made.append(call and getattr(renderer, call[0])(*call[1:]))
+    return list(map(_ids, repeat(renderer), orders, made))
 
 
 async def render_async(
     processor: Any, recipe: Recipe, orders: Sequence[Order]
 ) -> list[list[int] | None]:
     """As ``render``, without blocking the event loop."""
-    found: list[list[int] | None] = []
+    renderer = processor.renderer
+    made = []
     for order in orders:
-        if order.source is None:
-            found.append(None)
-            continue
-        call = _call(processor.renderer, recipe, order, order.source)
-        try:
-            made = await getattr(processor.renderer, call[0] + "_async")(*call[1:])
-        except Exception as error:  # as above
-            said = str(error) or type(error).__name__
-            raise order.refused(f"no prompt can be made of it: {said}") from error
-        found.append(_ids(processor.renderer, order, made))
-    return found
+        with order.refusing():
+            call = _call(renderer, recipe, order)
+            made.append(call and await getattr(renderer, call[0] + "_async")(*call[1:]))
+    return list(map(_ids, repeat(renderer), orders, made))
 
 
-def _call(renderer: Any, recipe: Recipe, order: Order, source: Source) -> tuple[Any, ...]:
-    """The renderer's method that makes a prompt, and its arguments."""
+def _call(renderer: Any, recipe: Recipe, order: Order) -> tuple[Any, ...] | None:
+    """The renderer's method that makes a prompt, and its arguments; None for the expert's."""
     tok_params = recipe.tok_params
-    match source:
+    match source := order.source:
+        case None:
+            return None
         case Part():
             prompt: Any = source.of(order.field, _own_prompt(recipe, order))
         case Text():
@@ -237,7 +240,7 @@ def _call(renderer: Any, recipe: Recipe, order: Order, source: Source) -> tuple[
         case Tokens():
             prompt = source.value
         case Messages() | Without():
-            messages = _messages(recipe, order, source)
+            messages = messages_of(recipe, order)
             if recipe.chat_params is not None:
                 return "render_chat", [messages], recipe.chat_params, tok_params
             if tok_params is not None:
@@ -261,9 +264,16 @@ def _own_prompt(recipe: Recipe, order: Order) -> Any:
     return recipe.prompt
 
 
-def _messages(recipe: Recipe, order: Order, source: Messages | Without) -> list[Any]:
+def messages_of(recipe: Recipe, order: Order) -> list[Any]:
+    """What an amateur of a chat reads.
+
+    Raises:
+        ColdError: it cannot be had of this request.
+    """
+    source = order.source
     if isinstance(source, Messages):
         return list(source.value)
+    assert isinstance(source, Without)
     if recipe.messages is None:
         raise order.refused(
             "is for chats, whose prompt is messages; leave a part of a text out with cold_part"
@@ -288,8 +298,10 @@ def _default_chat_params(renderer: Any, server: Any) -> Any:
     ).with_defaults(server.default_chat_template_kwargs)
 
 
-def _ids(renderer: Any, order: Order, made: Any) -> list[int]:
-    """The token ids of what a renderer made."""
+def _ids(renderer: Any, order: Order, made: Any) -> list[int] | None:
+    """The token ids of what a renderer made, None for nothing."""
+    if made is None:
+        return None
     if isinstance(made, tuple):  # of a chat
         made = made[1]
     (one,) = made

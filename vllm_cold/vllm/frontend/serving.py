@@ -42,10 +42,12 @@ from vllm_cold.vllm.frontend.config import engine_defaults, is_configured
 from vllm_cold.vllm.frontend.errors import generation_error, request_error
 from vllm_cold.vllm.frontend.plan import (
     Plan,
-    check_prompts,
+    applies,
     decide,
     plain_search,
     prepare_async,
+    refuse_multimodal,
+    settle,
 )
 from vllm_cold.vllm.patching import Place
 
@@ -54,8 +56,8 @@ HEADER = b"x-cold"
 _models: Any = None  # this process's OpenAIServingModels
 # Of the HTTP request that is being answered; its last entry becomes the header.
 _used: ContextVar[list[str] | None] = ContextVar("used", default=None)
-# The request whose prompts were made last; it was looked at.
-_looked_at: ContextVar[Any] = ContextVar("looked_at", default=None)
+# Those whose prompts were made for it (a batch has several), by id: they were looked at.
+_looked_at: ContextVar[dict[int, Any] | None] = ContextVar("looked_at", default=None)
 
 
 def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -91,7 +93,14 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
 async def _prepare(online: Any, request: Any, made: list[Any]) -> list[Any]:
     """What vLLM made of a request's prompts, with the amateurs' prompts."""
     plan = _look_at(request)
-    if plan is None or not made or not all(map(prompts.is_tokens, made)):
+    if plan is None or not made:
+        return made
+    if any(one.get("type") == "multimodal" for one in made):
+        if applies(prompts.recipe_of(made[0]), plan):
+            refuse_multimodal()
+        _say(request, None)
+        return made
+    if not all(map(prompts.is_tokens, made)):
         return made
     if len(made) > 1 and any(isinstance(one.prompt.source, Part) for one in plan.amateurs):
         raise ColdError("cold_part", len(made), "is for one prompt, and this is how many there are")
@@ -101,8 +110,7 @@ async def _prepare(online: Any, request: Any, made: list[Any]) -> list[Any]:
     for one in made:
         recipe = replace(prompts.recipe_of(one), server=online)
         found = await prepare_async(processor, recipe, plan)
-        if found.plan is not None:
-            check_prompts(found, expert, one["prompt_token_ids"])
+        found = settle(found, expert, one["prompt_token_ids"])
         prepared.append(prompts.with_prepared(one, found))
     _say(request, found.plan)
     return prepared
@@ -111,9 +119,11 @@ async def _prepare(online: Any, request: Any, made: list[Any]) -> list[Any]:
 def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain_search.set(False)
-        if _models is not None and _looked_at.get() is not self:
+        if _models is not None and id(self) not in (_looked_at.get() or ()):
             try:
-                _say(self, _look_at(self))
+                plan = _look_at(self)
+                # Its prompt was made elsewhere: what a default leaves out is not known.
+                _say(self, None if plan is not None and plan.optional else plan)
             except ValueError as error:
                 raise request_error(error) from error
         return original(self, *args, **kwargs)
@@ -134,7 +144,9 @@ def _look_at(request: Any) -> Plan | None:
 
 def _say(request: Any, plan: Plan | None) -> None:
     """Note what a request will be decoded with."""
-    _looked_at.set(request)
+    if (looked_at := _looked_at.get()) is None:
+        _looked_at.set(looked_at := {})
+    looked_at[id(request)] = request
     used = _used.get()
     if used is not None and is_configured(_models.engine_client.vllm_config):
         used.append(json.dumps({"cold": 0} if plan is None else {"cold": 1, **plan.as_dict()}))
@@ -158,8 +170,11 @@ def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
             wants = parse_request_args(self.vllm_xargs).enabled
             if wants is None and _models is not None:
                 defaults = engine_defaults(_models.engine_client.vllm_config)
-                left_out = defaults.contrast.without is not None and hasattr(self, "messages")
-                wants = defaults.enabled and (self.model in _models.lora_requests or left_out)
+                if defaults.contrast.without is None:
+                    has_amateur = self.model in _models.lora_requests
+                else:
+                    has_amateur = hasattr(self, "messages")
+                wants = defaults.enabled and has_amateur
             if wants:
                 raise ColdError(
                     "use_beam_search",
@@ -230,6 +245,7 @@ class Header:
             await send(message)
 
         plain_search.set(False)  # of an earlier request on this connection
+        _looked_at.set(None)
         token = _used.set(used)
         try:
             await self._app(scope, receive, send_with_header)
@@ -241,7 +257,8 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     def beam_search(
         self: Any, prompts: Any, params: Any, lora_request: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        default = engine_defaults(self.llm_engine.vllm_config).enabled
+        defaults = engine_defaults(self.llm_engine.vllm_config)
+        default = defaults.enabled and defaults.contrast.without is None  # which is for chats
         adapters = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
         if isinstance(params, ColdParams) or (default and any(adapters)):
             raise ColdError(

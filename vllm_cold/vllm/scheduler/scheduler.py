@@ -85,8 +85,8 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         self._in_pass = False
         self._throttled = False  # whether vLLM holds prompts back in this pass
         self._in_this_pass: dict[str, RequestGroup] = {}  # groups that it dealt with
-        # Followers put into a queue in this pass, and experts that wait there for their leaders.
         self._scattered = False  # whether a follower may run elsewhere than behind its leader
+        # Followers put into a queue in this pass, and experts that wait there for their leaders.
         self._queued: list[Request] = []
         self._asked_priority: dict[Request, int] = {}  # of streams that go first in this pass
         self._led_by_others: list[RequestGroup] = []
