@@ -189,7 +189,7 @@ def test_the_file_is_not_read_on_an_event_loop(tmp_path: Any) -> None:
             prompt_token_ids=[1], prompt_embeds=None,
         )  # fmt: skip
 
-    engine.input_processor = engine
+    engine.input_processor, engine.renderer = engine, None
     configure(engine.vllm_config)
     engine.vllm_config.cache_config = SimpleNamespace(num_gpu_blocks=None, block_size=None)
     process_inputs = admission._make(request)
