@@ -14,7 +14,6 @@
 #include <cstdlib>
 #include <numeric>
 
-#include "scoring_adaptive.h"
 #include "scoring_kernels.h"
 #include "threads.h"
 
@@ -138,14 +137,9 @@ struct Job {
         float* a = e + room;
         const int64_t n =
             kernels->at_least(row_of(group, 0), row_of(group, i), vocab, maxima, limit, e, a);
-        const float best = n == 0 ? -kInf : *std::max_element(a, a + n);
-        float result = 0.0f;
-        if (best > -kInf) {
-            const float most = largest(tiles_of(group, i));
-            result = weight * exp_negative(best - most) * divergence(e, a, n);
-        }
+        const float apart = kernels->divergence(e, a, n, largest(tiles_of(group, i)));
         std::free(e);
-        return result;
+        return weight * apart;
     }
 
     // Of the amateurs, those that there are; the expert itself, without weight, if there are none.

@@ -1,26 +1,25 @@
 // SPDX-License-Identifier: Apache-2.0
 // The divergence that an adaptive weight is made of (the formula: vllm_cold/ops/scoring.py).
 //
-// Without libm, which the library does not link. The compiler makes vectors of these loops: so choices are
-// made between integers, as a comparison of floats could trap. Compiled once, for every CPU: candidates are
-// few, and weights do not depend on the instruction set.
-#pragma once
-
-#include <algorithm>
-#include <cstdint>
-#include <cstring>
+// Without libm, which the library does not link. The compiler makes vectors of these loops, of the
+// instruction set that the file which includes this has selected: so choices are made between integers, as a
+// comparison of floats could trap, and sums are those of kLanes parts, whatever a vector's width. Without mask
+// every token is a candidate. Weights do not depend on the instruction set: no operation here rounds otherwise
+// in another one.
 
 namespace {
 
+constexpr int64_t kLanes = 16;
+
 inline int32_t bits_of(float x) {
     int32_t bits;
-    std::memcpy(&bits, &x, sizeof bits);
+    __builtin_memcpy(&bits, &x, sizeof bits);
     return bits;
 }
 
 inline float as_float(int32_t bits) {
     float x;
-    std::memcpy(&x, &bits, sizeof x);
+    __builtin_memcpy(&x, &bits, sizeof x);
     return x;
 }
 
@@ -67,27 +66,47 @@ inline float log2_of(float x) {
     return static_cast<float>(n) + 2.88539008f * s * series;
 }
 
-// x becomes softmax(x); one of them is above -inf.
-inline void softmax(float* x, int64_t n) {
-    const float most = *std::max_element(x, x + n);
-    for (int64_t i = 0; i < n; ++i) x[i] = exp_negative(x[i] - most);
+// In double precision: part j is that of elements j, j + kLanes, ...
+inline double sum_of(const float* x, int64_t n) {
+    double parts[kLanes] = {};
+    int64_t i = 0;
+    for (; i + kLanes <= n; i += kLanes)
+        for (int64_t j = 0; j < kLanes; ++j) parts[j] += static_cast<double>(x[i + j]);
+    for (int64_t j = 0; i < n; ++i, ++j) parts[j] += static_cast<double>(x[i]);
     double sum = 0.0;
-    for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]);
-    const float total = static_cast<float>(sum);
+    for (int64_t j = 0; j < kLanes; ++j) sum += parts[j];
+    return sum;
+}
+
+// The largest of n >= 1 numbers, none of which is NaN.
+inline float largest_of(const float* x, int64_t n) {
+    int32_t most = INT32_MIN;  // of integers in the floats' order
+    for (int64_t i = 0; i < n; ++i) {
+        const int32_t bits = bits_of(x[i]), key = bits ^ ((bits >> 31) & 0x7FFFFFFF);
+        most = key > most ? key : most;
+    }
+    return as_float(most ^ ((most >> 31) & 0x7FFFFFFF));
+}
+
+// x becomes softmax(x); its largest element is above -inf.
+inline void softmax(float* x, int64_t n, float largest) {
+    for (int64_t i = 0; i < n; ++i) x[i] = exp_negative(x[i] - largest);
+    const float total = static_cast<float>(sum_of(x, n));
     for (int64_t i = 0; i < n; ++i) x[i] /= total;
 }
 
-// The Jensen-Shannon divergence of softmax(e) and softmax(a) in bits, 0 to 1. Both are written over.
-inline float divergence(float* __restrict e, float* __restrict a, int64_t n) {
-    softmax(e, n);
-    softmax(a, n);
+float divergence(float* __restrict e, float* __restrict a, int64_t n, float most) {
+    const float best = n == 0 ? -__builtin_inff() : largest_of(a, n);
+    if (best == -__builtin_inff()) return 0.0f;
+    softmax(e, n, largest_of(e, n));
+    softmax(a, n, best);
     for (int64_t i = 0; i < n; ++i) {
         const float p = e[i], q = a[i], both = above_zero(p + q);
         e[i] = p * log2_of(2 * p / both) + q * log2_of(2 * q / both);
     }
-    double sum = 0.0;
-    for (int64_t i = 0; i < n; ++i) sum += static_cast<double>(e[i]);
-    return std::min(std::max(static_cast<float>(sum / 2), 0.0f), 1.0f);
+    const float half = static_cast<float>(sum_of(e, n) / 2);
+    const float share = half < 0.0f ? 0.0f : half > 1.0f ? 1.0f : half;
+    return exp_negative(best - most) * share;
 }
 
 }  // namespace

@@ -8,6 +8,8 @@
 // set1, sub, max and min (b where a is NaN), fma(a, b, c) = a * b + c; gt, eq; not_below (a >= b, or NaN);
 // not_below_inf (NaN or +inf); select(m, a, b) = m ? a : b; either (union); any; bits (lane i in bit i).
 
+#include "scoring_adaptive.h"
+
 namespace {
 
 constexpr float kInf = __builtin_inff();
@@ -288,7 +290,7 @@ void tally(const Segment& rows, int64_t first_id, Tally* tally) {
 
 template <class T>
 constexpr Kernels kernels() {
-    return {maxima<T>, at_least<T>, scores<T>, topk<T>, tally<T>};
+    return {maxima<T>, at_least<T>, divergence, scores<T>, topk<T>, tally<T>};
 }
 
 }  // namespace
