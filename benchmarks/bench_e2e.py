@@ -2,11 +2,15 @@
 """End to end: stock vLLM, this package and a naive CoLD on the same prompts, in separate processes.
 
 ``python -m benchmarks.bench_e2e [--quick] [--batch 1 8 32] [--dtype float32 bfloat16]
-[--tokens 48] [--rounds 5] [--rank 16] [--systems ... | --one-engine] [--skip-naive] [--skip-growth]
-[--json FILE]``. The model is SmolLM2-135M-Instruct (``examples.smollm2``) with the sorting adapter,
-widened to ``--rank``: A by random rows, B by zeros. It computes the same function, and no rank can
-be left out. ``--one-engine`` compares base, adapter and CoLD in one engine of this package alone,
-with the adapter as it is (rank 8), in bfloat16 unless ``--dtype`` says otherwise: minutes.
+[--tokens 48] [--rounds 5] [--rank 16] [--systems ... | --one-engine | --groups [--length 256]]
+[--skip-naive] [--skip-growth] [--json FILE]``. The model is SmolLM2-135M-Instruct
+(``examples.smollm2``) with the sorting adapter, widened to ``--rank``: A by random rows, B by
+zeros. It computes the same function, and no rank can be left out. ``--one-engine`` compares base,
+adapter and CoLD in one engine of this package alone, with the adapter as it is (rank 8), in
+bfloat16 unless ``--dtype`` says otherwise: minutes. ``--groups`` measures, in one engine too, what
+a group may have beyond a pair (``benchmarks.e2e.groups``): an amateur with a prompt of its own,
+shorter or longer than its expert's of ``--length`` tokens, and two amateurs, beside three times as
+many base requests.
 
 Each engine is a process of its own (``benchmarks.e2e.worker``), with vLLM's defaults: without LoRA
 it compiles the model, with LoRA on a CPU it does not. "Stock" processes have the plugin switched
@@ -20,9 +24,10 @@ before each run. Prompts are tokenized beforehand. Clocks start when a batch is 
 
 Speeds are printed only if the results are right: every repetition gives the same tokens, and in
 float32 base greedy and adapter greedy equal stock vLLM's, CoLD the naive one's, and CoLD with
-beta = 0 adapter greedy, token for token. Where two programs part, the naive model says how far both
-choices are behind its best one: up to 1e-3 that is rounding, and reported as a tie. In bfloat16
-rounding differs with the batch, so the share of equal tokens is reported only.
+beta = 0 adapter greedy, token for token; with ``--groups`` all equal the naive one's. Where two
+programs part, the naive model says how far both choices are behind its best one: up to 1e-3 that is
+rounding, and reported as a tie. In bfloat16 rounding differs with the batch, so the share of equal
+tokens is reported only.
 """
 
 from __future__ import annotations
@@ -35,10 +40,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.e2e import show
-from benchmarks.e2e.jobs import SYSTEMS, Findings
-from benchmarks.e2e.run import DTYPES, GROWTH_BATCH, TASK, collect
-from benchmarks.e2e.worker import ALPHA, BETA
+from benchmarks.e2e import groups, show
+from benchmarks.e2e.jobs import ALPHA, BETA, SYSTEMS, Findings
+from benchmarks.e2e.run import DTYPES, GROWTH_BATCH, TASK, collect, lengthen
 from benchmarks.rounds import positive, show_if_right
 from examples.demo import quiet
 
@@ -56,12 +60,18 @@ FULL: dict[str, Any] = {
     "systems": list(SYSTEMS),
     "adapters": [1, 2, 4, 8],
     "lengths": [64, 256, 1024],
+    "length": 256,
 }
 ONE_ENGINE: dict[str, Any] = {
     "batch": [1, 8],
     "dtype": ["bfloat16"],
     "rank": 8,
     "systems": ["base", "adapter", "cold"],
+}
+GROUPS: dict[str, Any] = {
+    "batch": [1, 8],
+    "rank": 8,
+    "systems": ["cold", "naive"],  # whose workers run the groups
 }
 QUICK: dict[str, Any] = {
     "batch": [1, 2],
@@ -70,11 +80,12 @@ QUICK: dict[str, Any] = {
     "naive_rounds": 1,
     "adapters": [1, 2],
     "lengths": [64],
+    "length": 64,
 }
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options, with the defaults of ``--quick`` and ``--one-engine`` where they are given."""
+    """The options, with the defaults of ``--quick`` and of the form where they are given."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--batch", type=positive, nargs="+", metavar="N")
     parser.add_argument("--dtype", choices=DTYPES, nargs="+")
@@ -89,18 +100,27 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     which.add_argument(
         "--one-engine", action="store_true", help="base, adapter and CoLD in one engine, no stock"
     )
+    which.add_argument(
+        "--groups", action="store_true", help="own prompts and two amateurs in one engine, no stock"
+    )
+    parser.add_argument("--length", type=positive, help="of an expert's prompt, with --groups")
     parser.add_argument("--skip-naive", action="store_true")
     parser.add_argument("--skip-growth", action="store_true", help="only the table, not its growth")
     parser.add_argument("--quick", action="store_true", help="a trial of a few minutes")
     parser.add_argument("--json", type=Path, metavar="FILE", help="all measurements")
     options = parser.parse_args(arguments)
-    options.skip_growth |= options.one_engine
-    defaults = FULL | (ONE_ENGINE if options.one_engine else {}) | (QUICK if options.quick else {})
+    options.skip_growth |= options.one_engine or options.groups
+    if options.length is not None and not options.groups:
+        parser.error(f"--length {options.length}: is for --groups")
+    form = ONE_ENGINE if options.one_engine else GROUPS if options.groups else {}
+    defaults = FULL | form | (QUICK if options.quick else {})
     for name, value in defaults.items():
         if getattr(options, name, None) is None:
             setattr(options, name, value)
     if options.tokens < 2:
         parser.error(f"--tokens {options.tokens}: must be 2 or more, or there is no TPOT")
+    if options.length < groups.SHORTEST:
+        parser.error(f"--length {options.length}: must be {groups.SHORTEST} or more")
     options.batch = sorted(set(options.batch))
     options.dtype = [name for name in DTYPES if name in options.dtype]
     dropped = {"naive"} if options.skip_naive else set()
@@ -145,6 +165,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 tell(f"{name} used {share:.0%} of a core while idle: it slowed the others",
                      style="red")  # fmt: skip
         console.print()
+        if options.groups:
+            show.show_speeds(console, findings.table, groups.NOTE)
+            show.show_targets(console, findings.table, groups.PREFILL)
+            return
         show.show_speeds(console, findings.table)
         show.show_targets(console, findings.table)
         show.show_memory(console, findings)
@@ -158,11 +182,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{options.tokens} tokens per request, {options.rounds} timed after one to warm up"
     )
     tokenizer = AutoTokenizer.from_pretrained(path)
-    count = max(2 * options.batch[-1], GROWTH_BATCH, *options.adapters)
+    streams = groups.STREAMS if options.groups else 2
+    count = max(streams * options.batch[-1], GROWTH_BATCH, *options.adapters)
     prompts = [
         tokenizer(chat_prompt(tokenizer, problem), add_special_tokens=False)["input_ids"]
         for problem in TASKS[TASK].prompts("test", count)
     ]
+    if options.groups:
+        prompts = lengthen(prompts, count, round(groups.LONGEST * options.length))
     findings = collect(options, path, prompts, say)
     if options.json is not None:
         options.json.write_text(json.dumps(show.content(findings), indent=1) + "\n")

@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from benchmarks.e2e.jobs import EQUAL, Job, Jobs
 
-Gap = Callable[[str, list[int], list[int]], float]
+Gap = Callable[[str, list[list[int]], list[int]], float]
 TIE = 1e-3  # logits
 
 
@@ -31,20 +31,20 @@ def check_equal(title: str, a: Job, b: Job, gap: Gap) -> tuple[list[str], list[s
         title: What is compared, for messages.
         a: One system.
         b: Another, on the same prompts.
-        gap: Gives for a mode, the text so far and two tokens, how far the worse one's score is
-            behind the best score.
+        gap: Gives for a mode, what its streams have read so far and two tokens, how far the worse
+            one's score is behind the best score.
 
     Returns:
         What is wrong, and the ties.
     """
     problems: list[str] = []
     ties: list[str] = []
-    for index, prompt in enumerate(a.prompts):
-        left, right = a.output[index], b.output[index]
+    for index, (left, right) in enumerate(zip(a.output, b.output, strict=True)):
         at = first_difference(left, right)
         if at is None:
             continue
-        behind = gap(a.system.mode, [*prompt, *left[:at]], [left[at], right[at]])
+        texts = [[*prompt, *left[:at]] for prompt in a.texts(index)]
+        behind = gap(a.system.mode, texts, [left[at], right[at]])
         text = (
             f"{title}: {b.label} and {a.label} part at token {at + 1} of request {index + 1}, "
             f"{left[at]} or {right[at]}, {behind:.1e} apart"
@@ -53,12 +53,14 @@ def check_equal(title: str, a: Job, b: Job, gap: Gap) -> tuple[list[str], list[s
     return problems, ties
 
 
-def check_batch(dtype: str, batch: int, jobs: Jobs, gap: Gap) -> tuple[list[str], list[str]]:
-    """The pairs of ``EQUAL`` at one batch size: what is wrong, and what is worth telling."""
+def check_batch(
+    dtype: str, batch: int, jobs: Jobs, gap: Gap, equal: Iterable[tuple[str, str]] = EQUAL
+) -> tuple[list[str], list[str]]:
+    """The pairs of ``equal`` at one batch size: what is wrong, and what is worth telling."""
     problems, notes, shares = [], [], []
     title = f"{dtype}, batch {batch}"
-    for left, right in EQUAL:
-        a, b = jobs.get(left.label), jobs.get(right.label)
+    for left, right in equal:
+        a, b = jobs.get(left), jobs.get(right)
         if a is None or b is None:
             continue
         if dtype == "float32":

@@ -4,9 +4,31 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+ALPHA, BETA = 0.1, 0.5
+
+
+class Mode(NamedTuple):
+    """How a request is decoded: whether it has the adapter, how many amateurs, all of the base
+    model, and their beta.
+    """
+
+    adapter: bool
+    amateurs: int = 0
+    beta: float = BETA
+
+
+MODES = {
+    "base": Mode(False),
+    "adapter": Mode(True),
+    "cold": Mode(True, 1),
+    "beta-0": Mode(True, 1, 0.0),
+    "three": Mode(True, 2),
+    "three-base": Mode(False, 2),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +50,7 @@ SYSTEMS = {
         System("base", "plugin base", "plugin", "base"),
         System("adapter", "plugin adapter", "plugin", "adapter"),
         System("cold", "plugin CoLD", "plugin", "cold"),
+        System("base-engine", "plugin, no LoRA", "plugin-base", "base"),
         System("naive", "naive CoLD", "naive", "cold"),
     )
 }
@@ -35,12 +58,16 @@ REFERENCE = SYSTEMS["stock-adapter"].label
 DOUBLED = "stock base, 2x"  # at twice the batch
 # CoLD that must be adapter greedy; it is checked, and not timed.
 BETA_ZERO = System("beta-0", "plugin CoLD, beta 0", "plugin", "beta-0")
-# Pairs of systems that must give equal tokens in float32.
-EQUAL = (
-    (SYSTEMS["stock-base"], SYSTEMS["base"]),
-    (SYSTEMS["stock-adapter"], SYSTEMS["adapter"]),
-    (SYSTEMS["naive"], SYSTEMS["cold"]),
-    (SYSTEMS["adapter"], BETA_ZERO),
+# Pairs of jobs, by their labels, that must give equal tokens in float32.
+EQUAL = tuple(
+    (left.label, right.label)
+    for left, right in (
+        (SYSTEMS["stock-base"], SYSTEMS["base"]),
+        (SYSTEMS["stock-base"], SYSTEMS["base-engine"]),
+        (SYSTEMS["stock-adapter"], SYSTEMS["adapter"]),
+        (SYSTEMS["naive"], SYSTEMS["cold"]),
+        (SYSTEMS["adapter"], BETA_ZERO),
+    )
 )
 GROWING = ("stock-adapter", "adapter", "cold")
 
@@ -57,6 +84,7 @@ class Job:
         rounds: How often it is timed.
         warm_up: Tokens of the first run, which is not timed.
         adapters: How many different adapters the requests have.
+        own: The prompts of each request's amateurs; empty if they read the request's.
         output: What the first runs gave; later ones must give the same.
         seconds: End to end, of each timed run.
         ttft: Seconds to the first token, the median over the requests of each timed run.
@@ -71,11 +99,16 @@ class Job:
     rounds: int
     warm_up: int
     adapters: int = 1
+    own: list[list[list[int]]] = field(default_factory=list)
     output: list[list[int]] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     ttft: list[float] = field(default_factory=list)
     tpot: list[float] = field(default_factory=list)
     blocks: int | None = None
+
+    def texts(self, index: int) -> list[list[int]]:
+        """The prompts of a request's streams, the expert's first; one if all read the same."""
+        return [self.prompts[index], *(self.own[index] if self.own else ())]
 
     def record(self, reply: Mapping[str, Any]) -> None:
         """Keep the times of a run."""
@@ -98,6 +131,23 @@ class Job:
         if not self.output or len(self.output[0]) < tokens:
             self.output = output
         return []
+
+
+def stamped(started: float, stamps: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """The times of a run in seconds from its start.
+
+    Args:
+        started: When the batch was handed over, by ``time.perf_counter``.
+        stamps: For each request the time at which each of its tokens was there.
+
+    Returns:
+        ``seconds``: until the last token of all; ``first`` and ``last``: of each request.
+    """
+    return {
+        "seconds": max(times[-1] for times in stamps) - started,
+        "first": [times[0] - started for times in stamps],
+        "last": [times[-1] - started for times in stamps],
+    }
 
 
 Jobs = dict[str, Job]  # by label

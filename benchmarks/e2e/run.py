@@ -12,8 +12,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.e2e import groups
 from benchmarks.e2e.check import check_batch
-from benchmarks.e2e.jobs import BETA_ZERO, DOUBLED, GROWING, SYSTEMS, Findings, Job, Jobs, Say
+from benchmarks.e2e.jobs import (
+    BETA_ZERO,
+    DOUBLED,
+    EQUAL,
+    GROWING,
+    SYSTEMS,
+    Findings,
+    Job,
+    Jobs,
+    Say,
+)
 from benchmarks.e2e.pool import Workers
 from benchmarks.rounds import in_rounds
 from examples.demo import ADAPTERS
@@ -76,7 +87,13 @@ def widen(source: Path, target: Path, rank: int) -> None:
 
 
 def lengthen(prompts: Sequence[Sequence[int]], count: int, length: int) -> list[list[int]]:
-    """``count`` prompts of ``length`` tokens: each is one of ``prompts`` and those after it."""
+    """``count`` prompts of ``length`` tokens: each is one of ``prompts`` and those after it.
+
+    Raises:
+        ValueError: there are too few; equal prompts would share blocks.
+    """
+    if count > len(prompts):
+        raise ValueError(f"count={count}: there are {len(prompts)} prompts to begin with")
     made = []
     for start in range(count):
         ids: list[int] = []
@@ -114,6 +131,18 @@ def make_jobs(
     return jobs
 
 
+def untimed(dtype: str, jobs: Jobs, options: Any) -> tuple[Jobs, Sequence[tuple[str, str]]]:
+    """What runs once, for its tokens, and the labels of pairs that must be equal in float32."""
+    if options.groups:
+        pairs = groups.references(jobs) if "naive" in options.systems else []
+        return {a.label: a for a, _ in pairs}, [(a.label, b.label) for a, b in pairs]
+    cold = jobs.get(SYSTEMS["cold"].label)
+    if cold is None or dtype != "float32" or "adapter" not in options.systems:
+        return {}, EQUAL
+    zero = Job(BETA_ZERO, BETA_ZERO.label, cold.prompts, cold.tokens, 0, cold.tokens)
+    return {zero.label: zero}, EQUAL
+
+
 def measure(jobs: Jobs, workers: Workers, rng: random.Random, title: str, say: Say) -> list[str]:
     """Warm up each job, then time them in rounds; says what was wrong with their results."""
     problems: list[str] = []
@@ -125,6 +154,7 @@ def measure(jobs: Jobs, workers: Workers, rng: random.Random, title: str, say: S
             prompts=job.prompts,
             tokens=tokens,
             adapters=job.adapters,
+            own=job.own,
         )
         problems.extend(job.compare(reply["tokens"], tokens))
         return reply
@@ -132,7 +162,7 @@ def measure(jobs: Jobs, workers: Workers, rng: random.Random, title: str, say: S
     for job in jobs.values():
         run(job, job.warm_up)
         say(f"{title}, {job.label}: warm")
-    most = max(job.rounds for job in jobs.values())
+    most = max((job.rounds for job in jobs.values()), default=0)
     for index, job in in_rounds(jobs.values(), most, rng):
         if index < job.rounds:
             job.record(run(job, job.tokens))
@@ -188,23 +218,23 @@ def run_dtype(
         workers.get(SYSTEMS[key].family)
     findings.facts[dtype] = {name: w.facts for name, w in workers.running.items()}
 
-    def gap(mode: str, prompt: list[int], choices: list[int]) -> float:
-        reply = workers.get("naive").ask("gap", mode=mode, prompt=prompt, choices=choices)
+    def gap(mode: str, texts: list[list[int]], choices: list[int]) -> float:
+        reply = workers.get("naive").ask("gap", mode=mode, texts=texts, choices=choices)
         return float(reply["gap"])
 
     for batch in options.batch:
-        jobs = make_jobs(options.systems, prompts, batch, options)
+        jobs = (
+            groups.group_jobs(prompts, batch, options)
+            if options.groups
+            else make_jobs(options.systems, prompts, batch, options)
+        )
         findings.table[dtype, batch] = jobs
         title = f"{dtype}, batch {batch}"
         wrong = measure(jobs, workers, rng, title, say)
-        checked = dict(jobs)
-        cold = jobs.get(SYSTEMS["cold"].label)
-        if cold and dtype == "float32" and "adapter" in options.systems:
-            zero = Job(BETA_ZERO, BETA_ZERO.label, cold.prompts, cold.tokens, 0, cold.tokens)
-            wrong += measure({BETA_ZERO.label: zero}, workers, rng, title, say)
-            checked[BETA_ZERO.label] = zero
+        once, equal = untimed(dtype, jobs, options)
+        wrong += measure(once, workers, rng, title, say)
         if not wrong:
-            wrong, notes = check_batch(dtype, batch, checked, gap)
+            wrong, notes = check_batch(dtype, batch, jobs | once, gap, equal)
             findings.notes += notes
         findings.wrong += wrong
     findings.peaks[dtype] = {name: w.peak for name, w in workers.running.items()}
@@ -221,7 +251,8 @@ def collect(
     """Measure everything, one dtype after the other; stops after one with wrong results."""
     lengths = [] if options.skip_growth else options.lengths
     adapters = 0 if options.skip_growth else max(options.adapters)
-    streams = 2 * max(options.batch[-1], adapters)  # a CoLD request has two
+    # Of the largest group.
+    streams = (groups.STREAMS if options.groups else 2) * max(options.batch[-1], adapters)
     longest = max(map(len, prompts)) + options.tokens
     loads = [(streams, longest), *((2 * GROWTH_BATCH, n + 2) for n in lengths)]
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))

@@ -6,15 +6,15 @@ commands, and writes one JSON line for each to the file descriptor FD, which not
 to. Between commands it waits for its pipe and computes nothing. It ends with its stdin.
 
 The families: ``stock-base`` is vLLM without LoRA and ``stock-lora`` with, both without the plugin;
-``plugin`` is vLLM with LoRA and the plugin; ``naive`` is transformers and peft, two forward passes
-for each token. That a process has the plugin, or has not, is checked before it says "ready".
+``plugin`` is vLLM with LoRA and the plugin, ``plugin-base`` without LoRA, prepared for CoLD between
+prompts; ``naive`` is ``benchmarks.e2e.naive``. That a process has the plugin, or has not, is
+checked before it says "ready".
 """
 
 from __future__ import annotations
 
 import gc
 import json
-import math
 import os
 import sys
 import time
@@ -23,26 +23,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("stock-base", "stock-lora", "plugin", "naive")
-MODES = ("base", "adapter", "cold", "beta-0")
-ALPHA, BETA = 0.1, 0.5
+from benchmarks.e2e.jobs import ALPHA, MODES, stamped
 
-
-def stamped(started: float, stamps: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """The times of a run in seconds from its start.
-
-    Args:
-        started: When the batch was handed over, by ``time.perf_counter``.
-        stamps: For each request the time at which each of its tokens was there.
-
-    Returns:
-        ``seconds``: until the last token of all; ``first`` and ``last``: of each request.
-    """
-    return {
-        "seconds": max(times[-1] for times in stamps) - started,
-        "first": [times[0] - started for times in stamps],
-        "last": [times[-1] - started for times in stamps],
-    }
+FAMILIES = ("stock-base", "stock-lora", "plugin", "plugin-base", "naive")
 
 
 class Engine:
@@ -52,8 +35,11 @@ class Engine:
         from vllm import LLM
 
         self.adapter = settings["adapter"]
+        family = settings["family"]
         options: dict[str, Any] = {}
-        if settings["family"] != "stock-base":
+        if family == "plugin-base":
+            options = {"additional_config": {"cold": True}}
+        elif family != "stock-base":
             options = {
                 "enable_lora": True,
                 "max_loras": settings["max_loras"],
@@ -68,7 +54,7 @@ class Engine:
             **options,
         )
         self.core = self.llm.llm_engine.engine_core.engine_core
-        self.check(with_plugin=settings["family"] == "plugin")
+        self.check(with_plugin=family.startswith("plugin"))
 
     def check(self, with_plugin: bool) -> None:
         """Raise RuntimeError unless the plugin is active here, or not even imported."""
@@ -116,7 +102,12 @@ class Engine:
         return facts
 
     def run(
-        self, mode: str, prompts: list[list[int]], tokens: int, adapters: int = 1
+        self,
+        mode: str,
+        prompts: list[list[int]],
+        tokens: int,
+        adapters: int = 1,
+        own: Sequence[list[list[int]]] = (),
     ) -> dict[str, Any]:
         """Decode a batch greedily with an empty prefix cache.
 
@@ -125,6 +116,7 @@ class Engine:
             prompts: Token ids.
             tokens: How many each request generates.
             adapters: How many different adapters the requests have, in turn.
+            own: The prompts of each request's amateurs; empty if they read the request's.
 
         Returns:
             Times (see ``stamped``), ``tokens``, and ``blocks``: the most KV blocks in use.
@@ -140,16 +132,23 @@ class Engine:
             # An output in each step, with what is new: when a token came must be seen.
             "output_kind": RequestOutputKind.DELTA,
         }
-        if mode in ("cold", "beta-0"):
-            from vllm_cold import ColdParams
+        expert, amateurs, beta = MODES[mode]
+        if amateurs:
+            from vllm_cold import Amateur, ColdParams
 
-            params = ColdParams(alpha=ALPHA, beta=BETA if mode == "cold" else 0.0, **options)
+            params = [
+                ColdParams(
+                    alpha=ALPHA,
+                    beta=beta,
+                    amateurs=[Amateur(prompt=ids, lora_request=None) for ids in texts],
+                    **options,
+                )
+                for texts in own or [[None] * amateurs] * len(prompts)
+            ]
         else:
-            params = SamplingParams(**options)
+            params = [SamplingParams(**options)] * len(prompts)
         names = [1 + i % adapters for i in range(len(prompts))]
-        loras = [
-            None if mode == "base" else LoRARequest(f"adapter-{i}", i, self.adapter) for i in names
-        ]
+        loras = [LoRARequest(f"adapter-{i}", i, self.adapter) if expert else None for i in names]
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache could not be reset: requests are still running")
         gc.collect()
@@ -159,8 +158,8 @@ class Engine:
         got: list[list[int]] = [[] for _ in prompts]
         stamps: list[list[float]] = [[] for _ in prompts]
         started = time.perf_counter()
-        for index, (prompt, lora) in enumerate(zip(prompts, loras, strict=True)):
-            engine.add_request(str(index), {"prompt_token_ids": prompt}, params, lora_request=lora)
+        for index, (prompt, how, lora) in enumerate(zip(prompts, params, loras, strict=True)):
+            engine.add_request(str(index), {"prompt_token_ids": prompt}, how, lora_request=lora)
         while engine.has_unfinished_requests():
             outputs = engine.step()
             now = time.perf_counter()
@@ -171,120 +170,6 @@ class Engine:
                     got[int(output.request_id)] += new
                     stamps[int(output.request_id)].append(now)
         return {**stamped(started, stamps), "tokens": got, "blocks": free - least}
-
-
-class Naive:
-    """The base model, and a second copy with the adapter: two passes and two KV caches.
-
-    Each of the two could do without the other's weights, but switching an adapter off and on
-    for each token would cost time.
-    """
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        import torch
-        from peft import PeftModel
-        from transformers import AutoModelForCausalLM
-
-        def load() -> Any:
-            return AutoModelForCausalLM.from_pretrained(
-                settings["model"], dtype=getattr(torch, settings["dtype"])
-            )
-
-        self.base = load().eval()
-        self.adapted = PeftModel.from_pretrained(
-            load(), settings["adapter"], autocast_adapter_dtype=False
-        ).eval()
-
-    def facts(self) -> dict[str, Any]:
-        """What the naive process is, as far as it matters for speed."""
-        import peft
-        import torch
-        import transformers
-
-        return {
-            "transformers": transformers.__version__,
-            "peft": peft.__version__,
-            "attention": self.base.config._attn_implementation,
-            "threads": torch.get_num_threads(),
-        }
-
-    def _streams(self, mode: str) -> list[Any]:
-        """The models of a mode, expert first."""
-        return {
-            "base": [self.base],
-            "adapter": [self.adapted],
-            "cold": [self.adapted, self.base],
-        }[mode]
-
-    def run(
-        self, mode: str, prompts: list[list[int]], tokens: int, adapters: int = 1
-    ) -> dict[str, Any]:
-        """``Engine.run`` as a plain loop over a left-padded batch, with one adapter."""
-        import torch
-
-        if adapters != 1:
-            raise ValueError(f"adapters={adapters}: the naive loop has 1")
-        gc.collect()
-        started = time.perf_counter()  # padding is part of the work
-        models = self._streams(mode)
-        caches: list[Any] = [None for _ in models]
-        width = max(map(len, prompts))
-        padding = [width - len(prompt) for prompt in prompts]
-        ids = torch.tensor([[0] * n + p for n, p in zip(padding, prompts, strict=True)])
-        mask = torch.ones(len(prompts), width + tokens, dtype=torch.long)
-        for row, n in enumerate(padding):
-            mask[row, :n] = 0
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        seen, got, times = 0, [], []
-        with torch.inference_mode():
-            for _ in range(tokens):
-                end = seen + ids.shape[1]
-                logits = []
-                for i, model in enumerate(models):
-                    out = model(
-                        input_ids=ids,
-                        attention_mask=mask[:, :end],
-                        position_ids=positions[:, seen:end],
-                        past_key_values=caches[i],
-                        use_cache=True,
-                        logits_to_keep=1,
-                    )
-                    caches[i] = out.past_key_values
-                    logits.append(out.logits[:, -1].float())
-                ids = scores(*logits).argmax(-1, keepdim=True)
-                got.append(ids[:, 0].tolist())
-                times.append(time.perf_counter())
-                seen = end
-        return {
-            **stamped(started, [times] * len(prompts)),
-            "tokens": [list(row) for row in zip(*got, strict=True)],
-            "blocks": None,
-        }
-
-    def gap(self, mode: str, prompt: list[int], choices: list[int]) -> dict[str, float]:
-        """How far the worst of ``choices`` is behind the best next token after ``prompt``.
-
-        ``gap`` is in units of the scores (logits); infinite for a token that is no candidate.
-        """
-        import torch
-
-        with torch.inference_mode():
-            logits = [
-                model(input_ids=torch.tensor([prompt]), logits_to_keep=1).logits[:, -1].float()
-                for model in self._streams(mode)
-            ]
-        row = scores(*logits)[0]
-        return {"gap": float(row.max() - row[choices].min())}
-
-
-def scores(expert: Any, amateur: Any = None) -> Any:
-    """The scores of docs/method.md for logits [B, V] in float32; without amateur the logits."""
-    import torch
-
-    if amateur is None:
-        return expert
-    bar = expert.max(-1, keepdim=True).values + math.log(ALPHA)
-    return torch.where(expert >= bar, expert + BETA * (expert - amateur), -math.inf)
 
 
 def peak_memory() -> int | None:
@@ -312,7 +197,13 @@ def main() -> None:
         settings = json.loads(sys.stdin.readline())
         if settings["family"] not in FAMILIES:
             raise ValueError(f"family={settings['family']!r}: must be one of {', '.join(FAMILIES)}")
-        worker: Any = Naive(settings) if settings["family"] == "naive" else Engine(settings)
+        worker: Any
+        if settings["family"] == "naive":
+            from benchmarks.e2e.naive import Naive
+
+            worker = Naive(settings)
+        else:
+            worker = Engine(settings)
         reply({"facts": worker.facts()})
         for line in iter(sys.stdin.readline, ""):
             # An idle process whose threads spin would take the cores from the one that runs.

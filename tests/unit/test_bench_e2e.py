@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 
 from benchmarks import bench_e2e as bench
-from benchmarks.e2e import check, jobs, pool, run, show, worker
-from tests import naive
+from benchmarks.e2e import check, groups, jobs, pool, run, show, worker
+from benchmarks.e2e import naive as loop
+from tests import naive as reference
 
 pytestmark = pytest.mark.unit
 
@@ -40,6 +41,7 @@ class FakeWorkers:
     def __init__(self, seconds: dict[str, float] | None = None, wrong_after: int = 10**6) -> None:
         self.seconds, self.wrong_after = seconds or {}, wrong_after
         self.calls: list[tuple[str, str, int, int]] = []
+        self.own: list[list[list[list[int]]]] = []
         self.family = ""
 
     def get(self, family: str) -> FakeWorkers:
@@ -50,6 +52,7 @@ class FakeWorkers:
         assert do == "run"
         mode, prompts, tokens = (arguments[name] for name in ("mode", "prompts", "tokens"))
         self.calls.append((self.family, mode, len(prompts), tokens))
+        self.own.append(arguments["own"])
         rows = [list(range(tokens)) for _ in prompts]
         if len(self.calls) > self.wrong_after:
             rows[-1][0] = 99
@@ -81,6 +84,11 @@ def test_options() -> None:
     assert {jobs.SYSTEMS[key].family for key in one.systems} == {"plugin"}
     both = options("--one-engine", "--quick", "--dtype", "float32")
     assert (both.batch, both.tokens, both.rank, both.dtype) == ([1, 2], 8, 8, ["float32"])
+    many = options("--groups")
+    assert (many.batch, many.rank, many.length, many.skip_growth) == ([1, 8], 8, 256, True)
+    assert many.systems == ["cold", "naive"]
+    assert options("--groups", "--skip-naive").systems == ["cold"]
+    assert options("--groups", "--quick").length == 64
 
 
 @pytest.mark.parametrize(
@@ -90,6 +98,9 @@ def test_options() -> None:
         (["--rank", "6"], "choose from"),
         (["--systems", "naive", "--skip-naive"], "leaves none"),
         (["--systems", "naive", "--one-engine"], "not allowed with"),
+        (["--one-engine", "--groups"], "not allowed with"),
+        (["--length", "64"], "--length 64: is for --groups"),
+        (["--groups", "--length", "63"], "must be 64 or more"),
         (["--json", "/no/such/folder/x"], "a folder that exists"),
     ],
 )
@@ -107,10 +118,10 @@ def test_environment() -> None:
         env = pool.environment(family, 2, base)
         assert env["HOME"] == "/h" and env["VLLM_CPU_KVCACHE_SPACE"] == "2"
         assert not {"COLD_ENABLED", "OMP_WAIT_POLICY"} & set(env)
-        assert env.get("VLLM_PLUGINS") == (None if family == "plugin" else "")
-    systems = (*jobs.SYSTEMS.values(), jobs.BETA_ZERO)
+        assert env.get("VLLM_PLUGINS") == (None if family.startswith("plugin") else "")
+    systems = (*jobs.SYSTEMS.values(), jobs.BETA_ZERO, *groups.THREE)
     assert {system.family for system in systems} == set(worker.FAMILIES)
-    assert {system.mode for system in systems} == set(worker.MODES)
+    assert {system.mode for system in systems} == set(jobs.MODES)
 
 
 def test_kv_cache_size() -> None:
@@ -151,18 +162,57 @@ def test_widening_keeps_the_function(tmp_path: Path) -> None:
 
 def test_naive_scores_are_the_method() -> None:
     torch.manual_seed(0)
-    expert, amateur = 3 * torch.randn(2, 5, 300)
-    got = worker.scores(expert, amateur)
-    for row in range(5):
-        want = naive.score(expert[row], amateur[row], worker.ALPHA, worker.BETA)
-        assert torch.equal(want == -torch.inf, got[row] == -torch.inf)
-        finite = want > -torch.inf
-        assert torch.allclose(got[row][finite].double(), want[finite], atol=1e-5)
-    assert worker.scores(expert) is expert
+    logits = 3 * torch.randn(3, 5, 300)
+    for streams in (2, 3):
+        got = loop.scores(*logits[:streams])
+        group = reference.Group(
+            [1], "one", [reference.Amateur(-jobs.BETA)] * (streams - 1), jobs.ALPHA, 1
+        )
+        for row in range(5):
+            want = reference.group_score(list(logits[:streams, row]), group)
+            assert torch.equal(want == -torch.inf, got[row] == -torch.inf)
+            finite = want > -torch.inf
+            assert torch.allclose(got[row][finite].double(), want[finite], atol=1e-5)
+    assert loop.scores(expert := logits[0]) is expert
+
+
+def test_naive_groups_are_the_references(tiny: Path, naive: Any) -> None:
+    """Prompts of all lengths, in one batch, whose streams differ too."""
+    settings = {"model": str(tiny / "model"), "adapter": str(tiny / "one"), "dtype": "float32"}
+    made = loop.Naive(settings)
+    own = [[[9, 8, 7, 6, 5], [3]], [[5], [4, 4]], [[2, 3], [1, 1, 1]], [[7] * 6, [8]]]
+    for mode, count in (("three", 2), ("three-base", 2), ("cold", 1), ("cold", 0)):
+        how = jobs.MODES[mode]
+        chosen = [texts[:count] for texts in own] if count else []
+        got = made.run(mode, PROMPTS, 6, own=chosen)["tokens"]
+        want = [
+            naive.decode(
+                reference.Group(
+                    prompt,
+                    "one" if how.adapter else None,
+                    [
+                        reference.Amateur(-jobs.BETA, prompt_ids=ids)
+                        for ids in (chosen[i] if chosen else [None] * how.amateurs)
+                    ],
+                    jobs.ALPHA,
+                    6,
+                )
+            )
+            for i, prompt in enumerate(PROMPTS)
+        ]
+        reference.assert_same_tokens(got, want)
+        # What was chosen is the best, and what was not is behind.
+        for i, tokens in enumerate(got):
+            streams = [PROMPTS[i], *(chosen[i] if chosen else ())]
+            texts = [[*text, *tokens[:-1]] for text in streams]
+            assert made.gap(mode, texts, tokens[-1:])["gap"] < 1e-4
+            assert made.gap(mode, texts, [tokens[-1], (tokens[-1] + 1) % 50])["gap"] > 1e-3
 
 
 def test_small_parts() -> None:
     assert run.lengthen([[1, 2], [3]], 2, 4) == [[1, 2, 3, 1], [3, 1, 2, 3]]
+    with pytest.raises(ValueError, match="count=3: there are 2 prompts"):
+        run.lengthen([[1, 2], [3]], 3, 4)
     assert check.first_difference([1, 2, 3], [1, 2, 3]) is None
     assert check.first_difference([1, 2, 3], [1, 9, 9]) == 1
     assert check.agreement([[1, 2], [3, 4]], [[1, 9], [3, 4]]) == 0.75
@@ -227,10 +277,10 @@ def test_only_ties_may_differ() -> None:
         return lambda *arguments: (asked.append(arguments), size)[1]
 
     problems, notes = check.check_batch("float32", 1, ran, gap(0.0))
-    assert problems == [] and asked == [] and notes[0].count("100.0%") == 3
+    assert problems == [] and asked == [] and notes[0].count("100.0%") == 4
     cold.output = [[0, 1, 77, 3]]
     problems, notes = check.check_batch("float32", 1, ran, gap(5e-4))
-    assert problems == [] and asked == [("cold", [1, 2, 3, 0, 1], [2, 77])]
+    assert problems == [] and asked == [("cold", [[1, 2, 3, 0, 1]], [2, 77])]
     assert "5.0e-04 apart" in notes[-2] and "75.0%" in notes[-1]
     for size in (2e-3, float("inf")):
         problems, _ = check.check_batch("float32", 1, ran, gap(size))
@@ -241,6 +291,7 @@ def test_only_ties_may_differ() -> None:
 
 SECONDS = {
     "stock-base base": 1.0,
+    "plugin-base base": 1.0,
     "stock-lora base": 2.0,
     "stock-lora adapter": 4.0,
     "plugin base": 2.02,
@@ -258,6 +309,7 @@ def test_targets() -> None:
         "plugin CoLD / stock base at batch 2, seconds": (1.9, "missed"),
         "plugin adapter / plugin base, seconds": (2.2 / 2.02, "met"),
         "plugin base / stock LoRA base, seconds": (2.02 / 2.0, "missed"),
+        "plugin, no LoRA / stock base, seconds": (1.0, "met"),
         "plugin adapter / stock adapter, seconds": (2.2 / 4, "met"),
         "plugin CoLD / naive CoLD, tokens per second": (9.0 / 1.9, "missed"),
     }
@@ -268,6 +320,71 @@ def test_targets() -> None:
     assert show.Target("", [1.004], 1.0).verdict == "met"  # as printed
 
 
+def group_jobs(batch: int = 2) -> jobs.Jobs:
+    prompts = [[10 * i + j for j in range(8)] for i in range(3 * batch)]
+    chosen = options("--groups", "--tokens", "3")
+    chosen.length = 4
+    return groups.group_jobs(prompts, batch, chosen)
+
+
+def test_groups_are_given_prompts_of_their_own() -> None:
+    made = group_jobs()
+    first, second = [0, 1, 2, 3], [10, 11, 12, 13]
+    assert all(
+        job.prompts == [first, second] for label, job in made.items() if job.system.mode != "base"
+    )
+    assert made["plugin CoLD"].own == [] and made["plugin CoLD"].texts(1) == [second]
+    assert made["CoLD, own 0.25x"].own == [[[0]], [[10]]]
+    assert [len(text) for text in made["CoLD, own 2x"].texts(0)] == [4, 8]
+    assert [made[f"prefill, {share}"].prompts[1] for share in ("0.25x", "1x", "2x")] == [
+        [10], second, [*range(10, 18)],
+    ]  # fmt: skip
+    assert {label for label, job in made.items() if job.tokens == 1} == {
+        groups.prefill(share) for share in ("1x", *groups.SHARES)
+    }
+    # The base requests have the prompts of all streams.
+    streams = [text for i in range(2) for text in made["CoLD, 3 streams"].texts(i)]
+    assert sorted(streams) == made[groups.TRIPLED].prompts and len(streams) == 6
+    assert made["base, 3 streams"].own == made["CoLD, 3 streams"].own
+    workers: Any = FakeWorkers()
+    run.measure({"": made["CoLD, 3 streams"]}, workers, random.Random(0), "t", lambda text: None)
+    assert workers.own == [made["CoLD, 3 streams"].own] * 6
+    pairs = groups.references(made)
+    assert [job.label for _, job in pairs] == [
+        label for label in made if not label.startswith("prefill")
+    ]
+    for twin, job in pairs:
+        assert (twin.system.family, twin.rounds, job.rounds) == ("naive", 0, 5)
+        assert (twin.system.mode, twin.prompts, twin.own) == (job.system.mode, job.prompts, job.own)
+
+
+def test_the_gap_of_a_group_is_behind_its_own_texts() -> None:
+    group = group_jobs()["CoLD, own 2x"]
+    [(twin, _)] = groups.references({"": group})
+    twin.output, group.output = [[1, 2, 3], [1, 2, 3]], [[1, 2, 3], [1, 9, 3]]
+    asked: list[Any] = []
+    check.check_equal("t", twin, group, lambda *arguments: (asked.append(arguments), 0.0)[1])
+    assert asked == [("cold", [[10, 11, 12, 13, 1], [*range(10, 18), 1]], [2, 9])]
+
+
+def test_targets_of_groups() -> None:
+    made = group_jobs()
+    seconds = {
+        "plugin CoLD": 10.0, "prefill, 1x": 2.0, "prefill, 0.25x": 1.0, "prefill, 2x": 5.0,
+        "CoLD, own 0.25x": 9.0, "CoLD, own 2x": 14.3, "3 x plugin base": 20.0,
+        "CoLD, 3 streams": 22.5, "base, 3 streams": 22.0,
+    }  # fmt: skip
+    for label, job in made.items():
+        job.seconds = [seconds[label]] * 2
+    found = {t.text: (t.values, t.verdict) for t in show.targets(2, made)}
+    assert found == {
+        "CoLD, 3 streams / 3 x plugin base, seconds": ([1.125] * 2, "missed"),
+        "base, 3 streams / 3 x plugin base, seconds": ([1.1] * 2, "met"),
+        "CoLD, own 0.25x / plugin CoLD and prefill": ([1.0] * 2, "met"),
+        "CoLD, own 2x / plugin CoLD and prefill": ([1.1] * 2, "missed"),
+    }
+
+
 def test_tables_fit(capsys: pytest.CaptureFixture[str]) -> None:
     slow = {name: 5 * seconds for name, seconds in SECONDS.items()}
     table = {(dtype, 1): measured(slow) for dtype in run.DTYPES}
@@ -276,6 +393,11 @@ def test_tables_fit(capsys: pytest.CaptureFixture[str]) -> None:
     show.show_targets(console, table)
     grown = {1: table["float32", 1]}
     findings = jobs.Findings(table, grown, grown)
+    many = {("bfloat16", 8): group_jobs()}
+    for job in many["bfloat16", 8].values():
+        job.seconds, job.ttft, job.tpot = [12.3456], [1.23456], [0.123456]
+    show.show_speeds(console, many, groups.NOTE)
+    show.show_targets(console, many, groups.PREFILL)
     findings.peaks, findings.gib = {"float32": {"naive": 3 * 2**29}}, {"float32": 1}
     show.show_memory(console, findings)
     show.show_growth(console, "float32", findings)
@@ -340,8 +462,8 @@ def test_speeds_beside_right_results(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "idle workers used at most 0.1% of a core" in printed
     assert "100.0% of plugin CoLD, beta 0 and plugin adapter" in printed
     runs = [(run["dtype"], run["batch"], run["system"]) for run in saved["runs"]]
-    assert len(runs) == len(set(runs)) == 2 * 2 * 8
-    assert len(saved["targets"]) == 2 * 2 * 6 and saved["peak bytes"]["bfloat16"]["naive"] == 2**30
+    assert len(runs) == len(set(runs)) == 2 * 2 * 9
+    assert len(saved["targets"]) == 2 * 2 * 7 and saved["peak bytes"]["bfloat16"]["naive"] == 2**30
     assert [run["adapters"] for run in saved["growth with adapters"]] == [1] * 3 + [2] * 3
     assert {run["prompt_tokens"][3] for run in saved["growth with prompts"]} == {64}
 
@@ -375,6 +497,30 @@ def test_one_engine_is_compared_with_its_adapter(capsys: pytest.CaptureFixture[s
     assert not any(line.startswith("stock") for line in lines) and "Growth" not in printed
     row = next(line for line in printed.splitlines() if "plugin CoLD" in line)
     assert row.split()[-2] == "0.86"  # 1.9 / 2.2
+
+
+@pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize("wrong", ["", "three"])
+def test_groups_are_held_to_the_naive_loop(
+    wrong: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(FakePool, "wrong", wrong)
+    assert bench.main(["--quick", "--groups", "--json", str(tmp_path / "out.json")]) == bool(wrong)
+    printed = capsys.readouterr().out
+    if wrong:
+        assert "CoLD, 3 streams and naive CoLD, 3 streams part at token 1" in printed
+        assert "TTFT" not in printed
+        return
+    assert "100.0% of CoLD, own 2x and naive CoLD, own 2x" in printed
+    assert "the time ratio is to plugin CoLD" in printed and "Memory" not in printed
+    saved = json.loads((tmp_path / "out.json").read_text())
+    runs = {(run["dtype"], run["batch"], run["system"]): run for run in saved["runs"]}
+    assert len(saved["runs"]) == len(runs) == 2 * 2 * 9 and len(saved["targets"]) == 2 * 2 * 4
+    longer = runs["bfloat16", 2, "CoLD, own 2x"]
+    assert (longer["prompt_tokens"], longer["amateur_prompt_tokens"]) == ([64] * 2, [[128]] * 2)
 
 
 def test_what_a_worker_died_of_is_told(tmp_path: Path) -> None:
