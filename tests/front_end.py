@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
+from hypothesis import strategies as st
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
@@ -15,6 +17,19 @@ from vllm_cold.group.stream import Stream, from_extra_args
 MAX_LEN = 64
 ONE, TWO, THREE = (
     LoRARequest(name, i, f"/{name}") for i, name in ((1, "one"), (2, "two"), (3, "three"))
+)
+
+_HELLO = json.dumps([{"role": "user", "content": " w3"}])
+_TEXT = st.text(max_size=8) | st.sampled_from(
+    ["system", "0:3", "0,1", " w9", _HELLO, "one", "base", "cad", "dexperts", ""]
+)
+_SCALAR = _TEXT | st.integers(-(2**63), 2**63) | st.floats() | st.just("adaptive")
+_NAMES = ["amateur", "amateur_prompt", "amateur_messages", "without", "part", "weights", "preset"]
+# Flat arguments of a request, without ``cold_``, that make some sense or none.
+JUNK = st.dictionaries(
+    st.sampled_from([*_NAMES, "alpha", "beta", "beta_max"]),
+    _SCALAR | st.lists(_SCALAR, max_size=4),
+    max_size=4,
 )
 
 

@@ -29,6 +29,7 @@ class Target:
             of the name, as a regular expression.
         by: What callers write for the name, where it is a method that Python or torch calls.
         others: Further definitions that have to change along: (file, class).
+        below: The folder of all that use it, where the same names mean something else elsewhere.
     """
 
     where: str
@@ -38,6 +39,7 @@ class Target:
     called: str = ""
     by: str = ""
     others: tuple[tuple[str, str], ...] = ()
+    below: str = ""
 
     @property
     def name(self) -> str:
@@ -105,6 +107,8 @@ TARGETS = (
            "v1/worker/gpu/lora_utils.py", "LoraState", "req_ids", called="self.lora_state"),
     Target("vllm.v1.sample.sampler:Sampler.forward", "v1/sample/sampler.py", "Sampler", "logits",
            called="self", by="sampler"),
+    Target("vllm.v1.worker.gpu.sample.sampler:Sampler.__call__", "v1/worker/gpu/sample/sampler.py",
+           "Sampler", "logits", called="self", by="sampler", below="v1/worker/gpu/"),
     Target("vllm.v1.outputs:ModelRunnerOutput.__init__", "v1/outputs.py", "ModelRunnerOutput"),
     Target("vllm.v1.metrics.loggers:StatLoggerManager.__init__", _LOGGERS, "StatLoggerManager",
            "vllm_config"),
@@ -186,14 +190,18 @@ def edit(file: str, pattern: str, replacement: str, files: Files | None = None) 
     return files | {file: text}
 
 
-def rename(name: str) -> Files:
+def rename(name: str, below: str = "") -> Files:
     """A distinctive name becomes another one, wherever it stands."""
-    return _everywhere(rf"\b{name}\b", name + RENAMED)
+    return _everywhere(rf"\b{name}\b", name + RENAMED, below=below)
 
 
-def _everywhere(pattern: str, replacement: str, files: Files | None = None) -> Files:
+def _everywhere(
+    pattern: str, replacement: str, files: Files | None = None, below: str = ""
+) -> Files:
     files = dict(files or {})
     for file, text in (_sources() | files).items():
+        if not file.startswith(below):
+            continue
         if (changed := re.sub(pattern, replacement, text)) != text:
             files[file] = changed
     return files
@@ -202,7 +210,7 @@ def _everywhere(pattern: str, replacement: str, files: Files | None = None) -> F
 def renamed(target: Target) -> Files:
     """The method has another name; where Python gives the name, the class has."""
     if target.name == "__init__" or target.by:
-        return rename(target.cls)
+        return rename(target.cls, target.below)
     if not target.called:
         return rename(target.name)
     files: Files = {}
@@ -281,7 +289,7 @@ def _calls(target: Target, files: Files, change: Callable[[ast.Call, list[str]],
     name = target.cls if target.name == "__init__" else target.by or target.name
     called = re.compile(rf"(.*\b)?({target.called})" if target.called else ".*")
     for file, text in (_sources() | files).items():
-        if name not in text:
+        if name not in text or not file.startswith(target.below):
             continue
         calls = [
             node

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny random model of a family with two random adapters, and what the naive reference makes of
-``GROUPS`` on it. A process of its own, ``python -m tests.engine.families NAME FOLDER``: importing
-vLLM changes what some models are in transformers (OLMo 2's), so it must not be imported here.
+"""Tiny random models of some families with two random adapters each, and what the naive reference
+makes of ``GROUPS`` on them. A process of its own, ``python -m tests.engine.families FOLDER
+NAME...``: importing vLLM changes what some models are in transformers (OLMo 2's), so it must not be
+imported here.
 """
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,14 @@ import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
 
-from tests.engine.streams import length, make_groups
-from tests.naive import NaiveCold
+from tests.engine.streams import short_groups
+from tests.naive import Group, NaiveCold
 from tests.tiny import LORA_MODULES
 
 VOCAB_SIZE, HIDDEN = 512, 128
 RANK = 8
 WINDOW = 32  # shorter than most of the prompts
-GROUPS = [group for group in make_groups(36) if length(group) <= 105]
+GROUPS = short_groups(36)
 
 
 @dataclass(frozen=True)
@@ -127,21 +129,27 @@ def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
     adapted.save_pretrained(str(folder))
 
 
-def main(name: str, folder: Path) -> None:
-    """Write model, adapters, and the reference's traces of ``GROUPS`` and of their experts."""
-    family = FAMILIES[name]
-    model = make_model(family, folder / "model")
-    for seed, adapter in enumerate(("one", "two"), 1):
-        make_adapter(family, model, folder / adapter, seed)
-    naive = NaiveCold(model, {adapter: folder / adapter for adapter in ("one", "two")})
-    experts = [replace(group, amateurs=()) for group in GROUPS]
+def write_traces(naive: NaiveCold, groups: Sequence[Group], folder: Path) -> None:
+    """The reference's traces of the groups, and of their experts alone."""
+    experts = [replace(group, amateurs=()) for group in groups]
     traces = {
-        "groups": [asdict(trace) for trace in naive.generate_many(GROUPS)],
+        "groups": [asdict(trace) for trace in naive.generate_many(groups)],
         "experts": [asdict(trace) for trace in naive.generate_many(experts)],
     }
     assert "vllm" not in sys.modules
     (folder / "traces.json").write_text(json.dumps(traces))
 
 
+def main(folder: Path, names: Sequence[str]) -> None:
+    """Write a folder for each family: model, adapters and traces."""
+    for name in names:
+        family, own = FAMILIES[name], folder / name
+        model = make_model(family, own / "model")
+        adapters = {adapter: own / adapter for adapter in ("one", "two")}
+        for seed, path in enumerate(adapters.values(), 1):
+            make_adapter(family, model, path, seed)
+        write_traces(NaiveCold(model, adapters), GROUPS, own)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]), sys.argv[2:])

@@ -2,7 +2,7 @@
 """SmolLM2 on several processes against one process: the same tokens, or an exit status of 1.
 
 ``python -m tests.engine.scale_out --tensor-parallel-size 3`` (SmolLM2 has 9 heads, which 2 does
-not divide). float32, requests with CoLD and without in one batch. Minutes on two cores.
+not divide). float32, all kinds of requests in one batch. Minutes on two cores.
 """
 
 import argparse
@@ -18,14 +18,15 @@ NAMES = ("sorting", "orders")
 
 
 def requests(count: int, max_tokens: int, tokenizer: Any) -> tuple[list[str], list[Any], list[Any]]:
-    """Prompts, parameters and adapters: CoLD against the base model, CoLD against the other
-    adapter, and plain, for ``count`` prompts of each task.
+    """Prompts, parameters and adapters, for ``count`` prompts of each task: against the base model;
+    against the other adapter; against both that adapter and the problem without the template;
+    plain with the adapter and without.
     """
     from vllm import SamplingParams
     from vllm.lora.request import LoRARequest
 
     from examples.tasks import TASKS, chat_prompt
-    from vllm_cold import ColdParams
+    from vllm_cold import Amateur, ColdParams
 
     loras = {n: LoRARequest(n, i, str(ADAPTERS / n)) for i, n in enumerate(NAMES, start=1)}
     greedy: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens, "ignore_eos": True}
@@ -34,14 +35,19 @@ def requests(count: int, max_tokens: int, tokenizer: Any) -> tuple[list[str], li
     adapters: list[Any] = []
     for name, other in (NAMES, NAMES[::-1]):
         for problem in TASKS[name].prompts("test", count):
-            texts += [chat_prompt(tokenizer, problem)] * 4
+            two = [
+                Amateur(lora_request=loras[other], weight=-0.5),
+                Amateur(prompt=problem.prompt, weight=-0.5),
+            ]
+            texts += [chat_prompt(tokenizer, problem)] * 5
             params += [
                 ColdParams(alpha=0.1, beta=0.5, **greedy),
                 ColdParams(alpha=0.05, beta=1.0, amateur=loras[other], **greedy),
+                ColdParams(alpha=0.05, amateurs=two, **greedy),
                 SamplingParams(**greedy),
                 SamplingParams(**greedy),
             ]
-            adapters += [loras[name], loras[name], loras[name], None]
+            adapters += [loras[name]] * 4 + [None]
     return texts, params, adapters
 
 

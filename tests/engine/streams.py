@@ -17,6 +17,7 @@ from tests.naive import Amateur, Group
 
 MAX_TOKENS = 12
 LONGEST = 1025  # of the prompts in ``make_groups``
+SHORT = 105  # of those of ``short_groups``
 _LENGTHS = (1, 2, 7, 31, 32, 33, 40, 65)  # around the borders of blocks and chunks
 _CONTEXTS = (30, 64, 64, 250, 960)
 KINDS = (
@@ -85,6 +86,11 @@ def _group(
 def length(group: Group) -> int:
     """Of the longest of the prompts."""
     return max(map(len, group.prompts))
+
+
+def short_groups(count: int) -> list[Group]:
+    """Those of so many whose prompts are not longer than ``SHORT``."""
+    return [group for group in make_groups(count) if length(group) <= SHORT]
 
 
 def num_adapters(group: Group) -> int:

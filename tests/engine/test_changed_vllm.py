@@ -130,15 +130,17 @@ def _places() -> dict[str, Any]:
     from vllm_cold.vllm.worker import cures
 
     needed = (*places.at_start(), *places.later(), *places.of_front_ends())
-    return {place.where: place for place in (*needed, *cures.places(), *refusal.PLACES)}
+    others = (*places.of_v2_runner(), *cures.places(), *refusal.PLACES)
+    return {place.where: place for place in (*needed, *others)}
 
 
 def _is_broken(kind: str, target: Target, elsewhere: tuple[str, ...]) -> bool:
     """Whether CoLD cannot be had; ``elsewhere``: places that are not wrapped in this process."""
+    from vllm_cold.vllm import places
     from vllm_cold.vllm.frontend import refusal
     from vllm_cold.vllm.worker import cures
 
-    not_needed = (*cures.places(), *refusal.PLACES)
+    not_needed = (*places.of_v2_runner(), *cures.places(), *refusal.PLACES)
     if target.where in (*elsewhere, *(place.where for place in not_needed)):
         return False
     return kind == "renamed" or (kind == "signature" and bool(_places()[target.where].takes))

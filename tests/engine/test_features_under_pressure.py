@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What vLLM's parameters mean does not change when pairs are preempted: feature by feature, each
+"""What vLLM's parameters mean does not change when groups are preempted: feature by feature, each
 request compared with the same request alone.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.engine import streams
 from tests.engine.conftest import free_blocks, scheduler
 from tests.engine.pressure import (
     BLOCK,
@@ -23,6 +24,7 @@ from tests.engine.pressure import (
     engines,
     preempted_pairs,
 )
+from tests.naive import Amateur, Group
 from tests.tiny import EOS_ID
 
 __all__ = ["engines"]
@@ -34,8 +36,8 @@ LONGEST = 44
 
 
 def make_bare() -> list[Job]:
-    """Nine CoLD requests whose streams outgrow their first blocks soon after they started; a third
-    is sampled.
+    """Nine requests whose streams outgrow their first blocks soon after they started: pairs, and
+    groups of three whose second amateur has a prompt of its own. A third is sampled.
     """
     rng = random.Random(5)
     jobs = []
@@ -44,9 +46,13 @@ def make_bare() -> list[Job]:
         options: dict[str, Any] = {"max_tokens": LONGEST}
         if i % 3 == 1:
             options |= {"temperature": 1.2, "seed": i}
-        jobs.append(
-            Job(prompt, ("one", "two")[i % 2], COLD, "zero" if i % 4 == 2 else None, options)
-        )
+        expert = ("one", "two")[i % 2]
+        if i % 4 == 3:
+            amateurs = [Amateur(-0.4, "one"), Amateur(-0.4, expert, prompt[: 3 * i])]
+            group = Group(prompt, expert, amateurs, COLD["alpha"], LONGEST)
+            jobs.append(streams.job(group, ignore_eos=False, **options))
+        else:
+            jobs.append(Job(prompt, expert, COLD, "zero" if i % 4 == 2 else None, options))
     return jobs
 
 
@@ -183,7 +189,7 @@ def test_streaming_shapes(engines: Engines) -> None:
 
 
 def test_requests_wait_for_their_grammar(engines: Engines, tiny: Path) -> None:
-    """Its compilation takes long: until then the others run, and the pair holds nothing."""
+    """Its compilation takes long: until then the others run, and the group holds nothing."""
     slow = FEATURES["regex"](engines)
     jobs = [*slow, *BARE]
     llm = engines.get(**PRESSURE["async"])
@@ -203,7 +209,7 @@ def test_requests_wait_for_their_grammar(engines: Engines, tiny: Path) -> None:
         waiting = [r for r in experts if r.structured_output_request]
         for request in waiting:
             assert request.status.name == "WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR"
-            for stream in (request, sched._groups[request.request_id].amateurs[0]):
+            for stream in sched._groups[request.request_id].streams:
                 assert not any(sched.kv_cache_manager.get_block_ids(stream.request_id))
         progress.append((len(waiting), sum(r.num_output_tokens for r in experts)))
         if step == 40:

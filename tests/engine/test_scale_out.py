@@ -13,7 +13,7 @@ import pytest
 from tests.docs.blocks import ROOT, block
 from tests.engine import ray_on_cpu
 from tests.engine.conftest import free_blocks, scheduler
-from tests.engine.test_reference import CASES, decode, traces
+from tests.engine.streams import decode, short_groups
 from tests.naive import NaiveCold, assert_same_tokens
 from tests.recipes.page import run
 
@@ -27,7 +27,7 @@ def test_pipeline(
     when it warms up, and it warms up nothing else.
     """
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
-    cases = CASES[:24]
+    groups = short_groups(36)
     llm = make_llm(
         pipeline_parallel_size=2,
         max_loras=2,
@@ -36,7 +36,7 @@ def test_pipeline(
         kv_cache_memory_bytes=2**26,
     )
     before = free_blocks(llm)
-    assert_same_tokens(decode(llm, tiny, cases), traces(naive, cases))
+    assert_same_tokens(decode(llm, tiny, groups), naive.generate_many(groups))
     assert free_blocks(llm) == before
     assert scheduler(llm).use_pp
 
@@ -73,7 +73,7 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 def test_ray(ray: Any, make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     """The workers are Ray actors, which load the plugin by themselves."""
-    cases = CASES[:24]
+    groups = short_groups(36)
     llm = make_llm(
         tensor_parallel_size=2,
         distributed_executor_backend="ray",
@@ -83,7 +83,7 @@ def test_ray(ray: Any, make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     executor = llm.llm_engine.engine_core.engine_core.model_executor
     assert type(executor).__name__ == "RayExecutorV2"
     assert len(executor.ray_worker_handles) == 2
-    assert_same_tokens(decode(llm, tiny, cases), traces(naive, cases))
+    assert_same_tokens(decode(llm, tiny, groups), naive.generate_many(groups))
 
 
 @pytest.mark.timeout(900)

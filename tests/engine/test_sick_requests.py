@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from msgspec import structs
 
 from tests.engine.conftest import free_blocks, scheduler
 from tests.engine.pressure import assert_idle, preempted_pairs
@@ -43,6 +45,8 @@ class Asked:
     adapter: str | None
     cold: bool = True
     amateur: str | None = None
+    further: bool = False
+    """Whether the base model with the prompt's beginning is an amateur too, the first."""
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -80,14 +84,19 @@ def params(adapters: dict[str, Path], asked: Asked) -> Any:
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 
-    from vllm_cold import ColdParams
+    from vllm_cold import Amateur, ColdParams
 
     options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16, **asked.options}
     if (constraint := options.pop("structured", None)) is not None:
         options["structured_outputs"] = StructuredOutputsParams(**constraint)
     if not asked.cold:
         return SamplingParams(**options)
-    return ColdParams(amateur=lora(adapters, asked.amateur), **COLD, **options)
+    amateur = lora(adapters, asked.amateur)
+    if asked.further:
+        first = Amateur(prompt=asked.prompt[:2], lora_request=None, weight=-0.5)
+        last = Amateur(lora_request=amateur, weight=-0.5)
+        return ColdParams(alpha=COLD["alpha"], amateurs=[first, last], **options)
+    return ColdParams(amateur=amateur, **COLD, **options)
 
 
 def generate(llm: Any, adapters: dict[str, Path], asked: Sequence[Asked]) -> list[Any]:
@@ -136,7 +145,7 @@ def make_requests(sick: Sequence[tuple[str, str | None]], seed: int = 3) -> list
         expert, amateur = sick[number % len(sick)]
         asked.append(Asked(prompt(), expert, amateur=amateur, options=options))
     asked.append(Asked(prompt(), "two", amateur="one", options={"max_tokens": 24}))
-    asked += [Asked(prompt(), expert, amateur=amateur) for expert, amateur in sick]
+    asked += [Asked(prompt(), expert, amateur=amateur, further=True) for expert, amateur in sick]
     # Without CoLD, a sick adapter is vLLM's affair; it writes NaN to the KV cache for longest.
     asked += [
         Asked(prompt(), expert, cold=False, options={"max_tokens": 40})
@@ -247,17 +256,15 @@ class Recorded(Counts):
 
     def __init__(self) -> None:
         super().__init__()
-        self.sums: dict[str, float] = {}
-        self.number = 0
+        self.total: Counter[str] = Counter()
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
-        payload = super().take(running, waiting)
-        candidates = payload["candidates"]
-        added = {**payload, "candidates": sum(candidates), "count": len(candidates)}
-        del added["running"], added["waiting"]  # of this moment, no counts
-        for name, value in added.items():
-            self.sums[name] = self.sums.get(name, 0) + value
-        return payload
+        for (method, adapter), sums in self.sums.items():
+            added = structs.asdict(sums)
+            candidates = added.pop("candidates")
+            self.total.update(added, candidates=sum(candidates), count=len(candidates))
+            self.total[f"{method} {adapter}"] += sums.requests
+        return super().take(running, waiting)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -281,7 +288,7 @@ def test_two_engines_in_one_process(
     second[1] = replace(second[1], adapter="nan")
     second[2] = replace(second[2], amateur="nan")
 
-    def run(*work: tuple[Any, list[Asked]]) -> tuple[list[dict[str, Any]], list[dict[str, float]]]:
+    def run(*work: tuple[Any, list[Asked]]) -> tuple[list[dict[str, Any]], list[Counter[str]]]:
         """The outputs by request id, and the counts, of each engine."""
         results: list[dict[str, Any]] = [{} for _ in work]
         recorded = []
@@ -302,7 +309,7 @@ def test_two_engines_in_one_process(
                 outputs.update({o.request_id: o for o in llm.llm_engine.step()})
         for llm, _ in work:
             assert_idle(llm)
-        return results, [r.sums for r in recorded]
+        return results, [r.total for r in recorded]
 
     (alone_first,), (counts_first,) = run((engines[0], first))
     (alone_second,), (counts_second,) = run((engines[1], second))
@@ -322,4 +329,4 @@ def test_two_engines_in_one_process(
     assert counts == [counts_first, counts_second]
     for mine, number, length in zip(counts, (4, 2), (16, 20), strict=True):
         assert mine["requests"] == 4
-        assert mine["tokens"] == mine["count"] == number * length
+        assert mine["generation_tokens"] == mine["count"] == number * length

@@ -19,6 +19,7 @@ from tests.engine.streams import (
     KINDS,
     LONGEST,
     MAX_TOKENS,
+    SHORT,
     GroupJob,
     decode,
     generate,
@@ -26,13 +27,13 @@ from tests.engine.streams import (
     length,
     make_groups,
     num_adapters,
+    short_groups,
 )
 from tests.engine.test_reference import count_preemptions
 from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
 
-SHORT = 105
 GROUPS = make_groups()
 KINDS_OF = [KINDS[i % len(KINDS)] for i in range(len(GROUPS))]
 PROMPT, OTHER = tuple(range(20, 60)), tuple(range(41, 48))
@@ -310,7 +311,7 @@ def test_structured_output(engines: LongEngines, naive: NaiveCold, tiny: Path) -
     outputs = generate(
         llm,
         tiny,
-        [group for group in GROUPS[:18] if length(group) <= SHORT],
+        short_groups(18),
         structured_outputs=StructuredOutputsParams(regex=pattern),
         max_tokens=40,
         ignore_eos=False,
@@ -342,8 +343,7 @@ def test_structured_output(engines: LongEngines, naive: NaiveCold, tiny: Path) -
 def make_jobs(most_adapters: int) -> list[GroupJob]:
     """64 requests of all kinds that grow while they run, a third of them sampled."""
     lengths = (1, 2, 17, 33, 40, 40)
-    groups = [g for g in make_groups(400) if length(g) <= SHORT]
-    groups = [g for g in groups if num_adapters(g) <= most_adapters][:64]
+    groups = [g for g in short_groups(400) if num_adapters(g) <= most_adapters][:64]
     jobs = []
     for i, group in enumerate(groups):
         sampled = {"temperature": 1.3, "seed": i, "top_p": (0.9, 1.0)[i % 2]} if i % 3 == 2 else {}

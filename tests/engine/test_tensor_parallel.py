@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.engine.test_reference import CASES, decode, traces
+from tests.engine.streams import decode, short_groups
 from tests.naive import NaiveCold, assert_same_tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -22,7 +22,7 @@ def test_tensor_parallel(
 ) -> None:
     """Fully sharded adapters are computed in halves, with communication between them."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
-    cases = CASES[:24]
+    groups = short_groups(36)
     llm = make_llm(
         tensor_parallel_size=2,
         fully_sharded_loras=fully_sharded_loras,
@@ -31,4 +31,4 @@ def test_tensor_parallel(
         kv_cache_memory_bytes=2**26,
     )
     assert llm.llm_engine.vllm_config.compilation_config.mode.name != "NONE"
-    assert_same_tokens(decode(llm, tiny, cases), traces(naive, cases))
+    assert_same_tokens(decode(llm, tiny, groups), naive.generate_many(groups))

@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.knobs import knobs
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.settings import ColdSettings
@@ -41,9 +40,10 @@ def pair_rows(
 ) -> GroupRows:
     streams = []
     for i, (rows, (alpha, beta, top_k)) in enumerate(zip(pairs, wanted, strict=True)):
+        asked = ColdSettings(alpha, beta, expert_top_k=top_k or None)
         amateurs = (AmateurStream(-beta),)
         for index, row in enumerate(rows):
-            streams.append((row, Stream(knobs(alpha, beta, top_k), amateurs, f"{i}", index)))
+            streams.append((row, Stream(asked, amateurs, f"{i}", index)))
     found = GroupRows.of(streams, CPU)
     assert found is not None
     return found

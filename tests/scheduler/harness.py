@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from vllm.config import (
     CacheConfig,
@@ -34,7 +35,7 @@ from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.workers import RELEASE, Workers, solo
 from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.group.tally import Tally
+from vllm_cold.group.tally import Report, Tally
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
@@ -90,6 +91,7 @@ class Asked:
     max_tokens: int
     adapter: int = 0
     cold: bool = False
+    method: str = "cold"
     amateur: int = 0
     amateurs: Sequence[tuple[int, Sequence[int] | None]] = ()
     """Adapter and prompt of each; None for the expert's. Default: one, ``amateur``."""
@@ -206,7 +208,9 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
             )
             for adapter, own in asked.others()
         ]
-        params.extra_args = Stream(ColdSettings(), tuple(amateurs)).to_extra_args(None)
+        params.extra_args = Stream(
+            ColdSettings(), tuple(amateurs), method=asked.method
+        ).to_extra_args(None)
     return Request(
         request_id=request_id,
         prompt_token_ids=list(asked.prompt),
@@ -241,7 +245,7 @@ class Harness:
         self.asked: dict[str, Asked] = {}
         self.got: dict[str, list[int]] = {}  # what each client got
         self.first_step: dict[str, int] = {}  # in which step its first token was sampled
-        self.reports: list[dict[str, Any]] = []  # what was sent along for /metrics
+        self.reports: list[Report] = []  # what was sent along for /metrics
         self.ended: dict[str, str] = {}  # and why
         self.paused = PauseState.UNPAUSED
         self.steps = 0
@@ -419,7 +423,7 @@ class Harness:
         for client in self.sched.update_from_output(output, result).values():
             stats = client.scheduler_stats
             if stats is not None and stats.kv_connector_stats is not None:
-                self.reports.append(stats.kv_connector_stats["cold"])
+                self.reports.append(msgspec.convert(stats.kv_connector_stats["cold"], Report))
             for one in client.outputs:
                 request_id = one.request_id
                 assert request_id in self.asked, f"{request_id} was made public"

@@ -12,7 +12,7 @@ from tests.scheduler import cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
 from tests.scheduler.workers import RELEASE
-from vllm_cold.group.tally import Tally
+from vllm_cold.group.tally import MAX_ADAPTERS, Kind, Report, Sums, Tally
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm.scheduler.results import NOT_SCORED
 
@@ -217,6 +217,16 @@ def test_a_pair_out_of_step_ends_with_an_error(harm: str, is_async: bool, tiny: 
     harness.drain()
 
 
+def totals(harness: Harness) -> dict[Kind, Sums]:
+    """All that was reported, added up."""
+    found: dict[Kind, Sums] = {}
+    for kind, sums in (each for report in harness.reports for each in report.sums):
+        total = found.setdefault(kind, Sums())
+        for name in sums.__struct_fields__:
+            setattr(total, name, getattr(total, name) + getattr(sums, name))
+    return found
+
+
 @both
 def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     harness = harness_of(tiny, block_size=4, is_async=is_async)
@@ -229,17 +239,60 @@ def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     harness.add(prompt(9, 300), 5, adapter=1, cold=True)
     harness.step()
     harness.step()
-    assert harness.reports[-1]["running"] == 1
+    assert harness.reports[-1].requests_running == 1
     harness.reset(running=True)
     harness.drain()
-    assert harness.reports[-1]["running"] == harness.reports[-1]["waiting"] == 0
-    totals = {key: sum(r[key] for r in harness.reports) for key in ("requests", "tokens",
-        "preemptions", "prompt_tokens", "cached_prompt_tokens", "changed")}  # fmt: skip
-    assert totals == {
-        "requests": 3, "tokens": 11, "preemptions": 1, "prompt_tokens": 43,
-        # The first amateur fills the cache for the second one.
-        "cached_prompt_tokens": 16, "changed": 0,
+    assert harness.reports[-1].requests_running == harness.reports[-1].requests_waiting == 0
+    assert totals(harness) == {
+        ("cold", "a1"): Sums(
+            requests=3, generation_tokens=11, preemptions=1, amateur_prompt_tokens=43,
+            # The first amateur fills the cache for the second one.
+            amateur_cached_prompt_tokens=16,
+            # With what was under way when the prefix cache was reset, whose token is dropped.
+            candidates=[1] * 11,
+        )
     }  # fmt: skip
+
+
+@both
+def test_each_kind_of_requests_is_counted_apart(is_async: bool, tiny: Path) -> None:
+    harness = harness_of(tiny, is_async=is_async, max_loras=3)
+    own = [(1, prompt(4, 200))]
+    harness.add(prompt(5), 2, adapter=1, cold=True)
+    harness.add(prompt(5), 3, adapter=1, cold=True, method="cfg", amateurs=own)
+    harness.add(prompt(5), 4, cold=True, method="dexperts", amateurs=[(1, None), (2, None)])
+    harness.add(prompt(5), 5, adapter=1)
+    harness.drain()
+    found = {
+        kind: (sums.requests, sums.generation_tokens, sums.amateur_prompt_tokens)
+        for kind, sums in totals(harness).items()
+    }
+    assert found == {
+        ("cold", "a1"): (1, 2, 5), ("cfg", "a1"): (1, 3, 4), ("dexperts", ""): (1, 4, 10)
+    }  # fmt: skip
+
+
+def test_adapters_without_end_are_counted_together(tiny: Path) -> None:
+    """A server may load new ones for ever."""
+    harness = harness_of(tiny)
+    for number in range(MAX_ADAPTERS + 9):
+        harness.add(prompt(3), 1, adapter=1 + number, cold=True)
+        harness.drain()
+    harness.add(prompt(3), 1, adapter=7, cold=True)
+    harness.add(prompt(3), 1, cold=True, amateur=7)
+    harness.drain()
+    requests = {adapter: sums.requests for (_, adapter), sums in totals(harness).items()}
+    assert len(requests) == MAX_ADAPTERS + 2
+    assert (requests["a7"], requests[""], requests["other"]) == (2, 1, 9)
+
+
+def test_without_statistics_nothing_piles_up(tiny: Path) -> None:
+    """Nobody takes what is counted then."""
+    harness = harness_of(tiny)
+    harness.sched.log_stats = False
+    harness.add(prompt(5), 9, adapter=1, cold=True)
+    harness.drain()
+    assert [sums.candidates for sums in harness.sched._counts.sums.values()] == [[]]
 
 
 def scored_of(rows: dict[str, tuple[int, ...]]) -> Tally:
@@ -266,8 +319,9 @@ def test_positions_that_give_no_token_are_not_counted(tiny: Path) -> None:
     assert first == 3, "the prompt takes several steps"
     harness.add(prompt(5, 300), 2, adapter=1)  # nothing but plain traffic
     harness.drain()
-    assert [c for r in harness.reports for c in r["candidates"]] == [first, first + 1]
-    assert sum(r["changed"] for r in harness.reports) == 2
+    (sums,) = totals(harness).values()
+    assert sums.candidates == [first, first + 1]
+    assert sums.changed_tokens == 2
 
 
 @both
@@ -366,7 +420,7 @@ def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> Non
     harness.drain()
     after = harness.reports[before:]
     assert 10 < len(after) < 40
-    assert {(r["running"], r["waiting"], r["tokens"]) for r in after} == {(0, 0, 0)}
+    assert all(report == Report() for report in after)
 
 
 @both

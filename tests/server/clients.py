@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from tests.naive import NaiveCold, Request, Trace, assert_same_tokens
+from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 
 ALPHA = 0.05  # of every CoLD request here
 LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -17,13 +17,15 @@ LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 
 @dataclass(frozen=True)
 class Asked:
-    """One request: CoLD with one of two adapters, or plain with or without an adapter."""
+    """One request: a group with one of two adapters as expert, or plain with or without one."""
 
     prompt: tuple[int, ...]
     max_tokens: int
     model: str = "base"
     beta: float | None = None  # None: plain
     amateur: str | None = None
+    skip: int = 0
+    """If not 0, a second amateur is the expert without so many tokens at the prompt's start."""
 
     def body(self) -> dict[str, Any]:
         """The request as JSON."""
@@ -32,6 +34,13 @@ class Asked:
             xargs = {"cold_alpha": ALPHA, "cold_beta": self.beta}
         if self.amateur is not None:
             xargs["cold_amateur"] = self.amateur
+        if self.skip:
+            xargs |= {
+                "cold_weights": [-self.beta] * 2,
+                "cold_amateur": [self.amateur or "base", ""],
+                "cold_part": ["", f"0:{self.skip}"],
+            }
+            del xargs["cold_beta"]
         return {
             "model": self.model,
             "prompt": list(self.prompt),
@@ -125,25 +134,21 @@ def references(
         asked: The requests; equal ones are computed once.
         folders: For names that the server uses, the reference's name of the same adapter.
     """
-    names = folders or {}
-    traces: dict[Asked, Trace] = {}
+    names: dict[str | None, Any] = {None: None, "base": None, **(folders or {})}
+
+    def group(a: Asked) -> Group:
+        expert, amateurs = names.get(a.model, a.model), []
+        if a.beta is not None:
+            amateurs.append(Amateur(-a.beta, names.get(a.amateur, a.amateur)))
+            if a.skip:
+                amateurs.append(Amateur(-a.beta, expert, a.prompt[a.skip :]))
+        return Group(a.prompt, expert, amateurs, ALPHA, a.max_tokens)
+
     cold = [a for a in dict.fromkeys(asked) if a.beta is not None]
-    requests = [
-        Request(
-            prompt_ids=a.prompt,
-            expert=names.get(a.model, a.model),
-            alpha=ALPHA,
-            beta=a.beta or 0.0,
-            amateur=names.get(a.amateur, a.amateur) if a.amateur else None,
-            max_tokens=a.max_tokens,
-        )
-        for a in cold
-    ]
-    traces.update(zip(cold, naive.generate_many(requests), strict=True))
+    traces = dict(zip(cold, naive.generate_many(list(map(group, cold))), strict=True))
     for a in dict.fromkeys(asked):
-        if a.beta is None:
-            adapter = None if a.model == "base" else names.get(a.model, a.model)
-            traces[a] = naive.greedy(list(a.prompt), adapter, a.max_tokens)
+        if a.beta is None:  # by code that knows no groups
+            traces[a] = naive.greedy(a.prompt, names.get(a.model, a.model), a.max_tokens)
     return [traces[a] for a in asked]
 
 

@@ -4,6 +4,7 @@
 import asyncio
 import json
 import random
+import re
 from pathlib import Path
 
 import pytest
@@ -18,15 +19,20 @@ pytestmark = pytest.mark.server
 
 
 def make_requests() -> list[Asked]:
-    """CoLD with both adapters, against the base model and each other, and plain ones."""
+    """With both adapters, against the base model and each other; with the base model against an
+    adapter and a shorter prompt; and plain ones.
+    """
     rng = random.Random(5)
     roles = [("one", 0.5, None), ("two", 2.0, None), ("one", 1.0, "two")]
     roles += [("base", None, None), ("two", None, None)]
-    lengths = (1, 31, 33, 64)
-    return [
-        Asked(tuple(rng.randrange(4, 512) for _ in range(lengths[i % 4])), 16, *roles[i % 5])
-        for i in range(40)
-    ]
+    roles += [("one", 0.5, None, True), ("base", 1.0, "two", True)]
+    requests = []
+    for i in range(49):
+        prompt = tuple(rng.randrange(4, 512) for _ in range((1, 31, 33, 64)[i % 4]))
+        model, beta, amateur, *shorter = roles[i % 7]
+        skip = len(prompt) // 3 if shorter else 0
+        requests.append(Asked(prompt, 16, model, beta, amateur, skip))
+    return requests
 
 
 @pytest.mark.slow
@@ -50,7 +56,7 @@ def test_data_parallel(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
         # Ours too, added up over both API servers.
         cold = [a for a in asked if a.beta is not None]
         found = server.metrics("vllm_cold_generation_tokens_total")
-        assert len({labels for labels in found if 'engine="' in labels}) == 2
+        assert {re.findall('engine="(.)"', labels)[0] for labels in found} == {"0", "1"}
         assert min(found.values()) > 0 and sum(found.values()) == 16 * len(cold)
         assert server.metric("vllm_cold_requests_total") == len(cold)
         assert server.metric("vllm_cold_candidates_count") == 16 * len(cold)

@@ -27,8 +27,9 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 
 def make_requests(rng: random.Random) -> list[Asked]:
-    """``DIFFERENT`` requests, each asked several times: a third plain, the others CoLD with both
-    adapters as expert, against the base model or each other; half of them share a prefix.
+    """``DIFFERENT`` requests, each asked several times: a third plain, the others with both
+    adapters as expert, against the base model, each other or two amateurs; half of them share a
+    prefix.
     """
     shared = tuple(rng.randrange(4, 512) for _ in range(64))
     requests = []
@@ -36,11 +37,14 @@ def make_requests(rng: random.Random) -> list[Asked]:
         tail = tuple(rng.randrange(4, 512) for _ in range((1, 7, 31, 32, 33)[number % 5]))
         prompt = (shared[: rng.choice((32, 64))] if number % 2 else ()) + tail
         model, amateur, beta = rng.choice(("one", "two")), None, rng.choice((0.5, 2.0))
+        skip = 0
         if number % 3 == 0:
             model, beta = rng.choice(("base", "one", "two")), None
         elif number % 6 == 1:
             amateur = "two" if model == "one" else "one"
-        requests.append(Asked(prompt, rng.choice((16, 32)), model, beta, amateur))
+        elif number % 6 == 5:
+            skip = len(prompt) // 2
+        requests.append(Asked(prompt, rng.choice((16, 32)), model, beta, amateur, skip))
     return [rng.choice(requests) for _ in range(CLIENTS - DIFFERENT)] + requests
 
 

@@ -6,7 +6,9 @@ With two API servers: three processes between the logits and the page.
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -40,17 +42,19 @@ def server(
 def counts(server: Server) -> dict[str, float]:
     names = (
         "requests_total", "generation_tokens_total", "changed_tokens_total", "candidates_count",
-        "candidates_sum", "pair_preemptions_total", "amateur_prompt_tokens_total",
-        "amateur_cached_prompt_tokens_total", "pairs_running", "pairs_waiting",
+        "candidates_sum", "preemptions_total", "amateur_prompt_tokens_total",
+        "amateur_cached_prompt_tokens_total", "requests_running", "requests_waiting",
     )  # fmt: skip
     page = server.all_metrics("vllm_cold_")
-    return {name: page[f"vllm_cold_{name}"] for name in names}
+    assert {"vllm_cold_requests_running", "vllm_cold_requests_waiting"} <= page.keys()
+    # What is counted by method and adapter is not there before the first request.
+    return {name: page.get(f"vllm_cold_{name}", 0.0) for name in names}
 
 
-def complete(server: Server, prompt: list[int], **xargs: Any) -> list[int]:
+def complete(server: Server, prompt: list[int], model: str = "one", **xargs: Any) -> list[int]:
     # A client each: a new connection may reach the other API server.
     response = server.client.completions.create(
-        model="one", prompt=prompt, temperature=0.0, max_tokens=MAX_TOKENS,
+        model=model, prompt=prompt, temperature=0.0, max_tokens=MAX_TOKENS,
         extra_body={"return_token_ids": True, "ignore_eos": True, "vllm_xargs": xargs},
     )  # fmt: skip
     return response.choices[0].token_ids  # type: ignore[attr-defined, no-any-return]
@@ -84,8 +88,8 @@ def test_every_figure(server: Server, naive: NaiveCold) -> None:
     after = counts(server)
     assert after["requests_total"] == len(PROMPTS)
     assert after["generation_tokens_total"] == sum(map(len, answers))
-    assert after["pairs_running"] == after["pairs_waiting"] == 0
-    assert after["pair_preemptions_total"] == 0
+    assert after["requests_running"] == after["requests_waiting"] == 0
+    assert after["preemptions_total"] == 0
     assert after["amateur_prompt_tokens_total"] == sum(map(len, PROMPTS))
     # The first amateurs, at most three at a time, may have computed the shared block each.
     assert after["amateur_cached_prompt_tokens_total"] in {32 * n for n in (3, 4, 5)}
@@ -98,7 +102,34 @@ def test_every_figure(server: Server, naive: NaiveCold) -> None:
     assert after["changed_tokens_total"] == changed
 
 
-def test_pairs_in_flight_and_gone(server: Server) -> None:
+def by_kind(server: Server, name: str) -> Counter[tuple[str, str]]:
+    """A counter by method and adapter."""
+    found: Counter[tuple[str, str]] = Counter()
+    for labels, value in server.metrics(f"vllm_cold_{name}").items():
+        of = dict(re.findall(r'(\w+)="([^"]*)"', labels))
+        found[of["method"], of["adapter"]] += int(value)
+    return found
+
+
+def test_each_kind_apart(server: Server) -> None:
+    complete(server, PROMPTS[0], cold=1)
+    before = [by_kind(server, name) for name in ("requests_total", "candidates_count")]
+    asked: list[tuple[str, str, dict[str, Any]]] = [
+        ("cold", "one", {"cold_beta": 1}),
+        ("cold", "two", {"cold_amateur": "one"}),
+        ("custom", "one", {"cold_part": [0, 3]}),
+        ("cad", "one", {"cold_part": [0, 3], "cold_preset": "cad"}),
+        ("dexperts", "base", {"cold_amateur": ["one", "two"], "cold_preset": "dexperts"}),
+    ]
+    for _, model, xargs in asked:
+        complete(server, PROMPTS[1], model, **xargs)
+    after = [by_kind(server, name) for name in ("requests_total", "candidates_count")]
+    kinds = Counter((method, model.replace("base", "")) for method, model, _ in asked)
+    assert after[0] - before[0] == kinds
+    assert after[1] - before[1] == Counter({kind: MAX_TOKENS for kind in kinds})
+
+
+def test_requests_in_flight_and_gone(server: Server) -> None:
     """The gauges follow a stream that the client leaves."""
     stream = server.client.completions.create(
         model="one", prompt=PROMPTS[0], temperature=0.0, max_tokens=200, stream=True,
@@ -106,11 +137,11 @@ def test_pairs_in_flight_and_gone(server: Server) -> None:
     )  # fmt: skip
     for _ in zip(stream, range(5), strict=False):
         pass
-    assert counts(server)["pairs_running"] == 1
+    assert counts(server)["requests_running"] == 1
     stream.response.close()
     server.wait_until_idle()
     # Of two API servers one may have been slow; the next steps tell both again.
     deadline = time.monotonic() + 60
-    while (page := counts(server))["pairs_running"] or page["pairs_waiting"]:
+    while (page := counts(server))["requests_running"] or page["requests_waiting"]:
         assert time.monotonic() < deadline, page
         complete(server, PROMPTS[1], cold=0)

@@ -199,7 +199,8 @@ def test_bad_arguments(wrong: str, server: Server) -> None:
 
 def test_too_long_for_the_cache(default_server: Server) -> None:
     message = "need 16 KV cache blocks of 32 tokens, and the engine has 14"
-    assert message in refused(default_server, max_tokens=200)
+    for stream in (False, True):
+        assert message in refused(default_server, max_tokens=200, stream=stream)
     assert len(complete(default_server, max_tokens=100, xargs={"cold": 0})) == 100
 
 

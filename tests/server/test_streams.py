@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Amateurs with prompts over HTTP, from a stock OpenAI client: completions and chats, streamed and
-not, the server's defaults, errors, and many streaming chats at a time.
+not, the other endpoints, the server's defaults, errors, and many streaming chats at a time.
 """
 
 import asyncio
@@ -265,9 +265,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "index": ({"cold_without": [0, 7]}, "cold_without=7: the conversation has the messages 0 to 1"),
     "negative": ({"cold_without": -1}, "cold_without=-1: must be roles, or indices"),
     "no such": ({"cold_without": "tool"}, "the conversation has no such message"),
+    "typo": ({"cold_without": "system,contxt"}, "cold_without='contxt': the conversation has no"),
     "all": ({"cold_without": "system,user"}, "leaves no message"),
     "empty": ({"cold_amateur_prompt": ""}, "cold_amateur_prompt='': must not be empty"),
     "too long": ({"cold_amateur_prompt": " w1" * 300}, "maximum context length is 256 tokens"),
+    "no room": ({"cold_amateur_prompt": " w1" * 245}, "prompt has 245 tokens, which with max_toke"),
     "preset": ({"cold_preset": "dola"}, "must be one of cold, cad, adacad, cfg, dexperts"),
     "preset's prompt": ({"cold_preset": "cfg"}, "contrasts with another prompt"),
     "large weight": ({"cold_weights": [1e9]}, "must be a number from -1e6 to 1e6"),
@@ -297,6 +299,150 @@ def test_bad_amateurs(wrong: str, server: Server) -> None:
 def test_nan_is_refused(server: Server) -> None:
     body = b'{"model": "one", "prompt": " w1", "vllm_xargs": {"cold_weights": [NaN]}}'
     assert server.post("/v1/completions", body)[0] == 400
+
+
+def test_a_length_that_nobody_asked_for(server: Server) -> None:
+    """It is what the longest stream's prompt leaves, where there is anything left."""
+    for stream in (False, True):
+        for length, left in ((240, 16), (255, 1), (256, 0)):
+            options: dict[str, Any] = {
+                "model": "one", "messages": [SYSTEM, USER], "stream": stream,
+                "extra_body": {"vllm_xargs": {"cold_amateur_prompt": " w1" * length},
+                               "return_token_ids": True, "ignore_eos": True},
+            }  # fmt: skip
+            if not left:
+                with pytest.raises(openai.BadRequestError, match="the amateur's prompt has 256"):
+                    server.client.chat.completions.create(**options)
+                continue
+            answer = server.client.chat.completions.create(**options)
+            events = answer if stream else [answer]
+            found = [getattr(c, "token_ids", None) or [] for e in events for c in e.choices]
+            assert sum(map(len, found)) == left
+
+
+# ---- other endpoints -----------------------------------------------------------------------------
+
+GUIDED = no_mask(cold_without="system")
+
+
+def send(server: Server, path: str, **body: Any) -> httpx.Response:
+    body = {"model": "one", "temperature": 0.0, "vllm_xargs": GUIDED, **body}
+    return httpx.post(f"{server.url}/v1/{path}", json=body, timeout=120)
+
+
+def said(answer: httpx.Response) -> str:
+    """The text of /v1/responses or /v1/messages, streamed or not."""
+    assert answer.status_code == 200, answer.text
+    if "event-stream" in answer.headers["content-type"]:
+        lines = [x.removeprefix("data: ") for x in answer.text.splitlines() if "data: {" in x]
+        deltas = [event["delta"] for x in lines if "delta" in (event := json.loads(x))]
+        return "".join(d if isinstance(d, str) else d.get("text", "") for d in deltas)
+    found = answer.json()
+    if "content" in found:
+        return "".join(block["text"] for block in found["content"])
+    return "".join(part["text"] for item in found["output"] for part in item["content"])
+
+
+RESPONSES, MESSAGES = "responses", "messages"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("path", [RESPONSES, MESSAGES])
+def test_responses_and_messages(path: str, stream: bool, server: Server, model: Model) -> None:
+    """Their system prompt is message 0 where there is one."""
+    other = {"role": "user", "content": " w23 w24"}
+    final = {"role": "assistant", "content": " w51"}
+    keys = (
+        ("instructions", "input", "max_output_tokens")
+        if path == RESPONSES
+        else ("system", "messages", "max_tokens")
+    )
+
+    def ask(system: str | None, messages: list[Any], xargs: dict[str, Any]) -> httpx.Response:
+        body = dict(zip(keys, (system, messages, MAX_TOKENS), strict=True))
+        return send(server, path, stream=stream, vllm_xargs=xargs, **body)
+
+    turns = [USER, final, other]
+    for system, without, left in (
+        (SYSTEM, "system", turns),
+        (SYSTEM, 0, turns),
+        (SYSTEM, [1, 2], [SYSTEM, other]),
+        (None, [0, 1], [other]),
+    ):
+        own = [system, *turns] if system else turns
+        [trace] = model.decode(model.group(own, "one", (-1, "one", left)))
+        content = None if system is None else system["content"]
+        answer = ask(content, turns, no_mask(cold_without=without))
+        tokens = trace.tokens
+        if model.tokenizer.eos_token_id in tokens:
+            tokens = tokens[: tokens.index(model.tokenizer.eos_token_id)]
+        assert said(answer).strip() == model.tokenizer.decode(tokens).strip()
+        assert json.loads(answer.headers["x-cold"])["prompt"].startswith("without")
+    for wrong, message in (
+        ({"cold_without": "tool"}, "cold_without='tool': the conversation has no such message"),
+        ({"cold_amateur_prompt": " w1" * 250}, "the amateur's prompt has 250 tokens"),
+        ({"cold_part": [0, 1]}, "is for completions"),
+    ):
+        answer = ask(SYSTEM["content"], turns, wrong)
+        assert answer.status_code == 400 and message in answer.json()["error"]["message"]
+
+
+def test_several_prompts_of_a_completion(server: Server, model: Model) -> None:
+    texts = [TEXT, " w7 w8", TEXT[6:]]
+    expected = model.decode(*(model.group(t, "one", (-1, "one", " w9")) for t in texts))
+    body = {"prompt": texts, "max_tokens": MAX_TOKENS, "return_token_ids": True, "n": 2}
+    body |= {"temperature": 1.0, "top_k": 1, "ignore_eos": True}
+    answer = send(server, "completions", vllm_xargs=no_mask(cold_amateur_prompt=" w9"), **body)
+    got = [choice["token_ids"] for choice in answer.json()["choices"]]
+    assert_same_tokens(got, [trace for trace in expected for _ in range(2)])
+    for stream in (False, True):
+        answer = send(
+            server, "completions", vllm_xargs={"cold_part": [0, 1]}, stream=stream, **body
+        )
+        assert answer.status_code == 400 and "cold_part=3: is for one prompt" in answer.text
+
+
+def test_what_a_completion_may_have_beside(server: Server, model: Model) -> None:
+    xargs = no_mask(cold_part=[0, 9])
+    [trace] = model.decode(model.group(TEXT, "one", (-1, "one", TEXT[9:])))
+    body = {"prompt": TEXT, "max_tokens": MAX_TOKENS, "ignore_eos": True, "vllm_xargs": xargs}
+    answer = send(server, "completions", echo=True, **body).json()["choices"][0]
+    assert answer["text"].startswith(TEXT)
+    answer = send(server, "completions", echo=True, return_token_ids=True, **body).json()
+    assert_same_tokens([answer["choices"][0]["token_ids"]], [trace])
+    for stream in (False, True):
+        for more in ({"suffix": " w1"}, {"prompt_embeds": "AAAA"}):
+            answer = send(server, "completions", stream=stream, **body, **more)
+            assert answer.status_code == 400, answer.text
+
+
+def test_a_batch_of_chats(server: Server, guide: Server, model: Model) -> None:
+    chats = [[SYSTEM, USER], [SYSTEM, TOOL], CHAT]
+    expected = model.decode(*(model.group(c, "one", (-1, "one", c[1:])) for c in chats))
+    body = {"max_tokens": MAX_TOKENS, "return_token_ids": True, "ignore_eos": True}
+    answer = send(server, "chat/completions/batch", messages=chats, **body)
+    assert_same_tokens([c["token_ids"] for c in answer.json()["choices"]], expected)
+    assert "choices" not in json.loads(answer.headers["x-cold"])
+    answer = send(server, "chat/completions/batch", messages=[*chats, [USER]], **body)
+    assert answer.status_code == 400 and "no such message" in answer.text
+    # By a default, those that have a system prompt.
+    mixed = [[USER], [SYSTEM, USER]]
+    expected = model.decode(
+        model.group([USER], None), model.group([SYSTEM, USER], None, (-0.5, None, [USER]))
+    )
+    own = {**body, "model": "base", "vllm_xargs": {}}
+    answer = send(guide, "chat/completions/batch", messages=mixed, **own)
+    assert_same_tokens([c["token_ids"] for c in answer.json()["choices"]], expected)
+    header = json.loads(answer.headers["x-cold"])
+    assert header["cold"] == 1 and header["choices"] == [1]
+
+
+def test_beam_search_where_every_chat_is_guided(guide: Server) -> None:
+    """It is refused where it would be guided."""
+    body = {"model": "base", "use_beam_search": True, "n": 2, "max_tokens": 4, "vllm_xargs": {}}
+    for messages, status in (([USER], 200), ([SYSTEM, USER], 400)):
+        assert send(guide, "chat/completions", messages=messages, **body).status_code == status
+    assert send(guide, "completions", prompt=TEXT, **body).status_code == 200
 
 
 def test_a_text_that_imitates_the_marking(server: Server, model: Model) -> None:

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import math
+import pickle
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +19,7 @@ from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
-from tests.front_end import MAX_LEN, ONE, THREE, TWO, Front
+from tests.front_end import JUNK, MAX_LEN, ONE, THREE, TWO, Front
 from tests.tiny import BOS_ID
 from vllm_cold import Amateur, ColdParams, adapter_config
 from vllm_cold.group.stream import from_extra_args
@@ -182,6 +184,17 @@ def test_what_the_engine_core_gets(front: Front) -> None:
     )
 
 
+def test_workers_can_unpickle_it(front: Front) -> None:
+    """Which is to make it anew, checks included."""
+    for amateur in (Amateur(prompt=" w1", weight="adaptive"), Amateur(prompt=" w1", weight=-1)):
+        params = ColdParams(beta_max=1.0 if amateur.weight == "adaptive" else None, amateur=amateur)
+        found = front.request(front.text(" w2"), params).sampling_params
+        assert pickle.loads(pickle.dumps(found)).extra_args == found.extra_args
+    params = ColdParams(beta="adaptive", beta_max=2.0)
+    found = front.request(front.text(" w2"), params).sampling_params
+    assert pickle.loads(pickle.dumps(found)).extra_args == found.extra_args
+
+
 def refused(front: Front, prompt: Any, lora: Any = ONE, params: Any = None, **args: Any) -> str:
     params = params or SamplingParams(extra_args={f"cold_{k}": v for k, v in args.items()})
     with pytest.raises(ValueError) as raised:
@@ -216,12 +229,20 @@ def test_wrong_prompts(front: Front) -> None:
         (text, {"without": "system"}, "cold_without='system': is for chats, whose prompt is"),
         (chat, {"part": [0, 1]}, "cold_part='0:1': is for completions, whose prompt is one text"),
         (chat, {"without": "assistant"}, "'assistant': the conversation has no such message"),
+        (chat, {"without": "system,contxt"}, "cold_without='contxt': the conversation has no such"),
+        (front.chat([USER]), {"without": "system"}, "cold_without='system': the conversation has"),
         (chat, {"without": 3}, "cold_without=3: the conversation has the messages 0 to 2"),
         (chat, {"without": "0,1,2"}, "cold_without='0,1,2': leaves no message"),
         (text, {"part": [0, 7]}, "cold_part='0:7': the prompt has 6 characters"),
         (text, {"part": [0, 6]}, "cold_part='0:6': leaves nothing of the prompt"),
         (text, {"amateur_prompt": " w1" * 65}, "no prompt can be made of it: This model's maximum"),
         (text, {"amateur_messages": "[{}]"}, "message 0 must have a role"),
+        (text, {"amateur_messages": "[{"}, "cold_amateur_messages='[{': must be a JSON list"),
+        (text, {"amateur_prompt": ""}, "cold_amateur_prompt='': must not be empty"),
+        (text, {"preset": "dola"}, "cold_preset='dola': must be one of cold, cad, adacad, cfg"),
+        (text, {"weights": math.nan}, "cold_weights=nan: must be a number from -1e6 to 1e6"),
+        (text, {"weights": [1e9]}, "cold_weights=[1000000000.0]: must be a number from"),
+        (text, {"weights": [0.1] * 33}, "has 33 entries; a request has 1 to 32 amateurs"),
         (chat, {"amateur": "four"}, "no such adapter is loaded (loaded: one, three, two)"),
     ):
         assert message in refused(front, prompt, **args)
@@ -277,7 +298,7 @@ def test_room_for_all_streams(front: Front, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(cache, "block_size", 4)
     monkeypatch.setattr(cache, "num_gpu_blocks", 12)  # one of which is the null block
     text = front.text([100] * 4)
-    own = [Amateur(prompt=[101] * 12), Amateur(prompt=[101] * 20), Amateur(lora_request=None)]
+    own = [Amateur(prompt=[101] * 12), Amateur(prompt=[102] * 20), Amateur(lora_request=None)]
     front.streams(text, ColdParams(amateurs=own, max_tokens=1))  # 1 + 3 + 5 + 1 = 10
     monkeypatch.setattr(cache, "num_gpu_blocks", 10)
     message = refused(front, text, params=ColdParams(amateurs=own, max_tokens=1))
@@ -285,6 +306,48 @@ def test_room_for_all_streams(front: Front, monkeypatch: pytest.MonkeyPatch) -> 
     message = refused(front, text, params=ColdParams(max_tokens=17))
     assert "with the prompt's 4 tokens, the two streams of a CoLD request need 10" in message
     front.streams(text, ColdParams(max_tokens=13))  # 2 * 4
+
+
+def test_room_that_streams_share(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the prefix cache holds for one stream of an adapter counts once; the last token of a
+    prompt is always computed.
+    """
+    cache = front.config.cache_config
+    monkeypatch.setattr(cache, "block_size", 4)
+    ids = list(range(100, 116))
+    text = front.text(ids)
+
+    def least(*amateurs: Amateur) -> int:
+        """Blocks without which the request is refused."""
+        for blocks in range(2, 20):
+            monkeypatch.setattr(cache, "num_gpu_blocks", blocks)
+            try:
+                front.streams(text, ColdParams(amateurs=amateurs, max_tokens=1))
+            except ValueError as error:
+                assert f"the engine has {blocks - 1};" in str(error)
+            else:
+                return blocks - 1
+        raise AssertionError
+
+    beginning = Amateur(prompt=ids[:10])
+    assert least(beginning) == 4 + 1
+    assert least(Amateur(prompt=ids[:8])) == 4 + 1
+    assert least(Amateur(prompt=[*ids[:4], *ids[5:]])) == 4 + 3
+    assert least(Amateur(prompt=ids[1:])) == 4 + 4
+    assert least(Amateur(prompt=ids[:10], lora_request=None)) == 4 + 3
+    base = Amateur(lora_request=None)
+    assert least(base, base) == 4 + 4 + 1
+    assert least(beginning, base, Amateur(prompt=ids[:4], lora_request=None)) == 4 + 1 + 4 + 1
+    for owner, name, value in (
+        (front.config.scheduler_config, "max_num_batched_tokens", 16 + 10 - 2 * 4 - 1),
+        (front.config.scheduler_config, "long_prefill_token_threshold", 8),
+        (cache, "enable_prefix_caching", False),
+    ):
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, value)
+            assert least(beginning) == 4 + 3, "nobody knows whether they share them"
+    monkeypatch.setattr(cache, "sliding_window", 8)
+    assert least(beginning) == 1, "a stream does not keep all of its blocks"
 
 
 def test_no_amateur_is_at_the_end_before_its_expert(front: Front) -> None:
@@ -366,6 +429,18 @@ def test_an_engine_that_guides_every_chat(front: Front, default: Any) -> None:
     assert from_extra_args(off.sampling_params.extra_args) is None
 
 
+def test_an_engine_that_leaves_out_what_there_is(front: Front, default: Any) -> None:
+    """Its chats differ; a request that names what is not there is refused."""
+    default({"without": "system,tool,context,9"})
+    chat = front.chat([SYSTEM, USER])
+    for asked in ({}, {"cold": 1}, {"cold_beta": 2}):
+        [one] = front.streams(chat, SamplingParams(extra_args=asked)).amateurs
+        assert one.prompt == front.chat([USER])["prompt_token_ids"]
+    assert "cold_without='tool': the conversation has no such" in refused(
+        front, chat, without="system,tool"
+    )
+
+
 def test_an_engine_that_guides_who_asks(front: Front, default: Any) -> None:
     default({"enabled": False, "without": "tool", "preset": "cad"})
     chat = front.chat(CHAT)
@@ -441,19 +516,8 @@ def test_prompts_are_not_made_on_the_event_loop(
 
 # ---- whatever a client sends ---------------------------------------------------------------------
 
-_TEXT = st.text(max_size=8) | st.sampled_from(
-    ["system", "0:3", "0,1", " w9", json.dumps([USER]), "one", "base", "cad", "dexperts", ""]
-)
-_SCALAR = _TEXT | st.integers(-(2**63), 2**63) | st.floats() | st.just("adaptive")
-_VALUE = _SCALAR | st.lists(_SCALAR, max_size=4)
-_NAMES = ["amateur", "amateur_prompt", "amateur_messages", "without", "part", "weights", "preset"]
 
-
-@given(
-    st.dictionaries(st.sampled_from([*_NAMES, "alpha", "beta", "beta_max"]), _VALUE, max_size=4),
-    st.booleans(),
-    st.sampled_from([None, ONE]),
-)
+@given(JUNK, st.booleans(), st.sampled_from([None, ONE]))
 def test_junk_is_refused_or_makes_streams(
     front: Front, args: dict[str, Any], as_chat: bool, lora: Any
 ) -> None:

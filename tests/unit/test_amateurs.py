@@ -143,11 +143,27 @@ def test_a_conversation_without_some_of_its_messages() -> None:
     assert Without(("system",)).of("f", developer) == HELLO
     for said, message in (
         ("assistant", "f='assistant': the conversation has no such message"),
+        ("system,contxt", "f='contxt': the conversation has no such message"),
+        (["system", 9], "f=9: the conversation has the messages 0 to 3"),
         (4, "f=4: the conversation has the messages 0 to 3"),
         ("system,user,tool", "f='system,user,tool': leaves no message"),
     ):
         with pytest.raises(CannotLeaveOut, match=message):
             left(said)
+
+
+def test_a_default_is_for_all_chats() -> None:
+    """One of what it names has to be there."""
+
+    def left(*items: str | int) -> list[int]:
+        return [CHAT.index(m) for m in Without(items, lenient=True).of("f", CHAT)]
+
+    assert left("system", "context", 9) == [1, 2, 3]
+    assert left("context", 2) == [0, 1, 3]
+    with pytest.raises(CannotLeaveOut, match="f='context,9': the conversation has no such"):
+        left("context", 9)
+    with pytest.raises(CannotLeaveOut, match="leaves no message"):
+        left("system", "user", "tool", "context")
 
 
 @given(st.text(max_size=30), st.lists(st.integers(0, 35), max_size=6))

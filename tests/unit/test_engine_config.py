@@ -21,6 +21,7 @@ def config(**model: Any) -> Any:
         "is_encoder_decoder": False,
         "is_hybrid": False,
         "logits_processors": None,
+        "max_model_len": 64,
         **model,
     }
     return SimpleNamespace(
@@ -117,19 +118,26 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     """Prompts of 8 tokens and 7 blocks of 8, one of which is the null block; the last token is not
     computed.
     """
-    from vllm_cold.method.settings import ColdError
-    from vllm_cold.vllm.frontend.capacity import check_capacity
+    from vllm_cold.method.settings import ColdError, ColdSettings
+    from vllm_cold.vllm.frontend.capacity import fit
+    from vllm_cold.vllm.frontend.plan import Plan, Prepared
 
     engine = config(max_model_len=1000)
     engine.scheduler_config.watermark = 1.5 * watermark
-    engine.cache_config = SimpleNamespace(num_gpu_blocks=7, block_size=8)
+    engine.cache_config = SimpleNamespace(
+        num_gpu_blocks=7, block_size=8, sliding_window=None, enable_prefix_caching=False
+    )
     engine.parallel_config = SimpleNamespace(
         data_parallel_size=1, decode_context_parallel_size=ranks
     )
 
-    check_capacity(engine, max_tokens, [8, 8])
+    plan = Plan(ColdSettings(), ())
+    pair = Prepared(plan, (None,))
+    assert fit(engine, pair, None, range(8), max_tokens) == max_tokens
     with pytest.raises(ColdError, match="KV cache blocks"):
-        check_capacity(engine, max_tokens + 1, [8, 8])
+        fit(engine, pair, None, range(8), max_tokens + 1)
+    unlimited = Prepared(plan, (None,), unlimited=True)
+    assert fit(engine, unlimited, None, range(8), max_tokens + 1) == max_tokens
 
 
 def test_an_amateur_that_cannot_be_loaded(tmp_path: Any) -> None:

@@ -69,7 +69,7 @@ def check(processor: ColdLogitsProcessorV1, size: int, groups: Sequence[tuple[in
     for row in left:
         assert torch.equal(logits[row], before[row]), f"row {row} was changed"
     drawn = torch.arange(size, dtype=torch.int32).unsqueeze(1)
-    processor.tell_followers(told := drawn.clone())
+    processor.tell_amateurs(told := drawn.clone())
     experts = {amateur: expert for expert, *amateurs in groups for amateur in amateurs}
     assert told.flatten().tolist() == [experts.get(row, row) for row in range(size)]
 

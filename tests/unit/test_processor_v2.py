@@ -372,16 +372,16 @@ def test_rows_that_nobody_explains_are_refused() -> None:
         processor.apply(draw(4), context([0, 1], [2, 2]))
 
 
-def test_followers_are_told() -> None:
+def test_amateurs_are_told() -> None:
     """By slot; also in a batch whose logits nobody asked it to look at."""
     processor = mixed()
     sampled = torch.arange(10).unsqueeze(1)
     slots = [8, 3, 9, 7, 2, 4, 1, 0, 6, 5]
-    processor.tell_followers(sampled, np.array(slots))
+    processor.tell_amateurs(sampled, np.array(slots))
     y, z, x = slots.index(4), slots.index(1), slots.index(2)
     assert sampled.flatten().tolist() == [y, z, 2, x, x, y, z, x, z, x]
     # Without one of x, and without y's expert.
-    processor.tell_followers(some := torch.arange(8).unsqueeze(1), np.array(slots[:5] + slots[6:9]))
+    processor.tell_amateurs(some := torch.arange(8).unsqueeze(1), np.array(slots[:5] + slots[6:9]))
     assert some.flatten().tolist() == [0, 5, 2, 3, 4, 5, 6, 5]
 
 

@@ -70,9 +70,9 @@ def test_no_stream_at_all() -> None:
     assert of([]) is None
 
 
-def test_followers_are_told() -> None:
+def test_amateurs_are_told() -> None:
     found = of(MIXED)
     assert found is not None
-    found.tell_followers(sampled := torch.arange(100, 110).unsqueeze(1))
+    found.tell_amateurs(sampled := torch.arange(100, 110).unsqueeze(1))
     told = [100, 101, 100, 101, 100, 105, 106, 100, 105, 105]
     assert sampled.flatten().tolist() == told

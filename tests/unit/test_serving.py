@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import math
 import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -13,9 +14,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 from vllm.renderers.inputs.preprocess import prompt_to_seq
 
-from tests.front_end import ONE, TWO, Front
+from tests.front_end import JUNK, ONE, TWO, Front
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm import patching
@@ -196,7 +200,7 @@ class Online:
         """The header, and the streams of each prompt (None for a plain request)."""
         kind = serving_protocol("messages" in body)
         request = kind(**{"model": model, "max_tokens": 4, **body})
-        used: list[str] = []
+        used: dict[int, dict[str, Any]] = {}
 
         async def handle() -> list[Any]:
             serving._used.set(used)
@@ -216,7 +220,7 @@ class Online:
             return found
 
         found = self.front.run(handle())
-        return json.loads(used[-1]), found
+        return told(used), found
 
     def prompts(self, body: dict[str, Any], model: str = "one", **xargs: Any) -> list[str | None]:
         """What the amateurs of the first prompt read."""
@@ -224,6 +228,11 @@ class Online:
         _, (stream, *_) = self.answer({**body, "vllm_xargs": xargs}, model)
         decode = self.front.tokenizer.decode
         return [one.prompt and decode(one.prompt) for one in stream.amateurs]
+
+
+def told(used: dict[int, dict[str, Any]]) -> dict[str, Any]:
+    """The header."""
+    return dict(json.loads(serving._header(list(used.values()))))
 
 
 def serving_protocol(chat: bool) -> Any:
@@ -306,6 +315,8 @@ def test_amateurs_of_completions(online: Online) -> None:
         (chat(USER), {"amateur_prompt": "w" * 400}, "cold_amateur_prompt='wwwwwwww"),
         (chat(USER), {"preset": "dola"}, "cold_preset='dola': must be one of cold, cad,"),
         (chat(USER), {"weights": [1e9]}, "must be a number from -1e6 to 1e6"),
+        (chat(USER), {"weights": [math.nan]}, "must be a number from -1e6 to 1e6"),
+        (chat(SYSTEM, USER), {"without": "system,x"}, "cold_without='x': the conversation has no"),
         (chat(USER), {"weights": [1.0] * 33}, "has 33 entries"),
         ({"prompt": " w1"}, {"without": "system"}, "cold_without='system': is for chats"),
         ({"prompt": [" w1", " w2"]}, {"part": "0:1"}, "cold_part=2: is for one prompt"),
@@ -358,9 +369,11 @@ def test_a_server_that_guides_every_chat(
     beams = serving_protocol(chat=True)(model="base", use_beam_search=True, **chat(SYSTEM, USER))
     with pytest.raises(ValueError, match="CoLD does not support beam search"):
         beams.to_beam_search_params(4, {})
-    beams = serving_protocol(chat=False)(model="one", use_beam_search=True, prompt=" w1")
-    assert beams.to_beam_search_params(4, {}) is not None, "it would not be contrasted"
-    plain_search.set(False)
+    for more in (chat(USER), chat(SYSTEM), {"prompt": " w1"}):
+        kind = serving_protocol(chat="messages" in more)
+        beams = kind(model="one", use_beam_search=True, **more)
+        assert beams.to_beam_search_params(4, {}) is not None, "it would not be contrasted"
+        plain_search.set(False)
 
 
 def test_a_default_that_comes_to_nothing(
@@ -377,7 +390,7 @@ def test_a_default_that_comes_to_nothing(
 
     def say(body: dict[str, Any], made: list[Any] | None = None) -> Any:
         request = serving_protocol(chat=True)(model="base", max_tokens=4, **body)
-        used: list[str] = []
+        used: dict[int, dict[str, Any]] = {}
 
         async def handle() -> None:
             serving._used.set(used)
@@ -386,7 +399,7 @@ def test_a_default_that_comes_to_nothing(
             request.to_sampling_params(4, {})
 
         front.run(handle())
-        return json.loads(used[-1])
+        return told(used)
 
     # Prompts that others than vLLM's chat renderer make, and those with images.
     assert say(chat(SYSTEM, USER)) == {"cold": 0}
@@ -404,18 +417,223 @@ def test_a_default_that_comes_to_nothing(
 def test_each_chat_of_a_batch_is_looked_at_once(
     online: Online, front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All prompts are made first, then the parameters of all."""
+    """All prompts are made first, then the parameters of all; the header speaks of each."""
     monkeypatch.setattr(front.config, "additional_config", {"cold": {"without": "system"}})
     kind = serving_protocol(chat=True)
-    requests = [kind(model="one", max_tokens=4, **chat(SYSTEM, USER)) for _ in range(2)]
-    used: list[str] = []
 
-    async def handle() -> None:
-        serving._used.set(used)
-        for request in requests:
-            await online.renderer.preprocess_chat(request, request.messages, None, "auto", {})
-        for request in requests:
-            request.to_sampling_params(4, {})
+    def header(*bodies: dict[str, Any]) -> dict[str, Any]:
+        requests = [kind(model="one", max_tokens=4, **body) for body in bodies]
+        used: dict[int, dict[str, Any]] = {}
 
-    front.run(handle())
-    assert [json.loads(said)["cold"] for said in used] == [1, 1]
+        async def handle() -> None:
+            serving._used.set(used)
+            probe = kind(**chat(SYSTEM))  # as vLLM makes of /v1/messages, to see what comes of it
+            for request in (probe, *requests):
+                await online.renderer.preprocess_chat(request, request.messages, None, "auto", {})
+            for request in requests:
+                request.to_sampling_params(4, {})
+
+        front.run(handle())
+        return told(used)
+
+    guided, plain = chat(SYSTEM, USER), chat(USER)
+    one = header(guided)
+    assert one["cold"] == 1 and "choices" not in one
+    assert header(guided, guided) == one
+    assert header(plain, plain) == {"cold": 0}
+    assert header(plain, guided, plain, guided) == {**one, "choices": [1, 3]}
+    assert header(guided, plain) == {**one, "choices": [0]}
+
+
+# ---- refused before the headers ------------------------------------------------------------------
+
+LONG = " w9" * 100
+
+
+@pytest.fixture
+def cache(front: Front, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Sets how many blocks of 16 tokens the engine has."""
+    config = front.config.cache_config
+    monkeypatch.setattr(config, "block_size", 16)
+    return lambda blocks: monkeypatch.setattr(config, "num_gpu_blocks", blocks + 1)
+
+
+def prepared(online: Online, body: dict[str, Any]) -> Any:
+    """All that is done before a response starts."""
+    request = serving_protocol("messages" in body)(**{"model": "one", **body})
+
+    async def handle() -> Any:
+        if "messages" in body:
+            return await online.renderer.preprocess_chat(
+                request, request.messages, None, "auto", {}
+            )
+        return None, await online.renderer.preprocess_cmpl(request, prompt_to_seq(request.prompt))
+
+    return online.front.run(handle())[1]
+
+
+def own(prompt: str, **more: Any) -> dict[str, Any]:
+    return {"vllm_xargs": {"cold_amateur_prompt": prompt}, **more}
+
+
+def test_what_does_not_fit_the_context(online: Online) -> None:
+    """Of what the client asked for; the server's default is shortened to what is left."""
+    for field in ("max_tokens", "max_completion_tokens"):
+        with pytest.raises(
+            ValueError, match="cold_amateur_prompt=' w9 w9.*which with max_tokens=157"
+        ):
+            prepared(online, chat(USER, **own(LONG), **{field: 157}))
+    with pytest.raises(ValueError, match="the amateur's prompt has 256 tokens, which with max_tok"):
+        prepared(online, chat(USER, **own(" w9" * 256)))
+
+    def tokens(default: int, length: int, **more: Any) -> int:
+        body = {**chat(USER), **own(" w9" * length), **more}
+        [made] = prepared(online, body)
+        request = serving_protocol(chat=True)(model="one", **body)
+        params = request.to_sampling_params(default, {})
+        return int(online.front.request(made, params, ONE).sampling_params.max_tokens)
+
+    assert tokens(156, 100, max_tokens=156) == 156
+    assert tokens(4, 255) == 1
+    # vLLM's number, less than its own rest of the context: nobody asked for it.
+    assert tokens(200, 100) == 156
+    assert tokens(200, 40) == 200
+    # What is more than the context has is vLLM's to shorten, too.
+    assert tokens(238, 100, max_tokens=250) == 156
+
+
+def test_what_does_not_fit_the_cache(online: Online, cache: Any) -> None:
+    text = {"prompt": [100] * 20}
+    cache(6)
+    for more in ({"max_tokens": 29}, {"max_tokens": 29, "n": 2}):
+        assert prepared(online, {**text, **own(LONG[:60]), **more})
+    message = (
+        "max_tokens=30: with prompts of 20, 20 tokens|with the prompt's 20 tokens, the two str"
+    )
+    with pytest.raises(ValueError, match=message):
+        prepared(online, {**text, **own(LONG[:60]), "max_tokens": 30})
+    body = {**chat(USER), **own(LONG)}
+    cache(7)
+    with pytest.raises(ValueError, match="max_tokens=1: with prompts of .* need 9"):
+        prepared(online, body)
+    cache(10)
+    [made] = prepared(online, body)
+    params = serving_protocol(chat=True)(model="one", **body).to_sampling_params(200, {})
+    sampling = online.front.request(made, params, ONE).sampling_params
+    # 18 + 15 - 1 tokens take 2 blocks, 100 + 15 - 1 take 8.
+    assert len(made["prompt_token_ids"]) == 18 and sampling.max_tokens == 15
+    with pytest.raises(ValueError, match="max_tokens=250: .* need 32 KV cache blocks"):
+        prepared(online, {**body, "max_tokens": 250})
+
+
+def test_prompts_that_are_embeddings(online: Online) -> None:
+    import torch
+
+    def made(**xargs: Any) -> Any:
+        request = serving_protocol(chat=False)(model="one", prompt=" w1", vllm_xargs=xargs)
+        one = {"type": "embeds", "prompt_embeds": torch.zeros(5, 64)}
+        [found] = online.front.run(serving._prepare(online.renderer, request, [one]))
+        return found["cold_recipe"].prepared
+
+    assert len(made(cold_amateur_prompt=" w9 w8").prompts[0]) == 2
+    for wrong in ({"cold_part": [0, 1]}, {"cold_without": "system"}):
+        with pytest.raises(ValueError, match="is for c"):
+            made(**wrong)
+
+
+def test_a_suffix_moves_positions(online: Online) -> None:
+    body = {"prompt": "Text: w1", "suffix": " w2"}
+    with pytest.raises(ValueError, match="cold_part='0:3': is for a prompt without a suffix"):
+        prepared(online, {**body, "vllm_xargs": {"cold_part": "0:3"}})
+    assert online.prompts(body, amateur_prompt=" w9") == [" w9"]
+    assert online.prompts({**body, "suffix": None, "echo": True}, part="0:6") == ["w1"]
+
+
+def test_chats_without_a_chat_template(
+    online: Online, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """gpt-oss: vLLM makes their prompts itself, so ``preprocess_chat`` is not called."""
+    monkeypatch.setattr(front.config.model_config.hf_config, "model_type", "gpt_oss")
+
+    def params(model: str = "one", **xargs: Any) -> Any:
+        request = serving_protocol(chat=True)(model=model, vllm_xargs=xargs, **chat(SYSTEM, USER))
+        return request.to_sampling_params(4, {})
+
+    for key, value in (
+        ("cold_without", "system"),
+        ("cold_amateur_messages", json.dumps([USER])),
+        ("cold_part", "0:1"),
+        ("cold_amateur_prompt", " w9"),
+    ):
+        with pytest.raises(ValueError, match=f"{key}=.*without a chat template") as caught:
+            params(**{key: value})
+        assert type(caught.value) is type(request_error(ValueError()))
+    assert params(cold=1) and params(cold_amateur="two") and params("base")
+    assert online.prompts({"prompt": "Text: w1"}, part="0:6") == ["w1"]
+
+
+def test_equal_prompts_are_made_once(online: Online, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(online.front.renderer)
+    calls: list[str] = []
+    for name in ("render_cmpl_async", "render_chat_async"):
+        render = getattr(kind, name)
+
+        def counted(
+            self: Any, *args: Any, _render: Any = render, _name: str = name, **kwargs: Any
+        ) -> Any:
+            calls.append(_name)
+            return _render(self, *args, **kwargs)
+
+        monkeypatch.setattr(kind, name, counted)
+    monkeypatch.setattr(online.front.config.lora_config, "max_loras", 3)
+    body = chat(SYSTEM, USER)
+    read = online.prompts(
+        body, weights=[-0.1] * 6, without=["system", "", "0", "", "system", "0"],
+        amateur=["", "base", "", "two", "base", "two"],
+        amateur_prompt=["", " w9", "", " w9", "", ""],
+    )  # fmt: skip
+    guided = "user:  w3\nassistant:"
+    assert read == [guided, " w9", guided, " w9", guided, guided]
+    assert calls == [
+        "render_chat_async",
+        "render_chat_async",
+        "render_cmpl_async",
+        "render_chat_async",
+    ]
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    JUNK,
+    st.sampled_from(["one", "base"]),
+    st.sampled_from([None, 1, 30, 200, 250]),
+    st.sampled_from([0, 0, 1, 60, 240, 256]),
+    st.sampled_from([chat(SYSTEM, USER), chat(USER, TOOL), {"prompt": [100] * 20}]),
+    st.sampled_from([3, 10, 20, 1000]),
+)
+def test_all_that_is_wrong_is_said_before_the_headers(
+    online: Online, front: Front, args: Any, model: str, asked: int | None, length: int,
+    body: Any, blocks: int,
+) -> None:  # fmt: skip
+    """What comes through there is not refused later."""
+    if length:
+        args = {**args, "amateur_prompt": " w9" * length}
+    body = {**body, "model": model, "vllm_xargs": {f"cold_{k}": v for k, v in args.items()}}
+    config = front.config.cache_config
+    before = config.num_gpu_blocks, config.block_size
+    config.num_gpu_blocks, config.block_size = blocks + 1, 16
+    try:
+        request = serving_protocol("messages" in body)(**body, max_tokens=asked)
+        [made] = prepared(online, {**body, "max_tokens": asked})
+        left = 256 - len(made["prompt_token_ids"])
+        most = min(left, request.max_tokens or left)
+        params = request.to_sampling_params(most, {})
+    except (ValidationError, type(request_error(ValueError()))):
+        return
+    else:
+        lora = {"one": ONE}.get(model)
+        sampling = front.request(made, params, lora).sampling_params
+        assert 1 <= sampling.max_tokens <= most
+        assert sampling.max_tokens == most or asked is None or asked > left
+    finally:
+        config.num_gpu_blocks, config.block_size = before

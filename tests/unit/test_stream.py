@@ -39,6 +39,7 @@ STREAMS = st.builds(
     amateurs=st.lists(AMATEURS, min_size=1, max_size=4).map(tuple),
     group=st.text(),
     index=st.none() | st.integers(0, 4),
+    method=st.text(),
 )
 
 

@@ -11,20 +11,25 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import prometheus_client
 import pytest
 import torch
+from vllm.v1.metrics.stats import SchedulerStats
 
-from vllm_cold.group.tally import Counts, Figures, Tally
+from tests.front_end import ONE, Front
+from vllm_cold import Amateur, ColdParams
+from vllm_cold.group.tally import Counts, Figures, Report, Sums, Tally
 from vllm_cold.vllm.frontend import metrics
 from vllm_cold.vllm.frontend.prometheus import (
     CANDIDATE_BUCKETS,
     COUNTERS,
     GAUGES,
+    HISTOGRAMS,
     PREFIX,
     ColdMetrics,
 )
-from vllm_cold.vllm.scheduler.stats import attach
+from vllm_cold.vllm.scheduler.stats import attach, detach
 from vllm_cold.vllm.worker import outputs
 
 pytestmark = pytest.mark.unit
@@ -32,9 +37,19 @@ pytestmark = pytest.mark.unit
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
 
 
+KIND = {"method": "cold", "adapter": "a"}
+
+
 def sample(name: str, engine: int = 0, **labels: str) -> float | None:
     labels = {"model_name": "m", "engine": str(engine), **labels}
     return prometheus_client.REGISTRY.get_sample_value(PREFIX + name, labels)
+
+
+def counts_of(**sums: Any) -> Counts:
+    """Of one adapter's requests."""
+    counts = Counts()
+    counts.sums["cold", "a"] = Sums(**sums)
+    return counts
 
 
 class Output:
@@ -109,43 +124,75 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
 
 
 def test_counts_are_taken_once() -> None:
-    counts = Counts(requests=2, tokens=5, preemptions=1, prompt_tokens=40, cached_prompt_tokens=32)
-    counts.add([Figures(1, 0, 0), Figures(4, 1, 0)])
-    counts.add([Figures(2, 1, 0)])
+    counts = counts_of(requests=2, preemptions=1, amateur_prompt_tokens=40)
+    a, other = counts.sums["cold", "a"], counts.sums["cfg", ""]
+    a.give(1, Figures(4, 1, 0))
+    a.give(1, Figures(2, 0, 0))
+    a.give(1, None)  # nobody asks for figures
+    a.give(0, Figures(9, 1, 0))  # an end without a token
+    other.give(1, Figures(7, 1, 0))
     taken = counts.take(running=3, waiting=1)
-    assert taken == {
-        "requests": 2, "tokens": 5, "preemptions": 1, "prompt_tokens": 40,
-        "cached_prompt_tokens": 32, "changed": 2, "candidates": [1, 4, 2], "running": 3,
-        "waiting": 1,
-    }  # fmt: skip
-    assert counts == Counts()
-    assert json.loads(json.dumps(taken)) == taken
+    sums = Sums(2, 3, 1, 1, 40, 0, [4, 2])
+    report = Report(3, 1, [(("cold", "a"), sums), (("cfg", ""), Sums(0, 1, 1, candidates=[7]))])
+    # As plain data, which any serializer takes; vLLM sends its statistics by msgpack.
+    assert msgspec.convert(json.loads(json.dumps(taken)), Report) == report
+    stats = SchedulerStats()
+    attach(stats, taken)
+    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(stats), type=SchedulerStats)
+    assert msgspec.convert(detach(sent), Report) == report
+    assert counts.take(0, 0) == {}
+    assert sums.candidates == [4, 2] and Sums().candidates == []
+
+
+def test_what_a_request_is_counted_under(tiny: Path) -> None:
+    front = Front(tiny / "model")
+    messages = [{"role": role, "content": " w3"} for role in ("system", "user")]
+    text, chat = front.text(" w1 w2"), front.chat(messages)
+
+    def method(prompt: Any = text, params: Any = None, lora: Any = ONE, **args: Any) -> str:
+        return front.streams(prompt, params, lora, **args).method
+
+    assert method(beta=1) == method(amateur="two") == method(params=ColdParams()) == "cold"
+    own = Amateur(prompt=" w9")
+    assert method(part="0:1") == method(params=ColdParams(amateurs=[own, Amateur()])) == "custom"
+    assert method(part="0:1", preset="cad") == "cad"
+    assert method(lora=None, amateur=["one", "two"], preset="dexperts") == "dexperts"
+    front.config.additional_config = {"cold": {"preset": "cfg", "without": "system"}}
+    assert method(chat) == "cfg" and method(chat, preset="adacad") == "adacad"
 
 
 def test_metrics_add_up() -> None:
     ColdMetrics("m", [0])  # an engine that was here before
     metrics = ColdMetrics("m", [0, 1])
-    counts = Counts(requests=1, tokens=2)
-    counts.add([Figures(1, 0, 0), Figures(4, 1, 0)])
+    assert sample("requests_running", 1) == sample("requests_waiting", 0) == 0
+    counts = counts_of(requests=1)
+    counts.sums["cold", "a"].give(1, Figures(1, 0, 0))
+    counts.sums["cold", "a"].give(1, Figures(4, 1, 0))
+    counts.sums["cfg", "a"].requests = 5
     metrics.record(counts.take(1, 2), 1)
-    counts.tokens = 3
-    metrics.record(counts.take(0, 0), 1)
-    assert sample("requests_total", 1) == 1
-    assert sample("generation_tokens_total", 1) == 5
-    assert sample("changed_tokens_total", 1) == 1
-    assert sample("candidates_count", 1) == 2 and sample("candidates_sum", 1) == 5
-    assert sample("candidates_bucket", 1, le="1.0") == 1
-    assert sample("pairs_running", 1) == sample("pairs_waiting", 1) == 0
-    assert sample("requests_total", 0) == 0
+    assert sample("requests_running", 1) == 1 and sample("requests_waiting", 1) == 2
+    metrics.record(counts_of(generation_tokens=3).take(0, 0), 1)
+    assert sample("requests_total", 1, **KIND) == 1
+    assert sample("generation_tokens_total", 1, **KIND) == 5
+    assert sample("changed_tokens_total", 1, **KIND) == 1
+    assert sample("candidates_count", 1, **KIND) == 2
+    assert sample("candidates_sum", 1, **KIND) == 5
+    assert sample("candidates_bucket", 1, **KIND, le="1.0") == 1
+    assert sample("requests_running", 1) == sample("requests_waiting", 1) == 0
+    # Each kind has all of its figures from the first one on, so that shares can be computed.
+    assert sample("requests_total", 1, method="cfg", adapter="a") == 5
+    assert sample("changed_tokens_total", 1, method="cfg", adapter="a") == 0
+    assert sample("candidates_count", 1, method="cfg", adapter="a") == 0
+    assert sample("requests_total", 0, **KIND) is None
 
 
 def test_names_follow_prometheus() -> None:
     """Its naming practices: one prefix, no colons, base units, _total for counters and nothing
     else, and a help text that is a sentence.
     """
-    ColdMetrics("m", [0])
+    ColdMetrics("m", [0]).record(counts_of(requests=1).take(0, 0), 0)
     families = [f for f in prometheus_client.REGISTRY.collect() if f.name.startswith(PREFIX)]
-    assert len(families) == len(COUNTERS) + len(GAUGES) + 1
+    assert {f.name for f in families} == {PREFIX + n for n in (*COUNTERS, *GAUGES, *HISTOGRAMS)}
     for family in families:
         assert re.fullmatch(r"vllm_cold_[a-z]+(_[a-z]+)*", family.name)
         assert not family.name.endswith(("_total", "_count", "_sum", "_bucket", "_info"))
@@ -162,9 +209,9 @@ def test_the_front_end_takes_the_figures_out() -> None:
     record = metrics._make_record(lambda self, stats, **_: seen.append(stats.kv_connector_stats))
     stats = SimpleNamespace(kv_connector_stats=None)
     manager = SimpleNamespace(cold_metrics=ColdMetrics("m", [0, 1]))
-    attach(stats, Counts(requests=4).take(0, 0))
+    attach(stats, counts_of(requests=4).take(0, 0))
     record(manager, scheduler_stats=stats, engine_idx=1)
-    assert sample("requests_total", 1) == 4
+    assert sample("requests_total", 1, **KIND) == 4
     stats.kv_connector_stats = {"other": 1}
     record(manager, stats)
     assert seen == [None, {"other": 1}]
@@ -178,8 +225,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     ]
     asked = {name for query in queries for name in re.findall(r"\bvllm_cold_\w+", query)}
     assert queries and asked
-    there = {PREFIX + name + "_total" for name, _ in COUNTERS.values()}
-    there |= {PREFIX + name for name, _ in GAUGES.values()}
+    there = {PREFIX + name + "_total" for name in COUNTERS} | {PREFIX + name for name in GAUGES}
     parts = {PREFIX + "candidates" + end for end in ("_bucket", "_sum", "_count")}
     assert asked <= there | parts, asked - there - parts
     assert there <= asked and asked & parts

@@ -20,20 +20,20 @@ class GroupRows:
     Attributes:
         ids: The groups' ids.
         groups: Their rows (or positions) and settings.
-        leaders: [F] int64, the expert's row of each amateur.
-        followers: [F] int64, the amateurs' rows.
+        experts: [A] int64, the expert's row of each amateur.
+        amateurs: [A] int64, the amateurs' rows.
     """
 
     ids: tuple[str, ...]
     groups: Groups
-    leaders: Tensor
-    followers: Tensor
+    experts: Tensor
+    amateurs: Tensor
 
     def statistics(self) -> Tensor:
         """[G, 3] int64 for ``ops.contrastive_scores`` to write to."""
-        return torch.empty(len(self.ids), 3, dtype=torch.int64, device=self.followers.device)
+        return torch.empty(len(self.ids), 3, dtype=torch.int64, device=self.amateurs.device)
 
-    def tell_followers(self, sampled: Tensor) -> None:
+    def tell_amateurs(self, sampled: Tensor) -> None:
         """The tokens that were drawn from the experts' rows become the amateurs' too.
 
         On the device, before anything reads them: with async scheduling the next step's input
@@ -42,7 +42,7 @@ class GroupRows:
         Args:
             sampled: [rows, 1] tokens, by row (or position); changed in place.
         """
-        sampled[self.followers] = sampled[self.leaders]
+        sampled[self.amateurs] = sampled[self.experts]
 
     @classmethod
     def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:

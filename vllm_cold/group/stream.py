@@ -44,12 +44,14 @@ class Stream(msgspec.Struct, frozen=True):
             them.
         index: Which of them this is: 0 for the expert, i for the i-th amateur; None until the
             scheduler made them.
+        method: What the request is counted under; workers need not know.
     """
 
     settings: ColdSettings
     amateurs: tuple[AmateurStream, ...]
     group: str = ""
     index: int | None = None
+    method: str = ""
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""

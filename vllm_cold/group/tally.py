@@ -3,17 +3,24 @@
 
 Three stages: a worker's processor makes a ``Tally`` of each step, which knows of each group that
 was scored how many candidates there were, whether CoLD changed the token, and whether the logits
-were numbers at all (``Figures``); the scheduler adds requests, tokens and groups (``Counts``); the
-front end makes metrics of these (``prometheus``). Each hands over what is new since it was last
-asked, so that whoever adds it up needs no history.
+were numbers at all (``Figures``); the scheduler adds requests, tokens and groups (``Counts``) and
+sends a ``Report`` of them; the front end makes metrics of these (``prometheus``). Each hands over
+what is new since it was last asked, so that whoever adds it up needs no history.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple, TypeAlias
 
+import msgspec
 import torch
+from msgspec import Meta
 from torch import Tensor
+
+Kind: TypeAlias = tuple[str, str]
+"""What a request is counted under: its method and its expert's adapter, "" for the base model."""
+MAX_ADAPTERS = 100  # that an engine counts apart: a server may load new ones for ever
+OTHER = "other"  # stands for further ones
 
 
 class Figures(NamedTuple):
@@ -72,55 +79,90 @@ class Tally:
         return Tally, (self._ids, self._columns())
 
 
-@dataclass(slots=True)
-class Counts:
-    """What the scheduler counted since the last ``take``.
+class Sums(msgspec.Struct, omit_defaults=True):
+    """What the scheduler counted of one kind of requests since its last report.
 
-    Attributes:
-        requests: CoLD requests that arrived.
-        tokens: Tokens that they were given.
-        preemptions: Times that a group lost its place.
-        prompt_tokens: Of amateurs that began.
-        cached_prompt_tokens: Of these, tokens found in the prefix cache.
-        changed: Of these tokens, those that are not the expert's best.
-        candidates: The number of candidates of each token.
+    Each field is a metric, by this name and with its description as help.
     """
 
-    requests: int = 0
-    tokens: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    cached_prompt_tokens: int = 0
-    changed: int = 0
-    candidates: list[int] = field(default_factory=list)
+    requests: Annotated[int, Meta(description="CoLD requests that the engine has taken on.")] = 0
+    generation_tokens: Annotated[int, Meta(description="Tokens that CoLD requests were given.")] = 0
+    changed_tokens: Annotated[
+        int,
+        Meta(
+            description="Tokens of CoLD requests at whose position the best token is another one "
+            "than the expert's."
+        ),
+    ] = 0
+    preemptions: Annotated[
+        int, Meta(description="Times that a CoLD request lost its place in the batch.")
+    ] = 0
+    amateur_prompt_tokens: Annotated[int, Meta(description="Prompt tokens of amateurs.")] = 0
+    amateur_cached_prompt_tokens: Annotated[
+        int, Meta(description="Prompt tokens of amateurs that were found in the prefix cache.")
+    ] = 0
+    candidates: Annotated[
+        list[int],
+        Meta(description="Tokens that the expert finds plausible, for each token that was given."),
+    ] = []
 
-    def add(self, figures: Iterable[Figures]) -> None:
-        """Add what a worker found of groups that were given a token (others were amid their
-        prompts, where vLLM has a row of logits too).
+    def give(self, tokens: int, figures: Figures | None) -> None:
+        """A request is given tokens.
+
+        Args:
+            tokens: How many.
+            figures: What a worker found where it sampled them; None if they do not matter.
         """
-        for each in figures:
-            self.candidates.append(each.candidates)
-            self.changed += each.changed
+        self.generation_tokens += tokens
+        if tokens and figures is not None:
+            self.candidates.append(figures.candidates)
+            self.changed_tokens += figures.changed
+
+
+class Report(msgspec.Struct, omit_defaults=True):
+    """What a scheduler tells the front ends. The fields with a description are metrics, too."""
+
+    requests_running: Annotated[
+        int, Meta(description="CoLD requests of which all streams are in the batch.")
+    ] = 0
+    requests_waiting: Annotated[
+        int, Meta(description="CoLD requests that wait for a place in the batch.")
+    ] = 0
+    sums: list[tuple[Kind, Sums]] = []
+
+
+class Counts:
+    """What a scheduler counts.
+
+    Attributes:
+        sums: Since the last report.
+    """
+
+    def __init__(self) -> None:
+        self.sums: defaultdict[Kind, Sums] = defaultdict(Sums)
+        self._adapters: set[str] = set()
+
+    def kind(self, method: str, adapter: str) -> Kind:
+        """What a request is counted under.
+
+        Args:
+            method: Its method.
+            adapter: Its expert's; "" for the base model.
+        """
+        if adapter and adapter not in self._adapters:
+            if len(self._adapters) == MAX_ADAPTERS:
+                return method, OTHER
+            self._adapters.add(adapter)
+        return method, adapter
 
     def take(self, running: int, waiting: int) -> dict[str, Any]:
-        """The payload for ``prometheus.ColdMetrics``: numbers and a list of them. Begins anew.
+        """A ``Report`` as plain data; the sums begin anew.
 
         Args:
             running: Groups that run.
             waiting: Groups that wait.
         """
-        payload = {
-            "requests": self.requests,
-            "tokens": self.tokens,
-            "preemptions": self.preemptions,
-            "prompt_tokens": self.prompt_tokens,
-            "cached_prompt_tokens": self.cached_prompt_tokens,
-            "changed": self.changed,
-            "candidates": self.candidates,
-            "running": running,
-            "waiting": waiting,
-        }
-        self.requests = self.tokens = self.preemptions = 0
-        self.prompt_tokens = self.cached_prompt_tokens = self.changed = 0
-        self.candidates = []
+        report = Report(running, waiting, list(self.sums.items()))
+        self.sums.clear()
+        payload: dict[str, Any] = msgspec.to_builtins(report)
         return payload

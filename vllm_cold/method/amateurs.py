@@ -24,6 +24,7 @@ _T = TypeVar("_T", str, list[int])
 
 # What people call a system prompt: templates that know no developer make it one.
 _ROLES = {"system": ("system", "developer")}
+_NO_SUCH = "the conversation has no such message"
 
 
 class CannotLeaveOut(ColdError):
@@ -66,9 +67,12 @@ class Without:
 
     Attributes:
         items: Roles, whose messages are all left out, and indices of messages.
+        lenient: Whether those that a conversation does not have are passed over, if it has one of
+            them: an engine's default is for all its chats.
     """
 
     items: tuple[str | int, ...]
+    lenient: bool = False
 
     def __str__(self) -> str:
         return f"without {self.value}"
@@ -82,23 +86,25 @@ class Without:
         """What is left of the messages.
 
         Raises:
-            CannotLeaveOut: there is none of these roles or indices, or nothing is left.
+            CannotLeaveOut: one of these roles or indices is not there, or nothing is left.
         """
+        of_role: dict[Any, list[int]] = {}
+        for i, message in enumerate(messages):
+            of_role.setdefault(_role(message), []).append(i)
         gone: set[int] = set()
-        roles: set[str] = set()
-        for item in self.items:
+        # Each once, however often it is said: this runs on a server's event loop.
+        for item in dict.fromkeys(self.items):
             if isinstance(item, str):
-                roles.update(_ROLES.get(item, (item,)))
-            elif item < len(messages):
-                gone.add(item)
+                found = [i for role in _ROLES.get(item, (item,)) for i in of_role.get(role, ())]
+                reason = _NO_SUCH
             else:
-                raise CannotLeaveOut(
-                    field, item, f"the conversation has the messages 0 to {len(messages) - 1}"
-                )
-        # Once, however many items there are: this runs on a server's event loop.
-        gone |= {i for i, message in enumerate(messages) if _role(message) in roles}
+                found = [item] if item < len(messages) else []
+                reason = f"the conversation has the messages 0 to {len(messages) - 1}"
+            if not found and not self.lenient:
+                raise CannotLeaveOut(field, item, reason)
+            gone.update(found)
         if not gone:
-            raise CannotLeaveOut(field, self.value, "the conversation has no such message")
+            raise CannotLeaveOut(field, self.value, _NO_SUCH)
         if len(gone) == len(messages):
             raise CannotLeaveOut(field, self.value, "leaves no message; one must be left")
         return [message for i, message in enumerate(messages) if i not in gone]

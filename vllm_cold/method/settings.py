@@ -340,7 +340,7 @@ def read(name: str, text: str) -> Any:
     """What stands on a command line for a knob, as argparse's ``type``: a mistake stays as it is,
     and the check of the setting then names it.
     """
-    number = ENGINE[name].number
+    number = (KNOBS | CONTRAST)[name].number
     for kind in (number, float) if number else ():
         try:
             return kind(text)

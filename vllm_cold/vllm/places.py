@@ -21,15 +21,22 @@ def later() -> tuple[Place, ...]:
     from vllm.platforms import current_platform
 
     from vllm_cold.vllm.frontend import admission, metrics, prompts
-    from vllm_cold.vllm.worker import followers, outputs
+    from vllm_cold.vllm.worker import amateur_tokens, outputs
 
     front_end = (*metrics.PLACES, *admission.ASYNC, *prompts.PLACES)
-    places = (*outputs.PLACES, *followers.V1, *front_end)
+    places = (*outputs.PLACES, *amateur_tokens.V1, *front_end)
     if not current_platform.is_cpu():
         return places
     from vllm_cold.cpu_lora import cpp_wrapper
 
     return (*places, *cpp_wrapper.PLACES)
+
+
+def of_v2_runner() -> tuple[Place, ...]:
+    """In workers with vLLM's V2 model runner; ``frontend.config`` looks at them first."""
+    from vllm_cold.vllm.worker import amateur_tokens
+
+    return amateur_tokens.V2
 
 
 def of_front_ends() -> tuple[Place, ...]:

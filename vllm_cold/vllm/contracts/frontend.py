@@ -107,7 +107,9 @@ def _check_config_fields() -> None:
     contains(source_of(ModelConfig.__post_init__), "ModelConfig", "self.runner_type = ")
     for name in ("is_encoder_decoder", "is_hybrid", "is_attention_free"):
         attribute(ModelConfig, name)
-    has_fields(CacheConfig, "num_gpu_blocks", "block_size")
+    has_fields(
+        CacheConfig, "num_gpu_blocks", "block_size", "sliding_window", "enable_prefix_caching"
+    )
     has_fields(LoRAConfig, "max_loras")
     contains(source_of(ModelConfig.__post_init__), "ModelConfig", "self.served_model_name = ")
     has_fields(ParallelConfig, "data_parallel_size")
@@ -222,7 +224,7 @@ def _check_renderer() -> None:
     )
     has_fields(ChatParams, "chat_template", "chat_template_content_format", "chat_template_kwargs")
     attribute(ChatParams, "with_defaults")
-    has_fields(TokenizeParams, "add_special_tokens")
+    has_fields(TokenizeParams, "add_special_tokens", "max_output_tokens")
     for owner in (ChatParams, TokenizeParams):
         require(dataclasses.is_dataclass(owner), f"{owner.__name__} is no dataclass any more.")
 

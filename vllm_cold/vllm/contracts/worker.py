@@ -4,6 +4,7 @@
 import inspect
 import typing
 
+from vllm_cold.vllm import places
 from vllm_cold.vllm.contracts.contract import contract
 from vllm_cold.vllm.contracts.source import (
     attribute,
@@ -147,7 +148,8 @@ def _check_sampler_v1() -> None:
 def _check_sampler_v2() -> None:
     from vllm.v1.worker.gpu.sample.sampler import Sampler
 
-    has_parameters(Sampler, "__call__", "logits", "input_batch")
+    problems = [problem for p in places.of_v2_runner() if (problem := p.problem()) is not None]
+    require(not problems, "; ".join(problems) + ".")
     in_order(
         source_of(Sampler.__call__),
         "Sampler.__call__ (V2)",

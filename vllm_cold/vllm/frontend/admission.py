@@ -17,6 +17,7 @@ import asyncio
 import os
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold import adapter_config
@@ -25,7 +26,7 @@ from vllm_cold.method.arguments import parse_request_args
 from vllm_cold.method.settings import ColdError
 from vllm_cold.params import UNSET, ColdParams
 from vllm_cold.vllm.frontend import prompts
-from vllm_cold.vllm.frontend.capacity import check_capacity, fit_context, lengths_of
+from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.errors import request_error
 from vllm_cold.vllm.frontend.plan import (
     applies,
@@ -155,19 +156,24 @@ def admit(processor: Any, prompt: Any, params: Any, request: "EngineCoreRequest"
     if prepared.plan is None:
         return
     _check_kind(request)
-    lengths = lengths_of(prepared, len(request.prompt_token_ids or request.prompt_embeds))
-    fit_context(config, sampling, prepared, lengths)
-    check_capacity(config, sampling.max_tokens, lengths)
+    read = request.prompt_token_ids or range(len(request.prompt_embeds))
+    found = replace(prepared, unlimited=prepared.unlimited or params.max_tokens is None)
+    most = fit(config, found, request.lora_request, read, sampling.max_tokens)
+    sampling.max_tokens = most
+    sampling.min_tokens = min(sampling.min_tokens, most)
     stream = Stream(
         prepared.plan.settings,
         tuple(
             AmateurStream(one.weight.weight, one.weight.adaptive, _as_data(one.adapter), ids)
             for one, ids in zip(prepared.plan.amateurs, prepared.prompts, strict=True)
         ),
+        method=prepared.plan.method,
     )
     sampling.extra_args = stream.to_extra_args(sampling.extra_args)
-    if isinstance(sampling, ColdParams):  # this request's own copy: all is said now
-        sampling.amateur = sampling.amateurs = None
+    if isinstance(sampling, ColdParams):
+        # This request's own copy: all is said now. What is left must go together: whoever unpickles
+        # it, as workers do, checks it again.
+        sampling.amateur = sampling.amateurs = sampling.beta_max = None
 
 
 def _check_kind(request: "EngineCoreRequest") -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_cold.cpu_lora import cpu_platform
 from vllm_cold.method.arguments import EngineDefaults, parse_engine_defaults
 from vllm_cold.vllm import availability, versions
-from vllm_cold.vllm.worker import followers
+from vllm_cold.vllm.worker import amateur_tokens
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -142,7 +142,7 @@ def unsupported(config: "VllmConfig") -> str | None:
             "this vLLM's V2 model runner takes no logits processors (it does since 0.31); unset "
             "VLLM_USE_V2_MODEL_RUNNER."
         )
-    problems = [place.problem() for place in followers.V2 if uses_v2_runner(config)]
+    problems = [place.problem() for place in amateur_tokens.V2 if uses_v2_runner(config)]
     if changed := "; ".join(problem for problem in problems if problem is not None):
         return (
             f"this vLLM's V2 model runner has changed where vllm-cold takes part: {changed}. "

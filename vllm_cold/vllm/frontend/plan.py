@@ -15,6 +15,8 @@ from msgspec import structs
 from vllm_cold.method.amateurs import (
     CannotLeaveOut,
     Described,
+    Source,
+    Without,
     describe,
     read_prompt,
     says_what,
@@ -76,6 +78,14 @@ class Plan:
     preset: str | None = None
     optional: bool = False
 
+    @property
+    def method(self) -> str:
+        """What it is counted under: the preset; without one "cold", or "custom" if an amateur has a
+        prompt of its own.
+        """
+        own = any(one.prompt.source is not None for one in self.amateurs)
+        return self.preset or ("custom" if own else "cold")
+
     def as_dict(self) -> dict[str, Any]:
         """What is in force, by name; without what is not."""
         told = self.settings.as_dict()
@@ -94,12 +104,17 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A plan with the amateurs' prompts: token ids, None for the expert's; no plan for a request
-    that is decoded without CoLD.
+    """A plan with its amateurs' prompts.
+
+    Attributes:
+        plan: None for a request that is decoded without CoLD.
+        prompts: Of the amateurs, token ids; None for the expert's.
+        unlimited: Whether nobody said how many tokens the request gets.
     """
 
     plan: Plan | None
     prompts: tuple[list[int] | None, ...] = ()
+    unlimited: bool = False
 
 
 def decide(
@@ -174,7 +189,9 @@ def _of_args(
     described = describe(contrast)
     if left_out:
         field = "cold_without (the engine's default)"
-        described = tuple(replace(one, prompt_field=field) for one in described)
+        described = tuple(
+            replace(one, prompt_field=field, source=_lenient(one.source)) for one in described
+        )
     settings, weights = args.settings(defaults, [one.weight for one in described])
     return Plan(
         settings,
@@ -190,6 +207,10 @@ def _of_args(
         contrast.preset or defaults.contrast.preset,
         left_out and args == RequestArgs(),
     )
+
+
+def _lenient(source: Source | None) -> Source | None:
+    return replace(source, lenient=True) if isinstance(source, Without) else source
 
 
 def _adapter(

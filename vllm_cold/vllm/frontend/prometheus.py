@@ -1,36 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Prometheus metrics of CoLD. Imports no vLLM; docs/metrics.md says how to read them."""
+"""The Prometheus metrics of CoLD. Imports no vLLM; docs/metrics.md says how to read them.
+
+What is counted, and how it is called, is ``group.tally``'s.
+"""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
+import msgspec
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+
+from vllm_cold.group.tally import Report, Sums
 
 PREFIX = "vllm_cold_"
 LABELS = ("model_name", "engine")
+KIND = ("method", "adapter")  # further labels of the sums
 # At alpha 0.1 most steps have a handful; a tiny alpha admits thousands.
 CANDIDATE_BUCKETS = (1, 2, 3, 5, 10, 20, 50, 100, 1000, 10000)
 
-# Payload key -> name without prefix (and without the "_total" that Prometheus adds), help.
-COUNTERS = {
-    "requests": ("requests", "CoLD requests that the engine has taken on."),
-    "tokens": ("generation_tokens", "Tokens that CoLD requests were given."),
-    "changed": (
-        "changed_tokens",
-        "Scored positions at which the best token is another one than the expert's.",
-    ),
-    "preemptions": ("pair_preemptions", "Times that a CoLD request lost its place in the batch."),
-    "prompt_tokens": ("amateur_prompt_tokens", "Prompt tokens of amateurs."),
-    "cached_prompt_tokens": (
-        "amateur_cached_prompt_tokens",
-        "Prompt tokens of amateurs that were found in the prefix cache.",
-    ),
-}
-GAUGES = {
-    "running": ("pairs_running", "CoLD requests of which all streams are in the batch."),
-    "waiting": ("pairs_waiting", "CoLD requests that wait for a place in the batch."),
-}
-CANDIDATES = ("candidates", "Tokens that the expert finds plausible, at each scored position.")
+
+def _help(owner: type[msgspec.Struct], of: Any) -> dict[str, str]:
+    """The descriptions of the fields of one type, by name."""
+    hints = get_type_hints(owner, include_extras=True).items()
+    return {name: h.__metadata__[0].description for name, h in hints if h.__origin__ == of}
+
+
+COUNTERS = _help(Sums, int)
+HISTOGRAMS = _help(Sums, list[int])
+GAUGES = _help(Report, int)
 
 
 class ColdMetrics:
@@ -53,29 +50,24 @@ class ColdMetrics:
         histogram: Any = Histogram,
     ) -> None:
         _unregister()
-        labels = {engine: (model_name, str(engine)) for engine in engines}
-
-        def by_engine(metric: Any) -> dict[int, Any]:
-            return {engine: metric.labels(*values) for engine, values in labels.items()}
-
+        self._model_name = model_name
         self._counters = {
-            key: by_engine(counter(PREFIX + name, text, labelnames=LABELS))
-            for key, (name, text) in COUNTERS.items()
+            name: counter(PREFIX + name, text, labelnames=(*LABELS, *KIND))
+            for name, text in COUNTERS.items()
+        }
+        self._histograms = {
+            name: histogram(
+                PREFIX + name, text, labelnames=(*LABELS, *KIND), buckets=CANDIDATE_BUCKETS
+            )
+            for name, text in HISTOGRAMS.items()
         }
         self._gauges = {
             # Of several API servers the one that heard last knows.
-            key: by_engine(
-                gauge(PREFIX + name, text, labelnames=LABELS, multiprocess_mode="mostrecent")
-            )
-            for key, (name, text) in GAUGES.items()
+            name: gauge(PREFIX + name, text, labelnames=LABELS, multiprocess_mode="mostrecent")
+            for name, text in GAUGES.items()
         }
-        for gauges in self._gauges.values():
-            for child in gauges.values():
-                child.set(0)  # with several API servers it is not on the page before
-        name, text = CANDIDATES
-        self._candidates = by_engine(
-            histogram(PREFIX + name, text, labelnames=LABELS, buckets=CANDIDATE_BUCKETS)
-        )
+        for engine in engines:
+            self._set_gauges(Report(), engine)  # with several API servers not on the page before
 
     def record(self, payload: Mapping[str, Any], engine: int) -> None:
         """Add what an engine reports.
@@ -84,14 +76,20 @@ class ColdMetrics:
             payload: From ``group.tally.Counts.take``.
             engine: Which one.
         """
-        for key, counters in self._counters.items():
-            if payload[key]:
-                counters[engine].inc(payload[key])
-        for key, gauges in self._gauges.items():
-            gauges[engine].set(payload[key])
-        observe = self._candidates[engine].observe
-        for candidates in payload["candidates"]:
-            observe(candidates)
+        report = msgspec.convert(payload, Report)
+        self._set_gauges(report, engine)
+        for kind, sums in report.sums:
+            labels = (self._model_name, str(engine), *kind)
+            for name, counter in self._counters.items():
+                counter.labels(*labels).inc(getattr(sums, name))  # 0 too: then it is on the page
+            for name, histogram in self._histograms.items():
+                child = histogram.labels(*labels)
+                for value in getattr(sums, name):
+                    child.observe(value)
+
+    def _set_gauges(self, report: Report, engine: int) -> None:
+        for name, gauge in self._gauges.items():
+            gauge.labels(self._model_name, str(engine)).set(getattr(report, name))
 
 
 def _unregister() -> None:

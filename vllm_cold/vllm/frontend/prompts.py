@@ -13,7 +13,6 @@ Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is r
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import repeat
 from typing import Any
 
 from vllm_cold.method.amateurs import Messages, Part, Source, Text, Tokens, Without
@@ -203,12 +202,16 @@ def render(processor: Any, recipe: Recipe, orders: Sequence[Order]) -> list[list
         ColdError: one cannot be made.
     """
     renderer = processor.renderer
-    made = []
+    made: list[list[int] | None] = []
     for order in orders:
+        if (same := _made_before(order, orders, len(made))) is not None:
+            made.append(made[same])
+            continue
         with order.refusing():
             call = _call(renderer, recipe, order)
-            made.append(call and getattr(renderer, call[0])(*call[1:]))
-    return list(map(_ids, repeat(renderer), orders, made))
+            found = call and getattr(renderer, call[0])(*call[1:])
+        made.append(_ids(renderer, order, found))
+    return made
 
 
 async def render_async(
@@ -216,12 +219,21 @@ async def render_async(
 ) -> list[list[int] | None]:
     """As ``render``, without blocking the event loop."""
     renderer = processor.renderer
-    made = []
+    made: list[list[int] | None] = []
     for order in orders:
+        if (same := _made_before(order, orders, len(made))) is not None:
+            made.append(made[same])
+            continue
         with order.refusing():
             call = _call(renderer, recipe, order)
-            made.append(call and await getattr(renderer, call[0] + "_async")(*call[1:]))
-    return list(map(_ids, repeat(renderer), orders, made))
+            found = call and await getattr(renderer, call[0] + "_async")(*call[1:])
+        made.append(_ids(renderer, order, found))
+    return made
+
+
+def _made_before(order: Order, orders: Sequence[Order], num_made: int) -> int | None:
+    """Which of the prompts that are made already is this one; None if none is."""
+    return next((i for i in range(num_made) if orders[i].source == order.source), None)
 
 
 def _call(renderer: Any, recipe: Recipe, order: Order) -> tuple[Any, ...] | None:

@@ -38,6 +38,7 @@ from vllm_cold.method.arguments import check_placement, parse_request_args
 from vllm_cold.method.settings import ColdError
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import engine_defaults, is_configured
 from vllm_cold.vllm.frontend.errors import generation_error, request_error
 from vllm_cold.vllm.frontend.plan import (
@@ -54,10 +55,13 @@ from vllm_cold.vllm.patching import Place
 HEADER = b"x-cold"
 
 _models: Any = None  # this process's OpenAIServingModels
-# Of the HTTP request that is being answered; its last entry becomes the header.
-_used: ContextVar[list[str] | None] = ContextVar("used", default=None)
-# Those whose prompts were made for it (a batch has several), by id: they were looked at.
-_looked_at: ContextVar[dict[int, Any] | None] = ContextVar("looked_at", default=None)
+# What the HTTP request that is being answered is decoded with, for the header: of each request
+# that vLLM makes of it (a batch of chats is several), by its id.
+_used: ContextVar[dict[int, dict[str, Any]] | None] = ContextVar("used", default=None)
+# Requests that were looked at, by their ids, with what will be used.
+_looked_at: ContextVar[dict[int, tuple[Any, dict[str, Any]]] | None] = ContextVar(
+    "looked_at", default=None
+)
 
 
 def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -100,32 +104,55 @@ async def _prepare(online: Any, request: Any, made: list[Any]) -> list[Any]:
             refuse_multimodal()
         _say(request, None)
         return made
-    if not all(map(prompts.is_tokens, made)):
-        return made
-    if len(made) > 1 and any(isinstance(one.prompt.source, Part) for one in plan.amateurs):
-        raise ColdError("cold_part", len(made), "is for one prompt, and this is how many there are")
-    processor = _models.engine_client.input_processor
+    _check_parts(request, len(made), plan)
+    engine = _models.engine_client
     expert = _models.lora_requests.get(request.model)
     prepared = []
     for one in made:
         recipe = replace(prompts.recipe_of(one), server=online)
-        found = await prepare_async(processor, recipe, plan)
-        found = settle(found, expert, one["prompt_token_ids"])
+        found = await prepare_async(engine.input_processor, recipe, plan)
+        ids = one.get("prompt_token_ids")
+        found = settle(found, expert, ids)
+        if found.plan is not None:
+            # What the client asked for, as vLLM reads it; 0 where it did not.
+            asked = recipe.tok_params.max_output_tokens if recipe.tok_params else 0
+            limit = engine.vllm_config.model_config.max_model_len
+            read = ids or range(len(one["prompt_embeds"]))
+            found = replace(found, unlimited=not asked)
+            fit(engine.vllm_config, found, expert, read, asked or limit)
         prepared.append(prompts.with_prepared(one, found))
     _say(request, found.plan)
     return prepared
 
 
+def _check_parts(request: Any, num_prompts: int, plan: Plan) -> None:
+    """Refuse positions in what is not the one text that the client sent."""
+    for one in plan.amateurs:
+        if not isinstance(one.prompt.source, Part):
+            continue
+        if num_prompts > 1:
+            raise ColdError(
+                "cold_part", num_prompts, "is for one prompt, and this is how many there are"
+            )
+        if getattr(request, "suffix", None) is not None:
+            raise one.prompt.refused(
+                "is for a prompt without a suffix; leave one of them out, or say with "
+                "cold_amateur_prompt what the amateur reads"
+            )
+
+
 def _make_sampling_params(original: Callable[..., Any]) -> Callable[..., Any]:
     def to_sampling_params(self: Any, *args: Any, **kwargs: Any) -> Any:
         plain_search.set(False)
-        if _models is not None and id(self) not in (_looked_at.get() or ()):
+        if _models is not None:
             try:
-                plan = _look_at(self)
-                # Its prompt was made elsewhere: what a default leaves out is not known.
-                _say(self, None if plan is not None and plan.optional else plan)
+                if id(self) not in (_looked_at.get() or ()):
+                    _look_at_made_elsewhere(self)
             except ValueError as error:
                 raise request_error(error) from error
+            used, looked_at = _used.get(), _looked_at.get() or {}
+            if used is not None and is_configured(_models.engine_client.vllm_config):
+                used[id(self)] = looked_at[id(self)][1]
         return original(self, *args, **kwargs)
 
     return to_sampling_params
@@ -142,14 +169,27 @@ def _look_at(request: Any) -> Plan | None:
     return plan
 
 
+def _look_at_made_elsewhere(request: Any) -> None:
+    """Of a request whose prompt vLLM makes without a chat template, nothing is known of it."""
+    plan = _look_at(request)
+    if plan is not None and plan.optional:
+        plan = None
+    model_config = _models.engine_client.vllm_config.model_config
+    for one in plan.amateurs if plan is not None else ():
+        if one.prompt.source is not None and model_config.hf_config.model_type == "gpt_oss":
+            raise one.prompt.refused(
+                "vLLM makes this model's chats without a chat template, so an amateur cannot have "
+                "a prompt of its own there; send the prompt as a completion"
+            )
+    _say(request, plan)
+
+
 def _say(request: Any, plan: Plan | None) -> None:
     """Note what a request will be decoded with."""
     if (looked_at := _looked_at.get()) is None:
         _looked_at.set(looked_at := {})
-    looked_at[id(request)] = request
-    used = _used.get()
-    if used is not None and is_configured(_models.engine_client.vllm_config):
-        used.append(json.dumps({"cold": 0} if plan is None else {"cold": 1, **plan.as_dict()}))
+    told = {"cold": 0} if plan is None else {"cold": 1, **plan.as_dict()}
+    looked_at[id(request)] = request, told
 
 
 def _check_sendable(xargs: Any) -> None:
@@ -169,12 +209,9 @@ def _make_beam_params(original: Callable[..., Any]) -> Callable[..., Any]:
             check_placement(self.model_extra)
             wants = parse_request_args(self.vllm_xargs).enabled
             if wants is None and _models is not None:
-                defaults = engine_defaults(_models.engine_client.vllm_config)
-                if defaults.contrast.without is None:
-                    has_amateur = self.model in _models.lora_requests
-                else:
-                    has_amateur = hasattr(self, "messages")
-                wants = defaults.enabled and has_amateur
+                plan = _look_at(self)
+                recipe = prompts.Recipe(messages=getattr(self, "messages", None))
+                wants = plan is not None and applies(recipe, plan)
             if wants:
                 raise ColdError(
                     "use_beam_search",
@@ -236,11 +273,11 @@ class Header:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        used: list[str] = []
+        used: dict[int, dict[str, Any]] = {}
 
         async def send_with_header(message: Any) -> None:
             if used and message["type"] == "http.response.start":
-                headers = [*message["headers"], (HEADER, used[-1].encode())]
+                headers = [*message["headers"], (HEADER, _header(list(used.values())))]
                 message = {**message, "headers": headers}
             await send(message)
 
@@ -251,6 +288,17 @@ class Header:
             await self._app(scope, receive, send_with_header)
         finally:
             _used.reset(token)
+
+
+def _header(used: list[dict[str, Any]]) -> bytes:
+    """What all the answers of a response were decoded with. The chats of a batch differ by whether
+    they have what a default leaves out, and in nothing else: then it says which of them do.
+    """
+    cold = [i for i, one in enumerate(used) if one["cold"]]
+    told = used[cold[0]] if cold else used[0]
+    if 0 < len(cold) < len(used):
+        told = {**told, "choices": cold}
+    return json.dumps(told).encode()
 
 
 def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -22,9 +22,9 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
         stream: Its streams, as admission described them, with the group's id.
     """
     args = expert.sampling_params.extra_args
-    # Workers need no more than the weights.
+    # Workers need no more than the settings and the weights.
     weights = tuple(structs.replace(a, adapter=None, prompt=None) for a in stream.amateurs)
-    of_workers = structs.replace(stream, amateurs=weights)
+    of_workers = structs.replace(stream, amateurs=weights, method="")
     asked: SamplingParams = copy.copy(expert.sampling_params)
     asked.extra_args = structs.replace(of_workers, index=0).to_extra_args(args)
     expert.sampling_params = asked

@@ -52,7 +52,7 @@ class PlannedStepScheduling(Scheduler):  # type: ignore[misc]
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
                 if request is group.leader:
-                    self._counts.preemptions -= 1
+                    self._counts.sums[group.kind].preemptions -= 1
 
     def _strip(self, output: SchedulerOutput, request: Request) -> bool:
         """Remove a request from the step; True if the step would have introduced it."""

@@ -54,11 +54,10 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         )
         self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
         if self._groups:
-            ended += self._after_output(scheduler_output, outputs)
+            ended += self._after_output(scheduler_output, outputs, scored)
         for expert, output in ended:
             outputs.setdefault(expert.client_index, EngineCoreOutputs()).outputs.append(output)
         if self.log_stats and self._to_report > 0:
-            self._counts.add(scored.values())
             self._report(outputs)
         return outputs
 
@@ -107,9 +106,13 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
                 break
 
     def _after_output(
-        self, scheduler_output: SchedulerOutput, outputs: dict[int, EngineCoreOutputs]
+        self,
+        scheduler_output: SchedulerOutput,
+        outputs: dict[int, EngineCoreOutputs],
+        scored: dict[str, Figures],
     ) -> list[tuple[Request, EngineCoreOutput]]:
-        """Check that the streams agree, drop the amateurs' outputs, end them with the expert.
+        """Check that the streams agree, drop the amateurs' outputs, end them with the expert, count
+        what clients are given (vLLM drops tokens of requests that were preempted meanwhile).
 
         Returns:
             The experts that ended with an error, and what their clients are told.
@@ -124,8 +127,9 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
             groups[group.request_id] = group
             if (num_cached := self._new_amateurs.pop(request_id, None)) is not None:
                 amateur = next(a for a in group.amateurs if a.request_id == request_id)
-                self._counts.prompt_tokens += amateur.num_prompt_tokens
-                self._counts.cached_prompt_tokens += num_cached
+                sums = self._counts.sums[group.kind]
+                sums.amateur_prompt_tokens += amateur.num_prompt_tokens
+                sums.amateur_cached_prompt_tokens += num_cached
         over = []
         for group in groups.values():
             expert = group.expert
@@ -140,9 +144,10 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         for client in outputs.values():
             if client.outputs and hidden:
                 client.outputs = [o for o in client.outputs if o.request_id not in hidden]
-            self._counts.tokens += sum(
-                len(o.new_token_ids) for o in client.outputs if o.request_id in self._groups
-            )
+            for output in client.outputs:
+                if (given := self._groups.get(output.request_id)) is not None:
+                    figures = scored.get(output.request_id) if self.log_stats else None
+                    self._counts.sums[given.kind].give(len(output.new_token_ids), figures)
         for group in over:
             amateurs = [amateur.request_id for amateur in group.amateurs]
             super().finish_requests(amateurs, RequestStatus.FINISHED_ABORTED)

@@ -58,7 +58,7 @@ from vllm_cold.vllm.scheduler.results import LAST_REPORTS, ResultScheduling
 
 logger = logging.getLogger("vllm." + __name__)
 
-# Split this often in a row with nothing else running: the group does not fit the KV cache.
+# Split this often in a row with nothing else running: the group will never be in step.
 _MAX_FAILED_ALONE = 3
 
 RequestGroup = Group[Request]
@@ -110,7 +110,9 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         super().add_request(request)
         if stream is not None and request.request_id not in self._groups:
             stream = structs.replace(stream, group=self._group_id(request))
-            group = Group(make_streams(request, stream))
+            adapter = request.lora_request.lora_name if request.lora_request else ""
+            kind = self._counts.kind(stream.method, adapter)
+            group = Group(make_streams(request, stream), kind)
             # For no grammar: vLLM looks after those whose is compiled.
             if group.leader is not request and request.status == RequestStatus.WAITING:
                 if self.policy == SchedulingPolicy.FCFS and self.waiting[-1] is request:
@@ -121,7 +123,7 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
             for each in group.streams:
                 self._groups[each.request_id] = group
                 self.requests[each.request_id] = each
-            self._counts.requests += 1
+            self._counts.sums[kind].requests += 1
             self._to_report = LAST_REPORTS
             self._new_amateurs |= {each.request_id: 0 for each in group.amateurs}
 
@@ -315,7 +317,7 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
                 self._in_this_pass[group.request_id] = group
         super()._preempt_request(request, *args, **kwargs)
         if group is not None and request is group.leader:
-            self._counts.preemptions += 1
+            self._counts.sums[group.kind].preemptions += 1
         elif group is not None:
             self.waiting.remove_request(request)
 
@@ -355,8 +357,9 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
             if group.failed_alone >= _MAX_FAILED_ALONE:
                 sizes = ", ".join(str(each.num_tokens) for each in group.streams)
                 self._errors[group.request_id] = (
-                    f"CoLD: the streams of this request ({sizes} tokens) do not fit the KV cache "
-                    f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens; "
+                    f"CoLD: the streams of this request ({sizes} tokens) were not scheduled "
+                    "together, although nothing else ran; most likely they do not fit the KV cache "
+                    f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens: "
                     "shorten it or enlarge the KV cache."
                 )
 

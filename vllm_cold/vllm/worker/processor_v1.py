@@ -22,7 +22,7 @@ from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.group.tally import Tally
 from vllm_cold.ops import contrastive_scores, registry
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.worker import followers, outputs
+from vllm_cold.vllm.worker import amateur_tokens, outputs
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -38,8 +38,8 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._device = device
         self._rows: GroupRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
-        patching.install((*outputs.PLACES, *followers.V1))
-        followers.wrap_built_on_v1()
+        patching.install((*outputs.PLACES, *amateur_tokens.V1))
+        amateur_tokens.wrap_built_on_v1()
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""
@@ -78,9 +78,9 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         outputs.hand_over(Tally(rows.ids, statistics))
         return logits
 
-    def tell_followers(self, sampled: torch.Tensor) -> None:
+    def tell_amateurs(self, sampled: torch.Tensor) -> None:
         """Copy each expert's token over its amateurs'; ``sampled`` is [batch rows, 1], changed in
         place.
         """
         if self._rows is not None:
-            self._rows.tell_followers(sampled)
+            self._rows.tell_amateurs(sampled)

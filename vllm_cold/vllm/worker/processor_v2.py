@@ -37,9 +37,9 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
     def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
         from vllm_cold.ops import registry
         from vllm_cold.vllm import patching
-        from vllm_cold.vllm.worker import block_zeroer, followers, outputs
+        from vllm_cold.vllm.worker import amateur_tokens, block_zeroer, outputs
 
-        patching.install((*outputs.PLACES, *followers.V2))
+        patching.install((*outputs.PLACES, *amateur_tokens.V2))
         self._device: torch.device = req_states.device
         patching.cure((block_zeroer.PLACE,))
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
@@ -155,7 +155,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         replace_nonfinite(logits, of_places)
         return logits
 
-    def tell_followers(self, sampled: "torch.Tensor", slots: "np.ndarray") -> None:
+    def tell_amateurs(self, sampled: "torch.Tensor", slots: "np.ndarray") -> None:
         """Copy each expert's token over its amateurs'.
 
         Args:
@@ -163,4 +163,4 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             slots: [requests] slot of each request.
         """
         if self._streams and (found := self._groups_of(slots)) is not None:
-            found.tell_followers(sampled)
+            found.tell_amateurs(sampled)

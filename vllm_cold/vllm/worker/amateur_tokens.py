@@ -21,7 +21,7 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(self: Any, logits: Any, sampling_metadata: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(self, logits, sampling_metadata, *args, **kwargs)
         for processor in sampling_metadata.logitsprocs.non_argmax_invariant:
-            if (tell := getattr(processor, "tell_followers", None)) is not None:
+            if (tell := getattr(processor, "tell_amateurs", None)) is not None:
                 tell(output.sampled_token_ids)
         return output
 
@@ -54,7 +54,7 @@ def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
     def __call__(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
         output = original(self, logits, input_batch, *args, **kwargs)
         for processor in self.logits_processors:
-            if (tell := getattr(processor, "tell_followers", None)) is not None:
+            if (tell := getattr(processor, "tell_amateurs", None)) is not None:
                 tell(output.sampled_token_ids, input_batch.idx_mapping_np)
         return output
 

@@ -1,26 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Behind the samplers of both runners, whoever has followers tells them."""
+"""Behind the samplers of both runners, whoever has amateurs tells them."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from vllm_cold.vllm.worker import followers
+from tests.front_end import Front
+from vllm_cold.vllm.frontend import config
+from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.worker import amateur_tokens
 
 pytestmark = pytest.mark.unit
 
 
 class Told:
-    """A logits processor with followers, or any other."""
+    """A logits processor with amateurs, or any other."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
 
-    def tell_followers(self, *arguments: Any) -> None:
+    def tell_amateurs(self, *arguments: Any) -> None:
         self.calls.append(arguments)
 
 
@@ -30,7 +34,7 @@ def metadata(*processors: Any) -> Any:
 
 def test_v1() -> None:
     output = SimpleNamespace(sampled_token_ids=torch.zeros(3, 1))
-    forward = followers._make_forward(lambda self, logits, sampling_metadata, **_: output)
+    forward = amateur_tokens._make_forward(lambda self, logits, sampling_metadata, **_: output)
     ours, other = Told(), object()
     assert forward(None, logits=None, sampling_metadata=metadata(other, ours)) is output
     assert ours.calls == [(output.sampled_token_ids,)]
@@ -39,7 +43,7 @@ def test_v1() -> None:
 
 def test_v2() -> None:
     output = SimpleNamespace(sampled_token_ids=torch.zeros(3, 1))
-    call = followers._make_call(lambda self, logits, input_batch: output)
+    call = amateur_tokens._make_call(lambda self, logits, input_batch: output)
     batch, ours = SimpleNamespace(idx_mapping_np=[2, 0, 1]), Told()
     assert call(SimpleNamespace(logits_processors=[object(), ours]), None, batch) is output
     assert ours.calls == [(output.sampled_token_ids, [2, 0, 1])]
@@ -72,8 +76,23 @@ def test_samplers_of_platforms_are_wrapped_where_that_can_be_done(
         monkeypatch.setattr(sampler, kind.__name__, kind, raising=False)
         kind.__module__ = sampler.__name__
     before = Other.forward
-    followers.wrap_built_on_v1()
+    amateur_tokens.wrap_built_on_v1()
     ours = Told()
     assert Own().forward(None, metadata(ours)).sampled_token_ids == "own"
     assert ours.calls == [("own",)]
     assert "forward" not in vars(Inheriting) and Other.forward is before
+
+
+def test_engines_of_the_v2_runner_miss_its_sampler(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others do not."""
+    engine = Front(tiny / "model").config
+    (place,) = amateur_tokens.V2
+    gone = Place(place.where.replace("__call__", "call"), place.make, place.takes)
+    monkeypatch.setattr(amateur_tokens, "V2", (gone,))
+    assert config.unsupported(engine) is None
+    monkeypatch.setattr(config, "uses_v2_runner", lambda config: True)
+    said = config.unsupported(engine)
+    assert said is not None and "V2 model runner has changed" in said
+    assert "vllm.v1.worker.gpu.sample.sampler.Sampler.call is gone" in said
