@@ -5,15 +5,21 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 
-from vllm_cold.method.settings import ColdSettings
-from vllm_cold.tools.explain.account import make_step
+from vllm_cold.method.settings import ColdSettings, Weight
+from vllm_cold.tools.contrast import Prompt
+from vllm_cold.tools.explain.account import Contrasted, make_step
 from vllm_cold.tools.explain.trace import (
+    BASE,
     COLD,
     GREEDY,
+    Amateur,
     Answer,
     Explanation,
     Logprob,
+    Piece,
     Report,
     Step,
 )
@@ -38,55 +44,116 @@ def _distribution(logits: list[float]) -> dict[int, Logprob]:
     }
 
 
-def _step(rng: random.Random, kind: str, wrong: bool, settings: ColdSettings) -> Step:
+def weight_of(settings: ColdSettings) -> Weight:
+    """The weight of an amateur that has none of its own."""
+    return Weight(-settings.strength, settings.adaptive)
+
+
+def _step(
+    rng: random.Random, kind: str, wrong: bool, settings: ColdSettings, weights: Sequence[Weight]
+) -> Step:
     spread = rng.choice([0.5, 1.0, 2.0, 4.0])
     e = [rng.gauss(0, spread) for _ in WORDS]
-    a = [value + rng.gauss(0, rng.choice([0.0, 0.2, 1.0, 3.0])) for value in e]
-    expert, amateur = _distribution(e), _distribution(a)
+    amateurs = [
+        Contrasted(
+            _distribution([value + rng.gauss(0, rng.choice([0.0, 0.2, 1.0, 3.0])) for value in e]),
+            weight,
+        )
+        for weight in weights
+    ]
+    expert = _distribution(e)
     order = sorted(expert, key=lambda token: -expert[token].value)
 
-    def made(token: int) -> Step:
+    def made(token: int, told: int | None = None) -> Step:
         return make_step(
             token,
             WORDS[token],
             expert,
-            amateur,
+            amateurs,
             known=KNOWN,
-            amateur_limit=None,
             vocab_size=None,
             settings=settings,
             listed=order[:6],
+            told=told,
         )
 
     step = made(order[0])
-    right = step.greedy if kind == GREEDY or step.winner is None else step.winner
-    return made(next(t for t in order if t != right) if wrong else right)
+    # As an engine would: it takes the best score, if a beta says what that is.
+    cold = step.candidates[0].token if None not in step.weights else None
+    right = step.greedy if kind == GREEDY or cold is None else cold
+    token = next(t for t in order if t != right) if wrong else right
+    return made(token, None if cold is None else cold if kind == GREEDY else token)
 
 
-def _answer(rng: random.Random, kind: str, length: int, settings: ColdSettings) -> Answer:
-    steps = tuple(_step(rng, kind, kind == COLD and i == WRONG, settings) for i in range(length))
+def _answer(
+    rng: random.Random,
+    kind: str,
+    length: int,
+    settings: ColdSettings,
+    amateurs: Sequence[Amateur],
+) -> Answer:
+    weights = [one.weight for one in amateurs]
+    steps = tuple(
+        _step(rng, kind, kind == COLD and i == WRONG, settings, weights) for i in range(length)
+    )
     return Answer(kind, "".join(step.text for step in steps), "length", steps)
 
 
 def make_report(
-    prompts: int = 2, length: int = 40, seed: int = 4, settings: ColdSettings = SETTINGS
+    prompts: int = 2,
+    length: int = 40,
+    seed: int = 4,
+    settings: ColdSettings = SETTINGS,
+    amateurs: Sequence[Amateur] = (),
+    prompt: Prompt | None = None,
 ) -> Report:
-    """A report whose answers hold hostile text, bare white space and one mismatch."""
+    """A report whose answers hold hostile text, bare white space and one mismatch; against the
+    base model with the expert's prompt, if no ``amateurs`` are given.
+    """
     rng = random.Random(seed)
+    others = tuple(amateurs) or (Amateur(BASE, weight_of(settings), tokens=23),)
     return Report(
         model="model-" + "very-" * 12 + "long",
         adapter=f"adapter {HOSTILE}",
-        amateur="base model",
         source="made up",
         settings=settings,
         chat=False,
         explanations=tuple(
             Explanation(
-                f"Prompt {number} {HOSTILE}\nsecond line " + "x" * 80,
+                prompt or f"Prompt {number} {HOSTILE}\nsecond line " + "x" * 80,
                 23,
-                cold=_answer(rng, COLD, length, settings),
-                greedy=_answer(rng, GREEDY, length, settings),
+                cold=_answer(rng, COLD, length, settings, others),
+                greedy=_answer(rng, GREEDY, length, settings, others),
+                amateurs=others,
             )
             for number in range(prompts)
         ),
     )
+
+
+CHAT = (("system", f"Be brief. {HOSTILE}"), ("user", "Who wrote it?\nAnd when?"))
+UNGUIDED = Amateur(
+    BASE,
+    Weight(-1.0, False),
+    "the same conversation without system",
+    tuple(Piece(text, role, role == "system") for role, text in CHAT),
+    7,
+)
+
+
+def without_system() -> Report:
+    """One amateur that reads a part of the prompt, and no mask."""
+    settings = ColdSettings(alpha=0.0, beta=1.0)
+    return make_report(1, settings=settings, amateurs=[UNGUIDED], prompt=CHAT)
+
+
+def several(num: int = 3, settings: ColdSettings = SETTINGS) -> Report:
+    """Amateurs of every kind."""
+    adaptive = settings.adaptive
+    kinds = [
+        replace(UNGUIDED, weight=Weight(-6.0 if adaptive else -0.5, adaptive)),
+        Amateur("sql", Weight(0.25, False), "a text of its own", (Piece(f"Who? {HOSTILE}"),), 3),
+        Amateur(BASE, Weight(-1.0, False), tokens=23),
+    ]
+    amateurs = [kinds[i % 3] for i in range(num)]
+    return make_report(1, settings=settings, amateurs=amateurs, prompt=CHAT)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser.reports import ADAPTIVE, WRONG, make_report
+from tests.browser.reports import ADAPTIVE, CHAT, WRONG, make_report, several, without_system
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.explain import page as pages
 from vllm_cold.tools.explain import visible
@@ -77,9 +77,9 @@ def check_panel(page: Any, report: Report, box: int, index: int) -> None:
 
 def check_row(row: dict[str, Any], step: Step, candidate: Candidate) -> None:
     assert row["token"].startswith(visible.alone(candidate.text, candidate.token))
-    expert, amateur, score = row["cells"]
+    expert, *amateurs, score = row["cells"]
     assert expert == percent(candidate.expert)
-    assert amateur == percent(candidate.amateur)
+    assert amateurs == [percent(value) for value in candidate.amateurs]
     assert float(score.replace("−", "-")) == pytest.approx(candidate.score, abs=0.0051)
     assert ("CoLD" in row["badges"]) == (candidate.token == step.winner)
     assert ("greedy" in row["badges"]) == (candidate.token == step.greedy)
@@ -136,6 +136,71 @@ def test_an_adaptive_beta(tmp_path: Path, open_page: Any) -> None:
     assert focused(page) == (0, following[0])
     top, bottom = chart.evaluate("svg => [svg.clientHeight, svg.getBBox().height]")
     assert bottom <= top
+
+
+def written(report: Report, folder: Path) -> Path:
+    path = folder / "page.html"
+    path.write_text(pages.render(report), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("num", [2, 3, 32])
+def test_several_amateurs(num: int, tmp_path: Path, open_page: Any) -> None:
+    """A column for each; where they are many, the table can be scrolled and the page need not."""
+    report = several(num)
+    page = open_page(written(report, tmp_path)).page
+    for index in (0, 5, WRONG):
+        page.locator(".tokens").first.locator(".t").nth(index).focus()
+        step = steps(report, 0)[index]
+        for row, candidate in zip(page.evaluate(ROWS), step.candidates, strict=True):
+            check_row(row, step, candidate)
+        bits = ", ".join(f"{value:.3f}" for value in step.divergences)
+        assert page.inner_text("#divergence") == f"{bits} bits"
+    names = page.locator("#names th")
+    columns = [f"Amateur {i + 1}" for i in range(num)]
+    assert names.all_inner_texts() == ["Token", "Expert", *columns, "Score"]
+    assert names.nth(2).get_attribute("title") == report.explanations[0].amateurs[0].label
+    panel = page.locator("#panel")
+    assert panel.evaluate("(panel) => panel.scrollWidth - panel.clientWidth") <= 0
+    assert page.locator(".amateur").count() == num
+
+
+@pytest.mark.parametrize("several_weights", [False, True])
+def test_adaptive_weights(several_weights: bool, tmp_path: Path, open_page: Any) -> None:
+    report = several(3 if several_weights else 1, ADAPTIVE)
+    page = open_page(written(report, tmp_path)).page
+    seen = set()
+    for index, step in enumerate(steps(report, 0)):
+        page.locator(".tokens").first.locator(".t").nth(index).focus()
+        assert page.inner_text("#strength") == ("Weights" if several_weights else "Beta")
+        values = step.weights if several_weights else (step.beta,)
+        texts = ["not known" if v is None else f"{v:.3f}".replace("-", "−") for v in values]
+        found = page.inner_text("#beta").replace("−0.000", "0.000")
+        assert found == ", ".join(texts).replace("−0.000", "0.000")
+        seen.add(None in values)
+    assert seen == {False, True}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1280])
+def test_what_an_amateur_does_not_read(
+    scheme: str, width: int, tmp_path: Path, open_page: Any
+) -> None:
+    report = without_system()
+    size = {"width": width, "height": 740}
+    page = open_page(
+        written(report, tmp_path), viewport=size, color_scheme=scheme, reduced_motion="reduce"
+    ).page
+    gone = page.locator(".prompt del")
+    assert gone.all_inner_texts() == [visible.in_text(CHAT[0][1], 0)]
+    assert "line-through" in gone.evaluate("(node) => getComputedStyle(node).textDecorationLine")
+    assert page.evaluate("() => window.hacked") is None
+    page.locator(".tokens").first.locator(".t").nth(WRONG).focus()
+    assert page.inner_text("#size") == "all, as alpha is 0"
+    assert [x for x in page.evaluate(LUMINANCE, "body *:not(script)") if x[0] < 4.5] == []
+    assert page.evaluate("() => document.documentElement.scrollWidth") <= width
+    titles = page.locator("svg.chart").first.locator("text").all_text_contents()
+    assert "Disagreement, bits" in titles and "Valid tokens" not in titles
 
 
 def focused(page: Any) -> tuple[int, int]:
@@ -276,6 +341,7 @@ def test_the_chart_has_every_step(report: Report, file: Path, open_page: Any) ->
     page = open_page(file).page
     for index in range(4):
         chart = page.locator(".chart").nth(index)
+        chart.locator(".bar").nth(39).wait_for(state="attached")  # drawn when it has a size
         for bars, values in (
             (".bar", [s.divergence for s in steps(report, index)]),
             (".bar-2", [float(s.valid_size) for s in steps(report, index)]),

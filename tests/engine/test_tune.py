@@ -19,15 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from PIL import Image
 
 from tests.docs.blocks import block
-from tests.naive import NaiveCold, Request, Trace
+from tests.naive import Amateur, Group, NaiveCold, Request, Trace
 from tests.server.conftest import serve
 from vllm_cold.tools.main import main
 from vllm_cold.tools.tune import command
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import Setting, make_grid
 
 pytestmark = pytest.mark.engine
 
@@ -37,6 +38,7 @@ BEST = Setting(0.05, 2.0)
 COUNT, MAX_TOKENS = 24, 16
 TOTAL = COUNT + len(GRID) * COUNT // 2 + COUNT // 2  # greedy, the grid on dev, the best held out
 
+SYSTEM = {"role": "system", "content": "Answer with a number."}
 Texts = dict[tuple[Setting | None, str], str]
 
 
@@ -138,7 +140,7 @@ def outputs(folder: Path) -> Texts:
         with contextlib.closing(sqlite3.connect(Path(copy) / "results.sqlite")) as connection:
             rows = connection.execute("SELECT setting, problem, text FROM output").fetchall()
     return {
-        (None if setting == "null" else Setting(*json.loads(setting)), problem): text
+        (msgspec.json.decode(setting, type=Setting | None), problem): text
         for setting, problem, text in rows
     }
 
@@ -161,7 +163,7 @@ def check_outputs(folder: Path, case: Case) -> None:
     found = outputs(folder)
     assert found == {key: case.texts[key] for key in found}
     assert len(found) == TOTAL
-    best = Setting(**report(folder)["best"])
+    best = msgspec.convert(report(folder)["best"], Setting)
     for setting, count in {
         None: COUNT, best: COUNT, **{s: COUNT // 2 for s in GRID if s != best}
     }.items():  # fmt: skip
@@ -177,7 +179,7 @@ def test_a_gain_is_found_with_one_engine(
     assert len(starts) == 1
     check_outputs(folder, base)
     found = report(folder)
-    assert found["gain"] is True and Setting(**found["best"]) == BEST
+    assert found["gain"] is True and msgspec.convert(found["best"], Setting) == BEST
     assert found["test"]["cold"] == 1.0 and found["test"]["greedy"] == 0.0
     assert found["test"]["count"] == COUNT // 2 == found["test"]["better"]
     printed = capsys.readouterr()
@@ -217,6 +219,118 @@ def test_no_gain_over_greedy_against_another_adapter(
     assert "Serve it without CoLD:" in printed
     assert "--cold-" not in found["serve"] and "--cold-" in found["serve_best"]
     assert any('{"cold_amateur": "two"}' in note for note in found["notes"])
+
+
+def _streams_case(
+    tiny: Path,
+    naive: NaiveCold,
+    grid: list[Setting],
+    group: Callable[[Any, int, Setting], Group],
+) -> tuple[list[int], Texts]:
+    """Numbers of problems that rounding cannot change, and their texts."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    kept: list[int] = []
+    texts: Texts = {}
+    for number in range(10, 70):
+        groups = {setting: group(tokenizer, number, setting) for setting in grid}
+        first = groups[grid[0]]
+        found: dict[Setting | None, Trace] = {s: naive.decode(g) for s, g in groups.items()}
+        found[None] = naive.greedy(first.prompt_ids, first.expert, MAX_TOKENS)
+        if any(trace.settled() < MAX_TOKENS for trace in found.values()):
+            continue
+        kept.append(number)
+        for setting, trace in found.items():
+            texts[setting, str(number)] = tokenizer.decode(trace.tokens)
+        if len(kept) == 14:
+            return kept, texts
+    raise AssertionError("too few problems that are clear")
+
+
+def _tune(
+    tiny: Path,
+    tmp_path: Path,
+    rows: list[dict[str, Any]],
+    answers: Texts,
+    best: Setting,
+    *more: str,
+) -> dict[str, Any]:
+    """Run the command on rows, of which ``best`` gives the answers; the report."""
+    for row in rows:
+        row["answer"] = answers[best, row["id"]]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    folder = tmp_path / "out"
+    words = [
+        *("tune", str(tmp_path / "p.jsonl"), "--model", str(tiny / "model"), *more),
+        *("--max-tokens", str(MAX_TOKENS), "--output", str(folder), "--enforce-eager"),
+        *("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8"),
+    ]
+    assert main(words) in (0, 1)
+    found = outputs(folder)
+    assert found == {key: answers[key] for key in found}
+    assert {setting for setting, _ in found} == {setting for setting, _ in answers}
+    return report(folder)
+
+
+def test_prompts_alone_without_lora(
+    tiny: Path, naive: NaiveCold, tmp_path: Path, starts: list[Any]
+) -> None:
+    """The base model against itself without its instruction: a grid and presets."""
+    grid = make_grid({"alpha": "0.05", "beta": "2"}, "cfg,adacad")
+
+    def chat(number: int) -> list[dict[str, str]]:
+        return [
+            {"role": "system", "content": f" w{number} w{2 * number}"},
+            {"role": "user", "content": f" w{number + 100} w{3 * number + 10}"},
+        ]
+
+    def group(tokenizer: Any, number: int, setting: Setting) -> Group:
+        def ids(messages: list[dict[str, str]]) -> list[int]:
+            text = tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True
+            )
+            return list(tokenizer.encode(text, add_special_tokens=False))
+
+        (_, user) = chat(number)
+        amateur = Amateur(-setting.strength, None, ids([user]), setting.adaptive)
+        return Group(ids(chat(number)), None, [amateur], setting.alpha, MAX_TOKENS)
+
+    numbers, texts = _streams_case(tiny, naive, grid, group)
+    rows: list[dict[str, Any]] = [{"messages": chat(n), "id": str(n)} for n in numbers]
+    rows[0]["cold_without"] = 0  # the same, said by the row
+    more = ("--without", "system", "--alpha", "0.05", "--beta", "2", "--preset", "cfg,adacad")
+    found = _tune(tiny, tmp_path, rows, texts, grid[1], *more)
+    assert len(starts) == 1 and starts[0].llm_engine.vllm_config.lora_config is None
+    assert msgspec.convert(found["best"], Setting) == grid[1]
+    assert found["test"]["cold"] == 1.0 and "--enable-lora" not in found["serve_best"]
+
+
+def test_two_amateurs_with_weights_and_prompts(
+    tiny: Path, naive: NaiveCold, tmp_path: Path, starts: list[Any]
+) -> None:
+    """Towards another adapter, and away from the expert's own with what each row says."""
+    grid = make_grid({"alpha": "0.05,0.3"}, weights=(0.5, -1.0))
+
+    def texts_of(number: int) -> tuple[str, str]:
+        return f"w{number} w{number + 100} w{3 * number}", f"w{number + 50} w7"
+
+    def group(tokenizer: Any, number: int, setting: Setting) -> Group:
+        prompt, own = (tokenizer.encode(text) for text in texts_of(number))
+        amateurs = [Amateur(0.5, "two"), Amateur(-1.0, "one", own)]
+        return Group(prompt, "one", amateurs, setting.alpha, MAX_TOKENS)
+
+    numbers, texts = _streams_case(tiny, naive, grid, group)
+    rows = []
+    for n in numbers:
+        prompt, own = texts_of(n)
+        rows.append({"prompt": prompt, "id": str(n), "cold_amateur_prompt": ["", own]})
+    more = ("--adapter", str(tiny / "one"), "--amateur", str(tiny / "two"), "--amateur", "")
+    more += ("--weights", "0.5", "--weights", "-1", "--alpha", "0.05,0.3")
+    found = _tune(tiny, tmp_path, rows, texts, grid[1], *more)
+    assert len(starts) == 1
+    assert found["run"]["contrast"].endswith(", or what a problem says")
+    assert any('"cold_weights": [0.5, -1.0]' in note for note in found["notes"])
 
 
 def test_an_engine_that_cannot_do_cold_decodes_nothing(
@@ -322,11 +436,30 @@ def test_the_line_serves_what_was_measured(
             )
             assert answer.choices[0].text == base.texts[BEST, prompt]
 
+        # Asked by the command itself, the server gives what the engine gave, whatever its default.
+        words = arguments(tiny, problems, tmp_path / "asked")
+        asked = [*words[: words.index("--enforce-eager")], "--url", server.url]
+        asked[asked.index("--adapter") + 1] = "one"
+        at = asked.index("--model")
+        assert main([*asked[:at], *asked[at + 2 :], "--concurrency", "8"]) == 0
+        check_outputs(tmp_path / "asked", base)
 
-def _shell(script: str, folder: Path, tiny: Path) -> subprocess.CompletedProcess[str]:
+        # And by the command of the page.
+        (tmp_path / "page").mkdir()
+        write_sums(tmp_path / "page" / "problems.jsonl")
+        script = block("docs/tuning.md", "tune-url")
+        script = script.replace("http://localhost:8000", server.url).replace(" sql ", " one ")
+        done = _shell(script, tmp_path / "page", tiny, more="--limit 12")
+        assert done.returncode == 1, done.stderr[-3000:]
+        assert report(tmp_path / "page" / "cold-tune")["run"]["server"] == server.url
+
+
+def _shell(
+    script: str, folder: Path, tiny: Path, more: str = "--enforce-eager"
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the page; without compiling, which takes a minute on a CPU."""
     return subprocess.run(
-        # Without compiling, which takes a minute on a CPU.
-        ["bash", "-euo", "pipefail", "-c", f"{script.rstrip()} --enforce-eager"],
+        ["bash", "-euo", "pipefail", "-c", f"{script.rstrip()} {more}"],
         cwd=folder,
         env={
             **os.environ,
@@ -341,18 +474,34 @@ def _shell(script: str, folder: Path, tiny: Path) -> subprocess.CompletedProcess
     )
 
 
-def test_the_commands_of_the_page(tiny: Path, tmp_path: Path) -> None:
-    """As a reader types them, in a folder with a file of problems."""
+def write_sums(path: Path) -> None:
     rows = [
         {"prompt": f"What is {n} and {n}?", "answer": str(2 * n), "id": f"q{n}"}
         for n in range(10, 34)
     ]
-    (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_the_commands_of_the_page(tiny: Path, tmp_path: Path) -> None:
+    """As a reader types them, in a folder with a file of problems."""
+    write_sums(tmp_path / "problems.jsonl")
     done = _shell(block("docs/tuning.md", "tune"), tmp_path, tiny)
     assert done.returncode == 1, done.stderr[-3000:]
     assert "No setting beats greedy decoding significantly." in done.stdout
     found = report(tmp_path / "cold-tune")
     assert found["run"]["match"] == "number" and len(found["rows"]) == 9
+
+    chats = [
+        {"messages": [SYSTEM, {"role": "user", "content": f"{n} and {n}?"}], "answer": 2 * n}
+        for n in range(10, 34)
+    ]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    script = block("docs/tuning.md", "tune-prompts")
+    done = _shell(f"{script.rstrip()} --output prompts", tmp_path, tiny)
+    assert done.returncode == 1, done.stderr[-3000:]
+    found = report(tmp_path / "prompts")
+    assert [row["setting"]["preset"] for row in found["rows"]] == ["cfg", "adacad"]
+    assert found["run"]["contrast"] == "itself without system"
 
     (tmp_path / "scoring.py").write_text(block("docs/tuning.md", "tune-scoring"))
     done = _shell(block("docs/tuning.md", "tune-callable"), tmp_path, tiny)

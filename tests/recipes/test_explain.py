@@ -52,6 +52,27 @@ def test_one_prompt(folder: Path, variables: dict[str, str]) -> None:
     assert "page: sorting.html" in printed
 
 
+@pytest.mark.engine
+def test_other_prompts(folder: Path, variables: dict[str, str]) -> None:
+    """What the page says of its chat and its text: each without a part, by the base model."""
+    printed = run(block(PAGE, "guided").rstrip() + FLOAT32, folder, variables)
+    flowing = " ".join(printed.split())
+    assert "system: [-Answer in French.-] user: What is the capital of Japan?" in flowing
+    assert "[-Text: Manila is the capital of Russia. -]Question: What is" in flowing
+    assert "base model against amateurs that differ from prompt to prompt" in flowing
+    check(folder / "guided.html", 2, 0.1, 1.0)
+
+
+@pytest.mark.engine
+def test_several_amateurs(folder: Path, variables: dict[str, str]) -> None:
+    printed = run(block(PAGE, "several").rstrip() + FLOAT32, folder, variables)
+    assert "sorting against orders and base model" in printed
+    data = check(folder / "several.html", 1, 0.1, 0.5)
+    assert data["amateurs"] == [["orders", "base model"]]
+    for answer in data["prompts"][0].values():
+        assert {tuple(step["weights"]) for step in answer["steps"]} == {(-0.5, -0.25)}
+
+
 @pytest.mark.server
 def test_a_file_of_prompts_offline_and_served(
     folder: Path, variables: dict[str, str], served: str

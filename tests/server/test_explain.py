@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold explain`` with a running server gives what it gives with an engine of its own."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.asked import asked
 from tests.server.conftest import Server, arguments, serve
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
@@ -25,12 +27,31 @@ ADAPTIVE = ColdSettings(alpha=0.3, beta="adaptive", beta_max=300.0)
 # Often more.
 WIDE = ColdSettings(alpha=1e-5, beta=0.5)
 OPTIONS: dict[str, Any] = {"max_tokens": 16, "listed": 6}
+CHAT = (("system", "w12 w7 w300"), ("user", "w45 w46"))
+TWO: dict[str, Any] = {
+    "amateur": ["base", ""],
+    "amateur_prompt": ["", "w9 w8"],
+    "weights": [-2.0, 0.5],
+}
+ASKED = {
+    "plain": asked(PROMPTS, SETTINGS),
+    "chat": asked(PROMPTS, SETTINGS, chat=True),
+    "adaptive": asked(PROMPTS, ADAPTIVE),
+    "wide": asked(PROMPTS[:1], WIDE),
+    "without": asked([CHAT], SETTINGS, without="system"),
+    "part": asked(PROMPTS[:1], SETTINGS, part="0:7"),
+    "messages": asked([CHAT], ADAPTIVE, amateur_messages='[{"role": "user", "content": "w3"}]'),
+    "two": asked(PROMPTS, alpha=0.3, **TWO),
+}
 
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Its own default is CoLD with a cap of 1: a request that forgets an override is greedy."""
-    command = [*arguments(tiny), "--sampler", "cold", "--cold-expert-top-k", "1"]
+    """Its own default is CoLD with a cap of 1, for chats against what is not from a user: a request
+    that forgets an override is greedy, or another contrast.
+    """
+    default = ("--sampler", "cold", "--cold-expert-top-k", "1", "--cold-without", "system,0")
+    command = [*arguments(tiny), *default]
     with serve(tmp_path_factory.mktemp("explain"), command) as running:
         yield running
 
@@ -52,12 +73,10 @@ def offline(tiny: Path) -> Iterator[dict[str, Report]]:
         engine = OfflineSource(
             str(tiny / "model"), str(tiny / "one"), dtype="float32", max_model_len=256
         )
+        engine._base = "base"  # as the server calls it
         try:
             yield {
-                "plain": collect.explain(engine, PROMPTS, SETTINGS, **OPTIONS),
-                "chat": collect.explain(engine, PROMPTS, SETTINGS, chat=True, **OPTIONS),
-                "adaptive": collect.explain(engine, PROMPTS, ADAPTIVE, **OPTIONS),
-                "wide": collect.explain(engine, PROMPTS[:1], WIDE, **OPTIONS),
+                name: collect.explain(engine, prompts, **OPTIONS) for name, prompts in ASKED.items()
             }
         finally:
             engine.close()
@@ -81,12 +100,11 @@ def assert_same(got: Any, expected: Any) -> None:
         assert got == expected
 
 
-@pytest.mark.parametrize("name", ["plain", "chat", "adaptive"])
+@pytest.mark.parametrize("name", [name for name in ASKED if name != "wide"])
 def test_the_same_page_as_offline(
     name: str, source: ServerSource, offline: dict[str, Report]
 ) -> None:
-    settings = ADAPTIVE if name == "adaptive" else SETTINGS
-    got = collect.explain(source, PROMPTS, settings, chat=name == "chat", **OPTIONS)
+    got = collect.explain(source, ASKED[name], **OPTIONS)
     expected = offline[name]
     assert_same(page.data(got), page.data(expected))
     for mine, theirs in zip(got.explanations, expected.explanations, strict=True):
@@ -100,7 +118,7 @@ def test_a_valid_set_beyond_the_servers_limit(
     source: ServerSource, offline: dict[str, Report]
 ) -> None:
     assert source.largest_top() == 20
-    got = collect.explain(source, PROMPTS[:1], WIDE, **OPTIONS).explanations[0].cold
+    got = collect.explain(source, ASKED["wide"], **OPTIONS).explanations[0].cold
     exact = offline["wide"].explanations[0].cold
     compared = 0
     for mine, theirs in zip(got.steps, exact.steps, strict=False):
@@ -117,13 +135,50 @@ def test_a_valid_set_beyond_the_servers_limit(
 
 def test_another_adapter_as_amateur(server: Server, source: ServerSource) -> None:
     url = f"http://127.0.0.1:{server.port}/v1"
-    other = ServerSource(url, "one", "two")
-    got = collect.explain(other, PROMPTS, SETTINGS, **OPTIONS)
+    other = ServerSource(url, "one", ["two"])
+    got = collect.explain(other, asked(PROMPTS, SETTINGS, amateur="two"), **OPTIONS)
     assert got.amateur == "two"
     assert all(e.cold.mismatches == () for e in got.explanations)
-    base = collect.explain(source, PROMPTS, SETTINGS, **OPTIONS)
+    base = collect.explain(source, ASKED["plain"], **OPTIONS)
     assert page.data(got) != page.data(base)
     other.close()
+
+
+def test_without_a_mask(source: ServerSource) -> None:
+    """What cannot be known is not said; the answer's own tokens are the server's word."""
+    prompts = asked([CHAT], without="system", preset="cfg", beta=2.0)
+    [got] = collect.explain(source, prompts, **OPTIONS).explanations
+    assert got.cold.told == tuple(range(16)) and got.cold.mismatches == ()
+    assert any(step.differs for step in got.cold.steps)
+    assert all(step.winner is None for step in got.greedy.steps)
+
+
+def test_the_base_model_is_guided(server: Server, source: ServerSource) -> None:
+    base = ServerSource(server.url)
+    for prompts in (ASKED["without"], ASKED["part"]):
+        report = collect.explain(base, prompts, **OPTIONS)
+        assert report.adapter == "base model"
+        assert all(e.cold.mismatches == e.greedy.mismatches == () for e in report.explanations)
+        with_adapter = collect.explain(source, prompts, **OPTIONS)
+        assert page.data(report) != page.data(with_adapter)
+    with pytest.raises(ToolError, match="nothing to contrast with"):
+        base.read(ASKED["plain"])
+    base.close()
+
+
+def test_a_file_of_chats(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, html = tmp_path / "chats.jsonl", tmp_path / "page.html"
+    messages = [{"role": role, "content": content} for role, content in CHAT]
+    rows = [{"messages": messages}, {"prompt": PROMPTS[0], "cold_part": "0:7"}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["explain", "--url", server.url, "--prompts", str(file), "--html", str(html)]
+    assert main([*command, "--without", "system", "--max-tokens", "8", "--alpha", "0.3"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The amateur, base model, reads the same conversation without system" in printed
+    assert "reads the same text without characters 0:7" in printed
+    assert html.read_text(encoding="utf-8").count("<del>struck out</del>") == 2
 
 
 def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 
+from tests.asked import asked
 from vllm_cold.tools import explain
+from vllm_cold.tools.contrast import read_contrast
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import offline
-from vllm_cold.tools.explain.command import check_page, read_prompts, run
+from vllm_cold.tools.explain.command import amateur_paths, ask_all, check_page, run
 from vllm_cold.tools.explain.offline import OfflineSource
+from vllm_cold.tools.explain.prompts import Asked, read_prompts
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.sources import Decoded
 from vllm_cold.tools.explain.trace import Logprob
@@ -239,8 +242,10 @@ class Template:
 def test_a_chat_template_that_fails_is_a_sentence() -> None:
     source = object.__new__(OfflineSource)
     source._llm = SimpleNamespace(get_tokenizer=Template)
-    with pytest.raises(ToolError, match=r"does not take the prompt 'hello' \(roles must alternate"):
-        source.encode(["hello"], chat=True)
+    source._expert, source._base, source._loaded = "one", "base", {"one": None}
+    said = r"does not take the chat that begins 'hello' \(roles must alternate"
+    with pytest.raises(ToolError, match=said):
+        source.read(asked(["hello"], chat=True))
 
 
 @pytest.mark.parametrize(
@@ -276,12 +281,12 @@ def test_an_engine_that_fails_is_a_sentence() -> None:
 def test_prompt_files(tmp_path: Path) -> None:
     lines = tmp_path / "prompts.txt"
     lines.write_text("first\n\n  second\n", encoding="utf-8")
-    assert read_prompts(lines) == ["first", "  second"]
+    assert [row.prompt for row in read_prompts(lines)] == ["first", "  second"]
     objects = tmp_path / "prompts.jsonl"
     objects.write_text(
         '\ufeff{"prompt": "a\\nb", "id": 1}\r\n\n{"prompt": "c\u2028d"}\n', encoding="utf-8"
     )
-    assert read_prompts(objects) == ["a\nb", "c\u2028d"]
+    assert [row.prompt for row in read_prompts(objects)] == ["a\nb", "c\u2028d"]
     for text, message in (
         ('{"prompt": "a"}\n{"text": "b"}\n', "line 2 must be an object"),
         ('["prompt"]\n', "line 1 must be an object"),
@@ -306,6 +311,7 @@ class Fake(BaseHTTPRequestHandler):
 
     answers: dict[str, Any] = {}
     headers_seen: list[dict[str, str]] = []
+    bodies: list[tuple[str, Any]] = []
 
     def do_GET(self) -> None:
         self.headers_seen.append({k.lower(): v for k, v in self.headers.items()})
@@ -322,6 +328,7 @@ class Fake(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.headers_seen.append({k.lower(): v for k, v in self.headers.items()})
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.bodies.append((self.path, body))
         wants = (body.get("vllm_xargs") or {}).get("cold_alpha")
         if wants == -1 and self.answers["plugin"]:
             message = "cold_alpha=-1: must be a number in [0, 1]"
@@ -329,6 +336,8 @@ class Fake(BaseHTTPRequestHandler):
         elif body.get("prompt_logprobs", 0) > self.answers.get("max_logprobs", 20):
             message = "Requested prompt logprobs of 256, which is greater than max allowed: 7"
             self._send(400, {"error": {"message": message, "code": 400}})
+        elif self.path.endswith("/chat/completions") and "chat" in self.answers:
+            self._send(200, self.answers["chat"])
         elif "text" in self.answers:
             self._send_text(200, self.answers["text"])
         else:
@@ -366,8 +375,8 @@ def test_names_that_the_server_does_not_have(fake: str) -> None:
     for options, message in (
         ({"adapter": "two"}, r"--adapter=two: no such adapter on the server \(loaded: one\)"),
         ({"adapter": "base"}, r"--adapter=base: no such adapter"),
-        ({"adapter": "one", "amateur": "two"}, r"--amateur=two: no such adapter"),
-        ({"adapter": "one", "amateur": "one"}, "--amateur=one: must differ"),
+        ({"adapter": "one", "amateurs": ["two"]}, r"--amateur=two: no such adapter"),
+        ({"adapter": "one", "amateurs": ["one"]}, "--amateur=one: must differ"),
         ({"adapter": "one", "model": "other"}, r"--model=other: no such base .*\(there are: base"),
     ):
         with pytest.raises(ToolError, match=message):
@@ -419,7 +428,7 @@ def test_an_older_server_that_ignores_named_tokens(fake: str) -> None:
         ([], {}),
     ):
         Fake.answers["choices"] = [{"index": 0, "logprobs": {"top_logprobs": tops}}]
-        assert source.look_up("amateur", [([1], [7])]) == [expected]
+        assert source.look_up(None, [([1], [7])]) == [expected]
 
 
 def test_a_servers_answers_are_read(fake: str) -> None:
@@ -434,20 +443,20 @@ def test_a_servers_answers_are_read(fake: str) -> None:
         {"index": 1, **written, "text": "b", "prompt_logprobs": [None]},
         {"index": 0, **written, "prompt_token_ids": [1, 2], "prompt_logprobs": [None, row]},
     ]
-    found = source.decode([[1], [2]], 2, None)
+    found = source.greedy([[1], [2]], 2)
     assert found == [Decoded((4, 2), "a", "stop"), Decoded((4, 2), "b", "stop")]
-    rows = source.score("expert", [[1, 2], [1]], 2)
+    rows = source.score("one", [[1, 2], [1]], 2)
     assert rows == [[{5: Logprob(-0.5, " a"), 6: Logprob(-math.inf, "")}], []]
     del Fake.answers["choices"][0]
-    assert source.encode(["x"], chat=False) == [[1, 2]]
+    assert source.read(asked(["x"]))[0].streams[0].ids == (1, 2)
 
 
 ASKS: dict[str, Callable[[ServerSource], object]] = {
-    "encode": lambda source: source.encode(["x"], chat=False),
-    "chat": lambda source: source.encode(["x"], chat=True),
-    "decode": lambda source: source.decode([[1]], 1, None),
-    "score": lambda source: source.score("expert", [[1, 2]], 3),
-    "look up": lambda source: source.look_up("expert", [([1], [2])]),
+    "encode": lambda source: source.read(asked(["x"])),
+    "chat": lambda source: source.read(asked(["x"], chat=True)),
+    "decode": lambda source: source.greedy([[1]], 1),
+    "score": lambda source: source.score("one", [[1, 2]], 3),
+    "look up": lambda source: source.look_up("one", [([1], [2])]),
 }
 
 
@@ -486,7 +495,221 @@ def test_a_reply_that_is_no_json_is_named(fake: str) -> None:
     source = ServerSource(fake, "one")
     Fake.answers["text"] = "<html></html>"
     with pytest.raises(ToolError, match="the server does not return JSON as vLLM does"):
-        source.score("expert", [[1, 2]], 3)
+        source.score("one", [[1, 2]], 3)
     Fake.answers = {"plugin": True, "choices": []}
     with pytest.raises(ToolError, match="the server does not return choices as vLLM does"):
-        source.encode(["x"], chat=False)
+        source.read(asked(["x"]))
+
+
+def asks(*arguments: str) -> list[Asked]:
+    return ask_all(parse(*arguments))
+
+
+def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
+    [one] = asks("--url", "u", "--prompt", "xy", "--part", "0:1", "--weights", "-0.5")
+    assert one.args == {"cold_part": "0:1", "cold_weights": -0.5}
+    [one] = asks(
+        *("--url", "u", "--adapter", "a", "--prompt", "x", "--chat", "--alpha", "0.2"),
+        *("--amateur", "", "--amateur", "b", "--amateur-prompt", "y", "--amateur-prompt", ""),
+        *("--weights", "-0.5", "--weights", "adaptive"),
+    )
+    assert one.args == {
+        "cold_alpha": 0.2,
+        "cold_amateur": ["", "b"],
+        "cold_amateur_prompt": ["y", ""],
+        "cold_weights": [-0.5, "adaptive"],
+    }
+    assert one.chat
+    # A preset's values are not overridden by what nobody said.
+    [one] = asks("--model", "m", "--prompt", "xy", "--part", "0:1", "--preset", "cad")
+    assert (one.contrast.settings.alpha, one.contrast.settings.beta) == (0.0, 0.5)
+    [one] = asks(
+        "--model", "m", "--prompt", "xy", "--part", "0:1", "--preset", "cad", "--alpha", "0.3"
+    )
+    assert (one.contrast.settings.alpha, one.contrast.settings.beta) == (0.3, 0.5)
+    # Adapters are named, the base model and none at all are not.
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    paths = ("--amateur", "m", "--amateur", f"sql={tmp_path}", "--amateur", "")
+    prompts = ("--amateur-prompt", "y", "--amateur-prompt", "", "--amateur-prompt", "z")
+    [one] = asks("--model", "m", "--prompt", "xy", *paths, *prompts)
+    assert one.args["cold_amateur"] == ["m", "sql", ""]
+    assert amateur_paths(parse("--model", "m", "--prompt", "xy", *paths)) == [f"sql={tmp_path}"]
+
+
+def test_rows_say_what_their_amateurs_read(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows: list[dict[str, Any]] = [
+        {"messages": messages},
+        {"messages": messages, "cold_amateur_messages": messages[1:], "id": 3},
+        {"prompt": "xy", "cold_part": [0, 1]},
+        {"prompt": "xy", "cold_amateur_prompt": ["a", "b"]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = ("--url", "u", "--prompts", str(file), "--without", "system", "--alpha", "0.2")
+    chat, own, part, two = asks(*given)
+    assert chat.prompt == (("system", "s"), ("user", "u"))
+    assert chat.args == {"cold_without": "system", "cold_alpha": 0.2}
+    assert own.args["cold_amateur_messages"] == json.dumps(messages[1:])
+    assert "cold_without" not in own.args
+    assert part.reads(part.contrast.amateurs[0])[0] == "the same text without characters 0:1"
+    assert len(two.contrast.amateurs) == 2
+
+
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "no prompt": ({"text": "x"}, 'line 1 must be an object with the text "prompt", or with'),
+    "both": ({"prompt": "x", "messages": []}, "line 1 must be an object"),
+    "no messages": ({"messages": []}, "line 1 must be an object"),
+    "no content": ({"messages": [{"role": "user"}]}, "line 1 must be an object"),
+    "surrogate": (
+        {"messages": [{"role": "user", "content": "\ud800"}]},
+        "line 1 has half a surrogate pair",
+    ),
+    "knob": ({"prompt": "x", "cold_beta": 1.0}, "line 1: cold_beta=1.0: a row may have"),
+    "part": (
+        {"prompt": "x", "cold_part": "0:9"},
+        "line 1: cold_part='0:9': the prompt has 1 characters$",
+    ),
+    "not a chat": (
+        {"prompt": "x", "cold_without": "system"},
+        "line 1: cold_without='system': is for chats, whose prompt is messages; leave a part of a",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_mistakes_in_rows(case: str, tmp_path: Path) -> None:
+    row, said = ROWS[case]
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(json.dumps(row))
+    with pytest.raises(ToolError, match=f"^--prompts={file}: {said}"):
+        asks("--model", "m", "--adapter", "one", "--prompts", str(file))
+
+
+def test_options_that_do_not_fit_a_row(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "x"}')
+    given = ("--model", "m", "--prompts", str(file))
+    said = "line 1: --without='system': is for chats, whose prompt is messages; leave a part of a "
+    with pytest.raises(ToolError, match=said + "text out with --part$"):
+        asks(*given, "--without", "system")
+
+
+OPTIONS: dict[str, tuple[list[str], str]] = {
+    "nothing": (
+        [],
+        "^--prompt: nothing to contrast with: give --adapter, or say what the amateur reads",
+    ),
+    "the base model": (["--amateur", "m"], "^--prompt: nothing to contrast with"),
+    "preset": (["--preset", "cot"], "^--preset='cot': must be one of cold, cad, adacad, cfg, dex"),
+    "no own prompt": (
+        ["--preset", "cfg"],
+        "^--preset='cfg': contrasts with another prompt; say which with --without, --part, --amat",
+    ),
+    "two prompts": (
+        ["--amateur-prompt", "y", "--part", "0:1"],
+        "^--part='0:1': the amateur has a prompt already, by --amateur-prompt$",
+    ),
+    "counts": (
+        ["--weights", "1", "--weights", "-1", "--amateur-prompt", "y", "--amateur-prompt", "z"]
+        + ["--amateur-prompt", "x"],
+        "lists have one for each amateur$",
+    ),
+    "weight": (["--part", "0:1", "--weights", "much"], "^--weights='much': must be a number from"),
+    "beta without use": (
+        ["--amateur-prompt", "y", "--weights", "-1", "--beta", "2"],
+        "^--beta=2.0: no amateur uses it",
+    ),
+    "no amateur": (["--amateur", "no/such"], "^--amateur='no/such': no such folder"),
+    "no text": (["--amateur-prompt", b"\xff".decode(errors="surrogateescape")], "is no UTF-8 text"),
+    "messages": (
+        ["--amateur-messages", "[]"],
+        r"^--amateur-messages='\[\]': must be a list of messages",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", OPTIONS)
+def test_mistakes_about_amateurs(case: str) -> None:
+    arguments, said = OPTIONS[case]
+    with pytest.raises(ToolError, match=said):
+        asks("--model", "m", "--prompt", "x", *arguments)
+
+
+def sent(fake: str, one: Asked, adapter: str | None = "one") -> dict[str, Any]:
+    """The keys of the request for a prompt's CoLD answer."""
+    return ServerSource(fake, adapter)._xargs(one)
+
+
+def test_a_server_is_asked_in_the_users_way(fake: str) -> None:
+    """And its own defaults have no say: not its cap, its preset, nor what it leaves out."""
+    most = 2**31 - 1
+    [plain] = asked(["x"], beta=1.0)
+    assert sent(fake, plain) == {
+        "cold": 1,
+        "cold_alpha": 0.1,
+        "cold_beta": 1.0,
+        "cold_expert_top_k": most,
+        "cold_amateur": "base",
+    }
+    [cad] = asked(["xy"], part="0:1", preset="adacad")
+    assert sent(fake, cad, None) == {
+        "cold": 1,
+        "cold_alpha": 0.0,
+        "cold_beta": "adaptive",
+        "cold_beta_max": 1.0,
+        "cold_expert_top_k": most,
+        "cold_part": "0:1",
+        "cold_preset": "adacad",
+    }
+    [two] = asked(["xy"], amateur=["", "two"], part=["0:1", ""], weights=[-0.5, "adaptive"])
+    found = sent(fake, two)
+    assert "cold_beta" not in found and found["cold_beta_max"] == 1.0
+    assert found["cold_weights"] == [-0.5, "adaptive"]
+    for given in (plain, cad, two):  # and it fits together
+        read_contrast({k: v for k, v in sent(fake, given).items() if k != "cold"})
+
+
+def test_a_server_without_an_adapter(fake: str) -> None:
+    source = ServerSource(fake)
+    assert source.description.adapter is None and source.description.model == "base"
+    assert source._name(None) == "base"
+    ServerSource(fake, "one", ["base"])  # by its name
+
+
+def test_an_answer_to_another_prompt_is_refused(fake: str) -> None:
+    source = ServerSource(fake, "one")
+    written = {"text": "a", "finish_reason": "stop", "token_ids": [4, 2]}
+    Fake.answers["choices"] = [{"index": 0, **written, "prompt_token_ids": [1, 2]}]
+    [read] = source.read(asked(["xy"]))
+    assert source.cold([read], 2) == [Decoded((4, 2), "a", "stop")]
+    Fake.answers["choices"] = [{"index": 0, **written, "prompt_token_ids": [1, 3]}]
+    with pytest.raises(ToolError, match="the server reads the prompt 'xy' in another way each"):
+        source.cold([read], 2)
+
+
+def test_a_chat_is_asked_as_a_chat(fake: str) -> None:
+    """What an amateur reads is made by the server too: as a chat without CoLD."""
+    source = ServerSource(fake, "one")
+    said = {"index": 0, "finish_reason": "stop", "token_ids": [4, 2]}
+    message = {"role": "assistant", "content": "a"}
+    Fake.answers["chat"] = {"prompt_token_ids": [1, 2], "choices": [{**said, "message": message}]}
+    Fake.bodies.clear()
+    chat = (("system", "s"), ("user", "u"))
+    [one] = asked([chat], amateur="base", without="system")
+    [read] = source.read([one])
+    assert [(stream.adapter, stream.ids) for stream in read.streams] == [
+        ("one", (1, 2)),
+        (None, (1, 2)),
+    ]
+    assert source.cold([read], 2) == [Decoded((4, 2), "a", "stop")]
+    paths, bodies = zip(*Fake.bodies, strict=True)
+    assert set(paths) == {"/v1/chat/completions"}
+    system, user = ({"role": role, "content": content} for role, content in chat)
+    assert [body["messages"] for body in bodies] == [[system, user], [user], [system, user]]
+    assert [body["vllm_xargs"] for body in bodies[:2]] == [{"cold": 0}] * 2
+    assert bodies[2]["vllm_xargs"].items() >= one.args.items() | {("cold", 1)}
+    assert all(body["return_token_ids"] and body["model"] == "one" for body in bodies)
+    # A server's parser may have taken all of the answer for thoughts.
+    Fake.answers["chat"]["choices"][0]["message"] = {"content": None, "reasoning": "a"}
+    assert source.cold([read], 2) == [Decoded((4, 2), "", "stop")]

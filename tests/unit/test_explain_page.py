@@ -6,11 +6,23 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
+from markupsafe import escape
 from rich.console import Console
 
-from tests.browser.reports import ADAPTIVE, HOSTILE, WRONG, make_report
+from tests.browser.reports import (
+    ADAPTIVE,
+    CHAT,
+    HOSTILE,
+    WRONG,
+    make_report,
+    several,
+    weight_of,
+    without_system,
+)
+from vllm_cold.method.settings import ColdSettings, Weight
 from vllm_cold.tools.explain import account, page, terminal, trace, visible
 
 pytestmark = pytest.mark.unit
@@ -122,22 +134,22 @@ def test_an_adaptive_beta_in_the_terminal(width: int) -> None:
 
 
 def test_infinite_numbers_are_left_out_of_the_data() -> None:
+    settings = make_report().settings
+    amateur = {0: trace.Logprob(0.0, "a"), 1: trace.Logprob(0.0, "b")}
     step = account.make_step(
         0,
         "a",
         {0: trace.Logprob(0.0, "a"), 1: trace.Logprob(float("-inf"), "b")},
-        {0: trace.Logprob(0.0, "a"), 1: trace.Logprob(0.0, "b")},
+        [account.Contrasted(amateur, weight_of(settings))],
         known=2,
-        amateur_limit=None,
         vocab_size=2,
-        settings=make_report().settings,
+        settings=settings,
         listed=[1],
     )
     answer = trace.Answer(trace.COLD, "a", "stop", (step,))
     report = make_report(prompts=1)
-    whole = trace.Report(
-        "m", "a", "b", "s", report.settings, False, (trace.Explanation("p", 1, answer, answer),)
-    )
+    told = trace.Explanation("p", 1, answer, answer, report.explanations[0].amateurs)
+    whole = trace.Report("m", "a", "s", report.settings, False, (told,))
     assert '[1,"b",0.0,1.0,null,0]' in page.render(whole)
     with pytest.raises(ValueError, match="JSON"):
         page.as_script(float("nan"))
@@ -191,7 +203,7 @@ def test_the_table_of_candidates(width: int, full: bool) -> None:
                     shown = shown[:4] + [c for c in shown[4:] if c.token == step.greedy]
                 for line, c in enumerate(shown):
                     numbers = [f"{c.score:.2f}"]
-                    for value in (c.amateur, c.expert):
+                    for value in (c.amateurs[0], c.expert):
                         assert value is not None
                         p = 100 * math.exp(value)
                         tiny = "<0.001" if p < 0.001 else f"{p:.2g}"
@@ -218,3 +230,88 @@ def test_sparklines() -> None:
     assert terminal.sparkline([0.0] * 4, 10) == "▁▁▁▁"
     assert terminal.sparkline([0, 0, 4, 0, 0, 2], 3) == "▁█▅"
     assert terminal.sparkline([], 3) == ""
+
+
+def test_what_an_amateur_does_not_read_is_struck_out_in_the_prompt() -> None:
+    text = page.render(without_system())
+    assert HOSTILE not in text
+    role, content = CHAT[0]
+    assert f'<span class="role">{role}</span> <del>{escape(content)}</del>' in text
+    assert "Who wrote it?⏎" in text and "<del>Who wrote it?" not in text
+    assert "reads the same conversation without system: not what is <del>struck out</del>." in text
+    assert "7 tokens" in text and "chat template included" in text
+    assert "every token is valid; listed are the most probable ones" in text
+    assert "the choice of CoLD is the engine's own word" in text
+    assert "<dt>beta</dt><dd>1.0</dd>" in text
+
+
+def test_several_amateurs_on_the_page() -> None:
+    report = several(settings=ADAPTIVE)
+    text, data = page.render(report), page.data(report)
+    for words in (
+        "<b>Amateur 1</b>, base model, reads the same conversation without system: not what is",
+        "<b>Amateur 2</b>, sql, reads a text of its own.",
+        "<b>Amateur 3</b>, base model, reads the same prompt.",
+        "weight adaptive to −6",
+        "weight +0.25",
+        "with such a term for each amateur",
+        "<dt>weights</dt><dd>adaptive to -6, +0.25, -1</dd>",
+    ):
+        assert words in text, words
+    assert [len(names) for names in data["amateurs"]] == [3]
+    for answer in (report.explanations[0].cold, report.explanations[0].greedy):
+        for step, shown in zip(answer.steps, data["prompts"][0][answer.kind]["steps"], strict=True):
+            assert len(shown["weights"]) == len(shown["divergences"]) == 3
+            for candidate, values in zip(step.candidates, shown["candidates"], strict=True):
+                chances = [values[3], *values[6:]]
+                expected = [math.exp(value) for value in candidate.amateurs if value is not None]
+                assert chances == pytest.approx(expected, rel=1e-5)
+
+
+def test_bounds_are_in_the_flags() -> None:
+    """Of up to 32 amateurs, and of which side of the score is open."""
+    expert = {0: trace.Logprob(-0.5, "a"), 1: trace.Logprob(-1.0, "b")}
+    told = {0: trace.Logprob(-0.4, "a")}
+    for weight, is_what in ((-0.1, trace.LEAST), (0.1, trace.MOST)):
+        amateurs = [
+            account.Contrasted(told if i in (0, 31) else expert, Weight(weight, False), -3.0)
+            for i in range(32)
+        ]
+        step = account.make_step(
+            0, "a", expert, amateurs, known=2, vocab_size=2, settings=ColdSettings(), listed=[1]
+        )
+        answer = trace.Answer(trace.COLD, "a", "stop", (step,))
+        others = tuple(trace.Amateur("x", one.weight) for one in amateurs)
+        explained = trace.Explanation("p", 1, answer, answer, others)
+        report = trace.Report("m", "a", "s", ColdSettings(), False, (explained,))
+        [first, second] = page.data(report)["prompts"][0]["cold"]["steps"][0]["candidates"]
+        assert {row[0]: row[5] for row in (first, second)} == {
+            0: 1,
+            1: 1 + 2 * is_what + 8 * (1 + 2**31),
+        }
+
+
+@pytest.mark.parametrize("width", [40, 100])
+def test_other_prompts_in_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shown(report: trace.Report, **options: Any) -> str:
+        buffer = io.StringIO()
+        console = Console(file=buffer, width=width, highlight=False, **options)
+        terminal.show(console, report)
+        assert options or max(map(len, buffer.getvalue().splitlines())) <= width
+        return " ".join(buffer.getvalue().split())
+
+    text = shown(without_system())
+    assert f"system: [-{CHAT[0][1]}-]" in text and "[-Who wrote it" not in text
+    said = "reads the same conversation without system: not what is [-left out-] (7 tokens)"
+    assert f"The amateur, base model, {said}" in text
+    assert "valid tokens" not in text and "is the engine's own word" in text
+    text = shown(several(2))
+    assert f"Amateur 1, base model, {said[:-1]}, weight -0.5)" in text
+    assert "Amateur 2, sql, reads a text of its own (3 tokens, weight +0.25) Who?" in text
+    names = "expert amateur 1 amateur 2 score" if width == 100 else "expert a1 score"
+    assert names in text
+    assert ("amateurs 1 to 1 of 2, the page has all" in text) == (width == 40)
+    assert re.search(r" (-?\d+\.\d\d) ", text[text.index("score") :])
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    colours = shown(without_system(), force_terminal=True, color_system="truecolor")
+    assert "[9;31mBe brief." in colours  # struck out, red

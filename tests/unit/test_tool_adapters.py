@@ -13,6 +13,7 @@ import pytest
 from vllm_cold.tools.adapters import (
     RANKS,
     Adapter,
+    engine_arguments,
     lora_rank,
     read_adapter,
     read_adapters,
@@ -56,12 +57,24 @@ def test_adapters_that_are_none(tmp_path: Path) -> None:
 
 def test_two_adapters_differ(tmp_path: Path) -> None:
     one, two = (make_adapter(tmp_path / name, r=8) for name in ("one", "two"))
-    assert [a.name for a in read_adapters(one, None)] == ["one"]
-    assert [a.name for a in read_adapters(one, two)] == ["one", "two"]
+    assert [a.name for a in read_adapters(one)] == ["one"]
+    assert [a.name for a in read_adapters(one, [two])] == ["one", "two"]
+    assert [a.name for a in read_adapters(None, [two, one])] == ["two", "one"]
     with pytest.raises(ToolError, match="is the adapter itself; leave it out"):
-        read_adapters(one, f"other={one}")
-    with pytest.raises(ToolError, match="has the adapter's name 'one'; give it another"):
-        read_adapters(one, f"one={two}")
+        read_adapters(one, [f"other={one}"])
+    with pytest.raises(ToolError, match="is given twice"):
+        read_adapters(None, [one, f"other={one}"])
+    with pytest.raises(ToolError, match="has the name 'one' of another adapter; give it one of"):
+        read_adapters(one, [f"one={two}"])
+
+
+def test_an_engine_takes_what_is_used() -> None:
+    assert engine_arguments([]) == {"additional_config": {"cold": {"enabled": False}}}
+    two = [Adapter("a", "/a", 8), Adapter("b", "/b", 24)]
+    assert engine_arguments(two) == {"enable_lora": True, "max_loras": 2, "max_lora_rank": 32}
+    assert engine_arguments(two[:1], 64)["max_lora_rank"] == 64
+    with pytest.raises(ToolError, match="--max-lora-rank=8: there is no adapter here; leave it"):
+        engine_arguments([], 8)
 
 
 def test_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -15,21 +16,26 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import structs
 from pydantic import BaseModel, Field
 from rich.console import Console
+from vllm.lora.request import LoRARequest
 
 from tests.docs.blocks import ROOT, blocks
 from vllm_cold.method.settings import DEFAULT_BETA_MAX, ColdSettings
 from vllm_cold.tools import tune
 from vllm_cold.tools.adapters import Adapter
+from vllm_cold.tools.contrast import Reader
 from vllm_cold.tools.engine import start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import command, stats
+from vllm_cold.tools.tune.contrasts import check_problems
 from vllm_cold.tools.tune.data import Problem, load_problems
 from vllm_cold.tools.tune.decode import Decoder, Job
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.progress import watch
 from vllm_cold.tools.tune.store import Output
 
@@ -132,7 +138,9 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
         (["--alpha", "-1"], "--alpha=-1.0: must be a number in [0, 1]"),
         (["--alpha", "1"], "nothing to compare"),
         (["--beta-max", "2"], "--beta-max=2.0: is for an adaptive beta, and beta is 0.5,1; leave"),
-        (["--beta", "1,half"], "--beta='1,half': 'half' is not a number"),
+        (["--beta", "1,half"], "--beta='half': must be a number >= 0, at most 1e6"),
+        (["--expert-top-k", "0"], "--expert-top-k=0: must be an integer from 1 to"),
+        (["--preset", "cat"], "--preset='cat': must be one of cold, cad, adacad, cfg, dexperts"),
         (["--confidence", "1"], "--confidence=1.0: must be at least 0.5 and below 1"),
         (["--confidence", "nan"], "--confidence=nan: must be at least 0.5 and below 1"),
         (["--max-tokens", "0"], "--max-tokens=0: must be 1 or more"),
@@ -146,7 +154,16 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
         (["--model", "./none"], "--model='./none': no config.json there"),
         (["--adapter", "none"], "--adapter='none': no such folder"),
         (["--amateur", "{sql}"], "is the adapter itself; leave it out"),
-        (["--amateur", "sql={chat}"], "has the adapter's name 'sql'"),
+        (["--amateur", "sql={chat}"], "has the name 'sql' of another adapter"),
+        (["--without", "system,"], "--without='system,': must be roles, or indices of messages"),
+        (["--without", "system", "--part", "0:1"], "--part='0:1': the amateur has a prompt alread"),
+        (["--part", "1:1"], "--part='1:1': must be [start, end) with 0 <= start < end"),
+        (["--amateur-prompt", ""], "--amateur-prompt='': must not be empty"),
+        (["--amateur-prompt", "\udc80"], "--amateur-prompt: has half a surrogate pair"),
+        (["--amateur-messages", "[]"], "--amateur-messages='[]': must be a list of messages, with"),
+        (["--weights", "x"], "--weights='x': must be a number from -1e6 to 1e6, or 'adaptive', or"),
+        (["--weights", "1", "--amateur", "{chat}", "--amateur", ""], "--beta='0.5,1': no amateur"),
+        (["--weights", "1", "--weights", "-1"], "--beta='0.5,1': no amateur uses it, as each has"),
         (["--max-lora-rank", "1"], "--max-lora-rank=1: an adapter has rank 8"),
         (["--engine-args", "{"], "--engine-args='{': not JSON"),
         (["--engine-args", "[1]"], "--engine-args='[1]': must be a JSON object"),
@@ -168,7 +185,7 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(
     message: str,
 ) -> None:
     folders = {name: str(tmp_path / name) for name in ("sql", "chat")}
-    more = [word.format(**folders) if "=" in word or "{sql}" in word else word for word in more]
+    more = [word.format(**folders) if re.search("{(sql|chat)}", word) else word for word in more]
     assert main(line(*more)) == 2
     printed = capsys.readouterr().err
     assert printed.startswith("vllm-cold tune: ") and message in printed
@@ -244,9 +261,7 @@ class Failing:
 def failing_decoder(error: BaseException) -> Decoder:
     made = make_decoder(limit=8, max_tokens=4)
     made._engine = Failing(error)
-    made._expert = made._amateur = None
-    made._tokens = {"a": [1]}
-    made._config.scheduler_config = SimpleNamespace(max_num_seqs=2)
+    made.tokenize([Problem("a", 1, "a", ("a",))])
     return made
 
 
@@ -272,7 +287,7 @@ def test_an_engine_that_fails_is_a_sentence() -> None:
 
 def test_greedy_is_greedy_whatever_the_engines_default() -> None:
     decoder = make_decoder(limit=8, max_tokens=4)
-    assert decoder._params(None).extra_args == {"cold": 0}
+    assert decoder._params(Job(None, Problem("a", 1, "a", ("a",)))).extra_args == {"cold": 0}
 
 
 @pytest.mark.parametrize("end", [0, 1, 39, 40, 55, 80, 99])
@@ -312,7 +327,7 @@ def test_what_the_outputs_depend_on_may_not_change(
         assert "holds outputs of another run" in capsys.readouterr().err
     (tmp_path / "sql" / "adapter_config.json").write_text('{"r": 4}')
     assert main(line()) == 2
-    assert "the adapter changed" in capsys.readouterr().err
+    assert "the adapters changed" in capsys.readouterr().err
     assert len(engine.starts) == 1
 
 
@@ -343,7 +358,7 @@ def test_an_adaptive_beta_in_the_grid(line: Line, engine: Engine, tmp_path: Path
     assert main(line(*more)) == 0
     assert {job.setting for job in engine.jobs} == {best}  # the numbers were there
     report = read_report(tmp_path)
-    assert report["best"] == {"alpha": 0.1, "beta": "adaptive", "beta_max": 2.0}
+    assert msgspec.convert(report["best"], Setting) == best
     assert report["serve"].endswith("--cold-alpha 0.1 --cold-beta adaptive --cold-beta-max 2.0")
     # Another most is another setting, and going on decodes nothing twice.
     engine.jobs.clear()
@@ -354,15 +369,173 @@ def test_an_adaptive_beta_in_the_grid(line: Line, engine: Engine, tmp_path: Path
     with contextlib.closing(sqlite3.connect(tmp_path / "out" / "results.sqlite")) as connection:
         (text,) = connection.execute("SELECT value FROM note WHERE name = 'analyses'").fetchone()
     analyses = [analysis["settings"] for analysis in json.loads(text)]
-    assert [points[2] for points in analyses[1:]] == [[0.1, "adaptive", x] for x in (2.0, most)]
+    assert [points[2]["beta_max"] for points in analyses[1:]] == [2.0, most]
 
 
 def test_the_engine_is_asked_for_an_adaptive_beta() -> None:
-    params = failing_decoder(KeyError())._params(Setting(0.1, "adaptive", 2.0))
-    assert params.settings() == ColdSettings(0.1, "adaptive", beta_max=2.0)
-    assert failing_decoder(KeyError())._params(Setting(0.1, 2.0)).settings() == ColdSettings(
-        0.1, 2.0
+    decoder = failing_decoder(KeyError())
+    for setting in (
+        Setting(0.1, "adaptive", 2.0),
+        Setting(0.1, 2.0),
+        Setting(0.1, 0.5, expert_top_k=9),
+        Setting(0.0, 0.5, preset="cold"),
+    ):
+        params = decoder._params(Job(setting, Problem("a", 1, "a", ("a",))))
+        assert params.settings() == ColdSettings(*structs.astuple(setting)[:4])
+
+
+def test_the_engine_is_asked_for_what_a_problem_says() -> None:
+    messages = (("system", "Be brief."), ("user", "Why is it so?"))
+    problem = Problem("a", 1, messages, ("a",), args={"cold_without": "system"})
+    decoder = make_decoder(limit=20, max_tokens=4)
+    decoder.tokenize([problem])
+    assert decoder._streams["a"].expert == [7, 2, 6, 5, 3, 2, 2, 3, 10]
+    params = decoder._params(Job(Setting(0.0, 0.5, preset="cad"), problem))
+    (amateur,) = params.amateurs
+    assert amateur.prompt == [5, 3, 2, 2, 3, 10]
+    assert amateur.lora_request is decoder._adapters["sql"]  # its expert's
+    assert (params.alpha, params.beta) == (0.0, 0.5)
+    # The base model towards one adapter and away from another.
+    args = {"cold_amateur": ["sql", "chat"]}
+    problem = Problem("b", 2, "Why?", ("a",), args=args)
+    decoder = make_decoder(limit=20, max_tokens=4, expert=None, seats=3)
+    decoder.tokenize([problem])
+    (setting,) = make_grid({}, "dexperts")
+    params = decoder._params(Job(setting, problem))
+    assert [a.lora_request.lora_name for a in params.amateurs] == ["sql", "chat"]
+    assert [w.weight for w in params.combine()[1]] == [1.0, -1.0]
+    # Weights in place of beta, one of them adaptive, and the base model with another prompt.
+    args = {"cold_amateur": ["base", "chat"], "cold_amateur_prompt": ["So what?", ""]}
+    problem = Problem("c", 3, "Why?", ("a",), args=args)
+    decoder = make_decoder(limit=20, max_tokens=4, seats=3)
+    decoder.tokenize([problem])
+    (setting,) = make_grid({"alpha": "0.1", "beta_max": "2"}, weights=("adaptive", 0.25))
+    params = decoder._params(Job(setting, problem))
+    assert [a.prompt for a in params.amateurs] == [[0, 2, 5], None]
+    assert [a.lora_request and a.lora_request.lora_name for a in params.amateurs] == [None, "chat"]
+    assert params.combine()[1] == ((-2.0, True), (0.25, False))
+
+
+def test_streams_that_have_no_room_or_no_contrast() -> None:
+    def refused(said: str, seats: int = 2, expert: str | None = "sql", **args: Any) -> None:
+        given = {f"cold_{name}": value for name, value in args.items()}
+        problem = Problem("a", 7, (("user", "Hi"), ("user", "you")), ("a",), args=given)
+        decoder = make_decoder(limit=10, max_tokens=4, seats=seats, expert=expert)
+        with pytest.raises(ToolError, match=rf"problem 'a' \(line 7\): {said}"):
+            decoder.tokenize([problem])
+
+    refused("an amateur's prompt has 7 tokens, with", amateur_prompt="a b c d e f")
+    refused("expert and amateurs take 3 sequences, and .* raise --max-num-seqs", weights=[1.0, 2.0])
+    own = json.dumps([{"role": "user", "content": "Hi"}, {"role": "user", "content": "you"}])
+    refused("the amateur reads the tokens that the expert reads", amateur_messages=own)
+    refused("the amateur reads the tokens", amateur_messages=own, expert=None)
+    refused("cold_without='tool': the conversation has no such message", without="tool")
+    problem = Problem("a", 7, (("user", "Hi"), ("user", "you")), ("a",))
+    decoder = make_decoder(limit=10, max_tokens=4)
+    decoder.tokenize(
+        [dataclasses.replace(problem, args={"cold_amateur_messages": own, "cold_amateur": "base"})]
     )
+
+
+def write_chats(tmp_path: Path, **more: Any) -> None:
+    """Problems that are conversations; the first row says more."""
+    turns = [{"role": "system", "content": "Be right."}, {"role": "user", "content": "?"}]
+    rows: list[dict[str, Any]] = [
+        {"messages": [*turns, {"role": "user", "content": f"{n}"}], "answer": "right"}
+        for n in range(COUNT)
+    ]
+    rows[0] |= more
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def without_adapter(words: list[str]) -> list[str]:
+    at = words.index("--adapter")
+    return words[:at] + words[at + 2 :]
+
+
+def test_no_adapter_but_another_prompt(line: Line, engine: Engine, tmp_path: Path) -> None:
+    write_chats(tmp_path)
+    words = without_adapter(line("--without", "system", "--preset", "cad"))
+    assert main(words) == 0
+    model, arguments = engine.starts[0]
+    assert arguments == {"additional_config": {"cold": {"enabled": False}}}
+    report = read_report(tmp_path)
+    assert [row["setting"]["preset"] for row in report["rows"]] == [None] * 4 + ["cad"]
+    assert report["run"]["adapter"] is None
+    assert report["run"]["contrast"] == "itself without system"
+    assert report["serve"] == (
+        "vllm serve org/model --sampler cold --cold-alpha 0.1 --cold-beta 0.5 --cold-without system"
+    )
+    assert not any("must send" in note for note in report["notes"])
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert "p.jsonl, the base model against itself without system, org/model" in html
+    # Another contrast is another run, and so is that of one row.
+    engine.starts.clear()
+    assert main([*words, "--without", "1"]) == 2
+    write_chats(tmp_path, cold_without=1)
+    assert main(words) == 2
+    write_chats(tmp_path)
+    assert main(words) == 0 and not engine.starts
+
+
+def test_rows_say_what_their_amateurs_read(line: Line, engine: Engine, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": f"It is {n}. What?", "answer": "right", "cold_part": [0, 6]}
+        for n in range(COUNT)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    engine.text = lambda job: "right" if job.setting and job.setting.preset else "wrong"
+    words = [w for w in line("--preset", "cad") if w not in ("--alpha", "0.1,1", "--beta", "0.5,1")]
+    assert main(words) == 0
+    assert {job.problem.args["cold_part"][1] for job in engine.jobs} == {6}
+    report = read_report(tmp_path)
+    assert report["run"]["contrast"] == "what each problem says"
+    assert any("must send the cold_* keys of its problem's row." in n for n in report["notes"])
+    assert report["serve"].endswith(
+        f"--lora-modules sql={tmp_path / 'sql'} --sampler cold --cold-alpha 0.0 --cold-beta 0.5"
+    )
+
+
+def test_two_amateurs(line: Line, engine: Engine, tmp_path: Path) -> None:
+    words = line("--amateur", str(tmp_path / "chat"), "--amateur", "org/model")
+    words += ["--weights", "0.5", "--weights", "-0.5"]
+    at = words.index("--beta")
+    del words[at : at + 2]
+    engine.text = lambda job: "right" if job.setting else "wrong"
+    assert main(words) == 0
+    assert engine.starts[0][1]["max_loras"] == 2
+    report = read_report(tmp_path)
+    assert report["run"]["contrast"] == "adapter chat and the base model"
+    told = {"cold_amateur": ["chat", "org/model"], "cold_weights": [0.5, -0.5]}
+    assert any(f'must send "vllm_xargs": {json.dumps(told)}.' in n for n in report["notes"])
+    assert report["serve"].endswith("--sampler cold --cold-alpha 0.1")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ([], "problem 'line-1' (line 1): nothing to contrast with: give --adapter, or say what"),
+        (["--amateur", "org/model"], "nothing to contrast with"),
+        (["--preset", "cad"], "cold_preset='cad': contrasts with another prompt; say which"),
+        (["--preset", "dexperts"], "is for 2 amateurs: list their adapters in cold_amateur"),
+        (["--without", "tool"], "line 1: cold_without='tool': the conversation has no such"),
+        (["--without", "0,1,2"], "leaves no message; one must be left"),
+        (["--part", "0:3"], "line 1: cold_part='0:3': is for a prompt that is one text"),
+    ],
+)
+def test_what_cannot_be_contrasted_is_said_before_anything_starts(
+    line: Line,
+    engine: Engine,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    said: str,
+) -> None:
+    write_chats(tmp_path)
+    words = line(*more)
+    assert main(words if "--preset" in more else without_adapter(words)) == 2
+    assert said in capsys.readouterr().err
+    assert not engine.starts and not (tmp_path / "out").exists()
 
 
 def test_a_callable_that_fails_ends_the_run_at_once(
@@ -547,7 +720,7 @@ def test_an_engine_without_cold_decodes_nothing(
         llm_engine=SimpleNamespace(vllm_config=None), get_tokenizer=lambda: Tokenizer()
     )
     with pytest.raises(ToolError, match=said):
-        Decoder(llm, Adapter("sql", "/sql", 8), None, max_tokens=8)
+        Decoder(llm, "base", [Adapter("sql", "/sql", 8)], "sql", max_tokens=8)
 
 
 def test_bars_on_a_terminal_and_lines_everywhere() -> None:
@@ -570,27 +743,38 @@ def test_bars_on_a_terminal_and_lines_everywhere() -> None:
 
 
 class Tokenizer:
-    """Words are tokens; the template fails for a system message."""
+    """Words are tokens; the template fails for an assistant's message."""
+
+    chat_template = "there is one"
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [0] * add_special_tokens + [len(word) for word in text.split()]
 
     def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
         assert options == {"tokenize": False, "add_generation_prompt": True}
-        if messages[0]["role"] == "system":
-            raise ValueError("no system message")
+        if messages[0]["role"] == "assistant":
+            raise ValueError("no assistant first")
         return " ".join(f"{m['role']}: {m['content']}" for m in messages) + " assistant:"
 
 
-def make_decoder(limit: int, max_tokens: int, chat: bool = False) -> Decoder:
+def make_decoder(
+    limit: int, max_tokens: int, chat: bool = False, expert: str | None = "sql", seats: int = 2
+) -> Decoder:
     made = object.__new__(Decoder)
-    made._tokenizer = Tokenizer()
-    made._chat = chat
-    made._tokens = {}
+    made._reader = Reader(Tokenizer(), chat)
+    made._base, made._expert = "base", expert
+    made._adapters = {n: LoRARequest(n, i, f"/{n}") for i, n in enumerate(("sql", "chat"), 1)}
+    made._streams = {}
     made._common = {"max_tokens": max_tokens}
-    config = type("ModelConfig", (), {"max_model_len": limit})
-    made._config = type("VllmConfig", (), {"model_config": config})
+    made._config = SimpleNamespace(
+        model_config=SimpleNamespace(max_model_len=limit),
+        scheduler_config=SimpleNamespace(max_num_seqs=seats),
+    )
     return made
+
+
+def prompts_of(decoder: Decoder) -> dict[str, list[int]]:
+    return {name: streams.expert for name, streams in decoder._streams.items()}
 
 
 def test_prompts_and_messages_become_tokens() -> None:
@@ -598,10 +782,10 @@ def test_prompts_and_messages_become_tokens() -> None:
     chat = Problem("chat", 2, (("user", "one two"),), ("a",))
     decoder = make_decoder(limit=8, max_tokens=4)
     decoder.tokenize([text, chat])
-    assert decoder._tokens == {"text": [0, 3, 3], "chat": [5, 3, 3, 10]}
+    assert prompts_of(decoder) == {"text": [0, 3, 3], "chat": [5, 3, 3, 10]}
     decoder = make_decoder(limit=8, max_tokens=4, chat=True)
     decoder.tokenize([text])
-    assert decoder._tokens == {"text": [5, 3, 3, 10]}
+    assert prompts_of(decoder) == {"text": [5, 3, 3, 10]}
 
 
 def test_prompts_that_cannot_be_decoded() -> None:
@@ -609,16 +793,26 @@ def test_prompts_that_cannot_be_decoded() -> None:
     with pytest.raises(ToolError, match=r"'long' \(line 3\): its prompt has 5 tokens, with"):
         make_decoder(limit=8, max_tokens=4).tokenize([long])
     make_decoder(limit=9, max_tokens=4).tokenize([long])
-    system = Problem("system", 4, (("system", "x"),), ("a",))
-    with pytest.raises(ToolError, match=r"\(line 4\).*does not take it \(no system message\)"):
-        make_decoder(limit=8, max_tokens=4).tokenize([system])
+    first = Problem("first", 4, (("assistant", "x"),), ("a",))
+    said = r"'first' \(line 4\): .* does not take the chat that begins 'x' \(no assistant first\)"
+    with pytest.raises(ToolError, match=said):
+        make_decoder(limit=8, max_tokens=4).tokenize([first])
 
 
 def test_the_page_shows_problems_that_can_be_read(tmp_path: Path) -> None:
-    (rows,) = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
+    rows, chats = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
     (tmp_path / "p.jsonl").write_text(rows)
     problems, _ = load_problems(str(tmp_path / "p.jsonl"))
     assert [p.answer for p in problems] == ["42", ["2", "3"], 12]
+    (tmp_path / "p.jsonl").write_text(chats)
+    check = check_problems(make_grid({}, "cfg,adacad"), None, "base", [], False)
+    problems, _ = load_problems(
+        str(tmp_path / "p.jsonl"), args={"cold_without": "system"}, check=check
+    )
+    assert [p.args for p in problems] == [
+        {"cold_without": "system"}, {"cold_without": 0}, {"cold_part": [0, 31]},
+    ]  # fmt: skip
+    assert problems[2].prompt[31:] == "Question: How many arches? Answer:"
 
 
 def test_the_page_says_how_many_problems_are_needed() -> None:

@@ -13,7 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.tune.contrasts import check_problems
 from vllm_cold.tools.tune.data import answers_digest, digest, load_problems, split_problems
+from vllm_cold.tools.tune.grid import Setting
 
 pytestmark = pytest.mark.unit
 
@@ -76,13 +78,25 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         ),
         ('{"prompt": "p", "answer": -Infinity}', r"line 2: answer: must be text"),
         ({"prompt": "p", "answer": "a", "id": "first"}, r"line 2: id: 'first' is line 1's"),
+        ({"prompt": "p", "answer": "a", "cold_beta": 1}, r"line 2: cold_beta=1: a row may have"),
+        ({"prompt": "p", "answer": "a", "cold_part": "0:9"}, r"line 2: cold_part='0:9': the"),
+        ({"prompt": "p", "answer": "a", "cold_witout": 1}, r"line 2: cold_witout=1: a row may"),
+        (
+            '{"prompt": "p", "answer": "a", "cold_amateur_prompt": "\\ud800"}',
+            r"line 2: cold_amateur_prompt: has half a surrogate pair",
+        ),
+        (
+            {"prompt": "good", "answer": "a", "cold_amateur_prompt": "other"},
+            r"line 2: has the prompt of line 1 with another contrast; greedy decoding gives",
+        ),
         ({"prompt": "good", "answer": "other"}, r"line 2: has the prompt of line 1 with another"),
     ],
 )
 def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt": "good", "answer": "a", "id": "first"}, row)
+    check = check_problems([Setting()], "sql", "base", ["sql"], False)
     with pytest.raises(ToolError, match=message):
-        load_problems(file)
+        load_problems(file, check=check)
 
 
 def test_several_wrong_rows_are_named_and_the_rest_counted(tmp_path: Path) -> None:
@@ -111,6 +125,27 @@ def test_repeated_rows_count_once(tmp_path: Path) -> None:
     problems, repeated = load_problems(write(tmp_path / "p.jsonl", *rows))
     assert [p.id for p in problems] == ["line-1", "line-2", "line-3"]
     assert repeated == 4
+
+
+def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "p"}]
+    file = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "p", "answer": "a"},
+        {"prompt": "q", "answer": "a", "cold_part": [0, 1], "cold_without": None},
+        {"messages": messages, "answer": "a", "cold_amateur_messages": messages},
+        {"prompt": "p", "answer": "a", "cold_amateur_prompt": "x"},
+    )
+    args = {"cold_amateur_prompt": "x", "cold_amateur": "base"}
+    problems, repeated = load_problems(file, args=args)
+    base = {"cold_amateur": "base"}
+    assert [dict(p.args) for p in problems] == [
+        args,
+        {**base, "cold_part": [0, 1]},
+        {**base, "cold_amateur_messages": json.dumps(messages)},
+    ]
+    assert [p.own_contrast for p in problems] == [False, True, True]
+    assert repeated == 1  # the last says what the first has from the options
 
 
 def test_rows_behind_the_limit_are_not_counted_as_left_out(tmp_path: Path) -> None:
@@ -145,6 +180,8 @@ def test_the_digest_is_of_what_outputs_depend_on(tmp_path: Path) -> None:
         {"prompt": "p", "answer": ["a"]},
         {"prompt": "p", "answer": "a", "id": "i"},
         {"messages": [{"role": "user", "content": "p"}], "answer": "a"},
+        {"prompt": "p", "answer": "a", "cold_amateur_prompt": "x"},
+        {"prompt": "p", "answer": "a", "cold_amateur_prompt": "y"},
     ]
     files = [write(tmp_path / f"{i}.jsonl", row) for i, row in enumerate(rows)]
     read = [load_problems(file)[0] for file in files]
@@ -153,7 +190,7 @@ def test_the_digest_is_of_what_outputs_depend_on(tmp_path: Path) -> None:
     assert len(set(digests)) == len(rows) - 2
     # Of the answers there is one of its own.
     judged = [answers_digest(problems) for problems in read]
-    assert judged[0] == judged[1] == judged[4] == judged[5]
+    assert judged[0] == judged[1] == judged[4] == judged[5] == judged[6]
     assert len(set(judged)) == 3
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from html import unescape
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
@@ -35,7 +36,7 @@ from vllm_cold.tools.tune.show import show
 
 pytestmark = pytest.mark.unit
 
-GRID = make_grid("0.05,0.1,0.3,1", "0.25,0.5,1")
+GRID = make_grid({"alpha": "0.05,0.1,0.3,1", "beta": "0.25,0.5,1"})
 BEST = Setting(0.1, 0.5)
 HOSTILE = "<script>alert('x')</script> & \"quoted\" {{ 7 * 7 }}"
 
@@ -75,7 +76,9 @@ def report_on(
         changes=tuple(changes),
         notes=notes,
         serve=lambda setting: f"vllm serve M {setting}",
-        run={"data": "p.jsonl", "adapter": "sql", "amateur": None, "model": "M"} | (run or {}),
+        run={"data": "p.jsonl", "server": None, "adapter": "sql", "contrast": "the base model"}
+        | {"model": "M"}
+        | (run or {}),
     )
 
 
@@ -222,8 +225,8 @@ def test_the_page_is_accessible(gain: Report) -> None:
     assert "prefers-color-scheme: dark" in html
 
 
-def cell_colours(report: Report, alpha: float) -> list[tuple[int, int, int]]:
-    """Colours of the heat map's cells of one alpha, at the corner, where nothing is written."""
+def drawn(report: Report) -> tuple[Any, Image.Image]:
+    """The heat map's figure, and its picture."""
     from matplotlib.figure import Figure
 
     kept: list[Any] = []
@@ -236,15 +239,22 @@ def cell_colours(report: Report, alpha: float) -> list[tuple[int, int, int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", keep)
         picture = heatmap.draw(report.rows, report.best, report.confidence)
-    image = Image.open(io.BytesIO(picture)).convert("RGB")
-    axes = kept[0].axes[0]
-    scale = image.width / kept[0].canvas.get_width_height()[0]
+    return kept[0], Image.open(io.BytesIO(picture)).convert("RGB")
+
+
+def colour_at(figure: Any, image: Image.Image, axes: Any, x: float, y: float) -> Any:
+    """The picture's colour at a place of one of its axes."""
+    scale = image.width / figure.canvas.get_width_height()[0]
+    place = axes.transData.transform((x, y)) * scale
+    return image.getpixel((int(place[0]), image.height - int(place[1])))
+
+
+def cell_colours(report: Report, alpha: float) -> list[tuple[int, int, int]]:
+    """Colours of the heat map's cells of one alpha, at the corner, where nothing is written."""
+    figure, image = drawn(report)
     alphas = sorted({row.setting.alpha for row in report.rows}, reverse=True)
-    found = []
-    for x in range(3):
-        place = axes.transData.transform((x + 0.4, alphas.index(alpha) - 0.4)) * scale
-        found.append(image.getpixel((int(place[0]), image.height - int(place[1]))))
-    return found  # type: ignore[return-value]
+    y = alphas.index(alpha) - 0.4
+    return [colour_at(figure, image, figure.axes[0], x + 0.4, y) for x in range(3)]
 
 
 def test_the_heat_map_is_blue_where_better_and_red_where_worse() -> None:
@@ -297,11 +307,11 @@ def test_ties_between_a_number_and_an_adaptive_beta() -> None:
     """An adaptive beta counts as the most that it reaches, and less than a number of that size."""
     equal = np.ones(20)
     for betas, most, expected in (
-        ("0.5,1,adaptive", 1.0, 0.5),
-        ("1,adaptive", 1.0, "adaptive"),
-        ("1,adaptive", 2.0, 1.0),
+        ("0.5,1,adaptive", "1", 0.5),
+        ("1,adaptive", "1", "adaptive"),
+        ("1,adaptive", "2", 1.0),
     ):
-        grid = make_grid("0.1", betas, most)
+        grid = make_grid({"alpha": "0.1", "beta": betas, "beta_max": most})
         rows = judge_grid(lambda setting: equal * (setting is not None), grid, 0.95, 0)
         assert pick(rows).beta == expected
 
@@ -310,7 +320,7 @@ def test_ties_between_a_number_and_an_adaptive_beta() -> None:
 def test_an_adaptive_beta_is_a_column_behind_the_numbers(
     width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    grid = make_grid("0.1,1", "0.25,0.5,adaptive", 2.0)
+    grid = make_grid({"alpha": "0.1,1", "beta": "0.25,0.5,adaptive", "beta_max": "2"})
     best = Setting(0.1, "adaptive", 2.0)
     monkeypatch.setitem(globals(), "GRID", grid)
     monkeypatch.setitem(globals(), "BEST", best)
@@ -327,8 +337,54 @@ def test_an_adaptive_beta_is_a_column_behind_the_numbers(
     blue = [colour[2] - colour[0] for colour in cell_colours(report, 0.1)]
     assert blue[2] > max(*blue[:2], 30)
     data = json.loads(json.dumps(report.as_json(), allow_nan=False))
-    assert data["best"] == {"alpha": 0.1, "beta": "adaptive", "beta_max": 2.0}
-    assert data["rows"][0]["setting"] == {"alpha": 0.1, "beta": 0.25, "beta_max": None}
+    assert msgspec.convert(data["best"], Setting) == best
+    assert data["rows"][0]["setting"] == {
+        **dict.fromkeys(("beta_max", "expert_top_k", "preset")),
+        **{"alpha": 0.1, "beta": 0.25, "weights": []},
+    }
+
+
+@pytest.mark.parametrize("width", [40, 80])
+@pytest.mark.parametrize("beside", [{"alpha": "0.1,1"}, {}], ids=["beside a grid", "alone"])
+def test_presets_have_names_and_a_line_of_cells(
+    width: int, beside: dict[str, str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = make_grid({**beside, "expert_top_k": "50"}, "cad,adacad,dexperts")
+    best = grid[-3]
+    monkeypatch.setitem(globals(), "GRID", grid)
+    monkeypatch.setitem(globals(), "BEST", best)
+    report = report_on(simulate(np.random.default_rng(0), 0.3))
+    assert report.best == best and best.preset == "cad"
+    assert report.headline.startswith("CoLD with cad (alpha 0, beta 0.5, top-k 50) beats greedy")
+    text = text_of(report, width)
+    assert re.search(r"(?m)^cad +0 +0.5 +best .*[+]\d", text)
+    assert re.search(r"(?m)^adacad +0 +adaptive .*\d", text)
+    assert re.search(r"(?m)^dexperts +0 +weights .*\d", text)
+    assert ("p (Holm)" in text) is (width == 80)
+    flowing = " ".join(text.split())
+    assert "adaptive: up to 1. weights: 1, -1. top-k: 50." in flowing and "…" not in text
+    lines = [line for line in text.splitlines() if not line.startswith("vllm serve")]
+    assert max(map(len, lines)) <= width
+    html = page_of(report)
+    assert "cad (alpha 0, beta 0.5, top-k 50) (best)" in html
+    assert "dexperts (alpha 0, weights 1, -1, top-k 50)</th>" in html
+    figure, picture = drawn(report)
+    axes = figure.axes[len(beside)]  # below the grid, if there is one
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["cad", "adacad", "dexperts"]
+    assert axes.get_xlabel() == "presets" and len(figure.axes) == 2 + len(beside)
+    red, _, blue = colour_at(figure, picture, axes, 0.4, -0.4)
+    assert blue > red + 30
+
+
+def test_weights_have_one_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = make_grid({"alpha": "0.1,0.3"}, weights=(-0.5, 0.25))
+    monkeypatch.setitem(globals(), "GRID", grid)
+    monkeypatch.setitem(globals(), "BEST", grid[0])
+    report = report_on(simulate(np.random.default_rng(0), 0.3))
+    assert report.headline.startswith("CoLD with alpha 0.1, weights -0.5, 0.25 beats greedy")
+    figure, _ = drawn(report)
+    assert figure.axes[0].get_xlabel() == "weights -0.5, 0.25"
+    assert len(figure.axes[0].get_xticklabels()) == 1
 
 
 def test_a_setting_that_is_worse_is_called_so() -> None:

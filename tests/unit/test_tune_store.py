@@ -31,6 +31,7 @@ KEYS = [
     (Setting(0.05, 1.0), "line-2"),
     (Setting(0.1, "adaptive", 2.0), "a"),
     (Setting(0.1, "adaptive", 1.0), "a"),
+    (Setting(0.0, 0.5, preset="dexperts", weights=(1.0, -1.0)), "a"),
 ]
 OUTPUTS = [
     Output("one\nline \u2028 \ud800", 3, "stop"),
@@ -38,6 +39,7 @@ OUTPUTS = [
     Output("ä", 1, "stop"),
     Output("up to 2", 3, "stop"),
     Output("up to 1", 3, "stop"),
+    Output("two amateurs", 3, "stop"),
 ]
 
 
@@ -80,7 +82,13 @@ def test_any_sqlite_can_read_it(tmp_path: Path) -> None:
     query = "SELECT setting, problem, text FROM output WHERE setting != 'null'"
     with contextlib.closing(sqlite3.connect(fill(tmp_path))) as connection:
         rows = connection.execute(query).fetchall()
-    assert [row[0] for row in rows[:3]] == ["[0.1, 0.5]", "[0.05, 1.0]", '[0.1, "adaptive", 2.0]']
+    assert [row[0] for row in rows] == [
+        '{"alpha": 0.1, "beta": 0.5}',
+        '{"alpha": 0.05, "beta": 1.0}',
+        '{"alpha": 0.1, "beta": "adaptive", "beta_max": 2.0}',
+        '{"alpha": 0.1, "beta": "adaptive", "beta_max": 1.0}',
+        '{"alpha": 0.0, "beta": 0.5, "preset": "dexperts", "weights": [1.0, -1.0]}',
+    ]
     assert rows[1][1:] == ("line-2", "ä")
 
 
@@ -129,6 +137,7 @@ with open_store({str(tmp_path)!r}, FINGERPRINT) as store:
     "statement",
     [
         "UPDATE output SET setting = '[0.1]' WHERE setting = 'null'",
+        """UPDATE output SET setting = '{"alpha": 3}' WHERE setting = 'null'""",
         "UPDATE output SET setting = '[0.1' WHERE setting = 'null'",
         "UPDATE note SET value = '[]' WHERE name = 'fingerprint'",
         "UPDATE note SET value = '1' WHERE name = 'analyses'",

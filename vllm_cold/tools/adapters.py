@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vllm_cold import adapter_config
 from vllm_cold.tools.errors import ToolError
@@ -46,27 +47,52 @@ def read_adapter(option: str, text: str) -> Adapter:
     return Adapter(name, str(path), rank)
 
 
-def read_adapters(expert: str, amateur: str | None) -> list[Adapter]:
-    """The adapters of ``--adapter`` and ``--amateur``: one, or two that differ.
+def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adapter]:
+    """The adapters of ``--adapter`` and each ``--amateur``, which all differ.
 
     Raises:
-        ToolError: see ``read_adapter``; or both are the same, or have the same name.
+        ToolError: see ``read_adapter``; or two are the same, or have the same name.
     """
-    adapters = [read_adapter("--adapter", expert)]
-    if amateur is None:
-        return adapters
-    adapters.append(read_adapter("--amateur", amateur))
-    if adapters[0].folder == adapters[1].folder:
-        raise ToolError(
-            f"--amateur={amateur!r}: is the adapter itself; leave it out to contrast with the base "
-            "model"
-        )
-    if adapters[0].name == adapters[1].name:
-        raise ToolError(
-            f"--amateur={amateur!r}: has the adapter's name {adapters[0].name!r}; give it another "
-            "one as NAME=FOLDER"
-        )
-    return adapters
+    found = [] if expert is None else [read_adapter("--adapter", expert)]
+    for text in amateurs:
+        one = read_adapter("--amateur", text)
+        for number, other in enumerate(found):
+            if one.folder == other.folder:
+                raise ToolError(
+                    f"--amateur={text!r}: is the adapter itself; leave it out: an amateur is the "
+                    "base model, or the adapter where it has another prompt"
+                    if expert is not None and number == 0
+                    else f"--amateur={text!r}: is given twice"
+                )
+            if one.name == other.name:
+                raise ToolError(
+                    f"--amateur={text!r}: has the name {other.name!r} of another adapter; give it "
+                    "one of its own as NAME=FOLDER"
+                )
+        found.append(one)
+    return found
+
+
+def engine_arguments(adapters: Sequence[Adapter], rank: int | None = None) -> dict[str, Any]:
+    """Arguments of ``vllm.LLM`` for an engine that takes CoLD requests with these adapters, or
+    with other prompts alone, and decodes no request with CoLD that does not ask.
+
+    Args:
+        adapters: All that are used.
+        rank: ``--max-lora-rank``; None for what they need.
+
+    Raises:
+        ToolError: a rank without adapters; see also ``lora_rank``.
+    """
+    if not adapters:
+        if rank is not None:
+            raise ToolError(f"--max-lora-rank={rank}: there is no adapter here; leave it out")
+        return {"additional_config": {"cold": {"enabled": False}}}
+    return {
+        "enable_lora": True,
+        "max_loras": len(adapters),
+        "max_lora_rank": lora_rank(adapters, rank),
+    }
 
 
 def lora_rank(adapters: Sequence[Adapter], given: int | None = None) -> int:

@@ -51,7 +51,7 @@ def _silence(verbose: bool) -> Iterator[None]:
 
 
 def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
-    """Start ``vllm.LLM`` with LoRA.
+    """Start ``vllm.LLM``.
 
     Args:
         model: Folder or hub name.
@@ -67,7 +67,6 @@ def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
 
             return LLM(
                 model=model,
-                enable_lora=True,
                 disable_log_stats=True,
                 use_tqdm_on_load=verbose,
                 **engine,

@@ -7,20 +7,22 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from vllm_cold.method.settings import KNOBS, read
+from vllm_cold.method.settings import CONTRAST, KNOBS, read
 from vllm_cold.tools.errors import ToolError
 
 DESCRIPTION = """\
-Decode prompts with an adapter, greedily and with CoLD, and show for each token how far expert and
-amateur disagree, which candidates there were and which won. Writes one HTML page that needs no
-network, and prints the same in the terminal."""
+Decode prompts with an adapter, or with what an amateur does not read, greedily and with CoLD. Show
+for each token how far expert and amateur disagree, which candidates there were and which won.
+Writes one HTML page that needs no network, and prints the same in the terminal."""
 
 EPILOG = """\
 examples:
   in this process:     vllm-cold explain --model MODEL --adapter sql=/path/to/sql \\
                            --prompt "List all users."
   a running server:    vllm-cold explain --url http://localhost:8000 --adapter sql \\
-                           --prompts prompts.jsonl --chat"""
+                           --prompts prompts.jsonl --chat
+  what a prompt did:   vllm-cold explain --model MODEL --prompts chats.jsonl \\
+                           --without system --preset cfg"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -41,7 +43,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--prompts",
         metavar="FILE",
         type=Path,
-        help='one prompt a line; in a .jsonl file, objects with "prompt"',
+        help='one prompt a line; in a .jsonl file, objects with "prompt" or "messages", and with '
+        "cold_without, cold_part, cold_amateur_prompt or cold_amateur_messages of their own",
     )
     prompts.add_argument(
         "--chat", action="store_true", help="put each prompt into the model's chat template"
@@ -53,15 +56,16 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     models = parser.add_argument_group("model and adapters")
     models.add_argument(
         "--adapter",
-        required=True,
         metavar="PATH",
         help="the expert's folder, or NAME=PATH to call it something else; with --url, the name of "
-        "an adapter that the server has loaded",
+        "an adapter that the server has loaded; left out: the base model, guided by its prompt",
     )
     models.add_argument(
         "--amateur",
         metavar="PATH",
-        help="another adapter to contrast with, in place of the base model; PATH as for --adapter",
+        action="append",
+        help="another adapter to contrast with, PATH as for --adapter, or --model's own text for "
+        "the base model; repeat it for several amateurs",
     )
     models.add_argument(
         "--model",
@@ -84,8 +88,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
     cold = parser.add_argument_group("Contrastive LoRA Decoding")
     for name, knob in KNOBS.items():
-        option = "--" + name.replace("_", "-")
-        cold.add_argument(option, type=partial(read, name), default=knob.default, help=knob.about)
+        cold.add_argument(_option(name), type=partial(read, name), help=knob.about)
+    reads = parser.add_argument_group(
+        "what amateurs read, and how much they count",
+        "As a request's cold_* keys, for all prompts. Repeated, an option has a value for each\n"
+        "amateur, '' for none.",
+    )
+    for name, knob in CONTRAST.items():
+        if name == "preset":
+            reads.add_argument(_option(name), help=knob.about)
+        elif name != "amateur":
+            reads.add_argument(
+                _option(name),
+                metavar=name.rpartition("_")[2].upper(),
+                action="append",
+                type=partial(read, name),
+                help=knob.about,
+            )
 
     engine = parser.add_argument_group("engine in this process (without --url)")
     engine.add_argument(
@@ -124,6 +143,10 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         default=8,
         help="list at least the N most probable tokens of each stream (%(default)s)",
     )
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _run(options: argparse.Namespace) -> int:

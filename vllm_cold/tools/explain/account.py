@@ -4,27 +4,46 @@
 They differ from logits by a constant for each step and stream (the log of the softmax's sum), so
 
 - the valid set is the same, ``lp >= max(lp) + ln(alpha)`` being a difference;
-- the scores ``(1 + beta) * expert - beta * amateur`` differ from those of the logits by one
+- the scores ``expert + sum of weight * (amateur - expert)`` differ from those of the logits by one
   constant a step, so their order, their differences and the winner are the same.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from vllm_cold.method.settings import ColdSettings
-from vllm_cold.tools.explain.trace import Candidate, Row, Step
+from vllm_cold.method.settings import ColdSettings, Weight
+from vllm_cold.tools.explain.trace import EXACT, LEAST, MOST, Candidate, Row, Step
 
 
-def score(expert: float, amateur: float, beta: float) -> float:
-    """The contrastive score of one token from its two ln-probabilities; nats.
+@dataclass(frozen=True, slots=True)
+class Contrasted:
+    """An amateur at one position.
 
-    Where the amateur's probability is zero the penalty is zero, as in ``vllm_cold.ops``.
+    Attributes:
+        row: Its distribution, as far as it is known; its most probable token is in it.
+        weight: Its weight.
+        limit: No token that ``row`` lacks is more probable (ln); None if not known.
+    """
+
+    row: Row
+    weight: Weight
+    limit: float | None = None
+
+
+def score(expert: float, amateurs: Sequence[float], weights: Sequence[float]) -> float:
+    """The contrastive score of one token from its ln-probabilities; nats.
+
+    Where an amateur's probability is zero its logarithm counts as 0, as in ``vllm_cold.ops``.
     """
     if expert == -math.inf:
         return -math.inf
-    return (1.0 + beta) * expert - (0.0 if amateur == -math.inf else beta * amateur)
+    total = expert
+    for value, weight in zip(amateurs, weights, strict=True):
+        total += weight * ((0.0 if value == -math.inf else value) - expert)
+    return total
 
 
 def valid_tokens(
@@ -77,12 +96,12 @@ def _jensen_shannon(p: Sequence[float], q: Sequence[float]) -> float:
     return min(1.0, max(0.0, total))
 
 
-def beta_of_step(
-    valid: Iterable[int], complete: bool, expert: Row, amateur: Row, settings: ColdSettings
+def weight_of_step(
+    valid: Iterable[int], complete: bool, expert: Row, amateur: Row, weight: Weight
 ) -> float | None:
-    """The contrast strength of one position; None if what it follows from is not known.
+    """An amateur's weight at one position; None if what it follows from is not known.
 
-    An adaptive beta is, from probabilities of the valid tokens, ``beta_max * reach * divergence``:
+    An adaptive one is, from probabilities of the valid tokens, ``weight * reach * divergence``:
     the Jensen-Shannon divergence of the streams in bits, and the amateur's best valid token
     relative to its best token. A softmax over the valid ones takes ln-probabilities as it takes
     logits.
@@ -92,10 +111,10 @@ def beta_of_step(
         complete: Whether there can be no other.
         expert: The expert's distribution.
         amateur: The amateur's; its most probable token is in it.
-        settings: CoLD's.
+        weight: The amateur's.
     """
-    if not settings.adaptive or settings.strength == 0.0:
-        return settings.strength
+    if not weight.adaptive or weight.weight == 0.0:
+        return weight.weight
     ids = sorted(valid)
     if complete and len(ids) == 1:
         return 0.0  # there is nothing to contrast
@@ -107,10 +126,10 @@ def beta_of_step(
     shares = []
     for row in (expert, amateur):
         values = [row[token].value for token in ids]
-        weights = [math.exp(value - max(values)) for value in values]
-        shares.append([weight / math.fsum(weights) for weight in weights])
+        parts = [math.exp(value - max(values)) for value in values]
+        shares.append([part / math.fsum(parts) for part in parts])
     reach = math.exp(reached - max(entry.value for entry in amateur.values()))
-    return settings.strength * reach * _jensen_shannon(*shares)
+    return weight.weight * reach * _jensen_shannon(*shares)
 
 
 def best(values: Iterable[tuple[int, float]]) -> int:
@@ -122,13 +141,13 @@ def make_step(
     token: int,
     text: str,
     expert: Row,
-    amateur: Row,
+    amateurs: Sequence[Contrasted],
     *,
     known: int,
-    amateur_limit: float | None,
     vocab_size: int | None,
     settings: ColdSettings,
     listed: Iterable[int],
+    told: int | None = None,
     most: int = 64,
 ) -> Step:
     """The account of one position.
@@ -137,45 +156,31 @@ def make_step(
         token: The id that the engine put there.
         text: Its piece of the answer.
         expert: The expert's distribution there; holds ``token``.
-        amateur: The amateur's.
+        amateurs: The amateurs there.
         known: See ``valid_tokens``.
-        amateur_limit: No token that ``amateur`` lacks is more probable (ln); None if not known.
         vocab_size: See ``valid_tokens``.
         settings: CoLD's.
         listed: Ids to list beside the valid ones.
+        told: The id that the engine takes here with CoLD, None if it was not asked.
         most: At most this many candidates are kept (the winner, greedy's and ``token`` always).
     """
     valid, complete = valid_tokens(expert, known, vocab_size, settings)
-    beta = beta_of_step(valid, complete, expert, amateur, settings)
-    candidates = []
-    for candidate in valid.union(listed, [token]):
-        e, a = expert.get(candidate), amateur.get(candidate)
-        e_value = e.value if e is not None else None
-        bound = a is None and amateur_limit is not None
-        a_value = a.value if a is not None else amateur_limit
-        candidates.append(
-            Candidate(
-                token=candidate,
-                text=next((x.text for x in (e, a) if x is not None and x.text), ""),
-                expert=e_value,
-                amateur=a_value,
-                score=None
-                if e_value is None or a_value is None or beta is None
-                else score(e_value, a_value, beta),
-                valid=candidate in valid,
-                amateur_is_bound=bound,
-            )
-        )
-    greedy = best((t, entry.value) for t, entry in expert.items())
-    scored = [(c.token, c.score) for c in candidates if c.valid and c.score is not None]
-    # Without any amateur value there is nothing to contrast with: the expert decides.
-    winner = None if beta is None else best(scored) if scored else greedy
-    exact = [
-        (c.expert, c.amateur)
-        for c in candidates
-        if c.expert is not None and c.amateur is not None and not c.amateur_is_bound
+    weights = [weight_of_step(valid, complete, expert, x.row, x.weight) for x in amateurs]
+    certain = [weight for weight in weights if weight is not None]
+    scored = len(certain) == len(weights)
+    candidates = [
+        _candidate(one, one in valid, expert, amateurs, certain if scored else None)
+        for one in valid.union(listed, [token])
     ]
-    candidates.sort(key=lambda candidate: _order(candidate, by_score=beta is not None))
+    greedy = best((t, entry.value) for t, entry in expert.items())
+    winner, proved = told, False
+    if scored:
+        ranges = {t: _range(t, expert[t].value, amateurs, certain) for t in valid}
+        values = sorted((entry.value for entry in expert.values()), reverse=True)
+        others = -math.inf if complete else _most(values[known - 1], certain)
+        cut = told in expert and told not in valid
+        winner, proved = _winner(ranges, others, told, cut)
+    candidates.sort(key=lambda candidate: _order(candidate, scored))
     kept = candidates[:most]
     kept += [c for c in candidates[most:] if c.token in (winner, greedy, token)]
     return Step(
@@ -184,11 +189,108 @@ def make_step(
         candidates=tuple(kept),
         valid_size=len(valid),
         valid_complete=complete,
-        divergence=divergence_bits([e for e, _ in exact], [a for _, a in exact]),
+        divergences=tuple(_divergence(candidates, i) for i in range(len(amateurs))),
         winner=winner,
         greedy=greedy,
-        beta=beta,
+        weights=tuple(weights),
+        told=winner is not None and not proved,
     )
+
+
+def _candidate(
+    token: int,
+    valid: bool,
+    expert: Row,
+    amateurs: Sequence[Contrasted],
+    weights: Sequence[float] | None,
+) -> Candidate:
+    entries = [expert.get(token), *(one.row.get(token) for one in amateurs)]
+    value, *others = (None if entry is None else entry.value for entry in entries)
+    limits = [one.limit for one in amateurs]
+    values = tuple(x if x is not None else y for x, y in zip(others, limits, strict=True))
+    bounds = tuple(x is None and y is not None for x, y in zip(others, limits, strict=True))
+    total, is_what = None, EXACT
+    if value is not None and weights is not None and None not in values:
+        total, is_what = _shown(*_range(token, value, amateurs, weights))
+    return Candidate(
+        token=token,
+        text=next((x.text for x in entries if x is not None and x.text), ""),
+        expert=value,
+        amateurs=values,
+        bounds=bounds,
+        score=total,
+        score_is=is_what,
+        valid=valid,
+    )
+
+
+def _shown(low: float, high: float) -> tuple[float | None, int]:
+    """What is said of a score that is between these two."""
+    if low == high:
+        return low, EXACT
+    if low > -math.inf:
+        return low, LEAST
+    return (high, MOST) if high < math.inf else (None, EXACT)
+
+
+def _range(
+    token: int, expert: float, amateurs: Sequence[Contrasted], weights: Sequence[float]
+) -> tuple[float, float]:
+    """The least and the most that a token's score can be."""
+    found = [one.row.get(token) for one in amateurs]
+    values = [
+        entry.value if entry is not None else (0.0 if one.limit is None else one.limit)
+        for entry, one in zip(found, amateurs, strict=True)
+    ]
+    low = high = score(expert, values, weights)
+    for entry, weight in zip(found, weights, strict=True):
+        if entry is None and weight:  # it may be any smaller than that
+            low, high = (-math.inf, high) if weight > 0.0 else (low, math.inf)
+    return low, high
+
+
+def _most(limit: float, weights: Sequence[float]) -> float:
+    """The best score of a token that is not known, with at most ``limit`` of the expert: an
+    amateur that is contrasted with may find it as improbable as it likes.
+    """
+    own = 1.0 - math.fsum(weights)
+    if own < 0.0 or min(weights) < 0.0:
+        return math.inf
+    return own * limit if own else 0.0  # ln-probabilities of amateurs are at most 0
+
+
+def _winner(
+    ranges: Mapping[int, tuple[float, float]], others: float, told: int | None, cut: bool
+) -> tuple[int | None, bool]:
+    """CoLD's choice, and whether the scores prove it: else it is what the engine told, unless
+    another is better for certain.
+
+    Args:
+        ranges: The least and the most that the scores of the valid tokens can be.
+        others: The most that the score of another token can be.
+        told: The engine's choice.
+        cut: Whether that is known not to be valid.
+    """
+    first = best((token, low) for token, (low, _) in ranges.items())
+    low = ranges[first][0]
+    rest = max((high for token, (_, high) in ranges.items() if token != first), default=-math.inf)
+    if low >= max(rest, others):
+        return first, True
+    if told is None:
+        return None, False
+    contradicted = cut or ranges.get(told, (0.0, others))[1] < low
+    return (first, True) if contradicted else (told, False)
+
+
+def _divergence(candidates: Sequence[Candidate], amateur: int) -> float:
+    exact = [
+        (c.expert, value)
+        for c in candidates
+        if c.expert is not None
+        and (value := c.amateurs[amateur]) is not None
+        and not c.bounds[amateur]
+    ]
+    return divergence_bits([e for e, _ in exact], [a for _, a in exact])
 
 
 def _order(candidate: Candidate, by_score: bool) -> tuple[bool, float, int]:

@@ -1,47 +1,79 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prompts to a report: decode twice, score both answers under both streams, put together."""
+"""From prompts to a report: decode twice, score both answers under all streams, put together."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, trace
-from vllm_cold.tools.explain.sources import AMATEUR, EXPERT, MAX_NAMED, Decoded, Source
-from vllm_cold.tools.explain.trace import Answer, Explanation, Logprob, Report, Row
+from vllm_cold.tools.explain.prompts import Asked
+from vllm_cold.tools.explain.sources import MAX_NAMED, Decoded, Read, Source
+from vllm_cold.tools.explain.trace import BASE, Amateur, Answer, Explanation, Logprob, Report, Row
 
 FIRST_TOP = 20  # vLLM's default for --max-logprobs, which every server allows
 
 
 @dataclass(slots=True)
 class _Text:
-    """A prompt with one of its answers, and what the two streams say about each step."""
+    """A prompt with one of its answers, and what its streams say about each step."""
 
     kind: str
-    prompt: list[int]
+    read: Read
     decoded: Decoded
-    rows: dict[str, list[dict[int, Logprob]]] = field(default_factory=dict)
-    top: dict[str, int] = field(default_factory=dict)
-    limits: list[float | None] = field(default_factory=list)
+    rows: list[list[dict[int, Logprob]]] = field(init=False)
+    top: list[int] = field(init=False)
+    limits: list[list[float | None]] = field(init=False)
+    names: dict[int, str] = field(default_factory=dict)  # of tokens that no row has the text of
+
+    def __post_init__(self) -> None:
+        num = len(self.read.streams)
+        self.rows, self.top, self.limits = [[]] * num, [0] * num, [[]] * num
 
     @property
-    def ids(self) -> list[int]:
-        return [*self.prompt, *self.decoded.tokens]
+    def settings(self) -> ColdSettings:
+        return self.read.asked.contrast.settings
 
-    def put(self, stream: str, rows: Sequence[Row], top: int) -> None:
+    def ids(self, stream: int) -> list[int]:
+        return [*self.read.streams[stream].ids, *self.decoded.tokens]
+
+    def put(self, stream: int, rows: Sequence[Row], top: int) -> None:
         """Keep the rows of the answer's steps; row i is about token i + 1 of the text."""
-        self.rows[stream] = [dict(row) for row in rows[len(self.prompt) - 1 :]]
+        start = len(self.read.streams[stream].ids) - 1
+        self.rows[stream] = [dict(row) for row in rows[start:]]
         self.top[stream] = top
+
+    def step(
+        self, index: int, piece: str, source: Source, wanted: Sequence[int], told: int | None
+    ) -> trace.Step:
+        """The account of a step."""
+        return account.make_step(
+            self.decoded.tokens[index],
+            piece,
+            self.rows[0][index],
+            [
+                account.Contrasted(rows[index], weight, limits[index])
+                for rows, weight, limits in zip(
+                    self.rows[1:], self.read.asked.contrast.weights, self.limits[1:], strict=True
+                )
+            ],
+            known=self.top[0],
+            vocab_size=source.vocab_size,
+            settings=self.settings,
+            listed=wanted,
+            told=told,
+        )
+
+
+_Place = tuple[_Text, int]  # a text, and one of its streams
 
 
 def explain(
     source: Source,
-    prompts: Sequence[str],
-    settings: ColdSettings,
+    prompts: Sequence[Asked],
     *,
-    chat: bool = False,
     max_tokens: int = 64,
     listed: int = 8,
     progress: Callable[[str], None] = lambda _: None,
@@ -50,9 +82,7 @@ def explain(
 
     Args:
         source: An engine or a server.
-        prompts: Text.
-        settings: CoLD's.
-        chat: Whether prompts go through the chat template.
+        prompts: One or more, with what they are contrasted with.
         max_tokens: The length of answers.
         listed: How many of the most probable tokens of each stream are listed at least.
         progress: Called with a few words before each part.
@@ -61,75 +91,116 @@ def explain(
         ToolError: a prompt does not fit the model, or the source cannot answer.
     """
     progress("reading the prompts")
-    encoded = source.encode(prompts, chat)
-    for prompt, ids in zip(prompts, encoded, strict=True):
-        if not ids:
-            raise ToolError(f"--prompt: {prompt[:40]!r} has no tokens; give a prompt with text")
-        # vLLM wants room for one token more when it scores the answer.
-        needed, limit = len(ids) + max_tokens + 1, source.max_model_len
-        if limit is not None and needed > limit:
-            raise ToolError(
-                f"--max-tokens={max_tokens}: the prompt {prompt[:40]!r} has {len(ids)} tokens; "
-                f"with the answer and one more that makes {needed}, and the model takes {limit}: "
-                "lower --max-tokens or shorten the prompt"
-            )
-    texts: list[_Text] = []
-    for kind, knobs in ((trace.GREEDY, None), (trace.COLD, settings)):
-        progress(f"decoding, {'with CoLD' if knobs else 'greedily'}")
-        answers = source.decode(encoded, max_tokens, knobs)
-        texts += [_Text(kind, ids, a) for ids, a in zip(encoded, answers, strict=True)]
+    reads = source.read(prompts)
+    for read in reads:
+        _check_length(read, max_tokens, source.max_model_len)
+    progress("decoding greedily")
+    greedy = source.greedy([read.streams[0].ids for read in reads], max_tokens)
+    progress("decoding with CoLD")
+    cold = source.cold(reads, max_tokens)
+    texts = [
+        _Text(kind, read, answer)
+        for kind, answers in ((trace.GREEDY, greedy), (trace.COLD, cold))
+        for read, answer in zip(reads, answers, strict=True)
+    ]
     progress("scoring both answers")
     top = FIRST_TOP if source.vocab_size is None else min(FIRST_TOP, source.vocab_size)
-    for stream in (EXPERT, AMATEUR):
-        _score(source, stream, texts, top)
-    _widen(source, texts, settings)
-    wanted = [_wanted(text, settings, listed) for text in texts]
+    _score(source, [(text, i) for text in texts for i in range(len(text.rows))], top)
+    _widen(source, texts)
+    wanted = [_wanted(text, listed) for text in texts]
     progress("asking for what is missing")
     for text in texts:
-        rows = text.rows[AMATEUR]
-        text.limits = [_limit(row, text.top[AMATEUR]) for row in rows]
-    for stream in (EXPERT, AMATEUR):
-        _fill(source, stream, texts, wanted)
-    answers_made = [_answer(t, w, source, settings) for t, w in zip(texts, wanted, strict=True)]
+        text.limits = [
+            [_limit(row, top) for row in rows]
+            for rows, top in zip(text.rows, text.top, strict=True)
+        ]
+    _fill(source, texts, wanted)
+    told = [_told(source, t, w) for t, w in zip(texts, wanted, strict=True)]
+    _fill(source, texts, wanted)  # what the engine told is listed too
+    answers = [_answer(source, *each) for each in zip(texts, wanted, told, strict=True)]
     half = len(prompts)
     return Report(
         model=source.description.model,
-        adapter=source.description.adapter,
-        amateur=source.description.amateur,
+        adapter=source.description.adapter or BASE,
         source=source.description.source,
-        settings=settings,
-        chat=chat,
+        settings=prompts[0].contrast.settings,
+        chat=prompts[0].chat,
         explanations=tuple(
-            Explanation(prompt, len(ids), cold=cold, greedy=greedy)
-            for prompt, ids, greedy, cold in zip(
-                prompts, encoded, answers_made[:half], answers_made[half:], strict=True
+            Explanation(
+                read.asked.prompt,
+                len(read.streams[0].ids),
+                cold=cold,
+                greedy=greedy,
+                amateurs=_amateurs(read),
             )
+            for read, greedy, cold in zip(reads, answers[:half], answers[half:], strict=True)
         ),
     )
 
 
-def _score(source: Source, stream: str, texts: Sequence[_Text], top: int) -> None:
-    found = source.score(stream, [text.ids for text in texts], top)
-    for text, rows in zip(texts, found, strict=True):
-        text.put(stream, rows, top)
+def _check_length(read: Read, max_tokens: int, limit: int | None) -> None:
+    start = read.asked.start
+    for number, stream in enumerate(read.streams):
+        whose = "the prompt" if number == 0 else f"what amateur {number} reads of the prompt"
+        if not stream.ids:
+            raise ToolError(f"--prompt: {whose} {start!r} has no tokens; give a prompt with text")
+        # vLLM wants room for one token more when it scores the answer.
+        needed = len(stream.ids) + max_tokens + 1
+        if limit is not None and needed > limit:
+            raise ToolError(
+                f"--max-tokens={max_tokens}: {whose} {start!r} has {len(stream.ids)} tokens; with "
+                f"the answer and one more that makes {needed}, and the model takes {limit}: lower "
+                "--max-tokens or shorten the prompt"
+            )
 
 
-def _widen(source: Source, texts: Sequence[_Text], settings: ColdSettings) -> None:
-    """Ask the expert for more tokens where the last one that it gave is still valid."""
+def _amateurs(read: Read) -> tuple[Amateur, ...]:
+    contrast = read.asked.contrast
+    found = zip(contrast.amateurs, contrast.weights, read.streams[1:], strict=True)
+    return tuple(
+        Amateur(stream.adapter or BASE, weight, *read.asked.reads(one), len(stream.ids))
+        for one, weight, stream in found
+    )
+
+
+def _score(source: Source, places: Sequence[_Place], top: int) -> None:
+    for adapter, those in _by_adapter(places).items():
+        found = source.score(adapter, [text.ids(stream) for text, stream in those], top)
+        for (text, stream), rows in zip(those, found, strict=True):
+            text.put(stream, rows, top)
+
+
+def _by_adapter(places: Sequence[_Place]) -> Mapping[str | None, list[_Place]]:
+    """A request has one adapter for all of its texts."""
+    found: dict[str | None, list[_Place]] = {}
+    for text, stream in places:
+        found.setdefault(text.read.streams[stream].adapter, []).append((text, stream))
+    return found
+
+
+def _widen(source: Source, texts: Sequence[_Text]) -> None:
+    """Ask the expert for more tokens where the last one that it gave is still valid. Without a mask
+    that is all tokens, of all streams, or it is of no use.
+    """
     while True:
-        open_texts = [t for t in texts if not all(_complete(t, source, settings))]
+        open_texts = [t for t in texts if not all(_complete(t, source))]
         if not open_texts:
             return
-        top = max(text.top[EXPERT] for text in open_texts)
-        larger = min(source.largest_top(), 4 * top)
+        no_mask = trace.no_mask(open_texts[0].settings)
+        top, most = max(text.top[0] for text in open_texts), source.largest_top()
+        if no_mask and (source.vocab_size is None or source.vocab_size > most):
+            return
+        larger = most if no_mask else min(most, 4 * top)
         if larger <= top:
             return
-        _score(source, EXPERT, open_texts, larger)
+        streams = [len(text.rows) if no_mask else 1 for text in open_texts]
+        places = [(t, i) for t, n in zip(open_texts, streams, strict=True) for i in range(n)]
+        _score(source, places, larger)
 
 
-def _complete(text: _Text, source: Source, settings: ColdSettings) -> list[bool]:
-    known, size = text.top[EXPERT], source.vocab_size
-    return [account.valid_tokens(row, known, size, settings)[1] for row in text.rows[EXPERT]]
+def _complete(text: _Text, source: Source) -> list[bool]:
+    known, size, settings = text.top[0], source.vocab_size, text.settings
+    return [account.valid_tokens(row, known, size, settings)[1] for row in text.rows[0]]
 
 
 def _limit(row: Row, top: int) -> float | None:
@@ -138,61 +209,63 @@ def _limit(row: Row, top: int) -> float | None:
     return values[top - 1] if len(values) >= top else None
 
 
-def _wanted(text: _Text, settings: ColdSettings, listed: int) -> list[list[int]]:
-    """The ids to list at each step: valid, most probable under either stream, the one taken."""
+def _wanted(text: _Text, listed: int) -> list[list[int]]:
+    """The ids to list at each step: valid, most probable under a stream, the one taken."""
     found = []
     for step, token in enumerate(text.decoded.tokens):
-        expert, amateur = text.rows[EXPERT][step], text.rows[AMATEUR][step]
-        valid, _ = account.valid_tokens(expert, text.top[EXPERT], None, settings)
+        valid, _ = account.valid_tokens(text.rows[0][step], text.top[0], None, text.settings)
         ids = {token, *valid}
-        for row in (expert, amateur):
+        for rows in text.rows:
+            row = rows[step]
             ids.update(sorted(row, key=lambda t: (-row[t].value, t))[:listed])  # noqa: B023
         found.append(sorted(ids))
     return found
 
 
-def _fill(
-    source: Source, stream: str, texts: Sequence[_Text], wanted: Sequence[list[list[int]]]
-) -> None:
+def _fill(source: Source, texts: Sequence[_Text], wanted: Sequence[list[list[int]]]) -> None:
     """Look up the wanted tokens that a row lacks; each is named to vLLM, so the value is exact."""
-    places: list[tuple[_Text, int]] = []
-    asked: list[tuple[list[int], list[int]]] = []
-    for text, steps in zip(texts, wanted, strict=True):
-        for step, ids in enumerate(steps):
-            missing = [token for token in ids if token not in text.rows[stream][step]]
-            for start in range(0, len(missing), MAX_NAMED):
-                places.append((text, step))
-                prefix = text.ids[: len(text.prompt) + step]
-                asked.append((prefix, missing[start : start + MAX_NAMED]))
-    for (text, step), (_, ids), found in zip(
-        places, asked, source.look_up(stream, asked), strict=True
-    ):
-        row = text.rows[stream][step]
-        row.update({token: Logprob(found[token]) for token in ids if token in found})
+    places = [(text, stream) for text in texts for stream in range(len(text.rows))]
+    steps_of = {id(text): steps for text, steps in zip(texts, wanted, strict=True)}
+    for adapter, those in _by_adapter(places).items():
+        rows: list[tuple[dict[int, Logprob], Mapping[int, str]]] = []
+        asked: list[tuple[list[int], list[int]]] = []
+        for text, stream in those:
+            ids, prompt = text.ids(stream), len(text.read.streams[stream].ids)
+            for step, listed in enumerate(steps_of[id(text)]):
+                row = text.rows[stream][step]
+                missing = [token for token in listed if token not in row]
+                for start in range(0, len(missing), MAX_NAMED):
+                    rows.append((row, text.names))
+                    asked.append((ids[: prompt + step], missing[start : start + MAX_NAMED]))
+        answers = source.look_up(adapter, asked)
+        for (row, names), (_, missing), found in zip(rows, asked, answers, strict=True):
+            for token in missing:
+                if token in found:
+                    row[token] = Logprob(found[token], names.get(token, ""))
 
 
-def _answer(text: _Text, wanted: list[list[int]], source: Source, settings: ColdSettings) -> Answer:
-    expert, amateur = text.rows[EXPERT], text.rows[AMATEUR]
-    pieces = account.spread(
-        text.decoded.text,
-        [expert[i][token].text for i, token in enumerate(text.decoded.tokens)],
-    )
-    return Answer(
-        kind=text.kind,
-        text=text.decoded.text,
-        finish_reason=text.decoded.finish_reason,
-        steps=tuple(
-            account.make_step(
-                token,
-                pieces[i],
-                expert[i],
-                amateur[i],
-                known=text.top[EXPERT],
-                amateur_limit=text.limits[i],
-                vocab_size=source.vocab_size,
-                settings=settings,
-                listed=wanted[i],
-            )
-            for i, token in enumerate(text.decoded.tokens)
-        ),
-    )
+def _told(source: Source, text: _Text, wanted: list[list[int]]) -> list[int | None]:
+    """What the engine takes with CoLD at each step, where that is known; it is wanted then."""
+    tokens = text.decoded.tokens
+    told: list[int | None] = list(tokens)
+    if text.kind == trace.COLD:
+        return told
+    steps = [text.step(i, "", source, wanted[i], None) for i in range(len(tokens))]
+    told = [step.winner for step in steps]
+    unknown = [i for i, winner in enumerate(told) if winner is None]
+    found = source.choose([text.read.after(tokens[:i]) for i in unknown])
+    for i, answer in zip(unknown, found, strict=True):
+        if answer is not None:
+            [token] = answer.tokens
+            told[i] = token
+            wanted[i].append(token)
+            text.names[token] = answer.text
+    return told
+
+
+def _answer(source: Source, text: _Text, wanted: list[list[int]], told: list[int | None]) -> Answer:
+    tokens = text.decoded.tokens
+    alone = [text.rows[0][i][token].text for i, token in enumerate(tokens)]
+    pieces = account.spread(text.decoded.text, alone)
+    steps = (text.step(i, pieces[i], source, wanted[i], told[i]) for i in range(len(tokens)))
+    return Answer(text.kind, text.decoded.text, text.decoded.finish_reason, tuple(steps))

@@ -4,84 +4,74 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from vllm_cold.method.settings import KNOBS, ColdError, ColdSettings
+from vllm_cold.method.settings import CONTRAST, KNOBS, PREFIX
+from vllm_cold.tools.adapters import read_adapters
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
+from vllm_cold.tools.explain.prompts import Asked, Row, ask, is_unicode, read_prompts
+from vllm_cold.tools.explain.sources import no_contrast
+from vllm_cold.tools.server import check_options
 
-MAX_PROMPTS = 50
-# What only an engine in this process, or only a server, can be asked; None and False: not given.
+# What only an engine in this process can be asked; None: not given.
 ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
-SERVER_OPTIONS = ("api_key", "insecure_http")
 
 
-def read_prompts(path: Path) -> list[str]:
-    """The prompts of a file: one a line, or in a .jsonl file the ``prompt`` of each object.
+def contrast_args(options: argparse.Namespace) -> dict[str, Any]:
+    """What the options say of the contrast, as flat arguments; what is not given is not there."""
+    args = {PREFIX + name: getattr(options, name) for name in KNOBS}
+    for name in CONTRAST:
+        given = getattr(options, name)
+        # Several are a list, with an entry for each amateur.
+        args[PREFIX + name] = given[0] if isinstance(given, list) and len(given) == 1 else given
+    return {key: value for key, value in args.items() if value is not None}
+
+
+def ask_all(options: argparse.Namespace) -> list[Asked]:
+    """The prompts with what they are contrasted with.
 
     Raises:
-        ToolError: names the file and the line.
+        ToolError: names the option, or the file and the line.
     """
-    try:
-        # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise ToolError(f"--prompts={path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ToolError(f"--prompts={path}: is no UTF-8 text: {error}") from error
-    found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        if path.suffix != ".jsonl":
-            found.append(line)
-            continue
-        try:
-            value: Any = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise ToolError(f"--prompts={path}: line {number} is no JSON: {error}") from error
-        prompt = value.get("prompt") if isinstance(value, dict) else None
-        if not isinstance(prompt, str) or not prompt:
-            raise ToolError(
-                f'--prompts={path}: line {number} must be an object with the text "prompt"'
-            )
-        if not is_unicode(prompt):
-            raise ToolError(
-                f"--prompts={path}: line {number} has half a surrogate pair, which is no "
-                "character; tokenizers take whole ones only"
-            )
-        found.append(prompt)
-    if not found:
-        raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
-    if len(found) > MAX_PROMPTS:
-        raise ToolError(
-            f"--prompts={path}: holds {len(found)} prompts; one page takes up to {MAX_PROMPTS}: "
-            "split the file"
-        )
-    return found
+    if options.prompt == "":
+        raise ToolError("--prompt: is empty")
+    texts = {"--prompt": [options.prompt or ""]}
+    for name in ("amateur_prompt", "amateur_messages"):
+        texts["--" + name.replace("_", "-")] = getattr(options, name) or []
+    for option, given in texts.items():
+        if not all(map(is_unicode, given)):
+            raise ToolError(f"{option}: is no UTF-8 text; set the terminal's encoding to UTF-8")
+    rows = [Row(options.prompt, {})] if options.prompts is None else read_prompts(options.prompts)
+    args = contrast_args(options)
+    if options.url is None:
+        _name_adapters(args, options)
+    asked = [ask(row, args, options.chat) for row in rows]
+    for one in asked:
+        for amateur in one.contrast.amateurs:
+            same = amateur.adapter in (None, options.model)
+            if options.adapter is None and amateur.source is None and same:
+                raise no_contrast(one)
+    return asked
 
 
-def is_unicode(text: str) -> bool:
-    """Whether text has no lone surrogates, as JSON escapes and bytes of a shell can make them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _name_adapters(args: dict[str, Any], options: argparse.Namespace) -> None:
+    """Call amateurs by the names of their adapters: the command line has ``[NAME=]PATH``."""
+    if not (paths := amateur_paths(options)):
+        return
+    adapters = read_adapters(options.adapter, paths)[-len(paths) :]
+    names = dict(zip(paths, (one.name for one in adapters), strict=True))
+    named = [names.get(text, text) for text in options.amateur]
+    args[PREFIX + "amateur"] = named[0] if len(named) == 1 else named
 
 
-def check_settings(options: argparse.Namespace) -> ColdSettings:
-    """CoLD's settings from the options, with ToolError for what is out of range."""
-    try:
-        return ColdSettings(**{name: getattr(options, name) for name in KNOBS})
-    except ColdError as error:
-        option = "--" + error.field.replace("_", "-")
-        raise ToolError(str(error).replace(error.field, option, 1)) from error
+def amateur_paths(options: argparse.Namespace) -> list[str]:
+    """The amateurs' adapters, without the base model and those that have none of their own."""
+    return [text for text in options.amateur or () if text not in ("", options.model)]
 
 
 def check_page(path: Path) -> None:
@@ -101,22 +91,6 @@ def check_page(path: Path) -> None:
         ) from error
 
 
-def check_options(options: argparse.Namespace) -> None:
-    """Refuse what would be ignored: an engine's options with --url, a server's without."""
-    useless = SERVER_OPTIONS if options.url is None else ENGINE_OPTIONS
-    for name in useless:
-        value = getattr(options, name)
-        if value is None or (value is False and name in SERVER_OPTIONS):
-            continue
-        option = "--" + ("no-" if value is False else "") + name.replace("_", "-")
-        if options.url is None:
-            raise ToolError(f"{option}: is for a server; add --url, or leave it out")
-        raise ToolError(
-            f"{option}: is for an engine in this process, and --url asks a server that is running; "
-            "leave one of them out"
-        )
-
-
 def open_source(options: argparse.Namespace) -> Any:
     """The engine or the server that the options name."""
     if options.url is not None:
@@ -125,7 +99,7 @@ def open_source(options: argparse.Namespace) -> Any:
         return ServerSource(
             options.url,
             options.adapter,
-            options.amateur,
+            amateur_paths(options),
             options.model,
             options.api_key,
             options.insecure_http,
@@ -135,23 +109,18 @@ def open_source(options: argparse.Namespace) -> Any:
     from vllm_cold.tools.explain.offline import OfflineSource
 
     engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    return OfflineSource(options.model, options.adapter, options.amateur, **engine)
+    return OfflineSource(options.model, options.adapter, amateur_paths(options), **engine)
 
 
 def run(options: argparse.Namespace) -> int:
     """Explain; returns the exit status."""
-    check_options(options)
-    settings = check_settings(options)
+    check_options(options, ENGINE_OPTIONS)
     for name in ("max_tokens", "candidates"):
         if getattr(options, name) < 1:
             raise ToolError(f"--{name.replace('_', '-')}={getattr(options, name)}: must be >= 1")
     if options.candidates > collect.FIRST_TOP:
         raise ToolError(f"--candidates={options.candidates}: at most {collect.FIRST_TOP}")
-    if options.prompt == "":
-        raise ToolError("--prompt: is empty")
-    if options.prompt is not None and not is_unicode(options.prompt):
-        raise ToolError("--prompt: is no UTF-8 text; set the terminal's encoding to UTF-8")
-    prompts = [options.prompt] if options.prompt is not None else read_prompts(options.prompts)
+    asked = ask_all(options)
     check_page(options.html)
 
     # On a file of its own: while vLLM starts, nothing that is written to stderr reaches the screen.
@@ -163,9 +132,7 @@ def run(options: argparse.Namespace) -> int:
         try:
             report = collect.explain(
                 source,
-                prompts,
-                settings,
-                chat=options.chat,
+                asked,
                 max_tokens=options.max_tokens,
                 listed=options.candidates,
                 progress=status.update,

@@ -8,16 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.method.settings import ColdSettings
-from vllm_cold.tools.adapters import lora_rank, read_adapters, read_model
+from vllm_cold.tools.adapters import engine_arguments, read_adapters, read_model
+from vllm_cold.tools.contrast import Reader
 from vllm_cold.tools.engine import engine_errors, prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.sources import (
-    EXPERT,
-    Decoded,
-    Description,
-    read_rows,
-)
+from vllm_cold.tools.explain.prompts import Asked
+from vllm_cold.tools.explain.sources import Decoded, Description, Read, read, read_rows
 from vllm_cold.tools.explain.trace import Row
 
 # Enough for any valid set that a page can show.
@@ -31,38 +27,39 @@ class OfflineSource:
     """An engine in this process; see ``Source`` for what it can be asked.
 
     Args:
-        model: A model's folder or hub name.
-        adapter: ``[NAME=]PATH`` of the expert.
-        amateur: ``[NAME=]PATH`` of another adapter, None for the base model.
+        model: A model's folder or hub name; also what an amateur calls the base model.
+        adapter: ``[NAME=]PATH`` of the expert, None for the base model.
+        amateurs: ``[NAME=]PATH`` of the other adapters.
         engine: More arguments of ``vllm.LLM``; those that are None are left out.
 
     Raises:
         ToolError: a path or an option is wrong, or vLLM does not start.
     """
 
-    def __init__(self, model: str, adapter: str, amateur: str | None = None, **engine: Any) -> None:
+    def __init__(
+        self, model: str, adapter: str | None = None, amateurs: Sequence[str] = (), **engine: Any
+    ) -> None:
+        self._base = model
         model = read_model(model)
-        adapters = read_adapters(adapter, amateur)
+        adapters = read_adapters(adapter, amateurs)
         prepare_environment()
         if engine.get("gpu_memory_utilization") is None:  # which it would win over
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB: a few prompts
         options: dict[str, Any] = {
             "enforce_eager": True,
-            "max_num_seqs": 32,
+            "max_num_seqs": 64,  # a prompt with 32 amateurs has 33
             **{key: value for key, value in engine.items() if value is not None},
         }
         self._llm = start_llm(
             model,
-            max_loras=len(adapters),
-            max_lora_rank=lora_rank(adapters),
+            **engine_arguments(adapters),
             max_logprobs=LARGEST_TOP,
             **options,
         )
         from vllm.lora.request import LoRARequest
 
-        requests = [LoRARequest(a.name, i, a.folder) for i, a in enumerate(adapters, 1)]
-        self._expert = requests[0]
-        self._amateur = requests[1] if amateur is not None else None
+        self._loaded = {a.name: LoRARequest(a.name, i, a.folder) for i, a in enumerate(adapters, 1)}
+        self._expert = None if adapter is None else adapters[0].name
         config = self._llm.llm_engine.model_config
         self.max_model_len: int | None = int(config.max_model_len)
         self.vocab_size: int | None = int(config.get_vocab_size())
@@ -71,8 +68,7 @@ class OfflineSource:
         dtype = str(config.dtype).removeprefix("torch.")
         self.description = Description(
             model=Path(model).name,
-            adapter=self._expert.lora_name,
-            amateur=self._amateur.lora_name if self._amateur is not None else "base model",
+            adapter=self._expert,
             source=f"vLLM {vllm_version()} in one process, {dtype}",
         )
 
@@ -80,64 +76,63 @@ class OfflineSource:
         """End the engine."""
         self._llm.llm_engine.engine_core.shutdown()
 
-    def encode(self, prompts: Sequence[str], chat: bool) -> list[list[int]]:
+    def read(self, prompts: Sequence[Asked]) -> list[Read]:
         """See ``Source``."""
         tokenizer = self._llm.get_tokenizer()
-        found = []
-        for prompt in prompts:
-            text, special = prompt, True
-            if chat:
-                if not tokenizer.chat_template:
-                    raise ToolError("--chat: this model has no chat template; leave --chat out")
-                message = [{"role": "user", "content": prompt}]
-                try:
-                    text = tokenizer.apply_chat_template(
-                        message, tokenize=False, add_generation_prompt=True
-                    )
-                # Templates are programs of the model's authors and raise what they like.
-                except Exception as error:
-                    raise ToolError(
-                        f"--chat: the model's chat template does not take the prompt "
-                        f"{prompt[:40]!r} ({error}); leave --chat out"
-                    ) from error
-                special = False  # the template writes them
-            found.append(list(tokenizer.encode(text, add_special_tokens=special)))
-        return found
+        return [
+            read(one, Reader(tokenizer, one.chat), self._expert, self._base, list(self._loaded))
+            for one in prompts
+        ]
 
-    def decode(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, settings: ColdSettings | None
-    ) -> list[Decoded]:
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Decoded]:
         """See ``Source``."""
         from vllm import SamplingParams
 
-        from vllm_cold.params import ColdParams
+        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, extra_args=_PLAIN)
+        return self._decode(prompts, params)
 
-        greedy: dict[str, Any] = {"temperature": 0.0, "max_tokens": max_tokens}
-        if settings is None:
-            params = SamplingParams(**greedy, extra_args=_PLAIN)
-        else:
-            params = ColdParams(
-                alpha=settings.alpha,
-                beta=settings.beta,
-                beta_max=settings.beta_max,
-                expert_top_k=settings.expert_top_k,
-                amateur=self._amateur,
-                **greedy,
-            )
-        outputs = [output.outputs[0] for output in self._generate(prompts, params, self._expert)]
-        for output in outputs:
-            if output.finish_reason not in ("stop", "length"):
-                raise ToolError(f"vLLM ended an answer early: {output.stop_reason}")
-        return [Decoded(tuple(o.token_ids), o.text, o.finish_reason) for o in outputs]
+    def cold(self, prompts: Sequence[Read], max_tokens: int) -> list[Decoded]:
+        """See ``Source``."""
+        params = [self._params(one, max_tokens) for one in prompts]
+        return self._decode([one.streams[0].ids for one in prompts], params)
 
-    def score(self, stream: str, texts: Sequence[Sequence[int]], top: int) -> list[list[Row]]:
+    def _params(self, prompt: Read, max_tokens: int) -> Any:
+        from vllm_cold.method.settings import ADAPTIVE
+        from vllm_cold.params import Amateur, ColdParams
+
+        settings = prompt.asked.contrast.settings
+        expert, *others = prompt.streams
+        weights = prompt.asked.contrast.weights
+        return ColdParams(
+            alpha=settings.alpha,
+            beta_max=settings.strength if settings.adaptive else None,
+            expert_top_k=settings.expert_top_k,
+            amateurs=[
+                Amateur(
+                    prompt=None if stream.ids == expert.ids else list(stream.ids),
+                    lora_request=self._adapter(stream.adapter),
+                    weight=ADAPTIVE if weight.adaptive else weight.weight,
+                )
+                for stream, weight in zip(others, weights, strict=True)
+            ],
+            temperature=0.0,
+            max_tokens=max_tokens,
+        )
+
+    def choose(self, texts: Sequence[Read]) -> list[Decoded | None]:
+        """See ``Source``."""
+        return [*self.cold(texts, 1)]
+
+    def score(
+        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
+    ) -> list[list[Row]]:
         """See ``Source``."""
         from vllm import SamplingParams
 
         params = SamplingParams(
             temperature=0.0, max_tokens=1, prompt_logprobs=top, extra_args=_PLAIN
         )
-        outputs = self._generate(texts, params, self._adapter(stream))
+        outputs = self._generate(texts, params, adapter)
         return [read_rows(output.prompt_logprobs) for output in outputs]
 
     def largest_top(self) -> int:
@@ -145,7 +140,7 @@ class OfflineSource:
         return min(LARGEST_TOP, self.vocab_size or LARGEST_TOP)
 
     def look_up(
-        self, stream: str, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[Mapping[int, float]]:
         """See ``Source``."""
         from vllm import SamplingParams
@@ -156,22 +151,32 @@ class OfflineSource:
             )
             for _, ids in asked
         ]
-        outputs = self._generate([text for text, _ in asked], params, self._adapter(stream))
+        outputs = self._generate([text for text, _ in asked], params, adapter)
         return [
             {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
             for output in outputs
         ]
 
-    def _adapter(self, stream: str) -> Any:
-        return self._expert if stream == EXPERT else self._amateur
+    def _adapter(self, name: str | None) -> Any:
+        return None if name is None else self._loaded[name]
 
-    def _generate(self, texts: Sequence[Sequence[int]], params: Any, adapter: Any) -> list[Any]:
+    def _decode(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Decoded]:
+        outputs = [one.outputs[0] for one in self._generate(prompts, params, self._expert)]
+        for output in outputs:
+            if output.finish_reason not in ("stop", "length"):
+                raise ToolError(f"vLLM ended an answer early: {output.stop_reason}")
+        return [Decoded(tuple(o.token_ids), o.text, o.finish_reason) for o in outputs]
+
+    def _generate(
+        self, texts: Sequence[Sequence[int]], params: Any, adapter: str | None
+    ) -> list[Any]:
         if not texts:
             return []
         prompts = [{"prompt_token_ids": list(text)} for text in texts]
+        lora = self._adapter(adapter)
         try:
             with engine_errors():
-                found = self._llm.generate(prompts, params, lora_request=adapter, use_tqdm=False)
+                found = self._llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
         except ValueError as error:  # CoLD or vLLM refuses the request and says why
             raise ToolError(str(error)) from error
         return list(found)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jinja2
@@ -16,7 +17,8 @@ from markupsafe import Markup
 
 from vllm_cold import __version__
 from vllm_cold.tools.explain import trace, visible
-from vllm_cold.tools.explain.trace import Answer, Candidate, Explanation, Report, Step
+from vllm_cold.tools.explain.prompts import pieces
+from vllm_cold.tools.explain.trace import Answer, Candidate, Explanation, Piece, Report, Step
 
 DIGITS = 6  # of probabilities and scores in the data
 
@@ -39,7 +41,9 @@ def render(report: Report) -> str:
         report=report,
         explanations=[_explanation(e) for e in report.explanations],
         limits=trace.DIVERGENCE_CLASSES,
-        beta=trace.beta_text(report.settings),
+        by_beta=report.strength[0] == "beta",
+        no_mask=trace.no_mask(report.settings),
+        several=any(len(e.amateurs) > 1 for e in report.explanations),
         version=__version__,
         data=as_script(data(report)),
     )
@@ -64,6 +68,8 @@ def data(report: Report) -> dict[str, Any]:
         "beta": report.settings.beta,
         "adaptive": report.settings.adaptive,
         "cap": report.settings.expert_top_k,
+        "noMask": trace.no_mask(report.settings),
+        "amateurs": [[one.label for one in e.amateurs] for e in report.explanations],
         "prompts": [
             {answer.kind: _answer(answer) for answer in (e.cold, e.greedy)}
             for e in report.explanations
@@ -85,23 +91,32 @@ def _step(step: Step) -> dict[str, Any]:
         "size": step.valid_size,
         "complete": step.valid_complete,
         "divergence": _number(step.divergence),
+        "divergences": [_number(value) for value in step.divergences],
         "beta": _number(step.beta),
+        "weights": [_number(value) for value in step.weights],
         "winner": step.winner,
+        "told": step.told,
         "greedy": step.greedy,
         "candidates": [_candidate(c) for c in step.candidates],
     }
 
 
 def _candidate(candidate: Candidate) -> list[Any]:
-    """As a list, which is a third of the bytes: id, text, p expert, p amateur, score, flags."""
-    flags = candidate.valid + 2 * candidate.amateur_is_bound
+    """As a list, which is a third of the bytes: id, text, p expert, p of the first amateur, score,
+    flags, p of the other amateurs. Of the flags 1 is valid, 2 a score that is the least, 4 the most
+    that it can be, and from 8 on which amateurs' probabilities are the most that they can be.
+    """
+    flags = candidate.valid + 2 * candidate.score_is
+    flags += sum(8 << i for i, bound in enumerate(candidate.bounds) if bound)
+    first, *others = map(_probability, candidate.amateurs)
     return [
         candidate.token,
         visible.alone(candidate.text, candidate.token),
         _probability(candidate.expert),
-        _probability(candidate.amateur),
+        first,
         _number(candidate.score),
         flags,
+        *others,
     ]
 
 
@@ -116,12 +131,37 @@ def _number(value: float | None) -> float | None:
 
 def _explanation(explanation: Explanation) -> dict[str, Any]:
     """What the template shows of one prompt."""
+    amateurs = explanation.amateurs
+    marked = len(amateurs) == 1 and amateurs[0].leaves_out
     return {
-        "prompt": visible.in_text(explanation.prompt, 0),
+        "pieces": _pieces(amateurs[0].pieces if marked else pieces(explanation.prompt)),
+        "chat": not isinstance(explanation.prompt, str),
         "prompt_tokens": explanation.prompt_tokens,
+        "amateurs": [
+            {
+                "name": one.name,
+                "reads": one.reads,
+                "leaves_out": one.leaves_out,
+                "weight": one.weight_text,
+                "tokens": one.tokens,
+                "pieces": _pieces(() if marked else one.pieces),
+            }
+            for one in amateurs
+        ],
         "parting": explanation.parting,
         "answers": [_shown(explanation.cold), _shown(explanation.greedy)],
     }
+
+
+def _pieces(found: Sequence[Piece]) -> list[dict[str, Any]]:
+    return [
+        {
+            "text": visible.in_text(piece.text, 0) if piece.text else "",
+            "role": piece.role and visible.alone(piece.role, 0),
+            "gone": piece.gone,
+        }
+        for piece in found
+    ]
 
 
 def _shown(answer: Answer) -> dict[str, Any]:
@@ -132,9 +172,11 @@ def _shown(answer: Answer) -> dict[str, Any]:
         "differing": sum(step.differs for step in answer.steps),
         "mean": math.fsum(s.divergence for s in answer.steps) / max(1, len(answer.steps)),
         "incomplete": sum(not step.valid_complete for step in answer.steps),
-        "bounds": sum(any(c.amateur_is_bound for c in s.candidates) for s in answer.steps),
+        "bounds": sum(any(any(c.bounds) for c in s.candidates) for s in answer.steps),
         "mismatches": answer.mismatches,
         "unknown": len(answer.unknown_betas),
+        "told": len(answer.told),
+        "open": sum(step.winner is None for step in answer.steps),
         "steps": [
             {
                 "text": visible.in_text(step.text, step.token),

@@ -27,20 +27,6 @@ _Logprob = Annotated[float, AfterValidator(_number)]
 _Token = Annotated[int, BeforeValidator(_token)]
 
 
-class Card(BaseModel):
-    """A model that is served; an adapter's parent is its base model."""
-
-    id: str
-    parent: str | None = None
-    max_model_len: int | None = None
-
-
-class Cards(BaseModel):
-    """The list of models."""
-
-    data: list[Card]
-
-
 class Chat(BaseModel):
     """A chat: its prompt as the model reads it."""
 
@@ -65,6 +51,32 @@ class Written(Choice):
     text: str
     finish_reason: str
     token_ids: list[int]
+
+
+class Answered(Written):
+    """The answer, and the prompt as the model reads it."""
+
+    prompt_token_ids: list[int]
+
+
+class Message(BaseModel):
+    """An answer in a chat; a server may have taken all of it for something else."""
+
+    content: str | None
+
+
+class Said(Choice):
+    """The answer of a chat."""
+
+    message: Message
+    finish_reason: str
+    token_ids: list[int]
+
+
+class Spoken(Chat):
+    """A chat with its answer."""
+
+    choices: Annotated[list[Said], Field(min_length=1)]
 
 
 class Entry(BaseModel):

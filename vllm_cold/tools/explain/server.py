@@ -3,36 +3,41 @@
 
 from __future__ import annotations
 
-import ipaddress
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import urlsplit
 
-import openai
-from pydantic import ValidationError
-
-from vllm_cold.method.settings import ColdSettings
+from vllm_cold.method.amateurs import says_what
+from vllm_cold.method.arguments import parse_request_args
+from vllm_cold.method.settings import KNOBS, PREFIX
+from vllm_cold.tools.contrast import Reader, messages_of
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.replies import (
+    Answered,
     C,
-    Card,
-    Cards,
     Chat,
     Completion,
     Encoded,
     LookedUp,
     Scored,
+    Spoken,
     Written,
 )
-from vllm_cold.tools.explain.sources import EXPERT, MAX_NAMED, Decoded, Description, read_rows
+from vllm_cold.tools.explain.sources import (
+    MAX_NAMED,
+    Decoded,
+    Description,
+    Read,
+    read,
+    read_rows,
+)
 from vllm_cold.tools.explain.trace import Row
+from vllm_cold.tools.server import Server
 
 DEFAULT_TOP = 20  # vLLM's default for --max-logprobs
 WANTED_TOP = 256  # asked for where DEFAULT_TOP is not enough
-KEY_VARIABLE = "COLD_API_KEY"
 BATCH = 32  # texts in one request; the server works on them side by side
 
 # A server takes what a request leaves out from the model's generation_config.json.
@@ -45,142 +50,18 @@ _GREEDY: dict[str, Any] = {
 _GREEDY_EXTRA: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
-class ServerSource:
-    """An OpenAI-compatible vLLM server; see ``Source`` for what it can be asked.
-
-    Args:
-        url: The server's address, with or without ``/v1``.
-        adapter: The name of the expert on the server.
-        amateur: The name of another adapter, None for the base model.
-        model: The base model's name on the server; None for the adapter's parent.
-        api_key: None for the environment's ``COLD_API_KEY``, if there is one.
-        insecure_http: Whether a key or a password may be sent unencrypted to another machine.
-
-    Raises:
-        ToolError: a key or password would be sent unencrypted; no answer, a name that is not
-            served, or no vllm-cold on the server.
+class ServerSource(Server):
+    """An OpenAI-compatible vLLM server; see ``Source`` for what it can be asked, and ``Server`` for
+    the arguments and errors.
     """
 
-    def __init__(
-        self,
-        url: str,
-        adapter: str,
-        amateur: str | None = None,
-        model: str | None = None,
-        api_key: str | None = None,
-        insecure_http: bool = False,
-    ) -> None:
-        self._url = without_user(url)
-        if not is_address(url):
-            raise ToolError(f"--url={self._url}: must be like http://localhost:8000")
-        root = url.rstrip("/").removesuffix("/v1")
-        self._key = _read_key(api_key)
-        with _without_openai():
-            self._client = openai.OpenAI(
-                base_url=f"{root}/v1", api_key=self._key or "none", max_retries=0, timeout=600
-            )
-        if (self._key or self._url != url) and not insecure_http:
-            target = self._client.base_url
-            if target.scheme != "https" and not _is_loopback(target.host):
-                raise ToolError(
-                    f"--url={self._url}: a key or password would cross the network unencrypted; "
-                    "use https://, or --insecure-http to send it all the same"
-                )
-        cards = self._list_models()
-        parents = {name: card.parent for name, card in cards.items()}
-        adapters = sorted(name for name, parent in parents.items() if parent is not None)
-        for option, name in (("--adapter", adapter), ("--amateur", amateur)):
-            if name is not None and name not in adapters:
-                loaded = ", ".join(adapters) or "none"
-                raise ToolError(
-                    f"{option}={name}: no such adapter on the server (loaded: {loaded})"
-                )
-        if amateur == adapter:
-            raise ToolError(f"--amateur={amateur}: must differ from the expert")
-        bases = sorted(name for name, parent in parents.items() if parent is None)
-        base = model or parents[adapter]
-        if base not in bases:
-            raise ToolError(
-                f"--model={base}: no such base model on the server (there are: {', '.join(bases)})"
-            )
-        self._expert, self._amateur, self._base = adapter, amateur, base
-        self.max_model_len: int | None = cards[base].max_model_len
+    def __init__(self, url: str, *args: Any, **options: Any) -> None:
+        super().__init__(url, *args, **options)
         self.vocab_size: int | None = None
         self._largest_top: int | None = None
         self.description = Description(
-            model=base,
-            adapter=adapter,
-            amateur=amateur or "base model",
-            source=f"server at {without_user(root)}",
+            model=self.base, adapter=self.expert, source=f"server at {self.root}"
         )
-        self._require_cold()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
-
-    def _list_models(self) -> dict[str, Card]:
-        """What the server tells of its models, by their names."""
-        with self._errors():
-            try:
-                reply = self._client.models.with_raw_response.list()
-                return {card.id: card for card in Cards.model_validate_json(reply.text).data}
-            except (ValidationError, openai.NotFoundError) as error:
-                raise ToolError(
-                    f"--url={self._url}: what answers there is no vLLM server; give the address "
-                    "of one, like http://localhost:8000"
-                ) from error
-
-    def _require_cold(self) -> None:
-        """A server without the plugin ignores ``cold_*``; one with it refuses alpha -1."""
-        try:
-            with self._errors():
-                self._client.completions.create(
-                    model=self._expert,
-                    prompt=[0],
-                    max_tokens=1,
-                    extra_body={"vllm_xargs": {"cold_alpha": -1}},
-                )
-        except ToolError as error:
-            if "cold_alpha=-1" in str(error):
-                return
-            raise
-        raise ToolError(
-            f"--url={self._url}: this server ignores cold_alpha, so vllm-cold is not active there; "
-            "install it beside the server's vLLM, and unset COLD_ENABLED=0 if it is set"
-        )
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """The client's exceptions as sentences."""
-        try:
-            yield
-        except openai.AuthenticationError as error:
-            raise ToolError(
-                f"--url={self._url}: wants {'another' if self._key else 'an'} API key; set "
-                f"{KEY_VARIABLE}, or give --api-key"
-            ) from error
-        except openai.APITimeoutError as error:
-            raise ToolError(f"--url={self._url}: no answer in time") from error
-        except openai.APIConnectionError as error:
-            reason = error.__cause__ or error
-            raise ToolError(
-                f"--url={self._url}: no server can be reached there ({reason}); start it with "
-                "vllm serve, or correct the address"
-            ) from error
-        except openai.APIStatusError as error:
-            body = error.body
-            said = body.get("message") if isinstance(body, Mapping) else None
-            said = str(said or error.message)
-            if self._key:
-                said = said.replace(self._key, "...")
-            raise ToolError(f"--url={self._url}: HTTP {error.status_code}: {said}") from error
-        except ValidationError as error:
-            what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
-            raise ToolError(
-                f"--url={self._url}: the server does not return {what} as vLLM does; vLLM 0.23 or "
-                "newer is needed, without a proxy that strips fields"
-            ) from error
 
     def _complete(
         self,
@@ -190,8 +71,7 @@ class ServerSource:
         **options: Any,
     ) -> list[C]:
         """The choices of all prompts, in their order."""
-        xargs = options.pop("xargs", {"cold": 0})
-        extra = {**_GREEDY_EXTRA, **options.pop("extra", {}), "vllm_xargs": xargs}
+        extra = {**_GREEDY_EXTRA, **options.pop("extra", {}), "vllm_xargs": {"cold": 0}}
         choices: list[C] = []
         for start in range(0, len(prompts), BATCH):
             batch = [list(prompt) for prompt in prompts[start : start + BATCH]]
@@ -203,60 +83,102 @@ class ServerSource:
             choices += sorted(found, key=lambda choice: choice.index)
         return choices
 
-    def encode(self, prompts: Sequence[str], chat: bool) -> list[list[int]]:
-        """See ``Source``. The server itself tokenizes, for a completion of one token."""
-        extra = {"return_token_ids": True, "vllm_xargs": {"cold": 0}}
-        found = []
-        for prompt in prompts:
-            options: dict[str, Any] = {
-                "model": self._base, "max_tokens": 1, "temperature": 0.0, "extra_body": extra
-            }  # fmt: skip
-            read: Chat | Encoded
-            with self._errors():
-                if chat:
-                    message: list[Any] = [{"role": "user", "content": prompt}]
-                    chats = self._client.chat.completions.with_raw_response
-                    read = Chat.model_validate_json(chats.create(messages=message, **options).text)
-                else:
-                    reply = self._client.completions.with_raw_response.create(
-                        prompt=prompt, **options
-                    )
-                    read = Completion[Encoded].model_validate_json(reply.text).choices[0]
-            found.append(read.prompt_token_ids)
-        return found
+    def read(self, prompts: Sequence[Asked]) -> list[Read]:
+        """See ``Source``. The server itself tokenizes, for completions of one token."""
+        readers = {chat: _ServerReader(self, chat) for chat in (False, True)}
+        return [
+            read(one, readers[one.chat], self.expert, self.base, self.loaded) for one in prompts
+        ]
 
-    def decode(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, settings: ColdSettings | None
-    ) -> list[Decoded]:
+    def encode(self, prompt: str | list[Any]) -> list[int]:
+        """The token ids of a text, or of messages."""
+        reply = self._ask(prompt, 1, {"cold": 0})
+        with self._errors():
+            if isinstance(prompt, str):
+                encoded = Completion[Encoded].model_validate_json(reply).choices[0]
+                return encoded.prompt_token_ids
+            return Chat.model_validate_json(reply).prompt_token_ids
+
+    def _ask(self, prompt: str | list[Any], max_tokens: int, xargs: Mapping[str, Any]) -> str:
+        """What the server replies to one prompt, asked as a user would."""
+        options: dict[str, Any] = {
+            "model": self._name(self.expert),
+            "max_tokens": max_tokens,
+            "extra_body": {**_GREEDY_EXTRA, "return_token_ids": True, "vllm_xargs": xargs},
+            **_GREEDY,
+        }
+        with self._errors():
+            if isinstance(prompt, str):
+                completions = self._client.completions.with_raw_response
+                return completions.create(prompt=prompt, **options).text
+            chats = self._client.chat.completions.with_raw_response
+            return chats.create(messages=prompt, **options).text
+
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Decoded]:
         """See ``Source``."""
-        xargs: dict[str, Any] = {"cold": 0}
-        if settings is not None:
-            xargs = {
-                "cold": 1,
-                "cold_alpha": settings.alpha,
-                "cold_beta": settings.beta,
-                # Without a value of its own a request has the server's cap.
-                "cold_expert_top_k": settings.expert_top_k or 2**31 - 1,
-            }
-            if settings.adaptive:  # the server's default of the most is not this command's
-                xargs["cold_beta_max"] = settings.strength
-            if self._amateur is not None:
-                xargs["cold_amateur"] = self._amateur
         choices = self._complete(
             Completion[Written],
-            self._expert,
+            self._name(self.expert),
             prompts,
             max_tokens=max_tokens,
-            xargs=xargs,
             extra={"return_token_ids": True},
         )
         return [Decoded(tuple(c.token_ids), c.text, c.finish_reason) for c in choices]
 
-    def score(self, stream: str, texts: Sequence[Sequence[int]], top: int) -> list[list[Row]]:
+    def cold(self, prompts: Sequence[Read], max_tokens: int) -> list[Decoded]:
+        """See ``Source``. Each prompt is sent as it was given, with the amateurs' keys."""
+        with ThreadPoolExecutor(BATCH) as pool:
+            return list(pool.map(lambda one: self._cold(one, max_tokens), prompts))
+
+    def _cold(self, prompt: Read, max_tokens: int) -> Decoded:
+        asked = prompt.asked
+        messages = messages_of(asked.prompt, asked.chat)
+        text = asked.prompt if messages is None else messages
+        assert not isinstance(text, tuple)
+        reply = self._ask(text, max_tokens, self._xargs(asked))
+        with self._errors():
+            if messages is None:
+                written = Completion[Answered].model_validate_json(reply).choices[0]
+                ids, found = written.prompt_token_ids, written.text
+                tokens, reason = written.token_ids, written.finish_reason
+            else:
+                chat = Spoken.model_validate_json(reply)
+                ids, found = chat.prompt_token_ids, chat.choices[0].message.content or ""
+                tokens, reason = chat.choices[0].token_ids, chat.choices[0].finish_reason
+        if tuple(ids) != prompt.streams[0].ids:
+            raise ToolError(
+                f"--url={self._url}: the server reads the prompt {asked.start!r} in another way "
+                "each time, so its probabilities cannot be asked for"
+            )
+        return Decoded(tuple(tokens), found, reason)
+
+    def _xargs(self, asked: Asked) -> dict[str, Any]:
+        """A prompt's own keys, and all that would otherwise be the server's default."""
+        knobs = {PREFIX + name: getattr(asked.contrast.settings, name) for name in KNOBS}
+        # Without a value of its own a request has the server's cap.
+        knobs[PREFIX + "expert_top_k"] = asked.contrast.settings.expert_top_k or 2**31 - 1
+        # The server's default of the most is not this command's.
+        if asked.contrast.settings.adaptive:
+            knobs[PREFIX + "beta_max"] = asked.contrast.settings.strength
+        if all(one.weight is not None for one in asked.contrast.amateurs):
+            del knobs[PREFIX + "beta"]  # which no amateur uses
+        given = {key: value for key, value in asked.args.items() if value is not None}
+        if not says_what(parse_request_args(given).contrast):
+            given[PREFIX + "amateur"] = self.base  # a server may leave out messages by default
+        xargs = {"cold": 1, **knobs, **given}
+        return {key: value for key, value in xargs.items() if value is not None}
+
+    def choose(self, texts: Sequence[Read]) -> list[Decoded | None]:
+        """See ``Source``. An amateur's own prompt cannot be sent as token ids."""
+        return [None] * len(texts)
+
+    def score(
+        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
+    ) -> list[list[Row]]:
         """See ``Source``."""
         extra = {"prompt_logprobs": top}
         choices = self._complete(
-            Completion[Scored], self._name(stream), texts, max_tokens=1, extra=extra
+            Completion[Scored], self._name(adapter), texts, max_tokens=1, extra=extra
         )
         return [read_rows(choice.prompt_logprobs) for choice in choices]
 
@@ -265,7 +187,7 @@ class ServerSource:
         if self._largest_top is None:
             self._largest_top = WANTED_TOP
             try:
-                self.score(EXPERT, [[0, 0]], WANTED_TOP)
+                self.score(self.expert, [[0, 0]], WANTED_TOP)
             except ToolError as error:
                 limit = re.search(r"greater than max allowed: (\d+)", str(error))
                 if limit is None:
@@ -274,14 +196,14 @@ class ServerSource:
         return self._largest_top
 
     def look_up(
-        self, stream: str, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[Mapping[int, float]]:
         """See ``Source``. One request has the same ids for all of its texts."""
         found: list[Mapping[int, float]] = []
         for texts, ids in pack(asked):
             choices = self._complete(
                 Completion[LookedUp],
-                self._name(stream),
+                self._name(adapter),
                 texts,
                 max_tokens=1,
                 logprobs=1,
@@ -292,54 +214,22 @@ class ServerSource:
                 found.append((tops[0] if tops else None) or {})
         return found
 
-    def _name(self, stream: str) -> str:
-        return self._expert if stream == EXPERT else self._amateur or self._base
+    def _name(self, adapter: str | None) -> str:
+        return self.base if adapter is None else adapter
 
 
-def is_address(url: str) -> bool:
-    """Whether an URL names a server: a scheme, a host, and a port from 0 to 65535 or none."""
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != -1
-    except ValueError:  # of urlsplit, or of port
-        return False
+class _ServerReader(Reader):
+    """A server that makes the token ids."""
 
+    def __init__(self, source: ServerSource, chat: bool) -> None:
+        super().__init__(None, chat)
+        self._source = source
 
-def _is_loopback(host: str) -> bool:
-    """Whether a host's name or address stays on this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+    def encode(self, text: str) -> list[int]:
+        return self._source.encode(text)
 
-
-def _read_key(given: str | None) -> str | None:
-    """The key of ``--api-key``, else of the environment; an empty variable holds none."""
-    key = os.environ.get(KEY_VARIABLE) or None if given is None else given
-    # What cannot stand in a header would be in the client's error.
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
-        source = KEY_VARIABLE if given is None else "--api-key"
-        raise ToolError(
-            f"{source}: an API key has ASCII characters, without white space; correct it"
-        )
-    return key
-
-
-@contextmanager
-def _without_openai() -> Iterator[None]:
-    """What OpenAI's client would take from the environment and send to any address, such as
-    ``OPENAI_API_KEY``, ``OPENAI_ORG_ID`` and ``OPENAI_CUSTOM_HEADERS``, is out of its sight.
-    """
-    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name[:7] == "OPENAI_"}
-    try:
-        yield
-    finally:
-        os.environ.update(hidden)
-
-
-def without_user(url: str) -> str:
-    """An URL without the name and password that may stand before its host."""
-    return re.sub(r"^([a-z]+://)?[^/?#]*@", r"\1", url, flags=re.IGNORECASE)
+    def template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        return self._source.encode(list(messages))
 
 
 def pack(

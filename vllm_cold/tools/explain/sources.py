@@ -8,17 +8,48 @@ named tokens. ``offline.py`` runs an engine in this process, ``server.py`` asks 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from vllm_cold.method.settings import ColdSettings
+from vllm_cold.method.settings import ColdError
+from vllm_cold.tools.contrast import Reader, adapter_of
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.explain.prompts import Asked, refusal
 from vllm_cold.tools.explain.trace import Logprob, Row
-
-EXPERT, AMATEUR = "expert", "amateur"
 
 # vLLM's MAX_LOGPROB_TOKEN_IDS: how many tokens one request can name.
 MAX_NAMED = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What the model reads to predict a token.
+
+    Attributes:
+        adapter: The name of its adapter, None for the base model.
+        ids: Its prompt's token ids, those of the chat template included.
+    """
+
+    adapter: str | None
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A prompt as its streams read it.
+
+    Attributes:
+        asked: The prompt.
+        streams: The expert's, then its amateurs'.
+    """
+
+    asked: Asked
+    streams: tuple[Stream, ...]
+
+    def after(self, tokens: Sequence[int]) -> Read:
+        """The same with the beginning of an answer behind each prompt."""
+        longer = (replace(stream, ids=(*stream.ids, *tokens)) for stream in self.streams)
+        return replace(self, streams=tuple(longer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,19 +73,17 @@ class Description:
 
     Attributes:
         model: The base model.
-        adapter: The expert.
-        amateur: What it is contrasted with.
+        adapter: The expert's, None for none.
         source: Where the numbers come from, in words.
     """
 
     model: str
-    adapter: str
-    amateur: str
+    adapter: str | None
     source: str
 
 
 class Source(Protocol):
-    """An expert, an amateur, and what can be asked of them.
+    """An expert, amateurs, and what can be asked of them.
 
     Attributes:
         description: For the page.
@@ -66,19 +95,25 @@ class Source(Protocol):
     max_model_len: int | None
     vocab_size: int | None
 
-    def encode(self, prompts: Sequence[str], chat: bool) -> list[list[int]]:
-        """Each prompt as the model reads it: token ids, those of the chat template included."""
+    def read(self, prompts: Sequence[Asked]) -> list[Read]:
+        """Each prompt as its streams read it."""
 
-    def decode(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int, settings: ColdSettings | None
-    ) -> list[Decoded]:
-        """The expert's greedy answers; with CoLD if there are ``settings``."""
+    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Decoded]:
+        """The expert's greedy answers to prompts of token ids."""
 
-    def score(self, stream: str, texts: Sequence[Sequence[int]], top: int) -> list[list[Row]]:
-        """``prompt_logprobs`` of one stream.
+    def cold(self, prompts: Sequence[Read], max_tokens: int) -> list[Decoded]:
+        """The answers with CoLD."""
+
+    def choose(self, texts: Sequence[Read]) -> list[Decoded | None]:
+        """The one token that CoLD puts behind each text; None where that cannot be asked."""
+
+    def score(
+        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
+    ) -> list[list[Row]]:
+        """``prompt_logprobs`` under an adapter, None for the base model.
 
         Args:
-            stream: ``EXPERT`` or ``AMATEUR``.
+            adapter: Its name.
             texts: Token ids of each prompt with its answer.
             top: How many of the most probable tokens to give at each position.
 
@@ -91,17 +126,55 @@ class Source(Protocol):
         """The largest ``top`` that is allowed."""
 
     def look_up(
-        self, stream: str, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[Mapping[int, float]]:
         """ln-probabilities of named tokens.
 
         Args:
-            stream: ``EXPERT`` or ``AMATEUR``.
+            adapter: As in ``score``.
             asked: Pairs of a text's token ids and up to ``MAX_NAMED`` ids that might follow it.
 
         Returns:
             ln-probabilities by id. An id is missing if the source cannot tell.
         """
+
+
+def read(
+    asked: Asked, reader: Reader, expert: str | None, base: str, loaded: Sequence[str]
+) -> Read:
+    """A prompt as its streams read it.
+
+    Args:
+        asked: The prompt.
+        reader: Makes the token ids.
+        expert: The name of the expert's adapter, None for none.
+        base: What the base model is called.
+        loaded: The names of all adapters.
+
+    Raises:
+        ToolError: an amateur's prompt cannot be made, or it is the expert's with its adapter.
+    """
+    own = Stream(expert, tuple(reader.expert(asked.prompt)))
+    streams = [own]
+    try:
+        for one in asked.contrast.amateurs:
+            adapter = adapter_of(one, expert, base, loaded)
+            ids = reader.amateur(asked.prompt, one)
+            streams.append(Stream(adapter, own.ids if ids is None else tuple(ids)))
+    except ColdError as error:
+        raise refusal(error, asked.row) from error
+    if own in streams[1:]:
+        raise no_contrast(asked)
+    return Read(asked, tuple(streams))
+
+
+def no_contrast(asked: Asked) -> ToolError:
+    """The error of a prompt that an amateur reads as its expert does."""
+    return ToolError(
+        f"{asked.row.where or '--prompt'}: nothing to contrast with: give --adapter, or say what "
+        "the amateur reads, with --without, --part, --amateur-prompt, --amateur-messages or the "
+        "row's own cold_* keys"
+    )
 
 
 def check_row(row: Mapping[int, Logprob]) -> None:

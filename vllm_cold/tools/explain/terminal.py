@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
@@ -12,8 +13,10 @@ from rich.rule import Rule
 from rich.table import Table
 from rich.text import Text
 
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.explain import trace, visible
-from vllm_cold.tools.explain.trace import Answer, Candidate, Explanation, Report, Step
+from vllm_cold.tools.explain.prompts import pieces
+from vllm_cold.tools.explain.trace import Answer, Candidate, Explanation, Piece, Report, Step
 
 # Black on these is readable, whatever the terminal's own colours are.
 _HEAT = (
@@ -46,21 +49,21 @@ def show(console: Console, report: Report, full: bool = False) -> None:
     console.print(
         Text(
             f"{report.adapter} against {report.amateur}, {report.model}; alpha {settings.alpha}, "
-            f"beta {trace.beta_text(settings)}{cap}; {report.source}"
+            f"{' '.join(report.strength)}{cap}; {report.source}"
         )
     )
     console.print(_legend(console))
     for number, explanation in enumerate(report.explanations, 1):
         console.print()
         console.print(Rule(f"prompt {number} of {len(report.explanations)}", align="left"))
-        console.print(Text(visible.in_text(explanation.prompt, 0), style="dim"))
+        console.print(_prompt(console, explanation))
         for answer in (explanation.cold, explanation.greedy):
             console.print()
-            console.print(_answer(console, answer, settings.adaptive))
+            console.print(_answer(console, answer, settings))
         console.print()
         console.print(_parting(explanation))
         for answer in (explanation.cold, explanation.greedy) if full else (explanation.cold,):
-            table = _table(answer, full, console.width < _NARROW, settings.adaptive)
+            table = _table(answer, full, console.width, settings, len(explanation.amateurs))
             if table.row_count:
                 console.print()
                 console.print(table)
@@ -83,6 +86,42 @@ def _legend(console: Console) -> Text:
     return text.append(": CoLD takes another token here than greedy")
 
 
+def _prompt(console: Console, explanation: Explanation) -> Text:
+    """The prompt, and what the amateurs read where that is another one."""
+    amateurs = explanation.amateurs
+    only = amateurs[0] if len(amateurs) == 1 else None
+    marked = only is not None and only.leaves_out
+    text = _pieces(console, only.pieces if only and marked else pieces(explanation.prompt))
+    for number, one in enumerate(amateurs, 1):
+        if only and one.reads is None:
+            continue
+        text.append(f"\n{'The amateur' if only else f'Amateur {number}'}", style="bold")
+        text.append(f", {one.name}, reads {one.reads or 'the same prompt'}")
+        if one.leaves_out:
+            text.append(": not what is ")
+            text.append_text(_left_out(console, "left out"))
+        text.append(f" ({one.tokens} tokens{'' if only else f', weight {one.weight_text}'})")
+        if one.pieces and not marked:
+            text.append("\n").append_text(_pieces(console, one.pieces))
+    return text
+
+
+def _pieces(console: Console, found: Sequence[Piece]) -> Text:
+    text = Text()
+    for number, piece in enumerate(found):
+        if piece.role is not None:
+            text.append("\n" if number else "").append(f"{visible.alone(piece.role, 0)}: ")
+        if piece.text:
+            shown = visible.in_text(piece.text, 0)
+            text.append_text(_left_out(console, shown) if piece.gone else Text(shown, style="dim"))
+    return text
+
+
+def _left_out(console: Console, text: str) -> Text:
+    """What an amateur does not read."""
+    return Text(f"[-{text}-]") if _plain(console) else Text(text, style="strike red")
+
+
 def _tokens(console: Console, answer: Answer) -> Text:
     text = Text()
     for step in answer.steps:
@@ -97,12 +136,14 @@ def _tokens(console: Console, answer: Answer) -> Text:
     return text
 
 
-def _answer(console: Console, answer: Answer, adaptive: bool) -> Group:
+def _answer(console: Console, answer: Answer, settings: ColdSettings) -> Group:
     steps = answer.steps
     differing = sum(step.differs for step in steps)
+    unknown = sum(step.winner is None for step in steps)
     title = Text.assemble(
         (_TITLES[answer.kind], "bold"),
         f"  {len(steps)} tokens, CoLD and greedy differ at {differing or 'none'}",
+        f", which is not known at {unknown}" if unknown else "",
     )
     room = max(10, console.width - 34)
     divergence = [step.divergence for step in steps]
@@ -112,25 +153,41 @@ def _answer(console: Console, answer: Answer, adaptive: bool) -> Group:
         title,
         Padding(_tokens(console, answer), (0, 0, 0, 2)),
         Text(f"  disagreement {sparkline(divergence, room)} up to {max(divergence):.2f} bits"),
-        Text(f"  valid tokens {sparkline(sizes, room)} up to {max(sizes):.0f}{or_more}"),
     ]
-    if adaptive:
-        betas = [step.beta or 0.0 for step in steps]
-        lines.append(Text(f"  beta         {sparkline(betas, room)} up to {max(betas):.2f}"))
+    if not trace.no_mask(settings):
+        lines.append(
+            Text(f"  valid tokens {sparkline(sizes, room)} up to {max(sizes):.0f}{or_more}")
+        )
+    if settings.adaptive and len(answer.unknown_betas) < len(steps):
+        betas = [abs(step.beta or 0.0) for step in steps]
+        name = "beta  " if len(steps[0].weights) == 1 else "weight"
+        lines.append(Text(f"  {name}       {sparkline(betas, room)} up to {max(betas):.2f}"))
     if answer.unknown_betas:
         lines.append(Padding(Text(_unknown(answer), style="yellow"), (0, 0, 0, 2)))
+    if told := [i for i in answer.told if i not in answer.unknown_betas]:
+        lines.append(Padding(Text(_told(told)), (0, 0, 0, 2)))
     if answer.mismatches:
         lines.append(Padding(Text(_mismatches(answer), style="yellow"), (0, 0, 0, 2)))
     return Group(*lines)
 
 
 def _unknown(answer: Answer) -> str:
-    unknown = answer.unknown_betas
-    shown = ", ".join(str(index + 1) for index in unknown[:5]) + (", ..." if unknown[5:] else "")
     return (
-        f"! beta is not known at token {shown}: it follows from all valid tokens under both "
-        "streams, and vLLM did not list them all; no scores there, and no choice of CoLD's to check"
+        f"! beta is not known at token {_numbers(answer.unknown_betas)}: it follows from all valid "
+        "tokens under both streams, and vLLM did not list them all; no scores there, and no choice "
+        "of CoLD's to check"
     )
+
+
+def _told(steps: Sequence[int]) -> str:
+    return (
+        f"At token {_numbers(steps)} CoLD's choice is the engine's own word: by the numbers here a "
+        "token that is not listed could have a better score, and no listed one has."
+    )
+
+
+def _numbers(steps: Sequence[int]) -> str:
+    return ", ".join(str(index + 1) for index in steps[:5]) + (", ..." if steps[5:] else "")
 
 
 def _mismatches(answer: Answer) -> str:
@@ -153,9 +210,14 @@ def _parting(explanation: Explanation) -> Text:
     return Text(f"The answers part at token {explanation.parting + 1}.")
 
 
-def _table(answer: Answer, full: bool, narrow: bool, adaptive: bool) -> Table:
+def _table(answer: Answer, full: bool, width: int, settings: ColdSettings, amateurs: int) -> Table:
     """The candidates of the tokens of an answer: of all, or of those where the two differ."""
     which = "every token" if full else "where CoLD and greedy differ"
+    narrow = width < _NARROW
+    # As many amateurs as there is room for, which is one at least.
+    fitting = max(1, (width - 30) // 8 if narrow else (width - 60) // 11)
+    if fitting < amateurs:
+        which += f"; amateurs 1 to {fitting} of {amateurs}, the page has all"
     table = Table(
         title=f"{_TITLES[answer.kind]} answer, {which}",
         title_justify="left",
@@ -167,9 +229,13 @@ def _table(answer: Answer, full: bool, narrow: bool, adaptive: bool) -> Table:
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("token", overflow="fold", min_width=6)
     table.add_column("", no_wrap=True)
-    for name in ("expert", "amateur", "score"):
+    short = "a{}" if narrow else "amateur {}"
+    shown = range(1, min(fitting, amateurs) + 1)
+    names = ["amateur"] if amateurs == 1 else [short.format(i) for i in shown]
+    for name in ("expert", *names, "score"):
         table.add_column(name, justify="right", no_wrap=True)
-    last = [] if narrow else ["bits", "valid", *(["beta"] if adaptive else [])]
+    beta = "beta" if amateurs == 1 else "weight"
+    last = [] if narrow else ["bits", "valid", *([beta] if settings.adaptive else [])]
     for name in last:
         table.add_column(name, justify="right", no_wrap=True)
     wrong = {mismatch.index for mismatch in answer.mismatches}
@@ -177,7 +243,9 @@ def _table(answer: Answer, full: bool, narrow: bool, adaptive: bool) -> Table:
         if not (full or step.differs):
             continue
         size = f"{step.valid_size}{'' if step.valid_complete else '+'}"
-        beta = "?" if step.beta is None else f"{step.beta:.3f}"
+        if trace.no_mask(settings):
+            size = "all"
+        beta = "?" if step.beta is None else f"{step.beta if amateurs == 1 else -step.beta:.3f}"
         # One for each of `last`, as far as there are that many.
         of_step = [f"{step.divergence:.2f}", size, beta][: len(last)]
         for line, candidate in enumerate(step.candidates if full else _leading(step)):
@@ -187,7 +255,12 @@ def _table(answer: Answer, full: bool, narrow: bool, adaptive: bool) -> Table:
                 Text(visible.alone(candidate.text, candidate.token)),
                 _mark(step, candidate, index in wrong),
                 _percent(candidate.expert, narrow),
-                ("≤" if candidate.amateur_is_bound else "") + _percent(candidate.amateur, narrow),
+                *(
+                    ("≤" if bound else "") + _percent(value, narrow)
+                    for value, bound, _ in zip(
+                        candidate.amateurs, candidate.bounds, names, strict=False
+                    )
+                ),
                 _score(candidate),
                 *(of_step if first else [""] * len(last)),
                 style=None if candidate.valid else "dim",
@@ -226,7 +299,7 @@ def _percent(logprob: float | None, narrow: bool) -> str:
 def _score(candidate: Candidate) -> str:
     if candidate.score is None:
         return "?"
-    return ("≥" if candidate.amateur_is_bound else "") + f"{candidate.score:.2f}"
+    return ("", "≥", "≤")[candidate.score_is] + f"{candidate.score:.2f}"
 
 
 def sparkline(values: list[float], width: int) -> str:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from vllm_cold.method.settings import ColdSettings
+from vllm_cold.method.settings import ColdSettings, Weight
+from vllm_cold.tools.contrast import Prompt
 
 GREEDY, COLD = "greedy", "cold"
 
@@ -39,20 +40,25 @@ class Candidate:
         token: Its id.
         text: Its text.
         expert: The expert's ln-probability; None if the server did not tell.
-        amateur: The amateur's; None if the server did not tell.
-        score: ``(1 + beta) * expert - beta * amateur`` in nats, up to a constant of the step; None
-            if a probability is missing, or beta.
+        amateurs: Those of the amateurs; None where the server did not tell.
+        bounds: Of each amateur, whether its value is the most that it can be.
+        score: ``expert + sum of weight * (amateur - expert)`` in nats, up to a constant of the
+            step; None if a probability is missing, or a weight.
+        score_is: ``EXACT``; ``LEAST`` or ``MOST`` that it can be, if a value is a bound.
         valid: Whether it survived alpha (and the cap on the candidates).
-        amateur_is_bound: ``amateur`` is the most that it can be, and ``score`` the least.
     """
 
     token: int
     text: str
     expert: float | None
-    amateur: float | None
+    amateurs: tuple[float | None, ...]
+    bounds: tuple[bool, ...]
     score: float | None
+    score_is: int
     valid: bool
-    amateur_is_bound: bool = False
+
+
+EXACT, LEAST, MOST = 0, 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +71,14 @@ class Step:
         candidates: The valid ones, best score first, then others, most probable first.
         valid_size: How many tokens are valid; at least, if ``valid_complete`` is false.
         valid_complete: Whether every valid token is known.
-        divergence: Of expert and amateur, in bits; see ``account.divergence_bits``.
+        divergences: Of the expert and each amateur, in bits; see ``account.divergence_bits``.
         winner: The id that CoLD takes here; None if it is not known.
         greedy: The id that greedy decoding of the expert takes here.
-        beta: The contrast strength here; None if it is not known. An adaptive one follows from all
-            valid tokens under both streams: where one is missing, so are beta, scores and winner.
+        weights: The amateurs' weights here; None where one is not known. An adaptive one follows
+            from all valid tokens under both streams: where one of these is missing, so are the
+            weight and the scores.
+        told: Whether ``winner`` is the engine's own choice, which the numbers here neither prove
+            nor contradict: a token that is not known could have a better score.
     """
 
     token: int
@@ -77,10 +86,24 @@ class Step:
     candidates: tuple[Candidate, ...]
     valid_size: int
     valid_complete: bool
-    divergence: float
+    divergences: tuple[float, ...]
     winner: int | None
     greedy: int
-    beta: float | None
+    weights: tuple[float | None, ...]
+    told: bool = False
+
+    @property
+    def divergence(self) -> float:
+        """Of the expert and that amateur which is farthest from it."""
+        return max(self.divergences)
+
+    @property
+    def beta(self) -> float | None:
+        """The contrast strength: of the weight that is farthest from 0, with the sign turned; None
+        if a weight is not known.
+        """
+        known = [weight for weight in self.weights if weight is not None]
+        return 0.0 - max(known, key=abs) if len(known) == len(self.weights) else None
 
     @property
     def differs(self) -> bool:
@@ -141,8 +164,8 @@ class Answer:
 
     @property
     def unknown_betas(self) -> tuple[int, ...]:
-        """The steps, from 0, at which beta is not known."""
-        return tuple(i for i, step in enumerate(self.steps) if step.beta is None)
+        """The steps, from 0, at which beta, or a weight, is not known."""
+        return tuple(i for i, step in enumerate(self.steps) if None in step.weights)
 
     def _margin(self, step: Step, expected: int) -> float | None:
         best, taken = step.find(expected), step.find(step.token)
@@ -156,6 +179,65 @@ class Answer:
             return None
         return values[0] - values[1]
 
+    @property
+    def told(self) -> tuple[int, ...]:
+        """The steps, from 0, at which CoLD's choice is the engine's word."""
+        return tuple(i for i, step in enumerate(self.steps) if step.told)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of what a stream reads.
+
+    Attributes:
+        text: The text.
+        role: Of the message that it is; None for a part of a text.
+        gone: Whether an amateur does not read it.
+    """
+
+    text: str
+    role: str | None = None
+    gone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Amateur:
+    """What a prompt's answer is contrasted with.
+
+    Attributes:
+        name: The adapter's, or ``BASE``.
+        weight: Its weight.
+        reads: What its prompt is, in words; None for the expert's prompt.
+        pieces: The expert's prompt with what is left out of it, or what the amateur reads instead;
+            none where it reads the expert's prompt.
+        tokens: The length of what it reads.
+    """
+
+    name: str
+    weight: Weight
+    reads: str | None = None
+    pieces: tuple[Piece, ...] = ()
+    tokens: int = 0
+
+    @property
+    def label(self) -> str:
+        """Its name, and what it reads."""
+        return self.name if self.reads is None else f"{self.name} reading {self.reads}"
+
+    @property
+    def leaves_out(self) -> bool:
+        """Whether it reads the expert's prompt without a part of it."""
+        return any(piece.gone for piece in self.pieces)
+
+    @property
+    def weight_text(self) -> str:
+        """Its weight in a line."""
+        value = f"{self.weight.weight:+g}" if self.weight.weight else "0"
+        return f"adaptive to {value}" if self.weight.adaptive else value
+
+
+BASE = "base model"
+
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
@@ -166,12 +248,14 @@ class Explanation:
         prompt_tokens: Its length in tokens, those of the chat template included.
         cold: The answer with CoLD.
         greedy: The expert's own answer.
+        amateurs: What it is contrasted with.
     """
 
-    prompt: str
+    prompt: Prompt
     prompt_tokens: int
     cold: Answer
     greedy: Answer
+    amateurs: tuple[Amateur, ...]
 
     @property
     def parting(self) -> int | None:
@@ -190,8 +274,7 @@ class Report:
 
     Attributes:
         model: The base model's name or path.
-        adapter: The expert's name.
-        amateur: The name of what it is contrasted with.
+        adapter: The expert's name, ``BASE`` without an adapter.
         source: Where the numbers come from, in words.
         settings: CoLD's.
         chat: Whether the prompts went through the model's chat template.
@@ -200,13 +283,33 @@ class Report:
 
     model: str
     adapter: str
-    amateur: str
     source: str
     settings: ColdSettings
     chat: bool
     explanations: tuple[Explanation, ...]
 
+    @property
+    def amateur(self) -> str:
+        """What the expert is contrasted with, in a line."""
+        found = {" and ".join(one.label for one in e.amateurs) for e in self.explanations}
+        return found.pop() if len(found) == 1 else "amateurs that differ from prompt to prompt"
+
+    @property
+    def strength(self) -> tuple[str, str]:
+        """What says how strong the contrast is, beta or the amateurs' weights, and its value."""
+        settings = self.settings
+        beta = -settings.strength, settings.adaptive
+        if all(one.weight == beta for e in self.explanations for one in e.amateurs):
+            return "beta", beta_text(settings)
+        found = {", ".join(one.weight_text for one in e.amateurs) for e in self.explanations}
+        return "weights", found.pop() if len(found) == 1 else "differ from prompt to prompt"
+
 
 def beta_text(settings: ColdSettings) -> str:
     """The setting of beta in a line."""
     return f"adaptive up to {settings.strength:g}" if settings.adaptive else str(settings.beta)
+
+
+def no_mask(settings: ColdSettings) -> bool:
+    """Whether every token is valid."""
+    return settings.alpha == 0.0 and settings.expert_top_k is None

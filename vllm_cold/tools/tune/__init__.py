@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold tune``: does CoLD help on these problems, and with which alpha and beta?
 
-A grid of settings is decoded in one engine, with greedy decoding of the same adapter as baseline.
-Dev problems pick a setting, held-out ones judge it. ``task`` checks the options, ``data`` reads the
-problems, ``match`` scores outputs, ``grid`` holds the settings, ``decode`` runs the engine,
+A grid of settings is decoded in one engine, with greedy decoding of the expert as baseline. Dev
+problems pick a setting, held-out ones judge it. ``task`` checks the options, ``data`` reads the
+problems, ``contrasts`` says what they are contrasted with, ``match`` scores outputs, ``grid`` holds
+the settings, ``decode`` runs the engine,
 ``store`` keeps what is decoded, for a ``fingerprint`` of all that it depends on, ``stats``
 compares, ``report`` draws the conclusion, and ``show``, ``heatmap``, ``page`` and ``serve`` present
 it. ``command`` puts them in order.
@@ -14,11 +15,13 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from vllm_cold.method.settings import DEFAULT_BETA_MAX
+from vllm_cold.method.settings import CONTRAST, KNOBS
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.tune.grid import AXES
 
-ALPHAS = "0.05,0.1,0.3"
-BETAS = "0.25,0.5,1"
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
         help="find alpha and beta on your own problems, and say whether they beat greedy",
         description="Decodes problems with reference answers greedily and with CoLD over a grid "
         "of alpha and beta. One part of the problems picks a setting, the held-out part judges "
-        "it against greedy decoding of the same adapter. Ends with status 0 if the setting is "
+        "it against greedy decoding of the same expert. Ends with status 0 if the setting is "
         "significantly better, 1 if none is, 2 for a mistake, 3 for a fault of "
         "this program's.",
     )
@@ -37,18 +40,19 @@ def add_parser(subparsers: Any) -> None:
         "data",
         metavar="PROBLEMS.jsonl",
         help='one problem a line: {"prompt": "...", "answer": "..."}; "messages" (a list of chat '
-        'messages) in place of "prompt", a list of answers, and an "id" are understood',
+        'messages) in place of "prompt", a list of answers, an "id", and what the amateur reads, '
+        "as in a request (cold_without and others), are understood",
     )
     what.add_argument(
-        "--model", required=True, help="the base model: a folder with config.json, or a hub name"
+        "--model",
+        help="the base model: a folder with config.json, or a hub name; with --url, its name on "
+        "the server (default: the adapter's, or the first)",
     )
     what.add_argument(
-        "--adapter", required=True, metavar="[NAME=]FOLDER", help="the LoRA adapter, the expert"
-    )
-    what.add_argument(
-        "--amateur",
+        "--adapter",
         metavar="[NAME=]FOLDER",
-        help="another adapter to contrast with (default: the base model)",
+        help="the expert's LoRA adapter; with --url, its name on the server (default: none, where "
+        "the amateur reads another prompt)",
     )
     what.add_argument(
         "--match",
@@ -68,20 +72,33 @@ def add_parser(subparsers: Any) -> None:
         "--stop", action="append", metavar="TEXT", help="a stop string; may be repeated"
     )
 
+    contrast = parser.add_argument_group(
+        "what to contrast with",
+        "By default the base model; with a prompt of its own the adapter itself. For all problems "
+        "that do not say it themselves; each may be repeated, once for each amateur.",
+    )
+    for name, knob in CONTRAST.items():
+        if name != "preset":
+            contrast.add_argument(
+                _option(name),
+                action="append",
+                metavar="[NAME=]FOLDER" if name == "amateur" else name.split("_")[-1].upper(),
+                help=knob.about,
+            )
+
     search = parser.add_argument_group("what to try, and how to judge")
+    for name, knob in KNOBS.items():
+        several = f" Here several, with commas between them: {AXES.get(name)} if left out."
+        search.add_argument(
+            _option(name),
+            metavar="X,X" if name in AXES else "X",
+            help=knob.about + (several if name in AXES else ""),
+        )
     search.add_argument(
-        "--alpha", default=ALPHAS, help=f"values, separated by commas (default: {ALPHAS})"
-    )
-    search.add_argument(
-        "--beta",
-        default=BETAS,
-        help=f"values, separated by commas; one may be adaptive (default: {BETAS})",
-    )
-    search.add_argument(
-        "--beta-max",
-        type=float,
-        metavar="X",
-        help=f"the most that an adaptive beta reaches (default: {DEFAULT_BETA_MAX})",
+        "--preset",
+        metavar="NAME,NAME",
+        help=f"{CONTRAST['preset'].about} Beside the grid if there is --alpha or --beta, else in "
+        "place of it.",
     )
     search.add_argument(
         "--test-fraction",
@@ -118,14 +135,33 @@ def add_parser(subparsers: Any) -> None:
     engine.add_argument(
         "--max-lora-rank", type=int, help="(default: what adapter_config.json asks for)"
     )
-    engine.add_argument("--max-num-seqs", type=int, help="a CoLD request counts twice")
+    engine.add_argument("--max-num-seqs", type=int, help="a CoLD request counts twice or more")
     engine.add_argument("--gpu-memory-utilization", type=float)
     engine.add_argument("--tensor-parallel-size", type=int)
-    engine.add_argument("--enforce-eager", action="store_true", help="do not compile the model")
+    engine.add_argument(
+        "--enforce-eager", action="store_true", default=None, help="do not compile the model"
+    )
     engine.add_argument(
         "--engine-args",
         metavar="JSON",
         help='more arguments of vllm.LLM, such as \'{"quantization": "fp8"}\'',
+    )
+
+    server = parser.add_argument_group("a running server in place of an engine")
+    server.add_argument("--url", metavar="URL", help="its address, such as http://localhost:8000")
+    server.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="its API key (default: $COLD_API_KEY, which lists of processes do not show)",
+    )
+    server.add_argument(
+        "--insecure-http",
+        action="store_true",
+        help="send a key or a password over http:// to another machine, where it can be read on "
+        "the way",
+    )
+    server.add_argument(
+        "--concurrency", type=int, metavar="N", help="requests at a time (default: 32)"
     )
     parser.set_defaults(run=run)
 

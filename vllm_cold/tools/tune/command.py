@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -18,6 +18,7 @@ from rich.console import Console
 from vllm_cold.tools.engine import prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import stats
+from vllm_cold.tools.tune.contrasts import amateurs_text
 from vllm_cold.tools.tune.data import Problem, answers_digest
 from vllm_cold.tools.tune.decode import Decoder, Job
 from vllm_cold.tools.tune.fingerprint import cached_commit, fingerprint, versions
@@ -33,9 +34,12 @@ from vllm_cold.tools.tune.report import (
     percent,
     pick,
 )
-from vllm_cold.tools.tune.serve import serve_line
+from vllm_cold.tools.tune.serve import request_args, serve_line
 from vllm_cold.tools.tune.store import Output, Store, open_store
 from vllm_cold.tools.tune.task import Task, read_task
+
+if TYPE_CHECKING:
+    from vllm_cold.tools.tune.remote import ServerDecoder
 
 
 class Tuning:
@@ -50,7 +54,7 @@ class Tuning:
             "test": [task.problems[index] for index in task.test],
         }
         self._scores: dict[tuple[Setting | None, str], float] = {}
-        self._decoder: Decoder | None = None
+        self._decoder: Decoder | ServerDecoder | None = task.server
         self._rows: tuple[Row, ...] = ()
 
     def _missing(self, setting: Setting | None, split: str) -> list[Job]:
@@ -107,19 +111,22 @@ class Tuning:
 
     def _start(self) -> None:
         task = self._task
+        if task.server is not None:
+            return
         self._console.print("Starting the engine ...", highlight=False)
         llm = start_llm(task.model, task.options.verbose, **task.engine)
-        self._decoder = Decoder(
+        decoder = self._decoder = Decoder(
             llm,
+            task.model,
+            task.adapters,
             task.expert,
-            task.amateur,
             task.options.max_tokens,
             task.options.stop or (),
             task.options.chat,
         )
-        self._decoder.tokenize(task.problems)
+        decoder.tokenize(task.problems)
         self._store.note_commit(cached_commit(task.model, task.engine))
-        self._store.note_penalties(self._decoder.penalties)
+        self._store.note_penalties(decoder.penalties)
 
     def _decode(self, parts: Sequence[Part], watcher: Watch) -> None:
         jobs: list[Job] = []
@@ -160,7 +167,11 @@ class Tuning:
         greedy_test, best_test = self._scores_of(None, "test"), self._scores_of(best, "test")
 
         def line(setting: Setting | None) -> str:
-            return serve_line(task.model, task.adapters, task.engine, setting)
+            if task.server is not None:
+                return json.dumps(task.server.fields(setting, task.args, task.own_contrasts))
+            return serve_line(
+                task.model, task.adapters, task.engine, setting, task.args, task.own_contrasts
+            )
 
         return conclude(
             rows=self._rows,
@@ -187,15 +198,25 @@ class Tuning:
         sent = ["temperature 0", f"max_tokens {task.options.max_tokens}"]
         if task.options.stop:
             sent.append(f"stop {json.dumps(task.options.stop)}")
+        own = ["the cold_* keys of its problem's row"] if task.own_contrasts else []
+        if task.server is not None:
+            sent += own
+        what = "A server with this line decodes" if task.server is None else "These fields decode"
         notes.append(
-            "Measured at temperature 0; requests that sample are another matter. A server with "
-            "this line decodes the same way, up to rounding, where requests send "
-            f"{', '.join(sent[:-1])} and {sent[-1]}."
+            f"Measured at temperature 0; requests that sample are another matter. {what} the same "
+            f"way, up to rounding, where requests send {', '.join(sent[:-1])} and {sent[-1]}."
         )
-        if task.amateur is not None:
+        if task.server is not None:
             notes.append(
-                "The amateur is another adapter, which a server has no default for: each request "
-                f'must send "vllm_xargs": {{"cold_amateur": {json.dumps(task.amateur.name)}}}.'
+                "The server's files cannot be looked at: that its model and adapters were the same "
+                "throughout, and are what their names say, is for you to know."
+            )
+        told = request_args(best, task.args, task.own_contrasts)
+        must = ([f'"vllm_xargs": {json.dumps(told)}'] if told else []) + own
+        if must and task.server is None:
+            notes.append(
+                "A server has no default for this contrast: each request must send "
+                f"{' and '.join(must)}."
             )
         if task.repeated:
             notes.append(
@@ -232,9 +253,10 @@ class Tuning:
         task, options = self._task, self._task.options
         return {
             "data": Path(options.data).name,
+            "server": None if task.server is None else task.server.root,
             "model": task.model,
-            "adapter": task.expert.name,
-            "amateur": None if task.amateur is None else task.amateur.name,
+            "adapter": task.expert,
+            "contrast": amateurs_text(task.args, task.model, task.own_contrasts),
             "match": options.match,
             "chat_template": options.chat,
             "max_tokens": options.max_tokens,
@@ -252,7 +274,7 @@ class Tuning:
             },
             "seconds_decoding": round(task.seconds, 1),
             "engine": task.engine,
-            "versions": versions(),
+            "versions": versions(task),
         }
 
 
@@ -299,7 +321,10 @@ def run(options: argparse.Namespace) -> int:
     prepare_environment(options.verbose)
     task = read_task(options)
     console, progress = Console(), Console(stderr=True)
-    with open_store(options.output, fingerprint(task), options.restart) as store:
+    belongs = fingerprint(task)
+    if task.server is not None:
+        task.server.close()  # to decode it opens connections of its own
+    with open_store(options.output, belongs, options.restart) as store:
         tuning = Tuning(task, store, progress)
         progress.print(
             f"{len(task.problems)} problems: {len(task.dev)} dev, {len(task.test)} held out; "

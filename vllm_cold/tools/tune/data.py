@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from vllm_cold.tools.contrast import Prompt, merge, row_args
 from vllm_cold.tools.errors import ToolError
 
 SHOWN_ERRORS = 5
@@ -37,13 +38,22 @@ class Problem:
         prompt: Text, or chat messages (``role`` and ``content``).
         answers: One or more texts, of which one is enough.
         answer: What the file has for them, as JSON reads it: what a scoring callable gets.
+        args: What it is contrasted with, as a request's flat arguments.
+        own_contrast: Whether the row itself says so.
     """
 
     id: str
     line: int
-    prompt: str | tuple[tuple[str, str], ...]
+    prompt: Prompt
     answers: tuple[str, ...]
     answer: Any = field(default=None, compare=False)
+    args: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    own_contrast: bool = False
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for errors."""
+        return f"problem {self.id!r} (line {self.line})"
 
     @property
     def text(self) -> str:
@@ -71,7 +81,12 @@ def _as_answers(value: Any) -> list[str]:
     return [_as_text(value)]
 
 
-def _check_unicode(value: Any) -> Any:
+def check_unicode(value: Any) -> Any:
+    """A value as it is.
+
+    Raises:
+        ValueError: it is text with half a surrogate pair.
+    """
     if isinstance(value, str) and not value.isascii():
         try:
             value.encode()
@@ -84,8 +99,8 @@ def _check_unicode(value: Any) -> Any:
 
 
 # Before pydantic looks at it, which takes such text for no string in some places only.
-_Content = Annotated[str, BeforeValidator(_check_unicode)]
-_Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(_check_unicode)]
+_Content = Annotated[str, BeforeValidator(check_unicode)]
+_Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(check_unicode)]
 
 
 class _Message(BaseModel):
@@ -118,7 +133,7 @@ def _explain(error: ValidationError) -> str:
     return "; ".join(parts)
 
 
-def _parse(line: str, number: int) -> Problem:
+def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
     """Raises ValueError with what is wrong, without the line's number."""
     try:
         raw = json.loads(line)
@@ -132,26 +147,40 @@ def _parse(line: str, number: int) -> Problem:
         row = _Row.model_validate(raw)
     except ValidationError as error:
         raise ValueError(_explain(error)) from None
-    prompt: str | tuple[tuple[str, str], ...]
+    own = row_args(raw)
+    for key in own:
+        try:
+            check_unicode(json.dumps(raw[key], ensure_ascii=False))
+        except ValueError as error:
+            raise ValueError(f"{key}: {error}") from None
+    prompt: Prompt
     if row.messages is not None:
         prompt = tuple((message.role, message.content) for message in row.messages)
     else:
         assert row.prompt is not None
         prompt = row.prompt
     name = f"line-{number}" if row.id is None else str(row.id)
-    return Problem(name, number, prompt, tuple(row.answer), raw["answer"])
+    merged = merge(args, own)
+    return Problem(name, number, prompt, tuple(row.answer), raw["answer"], merged, bool(own))
 
 
-def load_problems(path: str, limit: int | None = None) -> tuple[list[Problem], int]:
+def load_problems(
+    path: str,
+    limit: int | None = None,
+    args: Mapping[str, Any] | None = None,
+    check: Callable[[Problem], None] = lambda problem: None,
+) -> tuple[list[Problem], int]:
     """Read the file; blank lines are skipped.
 
     A row that repeats an earlier prompt with the same answers is left out: greedy decoding gives
     the same output again, so it would count one observation twice, maybe once on either side of
-    the split.
+    the split. For the same reason one that repeats it with another contrast is refused.
 
     Args:
         path: A JSONL file, UTF-8.
         limit: Keep the first so many problems.
+        args: What is contrasted with where a row does not say.
+        check: Raises ValueError for a problem that cannot be decoded.
 
     Returns:
         The problems, and how many repetitions of them were left out; behind the last of ``limit``
@@ -181,13 +210,19 @@ def load_problems(path: str, limit: int | None = None) -> tuple[list[Problem], i
         if not line.strip():
             continue
         try:
-            problem = _parse(line, number)
+            problem = _parse(line, number, args or {})
+            check(problem)
             first = prompts.setdefault(problem.prompt, problem)
             if first is not problem:
                 if first.answers != problem.answers:
                     raise ValueError(
                         f"has the prompt of line {first.line} with another answer; give all "
                         "right answers as one list"
+                    )
+                if first.args != problem.args:
+                    raise ValueError(
+                        f"has the prompt of line {first.line} with another contrast; greedy "
+                        "decoding gives both the same output, so leave one of them out"
                     )
                 repeated += limit is None or len(problems) < limit
                 continue
@@ -207,8 +242,8 @@ def load_problems(path: str, limit: int | None = None) -> tuple[list[Problem], i
 
 
 def digest(problems: Sequence[Problem]) -> str:
-    """SHA-256 over what outputs depend on: ids and prompts, in order."""
-    return _sha256([(p.id, p.prompt) for p in problems])
+    """SHA-256 over what outputs depend on: ids, prompts and contrasts, in order."""
+    return _sha256([(p.id, p.prompt, p.args) for p in problems])
 
 
 def answers_digest(problems: Sequence[Problem]) -> str:
@@ -217,7 +252,7 @@ def answers_digest(problems: Sequence[Problem]) -> str:
 
 
 def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def split_problems(

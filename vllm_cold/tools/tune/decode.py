@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from msgspec import structs
+
+from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.adapters import Adapter
+from vllm_cold.tools.contrast import Reader, adapter_of, read_contrast
 from vllm_cold.tools.engine import engine_errors
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.interrupts import kept_interrupts
@@ -18,6 +22,7 @@ from vllm_cold.tools.tune.store import Output
 
 # Of the model's generation_config.json, what still counts at temperature 0; a server applies it.
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
+ENDS = ("stop", "length", "repetition")  # finish reasons of outputs that are whole
 _WAITING = 2  # requests handed over for each that can run: batches stay full, memory stays small
 
 
@@ -29,13 +34,29 @@ class Job:
     problem: Problem
 
 
+@dataclass(frozen=True, slots=True)
+class _Streams:
+    """What a problem's streams read, as token ids, and the amateurs' adapters.
+
+    Attributes:
+        expert: The expert's prompt.
+        amateurs: Theirs, None for the expert's.
+        adapters: LoRARequests, None for the base model.
+    """
+
+    expert: list[int]
+    amateurs: tuple[list[int] | None, ...]
+    adapters: tuple[Any, ...]
+
+
 class Decoder:
     """Decodes jobs in an engine, as a server would at temperature 0.
 
     Args:
         llm: The engine.
-        expert: The adapter.
-        amateur: What to contrast with; None for the base model.
+        base: What the base model is called.
+        adapters: All that are used.
+        expert: The name of the expert's, None for the base model.
         max_tokens: Per output.
         stop: Stop strings.
         chat: Whether text prompts go through the chat template; messages always do.
@@ -47,8 +68,9 @@ class Decoder:
     def __init__(
         self,
         llm: Any,
-        expert: Adapter,
-        amateur: Adapter | None,
+        base: str,
+        adapters: Sequence[Adapter],
+        expert: str | None,
         max_tokens: int,
         stop: Sequence[str] = (),
         chat: bool = False,
@@ -59,7 +81,7 @@ class Decoder:
         from vllm_cold.vllm.frontend.config import is_configured, unsupported
 
         self._engine = llm.llm_engine
-        self._tokenizer = llm.get_tokenizer()
+        self._reader = Reader(llm.get_tokenizer(), chat)
         self._config = self._engine.vllm_config
         # Now, and not after the greedy pass.
         try:
@@ -68,10 +90,12 @@ class Decoder:
             raise ToolError(str(error)) from None
         if not is_configured(self._config):
             raise ToolError(f"CoLD cannot be used in this engine: {unsupported(self._config)}")
-        self._expert = LoRARequest(expert.name, 1, expert.folder)
-        self._amateur = amateur and LoRARequest(amateur.name, 2, amateur.folder)
-        self._chat = chat
-        self._tokens: dict[str, list[int]] = {}
+        self._base, self._expert = base, expert
+        self._adapters: dict[str | None, Any] = {
+            one.name: LoRARequest(one.name, number, one.folder)
+            for number, one in enumerate(adapters, 1)
+        }
+        self._streams: dict[str, _Streams] = {}
         defaults = self._config.model_config.get_diff_sampling_param()
         self.penalties = {name: defaults[name] for name in PENALTIES if defaults.get(name)}
         self._common: dict[str, Any] = {
@@ -82,61 +106,75 @@ class Decoder:
         }
 
     def tokenize(self, problems: Iterable[Problem]) -> None:
-        """Make all prompts' tokens, before anything is decoded.
+        """Make the tokens of all streams' prompts, before anything is decoded.
 
         Raises:
-            ToolError: no chat template, or a prompt that is too long for the model.
+            ToolError: no chat template, a prompt that is too long for the model, an amateur that
+                is its expert, or more streams than the engine has seats.
         """
-        limit = self._config.model_config.max_model_len
         for problem in problems:
-            tokens = self._tokenize(problem)
+            try:
+                streams = self._read(problem)
+            except (ColdError, ToolError) as error:
+                raise ToolError(f"{problem.place}: {error}") from error
+            self._check_room(problem, streams)
+            self._streams[problem.id] = streams
+
+    def _read(self, problem: Problem) -> _Streams:
+        expert = self._reader.expert(problem.prompt)
+        prompts, adapters = [], []
+        for one in read_contrast(problem.args).amateurs:
+            name = adapter_of(one, self._expert, self._base, [*filter(None, self._adapters)])
+            prompts.append(self._reader.amateur(problem.prompt, one))
+            adapters.append(self._adapters.get(name))
+            if prompts[-1] == expert and name == self._expert:
+                raise ToolError(
+                    "the amateur reads the tokens that the expert reads, with the same adapter, so "
+                    "there is nothing to contrast; give it another prompt"
+                )
+        return _Streams(expert, tuple(prompts), tuple(adapters))
+
+    def _check_room(self, problem: Problem, streams: _Streams) -> None:
+        limit = self._config.model_config.max_model_len
+        whose = "its prompt"
+        for tokens in (streams.expert, *(ids for ids in streams.amateurs if ids is not None)):
             needed = len(tokens) + self._common["max_tokens"]
             if not tokens or needed > limit:
                 raise ToolError(
-                    f"problem {problem.id!r} (line {problem.line}): its prompt has {len(tokens)} "
-                    f"tokens, with --max-tokens {needed} in all, and the engine's limit is "
-                    f"{limit}; shorten it, lower --max-tokens or raise --max-model-len"
+                    f"{problem.place}: {whose} has {len(tokens)} tokens, with --max-tokens "
+                    f"{needed} in all, and the engine's limit is {limit}; shorten it, lower "
+                    "--max-tokens or raise --max-model-len"
                 )
-            self._tokens[problem.id] = tokens
-
-    def _tokenize(self, problem: Problem) -> list[int]:
-        if isinstance(problem.prompt, str) and not self._chat:
-            return list(self._tokenizer.encode(problem.prompt))
-        messages = problem.prompt
-        if isinstance(messages, str):
-            messages = (("user", messages),)
-        try:
-            text = self._tokenizer.apply_chat_template(
-                [{"role": role, "content": content} for role, content in messages],
-                tokenize=False,
-                add_generation_prompt=True,
-            )
-        # Templates are programs of the model's authors and raise what they like.
-        except Exception as error:
+            whose = "an amateur's prompt"
+        seats, needed = self._config.scheduler_config.max_num_seqs, 1 + len(streams.amateurs)
+        if seats < needed:
             raise ToolError(
-                f"problem {problem.id!r} (line {problem.line}): the model's chat template does "
-                f'not take it ({error}); use "prompt" without --chat for a model that has none'
-            ) from error
-        # The template has put the special tokens in already.
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+                f"{problem.place}: expert and amateurs take {needed} sequences, and the engine has "
+                f"room for {seats}; raise --max-num-seqs"
+            )
 
-    def _params(self, setting: Setting | None) -> Any:
+    def _params(self, job: Job) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        from vllm_cold import ColdParams
+        from vllm_cold import Amateur, ColdParams
 
         common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
-        if setting is None:
+        if job.setting is None:
             # Greedy, whatever the engine's default sampler is.
             return SamplingParams(**common, extra_args={"cold": 0})
-        return ColdParams(
-            alpha=setting.alpha,
-            beta=setting.beta,
-            beta_max=setting.beta_max,
-            amateur=self._amateur,
-            **common,
-        )
+        contrast = read_contrast({**job.problem.args, **job.setting.args})
+        streams = self._streams[job.problem.id]
+        knobs = structs.asdict(contrast.settings)
+        if job.setting.weights:
+            del knobs["beta"]
+        amateurs = [
+            Amateur(prompt=ids, lora_request=adapter, weight=one.weight)
+            for one, ids, adapter in zip(
+                contrast.amateurs, streams.amateurs, streams.adapters, strict=True
+            )
+        ]
+        return ColdParams(**knobs, amateurs=amateurs, **common)
 
     def run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
         """Decode ``jobs`` and call ``done`` for each as soon as it is finished.
@@ -180,21 +218,18 @@ class Decoder:
                 self._engine.abort_request(list(running))
 
     def _add(self, request_id: str, job: Job) -> None:
-        prompt = {"prompt_token_ids": self._tokens[job.problem.id]}
+        prompt = {"prompt_token_ids": self._streams[job.problem.id].expert}
+        adapter = self._adapters.get(self._expert)
         try:
-            self._engine.add_request(
-                request_id, prompt, self._params(job.setting), lora_request=self._expert
-            )
+            self._engine.add_request(request_id, prompt, self._params(job), lora_request=adapter)
         except ValueError as error:
-            raise ToolError(
-                f"problem {job.problem.id!r} (line {job.problem.line}): {error}"
-            ) from error
+            raise ToolError(f"{job.problem.place}: {error}") from error
 
 
 def _output(job: Job, completion: Any) -> Output:
-    if completion.finish_reason not in ("stop", "length", "repetition"):
+    if completion.finish_reason not in ENDS:
         raise ToolError(
-            f"problem {job.problem.id!r} (line {job.problem.line}): the engine ended it with "
-            f"{completion.finish_reason!r}: {completion.stop_reason}"
+            f"{job.problem.place}: the engine ended it with {completion.finish_reason!r}: "
+            f"{completion.stop_reason}"
         )
     return Output(completion.text, len(completion.token_ids), completion.finish_reason)

@@ -16,8 +16,10 @@ from vllm_cold.tools.tune.task import Task
 VERSIONS = ("vllm", "torch", "transformers")
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decodes."""
+def versions(task: Task) -> dict[str, str]:
+    """Versions of what decodes, as far as they are known."""
+    if task.server is not None:
+        return {"vllm": task.server.version}
     found = {"vllm_cold": vllm_cold.__version__}
     for name in VERSIONS:
         try:
@@ -29,17 +31,22 @@ def versions() -> dict[str, str]:
 
 def fingerprint(task: Task) -> dict[str, Any]:
     """Everything that the outputs depend on, as JSON."""
+    if task.server is None:
+        files = {
+            "the model's files": file_stamps(task.model),
+            "the adapters": [file_digests(adapter.folder) for adapter in task.adapters],
+        }
+    else:
+        files = {"--adapter": task.expert, "a server": True}
     return {
-        "problems": digest(task.problems),
+        "problems or contrasts": digest(task.problems),
         "--model": task.model,
-        "the model's files": file_stamps(task.model),
-        "the adapter": file_digests(task.expert.folder),
-        "the amateur": None if task.amateur is None else file_digests(task.amateur.folder),
+        **files,
         "--max-tokens": task.options.max_tokens,
         "--stop": task.options.stop or [],
         "--chat": task.options.chat,
         "the engine's arguments": task.engine,
-        **{f"version of {name}": version for name, version in versions().items()},
+        **{f"version of {name}": version for name, version in versions(task).items()},
     }
 
 

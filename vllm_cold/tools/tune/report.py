@@ -7,9 +7,10 @@ Plain numbers and sentences; ``show``, ``heatmap`` and ``page`` only present the
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from vllm_cold.tools.tune import stats
@@ -17,7 +18,7 @@ from vllm_cold.tools.tune.data import Problem
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.stats import Comparison, Scores
 
-FORMAT = 1
+FORMAT = 2
 SHOWN_CHANGES = 10  # each of better and worse
 SMALL = 50  # held-out problems; with fewer, only large differences can be found
 P_FLOOR = 0.0001
@@ -98,7 +99,7 @@ class Report:
 
     def as_json(self) -> dict[str, Any]:
         """The content of report.json."""
-        return {"format": FORMAT, **asdict(self)}
+        return {"format": FORMAT, **msgspec.to_builtins(self)}
 
 
 def level_of(confidence: float) -> float:
@@ -168,7 +169,8 @@ def judge_grid(
 
 
 def pick(rows: Sequence[Row]) -> Setting:
-    """The best mean score; among equals the one nearest to greedy: small beta, large alpha.
+    """The best mean score; among equals the one nearest to greedy: small beta (or weights), large
+    alpha.
 
     An adaptive beta counts as the most that it reaches, and is nearer than a number of that size.
     """
@@ -177,7 +179,7 @@ def pick(rows: Sequence[Row]) -> Setting:
         key=lambda row: (
             row.dev.cold,  # type: ignore[union-attr]
             -row.setting.strength,
-            row.setting.beta_max is not None,
+            row.setting.adaptive,
             row.setting.alpha,
         ),
     )

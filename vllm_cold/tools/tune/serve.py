@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ``vllm serve`` line for what was found."""
+"""The ``vllm serve`` line for what was found, and what requests have to send beside it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,37 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_cold.method.presets import PRESETS
+from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.tune.grid import Setting
+
+_WITHOUT = PREFIX + "without"
+
+
+def request_args(
+    setting: Setting, args: Mapping[str, Any], own_contrasts: bool = False
+) -> dict[str, Any]:
+    """What a request has to say itself, as flat arguments: a server has defaults for the knobs, for
+    what is left out of chats and for no other contrast.
+
+    Args:
+        setting: The setting.
+        args: What all problems are contrasted with, as flat arguments.
+        own_contrasts: Whether problems say it themselves.
+    """
+    said: dict[str, Any] = {} if _is_default(args, own_contrasts) else dict(args)
+    if setting.weights:
+        weights = list(setting.weights)
+        said[PREFIX + "weights"] = weights if len(weights) > 1 else weights[0]
+        if setting.beta_max is not None:
+            said[PREFIX + "beta_max"] = setting.beta_max
+    return said
+
+
+def _is_default(args: Mapping[str, Any], own_contrasts: bool) -> bool:
+    """Whether a server contrasts with it where a request says nothing."""
+    return args.keys() <= {_WITHOUT} and not own_contrasts
 
 
 def _module(adapter: Adapter) -> str:
@@ -28,19 +57,26 @@ def serve_line(
     adapters: Sequence[Adapter],
     engine: Mapping[str, Any],
     setting: Setting | None,
+    args: Mapping[str, Any] | None = None,
+    own_contrasts: bool = False,
 ) -> str:
     """The command that serves what was measured, quoted for a shell.
 
     Args:
         model: Folder or hub name.
-        adapters: The expert, then the amateur if it is an adapter.
+        adapters: All that are used.
         engine: Further arguments of ``vllm.LLM``; they become options, but for None, which is
             vLLM's word for a default.
         setting: None for greedy decoding, that is without CoLD.
+        args: See ``request_args``.
+        own_contrasts: The same.
     """
-    words = ["vllm", "serve", model, "--enable-lora", "--lora-modules", *map(_module, adapters)]
+    words = ["vllm", "serve", model]
     for name, value in engine.items():
         option = "--" + name.replace("_", "-")
+        if name == "additional_config" and isinstance(value, dict):
+            # What is said of CoLD there is for the engine that tunes.
+            value = {key: item for key, item in value.items() if key != "cold"} or None
         if value is None or value == []:  # vLLM's parser has no words for these
             continue
         if isinstance(value, bool):
@@ -48,9 +84,28 @@ def serve_line(
         else:
             # A list is one option with several words.
             words += [option, *map(_word, value if isinstance(value, list) else [value])]
+    if adapters:
+        words += ["--lora-modules", *map(_module, adapters)]
     if setting is not None:
-        words += ["--sampler", "cold"]
-        words += ["--cold-alpha", repr(setting.alpha), "--cold-beta", str(setting.beta)]
-        if setting.beta_max is not None:
-            words += ["--cold-beta-max", repr(setting.beta_max)]
+        words += ["--sampler", "cold", *_cold(setting, args or {}, own_contrasts)]
     return shlex.join(words)
+
+
+def _cold(setting: Setting, args: Mapping[str, Any], own_contrasts: bool) -> list[str]:
+    """The options for a setting, and for what is left out of every chat."""
+    is_default = _is_default(args, own_contrasts)
+    said = {name: value for name, value in setting.values.items() if name in KNOBS}
+    if setting.weights:  # which only requests can say
+        del said["beta"]
+        said.pop("beta_max", None)
+    elif setting.preset is not None and is_default:
+        known = PRESETS[setting.preset].knobs
+        said = {name: value for name, value in said.items() if known.get(name) != value}
+        said["preset"] = setting.preset
+    if is_default and _WITHOUT in args:
+        items = args[_WITHOUT]
+        said["without"] = ",".join(map(str, items)) if isinstance(items, list) else items
+    words = []
+    for name, value in said.items():
+        words += ["--cold-" + name.replace("_", "-"), str(value)]
+    return words

@@ -19,7 +19,7 @@ from vllm_cold.tools.tune.report import Report, Row, interval, p_value, percent,
 
 # What a narrow terminal has no room for, the first to go first: columns, and in the second table
 # the setting, which the first one shows.
-_LEAST_OF_GRID = ("+/-", "p", "interval", "score")
+_LEAST_OF_GRID = ("+/-", "p", "interval", "score", "p (Holm)")
 _LEAST_OF_TEST = ("setting", "+/-", "interval", "score")
 
 
@@ -58,8 +58,8 @@ def fitted(
 
 
 def _cells(row: Row, is_best: bool) -> list[str]:
-    beta = ADAPTIVE if row.setting.beta_max is not None else row.setting.beta_text
-    name = [f"{row.setting.alpha:g}", beta, "best" if is_best else ""]
+    beta = row.setting.beta_text.removesuffix(f" up to {row.setting.strength:g}")
+    name = [row.setting.preset or "", f"{row.setting.alpha:g}", beta, "best" if is_best else ""]
     if row.dev is None:
         return [*name, "greedy", "", "", "", "", ""]
     assert row.p_holm is not None
@@ -77,20 +77,30 @@ def _cells(row: Row, is_best: bool) -> list[str]:
 def grid_table(report: Report, without: Collection[str] = ()) -> Table:
     """All settings on the dev problems, without some of the columns."""
     dev = next(row.dev for row in report.rows if row.dev is not None)
-    columns = _columns(report, "alpha", "beta", "", "score", "points", "interval", "+/-", "p")
-    columns["p (Holm)"] = "p (Holm)"
+    names = ("preset", "alpha", "beta", "", "score", "points", "interval", "+/-", "p", "p (Holm)")
+    columns = _columns(report, *names)
+    presets = any(row.setting.preset for row in report.rows)
+    if not presets:
+        without = {*without, "preset"}
     table = _table(
         f"{dev.count} dev problems, which pick the best setting; greedy: {percent(dev.greedy)}",
         [title for name, title in columns.items() if name not in without],
+        first="left" if presets else "right",
     )
     notes = ["points: to greedy"] + ([] if "+/-" in without else ["+/-: better/worse"])
-    most = next((r.setting.beta_max for r in report.rows if r.setting.beta_max is not None), None)
     table.caption = (
         f"{'; '.join(notes)}; *: significant after Holm's\n"
         "correction. The best of several is biased upwards."
     )
-    if most is not None:
-        table.caption += f"\n{ADAPTIVE}: up to {most:g}."
+    weighted = [row.setting for row in report.rows if row.setting.weights]
+    most = {row.setting.beta_max for row in report.rows if row.setting not in weighted}
+    for what, values in (
+        (f"{ADAPTIVE}: up to", {f"{value:g}" for value in most if value is not None}),
+        ("weights:", dict.fromkeys(setting.weights_text for setting in weighted)),
+        ("top-k:", {str(cap) for row in report.rows if (cap := row.setting.expert_top_k)}),
+    ):
+        if values:
+            table.caption += f"\n{what} {' or '.join(values)}."
     for row in report.rows:
         is_best = row.setting == report.best
         cells = dict(zip(columns, _cells(row, is_best), strict=True))
@@ -153,7 +163,8 @@ def show(console: Console, report: Report, files: str) -> None:
     for note in report.notes:
         console.print(Padding(Text(f"Note: {note}", style="dim"), (0, 0, 0, 2)))
     console.print()
-    sentence("Serve it with CoLD:" if report.gain else "Serve it without CoLD:", "bold")
+    how = "Serve it" if report.run["server"] is None else "Ask for it"
+    sentence(f"{how} with CoLD:" if report.gain else f"{how} without CoLD:", "bold")
     # As it is, without wrapping: it is to be copied.
     console.print(Text(report.serve), soft_wrap=True)
     if not report.gain:

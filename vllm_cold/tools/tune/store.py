@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What has been decoded, kept in ``results.sqlite`` so that a crash loses next to nothing.
 
-The table ``output`` has a row for each decoded problem. ``setting`` is ``[alpha, beta]`` or
-``[alpha, "adaptive", beta_max]``, and ``null`` for greedy decoding. ``note`` says, as JSON by name,
-what the outputs belong to (the fingerprint), what the engine found, and the analyses that have been
-made. The outputs are kept as text, so the rule of ``--match``, the split and the grid may change
-without decoding again; what the outputs depend on may not.
+The table ``output`` has a row for each decoded problem. ``setting`` is a JSON object of what the
+setting says, such as ``{"alpha": 0.1, "beta": 0.5}``, and ``null`` for greedy decoding. ``note``
+says, as JSON by name, what the outputs belong to (the fingerprint), what the engine found, and the
+analyses that have been made. The outputs are kept as text, so the rule of ``--match``, the split
+and the grid may change without decoding again; what the outputs depend on may not.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
-from pydantic import BaseModel, TypeAdapter
+import msgspec
+from pydantic import BaseModel
 
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 
-FORMAT = 3
+FORMAT = 4
 NAME = "results.sqlite"
 _ID = 0x436F4C44  # SQLite's application_id, which tells these files from others
 _SCHEMA = f"""
@@ -62,11 +63,6 @@ class Output:
     text: str
     tokens: int
     finish: str
-
-
-_SETTING: TypeAdapter[Any] = TypeAdapter(
-    tuple[float, float] | tuple[float, Literal["adaptive"], float] | None
-)
 
 
 class _Notes(BaseModel):
@@ -178,8 +174,8 @@ class Store:
         rows = self._connection.execute("SELECT setting, problem, text, tokens, finish FROM output")
         outputs: dict[Key, Output] = {}
         for setting, problem, *output in rows:
-            values = _SETTING.validate_python(json.loads(setting))
-            outputs[None if values is None else Setting(*values), problem] = Output(*output)
+            key: Setting | None = msgspec.json.decode(setting, type=Setting | None)
+            outputs[key, problem] = Output(*output)
         # A run that ended before its first output, as with a mistake in the engine's arguments,
         # binds nobody.
         if not outputs:

@@ -7,16 +7,22 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vllm_cold.tools.adapters import Adapter, lora_rank, read_adapters, read_model
+from vllm_cold.method.settings import KNOBS
+from vllm_cold.tools import server as servers
+from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import stats
+from vllm_cold.tools.tune.contrasts import check_problems, contrast_args, pop_weights
 from vllm_cold.tools.tune.data import Problem, load_problems, split_problems
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
 from vllm_cold.tools.tune.progress import Part
 from vllm_cold.tools.tune.report import level_of
+
+if TYPE_CHECKING:
+    from vllm_cold.tools.tune.remote import ServerDecoder
 
 # Options that are arguments of vllm.LLM and of vllm serve alike.
 ENGINE_OPTIONS = (
@@ -26,6 +32,8 @@ ENGINE_OPTIONS = (
     "gpu_memory_utilization",
     "tensor_parallel_size",
 )
+ENGINE_ONLY = (*ENGINE_OPTIONS, "max_lora_rank", "enforce_eager", "engine_args")
+SERVER_ONLY = (*servers.OPTIONS, "concurrency")
 OWN_ARGUMENTS = {"model", "enable_lora", "max_loras", "disable_log_stats", "use_tqdm_on_load"}
 
 
@@ -41,11 +49,14 @@ class Task:
         dev: Indices of the dev problems, which pick a setting.
         test: Indices of the held-out problems, which judge it.
         matcher: Scores an output.
-        expert: The adapter.
-        amateur: Another adapter, or None for the base model.
-        model: Folder (absolute) or hub name.
+        model: Folder (absolute) or hub name; with a server, its name there.
+        adapters: All that are used, the expert's first; with a server none.
+        expert: The name of the expert's adapter, None for the base model.
+        args: What all problems are contrasted with that do not say it themselves, as a request's
+            flat arguments.
         engine: Further arguments of ``vllm.LLM``.
-        seconds: That the engine decoded.
+        server: What decodes in place of an engine.
+        seconds: That it took to decode.
     """
 
     options: argparse.Namespace
@@ -55,16 +66,18 @@ class Task:
     dev: list[int]
     test: list[int]
     matcher: Matcher
-    expert: Adapter
-    amateur: Adapter | None
     model: str
+    adapters: list[Adapter]
+    expert: str | None
+    args: dict[str, Any]
     engine: dict[str, Any]
+    server: ServerDecoder | None = None
     seconds: float = 0.0
 
     @property
-    def adapters(self) -> list[Adapter]:
-        """The expert, then the amateur if it is an adapter."""
-        return [self.expert] + ([] if self.amateur is None else [self.amateur])
+    def own_contrasts(self) -> bool:
+        """Whether a problem says itself what it is contrasted with."""
+        return any(problem.own_contrast for problem in self.problems)
 
     @property
     def decoded(self) -> list[Setting]:
@@ -84,30 +97,57 @@ def read_task(options: argparse.Namespace) -> Task:
     Raises:
         ToolError: names the first mistake.
     """
-    grid = make_grid(options.alpha, options.beta, options.beta_max)
+    servers.check_options(options, ENGINE_ONLY, SERVER_ONLY)
     if not 0.5 <= options.confidence < 1.0:
         raise ToolError(f"--confidence={options.confidence}: must be at least 0.5 and below 1")
     if options.max_tokens < 1:
         raise ToolError(f"--max-tokens={options.max_tokens}: must be 1 or more")
     if "" in (options.stop or ()):
         raise ToolError("--stop='': a stop string must not be empty")
-    problems, repeated = load_problems(options.data, options.limit)
+    amateurs = options.amateur or ()
+    server, adapters, engine = None, list[Adapter](), dict[str, Any]()
+    if options.url is not None:
+        from vllm_cold.tools.tune.remote import ServerDecoder
+
+        server = ServerDecoder(options)
+        model, expert, names = server.base, server.expert, server.loaded
+        named = {text: text for text in amateurs}
+    elif options.model is None:
+        raise ToolError("--model is missing: name the base model, or a server with --url")
+    else:
+        model = read_model(options.model)
+        # What is no adapter: whichever the amateur has where none is named, and the base model.
+        named = {"": "", options.model: model}
+        folders = [text for text in amateurs if text not in named]
+        adapters = read_adapters(options.adapter, folders)
+        names = [adapter.name for adapter in adapters]
+        expert = None if options.adapter is None else names[0]
+        named |= zip(folders, names[expert is not None :], strict=True)
+        engine = _engine_arguments(options, adapters)
+    args = contrast_args(options, named)
+    weights = pop_weights(args)
+    grid = make_grid({name: getattr(options, name) for name in KNOBS}, options.preset, weights)
+    check = check_problems(grid, expert, model, names, options.chat)
+    problems, repeated = load_problems(options.data, options.limit, args, check)
     fewest = stats.fewest_problems(level_of(options.confidence))
-    dev, test = split_problems(len(problems), options.test_fraction, options.seed, fewest)
-    matcher = load_matcher(options.match, problems)
-    adapters = read_adapters(options.adapter, options.amateur)
-    model = read_model(options.model)
-    engine = _engine_arguments(options, adapters)
-    expert, amateur = adapters[0], adapters[1] if len(adapters) > 1 else None
     return Task(
-        options, grid, problems, repeated, dev, test, matcher, expert, amateur, model, engine
+        options,
+        grid,
+        problems,
+        repeated,
+        *split_problems(len(problems), options.test_fraction, options.seed, fewest),
+        load_matcher(options.match, problems),
+        model,
+        adapters,
+        expert,
+        args,
+        engine,
+        server,
     )
 
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:
-    engine: dict[str, Any] = {"max_lora_rank": lora_rank(adapters, options.max_lora_rank)}
-    if len(adapters) > 1:
-        engine["max_loras"] = len(adapters)
+    engine = engine_arguments(adapters, options.max_lora_rank)
     for name in ENGINE_OPTIONS:
         if (value := getattr(options, name)) is not None:
             engine[name] = value
@@ -131,6 +171,8 @@ def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) 
             f"--engine-args={options.engine_args!r}: additional_config's cold is a server's "
             "default, and this command sets alpha and beta itself; leave it out"
         )
+    if isinstance(additional, dict):
+        more["additional_config"] = {**additional, **engine.pop("additional_config", {})}
     if twice := sorted(more.keys() & (engine.keys() | OWN_ARGUMENTS)):
         raise ToolError(
             f"--engine-args={options.engine_args!r}: {', '.join(twice)} is set by this command"

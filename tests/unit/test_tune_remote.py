@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold tune --url`` against a small server on loopback, which keeps what it is asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_cold.method.settings import MAX_EXPERT_TOP_K
+from vllm_cold.tools.main import build_parser, main
+from vllm_cold.tools.tune import remote
+
+pytestmark = pytest.mark.unit
+
+COUNT = 16
+KEY = "key-0f3a"
+
+
+class Fake:
+    """What a server would be, as far as this command sees it.
+
+    Attributes:
+        bodies: Of all requests for an answer, in order.
+        most: Requests that were there at a time.
+        text: Gives the answer.
+        status: Of answers, by the number of the request.
+        version: vLLM's.
+        slow: Seconds that an answer takes.
+    """
+
+    def __init__(self) -> None:
+        self.bodies: list[dict[str, Any]] = []
+        self.keys: set[str | None] = set()
+        self.most = self._now = 0
+        self.text: Callable[[dict[str, Any]], str] = lambda body: (
+            "wrong" if body["vllm_xargs"].get("cold") == 0 else "right"
+        )
+        self.status: dict[int, int] = {}
+        self.finish = "stop"
+        self.version = "0.32.0"
+        self.slow = 0.0
+        self._lock = threading.Lock()
+
+    def models(self) -> dict[str, Any]:
+        adapters = [{"id": name, "parent": "base"} for name in ("sql", "chat")]
+        return {"data": [{"id": "base", "parent": None, "max_model_len": 99}, *adapters]}
+
+    def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        if body["vllm_xargs"].get("cold_alpha") == -1:
+            return 400, {"message": "cold_alpha=-1: must be a number in [0, 1]"}
+        with self._lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            self.bodies.append(body)
+            status = self.status.get(len(self.bodies), 200)
+        time.sleep(self.slow)
+        with self._lock:
+            self._now -= 1
+        text = self.text(body)
+        said = {"message": {"content": text}} if "chat" in path else {"text": text}
+        choice = {**said, "finish_reason": self.finish}
+        reply = {"choices": [choice], "usage": {"completion_tokens": 1}}
+        return status, reply if status == 200 else {"message": "too long"}
+
+    @property
+    def cold(self) -> list[dict[str, Any]]:
+        """The arguments of requests that are no greedy ones, each once."""
+        found = [body["vllm_xargs"] for body in self.bodies if body["vllm_xargs"]["cold"]]
+        return [args for i, args in enumerate(found) if args not in found[:i]]
+
+
+@pytest.fixture
+def fake() -> Iterator[tuple[Fake, str]]:
+    kept = Fake()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kept.keys.add(self.headers["Authorization"])
+            self._send(200, {"version": kept.version} if self.path == "/version" else kept.models())
+
+        def do_POST(self) -> None:
+            kept.keys.add(self.headers["Authorization"])
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self._send(*kept.answer(self.path, body))
+
+        def _send(self, status: int, content: Any) -> None:
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Listener(ThreadingHTTPServer):
+        request_queue_size = 64
+
+    with Listener(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield kept, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.delenv("COLD_API_KEY", raising=False)
+
+
+@pytest.fixture
+def line(fake: tuple[Fake, str], tmp_path: Path) -> Callable[..., list[str]]:
+    """``line(*more)``: a command line with chats that have a system prompt."""
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": "Be right."},
+                {"role": "user", "content": f"p{n}"},
+            ],
+            "answer": "right",
+        }
+        for n in range(COUNT)
+    ]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def make(*more: str) -> list[str]:
+        out = ("--output", str(tmp_path / "out"))
+        return ["tune", str(tmp_path / "p.jsonl"), "--url", fake[1], *out, *more]
+
+    return make
+
+
+GUIDED = ("--without", "system", "--preset", "cfg")
+
+
+def report(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "out" / "report.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_chats_are_asked_as_a_client_asks(
+    fake: tuple[Fake, str],
+    line: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept, url = fake
+    assert main(line(*GUIDED, "--max-tokens", "9", "--stop", "\n")) == 0
+    assert len(kept.bodies) == 2 * COUNT  # greedy and the preset
+    for body in kept.bodies:
+        assert body["messages"][0] == {"role": "system", "content": "Be right."}
+        asked = {name: body[name] for name in ("model", "temperature", "max_tokens", "stop")}
+        assert asked == {"model": "base", "temperature": 0.0, "max_tokens": 9, "stop": ["\n"]}
+    fields = {
+        "cold": 1,
+        "cold_expert_top_k": MAX_EXPERT_TOP_K,
+        "cold_preset": "cfg",
+        "cold_without": "system",
+    }
+    assert kept.cold == [fields]
+    found = report(tmp_path)
+    assert found["gain"] and json.loads(found["serve"]) == {"model": "base", "vllm_xargs": fields}
+    assert found["run"]["server"] == url and found["run"]["versions"] == {"vllm": "0.32.0"}
+    assert any("files cannot be looked at" in note for note in found["notes"])
+    assert "Ask for it with CoLD:" in capsys.readouterr().out
+    assert "Ask for it with CoLD" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_texts_and_adapters(
+    fake: tuple[Fake, str], line: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    kept, _ = fake
+    rows = [{"prompt": f"It is {n}. What?", "answer": "right"} for n in range(COUNT)]
+    rows[0]["cold_part"] = [0, 5]  # type: ignore[assignment]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    more = ("--adapter", "sql", "--alpha", "0.1", "--beta", "adaptive,1", "--expert-top-k", "9")
+    assert main(line(*more)) == 0
+    assert {body["model"] for body in kept.bodies} == {"sql"}
+    assert "It is 0. What?" in {body["prompt"] for body in kept.bodies}
+    # What is not said would be the server's default: the cap, and what it leaves out of chats.
+    number = {"cold": 1, "cold_expert_top_k": 9, "cold_alpha": 0.1, "cold_beta": 1.0}
+    adaptive = number | {"cold_beta": "adaptive", "cold_beta_max": 1.0}
+    assert [args for args in kept.cold if "cold_part" not in args] == [
+        number | {"cold_amateur": "base"}, adaptive | {"cold_amateur": "base"},
+    ]  # fmt: skip
+    assert (
+        number | {"cold_part": [0, 5]} in kept.cold or adaptive | {"cold_part": [0, 5]} in kept.cold
+    )
+    found = report(tmp_path)
+    assert "cold_amateur" not in json.loads(found["serve"])["vllm_xargs"]  # a row's key goes there
+    assert any("and the cold_* keys of its problem's row" in note for note in found["notes"])
+    fake[0].bodies.clear()
+    assert main(line(*more, "--amateur", "chat", "--restart")) == 0
+    assert {args["cold_amateur"] for args in kept.cold if "cold_part" not in args} == {"chat"}
+
+
+def test_requests_at_a_time(fake: tuple[Fake, str], line: Callable[..., list[str]]) -> None:
+    kept, _ = fake
+    kept.slow = 0.02
+    assert main(line(*GUIDED, "--concurrency", "3")) == 0
+    assert kept.most == 3
+    parser = build_parser().parse_args(["tune", "p", "--url", "http://x"])
+    assert parser.concurrency is None and remote.CONCURRENCY == 32  # as the help says
+
+
+def test_going_on_after_an_error(
+    fake: tuple[Fake, str],
+    line: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept, url = fake
+    kept.status = {7: 400}
+    assert main(line(*GUIDED, "--concurrency", "1")) == 2
+    said = rf"problem 'line-(\d+)' \(line \1\): --url={url}: HTTP 400: too long\n$"
+    assert re.search(said, capsys.readouterr().err)
+    assert len(kept.bodies) == 7
+    kept.status = {}
+    assert main(line(*GUIDED)) == 0
+    assert len(kept.bodies) == 7 + 2 * COUNT - 6
+    assert main(line(*GUIDED)) == 0 and len(kept.bodies) == 7 + 2 * COUNT - 6
+    kept.version = "0.33.0"
+    assert main(line(*GUIDED)) == 2
+    printed = capsys.readouterr().err
+    assert "(version of vllm was '0.32.0' and is '0.33.0')" in printed
+    kept.version = "0.32.0"
+    assert main(line(*GUIDED, "--adapter", "sql")) == 2
+    assert "--adapter was None and is 'sql'" in capsys.readouterr().err
+
+
+def test_ctrl_c_keeps_what_is_there(
+    fake: tuple[Fake, str],
+    line: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    kept, _ = fake
+
+    def text(body: dict[str, Any]) -> str:
+        if len(kept.bodies) == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        return "right"
+
+    kept.text = text
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert main(line(*GUIDED, "--concurrency", "1")) == 130
+    finally:
+        signal.signal(signal.SIGINT, former)
+    assert "stopped; 4 outputs are kept in" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--dtype", "half"), "--dtype: is for an engine in this process, and --url asks"),
+        (("--enforce-eager",), "--enforce-eager: is for an engine"),
+        (("--engine-args", "{}"), "--engine-args: is for an engine"),
+        (("--max-lora-rank", "8"), "--max-lora-rank: is for an engine"),
+        (("--concurrency", "-1"), "--concurrency=-1: must be 1 or more"),
+        (("--adapter", "none"), "--adapter=none: no such adapter on the server (loaded: chat, sql"),
+        (("--amateur", "none"), "--amateur=none: no such adapter on the server"),
+        (("--model", "none"), "--model=none: no such base model on the server (there are: base)"),
+        (("--alpha", "0.1"), "nothing to contrast with"),
+        (("--amateur", "base"), "nothing to contrast with"),
+    ],
+)
+def test_mistakes(
+    fake: tuple[Fake, str],
+    line: Callable[..., list[str]],
+    capsys: pytest.CaptureFixture[str],
+    more: tuple[str, ...],
+    said: str,
+) -> None:
+    assert main(line(*more)) == 2
+    assert said in capsys.readouterr().err
+    assert not fake[0].bodies
+
+
+def test_mistakes_without_a_server(
+    line: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = line(*GUIDED)
+    words = words[:2] + words[4:]
+    for more, said in (
+        ((), "--model is missing: name the base model, or a server with --url"),
+        (("--api-key", "x"), "--api-key: is for a server; add --url"),
+        (("--insecure-http",), "--insecure-http: is for a server"),
+        (("--concurrency", "2"), "--concurrency: is for a server"),
+    ):
+        assert main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_a_key_is_sent_and_not_shown(
+    fake: tuple[Fake, str],
+    line: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    monkeypatch.setenv("COLD_API_KEY", KEY)
+    assert main(line(*GUIDED)) == 0
+    assert fake[0].keys == {f"Bearer {KEY}"}
+    printed = capsys.readouterr()
+    assert KEY not in printed.out + printed.err
+    for file in (tmp_path / "out").iterdir():
+        assert KEY.encode() not in file.read_bytes()
+
+
+def test_an_answer_that_is_not_whole(
+    fake: tuple[Fake, str], line: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake[0].finish = "error"
+    assert main(line(*GUIDED, "--concurrency", "1")) == 2
+    assert re.search(r"problem .*: the server ended it with 'error'\n$", capsys.readouterr().err)

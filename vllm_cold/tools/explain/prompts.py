@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The prompts that are explained: read from files, with what each is contrasted with."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_cold.method.amateurs import Described, Messages, Part, Source, Text, Without
+from vllm_cold.method.settings import PREFIX, ColdError
+from vllm_cold.tools.contrast import (
+    Contrast,
+    Prompt,
+    amateur_reads,
+    merge,
+    messages_of,
+    read_contrast,
+    row_args,
+)
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.explain.trace import Piece
+
+MAX_PROMPTS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A prompt as it was given.
+
+    Attributes:
+        prompt: Text or messages.
+        args: Its own ``cold_*`` keys.
+        where: What an error begins with: the file and the line; "" for the command line.
+    """
+
+    prompt: Prompt
+    args: Mapping[str, Any]
+    where: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A prompt and what its answer is contrasted with.
+
+    Attributes:
+        row: The prompt as it was given.
+        chat: Whether a text goes through the chat template, as a user's message.
+        args: All ``cold_*`` keys, as a client would send them.
+        contrast: What they say.
+    """
+
+    row: Row
+    chat: bool
+    args: Mapping[str, Any]
+    contrast: Contrast
+
+    @property
+    def prompt(self) -> Prompt:
+        """Text or messages."""
+        return self.row.prompt
+
+    @property
+    def start(self) -> str:
+        """Its first words, for errors."""
+        return pieces(self.prompt)[0].text[:40]
+
+    def reads(self, one: Described) -> tuple[str | None, tuple[Piece, ...]]:
+        """What an amateur reads, in words and in pieces (``trace.Amateur``)."""
+        return _reads(self.prompt, one.source, self.chat)
+
+
+def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
+    """Put a prompt together with a command's options.
+
+    Args:
+        row: The prompt.
+        options: Flat arguments, for all prompts.
+        chat: Whether a text goes through the chat template.
+
+    Raises:
+        ToolError: what is said of its amateurs does not fit together, or not to the prompt.
+    """
+    try:
+        args = merge(options, row.args)
+        contrast = read_contrast(args)
+        for one in contrast.amateurs:
+            amateur_reads(row.prompt, one, chat)
+    except ColdError as error:
+        raise refusal(error, row) from error
+    return Asked(row, chat, args, contrast)
+
+
+def refusal(error: ColdError, row: Row) -> ToolError:
+    """An error about flat arguments, as one about what the user has written: the command's options,
+    or the keys of a file's row.
+    """
+    where = f"{row.where}: " if row.where else ""
+    if error.field.partition("[")[0] in row.args:
+        return ToolError(f"{where}{error}")
+    value = str(error).removeprefix(error.field).removesuffix(error.problem)
+    return ToolError(f"{where}{_as_options(error.field)}{value}{_as_options(error.problem)}")
+
+
+def _as_options(text: str) -> str:
+    """Text with options of the command in place of flat arguments."""
+    return re.sub(rf"\b{PREFIX}([a-z_]+)", lambda m: "--" + m[1].replace("_", "-"), text)
+
+
+def pieces(prompt: Prompt) -> tuple[Piece, ...]:
+    """A prompt as it is shown."""
+    if isinstance(prompt, str):
+        return (Piece(prompt),)
+    return tuple(Piece(content, role) for role, content in prompt)
+
+
+def _reads(
+    prompt: Prompt, source: Source | None, chat: bool
+) -> tuple[str | None, tuple[Piece, ...]]:
+    match source:
+        case Text(text):
+            return "a text of its own", (Piece(text),)
+        case Messages(messages):
+            return "messages of its own", tuple(Piece(_text(m), m["role"]) for m in messages)
+        case Without():
+            conversation = messages_of(prompt, chat) or []
+            numbered = [{**message, "at": i} for i, message in enumerate(conversation)]
+            left = {message["at"] for message in source.of("", numbered)}
+            return (
+                f"the same conversation {source}",
+                tuple(
+                    Piece(message["content"], message["role"], i not in left)
+                    for i, message in enumerate(conversation)
+                ),
+            )
+        case Part(spans):
+            assert isinstance(prompt, str)
+            found, at = [], 0
+            for start, end in spans:
+                found += [Piece(prompt[at:start]), Piece(prompt[start:end], gone=True)]
+                at = end
+            found.append(Piece(prompt[at:]))
+            return f"the same text without characters {source.value}", tuple(
+                piece for piece in found if piece.text
+            )
+    return None, ()
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content may be a list of parts."""
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "\n".join(part["text"] for part in content)
+
+
+def read_prompts(path: Path) -> list[Row]:
+    """The prompts of a file: one a line, or in a .jsonl file the ``prompt`` or the ``messages`` of
+    each object, with its ``cold_*`` keys.
+
+    Raises:
+        ToolError: names the file and the line.
+    """
+    try:
+        # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise ToolError(f"--prompts={path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ToolError(f"--prompts={path}: is no UTF-8 text: {error}") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if path.suffix != ".jsonl":
+            found.append(Row(line, {}, f"--prompts={path}: line {number}"))
+            continue
+        found.append(_read_row(line, f"--prompts={path}: line {number}"))
+    if not found:
+        raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
+    if len(found) > MAX_PROMPTS:
+        raise ToolError(
+            f"--prompts={path}: holds {len(found)} prompts; one page takes up to {MAX_PROMPTS}: "
+            "split the file"
+        )
+    return found
+
+
+def _read_row(line: str, where: str) -> Row:
+    try:
+        value: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ToolError(f"{where} is no JSON: {error}") from error
+    prompt = _read_prompt(value) if isinstance(value, dict) else None
+    if not prompt:
+        raise ToolError(
+            f'{where} must be an object with the text "prompt", or with "messages", a list of '
+            'objects with "role" and "content"'
+        )
+    if not is_unicode(json.dumps(value, ensure_ascii=False)):
+        raise ToolError(
+            f"{where} has half a surrogate pair, which is no character; tokenizers take whole ones "
+            "only"
+        )
+    try:
+        return Row(prompt, row_args(value), where)
+    except ColdError as error:
+        raise ToolError(f"{where}: {error}") from error
+
+
+def _read_prompt(row: Mapping[str, Any]) -> Prompt | None:
+    """The prompt of a row, None if it has none, or not one."""
+    prompt, messages = row.get("prompt"), row.get("messages")
+    if messages is None:
+        return prompt if isinstance(prompt, str) else None
+    if prompt is not None or not isinstance(messages, Sequence) or isinstance(messages, str):
+        return None
+    found = []
+    for message in messages:
+        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
+            return None
+        role, content = message["role"], message["content"]
+        if not isinstance(role, str) or not isinstance(content, str) or not role:
+            return None
+        found.append((role, content))
+    return tuple(found)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether text has no lone surrogates, as JSON escapes and bytes of a shell can make them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A running vLLM server that a command asks: its address and key, its models, its errors."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import NoReturn
+
+import openai
+from pydantic import BaseModel, ValidationError
+
+from vllm_cold.tools.address import (
+    KEY_VARIABLE,
+    is_address,
+    is_loopback,
+    read_key,
+    without_openai,
+    without_user,
+)
+from vllm_cold.tools.errors import ToolError
+
+# Options of a command that are for a server; False and None: not given.
+OPTIONS = ("api_key", "insecure_http")
+
+
+class Card(BaseModel):
+    """A model that is served; an adapter's parent is its base model."""
+
+    id: str
+    parent: str | None = None
+    max_model_len: int | None = None
+
+
+class _Cards(BaseModel):
+    data: list[Card]
+
+
+class Server:
+    """An OpenAI-compatible vLLM server with vllm-cold.
+
+    Args:
+        url: The server's address, with or without ``/v1``.
+        adapter: The name of the expert on the server, None for the base model.
+        amateurs: The names of the amateurs' adapters, where they are given; the base model's is one
+            too.
+        model: The base model's name on the server; None for the adapter's parent, or the first
+            that is served.
+        api_key: None for the environment's ``COLD_API_KEY``, if there is one.
+        insecure_http: Whether a key or a password may be sent unencrypted to another machine.
+
+    Attributes:
+        base: The base model's name.
+        expert: The expert's, None for the base model.
+        loaded: The names of all adapters.
+        max_model_len: Of the base model.
+        root: The address without ``/v1``, name and password.
+
+    Raises:
+        ToolError: a key or password would be sent unencrypted; no answer, a name that is not
+            served, or no vllm-cold on the server.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        adapter: str | None = None,
+        amateurs: Sequence[str] = (),
+        model: str | None = None,
+        api_key: str | None = None,
+        insecure_http: bool = False,
+    ) -> None:
+        self._url = without_user(url)
+        if not is_address(url):
+            raise ToolError(f"--url={self._url}: must be like http://localhost:8000")
+        root = url.rstrip("/").removesuffix("/v1")
+        self.root = without_user(root)
+        self._key = read_key(api_key)
+        with without_openai():
+            self._client = openai.OpenAI(
+                base_url=f"{root}/v1", api_key=self._key or "none", max_retries=0, timeout=600
+            )
+        if (self._key or self._url != url) and not insecure_http:
+            target = self._client.base_url
+            if target.scheme != "https" and not is_loopback(target.host):
+                raise ToolError(
+                    f"--url={self._url}: a key or password would cross the network unencrypted; "
+                    "use https://, or --insecure-http to send it all the same"
+                )
+        cards = self._list_models()
+        self.expert, self.base, self.loaded = self._names(cards, adapter, amateurs, model)
+        self.max_model_len: int | None = cards[self.base].max_model_len
+        self._require_cold()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def _names(
+        self,
+        cards: Mapping[str, Card],
+        adapter: str | None,
+        amateurs: Sequence[str],
+        model: str | None,
+    ) -> tuple[str | None, str, list[str]]:
+        """The expert's adapter, the base model and all adapters."""
+        parents = {name: card.parent for name, card in cards.items()}
+        adapters = sorted(name for name, parent in parents.items() if parent is not None)
+        bases = [name for name, parent in parents.items() if parent is None]
+        if adapter is not None and adapter not in adapters:
+            _refuse("--adapter", adapter, adapters)
+        base = model or (parents[adapter] if adapter is not None else next(iter(bases), None))
+        if base is None or base not in bases:
+            raise ToolError(
+                f"--model={base}: no such base model on the server (there are: "
+                f"{', '.join(sorted(bases))})"
+            )
+        for name in amateurs:
+            if name not in (*adapters, base):
+                _refuse("--amateur", name, adapters)
+            if name == adapter:
+                raise ToolError(
+                    f"--amateur={name}: must differ from the expert; leave it out: an amateur is "
+                    "the base model, or the adapter where it has another prompt"
+                )
+        return adapter, base, adapters
+
+    def _list_models(self) -> dict[str, Card]:
+        """What the server tells of its models, by their names."""
+        with self._errors():
+            try:
+                reply = self._client.models.with_raw_response.list()
+                return {card.id: card for card in _Cards.model_validate_json(reply.text).data}
+            except (ValidationError, openai.NotFoundError) as error:
+                raise ToolError(
+                    f"--url={self._url}: what answers there is no vLLM server; give the address "
+                    "of one, like http://localhost:8000"
+                ) from error
+
+    def _require_cold(self) -> None:
+        """A server without the plugin ignores ``cold_*``; one with it refuses alpha -1."""
+        try:
+            with self._errors():
+                self._client.completions.create(
+                    model=self.expert or self.base,
+                    prompt=[0],
+                    max_tokens=1,
+                    extra_body={"vllm_xargs": {"cold_alpha": -1}},
+                )
+        except ToolError as error:
+            if "cold_alpha=-1" in str(error):
+                return
+            raise
+        raise ToolError(
+            f"--url={self._url}: this server ignores cold_alpha, so vllm-cold is not active there; "
+            "install it beside the server's vLLM, and unset COLD_ENABLED=0 if it is set"
+        )
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """The client's exceptions as sentences."""
+        try:
+            yield
+        except openai.AuthenticationError as error:
+            raise ToolError(
+                f"--url={self._url}: wants {'another' if self._key else 'an'} API key; set "
+                f"{KEY_VARIABLE}, or give --api-key"
+            ) from error
+        except openai.APITimeoutError as error:
+            raise ToolError(f"--url={self._url}: no answer in time") from error
+        except openai.APIConnectionError as error:
+            reason = error.__cause__ or error
+            raise ToolError(
+                f"--url={self._url}: no server can be reached there ({reason}); start it with "
+                "vllm serve, or correct the address"
+            ) from error
+        except openai.APIStatusError as error:
+            body = error.body
+            said = body.get("message") if isinstance(body, Mapping) else None
+            said = str(said or error.message)
+            if self._key:
+                said = said.replace(self._key, "...")
+            raise ToolError(f"--url={self._url}: HTTP {error.status_code}: {said}") from error
+        except ValidationError as error:
+            what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
+            raise ToolError(
+                f"--url={self._url}: the server does not return {what} as vLLM does; vLLM 0.23 or "
+                "newer is needed, without a proxy that strips fields"
+            ) from error
+
+
+def _refuse(option: str, name: str, adapters: Sequence[str]) -> NoReturn:
+    loaded = ", ".join(adapters) or "none"
+    raise ToolError(f"{option}={name}: no such adapter on the server (loaded: {loaded})")
+
+
+def check_options(
+    options: argparse.Namespace, engine: Sequence[str], server: Sequence[str] = OPTIONS
+) -> None:
+    """Refuse what would be ignored: an engine's options with --url, a server's without.
+
+    Args:
+        options: The options.
+        engine: Names of those that are for an engine in this process; None where not given.
+        server: Names of those that are for a server; None or False where not given.
+    """
+    for name in server if options.url is None else engine:
+        value = getattr(options, name)
+        if value is None or (value is False and name in server):
+            continue
+        option = "--" + ("no-" if value is False else "") + name.replace("_", "-")
+        if options.url is None:
+            raise ToolError(f"{option}: is for a server; add --url, or leave it out")
+        raise ToolError(
+            f"{option}: is for an engine in this process, and --url asks a server that is running; "
+            "leave one of them out"
+        )
