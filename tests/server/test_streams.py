@@ -343,6 +343,11 @@ def said(answer: httpx.Response) -> str:
     return "".join(part["text"] for item in found["output"] for part in item["content"])
 
 
+def test_an_empty_prompt_is_the_clients_mistake(server: Server) -> None:
+    answer = send(server, "completions", prompt=[[]], max_tokens=1, vllm_xargs={"cold": 1})
+    assert answer.status_code == 400, answer.text
+
+
 RESPONSES, MESSAGES = "responses", "messages"
 
 

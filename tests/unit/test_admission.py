@@ -308,46 +308,15 @@ def test_room_for_all_streams(front: Front, monkeypatch: pytest.MonkeyPatch) -> 
     front.streams(text, ColdParams(max_tokens=13))  # 2 * 4
 
 
-def test_room_that_streams_share(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the prefix cache holds for one stream of an adapter counts once; the last token of a
-    prompt is always computed.
-    """
+def test_a_window_in_all_layers(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream does not keep all of its blocks then: the scheduler says what does not fit."""
     cache = front.config.cache_config
     monkeypatch.setattr(cache, "block_size", 4)
-    ids = list(range(100, 116))
-    text = front.text(ids)
-
-    def least(*amateurs: Amateur) -> int:
-        """Blocks without which the request is refused."""
-        for blocks in range(2, 20):
-            monkeypatch.setattr(cache, "num_gpu_blocks", blocks)
-            try:
-                front.streams(text, ColdParams(amateurs=amateurs, max_tokens=1))
-            except ValueError as error:
-                assert f"the engine has {blocks - 1};" in str(error)
-            else:
-                return blocks - 1
-        raise AssertionError
-
-    beginning = Amateur(prompt=ids[:10])
-    assert least(beginning) == 4 + 1
-    assert least(Amateur(prompt=ids[:8])) == 4 + 1
-    assert least(Amateur(prompt=[*ids[:4], *ids[5:]])) == 4 + 3
-    assert least(Amateur(prompt=ids[1:])) == 4 + 4
-    assert least(Amateur(prompt=ids[:10], lora_request=None)) == 4 + 3
-    base = Amateur(lora_request=None)
-    assert least(base, base) == 4 + 4 + 1
-    assert least(beginning, base, Amateur(prompt=ids[:4], lora_request=None)) == 4 + 1 + 4 + 1
-    for owner, name, value in (
-        (front.config.scheduler_config, "max_num_batched_tokens", 16 + 10 - 2 * 4 - 1),
-        (front.config.scheduler_config, "long_prefill_token_threshold", 8),
-        (cache, "enable_prefix_caching", False),
-    ):
-        with monkeypatch.context() as patched:
-            patched.setattr(owner, name, value)
-            assert least(beginning) == 4 + 3, "nobody knows whether they share them"
+    monkeypatch.setattr(cache, "num_gpu_blocks", 4)
+    text = front.text([100] * 16)
+    assert "and the engine has 3;" in refused(front, text, params=ColdParams(max_tokens=1))
     monkeypatch.setattr(cache, "sliding_window", 8)
-    assert least(beginning) == 1, "a stream does not keep all of its blocks"
+    front.streams(text, ColdParams(max_tokens=1))
 
 
 def test_no_amateur_is_at_the_end_before_its_expert(front: Front) -> None:

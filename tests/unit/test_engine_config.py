@@ -133,11 +133,11 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
 
     plan = Plan(ColdSettings(), ())
     pair = Prepared(plan, (None,))
-    assert fit(engine, pair, None, range(8), max_tokens) == max_tokens
+    assert fit(engine, pair, 8, max_tokens) == max_tokens
     with pytest.raises(ColdError, match="KV cache blocks"):
-        fit(engine, pair, None, range(8), max_tokens + 1)
+        fit(engine, pair, 8, max_tokens + 1)
     unlimited = Prepared(plan, (None,), unlimited=True)
-    assert fit(engine, unlimited, None, range(8), max_tokens + 1) == max_tokens
+    assert fit(engine, unlimited, 8, max_tokens + 1) == max_tokens
 
 
 def test_an_amateur_that_cannot_be_loaded(tmp_path: Any) -> None:

@@ -443,6 +443,7 @@ def test_each_chat_of_a_batch_is_looked_at_once(
     assert header(plain, plain) == {"cold": 0}
     assert header(plain, guided, plain, guided) == {**one, "choices": [1, 3]}
     assert header(guided, plain) == {**one, "choices": [0]}
+    assert header(plain, *[guided] * 101)["choices"] == 101
 
 
 # ---- refused before the headers ------------------------------------------------------------------

@@ -107,9 +107,7 @@ def _check_config_fields() -> None:
     contains(source_of(ModelConfig.__post_init__), "ModelConfig", "self.runner_type = ")
     for name in ("is_encoder_decoder", "is_hybrid", "is_attention_free"):
         attribute(ModelConfig, name)
-    has_fields(
-        CacheConfig, "num_gpu_blocks", "block_size", "sliding_window", "enable_prefix_caching"
-    )
+    has_fields(CacheConfig, "num_gpu_blocks", "block_size", "sliding_window")
     has_fields(LoRAConfig, "max_loras")
     contains(source_of(ModelConfig.__post_init__), "ModelConfig", "self.served_model_name = ")
     has_fields(ParallelConfig, "data_parallel_size")

@@ -156,9 +156,11 @@ def admit(processor: Any, prompt: Any, params: Any, request: "EngineCoreRequest"
     if prepared.plan is None:
         return
     _check_kind(request)
-    read = request.prompt_token_ids or range(len(request.prompt_embeds))
-    found = replace(prepared, unlimited=prepared.unlimited or params.max_tokens is None)
-    most = fit(config, found, request.lora_request, read, sampling.max_tokens)
+    length = len(request.prompt_token_ids or request.prompt_embeds)
+    # A server fills in what is left of the context where its client said nothing.
+    full = length + sampling.max_tokens >= config.model_config.max_model_len
+    unlimited = prepared.unlimited or params.max_tokens is None or (not recipe.prepared and full)
+    most = fit(config, replace(prepared, unlimited=unlimited), length, sampling.max_tokens)
     sampling.max_tokens = most
     sampling.min_tokens = min(sampling.min_tokens, most)
     stream = Stream(

@@ -2,22 +2,19 @@
 """Whether a request's streams fit the context and the KV cache, each at its own length."""
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vllm_cold.method.settings import ColdError
 from vllm_cold.vllm.frontend.plan import Prepared
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
-    from vllm.lora.request import LoRARequest
 
 
 def fit(
     config: "VllmConfig",
     prepared: Prepared,
-    expert: "LoRARequest | None",
-    prompt: Sequence[int],
+    num_prompt_tokens: int,
     max_tokens: int,
 ) -> int:
     """How many tokens a request gets, all of whose streams must have room for them: no amateur may
@@ -26,8 +23,7 @@ def fit(
     Args:
         config: The engine's configuration.
         prepared: The amateurs.
-        expert: The request's adapter.
-        prompt: Its token ids, or as many numbers.
+        num_prompt_tokens: The expert's.
         max_tokens: What it gets without amateurs. Where nobody asked for a number, it is shortened
             to what there is room for; where the expert has no room for it in the context, to what
             all streams have there, as vLLM does.
@@ -37,14 +33,14 @@ def fit(
     """
     assert prepared.plan is not None
     amateurs = prepared.plan.amateurs
-    prompts = [prompt, *(prompt if ids is None else ids for ids in prepared.prompts)]
-    lengths = list(map(len, prompts))
+    own = (num_prompt_tokens if ids is None else len(ids) for ids in prepared.prompts)
+    lengths = [num_prompt_tokens, *own]
     limit: int = config.model_config.max_model_len
     asked = 1 if prepared.unlimited else max_tokens
     longest = lengths.index(max(lengths))
     if longest:  # vLLM sees to the expert, as for any request
         left = limit - lengths[longest]
-        least = 1 if len(prompt) + max_tokens >= limit else asked
+        least = 1 if num_prompt_tokens + max_tokens >= limit else asked
         if left < least:
             raise amateurs[longest - 1].prompt.refused(
                 f"the amateur's prompt has {lengths[longest]} tokens, which with max_tokens="
@@ -54,18 +50,13 @@ def fit(
     if (blocks := _blocks(config)) is None:
         return max_tokens
     usable, block_size = blocks
-    shared = 0
 
     def needed(tokens: int) -> int:
-        # The last token is sampled, but nothing is computed for it.
+        # The last token is sampled, but nothing is computed for it. That prompts which begin alike
+        # share blocks is nothing to rely on: one may be admitted before the other's are there.
         full = (min(length + tokens - 1, limit) for length in lengths)
-        return sum(-(-tokens // block_size) for tokens in full) - shared
+        return sum(-(-tokens // block_size) for tokens in full)
 
-    if needed(max_tokens) <= usable:
-        return max_tokens
-    if config.cache_config.enable_prefix_caching:
-        adapters = [expert, *(one.adapter for one in amateurs)]
-        shared = _shared(config.scheduler_config, adapters, prompts, block_size)
     most = bisect_right(range(1, max_tokens + 1), usable, key=needed)
     if most < min(asked, max_tokens):
         same = len(set(lengths)) == 1
@@ -101,23 +92,3 @@ def _blocks(config: "VllmConfig") -> tuple[int, int] | None:
     # vLLM keeps one block as the null block, and the watermark's free when an amateur is admitted.
     watermark = int(getattr(config.scheduler_config, "watermark", 0.0) * num_blocks)
     return num_blocks - 1 - watermark, block_size
-
-
-def _shared(
-    scheduler: Any, adapters: Sequence[Any], prompts: Sequence[Sequence[int]], block_size: int
-) -> int:
-    """Blocks that streams are sure to find in the prefix cache because another stream has them:
-    those of the same adapter whose prompts begin alike. The longest is admitted first.
-    """
-    seen: set[int] = set()
-    shared = 0
-    streams = zip(adapters, prompts, strict=True)
-    for adapter, prompt in sorted(streams, key=lambda stream: -len(stream[1])):
-        key = hash(adapter and adapter.lora_int_id)
-        for end in range(block_size, len(prompt) + 1, block_size):
-            key = hash((key, tuple(prompt[end - block_size : end])))
-            shared += key in seen and end < len(prompt)  # the last token is always computed
-            seen.add(key)
-    # In several steps a stream may be admitted before the other's blocks are there.
-    one_step = sum(map(len, prompts)) - shared * block_size <= scheduler.max_num_batched_tokens
-    return shared if one_step and not scheduler.long_prefill_token_threshold else 0

@@ -260,7 +260,7 @@ def _call(renderer: Any, recipe: Recipe, order: Order) -> tuple[Any, ...] | None
             return (
                 "render_chat",
                 [messages],
-                _default_chat_params(renderer, recipe.server),
+                default_chat_params(renderer, recipe.server),
                 tok_params,
             )
     key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
@@ -293,8 +293,8 @@ def messages_of(recipe: Recipe, order: Order) -> list[Any]:
     return source.of(order.field, recipe.messages)
 
 
-def _default_chat_params(renderer: Any, server: Any) -> Any:
-    """As for a chat that says nothing about its template."""
+def default_chat_params(renderer: Any, server: Any = None) -> Any:
+    """As for a chat that says nothing about its template, offline or on a server."""
     from transformers import PreTrainedTokenizerBase
     from vllm.renderers.params import ChatParams
 

@@ -53,6 +53,7 @@ from vllm_cold.vllm.frontend.plan import (
 from vllm_cold.vllm.patching import Place
 
 HEADER = b"x-cold"
+_LISTED = 100  # choices in it
 
 _models: Any = None  # this process's OpenAIServingModels
 # What the HTTP request that is being answered is decoded with, for the header: of each request
@@ -117,9 +118,10 @@ async def _prepare(online: Any, request: Any, made: list[Any]) -> list[Any]:
             # What the client asked for, as vLLM reads it; 0 where it did not.
             asked = recipe.tok_params.max_output_tokens if recipe.tok_params else 0
             limit = engine.vllm_config.model_config.max_model_len
-            read = ids or range(len(one["prompt_embeds"]))
+            length = len(one["prompt_embeds"] if ids is None else ids)
             found = replace(found, unlimited=not asked)
-            fit(engine.vllm_config, found, expert, read, asked or limit)
+            if length:  # vLLM refuses an empty prompt itself
+                fit(engine.vllm_config, found, length, asked or limit)
         prepared.append(prompts.with_prepared(one, found))
     _say(request, found.plan)
     return prepared
@@ -292,12 +294,13 @@ class Header:
 
 def _header(used: list[dict[str, Any]]) -> bytes:
     """What all the answers of a response were decoded with. The chats of a batch differ by whether
-    they have what a default leaves out, and in nothing else: then it says which of them do.
+    they have what a default leaves out, and in nothing else: then it says which of them do, or of
+    many how many, as proxies and clients take headers of a few thousand characters.
     """
     cold = [i for i, one in enumerate(used) if one["cold"]]
     told = used[cold[0]] if cold else used[0]
     if 0 < len(cold) < len(used):
-        told = {**told, "choices": cold}
+        told = {**told, "choices": cold if len(cold) <= _LISTED else len(cold)}
     return json.dumps(told).encode()
 
 
