@@ -13,7 +13,8 @@ import torch
 from tests.asked import asked
 from tests.naive import Amateur, Group, NaiveCold, adapted, group_score, score
 from vllm_cold.method.settings import ColdSettings
-from vllm_cold.tools.contrast import Prompt, Reader
+from vllm_cold.tools.contrast import Prompt, expert_reads
+from vllm_cold.tools.engine import prompt_maker
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, offline
 from vllm_cold.tools.explain.offline import OfflineSource
@@ -46,8 +47,7 @@ def source(tiny: Path) -> Iterator[OfflineSource]:
 
 def ids(source: OfflineSource, prompt: Prompt, chat: bool = False) -> list[int]:
     """What the expert reads."""
-    reader = Reader(source._llm.get_tokenizer(), chat)
-    return reader.expert(prompt)
+    return prompt_maker(source._llm)("prompt", expert_reads(prompt, chat))
 
 
 def check_numbers(
@@ -163,6 +163,10 @@ CONTRASTS: dict[str, tuple[Prompt, dict[str, Any]]] = {
     "a text without a part": (PROMPTS[0], {"part": "0:7", "alpha": 0.05, "beta": 2.0}),
     "no mask": (CHAT, {"without": "system", "preset": "cfg", "beta": 2.0}),
     "no mask, adaptive": (CHAT, {"without": 0, "preset": "adacad", "beta_max": 20.0}),
+    "a preset's mask with a weight": (
+        CHAT,
+        {"without": "system", "preset": "adacad", "weights": -2.0, "alpha": 0.05},
+    ),
     "another text": (PROMPTS[1], {"amateur_prompt": "w9 w8", "alpha": 0.05, "beta": 2.0}),
     "two amateurs": (
         PROMPTS[0],

@@ -28,6 +28,7 @@ ADAPTIVE = ColdSettings(alpha=0.3, beta="adaptive", beta_max=300.0)
 WIDE = ColdSettings(alpha=1e-5, beta=0.5)
 OPTIONS: dict[str, Any] = {"max_tokens": 16, "listed": 6}
 CHAT = (("system", "w12 w7 w300"), ("user", "w45 w46"))
+PARTS = [{"role": "developer", "content": [{"type": "text", "text": "w3"}]}]
 TWO: dict[str, Any] = {
     "amateur": ["base", ""],
     "amateur_prompt": ["", "w9 w8"],
@@ -40,7 +41,7 @@ ASKED = {
     "wide": asked(PROMPTS[:1], WIDE),
     "without": asked([CHAT], SETTINGS, without="system"),
     "part": asked(PROMPTS[:1], SETTINGS, part="0:7"),
-    "messages": asked([CHAT], ADAPTIVE, amateur_messages='[{"role": "user", "content": "w3"}]'),
+    "messages": asked([CHAT], ADAPTIVE, amateur_messages=json.dumps(PARTS)),
     "two": asked(PROMPTS, alpha=0.3, **TWO),
 }
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.asked import asked
+from vllm_cold.method.amateurs import Text
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
-from vllm_cold.tools.contrast import Reader
+from vllm_cold.tools.contrast import Content
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, trace
 from vllm_cold.tools.explain.prompts import Asked
@@ -34,14 +35,11 @@ VOCAB = 400
 EXPERT, AMATEUR = "adapter", None  # adapters' names: the amateur is the base model
 
 
-class Characters(Reader):
+def make(field: str, reads: Content) -> list[int]:
     """One token a character."""
-
-    def encode(self, text: str) -> list[int]:
-        return [ord(c) for c in text]
-
-    def template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return [ord(c) for message in messages for c in "#" + message["content"]]
+    if isinstance(reads, Text):
+        return [ord(c) for c in reads.value]
+    return [ord(c) for message in reads.value for c in "#" + message["content"]]
 
 
 class Model:
@@ -64,10 +62,7 @@ class Model:
         return [value - total for value in logits]
 
     def read(self, prompts: Sequence[Asked]) -> list[Read]:
-        return [
-            read(one, Characters(None, one.chat), EXPERT, "base", ["adapter", "other"])
-            for one in prompts
-        ]
+        return [read(one, make, EXPERT, "base", ["adapter", "other"]) for one in prompts]
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Decoded]:
         answers = []
@@ -366,7 +361,7 @@ def test_what_the_report_says_of_amateurs() -> None:
 
 def test_an_amateur_that_is_its_expert_is_refused() -> None:
     for contrast in ({"amateur": "adapter"}, {"amateur_prompt": "ab"}):
-        with pytest.raises(ToolError, match="nothing to contrast with: give --adapter, or say"):
+        with pytest.raises(ToolError, match="^--amateur.*: gives the amateur the tokens that"):
             collect.explain(Model(), asked(["ab"], **contrast))
     with pytest.raises(ToolError, match="--max-tokens=61: what amateur 1 reads of the prompt 'ab'"):
         collect.explain(Model(), asked(["ab"], amateur_prompt="xyz"), max_tokens=61)

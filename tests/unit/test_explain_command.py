@@ -68,6 +68,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "url port": (["--url", "http://localhost:abc"], "--url=http://localhost:abc: must be like"),
     "url port range": (["--url", "http://localhost:70000"], "must be like http://"),
     "url bracket": (["--url", "http://[::1"], r"--url=http://\[::1: must be like http://"),
+    "url name": (["--url", "http://\u00fc..x"], "--url=http://\u00fc..x: must be like http://"),
+    "url dots": (["--url", "http://a..b"], "--url=http://a..b: must be like http://"),
+    "url sign": (["--url", "http://\u2603.net"], "must be like http://"),
     "url host": (["--url", "http://:8000"], "--url=http://:8000: must be like http://"),
     "url with dtype": (
         ["--url", "http://localhost:9", "--dtype", "auto"],
@@ -116,7 +119,7 @@ def test_prompts_that_are_no_text(tmp_path: Path) -> None:
         run(parse("--adapter", "one", "--prompt", b"\xff".decode(errors="surrogateescape")))
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "\\ud83d\\ude00"}\n{"prompt": "\\ud800"}\n')
-    with pytest.raises(ToolError, match="line 3 has half a surrogate pair"):
+    with pytest.raises(ToolError, match="line 3: prompt: has half a surrogate pair"):
         read_prompts(file)
 
 
@@ -228,26 +231,6 @@ def test_a_key_stands_in_no_message(fake: str, monkeypatch: pytest.MonkeyPatch) 
     assert refusal(fake, None) == f"--url={fake}: wants an {said}"
 
 
-class Template:
-    """A tokenizer whose template fails as jinja's do."""
-
-    chat_template = "x"
-
-    def apply_chat_template(self, *_: Any, **__: Any) -> str:
-        import jinja2
-
-        raise jinja2.TemplateError("roles must alternate")
-
-
-def test_a_chat_template_that_fails_is_a_sentence() -> None:
-    source = object.__new__(OfflineSource)
-    source._llm = SimpleNamespace(get_tokenizer=Template)
-    source._expert, source._base, source._loaded = "one", "base", {"one": None}
-    said = r"does not take the chat that begins 'hello' \(roles must alternate"
-    with pytest.raises(ToolError, match=said):
-        source.read(asked(["hello"], chat=True))
-
-
 @pytest.mark.parametrize(
     ("given", "seen"), [({}, "1"), ({"gpu_memory_utilization": 0.5}, None)], ids=["none", "share"]
 )
@@ -288,11 +271,11 @@ def test_prompt_files(tmp_path: Path) -> None:
     )
     assert [row.prompt for row in read_prompts(objects)] == ["a\nb", "c\u2028d"]
     for text, message in (
-        ('{"prompt": "a"}\n{"text": "b"}\n', "line 2 must be an object"),
-        ('["prompt"]\n', "line 1 must be an object"),
-        ('{"prompt": 3}\n', "line 1 must be an object"),
-        ('{"prompt": "a"\n', "line 1 is no JSON"),
-        ("[" * 100_000 + "\n", "line 1 is no JSON"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', 'line 2: needs either "prompt" or "messages"'),
+        ('["prompt"]\n', "line 1: must be an object such as"),
+        ('{"prompt": 3}\n', "line 1: prompt: Input should be a valid string"),
+        ('{"prompt": "a"\n', "line 1: not JSON .* at column"),
+        ("[" * 100_000 + "\n", "line 1: not JSON .nested too deeply"),
         ("\n", "holds no prompt; put one on each line"),
         ('{"prompt": "a"}\n' * 51, "holds 51 prompts; one page takes up to 50"),
     ):
@@ -527,6 +510,16 @@ def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
         "--model", "m", "--prompt", "xy", "--part", "0:1", "--preset", "cad", "--alpha", "0.3"
     )
     assert (one.contrast.settings.alpha, one.contrast.settings.beta) == (0.3, 0.5)
+    # Nor has a preset's beta a use beside a weight, or its most.
+    adacad = ("--part", "0:1", "--preset", "adacad", "--weights", "-0.5")
+    [one] = asks("--model", "m", "--prompt", "xy", *adacad)
+    assert one.contrast.settings.as_dict() == {"alpha": 0.0, "beta": 0.5}
+    # A part for each amateur, which has the adapter of its expert.
+    parts = ("--part", "0:1", "--part", "1:2", "--amateur", "", "--amateur", "")
+    [one] = asks("--model", "m", "--prompt", "xy", *parts)
+    assert [str(amateur.source) for amateur in one.contrast.amateurs] == [
+        "without 0:1", "without 1:2",
+    ]  # fmt: skip
     # Adapters are named, the base model and none at all are not.
     (tmp_path / "adapter_config.json").write_text('{"r": 8}')
     paths = ("--amateur", "m", "--amateur", f"sql={tmp_path}", "--amateur", "")
@@ -557,13 +550,19 @@ def test_rows_say_what_their_amateurs_read(tmp_path: Path) -> None:
 
 
 ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "no prompt": ({"text": "x"}, 'line 1 must be an object with the text "prompt", or with'),
-    "both": ({"prompt": "x", "messages": []}, "line 1 must be an object"),
-    "no messages": ({"messages": []}, "line 1 must be an object"),
-    "no content": ({"messages": [{"role": "user"}]}, "line 1 must be an object"),
+    "no prompt": ({"text": "x"}, 'line 1: needs either "prompt" or "messages"'),
+    "both": (
+        {"prompt": "x", "messages": [{"role": "user", "content": "u"}]},
+        "line 1: needs either",
+    ),
+    "no messages": ({"messages": []}, "line 1: messages: .*at least 1 item"),
+    "no content": (
+        {"messages": [{"role": "user"}]},
+        r"line 1: messages\.0\.content: Field required",
+    ),
     "surrogate": (
         {"messages": [{"role": "user", "content": "\ud800"}]},
-        "line 1 has half a surrogate pair",
+        r"line 1: messages\.0\.content: has half a surrogate pair",
     ),
     "knob": ({"prompt": "x", "cold_beta": 1.0}, "line 1: cold_beta=1.0: a row may have"),
     "part": (
@@ -622,6 +621,14 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     ),
     "no amateur": (["--amateur", "no/such"], "^--amateur='no/such': no such folder"),
     "no text": (["--amateur-prompt", b"\xff".decode(errors="surrogateescape")], "is no UTF-8 text"),
+    "no count": (
+        ["--amateur-prompt", "y", "--without", "system", "--without", "1"],
+        r"^--without=\['system', 1\]: there is one for each amateur; give as many --amateur, '' f",
+    ),
+    "parts without a count": (
+        ["--part", "0:1", "--part", "1:2"],
+        "^--part=.*: there is one for ea",
+    ),
     "messages": (
         ["--amateur-messages", "[]"],
         r"^--amateur-messages='\[\]': must be a list of messages",

@@ -392,6 +392,14 @@ def test_weights() -> None:
     engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2})
     assert RequestArgs().settings(engine, [-0.5])[1] == (Weight(-0.5, False),)
     assert RequestArgs().settings(engine, ["adaptive"])[1] == (Weight(-2.0, True),)
+    # Nor is a preset's, which has no use where each has a weight of its own.
+    adacad = parse_request_args({"cold_preset": "adacad"})
+    assert adacad.settings(EngineDefaults(), [-0.5])[0] == ColdSettings(0.0)
+    assert adacad.settings(EngineDefaults(), [-0.5, None])[0] == ColdSettings(0.0, "adaptive", 1.0)
+    adacad = parse_request_args({"cold_preset": "adacad", "cold_beta_max": 2})
+    assert adacad.settings(EngineDefaults(), ["adaptive"])[0].strength == 2.0
+    with pytest.raises(ColdError, match="^cold_beta_max=2.*: is for an adaptive beta"):
+        adacad.settings(EngineDefaults(), [-0.5])
 
 
 def test_other_kinds_of_numbers() -> None:

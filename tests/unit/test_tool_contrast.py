@@ -4,53 +4,102 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer
 
+from tests.front_end import MAX_LEN, Front
+from tests.tiny import BOS_ID
+from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.method.settings import ColdError
-from vllm_cold.tools.contrast import Reader, adapter_of, merge, read_contrast, row_args
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.contrast import (
+    Content,
+    Stream,
+    adapter_of,
+    merge,
+    read_contrast,
+    read_streams,
+    row_args,
+)
+from vllm_cold.tools.engine import prompt_maker
+
+pytestmark = pytest.mark.unit
 
 CHAT = (("system", "Be brief."), ("context", "It rains."), ("user", "Weather?"))
 
 
-class Tokenizer:
-    """One token a character, 1 in front of a text, 2 in front of each message of a template."""
-
-    chat_template = "a template"
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [1] * add_special_tokens + [2 if c == "<" else ord(c) for c in text]
-
-    def apply_chat_template(
-        self, messages: Any, tokenize: bool, add_generation_prompt: bool
-    ) -> str:
-        assert not tokenize and add_generation_prompt
-        return "".join("<" + message["content"] for message in messages)
+def make(field: str, reads: Content) -> list[int]:
+    """One token a character, 1 in front of a text, 2 in front of each message."""
+    if isinstance(reads, Text):
+        return [1, *map(ord, reads.value)]
+    return ids(*(message["content"] for message in reads.value))
 
 
 def ids(*texts: str) -> list[int]:
     return [i for text in texts for i in (2, *map(ord, text))]
 
 
-def read(prompt: Any, chat: bool = False, **args: Any) -> list[int] | None:
-    (amateur,) = read_contrast({f"cold_{k}": v for k, v in args.items()}).amateurs
-    return Reader(Tokenizer(), chat).amateur(prompt, amateur)
+def streams(prompt: Any, chat: bool = False, **args: Any) -> tuple[Stream, ...]:
+    amateurs = read_contrast({f"cold_{k}": v for k, v in args.items()}).amateurs
+    return read_streams(prompt, amateurs, make, "sql", "base", ["sql", "old"], chat)
+
+
+def read(prompt: Any, chat: bool = False, **args: Any) -> list[int]:
+    return list(streams(prompt, chat, **args)[1].ids)
 
 
 def test_each_stream_reads_what_a_server_would_give_it() -> None:
-    reader = Reader(Tokenizer())
-    assert reader.expert("Hi") == [1, ord("H"), ord("i")]
-    assert Reader(Tokenizer(), chat=True).expert("Hi") == ids("Hi")
-    assert reader.expert(CHAT) == ids("Be brief.", "It rains.", "Weather?")
+    assert streams("Hi", beta=1.0)[0] == Stream("sql", (1, ord("H"), ord("i")))
+    assert streams("Hi", chat=True)[0].ids == tuple(ids("Hi"))
+    expert, amateur = streams(CHAT)
+    assert expert == Stream("sql", tuple(ids("Be brief.", "It rains.", "Weather?")))
+    assert amateur == Stream(None, expert.ids)
     assert read(CHAT, without="system") == ids("It rains.", "Weather?")
     assert read(CHAT, without=[0, 1]) == ids("Weather?")
     assert read("It rains. Weather?", part="0:10") == [1, *map(ord, "Weather?")]
     assert read(CHAT, amateur_prompt="Why") == [1, *map(ord, "Why")]
     own = json.dumps([{"role": "user", "content": "Why"}])
     assert read("Hi", amateur_messages=own) == ids("Why")
-    assert read(CHAT, beta=1.0) is None
+    with pytest.raises(ColdError, match="^cold_amateur_prompt='Hi': gives the amateur the tokens"):
+        read("Hi", amateur_prompt="Hi")
+
+
+def test_vllm_makes_what_the_streams_read(tiny: Path, tmp_path: Path) -> None:
+    """As a server renders chats: content in parts, any role, a template of the engine's own."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", BOS_ID)]
+    )
+    tokenizer.save_pretrained(tmp_path)
+    shutil.copy(tiny / "model" / "config.json", tmp_path)
+    front = Front(tmp_path)
+    llm = SimpleNamespace(
+        llm_engine=SimpleNamespace(input_processor=front.processor), chat_template=None
+    )
+    made = prompt_maker(llm)
+    parts = [{"type": "text", "text": "w1"}, {"type": "text", "text": "w2"}]
+    for messages in (
+        [{"role": "user", "content": parts}],
+        [{"role": "developer", "content": "w3"}, {"role": "user", "content": "w4"}],
+    ):
+        assert made("prompt", Messages(messages)) == front.chat(messages)["prompt_token_ids"]
+    text = made("prompt", Messages([{"role": "user", "content": parts}]))
+    assert "type" not in front.tokenizer.decode(text) and BOS_ID not in text
+    text = made("prompt", Text("w1 w2"))
+    assert text == front.text("w1 w2")["prompt_token_ids"] and text[0] == BOS_ID
+    assert len(made("prompt", Text("w1 " * 2 * MAX_LEN))) > MAX_LEN  # which a command refuses
+    llm.chat_template = "{{ messages[0]['content'] }}"
+    assert prompt_maker(llm)("prompt", Messages([{"role": "user", "content": "w5"}])) == (
+        front.tokenizer.encode("w5", add_special_tokens=False)
+    )
+    llm.chat_template = "{{ raise_exception('roles must alternate') }}"
+    with pytest.raises(ColdError, match="^cold_without=.*can be made of it: roles must alternate"):
+        prompt_maker(llm)("cold_without", Messages([{"role": "user", "content": "w5"}]))
 
 
 @pytest.mark.parametrize(
@@ -66,13 +115,6 @@ def test_each_stream_reads_what_a_server_would_give_it() -> None:
 def test_what_cannot_be_left_out_is_said(prompt: Any, args: Any, says: str) -> None:
     with pytest.raises(ColdError, match=says):
         read(prompt, **args)
-
-
-def test_a_model_without_a_template_takes_no_chat() -> None:
-    tokenizer = Tokenizer()
-    tokenizer.chat_template = ""
-    with pytest.raises(ToolError, match="no chat template"):
-        Reader(tokenizer, chat=True).expert("Hi")
 
 
 def test_a_row_says_what_its_amateur_reads_and_no_more() -> None:

@@ -24,10 +24,11 @@ from rich.console import Console
 from vllm.lora.request import LoRARequest
 
 from tests.docs.blocks import ROOT, blocks
-from vllm_cold.method.settings import DEFAULT_BETA_MAX, ColdSettings
+from vllm_cold.method.amateurs import Text
+from vllm_cold.method.settings import DEFAULT_BETA_MAX, ColdError, ColdSettings
 from vllm_cold.tools import tune
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.contrast import Reader
+from vllm_cold.tools.contrast import Content
 from vllm_cold.tools.engine import start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.main import build_parser, main
@@ -159,8 +160,12 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
         (["--without", "system", "--part", "0:1"], "--part='0:1': the amateur has a prompt alread"),
         (["--part", "1:1"], "--part='1:1': must be [start, end) with 0 <= start < end"),
         (["--amateur-prompt", ""], "--amateur-prompt='': must not be empty"),
-        (["--amateur-prompt", "\udc80"], "--amateur-prompt: has half a surrogate pair"),
+        (["--amateur-prompt", "\udc80"], "--amateur-prompt: is no UTF-8 text; set the terminal"),
         (["--amateur-messages", "[]"], "--amateur-messages='[]': must be a list of messages, with"),
+        (
+            ["--without", "0", "--without", "1"],
+            "--without=[0, 1]: there is one for each amateur",
+        ),
         (["--weights", "x"], "--weights='x': must be a number from -1e6 to 1e6, or 'adaptive', or"),
         (["--weights", "1", "--amateur", "{chat}", "--amateur", ""], "--beta='0.5,1': no amateur"),
         (["--weights", "1", "--weights", "-1"], "--beta='0.5,1': no amateur uses it, as each has"),
@@ -345,8 +350,9 @@ def test_rule_split_and_grid_may_change_and_that_is_said(
     file.write_text(file.read_text().replace('"right"', '["right", "Right"]', 1))
     engine.jobs.clear()
     assert main(line("--seed", "1")) == 0
+    assert main(line("--seed", "1", "--confidence", "0.9")) == 0
     assert not engine.jobs  # the outputs do not depend on the answers
-    assert any("judged in 5 ways" in note for note in read_report(tmp_path)["notes"])
+    assert any("judged in 6 ways" in note for note in read_report(tmp_path)["notes"])
 
 
 def test_an_adaptive_beta_in_the_grid(line: Line, engine: Engine, tmp_path: Path) -> None:
@@ -389,7 +395,7 @@ def test_the_engine_is_asked_for_what_a_problem_says() -> None:
     problem = Problem("a", 1, messages, ("a",), args={"cold_without": "system"})
     decoder = make_decoder(limit=20, max_tokens=4)
     decoder.tokenize([problem])
-    assert decoder._streams["a"].expert == [7, 2, 6, 5, 3, 2, 2, 3, 10]
+    assert decoder._streams["a"][0].ids == (7, 2, 6, 5, 3, 2, 2, 3, 10)
     params = decoder._params(Job(Setting(0.0, 0.5, preset="cad"), problem))
     (amateur,) = params.amateurs
     assert amateur.prompt == [5, 3, 2, 2, 3, 10]
@@ -427,9 +433,9 @@ def test_streams_that_have_no_room_or_no_contrast() -> None:
     refused("an amateur's prompt has 7 tokens, with", amateur_prompt="a b c d e f")
     refused("expert and amateurs take 3 sequences, and .* raise --max-num-seqs", weights=[1.0, 2.0])
     own = json.dumps([{"role": "user", "content": "Hi"}, {"role": "user", "content": "you"}])
-    refused("the amateur reads the tokens that the expert reads", amateur_messages=own)
-    refused("the amateur reads the tokens", amateur_messages=own, expert=None)
-    refused("cold_without='tool': the conversation has no such message", without="tool")
+    refused("--amateur-messages=.*: gives the amateur the tokens that", amateur_messages=own)
+    refused("--amateur-messages=.*: gives the amateur", amateur_messages=own, expert=None)
+    refused("--without='tool': the conversation has no such message", without="tool")
     problem = Problem("a", 7, (("user", "Hi"), ("user", "you")), ("a",))
     decoder = make_decoder(limit=10, max_tokens=4)
     decoder.tokenize(
@@ -490,7 +496,10 @@ def test_rows_say_what_their_amateurs_read(line: Line, engine: Engine, tmp_path:
     assert {job.problem.args["cold_part"][1] for job in engine.jobs} == {6}
     report = read_report(tmp_path)
     assert report["run"]["contrast"] == "what each problem says"
-    assert any("must send the cold_* keys of its problem's row." in n for n in report["notes"])
+    assert any(
+        "with CoLD, each request must send the cold_* keys of its problem's row." in n
+        for n in report["notes"]
+    )
     assert report["serve"].endswith(
         f"--lora-modules sql={tmp_path / 'sql'} --sampler cold --cold-alpha 0.0 --cold-beta 0.5"
     )
@@ -516,11 +525,20 @@ def test_two_amateurs(line: Line, engine: Engine, tmp_path: Path) -> None:
     [
         ([], "problem 'line-1' (line 1): nothing to contrast with: give --adapter, or say what"),
         (["--amateur", "org/model"], "nothing to contrast with"),
-        (["--preset", "cad"], "cold_preset='cad': contrasts with another prompt; say which"),
-        (["--preset", "dexperts"], "is for 2 amateurs: list their adapters in cold_amateur"),
-        (["--without", "tool"], "line 1: cold_without='tool': the conversation has no such"),
+        (
+            ["--preset", "cad"],
+            "--preset='cad': contrasts with another prompt; say which with --without",
+        ),
+        (
+            ["--preset", "dexperts"],
+            "(line 1): --preset='dexperts': is for 2 amateurs: list their adapters in --amateur",
+        ),
+        (
+            ["--without", "tool"],
+            "problem 'line-1' (line 1): --without='tool': the conversation has no such",
+        ),
         (["--without", "0,1,2"], "leaves no message; one must be left"),
-        (["--part", "0:3"], "line 1: cold_part='0:3': is for a prompt that is one text"),
+        (["--part", "0:3"], "(line 1): --part='0:3': is for a prompt that is one text"),
     ],
 )
 def test_what_cannot_be_contrasted_is_said_before_anything_starts(
@@ -534,7 +552,9 @@ def test_what_cannot_be_contrasted_is_said_before_anything_starts(
     write_chats(tmp_path)
     words = line(*more)
     assert main(words if "--preset" in more else without_adapter(words)) == 2
-    assert said in capsys.readouterr().err
+    printed = capsys.readouterr().err
+    assert said in printed and printed.count("\n") == 1
+    assert not re.search("cold_[a-z]", printed)  # which nobody has written
     assert not engine.starts and not (tmp_path / "out").exists()
 
 
@@ -556,10 +576,11 @@ def test_a_callable_that_fails_ends_the_run_at_once(
 
 def test_notes_say_what_a_reader_has_to_know(line: Line, engine: Engine, tmp_path: Path) -> None:
     file = tmp_path / "p.jsonl"
-    file.write_text(file.read_text() + '{"prompt": "p1", "answer": "right"}\n')
+    again = {"messages": [{"role": "user", "content": "p1"}], "answer": "right"}  # with --chat
+    file.write_text(file.read_text() + json.dumps(again) + "\n")
     engine.penalties = {"repetition_penalty": 1.1}
     engine.finish = "length"
-    assert main(line("--amateur", str(tmp_path / "chat"), "--stop", "\n")) == 0
+    assert main(line("--amateur", str(tmp_path / "chat"), "--stop", "\n", "--chat")) == 0
     report = read_report(tmp_path)
     notes = " ".join(report["notes"])
     assert 'must send "vllm_xargs": {"cold_amateur": "chat"}' in notes
@@ -716,9 +737,7 @@ def test_an_engine_without_cold_decodes_nothing(
         monkeypatch.setenv("COLD_ENABLED", "0")
     monkeypatch.setattr(config, "is_configured", lambda config: False)
     monkeypatch.setattr(config, "unsupported", lambda config: "no LoRA.")
-    llm = SimpleNamespace(
-        llm_engine=SimpleNamespace(vllm_config=None), get_tokenizer=lambda: Tokenizer()
-    )
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=None))
     with pytest.raises(ToolError, match=said):
         Decoder(llm, "base", [Adapter("sql", "/sql", 8)], "sql", max_tokens=8)
 
@@ -742,26 +761,21 @@ def test_bars_on_a_terminal_and_lines_everywhere() -> None:
             assert "passes" in passes and "2/2" in passes and "5/5" in outputs
 
 
-class Tokenizer:
+def make(field: str, reads: Content) -> list[int]:
     """Words are tokens; the template fails for an assistant's message."""
-
-    chat_template = "there is one"
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        return [0] * add_special_tokens + [len(word) for word in text.split()]
-
-    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
-        assert options == {"tokenize": False, "add_generation_prompt": True}
-        if messages[0]["role"] == "assistant":
-            raise ValueError("no assistant first")
-        return " ".join(f"{m['role']}: {m['content']}" for m in messages) + " assistant:"
+    if isinstance(reads, Text):
+        return [0, *map(len, reads.value.split())]
+    if reads.value[0]["role"] == "assistant":
+        raise ColdError(field, "x", "no assistant first")
+    text = " ".join(f"{m['role']}: {m['content']}" for m in reads.value) + " assistant:"
+    return [*map(len, text.split())]
 
 
 def make_decoder(
     limit: int, max_tokens: int, chat: bool = False, expert: str | None = "sql", seats: int = 2
 ) -> Decoder:
     made = object.__new__(Decoder)
-    made._reader = Reader(Tokenizer(), chat)
+    made._make, made._chat = make, chat
     made._base, made._expert = "base", expert
     made._adapters = {n: LoRARequest(n, i, f"/{n}") for i, n in enumerate(("sql", "chat"), 1)}
     made._streams = {}
@@ -774,7 +788,7 @@ def make_decoder(
 
 
 def prompts_of(decoder: Decoder) -> dict[str, list[int]]:
-    return {name: streams.expert for name, streams in decoder._streams.items()}
+    return {name: list(streams[0].ids) for name, streams in decoder._streams.items()}
 
 
 def test_prompts_and_messages_become_tokens() -> None:
@@ -794,7 +808,7 @@ def test_prompts_that_cannot_be_decoded() -> None:
         make_decoder(limit=8, max_tokens=4).tokenize([long])
     make_decoder(limit=9, max_tokens=4).tokenize([long])
     first = Problem("first", 4, (("assistant", "x"),), ("a",))
-    said = r"'first' \(line 4\): .* does not take the chat that begins 'x' \(no assistant first\)"
+    said = r"'first' \(line 4\): prompt='x': no assistant first$"
     with pytest.raises(ToolError, match=said):
         make_decoder(limit=8, max_tokens=4).tokenize([first])
 

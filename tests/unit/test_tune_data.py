@@ -127,6 +127,21 @@ def test_repeated_rows_count_once(tmp_path: Path) -> None:
     assert repeated == 4
 
 
+def test_with_chat_a_text_is_a_users_message(tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "p", "answer": "a"},
+        {"messages": [{"role": "user", "content": "p"}], "answer": "a"},
+        {"messages": [{"role": "system", "content": "p"}], "answer": "a"},
+    ]
+    file = write(tmp_path / "p.jsonl", *rows)
+    assert load_problems(file)[1] == 0
+    problems, repeated = load_problems(file, chat=True)
+    assert ([p.line for p in problems], repeated) == ([1, 3], 1)
+    rows[1]["answer"] = "b"
+    with pytest.raises(ToolError, match="line 2: has the prompt of line 1 with another answer"):
+        load_problems(write(tmp_path / "p.jsonl", *rows), chat=True)
+
+
 def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
     messages = [{"role": "user", "content": "p"}]
     file = write(
@@ -144,7 +159,9 @@ def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
         {**base, "cold_part": [0, 1]},
         {**base, "cold_amateur_messages": json.dumps(messages)},
     ]
-    assert [p.own_contrast for p in problems] == [False, True, True]
+    assert [set(p.own_keys) for p in problems] == [
+        set(), {"cold_part"}, {"cold_amateur_messages"},
+    ]  # fmt: skip
     assert repeated == 1  # the last says what the first has from the options
 
 

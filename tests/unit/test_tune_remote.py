@@ -31,6 +31,7 @@ class Fake:
 
     Attributes:
         bodies: Of all requests for an answer, in order.
+        probes: Of those for one token, which are refused where they hold ``refused``.
         most: Requests that were there at a time.
         text: Gives the answer.
         status: Of answers, by the number of the request.
@@ -40,6 +41,8 @@ class Fake:
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
+        self.probes: list[dict[str, Any]] = []
+        self.refused = ""
         self.keys: set[str | None] = set()
         self.most = self._now = 0
         self.text: Callable[[dict[str, Any]], str] = lambda body: (
@@ -58,6 +61,12 @@ class Fake:
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if body["vllm_xargs"].get("cold_alpha") == -1:
             return 400, {"message": "cold_alpha=-1: must be a number in [0, 1]"}
+        if body["max_tokens"] == 1:
+            self.probes.append(body)
+            if self.refused and self.refused in body["vllm_xargs"]:
+                return 400, {"message": f"{self.refused}: not here"}
+            choice = {"text": "", "message": {"content": ""}, "finish_reason": "length"}
+            return 200, {"choices": [choice], "usage": {"completion_tokens": 1}}
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
@@ -166,9 +175,12 @@ def test_chats_are_asked_as_a_client_asks(
         "cold": 1,
         "cold_expert_top_k": MAX_EXPERT_TOP_K,
         "cold_preset": "cfg",
+        "cold_alpha": 0.0,
+        "cold_beta": 0.5,
         "cold_without": "system",
     }
     assert kept.cold == [fields]
+    assert [body["vllm_xargs"] for body in kept.probes] == [fields]
     found = report(tmp_path)
     assert found["gain"] and json.loads(found["serve"]) == {"model": "base", "vllm_xargs": fields}
     assert found["run"]["server"] == url and found["run"]["versions"] == {"vllm": "0.32.0"}
@@ -199,10 +211,31 @@ def test_texts_and_adapters(
     )
     found = report(tmp_path)
     assert "cold_amateur" not in json.loads(found["serve"])["vllm_xargs"]  # a row's key goes there
-    assert any("and the cold_* keys of its problem's row" in note for note in found["notes"])
+    said = 'the cold_* keys of its problem\'s row, or "cold_amateur": "base" where it has none.'
+    assert any(f"and with CoLD {said}" in note for note in found["notes"])
     fake[0].bodies.clear()
     assert main(line(*more, "--amateur", "chat", "--restart")) == 0
     assert {args["cold_amateur"] for args in kept.cold if "cold_part" not in args} == {"chat"}
+
+
+def test_what_the_server_refuses_is_refused_first(
+    fake: tuple[Fake, str], line: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake[0].refused = "cold_preset"
+    assert main(line(*GUIDED)) == 2
+    assert "HTTP 400: cold_preset: not here" in capsys.readouterr().err
+    assert not fake[0].bodies  # not even greedily
+
+
+def test_rows_that_say_it_in_place_of_an_option(
+    fake: tuple[Fake, str], line: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    words = line(*GUIDED)
+    file = tmp_path / "p.jsonl"
+    file.write_text(file.read_text().replace('{"messages"', '{"cold_without": 0, "messages"', 1))
+    assert main(words) == 0
+    said = "with CoLD the cold_* keys of its problem's row, if it has any, in place of cold_without"
+    assert any(f"max_tokens 256 and {said}." in note for note in report(tmp_path)["notes"])
 
 
 def test_requests_at_a_time(fake: tuple[Fake, str], line: Callable[..., list[str]]) -> None:
@@ -269,6 +302,7 @@ def test_ctrl_c_keeps_what_is_there(
         (("--engine-args", "{}"), "--engine-args: is for an engine"),
         (("--max-lora-rank", "8"), "--max-lora-rank: is for an engine"),
         (("--concurrency", "-1"), "--concurrency=-1: must be 1 or more"),
+        (("--concurrency", "0"), "--concurrency=0: must be 1 or more"),
         (("--adapter", "none"), "--adapter=none: no such adapter on the server (loaded: chat, sql"),
         (("--amateur", "none"), "--amateur=none: no such adapter on the server"),
         (("--model", "none"), "--model=none: no such base model on the server (there are: base)"),

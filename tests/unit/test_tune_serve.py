@@ -65,11 +65,16 @@ def test_presets_stand_beside_a_grid_or_in_its_place() -> None:
     (up_to_2,) = grid(presets="adacad", beta_max="2", expert_top_k="9")
     assert str(up_to_2) == "adacad (alpha 0, beta adaptive up to 2, top-k 9)"
     assert up_to_2.args == {
-        "cold_preset": "adacad", "cold_beta_max": 2.0, "cold_expert_top_k": 9,
+        "cold_preset": "adacad", "cold_alpha": 0.0, "cold_beta": "adaptive", "cold_beta_max": 2.0,
+        "cold_expert_top_k": 9,
     }  # fmt: skip
-    assert adacad.args == {"cold_preset": "adacad"}
+    own = {**up_to_2.args, "cold_beta_max": 1.0}
+    del own["cold_expert_top_k"]
+    assert adacad.args == own
     (dexperts,) = grid(presets="dexperts")
-    assert (dexperts.args, dexperts.strength) == ({"cold_preset": "dexperts"}, 1.0)
+    assert (dexperts.args, dexperts.strength) == (
+        {"cold_preset": "dexperts", "cold_alpha": 0.0}, 1.0,
+    )  # fmt: skip
     assert str(dexperts) == "dexperts (alpha 0, weights 1, -1)"
     for presets in ("cad,cfg", "cad"):
         with pytest.raises(ToolError, match="decodes as .* does; leave one out"):
@@ -89,7 +94,7 @@ def test_weights_take_the_place_of_beta() -> None:
     }  # fmt: skip
     assert str(two) == "alpha 0.1, weights 0.25, adaptive up to 1"
     (cad,) = make_grid({}, "cad", weights=(-0.25,))
-    assert cad.args == {"cold_preset": "cad", "cold_weights": -0.25}
+    assert cad.args == {"cold_preset": "cad", "cold_alpha": 0.0, "cold_weights": -0.25}
     with pytest.raises(ToolError, match="--beta='1': no amateur uses it"):
         make_grid({"beta": "1"}, weights=(-0.5,))
 

@@ -66,6 +66,8 @@ class RequestArgs:
         values = {**defaults.values, **preset_knobs(self.contrast.preset), **self.given}
         if "beta" in self.given:
             check_beta_is_used(PREFIX + "beta", self.given["beta"], weights)
+        elif None not in weights:
+            values.pop("beta", None)  # no amateur uses it
         if "beta_max" not in self.given and ADAPTIVE not in (values.get("beta"), *weights):
             values.pop("beta_max", None)  # what is not the request's own has no use beside a number
         return combine(values, weights, PREFIX)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ipaddress
 import os
 import re
@@ -15,12 +16,33 @@ from vllm_cold.tools.errors import ToolError
 KEY_VARIABLE = "COLD_API_KEY"
 
 
+def add_options(group: argparse._ArgumentGroup) -> None:
+    """Describe a command's options for a server."""
+    group.add_argument(
+        "--url",
+        metavar="URL",
+        help="use this server, such as http://localhost:8000, instead of an engine here",
+    )
+    group.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help="the server's API key (default: $COLD_API_KEY, which lists of processes do not show)",
+    )
+    group.add_argument(
+        "--insecure-http",
+        action="store_true",
+        help="send a key or a password over http:// to another machine, where it can be read on "
+        "the way",
+    )
+
+
 def is_address(url: str) -> bool:
     """Whether an URL names a server: a scheme, a host, and a port from 0 to 65535 or none."""
     try:
         parts = urlsplit(url)
+        (parts.hostname or "").encode("idna")
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != -1
-    except ValueError:  # of urlsplit, or of port
+    except ValueError:  # of urlsplit, of port, or of a name that no resolver takes
         return False
 
 

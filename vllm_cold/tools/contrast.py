@@ -7,19 +7,43 @@ options are their defaults. Imports no vLLM.
 
 from __future__ import annotations
 
+import argparse
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from vllm_cold.method.amateurs import Described, Messages, Part, Text, Tokens, describe
+from vllm_cold.method.amateurs import (
+    Described,
+    Messages,
+    Part,
+    Text,
+    Tokens,
+    Without,
+    describe,
+    says_what,
+)
 from vllm_cold.method.arguments import EngineDefaults, parse_request_args
-from vllm_cold.method.settings import PREFIX, ColdError, ColdSettings, Weight, is_known, is_ours
+from vllm_cold.method.settings import (
+    CONTRAST,
+    MAX_EXPERT_TOP_K,
+    PREFIX,
+    ColdError,
+    ColdSettings,
+    Weight,
+    check,
+    is_known,
+    is_ours,
+    read,
+)
 from vllm_cold.tools.errors import ToolError
 
 Prompt = str | tuple[tuple[str, str], ...]
 """A text, or chat messages (role and content)."""
 
+# Options that say what is contrasted with; a preset says how.
+OPTIONS = tuple(name for name in CONTRAST if name != "preset")
 # What may differ from prompt to prompt: what the amateur reads.
 ROW_KEYS = tuple(
     PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part")
@@ -39,6 +63,80 @@ class Contrast:
     settings: ColdSettings
     amateurs: tuple[Described, ...]
     weights: tuple[Weight, ...]
+
+
+def option_of(name: str) -> str:
+    """What a knob's option is called."""
+    return "--" + name.replace("_", "-")
+
+
+def as_written(error: ColdError, own: Collection[str] = ()) -> str:
+    """An error about flat arguments, as one about what the user has written: the command's options,
+    or the keys of a file's row.
+
+    Args:
+        error: The error.
+        own: The row's keys.
+    """
+    if error.field.partition("[")[0] in own:
+        return str(error)
+    value = str(error).removeprefix(error.field).removesuffix(error.problem)
+    field, problem = (
+        re.sub(rf"\b{PREFIX}([a-z_]+)", lambda m: option_of(m[1]), text)
+        for text in (error.field, error.problem)
+    )
+    return f"{field}{value}{problem}"
+
+
+def check_unicode(option: str, text: str) -> str:
+    """A text as it is.
+
+    Raises:
+        ToolError: it has half a surrogate pair, as bytes that are not UTF-8 become.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ToolError(
+            f"{option}: is no UTF-8 text; set the terminal's encoding to UTF-8"
+        ) from None
+    return text
+
+
+def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:
+    """What options say of the contrast, as flat arguments; what is not given is not there.
+
+    Args:
+        options: Each of ``OPTIONS`` is None, or a list of texts: one for all amateurs, or one for
+            each.
+        named: What is called how, of what ``--amateur`` says.
+
+    Raises:
+        ToolError: one is out of range, or they do not fit together.
+    """
+    args: dict[str, Any] = {}
+    try:
+        for name in OPTIONS:
+            if (given := getattr(options, name)) is None:
+                continue
+            values = [
+                read(name, named.get(text, text) if name == "amateur" else text)
+                for text in (check_unicode(option_of(name), text) for text in given)
+            ]
+            value = values if len(values) > 1 else values[0]
+            args[PREFIX + name] = check(name, value, PREFIX + name)
+        lists = [key for key, value in args.items() if isinstance(value, list)]
+        # Alone, a list of these would be what one amateur does not read.
+        if lists and all(key in (PREFIX + "without", PREFIX + "part") for key in lists):
+            raise ColdError(
+                lists[0],
+                args[lists[0]],
+                "there is one for each amateur; give as many --amateur, '' for none of its own",
+            )
+        describe(parse_request_args(args).contrast)
+    except ColdError as error:
+        raise ToolError(as_written(error)) from None
+    return args
 
 
 def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -84,6 +182,20 @@ def read_contrast(args: Mapping[str, Any]) -> Contrast:
     return Contrast(settings, amateurs, weights)
 
 
+def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
+    """What a request is sent with, in ``vllm_xargs``: all that would else be the server's default.
+
+    Args:
+        args: What it is contrasted with, and how, as flat arguments.
+        base: The base model's name, None where it is not what else would be contrasted with.
+    """
+    # Without a value of its own a request has the server's cap, and what a server leaves out.
+    sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
+    if base is not None and not says_what(parse_request_args(args).contrast):
+        sent[PREFIX + "amateur"] = base
+    return sent
+
+
 def adapter_of(one: Described, expert: str | None, base: str, loaded: Sequence[str]) -> str | None:
     """The name of an amateur's adapter, None for the base model: by default the expert's where it
     has another prompt, else none.
@@ -107,10 +219,6 @@ def adapter_of(one: Described, expert: str | None, base: str, loaded: Sequence[s
     raise ColdError(one.field, one.adapter, f"no such adapter (there are: {names})")
 
 
-Content = str | list[int] | list[dict[str, Any]]
-"""What a stream reads, before it is token ids: a text, ids, or messages for the chat template."""
-
-
 def messages_of(prompt: Prompt, chat: bool = False) -> list[dict[str, Any]] | None:
     """The messages of a prompt, None for one that is a text.
 
@@ -121,6 +229,21 @@ def messages_of(prompt: Prompt, chat: bool = False) -> list[dict[str, Any]] | No
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}] if chat else None
     return [{"role": role, "content": content} for role, content in prompt]
+
+
+Content = Text | Messages
+"""What a stream reads, before it is token ids."""
+
+
+def expert_reads(prompt: Prompt, chat: bool = False) -> Content:
+    """What an expert reads.
+
+    Args:
+        prompt: Its prompt.
+        chat: As for ``messages_of``.
+    """
+    messages = messages_of(prompt, chat)
+    return Text(cast(str, prompt)) if messages is None else Messages(messages)
 
 
 def amateur_reads(prompt: Prompt, one: Described, chat: bool = False) -> Content | None:
@@ -134,91 +257,79 @@ def amateur_reads(prompt: Prompt, one: Described, chat: bool = False) -> Content
     Raises:
         ColdError: it cannot be made of this prompt.
     """
-    field, messages = one.prompt_field, messages_of(prompt, chat)
-    match source := one.source:
-        case None:
-            return None
-        case Text() | Tokens() | Messages():
-            return source.value
+    field, source, whole = one.prompt_field, one.source, expert_reads(prompt, chat)
+    assert not isinstance(source, Tokens)  # which flat arguments cannot say
+    match source:
+        case None | Text() | Messages():
+            return source
         case Part():
-            if not isinstance(prompt, str) or messages is not None:
+            if isinstance(whole, Messages):
                 raise ColdError(
                     field,
                     source.value,
                     "is for a prompt that is one text; leave messages of a chat out with "
                     "cold_without",
                 )
-            return source.of(field, prompt)
-    if messages is None:
-        raise ColdError(
-            field,
-            source.value,
-            "is for chats, whose prompt is messages; leave a part of a text out with cold_part",
-        )
-    return source.of(field, messages)
+            return Text(source.of(field, whole.value))
+        case Without():
+            if isinstance(whole, Text):
+                raise ColdError(
+                    field,
+                    source.value,
+                    "is for chats, whose prompt is messages; leave a part of a text out with "
+                    "cold_part",
+                )
+            return Messages(source.of(field, whole.value))
 
 
-class Reader:
-    """Makes token ids of what the streams read, as a server does.
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """What the model reads to predict a token.
 
-    Args:
-        tokenizer: The model's, of transformers.
-        chat: Whether a text goes through the chat template as a user's message.
+    Attributes:
+        adapter: The name of its adapter, None for the base model.
+        ids: Its prompt's token ids, those of the chat template included.
     """
 
-    def __init__(self, tokenizer: Any, chat: bool = False) -> None:
-        self._tokenizer = tokenizer
-        self._chat = chat
+    adapter: str | None
+    ids: tuple[int, ...]
 
-    def expert(self, prompt: Prompt) -> list[int]:
-        """The ids of a prompt.
 
-        Raises:
-            ToolError: the model has no chat template, or it does not take the messages.
-        """
-        messages = messages_of(prompt, self._chat)
-        if messages is None:
-            assert isinstance(prompt, str)
-            return self.encode(prompt)
-        return self.template(messages)
+def read_streams(
+    prompt: Prompt,
+    amateurs: Sequence[Described],
+    make: Callable[[str, Content], Sequence[int]],
+    expert: str | None,
+    base: str,
+    loaded: Sequence[str],
+    chat: bool = False,
+) -> tuple[Stream, ...]:
+    """What the streams of a prompt read: the expert's, then its amateurs'.
 
-    def amateur(self, prompt: Prompt, one: Described) -> list[int] | None:
-        """The ids of what an amateur reads; None for the expert's.
+    Args:
+        prompt: The expert's.
+        amateurs: One or more.
+        make: Makes the token ids; what it reads is called by the text before it, in errors.
+        expert: The name of the expert's adapter, None for none.
+        base: What the base model is called.
+        loaded: The names of all adapters.
+        chat: As for ``messages_of``.
 
-        Raises:
-            ColdError: it cannot be made of this prompt.
-            ToolError: see ``expert``.
-        """
-        content = amateur_reads(prompt, one, self._chat)
-        if content is None:
-            return None
-        if isinstance(content, str):
-            return self.encode(content)
-        if isinstance(one.source, Tokens):
-            return list(one.source.value)
-        return self.template(cast(list[dict[str, Any]], content))
-
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, as of a completion's prompt."""
-        return list(self._tokenizer.encode(text))
-
-    def template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """The ids of messages.
-
-        Raises:
-            ToolError: see ``expert``.
-        """
-        shown = str(messages[0].get("content"))[:40]
-        if not self._tokenizer.chat_template:
-            raise ToolError("this model has no chat template; give prompts as text, without --chat")
-        try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
+    Raises:
+        ColdError: a prompt cannot be made, no adapter has an amateur's name, or an amateur reads
+            what the expert reads, with the same adapter.
+    """
+    own = Stream(expert, tuple(make("prompt", expert_reads(prompt, chat))))
+    streams = [own]
+    for one in amateurs:
+        reads = amateur_reads(prompt, one, chat)
+        ids = own.ids if reads is None else tuple(make(one.prompt_field, reads))
+        streams.append(Stream(adapter_of(one, expert, base, loaded), ids))
+        if streams[-1] == own:
+            raise ColdError(
+                one.prompt_field if one.source else one.field,
+                one.source.value if one.source else one.adapter,
+                "gives the amateur the tokens that the expert reads, with the same adapter, so "
+                "there is nothing to contrast with; give it another prompt",
             )
-        # Templates are programs of the model's authors and raise what they like.
-        except Exception as error:
-            raise ToolError(
-                f"the model's chat template does not take the chat that begins {shown!r} ({error})"
-            ) from error
-        # The template has put the special tokens in already.
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+    return tuple(streams)

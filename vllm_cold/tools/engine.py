@@ -8,9 +8,11 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
+from vllm_cold.tools.contrast import Content
 from vllm_cold.tools.errors import ToolError
 
 
@@ -83,6 +85,35 @@ def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
     except (AssertionError, ImportError, KeyError) as error:  # their texts are no sentences
         reason = f"{type(error).__name__}: {_one_sentence(error)}".removesuffix(": ")
         raise ToolError(f"--model={model!r}: the engine does not start: {reason}") from error
+
+
+def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
+    """A function that makes token ids of what a stream reads, as vLLM does for a request.
+
+    Args:
+        llm: A ``vllm.LLM``.
+
+    Raises:
+        ColdError: by the function, if its template or tokenizer does not take it.
+    """
+    from vllm_cold.vllm.frontend.prompts import Order, Recipe, default_chat_params, render
+
+    processor = llm.llm_engine.input_processor
+    renderer = processor.renderer
+    recipe = Recipe(
+        chat_params=replace(default_chat_params(renderer), chat_template=llm.chat_template),
+        # Too long a prompt is the command's to refuse, which knows the options to name.
+        tok_params=replace(
+            renderer.default_chat_tok_params, add_special_tokens=False, max_total_tokens=None
+        ),
+    )
+
+    def make(field: str, reads: Content) -> list[int]:
+        (ids,) = render(processor, recipe, [Order(field, reads)])
+        assert ids is not None
+        return ids
+
+    return make
 
 
 # What vLLM 0.23 to 0.33 say where memory is in use: on CPU (cpu_worker.py) and on GPUs (utils.py).

@@ -3,9 +3,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class ToolError(Exception):
     """A mistake that the user can mend: the message names the option, its value and the remedy.
 
     ``vllm-cold`` prints it without a traceback and ends with status 2.
     """
+
+
+@contextmanager
+def named_libraries() -> Iterator[None]:
+    """A library that is not there, where a command imports what it needs, as a sentence.
+
+    Raises:
+        ToolError: for one that is not this package's.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        name = (error.name or "vllm_cold").partition(".")[0]
+        if name == "vllm_cold":
+            raise
+        raise ToolError(
+            f"this command needs {name}: install vllm-cold with its extra tools, or pip install "
+            f"{name}"
+        ) from error

@@ -72,15 +72,18 @@ class Server:
         insecure_http: bool = False,
     ) -> None:
         self._url = without_user(url)
-        if not is_address(url):
-            raise ToolError(f"--url={self._url}: must be like http://localhost:8000")
         root = url.rstrip("/").removesuffix("/v1")
         self.root = without_user(root)
         self._key = read_key(api_key)
-        with without_openai():
-            self._client = openai.OpenAI(
-                base_url=f"{root}/v1", api_key=self._key or "none", max_retries=0, timeout=600
-            )
+        try:
+            if not is_address(url):
+                raise ValueError(url)
+            with without_openai():
+                self._client = openai.OpenAI(
+                    base_url=f"{root}/v1", api_key=self._key or "none", max_retries=0, timeout=600
+                )
+        except Exception:  # of the client: more rules for names, in a class of its own
+            raise ToolError(f"--url={self._url}: must be like http://localhost:8000") from None
         if (self._key or self._url != url) and not insecure_http:
             target = self._client.base_url
             if target.scheme != "https" and not is_loopback(target.host):

@@ -8,7 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from vllm_cold.method.settings import CONTRAST, KNOBS, read
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.address import add_options
+from vllm_cold.tools.contrast import option_of
+from vllm_cold.tools.errors import named_libraries
 
 DESCRIPTION = """\
 Decode prompts with an adapter, or with what an amateur does not read, greedily and with CoLD. Show
@@ -73,36 +75,24 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="the base model: a folder with config.json, or a hub name; with --url, its name on "
         "the server (default: the adapter's)",
     )
-    models.add_argument("--url", metavar="URL", help="use this server instead of an engine here")
-    models.add_argument(
-        "--api-key",
-        metavar="KEY",
-        help="the server's API key (default: $COLD_API_KEY, which lists of processes do not show)",
-    )
-    models.add_argument(
-        "--insecure-http",
-        action="store_true",
-        help="send a key or a password over http:// to another machine, where it can be read on "
-        "the way",
-    )
+    add_options(models)
 
     cold = parser.add_argument_group("Contrastive LoRA Decoding")
     for name, knob in KNOBS.items():
-        cold.add_argument(_option(name), type=partial(read, name), help=knob.about)
+        cold.add_argument(option_of(name), type=partial(read, name), help=knob.about)
     reads = parser.add_argument_group(
         "what amateurs read, and how much they count",
         "As a request's cold_* keys, for all prompts. Repeated, an option has a value for each\n"
-        "amateur, '' for none.",
+        "amateur, '' for none but in --weights.",
     )
     for name, knob in CONTRAST.items():
         if name == "preset":
-            reads.add_argument(_option(name), help=knob.about)
+            reads.add_argument(option_of(name), help=knob.about)
         elif name != "amateur":
             reads.add_argument(
-                _option(name),
+                option_of(name),
                 metavar=name.rpartition("_")[2].upper(),
                 action="append",
-                type=partial(read, name),
                 help=knob.about,
             )
 
@@ -145,19 +135,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _run(options: argparse.Namespace) -> int:
-    try:
+    with named_libraries():
         from vllm_cold.tools.explain.command import run
-    except ModuleNotFoundError as error:
-        name = (error.name or "vllm_cold").partition(".")[0]
-        if name == "vllm_cold":
-            raise
-        raise ToolError(
-            f"this command needs {name}: install vllm-cold with its extra tools, or pip install "
-            f"{name}"
-        ) from error
     return run(options)

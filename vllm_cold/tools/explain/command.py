@@ -10,26 +10,17 @@ from typing import Any
 
 from rich.console import Console
 
-from vllm_cold.method.settings import CONTRAST, KNOBS, PREFIX
+from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools.adapters import read_adapters
+from vllm_cold.tools.contrast import check_unicode, option_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
-from vllm_cold.tools.explain.prompts import Asked, Row, ask, is_unicode, read_prompts
+from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
 from vllm_cold.tools.explain.sources import no_contrast
 from vllm_cold.tools.server import check_options
 
 # What only an engine in this process can be asked; None: not given.
 ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
-
-
-def contrast_args(options: argparse.Namespace) -> dict[str, Any]:
-    """What the options say of the contrast, as flat arguments; what is not given is not there."""
-    args = {PREFIX + name: getattr(options, name) for name in KNOBS}
-    for name in CONTRAST:
-        given = getattr(options, name)
-        # Several are a list, with an entry for each amateur.
-        args[PREFIX + name] = given[0] if isinstance(given, list) and len(given) == 1 else given
-    return {key: value for key, value in args.items() if value is not None}
 
 
 def ask_all(options: argparse.Namespace) -> list[Asked]:
@@ -40,16 +31,16 @@ def ask_all(options: argparse.Namespace) -> list[Asked]:
     """
     if options.prompt == "":
         raise ToolError("--prompt: is empty")
-    texts = {"--prompt": [options.prompt or ""]}
-    for name in ("amateur_prompt", "amateur_messages"):
-        texts["--" + name.replace("_", "-")] = getattr(options, name) or []
-    for option, given in texts.items():
-        if not all(map(is_unicode, given)):
-            raise ToolError(f"{option}: is no UTF-8 text; set the terminal's encoding to UTF-8")
+    check_unicode("--prompt", options.prompt or "")
     rows = [Row(options.prompt, {})] if options.prompts is None else read_prompts(options.prompts)
-    args = contrast_args(options)
-    if options.url is None:
-        _name_adapters(args, options)
+    named: dict[str, str] = {}
+    if options.url is None and (paths := amateur_paths(options)):
+        adapters = read_adapters(options.adapter, paths)[-len(paths) :]
+        named = {path: one.name for path, one in zip(paths, adapters, strict=True)}
+    args = option_args(options, named)
+    for name in (*KNOBS, "preset"):
+        if (value := getattr(options, name)) is not None:
+            args[PREFIX + name] = value
     asked = [ask(row, args, options.chat) for row in rows]
     for one in asked:
         for amateur in one.contrast.amateurs:
@@ -57,16 +48,6 @@ def ask_all(options: argparse.Namespace) -> list[Asked]:
             if options.adapter is None and amateur.source is None and same:
                 raise no_contrast(one)
     return asked
-
-
-def _name_adapters(args: dict[str, Any], options: argparse.Namespace) -> None:
-    """Call amateurs by the names of their adapters: the command line has ``[NAME=]PATH``."""
-    if not (paths := amateur_paths(options)):
-        return
-    adapters = read_adapters(options.adapter, paths)[-len(paths) :]
-    names = dict(zip(paths, (one.name for one in adapters), strict=True))
-    named = [names.get(text, text) for text in options.amateur]
-    args[PREFIX + "amateur"] = named[0] if len(named) == 1 else named
 
 
 def amateur_paths(options: argparse.Namespace) -> list[str]:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.tools.adapters import engine_arguments, read_adapters, read_model
-from vllm_cold.tools.contrast import Reader
-from vllm_cold.tools.engine import engine_errors, prepare_environment, start_llm
+from vllm_cold.tools.engine import engine_errors, prepare_environment, prompt_maker, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.sources import Decoded, Description, Read, read, read_rows
@@ -78,11 +77,8 @@ class OfflineSource:
 
     def read(self, prompts: Sequence[Asked]) -> list[Read]:
         """See ``Source``."""
-        tokenizer = self._llm.get_tokenizer()
-        return [
-            read(one, Reader(tokenizer, one.chat), self._expert, self._base, list(self._loaded))
-            for one in prompts
-        ]
+        make, loaded = prompt_maker(self._llm), list(self._loaded)
+        return [read(one, make, self._expert, self._base, loaded) for one in prompts]
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Decoded]:
         """See ``Source``."""

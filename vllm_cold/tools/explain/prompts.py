@@ -3,26 +3,25 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vllm_cold.method.amateurs import Described, Messages, Part, Source, Text, Without
-from vllm_cold.method.settings import PREFIX, ColdError
+from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.contrast import (
     Contrast,
     Prompt,
     amateur_reads,
+    as_written,
     merge,
     messages_of,
     read_contrast,
-    row_args,
 )
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.trace import Piece
+from vllm_cold.tools.rows import Given, read_row
 
 MAX_PROMPTS = 50
 
@@ -99,15 +98,7 @@ def refusal(error: ColdError, row: Row) -> ToolError:
     or the keys of a file's row.
     """
     where = f"{row.where}: " if row.where else ""
-    if error.field.partition("[")[0] in row.args:
-        return ToolError(f"{where}{error}")
-    value = str(error).removeprefix(error.field).removesuffix(error.problem)
-    return ToolError(f"{where}{_as_options(error.field)}{value}{_as_options(error.problem)}")
-
-
-def _as_options(text: str) -> str:
-    """Text with options of the command in place of flat arguments."""
-    return re.sub(rf"\b{PREFIX}([a-z_]+)", lambda m: "--" + m[1].replace("_", "-"), text)
+    return ToolError(where + as_written(error, row.args))
 
 
 def pieces(prompt: Prompt) -> tuple[Piece, ...]:
@@ -175,10 +166,15 @@ def read_prompts(path: Path) -> list[Row]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        where = f"--prompts={path}: line {number}"
         if path.suffix != ".jsonl":
-            found.append(Row(line, {}, f"--prompts={path}: line {number}"))
+            found.append(Row(line, {}, where))
             continue
-        found.append(_read_row(line, f"--prompts={path}: line {number}"))
+        try:
+            given, args, _ = read_row(Given, line)
+        except ValueError as error:
+            raise ToolError(f"{where}: {error}") from error
+        found.append(Row(given.read, args, where))
     if not found:
         raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
     if len(found) > MAX_PROMPTS:
@@ -187,52 +183,3 @@ def read_prompts(path: Path) -> list[Row]:
             "split the file"
         )
     return found
-
-
-def _read_row(line: str, where: str) -> Row:
-    try:
-        value: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ToolError(f"{where} is no JSON: {error}") from error
-    prompt = _read_prompt(value) if isinstance(value, dict) else None
-    if not prompt:
-        raise ToolError(
-            f'{where} must be an object with the text "prompt", or with "messages", a list of '
-            'objects with "role" and "content"'
-        )
-    if not is_unicode(json.dumps(value, ensure_ascii=False)):
-        raise ToolError(
-            f"{where} has half a surrogate pair, which is no character; tokenizers take whole ones "
-            "only"
-        )
-    try:
-        return Row(prompt, row_args(value), where)
-    except ColdError as error:
-        raise ToolError(f"{where}: {error}") from error
-
-
-def _read_prompt(row: Mapping[str, Any]) -> Prompt | None:
-    """The prompt of a row, None if it has none, or not one."""
-    prompt, messages = row.get("prompt"), row.get("messages")
-    if messages is None:
-        return prompt if isinstance(prompt, str) else None
-    if prompt is not None or not isinstance(messages, Sequence) or isinstance(messages, str):
-        return None
-    found = []
-    for message in messages:
-        if not isinstance(message, Mapping) or message.keys() != {"role", "content"}:
-            return None
-        role, content = message["role"], message["content"]
-        if not isinstance(role, str) or not isinstance(content, str) or not role:
-            return None
-        found.append((role, content))
-    return tuple(found)
-
-
-def is_unicode(text: str) -> bool:
-    """Whether text has no lone surrogates, as JSON escapes and bytes of a shell can make them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

@@ -8,10 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from vllm_cold.method.amateurs import says_what
-from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import KNOBS, PREFIX
-from vllm_cold.tools.contrast import Reader, messages_of
+from vllm_cold.method.amateurs import Text
+from vllm_cold.method.settings import PREFIX
+from vllm_cold.tools.contrast import Content, expert_reads, request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.replies import (
@@ -36,8 +35,7 @@ from vllm_cold.tools.explain.sources import (
 from vllm_cold.tools.explain.trace import Row
 from vllm_cold.tools.server import Server
 
-DEFAULT_TOP = 20  # vLLM's default for --max-logprobs
-WANTED_TOP = 256  # asked for where DEFAULT_TOP is not enough
+WANTED_TOP = 256  # asked for where 20, vLLM's default for --max-logprobs, are not enough
 BATCH = 32  # texts in one request; the server works on them side by side
 
 # A server takes what a request leaves out from the model's generation_config.json.
@@ -85,16 +83,13 @@ class ServerSource(Server):
 
     def read(self, prompts: Sequence[Asked]) -> list[Read]:
         """See ``Source``. The server itself tokenizes, for completions of one token."""
-        readers = {chat: _ServerReader(self, chat) for chat in (False, True)}
-        return [
-            read(one, readers[one.chat], self.expert, self.base, self.loaded) for one in prompts
-        ]
+        return [read(one, self._make, self.expert, self.base, self.loaded) for one in prompts]
 
-    def encode(self, prompt: str | list[Any]) -> list[int]:
+    def _make(self, _: str, reads: Content) -> list[int]:
         """The token ids of a text, or of messages."""
-        reply = self._ask(prompt, 1, {"cold": 0})
+        reply = self._ask(reads.value, 1, {"cold": 0})
         with self._errors():
-            if isinstance(prompt, str):
+            if isinstance(reads, Text):
                 encoded = Completion[Encoded].model_validate_json(reply).choices[0]
                 return encoded.prompt_token_ids
             return Chat.model_validate_json(reply).prompt_token_ids
@@ -132,12 +127,10 @@ class ServerSource(Server):
 
     def _cold(self, prompt: Read, max_tokens: int) -> Decoded:
         asked = prompt.asked
-        messages = messages_of(asked.prompt, asked.chat)
-        text = asked.prompt if messages is None else messages
-        assert not isinstance(text, tuple)
-        reply = self._ask(text, max_tokens, self._xargs(asked))
+        reads = expert_reads(asked.prompt, asked.chat)
+        reply = self._ask(reads.value, max_tokens, self._xargs(asked))
         with self._errors():
-            if messages is None:
+            if isinstance(reads, Text):
                 written = Completion[Answered].model_validate_json(reply).choices[0]
                 ids, found = written.prompt_token_ids, written.text
                 tokens, reason = written.token_ids, written.finish_reason
@@ -154,19 +147,11 @@ class ServerSource(Server):
 
     def _xargs(self, asked: Asked) -> dict[str, Any]:
         """A prompt's own keys, and all that would otherwise be the server's default."""
-        knobs = {PREFIX + name: getattr(asked.contrast.settings, name) for name in KNOBS}
-        # Without a value of its own a request has the server's cap.
-        knobs[PREFIX + "expert_top_k"] = asked.contrast.settings.expert_top_k or 2**31 - 1
-        # The server's default of the most is not this command's.
-        if asked.contrast.settings.adaptive:
-            knobs[PREFIX + "beta_max"] = asked.contrast.settings.strength
-        if all(one.weight is not None for one in asked.contrast.amateurs):
+        contrast = asked.contrast
+        knobs = {PREFIX + name: value for name, value in contrast.settings.as_dict().items()}
+        if all(one.weight is not None for one in contrast.amateurs):
             del knobs[PREFIX + "beta"]  # which no amateur uses
-        given = {key: value for key, value in asked.args.items() if value is not None}
-        if not says_what(parse_request_args(given).contrast):
-            given[PREFIX + "amateur"] = self.base  # a server may leave out messages by default
-        xargs = {"cold": 1, **knobs, **given}
-        return {key: value for key, value in xargs.items() if value is not None}
+        return request_args({**knobs, **asked.args}, self.base)
 
     def choose(self, texts: Sequence[Read]) -> list[Decoded | None]:
         """See ``Source``. An amateur's own prompt cannot be sent as token ids."""
@@ -216,20 +201,6 @@ class ServerSource(Server):
 
     def _name(self, adapter: str | None) -> str:
         return self.base if adapter is None else adapter
-
-
-class _ServerReader(Reader):
-    """A server that makes the token ids."""
-
-    def __init__(self, source: ServerSource, chat: bool) -> None:
-        super().__init__(None, chat)
-        self._source = source
-
-    def encode(self, text: str) -> list[int]:
-        return self._source.encode(text)
-
-    def template(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        return self._source.encode(list(messages))
 
 
 def pack(

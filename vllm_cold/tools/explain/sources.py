@@ -7,31 +7,18 @@ named tokens. ``offline.py`` runs an engine in this process, ``server.py`` asks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from vllm_cold.method.settings import ColdError
-from vllm_cold.tools.contrast import Reader, adapter_of
+from vllm_cold.tools.contrast import Content, Stream, read_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked, refusal
 from vllm_cold.tools.explain.trace import Logprob, Row
 
 # vLLM's MAX_LOGPROB_TOKEN_IDS: how many tokens one request can name.
 MAX_NAMED = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Stream:
-    """What the model reads to predict a token.
-
-    Attributes:
-        adapter: The name of its adapter, None for the base model.
-        ids: Its prompt's token ids, those of the chat template included.
-    """
-
-    adapter: str | None
-    ids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,32 +127,24 @@ class Source(Protocol):
 
 
 def read(
-    asked: Asked, reader: Reader, expert: str | None, base: str, loaded: Sequence[str]
+    asked: Asked,
+    make: Callable[[str, Content], Sequence[int]],
+    expert: str | None,
+    base: str,
+    loaded: Sequence[str],
 ) -> Read:
-    """A prompt as its streams read it.
-
-    Args:
-        asked: The prompt.
-        reader: Makes the token ids.
-        expert: The name of the expert's adapter, None for none.
-        base: What the base model is called.
-        loaded: The names of all adapters.
+    """A prompt as its streams read it; see ``read_streams``.
 
     Raises:
-        ToolError: an amateur's prompt cannot be made, or it is the expert's with its adapter.
+        ToolError: a prompt cannot be made, or an amateur reads what its expert does.
     """
-    own = Stream(expert, tuple(reader.expert(asked.prompt)))
-    streams = [own]
+    row, amateurs = asked.row, asked.contrast.amateurs
     try:
-        for one in asked.contrast.amateurs:
-            adapter = adapter_of(one, expert, base, loaded)
-            ids = reader.amateur(asked.prompt, one)
-            streams.append(Stream(adapter, own.ids if ids is None else tuple(ids)))
+        return Read(
+            asked, read_streams(row.prompt, amateurs, make, expert, base, loaded, asked.chat)
+        )
     except ColdError as error:
-        raise refusal(error, asked.row) from error
-    if own in streams[1:]:
-        raise no_contrast(asked)
-    return Read(asked, tuple(streams))
+        raise refusal(error, row) from error
 
 
 def no_contrast(asked: Asked) -> ToolError:

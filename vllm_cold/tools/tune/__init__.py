@@ -16,12 +16,10 @@ import argparse
 from typing import Any
 
 from vllm_cold.method.settings import CONTRAST, KNOBS
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.address import add_options
+from vllm_cold.tools.contrast import option_of
+from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.grid import AXES
-
-
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -75,12 +73,13 @@ def add_parser(subparsers: Any) -> None:
     contrast = parser.add_argument_group(
         "what to contrast with",
         "By default the base model; with a prompt of its own the adapter itself. For all problems "
-        "that do not say it themselves; each may be repeated, once for each amateur.",
+        "that do not say it themselves; each may be repeated, once for each amateur, '' for none, "
+        "but --weights.",
     )
     for name, knob in CONTRAST.items():
         if name != "preset":
             contrast.add_argument(
-                _option(name),
+                option_of(name),
                 action="append",
                 metavar="[NAME=]FOLDER" if name == "amateur" else name.split("_")[-1].upper(),
                 help=knob.about,
@@ -90,7 +89,7 @@ def add_parser(subparsers: Any) -> None:
     for name, knob in KNOBS.items():
         several = f" Here several, with commas between them: {AXES.get(name)} if left out."
         search.add_argument(
-            _option(name),
+            option_of(name),
             metavar="X,X" if name in AXES else "X",
             help=knob.about + (several if name in AXES else ""),
         )
@@ -148,18 +147,7 @@ def add_parser(subparsers: Any) -> None:
     )
 
     server = parser.add_argument_group("a running server in place of an engine")
-    server.add_argument("--url", metavar="URL", help="its address, such as http://localhost:8000")
-    server.add_argument(
-        "--api-key",
-        metavar="KEY",
-        help="its API key (default: $COLD_API_KEY, which lists of processes do not show)",
-    )
-    server.add_argument(
-        "--insecure-http",
-        action="store_true",
-        help="send a key or a password over http:// to another machine, where it can be read on "
-        "the way",
-    )
+    add_options(server)
     server.add_argument(
         "--concurrency", type=int, metavar="N", help="requests at a time (default: 32)"
     )
@@ -172,15 +160,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ToolError: a mistake in the options, the files or the scoring callable.
     """
-    try:
+    with named_libraries():
         # What writes the reports, too: what is missing is named before anything is decoded.
         from vllm_cold.tools.tune import command, heatmap, page  # noqa: F401
-    except ModuleNotFoundError as error:
-        name = (error.name or "vllm_cold").partition(".")[0]
-        if name == "vllm_cold":
-            raise
-        raise ToolError(
-            f"this command needs {name}: install vllm-cold with its extra tools, or pip install "
-            f"{name}"
-        ) from error
     return command.run(options)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.console import Console
 
+from vllm_cold.method.settings import PREFIX
+from vllm_cold.tools.contrast import ROW_KEYS
 from vllm_cold.tools.engine import prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import stats
@@ -161,6 +163,7 @@ class Tuning:
                 "answers": answers_digest(task.problems),
                 "seed": options.seed,
                 "test_fraction": options.test_fraction,
+                "confidence": options.confidence,
                 "settings": [setting.values for setting in task.grid],
             }
         )
@@ -198,9 +201,9 @@ class Tuning:
         sent = ["temperature 0", f"max_tokens {task.options.max_tokens}"]
         if task.options.stop:
             sent.append(f"stop {json.dumps(task.options.stop)}")
-        own = ["the cold_* keys of its problem's row"] if task.own_contrasts else []
+        own = self._row_keys()
         if task.server is not None:
-            sent += own
+            sent += [f"with CoLD {keys}" for keys in own]
         what = "A server with this line decodes" if task.server is None else "These fields decode"
         notes.append(
             f"Measured at temperature 0; requests that sample are another matter. {what} the same "
@@ -215,7 +218,7 @@ class Tuning:
         must = ([f'"vllm_xargs": {json.dumps(told)}'] if told else []) + own
         if must and task.server is None:
             notes.append(
-                "A server has no default for this contrast: each request must send "
+                "A server has no default for this contrast: with CoLD, each request must send "
                 f"{' and '.join(must)}."
             )
         if task.repeated:
@@ -226,8 +229,8 @@ class Tuning:
         if len(self._store.analyses) > 1:
             notes.append(
                 f"These outputs were judged in {len(self._store.analyses)} ways (answers, split, "
-                "grid or rule of matching). To choose among the reports is to pick by luck again: "
-                "confirm the result on new problems."
+                "grid, confidence or rule of matching). To choose among the reports is to pick by "
+                "luck again: confirm the result on new problems."
             )
         for setting, name in ((None, "greedy"), (best, "the best setting")):
             outputs = [
@@ -248,6 +251,18 @@ class Tuning:
                 "would."
             )
         return notes
+
+    def _row_keys(self) -> list[str]:
+        """What requests say of the contrast where a row does so itself, in words."""
+        task, keys = self._task, "the cold_* keys of its problem's row"
+        if not task.own_contrasts:
+            return []
+        if replaced := [key for key in ROW_KEYS if key in task.args]:
+            return [f"{keys}, if it has any, in place of {', '.join(replaced)}"]
+        every = all(problem.own_keys for problem in task.problems)
+        if task.server is None or every or PREFIX + "amateur" in task.args:
+            return [keys]
+        return [f'{keys}, or "{PREFIX}amateur": {json.dumps(task.model)} where it has none']
 
     def _run(self) -> dict[str, Any]:
         task, options = self._task, self._task.options

@@ -12,18 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StringConstraints,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BeforeValidator
 
-from vllm_cold.tools.contrast import Prompt, merge, row_args
+from vllm_cold.tools.contrast import Prompt, merge, messages_of
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.rows import Given, Whole, read_row
 
 SHOWN_ERRORS = 5
 
@@ -39,7 +32,7 @@ class Problem:
         answers: One or more texts, of which one is enough.
         answer: What the file has for them, as JSON reads it: what a scoring callable gets.
         args: What it is contrasted with, as a request's flat arguments.
-        own_contrast: Whether the row itself says so.
+        own_keys: Those of the row itself that say so.
     """
 
     id: str
@@ -48,7 +41,7 @@ class Problem:
     answers: tuple[str, ...]
     answer: Any = field(default=None, compare=False)
     args: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    own_contrast: bool = False
+    own_keys: frozenset[str] = frozenset()
 
     @property
     def place(self) -> str:
@@ -81,87 +74,17 @@ def _as_answers(value: Any) -> list[str]:
     return [_as_text(value)]
 
 
-def check_unicode(value: Any) -> Any:
-    """A value as it is.
-
-    Raises:
-        ValueError: it is text with half a surrogate pair.
-    """
-    if isinstance(value, str) and not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"has half a surrogate pair, {value[error.start]!r}, which is no character; "
-                "tokenizers take whole ones only"
-            ) from None
-    return value
-
-
-# Before pydantic looks at it, which takes such text for no string in some places only.
-_Content = Annotated[str, BeforeValidator(check_unicode)]
-_Text = Annotated[str, StringConstraints(min_length=1), BeforeValidator(check_unicode)]
-
-
-class _Message(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
-    role: _Text
-    content: _Content
-
-
-class _Row(BaseModel):
-    # Other fields may stand there: files are often made for something else, too.
-    model_config = ConfigDict(strict=True, extra="ignore")
-    prompt: _Text | None = None
-    messages: Annotated[list[_Message], Field(min_length=1)] | None = None
+class _Row(Given):
     answer: Annotated[list[str], BeforeValidator(_as_answers)]
-    id: _Text | int | None = None
-
-    @model_validator(mode="after")
-    def _one_prompt(self) -> _Row:
-        if (self.prompt is None) == (self.messages is None):
-            raise ValueError('needs either "prompt" or "messages"')
-        return self
-
-
-def _explain(error: ValidationError) -> str:
-    parts = []
-    for item in error.errors(include_url=False, include_input=False):
-        where = ".".join(str(key) for key in item["loc"] if not str(key).startswith("constrained"))
-        message = item["msg"].removeprefix("Value error, ")
-        parts.append(f"{where}: {message}" if where else message)
-    return "; ".join(parts)
+    id: Whole | int | None = None
 
 
 def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
     """Raises ValueError with what is wrong, without the line's number."""
-    try:
-        raw = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from None
-    except RecursionError:
-        raise ValueError("not JSON (nested too deeply)") from None
-    if not isinstance(raw, dict):
-        raise ValueError('must be an object such as {"prompt": "...", "answer": "..."}')
-    try:
-        row = _Row.model_validate(raw)
-    except ValidationError as error:
-        raise ValueError(_explain(error)) from None
-    own = row_args(raw)
-    for key in own:
-        try:
-            check_unicode(json.dumps(raw[key], ensure_ascii=False))
-        except ValueError as error:
-            raise ValueError(f"{key}: {error}") from None
-    prompt: Prompt
-    if row.messages is not None:
-        prompt = tuple((message.role, message.content) for message in row.messages)
-    else:
-        assert row.prompt is not None
-        prompt = row.prompt
+    row, own, raw = read_row(_Row, line)
     name = f"line-{number}" if row.id is None else str(row.id)
-    merged = merge(args, own)
-    return Problem(name, number, prompt, tuple(row.answer), raw["answer"], merged, bool(own))
+    merged, keys = merge(args, own), frozenset(own)
+    return Problem(name, number, row.read, tuple(row.answer), raw["answer"], merged, keys)
 
 
 def load_problems(
@@ -169,6 +92,7 @@ def load_problems(
     limit: int | None = None,
     args: Mapping[str, Any] | None = None,
     check: Callable[[Problem], None] = lambda problem: None,
+    chat: bool = False,
 ) -> tuple[list[Problem], int]:
     """Read the file; blank lines are skipped.
 
@@ -181,6 +105,7 @@ def load_problems(
         limit: Keep the first so many problems.
         args: What is contrasted with where a row does not say.
         check: Raises ValueError for a problem that cannot be decoded.
+        chat: Whether a text goes through the chat template, as a user's message.
 
     Returns:
         The problems, and how many repetitions of them were left out; behind the last of ``limit``
@@ -203,7 +128,7 @@ def load_problems(
         raise ToolError(f"{path}: cannot be read: {error.strerror}") from None
     problems: list[Problem] = []
     errors: list[str] = []
-    prompts: dict[object, Problem] = {}
+    prompts: dict[str, Problem] = {}
     ids: dict[str, Problem] = {}
     repeated = 0
     for number, line in enumerate(lines, 1):
@@ -212,7 +137,8 @@ def load_problems(
         try:
             problem = _parse(line, number, args or {})
             check(problem)
-            first = prompts.setdefault(problem.prompt, problem)
+            reads = json.dumps(messages_of(problem.prompt, chat) or problem.prompt)
+            first = prompts.setdefault(reads, problem)
             if first is not problem:
                 if first.answers != problem.answers:
                     raise ValueError(

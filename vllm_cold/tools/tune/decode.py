@@ -12,8 +12,8 @@ from msgspec import structs
 
 from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.contrast import Reader, adapter_of, read_contrast
-from vllm_cold.tools.engine import engine_errors
+from vllm_cold.tools.contrast import Stream, as_written, read_contrast, read_streams
+from vllm_cold.tools.engine import engine_errors, prompt_maker
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.interrupts import kept_interrupts
 from vllm_cold.tools.tune.data import Problem
@@ -32,21 +32,6 @@ class Job:
 
     setting: Setting | None
     problem: Problem
-
-
-@dataclass(frozen=True, slots=True)
-class _Streams:
-    """What a problem's streams read, as token ids, and the amateurs' adapters.
-
-    Attributes:
-        expert: The expert's prompt.
-        amateurs: Theirs, None for the expert's.
-        adapters: LoRARequests, None for the base model.
-    """
-
-    expert: list[int]
-    amateurs: tuple[list[int] | None, ...]
-    adapters: tuple[Any, ...]
 
 
 class Decoder:
@@ -81,7 +66,6 @@ class Decoder:
         from vllm_cold.vllm.frontend.config import is_configured, unsupported
 
         self._engine = llm.llm_engine
-        self._reader = Reader(llm.get_tokenizer(), chat)
         self._config = self._engine.vllm_config
         # Now, and not after the greedy pass.
         try:
@@ -90,12 +74,13 @@ class Decoder:
             raise ToolError(str(error)) from None
         if not is_configured(self._config):
             raise ToolError(f"CoLD cannot be used in this engine: {unsupported(self._config)}")
+        self._make, self._chat = prompt_maker(llm), chat
         self._base, self._expert = base, expert
         self._adapters: dict[str | None, Any] = {
             one.name: LoRARequest(one.name, number, one.folder)
             for number, one in enumerate(adapters, 1)
         }
-        self._streams: dict[str, _Streams] = {}
+        self._streams: dict[str, tuple[Stream, ...]] = {}
         defaults = self._config.model_config.get_diff_sampling_param()
         self.penalties = {name: defaults[name] for name in PENALTIES if defaults.get(name)}
         self._common: dict[str, Any] = {
@@ -112,41 +97,38 @@ class Decoder:
             ToolError: no chat template, a prompt that is too long for the model, an amateur that
                 is its expert, or more streams than the engine has seats.
         """
+        names = [name for name in self._adapters if name is not None]
         for problem in problems:
+            amateurs = read_contrast(problem.args).amateurs
             try:
-                streams = self._read(problem)
-            except (ColdError, ToolError) as error:
-                raise ToolError(f"{problem.place}: {error}") from error
+                streams = read_streams(
+                    problem.prompt,
+                    amateurs,
+                    self._make,
+                    self._expert,
+                    self._base,
+                    names,
+                    self._chat,
+                )
+            except ColdError as error:
+                said = as_written(error, problem.own_keys)
+                raise ToolError(f"{problem.place}: {said}") from error
             self._check_room(problem, streams)
             self._streams[problem.id] = streams
 
-    def _read(self, problem: Problem) -> _Streams:
-        expert = self._reader.expert(problem.prompt)
-        prompts, adapters = [], []
-        for one in read_contrast(problem.args).amateurs:
-            name = adapter_of(one, self._expert, self._base, [*filter(None, self._adapters)])
-            prompts.append(self._reader.amateur(problem.prompt, one))
-            adapters.append(self._adapters.get(name))
-            if prompts[-1] == expert and name == self._expert:
-                raise ToolError(
-                    "the amateur reads the tokens that the expert reads, with the same adapter, so "
-                    "there is nothing to contrast; give it another prompt"
-                )
-        return _Streams(expert, tuple(prompts), tuple(adapters))
-
-    def _check_room(self, problem: Problem, streams: _Streams) -> None:
+    def _check_room(self, problem: Problem, streams: Sequence[Stream]) -> None:
         limit = self._config.model_config.max_model_len
         whose = "its prompt"
-        for tokens in (streams.expert, *(ids for ids in streams.amateurs if ids is not None)):
-            needed = len(tokens) + self._common["max_tokens"]
-            if not tokens or needed > limit:
+        for stream in streams:
+            needed = len(stream.ids) + self._common["max_tokens"]
+            if needed > limit:
                 raise ToolError(
-                    f"{problem.place}: {whose} has {len(tokens)} tokens, with --max-tokens "
+                    f"{problem.place}: {whose} has {len(stream.ids)} tokens, with --max-tokens "
                     f"{needed} in all, and the engine's limit is {limit}; shorten it, lower "
                     "--max-tokens or raise --max-model-len"
                 )
             whose = "an amateur's prompt"
-        seats, needed = self._config.scheduler_config.max_num_seqs, 1 + len(streams.amateurs)
+        seats, needed = self._config.scheduler_config.max_num_seqs, len(streams)
         if seats < needed:
             raise ToolError(
                 f"{problem.place}: expert and amateurs take {needed} sequences, and the engine has "
@@ -164,15 +146,17 @@ class Decoder:
             # Greedy, whatever the engine's default sampler is.
             return SamplingParams(**common, extra_args={"cold": 0})
         contrast = read_contrast({**job.problem.args, **job.setting.args})
-        streams = self._streams[job.problem.id]
+        expert, *others = self._streams[job.problem.id]
         knobs = structs.asdict(contrast.settings)
         if job.setting.weights:
             del knobs["beta"]
         amateurs = [
-            Amateur(prompt=ids, lora_request=adapter, weight=one.weight)
-            for one, ids, adapter in zip(
-                contrast.amateurs, streams.amateurs, streams.adapters, strict=True
+            Amateur(
+                prompt=None if stream.ids == expert.ids else list(stream.ids),
+                lora_request=self._adapters.get(stream.adapter),
+                weight=one.weight,
             )
+            for one, stream in zip(contrast.amateurs, others, strict=True)
         ]
         return ColdParams(**knobs, amateurs=amateurs, **common)
 
@@ -218,7 +202,7 @@ class Decoder:
                 self._engine.abort_request(list(running))
 
     def _add(self, request_id: str, job: Job) -> None:
-        prompt = {"prompt_token_ids": self._streams[job.problem.id].expert}
+        prompt = {"prompt_token_ids": list(self._streams[job.problem.id][0].ids)}
         adapter = self._adapters.get(self._expert)
         try:
             self._engine.add_request(request_id, prompt, self._params(job), lora_request=adapter)

@@ -22,6 +22,7 @@ from vllm_cold.method.settings import (
     check_together,
     read,
 )
+from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import ToolError
 
 # The axes of the grid, with what is tried where nothing else is said.
@@ -47,16 +48,13 @@ class Setting(ColdSettings, frozen=True):
 
     @property
     def args(self) -> dict[str, Any]:
-        """It as a request's flat arguments; a preset's own values go without saying."""
+        """It as a request's flat arguments."""
         said = self.values
         if self.weights:
-            del said["beta"]
-            said["weights"] = list(self.weights) if len(self.weights) > 1 else self.weights[0]
-        if self.preset is not None:
-            preset = PRESETS[self.preset]
-            for name, value in {**preset.knobs, "weights": list(preset.weights)}.items():
-                if said.get(name) == value:
-                    del said[name]
+            del said["beta"], said["weights"]
+            # Without a preset's own, it is checked that there are as many amateurs.
+            if self.preset is None or self.weights != PRESETS[self.preset].weights:
+                said["weights"] = list(self.weights) if len(self.weights) > 1 else self.weights[0]
         return {PREFIX + name: value for name, value in said.items()}
 
     @property
@@ -97,8 +95,7 @@ class Setting(ColdSettings, frozen=True):
 def _values(name: str, text: str) -> list[Any]:
     """What an option says, each value once and in order, "adaptive" behind the numbers."""
     parts = text.split(",") if name in AXES else [text]
-    option = "--" + name.replace("_", "-")
-    found = {check(name, read(name, part.strip()), option) for part in parts}
+    found = {check(name, read(name, part.strip()), option_of(name)) for part in parts}
     return sorted(found, key=lambda value: (value == ADAPTIVE, value))
 
 

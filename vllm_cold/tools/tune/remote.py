@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,20 +13,15 @@ import httpx
 import openai
 from pydantic import BaseModel, Field
 
-from vllm_cold.method.amateurs import says_what
-from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import MAX_EXPERT_TOP_K, PREFIX
 from vllm_cold.tools.address import without_openai
-from vllm_cold.tools.contrast import messages_of
+from vllm_cold.tools.contrast import messages_of, request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
-from vllm_cold.tools.tune.data import Problem
 from vllm_cold.tools.tune.decode import ENDS, Job
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.store import Output
 
 CONCURRENCY = 32  # requests at a time
-_AMATEUR, _TOP_K = PREFIX + "amateur", PREFIX + "expert_top_k"
 
 
 class _Message(BaseModel):
@@ -52,21 +47,6 @@ class _Version(BaseModel):
     version: str
 
 
-def request_args(setting: Setting, args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
-    """What a request is sent with, in ``vllm_xargs``: all that would else be the server's default.
-
-    Args:
-        setting: The setting.
-        args: What is contrasted with, as flat arguments.
-        base: The base model's name, None where it is not what else would be contrasted with.
-    """
-    # Without a value of its own a request has the server's cap, and what a server leaves out.
-    sent = {"cold": 1, _TOP_K: MAX_EXPERT_TOP_K, **setting.args, **args}
-    if base is not None and not says_what(parse_request_args(args).contrast):
-        sent[_AMATEUR] = base
-    return sent
-
-
 class ServerDecoder(Server):
     """Decodes jobs on a running server, as ``Decoder`` does in an engine.
 
@@ -77,12 +57,11 @@ class ServerDecoder(Server):
         ToolError: see ``Server``.
     """
 
-    penalties: Mapping[str, float] = {}  # the server has its own
-
     def __init__(self, options: argparse.Namespace) -> None:
-        self._concurrency = options.concurrency or CONCURRENCY
+        given = options.concurrency
+        self._concurrency: int = CONCURRENCY if given is None else given
         if self._concurrency < 1:
-            raise ToolError(f"--concurrency={options.concurrency}: must be 1 or more")
+            raise ToolError(f"--concurrency={given}: must be 1 or more")
         super().__init__(
             options.url,
             options.adapter,
@@ -122,24 +101,22 @@ class ServerDecoder(Server):
         """
         said: dict[str, Any] = {"cold": 0}
         if setting is not None:
-            said = request_args(setting, args, None if own_contrast else self.base)
+            said = request_args({**args, **setting.args}, None if own_contrast else self.base)
         return {"model": self._common["model"], "vllm_xargs": said}
 
-    def tokenize(self, problems: Iterable[Problem]) -> None:
-        """The server does that, with each request."""
-
-    def run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
-        """See ``Decoder.run``.
+    def run(self, jobs: Sequence[Job], done: Callable[[Job, Output], None]) -> None:
+        """See ``Decoder.run``. One token with CoLD comes first: what the server refuses is refused
+        before all are decoded greedily.
 
         Raises:
             ToolError: the server refuses a request, or cannot be reached.
         """
         try:
-            asyncio.run(self._run(iter(jobs), done))
+            asyncio.run(self._run(jobs, done))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
 
-    async def _run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
+    async def _run(self, jobs: Sequence[Job], done: Callable[[Job, Output], None]) -> None:
         with without_openai():
             client = openai.AsyncOpenAI(
                 base_url=self._client.base_url,
@@ -148,18 +125,24 @@ class ServerDecoder(Server):
                 timeout=600,
             )
 
+        waiting = iter(jobs)
+
         async def work() -> None:
-            for job in jobs:  # all take the next one of the same
+            for job in waiting:  # all take the next one of the same
                 done(job, await self._decode(client, job))
 
-        async with client, asyncio.TaskGroup() as group:
-            for _ in range(self._concurrency):
-                group.create_task(work())
+        async with client:
+            cold = next((job for job in jobs if job.setting is not None), None)
+            if cold is not None and cold is not jobs[0]:
+                await self._decode(client, cold, max_tokens=1)
+            async with asyncio.TaskGroup() as group:
+                for _ in range(self._concurrency):
+                    group.create_task(work())
 
-    async def _decode(self, client: openai.AsyncOpenAI, job: Job) -> Output:
+    async def _decode(self, client: openai.AsyncOpenAI, job: Job, **more: Any) -> Output:
         problem = job.problem
         extra = self.fields(job.setting, problem.args)
-        options: dict[str, Any] = {**self._common, "extra_body": extra}
+        options: dict[str, Any] = {**self._common, "extra_body": extra, **more}
         messages: list[Any] | None = messages_of(problem.prompt, self._chat)
         try:
             with self._errors():

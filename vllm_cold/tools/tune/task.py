@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from vllm_cold.method.settings import KNOBS
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
+from vllm_cold.tools.contrast import option_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import stats
-from vllm_cold.tools.tune.contrasts import check_problems, contrast_args, pop_weights
+from vllm_cold.tools.tune.contrasts import check_problems, pop_weights
 from vllm_cold.tools.tune.data import Problem, load_problems, split_problems
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
@@ -77,7 +78,7 @@ class Task:
     @property
     def own_contrasts(self) -> bool:
         """Whether a problem says itself what it is contrasted with."""
-        return any(problem.own_contrast for problem in self.problems)
+        return any(problem.own_keys for problem in self.problems)
 
     @property
     def decoded(self) -> list[Setting]:
@@ -124,11 +125,11 @@ def read_task(options: argparse.Namespace) -> Task:
         expert = None if options.adapter is None else names[0]
         named |= zip(folders, names[expert is not None :], strict=True)
         engine = _engine_arguments(options, adapters)
-    args = contrast_args(options, named)
+    args = option_args(options, named)
     weights = pop_weights(args)
     grid = make_grid({name: getattr(options, name) for name in KNOBS}, options.preset, weights)
     check = check_problems(grid, expert, model, names, options.chat)
-    problems, repeated = load_problems(options.data, options.limit, args, check)
+    problems, repeated = load_problems(options.data, options.limit, args, check, options.chat)
     fewest = stats.fewest_problems(level_of(options.confidence))
     return Task(
         options,
