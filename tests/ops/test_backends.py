@@ -490,6 +490,20 @@ def test_avx2_and_avx512_agree() -> None:
     assert torch.equal(*dense) and torch.equal(*best) and torch.equal(*ids)
 
 
+def test_weights_do_not_depend_on_the_instruction_set() -> None:
+    """Where the expert has 0 and the amateur 1, a score is the weight itself."""
+    logits = 4 * torch.randn(2, 5003, generator=torch.Generator().manual_seed(0))
+    logits[:, 7] = torch.tensor([0.0, 1.0])
+    one, adapts = torch.tensor([[-1.0]]), torch.tensor([[True]])
+    groups = Groups(torch.tensor([[0, 1]]), one, torch.tensor([-INF]), None, 0, adapts)
+    weights = set()
+    for isa in scoring_cpu.ISAS[: scoring_cpu.ISAS.index(scoring_cpu.best_isa()) + 1]:
+        out = torch.empty(1, 5003)
+        CpuWith(isa).scores(logits, groups, out)
+        weights.add(float(out[0, 7]))
+    assert len(weights) == 1 and -1 < weights.pop() < 0
+
+
 def test_the_checks_bite() -> None:
     """A comparison that never fails proves nothing."""
     case = make_case(2, 5, 500, kinds=["normal"])

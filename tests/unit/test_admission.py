@@ -308,6 +308,20 @@ def test_room_for_all_streams(front: Front, monkeypatch: pytest.MonkeyPatch) -> 
     front.streams(text, ColdParams(max_tokens=13))  # 2 * 4
 
 
+def test_a_number_that_nobody_asked_for(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that did not see the request before has filled in all that is left of the context;
+    a caller's own number is never lowered for lack of blocks.
+    """
+    monkeypatch.setattr(front.config.cache_config, "block_size", 4)
+    monkeypatch.setattr(front.config.cache_config, "num_gpu_blocks", 13)
+    text, params = front.text([100] * 4), ColdParams(max_tokens=MAX_LEN - 4)
+    assert front.request(text, params).sampling_params.max_tokens == 21  # 2 * 6 blocks
+    monkeypatch.delattr(front.processor, "cold_adapters")
+    assert "and the engine has 12;" in refused(front, text, params=params)
+    unlimited = front.request(text, ColdParams(max_tokens=None))
+    assert unlimited.sampling_params.max_tokens == 21
+
+
 def test_a_window_in_all_layers(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream does not keep all of its blocks then: the scheduler says what does not fit."""
     cache = front.config.cache_config

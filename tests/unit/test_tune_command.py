@@ -538,7 +538,7 @@ def test_two_amateurs(line: Line, engine: Engine, tmp_path: Path) -> None:
             "problem 'line-1' (line 1): --without='tool': the conversation has no such",
         ),
         (["--without", "0,1,2"], "leaves no message; one must be left"),
-        (["--part", "0:3"], "(line 1): --part='0:3': is for a prompt that is one text"),
+        (["--part", "0:3"], "(line 1): --part='0:3': is for completions, whose prompt is one text"),
     ],
 )
 def test_what_cannot_be_contrasted_is_said_before_anything_starts(

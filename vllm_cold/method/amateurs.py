@@ -82,12 +82,19 @@ class Without:
         """What an error shows."""
         return ",".join(map(str, self.items))
 
-    def of(self, field: str, messages: Sequence[Any]) -> list[Any]:
-        """What is left of the messages.
+    def of(self, field: str, messages: Sequence[Any] | None) -> list[Any]:
+        """What is left of the messages; None for a prompt that is none.
 
         Raises:
+            ColdError: there are no messages.
             CannotLeaveOut: one of these roles or indices is not there, or nothing is left.
         """
+        if messages is None:
+            raise ColdError(
+                field,
+                self.value,
+                "is for chats, whose prompt is messages; leave a part of a text out with cold_part",
+            )
         of_role: dict[Any, list[int]] = {}
         for i, message in enumerate(messages):
             of_role.setdefault(_role(message), []).append(i)
@@ -133,12 +140,19 @@ class Part:
         """What an error shows."""
         return ",".join(f"{start}:{end}" for start, end in self.spans)
 
-    def of(self, field: str, prompt: _T) -> _T:
-        """What is left of the prompt.
+    def of(self, field: str, prompt: _T | None) -> _T:
+        """What is left of the prompt; None for one that is no text and no ids.
 
         Raises:
-            ColdError: a part is out of range, or nothing is left.
+            ColdError: it is none, a part is out of range, or nothing is left.
         """
+        if prompt is None:
+            raise ColdError(
+                field,
+                self.value,
+                "is for completions, whose prompt is one text; leave messages of a chat out with "
+                "cold_without",
+            )
         begin, end = self.spans[-1]
         if end > len(prompt):
             unit = "characters" if isinstance(prompt, str) else "tokens"

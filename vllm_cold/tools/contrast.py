@@ -263,23 +263,10 @@ def amateur_reads(prompt: Prompt, one: Described, chat: bool = False) -> Content
         case None | Text() | Messages():
             return source
         case Part():
-            if isinstance(whole, Messages):
-                raise ColdError(
-                    field,
-                    source.value,
-                    "is for a prompt that is one text; leave messages of a chat out with "
-                    "cold_without",
-                )
-            return Text(source.of(field, whole.value))
+            return Text(source.of(field, whole.value if isinstance(whole, Text) else None))
         case Without():
-            if isinstance(whole, Text):
-                raise ColdError(
-                    field,
-                    source.value,
-                    "is for chats, whose prompt is messages; leave a part of a text out with "
-                    "cold_part",
-                )
-            return Messages(source.of(field, whole.value))
+            left = source.of(field, whole.value if isinstance(whole, Messages) else None)
+            return Messages(left)
 
 
 @dataclass(frozen=True, slots=True)

@@ -157,9 +157,10 @@ def admit(processor: Any, prompt: Any, params: Any, request: "EngineCoreRequest"
         return
     _check_kind(request)
     length = len(request.prompt_token_ids or request.prompt_embeds)
-    # A server fills in what is left of the context where its client said nothing.
-    full = length + sampling.max_tokens >= config.model_config.max_model_len
-    unlimited = prepared.unlimited or params.max_tokens is None or (not recipe.prepared and full)
+    unlimited = prepared.unlimited or params.max_tokens is None
+    if recipe.prepared is None and hasattr(processor, "cold_adapters"):
+        # A server fills in what is left of the context where its client said nothing.
+        unlimited |= length + sampling.max_tokens >= config.model_config.max_model_len
     most = fit(config, replace(prepared, unlimited=unlimited), length, sampling.max_tokens)
     sampling.max_tokens = most
     sampling.min_tokens = min(sampling.min_tokens, most)

@@ -243,7 +243,8 @@ def _call(renderer: Any, recipe: Recipe, order: Order) -> tuple[Any, ...] | None
         case None:
             return None
         case Part():
-            prompt: Any = source.of(order.field, _own_prompt(recipe, order))
+            own: Any = recipe.prompt  # text or ids
+            prompt: Any = source.of(order.field, own)
         case Text():
             prompt = source.value
             if recipe.chat_params is not None and tok_params is not None:
@@ -267,15 +268,6 @@ def _call(renderer: Any, recipe: Recipe, order: Order) -> tuple[Any, ...] | None
     return "render_cmpl", [{key: prompt}], tok_params
 
 
-def _own_prompt(recipe: Recipe, order: Order) -> Any:
-    if recipe.prompt is None:
-        raise order.refused(
-            "is for completions, whose prompt is one text; leave messages of a chat out with "
-            "cold_without"
-        )
-    return recipe.prompt
-
-
 def messages_of(recipe: Recipe, order: Order) -> list[Any]:
     """What an amateur of a chat reads.
 
@@ -286,10 +278,6 @@ def messages_of(recipe: Recipe, order: Order) -> list[Any]:
     if isinstance(source, Messages):
         return list(source.value)
     assert isinstance(source, Without)
-    if recipe.messages is None:
-        raise order.refused(
-            "is for chats, whose prompt is messages; leave a part of a text out with cold_part"
-        )
     return source.of(order.field, recipe.messages)
 
 
