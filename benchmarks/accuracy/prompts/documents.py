@@ -1,0 +1,314 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about documents that no model has seen: what they say can be read only there.
+
+The documents are made from templates with people, places, dates and prices. A person or town that
+occurs in a split's documents occurs in none of the other's.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+
+from benchmarks.accuracy.prompts.pages import CARDS, PAGES, VALUES
+from benchmarks.accuracy.prompts.problem import Cell, ModelName, Problem, Prompt, Split, split_of
+
+_BRIEF = "You answer questions with a word or two."
+_COPY = "Answer only from the text; copy its words."
+_UNKNOWN = 'If the text does not say it, the answer is "unknown".'
+_NOT_SAID = re.compile(
+    r"unknown|(?:\bnot|n't) (?:\w+ )?(?:stated|said|given|mentioned|specified|known|provided|"
+    r"available|in the text)|(?:\bnot|n't) (?:say|state|mention|give|specify|tell|know|provide|"
+    r"contain|include|indicate)|no (?:information|mention)|can(?:not|'t) be"
+)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an answer is judged by.
+
+    Attributes:
+        answer: The ways to give the right answer; none where it is not to be had.
+        others: Values of the same kind that the documents give for something else.
+    """
+
+    answer: tuple[str, ...]
+    others: tuple[str, ...]
+
+
+# Names and values
+
+
+@cache
+def _names(split: Split) -> dict[str, list[str]]:
+    """The first names, last names and towns of a split's documents."""
+    from faker.providers.person.en_GB import Provider
+
+    texts = [text for text, _ in PAGES] + [first for _, first, _ in CARDS]
+    texts += [said for _, _, sayings in CARDS for said, _ in sayings.values()]
+    words = set(re.findall(r"\w+", " ".join(texts).lower()))
+    words |= {word.lower() for values in VALUES.values() for word in values}
+
+    def usable(names: Iterable[str], unlike: Iterable[str] = ()) -> list[str]:
+        # A name that is also a word of the texts could be found there by chance.
+        return sorted(
+            name
+            for name in set(names)
+            if split_of(name) == split
+            and re.fullmatch("[A-Z][a-z]{3,}", name)
+            and name.lower() not in words
+            and name not in unlike
+        )
+
+    return {
+        "first": usable(Provider.first_names),
+        "last": usable(Provider.last_names, unlike=Provider.first_names),
+        "town": usable([stem + ending for stem in VALUES["stem"] for ending in VALUES["ending"]]),
+    }
+
+
+class _Values:
+    """Values of some kinds, each of them given out once."""
+
+    def __init__(self, split: Split, rng: Random) -> None:
+        self.names, self.rng = _names(split), rng
+        self.given: set[str] = set()
+
+    def new(self, kind: str) -> str:
+        while True:
+            value = self._any(kind)
+            # Two people of one last name could not be told apart by it.
+            key = value.split()[-1] if kind == "person" else f"{kind} {value}"
+            if key not in self.given:
+                self.given.add(key)
+                return value
+
+    def _any(self, kind: str) -> str:
+        rng = self.rng
+        if kind == "person":
+            return f"{rng.choice(self.names['first'])} {rng.choice(self.names['last'])}"
+        if kind == "town":
+            return rng.choice(self.names["town"])
+        if kind == "year":
+            return str(rng.randrange(1940, 2016))
+        if kind == "count":
+            return str(rng.randrange(32, 99))  # more than a month has days
+        if kind == "price":
+            return f"${rng.randrange(2, 90)}.{rng.randrange(1, 20) * 5:02}"
+        if kind == "day":
+            return f"{rng.randrange(1, 29)} {rng.choice(VALUES['month'])}"
+        return rng.choice(VALUES[kind])
+
+
+def _kind(slot: str) -> str:
+    return slot.rstrip("0123456789")
+
+
+def _slots(text: str) -> list[str]:
+    """The values that a text needs, in the order of their first use."""
+    found = dict.fromkeys(re.findall(r"{(\w+)}", text))
+    return [slot for slot in found if _kind(slot) != "last"]
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    last = {
+        slot.replace("person", "last"): value.split()[-1]
+        for slot, value in values.items()
+        if _kind(slot) == "person"
+    }
+    return text.format(**values, **last)
+
+
+def _chosen(text: str, rng: Random) -> str:
+    """The text with one of each ``[a|b]``."""
+    return re.sub(r"\[([^]]*)\]", lambda found: rng.choice(found[1].split("|")), text)
+
+
+def _forms(kind: str, value: str) -> tuple[str, ...]:
+    """The ways to write a value."""
+    if kind == "day":
+        day, month = value.split()
+        ends = {"1": "st", "2": "nd", "3": "rd", "21": "st", "22": "nd", "23": "rd"}
+        nth = day + ends.get(day, "th")
+        return (value, f"{month} {day}", f"{nth} {month}", f"{nth} of {month}", f"{month} {nth}")
+    if kind == "person":
+        return (value.split()[-1],)
+    if kind == "price":
+        return (value.removeprefix("$"),)
+    return (value,)
+
+
+# Documents
+
+
+def _page(split: Split, rng: Random) -> tuple[list[str], str, Judged]:
+    """A page, a question about it and its answer."""
+    text, questions = rng.choice(PAGES)
+    first, *rest = text.split("\n\n")
+    rng.shuffle(rest)
+    new = _Values(split, rng).new
+    values = {slot: new(_kind(slot)) for slot in _slots(text)}
+    asked = rng.choice(sorted(questions))
+    kind, question = _kind(asked), questions[asked].format(**values)
+    others = [
+        form
+        for slot, value in values.items()
+        if _kind(slot) == kind and slot != asked and value not in question
+        for form in _forms(kind, value)
+    ]
+    document = _filled(_chosen("\n\n".join([first, *rest]), rng), values)
+    return [document], question, Judged(_forms(kind, values[asked]), tuple(others))
+
+
+def _cards(split: Split, rng: Random, there: bool) -> tuple[list[str], str, Judged]:
+    """Short texts about things of one kind, a question about one of them and its answer.
+
+    If the answer is not to be ``there``, the text about the one in question does not say what is
+    asked for, or there is no such text.
+    """
+    subject, first, sayings = rng.choice(CARDS)
+    slots = _slots(first)
+    asked = rng.choice(sorted(sayings))
+    said = [asked, *rng.sample(sorted(set(sayings) - {asked}), 2)]
+    new = _Values(split, rng).new
+    things = [
+        {slot: new(_kind(slot)) for slot in [*slots, *said]} for _ in range(rng.choice((4, 5)))
+    ]
+    target = rng.randrange(len(things))
+    missing = None if there else rng.choice(("text", "sentence"))
+    documents = []
+    for index, values in enumerate(things):
+        hidden = index == target and missing
+        if hidden == "text":
+            continue
+        order = [slot for slot in said if not (hidden and slot == asked)]
+        rng.shuffle(order)
+        sentences = [first, *(sayings[slot][0] for slot in order)]
+        documents.append(_filled(_chosen(" ".join(sentences), rng), values))
+    kind = _kind(asked)
+    forms = [_forms(kind, values[asked]) for values in things]
+    others = [form for index, each in enumerate(forms) if index != target for form in each]
+    question = sayings[asked][1].format(subject.format(**things[target]))
+    return documents, question, Judged(forms[target] if there else (), tuple(others))
+
+
+# Prompts
+
+
+def problem_of(
+    model: ModelName, documents: list[str], question: str, judged: Judged, order: str = ""
+) -> Problem:
+    """A question about documents.
+
+    Args:
+        model: A chat model reads several documents as messages of their own.
+        documents: What the amateur lacks.
+        question: About them.
+        judged: What the answer is judged by.
+        order: How to answer, which the amateur reads too.
+    """
+
+    def prompt(texts: list[str], how: str = order, before: bool = False) -> Prompt:
+        first = [f"Question: {question}"] * before
+        if model == "gemma":
+            ask = f"{how}\nQuestion: {question}\nAnswer:".lstrip()
+            return "\n\n".join([*first, *(f"Text: {text}" for text in texts), ask])
+        ask = f"{question} {how}".rstrip()
+        # One text is in one message with its question, as people paste it.
+        own = [*first, *texts, ask] if len(documents) > 1 else ["\n\n".join([*texts, ask])]
+        return (
+            {"role": "system", "content": _BRIEF},
+            *({"role": "user", "content": text} for text in own),
+        )
+
+    once = len(documents) == 1
+    return Problem(
+        prompt(documents),
+        prompt([]),
+        judged,
+        {
+            # Of several documents the question comes twice, so that all are read with it in mind.
+            "repeated": prompt(documents * 2) if once else prompt(documents, before=True),
+            "better": prompt(documents, how=f"{_COPY} {order}".rstrip()),
+        },
+    )
+
+
+def _chances(cell: str, split: Split, n: int) -> Iterator[Random]:
+    """A source of chance for each problem, whatever the others are."""
+    return (Random(f"{cell} {split} {index}") for index in range(n))
+
+
+def _make_page(model: ModelName, split: Split, n: int) -> list[Problem]:
+    return [problem_of(model, *_page(split, rng)) for rng in _chances("page", split, n)]
+
+
+def _make_several(model: ModelName, split: Split, n: int) -> list[Problem]:
+    return [problem_of(model, *_cards(split, rng, True)) for rng in _chances("documents", split, n)]
+
+
+def _make_not_there(model: ModelName, split: Split, n: int) -> list[Problem]:
+    return [
+        problem_of(model, *_cards(split, rng, False), order=_UNKNOWN)
+        for rng in _chances("not-there", split, n)
+    ]
+
+
+# Scores
+
+
+def _normal(text: str) -> str:
+    return " ".join(text.lower().replace("\u2019", "'").split())
+
+
+def _names_one(text: str, forms: Sequence[str]) -> bool:
+    """Whether one of the forms stands in the text by itself, not within a word or number."""
+    return any(
+        re.search(rf"(?<![\w.,]){re.escape(_normal(form))}(?!\w|[.,]\d)", text.replace("$", " "))
+        for form in forms
+    )
+
+
+def _first_sentence(answer: str) -> str:
+    line = answer.strip().partition("\n")[0]
+    return _normal(re.split(r"(?<=[.!?])\s", line)[0])
+
+
+def score_found(answer: str, problem: Problem) -> dict[str, bool]:
+    """Right: the first sentence names the answer and no other value. Mentioned: the answer does."""
+    judged: Judged = problem.judged
+    first = _first_sentence(answer)
+    return {
+        "right": _names_one(first, judged.answer) and not _names_one(first, judged.others),
+        "mentioned": _names_one(_normal(answer), judged.answer),
+    }
+
+
+def _score_not_there(answer: str, problem: Problem) -> dict[str, bool]:
+    first = _first_sentence(answer)
+    unsaid = bool(_NOT_SAID.search(first))
+    other = _names_one(first, problem.judged.others)
+    return {"right": unsaid and not other, "invented": bool(first) and not unsaid, "other's": other}
+
+
+_STOP: dict[ModelName, tuple[str, ...]] = {"gemma": ("\n",)}
+_BOTH: tuple[ModelName, ...] = ("smollm2", "gemma")
+
+CELLS: tuple[Cell, ...] = (
+    Cell(
+        "page", "a question about a page of text; the amateur lacks the page",
+        "gain", _BOTH, _make_page, score_found, 24, _STOP,
+    ),
+    Cell(
+        "documents", "a question about one of 4 or 5 short texts that say the like of others; the "
+        "amateur lacks them all",
+        "gain", _BOTH, _make_several, score_found, 24, _STOP,
+    ),
+    Cell(
+        "not-there", 'the same, but no text says it, and "unknown" is to be answered then',
+        "control", _BOTH, _make_not_there, _score_not_there, 24, _STOP,
+    ),
+)  # fmt: skip

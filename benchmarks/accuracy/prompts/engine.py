@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""vLLM decodes the problems, through the API that users have."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.accuracy.prompts.methods import Method
+from benchmarks.accuracy.prompts.problem import Cell, ModelName, Problem, Prompt
+
+MAX_LENGTH = 1024
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a method made of problems: texts and their tokens, in the problems' order."""
+
+    texts: list[str]
+    token_ids: list[list[int]]
+    seconds: float
+
+
+class Engine:
+    """One engine of one model, in this process."""
+
+    def __init__(self, model: ModelName) -> None:
+        from vllm import LLM
+
+        from examples import gemma3, smollm2
+
+        path = {"smollm2": smollm2, "gemma": gemma3}[model].model_path()
+        self._model: ModelName = model
+        self._llm = LLM(
+            model=str(path),
+            dtype="bfloat16",
+            max_model_len=MAX_LENGTH,
+            max_num_seqs=128,
+            # Prompts stay in the cache from one method to the next.
+            kv_cache_memory_bytes=4 << 30,
+            block_size=32,  # what all of vLLM's attention on CPU takes
+            disable_log_stats=True,
+            use_tqdm_on_load=False,
+            additional_config={"cold": True},
+        )
+
+    def run(self, method: Method, cell: Cell, problems: list[Problem]) -> Answers:
+        """Decode ``problems``."""
+        prompts = [_chosen(method, problem) for problem in problems]
+        params = [self._params(method, cell, problem) for problem in problems]
+        started = time.perf_counter()
+        # Chat messages or documents, not both.
+        if isinstance(prompts[0], str):
+            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+        else:
+            outputs = self._llm.chat([_read(p) for p in prompts], params, use_tqdm=False)
+        seconds = time.perf_counter() - started
+        kept = [_voted(output.outputs, method.vote) for output in outputs]
+        return Answers(
+            [completion.text for completion in kept],
+            [list(completion.token_ids) for completion in kept],
+            round(seconds, 1),
+        )
+
+    def _params(self, method: Method, cell: Cell, problem: Problem) -> Any:
+        from vllm import SamplingParams
+
+        from vllm_cold import Amateur, ColdParams
+
+        common: dict[str, Any] = {
+            "temperature": 0.0,
+            "max_tokens": cell.max_tokens,
+            "stop": list(cell.stop.get(self._model, ())) or None,
+            **method.sampling,
+        }
+        if not method.contrasts:
+            return SamplingParams(**common)
+        amateurs = [Amateur(prompt=_read(problem.without))]
+        if method.unasked is not None:
+            assert problem.unasked is not None
+            amateurs.append(Amateur(prompt=_read(problem.unasked), weight=method.unasked))
+        if method.preset is not None:
+            return ColdParams.preset(method.preset, amateurs=amateurs, **common)
+        return ColdParams(amateurs=amateurs, **method.knobs, **common)
+
+
+def _read(prompt: Prompt) -> Any:
+    return prompt if isinstance(prompt, str) else list(prompt)
+
+
+def _chosen(method: Method, problem: Problem) -> Prompt:
+    if method.prompt in ("prompt", "without"):
+        found: Prompt = getattr(problem, method.prompt)
+        return found
+    return problem.plain[method.prompt]
+
+
+def _voted(completions: list[Any], vote: bool) -> Any:
+    if not vote:
+        return completions[0]
+    votes = Counter(completion.text.strip().lower() for completion in completions)
+    # Of answers with as many votes, the one that came first.
+    return max(completions, key=lambda completion: votes[completion.text.strip().lower()])

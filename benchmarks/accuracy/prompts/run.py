@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decodes the problems with all methods: ``python -m benchmarks.accuracy.prompts.run``.
+
+What is measured already is not measured again, so the command goes on where it was stopped. Two
+processes with other ``--models`` or ``--cells`` may run side by side, each on one core. Settings
+are chosen on dev; what is decoded on test was written down before (``hypotheses.md``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+
+from tqdm import tqdm
+
+from benchmarks.accuracy.prompts import documents, instructions, memory, others
+from benchmarks.accuracy.prompts.methods import METHODS
+from benchmarks.accuracy.prompts.problem import Cell, ModelName, Split
+from benchmarks.accuracy.prompts.store import Store, mark_of
+from vllm_cold.tools.engine import prepare_environment
+
+MODULES = (memory, instructions, documents, others)
+CELLS: dict[str, Cell] = {cell.name: cell for module in MODULES for cell in module.CELLS}
+# At most: some cells have fewer problems.
+PROBLEMS: dict[Split, int] = {"dev": 200, "test": 520}
+MODELS: tuple[ModelName, ...] = ("smollm2", "gemma")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Measure what contrasts with prompts gain.")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--splits", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument(
+        "--problems", type=int, help="of each cell, at most (default: see PROBLEMS)"
+    )
+    arguments = parser.parse_args()
+    prepare_environment()
+    from benchmarks.accuracy.prompts.engine import Engine
+
+    for model in arguments.models:
+        engine: Engine | None = None
+        cells = [CELLS[name] for name in arguments.cells if model in CELLS[name].models]
+        for split in arguments.splits:
+            for cell in tqdm(cells, desc=f"{model}, {split}", unit="cell"):
+                problems = cell.make(model, split, arguments.problems or PROBLEMS[split])
+                store = Store(model, cell.name, split, mark_of(model, cell, problems))
+                left = [m for m in METHODS if m.key not in store.outcomes]
+                for method in tqdm(left, desc=cell.name, unit="method", leave=False):
+                    if not all(method.is_for(problem) for problem in problems):
+                        continue
+                    engine = engine or Engine(model)
+                    store.add(method.key, cell, problems, engine.run(method, cell, problems))
+
+
+if __name__ == "__main__":
+    main()

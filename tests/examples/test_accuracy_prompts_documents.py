@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions about documents: the answer is in the text, once, and only the expert has the text."""
+
+import re
+from typing import get_args
+
+import pytest
+
+from benchmarks.accuracy.prompts import documents
+from benchmarks.accuracy.prompts.documents import CELLS, Judged
+from benchmarks.accuracy.prompts.pages import CARDS, PAGES, VALUES
+from benchmarks.accuracy.prompts.problem import Cell, ModelName, Problem, Prompt, Split
+
+pytestmark = pytest.mark.unit
+
+BY_NAME = {cell.name: cell for cell in CELLS}
+FOUND = [BY_NAME["page"], BY_NAME["documents"]]
+
+
+def text_of(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else "\n\n".join(each["content"] for each in prompt)
+
+
+def each_cell(cells: list[Cell] | tuple[Cell, ...]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("cell", cells, ids=lambda cell: cell.name)
+
+
+def each_model() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("model", get_args(ModelName))
+
+
+@each_cell(CELLS)
+@each_model()
+def test_there_are_enough_and_the_first_are_the_same(cell: Cell, model: ModelName) -> None:
+    for split, n in (("dev", 200), ("test", 500)):
+        problems = cell.make(model, split, n)  # type: ignore[arg-type]
+        assert len({text_of(problem.prompt) for problem in problems}) == n
+        assert cell.make(model, split, 7) == problems[:7]  # type: ignore[arg-type]
+
+
+def made_up_words(cell: Cell, split: Split) -> set[str]:
+    """What stands in a split's documents and in no template: names of people and towns."""
+    templates = str(PAGES) + str(CARDS) + str(VALUES)
+    ordinary = {word.lower() for word in re.findall(r"\w+", templates)}
+    texts = " ".join(text_of(problem.prompt) for problem in cell.make("gemma", split, 300))
+    ordinary |= {"text", "question", "answer"}
+    return {word for word in re.findall(r"[A-Z][a-z]{3,}", texts) if word.lower() not in ordinary}
+
+
+@each_cell(CELLS)
+def test_the_splits_share_no_name(cell: Cell) -> None:
+    dev, test = made_up_words(cell, "dev"), made_up_words(cell, "test")
+    assert min(len(dev), len(test)) > 100
+    assert dev & test == set()
+    asked = [
+        [
+            text_of(problem.without).partition("Question: ")[2][:15]
+            for problem in cell.make("gemma", split, 20)
+        ]
+        for split in get_args(Split)
+    ]
+    assert asked[0] != asked[1]
+
+
+def says(text: str, forms: tuple[str, ...]) -> list[int]:
+    """Where one of the forms stands in a text."""
+    return [
+        found.start()
+        for form in forms
+        for found in re.finditer(rf"(?<![\w.]){re.escape(form)}(?!\w|\.\d)", text.replace("$", " "))
+    ]
+
+
+@each_cell(FOUND)
+@each_model()
+def test_the_answer_is_in_the_document_and_not_in_the_amateurs_prompt(
+    cell: Cell, model: ModelName
+) -> None:
+    for problem in cell.make(model, "dev", 200):
+        judged: Judged = problem.judged
+        assert says(text_of(problem.prompt), judged.answer)
+        assert not says(text_of(problem.without), judged.answer)
+        assert not set(judged.answer) & set(judged.others)
+        assert judged.others or "colour" in text_of(problem.without)
+
+
+def test_one_of_several_documents_has_the_answer_and_the_others_have_near_misses() -> None:
+    for problem in BY_NAME["documents"].make("smollm2", "dev", 200):
+        assert not isinstance(problem.prompt, str)
+        _, *texts, _ = (each["content"] for each in problem.prompt)
+        with_answer = [text for text in texts if says(text, problem.judged.answer)]
+        with_other = [text for text in texts if says(text, problem.judged.others)]
+        assert len(with_answer) == 1 and len(texts) in (4, 5)
+        assert len(with_other) == len(texts) - 1 and with_answer[0] not in with_other
+
+
+def test_what_is_not_there_is_said_of_the_others_only() -> None:
+    kinds = set()
+    for problem in BY_NAME["not-there"].make("smollm2", "dev", 200):
+        assert not isinstance(problem.prompt, str)
+        how, *texts, question = (each["content"] for each in problem.prompt)
+        assert '"unknown"' in question and text_of(problem.without) == f"{how}\n\n{question}"
+        subject = re.findall(r"[A-Z]\w{3,}", question.partition("?")[0])[-1]
+        subjects = [text for text in texts if re.search(rf"\b{subject}\b", text)]
+        kinds.add(len(subjects))
+        assert not any(says(text, problem.judged.others) for text in subjects)
+        silent = [text for text in texts if not says(text, problem.judged.others)]
+        assert silent == subjects and problem.judged.answer == ()
+        # One sentence less than the others have: the one that would say it.
+        assert [text.count(".") - text.count("$") for text in texts if text in subjects] == [
+            3
+        ] * len(subjects)
+    assert kinds == {0, 1}
+
+
+@each_cell(CELLS)
+def test_the_amateur_reads_the_same_without_the_documents(cell: Cell) -> None:
+    for problem in cell.make("gemma", "dev", 50):
+        assert isinstance(problem.prompt, str) and isinstance(problem.without, str)
+        assert problem.prompt.startswith("Text: ")
+        assert problem.prompt.endswith("\n\n" + problem.without)
+        assert "Text: " not in problem.without
+    for problem in cell.make("smollm2", "dev", 50):
+        assert isinstance(problem.prompt, tuple)
+        how, *texts = problem.prompt
+        if cell.name == "page":
+            (message,) = texts
+            question = message["content"].splitlines()[-1]
+            assert problem.without == (how, {"role": "user", "content": question})
+        else:
+            assert problem.without == (how, texts[-1]) and len(texts) > 3
+
+
+@each_cell(CELLS)
+@each_model()
+def test_other_prompts_have_the_same_question(cell: Cell, model: ModelName) -> None:
+    for problem in cell.make(model, "dev", 20):
+        assert set(problem.plain) == {"repeated", "better"}
+        (question,) = re.findall(r".*\?", text_of(problem.without))
+        assert all(question in text_of(prompt) for prompt in problem.plain.values())
+        better = text_of(problem.plain["better"])
+        assert "copy its words" in better and ('"unknown"' in better) == (cell.name == "not-there")
+        repeated = text_of(problem.plain["repeated"])
+        if cell.name == "page":
+            text = text_of(problem.prompt).split("\n\n")[1]
+            assert (repeated.count(text), repeated.count(question)) == (2, 1)
+        else:
+            assert repeated.count(question.removeprefix("Question: ")) == 2
+
+
+def problem_with(answer: tuple[str, ...], others: tuple[str, ...]) -> Problem:
+    return Problem("", "", Judged(answer, others))
+
+
+PRICE = problem_with(("14.50",), ("4.50", "65.55"))
+DAY = problem_with(documents._forms("day", "21 March"), documents._forms("day", "1 March"))
+PERSON = problem_with(documents._forms("person", "Anna Howells"), ("Ash", "Potts"))
+
+
+@pytest.mark.parametrize(
+    ("problem", "answer", "right", "mentioned"),
+    [
+        (PRICE, " $14.50", True, True),
+        (PRICE, "It costs $14.50. Children pay $4.50.", True, True),
+        (PRICE, "14.50 dollars\n\nQuestion: $65.55", True, True),
+        (PRICE, "$4.50, or $14.50 on Sundays", False, True),
+        (PRICE, "$4.50\n$14.50", False, True),
+        (PRICE, "$114.50", False, False),
+        (PRICE, "$14.505", False, False),
+        (PRICE, "", False, False),
+        (DAY, "21 March.", True, True),
+        (DAY, "on the 21st of March", True, True),
+        (DAY, "March 21", True, True),
+        (DAY, "1 March", False, False),
+        (DAY, "21", False, False),
+        (PERSON, "anna howells", True, True),
+        (PERSON, "Howells", True, True),
+        (PERSON, "Anna", False, False),
+        (PERSON, "Howells and Potts", False, True),
+        (PERSON, "Ashley Howells", True, True),
+    ],
+)
+def test_answers_about_a_text(problem: Problem, answer: str, right: bool, mentioned: bool) -> None:
+    for cell in FOUND:
+        assert cell.score(answer, problem) == {"right": right, "mentioned": mentioned}
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "invented", "other"),
+    [
+        ("unknown", True, False, False),
+        (" Unknown.", True, False, False),
+        ("The text does not say it.", True, False, False),
+        ("The text does not provide the price", True, False, False),
+        ("The text does not say it, but he has a llama", False, False, True),
+        ("It doesn't say.", True, False, False),
+        ("It isn't mentioned.\nA parrot", True, False, False),
+        ("Not stated; the other one has a parrot.", False, False, True),
+        ("A parrot", False, True, True),
+        ("A tiger. It is unknown why.", False, True, False),
+        ("", False, False, False),
+    ],
+)
+def test_answers_that_no_text_has(answer: str, right: bool, invented: bool, other: bool) -> None:
+    judged = problem_with((), ("parrot", "llama"))
+    assert BY_NAME["not-there"].score(answer, judged) == {
+        "right": right, "invented": invented, "other's": other,
+    }  # fmt: skip
+
+
+def test_a_page_uses_each_value_once() -> None:
+    for text, questions in PAGES:
+        slots = documents._slots(text)
+        assert set(questions) <= set(slots)
+        for slot in questions:
+            assert text.count(f"{{{slot}}}") == 1, f"{slot} can be read in several places"
