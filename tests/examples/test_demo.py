@@ -1,45 +1,357 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``make demo`` as a person runs it: the real model, the shipped adapters, a real engine."""
+"""The demo: its parts with stand-ins, and as a person runs it, with two real engines."""
 
+from __future__ import annotations
+
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from benchmarks.accuracy.prompts.problem import split_of
+from examples.demo import __main__ as demo
+from examples.demo import adapted, documents, page, speed
+from tests.vllm_parser import serve_parser
+from vllm_cold import ColdParams
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 
 
-def run_demo(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "examples.demo", *arguments],
+def drawn(table: Any, width: int = 80) -> str:
+    """A table as it is printed."""
+    console = Console(width=width, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return capture.get()
+
+
+# Documents
+
+
+@pytest.mark.unit
+def test_cases_are_false_and_apart() -> None:
+    shown, counted = documents.picked(), documents.held_out()
+    assert len(counted) == 100 and len({case.fact for case in counted}) == 100
+    assert {split_of(case.fact.subject) for case in shown} == {"dev"}
+    assert {split_of(case.fact.subject) for case in counted} == {"test"}
+    assert documents.held_out() == counted
+    for case in [*shown, *counted]:
+        assert case.follows(case.claim)
+        assert not case.follows(case.fact.answers[0])
+        assert case.claim in case.document
+
+
+@pytest.mark.unit
+def test_an_answer_that_names_both_does_not_follow() -> None:
+    case = documents.picked()[0]
+    assert case.follows("It is in Germany.")
+    assert not case.follows("Not in Germany: in the United States.")
+    assert not case.follows("")
+
+
+class Chat:
+    """An engine that answers with a case's number and the way it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[list[dict[str, str]], Any]] = []
+
+    def chat(self, chats: Any, params: Any, **_: Any) -> list[Any]:
+        self.asked = list(zip(chats, params, strict=True))
+        found = []
+        for i, (chat, how) in enumerate(self.asked):
+            kind = "contrast" if isinstance(how, ColdParams) else str(len(chat))
+            found.append(SimpleNamespace(outputs=[SimpleNamespace(text=f" {i // 3} {kind}\n")]))
+        return found
+
+
+@pytest.mark.unit
+def test_every_case_is_asked_in_three_ways() -> None:
+    cases, engine = documents.picked(), Chat()
+    documents.answer(engine, cases)
+    for i, case in enumerate(cases):
+        assert (case.memory, case.greedy, case.contrast) == (f"{i} 1", f"{i} 2", f"{i} contrast")
+        (alone, _), (chat, greedy), (again, contrast) = engine.asked[3 * i : 3 * i + 3]
+        assert chat == again == case.messages
+        assert alone == [{"role": "user", "content": case.fact.question}]
+        assert contrast.amateur.prompt == alone
+        assert (contrast.alpha, contrast.beta) == (0.0, 0.5)
+        assert greedy.temperature == contrast.temperature == 0.0
+        assert greedy.max_tokens == contrast.max_tokens
+
+
+def answered(
+    count: int, known: Sequence[int], greedy: Sequence[int], contrast: Sequence[int]
+) -> Any:
+    """Cases, of which those with these numbers are remembered, and follow the document."""
+    cases = documents.held_out(count)
+    for i, case in enumerate(cases):
+        so = case.fact.answers[0]
+        case.memory = so if i in known else "no idea"
+        case.greedy = case.claim if i in greedy else so
+        case.contrast = case.claim if i in contrast else f"{case.claim} or {so}"
+    return cases
+
+
+@pytest.mark.unit
+def test_the_counts_are_those_of_the_cases() -> None:
+    shown = documents.picked()
+    shown[0].greedy, shown[0].contrast = "It is\nin the United States.", "In Germany."
+    text = drawn(documents.table(shown, answered(10, range(6), [0, 8], [0, 1, 2, 8, 9])))
+    assert max(map(len, text.splitlines())) <= 80
+    cells = [[cell.strip() for cell in row.split("│")[1:-1]] for row in text.splitlines()]
+    assert ["10 held out", "6 remembered", "✓ 2 of 10", "✓ 5 of 10"] in cells
+    assert ["", "of these 6", "✓ 1 of 6", "✓ 3 of 6"] in cells
+    first = next(row for row in cells if len(row) == 4)
+    assert first[2].startswith("✗ It is in the") and first[3] == "✓ In Germany."
+
+
+# Adapters
+
+
+def output(ids: list[int], text: str) -> Any:
+    return SimpleNamespace(token_ids=ids, text=text)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("cold", "parting"), [([1, 2, 3], None), ([1, 9, 3], 1), ([1, 2], 2), ([1, 2, 3, 4], 3)]
+)
+def test_where_answers_part(cold: list[int], parting: int | None) -> None:
+    item = adapted.items()[0]
+    item.greedy, item.cold = output([1, 2, 3], ""), output(cold, "")
+    assert item.parting == parting
+
+
+@pytest.mark.unit
+def test_the_adapters_table_counts_right_answers() -> None:
+    items = adapted.items()
+    assert [item.task.name for item in items] == ["sorting"] * 3 + ["orders"]
+    for i, item in enumerate(items):
+        item.greedy = output([i], item.problem.answer if i < 3 else "no")
+        item.cold = output([i if i == 0 else 9], item.problem.answer if i < 1 else "no")
+    tokenizer = SimpleNamespace(decode=lambda ids, **_: "".join(f"<{i}>" for i in ids))
+    text = drawn(adapted.table(items, tokenizer))
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"right +│ 3 of 4 +│ 1 of 4 ", text), text
+    assert "✓ the same" in text and "✗ <9>" in text
+
+
+# Speed
+
+
+@pytest.mark.unit
+def test_speeds_take_turns_and_a_first_run_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = []
+
+    def run(name: str, seconds: float) -> Callable[..., dict[str, Any]]:
+        def measure(*_: Any, mode: str, prompts: Any, tokens: int) -> dict[str, Any]:
+            assert mode == "adapter" and len(prompts) == speed.REQUESTS and all(prompts)
+            order.append(name)
+            return {"seconds": 99.0 if len(order) <= 2 else seconds}
+
+        return measure
+
+    stock = SimpleNamespace(ask=run("stock", 2.0))
+    monkeypatch.setattr(speed, "Here", lambda *_: SimpleNamespace(run=run("plugin", 0.5)))
+    tokenizer = SimpleNamespace(
+        apply_chat_template=lambda *_, **__: "text", encode=lambda *_, **__: [1, 2]
+    )
+    llm = SimpleNamespace(get_tokenizer=lambda: tokenizer)
+    said = speed.compare(llm, stock, ROOT)  # type: ignore[arg-type]
+    assert order == ["plugin", "stock"] * (1 + speed.ROUNDS)
+    tokens = speed.REQUESTS * speed.TOKENS
+    assert f"{tokens / 0.5:.0f} tokens/s with the plugin, {tokens / 2:.0f} in stock" in said
+    assert "4.0 times" in said
+
+
+# What is left behind
+
+
+@pytest.mark.unit
+def test_the_commands_are_what_the_tools_take(tmp_path: Path) -> None:
+    case = documents.picked()[0]
+    page.write_prompts([case], tmp_path / "it's.jsonl")
+    page.write_request(case, tmp_path / "demo.json")
+    found = page.commands("/my models/smol", tmp_path / "it's.jsonl", tmp_path / "demo.json")
+    (_, explain), (_, serve), (_, curl) = found
+    check_explain(explain, "/my models/smol")
+    check_serve(serve, "/my models/smol")
+    assert check_curl(curl)["messages"] == case.messages
+
+
+def words(command: str, program: str) -> list[str]:
+    """A command's words behind the program's path."""
+    joined = shlex.split(command.replace("\\\n", " "))
+    found = [word for word in joined if not re.match(r"VLLM_\w+=", word)]
+    assert Path(found[0]).name == program
+    return found[1:]
+
+
+def check_explain(command: str, model: str) -> None:
+    from vllm_cold.tools.explain.command import ask_all
+
+    options = build_parser().parse_args(words(command, "vllm-cold"))
+    assert options.model == model
+    for one in ask_all(options):
+        (amateur,) = one.contrast.amateurs
+        assert one.contrast.settings.alpha == 0.0
+        assert one.reads(amateur)[0] == "the same conversation without 0"
+
+
+def check_serve(command: str, model: str) -> None:
+    from vllm_cold.vllm import patching
+    from vllm_cold.vllm.frontend import cli
+
+    patching.install(cli.PLACES)
+    verb, *rest = words(command, "vllm")
+    options = serve_parser().parse_args(rest)
+    assert verb == "serve" and options.model_tag == model and options.sampler == "cold"
+
+
+def check_curl(command: str) -> dict[str, Any]:
+    from vllm_cold.method.amateurs import describe
+    from vllm_cold.method.arguments import parse_request_args
+
+    file = Path(words(command, "curl")[-1].removeprefix("@"))
+    request: dict[str, Any] = json.loads(file.read_text())
+    (amateur,) = describe(parse_request_args(request["vllm_xargs"]).contrast)
+    assert str(amateur.source) == "without 0"
+    return request
+
+
+# As a program
+
+
+@pytest.fixture
+def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """The demo, which leaves this process's environment as it is."""
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    monkeypatch.setattr(demo, "quiet", lambda: None)
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    return demo.main
+
+
+@pytest.mark.unit
+def test_too_little_memory_is_said(
+    program: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    demo.check_memory(int(demo.NEEDED_GIB * 2**30))
+    monkeypatch.setattr(
+        "psutil.virtual_memory", lambda: SimpleNamespace(available=int(1.26 * 2**30))
+    )
+    monkeypatch.setattr(demo, "show", lambda *_: pytest.fail("started"))
+    assert program() == 2
+    assert capsys.readouterr().err.startswith("error: 1.3 GiB of memory are free, and the ")
+
+
+@pytest.mark.unit
+def test_an_engine_that_does_not_start_is_one_sentence(
+    program: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def show(*_: Any) -> None:
+        raise ToolError("no engine")
+
+    monkeypatch.setattr(demo, "show", show)
+    monkeypatch.setattr(demo, "check_memory", lambda _: None)
+    assert program() == 2
+    assert capsys.readouterr().err == "error: no engine\n"
+
+
+@pytest.mark.unit
+def test_a_terminal_shows_nothing_that_others_print(
+    program: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    streams = sys.stdout, sys.stderr
+
+    def show(console: Console, progress: Callable[[str], None]) -> None:
+        assert console.is_terminal
+        assert (sys.stdout, sys.stderr) == streams  # rich would show what is printed there
+        progress("working")
+        console.print("shown")
+
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(demo, "show", show)
+    monkeypatch.setattr(demo, "check_memory", lambda _: None)
+    assert program() == 0
+    assert "shown" in capfd.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def shown() -> Iterator[str]:
+    """What a person sees who runs it at 80 columns."""
+    file = ROOT / "results" / "demo.html"
+    file.unlink(missing_ok=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "examples.demo"],
         cwd=ROOT,
-        env={**os.environ, "COLUMNS": "120"},
+        env={**os.environ, "COLUMNS": "80"},
         capture_output=True,
         text=True,
         timeout=580,
         check=False,
     )
-
-
-def test_demo_shows_both_answers_and_speeds() -> None:
-    done = run_demo()
     assert done.returncode == 0, done.stderr[-3000:]
-    text = done.stdout
-    for label in ("adapter, greedy", "adapter, CoLD"):
-        speed = re.search(rf"^{label}\s+([\d.]+) tokens/s .* (\d) of 6 right$", text, re.M)
-        assert speed, text
-        assert float(speed[1]) > 0
-    assert text.count("sorting  Sort these") == 4
-    assert text.count("orders  ") == 2
-    assert re.search(r"token \d+", text), "no prompt on which the two part"
+    assert done.stderr == ""
+    yield done.stdout
 
 
-def test_demo_refuses_a_bad_alpha() -> None:
-    done = run_demo("--alpha", "-1")
-    assert done.returncode == 2
-    assert "alpha=-1.0: must be a number in [0, 1]" in done.stderr
+@pytest.mark.engine
+@pytest.mark.timeout(600)
+class TestAsAProgram:
+    def test_fits_the_screen_and_is_the_demos_alone(self, shown: str) -> None:
+        from examples.smollm2 import model_path
+
+        wide = [line for line in shown.splitlines() if len(line) > 80]
+        assert [line for line in wide if str(model_path()) not in line] == []
+        assert not re.search(r"[Ww]arn|[Dd]eprecat|%\||INFO|[Ee]rror|Traceback", shown), shown
+
+    def test_contrast_follows_documents_more_often(self, shown: str) -> None:
+        rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines()]
+        total = next(row for row in rows if row and row[0] == "100 held out")
+        part = rows[rows.index(total) + 2]
+        known, *counts = (int(re.search(r"\d+", cell)[0]) for cell in [*total[1:], *part[1:]])  # type: ignore[index]
+        greedy, contrast, same, known_greedy, known_contrast = counts
+        assert same == known and 20 < known < 100
+        assert greedy + 10 < contrast <= 100
+        assert known_greedy < known_contrast <= known
+        assert known_greedy <= greedy and contrast - known_contrast <= 100 - known
+
+    def test_adapters_and_speed(self, shown: str) -> None:
+        assert re.search(r"right +│ [0-4] of 4 +│ [0-4] of 4 ", shown)
+        speeds = re.search(
+            r"(\d+) tokens/s with the plugin, (\d+) in stock vLLM: ([\d.]+) times", shown
+        )
+        assert speeds, shown
+        plugin, stock, times = map(float, speeds.groups())
+        assert plugin > stock > 0 and times == pytest.approx(plugin / stock, rel=0.1)
+
+    def test_the_page_is_there(self, shown: str) -> None:
+        assert "results/demo.html" in shown
+        text = (ROOT / "results" / "demo.html").read_text(encoding="utf-8")
+        assert "Text: The city of Chicago is in Germany." in text
+        assert "the same conversation without 0" in text and text.rstrip().endswith("</html>")
+
+    def test_the_three_commands_work(self, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        from examples.smollm2 import model_path
+
+        _, *blocks = re.split(r"^# .*\n", shown.partition("5. What")[2], flags=re.M)
+        explain, serve, curl = blocks
+        check_serve(serve, str(model_path()))
+        monkeypatch.chdir(ROOT)
+        check_curl(curl)
+        done = subprocess.run(
+            ["bash", "-c", explain], cwd=ROOT, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.rstrip().endswith("page: results/yours.html")

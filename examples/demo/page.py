@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the demo leaves behind: the explain page, and files for the commands that it proposes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from examples.demo.documents import MAX_TOKENS, PRESET, Case
+
+# The document's message, which the amateur does not see.
+WITHOUT = "0"
+
+
+def write_page(source: Any, case: Case, file: Path) -> None:
+    """Write the explain page of a case.
+
+    Args:
+        source: The engine, as explain's ``OfflineSource``.
+        case: What is explained.
+        file: Where to.
+    """
+    from vllm_cold.tools.explain import collect, page
+    from vllm_cold.tools.explain.prompts import Row, ask
+
+    chat = tuple((message["role"], message["content"]) for message in case.messages)
+    asked = ask(Row(chat, {}), {"cold_preset": PRESET, "cold_without": WITHOUT})
+    report = collect.explain(source, [asked], max_tokens=MAX_TOKENS)
+    file.write_text(page.render(report), encoding="utf-8")
+
+
+def write_prompts(cases: Sequence[Case], file: Path) -> None:
+    """Write the cases as ``vllm-cold explain`` takes them."""
+    lines = (json.dumps({"messages": case.messages}, ensure_ascii=False) for case in cases)
+    file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def write_request(case: Case, file: Path) -> None:
+    """Write a case as a server takes it."""
+    request = {
+        "messages": case.messages,
+        "max_tokens": MAX_TOKENS,
+        "temperature": 0,
+        "vllm_xargs": {"cold_preset": PRESET, "cold_without": WITHOUT},
+    }
+    file.write_text(json.dumps(request, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def commands(model: str, prompts: Path, request: Path) -> list[tuple[str, str]]:
+    """What to type next, each with what it does; in short lines for a shell.
+
+    Args:
+        model: The model's folder.
+        prompts: What ``write_prompts`` wrote.
+        request: What ``write_request`` wrote.
+    """
+    folder = Path(sys.executable).parent
+    if folder.is_relative_to(Path.cwd()):
+        folder = folder.relative_to(Path.cwd())
+    explain, vllm, model, data = map(
+        shlex.quote,
+        (os.fspath(folder / "vllm-cold"), os.fspath(folder / "vllm"), model, f"@{request}"),
+    )
+    page = shlex.quote(os.fspath(prompts.with_name("yours.html")))
+    return [
+        (
+            f"a page of your own documents: change {prompts}, then",
+            f"{explain} explain --prompts {shlex.quote(os.fspath(prompts))} \\\n"
+            f"    --model {model} \\\n"
+            f"    --preset {PRESET} --without {WITHOUT} --max-tokens {MAX_TOKENS} --html {page}",
+        ),
+        (
+            "a server that answers so when asked to",
+            "VLLM_CPU_KVCACHE_SPACE=1 \\\n"
+            f"    {vllm} serve {model} \\\n"
+            "    --sampler cold --enforce-eager --max-model-len 1024",
+        ),
+        (
+            "that question to the server, from another terminal",
+            "curl localhost:8000/v1/chat/completions -H 'Content-Type: application/json' \\\n"
+            f"    --data {data}",
+        ),
+    ]
