@@ -20,6 +20,7 @@ from vllm_cold.method.settings import (
     ColdError,
     ColdSettings,
     Weight,
+    check,
     check_beta_is_used,
     check_weight,
     combine,
@@ -113,6 +114,8 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
         amateur: What to contrast with: None for the base model, another adapter, or an ``Amateur``.
         amateurs: The same for 1 to 32 of them, instead of ``amateur``.
+        method: The preset's name, which ``preset`` sets: what the request is counted under. None:
+            "cold", or "custom" if an amateur has a prompt of its own.
 
     Raises:
         ValueError: names the field, the value and the allowed range.
@@ -128,6 +131,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     expert_top_k: int | None = None
     amateur: LoRARequest | Amateur | None = None
     amateurs: Sequence[Amateur] | None = None
+    method: PresetName | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,7 +156,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         if name not in PRESETS:
             raise ColdError("preset", name, f"must be one of {', '.join(PRESET_NAMES)}")
         preset = PRESETS[name]
-        made = cls(**{**_still_of_use(preset.knobs, fields), **fields})
+        made = cls(**{"method": name, **_still_of_use(preset.knobs, fields), **fields})
         amateurs = made.contrast()
         if preset.own_prompt and any(one.prompt is None for one in amateurs):
             raise ColdError(
@@ -182,6 +186,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         after construction).
         """
         self._check_amateurs()
+        check("preset", self.method, "method")
         weights = [one.weight for one in self.contrast()]
         if self.beta != DEFAULT_BETA:
             check_beta_is_used("beta", self.beta, weights)

@@ -47,7 +47,7 @@ def source(tiny: Path) -> Iterator[OfflineSource]:
 
 def ids(source: OfflineSource, prompt: Prompt, chat: bool = False) -> list[int]:
     """What the expert reads."""
-    return prompt_maker(source._llm)("prompt", expert_reads(prompt, chat))
+    return prompt_maker(source.llm)("prompt", expert_reads(prompt, chat))
 
 
 def check_numbers(
@@ -146,7 +146,7 @@ def test_an_adaptive_beta(source: OfflineSource, naive: NaiveCold) -> None:
 
 def test_the_chat_template(source: OfflineSource) -> None:
     plain, chat = ids(source, "w1"), ids(source, "w1", chat=True)
-    assert source._llm.get_tokenizer().decode(chat) == "user: w1\nassistant:"
+    assert source.llm.get_tokenizer().decode(chat) == "user: w1\nassistant:"
     assert plain != chat
     [read] = source.read(asked(["w1"], chat=True))
     assert [stream.ids for stream in read.streams] == [tuple(chat)] * 2

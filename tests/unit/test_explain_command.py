@@ -256,7 +256,7 @@ def test_an_engine_that_fails_is_a_sentence() -> None:
         raise RuntimeError("CoLD: the logits hold NaN")
 
     source = object.__new__(OfflineSource)
-    source._llm = SimpleNamespace(generate=generate)
+    source.llm = SimpleNamespace(generate=generate)
     with pytest.raises(ToolError, match="the engine failed while it decoded.*hold NaN"):
         source._generate([[1]], None, None)
 

@@ -288,7 +288,7 @@ def test_presets() -> None:
     for name in ("cold", "cad", "adacad", "cfg"):
         params = ColdParams.preset(name, amateur=own, max_tokens=7)
         assert params.settings() == ColdSettings(**PRESETS[name].knobs)
-        assert (params.max_tokens, params.amateur) == (7, own)
+        assert (params.max_tokens, params.amateur, params.method) == (7, own, name)
     assert ColdParams.preset("cfg", amateur=own, beta=1.0).settings() == ColdSettings(0.0, 1.0)
     assert ColdParams.preset("cold").settings() == ColdSettings()
     # What the caller's fields leave nothing to do for is left out.
@@ -309,6 +309,7 @@ def test_presets() -> None:
         (lambda: ColdParams.preset("cad"), "^preset='cad': contrasts with another prompt"),
         (lambda: ColdParams.preset("dexperts"), "^preset='dexperts': is for 2 amateurs"),
         (lambda: ColdParams.preset("cad", amateur=own, beta=-1), "^beta=-1: must be"),
+        (lambda: ColdParams(method="my own"), "^method='my own': must be one of cold, cad,"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=message):
             wrong()

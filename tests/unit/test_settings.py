@@ -481,7 +481,7 @@ def test_one_declaration() -> None:
     assert {name: knob.default for name, knob in KNOBS.items()} == knobs
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
     own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}
-    assert own == {**knobs, "amateur": None, "amateurs": None}
+    assert own == {**knobs, "amateur": None, "amateurs": None, "method": None}
     assert list(REQUEST_KEYS) == NAMES
     assert list(ENGINE) == [*knobs, "without", "preset"]
     assert MAX_AMATEURS == MAX_STREAMS - 1

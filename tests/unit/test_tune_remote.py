@@ -185,8 +185,17 @@ def test_chats_are_asked_as_a_client_asks(
     assert found["gain"] and json.loads(found["serve"]) == {"model": "base", "vllm_xargs": fields}
     assert found["run"]["server"] == url and found["run"]["versions"] == {"vllm": "0.32.0"}
     assert any("files cannot be looked at" in note for note in found["notes"])
-    assert "Ask for it with CoLD:" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Ask for it with CoLD:" in printed
+    said = f"Use `{found['serve']}`, which beats greedy decoding: +100.0 points on 8 held-out"
+    assert printed.splitlines()[-1].startswith(said) and found["headline"].startswith(said)
     assert "Ask for it with CoLD" in (tmp_path / "out" / "report.html").read_text()
+    kept.text = lambda body: "wrong"
+    assert main(line(*GUIDED, "--restart")) == 1
+    assert report(tmp_path)["headline"].startswith(
+        "No setting beats greedy decoding significantly, so use that, with "
+        '`{"model": "base", "vllm_xargs": {"cold": 0}}`: cfg (alpha 0, beta 0.5) differs by 0.0'
+    )
 
 
 def test_texts_and_adapters(

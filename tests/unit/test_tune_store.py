@@ -192,23 +192,6 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
         assert store.found == 0
 
 
-def test_results_of_the_old_format_are_refused(tmp_path: Path) -> None:
-    old = tmp_path / "results.jsonl"
-    old.write_text('{"kind": "run", "format": 2, "fingerprint": {}}\n{"kind": "output"}\n')
-    refused(tmp_path, "results.jsonl: was written by an older vllm-cold tune, .* or --restart to")
-    assert os.listdir(tmp_path) == ["results.jsonl"]
-    with open_store(str(tmp_path), FINGERPRINT, restart=True):
-        pass
-    with open_store(str(tmp_path), FINGERPRINT):
-        pass
-    assert old.exists()
-    # Somebody else's file of that name is nothing to us.
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "results.jsonl").write_text('{"score": 1}\n')
-    with open_store(str(tmp_path / "other"), FINGERPRINT) as store:
-        assert store.found == 0
-
-
 def test_a_run_without_outputs_binds_nobody(tmp_path: Path) -> None:
     with open_store(str(tmp_path), {"max_num_seqs": 0}) as store:
         store.note_penalties({"repetition_penalty": 1.1})

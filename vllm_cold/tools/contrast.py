@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from vllm_cold.method.amateurs import (
     Described,
@@ -159,6 +159,18 @@ def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
             value = json.dumps(value)
         args[key] = value
     return args
+
+
+def refuse_equal(where: str) -> NoReturn:
+    """Refuse a prompt that an amateur reads as its expert does, with the same adapter.
+
+    Raises:
+        ToolError: always.
+    """
+    raise ToolError(
+        f"{where}: nothing to contrast with: give --adapter, or say what the amateur reads, with "
+        "--without, --part, --amateur-prompt, --amateur-messages or the row's own cold_* keys"
+    )
 
 
 def merge(defaults: Mapping[str, Any], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,11 +8,12 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vllm_cold.tools.contrast import Content
+from vllm_cold.method.settings import ADAPTIVE
+from vllm_cold.tools.contrast import Content, Contrast, Stream
 from vllm_cold.tools.errors import ToolError
 
 
@@ -114,6 +115,36 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
         return ids
 
     return make
+
+
+def cold_params(
+    contrast: Contrast, streams: Sequence[Stream], adapters: Mapping[str, Any], **sampling: Any
+) -> Any:
+    """``ColdParams`` of a prompt whose amateurs read what their streams do.
+
+    Args:
+        contrast: The prompt's.
+        streams: The expert's, then its amateurs'.
+        adapters: A ``LoRARequest`` for each adapter, by its name.
+        sampling: Fields of ``SamplingParams``.
+    """
+    from vllm_cold.params import Amateur, ColdParams
+
+    settings, (expert, *others) = contrast.settings, streams
+    return ColdParams(
+        alpha=settings.alpha,
+        beta_max=settings.strength if settings.adaptive else None,
+        expert_top_k=settings.expert_top_k,
+        amateurs=[
+            Amateur(
+                prompt=None if stream.ids == expert.ids else list(stream.ids),
+                lora_request=None if stream.adapter is None else adapters[stream.adapter],
+                weight=ADAPTIVE if weight.adaptive else weight.weight,
+            )
+            for stream, weight in zip(others, contrast.weights, strict=True)
+        ],
+        **sampling,
+    )
 
 
 # What vLLM 0.23 to 0.33 say where memory is in use: on CPU (cpu_worker.py) and on GPUs (utils.py).

@@ -9,14 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 
 from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools.adapters import read_adapters
-from vllm_cold.tools.contrast import check_unicode, option_args
+from vllm_cold.tools.contrast import check_unicode, option_args, refuse_equal
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
 from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
-from vllm_cold.tools.explain.sources import no_contrast
 from vllm_cold.tools.server import check_options
 
 # What only an engine in this process can be asked; None: not given.
@@ -46,7 +47,7 @@ def ask_all(options: argparse.Namespace) -> list[Asked]:
         for amateur in one.contrast.amateurs:
             same = amateur.adapter in (None, options.model)
             if options.adapter is None and amateur.source is None and same:
-                raise no_contrast(one)
+                refuse_equal(one.row.where or "--prompt")
     return asked
 
 
@@ -104,10 +105,18 @@ def run(options: argparse.Namespace) -> int:
     asked = ask_all(options)
     check_page(options.html)
 
-    # On a file of its own: while vLLM starts, nothing that is written to stderr reaches the screen.
+    # On a file of its own, and without rich's hand on sys.stderr: while vLLM starts, nothing else
+    # that is written there reaches the screen.
+    status = Spinner("dots", "starting")
     with (
         os.fdopen(os.dup(2), "w") as stderr,
-        Console(file=stderr).status("starting") as status,
+        Live(
+            status,
+            console=Console(file=stderr),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+        ),
     ):
         source = open_source(options)
         try:
@@ -116,7 +125,7 @@ def run(options: argparse.Namespace) -> int:
                 asked,
                 max_tokens=options.max_tokens,
                 listed=options.candidates,
-                progress=status.update,
+                progress=lambda text: status.update(text=text),
             )
         finally:
             source.close()

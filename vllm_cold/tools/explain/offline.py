@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.tools.adapters import engine_arguments, read_adapters, read_model
-from vllm_cold.tools.engine import engine_errors, prepare_environment, prompt_maker, start_llm
+from vllm_cold.tools.engine import (
+    cold_params,
+    engine_errors,
+    prepare_environment,
+    prompt_maker,
+    start_llm,
+)
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.sources import Decoded, Description, Read, read, read_rows
@@ -18,8 +24,12 @@ from vllm_cold.tools.explain.trace import Row
 # Enough for any valid set that a page can show.
 LARGEST_TOP = 1024
 
-# Off whatever the engine's default is; ColdParams ask for themselves.
-_PLAIN = {"cold": 0}
+
+def _plain(**more: Any) -> Any:
+    """Parameters without CoLD, whatever the engine's default is."""
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0.0, extra_args={"cold": 0}, **more)
 
 
 class OfflineSource:
@@ -30,6 +40,9 @@ class OfflineSource:
         adapter: ``[NAME=]PATH`` of the expert, None for the base model.
         amateurs: ``[NAME=]PATH`` of the other adapters.
         engine: More arguments of ``vllm.LLM``; those that are None are left out.
+
+    Attributes:
+        llm: The engine.
 
     Raises:
         ToolError: a path or an option is wrong, or vLLM does not start.
@@ -49,7 +62,7 @@ class OfflineSource:
             "max_num_seqs": 64,  # a prompt with 32 amateurs has 33
             **{key: value for key, value in engine.items() if value is not None},
         }
-        self._llm = start_llm(
+        self.llm = start_llm(
             model,
             **engine_arguments(adapters),
             max_logprobs=LARGEST_TOP,
@@ -59,7 +72,7 @@ class OfflineSource:
 
         self._loaded = {a.name: LoRARequest(a.name, i, a.folder) for i, a in enumerate(adapters, 1)}
         self._expert = None if adapter is None else adapters[0].name
-        config = self._llm.llm_engine.model_config
+        config = self.llm.llm_engine.model_config
         self.max_model_len: int | None = int(config.max_model_len)
         self.vocab_size: int | None = int(config.get_vocab_size())
         from vllm_cold.vllm.versions import vllm_version
@@ -73,47 +86,30 @@ class OfflineSource:
 
     def close(self) -> None:
         """End the engine."""
-        self._llm.llm_engine.engine_core.shutdown()
+        self.llm.llm_engine.engine_core.shutdown()
 
     def read(self, prompts: Sequence[Asked]) -> list[Read]:
         """See ``Source``."""
-        make, loaded = prompt_maker(self._llm), list(self._loaded)
+        make, loaded = prompt_maker(self.llm), list(self._loaded)
         return [read(one, make, self._expert, self._base, loaded) for one in prompts]
 
     def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Decoded]:
         """See ``Source``."""
-        from vllm import SamplingParams
-
-        params = SamplingParams(temperature=0.0, max_tokens=max_tokens, extra_args=_PLAIN)
-        return self._decode(prompts, params)
+        return self._decode(prompts, _plain(max_tokens=max_tokens))
 
     def cold(self, prompts: Sequence[Read], max_tokens: int) -> list[Decoded]:
         """See ``Source``."""
-        params = [self._params(one, max_tokens) for one in prompts]
+        params = [
+            cold_params(
+                one.asked.contrast,
+                one.streams,
+                self._loaded,
+                temperature=0.0,
+                max_tokens=max_tokens,
+            )
+            for one in prompts
+        ]
         return self._decode([one.streams[0].ids for one in prompts], params)
-
-    def _params(self, prompt: Read, max_tokens: int) -> Any:
-        from vllm_cold.method.settings import ADAPTIVE
-        from vllm_cold.params import Amateur, ColdParams
-
-        settings = prompt.asked.contrast.settings
-        expert, *others = prompt.streams
-        weights = prompt.asked.contrast.weights
-        return ColdParams(
-            alpha=settings.alpha,
-            beta_max=settings.strength if settings.adaptive else None,
-            expert_top_k=settings.expert_top_k,
-            amateurs=[
-                Amateur(
-                    prompt=None if stream.ids == expert.ids else list(stream.ids),
-                    lora_request=self._adapter(stream.adapter),
-                    weight=ADAPTIVE if weight.adaptive else weight.weight,
-                )
-                for stream, weight in zip(others, weights, strict=True)
-            ],
-            temperature=0.0,
-            max_tokens=max_tokens,
-        )
 
     def choose(self, texts: Sequence[Read]) -> list[Decoded | None]:
         """See ``Source``."""
@@ -123,12 +119,7 @@ class OfflineSource:
         self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
     ) -> list[list[Row]]:
         """See ``Source``."""
-        from vllm import SamplingParams
-
-        params = SamplingParams(
-            temperature=0.0, max_tokens=1, prompt_logprobs=top, extra_args=_PLAIN
-        )
-        outputs = self._generate(texts, params, adapter)
+        outputs = self._generate(texts, _plain(max_tokens=1, prompt_logprobs=top), adapter)
         return [read_rows(output.prompt_logprobs) for output in outputs]
 
     def largest_top(self) -> int:
@@ -139,22 +130,12 @@ class OfflineSource:
         self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[Mapping[int, float]]:
         """See ``Source``."""
-        from vllm import SamplingParams
-
-        params = [
-            SamplingParams(
-                temperature=0.0, max_tokens=1, logprob_token_ids=list(ids), extra_args=_PLAIN
-            )
-            for _, ids in asked
-        ]
+        params = [_plain(max_tokens=1, logprob_token_ids=list(ids)) for _, ids in asked]
         outputs = self._generate([text for text, _ in asked], params, adapter)
         return [
             {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
             for output in outputs
         ]
-
-    def _adapter(self, name: str | None) -> Any:
-        return None if name is None else self._loaded[name]
 
     def _decode(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Decoded]:
         outputs = [one.outputs[0] for one in self._generate(prompts, params, self._expert)]
@@ -169,10 +150,10 @@ class OfflineSource:
         if not texts:
             return []
         prompts = [{"prompt_token_ids": list(text)} for text in texts]
-        lora = self._adapter(adapter)
+        lora = None if adapter is None else self._loaded[adapter]
         try:
             with engine_errors():
-                found = self._llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
+                found = self.llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
         except ValueError as error:  # CoLD or vLLM refuses the request and says why
             raise ToolError(str(error)) from error
         return list(found)

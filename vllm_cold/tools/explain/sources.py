@@ -147,15 +147,6 @@ def read(
         raise refusal(error, row) from error
 
 
-def no_contrast(asked: Asked) -> ToolError:
-    """The error of a prompt that an amateur reads as its expert does."""
-    return ToolError(
-        f"{asked.row.where or '--prompt'}: nothing to contrast with: give --adapter, or say what "
-        "the amateur reads, with --without, --part, --amateur-prompt, --amateur-messages or the "
-        "row's own cold_* keys"
-    )
-
-
 def check_row(row: Mapping[int, Logprob]) -> None:
     """Refuse what cannot be ln-probabilities (an engine may be set to return logits)."""
     for token, entry in row.items():

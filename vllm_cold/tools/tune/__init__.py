@@ -19,7 +19,7 @@ from vllm_cold.method.settings import CONTRAST, KNOBS
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import named_libraries
-from vllm_cold.tools.tune.grid import AXES
+from vllm_cold.tools.tune.grid import ALL, AXES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -96,8 +96,8 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument(
         "--preset",
         metavar="NAME,NAME",
-        help=f"{CONTRAST['preset'].about} Beside the grid if there is --alpha or --beta, else in "
-        "place of it.",
+        help=f"{CONTRAST['preset'].about} Or {ALL}: those that fit what is contrasted with. Beside "
+        "the grid if there is --alpha or --beta, else in place of it.",
     )
     search.add_argument(
         "--test-fraction",

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from vllm_cold.tools.tune.report import (
     percent,
     pick,
 )
-from vllm_cold.tools.tune.serve import request_args, serve_line
+from vllm_cold.tools.tune.serve import cold_options, request_args, serve_line
 from vllm_cold.tools.tune.store import Output, Store, open_store
 from vllm_cold.tools.tune.task import Task, read_task
 
@@ -157,6 +158,7 @@ class Tuning:
         """Judge what is decoded."""
         task, options = self._task, self._task.options
         best = pick(self._rows)
+        greedy_test, best_test = self._scores_of(None, "test"), self._scores_of(best, "test")
         self._store.add_analysis(
             {
                 "match": options.match,
@@ -167,21 +169,9 @@ class Tuning:
                 "settings": [setting.values for setting in task.grid],
             }
         )
-        greedy_test, best_test = self._scores_of(None, "test"), self._scores_of(best, "test")
-
-        def line(setting: Setting | None) -> str:
-            if task.server is not None:
-                return json.dumps(task.server.fields(setting, task.args, task.own_contrasts))
-            return serve_line(
-                task.model, task.adapters, task.engine, setting, task.args, task.own_contrasts
-            )
-
         return conclude(
             rows=self._rows,
-            greedy_test=greedy_test,
-            best_test=best_test,
-            greedy_dev=self._scores_of(None, "dev"),
-            best_dev=self._scores_of(best, "dev"),
+            scores=self._scores_of,
             confidence=options.confidence,
             seed=options.seed,
             changes=find_changes(
@@ -192,18 +182,46 @@ class Tuning:
                 best_test,
             ),
             notes=self._notes(best),
-            serve=line,
+            serve=self._line,
+            use=self._use,
             run=self._run(),
         )
+
+    def _line(self, setting: Setting | None) -> str:
+        """What to paste: a command, or the fields of a request's body."""
+        task = self._task
+        if task.server is not None:
+            return json.dumps(task.server.fields(setting, task.args, task.own_contrasts))
+        return serve_line(
+            task.model, task.adapters, task.engine, setting, task.args, task.own_contrasts
+        )
+
+    def _use(self, setting: Setting | None) -> str:
+        """The same for a sentence, without what does not depend on the setting."""
+        task = self._task
+        if task.server is not None:
+            fields = f"`{self._line(setting)}`"
+            return (
+                f"with {fields}" if setting is None else " and ".join([fields, *self._row_keys()])
+            )
+        if setting is None:
+            return "without `--sampler cold`"
+        options = f"`{shlex.join(cold_options(setting, task.args, task.own_contrasts))}`"
+        must = self._must_send(setting)
+        return f"{options} and, in each request, {' and '.join(must)}" if must else options
+
+    def _must_send(self, setting: Setting) -> list[str]:
+        """What a request to an engine's server says itself, with CoLD."""
+        told = request_args(setting, self._task.args, self._task.own_contrasts)
+        return ([f'`"vllm_xargs": {json.dumps(told)}`'] if told else []) + self._row_keys()
 
     def _notes(self, best: Setting) -> list[str]:
         task, notes = self._task, []
         sent = ["temperature 0", f"max_tokens {task.options.max_tokens}"]
         if task.options.stop:
             sent.append(f"stop {json.dumps(task.options.stop)}")
-        own = self._row_keys()
         if task.server is not None:
-            sent += [f"with CoLD {keys}" for keys in own]
+            sent += [f"with CoLD {keys}" for keys in self._row_keys()]
         what = "A server with this line decodes" if task.server is None else "These fields decode"
         notes.append(
             f"Measured at temperature 0; requests that sample are another matter. {what} the same "
@@ -214,9 +232,7 @@ class Tuning:
                 "The server's files cannot be looked at: that its model and adapters were the same "
                 "throughout, and are what their names say, is for you to know."
             )
-        told = request_args(best, task.args, task.own_contrasts)
-        must = ([f'"vllm_xargs": {json.dumps(told)}'] if told else []) + own
-        if must and task.server is None:
+        if task.server is None and (must := self._must_send(best)):
             notes.append(
                 "A server has no default for this contrast: with CoLD, each request must send "
                 f"{' and '.join(must)}."
@@ -232,7 +248,7 @@ class Tuning:
                 "grid, confidence or rule of matching). To choose among the reports is to pick by "
                 "luck again: confirm the result on new problems."
             )
-        for setting, name in ((None, "greedy"), (best, "the best setting")):
+        for setting, name in ((None, "greedy"), (best, "the picked setting")):
             outputs = [
                 self._store.outputs[setting, problem.id]
                 for split in self._splits.values()
@@ -345,7 +361,7 @@ def run(options: argparse.Namespace) -> int:
             f"{len(task.problems)} problems: {len(task.dev)} dev, {len(task.test)} held out; "
             f"{len(task.decoded)} settings. {store.found} outputs are there already.\n"
             f"{len(task.passes) + 1} passes: greedy on dev and held-out problems, each setting on "
-            "dev ones, the best on held-out ones.",
+            "dev ones, the picked one on held-out ones.",
             highlight=False,
             soft_wrap=True,
         )

@@ -8,8 +8,15 @@ from typing import Any
 
 from vllm_cold.method.amateurs import Part, Without, describe
 from vllm_cold.method.arguments import parse_request_args
+from vllm_cold.method.presets import PRESETS, PresetName
 from vllm_cold.method.settings import PREFIX, ColdError
-from vllm_cold.tools.contrast import adapter_of, amateur_reads, as_written, read_contrast
+from vllm_cold.tools.contrast import (
+    adapter_of,
+    amateur_reads,
+    as_written,
+    read_contrast,
+    refuse_equal,
+)
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.data import Problem
 from vllm_cold.tools.tune.grid import Setting
@@ -19,6 +26,20 @@ def pop_weights(args: dict[str, Any]) -> tuple[Any, ...]:
     """Take the weights out of flat arguments: they are a setting's."""
     weights = args.pop(PREFIX + "weights", [])
     return tuple(weights) if isinstance(weights, list) else (weights,)
+
+
+def fitting_presets(problems: Sequence[Problem]) -> list[PresetName]:
+    """The presets that fit what each of the problems is contrasted with."""
+
+    def fits(name: PresetName) -> bool:
+        try:
+            for problem in problems:
+                read_contrast({**problem.args, PREFIX + "preset": name})
+        except ColdError:
+            return False
+        return True
+
+    return [name for name in PRESETS if fits(name)]
 
 
 def check_problems(
@@ -40,11 +61,7 @@ def check_problems(
         for one in read_contrast({**problem.args, **setting.args}).amateurs:
             amateur_reads(problem.prompt, one, chat)
             if one.source is None and adapter_of(one, expert, base, adapters) == expert:
-                raise ToolError(
-                    f"{problem.place}: nothing to contrast with: give --adapter, or say what "
-                    "the amateur reads, with --without, --part, --amateur-prompt, "
-                    "--amateur-messages or the row's own cold_* keys"
-                )
+                refuse_equal(problem.place)
 
     def check_problem(problem: Problem) -> None:
         for setting in methods:

@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from msgspec import structs
-
 from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import Stream, as_written, read_contrast, read_streams
-from vllm_cold.tools.engine import engine_errors, prompt_maker
+from vllm_cold.tools.engine import cold_params, engine_errors, prompt_maker
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.interrupts import kept_interrupts
 from vllm_cold.tools.tune.data import Problem
@@ -76,7 +74,7 @@ class Decoder:
             raise ToolError(f"CoLD cannot be used in this engine: {unsupported(self._config)}")
         self._make, self._chat = prompt_maker(llm), chat
         self._base, self._expert = base, expert
-        self._adapters: dict[str | None, Any] = {
+        self._adapters: dict[str, Any] = {
             one.name: LoRARequest(one.name, number, one.folder)
             for number, one in enumerate(adapters, 1)
         }
@@ -139,26 +137,12 @@ class Decoder:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        from vllm_cold import Amateur, ColdParams
-
         common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
         if job.setting is None:
             # Greedy, whatever the engine's default sampler is.
             return SamplingParams(**common, extra_args={"cold": 0})
         contrast = read_contrast({**job.problem.args, **job.setting.args})
-        expert, *others = self._streams[job.problem.id]
-        knobs = structs.asdict(contrast.settings)
-        if job.setting.weights:
-            del knobs["beta"]
-        amateurs = [
-            Amateur(
-                prompt=None if stream.ids == expert.ids else list(stream.ids),
-                lora_request=self._adapters.get(stream.adapter),
-                weight=one.weight,
-            )
-            for one, stream in zip(contrast.amateurs, others, strict=True)
-        ]
-        return ColdParams(**knobs, amateurs=amateurs, **common)
+        return cold_params(contrast, self._streams[job.problem.id], self._adapters, **common)
 
     def run(self, jobs: Iterable[Job], done: Callable[[Job, Output], None]) -> None:
         """Decode ``jobs`` and call ``done`` for each as soon as it is finished.
@@ -203,7 +187,7 @@ class Decoder:
 
     def _add(self, request_id: str, job: Job) -> None:
         prompt = {"prompt_token_ids": list(self._streams[job.problem.id][0].ids)}
-        adapter = self._adapters.get(self._expert)
+        adapter = None if self._expert is None else self._adapters[self._expert]
         try:
             self._engine.add_request(request_id, prompt, self._params(job), lora_request=adapter)
         except ValueError as error:

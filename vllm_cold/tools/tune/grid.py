@@ -26,6 +26,7 @@ from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import ToolError
 
 # The axes of the grid, with what is tried where nothing else is said.
+ALL = "all"  # presets
 AXES = {"alpha": "0.05,0.1,0.3", "beta": "0.25,0.5,1"}
 
 
@@ -103,6 +104,7 @@ def make_grid(
     given: Mapping[str, str | None],
     presets: str | None = None,
     weights: Sequence[float | Literal["adaptive"]] = (),
+    fitting: Sequence[PresetName] = (),
 ) -> list[Setting]:
     """All pairs of alpha and beta, by alpha, then beta, each once; then the presets, as given. With
     presets and neither alpha nor beta it is these alone.
@@ -110,27 +112,34 @@ def make_grid(
     Args:
         given: Texts of options, by the knob's name: those of ``AXES`` are values separated by
             commas, others, such as beta_max, hold for each point that has a use for them.
-        presets: Names, separated by commas.
+        presets: Names, separated by commas; or "all", for those of ``fitting`` but for what decodes
+            as another point does.
         weights: Of the amateurs, in place of beta.
+        fitting: Presets that fit what is contrasted with.
 
     Raises:
         ToolError: a value is none or out of range, beta or ``beta_max`` is given and not used, or
             no point differs from greedy.
     """
     try:
-        return _make_grid(given, presets, tuple(weights))
+        return _make_grid(given, presets, tuple(weights), fitting)
     except ColdError as error:
         raise ToolError(str(error)) from None
 
 
 def _make_grid(
-    given: Mapping[str, str | None], presets: str | None, weights: tuple[Any, ...]
+    given: Mapping[str, str | None],
+    presets: str | None,
+    weights: tuple[Any, ...],
+    fitting: Sequence[PresetName],
 ) -> list[Setting]:
     values = {name: _values(name, text) for name in KNOBS if (text := given.get(name)) is not None}
     if "beta" in values:
         check_beta_is_used("--beta", given["beta"], weights)
-    names = presets.split(",") if presets is not None else ()
-    found = [check("preset", name.strip(), "--preset") for name in names]
+    found = list(fitting)
+    if presets != ALL:
+        names = presets.split(",") if presets is not None else ()
+        found = [check("preset", name.strip(), "--preset") for name in names]
     points: list[dict[str, Any]] = []
     if not found or values.keys() & AXES:
         axes = {name: values.get(name) or _values(name, text) for name, text in AXES.items()}
@@ -150,12 +159,12 @@ def _make_grid(
             # Said here and now: outputs that are kept must not change their meaning with a default.
             point.setdefault("beta_max", DEFAULT_BETA_MAX)
             point["beta_max"] = point["beta_max"] if most is None else most
-    grid = [Setting(**point) for point in points]
     seen: dict[Setting, Setting] = {}
-    for setting in grid:
+    for setting in [Setting(**point) for point in points]:
         first = seen.setdefault(structs.replace(setting, preset=None), setting)
-        if first is not setting:
+        if first is not setting and presets != ALL:
             raise ColdError("--preset", setting.preset, f"decodes as {first} does; leave one out")
+    grid = list(seen.values())
     if not any(setting.adaptive for setting in grid):
         check_together("--beta-max", most, given.get("beta") or presets or AXES["beta"])
     if all(setting.is_greedy for setting in grid):

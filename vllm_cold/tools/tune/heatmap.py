@@ -107,7 +107,7 @@ def draw(rows: Sequence[Row], best: Setting, confidence: float) -> bytes:
     count = next(row.dev.count for row in rows if row.dev is not None)
     figure.suptitle(
         f"Difference to greedy in points, {100 * confidence:g} % interval\n"
-        f"{count} dev problems; frame: best, *: significant after Holm's correction",
+        f"{count} dev problems; frame: picked, *: significant after Holm's correction",
         fontsize=9.5,
         color=_INK,
     )

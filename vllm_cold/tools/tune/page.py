@@ -49,7 +49,7 @@ def render(report: Report, heatmap: bytes) -> str:
         width=width,
         height=height,
         size=size,
-        pieces=re.compile(r"(?<= )(--[a-z0-9-]+)").split,  # every second one is an option
+        pieces=re.compile(r"(?<=[ `])(--[a-z0-9-]+)").split,  # every second one is an option
         percent=percent,
         points=points,
         interval=interval,

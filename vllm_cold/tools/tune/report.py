@@ -27,19 +27,22 @@ CUT = 0.05  # share of outputs cut off by --max-tokens that is worth a word
 
 @dataclass(frozen=True)
 class Row:
-    """One setting on the dev problems, which pick the best.
+    """One setting on the dev problems, which pick one.
 
     Attributes:
         setting: The setting.
         dev: Against greedy, None where the setting is greedy decoding itself.
         p_holm: ``dev.p``, corrected for the number of settings.
         significant: Whether ``p_holm`` is below the level; for better or for worse.
+        leads: Whether it has the best score, or is within one standard error of it where both are
+            significantly better than greedy.
     """
 
     setting: Setting
-    dev: Comparison | None
-    p_holm: float | None
-    significant: bool
+    dev: Comparison | None = None
+    p_holm: float | None = None
+    significant: bool = False
+    leads: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,9 +64,9 @@ class Report:
 
     Attributes:
         gain: Whether the picked setting beats greedy significantly.
-        headline: The verdict, one sentence.
+        headline: What to use, and what is known of it, in one sentence.
         details: Sentences that belong to it.
-        best: The best setting on the dev problems.
+        best: The setting that the dev problems picked.
         test: ``best`` against greedy on the held-out problems.
         rows: All settings, on the dev problems.
         level: Of significance.
@@ -71,8 +74,8 @@ class Report:
         detectable: The smallest true difference that the held-out problems show as significant
             four times in five, None if none.
         ladder: The same for other numbers of held-out problems: (problems, difference).
-        needed: Held-out problems that would show a true difference as large as that on the dev
-            problems; None where that is no gain.
+        needed: Held-out problems that would show a true difference of the size of that on them as
+            significant four times in five; None where that is no gain, or there are as many.
         changes: Some of the problems on which the two differ.
         notes: What else a reader has to know.
         serve: The line to paste: with CoLD if ``gain``, greedy otherwise.
@@ -155,35 +158,47 @@ def judge_grid(
         seed: Of the resampling.
     """
     greedy = scores(None)
-    compared = [
-        None if setting.is_greedy else stats.compare(scores(setting), greedy, confidence, seed)
+    compared = {
+        setting: stats.compare(scores(setting), greedy, confidence, seed)
         for setting in grid
-    ]
-    corrected = iter(stats.holm([found.p for found in compared if found is not None]))
-    rows = []
-    for setting, found in zip(grid, compared, strict=True):
-        p_holm = None if found is None else next(corrected)
-        is_significant = p_holm is not None and p_holm < level_of(confidence)
-        rows.append(Row(setting, found, p_holm, is_significant))
-    return tuple(rows)
+        if not setting.is_greedy
+    }
+    corrected = dict(zip(compared, stats.holm([one.p for one in compared.values()]), strict=True))
+    level = level_of(confidence)
+    top = max(compared, key=lambda setting: compared[setting].cold)
+
+    def wins(setting: Setting) -> bool:
+        return corrected[setting] < level and compared[setting].difference > 0.0
+
+    def leads(setting: Setting) -> bool:
+        if compared[setting].cold == compared[top].cold:
+            return True
+        both = wins(setting) and wins(top)
+        return both and stats.is_within_standard_error(scores(top) - scores(setting))
+
+    return tuple(
+        Row(setting)
+        if setting.is_greedy
+        else Row(
+            setting,
+            compared[setting],
+            corrected[setting],
+            corrected[setting] < level,
+            leads(setting),
+        )
+        for setting in grid
+    )
 
 
 def pick(rows: Sequence[Row]) -> Setting:
-    """The best mean score; among equals the one nearest to greedy: small beta (or weights), large
-    alpha.
+    """Of those that lead the one nearest to greedy: small beta (or weights), large alpha.
 
     An adaptive beta counts as the most that it reaches, and is nearer than a number of that size.
     """
-    best = max(
-        (row for row in rows if row.dev is not None),
-        key=lambda row: (
-            row.dev.cold,  # type: ignore[union-attr]
-            -row.setting.strength,
-            row.setting.adaptive,
-            row.setting.alpha,
-        ),
+    return max(
+        (row.setting for row in rows if row.leads),
+        key=lambda setting: (-setting.strength, setting.adaptive, setting.alpha),
     )
-    return best.setting
 
 
 def find_changes(
@@ -215,101 +230,85 @@ def find_changes(
 def conclude(
     *,
     rows: tuple[Row, ...],
-    greedy_test: Scores,
-    best_test: Scores,
-    greedy_dev: Scores,
-    best_dev: Scores,
+    scores: Callable[[Setting | None, str], Scores],
     confidence: float,
     seed: int,
     changes: tuple[Change, ...],
     notes: Sequence[str],
     serve: Callable[[Setting | None], str],
+    use: Callable[[Setting | None], str],
     run: dict[str, Any],
 ) -> Report:
     """Judge the picked setting on the held-out problems, and say so.
 
     Args:
         rows: From ``judge_grid``.
-        greedy_test: Greedy's scores [n] on the held-out problems.
-        best_test: The picked setting's.
-        greedy_dev: Greedy's scores [m] on the dev problems.
-        best_dev: The picked setting's.
+        scores: Gives the scores [n] of greedy, or of the picked setting, on the "dev" or the
+            held-out "test" problems.
         confidence: Of the intervals.
         seed: Of the resampling.
         changes: From ``find_changes``.
         notes: What the run has to say.
         serve: Gives the command line for a setting, or for greedy.
+        use: Gives what a sentence says of that: what to paste.
         run: What was run.
     """
     level = level_of(confidence)
     best = pick(rows)
     dev = next(row.dev for row in rows if row.setting == best)
     assert dev is not None
-    test = stats.compare(best_test, greedy_test, confidence, seed)
+    parts = ("test", "dev")
+    greedy, cold = [scores(None, part) for part in parts], [scores(best, part) for part in parts]
+    test = stats.compare(cold[0], greedy[0], confidence, seed)
     gain = test.p < level and test.difference > 0.0 and dev.difference > 0.0
 
-    differences = np.concatenate([best_test - greedy_test, best_dev - greedy_dev])
-    variance = stats.spread(differences)
-    binary = all(map(stats.is_binary, (greedy_test, best_test, greedy_dev, best_dev)))
-    detectable = stats.detectable(test.count, variance, level, binary)
+    variance = stats.spread(np.concatenate(cold) - np.concatenate(greedy))
+    binary = all(map(stats.is_binary, (*cold, *greedy)))
     ladder = tuple(
         (test.count * factor, stats.detectable(test.count * factor, variance, level, binary))
         for factor in (1, 2, 4, 8, 16)
     )
+    detectable = ladder[0][1]
     needed = None
-    if dev.difference > 0.0:
+    if points(test.difference).startswith("+"):
         # For that difference at least as many have to differ.
-        differing = max(variance, dev.difference) if binary else variance
-        needed = stats.problems_needed(dev.difference, differing, level)
+        differing = max(variance, test.difference) if binary else variance
+        needed = stats.problems_needed(test.difference, differing, level)
+        needed = needed if needed > test.count else None
 
-    on_test = (
-        f"{percent(test.cold)} against {percent(test.greedy)} on {test.count} held-out "
-        f"problems, a difference of {points(test.difference)} points "
+    found = (
+        f"{points(test.difference)} points on {test.count} held-out problems "
         f"({100 * confidence:g} % interval {interval(test)}, {p_text(test.p)})"
     )
-    details: list[str] = []
     if gain:
-        headline = f"CoLD with {best} beats greedy decoding: {on_test}."
-        details.append(
-            f"On the {dev.count} dev problems, which picked it, the difference was "
-            f"{points(dev.difference)} points; that figure is biased upwards, because the best "
-            f"of {sum(row.dev is not None for row in rows)} settings was taken."
-        )
+        headline = f"Use {use(best)}, which beats greedy decoding: {found}."
     else:
-        headline = "No setting beats greedy decoding significantly."
-        if dev.difference > 0.0:
-            details.append(
-                f"The best on the {dev.count} dev problems, {best}, was {points(dev.difference)} "
-                "points from greedy there, which is biased upwards. It does not hold beyond "
-                f"chance: {on_test}."
+        several = sum(row.dev is not None for row in rows)
+        picked = f"{best}, picked from {several} settings," if several > 1 else str(best)
+        is_worse, more = test.p < level and test.difference < 0.0, ""
+        if test.p < level and not is_worse:
+            more = f", but {points(dev.difference)} on the {dev.count} dev ones"
+        elif needed is not None:
+            more = (
+                f", and a true difference of that size takes about {needed} to be found four times "
+                "in five"
             )
-        else:
-            details.append(
-                f"Not even on the {dev.count} dev problems, which pick the best, was a setting "
-                f"better than greedy. The nearest, {best}: {on_test}."
+        elif not is_worse and detectable is not None:
+            more = (
+                f", which find a true difference of about {size(detectable)} points four times in "
+                "five"
             )
-        if test.p < level and test.difference < 0.0:
-            details.append("That is significantly worse than greedy.")
-        if detectable is None:
-            details.append(
-                f"{test.count} held-out problems are too few to find any difference reliably."
-            )
-        else:
-            details.append(
-                f"{test.count} held-out problems find a true difference of about "
-                f"{size(detectable)} points four times in five. CoLD may still gain less "
-                "than that; to find it, bring more problems."
-            )
-        if needed is not None and needed > test.count:
-            details.append(
-                f"If the {points(dev.difference)} points were true, about {needed} held-out "
-                "problems would find them four times in five."
-            )
+        elif not is_worse:
+            more = ", too few to find any difference reliably"
+        headline = (
+            f"No setting beats greedy decoding significantly, so use that, {use(None)}: {picked} "
+            f"{'is significantly worse,' if is_worse else 'differs by'} {found}{more}."
+        )
 
     return Report(
         gain=gain,
         headline=headline,
-        details=tuple(details),
+        details=tuple(_details(rows, best, dev, test)),
         best=best,
         test=test,
         rows=rows,
@@ -324,6 +323,39 @@ def conclude(
         serve_best=serve(best),
         run=run,
     )
+
+
+def _details(rows: Sequence[Row], best: Setting, dev: Comparison, test: Comparison) -> list[str]:
+    details = [
+        f"On the {test.count} held-out problems greedy scores {percent(test.greedy)} and {best} "
+        f"{percent(test.cold)}: better on {test.better}, worse on {test.worse} ({test.test}, "
+        "two-sided)."
+    ]
+    compared = [(row, row.dev) for row in rows if row.dev is not None]
+    on_dev = f"n the {dev.count} dev problems"
+    if dev.difference <= 0.0:
+        details.append(f"Not even o{on_dev} was a setting better than greedy.")
+    else:
+        details.append(f"O{on_dev} its difference was {points(dev.difference)} points.")
+        if len(compared) > 1:
+            details[1] += (
+                f" They picked it from {len(compared)} settings, so that is biased upwards."
+            )
+        leading = [(row, found) for row, found in compared if row.leads]
+        if len(leading) > 1:
+            top, most = max(leading, key=lambda one: one[1].cold)
+            details.append(
+                f"Those problems do not tell it apart from {len(leading) - 1} other "
+                f"{'setting' if len(leading) == 2 else 'settings'}: each is within one standard "
+                f"error of the best score, that of {top.setting} ({points(most.difference)} "
+                "points), and it is the mildest."
+            )
+    worse = [
+        str(row.setting) for row, found in compared if row.significant and found.difference < 0
+    ]
+    if worse:
+        details.append(f"Significantly worse than greedy o{on_dev}: {'; '.join(worse)}.")
+    return details
 
 
 def _notes(test: Comparison, dev: Comparison, level: float) -> list[str]:

@@ -87,12 +87,12 @@ def serve_line(
     if adapters:
         words += ["--lora-modules", *map(_module, adapters)]
     if setting is not None:
-        words += ["--sampler", "cold", *_cold(setting, args or {}, own_contrasts)]
+        words += cold_options(setting, args or {}, own_contrasts)
     return shlex.join(words)
 
 
-def _cold(setting: Setting, args: Mapping[str, Any], own_contrasts: bool) -> list[str]:
-    """The options for a setting, and for what is left out of every chat."""
+def cold_options(setting: Setting, args: Mapping[str, Any], own_contrasts: bool) -> list[str]:
+    """The line's options for a setting, and for what is left out of every chat."""
     is_default = _is_default(args, own_contrasts)
     said = {name: value for name, value in setting.values.items() if name in KNOBS}
     if setting.weights:  # which only requests can say
@@ -105,7 +105,7 @@ def _cold(setting: Setting, args: Mapping[str, Any], own_contrasts: bool) -> lis
     if is_default and _WITHOUT in args:
         items = args[_WITHOUT]
         said["without"] = ",".join(map(str, items)) if isinstance(items, list) else items
-    words = []
+    words = ["--sampler", "cold"]
     for name, value in said.items():
         words += ["--cold-" + name.replace("_", "-"), str(value)]
     return words

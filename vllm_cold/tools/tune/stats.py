@@ -213,6 +213,13 @@ def spread(differences: Scores) -> float:
     return max(float((differences**2).mean()), 1.0 / len(differences))
 
 
+def is_within_standard_error(differences: Scores) -> bool:
+    """Whether the mean of ``differences`` [n] is at most its standard error from 0; for 0/1 scores,
+    whether McNemar's statistic is at most 1.
+    """
+    return float(differences.sum()) ** 2 <= float((differences**2).sum())
+
+
 def detectable(count: int, variance: float, level: float, binary: bool) -> float | None:
     """The smallest true difference that ``count`` problems show as significant four times in five.
 

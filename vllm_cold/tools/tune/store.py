@@ -44,8 +44,6 @@ _SCHEMA = f"""
     );
     COMMIT;
 """
-# Up to format 2: lines of JSON, of which the first began so.
-_OLD_NAME, _OLD_HEAD = "results.jsonl", b'{"kind": "run", '
 _NOT_OURS = "was not written by vllm-cold tune; choose another --output"
 Key = tuple[Setting | None, str]  # None is greedy; the problem's id
 
@@ -220,8 +218,6 @@ def open_store(
             are damaged, of an older format or of another run.
     """
     path = Path(folder) / NAME
-    if not restart and not path.exists():
-        _refuse_old(path.with_name(_OLD_NAME))
     with contextlib.ExitStack() as stack:
         with _errors(folder, path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -232,19 +228,6 @@ def open_store(
             store._load(fingerprint, restart)
         yield store
         store.sync()
-
-
-def _refuse_old(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            is_old = file.read(len(_OLD_HEAD)) == _OLD_HEAD
-    except OSError:
-        return
-    if is_old:
-        raise ToolError(
-            f"{path}: was written by an older vllm-cold tune, which kept outputs in another way; "
-            "choose another --output, or --restart to decode everything again"
-        )
 
 
 @contextlib.contextmanager

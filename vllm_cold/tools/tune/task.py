@@ -7,6 +7,7 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.method.settings import KNOBS
@@ -15,9 +16,9 @@ from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, r
 from vllm_cold.tools.contrast import option_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import stats
-from vllm_cold.tools.tune.contrasts import check_problems, pop_weights
+from vllm_cold.tools.tune.contrasts import check_problems, fitting_presets, pop_weights
 from vllm_cold.tools.tune.data import Problem, load_problems, split_problems
-from vllm_cold.tools.tune.grid import Setting, make_grid
+from vllm_cold.tools.tune.grid import ALL, Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
 from vllm_cold.tools.tune.progress import Part
 from vllm_cold.tools.tune.report import level_of
@@ -127,9 +128,12 @@ def read_task(options: argparse.Namespace) -> Task:
         engine = _engine_arguments(options, adapters)
     args = option_args(options, named)
     weights = pop_weights(args)
-    grid = make_grid({name: getattr(options, name) for name in KNOBS}, options.preset, weights)
+    read = partial(load_problems, options.data, options.limit, args, chat=options.chat)
+    fitting = fitting_presets(read()[0]) if options.preset == ALL else []
+    given = {name: getattr(options, name) for name in KNOBS}
+    grid = make_grid(given, options.preset, weights, fitting)
     check = check_problems(grid, expert, model, names, options.chat)
-    problems, repeated = load_problems(options.data, options.limit, args, check, options.chat)
+    problems, repeated = read(check)
     fewest = stats.fewest_problems(level_of(options.confidence))
     return Task(
         options,
