@@ -130,7 +130,8 @@ def _places() -> dict[str, Any]:
     from vllm_cold.vllm.worker import cures
 
     needed = (*places.at_start(), *places.later(), *places.of_front_ends())
-    others = (*places.of_v2_runner(), *cures.places(), *refusal.PLACES)
+    without = (*places.of_v2_runner(), *places.dispensable())
+    others = (*without, *cures.places(), *refusal.PLACES)
     return {place.where: place for place in (*needed, *others)}
 
 
@@ -140,7 +141,8 @@ def _is_broken(kind: str, target: Target, elsewhere: tuple[str, ...]) -> bool:
     from vllm_cold.vllm.frontend import refusal
     from vllm_cold.vllm.worker import cures
 
-    not_needed = (*places.of_v2_runner(), *cures.places(), *refusal.PLACES)
+    without = (*places.of_v2_runner(), *places.dispensable())
+    not_needed = (*without, *cures.places(), *refusal.PLACES)
     if target.where in (*elsewhere, *(place.where for place in not_needed)):
         return False
     return kind == "renamed" or (kind == "signature" and bool(_places()[target.where].takes))

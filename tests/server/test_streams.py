@@ -33,8 +33,11 @@ MAX_TOKENS = 12
 
 @pytest.fixture(scope="module")
 def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Without a default: each request asks for itself."""
-    with serve(tmp_path_factory.mktemp("streams"), arguments(tiny)) as running:
+    """Without a default: each request asks for itself. One adapter's name looks like an alias."""
+    names = {"one": "one", "two": "two", "one:cold": "two"}
+    adapters = [f"{name}={tiny / at}" for name, at in names.items()]
+    options = [*arguments(tiny), "--lora-modules", *adapters]
+    with serve(tmp_path_factory.mktemp("streams"), options) as running:
         yield running
 
 
@@ -253,6 +256,58 @@ def test_a_server_that_guides_every_chat(guide: Server, model: Model) -> None:
         ask(guide, CHAT, "base", cold_amateur="one")
 
 
+def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: Model) -> None:
+    """A client that sends no field of ours gets what another one asks for."""
+    chat = {
+        "cfg": model.group(CHAT, None, (-0.5, None, [USER, TOOL])),
+        "cad": model.group(CHAT, None, (-0.5, None, [SYSTEM, USER])),
+        "one": model.group(CHAT, "one", (-0.5, "one", [SYSTEM, USER])),
+        "cold": model.group(CHAT, "two", (-0.5, None, None), alpha=0.1),
+        "no mask": model.group(CHAT, "two", (-0.5, None, None)),
+        "own name": model.group(CHAT, "two"),
+        "no text": model.group([USER], "one"),
+        "completion": model.group(TEXT, "two", (-0.5, None, None), alpha=0.1),
+    }
+    got = [
+        ask(server, CHAT, "base:cfg"),
+        ask(server, CHAT, "base:cad", stream=True),
+        ask(server, CHAT, "one:cad"),
+        ask(server, CHAT, "two:cold"),
+        ask(server, CHAT, "two:cold", cold_alpha=0),
+        ask(server, CHAT, "one:cold"),
+        ask(server, [USER], "one:cad"),
+        ask(server, TEXT, "two:cold", stream=True),
+    ]
+    assert_same_tokens(got, model.decode(*chat.values()))
+    assert ask(server, CHAT, "one:cad", cold=0) == ask(server, CHAT, "one")
+    # The server's own default says what is left out; here it is the system prompt.
+    assert ask(guide, CHAT, "base:cad") == ask(guide, CHAT, "base") == got[0]
+
+    # The answer names what vLLM served, the header how.
+    for name, served in (("two:cold", "two"), ("base:cad", "base"), ("one:cold", "one:cold")):
+        answer = send(server, "chat/completions", model=name, messages=CHAT, vllm_xargs=None)
+        assert answer.json()["model"] == served
+        assert json.loads(answer.headers["x-cold"]).get("preset") == {
+            "two:cold": "cold", "base:cad": "cad", "one:cold": None,
+        }[name]  # fmt: skip
+    for path, body in (
+        (RESPONSES, {"instructions": " w11", "input": [USER], "max_output_tokens": 4}),
+        (MESSAGES, {"system": " w11", "messages": [USER], "max_tokens": 4}),
+    ):
+        answer = send(server, path, model="one:cfg", vllm_xargs=None, **body)
+        asked = send(server, path, vllm_xargs={"cold_preset": "cfg"}, **body)
+        assert said(answer) == said(asked)
+        assert json.loads(answer.headers["x-cold"])["prompt"] == "without system"
+    for name, path, body, status, why in (
+        ("one:cda", "completions", {"prompt": TEXT}, 404, "behind 'one:' must stand a preset, one"),
+        ("three:cad", "completions", {"prompt": TEXT}, 404, "`three:cad` does not exist"),
+        ("base:cad", "completions", {"prompt": TEXT}, 400, "is for chats"),
+        ("base:cold", "chat/completions", {"messages": CHAT}, 400, "needs an adapter as expert"),
+    ):
+        answer = send(server, path, model=name, vllm_xargs=None, **body)
+        assert answer.status_code == status and why in answer.json()["error"]["message"]
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no JSON": ({"cold_amateur_messages": "[{"}, "must be a JSON list of messages"),
     "no list": ({"cold_amateur_messages": "{}"}, "must be a list of messages"),
@@ -271,7 +326,9 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too long": ({"cold_amateur_prompt": " w1" * 300}, "maximum context length is 256 tokens"),
     "no room": ({"cold_amateur_prompt": " w1" * 245}, "prompt has 245 tokens, which with max_toke"),
     "preset": ({"cold_preset": "dola"}, "must be one of cold, cad, adacad, cfg, dexperts"),
-    "preset's prompt": ({"cold_preset": "cfg"}, "contrasts with another prompt"),
+    "preset's prompt": (
+        {"cold_preset": "cfg", "cold_amateur": "two"}, "contrasts with another prompt"
+    ),
     "large weight": ({"cold_weights": [1e9]}, "must be a number from -1e6 to 1e6"),
     "33 amateurs": ({"cold_weights": [0.1] * 33}, "a request has 1 to 32 amateurs"),
     "32 amateurs": ({"cold_weights": [0.1] * 32}, "takes 33 sequences"),

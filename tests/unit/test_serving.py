@@ -24,6 +24,7 @@ from vllm_cold.group.stream import from_extra_args
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.frontend import serving
+from vllm_cold.vllm.frontend.capacity import most_tokens
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1, SCHEDULER
 from vllm_cold.vllm.frontend.errors import request_error
 from vllm_cold.vllm.frontend.plan import plain_search
@@ -446,6 +447,50 @@ def test_each_chat_of_a_batch_is_looked_at_once(
     assert header(plain, *[guided] * 101)["choices"] == 101
 
 
+def test_a_preset_alone(online: Online, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says what its amateur does not read, for all chats that have it: what a model's alias
+    sends, or a client that says it once for all its requests.
+    """
+    body, plain = chat(SYSTEM, USER, TOOL), chat(USER)
+    context = {"cad": "tool", "adacad": "tool", "cfg": "system"}
+    left = {
+        "tool": "system:  w1 w2\nuser:  w3\nassistant:",
+        "system": "user:  w3\ntool:  w4\nassistant:",
+    }
+    for cold in (True, {"alpha": 0.3, "beta": 2}, {"enabled": False, "alpha": 0.3}):
+        monkeypatch.setattr(front.config, "additional_config", {"cold": cold})
+        for preset, without in context.items():
+            assert online.prompts(body, "base", preset=preset) == [left[without]]
+            for more in ({}, {"cold_beta": 1}, {"cold": 1}):
+                asked = {"vllm_xargs": {"cold_preset": preset, **more}}
+                said, _ = online.answer(body | asked)
+                assert (said["prompt"], said["alpha"]) == (f"without {without}", 0)
+                assert said["beta"] == more.get(
+                    "cold_beta", 0.5 if preset != "adacad" else "adaptive"
+                )
+                said, [stream] = online.answer(plain | asked)
+                assert said == {"cold": 0} and stream is None
+            field = f"cold_without ({preset}'s default)='{without}': "
+            cut = chat(SYSTEM, USER, TOOL, truncate_prompt_tokens=2)
+            for wrong, why in (
+                ({"prompt": " w1"}, "is for chats"),
+                (cut, "the amateur is the exp"),
+            ):
+                with pytest.raises(ValueError, match=re.escape(field) + why):
+                    online.answer({**wrong, "vllm_xargs": {"cold_preset": preset}})
+    # The server's own default comes before it, but for methods that read the expert's prompt.
+    monkeypatch.setattr(front.config, "additional_config", {"cold": {"without": "system"}})
+    assert online.prompts(body, preset="cad") == [left["system"]]
+    assert online.prompts(body, preset="cad", without="tool") == [left["tool"]]
+    assert online.prompts(body, preset="cold") == [None]
+    with pytest.raises(ValueError, match="CoLD needs an adapter as expert"):
+        online.prompts(body, "base", preset="cold")
+    with pytest.raises(ValueError, match="cold_preset='dexperts': is for 2 amateurs"):
+        online.prompts(body, preset="dexperts")
+    with pytest.raises(ValueError, match="no such message"):  # who names it is told
+        online.prompts(plain, preset="cad", without="tool")
+
+
 # ---- refused before the headers ------------------------------------------------------------------
 
 LONG = " w9" * 100
@@ -525,6 +570,37 @@ def test_what_does_not_fit_the_cache(online: Online, cache: Any) -> None:
     assert len(made["prompt_token_ids"]) == 18 and sampling.max_tokens == 15
     with pytest.raises(ValueError, match="max_tokens=250: .* need 32 KV cache blocks"):
         prepared(online, {**body, "max_tokens": 250})
+
+
+def test_what_the_servers_owner_allows(
+    online: Online, cache: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM does, the least of what is asked for and what is allowed."""
+    cache(6)
+    body = {"prompt": [100] * 20, **own(LONG[:60]), "max_tokens": 240}
+    with pytest.raises(ValueError, match="max_tokens=240: .* two streams"):
+        prepared(online, body)
+    monkeypatch.setattr(online.front.processor, "cold_most_tokens", 29, raising=False)
+    assert prepared(online, body)
+    with pytest.raises(ValueError, match="max_tokens=29: .* two streams"):
+        prepared(online, {**body, "prompt": [100] * 40})
+
+
+def test_where_it_stands_what_the_owner_allows(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = front.config.model_config
+    (tmp_path / "generation_config.json").write_text('{"max_new_tokens": 40}')
+    for source, override, most in (
+        ("auto", {}, None),
+        ("auto", {"max_new_tokens": 30}, 30),
+        ("vllm", {"max_new_tokens": 30}, 30),
+        (str(tmp_path), {}, 40),
+        (str(tmp_path), {"max_new_tokens": 30}, 30),
+    ):
+        monkeypatch.setattr(config, "generation_config", source)
+        monkeypatch.setattr(config, "override_generation_config", override)
+        assert most_tokens(config) == most
 
 
 def test_prompts_that_are_embeddings(online: Online) -> None:

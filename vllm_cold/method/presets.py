@@ -21,13 +21,19 @@ class Preset:
         about: The method, in a few words.
         knobs: Fields of ``ColdSettings``.
         weights: Of its amateurs, where it has several.
-        own_prompt: Whether its amateur reads another prompt than the expert.
+        without: The messages of a chat that its amateur does not read where nobody says which; None
+            for a method whose amateur reads the expert's prompt.
     """
 
     about: str
     knobs: Mapping[str, Any]
     weights: tuple[float, ...] = ()
-    own_prompt: bool = False
+    without: str | None = None
+
+    @property
+    def own_prompt(self) -> bool:
+        """Whether its amateur reads another prompt than the expert."""
+        return self.without is not None
 
 
 PRESETS: Mapping[PresetName, Preset] = {
@@ -37,19 +43,19 @@ PRESETS: Mapping[PresetName, Preset] = {
     "cad": Preset(
         "a prompt against the same one without its context",
         {"alpha": 0.0, "beta": 0.5},
-        own_prompt=True,
+        without="tool",
     ),
     # arXiv 2409.07394: a is the Jensen-Shannon divergence at each step
     "adacad": Preset(
         "the same, as strong as the two differ",
         {"alpha": 0.0, "beta": "adaptive", "beta_max": 1.0},
-        own_prompt=True,
+        without="tool",
     ),
     # arXiv 2306.17806: z' + g (z - z'), g = 1.5, so w = -(g - 1)
     "cfg": Preset(
         "a prompt against the same one without its instruction",
         {"alpha": 0.0, "beta": 0.5},
-        own_prompt=True,
+        without="system",
     ),
     # arXiv 2105.03023, 2401.08565: z + (z+ - z-)
     "dexperts": Preset(

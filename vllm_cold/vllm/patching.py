@@ -107,13 +107,16 @@ def install(places: Iterable[Place]) -> None:
 def cure(places: Iterable[Place]) -> None:
     """Wrap those that this process can use: places of bugs of vLLM that CoLD can do without.
 
-    A place whose module is not loaded is nobody's here; one that is missing is left, with a
-    warning.
+    A place whose module is not loaded is nobody's here.
     """
+    loaded = [place for place in places if place.where.partition(":")[0] in sys.modules]
+    wrap_if_there(loaded, "a bug of vLLM is not cured here")
+
+
+def wrap_if_there(places: Iterable[Place], lost: str) -> None:
+    """Wrap places that CoLD can do without; of one that is missing, a warning says what is lost."""
     for place in places:
-        if place.where.partition(":")[0] not in sys.modules:
-            continue
         if (problem := place.problem()) is None:
             place.wrap()
         else:
-            logger.warning("vllm-cold: a bug of vLLM is not cured here, as %s.", problem)
+            logger.warning("vllm-cold: %s, as %s.", lost, problem)

@@ -44,3 +44,13 @@ def of_front_ends() -> tuple[Place, ...]:
     from vllm_cold.vllm.frontend import serving
 
     return (*serving.online(), *serving.OFFLINE)
+
+
+def dispensable() -> tuple[Place, ...]:
+    """In a worker with the V2 runner, and in API servers; where one is missing, CoLD does without
+    it.
+    """
+    from vllm_cold.vllm.frontend import aliases
+    from vllm_cold.vllm.worker import block_zeroer
+
+    return (block_zeroer.PLACE, *aliases.places())

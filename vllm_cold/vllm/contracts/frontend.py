@@ -103,6 +103,7 @@ def _check_config_fields() -> None:
         "ec_transfer_config",
     )
     has_fields(ModelConfig, "logits_processors", "max_model_len")
+    has_fields(ModelConfig, "generation_config", "override_generation_config")
     # Pydantic's __post_init__ sets it: it is no field.
     contains(source_of(ModelConfig.__post_init__), "ModelConfig", "self.runner_type = ")
     for name in ("is_encoder_decoder", "is_hybrid", "is_attention_free"):
@@ -267,6 +268,22 @@ def _check_online_renderer() -> None:
         "default_chat_template_kwargs",
     ):
         require(name in assigned, f"{owner.__name__}.__init__ sets no {name} any more.")
+
+
+@contract(
+    "vllm.entrypoints.openai.chat_completion.serving.OpenAIServingChat",
+    "a request gets as many tokens as it asks for, at most what the server's owner allows",
+)
+def _check_most_tokens() -> None:
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+
+    contains(
+        source_of(OpenAIServingChat.__init__),
+        "OpenAIServingChat.__init__",
+        "self.override_max_tokens = self.default_sampling_params.get('max_tokens') if "
+        "mc.generation_config not in ('auto', 'vllm') else "
+        "getattr(mc, 'override_generation_config', {}).get('max_new_tokens')",
+    )
 
 
 @contract("vllm.exceptions.VLLMValidationError", "a refused request gets HTTP 400 and ValueError")

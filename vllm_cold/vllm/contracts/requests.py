@@ -212,3 +212,25 @@ def _check_sampling_params_fields() -> None:
         routed_experts_prompt_start trace_decode_token_ids watermarking _watermarking_skipped"""
     known = f"{dropped} {kept} {of_no_effect_on_it}".split()
     no_new_fields(SamplingParams, known, "decide in scheduler.amateurs what the amateur does.")
+
+
+@contract(
+    "vllm.entrypoints.serve.engine.serving.BaseServing",
+    "a preset behind a model's name: endpoints look at the name first, and then at the request",
+)
+def _check_check_model() -> None:
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.openai.models.serving import OpenAIServingModels
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+
+    for owner in (OpenAIServingChat, OpenAIServingCompletion, OpenAIServingResponses):
+        require("_check_model" not in vars(owner), f"{owner.__name__} has its own _check_model.")
+        has_parameters(owner, "_check_model", "request")
+        contains(source_of(owner), owner.__name__, "await self._check_model(request)")
+        contains(
+            source_of(owner._maybe_get_adapters),
+            f"{owner.__name__}._maybe_get_adapters",
+            "request.model in self.models.lora_requests",
+        )
+    has_parameters(OpenAIServingModels, "is_base_model", "model_name")

@@ -8,7 +8,18 @@ from vllm_cold.method.settings import ColdError
 from vllm_cold.vllm.frontend.plan import Prepared
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
+    from vllm.config import ModelConfig, VllmConfig
+
+
+def most_tokens(config: "ModelConfig") -> int | None:
+    """The most tokens that a server gives a request, however many it asks for; None for no such
+    number. May read a file.
+    """
+    if config.generation_config in ("auto", "vllm"):
+        most: int | None = config.override_generation_config.get("max_new_tokens")
+        return most
+    most = config.get_diff_sampling_param().get("max_tokens")
+    return most
 
 
 def fit(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.arguments import EngineDefaults
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import admission, metrics, prompts, serving
+from vllm_cold.vllm.frontend import admission, aliases, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -27,7 +27,7 @@ from vllm_cold.vllm.frontend.config import (
     unsupported,
     uses_v2_runner,
 )
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import Place, wrap_if_there
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -58,6 +58,7 @@ def _prepare_front_end(usage_context: Any) -> None:
     context = getattr(usage_context, "name", None)  # of vLLM's UsageContext
     if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
         availability.install(serving.online())
+        wrap_if_there(aliases.places(), "names of models with a preset (sql:cold) are unknown here")
     elif context == "LLM_CLASS":
         availability.install(serving.OFFLINE)
 

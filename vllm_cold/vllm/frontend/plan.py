@@ -22,7 +22,7 @@ from vllm_cold.method.amateurs import (
     says_what,
 )
 from vllm_cold.method.arguments import EngineDefaults, RequestArgs
-from vllm_cold.method.settings import ADAPTIVE, ColdError, ColdSettings, Weight
+from vllm_cold.method.settings import ADAPTIVE, ColdError, ColdSettings, Weight, preset_of
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
 from vllm_cold.vllm.frontend.config import SEATS, engine_defaults, is_configured, unsupported
@@ -70,13 +70,17 @@ class Plan:
         amateurs: One or more.
         preset: The name of the method that was asked for, None if none was.
         optional: Whether the request is decoded without CoLD where its conversation has nothing
-            that would be left out: the engine's default asks for it, not the request.
+            that would be left out: the engine's default or a preset's says what that is, not the
+            request.
+        asked: Whether the request says anything itself, and so is told of all else that is in the
+            way.
     """
 
     settings: ColdSettings
     amateurs: tuple[Planned, ...]
     preset: str | None = None
     optional: bool = False
+    asked: bool = True
 
     @property
     def method(self) -> str:
@@ -146,8 +150,8 @@ def decide(
     else:
         defaults = engine_defaults(config)
         asked = args != RequestArgs()
-        left_out = defaults.contrast.without is not None and not says_what(args.contrast)
-        wanted = defaults.enabled and (expert is not None or left_out)
+        left_out = _left_out(args, defaults)
+        wanted = defaults.enabled and (expert is not None or left_out is not None)
         if not asked and (not wanted or plain_search.get()):
             return None
         plan = _of_args(config, args, defaults, expert, adapters, left_out)
@@ -172,7 +176,20 @@ def _of_params(params: ColdParams, expert: "LoRARequest | None") -> Plan:
             )
             for i, (one, weight) in enumerate(zip(params.contrast(), weights, strict=True))
         ),
+        params.method,
     )
+
+
+def _left_out(args: RequestArgs, defaults: EngineDefaults) -> tuple[str, Any] | None:
+    """What an amateur does not read of a chat, where the request says nothing of that, and whose
+    default it is.
+    """
+    preset = preset_of(args.contrast)
+    if says_what(args.contrast) or (preset is not None and not preset.own_prompt):
+        return None
+    if defaults.contrast.without is not None:
+        return "the engine", defaults.contrast.without
+    return None if preset is None else (f"{args.contrast.preset}", preset.without)
 
 
 def _of_args(
@@ -181,18 +198,19 @@ def _of_args(
     defaults: EngineDefaults,
     expert: "LoRARequest | None",
     adapters: Mapping[str, "LoRARequest"],
-    left_out: bool,
+    left_out: tuple[str, Any] | None,
 ) -> Plan:
     contrast = args.contrast
-    if left_out:
-        contrast = structs.replace(contrast, without=defaults.contrast.without)
+    if left_out is not None:
+        contrast = structs.replace(contrast, without=left_out[1])
     described = describe(contrast)
-    if left_out:
-        field = "cold_without (the engine's default)"
+    if left_out is not None:
+        field = f"cold_without ({left_out[0]}'s default)"
         described = tuple(
             replace(one, prompt_field=field, source=_lenient(one.source)) for one in described
         )
     settings, weights = args.settings(defaults, [one.weight for one in described])
+    asked = args != RequestArgs()
     return Plan(
         settings,
         tuple(
@@ -205,7 +223,8 @@ def _of_args(
             for one, weight in zip(described, weights, strict=True)
         ),
         contrast.preset or defaults.contrast.preset,
-        left_out and args == RequestArgs(),
+        left_out is not None and (not asked or args.contrast.preset is not None),
+        asked,
     )
 
 
@@ -303,7 +322,7 @@ def applies(recipe: prompts.Recipe, plan: Plan) -> bool:
     if not plan.optional:
         return True
     if recipe.messages is None:
-        return False
+        return plan.asked  # and is refused when its amateur's prompt is made
     try:
         for one in plan.amateurs:
             prompts.messages_of(recipe, one.prompt)
@@ -348,7 +367,7 @@ def settle(
         return prepared
     for one, ids in zip(plan.amateurs, prepared.prompts, strict=True):
         if ids is not None and ids == expert_prompt and _same(one.adapter, expert):
-            if plan.optional:
+            if plan.optional and not plan.asked:
                 return Prepared(None)
             raise one.prompt.refused(
                 "the amateur is the expert, prompt and adapter; give it another prompt or adapter"

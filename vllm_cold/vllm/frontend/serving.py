@@ -38,7 +38,7 @@ from vllm_cold.method.arguments import check_placement, parse_request_args
 from vllm_cold.method.settings import ColdError
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
-from vllm_cold.vllm.frontend.capacity import fit
+from vllm_cold.vllm.frontend.capacity import fit, most_tokens
 from vllm_cold.vllm.frontend.config import engine_defaults, is_configured
 from vllm_cold.vllm.frontend.errors import generation_error, request_error
 from vllm_cold.vllm.frontend.plan import (
@@ -70,8 +70,10 @@ def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
         global _models
         original(self, *args, **kwargs)
         _models = self
+        processor = self.engine_client.input_processor
         # The live dict: adapters that are loaded later can be named too.
-        self.engine_client.input_processor.cold_adapters = self.lora_requests
+        processor.cold_adapters = self.lora_requests
+        processor.cold_most_tokens = most_tokens(self.engine_client.vllm_config.model_config)
 
     return __init__
 
@@ -115,8 +117,9 @@ async def _prepare(online: Any, request: Any, made: list[Any]) -> list[Any]:
         ids = one.get("prompt_token_ids")
         found = settle(found, expert, ids)
         if found.plan is not None:
-            # What the client asked for, as vLLM reads it; 0 where it did not.
+            # What the client asked for and gets, as vLLM reads it; 0 where it did not.
             asked = recipe.tok_params.max_output_tokens if recipe.tok_params else 0
+            asked = min(asked, getattr(engine.input_processor, "cold_most_tokens", None) or asked)
             limit = engine.vllm_config.model_config.max_model_len
             length = len(one["prompt_embeds"] if ids is None else ids)
             found = replace(found, unlimited=not asked)
@@ -174,7 +177,7 @@ def _look_at(request: Any) -> Plan | None:
 def _look_at_made_elsewhere(request: Any) -> None:
     """Of a request whose prompt vLLM makes without a chat template, nothing is known of it."""
     plan = _look_at(request)
-    if plan is not None and plan.optional:
+    if plan is not None and plan.optional and not plan.asked:
         plan = None
     model_config = _models.engine_client.vllm_config.model_config
     for one in plan.amateurs if plan is not None else ():

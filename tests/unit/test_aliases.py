@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A preset behind a model's name, with vLLM's own classes of requests and of errors."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_cold.method.presets import PRESET_NAMES
+from vllm_cold.vllm import patching
+from vllm_cold.vllm.frontend import aliases
+
+pytestmark = pytest.mark.unit
+
+
+class Models:
+    """What vLLM's server serves."""
+
+    def __init__(self, *adapters: str, resolvable: str = "") -> None:
+        self.base_model_paths = [SimpleNamespace(name=n) for n in ("base", "org/m:7b")]
+        self.lora_requests: dict[str, Any] = dict.fromkeys(adapters)
+        self.resolvable = resolvable
+        self.looked_for: list[str] = []
+
+    def is_base_model(self, name: str) -> bool:
+        return any(path.name == name for path in self.base_model_paths)
+
+    async def resolve_lora(self, name: str) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        self.looked_for.append(name)
+        if name != self.resolvable:
+            return None
+        self.lora_requests[name] = found = LoRARequest(name, 9, "/x")
+        return found
+
+
+def completion(model: str | None, xargs: dict[str, Any] | None = None) -> Any:
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    return CompletionRequest(model=model, prompt="a", vllm_xargs=xargs)
+
+
+def check(models: Models, request: Any) -> Any:
+    """The error; None where the model is served."""
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+
+    owner = next(c for c in OpenAIServingCompletion.__mro__ if "_check_model" in vars(c))
+    original = vars(owner)["_check_model"]
+    original = getattr(original, "_vllm_cold_original", original)
+    serving = object.__new__(OpenAIServingCompletion)
+    serving.models, serving.request_logger = models, None  # type: ignore[assignment]
+    return asyncio.run(aliases._make(original)(serving, request))
+
+
+@pytest.mark.parametrize("preset", PRESET_NAMES)
+@pytest.mark.parametrize("name", ["base", "org/m:7b", "sql", "a:b"])
+def test_an_alias(name: str, preset: str) -> None:
+    request = completion(f"{name}:{preset}")
+    assert check(Models("sql", "a:b"), request) is None
+    assert (request.model, request.vllm_xargs) == (name, {"cold_preset": preset})
+
+
+def test_what_a_request_says_itself_wins() -> None:
+    request = completion("sql:cad", {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"})
+    assert check(Models("sql"), request) is None
+    assert request.vllm_xargs == {"cold_preset": "cfg", "cold_beta": 2, "mine": "x"}
+    request = completion("sql:cad", {"cold": 0})
+    assert check(Models("sql"), request) is None
+    assert request.vllm_xargs == {"cold_preset": "cad", "cold": 0}
+
+
+@pytest.mark.parametrize("name", ["base", "sql", "org/m:7b", "sql:cad", None, ""])
+def test_what_vllm_serves_is_no_alias(name: str | None) -> None:
+    """An adapter's own name may end as an alias does."""
+    request = completion(name, {"mine": 1})
+    assert check(Models("sql", "sql:cad"), request) is None
+    assert (request.model, request.vllm_xargs) == (name, {"mine": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("sql:cda", "behind 'sql:' must stand a preset, one of cold, cad, adacad, cfg, dexp"),
+        ("base:", "behind 'base:' must stand a preset"),
+        ("sql:CAD", "must stand a preset"),
+        ("sql:cad:cad", ""),
+        ("other:cad", ""),
+        (":cad", ""),
+        ("cad", ""),
+    ],
+)
+def test_unknown_models(name: str, said: str) -> None:
+    request = completion(name)
+    error = check(Models("sql"), request).error
+    assert (error.code, error.type) == (404, "NotFoundError")
+    assert f"The model `{name}` does not exist" in error.message.replace("'", "`")
+    assert said in error.message and ("preset" in error.message) == bool(said)
+    assert (request.model, request.vllm_xargs) == (name, None)
+
+
+def test_a_request_that_takes_no_settings_has_no_aliases() -> None:
+    """Its model would be used without CoLD."""
+    assert check(Models("sql"), SimpleNamespace(model="sql:cad")).error.code == 404
+
+
+def test_adapters_that_are_loaded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    for resolvable, name, xargs in (
+        ("late", "late", {"cold_preset": "cold"}),
+        ("late:cold", "late:cold", None),
+    ):
+        models, request = Models(resolvable=resolvable), completion("late:cold")
+        assert check(models, request) is None
+        assert (request.model, request.vllm_xargs) == (name, xargs)
+    models = Models("sql")
+    assert check(models, completion("sql:cold")) is None
+    assert models.looked_for == ["sql:cold"]
+
+
+def test_where_vllm_takes_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_SKIP_MODEL_NAME_VALIDATION", "1")
+    for asked, name, xargs in (
+        ("whatever:cad", "whatever", {"cold_preset": "cad"}),
+        ("llama:8b", "llama:8b", None),
+    ):
+        request = completion(asked)
+        assert check(Models(), request) is None
+        assert (request.model, request.vllm_xargs) == (name, xargs)
+
+
+def test_where_the_place_is_missing_all_else_works(caplog: pytest.LogCaptureFixture) -> None:
+    (place,) = aliases.places()
+    gone = replace(place, where=f"{place.where}_of_old")
+    with caplog.at_level("WARNING", logger="vllm"):
+        patching.wrap_if_there((gone,), "names with a preset are unknown here")
+    assert "names with a preset are unknown here, as " in caplog.text
+    assert "_check_model_of_old" in caplog.text
