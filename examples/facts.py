@@ -102,7 +102,8 @@ def _plain(text: str) -> str:
 @cache
 def _pattern(answer: str) -> re.Pattern[str]:
     short = len(answer) <= 2
-    ending = "" if short else "s?"
+    # "As an AI", "I'm sorry" and "He was" name no element.
+    ending = r"(?!'|\s+[a-z])" if answer in ("As", "Be", "He", "I") else "" if short else "s?"
     return re.compile(
         rf"(?<!\w){re.escape(_plain(answer))}{ending}(?!\w)", 0 if short else re.IGNORECASE
     )

@@ -16,8 +16,8 @@ from examples.tasks import TASKS, Problem, Task, messages
 PROMPTS = {"sorting": 3, "orders": 1}
 
 NOTE = (
-    "[dim]Coloured from where the two part. So few do not say which is better: with this model, a "
-    "contrast with the base model gained nothing (docs/accuracy.md).[/]"
+    "[dim]Coloured from where the two part. So few do not say which is better: over many, a "
+    "contrast with the base model costs this model's adapters some accuracy (docs/accuracy.md).[/]"
 )
 
 

@@ -113,7 +113,6 @@ def test_openai(served: tuple[Recorder, str, Server]) -> None:
 
 @pytest.mark.server
 def test_langchain(served: tuple[Recorder, str, Server]) -> None:
-    pytest.importorskip("langchain_openai")
     recorder, url, _ = served
     recorder.take()
     version = importlib.metadata.version("langchain-openai")
@@ -181,6 +180,9 @@ def test_documents_elsewhere(served: tuple[Recorder, str, Server]) -> None:
         want = recorder.post("/v1/chat/completions", options | body | {"model": "base",
                              "vllm_xargs": explicit})  # fmt: skip
         assert answer["choices"][0]["message"] == want["choices"][0]["message"]
+        plain = recorder.post("/v1/chat/completions", options | body | {"model": "base",
+                              "vllm_xargs": {"cold": 0}})  # fmt: skip
+        assert answer["choices"][0]["message"] != plain["choices"][0]["message"]
     assert '"cold_part": [0, 120]' in page
     body = {"model": "base", "prompt": f"{TEXT} Question: {QUESTION['content']} Answer:"}
     body |= {"max_tokens": 8, "temperature": 0.0, "vllm_xargs": cad | {"cold_part": [0, len(TEXT)]}}
@@ -201,8 +203,11 @@ def test_two_names(served: tuple[Recorder, str, Server]) -> None:
         i: recorder.post("/v1/chat/completions", body | {"vllm_xargs": xargs})
         for i, xargs in enumerate(({"cold": 0}, {"cold_amateur": "base"}))
     }
-    assert "\n".join(printed).count(found[0]["choices"][0]["message"]["content"]) >= 1
-    assert found[1]["choices"][0]["message"]["content"] in "\n".join(printed)
+    texts = [found[i]["choices"][0]["message"]["content"] for i in (0, 1)]
+    assert texts[0] != texts[1]
+    # An answer may have several lines.
+    shown, _, behind = "\n".join(printed).partition("\nsql:cold {")
+    assert texts[0] in shown and texts[1] in behind
     assert found[0]["model"] == recorder.post(
         "/v1/chat/completions", body | {"model": "sql:cold"}
     )["model"] == "sql"  # fmt: skip

@@ -262,6 +262,15 @@ def test_wrong_prompts(front: Front) -> None:
     )
 
 
+def test_a_preset_alone_is_refused_where_no_header_would_show_it(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Offline, a chat that has nothing to leave out."""
+    monkeypatch.delattr(front.processor, "cold_adapters")
+    message = refused(front, front.chat([USER]), preset="cfg")
+    assert "cold_without (cfg's default)='system': the conversation has no such" in message
+
+
 def test_adapters_in_one_batch(front: Front) -> None:
     """The different ones count, max_loras=2 of them."""
     text = front.text(" w1 w2")

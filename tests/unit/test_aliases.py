@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -140,3 +141,25 @@ def test_where_the_place_is_missing_all_else_works(caplog: pytest.LogCaptureFixt
         patching.wrap_if_there((gone,), "names with a preset are unknown here")
     assert "names with a preset are unknown here, as " in caplog.text
     assert "_check_model_of_old" in caplog.text
+
+
+def test_an_adapter_that_cannot_be_loaded_is_no_unknown_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+
+    class Broken(Models):
+        async def resolve_lora(self, name: str) -> Any:
+            from vllm.entrypoints.openai.completion import serving as vllm_serving
+
+            protocol = sys.modules[vllm_serving.ErrorResponse.__module__]
+            if name != self.resolvable:
+                return None
+            info = protocol.ErrorInfo(message="bad file", type="BadRequest", code=400)
+            return protocol.ErrorResponse(error=info)
+
+    for broken, name in (("late", "late:cad"), ("base:cad", "base:cad")):
+        request = completion(name)
+        error = check(Broken(resolvable=broken), request).error
+        assert (error.code, error.message) == (400, "bad file")
+        assert (request.model, request.vllm_xargs) == (name, None)

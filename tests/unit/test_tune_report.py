@@ -147,6 +147,16 @@ def test_how_many_problems_would_find_what_is_seen() -> None:
     assert (report_on(scores).needed or 0) > 2000
 
 
+def test_settings_with_the_same_score() -> None:
+    """Where none beats greedy, nothing is said of standard errors."""
+    scores = {key: np.zeros(100) for key in simulate(np.random.default_rng(0), 0.0, 100)}
+    for setting in (BEST, Setting(0.1, 1.0)):
+        scores[setting, "dev"][:2] = 1.0
+    report = report_on(scores)
+    assert report.best == BEST
+    assert report.details[2] == "1 other setting had the same score, and it is the mildest."
+
+
 def test_settings_that_are_not_told_apart() -> None:
     """The mildest, of those that beat greedy and are within one standard error of the best."""
     mild, strong = Setting(0.3, 0.25), Setting(0.1, 1.0)

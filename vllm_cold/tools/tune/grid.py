@@ -139,6 +139,8 @@ def _make_grid(
     found = list(fitting)
     if presets != ALL:
         names = presets.split(",") if presets is not None else ()
+        if len(names) > 1 and ALL in names:
+            raise ToolError(f"--preset={presets}: {ALL} stands alone")
         found = [check("preset", name.strip(), "--preset") for name in names]
     points: list[dict[str, Any]] = []
     if not found or values.keys() & AXES:

@@ -343,13 +343,22 @@ def _details(rows: Sequence[Row], best: Setting, dev: Comparison, test: Comparis
             )
         leading = [(row, found) for row, found in compared if row.leads]
         if len(leading) > 1:
+            others = f"{len(leading) - 1} other {'setting' if len(leading) == 2 else 'settings'}"
             top, most = max(leading, key=lambda one: one[1].cold)
-            details.append(
-                f"Those problems do not tell it apart from {len(leading) - 1} other "
-                f"{'setting' if len(leading) == 2 else 'settings'}: each is within one standard "
-                f"error of the best score, that of {top.setting} ({points(most.difference)} "
-                "points), and it is the mildest."
-            )
+            if not any(row.setting == best and row.significant for row, _ in leading):
+                tied = f"{others.capitalize()} had the same score, and it is the mildest."
+            elif top.setting == best:
+                tied = (
+                    f"Those problems do not tell it apart from {others}, each of which is within "
+                    "one standard error of its score; it is the mildest."
+                )
+            else:
+                tied = (
+                    f"Those problems do not tell it apart from {others}: each is within one "
+                    f"standard error of the best score, that of {top.setting} "
+                    f"({points(most.difference)} points), and it is the mildest."
+                )
+            details.append(tied)
     worse = [
         str(row.setting) for row, found in compared if row.significant and found.difference < 0
     ]

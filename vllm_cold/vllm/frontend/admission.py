@@ -101,7 +101,7 @@ async def _prepared(engine: Any, prompt: Any, params: Any, expert: Any) -> Any:
     if recipe.prepared is not None or not prompts.is_tokens(prompt):
         return prompt
     args = parse_request_args(getattr(params, "extra_args", None))
-    adapters = getattr(engine.input_processor, "cold_adapters", {})
+    adapters = getattr(engine.input_processor, "cold_adapters", None)
     plan = decide(engine.vllm_config, args, expert, adapters, params)
     if plan is None:
         return prompt
@@ -143,7 +143,7 @@ def admit(processor: Any, prompt: Any, params: Any, request: "EngineCoreRequest"
     prepared = recipe.prepared
     if prepared is None:
         args = parse_request_args(sampling.extra_args)
-        adapters = getattr(processor, "cold_adapters", {})
+        adapters = getattr(processor, "cold_adapters", None)
         plan = decide(config, args, request.lora_request, adapters, params)
         if plan is None:
             if args.enabled is False:

@@ -21,15 +21,19 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
         error = await original(self, request, *args, **kwargs)
         asked = request.model or ""
         name, _, preset = asked.rpartition(":")
-        if not name or _is_served(self.models, asked) or not hasattr(request, "vllm_xargs"):
+        known = _is_served(self.models, asked) or (error is not None and error.error.code != 404)
+        if not name or known or not hasattr(request, "vllm_xargs"):
             return error
         if preset in PRESETS:
             request.model = name
             # Not loaded, it may be one that vLLM loads when it is asked for.
-            if _is_served(self.models, name) or await original(self, request) is None:
+            other = None if _is_served(self.models, name) else await original(self, request)
+            if other is None:
                 request.vllm_xargs = {"cold_preset": preset, **(request.vllm_xargs or {})}
                 return None
             request.model = asked
+            if other.error.code != 404:
+                return other
         elif error is not None and error.error.code == 404 and _is_served(self.models, name):
             error.error.message = missing(asked, name)
         return error

@@ -125,7 +125,7 @@ def decide(
     config: "VllmConfig",
     args: RequestArgs,
     expert: "LoRARequest | None",
-    adapters: Mapping[str, "LoRARequest"],
+    adapters: Mapping[str, "LoRARequest"] | None,
     params: Any = None,
 ) -> Plan | None:
     """Whether a request is decoded with CoLD, as far as its length does not matter.
@@ -134,7 +134,8 @@ def decide(
         config: The engine's configuration.
         args: The request's flat arguments.
         expert: The request's adapter.
-        adapters: Adapters that can be named as ``cold_amateur``, by name.
+        adapters: Adapters that can be named as ``cold_amateur``, by name; None where there is no
+            server.
         params: The caller's SamplingParams or ColdParams, where there are any.
 
     Returns:
@@ -197,7 +198,7 @@ def _of_args(
     args: RequestArgs,
     defaults: EngineDefaults,
     expert: "LoRARequest | None",
-    adapters: Mapping[str, "LoRARequest"],
+    adapters: Mapping[str, "LoRARequest"] | None,
     left_out: tuple[str, Any] | None,
 ) -> Plan:
     contrast = args.contrast
@@ -216,14 +217,16 @@ def _of_args(
         tuple(
             Planned(
                 one.field,
-                _adapter(config, one, expert, adapters),
+                _adapter(config, one, expert, adapters or {}),
                 prompts.Order(one.prompt_field, one.source),
                 weight,
             )
             for one, weight in zip(described, weights, strict=True)
         ),
         contrast.preset or defaults.contrast.preset,
-        left_out is not None and (not asked or args.contrast.preset is not None),
+        # A server's header shows that a request was decoded without a contrast; nothing else does.
+        left_out is not None
+        and (not asked or (adapters is not None and args.contrast.preset is not None)),
         asked,
     )
 
