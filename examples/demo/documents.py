@@ -138,7 +138,8 @@ def note(shown: Sequence[Case], counted: Sequence[Case]) -> str:
         f'[dim]Asked as in "{shown[0].fact.question}". ✓ names the document\'s answer and not the '
         f"usual one. The {len(shown)} shown are picked; the {len(counted)} were drawn by lot, and "
         "nothing was chosen on them. The contrast is with the same model that has not read the "
-        f"document (preset {PRESET}).[/]"
+        f"document (preset {PRESET}). It makes any document believed, one that is beside the point "
+        "too (docs/prompts.md).[/]"
     )
 
 

@@ -3,7 +3,7 @@
 
 What is measured already is not measured again, so the command goes on where it was stopped. Two
 processes with other ``--models`` or ``--cells`` may run side by side, each on one core. Settings
-are chosen on dev; what is decoded on test was written down before (``hypotheses.md``).
+are chosen on dev, and what is claimed is measured on test, once.
 """
 
 from __future__ import annotations
