@@ -258,7 +258,7 @@ def test_what_is_not_listed_is_told_by_the_engine(
 def test_an_engine_without_lora(tiny: Path, source: OfflineSource, naive: NaiveCold) -> None:
     """The base model is guided by a prompt."""
     bare = OfflineSource(str(tiny / "model"), dtype="float32", max_model_len=128)
-    assert bare._llm.llm_engine.vllm_config.lora_config is None
+    assert bare.llm.llm_engine.vllm_config.lora_config is None
     assert bare.description.adapter is None
     for name in ("a chat without its system prompt", "no mask"):
         prompt, contrast = CONTRASTS[name]

@@ -204,7 +204,6 @@ def test_two_names(served: tuple[Recorder, str, Server]) -> None:
         for i, xargs in enumerate(({"cold": 0}, {"cold_amateur": "base"}))
     }
     texts = [found[i]["choices"][0]["message"]["content"] for i in (0, 1)]
-    assert texts[0] != texts[1]
     # An answer may have several lines.
     shown, _, behind = "\n".join(printed).partition("\nsql:cold {")
     assert texts[0] in shown and texts[1] in behind
