@@ -68,7 +68,7 @@ def test_the_page_says_how_much_and_whether_it_is_significant(folder: Path) -> N
     assert report.points(row.against[CONTRASTS[0].key]).startswith("**+100.0** (")
     assert report.points(row.against[CONTRASTS[1].key]).startswith("+12.5 (")
     page = report.render(folder)
-    assert "| 8 | 0.0 | **+100.0** (" in page
+    assert "| problems | 8 |\n| greedy, % | 0.0 |\n| cad | **+100.0** (" in page
     assert "These are dev problems" in page
 
 
