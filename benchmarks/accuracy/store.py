@@ -130,15 +130,19 @@ class Store:
         self._write()
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
         data = {
             "mark": self._mark,
             "not_offered": self.not_offered,
             "outcomes": {method: asdict(found) for method, found in self.outcomes.items()},
         }
-        # Whole or not at all: a run may be stopped at any time.
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self._path.parent, suffix=".part", delete=False, encoding="utf-8"
-        ) as file:
-            file.write(json.dumps(data, indent=1) + "\n")
-        os.replace(file.name, self._path)
+        write_json(self._path, data)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write whole or not at all: a run may be stopped at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(
+        "w", dir=path.parent, suffix=".part", delete=False, encoding="utf-8"
+    ) as file:
+        file.write(json.dumps(data, indent=1) + "\n")
+    os.replace(file.name, path)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,8 @@ from benchmarks.accuracy.prompts.methods import Method
 from benchmarks.accuracy.prompts.problem import Cell, ModelName, Problem, Prompt
 
 MAX_LENGTH = 1024
+DTYPE = "bfloat16"
+KV_CACHE = 4 << 30  # bytes
 
 
 @dataclass(frozen=True)
@@ -35,11 +36,11 @@ class Engine:
         self._model: ModelName = model
         self._llm = LLM(
             model=str(path),
-            dtype="bfloat16",
+            dtype=DTYPE,
             max_model_len=MAX_LENGTH,
             max_num_seqs=128,
             # Prompts stay in the cache from one method to the next.
-            kv_cache_memory_bytes=4 << 30,
+            kv_cache_memory_bytes=KV_CACHE,
             block_size=32,  # what all of vLLM's attention on CPU takes
             disable_log_stats=True,
             use_tqdm_on_load=False,
@@ -57,7 +58,7 @@ class Engine:
         else:
             outputs = self._llm.chat([_read(p) for p in prompts], params, use_tqdm=False)
         seconds = time.perf_counter() - started
-        kept = [_voted(output.outputs, method.vote) for output in outputs]
+        kept = [output.outputs[0] for output in outputs]
         return Answers(
             [completion.text for completion in kept],
             [list(completion.token_ids) for completion in kept],
@@ -73,7 +74,6 @@ class Engine:
             "temperature": 0.0,
             "max_tokens": cell.max_tokens,
             "stop": list(cell.stop.get(self._model, ())) or None,
-            **method.sampling,
         }
         if not method.contrasts:
             return SamplingParams(**common)
@@ -95,11 +95,3 @@ def _chosen(method: Method, problem: Problem) -> Prompt:
         found: Prompt = getattr(problem, method.prompt)
         return found
     return problem.plain[method.prompt]
-
-
-def _voted(completions: list[Any], vote: bool) -> Any:
-    if not vote:
-        return completions[0]
-    votes = Counter(completion.text.strip().lower() for completion in completions)
-    # Of answers with as many votes, the one that came first.
-    return max(completions, key=lambda completion: votes[completion.text.strip().lower()])

@@ -23,8 +23,6 @@ class Method:
             problem's plain prompts.
         unasked: Weight of a second amateur, which reads the part and not what is asked; None: there
             is none.
-        sampling: Arguments of ``SamplingParams`` in place of greedy decoding's.
-        vote: Whether the answer that is given most often is the answer.
     """
 
     key: str
@@ -32,8 +30,6 @@ class Method:
     preset: PresetName | None = None
     prompt: str = "prompt"
     unasked: float | None = None
-    sampling: Mapping[str, Any] = field(default_factory=dict)
-    vote: bool = False
 
     @property
     def contrasts(self) -> bool:
@@ -71,5 +67,4 @@ UNASKED = (Method("unasked too", {"alpha": 0.1, "beta": 0.5}, unasked=-0.5),
 # cfg has the values of cad.
 CONTRASTS = (preset("cad"), fixed(0.1, 0.5), fixed(0.1, 1.0), fixed(0.3, 0.5), preset("adacad"),
              ADAPTIVE)  # fmt: skip
-VOTE = Method("vote of 3", sampling={"temperature": 0.7, "n": 3, "seed": 0}, vote=True)
 METHODS = (GREEDY, *PLAIN, *CONTRASTS, *UNASKED)

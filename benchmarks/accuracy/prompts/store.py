@@ -6,15 +6,13 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.prompts.engine import Answers
 from benchmarks.accuracy.prompts.problem import Cell, ModelName, Problem, Split
-from benchmarks.accuracy.store import ROOT
+from benchmarks.accuracy.store import ROOT, write_json
 
 MEASURED = ROOT / "measured" / "prompts"
 # The texts, for who wants to look at them; not kept with the code.
@@ -93,17 +91,8 @@ class Store:
         folder.mkdir(parents=True, exist_ok=True)
         with gzip.open(folder / f"{method.replace('/', ' ')}.json.gz", "wt") as file:
             json.dump({"texts": answers.texts, "token_ids": answers.token_ids}, file)
-        self._write()
-
-    def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        outcomes = {method: asdict(found) for method, found in self.outcomes.items()}
-        # Whole or not at all: a run may be stopped at any time.
-        with tempfile.NamedTemporaryFile(
-            "w", dir=self._path.parent, suffix=".part", delete=False, encoding="utf-8"
-        ) as file:
-            file.write(json.dumps({"mark": self._mark, "outcomes": outcomes}, indent=1) + "\n")
-        os.replace(file.name, self._path)
+        outcomes = {name: asdict(found) for name, found in self.outcomes.items()}
+        write_json(self._path, {"mark": self._mark, "outcomes": outcomes})
 
 
 def answers(model: ModelName, cell: str, split: Split, method: str) -> Answers | None:
