@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from benchmarks.accuracy.prompts.methods import Method
 from benchmarks.accuracy.prompts.problem import Cell, ModelName, Problem, Prompt
+from benchmarks.accuracy.store import ADAPTERS
 
 MAX_LENGTH = 1024
 DTYPE = "bfloat16"
@@ -27,7 +30,7 @@ class Answers:
 class Engine:
     """One engine of one model, in this process."""
 
-    def __init__(self, model: ModelName) -> None:
+    def __init__(self, model: ModelName, *, adapters: bool = False) -> None:
         from vllm import LLM
 
         from examples import gemma3, smollm2
@@ -44,21 +47,28 @@ class Engine:
             block_size=32,  # what all of vLLM's attention on CPU takes
             disable_log_stats=True,
             use_tqdm_on_load=False,
+            enable_lora=adapters,
+            max_lora_rank=16,
             additional_config={"cold": True},
         )
+        self.adapters = adapters
+        self._ids: dict[str, int] = {}
 
     def run(self, method: Method, cell: Cell, problems: list[Problem]) -> Answers:
         """Decode ``problems``."""
         prompts = [_chosen(method, problem) for problem in problems]
         params = [self._params(method, cell, problem) for problem in problems]
+        lora = self._lora(cell.adapter)
         started = time.perf_counter()
         # Chat messages or documents, not both.
         if isinstance(prompts[0], str):
-            outputs = self._llm.generate(prompts, params, use_tqdm=False)
+            outputs = self._llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
         else:
-            outputs = self._llm.chat([_read(p) for p in prompts], params, use_tqdm=False)
+            outputs = self._llm.chat(
+                [_read(p) for p in prompts], params, lora_request=lora, use_tqdm=False
+            )
         seconds = time.perf_counter() - started
-        kept = [output.outputs[0] for output in outputs]
+        kept = [_voted(output.outputs) for output in outputs]
         return Answers(
             [completion.text for completion in kept],
             [list(completion.token_ids) for completion in kept],
@@ -74,16 +84,43 @@ class Engine:
             "temperature": 0.0,
             "max_tokens": cell.max_tokens,
             "stop": list(cell.stop.get(self._model, ())) or None,
+            "n": method.votes,
+            **method.sampling,
         }
         if not method.contrasts:
             return SamplingParams(**common)
-        amateurs = [Amateur(prompt=_read(problem.without))]
+        amateurs = [_amateur(method, problem)]
         if method.unasked is not None:
             assert problem.unasked is not None
             amateurs.append(Amateur(prompt=_read(problem.unasked), weight=method.unasked))
         if method.preset is not None:
             return ColdParams.preset(method.preset, amateurs=amateurs, **common)
         return ColdParams(amateurs=amateurs, **method.knobs, **common)
+
+    def _lora(self, adapter: str | None) -> Any:
+        if adapter is None:
+            return None
+        from vllm.lora.request import LoRARequest
+
+        number = self._ids.setdefault(adapter, len(self._ids) + 1)
+        return LoRARequest(Path(adapter).name, number, str(ADAPTERS / adapter))
+
+
+def _amateur(method: Method, problem: Problem) -> Any:
+    from vllm_cold import Amateur
+
+    if method.amateur == "without":  # with the expert's adapter
+        return Amateur(prompt=_read(problem.without))
+    if method.amateur == "base":
+        return Amateur(lora_request=None)
+    return Amateur(prompt=_read(problem.without), lora_request=None)
+
+
+def _voted(completions: list[Any]) -> Any:
+    """The first of those that most agree with."""
+    said = [completion.text.strip().casefold().rstrip(".") for completion in completions]
+    votes = Counter(said)
+    return completions[max(range(len(said)), key=lambda place: votes[said[place]])]
 
 
 def _read(prompt: Prompt) -> Any:

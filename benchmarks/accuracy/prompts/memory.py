@@ -146,6 +146,7 @@ def _cell(name: str, about: str, text_of: Text, *, believes: bool, among: bool) 
         make=partial(_make, text_of, believes, among),
         score=score,
         max_tokens=MAX_TOKENS,
+        sampled=believes,
         stop={"gemma": ("\n",), "smollm2": ("\n",)},
     )
 

@@ -59,6 +59,9 @@ class Cell:
             the cell's main one.
         max_tokens: Of an answer.
         stop: Strings that end an answer, besides the model's own end, by model.
+        adapter: What the expert wears: a folder, or its name below ``ADAPTERS``; None for the
+            bare model.
+        sampled: Whether methods that draw are of interest, too.
     """
 
     name: str
@@ -69,3 +72,5 @@ class Cell:
     score: Callable[[str, Problem], dict[str, bool]]
     max_tokens: int
     stop: Mapping[ModelName, tuple[str, ...]] = field(default_factory=dict)
+    adapter: str | None = None
+    sampled: bool = False

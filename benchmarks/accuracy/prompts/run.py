@@ -25,6 +25,7 @@ MODULES = (memory, instructions, documents, others)
 CELLS: dict[str, Cell] = {cell.name: cell for module in MODULES for cell in module.CELLS}
 # At most: some cells have fewer problems.
 PROBLEMS: dict[Split, int] = {"dev": 200, "test": 520}
+KEYS = [method.key for method in METHODS]
 MODELS: tuple[ModelName, ...] = ("smollm2", "gemma")
 
 
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS)
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--splits", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--methods", nargs="+", choices=KEYS, default=KEYS)
     parser.add_argument(
         "--problems", type=int, help="of each cell, at most (default: see PROBLEMS)"
     )
@@ -48,11 +50,14 @@ def main() -> None:
             for cell in tqdm(cells, desc=f"{model}, {split}", unit="cell"):
                 problems = cell.make(model, split, arguments.problems or PROBLEMS[split])
                 store = Store(model, cell.name, split, mark_of(model, cell, problems))
-                left = [m for m in METHODS if m.key not in store.outcomes]
+                left = [
+                    m for m in METHODS
+                    if m.key in arguments.methods
+                    and m.key not in store.outcomes
+                    and all(m.is_for(cell, problem) for problem in problems)
+                ]  # fmt: skip
                 for method in tqdm(left, desc=cell.name, unit="method", leave=False):
-                    if not all(method.is_for(problem) for problem in problems):
-                        continue
-                    engine = engine or Engine(model)
+                    engine = engine or Engine(model, adapters=any(c.adapter for c in cells))
                     store.add(method.key, cell, problems, engine.run(method, cell, problems))
 
 

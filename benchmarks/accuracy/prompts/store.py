@@ -36,7 +36,9 @@ class Outcome:
 
 def mark_of(model: ModelName, cell: Cell, problems: list[Problem]) -> str:
     """A hash of what outcomes depend on, besides the method."""
-    told = (model, cell.name, cell.max_tokens, cell.stop.get(model), problems)
+    told: tuple[Any, ...] = (model, cell.name, cell.max_tokens, cell.stop.get(model), problems)
+    if cell.adapter is not None:
+        told += (cell.adapter,)
     return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
