@@ -21,6 +21,12 @@ def text_of(prompt: Prompt) -> str:
     return prompt if isinstance(prompt, str) else "\n\n".join(each["content"] for each in prompt)
 
 
+def parts_of(problem: Problem) -> tuple[list[str], str]:
+    """The documents, and what is asked."""
+    said, asked = text_of(problem.prompt).removesuffix("\nAnswer:").split("\n\nQuestion: ")
+    return [text.rstrip() for text in said.split("Text: ")[1:]], asked
+
+
 def each_cell(cells: list[Cell] | tuple[Cell, ...]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("cell", cells, ids=lambda cell: cell.name)
 
@@ -76,30 +82,32 @@ def says(text: str, forms: tuple[str, ...]) -> list[int]:
 def test_the_answer_is_in_the_document_and_not_in_the_amateurs_prompt(
     cell: Cell, model: ModelName
 ) -> None:
+    alone = 0
     for problem in cell.make(model, "dev", 200):
         judged: Judged = problem.judged
         assert says(text_of(problem.prompt), judged.answer)
         assert not says(text_of(problem.without), judged.answer)
         assert not set(judged.answer) & set(judged.others)
-        assert judged.others or "colour" in text_of(problem.without)
+        alone += not judged.others
+    assert alone < 60
 
 
 def test_one_of_several_documents_has_the_answer_and_the_others_have_near_misses() -> None:
     for problem in BY_NAME["documents"].make("smollm2", "dev", 200):
-        assert not isinstance(problem.prompt, str)
-        _, *texts, _ = (each["content"] for each in problem.prompt)
+        texts, _ = parts_of(problem)
         with_answer = [text for text in texts if says(text, problem.judged.answer)]
         with_other = [text for text in texts if says(text, problem.judged.others)]
-        assert len(with_answer) == 1 and len(texts) in (4, 5)
+        assert len(with_answer) == 1 and len(texts) == 3
         assert len(with_other) == len(texts) - 1 and with_answer[0] not in with_other
 
 
 def test_what_is_not_there_is_said_of_the_others_only() -> None:
     kinds = set()
     for problem in BY_NAME["not-there"].make("smollm2", "dev", 200):
-        assert not isinstance(problem.prompt, str)
-        how, *texts, question = (each["content"] for each in problem.prompt)
-        assert '"unknown"' in question and text_of(problem.without) == f"{how}\n\n{question}"
+        texts, question = parts_of(problem)
+        assert '"unknown"' in question and text_of(problem.without).endswith(
+            f"\n\nQuestion: {question}"
+        )
         subject = re.findall(r"[A-Z]\w{3,}", question.partition("?")[0])[-1]
         subjects = [text for text in texts if re.search(rf"\b{subject}\b", text)]
         kinds.add(len(subjects))
@@ -114,21 +122,20 @@ def test_what_is_not_there_is_said_of_the_others_only() -> None:
 
 
 @each_cell(CELLS)
-def test_the_amateur_reads_the_same_without_the_documents(cell: Cell) -> None:
-    for problem in cell.make("gemma", "dev", 50):
-        assert isinstance(problem.prompt, str) and isinstance(problem.without, str)
-        assert problem.prompt.startswith("Text: ")
-        assert problem.prompt.endswith("\n\n" + problem.without)
-        assert "Text: " not in problem.without
-    for problem in cell.make("smollm2", "dev", 50):
-        assert isinstance(problem.prompt, tuple)
-        how, *texts = problem.prompt
-        if cell.name == "page":
-            (message,) = texts
-            question = message["content"].splitlines()[-1]
-            assert problem.without == (how, {"role": "user", "content": question})
-        else:
-            assert problem.without == (how, texts[-1]) and len(texts) > 3
+@each_model()
+def test_an_amateur_reads_the_same_without_its_part(cell: Cell, model: ModelName) -> None:
+    for problem in cell.make(model, "dev", 50):
+        texts, asked = parts_of(problem)
+        said = "\n\n".join(f"Text: {text}" for text in texts)
+        assert problem.unasked is not None
+        prompt, without, unasked = map(text_of, (problem.prompt, problem.without, problem.unasked))
+        assert without == prompt.replace(f"{said}\n\n", "") and "Text: " not in without
+        end = "" if model == "smollm2" else "\n\nAnswer:"
+        assert unasked == prompt.partition(said)[0] + said + end
+        assert "Question: " not in unasked
+        if model == "smollm2":
+            assert isinstance(problem.prompt, tuple)
+            assert [each["role"] for each in problem.prompt] == ["system", "user"]
 
 
 @each_cell(CELLS)
@@ -136,16 +143,16 @@ def test_the_amateur_reads_the_same_without_the_documents(cell: Cell) -> None:
 def test_other_prompts_have_the_same_question(cell: Cell, model: ModelName) -> None:
     for problem in cell.make(model, "dev", 20):
         assert set(problem.plain) == {"repeated", "better"}
-        (question,) = re.findall(r".*\?", text_of(problem.without))
-        assert all(question in text_of(prompt) for prompt in problem.plain.values())
-        better = text_of(problem.plain["better"])
-        assert "copy its words" in better and ('"unknown"' in better) == (cell.name == "not-there")
-        repeated = text_of(problem.plain["repeated"])
-        if cell.name == "page":
-            text = text_of(problem.prompt).split("\n\n")[1]
-            assert (repeated.count(text), repeated.count(question)) == (2, 1)
-        else:
-            assert repeated.count(question.removeprefix("Question: ")) == 2
+        texts, asked = parts_of(problem)
+        question = asked.partition("?")[0]
+        better, repeated = (text_of(problem.plain[name]) for name in ("better", "repeated"))
+        assert better == text_of(problem.prompt).replace(
+            f"Text: {texts[0]}", f"{documents._COPY}\n\nText: {texts[0]}"
+        )
+        assert ('"unknown"' in better) == (cell.name == "not-there")
+        twice = cell.name == "page"
+        assert (better.count(texts[0]), better.count(question)) == (1, 1)
+        assert (repeated.count(texts[0]), repeated.count(question)) == ((2, 1) if twice else (1, 2))
 
 
 def problem_with(answer: tuple[str, ...], others: tuple[str, ...]) -> Problem:
@@ -165,6 +172,8 @@ PERSON = problem_with(documents._forms("person", "Anna Howells"), ("Ash", "Potts
         (PRICE, "14.50 dollars\n\nQuestion: $65.55", True, True),
         (PRICE, "$4.50, or $14.50 on Sundays", False, True),
         (PRICE, "$4.50\n$14.50", False, True),
+        (PRICE, "It has no roof. It costs $14.50.", True, True),
+        (PRICE, "Children pay $4.50. It costs $14.50.", False, True),
         (PRICE, "$114.50", False, False),
         (PRICE, "$14.505", False, False),
         (PRICE, "", False, False),
@@ -214,3 +223,16 @@ def test_a_page_uses_each_value_once() -> None:
         assert set(questions) <= set(slots)
         for slot in questions:
             assert text.count(f"{{{slot}}}") == 1, f"{slot} can be read in several places"
+
+
+def test_what_a_paragraph_speaks_of_is_there_without_the_others() -> None:
+    for text, questions in PAGES:
+        first, *rest = text.split("\n\n")
+        assert len(rest) > documents._PARAGRAPHS
+        for paragraph in (first, *rest):
+            slots = documents._slots(first + paragraph)
+            last = re.findall(r"{last(\d)}", paragraph)
+            assert {f"person{number}" for number in last} <= set(slots)
+            for asked, question in questions.items():
+                if f"{{{asked}}}" in paragraph:
+                    assert set(documents._slots(question)) <= set(slots), question

@@ -3,6 +3,7 @@
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any, cast
@@ -11,22 +12,23 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from benchmarks.accuracy.prompts import rules
-from benchmarks.accuracy.prompts.fluency import distinct, log_likelihoods
+from benchmarks.accuracy.prompts import fluency, rules, store
+from benchmarks.accuracy.prompts.engine import Answers
+from benchmarks.accuracy.prompts.fluency import log_likelihoods, summary
 from benchmarks.accuracy.prompts.instructions import CELLS, NEUTRAL, prompt
 from benchmarks.accuracy.prompts.problem import Cell, Problem, Split, split_of
 from benchmarks.accuracy.prompts.questions import Question, is_right, questions
 from benchmarks.accuracy.prompts.requests import Request, requests
 from benchmarks.accuracy.prompts.rules import Judged, Rule, follows
-from benchmarks.accuracy.prompts.text import is_fluent, sentences, without_echo
-from benchmarks.accuracy.prompts.voices import PERSONAS, SMALL_TALK, TONES
+from benchmarks.accuracy.prompts.text import distinct, is_fluent, sentences, without_echo, words
+from benchmarks.accuracy.prompts.voices import PERSONAS, SMALL_TALK, TONE_WORDS, TONES
 
 pytestmark = pytest.mark.unit
 
 SPLITS: tuple[Split, ...] = ("dev", "test")
 GAIN = [cell for cell in CELLS if cell.nature == "gain"]
 CONTROL = next(cell for cell in CELLS if cell.nature == "control")
-REQUEST = Request("How do I make tomato soup?", "tomato soup")
+REQUEST = Request("How do I make tomato soup?", "tomato soup", ("delicious",))
 
 
 def last(problem: Problem) -> str:
@@ -50,6 +52,16 @@ class TestProblems:
         assert not {request.topic for request in dev} & {request.topic for request in test}
         assert all(split_of(request.topic) == "test" for request in test)
 
+    def test_likely_words_are_not_in_the_request(self) -> None:
+        for split in SPLITS:
+            for request in (
+                *requests(split),
+                *requests(split, "writing"),
+                *requests(split, "opinion"),
+            ):
+                assert len(request.likely) >= 3
+                assert not set(request.likely) & set(words(request.text))
+
     @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
     def test_cells_have_enough_and_always_the_same(self, cell: Cell) -> None:
         for model in cell.models:
@@ -70,7 +82,9 @@ class TestProblems:
         with pytest.raises(ValueError, match="the split 'dev' has 254 different"):
             CONTROL.make("smollm2", "dev", 255)
 
-    @pytest.mark.parametrize("name", ["language", "persona", "tone", "forbidden", "length"])
+    @pytest.mark.parametrize(
+        "name", ["language", "persona", "tone", "forbidden", "required", "length", "json"]
+    )
     def test_wordings_of_dev_are_not_those_of_test(self, name: str) -> None:
         cell = next(cell for cell in CELLS if cell.name == name)
         dev, test = (
@@ -86,7 +100,9 @@ class TestProblems:
                 instruction = problem.judged.rule.instruction
                 system, *rest = cast(Any, problem.prompt)
                 assert system["content"] == f"{NEUTRAL} {instruction}"
-                assert problem.without == ({"role": "system", "content": NEUTRAL}, *rest)
+                # Of an example, which is a part of the instruction, it has nothing either.
+                seen = rest[-1:] if cell.name == "json" else rest
+                assert problem.without == ({"role": "system", "content": NEUTRAL}, *seen)
                 better, repeated = (
                     cast(Any, problem.plain[name]) for name in ("better", "repeated")
                 )
@@ -113,6 +129,15 @@ class TestProblems:
             assert system["role"] == "system"
             assert problem.without == (user,)
 
+    def test_the_example_keeps_to_its_rule_and_is_no_answer(self) -> None:
+        cell = next(cell for cell in CELLS if cell.name == "json")
+        for split in SPLITS:
+            for problem in cell.make("smollm2", split, 50):
+                example = cast(Any, problem.prompt)[2]["content"]
+                assert kept(example, problem.judged.rule)
+                assert not follows(example, problem.judged)
+                assert not follows(f" {example}\n", problem.judged)
+
     def test_turns_are_two_or_three_with_and_without_the_rule_kept(self) -> None:
         turns = next(cell for cell in CELLS if cell.name == "turns")
         problems = turns.make("smollm2", "test", 150)
@@ -131,8 +156,14 @@ class TestProblems:
             tuple(part.kind for part in problem.judged.rule.wanted)
             for problem in several.make("smollm2", "test", 130)
         }
-        assert {("voice", "forbidden"), ("voice", "required")} < pairs
-        assert {(a, b) for a in ("language", "voice") for b in ("sentences", "words")} < pairs
+        assert pairs == {
+            ("voice", "required"),
+            *(
+                (a, b)
+                for a in ("language", "voice", "required", "forbidden")
+                for b in ("sentences", "words")
+            ),
+        }  # fmt: skip
 
 
 class TestEcho:
@@ -251,7 +282,7 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
     ),
     (
         "enthusiastic",
-        rule("voice", TONES["enthusiastic"], "Sound very enthusiastic."),
+        rule("voice", (TONE_WORDS, TONES["enthusiastic"]), "Sound very enthusiastic."),
         [
             "Wow, what an amazing idea! Boil the tomatoes.",
             "I love soup! It is absolutely easy.",
@@ -268,26 +299,26 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
         ],
     ),
     (
-        "grumpy",
-        rule("voice", TONES["grumpy"], "Be as grumpy as you can."),
+        "angry",
+        rule("voice", (TONE_WORDS, TONES["angry"]), "Be as angry as you can."),
         [
-            "Ugh, whatever. Boil the tomatoes.",
+            "Enough! Boil the tomatoes.",
             "What a stupid question, how annoying.",
-            "Who cares? Soup is boring.",
-            "I hate cooking, and don’t care about soup. I don't care.",
-            "Leave me alone, you lazy person.",
+            "I hate soup, and I am sick of tomatoes.",
+            "How dare you! Soup is awful.",
+            "It is ridiculous and unacceptable.",
         ],
         [
             "Boil the tomatoes and add salt.",
-            "I am grumpy, very grumpy today.",
-            "Soup is never boring.",
-            "Be as grumpy as you can: ugh, whatever.",
+            "I am angry, very angry today.",
+            "Soup is never terrible.",
+            "Be as angry as you can: enough, you fool!",
             "",
         ],
     ),
     (
         "forbidden word",
-        rule("forbidden", ("word", "the"), 'Do not use the word "the".'),
+        rule("forbidden", "the", 'Do not use the word "the".'),
         [
             "Boil some ripe tomatoes with garlic, onions and a little salt.",
             "There is a simple way: cook tomatoes, then add salt and cream.",
@@ -304,39 +335,21 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
         ],
     ),
     (
-        "forbidden letter",
-        rule("forbidden", ("letter", "k"), 'Do not use the letter "k".'),
-        [
-            "Boil some ripe tomatoes with garlic, onions and a little salt.",
-            "First, chop onions and tomatoes, then heat them with oil and water.",
-            "A good soup needs time: let it simmer for half an hour.",
-            "You should choose ripe tomatoes and add fresh basil at the end.",
-            "Add some cream and bread; it tastes much better that way.",
-        ],
-        [
-            "Cook some ripe tomatoes with garlic, onions and a little salt.",
-            "Kindly boil some ripe tomatoes with garlic, onions and a little salt.",
-            "Boil tomatoes.",
-            'Do not use the letter "k" in the soup of ripe tomatoes, please.',
-            "",
-        ],
-    ),
-    (
         "required",
-        rule("required", ("river", "purple"), 'Use the words "river" and "purple" in your answer.'),
+        rule("required", "river", 'Use the word "river" in your answer.'),
         [
-            "Take water from a river and cook it with purple onions.",
+            "Take water from a river and cook it.",
             "Purple tomatoes make a soup that flows like a river.",
-            "Boil it. The purple pot is best. Serve it by the river.",
-            "The river was cold. We made soup of purple carrots.",
-            "Like a river, the soup ran over the purple cloth.",
+            "Boil it. Serve it by the river at night.",
+            "There are soups as long as rivers.",
+            "River Elara was full of tomato soup.",
         ],
         [
-            'Use the words "river" and "purple" in your answer.',
+            'Use the word "river" in your answer.',
             "Boil the tomatoes with purple onions.",
             "Tomatoes, river, purple.",
-            "Tomato soup needs salt. River and purple.",
-            'Of course! I use the words "river" and "purple" as you like. Boil the tomatoes.',
+            'The word "river" is an excellent example of a word, and soup is another.',
+            'Of course! I use the word "river" in your answer. Boil the tomatoes.',
         ],
     ),
     (
@@ -365,12 +378,12 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
             "Boil ripe tomatoes with garlic, salt, pepper and some cream.",
             "You need tomatoes, salt, water.",
             "Tomatoes. Salt. Water.",
-            "Chop, boil, blend",
+            "Chop, boil, blend!",
         ],
         [
             "Boil ripe tomatoes with garlic, salt, pepper and some fresh cream.",
             "Use at most 10 words.",
-            "Okay.",
+            "Boil ripe tomatoes with garlic and",
             "",
             "To make tomato soup you need tomatoes and salt and a lot of time",
         ],
@@ -440,10 +453,7 @@ class TestJudges:
                     assert "{" not in demand.instruction
 
     def test_small_talk_is_there_for_every_voice_and_in_character(self) -> None:
-        for name, said in {
-            **PERSONAS,
-            **{tone: found for tone, (_, found) in TONES.items()},
-        }.items():
+        for name, said in {**PERSONAS, **TONES}.items():
             assert rules.marks(" ".join(SMALL_TALK[name]), Judged(rule("voice", (1, said)), ""))
 
     def test_ordinary_answers_have_no_voice(self) -> None:
@@ -452,7 +462,7 @@ class TestJudges:
             "Owls live in forests and hunt mice at night. Paris is known for the Eiffel Tower. "
             "Start with short walks and wear good shoes. A compass shows where north is."
         )
-        for said in (*PERSONAS.values(), *(found for _, found in TONES.values())):
+        for said in (*PERSONAS.values(), *TONES.values()):
             assert rules.marks(plain, Judged(rule("voice", (1, said)), "")) == []
 
 
@@ -497,23 +507,67 @@ class TestFluency:
         assert distinct("ababab", 2) == 2 / 5
         assert distinct("ab", 3) == 1.0
 
-    def test_text_and_loops(self) -> None:
-        assert is_fluent("To make soup, boil the tomatoes and add some salt and a little cream.")
-        assert is_fluent(json.dumps({"topic": "tomato soup", "answer": "Boil the tomatoes."}))
-        assert not is_fluent("the soup is good " * 6)
-        assert not is_fluent("1, 2, 3, 4, 5 and 6")
-        assert not is_fluent("")
+    @pytest.mark.parametrize(
+        ("language", "answer"),
+        [
+            ("en", "To make soup, boil the tomatoes and add some salt and a little cream."),
+            ("en", "Paris."),
+            ("en", "Yes, owls are clever."),
+            ("en", "Arr, boil 'em, matey! Ye need a pot o' water and some salt."),
+            ("en", '{"topic": "tomato soup", "answer": "Boil the tomatoes."}'),
+            ("fr", "Coupez les tomates et faites-les cuire avec de l'ail et de l'huile d'olive."),
+            ("fr", "Bien sûr !"),
+            ("de", "Schneide die Tomaten und koche sie mit Knoblauch, bis sie weich sind."),
+            ("es", "Necesitas tomates, sal y agua caliente."),
+            ("it", "Taglia i pomodori e cuocili con l'aglio."),
+            ("pt", "Lisboa é conhecida pelos bondes e pelas colinas."),
+        ],
+    )
+    def test_good_answers(self, language: str, answer: str) -> None:
+        assert is_fluent(answer, ("en", language))
 
-    def test_log_likelihoods(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("language", "answer"),
+        [
+            ("en", ""),
+            ("en", "1, 2, 3, 4, 5 and 6"),
+            ("en", "the soup is good " * 6),
+            ("en", "Florb quazzle the grintle of snorp and beedle with trimbly wozzes."),
+            ("en", "アニンゴラストラジアルコロッラバスでは、ドラハスト"),
+            ("en", "مائة الأرجاب الأرجابية"),
+            ("en", "Coupez les tomates et faites-les cuire avec de l'ail."),
+            ("fr", "Le tomatour de la soupille est florbant avec des grintelles et quazlons."),
+            ("de", "Die Tomatür der Suppling ist florbig mit den Grintelen und Quazlonen."),
+            ("es", "La tomatura de la sopilla es florbante con las grintelas y los quazlones."),
+            ("it", "La tomatura della zuppilla è florbante con le grintelle e i quazloni."),
+            ("pt", "A tomatura da sopilha é florbante com as grintelhas e os quazlões."),
+            ("fr", "la soupe la soupe " * 5),
+        ],
+    )
+    def test_gibberish_and_loops(self, language: str, answer: str) -> None:
+        assert not is_fluent(answer, ("en", language))
+
+    def test_right_is_both(self) -> None:
+        cell = next(cell for cell in CELLS if cell.name == "language")
+        problem = next(p for p in cell.make("smollm2", "dev", 50) if p.judged.rule.name == "French")
+        good = "Coupez les tomates et faites-les cuire avec de l'ail."
+        for text, follows_it, is_text in (
+            (good, True, True), (" ".join([good] * 4), True, False),
+            ("Cut the tomatoes and cook them with garlic.", False, True),
+        ):  # fmt: skip
+            assert list(cell.score(text, problem).items()) == [
+                ("right", follows_it and is_text), ("follows", follows_it), ("fluent", is_text),
+            ]  # fmt: skip
+
+    def test_log_likelihoods(self) -> None:
         torch.manual_seed(0)
         config = LlamaConfig(
             vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
             num_attention_heads=2, num_key_value_heads=2, initializer_range=0.5,
         )  # fmt: skip
         model = AutoModelForCausalLM.from_config(config)
-        model.save_pretrained(tmp_path)
         prompts, answers = [[1, 2, 3], [4], [5]], [[7, 8], [9, 10, 11], []]
-        found = log_likelihoods(tmp_path, prompts, answers)
+        found = log_likelihoods(model, prompts, answers)
         for prompt_ids, answer, value in zip(prompts, answers, found, strict=True):
             with torch.inference_mode():
                 logits = model(torch.tensor([prompt_ids + answer])).logits[0].log_softmax(-1)
@@ -522,4 +576,75 @@ class TestFluency:
             expected = sum(each) / len(each) if each else math.nan
             assert value == pytest.approx(expected, abs=1e-5, nan_ok=True)
         with pytest.raises(ValueError, match="empty prompt"):
-            log_likelihoods(tmp_path, [[]], [[1]])
+            log_likelihoods(model, [[]], [[1]])
+
+    @pytest.mark.parametrize(
+        ("answer", "fluent"),
+        [
+            ("12 + 8 = 20", True), ("It is 20.", True),
+            ("1 + 1 + 1 + 1 + 1 + 1 + 1 + 1", False), ("", False),
+        ],
+    )  # fmt: skip
+    def test_an_equation_answers_a_sum(self, answer: str, fluent: bool) -> None:
+        problems = CONTROL.make("smollm2", "dev", 50)
+        a_sum = next(p for p in problems if p.judged.is_sum)
+        assert CONTROL.score(answer, a_sum)["fluent"] == fluent
+        other = next(p for p in problems if not p.judged.is_sum)
+        assert not CONTROL.score("12 + 8 = 20", other)["fluent"]
+
+    def test_summary(self) -> None:
+        answers = [[1, 2, 3, 1, 2, 3], [4], []]
+        assert summary([math.log(2), math.log(8), math.nan], answers, "110") == {
+            "answers": 3, "perplexity": 4.0, "distinct": round((3 / 4 + 2) / 3, 4),
+            "fluent": 0.6667,
+        }  # fmt: skip
+        assert summary([math.nan], [[]], None) == {
+            "answers": 1, "perplexity": None, "distinct": 1.0, "fluent": None,
+        }  # fmt: skip
+
+    def test_the_command_goes_on_where_it_stopped(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cell = next(cell for cell in CELLS if cell.name == "language")
+        problems = cell.make("smollm2", "dev", 2)
+        found = Answers(["Oui.", "Non."], [[5, 6], [7]], 1.0)
+        monkeypatch.setattr(store, "ANSWERS", tmp_path / "answers")
+        mark = store.mark_of("smollm2", cell, problems)
+        kept_store = partial(store.Store, root=tmp_path)
+        kept_store("smollm2", "language", "dev", mark).add("greedy", cell, problems, found)
+        monkeypatch.setattr(fluency, "MEASURED", tmp_path)
+        monkeypatch.setattr(fluency, "Store", kept_store)
+        asked: list[list[list[int]]] = []
+
+        class Reader:
+            model = None
+
+            def __init__(self, name: str) -> None:
+                assert name == "smollm2"
+
+            def ids(self, prompt: Any) -> list[int]:
+                return [len(prompt)]
+
+        def judge(model: None, prompts: list[list[int]], answers: list[list[int]]) -> list[float]:
+            asked.append(prompts)
+            return [1.0] * len(answers)
+
+        monkeypatch.setattr(fluency, "_Reader", Reader)
+        monkeypatch.setattr(fluency, "log_likelihoods", judge)
+        options = ["--models", "smollm2", "--cells", "language", "--splits", "dev"]
+        monkeypatch.setattr("sys.argv", ["fluency", *options])
+        fluency.main()
+        fluency.main()
+        assert asked == [[[2], [2]]]
+        data = json.loads((tmp_path / "fluency-smollm2-dev.json").read_text())
+        assert list(data["language"]) == ["greedy"]
+        assert data["language"]["greedy"]["perplexity"] == round(math.e, 3)
+        # Other answers are judged anew.
+        again = Answers(["Oui.", "Non."], [[5, 6], [8]], 1.0)
+        kept_store("smollm2", "language", "dev", mark).add("greedy", cell, problems, again)
+        fluency.main()
+        assert len(asked) == 2
+        # The file is about answers to these problems: without their outcomes there is none.
+        (tmp_path / "smollm2-language-dev.json").write_text('{"mark": "other", "outcomes": {}}')
+        with pytest.raises(ValueError, match="outcomes of other problems"):
+            fluency.main()

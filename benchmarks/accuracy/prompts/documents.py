@@ -16,6 +16,11 @@ from random import Random
 from benchmarks.accuracy.prompts.pages import CARDS, PAGES, VALUES
 from benchmarks.accuracy.prompts.problem import Cell, ModelName, Problem, Prompt, Split, split_of
 
+# Of a page, after its first.
+_PARAGRAPHS = 2
+# Short texts that one problem has.
+_THINGS = 3
+_TOKENS = 32
 _BRIEF = "You answer questions with a word or two."
 _COPY = "Answer only from the text; copy its words."
 _UNKNOWN = 'If the text does not say it, the answer is "unknown".'
@@ -147,11 +152,15 @@ def _forms(kind: str, value: str) -> tuple[str, ...]:
 def _page(split: Split, rng: Random) -> tuple[list[str], str, Judged]:
     """A page, a question about it and its answer."""
     text, questions = rng.choice(PAGES)
+    asked = rng.choice(sorted(questions))
     first, *rest = text.split("\n\n")
     rng.shuffle(rest)
+    # The paragraph with the answer is among those that stay.
+    rest = sorted(rest, key=lambda paragraph: f"{{{asked}}}" not in paragraph)[:_PARAGRAPHS]
+    rng.shuffle(rest)
+    text = "\n\n".join([first, *rest])
     new = _Values(split, rng).new
     values = {slot: new(_kind(slot)) for slot in _slots(text)}
-    asked = rng.choice(sorted(questions))
     kind, question = _kind(asked), questions[asked].format(**values)
     others = [
         form
@@ -159,8 +168,11 @@ def _page(split: Split, rng: Random) -> tuple[list[str], str, Judged]:
         if _kind(slot) == kind and slot != asked and value not in question
         for form in _forms(kind, value)
     ]
-    document = _filled(_chosen("\n\n".join([first, *rest]), rng), values)
-    return [document], question, Judged(_forms(kind, values[asked]), tuple(others))
+    return (
+        [_filled(_chosen(text, rng), values)],
+        question,
+        Judged(_forms(kind, values[asked]), tuple(others)),
+    )
 
 
 def _cards(split: Split, rng: Random, there: bool) -> tuple[list[str], str, Judged]:
@@ -174,9 +186,7 @@ def _cards(split: Split, rng: Random, there: bool) -> tuple[list[str], str, Judg
     asked = rng.choice(sorted(sayings))
     said = [asked, *rng.sample(sorted(set(sayings) - {asked}), 2)]
     new = _Values(split, rng).new
-    things = [
-        {slot: new(_kind(slot)) for slot in [*slots, *said]} for _ in range(rng.choice((4, 5)))
-    ]
+    things = [{slot: new(_kind(slot)) for slot in [*slots, *said]} for _ in range(_THINGS)]
     target = rng.randrange(len(things))
     missing = None if there else rng.choice(("text", "sentence"))
     documents = []
@@ -199,41 +209,45 @@ def _cards(split: Split, rng: Random, there: bool) -> tuple[list[str], str, Judg
 
 
 def problem_of(
-    model: ModelName, documents: list[str], question: str, judged: Judged, order: str = ""
+    model: ModelName,
+    documents: list[str],
+    question: str,
+    judged: Judged,
+    order: str = "",
+    *,
+    twice: bool = False,
 ) -> Problem:
     """A question about documents.
 
     Args:
-        model: A chat model reads several documents as messages of their own.
+        model: Whose prompts.
         documents: What the amateur lacks.
         question: About them.
         judged: What the answer is judged by.
         order: How to answer, which the amateur reads too.
+        twice: Whether the repeated part is the documents; otherwise it is the question, which then
+            comes before them too, as with documents that are too many or too long to come twice.
     """
 
-    def prompt(texts: list[str], how: str = order, before: bool = False) -> Prompt:
-        first = [f"Question: {question}"] * before
-        if model == "gemma":
-            ask = f"{how}\nQuestion: {question}\nAnswer:".lstrip()
-            return "\n\n".join([*first, *(f"Text: {text}" for text in texts), ask])
-        ask = f"{question} {how}".rstrip()
-        # One text is in one message with its question, as people paste it.
-        own = [*first, *texts, ask] if len(documents) > 1 else ["\n\n".join([*texts, ask])]
-        return (
-            {"role": "system", "content": _BRIEF},
-            *({"role": "user", "content": text} for text in own),
-        )
+    asked = f"Question: {question} {order}".rstrip()
 
-    once = len(documents) == 1
+    def prompt(texts: list[str], before: str = "", ask: bool = True) -> Prompt:
+        parts = [before] * bool(before) + [f"Text: {text}" for text in texts] + [asked] * ask
+        read = "\n\n".join(parts)
+        if model == "gemma":
+            return read + ("\n" if ask else "\n\n") + "Answer:"
+        return ({"role": "system", "content": _BRIEF}, {"role": "user", "content": read})
+
     return Problem(
         prompt(documents),
         prompt([]),
         judged,
         {
-            # Of several documents the question comes twice, so that all are read with it in mind.
-            "repeated": prompt(documents * 2) if once else prompt(documents, before=True),
-            "better": prompt(documents, how=f"{_COPY} {order}".rstrip()),
+            "repeated": prompt(documents * 2) if twice else prompt(documents, before=asked),
+            # After the texts, small models take it for a part of the question.
+            "better": prompt(documents, before=_COPY),
         },
+        unasked=prompt(documents, ask=False),
     )
 
 
@@ -243,7 +257,7 @@ def _chances(cell: str, split: Split, n: int) -> Iterator[Random]:
 
 
 def _make_page(model: ModelName, split: Split, n: int) -> list[Problem]:
-    return [problem_of(model, *_page(split, rng)) for rng in _chances("page", split, n)]
+    return [problem_of(model, *_page(split, rng), twice=True) for rng in _chances("page", split, n)]
 
 
 def _make_several(model: ModelName, split: Split, n: int) -> list[Problem]:
@@ -272,15 +286,17 @@ def _names_one(text: str, forms: Sequence[str]) -> bool:
     )
 
 
-def _first_sentence(answer: str) -> str:
+def _sentences(answer: str) -> list[str]:
+    """The sentences of an answer's first line."""
     line = answer.strip().partition("\n")[0]
-    return _normal(re.split(r"(?<=[.!?])\s", line)[0])
+    return [_normal(sentence) for sentence in re.split(r"(?<=[.!?])\s", line)]
 
 
 def score_found(answer: str, problem: Problem) -> dict[str, bool]:
-    """Right: the first sentence names the answer and no other value. Mentioned: the answer does."""
+    """Right: the first sentence that names a value names the answer alone. Mentioned: any does."""
     judged: Judged = problem.judged
-    first = _first_sentence(answer)
+    values = (*judged.answer, *judged.others)
+    first = next((said for said in _sentences(answer) if _names_one(said, values)), "")
     return {
         "right": _names_one(first, judged.answer) and not _names_one(first, judged.others),
         "mentioned": _names_one(_normal(answer), judged.answer),
@@ -288,7 +304,7 @@ def score_found(answer: str, problem: Problem) -> dict[str, bool]:
 
 
 def _score_not_there(answer: str, problem: Problem) -> dict[str, bool]:
-    first = _first_sentence(answer)
+    first = _sentences(answer)[0]
     unsaid = bool(_NOT_SAID.search(first))
     other = _names_one(first, problem.judged.others)
     return {"right": unsaid and not other, "invented": bool(first) and not unsaid, "other's": other}
@@ -300,15 +316,15 @@ _BOTH: tuple[ModelName, ...] = ("smollm2", "gemma")
 CELLS: tuple[Cell, ...] = (
     Cell(
         "page", "a question about a page of text; the amateur lacks the page",
-        "gain", _BOTH, _make_page, score_found, 24, _STOP,
+        "gain", _BOTH, _make_page, score_found, _TOKENS, _STOP,
     ),
     Cell(
-        "documents", "a question about one of 4 or 5 short texts that say the like of others; the "
+        "documents", "a question about one of three short texts that say the like of others; the "
         "amateur lacks them all",
-        "gain", _BOTH, _make_several, score_found, 24, _STOP,
+        "gain", _BOTH, _make_several, score_found, _TOKENS, _STOP,
     ),
     Cell(
         "not-there", 'the same, but no text says it, and "unknown" is to be answered then',
-        "control", _BOTH, _make_not_there, _score_not_there, 24, _STOP,
+        "control", _BOTH, _make_not_there, _score_not_there, _TOKENS, _STOP,
     ),
 )  # fmt: skip

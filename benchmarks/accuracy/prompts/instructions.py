@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from random import Random
@@ -12,7 +14,7 @@ from typing import Any
 from benchmarks.accuracy.prompts import rules
 from benchmarks.accuracy.prompts.problem import Cell, ModelName, Problem, Prompt, Split
 from benchmarks.accuracy.prompts.questions import is_right, questions
-from benchmarks.accuracy.prompts.requests import Request, requests
+from benchmarks.accuracy.prompts.requests import Request, Style, requests
 from benchmarks.accuracy.prompts.rules import Judged, Rule
 from benchmarks.accuracy.prompts.text import is_fluent
 from benchmarks.accuracy.prompts.voices import SMALL_TALK
@@ -66,21 +68,35 @@ def _first(problems: list[Any], n: int, split: Split) -> list[Any]:
     return problems[:n]
 
 
-def _shuffled(name: str, split: Split) -> list[Request]:
-    found = list(requests(split))
+def _shuffled(name: str, split: Split, style: Style = "information") -> list[Request]:
+    found = list(requests(split, style))
     Random(f"{name} {split}").shuffle(found)
     return found
 
 
-def _make(model: ModelName, split: Split, n: int, *, name: str, draw: Draw) -> list[Problem]:
+def _make(
+    model: ModelName, split: Split, n: int, *, name: str, draw: Draw, style: Style
+) -> list[Problem]:
     return [
         _problem(model, draw(Random(f"{name} {request.text}"), split, request), request.text)
-        for request in _first(_shuffled(name, split), n, split)
+        for request in _first(_shuffled(name, split, style), n, split)
     ]
 
 
+def _make_json(model: ModelName, split: Split, n: int) -> list[Problem]:
+    problems = []
+    for request in _first(_shuffled("json", split), n, split):
+        rule = rules.draw_json(Random(f"json {request.text}"), split, request)
+        # A small model needs an example. The amateur lacks it, too.
+        problem = _problem(model, rule, request.text, (rules.json_example(rule, split),))
+        problems.append(replace(problem, without=prompt(model, "", request.text)))
+    return problems
+
+
 def _score(text: str, problem: Problem) -> dict[str, bool]:
-    return {"right": rules.follows(text, problem.judged), "fluent": is_fluent(text)}
+    follows = rules.follows(text, problem.judged)
+    fluent = is_fluent(text, rules.languages(problem.judged.rule))
+    return {"right": follows and fluent, "follows": follows, "fluent": fluent}
 
 
 # Several turns
@@ -92,7 +108,7 @@ _FORGOTTEN = ("Hello! How can I help you today?", "Of course. What would you lik
 
 def _make_turns(model: ModelName, split: Split, n: int) -> list[Problem]:
     problems = []
-    for request in _first(_shuffled("turns", split), n, split):
+    for request in _first(_shuffled("turns", split, "opinion"), n, split):
         rng = Random(f"turns {request.text}")
         draw = rng.choice((rules.draw_language, rules.draw_persona, rules.draw_tone))
         rule = draw(rng, split, request)
@@ -128,7 +144,11 @@ def _make_control(model: ModelName, split: Split, n: int) -> list[Problem]:
 
 
 def _score_control(text: str, problem: Problem) -> dict[str, bool]:
-    return {"right": is_right(text, problem.judged), "fluent": is_fluent(text)}
+    follows = is_right(text, problem.judged)
+    # "12 + 8 = 20" answers a sum.
+    is_equation = problem.judged.is_sum and re.fullmatch(r"[\d\s+*/=.-]{1,20}", text) is not None
+    fluent = is_equation or is_fluent(text)
+    return {"right": follows and fluent, "follows": follows, "fluent": fluent}
 
 
 _STOP: dict[ModelName, tuple[str, ...]] = {"gemma": ("\nUser:", "\nAssistant:", "\n\n")}
@@ -139,24 +159,30 @@ def _cell(
     about: str,
     draw: Draw,
     models: tuple[ModelName, ...] = ("smollm2",),
-    max_tokens: int = 48,
+    max_tokens: int = 40,
+    style: Style = "information",
 ) -> Cell:
-    make = partial(_make, name=name, draw=draw)
+    make = partial(_make, name=name, draw=draw, style=style)
     return Cell(name, about, "gain", models, make, _score, max_tokens, _STOP)
 
 
 CELLS: tuple[Cell, ...] = (
     _cell("language", "reply in another language", rules.draw_language, ("smollm2", "gemma")),
     _cell("persona", "speak as somebody else", rules.draw_persona, ("smollm2", "gemma")),
-    _cell("tone", "a mood or a manner", rules.draw_tone, ("smollm2", "gemma")),
-    _cell("forbidden", "without a word or a letter", rules.draw_forbidden),
-    _cell("required", "with two given words", rules.draw_required, max_tokens=60),
-    _cell("length", "one or two sentences, or a limit in words", rules.draw_length, max_tokens=60),
-    _cell("json", "JSON with given keys", rules.draw_json, max_tokens=60),
-    _cell("several", "two instructions at once", rules.draw_several, max_tokens=60),
+    _cell("tone", "a mood or a manner", rules.draw_tone, ("smollm2", "gemma"), style="opinion"),
+    _cell("forbidden", "without a word that is likely", rules.draw_forbidden),
+    _cell("required", "with a given word", rules.draw_required, style="writing"),
+    _cell("length", "one or two sentences, or a limit in words", rules.draw_length, max_tokens=48),
+    Cell(
+        "json", "JSON with given keys, and an example of it", "gain",
+        ("smollm2",), _make_json, _score, 48,
+    ),
+    _cell(
+        "several", "two instructions at once", rules.draw_several, max_tokens=48, style="writing"
+    ),
     Cell(
         "turns", "a language, a persona or a tone, in the second or third turn of a chat", "gain",
-        ("smollm2",), _make_turns, _score, 48,
+        ("smollm2",), _make_turns, _score, 40,
     ),
     Cell(
         "plain-questions", "simple questions, the system prompt asks nothing special", "control",

@@ -9,6 +9,8 @@ data sets. It is read and not imported, as it would need its dependencies. Two s
   somebody believes, and "at the beginning" is made "at the beginning of the story";
 * ``population_span_extraction`` (contributed to evals, MIT; the texts are abstracts of medical
   papers): 497 abstracts with the words that say who was studied.
+
+Of the abstracts there are 134 short ones for dev and 285 for test.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+from collections.abc import Iterator
 from difflib import SequenceMatcher
 from functools import cache
 from pathlib import Path
@@ -51,10 +54,8 @@ def _items(name: str) -> list[dict[str, Any]]:
 def _first(
     problems: dict[str, tuple[str, Judged]], model: ModelName, split: Split, n: int
 ) -> list[Problem]:
-    """The first n of a split's problems, which are question and answer by their text."""
+    """The first n of a split's problems, if it has so many, from question and answer by text."""
     texts = sorted(text for text in problems if split_of(text) == split)
-    if n > len(texts):
-        raise ValueError(f"n={n}: the split {split!r} has {len(texts)} different problems")
     Random(split).shuffle(texts)
     return [problem_of(model, [text], *problems[text]) for text in texts[:n]]
 
@@ -88,14 +89,32 @@ def _make_stories(model: ModelName, split: Split, n: int) -> list[Problem]:
     return _first(_stories(), model, split, n)
 
 
+def abstracts_of(name: str, longest: int) -> Iterator[tuple[str, str]]:
+    """The abstracts of a file of the package's data, and what it says of them.
+
+    Args:
+        name: Of the file.
+        longest: Words that an abstract has at most.
+
+    Yields:
+        An abstract in one line, and the answer that goes with it.
+
+    Raises:
+        ModuleNotFoundError: the package is missing.
+    """
+    for item in _items(name):
+        text = " ".join(item["input"][-1]["content"].split())
+        if len(text.split()) <= longest:
+            yield text, item["ideal"]
+
+
 @cache
 def _abstracts() -> dict[str, tuple[str, Judged]]:
     """The abstracts, with the words that say who was studied."""
     found = {}
-    for item in _items("population_span_extraction/samples.jsonl"):
-        text = " ".join(item["input"][-1]["content"].split())
-        spans = item["ideal"].partition("following spans: ")[2].strip().strip("'").split("', '")
-        if len(text.split()) <= _LONGEST and all(spans):
+    for text, said in abstracts_of("population_span_extraction/samples.jsonl", _LONGEST):
+        spans = said.partition("following spans: ")[2].strip().strip("'").split("', '")
+        if all(spans):
             # In the place of other values: what the score looks the answer's words up in.
             found[text] = (_STUDIED, Judged(tuple(spans), (text,)))
     return found

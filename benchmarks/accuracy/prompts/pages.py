@@ -7,7 +7,8 @@
 
 from __future__ import annotations
 
-# A text with paragraphs of which the first stays first, and a question for each of its values.
+# A text with paragraphs of which a page has the first and some others, and a question for each of
+# its values.
 PAGES: tuple[tuple[str, dict[str, str]], ...] = (
     (
         """\

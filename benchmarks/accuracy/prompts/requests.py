@@ -5,20 +5,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 from benchmarks.accuracy.prompts.problem import Split, split_of
+from benchmarks.accuracy.prompts.text import words
+
+# What a request is for: to know something, to have a few lines written, to hear an opinion.
+Style = Literal["information", "writing", "opinion"]
 
 
 @dataclass(frozen=True)
 class Request:
-    """A user's message, and what it is about, as the message says it."""
+    """A user's message.
+
+    Attributes:
+        text: The message.
+        topic: What it is about, as the message says it.
+        likely: Words that every second to tenth plain answer has, and the message has not.
+    """
 
     text: str
     topic: str
+    likely: tuple[str, ...]
 
 
-# Sentences, and the topics that each of them fits.
-_AREAS: tuple[tuple[tuple[str, ...], str], ...] = (
+# Sentences, the topics that each of them fits, and likely words.
+_AREAS: tuple[tuple[tuple[str, ...], str, str], ...] = (
     (
         (
             "How do I make {}?",
@@ -35,6 +47,7 @@ _AREAS: tuple[tuple[tuple[str, ...], str], ...] = (
         salad, roast chicken, garlic bread, carrot cake, scrambled eggs, onion rings, rice pudding,
         mushroom sauce
         """,
+        "make classic delicious perfect love ingredients",
     ),
     (
         (
@@ -50,6 +63,7 @@ _AREAS: tuple[tuple[tuple[str, ...], str], ...] = (
         foxes, kangaroos, giraffes, squirrels, rabbits, sharks, snakes, butterflies, parrots,
         hedgehogs, camels, crocodiles, ants, octopuses, zebras, beavers, eagles, mice, polar bears
         """,
+        "they found also often creatures their",
     ),
     (
         (
@@ -66,6 +80,7 @@ _AREAS: tuple[tuple[tuple[str, ...], str], ...] = (
         watching, calligraphy, origami, rowing, archery, creative writing, public speaking,
         singing, skateboarding, woodworking, ice skating, meditation, sewing
         """,
+        "that with most skill requires dedication",
     ),
     (
         (
@@ -81,6 +96,7 @@ _AREAS: tuple[tuple[tuple[str, ...], str], ...] = (
         Nairobi, Cape Town, Mumbai, Bangkok, Singapore, Tokyo, Seoul, Sydney, Toronto, Chicago, New
         York, San Francisco, Mexico City, Lima, Buenos Aires, Oslo, Stockholm, Dublin, Hanoi
         """,
+        "city with vibrant culture rich known",
     ),
     (
         (
@@ -98,6 +114,7 @@ _AREAS: tuple[tuple[tuple[str, ...], str], ...] = (
         panel, a radio, a coffee machine, a fire extinguisher, a sleeping bag, a guitar, a smoke
         detector, a dishwasher, a headlamp, an electric car
         """,
+        "that used your with simple most",
     ),
     (
         (
@@ -115,6 +132,7 @@ _AREAS: tuple[tuple[tuple[str, ...], str], ...] = (
         interest, pollination, symmetry, osmosis, hibernation, generosity, irrigation, friction,
         empathy
         """,
+        "that fundamental process like from concept",
     ),
     (
         (
@@ -133,17 +151,40 @@ _AREAS: tuple[tuple[tuple[str, ...], str], ...] = (
         a charity run, a graduation ceremony, a driving test, a talent show, a costume party, a
         business lunch, a boat tour
         """,
+        "essential your have when time that",
     ),
 )  # fmt: skip
 
+# Fit every topic, and leave room for more than information.
+_WRITING = (
+    "Write a sentence about {}.",
+    "Tell me a short story about {}.",
+    "Write a short message to a friend about {}.",
+    "What do you think of {}?",
+)
+_OPINION = (
+    "What do you think of {}?",
+    "How do you feel about {}?",
+    "What comes to your mind when you hear of {}?",
+    "What would you tell a friend about {}?",
+)
+
 
 @cache
-def requests(split: Split) -> tuple[Request, ...]:
-    """All requests of a split: a topic is in one split, with all its sentences."""
-    return tuple(
-        Request(sentence.format(topic), topic)
-        for sentences, topics in _AREAS
-        for topic in (name.strip() for name in " ".join(topics.split()).split(","))
-        if split_of(topic) == split
-        for sentence in sentences
-    )
+def requests(split: Split, style: Style = "information") -> tuple[Request, ...]:
+    """All requests of a split: a topic is in one split, with all its sentences.
+
+    Args:
+        split: Which.
+        style: What they ask for.
+    """
+    found = []
+    for sentences, topics, likely in _AREAS:
+        for topic in " ".join(topics.split()).split(", "):
+            if split_of(topic) != split:
+                continue
+            for sentence in {"writing": _WRITING, "opinion": _OPINION}.get(style, sentences):
+                text = sentence.format(topic)
+                others = tuple(word for word in likely.split() if word not in words(text))
+                found.append(Request(text, topic, others))
+    return tuple(found)

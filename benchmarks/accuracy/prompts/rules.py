@@ -10,14 +10,20 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from random import Random
 from typing import Any
 
 from benchmarks.accuracy.prompts.problem import Split, split_of
 from benchmarks.accuracy.prompts.requests import Request
-from benchmarks.accuracy.prompts.text import is_finished, is_said, sentences, without_echo, words
-from benchmarks.accuracy.prompts.voices import PERSONAS, TONES
+from benchmarks.accuracy.prompts.text import (
+    is_finished,
+    is_said,
+    language_of,
+    sentences,
+    without_echo,
+    words,
+)
+from benchmarks.accuracy.prompts.voices import PERSONAS, TONE_WORDS, TONES
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,12 @@ def follows(answer: str, judged: Judged) -> bool:
     return _JUDGES[rule.kind](answer.strip(), own, judged)
 
 
+def languages(rule: Rule) -> tuple[str, ...]:
+    """In which languages an answer can be fluent: the wanted one, and the user's."""
+    parts = rule.wanted if rule.kind == "several" else (rule,)
+    return ("en", *(part.wanted for part in parts if part.kind == "language"))
+
+
 # Reply language
 
 # Name, ISO 639-1, the demand in the language itself.
@@ -75,19 +87,6 @@ _LANGUAGE_WORDINGS: dict[Split, tuple[str, ...]] = {
     "dev": ("Reply in {}.", "Write your whole answer in {}.", "Write nothing that is not {}."),
     "test": ("Always answer in {}.", "Speak {} to the user.", "Use {} for everything you say."),
 }  # fmt: skip
-
-
-@cache
-def _identifier() -> Any:
-    from py3langid.langid import (  # type: ignore[import-untyped,unused-ignore]
-        MODEL_FILE,
-        LanguageIdentifier,
-    )
-
-    found = LanguageIdentifier.from_model_file(MODEL_FILE)
-    # Close relatives that nobody asked for would take short texts from those that somebody did.
-    found.set_languages(["en", "nl", *(code for _, code, _ in _LANGUAGES)])
-    return found
 
 
 def draw_language(rng: Random, split: Split, request: Request) -> Rule:
@@ -105,7 +104,7 @@ def _in_language(answer: str, own: str, judged: Judged) -> bool:
     if len(found) >= 12:
         parts = [found[: len(found) // 2], found[len(found) // 2 :]]
     return len(words(own)) >= 6 and all(
-        _identifier().classify(" ".join(part))[0] == judged.rule.wanted for part in parts
+        language_of(" ".join(part)) == judged.rule.wanted for part in parts
     )
 
 
@@ -116,8 +115,8 @@ _PERSONA_WORDINGS: dict[Split, tuple[str, ...]] = {
     "test": ("Answer as {} would.", "In all you say, sound like {}."),
 }
 _TONE_WORDINGS: dict[Split, tuple[str, ...]] = {
-    "dev": ("Sound very {}.", "Be as {} as you can."),
-    "test": ("Answer in a very {} tone.", "Everything you say must sound very {}."),
+    "dev": ("You are very {}.", "You are {} and let everybody notice it."),
+    "test": ("You are always extremely {}.", "You feel very {} and talk like it."),
 }
 _PERSONA_WORDS = 2
 
@@ -140,7 +139,7 @@ def draw_tone(rng: Random, split: Split, request: Request) -> Rule:
     tone = rng.choice(tuple(TONES))
     return Rule(
         "voice",
-        TONES[tone],
+        (TONE_WORDS, TONES[tone]),
         rng.choice(_TONE_WORDINGS[split]).format(tone),
         f"Every sentence of yours must sound extremely {tone}. Exaggerate: whoever reads any part "
         f"of your answer must notice how {tone} you are.",
@@ -163,42 +162,35 @@ def _has_voice(answer: str, own: str, judged: Judged) -> bool:
     return len(marks(own, judged)) >= int(judged.rule.wanted[0])
 
 
-# Forbidden words and letters
+# A forbidden word
 
-_COMMON_WORDS = ("the", "and", "you", "can", "is", "of")
-_LETTERS = "kvbwgp"
 _FORBIDDEN_WORDINGS: dict[Split, tuple[str, ...]] = {
-    "dev": ("Do not use the {} {}.", "Avoid the {} {} altogether."),
-    "test": ("Never use the {} {} in your answer.", "The {} {} is forbidden: do without it."),
+    "dev": ('Do not use the word "{}".', 'Avoid the word "{}" altogether.'),
+    "test": (
+        'Never use the word "{}" in your answer.',
+        'The word "{}" is forbidden: do without it.',
+    ),
 }
 
 
 def draw_forbidden(rng: Random, split: Split, request: Request) -> Rule:
-    """The word that the request is about, a frequent word, or a letter."""
-    what, thing = rng.choice(
-        (
-            ("word", request.topic.split()[-1]),
-            ("word", rng.choice(_COMMON_WORDS)),
-            ("letter", rng.choice(_LETTERS)),
-        )
-    )
+    """A word that plain answers to such requests often have."""
+    word = rng.choice(request.likely)
     return Rule(
         "forbidden",
-        (what, thing),
-        rng.choice(_FORBIDDEN_WORDINGS[split]).format(what, f'"{thing}"'),
-        f'It is strictly forbidden to write the {what} "{thing}". Find other words, however odd '
-        "they sound.",
+        word,
+        rng.choice(_FORBIDDEN_WORDINGS[split]).format(word),
+        f'It is strictly forbidden to write the word "{word}". Find other words, however odd they '
+        "sound.",
     )
 
 
 def _is_avoided(answer: str, own: str, judged: Judged) -> bool:
-    what, thing = judged.rule.wanted
-    used = thing in answer.lower() if what == "letter" else is_said(thing.lower(), answer)
     # Whoever says next to nothing avoids everything.
-    return not used and len(words(own)) >= 10
+    return not is_said(judged.rule.wanted, answer) and len(words(own)) >= 10
 
 
-# Required words
+# A required word
 
 _THINGS = """
     river lantern purple umbrella mountain whisper silver breakfast garden pocket thunder button
@@ -208,36 +200,35 @@ _THINGS = """
     station lemon wallet diamond ticket planet shower bridge teacher balloon
     """
 _REQUIRED_WORDINGS: dict[Split, tuple[str, ...]] = {
-    "dev": ("Use the words {} in your answer.", "Work the words {} into your answer."),
-    "test": ("Your answer must contain the words {}.", "Make sure that {} occur in your answer."),
+    "dev": ('Use the word "{}" in your answer.', 'Work the word "{}" into your answer.'),
+    "test": (
+        'Your answer must contain the word "{}".',
+        'Make sure that "{}" occurs in your answer.',
+    ),
 }
 
 
 def draw_required(rng: Random, split: Split, request: Request) -> Rule:
-    """Two words that have nothing to do with the request."""
-    free = [
-        thing for thing in _THINGS.split() if split_of(thing) == split and thing not in request.text
-    ]
-    things = tuple(rng.sample(free, 2))
-    quoted = " and ".join(f'"{thing}"' for thing in things)
+    """A word that has nothing to do with the request."""
+    thing = rng.choice(
+        [word for word in _THINGS.split() if split_of(word) == split and word not in request.text]
+    )
     return Rule(
         "required",
-        things,
-        rng.choice(_REQUIRED_WORDINGS[split]).format(quoted),
-        f"However odd it sounds, write sentences in which {quoted} are used naturally, as words of "
-        "your answer. An answer without both of them is wrong.",
+        thing,
+        rng.choice(_REQUIRED_WORDINGS[split]).format(thing),
+        f'However odd it sounds, write a sentence in which "{thing}" is used naturally, as a word '
+        "of your answer. An answer without it is wrong.",
     )
 
 
-def _are_used(answer: str, own: str, judged: Judged) -> bool:
-    first, second = judged.rule.wanted
-    found = words(own)
-    if first not in found or second not in found:
-        return False
-    # Both in a row, or with an "and" between them, are a list.
-    places = [place for place, word in enumerate(found) if word in (first, second)]
+def _is_used(answer: str, own: str, judged: Judged) -> bool:
+    forms = {judged.rule.wanted, f"{judged.rule.wanted}s"}
+    # In quotes it is spoken of, not used.
+    own = re.sub(rf"[\"“'‘]{judged.rule.wanted}[\"”'’]", "", own, flags=re.IGNORECASE)
+    # In a sentence with other words: the word alone, or again and again, is no use of it.
     return any(
-        abs(a - b) > 2 for a in places for b in places if found[a] == first and found[b] == second
+        forms & set(found) and len(set(found) - forms) >= 4 for found in map(words, sentences(own))
     )
 
 
@@ -251,7 +242,7 @@ _SHORT_WORDINGS: dict[Split, tuple[str, ...]] = {
     "dev": ("Use at most {} words.", "Do not go over {} words."),
     "test": ("Answer in {} words or fewer.", "Your answer must not be longer than {} words."),
 }
-_MOST_WORDS = (10, 15, 20, 25)
+_MOST_WORDS = (10, 15, 20)
 
 
 def draw_length(rng: Random, split: Split, request: Request) -> Rule:
@@ -280,36 +271,49 @@ def _has_sentences(answer: str, own: str, judged: Judged) -> bool:
 
 
 def _is_short(answer: str, own: str, judged: Judged) -> bool:
-    return len(words(own)) >= 3 and len(answer.split()) <= judged.rule.wanted
+    # What is cut off was on its way to be longer.
+    return (
+        len(words(own)) >= 3 and len(answer.split()) <= judged.rule.wanted and is_finished(answer)
+    )
 
 
 # JSON
 
-_KEYS = (
-    ("topic", "answer"), ("title", "text"), ("summary", "mood"), ("answer", "reason"),
-    ("subject", "difficulty"), ("name", "kind", "tip"), ("topic", "answer", "confidence"),
-)  # fmt: skip
+_KEYS: dict[Split, tuple[tuple[str, ...], ...]] = {
+    "dev": (("answer",), ("topic", "answer"), ("answer", "mood")),
+    "test": (("reply",), ("subject", "reply"), ("reply", "tone")),
+}
 _JSON_WORDINGS: dict[Split, tuple[str, ...]] = {
-    "dev": (
-        "Reply with a JSON object and nothing else. Its keys are {}, its values short strings.",
-    ),
-    "test": ("Your answer must be only JSON: an object with the keys {} and short strings.",),
+    "dev": ("Answer in JSON with the {} {}, and be brief.",),
+    "test": ("Your reply must be a short JSON object with the {} {}.",),
+}
+# A request, and what the example makes of it.
+_EXAMPLES: dict[Split, tuple[str, tuple[str, str, str]]] = {
+    "dev": ("Why is the sky blue?", ("The air scatters blue light.", "the sky", "curious")),
+    "test": ("Why do leaves fall?", ("The trees save water in winter.", "leaves", "calm")),
 }
 _PLACEHOLDERS = ("", "...", "string", "value", "text")
 
 
 def draw_json(rng: Random, split: Split, request: Request) -> Rule:
     """An object with given keys."""
-    keys = rng.choice(_KEYS)
-    quoted = ", ".join(f'"{key}"' for key in keys)
+    keys = rng.choice(_KEYS[split])
+    quoted = " and ".join(f'"{key}"' for key in keys)
     shape = json.dumps(dict.fromkeys(keys, "..."))
     return Rule(
         "json",
         keys,
-        rng.choice(_JSON_WORDINGS[split]).format(quoted),
+        rng.choice(_JSON_WORDINGS[split]).format("key" if len(keys) == 1 else "keys", quoted),
         "A program reads your answer, and it fails if there is anything but JSON. Fill in this "
         f"form, with a few words for each value: {shape}",
     )
+
+
+def json_example(rule: Rule, split: Split) -> tuple[str, str]:
+    """A request and an answer that keeps to a rule of ``draw_json``."""
+    user, (said, topic, mood) = _EXAMPLES[split]
+    values = {"topic": topic, "subject": topic, "mood": mood, "tone": mood}
+    return user, json.dumps({key: values.get(key, said) for key in rule.wanted})
 
 
 def _is_json(answer: str, own: str, judged: Judged) -> bool:
@@ -318,9 +322,11 @@ def _is_json(answer: str, own: str, judged: Judged) -> bool:
         found = json.loads(fenced[1] if fenced else answer)
     except (ValueError, RecursionError):
         return False
+    # A mood may well be that of the example, the whole may not.
     return (
         isinstance(found, dict)
         and set(found) == set(judged.rule.wanted)
+        and json.dumps(found.get(judged.rule.wanted[0])) not in "".join(judged.earlier)
         and all(
             isinstance(value, str | int | float)
             and str(value).strip().lower() not in (*_PLACEHOLDERS, key)
@@ -338,9 +344,8 @@ def draw_several(rng: Random, split: Split, request: Request) -> Rule:
         (
             (draw_language, draw_length),
             (draw_persona, draw_length),
-            (draw_tone, draw_length),
-            (draw_persona, draw_forbidden),
-            (draw_tone, draw_forbidden),
+            (draw_required, draw_length),
+            (draw_forbidden, draw_length),
             (draw_tone, draw_required),
         )
     )
@@ -364,7 +369,7 @@ _JUDGES: dict[str, Callable[[str, str, Judged], bool]] = {
     "language": _in_language,
     "voice": _has_voice,
     "forbidden": _is_avoided,
-    "required": _are_used,
+    "required": _is_used,
     "sentences": _has_sentences,
     "words": _is_short,
     "json": _is_json,

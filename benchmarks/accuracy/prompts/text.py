@@ -4,11 +4,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Hashable, Sequence
+from functools import cache
+from typing import Any
 
-from benchmarks.accuracy.prompts.fluency import distinct
-
-# Below the first an answer is a loop, below the second no text.
-DISTINCT, LETTERS = 0.7, 0.5
+# Below the first an answer is a loop, below the second no text, below the third in no language.
+DISTINCT, LETTERS, KNOWN = 0.7, 0.5, 0.75
+# That are told from each other: close relatives that nobody asked for take short texts from others.
+LANGUAGES = ("en", "nl", "fr", "de", "es", "it", "pt")
+# Fewer words do not tell.
+_TELLING = 8
 
 
 def words(text: str) -> list[str]:
@@ -49,14 +54,57 @@ def without_echo(answer: str, said: tuple[str, ...]) -> str:
     )
 
 
-def is_fluent(answer: str) -> bool:
-    """Whether it is text, and no loop."""
+@cache
+def _identifier() -> Any:
+    from py3langid.langid import (  # type: ignore[import-untyped,unused-ignore]
+        MODEL_FILE,
+        LanguageIdentifier,
+    )
+
+    found = LanguageIdentifier.from_model_file(MODEL_FILE)
+    found.set_languages(list(LANGUAGES))
+    return found
+
+
+@cache
+def _dictionary(language: str) -> Any:
+    from wordfreq import get_frequency_dict  # type: ignore[import-untyped,unused-ignore]
+
+    return get_frequency_dict(language, "best")
+
+
+def language_of(text: str) -> str:
+    """The one of the languages that a text is most likely in."""
+    found: str = _identifier().classify(text)[0]
+    return found
+
+
+def _is_language(text: str, language: str) -> bool:
+    # The identifier alone takes invented words, the dictionary alone those of a relative.
+    found = words(text)
+    parts = [part for word in found for part in re.split("['-]", word)]
+    known = sum(len(part) == 1 or part in _dictionary(language) for part in parts)
+    return known >= KNOWN * len(parts) and (len(found) < _TELLING or language_of(text) == language)
+
+
+def distinct(items: Sequence[Hashable], n: int = 3) -> float:
+    """The share of n-grams that are no repetition of an earlier one; 1 where there are none."""
+    grams = list(zip(*(items[start:] for start in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def is_fluent(answer: str, languages: tuple[str, ...] = ("en",)) -> bool:
+    """Whether it is text in one of the languages (ISO 639-1), and no loop.
+
+    Known words in a senseless order are taken for text: that takes a model (``fluency``).
+    """
     found = words(answer)
     shown = [c for c in answer if not c.isspace()]
     return (
         bool(found)
         and distinct(found) >= DISTINCT
         and sum(c.isalpha() for c in shown) >= LETTERS * len(shown)
+        and any(_is_language(answer, language) for language in languages)
     )
 
 

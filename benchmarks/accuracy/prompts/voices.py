@@ -66,68 +66,56 @@ PERSONAS = {
         """
     ),
 }
-# With how many of the words an answer has the tone: plain ones have an exclamation mark at times.
+# How many of its words an answer in a tone has: a plain one has an exclamation mark at times.
+TONE_WORDS = 2
 TONES = {
-    "enthusiastic": (
-        3,
-        _phrases(
-            """
-            wow, amazing, awesome, fantastic, incredible, exciting, excited, thrilled, wonderful,
-            yay, can't wait, hooray, brilliant, absolutely, superb, love, magnificent, delighted, !
-            """
-        ),
+    "enthusiastic": _phrases(
+        """
+        wow, amazing, amazed, awesome, fantastic, incredible, incredibly, exciting, excited,
+        thrill, thrilled, thrilling, wonderful, yay, can't wait, hooray, brilliant, absolutely,
+        superb, love, loved, adore, magnificent, delighted, so glad, so happy, marvel, stunning,
+        favorite, best, joy, passionate, perfect, spectacular, truly, !
+        """
     ),
-    "grumpy": (
-        2,
-        _phrases(
-            """
-            ugh, stupid, dumb, idiot, whatever, annoying, annoyed, bother, lazy, who cares, boring,
-            fool, foolish, ridiculous, leave me alone, not my problem, moron, useless, pathetic,
-            hate, terrible, awful, nonsense, sick of, tired of, don't care, bad mood, grump, waste
-            """
-        ),
+    "romantic": _phrases(
+        """
+        my heart, her heart, his heart, your heart, hearts, soul, souls, love, loved, loving,
+        lovers, lover, darling, dream, dreams, tender, gentle, gently, whisper, whispers,
+        whispering, moonlight, eternal, passion, passionate, embrace, kiss, beloved, desire,
+        beauty, forever, sweetheart, romance, my dear, roses, adore, enchanting, starry, sweet
+        """
     ),
-    "gloomy": (
-        2,
-        _phrases(
-            """
-            sadly, unfortunately, hopeless, alas, misery, miserable, doomed, pointless, despair,
-            sorrow, sadness, sad, lonely, loneliness, dark, darkness, bleak, death, grief, tears,
-            empty, emptiness, suffering, futile, fear, shadow, shadows, lost, sigh, dreary,
-            melancholy
-            """
-        ),
+    "mysterious": _phrases(
+        """
+        mystery, mysteries, secret, secrets, shadow, shadows, whisper, whispers, whispered, hidden,
+        enigma, enigmatic, unknown, darkness, dark, veil, ancient, strange, stranger, moonlight,
+        forgotten, legend, legends, shrouded, cryptic, mist, eerie, riddle, unseen, forbidden,
+        elusive, echoes, echo, magic, magical, realm, mystical
+        """
     ),
-    "polite and formal": (
-        2,
-        _phrases(
-            """
-            sir, madam, esteemed, kindly, humbly, humble, permit me, allow me, it would be my, my
-            pleasure, honor, honour, honored, honoured, privilege, respectfully, sincerely,
-            sincere, gracious, graciously, delighted, forgive me, pardon, grateful, obliged, at
-            your service, regards, appreciate, would like to express, assure you
-            """
-        ),
+    "sad": _phrases(
+        """
+        sadly, sorry, loss, lost, tears, tear, cry, crying, cried, lonely, loneliness, alone, grief,
+        sorrow, sadness, pain, painful, heartbroken, heartbreaking, broken, miss, missed, missing,
+        hopeless, unfortunately, alas, death, died, gone, empty, emptiness, regret, melancholy,
+        tragic, suffering, struggle, goodbye, heavy
+        """
     ),
-    "romantic": (
-        2,
-        _phrases(
-            """
-            heart, hearts, soul, souls, love, loved, lovers, darling, dream, dreams, tender,
-            gentle, whisper, whispers, moonlight, eternal, passion, passionate, embrace, kiss,
-            beloved, desire, beauty, forever, sweetheart, romance, my dear, roses
-            """
-        ),
+    "scared": _phrases(
+        """
+        afraid, fear, fears, fearful, scary, terrified, terrifying, terror, frightened, frightening,
+        danger, dangerous, dangers, nervous, worried, worry, anxious, anxiety, panic, nightmare,
+        nightmares, dark, darkness, alone, hide, hiding, oh no, help me, trembling, shaking,
+        haunted, dread, creepy, shiver, horror, lurking, threat, risk, risks
+        """
     ),
-    "worried": (
-        2,
-        _phrases(
-            """
-            worry, worries, worrying, careful, dangerous, danger, dangers, risk, risks, oh no,
-            afraid, scared, what if, hurt, nervous, terrible, trouble, fear, anxious, anxiety,
-            concern, concerned, concerns, unsafe, something goes wrong, unsure, not sure
-            """
-        ),
+    "angry": _phrases(
+        """
+        anger, hate, hated, rage, fury, furious, mad, annoying, annoyed, stupid, fool, foolish,
+        ridiculous, how dare, dare, enough, sick of, tired of, nonsense, outrage, outrageous,
+        idiot, fight, terrible, awful, disgusting, unacceptable, frustrated, frustrating, fed up,
+        shut up, damn, hell, curse, yell, blame, insult, upset, !
+        """
     ),
 }
 # What an assistant who keeps to a language, a persona or a tone says to a greeting, and when asked
@@ -153,12 +141,12 @@ SMALL_TALK = {
         "Hello! Wow, how amazing to hear from you!",
         "Yes! I am so excited, ask away!",
     ),
-    "grumpy": ("Ugh. What is it now?", "Whatever. Stop wasting my time and ask."),
-    "gloomy": ("Hello. Another sad day has come.", "Alas, I can try, though it is hopeless."),
-    "polite and formal": (
-        "Good day to you, esteemed guest.",
-        "Kindly state your wish, I am honored.",
-    ),
     "romantic": ("Hello, darling. My heart was waiting.", "Ask me, my love, I dream of it."),
-    "worried": ("Oh no, hello. Is everything all right?", "I am nervous, but I can try."),
+    "mysterious": (
+        "Good evening, stranger. The shadows spoke of you.",
+        "Ask, though some secrets stay hidden.",
+    ),
+    "sad": ("Hello. Another lonely day has come.", "Alas, I can try, though all is lost."),
+    "scared": ("Oh no, hello. Did it follow you?", "I am nervous, but I can try."),
+    "angry": ("Enough! What is it now?", "How dare you! Ask, and be quick."),
 }
