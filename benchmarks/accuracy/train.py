@@ -14,6 +14,7 @@ import importlib.metadata
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from transformers import AutoTokenizer
 from benchmarks.accuracy.store import ADAPTERS, Adapter
 from benchmarks.accuracy.tasks import BENCHMARKS, prompt_text
 from examples.smollm2 import MODEL_NAME, model_path
+from examples.tasks import Problem
 from examples.train_adapters import Recipe, load_model, make_batches, save, train
 
 RANKS = (16, 4)
@@ -50,22 +52,43 @@ def recipe_of(task: str, rank: int) -> Recipe:
     )
 
 
-def train_one(task: str, rank: int, recipe: Recipe, root: Path = ADAPTERS) -> None:
+def train_one(task: str, recipe: Recipe, root: Path = ADAPTERS) -> None:
     """Train one run and save its adapters; the last one marks the run as done."""
+    problems = BENCHMARKS[task].ordinary.prompts("train", recipe.steps * recipe.batch_size)
+    train_on(problems, prompt_text, task, recipe, PERCENTS, root)
+
+
+def train_on(
+    problems: list[Problem],
+    text_of: Callable[[Any, Problem], str],
+    task: str,
+    recipe: Recipe,
+    percents: Sequence[int],
+    root: Path = ADAPTERS,
+) -> None:
+    """Train on ``problems`` and save the adapters that there are after ``percents`` of the steps.
+
+    Args:
+        problems: As many as the steps take.
+        text_of: Gives the prompt of one, with a tokenizer.
+        task: What the adapters are called.
+        recipe: How they are trained.
+        percents: In rising order, the last one 100.
+        root: The folder of their folders.
+    """
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(1)
     tokenizer = AutoTokenizer.from_pretrained(model_path())
     model = load_model(model_path(), recipe)
-    problems = BENCHMARKS[task].ordinary.prompts("train", recipe.steps * recipe.batch_size)
-    batches = make_batches(tokenizer, problems, recipe, prompt_text)
-    kept = {max(1, recipe.steps * percent // 100): percent for percent in PERCENTS}
+    batches = make_batches(tokenizer, problems, recipe, text_of)
+    kept = {max(1, recipe.steps * percent // 100): percent for percent in percents}
     started = time.perf_counter()
     losses: list[float] = []
 
     def keep(steps: int) -> None:
         if steps not in kept:
             return
-        folder = root / Adapter(task, rank, kept[steps]).name
+        folder = root / Adapter(task, recipe.rank, kept[steps]).name
         save(model, folder)
         record: dict[str, Any] = {
             "task": task,
@@ -83,13 +106,15 @@ def train_one(task: str, rank: int, recipe: Recipe, root: Path = ADAPTERS) -> No
 
     losses += train(model, batches, recipe, keep)
     tail = losses[-10:]
-    tqdm.write(f"{task}, rank {rank}: loss {losses[0]:.3f} -> {sum(tail) / len(tail):.3f}")
+    tqdm.write(f"{task}, rank {recipe.rank}: loss {losses[0]:.3f} -> {sum(tail) / len(tail):.3f}")
 
 
-def is_done(task: str, rank: int, recipe: Recipe, root: Path = ADAPTERS) -> bool:
+def is_done(
+    task: str, recipe: Recipe, percents: Sequence[int] = PERCENTS, root: Path = ADAPTERS
+) -> bool:
     """Whether all adapters of a run are there, trained by this recipe."""
-    for percent in PERCENTS:
-        record = root / Adapter(task, rank, percent).name / "training.json"
+    for percent in percents:
+        record = root / Adapter(task, recipe.rank, percent).name / "training.json"
         if not record.exists():
             return False
         if not asdict(recipe).items() <= json.loads(record.read_text(encoding="utf-8")).items():
@@ -112,8 +137,8 @@ def main() -> None:
             recipe = recipe_of(task, rank)
             if arguments.steps:
                 recipe = replace(recipe, steps=arguments.steps)
-            if not is_done(task, rank, recipe):
-                train_one(task, rank, recipe)
+            if not is_done(task, recipe):
+                train_one(task, recipe)
 
 
 if __name__ == "__main__":

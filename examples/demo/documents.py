@@ -139,7 +139,7 @@ def note(shown: Sequence[Case], counted: Sequence[Case]) -> str:
         f"usual one. The {len(shown)} shown are picked; the {len(counted)} were drawn by lot, and "
         "nothing was chosen on them. The contrast is with the same model that has not read the "
         f"document (preset {PRESET}). It makes any document believed, one that is beside the point "
-        "too (docs/prompts.md).[/]"
+        "too (docs/accuracy.md).[/]"
     )
 
 

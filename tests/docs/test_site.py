@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from benchmarks.accuracy import report
-from benchmarks.accuracy.store import MEASURED
+from benchmarks.accuracy import report, tables
+from benchmarks.accuracy.prompts import report as prompts
+from benchmarks.accuracy.store import HERE, MEASURED
 from tests.docs.blocks import ROOT, pages
 
 
@@ -193,9 +194,6 @@ def test_search_finds_messages(served: str, chromium: Any) -> None:
     assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
 
 
-ACCURACY = {"accuracy-beta.svg", "accuracy-differences.svg"}
-
-
 @pytest.mark.unit
 def test_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
     """``make docs`` draws them anew; the shipped ones are those, whoever draws."""
@@ -203,20 +201,24 @@ def test_pictures_are_what_the_code_draws(tmp_path: Path) -> None:
 
     written = pictures.write(tmp_path)
     shipped = {path.name for path in pictures.FOLDER.glob("*.svg")}
-    assert {path.name for path in written} == shipped - ACCURACY
+    assert {path.name for path in written} == shipped
     for path in written:
         check_drawn(path, pictures.FOLDER / path.name, "docs.pictures")
 
 
 @pytest.mark.unit
 def test_the_accuracy_page_is_what_was_measured(tmp_path: Path) -> None:
-    """What the report's command makes of the results that are shipped is what is shipped."""
-    page = report.render(MEASURED, tmp_path)
-    assert page == (report.DOCS / "accuracy.md").read_text(encoding="utf-8"), "run the report"
-    written = list((tmp_path / "pictures").iterdir())
-    assert {path.name for path in written} == ACCURACY
-    for path in written:
-        check_drawn(path, report.DOCS / "pictures" / path.name, "benchmarks.accuracy.report")
+    """What the reports' commands make of the results that are shipped is what is shipped."""
+    for written, shipped in (
+        (report.render(MEASURED), report.DOCS / "accuracy.md"),
+        (tables.render(MEASURED, tmp_path), HERE / "tables.md"),
+        (prompts.render(MEASURED / "prompts"), prompts.HERE / "tables.md"),
+    ):
+        assert written == shipped.read_text(encoding="utf-8"), "run the reports"
+    drawn_anew = {path.name: path for path in (tmp_path / "pictures").iterdir()}
+    assert drawn_anew.keys() == {path.name for path in (HERE / "pictures").iterdir()}
+    for name, path in drawn_anew.items():
+        check_drawn(path, HERE / "pictures" / name, "benchmarks.accuracy.report")
 
 
 def check_drawn(path: Path, shipped: Path, module: str) -> None:

@@ -77,7 +77,8 @@ def test_from_training_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert again == results
     assert time.perf_counter() - started < 60  # no engine was started
 
-    run("report", tmp_path, "--docs", str(tmp_path / "docs"))
-    page = (tmp_path / "docs" / "accuracy.md").read_text()
+    run("report", tmp_path, "--docs", str(tmp_path / "docs"), "--tables", str(tmp_path))
+    assert "| rank 16, 100 %, 1 task: *SmolLM2* |" in (tmp_path / "docs/accuracy.md").read_text()
+    page = (tmp_path / "tables.md").read_text()
     assert "### dates: formatting" in page
     assert "Not measured yet:" in page

@@ -4,18 +4,30 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
+from benchmarks.accuracy import report as accuracy
+from benchmarks.accuracy.lines import Line, table
 from benchmarks.accuracy.prompts import report, run, store
 from benchmarks.accuracy.prompts.engine import Answers
-from benchmarks.accuracy.prompts.methods import CONTRASTS, GREEDY, METHODS, Method
+from benchmarks.accuracy.prompts.methods import (
+    ADAPTED,
+    CONTRASTS,
+    GREEDY,
+    METHODS,
+    SAMPLED,
+    UNASKED,
+    Method,
+    preset,
+)  # fmt: skip
 from benchmarks.accuracy.prompts.problem import Cell, Problem
 from benchmarks.accuracy.prompts.run import CELLS
-from vllm_cold.tools.tune.stats import compare
 
 pytestmark = pytest.mark.unit
 
@@ -58,32 +70,82 @@ def test_outcomes_of_other_problems_are_not_mixed(folder: Path) -> None:
         kept(folder, store.mark_of("gemma", CELL, PROBLEMS[1:]))
 
 
-def test_the_page_says_how_much_and_whether_it_is_significant(folder: Path) -> None:
+def test_the_tables_say_how_much_and_whether_it_is_significant(folder: Path) -> None:
     found = kept(folder)
     add(found, GREEDY.key, "00000000")
     add(found, CONTRASTS[0].key, "11111111")
     add(found, CONTRASTS[1].key, "10000000")
-    (row,) = report.measured("dev", folder)
-    assert (row.greedy, row.problems) == (0.0, 8)
-    assert report.points(row.against[CONTRASTS[0].key]).startswith("**+100.0** (")
-    assert report.points(row.against[CONTRASTS[1].key]).startswith("+12.5 (")
-    page = report.render(folder)
-    assert "| problems | 8 |\n| greedy, % | 0.0 |\n| cad | **+100.0** (" in page
-    assert "These are dev problems" in page
+    tables = report.render(folder)
+    assert "| problems | 8 |\n| greedy, % | 0.0 |\n| cad | **+100.0** (" in tables
+    assert "| alpha 0.1, beta 0.5 | +12.5 (" in tables
+    assert "## Test" not in tables
 
 
-def test_the_page_is_that_of_what_is_measured() -> None:
-    page = (report.DOCS / "prompts.md").read_text(encoding="utf-8")
-    assert page == report.render()
+def with_right(**right: int) -> Line:
+    """A line of 100 problems: how many of the first ones each method has right."""
+    return Line("g", "a", "M", {m: (np.arange(100) < n).astype(float) for m, n in right.items()})
 
 
-def test_intervals_of_the_page_are_those_of_the_test() -> None:
-    for row in report.measured("dev"):
-        for key, found in row.against.items():
-            outcomes = store.Store(row.model, row.cell.name, "dev").outcomes
-            mine, greedy = (report._bits(outcomes[name]) for name in (key, GREEDY.key))
-            assert found == compare(mine, greedy, 0.95, seed=0)
-            assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+def test_a_row_says_helps_nothing_or_harms() -> None:
+    line = with_right(greedy=50, gains=70, loses=30, none=52, hardly=57)
+    columns = {name: (name, "greedy") for name in ("gains", "loses", "none", "hardly", "absent")}
+    headings, ((_, entries),) = table([line], columns)
+    assert headings == ["gains", "loses", "none", "hardly"]
+    assert entries[0] == "**helps +20.0**<br>+13.3 to +28.9<br>p < .001"
+    assert entries[1].startswith("**harms -20.0**<br>")
+    assert entries[2].startswith("nothing +2.0<br>")
+    # p is .016, corrected .031.
+    assert entries[3].startswith("**helps +7.0**<br>")
+    # With more in the table it is no longer enough.
+    _, rows = table([line, with_right(greedy=50, gains=50, loses=50, none=50)], columns)
+    assert rows[0][1][3].startswith("helps? +7.0<br>")
+    assert rows[0][1][0].startswith("**helps +20.0**<br>")
+    assert table([with_right(greedy=50)], columns) == ([], [])
+
+
+def test_a_method_stands_in_the_column_of_its_rule() -> None:
+    columns = [report.column(method) for method in METHODS]
+    assert {"`cold`", "`cad`, `cfg`", "`adacad`", "*adaptive*"} <= set(columns)
+    assert report.column(preset("cfg")) == report.column(preset("cad"))
+    for kind in {method.amateur for method in METHODS}:
+        names = [report.column(m) for m in METHODS if m.amateur == kind]
+        assert len(set(names)) == len(names), "one would hide the other"
+    assert [report.column(m) for m in (*UNASKED, *SAMPLED)] == [m.key for m in (*UNASKED, *SAMPLED)]
+
+
+def test_the_page_takes_test_problems_where_there_are_any(folder: Path) -> None:
+    root = folder / "prompts"
+    for split, cad in (("dev", "11111111"), ("test", "00000000")):
+        found = store.Store("gemma", "false", split, None, root)
+        add(found, GREEDY.key, "00000000")
+        add(found, "cad", cad)
+        drawn = [m for m in SAMPLED if m.contrasts]
+        for method, right in [*((m, "11111111") for m in drawn), (SAMPLED[0], "00000000")]:
+            add(found, method.key, right)
+        fluent = {"perplexity": 3.21, "distinct": 0.98, "fluent": None}
+        store.write_json(root / f"fluency-gemma-{split}.json", {"false": {"cad": fluent}})
+        page = accuracy.render(folder)
+        row = f"| {CELL.about}: *Gemma* | 8 | 0.0 |"
+        assert (f"{row} **helps +100.0**" in page.split("## ")[0]) == (split == "dev")
+        assert (f"{row} nothing 0.0" in page.split("## ")[0]) == (split == "test")
+        assert ("are dev problems" in page) == (split == "dev")
+        row = f"| {CELL.about}: *Gemma* | 8 | 100.0 |"
+        assert f"{row} **helps +100.0**" in page.split("## When answers are drawn")[1]
+        assert f"| {CELL.about}: *Gemma* | 3.2<br>0.98<br>- |" in page
+
+
+def test_kinds_of_amateurs_have_a_line_each(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = ModuleType("some.adapted")
+    module.CELLS = (replace(CELL, name="qa", adapter="qa"),)
+    monkeypatch.setattr(report, "MODULES", (module,))
+    found = store.Store("smollm2", "qa", "dev", None, folder)
+    for key in (GREEDY.key, "better prompt", "alpha 0.1, beta 0.5", *(m.key for m in ADAPTED)):
+        add(found, key, "00000000")
+    lines = list(report.lines("dev", folder))
+    assert len(lines) == 3
+    assert ["better prompt" in line.right for line in lines] == [True, False, False]
+    assert all("`cold`" in line.right for line in lines)
+    assert len({line.about for line in lines}) == 3
 
 
 class FakeEngine:
@@ -91,7 +153,7 @@ class FakeEngine:
 
     made: list[str] = []
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, *, adapters: bool) -> None:
         pass
 
     def run(self, method: Method, cell: Cell, problems: list[Problem]) -> Answers:
@@ -109,7 +171,8 @@ def test_a_run_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys, "argv", [*options, "--problems", "8"])
     add(kept(folder, store.mark_of("gemma", CELL, PROBLEMS)), GREEDY.key, "11110000")
     run.main()
-    assert FakeEngine.made == [method.key for method in METHODS if method != GREEDY]
+    left = [m.key for m in METHODS if m != GREEDY and m.is_for(CELL, PROBLEMS[0])]
+    assert FakeEngine.made == left
     run.main()
-    assert len(FakeEngine.made) == len(METHODS) - 1
+    assert FakeEngine.made == left
     assert kept(folder).outcomes[GREEDY.key].measures["right"] == "11110000"

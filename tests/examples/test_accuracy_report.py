@@ -18,6 +18,7 @@ from benchmarks.accuracy.compare import compared, row, together
 from benchmarks.accuracy.engine import Engine
 from benchmarks.accuracy.evaluate import WEAKER, cells, methods
 from benchmarks.accuracy.learned import ACROSS, WITHIN, judge
+from benchmarks.accuracy.lines import COLD, p_value
 from benchmarks.accuracy.methods import (
     ADAPTIVE,
     BASE,
@@ -31,9 +32,9 @@ from benchmarks.accuracy.methods import (
     Method,
 )  # fmt: skip
 from benchmarks.accuracy.position import Position, solved
-from benchmarks.accuracy.report import _p, aim, name_of, render
 from benchmarks.accuracy.screen import ALPHA, RULES, TOP, best_first, ties
 from benchmarks.accuracy.store import Adapter, Cell, Outcome, Store
+from benchmarks.accuracy.tables import aim, lines, name_of, render
 from benchmarks.accuracy.tasks import BENCHMARKS
 from vllm_cold.ops.scoring_reference import adaptive_weight
 from vllm_cold.tools.tune.stats import mcnemar
@@ -154,7 +155,7 @@ def test_a_row_says_what_the_outcomes_say() -> None:
 
 
 def test_a_p_says_on_which_side_of_the_level_it_is() -> None:
-    found = [_p(p) for p in (0.0004, 0.0012, 0.0498, 0.0502, 0.051, 0.9996)]
+    found = [p_value(p) for p in (0.0004, 0.0012, 0.0498, 0.0502, 0.051, 0.9996)]
     assert found == ["< .001", ".001", ".0498", ".0502", ".051", "1"]
 
 
@@ -362,6 +363,16 @@ class TestLearnedBeta:
                        lambda name: name[0], ALPHA)  # fmt: skip
         assert not judged[ACROSS]["a-1"].any()
         assert not judged[WITHIN]["a-1"].any()
+
+
+def test_tasks_of_a_strength_are_one_line(tmp_path: Path) -> None:
+    found = [MAIN, Cell(Adapter("dates", 16, 100), "ordinary"), HARD]
+    for cell in found:
+        measure(tmp_path, cell, {DEFAULT.key: (2, 30)} if cell == MAIN else {})
+    main, hard = lines(compared(found, tmp_path))
+    assert (main.about, main.problems) == ("rank 16, 100 %, 2 tasks", 2 * len(GREEDY_RIGHT))
+    assert main.right[COLD].sum() - main.right["greedy"].sum() == 2 - 30
+    assert hard.about == "rank 16, 100 %, 1 task, harder problems"
 
 
 def test_every_method_has_a_name() -> None:

@@ -102,8 +102,14 @@ class Engine:
             return None
         from vllm.lora.request import LoRARequest
 
+        folder = ADAPTERS / adapter
+        if not (folder / "adapter_config.json").exists():
+            raise FileNotFoundError(
+                f"{folder}: no adapter is there; python -m benchmarks.accuracy.prompts.train "
+                "makes it"
+            )
         number = self._ids.setdefault(adapter, len(self._ids) + 1)
-        return LoRARequest(Path(adapter).name, number, str(ADAPTERS / adapter))
+        return LoRARequest(Path(adapter).name, number, str(folder))
 
 
 def _amateur(method: Method, problem: Problem) -> Any:

@@ -15,13 +15,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 from tqdm import tqdm
 
-from benchmarks.accuracy.prompts import documents, instructions, memory, others, summaries
+from benchmarks.accuracy.prompts import adapted, documents, instructions, memory, others, summaries
 from benchmarks.accuracy.prompts.methods import METHODS
 from benchmarks.accuracy.prompts.problem import Cell, ModelName, Split
 from benchmarks.accuracy.prompts.store import Store, mark_of
 from vllm_cold.tools.engine import prepare_environment
 
-MODULES = (memory, instructions, documents, others, summaries)
+MODULES = (memory, instructions, documents, others, summaries, adapted)
 CELLS: dict[str, Cell] = {cell.name: cell for module in MODULES for cell in module.CELLS}
 # At most: some cells have fewer problems.
 PROBLEMS: dict[Split, int] = {"dev": 200, "test": 520}
