@@ -148,6 +148,26 @@ def test_kinds_of_amateurs_have_a_line_each(folder: Path, monkeypatch: pytest.Mo
     assert len({line.about for line in lines}) == 3
 
 
+def test_cells_that_may_gain_are_counted_together(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module: Any = ModuleType("some.instructions")
+    control = replace(CELL, name="plain", nature="control")
+    module.CELLS = (replace(CELL, name="tone"), replace(CELL, name="length"), control)
+    monkeypatch.setattr(report, "MODULES", (module,))
+    for name, right in (("tone", "11110000"), ("length", "11000000"), ("plain", "00000000")):
+        found = store.Store("smollm2", name, "dev", None, folder)
+        add(found, GREEDY.key, right)
+        add(found, "cad", "11111111")
+        if name == "tone":
+            add(found, "careful", "11111111")
+    *_, together = report.lines("dev", folder)
+    assert together.about == report.TOGETHER["instructions"]
+    assert (together.problems, together.percent()) == (16, 37.5)
+    assert together.percent("`cad`, `cfg`") == 100.0
+    assert "careful" not in together.right, "not measured on all of them"
+
+
 class FakeEngine:
     """Stands in for an engine."""
 
@@ -176,3 +196,18 @@ def test_a_run_goes_on_where_it_was_stopped(folder: Path, monkeypatch: pytest.Mo
     run.main()
     assert FakeEngine.made == left
     assert kept(folder).outcomes[GREEDY.key].measures["right"] == "11110000"
+
+
+def test_kept_answers_are_judged_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store.Store.__init__, "__defaults__", (None, folder))
+    mark = store.mark_of("gemma", CELL, PROBLEMS)
+    add(kept(folder, mark), GREEDY.key, "11110000")
+    strict = replace(CELL, score=lambda text, problem: {"right": False})
+    monkeypatch.setitem(CELLS, "false", strict)
+    options = ["--models", "gemma", "--cells", "false", "--splits", "dev", "test"]
+    monkeypatch.setattr(sys, "argv", ["run", *options, "--judge-again"])
+    run.main()
+    assert kept(folder).outcomes[GREEDY.key] == store.Outcome({"right": "00000000"}, 16, 1.0)
+    (folder / "answers" / "gemma-false-dev" / "greedy.json.gz").unlink()
+    with pytest.raises(FileNotFoundError, match="gemma, false, dev: no answers of 'greedy'"):
+        run.main()

@@ -50,13 +50,11 @@ class Method:
         """Whether the cell asks for such methods and the problem has such prompts."""
         if self.sampling and not cell.sampled:
             return False
-        if self.contrasts:
-            if self.amateur == "without" and problem.without == problem.prompt:
-                return False  # two equal streams
-            if self.amateur != "without" and cell.adapter is None:
-                return False
-            if self.amateur == "base without" and problem.without == problem.prompt:
-                return False
+        if self.contrasts and self.amateur != "without" and cell.adapter is None:
+            return False
+        lacking = self.amateur != "base" if self.contrasts else self.prompt == "without"
+        if lacking and problem.without == problem.prompt:
+            return False
         if self.unasked is not None and problem.unasked is None:
             return False
         return self.prompt in ("prompt", "without") or self.prompt in problem.plain
@@ -94,11 +92,13 @@ ADAPTED = (Method("base without the part", {"alpha": 0.1, "beta": 0.5}, amateur=
            Method("base with the same prompt", {"alpha": 0.1, "beta": 0.5}, amateur="base"),
            Method("base, beta 2", {"alpha": 0.01, "beta": 2.0}, amateur="base"))  # fmt: skip
 # At temperature 1. A contrast makes a distribution sharper by 1 + beta and cuts it off at alpha:
-# so does min_p at a lower temperature.
+# so does min_p at a lower temperature. vLLM takes min_p of the sharper distribution: 0.1 there is
+# 0.22 here, and 0.1 here is 0.03 there.
 SAMPLED = (
     Method("sampled", sampling={"temperature": 1.0}),
     Method("sampled, min_p 0.1", sampling={"temperature": 1.0, "min_p": 0.1}),
     Method("sampled, min_p 0.1 at T / 1.5", sampling={"temperature": 1 / 1.5, "min_p": 0.1}),
+    Method("sampled, min_p 0.03 at T / 1.5", sampling={"temperature": 1 / 1.5, "min_p": 0.1**1.5}),
     Method("sampled, alpha 0.1, beta 0.5", {"alpha": 0.1, "beta": 0.5},
            sampling={"temperature": 1.0}),
 )  # fmt: skip

@@ -41,6 +41,8 @@ GROUPS = {
     "summaries": "Summaries; the amateur lacks the text",
     "adapted": "With an adapter; what the amateur lacks is said",
 }
+# Whose cells are a sample of one thing: the line with all of those that may gain.
+TOGETHER = {"instructions": "these instructions together, without the control"}
 AMATEURS: dict[str, str] = {
     "without": "with the same adapter",
     "base without": "without the adapter, too",
@@ -112,6 +114,28 @@ def lines(split: Split, root: Path = MEASURED) -> Iterator[Line]:
                         {column(m): bits(_main(outcomes[m.key].measures)) for m in mine},
                         {column(m): measured[m.key] for m in mine if m.key in measured},
                     )
+        if module.__name__.rpartition(".")[2] in TOGETHER:
+            yield from _together(module, split, root)
+
+
+def _together(module: ModuleType, split: Split, root: Path) -> Iterator[Line]:
+    """A line for each model: the cells that may gain as one, by the methods that all had."""
+    for model in MODELS:
+        stores = [
+            Store(model, c.name, split, root=root).outcomes
+            for c in module.CELLS
+            if c.nature == "gain"
+        ]
+        found = [outcomes for outcomes in stores if methods.GREEDY.key in outcomes]
+        if len(found) < 2:
+            continue
+        right = {
+            column(m): bits("".join(_main(outcomes[m.key].measures) for outcomes in found))
+            for m in METHODS
+            if all(m.key in outcomes for outcomes in found)
+        }
+        about = TOGETHER[module.__name__.rpartition(".")[2]]
+        yield Line(group_of(module), about, NAMES[model], right)
 
 
 def _main(measures: dict[str, str]) -> str:

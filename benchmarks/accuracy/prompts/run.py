@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import argparse
 import os
+from dataclasses import replace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 from tqdm import tqdm
 
 from benchmarks.accuracy.prompts import adapted, documents, instructions, memory, others, summaries
-from benchmarks.accuracy.prompts.methods import METHODS
+from benchmarks.accuracy.prompts.methods import GREEDY, METHODS
 from benchmarks.accuracy.prompts.problem import Cell, ModelName, Split
-from benchmarks.accuracy.prompts.store import Store, mark_of
+from benchmarks.accuracy.prompts.store import Store, answers, mark_of
 from vllm_cold.tools.engine import prepare_environment
 
 MODULES = (memory, instructions, documents, others, summaries, adapted)
@@ -27,6 +28,21 @@ CELLS: dict[str, Cell] = {cell.name: cell for module in MODULES for cell in modu
 PROBLEMS: dict[Split, int] = {"dev": 200, "test": 520}
 KEYS = [method.key for method in METHODS]
 MODELS: tuple[ModelName, ...] = ("smollm2", "gemma")
+
+
+def judge_again(model: ModelName, cell: Cell, split: Split) -> None:
+    """Judge the kept answers anew, after a change of the cell's ``score``."""
+    found = Store(model, cell.name, split).outcomes
+    if not found:
+        return
+    count = len(next(iter(found[GREEDY.key].measures.values())))
+    problems = cell.make(model, split, count)
+    store = Store(model, cell.name, split, mark_of(model, cell, problems))
+    for method, outcome in found.items():
+        kept = answers(model, cell.name, split, method)
+        if kept is None:
+            raise FileNotFoundError(f"{model}, {cell.name}, {split}: no answers of {method!r}")
+        store.add(method, cell, problems, replace(kept, seconds=outcome.seconds))
 
 
 def main() -> None:
@@ -39,7 +55,16 @@ def main() -> None:
     parser.add_argument(
         "--problems", type=int, help="of each cell, at most (default: see PROBLEMS)"
     )
+    parser.add_argument(
+        "--judge-again", action="store_true", help="the kept answers, and decode nothing"
+    )
     arguments = parser.parse_args()
+    if arguments.judge_again:
+        for model in arguments.models:
+            for name in arguments.cells:
+                for split in arguments.splits:
+                    judge_again(model, CELLS[name], split)
+        return
     prepare_environment()
     from benchmarks.accuracy.prompts.engine import Engine
 
