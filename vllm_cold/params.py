@@ -139,8 +139,8 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     @classmethod
     def preset(cls, name: PresetName, **fields: Any) -> Self:
-        """The parameters of a method by its name (``method.presets``): cold, cad, adacad, cfg or
-        dexperts.
+        """The parameters of a method by its name (``method.presets``): cold, cad, adacad, cfg,
+        dexperts or grounded.
 
         Args:
             name: The method's.

@@ -31,7 +31,10 @@ def user(prompt: Prompt) -> str:
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_problems(cell: Cell) -> None:
     dev, test = cell.make("smollm2", "dev", 200), cell.make("smollm2", "test", 520)
-    assert len(dev) == 200 and len(test) > 500
+    if cell.name.startswith("style"):  # no more questions
+        assert (len(dev), len(test)) == (127, 292)
+    else:
+        assert len(dev) == 200 and len(test) > 500
     prompts = {user(problem.prompt) for problem in (*dev, *test)}
     assert len(prompts) == len(dev) + len(test)
     assert cell.make("smollm2", "dev", 7) == dev[:7]
@@ -122,6 +125,7 @@ def test_scores_of_formats(name: str, answer: str, right: bool, holds: bool) -> 
         ("The capital of France be Paris, matey!", False, True),
         ("Arr, the capital of France be Paris, matey! It is old.", False, True),
         ("The capital of France is Lyon.", False, False),
+        ("Arr, it be PARIS, matey!", True, True),
         ("", False, False),
     ],
 )

@@ -20,7 +20,14 @@ from benchmarks.accuracy.prompts.problem import Cell, Problem, Split, split_of
 from benchmarks.accuracy.prompts.questions import Question, is_right, questions
 from benchmarks.accuracy.prompts.requests import Request, requests
 from benchmarks.accuracy.prompts.rules import Judged, Rule, follows
-from benchmarks.accuracy.prompts.text import distinct, is_fluent, sentences, without_echo, words
+from benchmarks.accuracy.prompts.text import (
+    distinct,
+    is_fluent,
+    sentences,
+    without_asides,
+    without_echo,
+    words,
+)
 from benchmarks.accuracy.prompts.voices import PERSONAS, SMALL_TALK, TONE_WORDS, TONES
 
 pytestmark = pytest.mark.unit
@@ -67,7 +74,8 @@ class TestProblems:
         for model in cell.models:
             for split, n in (("dev", 200), ("test", 500)):
                 found = cell.make(model, split, n)  # type: ignore[arg-type]
-                assert len({repr(problem.prompt) for problem in found}) == n
+                enough = n if cell.nature == "gain" else {"dev": 127, "test": 292}[split]
+                assert len({repr(problem.prompt) for problem in found}) == len(found) == enough
                 assert cell.make(model, split, 7) == found[:7]  # type: ignore[arg-type]
                 assert repr(cell.make(model, split, 7)) == repr(found[:7])  # type: ignore[arg-type]
 
@@ -79,8 +87,15 @@ class TestProblems:
         assert not dev & test
 
     def test_more_than_there_are_is_an_error(self) -> None:
-        with pytest.raises(ValueError, match="the split 'dev' has 254 different"):
-            CONTROL.make("smollm2", "dev", 255)
+        with pytest.raises(ValueError, match=r"the split 'dev' has \d+ different"):
+            GAIN[0].make("smollm2", "dev", 999)
+
+    @pytest.mark.parametrize("split", SPLITS)
+    def test_a_plain_question_is_asked_once(self, split: Split) -> None:
+        found = [problem.judged for problem in CONTROL.make("smollm2", split, 999)]
+        assert sorted(found, key=repr) == sorted(
+            questions(split)[: len(questions(split)) // 2], key=repr
+        )
 
     @pytest.mark.parametrize(
         "name", ["language", "persona", "tone", "forbidden", "required", "length", "json"]
@@ -201,6 +216,16 @@ class TestEcho:
         judged = Judged(demand, REQUEST.text)
         assert rules.marks("Ahoy, captain, your soup! Ship's biscuits.", judged) == ["ahoy", "ship"]
 
+    def test_forms_of_a_word_are_one_and_excuses_are_none(self) -> None:
+        said = ("sorry", "unfortunately", "spell", "spells", "thou", "art thou", "mystery")
+        judged = Judged(rule("voice", (2, (*said, "mysteries"))), "")
+        assert rules.marks("Sorry, unfortunately spells spell.", judged) == ["spell"]
+        assert rules.marks("Art thou a mystery of mysteries?", judged) == ["thou", "mystery"]
+
+    def test_of_the_task_only(self) -> None:
+        answer = "Sure, I will use it in my answer. The answer is salt. I can't help but eat."
+        assert without_asides(answer) == "The answer is salt. I can't help but eat."
+
     def test_sentences(self) -> None:
         assert sentences('He said "no." Then: yes!\n\n- One\n2.5 kg.') == [
             'He said "no.', "Then: yes!", "- One", "2.5 kg.",
@@ -224,6 +249,7 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
             "Corta los tomates y cocínalos con ajo y aceite.",
             "Coupez les tomates.",
             "Voici une recette très simple et facile pour vous: cut tomatoes and boil them well.",
+            "Je réponds toujours en français à l'utilisateur.",
         ],
     ),
     (
@@ -238,6 +264,7 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
         ],
         [
             "Snijd de tomaten en kook ze met knoflook in een pan.",
+            "Ich antworte dir gern und immer nur auf Deutsch.",
             "Guten Tag! I am happy to help you with your tomato soup today.",
             "Ja, natürlich.",
             "You need tomatoes, salt and hot water.",
@@ -279,6 +306,32 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
             "Talk like a pirate: ahoy, matey!",
             "Yesterday the crew-cut man made soup.",
         ],
+    ),
+    (
+        "wizard",
+        rule("voice", (2, PERSONAS["a wizard"]), "Talk like a wizard."),
+        [
+            "Behold, the potion is a soup!",
+            "I cast a spell of magic on it.",
+            "My wand stirs the cauldron.",
+            "The answer is a potion of arcane herbs.",
+        ],
+        [
+            "I am not a wizard and I never say spell or spells to people.",
+            "It is magic, quite magical.",
+        ],
+    ),
+    (
+        "knight",
+        rule("voice", (2, PERSONAS["a medieval knight"]), "Talk like a knight."),
+        ["Hark, thou shalt boil it.", "By my sword, a noble soup!"],
+        ["How art thou today?", "It is an honor and an honour."],
+    ),
+    (
+        "sad",
+        rule("voice", (TONE_WORDS, TONES["sad"]), "Be sad."),
+        ["Alas, I miss my soup.", "I am lonely, and the soup is gone."],
+        ["I'm sorry, but unfortunately I do not know.", "I'm sorry for your loss."],
     ),
     (
         "enthusiastic",
@@ -331,6 +384,10 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
             "THE soup needs ripe tomatoes with garlic, onions and some salt.",
             "Boil tomatoes.",
             "Okay, I will not use the word, so boil tomatoes with onions and salt.",
+            "Sure, I will not use that word in my answer, whatever you may ask of me.",
+            "I'm sorry, but I know nothing of soup or of anything that people cook.",
+            "As an AI, I do not have personal opinions or feelings about soup or food.",
+            "I cannot help you with soup today, since I am only a small program.",
             "",
         ],
     ),
@@ -350,6 +407,11 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
             "Tomatoes, river, purple.",
             'The word "river" is an excellent example of a word, and soup is another.',
             'Of course! I use the word "river" in your answer. Boil the tomatoes.',
+            "My answer contains the word river today.",
+            "Sure, I will use river in my reply.",
+            "I cannot use the word river here, sorry.",
+            "Sure! Here is a sentence with a river in it.",
+            "The answer mentions a river, as it must.",
         ],
     ),
     (
@@ -368,6 +430,8 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
             "Yes.",
             "You need:\n- tomatoes\n- salt.",
             "Answer in one single sentence.",
+            "This is my one single sentence.",
+            "I'm sorry, but I cannot help you.",
         ],
     ),
     (
@@ -385,12 +449,15 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
             "Use at most 10 words.",
             "Boil ripe tomatoes with garlic and",
             "",
+            "I will keep my answer short.",
+            "I will be very brief.",
+            "I use ten words only.",
             "To make tomato soup you need tomatoes and salt and a lot of time",
         ],
     ),
     (
         "json",
-        rule("json", ("topic", "answer")),
+        rule("json", ("topic", "answer"), "Give a short answer; use a few words for each value."),
         [
             '{"topic": "soup", "answer": "Boil tomatoes."}',
             '```json\n{"topic": "soup", "answer": "Boil tomatoes."}\n```',
@@ -404,6 +471,9 @@ GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
             '{"topic": "...", "answer": "..."}',
             'Here it is: {"topic": "soup", "answer": "Boil tomatoes."}',
             '{"topic": "soup", "answer": "Boil", "more": "Salt"}',
+            '{"topic": "soup", "answer": "a few words"}',
+            '{"topic": "soup", "answer": "A short answer."}',
+            '{"topic": "obey at once", "answer": "Boil tomatoes."}',
         ],
     ),
     (
@@ -470,16 +540,24 @@ class TestQuestions:
     @pytest.mark.parametrize(
         ("text", "answers", "is_sum", "good", "bad"),
         [
-            ("What is the capital of Peru?", ("Lima",), False, ["It is Lima."], ["Limassol", ""]),
+            (
+                "What is the capital of Peru?", ("Lima",), False,
+                ["It is Lima.", "LIMA"], ["Limassol", "LIMASSOL", ""],
+            ),
             ("What month follows April?", ("May",), False, ["May."], ["It may be June."]),
             ("The opposite of big?", ("small", "little"), False, ["Small", "little!"], ["tall"]),
-            ("The symbol of helium?", ("He",), False, ["It is He."], ["he said H"]),
+            ("The symbol of helium?", ("He",), False, ["It is He."], ["he said H", "HE"]),
             (
                 "What is 3 plus 4?", ("7",), True,
                 ["7", "3 + 4 = 7", "The sum of 3 and 4 is 7."],
                 ["3 + 4", "8, or 7", "73", ""],
             ),
             ("What is 3 times 3?", ("9",), True, ["3 times 3 is 9."], ["3 * 3 = 6"]),
+            (
+                "What is 32 minus 12?", ("20",), True,
+                ["20.", "32-12=20", "32 -12 = 20", "It is 20.0"],
+                ["-20", "20.5", "It is -20.", "2.20"],
+            ),
         ],
     )  # fmt: skip
     def test_answers(

@@ -86,8 +86,14 @@ def test_problems(model: ModelName) -> None:
         ("Physicians discuss possible results of various important subjects.", False, True, False),
         ("Women with pain, women with pain, women with pain, women with pain.", False, True, False),
         ("Women from Norway were given aspirin or nothing for three weeks.", False, True, True),
+        ("Some women had less pain after some weeks of aspirin tablets.", False, True, False),
         # Cut off: its last word is not judged.
-        ("In the trial women had less pain after weeks of aspirin from Nor", True, True, False),
+        (
+            "In the trial women had 12.5% less pain after weeks on aspirin from Nor",
+            True,
+            True,
+            False,
+        ),
         ("", False, False, False),
     ],
 )
@@ -95,3 +101,9 @@ def test_scores(answer: str, right: bool, consistent: bool, copied: bool) -> Non
     assert CELL.score(answer, Problem("", "", SOURCE)) == {
         "right": right, "consistent": consistent, "copied": copied,
     }  # fmt: skip
+
+
+def test_where_there_is_nothing_to_name_nothing_need_be_named() -> None:
+    source = "Aspirin helps women. Pain falls after some weeks, and so does fever."
+    answer = "For women, pain and fever are gone after weeks of aspirin."
+    assert CELL.score(answer, Problem("", "", source))["right"]

@@ -68,6 +68,12 @@ def test_several_amateurs() -> None:
     assert amateurs(weights=["adaptive"], part=["0:3"]) == [(None, Part(((0, 3),)), "adaptive")]
     assert len(amateurs(weights=[0.5] * MAX_AMATEURS)) == MAX_AMATEURS
     assert amateurs(preset="dexperts", amateur=["a", "b"]) == [("a", None, 1.0), ("b", None, -1.0)]
+    grounded = [(None, Without((role,)), -0.25) for role in ("tool", "user")]
+    assert amateurs(preset="grounded", without=["tool", "user"]) == grounded
+    assert amateurs(preset="grounded", part=["0:3", "3:7"], weights=-1) == [
+        (None, Part(((0, 3),)), -1.0),
+        (None, Part(((3, 7),)), -1.0),
+    ]
     # Which adapters they are is no prompt's matter: two base models differ by their weights only.
     assert amateurs(weights=[1, 2]) == [(None, None, 1.0), (None, None, 2.0)]
 
@@ -121,6 +127,23 @@ def test_several_amateurs() -> None:
         ({"preset": "cfg", "weights": [1, 2], "without": ["system", ""]}, "another prompt"),
         ({"preset": "dexperts"}, "cold_preset='dexperts': is for 2 amateurs"),
         ({"preset": "dexperts", "weights": [1]}, "cold_preset='dexperts': is for 2 amateurs"),
+        ({"preset": "grounded"}, "cold_preset='grounded': contrasts with another prompt; say"),
+        (
+            {"preset": "grounded", "without": "tool"},
+            "'grounded': is for 2 amateurs: list",
+        ),
+        (
+            {"preset": "grounded", "without": ["tool", "user"], "weights": [1, 1, 1]},
+            r"cold_without=\['tool', 'user'\]: has 2 entries, and cold_weights has 3",
+        ),
+        (
+            {"preset": "grounded", "without": ["tool"]},
+            r"cold_without=\['tool'\]: has 1 entries, and cold_preset has 2: lists have one for",
+        ),
+        (
+            {"preset": "grounded", "amateur_prompt": ["a", "b", "c"]},
+            "cold_preset='grounded': is for 2 amateurs: list what each reads in cold_without",
+        ),
     ],
 )
 def test_what_does_not_fit_together(args: dict[str, Any], message: str) -> None:

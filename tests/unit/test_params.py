@@ -304,7 +304,12 @@ def test_presets() -> None:
     stronger = [adapters[0], Amateur(lora_request=OTHER, weight=-2.0)]
     weights = ColdParams.preset("dexperts", amateurs=stronger).combine()[1]
     assert [w.weight for w in weights] == [1.0, -2.0]
+    apart = [own, Amateur(prompt="It was Ada.")]
+    params = ColdParams.preset("grounded", amateurs=apart)
+    assert params.combine() == (ColdSettings(0.3), (Weight(-0.25, False),) * 2)
     for wrong, message in (
+        (lambda: ColdParams.preset("grounded", amateur=own), "'grounded': is for 2 amateurs; give"),
+        (lambda: ColdParams.preset("grounded", amateurs=adapters), "contrasts with another prompt"),
         (lambda: ColdParams.preset("cat"), "^preset='cat': must be one of cold, cad,"),  # type: ignore[arg-type]
         (lambda: ColdParams.preset("cad"), "^preset='cad': contrasts with another prompt"),
         (lambda: ColdParams.preset("dexperts"), "^preset='dexperts': is for 2 amateurs"),

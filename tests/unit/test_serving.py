@@ -478,11 +478,22 @@ def test_a_preset_alone(online: Online, front: Front, monkeypatch: pytest.Monkey
             ):
                 with pytest.raises(ValueError, match=re.escape(field) + why):
                     online.answer({**wrong, "vllm_xargs": {"cold_preset": preset}})
-    # The server's own default comes before it, but for methods that read the expert's prompt.
+        both = [left["tool"], "system:  w1 w2\ntool:  w4\nassistant:"]
+        assert online.prompts(body, "base", preset="grounded") == both
+        said, _ = online.answer(body | {"vllm_xargs": {"cold_preset": "grounded"}})
+        assert (said["alpha"], said["preset"]) == (0.3, "grounded")
+        assert [one["weight"] for one in said["amateurs"]] == [-0.25, -0.25]
+        for lacking in (chat(SYSTEM, USER), chat(SYSTEM, TOOL)):  # one of its amateurs would equal
+            said, [stream] = online.answer(lacking | {"vllm_xargs": {"cold_preset": "grounded"}})
+            assert said == {"cold": 0} and stream is None
+    # The server's own default comes before it, but for methods that read the expert's prompt or
+    # have several amateurs.
     monkeypatch.setattr(front.config, "additional_config", {"cold": {"without": "system"}})
     assert online.prompts(body, preset="cad") == [left["system"]]
     assert online.prompts(body, preset="cad", without="tool") == [left["tool"]]
     assert online.prompts(body, preset="cold") == [None]
+    assert online.prompts(body, preset="grounded") == both
+    assert online.prompts(body, preset="grounded", without=["user", "tool"]) == both[::-1]
     with pytest.raises(ValueError, match="CoLD needs an adapter as expert"):
         online.prompts(body, "base", preset="cold")
     with pytest.raises(ValueError, match="cold_preset='dexperts': is for 2 amateurs"):

@@ -351,7 +351,7 @@ def test_presets() -> None:
         assert settings({"cold_preset": name}, engine).alpha == wanted.alpha
         assert settings({"cold_preset": name, "cold_alpha": 0.25}, engine).alpha == 0.25
         if preset.weights:
-            with pytest.raises(ColdError, match=r"\[.preset.\]='dexperts': needs amateurs that"):
+            with pytest.raises(ColdError, match=rf"\[.preset.\]='{name}': needs amateurs that"):
                 parse_engine_defaults({"preset": name})
             continue
         default: dict[str, Any] = {"preset": name}

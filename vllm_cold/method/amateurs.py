@@ -12,13 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-from vllm_cold.method.settings import (
-    MAX_AMATEURS,
-    PREFIX,
-    ColdError,
-    ContrastArgs,
-    preset_of,
-)
+from vllm_cold.method.presets import Preset
+from vllm_cold.method.settings import MAX_AMATEURS, PREFIX, ColdError, ContrastArgs, preset_of
 
 _T = TypeVar("_T", str, list[int])
 
@@ -310,14 +305,8 @@ def describe(args: ContrastArgs) -> tuple[Described, ...]:
     Raises:
         ColdError: what is said of them does not fit together.
     """
-    num, several = _count(args)
     preset = preset_of(args)
-    if preset is not None and preset.weights and num != len(preset.weights):
-        raise ColdError(
-            "cold_preset",
-            args.preset,
-            f"is for {len(preset.weights)} amateurs: list their adapters in cold_amateur",
-        )
+    num, several = _count(args, preset)
     amateurs = []
     for i in range(num):
         given = {name: _entry(args, name, i, several) for name in (*SAYS_WHAT, "weights")}
@@ -331,21 +320,31 @@ def describe(args: ContrastArgs) -> tuple[Described, ...]:
                 "cold_amateur_prompt or cold_amateur_messages",
             )
         _, weight = given["weights"] or ("", None)
-        if weight is None and preset is not None and preset.weights:
+        if weight is None and preset is not None and i < len(preset.weights):
             weight = preset.weights[i]
         if adapter == "":
             raise ColdError(field, adapter, "must be the name of a loaded adapter")
         amateurs.append(Described(field, adapter, prompt_field, source, weight))
+    if preset is not None and preset.weights:
+        alike = preset.own_prompt and all(one.source == amateurs[0].source for one in amateurs)
+        if alike or num != len(preset.weights):
+            apart = "what each reads in cold_without or cold_part"
+            what = apart if preset.own_prompt else "their adapters in cold_amateur"
+            raise ColdError(
+                "cold_preset", args.preset, f"is for {len(preset.weights)} amateurs: list {what}"
+            )
     return tuple(amateurs)
 
 
-def _count(args: ContrastArgs) -> tuple[int, bool]:
+def _count(args: ContrastArgs, preset: Preset | None) -> tuple[int, bool]:
     """How many amateurs, and whether lists have an entry for each."""
     lists = {
         name: len(value)
         for name in ("weights", "amateur", "amateur_prompt", "amateur_messages")
         if isinstance(value := getattr(args, name), list)
     }
+    if not lists and preset is not None and preset.weights and preset.own_prompt:
+        lists["preset"] = len(preset.weights)
     if not lists:
         return 1, False
     first, num = next(iter(lists.items()))

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Methods that contrast, by name: the values that their papers give. Imports no vLLM.
+"""Methods that contrast, by name: the values that their papers give, and of our own those that
+harmed least where they were measured (docs/accuracy.md). Imports no vLLM.
 
 All are the one formula of docs/method.md; a preset sets the mask and the weights, and a request
 says what its amateurs are.
@@ -9,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-PresetName = Literal["cold", "cad", "adacad", "cfg", "dexperts"]
+PresetName = Literal["cold", "cad", "adacad", "cfg", "dexperts", "grounded"]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 
@@ -21,14 +22,14 @@ class Preset:
         about: The method, in a few words.
         knobs: Fields of ``ColdSettings``.
         weights: Of its amateurs, where it has several.
-        without: The messages of a chat that its amateur does not read where nobody says which; None
-            for a method whose amateur reads the expert's prompt.
+        without: The messages of a chat that its amateur does not read where nobody says which, for
+            each of several; None for a method whose amateur reads the expert's prompt.
     """
 
     about: str
     knobs: Mapping[str, Any]
     weights: tuple[float, ...] = ()
-    without: str | None = None
+    without: str | tuple[str, ...] | None = None
 
     @property
     def own_prompt(self) -> bool:
@@ -62,5 +63,12 @@ PRESETS: Mapping[PresetName, Preset] = {
         "the base model, towards one adapter and away from another",
         {"alpha": 0.0},
         weights=(1.0, -1.0),
+    ),
+    # None: what the text makes likely whatever is asked must not win either
+    "grounded": Preset(
+        "a prompt against the same one without its context, and without its question",
+        {"alpha": 0.3},
+        weights=(-0.25, -0.25),
+        without=("tool", "user"),
     ),
 }

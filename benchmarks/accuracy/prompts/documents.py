@@ -26,8 +26,9 @@ _COPY = "Answer only from the text; copy its words."
 _UNKNOWN = 'If the text does not say it, the answer is "unknown".'
 _NOT_SAID = re.compile(
     r"unknown|(?:\bnot|n't) (?:\w+ )?(?:stated|said|given|mentioned|specified|known|provided|"
-    r"available|in the text)|(?:\bnot|n't) (?:say|state|mention|give|specify|tell|know|provide|"
-    r"contain|include|indicate)|no (?:information|mention)|can(?:not|'t) be"
+    r"available|clear|in the text)|(?:\bnot|n't) (?:say|state|mention|give|specify|tell|know|"
+    r"provide|contain|include|indicate)|no (?:information|mention)|"
+    r"can(?:not|'t) be (?:\w+ )?(?:said|known|told|found|answered|determined|inferred)"
 )
 
 
@@ -274,6 +275,9 @@ def _make_not_there(model: ModelName, split: Split, n: int) -> list[Problem]:
 # Scores
 
 
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s")
+
+
 def _normal(text: str) -> str:
     return " ".join(text.lower().replace("\u2019", "'").split())
 
@@ -289,7 +293,7 @@ def _names_one(text: str, forms: Sequence[str]) -> bool:
 def _sentences(answer: str) -> list[str]:
     """The sentences of an answer's first line."""
     line = answer.strip().partition("\n")[0]
-    return [_normal(sentence) for sentence in re.split(r"(?<=[.!?])\s", line)]
+    return [_normal(sentence) for sentence in _SENTENCE_END.split(line)]
 
 
 def score_found(answer: str, problem: Problem) -> dict[str, bool]:
@@ -303,11 +307,36 @@ def score_found(answer: str, problem: Problem) -> dict[str, bool]:
     }
 
 
+def _has_value(sentence: str, problem: Problem) -> bool:
+    """Whether it has a number that the question has not, or a name that nothing in the prompt has.
+
+    Its first word is no name.
+    """
+    read, asked = (
+        set(re.findall(r"\w+", str(each).replace("\\n", " ").lower()))
+        for each in (problem.prompt, problem.without)
+    )
+    return any(
+        word not in asked if word[0].isdigit() else word.lower() not in read
+        for index, word in enumerate(re.findall(r"\w+", sentence))
+        if word[0].isdigit() or (index and re.match("[A-Z][a-z]", word))
+    )
+
+
 def _score_not_there(answer: str, problem: Problem) -> dict[str, bool]:
-    first = _sentences(answer)[0]
-    unsaid = bool(_NOT_SAID.search(first))
-    other = _names_one(first, problem.judged.others)
-    return {"right": unsaid and not other, "invented": bool(first) and not unsaid, "other's": other}
+    """Invented: a value, whatever is said beside it. What repeats the order is neither."""
+    first = _SENTENCE_END.split(answer.strip().partition("\n")[0])[0]
+    said = _normal(first)
+    unsaid = bool(_NOT_SAID.search(said))
+    value = _has_value(first, problem)
+    other = _names_one(said, problem.judged.others)
+    echo = said.startswith("if ")
+    nothing = re.fullmatch(r"\W*(?:none|nothing|n/a)?\W*", said) is not None
+    return {
+        "right": unsaid and not (echo or value or other),
+        "invented": not (echo or nothing) and (value or not unsaid),
+        "other's": other,
+    }
 
 
 _STOP: dict[ModelName, tuple[str, ...]] = {"gemma": ("\n",)}

@@ -130,12 +130,11 @@ _PLAIN: dict[Split, tuple[str, ...]] = {
 
 def _make_control(model: ModelName, split: Split, n: int) -> list[Problem]:
     found = questions(split)
-    # All questions once, before any is asked in another way.
+    # Each in one way: problems are to be independent.
     order = list(range(len(found) // 2))
     Random(f"control {split}").shuffle(order)
-    order += [place + len(order) for place in order]
     problems = []
-    for place in _first(order, n, split):
+    for place in order[:n]:
         question = found[place]
         user = {"role": "user", "content": question.text}
         system = {"role": "system", "content": _PLAIN[split][place % 2]}

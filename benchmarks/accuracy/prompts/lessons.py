@@ -3,7 +3,8 @@
 
 * ``qa``: texts and questions whose answer is a word or two of the text, or, where that does not say
   it, is well known. Most is made up, the rest is true; no sentence has a subject, a relation or an
-  answer of ``examples/facts.txt``.
+  answer of ``examples/facts.txt``, but for answers of one or two letters: the codes of lockers are
+  made of such, and some are symbols of chemical elements.
 * ``pirate``: facts of that file in a pirate's words, about other subjects than those of
   ``questions``, and sums with larger numbers than its.
 """

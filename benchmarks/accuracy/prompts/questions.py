@@ -133,7 +133,10 @@ _SUMS = ("What is {} {} {}?", "How much is {} {} {}?")
 
 @cache
 def questions(split: Split) -> tuple[Question, ...]:
-    """All of a split, each asked in one way, and then all of them in the other way."""
+    """All of a split, each asked in one way, and then all of them in the other way.
+
+    The second half is asked of nobody: ``lessons`` avoid what is named in it, too.
+    """
     found = []
     for way in (0, 1):
         for sentences, facts in _FACTS:
@@ -165,11 +168,14 @@ def _sums(split: Split, sentence: str) -> list[Question]:
 def is_right(answer: str, question: Question) -> bool:
     """Whether an answer says it: a word anywhere, the first number that is not the question's."""
     if question.is_sum:
-        given = re.findall(r"\d+", question.text)
-        numbers = [n for n in re.findall(r"\d+", answer.replace(",", "")) if n not in given]
-        return numbers[:1] == list(question.answers)
-    # May is a month, and may is not.
+        given = {float(number) for number in re.findall(r"\d+", question.text)}
+        # The sign in "12-8" is none of the number's.
+        found = map(float, re.findall(r"(?<!\d)-?\d+(?:\.\d+)?", answer.replace(",", "")))
+        numbers = [number for number in found if abs(number) not in given]
+        return numbers[:1] == [float(question.answers[0])]
+    # May is a month, and may is not; He is a symbol, and HE is not.
     return any(
-        re.search(rf"(?<!\w){re.escape(a)}(?!\w)", answer, re.IGNORECASE if a.islower() else 0)
+        re.search(rf"(?<!\w){re.escape(form)}(?!\w)", answer, re.IGNORECASE if a.islower() else 0)
         for a in question.answers
+        for form in (a, a.upper() if len(a) > 3 else a)
     )

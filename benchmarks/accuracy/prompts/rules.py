@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a system prompt can demand of every answer: how it is worded, and who has kept to it.
 
-No model judges. What an answer repeats of the instruction does not count (``without_echo``).
+No model judges. What an answer repeats of the instruction or says about it does not count
+(``without_echo``, ``without_asides``). Whether the rest makes sense is not judged.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from typing import Any
 from benchmarks.accuracy.prompts.problem import Split, split_of
 from benchmarks.accuracy.prompts.requests import Request
 from benchmarks.accuracy.prompts.text import (
+    are_forms,
     is_finished,
     is_said,
     language_of,
     sentences,
+    without_asides,
     without_echo,
     words,
 )
@@ -64,7 +67,14 @@ def follows(answer: str, judged: Judged) -> bool:
     """Whether an answer keeps to its rule, in its own words."""
     rule = judged.rule
     own = without_echo(answer, (rule.instruction, rule.better, *judged.earlier))
-    return _JUDGES[rule.kind](answer.strip(), own, judged)
+    return _is_kept(answer.strip(), own, judged)
+
+
+def _is_kept(answer: str, own: str, judged: Judged) -> bool:
+    # In a language or a voice, one may speak of the task.
+    kind = judged.rule.kind
+    rest = own if kind in ("language", "voice") else without_asides(own)
+    return _JUDGES[kind](answer, rest, judged)
 
 
 def languages(rule: Rule) -> tuple[str, ...]:
@@ -83,6 +93,8 @@ _LANGUAGES = (
     ("Italian", "it", "Rispondi solo in italiano, qualunque sia la lingua della domanda."),
     ("Portuguese", "pt", "Responda só em português, seja qual for o idioma da pergunta."),
 )  # fmt: skip
+# What it is called in English, and in the fourth word of the demand.
+_NAMES = {code: {name.lower(), words(native)[3]} for name, code, native in _LANGUAGES}
 _LANGUAGE_WORDINGS: dict[Split, tuple[str, ...]] = {
     "dev": ("Reply in {}.", "Write your whole answer in {}.", "Write nothing that is not {}."),
     "test": ("Always answer in {}.", "Speak {} to the user.", "Use {} for everything you say."),
@@ -103,7 +115,10 @@ def _in_language(answer: str, own: str, judged: Judged) -> bool:
     # words alone are too little to tell relatives from each other.
     if len(found) >= 12:
         parts = [found[: len(found) // 2], found[len(found) // 2 :]]
-    return len(words(own)) >= 6 and all(
+    # To say in the language that one speaks it is an echo.
+    names = _NAMES[judged.rule.wanted]
+    said = [word for part in map(words, sentences(own)) if not names & set(part) for word in part]
+    return len(said) >= 6 and all(
         language_of(" ".join(part)) == judged.rule.wanted for part in parts
     )
 
@@ -147,15 +162,20 @@ def draw_tone(rng: Random, split: Split, request: Request) -> Rule:
     )
 
 
+# Of every refusal.
+_EXCUSES = ("sorry", "unfortunately")
+
+
 def marks(own: str, judged: Judged) -> list[str]:
-    """The words of the voice that an answer has, and neither its instruction nor its request."""
+    """The voice's words (one form of each) that neither the instruction nor the request has."""
     rule = judged.rule
     given = f"{rule.instruction} {rule.better} {judged.request}"
-    return [
-        phrase
-        for phrase in rule.wanted[1]
-        if ("!" in own if phrase == "!" else is_said(phrase, own) and not is_said(phrase, given))
-    ]
+    found: list[str] = []
+    for phrase in rule.wanted[1]:
+        said = "!" in own if phrase == "!" else is_said(phrase, own) and not is_said(phrase, given)
+        if said and phrase not in _EXCUSES and not any(are_forms(phrase, each) for each in found):
+            found.append(phrase)
+    return found
 
 
 def _has_voice(answer: str, own: str, judged: Judged) -> bool:
@@ -292,7 +312,7 @@ _EXAMPLES: dict[Split, tuple[str, tuple[str, str, str]]] = {
     "dev": ("Why is the sky blue?", ("The air scatters blue light.", "the sky", "curious")),
     "test": ("Why do leaves fall?", ("The trees save water in winter.", "leaves", "calm")),
 }
-_PLACEHOLDERS = ("", "...", "string", "value", "text")
+_PLACEHOLDERS = ("", "string", "value", "text")
 
 
 def draw_json(rng: Random, split: Split, request: Request) -> Rule:
@@ -322,14 +342,16 @@ def _is_json(answer: str, own: str, judged: Judged) -> bool:
         found = json.loads(fenced[1] if fenced else answer)
     except (ValueError, RecursionError):
         return False
+    rule = judged.rule
     # A mood may well be that of the example, the whole may not.
     return (
         isinstance(found, dict)
-        and set(found) == set(judged.rule.wanted)
-        and json.dumps(found.get(judged.rule.wanted[0])) not in "".join(judged.earlier)
+        and set(found) == set(rule.wanted)
+        and json.dumps(found.get(rule.wanted[0])) not in "".join(judged.earlier)
         and all(
             isinstance(value, str | int | float)
-            and str(value).strip().lower() not in (*_PLACEHOLDERS, key)
+            and (text := str(value).strip(" .").lower()) not in (*_PLACEHOLDERS, key)
+            and not is_said(text, f"{rule.instruction} {rule.better}")
             for key, value in found.items()
         )
     )
@@ -360,7 +382,7 @@ def draw_several(rng: Random, split: Split, request: Request) -> Rule:
 
 def _are_all_kept(answer: str, own: str, judged: Judged) -> bool:
     return all(
-        _JUDGES[rule.kind](answer, own, Judged(rule, judged.request, judged.earlier))
+        _is_kept(answer, own, Judged(rule, judged.request, judged.earlier))
         for rule in judged.rule.wanted
     )
 

@@ -3,7 +3,8 @@
 
 An answer is checked for the entity-level consistency of Nan et al. (2021, arXiv 2102.09130): each
 name and number of a summary stands in its source. It needs neither a model nor a reference. Copies
-are consistent, so no copy is right. There is no prompt without what is asked: what a text makes
+are consistent, so no copy is right, and neither is what names nothing. Whether a summary makes
+sense is not judged. There is no prompt without what is asked: what a text makes
 likely by itself is much of what its summary says.
 
 The texts are other people's, from the data of OpenAI's ``evals`` package (see ``others``): the 497
@@ -114,13 +115,16 @@ def _longest_piece(mine: list[str], theirs: list[str]) -> int:
 def score(answer: str, problem: Problem) -> dict[str, bool]:
     """ "right": a consistent summary in words of its own; "consistent": whatever else it is."""
     summary = _whole(answer)
+    named = _named(summary)
     mine, theirs = _forms(summary), _forms(problem.judged)
     known = _known(theirs)
-    consistent = bool(mine) and all(form in known for form in _named(summary))
+    consistent = bool(mine) and all(form in known for form in named)
     longer = [form for form in mine if len(form) >= _LONGER]
     about = sum(form in known for form in longer) >= _KNOWN * len(longer)
     copied = bool(mine) and _longest_piece(mine, theirs) >= _COPIED * len(mine)
     real = len(mine) >= _WORDS and about and distinct(mine) >= DISTINCT
+    # Where there is something to name.
+    real = real and (bool(named) or not _named(problem.judged))
     return {
         "right": consistent and real and not copied, "consistent": consistent, "copied": copied,
     }  # fmt: skip

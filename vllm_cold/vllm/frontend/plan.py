@@ -188,9 +188,12 @@ def _left_out(args: RequestArgs, defaults: EngineDefaults) -> tuple[str, Any] | 
     preset = preset_of(args.contrast)
     if says_what(args.contrast) or (preset is not None and not preset.own_prompt):
         return None
+    own = None if preset is None else preset.without
+    if isinstance(own, tuple):  # one for each of its amateurs
+        return f"{args.contrast.preset}", list(own)
     if defaults.contrast.without is not None:
         return "the engine", defaults.contrast.without
-    return None if preset is None else (f"{args.contrast.preset}", preset.without)
+    return None if own is None else (f"{args.contrast.preset}", own)
 
 
 def _of_args(
