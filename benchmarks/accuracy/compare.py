@@ -60,14 +60,14 @@ class Row:
         return "better" if self.difference > 0 else "worse"
 
 
-def bits(outcome: Outcome) -> Bits:
-    """[problems] 1.0 for right answers."""
-    return np.array([float(letter) for letter in outcome.right])
+def bits(right: str) -> Bits:
+    """[problems] 1.0 for right answers, of an outcome's characters."""
+    return np.array([float(letter) for letter in right])
 
 
 def row(method: str, outcome: Outcome, greedy: Outcome) -> Row:
     """Compare two outcomes on the same problems."""
-    mine, other = bits(outcome), bits(greedy)
+    mine, other = bits(outcome.right), bits(greedy.right)
     differences = mine - other
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     low, high = bootstrap_interval(differences, CONFIDENCE, seed=0)
@@ -138,7 +138,7 @@ def compared(cells: list[Cell], root: Path = MEASURED) -> list[Compared]:
             continue
         greedy = store.outcomes[GREEDY.key]
         rows = {key: row(key, outcome, greedy) for key, outcome in store.outcomes.items()}
-        right = {key: bits(outcome) for key, outcome in store.outcomes.items()}
+        right = {key: bits(outcome.right) for key, outcome in store.outcomes.items()}
         found.append(Compared(cell, rows, picked, store.not_offered, right))
     return found
 

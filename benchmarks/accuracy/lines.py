@@ -6,8 +6,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from benchmarks.accuracy.compare import CONFIDENCE, LEVEL, Bits
 from vllm_cold.tools.tune.stats import Comparison, compare, holm
 
@@ -42,11 +40,6 @@ class Line:
     def percent(self, method: str = GREEDY) -> float:
         """Right answers of a method."""
         return float(100 * self.right[method].mean())
-
-
-def bits(right: str) -> Bits:
-    """[problems] of an outcome's characters."""
-    return np.array([float(letter) for letter in right])
 
 
 def signed(value: float) -> str:

@@ -69,7 +69,7 @@ def doses(cells: list[Cell], adaptive: Method, path: Path, root: Path = MEASURED
             for place, (cell, colour) in enumerate(zip(cells, COLOURS, strict=False)):
                 outcomes = Store(cell, "dev", root=root).outcomes
                 points = {
-                    key: 100 * (bits(outcome) - bits(outcomes[GREEDY.key])).mean()
+                    key: 100 * (bits(outcome.right) - bits(outcomes[GREEDY.key].right)).mean()
                     for key, outcome in outcomes.items()
                 }
                 axes.plot(

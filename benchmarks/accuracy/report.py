@@ -12,14 +12,13 @@ import argparse
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from benchmarks.accuracy import tables
 from benchmarks.accuracy.lines import GREEDY, fluency, signed, table
 from benchmarks.accuracy.prompts import report as prompts
 from benchmarks.accuracy.prompts.methods import METHODS, SAMPLED
 from benchmarks.accuracy.prompts.problem import Split
 from benchmarks.accuracy.store import HERE, MEASURED
+from benchmarks.accuracy.templates import environment
 
 DOCS = HERE.parents[1] / "docs"
 # Without a contrast, but that votes draw.
@@ -46,14 +45,11 @@ def render(root: Path) -> str:
     if not lines:
         split = "dev"
         lines = list(prompts.lines(split, root / "prompts"))
-    environment = Environment(
-        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["signed"] = signed
+    pages = environment(HERE)
+    pages.filters["signed"] = signed
     fluent = [m for m in (GREEDY, *prompts.COLUMNS, *DRAWN, *REFERENCES)
               if any(m in line.fluency for line in lines)]  # fmt: skip
-    return environment.get_template("report.md.j2").render(
+    return pages.get_template("report.md.j2").render(
         split=split, measured=bool(lines), pairs=len(found),
         pooled=tables.pooled(found) if found else {},
         contrasts=table([*lines, *tables.lines(found)], _against_greedy(prompts.COLUMNS)),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from benchmarks.accuracy import methods
 from benchmarks.accuracy.choose import FAMILIES, FEWER
@@ -35,6 +34,7 @@ from benchmarks.accuracy.plots import doses, forest
 from benchmarks.accuracy.screen import SCREENING
 from benchmarks.accuracy.store import HERE, Cell
 from benchmarks.accuracy.tasks import BENCHMARKS
+from benchmarks.accuracy.templates import environment
 from benchmarks.accuracy.train import RANKS, STEPS
 from vllm_cold.tools.tune.stats import holm
 
@@ -220,11 +220,8 @@ def render(root: Path, folder: Path) -> str:
     pictures.mkdir(parents=True, exist_ok=True)
     forest(found, pictures / "accuracy-differences.svg")
     doses([cell.cell for cell in main], ADAPTIVE[0], pictures / "accuracy-beta.svg", root)
-    environment = Environment(
-        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters |= {
+    pages = environment(HERE)
+    pages.filters |= {
         "signed": signed, "p": p_value, "share": _share, "name": name_of,
         "labels": lambda group: "; ".join(cell.cell.label for cell in group) or "none",
     }  # fmt: skip
@@ -234,7 +231,7 @@ def render(root: Path, folder: Path) -> str:
         if measured:
             others[key] = together(measured, lambda cell, key=key: key)  # type: ignore[misc]
     refused = {key: why for cell in main for key, why in cell.not_offered.items()}
-    return environment.get_template("tables.md.j2").render(
+    return pages.get_template("tables.md.j2").render(
         benchmarks=BENCHMARKS, main=main, hard=hard, weaker=weaker, found=found, every=_ordered(),
         pooled=pooled(found), aim=aim(found), allowed=ALLOWED, refused=refused,
         screening=screening(root), table_rows=table_rows, floor=FLOOR,

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.accuracy.prompts import engine
-from benchmarks.accuracy.prompts.methods import GREEDY, PLAIN, Method, fixed, preset
+from benchmarks.accuracy.prompts.methods import GREEDY, PLAIN, UNASKED, Method, fixed, preset
 from benchmarks.accuracy.prompts.run import CELLS
 
 pytestmark = pytest.mark.engine
@@ -37,6 +37,8 @@ def test_methods(monkeypatch: pytest.MonkeyPatch) -> None:
     assert answers(fixed(1.0, 0.5)) == greedy
     second = replace(fixed(0.0, 0.5), unasked=-0.5)
     assert answers(replace(second, unasked=0.0)) == contrast != answers(second)
+    by_hand = Method("by hand", {"alpha": 0.3, "beta": 0.25}, unasked=-0.25)
+    assert answers(UNASKED[-1]) == answers(by_hand) != greedy, "what was measured is the preset"
     cold = Method("cold", {"alpha": 0.0, "beta": 0.5}, sampling={"temperature": 1.0})
     drawn = replace(GREEDY, sampling=cold.sampling)
     assert len({tuple(greedy), tuple(answers(drawn)), tuple(answers(cold))}) == 3

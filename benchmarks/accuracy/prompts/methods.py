@@ -83,7 +83,7 @@ CAREFUL = Method("careful", {"alpha": 0.3, "beta": "adaptive"})
 # What the text makes likely whatever is asked counts against a token, too.
 UNASKED = (Method("unasked too", {"alpha": 0.1, "beta": 0.5}, unasked=-0.5),
            Method("unasked too, lighter", {"alpha": 0.1, "beta": 0.25}, unasked=-0.5),
-           Method("unasked too, careful", {"alpha": 0.3, "beta": 0.25}, unasked=-0.25))  # fmt: skip
+           Method("grounded", preset="grounded", unasked=-0.25))  # fmt: skip
 # cfg has the values of cad.
 CONTRASTS = (preset("cad"), fixed(0.1, 0.5), fixed(0.1, 1.0), fixed(0.3, 0.5), preset("adacad"),
              ADAPTIVE, CAREFUL)  # fmt: skip

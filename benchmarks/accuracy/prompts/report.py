@@ -12,15 +12,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from benchmarks.accuracy.compare import CONFIDENCE, LEVEL
-from benchmarks.accuracy.lines import ADAPTIVE, Line, bits, fluency, interval, signed
+from benchmarks.accuracy.compare import CONFIDENCE, LEVEL, bits
+from benchmarks.accuracy.lines import ADAPTIVE, Line, fluency, interval, signed
 from benchmarks.accuracy.prompts import methods
 from benchmarks.accuracy.prompts.methods import METHODS, Method
 from benchmarks.accuracy.prompts.problem import Cell, ModelName, Split
 from benchmarks.accuracy.prompts.run import MODELS, MODULES
 from benchmarks.accuracy.prompts.store import MEASURED, Store
+from benchmarks.accuracy.templates import environment
 from vllm_cold.method.presets import PRESETS, PresetName
 from vllm_cold.tools.tune.stats import compare
 
@@ -53,13 +52,14 @@ HEADINGS: dict[PresetName, str] = {
     name: ", ".join(f"`{other}`" for other in PRESETS if _values(other) == _values(name))
     for name in PRESETS
 }
-RECOMMENDED = (methods.CAREFUL.key, methods.UNASKED[0].key)
-COLUMNS = tuple(dict.fromkeys([*HEADINGS.values(), ADAPTIVE, *RECOMMENDED]))
+# Of what is no preset.
+WORTH_A_LOOK = (methods.fixed(0.1, 1.0).key,)
+COLUMNS = tuple(dict.fromkeys([*HEADINGS.values(), ADAPTIVE, *WORTH_A_LOOK]))
 
 
 def column(method: Method) -> str:
     """The name that a method's outcomes have on a line: that of its column, if it has one."""
-    if method.preset is not None and method.unasked is None:
+    if method.preset is not None:
         return HEADINGS[method.preset]
     if not method.contrasts or method.unasked is not None or method.sampling:
         return method.key
@@ -193,13 +193,10 @@ def _tables(split: Split, root: Path) -> Iterator[dict[str, Any]]:
 
 def render(root: Path = MEASURED) -> str:
     """All tables."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=True,
-    )  # fmt: skip
-    environment.filters["fluency"] = lambda found: " | ".join(fluency(found))
+    pages = environment(HERE)
+    pages.filters["fluency"] = lambda found: " | ".join(fluency(found))
     splits: tuple[Split, ...] = get_args(Split)
-    return environment.get_template("tables.md.j2").render(
+    return pages.get_template("tables.md.j2").render(
         splits={split: list(_tables(split, root)) for split in splits},
         fluent={
             (NAMES[model], split): found
