@@ -11,6 +11,7 @@ import pytest
 from benchmarks.accuracy.prompts import engine
 from benchmarks.accuracy.prompts.methods import GREEDY, PLAIN, UNASKED, Method, fixed, preset
 from benchmarks.accuracy.prompts.run import CELLS
+from vllm_cold.vllm.frontend.config import engine_defaults
 
 pytestmark = pytest.mark.engine
 
@@ -63,6 +64,7 @@ def test_amateurs_of_an_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
         for kind in ("without", "base without", "base")
     }
     found["greedy"] = llm.run(GREEDY, cell, problems).texts
+    assert not engine_defaults(llm._llm.llm_engine.vllm_config).enabled, "greedy is no contrast"
     found["bare"] = llm.run(GREEDY, replace(cell, adapter=None), problems).texts
     assert len({tuple(texts) for texts in found.values()}) == 5
     with pytest.raises(FileNotFoundError, match=r"nowhere: no adapter is there; python -m"):

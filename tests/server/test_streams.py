@@ -164,6 +164,12 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], list[Any]]] = {
         {"cold_preset": "dexperts", "cold_amateur": ["one", "two"]},
         [(1, "one", None), (-1, "two", None)],
     ),
+    "grounded": (
+        CHAT,
+        "one",
+        {"cold_preset": "grounded", "cold_alpha": 0, "cold_weights": -2},
+        [(-2, "one", [SYSTEM, USER]), (-2, "one", [SYSTEM, TOOL])],
+    ),
     "part": (TEXT, "one", no_mask(cold_part=[0, 9]), [(-1, "one", TEXT[9:])]),
     "text of a completion": (
         TEXT,

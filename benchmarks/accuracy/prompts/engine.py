@@ -49,7 +49,8 @@ class Engine:
             use_tqdm_on_load=False,
             enable_lora=adapters,
             max_lora_rank=16,
-            additional_config={"cold": True},
+            # Possible, and no default: an adapter's greedy requests would be contrasted, too.
+            additional_config={"cold": {"enabled": False}},
         )
         self.adapters = adapters
         self._ids: dict[str, int] = {}
