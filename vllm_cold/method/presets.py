@@ -64,7 +64,7 @@ PRESETS: Mapping[PresetName, Preset] = {
         {"alpha": 0.0},
         weights=(1.0, -1.0),
     ),
-    # None: what the text makes likely whatever is asked must not win either
+    # No paper's: what the text makes likely whatever is asked must not win either
     "grounded": Preset(
         "a prompt against the same one without its context, and without its question",
         {"alpha": 0.3},

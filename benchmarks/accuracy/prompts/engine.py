@@ -52,7 +52,6 @@ class Engine:
             # Possible, and no default: an adapter's greedy requests would be contrasted, too.
             additional_config={"cold": {"enabled": False}},
         )
-        self.adapters = adapters
         self._ids: dict[str, int] = {}
 
     def run(self, method: Method, cell: Cell, problems: list[Problem]) -> Answers:
