@@ -10,7 +10,8 @@ adapter and CoLD in one engine of this package alone, with the adapter as it is 
 bfloat16 unless ``--dtype`` says otherwise: minutes. ``--groups`` measures, in one engine too, what
 a group may have beyond a pair (``benchmarks.e2e.groups``): an amateur with a prompt of its own,
 shorter or longer than its expert's of ``--length`` tokens, and two amateurs, beside three times as
-many base requests.
+many base requests. ``--speculation`` measures speculative decoding, with options of its own
+(``benchmarks.e2e.speculation``).
 
 Each engine is a process of its own (``benchmarks.e2e.worker``), with vLLM's defaults: without LoRA
 it compiles the model, with LoRA on a CPU it does not. "Stock" processes have the plugin switched
@@ -40,7 +41,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.e2e import groups, show
+from benchmarks.e2e import groups, show, speculation
 from benchmarks.e2e.jobs import ALPHA, BETA, SYSTEMS, Findings
 from benchmarks.e2e.run import DTYPES, GROWTH_BATCH, TASK, collect, lengthen
 from benchmarks.rounds import positive, show_if_right
@@ -103,6 +104,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     which.add_argument(
         "--groups", action="store_true", help="own prompts and two amateurs in one engine, no stock"
     )
+    which.add_argument(
+        "--speculation", action="store_true", help="speculative decoding: see --speculation --help"
+    )
     parser.add_argument("--length", type=positive, help="of an expert's prompt, with --groups")
     parser.add_argument("--skip-naive", action="store_true")
     parser.add_argument("--skip-growth", action="store_true", help="only the table, not its growth")
@@ -134,7 +138,11 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 if a check failed."""
-    options = parse(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if "--speculation" in given:
+        quiet()
+        return speculation.main([each for each in given if each != "--speculation"])
+    options = parse(given)
     quiet()
 
     from rich.console import Console

@@ -28,6 +28,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner in engines"
     )
+    parser.addoption(
+        "--drafter",
+        choices=("ngram", "draft_model", "eagle"),
+        help="engines of tests/engine speculate with this drafter",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -28,6 +28,7 @@ MODES = {
     "beta-0": Mode(True, 1, 0.0),
     "three": Mode(True, 2),
     "three-base": Mode(False, 2),
+    "cold-base": Mode(False, 1),
 }
 
 

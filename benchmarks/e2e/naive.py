@@ -60,9 +60,11 @@ class Naive:
             )
 
         self.base = load().eval()
-        self.adapted = PeftModel.from_pretrained(
-            load(), settings["adapter"], autocast_adapter_dtype=False
-        ).eval()
+        self.adapted = self.base
+        if settings["adapter"] is not None:
+            self.adapted = PeftModel.from_pretrained(
+                load(), settings["adapter"], autocast_adapter_dtype=False
+            ).eval()
 
     def facts(self) -> dict[str, Any]:
         """What the naive process is, as far as it matters for speed."""

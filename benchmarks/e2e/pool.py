@@ -131,6 +131,9 @@ def environment(family: str, kv_gib: int, base: Mapping[str, str]) -> dict[str, 
     env = {key: value for key, value in base.items() if key not in unwanted}
     env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # all prompts are queued before the first step
     env["VLLM_CPU_KVCACHE_SPACE"] = str(kv_gib)
+    # numba, which looks up n-grams, would give torch as many threads as there are cores.
+    if "OMP_NUM_THREADS" in env:
+        env["NUMBA_NUM_THREADS"] = env["OMP_NUM_THREADS"]
     if not family.startswith("plugin"):
         env["VLLM_PLUGINS"] = ""
     return env

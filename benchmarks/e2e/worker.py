@@ -7,7 +7,8 @@ to. Between commands it waits for its pipe and computes nothing. It ends with it
 
 The families: ``stock-base`` is vLLM without LoRA and ``stock-lora`` with, both without the plugin;
 ``plugin`` is vLLM with LoRA and the plugin, ``plugin-base`` without LoRA, prepared for CoLD between
-prompts; ``naive`` is ``benchmarks.e2e.naive``. That a process has the plugin, or has not, is
+prompts; ``plugin-ngram`` and ``plugin-oracle`` speculate, as the settings say;
+``naive`` is ``benchmarks.e2e.naive``. That a process has the plugin, or has not, is
 checked before it says "ready".
 """
 
@@ -19,13 +20,77 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.e2e.jobs import ALPHA, MODES, stamped
 
-FAMILIES = ("stock-base", "stock-lora", "plugin", "plugin-base", "naive")
+FAMILIES = (
+    "stock-base",
+    "stock-lora",
+    "plugin",
+    "plugin-base",
+    "naive",
+    "plugin-ngram",
+    "plugin-oracle",
+)
+
+
+class Counts:
+    """What an engine did behind the prefills.
+
+    Attributes:
+        passes: Forward passes that had no prefill.
+        rows: Tokens that these read.
+        steps: Of all streams together: those in which one emitted tokens.
+        emitted: Tokens of these.
+        drafted: Drafts of these.
+        accepted: Of the drafts.
+    """
+
+    def __init__(self) -> None:
+        self.passes = self.rows = self.steps = self.emitted = self.drafted = self.accepted = 0
+        self._seen: set[str] = set()
+
+    def add(self, scheduled: Any, result: Any) -> None:
+        """Count a step: what was scheduled, and what the model runner gave."""
+        drafts = scheduled.scheduled_spec_decode_tokens
+        if scheduled.num_scheduled_tokens and self._seen.issuperset(scheduled.num_scheduled_tokens):
+            self.passes += 1
+            self.rows += scheduled.total_num_scheduled_tokens
+        for request_id in scheduled.num_scheduled_tokens:
+            row = result.req_id_to_index.get(request_id)
+            tokens = result.sampled_token_ids[row] if result.sampled_token_ids else ()
+            if not len(tokens):
+                continue
+            if request_id in self._seen:
+                self.steps += 1
+                self.emitted += len(tokens)
+                self.drafted += len(drafts.get(request_id, ()))
+                self.accepted += len(tokens) - 1
+            self._seen.add(request_id)
+
+    def reply(self) -> dict[str, int]:
+        """The attributes."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+
+@contextmanager
+def counting(scheduler: Any) -> Iterator[Counts]:
+    """Count a scheduler's steps."""
+    counts, original = Counts(), scheduler.update_from_output
+
+    def update_from_output(scheduled: Any, result: Any) -> Any:
+        counts.add(scheduled, result)
+        return original(scheduled, result)
+
+    scheduler.update_from_output = update_from_output
+    try:
+        yield counts
+    finally:
+        scheduler.update_from_output = original
 
 
 class Engine:
@@ -45,6 +110,8 @@ class Engine:
                 "max_loras": settings["max_loras"],
                 "max_lora_rank": settings["rank"],
             }
+        options |= settings.get("options", {})
+        options |= settings.get("own_options", {}).get(family, {})
         self.llm = LLM(
             model=settings["model"],
             dtype=settings["dtype"],
@@ -96,6 +163,7 @@ class Engine:
             "blocks": config.cache_config.num_gpu_blocks,
             "max_num_seqs": scheduler.max_num_seqs,
             "max_num_batched_tokens": scheduler.max_num_batched_tokens,
+            "async scheduling": scheduler.async_scheduling,
         }
         if config.lora_config is not None:
             facts["lora wrapper"] = current_platform.get_punica_wrapper().rpartition(".")[2]
@@ -108,6 +176,7 @@ class Engine:
         tokens: int,
         adapters: int = 1,
         own: Sequence[list[list[int]]] = (),
+        stops: Sequence[int] | None = None,
     ) -> dict[str, Any]:
         """Decode a batch greedily with an empty prefix cache.
 
@@ -117,9 +186,11 @@ class Engine:
             tokens: How many each request generates.
             adapters: How many different adapters the requests have, in turn.
             own: The prompts of each request's amateurs; empty if they read the request's.
+            stops: Tokens that end a request, as the model's end of text does; None: nothing does.
 
         Returns:
-            Times (see ``stamped``), ``tokens``, and ``blocks``: the most KV blocks in use.
+            Times (see ``stamped``), ``tokens``, ``blocks``: the most KV blocks in use, and
+            ``counts``: see ``Counts``.
         """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest
@@ -128,7 +199,8 @@ class Engine:
         options: dict[str, Any] = {
             "temperature": 0.0,
             "max_tokens": tokens,
-            "ignore_eos": True,
+            "ignore_eos": stops is None,
+            "stop_token_ids": list(stops or ()),
             # An output in each step, with what is new: when a token came must be seen.
             "output_kind": RequestOutputKind.DELTA,
         }
@@ -160,16 +232,36 @@ class Engine:
         started = time.perf_counter()
         for index, (prompt, how, lora) in enumerate(zip(prompts, params, loras, strict=True)):
             engine.add_request(str(index), {"prompt_token_ids": prompt}, how, lora_request=lora)
-        while engine.has_unfinished_requests():
-            outputs = engine.step()
-            now = time.perf_counter()
-            least = min(least, pool.get_num_free_blocks())
-            for output in outputs:
-                new = output.outputs[0].token_ids
-                if new:
-                    got[int(output.request_id)] += new
-                    stamps[int(output.request_id)].append(now)
-        return {**stamped(started, stamps), "tokens": got, "blocks": free - least}
+        with counting(self.core.scheduler) as counts:
+            while engine.has_unfinished_requests():
+                outputs = engine.step()
+                now = time.perf_counter()
+                least = min(least, pool.get_num_free_blocks())
+                for output in outputs:
+                    new = output.outputs[0].token_ids
+                    if new:
+                        got[int(output.request_id)] += new
+                        stamps[int(output.request_id)].append(now)
+        return {
+            **stamped(started, stamps),
+            "tokens": got,
+            "blocks": free - least,
+            "counts": counts.reply(),
+        }
+
+    def draft(self, k: int, profile: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """From now on draft up to ``k`` tokens: n-grams, or by a profile (see ``Oracle``)."""
+        drafter = self.core.model_executor.driver_worker.worker.model_runner.drafter
+        if profile is not None:
+            drafter.follow(profile)
+            return {}
+        propose = type(drafter).propose  # takes a number up to the engine's
+
+        def fewer(most: int, *args: Any, **kwargs: Any) -> Any:
+            return propose(drafter, min(most, k), *args, **kwargs)
+
+        drafter.propose = fewer
+        return {}
 
 
 def peak_memory() -> int | None:

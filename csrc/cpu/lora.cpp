@@ -220,7 +220,7 @@ int32_t run(Job& job, bool shrinks, bool expands, int64_t threads) {
 // Whether a matrix has as many rows as the plan, and the columns that the layer reads or writes.
 int32_t check(const Plan* plan, const Matrix* matrix, int64_t columns) {
     if (matrix->columns < columns || matrix->dtype < 0 || matrix->dtype > 2) return kLoraShape;
-    return matrix->rows == plan->num_tokens ? kLoraOk : kLoraRows;
+    return plan->num_tokens < 0 || matrix->rows == plan->num_tokens ? kLoraOk : kLoraRows;
 }
 
 int64_t last_column(const Layer* layer) {

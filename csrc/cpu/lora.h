@@ -9,7 +9,7 @@
 
 // Which rows belong to which adapter. Rows of no adapter are in no group.
 struct Plan {
-    int64_t num_tokens;  // rows of the batch, with and without an adapter
+    int64_t num_tokens;  // rows of the batch, with and without an adapter; -1: any, none with one
     int64_t num_rows;    // those with one
     int64_t num_groups;
     int64_t capacity;  // the num_tokens that there is room for

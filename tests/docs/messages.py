@@ -22,7 +22,14 @@ VALUE = "…"
 # their own (design.md), and no user of the package reads an attribute that is not there.
 _LEFT_OUT = ("vllm/contracts/", "__init__.py")
 
-_REASONS = {"unsupported", "missing", "unavailable", "inactive"}  # functions that return a sentence
+_REASONS = {
+    "unsupported",
+    "unsupported_speculation",
+    "lacks_seats",
+    "missing",
+    "unavailable",
+    "inactive",
+}  # functions that return a sentence
 _LOGS = {"warning", "error"}
 _HELPERS = {"request_error"}  # wrap another exception
 

@@ -31,6 +31,11 @@ def serve_words(tiny: Path) -> list[str]:
     """The command of the pages, with the tiny model's paths."""
     text = block("docs/serving.md", "serve")
     assert text == block("README.md", "serve") == block("docs/index.md", "serve")
+    return with_tiny(text, tiny)
+
+
+def with_tiny(text: str, tiny: Path) -> list[str]:
+    """The words of a command, with the tiny model's paths."""
     own = {"MODEL": str(tiny / "model"), "sql=/path/to/sql-adapter": f"sql={tiny / 'one'}"}
     return [own.get(word, word) for word in words(text, {})]
 
@@ -146,3 +151,23 @@ def test_yaml_file_is_the_same_as_the_options(tiny: Path, tmp_path: Path) -> Non
     by_file.model = by_file.model_tag  # as ``vllm serve`` does
     cold = AsyncEngineArgs.from_cli_args(by_file).additional_config["cold"]
     assert cold == {"enabled": True, "alpha": ALPHA, "beta": BETA}
+
+
+def test_speculation(tiny: Path, texts: Texts, tmp_path: Path) -> None:
+    """As the page about it starts a server: the same text, and its drafts are counted once."""
+    program, command, *arguments = with_tiny(block("docs/speculation.md", "serve"), tiny)
+    assert (program, command) == ("vllm", "serve")
+    arguments += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "256"]
+    with serve(tmp_path, arguments) as server:
+        answer = server.client.completions.create(
+            model="sql",
+            prompt=PROMPT,
+            temperature=0.0,
+            max_tokens=MAX_TOKENS,
+            extra_body={"vllm_xargs": {"cold": True, "cold_alpha": ALPHA, "cold_beta": BETA}},
+        )
+        assert texts.begin(answer.choices[0].text, beta=BETA)
+        drafts = server.metric("vllm_cold_draft_tokens_total")
+        assert drafts == server.metric("vllm:spec_decode_num_draft_tokens_total") > 0
+        right = server.metric("vllm_cold_accepted_draft_tokens_total")
+        assert right == server.metric("vllm:spec_decode_num_accepted_tokens_total")

@@ -40,8 +40,26 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CpuPlatform, "check_and_update_config", classmethod(keep))
 
 
+@pytest.fixture(scope="session")
+def speculation(
+    tiny: Path, runner: str, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any] | None:
+    """What engines of this run speculate with: see ``--drafter``."""
+    from tests.engine import drafters
+
+    folder = tmp_path_factory.mktemp("drafter")
+    match pytestconfig.getoption("drafter"):
+        case "ngram":
+            return drafters.ngram(device=runner == "v2")
+        case "draft_model":
+            return drafters.draft_model(tiny / "model", folder)
+        case "eagle":
+            return drafters.eagle(tiny / "model", folder)
+    return None
+
+
 @pytest.fixture
-def make_llm(tiny: Path, runner: str) -> Iterator[Make]:
+def make_llm(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Iterator[Make]:
     """``make_llm(**engine_args) -> LLM``; the engine ends with the test."""
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
@@ -62,8 +80,14 @@ def make_llm(tiny: Path, runner: str) -> Iterator[Make]:
             "disable_log_stats": True,
             "async_scheduling": False,
             "gpu_memory_utilization": 0.2,  # others may use some memory
+            "speculative_config": speculation,
         }
         options |= kwargs
+        if options["speculative_config"] and "max_num_batched_tokens" in options:
+            # vLLM wants room for the drafts of all, and CoLD for a request that comes.
+            each = 1 + options["speculative_config"]["num_speculative_tokens"]
+            room = options["max_num_batched_tokens"] // each
+            options["max_num_seqs"] = max(2, min(options["max_num_seqs"], room))
         made.append(LLM(**options))
         config = made[-1].llm_engine.vllm_config
         assert model_runner(config).lower() == runner

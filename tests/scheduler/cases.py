@@ -2,8 +2,12 @@
 """Situations that storms meet rarely or never, for the tests and for the mutation table."""
 
 from pathlib import Path
+from typing import Any
 
-from tests.scheduler.harness import Harness, Setup
+from tests.scheduler.harness import Asked, Harness, Setup
+from vllm_cold.group.tally import Figures, Tally
+from vllm_cold.ops.interface import NOT_FINITE
+from vllm_cold.vllm.scheduler.results import NOT_SCORED
 
 
 def prompt(length: int, first: int = 100) -> list[int]:
@@ -207,6 +211,21 @@ def budget_of_four(model: Path) -> None:
     assert harness.first_step[cold] <= -(-(9 + 9 + 9 + 5) // 4)
 
 
+def chunks_of_a_leader(model: Path) -> None:
+    """No prompt takes more of a step than the engine's limit, though there is room for it."""
+    harness = Harness(model, Setup(num_blocks=65, budget=64, long_prefill=3))
+    harness.sched.adaptive_long_prefill_threshold = False  # vLLM would raise it with so much room
+    harness.add(prompt(3, 300), 20)  # alone, a prompt has no limit
+    harness.step()
+    cold = harness.add(prompt(11), 3, adapter=1, cold=True, amateurs=[(1, prompt(2, 200))])
+    while cold not in harness.ended:
+        harness.schedule()
+        output, _ = harness.in_flight[0]
+        assert max(output.num_scheduled_tokens.values()) <= 3, "a chunk is too large"
+        harness.deliver()
+    harness.drain()
+
+
 def cached_beside_a_long_amateur(model: Path) -> None:
     """A leader is at its last token, one follower is amid its prompt, and another one, which is
     cached, has to wait for that: small requests are admitted meanwhile.
@@ -283,6 +302,171 @@ def mutual_eviction(model: Path) -> None:
         harness.step()
     harness.step(squeeze=4)
     harness.drain()
+
+
+def drafts_that_do_not_fit(model: Path, is_async: bool = True) -> None:
+    """A pair fills the KV cache with its last tokens: it goes on without drafts."""
+    setup = Setup(num_blocks=9, budget=64, drafts=4, right=0.0, is_async=is_async)
+    harness = Harness(model, setup)
+    harness.add(prompt(9), 7, adapter=1, cold=True)
+    harness.drain()
+    assert harness.group_preemptions <= 2, "a pair begins anew for each of its tokens"
+
+
+def stops_amid_drafts(model: Path, is_async: bool = True) -> None:
+    """Drafts are right beyond the expert's end: it keeps those up to there, and all ends."""
+    harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0, is_async=is_async))
+    for stop in (False, True):
+        first = 200 if stop else 100
+        asked = Asked(prompt(5, first), 4 if not stop else 20, adapter=1, cold=True)
+        end = asked.solo()[6] if stop else None
+        cold = harness.add(asked.prompt, asked.max_tokens, adapter=1, cold=True, stop=end)
+        behind = harness.add(prompt(5, first), 30, adapter=1, cold=True)
+        cut = 0
+        while cold not in harness.ended:
+            while len(harness.in_flight) < harness.depth:
+                harness.schedule()
+            _, result = harness.in_flight[0]
+            given = len(harness.got[cold])
+            at = result.req_id_to_index.get(cold)
+            sampled = 0 if at is None else len(result.sampled_token_ids[at])
+            harness.deliver()
+            if cold in harness.ended:
+                cut = sampled - (len(harness.got[cold]) - given)
+        assert cut > 0, "the last draft is the last token"
+        harness.drain()
+        assert harness.ended[behind] == "length"
+
+
+def longer_than_its_expert(model: Path) -> None:
+    """An amateur that was told a draft more than its expert has is out of step."""
+    harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0))
+    cold = harness.add(prompt(5), 20, adapter=1, cold=True)
+    until_it_drafts(harness, cold)
+    _, result = harness.in_flight[0]
+    result.sampled_token_ids[result.req_id_to_index[f"{cold}-amateur-1"]].append(7)
+    harness.errors[cold] = ""
+    harness.deliver()
+    assert harness.ended.get(cold) == "error", "an amateur has more tokens than its expert"
+    assert "expert and amateur fell out of step" in harness.errors[cold]
+    harness.drain()
+
+
+def until_it_drafts(harness: Harness, request_id: str, least: int = 2) -> int:
+    """Steps until one is in front of ``harness.in_flight`` in which a request verifies drafts.
+
+    Returns:
+        How many; ``least`` or more.
+    """
+    while True:
+        while len(harness.in_flight) < harness.depth:
+            harness.schedule()
+        output, _ = harness.in_flight[0]
+        num = len(output.scheduled_spec_decode_tokens.get(request_id, ()))
+        if num >= least:
+            return num
+        harness.deliver()
+
+
+def find_of_drafts(harness: Harness, request_id: str, rows: dict[int, Figures | None]) -> None:
+    """What the workers found of a request in the step in front of ``harness.in_flight``, by row:
+    None if they did not look at it.
+    """
+    _, result = harness.in_flight[0]
+    group = harness.sched._group_id(harness.sched.requests[request_id])
+    found: list[tuple[str, Figures]] = []
+    row = 0
+    for name, figures in (one for tally in result.cold for one in tally.figures()):
+        here = rows.get(row, figures) if name == group else figures
+        row += name == group
+        if here is not None:
+            found.append((name, here))
+    columns = list(zip(*(figures for _, figures in found), strict=True)) or [(), (), ()]
+    result.cold = [Tally(tuple(name for name, _ in found), columns)]
+
+
+def unscored_draft(model: Path, is_async: bool = True, row: int = 1) -> None:
+    """A row in which a draft is verified was not scored: none of the step's tokens leaves."""
+    harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0, is_async=is_async))
+    healthy = harness.add(prompt(9), 30, adapter=1, cold=True)
+    cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
+    until_it_drafts(harness, cold)
+    before = list(harness.got[cold])
+    find_of_drafts(harness, cold, {row: None})
+    harness.errors[cold] = NOT_SCORED
+    harness.deliver()
+    assert harness.ended.get(cold) == "error" and harness.got[cold] == before
+    harness.drain()
+    assert harness.ended[healthy] == "length"
+
+
+def nan_in_an_accepted_draft(model: Path, is_async: bool = True) -> None:
+    """A token that was drawn from it is none."""
+    for last in (False, True):
+        harness = Harness(model, Setup(num_blocks=65, drafts=4, right=1.0, is_async=is_async))
+        healthy = harness.add(prompt(9), 30, adapter=1, cold=True)
+        cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
+        num = until_it_drafts(harness, cold)
+        before = list(harness.got[cold])
+        find_of_drafts(harness, cold, {num if last else 1: Figures(1, 0, 1)})
+        harness.errors[cold] = NOT_FINITE
+        harness.deliver()
+        assert harness.ended.get(cold) == "error" and harness.got[cold] == before
+        harness.drain()
+        assert harness.ended[healthy] == "length"
+
+
+def nan_behind_the_accepted_drafts(model: Path, is_async: bool = True) -> None:
+    """What follows a wrong draft is nobody's text: it may be anything."""
+    harness = Harness(model, Setup(num_blocks=65, drafts=4, right=0.0, is_async=is_async))
+    cold = harness.add(prompt(5), 12, adapter=1, cold=True)
+    seen = 0
+    while cold not in harness.ended:
+        while len(harness.in_flight) < harness.depth:
+            harness.schedule()
+        _, result = harness.in_flight[0]
+        if (at := result.req_id_to_index.get(cold)) is not None:
+            accepted = len(result.sampled_token_ids[at])
+            behind = range(accepted, 5) if accepted else ()
+            find_of_drafts(harness, cold, dict.fromkeys(behind, Figures(1, 0, 1)))
+            found = (one for tally in result.cold for one in tally.figures())
+            seen += any(figures.nonfinite for _, figures in found)
+        harness.deliver()
+    assert seen > 3 and harness.ended[cold] == "length"
+    harness.drain()
+
+
+def counted_once(model: Path, is_async: bool = True) -> None:
+    """Drafts of a group, by vLLM's figures and by ours."""
+    harness = Harness(model, Setup(num_blocks=65, drafts=4, right=0.5, is_async=is_async))
+    make, stats = harness.sched.make_stats, []
+
+    def watched(spec_decoding_stats: Any = None, *args: Any, **kwargs: Any) -> Any:
+        stats.append(spec_decoding_stats)
+        return make(spec_decoding_stats, *args, **kwargs)
+
+    harness.sched.make_stats = watched
+    cold = harness.add(prompt(5), 40, adapter=1, cold=True, amateurs=[(0, None), (0, prompt(3))])
+    drafted = accepted = 0
+    while cold not in harness.ended:
+        while len(harness.in_flight) < harness.depth:
+            harness.schedule()
+        output, result = harness.in_flight[0]
+        drafted += len(output.scheduled_spec_decode_tokens.get(cold, ()))
+        if (at := result.req_id_to_index.get(cold)) is not None:
+            accepted += max(len(result.sampled_token_ids[at]) - 1, 0)
+        harness.deliver()
+    harness.drain()
+    assert 0 < accepted < drafted
+    theirs = [one for one in stats if one is not None]
+    assert sum(one.num_draft_tokens for one in theirs) == drafted
+    assert sum(one.num_accepted_tokens for one in theirs) == accepted
+    ours = [sums for report in harness.reports for _, sums in report.sums]
+    assert sum(sums.draft_tokens for sums in ours) == drafted
+    assert sum(sums.accepted_draft_tokens for sums in ours) == accepted
+    # Each token that was given has its figures.
+    given = sum(sums.generation_tokens for sums in ours)
+    assert given == 40 == sum(len(sums.candidates) for sums in ours)
 
 
 def _until_idle(harness: Harness) -> None:

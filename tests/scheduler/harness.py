@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Collection, Sequence, Sized
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -14,7 +15,9 @@ from vllm.config import (
     DeviceConfig,
     LoRAConfig,
     ModelConfig,
+    ParallelConfig,
     SchedulerConfig,
+    SpeculativeConfig,
     VllmConfig,
 )
 from vllm.lora.request import LoRARequest
@@ -79,6 +82,16 @@ class Setup:
     windows: int = 0
     """KV cache groups with a sliding window of 8 tokens, beside the one with full attention."""
     max_model_len: int = MAX_MODEL_LEN
+    drafts: int = 0
+    """The most drafts that a request has in a step."""
+    right: float = 0.6
+    """How many of them are right."""
+    break_even: float = 0.0
+    """How many must be, for drafts to pay."""
+    draft_slots: int = 0
+    """Tokens that the drafter adds to each scheduled request."""
+    lookahead: int = 0
+    """Tokens behind a request's that the drafter writes KV of."""
     depth: int = 0
     """Steps in flight before the first result comes back; 0 for 2 if async, else 1."""
 
@@ -124,6 +137,10 @@ class Grammar:
     def is_terminated(self) -> bool:
         return False
 
+    def validate_tokens(self, tokens: list[int]) -> list[int]:
+        """Of an expert's drafts only some; its amateurs have no grammar."""
+        return tokens[: sum(tokens) % (len(tokens) + 1)]
+
 
 def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = None) -> Any:
     """The scheduler of an engine.
@@ -133,7 +150,21 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         setup: The engine.
         classes: The synchronous and the asynchronous scheduler class; default: CoLD's.
     """
+    model_config = ModelConfig(
+        model=str(model), dtype="float32", seed=0, max_model_len=setup.max_model_len
+    )
+    parallel_config = ParallelConfig()
+    speculative_config = None
+    if setup.drafts:
+        speculative_config = SpeculativeConfig(
+            method="ngram",
+            num_speculative_tokens=setup.drafts,
+            target_model_config=model_config,
+            target_parallel_config=parallel_config,
+        )
     config = VllmConfig(
+        speculative_config=speculative_config,
+        parallel_config=parallel_config,
         scheduler_config=SchedulerConfig(
             max_num_seqs=setup.max_num_seqs,
             max_num_batched_tokens=max(setup.budget, setup.max_num_seqs),
@@ -141,13 +172,11 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
             max_model_len=setup.max_model_len,
             enable_chunked_prefill=True,
             is_encoder_decoder=False,
-            async_scheduling=setup.is_async,
+            async_scheduling=setup.is_async and not setup.drafts,  # none of an n-gram's
             policy=setup.policy,  # type: ignore[arg-type]
             long_prefill_token_threshold=setup.long_prefill,
         ),
-        model_config=ModelConfig(
-            model=str(model), dtype="float32", seed=0, max_model_len=setup.max_model_len
-        ),
+        model_config=model_config,
         cache_config=CacheConfig(
             block_size=setup.block_size,
             gpu_memory_utilization=0.9,
@@ -177,6 +206,12 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         log_stats=True,
     )
     scheduler.use_v2_model_runner = setup.v2
+    if setup.drafts:
+        scheduler.num_lookahead_tokens = setup.lookahead
+        scheduler._break_even = lambda output, streams: setup.break_even  # it depends on time
+        scheduler._draft_slots = setup.draft_slots
+        slots = SimpleNamespace(max_num_new_slots_for_drafting=setup.draft_slots)
+        scheduler.vllm_config.speculative_config = slots
     scheduler.kv_cache_manager.watermark_blocks = setup.watermark
     return scheduler
 
@@ -239,7 +274,12 @@ class Harness:
         if not PREEMPTS_IN_FLIGHT:
             self.depth = min(self.depth, 2 if setup.is_async else 1)
         self.workers = Workers(
-            setup.block_size, setup.max_loras, is_async=setup.is_async, v2=setup.v2
+            setup.block_size,
+            setup.max_loras,
+            is_async=setup.is_async,
+            v2=setup.v2,
+            num_drafts=setup.drafts,
+            right=setup.right,
         )
         self.in_flight: deque[tuple[Any, ModelRunnerOutput]] = deque()
         self.asked: dict[str, Asked] = {}
@@ -275,7 +315,8 @@ class Harness:
             return found
 
         def watch_cap(request: Any, offered: int, num_cached: int = 0, *args: Any) -> int:
-            self.events.append(("ask", request.request_id))
+            if offered > 0:
+                self.events.append(("ask", request.request_id))
             count = int(cap(request, offered, num_cached, *args))
             before = hits.pop(request.request_id, num_cached)
             if num_cached != before:
@@ -331,7 +372,7 @@ class Harness:
     def capacity_of(self, streams: int) -> int:
         """Tokens, prompt and output, of each of so many streams of a group that is admitted."""
         per_stream = (self.setup.num_blocks - 1 - self.setup.watermark) // streams
-        return min(per_stream * self.setup.block_size, MAX_MODEL_LEN)
+        return min(per_stream * self.setup.block_size - self.setup.lookahead, MAX_MODEL_LEN)
 
     def alive(self) -> list[str]:
         return [r for r in self.asked if r not in self.ended]
@@ -432,6 +473,8 @@ class Harness:
                 if one.finish_reason is not None:
                     self.ended[request_id] = str(one.finish_reason)
                     self._check_end(request_id, one)
+        if self.setup.drafts and not self.setup.is_async:
+            self.sched.update_draft_token_ids(self.workers.take_drafts(output.num_scheduled_tokens))
         self.check()
 
     def step(self, **how: Any) -> int:
@@ -557,6 +600,10 @@ class Harness:
         for group in self.groups():
             samples = {r.request_id in scheduled and not r.is_prefill_chunk for r in group.streams}
             assert len(samples) == 1, "one stream samples without the others"
+            drafts = [
+                output.scheduled_spec_decode_tokens.get(r.request_id, ()) for r in group.streams
+            ]
+            assert all(d == drafts[0] for d in drafts), "the streams have other drafts"
             # Before 0.25 an output does not name those that were preempted after the pass.
             if any(("preempt", f.request_id) in self.events for f in group.followers):
                 self.group_preemptions += 1
@@ -626,7 +673,8 @@ class Harness:
             at_end = in_flight and leader.num_output_tokens + in_flight >= asked.max_tokens
             if ("ask", leader.request_id) in self.events and not at_end and 0 not in left.values():
                 chunk = self.setup.long_prefill or spare
-                assert sum(left.values()) > spare or max(left.values()) > chunk, (
+                needed = sum(left.values()) + self.setup.draft_slots * (len(left) + len(scheduled))
+                assert needed > spare or max(left.values()) > chunk, (
                     f"{group.request_id} was left out"
                 )
 

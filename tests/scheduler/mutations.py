@@ -12,7 +12,7 @@ from typing import Any
 from tests.scheduler import cases
 from vllm_cold.group import lockstep
 from vllm_cold.group.lockstep import Group, Step
-from vllm_cold.vllm.scheduler import scheduler
+from vllm_cold.vllm.scheduler import results, scheduler
 from vllm_cold.vllm.scheduler.scheduler import GroupScheduling
 
 
@@ -99,17 +99,18 @@ MUTATIONS = [
     _step(
         "a group samples only if the leader gets to its last token",
         "clip_leader",
-        ("num_new_tokens == left", "True"),
+        ("num_new_tokens >= left", "True"),
+        cases.chunks_of_a_leader,
     ),
     _step(
         "a group samples only if the budget holds the followers' tokens",
         "clip_leader",
-        ("and sum(others) <= self.budget - self.promised - num_new_tokens", ""),
+        ("and spare >= 0", ""),
     ),
     _step(
         "the budget has to hold all followers' tokens, not only the longest one's",
         "clip_leader",
-        ("sum(others) <= self", "max(others) <= self"),
+        ("- sum(others) -", "- max(others) -"),
     ),
     _step(
         "a group samples only if each follower's tokens are one chunk",
@@ -183,12 +184,12 @@ MUTATIONS = [
     _step(
         "a leader is admitted with a token left for each follower",
         "clip_leader",
-        ("granted = min(granted, self.budget - starting)", "pass"),
+        ("granted = min(granted, self.budget - starting - self.extra * (1 + starting))", "pass"),
     ),
     _step(
         "a follower is admitted with a token left for each that comes after it",
         "clip_follower",
-        (", self.budget - self.reserved)", ")"),
+        ("kept = self.reserved * (1 + self.extra) + self.extra", "kept = self.extra"),
         cases.budget_of_four,
     ),
     _step(
@@ -239,7 +240,7 @@ MUTATIONS = [
     _sched(
         "what decoding requests take of a step counts",
         "_give_up_cache_hit",
-        ("self._budget - 1 - len(self.running)", "self._budget - 1"),
+        ("self._budget - 1 - (1 + drafts + slots) * len(self.running)", "self._budget - 1"),
         cases.cached_expert_beside_decodes,
     ),
     _sched(
@@ -305,7 +306,7 @@ MUTATIONS = [
     _step(
         "a follower that lost its cached blocks is not admitted",
         "clip_follower",
-        ("num_new_tokens if num_new_tokens == left else 0", "num_new_tokens"),
+        ("left if num_new_tokens >= left else 0", "min(num_new_tokens, left)"),
         cases.evicted_amateur,
     ),
     _sched(
@@ -323,7 +324,7 @@ MUTATIONS = [
     _lockstep(
         "a group of which one stream samples is split",
         "is_split",
-        ("len(samples) > 1 or", ""),
+        ("len(rows) > 1 or", ""),
     ),
     _lockstep(
         "a group is split if one of its streams was preempted",
@@ -355,6 +356,86 @@ MUTATIONS = [
         "_stalled",
         _no,
         cases.too_large,
+    ),
+    # Drafts.
+    _step(
+        "all streams verify as many drafts",
+        "clip_follower",
+        ("left += self.drafts.get(key, 0)", "left = num_new_tokens"),
+    ),
+    _step(
+        "drafts are as many as all streams have",
+        "clip_leader",
+        (", num_drafts(group))", ")"),
+    ),
+    _step(
+        "the budget has to hold the drafts of all streams",
+        "clip_leader",
+        ("spare // len(group.streams), ", "spare, "),
+    ),
+    _step(
+        "a group samples only if there is room for what a drafter adds to each stream",
+        "clip_leader",
+        (" - self.extra * len(group.streams)", ""),
+    ),
+    _step(
+        "what a drafter adds to a request is used up",
+        "_grant",
+        ("granted + self.extra", "granted"),
+    ),
+    _step(
+        "a follower at its last token is admitted only with room for padding",
+        "clip_leader",
+        ("spare -= self.padding", "pass"),
+    ),
+    _sched(
+        "a group that does not fit the cache with its drafts goes on without",
+        "_after_pass",
+        ("group.drafting.possible = False", "pass"),
+        cases.drafts_that_do_not_fit,
+    ),
+    _sched(
+        "drafts of a stream that was taken out of the step are not verified",
+        "_strip",
+        ("output.scheduled_spec_decode_tokens.pop(request_id, None)", "pass"),
+    ),
+    Mutation(
+        "an amateur with more tokens than its expert is out of step",
+        results,
+        "_out_of_step",
+        ("not same_length or", ""),
+        cases.longer_than_its_expert,
+    ),
+    Mutation(
+        "an amateur may be told tokens behind its expert's end",
+        results,
+        "_out_of_step",
+        ("amateur.num_output_tokens >= known", "amateur.num_output_tokens == known"),
+        cases.stops_amid_drafts,
+    ),
+    _sched(
+        "each row of drafts must have been scored",
+        "_scored",
+        ("len(figures) != 1 + num_drafts", "not figures"),
+        cases.unscored_draft,
+    ),
+    _sched(
+        "no token is given that was drawn from NaN, be it a draft",
+        "_scored",
+        ("figures[: len(tokens[at])]", "figures[:1]"),
+        cases.nan_in_an_accepted_draft,
+    ),
+    _sched(
+        "what was found behind the tokens that are given does not matter",
+        "_scored",
+        ("figures[: len(tokens[at])]", "figures"),
+        cases.nan_behind_the_accepted_drafts,
+    ),
+    _sched(
+        "drafts of a group are counted once",
+        "make_spec_decoding_stats",
+        ("if request_id in self._groups and", "if False and"),
+        cases.counted_once,
     ),
     # What an end takes along, and what clients see.
     _sched(

@@ -17,10 +17,13 @@ def random_setup(rng: random.Random) -> Setup:
     v2 = rng.random() < 0.5
     # Workers of the V1 runner know the step before, so they run one step ahead at most.
     depth = rng.choice((1, 2, 3) if v2 or not is_async else (1, 2))
+    drafts = rng.choice((0, 0, 1, 2, 4, 8)) if can_draft(is_async, depth) else 0
+    slots = rng.choice((0, 0, 1, drafts)) if drafts else 0
     return Setup(
         num_blocks=rng.randint(9, 65) if block_size < 4 else rng.randint(9, 33),
         block_size=block_size,
-        budget=rng.choice((2, 3, 4, 5, 7, 8, 16, 33, 64)),
+        # A pair, with a place for drafts of a request that is admitted.
+        budget=rng.choice((2, 3, 4, 5, 7, 8, 16, 33, 64)) + drafts + 2 * slots,
         max_num_seqs=rng.choice((2, 3, 4, 5, 7, 8)),
         # Stock vLLM counts the adapters of scheduled requests only: without async scheduling it
         # admits one too many beside requests that are in flight, and dies.
@@ -28,12 +31,23 @@ def random_setup(rng: random.Random) -> Setup:
         caching=rng.random() < 0.75,
         is_async=is_async,
         policy=rng.choice(("fcfs", "fcfs", "priority")),
-        long_prefill=rng.choice((0, 0, 0, 3, 8)),
+        # vLLM dies of a request that it pads to more than that.
+        long_prefill=rng.choice((0, 0, 0, 3, 8)) if not drafts else rng.choice((0, 0, 9, 12)),
         v2=v2,
         watermark=rng.choice((0, 0, 0, 0, 2)),
         dcp=rng.choice((1, 1, 2)) if block_size in (2, 4, 8, 16) else 1,
+        drafts=drafts,
+        right=rng.choice((0.0, 0.5, 0.9, 1.0)),
+        break_even=rng.choice((0.0, 0.0, 0.6)),
+        draft_slots=slots,
+        lookahead=rng.choice((0, 0, drafts)),
         depth=depth,
     )
+
+
+def can_draft(is_async: bool, depth: int) -> bool:
+    """Drafts without asynchronous scheduling come with a step's results."""
+    return is_async or depth == 1
 
 
 def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> dict[str, Any]:
@@ -41,7 +55,9 @@ def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> d
     setup = harness.setup
     cold = rng.random() < 0.6
     streams = rng.choice((2, 2, 3, 4)) if cold else 2
-    streams = min(streams, setup.max_num_seqs, setup.budget)
+    streams = min(
+        streams, setup.max_num_seqs, (setup.budget - setup.drafts) // (1 + setup.draft_slots)
+    )
     while streams > 2 and harness.capacity_of(streams) < 2:
         streams -= 1
     most = harness.capacity_of(streams)

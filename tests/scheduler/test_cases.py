@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Single situations: nothing waits longer than it must, and nothing is silently wrong."""
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ CASES = [
     cases.longer_amateur,
     cases.longer_amateur_and_a_grammar,
     cases.budget_of_four,
+    cases.chunks_of_a_leader,
     cases.cached_beside_a_long_amateur,
     cases.follower_in_flight,
     cases.came_at_the_same_time,
@@ -45,6 +47,69 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
 def test_case(case: Callable[[Path], None], tiny: Path) -> None:
     case(tiny / "model")
+
+
+WITH_DRAFTS = [
+    cases.drafts_that_do_not_fit,
+    cases.stops_amid_drafts,
+    cases.unscored_draft,
+    cases.nan_in_an_accepted_draft,
+    cases.nan_behind_the_accepted_drafts,
+    cases.counted_once,
+]
+
+
+@both
+@pytest.mark.parametrize("case", WITH_DRAFTS, ids=lambda c: c.__name__)
+def test_case_with_drafts(case: Callable[[Path, bool], None], is_async: bool, tiny: Path) -> None:
+    case(tiny / "model", is_async)
+
+
+def test_an_amateur_with_a_token_more_is_out_of_step(tiny: Path) -> None:
+    cases.longer_than_its_expert(tiny / "model")
+
+
+@both
+@pytest.mark.parametrize("row", [0, 2])
+def test_no_row_of_drafts_may_be_unscored(row: int, is_async: bool, tiny: Path) -> None:
+    """The first or the last neither."""
+    cases.unscored_draft(tiny / "model", is_async, row)
+
+
+@both
+@pytest.mark.parametrize("drafts", [1, 4])
+def test_right_drafts_are_given_at_once(drafts: int, is_async: bool, tiny: Path) -> None:
+    """A group takes as many steps as a plain request does, and fewer than tokens."""
+    steps = {}
+    for cold in (False, True):
+        harness = harness_of(tiny, budget=64, drafts=drafts, right=1.0, is_async=is_async)
+        harness.workers.rng = random.Random(1)
+        harness.add(prompt(9), 31, adapter=1, cold=cold, amateurs=[(0, prompt(3)), (0, None)])
+        harness.drain()
+        steps[cold] = harness.steps
+        assert harness.workers.accepted == harness.workers.drafted >= 10
+    assert steps[True] == steps[False] < 31
+    if is_async:
+        assert steps[True] <= 2 + 31 / (1 + drafts) + 3
+
+
+@both
+def test_a_full_budget_is_shared_between_the_streams_drafts(is_async: bool, tiny: Path) -> None:
+    """Two tokens of 8 are for a plain request; the pair verifies two drafts, not four and none."""
+    harness = harness_of(tiny, budget=8, drafts=4, right=1.0, is_async=is_async, max_num_seqs=3)
+    cold = harness.add(prompt(3), 40, adapter=1, cold=True)
+    for _ in range(4):
+        harness.step()
+    seen = set()
+    while cold not in harness.ended:
+        harness.step()
+        for output, _ in harness.in_flight:
+            drafts = output.scheduled_spec_decode_tokens
+            seen.add((len(drafts.get(cold, ())), len(drafts.get(f"{cold}-amateur-1", ()))))
+    harness.drain()
+    assert all(ours == theirs for ours, theirs in seen)
+    if is_async:
+        assert (3, 3) in seen, "four tokens for each stream"
 
 
 def harness_of(tiny: Path, **options: Any) -> Harness:
@@ -295,13 +360,15 @@ def test_without_statistics_nothing_piles_up(tiny: Path) -> None:
     assert [sums.candidates for sums in harness.sched._counts.sums.values()] == [[]]
 
 
-def scored_of(rows: dict[str, tuple[int, ...]]) -> Tally:
-    return Tally(tuple(rows), list(zip(*rows.values(), strict=True)) or [(), (), ()])
+def scored_of(rows: Sequence[tuple[str, Sequence[int]]]) -> Tally:
+    """Of figures with the ids of their groups."""
+    figures = [row for _, row in rows]
+    return Tally(tuple(i for i, _ in rows), list(zip(*figures, strict=True)) or [(), (), ()])
 
 
 def finds(harness: Harness, pair: str, *row: int) -> None:
     """What the worker found of a pair in the step that was scheduled last."""
-    scored = scored_of({harness.sched._group_id(harness.sched.requests[pair]): row})
+    scored = scored_of([(harness.sched._group_id(harness.sched.requests[pair]), row)])
     harness.in_flight[-1][1].cold = [scored]
 
 
@@ -345,11 +412,8 @@ def test_a_pair_without_a_token_ends_alone(
         if sick in output.num_scheduled_tokens:
             (scored,) = result.cold
             pair = harness.sched._group_id(harness.sched.requests[sick])
-            rows: dict[str, tuple[int, ...]] = {**scored.figures()}
-            rows.pop(pair, None)
-            if found is not None:
-                rows[pair] = found
-            result.cold = [scored_of(rows)]
+            rows = [(i, figures) for i, figures in scored.figures() if i != pair]
+            result.cold = [scored_of(rows + [(pair, found)] * (found is not None))]
         harness.deliver()
     assert harness.got[sick] == []
     harness.drain()
@@ -384,7 +448,7 @@ def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
         while len(harness.in_flight) < harness.depth:
             harness.schedule()
         (scored,) = harness.in_flight[0][1].cold
-        rows: dict[str, tuple[int, ...]] = {**scored.figures(), pair: (1, 0, 1)}
+        rows = [(i, (1, 0, 1) if i == pair else found) for i, found in scored.figures()]
         harness.in_flight[0][1].cold = [scored_of(rows)]
         harness.deliver()
     harness.step()
@@ -404,8 +468,8 @@ def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:
     )
     one.schedule()
     two.schedule()
-    (foreign,) = one.in_flight[0][1].cold[0].figures()
-    two.in_flight[0][1].cold.append(scored_of({foreign: (1, 0, 1)}))
+    ((foreign, _),) = one.in_flight[0][1].cold[0].figures()
+    two.in_flight[0][1].cold.append(scored_of([(foreign, (1, 0, 1))]))
     two.drain()
     assert list(two.ended.values()) == ["length"]
 

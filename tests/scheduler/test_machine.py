@@ -21,6 +21,7 @@ from hypothesis.stateful import (
 from vllm.v1.core.sched.interface import PauseState
 
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.storm import can_draft
 from tests.scheduler.workers import FIRST_TOKEN, NUM_TOKENS
 
 pytestmark = pytest.mark.unit
@@ -34,18 +35,24 @@ def setups(draw: st.DrawFn) -> Setup:
     is_async = draw(st.booleans())
     v2 = draw(st.booleans())
     depth = draw(st.integers(1, 3 if v2 or not is_async else 2))
+    drafts = draw(st.integers(0, 8)) if can_draft(is_async, depth) else 0
+    slots = draw(st.sampled_from((0, 1, drafts))) if drafts else 0
     return Setup(
         num_blocks=draw(st.integers(8, 64)),
         block_size=draw(st.integers(1, 16)),
-        budget=draw(st.integers(1, 64)),
-        max_num_seqs=draw(st.integers(1, 8)),
         # See storm.random_setup.
+        budget=draw(st.integers(1, 64)) + drafts + 2 * slots,
+        max_num_seqs=draw(st.integers(1, 8)),
         max_loras=draw(st.integers(1, 3)) if is_async or depth == 1 else 3,
         caching=draw(st.booleans()),
         is_async=is_async,
         policy=draw(st.sampled_from(("fcfs", "priority"))),
-        long_prefill=draw(st.sampled_from((0, 0, 3, 8))),
+        long_prefill=draw(st.sampled_from((0, 0, 9, 12) if drafts else (0, 0, 3, 8))),
         v2=v2,
+        drafts=drafts,
+        right=draw(st.sampled_from((0.0, 0.5, 0.9, 1.0))),
+        draft_slots=slots,
+        lookahead=draw(st.sampled_from((0, drafts))),
         depth=depth,
     )
 
@@ -59,8 +66,10 @@ class Engine(RuleBasedStateMachine):
     @initialize(setup=setups())
     def start(self, setup: Setup) -> None:
         self.harness = Harness(self.model, setup)
-        # With less, CoLD is refused when the engine starts.
-        self.takes_cold = setup.budget >= 2 and setup.max_num_seqs >= 2
+        # The most streams that a request may have; with less than two the engine is refused.
+        of_budget = (setup.budget - setup.drafts) // (1 + setup.draft_slots)
+        self.most_streams = min(of_budget, setup.max_num_seqs)
+        self.takes_cold = self.most_streams >= 2
 
     def prompt(self, data: Any, most: int) -> list[int]:
         length = data.draw(st.integers(1, most - 1), label="prompt tokens")
@@ -109,8 +118,7 @@ class Engine(RuleBasedStateMachine):
     @rule(data=st.data(), adapter=st.integers(0, 3), others=st.lists(st.booleans(), max_size=3))
     def add_group(self, data: Any, adapter: int, others: list[bool]) -> None:
         """Amateurs with the expert's adapter or none."""
-        setup = self.harness.setup
-        if len(others) < min(setup.budget, setup.max_num_seqs):
+        if len(others) < self.most_streams:
             amateurs = [adapter * same for same in others]
             self.add(data, amateurs or (0,), cold=True, adapter=adapter)
 

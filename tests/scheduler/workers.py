@@ -9,9 +9,12 @@ that nobody wrote, a lost token or a row without the others ends in an error her
 token.
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from vllm.v1.outputs import DraftTokenIds
 
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm.versions import vllm_version
@@ -79,6 +82,9 @@ class Row:
     index: int
     size: int
     chain: list[int] = field(default_factory=lambda: [0])
+    drafts: list[int] = field(default_factory=list)  # for the next step
+    decodes: bool = False  # whether it was sampled in the last step that it was in
+    rejected: list[int] = field(default_factory=list)  # drafts of its last steps, that were wrong
 
     def hash_at(self, position: int) -> int:
         """The right KV of a position."""
@@ -96,11 +102,24 @@ class Row:
 class Workers:
     """All workers of an engine. ``v2`` follows vLLM's V2 model runner, else V1."""
 
-    def __init__(self, block_size: int, max_loras: int, *, is_async: bool, v2: bool) -> None:
+    def __init__(
+        self,
+        block_size: int,
+        max_loras: int,
+        *,
+        is_async: bool,
+        v2: bool,
+        num_drafts: int = 0,
+        right: float = 0.0,
+    ) -> None:
         self.block_size = block_size
         self.max_loras = max_loras
         self.is_async = is_async
         self.v2 = v2
+        self.num_drafts = num_drafts
+        self.right = right  # how many of the drafts are
+        self.rng = random.Random(num_drafts)
+        self.accepted = self.drafted = 0
         self.rows: dict[str, Row] = {}
         self.batch: set[str] = set()  # V1: the rows of the step before
         self.kv: dict[tuple[int, int], int] = {}
@@ -127,13 +146,28 @@ class Workers:
         adapters = {self.rows[i].adapter for i in scheduled} - {0}
         assert len(adapters) <= self.max_loras, "more adapters in a batch than slots"
 
-        last: dict[str, int] = {}
+        chains: dict[str, list[int]] = {}
+        verified: dict[str, list[int]] = {}
         for request_id, count in scheduled.items():
             row, start = self.rows[request_id], computed[request_id]
-            self._compute(request_id, row, start, start + count)
-            if start + count == len(row.tokens):
-                last[request_id] = row.hash_at(start + count - 1)
-        return self._sample(scheduled, last)
+            drafts = list(output.scheduled_spec_decode_tokens.get(request_id, ()))
+            if row.decodes:
+                # With asynchronous scheduling all drafts count as right until it is heard of them.
+                true = len(row.tokens) - 1
+                late = sum(row.rejected[-2:]) if self.is_async else 0
+                assert true <= start <= true + late, f"{request_id} is at {true}, not {start}"
+                start = true
+                if self.is_async:
+                    assert set(drafts) <= {-1}
+                    drafts = row.drafts[: len(drafts)]
+            elif drafts:  # padding: all the same length is faster
+                assert set(drafts) == {-1} and row.group is None
+            verified[request_id] = drafts
+            hashes = self._compute(request_id, row, start, start + count - len(drafts), drafts)
+            if hashes:
+                chains[request_id] = hashes
+            row.decodes = bool(hashes)
+        return self._sample(scheduled, chains, verified)
 
     def _add(self, new: Sequence[Any]) -> dict[str, int]:
         computed = {}
@@ -175,43 +209,91 @@ class Workers:
                 assert not self.v2 and request_id not in self.batch
                 assert blocks is not None
                 row.blocks = list(blocks[0])
+                row.decodes, row.rejected = False, []
             elif blocks is not None:
                 row.blocks += blocks[0]
         return computed
 
-    def _compute(self, request_id: str, row: Row, start: int, end: int) -> None:
-        """Attention over everything before, then this step's KV into the blocks."""
+    def _compute(
+        self, request_id: str, row: Row, start: int, end: int, drafts: Sequence[int]
+    ) -> list[int]:
+        """Attention over everything before, then this step's KV into the blocks.
+
+        Returns:
+            The hashes that tokens are sampled from: behind the last token and behind each draft;
+            none for a prompt chunk.
+        """
         assert end <= len(row.tokens), f"{request_id} computes tokens that are not known"
-        assert end <= len(row.blocks) * self.block_size, f"{request_id} has too few blocks"
-        for position in range(end):
+        last = end + len(drafts)
+        assert last <= len(row.blocks) * self.block_size, f"{request_id} has too few blocks"
+        assert end == len(row.tokens) or not drafts, "a prompt chunk has drafts"
+        hashes = [row.hash_at(end - 1)]
+        for draft in drafts:
+            hashes.append(extend(hashes[-1], draft, row.adapter))
+        for position in range(last):
             slot = (row.blocks[position // self.block_size], position % self.block_size)
             if position < start:
                 assert self.kv.get(slot) == row.hash_at(position), (
                     f"{request_id} reads wrong KV at position {position} of {start}"
                 )
             else:
-                self.kv[slot] = row.hash_at(position)
-
-    def _sample(self, scheduled: dict[str, int], last: dict[str, int]) -> dict[str, list[int]]:
-        chains: dict[str | None, dict[int, int]] = {}
-        for request_id, chain in last.items():
-            row = self.rows[request_id]
-            chains.setdefault(row.group or request_id, {})[row.index] = chain
-        self.scored = []
-        told: dict[str, int] = {}
-        for request_id in last:
-            row = self.rows[request_id]
-            of_group = chains[row.group or request_id]
-            assert len(of_group) == row.size, f"{request_id} samples without the other streams"
-            if row.index == 0:
-                told[row.group or request_id] = sample(
-                    of_group[0], [of_group[i] for i in range(1, row.size)]
+                self.kv[slot] = (
+                    row.hash_at(position) if position < end else hashes[position - end + 1]
                 )
-                if row.group is not None:
-                    self.scored.append(row.group)
-        sampled: dict[str, list[int]] = {i: [] for i in scheduled}
-        for request_id in last:
+        return hashes if end == len(row.tokens) else []
+
+    def _sample(
+        self,
+        scheduled: dict[str, int],
+        chains: dict[str, list[int]],
+        verified: dict[str, list[int]],
+    ) -> dict[str, list[int]]:
+        groups: dict[str, dict[int, str]] = {}
+        for request_id in chains:
             row = self.rows[request_id]
-            sampled[request_id] = [told[row.group or request_id]]
-            row.tokens += sampled[request_id]
+            groups.setdefault(row.group or request_id, {})[row.index] = request_id
+        self.scored = []
+        sampled: dict[str, list[int]] = {i: [] for i in scheduled}
+        for name, of_group in groups.items():
+            streams = [
+                of_group.get(i) for i in range(self.rows[next(iter(of_group.values()))].size)
+            ]
+            assert None not in streams, f"{name} samples without the other streams"
+            ids = [stream for stream in streams if stream is not None]
+            drafts = verified[ids[0]]
+            assert all(verified[i] == drafts for i in ids), f"streams of {name} verify other drafts"
+            tokens: list[int] = []
+            for at, hashes in enumerate(zip(*(chains[i] for i in ids), strict=True)):
+                tokens.append(sample(hashes[0], hashes[1:]))
+                if at == len(drafts) or drafts[at] != tokens[-1]:
+                    break
+            if self.rows[ids[0]].group is not None:
+                self.scored += [name] * (1 + len(drafts))
+            self.drafted += len(drafts)
+            self.accepted += len(tokens) - 1
+            for request_id in ids:
+                row = self.rows[request_id]
+                sampled[request_id] = list(tokens)
+                row.tokens += tokens
+                row.rejected.append(len(drafts) + 1 - len(tokens))
+            self._draft(ids)
         return sampled
+
+    def _draft(self, ids: Sequence[str]) -> None:
+        """Drafts for the next step; an amateur is told its expert's."""
+        rows = [self.rows[i] for i in ids]
+        hashes = [row.hash_at(len(row.tokens) - 1) for row in rows]
+        # With asynchronous scheduling there are always as many.
+        count = self.num_drafts if self.is_async else self.rng.randint(0, self.num_drafts)
+        drafts: list[int] = []
+        while len(drafts) < count:
+            token = sample(hashes[0], hashes[1:])
+            drafts.append(token if self.rng.random() < self.right else FIRST_TOKEN)
+            hashes = [extend(h, drafts[-1], r.adapter) for h, r in zip(hashes, rows, strict=True)]
+        for row in rows:
+            row.drafts = list(drafts)
+
+    def take_drafts(self, scheduled: Iterable[str]) -> DraftTokenIds:
+        """What the scheduler is told of the drafts of a step, without asynchronous scheduling."""
+        ids = [i for i in scheduled if i in self.rows]
+        return DraftTokenIds(ids, [list(self.rows[i].drafts) for i in ids])

@@ -14,8 +14,9 @@ import torch
 from rich.console import Console
 
 from benchmarks import bench_e2e as bench
-from benchmarks.e2e import check, groups, jobs, pool, run, show, worker
+from benchmarks.e2e import check, groups, jobs, oracle, pool, run, shapes, show, worker
 from benchmarks.e2e import naive as loop
+from benchmarks.e2e import speculation as spec
 from tests import naive as reference
 
 pytestmark = pytest.mark.unit
@@ -119,9 +120,13 @@ def test_environment() -> None:
         assert env["HOME"] == "/h" and env["VLLM_CPU_KVCACHE_SPACE"] == "2"
         assert not {"COLD_ENABLED", "OMP_WAIT_POLICY"} & set(env)
         assert env.get("VLLM_PLUGINS") == (None if family.startswith("plugin") else "")
+        assert "NUMBA_NUM_THREADS" not in env
+        env = pool.environment(family, 2, {**base, "OMP_NUM_THREADS": "3"})
+        assert env["NUMBA_NUM_THREADS"] == "3"
     systems = (*jobs.SYSTEMS.values(), jobs.BETA_ZERO, *groups.THREE)
-    assert {system.family for system in systems} == set(worker.FAMILIES)
-    assert {system.mode for system in systems} == set(jobs.MODES)
+    drafted = {spec.Draft("", 2).family, spec.wrong_drafts(2).family}
+    assert {system.family for system in systems} | drafted == set(worker.FAMILIES)
+    assert {system.mode for system in systems} | {"cold-base"} == set(jobs.MODES)
 
 
 def test_kv_cache_size() -> None:
@@ -521,6 +526,291 @@ def test_groups_are_held_to_the_naive_loop(
     assert len(saved["runs"]) == len(runs) == 2 * 2 * 9 and len(saved["targets"]) == 2 * 2 * 4
     longer = runs["bfloat16", 2, "CoLD, own 2x"]
     assert (longer["prompt_tokens"], longer["amateur_prompt_tokens"]) == ([64] * 2, [[128]] * 2)
+
+
+# Speculation
+
+
+def test_profiles(tmp_path: Path) -> None:
+    measured = oracle.Profile(0.25, (0.4, 0.3, 0.1, 0.2), 2.0)
+    assert (measured.k, measured.gain) == (3, pytest.approx(0.75 * 1.1))
+    drawn = [measured.draw(bytes([i % 256, i // 256])) for i in range(20000)]
+    some = [(right, count) for right, count in drawn if count]
+    assert 1 - len(some) / len(drawn) == pytest.approx(0.25, abs=0.02)
+    for right, share in enumerate(measured.accepted):
+        assert sum(r == right for r, _ in some) / len(some) == pytest.approx(share, abs=0.02)
+    assert sum(count for _, count in some) / len(some) == pytest.approx(2.0, abs=0.03)
+    assert all(max(right, 1) <= count <= 3 for right, count in some)
+    assert oracle.fixed(0.5, 2).accepted == (0.5, 0.25, 0.25)
+    assert oracle.fixed(0.5, 2).gain == 0.75
+    written = {"without_draft": 0.25, "accepted": [0.4, 0.3, 0.1, 0.2], "drafted": 2.0}
+    path = tmp_path / "x.json"
+    for content in (written, {"profiles": {"cold": {"a": written}}}):
+        path.write_text(json.dumps(content))
+        assert oracle.read(path, "a") == measured
+    with pytest.raises(ValueError, match="has no 'b', only a"):
+        oracle.read(path, "b")
+    for wrong in ((1.0, (0.5, 0.5), 1), (0.0, (0.5, 0.4), 1), (0.0, (1.0,), 1)):
+        with pytest.raises(ValueError, match="shares must be"):
+            oracle.Profile(*wrong)
+
+
+class _Config:
+    """What the oracle reads of vLLM's configuration."""
+
+    class model_config:
+        max_model_len = 20
+
+        @staticmethod
+        def get_vocab_size() -> int:
+            return 100
+
+    class speculative_config:
+        num_speculative_tokens = 3
+
+
+def test_the_oracle_is_right_as_often_as_told() -> None:
+    drafter = oracle.Oracle(_Config)
+    texts = torch.zeros(2, 20, dtype=torch.int32).numpy()
+    texts[0, :3], texts[1, :18] = [5, 6, 98], 7
+    assert drafter.propose([[1], [1]], [3, 18], texts) == [[], []]
+    for right, want in enumerate(([0, 1, 2], [99, 1, 2], [99, 0, 2], [99, 0, 1])):
+        shares = tuple(float(j == right) for j in range(4))
+        drafter.follow({"without_draft": 0.0, "accepted": shares, "drafted": 3})
+        # None for a row without a token, and none behind the longest text.
+        got = drafter.propose([[98], [7, 7]], [3, 18], texts)
+        assert got == [want, [8, 9] if right > 1 else ([9, 10] if right == 0 else [8, 10])]
+        assert drafter.propose([[98], []], [3, 18], texts)[1] == []
+    with pytest.raises(ValueError, match="takes 3 drafts"):
+        drafter.follow({"without_draft": 0.0, "accepted": [0.0] * 4 + [1.0], "drafted": 4})
+    drafter.follow(None)
+    assert drafter.draft(texts[0, :3]) == []
+
+
+def test_shapes_count(tmp_path: Path) -> None:
+    """In bfloat16, by far, and with the adapter too, which is not without effect."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    shape = shapes.TINY
+    folder = shapes.write_model(shape, tmp_path / "model")
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    ids = torch.randint(shape.vocab, (2, 64), generator=torch.Generator().manual_seed(0))
+    ids[1] = shape.vocab - 1
+
+    def logits(of: Any) -> Any:
+        with torch.inference_mode():
+            found = of(ids).logits.float()
+        best = found.topk(2)
+        assert torch.equal(best.indices[..., 0], (ids + 1) % shape.vocab)
+        assert (best.values[..., 0] - best.values[..., 1]).min() > 5
+        return found
+
+    base = logits(model)
+    adapter = shapes.write_adapter(shape, tmp_path / "adapter", 4)
+    adapted = logits(PeftModel.from_pretrained(model, str(adapter)))
+    assert (base - adapted).abs().mean() > 0.05
+    known = spec.counting_up(shape.vocab)
+    assert known([3, shape.vocab - 2], 3) == [shape.vocab - 1, 0, 1]
+
+
+class _Step:
+    """A step: what was scheduled of each request, the drafts among it, and what was sampled."""
+
+    def __init__(self, **requests: tuple[int, list[int], list[int]]) -> None:
+        self.num_scheduled_tokens = {name: n for name, (n, _, _) in requests.items()}
+        self.total_num_scheduled_tokens = sum(self.num_scheduled_tokens.values())
+        self.scheduled_spec_decode_tokens = {n: d for n, (_, d, _) in requests.items() if d}
+        self.req_id_to_index = {name: i for i, name in enumerate(requests)}
+        self.sampled_token_ids = [sampled for _, _, sampled in requests.values()]
+
+
+def test_steps_behind_prefills_are_counted() -> None:
+    class Scheduler:
+        def update_from_output(self, *step: Any) -> int:
+            return 7
+
+    scheduler = Scheduler()
+    with worker.counting(scheduler) as counts:
+        for step in (
+            _Step(a=(5, [], [])),  # a part of a prompt
+            _Step(a=(3, [], [1]), b=(4, [], [1])),
+            _Step(a=(3, [8, 9], [8, 2]), b=(1, [], [2])),
+            _Step(a=(3, [8, 9], [8, 9, 2]), c=(6, [], [1])),
+        ):
+            assert scheduler.update_from_output(step, step) == 7
+    assert counts.reply() == {
+        "passes": 1, "rows": 4, "steps": 3, "emitted": 6, "drafted": 4, "accepted": 3,
+    }  # fmt: skip
+    scheduler.update_from_output(step, step)
+    assert counts.passes == 1
+
+
+def counting_load(known: bool = False, stops: list[int] | None = None) -> spec.Workload:
+    what = spec.counting_up(1000) if known else None
+    return spec.Workload("w", "adapter", "cold", PROMPTS, [], 4, stops, what)
+
+
+def speculated(*outputs: list[list[int]], **more: Any) -> list[spec.Run]:
+    """Greedy, greedy with drafts, CoLD, CoLD with drafts, as far as outputs are given."""
+    ways = [(cold, d) for cold in (False, True) for d in (None, spec.Draft("k=2", 2))]
+    runs = [counting_load(**more).run(2, cold, draft, 1) for cold, draft in ways]
+    for made, output in zip(runs, outputs, strict=False):
+        made.output = output
+    return runs[: len(outputs)]
+
+
+def test_tokens_may_not_depend_on_drafts() -> None:
+    asked: list[Any] = []
+
+    def gap(size: float) -> Any:
+        return lambda *arguments: (asked.append(arguments), size)[1]
+
+    same, other = [[1, 2, 3, 4], [5, 6]], [[1, 2, 9, 4], [5, 6]]
+    runs = speculated(same, same, other, other)
+    wrong, notes = spec.check("t", "float32", counting_load(), runs, gap(0.0))
+    assert wrong == asked == [] and "greedy, k=2 100% (100%), CoLD, k=2 100% (100%)" in notes[0]
+    runs = speculated(same, same, same, other)
+    wrong, notes = spec.check("t", "float32", counting_load(), runs, gap(5e-4))
+    assert wrong == [] and asked == [("cold", [[1, 2, 3, 1, 2]], [3, 9])]
+    assert "5.0e-04 apart" in notes[0] and "CoLD, k=2 50% (67%)" in notes[1]
+    wrong, _ = spec.check("t", "float32", counting_load(), runs, gap(2e-3))
+    assert len(wrong) == 1 and "CoLD, k=2 and CoLD part at token 3 of request 1" in wrong[0]
+    assert spec.check("t", "bfloat16", counting_load(), runs, gap(1.0))[0] == []
+    wrong, _ = spec.check(
+        "t", "float32", counting_load(), speculated(same, [[1, 2], [5, 6]]), gap(0)
+    )
+    assert wrong == ["t: greedy, k=2 has 2 tokens, greedy 4"]
+    # Of a text that is known every token counts, in bfloat16 too.
+    right, late = [[4, 5, 6, 7], [6, 7, 8, 9]], [[4, 5, 6, 7], [6, 7, 8, 8]]
+    for outputs, count in (((right, right), 0), ((right, late), 1), ((late, late), 2)):
+        runs = speculated(*outputs, known=True)
+        wrong, _ = spec.check("t", "bfloat16", counting_load(known=True), runs, gap(0))
+        assert len(wrong) == count
+
+
+def test_a_speculated_run_keeps_milliseconds_per_token() -> None:
+    (made,) = speculated([])
+    rows = [[1, 2, 3, 4], [5, 6]]
+    assert "did not generate 4" in made.compare(rows, 4)[0]  # nothing may end a request
+    (made,) = speculated([], stops=[])
+    assert made.compare([[1, 2], [5, 6]], 2) == made.compare(rows, 4) == []
+    assert made.output == rows
+    assert "other tokens" in made.compare([[1, 2, 3, 3], [5, 6]], 4)[0]
+    assert "did not generate 1 to 4" in made.compare([[1, 2, 3, 4], []], 4)[0]
+    counts = {"passes": 3, "rows": 9, "steps": 4, "emitted": 6, "drafted": 5, "accepted": 2}
+    reply = {"seconds": 9.0, "first": [1.0, 1.0], "last": [4.0, 2.0], "tokens": rows,
+             "blocks": 4, "counts": counts}  # fmt: skip
+    made.record(reply)
+    assert made.ms == [1000.0]  # 3 and 1 seconds, 3 and 1 tokens
+    assert (made.rate("emitted"), made.rate("drafted"), made.acceptance) == (1.5, 1.25, 0.4)
+    made.warm(reply, 4)
+    assert made.planned == 4.0
+
+
+def test_break_even() -> None:
+    assert spec.break_even(0.9, 2) == (0.0, pytest.approx(0.0, abs=1e-9))
+    needed, rate = spec.break_even(1.75, 2)
+    assert (needed, rate) == (0.75, pytest.approx(0.5))  # 0.5 and 0.25
+    assert spec.break_even(3.0, 2) == (2.0, None)
+    table = spec.table(("a", "b"), [["x", "1"], ["longer", "22"]])
+    assert table.splitlines() == [
+        "| a      |   b |", "| ------ | --: |", "| x      |   1 |", "| longer |  22 |",
+    ]  # fmt: skip
+
+
+class FakeSpeculation:
+    """Stands for ``pool.Workers`` of tiny shapes: all count up. Drafts make it twice as fast, CoLD
+    half as fast again; a family may be wrong.
+    """
+
+    wrong = ""
+
+    def __init__(self, settings: Any, gib: int, folder: Path, say: Any) -> None:
+        assert (Path(settings["adapter"]) / "adapter_model.safetensors").exists()
+        self.settings, self.running = settings, dict[str, Any]()
+        self.facts, self.idle, self.family, self.k = {"threads": 2}, (10.0, 0.01), "", 0
+
+    def __enter__(self) -> FakeSpeculation:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def get(self, family: str) -> FakeSpeculation:
+        self.running[family] = self
+        self.family = family
+        return self
+
+    def ask(self, do: str, **given: Any) -> dict[str, Any]:
+        if do == "gap":
+            return {"gap": 1.0}
+        if do == "draft":
+            assert given["k"] <= self.settings["own_options"][self.family]["speculative_config"][
+                "num_speculative_tokens"
+            ]  # fmt: skip
+            self.k, self.profile = given["k"], given["profile"]
+            return {}
+        prompts, tokens = given["prompts"], given["tokens"]
+        assert sum(map(len, prompts)) <= self.settings["options"]["max_num_batched_tokens"]
+        rows = [[(ids[-1] + 1 + i) % 512 for i in range(tokens)] for ids in prompts]
+        if self.family == self.wrong:
+            rows[-1][1] += 1
+        drafted = 0 if self.family == "plugin" else self.k
+        ms = (3.0 if given["mode"].startswith("cold") else 2.0) / (2 if drafted else 1)
+        steps, size = len(rows) * tokens, len(rows)
+        counts = {"passes": tokens, "rows": size, "steps": steps, "emitted": steps,
+                  "drafted": drafted * steps, "accepted": 0}  # fmt: skip
+        return {
+            "seconds": 1.0, "first": [0.5] * size, "tokens": rows, "blocks": size,
+            "last": [0.5 + 1e-3 * ms * (tokens - 1)] * size, "counts": counts,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", ["", "plugin", "plugin-ngram", "plugin-oracle"])
+def test_speculation(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(spec, "Workers", FakeSpeculation)
+    monkeypatch.setattr(bench, "quiet", lambda: None)
+    monkeypatch.setattr(FakeSpeculation, "wrong", wrong)
+    file = tmp_path / "out.json"
+    status = bench.main(["--speculation", "--quick", "--profile", "--json", str(file)])
+    printed, saved = capsys.readouterr().out, json.loads(file.read_text())
+    assert status == bool(wrong)
+    if wrong:
+        assert "did not give the tokens that follow" in printed
+        assert "ms/token" not in printed and list(saved) == ["problems"]
+        return
+    # Two ways by two workloads, and one with the shape, without drafts and with one drafter.
+    assert len(saved["runs"]) == 2 * 2 * (2 + 1) * 2
+    assert [(row["rows"], row["ms"]) for row in saved["rows"]] == [
+        (1, [pytest.approx(2)]), (2, [pytest.approx(2)]),
+    ]  # fmt: skip
+    costs = {(s["streams"], s["batch"], s["k"]): s["cost"] for s in saved["steps"]}
+    assert costs == {
+        (streams, batch, k): [pytest.approx(0.5 if k else 1.0)]
+        for streams in (1, 2) for batch in (1, 2) for k in (0, 2)
+    }  # fmt: skip
+    line = next(x for x in printed.splitlines() if "CoLD, 70% right, k=2" in x and "|" in x)
+    cells = [cell.split("(")[0].strip() for cell in line.strip("|").split("|")]
+    assert cells == ["1", "CoLD, 70% right, k=2", "1.00", "2.00", "0%", "1.50", "0.75", "0.50"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--profile", "/no/such/file"], "is no file"),
+        (["--tokens", "1"], "must be 2 or more"),
+        (["--rates", "1.5"], "must be from 0 to 1"),
+        (["--json", "/no/such/folder/x"], "a folder that exists"),
+    ],
+)
+def test_bad_options_of_speculation(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        spec.parse(arguments)
+    assert message in capsys.readouterr().err
 
 
 def test_what_a_worker_died_of_is_told(tmp_path: Path) -> None:

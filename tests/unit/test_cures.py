@@ -143,6 +143,8 @@ def test_wrappers_bring_the_cures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [where.rpartition(":")[2] for where in cured] == [
             "CPUModelRunner.sample_tokens",
             "expand_batch_to_tokens",
+            "SpecDecodeBaseProposer.propose",
+            "TargetDependentARSpeculator.propose",
             "GPUModelRunner.prepare_inputs",
             "LoraState.make_lora_inputs",
         ]

@@ -2,6 +2,7 @@
 """Which engines are refused, by their configuration alone."""
 
 import logging
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.config import unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
+from vllm_cold.vllm.patching import Place
 
 pytestmark = pytest.mark.unit
 
@@ -95,6 +97,139 @@ def test_options_that_cannot() -> None:
     engine = config()
     engine.additional_config = {"enable_reduce_sample": True}
     assert "enable_reduce_sample" in str(unsupported(engine))
+
+
+def speculating(method: str = "ngram", **fields: Any) -> Any:
+    """An engine with speculative decoding that CoLD supports."""
+    engine = config()
+    engine.speculative_config = SimpleNamespace(method=method, num_speculative_tokens=3, **fields)
+    engine.parallel_config.pipeline_parallel_size = 1
+    return engine
+
+
+@pytest.fixture
+def newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this were vLLM 0.32, and its places those that are installed."""
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
+
+
+since_speculation = pytest.mark.skipif(
+    versions.is_before(0, 32), reason="CoLD speculates since vLLM 0.32"
+)
+
+
+@since_speculation
+@pytest.mark.parametrize("v2", [False, True], ids=["v1", "v2"])
+@pytest.mark.parametrize("method", ["ngram", "draft_model", "eagle", "suffix"])
+def test_an_engine_that_speculates_is_prepared(method: str, v2: bool) -> None:
+    engine = speculating(method)
+    engine.use_v2_model_runner = v2
+    engine.num_prefill_lookahead_tokens = 1
+    assert unsupported(engine) is None
+    configure(engine)
+    assert engine.scheduler_config.scheduler_cls is not None
+
+
+@since_speculation
+def test_speculation_that_cannot(newest: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each says what is on, and what to do."""
+    from vllm.platforms import current_platform
+
+    def said(engine: Any) -> str:
+        reason = str(unsupported(engine))
+        assert reason.startswith(f"speculative decoding is on ({engine.speculative_config.method})")
+        return reason.partition(")")[2]
+
+    engine = speculating("ngram_gpu")
+    assert said(engine) == (
+        ' with the V1 model runner, which CoLD supports with V2 only; use "ngram".'
+    )
+    engine.use_v2_model_runner = True
+    assert unsupported(engine) is None
+    engine.num_prefill_lookahead_tokens = 2
+    assert said(engine).startswith(" with several MTP modules, which want prompts split")
+    assert said(engine).endswith("use another drafter.")
+    engine = speculating(enable_adaptive_verification=True)
+    assert said(engine) == (
+        " with enable_adaptive_verification, which may verify different drafts in the streams of "
+        "a request; leave it off."
+    )
+    engine = speculating()
+    engine.parallel_config.pipeline_parallel_size = 2
+    assert said(engine) == (
+        " together with pipeline parallelism, which CoLD does not support; switch one of them off."
+    )
+    engine = speculating()
+    monkeypatch.setattr(type(current_platform), "is_out_of_tree", lambda self: True)
+    assert said(engine) == (
+        ", which CoLD supports with vLLM's own CPU and GPU workers only; switch it off."
+    )
+    monkeypatch.undo()
+    for version, works in (("0.31.2", False), ("0.23.0", False), ("0.32.0", True)):
+        monkeypatch.setattr(versions, "vllm_version", lambda version=version: version)
+        engine = speculating()
+        if works:
+            assert unsupported(engine) is None
+        else:
+            assert said(engine) == (
+                ", which CoLD supports with vLLM 0.32 and newer; switch it off."
+            )
+    # Whoever did not ask for CoLD keeps the engine.
+    engine = speculating(enable_adaptive_verification=True)
+    configure(engine)
+    assert engine.scheduler_config.scheduler_cls is None
+    engine.additional_config = {"cold": True}
+    with pytest.raises(ValueError, match="enable_adaptive_verification"):
+        configure(engine)
+
+
+@since_speculation
+@pytest.mark.parametrize("v2", [False, True], ids=["v1", "v2"])
+def test_speculation_that_vllm_does_in_another_way(
+    v2: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the runner's places is looked at, and none of the other runner's."""
+    from vllm_cold.vllm.worker import drafts_v1, drafts_v2
+
+    engine = speculating()
+    engine.use_v2_model_runner = v2
+    used, others = (drafts_v2, drafts_v1) if v2 else (drafts_v1, drafts_v2)
+    for place in used.PLACES:
+        gone = Place(place.where + "_that_was", place.make)
+        monkeypatch.setattr(used, "PLACES", (gone,))
+        said = str(unsupported(engine))
+        assert said.startswith(
+            "speculative decoding is on (ngram), and this vLLM has changed where"
+        )
+        name = re.split("[.:]", place.where)[-1]
+        assert f"{name}_that_was is gone. Switch it off, install" in said
+    monkeypatch.undo()
+    monkeypatch.setattr(others, "PLACES", (Place("vllm.v1:gone", lambda f: f),))
+    monkeypatch.setattr(drafts_v1, "builders", lambda: (Place("vllm.v1:builder", lambda f: f),))
+    said = str(unsupported(engine))
+    assert said == "None" if v2 else "vllm.v1.builder is gone" in said
+
+
+def test_seats_where_drafts_are_verified() -> None:
+    """vLLM admits a request with room for them, and some drafters add tokens to each request."""
+    from vllm_cold.vllm.frontend.config import lacks_seats
+
+    engine = speculating(max_num_new_slots_for_drafting=2)
+    for option, least in (
+        ("max_num_seqs", 3), ("max_num_batched_tokens", 12), ("max_num_scheduled_tokens", 12)
+    ):  # fmt: skip
+        before = getattr(engine.scheduler_config, option, None)
+        setattr(engine.scheduler_config, option, least)
+        assert lacks_seats(engine, 3) is None
+        setattr(engine.scheduler_config, option, least - 1)
+        said = str(lacks_seats(engine, 3))
+        flag = "--" + option.replace("_", "-")
+        assert said.startswith(
+            f"{option}={least - 1}: a CoLD request with 2 amateurs takes {least}"
+        )
+        assert said.endswith(f"set it ({flag}) to {least} or more.")
+        assert ("speculative decoding" in said) == (option != "max_num_seqs")
+        setattr(engine.scheduler_config, option, before)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import given, settings
@@ -21,11 +21,18 @@ class Stream:
     num_tokens: int
     num_computed_tokens: int = 0
     num_output_placeholders: int = 0
+    spec_token_ids: list[int] = field(default_factory=list)
 
 
-def make_group(*left: int, total: int = 100) -> Group[Stream]:
-    """The expert "0" and the amateurs "1", "2" and so on, with as many tokens left."""
-    return Group(tuple(Stream(str(i), total, total - n) for i, n in enumerate(left)))
+def make_group(*left: int, total: int = 100, drafts: Sequence[int] = ()) -> Group[Stream]:
+    """The expert "0" and the amateurs "1", "2" and so on, with as many tokens left, and drafts."""
+    counts = drafts or [0] * len(left)
+    return Group(
+        tuple(
+            Stream(str(i), total, total - n, spec_token_ids=list(range(k)))
+            for i, (n, k) in enumerate(zip(left, counts, strict=True))
+        )
+    )
 
 
 def fresh(*sizes: int) -> Group[Stream]:
@@ -351,12 +358,206 @@ def test_a_group_is_split_unless_all_sample_or_none(num: int) -> None:
         assert is_split(group, Step(budget=9), scheduled) is split
 
 
+# ---- drafts --------------------------------------------------------------------------------------
+
+
+def grants(
+    step: Step[Stream], group: Group[Stream], capacity: Capacity | None = None, most: int = 99
+) -> list[int]:
+    """What running streams get that are offered their drafts, too, as far as the budget goes."""
+
+    def offer(stream: Stream) -> int:
+        return min(tokens_left(stream) + len(stream.spec_token_ids), step.budget - step.extra, most)
+
+    capacity = capacity or running(len(group.followers))
+    granted = [lead(step, group, offer(group.leader), capacity)]
+    for at, follower in enumerate(group.followers):
+        n = offer(follower)
+        granted.append(follow(step, group, n, at=at) if n > 0 else 0)
+    return granted
+
+
+def test_all_verify_as_many_drafts() -> None:
+    for drafts, most in (((3, 5, 2), 2), ((2, 5, 9), 2), ((4, 4, 4), 4), ((3, 0, 3), 0)):
+        step: Step[Stream] = Step(budget=64)
+        group = make_group(1, 1, 1, drafts=drafts)
+        assert grants(step, group) == [1 + most] * 3
+        assert step.drafts == ({"0": most} if most else {})
+        assert step.budget == 64 - 3 * (1 + most)
+        assert not is_split(group, step, dict.fromkeys("012", 1 + most))
+
+
+def test_drafts_come_behind_a_prompts_last_tokens() -> None:
+    """After a preemption, say; the streams may have different numbers of tokens left."""
+    step: Step[Stream] = Step(budget=64)
+    group = make_group(7, 2, drafts=(3, 3))
+    assert grants(step, group) == [10, 5]
+    assert not is_split(group, step, {"0": 10, "1": 5})
+
+
+@pytest.mark.parametrize(
+    ("budget", "granted"),
+    [(12, 4), (11, 3), (9, 3), (8, 2), (6, 2), (5, 1), (3, 1), (2, 0)],
+)
+def test_what_the_budget_holds_is_shared(budget: int, granted: int) -> None:
+    """Three drafts for each of three streams; a budget between gives all the same."""
+    step: Step[Stream] = Step(budget=budget)
+    assert grants(step, make_group(1, 1, 1, drafts=(3, 3, 3))) == [granted] * 3
+    assert step.budget == budget - 3 * granted
+
+
+def test_drafts_leave_what_is_promised() -> None:
+    step: Step[Stream] = Step(budget=12, promised=5)
+    assert grants(step, make_group(1, 1, drafts=(9, 9))) == [3, 3]
+
+
+def test_a_chunk_holds_drafts_too() -> None:
+    """vLLM limits what it offers the leader, and would limit a follower in the same way."""
+    for chunk, granted in ((16, [6, 6]), (6, [6, 6]), (4, [4, 4]), (2, [2, 2]), (1, [1, 1])):
+        step: Step[Stream] = Step(budget=64)
+        group = make_group(1, 1, drafts=(5, 5))
+        assert grants(step, group, running(chunk=chunk), chunk) == granted
+    # A follower with more tokens left has room for fewer.
+    step = Step(budget=64)
+    assert grants(step, make_group(1, 6, drafts=(5, 5)), running(chunk=8), 8) == [3, 8]
+
+
+def test_what_the_scheduler_offers_is_not_exceeded() -> None:
+    """vLLM offers the longest stream no position beyond the model's length."""
+    step: Step[Stream] = Step(budget=64)
+    group = make_group(1, 1, drafts=(5, 5))
+    assert lead(step, group, 3, running()) == 3
+    assert follow(step, group, 6) == 3
+
+
+def test_a_follower_that_is_offered_fewer_gets_nothing() -> None:
+    step: Step[Stream] = Step(budget=64)
+    group = make_group(1, 1, drafts=(5, 5))
+    assert lead(step, group, 6, running()) == 6
+    assert follow(step, group, 5) == 0
+    assert is_split(group, step, {"0": 6, "1": 0})
+
+
+def test_with_a_missing_follower_nothing_is_verified() -> None:
+    """Whatever the others have: one that was preempted has no drafts."""
+    step: Step[Stream] = Step(budget=64)
+    group = make_group(1, 1, 30, drafts=(3, 3, 0))
+    capacity = Capacity([0, 0], [False, True])
+    assert lead(step, group, 4, capacity) == 1
+    assert step.admits(group, capacity) == group.followers[1:]
+    assert follow(step, group, 4) == 1
+    assert follow(step, group, 30, at=1, waiting=True) == 30
+    assert step.drafts == {} and step.promised == 0
+
+
+def test_a_group_that_does_not_draft() -> None:
+    step: Step[Stream] = Step(budget=64)
+    group = make_group(1, 1, drafts=(3, 3))
+    group.drafting.possible = False
+    assert grants(step, group) == [1, 1]
+    step = Step(budget=64)
+    group = make_group(1, 1, drafts=(3, 3))
+    group.drafting.pause = 1
+    assert grants(step, group) == [1, 1]
+    step = Step(budget=64)
+    group.drafting.pause = 0
+    assert grants(step, group) == [4, 4]
+
+
+def test_no_draft_is_verified_where_nothing_is_sampled() -> None:
+    step: Step[Stream] = Step(budget=64)
+    group = make_group(1, 90, drafts=(3, 3))
+    assert lead(step, group, 4, running()) == 0
+    assert follow(step, group, 60) == 60
+    assert step.verdicts == {"0": Verdict.HOLD} and step.drafts == {}
+
+
+def test_what_a_drafter_adds_counts_for_each_stream() -> None:
+    step: Step[Stream] = Step(budget=2 * 3, extra=2)
+    assert grants(step, make_group(1, 1)) == [1, 1]
+    assert step.budget == 0
+    step = Step(budget=2 * 3 - 1, extra=2)
+    assert grants(step, make_group(1, 1)) == [0, 0]
+    assert step.budget == 5, "nobody was scheduled"
+    assert step.clip_plain(3) == 3 and step.budget == 0
+    # Between: a draft for each wants two tokens more.
+    for budget, granted in ((6, 1), (7, 1), (8, 2), (9, 2), (10, 3)):
+        step = Step(budget=budget, extra=2)
+        assert grants(step, make_group(1, 1, drafts=(9, 9))) == [granted, granted]
+
+
+def test_what_a_drafter_adds_is_kept_for_followers() -> None:
+    group = fresh(50, 40, 30)
+    step: Step[Stream] = Step(budget=20, extra=2)
+    assert lead(step, group, 18, missing(0, 0), waiting=True) == 12
+    assert step.admits(group, missing(0, 0)) == group.followers
+    assert follow(step, group, 4, waiting=True) == 1
+    assert follow(step, group, 1, at=1, waiting=True) == 1
+    assert step.budget == 0
+    # With less nobody starts.
+    step = Step(budget=8, extra=2)
+    assert lead(step, group, 6, missing(0, 0), waiting=True) == 0
+    # A running leader leaves two of them what it can, and no more are queued.
+    step = Step(budget=7, extra=2)
+    group = make_group(2, 40, 40, 40)
+    capacity = missing(0, 0, 0)
+    assert lead(step, group, 2, capacity) == 1
+    assert step.admits(group, capacity) == group.followers[:1]
+
+
+def test_what_is_promised_has_what_a_drafter_adds() -> None:
+    step: Step[Stream] = Step(budget=9, extra=2)
+    group = make_group(1, 1)
+    capacity = Capacity([0], [True])
+    assert lead(step, group, 1, capacity) == 1
+    assert step.admits(group, capacity) == group.followers
+    assert step.promised == 3
+    other = make_group(9, 9)
+    other.streams[0].request_id = "other"
+    assert lead(step, other, 6, running()) == 1, "what is promised, and its own"
+    assert follow(step, group, 1, waiting=True) == 1
+    assert (step.promised, step.budget) == (0, 0)
+
+
+def test_an_admission_leaves_room_for_padding() -> None:
+    """vLLM admits a request at its last token with room for drafts that it has not, or not."""
+    for budget, padding, verdict in (
+        (6, 4, Verdict.FINISH), (5, 4, Verdict.HOLD), (5, 3, Verdict.FINISH), (2, 0, Verdict.FINISH)
+    ):  # fmt: skip
+        step: Step[Stream] = Step(budget=budget, padding=padding)
+        group = make_group(1, 1)
+        assert lead(step, group, 1, MISSING) == (verdict is Verdict.FINISH)
+        assert step.verdicts == {"0": verdict}
+        if verdict is Verdict.FINISH:
+            # What is offered for drafts is not taken.
+            assert step.admits(group, MISSING) == group.followers
+            assert follow(step, group, 1 + padding, waiting=True) == 1
+    # Those that run need none.
+    step = Step(budget=2, padding=4)
+    assert grants(step, make_group(1, 1)) == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "split"),
+    [((3, 3), False), ((1, 1), False), ((3, 2), True), ((1, 3), True), ((0, 2), True)],
+)
+def test_streams_that_verify_different_drafts_are_split(rows: tuple[int, int], split: bool) -> None:
+    """However many tokens they have left. Nothing scheduled is no row."""
+    for left in ((1, 1), (4, 2)):
+        group = make_group(*left, drafts=(5, 5))
+        scheduled = {
+            str(i): n - 1 + k for i, (n, k) in enumerate(zip(left, rows, strict=True))
+        }  # fmt: skip
+        assert is_split(group, Step(budget=9), scheduled) is split
+
+
 # ---- any -----------------------------------------------------------------------------------------
 
 LEFT = st.integers(1, 4) | st.integers(1, 30)
+DRAFTS = st.integers(0, 6)
 GROUPS = st.tuples(
-    # Of each stream, the tokens left, and whether it does not run yet.
-    st.integers(2, 5).flatmap(lambda n: st.tuples(*[st.tuples(LEFT, st.booleans())] * n)),
+    # Of each stream, the tokens left, whether it does not run yet, and its drafts if it does.
+    st.integers(2, 5).flatmap(lambda n: st.tuples(*[st.tuples(LEFT, st.booleans(), DRAFTS)] * n)),
     st.integers(0, 4),  # the leader
     st.sampled_from([0, 2, 3, 12]),  # chunk
     st.booleans(),  # admissible
@@ -364,61 +565,98 @@ GROUPS = st.tuples(
 )
 
 
+def rows_of(stream: Stream, scheduled: int) -> int:
+    """Rows of logits of which vLLM's workers sample."""
+    return max(scheduled - tokens_left(stream) + 1, 0) if scheduled else 0
+
+
 @settings(max_examples=300)
 @given(
     budget=st.integers(0, 40) | st.integers(40, 120),
     groups=st.lists(GROUPS, max_size=6),
     plain=st.lists(st.integers(1, 10), max_size=6),
+    extra=st.sampled_from([0, 0, 1, 3]),
+    padding=st.sampled_from([0, 0, 2, 6]),
+    drafting=st.booleans(),
 )
 def test_any_pass(
     budget: int,
-    groups: list[tuple[tuple[tuple[int, bool], ...], int, int, bool, bool]],
+    groups: list[tuple[tuple[tuple[int, bool, int], ...], int, int, bool, bool]],
     plain: list[int],
+    extra: int,
+    padding: int,
+    drafting: bool,
 ) -> None:
-    """Whatever comes: the budget holds, no group is split, and all that start start together."""
-    step: Step[Stream] = Step(budget=budget)
-    given_out = 0
+    """Whatever comes: the budget holds, no group is split, all verify as many drafts, and all that
+    start start together.
+    """
+    step: Step[Stream] = Step(budget, extra, padding)
+    used = 0
+
+    def spare() -> int:
+        return budget - used - extra
+
     everyone = []
     for number, (streams, longest, chunk, admissible, waiting) in enumerate(groups):
-        if plain and given_out < budget:
-            given_out += step.clip_plain(min(plain.pop(), budget - given_out))
+        if plain and spare() > 0:
+            used += step.clip_plain(min(plain.pop(), spare())) + extra
         sizes = [100 + (i == longest) for i in range(len(streams))]
         group = Group(
             tuple(
                 Stream(f"{i}of{number}", size, size - n)
-                for i, (size, (n, _)) in enumerate(zip(sizes, streams, strict=True))
+                for i, (size, (n, _, _)) in enumerate(zip(sizes, streams, strict=True))
             )
         )
-        absent = {
-            s.request_id for s, (_, away) in zip(group.streams, streams, strict=True)
-            if away or waiting
-        }  # fmt: skip
-        left = tokens_left(group.leader)
-        offer = min(left, budget - given_out, chunk or left)
-        if offer == 0:
+        group.drafting.possible = drafting
+        absent = set()
+        for stream, (_, away, drafts) in zip(group.streams, streams, strict=True):
+            if away or waiting:
+                absent.add(stream.request_id)
+            else:
+                stream.spec_token_ids = [-1] * drafts
+
+        def offer(stream: Stream, starts: bool, limit: int = chunk) -> int:
+            """vLLM's; 0 if it does not ask."""
+            n = tokens_left(stream) + len(stream.spec_token_ids)
+            if starts and n == 1 and padding:
+                # Padded, or not asked for. (vLLM dies of a chunk that is smaller.)
+                return 1 + padding if spare() > padding else 0
+            return max(min(n, spare(), limit or n), 0)
+
+        if offer(group.leader, waiting) == 0:
             continue  # vLLM asks for nobody then
         away = [f.request_id in absent for f in group.followers]
         capacity = Capacity([0] * len(away), away, admissible, chunk)
         scheduled = dict.fromkeys((s.request_id for s in group.streams), 0)
-        scheduled[group.leader.request_id] = granted = lead(step, group, offer, capacity, waiting)
-        given_out += granted
+        granted = lead(step, group, offer(group.leader, waiting), capacity, waiting)
+        scheduled[group.leader.request_id] = granted
+        used += granted + extra * (granted > 0)
         admitted = step.admits(group, capacity) if granted or not waiting else ()
         # vLLM's order: those that run before those that start.
         asked = [f for f in group.followers if f.request_id not in absent]
         for follower in (*asked, *admitted):
-            n = tokens_left(follower)
-            offer = min(n, budget - given_out, chunk or n)
             starts = follower in admitted
-            got = step.clip_follower(group, follower, offer, 0, starts) if offer > 0 else 0
+            n = offer(follower, starts)
+            got = step.clip_follower(group, follower, n, 0, starts) if n else 0
             scheduled[follower.request_id] = got
-            given_out += got
+            used += got + extra * (got > 0)
             if waiting:
                 assert got > 0, "the leader is admitted, a follower that can start is not"
         everyone.append((group, scheduled))
-        assert 0 <= given_out <= budget
-        assert step.budget == budget - given_out
+        assert 0 <= used <= budget
+        assert step.budget == budget - used
     for group, scheduled in everyone:
         assert not is_split(group, step, scheduled)
-        assert all(
-            n <= tokens_left(r) for n, r in zip(scheduled.values(), group.streams, strict=True)
-        )
+        rows = {rows_of(s, n) for s, n in zip(group.streams, scheduled.values(), strict=True)}
+        assert len(rows) == 1
+        most = min(len(s.spec_token_ids) for s in group.streams) if drafting else 0
+        assert rows.pop() <= 1 + most
+
+
+def test_any_pass_with_room_verifies_all_drafts() -> None:
+    """Not fewer than there are without a reason."""
+    for drafts in range(7):
+        for num in (1, 2, 4):
+            group = make_group(*[1] * (1 + num), drafts=[drafts] * (1 + num))
+            step: Step[Stream] = Step((1 + num) * (1 + drafts + 2), 2, 6)
+            assert grants(step, group) == [1 + drafts] * (1 + num)

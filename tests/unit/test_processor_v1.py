@@ -18,7 +18,9 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
 from tests.contrast import Contrast
+from vllm_cold.group.tally import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
+from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = pytest.mark.unit
@@ -72,6 +74,28 @@ def check(processor: ColdLogitsProcessorV1, size: int, groups: Sequence[tuple[in
     processor.tell_amateurs(told := drawn.clone())
     experts = {amateur: expert for expert, *amateurs in groups for amateur in amateurs}
     assert told.flatten().tolist() == [experts.get(row, row) for row in range(size)]
+
+
+def check_drafts(
+    processor: ColdLogitsProcessorV1, counts: Sequence[int], groups: Sequence[tuple[int, ...]]
+) -> None:
+    """The rows of drafts, ``counts`` for each request: of groups of which all verify as many, the
+    experts' get the reference's scores, every other row stays bit for bit.
+    """
+    before = draw(sum(counts))
+    logits = before.clone()
+    processor.apply_to_drafts(logits, counts, torch.zeros(sum(counts), dtype=torch.int32))
+    left = set(range(len(before)))
+    for streams in groups:
+        if len({counts[row] for row in streams}) > 1:
+            continue
+        for place in range(counts[streams[0]]):
+            rows = [sum(counts[:row]) + place for row in streams]
+            want = of_size(len(streams) - 1).scores(before[rows])
+            torch.testing.assert_close(logits[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
+            left.remove(rows[0])
+    for row in left:
+        assert torch.equal(logits[row], before[row]), f"row {row} was changed"
 
 
 @pytest.fixture
@@ -130,6 +154,61 @@ def test_groups_of_different_sizes() -> None:
     check(processor, 9, [(1, 6), (8, 5, 7, 2)])
 
 
+@pytest.mark.parametrize(
+    "counts", [[2, 3, 2, 1], [0, 4, 0, 0], [3, 0, 3, 2], [2, 1, 1, 2], [1, 1, 2, 1], [0, 0, 0, 0]]
+)
+def test_rows_of_drafts(processor: ColdLogitsProcessorV1, counts: list[int]) -> None:
+    assert processor.has_groups()
+    check_drafts(processor, counts, [(0, 2)])
+    processor.update_state(update(5, added=[(4, params("y", 0))]))
+    check_drafts(processor, [*counts, counts[3]], [(0, 2), (4, 3)])
+    processor.update_state(update(3, removed=[0, 4], moved=[(3, 0, MOVE)]))
+    assert not processor.has_groups()
+    check_drafts(processor, counts[:3], [])
+
+
+def test_figures_of_drafts_come_first() -> None:
+    """vLLM asks about the row behind them before it asks about theirs."""
+    processor = make()
+    requests = [params("x", 1), params("y", 0), params("x", 0), params("y", 1)]
+    processor.update_state(update(4, added=list(enumerate(requests))))
+    outputs._pending.tallies.clear()
+    last, drafts = draw(4), draw(6)
+    processor.apply(last)
+    processor.apply_to_drafts(drafts, [2, 1, 2, 1], torch.zeros(6))
+    (first, second), outputs._pending.tallies = outputs._pending.tallies, []
+    assert [name for name, _ in second.figures()] == ["x", "y"]
+    assert [name for name, _ in first.figures()] == ["x", "x", "y"]
+    scored = [*drafts[[3, 4]], drafts[2]]
+    for (_, figures), row in zip(first.figures(), scored, strict=True):
+        assert figures.candidates == int((row > -torch.inf).sum())
+    # Without drafts, or with other numbers of them, there are the last row's.
+    processor.apply(last)
+    for counts in ([0, 0, 0, 0], [1, 0, 2, 3]):
+        processor.apply_to_drafts(draw(sum(counts)), counts, torch.zeros(sum(counts)))
+    (only,), outputs._pending.tallies = outputs._pending.tallies, []
+    assert [name for name, _ in only.figures()] == ["x", "y"]
+
+
+def test_nan_in_a_draft_is_reported_at_its_place(processor: ColdLogitsProcessorV1) -> None:
+    outputs._pending.tallies.clear()
+    logits = draw(6)
+    logits[4, 3] = torch.nan  # the amateur's second draft
+    processor.apply_to_drafts(logits, [3, 0, 3, 0], torch.zeros(6))
+    (tally,), outputs._pending.tallies = outputs._pending.tallies, []
+    assert [figures.nonfinite for _, figures in tally.figures()] == [0, 1, 0]
+    assert not logits[:3].isnan().any()
+
+
+def test_other_drafts_are_reported_at_their_place(processor: ColdLogitsProcessorV1) -> None:
+    outputs._pending.tallies.clear()
+    processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 8]))
+    processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 7]))
+    tallies, outputs._pending.tallies = outputs._pending.tallies, []
+    found = [[figures.nonfinite for _, figures in tally.figures()] for tally in tallies]
+    assert found == [[0, 0, 0], [0, 0, OTHER_DRAFTS]]
+
+
 def test_each_group_has_its_settings() -> None:
     asked = [
         Contrast((-40.0,), (True,), alpha=0.01),
@@ -156,7 +235,8 @@ def test_each_group_has_its_settings() -> None:
     # The last group with an adaptive weight leaves: the op is not told of any.
     gone = [row for i in (0, 2, 3, 4) for row in groups[i]]
     processor.update_state(update(2, removed=gone, moved=[(2, 0, MOVE), (3, 1, MOVE)]))
-    assert processor._rows is not None and processor._rows.groups.adaptive is None
+    rows = processor._rows
+    assert rows is not None and rows.groups is not None and rows.groups.adaptive is None
 
 
 def test_added_replaces(processor: ColdLogitsProcessorV1) -> None:
@@ -273,7 +353,11 @@ def test_follows_any_history(data: st.DataObject) -> None:
         row = st.integers(0, 7)
         swaps = data.draw(st.lists(st.tuples(row, row), max_size=3))
         processor.update_state(batch.step(leave, arrive, swaps))
-        found = processor._rows.groups.rows.tolist() if processor._rows else []
-        assert {tuple(row for row in rows if row >= 0) for rows in found} == batch.groups()
+        found = processor._rows.members if processor._rows else ()
+        assert set(map(tuple, found)) == batch.groups()
+        assert processor.has_groups() == bool(batch.groups())
+        size = len(batch.rows)
+        counts = data.draw(st.lists(st.integers(0, 3), min_size=size, max_size=size))
+        check_drafts(processor, counts, sorted(batch.groups()))
     if batch.rows:
         check(processor, len(batch.rows), sorted(batch.groups()))

@@ -25,6 +25,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 
 from tests.contrast import Contrast
 from vllm_cold.group import rows as rows_module
+from vllm_cold.group.tally import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V2
 from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
@@ -48,13 +49,12 @@ def params(group: str, index: int, contrast: Contrast = ONE) -> SamplingParams:
     return contrast.params(group, index)
 
 
-def make(device: str = "cpu", num_drafts: int = 0) -> ColdLogitsProcessorV2:
+def make(device: str = "cpu") -> ColdLogitsProcessorV2:
     buffers: Any = None  # the processor reads none of them
     state = LogitsProcRequestState(
         torch.device(device), SLOTS, VOCAB, buffers, buffers, buffers, buffers
     )
-    speculative = SimpleNamespace(num_speculative_tokens=num_drafts) if num_drafts else None
-    return ColdLogitsProcessorV2(SimpleNamespace(speculative_config=speculative), state)
+    return ColdLogitsProcessorV2(SimpleNamespace(speculative_config=None), state)
 
 
 def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,9 +184,14 @@ def test_each_group_has_its_settings() -> None:
 
 @pytest.mark.parametrize("slots", [[1], [0, 1], [0, 2], [2, 0], [3]])
 def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> None:
-    """Not even their length: everything is decided on the host."""
+    """But for their number: everything is decided on the host."""
+
+    class Rows:
+        def __len__(self) -> int:
+            return len(slots)
+
     processor = make()
-    logits: Any = object()
+    logits: Any = Rows()
     assert processor.apply(logits, context(slots)) is logits
     processor.add_request(0, params("x", 0))
     processor.add_request(1, PLAIN)
@@ -252,14 +257,20 @@ def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None
     check(before, processor.apply(before.clone(), batch), [(1, 0)], other)
 
 
+def expect(processor: ColdLogitsProcessorV2, slots: Sequence[int], counts: Sequence[int]) -> None:
+    """What the rejection sampler tells it of a batch."""
+    processor.expect_rows(np.array(slots, dtype=np.intp), np.array(counts))
+
+
 SPECULATIVE = [
     # slots, rows of each, groups of rows: x = (0, 3), y = (4, 2), slot 1 is plain
     ([0, 3], [4, 4], [(0, 4), (1, 5), (2, 6), (3, 7)]),
     ([3, 1, 0], [2, 3, 2], [(5, 0), (6, 1)]),
     ([0, 1, 3], [1, 4, 1], [(0, 5)]),
-    # fewer drafts for one stream: what has no counterpart stays
-    ([0, 3], [3, 2], [(0, 3), (1, 4)]),
-    ([0, 3, 1], [1, 3, 1], [(0, 1)]),
+    # other numbers of drafts for one stream: nothing says which belong together
+    ([0, 3], [3, 2], []),
+    ([0, 3, 1], [1, 3, 1], []),
+    ([0, 4, 2, 3], [3, 2, 2, 1], [(3, 5), (4, 6)]),
     # groups with different numbers of drafts
     ([0, 4, 2, 3], [4, 1, 1, 4], [(0, 6), (1, 7), (2, 8), (3, 9), (4, 5)]),
     ([4, 1, 3], [2, 2, 2], []),
@@ -271,13 +282,14 @@ SPECULATIVE = [
 def test_a_row_for_each_draft(
     slots: list[int], counts: list[int], groups: list[tuple[int, int]], top_k: int, adaptive: bool
 ) -> None:
-    processor = make(num_drafts=3)
+    processor = make()
     # Each group has its own settings: they must go with all of its rows.
     of_x = Contrast((-40.0 if adaptive else -0.5,), (adaptive,), expert_top_k=top_k)
     asked = {"x": of_x, "y": Contrast((-3.0,), alpha=0.9)}
     for slot, name, index in [(0, "x", 0), (2, "y", 1), (3, "x", 1), (4, "y", 0)]:
         processor.add_request(slot, params(name, index, asked[name]))
     processor.add_request(1, PLAIN)
+    expect(processor, slots, counts)
     batch = context(slots, counts)
     before = draw(sum(counts))
     logits = before.clone()
@@ -299,8 +311,8 @@ MIXED = {
 }
 
 
-def mixed(num_drafts: int = 0, device: str = "cpu") -> ColdLogitsProcessorV2:
-    processor = make(device, num_drafts)
+def mixed(device: str = "cpu") -> ColdLogitsProcessorV2:
+    processor = make(device)
     for name, (contrast, slots) in MIXED.items():
         for index, slot in enumerate(slots):
             processor.add_request(slot, params(name, index, contrast))
@@ -317,59 +329,123 @@ def test_a_row_for_each_draft_of_groups_of_different_sizes(
     count = {9: rng.randint(1, 4)}
     for _, slots in MIXED.values():
         usual = rng.randint(1, 4)
-        count |= {slot: rng.choice((usual, usual, usual, rng.randint(1, 4))) for slot in slots}
+        count |= dict.fromkeys(slots, usual)
+        if rng.random() < 0.3:
+            count[rng.choice(slots)] = usual % 4 + 1
     counts = [count[slot] for slot in order]
     rows = {slot: range(sum(counts[:i]), sum(counts[: i + 1])) for i, slot in enumerate(order)}
     before = draw(sum(counts), seed)
     carried: list[Any] = []
     monkeypatch.setattr(outputs, "hand_over", carried.append)
-    logits = mixed(num_drafts=3).apply(before.clone(), context(order, counts))
+    processor = mixed()
+    expect(processor, order, counts)
+    logits = processor.apply(before.clone(), context(order, counts))
     scored = set()
-    (tally,) = carried
-    figures = tally.figures()
+    figures: dict[str, list[Any]] = {}
+    for tally in carried:
+        for name, found in tally.figures():
+            figures.setdefault(name, []).append(found)
     for name, (contrast, slots) in MIXED.items():
-        # As far as all of the group's streams have a row.
-        places = list(zip(*(rows[slot] for slot in slots), strict=False))
-        for place in places:
+        if len({count[slot] for slot in slots}) > 1:
+            assert name not in figures
+            continue
+        places = list(zip(*(rows[slot] for slot in slots), strict=True))
+        assert len(figures[name]) == len(places)
+        for place, found in zip(places, figures[name], strict=True):
             of_place = list(place)
             check(before[of_place], logits[of_place], [tuple(range(len(place)))], contrast)
             scored.add(place[0])
-        first = logits[places[0][0]]
-        assert figures[name].candidates == int((first > -torch.inf).sum())
-        assert figures[name].changed == int(first.argmax() != before[places[0][0]].argmax())
-        assert not figures[name].nonfinite
+            row = logits[place[0]]
+            changed = int(row.argmax() != before[place[0]].argmax())
+            assert found == (int((row > -torch.inf).sum()), changed, 0)
     rest = [row for row in range(len(before)) if row not in scored]
     check(before[rest], logits[rest], [])
 
 
-def test_masked_rows_harm_nobody() -> None:
-    """vLLM marks rows that are nobody's with slot -1, which would wrap to the last slot."""
-    processor = make(num_drafts=3)
+def test_other_drafts_are_reported_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request's first row reads the last token of its text, which is its own."""
+    carried: list[Any] = []
+    monkeypatch.setattr(outputs, "hand_over", carried.append)
+    processor = mixed()
+    order, counts = [1, 4, 3, 8, 6], [3, 2, 3, 2, 3]
+    expect(processor, order, counts)
+    for tokens, of_y, of_z in (
+        ([9, 5, 6, 3, 7, 8, 5, 6, 4, 7, 1, 5, 6], [0, 0], [0, 0, 0]),
+        ([9, 5, 6, 3, 7, 8, 5, 6, 4, 7, 1, 5, 2], [0, 0], [0, 0, OTHER_DRAFTS]),
+        ([9, 5, 6, 3, 7, 8, 2, 6, 4, 2, 1, 5, 6], [0, OTHER_DRAFTS], [0, OTHER_DRAFTS, 0]),
+    ):
+        batch = context(order, counts)
+        batch.input_ids.copy_(torch.tensor(tokens))
+        processor.apply(draw(13), batch)
+        found = [(name, figures.nonfinite) for name, figures in carried.pop().figures()]
+        assert [bad for name, bad in found if name == "y"] == of_y
+        assert [bad for name, bad in found if name == "z"] == of_z
+
+
+def test_what_is_expected_is_of_the_last_step() -> None:
+    """The same requests verify other numbers of drafts in each."""
+    processor = mixed()
+    order = [4, 9, 8]
+    for counts, groups in (
+        ([2, 1, 2], [(0, 3), (1, 4)]),
+        ([1, 3, 1], [(0, 4)]),
+        ([3, 1, 3], [(0, 4), (1, 5), (2, 6)]),
+        ([3, 1, 2], []),
+        ([1, 1, 1], [(0, 2)]),  # nobody is told: a batch without drafts
+    ):
+        if sum(counts) > 3:
+            expect(processor, order, counts)
+        before = draw(sum(counts))
+        logits = processor.apply(before.clone(), context(order, counts))
+        check(before, logits, groups, MIXED["y"][0])
+
+
+def test_a_part_of_a_batch_is_told_apart_from_the_whole() -> None:
+    """vLLM verifies large batches in chunks of requests, and tells its samplers of each."""
+    processor = mixed()
+    order, counts = [8, 4, 9, 3, 1, 6], [3, 3, 2, 1, 1, 1]
+    expect(processor, order, counts)
+    before = draw(11)
+    for part, rows, groups, contrast in (
+        (slice(0, 2), slice(0, 6), [(3, 0), (4, 1), (5, 2)], MIXED["y"][0]),
+        (slice(2, 3), slice(6, 8), [], None),
+        (slice(3, 6), slice(8, 11), [(1, 0, 2)], MIXED["z"][0]),
+    ):
+        batch = context(order[part], counts[part])
+        check(before[rows], processor.apply(before[rows].clone(), batch), groups, contrast)
+    found = processor.groups_of(np.array(order))
+    assert found is not None and sorted(map(tuple, found.members)) == [(1, 0), (4, 3, 5)]
+
+
+def test_rows_behind_those_of_the_requests_are_nobodys() -> None:
+    """vLLM pads batches; it marks such rows with slot -1, which would wrap to the last slot."""
+    processor = make()
     processor.add_request(SLOTS - 1, params("x", 0))
     processor.add_request(0, params("x", 1))
     processor.add_request(1, params("y", 0, of_size(2)))
     processor.add_request(2, params("y", 1, of_size(2)))
     processor.add_request(3, params("y", 2, of_size(2)))
-    batch = context([SLOTS - 1, 0], [2, 3])
-    batch.expanded_idx_mapping[-1] = -1
-    batch.expanded_local_pos[-1] = 0
-    before = draw(5)
-    check(before, processor.apply(before.clone(), batch), [(0, 2), (1, 3)])
-    # A group that has fewer streams than another beside it: nor are those that it lacks the last.
-    batch = context([SLOTS - 1, 0, 3, 1, 2], [2, 2, 2, 2, 3])
-    batch.expanded_idx_mapping[-1] = -1
-    batch.expanded_local_pos[-1] = 1
-    before = draw(11)
-    groups = [(0, 2), (1, 3), (6, 8, 4), (7, 9, 5)]
-    check(before, processor.apply(before.clone(), batch), groups)
+    for order, counts, groups in (
+        ([SLOTS - 1, 0], [2, 2], [(0, 2), (1, 3)]),
+        ([SLOTS - 1, 0, 3, 1, 2], [2] * 5, [(0, 2), (1, 3), (6, 8, 4), (7, 9, 5)]),
+        ([0, SLOTS - 1], [1, 1], [(1, 0)]),
+    ):
+        batch = context(order, [*counts[:-1], counts[-1] + 3])
+        batch.expanded_idx_mapping[-3:] = -1
+        batch.expanded_local_pos[-3:] = 0
+        before = draw(sum(counts) + 3)
+        expect(processor, order, counts)
+        check(before, processor.apply(before.clone(), batch), groups)
 
 
-def test_rows_that_nobody_explains_are_refused() -> None:
+def test_rows_that_nobody_explains_are_left_alone() -> None:
+    """Fewer than are expected: the scheduler ends requests that were not scored."""
     processor = make()
     for index in range(2):
         processor.add_request(index, params("x", index))
-    with pytest.raises(RuntimeError, match="4 rows of logits for 2 requests"):
-        processor.apply(draw(4), context([0, 1], [2, 2]))
+    before = draw(3)
+    expect(processor, [0, 1], [2, 2])
+    check(before, processor.apply(before.clone(), context([0, 1], [2, 1])), [])
 
 
 def test_amateurs_are_told() -> None:
@@ -380,39 +456,57 @@ def test_amateurs_are_told() -> None:
     processor.tell_amateurs(sampled, np.array(slots))
     y, z, x = slots.index(4), slots.index(1), slots.index(2)
     assert sampled.flatten().tolist() == [y, z, 2, x, x, y, z, x, z, x]
+    # Several of each; also after a step with drafts, or amid one.
+    expect(processor, slots, [2] * 10)
+    processor.apply(draw(20), context(slots, [2] * 10))
+    processor.tell_amateurs(counts := torch.arange(10), np.array(slots))
+    assert counts.tolist() == sampled.flatten().tolist()
+    expect(processor, slots, [3] * 9 + [1])  # x's streams verify different numbers
+    processor.apply(draw(28), context(slots, [3] * 9 + [1]))
+    processor.tell_amateurs(tokens := torch.arange(30).view(10, 3), np.array(slots))
+    assert tokens[:, 0].tolist() == [3 * i for i in counts.tolist()]
     # Without one of x, and without y's expert.
     processor.tell_amateurs(some := torch.arange(8).unsqueeze(1), np.array(slots[:5] + slots[6:9]))
     assert some.flatten().tolist() == [0, 5, 2, 3, 4, 5, 6, 5]
 
 
-@pytest.mark.parametrize("counts", [[1] * 10, [3, 1, 4] * 3 + [2]], ids=["plain", "drafts"])
+@pytest.mark.parametrize(
+    "counts", [[1] * 10, [3, 1, 3, 2, 4, 3, 2, 3, 4, 5]], ids=["plain", "drafts"]
+)
 def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes only: whatever needs their values raises."""
     # Statistics are copied to the host behind an event, which needs a device.
-    monkeypatch.setattr("vllm_cold.group.tally.Tally", lambda ids, statistics: None)
-    processor = mixed(3, "meta")
+    monkeypatch.setattr(rows_module, "Tally", lambda ids, statistics: None)
+    processor = mixed("meta")
+    expect(processor, range(10), counts)
     logits = torch.empty(sum(counts), VOCAB, device="meta")
     assert processor.apply(logits, context(range(10), counts, "meta")) is logits
 
 
-@pytest.mark.parametrize("counts", [[1] * 10, [3, 2] * 5], ids=["plain", "drafts"])
+@pytest.mark.parametrize(
+    "counts", [[1] * 10, [3, 3, 3, 3, 2, 2, 2, 4, 4, 2]], ids=["plain", "drafts"]
+)
 @pytest.mark.parametrize("slot", [8, 5, 3, 2])
 def test_nan_is_reported_of_its_group(
     slot: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And nothing is raised: the scheduler ends that request. A plain request's stays as it is."""
-    processor = mixed(max(counts) - 1)
+    processor = mixed()
     order = [2, 5, 7, 0, 3, 1, 6, 4, 8, 9]
+    expect(processor, order, counts)
     logits = draw(sum(counts))
     first = sum(counts[: order.index(slot)])
-    logits[first + min(counts) - 1, 3] = torch.nan  # the last row that all have
+    place = counts[order.index(slot)] - 1
+    logits[first + place, 3] = torch.nan
     logits[-1, 5] = torch.inf
     plain = logits[-1].clone()
     carried: list[Any] = []
     monkeypatch.setattr(outputs, "hand_over", carried.append)
     processor.apply(logits, context(order, counts))
     (tally,) = carried
-    bad = [name for name, found in tally.figures().items() if found.nonfinite]
-    assert bad == [name for name, (_, slots) in MIXED.items() if slot in slots]
+    found = [(name, figures.nonfinite) for name, figures in tally.figures()]
+    for name, (_, slots) in MIXED.items():
+        rows = [bad for group, bad in found if group == name]
+        assert rows == [i == place and slot in slots for i in range(counts[order.index(slots[0])])]
     assert not logits.isnan().any()
     assert torch.equal(logits[-1], plain)

@@ -46,6 +46,7 @@ def models(monkeypatch: pytest.MonkeyPatch) -> Any:
         scheduler_config=SimpleNamespace(scheduler_cls=SCHEDULER),
         model_config=SimpleNamespace(logits_processors=[PROCESSOR_V1], served_model_name="base"),
         lora_config=SimpleNamespace(max_loras=2),
+        speculative_config=None,
     )
     adapters = {n: SimpleNamespace(lora_int_id=i, lora_name=n) for i, n in enumerate(("sql", "b"))}
     engine = SimpleNamespace(vllm_config=config)

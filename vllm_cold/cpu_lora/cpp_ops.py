@@ -10,7 +10,8 @@ the time of the call.
 import ctypes
 import secrets
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -153,6 +154,16 @@ class Plan:
             raise ValueError(
                 f"vllm-cold: a batch of {len(slots)} rows, and room for {self.buffer[3]} was made"
             )
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """For this time batches may have any number of rows, and none has an adapter."""
+        before = self.buffer[:3].clone()
+        self.buffer[:3] = torch.tensor([-1, 0, 0])
+        try:
+            yield
+        finally:
+            self.buffer[:3] = before
 
 
 class Layer:

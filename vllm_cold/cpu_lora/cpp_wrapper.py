@@ -10,7 +10,8 @@ is in the plan, which the kernels read: a compiled model has no other way to see
 Since: 0.23 to 0.33. Can go: together with ``fallback_wrapper``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -114,6 +115,12 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         self._tokens.set(self.token_lora_indices)
         self._sampled.set(self.sampler_indices)
 
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """See the base class."""
+        with super().without_adapters(), self._tokens.without_adapters():
+            yield
+
     def bind(self, layer: BaseLayerWithLoRA) -> None:
         """Give a layer that was just made an object of its own in place of this one."""
         if isinstance(layer, BaseLinearLayerWithLoRA):
@@ -169,6 +176,8 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         """See the base class; rows are the sampled positions, or a piece of a prompt."""
         y = y.view(-1, y.shape[-1])
         x = x.view(-1, x.shape[-1])
+        if self._drafting:
+            return
         slots = self.logits_slots(x)
         plan = self._sampled if slots is None else self._piece
         if slots is not None:

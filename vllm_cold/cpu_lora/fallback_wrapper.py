@@ -11,7 +11,8 @@ The wrapper in use is ``cpp_wrapper``'s, which builds on this one; ``GroupedPuni
 for machines without the C++ library.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from vllm_cold.cpu_lora.fallback_ops import RowGroup, expand_add, group_rows, shrink
-from vllm_cold.vllm.worker import cures
+from vllm_cold.vllm.worker import cures, lora_drafts
 
 
 class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
@@ -29,6 +30,17 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         # This is where engines with LoRA on CPU are known, with CoLD or without it.
         cures.install()
+        lora_drafts.wrappers.add(self)
+        self._drafting = False
+
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """For this time rows have no adapter, and there may be any number of them."""
+        self._drafting = True
+        try:
+            yield
+        finally:
+            self._drafting = False
 
     def logits_slots(self, x: Tensor) -> Tensor | None:
         """The adapter slot of each row of logits; None for this step's sampled rows.
@@ -104,7 +116,8 @@ class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
         **kwargs: Any,
     ) -> None:
         """See the base class; ``x`` is the looked-up A row of each token."""
-        expand_add(x, lora_b_stacked, self._token_groups, y, 0, y.shape[-1], add_inputs)
+        if not self._drafting:
+            expand_add(x, lora_b_stacked, self._token_groups, y, 0, y.shape[-1], add_inputs)
 
     def add_lora_linear(
         self,
@@ -119,7 +132,7 @@ class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
         **kwargs: Any,
     ) -> None:
         """See the base class; a batch without adapter rows costs nothing."""
-        if self._token_groups:
+        if self._token_groups and not self._drafting:
             super().add_lora_linear(
                 y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, buffer=buffer, **kwargs
             )
@@ -138,6 +151,8 @@ class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
         """See the base class; rows are the sampled positions, or a piece of a prompt."""
         y = y.view(-1, y.shape[-1])
         x = x.view(-1, x.shape[-1])
+        if self._drafting:
+            return
         slots = self.logits_slots(x)
         groups = self._sampler_groups if slots is None else group_rows(slots)
         if not groups:

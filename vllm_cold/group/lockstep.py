@@ -14,12 +14,17 @@ must not be the shortest.) ``Step`` follows the token budget through these quest
 leader is only allowed to finish when the followers' tokens are left over. What still goes wrong (a
 stream is preempted for want of blocks) is found after the pass: what is left of a group that was
 ``split`` is preempted too.
+
+With speculative decoding a stream that samples also verifies drafts, tokens behind its last known
+one. All streams of a group verify the same number, so that every draft has a row in each.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Generic, Protocol, TypeVar
+
+from vllm_cold.group.drafting import Drafting
 
 
 class Tokens(Protocol):
@@ -28,6 +33,7 @@ class Tokens(Protocol):
     request_id: str
     num_computed_tokens: int
     num_output_placeholders: int
+    spec_token_ids: list[int]  # drafts that the next step can verify
 
     @property
     def num_tokens(self) -> int:
@@ -49,6 +55,7 @@ class Group(Generic[R]):
         followers: The others.
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
+        drafting: How well its drafts do.
     """
 
     streams: tuple[R, ...]
@@ -56,6 +63,7 @@ class Group(Generic[R]):
     leader: R = field(init=False)
     followers: tuple[R, ...] = field(init=False)
     failed_alone: int = 0
+    drafting: Drafting = field(default_factory=Drafting)
 
     def __post_init__(self) -> None:
         # Of several the first. All have as many output tokens: so it stays the longest.
@@ -124,17 +132,23 @@ class Step(Generic[R]):
     Attributes:
         budget: Tokens that can still be scheduled (at least: those of preempted requests are
             not added again).
+        extra: Tokens that a drafter adds to each request which is scheduled.
+        padding: Tokens that must be left over where a request with one token left is admitted.
         verdicts: By group, for those whose leader had its turn.
+        drafts: By group, how many drafts each of its streams verifies, where that is not 0.
         preempted: Whether this pass preempted a request; then it admits nobody.
         preempted_groups: Those of which this pass preempted a stream; they get nothing more.
         blocked_priority: The priority (lower is more urgent) of a leader that runs, has only its
             last token left and lacks anything for its followers; None if there is none.
-        reserved: Tokens kept for followers that are about to be admitted, one each.
+        reserved: Followers that are about to be admitted, for each of which a token is kept.
         promised: Tokens of followers that are about to be admitted and to sample.
     """
 
     budget: int
+    extra: int = 0
+    padding: int = 0
     verdicts: dict[str, Verdict] = field(default_factory=dict)
+    drafts: dict[str, int] = field(default_factory=dict)
     preempted: bool = False
     preempted_groups: set[str] = field(default_factory=set)
     blocked_priority: int | None = None
@@ -169,25 +183,35 @@ class Step(Generic[R]):
             return 0
         left = tokens_left(group.leader, num_cached)
         others = followers_left(group, capacity)
+        spare = self.budget - self.promised - left - sum(others) - self.extra * len(group.streams)
+        if any(capacity.missing):
+            # Maybe one finds all but its last token in what its leader is given now.
+            spare -= self.padding
         if (
-            num_new_tokens == left
-            and sum(others) <= self.budget - self.promised - num_new_tokens
+            num_new_tokens >= left
+            and spare >= 0
             and (capacity.chunk == 0 or max(others) <= capacity.chunk)
             and (not any(capacity.missing) or (capacity.admissible and not self.preempted))
         ):
             self.verdicts[key] = Verdict.FINISH
-            return self._grant(num_new_tokens)
+            drafts = min(num_new_tokens - left, spare // len(group.streams), num_drafts(group))
+            if capacity.chunk:
+                drafts = min(drafts, capacity.chunk - max(others))
+            if drafts > 0:
+                self.drafts[key] = drafts
+                left += drafts
+            return self._grant(left)
         granted = min(num_new_tokens, left - 1)
         if waiting:
             # With at least one token for each follower, so that all are admitted together.
             starting = sum(n > 1 for n in others)
-            granted = min(granted, self.budget - starting)
+            granted = min(granted, self.budget - starting - self.extra * (1 + starting))
             if starting < len(others) and capacity.other_incomplete:
                 # A follower that has its whole prompt cached is admitted when its leader gets to
                 # the last token; only one group waits for that.
                 return 0
         self.verdicts[key] = Verdict.HOLD
-        return self._grant(min(granted, self.budget - self.promised))
+        return self._grant(min(granted, self.budget - self.promised - self.extra))
 
     def admits(self, group: Group[R], capacity: Capacity) -> tuple[R, ...]:
         """The followers that should be admitted right after their leader: those that do not run
@@ -204,10 +228,11 @@ class Step(Generic[R]):
             if missing and (verdict is Verdict.FINISH or (not self.preempted and left > 1))
         )
         if verdict is Verdict.HOLD:
+            admitted = admitted[: max(self.budget, 0) // (1 + self.extra)]
             self.reserved = len(admitted)
         elif admitted:
             of = zip(group.followers, followers_left(group, capacity), strict=True)
-            self.promised += sum(left for follower, left in of if follower in admitted)
+            self.promised += sum(left + self.extra for follower, left in of if follower in admitted)
         return admitted
 
     def clip_follower(
@@ -223,12 +248,14 @@ class Step(Generic[R]):
         if verdict is Verdict.HOLD:
             if waiting and self.reserved:
                 self.reserved -= 1
-            return self._grant(min(num_new_tokens, left - 1, self.budget - self.reserved))
+            kept = self.reserved * (1 + self.extra) + self.extra
+            return self._grant(min(num_new_tokens, left - 1, self.budget - kept))
         if waiting:
-            self.promised = max(self.promised - left, 0)
+            self.promised = max(self.promised - left - self.extra, 0)
+        left += self.drafts.get(key, 0)
         # Less than all that is left: other streams' blocks pushed this one's out of the prefix
         # cache. A 0 ends the admission, so that nobody finds blocks of this group, which is split.
-        return self._grant(num_new_tokens if num_new_tokens == left else 0)
+        return self._grant(left if num_new_tokens >= left else 0)
 
     def preempt(self, group: Group[R] | None) -> None:
         """This pass preempted a request; if it is a group's, the group gets nothing more."""
@@ -249,8 +276,16 @@ class Step(Generic[R]):
 
     def _grant(self, num_tokens: int) -> int:
         granted = max(num_tokens, 0)
-        self.budget -= granted
+        if granted:
+            self.budget -= granted + self.extra
         return granted
+
+
+def num_drafts(group: Group[R]) -> int:
+    """How many drafts of a group can be verified: so many as all of its streams have."""
+    if group.drafting.pause or not group.drafting.possible:
+        return 0
+    return min(len(stream.spec_token_ids) for stream in group.streams)
 
 
 def followers_left(group: Group[R], capacity: Capacity) -> list[int]:
@@ -267,10 +302,11 @@ def is_split(group: Group[R], step: Step[R], num_scheduled: dict[str, int]) -> b
         num_scheduled: Tokens given in this step, by request id.
 
     Returns:
-        True if the pass preempted a stream, or if one samples in this step and another does not.
-        A leader whose followers are not admitted yet may go on prefilling.
+        True if the pass preempted a stream, or if one samples in this step, or verifies a draft,
+        and another does not. A leader whose followers are not admitted yet may go on prefilling.
     """
-    samples = {
-        (n := num_scheduled.get(r.request_id, 0)) > 0 and n >= tokens_left(r) for r in group.streams
-    }
-    return len(samples) > 1 or group.request_id in step.preempted_groups
+    rows = set()  # of logits that a stream has in this step
+    for stream in group.streams:
+        scheduled = num_scheduled.get(stream.request_id, 0)
+        rows.add(max(scheduled - tokens_left(stream) + 1, 0) if scheduled else 0)
+    return len(rows) > 1 or group.request_id in step.preempted_groups

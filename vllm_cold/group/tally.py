@@ -9,7 +9,7 @@ what is new since it was last asked, so that whoever adds it up needs no history
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, NamedTuple, TypeAlias
 
 import msgspec
@@ -21,15 +21,17 @@ Kind: TypeAlias = tuple[str, str]
 """What a request is counted under: its method and its expert's adapter, "" for the base model."""
 MAX_ADAPTERS = 100  # that an engine counts apart: a server may load new ones for ever
 OTHER = "other"  # stands for further ones
+OTHER_DRAFTS = 2  # in ``Figures.nonfinite``
 
 
 class Figures(NamedTuple):
-    """What was found of one group in one step: a row of ``contrastive_scores``'s statistics.
+    """What was found of one group at one position: a row of ``contrastive_scores``'s statistics.
 
     Attributes:
         candidates: How many tokens the expert finds plausible.
         changed: 1 if another token than the expert's best had the best score.
-        nonfinite: 1 if a row of the group held NaN or +inf; then the other two say nothing.
+        nonfinite: 1 if a row of the group held NaN or +inf; then the other two say nothing. 2 if
+            the rows are behind different drafts.
     """
 
     candidates: int
@@ -45,8 +47,9 @@ class Tally:
     after the step's tokens have come, which were made later: so it is no wait at all.
 
     Args:
-        ids: Theirs.
-        statistics: [G, 3] int64, which ``contrastive_scores`` has written or will write; or its
+        ids: Of each row of figures, the group's; where drafts are verified, a group has several, in
+            the order of its tokens.
+        statistics: [rows, 3] int64, which ``contrastive_scores`` has written or will write; or its
             three columns.
     """
 
@@ -61,10 +64,10 @@ class Tally:
             statistics = host
         self._statistics = statistics
 
-    def figures(self) -> dict[str, Figures]:
-        """Of each group, by its id."""
+    def figures(self) -> Iterator[tuple[str, Figures]]:
+        """Each row's group and figures."""
         columns: Any = self._columns()
-        return dict(zip(self._ids, map(Figures, *columns), strict=True))
+        return zip(self._ids, map(Figures, *columns), strict=True)
 
     def _columns(self) -> Sequence[Sequence[int]]:
         if isinstance(self._statistics, Sequence):
@@ -87,6 +90,12 @@ class Sums(msgspec.Struct, omit_defaults=True):
 
     requests: Annotated[int, Meta(description="CoLD requests that the engine has taken on.")] = 0
     generation_tokens: Annotated[int, Meta(description="Tokens that CoLD requests were given.")] = 0
+    draft_tokens: Annotated[
+        int, Meta(description="Tokens that were drafted for CoLD requests and verified.")
+    ] = 0
+    accepted_draft_tokens: Annotated[
+        int, Meta(description="Drafts of CoLD requests that were right.")
+    ] = 0
     changed_tokens: Annotated[
         int,
         Meta(
@@ -106,17 +115,18 @@ class Sums(msgspec.Struct, omit_defaults=True):
         Meta(description="Tokens that the expert finds plausible, for each token that was given."),
     ] = []
 
-    def give(self, tokens: int, figures: Figures | None) -> None:
+    def give(self, tokens: int, figures: Sequence[Figures]) -> None:
         """A request is given tokens.
 
         Args:
             tokens: How many.
-            figures: What a worker found where it sampled them; None if they do not matter.
+            figures: What a worker found where it sampled them, and maybe behind; empty if they do
+                not matter.
         """
         self.generation_tokens += tokens
-        if tokens and figures is not None:
-            self.candidates.append(figures.candidates)
-            self.changed_tokens += figures.changed
+        for each in figures[:tokens]:
+            self.candidates.append(each.candidates)
+            self.changed_tokens += each.changed
 
 
 class Report(msgspec.Struct, omit_defaults=True):

@@ -2,7 +2,7 @@
 """What the op is given beside the logits, and what a backend offers."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -48,21 +48,6 @@ class Groups:
     def num_streams(self) -> int:
         """S."""
         return self.rows.shape[1]
-
-    def repeated(self, times: int, rows: Tensor) -> "Groups":
-        """Each group's settings ``times`` in a row, for other rows."""
-
-        def repeat(values: Tensor | None) -> Tensor | None:
-            return None if values is None else values.repeat_interleave(times, 0)
-
-        return replace(
-            self,
-            rows=rows,
-            weights=self.weights.repeat_interleave(times, 0),
-            log_alpha=self.log_alpha.repeat_interleave(times, 0),
-            expert_top_k=repeat(self.expert_top_k),
-            adaptive=repeat(self.adaptive),
-        )
 
     def check(self, logits: Tensor) -> None:
         """Raise ValueError unless ``logits`` and all of this fit together; reads no element."""

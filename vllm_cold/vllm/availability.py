@@ -26,6 +26,8 @@ logger = logging.getLogger("vllm." + __name__)
 
 _reason: str | None = None
 _verified = False
+# What engines with speculative decoding rely on and this vLLM has not, where CoLD can be had.
+without_speculation: str | None = None
 # What ``verify`` asks: the plugin's, once vLLM has loaded it.
 _look: Callable[[], str | None] | None = None
 

@@ -16,6 +16,13 @@ def at_start() -> tuple[Place, ...]:
     return (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *cpu_platform.places())
 
 
+def of_speculation_v1() -> tuple[Place, ...]:
+    """In every process, too; where one is missing, engines with speculation do without CoLD."""
+    from vllm_cold.vllm.worker import drafts_v1
+
+    return drafts_v1.builders()
+
+
 def later() -> tuple[Place, ...]:
     """In the processes of an engine that CoLD uses."""
     from vllm.platforms import current_platform

@@ -25,8 +25,15 @@ _MODULES = ("scheduler.scheduler", "worker.processor_v1")
 
 def register() -> None:
     """Called by vLLM; idempotent."""
-    if not environment.switched_off():
-        availability.register(_at_start(), _look)
+    if environment.switched_off():
+        return
+    availability.register(_at_start(), _look)
+    if availability.unavailable() is None:
+        from vllm_cold.vllm import places
+
+        for place in places.of_speculation_v1():
+            if place.problem() is None:
+                place.wrap()
 
 
 def _at_start() -> Iterator[Place]:
@@ -47,9 +54,13 @@ def _look() -> str | None:
 def _broken_contracts() -> str | None:
     from vllm_cold.vllm import contracts
 
+    def said(broken: list[contracts.Broken]) -> str | None:
+        return "; ".join(f"{b.reason.removesuffix('.')} ({b.contract.why})" for b in broken) or None
+
     broken = [b for b in contracts.check_all() if not b.contract.note]
-    if broken:
-        return "; ".join(f"{b.reason.removesuffix('.')} ({b.contract.why})" for b in broken)
+    availability.without_speculation = said([b for b in broken if b.contract.speculation])
+    if (problem := said([b for b in broken if not b.contract.speculation])) is not None:
+        return problem
     for module in _MODULES:
         importlib.import_module(f"vllm_cold.vllm.{module}")
     logger.info(

@@ -18,6 +18,7 @@ from vllm_cold.vllm.contracts import (
     requests,
     scheduler,
     scheduler_output,
+    speculation,
     worker,
 )
 from vllm_cold.vllm.contracts.contract import (
@@ -62,5 +63,6 @@ __all__ = [
     "run",
     "scheduler",
     "scheduler_output",
+    "speculation",
     "worker",
 ]

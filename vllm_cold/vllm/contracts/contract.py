@@ -25,6 +25,7 @@ class Contract:
         until: First version in which it need not hold any more, None if there is none yet.
         check: Raises ContractBroken.
         note: True if nothing fails when it is broken, but somebody should look.
+        speculation: Whether engines with speculative decoding alone rely on it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Contract:
     until: Version | None
     check: Callable[[], None]
     note: bool = False
+    speculation: bool = False
 
     def applies(self, version: Version) -> bool:
         """Whether it must hold in this version of vLLM."""
@@ -87,12 +89,13 @@ def contract(
     since: Version = (0, 23),
     until: Version | None = None,
     note: bool = False,
+    speculation: bool = False,
 ) -> Callable[[Callable[[], None]], Callable[[], None]]:
     """Register a check; the arguments are those of ``Contract``."""
 
     def register(check: Callable[[], None]) -> Callable[[], None]:
         name = check.__name__.removeprefix("_check_")
-        CONTRACTS.append(Contract(name, where, why, since, until, check, note))
+        CONTRACTS.append(Contract(name, where, why, since, until, check, note, speculation))
         return check
 
     return register

@@ -45,15 +45,12 @@ def _check_scheduler_output_fields() -> None:
         "num_scheduled_tokens",
         "total_num_scheduled_tokens",
         "preempted_req_ids",
+        "scheduled_spec_decode_tokens",
     )
     has_fields(SchedulerOutput, *stripped)
     has_fields(NewRequestData, "req_id")
     empty_for_groups = (
-        # Speculation, encoders and connectors, which CoLD refuses.
-        "scheduled_spec_decode_tokens",
-        "num_invalid_spec_tokens",
-        "num_spec_tokens_to_schedule",
-        "skip_drafts",
+        # Encoders and connectors, which CoLD refuses.
         "scheduled_encoder_inputs",
         "scheduled_encoder_input_stats",
         "encoder_input_updates",
@@ -72,7 +69,10 @@ def _check_scheduler_output_fields() -> None:
         "finished_req_ids",
         "new_block_ids_to_zero",
         "kv_cache_block_copies",
+        "num_spec_tokens_to_schedule",
+        "skip_drafts",
         # Written after the trimming.
+        "num_invalid_spec_tokens",
         "has_structured_output_requests",
         "pending_structured_output_tokens",
     )

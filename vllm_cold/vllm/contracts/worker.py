@@ -91,13 +91,7 @@ def _check_processor_v2_interface() -> None:
     abstract = set(owner.__abstractmethods__)
     require(abstract <= {"apply"}, f"LogitsProcessor (V2) wants {sorted(abstract)}.")
     has_fields(interface.LogitsProcRequestState, "device", "max_num_reqs")
-    has_fields(
-        interface.LogitsContext,
-        "expanded_idx_mapping",
-        "idx_mapping",
-        "idx_mapping_np",
-        "expanded_local_pos",
-    )
+    has_fields(interface.LogitsContext, "idx_mapping_np")
 
 
 @contract("vllm.v1.worker.gpu.sample.sampler.Sampler", "the order is part of CoLD", since=(0, 32))

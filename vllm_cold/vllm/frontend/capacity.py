@@ -61,11 +61,12 @@ def fit(
     if (blocks := _blocks(config)) is None:
         return max_tokens
     usable, block_size = blocks
+    lookahead = getattr(config, "num_lookahead_tokens", 0)  # a drafter writes so far ahead
 
     def needed(tokens: int) -> int:
         # The last token is sampled, but nothing is computed for it. That prompts which begin alike
         # share blocks is nothing to rely on: one may be admitted before the other's are there.
-        full = (min(length + tokens - 1, limit) for length in lengths)
+        full = (min(length + tokens - 1 + lookahead, limit) for length in lengths)
         return sum(-(-tokens // block_size) for tokens in full)
 
     most = bisect_right(range(1, max_tokens + 1), usable, key=needed)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_cold.cpu_lora import cpu_platform
 from vllm_cold.method.arguments import EngineDefaults, parse_engine_defaults
 from vllm_cold.vllm import availability, versions
-from vllm_cold.vllm.worker import amateur_tokens
+from vllm_cold.vllm.worker import amateur_tokens, drafts_v1
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 # Named as text: these modules are loaded where they are used, not in every process.
 SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler"
 ASYNC_SCHEDULER = "vllm_cold.vllm.scheduler.scheduler.ColdAsyncScheduler"
-PROCESSOR_V1 = "vllm_cold.vllm.worker.processor_v1:ColdLogitsProcessorV1"
+PROCESSOR_V1 = drafts_v1.PROCESSOR
 PROCESSOR_V2 = "vllm_cold.vllm.worker.processor_v2:ColdLogitsProcessorV2"
 
 # What each stream of a request takes one of.
@@ -88,17 +88,12 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which CoLD does not "
             "replace; leave scheduler_cls (--scheduler-cls) unset."
         )
-    for option, what in SEATS:
-        value = getattr(scheduler, option, None)
-        if value is not None and value < 2:
-            flag = "--" + option.replace("_", "-")
-            return (
-                f"{option}={value}: a CoLD request takes two {what}; set it ({flag}) to 2 or more."
-            )
+    if (problem := lacks_seats(config, 2)) is not None:
+        return problem
     if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
         return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
-    if config.speculative_config is not None:
-        return "speculative decoding is on, which CoLD does not support; switch it off."
+    if (reason := _unsupported_speculation(config)) is not None:
+        return reason
     if config.kv_transfer_config is not None:
         return "a KV connector is configured (P/D or offloading), which CoLD does not support."
     if getattr(config, "ec_transfer_config", None) is not None:
@@ -152,5 +147,83 @@ def unsupported(config: "VllmConfig") -> str | None:
         return (
             "chunked prefill is off; CoLD needs it to keep its streams in step "
             "(--enable-chunked-prefill)."
+        )
+    return None
+
+
+def lacks_seats(config: "VllmConfig", streams: int) -> str | None:
+    """Which of the engine's limits a request of so many streams does not fit, with the remedy; None
+    if it fits. Each stream takes a sequence, and a token of each step.
+    """
+    tokens, speculative = streams, config.speculative_config
+    if speculative is not None:
+        # Where a request is admitted, vLLM wants room for drafts, too.
+        tokens *= 1 + getattr(speculative, "max_num_new_slots_for_drafting", 0)
+        tokens += speculative.num_speculative_tokens
+    for option, what in SEATS:
+        value = getattr(config.scheduler_config, option, None)
+        needed = streams if what == "sequences" else tokens
+        if value is not None and value < needed:
+            flag = "--" + option.replace("_", "-")
+            takes = f"takes {'two' if needed == 2 else needed} {what}"
+            if streams > 2:
+                takes = f"with {streams - 1} amateurs {takes}"
+            if needed > streams:
+                takes += " with speculative decoding"
+            return f"{option}={value}: a CoLD request {takes}; set it ({flag}) to {needed} or more."
+    return None
+
+
+def _unsupported_speculation(config: "VllmConfig") -> str | None:
+    """Why CoLD cannot work with the engine's speculative decoding; None if it can, or if there is
+    none.
+    """
+    speculative = config.speculative_config
+    if speculative is None:
+        return None
+    from vllm.platforms import current_platform
+
+    method = speculative.method
+    if versions.is_before(0, 32):
+        return (
+            f"speculative decoding is on ({method}), which CoLD supports with vLLM 0.32 and "
+            "newer; switch it off."
+        )
+    if current_platform.is_out_of_tree():
+        return (
+            f"speculative decoding is on ({method}), which CoLD supports with vLLM's own CPU "
+            "and GPU workers only; switch it off."
+        )
+    if config.parallel_config.pipeline_parallel_size > 1:
+        return (
+            f"speculative decoding is on ({method}) together with pipeline parallelism, which "
+            "CoLD does not support; switch one of them off."
+        )
+    if getattr(speculative, "enable_adaptive_verification", False):
+        return (
+            f"speculative decoding is on ({method}) with enable_adaptive_verification, which "
+            "may verify different drafts in the streams of a request; leave it off."
+        )
+    if getattr(config, "num_prefill_lookahead_tokens", 0) > 1:
+        return (
+            f"speculative decoding is on ({method}) with several MTP modules, which want "
+            "prompts split in another way than CoLD's streams; use another drafter."
+        )
+    if not uses_v2_runner(config) and method == "ngram_gpu":
+        return (
+            f"speculative decoding is on ({method}) with the V1 model runner, which CoLD "
+            'supports with V2 only; use "ngram".'
+        )
+    places = (*drafts_v1.PLACES, *drafts_v1.builders())
+    if uses_v2_runner(config):
+        from vllm_cold.vllm.worker import drafts_v2
+
+        places = drafts_v2.PLACES
+    problems = [*(place.problem() for place in places), availability.without_speculation]
+    if changed := "; ".join(problem for problem in problems if problem is not None):
+        return (
+            f"speculative decoding is on ({method}), and this vLLM has changed where vllm-cold "
+            f"takes part in it: {changed}. Switch it off, install vLLM {versions.RANGE}, or a "
+            "newer vllm-cold."
         )
     return None

@@ -91,7 +91,8 @@ def configure(config: "VllmConfig") -> None:
     if is_configured(config):
         return
     try:
-        problem = unsupported(config) or availability.verify()
+        # Once more: a look at vLLM may have found what speculation lacks.
+        problem = unsupported(config) or availability.verify() or unsupported(config)
     except (AttributeError, ImportError) as error:  # the configuration is another one
         availability.give_up(f"{type(error).__name__}: {error}")
         problem = availability.unavailable()

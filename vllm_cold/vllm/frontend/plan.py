@@ -25,7 +25,12 @@ from vllm_cold.method.arguments import EngineDefaults, RequestArgs
 from vllm_cold.method.settings import ADAPTIVE, ColdError, ColdSettings, Weight, preset_of
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
-from vllm_cold.vllm.frontend.config import SEATS, engine_defaults, is_configured, unsupported
+from vllm_cold.vllm.frontend.config import (
+    engine_defaults,
+    is_configured,
+    lacks_seats,
+    unsupported,
+)
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -307,16 +312,9 @@ def _refuse_equal(one: Planned, expert: "LoRARequest | None") -> None:
 
 
 def _check_seats(config: "VllmConfig", plan: Plan) -> None:
-    """Each stream takes a sequence, and a token of each step."""
-    streams = 1 + len(plan.amateurs)
-    for option, what in SEATS:
-        value = getattr(config.scheduler_config, option, None)
-        if value is not None and value < streams:
-            flag = "--" + option.replace("_", "-")
-            raise ValueError(
-                f"{option}={value}: a CoLD request with {len(plan.amateurs)} amateurs takes "
-                f"{streams} {what}; set it ({flag}) to {streams} or more."
-            )
+    """Raise ValueError if the engine has no room for so many streams."""
+    if (problem := lacks_seats(config, 1 + len(plan.amateurs))) is not None:
+        raise ValueError(problem)
 
 
 def _orders(plan: Plan) -> list[prompts.Order]:

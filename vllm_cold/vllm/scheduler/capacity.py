@@ -101,7 +101,7 @@ class CapacityScheduling(Scheduler):  # type: ignore[misc]
             found, num_computed = manager.get_computed_blocks(request)[:2]
         terms: dict[str, Any] = {
             "request_id": request.request_id,
-            "num_tokens": request.num_tokens,
+            "num_tokens": min(request.num_tokens + self.num_lookahead_tokens, self.max_model_len),
             "new_computed_blocks": found.blocks,
             "num_encoder_tokens": 0,
             "total_computed_tokens": num_computed,

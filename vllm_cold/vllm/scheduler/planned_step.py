@@ -61,6 +61,7 @@ class PlannedStepScheduling(Scheduler):  # type: ignore[misc]
         if not num_tokens:
             return False
         output.total_num_scheduled_tokens -= num_tokens
+        output.scheduled_spec_decode_tokens.pop(request_id, None)
         self.prev_step_scheduled_req_ids.discard(request_id)
         new = [r for r in output.scheduled_new_reqs if r.req_id != request_id]
         if len(new) < len(output.scheduled_new_reqs):

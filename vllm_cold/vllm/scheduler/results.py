@@ -5,6 +5,8 @@ The amateurs' outputs are dropped, the streams compared, groups ended, figures c
 """
 
 import logging
+import time
+from collections import deque
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -12,8 +14,9 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_cold.group.drafting import StepTimes, break_even
 from vllm_cold.group.lockstep import Group
-from vllm_cold.group.tally import Counts, Figures
+from vllm_cold.group.tally import OTHER_DRAFTS, Counts, Figures
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs
@@ -25,6 +28,10 @@ LAST_REPORTS = 32
 NOT_SCORED = (
     "CoLD: a token was sampled from rows that nobody scored; the result would be wrong. Please "
     "report this with the engine's log."
+)
+NOT_THE_SAME_DRAFTS = (
+    "CoLD: the streams of this request verified different drafts; the result would be wrong. "
+    "Switch speculative decoding off, and please report this with the engine's log."
 )
 
 RequestGroup = Group[Request]
@@ -38,13 +45,19 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
     _counts: Counts
     _new_amateurs: dict[str, int]
     _steps_in_flight: int
+    _speculates: bool
     _to_report: int
+    _step_times: StepTimes
+    _scheduled_at: deque[float]
+    _updated_at: float
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
     ) -> dict[int, EngineCoreOutputs]:
-        scored: dict[str, Figures] = {}
+        scored: dict[str, list[Figures]] = {}
         ended: list[tuple[Request, EngineCoreOutput]] = []
+        if self._speculates:
+            self._time_step(scheduler_output)
         if self._groups:
             scored = self._scored(scheduler_output, model_runner_output)
             # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
@@ -63,30 +76,69 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
 
     def _scored(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
-    ) -> dict[str, Figures]:
-        """The figures of each group that got a token in this step, by its expert's id. A group
-        whose token is none must end.
+    ) -> dict[str, list[Figures]]:
+        """The figures of each group that got tokens in this step, by its expert's id. A group of
+        whose tokens one is none must end.
         """
         row, tokens = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        invalid = scheduler_output.num_invalid_spec_tokens or {}  # which its grammar forbids
         found = outputs.from_worker(model_runner_output)
         scored = {}
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
             if group is None or request_id != group.request_id:
                 continue
-            figures = found.get(self._group_id(group.expert))
-            if figures is not None and figures.nonfinite:
+            figures = found.get(self._group_id(group.expert), [])
+            if any(each.nonfinite for each in figures):
                 self._mark_nonfinite(group)
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):
                 continue
-            if figures is None:
+            sums, num_drafts = self._counts.sums[group.kind], len(drafts.get(request_id, ()))
+            sums.draft_tokens += num_drafts - invalid.get(request_id, 0)
+            sums.accepted_draft_tokens += len(tokens[at]) - 1
+            if self._speculates:
+                least = self._break_even(scheduler_output, len(group.streams))
+                group.drafting.observe(num_drafts, len(tokens[at]) - 1, least)
+            if len(figures) != 1 + num_drafts:
                 self._errors[request_id] = NOT_SCORED
-            elif figures.nonfinite:
-                self._errors[request_id] = NOT_FINITE
+            elif wrong := {each.nonfinite for each in figures[: len(tokens[at])]} - {0}:
+                other = OTHER_DRAFTS in wrong
+                self._errors[request_id] = NOT_THE_SAME_DRAFTS if other else NOT_FINITE
             else:
                 scored[request_id] = figures
         return scored
+
+    def _time_step(self, output: SchedulerOutput) -> None:
+        """Note how long a step of decoding requests took, for ``_break_even``."""
+        now = time.monotonic()
+        scheduled = self._scheduled_at.popleft() if self._scheduled_at else now
+        before, self._updated_at = self._updated_at, now
+        tokens = output.num_scheduled_tokens.values()
+        if tokens and max(tokens) <= 1 + self.num_spec_tokens:
+            self._step_times.add(sum(tokens), now - max(scheduled, before))
+
+    def _break_even(self, output: SchedulerOutput, streams: int) -> float:
+        """How many of a group's drafts must be right for drafts to pay, in steps like this one."""
+        drafts = sum(map(len, output.scheduled_spec_decode_tokens.values()))
+        amateurs = sum(
+            (group := self._groups.get(i)) is not None and group.request_id != i
+            for i in output.num_scheduled_tokens
+        )
+        return break_even(
+            self._step_times,
+            rows=output.total_num_scheduled_tokens - drafts,
+            streams=streams,
+            requests=len(output.num_scheduled_tokens) - amateurs,
+        )
+
+    def make_spec_decoding_stats(self, spec_decoding_stats: Any, *args: Any, **kwargs: Any) -> Any:
+        """What vLLM counts of drafts, those of a group counted once."""
+        request_id = kwargs.get("request_id")
+        if request_id in self._groups and self._groups[request_id].request_id != request_id:
+            return spec_decoding_stats
+        return super().make_spec_decoding_stats(spec_decoding_stats, *args, **kwargs)
 
     def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
         """Send what was counted along with the statistics that vLLM made in this step.
@@ -109,7 +161,7 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         self,
         scheduler_output: SchedulerOutput,
         outputs: dict[int, EngineCoreOutputs],
-        scored: dict[str, Figures],
+        scored: dict[str, list[Figures]],
     ) -> list[tuple[Request, EngineCoreOutput]]:
         """Check that the streams agree, drop the amateurs' outputs, end them with the expert, count
         what clients are given (vLLM drops tokens of requests that were preempted meanwhile).
@@ -133,7 +185,8 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         over = []
         for group in groups.values():
             expert = group.expert
-            if any(_out_of_step(expert, amateur) for amateur in group.amateurs):
+            most = 1 + self.num_spec_tokens
+            if any(_out_of_step(expert, amateur, most) for amateur in group.amateurs):
                 self._errors[expert.request_id] = (
                     f"CoLD: expert and amateur fell out of step at token {expert.num_tokens}; "
                     "the result would be wrong. Please report this with the engine's log."
@@ -146,7 +199,7 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
                 client.outputs = [o for o in client.outputs if o.request_id not in hidden]
             for output in client.outputs:
                 if (given := self._groups.get(output.request_id)) is not None:
-                    figures = scored.get(output.request_id) if self.log_stats else None
+                    figures = scored.get(output.request_id, ()) if self.log_stats else ()
                     self._counts.sums[given.kind].give(len(output.new_token_ids), figures)
         for group in over:
             amateurs = [amateur.request_id for amateur in group.amateurs]
@@ -172,9 +225,16 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         )
 
 
-def _out_of_step(expert: Request, amateur: Request) -> bool:
-    return (
-        expert.num_output_tokens != amateur.num_output_tokens
-        or expert.output_token_ids[-1:] != amateur.output_token_ids[-1:]
-        or (amateur.is_finished() and not expert.is_finished())
-    )
+def _out_of_step(expert: Request, amateur: Request, most: int) -> bool:
+    """Whether an amateur has other tokens than its expert, of which a step gives ``most`` at most.
+
+    Of drafts that were right, an expert that stops keeps those up to its end; its amateurs, which
+    know no stops, keep all.
+    """
+    known = expert.num_output_tokens
+    if expert.is_finished():
+        same_length = amateur.num_output_tokens >= known
+    else:
+        same_length = amateur.num_output_tokens == known and not amateur.is_finished()
+    last = slice(max(known - most, 0), known)
+    return not same_length or expert.output_token_ids[last] != amateur.output_token_ids[last]

@@ -29,6 +29,7 @@ import inspect
 import logging
 import time
 import uuid
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -39,6 +40,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_cold.group.drafting import StepTimes
 from vllm_cold.group.lockstep import (
     Capacity,
     Group,
@@ -73,6 +75,7 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
     # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
     _groups: dict[str, RequestGroup] = {}
     _steps_in_flight = 0
+    _speculates = False
     _to_report = 0
     _nonfinite_blocks: set[int] = set()
     log_stats = False
@@ -101,6 +104,12 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         self._engine = uuid.uuid4().hex[:12]
         count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counted_by = inspect.signature(count).parameters
+        speculative = self.vllm_config.speculative_config
+        self._speculates = self.num_spec_tokens > 0
+        self._step_times = StepTimes()
+        self._scheduled_at: deque[float] = deque()  # of steps in flight
+        self._updated_at = 0.0
+        self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
 
     # ---- arrival and end ---------------------------------------------------------------------
 
@@ -120,6 +129,7 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
                 else:
                     self._dequeue(request)
                 self.waiting.add_request(group.leader)
+            group.drafting.seeded = params.seed is not None and params.temperature > 0
             for each in group.streams:
                 self._groups[each.request_id] = group
                 self.requests[each.request_id] = each
@@ -198,7 +208,7 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         self._budget = min(
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
         )
-        self._step = Step(budget=self._budget)
+        self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens)
         self._throttled = (
             bool(args[0] if args else kwargs.get("throttle_prefills"))
             and not self.prefill_capacity_bound
@@ -300,8 +310,10 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         """A leader whose prompt is cached up to the last token cannot wait for followers that need
         several steps: it has no token to be admitted with. So it computes its prompt anew.
         """
-        # What the running requests leave in an ordinary step.
-        budget = self._budget - 1 - len(self.running)
+        # What the running requests and the leader leave in an ordinary step.
+        drafts, slots = self.num_spec_tokens, self._draft_slots
+        budget = self._budget - 1 - (1 + drafts + slots) * len(self.running)
+        budget -= drafts + slots * len(group.streams)
         left = followers_left(group, capacity)
         if tokens_left(group.leader, num_cached) == 1 and (
             sum(left) > budget or max(left) > (capacity.chunk or budget)
@@ -325,6 +337,8 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         if self._groups:
             self._after_pass(scheduler_output)
         self._steps_in_flight += bool(scheduler_output.num_scheduled_tokens)
+        if self._speculates:
+            self._scheduled_at.append(time.monotonic())
         super()._update_after_schedule(scheduler_output)
 
     def _after_pass(self, output: SchedulerOutput) -> None:
@@ -351,6 +365,7 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
                 group.failed_alone = 0
                 continue
             group.failed_alone += 1
+            group.drafting.possible = False  # drafts need blocks too
             for each in group.streams:
                 # Streams that push each other's blocks out of the prefix cache begin anew.
                 each.skip_reading_prefix_cache = True

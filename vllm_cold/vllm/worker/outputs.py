@@ -30,9 +30,14 @@ class _Pending(threading.local):
 _pending = _Pending()
 
 
-def hand_over(tally: Tally) -> None:
-    """A processor's: the next output that this thread makes takes it along."""
-    _pending.tallies.append(tally)
+def hand_over(tally: Tally, *, in_front: bool = False) -> None:
+    """A processor's: the next output that this thread makes takes it along.
+
+    Args:
+        tally: What was found.
+        in_front: Whether its tokens come before those of which figures were handed over already.
+    """
+    _pending.tallies.insert(0 if in_front else len(_pending.tallies), tally)
 
 
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -47,9 +52,10 @@ def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
 PLACES = (Place("vllm.v1.outputs:ModelRunnerOutput.__init__", _make_output_init),)
 
 
-def from_worker(output: Any) -> dict[str, Figures]:
-    """What came with a ``ModelRunnerOutput``, by the group's id."""
-    found: dict[str, Figures] = {}
+def from_worker(output: Any) -> dict[str, list[Figures]]:
+    """What came with a ``ModelRunnerOutput``, by the group's id, in the order of its tokens."""
+    found: dict[str, list[Figures]] = {}
     for tally in getattr(output, "cold", ()):
-        found.update(tally.figures())
+        for group, figures in tally.figures():
+            found.setdefault(group, []).append(figures)
     return found

@@ -8,7 +8,8 @@ needs. Public interface (``vllm.v1.sample.logits_processor``). Since: 0.10. Can 
 V1 runs on CPU, on Ascend, and on GPUs before 0.32.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.v1.sample.logits_processor.interface import (
@@ -19,8 +20,7 @@ from vllm.v1.sample.logits_processor.interface import (
 
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
-from vllm_cold.group.tally import Tally
-from vllm_cold.ops import contrastive_scores, registry
+from vllm_cold.ops import registry
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.worker import amateur_tokens, outputs
 
@@ -69,18 +69,34 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._rows = GroupRows.of(streams.items(), self._device)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
-        """Score in place; ``logits`` is [batch rows, V] float32."""
-        rows = self._rows
-        if rows is None:
-            return logits
-        statistics = rows.statistics()
-        contrastive_scores(logits, rows.groups, inplace=True, statistics=statistics, check=False)
-        outputs.hand_over(Tally(rows.ids, statistics))
+        """Score in place; ``logits`` is [batch rows, V] float32: of each request the row that its
+        next token is drawn from, behind all its drafts.
+        """
+        if self._rows is not None and (tally := self._rows.score(logits)) is not None:
+            outputs.hand_over(tally)
         return logits
 
-    def tell_amateurs(self, sampled: torch.Tensor) -> None:
-        """Copy each expert's token over its amateurs'; ``sampled`` is [batch rows, 1], changed in
-        place.
+    def has_groups(self) -> bool:
+        """Whether a group is complete in this step."""
+        return self._rows is not None
+
+    def apply_to_drafts(
+        self, logits: torch.Tensor, num_drafts: Sequence[int], drafts: torch.Tensor
+    ) -> None:
+        """Score in place the rows in which drafts are verified, after ``apply``.
+
+        Args:
+            logits: [drafts, V] float32, in the order of the batch.
+            num_drafts: Of each request of the batch.
+            drafts: [drafts] tokens.
+        """
+        rows = GroupRows.of(self._streams.items(), self._device, num_drafts)
+        if rows is not None and (tally := rows.score(logits, drafts)) is not None:
+            outputs.hand_over(tally, in_front=True)
+
+    def tell_amateurs(self, found: torch.Tensor | list[Any]) -> None:
+        """Copy what each expert was given (tokens, drafts) over its amateurs'; ``found`` is
+        [batch rows, ...], changed in place.
         """
         if self._rows is not None:
-            self._rows.tell_amateurs(sampled)
+            self._rows.tell_amateurs(found)

@@ -1,0 +1,311 @@
+# SPDX-License-Identifier: Apache-2.0
+"""With speculative decoding greedy tokens are those without, in fewer steps; sampled ones have the
+distribution of those without.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine import drafters
+from tests.engine.conftest import free_blocks, lora, scheduler
+from tests.engine.pressure import Engines, drive, engines, preempted_pairs
+from tests.engine.test_features_under_pressure import BARE, FEATURES, UNCHANGED
+from tests.engine.test_reference import CASES, CONFIGURATIONS, decode, expected
+from tests.engine.test_requests import PROMPT, check_distribution
+from tests.naive import NaiveCold, Trace, assert_same_tokens
+
+__all__ = ["engines", "expected"]
+
+pytestmark = pytest.mark.engine
+
+
+class Drafters:
+    """What an engine speculates with, by name."""
+
+    def __init__(self, tiny: Path, folder: Path, runner: str, patch: pytest.MonkeyPatch) -> None:
+        self._tiny, self._folder, self._runner, self._patch = tiny, folder, runner, patch
+
+    def __call__(self, name: str, texts: list[list[int]] | None = None) -> dict[str, Any]:
+        target, folder = self._tiny / "model", self._folder / name
+        match name:
+            case "oracle":
+                folder.mkdir(exist_ok=True)
+                return drafters.oracle(self._patch, folder, texts or [], runner=self._runner)
+            case "ngram":
+                return drafters.ngram(device=self._runner == "v2")
+            case "suffix":
+                return drafters.suffix()
+            case "draft_model":
+                return drafters.draft_model(target, folder)
+            case "wrong":  # another model's
+                return drafters.draft_model(target, folder, seed=9)
+            case "eagle":
+                return drafters.eagle(target, folder)
+            case "eagle3":
+                return drafters.eagle3(target, folder)
+            case "probabilistic":  # its drafts are drawn as tokens are
+                drafted = drafters.draft_model(target, folder)
+                return drafted | {"draft_sample_method": "probabilistic"}
+        raise ValueError(name)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("drafters")
+
+
+@pytest.fixture
+def drafter(tiny: Path, folder: Path, runner: str, monkeypatch: pytest.MonkeyPatch) -> Drafters:
+    return Drafters(tiny, folder, runner, monkeypatch)
+
+
+def counted(llm: Any) -> tuple[int, int]:
+    """Drafts of CoLD requests, and those of them that were right."""
+    sums = scheduler(llm)._counts.sums.values()
+    return sum(s.draft_tokens for s in sums), sum(s.accepted_draft_tokens for s in sums)
+
+
+@contextmanager
+def steps(llm: Any) -> Iterator[list[int]]:
+    """The tokens of each step of the engine."""
+    sched, found = scheduler(llm), []
+    original = sched.schedule
+
+    def schedule(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        if output.total_num_scheduled_tokens:
+            found.append(output.total_num_scheduled_tokens)
+        return output
+
+    sched.schedule = schedule
+    yield found
+    sched.schedule = original
+
+
+DRAFTS = 3  # of EAGLE here
+SYNC = {"async_scheduling": False}
+# A drafter and a configuration, with its own.
+EXACT: list[tuple[str, str, dict[str, Any]]] = [
+    ("oracle", "sync", {}),
+    ("oracle", "chunks-sync", {}),
+    ("oracle", "pressure-sync", {}),
+    ("draft_model", "async", {}),
+    ("draft_model", "pressure", {}),
+    ("wrong", "async", {}),
+    ("eagle", "chunks", {}),
+    ("eagle", "long-prefill", {}),
+    ("eagle3", "pressure", {}),
+    ("eagle3", "compiled", {}),
+]
+
+
+@pytest.mark.parametrize(("name", "configuration", "own"), EXACT)
+def test_tokens_equal_the_reference(
+    name: str,
+    configuration: str,
+    own: dict[str, Any],
+    drafter: Drafters,
+    make_llm: Any,
+    tiny: Path,
+    expected: list[Trace],
+) -> None:
+    """Groups and plain requests, with an adapter and without, all at once."""
+    texts = [[*case.prompt, *trace.tokens] for case, trace in zip(CASES, expected, strict=True)]
+    speculative = drafter(name, texts)
+    llm = make_llm(**CONFIGURATIONS[configuration] | own, speculative_config=speculative)
+    before = free_blocks(llm)
+    with preempted_pairs(llm) as preempted:
+        got = decode(llm, tiny, CASES)
+    assert_same_tokens(got, expected)
+    assert bool(preempted) == configuration.startswith("pressure")
+    assert free_blocks(llm) == before
+    assert not scheduler(llm)._groups and not scheduler(llm).requests
+    drafted, accepted = counted(llm)
+    assert drafted > 100
+    # The tiny model's adapters make another model of it.
+    least = {"oracle": 0.3, "wrong": 0.0}.get(name, 0.01)
+    assert least * drafted <= accepted < drafted
+
+
+@pytest.mark.parametrize("name", ["ngram", "suffix"])
+def test_drafters_that_look_up_text(
+    name: str, drafter: Drafters, make_llm: Any, tiny: Path, expected: list[Trace]
+) -> None:
+    """On V1 on the host; the same requests again, of which one remembers the first answers."""
+    if name == "suffix":
+        pytest.importorskip("arctic_inference", reason="vLLM's suffix drafter needs it")
+    llm = make_llm(**CONFIGURATIONS["no-prefix-cache"], speculative_config=drafter(name))
+    for _ in range(1 + (name == "suffix")):
+        assert_same_tokens(decode(llm, tiny, CASES), expected)
+    drafted, accepted = counted(llm)
+    assert drafted and (accepted > drafted / 4 or name != "suffix")
+
+
+def test_mtp(make_llm: Any, tiny: Path, folder: Path) -> None:
+    """A model that carries its drafter, of another family: as without speculation."""
+    model = drafters.make_mtp_model(tiny / "model", folder / "mtp")
+    adapters = folder / "adapters"
+    for name in ("one", "two"):
+        if not (adapters / name).exists():
+            drafters.make_mtp_adapter(model, adapters / name, seed=len(name) + ord(name[0]))
+    cases, options = CASES[:24], {"model": str(model), "async_scheduling": True}
+    without = decode(make_llm(**options), adapters, cases)
+    llm = make_llm(**options, speculative_config=drafters.mtp())
+    assert decode(llm, adapters, cases) == without
+    drafted, accepted = counted(llm)
+    assert 0 < accepted < drafted
+
+
+def test_fewer_steps(drafter: Drafters, make_llm: Any, tiny: Path, expected: list[Trace]) -> None:
+    """One request alone."""
+    at = next(i for i, case in enumerate(CASES) if case.alpha is not None)
+    text = [*CASES[at].prompt, *expected[at].tokens]
+    llm = make_llm(**SYNC, speculative_config=drafter("oracle", [text]))
+    with steps(llm) as taken:
+        (got,) = decode(llm, tiny, [CASES[at]])
+    assert got == expected[at].tokens
+    assert len(taken) < len(got) / 2
+
+
+# What a request asks for, without what vLLM refuses under speculation (min_p, logit_bias) and what
+# draws other random numbers there.
+GREEDY = [name for name in FEATURES if name not in (
+    "logit_bias", "eos", "ignore_eos", "min_tokens", "n", "top_p, top_k, min_p"
+)]  # fmt: skip
+FEATURE_CASES = [("eagle", name) for name in GREEDY] + [
+    ("draft_model", name) for name in ("json", "repetition", "bad_words", "stop", "logprobs")
+]
+
+
+@pytest.mark.parametrize(("name", "feature"), FEATURE_CASES)
+def test_feature(name: str, feature: str, drafter: Drafters, engines: Engines, tiny: Path) -> None:
+    """As without speculation, under pressure, some requests beside them drawn at random."""
+    pressure = {"num_gpu_blocks_override": 14, "async_scheduling": name == "draft_model"}
+    llm = engines.get(**pressure, speculative_config=drafter(name))
+    jobs = FEATURES[feature](engines)
+    with preempted_pairs(llm) as preempted:
+        results = drive(llm, tiny, jobs, seed=3)
+    assert preempted
+    greedy = {i: result for i, result in results.items() if jobs[i].is_greedy}
+    engines.check(jobs, greedy)
+    changed = sum(engines.alone(jobs[i]).tokens != engines.alone(BARE[i]).tokens for i in greedy)
+    assert changed == 0 if feature in UNCHANGED else changed >= 3, changed
+    assert counted(llm)[0]
+
+
+@pytest.mark.parametrize("name", ["oracle", "draft_model", "probabilistic"])
+def test_sampling_follows_the_scores(
+    name: str, drafter: Drafters, make_llm: Any, tiny: Path, naive: NaiveCold
+) -> None:
+    """The second token's distribution, behind each of the first tokens that come often: drafts of
+    it are right sometimes.
+    """
+    from vllm_cold import ColdParams
+
+    asked = {"alpha": 0.05, "beta": 0.5}
+    first = naive.step_distribution(PROMPT, expert="one", temperature=2.0, **asked)
+    often = first.topk(3).indices.tolist()
+    texts = []
+    for token in often:
+        known = [*PROMPT, token]
+        then = naive.step_distribution(known, expert="one", temperature=2.0, **asked)
+        texts.append([*known, int(then.argmax()), 7, 7])
+    speculative = drafter(name, texts)
+    llm = make_llm(
+        max_num_seqs=64, speculative_config=speculative, async_scheduling=name != "oracle"
+    )
+    params = ColdParams(temperature=2.0, max_tokens=2, n=4000, ignore_eos=True, **asked)
+    (output,) = llm.generate(
+        {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
+    )
+    drawn = [completion.token_ids for completion in output.outputs]
+    check_distribution([tokens[0] for tokens in drawn], first.double())
+    for token in often:
+        then = naive.step_distribution([*PROMPT, token], expert="one", temperature=2.0, **asked)
+        check_distribution([seq[1] for seq in drawn if seq[0] == token], then.double())
+    drafted, accepted = counted(llm)
+    assert 0.005 * drafted < accepted < 0.98 * drafted
+
+
+def spoil(what: str, runner: str, patch: pytest.MonkeyPatch) -> None:
+    """Take a part away that keeps a group's rows together, or gives them the same drafts."""
+    from vllm_cold.group.rows import GroupRows
+    from vllm_cold.vllm.worker import drafts_v2
+    from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+
+    if what == "amateurs have other drafts":
+        tell = GroupRows.tell_amateurs
+
+        def spoilt(self: GroupRows, found: torch.Tensor) -> None:
+            tell(self, found)
+            if found.shape[1:] == (DRAFTS,):  # a step gives one token more
+                found[self.amateurs] = 9
+
+        patch.setattr(GroupRows, "tell_amateurs", spoilt)
+    elif what == "rows of drafts are not scored" and runner == "v1":
+        patch.setattr(ColdLogitsProcessorV1, "apply_to_drafts", lambda *args: None)
+    elif what == "rows of drafts are not scored":
+        patch.setattr("vllm_cold.group.rows._spread", lambda groups, num_rows: [])
+    else:
+        patch.setattr(
+            "vllm.v1.worker.gpu.spec_decode.rejection_sampler.get_max_chunk_logits",
+            lambda vocab_size: 5,
+        )
+        if what == "groups are verified apart":
+            patch.setattr(
+                drafts_v2, "_bounds", lambda num_requests, groups: np.arange(num_requests + 1)
+            )
+
+
+SPOILT = {
+    "amateurs have other drafts": "verified different drafts",
+    "rows of drafts are not scored": "rows that nobody scored",
+    "groups are verified apart": "rows that nobody scored",  # V2
+    "in small chunks": "",  # V2: groups are kept together
+}
+
+
+@pytest.mark.parametrize("what", SPOILT)
+def test_a_group_is_never_verified_apart(
+    what: str,
+    drafter: Drafters,
+    make_llm: Any,
+    tiny: Path,
+    runner: str,
+    expected: list[Trace],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever goes wrong ends in an error before a token leaves that is not the reference's;
+    plain requests go on.
+    """
+    if runner == "v1" and what in ("groups are verified apart", "in small chunks"):
+        pytest.skip("V1 verifies all at once")
+    spoil(what, runner, monkeypatch)
+    speculative = drafter("eagle")
+    assert speculative["num_speculative_tokens"] == DRAFTS
+    llm = make_llm(async_scheduling=True, speculative_config=speculative)
+    cases, traces = CASES[:12], expected[:12]
+    outputs = llm.generate(
+        [{"prompt_token_ids": list(c.prompt)} for c in cases],
+        [c.params(tiny) for c in cases],
+        lora_request=[lora(tiny, c.adapter) if c.adapter else None for c in cases],
+        use_tqdm=False,
+    )
+    failed = 0
+    for case, trace, output in zip(cases, traces, outputs, strict=True):
+        (got,) = output.outputs
+        count = min(trace.settled(1e-4), len(got.token_ids))
+        assert list(got.token_ids[:count]) == trace.tokens[:count]
+        if got.finish_reason == "error":
+            assert case.alpha is not None and SPOILT[what] in str(got.stop_reason)
+            failed += 1
+    assert bool(failed) == bool(SPOILT[what])
+    assert not scheduler(llm).requests

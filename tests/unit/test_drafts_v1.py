@@ -1,0 +1,560 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative decoding on the V1 runner: around vLLM's own rejection sampler, on CPU tensors.
+
+What a position is given must not depend on how many are verified at once: the plain sampler, asked
+for each in turn with the tokens before it, says what it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample import logits_processor, rejection_sampler
+from vllm.v1.sample.logits_processor import LogitsProcessors, MinTokensLogitsProcessor
+from vllm.v1.sample.logits_processor.interface import BatchUpdate
+from vllm.v1.sample.metadata import SamplingMetadata
+from vllm.v1.sample.rejection_sampler import RejectionSampler
+from vllm.v1.sample.sampler import Sampler
+from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
+
+from tests.contrast import Contrast
+from vllm_cold.vllm import patching, versions
+from vllm_cold.vllm.worker import amateur_tokens, cpu_speculation, drafts_v1, outputs
+from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD speculates since vLLM 0.32"),
+]
+
+VOCAB = 13
+CPU = torch.device("cpu")
+PLAIN = SamplingParams()
+
+
+def original(function: Any) -> Any:
+    return getattr(function, "_vllm_cold_original", function)
+
+
+@pytest.fixture(autouse=True)
+def _wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's classes as an engine with speculation has them, for one test; no figures are left."""
+    for owner, name, make in (
+        (Sampler, "forward", amateur_tokens._make_forward),
+        (RejectionSampler, "forward", drafts_v1._make_forward),
+        (RejectionSampler, "apply_logits_processors", drafts_v1._make_apply),
+        (rejection_sampler, "expand_batch_to_tokens", cpu_speculation._make),
+    ):
+        monkeypatch.setattr(owner, name, make(original(getattr(owner, name))))
+    for name in ("greedy_sample", "random_sample"):
+        _use_cpu_kernel(monkeypatch, f"_rejection_{name}")
+    _use_cpu_kernel(monkeypatch, "_sample_recovered_tokens")
+    Output()
+
+
+def _use_cpu_kernel(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """What an engine on CPU does with a Triton kernel, for one test."""
+    import vllm._custom_ops  # noqa: F401 (loads what is called)
+    from vllm.triton_utils.dispatcher import KernelOverride
+    from vllm.utils import cpu_triton_utils
+
+    owner = getattr(rejection_sampler, name)
+    implementation = getattr(cpu_triton_utils, f"{name}_kernel_impl")
+    kernel = KernelOverride(getattr(owner.kernel, "func", owner.kernel), implementation)
+    monkeypatch.setattr(owner, "kernel", kernel)
+    monkeypatch.setitem(vars(owner), "_kernel_arg_names", kernel.arg_names)
+
+
+class Output:
+    """As vLLM makes it, with what this thread carries."""
+
+    __init__ = outputs._make_output_init(lambda self: None)
+
+
+@dataclass
+class Request:
+    """A row of the batch.
+
+    Attributes:
+        params: Whose stream it is.
+        drafts: What is verified.
+        known: Its output tokens.
+    """
+
+    params: SamplingParams
+    drafts: list[int] = field(default_factory=list)
+    known: list[int] = field(default_factory=list)
+
+
+@dataclass
+class Options:
+    """Of all requests of a batch, by row where that is said."""
+
+    temperature: Sequence[float] | float = 0.0
+    presence: Sequence[float] | float = 0.0
+    repetition: float = 1.0
+    bad_words: dict[int, list[list[int]]] = field(default_factory=dict)
+    allowed: Tensor | None = None  # [rows, V], True for what is not
+
+
+def processor_of(requests: Sequence[Request]) -> ColdLogitsProcessorV1:
+    processor = ColdLogitsProcessorV1(SimpleNamespace(), CPU, False)
+    added = [(row, request.params, None, []) for row, request in enumerate(requests)]
+    processor.update_state(BatchUpdate(len(requests), [], added, []))
+    return processor
+
+
+def metadata_of(
+    requests: Sequence[Request], options: Options, processors: Sequence[Any]
+) -> SamplingMetadata:
+    def column(value: Sequence[float] | float) -> Tensor:
+        values = value if isinstance(value, Sequence) else [value] * len(requests)
+        return torch.tensor(values, dtype=torch.float32)
+
+    temperature, presence = column(options.temperature), column(options.presence)
+    greedy = bool((temperature == 0).all())
+    repetition = column(options.repetition)
+    return SamplingMetadata(
+        temperature=None if greedy else temperature,
+        all_greedy=greedy,
+        all_random=bool((temperature > 0).all()),
+        top_p=None,
+        top_k=None,
+        generators={},
+        max_num_logprobs=None,
+        no_penalties=not bool(presence.any()) and options.repetition == 1,
+        prompt_token_ids=torch.full((len(requests), 2), VOCAB, dtype=torch.int64),  # all padding
+        frequency_penalties=torch.zeros_like(presence),
+        presence_penalties=presence,
+        repetition_penalties=repetition,
+        output_token_ids=[list(request.known) for request in requests],
+        allowed_token_ids_mask=options.allowed,
+        bad_words_token_ids=options.bad_words,
+        logitsprocs=LogitsProcessors(processors),
+        spec_token_ids=[list(request.drafts) for request in requests],
+    )
+
+
+def verify(
+    requests: Sequence[Request], logits: Tensor, options: Options, others: Sequence[Any] = ()
+) -> Tensor:
+    """vLLM's rejection sampler: [requests, most drafts + 1] tokens, -1 for none."""
+    drafts = [request.drafts for request in requests]
+    described = SpecDecodeMetadata.make_dummy(drafts, CPU)
+    ends = described.cu_num_sampled_tokens.long()
+    described.bonus_logits_indices = ends - 1
+    is_target = torch.ones(len(logits), dtype=torch.bool)
+    is_target[ends - 1] = False
+    described.target_logits_indices = is_target.nonzero().flatten()
+    metadata = metadata_of(requests, options, (*others, processor_of(requests)))
+    sampler = RejectionSampler(Sampler())
+    return sampler(described, None, logits.clone(), metadata).sampled_token_ids
+
+
+def one_by_one(
+    requests: Sequence[Request], logits: Tensor, options: Options
+) -> tuple[list[list[int]], dict[str, list[Any]]]:
+    """The plain sampler's: tokens up to the first that is no draft, and figures of each group."""
+    starts, row = [], 0
+    for request in requests:
+        starts.append(row)
+        row += 1 + len(request.drafts)
+    tokens: list[list[int]] = [[] for _ in requests]
+    figures: dict[str, list[Any]] = {}
+    for place in range(1 + max(len(request.drafts) for request in requests)):
+        # Requests that verify fewer take part with their last row, and are not looked at.
+        at = [min(place, len(request.drafts)) for request in requests]
+        rows = [start + i for start, i in zip(starts, at, strict=True)]
+        known = [
+            replace(request, known=request.known + request.drafts[:i], drafts=[])
+            for request, i in zip(requests, at, strict=True)
+        ]
+        metadata = metadata_of(known, options, [processor_of(requests)])
+        sampled = Sampler()(logits[rows].clone(), metadata).sampled_token_ids.flatten().tolist()
+        for group, (found,) in outputs.from_worker(Output()).items():
+            expert = next(r for r in requests if r.params is EXPERTS[group])
+            if place <= len(expert.drafts):
+                figures.setdefault(group, []).append(found)
+        for i, request in enumerate(requests):
+            if place <= len(request.drafts) and tokens[i] == request.drafts[:place]:
+                tokens[i].append(sampled[i])
+    return tokens, figures
+
+
+def given(sampled: Tensor) -> list[list[int]]:
+    return [[token for token in row if token != -1] for row in sampled.tolist()]
+
+
+ONE, TWO = Contrast((-0.9,), alpha=0.05), Contrast((1.5, -2.0), alpha=0.2)
+X, Y = (
+    [c.params(name, i) for i in range(1 + len(c.weights))] for name, c in (("x", ONE), ("y", TWO))
+)
+EXPERTS = {"x": X[0], "y": Y[0]}
+
+
+def batch(drafts: dict[str, list[int]], known: dict[str, list[int]]) -> list[Request]:
+    """Streams of two groups and a plain request, "p", in no order."""
+    order = [(X[1], "x"), (Y[0], "y"), (PLAIN, "p"), (Y[2], "y"), (X[0], "x"), (Y[1], "y")]
+    return [Request(params, drafts[name], known[name]) for params, name in order]
+
+
+EXPERT = {"x": 4, "y": 1, "p": 2}
+
+
+def draw(requests: Sequence[Request], seed: int) -> Tensor:
+    rows = sum(1 + len(request.drafts) for request in requests)
+    return 2 * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
+
+
+def right(
+    counts: dict[str, int], seed: int, options: Options, wrong: dict[str, int]
+) -> tuple[list[Request], Tensor]:
+    """A batch whose drafts are what will be sampled, but for one of some requests: ``wrong``."""
+    known = {"x": [3, 4], "y": [5], "p": [6, 6, 7]}
+    drafts: dict[str, list[int]] = {name: [0] * n for name, n in counts.items()}
+    logits = draw(batch(drafts, known), seed)
+    for place in range(max(counts.values())):
+        tokens, _ = one_by_one(batch(drafts, known), logits, options)
+        for name, n in counts.items():
+            if place < n:
+                token = tokens[EXPERT[name]][place] if len(tokens[EXPERT[name]]) > place else 0
+                drafts[name][place] = token
+                if wrong.get(name) == place:
+                    drafts[name][place] = (token + 1) % VOCAB
+    return batch(drafts, known), logits
+
+
+OPTIONS = {
+    "nothing": Options(),
+    "penalties": Options(presence=1.7, repetition=1.4),
+    "penalties of one": Options(presence=[0, 1.9, 0, 0, 0, 0]),
+    "masks": Options(
+        bad_words={4: [[3]], 1: [[5, 2], [7]]},
+        allowed=torch.arange(6 * VOCAB).view(6, VOCAB) % 5 == 2,
+    ),
+    "all": Options(
+        presence=1.7,
+        repetition=1.4,
+        bad_words={4: [[3]], 1: [[5, 2], [7]]},
+        allowed=torch.arange(6 * VOCAB).view(6, VOCAB) % 5 == 2,
+    ),
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize(
+    ("counts", "wrong"),
+    [
+        ({"x": 3, "y": 3, "p": 3}, {}),
+        ({"x": 3, "y": 1, "p": 2}, {"x": 1}),
+        ({"x": 0, "y": 4, "p": 1}, {"y": 3}),
+        ({"x": 2, "y": 0, "p": 3}, {"x": 0, "p": 0}),
+        ({"x": 0, "y": 0, "p": 2}, {}),
+    ],
+)
+def test_greedy_verifies_what_the_plain_sampler_gives(
+    counts: dict[str, int], wrong: dict[str, int], options: Options
+) -> None:
+    """Scores stand behind masks and before penalties, in the rows of drafts as in the last."""
+    for seed in range(3):
+        requests, logits = right(counts, seed, options, wrong)
+        expected, figures = one_by_one(requests, logits, options)
+        sampled = given(verify(requests, logits, options))
+        carried = outputs.from_worker(Output())
+        for name, row in EXPERT.items():
+            assert sampled[row] == expected[row]
+            assert len(sampled[row]) == 1 + wrong.get(name, counts[name])
+        # Amateurs have what their experts have.
+        assert sampled[0] == sampled[4] and sampled[3] == sampled[5] == sampled[1]
+        assert carried == figures
+        assert {name: len(found) for name, found in carried.items()} == {
+            name: 1 + counts[name] for name in "xy"
+        }
+
+
+def test_a_candidate_alone_is_what_a_random_request_gets() -> None:
+    """With alpha = 1 the scores leave one token: whatever the raw logits say, and penalties."""
+    alone = Contrast((-0.9,), alpha=1.0)
+    for seed in range(8):
+        drafts = [1, 5, 2]
+        requests = [Request(alone.params("x", i), drafts) for i in (1, 0)]
+        logits = draw(requests, seed) / 9  # no token is likely
+        best = logits[4:].argmax(1).tolist()
+        accepted = next((i for i, d in enumerate(drafts) if d != best[i]), 3)
+        sampled = given(verify(requests, logits, Options(temperature=3.0, presence=0.9)))
+        assert sampled == [best[: accepted + 1]] * 2
+        for name, request in enumerate(requests):
+            request.drafts = best[:3]
+            assert name < 2
+        assert given(verify(requests, logits, Options(temperature=3.0))) == [best] * 2
+
+
+def test_random_tokens_have_the_scores_probabilities() -> None:
+    """Whatever the draft is; and behind a right one, those of the next row."""
+    num, temperature = 4000, 1.3
+    base = 1.5 * torch.randn(6, VOCAB, generator=torch.Generator().manual_seed(5))
+    scores = [ONE.scores(base[[row, 3 + row]]) for row in range(3)]
+    first, second = ((s / temperature).softmax(0) for s in scores[:2])
+    draft = int(first.argsort()[-2])
+    requests = [
+        Request(ONE.params(str(i), index), [draft, 1]) for i in range(num) for index in range(2)
+    ]
+    torch.manual_seed(11)
+    sampled = verify(requests, base.repeat(num, 1), Options(temperature=temperature))
+    assert torch.equal(sampled[::2], sampled[1::2])
+    tokens = sampled[::2]
+    raw = (base[0] / temperature).softmax(0).double()
+    assert (raw - first).abs().max() > 0.1, "the scores are another distribution"
+    assert_drawn_from(tokens[:, 0], first)
+    assert_drawn_from(tokens[tokens[:, 0] == draft, 1], second)
+    assert (tokens[tokens[:, 0] != draft, 1:] == -1).all()
+
+
+def assert_drawn_from(tokens: Tensor, probabilities: Tensor) -> None:
+    """Within 5 standard deviations for each token."""
+    num = len(tokens)
+    assert num > 500
+    found = torch.bincount(tokens.long(), minlength=VOCAB) / num
+    deviation = (probabilities * (1 - probabilities) / num).sqrt()
+    assert ((found - probabilities).abs() <= 5 * deviation + 1e-9).all()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_requests_without_a_group_are_vllms(
+    temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch without a group, and with half of one."""
+    requests = [
+        Request(PLAIN, [1, 2, 3]),
+        Request(X[0], [4]),
+        Request(PLAIN),
+        Request(Y[1], [5, 6]),
+    ]
+    logits = draw(requests, 3)
+    options = Options(temperature=temperature, presence=0.7, bad_words={0: [[1]]})
+    torch.manual_seed(1)
+    ours = verify(requests, logits, options)
+    for name in ("forward", "apply_logits_processors"):
+        stock = original(getattr(RejectionSampler, name))
+        monkeypatch.setattr(RejectionSampler, name, stock)
+    torch.manual_seed(1)
+    assert torch.equal(ours, verify(requests, logits, options))
+    assert outputs.from_worker(Output()) == {}
+
+
+def test_vllms_processors_for_drafts_are_applied_once() -> None:
+    """Before the scores, with the masks: min_tokens is the one that vLLM has under speculation."""
+    calls = []
+
+    class MinTokens(MinTokensLogitsProcessor):
+        def apply_with_spec_decode(self, logits: Tensor, num_draft_tokens: list[int]) -> Tensor:
+            calls.append((logits.clone(), num_draft_tokens))
+            logits[:, 2] = -torch.inf
+            return logits
+
+    requests = [Request(X[i], [2, 2], [2]) for i in range(2)]
+    logits = draw(requests, 0)
+    logits[:, 2] = 90
+    options = Options(presence=0.5)
+    sampled = given(verify(requests, logits, options, [MinTokens(SimpleNamespace(), CPU, False)]))
+    ((seen, counts),) = calls
+    assert counts == [2, 2]
+    assert torch.equal(seen, logits[[0, 1, 3, 4]]), "neither scored nor penalized yet"
+    masked = logits.clone()
+    masked[:, 2] = -torch.inf
+    assert sampled[0] == sampled[1] == [int(ONE.scores(masked[[0, 3]]).argmax())]
+
+
+# ---- stand-ins -----------------------------------------------------------------------------------
+
+
+class Recorded:
+    """A processor that writes down what it is asked, in turn with vLLM's method."""
+
+    def __init__(self, calls: list[Any], groups: bool = True) -> None:
+        self.calls, self.groups = calls, groups
+
+    def has_groups(self) -> bool:
+        return self.groups
+
+    def apply_to_drafts(self, logits: Any, num_drafts: Any, drafts: Any) -> None:
+        self.calls.append(("drafts", logits, num_drafts, drafts))
+
+    def tell_amateurs(self, found: Any) -> None:
+        self.calls.append(("tell", found))
+
+
+def sampling(*processors: Any, **fields: Any) -> SamplingMetadata:
+    metadata = metadata_of([Request(PLAIN)], Options(presence=1.0, bad_words={0: [[1]]}), ())
+    logitsprocs = SimpleNamespace(non_argmax_invariant=list(processors))
+    return replace(metadata, logitsprocs=logitsprocs, **fields)  # type: ignore[arg-type]
+
+
+def test_masks_scores_and_penalties_have_one_order() -> None:
+    calls: list[Any] = []
+
+    def stock(self: Any, logits: Any, sampling_metadata: Any, metadata: Any) -> Any:
+        calls.append(("vllm", logits, sampling_metadata))
+        return logits
+
+    apply = drafts_v1._make_apply(stock)
+    drafts: Any = SimpleNamespace(num_draft_tokens=[2, 2], draft_token_ids="tokens")
+    asked = sampling(
+        object(), Recorded(calls), allowed_token_ids_mask=torch.ones(1, VOCAB),
+        thinking_budget_state_holder=object(),
+    )  # fmt: skip
+    assert apply(None, "logits", asked, drafts) == "logits"
+    first, scored, last = calls
+    assert scored == ("drafts", "logits", [2, 2], "tokens")
+    masks, penalties = first[2], last[2]
+    assert masks == replace(asked, no_penalties=True)
+    assert asked.no_penalties is penalties.no_penalties is False
+    assert penalties.presence_penalties is asked.presence_penalties
+    assert penalties.allowed_token_ids_mask is None
+    assert penalties.thinking_budget_state_holder is None
+    assert penalties.bad_words_token_ids == {}
+    assert not getattr(penalties.logitsprocs, "non_argmax_invariant", None)
+    # Without penalties there is nothing to do behind the scores.
+    calls.clear()
+    apply(None, "logits", replace(asked, no_penalties=True), drafts)
+    assert [call[0] for call in calls] == ["vllm", "drafts"]
+    # Without a group everything is vLLM's.
+    calls.clear()
+    for others in ((), (object(),), (Recorded(calls, groups=False),)):
+        asked = sampling(*others)
+        apply(None, "logits", asked, drafts)
+        assert calls.pop()[2] is asked and not calls
+
+
+def test_amateurs_are_told_what_was_accepted_and_the_next_drafts() -> None:
+    calls: list[Any] = []
+    output = SimpleNamespace(sampled_token_ids="tokens")
+    forward = drafts_v1._make_forward(lambda self, *args: output)
+    assert forward(None, "metadata", None, "logits", sampling(Recorded(calls))) is output
+    assert calls == [("tell", "tokens")]
+    calls.clear()
+    propose = drafts_v1._make_propose(lambda self, *args, **kwargs: (args, kwargs))
+    runner: Any = SimpleNamespace(
+        input_batch=SimpleNamespace(
+            logitsprocs=SimpleNamespace(non_argmax_invariant=[object(), Recorded(calls)])
+        )
+    )
+    assert propose(runner, 1, a=2) == ((1,), {"a": 2})
+    assert calls == [("tell", ((1,), {"a": 2}))]
+    calls.clear()
+    runner.input_batch.logitsprocs.non_argmax_invariant = [Recorded(calls, groups=False)]
+    propose(runner)
+    assert calls == []
+
+
+def test_drafts_of_either_kind_are_told() -> None:
+    """vLLM has lists of drafters on the host, and a tensor of others."""
+    processor = processor_of(batch({"x": [], "y": [], "p": []}, {"x": [], "y": [], "p": []}))
+    lists = [[row] * row for row in range(6)]
+    propose = drafts_v1._make_propose(lambda self, drafts: drafts)
+    runner = SimpleNamespace(input_batch=SimpleNamespace(logitsprocs=LogitsProcessors([processor])))
+    told = [[4] * 4, [1], [2, 2], [1], [4] * 4, [1]]
+    assert propose(runner, lists) is lists
+    assert lists == told
+    tensor = torch.arange(12).view(6, 2)
+    propose(runner, tensor)
+    assert tensor[:, 0].tolist() == [8, 2, 4, 2, 8, 2]
+
+
+# ---- how the processor gets there ----------------------------------------------------------------
+
+
+@pytest.fixture
+def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
+    """CoLD's ``build_logitsprocs``, and what is installed by it; nothing is."""
+    installed: list[Any] = []
+    monkeypatch.setattr(patching, "install", installed.extend)
+    monkeypatch.setattr(patching, "cure", installed.extend)
+    monkeypatch.setattr(amateur_tokens, "wrap_built_on_v1", lambda: None)
+    yield drafts_v1._make_build(original(logits_processor.build_logitsprocs)), installed
+
+
+def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
+    make, installed = build
+    config = SimpleNamespace(speculative_config=object())
+    for custom in ([drafts_v1.PROCESSOR], (drafts_v1.PROCESSOR,)):
+        found = make(config, CPU, False, False, custom)
+        assert isinstance(found, LogitsProcessors)
+        assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
+        assert found.argmax_invariant == []
+    assert set(drafts_v1.PLACES) <= set(installed)
+    assert set(cpu_speculation.PLACES) <= set(installed)
+    assert set(amateur_tokens.V1) <= set(installed)
+
+
+def test_without_speculation_vllm_loads_it(build: tuple[Any, list[Any]]) -> None:
+    make, installed = build
+    scheduler = SimpleNamespace(max_num_seqs=4)
+    config = SimpleNamespace(speculative_config=None, scheduler_config=scheduler)
+    found = make(config, CPU, False, False, [drafts_v1.PROCESSOR])
+    kinds = [type(p) for p in found.all]
+    assert kinds.count(ColdLogitsProcessorV1) == 1 and len(kinds) == 4
+    assert not set(drafts_v1.PLACES) & set(installed)
+    assert [type(p) for p in make(config, CPU, False, True).all] == []
+
+
+def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) -> None:
+    """Under speculation; theirs know nothing of the rows of drafts."""
+    make, _ = build
+    config = SimpleNamespace(speculative_config=object())
+    for custom in (["other:Processor"], ["other:Processor", drafts_v1.PROCESSOR]):
+        with pytest.raises(ValueError, match=logits_processor.STR_SPEC_DEC_REJECTS_LOGITSPROCS):
+            make(config, CPU, False, False, custom)
+    # A pooling model takes none at all.
+    with pytest.raises(ValueError, match=logits_processor.STR_POOLING_REJECTS_LOGITSPROCS):
+        make(config, CPU, False, True, ["other:Processor", drafts_v1.PROCESSOR])
+    assert [type(p) for p in make(config, CPU, False, False).all] == [MinTokensLogitsProcessor]
+
+
+def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner's module that was loaded before the plugin has vLLM's under a name of its own."""
+    runner = "vllm.v1.worker.gpu_model_runner"
+    monkeypatch.delitem(sys.modules, runner, raising=False)
+    (place,) = drafts_v1.builders()
+    assert place.problem() is None
+    monkeypatch.setitem(
+        sys.modules,
+        runner,
+        SimpleNamespace(build_logitsprocs=place._find()[2]),  # type: ignore[arg-type]
+    )
+    places = drafts_v1.builders()
+    assert [p.where for p in places] == [
+        "vllm.v1.sample.logits_processor:build_logitsprocs", f"{runner}:build_logitsprocs"
+    ]  # fmt: skip
+
+
+def test_the_plugin_wraps_it_quietly(monkeypatch: pytest.MonkeyPatch, logged: list[Any]) -> None:
+    """And goes on where it cannot: engines with speculation say it then."""
+    from vllm_cold.vllm import availability, places, plugin
+
+    made = []
+    monkeypatch.setattr("vllm_cold.environment.switched_off", lambda: False)
+    monkeypatch.setattr(availability, "register", lambda *args: None)
+    monkeypatch.setattr(availability, "unavailable", lambda: None)
+    module: Any = ModuleType("vllm_that_builds")
+    module.f = lambda: 1
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    of = [
+        patching.Place(f"vllm_that_builds:{name}", lambda f: made.append(f) or (lambda: 2))
+        for name in ("gone", "f")
+    ]
+    monkeypatch.setattr(places, "of_speculation_v1", lambda: of)
+    plugin.register()
+    assert module.f() == 2 and len(made) == 1 and logged == []
+    monkeypatch.setattr(availability, "unavailable", lambda: "why")
+    monkeypatch.setattr(module, "f", lambda: 1)
+    plugin.register()
+    assert module.f() == 1

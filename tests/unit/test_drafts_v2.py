@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Speculative decoding on the V2 runner: how it is told of rows, where chunks end, who is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from vllm.sampling_params import SamplingParams
+
+from tests.contrast import Contrast
+from vllm_cold.group.rows import GroupRows
+from vllm_cold.vllm import versions
+from vllm_cold.vllm.worker import drafts_v2
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD speculates since vLLM 0.32"),
+]
+
+
+def vllms_chunks(cu_num_logits: np.ndarray, most: int) -> list[tuple[int, int]]:
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+    chunks = rejection_sampler._iter_request_chunks
+    return list(getattr(chunks, "_vllm_cold_original", chunks)(cu_num_logits, most))
+
+
+def groups_of(members: Sequence[Sequence[int]]) -> GroupRows:
+    """By position alone."""
+    nothing = torch.empty(0, dtype=torch.int64)
+    return GroupRows((), None, tuple(members), nothing, nothing)
+
+
+def chunks(
+    counts: Sequence[int], most: int, members: Sequence[Sequence[int]] | None
+) -> list[tuple[int, int]]:
+    """Of requests with so many rows each."""
+    ours = drafts_v2._make_chunks(lambda *args: iter(vllms_chunks(*args)))
+    drafts_v2._batch.groups = None if members is None else groups_of(members)
+    try:
+        return list(ours(np.cumsum([0, *counts], dtype=np.int32), most))
+    finally:
+        drafts_v2._batch.groups = None
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[list[int], int, list[list[int]]]:
+    """Rows of each request, the most rows of a chunk, and the positions of groups."""
+    size = draw(st.integers(1, 40))
+    counts = draw(st.lists(st.integers(1, 6), min_size=size, max_size=size))
+    # Groups next to each other, as the scheduler has them, or anywhere.
+    free = draw(st.permutations(range(size)) | st.just(list(range(size))))
+    members, free = [], list(free)
+    while len(free) >= 2 and draw(st.integers(0, 3)):
+        num = draw(st.integers(2, min(4, len(free))))
+        members.append([free.pop() for _ in range(num)])
+        for _ in range(draw(st.integers(0, min(3, len(free))))):
+            free.pop()
+    return counts, draw(st.integers(1, 60)), members
+
+
+@settings(max_examples=300, deadline=None)
+@given(batches())
+def test_no_group_is_split(batch: tuple[list[int], int, list[list[int]]]) -> None:
+    """Every request is verified once, in the order of the batch."""
+    counts, most, members = batch
+    found = chunks(counts, most, members)
+    assert [start for start, _ in found] == [0, *(end for _, end in found[:-1])]
+    assert found[-1][1] == len(counts) and all(start < end for start, end in found)
+    for group in members:
+        assert len({sum(end <= position for _, end in found) for position in group}) == 1
+    # What is larger than a chunk may be is what cannot be smaller.
+    inside = {p for group in members for p in range(min(group) + 1, max(group) + 1)}
+    for start, end in found:
+        apart = [position for position in range(start + 1, end) if position not in inside]
+        assert sum(counts[start:end]) <= most or not apart
+        # And it is filled: the next thing that may not be split does not fit.
+        following = next(p for p in range(end + 1, len(counts) + 1) if p not in inside) if (
+            end < len(counts)
+        ) else None  # fmt: skip
+        assert following is None or sum(counts[start:following]) > most
+
+
+@settings(max_examples=200, deadline=None)
+@given(batches())
+def test_without_groups_chunks_are_vllms(batch: tuple[list[int], int, list[list[int]]]) -> None:
+    counts, most, _ = batch
+    stock = vllms_chunks(np.cumsum([0, *counts]), most)
+    assert chunks(counts, most, None) == chunks(counts, most, []) == stock
+
+
+def test_a_chunk_that_ends_between_a_groups_streams() -> None:
+    counts = [4, 4, 4, 4, 4]
+    assert chunks(counts, 8, None) == [(0, 2), (2, 4), (4, 5)]
+    assert chunks(counts, 8, [[1, 2]]) == [(0, 1), (1, 3), (3, 5)]
+    assert chunks(counts, 8, [[2, 1], [4, 3]]) == [(0, 1), (1, 3), (3, 5)]
+    # Positions between a group's streams stay with it, though it is too large then.
+    assert chunks(counts, 8, [[0, 4]]) == [(0, 5)]
+    assert chunks(counts, 8, [[0, 2], [1, 3]]) == [(0, 4), (4, 5)]
+    assert chunks(counts, 1, [[0, 1, 2]]) == [(0, 3), (3, 4), (4, 5)]
+
+
+# ---- around the rejection sampler ----------------------------------------------------------------
+
+
+ONE = Contrast((-0.5,))
+
+
+@pytest.fixture
+def processor() -> Any:
+    """Slots: 5 and 2 are x's, 1 and 7 are y's, 3 is a plain request's."""
+    from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
+
+    states = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=8)
+    made = ColdLogitsProcessorV2(SimpleNamespace(speculative_config=None), states)  # type: ignore[arg-type]
+    for slot, name, index in ((5, "x", 0), (2, "x", 1), (1, "y", 0), (7, "y", 1)):
+        made.add_request(slot, ONE.params(name, index))
+    made.add_request(3, SamplingParams())
+    return made
+
+
+ORDER = np.array([7, 5, 3, 1, 2])
+EXPERT_OF = [3, 1, 2, 3, 1]  # by position
+
+
+def batch_of(counts: Sequence[int]) -> Any:
+    return SimpleNamespace(
+        idx_mapping_np=ORDER,
+        idx_mapping=torch.from_numpy(ORDER),
+        cu_num_logits_np=np.cumsum([0, *counts], dtype=np.int32),
+    )
+
+
+def output_of(num: int) -> Any:
+    return SimpleNamespace(
+        sampled_token_ids=torch.arange(num * 3).view(num, 3),
+        num_sampled=torch.arange(num),
+        num_rejected=10 * torch.arange(num),
+    )
+
+
+def test_it_knows_the_rows_before_and_tells_amateurs_behind(processor: Any) -> None:
+    output = output_of(5)
+    seen: list[Any] = []
+
+    def stock(self: Any, logits: Any, input_batch: Any, draft_logits: Any, *, invalid: Any) -> Any:
+        seen.append((processor._num_rows[ORDER].tolist(), drafts_v2._batch.groups))
+        assert (logits, draft_logits, invalid) == ("logits", "draft logits", "invalid")
+        return output
+
+    sampler = SimpleNamespace(sampler=SimpleNamespace(logits_processors=[object(), processor]))
+    call = drafts_v2._make_call(stock)
+    batch = batch_of([2, 3, 1, 2, 3])
+    assert call(sampler, "logits", batch, "draft logits", invalid="invalid") is output
+    ((rows, groups),) = seen
+    assert rows == [2, 3, 1, 2, 3]
+    assert sorted(map(tuple, groups.members)) == [(1, 4), (3, 0)]
+    assert drafts_v2._batch.groups is None
+    assert output.num_sampled.tolist() == EXPERT_OF
+    assert output.num_rejected.tolist() == [10 * position for position in EXPERT_OF]
+    assert output.sampled_token_ids[:, 0].tolist() == [3 * position for position in EXPERT_OF]
+
+
+def test_a_batch_that_fails_leaves_nothing_behind(processor: Any) -> None:
+    def stock(*args: Any) -> Any:
+        assert drafts_v2._batch.groups is not None
+        raise RuntimeError("no memory")
+
+    sampler = SimpleNamespace(sampler=SimpleNamespace(logits_processors=[processor]))
+    with pytest.raises(RuntimeError, match="no memory"):
+        drafts_v2._make_call(stock)(sampler, None, batch_of([1] * 5))
+    assert drafts_v2._batch.groups is None
+
+
+def test_an_engine_without_cold_is_vllms() -> None:
+    output = output_of(5)
+    sampler = SimpleNamespace(sampler=SimpleNamespace(logits_processors=[object()]))
+    call = drafts_v2._make_call(lambda *args: output)
+    assert call(sampler, None, batch_of([2] * 5)) is output
+    assert output.num_sampled.tolist() == list(range(5))
+
+
+def test_a_large_batch_is_scored_whole(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM's own way through its chunks, with a chunk that would end amid a group: all of the
+    group's rows get their scores.
+    """
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler
+
+    original = rejection_sampler._iter_request_chunks
+    stock = getattr(original, "_vllm_cold_original", original)
+    monkeypatch.setattr(rejection_sampler, "_iter_request_chunks", drafts_v2._make_chunks(stock))
+    order = np.array([3, 7, 1, 2, 5])
+    counts = [2, 3, 3, 2, 2]
+    starts = np.cumsum([0, *counts])
+    sizes: list[int] = []
+
+    def apply(
+        logits: Any, expanded: Any, mapping: Any, slots: Any, pos: Any, ids: Any, at: Any, *_: Any
+    ) -> Any:
+        sizes.append(len(slots))
+        context = SimpleNamespace(idx_mapping_np=slots, input_ids=ids, expanded_local_pos=at)
+        return processor.apply(logits, context)
+
+    def verify(logits: Any, *args: Any, **kwargs: Any) -> Any:
+        tokens = logits.argmax(1)
+        return tokens, torch.ones(len(tokens))
+
+    monkeypatch.setattr(rejection_sampler, "rejection_sample", verify)
+    sampling = SimpleNamespace(
+        logits_processors=[processor],
+        apply_sampling_params=apply,
+        logprobs_mode="raw_logprobs",
+        return_sampling_mask=False,
+        use_fp64_gumbel=False,
+        sampling_states=SimpleNamespace(
+            temperature=SimpleNamespace(gpu=None), seeds=SimpleNamespace(gpu=None)
+        ),
+    )
+    sampler: Any = rejection_sampler.RejectionSampler.__new__(rejection_sampler.RejectionSampler)
+    sampler.sampler, sampler.watermark_key, sampler.num_speculative_steps = sampling, None, 3
+    sampler.enable_adaptive_verification = sampler.use_block_verification = False
+    sampler.synthetic_conditional_rates = None
+    before = 3 * torch.randn(12, 11, generator=torch.Generator().manual_seed(2))
+    logits = before.clone()
+    rows = torch.zeros(12, dtype=torch.int64)
+    batch = SimpleNamespace(
+        num_reqs=5,
+        idx_mapping_np=order,
+        idx_mapping=torch.from_numpy(order),
+        cu_num_logits_np=starts,
+        cu_num_logits=torch.from_numpy(starts),
+        expanded_idx_mapping=rows,
+        expanded_local_pos=rows,
+        seq_lens_cpu_upper_bound=torch.ones(5),
+    )
+
+    def call(self: Any, logits: Any, input_batch: Any) -> Any:
+        self._verify_in_chunks(logits, input_batch, None, rows, rows, 6, -1)
+        return output_of(5)
+
+    drafts_v2._make_call(call)(sampler, logits, batch)
+    assert sizes == [1, 2, 2], "vLLM alone would verify 2, 2 and 1"
+    for expert, amateur in ((5, 2), (6, 3), (7, 4), (10, 8), (11, 9)):
+        want = ONE.scores(before[[expert, amateur]])
+        torch.testing.assert_close(logits[expert].double(), want, rtol=1e-5, atol=1e-4)
+        before[expert] = logits[expert]
+    assert torch.equal(logits, before)
+
+
+# ---- around the drafter --------------------------------------------------------------------------
+
+
+def runner_of(processors: Sequence[Any], **fields: Any) -> Any:
+    return SimpleNamespace(
+        **{
+            "execute_model_state": SimpleNamespace(input_batch=batch_of([1] * 5)),
+            "speculator": object(),
+            "sampler": SimpleNamespace(logits_processors=list(processors)),
+            "req_states": SimpleNamespace(draft_tokens=torch.arange(16).view(8, 2)),
+            **fields,
+        }
+    )
+
+
+def sample(runner: Any) -> list[int]:
+    """The first draft of each slot after a step that drafts twice the slot's number."""
+
+    def stock(self: Any, *args: Any) -> Any:
+        self.execute_model_state = None  # as vLLM does
+        return "output"
+
+    assert drafts_v2._make_sample(stock)(runner, None) == "output"
+    drafts: list[int] = runner.req_states.draft_tokens[:, 0].tolist()
+    return drafts
+
+
+def test_amateurs_are_told_the_next_drafts(processor: Any) -> None:
+    told = sample(runner_of([object(), processor]))
+    assert told == [0, 2, 10, 6, 8, 10, 12, 2]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"execute_model_state": None},
+        {"speculator": None},
+        {"sampler": None},
+        {"sampler": SimpleNamespace(logits_processors=[object()])},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_nobody_to_be_told(processor: Any, fields: dict[str, Any]) -> None:
+    """The last step failed, no drafter, no sampler on this rank, no group."""
+    assert sample(runner_of([processor], **fields)) == list(range(0, 16, 2))
+
+
+def test_half_a_group_keeps_its_drafts(processor: Any) -> None:
+    runner = runner_of([processor])
+    batch = runner.execute_model_state.input_batch
+    batch.idx_mapping_np = ORDER[1:4]
+    batch.idx_mapping = torch.from_numpy(ORDER[1:4])
+    assert sample(runner) == list(range(0, 16, 2))

@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether drafts pay: the line through the steps' times, and who goes without."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from vllm_cold.group.drafting import Drafting, StepTimes, break_even
+
+pytestmark = pytest.mark.unit
+
+
+def times_of(a: float, b: float, noise: float = 0.0, seed: int = 1) -> StepTimes:
+    """After 200 steps of 2 to 18 rows that took ``a + b * rows``."""
+    rng, times = random.Random(seed), StepTimes()
+    for _ in range(200):
+        rows = rng.choice((2, 4, 10, 18))
+        times.add(rows, (a + b * rows) * (1 + rng.uniform(-noise, noise)))
+    return times
+
+
+@pytest.mark.parametrize(("a", "b"), [(0.02, 0.0), (0.02, 0.001), (0.0, 0.005)])
+def test_the_cost_of_a_row(a: float, b: float) -> None:
+    times = times_of(a, b)
+    assert times.cost_of_a_row(4) == pytest.approx(b / (a + 4 * b), abs=1e-9)
+    # Alone, a pair's draft costs two rows of a step of two.
+    assert break_even(times, 2, 2, 1) == pytest.approx(2 * b / (a + 2 * b), abs=1e-9)
+    # Of eight pairs as many, while a token is an eighth of the step's worth.
+    assert break_even(times, 16, 2, 8) == pytest.approx(16 * b / (a + 16 * b), abs=1e-9)
+
+
+def test_noise_does_not_drown_it() -> None:
+    for seed in range(20):
+        found = times_of(0.02, 0.002, noise=0.3, seed=seed).cost_of_a_row(4)
+        assert found == pytest.approx(0.002 / 0.028, rel=0.6)
+
+
+def test_what_is_not_known_costs_nothing() -> None:
+    times = StepTimes()
+    assert times.cost_of_a_row(2) == 0.0
+    for _ in range(100):
+        times.add(10, 0.03)  # always as many
+    assert times.cost_of_a_row(2) == 0.0
+    # Less time for more rows is noise.
+    for rows in range(2, 40):
+        times.add(rows, 1.0 / rows)
+    assert times.cost_of_a_row(2) == 0.0
+
+
+def test_times_that_change_are_forgotten() -> None:
+    times = times_of(0.02, 0.02)
+    for i in range(400):
+        rows = (2, 10)[i % 2]
+        times.add(rows, 0.02)
+    assert times.cost_of_a_row(4) < 0.01
+
+
+def play(drafting: Drafting, right: list[int], least: float, drafts: int = 4) -> list[int]:
+    """The drafts that were verified in each step; ``right``: how many would be."""
+    verified = []
+    for accepted in right:
+        count = 0 if drafting.pause else drafts
+        verified.append(count)
+        drafting.observe(count, min(accepted, count), least)
+    return verified
+
+
+def test_drafts_that_pay_go_on() -> None:
+    assert play(Drafting(), [2] * 100, 0.4) == [4] * 100
+    assert play(Drafting(), [0] * 100, 0.0) == [4] * 100
+
+
+def test_drafts_that_do_not_pay_pause_longer_and_longer() -> None:
+    drafting = Drafting()
+    verified = play(drafting, [0] * 400, 0.3)
+    assert 0 in verified[:8] and sum(map(bool, verified)) < 24
+    tries = [i for i, count in enumerate(verified) if count]
+    pauses = [b - a - 1 for a, b in zip(tries, tries[1:], strict=False) if b - a > 1]
+    assert pauses == sorted(pauses) and pauses[0] == 8 and pauses[-1] == 128
+    # One that begins to copy drafts again.
+    assert sum(map(bool, play(drafting, [4] * 300, 0.3))) > 150
+
+
+def test_a_seed_keeps_its_drafts() -> None:
+    """Or its tokens would depend on time."""
+    assert play(Drafting(seeded=True), [0] * 50, 0.9) == [4] * 50

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether verifying drafts pays for a group. Needs no vLLM.
+
+Every draft is a row more in each of the group's streams, and takes time; every draft that is
+right saves the group a token's share of a step. A step's time is taken as ``a + b * rows``, with
+``a`` and ``b`` fitted to the last steps; where memory is the limit, ``b`` is nearly 0 and drafts
+always pay. A group whose drafts are too often wrong goes without them for some steps, and then
+tries again.
+"""
+
+from dataclasses import dataclass
+
+# Weight of what is older, with each step or each time that drafts were verified.
+_STEP_DECAY, _DRAFT_DECAY = 0.98, 0.9
+# Groups begin as if so many drafts had been verified, all of them right.
+_PRIOR = 6.0
+# Steps without drafts, the first time and at most; each time twice as many.
+_FIRST_PAUSE, _LONGEST_PAUSE = 8, 128
+
+
+@dataclass(slots=True)
+class StepTimes:
+    """How a step's time grows with its rows: a line through the last ones, weighted."""
+
+    weight: float = 0.0
+    rows: float = 0.0
+    seconds: float = 0.0
+    rows_squared: float = 0.0
+    rows_by_seconds: float = 0.0
+
+    def add(self, rows: int, seconds: float) -> None:
+        """A step with so many rows (tokens) took so long."""
+        self.weight = self.weight * _STEP_DECAY + 1.0
+        self.rows = self.rows * _STEP_DECAY + rows
+        self.seconds = self.seconds * _STEP_DECAY + seconds
+        self.rows_squared = self.rows_squared * _STEP_DECAY + rows * rows
+        self.rows_by_seconds = self.rows_by_seconds * _STEP_DECAY + rows * seconds
+
+    def cost_of_a_row(self, rows: float) -> float:
+        """What a row adds to a step of ``rows`` others, as a part of that step's time; 0 if that is
+        not known yet.
+        """
+        if self.weight < 8.0:
+            return 0.0
+        mean_rows, mean_seconds = self.rows / self.weight, self.seconds / self.weight
+        spread = self.rows_squared / self.weight - mean_rows**2
+        if spread < 0.05 * mean_rows**2:  # all as large: nothing can be told apart
+            return 0.0
+        slope = (self.rows_by_seconds / self.weight - mean_rows * mean_seconds) / spread
+        time = mean_seconds + slope * (rows - mean_rows)
+        return min(max(slope / time, 0.0), 1.0) if time > 0 else 0.0
+
+
+@dataclass(slots=True)
+class Drafting:
+    """How well a group's drafts do.
+
+    Attributes:
+        possible: Whether there is room for drafts at all.
+        seeded: Whether its tokens are drawn with a seed. They depend on which drafts are verified,
+            and must not depend on time: so all are.
+        pause: Steps for which none are verified.
+    """
+
+    possible: bool = True
+    seeded: bool = False
+    pause: int = 0
+    _drafted: float = _PRIOR
+    _accepted: float = _PRIOR
+    _next_pause: int = _FIRST_PAUSE
+
+    def observe(self, drafted: int, accepted: int, break_even: float) -> None:
+        """A step of the group is over.
+
+        Args:
+            drafted: Drafts that were verified in each stream.
+            accepted: How many were right.
+            break_even: How many of them have to be, as a share, for drafts to pay.
+        """
+        if not drafted or self.seeded:
+            self.pause = max(self.pause - 1, 0)
+            return
+        self._drafted = self._drafted * _DRAFT_DECAY + drafted
+        self._accepted = self._accepted * _DRAFT_DECAY + accepted
+        if self._accepted >= break_even * self._drafted:
+            self._next_pause = _FIRST_PAUSE
+            return
+        self.pause = self._next_pause
+        self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
+        # The next ones count anew, and are believed sooner.
+        self._drafted = self._accepted = 1.0
+
+
+def break_even(times: StepTimes, rows: int, streams: int, requests: int) -> float:
+    """How many of a group's drafts must be right for drafts to pay, as a share.
+
+    Without drafts a step of ``rows`` gives one token to each of ``requests``, so a token costs
+    ``1 / requests`` of it. A draft costs a row in each stream.
+    """
+    return times.cost_of_a_row(rows) * streams * requests

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``rejection_sampler.RejectionSampler.__call__`` and ``_iter_request_chunks``, and
+``GPUModelRunner.sample_tokens`` (V2 runner).
+
+Why: with speculative decoding a request has a row of logits for each draft and one more.
+
+- Logits processors are not told on the host how many rows a request has: CoLD's is.
+- Large batches are verified in chunks of requests. A chunk ends where no group is apart: the rows
+  of half a group are nothing that can be scored.
+- What the expert was given (tokens, how many, how many drafts were wrong) is told to its amateurs,
+  as are the drafts for the next step. A drafter may have others for them: it may read their hidden
+  states, or prompts of their own.
+
+Since: 0.32. Can go: when logits processors are asked after sampling too.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from vllm_cold.group.rows import GroupRows
+from vllm_cold.vllm.patching import Place
+
+
+class _Batch(threading.local):
+    """The groups of the batch that this thread verifies, if it has any."""
+
+    groups: GroupRows | None = None
+
+
+_batch = _Batch()
+
+
+def _ours(sampler: Any) -> list[Any]:
+    return [p for p in sampler.logits_processors if hasattr(p, "expect_rows")]
+
+
+def _bounds(num_requests: int, groups: GroupRows) -> np.ndarray:
+    """Positions between which no group is split, 0 and ``num_requests`` among them."""
+    inside = np.zeros(num_requests + 1, dtype=np.int64)
+    for members in groups.members:
+        inside[min(members) + 1 : max(members) + 1] = 1
+    return np.flatnonzero(inside == 0)
+
+
+def _make_chunks(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _iter_request_chunks(
+        cu_num_logits: np.ndarray, max_chunk_logits: int
+    ) -> Iterator[tuple[int, int]]:
+        if _batch.groups is None:
+            yield from original(cu_num_logits, max_chunk_logits)
+            return
+        bounds = _bounds(len(cu_num_logits) - 1, _batch.groups)
+        for start, end in original(cu_num_logits[bounds], max_chunk_logits):
+            yield int(bounds[start]), int(bounds[end])
+
+    return _iter_request_chunks
+
+
+def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __call__(self: Any, logits: Any, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        slots = input_batch.idx_mapping_np
+        ours = _ours(self.sampler)
+        for processor in ours:
+            processor.expect_rows(slots, np.diff(input_batch.cu_num_logits_np))
+            _batch.groups = processor.groups_of(slots)
+        try:
+            output = original(self, logits, input_batch, *args, **kwargs)
+        finally:
+            _batch.groups = None
+        for processor in ours:
+            for found in (output.sampled_token_ids, output.num_sampled, output.num_rejected):
+                processor.tell_amateurs(found, slots)
+        return output
+
+    return __call__
+
+
+def _make_sample(original: Callable[..., Any]) -> Callable[..., Any]:
+    @torch.inference_mode()
+    def sample_tokens(self: Any, *args: Any, **kwargs: Any) -> Any:
+        state = self.execute_model_state
+        output = original(self, *args, **kwargs)
+        if state is None or self.speculator is None or self.sampler is None:
+            return output
+        batch, drafts = state.input_batch, self.req_states.draft_tokens
+        for processor in _ours(self.sampler):
+            if (groups := processor.groups_of(batch.idx_mapping_np)) is not None:
+                of_batch = drafts[batch.idx_mapping]
+                groups.tell_amateurs(of_batch)
+                drafts[batch.idx_mapping] = of_batch
+        return output
+
+    return sample_tokens
+
+
+_REJECTION = "vllm.v1.worker.gpu.spec_decode.rejection_sampler:"
+PLACES = (
+    Place(_REJECTION + "RejectionSampler.__call__", _make_call, ("logits", "input_batch")),
+    Place(_REJECTION + "_iter_request_chunks", _make_chunks, ("cu_num_logits", "max_chunk_logits")),
+    Place("vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens", _make_sample),
+)
