@@ -12,8 +12,9 @@ Parts:
 - ``text``: SmolLM2-135M-Instruct (``--models gemma``: Gemma 3 270M too) on the workloads of
   ``benchmarks.drafting``, drafts by vLLM's look-up of n-grams. Answers end where the model ends
   them, as text behind that would repeat itself. In float32 each token is compared, at one batch
-  size; where two differ, the naive loop of ``bench_e2e`` says whether rounding decided. In bfloat16
-  rounding depends on the batch, and so on drafts: how much is equal is told only.
+  size and without compiling the model, which takes a minute an engine; where two differ, the naive
+  loop of ``bench_e2e`` says whether rounding decided. In bfloat16 rounding depends on the batch,
+  and so on drafts: how much is equal is told only.
 - ``shape``: a model of the size of Llama 3.2 1B with random weights, in bfloat16, whose text is
   known beforehand (``benchmarks.e2e.shapes``), so that a drafter can be right as often as it is
   told to be (``benchmarks.e2e.oracle``): ``--rates``, or a measured ``--profile``. All tokens must
@@ -513,7 +514,7 @@ def worker_settings(model: Model, dtype: str, options: argparse.Namespace) -> di
         "options": {
             "max_num_batched_tokens": batched,
             "skip_tokenizer_init": not model.tokenizer,
-            "enforce_eager": options.quick,
+            "enforce_eager": options.quick or not model.dtypes[dtype],
         },
         "own_options": {name: {"speculative_config": each} for name, each in given.items()},
     }

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from vllm_cold.group.drafting import Drafting, StepTimes, break_even
+from vllm_cold.group.drafting import Drafting, Experience, StepTimes, break_even
 
 pytestmark = pytest.mark.unit
 
@@ -86,3 +86,19 @@ def test_drafts_that_do_not_pay_pause_longer_and_longer() -> None:
 def test_a_seed_keeps_its_drafts() -> None:
     """Or its tokens would depend on time."""
     assert play(Drafting(seeded=True), [0] * 50, 0.9) == [4] * 50
+
+
+def test_new_requests_learn_from_others_like_them() -> None:
+    kind = Experience()
+    for _ in range(30):
+        play(Drafting(kind), [0] * 20, 0.3)
+    assert kind.share < 0.3 and not kind.pays
+    # One of eight tries at once, and believes soon that drafts do not pay.
+    begun = [Drafting(kind) for _ in range(16)]
+    assert sorted(d.pause for d in begun) == [0] * 2 + [32] * 14
+    trying = next(d for d in begun if not d.pause)
+    assert play(trying, [0] * 8, 0.3) == [4] + [0] * 7
+    assert not Drafting(kind, seeded=True).pause
+    for _ in range(60):
+        play(Drafting(kind), [3] * 40, 0.3)
+    assert kind.pays and not Drafting(kind).pause

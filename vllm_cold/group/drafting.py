@@ -8,14 +8,19 @@ always pay. A group whose drafts are too often wrong goes without them for some 
 tries again.
 """
 
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Hashable
+from dataclasses import dataclass, field
 
 # Weight of what is older, with each step or each time that drafts were verified.
 _STEP_DECAY, _DRAFT_DECAY = 0.98, 0.9
-# Groups begin as if so many drafts had been verified, all of them right.
+# Groups begin as if so many drafts had been verified, with the luck of others like them.
 _PRIOR = 6.0
+_SHARE_OF_A_STEP = 0.02
 # Steps without drafts, the first time and at most; each time twice as many.
 _FIRST_PAUSE, _LONGEST_PAUSE = 8, 128
+# Steps without, for new requests of a kind whose drafts did not pay.
+_LATE = 32
 
 
 @dataclass(slots=True)
@@ -52,22 +57,67 @@ class StepTimes:
 
 
 @dataclass(slots=True)
+class Experience:
+    """How well drafts did for requests of one kind.
+
+    Attributes:
+        share: Of the last drafts, those that were right; at first all are believed to be.
+        pays: Whether that was enough when it was last looked at.
+        begun: Requests that began since it was not.
+    """
+
+    share: float = 1.0
+    pays: bool = True
+    begun: int = 0
+
+    def begins(self) -> int:
+        """For how many steps a new request verifies no drafts: where they did not pay, all but each
+        eighth wait.
+        """
+        if self.pays:
+            return 0
+        self.begun += 1
+        return 0 if self.begun % 8 == 0 else _LATE
+
+    def observe(self, drafted: int, accepted: int, break_even: float) -> None:
+        """Some request of the kind had drafts verified."""
+        self.share += _SHARE_OF_A_STEP * (accepted / drafted - self.share)
+        self.pays = self.share >= break_even
+
+
+@dataclass(slots=True)
+class Economy:
+    """What an engine knows about drafts: times of steps, and experience by kind of request."""
+
+    times: StepTimes = field(default_factory=StepTimes)
+    kinds: defaultdict[Hashable, Experience] = field(
+        default_factory=lambda: defaultdict(Experience)
+    )
+
+
+@dataclass(slots=True)
 class Drafting:
     """How well a group's drafts do.
 
     Attributes:
+        kind: What is known of requests like it.
         possible: Whether there is room for drafts at all.
         seeded: Whether its tokens are drawn with a seed. They depend on which drafts are verified,
             and must not depend on time: so all are.
         pause: Steps for which none are verified.
     """
 
+    kind: Experience = field(default_factory=Experience)
     possible: bool = True
     seeded: bool = False
-    pause: int = 0
-    _drafted: float = _PRIOR
-    _accepted: float = _PRIOR
-    _next_pause: int = _FIRST_PAUSE
+    pause: int = field(init=False)
+    _drafted: float = field(init=False, default=_PRIOR)
+    _accepted: float = field(init=False)
+    _next_pause: int = field(init=False, default=_FIRST_PAUSE)
+
+    def __post_init__(self) -> None:
+        self._accepted = _PRIOR * self.kind.share
+        self.pause = 0 if self.seeded else self.kind.begins()
 
     def observe(self, drafted: int, accepted: int, break_even: float) -> None:
         """A step of the group is over.
@@ -80,6 +130,7 @@ class Drafting:
         if not drafted or self.seeded:
             self.pause = max(self.pause - 1, 0)
             return
+        self.kind.observe(drafted, accepted, break_even)
         self._drafted = self._drafted * _DRAFT_DECAY + drafted
         self._accepted = self._accepted * _DRAFT_DECAY + accepted
         if self._accepted >= break_even * self._drafted:

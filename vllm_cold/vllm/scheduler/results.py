@@ -14,7 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.group.drafting import StepTimes, break_even
+from vllm_cold.group.drafting import Economy, break_even
 from vllm_cold.group.lockstep import Group
 from vllm_cold.group.tally import OTHER_DRAFTS, Counts, Figures
 from vllm_cold.ops.interface import NOT_FINITE
@@ -47,7 +47,7 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
     _steps_in_flight: int
     _speculates: bool
     _to_report: int
-    _step_times: StepTimes
+    _economy: Economy
     _scheduled_at: deque[float]
     _updated_at: float
 
@@ -117,7 +117,7 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         before, self._updated_at = self._updated_at, now
         tokens = output.num_scheduled_tokens.values()
         if tokens and max(tokens) <= 1 + self.num_spec_tokens:
-            self._step_times.add(sum(tokens), now - max(scheduled, before))
+            self._economy.times.add(sum(tokens), now - max(scheduled, before))
 
     def _break_even(self, output: SchedulerOutput, streams: int) -> float:
         """How many of a group's drafts must be right for drafts to pay, in steps like this one."""
@@ -127,7 +127,7 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
             for i in output.num_scheduled_tokens
         )
         return break_even(
-            self._step_times,
+            self._economy.times,
             rows=output.total_num_scheduled_tokens - drafts,
             streams=streams,
             requests=len(output.num_scheduled_tokens) - amateurs,

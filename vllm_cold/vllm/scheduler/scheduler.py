@@ -40,7 +40,7 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.group.drafting import StepTimes
+from vllm_cold.group.drafting import Drafting, Economy
 from vllm_cold.group.lockstep import (
     Capacity,
     Group,
@@ -106,7 +106,7 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         self._counted_by = inspect.signature(count).parameters
         speculative = self.vllm_config.speculative_config
         self._speculates = self.num_spec_tokens > 0
-        self._step_times = StepTimes()
+        self._economy = Economy()
         self._scheduled_at: deque[float] = deque()  # of steps in flight
         self._updated_at = 0.0
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
@@ -121,7 +121,9 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
             stream = structs.replace(stream, group=self._group_id(request))
             adapter = request.lora_request.lora_name if request.lora_request else ""
             kind = self._counts.kind(stream.method, adapter)
-            group = Group(make_streams(request, stream), kind)
+            seeded = params.seed is not None and params.temperature > 0
+            drafting = Drafting(self._economy.kinds[kind], seeded=seeded)
+            group = Group(make_streams(request, stream), kind, drafting=drafting)
             # For no grammar: vLLM looks after those whose is compiled.
             if group.leader is not request and request.status == RequestStatus.WAITING:
                 if self.policy == SchedulingPolicy.FCFS and self.waiting[-1] is request:
@@ -129,7 +131,6 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
                 else:
                     self._dequeue(request)
                 self.waiting.add_request(group.leader)
-            group.drafting.seeded = params.seed is not None and params.temperature > 0
             for each in group.streams:
                 self._groups[each.request_id] = group
                 self.requests[each.request_id] = each
