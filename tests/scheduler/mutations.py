@@ -366,12 +366,12 @@ MUTATIONS = [
     _step(
         "drafts are as many as all streams have",
         "clip_leader",
-        (", num_drafts(group))", ")"),
+        ("num_drafts(group) if self._may_draft(group) else 0", "drafts"),
     ),
     _step(
         "the budget has to hold the drafts of all streams",
         "clip_leader",
-        ("spare // len(group.streams), ", "spare, "),
+        ("spare // len(group.streams))", "spare)"),
     ),
     _step(
         "a group samples only if there is room for what a drafter adds to each stream",

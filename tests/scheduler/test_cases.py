@@ -2,6 +2,7 @@
 """Single situations: nothing waits longer than it must, and nothing is silently wrong."""
 
 import random
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.scheduler import cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
 from tests.scheduler.workers import RELEASE
+from vllm_cold.group.drafting import Economy, StepTimes
 from vllm_cold.group.tally import MAX_ADAPTERS, Kind, Report, Sums, Tally
 from vllm_cold.ops.interface import NOT_FINITE
 from vllm_cold.vllm.scheduler.results import NOT_SCORED
@@ -505,3 +507,39 @@ def test_a_cold_request_is_counted_once(is_async: bool, tiny: Path) -> None:
     assert counts() == (0, 3)
     harness.drain()
     assert counts() == (0, 0)
+
+
+@both
+def test_what_is_known_of_the_steps_times(
+    is_async: bool, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From when a step was scheduled, or the one before it was over, to its results: of steps
+    without prompts. And what drafts cost in a step is asked for its streams and its requests.
+    """
+    clock, times, asked = [0.0], [], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(StepTimes, "add", lambda _, rows, seconds: times.append((rows, seconds)))
+    monkeypatch.setattr(Economy, "break_even", lambda _, *step: asked.append(step))
+    harness = harness_of(tiny, is_async=is_async, drafts=2, budget=64)
+    del harness.sched._break_even  # the harness's own
+    harness.add(prompt(5), 20, adapter=1, cold=True)
+    harness.add(prompt(7, 200), 20, adapter=1)
+    rows = [harness.schedule()]
+    clock[0] += 5.0
+    harness.deliver()
+    assert times == [] and asked == [(0, 0)]
+    clock[0] += 100.0  # nobody asks for anything
+    rows.append(harness.schedule())
+    clock[0] += 2.0
+    if is_async:  # a second one before the first one's results
+        rows.append(harness.schedule())
+        clock[0] += 1.0
+    harness.deliver()
+    assert times == [(rows[1], 3.0 if is_async else 2.0)] and asked[1:] == [(3, 2)]
+    if is_async:
+        clock[0] += 4.0
+        harness.deliver()
+        assert times[1:] == [(rows[2], 4.0)]
+    monkeypatch.undo()
+    harness.sched._break_even = lambda output: None
+    harness.drain()

@@ -144,6 +144,7 @@ def test_wrappers_bring_the_cures(monkeypatch: pytest.MonkeyPatch) -> None:
             "CPUModelRunner.sample_tokens",
             "expand_batch_to_tokens",
             "SpecDecodeBaseProposer.propose",
+            "SpecDecodeBaseProposer.dummy_run",
             "TargetDependentARSpeculator.propose",
             "GPUModelRunner.prepare_inputs",
             "LoraState.make_lora_inputs",

@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 
 # Weight of what is older, with each step or each time that drafts were verified.
 _STEP_DECAY, _DRAFT_DECAY = 0.98, 0.9
+# Of the rows' variance, as a part of their mean squared: with less no line can be drawn.
+_LEAST_SPREAD = 0.005
+# So often two steps go without drafts, if nothing else tells what they cost.
+_TRY_WITHOUT = 64
 # Groups begin as if so many drafts had been verified, with the luck of others like them.
 _PRIOR = 6.0
 _SHARE_OF_A_STEP = 0.02
@@ -25,35 +29,47 @@ _LATE = 32
 
 @dataclass(slots=True)
 class StepTimes:
-    """How a step's time grows with its rows: a line through the last ones, weighted."""
+    """How a step's time grows with its rows: a line through the last ones, weighted.
 
-    weight: float = 0.0
-    rows: float = 0.0
-    seconds: float = 0.0
-    rows_squared: float = 0.0
-    rows_by_seconds: float = 0.0
+    Attributes:
+        slope: Seconds that a row adds; None until steps of different sizes were seen.
+        age: Steps since it was last found: where all are as large, nothing can be told apart.
+    """
+
+    slope: float | None = None
+    age: int = 0
+    _weight: float = 0.0
+    _rows: float = 0.0
+    _seconds: float = 0.0
+    _rows_squared: float = 0.0
+    _rows_by_seconds: float = 0.0
 
     def add(self, rows: int, seconds: float) -> None:
         """A step with so many rows (tokens) took so long."""
-        self.weight = self.weight * _STEP_DECAY + 1.0
-        self.rows = self.rows * _STEP_DECAY + rows
-        self.seconds = self.seconds * _STEP_DECAY + seconds
-        self.rows_squared = self.rows_squared * _STEP_DECAY + rows * rows
-        self.rows_by_seconds = self.rows_by_seconds * _STEP_DECAY + rows * seconds
+        self._weight = self._weight * _STEP_DECAY + 1.0
+        self._rows = self._rows * _STEP_DECAY + rows
+        self._seconds = self._seconds * _STEP_DECAY + seconds
+        self._rows_squared = self._rows_squared * _STEP_DECAY + rows * rows
+        self._rows_by_seconds = self._rows_by_seconds * _STEP_DECAY + rows * seconds
+        mean_rows, mean_seconds = self._means()
+        spread = self._rows_squared / self._weight - mean_rows**2
+        self.age += 1
+        if self._weight > 7.0 and spread > _LEAST_SPREAD * mean_rows**2:
+            slope = (self._rows_by_seconds / self._weight - mean_rows * mean_seconds) / spread
+            self.slope, self.age = max(slope, 0.0), 0
 
-    def cost_of_a_row(self, rows: float) -> float:
-        """What a row adds to a step of ``rows`` others, as a part of that step's time; 0 if that is
-        not known yet.
+    def cost_of_a_row(self, rows: int) -> float | None:
+        """What a row adds to a step of ``rows`` others, as a part of that step's time; None if that
+        is not known.
         """
-        if self.weight < 8.0:
-            return 0.0
-        mean_rows, mean_seconds = self.rows / self.weight, self.seconds / self.weight
-        spread = self.rows_squared / self.weight - mean_rows**2
-        if spread < 0.05 * mean_rows**2:  # all as large: nothing can be told apart
-            return 0.0
-        slope = (self.rows_by_seconds / self.weight - mean_rows * mean_seconds) / spread
-        time = mean_seconds + slope * (rows - mean_rows)
-        return min(max(slope / time, 0.0), 1.0) if time > 0 else 0.0
+        if self.slope is None:
+            return None
+        mean_rows, mean_seconds = self._means()
+        time = mean_seconds + self.slope * (rows - mean_rows)
+        return min(self.slope / time, 1.0) if time > 0 else 1.0
+
+    def _means(self) -> tuple[float, float]:
+        return self._rows / self._weight, self._seconds / self._weight
 
 
 @dataclass(slots=True)
@@ -79,10 +95,11 @@ class Experience:
         self.begun += 1
         return 0 if self.begun % 8 == 0 else _LATE
 
-    def observe(self, drafted: int, accepted: int, break_even: float) -> None:
+    def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """Some request of the kind had drafts verified."""
         self.share += _SHARE_OF_A_STEP * (accepted / drafted - self.share)
-        self.pays = self.share >= break_even
+        if break_even is not None:
+            self.pays = self.share >= break_even
 
 
 @dataclass(slots=True)
@@ -93,6 +110,22 @@ class Economy:
     kinds: defaultdict[Hashable, Experience] = field(
         default_factory=lambda: defaultdict(Experience)
     )
+
+    def may_draft(self) -> bool:
+        """Whether drafts are verified in the next step. Where all steps are as large, some do
+        without, to see what drafts cost.
+        """
+        return self.times.age < _TRY_WITHOUT or self.times.age % _TRY_WITHOUT >= 2
+
+    def break_even(self, rows: int, requests: int) -> float | None:
+        """How many of a group's drafts must be right for drafts to pay, as a share and for each of
+        its streams; None if that is not known.
+
+        Without drafts a step of ``rows`` gives one token to each of ``requests``, so a token costs
+        ``1 / requests`` of it. A draft costs a row in each stream.
+        """
+        cost = self.times.cost_of_a_row(rows)
+        return None if cost is None else cost * requests
 
 
 @dataclass(slots=True)
@@ -119,13 +152,14 @@ class Drafting:
         self._accepted = _PRIOR * self.kind.share
         self.pause = 0 if self.seeded else self.kind.begins()
 
-    def observe(self, drafted: int, accepted: int, break_even: float) -> None:
+    def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """A step of the group is over.
 
         Args:
             drafted: Drafts that were verified in each stream.
             accepted: How many were right.
-            break_even: How many of them have to be, as a share, for drafts to pay.
+            break_even: How many of them have to be, as a share, for drafts to pay; None if that is
+                not known.
         """
         if not drafted or self.seeded:
             self.pause = max(self.pause - 1, 0)
@@ -133,6 +167,8 @@ class Drafting:
         self.kind.observe(drafted, accepted, break_even)
         self._drafted = self._drafted * _DRAFT_DECAY + drafted
         self._accepted = self._accepted * _DRAFT_DECAY + accepted
+        if break_even is None:
+            return
         if self._accepted >= break_even * self._drafted:
             self._next_pause = _FIRST_PAUSE
             return
@@ -140,12 +176,3 @@ class Drafting:
         self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
         # The next ones count anew, and are believed sooner.
         self._drafted = self._accepted = 1.0
-
-
-def break_even(times: StepTimes, rows: int, streams: int, requests: int) -> float:
-    """How many of a group's drafts must be right for drafts to pay, as a share.
-
-    Without drafts a step of ``rows`` gives one token to each of ``requests``, so a token costs
-    ``1 / requests`` of it. A draft costs a row in each stream.
-    """
-    return times.cost_of_a_row(rows) * streams * requests

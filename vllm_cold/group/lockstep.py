@@ -134,6 +134,7 @@ class Step(Generic[R]):
             not added again).
         extra: Tokens that a drafter adds to each request which is scheduled.
         padding: Tokens that must be left over where a request with one token left is admitted.
+        drafting: Whether drafts are verified; those of requests with a seed are in any case.
         verdicts: By group, for those whose leader had its turn.
         drafts: By group, how many drafts each of its streams verifies, where that is not 0.
         preempted: Whether this pass preempted a request; then it admits nobody.
@@ -147,6 +148,7 @@ class Step(Generic[R]):
     budget: int
     extra: int = 0
     padding: int = 0
+    drafting: bool = True
     verdicts: dict[str, Verdict] = field(default_factory=dict)
     drafts: dict[str, int] = field(default_factory=dict)
     preempted: bool = False
@@ -194,7 +196,8 @@ class Step(Generic[R]):
             and (not any(capacity.missing) or (capacity.admissible and not self.preempted))
         ):
             self.verdicts[key] = Verdict.FINISH
-            drafts = min(num_new_tokens - left, spare // len(group.streams), num_drafts(group))
+            drafts = min(num_new_tokens - left, spare // len(group.streams))
+            drafts = min(drafts, num_drafts(group) if self._may_draft(group) else 0)
             if capacity.chunk:
                 drafts = min(drafts, capacity.chunk - max(others))
             if drafts > 0:
@@ -273,6 +276,9 @@ class Step(Generic[R]):
         followers, or those that need little could keep it waiting for ever.
         """
         return self.blocked_priority is None or priority < self.blocked_priority
+
+    def _may_draft(self, group: Group[R]) -> bool:
+        return self.drafting or group.drafting.seeded
 
     def _grant(self, num_tokens: int) -> int:
         granted = max(num_tokens, 0)

@@ -14,7 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import Request, RequestStatus
 
-from vllm_cold.group.drafting import Economy, break_even
+from vllm_cold.group.drafting import Economy
 from vllm_cold.group.lockstep import Group
 from vllm_cold.group.tally import OTHER_DRAFTS, Counts, Figures
 from vllm_cold.ops.interface import NOT_FINITE
@@ -84,6 +84,7 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         drafts = scheduler_output.scheduled_spec_decode_tokens
         invalid = scheduler_output.num_invalid_spec_tokens or {}  # which its grammar forbids
         found = outputs.from_worker(model_runner_output)
+        each_stream = self._break_even(scheduler_output) if self._speculates else None
         scored = {}
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
@@ -99,7 +100,7 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
             sums.draft_tokens += num_drafts - invalid.get(request_id, 0)
             sums.accepted_draft_tokens += len(tokens[at]) - 1
             if self._speculates:
-                least = self._break_even(scheduler_output, len(group.streams))
+                least = None if each_stream is None else each_stream * len(group.streams)
                 group.drafting.observe(num_drafts, len(tokens[at]) - 1, least)
             if len(figures) != 1 + num_drafts:
                 self._errors[request_id] = NOT_SCORED
@@ -119,19 +120,17 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         if tokens and max(tokens) <= 1 + self.num_spec_tokens:
             self._economy.times.add(sum(tokens), now - max(scheduled, before))
 
-    def _break_even(self, output: SchedulerOutput, streams: int) -> float:
-        """How many of a group's drafts must be right for drafts to pay, in steps like this one."""
-        drafts = sum(map(len, output.scheduled_spec_decode_tokens.values()))
+    def _break_even(self, output: SchedulerOutput) -> float | None:
+        """See ``Economy.break_even``: for steps like this one, without its drafts and prompts."""
+        decoding = [
+            request_id
+            for request_id, tokens in output.num_scheduled_tokens.items()
+            if tokens <= 1 + self.num_spec_tokens
+        ]
         amateurs = sum(
-            (group := self._groups.get(i)) is not None and group.request_id != i
-            for i in output.num_scheduled_tokens
+            (group := self._groups.get(i)) is not None and group.request_id != i for i in decoding
         )
-        return break_even(
-            self._economy.times,
-            rows=output.total_num_scheduled_tokens - drafts,
-            streams=streams,
-            requests=len(output.num_scheduled_tokens) - amateurs,
-        )
+        return self._economy.break_even(len(decoding), len(decoding) - amateurs)
 
     def make_spec_decoding_stats(self, spec_decoding_stats: Any, *args: Any, **kwargs: Any) -> Any:
         """What vLLM counts of drafts, those of a group counted once."""

@@ -209,7 +209,8 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         self._budget = min(
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
         )
-        self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens)
+        drafting = self._economy.may_draft()
+        self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens, drafting)
         self._throttled = (
             bool(args[0] if args else kwargs.get("throttle_prefills"))
             and not self.prefill_capacity_bound

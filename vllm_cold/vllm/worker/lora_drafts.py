@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``SpecDecodeBaseProposer.propose`` (V1 runner) and
+"""Touches vLLM: ``SpecDecodeBaseProposer.propose`` and ``dummy_run`` (V1 runner), and
 ``TargetDependentARSpeculator.propose`` (V2 runner), on CPU.
 
 Why: drafters such as EAGLE and MTP compute with the target's embedding, which is a LoRA layer, for
@@ -21,16 +21,20 @@ from vllm_cold.vllm.patching import Place
 wrappers: WeakSet[Any] = WeakSet()
 
 
-def _make_propose(original: Callable[..., Any]) -> Callable[..., Any]:
-    def propose(self: Any, *args: Any, **kwargs: Any) -> Any:
+def _make(original: Callable[..., Any]) -> Callable[..., Any]:
+    def without_adapters(self: Any, *args: Any, **kwargs: Any) -> Any:
         with ExitStack() as stack:
-            for wrapper in wrappers:
+            for wrapper in tuple(wrappers):  # engines of a process take turns
                 stack.enter_context(wrapper.without_adapters())
             return original(self, *args, **kwargs)
 
-    return propose
+    return without_adapters
 
 
 _V1 = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer"
 _V2 = "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator:TargetDependentARSpeculator"
-PLACES = tuple(Place(f"{owner}.propose", _make_propose) for owner in (_V1, _V2))
+PLACES = (
+    Place(f"{_V1}.propose", _make),
+    Place(f"{_V1}.dummy_run", _make),  # beside other ranks, where a text is at its end
+    Place(f"{_V2}.propose", _make),
+)
