@@ -527,7 +527,7 @@ def test_what_is_known_of_the_steps_times(
     rows = [harness.schedule()]
     clock[0] += 5.0
     harness.deliver()
-    assert times == [] and asked == [(0, 0)]
+    assert times == [] and asked == [(0, 0)] and harness.sched._economy.times.age == 1
     clock[0] += 100.0  # nobody asks for anything
     rows.append(harness.schedule())
     clock[0] += 2.0

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import random
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from benchmarks.drafting import compare, report
 from benchmarks.drafting.drafters import Index, Lookup, Memory, Recall, Suffix, Table, Tree, Walk
 from benchmarks.drafting.play import Tally, plan, play, play_all
-from benchmarks.drafting.proposer import RecallProposer, longest_match
 from benchmarks.drafting.record import Answer, Record
 
 pytestmark = pytest.mark.unit
@@ -150,63 +147,6 @@ def test_recall_learns_from_every_token_and_at_once() -> None:
     second.add(1)
     assert second.draft(2) == [2, 3]
     assert Recall([9, 1], memory, answers=False).draft(2) == []
-
-
-def test_the_longest_match_in_an_array() -> None:
-    rng = random.Random(1)
-    for _ in range(200):
-        tokens = [rng.randrange(4) for _ in range(rng.randrange(1, 40))]
-        index = Index(1, 6, "last")
-        index.add(tokens)
-        assert longest_match(np.array(tokens, dtype=np.int32), 6) == index.find(tokens)
-
-
-def test_the_proposer_drafts_what_recall_drafts() -> None:
-    """Two requests side by side, rows exchanged between steps, several tokens a step."""
-    rng = random.Random(2)
-    config: Any = SimpleNamespace(
-        speculative_config=SimpleNamespace(num_speculative_tokens=4),
-        model_config=SimpleNamespace(max_model_len=100),
-    )
-    proposer, memory = RecallProposer(config), Memory()
-    texts = [[rng.randrange(5) for _ in range(90)] for _ in range(2)]
-    lengths = [10, 10]
-    recalls = [Recall(text[:10], memory) for text in texts]
-    rows = np.zeros((2, 100), dtype=np.int32)
-    drafted = 0
-    order = [0, 1]
-    while max(lengths) < 80:
-        rng.shuffle(order)
-        new = []
-        for row, which in enumerate(order):
-            step = rng.randrange(4)
-            start, lengths[which] = lengths[which], lengths[which] + step
-            new.append(texts[which][start : lengths[which]])
-            rows[row, : lengths[which]] = texts[which][: lengths[which]]
-        found = proposer.propose(new, [lengths[which] for which in order], rows)
-        for row, which in enumerate(order):
-            for token in new[row]:
-                recalls[which].add(token)
-            wanted = recalls[which].draft(4) if new[row] else []
-            assert found[row] == wanted
-            drafted += len(wanted)
-    assert drafted > 40
-
-
-def test_the_proposer_stays_within_the_model_and_forgets() -> None:
-    config: Any = SimpleNamespace(
-        speculative_config=SimpleNamespace(num_speculative_tokens=4),
-        model_config=SimpleNamespace(max_model_len=8),
-    )
-    proposer = RecallProposer(config)
-    row = np.array([[1, 2, 3, 4, 1, 2, 0, 0]], dtype=np.int32)
-    assert len(proposer.propose([[2]], [6], row)[0]) == 2
-    row[0, 6:] = [3, 4]
-    assert proposer.propose([[3, 4]], [8], row) == [[]]
-    proposer._memory.next = {(i,): 0 for i in range(60_001)}
-    proposer.propose([[3]], [7], row)
-    assert len(proposer._memory.next) == 0 and len(proposer._old.next) > 60_000
-    assert proposer._recall([0]) == (1, 0)
 
 
 # Steps

@@ -33,7 +33,8 @@ class StepTimes:
 
     Attributes:
         slope: Seconds that a row adds; None until steps of different sizes were seen.
-        age: Steps since it was last found: where all are as large, nothing can be told apart.
+        age: Steps since it was last found, with those that were not added: where all are as large,
+            nothing can be told apart.
     """
 
     slope: float | None = None
@@ -133,14 +134,14 @@ class Drafting:
     """How well a group's drafts do.
 
     Attributes:
-        kind: What is known of requests like it.
+        experience: Of requests like it.
         possible: Whether there is room for drafts at all.
         seeded: Whether its tokens are drawn with a seed. They depend on which drafts are verified,
             and must not depend on time: so all are.
         pause: Steps for which none are verified.
     """
 
-    kind: Experience = field(default_factory=Experience)
+    experience: Experience = field(default_factory=Experience)
     possible: bool = True
     seeded: bool = False
     pause: int = field(init=False)
@@ -149,8 +150,8 @@ class Drafting:
     _next_pause: int = field(init=False, default=_FIRST_PAUSE)
 
     def __post_init__(self) -> None:
-        self._accepted = _PRIOR * self.kind.share
-        self.pause = 0 if self.seeded else self.kind.begins()
+        self._accepted = _PRIOR * self.experience.share
+        self.pause = 0 if self.seeded else self.experience.begins()
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """A step of the group is over.
@@ -164,7 +165,7 @@ class Drafting:
         if not drafted or self.seeded:
             self.pause = max(self.pause - 1, 0)
             return
-        self.kind.observe(drafted, accepted, break_even)
+        self.experience.observe(drafted, accepted, break_even)
         self._drafted = self._drafted * _DRAFT_DECAY + drafted
         self._accepted = self._accepted * _DRAFT_DECAY + accepted
         if break_even is None:

@@ -119,6 +119,8 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         tokens = output.num_scheduled_tokens.values()
         if tokens and max(tokens) <= 1 + self.num_spec_tokens:
             self._economy.times.add(sum(tokens), now - max(scheduled, before))
+        else:  # or a step without drafts, for its time, would be waited for while prompts come
+            self._economy.times.age += 1
 
     def _break_even(self, output: SchedulerOutput) -> float | None:
         """See ``Economy.break_even``: for steps like this one, without its drafts and prompts."""
