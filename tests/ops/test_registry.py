@@ -115,7 +115,7 @@ def test_each_device_has_its_own() -> None:
         assert registry.load(name).missing(torch.device("meta"))
 
 
-def test_the_two_processors_and_nothing_else_call_the_op() -> None:
+def test_the_rows_of_the_groups_and_nothing_else_call_the_op() -> None:
     """But for the doctor, which tries it."""
     package = Path(registry.__file__).parents[1]
     callers = {
@@ -126,7 +126,7 @@ def test_the_two_processors_and_nothing_else_call_the_op() -> None:
         if isinstance(node, ast.Call)
         and getattr(node.func, "id", getattr(node.func, "attr", "")).startswith("contrastive_")
     }
-    assert callers == {"vllm/worker/processor_v1.py", "vllm/worker/processor_v2.py"}
+    assert callers == {"group/rows.py"}
 
 
 def arguments(logits: Tensor | None = None, **changes: Any) -> dict[str, Any]:
