@@ -234,6 +234,28 @@ def test_sampling_follows_the_scores(
     assert 0.005 * drafted < accepted < 0.98 * drafted
 
 
+def test_a_seed_reproduces_its_answers(drafter: Drafters, make_llm: Any, tiny: Path) -> None:
+    """Each of n, alone and among requests that come and go."""
+    from vllm_cold import ColdParams
+
+    llm = make_llm(max_num_seqs=32, speculative_config=drafter("draft_model"))
+    asked = {"alpha": 0.05, "beta": 0.5, "temperature": 1.5, "ignore_eos": True}
+
+    def answers(seed: int, beside: int) -> list[list[int]]:
+        params = [ColdParams(seed=seed, n=3, max_tokens=24, **asked)]
+        params += [ColdParams(max_tokens=5 + i, **asked) for i in range(beside)]
+        requests = [lora(tiny, name) for name in ("one", *beside * ["two"])]
+        prompts = [{"prompt_token_ids": PROMPT}] * len(params)
+        outputs = llm.generate(prompts, params, lora_request=requests, use_tqdm=False)
+        return [list(completion.token_ids) for completion in outputs[0].outputs]
+
+    alone = answers(5, beside=0)
+    assert len({tuple(tokens) for tokens in alone}) == 3
+    assert answers(5, beside=6) == alone
+    assert answers(6, beside=0) != alone
+    assert counted(llm)[0]
+
+
 def spoil(what: str, runner: str, patch: pytest.MonkeyPatch) -> None:
     """Take a part away that keeps a group's rows together, or gives them the same drafts."""
     from vllm_cold.group.rows import GroupRows

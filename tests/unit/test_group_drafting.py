@@ -107,7 +107,7 @@ def test_new_requests_learn_from_others_like_them() -> None:
     begun = [Drafting(kind) for _ in range(16)]
     assert sorted(d.pause for d in begun) == [0] * 2 + [32] * 14
     trying = next(d for d in begun if not d.pause)
-    assert play(trying, [0] * 8, 0.3) == [4] + [0] * 7
+    assert play(trying, [0] * 34, 0.3) == [4] + [0] * 32 + [4]
     assert not Drafting(kind, seeded=True).pause
     for _ in range(60):
         play(Drafting(kind), [3] * 40, 0.3)

@@ -23,7 +23,7 @@ _PRIOR = 6.0
 _SHARE_OF_A_STEP = 0.02
 # Steps without drafts, the first time and at most; each time twice as many.
 _FIRST_PAUSE, _LONGEST_PAUSE = 8, 128
-# Steps without, for new requests of a kind whose drafts did not pay.
+# Steps without where drafts of the kind did not pay: first for new requests, then after a try.
 _LATE = 32
 
 
@@ -173,7 +173,8 @@ class Drafting:
         if self._accepted >= break_even * self._drafted:
             self._next_pause = _FIRST_PAUSE
             return
-        self.pause = self._next_pause
-        self._next_pause = min(2 * self._next_pause, _LONGEST_PAUSE)
+        # Where those of others like it did not pay either, it has less to find out.
+        self.pause = max(self._next_pause, 0 if self.experience.pays else _LATE)
+        self._next_pause = min(2 * self.pause, _LONGEST_PAUSE)
         # The next ones count anew, and are believed sooner.
         self._drafted = self._accepted = 1.0
