@@ -202,16 +202,19 @@ def test_feature(name: str, feature: str, drafter: Drafters, engines: Engines, t
 
 @pytest.mark.parametrize("name", ["oracle", "draft_model", "probabilistic"])
 def test_sampling_follows_the_scores(
-    name: str, drafter: Drafters, make_llm: Any, tiny: Path, naive: NaiveCold
+    name: str, drafter: Drafters, make_llm: Any, tiny: Path, naive: NaiveCold, runner: str
 ) -> None:
     """The second token's distribution, behind each of the first tokens that come often: drafts of
-    it are right sometimes.
+    it are right sometimes. V2 is slow in the interpreter: fewer draws, behind one of them.
     """
     from vllm_cold import ColdParams
 
+    if (name, runner) == ("probabilistic", "v2"):
+        pytest.skip("vLLM's kernel that verifies such drafts does not run in Triton's interpreter")
     asked = {"alpha": 0.05, "beta": 0.5}
     first = naive.step_distribution(PROMPT, expert="one", temperature=2.0, **asked)
-    often = first.topk(3).indices.tolist()
+    draws, behind = (4000, 3) if runner == "v1" else (1000, 1)
+    often = first.topk(behind).indices.tolist()
     texts = []
     for token in often:
         known = [*PROMPT, token]
@@ -221,7 +224,7 @@ def test_sampling_follows_the_scores(
     llm = make_llm(
         max_num_seqs=64, speculative_config=speculative, async_scheduling=name != "oracle"
     )
-    params = ColdParams(temperature=2.0, max_tokens=2, n=4000, ignore_eos=True, **asked)
+    params = ColdParams(temperature=2.0, max_tokens=2, n=draws, ignore_eos=True, **asked)
     (output,) = llm.generate(
         {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
     )
