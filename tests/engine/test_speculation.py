@@ -214,7 +214,7 @@ def test_sampling_follows_the_scores(
     asked = {"alpha": 0.05, "beta": 0.5}
     first = naive.step_distribution(PROMPT, expert="one", temperature=2.0, **asked)
     draws, behind = (4000, 3) if runner == "v1" else (1000, 1)
-    often = first.topk(behind).indices.tolist()
+    often = first.topk(3).indices.tolist()
     texts = []
     for token in often:
         known = [*PROMPT, token]
@@ -230,11 +230,11 @@ def test_sampling_follows_the_scores(
     )
     drawn = [completion.token_ids for completion in output.outputs]
     check_distribution([tokens[0] for tokens in drawn], first.double())
-    for token in often:
+    for token in often[:behind]:
         then = naive.step_distribution([*PROMPT, token], expert="one", temperature=2.0, **asked)
         check_distribution([seq[1] for seq in drawn if seq[0] == token], then.double())
     drafted, accepted = counted(llm)
-    assert 0.005 * drafted < accepted < 0.98 * drafted
+    assert 10 < accepted < 0.98 * drafted
 
 
 def test_a_seed_reproduces_its_answers(drafter: Drafters, make_llm: Any, tiny: Path) -> None:
