@@ -14,14 +14,17 @@
 //   K3  merge     the best k of a group's sorted lists                   -> scores, ids
 //       total     what scores counted in a group's segments              -> statistics
 //
-// With one segment a row, K2 takes the maximum itself and writes its results: one launch.
+// With one segment a row, K2 takes the maximum itself and writes its results: one launch. If there
+// is a core for every segment, and it fits UB, K1 and K2 can be one kernel, "together": its blocks
+// wait for each other (SyncAll) before they score what they have kept. It does K3's total too.
 // NaN or +inf in a row of a group stops nothing: the group's scores are finite or -inf all the
 // same, and the statistics, if they are wanted, say so. The maximum of an expert segment that holds
 // any is +inf: so K2 knows. It then takes what is not <= FLT_MAX for 0, and every token above -inf
 // is valid. In an amateur's row NaN and +inf count as 0, like -inf.
-// A row number out of range stops the kernel with Trap(): the stream reports an error at its next
-// synchronisation and runs nothing after it.
+// Nor does a row number out of range stop anything: no token of the group is valid then, no memory
+// beside the logits is touched, and the statistics say so.
 //
+// What a group's loads do not depend on is read while they are on their way.
 // Every helper leaves the vector pipe behind a barrier: what it wrote may be read by the next.
 #include "kernel_operator.h"
 
@@ -30,6 +33,7 @@
 #ifndef VLLM_COLD_LAUNCH
 #define VLLM_COLD_LAUNCH(kernel, blocks, stream, ...) \
     kernel<<<blocks, nullptr, stream>>>(__VA_ARGS__)
+#define VLLM_COLD_LAUNCH_TOGETHER VLLM_COLD_LAUNCH
 #endif
 
 namespace vllm_cold {
@@ -110,11 +114,13 @@ struct Logits {
     uint32_t vocab;
     uint64_t stride;
 
+    __aicore__ inline bool Has(int64_t number) const
+    {
+        return number >= 0 && number < static_cast<int64_t>(rows);
+    }
+    // Of a number that it has.
     __aicore__ inline GlobalTensor<T> Row(int64_t number) const
     {
-        if (number < 0 || number >= static_cast<int64_t>(rows)) {
-            AscendC::Trap();
-        }
         GlobalTensor<T> row;
         row.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(base) + number * stride, vocab);
         return row;
@@ -130,6 +136,29 @@ __aicore__ inline T Setting(GM_ADDR values, uint64_t index)
     return value.GetValue(0);
 }
 
+// Casts from 16 bits keep NaN and infinities while this is there. By default they are documented to
+// make them 0 and the largest finite values.
+template <typename T>
+class NotFiniteKept {
+public:
+    __aicore__ inline NotFiniteKept()
+    {
+        if constexpr (sizeof(T) < sizeof(float)) {
+            saturates_ = AscendC::GetSaturationFlag<AscendC::SaturationMode::FLOAT>();
+            AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(false);
+        }
+    }
+    __aicore__ inline ~NotFiniteKept()
+    {
+        if constexpr (sizeof(T) < sizeof(float)) {
+            AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(saturates_);
+        }
+    }
+
+private:
+    bool saturates_ = false;
+};
+
 // Tiles of a row as float32, the next one loading while this one is worked on. Behind a tail of
 // n < kTile values a tile holds -inf.
 template <typename T>
@@ -137,7 +166,7 @@ class TileReader {
 public:
     __aicore__ inline void Init(TPipe* pipe)
     {
-        pipe->InitBuffer(raw_, 2, kTile * sizeof(T));
+        pipe->InitBuffer(raw_, kKeptTiles, kTile * sizeof(T));
         if constexpr (kWiden) {
             pipe->InitBuffer(wide_, kTile * sizeof(float));
         }
@@ -157,10 +186,33 @@ public:
         raw_.EnQue(tile);
     }
 
-    // The tile that was loaded first, n values long. Release() it.
+    // The tile that was loaded first, n values long. Release() or Keep() it.
     __aicore__ inline LocalTensor<float> Take(uint32_t n)
     {
         tile_ = raw_.template DeQue<T>();
+        return Whole(n);
+    }
+    // For TakeKept(), of up to kKeptTiles; the first one is number 0.
+    __aicore__ inline void Keep(uint32_t number)
+    {
+        kept_[number] = tile_;
+    }
+    // As Take().
+    __aicore__ inline LocalTensor<float> TakeKept(uint32_t number, uint32_t n)
+    {
+        tile_ = kept_[number];
+        return Whole(n);
+    }
+    __aicore__ inline void Release()
+    {
+        raw_.FreeTensor(tile_);
+    }
+
+private:
+    static constexpr bool kWiden = sizeof(T) < sizeof(float);
+
+    __aicore__ inline LocalTensor<float> Whole(uint32_t n)
+    {
         if constexpr (kWiden) {
             LocalTensor<float> wide = wide_.template Get<float>();
             if (n < kTile) {
@@ -180,17 +232,10 @@ public:
         }
     }
 
-    __aicore__ inline void Release()
-    {
-        raw_.FreeTensor(tile_);
-    }
-
-private:
-    static constexpr bool kWiden = sizeof(T) < sizeof(float);
-
-    TQue<TPosition::VECIN, 2> raw_;
+    TQue<TPosition::VECIN, kKeptTiles> raw_;
     TBuf<TPosition::VECCALC> wide_;
     LocalTensor<T> tile_;
+    LocalTensor<T> kept_[kKeptTiles];
 };
 
 // Buffers that several steps use one after the other.
@@ -207,7 +252,7 @@ public:
         const LocalTensor<float>& tile, float value, AscendC::CMPMODE mode)
     {
         LocalTensor<uint8_t> mask = mask_.Get<uint8_t>();
-        AscendC::CompareScalar(mask, tile, value, mode, kTile);
+        AscendC::Compares(mask, tile, value, mode, kTile);
         PipeBarrier<PIPE_V>();
         return mask;
     }
@@ -307,8 +352,9 @@ private:
     TBuf<TPosition::VECCALC> below_;
 };
 
-// The largest logit between begin and end of an expert row; +inf if NaN or +inf is among them.
-template <typename T>
+// The largest logit between begin and end of an expert row; +inf if NaN or +inf is among them. The
+// reader keeps its tiles, if it is to.
+template <typename T, bool kept = false>
 class Maximum {
 public:
     __aicore__ inline void Init(TPipe* pipe, Scratch* scratch, Guard* guard, TileReader<T>* reader)
@@ -318,22 +364,38 @@ public:
         reader_ = reader;
         pipe->InitBuffer(lanes_, kTile * sizeof(float));
     }
-    __aicore__ inline float Of(const GlobalTensor<T>& row, uint32_t begin, uint32_t end)
+    // Loads the first tile, or the two that there may be if they are to be kept. Find() is next.
+    __aicore__ inline void Start(const GlobalTensor<T>& row, uint32_t begin, uint32_t end)
+    {
+        row_ = row;
+        begin_ = begin;
+        end_ = end;
+        reader_->Load(row, begin, Least(kTile, end - begin));
+        if constexpr (kept) {
+            if (end - begin > kTile) {
+                reader_->Load(row, begin + kTile, end - begin - kTile);
+            }
+        }
+    }
+    __aicore__ inline float Find()
     {
         LocalTensor<float> lanes = lanes_.Get<float>();
-        reader_->Load(row, begin, Least(kTile, end - begin));
         guard_->Reset();
         AscendC::Duplicate(lanes, kNegInf, static_cast<int32_t>(kTile));
         PipeBarrier<PIPE_V>();
-        for (uint32_t start = begin; start < end; start += kTile) {
-            if (end - start > kTile) {
-                reader_->Load(row, start + kTile, Least(kTile, end - start - kTile));
+        for (uint32_t start = begin_; start < end_; start += kTile) {
+            if (!kept && end_ - start > kTile) {
+                reader_->Load(row_, start + kTile, Least(kTile, end_ - start - kTile));
             }
-            LocalTensor<float> tile = reader_->Take(Least(kTile, end - start));
+            LocalTensor<float> tile = reader_->Take(Least(kTile, end_ - start));
             guard_->Watch(tile);
             AscendC::Max(lanes, lanes, tile, static_cast<int32_t>(kTile));
             PipeBarrier<PIPE_V>();
-            reader_->Release();
+            if constexpr (kept) {
+                reader_->Keep((start - begin_) / kTile);
+            } else {
+                reader_->Release();
+            }
         }
         const bool good = guard_->AllGood();
         const float largest = scratch_->Largest(lanes, kTile);  // of NaN: anything
@@ -345,6 +407,9 @@ private:
     Guard* guard_;
     TileReader<T>* reader_;
     TBuf<TPosition::VECCALC> lanes_;
+    GlobalTensor<T> row_;
+    uint32_t begin_;
+    uint32_t end_;
 };
 
 // Where groups' inputs lie; a kernel's first arguments.
@@ -360,10 +425,35 @@ struct Groups {
     Work work;
     bool counts;  // whether statistics are wanted
 
-    __aicore__ inline GlobalTensor<T> ExpertRow(uint32_t group) const
+    // The number of its expert's row.
+    __aicore__ inline int64_t Expert(uint32_t group) const
     {
-        return logits.Row(Setting<int64_t>(rows, static_cast<uint64_t>(group) * streams));
+        return Setting<int64_t>(rows, static_cast<uint64_t>(group) * streams);
     }
+};
+
+// A segment's maximum, to the workspace.
+class SlotWriter {
+public:
+    __aicore__ inline void Init(TPipe* pipe, GM_ADDR maxima, uint64_t items)
+    {
+        pipe->InitBuffer(slots_, 1, kRepeatBytes);
+        out_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(maxima), items * kSlotFloats);
+    }
+    __aicore__ inline void Write(float largest, uint64_t item)
+    {
+        LocalTensor<float> slot = slots_.AllocTensor<float>();
+        AscendC::Duplicate(slot, largest, static_cast<int32_t>(kSlotFloats));
+        slots_.EnQue(slot);
+        slot = slots_.DeQue<float>();
+        const DataCopyExtParams params(1, kSlotBytes, 0, 0, 0);
+        AscendC::DataCopyPad(out_[item * kSlotFloats], slot, params);
+        slots_.FreeTensor(slot);
+    }
+
+private:
+    TQue<TPosition::VECOUT, 1> slots_;
+    GlobalTensor<float> out_;
 };
 
 // K1.
@@ -373,27 +463,23 @@ public:
     __aicore__ inline void Run(const Groups<T>& groups)
     {
         const Work& work = groups.work;
+        const NotFiniteKept<T> kept;
         TPipe pipe;
         scratch_.Init(&pipe);
         guard_.Init(&pipe, &scratch_);
         reader_.Init(&pipe);
         maximum_.Init(&pipe, &scratch_, &guard_, &reader_);
-        pipe.InitBuffer(slots_, 1, kSlotBytes);
-        GlobalTensor<float> out;
-        out.SetGlobalBuffer(
-            reinterpret_cast<__gm__ float*>(groups.maxima), work.Items() * kSlotFloats);
+        writer_.Init(&pipe, groups.maxima, work.Items());
         for (uint64_t item = AscendC::GetBlockIdx(); item < work.Items();
              item += AscendC::GetBlockNum()) {
             const uint32_t group = static_cast<uint32_t>(item / work.segments);
-            const GlobalTensor<T> row = groups.ExpertRow(group);
-            const float largest = maximum_.Of(row, work.Begin(item), work.End(item));
-            LocalTensor<float> slot = slots_.AllocTensor<float>();
-            AscendC::Duplicate(slot, largest, static_cast<int32_t>(kSlotFloats));
-            slots_.EnQue(slot);
-            slot = slots_.DeQue<float>();
-            const DataCopyExtParams params(1, kSlotBytes, 0, 0, 0);
-            AscendC::DataCopyPad(out[item * kSlotFloats], slot, params);
-            slots_.FreeTensor(slot);
+            const int64_t number = groups.Expert(group);
+            float largest = kNegInf;  // if there is no such row: nobody looks at it
+            if (groups.logits.Has(number)) {
+                maximum_.Start(groups.logits.Row(number), work.Begin(item), work.End(item));
+                largest = maximum_.Find();
+            }
+            writer_.Write(largest, item);
         }
     }
 
@@ -402,11 +488,13 @@ private:
     Guard guard_;
     TileReader<T> reader_;
     Maximum<T> maximum_;
-    TQue<TPosition::VECOUT, 1> slots_;
+    SlotWriter writer_;
 };
 
-// What both forms of K2 share: a group's threshold and the scores of its tiles.
-template <typename T>
+// What both forms of K2 share: a group's threshold and the scores of its tiles. With `together` it
+// does K1 too, for the one segment that its block has: the expert's tiles stay, and the blocks wait
+// for each other's maxima.
+template <typename T, bool together>
 class Scorer {
 public:
     __aicore__ inline void Init(TPipe* pipe, const Groups<T>& groups)
@@ -416,24 +504,49 @@ public:
         guard_.Init(pipe, &scratch_);
         expert_.Init(pipe);
         amateur_.Init(pipe);
-        if (groups_.work.segments == 1) {
+        if (together || groups_.work.segments == 1) {
             maximum_.Init(pipe, &scratch_, &guard_, &expert_);
-        } else {
+        }
+        if (groups_.work.segments > 1) {
             pipe->InitBuffer(slots_, 1, kMaxSegments * kSlotBytes);
+        }
+        if constexpr (together) {
+            writer_.Init(pipe, groups_.maxima, groups_.work.Items());
         }
     }
 
-    // Readies the first tiles of a segment.
+    // Readies the first tiles of a segment, if there is such an expert's row.
     __aicore__ inline void Start(uint64_t item)
     {
-        const uint32_t group = static_cast<uint32_t>(item / groups_.work.segments);
-        expertRow_ = groups_.ExpertRow(group);
+        const Work& work = groups_.work;
+        const uint32_t group = static_cast<uint32_t>(item / work.segments);
+        begin_ = work.Begin(item);
+        end_ = work.End(item);
+        start_ = begin_;
+        const int64_t number = groups_.Expert(group);
+        hasExpert_ = groups_.logits.Has(number);
+        inRange_ = hasExpert_;
+        if (!hasExpert_) {
+            Meet(item, kNegInf);
+            return;
+        }
+        expertRow_ = groups_.logits.Row(number);
+        if (together || work.segments == 1) {
+            maximum_.Start(expertRow_, begin_, end_);
+        } else {
+            Load(expert_, expertRow_, begin_);
+            LoadSlots(group);
+        }
         FindAmateurs(group);
+        if constexpr (together) {
+            Meet(item, maximum_.Find());
+            LoadSlots(group);
+        }
         threshold_ = Threshold(group);
-        begin_ = groups_.work.Begin(item);
-        end_ = groups_.work.End(item);
-        Load(expert_, expertRow_, begin_);
-        StartAmateurs();
+        if (work.segments == 1) {
+            Load(expert_, expertRow_, begin_);
+        }
+        guard_.Reset();
     }
     // Readies the same segment of the amateurs alone. End each of its tiles with Advance().
     __aicore__ inline void StartAmateurs()
@@ -443,6 +556,23 @@ public:
         if (amateurs_ > 0) {
             LoadAmateur(0, start_);
         }
+    }
+    __aicore__ inline bool HasExpert() const
+    {
+        return hasExpert_;
+    }
+    __aicore__ inline GlobalTensor<T> ExpertRow() const
+    {
+        return expertRow_;
+    }
+    __aicore__ inline uint32_t Vocab() const
+    {
+        return groups_.work.vocab;
+    }
+    // Whether there are rows of all the group's numbers.
+    __aicore__ inline bool InRange() const
+    {
+        return inRange_;
     }
     __aicore__ inline bool Done() const
     {
@@ -459,10 +589,15 @@ public:
     // The expert's tile at Position(), with the next one on its way.
     __aicore__ inline LocalTensor<float> Take()
     {
-        if (end_ - start_ > kTile) {
-            Load(expert_, expertRow_, start_ + kTile);
+        LocalTensor<float> expert;
+        if constexpr (together) {
+            expert = expert_.TakeKept((start_ - begin_) / kTile, Count());
+        } else {
+            if (end_ - start_ > kTile) {
+                Load(expert_, expertRow_, start_ + kTile);
+            }
+            expert = expert_.Take(Count());
         }
-        LocalTensor<float> expert = expert_.Take(Count());
         if (!expertGood_) {
             scratch_.Choose(
                 expert, scratch_.Compare(expert, kLargest, AscendC::CMPMODE::LE), expert, 0.0f);
@@ -534,7 +669,7 @@ public:
         start_ += Count();
     }
     // Whether the group's expert row, or this segment of its amateurs', holds NaN or +inf. To be
-    // asked once, when Done.
+    // asked once, when Done, of a group that has an expert.
     __aicore__ inline bool NotFinite()
     {
         const bool amateursGood = guard_.AllGood();
@@ -554,6 +689,7 @@ private:
     {
         Load(amateur_, AmateurRow(amateur), start);
     }
+    // And loads the first one's first tile.
     __aicore__ inline void FindAmateurs(uint32_t group)
     {
         const uint64_t places = groups_.streams - 1;
@@ -563,30 +699,46 @@ private:
             if (number == kNoRow) {
                 continue;
             }
+            if (!groups_.logits.Has(number)) {
+                inRange_ = false;
+                continue;
+            }
+            numbers_[amateurs_] = number;
+            if (amateurs_ == 0) {
+                LoadAmateur(0, start_);
+            }
             const float weight = Setting<float>(groups_.weights, group * places + i);
             const bool finite = weight >= -kLargest && weight <= kLargest;
-            numbers_[amateurs_] = number;
             weights_[amateurs_] = finite ? weight : 0.0f;  // NaN, if it adapts itself to NaN
             ++amateurs_;
         }
     }
+    // From what Start() has loaded.
     __aicore__ inline float Threshold(uint32_t group)
     {
-        const Work& work = groups_.work;
-        const float largest =
-            work.segments == 1 ? maximum_.Of(expertRow_, 0, work.vocab) : LargestOfSlots(group);
+        const float logAlpha = Setting<float>(groups_.logAlpha, group);
+        const float floor =
+            groups_.floor != nullptr ? Setting<float>(groups_.floor, group) : kNegInf;
+        const float largest = groups_.work.segments == 1 ? maximum_.Find() : LargestOfSlots();
         expertGood_ = largest <= kLargest;
-        float threshold = largest + Setting<float>(groups_.logAlpha, group);
-        if (groups_.floor != nullptr) {
-            const float floor = Setting<float>(groups_.floor, group);
-            threshold = floor > threshold ? floor : threshold;
+        if (!inRange_) {
+            return kInf;  // which no logit is by then
         }
+        float threshold = largest + logAlpha;
+        threshold = floor > threshold ? floor : threshold;
         // -inf is never valid.
         return expertGood_ && threshold > -kLargest ? threshold : -kLargest;
     }
-    __aicore__ inline float LargestOfSlots(uint32_t group)
+    // If blocks are there together, all come here, and go on when all have.
+    __aicore__ inline void Meet(uint64_t item, float largest)
     {
-        constexpr uint32_t all = kMaxSegments * kSlotFloats;
+        if constexpr (together) {
+            writer_.Write(largest, item);
+            AscendC::SyncAll();
+        }
+    }
+    __aicore__ inline void LoadSlots(uint32_t group)
+    {
         const uint32_t used = groups_.work.segments * kSlotFloats;
         GlobalTensor<float> maxima;
         maxima.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(groups_.maxima) +
@@ -595,7 +747,12 @@ private:
         const DataCopyExtParams params(1, used * static_cast<uint32_t>(sizeof(float)), 0, 0, 0);
         AscendC::DataCopyPad(slots, maxima, params, DataCopyPadExtParams<float>());
         slots_.EnQue(slots);
-        slots = slots_.template DeQue<float>();
+    }
+    __aicore__ inline float LargestOfSlots()
+    {
+        constexpr uint32_t all = kMaxSegments * kSlotFloats;
+        const uint32_t used = groups_.work.segments * kSlotFloats;
+        LocalTensor<float> slots = slots_.template DeQue<float>();
         if (used < all) {
             AscendC::Duplicate(slots[used], kNegInf, static_cast<int32_t>(all - used));
             PipeBarrier<PIPE_V>();
@@ -617,13 +774,16 @@ private:
     Guard guard_;
     TileReader<T> expert_;
     TileReader<T> amateur_;
-    Maximum<T> maximum_;
+    Maximum<T, together> maximum_;
+    SlotWriter writer_;
     TQue<TPosition::VECIN, 1> slots_;
     GlobalTensor<T> expertRow_;
     uint32_t amateurs_;
     int64_t numbers_[kMaxAmateurs];  // of the amateurs' rows
     float weights_[kMaxAmateurs];
     float threshold_;
+    bool hasExpert_;
+    bool inRange_;
     bool expertGood_;
     uint32_t begin_;
     uint32_t start_;
@@ -632,28 +792,12 @@ private:
 
 // What the statistics of a group are made of, for a segment or several.
 struct Count {
-    bool notFinite;
+    uint32_t fault;  // 0, kNotFinite or kOutOfRange
     uint32_t valid;
     float expert;  // the largest logit
     uint32_t expertId;
     float score;  // the best one
     uint32_t scoreId;
-
-    // `next` counted what comes behind.
-    __aicore__ inline void Join(const Count& next)
-    {
-        notFinite = notFinite || next.notFinite;
-        valid += next.valid;
-        Raise(expert, expertId, next.expert, next.expertId);
-        Raise(score, scoreId, next.score, next.scoreId);
-    }
-    __aicore__ static inline void Raise(float& best, uint32_t& bestId, float value, uint32_t id)
-    {
-        if (value > best) {
-            best = value;
-            bestId = id;
-        }
-    }
 };
 
 // Counts in the tiles of a segment.
@@ -668,7 +812,7 @@ public:
     {
         AscendC::Duplicate(lanes_.Get<float>(), 0.0f, static_cast<int32_t>(kTile));
         PipeBarrier<PIPE_V>();
-        count_ = Count{false, 0, kNegInf, begin, kNegInf, begin};
+        count_ = Count{0, 0, kNegInf, begin, kNegInf, begin};
     }
     // Of the tile that starts at token `start`; writes over `expert`.
     __aicore__ inline void Watch(
@@ -688,7 +832,7 @@ public:
         PipeBarrier<PIPE_V>();
     }
     // When the segment is done. Exact up to 2^24 valid tokens.
-    __aicore__ inline Count Result(bool notFinite)
+    __aicore__ inline Count Result(uint32_t fault)
     {
         LocalTensor<float> lanes = lanes_.Get<float>();
         for (uint32_t n = kTile / 2; n >= kFloatsPerBlock; n /= 2) {
@@ -700,7 +844,7 @@ public:
             count_.valid += static_cast<uint32_t>(lanes.GetValue(i));
         }
         Sync<HardEvent::S_V>();
-        count_.notFinite = notFinite;
+        count_.fault = fault;
         return count_;
     }
 
@@ -714,7 +858,10 @@ private:
         PipeBarrier<PIPE_V>();
         uint32_t index;
         const float largest = scratch_->LargestAt(spare, index);
-        Count::Raise(best, bestId, largest, start + index);
+        if (largest > best) {
+            best = largest;
+            bestId = start + index;
+        }
     }
 
     Scratch* scratch_;
@@ -733,7 +880,7 @@ public:
     {
         LocalTensor<int32_t> words = Start();
         LocalTensor<float> values = words.ReinterpretCast<float>();
-        words.SetValue(0, count.notFinite ? 1 : 0);
+        words.SetValue(0, static_cast<int32_t>(count.fault));
         words.SetValue(1, static_cast<int32_t>(count.valid));
         values.SetValue(2, count.expert);
         words.SetValue(3, static_cast<int32_t>(count.expertId));
@@ -743,13 +890,14 @@ public:
         words.SetValue(7, 0);
         Store(words, slots, item, kSlotWords);
     }
-    __aicore__ static inline Count ReadSlot(const LocalTensor<int32_t>& words)
+    // `words` counted what comes behind. An id is read only if it is wanted.
+    __aicore__ static inline void Join(Count& count, const LocalTensor<int32_t>& words)
     {
-        LocalTensor<float> values = words.ReinterpretCast<float>();
-        return Count{
-            words.GetValue(0) != 0, static_cast<uint32_t>(words.GetValue(1)), values.GetValue(2),
-            static_cast<uint32_t>(words.GetValue(3)), values.GetValue(4),
-            static_cast<uint32_t>(words.GetValue(5))};
+        const uint32_t fault = static_cast<uint32_t>(words.GetValue(0));
+        count.fault = fault > count.fault ? fault : count.fault;
+        count.valid += static_cast<uint32_t>(words.GetValue(1));
+        Raise(count.expert, count.expertId, words, 2);
+        Raise(count.score, count.scoreId, words, 4);
     }
     // Three int64, of which these are the low halves.
     __aicore__ inline void WriteStatistics(const Count& count, GM_ADDR statistics, uint32_t group)
@@ -757,7 +905,7 @@ public:
         LocalTensor<int32_t> words = Start();
         words.SetValue(0, static_cast<int32_t>(count.valid));
         words.SetValue(2, count.expertId != count.scoreId ? 1 : 0);
-        words.SetValue(4, count.notFinite ? 1 : 0);
+        words.SetValue(4, static_cast<int32_t>(count.fault));
         for (uint32_t high = 1; high < kStatisticsWords; high += 2) {
             words.SetValue(high, 0);
         }
@@ -767,6 +915,15 @@ public:
 private:
     static constexpr uint32_t kStatisticsWords = 6;
 
+    __aicore__ static inline void Raise(
+        float& best, uint32_t& bestId, const LocalTensor<int32_t>& words, uint32_t at)
+    {
+        const float value = words.ReinterpretCast<float>().GetValue(at);
+        if (value > best) {
+            best = value;
+            bestId = static_cast<uint32_t>(words.GetValue(at + 1));
+        }
+    }
     __aicore__ inline LocalTensor<int32_t> Start()
     {
         LocalTensor<int32_t> words = words_.AllocTensor<int32_t>();
@@ -790,15 +947,49 @@ private:
     TQue<TPosition::VECOUT, 1> words_;
 };
 
+// A group's counts, from those of its segments.
+class SegmentCounts {
+public:
+    __aicore__ inline void Init(TPipe* pipe)
+    {
+        pipe->InitBuffer(in_, 1, kMaxSegments * kSlotBytes);
+    }
+    __aicore__ inline Count Of(GM_ADDR slots, uint32_t group, uint32_t groups, uint32_t segments)
+    {
+        const uint64_t words = segments * kSlotWords;
+        GlobalTensor<int32_t> all;
+        all.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(slots), groups * words);
+        LocalTensor<int32_t> in = in_.AllocTensor<int32_t>();
+        const DataCopyExtParams params(1, segments * kSlotBytes, 0, 0, 0);
+        AscendC::DataCopyPad(in, all[group * words], params, DataCopyPadExtParams<int32_t>());
+        in_.EnQue(in);
+        in = in_.DeQue<int32_t>();
+        Sync<HardEvent::V_S>();
+        Count count{0, 0, kNegInf, 0, kNegInf, 0};
+        for (uint32_t i = 0; i < segments; ++i) {
+            CountWriter::Join(count, in[i * kSlotWords]);
+        }
+        Sync<HardEvent::S_V>();
+        in_.FreeTensor(in);
+        return count;
+    }
+
+private:
+    TQue<TPosition::VECIN, 1> in_;
+};
+
 // K2, dense: to `out`, or over the expert's row of a group if that is null. Then what is not finite
 // in the amateurs' rows of a group with NaN or +inf becomes 0, so that they can be sampled from.
-template <typename T>
+template <typename T, bool together = false>
 class Scores {
 public:
-    // `counted`: the statistics, or a place for each segment's counts if there are several.
+    // `counted`: the statistics, or a place for each segment's counts if there are several; these
+    // are put together in `statistics` by blocks that are there together.
     __aicore__ inline void Run(
-        const Groups<T>& groups, GM_ADDR out, uint64_t outStride, GM_ADDR counted)
+        const Groups<T>& groups, GM_ADDR out, uint64_t outStride, GM_ADDR counted,
+        GM_ADDR statistics = nullptr)
     {
+        const NotFiniteKept<T> kept;
         TPipe pipe;
         scorer_.Init(&pipe, groups);
         pipe.InitBuffer(tiles_, 2, kTile * sizeof(float));
@@ -806,33 +997,33 @@ public:
             counter_.Init(&pipe, scorer_.Shared());
             writer_.Init(&pipe);
         }
+        if (together && groups.counts) {
+            total_.Init(&pipe);
+        }
         for (uint64_t item = AscendC::GetBlockIdx(); item < groups.work.Items();
              item += AscendC::GetBlockNum()) {
             const uint32_t group = static_cast<uint32_t>(item / groups.work.segments);
-            GlobalTensor<float> to = Target(groups, group, out, outStride);
+            scorer_.Start(item);
             if (groups.counts) {
                 counter_.Reset(groups.work.Begin(item));
             }
-            for (scorer_.Start(item); !scorer_.Done(); scorer_.Next()) {
-                const LocalTensor<float> expert = scorer_.Take();
-                LocalTensor<float> scores = tiles_.AllocTensor<float>();
-                scorer_.Score(scores, expert);
-                if (groups.counts) {
-                    counter_.Watch(scores, expert, scorer_.Position());
-                }
-                Store(to, scores);
+            if (scorer_.HasExpert()) {
+                StoreScores(groups, Target(group, out, outStride));
+            } else if (out != nullptr) {
+                StoreNone(Target(group, out, outStride));
             }
             if (!groups.counts && out != nullptr) {
                 continue;
             }
-            const bool notFinite = scorer_.NotFinite();
+            const bool notFinite = scorer_.HasExpert() && scorer_.NotFinite();
             if constexpr (sizeof(T) == sizeof(float)) {
                 if (notFinite && out == nullptr) {
                     MakeSamplable();
                 }
             }
             if (groups.counts) {
-                const Count count = counter_.Result(notFinite);
+                const uint32_t fault = notFinite ? kNotFinite : 0;
+                const Count count = counter_.Result(scorer_.InRange() ? fault : kOutOfRange);
                 if (groups.work.segments == 1) {
                     writer_.WriteStatistics(count, counted, group);
                 } else {
@@ -840,20 +1031,57 @@ public:
                 }
             }
         }
+        if constexpr (together) {
+            if (groups.counts) {
+                AscendC::SyncAll();
+                SumUp(groups, counted, statistics);
+            }
+        }
     }
 
 private:
-    __aicore__ inline GlobalTensor<float> Target(
-        const Groups<T>& groups, uint32_t group, GM_ADDR out, uint64_t outStride)
+    // By the block that has a group's first segment.
+    __aicore__ inline void SumUp(const Groups<T>& groups, GM_ADDR counted, GM_ADDR statistics)
+    {
+        const Work& work = groups.work;
+        const uint64_t item = AscendC::GetBlockIdx();
+        if (item % work.segments == 0) {
+            const uint32_t group = static_cast<uint32_t>(item / work.segments);
+            const Count count = total_.Of(counted, group, work.groups, work.segments);
+            writer_.WriteStatistics(count, statistics, group);
+        }
+    }
+    __aicore__ inline GlobalTensor<float> Target(uint32_t group, GM_ADDR out, uint64_t outStride)
     {
         GlobalTensor<float> to;
         if (out != nullptr) {
             to.SetGlobalBuffer(
-                reinterpret_cast<__gm__ float*>(out) + group * outStride, groups.work.vocab);
+                reinterpret_cast<__gm__ float*>(out) + group * outStride, scorer_.Vocab());
         } else if constexpr (sizeof(T) == sizeof(float)) {
-            to = groups.ExpertRow(group);
+            to = scorer_.ExpertRow();
         }
         return to;
+    }
+    __aicore__ inline void StoreScores(const Groups<T>& groups, const GlobalTensor<float>& to)
+    {
+        for (; !scorer_.Done(); scorer_.Next()) {
+            const LocalTensor<float> expert = scorer_.Take();
+            LocalTensor<float> scores = tiles_.AllocTensor<float>();
+            scorer_.Score(scores, expert);
+            if (groups.counts) {
+                counter_.Watch(scores, expert, scorer_.Position());
+            }
+            Store(to, scores);
+        }
+    }
+    // The segment of a group of which the expert's number is out of range.
+    __aicore__ inline void StoreNone(const GlobalTensor<float>& to)
+    {
+        for (; !scorer_.Done(); scorer_.Advance()) {
+            LocalTensor<float> scores = tiles_.AllocTensor<float>();
+            AscendC::Duplicate(scores, kNegInf, static_cast<int32_t>(kTile));
+            Store(to, scores);
+        }
     }
     // The segment once more, of the amateurs alone.
     __aicore__ inline void MakeSamplable()
@@ -879,9 +1107,10 @@ private:
         tiles_.FreeTensor(tile);
     }
 
-    Scorer<T> scorer_;
+    Scorer<T, together> scorer_;
     Counter counter_;
     CountWriter writer_;
+    SegmentCounts total_;
     TQue<TPosition::VECOUT, 2> tiles_;
 };
 
@@ -892,32 +1121,17 @@ public:
         GM_ADDR slots, uint32_t groups, uint32_t segments, GM_ADDR statistics)
     {
         TPipe pipe;
-        pipe.InitBuffer(in_, 1, segments * kSlotBytes);
+        counts_.Init(&pipe);
         writer_.Init(&pipe);
-        const uint64_t words = segments * kSlotWords;
-        GlobalTensor<int32_t> all;
-        all.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(slots), groups * words);
         const uint32_t blocks = static_cast<uint32_t>(AscendC::GetBlockNum());
         for (uint32_t group = static_cast<uint32_t>(AscendC::GetBlockIdx()); group < groups;
              group += blocks) {
-            LocalTensor<int32_t> in = in_.AllocTensor<int32_t>();
-            const DataCopyExtParams params(1, segments * kSlotBytes, 0, 0, 0);
-            AscendC::DataCopyPad(in, all[group * words], params, DataCopyPadExtParams<int32_t>());
-            in_.EnQue(in);
-            in = in_.DeQue<int32_t>();
-            Sync<HardEvent::V_S>();
-            Count count = CountWriter::ReadSlot(in);
-            for (uint32_t i = 1; i < segments; ++i) {
-                count.Join(CountWriter::ReadSlot(in[i * kSlotWords]));
-            }
-            Sync<HardEvent::S_V>();
-            in_.FreeTensor(in);
-            writer_.WriteStatistics(count, statistics, group);
+            writer_.WriteStatistics(counts_.Of(slots, group, groups, segments), statistics, group);
         }
     }
 
 private:
-    TQue<TPosition::VECIN, 1> in_;
+    SegmentCounts counts_;
     CountWriter writer_;
 };
 
@@ -1064,12 +1278,13 @@ private:
 };
 
 // K2, top-k.
-template <typename T>
+template <typename T, bool together = false>
 class TopK {
 public:
     __aicore__ inline void Run(
         const Groups<T>& groups, uint32_t k, GM_ADDR lists, GM_ADDR outScores, GM_ADDR outIds)
     {
+        const NotFiniteKept<T> kept;
         TPipe pipe;
         scorer_.Init(&pipe, groups);
         best_.Init(&pipe, k);
@@ -1081,8 +1296,9 @@ public:
         }
         for (uint64_t item = AscendC::GetBlockIdx(); item < groups.work.Items();
              item += AscendC::GetBlockNum()) {
+            scorer_.Start(item);
             best_.Reset();
-            for (scorer_.Start(item); !scorer_.Done(); scorer_.Next()) {
+            for (; scorer_.HasExpert() && !scorer_.Done(); scorer_.Next()) {
                 const LocalTensor<float> scores = best_.Place();
                 scorer_.Score(scores, scorer_.Take());
                 best_.Offer(scorer_.Shared()->Largest(scores, kTile), scorer_.Position());
@@ -1110,7 +1326,7 @@ private:
         lists_.FreeTensor(list);
     }
 
-    Scorer<T> scorer_;
+    Scorer<T, together> scorer_;
     Best best_;
     TopWriter writer_;
     TQue<TPosition::VECOUT, 1> lists_;
@@ -1222,6 +1438,35 @@ VLLM_COLD_KERNELS(float)
 VLLM_COLD_KERNELS(half)
 VLLM_COLD_KERNELS(bfloat16_t)
 
+#if VLLM_COLD_ONE_LAUNCH
+// In batch mode all blocks of a launch start together, or none; without it, blocks that wait for
+// each other could wait for cores that blocks of another such launch hold.
+#define VLLM_COLD_TOGETHER(T)                                                           \
+    extern "C" __schedmode__(1) __global__ __aicore__ void contrastive_together_##T(    \
+        VLLM_COLD_GROUP_PARAMETERS, GM_ADDR out, uint64_t outStride, GM_ADDR counted,   \
+        GM_ADDR statistics)                                                             \
+    {                                                                                   \
+        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIV_1_0);                              \
+        vllm_cold::Groups<T> inputs = VLLM_COLD_GROUPS(T);                              \
+        inputs.counts = statistics != nullptr;                                          \
+        vllm_cold::Scores<T, true> kernel;                                              \
+        kernel.Run(inputs, out, outStride, counted, statistics);                        \
+    }                                                                                   \
+    extern "C" __schedmode__(1) __global__ __aicore__ void contrastive_topktogether_##T( \
+        VLLM_COLD_GROUP_PARAMETERS, uint32_t k, GM_ADDR lists, GM_ADDR outScores,       \
+        GM_ADDR outIds)                                                                 \
+    {                                                                                   \
+        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIV_1_0);                              \
+        const vllm_cold::Groups<T> inputs = VLLM_COLD_GROUPS(T);                        \
+        vllm_cold::TopK<T, true> kernel;                                                \
+        kernel.Run(inputs, k, lists, outScores, outIds);                                \
+    }
+
+VLLM_COLD_TOGETHER(float)
+VLLM_COLD_TOGETHER(half)
+VLLM_COLD_TOGETHER(bfloat16_t)
+#endif
+
 extern "C" __global__ __aicore__ void contrastive_merge(
     GM_ADDR lists, uint32_t groups, uint32_t segments, uint32_t k, GM_ADDR outScores,
     GM_ADDR outIds)
@@ -1246,26 +1491,41 @@ namespace vllm_cold {
         (c).groups, (c).streams, (c).vocab, (c).plan.segments, (c).plan.segmentLength,   \
         (c).rowStride
 
-#define VLLM_COLD_LAUNCH_SCORES(T, c, stream)                                  \
-    do {                                                                       \
-        if ((c).plan.segments > 1) {                                           \
-            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,  \
-                             VLLM_COLD_GROUP_ARGUMENTS(c));                    \
-        }                                                                      \
-        VLLM_COLD_LAUNCH(contrastive_scores_##T, (c).plan.blocks, stream,      \
-                         VLLM_COLD_GROUP_ARGUMENTS(c), (c).out, (c).outStride, \
-                         (c).plan.segments > 1 ? (c).counts : (c).statistics); \
+#if VLLM_COLD_ONE_LAUNCH
+#define VLLM_COLD_INSTEAD_IF_TOGETHER(kernel, c, stream, ...)                            \
+    if ((c).plan.together) {                                                             \
+        VLLM_COLD_LAUNCH_TOGETHER(kernel, (c).plan.blocks, stream,                       \
+                                  VLLM_COLD_GROUP_ARGUMENTS(c), __VA_ARGS__);            \
+        break;                                                                           \
+    }
+#else
+#define VLLM_COLD_INSTEAD_IF_TOGETHER(kernel, c, stream, ...)
+#endif
+
+#define VLLM_COLD_LAUNCH_SCORES(T, c, stream)                                            \
+    do {                                                                                 \
+        VLLM_COLD_INSTEAD_IF_TOGETHER(contrastive_together_##T, c, stream, (c).out,      \
+                                      (c).outStride, (c).counts, (c).statistics)         \
+        if ((c).plan.segments > 1) {                                                     \
+            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,            \
+                             VLLM_COLD_GROUP_ARGUMENTS(c));                              \
+        }                                                                                \
+        VLLM_COLD_LAUNCH(contrastive_scores_##T, (c).plan.blocks, stream,                \
+                         VLLM_COLD_GROUP_ARGUMENTS(c), (c).out, (c).outStride,           \
+                         (c).plan.segments > 1 ? (c).counts : (c).statistics);           \
     } while (0)
 
-#define VLLM_COLD_LAUNCH_TOPK(T, c, stream)                                             \
-    do {                                                                                \
-        if ((c).plan.segments > 1) {                                                    \
-            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,           \
-                             VLLM_COLD_GROUP_ARGUMENTS(c));                             \
-        }                                                                               \
-        VLLM_COLD_LAUNCH(contrastive_topk_##T, (c).plan.blocks, stream,                 \
-                         VLLM_COLD_GROUP_ARGUMENTS(c), (c).k, (c).lists, (c).outScores, \
-                         (c).outIds);                                                   \
+#define VLLM_COLD_LAUNCH_TOPK(T, c, stream)                                              \
+    do {                                                                                 \
+        VLLM_COLD_INSTEAD_IF_TOGETHER(contrastive_topktogether_##T, c, stream, (c).k,    \
+                                      (c).lists, (c).outScores, (c).outIds)              \
+        if ((c).plan.segments > 1) {                                                     \
+            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,            \
+                             VLLM_COLD_GROUP_ARGUMENTS(c));                              \
+        }                                                                                \
+        VLLM_COLD_LAUNCH(contrastive_topk_##T, (c).plan.blocks, stream,                  \
+                         VLLM_COLD_GROUP_ARGUMENTS(c), (c).k, (c).lists, (c).outScores,  \
+                         (c).outIds);                                                    \
     } while (0)
 
 void LaunchScores(const ScoringCall& call, void* stream)
@@ -1277,7 +1537,7 @@ void LaunchScores(const ScoringCall& call, void* stream)
     } else {
         VLLM_COLD_LAUNCH_SCORES(bfloat16_t, call, stream);
     }
-    if (call.plan.segments > 1 && call.statistics != nullptr) {
+    if (call.plan.segments > 1 && !call.plan.together && call.statistics != nullptr) {
         VLLM_COLD_LAUNCH(contrastive_total, call.plan.mergeBlocks, stream, call.counts, call.groups,
                          call.plan.segments, call.statistics);
     }

@@ -1,29 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // torch.ops.vllm_cold.ascend_scores and ascend_topk: the AscendC kernels on torch_npu's tensors.
 //
-// The launches go through torch_npu's task queue, as its own ops do. A launch that did not could
-// overtake those which are still queued. Arguments are checked by vllm_cold.ops.scoring.
+// Arguments are checked by vllm_cold.ops.scoring.
 #include <cstdint>
 #include <optional>
-#include <string>
 
 #include <ATen/ATen.h>
 #include <torch/library.h>
 #include <torch_npu/csrc/core/npu/NPUGuard.h>
-#include <torch_npu/csrc/core/npu/NPUStream.h>
-#include <torch_npu/csrc/framework/OpCommand.h>
 
-#include "tiling/platform/platform_ascendc.h"
-
+#include "binding.h"
 #include "contrastive_scoring.h"
 
 namespace vllm_cold {
 namespace {
-
-uint8_t* Address(const at::Tensor& tensor)
-{
-    return static_cast<uint8_t*>(tensor.data_ptr());
-}
 
 LogitsType TypeOf(const at::Tensor& logits)
 {
@@ -38,17 +28,6 @@ LogitsType TypeOf(const at::Tensor& logits)
             TORCH_CHECK(false, "CoLD: logits are float32, bfloat16 or float16, not ",
                         logits.scalar_type());
     }
-}
-
-uint64_t VectorCores()
-{
-    static const uint64_t cores = [] {
-        auto* platform = platform_ascendc::PlatformAscendCManager::GetInstance();
-        TORCH_CHECK(platform != nullptr, "CoLD: CANN does not know this NPU");
-        return static_cast<uint64_t>(platform->GetCoreNumAiv());
-    }();
-    TORCH_CHECK(cores > 0, "CoLD: CANN reports an NPU without vector cores");
-    return cores;
 }
 
 ScoringCall MakeCall(
@@ -75,22 +54,6 @@ ScoringCall MakeCall(
     call.rowStride = static_cast<uint64_t>(logits.stride(0));
     call.plan = MakePlan(call.groups, call.vocab, VectorCores());
     return call;
-}
-
-// Freed when the op returns; torch_npu's allocator gives it only to what runs later on the stream.
-at::Tensor Workspace(const at::Tensor& like, uint64_t bytes)
-{
-    return at::empty({static_cast<int64_t>(bytes)}, like.options().dtype(at::kByte));
-}
-
-void Enqueue(const std::string& name, const ScoringCall& call,
-             void (*launch)(const ScoringCall&, void*))
-{
-    const auto stream = c10_npu::getCurrentNPUStream().stream(false);
-    at_npu::native::OpCommand::RunOpApi(name, [call, stream, launch]() -> int {
-        launch(call, stream);
-        return 0;
-    });
 }
 
 void Scores(

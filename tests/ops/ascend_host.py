@@ -27,8 +27,9 @@ ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
 KERNEL = "contrastive_scoring.cpp"
 RUNNER = "host/runner.cpp"
 WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
-STRICT = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
-QUICK = ("-O0",)
+ALL = "-DVLLM_COLD_ONE_LAUNCH=1"  # compiles every kernel; which are launched, a request says
+STRICT = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-pthread")
+QUICK = ("-O0", "-pthread")
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 NAMES = ("float", "half", "bfloat16_t")
 
@@ -65,12 +66,12 @@ def compile_host(*units: str, flags: tuple[str, ...] = STRICT, **changed: str) -
     return program
 
 
-def compile_binding() -> Path:
-    """torch_binding.cpp and the kernels as a library whose ops take CPU tensors, with stubs for
-    torch_npu and CANN (host/stubs), built once per content and torch.
+def compile_binding(source: str = "torch_binding.cpp", kernel: str = KERNEL) -> Path:
+    """A binding and its kernels as a library whose ops take CPU tensors, with stubs for torch_npu
+    and CANN (host/stubs), built once per content and torch.
     """
-    sources = [ASCEND / KERNEL, *sorted(path for path in ASCEND.rglob("*.h"))]
-    binding = (ASCEND / "torch_binding.cpp").read_text().replace("PrivateUse1", "CPU")
+    sources = [ASCEND / kernel, *sorted(path for path in ASCEND.rglob("*.h"))]
+    binding = (ASCEND / source).read_text().replace("PrivateUse1", "CPU")
     content = [binding, torch.__version__, *(path.read_text() for path in sources)]
     library = _cache() / f"{_digest(content)}.so"
     with _missing(library) as missing:
@@ -83,8 +84,8 @@ def compile_binding() -> Path:
         systems = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
         _run_compiler(
             library, "-std=c++20", "-O0", "-shared", "-fPIC", *(f"-I{path}" for path in includes),
-            *(f"-isystem{path}" for path in systems), str(on_cpu), str(ASCEND / KERNEL),
-            f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10",
+            *(f"-isystem{path}" for path in systems), str(on_cpu), str(ASCEND / kernel),
+            f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", "-pthread",
         )  # fmt: skip
     return library
 
@@ -122,7 +123,7 @@ def _compile(unit: str, files: dict[str, str], flags: tuple[str, ...]) -> Path:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text)
         include = (f"-I{folder}/host", f"-I{folder}")
-        _run_compiler(built, *WARNINGS, *flags, *include, "-c", str(folder / unit))
+        _run_compiler(built, ALL, *WARNINGS, *flags, *include, "-c", str(folder / unit))
         shutil.rmtree(folder)
     return built
 
@@ -139,9 +140,90 @@ def _run_compiler(output: Path, *arguments: str) -> None:
 
 def plan(groups: int, vocab: int, cores: int) -> tuple[int, int]:
     """Segments per row and their length, by the specification rather than the header."""
-    wanted = max(1, min(cores // groups, math.ceil(vocab / 8192), 64))
+    most = max(1, min(cores // groups, 64)) if vocab > 8192 else 1
+    tiles = min(math.ceil(math.ceil(vocab / count) / 4096) for count in range(1, most + 1))
+    wanted = math.ceil(vocab / tiles / 4096)
     length = math.ceil(vocab / wanted / 256) * 256
     return math.ceil(vocab / length), length
+
+
+Traffic = dict[tuple[str, str], tuple[int, int]]  # bytes read and written, by kernel and what of
+
+
+def traffic(
+    rows: Tensor,
+    logits: Tensor,
+    cores: int,
+    *,
+    k: int = 0,
+    in_place: bool = False,
+    counts: bool = False,
+    floor: bool = False,
+    mended: int = 0,
+    together: bool = False,
+) -> Traffic:
+    """Every byte that has to cross between global memory and a core in one call.
+
+    Args:
+        rows: [G, S] row numbers; those out of range are not looked at.
+        logits: [R, V]; only shape and dtype count.
+        cores: Vector cores.
+        k: For the best k; 0 for dense scores.
+        in_place: Whether they go over the experts' rows.
+        counts: Whether statistics are wanted.
+        floor: Whether a group has a cap on its candidates.
+        mended: Logits of amateurs that are written to.
+        together: Whether blocks may wait for each other.
+    """
+    (groups, streams), (num_rows, vocab) = rows.shape, logits.shape
+    known = (rows >= 0) & (rows < num_rows)
+    experts, amateurs = int(known[:, 0].sum()), int(known[known[:, 0], 1:].sum())
+    segments, length = plan(groups, vocab, cores)
+    together = together and segments > 1 and length <= 8192
+    once = together or segments > 1  # whether K2 reads an expert's row once
+    items, scored = groups * segments, experts * segments
+    row_bytes = vocab * logits.element_size()
+    name = NAMES[TYPES[logits.dtype]]
+    form = "topk" if k else "" if together else "scores"
+    work = f"contrastive_{form}{'together' if together else ''}_{name}"
+    model = {
+        (work, "logits"): (
+            row_bytes * (experts * (1 if once else 2) + amateurs) + 4 * mended,
+            in_place * experts * row_bytes + 4 * mended,
+        ),
+        (work, "rows"): (8 * (items + scored * (streams - 1)), 0),
+        (work, "log_alpha"): (4 * scored, 0),
+        (work, "weights"): (4 * segments * amateurs, 0),
+        (work, "floor"): (4 * scored * floor, 0),
+    }
+    if not k and not in_place:
+        model[work, "out"] = (0, groups * vocab * 4)
+    if counts:
+        last = work
+        if together:
+            model[work, "counts"] = (32 * items, 32 * items)
+        elif segments > 1:
+            last = "contrastive_total"
+            model[work, "counts"] = (0, 32 * items)
+            model[last, "counts"] = (32 * items, 0)
+        model[last, "statistics"] = (0, 24 * groups)
+    if together:
+        model[work, "maxima"] = (32 * segments * scored, 32 * items)
+    elif segments > 1:
+        maxima = "contrastive_maxima_" + name
+        model[maxima, "logits"] = (experts * row_bytes, 0)
+        model[maxima, "rows"] = (8 * items, 0)
+        model[maxima, "maxima"] = (0, 32 * items)
+        model[work, "maxima"] = (32 * segments * scored, 0)
+    if k:
+        last = work
+        if segments > 1:
+            last = "contrastive_merge"
+            model[work, "lists"] = (0, 512 * items)
+            model[last, "lists"] = (512 * items, 0)
+        model[last, "out_scores"] = (0, groups * k * 4)
+        model[last, "out_ids"] = (0, groups * k * 8)
+    return {key: moved for key, moved in model.items() if any(moved)}
 
 
 class Host:
@@ -149,6 +231,7 @@ class Host:
 
     def __init__(self, program: Path, cores: int = 40) -> None:
         self.cores = cores
+        self.together = False
         self.ub: dict[str, int] = {}
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
         self._process = subprocess.Popen(
@@ -210,7 +293,7 @@ class Host:
         in_place = k == 0 and out is None
         base = torch.empty(0, dtype=torch.uint8).set_(logits.untyped_storage())
         request = struct.pack(
-            "<14q",
+            "<15q",
             k,
             in_place,
             TYPES[logits.dtype],
@@ -218,6 +301,7 @@ class Host:
             logits.stride(0),
             *rows.shape,
             self.cores,
+            self.together,
             floor is not None,
             counts,
             logits.storage_offset() * logits.element_size(),
@@ -229,13 +313,21 @@ class Host:
             if array is not None:
                 self._write(array.numpy().tobytes())
         self._process.stdin.flush()  # type: ignore[union-attr]
-        problem, *buffers, traffic = (self._read() for _ in range(7))
-        if problem == b"Trap":
-            raise RuntimeError("the kernel stopped at a row number out of range")
+        problem, *buffers, report = (self._read() for _ in range(7))
         if problem:
             raise CheckFailed(problem.decode())
-        mended = self._mended(inputs) if in_place else 0
-        self._check_traffic(traffic.decode(), logits, rows, floor, k, in_place, counts, mended)
+        model = traffic(
+            rows,
+            logits,
+            self.cores,
+            k=k,
+            in_place=in_place,
+            counts=counts,
+            floor=floor is not None,
+            mended=self._mended(inputs) if in_place else 0,
+            together=self.together,
+        )
+        self._check_report(report.decode(), model, rows, len(logits))
         return buffers
 
     def _mended(self, inputs: list[Tensor | None]) -> int:
@@ -245,9 +337,12 @@ class Host:
         logits, rows, *_ = inputs
         _, length = plan(len(rows), logits.shape[1], self.cores)
         found = 0
+        known = range(len(logits))
         for expert, *amateurs in rows.tolist():
+            if expert not in known:
+                continue
             bad = not bool((logits[expert] < math.inf).all())
-            for part in logits[[row for row in amateurs if row >= 0]].split(length, 1):
+            for part in logits[[row for row in amateurs if row in known]].split(length, 1):
                 if bad or not bool((part < math.inf).all()):
                     found += part.numel()
         return found
@@ -270,71 +365,31 @@ class Host:
         self._errors.seek(0)
         raise CheckFailed(self._errors.read().decode(errors="replace"))
 
-    def _check_traffic(
-        self,
-        report: str,
-        logits: Tensor,
-        rows: Tensor,
-        floor: Tensor | None,
-        k: int,
-        in_place: bool,
-        counts: bool,
-        mended: int,
-    ) -> None:
-        """Every byte that crossed between global memory and a core is one that has to."""
-        (groups, streams), vocab = rows.shape, logits.shape[1]
-        amateurs = int((rows[:, 1:] >= 0).sum())
-        segments, _ = plan(groups, vocab, self.cores)
-        items = groups * segments
-        row_bytes = vocab * logits.element_size()
-        expert_bytes, amateur_bytes = groups * row_bytes, amateurs * row_bytes
-        name = NAMES[TYPES[logits.dtype]]
-        work = "contrastive_" + ("topk_" if k else "scores_") + name
-        model = {
-            (work, "logits"): (
-                expert_bytes * (2 if segments == 1 else 1) + amateur_bytes + 4 * mended,
-                in_place * expert_bytes + 4 * mended,
-            ),
-            (work, "rows"): (8 * items * (streams + in_place), 0),
-            (work, "log_alpha"): (4 * items, 0),
-        }
-        if amateurs:
-            model[work, "weights"] = (4 * segments * amateurs, 0)
-        if floor is not None:
-            model[work, "floor"] = (4 * items, 0)
-        if not k and not in_place:
-            model[work, "out"] = (0, groups * vocab * 4)
-        if counts:
-            last = work
-            if segments > 1:
-                last = "contrastive_total"
-                model[work, "counts"] = (0, 32 * items)
-                model[last, "counts"] = (32 * items, 0)
-            model[last, "statistics"] = (0, 24 * groups)
-        if segments > 1:
-            maxima = "contrastive_maxima_" + name
-            model[maxima, "logits"] = (expert_bytes, 0)
-            model[maxima, "rows"] = (8 * items, 0)
-            model[maxima, "maxima"] = (0, 32 * items)
-            model[work, "maxima"] = (32 * items * segments, 0)
-        if k:
-            last = work
-            if segments > 1:
-                last = "contrastive_merge"
-                model[work, "lists"] = (0, 512 * items)
-                model[last, "lists"] = (512 * items, 0)
-            model[last, "out_scores"] = (0, groups * k * 4)
-            model[last, "out_ids"] = (0, groups * k * 8)
-        moved = {}
+    def _check_report(self, report: str, model: Traffic, rows: Tensor, num_rows: int) -> None:
+        """Every byte that was moved is of the model; loads wait for no number that they can do
+        without.
+        """
+        moved: Traffic = {}
+        waits: list[str] = []
+        known = (rows >= 0) & (rows < num_rows)
         for line in report.splitlines():
-            words = line.split()
-            if words[0] == "ub":
-                form = f"{'topk' if k else 'scores'} {name}"
-                self.ub[form] = max(self.ub.get(form, 0), int(words[1]))
+            first, *numbers = line.split()
+            if first == "ub":
+                for kernel in (kernel for kernel, what in model if what == "log_alpha"):
+                    form = " ".join(kernel.split("_", 2)[1:])
+                    self.ub[form] = max(self.ub.get(form, 0), int(numbers[0]))
+            elif first == "waited":
+                kernel, before_expert, before_amateur = numbers
+                amateurs = known[:, 1].all() and not kernel.startswith("contrastive_maxima")
+                late = known[:, 0].all() and int(before_expert) > 1
+                if late or (amateurs and int(before_amateur) > 2):
+                    waits.append(line)
             else:
-                moved[words[0], words[1]] = (int(words[2]), int(words[3]))
+                moved[first, numbers[0]] = (int(numbers[1]), int(numbers[2]))
         if moved != model:
             extra = {key: moved.get(key) for key in moved.keys() | model.keys()}
             wrong = {key: f"{got}, not {model.get(key)}" for key, got in extra.items()
                      if got != model.get(key)}  # fmt: skip
             raise CheckFailed(f"bytes (read, written) are not those of the traffic model: {wrong}")
+        if waits:
+            raise CheckFailed(f"a load waits for numbers that it can do without: {waits}")

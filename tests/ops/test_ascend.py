@@ -21,8 +21,8 @@ import torch
 
 from tests.ops import ascend_host, conformance
 from tests.ops.ascend_host import ASCEND, KERNEL, RUNNER, Host, compile_host
-from vllm_cold.ops import Groups, scoring_ascend
-from vllm_cold.ops.interface import MAX_STREAMS
+from vllm_cold.ops import Groups, contrastive_scores, scoring, scoring_ascend
+from vllm_cold.ops.interface import MAX_STREAMS, OUT_OF_RANGE
 
 pytestmark = [
     pytest.mark.unit,
@@ -35,10 +35,24 @@ INF = math.inf
 
 
 @pytest.fixture(scope="module")
-def host():
+def host_of_all():
     host = Host(compile_host(KERNEL, RUNNER))
     yield host
     host.close()
+
+
+@pytest.fixture
+def host(host_of_all):
+    host_of_all.together = False
+    return host_of_all
+
+
+# Cores, and whether blocks may wait for each other.
+FORMS = pytest.mark.parametrize(
+    "cores, together",
+    ((1, False), (48, False), (48, True)),
+    ids=("whole", "segments", "together"),
+)
 
 
 # --- The kernels ----------------------------------------------------------------------------------
@@ -80,10 +94,35 @@ def test_conforms(host, seed, groups, vocab, dtype, layout, cores):
     conformance.check_backend(host, case, ks=ks)
 
 
+@pytest.mark.parametrize(
+    "seed, groups, vocab, dtype, layout, cores",
+    [case for case in CASES if case[0] in (5, 12, 32, 10)],
+    ids=lambda value: str(value).split(".")[-1],
+)
+def test_blocks_that_wait_for_each_other(host, seed, groups, vocab, dtype, layout, cores):
+    """Where there are enough cores; the last one falls back."""
+    host.cores, host.together = cores, True
+    case = conformance.make_case(seed, groups, vocab, dtype, layout)
+    conformance.check_backend(host, case, ks=(20,))
+
+
+@pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", (8193, 17001))
+def test_one_launch_gives_the_same_bits(host, dtype, vocab):
+    host.cores = 48
+    case = conformance.make_case(2, 16, vocab, dtype, streams=3)
+    dense, statistics, (scores, ids) = _run(host, case)
+    host.together = True
+    other, counted, (best, best_ids) = _run(host, case)
+    assert torch.equal(other.view(torch.int32), dense.view(torch.int32))
+    assert torch.equal(counted, statistics)
+    assert torch.equal(best, scores) and torch.equal(best_ids, ids)
+
+
 def test_random_shapes(host):
     random = Random(0)
     for seed in range(40):
-        host.cores = random.randint(1, 96)
+        host.cores, host.together = random.randint(1, 96), seed % 2 > 0
         case = conformance.make_case(
             seed,
             random.randint(1, 9),
@@ -187,19 +226,22 @@ def test_one_row_in_many_groups(host):
     assert torch.equal(scores[1][scores[1] > -INF], case.experts[1][scores[1] > -INF])
 
 
-@pytest.mark.parametrize("cores", (1, 40), ids=("whole", "segments"))
+@FORMS
 @pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
-def test_groups_that_are_not_finite(host, dtype, cores):
-    host.cores = cores
+def test_groups_that_are_not_finite(host, dtype, cores, together):
+    host.cores, host.together = cores, together
     for case in conformance.NOT_FINITE_CASES[:-1]:  # the last one is the same, but long
         conformance.check_not_finite(host, *case, dtype, ks=(5,))
 
 
-@pytest.mark.parametrize("cores", (1, 48), ids=("whole", "segments"))
-@pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
-def test_every_place_of_a_value_that_is_not_finite(host, dtype, cores):
+@pytest.mark.parametrize(
+    "dtype, cores, together",
+    (*itertools.product(conformance.DTYPES, (1, 48), (False,)), (BF16, 48, True)),
+    ids=str,
+)
+def test_every_place_of_a_value_that_is_not_finite(host, dtype, cores, together):
     """Also at the borders of tiles and segments. Every other group has one, or one a row."""
-    host.cores = cores
+    host.cores, host.together = cores, together
     vocab = 17001  # three segments, five tiles, a tail
     places = (0, 1, 4095, 4096, 5887, 5888, 5900, 8191, 8192, 11775, 11776, 16999, vocab - 1)
     faults = list(itertools.product(([0], [1], [2], [0, 1, 2]), places))
@@ -265,15 +307,51 @@ def test_weights_and_floors_that_are_not_finite_do_no_harm(host, cores):
     conformance.check_topk(3, best, ids, scores)
 
 
-@pytest.mark.parametrize("stream, row", ((0, -1), (0, 6), (1, -2), (1, 6), (2, -2), (2, 6)))
-def test_row_numbers_out_of_range_stop_the_kernel(host, stream, row):
-    case = conformance.make_case(0, 1, 100, streams=3)
-    assert len(case.logits) == 6
+OUTSIDE = ((0, -1), (0, None), (1, -2), (1, None), (2, -2), (2, 2**62))  # stream, row number
+
+
+@FORMS
+@pytest.mark.parametrize("stream, row", OUTSIDE)
+def test_a_row_number_out_of_range_concerns_its_group_alone(host, cores, together, stream, row):
+    """It is told of, no token of the group is valid, and nothing beside the logits is touched."""
+    host.cores, host.together = cores, together
+    check_out_of_range(host, stream, row, 1 if row is None else 3)
+
+
+def check_out_of_range(backend, stream, row, num_groups):
+    case = conformance.make_case(0, num_groups, 17001, streams=3)
     case.set(adaptive=False)  # torch reads rows first for such, and for caps, and sees it too
     case.expert_top_k, case.max_expert_top_k = None, 0
-    case.rows[0, stream] = row
-    with pytest.raises(RuntimeError, match="out of range"):
-        host.scores(case.logits, case.groups, torch.empty(1, 100), None)
+    clean, clean_statistics, clean_best = _run(backend, case)
+    want, kept = case.logits.clone(), torch.arange(num_groups) != num_groups // 2
+    want[case.expert_rows[kept]] = clean[kept]
+    bad = num_groups // 2
+    case.rows[bad, stream] = len(case.logits) if row is None else row
+    dense, statistics, (scores, ids) = _run(backend, case)
+    assert statistics[bad, 2] == OUT_OF_RANGE, "it is not told of"
+    assert statistics[bad, 0] == 0 and (dense[bad] == -INF).all(), "a token is valid all the same"
+    assert (scores[bad] == -INF).all() and (ids[bad] == -1).all(), "a token is one of the best"
+    assert torch.equal(statistics[kept], clean_statistics[kept]), "another group is told of"
+    for got, before in zip((dense, scores, ids), (clean, *clean_best), strict=True):
+        assert torch.equal(got[kept], before[kept]), "another group has other scores"
+    if stream > 0:
+        want[case.expert_rows[bad]] = -INF
+    statistics.fill_(-7)
+    backend.scores(case.logits, case.groups, None, statistics)
+    assert torch.equal(case.logits, want), "in place, something else was written"
+    assert statistics[bad, 2] == OUT_OF_RANGE, "it is not told of in place"
+
+
+def test_the_op_raises_for_a_row_number_out_of_range(host, monkeypatch):
+    monkeypatch.setattr(scoring.registry, "load", lambda name: host)
+    case = conformance.make_case(0, 2, 100, streams=2)
+    case.set(adaptive=False)
+    case.expert_top_k, case.max_expert_top_k = None, 0
+    contrastive_scores(case.logits, case.groups)
+    case.rows[1, 1] = len(case.logits)
+    with pytest.raises(IndexError, match="must be from 0 to"):
+        contrastive_scores(case.logits, case.groups)
+    contrastive_scores(case.logits, case.groups, check=False)
 
 
 def test_rows_of_no_group_may_hold_anything(host):
@@ -296,15 +374,36 @@ def test_output_stride(host):
 def test_unified_buffer_is_as_documented(host):
     """After all of the above: the table in docs/ascend.md."""
     for dtype in conformance.DTYPES:
-        for cores in (1, 40):
-            host.cores = cores
+        for host.cores, host.together in ((1, False), (40, False), (40, True)):
             conformance.check_backend(host, conformance.make_case(0, 1, 20000, dtype), ks=(1,))
     documented = (ASCEND.parents[1] / "docs" / "ascend.md").read_text()
-    assert len(host.ub) == 6
+    assert len(host.ub) == 12
     for form, size in host.ub.items():
         assert size <= 184 * 1024
         name, dtype = form.split()
         assert re.search(rf"\| {name} \| [^|]*{dtype}[^|]* \|.*\| {size:,} \|", documented), form
+
+
+def test_traffic_is_as_documented():
+    """The table of bytes and launches in docs/ascend.md."""
+    documented = (ASCEND.parents[1] / "docs" / "ascend.md").read_text()
+    numbers = r" (\d+) \| (\d+) \| (\d) \| ([\d,]+) \| ([\d,]+) \|"
+    found = re.findall(r"\| (dense|top 20) \| (\d+) \| ([^|]+) \|" + numbers, documented)
+    kinds = {"before": (), "now": (False,), "one launch": (True,), "all": (False, True)}
+    rows_wanted = set(itertools.product(("dense", "top 20"), kinds))
+    assert {(form, kind) for form, _, kind, *_ in found} == rows_wanted
+    for form, count, kind, segments, longest, launches, read, written in found:
+        groups, k = int(count), 20 if form == "top 20" else 0
+        rows = torch.arange(2 * groups).view(groups, 2)
+        logits = torch.empty(2 * groups, 152064, dtype=BF16, device="meta")
+        for together in kinds[kind]:
+            model = ascend_host.traffic(rows, logits, 40, k=k, counts=not k, together=together)
+            moved = tuple(f"{sum(column):,}" for column in zip(*model.values(), strict=True))
+            assert (read, written) == moved
+            assert int(launches) == len({kernel for kernel, _ in model})
+            number, length = ascend_host.plan(groups, 152064, 40)
+            assert int(segments) == number
+            assert int(longest) == math.ceil(min(length, 152064) / 4096)
 
 
 # --- On an NPU ------------------------------------------------------------------------------------
@@ -360,20 +459,9 @@ def test_groups_that_are_not_finite_on_the_npu(dtype):
 
 
 @pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
-@pytest.mark.parametrize("stream", (0, 1))
-def test_a_row_number_out_of_range_is_an_error_on_the_npu(stream):
-    """In a process of its own: the NPU's context is lost."""
-    program = f"""
-import torch
-from tests.ops import conformance, test_ascend
-case = conformance.make_case(0, 1, 20000)
-case.set(adaptive=False)
-case.expert_top_k, case.max_expert_top_k = None, 0
-case.rows[0, {stream}] = len(case.logits)
-test_ascend.OnTheNpu().scores(case.logits, case.groups, torch.empty(1, 20000), None)
-"""
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert result.returncode != 0 and "RuntimeError" in result.stderr, result.stderr
+@pytest.mark.parametrize("stream, row", OUTSIDE)
+def test_a_row_number_out_of_range_concerns_its_group_alone_on_the_npu(stream, row):
+    check_out_of_range(OnTheNpu(), stream, row, 3)
 
 
 # --- How a call is cut up -------------------------------------------------------------------------
@@ -393,15 +481,19 @@ def test_plan():
     )
     assert result.returncode == 0, result.stderr
     for (groups, vocab, cores), line in zip(inputs, result.stdout.splitlines(), strict=True):
-        segments, length, blocks, merge, maxima, lists = map(int, line.split())
+        segments, length, blocks, merge, maxima, lists, together = map(int, line.split())
         assert (segments, length) == ascend_host.plan(groups, vocab, cores)
         assert 1 <= segments <= 64 and length % 256 == 0
-        # They cover the row, and none is empty.
+        # They cover the row, and none is empty; no plan has a shorter longest one, in tiles.
         assert (segments - 1) * length < vocab <= segments * length
-        assert segments == 1 or groups * segments <= cores
+        assert segments == 1 or (groups * segments <= cores and vocab > 8192)
+        if vocab > 8192:
+            most = max(1, min(64, cores // groups))
+            assert math.ceil(length / 4096) == math.ceil(vocab / most / 4096)
         assert 1 <= blocks <= cores and blocks == min(cores, groups * segments)
         assert merge == min(cores, groups)
         split = segments > 1
+        assert together == (split and length <= 8192)
         assert (maxima, lists) == (split * groups * segments * 32, split * groups * segments * 512)
 
 

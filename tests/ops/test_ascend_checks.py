@@ -18,6 +18,7 @@ import torch
 
 from tests.ops import conformance
 from tests.ops.ascend_host import ASCEND, KERNEL, QUICK, RUNNER, CheckFailed, Host, compile_host
+from tests.ops.test_ascend import OUTSIDE, check_out_of_range
 
 pytestmark = [
     pytest.mark.unit,
@@ -44,6 +45,8 @@ class Change:
     kinds: tuple[str, ...] = ("normal",)
     cap: int = 0
     not_finite: bool = False  # whether it shows only where a row holds NaN or +inf
+    outside: bool = False  # whether it shows only where a row number is out of range
+    together: bool = False  # whether blocks may wait for each other
     header: bool = False  # in contrastive_scoring.h
 
 
@@ -59,15 +62,15 @@ CHANGES = {
     ),
     "V reads a mask that V wrote": Change(
         1,
-        f"AscendC::CompareScalar(mask, tile, value, mode, kTile);\n        {BARRIER}",
-        "AscendC::CompareScalar(mask, tile, value, mode, kTile);",
+        f"AscendC::Compares(mask, tile, value, mode, kTile);\n        {BARRIER}",
+        "AscendC::Compares(mask, tile, value, mode, kTile);",
         r"And on V: read after write by V without PipeBarrier",
     ),
     "V writes what V reads": Change(
         1,
         f"AscendC::And(below, mask, mask, words);  // a copy\n        {BARRIER}",
         "AscendC::And(below, mask, mask, words);",
-        r"CompareScalar on V: write after read by V without PipeBarrier",
+        r"Compares on V: write after read by V without PipeBarrier",
     ),
     "V writes what V wrote": Change(
         1,
@@ -85,13 +88,13 @@ CHANGES = {
     ),
     "V reads what MTE2 loads": Change(
         1,
-        "        slots_.EnQue(slots);\n        slots = slots_.template DeQue<float>();\n",
+        "            in_.EnQue(in);\n            in = in_.DeQue<float>();\n",
         "",
-        r"ReduceMax on V: read after write by MTE2 without a queue or flag MTE2_V",
+        r"MrgSort on V: read after write by MTE2 without a queue or flag MTE2_V",
     ),
     "MTE3 stores what V writes": Change(
         1,
-        "            slots_.EnQue(slot);\n            slot = slots_.DeQue<float>();\n",
+        "        slots_.EnQue(slot);\n        slot = slots_.DeQue<float>();\n",
         "",
         r"DataCopyPad on MTE3: read after write by V without a queue or flag V_MTE3",
     ),
@@ -137,13 +140,13 @@ CHANGES = {
         2,
         "DataCopyPadExtParams<T>(true, 0,",
         "DataCopyPadExtParams<T>(false, 0,",
-        r"CompareScalar: reads bytes that nobody wrote",
+        r"Compares: reads bytes that nobody wrote",
     ),
     "the tail is not filled": Change(
         2,
         "            if (padded < kTile) {",
         "            if (false) {",
-        r"CompareScalar: reads bytes that nobody wrote",
+        r"Compares: reads bytes that nobody wrote",
     ),
     "fresh UB is read": Change(
         2, "        guard_->Reset();\n", "", r"And: reads bytes that nobody wrote"
@@ -180,23 +183,24 @@ CHANGES = {
     ),
     "freed too early": Change(
         3,
-        "            AscendC::DataCopyPad(out[item * kSlotFloats], slot, params);\n"
-        "            slots_.FreeTensor(slot);\n",
-        "            slots_.FreeTensor(slot);\n"
-        "            AscendC::DataCopyPad(out[item * kSlotFloats], slot, params);\n",
+        "        AscendC::DataCopyPad(out_[item * kSlotFloats], slot, params);\n"
+        "        slots_.FreeTensor(slot);\n",
+        "        slots_.FreeTensor(slot);\n"
+        "        AscendC::DataCopyPad(out_[item * kSlotFloats], slot, params);\n",
         r"DataCopyPad: the tensor was freed",
     ),
     "used after EnQue": Change(
         3,
-        "                scorer_.Score(scores, expert);\n",
-        "                tiles_.EnQue(scores);\n                scorer_.Score(scores, expert);\n",
+        "            scorer_.Score(scores, expert);\n",
+        "            tiles_.EnQue(scores);\n            scorer_.Score(scores, expert);\n",
         r"Maxs: the tensor is in its queue",
     ),
     "not so deep": Change(
         3,
-        "    TQue<TPosition::VECIN, 2> raw_;",
+        "    TQue<TPosition::VECIN, kKeptTiles> raw_;",
         "    TQue<TPosition::VECIN, 1> raw_;",
         r"EnQue: more than the queue's depth, 1",
+        cores=1,
     ),
     "freed to another queue": Change(
         3,
@@ -255,9 +259,9 @@ CHANGES = {
     ),
     "a comparison of too few": Change(
         5,
-        "AscendC::CompareScalar(mask, tile, value, mode, kTile);",
-        "AscendC::CompareScalar(mask, tile, value, mode, kTile - 32);",
-        r"CompareScalar: 4064 elements are not a multiple of 256 bytes",
+        "AscendC::Compares(mask, tile, value, mode, kTile);",
+        "AscendC::Compares(mask, tile, value, mode, kTile - 32);",
+        r"Compares: 4064 elements are not a multiple of 256 bytes",
     ),
     "too many repeats": Change(
         5,
@@ -343,9 +347,9 @@ CHANGES = {
     ),
     "a launch is missing": Change(
         6,
-        f"#define VLLM_COLD_LAUNCH_SCORES(T, c, stream){' ' * 34}\\\n"
-        f"    do {{{' ' * 71}\\\n        if ((c).plan.segments > 1) {{",
-        "#define VLLM_COLD_LAUNCH_SCORES(T, c, stream) \\\n    do { \\\n        if (false) {",
+        "(c).outStride, (c).counts, (c).statistics)         \\\n"
+        "        if ((c).plan.segments > 1) {",
+        "(c).outStride, (c).counts, (c).statistics) \\\n        if (false) {",
         r"reads maxima where nobody wrote",
     ),
     # 7. The order of blocks, and traffic.
@@ -362,6 +366,37 @@ CHANGES = {
         "    return value.GetValue(0);",
         "    (void)value.GetValue(0);\n    return value.GetValue(0);",
         r"not those of the traffic model.*rows",
+    ),
+    "a load waits for the amateurs' numbers": Change(
+        7,
+        "        if (together || work.segments == 1) {\n"
+        "            maximum_.Start(expertRow_, begin_, end_);\n"
+        "        } else {\n"
+        "            Load(expert_, expertRow_, begin_);\n"
+        "            LoadSlots(group);\n"
+        "        }\n"
+        "        FindAmateurs(group);\n",
+        "        FindAmateurs(group);\n"
+        "        if (together || work.segments == 1) {\n"
+        "            maximum_.Start(expertRow_, begin_, end_);\n"
+        "        } else {\n"
+        "            Load(expert_, expertRow_, begin_);\n"
+        "            LoadSlots(group);\n"
+        "        }\n",
+        r"a load waits for numbers that it can do without",
+    ),
+    "a load waits for a weight": Change(
+        7,
+        "            if (amateurs_ == 0) {\n"
+        "                LoadAmateur(0, start_);\n"
+        "            }\n"
+        "            const float weight = Setting<float>(groups_.weights, group * places + i);\n",
+        "            const float weight = Setting<float>(groups_.weights, group * places + i);\n"
+        "            if (amateurs_ == 0) {\n"
+        "                LoadAmateur(0, start_);\n"
+        "            }\n",
+        r"a load waits for numbers that it can do without",
+        cores=1,
     ),
     "a tile is read twice": Change(
         7,
@@ -405,8 +440,7 @@ CHANGES = {
         8,
         "next < segments; next += 3",
         "next + 1 < segments; next += 3",
-        r"not so many are valid|not the best",
-        vocab=40001,  # five segments
+        r"not so many are valid|not the best",  # of five
     ),
     "ids of another tile": Change(
         8, "            firstId_ = start;\n", "", r"the dense scores|out of bounds", cores=1
@@ -434,18 +468,22 @@ CHANGES = {
     ),
     "alpha is forgotten": Change(
         8,
-        "largest + Setting<float>(groups_.logAlpha, group)",
-        "largest + 0.0f * Setting<float>(groups_.logAlpha, group)",
+        "float threshold = largest + logAlpha;",
+        "float threshold = largest + 0.0f * logAlpha;",
         r"not the same tokens are valid",
     ),
     "the launch that adds up is missing": Change(
         8,
-        "    if (call.plan.segments > 1 && call.statistics != nullptr) {",
+        "    if (call.plan.segments > 1 && !call.plan.together && call.statistics != nullptr) {",
         "    if (false) {",
         r"traffic.*contrastive_total",
     ),
     "a segment is not counted": Change(
-        8, "        valid += next.valid;\n", "", r"wrong statistics", kinds=("tiny",)
+        8,
+        "        count.valid += static_cast<uint32_t>(words.GetValue(1));\n",
+        "",
+        r"wrong statistics",
+        kinds=("tiny",),
     ),
     "a tile is not counted": Change(
         8,
@@ -455,14 +493,23 @@ CHANGES = {
         kinds=("tiny",),
         cores=1,
     ),
-    "the last of the best counts": Change(
+    "the last tile with the best counts": Change(
+        8,
+        "        if (largest > best) {",
+        "        if (largest >= best) {",
+        r"wrong statistics",
+        groups=12,
+        kinds=("overflow",),
+        cores=1,
+    ),
+    "the last segment with the best counts": Change(
         8,
         "        if (value > best) {",
         "        if (value >= best) {",
         r"wrong statistics",
-        groups=6,
+        groups=12,
         kinds=("overflow",),
-    ),  # fmt: skip
+    ),
     "-0.0 is not the best": Change(
         8,
         "AscendC::Adds(spare, tile, 0.0f, static_cast<int32_t>(kTile));",
@@ -489,6 +536,7 @@ CHANGES = {
         "LoadAmateur(amateurs_ - 1, start_ + kTile);",
         r"wrong scores",
         streams=4,
+        cores=1,
     ),
     "an amateur's tile is of another place": Change(
         8,
@@ -518,7 +566,7 @@ CHANGES = {
         8,
         "            if (number == kNoRow) {",
         "            if (false) {",
-        r"out of range",
+        r"not the same tokens are valid",
         groups=3,
         streams=None,
     ),
@@ -568,8 +616,8 @@ CHANGES = {
     ),
     "a segment is not told of": Change(
         9,
-        "        notFinite = notFinite || next.notFinite;\n",
-        "",
+        "        count.fault = fault > count.fault ? fault : count.fault;\n",
+        "        (void)fault;\n",
         r"other groups are said to be not finite",
         not_finite=True,
     ),
@@ -601,11 +649,139 @@ CHANGES = {
         r"write after write|an amateur cannot be sampled from|more than that was written",
         not_finite=True,
     ),
+    "a cast makes NaN 0": Change(
+        9,
+        "AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(false);",
+        "AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(true);",
+        r"both -inf|other candidates|other groups are said to be not finite|wrong|valid",
+        dtype=BF16,
+        not_finite=True,
+    ),
+    "what casts do stays changed": Change(
+        9,
+        "AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(saturates_);",
+        "(void)saturates_;",
+        r"at the end 16-bit floats do not saturate",
+        dtype=F16,
+    ),
+    # 10. Row numbers out of range.
+    "a row that is not there": Change(
+        10,
+        "number < static_cast<int64_t>(rows);",
+        "number <= static_cast<int64_t>(rows);",
+        r"outside of every registered range",
+        outside=True,
+    ),
+    "any negative number is no amateur": Change(
+        10, "if (number == kNoRow) {", "if (number < 0) {", r"it is not told of", outside=True
+    ),
+    "a group without an expert is not told of": Change(
+        10, "inRange_ = hasExpert_;", "inRange_ = true;", r"it is not told of", outside=True
+    ),
+    "its amateurs are not told of": Change(
+        10, "                inRange_ = false;\n", "", r"it is not told of", outside=True
+    ),
+    "tokens are valid all the same": Change(
+        10,
+        "return kInf;  // which",
+        "return -kLargest;  // which",
+        r"a token is valid all the same",
+        outside=True,
+    ),
+    "scores of a group without an expert are left out": Change(
+        10,
+        "            } else if (out != nullptr) {",
+        "            } else if (false) {",
+        r"traffic.*out",
+        outside=True,
+    ),
+    "a group without an expert is written somewhere": Change(
+        10,
+        "            } else if (out != nullptr) {",
+        "            } else {",
+        r"GlobalTensor without SetGlobalBuffer|in place, something else|another block|traffic",
+        outside=True,
+    ),
+    # 11. Blocks that wait for each other.
+    "blocks do not wait for the maxima": Change(
+        11,
+        "            writer_.Write(largest, item);\n            AscendC::SyncAll();\n",
+        "            writer_.Write(largest, item);\n",
+        r"reads what another block writes, byte \d+ of maxima|reads maxima where nobody wrote",
+        together=True,
+    ),
+    "blocks do not wait for the counts": Change(
+        11,
+        "                AscendC::SyncAll();\n                SumUp(",
+        "                SumUp(",
+        r"reads what another block writes, byte \d+ of counts|reads counts where nobody wrote",
+        together=True,
+    ),
+    "a block without an expert does not come": Change(
+        11,
+        "            Meet(item, kNegInf);\n",
+        "",
+        r"SyncAll: a block ended without it",
+        outside=True,
+        together=True,
+    ),
+    "a kernel that waits is of the wrong type": Change(
+        11,
+        "KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIV_1_0);                              \\\n"
+        "        vllm_cold::Groups<T> inputs",
+        "KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                 \\\n"
+        "        vllm_cold::Groups<T> inputs",
+        r"SyncAll: the kernel's type is KERNEL_TYPE_AIV_ONLY",
+        together=True,
+    ),
+    "another tile is kept": Change(
+        11,
+        "kept_[number] = tile_;",
+        "kept_[0 * number] = tile_;",
+        r"beyond the tensor|tensor of no buffer",
+        cores=3,
+        together=True,
+    ),
+    "a segment is longer than what is kept": Change(
+        11,
+        "length <= uint64_t{kKeptTiles} * kTile;",
+        "length <= uint64_t{3} * kTile;",
+        r"beyond the tensor",
+        cores=2,
+        together=True,
+        header=True,
+    ),
+    "the launch that adds up is there all the same": Change(
+        11,
+        "call.plan.segments > 1 && !call.plan.together && call.statistics",
+        "call.plan.segments > 1 && call.statistics",
+        r"traffic.*contrastive_total",
+        together=True,
+    ),
+    "the first block adds up for all": Change(
+        11,
+        "if (item % work.segments == 0) {",
+        "if (item == 0) {",
+        r"traffic.*statistics|wrong statistics",
+        groups=3,
+        together=True,
+    ),
+    "a kept tile is loaded again": Change(
+        11,
+        "            expert = expert_.TakeKept((start_ - begin_) / kTile, Count());\n",
+        "            expert = expert_.TakeKept((start_ - begin_) / kTile, Count());\n"
+        "            expert_.Release();\n"
+        "            Load(expert_, expertRow_, start_);\n"
+        "            expert = expert_.Take(Count());\n",
+        r"traffic.*logits",
+        together=True,
+    ),
 }
 
 
 def _run(change: Change, program: Path) -> None:
     host = Host(program, change.cores)
+    host.together = change.together
     try:
         case = conformance.make_case(
             1, change.groups, change.vocab, change.dtype, kinds=change.kinds,
@@ -621,7 +797,10 @@ def _run(change: Change, program: Path) -> None:
         conformance.check_backend(host, case, ks=(64,))
         if change.not_finite:
             for seed, num_groups, vocab in ((0, 72, 61), (4, 12, 4097), (6, 1, 20_300)):
-                conformance.check_not_finite(host, seed, num_groups, vocab, ks=(5,))
+                conformance.check_not_finite(host, seed, num_groups, vocab, change.dtype, ks=(5,))
+        if change.outside:
+            for stream, row in OUTSIDE:
+                check_out_of_range(host, stream, row, 3)
     except (IndexError, RuntimeError) as error:
         raise AssertionError(f"a comparison did not even run: {error}") from error
     finally:
@@ -630,7 +809,10 @@ def _run(change: Change, program: Path) -> None:
 
 def test_without_a_change_nothing_is_found():
     program = compile_host(KERNEL, RUNNER, flags=QUICK)
-    inputs = ("cores", "dtype", "vocab", "groups", "streams", "kinds", "cap", "not_finite")
+    inputs = (
+        "cores", "dtype", "vocab", "groups", "streams", "kinds", "cap", "not_finite", "outside",
+        "together",
+    )  # fmt: skip
     forms = {tuple(getattr(change, name) for name in inputs): change for change in CHANGES.values()}
     for change in forms.values():
         _run(change, program)
@@ -676,14 +858,21 @@ BROKEN = {
     # 6. Global memory.
     "one block needs another": r"reads what another block writes",
     "another memory": r"outside of every registered range",
+    # 9. Blocks that wait for each other.
+    "a block does not come": r"SyncAll: a block ended without it: others wait for ever",
+    "nobody waits": r"DataCopyPad: reads what another block writes|writes what another block reads",
+    "a number past the data cache": r"GetValue: byte \d+ of out is another block's",
+    "more blocks than cores": r"41 blocks wait for each other on 40 cores",
+    "waiting in a kernel of the wrong type": r"SyncAll: the kernel's type is ,",
+    "waiting one after the other": r"SyncAll: the blocks of this launch may run one after",
 }
 
 
 def test_small_broken_kernels_are_found():
     program = compile_host("host/broken.cpp", flags=QUICK)
     listed = subprocess.run([program], capture_output=True, text=True).stdout.splitlines()
-    assert set(listed) == {"good", *BROKEN}
-    for name, message in {"good": r"\A\Z", **BROKEN}.items():
+    assert set(listed) == {"good", "good together", *BROKEN}
+    for name, message in {"good": r"\A\Z", "good together": r"\A\Z", **BROKEN}.items():
         found = subprocess.run([program, name], capture_output=True, text=True, check=True).stdout
         assert re.search(message, found), f"{name}: {found}"
 
@@ -694,7 +883,7 @@ WRONG_TYPES = (
     "Max: not for this dtype",
     "Muls: not for this dtype",
     "And: not for this dtype",
-    "CompareScalar: not for this dtype",
+    "Compares: not for this dtype",
     "Select: not for this dtype",
     "ReduceMax: not for this dtype",
     "Cast: the stand-in widens half and bfloat16_t to float",

@@ -267,7 +267,8 @@ def follower_in_flight(model: Path) -> None:
     assert not harness.sched.running
     harness.sched.kv_cache_manager.block_pool.free_blocks(harness.occupied)
     harness.occupied.clear()
-    if follower.num_stale_output_tokens and not follower.drop_stale_output:
+    late = getattr(follower, "num_stale_output_tokens", 0)  # not before 0.27
+    if late and not follower.drop_stale_output:
         harness.schedule()
         assert not harness.sched.running, "a leader runs whose follower cannot"
     assert cold not in harness.first_step

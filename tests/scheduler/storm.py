@@ -8,6 +8,7 @@ from typing import Any
 from vllm.v1.core.sched.interface import PauseState
 
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.workers import RELEASE
 
 
 def random_setup(rng: random.Random) -> Setup:
@@ -46,8 +47,10 @@ def random_setup(rng: random.Random) -> Setup:
 
 
 def can_draft(is_async: bool, depth: int) -> bool:
-    """Drafts without asynchronous scheduling come with a step's results."""
-    return is_async or depth == 1
+    """CoLD speculates since vLLM 0.32; drafts without asynchronous scheduling come with a step's
+    results.
+    """
+    return RELEASE >= (0, 32) and (is_async or depth == 1)
 
 
 def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
 from tests.scheduler.workers import RELEASE
 from vllm_cold.group.drafting import Economy, StepTimes
 from vllm_cold.group.tally import MAX_ADAPTERS, Kind, Report, Sums, Tally
-from vllm_cold.ops.interface import NOT_FINITE
+from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.vllm.scheduler.results import NOT_SCORED
 
 pytestmark = pytest.mark.unit
@@ -394,7 +394,11 @@ def test_positions_that_give_no_token_are_not_counted(tiny: Path) -> None:
 
 
 @both
-@pytest.mark.parametrize("found", [(1, 0, 1), None], ids=["not finite", "not scored"])
+@pytest.mark.parametrize(
+    "found",
+    [(1, 0, 1), (0, 0, OUT_OF_RANGE), None],
+    ids=["not finite", "out of range", "not scored"],
+)
 @pytest.mark.parametrize("tokens", [1, 4], ids=["with its last token", "amid its tokens"])
 def test_a_pair_without_a_token_ends_alone(
     tokens: int, found: tuple[int, ...] | None, is_async: bool, tiny: Path
@@ -406,7 +410,7 @@ def test_a_pair_without_a_token_ends_alone(
     healthy = harness.add(prompt(9), 6, adapter=1, cold=True)
     plain = harness.add(prompt(7, 200), 6, adapter=1)
     sick = harness.add(prompt(5, 300), tokens, adapter=2, cold=True)
-    harness.errors[sick] = NOT_FINITE if found else NOT_SCORED
+    harness.errors[sick] = NOT_FINITE if found and found[2] == 1 else NOT_SCORED
     while sick not in harness.ended:
         while len(harness.in_flight) < harness.depth:
             harness.schedule()

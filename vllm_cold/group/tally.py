@@ -31,7 +31,8 @@ class Figures(NamedTuple):
         candidates: How many tokens the expert finds plausible.
         changed: 1 if another token than the expert's best had the best score.
         nonfinite: 1 if a row of the group held NaN or +inf; then the other two say nothing. 2 if
-            the rows are behind different drafts.
+            the rows are behind different drafts. ``OUT_OF_RANGE`` if a row number was, so that
+            nobody scored.
     """
 
     candidates: int

@@ -9,6 +9,7 @@ from torch import Tensor
 
 LOGITS_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MAX_STREAMS = 33  # of a group: an expert and its amateurs
+OUT_OF_RANGE = 3  # among statistics: a row number of the group is; where it does not raise
 NOT_FINITE = (
     "CoLD: the logits of an expert or amateur row hold NaN or +inf; no token can be chosen. "
     "Look at the model, the adapter and the dtype (float16 overflows easily)."
@@ -95,10 +96,11 @@ class Backend:
     """What a backend's file offers, as ``BACKEND``.
 
     ``vllm_cold.ops.scoring`` has checked the arguments, G >= 1, and made the last dimension of
-    ``logits`` [R, V] contiguous. Nothing may be assumed of what the outputs hold before. Row
-    numbers are checked where that needs no host sync. NaN or +inf in a row of a group raises
-    nothing: what is then written, ``vllm_cold.ops.scoring`` says, and the other groups' results are
-    the same bits as without.
+    ``logits`` [R, V] contiguous. Nothing may be assumed of what the outputs hold before. A row
+    number out of range raises IndexError where that needs no host sync; elsewhere a backend may
+    report it: no token of the group is valid then, and the third of its statistics is
+    ``OUT_OF_RANGE``. NaN or +inf in a row of a group raises nothing: what is then written,
+    ``vllm_cold.ops.scoring`` says, and the other groups' results are the same bits as without.
 
     Attributes:
         missing: Takes a device; why it cannot run there, in a sentence with the remedy; None if it

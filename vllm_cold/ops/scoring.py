@@ -43,7 +43,14 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import registry
-from vllm_cold.ops.interface import NOT_FINITE, Backend, Groups, describe, replace_nonfinite
+from vllm_cold.ops.interface import (
+    NOT_FINITE,
+    OUT_OF_RANGE,
+    Backend,
+    Groups,
+    describe,
+    replace_nonfinite,
+)
 
 MAX_K = 64
 
@@ -72,7 +79,8 @@ def contrastive_scores(
         statistics: [G, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
             token with the best score is not the expert's best one, else 0 (of several tokens with
             the same value, the one with the lowest id counts); 1 if a row of the group holds NaN or
-            +inf, else 0. Where that is 1, the two numbers before it mean nothing.
+            +inf, else 0; on NPUs, ``interface.OUT_OF_RANGE`` if a row number of the group is. Where
+            that is not 0, the two numbers before it mean nothing.
         check: Whether NaN or +inf in a row of a group is an error.
         backend: One of ``registry.BACKENDS``; None for the best one here.
 
@@ -81,7 +89,8 @@ def contrastive_scores(
 
     Raises:
         ValueError: if an argument's shape, dtype or device is not as said above.
-        IndexError: if a row number is out of range (not checked on accelerators).
+        IndexError: if a row number is out of range (on GPUs not checked; on NPUs if ``check``,
+            and otherwise no token of the group is valid).
         RuntimeError: if ``check``, and a row of a group holds NaN or +inf (on a GPU: a device-side
             assertion); what was written by then is undefined. Or if ``backend`` cannot run here.
         MemoryError: if there is none left for intermediate results.
@@ -127,6 +136,11 @@ def _run(
 ) -> None:
     implementation.scores(logits, groups, out, statistics)
     if check and statistics is not None:
+        if logits.device.type != "cuda" and (statistics[:, 2] == OUT_OF_RANGE).any():
+            raise IndexError(
+                f"contrastive scoring: rows {groups.rows.tolist()} must be from 0 to "
+                f"{len(logits) - 1}, the rows of logits, or -1 in place of an amateur's"
+            )
         _assert_finite(statistics[:, 2] == 0)
 
 
@@ -164,11 +178,12 @@ def contrastive_topk(
 
     Returns:
         [G, k] float32 scores and [G, k] int64 token ids (``out``, if given). Where a group has
-        fewer than k valid tokens, the rest is -inf with id -1.
+        fewer than k valid tokens, the rest is -inf with id -1: all of them on an NPU, if a row
+        number of the group is out of range.
 
     Raises:
         ValueError: if an argument's shape, dtype or device, or k, is not as said above.
-        IndexError: as ``contrastive_scores``.
+        IndexError: if a row number is out of range (not checked on accelerators).
         RuntimeError: as ``contrastive_scores``.
         MemoryError: as ``contrastive_scores``.
     """

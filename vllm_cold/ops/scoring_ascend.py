@@ -2,9 +2,10 @@
 """Backend "ascend": AscendC kernels for Atlas A2/A3 NPUs (csrc/ascend).
 
 The library registers its ops with torch when it is loaded, once the device is known to be an NPU.
-The kernels find and report NaN and +inf in the rows of a group themselves. A row number out of
-range stops them on the NPU: the next synchronisation raises torch_npu's RuntimeError (error 507036,
-"vector core traps", on the kernel ``contrastive_*``), and nothing that was queued behind it runs.
+The kernels find and report NaN and +inf in the rows of a group themselves, and row numbers out of
+range: such a group has no valid token (top-k: ids of -1), the third of its statistics is
+``interface.OUT_OF_RANGE``, and the other groups are as without it. With a cap on candidates, or a
+weight that adapts itself, torch looks at the rows before them, and does what it does on an NPU.
 """
 
 import importlib.util

@@ -71,7 +71,63 @@ void ByFlags(Gm& gm, int skip)
     }
 }
 
+// Each block stores a number, waits for the others and takes the next one's; `skip` leaves out that
+// the last one waits, or all, or that the number is loaded.
+void Meet(Gm& gm, int skip)
+{
+    TPipe pipe;
+    TQue<TPosition::VECIN, 1> in;
+    TQue<TPosition::VECOUT, 1> out;
+    pipe.InitBuffer(in, 1, 32);
+    pipe.InitBuffer(out, 1, 32);
+    const uint32_t block = static_cast<uint32_t>(GetBlockIdx());
+    const uint32_t blocks = static_cast<uint32_t>(GetBlockNum());
+    const DataCopyExtParams params(1, 32, 0, 0, 0);
+    LocalTensor<float> x = out.AllocTensor<float>();
+    Duplicate(x, 1.0f, 8);
+    out.EnQue(x);
+    x = out.DeQue<float>();
+    DataCopyPad(gm.To(block * 8), x, params);
+    out.FreeTensor(x);
+    if (skip == 1 && block == blocks - 1) {
+        return;
+    }
+    if (skip != 2) {
+        SyncAll();
+    }
+    const uint32_t next = (block + 1) % blocks * 8;
+    if (skip == 3) {
+        (void)gm.To(next).GetValue(0);
+        return;
+    }
+    x = in.AllocTensor<float>();
+    DataCopyPad(x, gm.To(next), params, DataCopyPadExtParams<float>());
+    in.EnQue(x);
+    x = in.DeQue<float>();
+    in.FreeTensor(x);
+}
+
+void MeetAs(Gm& gm, int skip)
+{
+    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIV_1_0);
+    Meet(gm, skip);
+}
+
+// Kernels whose blocks are there together, and how many.
+const std::map<std::string, uint32_t> kTogether = {
+    {"good together", 3}, {"a block does not come", 3}, {"nobody waits", 3},
+    {"a number past the data cache", 3}, {"more blocks than cores", 41},
+    {"waiting in a kernel of the wrong type", 3},
+};
+
 const std::map<std::string, std::function<void(Gm&)>> kKernels = {
+    {"good together", [](Gm& gm) { MeetAs(gm, 0); }},
+    {"a block does not come", [](Gm& gm) { MeetAs(gm, 1); }},
+    {"nobody waits", [](Gm& gm) { MeetAs(gm, 2); }},
+    {"a number past the data cache", [](Gm& gm) { MeetAs(gm, 3); }},
+    {"more blocks than cores", [](Gm& gm) { MeetAs(gm, 0); }},
+    {"waiting in a kernel of the wrong type", [](Gm& gm) { Meet(gm, 0); }},
+    {"waiting one after the other", [](Gm& gm) { MeetAs(gm, 0); }},
     {"good", [](Gm& gm) { ByFlags(gm, 0); }},
     {"MTE2 to V", [](Gm& gm) { ByFlags(gm, 1); }},
     {"V to MTE3", [](Gm& gm) { ByFlags(gm, 2); }},
@@ -241,9 +297,14 @@ int main(int argc, char** argv)
     host::Simulator& sim = host::Simulator::Get();
     sim.Register("in", gm.in, sizeof(gm.in), true, false);
     sim.Register("out", gm.out, sizeof(gm.out), false, false);
+    const auto kernel = [&] { found->second(gm); };
     try {
-        const uint32_t blocks = found->first == "one block needs another" ? 2 : 1;
-        sim.Launch("broken", blocks, [&] { found->second(gm); });
+        const auto together = kTogether.find(found->first);
+        if (together != kTogether.end()) {
+            sim.LaunchTogether("broken", together->second, kernel);
+        } else {
+            sim.Launch("broken", found->first == "one block needs another" ? 2 : 1, kernel);
+        }
     } catch (const host::Failure& failure) {
         std::printf("%s\n", failure.what());
     }

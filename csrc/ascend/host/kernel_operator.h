@@ -8,20 +8,21 @@
 //   TPipe, TQue, TBuf                       kernel_tpipe.h
 //   LocalTensor, GlobalTensor               kernel_tensor.h
 //   GetTPipePtr                             kernel_common.h
-//   SetFlag, WaitFlag, PipeBarrier          kernel_operator_block_sync_intf.h
+//   SetSaturationFlag, GetSaturationFlag    kernel_operator_common_intf.h
+//   SetFlag, WaitFlag, PipeBarrier, SyncAll kernel_operator_block_sync_intf.h
 //   HardEvent                               ../../impl/basic_api/kernel_event.h
 //   DataCopy, DataCopyPad                   kernel_operator_data_copy_intf.h
 //   DataCopyExtParams, DataCopyPadExtParams kernel_struct_data_copy.h
-//   Add, Sub, Max, And                      kernel_operator_vec_binary_intf.h
+//   Add, Sub, Mul, Max, And                 kernel_operator_vec_binary_intf.h
 //   Adds, Muls, Maxs, Mins                  kernel_operator_vec_binary_scalar_intf.h
 //   Duplicate                               kernel_operator_vec_duplicate_intf.h
 //   CreateVecIndex                          kernel_operator_vec_createvecindex_intf.h
 //   Cast                                    kernel_operator_vec_vconv_intf.h
-//   CompareScalar, Select                   kernel_operator_vec_cmpsel_intf.h
+//   Compares, Select                        kernel_operator_vec_cmpsel_intf.h
 //   ReduceMax                               kernel_operator_vec_reduce_intf.h
 //   Sort32, MrgSort                         kernel_operator_proposal_intf.h
 //   MrgSort4Info, MrgSortSrcList            kernel_struct_proposal.h
-//   GetBlockIdx, GetBlockNum, Trap          kernel_operator_sys_var_intf.h
+//   GetBlockIdx, GetBlockNum                kernel_operator_sys_var_intf.h
 //   GM_ADDR, KERNEL_TASK_TYPE_DEFAULT       ../../impl/basic_api/utils/kernel_utils_macros.h
 #pragma once
 
@@ -36,12 +37,20 @@
 #define __global__
 #define __gm__
 #define GM_ADDR __gm__ uint8_t*
-#define KERNEL_TASK_TYPE_DEFAULT(value) static_assert(true, "")
+#define __schedmode__(mode)
+#define KERNEL_TASK_TYPE_DEFAULT(value) AscendC::host::Simulator::Get().task = #value
 
 #define VLLM_COLD_LAUNCH(kernel, blocks, stream, ...)                         \
     do {                                                                      \
         (void)(stream);                                                       \
         AscendC::host::Simulator::Get().Launch(#kernel, blocks, [&] { kernel(__VA_ARGS__); }); \
+    } while (0)
+
+#define VLLM_COLD_LAUNCH_TOGETHER(kernel, blocks, stream, ...)                          \
+    do {                                                                                \
+        (void)(stream);                                                                 \
+        AscendC::host::Simulator::Get().LaunchTogether(#kernel, blocks,                 \
+                                                       [&] { kernel(__VA_ARGS__); });   \
     } while (0)
 
 // 16-bit floats: bits only, so that arithmetic on them does not compile. Their names are keywords
@@ -77,6 +86,7 @@ enum class SELMODE : uint8_t {
     VSEL_TENSOR_SCALAR_MODE,
     VSEL_TENSOR_TENSOR_MODE
 };
+enum class SaturationMode : uint8_t { FLOAT, CAST };
 enum class HardEvent : uint8_t {
     MTE2_V,
     V_MTE2,
@@ -120,6 +130,9 @@ constexpr std::pair<Pipe, Pipe> Ends(HardEvent event)
 template <typename T, typename... Allowed>
 constexpr bool kOneOf = (std::is_same_v<T, Allowed> || ...);
 
+template <typename T>
+constexpr float kLargestOf = std::is_same_v<T, half> ? 65504.0f : 0x1.fep127f;
+
 inline float Widen(half value)
 {
     const uint32_t sign = static_cast<uint32_t>(value.bits & 0x8000) << 16;
@@ -134,6 +147,32 @@ inline float Widen(half value)
     float result;
     std::memcpy(&result, &bits, 4);
     return result;
+}
+// To the nearest, ties to even, from the upper bits of a float32. Beyond the largest: infinity,
+// unless it saturates.
+inline void Narrow(float value, bfloat16_t& to)
+{
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    const uint32_t rounded = bits + 0x7FFF + (bits >> 16 & 1);
+    to.bits = static_cast<uint16_t>(value == value ? rounded >> 16 : 0x7FC0);
+}
+inline void Narrow(float value, half& to)
+{
+    const uint16_t sign = std::signbit(value) ? 0x8000 : 0;
+    const float size = std::fabs(value);
+    uint16_t bits = 0x7E00;
+    if (size >= 65520.0f) {
+        bits = 0x7C00;
+    } else if (size < 0x1p-14f) {
+        bits = static_cast<uint16_t>(std::nearbyint(std::ldexp(size, 24)));
+    } else if (size == size) {
+        int exponent;
+        const float fraction = std::frexp(size, &exponent);  // in [0.5, 1)
+        const int steps = static_cast<int>(std::nearbyint(std::ldexp(fraction, 11)));
+        bits = static_cast<uint16_t>((exponent + 14) * 1024 + steps - 1024);  // may carry over
+    }
+    to.bits = static_cast<uint16_t>(sign | bits);
 }
 inline float Widen(bfloat16_t value)
 {
@@ -459,7 +498,7 @@ public:
 
     static TPipe*& Current()
     {
-        static TPipe* current = nullptr;
+        static thread_local TPipe* current = nullptr;
         return current;
     }
 };
@@ -570,7 +609,8 @@ void CheckCopy(const LocalTensor<T>& local, const DataCopyExtParams& params)
     static_assert(kOneOf<T, int8_t, uint8_t, int16_t, uint16_t, half, bfloat16_t, int32_t,
                          uint32_t, float, int64_t, uint64_t, double>,
                   "DataCopyPad: not for this dtype");
-    Sim().Check(params.blockCount == 1, "DataCopyPad: the stand-in copies one block at a time");
+    Sim().Check(params.blockCount >= 1 && params.blockCount <= 4095, "DataCopyPad: ",
+                params.blockCount, " blocks are not from 1 to 4095");
     Sim().Check(params.blockLen > 0 && params.blockLen <= 2097151,
                 "DataCopyPad: blockLen ", params.blockLen);
     Sim().Check(params.blockLen % sizeof(T) == 0, "DataCopyPad: blockLen ", params.blockLen,
@@ -595,15 +635,28 @@ void DataCopyPad(const LocalTensor<T>& dst, const GlobalTensor<T>& src,
     const uint32_t wanted = count + padParams.rightPadding;
     const uint32_t perUnit = host::kUnit / sizeof(T);
     const uint32_t whole = (wanted + perUnit - 1) / perUnit * perUnit;
-    src.Inside("DataCopyPad", 0, count);
-    host::Sim().Access("DataCopyPad", host::kMte2, {dst.Writes(whole)});
-    host::Sim().GmAccess("DataCopyPad", host::kMte2, src.GetPhyAddr(), dataCopyParams.blockLen,
-                         false);
-    std::memcpy(dst.Data(), src.GetPhyAddr(), dataCopyParams.blockLen);
+    // In UB a block fills whole 32 bytes, dstStride more lie before the next; bytes between in GM.
+    host::Sim().Check(dataCopyParams.srcStride % sizeof(T) == 0,
+                      "DataCopyPad: the stand-in skips whole elements");
+    const uint64_t step = whole + static_cast<uint64_t>(dataCopyParams.dstStride) * perUnit;
+    const uint64_t skip = count + dataCopyParams.srcStride / sizeof(T);
+    std::vector<host::Operand> blocks;
+    for (uint64_t i = 0; i < dataCopyParams.blockCount; ++i) {
+        src.Inside("DataCopyPad", i * skip, count);
+        blocks.push_back(dst.Part(i * step, whole, true));
+    }
+    host::Sim().Access("DataCopyPad", host::kMte2, blocks);
     // Dummies fill the last 32 bytes; the chip says what they are only with isPad.
     const uint32_t known = padParams.isPad ? (padParams.rightPadding > 0 ? whole : count) : count;
-    std::fill(dst.Data() + count, dst.Data() + known, padParams.paddingValue);
-    host::Sim().Undefine(dst.Start() + known * sizeof(T), (whole - known) * sizeof(T));
+    for (uint64_t i = 0; i < dataCopyParams.blockCount; ++i) {
+        const T* from = src.GetPhyAddr() + i * skip;
+        T* to = dst.Data() + i * step;
+        host::Sim().GmAccess("DataCopyPad", host::kMte2, from, dataCopyParams.blockLen, false);
+        std::memcpy(to, from, dataCopyParams.blockLen);
+        std::fill(to + count, to + known, padParams.paddingValue);
+        host::Sim().Undefine(static_cast<uint32_t>(dst.Start() + (i * step + known) * sizeof(T)),
+                             (whole - known) * sizeof(T));
+    }
 }
 
 template <typename T>
@@ -611,6 +664,8 @@ void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
                  const DataCopyExtParams& dataCopyParams)
 {
     host::CheckCopy(src, dataCopyParams);
+    host::Sim().Check(dataCopyParams.blockCount == 1,
+                      "DataCopyPad: the stand-in stores one block at a time");
     const uint32_t count = dataCopyParams.blockLen / sizeof(T);
     dst.Inside("DataCopyPad", 0, count);
     host::Sim().Access("DataCopyPad", host::kMte3, {src.Reads(count)});
@@ -659,6 +714,7 @@ void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32
 
 VLLM_COLD_HOST_BINARY(Add, a + b, float, int32_t)
 VLLM_COLD_HOST_BINARY(Sub, a - b, float, int32_t)
+VLLM_COLD_HOST_BINARY(Mul, a* b, float, int32_t)
 VLLM_COLD_HOST_BINARY(Max, (b > a ? b : a), float, int32_t)
 VLLM_COLD_HOST_BINARY(And, (a & b), uint16_t, int16_t)
 VLLM_COLD_HOST_SCALAR(Adds, a + b, float, int32_t)
@@ -691,13 +747,32 @@ void CreateVecIndex(LocalTensor<T> dst, const T& firstValue, uint32_t count)
     }
 }
 
+// 16-bit floats with NaN and infinities as they are, or saturated: the default.
+template <SaturationMode mode>
+void SetSaturationFlag(bool enableSat)
+{
+    static_assert(mode == SaturationMode::FLOAT, "SetSaturationFlag: the stand-in knows FLOAT");
+    host::Sim().saturates = enableSat;
+}
+
+template <SaturationMode mode>
+bool GetSaturationFlag()
+{
+    static_assert(mode == SaturationMode::FLOAT, "GetSaturationFlag: the stand-in knows FLOAT");
+    return host::Sim().saturates;
+}
+
 template <typename T, typename U>
 void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode& roundMode,
           const uint32_t count)
 {
-    static_assert(std::is_same_v<T, float> && host::kOneOf<U, half, bfloat16_t>,
-                  "Cast: the stand-in widens half and bfloat16_t to float");
-    host::Sim().Check(roundMode == RoundMode::CAST_NONE, "Cast: widening takes CAST_NONE only");
+    constexpr bool widens = std::is_same_v<T, float> && host::kOneOf<U, half, bfloat16_t>;
+    static_assert(widens || (std::is_same_v<U, float> && host::kOneOf<T, half, bfloat16_t>),
+                  "Cast: the stand-in widens half and bfloat16_t to float, or rounds it to them");
+    host::Sim().Check(!widens || roundMode == RoundMode::CAST_NONE,
+                      "Cast: widening takes CAST_NONE only");
+    host::Sim().Check(widens || roundMode == RoundMode::CAST_RINT,
+                      "Cast: the stand-in rounds to the nearest, CAST_RINT");
     host::Positive("Cast", count);
     host::Aligned("Cast", dst.Start());
     host::Aligned("Cast", src.Start());
@@ -705,24 +780,37 @@ void Cast(const LocalTensor<T>& dst, const LocalTensor<U>& src, const RoundMode&
     host::Sim().Access("Cast", host::kVector, {src.Reads(count), dst.Writes(count)});
     T* to = dst.Data();
     const U* from = src.Data();
+    const float largest = host::kLargestOf<std::conditional_t<widens, U, T>>;
     for (uint32_t i = 0; i < count; ++i) {
-        to[i] = host::Widen(from[i]);
+        float value;
+        if constexpr (widens) {
+            value = host::Widen(from[i]);
+        } else {
+            value = from[i];
+        }
+        const bool keeps = !host::Sim().saturates || (value >= -largest && value <= largest);
+        value = keeps ? value : value > 0 ? largest : value < 0 ? -largest : 0.0f;
+        if constexpr (widens) {
+            to[i] = value;
+        } else {
+            host::Narrow(value, to[i]);
+        }
     }
 }
 
 template <typename T, typename U>
-void CompareScalar(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const T src1Scalar,
-                   CMPMODE cmpMode, uint32_t count)
+void Compares(const LocalTensor<U>& dst, const LocalTensor<T>& src0, const T src1Scalar,
+              CMPMODE cmpMode, uint32_t count)
 {
-    static_assert(std::is_same_v<T, float>, "CompareScalar: not for this dtype");
-    static_assert(std::is_same_v<U, uint8_t>, "CompareScalar: the mask is uint8_t");
-    host::Positive("CompareScalar", count);
-    host::Sim().Check(count * sizeof(T) % 256 == 0, "CompareScalar: ", count,
+    static_assert(std::is_same_v<T, float>, "Compares: not for this dtype");
+    static_assert(std::is_same_v<U, uint8_t>, "Compares: the mask is uint8_t");
+    host::Positive("Compares", count);
+    host::Sim().Check(count * sizeof(T) % 256 == 0, "Compares: ", count,
                       " elements are not a multiple of 256 bytes");
-    host::Aligned("CompareScalar", dst.Start());
-    host::Aligned("CompareScalar", src0.Start());
-    host::Apart("CompareScalar", dst.Writes(count / 8), src0.Reads(count));
-    host::Sim().Access("CompareScalar", host::kVector,
+    host::Aligned("Compares", dst.Start());
+    host::Aligned("Compares", src0.Start());
+    host::Apart("Compares", dst.Writes(count / 8), src0.Reads(count));
+    host::Sim().Access("Compares", host::kVector,
                        {src0.Reads(count), dst.Writes(count / 8)});
     U* to = dst.Data();
     const T* from = src0.Data();
@@ -803,6 +891,12 @@ void ReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src,
         std::memcpy(dst.Data() + 1, &largest, sizeof(largest));
     }
 }
+
+}  // namespace AscendC
+
+#include "kernel_repeats.h"
+
+namespace AscendC {
 
 // --- Sorting ------------------------------------------------------------------------------------
 
@@ -956,9 +1050,12 @@ inline int64_t GetBlockNum()
 {
     return host::Sim().Blocks();
 }
-inline void Trap()
+// The hardware's: for kernels of vector cores alone, whose blocks all have a core.
+template <bool isAIVOnly = true>
+void SyncAll()
 {
-    throw host::Trapped();
+    static_assert(isAIVOnly, "SyncAll: there are no cube cores");
+    host::Sim().SyncAll();
 }
 
 }  // namespace AscendC

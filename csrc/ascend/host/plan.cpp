@@ -11,9 +11,9 @@ int main()
     unsigned long long cores;
     while (std::scanf("%llu %llu %llu", &groups, &vocab, &cores) == 3) {
         const vllm_cold::Plan plan = vllm_cold::MakePlan(groups, vocab, cores);
-        std::printf("%u %u %u %u %llu %llu\n", plan.segments, plan.segmentLength, plan.blocks,
+        std::printf("%u %u %u %u %llu %llu %d\n", plan.segments, plan.segmentLength, plan.blocks,
                     plan.mergeBlocks, static_cast<unsigned long long>(plan.slotBytes),
-                    static_cast<unsigned long long>(plan.listBytes));
+                    static_cast<unsigned long long>(plan.listBytes), plan.together);
     }
     return 0;
 }

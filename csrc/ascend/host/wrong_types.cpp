@@ -21,14 +21,14 @@ void MulsOfBf16(Bf16 x, bfloat16_t y) { Muls(x, x, y, 64); }
 void AndOfFloat(Fp32 x) { And(x, x, x, 64); }
 void CompareOfBf16(Uint8 mask, Bf16 x, bfloat16_t y)
 {
-    CompareScalar(mask, x, y, CMPMODE::LE, 128);
+    Compares(mask, x, y, CMPMODE::LE, 128);
 }
 void SelectOfInt32(Uint8 mask, Int32 x)
 {
     Select(x, mask, x, 0, SELMODE::VSEL_TENSOR_SCALAR_MODE, 64);
 }
 void ReduceMaxOfInt32(Int32 x) { ReduceMax(x, x, x, 64); }
-void CastToHalf(Fp16 to, Fp32 from) { Cast(to, from, RoundMode::CAST_NONE, 64); }
+void CastOfInt32(Fp32 to, Int32 from) { Cast(to, from, RoundMode::CAST_NONE, 64); }
 void IndexOfUint32(Uint32 x) { CreateVecIndex(x, 0u, 64); }
 void SortOfHalf(Fp16 x, Uint32 ids) { Sort32(x, x, ids, 1); }
 void DuplicateOfUint8(Uint8 x) { Duplicate(x, static_cast<uint8_t>(0), 64); }

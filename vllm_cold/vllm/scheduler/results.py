@@ -17,7 +17,7 @@ from vllm.v1.request import Request, RequestStatus
 from vllm_cold.group.drafting import Economy
 from vllm_cold.group.lockstep import Group
 from vllm_cold.group.tally import OTHER_DRAFTS, Counts, Figures
-from vllm_cold.ops.interface import NOT_FINITE
+from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs
 
@@ -105,8 +105,9 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
             if len(figures) != 1 + num_drafts:
                 self._errors[request_id] = NOT_SCORED
             elif wrong := {each.nonfinite for each in figures[: len(tokens[at])]} - {0}:
-                other = OTHER_DRAFTS in wrong
-                self._errors[request_id] = NOT_THE_SAME_DRAFTS if other else NOT_FINITE
+                other = NOT_SCORED if OUT_OF_RANGE in wrong else NOT_FINITE
+                drafts_differ = OTHER_DRAFTS in wrong
+                self._errors[request_id] = NOT_THE_SAME_DRAFTS if drafts_differ else other
             else:
                 scored[request_id] = figures
         return scored

@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AscendC LoRA kernels on this machine: compiled by g++ against the strict stand-in in
+csrc/ascend/host and run in a process of their own, with what they should compute and move.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from tests.ops import ascend_host
+from tests.ops.ascend_host import ASCEND, NAMES, STRICT, TYPES, CheckFailed
+
+KERNEL = "lora.cpp"
+HEADER = "lora.h"
+RUNNER = "host/lora_runner.cpp"
+SLICES = 4
+WINDOW = 256  # rows that are grouped at a time
+GROUP = 8  # rows that share a read of the weights
+TILE = 1024
+
+
+def compile_lora(flags: tuple[str, ...] = STRICT, **changed: str) -> Path:
+    """The runner's program, built once per content.
+
+    Args:
+        flags: For the compiler.
+        changed: ``kernel`` and ``header``: text to use instead of lora.{cpp,h}.
+    """
+    names = {"kernel": KERNEL, "header": HEADER}
+    files = {
+        str(path.relative_to(ASCEND)): path.read_text()
+        for path in sorted((*ASCEND.glob("lora.*"), *ASCEND.glob("host/*.*")))
+    } | {names[key]: text for key, text in changed.items()}
+    objects = [ascend_host._compile(unit, files, flags) for unit in (KERNEL, RUNNER)]
+    program = objects[0].with_name(ascend_host._digest([path.name for path in objects]))
+    with ascend_host._missing(program) as missing:
+        if missing:
+            ascend_host._run_compiler(program, *flags, *map(str, objects))
+    return program
+
+
+Traffic = dict[tuple[str, str], tuple[int, int]]  # bytes read and written, by kernel and what of
+
+
+@dataclass
+class Plan:
+    """How a call is cut: ``MakeLoraPlan``, by the specification rather than the header."""
+
+    parts: int
+    part_length: int
+    rank_chunk: int
+    outputs: int
+    rank_pitch: int
+    shrink_blocks: int
+    expand_blocks: int
+    workspace_bytes: int
+
+    @classmethod
+    def make(cls, rows: int, rank: int, length: int, widths: list[int], cores: int) -> Plan:
+        """For ``rows`` rows of ``length`` values, ``widths`` outputs of each slice."""
+        tiles = math.ceil(length / TILE)
+        part_tiles = math.ceil(tiles / 8)
+        parts = math.ceil(tiles / part_tiles)
+        groups = math.ceil(rows / (2 * GROUP))
+
+        def sums(chunk: int) -> int:
+            return math.ceil(rank / chunk) * len(widths) * parts
+
+        def pieces(size: int) -> int:
+            return sum(math.ceil(width / size) for width in widths)
+
+        chunk = next(c for c in (8, 4, 2, 1) if c == 1 or groups * sums(c) >= cores)
+        outputs = next(n for n in (512, 256, 128, 64) if n == 64 or groups * pieces(n) >= cores)
+        pitch = math.ceil(rank / 8) * 8
+        return cls(
+            parts,
+            part_tiles * TILE,
+            chunk,
+            outputs,
+            pitch,
+            min(cores, rows * sums(chunk)),
+            min(cores, rows * pieces(outputs)),
+            rows * len(widths) * parts * pitch * 4,
+        )
+
+
+@dataclass
+class Case:
+    """One call. Weights are ``[adapters, 1, rank, length]`` and ``[adapters, 1, width, rank]``, as
+    vLLM stacks them; ``x`` and ``y`` may be wider than long (row strides).
+    """
+
+    y: Tensor
+    x: Tensor
+    a: tuple[Tensor, ...]
+    b: tuple[Tensor, ...]
+    indices: Tensor
+    scale: float = 0.75
+
+    @property
+    def widths(self) -> list[int]:
+        """Outputs of each slice."""
+        return [b.shape[-2] for b in self.b]
+
+    @property
+    def active(self) -> list[tuple[int, int]]:
+        """Row and adapter of each row that has one."""
+        adapters = len(self.a[0])
+        pairs = enumerate(self.indices.tolist())
+        return [(row, adapter) for row, adapter in pairs if 0 <= adapter < adapters]
+
+    def reference(self) -> tuple[Tensor, Tensor]:
+        """The result in float64, and a bound of the kernels' error before the last rounding."""
+        want = self.y.double()
+        bound = torch.zeros_like(want)
+        for row, adapter in self.active:
+            x = self.x[row].double()
+            at = 0
+            for a, b in zip(self.a, self.b, strict=True):
+                a64, b64 = a[adapter, 0].double(), b[adapter, 0].double()
+                place = slice(at, at + len(b64))
+                want[row, place] += self.scale * (b64 @ (a64 @ x))
+                bound[row, place] = abs(self.scale) * (b64.abs() @ (a64.abs() @ x.abs()))
+                at += len(b64)
+        # Sums are trees and short lists: far fewer roundings than terms.
+        steps = 40 + self.a[0].shape[-2] / 8
+        return want, (bound + want.abs()) * steps * 2.0**-24
+
+    def check(self, got: Tensor) -> None:
+        """``got`` is right within rounding of its dtype; rows without an adapter, to the bit."""
+        want, bound = self.reference()
+        info = torch.finfo(got.dtype)
+        rounding = 0.0 if got.dtype == torch.float32 else info.eps / 2
+        bound = bound * (1 + rounding) + want.abs() * rounding + info.tiny
+        wrong = ~((got.double() - want).abs() <= bound)
+        assert not wrong.any(), f"{int(wrong.sum())} wrong, first at {wrong.nonzero()[0].tolist()}"
+        without = torch.ones(len(got), dtype=torch.bool)
+        without[[row for row, _ in self.active]] = False
+        assert torch.equal(_bits(got[without]), _bits(self.y[without]))
+
+    def traffic(self, cores: int) -> Traffic:
+        """What a call moves: see ``traffic``."""
+        rank, length = self.a[0].shape[-2:]
+        adapters = dict(self.active)
+        indices = [adapters.get(row, -1) for row in range(len(self.x))]
+        return traffic(indices, rank, length, self.widths, self.x.dtype, cores)
+
+
+def groups_of(indices: list[int]) -> list[int]:
+    """How many rows share each read of the weights; ``indices`` has an adapter or -1 a row."""
+    sizes = []
+    for first in range(0, len(indices), WINDOW):
+        counts = Counter(index for index in indices[first : first + WINDOW] if index >= 0)
+        for count in counts.values():
+            sizes += [GROUP] * (count // GROUP) + [count % GROUP] * (count % GROUP > 0)
+    return sizes
+
+
+def traffic(
+    indices: list[int], rank: int, length: int, widths: list[int], dtype: torch.dtype, cores: int
+) -> Traffic:
+    """All bytes that a call may read and write, by kernel and what they are of."""
+    rows, active = len(indices), sum(index >= 0 for index in indices)
+    plan = Plan.make(rows, rank, length, widths, cores)
+    size, name = dtype.itemsize, NAMES[TYPES[dtype]]
+    shrink, expand = f"lora_shrink_{name}", f"lora_expand_{name}"
+    pieces = sum(math.ceil(width / plan.outputs) for width in widths)
+    chunks = math.ceil(rank / plan.rank_chunk)
+    parts = plan.parts * plan.rank_pitch * 4  # of a row and slice
+    y = active * sum(widths) * size
+    model = {
+        (shrink, "indices"): (plan.shrink_blocks * rows * 8, 0),
+        (expand, "indices"): (plan.expand_blocks * rows * 8, 0),
+    }
+    if not active:
+        return model
+    model |= {
+        (shrink, "x"): (active * len(widths) * chunks * length * size, 0),
+        (shrink, "sums"): (0, active * len(widths) * parts),
+        (expand, "sums"): (active * pieces * parts, 0),
+        (expand, "y"): (y, y),
+    }
+    groups = len(groups_of(indices))
+    for i, width in enumerate(widths):
+        model[shrink, f"a{i}"] = (groups * rank * length * size, 0)
+        model[expand, f"b{i}"] = (groups * rank * width * size, 0)
+    return model
+
+
+def make_case(
+    seed: int,
+    indices: list[int],
+    rank: int,
+    length: int,
+    widths: tuple[int, ...],
+    dtype: torch.dtype = torch.float32,
+    adapters: int = 1,
+    padded: int = 0,
+) -> Case:
+    """Random weights and inputs; ``padded`` more columns in x and y than are used."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int, scale: float = 1.0) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * scale).to(dtype)
+
+    rows = len(indices)
+    return Case(
+        random(rows, sum(widths) + padded)[:, : sum(widths)],
+        random(rows, length + padded)[:, :length],
+        tuple(random(adapters, 1, rank, length, scale=length**-0.5) for _ in widths),
+        tuple(random(adapters, 1, width, rank, scale=rank**-0.5) for width in widths),
+        torch.tensor(indices, dtype=torch.int64),
+    )
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    """The tensor's storage from its first value on, rows with what lies between them."""
+    rows = tensor.as_strided((max(0, len(tensor) - 1), tensor.stride(0)), (tensor.stride(0), 1))
+    last = tensor[-1:].contiguous()
+    return b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in (rows, last))
+
+
+class LoraHost:
+    """A program built by ``compile_lora`` as the device."""
+
+    def __init__(self, program: Path, cores: int = 40) -> None:
+        self.cores = cores
+        self.ub: dict[str, int] = {}  # bytes of UB that a kernel took last
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
+        self._process = subprocess.Popen(
+            [program],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env=ascend_host.clean_environment(),
+        )
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.stdin.close()  # type: ignore[union-attr]
+        self._process.stdout.close()  # type: ignore[union-attr]
+        self._process.wait()
+        self._errors.close()
+
+    def run(self, case: Case) -> Tensor:
+        """The result of a call. What it moved is compared with ``Case.traffic``.
+
+        Raises:
+            CheckFailed: What a check has against it.
+        """
+        rank, length = case.a[0].shape[-2:]
+        plan = Plan.make(len(case.x), rank, length, case.widths, self.cores)
+        self._ask(case, plan_only=False)
+        for tensor in (case.y, case.x, case.indices.unsqueeze(1), *case.a, *case.b):
+            flat = tensor if tensor.dim() == 2 else tensor.flatten(0, 2)
+            part = _bytes(flat)
+            self._write(struct.pack("<q", len(part)) + part)
+        problem, described, y, report = self._answer()
+        if problem:
+            raise CheckFailed(problem.decode())
+        assert described.split() == [str(value).encode() for value in vars(plan).values()]
+        self._check_traffic(report.decode(), case)
+        stride = case.y.stride(0)
+        flat = torch.frombuffer(y, dtype=case.y.dtype)
+        return flat.as_strided(case.y.shape, (stride, 1)).clone()
+
+    def plan(self, case: Case) -> list[int]:
+        """What ``MakeLoraPlan`` says."""
+        self._ask(case, plan_only=True)
+        return [int(value) for value in self._answer()[1].split()]
+
+    def _ask(self, case: Case, plan_only: bool) -> None:
+        rank, length = case.a[0].shape[-2:]
+        widths = [*case.widths, *[0] * (SLICES - len(case.b))]
+        request = struct.pack(
+            "<14qd",
+            TYPES[case.x.dtype],
+            len(case.x),
+            length,
+            rank,
+            len(case.a[0]),
+            len(case.b),
+            *widths,
+            case.x.stride(0),
+            case.y.stride(0),
+            self.cores,
+            plan_only,
+            case.scale,
+        )
+        self._write(request)
+
+    def _write(self, part: bytes) -> None:
+        try:
+            self._process.stdin.write(part)  # type: ignore[union-attr]
+        except BrokenPipeError:
+            self._died()
+
+    def _answer(self) -> list[bytearray]:
+        self._process.stdin.flush()  # type: ignore[union-attr]
+        return [self._read() for _ in range(4)]
+
+    def _read(self) -> bytearray:
+        size = self._process.stdout.read(8)  # type: ignore[union-attr]
+        if len(size) < 8:
+            self._died()
+        (count,) = struct.unpack("<q", size)
+        return bytearray(self._process.stdout.read(count))  # type: ignore[union-attr]
+
+    def _died(self) -> None:
+        self._process.wait()
+        self._errors.seek(0)
+        raise CheckFailed(self._errors.read().decode(errors="replace"))
+
+    def _check_traffic(self, report: str, case: Case) -> None:
+        moved = {}
+        for line in report.splitlines():
+            words = line.split()
+            if words[0] == "ub":
+                self.ub[words[1]] = int(words[2])
+            else:
+                moved[words[0], words[1]] = (int(words[2]), int(words[3]))
+        model = case.traffic(self.cores)
+        if moved != model:
+            wrong = {key: f"{moved.get(key)}, not {model.get(key)}"
+                     for key in moved.keys() | model.keys()
+                     if moved.get(key) != model.get(key)}  # fmt: skip
+            raise CheckFailed(f"bytes (read, written) are not those of the traffic model: {wrong}")

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The AscendC LoRA kernels, compiled by g++ against the strict stand-in for CANN: that they are
+right, move what they have to and no more, and are cut and called as they should be. That mistakes
+would be found: test_ascend_lora_checks.py.
+"""
+
+import ast
+import dataclasses
+import math
+import re
+import shutil
+import subprocess
+import sys
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import ascend_lora_model
+from tests.ops import ascend_host
+from tests.ops.ascend_host import ASCEND
+from tests.ops.lora_host import Case, LoraHost, Plan, compile_lora, make_case
+from vllm_cold.npu_lora import kernels
+from vllm_cold.ops import scoring_ascend
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++"),
+]
+
+F32, F16, BF16 = DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def host():
+    host = LoraHost(compile_lora())
+    yield host
+    host.close()
+
+
+def check(host: LoraHost, case: Case) -> torch.Tensor:
+    got = host.run(case)
+    case.check(got)
+    return got
+
+
+# --- The kernels ----------------------------------------------------------------------------------
+
+# vLLM's max_lora_rank, what is left of it on several devices, and any other.
+RANKS = (1, 2, 4, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 63, 64, 65, 100, 128, 129, 200, 255, 256)
+ROWS = {
+    "none": [-1] * 5,
+    "first": [0, -1, -1, -1],
+    "last": [-1, -1, -1, 0],
+    "pairs": [-1, 0] * 5,
+    "two of a pair": [0, 1] * 6,
+    "one row": [1],
+    "all of one": [1] * 19,  # three groups
+    "each its own": [3, 0, 4, 2, 1],
+    "mixed": [2, -1, 0, 2, 2, -1, 2, 0, 2, 2, 2, 2, 2, 2, 0, -1],
+    "too high counts as none": [5, 0, 2**40, -7],
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rank", RANKS)
+def test_ranks(host, rank, dtype):
+    host.cores = 20
+    check(host, make_case(rank, [-1, 0, 1, 0], rank, 1100, (130, 33), dtype, adapters=2))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", ROWS)
+def test_rows(host, rows, dtype):
+    host.cores = 20
+    check(host, make_case(1, ROWS[rows], 16, 300, (100,), dtype, adapters=5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("cores", (1, 3, 40, 48))
+@pytest.mark.parametrize("length", (1, 15, 64, 1000, 1023, 1024, 1025, 4096, 8193, 17000))
+def test_lengths(host, length, cores, dtype):
+    host.cores = cores
+    check(host, make_case(length, [0, -1, 0], 9, length, (40,), dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rank", (3, 8, 16, 32, 64, 256))
+@pytest.mark.parametrize(
+    "widths", ((1,), (64, 1), (65, 63, 64), (513, 31, 1), (1100,), (512, 128, 128), (7, 9, 600, 64))
+)
+def test_widths(host, widths, rank, dtype):
+    """Slices of different sizes, among them those of grouped-query attention."""
+    for cores in (1, 40):
+        host.cores = cores
+        check(host, make_case(2, [0, -1, 1, 1], rank, 70, widths, dtype, adapters=2))
+
+
+def test_more_rows_than_a_window(host):
+    """Rows of one adapter do not form groups across windows."""
+    host.cores = 7
+    random = Random(0)
+    indices = [random.choice((-1, 0, 0, 0, 1, 2)) for _ in range(600)]
+    check(host, make_case(0, indices, 4, 20, (30,), adapters=3))
+    check(host, make_case(0, [-1] * 300 + [0], 4, 20, (30,), BF16))
+
+
+def test_many_adapters(host):
+    host.cores = 40
+    case = make_case(0, [2047, 5, -1, 2047, 1024], 2, 12, (10,), adapters=2048)
+    check(host, case)
+
+
+def test_random_shapes(host):
+    random = Random(1)
+    for seed in range(60):
+        host.cores = random.randint(1, 96)
+        adapters = random.randint(1, 6)
+        rows = random.randint(1, random.choice((4, 40)))
+        case = make_case(
+            seed,
+            [random.randint(-1, adapters - 1) for _ in range(rows)],
+            random.choice((random.randint(1, 256), 8, 16, 32)),
+            random.choice((random.randint(1, 300), random.randint(1, 3000))),
+            tuple(random.randint(1, 700) for _ in range(random.randint(1, 4))),
+            random.choice(DTYPES),
+            adapters,
+            padded=random.choice((0, 0, 5, 32)),
+        )
+        check(host, case)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_row_is_the_same_in_every_batch(host, dtype):
+    """To the bit, on any number of cores, beside any other rows, with shared reads and without."""
+    whole = make_case(3, [0] * 9 + [1, -1, 0], 24, 9000, (700, 130), dtype, adapters=2)
+    host.cores = 40
+    want = check(host, whole)
+    for cores in (1, 13, 48):
+        host.cores = cores
+        assert torch.equal(host.run(whole), want)
+    for rows in ([0], [9], [11, 3], [10, 8, 9, 9]):
+        part = dataclasses.replace(
+            whole, y=whole.y[rows], x=whole.x[rows], indices=whole.indices[rows]
+        )
+        assert torch.equal(check(host, part), want[rows])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_not_finite_stays_so(host, dtype):
+    """In its own row: conversions of 16 bits do not saturate, and zeros of tails hide nothing."""
+    host.cores = 20
+    case = make_case(4, [0, -1, 0, 0, 0], 5, 1100, (70,), dtype)
+    case.x[2, 1099] = math.nan
+    case.x[3, 3] = math.inf
+    case.y[0, 3], case.y[0, 4], case.y[1, 5], case.y[4, 69] = math.inf, -math.inf, math.nan, 1.0
+    got = host.run(case)
+    assert got[0, 3] == math.inf and got[0, 4] == -math.inf
+    assert got[1, 5].isnan() and torch.equal(got[1].nan_to_num(), case.y[1].nan_to_num())
+    assert got[2].isnan().all()
+    assert not got[3].isfinite().any()
+    assert got[4].isfinite().all() and got[0, 5:].isfinite().all()
+
+
+def test_too_large_becomes_infinite(host):
+    host.cores = 1
+    case = make_case(5, [0], 8, 8, (8,), F16)
+    case.b[0].fill_(300.0)
+    case.a[0].fill_(100.0)
+    case.x.fill_(1.0)
+    assert (host.run(case) == math.inf).all()
+
+
+def test_rounding_is_to_the_nearest_even(host):
+    """Of y plus the adapter's part, once."""
+    host.cores = 1
+    for dtype in (F16, BF16):
+        step = torch.finfo(dtype).eps
+        case = make_case(6, [0], 8, 8, (6,), dtype)
+        case.x.zero_()[0, 0] = 1.0
+        case.a[0].zero_()[0, 0, 0, 0] = 1.0
+        case.b[0].zero_()[0, 0, :, 0] = torch.tensor([0.5, 1.5, 0.25, 0.75, -0.25, 1.0]) * step
+        case.y.fill_(1.0)
+        case.scale = 1.0
+        want = torch.tensor([0, 2, 0, 1, 0, 1]).double() * step + 1
+        assert torch.equal(host.run(case)[0].double(), want)
+
+
+def test_scale(host):
+    host.cores = 20
+    case = make_case(7, [0, 0], 16, 100, (64,))
+    for scale in (0.0, 1.0, -2.5):
+        check(host, dataclasses.replace(case, scale=scale))
+
+
+def test_layers_of_a_model(host):
+    """A part of a 7B model's: long inputs, wide outputs, ranks of 16 and 64."""
+    host.cores = 40
+    for rank, length, widths in ((16, 4096, (1024, 256, 256)), (64, 2048, (1376, 1376))):
+        check(host, make_case(8, [-1, 0, -1, 0], rank, length, widths, BF16))
+
+
+def test_unified_buffer_is_as_documented(host):
+    """With one adapter, at the highest rank and as many parts as there may be."""
+    for dtype in DTYPES:
+        host.cores = 40
+        check(host, make_case(9, [0], 256, 8192, (5,), dtype))
+    documented = (ASCEND.parents[1] / "docs" / "ascend.md").read_text()
+    assert len(host.ub) == 6
+    for kernel, size in host.ub.items():
+        assert size + 2048 * 4 <= 184 * 1024
+        _, name, dtype = kernel.split("_", 2)
+        row = rf"\| {name} \| [^|]*\b{dtype}\b[^|]* \|.*\| {size:,} \|"
+        assert re.search(row, documented), (kernel, size)
+
+
+def test_model_is_as_documented():
+    """The table in docs/ascend.md is what the model says."""
+    assert ascend_lora_model.table() in (ASCEND.parents[1] / "docs" / "ascend.md").read_text()
+
+
+# --- How a call is cut up -------------------------------------------------------------------------
+
+
+def test_plan(host):
+    for rows in (1, 2, 15, 16, 17, 64, 128, 2048):
+        for rank in (1, 8, 16, 20, 64, 256):
+            for length in (1, 1024, 1025, 4096, 8193, 11008, 28672, 10**6):
+                for widths in ((1,), (64,), (4096, 1024, 1024), (11008, 11008), (152064,)):
+                    for cores in (1, 24, 40, 48):
+                        plan = Plan.make(rows, rank, length, list(widths), cores)
+                        host.cores = cores
+                        empty = _shapes(rows, rank, length, widths)
+                        assert host.plan(empty) == list(vars(plan).values())
+                        assert 1 <= plan.parts <= 8 and plan.part_length % 1024 == 0
+                        # The parts cover the input, and none is empty.
+                        before = (plan.parts - 1) * plan.part_length
+                        assert before < length <= plan.parts * plan.part_length
+                        assert plan.rank_chunk in (1, 2, 4, 8)
+                        assert plan.outputs in (64, 128, 256, 512)
+                        assert 1 <= plan.shrink_blocks <= cores
+                        assert 1 <= plan.expand_blocks <= cores
+
+
+def _shapes(rows: int, rank: int, length: int, widths: tuple[int, ...]) -> Case:
+    """Tensors of these shapes that take no memory."""
+
+    def empty(*shape: int) -> torch.Tensor:
+        return torch.empty(1).expand(*shape)
+
+    return Case(
+        empty(rows, sum(widths)),
+        empty(rows, length),
+        tuple(empty(1, 1, rank, length) for _ in widths),
+        tuple(empty(1, 1, width, rank) for width in widths),
+        torch.empty(0),
+    )
+
+
+def test_a_decoding_pair_uses_the_cores():
+    """One row with an adapter, of two: no fewer pieces than cores where rank and width allow it."""
+    for length, widths in (
+        (4096, [4096] * 3),
+        (4096, [4096]),
+        (4096, [11008] * 2),
+        (11008, [4096]),
+    ):
+        plan = Plan.make(2, 16, length, widths, 40)
+        assert plan.parts * math.ceil(16 / plan.rank_chunk) * len(widths) >= 40
+        assert sum(math.ceil(width / plan.outputs) for width in widths) >= 40
+
+
+# --- Through torch --------------------------------------------------------------------------------
+
+
+def _run_with_binding(program: str) -> subprocess.CompletedProcess[str]:
+    library = ascend_host.compile_binding("lora_binding.cpp", "lora.cpp")
+    start = f"""
+import torch
+from tests.ops.lora_host import make_case
+from vllm_cold.npu_lora import kernels
+torch.ops.load_library({str(library)!r})
+def call(case, **changed):
+    it = dict(y=case.y.clone(), x=case.x, a=case.a, b=case.b, indices=case.indices) | changed
+    kernels.shrink_expand(it["y"], it["x"], it["a"], it["b"], it["indices"], case.scale)
+    return it["y"]
+"""
+    return subprocess.run([sys.executable, "-c", start + program], capture_output=True, text=True)
+
+
+def test_binding():
+    """From the package through lora_binding.cpp to the kernels, on CPU tensors and with stubs for
+    torch_npu; more slices and rows than a launch takes, too.
+    """
+    result = _run_with_binding("""
+for dtype in (torch.float32, torch.float16, torch.bfloat16):
+    case = make_case(0, [-1, 1, 0, 1], 16, 500, (70, 30, 30), dtype, adapters=2, padded=3)
+    case.check(call(case))
+    case = make_case(1, [0, -1, 1], 8, 100, (9, 80, 1, 65, 64, 33), dtype, adapters=2)
+    case.check(call(case))
+case = make_case(2, [0, 1, -1] * 1000, 2, 8, (3,), adapters=2)
+case.check(call(case))
+case = make_case(3, [0, 1], 4, 8, (3,), adapters=2)
+wide = torch.nn.functional.pad(case.y, (0, 7), value=5.0)
+got = call(case, y=wide, a=[a.squeeze(1) for a in case.a])
+case.check(got[:, :3])
+assert (got[:, 3:] == 5).all()
+call(make_case(4, [], 4, 8, (3,)))
+""")
+    assert result.returncode == 0, result.stderr
+
+
+def test_compiled_with_any_number_of_rows():
+    """As vLLM compiles: without guards, once, with a number of rows that changes."""
+    result = _run_with_binding("""
+def step(y, x, a, b, indices):
+    kernels.shrink_expand(y, x, a, b, torch.narrow(indices, 0, 0, x.size(0)), 0.75)
+compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+all_indices = torch.full((64,), -1)
+for rows in (6, 3, 11):
+    case = make_case(rows, [0, -1, 1, 1, 0, -1, -1, 1, 0, 0, 0][:rows], 8, 64, (40, 9), adapters=2)
+    all_indices[:rows] = case.indices
+    y = case.y.clone()
+    for tensor in (y, case.x):
+        torch._dynamo.mark_dynamic(tensor, 0)
+    compiled(y, case.x, case.a, case.b, all_indices)
+    case.check(y)
+assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+""")
+    assert result.returncode == 0, result.stderr
+
+
+REFUSED = {
+    "x=case.x.double()": "LoRA is float32, bfloat16 or float16",
+    "x=case.x[:3]": "has a row for each row of x",
+    "x=case.x.t().contiguous().t()": "x's last dimension is not contiguous",
+    "y=case.y.half()": "y and x differ in dtype",
+    "y=case.y[:, :60].clone()": "more outputs than y",
+    "indices=case.indices.int()": "the number of its adapter, int64",
+    "indices=case.indices[:2]": "the number of its adapter, int64",
+    "a=case.a[:1]": "each slice has its A and its B",
+    "a=[a[:, :, :, :90].contiguous() for a in case.a]": "A's shape does not fit",
+    "a=[a[:, :, :, :90] for a in case.a]": "A is not contiguous",
+    "a=[a.half() for a in case.a]": "A and x differ in dtype",
+    "b=[b[:1] for b in case.b]": "B's shape does not fit",
+    "b=[b.squeeze(1).squeeze(0)[0] for b in case.b]": "B has three dimensions",
+    "a=[case.a[0], case.a[1][:, :, :7].contiguous()]": "ranks differ",
+    "a=[torch.zeros(2, 1, 257, 100)] * 2, b=[torch.zeros(2, 1, 40, 257)] * 2": "ranks of 1 to 256",
+    "a=[torch.zeros(2049, 1, 8, 100)] * 2, b=[torch.zeros(2049, 1, 40, 8)] * 2": "1 to 2048 adapt",
+}  # fmt: skip
+
+
+def test_binding_refuses_what_the_kernels_do_not_take():
+    lines = "".join(
+        f"""
+try:
+    call(case, {change})
+except RuntimeError as error:
+    print({change!r}, '->', str(error).splitlines()[0])
+"""
+        for change in REFUSED
+    )
+    case = "case = make_case(0, [-1, 1, 0, 1], 8, 100, (40, 40), adapters=2)"
+    result = _run_with_binding(case + lines)
+    assert result.returncode == 0, result.stderr
+    said = dict(line.split(" -> ") for line in result.stdout.splitlines())
+    assert said.keys() == REFUSED.keys(), result.stdout
+    for change, message in REFUSED.items():
+        assert re.search(message, said[change]), (change, said[change])
+
+
+def test_takes_is_what_the_binding_takes():
+    case = make_case(0, [0, -1], 8, 16, (5, 6))
+
+    def takes(**changed):
+        it = dataclasses.replace(case, **changed)
+        return kernels.takes(it.y, it.x, it.a, it.b, it.widths)
+
+    assert takes()
+    assert kernels.takes(case.y, case.x, case.a[:1], case.b[:1], (5,))
+    assert not kernels.takes(case.y, case.x, case.a, case.b, (6, 5))
+    assert not takes(x=case.x.double())
+    assert not takes(y=case.y.half())
+    assert not takes(y=case.y[:, :10])
+    assert not takes(a=tuple(a.transpose(-1, -2).contiguous().transpose(-1, -2) for a in case.a))
+    assert not takes(a=(case.a[0], case.a[1][:, :, :4].contiguous()))
+    assert not takes(a=tuple(torch.zeros(1, 1, 257, 16) for _ in case.a))
+    assert not takes(a=tuple(torch.zeros(2049, 1, 8, 16) for _ in case.a))
+    header = (ASCEND / "lora.h").read_text()
+    assert f"kLoraMaxRank = {kernels.MAX_RANK};" in header
+    assert f"kLoraMaxAdapters = {kernels.MAX_ADAPTERS};" in header
+
+
+def test_missing_says_what_to_do(monkeypatch):
+    assert "not on 'cpu'" in kernels.missing(torch.device("cpu"))
+    device = SimpleNamespace(type="npu")  # torch knows no such device without torch_npu
+    backend = dataclasses.replace(scoring_ascend.BACKEND, missing=lambda device: "No library.")
+    monkeypatch.setattr(scoring_ascend, "BACKEND", backend)
+    assert kernels.missing(device) == "No library."
+    backend = dataclasses.replace(backend, missing=lambda device: None)
+    monkeypatch.setattr(scoring_ascend, "BACKEND", backend)
+    assert "an earlier vllm-cold" in kernels.missing(device)
+    library = torch.library.Library("vllm_cold", "FRAGMENT")
+    library.define("ascend_lora(Tensor(a!) y) -> ()")
+    assert kernels.missing(device) is None
+    library._destroy()
+
+
+def test_the_wrapper_keeps_the_signature_of_vllm_ascends():
+    """Its classes are not installed here; tests/ascend runs it on them."""
+    source = (ASCEND.parents[1] / "vllm_cold/npu_lora/ascendc_wrapper.py").read_text()
+    functions = {
+        node.name: [argument.arg for argument in node.args.args]
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef)
+    }
+    weights = ["lora_a_stacked", "lora_b_stacked", "scale"]
+    assert functions["add_lora_linear"] == ["self", "y", "x", *weights, "output_slices"]
+    assert functions["add_lora_logits"] == ["self", "y", "x", *weights]
