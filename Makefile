@@ -1,7 +1,7 @@
 # Everything runs in .venv, a virtual environment that `make venv` makes from requirements.lock.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-all v2 unit docs upstream versions lint format clean
+.PHONY: help venv demo test test-all v2 unit docs ascend upstream versions lint format clean
 
 PYTHON ?= python3
 PY := .venv/bin/python
@@ -53,6 +53,7 @@ test: lint ## all checks and the test suite
 	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server and not full'
 	$(ENGINES) 4 --dist loadscope -m '(engine or server) and not full'
 	$(ENGINES) 4 --dist loadscope --runner v2 -m 'v2 and not full'
+	$(PY) -m tests.ascend
 	@echo "Left out: tests marked 'full', such as every change of vLLM in an engine; make test-all runs them too."
 	@echo "Left out: most of the tests on vLLM's V2 model runner; make v2 runs them."
 
@@ -70,6 +71,10 @@ unit: venv ## the fast tests: no engine, no server, no browser
 docs: venv ## the documentation as a site, in site/
 	$(PY) -m docs.pictures
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+# 130 MB are downloaded the first time.
+ascend: venv ## the tests on vllm-ascend's own classes, on CPU, beside a stub of torch_npu
+	$(PY) -m tests.ascend
 
 upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
 	$(PY) -m tests.upstream

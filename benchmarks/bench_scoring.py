@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What scoring costs, on this machine's GPU or, without one, its CPU. Needs torch, no vLLM.
+"""What scoring costs, on this machine's GPU or NPU or, without one, its CPU. Needs torch, no vLLM.
 
 ``python -m benchmarks.bench_scoring [--groups 1 8 32 128] [--streams 2 3 4]
 [--vocab 49152 152064] [--rounds 30] [--dtype fp32 bf16] [--form dense inplace top20]
@@ -8,10 +8,10 @@
 Systems: this package's kernel, torch operations (backend "torch"), the same through torch.compile,
 and a plain memory copy that moves as many bytes as scoring must: all rows of each group read once,
 the scores written. Each system works on several copies of its data that together exceed the last
-cache, so that nothing is left there from the call before. On a GPU it runs in a CUDA graph;
-``--eager`` launches from Python instead. All systems run in each round, in an order shuffled anew,
-and are compared within the round. Before that each result is compared with the reference; with one
-wrong, no speed is printed.
+cache, so that nothing is left there from the call before. On a GPU it runs in a CUDA graph, on an
+NPU in an ACL graph; ``--eager`` launches from Python instead. All systems run in each round, in an
+order shuffled anew, and are compared within the round. Before that each result is compared with the
+reference; with one wrong, no speed is printed.
 """
 
 import argparse
@@ -165,9 +165,10 @@ class Result:
 
 def last_cache(device: torch.device) -> int:
     """Bytes of the last cache before memory."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).L2_cache_size)
-    return cpu_cache()
+    if device.type == "cpu":
+        return cpu_cache()
+    properties = getattr(torch, device.type).get_device_properties(device)
+    return int(getattr(properties, "L2_cache_size", 0)) or 192 * 2**20  # of an Atlas A2
 
 
 def on_cpu(run: Callable[[], None]) -> Callable[[], float]:
@@ -181,27 +182,28 @@ def on_cpu(run: Callable[[], None]) -> Callable[[], float]:
     return timed
 
 
-def on_gpu(run: Callable[[], None], eager: bool) -> Callable[[], float]:
-    """Seconds of one run, between CUDA events; in a graph unless ``eager``."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):  # compiles, and fills the allocator
+def on_gpu(run: Callable[[], None], eager: bool, device: str = "cuda") -> Callable[[], float]:
+    """Seconds of one run, between events; in a graph unless ``eager``. For NPUs, too."""
+    there = getattr(torch, device)
+    stream = there.Stream()
+    with there.stream(stream):  # compiles, and fills the allocator
         run()
     stream.synchronize()
     launch = run
     if not eager:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        graph = there.CUDAGraph() if device == "cuda" else there.NPUGraph()
+        with there.graph(graph):
             run()
         launch = graph.replay
 
     def timed() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
-        torch.cuda.synchronize()
+        start, end = (there.Event(enable_timing=True) for _ in "se")
+        there.synchronize()
         start.record()
         launch()
         end.record()
-        torch.cuda.synchronize()
-        return start.elapsed_time(end) / 1e3
+        there.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
 
     return timed
 
@@ -234,7 +236,7 @@ def measure(
 
     systems = {COPY: copy_bytes} | {name: scoring(b) for name, b in backends.items()}
     runs = {
-        name: on_gpu(run, options.eager) if device.type == "cuda" else on_cpu(run)
+        name: on_cpu(run) if device.type == "cpu" else on_gpu(run, options.eager, device.type)
         for name, run in systems.items()
     }
     for turn, name in in_rounds(runs, options.rounds + 2, rng):  # two to warm up
@@ -282,12 +284,21 @@ def describe(device: torch.device, backend: str) -> str:
             f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
             f"CUDA {torch.version.cuda}, HIP {torch.version.hip}"
         )
+    elif device.type == "npu":
+        where = torch.npu.get_device_name(device)
     else:
         where = f"{platform.machine()}, {torch.get_num_threads()} threads"
         if backend == "cpu":
             where += f", {scoring_cpu.best_isa()}"
     cache = last_cache(device) / 2**20
     return f"{where}, last cache {cache:.0f} MiB; torch {torch.__version__}; backend {backend}"
+
+
+def best_device() -> str:
+    """A GPU or an NPU, if there is one. (torch imports torch_npu where it is installed.)"""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "npu" if hasattr(torch, "npu") and torch.npu.is_available() else "cpu"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -301,10 +312,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=positive, default=30)
     parser.add_argument("--alpha", type=float, default=0.1, help="0: all valid, the worst case")
     parser.add_argument("--adaptive", action="store_true", help="every weight adapts itself")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=best_device())
     parser.add_argument("--backend", help="instead of the best one here")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--eager", action="store_true", help="no CUDA graphs")
+    parser.add_argument("--eager", action="store_true", help="no CUDA or ACL graphs")
     parser.add_argument("--check-only", action="store_true", help="compare, measure nothing")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)

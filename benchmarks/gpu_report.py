@@ -18,7 +18,8 @@ Long, because it is all that you need beside the installation: one file, no chec
 
 # Each stage is a process of its own, started by this one, which imports neither torch nor vLLM: a
 # kernel that fails breaks the GPU for its process, an engine may die or hang, and Triton's
-# interpreter (--dry-run) is chosen when Triton is imported.
+# interpreter (--dry-run) is chosen when Triton is imported. npu_report.py, which needs the
+# checkout, has its frame and most of its stages from here.
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __name__ != "__main__" or sys.argv[1:2] == ["--stage"]:
+if sys.argv[1:2] == ["--stage"] or "torch" in sys.modules:
     with suppress(Exception):  # stage_machine says what is missing
         import torch
 
@@ -113,45 +114,60 @@ def stage_machine(settings: Json, folder: Path) -> Json:
     """
     try:
         import torch
+    except Exception as error:  # a library of CUDA's may be missing, too
+        return {"refused": f"{error}: {INSTALL}."}
+    if not settings["dry"] and not torch.cuda.is_available():
+        return {"refused": "torch sees no GPU. Run it where there is one, with a driver that "
+                "this torch can use. On a CPU there is --dry-run."}  # fmt: skip
+    found = installed()
+    if settings["dry"] or "refused" in found:
+        return found
+    gpu, hip = torch.cuda.get_device_properties(0), torch.version.hip
+    free, total = torch.cuda.mem_get_info(0)
+    if free < FREE_MEMORY * GIB:
+        return {"refused": f"{free / GIB:.1f} GiB of GPU memory are free, not {FREE_MEMORY}."}
+    if not hip and gpu.major < 8:
+        return {"refused": f"{gpu.name} is sm_{gpu.major}{gpu.minor}, older than sm_80."}
+    facts = found["facts"]
+    facts |= {
+        "GPU memory": f"{free / GIB:.1f} of {total / GIB:.1f} GiB free",
+        "architecture": gpu.gcnArchName if hip else f"sm_{gpu.major}{gpu.minor}",
+        "multiprocessors": str(gpu.multi_processor_count),
+        "L2 cache": f"{gpu.L2_cache_size / MIB:.0f} MiB",
+    }
+    for path in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
+        if Path(path).exists():
+            numbers = re.findall(r"\b\d+\.\d[.\d]*", Path(path).read_text(errors="replace"))
+            facts["driver"] = numbers[0] if numbers else "unknown"
+    return found
 
-        if not settings["dry"] and not torch.cuda.is_available():
-            return {"refused": "torch sees no GPU. Run it where there is one, with a driver that "
-                    "this torch can use. On a CPU there is --dry-run."}  # fmt: skip
+
+def installed() -> Json:
+    """What the doctor says of packages, devices and contracts; or what is missing ("refused")."""
+    try:
         import vllm  # noqa: F401
 
         from vllm_cold.tools.doctor import sections
         from vllm_cold.tools.doctor.report import Status
         from vllm_cold.vllm import versions
-    except Exception as error:  # a library of CUDA's may be missing, too
+    except Exception as error:
         return {"refused": f"{error}: {INSTALL}."}
     version = versions.vllm_version()
     if not versions.in_supported_range(version):
         return {"refused": f"vLLM {version} is installed; vllm-cold works with {versions.RANGE}."}
     facts = {entry.name: entry.value for entry in (*sections.installed(), *sections.devices())}
     facts["vLLM"] = version
-    if not settings["dry"]:
-        gpu, hip = torch.cuda.get_device_properties(0), torch.version.hip
-        free, total = torch.cuda.mem_get_info(0)
-        if free < FREE_MEMORY * GIB:
-            return {"refused": f"{free / GIB:.1f} GiB of GPU memory are free, not {FREE_MEMORY}."}
-        if not hip and gpu.major < 8:
-            return {"refused": f"{gpu.name} is sm_{gpu.major}{gpu.minor}, older than sm_80."}
-        facts |= {
-            "GPU memory": f"{free / GIB:.1f} of {total / GIB:.1f} GiB free",
-            "architecture": gpu.gcnArchName if hip else f"sm_{gpu.major}{gpu.minor}",
-            "multiprocessors": str(gpu.multi_processor_count),
-            "L2 cache": f"{gpu.L2_cache_size / MIB:.0f} MiB",
-        }
-        for path in ("/proc/driver/nvidia/version", "/sys/module/amdgpu/version"):
-            if Path(path).exists():
-                found = re.findall(r"\b\d+\.\d[.\d]*", Path(path).read_text(errors="replace"))
-                facts["driver"] = found[0] if found else "unknown"
     checks = [
         check(entry.name, entry.value if entry.status is Status.PROBLEM else "")
         for entry in (*sections.plugin(), *sections.contracts())
         if entry.status is not Status.FACT
     ]
     return {"facts": facts, "checks": checks}
+
+
+def device_of(settings: Json) -> str:
+    """torch's name of the device that a stage is about."""
+    return "cpu" if settings["dry"] else str(settings.get("device", "cuda"))
 
 
 # --- The kernels against the reference
@@ -246,7 +262,7 @@ def not_finite(case: Case) -> Any:
 
 
 def check_scores(case: Case, got: Any) -> None:
-    """``got`` [G, V] are the scores of the case, which is on the same device."""
+    """``got`` [G, V] are the scores of the case; both are on the CPU."""
     need(not got.isnan().any(), "NaN: not written, or made")
     need((got < INF).all(), "a score is infinite")
     rows, weights, log_alphas, caps, _, adaptives = case.args
@@ -309,7 +325,7 @@ def conform(case: Case, device: Any, backend: str = "triton", ks: Sequence[int] 
     check_counts()
     for k in ks:
         check_best(scored, contrastive_topk(logits, groups, k=k, **knobs), k)
-    need(torch.equal(bits(logits), bits(before)), "the input was written to")
+    need(torch.equal(bits(logits.cpu()), bits(case.logits)), "the input was written to")
     if logits.dtype != torch.float32:
         return
     counts.fill_(-7)
@@ -321,13 +337,15 @@ def conform(case: Case, device: Any, backend: str = "triton", ks: Sequence[int] 
     spoiled = amateurs[(amateurs >= 0) & bad.to(device).unsqueeze(1)]
     logits[spoiled] = before[spoiled]
     check_counts()
-    need(torch.equal(bits(logits), bits(before)), "in place: another row was written to")
+    same = torch.equal(bits(logits.cpu()), bits(case.logits))
+    need(same, "in place: another row was written to")
 
 
 def stage_kernels(settings: Json, folder: Path) -> Json:
-    """contrastive_scores and contrastive_topk, backend "triton", in all forms."""
+    """contrastive_scores and contrastive_topk, as Triton or what is asked for, in all forms."""
     dry = settings["dry"]
-    knobs: Json = {"device": "cpu", "ks": (20,)} if dry else {"device": "cuda"}
+    knobs: Json = {"device": device_of(settings), "backend": settings.get("backend", "triton")}
+    knobs |= {"ks": (20,)} if dry else {}
 
     def run(seed: int, *size: Any) -> Json:
         name = "G={}, V={}, {}".format(*size)
@@ -408,24 +426,28 @@ def as_asked(facts: Json, asked: Json) -> list[Json]:
 # --- Speeds
 
 
-def timer(run: Callable[[], object], cuda: bool) -> Callable[[], float]:
-    """Seconds of a run, for which all is compiled: in a CUDA graph, between events; on a CPU by
-    the clock.
+def timer(run: Callable[[], object], device: str, graph: bool = True) -> Callable[[], float]:
+    """Seconds of a run, for which all is compiled: between events, in a graph if one is wanted; on
+    a CPU by the clock.
     """
-    if not cuda:
+    if device == "cpu":
         return partial(timeit.timeit, run, number=1)
-    torch.cuda.synchronize()  # what was copied is there, for the capturing stream too
-    captured = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(captured):
-        run()
+    there: Any = getattr(torch, device)
+    there.synchronize()  # what was copied is there, for the capturing stream too
+    launch = run
+    if graph:
+        captured = there.CUDAGraph() if device == "cuda" else there.NPUGraph()
+        with there.graph(captured):
+            run()
+        launch = captured.replay
 
     def seconds() -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in "se")
-        torch.cuda.synchronize()
+        start, end = (there.Event(enable_timing=True) for _ in "se")
+        there.synchronize()
         start.record()
-        captured.replay()
+        launch()
         end.record()
-        torch.cuda.synchronize()
+        there.synchronize()
         return float(start.elapsed_time(end)) / 1e3
 
     return seconds
@@ -451,42 +473,65 @@ def copies_for(size: int, cache: int, hip: bool) -> tuple[int, bool]:
     return count, count * size >= (wanted if hip else cache)
 
 
-def measure_scoring(adaptive: bool, vocab: int, pairs: int, rounds: int, cuda: bool) -> Json:
-    """A row of the table, after a check of both backends on this very work."""
-    case = usual_case(pairs, vocab, adaptive).to("cuda" if cuda else "cpu")
+def cache_of(device: str) -> int:
+    """Bytes of the device's last cache."""
+    if device == "cpu":
+        return 0
+    properties = getattr(torch, device).get_device_properties(0)
+    return int(getattr(properties, "L2_cache_size", 0)) or 192 * MIB  # of an Atlas A2
+
+
+def measure_scoring(
+    adaptive: bool, vocab: int, pairs: int, rounds: int, device: str, ours: str, graph: bool
+) -> Json:
+    """A row of the table, after a check of our backend and torch's on this very work."""
+    case = usual_case(pairs, vocab, adaptive)
+    there = case.to(device)
     moved = pairs * vocab * (2 + 1) * 4  # both rows read, one written
-    cache = torch.cuda.get_device_properties(0).L2_cache_size if cuda else 0
+    cache = cache_of(device)
     count, cold = copies_for(case.logits.nbytes, cache, bool(torch.version.hip))
-    copies = [case.logits.clone() for _ in range(count)]
+    copies = [there.logits.clone() for _ in range(count)]
 
     def score(backend: str, *rows: Any) -> None:
         for logits in rows:
             counts = torch.empty(pairs, 3, dtype=torch.int64, device=logits.device)
-            contrastive_scores(logits, Groups(*case.args), inplace=True, statistics=counts,
+            contrastive_scores(logits, Groups(*there.args), inplace=True, statistics=counts,
                                check=False, backend=backend)  # fmt: skip
 
     timers, peaks = {}, {}
-    for backend in ("triton", "torch"):
-        out = case.logits.clone()
-        _, peaks[backend] = peak_of(partial(score, backend, out))
-        check_scores(case, out[case.args[0][:, 0]])
-        timers[backend] = timer(partial(score, backend, *copies), cuda)
-    times: dict[str, list[float]] = {backend: [] for backend in timers}
-    for turn in range(rounds + 1):  # one to warm up
-        for backend in random.sample(sorted(timers), len(timers)):
-            for logits in copies:
-                logits.copy_(case.logits)
-            seconds = timers[backend]() / count
-            if turn:
-                times[backend].append(seconds * 1e6)
+    for backend in (ours, "torch"):
+        out = there.logits.clone()
+        _, peaks[backend] = peak_of(partial(score, backend, out), device)
+        check_scores(case, out.cpu()[case.args[0][:, 0]])
+        timers[backend] = timer(partial(score, backend, *copies), device, graph)
+
+    def restore() -> None:
+        for logits in copies:
+            logits.copy_(there.logits)
+
+    times = in_turns(timers, rounds, count, restore)
     return {
         "beta": "adaptive" if adaptive else "fixed", "V": vocab, "P": pairs,
         "cold": "yes" if cold else "no",
         **{f"{backend}, us": spread(times[backend]) for backend in times},
-        "torch / triton": ratios(times["torch"], times["triton"]),
-        "triton, GB/s": moved / statistics.median(times["triton"]) / 1e3,
+        f"torch / {ours}": ratios(times["torch"], times[ours]),
+        f"{ours}, GB/s": moved / statistics.median(times[ours]) / 1e3,
         **{f"{backend}, peak MiB": peaks[backend] for backend in times},
     }  # fmt: skip
+
+
+def in_turns(
+    timers: dict[str, Callable[[], float]], rounds: int, count: int, restore: Callable[[], None]
+) -> dict[str, list[float]]:
+    """Microseconds of one of the ``count`` calls of a run, in rounds of an order drawn anew."""
+    times: dict[str, list[float]] = {name: [] for name in timers}
+    for turn in range(rounds + 1):  # one to warm up
+        for name in random.sample(sorted(timers), len(timers)):
+            restore()
+            seconds = timers[name]() / count
+            if turn:
+                times[name].append(seconds * 1e6)
+    return times
 
 
 def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
@@ -494,28 +539,30 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     return spread([a / b for a, b in zip(over, under, strict=True)])
 
 
-def peak_of(run: Callable[[], Any]) -> tuple[Any, float | None]:
+def peak_of(run: Callable[[], Any], device: str) -> tuple[Any, float | None]:
     """What it returns, and the MiB that it needs of a GPU beyond what was allocated before."""
-    if not torch.cuda.is_available():
+    if device == "cpu":
         return run(), None
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    there: Any = getattr(torch, device)
+    there.synchronize()
+    there.reset_peak_memory_stats()
+    before = there.memory_allocated()
     returned = run()
-    torch.cuda.synchronize()
-    return returned, (torch.cuda.max_memory_allocated() - before) / MIB
+    there.synchronize()
+    return returned, (there.max_memory_allocated() - before) / MIB
 
 
 def stage_scoring(settings: Json, folder: Path) -> Json:
-    """Triton against torch operations. What finds no room is left out, and said to be."""
+    """Our kernels against torch operations. What finds no room is left out, and said to be."""
     dry = settings["dry"]
+    how = device_of(settings), settings.get("backend", "triton"), settings.get("graph", True)
     sizes = [(1500, 2)] if dry else product((32000, 128256, 151936), (1, 8, 32, 128))
     rows: list[Json] = []
     found: Json = {"checks": [], "facts": {}, "rows": rows}
     for (vocab, pairs), adaptive in product(sizes, (False, True)):
         name = f"V={vocab}, P={pairs}{', adaptive' if adaptive else ''}"
         try:
-            rows.append(measure_scoring(adaptive, vocab, pairs, 2 if dry else 30, not dry))
+            rows.append(measure_scoring(adaptive, vocab, pairs, 2 if dry else 30, *how))
         except torch.OutOfMemoryError:
             found["facts"][name] = "no room"
         except Exception as error:  # the others go on
@@ -591,7 +638,7 @@ def stage_latency(settings: Json, folder: Path) -> Json:
 
     from vllm_cold import ColdParams
 
-    dry = settings["dry"]
+    dry, device = settings["dry"], device_of(settings)
     shape, dtype = (SMALL, "float32") if dry else (REAL, "bfloat16")
     batches, rounds, prompt, tokens = ([1, 2], 2, 8, 6) if dry else ([1, 8, 32], 10, 128, 128)
     write_model(folder, shape, dtype)
@@ -604,7 +651,7 @@ def stage_latency(settings: Json, folder: Path) -> Json:
     facts = {**about(llm.llm_engine.vllm_config), "model": json.dumps(shape),
              "prompt": prompt, "tokens": tokens, "rounds": rounds}  # fmt: skip
     if not dry:
-        facts["weights, KV cache and graphs, GiB"] = torch.cuda.memory_allocated() / GIB
+        facts["weights, KV cache and graphs, GiB"] = getattr(torch, device).memory_allocated() / GIB
     options: Json = {"temperature": 0.0, "max_tokens": tokens, "ignore_eos": True,
                      "detokenize": False, "output_kind": RequestOutputKind.DELTA}  # fmt: skip
     cold = ColdParams(alpha=0.1, beta=0.5, **options)
@@ -616,7 +663,7 @@ def stage_latency(settings: Json, folder: Path) -> Json:
         prompts = [[draw.randrange(3, shape["vocab_size"]) for _ in range(prompt)]
                    for _ in range(batch)]  # fmt: skip
         decode_batch(llm, prompts, cold, lora)  # warms up
-        first = {name: peak_of(partial(decode_batch, llm, prompts, params, lora))
+        first = {name: peak_of(partial(decode_batch, llm, prompts, params, lora), device)
                  for name, params in systems.items()}  # fmt: skip
         same = same and first["CoLD"][0]["tokens"] == first["greedy"][0]["tokens"]
         runs: dict[str, list[Json]] = {name: [] for name in systems}
@@ -640,13 +687,29 @@ def stage_latency(settings: Json, folder: Path) -> Json:
 
 
 class Stage(NamedTuple):
-    """A process of its own: ``do`` names its function, ``speed`` says that it measures."""
+    """A process of its own: ``do`` names its function, ``speed`` says that it measures. The report
+    has ``log`` lines of its output even if all is right. A ``trial`` may die without being wrong.
+    """
 
     title: str
     do: str
     settings: Json = {}
     environment: dict[str, str] = {}
     speed: bool = False
+    log: int = 0
+    trial: bool = False
+
+
+class Kind(NamedTuple):
+    """What a report is of."""
+
+    name: str  # of its files
+    text: str  # for --help
+    program: tuple[str, ...]  # Python's arguments for a stage's process
+    plan: Callable[[bool, str], list[Stage]]
+    environment: Callable[[Stage, Path, bool], dict[str, str]]
+    note: str  # on its figures
+    dry: str  # what a dry run is
 
 
 # Triton multiplies float32 as tf32 by default, also in vLLM's kernels for LoRA and attention. What
@@ -683,6 +746,8 @@ def passed_on(name: str, dry: bool) -> bool:
     """Whether the stages get this variable of the user's: nothing that changes what is tested."""
     if name.startswith("VLLM_CPU_") or name in ("VLLM_PLUGINS", "VLLM_USE_V2_MODEL_RUNNER"):
         return dry and name != "VLLM_CPU_KVCACHE_SPACE"  # it wins over kv_cache_memory_bytes
+    if name == "VLLM_VERSION":  # what vllm-ascend takes a vLLM built from source for
+        return True
     return not name.startswith(("COLD_", "VLLM_")) and (dry or name != "TRITON_INTERPRET")
 
 
@@ -699,17 +764,25 @@ def environment_of(stage: Stage, folder: Path, dry: bool) -> dict[str, str]:
     }  # fmt: skip
 
 
-def run_stage(stage: Stage, folder: Path, dry: bool, timeout: float) -> Json:
+GPU = Kind(
+    NAME, __doc__ or "",
+    ("-P", __file__),  # -P: files beside this one must not stand in for modules
+    plan, environment_of, MEDIANS,
+    "try the program without a GPU, with Triton's interpreter and vLLM's CPU build: tiny sizes, "
+    "engines eager and synchronous, no CUDA graphs and no memory figures",
+)  # fmt: skip
+
+
+def run_stage(stage: Stage, folder: Path, dry: bool, timeout: float, kind: Kind = GPU) -> Json:
     """Run a stage in its own process: what it returned, with "error" and "log" if it failed."""
     result, log = folder / "result.json", folder / "log.txt"
     result.unlink(missing_ok=True)
     settings = json.dumps({**stage.settings, "dry": dry})
     with log.open("wb") as output:
         process = subprocess.Popen(
-            # -P: files beside this one must not stand in for modules.
-            [sys.executable, "-P", __file__, "--stage", stage.do, settings, str(folder)],
+            [sys.executable, *kind.program, "--stage", stage.do, settings, str(folder)],
             stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            env=environment_of(stage, folder, dry), start_new_session=True,
+            env=kind.environment(stage, folder, dry), start_new_session=True,
         )  # fmt: skip
         try:
             status = process.wait(timeout)
@@ -724,15 +797,16 @@ def run_stage(stage: Stage, folder: Path, dry: bool, timeout: float) -> Json:
     wrong = wrong or ("" if found else "the process left no result")
     if wrong:  # also behind a result that is right
         found["error"] = f"{found['error']}; {wrong}" if "error" in found else wrong
-    if "error" in found or not all(c["ok"] for c in found.get("checks", [])):
-        found["log"] = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES:])
+    if stage.log or "error" in found or not all(c["ok"] for c in found.get("checks", [])):
+        lines = log.read_text(errors="replace").splitlines()
+        found["log"] = "\n".join(lines[-(stage.log or LOG_LINES) :])
     return found
 
 
-def in_stage(do: str, settings: str, folder: Path) -> None:
+def in_stage(do: str, settings: str, folder: Path, stages: Json | None = None) -> None:
     """The stage's process: write what the stage returns, or its exception, to the folder."""
     try:
-        found = globals()[f"stage_{do}"](json.loads(settings), folder)
+        found = (stages or globals())[f"stage_{do}"](json.loads(settings), folder)
     except Exception as error:
         traceback.print_exc()
         found = {"error": f"{type(error).__name__}: {error}"}
@@ -741,7 +815,7 @@ def in_stage(do: str, settings: str, folder: Path) -> None:
     half.replace(folder / "result.json")
 
 
-def make_report(dry: bool, run: Callable[[Stage], Json]) -> Json:
+def make_report(dry: bool, run: Callable[[Stage], Json], kind: Kind = GPU) -> Json:
     """Run all stages by ``run``; those that measure only if all before are right.
 
     Returns:
@@ -761,7 +835,8 @@ def make_report(dry: bool, run: Callable[[Stage], Json]) -> Json:
         if "refused" in found:
             return {"refused": found["refused"]}
         wrong = [c for c in found.get("checks", []) if not c["ok"]]
-        status = "failed" if wrong or "error" in found else "ok"
+        status = "failed" if wrong or ("error" in found and not stage.trial) else "ok"
+        status = "not possible" if status == "ok" and "error" in found else status
         seconds = round(time.monotonic() - start, 1)
         entry = {"stage": stage.title, "status": status, "seconds": seconds}
         keys = ("error", "checks", "facts", "log")
@@ -770,18 +845,18 @@ def make_report(dry: bool, run: Callable[[Stage], Json]) -> Json:
         for c in wrong:
             print(f"    {c['name']}: {c['result']}")
         # A stage that measures and dies says nothing against the others.
-        right = right and not wrong and (stage.speed or status == "ok")
+        right = right and not wrong and (stage.speed or status != "failed")
         if stage.do == "machine" and "facts" in found:
             machine = found["facts"]
-            stages += plan(dry, machine["vLLM"])
+            stages += kind.plan(dry, machine["vLLM"])
         elif stage.speed and found.get("rows"):
             speeds[stage.title] = found["rows"]
-    note = DRY_NOTE if dry else MEDIANS
+    note = DRY_NOTE if dry else kind.note
     if not right:
         speeds, note = {}, "No speeds: a check failed. What is wrong has no speed."
     failed = [entry["stage"] for entry in entries if entry["status"] == "failed"]
     return {
-        "report": NAME, "format": 1, "dry run": dry,
+        "report": kind.name, "format": 1, "dry run": dry,
         "verdict": f"FAIL: {', '.join(failed)}" if failed else "PASS",
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "machine": machine, "stages": entries, "speeds": {"note": note, **speeds},
@@ -834,36 +909,35 @@ def to_markdown(report: Json) -> str:
     lines += [f"Took {cell(report['minutes'])} minutes.", "", "## Machine", ""]
     lines += [f"- {k}: {cell(v)}" for k, v in report["machine"].items()]
     lines += ["", "## Checks", ""]
+    dry = "dry run, " if report["dry run"] else ""
     for stage in report["stages"]:
         checks = stage.get("checks", [])
         right = f", {sum(c['ok'] for c in checks)} of {len(checks)} right" if checks else ""
-        lines.append(f"- {stage['stage']}: {stage['status']}{right}")
+        lines.append(f"- {dry}{stage['stage']}: {stage['status']}{right}")
         lines += [f"  - error: {cell(stage['error'])}"] if "error" in stage else []
         lines += [f"  - wrong: {c['name']}: {cell(c['result'])}" for c in checks if not c["ok"]]
         if stage["stage"] != "machine":
             lines += [f"  - {k}: {cell(v)}" for k, v in stage.get("facts", {}).items()]
-        if "log" in stage:
+        if stage.get("log"):
             lines += ["", "```text", stage["log"].replace("```", "'''"), "```", ""]
     lines += ["", "## Speeds", "", report["speeds"]["note"]]
     for title, rows in report["speeds"].items():
         if title == "note":
             continue
         table = [list(rows[0]), ["---"] * len(rows[0]), *(map(cell, r.values()) for r in rows)]
-        lines += ["", f"### {title}", "", *(f"| {' | '.join(line)} |" for line in table)]
+        lines += ["", f"### {dry}{title}", "", *(f"| {' | '.join(line)} |" for line in table)]
     return "\n".join([*lines, ""])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, kind: Kind = GPU) -> int:
     """0 if all is right, 1 if something is wrong, 2 if the report cannot be made here."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=kind.text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--timeout", type=float, default=1800.0, metavar="SECONDS",
                         help="the most that a stage may take (default: %(default)g)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true",
-                        help="try the program without a GPU, with Triton's interpreter and vLLM's "
-                        "CPU build: tiny sizes, engines eager and synchronous, no CUDA "
-                        "graphs and no memory figures; " + DRY_NOTE)  # fmt: skip
+                        help=f"{kind.dry}; {DRY_NOTE}")  # fmt: skip
     options = parser.parse_args(arguments)
     dry = options.dry_run
     print(parser.description, flush=True)
@@ -877,21 +951,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     if not os.access(".", os.W_OK):
         return refuse("the report cannot be written to this folder.")
-    with tempfile.TemporaryDirectory(prefix=NAME) as name:
+    with tempfile.TemporaryDirectory(prefix=kind.name) as name:
         free = shutil.disk_usage(name).free / GIB
         if free < FREE_DISK and not dry:
             return refuse(f"{free:.1f} GiB are free for temporary files, not {FREE_DISK}. "
                           "TMPDIR chooses another disk.")  # fmt: skip
-        report = make_report(dry, lambda stage: run_stage(stage, Path(name), dry, options.timeout))
+        knobs = Path(name), dry, options.timeout, kind
+        report = make_report(dry, lambda stage: run_stage(stage, *knobs), kind)
     if "refused" in report:
         return refuse(report["refused"])
     dropped = sorted(variable for variable in os.environ if not passed_on(variable, dry))
     report["machine"]["set here, not passed on"] = ", ".join(dropped) or "nothing"
     report = nameless(report, names_here())
     markdown = to_markdown(report)
-    Path(f"{NAME}.json").write_text(json.dumps(report, indent=1) + "\n")
-    Path(f"{NAME}.md").write_text(markdown)
-    print(f"\n{markdown}\nWritten: {NAME}.json and {NAME}.md. Read them, then send both in.")
+    Path(f"{kind.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    Path(f"{kind.name}.md").write_text(markdown)
+    files = f"{kind.name}.json and {kind.name}.md"
+    print(f"\n{markdown}\nWritten: {files}. Read them, then send both in.")
     return int(report["verdict"] != "PASS")
 
 

@@ -43,10 +43,17 @@ scoring_triton.BACKEND = replace(right, scores=wrong)
 def dry_run(folder: Path, *path: Path) -> tuple[int, dict[str, Any], str, str]:
     """Status, JSON, Markdown and what was printed."""
     script = shutil.copy(ROOT / "benchmarks" / "gpu_report.py", folder)
+    return run_dry([Path(script).name], gpu_report.NAME, folder, *path)
+
+
+def run_dry(
+    program: list[str], name: str, folder: Path, *path: Path
+) -> tuple[int, dict[str, Any], str, str]:
+    """The same of a report by its name, and Python's arguments for it."""
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     paths = [*map(str, path), *(p for p in inherited if p)]
     done = subprocess.run(
-        [sys.executable, Path(script).name, "--dry-run"],
+        [sys.executable, *program, "--dry-run"],
         cwd=folder,
         env={**os.environ, "COLD_LORA": "nothing", "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
@@ -55,7 +62,7 @@ def dry_run(folder: Path, *path: Path) -> tuple[int, dict[str, Any], str, str]:
         timeout=1700,
         check=False,
     )
-    found = folder / f"{gpu_report.NAME}.json"
+    found = folder / f"{name}.json"
     assert found.exists(), done.stdout
     markdown = found.with_suffix(".md").read_text()
     return done.returncode, json.loads(found.read_text()), markdown, done.stdout

@@ -327,7 +327,6 @@ def test_what_speculation_relies_on_is_told_apart() -> None:
     assert of_it == {
         check.removeprefix("_check_") for check in vars(contracts.speculation) if "_check" in check
     }
-    assert not any(contract.note for contract in CONTRACTS if contract.speculation)
     assert all(contract.since == (0, 32) for contract in CONTRACTS if contract.speculation)
 
 

@@ -188,11 +188,13 @@ def test_times_are_of_what_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, stand_in in {"Event": event, "CUDAGraph": graph, "graph": mock.MagicMock(),
                            "synchronize": mock.Mock()}.items():  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, stand_in)
-    replayed = report.timer(lambda: done.append("call"), cuda=True)
+    replayed = report.timer(lambda: done.append("call"), "cuda")
     assert [replayed(), replayed()] == [8e-3] * 2
     assert done == ["call", "replay", "replay"]
-    assert report.timer(lambda: done.append("call"), cuda=False)() > 0
-    assert done[3:] == ["call"]
+    launched = report.timer(lambda: done.append("call"), "cuda", graph=False)
+    assert launched() == 8e-3 and done[3:] == ["call"]
+    assert report.timer(lambda: done.append("call"), "cpu")() > 0
+    assert done[4:] == ["call"]
 
 
 def test_a_cold_cache() -> None:
@@ -259,19 +261,20 @@ if do == "hangs":
 
 
 @pytest.fixture
-def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+def stand_in(tmp_path: Path) -> Callable[..., dict[str, Any]]:
     """Runs a stage of ``STAND_IN``."""
     script = tmp_path / "script.py"
     script.write_text(STAND_IN)
-    monkeypatch.setattr(report, "__file__", str(script))
-    return lambda do, timeout=60.0: report.run_stage(
-        report.Stage(do, do, {"a": 1}, {}), tmp_path, True, timeout
+    kind = report.GPU._replace(program=("-P", str(script)))
+    return lambda do, timeout=60.0, log=0: report.run_stage(
+        report.Stage(do, do, {"a": 1}, {}, log=log), tmp_path, True, timeout, kind
     )
 
 
 def test_how_a_stage_ended_is_not_lost(stand_in: Callable[..., dict[str, Any]]) -> None:
     facts = {"settings": {"a": 1, "dry": True}}
     assert stand_in("right") == {"facts": facts}
+    assert stand_in("right", log=9) == {"facts": facts, "log": "a line of right"}
     dead = {"error": "the process ended with status -6", "log": "a line of dies"}
     assert stand_in("dies")["facts"] == facts
     assert stand_in("dies")["error"] == dead["error"]

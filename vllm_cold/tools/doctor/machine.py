@@ -76,7 +76,7 @@ _SHOWN = (
 
 def installed() -> list[Entry]:
     """Packages, Python and the machine; whether this vLLM was validated."""
-    entries = [Entry("vllm-cold", __version__), _validated()]
+    entries = [Entry("vllm-cold", __version__), _validated(), *_validated_ascend()]
     for name in _DISTRIBUTIONS:
         version = _version(name)
         if version is not None:
@@ -128,6 +128,17 @@ def _validated() -> Entry:
         f"engines were run with {', '.join(versions.VALIDATED)} only",
         Status.WARNING,
     )
+
+
+def _validated_ascend() -> list[Entry]:
+    name, version = "validated vllm-ascend", versions.ascend_version()
+    if version is None:
+        return []
+    if version in versions.VALIDATED_ASCEND:
+        text = f"{version}: its classes pass our tests on a CPU; no engine was run on an NPU"
+        return [Entry(name, text)]
+    known = ", ".join(versions.VALIDATED_ASCEND)
+    return [Entry(name, f"{version}: our tests know {known} only", Status.WARNING)]
 
 
 def _cpu() -> tuple[str, list[str]]:

@@ -13,6 +13,7 @@ compared (as syntax, so that comments and line breaks do not matter).
 
 # Importing them registers what they check.
 from vllm_cold.vllm.contracts import (
+    ascend,
     cpu_lora,
     frontend,
     requests,
@@ -55,6 +56,7 @@ __all__ = [
     "Contract",
     "ContractBroken",
     "Version",
+    "ascend",
     "check_all",
     "cpu_lora",
     "frontend",

@@ -10,23 +10,19 @@ from vllm_cold.vllm.contracts.source import (
     a_request,
     assigned_in_init,
     contains,
+    forks_of_schedule,
     has_fields,
     has_kind,
     has_parameters,
     in_order,
     loop_over,
     require,
+    scheduler,
     source_of,
     tree_of,
 )
 
 _SCHEDULER = "vllm.v1.core.sched.scheduler.Scheduler"
-
-
-def _scheduler() -> Any:
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    return Scheduler
 
 
 def _async_scheduler() -> Any:
@@ -61,43 +57,44 @@ def _check_scheduler_config() -> None:
 
 @contract(_SCHEDULER + ".schedule", "the cap must come after the budget, before blocks are taken")
 def _check_schedule_caps_running() -> None:
-    loop = loop_over(_scheduler().schedule, "running", "self.running[req_index]")
-    in_order(
-        loop,
-        "Scheduler.schedule, running requests",
-        "token_budget",
-        "if self.need_mamba_block_aligned_split:",
-        "num_new_tokens = self._mamba_block_aligned_split(request, num_new_tokens)",
-        "if num_new_tokens == 0:\n        req_index += 1\n        continue",
-        "self.kv_cache_manager.allocate_slots(request, num_new_tokens",
-    )
+    for schedule in forks_of_schedule():
+        in_order(
+            loop_over(schedule, "running", "self.running[req_index]"),
+            f"{schedule.__qualname__}, running requests",
+            "token_budget",
+            "if self.need_mamba_block_aligned_split:",
+            "num_new_tokens = self._mamba_block_aligned_split(request, num_new_tokens)",
+            "if num_new_tokens == 0:\n        req_index += 1\n        continue",
+            "self.kv_cache_manager.allocate_slots(request, num_new_tokens",
+        )
 
 
 @contract(_SCHEDULER + ".schedule", "the cap must come after the budget, before blocks are taken")
 def _check_schedule_caps_waiting() -> None:
-    loop = loop_over(_scheduler().schedule, "waiting", "request_queue.peek_request()")
-    in_order(
-        loop,
-        "Scheduler.schedule, waiting requests",
-        "request_queue.peek_request()",
-        "min(num_new_tokens, ",
-        "if self.need_mamba_block_aligned_split",
-        "self._mamba_block_aligned_split(request, num_new_tokens, num_new_local_computed_tokens",
-        "if num_new_tokens == 0:",
-        "break",
-        "self.kv_cache_manager.allocate_slots(request, ",
-        "if new_blocks is None:",
-        "break",
-        "request_queue.pop_request()",
-        "self.running.append(request)",
-    )
+    for schedule in forks_of_schedule():
+        in_order(
+            loop_over(schedule, "waiting", "request_queue.peek_request()"),
+            f"{schedule.__qualname__}, waiting requests",
+            "request_queue.peek_request()",
+            "min(num_new_tokens, ",
+            "if self.need_mamba_block_aligned_split",
+            "self._mamba_block_aligned_split(request, num_new_tokens, "
+            "num_new_local_computed_tokens",
+            "if num_new_tokens == 0:",
+            "break",
+            "self.kv_cache_manager.allocate_slots(request, ",
+            "if new_blocks is None:",
+            "break",
+            "request_queue.pop_request()",
+            "self.running.append(request)",
+        )
 
 
 @contract(_SCHEDULER + "._mamba_block_aligned_split", "it is overridden")
 def _check_split_signature() -> None:
     from vllm_cold.vllm.scheduler.scheduler import GroupScheduling
 
-    theirs = list(inspect.signature(_scheduler()._mamba_block_aligned_split).parameters)
+    theirs = list(inspect.signature(scheduler()._mamba_block_aligned_split).parameters)
     ours = list(inspect.signature(GroupScheduling._cap).parameters)
     require(
         len(theirs) >= 5 and theirs == ours[: len(theirs)],
@@ -111,7 +108,7 @@ def _check_split_flag_does_nothing_else() -> None:
     flag = "need_mamba_block_aligned_split"
     readers = [
         node.name
-        for node in tree_of(_scheduler()).body
+        for node in tree_of(scheduler()).body
         if isinstance(node, ast.FunctionDef) and flag in ast.unparse(node)
     ]
     require(
@@ -122,24 +119,25 @@ def _check_split_flag_does_nothing_else() -> None:
 
 @contract(_SCHEDULER + ".schedule", "a preemption must rule out admission in the same pass")
 def _check_schedule_admits_nobody_after_preemption() -> None:
-    in_order(
-        source_of(_scheduler().schedule),
-        "Scheduler.schedule",
-        "self._preempt_request(",
-        "preempted_reqs.append(preempted_req)",
-        "if not preempted_reqs and ",
-        "request_queue.peek_request()",
-    )
-    waiting = loop_over(_scheduler().schedule, "waiting", "request_queue.peek_request()")
-    require(
-        "_preempt_request" not in waiting,
-        "Scheduler.schedule preempts while it admits waiting requests.",
-    )
+    for schedule in forks_of_schedule():
+        where = schedule.__qualname__
+        in_order(
+            source_of(schedule),
+            where,
+            "self._preempt_request(",
+            "preempted_reqs.append(preempted_req)",
+            "if not preempted_reqs and ",
+            "request_queue.peek_request()",
+        )
+        waiting = loop_over(schedule, "waiting", "request_queue.peek_request()")
+        require(
+            "_preempt_request" not in waiting,
+            f"{where} preempts while it admits waiting requests.",
+        )
 
 
 @contract(_SCHEDULER + ".schedule", "seats are counted like vLLM counts them")
 def _check_schedule_seats() -> None:
-    loop = loop_over(_scheduler().schedule, "waiting", "request_queue.peek_request()")
     known = (
         "len(self.running) == self.max_num_running_reqs",
         "num_running = len(self.running) + self.num_waiting_for_streaming_input\n"
@@ -147,43 +145,51 @@ def _check_schedule_seats() -> None:
         "num_running = len(self.running) + self.num_waiting_for_streaming_input\n"
         "    if num_running >= self.max_num_active_reqs:",
     )
-    require(
-        any(check in loop for check in known),
-        "Scheduler.schedule limits the number of running requests in a new way.",
-    )
+    for schedule in forks_of_schedule():
+        loop = loop_over(schedule, "waiting", "request_queue.peek_request()")
+        require(
+            any(check in loop for check in known),
+            f"{schedule.__qualname__} limits the number of running requests in a new way.",
+        )
 
 
 @contract(_SCHEDULER + ".schedule", "outputs are trimmed there, after everything else")
 def _check_schedule_ends_with_update_after_schedule() -> None:
-    call, end = tree_of(_scheduler().schedule).body[-2:]
-    require(
-        "self._update_after_schedule(scheduler_output)" in ast.unparse(call)
-        and ast.unparse(end) == "return scheduler_output",
-        "Scheduler.schedule does something after _update_after_schedule(scheduler_output).",
-    )
+    for schedule in forks_of_schedule():
+        call, end = tree_of(schedule).body[-2:]
+        require(
+            "self._update_after_schedule(scheduler_output)" in ast.unparse(call)
+            and ast.unparse(end) == "return scheduler_output",
+            f"{schedule.__qualname__} does something after "
+            "_update_after_schedule(scheduler_output).",
+        )
 
 
 @contract(_SCHEDULER + "._update_after_schedule", "counts advance there, from what is left")
 def _check_update_after_schedule_advances_counts() -> None:
-    for owner in (_scheduler(), _async_scheduler()):
+    for owner in (scheduler(), _async_scheduler()):
         has_parameters(owner, "_update_after_schedule", "scheduler_output", exact=True)
     contains(
-        source_of(_scheduler()._update_after_schedule),
+        source_of(scheduler()._update_after_schedule),
         "Scheduler._update_after_schedule",
         "in num_scheduled_tokens.items()",
         "request.num_computed_tokens += num_scheduled_token",
         "self.finished_req_ids = set()",
     )
-    require(
-        "num_computed_tokens +=" not in source_of(_scheduler().schedule),
-        "Scheduler.schedule itself advances num_computed_tokens.",
-    )
+    for schedule in forks_of_schedule():
+        require(
+            "num_computed_tokens +=" not in source_of(schedule),
+            f"{schedule.__qualname__} itself advances num_computed_tokens.",
+        )
 
 
 @contract("vllm.v1.core.sched.async_scheduler.AsyncScheduler", "it stands behind the group's rules")
 def _check_async_scheduler_extends_scheduler() -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
     owner = _async_scheduler()
-    require(owner.__mro__[1] is _scheduler(), "AsyncScheduler does not extend Scheduler directly.")
+    direct = owner.__mro__[1] in (scheduler(), Scheduler)
+    require(direct, "AsyncScheduler does not extend Scheduler directly.")
     own = set(vars(owner)) & {
         "schedule",
         "add_request",
@@ -205,9 +211,9 @@ def _check_async_scheduler_extends_scheduler() -> None:
 
 @contract(_SCHEDULER + "._preempt_request", "the amateur is taken out of the queue again")
 def _check_preempt_puts_into_waiting() -> None:
-    has_parameters(_scheduler(), "_preempt_request", "request", "timestamp")
+    has_parameters(scheduler(), "_preempt_request", "request", "timestamp")
     contains(
-        source_of(_scheduler()._preempt_request),
+        source_of(scheduler()._preempt_request),
         "Scheduler._preempt_request",
         "request.status = RequestStatus.PREEMPTED",
         "request.num_computed_tokens = 0",
@@ -223,12 +229,12 @@ def _check_preempt_puts_into_waiting() -> None:
 )
 def _check_preempt_reports_to_this_step() -> None:
     contains(
-        source_of(_scheduler()._preempt_request),
+        source_of(scheduler()._preempt_request),
         "Scheduler._preempt_request",
         "self.reset_preempted_req_ids.add(request.request_id)",
     )
     contains(
-        source_of(_scheduler().schedule),
+        source_of(scheduler().schedule),
         "Scheduler.schedule",
         "preempted_req_ids=self.reset_preempted_req_ids",
     )
@@ -236,7 +242,7 @@ def _check_preempt_reports_to_this_step() -> None:
 
 @contract(_SCHEDULER, "these methods are overridden")
 def _check_overridden_methods() -> None:
-    owner = _scheduler()
+    owner = scheduler()
     has_parameters(owner, "add_request", "request", exact=True)
     has_parameters(owner, "finish_requests", "request_ids", "finished_status", exact=True)
     has_parameters(
@@ -253,7 +259,7 @@ def _check_overridden_methods() -> None:
     since=(0, 32),
 )
 def _check_finish_requests_returns_requests() -> None:
-    source = source_of(_scheduler().finish_requests)
+    source = source_of(scheduler().finish_requests)
     require(
         "return valid_requests" in source,
         "Scheduler.finish_requests does not return the list of finished Request objects.",
@@ -264,7 +270,7 @@ def _check_finish_requests_returns_requests() -> None:
 @contract(_SCHEDULER + ".update_from_output", "streams that were ended meanwhile are in the step")
 def _check_update_from_output_skips_unknown_requests() -> None:
     in_order(
-        source_of(_scheduler().update_from_output),
+        source_of(scheduler().update_from_output),
         "Scheduler.update_from_output",
         "in num_scheduled_tokens.items():",
         "request = self.requests.get(req_id)",
@@ -276,7 +282,7 @@ def _check_update_from_output_skips_unknown_requests() -> None:
 
 @contract(_SCHEDULER + ".__init__", "the group scheduler reads these attributes")
 def _check_scheduler_attributes() -> None:
-    assigned = assigned_in_init(_scheduler())
+    assigned = assigned_in_init(scheduler())
     used = (
         "vllm_config",
         "scheduler_config",
@@ -303,7 +309,7 @@ def _check_scheduler_attributes() -> None:
 def _check_waiting_queues() -> None:
     queues = {
         name
-        for name, value in assigned_in_init(_scheduler()).items()
+        for name, value in assigned_in_init(scheduler()).items()
         if value.startswith("create_request_queue(")
     }
     unknown = queues - {"kv_holding_waiting", "skipped_waiting", "waiting"}
@@ -317,7 +323,7 @@ def _check_pause_state() -> None:
 
     missing = {"UNPAUSED", "PAUSED_NEW", "PAUSED_ALL"} - set(PauseState.__members__)
     require(not missing, f"PauseState has no {', '.join(sorted(missing))} any more.")
-    has_kind(_scheduler(), "pause_state", property)
+    has_kind(scheduler(), "pause_state", property)
 
 
 @contract(
@@ -326,7 +332,7 @@ def _check_pause_state() -> None:
 )
 def _check_reset_prefix_cache_preempts_running() -> None:
     in_order(
-        source_of(_scheduler().reset_prefix_cache),
+        source_of(scheduler().reset_prefix_cache),
         "Scheduler.reset_prefix_cache",
         "while self.running:",
         "self.running.pop()",

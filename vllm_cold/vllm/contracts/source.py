@@ -124,6 +124,25 @@ def loop_over(function: Any, name: str, marks: str) -> str:
     return min(loops, key=len)
 
 
+def scheduler() -> Any:
+    """The scheduler class that is vLLM's own: vllm-ascend puts one derived from it there."""
+    return _schedulers()[-1]
+
+
+def forks_of_schedule() -> list[Any]:
+    """Every ``schedule``: vLLM's, and that of a platform's class, if it has one."""
+    return [kind.schedule for kind in _schedulers() if "schedule" in vars(kind)]
+
+
+def _schedulers() -> list[Any]:
+    """The class that schedulers are built from, and its bases up to vLLM's own."""
+    from vllm.v1.core.sched import scheduler
+
+    kinds = scheduler.Scheduler.__mro__
+    own = next((i for i, k in enumerate(kinds) if k.__module__ == scheduler.__name__), 0)
+    return list(kinds[: own + 1])
+
+
 def a_request(request_id: str) -> Any:
     """A request, made the way the group scheduler makes amateurs."""
     from vllm.sampling_params import SamplingParams

@@ -14,6 +14,7 @@ from vllm_cold.vllm.contracts.source import (
     loop_over,
     no_new_fields,
     require,
+    scheduler,
     source_of,
 )
 
@@ -26,12 +27,6 @@ _SINCE = (0, 32)
 def _no_problem(places: Any) -> None:
     problems = [problem for place in places if (problem := place.problem()) is not None]
     require(not problems, "; ".join(problems) + ".")
-
-
-def _scheduler() -> Any:
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    return Scheduler
 
 
 # ---- the V1 runner -------------------------------------------------------------------------------
@@ -258,7 +253,7 @@ def _check_drafts_of_the_v2_runner() -> None:
 )
 def _check_schedule_trims_drafts() -> None:
     in_order(
-        loop_over(_scheduler().schedule, "running", "self.running[req_index]"),
+        loop_over(scheduler().schedule, "running", "self.running[req_index]"),
         "Scheduler.schedule, running requests",
         "num_new_tokens = request.num_tokens_with_spec + request.num_output_placeholders - "
         "request.num_computed_tokens",
@@ -272,7 +267,7 @@ def _check_schedule_trims_drafts() -> None:
         "request.spec_token_ids = []",
     )
     contains(
-        source_of(_scheduler()._preempt_request),
+        source_of(scheduler()._preempt_request),
         "Scheduler._preempt_request",
         "request.spec_token_ids = []",
     )
@@ -286,7 +281,7 @@ def _check_schedule_trims_drafts() -> None:
 )
 def _check_schedule_drops_padding() -> None:
     in_order(
-        loop_over(_scheduler().schedule, "waiting", "request_queue.peek_request()"),
+        loop_over(scheduler().schedule, "waiting", "request_queue.peek_request()"),
         "Scheduler.schedule, waiting requests",
         "num_new_tokens == 1",
         "padded_num_tokens = 1 + self.num_spec_tokens",
@@ -315,14 +310,14 @@ def _check_schedule_counts_draft_slots() -> None:
     from vllm.config import SpeculativeConfig
 
     attribute(SpeculativeConfig, "max_num_new_slots_for_drafting")
-    assigned = assigned_in_init(_scheduler())
+    assigned = assigned_in_init(scheduler())
     missing = [name for name in ("num_spec_tokens", "num_lookahead_tokens") if name not in assigned]
     require(not missing, f"Scheduler.__init__ sets no {', '.join(missing)} any more.")
-    source = source_of(_scheduler().schedule)
+    source = source_of(scheduler().schedule)
     contains(source, "Scheduler.schedule", "draft_slots = spec.max_num_new_slots_for_drafting")
     for kind, marks in (("running", "self.running[req_index]"), ("waiting", ".peek_request()")):
         contains(
-            loop_over(_scheduler().schedule, kind, marks),
+            loop_over(scheduler().schedule, kind, marks),
             f"Scheduler.schedule, {kind} requests",
             "min(token_budget, input_budget - draft_slots)"
             if kind == "waiting"
@@ -350,13 +345,13 @@ def _check_drafts_in_flight() -> None:
         "request.spec_token_ids = self._spec_token_placeholders",
     )
     in_order(
-        source_of(_scheduler().update_from_output),
+        source_of(scheduler().update_from_output),
         "Scheduler.update_from_output",
         "num_rejected = num_draft_tokens - num_accepted",
         "request.num_computed_tokens -= num_rejected",
         "request.num_output_placeholders -= num_rejected",
     )
-    has_parameters(_scheduler(), "update_draft_token_ids", "draft_token_ids", exact=True)
+    has_parameters(scheduler(), "update_draft_token_ids", "draft_token_ids", exact=True)
 
 
 @contract(
@@ -370,8 +365,25 @@ def _check_figures_of_drafts() -> None:
 
     has_fields(SchedulerOutput, "scheduled_spec_decode_tokens", "num_invalid_spec_tokens")
     in_order(
-        source_of(_scheduler().update_from_output),
+        source_of(scheduler().update_from_output),
         "Scheduler.update_from_output",
         "spec_decoding_stats = self.make_spec_decoding_stats(spec_decoding_stats, ",
         "request_id=req_id",
+    )
+
+
+@contract(
+    _SCHEDULER + ".schedule",
+    "its padding of a request's last prompt token is cut by long_prefill_token_threshold",
+    since=_SINCE,
+    note=True,
+    speculation=True,
+)
+def _check_padding_is_still_cut_by_the_threshold() -> None:
+    in_order(
+        loop_over(scheduler().schedule, "waiting", "request_queue.peek_request()"),
+        "Scheduler.schedule, waiting requests",
+        "pad_spec_decode = True",
+        "if 0 < long_prefill_token_threshold < num_new_tokens:",
+        "assert num_new_tokens == 1 + self.num_spec_tokens",
     )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vllm_cold.cpu_lora import cpu_platform
 from vllm_cold.method.arguments import EngineDefaults, parse_engine_defaults
 from vllm_cold.vllm import availability, versions
+from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.worker import amateur_tokens, drafts_v1
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"{cpu_platform.ENV}=stock leaves LoRA on CPU to vLLM's own operations, which CoLD "
             "does not use (before 0.33 they give rows of the base model an adapter); unset it."
         )
+    if (reason := ascend.unsupported(config)) is not None:
+        return reason
     if scheduler.scheduler_cls is not None and not is_configured(config):
         return (
             f"it uses its own scheduler class {scheduler.scheduler_cls!r}, which CoLD does not "

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM Ascend: ``PunicaWrapperNPU``, which computes LoRA on NPUs; used in engines with
+CoLD instead of it.
+
+Why: the batches of CoLD are those that it computes wrongly. vLLM's V1 runner says "prefill" in
+every step, so that vllm-ascend uses its SGMV kernels, which are told how many runs of equal
+adapters the batch's rows form. That is a Python number, and a compiled model keeps the one that it
+was traced with: with ``max_loras=1``, vLLM's default, it is 1. The kernels then leave the rows
+behind the first run without an adapter, and with pairs nearly every row begins a run: experts lose
+their adapters silently. The BGMV kernels, taken when the step is no prefill, read each row's own
+adapter from a tensor, whatever was traced, and do not search the runs row by row.
+
+For ``max_lora_rank`` of 128 and more, and on 310P, vllm-ascend takes vLLM's torch operations, which
+give rows of the base model (-1) the adapter in the last slot. Here such rows get nothing.
+Since: vllm-ascend 0.23. Can go: when vllm-ascend passes no Python number to its kernels, and leaves
+rows of the base model alone.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from vllm.lora.ops import torch_ops
+from vllm_ascend.lora.punica_npu import PunicaWrapperNPU
+
+
+class BgmvPunicaWrapperNPU(PunicaWrapperNPU):  # type: ignore[misc]
+    """vllm-ascend's LoRA, by BGMV alone."""
+
+    bgmv_shrink: Any
+    bgmv_expand: Any
+    bgmv_expand_slice: Any
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.bgmv_shrink is torch_ops.bgmv_shrink:
+            self.bgmv_shrink, self.bgmv_expand = bgmv_shrink, bgmv_expand
+            self.bgmv_expand_slice = bgmv_expand_slice
+
+    def update_metadata(self, mapping: Any, *args: Any, **kwargs: Any) -> None:
+        """Take over a step's adapters; ``mapping`` is vLLM's ``LoRAMapping``."""
+        super().update_metadata(replace(mapping, is_prefill=False), *args, **kwargs)
+
+
+def bgmv_shrink(
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+    adapters: torch.Tensor,
+    scaling: float = 1.0,
+) -> None:
+    """Do as vLLM's of the same name, with 0 for rows of the base model.
+
+    Args:
+        inputs: [rows, in].
+        weights: [slots, out, in], or [slots, 1, out, in].
+        output: [rows, out or more], overwritten.
+        adapters: [rows] slot of each row, -1 for the base model.
+        scaling: Factor.
+    """
+    found = _product(inputs, weights, output, adapters)
+    output[:, : found.shape[1]] = scaling * found
+
+
+def bgmv_expand(
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+    adapters: torch.Tensor,
+    add_inputs: bool = True,
+) -> None:
+    """Do as vLLM's of the same name, with 0 for rows of the base model; see ``bgmv_shrink``."""
+    # Weights and output may be padded differently.
+    size = min(weights.shape[-2], output.shape[1])
+    bgmv_expand_slice(inputs, weights[..., :size, :], output, adapters, 0, size, add_inputs)
+
+
+def bgmv_expand_slice(
+    inputs: torch.Tensor,
+    weights: torch.Tensor,
+    output: torch.Tensor,
+    adapters: torch.Tensor,
+    slice_offset: int,
+    slice_size: int,
+    add_inputs: bool = True,
+) -> None:
+    """Do the same for a slice of the columns of ``output``."""
+    found = _product(inputs, weights, output, adapters)
+    columns = output[:, slice_offset : slice_offset + slice_size]
+    if add_inputs:
+        columns += found
+    else:
+        columns.copy_(found)
+
+
+def _product(
+    inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, adapters: torch.Tensor
+) -> torch.Tensor:
+    """[rows, out] of each row with its adapter's weights, in ``output``'s dtype."""
+    chosen = weights[adapters.clamp(min=0)].to(output.dtype)
+    if chosen.dim() == 4:
+        chosen = chosen.squeeze(1)
+    found = torch.einsum("bi,boi->bo", inputs.to(output.dtype), chosen)
+    # Chosen here and not multiplied by 0: nobody gets another adapter's NaN.
+    return torch.where((adapters >= 0).unsqueeze(1), found, 0)
