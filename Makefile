@@ -53,7 +53,7 @@ test: lint ## all checks and the test suite
 	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server and not full'
 	$(ENGINES) 4 --dist loadscope -m '(engine or server) and not full'
 	$(ENGINES) 4 --dist loadscope --runner v2 -m 'v2 and not full'
-	$(PY) -m tests.ascend
+	$(PY) -m tests.ascend --if-possible
 	@echo "Left out: tests marked 'full', such as every change of vLLM in an engine; make test-all runs them too."
 	@echo "Left out: most of the tests on vLLM's V2 model runner; make v2 runs them."
 

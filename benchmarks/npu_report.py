@@ -319,11 +319,7 @@ def stage_sampling(settings: Json, folder: Path) -> Json:
     """
     from dataclasses import replace
 
-    from vllm import LLM
-    from vllm.lora.request import LoRARequest
-
-    from vllm_cold import ColdParams
-    from vllm_cold.tools.doctor import reference, self_test
+    from vllm_cold.tools.doctor import reference
 
     asked, dtype = settings["asked"], settings["asked"]["dtype"]
     cases = [
@@ -331,22 +327,10 @@ def stage_sampling(settings: Json, folder: Path) -> Json:
                 prompt=case.prompt * (1 + number % 3))
         for number, case in enumerate(c for c in reference.CASES * 2 if c.cold and not c.amateur)
     ]  # fmt: skip
-    options = {**self_test.engine_options(folder), "max_loras": 1, "dtype": dtype,
-               "enforce_eager": asked["eager"], "async_scheduling": asked["scheduling"] == "async",
-               "enable_chunked_prefill": True, "max_num_batched_tokens": 16}  # fmt: skip
-    llm = LLM(**options)
+    llm = one_slot(settings, folder, enable_chunked_prefill=True, max_num_batched_tokens=16)
     facts = about(llm.llm_engine.vllm_config, settings)
-    params = []
-    for number, case in enumerate(cases):
-        alpha, beta, cap = case.cold
-        knobs: Json = {"alpha": alpha, "beta": beta, "expert_top_k": cap}
-        knobs |= {"beta": "adaptive", "beta_max": beta} if case.adaptive else {}
-        params.append(ColdParams(**knobs, temperature=1.0, seed=number if number % 2 else None,
-                                 max_tokens=24, ignore_eos=True, detokenize=False))  # fmt: skip
-    outputs = llm.generate(
-        [{"prompt_token_ids": list(case.prompt)} for case in cases], params,
-        lora_request=[LoRARequest("one", 1, str(folder / "one")) for _ in cases], use_tqdm=False,
-    )  # fmt: skip
+    seeds = [number if number % 2 else None for number in range(len(cases))]
+    got = generate(llm, folder, cases, [{"temperature": 1.0, "seed": seed} for seed in seeds])
     llm.llm_engine.engine_core.shutdown()
     models = reference_models(folder)
 
@@ -355,11 +339,79 @@ def stage_sampling(settings: Json, folder: Path) -> Json:
         beside = parts_by(models, case, tokens, greedy=False)
         need(beside <= MOST[dtype], f"a token is no candidate, by {beside:g} logits")
 
-    checks = [attempt(case.name, partial(drawn, case, output.outputs[0].token_ids))
-              for case, output in zip(cases, outputs, strict=True)]  # fmt: skip
-    same = len({tuple(output.outputs[0].token_ids) for output in outputs}) < len(outputs)
+    checks = [attempt(case.name, partial(drawn, case, tokens))
+              for case, tokens in zip(cases, got, strict=True)]  # fmt: skip
+    same = len({tuple(tokens) for tokens in got}) < len(got)
     checks.append(check("tokens are drawn", "two requests have the same" if same else ""))
     return {"checks": checks + frame.as_asked(facts, asked), "facts": facts}
+
+
+def stage_alone(settings: Json, folder: Path) -> Json:
+    """Steps in which no row has an adapter, and steps of a pair, in graphs of the same size.
+
+    In full graphs vllm-ascend may compute the former wrongly, or wait for ever (docs/ascend.md).
+    CoLD cannot help it and warns; so what comes out there is a fact, and no check.
+    """
+    from dataclasses import replace
+
+    from vllm_cold.tools.doctor import reference
+
+    asked, dtype = settings["asked"], settings["asked"]["dtype"]
+    base, _, pair = reference.CASES[:3]
+    bases = [replace(base, name=f"base model, {times * len(base.prompt)} tokens",
+                     prompt=base.prompt * times) for times in (1, 3)]  # fmt: skip
+    graphs = {"cudagraph_mode": asked["graphs"]} if "graphs" in asked else {}
+    llm = one_slot(settings, folder, **({"compilation_config": graphs} if graphs else {}))
+    facts, models = about(llm.llm_engine.vllm_config, settings), reference_models(folder)
+    checks = []
+    for when, cases in (("before the pair", bases), ("pair", [pair]), ("behind it", bases)):
+        got = generate(llm, folder, cases, [{"temperature": 0.0}] * len(cases))
+        for case, tokens in zip(cases, got, strict=True):
+            beside = parts_by(models, case, tokens)
+            wrong = f"tokens of logits that are {beside:g} beside the reference's"
+            checks.append(check(f"{when}: {case.name}", wrong if beside > MOST[dtype] else ""))
+    llm.llm_engine.engine_core.shutdown()
+    if "FULL" in facts["graphs"]:
+        facts |= {c["name"]: c["result"] for c in checks}
+        checks = []
+    return {"checks": checks + frame.as_asked(facts, asked), "facts": facts}
+
+
+def one_slot(settings: Json, folder: Path, **options: Any) -> Any:
+    """An engine of the tiny model with ``max_loras=1``, as it was asked for."""
+    from vllm import LLM
+
+    from vllm_cold.tools.doctor import self_test
+
+    asked = settings["asked"]
+    return LLM(**{**self_test.engine_options(folder), "max_loras": 1, "dtype": asked["dtype"],
+                  "enforce_eager": asked["eager"],
+                  "async_scheduling": asked["scheduling"] == "async", **options})  # fmt: skip
+
+
+def generate(llm: Any, folder: Path, cases: Sequence[Any], sampling: Sequence[Json]) -> list[Any]:
+    """24 tokens of each case, all in one batch, sampled as is said for each."""
+    from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    from vllm_cold import ColdParams
+
+    params = []
+    for case, how in zip(cases, sampling, strict=True):
+        how = {**how, "max_tokens": 24, "ignore_eos": True, "detokenize": False}
+        if case.cold is None:
+            params.append(SamplingParams(**how))
+            continue
+        alpha, beta, cap = case.cold
+        knobs: Json = {"alpha": alpha, "beta": beta, "expert_top_k": cap}
+        knobs |= {"beta": "adaptive", "beta_max": beta} if case.adaptive else {}
+        params.append(ColdParams(**knobs, **how))
+    one = LoRARequest("one", 1, str(folder / "one"))
+    outputs = llm.generate(
+        [{"prompt_token_ids": list(case.prompt)} for case in cases], params,
+        lora_request=[one if case.adapter else None for case in cases], use_tqdm=False,
+    )  # fmt: skip
+    return [output.outputs[0].token_ids for output in outputs]
 
 
 def about(config: Any, settings: Json) -> Json:
@@ -588,13 +640,19 @@ def plan(dry: bool, vllm: str) -> list[Stage]:
         ),
         engine("sampling, split prompts: eager", "sampling", asked=eager),
         engine("sampling, split prompts: graphs, async", "sampling", asked=graphs),
+        engine(
+            "base requests alone: graphs in pieces", "alone", asked=graphs | {"graphs": "PIECEWISE"}
+        ),
         engine("engine: eager, our LoRA kernels", asked=eager, loras=2, COLD_LORA="ascendc"),
         engine("engine: graphs, async, our LoRA kernels", asked=graphs, COLD_LORA="ascendc"),
+        # Last, as it may hang.
+        engine("base requests alone: full graphs", "alone", asked=graphs, trial=True),
     ]
     if dry:
         engines = [engine("engine: eager, float32", asked=exact, loras=2),
                    engine("engine: eager", asked=eager),
-                   engine("sampling, split prompts: eager", "sampling", asked=eager)]  # fmt: skip
+                   engine("sampling, split prompts: eager", "sampling", asked=eager),
+                   engine("base requests alone: eager", "alone", asked=eager)]  # fmt: skip
     alone, graph = ({**NPU, "graph": captured} for captured in (False, True))
     tests = {"files": ["tests/ops/test_ascend.py"], "on the NPU": "on_the_npu",
              "on a host": "(test_conforms or test_plan) and not npu and not 256000"}  # fmt: skip
@@ -631,6 +689,7 @@ STAGES = {
     "stage_reference": frame.stage_reference,
     "stage_engine": on_host(stage_engine),
     "stage_sampling": on_host(stage_sampling),
+    "stage_alone": on_host(stage_alone),
     "stage_scoring": on_host(stage_scoring),
     "stage_lora": stage_lora,
     "stage_latency": on_host(frame.stage_latency),

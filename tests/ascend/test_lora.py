@@ -17,7 +17,7 @@ from vllm_ascend import utils
 from vllm_ascend.lora.punica_npu import PunicaWrapperNPU
 
 from tests.ascend import kernels  # noqa: F401  (names them)
-from vllm_cold.npu_lora import npu_platform
+from vllm_cold.npu_lora import bgmv_wrapper, npu_platform
 
 HIDDEN, SLICES = 256, (24, 8)
 STOCK_ENGINE = {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}
@@ -101,7 +101,9 @@ def test_each_row_has_its_adapter(
 def test_each_row_has_its_adapter_on_310p(
     engine: Any, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert [npu_platform.computes_with_torch(rank) for rank in (64, 128)] == [False, True]
     monkeypatch.setattr(utils, "_ascend_device_type", utils.AscendDeviceType._310P)
+    assert npu_platform.computes_with_torch(8)
     layer = Layer(engine, compiled=compiled)
     for rows in PAIRS:
         assert layer.found(rows) == list(rows)
@@ -113,6 +115,43 @@ def test_nobody_gets_the_nan_of_an_adapter_in_the_first_slot(engine: Any) -> Non
         weights.fill_(torch.nan)
     y, _ = layer.step((1, 0))
     assert y[0].isnan().all() and not y[1].any()
+
+
+@pytest.mark.parametrize("slots", [1, 3, 9], ids=lambda slots: f"{slots} slots")
+@pytest.mark.parametrize("dims", [3, 4])
+def test_torch_operations_for_few_slots_and_for_many(slots: int, dims: int) -> None:
+    """Of 6 rows: one slot after the other, or the weights of each row."""
+    draw = torch.Generator().manual_seed(slots)
+    weights = torch.randn(slots, 5, 7, generator=draw)
+    x = torch.randn(6, 7, generator=draw)
+    adapters = torch.tensor([0, -1, slots - 1, -1, 0, slots // 2])
+    want = torch.zeros(6, 5)
+    for row in range(6):
+        if adapters[row] >= 0:
+            want[row] = weights[adapters[row]] @ x[row]
+    if dims == 4:
+        weights = weights.unsqueeze(1)
+    y = torch.full((6, 8), 9.0)
+    bgmv_wrapper.bgmv_shrink(x, weights, y, adapters, 2.0)
+    torch.testing.assert_close(y, torch.cat((2 * want, torch.full((6, 3), 9.0)), 1))
+    for add in (True, False):
+        y = torch.ones(6, 5)
+        bgmv_wrapper.bgmv_expand(x, weights, y, adapters, add)
+        torch.testing.assert_close(y, want + add)
+    weights[0] = torch.nan  # an adapter's; others and the base model have nothing to do with it
+    y = torch.ones(6, 5)
+    bgmv_wrapper.bgmv_expand(x, weights, y, adapters)
+    assert y.isnan().any(dim=1).tolist() == (adapters == 0).tolist()
+    assert (y[adapters < 0] == 1).all()
+
+
+def test_a_slot_after_the_other_takes_no_rows_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The profile run has as many rows as the token budget."""
+    monkeypatch.setattr(torch, "einsum", None)  # as it works on gathered weights
+    y = torch.zeros(300, 128)
+    adapters = torch.arange(300) % 3 - 1
+    bgmv_wrapper.bgmv_shrink(torch.ones(300, 8), torch.ones(2, 128, 8), y, adapters)
+    assert torch.equal(y, 8.0 * (adapters >= 0).unsqueeze(1).expand_as(y))
 
 
 def test_embeddings_and_logits(engine: Any) -> None:

@@ -57,6 +57,7 @@ def test_dry_run(tmp_path: Path) -> None:
     assert 0 < half["facts"]["beside the reference by, logits"] <= report.MOST["float16"]
     assert half["facts"]["dtype"] == "float16" and len(half["checks"]) == 5 + 3
     assert len(stages["sampling, split prompts: eager"]["checks"]) == 6 + 1 + 3
+    assert len(stages["base requests alone: eager"]["checks"]) == 2 + 1 + 2 + 3
     lora, scoring = (found["speeds"][f"{of} speed, launched from Python"]
                      for of in ("LoRA", "scoring"))  # fmt: skip
     assert "torch / ours" in lora[0] and "torch / ascend" in scoring[0]
@@ -74,7 +75,7 @@ def test_spoilt_kernel(tmp_path: Path) -> None:
     failed = {stage["stage"] for stage in found["stages"] if stage["status"] == "failed"}
     assert status == 1 and failed == {
         "scoring against the reference", "scoring against float64", "engine: eager, float32",
-        "engine: eager", "sampling, split prompts: eager",
+        "engine: eager", "sampling, split prompts: eager", "base requests alone: eager",
     }, printed  # fmt: skip
     stages = {stage["stage"]: stage for stage in found["stages"]}
     wrong = [c["result"] for c in stages["engine: eager"]["checks"] if not c["ok"]]

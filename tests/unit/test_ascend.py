@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import logging
+import subprocess
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests.ascend import __main__ as suites
 from tests.unit.test_engine_config import config
 from vllm_cold.npu_lora import npu_platform
 from vllm_cold.vllm import versions
@@ -23,7 +27,9 @@ def npu(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were vllm-ascend's platform."""
     monkeypatch.setattr(npu_platform, "is_npu", lambda: True)
     monkeypatch.setattr(npu_platform, "named", lambda: npu_platform.STOCK)
-    for variable in ascend._VARIABLES.values():
+    monkeypatch.setattr(npu_platform, "computes_with_torch", lambda rank: rank >= 128)
+    monkeypatch.setattr(versions, "ascend_version", lambda: "0.23.0")
+    for variable in (*ascend._VARIABLES.values(), "COLD_LORA", "VLLM_COLD_LORA"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -42,12 +48,14 @@ ON = [  # with LoRA, on two ranks
     {"enable_flashcomm1": True},
     {"scheduler_config": {"enable_flashcomm2_parallel_size": 2}},
     {"enable_shared_expert_dp": True},
-    {"scheduler_config": {"short_request_first_config": {"enabled": True}}},
+    {"scheduler_config": {"short_request_first_config": {"enabled": True, "threshold": 256}}},
 ]
 OFF = [
     None,
     {},
     {"xlite_graph_config": {"enabled": False, "full_mode": True}},
+    {"xlite_graph_config": {"full_mode": True}},
+    {"scheduler_config": {"short_request_first_config": {"threshold": 256}}},
     {"finegrained_tp_config": {"lmhead_tensor_parallel_size": 0}},
     {"enable_flashcomm1": False, "scheduler_config": None},
     {"enable_balance_scheduling": True, "enable_async_exponential": True},
@@ -82,8 +90,27 @@ def test_options_of_the_environment(
     for option, variable in ascend._VARIABLES.items():
         monkeypatch.setenv(variable, value)
         said = unsupported(engine(ranks=2))
-        assert f"vllm-ascend's {option} is on" in str(said) if is_on else said is None
+        # Balance scheduling is refused nowhere but on a release that no test ran on.
+        refused = is_on and option != "enable_balance_scheduling"
+        assert f"vllm-ascend's {option} is on" in str(said) if refused else said is None
+        assert unsupported(engine({option: False}, ranks=2)) is None  # this counts, and alone
         monkeypatch.delenv(variable)
+
+
+@pytest.mark.parametrize("version", ["0.23.0", "0.25.1rc1", None])
+@pytest.mark.parametrize("place", ["additional_config", "scheduler_config", "environment"])
+def test_balance_scheduling_is_for_releases_that_tests_ran_on(
+    npu: None, version: str | None, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    option: dict[str, Any] = {"enable_balance_scheduling": True}
+    if place == "environment":
+        monkeypatch.setenv("VLLM_ASCEND_BALANCE_SCHEDULING", "1")
+    made = engine({"scheduler_config": option, "environment": None}.get(place, option))
+    if place == "scheduler_config":
+        made.additional_config = {place: option}
+    monkeypatch.setattr(versions, "ascend_version", lambda: version)
+    said = unsupported(made)
+    assert said is None if version == "0.23.0" else "on vllm-ascend 0.23.0 only" in str(said)
 
 
 @pytest.mark.parametrize(
@@ -94,11 +121,76 @@ def test_options_of_the_environment(
         (4, {"max_lora_rank": 8}, True),
         (4, {"max_lora_rank": 16, **SHARDED}, False),
         (2, {"max_lora_rank": 16, **SHARDED}, True),
+        (32, {"max_lora_rank": 128, **SHARDED}, True),  # torch operations
     ],
 )
 def test_ranks_of_adapters(npu: None, ranks: int, lora: dict[str, Any], fits: bool) -> None:
     said = unsupported(engine(ranks=ranks, **lora))
     assert said is None if fits else "kernels need 8 or more on each device" in str(said)
+
+
+def test_ranks_of_adapters_do_not_matter_to_torch(
+    npu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on 310P."""
+    monkeypatch.setattr(npu_platform, "computes_with_torch", lambda rank: True)
+    assert unsupported(engine(max_lora_rank=1)) is None
+
+
+def test_a_choice_of_lora_that_cannot_be_is_refused(
+    npu: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLD_LORA", "cpp")
+    assert unsupported(engine()) == "COLD_LORA='cpp': on NPUs it must be one of bgmv, ascendc."
+    prompts_alone = engine({"cold": True})
+    prompts_alone.lora_config = None
+    assert unsupported(prompts_alone) is None
+
+    def cannot() -> str:
+        raise RuntimeError("COLD_LORA=ascendc was asked for. It cannot be had.")
+
+    monkeypatch.setattr(npu_platform, "choice", cannot)
+    assert unsupported(engine()) == "COLD_LORA=ascendc was asked for. It cannot be had."
+
+
+@pytest.mark.parametrize(
+    ("full", "apart", "mla", "version", "said"),
+    [
+        (True, True, False, "0.23.0", ["vllm-ascend 0.23.0 keeps one list"]),
+        (True, True, False, "0.25.1rc1", ["vllm-ascend 0.25.1rc1 keeps one list"]),
+        (True, True, False, "0.26.0rc1", []),
+        (True, False, False, "0.23.0", []),
+        (False, True, False, "0.23.0", []),
+        (None, True, False, "0.23.0", []),
+        (True, True, True, "0.26.0", ["does not apply adapters to MLA attention"]),
+        (True, True, True, "0.24.0", ["keeps one list", "MLA attention"]),
+    ],
+)
+def test_warnings(
+    npu: None,
+    full: bool | None,
+    apart: bool,
+    mla: bool,
+    version: str,
+    said: list[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(versions, "ascend_version", lambda: version)
+    monkeypatch.setattr(ascend, "logger", logging.getLogger("test of ascend"))
+    made = engine()
+    mode = None if full is None else SimpleNamespace(has_full_cudagraphs=lambda: full)
+    made.compilation_config = SimpleNamespace(cudagraph_mode=mode, cudagraph_specialize_lora=apart)
+    made.model_config.use_mla = mla
+    ascend.warn(made)
+    assert len(caplog.messages) == len(said)
+    assert all(part in text for part, text in zip(said, caplog.messages, strict=True))
+    caplog.clear()
+    made.lora_config = None
+    ascend.warn(made)
+    monkeypatch.setattr(npu_platform, "is_npu", lambda: False)
+    ascend.warn(engine())
+    assert caplog.messages == []
 
 
 def test_other_lora_and_context_parallelism(npu: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +214,7 @@ def test_nothing_of_it_counts_elsewhere() -> None:
         ("0.23.0+empty", "0.23.0", None),
         ("0.23.0", "0.23.0.post1", "vllm-ascend 0.23.0.post1 is not among the validated versions"),
         ("0.23.1", "0.23.0", "vLLM 0.23.1 is not among the validated versions"),
+        ("0.25.1", "0.25.1rc1", "vLLM 0.25.1 is not among the validated versions"),
     ],
 )
 def test_what_is_validated(
@@ -136,3 +229,42 @@ def test_what_is_validated(
     monkeypatch.setattr(versions, "vllm_version", lambda: vllm)
     found = versions.unvalidated()
     assert found is None if said is None else str(found).startswith(said)
+    both = vllm == "0.25.1"
+    assert ("), and vllm-ascend 0.25.1rc1 is not among the validated" in str(found)) == both
+
+
+@pytest.mark.parametrize("arguments", [[], ["--if-possible"]], ids=["make ascend", "make test"])
+@pytest.mark.parametrize("possible", [True, False])
+@pytest.mark.parametrize("right", [True, False])
+def test_its_tests_are_left_out_only_where_they_cannot_be_had(
+    arguments: list[str],
+    possible: bool,
+    right: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def with_ascend(*_: Any) -> Path:
+        if not possible:
+            raise subprocess.CalledProcessError(1, "pip")
+        return Path("python")
+
+    monkeypatch.setattr(suites, "PYTHONS", (suites.sys.version_info[:2],))
+    monkeypatch.setattr(suites.environments, "with_ascend", with_ascend)
+    monkeypatch.setattr(suites, "run", lambda *_: 0 if right else 1)
+    try:
+        suites.main(arguments)
+        failed = ""
+    except SystemExit as error:
+        failed = str(error)
+    if possible:
+        assert failed.startswith("tests/ascend: failed on vllm-ascend") != right
+        return
+    assert "pip could not install vllm-ascend" in (capsys.readouterr().out if arguments else failed)
+    assert bool(failed) == (not arguments)
+
+
+def test_its_tests_want_a_python_that_it_has_a_wheel_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "PYTHONS", ())
+    suites.main(["--if-possible"])
+    with pytest.raises(SystemExit, match="has no wheel for Python"):
+        suites.main([])

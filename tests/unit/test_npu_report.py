@@ -20,6 +20,7 @@ import torch
 
 from benchmarks import gpu_report as frame
 from benchmarks import npu_report as report
+from tests.ascend import kernels as stock
 from tests.ops import lora_host
 from vllm_cold.tools.doctor import reference, tiny
 
@@ -76,6 +77,8 @@ def test_the_faults_of_vllm_ascend_are_among_what_is_run() -> None:
         False,
         True,
     ]
+    alone = {s.settings["asked"].get("graphs"): s.trial for s in stages.values() if s.do == "alone"}
+    assert alone == {"PIECEWISE": False, None: True}
     ours = [s for s in stages.values() if s.environment.get("COLD_LORA") == "ascendc"]
     assert {s.settings["asked"]["eager"] for s in ours} == {True, False}
     assert all(f"stage_{stage.do}" in report.STAGES for stage in stages.values())
@@ -345,21 +348,51 @@ def test_what_could_give_a_token() -> None:
     assert not report.fits(capped, e, a, 2, 0.1, False) and report.fits(capped, e, a, 1, 0.1, True)
 
 
+@pytest.mark.parametrize("graphs", ["PIECEWISE", "FULL_AND_PIECEWISE"])
+def test_base_requests_alone(
+    graphs: str, models: dict[str | None, Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What is wrong only behind a pair is found, and is a fact of full graphs."""
+    made: list[dict[str, Any]] = []
+    batches: list[list[str]] = []
+    asked = {"eager": False, "scheduling": "async", "dtype": "float16"}
+    about = asked | {"graphs": graphs, "compilation": "VLLM_COMPILE"}
+    core = SimpleNamespace(shutdown=lambda: None)
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=None, engine_core=core))
+
+    def generate(llm: Any, folder: Path, cases: Any, sampling: Any) -> list[list[int]]:
+        batches.append([case.name for case in cases])
+        tokens = [right_tokens(models, case) for case in cases]
+        return [[*each[:-1], 1] for each in tokens] if len(batches) == 3 else tokens
+
+    monkeypatch.setattr(report, "one_slot", lambda *args, **options: made.append(options) or llm)
+    monkeypatch.setattr(report, "generate", generate)
+    monkeypatch.setattr(report, "about", lambda *args: dict(about))
+    monkeypatch.setattr(report, "reference_models", lambda folder: models)
+    settings = {"asked": asked | ({"graphs": graphs} if graphs == "PIECEWISE" else {})}
+    found = report.stage_alone(settings, tmp_path)
+    assert [len(batch) for batch in batches] == [2, 1, 2] and batches[0] == batches[2]
+    wrong = {c["name"] for c in found["checks"] if not c["ok"]}
+    behind = {f"behind it: base model, {tokens} tokens" for tokens in (17, 51)}
+    if graphs == "PIECEWISE":
+        assert made == [{"compilation_config": {"cudagraph_mode": "PIECEWISE"}}]
+        assert wrong == behind
+        return
+    assert made == [{}] and not wrong
+    facts = {n: said for n, said in found["facts"].items() if n not in about}
+    assert len(facts) == 5
+    assert {name for name, said in facts.items() if "beside the reference's" in said} == behind
+
+
 # --- LoRA
 
 
-def bgmv(x: Any, weights: Any, indices: Any) -> list[tuple[int, Any]]:
-    return [(row, weights[i, 0] @ x[row]) for row, i in enumerate(indices.tolist()) if i >= 0]
-
-
 def shrink(x: Any, weights: Any, out: Any, indices: Any, scale: float) -> None:
-    for row, product in bgmv(x, weights, indices):
-        out[row] = scale * product
+    stock.bgmv_shrink(x, weights, indices, out, scale)
 
 
 def expand(x: Any, weights: Any, out: Any, indices: Any, at: int, size: int, add: bool) -> None:
-    for row, product in bgmv(x, weights, indices):
-        out[row, at : at + size] += product
+    stock.bgmv_expand(x, weights, indices, out, at, size)
 
 
 def test_lora_of_others_is_right(monkeypatch: pytest.MonkeyPatch) -> None:

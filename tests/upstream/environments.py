@@ -48,7 +48,7 @@ def with_ascend(ascend: str, vllm: str, stubs: Path) -> Path:
     Raises:
         subprocess.CalledProcessError: pip cannot install them.
     """
-    folder = FOLDER / f"{ascend}-ascend"
+    folder = FOLDER / f"{vllm}-ascend-{ascend}"
     packages, python = _create(folder), folder / "bin" / "python"
     done = folder / ".installed"
     if not done.exists():

@@ -96,10 +96,19 @@ def bgmv_expand_slice(
 def _product(
     inputs: torch.Tensor, weights: torch.Tensor, output: torch.Tensor, adapters: torch.Tensor
 ) -> torch.Tensor:
-    """[rows, out] of each row with its adapter's weights, in ``output``'s dtype."""
-    chosen = weights[adapters.clamp(min=0)].to(output.dtype)
-    if chosen.dim() == 4:
-        chosen = chosen.squeeze(1)
-    found = torch.einsum("bi,boi->bo", inputs.to(output.dtype), chosen)
-    # Chosen here and not multiplied by 0: nobody gets another adapter's NaN.
-    return torch.where((adapters >= 0).unsqueeze(1), found, 0)
+    """[rows, out] of each row with its adapter's weights, in ``output``'s dtype.
+
+    What it needs beside that is the weights of the rows or, with fewer slots than rows, of a slot.
+    """
+    if weights.dim() == 4:
+        weights = weights.squeeze(1)
+    inputs, adapters = inputs.to(output.dtype), adapters.unsqueeze(1)
+    # Chosen and not multiplied by 0 or 1: nobody gets another adapter's NaN.
+    rows, slots = inputs.shape[0], weights.shape[0]
+    if slots < rows:
+        found = output.new_zeros(rows, weights.shape[1])
+        for slot, matrix in enumerate(weights):
+            found = torch.where(adapters == slot, inputs @ matrix.to(output.dtype).T, found)
+        return found
+    chosen = weights[adapters[:, 0].clamp(min=0)].to(output.dtype)
+    return torch.where(adapters >= 0, torch.einsum("bi,boi->bo", inputs, chosen), 0)

@@ -68,6 +68,13 @@ def named() -> str:
     return str(getattr(method, "_vllm_cold_original", method)(type(current_platform)))
 
 
+def computes_with_torch(max_lora_rank: int) -> bool:
+    """Whether vllm-ascend computes LoRA of this rank with torch operations, not with kernels."""
+    from vllm_ascend.utils import AscendDeviceType, get_ascend_device_type
+
+    return max_lora_rank >= 128 or get_ascend_device_type() == AscendDeviceType._310P
+
+
 def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
     def get_punica_wrapper(cls: type[Any], *args: Any, **kwargs: Any) -> str:
         name = original(cls, *args, **kwargs)

@@ -6,7 +6,8 @@ import sys
 
 # Engines of these were run, and hold the contracts: docs/hardware.md says which tests.
 VALIDATED = ("0.23.0", "0.28.0", "0.32.0")
-# Their vllm-ascend, where it is installed: its own classes pass our tests, on a CPU.
+# CoLD passes its tests on their scheduler, LoRA class and sampler, on a CPU, with the kernels stood
+# in for.
 VALIDATED_ASCEND = ("0.23.0",)
 SUPPORTED = ((0, 23), (0, 34))  # from, below
 RANGE = f"{SUPPORTED[0][0]}.{SUPPORTED[0][1]} to {SUPPORTED[1][0]}.{SUPPORTED[1][1] - 1}"
@@ -35,14 +36,19 @@ def ascend_version() -> str | None:
         return None
 
 
+def ascend_release() -> tuple[int, int] | None:
+    """Its major and minor version; None if there is none, or they are not known."""
+    return _release(ascend_version() or "")
+
+
 def unvalidated() -> str | None:
-    """What is installed that did not pass our tests; None if all of it did."""
-    said = "{} {} is not among the validated versions ({})"
+    """What is installed that our tests do not know; None if they know all of it."""
+    said, found = "{} {} is not among the validated versions ({})", []
     if not is_validated():
-        return said.format("vLLM", vllm_version(), ", ".join(VALIDATED))
-    if (ascend := ascend_version()) is None or ascend in VALIDATED_ASCEND:
-        return None
-    return said.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND))
+        found.append(said.format("vLLM", vllm_version(), ", ".join(VALIDATED)))
+    if (ascend := ascend_version()) is not None and ascend not in VALIDATED_ASCEND:
+        found.append(said.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND)))
+    return ", and ".join(found) or None
 
 
 def in_supported_range(version: str) -> bool:

@@ -110,12 +110,12 @@ def lora() -> list[Entry]:
     from vllm_cold.cpu_lora import cpu_platform
     from vllm_cold.npu_lora import npu_platform
 
-    wrapper = current_platform.get_punica_wrapper()
     if npu_platform.is_npu():
         if (named := npu_platform.named()) != npu_platform.STOCK:
             return [Entry("LoRA", f"not known to CoLD: {named}", Status.PROBLEM)]
         what = f"{npu_platform.choice()} in engines with CoLD, else {npu_platform.STOCK}"
         return [Entry("LoRA", what, Status.OK)]
+    wrapper = current_platform.get_punica_wrapper()
     if not current_platform.is_cpu():
         return [Entry("LoRA", f"vLLM's own ({wrapper})")]
     from vllm_cold.cpu_lora import cpp_ops

@@ -10,6 +10,7 @@ from vllm_cold.vllm.contracts.source import (
     has_parameters,
     in_order,
     require,
+    schedulers,
     source_of,
 )
 
@@ -18,10 +19,12 @@ from vllm_cold.vllm.contracts.source import (
 def _check_punica_wrapper_of_npus() -> None:
     if not npu_platform.is_npu():
         return
+    import vllm.config
     from vllm.platforms import current_platform
 
     owner = type(current_platform)
     has_kind(owner, "get_punica_wrapper", classmethod)
+    attribute(vllm.config, "get_current_vllm_config_or_none")
     name = npu_platform.named()
     require(
         name == npu_platform.STOCK,
@@ -69,7 +72,52 @@ def _check_punica_npu() -> None:
         ("add_lora_embedding", "self._expand_prefill if self.is_prefill else self._expand_decode"),
     ):
         contains(source_of(attribute(PunicaWrapperNPU, name)), f"{where}.{name}", kernel)
-    contains(source_of(PunicaWrapperNPU.__init__), where, "self.bgmv_shrink = bgmv_shrink")
+    # Which operations it has, ours knows by where they are from.
+    contains(
+        source_of(PunicaWrapperNPU.__init__),
+        f"{where}.__init__",
+        "from vllm.lora.ops.torch_ops import bgmv_expand, bgmv_expand_slice, bgmv_shrink",
+        "self.bgmv_shrink = bgmv_shrink",
+    )
+
+
+@contract(
+    "vllm_ascend.lora.punica_npu.PunicaWrapperNPU",
+    "COLD_LORA=ascendc computes what these two are called for",
+)
+def _check_punica_npu_layers() -> None:
+    if not npu_platform.is_npu():
+        return
+    from vllm_ascend.lora.punica_npu import PunicaWrapperNPU
+
+    layer = ("y", "x", "lora_a_stacked", "lora_b_stacked", "scale")
+    has_parameters(PunicaWrapperNPU, "add_lora_linear", *layer, "output_slices", "buffer")
+    has_parameters(PunicaWrapperNPU, "add_lora_logits", *layer, "buffer")
+    contains(
+        source_of(PunicaWrapperNPU.add_lora_logits),
+        "PunicaWrapperNPU.add_lora_logits",
+        "torch.narrow(self._sampler_indices, 0, 0, x.size(0))",
+    )
+
+
+@contract(
+    "vllm_ascend.patch.platform.patch_balance_schedule.BalanceScheduler",
+    "CoLD's scheduler extends it; the other contracts look at vLLM's class, behind it",
+)
+def _check_ascend_scheduler() -> None:
+    if not npu_platform.is_npu():
+        return
+    known = {"schedule", "balance_gather", "reset_prefix_cache", "_abc_impl"}
+    for kind in schedulers()[:-1]:
+        new = {name for name in vars(kind) if not name.startswith("__")} - known
+        require(not new, f"{kind.__qualname__} has {', '.join(sorted(new))} of its own.")
+        if "schedule" in vars(kind):
+            contains(
+                source_of(kind.schedule),
+                f"{kind.__qualname__}.schedule",
+                "if not self._balance_enabled",
+                "return super().schedule(",
+            )
 
 
 @contract(

@@ -10,7 +10,6 @@ from vllm_cold.vllm.contracts.source import (
     a_request,
     assigned_in_init,
     contains,
-    forks_of_schedule,
     has_fields,
     has_kind,
     has_parameters,
@@ -57,37 +56,34 @@ def _check_scheduler_config() -> None:
 
 @contract(_SCHEDULER + ".schedule", "the cap must come after the budget, before blocks are taken")
 def _check_schedule_caps_running() -> None:
-    for schedule in forks_of_schedule():
-        in_order(
-            loop_over(schedule, "running", "self.running[req_index]"),
-            f"{schedule.__qualname__}, running requests",
-            "token_budget",
-            "if self.need_mamba_block_aligned_split:",
-            "num_new_tokens = self._mamba_block_aligned_split(request, num_new_tokens)",
-            "if num_new_tokens == 0:\n        req_index += 1\n        continue",
-            "self.kv_cache_manager.allocate_slots(request, num_new_tokens",
-        )
+    in_order(
+        loop_over(scheduler().schedule, "running", "self.running[req_index]"),
+        "Scheduler.schedule, running requests",
+        "token_budget",
+        "if self.need_mamba_block_aligned_split:",
+        "num_new_tokens = self._mamba_block_aligned_split(request, num_new_tokens)",
+        "if num_new_tokens == 0:\n        req_index += 1\n        continue",
+        "self.kv_cache_manager.allocate_slots(request, num_new_tokens",
+    )
 
 
 @contract(_SCHEDULER + ".schedule", "the cap must come after the budget, before blocks are taken")
 def _check_schedule_caps_waiting() -> None:
-    for schedule in forks_of_schedule():
-        in_order(
-            loop_over(schedule, "waiting", "request_queue.peek_request()"),
-            f"{schedule.__qualname__}, waiting requests",
-            "request_queue.peek_request()",
-            "min(num_new_tokens, ",
-            "if self.need_mamba_block_aligned_split",
-            "self._mamba_block_aligned_split(request, num_new_tokens, "
-            "num_new_local_computed_tokens",
-            "if num_new_tokens == 0:",
-            "break",
-            "self.kv_cache_manager.allocate_slots(request, ",
-            "if new_blocks is None:",
-            "break",
-            "request_queue.pop_request()",
-            "self.running.append(request)",
-        )
+    in_order(
+        loop_over(scheduler().schedule, "waiting", "request_queue.peek_request()"),
+        "Scheduler.schedule, waiting requests",
+        "request_queue.peek_request()",
+        "min(num_new_tokens, ",
+        "if self.need_mamba_block_aligned_split",
+        "self._mamba_block_aligned_split(request, num_new_tokens, num_new_local_computed_tokens",
+        "if num_new_tokens == 0:",
+        "break",
+        "self.kv_cache_manager.allocate_slots(request, ",
+        "if new_blocks is None:",
+        "break",
+        "request_queue.pop_request()",
+        "self.running.append(request)",
+    )
 
 
 @contract(_SCHEDULER + "._mamba_block_aligned_split", "it is overridden")
@@ -119,21 +115,19 @@ def _check_split_flag_does_nothing_else() -> None:
 
 @contract(_SCHEDULER + ".schedule", "a preemption must rule out admission in the same pass")
 def _check_schedule_admits_nobody_after_preemption() -> None:
-    for schedule in forks_of_schedule():
-        where = schedule.__qualname__
-        in_order(
-            source_of(schedule),
-            where,
-            "self._preempt_request(",
-            "preempted_reqs.append(preempted_req)",
-            "if not preempted_reqs and ",
-            "request_queue.peek_request()",
-        )
-        waiting = loop_over(schedule, "waiting", "request_queue.peek_request()")
-        require(
-            "_preempt_request" not in waiting,
-            f"{where} preempts while it admits waiting requests.",
-        )
+    in_order(
+        source_of(scheduler().schedule),
+        "Scheduler.schedule",
+        "self._preempt_request(",
+        "preempted_reqs.append(preempted_req)",
+        "if not preempted_reqs and ",
+        "request_queue.peek_request()",
+    )
+    waiting = loop_over(scheduler().schedule, "waiting", "request_queue.peek_request()")
+    require(
+        "_preempt_request" not in waiting,
+        "Scheduler.schedule preempts while it admits waiting requests.",
+    )
 
 
 @contract(_SCHEDULER + ".schedule", "seats are counted like vLLM counts them")
@@ -145,24 +139,21 @@ def _check_schedule_seats() -> None:
         "num_running = len(self.running) + self.num_waiting_for_streaming_input\n"
         "    if num_running >= self.max_num_active_reqs:",
     )
-    for schedule in forks_of_schedule():
-        loop = loop_over(schedule, "waiting", "request_queue.peek_request()")
-        require(
-            any(check in loop for check in known),
-            f"{schedule.__qualname__} limits the number of running requests in a new way.",
-        )
+    loop = loop_over(scheduler().schedule, "waiting", "request_queue.peek_request()")
+    require(
+        any(check in loop for check in known),
+        "Scheduler.schedule limits the number of running requests in a new way.",
+    )
 
 
 @contract(_SCHEDULER + ".schedule", "outputs are trimmed there, after everything else")
 def _check_schedule_ends_with_update_after_schedule() -> None:
-    for schedule in forks_of_schedule():
-        call, end = tree_of(schedule).body[-2:]
-        require(
-            "self._update_after_schedule(scheduler_output)" in ast.unparse(call)
-            and ast.unparse(end) == "return scheduler_output",
-            f"{schedule.__qualname__} does something after "
-            "_update_after_schedule(scheduler_output).",
-        )
+    call, end = tree_of(scheduler().schedule).body[-2:]
+    require(
+        "self._update_after_schedule(scheduler_output)" in ast.unparse(call)
+        and ast.unparse(end) == "return scheduler_output",
+        "Scheduler.schedule does something after _update_after_schedule(scheduler_output).",
+    )
 
 
 @contract(_SCHEDULER + "._update_after_schedule", "counts advance there, from what is left")
@@ -176,11 +167,10 @@ def _check_update_after_schedule_advances_counts() -> None:
         "request.num_computed_tokens += num_scheduled_token",
         "self.finished_req_ids = set()",
     )
-    for schedule in forks_of_schedule():
-        require(
-            "num_computed_tokens +=" not in source_of(schedule),
-            f"{schedule.__qualname__} itself advances num_computed_tokens.",
-        )
+    require(
+        "num_computed_tokens +=" not in source_of(scheduler().schedule),
+        "Scheduler.schedule itself advances num_computed_tokens.",
+    )
 
 
 @contract("vllm.v1.core.sched.async_scheduler.AsyncScheduler", "it stands behind the group's rules")

@@ -126,15 +126,10 @@ def loop_over(function: Any, name: str, marks: str) -> str:
 
 def scheduler() -> Any:
     """The scheduler class that is vLLM's own: vllm-ascend puts one derived from it there."""
-    return _schedulers()[-1]
+    return schedulers()[-1]
 
 
-def forks_of_schedule() -> list[Any]:
-    """Every ``schedule``: vLLM's, and that of a platform's class, if it has one."""
-    return [kind.schedule for kind in _schedulers() if "schedule" in vars(kind)]
-
-
-def _schedulers() -> list[Any]:
+def schedulers() -> list[Any]:
     """The class that schedulers are built from, and its bases up to vLLM's own."""
     from vllm.v1.core.sched import scheduler
 

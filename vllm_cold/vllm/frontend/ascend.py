@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of vllm-ascend's own options stands in the way of CoLD, as ``config`` says it of vLLM's."""
+"""What of vllm-ascend's own options stands in the way of CoLD, as ``config`` says it of vLLM's, and
+what is not right there with CoLD or without.
+"""
 
+import logging
 import os
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.npu_lora import npu_platform
+from vllm_cold.vllm import versions
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+# Below "vllm." so that a server's logging shows it.
+logger = logging.getLogger("vllm." + __name__)
+
 # Options that its layers with LoRA do not know: each computes part of a layer in a class that
 # LoRA's takes the place of, or a model of its own without adapters.
-_NOT_WITH_LORA = ("xlite_graph_config", "finegrained_tp_config")
+_SIZES = "finegrained_tp_config"
+_NOT_WITH_LORA = ("xlite_graph_config", _SIZES)
 _NOT_WITH_LORA_ON_RANKS = (
     "enable_flashcomm1",
     "enable_flashcomm2_parallel_size",
@@ -20,11 +27,15 @@ _NOT_WITH_LORA_ON_RANKS = (
 )
 # Replaces the queue of waiting requests, which CoLD puts streams into.
 _NEVER = ("short_request_first_config",)
+# Has a copy of schedule(). No contract looks at that: the tests run on it.
+_TESTED = "enable_balance_scheduling"
 _VARIABLES = {
     "enable_flashcomm1": "VLLM_ASCEND_ENABLE_FLASHCOMM1",
     "enable_flashcomm2_parallel_size": "VLLM_ASCEND_FLASHCOMM2_PARALLEL_SIZE",
+    _TESTED: "VLLM_ASCEND_BALANCE_SCHEDULING",
 }
-# The kernels for the second half of LoRA know no others (from 128 on torch operations are used).
+# Its kernels for the first half of LoRA copy 32 bytes of float32 at least, until 0.26; those for
+# the second half know ranks of 8, 16, 32 and 64.
 _LEAST_RANK = 8
 
 
@@ -40,11 +51,17 @@ def unsupported(config: "VllmConfig") -> str | None:
         if ranks > 1:
             options += _NOT_WITH_LORA_ON_RANKS
     for option in options:
-        if any(map(_is_on, _values(config, option))):
+        if _is_on(config, option):
             return (
                 f"vllm-ascend's {option} is on, with which CoLD does not get the right logits or "
                 "requests; leave it out of additional_config, and of the environment."
             )
+    if _is_on(config, _TESTED) and versions.ascend_version() not in versions.VALIDATED_ASCEND:
+        return (
+            f"vllm-ascend's {_TESTED} is on, which CoLD was tested with on vllm-ascend "
+            f"{', '.join(versions.VALIDATED_ASCEND)} only; leave it out of additional_config, and "
+            "of the environment."
+        )
     if getattr(parallel, "prefill_context_parallel_size", 1) > 1:
         return "prefill context parallelism is on, which CoLD does not support on NPUs."
     if lora is None:
@@ -54,10 +71,14 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"vllm-ascend computes LoRA with {named}, which CoLD does not know; "
             "install vllm-ascend 0.23, or a newer vllm-cold."
         )
+    try:
+        npu_platform.choice()
+    except (ValueError, RuntimeError) as error:
+        return str(error)
     rank = lora.max_lora_rank
     if getattr(lora, "fully_sharded_loras", False):
         rank //= ranks
-    if rank < _LEAST_RANK:
+    if rank < _LEAST_RANK and not npu_platform.computes_with_torch(lora.max_lora_rank):
         return (
             f"max_lora_rank={lora.max_lora_rank}: vllm-ascend's kernels need {_LEAST_RANK} or more "
             "on each device; set it (--max-lora-rank) higher."
@@ -65,18 +86,41 @@ def unsupported(config: "VllmConfig") -> str | None:
     return None
 
 
-def _values(config: "VllmConfig", option: str) -> Iterator[Any]:
-    """What an option is set to, wherever vllm-ascend looks for it."""
+def warn(config: "VllmConfig") -> None:
+    """Log what vllm-ascend computes wrongly in this engine, which has CoLD; nothing elsewhere."""
+    if config.lora_config is None or not npu_platform.is_npu():
+        return
+    graphs = config.compilation_config
+    mode, apart = graphs.cudagraph_mode, getattr(graphs, "cudagraph_specialize_lora", True)
+    # Of the releases that were read, 0.26 alone keeps them apart.
+    shared = versions.ascend_release() != (0, 26)
+    if shared and apart and mode is not None and mode.has_full_cudagraphs():
+        logger.warning(
+            "vllm-cold: vllm-ascend %s keeps one list of attention's parameters for full graphs "
+            "with and without LoRA, so that requests without an adapter may get wrong tokens; "
+            'start with --compilation-config \'{"cudagraph_mode": "PIECEWISE"}\'.',
+            versions.ascend_version(),
+        )
+    if getattr(config.model_config, "use_mla", False):
+        logger.warning(
+            "vllm-cold: vllm-ascend does not apply adapters to MLA attention, which this model "
+            "has: requests get what they change in other layers only."
+        )
+
+
+def _is_on(config: "VllmConfig", option: str) -> bool:
+    """Whether an option is on, wherever vllm-ascend looks for it."""
     additional = config.additional_config
-    if isinstance(additional, dict):
-        yield additional.get(option)
-        if isinstance(within := additional.get("scheduler_config"), dict):
-            yield within.get(option)
-    value = os.environ.get(_VARIABLES.get(option, ""), "0")
-    yield value if value.strip("0") else None
+    additional = additional if isinstance(additional, dict) else {}
+    values = [additional.get(option)]
+    if isinstance(within := additional.get("scheduler_config"), dict):
+        values.append(within.get(option))
+    if option not in additional:  # else vllm-ascend does not read the variable
+        values.append(os.environ.get(_VARIABLES.get(option, ""), "").strip("0"))
+    return any(_means_on(option, value) for value in values)
 
 
-def _is_on(value: Any) -> bool:
-    if isinstance(value, dict):
-        return bool(value["enabled"]) if "enabled" in value else any(value.values())
-    return bool(value)
+def _means_on(option: str, value: Any) -> bool:
+    if not isinstance(value, dict):
+        return bool(value)
+    return any(value.values()) if option == _SIZES else bool(value.get("enabled"))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.arguments import EngineDefaults
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import admission, aliases, metrics, prompts, serving
+from vllm_cold.vllm.frontend import admission, aliases, ascend, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -44,6 +44,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         if is_configured(config):
             availability.install((*metrics.PLACES, *admission.ASYNC, *prompts.PLACES))
             _say(engine_defaults(config))
+            ascend.warn(config)
         return config
 
     return create_engine_config
