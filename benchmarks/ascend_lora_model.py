@@ -4,8 +4,9 @@
     python -m benchmarks.ascend_lora_model
 
 Nothing is measured: no NPU was there. Ours are counted by the traffic model that the tests compare
-every byte with; vllm-ascend's as its sources of 0.23 read (csrc/kernels/bgmv_{shrink,expand}.cpp,
-lora/punica_npu.py): a launch for zeros, one for A and one for B for each slice, a row on one core.
+every byte with, so this runs from a checkout; vllm-ascend's as its sources of 0.23 read
+(csrc/kernels/bgmv_{shrink,expand}.cpp, lora/punica_npu.py): a launch for zeros, one for A and one
+for B for each slice, a row on one core.
 """
 
 import math

@@ -22,38 +22,22 @@
 // any is +inf: so K2 knows. It then takes what is not <= FLT_MAX for 0, and every token above -inf
 // is valid. In an amateur's row NaN and +inf count as 0, like -inf.
 // Nor does a row number out of range stop anything: no token of the group is valid then, no memory
-// beside the logits is touched, and the statistics say so.
+// beside the logits is touched, and the statistics say so. In place, the expert's row stays as it
+// is: it may be sampled from before anybody looks at the statistics.
 //
 // What a group's loads do not depend on is read while they are on their way.
 // Every helper leaves the vector pipe behind a barrier: what it wrote may be read by the next.
 #include "kernel_operator.h"
 
 #include "contrastive_scoring.h"
-
-#ifndef VLLM_COLD_LAUNCH
-#define VLLM_COLD_LAUNCH(kernel, blocks, stream, ...) \
-    kernel<<<blocks, nullptr, stream>>>(__VA_ARGS__)
-#define VLLM_COLD_LAUNCH_TOGETHER VLLM_COLD_LAUNCH
-#endif
+#include "kernel_common.h"
 
 namespace vllm_cold {
 namespace {
 
-using AscendC::DataCopyExtParams;
-using AscendC::DataCopyPadExtParams;
-using AscendC::GlobalTensor;
-using AscendC::HardEvent;
-using AscendC::LocalTensor;
-using AscendC::PipeBarrier;
-using AscendC::TBuf;
-using AscendC::TPipe;
-using AscendC::TPosition;
-using AscendC::TQue;
-
 constexpr float kLargest = 3.4028234663852886e38f;
 constexpr float kInf = __builtin_inff();
 constexpr float kNegInf = -kInf;
-constexpr uint32_t kBlockBytes = 32;                          // UB addresses are aligned to it
 constexpr uint32_t kRepeatBytes = 256;                        // Sort32 aligns to it, so buffers do
 constexpr uint32_t kFloatsPerBlock = kBlockBytes / sizeof(float);
 constexpr uint32_t kListFloats = kListBytes / sizeof(float);  // score, id, score, id, ...
@@ -61,14 +45,6 @@ constexpr uint32_t kSlotFloats = kSlotBytes / sizeof(float);
 constexpr uint32_t kSlotWords = kSlotBytes / sizeof(int32_t);
 constexpr uint32_t kMaskWords = kTile / 16;                   // one bit a value, in uint16_t
 constexpr int64_t kNoRow = -1;                                // where a group has no amateur
-
-template <HardEvent event>
-__aicore__ inline void Sync()
-{
-    const int32_t id = static_cast<int32_t>(GetTPipePtr()->FetchEventID(event));
-    AscendC::SetFlag<event>(id);
-    AscendC::WaitFlag<event>(id);
-}
 
 // A value that the vector pipe wrote; it may write there again afterwards.
 template <typename T>
@@ -78,11 +54,6 @@ __aicore__ inline T Read(const LocalTensor<T>& tensor, uint32_t index)
     const T value = tensor.GetValue(index);
     Sync<HardEvent::S_V>();
     return value;
-}
-
-__aicore__ inline uint32_t Least(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
 }
 
 // The work of a launch: segments of groups, dealt to the blocks in turn.
@@ -135,29 +106,6 @@ __aicore__ inline T Setting(GM_ADDR values, uint64_t index)
     value.SetGlobalBuffer(reinterpret_cast<__gm__ T*>(values) + index, 1);
     return value.GetValue(0);
 }
-
-// Casts from 16 bits keep NaN and infinities while this is there. By default they are documented to
-// make them 0 and the largest finite values.
-template <typename T>
-class NotFiniteKept {
-public:
-    __aicore__ inline NotFiniteKept()
-    {
-        if constexpr (sizeof(T) < sizeof(float)) {
-            saturates_ = AscendC::GetSaturationFlag<AscendC::SaturationMode::FLOAT>();
-            AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(false);
-        }
-    }
-    __aicore__ inline ~NotFiniteKept()
-    {
-        if constexpr (sizeof(T) < sizeof(float)) {
-            AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(saturates_);
-        }
-    }
-
-private:
-    bool saturates_ = false;
-};
 
 // Tiles of a row as float32, the next one loading while this one is worked on. Behind a tail of
 // n < kTile values a tile holds -inf.
@@ -1008,7 +956,8 @@ public:
                 counter_.Reset(groups.work.Begin(item));
             }
             if (scorer_.HasExpert()) {
-                StoreScores(groups, Target(group, out, outStride));
+                const bool stored = out != nullptr || scorer_.InRange();
+                StoreScores(groups, Target(group, out, outStride), stored);
             } else if (out != nullptr) {
                 StoreNone(Target(group, out, outStride));
             }
@@ -1062,7 +1011,8 @@ private:
         }
         return to;
     }
-    __aicore__ inline void StoreScores(const Groups<T>& groups, const GlobalTensor<float>& to)
+    __aicore__ inline void StoreScores(
+        const Groups<T>& groups, const GlobalTensor<float>& to, bool stored)
     {
         for (; !scorer_.Done(); scorer_.Next()) {
             const LocalTensor<float> expert = scorer_.Take();
@@ -1071,7 +1021,7 @@ private:
             if (groups.counts) {
                 counter_.Watch(scores, expert, scorer_.Position());
             }
-            Store(to, scores);
+            Store(to, scores, stored);
         }
     }
     // The segment of a group of which the expert's number is out of range.
@@ -1096,14 +1046,17 @@ private:
             }
         }
     }
-    // To its place in a row; frees it.
-    __aicore__ inline void Store(const GlobalTensor<float>& row, LocalTensor<float> tile)
+    // To its place in a row, if it is to be `stored`; frees it.
+    __aicore__ inline void Store(
+        const GlobalTensor<float>& row, LocalTensor<float> tile, bool stored = true)
     {
         tiles_.EnQue(tile);
         tile = tiles_.DeQue<float>();
         const uint32_t bytes = scorer_.Count() * static_cast<uint32_t>(sizeof(float));
-        AscendC::DataCopyPad(
-            row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));
+        if (stored) {
+            AscendC::DataCopyPad(
+                row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));
+        }
         tiles_.FreeTensor(tile);
     }
 

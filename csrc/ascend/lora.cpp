@@ -16,75 +16,25 @@
 // Every helper leaves the vector pipe behind a barrier: what it wrote may be read by the next.
 #include "kernel_operator.h"
 
+#include "kernel_common.h"
 #include "lora.h"
-
-#ifndef VLLM_COLD_LAUNCH
-#define VLLM_COLD_LAUNCH(kernel, blocks, stream, ...) \
-    kernel<<<blocks, nullptr, stream>>>(__VA_ARGS__)
-#endif
 
 namespace vllm_cold {
 namespace {
 
 using AscendC::BinaryRepeatParams;
-using AscendC::DataCopyExtParams;
-using AscendC::DataCopyPadExtParams;
-using AscendC::GlobalTensor;
-using AscendC::HardEvent;
-using AscendC::LocalTensor;
-using AscendC::PipeBarrier;
-using AscendC::TBuf;
-using AscendC::TPipe;
-using AscendC::TPosition;
-using AscendC::TQue;
+using AscendC::ReduceType;
 
-constexpr uint32_t kBlockBytes = 32;
 constexpr uint32_t kRepeat = 64;           // float32 values that an instruction takes at a time
 constexpr uint32_t kMaxRepeats = 255;
 constexpr uint32_t kWeightBytes = 16384;   // of B, in one step
 constexpr uint32_t kTileRepeats = kLoraTile / kRepeat;
-constexpr uint32_t kFewOutputs = 32;       // that PairReduceSum leaves of a repeat
-
-template <HardEvent event>
-__aicore__ inline void Sync()
-{
-    const int32_t id = static_cast<int32_t>(GetTPipePtr()->FetchEventID(event));
-    AscendC::SetFlag<event>(id);
-    AscendC::WaitFlag<event>(id);
-}
-
-__aicore__ inline uint32_t Least(uint32_t a, uint32_t b)
-{
-    return a < b ? a : b;
-}
+constexpr uint32_t kFewOutputs = 32;       // that ReducePairElem leaves of a repeat
 
 __aicore__ inline uint32_t CeilDiv(uint32_t a, uint32_t b)
 {
     return (a + b - 1) / b;
 }
-
-// While it lives, conversions from and to 16 bits keep NaN and infinities, which they would
-// saturate.
-template <typename T>
-class NotFiniteKept {
-public:
-    __aicore__ inline NotFiniteKept()
-    {
-        if constexpr (sizeof(T) < sizeof(float)) {
-            saturates_ = AscendC::GetSaturationFlag<AscendC::SaturationMode::FLOAT>();
-            AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(false);
-        }
-    }
-    __aicore__ inline ~NotFiniteKept()
-    {
-        if constexpr (sizeof(T) < sizeof(float)) {
-            AscendC::SetSaturationFlag<AscendC::SaturationMode::FLOAT>(saturates_);
-        }
-    }
-
-private:
-    bool saturates_ = false;
-};
 
 template <typename T>
 __aicore__ inline GlobalTensor<T> At(GM_ADDR base, uint64_t offset, uint32_t count)
@@ -206,14 +156,18 @@ private:
     TBuf<TPosition::VECCALC> adapter_;
 };
 
-// Steps of a kernel: the next one's weights load while this one is worked on.
+// Steps of a kernel: the next one's weights load while this one is worked on. A window's pieces are
+// dealt from the block on that the last one's ended with.
 template <typename Kernel>
 __aicore__ inline void RunSteps(Kernel& kernel, Groups& groups, uint32_t rows, uint32_t pieces)
 {
+    const uint32_t blocks = static_cast<uint32_t>(AscendC::GetBlockNum());
+    uint32_t turn = static_cast<uint32_t>(AscendC::GetBlockIdx());
     for (uint32_t first = 0; first < rows; first += kLoraWindow) {
         const uint32_t items = groups.Sort(first) * pieces;
         typename Kernel::Step now{};
-        now.item = static_cast<uint32_t>(AscendC::GetBlockIdx());
+        now.item = turn;
+        turn = (turn + blocks - items % blocks) % blocks;
         if (now.item < items) {
             kernel.Find(now);
             kernel.Begin(now);
@@ -221,7 +175,7 @@ __aicore__ inline void RunSteps(Kernel& kernel, Groups& groups, uint32_t rows, u
         while (now.item < items) {
             typename Kernel::Step next = now;
             if (!kernel.Advance(next)) {
-                next.item += static_cast<uint32_t>(AscendC::GetBlockNum());
+                next.item += blocks;
                 if (next.item < items) {
                     kernel.Find(next);
                 }
@@ -407,9 +361,10 @@ private:
                     products[j * kLoraTile], tile[j * kLoraTile], x, static_cast<int32_t>(n));
             }
             PipeBarrier<PIPE_V>();
-            AscendC::WholeReduceSum<float>(partial, products, kRepeat, repeats, 1, 1, 8);
+            AscendC::ReduceRepeat<ReduceType::SUM, float, float>(
+                partial, products, kRepeat, repeats, 1, 1, 8);
             PipeBarrier<PIPE_V>();
-            AscendC::WholeReduceSum<float>(
+            AscendC::ReduceRepeat<ReduceType::SUM, float, float>(
                 sums[i * kLoraRanks], partial, kTileRepeats, static_cast<int32_t>(ranks), 1, 1,
                 kTileRepeats / kLoraLane);
             PipeBarrier<PIPE_V>();
@@ -645,18 +600,18 @@ private:
             products, tile, factors, static_cast<uint64_t>(kRepeat),
             static_cast<uint8_t>(repeats), BinaryRepeatParams(1, 1, 1, 8, 8, 0));
         PipeBarrier<PIPE_V>();
-        AscendC::BlockReduceSum<float>(
-            pitch_ == 8 ? to : eights, products, repeats, kRepeat, 1, 1, 8);
+        AscendC::ReduceDataBlock<ReduceType::SUM, float, float>(
+            pitch_ == 8 ? to : eights, products, kRepeat, repeats, 1, 1, 8);
         PipeBarrier<PIPE_V>();
         if (pitch_ == 32) {
-            AscendC::PairReduceSum<float>(
-                pairs, eights, static_cast<int32_t>(4 * n / kRepeat), kRepeat, 1, 1, 8);
+            AscendC::ReducePairElem<ReduceType::SUM, float, float>(
+                pairs, eights, kRepeat, static_cast<int32_t>(4 * n / kRepeat), 1, 1, 8);
             PipeBarrier<PIPE_V>();
         }
         if (pitch_ > 8) {
-            AscendC::PairReduceSum<float>(
-                to, pitch_ == 32 ? pairs : eights, static_cast<int32_t>(2 * n / kRepeat), kRepeat,
-                1, 1, 8);
+            AscendC::ReducePairElem<ReduceType::SUM, float, float>(
+                to, pitch_ == 32 ? pairs : eights, kRepeat,
+                static_cast<int32_t>(2 * n / kRepeat), 1, 1, 8);
             PipeBarrier<PIPE_V>();
         }
     }
@@ -677,7 +632,7 @@ private:
         }
         PipeBarrier<PIPE_V>();
         for (uint32_t at = 0; at < pitch_; at += kRepeat) {
-            AscendC::WholeReduceSum<float>(
+            AscendC::ReduceRepeat<ReduceType::SUM, float, float>(
                 at == 0 ? to : further[(at / kRepeat - 1) * kFurther], products[at],
                 static_cast<int32_t>(Least(kRepeat, pitch_ - at)), static_cast<int32_t>(n), 1, 1,
                 stride);

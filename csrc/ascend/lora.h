@@ -12,6 +12,7 @@ constexpr uint32_t kLoraSlices = 4;         // outputs of one input (q, k, v) th
 constexpr uint32_t kLoraMaxRank = 256;
 constexpr uint32_t kLoraMaxAdapters = 2048;
 constexpr uint32_t kLoraMaxRows = 2048;     // of one call: bounds the workspace
+constexpr uint32_t kLoraMaxLength = 1u << 27;  // of x's and y's rows: sizes in bytes are uint32_t
 constexpr uint32_t kLoraWindow = 256;       // rows that a block sorts by adapter at a time
 constexpr uint32_t kLoraGroup = 8;          // rows of one adapter that share a read of its weights
 constexpr uint32_t kLoraTile = 1024;        // of the input's length, in one step
@@ -86,7 +87,7 @@ struct LoraCall {
     uint32_t slices;          // 1 to kLoraSlices
     uint32_t adapters;        // 1 to kLoraMaxAdapters
     uint32_t rank;            // 1 to kLoraMaxRank
-    uint32_t length;
+    uint32_t length;          // 1 to kLoraMaxLength
     uint64_t xStride;
     uint64_t yStride;
     float scale;

@@ -27,6 +27,16 @@ LoraType LoraTypeOf(const at::Tensor& x)
     }
 }
 
+// Of all tensors, as an address of another device would be taken for one of x's.
+void CheckDevices(const at::Tensor& y, const at::Tensor& x, at::TensorList a, at::TensorList b,
+                  const at::Tensor& indices)
+{
+    const auto here = [&](const at::Tensor& tensor) { return tensor.device() == x.device(); };
+    TORCH_CHECK(here(y) && here(indices) && std::all_of(a.begin(), a.end(), here) &&
+                    std::all_of(b.begin(), b.end(), here),
+                "CoLD: a tensor is on another device than x, ", x.device());
+}
+
 void CheckRows(const char* name, const at::Tensor& tensor, const at::Tensor& x)
 {
     TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == x.size(0), "CoLD: ", name,
@@ -51,6 +61,7 @@ void CheckWeights(const char* name, const at::Tensor& tensor, const at::Tensor& 
 void Lora(const at::Tensor& y, const at::Tensor& x, at::TensorList a, at::TensorList b,
           const at::Tensor& indices, double scale)
 {
+    CheckDevices(y, x, a, b, indices);
     const c10_npu::OptionalNPUGuard guard(x.device());
     LoraCall call{};
     call.type = LoraTypeOf(x);
@@ -66,8 +77,8 @@ void Lora(const at::Tensor& y, const at::Tensor& x, at::TensorList a, at::Tensor
                 " adapters, not ", adapters);
     TORCH_CHECK(rank >= 1 && rank <= kLoraMaxRank, "CoLD: ranks of 1 to ", kLoraMaxRank, ", not ",
                 rank);
-    TORCH_CHECK(x.size(1) >= 1 && x.size(1) < INT32_MAX && y.size(1) < INT32_MAX,
-                "CoLD: rows of 1 to 2**31 - 2 values");
+    TORCH_CHECK(x.size(1) >= 1 && x.size(1) <= kLoraMaxLength && y.size(1) <= kLoraMaxLength,
+                "CoLD: rows of 1 to 2**27 values");
     int64_t width = 0;
     for (size_t slice = 0; slice < a.size(); ++slice) {
         CheckWeights("A", a[slice], x, adapters, x.size(1));
@@ -76,6 +87,7 @@ void Lora(const at::Tensor& y, const at::Tensor& x, at::TensorList a, at::Tensor
         width += b[slice].size(-2);
     }
     TORCH_CHECK(width <= y.size(1), "CoLD: the slices have more outputs than y");
+    TORCH_CHECK(y.size(0) <= 1 || y.stride(0) >= width, "CoLD: y's rows lie over each other");
 
     call.adapters = static_cast<uint32_t>(adapters);
     call.rank = static_cast<uint32_t>(rank);
@@ -111,9 +123,11 @@ void Lora(const at::Tensor& y, const at::Tensor& x, at::TensorList a, at::Tensor
 }
 
 // Nothing to compute: y is changed in place, whatever its shape.
-void LoraMeta(const at::Tensor&, const at::Tensor&, at::TensorList, at::TensorList,
-              const at::Tensor&, double)
-{}
+void LoraMeta(const at::Tensor& y, const at::Tensor& x, at::TensorList a, at::TensorList b,
+              const at::Tensor& indices, double)
+{
+    CheckDevices(y, x, a, b, indices);
+}
 
 }  // namespace
 }  // namespace vllm_cold

@@ -25,6 +25,7 @@ from vllm_cold.ops.scoring_ascend import _inputs
 
 ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
 KERNEL = "contrastive_scoring.cpp"
+FILES = {"kernel": KERNEL, "header": "contrastive_scoring.h", "common": "kernel_common.h"}
 RUNNER = "host/runner.cpp"
 WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 ALL = "-DVLLM_COLD_ONE_LAUNCH=1"  # compiles every kernel; which are launched, a request says
@@ -51,19 +52,21 @@ def compile_host(*units: str, flags: tuple[str, ...] = STRICT, **changed: str) -
     Args:
         units: Paths below csrc/ascend.
         flags: For the compiler, ``STRICT`` or ``QUICK``.
-        changed: ``kernel`` and ``header``: text to use instead of contrastive_scoring.{cpp,h}.
+        changed: Keys of ``FILES``: text to use instead of those files'.
     """
-    names = {"kernel": KERNEL, "header": "contrastive_scoring.h"}
-    files = {
-        str(path.relative_to(ASCEND)): path.read_text()
-        for path in sorted((*ASCEND.glob("contrastive_scoring.*"), *ASCEND.glob("host/*.*")))
-    } | {names[key]: text for key, text in changed.items()}
+    files = sources(FILES) | {FILES[key]: text for key, text in changed.items()}
     objects = [_compile(unit, files, flags) for unit in units]
     program = objects[0].with_name(_digest([path.name for path in objects]))
     with _missing(program) as missing:
         if missing:
             _run_compiler(program, *flags, *map(str, objects))
     return program
+
+
+def sources(files: dict[str, str]) -> dict[str, str]:
+    """What the compiler sees, by path below csrc/ascend: ``files`` and the stand-in."""
+    paths = (*(ASCEND / name for name in files.values()), *sorted(ASCEND.glob("host/*.*")))
+    return {str(path.relative_to(ASCEND)): path.read_text() for path in paths}
 
 
 def compile_binding(source: str = "torch_binding.cpp", kernel: str = KERNEL) -> Path:
@@ -83,7 +86,7 @@ def compile_binding(source: str = "torch_binding.cpp", kernel: str = KERNEL) -> 
         includes = (ASCEND / "host", ASCEND / "host" / "stubs", ASCEND)
         systems = (root / "include", root / "include" / "torch" / "csrc" / "api" / "include")
         _run_compiler(
-            library, "-std=c++20", "-O0", "-shared", "-fPIC", *(f"-I{path}" for path in includes),
+            library, "-std=c++17", "-O0", "-shared", "-fPIC", *(f"-I{path}" for path in includes),
             *(f"-isystem{path}" for path in systems), str(on_cpu), str(ASCEND / kernel),
             f"-L{root / 'lib'}", "-ltorch_cpu", "-lc10", "-pthread",
         )  # fmt: skip
@@ -178,6 +181,7 @@ def traffic(
     (groups, streams), (num_rows, vocab) = rows.shape, logits.shape
     known = (rows >= 0) & (rows < num_rows)
     experts, amateurs = int(known[:, 0].sum()), int(known[known[:, 0], 1:].sum())
+    written = int((known[:, 0] & (known | (rows == -1))[:, 1:].all(1)).sum()) * in_place
     segments, length = plan(groups, vocab, cores)
     together = together and segments > 1 and length <= 8192
     once = together or segments > 1  # whether K2 reads an expert's row once
@@ -189,7 +193,7 @@ def traffic(
     model = {
         (work, "logits"): (
             row_bytes * (experts * (1 if once else 2) + amateurs) + 4 * mended,
-            in_place * experts * row_bytes + 4 * mended,
+            written * row_bytes + 4 * mended,
         ),
         (work, "rows"): (8 * (items + scored * (streams - 1)), 0),
         (work, "log_alpha"): (4 * scored, 0),

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from tests.ops import ascend_host
-from tests.ops.ascend_host import ASCEND, NAMES, STRICT, TYPES, CheckFailed
+from tests.ops.ascend_host import NAMES, STRICT, TYPES, CheckFailed
 
 KERNEL = "lora.cpp"
-HEADER = "lora.h"
+FILES = {"kernel": KERNEL, "header": "lora.h", "common": "kernel_common.h"}
 RUNNER = "host/lora_runner.cpp"
 SLICES = 4
 WINDOW = 256  # rows that are grouped at a time
@@ -33,13 +33,9 @@ def compile_lora(flags: tuple[str, ...] = STRICT, **changed: str) -> Path:
 
     Args:
         flags: For the compiler.
-        changed: ``kernel`` and ``header``: text to use instead of lora.{cpp,h}.
+        changed: Keys of ``FILES``: text to use instead of those files'.
     """
-    names = {"kernel": KERNEL, "header": HEADER}
-    files = {
-        str(path.relative_to(ASCEND)): path.read_text()
-        for path in sorted((*ASCEND.glob("lora.*"), *ASCEND.glob("host/*.*")))
-    } | {names[key]: text for key, text in changed.items()}
+    files = ascend_host.sources(FILES) | {FILES[key]: text for key, text in changed.items()}
     objects = [ascend_host._compile(unit, files, flags) for unit in (KERNEL, RUNNER)]
     program = objects[0].with_name(ascend_host._digest([path.name for path in objects]))
     with ascend_host._missing(program) as missing:

@@ -17,7 +17,16 @@ import pytest
 import torch
 
 from tests.ops import conformance
-from tests.ops.ascend_host import ASCEND, KERNEL, QUICK, RUNNER, CheckFailed, Host, compile_host
+from tests.ops.ascend_host import (
+    ASCEND,
+    FILES,
+    KERNEL,
+    QUICK,
+    RUNNER,
+    CheckFailed,
+    Host,
+    compile_host,
+)
 from tests.ops.test_ascend import OUTSIDE, check_out_of_range
 
 pytestmark = [
@@ -47,7 +56,7 @@ class Change:
     not_finite: bool = False  # whether it shows only where a row holds NaN or +inf
     outside: bool = False  # whether it shows only where a row number is out of range
     together: bool = False  # whether blocks may wait for each other
-    header: bool = False  # in contrastive_scoring.h
+    where: str = "kernel"  # or "header", contrastive_scoring.h, or "common", kernel_common.h
 
 
 BARRIER = "PipeBarrier<PIPE_V>();"
@@ -116,16 +125,21 @@ CHANGES = {
         "    AscendC::SetFlag<event>(id);\n",
         "",
         r"WaitFlag: the flag was never set: the pipe waits for ever",
+        where="common",
     ),
     "a flag that is not waited for": Change(
-        1, "    AscendC::WaitFlag<event>(id);\n", "", r"without a queue or flag V_S"
+        1,
+        "    AscendC::WaitFlag<event>(id);\n",
+        "",
+        r"without a queue or flag V_S",
+        where="common",
     ),
     "two stores to one place": Change(
         1,
         "row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));\n",
         "row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));\n"
-        "        AscendC::DataCopyPad(\n"
-        "            row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));\n",
+        "            AscendC::DataCopyPad(\n"
+        "                row[scorer_.Position()], tile, DataCopyExtParams(1, bytes, 0, 0, 0));\n",
         r"global memory, write after write by MTE3 without PipeBarrier<PIPE_MTE3>",
     ),
     # 2. What nobody wrote.
@@ -210,7 +224,7 @@ CHANGES = {
     ),
     # 4. Space.
     "too much UB": Change(
-        4, "kTile = 4096;", "kTile = 8192;", r"InitBuffer: \d+ bytes of UB; 188416", header=True
+        4, "kTile = 4096;", "kTile = 8192;", r"InitBuffer: \d+ bytes of UB; 188416", where="header"
     ),
     "a buffer too small": Change(
         4,
@@ -313,6 +327,7 @@ CHANGES = {
         "static_cast<int32_t>(GetTPipePtr()->FetchEventID(event));",
         "static_cast<int32_t>(GetTPipePtr()->FetchEventID(event)) + 8;",
         r"SetFlag: event id 8 is not from 0 to 7",
+        where="common",
     ),
     # 6. Global memory.
     "an input is written to": Change(
@@ -656,6 +671,7 @@ CHANGES = {
         r"both -inf|other candidates|other groups are said to be not finite|wrong|valid",
         dtype=BF16,
         not_finite=True,
+        where="common",
     ),
     "what casts do stays changed": Change(
         9,
@@ -663,6 +679,7 @@ CHANGES = {
         "(void)saturates_;",
         r"at the end 16-bit floats do not saturate",
         dtype=F16,
+        where="common",
     ),
     # 10. Row numbers out of range.
     "a row that is not there": Change(
@@ -686,6 +703,13 @@ CHANGES = {
         "return kInf;  // which",
         "return -kLargest;  // which",
         r"a token is valid all the same",
+        outside=True,
+    ),
+    "nothing is left to sample from": Change(
+        10,
+        "out != nullptr || scorer_.InRange();",
+        "out != nullptr || scorer_.HasExpert();",
+        r"in place, something else was written|traffic.*logits",
         outside=True,
     ),
     "scores of a group without an expert are left out": Change(
@@ -749,7 +773,7 @@ CHANGES = {
         r"beyond the tensor",
         cores=2,
         together=True,
-        header=True,
+        where="header",
     ),
     "the launch that adds up is there all the same": Change(
         11,
@@ -821,10 +845,9 @@ def test_without_a_change_nothing_is_found():
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_found(name):
     change = CHANGES[name]
-    file = "contrastive_scoring.h" if change.header else KERNEL
-    source = (ASCEND / file).read_text()
+    source = (ASCEND / FILES[change.where]).read_text()
     assert source.count(change.old) == 1, "the table does not fit the source"
-    text = {"header" if change.header else "kernel": source.replace(change.old, change.new)}
+    text = {change.where: source.replace(change.old, change.new)}
     program = compile_host(KERNEL, RUNNER, flags=QUICK, **text)
     with pytest.raises(AssertionError) as found:
         _run(change, program)
@@ -846,7 +869,7 @@ BROKEN = {
     "flag set again too soon": r"SetFlag: the wait for the same flag before may not be over",
     "store over a load": r"global memory, read after write by MTE3 without.*MTE3_MTE2",
     # 3. Queues.
-    "9 tensors of one position": r"AllocTensor: more than 8 tensors of one position",
+    "9 buffers of one position's queues": r"InitBuffer: 9 buffers of the queues of one position",
     "enqueued twice": r"EnQue: the tensor is enqueued, not allocated",
     "freed before it was dequeued": r"FreeTensor: the tensor is allocated, not dequeued",
     # 4. Space.

@@ -16,7 +16,7 @@ import torch
 
 from tests.ops import ascend_host
 from tests.ops.ascend_host import ASCEND, QUICK, CheckFailed, compile_host
-from tests.ops.lora_host import HEADER, KERNEL, LoraHost, compile_lora, make_case
+from tests.ops.lora_host import FILES, KERNEL, LoraHost, compile_lora, make_case
 
 pytestmark = [
     pytest.mark.unit,
@@ -43,7 +43,7 @@ class Change:
     widths: tuple[int, ...] = (130, 33)
     dtype: torch.dtype = F32
     cores: int = 7
-    header: bool = False  # in lora.h
+    where: str = "kernel"  # or "header", lora.h, or "common", kernel_common.h
     not_finite: bool = False  # whether it shows only where a row holds NaN
 
 
@@ -56,13 +56,13 @@ CHANGES = {
         1,
         f"x, static_cast<int32_t>(n));\n            }}\n            {BARRIER}",
         "x, static_cast<int32_t>(n));\n            }\n",
-        r"WholeReduceSum on V: read after write by V without PipeBarrier<PIPE_V>",
+        r"ReduceRepeat on V: read after write by V without PipeBarrier<PIPE_V>",
     ),
     "sums of sums that are not there yet": Change(
         1,
         f"products, kRepeat, repeats, 1, 1, 8);\n            {BARRIER}",
         "products, kRepeat, repeats, 1, 1, 8);\n",
-        r"WholeReduceSum on V: read after write by V without PipeBarrier<PIPE_V>",
+        r"ReduceRepeat on V: read after write by V without PipeBarrier<PIPE_V>",
     ),
     "products over those of the row before": Change(
         1,
@@ -85,9 +85,9 @@ CHANGES = {
     ),
     "pairs of sums that are not there yet": Change(
         1,
-        f"pitch_ == 8 ? to : eights, products, repeats, kRepeat, 1, 1, 8);\n        {BARRIER}",
-        "pitch_ == 8 ? to : eights, products, repeats, kRepeat, 1, 1, 8);\n",
-        r"PairReduceSum on V: read after write by V without PipeBarrier",
+        f"pitch_ == 8 ? to : eights, products, kRepeat, repeats, 1, 1, 8);\n        {BARRIER}",
+        "pitch_ == 8 ? to : eights, products, kRepeat, repeats, 1, 1, 8);\n",
+        r"ReducePairElem on V: read after write by V without PipeBarrier",
     ),
     "S reads indices that are not loaded": Change(
         1,
@@ -132,7 +132,7 @@ CHANGES = {
         2,
         "        if (n < kLoraTile) {  // what",
         "        if (false) {  // what",
-        r"WholeReduceSum: reads bytes that nobody wrote",
+        r"ReduceRepeat: reads bytes that nobody wrote",
         length=1000,
     ),
     "more than a tail is widened": Change(
@@ -198,7 +198,7 @@ CHANGES = {
     ),
     # 4. Space.
     "too large a window": Change(
-        4, "kLoraWindow = 256;", "kLoraWindow = 1024;", r"bytes of UB; 188416 are", header=True
+        4, "kLoraWindow = 256;", "kLoraWindow = 1024;", r"bytes of UB; 188416 are", where="header"
     ),
     "a buffer too small": Change(
         4,
@@ -217,20 +217,20 @@ CHANGES = {
         5,
         "Least(kTile / pitch_, kMaxRepeats) / 8 * 8",
         "kTile / pitch_ / 8 * 8",
-        r"WholeReduceSum: \d+ repeats are not from 1 to 255",
+        r"ReduceRepeat: \d+ repeats are not from 1 to 255",
         rank=24,
         dtype=F16,
         widths=(500,),
         cores=1,
     ),
     "fewer outputs than a repeat leaves": Change(
-        5, "kFewOutputs = 32;", "kFewOutputs = 8;", r"PairReduceSum: 0 repeats", widths=(8,)
+        5, "kFewOutputs = 32;", "kFewOutputs = 8;", r"ReducePairElem: 0 repeats", widths=(8,)
     ),
     "sums of more values than there are": Change(
         5,
-        "products, kRepeat, repeats, 1, 1, 8);\n",
-        "products, 2 * kRepeat, repeats, 1, 1, 8);\n",
-        r"WholeReduceSum: a mask of 128 is not from 1 to 64",
+        "partial, products, kRepeat, repeats, 1, 1, 8);\n",
+        "partial, products, 2 * kRepeat, repeats, 1, 1, 8);\n",
+        r"ReduceRepeat: a mask of 128 is not from 1 to 64",
     ),
     "unaligned ranks": Change(
         5,
@@ -280,9 +280,16 @@ CHANGES = {
     ),
     "two blocks do the same": Change(
         6,
-        "                next.item += static_cast<uint32_t>(AscendC::GetBlockNum());",
+        "                next.item += blocks;",
         "                next.item += 1;",
         r"two blocks write byte",
+    ),
+    "all blocks begin with a window's first piece": Change(
+        6,
+        "turn = (turn + blocks - items % blocks) % blocks;",
+        "turn = 0 * items;",
+        r"two blocks write byte",
+        indices=LONG,
     ),
     "y's columns begin anew": Change(
         6,
@@ -352,6 +359,7 @@ CHANGES = {
         r"NaN became",
         dtype=F16,
         not_finite=True,
+        where="common",
     ),
     "the mode of casts stays": Change(
         8,
@@ -359,6 +367,7 @@ CHANGES = {
         "",
         r"at the end 16-bit floats do not saturate",
         dtype=BF16,
+        where="common",
     ),
 }
 
@@ -391,9 +400,9 @@ def test_without_a_change_nothing_is_found():
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_change_is_found(name):
     change = CHANGES[name]
-    source = (ASCEND / (HEADER if change.header else KERNEL)).read_text()
+    source = (ASCEND / FILES[change.where]).read_text()
     assert source.count(change.old) == 1, "the table does not fit the source"
-    text = {"header" if change.header else "kernel": source.replace(change.old, change.new)}
+    text = {change.where: source.replace(change.old, change.new)}
     program = compile_lora(QUICK, **text)
     with pytest.raises(AssertionError) as found:
         _run(change, program)
@@ -421,16 +430,16 @@ BROKEN = {
     "lane beyond the mask": r"Muls: reads bytes that nobody wrote",
     # 5. Alignment and limits.
     "mask of 0": r"Mul: a mask of 0 is not from 1 to 64",
-    "mask of 65": r"WholeReduceSum: a mask of 65 is not from 1 to 64",
-    "no repeat": r"BlockReduceSum: 0 repeats are not from 1 to 255",
-    "256 repeats": r"PairReduceSum: 256 repeats are not from 1 to 255",
+    "mask of 65": r"ReduceRepeat: a mask of 65 is not from 1 to 64",
+    "no repeat": r"ReduceDataBlock: 0 repeats are not from 1 to 255",
+    "256 repeats": r"ReducePairElem: 256 repeats are not from 1 to 255",
     "repeats over each other": r"Mul: a repeat writes where another one does",
     "repeats over their source": r"Mul: source and destination overlap",
-    "sums over their source": r"WholeReduceSum: source and destination overlap",
+    "sums over their source": r"ReduceRepeat: source and destination overlap",
     "sums at 4 bytes": r"\A\Z",
     "sums at 3 bytes": r"not aligned|UB address",
-    "pairs at 4 bytes": r"PairReduceSum: UB address \d+ is not aligned to 32 bytes",
-    "eights of 4 bytes": r"BlockReduceSum: UB address \d+ is not aligned to 32 bytes",
+    "pairs at 4 bytes": r"ReducePairElem: UB address \d+ is not aligned to 32 bytes",
+    "eights of 4 bytes": r"ReduceDataBlock: UB address \d+ is not aligned to 32 bytes",
     "4096 blocks": r"DataCopyPad: 4096 blocks are not from 1 to 4095",
     "half an element between blocks": r"DataCopyPad: the stand-in skips whole elements",
     "blocks beyond the tensor": r"beyond the tensor",
@@ -456,12 +465,12 @@ WRONG_TYPES = {
     "void A(LocalTensor<half> x) { Mul(x, x, x, 64ul, uint8_t{1}, BinaryRepeatParams()); }":
         "Mul with repeats: not for this dtype",
     "void A(LocalTensor<bfloat16_t> x) { Mul(x, x, x, 64); }": "Mul: not for this dtype",
-    "void A(LocalTensor<int32_t> x) { WholeReduceSum(x, x, 64, 1, 1, 1, 8); }":
-        "WholeReduceSum: not for this dtype",
-    "void A(LocalTensor<half> x) { BlockReduceSum(x, x, 1, 64, 1, 1, 8); }":
-        "BlockReduceSum: not for this dtype",
-    "void A(LocalTensor<int32_t> x) { PairReduceSum(x, x, 1, 64, 1, 1, 8); }":
-        "PairReduceSum: not for this dtype",
+    "void A(LocalTensor<int32_t> x) { ReduceRepeat<ReduceType::SUM>(x, x, 64, 1, 1, 1, 8); }":
+        "ReduceRepeat: not for this dtype",
+    "void A(LocalTensor<half> x) { ReduceDataBlock<ReduceType::SUM>(x, x, 64, 1, 1, 1, 8); }":
+        "ReduceDataBlock: not for this dtype",
+    "void A(LocalTensor<int32_t> x) { ReducePairElem<ReduceType::SUM>(x, x, 64, 1, 1, 1, 8); }":
+        "ReducePairElem: not for this dtype",
     "void A(LocalTensor<half> x, LocalTensor<int32_t> y) { Cast(x, y, RoundMode::CAST_RINT, 1); }":
         "Cast: the stand-in widens",
 }  # fmt: skip

@@ -14,6 +14,7 @@ from vllm_cold.ops import scoring_ascend
 
 MAX_RANK = 256
 MAX_ADAPTERS = 2048
+MAX_LENGTH = 2**27
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -35,19 +36,41 @@ def takes(
     output_slices: Sequence[int],
 ) -> bool:
     """Whether ``shrink_expand`` takes a layer's tensors. Asks for nothing that differs from batch
-    to batch. Shapes as there.
+    to batch: not for the number of rows. Shapes as there.
     """
-    tensors = (*a_stacked, *b_stacked)
-    adapters, rank = a_stacked[0].shape[0], a_stacked[0].shape[-2]
+    if x.dtype not in DTYPES or not a_stacked or len(a_stacked) != len(b_stacked):
+        return False
+    tensors = (y, x, *a_stacked, *b_stacked)
+    if any(tensor.dtype != x.dtype or tensor.device != x.device for tensor in tensors):
+        return False
+    if any(tensor.stride(-1) != 1 and tensor.shape[-1] > 1 for tensor in (y, x)):
+        return False
+    adapters, rank, length = a_stacked[0].shape[0], a_stacked[0].shape[-2], x.shape[1]
+    width = sum(output_slices)
     return (
-        x.dtype in DTYPES
-        and all(tensor.dtype == x.dtype for tensor in (y, *tensors))
-        and all(tensor.is_contiguous() for tensor in tensors)
-        and all(len(a) == adapters and a.shape[-2] == rank for a in a_stacked)
-        and [b.shape[-2] for b in b_stacked] == list(output_slices)
-        and sum(output_slices) <= y.shape[1]
+        all(_is_stack(a, adapters, rank, length) for a in a_stacked)
+        and len(output_slices) == len(b_stacked)
+        and all(
+            _is_stack(b, adapters, outputs, rank)
+            for b, outputs in zip(b_stacked, output_slices, strict=True)
+        )
+        and width <= y.shape[1]
+        and width <= y.stride(0)
+        and 1 <= length <= MAX_LENGTH
+        and y.shape[1] <= MAX_LENGTH
         and rank <= MAX_RANK
         and adapters <= MAX_ADAPTERS
+    )
+
+
+def _is_stack(weights: Tensor, adapters: int, rows: int, columns: int) -> bool:
+    # [adapters, 1, rows, columns], or without the 1.
+    shape = weights.shape[:1] + weights.shape[-2:]
+    return (
+        weights.is_contiguous()
+        and (weights.dim() == 3 or (weights.dim() == 4 and weights.shape[1] == 1))
+        and tuple(shape) == (adapters, rows, columns)
+        and min(shape) >= 1
     )
 
 

@@ -90,7 +90,7 @@ def contrastive_scores(
     Raises:
         ValueError: if an argument's shape, dtype or device is not as said above.
         IndexError: if a row number is out of range (on GPUs not checked; on NPUs if ``check``,
-            and otherwise no token of the group is valid).
+            and otherwise no token of the group is valid; in place, its rows stay as they are).
         RuntimeError: if ``check``, and a row of a group holds NaN or +inf (on a GPU: a device-side
             assertion); what was written by then is undefined. Or if ``backend`` cannot run here.
         MemoryError: if there is none left for intermediate results.

@@ -216,14 +216,19 @@ const std::map<std::string, std::function<void(Gm&)>> kKernels = {
          pipe.InitBuffer(buffer, 184 * 1024 - 32 + 1);  // takes 32 bytes for the last one
          pipe.InitBuffer(last, 1);
      }},
-    {"9 tensors of one position",
+    {"9 buffers of one position's queues",
      [](Gm&) {
          TPipe pipe;
-         TQue<TPosition::VECIN, 9> queue;
-         pipe.InitBuffer(queue, 9, 32);
-         for (int i = 0; i < 9; ++i) {
-             queue.AllocTensor<float>();
-         }
+         TBuf<TPosition::VECIN> none;  // of a queue
+         TQue<TPosition::VECOUT, 1> other;
+         TQue<TPosition::VECIN, 4> queue;
+         TQue<TPosition::VECIN, 4> four;
+         TQue<TPosition::VECIN, 1> ninth;
+         pipe.InitBuffer(none, 32);
+         pipe.InitBuffer(other, 1, 32);
+         pipe.InitBuffer(queue, 4, 32);
+         pipe.InitBuffer(four, 4, 32);
+         pipe.InitBuffer(ninth, 1, 32);
      }},
     {"enqueued twice",
      [](Gm&) {

@@ -61,6 +61,7 @@ struct Place {
     GlobalTensor<float> to;
 };
 
+constexpr ReduceType kSum = ReduceType::SUM;
 const BinaryRepeatParams kSideBySide(1, 1, 1, 8, 8, 8);
 
 template <typename T>
@@ -96,7 +97,7 @@ const std::map<std::string, std::function<void(Place&)>> kKernels = {
     {"reads what an instruction leaves",
      [](Place& p) {
          p.Fill();
-         WholeReduceSum(p.y, p.x, 64, 20, 1, 1, 8);
+         ReduceRepeat<kSum, float, float>(p.y, p.x, 64, 20, 1, 1, 8);
          Muls(p.y[64], p.y[16], 2.0f, 4);
      }},
     {"padding of a block",
@@ -124,17 +125,17 @@ const std::map<std::string, std::function<void(Place&)>> kKernels = {
     {"mask of 65",
      [](Place& p) {
          p.Fill();
-         WholeReduceSum(p.y, p.x, 65, 2, 1, 1, 8);
+         ReduceRepeat<kSum, float, float>(p.y, p.x, 65, 2, 1, 1, 8);
      }},
     {"no repeat",
      [](Place& p) {
          p.Fill();
-         BlockReduceSum(p.y, p.x, 0, 64, 1, 1, 8);
+         ReduceDataBlock<kSum, float, float>(p.y, p.x, 64, 0, 1, 1, 8);
      }},
     {"256 repeats",
      [](Place& p) {
          p.Fill();
-         PairReduceSum(p.y, p.x, 256, 64, 1, 1, 8);
+         ReducePairElem<kSum, float, float>(p.y, p.x, 64, 256, 1, 1, 8);
      }},
     {"repeats over each other",
      [](Place& p) {
@@ -149,28 +150,28 @@ const std::map<std::string, std::function<void(Place&)>> kKernels = {
     {"sums over their source",
      [](Place& p) {
          p.Fill();
-         WholeReduceSum(p.x, p.x, 64, 2, 1, 1, 8);
+         ReduceRepeat<kSum, float, float>(p.x, p.x, 64, 2, 1, 1, 8);
      }},
     {"sums at 4 bytes",
      [](Place& p) {
          p.Fill();
-         WholeReduceSum(p.y[1], p.x, 64, 2, 1, 1, 8);
+         ReduceRepeat<kSum, float, float>(p.y[1], p.x, 64, 2, 1, 1, 8);
      }},
     {"sums at 3 bytes",
      [](Place& p) {
          p.Fill();
          const LocalTensor<uint8_t> bytes = p.y.ReinterpretCast<uint8_t>();
-         WholeReduceSum(bytes[3].ReinterpretCast<float>(), p.x, 64, 2, 1, 1, 8);
+         ReduceRepeat<kSum, float, float>(bytes[3].ReinterpretCast<float>(), p.x, 64, 2, 1, 1, 8);
      }},
     {"pairs at 4 bytes",
      [](Place& p) {
          p.Fill();
-         PairReduceSum(p.y[1], p.x, 2, 64, 1, 1, 8);
+         ReducePairElem<kSum, float, float>(p.y[1], p.x, 64, 2, 1, 1, 8);
      }},
     {"eights of 4 bytes",
      [](Place& p) {
          p.Fill();
-         BlockReduceSum(p.y, p.x[1], 2, 64, 1, 1, 8);
+         ReduceDataBlock<kSum, float, float>(p.y, p.x[1], 64, 2, 1, 1, 8);
      }},
     {"4096 blocks", [](Place& p) { p.Load(DataCopyExtParams(4096, 4, 0, 0, 0), false); }},
     {"half an element between blocks",
@@ -194,9 +195,9 @@ const std::map<std::string, std::function<void(Place&)>> kKernels = {
     {"sums",
      [](Place& p) {
          p.Fill();
-         WholeReduceSum(p.y, p.x, 9, 3, 2, 1, 2);
-         BlockReduceSum(p.y[64], p.x, 2, 64, 2, 1, 8);
-         PairReduceSum(p.y[256], p.x, 2, 64, 1, 1, 8);
+         ReduceRepeat<kSum, float, float>(p.y, p.x, 9, 3, 2, 1, 2);
+         ReduceDataBlock<kSum, float, float>(p.y[64], p.x, 64, 2, 2, 1, 8);
+         ReducePairElem<kSum, float, float>(p.y[256], p.x, 64, 2, 1, 1, 8);
          PipeBarrier<PIPE_ALL>();
          const auto sum = [&](uint32_t first, uint32_t count) {
              float all = 0;

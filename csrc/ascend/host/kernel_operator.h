@@ -354,14 +354,6 @@ public:
     LocalTensor<T> AllocTensor()
     {
         host::Simulator& sim = host::Sim();
-        uint32_t taken = 0;
-        for (uint32_t other = 0; sim.HasBuffer(other); ++other) {
-            const host::Buffer& buffer = sim.At(other);
-            taken += buffer.position == static_cast<int>(pos) &&
-                     buffer.state != host::State::kFree && buffer.state != host::State::kPlain;
-        }
-        sim.Check(taken < host::kMaxAllocated, "AllocTensor: more than ", host::kMaxAllocated,
-                  " tensors of one position");
         for (uint32_t id : buffers_) {
             host::Buffer& buffer = sim.At(id);
             if (buffer.state == host::State::kFree) {
@@ -412,6 +404,14 @@ public:
     {
         host::Sim().Check(buffers_.empty(), "InitBuffer: the queue has its buffers already");
         host::Sim().Check(num > 0, "InitBuffer: a queue of no buffers");
+        uint32_t queued = num;
+        for (uint32_t other = 0; host::Sim().HasBuffer(other); ++other) {
+            const host::Buffer& buffer = host::Sim().At(other);
+            queued += buffer.position == static_cast<int>(pos) &&
+                      buffer.state != host::State::kPlain;
+        }
+        host::Sim().Check(queued <= host::kMaxQueued, "InitBuffer: ", queued,
+                          " buffers of the queues of one position, not up to ", host::kMaxQueued);
         for (uint8_t i = 0; i < num; ++i) {
             buffers_.push_back(
                 host::Sim().AddBuffer(len, static_cast<int>(pos), host::State::kFree));

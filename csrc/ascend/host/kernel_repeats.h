@@ -6,10 +6,14 @@
 // Where each signature was looked up, under include/basic_api of asc-devkit:
 //   Mul with repeats                              kernel_operator_vec_binary_intf.h
 //   BinaryRepeatParams                            kernel_struct_binary.h
-//   WholeReduceSum, BlockReduceSum, PairReduceSum kernel_operator_vec_reduce_intf.h
+//   ReduceRepeat, ReduceDataBlock, ReducePairElem kernel_operator_vec_reduce_intf.h
+//   ReduceType                                    ../../impl/utils/common_types.h
+// The three are of 9.1; what they were called before is kept there for old sources.
 #pragma once
 
 namespace AscendC {
+
+enum class ReduceType { SUM, MAX, MIN };
 
 struct BinaryRepeatParams {
     BinaryRepeatParams() {}
@@ -144,35 +148,41 @@ void Mul(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTenso
 }
 
 // The first `mask` values of each repeat to one sum.
-template <typename T, bool isSetMask = true>
-void WholeReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t mask,
-                    const int32_t repeatTime, const int32_t dstRepStride,
-                    const int32_t srcBlkStride, const int32_t srcRepStride)
+template <ReduceType reduceType, typename T, typename U, bool isSetMask = true>
+void ReduceRepeat(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
+                  const int32_t repeatTime, const int32_t dstRepStride, const int32_t srcBlkStride,
+                  const int32_t srcRepStride)
 {
-    static_assert(std::is_same_v<T, float>, "WholeReduceSum: not for this dtype");
-    host::ReduceRepeats("WholeReduceSum", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
+    static_assert(reduceType == ReduceType::SUM, "ReduceRepeat: the stand-in adds up");
+    static_assert(std::is_same_v<T, float> && std::is_same_v<T, U>,
+                  "ReduceRepeat: not for this dtype");
+    host::ReduceRepeats("ReduceRepeat", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
                         srcRepStride, 1);
 }
 
 // Each 8 values to one sum.
-template <typename T, bool isSetMask = true>
-void BlockReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t repeatTime,
-                    const int32_t mask, const int32_t dstRepStride, const int32_t srcBlkStride,
-                    const int32_t srcRepStride)
+template <ReduceType reduceType, typename T, typename U, bool isSetMask = true>
+void ReduceDataBlock(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
+                     const int32_t repeatTime, const int32_t dstRepStride,
+                     const int32_t srcBlkStride, const int32_t srcRepStride)
 {
-    static_assert(std::is_same_v<T, float>, "BlockReduceSum: not for this dtype");
-    host::ReduceRepeats("BlockReduceSum", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
+    static_assert(reduceType == ReduceType::SUM, "ReduceDataBlock: the stand-in adds up");
+    static_assert(std::is_same_v<T, float> && std::is_same_v<T, U>,
+                  "ReduceDataBlock: not for this dtype");
+    host::ReduceRepeats("ReduceDataBlock", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
                         srcRepStride, host::kLanes / host::kBlockFloats);
 }
 
 // Each 2 values to one sum.
-template <typename T, bool isSetMask = true>
-void PairReduceSum(const LocalTensor<T>& dst, const LocalTensor<T>& src, const int32_t repeatTime,
-                   const int32_t mask, const int32_t dstRepStride, const int32_t srcBlkStride,
-                   const int32_t srcRepStride)
+template <ReduceType reduceType, typename T, typename U, bool isSetMask = true>
+void ReducePairElem(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
+                    const int32_t repeatTime, const int32_t dstRepStride,
+                    const int32_t srcBlkStride, const int32_t srcRepStride)
 {
-    static_assert(std::is_same_v<T, float>, "PairReduceSum: not for this dtype");
-    host::ReduceRepeats("PairReduceSum", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
+    static_assert(reduceType == ReduceType::SUM, "ReducePairElem: it adds up");
+    static_assert(std::is_same_v<T, float> && std::is_same_v<T, U>,
+                  "ReducePairElem: not for this dtype");
+    host::ReduceRepeats("ReducePairElem", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
                         srcRepStride, host::kLanes / 2);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// What torch_binding.cpp uses of torch_npu's header of that name, for its test on the CPU: the task
-// runs at once instead of being queued.
+// What binding.h uses of torch_npu's header of that name, for the bindings' tests on the CPU: the
+// task runs at once instead of being queued.
 #pragma once
 
 #include <functional>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What torch_binding.cpp uses of torch_npu's header of that name, for its test on the CPU.
+// What the bindings use of torch_npu's header of that name, for their tests on the CPU.
 #pragma once
 
 #include <optional>

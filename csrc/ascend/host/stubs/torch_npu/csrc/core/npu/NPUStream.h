@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What torch_binding.cpp uses of torch_npu's header of that name, for its test on the CPU.
+// What binding.h uses of torch_npu's header of that name, for the bindings' tests on the CPU.
 #pragma once
 
 #include <c10/core/Device.h>
