@@ -16,6 +16,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -268,6 +269,21 @@ def bear_numba() -> None:
         return own if isinstance(own, dict) else {}
 
     dispatcher.vars = names
+
+
+def bear_log1p(patch: pytest.MonkeyPatch) -> None:
+    """Let V2 reject drafts that were drawn in Triton's interpreter, which has no function of
+    libdevice.
+    """
+    import triton
+    import triton.language as tl
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler_utils
+
+    @triton.jit
+    def log1p(x):  # type: ignore[no-untyped-def]
+        return tl.log(1.0 + x)
+
+    patch.setattr(rejection_sampler_utils, "tldevice", SimpleNamespace(log1p=log1p))
 
 
 def suffix(tokens: int = 8) -> dict[str, Any]:

@@ -202,15 +202,21 @@ def test_feature(name: str, feature: str, drafter: Drafters, engines: Engines, t
 
 @pytest.mark.parametrize("name", ["oracle", "draft_model", "probabilistic"])
 def test_sampling_follows_the_scores(
-    name: str, drafter: Drafters, make_llm: Any, tiny: Path, naive: NaiveCold, runner: str
+    name: str,
+    drafter: Drafters,
+    make_llm: Any,
+    tiny: Path,
+    naive: NaiveCold,
+    runner: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The second token's distribution, behind each of the first tokens that come often: drafts of
     it are right sometimes. V2 is slow in the interpreter: fewer draws, behind one of them.
     """
     from vllm_cold import ColdParams
 
-    if (name, runner) == ("probabilistic", "v2"):
-        pytest.skip("vLLM's kernel that verifies such drafts does not run in Triton's interpreter")
+    if runner == "v2":
+        drafters.bear_log1p(monkeypatch)
     asked = {"alpha": 0.05, "beta": 0.5}
     first = naive.step_distribution(PROMPT, expert="one", temperature=2.0, **asked)
     draws, behind = (4000, 3) if runner == "v1" else (1000, 1)
