@@ -15,6 +15,7 @@ logger = logging.getLogger("vllm." + __name__)
 ENABLED: Final = "COLD_ENABLED"
 SCORING: Final = "COLD_SCORING"
 LORA: Final = "COLD_LORA"
+LINEAR: Final = "COLD_LINEAR"
 # Earlier names, which still work.
 _OLD = {ENABLED: "VLLM_COLD", SCORING: "VLLM_COLD_SCORING", LORA: "VLLM_COLD_LORA"}
 _OFF = ("0", "false", "no", "off")
@@ -23,7 +24,7 @@ _OFF = ("0", "false", "no", "off")
 def read(name: str) -> str | None:
     """The value of one of our variables; None if it is empty or not set."""
     value = os.environ.get(name)
-    if value is None and (value := os.environ.get(_OLD[name])) is not None:
+    if value is None and name in _OLD and (value := os.environ.get(_OLD[name])) is not None:
         _note(name)
     return value or None
 

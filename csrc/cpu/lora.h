@@ -5,7 +5,7 @@
 // int64 that vllm_cold/cpu_lora/cpp_ops.py owns; the structs below are views of them.
 #pragma once
 
-#include "library.h"
+#include "matrix.h"
 
 // Which rows belong to which adapter. Rows of no adapter are in no group.
 struct Plan {
@@ -56,13 +56,6 @@ VLLM_COLD_EXPORT int64_t vllm_cold_lora_plan_size(int64_t num_tokens);
 // Groups the rows of a batch: slots [num_tokens] has each row's slot, negative for none. Returns how
 // many rows have an adapter, or -1 if there is no room.
 VLLM_COLD_EXPORT int64_t vllm_cold_lora_plan(Plan* plan, const int64_t* slots, int64_t num_tokens);
-
-// A matrix of rows that are `stride` elements apart, each contiguous.
-struct Matrix {
-    void* data;
-    int64_t rows, columns, stride;
-    int64_t dtype;
-};
 
 // y[t, column : column + outputs] += B[slot] @ (scale * A[slot] @ x[t]), for each slice of the layer and
 // each row t with an adapter. Sums are float32; y is read and written once, rounded once. What one row

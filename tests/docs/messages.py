@@ -63,7 +63,7 @@ def collect() -> list[Message]:
 def _in_cpp() -> list[Message]:
     """Messages of the C++ code: literals, in as many parts as they take, after the name."""
     found = []
-    for path in sorted((PACKAGE.parent / "csrc" / "cpu").glob("*.cpp")):
+    for path in sorted((PACKAGE.parent / "csrc" / "cpu").glob("*.[ch]*")):
         text = path.read_text()
         for literal in re.finditer(r'"(vllm-cold: (?:[^"\\]|"\s*")*)"', text):
             message = "".join(re.split(r'"\s*"', literal[1]))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.cpu_lora import cpp_ops
-from vllm_cold.ops import cpu_library
+from vllm_cold.ops import cpu_library, cpu_operators
 
 pytestmark = pytest.mark.unit
 
@@ -432,7 +432,7 @@ def test_a_missing_library_or_another_torch_is_named(monkeypatch: pytest.MonkeyP
         patch.setattr(cpu_library, "missing", lambda: "It is not built: build it.")
         assert cpp_ops.missing() == "It is not built: build it."
     with monkeypatch.context() as patch, fresh(cpp_ops.missing):
-        patch.setattr(cpp_ops, "_registered", [])
-        patch.setattr(cpp_ops, "_TORCH_FUNCTIONS", ("aoti_torch_no_such_function",) * 7)
+        patch.setattr(cpu_operators, "_registered", {})
+        patch.setattr(cpu_operators, "_TORCH_FUNCTIONS", ("no_such_function",) * 9)
         reason = cpp_ops.missing()
         assert reason is not None and "use 2.10 or later" in reason and "no_such" in reason

@@ -18,6 +18,7 @@ MOST_LINES = 400
 # params.py: vLLM's SamplingParams and LoRARequest are what ColdParams is made of.
 TOUCHES_VLLM = (
     "vllm_cold.vllm",
+    "vllm_cold.cpu_linear",
     "vllm_cold.cpu_lora",
     "vllm_cold.npu_lora",
     "vllm_cold.tools",

@@ -8,40 +8,23 @@ the time of the call.
 """
 
 import ctypes
-import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import cpu_library
+from vllm_cold.ops import cpu_library, cpu_operators
 
 MAX_RANK = 512
 
-# lora_torch.cpp's struct Torch, in its order.
-_TORCH_FUNCTIONS = (
-    "aoti_torch_get_data_ptr",
-    "aoti_torch_get_dim",
-    "aoti_torch_get_sizes",
-    "aoti_torch_get_strides",
-    "aoti_torch_get_dtype",
-    "aoti_torch_delete_tensor_object",
-    "aoti_torch_check",
-)
 _OPERATORS = {
     "lora_linear": "(Tensor(a!) y, Tensor x, Tensor layer, float scale) -> ()",
     "lora_shrink": "(Tensor(a!) hidden, Tensor x, Tensor layer, float scale) -> ()",
     "lora_expand": "(Tensor(a!) y, Tensor hidden, Tensor layer, int column, bool add) -> ()",
 }
-# torch keeps the addresses of these names.
-_NAMESPACE, _DEVICE, _FILE = b"vllm_cold", b"CPU", __file__.encode()
-_registered: list[object] = []  # what has to live as long as the operators
-# Tables have addresses: one that came from another process, in a compiled model, must not be used.
-_PROCESS = secrets.randbits(63)
 
 
 @cache
@@ -51,8 +34,6 @@ def _library() -> ctypes.CDLL:
     library.vllm_cold_lora_plan.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
     library.vllm_cold_lora_plan_size.restype = ctypes.c_int64
     library.vllm_cold_lora_plan_size.argtypes = [ctypes.c_int64]
-    address, number = ctypes.c_void_p, ctypes.c_int32
-    library.vllm_cold_lora_connect.argtypes = [address, address, number, ctypes.c_int64]
     return library
 
 
@@ -65,61 +46,12 @@ def missing() -> str | None:
     if sys.byteorder != "little":
         return "It is written for little-endian machines: LoRA is computed by torch operations."
     try:
-        _register()
+        cpu_operators.register(_OPERATORS)
     except (OSError, AttributeError, RuntimeError) as error:
         return (
             f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
         )
     return None
-
-
-def _register() -> None:
-    """Define the operators and give their kernels to torch, through its C interface; once."""
-    if _registered:
-        return
-    torch_library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-    ours = _library()
-    functions = (ctypes.c_void_p * len(_TORCH_FUNCTIONS))(
-        *(_address(getattr(torch_library, name)) for name in _TORCH_FUNCTIONS)
-    )
-    dtypes = (ctypes.c_int32 * 3)(
-        *(
-            getattr(torch_library, f"aoti_torch_dtype_{str(dtype)[6:]}")()
-            for dtype in cpu_library.DTYPES
-        )
-    )
-    ours.vllm_cold_lora_connect(functions, dtypes, cpu_library.best_isa(), _PROCESS)
-
-    # torch.library is untyped.
-    definitions = torch.library.Library("vllm_cold", "FRAGMENT")  # type: ignore[no-untyped-call]
-    kernels = ctypes.c_void_p()
-    _succeed(
-        torch_library.aoti_torch_library_init_impl(
-            _NAMESPACE, _DEVICE, _FILE, 0, ctypes.byref(kernels)
-        )
-    )
-    for name, signature in _OPERATORS.items():
-        definitions.define(name + signature)  # type: ignore[no-untyped-call]
-        torch.library.register_fake(f"vllm_cold::{name}", _no_result, lib=definitions)
-        _succeed(
-            torch_library.aoti_torch_library_impl(
-                kernels, name.encode(), _address(getattr(ours, f"vllm_cold_{name}_op"))
-            )
-        )
-    _registered.extend((definitions, kernels))
-
-
-def _address(function: object) -> ctypes.c_void_p:
-    return ctypes.cast(function, ctypes.c_void_p)  # type: ignore[arg-type]
-
-
-def _succeed(status: int) -> None:
-    if status != 0:
-        raise RuntimeError("torch refused to register a kernel")
-
-
-def _no_result(*arguments: object) -> None:
-    """Shapes of the results, for tracing: there are none."""
 
 
 class Plan:
@@ -212,7 +144,7 @@ class Layer:
         if max(*a_ranks, *b_ranks) > MAX_RANK:
             raise ValueError(f"vllm-cold: LoRA rank {max(*a_ranks, *b_ranks)}; up to {MAX_RANK}")
         table = [
-            _PROCESS,
+            cpu_operators.PROCESS,
             plan.buffer.data_ptr(),
             cpu_library.DTYPES[b_stacked[0].dtype],
             *inputs,

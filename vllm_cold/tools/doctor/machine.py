@@ -37,6 +37,7 @@ _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 # Values of these are shown. Any other name may hold a key or a token.
 _SHOWN = (
     "COLD_ENABLED",
+    "COLD_LINEAR",
     "COLD_LORA",
     "COLD_SCORING",
     "VLLM_COLD",  # earlier names

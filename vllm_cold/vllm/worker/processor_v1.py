@@ -18,6 +18,7 @@ from vllm.v1.sample.logits_processor.interface import (
     MoveDirectionality,
 )
 
+from vllm_cold.cpu_linear import linear_layers
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.ops import registry
@@ -40,6 +41,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         registry.choose(device)  # says which; a missing one fails now, not at a request
         patching.install((*outputs.PLACES, *amateur_tokens.V1))
         amateur_tokens.wrap_built_on_v1()
+        linear_layers.install()  # the model is loaded after this
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""

@@ -1,0 +1,24 @@
+// SPDX-License-Identifier: Apache-2.0
+// What one instruction set offers to products of few rows.
+#pragma once
+
+#include "linear.h"
+
+struct Product {
+    const Linear* linear;
+    char* y;
+    const char* x;
+    int64_t y_stride, x_stride, rows;  // strides in bytes
+    int64_t inputs_summed;
+};
+
+// Outputs that are computed at a time, half of a block: a unit of work.
+constexpr int64_t kOutputs = 32;
+
+// Units [from, to), on one thread.
+using LinearKernel = void (*)(const Product& product, int64_t from, int64_t to);
+
+#if defined(__x86_64__)
+extern const LinearKernel kAvx512LinearFloat32;
+extern const LinearKernel kAvx512LinearBfloat16;  // needs dot products of bfloat16
+#endif

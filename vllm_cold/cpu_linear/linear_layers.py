@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``dispatch_cpu_unquantized_gemm``, which gives a layer on CPU its product.
+
+Why: vLLM has oneDNN compute all products, and with up to 8 rows, as in decoding at small batches,
+that takes half as long again as reading the weights. Here those of an engine that CoLD uses,
+with CoLD or without it, are given to ``packed``; the results are the same, bit for bit. Layers that
+vLLM would not give to oneDNN, and whose weights ``packed`` does not know, are left alone. Weights
+that are shared (of the embedding and the logits) are packed once, not twice.
+``COLD_LINEAR=stock`` switches it off.
+Since: 0.23 to 0.33. Can go: when oneDNN's products of few rows are as fast.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vllm_cold import environment
+from vllm_cold.cpu_linear import packed
+from vllm_cold.vllm import patching
+from vllm_cold.vllm.patching import Place
+
+# Below "vllm." so that a server's logging shows it.
+logger = logging.getLogger("vllm." + __name__)
+
+_ENV = environment.LINEAR
+_PACKED = "_vllm_cold_packed"  # of a weight that stays, as other layers may have it too
+
+
+def problem() -> str | None:
+    """Why products are left to vLLM in this process; None if they are not.
+
+    Raises:
+        ValueError: if ``COLD_LINEAR`` has a value that is not known.
+    """
+    if (asked := environment.read(_ENV)) not in (None, "packed", "stock"):
+        raise ValueError(f"{_ENV}={asked!r}: must be packed or stock.")
+    return f"{_ENV}=stock" if asked == "stock" else packed.missing()
+
+
+def install() -> None:
+    """Have the layers of models that are loaded from now on computed here, in CoLD's engines."""
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        return
+    if (reason := problem()) is None:
+        patching.wrap_if_there(PLACES, "products of few rows are not faster here")
+    else:
+        _say(reason)
+
+
+def _is_for_onednn(weight: Tensor) -> bool:
+    """Whether vLLM would have oneDNN compute a product with a weight, in an engine of CoLD's."""
+    from vllm.config import get_current_vllm_config_or_none
+    from vllm.model_executor.layers import utils
+    from vllm.platforms import current_platform
+
+    engine = get_current_vllm_config_or_none()
+    if engine is None or problem() is not None:
+        return False
+    # What prepares an engine for CoLD sets its scheduler; those of a process may differ.
+    if not str(engine.scheduler_config.scheduler_cls).startswith("vllm_cold."):
+        return False
+    if weight.is_meta or weight.ndim != 2 or not utils.ops._supports_onednn:
+        return False
+    if getattr(current_platform, "is_zen_cpu", bool)():
+        return False
+    return not utils.check_cpu_sgl_kernel(*weight.shape, weight.dtype)
+
+
+def _takes(layer: Any, remove_weight: bool) -> bool:
+    """Give a layer its product; False if it is vLLM's to do so."""
+    weight, bias = layer.weight, getattr(layer, "bias", None)
+    if not _is_for_onednn(weight) or not packed.fits(weight):
+        return False
+    try:
+        weights = getattr(weight, _PACKED, None) or packed.Weights(weight)
+        plain = packed.Linear(weights, None)
+        with_bias = plain if bias is None else packed.Linear(weights, bias.data)
+    except (ValueError, RuntimeError) as error:
+        _say(str(error))
+        return False
+    outputs, inputs = weight.shape
+    tables = plain.table, with_bias.table
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        table = tables[bias is not None]
+        y: Tensor = torch.ops.vllm_cold.linear(x.reshape(-1, inputs), table, outputs)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
+
+    layer.cpu_linear = product
+    layer._vllm_cold_linears = plain, with_bias  # which keep what the tables have addresses of
+    if remove_weight:
+        empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
+        layer.weight = torch.nn.Parameter(empty, requires_grad=False)
+    else:
+        setattr(weight, _PACKED, weights)
+    return True
+
+
+@cache
+def _say(error: str) -> None:
+    """Once, not for each layer."""
+    logger.info("vllm-cold: products of linear layers are vLLM's. %s", error)
+
+
+def _make(original: Callable[..., None]) -> Callable[..., None]:
+    def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
+        if not _takes(layer, remove_weight):
+            original(layer, remove_weight)
+
+    return dispatch_cpu_unquantized_gemm
+
+
+PLACES = (
+    Place(
+        "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
+        _make,
+        ("layer", "remove_weight"),
+    ),
+)

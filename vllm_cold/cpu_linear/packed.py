@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Products of few rows with a linear layer's weights, at the memory's speed (csrc/cpu/linear.h).
+Imports no vLLM.
+
+``torch.ops.vllm_cold.linear(x, table, outputs)`` is ``x @ weight.T + bias``: up to 8 rows by a
+kernel that reads the weights once, more by oneDNN. Both read the same memory: the weights as oneDNN
+packs them, on huge pages, which is what makes the difference (a page of 4 KiB is gone through in
+less time than it takes to find the next). The kernel sums in oneDNN's order, which is found out
+when the weights are packed, so the result is the same bit for bit; where it is not, oneDNN's is
+taken.
+"""
+
+import ctypes
+import mmap
+import weakref
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from vllm_cold.ops import cpu_library, cpu_operators
+
+FEW_ROWS = 8
+_BLOCK = 64  # outputs that lie side by side
+_HUGE_PAGE = 2 << 20
+_ARENA = 64 << 20
+_OPERATORS = {"linear": "(Tensor x, Tensor linear, int outputs) -> Tensor"}
+# Inputs that oneDNN sums before it adds the sum to those before, as seen so far.
+_SUMMED = (512, 1024, 256, 2048, 4096, 128, 64)
+_COMPARED = 1 << 16  # results, of each number of rows
+
+
+@cache
+def missing() -> str | None:
+    """Why it cannot run here; None if it can. Then the operator is there."""
+    if (reason := cpu_library.missing()) is not None:
+        return reason
+    if cpu_library.best_isa() < cpu_library.ISAS.index("avx512"):
+        return "This CPU has no AVX-512."
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return "torch was built without oneDNN."
+    try:
+        cpu_operators.register(_OPERATORS, _result)
+    except (OSError, AttributeError, RuntimeError) as error:
+        return f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
+    return None
+
+
+def _result(x: Tensor, linear: Tensor, outputs: int) -> Tensor:
+    """The result's shape, for tracing."""
+    return x.new_empty(x.shape[0], outputs)
+
+
+def fits(weight: Tensor) -> bool:
+    """Whether weights [N, K] are of a dtype and a shape that the kernel knows."""
+    has_bf16 = cpu_library.best_isa() >= cpu_library.ISAS.index("avx512bf16")
+    multiple = {torch.float32: 16, torch.bfloat16: 32 if has_bf16 else 0}.get(weight.dtype, 0)
+    outputs, inputs = weight.shape
+    return multiple > 0 and outputs % _BLOCK == 0 and inputs % multiple == 0 and inputs > 0
+
+
+class Weights:
+    """A linear layer's weights as oneDNN packs them, and no others."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """Pack and copy; the original is not needed afterwards.
+
+        Args:
+            weight: [N, K], of which ``fits`` is true.
+
+        Raises:
+            ValueError: if oneDNN packs them in another way than the kernel reads.
+        """
+        self.dtype, (self.outputs, self.inputs) = weight.dtype, weight.shape
+        weight = weight.detach().contiguous()
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _BLOCK)
+        data = _memory_of(packed)
+        if not _lies_as_expected(data, weight):
+            raise ValueError("oneDNN packs weights in another way on this machine.")
+        self.memory = _allocate(data.numel())
+        self.memory.copy_(data)
+        self.handle = _Handle(self.memory, self.dtype, weight.shape, packed)
+        self.summed = [0] * FEW_ROWS
+        key = self.dtype, self.outputs, self.inputs, torch.get_num_threads()
+        if key not in _summed:
+            _summed[key] = _find_summed(Linear(self, None))
+        self.summed = _summed[key]
+
+
+class Linear:
+    """The weights of one layer with its bias, for the operator.
+
+    Attributes:
+        table: int64, the C++ struct of the same name. It is good as long as this object lives.
+    """
+
+    def __init__(self, weights: Weights, bias: Tensor | None) -> None:
+        """Describe what stays where it is.
+
+        Args:
+            weights: Of the layer.
+            bias: [N] of the weights' dtype, contiguous, or None.
+
+        Raises:
+            ValueError: if the bias does not fit.
+        """
+        right = (weights.dtype, (weights.outputs,))
+        if bias is not None and ((bias.dtype, bias.shape) != right or not bias.is_contiguous()):
+            raise ValueError("The bias is not like the output, or not contiguous.")
+        self.weights, self.bias = weights, bias
+        self._bias_handle = None if bias is None else _Handle(bias, bias.dtype, bias.shape)
+        self.table = torch.tensor(
+            [
+                cpu_operators.PROCESS,
+                cpu_library.DTYPES[weights.dtype],
+                weights.outputs,
+                weights.inputs,
+                weights.memory.data_ptr(),
+                0 if bias is None else bias.data_ptr(),
+                weights.handle.address,
+                0 if self._bias_handle is None else self._bias_handle.address,
+                *weights.summed,
+            ],
+            dtype=torch.int64,
+        )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``x @ weight.T + bias``; x: [T, K] of the weights' dtype, rows contiguous."""
+        result: Tensor = torch.ops.vllm_cold.linear(x, self.table, self.weights.outputs)
+        return result
+
+
+_summed: dict[tuple[object, ...], list[int]] = {}
+
+
+def _find_summed(linear: Linear) -> list[int]:
+    """For 1 to 8 rows, how many inputs to sum at a time for oneDNN's very results; 0: none."""
+    weights, found = linear.weights, []
+    sizes = [size for size in _SUMMED if size < weights.inputs] + [weights.inputs]
+    for rows in range(1, FEW_ROWS + 1):
+        left, summed = sizes, linear.table[-FEW_ROWS:][rows - 1 : rows]
+        for _ in range(-(-_COMPARED // (rows * weights.outputs))):
+            x = torch.randn(rows, weights.inputs).to(weights.dtype)
+            results = {}
+            for size in (0, *left):
+                summed.fill_(size)
+                results[size] = linear(x)
+            left = [size for size in left if torch.equal(results[size], results[0])]
+        found.append(left[0] if left else 0)
+    return found
+
+
+class _Handle:
+    """A tensor of torch's C interface, over memory that something else keeps."""
+
+    def __init__(
+        self, memory: Tensor, dtype: torch.dtype, shape: torch.Size, like: Tensor | None = None
+    ) -> None:
+        """``like``: packed by oneDNN, as the memory is; None for a tensor as usual."""
+        library, address = cpu_operators.torch_library(), ctypes.c_void_p()
+        sizes = (ctypes.c_int64 * len(shape))(*shape)
+        strides = (ctypes.c_int64 * len(shape))(*torch.empty(shape, device="meta").stride())
+        about = torch.empty(0, dtype=torch.uint8)
+        layout = library.aoti_torch_layout_strided()
+        if like is not None:
+            about = torch.ops.mkldnn._get_mkldnn_serialized_md(like)
+            layout = library.aoti_torch_layout__mkldnn()
+        status = library.aoti_torch_create_tensor_from_blob_v2(
+            ctypes.c_void_p(memory.data_ptr()),
+            ctypes.c_int64(len(shape)),
+            sizes,
+            strides,
+            ctypes.c_int64(0),
+            cpu_operators.dtype_number(dtype),
+            library.aoti_torch_device_type_cpu(),
+            0,
+            ctypes.byref(address),
+            layout,
+            ctypes.c_void_p(about.data_ptr()),
+            ctypes.c_int64(about.numel()),
+        )
+        cpu_operators.succeed(status, "take a tensor")
+        self.address = address.value or 0
+        weakref.finalize(self, library.aoti_torch_delete_tensor_object, address)
+
+
+def _memory_of(packed: Tensor) -> Tensor:
+    """The bytes of a tensor that oneDNN has packed; they live as long as it does."""
+    count = torch.ops.mkldnn._nbytes(packed)
+    data = (ctypes.c_uint8 * count).from_address(torch.ops.mkldnn.data_ptr(packed))
+    return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def _lies_as_expected(data: Tensor, weight: Tensor) -> bool:
+    """Whether packed weights lie as linear.h says, by looking at each 64th block and the last."""
+    (outputs, inputs), side = weight.shape, 4 // weight.dtype.itemsize
+    if data.numel() != weight.nbytes:
+        return False
+    blocks = data.view(weight.dtype).view(outputs // _BLOCK, inputs // side, _BLOCK, side)
+    plain = weight.view(outputs // _BLOCK, _BLOCK, inputs // side, side).transpose(1, 2)
+    some = [*range(0, len(blocks), _BLOCK), len(blocks) - 1]
+    return torch.equal(blocks[some], plain[some])
+
+
+_arena: list[Tensor] = []
+
+
+def _allocate(size: int) -> Tensor:
+    """Bytes on huge pages, where the system has some."""
+    size = -(-size // _BLOCK) * _BLOCK
+    if not _arena or len(_arena[0]) < size:
+        room = -(-max(size, _ARENA) // _HUGE_PAGE) * _HUGE_PAGE
+        memory = mmap.mmap(-1, room + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+        chunk = torch.frombuffer(memory, dtype=torch.uint8)
+        first = -chunk.data_ptr() % _HUGE_PAGE
+        _arena[:] = [chunk[first : first + room]]
+    piece, _arena[0] = _arena[0][:size], _arena[0][size:]
+    return piece

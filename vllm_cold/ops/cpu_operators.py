@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Kernels of the C++ library as torch operators, ``torch.ops.vllm_cold``, that compiled models can
+call (csrc/cpu/torch_ops.h).
+"""
+
+import ctypes
+import secrets
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from vllm_cold.ops import cpu_library
+
+# struct Torch, in its order.
+_TORCH_FUNCTIONS = (
+    "get_data_ptr",
+    "get_dim",
+    "get_sizes",
+    "get_strides",
+    "get_dtype",
+    "delete_tensor_object",
+    "check",
+    "empty_strided",
+    "cpu__linear_pointwise",
+)
+# torch keeps the addresses of these names.
+_NAMESPACE, _DEVICE, _FILE = b"vllm_cold", b"CPU", __file__.encode()
+# Tables have addresses: one that came from another process, in a compiled model, must not be used.
+PROCESS = secrets.randbits(63)
+_registered: dict[str, object] = {}
+
+
+@cache
+def torch_library() -> ctypes.CDLL:
+    """Torch's own library, whose C interface is ``aoti_torch_*``.
+
+    Raises:
+        OSError: if it is not where it is expected.
+    """
+    return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+
+
+def dtype_number(dtype: torch.dtype) -> int:
+    """Torch's number for a dtype, in its C interface."""
+    return int(getattr(torch_library(), f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}")())
+
+
+def succeed(status: int, what: str) -> None:
+    """Raise RuntimeError unless a function of torch's C interface returned success."""
+    if status != 0:
+        raise RuntimeError(f"torch refused to {what}")
+
+
+def register(
+    operators: Mapping[str, str], meta: Callable[..., torch.Tensor | None] | None = None
+) -> None:
+    """Define operators and give their kernels to torch, once.
+
+    Args:
+        operators: Signatures by name; the kernel is the library's ``vllm_cold_{name}_op``.
+        meta: Gives the result of each for tracing; without it there are none.
+
+    Raises:
+        OSError, AttributeError, RuntimeError: if torch does not take them.
+    """
+    if "connection" not in _registered:
+        _registered["connection"] = _connect()
+    if all(name in _registered for name in operators):
+        return
+    library, kernels = cpu_library.library(), ctypes.c_void_p()
+    # torch.library is untyped.
+    definitions = torch.library.Library("vllm_cold", "FRAGMENT")  # type: ignore[no-untyped-call]
+    status = torch_library().aoti_torch_library_init_impl(
+        _NAMESPACE, _DEVICE, _FILE, 0, ctypes.byref(kernels)
+    )
+    succeed(status, "take a library of operators")
+    for name, signature in operators.items():
+        definitions.define(name + signature)  # type: ignore[no-untyped-call]
+        torch.library.register_fake(f"vllm_cold::{name}", meta or _no_result, lib=definitions)
+        kernel = _address(getattr(library, f"vllm_cold_{name}_op"))
+        status = torch_library().aoti_torch_library_impl(kernels, name.encode(), kernel)
+        succeed(status, "register a kernel")
+        _registered[name] = definitions, kernels  # they have to live as long as the operators
+
+
+def _connect() -> object:
+    functions = (ctypes.c_void_p * len(_TORCH_FUNCTIONS))(
+        *(_address(getattr(torch_library(), f"aoti_torch_{name}")) for name in _TORCH_FUNCTIONS)
+    )
+    dtypes = (ctypes.c_int32 * 3)(*map(dtype_number, cpu_library.DTYPES))
+    connect = cpu_library.library().vllm_cold_connect
+    number = ctypes.c_int32
+    connect.argtypes = [ctypes.c_void_p, ctypes.c_void_p, number, number, ctypes.c_int64]
+    cpu = torch_library().aoti_torch_device_type_cpu()
+    connect(functions, dtypes, cpu, cpu_library.best_isa(), PROCESS)
+    return connect
+
+
+def _address(function: object) -> ctypes.c_void_p:
+    return ctypes.cast(function, ctypes.c_void_p)  # type: ignore[arg-type]
+
+
+def _no_result(*arguments: object) -> None:
+    """Shapes of the results, for tracing: there are none."""
