@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// Products of few rows as a kernel of a torch operator, which leaves those of many rows to oneDNN.
+// Products of few rows as kernels of torch operators, which leave those of many rows to oneDNN.
 #include "linear.h"
+#include "lora_torch.h"
 #include "torch_ops.h"
 
 namespace {
@@ -23,7 +24,7 @@ const char* run(const Linear* linear, Tensor x, Tensor* y) {
                                       bias == nullptr ? nullptr : &bias, "none", &no_scalars, 0,
                                       &algorithm, y) == 0
                    ? nullptr
-                   : kShape;
+                   : "vllm-cold: oneDNN does not compute a linear layer's product";
     }
     const int64_t sizes[2] = {rows, linear->outputs}, strides[2] = {linear->outputs, 1};
     if (torch.empty_strided(2, sizes, strides, connection.dtypes[linear->dtype], connection.device, 0, y) != 0)
@@ -39,6 +40,19 @@ const char* run(const Linear* linear, Tensor x, Tensor* y) {
 VLLM_COLD_EXPORT void vllm_cold_linear_op(Stack* stack, uint64_t, uint64_t) {
     Tensor y = nullptr;
     const char* error = run(table_of<Linear>(stack[1]), tensor_of(stack[0]), &y);
+    give_back(stack, 2, __FILE__, error);
+    stack[0] = reinterpret_cast<Stack>(y);
+}
+
+// linear_lora(Tensor x, Tensor linear, int outputs, Tensor layer, float scale) -> Tensor
+VLLM_COLD_EXPORT void vllm_cold_linear_lora_op(Stack* stack, uint64_t, uint64_t) {
+    Tensor y = nullptr;
+    const char* error = run(table_of<Linear>(stack[1]), tensor_of(stack[0]), &y);
+    if (error == nullptr) {
+        error = add_lora(y, tensor_of(stack[0]), stack[3], stack[4]);
+        if (error != nullptr) connection.torch.delete_tensor(y);
+    }
+    connection.torch.delete_tensor(tensor_of(stack[3]));
     give_back(stack, 2, __FILE__, error);
     stack[0] = reinterpret_cast<Stack>(y);
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Multi-LoRA as kernels of torch operators.
 #include "lora.h"
-#include "torch_ops.h"
+#include "lora_torch.h"
 
 namespace {
 
@@ -38,18 +38,25 @@ float float_of(Stack item) {
     return static_cast<float>(value);
 }
 
+int32_t linear(Tensor of_y, Tensor of_x, Stack table, Stack scale) {
+    const Layer* layer = table_of<Layer>(table);
+    if (layer == nullptr) return kProcess;
+    if (reinterpret_cast<const Plan*>(layer->plan)->num_rows == 0) return kLoraOk;
+    Matrix y, x;
+    if (!matrix_of(of_y, &y) || !matrix_of(of_x, &x)) return kTensor;
+    return vllm_cold_lora_linear(layer, &y, &x, float_of(scale), connection.isa, max_threads());
+}
+
 }  // namespace
+
+const char* add_lora(Tensor y, Tensor x, Stack layer, Stack scale) {
+    const int32_t status = linear(y, x, layer, scale);
+    return status == kLoraOk ? nullptr : kMessages[status];
+}
 
 // lora_linear(Tensor(a!) y, Tensor x, Tensor layer, float scale) -> ()
 VLLM_COLD_EXPORT void vllm_cold_lora_linear_op(Stack* stack, uint64_t, uint64_t) {
-    const auto run = [&] {
-        const Layer* layer = table_of<Layer>(stack[2]);
-        if (layer == nullptr) return kProcess;
-        Matrix y, x;
-        if (!matrix_of(tensor_of(stack[0]), &y) || !matrix_of(tensor_of(stack[1]), &x)) return kTensor;
-        return vllm_cold_lora_linear(layer, &y, &x, float_of(stack[3]), connection.isa, max_threads());
-    };
-    finish(stack, 3, run());
+    give_back(stack, 3, __FILE__, add_lora(tensor_of(stack[0]), tensor_of(stack[1]), stack[2], stack[3]));
 }
 
 // lora_shrink(Tensor(a!) hidden, Tensor x, Tensor layer, float scale) -> ()

@@ -67,7 +67,7 @@ def doubled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in SOURCES.iterdir():
         text = path.read_text()
         if path.name == "lora_torch.cpp":
-            linear = "vllm_cold_lora_linear(layer, &y, &x, float_of(stack[3])"
+            linear = "vllm_cold_lora_linear(layer, &y, &x, float_of(scale)"
             assert text.count(linear) == 1
             text = text.replace(linear, linear.replace("float_of", "2 * float_of"))
         (folder / path.name).write_text(text)

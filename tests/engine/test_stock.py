@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import lora
+from vllm_cold.cpu_linear import packed
 
 pytestmark = pytest.mark.engine
 
@@ -80,9 +81,9 @@ def test_vllm_cold_switches_it_off(stock: dict[str, Any], tiny: Path) -> None:
 
 @pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "compiled"])
 def test_plain_requests_equal_stock(
-    make_llm: Any, tiny: Path, stock: dict[str, Any], enforce_eager: bool
+    make_llm: Any, tiny: Path, stock: dict[str, Any], enforce_eager: bool, runner: str
 ) -> None:
-    """In one batch: base and adapter requests, greedy and seeded, each beside a CoLD request."""
+    """In one batch, and alone: base and adapter requests, greedy and seeded, beside CoLD's."""
     from vllm import SamplingParams
 
     from vllm_cold import ColdParams
@@ -109,6 +110,16 @@ def test_plain_requests_equal_stock(
     for (name, i), output in zip(names, outputs, strict=True):
         if name:
             assert list(output.outputs[0].token_ids) == stock[name][i], (name, i)
+    core = llm.llm_engine.engine_core.engine_core
+    modules = list(core.model_executor.driver_worker.worker.model_runner.model.modules())
+    if runner == "v1" and packed.missing() is None:  # products of few rows are ours, LoRA in them
+        wrappers = [getattr(module, "punica_wrapper", None) for module in modules]
+        assert any(hasattr(module, "_vllm_cold_linears") for module in modules)
+        assert any(getattr(wrapper, "is_in_product", False) for wrapper in wrappers)
+    for one in (0, 1, 2, 3, 8):  # not CoLD's, which are each fifth
+        name, i = names[one]
+        alone = llm.generate(prompts[one], params[one], lora_request=adapters[one], use_tqdm=False)
+        assert list(alone[0].outputs[0].token_ids) == stock[name][i], (name, i)
 
 
 def test_lora_left_to_stock_refuses_cold(make_llm: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from vllm_cold.cpu_linear import packed
+from vllm_cold.cpu_lora import cpp_ops
 from vllm_cold.ops import cpu_operators
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(packed.missing() is not None, reason=str(packed.missing())),
+    pytest.mark.skipif(
+        (packed.missing() or cpp_ops.missing()) is not None,
+        reason=str(packed.missing() or cpp_ops.missing()),
+    ),
 ]
 
 DTYPES = [
@@ -138,3 +142,21 @@ def test_compiled_models_call_it() -> None:
     for rows in (2, 5, 30):
         x = torch.randn(rows, 64)
         assert torch.equal(compiled(x), linear(x.relu()).relu())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_lora_in_the_same_call_is_the_same(dtype: torch.dtype) -> None:
+    linear = packed.Linear(packed.Weights(weight_of(128, 64, dtype)), None)
+    plan = cpp_ops.Plan(16)
+    a, b = torch.randn(2, 1, 8, 64).to(dtype), torch.randn(2, 1, 128, 8).to(dtype)
+    layer = cpp_ops.Layer(plan, [a], [b], [128])
+    for slots in ([-1], [0, -1, 1], [1] * 8, [-1, 0] * 6):
+        plan.set(torch.tensor(slots))
+        x = torch.randn(len(slots), 64).to(dtype)
+        y = torch.ops.vllm_cold.linear_lora(x, linear.table, 128, layer.table, 0.5)
+        expected = linear(x)
+        torch.ops.vllm_cold.lora_linear(expected, x, layer.table, 0.5)
+        assert torch.equal(y, expected)
+        assert torch.equal(y, linear(x)) == (max(slots) < 0)
+    with pytest.raises(RuntimeError, match="another number of rows"):
+        torch.ops.vllm_cold.linear_lora(x[:3], linear.table, 128, layer.table, 0.5)

@@ -221,9 +221,10 @@ def test_the_library_needs_an_old_glibc_and_nothing_else() -> None:
     }
     assert max(versions) <= (2, 17)
     defined = run("nm", "-D", "--defined-only", str(cpu_library.PATH)).split("\n")
-    lora = ("connect", "expand", "linear", "plan", "plan_size", "shrink")
-    operators = ("lora_expand_op", "lora_linear_op", "lora_shrink_op")
-    names = ("best_isa", "has_threads", "interface", "score", *operators)
+    lora = ("expand", "linear", "plan", "plan_size", "shrink")
+    operators = ("lora_expand_op", "lora_linear_op", "lora_shrink_op", "linear_op")
+    names = ("best_isa", "connect", "has_threads", "interface", "linear", "score", *operators)
+    names += ("linear_lora_op",)
     names += tuple(f"lora_{name}" for name in lora)
     assert {line.split()[-1] for line in defined if line} == {f"vllm_cold_{name}" for name in names}
 

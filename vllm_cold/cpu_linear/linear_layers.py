@@ -28,6 +28,7 @@ logger = logging.getLogger("vllm." + __name__)
 
 _ENV = environment.LINEAR
 _PACKED = "_vllm_cold_packed"  # of a weight that stays, as other layers may have it too
+_LINEARS = "_vllm_cold_linears"  # of a layer: without its bias, and with it
 
 
 def problem() -> str | None:
@@ -54,7 +55,11 @@ def install() -> None:
 
 
 def _is_for_onednn(weight: Tensor) -> bool:
-    """Whether vLLM would have oneDNN compute a product with a weight, in an engine of CoLD's."""
+    """Whether vLLM would have oneDNN compute a product with a weight, in an engine of CoLD's.
+
+    Raises:
+        ImportError, AttributeError: if this vLLM does not say.
+    """
     from vllm.config import get_current_vllm_config_or_none
     from vllm.model_executor.layers import utils
     from vllm.platforms import current_platform
@@ -75,31 +80,79 @@ def _is_for_onednn(weight: Tensor) -> bool:
 def _takes(layer: Any, remove_weight: bool) -> bool:
     """Give a layer its product; False if it is vLLM's to do so."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
-    if not _is_for_onednn(weight) or not packed.fits(weight):
-        return False
     try:
+        if not _is_for_onednn(weight) or not packed.fits(weight):
+            return False
+        if _is_loaded_anew(layer, weight, bias):
+            return True
         weights = getattr(weight, _PACKED, None) or packed.Weights(weight)
-        plain = packed.Linear(weights, None)
-        with_bias = plain if bias is None else packed.Linear(weights, bias.data)
-    except (ValueError, RuntimeError) as error:
+        linears = [packed.Linear(weights, None)]
+        if bias is not None:
+            linears.append(packed.Linear(weights, bias.data))
+    except (ValueError, RuntimeError, OSError, ImportError, AttributeError) as error:
         _say(str(error))
         return False
-    outputs, inputs = weight.shape
-    tables = plain.table, with_bias.table
-
-    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        table = tables[bias is not None]
-        y: Tensor = torch.ops.vllm_cold.linear(x.reshape(-1, inputs), table, outputs)
-        return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
-
-    layer.cpu_linear = product
-    layer._vllm_cold_linears = plain, with_bias  # which keep what the tables have addresses of
-    if remove_weight:
-        empty = torch.empty(0, dtype=weight.dtype, device=weight.device)
-        layer.weight = torch.nn.Parameter(empty, requires_grad=False)
-    else:
+    layer.cpu_linear = _product(linears, None)
+    setattr(layer, _LINEARS, linears)  # which keep what the tables have addresses of
+    if not remove_weight:
         setattr(weight, _PACKED, weights)
     return True
+
+
+def _is_loaded_anew(layer: Any, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a layer's numbers went to where those before were. A compiled model has the
+    addresses, and LoRA may be in the product.
+
+    Raises:
+        ValueError: see ``packed.Weights.load``.
+    """
+    before: list[packed.Linear] = getattr(layer, _LINEARS, [])
+    biases = [None] if bias is None else [None, bias.data_ptr()]
+    if [b.bias if b.bias is None else b.bias.data_ptr() for b in before] != biases:
+        return False
+    weights = before[0].weights
+    if (weights.dtype, (weights.outputs, weights.inputs)) != (weight.dtype, weight.shape):
+        return False
+    weights.load(weight)
+    return True
+
+
+Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def _product(linears: list[packed.Linear], lora: Tensor | None) -> Product:
+    """What vLLM calls with an input [..., K], the weights and a bias: those of ``linears``, the
+    first without it.
+    """
+    weights = linears[0].weights
+    outputs, inputs = weights.outputs, weights.inputs
+    tables = tuple(linear.table for linear in linears)
+
+    def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows, table = x.reshape(-1, inputs), tables[bias is not None]
+        if lora is None:
+            y: Tensor = torch.ops.vllm_cold.linear(rows, table, outputs)
+        else:
+            rows = rows if rows.stride(-1) == 1 else rows.contiguous()
+            y = torch.ops.vllm_cold.linear_lora(rows, table, outputs, lora, 1.0)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], outputs)
+
+    return product
+
+
+def add_lora(layer: Any, table: Tensor) -> Product | None:
+    """Have a layer's product add its LoRA, too; the product, or None if that is vLLM's.
+
+    Args:
+        layer: Without LoRA, of a LoRA layer that would add it to this product.
+        table: Of a ``cpp_ops.Layer`` that lives as long.
+    """
+    # Others may do more between the product and LoRA.
+    usual = type(layer).__module__ == "vllm.model_executor.layers.linear"
+    if not usual or (linears := getattr(layer, _LINEARS, None)) is None:
+        return None
+    product = layer.cpu_linear = _product(linears, table)
+    return product
 
 
 @cache
@@ -112,6 +165,9 @@ def _make(original: Callable[..., None]) -> Callable[..., None]:
     def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
         if not _takes(layer, remove_weight):
             original(layer, remove_weight)
+        elif remove_weight:
+            empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)
+            layer.weight = torch.nn.Parameter(empty, requires_grad=False)
 
     return dispatch_cpu_unquantized_gemm
 

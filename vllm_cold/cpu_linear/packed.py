@@ -7,12 +7,14 @@ kernel that reads the weights once, more by oneDNN. Both read the same memory: t
 packs them, on huge pages, which is what makes the difference (a page of 4 KiB is gone through in
 less time than it takes to find the next). The kernel sums in oneDNN's order, which is found out
 when the weights are packed, so the result is the same bit for bit; where it is not, oneDNN's is
-taken.
+taken. ``linear_lora(x, table, outputs, layer, scale)`` is ``linear`` and then ``lora_linear`` with
+the table ``layer`` (``vllm_cold.cpu_lora.cpp_ops``), in one call.
 """
 
 import ctypes
 import mmap
 import weakref
+from contextlib import suppress
 from functools import cache
 
 import torch
@@ -24,10 +26,13 @@ FEW_ROWS = 8
 _BLOCK = 64  # outputs that lie side by side
 _HUGE_PAGE = 2 << 20
 _ARENA = 64 << 20
-_OPERATORS = {"linear": "(Tensor x, Tensor linear, int outputs) -> Tensor"}
+_OPERATORS = {
+    "linear": "(Tensor x, Tensor linear, int outputs) -> Tensor",
+    "linear_lora": "(Tensor x, Tensor linear, int outputs, Tensor layer, float scale) -> Tensor",
+}
 # Inputs that oneDNN sums before it adds the sum to those before, as seen so far.
 _SUMMED = (512, 1024, 256, 2048, 4096, 128, 64)
-_COMPARED = 1 << 16  # results, of each number of rows
+_TRIALS = 50  # of each number of rows
 
 
 @cache
@@ -42,11 +47,13 @@ def missing() -> str | None:
     try:
         cpu_operators.register(_OPERATORS, _result)
     except (OSError, AttributeError, RuntimeError) as error:
-        return f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
+        return (
+            f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
+        )
     return None
 
 
-def _result(x: Tensor, linear: Tensor, outputs: int) -> Tensor:
+def _result(x: Tensor, linear: Tensor, outputs: int, *lora: object) -> Tensor:
     """The result's shape, for tracing."""
     return x.new_empty(x.shape[0], outputs)
 
@@ -72,19 +79,24 @@ class Weights:
             ValueError: if oneDNN packs them in another way than the kernel reads.
         """
         self.dtype, (self.outputs, self.inputs) = weight.dtype, weight.shape
-        weight = weight.detach().contiguous()
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, _BLOCK)
-        data = _memory_of(packed)
-        if not _lies_as_expected(data, weight):
-            raise ValueError("oneDNN packs weights in another way on this machine.")
+        packed, data = _pack(weight)
         self.memory = _allocate(data.numel())
         self.memory.copy_(data)
         self.handle = _Handle(self.memory, self.dtype, weight.shape, packed)
         self.summed = [0] * FEW_ROWS
         key = self.dtype, self.outputs, self.inputs, torch.get_num_threads()
-        if key not in _summed:
-            _summed[key] = _find_summed(Linear(self, None))
-        self.summed = _summed[key]
+        self.summed = _summed.get(key) or _find_summed(self)
+        if all(self.summed):
+            _summed[key] = self.summed
+
+    def load(self, weight: Tensor) -> None:
+        """Take other numbers, of the same dtype and shape; addresses stay.
+
+        Raises:
+            ValueError: as above.
+        """
+        _, data = _pack(weight)
+        self.memory.copy_(data)
 
 
 class Linear:
@@ -130,24 +142,46 @@ class Linear:
         return result
 
 
+def _pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights as oneDNN packs them, and their bytes, which live as long."""
+    weight = weight.detach().contiguous()
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _BLOCK)
+    data = _memory_of(packed)
+    if not _lies_as_expected(data, weight):
+        raise ValueError("oneDNN packs weights in another way on this machine.")
+    return packed, data
+
+
 _summed: dict[tuple[object, ...], list[int]] = {}
 
 
-def _find_summed(linear: Linear) -> list[int]:
-    """For 1 to 8 rows, how many inputs to sum at a time for oneDNN's very results; 0: none."""
-    weights, found = linear.weights, []
+def _find_summed(weights: Weights) -> list[int]:
+    """For 1 to 8 rows, how many inputs to sum at a time for oneDNN's very results; 0: none.
+
+    A bias that takes away nearly all of a result shows the last bits of its sum, which rounding to
+    bfloat16 hides.
+    """
+    bias = torch.zeros(weights.outputs, dtype=weights.dtype)
+    linear, generator, found = Linear(weights, bias), torch.Generator().manual_seed(0), []
     sizes = [size for size in _SUMMED if size < weights.inputs] + [weights.inputs]
     for rows in range(1, FEW_ROWS + 1):
         left, summed = sizes, linear.table[-FEW_ROWS:][rows - 1 : rows]
-        for _ in range(-(-_COMPARED // (rows * weights.outputs))):
-            x = torch.randn(rows, weights.inputs).to(weights.dtype)
-            results = {}
-            for size in (0, *left):
-                summed.fill_(size)
-                results[size] = linear(x)
-            left = [size for size in left if torch.equal(results[size], results[0])]
-        found.append(left[0] if left else 0)
+        for _ in range(_TRIALS):
+            x = torch.randn(rows, weights.inputs, generator=generator).to(weights.dtype)
+            summed.zero_()
+            bias.zero_()
+            bias.copy_(-linear(x)[0])
+            right = linear(x)
+            left = [size for size in left if torch.equal(_with(summed, size, linear, x), right)]
+            if len(left) <= 1:
+                break
+        found.append(left[0] if len(left) == 1 else 0)
     return found
+
+
+def _with(summed: Tensor, size: int, linear: Linear, x: Tensor) -> Tensor:
+    summed.fill_(size)
+    return linear(x)
 
 
 class _Handle:
@@ -211,7 +245,7 @@ def _allocate(size: int) -> Tensor:
     if not _arena or len(_arena[0]) < size:
         room = -(-max(size, _ARENA) // _HUGE_PAGE) * _HUGE_PAGE
         memory = mmap.mmap(-1, room + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(AttributeError, OSError):  # a system without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
         chunk = torch.frombuffer(memory, dtype=torch.uint8)
         first = -chunk.data_ptr() % _HUGE_PAGE

@@ -19,6 +19,7 @@ from torch import Tensor
 from vllm.lora.layers import BaseLayerWithLoRA, VocabParallelEmbeddingWithLoRA
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
+from vllm_cold.cpu_linear import linear_layers
 from vllm_cold.cpu_lora import cpp_ops
 from vllm_cold.cpu_lora.fallback_wrapper import ColdPunicaWrapperCPU
 from vllm_cold.vllm import patching
@@ -40,6 +41,18 @@ class BoundLinear:
     ) -> None:
         self._layer = cpp_ops.Layer(plan, a_stacked, b_stacked, output_slices)
         self._table = self._layer.table
+        self._base_layer: Any = None
+        self._product: linear_layers.Product | None = None
+
+    def join(self, base_layer: torch.nn.Module) -> None:
+        """Be added in one call with the base layer's product, if that is ours."""
+        self._base_layer = base_layer
+        self._product = linear_layers.add_lora(base_layer, self._table)
+
+    @property
+    def is_in_product(self) -> bool:
+        """Whether the base layer's product adds this; another product may have taken its place."""
+        return self._product is not None and self._base_layer.cpu_linear is self._product
 
     def add_lora_linear(
         self,
@@ -52,6 +65,10 @@ class BoundLinear:
         **kwargs: Any,
     ) -> None:
         """``y += scale * B @ A @ x`` for rows with an adapter."""
+        if self.is_in_product:
+            if scale != 1.0:
+                raise ValueError(f"vllm-cold: LoRA is scaled by {scale}; it can be by 1 only")
+            return
         x = x if x.stride(-1) == 1 else x.contiguous()
         torch.ops.vllm_cold.lora_linear(y, x, self._table, scale)
 
@@ -127,7 +144,10 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
             if _computes_lora_otherwise(type(layer)):
                 return
             weights = layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices
-            layer.punica_wrapper = BoundLinear(self._tokens, *weights)
+            layer.punica_wrapper = bound = BoundLinear(self._tokens, *weights)
+            config = getattr(layer, "lora_config", None)
+            if config is not None and not config.fully_sharded_loras:
+                bound.join(layer.base_layer)
         elif isinstance(layer, VocabParallelEmbeddingWithLoRA):
             layer.punica_wrapper = BoundEmbedding(
                 self._tokens, layer.lora_b_stacked, self._embeddings_indices

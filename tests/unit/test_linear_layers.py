@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which of vLLM's linear layers get their products from here, and that LoRA goes along."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from vllm.model_executor.layers import linear as layers
+from vllm.model_executor.layers import utils
+
+from vllm_cold.cpu_linear import linear_layers, packed
+from vllm_cold.cpu_lora import cpp_ops
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(packed.missing() is not None, reason=str(packed.missing())),
+]
+
+OURS, OTHER = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler", None
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The engine whose model is loaded."""
+    config = SimpleNamespace(scheduler_config=SimpleNamespace(scheduler_cls=OURS))
+    monkeypatch.setattr("vllm.config.get_current_vllm_config_or_none", lambda: config)
+    monkeypatch.setattr(utils.ops, "_supports_onednn", True)
+    monkeypatch.delenv("COLD_LINEAR", raising=False)
+    return config
+
+
+def layer_of(outputs: int = 128, inputs: int = 64, bias: bool = False) -> Any:
+    layer = torch.nn.Module.__new__(layers.LinearBase)
+    torch.nn.Module.__init__(layer)
+    layer.weight = torch.nn.Parameter(torch.randn(outputs, inputs), requires_grad=False)
+    layer.bias = torch.nn.Parameter(torch.randn(outputs), requires_grad=False) if bias else None
+    return layer
+
+
+def dispatch(layer: Any, remove_weight: bool = True) -> list[Any]:
+    """As vLLM does behind our place; the layers that were left to it."""
+    left: list[Any] = []
+    linear_layers._make(lambda layer, _: left.append(layer))(layer, remove_weight)
+    return left
+
+
+def near(found: Tensor, right: Tensor) -> None:
+    torch.testing.assert_close(found, right, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_of_an_engine_of_colds(engine: SimpleNamespace, bias: bool) -> None:
+    layer = layer_of(bias=bias)
+    weight, x = layer.weight.data.clone(), torch.randn(3, 64)
+    assert dispatch(layer) == [] and layer.weight.numel() == 0
+    near(layer.cpu_linear(x, layer.weight, None), x @ weight.t())
+    deep = layer.cpu_linear(x.view(1, 3, 64), layer.weight, layer.bias)
+    near(deep, torch.nn.functional.linear(x, weight, layer.bias).unsqueeze(0))
+    if not bias:
+        with pytest.raises(IndexError):  # a bias that nobody knows of is not left out in silence
+            layer.cpu_linear(x, layer.weight, torch.randn(128))
+
+
+def test_layers_that_stay_vllms(
+    engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd, three = layer_of(65), layer_of()
+    three.weight = torch.nn.Parameter(torch.randn(4, 64, 64))
+    assert dispatch(odd) == [odd] and dispatch(three) == [three]
+    for name, value in (("_supports_onednn", False),):
+        with monkeypatch.context() as patch:
+            patch.setattr(utils.ops, name, value)
+            assert len(dispatch(layer_of())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: True)
+        assert len(dispatch(layer_of())) == 1
+    with monkeypatch.context() as patch:  # a vLLM that does not say
+        patch.delattr(utils, "check_cpu_sgl_kernel")
+        assert len(dispatch(layer_of())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(packed, "_allocate", lambda size: (_ for _ in ()).throw(OSError("no room")))
+        assert len(dispatch(layer_of())) == 1
+    with monkeypatch.context() as patch:
+        patch.setenv("COLD_LINEAR", "stock")
+        assert len(dispatch(layer_of())) == 1
+        patch.setenv("COLD_LINEAR", "fast")
+        with pytest.raises(ValueError, match="COLD_LINEAR='fast': must be packed or stock"):
+            linear_layers.install()
+    engine.scheduler_config.scheduler_cls = OTHER
+    assert len(dispatch(layer_of())) == 1
+
+
+def test_shared_weights_are_packed_once(engine: SimpleNamespace) -> None:
+    embedding, head = layer_of(), layer_of()
+    head.weight = embedding.weight
+    assert dispatch(embedding, False) == dispatch(head, False) == []
+    one, other = embedding._vllm_cold_linears[0], head._vllm_cold_linears[0]
+    assert one.weights is other.weights and embedding.weight.numel() > 0
+
+
+def lora() -> tuple[cpp_ops.Plan, cpp_ops.Layer, Tensor]:
+    plan = cpp_ops.Plan(8)
+    a, b = torch.randn(1, 1, 8, 64), torch.randn(1, 1, 128, 8)
+    return plan, cpp_ops.Layer(plan, [a], [b], [128]), b[0, 0] @ a[0, 0]
+
+
+def test_lora_goes_along_and_stays_when_weights_are_loaded_anew(engine: SimpleNamespace) -> None:
+    layer = layer_of(bias=True)
+    first, x = layer.weight.data.clone(), torch.randn(2, 64)
+    dispatch(layer)
+    plan, adapter, product = lora()
+    plan.set(torch.tensor([-1, 0]))
+    ours = linear_layers.add_lora(layer, adapter.table)
+    assert ours is not None and layer.cpu_linear is ours
+
+    def right(weight: Tensor) -> Tensor:
+        y = torch.nn.functional.linear(x, weight, layer.bias)
+        return y + torch.stack([torch.zeros(128), product @ x[1]])
+
+    near(ours(x, layer.weight, layer.bias), right(first))
+    layer.weight = torch.nn.Parameter(torch.randn(128, 64), requires_grad=False)
+    second = layer.weight.data.clone()
+    assert dispatch(layer) == [] and layer.cpu_linear is ours and layer.weight.numel() == 0
+    near(ours(x, layer.weight, layer.bias), right(second))
+    # Another shape has another product, which knows of no LoRA: it is told apart.
+    layer.weight = torch.nn.Parameter(torch.randn(128, 32), requires_grad=False)
+    dispatch(layer)
+    assert layer.cpu_linear is not ours
+
+
+def test_lora_goes_along_with_vllms_own_layers_alone(engine: SimpleNamespace) -> None:
+    class Gate(layers.LinearBase):  # which may do more in between
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+    gate = Gate()
+    gate.weight = torch.nn.Parameter(torch.randn(128, 64), requires_grad=False)
+    _, adapter, _ = lora()
+    assert linear_layers.add_lora(gate, adapter.table) is None
+    dispatch(gate)
+    assert linear_layers.add_lora(gate, adapter.table) is None
+    assert linear_layers.add_lora(layer_of(), adapter.table) is None  # not ours
