@@ -24,6 +24,19 @@ settings.register_profile("fuzz", settings.get_profile("ci"), derandomize=False,
 settings.load_profile("ci")
 
 
+# Files of a few tests that take minutes. They come first: at the end, one worker would wait for the
+# other one. (By itself xdist hands out files by their number of tests.)
+LONG = (
+    "tests/engine/test_npu_report.py",
+    "tests/engine/test_accuracy.py",
+    "tests/engine/test_gpu_report.py",
+    "tests/examples/test_demo.py",
+    "tests/recipes/test_smollm2.py",
+    "tests/engine/test_scale_out.py",
+    "tests/engine/test_speculation.py",
+)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner in engines"
@@ -36,6 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False
     if config.getoption("runner") == "v2":
         from tests import v2
 
@@ -43,6 +57,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     if config.getoption("runner") == "v2":
         from tests.v2 import selection
 

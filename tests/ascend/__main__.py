@@ -28,10 +28,10 @@ _SCHEDULER = (
     "test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys",
 )
 SUITES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
-    "vllm-ascend's classes": ({}, ("tests/ascend",)),
-    "the tests without a model": (
+    "its classes, and the tests without a model": (
         {},
         (
+            "tests/ascend",
             *_SCHEDULER,
             "tests/unit/test_contracts.py::test_contract",
             *(

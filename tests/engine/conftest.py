@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Real engines on the tiny model, in this process: an engine starts in seconds."""
 
+import atexit
 import functools
 import gc
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,22 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CpuPlatform, "check_and_update_config", classmethod(keep))
 
 
+@functools.cache
+def leave_imports_alone() -> None:
+    """From now on garbage collections in this process leave out what engines import: vLLM collects
+    the whole heap several times for each engine, which takes as long as a tiny one's start.
+    """
+    import vllm.entrypoints.openai.api_server
+    import vllm.model_executor.models.llama
+    import vllm.v1.worker.cpu_worker  # noqa: F401
+
+    gc.collect()
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # or nanobind tells of leaks
+    # vLLM would freeze its engine, too, and let all go again when that ends.
+    gc.freeze = gc.unfreeze = lambda: None
+
+
 @pytest.fixture(scope="session")
 def speculation(
     tiny: Path, runner: str, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
@@ -58,14 +76,15 @@ def speculation(
     return None
 
 
-@pytest.fixture
-def make_llm(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Iterator[Make]:
-    """``make_llm(**engine_args) -> LLM``; the engine ends with the test."""
+@contextmanager
+def making(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Iterator[Make]:
+    """A function that starts engines, which end with the context."""
     from vllm import LLM
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
     from vllm_cold.vllm.frontend.config import model_runner
 
+    leave_imports_alone()
     made: list[Any] = []
 
     def make(**kwargs: Any) -> Any:
@@ -101,8 +120,37 @@ def make_llm(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Ite
     yield make
     while made:
         made.pop().llm_engine.engine_core.shutdown()
-    gc.collect()
-    cleanup_dist_env_and_memory()
+    cleanup_dist_env_and_memory()  # and collects garbage
+
+
+@pytest.fixture
+def make_llm(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Iterator[Make]:
+    """``make_llm(**engine_args) -> LLM``; the engine ends with the test."""
+    with making(tiny, runner, speculation) as make:
+        yield make
+
+
+@pytest.fixture(scope="module")
+def shared_llm(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Iterator[Make]:
+    """``shared_llm(**engine_args) -> LLM``: the module's engine with these arguments. It goes on
+    until other arguments are asked for, or a test has left requests in it. Behind a test with
+    ``make_llm`` it cannot be used any more: that ends what all engines of a process share.
+    """
+    with pytest.MonkeyPatch.context() as patch, ExitStack() as engine:
+        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        allow_async_scheduling(patch)
+        now: dict[str, Any] = {}
+
+        def get(**kwargs: Any) -> Any:
+            if not now or now["arguments"] != kwargs or scheduler(now["llm"]).requests:
+                now.clear()
+                engine.close()
+                make = engine.enter_context(making(tiny, runner, speculation))
+                now.update(arguments=kwargs, llm=make(**kwargs))
+            return now["llm"]
+
+        yield get
+        now.clear()
 
 
 def lora(tiny: Path, name: str) -> Any:

@@ -17,7 +17,13 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.conftest import allow_async_scheduling, free_blocks, lora, scheduler
+from tests.engine.conftest import (
+    allow_async_scheduling,
+    free_blocks,
+    leave_imports_alone,
+    lora,
+    scheduler,
+)
 
 BLOCK = 32  # vLLM's CPU attention takes multiples of 32 only
 MAX_STEPS = 20_000
@@ -260,6 +266,7 @@ class Engines:
     def _start(self, **kwargs: Any) -> Any:
         from vllm import LLM
 
+        leave_imports_alone()
         options = {**self.options, **kwargs}
         llm = LLM(**options)
         core = llm.llm_engine.engine_core.engine_core

@@ -68,6 +68,7 @@ def test_dry_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
+@pytest.mark.full  # as of the report for GPUs, which every run looks at
 def test_spoilt_kernel(tmp_path: Path) -> None:
     """Kernels and tokens are wrong, the other checks go on, and there is no speed."""
     (tmp_path / "sitecustomize.py").write_text(SPOILER)

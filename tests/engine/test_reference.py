@@ -159,7 +159,14 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+# Each is near to two of the others.
+IN_FULL = ("alone", "three", "thirty-two", "sync", "four-loras")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.full if n in IN_FULL else []) for n in CONFIGURATIONS],
+)
 def test_tokens_equal_the_reference(
     name: str, make_llm: Any, tiny: Path, expected: list[Trace]
 ) -> None:

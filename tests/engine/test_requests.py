@@ -28,8 +28,8 @@ def tokens(outputs: list[Any]) -> list[list[int]]:
 
 
 @pytest.fixture
-def llm(make_llm: Any) -> Any:
-    return make_llm(max_num_batched_tokens=64, max_loras=2)
+def llm(shared_llm: Any) -> Any:
+    return shared_llm(max_num_batched_tokens=64, max_loras=2)
 
 
 def test_identities(llm: Any, tiny: Path, naive: NaiveCold) -> None:
@@ -52,27 +52,6 @@ def test_identities(llm: Any, tiny: Path, naive: NaiveCold) -> None:
     base = naive.greedy(PROMPT, None, 24).tokens
     for alpha, beta in ((0.01, 2.0), (0.1, 0.5)):
         assert run("zero", alpha=alpha, beta=beta) == base
-
-
-@pytest.mark.parametrize("budget", [None, 16])
-def test_sampling_follows_the_scores(
-    budget: int | None, make_llm: Any, tiny: Path, naive: NaiveCold
-) -> None:
-    """Many draws of the first token follow softmax(s / T), also with a prompt in chunks (where
-    stock vLLM's CPU runner dies on seeded requests).
-    """
-    from vllm_cold import ColdParams
-
-    draws = 2000 if budget is None else 200
-    llm = make_llm(max_num_batched_tokens=budget or 512, max_num_seqs=min(budget or 64, 64))
-    params = ColdParams(alpha=0.05, beta=0.5, temperature=2.0, max_tokens=1, n=draws)
-    (output,) = llm.generate(
-        {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
-    )
-    expected = naive.step_distribution(
-        PROMPT, expert="one", alpha=0.05, beta=0.5, temperature=2.0
-    ).double()
-    check_distribution([completion.token_ids[0] for completion in output.outputs], expected)
 
 
 def check_distribution(drawn: Sequence[int], expected: torch.Tensor) -> None:
@@ -218,35 +197,9 @@ def test_pause_reset_and_resume(llm: Any, tiny: Path, naive: NaiveCold) -> None:
     assert list(outputs[-1].outputs[0].token_ids) == expected
 
 
-def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
-    """additional_config makes CoLD the default for adapters; ``cold: 0`` opts out."""
-    from vllm import SamplingParams
-
-    llm = make_llm(additional_config={"cold": {"alpha": 0.05, "beta": 2.0}})
-
-    def run(adapter: str | None, **extra: Any) -> list[int]:
-        params = SamplingParams(temperature=0.0, max_tokens=16, extra_args=extra or None)
-        request = lora(tiny, adapter) if adapter else None
-        return tokens(
-            llm.generate({"prompt_token_ids": PROMPT}, params, lora_request=request, use_tqdm=False)
-        )[0]
-
-    def cold(**knobs: float) -> list[int]:
-        values = {"alpha": 0.05, "beta": 2.0, **knobs}
-        return naive.generate(PROMPT, expert="one", max_tokens=16, **values).tokens
-
-    assert run("one") == cold()
-    assert run("one", cold_beta=0.5) == cold(beta=0.5)
-    assert run("one", cold=0) == naive.greedy(PROMPT, "one", 16).tokens
-    assert run(None) == naive.greedy(PROMPT, None, 16).tokens
-    with pytest.raises(ValueError, match="beam search"):
-        from vllm.sampling_params import BeamSearchParams
-
-        llm.beam_search(
-            [{"prompt_token_ids": PROMPT}],
-            BeamSearchParams(beam_width=2, max_tokens=4),
-            lora_request=lora(tiny, "one"),
-        )
+@pytest.fixture
+def bad_llm(shared_llm: Any) -> Any:
+    return shared_llm(num_gpu_blocks_override=14, block_size=32)
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -310,9 +263,56 @@ def test_bad_requests(bad_llm: Any, tiny: Path) -> None:
     assert not scheduler(bad_llm).requests
 
 
-@pytest.fixture
-def bad_llm(make_llm: Any) -> Any:
-    return make_llm(num_gpu_blocks_override=14, block_size=32)
+@pytest.mark.parametrize("budget", [None, 16])
+def test_sampling_follows_the_scores(
+    budget: int | None, make_llm: Any, tiny: Path, naive: NaiveCold
+) -> None:
+    """Many draws of the first token follow softmax(s / T), also with a prompt in chunks (where
+    stock vLLM's CPU runner dies on seeded requests).
+    """
+    from vllm_cold import ColdParams
+
+    draws = 2000 if budget is None else 200
+    llm = make_llm(max_num_batched_tokens=budget or 512, max_num_seqs=min(budget or 64, 64))
+    params = ColdParams(alpha=0.05, beta=0.5, temperature=2.0, max_tokens=1, n=draws)
+    (output,) = llm.generate(
+        {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
+    )
+    expected = naive.step_distribution(
+        PROMPT, expert="one", alpha=0.05, beta=0.5, temperature=2.0
+    ).double()
+    check_distribution([completion.token_ids[0] for completion in output.outputs], expected)
+
+
+def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """additional_config makes CoLD the default for adapters; ``cold: 0`` opts out."""
+    from vllm import SamplingParams
+
+    llm = make_llm(additional_config={"cold": {"alpha": 0.05, "beta": 2.0}})
+
+    def run(adapter: str | None, **extra: Any) -> list[int]:
+        params = SamplingParams(temperature=0.0, max_tokens=16, extra_args=extra or None)
+        request = lora(tiny, adapter) if adapter else None
+        return tokens(
+            llm.generate({"prompt_token_ids": PROMPT}, params, lora_request=request, use_tqdm=False)
+        )[0]
+
+    def cold(**knobs: float) -> list[int]:
+        values = {"alpha": 0.05, "beta": 2.0, **knobs}
+        return naive.generate(PROMPT, expert="one", max_tokens=16, **values).tokens
+
+    assert run("one") == cold()
+    assert run("one", cold_beta=0.5) == cold(beta=0.5)
+    assert run("one", cold=0) == naive.greedy(PROMPT, "one", 16).tokens
+    assert run(None) == naive.greedy(PROMPT, None, 16).tokens
+    with pytest.raises(ValueError, match="beam search"):
+        from vllm.sampling_params import BeamSearchParams
+
+        llm.beam_search(
+            [{"prompt_token_ids": PROMPT}],
+            BeamSearchParams(beam_width=2, max_tokens=4),
+            lora_request=lora(tiny, "one"),
+        )
 
 
 UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {

@@ -56,7 +56,7 @@ def decode(naive: NaiveCold, penalised: Penalise, *, on_scores: bool) -> list[in
     ids=lambda penalties: next(iter(penalties)),
 )
 def test_what_penalties_are_applied_to(
-    penalties: dict[str, float], runner: str, make_llm: Any, tiny: Path, naive: NaiveCold
+    penalties: dict[str, float], runner: str, shared_llm: Any, tiny: Path, naive: NaiveCold
 ) -> None:
     from vllm_cold import ColdParams
 
@@ -68,7 +68,7 @@ def test_what_penalties_are_applied_to(
         ignore_eos=True,
         **{f"{name}_penalty": value for name, value in penalties.items()},
     )
-    (output,) = make_llm().generate(
+    (output,) = shared_llm().generate(
         {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
     )
     expected = {
@@ -80,13 +80,13 @@ def test_what_penalties_are_applied_to(
 
 
 @pytest.mark.parametrize("kind", ["CoLD", "plain"])
-def test_what_a_draw_depends_on(kind: str, runner: str, make_llm: Any, tiny: Path) -> None:
+def test_what_a_draw_depends_on(kind: str, runner: str, shared_llm: Any, tiny: Path) -> None:
     """V1's on the seed and how many draws came before it; V2's on the seed and the position."""
     from vllm import SamplingParams
 
     from vllm_cold import ColdParams
 
-    llm = make_llm()
+    llm = shared_llm()
 
     def run(prompt: list[int], max_tokens: int) -> list[int]:
         options: dict[str, Any] = {"temperature": 1.5, "seed": 11, "ignore_eos": True}

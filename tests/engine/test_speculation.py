@@ -92,18 +92,18 @@ def steps(llm: Any) -> Iterator[list[int]]:
 
 DRAFTS = 3  # of EAGLE here
 SYNC = {"async_scheduling": False}
-# A drafter and a configuration.
+# A drafter and a configuration: each of both in every run.
 EXACT = [
     ("oracle", "sync"),
-    ("oracle", "chunks-sync"),
     ("oracle", "pressure-sync"),
-    ("draft_model", "async"),
     ("draft_model", "pressure"),
     ("wrong", "async"),
     ("eagle", "chunks"),
-    ("eagle", "long-prefill"),
-    ("eagle3", "pressure"),
     ("eagle3", "compiled"),
+    pytest.param("oracle", "chunks-sync", marks=pytest.mark.full),
+    pytest.param("draft_model", "async", marks=pytest.mark.full),
+    pytest.param("eagle", "long-prefill", marks=pytest.mark.full),
+    pytest.param("eagle3", "pressure", marks=pytest.mark.full),
 ]
 
 
@@ -179,8 +179,14 @@ def test_fewer_steps(drafter: Drafters, make_llm: Any, tiny: Path, expected: lis
 GREEDY = [name for name in FEATURES if name not in (
     "logit_bias", "eos", "ignore_eos", "min_tokens", "n", "top_p, top_k, min_p"
 )]  # fmt: skip
-FEATURE_CASES = [("eagle", name) for name in GREEDY] + [
-    ("draft_model", name) for name in ("json", "repetition", "bad_words", "stop", "logprobs")
+WITH_A_MODEL = ("json", "repetition", "bad_words", "stop", "logprobs")
+FEATURE_CASES = [
+    # One of both in every run.
+    *(
+        pytest.param("eagle", name, marks=pytest.mark.full if name in WITH_A_MODEL else [])
+        for name in GREEDY
+    ),
+    *(("draft_model", name) for name in WITH_A_MODEL),
 ]
 
 

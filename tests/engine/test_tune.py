@@ -24,6 +24,7 @@ import pytest
 from PIL import Image
 
 from tests.docs.blocks import block
+from tests.engine.conftest import leave_imports_alone
 from tests.naive import Amateur, Group, NaiveCold, Request, Trace
 from tests.server.conftest import serve
 from vllm_cold.tools.main import main
@@ -105,6 +106,7 @@ def starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     """The engines that were started, which end with the test."""
     from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
 
+    leave_imports_alone()
     made: list[Any] = []
     original: Callable[..., Any] = command.start_llm
 

@@ -226,8 +226,22 @@ def test_one_row_in_many_groups(host):
     assert torch.equal(scores[1][scores[1] > -INF], case.experts[1][scores[1] > -INF])
 
 
-@FORMS
-@pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
+def some(every_run, *cases):
+    """Cases (dtype, cores, together): those named, and all others marked ``full``."""
+    others = [case for case in cases if case not in every_run]
+    return [*every_run, *(pytest.param(*case, marks=pytest.mark.full) for case in others)]
+
+
+# Float32 in place, too.
+@pytest.mark.parametrize(
+    "dtype, cores, together",
+    some(
+        [(F32, 1, False), (F32, 48, False), (BF16, 48, True), (F16, 1, False)],
+        *itertools.product(conformance.DTYPES, (1,), (False,)),
+        *itertools.product(conformance.DTYPES, (48,), (False, True)),
+    ),
+    ids=str,
+)
 def test_groups_that_are_not_finite(host, dtype, cores, together):
     host.cores, host.together = cores, together
     for case in conformance.NOT_FINITE_CASES[:-1]:  # the last one is the same, but long
@@ -236,7 +250,11 @@ def test_groups_that_are_not_finite(host, dtype, cores, together):
 
 @pytest.mark.parametrize(
     "dtype, cores, together",
-    (*itertools.product(conformance.DTYPES, (1, 48), (False,)), (BF16, 48, True)),
+    some(
+        [(F32, 48, False), (F16, 1, False)],
+        *itertools.product(conformance.DTYPES, (1, 48), (False,)),
+        (BF16, 48, True),
+    ),
     ids=str,
 )
 def test_every_place_of_a_value_that_is_not_finite(host, dtype, cores, together):

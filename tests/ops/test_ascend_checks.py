@@ -27,6 +27,7 @@ from tests.ops.ascend_host import (
     Host,
     compile_host,
 )
+from tests.ops.mistakes import of_every_run
 from tests.ops.test_ascend import OUTSIDE, check_out_of_range
 
 pytestmark = [
@@ -842,7 +843,7 @@ def test_without_a_change_nothing_is_found():
         _run(change, program)
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", of_every_run(CHANGES))
 def test_a_change_is_found(name):
     change = CHANGES[name]
     source = (ASCEND / FILES[change.where]).read_text()

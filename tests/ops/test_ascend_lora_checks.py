@@ -17,6 +17,7 @@ import torch
 from tests.ops import ascend_host
 from tests.ops.ascend_host import ASCEND, QUICK, CheckFailed, compile_host
 from tests.ops.lora_host import FILES, KERNEL, LoraHost, compile_lora, make_case
+from tests.ops.mistakes import of_every_run
 
 pytestmark = [
     pytest.mark.unit,
@@ -397,7 +398,7 @@ def test_without_a_change_nothing_is_found():
         _run(change, program)
 
 
-@pytest.mark.parametrize("name", CHANGES)
+@pytest.mark.parametrize("name", of_every_run(CHANGES))
 def test_a_change_is_found(name):
     change = CHANGES[name]
     source = (ASCEND / FILES[change.where]).read_text()
@@ -476,11 +477,14 @@ WRONG_TYPES = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("function", WRONG_TYPES)
-def test_wrong_types_do_not_compile(function):
+def test_wrong_types_do_not_compile():
     files = {
         str(path.relative_to(ASCEND)): path.read_text() for path in sorted(ASCEND.glob("host/*.h"))
     }
-    source = f'#include "kernel_operator.h"\nusing namespace AscendC;\n{function}\n'
-    with pytest.raises(CheckFailed, match=WRONG_TYPES[function]):
+    source = '#include "kernel_operator.h"\nusing namespace AscendC;\n'
+    for number, function in enumerate(WRONG_TYPES):
+        source += function.replace("void A", f"void A{number}") + "\n"
+    with pytest.raises(CheckFailed) as found:
         ascend_host._compile("wrong.cpp", files | {"wrong.cpp": source}, QUICK)
+    for message in WRONG_TYPES.values():
+        assert message in str(found.value), message
