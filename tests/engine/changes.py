@@ -98,6 +98,8 @@ TARGETS = (
            called="model_runner"),  # the executor has one, too
     Target("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", "lora/layers/base.py",
            "BaseLayerWithLoRA", "punica_wrapper"),
+    Target("vllm.lora.layers.base_linear:_get_lora_device", "lora/layers/utils.py", "",
+           "base_layer"),
     Target("vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
            "v1/sample/rejection_sampler.py", "", "x"),
     Target("vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer.propose",

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.patching import Place
-from vllm_cold.vllm.worker import cpu_speculation, lora_rows
+from vllm_cold.vllm.worker import cpu_speculation, lora_device, lora_rows
 
 pytestmark = pytest.mark.unit
 
@@ -58,6 +58,23 @@ def test_stock_writes_into_a_copy(value: Tensor) -> None:
     cpu_triton_utils._expand_kernel_impl(out, value, ENDS, 0, 0)
     written = bool((out != -1).all())
     assert written == (value.dtype == torch.int64)
+
+
+def test_lora_finds_its_device_without_a_weight() -> None:
+    from vllm.lora.layers import base_linear
+
+    original = _original(base_linear._get_lora_device)
+    device = lora_device._make(original)
+    taken = torch.nn.Linear(2, 2)
+    taken.weight = None  # type: ignore[assignment]
+    assert device(taken) == torch.device("cpu")
+    with pytest.raises(AttributeError, match="no attribute 'device'"):
+        original(taken)
+    # Others have their own: weights, or packed ones under another name.
+    assert device(torch.nn.Linear(2, 2, device="meta")) == torch.device("meta")
+    packed = torch.nn.Module()
+    packed.qweight = torch.nn.Parameter(torch.ones(1, device="meta"))
+    assert device(packed) == torch.device("meta")
 
 
 def _lora_state() -> Any:
@@ -143,6 +160,7 @@ def test_wrappers_bring_the_cures(monkeypatch: pytest.MonkeyPatch) -> None:
         assert [where.rpartition(":")[2] for where in cured] == [
             "CPUModelRunner.sample_tokens",
             "expand_batch_to_tokens",
+            "_get_lora_device",
             "SpecDecodeBaseProposer.propose",
             "SpecDecodeBaseProposer.dummy_run",
             "TargetDependentARSpeculator.propose",

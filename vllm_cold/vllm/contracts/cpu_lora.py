@@ -148,3 +148,21 @@ def _check_cpu_logits_still_take_sampled_rows() -> None:
         "PunicaWrapperCPU.add_lora_logits does not use sampler_indices: see whether logits_slots "
         "can go.",
     )
+
+
+@contract(
+    "vllm.lora.layers.utils._get_lora_device",
+    "lora_device is there because it takes no layer whose weight oneDNN keeps",
+    note=True,
+)
+def _check_lora_device_is_still_of_the_weight() -> None:
+    from vllm.lora.layers import base_linear
+    from vllm.model_executor.kernels.linear.scaled_mm.cpu import CPUInt8ScaledMMLinearKernel
+
+    method = base_linear._get_lora_device
+    source = source_of(getattr(method, "_vllm_cold_original", method))
+    require(
+        "if hasattr(base_layer, 'weight'):\n        return base_layer.weight.device" in source
+        and "setattr(layer, w_q_name, None)" in source_of(CPUInt8ScaledMMLinearKernel),
+        "_get_lora_device takes layers without a weight, or there are none: lora_device can go.",
+    )

@@ -5,7 +5,13 @@ from vllm.platforms import current_platform
 
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.patching import Place
-from vllm_cold.vllm.worker import cpu_generators, cpu_speculation, lora_drafts, lora_rows
+from vllm_cold.vllm.worker import (
+    cpu_generators,
+    cpu_speculation,
+    lora_device,
+    lora_drafts,
+    lora_rows,
+)
 
 
 def places() -> tuple[Place, ...]:
@@ -15,6 +21,7 @@ def places() -> tuple[Place, ...]:
     return (
         *cpu_generators.PLACES,
         *cpu_speculation.PLACES,
+        *lora_device.PLACES,
         *lora_drafts.PLACES,
         *lora_rows.PLACES,
     )
