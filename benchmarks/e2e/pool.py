@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.e2e.jobs import Say
 
 ROOT = Path(__file__).parents[2]
+WORKER = (sys.executable, "-m", "benchmarks.e2e.worker")
 
 
 class Worker:
@@ -26,7 +27,13 @@ class Worker:
         idle: Seconds it waited for commands, and seconds of CPU time that it used meanwhile.
     """
 
-    def __init__(self, settings: Mapping[str, Any], env: dict[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        env: dict[str, str],
+        log: Path,
+        command: Sequence[str] = WORKER,
+    ) -> None:
         self.family = settings["family"]
         self.peak: int | None = None
         self.idle = (0.0, 0.0)
@@ -35,7 +42,7 @@ class Worker:
         read, write = os.pipe()
         with log.open("w") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.e2e.worker", str(write)],
+                [*command, str(write)],
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -89,10 +96,16 @@ class Worker:
 
 
 class Workers:
-    """The workers of one dtype, each started when it is first wanted."""
+    """The workers of one dtype, each started when it is first wanted.
+
+    Attributes:
+        running: The workers by family.
+        commands: What starts those families that are not of ``benchmarks.e2e.worker``.
+    """
 
     def __init__(self, settings: Mapping[str, Any], kv_gib: int, folder: Path, say: Say) -> None:
         self.running: dict[str, Worker] = {}
+        self.commands: dict[str, Sequence[str]] = {}
         self._settings, self._kv_gib, self._folder, self._say = settings, kv_gib, folder, say
 
     def __enter__(self) -> Workers:
@@ -119,6 +132,7 @@ class Workers:
                 {**self._settings, "family": family},
                 environment(family, self._kv_gib, os.environ),
                 self._folder / f"{family}-{self._settings['dtype']}.log",
+                self.commands.get(family, WORKER),
             )
         return self.running[family]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Llamas of any size with random weights, whose text is known beforehand: they count.
+"""Llamas and Qwen3s of any size with random weights, whose text is known beforehand: they count.
 
 All matrices are random and of full size, so a step costs what it costs in a trained model. The
 layers add little to a token's embedding, and the head's rows are the embeddings, each moved up by
@@ -24,7 +24,7 @@ POOL = 67_108_859  # random numbers, repeated; prime, so that no two rows are eq
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a Llama."""
+    """Sizes of a Llama, or of a Qwen3, which normalises each head's query and key."""
 
     hidden: int
     layers: int
@@ -33,9 +33,12 @@ class Shape:
     head_dim: int
     intermediate: int
     vocab: int
+    qk_norm: bool = False
 
 
 LLAMA_1B = Shape(2048, 16, 32, 8, 64, 8192, 128256)  # Llama 3.2 1B
+QWEN3_0_6B = Shape(1024, 28, 16, 8, 128, 3072, 151936, qk_norm=True)
+LAYER_7B = Shape(4096, 1, 32, 32, 128, 11008, 512)  # of Llama 2 7B; the head does not count
 TINY = Shape(64, 2, 4, 2, 32, 128, 512)
 
 
@@ -53,6 +56,46 @@ def linears(shape: Shape) -> Iterator[tuple[str, int, int]]:
             ("mlp.down_proj", shape.hidden, shape.intermediate),
         ):
             yield f"model.layers.{layer}.{name}", outputs, inputs
+
+
+def norms(shape: Shape) -> Iterator[tuple[str, int]]:
+    """The norms: name, size."""
+    for layer in range(shape.layers):
+        yield f"model.layers.{layer}.input_layernorm", shape.hidden
+        yield f"model.layers.{layer}.post_attention_layernorm", shape.hidden
+        if shape.qk_norm:
+            yield f"model.layers.{layer}.self_attn.q_norm", shape.head_dim
+            yield f"model.layers.{layer}.self_attn.k_norm", shape.head_dim
+    yield "model.norm", shape.hidden
+
+
+def parameters(shape: Shape) -> int:
+    """Of the model, whose head is not tied."""
+    linear = sum(outputs * inputs for _, outputs, inputs in linears(shape))
+    return linear + sum(size for _, size in norms(shape)) + 2 * shape.vocab * shape.hidden
+
+
+def configuration(shape: Shape) -> dict[str, Any]:
+    """The model's ``config.json``."""
+    return {
+        "architectures": ["Qwen3ForCausalLM" if shape.qk_norm else "LlamaForCausalLM"],
+        "model_type": "qwen3" if shape.qk_norm else "llama",
+        "hidden_size": shape.hidden,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "intermediate_size": shape.intermediate,
+        "vocab_size": shape.vocab,
+        "max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-5,
+        "hidden_act": "silu",
+        "tie_word_embeddings": False,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "dtype": "bfloat16",
+    }
 
 
 class _Random:
@@ -83,37 +126,15 @@ def write_model(shape: Shape, folder: Path) -> Path:
     import torch
     from safetensors.torch import save_file
 
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "hidden_size": shape.hidden,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_dim,
-        "intermediate_size": shape.intermediate,
-        "vocab_size": shape.vocab,
-        "max_position_embeddings": 4096,
-        "rope_theta": 500000.0,
-        "rms_norm_eps": 1e-5,
-        "hidden_act": "silu",
-        "tie_word_embeddings": False,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "dtype": "bfloat16",
-    }
     folder.mkdir(parents=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(configuration(shape)))
     sizes = [(outputs, inputs) for _, outputs, inputs in linears(shape)]
     random = _Random(sum(a * b for a, b in sizes) + shape.vocab * shape.hidden)
     embeddings = random(shape.vocab, shape.hidden, 1.0)
     head = embeddings.roll(1, 0) * (LOGIT / shape.hidden)
     weights = {"model.embed_tokens.weight": embeddings, "lm_head.weight": head}
-    ones = torch.ones(shape.hidden, dtype=torch.bfloat16)
-    weights["model.norm.weight"] = ones.clone()
-    for layer in range(shape.layers):
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"model.layers.{layer}.{norm}.weight"] = ones.clone()
+    for name, size in norms(shape):
+        weights[f"{name}.weight"] = torch.ones(size, dtype=torch.bfloat16)
     for name, outputs, inputs in linears(shape):
         small = DELTA if name.endswith(("o_proj", "down_proj")) else 1.0
         weights[f"{name}.weight"] = random(outputs, inputs, small / math.sqrt(inputs))

@@ -20,7 +20,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -274,8 +274,19 @@ def peak_memory() -> int | None:
     return next((int(kib) * 1024 for kib in found), None)
 
 
-def main() -> None:
-    """Serve commands until stdin ends."""
+def make(settings: dict[str, Any]) -> Any:
+    """The worker of a family, ``FAMILIES``."""
+    if settings["family"] not in FAMILIES:
+        raise ValueError(f"family={settings['family']!r}: must be one of {', '.join(FAMILIES)}")
+    if settings["family"] == "naive":
+        from benchmarks.e2e.naive import Naive
+
+        return Naive(settings)
+    return Engine(settings)
+
+
+def main(make: Callable[[dict[str, Any]], Any] = make) -> None:
+    """Serve commands until stdin ends, with what ``make`` makes of the settings."""
     replies = os.fdopen(int(sys.argv[1]), "w", encoding="utf-8")
     idle_since: tuple[float, float] | None = None
 
@@ -286,16 +297,7 @@ def main() -> None:
         idle_since = time.monotonic(), time.process_time()
 
     try:
-        settings = json.loads(sys.stdin.readline())
-        if settings["family"] not in FAMILIES:
-            raise ValueError(f"family={settings['family']!r}: must be one of {', '.join(FAMILIES)}")
-        worker: Any
-        if settings["family"] == "naive":
-            from benchmarks.e2e.naive import Naive
-
-            worker = Naive(settings)
-        else:
-            worker = Engine(settings)
+        worker = make(json.loads(sys.stdin.readline()))
         reply({"facts": worker.facts()})
         for line in iter(sys.stdin.readline, ""):
             # An idle process whose threads spin would take the cores from the one that runs.

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parts of ``benchmarks.bench_peers``: other programs' files, workers, environment, tables."""

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the programs: their systems, the files they are given, timed rounds, and the checks."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.e2e.check import agreement, check_batch
+from benchmarks.e2e.jobs import Findings, Job, Jobs, Say, System
+from benchmarks.e2e.pool import ROOT, Workers
+from benchmarks.e2e.run import (
+    DTYPES,
+    NAIVE_WARM_UP,
+    TASK,
+    kv_gib,
+    measure,
+    naive_rounds,
+    widen,
+)
+from benchmarks.peers import weights
+from benchmarks.peers.environment import VENV
+from examples.demo import ADAPTERS
+
+# By the name on the command line: the family and the label.
+PROGRAMS = {
+    "plugin": ("plugin", "this package"),
+    "stock": ("stock-lora", "stock vLLM"),
+    "naive": ("naive", "transformers loop"),
+    "llama": ("llama", "llama.cpp"),
+    "llama-q8": ("llama-q8", "llama.cpp, Q8_0"),
+    "openvino": ("openvino", "OpenVINO GenAI"),
+}
+MODES = {"adapter": "adapter", "cold": "CoLD"}
+NO_COLD = {
+    "stock": "it gives a request one stream",
+    "openvino": "its pipelines show no logits before they choose",
+}
+ONLY_IN = {"llama-q8": "bfloat16"}  # its rounds are those of that dtype
+GGUF = {("llama", "float32"): "float32", ("llama", "bfloat16"): "bfloat16"}
+GGUF |= {("llama-q8", "bfloat16"): "q8_0"}
+MEMORY = System("memory", "reading the weights once", "memory", "adapter")
+PYTHON = str(VENV / "bin" / "python")
+PEERS = ("llama", "llama-q8", "openvino")  # families that may be missing
+
+
+def label(program: str, mode: str) -> str:
+    """A system's name as printed."""
+    return f"{PROGRAMS[program][1]}, {MODES[mode]}"
+
+
+@dataclass
+class Found(Findings):
+    """All that was measured.
+
+    Attributes:
+        missing: Why a program was not run.
+        size: Bytes of the weights of each dtype and kind of GGUF file, with the adapter.
+    """
+
+    missing: dict[str, str] = field(default_factory=dict)
+    size: dict[str, float] = field(default_factory=dict)
+
+
+def make_jobs(
+    dtype: str, prompts: Sequence[list[int]], batch: int, options: Any, missing: Any = ()
+) -> Jobs:
+    """All systems at one batch size; the naive loop runs once, untimed, if nobody asked for it."""
+    jobs: Jobs = {}
+    for mode in MODES:
+        for program, (family, _) in PROGRAMS.items():
+            if mode == "cold" and program in NO_COLD:
+                continue
+            if program != "naive" and program not in options.systems:
+                continue
+            if ONLY_IN.get(program, dtype) != dtype or f"{family} in {dtype}" in missing:
+                continue
+            name = label(program, mode)
+            system = System(f"{program}-{mode}", name, family, mode)
+            job = Job(
+                system, name, list(prompts[:batch]), options.tokens, options.rounds, options.tokens
+            )
+            jobs[name] = job
+            if program == "naive":
+                timed = program in options.systems
+                job.rounds = min(options.rounds, naive_rounds(batch, 2)) if timed else 0
+                job.warm_up = min(NAIVE_WARM_UP, options.tokens) if timed else options.tokens
+    if batch == 1:
+        prompt = list(prompts[:1])
+        jobs[MEMORY.label] = Job(
+            MEMORY, MEMORY.label, prompt, options.tokens, options.rounds, options.tokens
+        )
+    return jobs
+
+
+def equal() -> list[tuple[str, str]]:
+    """The labels of pairs that must give equal tokens in float32, the reference first."""
+    return [
+        (label("naive", mode), label(program, mode))
+        for mode in MODES
+        for program in PROGRAMS
+        if program != "naive"
+    ]
+
+
+def shares(jobs: Jobs) -> dict[str, float]:
+    """Of each system the share of tokens that it has in common with the naive loop."""
+    return {
+        name: agreement(jobs[reference].output, jobs[name].output)
+        for reference, name in equal()
+        if name in jobs and jobs[name].output
+    }
+
+
+def write_files(options: Any, model: Path, folder: Path, say: Say) -> dict[str, Any]:
+    """What the programs read; the settings that name it."""
+    adapter = folder / "adapter"
+    widen(ADAPTERS / TASK, adapter, options.rank)
+    files: dict[str, Any] = {"adapter": str(adapter), "lora_gguf": str(folder / "adapter.gguf")}
+    if {"llama", "llama-q8"} & set(options.systems):
+        weights.write_adapter(adapter, model, folder / "adapter.gguf")
+        for dtype in dict.fromkeys(
+            kind
+            for (family, name), kind in GGUF.items()
+            if name in options.dtypes and family in options.systems
+        ):
+            say(f"writing {dtype} GGUF")
+            weights.write_model(model, folder / f"{dtype}.gguf", dtype)
+    return files
+
+
+def convert(model: Path, folder: Path, say: Say) -> str | None:
+    """Write the model as OpenVINO's files; why that failed."""
+    say("converting the model for OpenVINO")
+    done = subprocess.run(
+        [PYTHON, "-m", "benchmarks.peers.genai", model, folder / "openvino"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    return done.stdout.strip().splitlines()[-1] if done.returncode else None
+
+
+def run_dtype(
+    options: argparse.Namespace,
+    prompts: Sequence[list[int]],
+    workers: Workers,
+    dtype: str,
+    rng: random.Random,
+    say: Say,
+    found: Found,
+) -> None:
+    """Start the workers of a dtype, time them at all batch sizes, and check what they gave."""
+    for job in make_jobs(dtype, prompts, 1, options).values():
+        family = job.system.family
+        if f"{family} in {dtype}" in found.missing:
+            continue
+        try:
+            worker = workers.get(family)
+            if family in PEERS:  # some fail only when they run
+                worker.ask("run", mode="adapter", prompts=prompts[:1], tokens=2)
+        except RuntimeError as error:
+            if family not in PEERS:
+                raise
+            found.missing[f"{family} in {dtype}"] = str(error).strip().splitlines()[-1]
+    found.facts[dtype] = {name: w.facts for name, w in workers.running.items()}
+
+    def gap(mode: str, texts: list[list[int]], choices: list[int]) -> float:
+        reply = workers.get("naive").ask("gap", mode=mode, texts=texts, choices=choices)
+        return float(reply["gap"])
+
+    for batch in options.batch:
+        jobs = make_jobs(dtype, prompts, batch, options, found.missing)
+        found.table[dtype, batch] = jobs
+        wrong = measure(jobs, workers, rng, f"{dtype}, batch {batch}", say)
+        if not wrong:
+            wrong, notes = check_batch(dtype, batch, jobs, gap, equal())
+            found.notes += notes
+        found.wrong += wrong
+    found.peaks[dtype] = {name: w.peak for name, w in workers.running.items()}
+    found.busy |= {
+        f"{name} in {dtype}": w.idle[1] / w.idle[0]
+        for name, w in workers.running.items()
+        if w.idle[0] > 0
+    }
+
+
+def collect(
+    options: argparse.Namespace, model: Path, prompts: Sequence[list[int]], say: Say
+) -> Found:
+    """Measure everything, one dtype after the other; stops after one with wrong results."""
+    longest = max(map(len, prompts)) + options.tokens
+    streams = 2 * options.batch[-1]
+    config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    found = Found()
+    rng = random.Random(0)
+    peer = (PYTHON, "-m", "benchmarks.peers.worker")
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        files = write_files(options, model, folder, say)
+        if "openvino" in options.systems and (why := convert(model, folder, say)):
+            found.missing |= {f"openvino in {dtype}": why for dtype in options.dtypes}
+        values = weights.count(model / "model.safetensors")
+        lora = weights.count(folder / "adapter" / "adapter_model.safetensors")
+        for kind, item in weights.ITEM_BYTES.items():
+            found.size[kind] = values * item + lora * DTYPES.get(kind, 4)
+        for dtype in options.dtypes:
+            if found.wrong:
+                break
+            settings = {
+                **files,
+                "model": str(model),
+                "openvino": str(folder / "openvino"),
+                "dtype": dtype,
+                "rank": options.rank,
+                "max_loras": 1,
+                "max_model_len": max(512, longest),
+                "max_num_seqs": streams,
+                "context": 256 * math.ceil(longest / 256),
+                "bytes": int(found.size[dtype]),
+                "gguf": {
+                    family: str(folder / f"{kind}.gguf")
+                    for (family, name), kind in GGUF.items()
+                    if name == dtype
+                },
+            }
+            gib = kv_gib(config, DTYPES[dtype], [(streams, longest)])
+            with Workers(settings, gib, folder, say) as workers:
+                workers.commands = dict.fromkeys(PEERS, peer)
+                workers.commands[MEMORY.family] = (sys.executable, *peer[1:])
+                run_dtype(options, prompts, workers, dtype, rng, say, found)
+    return found

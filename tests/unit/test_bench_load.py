@@ -1,0 +1,263 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The load benchmark: its rates, what it reads of results, and what it takes for wrong."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import bench_load
+from benchmarks.load import client, run, server, show, workload
+from benchmarks.load.client import Load
+from benchmarks.load.server import Answer
+
+pytestmark = pytest.mark.unit
+
+TOKENS = 3
+
+
+def answer(text: str, said: Mapping[str, Any] | None = None) -> Answer:
+    """Each character a token, that the likeliest other one, x, is half a nat behind."""
+    return Answer(text, tuple((c, {c: -0.1, "x": -0.6, "y": -3.0}) for c in text), said)
+
+
+def result(count: int = 4, rate: float = 2.0, **changes: Any) -> dict[str, Any]:
+    """What ``vllm bench serve`` saves of requests of ``TOKENS`` tokens."""
+    percentiles = {
+        f"p{p}_{metric}_ms": 10.0 * p + len(metric)
+        for p in client.PERCENTILES
+        for metric in ("ttft", "tpot", "itl")
+    }
+    return {
+        "failed": 0, "completed": count, "errors": [""] * count,
+        "output_lens": [TOKENS] * count, "duration": 2.5,
+        "start_times": [100 + index / rate for index in range(count)],
+        "ttfts": [0.1] * count, "latencies": [0.16] * count,
+        "max_concurrent_requests": 3, "request_throughput": count / 2.5,
+        "request_goodput": count / 5, "output_throughput": TOKENS * count / 2.5,
+        "total_input_tokens": 50 * count, "generated_texts": ["abc"] * count,
+    } | percentiles | changes  # fmt: skip
+
+
+def load(count: int = 4, rate: float = 2.0, **changes: Any) -> Load:
+    return Load(**{  # type: ignore[arg-type]
+        "prompts": [str(n) for n in range(count)], "tokens": TOKENS, "models": ("a",),
+        "xargs": {"cold": 0}, "rate": rate,
+    } | changes)  # fmt: skip
+
+
+def test_requests_of_a_run() -> None:
+    assert client.count_of(3.3, 50) == 165 and client.count_of(0.02, 50) == client.LEAST
+    assert client.waves(3.3, 20, 32) == 64 and client.waves(0.5, 20, 32) == 32
+
+
+def test_the_plan() -> None:
+    plan = bench_load.parse([]).plan
+    assert (plan.loads, plan.many_loads, plan.middle) == ([50, 80, 95], [80], 80)
+    stock = [(system.key, *cell) for system, *cell in plan.cells("stock")]
+    assert stock == [("stock-adapter", 1, n) for n in (50, 80, 95)] + [("stock-adapter", 4, 80)]
+    cells = [(system.key, *cell) for system, *cell in plan.cells("plugin")]
+    assert sorted(cells) == sorted(
+        [(key, 1, n) for key in ("adapter", "cold", "cad") for n in (50, 80, 95)]
+        + [("context", 1, 80), ("adapter", 4, 80), ("cold", 4, 80)]
+    )
+    quick = bench_load.parse(["--quick", "--loads", "20", "10", "--skip-knobs"]).plan
+    assert quick.loads == [10, 20] and not quick.knobs and "--enforce-eager" in quick.more
+    for bad in (["--loads", "101"], ["--tokens", "1"], ["--json", "/nowhere/x.json"]):
+        with pytest.raises(SystemExit):
+            bench_load.parse(bad)
+
+
+def test_vllm_takes_the_arguments(tmp_path: Path) -> None:
+    one = client.arguments(load(rate=math.inf, at_a_time=2), "http://x", Path("m"), tmp_path)
+    assert one[one.index("--request-rate") + 1] == "inf"
+    assert one[one.index("--max-concurrency") + 1] == "2" and "--lora-modules" in one
+    body = json.loads(one[one.index("--extra-body") + 1])
+    assert body["vllm_xargs"] == {"cold": 0} and body["skip_special_tokens"] is False
+    base = client.arguments(load(models=(workload.BASE,)), "http://x", Path("m"), tmp_path)
+    assert "--lora-modules" not in base and "--max-concurrency" not in base
+    assert base[base.index("--goodput") + 1 :][:2] == ["ttft:1000", "tpot:100"]
+
+
+def test_what_is_wrong_with_a_run() -> None:
+    assert client.problems(result(), load()) == []
+    (failed,) = client.problems(result(failed=1, completed=3, errors=["", "a\nBad"]), load())
+    assert failed == "3 of 4 requests completed: ['Bad']"
+    (short,) = client.problems(result(output_lens=[3, 2, 3, 3]), load())
+    assert "1 requests did not generate 3 tokens" in short
+    (late,) = client.problems(result(rate=1.0), load())
+    assert "took 3.0 s to send what should arrive in 2.0 s" in late
+    assert client.problems(result(rate=1.0), load(rate=math.inf)) == []
+
+
+def test_figures_of_a_run() -> None:
+    row = client.summary(result(), load(), (200, 50))
+    assert row["rate"] == 2.0 and row["good"] == 0.5 and row["after_the_last"] == 1.0
+    assert (row["looked_up"], row["hits"]) == (200, 50)
+    assert row["ttft_p50"] == 504.0 and row["tpot_p99"] == 994.0
+    assert row["ttft"] == [100.0] * 4 and row["tpot"] == [30.0] * 4
+
+
+def test_prefix_cache_of_a_page() -> None:
+    page = (
+        "# TYPE vllm:prefix_cache_queries_total counter\n"
+        'vllm:prefix_cache_queries_total{engine="0"} 70.0\n'
+        'vllm:prefix_cache_queries_total{engine="1"} 30.0\n'
+        "# TYPE vllm:prefix_cache_queries_created gauge\n"
+        'vllm:prefix_cache_queries_created{engine="0"} 1.7e9\n'
+        "# TYPE vllm:prefix_cache_hits_total counter\n"
+        'vllm:prefix_cache_hits_total{engine="0"} 20.0\n'
+        "# TYPE vllm:external_prefix_cache_hits_total counter\n"
+        'vllm:external_prefix_cache_hits_total{engine="0"} 5.0\n'
+    )
+    assert server.prefix_cache(page) == (100, 20)
+
+
+def test_how_far_answers_part() -> None:
+    alone = answer("abc")
+    assert alone.behind("abc") == 0.0
+    assert alone.behind("axx") == pytest.approx(0.5) and alone.behind("ayc") == pytest.approx(2.9)
+    assert alone.behind("azc") == math.inf  # was not likely
+    assert alone.behind("ab") == math.inf and alone.behind("abcd") == math.inf
+
+
+def test_those_that_are_checked_stand_in_the_middle() -> None:
+    pool = list("abcdefgh")
+    order, at = run.arrange(pool, 2, 8)
+    assert order[at : at + 2] == ["a", "b"] and at == 3 and sorted(order) == pool
+    assert run.arrange(pool, 2, 2) == (["a", "b"], 0)
+
+
+def test_environment() -> None:
+    base = {"VLLM_PLUGINS": "x", "PATH": "p", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    stock, plugin = (server.environment(kind, base) for kind in ("stock", "plugin"))
+    assert stock["VLLM_PLUGINS"] == "" and "VLLM_PLUGINS" not in plugin
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in plugin and plugin["PATH"] == "p"
+
+
+class FakeServer:
+    """Says what it is asked for: ``say`` of the system's ``xargs``."""
+
+    url = ""
+
+    def __init__(self, kind: str) -> None:
+        self.kind, self.looked_up = kind, 0
+
+    def forget(self) -> None:
+        self.looked_up = 0
+
+    def prefix_cache(self) -> tuple[int, int]:
+        self.looked_up += 10
+        return self.looked_up, self.looked_up // 2
+
+    def ask(self, model: str, prompt: str, tokens: int, xargs: Mapping[str, Any]) -> Answer:
+        said = None if self.kind == "stock" else {"cold": int("cold_preset" in xargs)}
+        return answer("abd" if "cold_preset" in xargs else "abc", said)
+
+
+class FakePrompts:
+    """Prompts without a tokenizer."""
+
+    def make(self, name: str, count: int) -> list[str]:
+        return [f"{name} {n}" for n in range(count)]
+
+    def xargs(self, system: workload.System) -> dict[str, Any]:
+        return dict(system.xargs)
+
+
+def found(monkeypatch: pytest.MonkeyPatch, text: str | None = None) -> run.Findings:
+    """All of the quick plan, with servers that answer at once; loaded ones ``text``, if given."""
+
+    @contextmanager
+    def serve(kind: str, *_: Any) -> Iterator[FakeServer]:
+        yield FakeServer(kind)
+
+    def bench(sent: Load, *_: Any) -> dict[str, Any]:
+        count = len(sent.prompts)
+        right = "abd" if "cold_preset" in sent.xargs else "abc"
+        return result(
+            count, sent.rate, output_lens=[sent.tokens] * count, duration=10.0,
+            request_throughput=count / 10, generated_texts=[text or right] * count,
+        )  # fmt: skip
+
+    monkeypatch.setattr(run, "serve", serve)
+    monkeypatch.setattr(run, "bench", bench)
+    plan = bench_load.parse(["--quick"]).plan
+    prompts: Any = FakePrompts()
+    return run.Bench(plan, Path("m"), prompts, Path("f"), {}, lambda said: None).run()
+
+
+def test_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    of = found(monkeypatch)
+    assert of.wrong == [] and of.capacity == dict.fromkeys(workload.SYSTEMS, 0.8)
+    assert len(of.runs) == 5 + 3 + 1
+    assert all((row["rate"], row["looked_up"], row["hits"]) == (0.64, 10, 5) for row in of.runs)
+    assert all((row["checked"], row["equal"]) == (3, 3) for row in of.runs)
+    assert of.notes[0] == "stock adapter and adapter: 3 of 3 answers equal"
+
+    plan = {"tokens": 8, "middle": 80}
+    told = show.text({"plan": plan, "capacity": of.capacity, "runs": of.runs})
+    assert "| stock adapter | 0.80 | 6.40 |" in told
+    assert "| CoLD | 4 | 80 % | 0.64 | 8 | 504 / 994 | 504 / 994 | 1.60 | 200 % | 50 % |" in told
+    assert "| CAD, context | - | 80 % |" in told
+    assert "| as above | 504 / 994 |" in told and "| `--no-enable-prefix-caching` |" in told
+
+    twice = [row | {"load": n} for row in of.runs for n in (50, 80)]
+    assert [len(rows) for rows in show.curves(twice).values()] == [2] * 5
+    show.picture(twice, tmp_path / "load.svg")
+    drawn = (tmp_path / "load.svg").read_text()
+    assert "CAD, context" in drawn and "p99" in drawn
+
+
+def test_other_tokens_than_alone_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = found(monkeypatch, "zzz").wrong
+    assert len(wrong) == 9 * 3 and "'zzz', alone 'abc', inf apart" in wrong[0]
+    ties = found(monkeypatch, "xbc")
+    assert ties.wrong == [] and {row["equal"] for row in ties.runs} == {0}
+    assert all(row["worst_tie"] == pytest.approx(0.5) for row in ties.runs)
+
+
+def test_contrast_that_changes_nothing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(
+        self: FakeServer, model: str, prompt: str, tokens: int, xargs: Mapping[str, Any]
+    ) -> Answer:
+        return answer("abc", {"cold": 0})
+
+    monkeypatch.setattr(FakeServer, "ask", ask)
+    wrong = found(monkeypatch, "abc").wrong
+    assert "adapter and CoLD: all answers are equal" in wrong
+    assert "CoLD, 1 adapters, 80 %: the header x-cold is {'cold': 0}" in wrong
+    assert "stock adapter, 1 adapters, 80 %: the header x-cold is {'cold': 0}" in wrong
+    assert not any(each.startswith("base, context,") for each in wrong)
+
+
+def test_a_server_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(self: FakeServer) -> None:
+        if self.kind == "plugin":
+            raise ConnectionError("gone")
+
+    monkeypatch.setattr(FakeServer, "forget", forget)
+    of = found(monkeypatch)
+    assert of.wrong == ["a server failed: gone"] and len(of.runs) == 2
+
+
+def test_an_earlier_run_is_shown_if_it_was_right(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = found(monkeypatch)
+    content = {
+        "plan": {"tokens": 8, "middle": 80}, "capacity": of.capacity, "runs": of.runs, "wrong": [],
+    }  # fmt: skip
+    file = tmp_path / "load.json"
+    file.write_text(json.dumps(content))
+    assert bench_load.main(["--from", str(file)]) == 0
+    assert "| stock adapter | 0.80 | 6.40 |" in capsys.readouterr().out
+    file.write_text(json.dumps(content | {"wrong": ["bad"]}))
+    assert bench_load.main(["--from", str(file)]) == 1
+    assert "stock adapter" not in capsys.readouterr().out
