@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the formulas are held against: our own measurements on a CPU, and others' on accelerators.
 
-Each run of docs/performance.md and docs/speculation.md has constants of its own, as the machine was
-another one each day: it read 38 to 83 GB/s when asked. They are fitted to the cells marked so; all
-other cells are predicted.
+Each run of docs/measurements.md and docs/speculation.md has constants of its own, as the machine
+was another one each day: it read 38 to 83 GB/s when asked. They are fitted to the cells marked so;
+all other cells are predicted.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from benchmarks.cost_model.machines import A100, ASCEND, H100, PAIR, SHAPES
 from benchmarks.cost_model.model import Load, Machine, Shape, seconds
 
-# Of docs/performance.md: vLLM's Python around the forward pass, and a call of the LoRA operator
+# Of docs/measurements.md: vLLM's Python around the forward pass, and a call of the LoRA operator
 # within a step, of which a layer has four.
 STEP, LORA = 2e-3, 4 * 10e-6
 CACHE = 0.6  # of the bandwidth: gives attention the fifth of a pass that the profile there found
@@ -50,7 +50,7 @@ class Run:
 
 
 def _smollm2() -> Run:
-    """docs/performance.md, "End to end": TPOT. Prompts of about 100 tokens, 48 generated."""
+    """docs/measurements.md, "End to end": TPOT. Prompts of about 100 tokens, 48 generated."""
     context = 125.0
     table = {
         "float32": {
@@ -78,11 +78,11 @@ def _smollm2() -> Run:
         for system, batches in systems.items()
         for batch, milliseconds in batches.items()
     ]
-    return Run("SmolLM2-135M, performance.md", SHAPES["SmolLM2-135M"], tuple(cells))
+    return Run("SmolLM2-135M, measurements.md", SHAPES["SmolLM2-135M"], tuple(cells))
 
 
 def _groups() -> Run:
-    """docs/performance.md, "Groups": TPOT. Prompts of 256 tokens or an own one, rank 8."""
+    """docs/measurements.md, "Groups": TPOT. Prompts of 256 tokens or an own one, rank 8."""
 
     def cell(name: str, batch: int, context: float, streams: int, adapters: int, ms: float) -> Cell:
         load = Load(batch, context + 24, streams, adapters, rank=8)

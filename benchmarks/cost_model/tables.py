@@ -246,7 +246,7 @@ def validation() -> Table:
     return Table(
         "The same formulas on the CPU that was measured",
         "Milliseconds per token. Bandwidth and rates are fitted for each run to the cells marked; "
-        "the others are predicted. Steps of 64 rows in performance.md had prompts of later "
+        "the others are predicted. Steps of 64 rows in measurements.md had prompts of later "
         "requests in them, which the model has not. With drafts, requests verified fewer than four "
         "in some steps; the model takes them for four.",
         ["run", "cell", "dtype", "batch", "rows", "measured", "model", "error", ""],

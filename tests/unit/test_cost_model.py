@@ -195,11 +195,11 @@ def test_the_formulas_give_what_was_measured_on_a_cpu(run: measured.Run) -> None
     errors = measured.off(run, machine)
     assert len(errors) > len(run.cells) / 2, "most cells are predicted"
     assert measured.median_off(errors) < 0.1
-    assert 1.5e10 < machine.bandwidth < 8.3e10  # docs/performance.md: 38 to 83 GB/s
+    assert 1.5e10 < machine.bandwidth < 8.3e10  # docs/measurements.md: 38 to 83 GB/s
 
 
 def test_measured_figures_are_those_of_the_docs() -> None:
-    page = (ROOT / "docs" / "performance.md").read_text()
+    page = (ROOT / "docs" / "measurements.md").read_text()
     row = re.compile(r"^\| (\w+) \| (\d+) \| ([^|]+) \|[^|]+\|[^|]+\| ([\d.]+) ", re.M)
     there = {(m[1], int(m[2]), m[3]): float(m[4]) for m in row.finditer(page)}
     for cell in measured.runs()[0].cells:
