@@ -24,7 +24,9 @@ def agreement(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:
     return sum(x == y for x, y in pairs) / len(pairs)
 
 
-def check_equal(title: str, a: Job, b: Job, gap: Gap) -> tuple[list[str], list[str]]:
+def check_equal(
+    title: str, a: Job, b: Job, gap: Gap, tie: float = TIE
+) -> tuple[list[str], list[str]]:
     """Compare the tokens of two systems, each up to the first that rounding decided.
 
     Args:
@@ -33,6 +35,7 @@ def check_equal(title: str, a: Job, b: Job, gap: Gap) -> tuple[list[str], list[s
         b: Another, on the same prompts.
         gap: Gives for a mode, what its streams have read so far and two tokens, how far the worse
             one's score is behind the best score.
+        tie: Up to this, rounding decided.
 
     Returns:
         What is wrong, and the ties.
@@ -49,12 +52,17 @@ def check_equal(title: str, a: Job, b: Job, gap: Gap) -> tuple[list[str], list[s
             f"{title}: {b.label} and {a.label} part at token {at + 1} of request {index + 1}, "
             f"{left[at]} or {right[at]}, {behind:.1e} apart"
         )
-        (ties if behind <= TIE else problems).append(text)
+        (ties if behind <= tie else problems).append(text)
     return problems, ties
 
 
 def check_batch(
-    dtype: str, batch: int, jobs: Jobs, gap: Gap, equal: Iterable[tuple[str, str]] = EQUAL
+    dtype: str,
+    batch: int,
+    jobs: Jobs,
+    gap: Gap,
+    equal: Iterable[tuple[str, str]] = EQUAL,
+    tie: float = TIE,
 ) -> tuple[list[str], list[str]]:
     """The pairs of ``equal`` at one batch size: what is wrong, and what is worth telling."""
     problems, notes, shares = [], [], []
@@ -64,7 +72,7 @@ def check_batch(
         if a is None or b is None:
             continue
         if dtype == "float32":
-            wrong, ties = check_equal(title, a, b, gap)
+            wrong, ties = check_equal(title, a, b, gap, tie)
             problems += wrong
             notes += [f"tie: {tie}" for tie in ties]
         shares.append(f"{agreement(a.output, b.output):.1%} of {b.label} and {a.label}")

@@ -220,7 +220,7 @@ def test_jobs() -> None:
     some = made("float32", 2, missing={"llama in float32": "why"})
     assert not any(job.system.family == "llama" for job in some.values())
     labels = {job.label for job in (*single.values(), *made("bfloat16", 2).values())}
-    absent = {name for pair in run.equal() for name in pair} - labels
+    absent = {name for pair in run.equal(True) + run.equal(False) for name in pair} - labels
     assert absent == {run.label(program, "cold") for program in run.NO_COLD}
 
 
@@ -259,9 +259,13 @@ def test_tables() -> None:
 
 def test_no_speed_beside_a_wrong_token(capsys: pytest.CaptureFixture[str]) -> None:
     result = found("float32", "--systems", "plugin", "llama")
-    wrong, notes = run.check_batch(
-        "float32", 1, result.table["float32", 1], lambda *_: 1.0, run.equal()
+    jobs = result.table["float32", 1]
+    wrong, notes = run.check_batch("float32", 1, jobs, lambda *_: 1.0, run.equal(True))
+    near, ties = run.check_batch(
+        "float32", 1, jobs, lambda *_: 0.01, run.equal(True), run.PEERS_TIE
     )
+    assert near == [] and len(ties) == 3 and "1.0e-02 apart" in ties[0]
+    assert not run.check_batch("float32", 1, jobs, lambda *_: 1.0, run.equal(False))[0]
     assert len(wrong) == 2 and all("llama.cpp" in each for each in wrong)
     assert "66.7% of llama.cpp, CoLD" in notes[0]
     assert show_if_right(wrong, lambda: print(show.pages(result))) == 1
