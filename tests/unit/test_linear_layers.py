@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(packed.missing() is not None, reason=str(packed.missing())),
 ]
 
-OURS, OTHER = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler", None
+OURS = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler"
 
 
 @pytest.fixture
@@ -65,16 +65,13 @@ def test_a_layer_of_an_engine_of_colds(engine: SimpleNamespace, bias: bool) -> N
             layer.cpu_linear(x, layer.weight, torch.randn(128))
 
 
-def test_layers_that_stay_vllms(
-    engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
     odd, three = layer_of(65), layer_of()
     three.weight = torch.nn.Parameter(torch.randn(4, 64, 64))
     assert dispatch(odd) == [odd] and dispatch(three) == [three]
-    for name, value in (("_supports_onednn", False),):
-        with monkeypatch.context() as patch:
-            patch.setattr(utils.ops, name, value)
-            assert len(dispatch(layer_of())) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(utils.ops, "_supports_onednn", False)
+        assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:
         patch.setattr(utils, "check_cpu_sgl_kernel", lambda n, k, dtype: True)
         assert len(dispatch(layer_of())) == 1
@@ -90,8 +87,11 @@ def test_layers_that_stay_vllms(
         patch.setenv("COLD_LINEAR", "fast")
         with pytest.raises(ValueError, match="COLD_LINEAR='fast': must be packed or stock"):
             linear_layers.install()
-    engine.scheduler_config.scheduler_cls = OTHER
-    assert len(dispatch(layer_of())) == 1
+    ours = layer_of()
+    assert dispatch(ours) == []
+    ours.weight = torch.nn.Parameter(torch.randn(128, 64), requires_grad=False)
+    engine.scheduler_config.scheduler_cls = None  # another engine's; what was ours is forgotten
+    assert dispatch(ours) == [ours] and not hasattr(ours, "_vllm_cold_linears")
 
 
 def test_shared_weights_are_packed_once(engine: SimpleNamespace) -> None:

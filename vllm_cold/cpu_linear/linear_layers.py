@@ -164,6 +164,7 @@ def _say(error: str) -> None:
 def _make(original: Callable[..., None]) -> Callable[..., None]:
     def dispatch_cpu_unquantized_gemm(layer: Any, remove_weight: bool) -> None:
         if not _takes(layer, remove_weight):
+            vars(layer).pop(_LINEARS, None)  # of weights before, which are nobody's any more
             original(layer, remove_weight)
         elif remove_weight:
             empty = torch.empty(0, dtype=layer.weight.dtype, device=layer.weight.device)

@@ -42,9 +42,9 @@ def missing() -> str | None:
         return reason
     if cpu_library.best_isa() < cpu_library.ISAS.index("avx512"):
         return "This CPU has no AVX-512."
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        return "torch was built without oneDNN."
     try:
+        if not cpu_operators.has_onednn():
+            return "torch was built without oneDNN."
         cpu_operators.register(_OPERATORS, _result)
     except (OSError, AttributeError, RuntimeError) as error:
         return (

@@ -25,6 +25,7 @@ _TORCH_FUNCTIONS = (
     "empty_strided",
     "cpu__linear_pointwise",
 )
+_OF_ONEDNN = "cpu__linear_pointwise"  # not in every torch; LoRA does without it
 # torch keeps the addresses of these names.
 _NAMESPACE, _DEVICE, _FILE = b"vllm_cold", b"CPU", __file__.encode()
 # Tables have addresses: one that came from another process, in a compiled model, must not be used.
@@ -40,6 +41,11 @@ def torch_library() -> ctypes.CDLL:
         OSError: if it is not where it is expected.
     """
     return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+
+
+def has_onednn() -> bool:
+    """Whether torch's C interface has products by oneDNN."""
+    return hasattr(torch_library(), f"aoti_torch_{_OF_ONEDNN}")
 
 
 def dtype_number(dtype: torch.dtype) -> int:
@@ -87,7 +93,11 @@ def register(
 
 def _connect() -> object:
     functions = (ctypes.c_void_p * len(_TORCH_FUNCTIONS))(
-        *(_address(getattr(torch_library(), f"aoti_torch_{name}")) for name in _TORCH_FUNCTIONS)
+        *(
+            _address(getattr(torch_library(), f"aoti_torch_{name}"))
+            for name in _TORCH_FUNCTIONS
+            if name != _OF_ONEDNN or has_onednn()
+        )
     )
     dtypes = (ctypes.c_int32 * 3)(*map(dtype_number, cpu_library.DTYPES))
     connect = cpu_library.library().vllm_cold_connect
