@@ -113,12 +113,11 @@ struct Job {
         if (ranks == 0 && add) return;
         const Layer::Slice& slice = layer->slices()[s];
         const char* b = reinterpret_cast<const char*>(slice.b) +
-                        (block.slot * slice.b_slot + from * layer->b_ranks) *
-                            kElementSize[layer->dtype];
+                        (block.slot * slice.b_slot + from) * kElementSize[layer->dtype];
         char* to_y = static_cast<char*>(y->data) +
                      (column + slice.column + from) * kElementSize[y->dtype];
-        expand(hidden_of(block, s), hidden.row_stride, rows(block), b, layer->b_ranks, ranks,
-               to - from, to_y, y->stride, add);
+        expand(hidden_of(block, s), hidden.row_stride, rows(block), b, slice.b_rank,
+               ranks, to - from, to_y, y->stride, add);
     }
 
     // How many ranks count: behind them A @ x is exactly zero for all rows of the block. So it is for

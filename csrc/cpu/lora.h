@@ -21,8 +21,9 @@ struct Plan {
     const int64_t* rows() const { return reinterpret_cast<const int64_t*>(groups() + capacity); }
 };
 
-// The stacked weights of one layer: A [slots, ranks, inputs] and B [slots, outputs, ranks] for each of
-// the slices whose outputs lie side by side (q, k, v; gate, up).
+// The stacked weights of one layer: A [slots, ranks, inputs] and B [slots, ranks, outputs] for each of
+// the slices whose outputs lie side by side (q, k, v; gate, up). Both lie so that what one row needs
+// is read in the order of memory.
 struct Layer {
     int64_t process;  // a number of the process that the addresses are of
     int64_t plan;     // address of the Plan of each step
@@ -32,9 +33,9 @@ struct Layer {
     int64_t num_slices;
 
     struct Slice {
-        int64_t a, a_slot;  // address, elements from one slot to the next
-        int64_t b, b_slot;
-        int64_t outputs;  // rows of B that count
+        int64_t a, a_slot;  // address, elements from one slot to the next, and from one rank
+        int64_t b, b_slot, b_rank;
+        int64_t outputs;  // columns of B that count
         int64_t column;   // first output column
     };
     const Slice* slices() const { return reinterpret_cast<const Slice*>(this + 1); }

@@ -15,7 +15,7 @@ struct Rows {
 using Shrink = void (*)(const void* x, int64_t x_stride, Rows rows, const void* a, int64_t ranks,
                         int64_t inputs, float scale, float* hidden, int64_t hidden_stride);
 
-// y[index[i], j] (+)= sum over r of hidden[i, r] * b[j, r], for r < ranks and j < outputs. b's rows are
+// y[index[i], j] (+)= sum over r of hidden[i, r] * b[r, j], for r < ranks and j < outputs. b's rows are
 // b_stride elements apart.
 using Expand = void (*)(const float* hidden, int64_t hidden_stride, Rows rows, const void* b,
                         int64_t b_stride, int64_t ranks, int64_t outputs, void* y, int64_t y_stride,
@@ -26,7 +26,7 @@ struct LoraKernels {
     Expand expand[3][3];  // by the weights' and y's dtype
 };
 
-// Columns of y that Expand computes at a time: a good unit of work.
+// Columns of y that Expand computes at a time for many rows: a good unit of work.
 constexpr int64_t kColumns = 32;
 
 extern const LoraKernels kPortableLora;

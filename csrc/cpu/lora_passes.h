@@ -10,7 +10,7 @@ namespace {
 
 using F = Vec::F;
 constexpr int64_t N = Vec::N;
-static_assert(kColumns % N == 0, "whole vectors");
+static_assert(kColumns % (2 * N) == 0, "pairs of vectors");
 
 // Products in float32, after conversion.
 template <class X, class W>
@@ -128,7 +128,54 @@ void shrink(const void* x_data, int64_t x_stride, Rows rows, const void* a_data,
     if (i < rows.count) next(shrink_rows<1, X, W>, 1);
 }
 
-// R rows of y, up to kColumns of each. columns: B's rows as columns, [ranks, kColumns].
+// Of y, so many columns are summed at a time: R rows of them stay in the fastest cache.
+constexpr int64_t kTile = 1024;
+
+// G ranks of b are added to sums [R][kTile]: as many streams through memory.
+template <int R, int G, class W>
+inline __attribute__((always_inline)) void add_ranks(const float* const (&hidden)[R], int64_t r,
+                                                     const W* b, int64_t b_stride, int64_t width,
+                                                     float* sums) {
+    F h[R * G];
+    for (int i = 0; i < R * G; ++i) h[i] = Vec::set1(hidden[i / G][r + i % G]);
+    b += r * b_stride;
+    for (int64_t j = 0; j < width; j += N) {
+        F of_b[G];
+        for (int g = 0; g < G; ++g) of_b[g] = load_some(b + g * b_stride + j, width - j);
+        for (int i = 0; i < R; ++i) {
+            float* to = sums + i * kTile + j;
+            F sum = r == 0 ? Vec::zero() : Vec::load(reinterpret_cast<const Float32*>(to));
+            for (int g = 0; g < G; ++g) sum = Vec::fma(h[i * G + g], of_b[g], sum);
+            Vec::store(to, sum);
+        }
+    }
+}
+
+// R rows of y, few of them: b is read once, as it lies.
+template <int R, class W, class Y>
+void expand_few(const float* hidden, int64_t hidden_stride, Rows rows, const W* b, int64_t b_stride,
+                int64_t ranks, int64_t outputs, Y* y_data, int64_t y_stride, bool add) {
+    const float* from[R];
+    for (int i = 0; i < R; ++i) from[i] = hidden + hidden_row(rows, i) * hidden_stride;
+    alignas(64) float sums[R * kTile];
+    for (int64_t first = 0; first < outputs; first += kTile, b += kTile) {
+        const int64_t width = outputs - first < kTile ? outputs - first : kTile;
+        int64_t r = 0;
+        for (; r + 4 <= ranks; r += 4) add_ranks<R, 4>(from, r, b, b_stride, width, sums);
+        for (; r < ranks; ++r) add_ranks<R, 1>(from, r, b, b_stride, width, sums);
+        for (int i = 0; i < R; ++i) {
+            Y* y = y_data + rows.index[i] * y_stride + first;
+            for (int64_t j = 0; j < width; j += N) {
+                F sum = Vec::zero();
+                if (ranks > 0) sum = Vec::load(reinterpret_cast<const Float32*>(sums + i * kTile + j));
+                if (add) sum = Vec::add(load_some(y + j, width - j), sum);
+                store_some(y + j, sum, width - j);
+            }
+        }
+    }
+}
+
+// R rows of y, up to kColumns of each. columns: those of B, [ranks, kColumns].
 template <int R, class Y>
 void expand_rows(const float* hidden, int64_t hidden_stride, Rows rows, int64_t row,
                  const float* columns, int64_t ranks, int64_t width, Y* y, int64_t y_stride,
@@ -165,29 +212,24 @@ void expand(const float* hidden, int64_t hidden_stride, Rows rows, const void* b
             int64_t b_stride, int64_t ranks, int64_t outputs, void* y_data, int64_t y_stride,
             bool add) {
     const W* b = static_cast<const W*>(b_data);
-    // Elements behind a row are the next row's: they may be read, but for those behind the last, and
-    // end up in columns that nobody looks at.
-    const W* const end = b + outputs * b_stride;
-    alignas(64) float columns[(kMaxRank + N) * kColumns];
-    for (int64_t first = 0; first < outputs; first += kColumns, b += kColumns * b_stride) {
+    Y* y = static_cast<Y*>(y_data);
+    const auto few = [&](auto kernel) {
+        kernel(hidden, hidden_stride, rows, b, b_stride, ranks, outputs, y, y_stride, add);
+    };
+    if (rows.count == 1) return few(expand_few<1, W, Y>);
+    if (rows.count == 2) return few(expand_few<2, W, Y>);
+    if (rows.count == 3) return few(expand_few<3, W, Y>);
+    // Else some columns at a time are brought together, as float32, for all rows.
+    alignas(64) float columns[kMaxRank * kColumns];
+    for (int64_t first = 0; first < outputs; first += kColumns, b += kColumns, y += kColumns) {
         const int64_t width = outputs - first < kColumns ? outputs - first : kColumns;
-        for (int64_t j = 0; j < width; j += N) {
-            for (int64_t r = 0; r < ranks; r += N) {
-                F v[N];
-                for (int64_t i = 0; i < N; ++i) {
-                    const W* from = b + (j + i) * b_stride + r;
-                    v[i] = j + i < width ? load_some(from, end - from) : Vec::zero();
-                }
-                Vec::transpose(v);
-                for (int64_t i = 0; i < N; ++i) Vec::store(columns + (r + i) * kColumns + j, v[i]);
+        for (int64_t r = 0; r < ranks; ++r) {
+            for (int64_t j = 0; j < kColumns; j += N) {  // those behind the last: never uninitialised
+                F of_b = Vec::zero();
+                if (j < width) of_b = load_some(b + r * b_stride + j, width - j);
+                Vec::store(columns + r * kColumns + j, of_b);
             }
         }
-        if (width <= kColumns - N) {  // read, though not used: never uninitialised
-            for (int64_t r = 0; r < ranks; ++r)
-                for (int64_t j = (width + N - 1) / N * N; j < kColumns; j += N)
-                    Vec::store(columns + r * kColumns + j, Vec::zero());
-        }
-        Y* y = static_cast<Y*>(y_data) + first;
         int64_t i = 0;
         const auto next = [&](auto kernel, int64_t count) {
             kernel(hidden, hidden_stride, rows, i, columns, ranks, width, y, y_stride, add);

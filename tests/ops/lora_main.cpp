@@ -61,7 +61,7 @@ struct Elements {
 
 struct Case {
     int64_t tokens, slots, ranks, inputs;
-    std::vector<int64_t> slot_of, sizes;
+    std::vector<int64_t> slot_of, sizes, b_strides;
     std::vector<Elements> a, b;
     Elements x, y;
     int64_t width, x_stride, y_stride;
@@ -73,7 +73,8 @@ struct Case {
         for (size_t s = 0; s < sizes.size(); ++s) {
             for (const int64_t item :
                  {reinterpret_cast<int64_t>(a[s].data.get()), ranks * inputs,
-                  reinterpret_cast<int64_t>(b[s].data.get()), sizes[s] * ranks, sizes[s], column})
+                  reinterpret_cast<int64_t>(b[s].data.get()), b_strides[s] * ranks, b_strides[s],
+                  sizes[s], column})
                 table.push_back(item);
             column += sizes[s];
         }
@@ -84,7 +85,7 @@ struct Case {
 Case random_case(int64_t tokens) {
     const int64_t dtype = draw(0, 2), weights = draw(0, 3) == 0 ? draw(0, 2) : dtype;
     const int64_t slots = draw(1, 3), ranks = draw(1, 40), inputs = draw(1, 90);
-    std::vector<int64_t> slot_of, sizes;
+    std::vector<int64_t> slot_of, sizes, b_strides;
     for (int64_t t = 0; t < tokens; ++t) slot_of.push_back(draw(-1, slots - 1));
     std::vector<Elements> a, b;
     int64_t width = 0;
@@ -92,13 +93,14 @@ Case random_case(int64_t tokens) {
         sizes.push_back(draw(1, 80));
         width += sizes.back();
         a.emplace_back(slots * ranks * inputs, weights);
-        b.emplace_back(slots * sizes.back() * ranks, weights);
+        b_strides.push_back(sizes.back() + draw(0, 3));
+        b.emplace_back((slots * ranks - 1) * b_strides.back() + sizes.back(), weights);
     }
     const int64_t x_stride = inputs + draw(0, 3), y_stride = width + draw(0, 3);
     Elements x((tokens - 1) * x_stride + inputs, dtype);
     Elements y((tokens - 1) * y_stride + width, draw(0, 3) == 0 ? draw(0, 2) : dtype);
-    return {tokens, slots, ranks, inputs, slot_of, sizes, std::move(a), std::move(b), std::move(x),
-            std::move(y), width, x_stride, y_stride};
+    return {tokens, slots, ranks, inputs, slot_of, sizes, b_strides, std::move(a), std::move(b),
+            std::move(x), std::move(y), width, x_stride, y_stride};
 }
 
 // The result for tokens [from, to), as bytes of the rows.
@@ -145,7 +147,7 @@ bool right(const Case& c, const std::vector<char>& rows) {
                 double want = c.y.get(t * c.y_stride + column), terms = std::fabs(want);
                 for (int64_t r = 0; slot >= 0 && r < c.ranks; ++r) {
                     const double term = hidden[static_cast<size_t>(r)] *
-                                        c.b[s].get((slot * c.sizes[s] + n) * c.ranks + r);
+                                        c.b[s].get((slot * c.ranks + r) * c.b_strides[s] + n);
                     want += term;
                     terms += std::fabs(term);
                 }

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vllm_cold.cpu_linear import packed
 from vllm_cold.cpu_lora import cpp_ops
-from vllm_cold.ops import cpu_operators
+from vllm_cold.ops import cpu_memory, cpu_operators
 
 pytestmark = [
     pytest.mark.unit,
@@ -117,8 +117,19 @@ def test_weights_of_many_layers_share_memory_and_do_not_overlap() -> None:
     for layer, weight in zip(layers, plain, strict=True):
         assert torch.equal(layer(x), onednn(x, weight, None))
         assert layer.weights.memory.data_ptr() % 64 == 0
-    ends = {weights.weights.memory.data_ptr() // packed._ARENA for weights in layers}
+    ends = {weights.weights.memory.data_ptr() // cpu_memory._ARENA for weights in layers}
     assert len(ends) <= 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_numbers_move_and_their_tensor_stays(dtype: torch.dtype) -> None:
+    weight = torch.arange(60, dtype=dtype).view(3, 1, 4, 5)
+    part, before = weight[1], weight.clone()
+    cpu_memory.move(weight)
+    assert torch.equal(weight, before) and weight.is_contiguous()
+    assert part.data_ptr() != weight[1].data_ptr()
+    weight[2].zero_()
+    assert not weight[2].any() and torch.equal(weight[:2], before[:2])
 
 
 def test_what_does_not_fit_is_refused() -> None:

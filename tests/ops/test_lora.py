@@ -407,6 +407,25 @@ def test_weights_that_it_does_not_take(change: Any, says: str) -> None:
         cpp_ops.Layer(cpp_ops.Plan(1), a, b, [16] * len(b))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_lie_by_rank_and_may_change(dtype: torch.dtype) -> None:
+    """An adapter is copied into a slot when it is loaded, by whoever holds the tensor."""
+    case = make_case(13, [0, 1, 2, 3, 1], 24, 40, (48, 33), dtype)
+    before = [b.clone() for b in case.b]
+    layer = case.layer()
+    for b, as_it_was in zip(case.b, before, strict=True):
+        assert b.stride(-2) == 1 and torch.equal(b, as_it_was)
+    for b in case.b:
+        b[1].copy_(2 * b[1])
+        b[3] = 0
+    y = case.y.clone()
+    torch.ops.vllm_cold.lora_linear(y, case.x, layer.table, case.scale)
+    case.check(y)
+    again, addresses = case.layer(), [b.data_ptr() for b in case.b]
+    assert torch.equal(again.table[2:], layer.table[2:])
+    assert addresses == [b.data_ptr() for b in case.b]
+
+
 def test_a_batch_larger_than_the_plan() -> None:
     plan = cpp_ops.Plan(3)
     plan.set(torch.tensor([0, 0, 0]))

@@ -14,6 +14,7 @@ from vllm.model_executor.layers import utils
 
 from vllm_cold.cpu_linear import linear_layers, packed
 from vllm_cold.cpu_lora import cpp_ops
+from vllm_cold.ops import cpu_memory
 
 pytestmark = [
     pytest.mark.unit,
@@ -79,7 +80,8 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
         patch.delattr(utils, "check_cpu_sgl_kernel")
         assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(packed, "_allocate", lambda size: (_ for _ in ()).throw(OSError("no room")))
+        no_room = lambda size: (_ for _ in ()).throw(OSError("no room"))  # noqa: E731
+        patch.setattr(cpu_memory, "allocate", no_room)
         assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:
         patch.setenv("COLD_LINEAR", "stock")

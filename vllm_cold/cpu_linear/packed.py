@@ -4,28 +4,23 @@ Imports no vLLM.
 
 ``torch.ops.vllm_cold.linear(x, table, outputs)`` is ``x @ weight.T + bias``: up to 8 rows by a
 kernel that reads the weights once, more by oneDNN. Both read the same memory: the weights as oneDNN
-packs them, on huge pages, which is what makes the difference (a page of 4 KiB is gone through in
-less time than it takes to find the next). The kernel sums in oneDNN's order, which is found out
-when the weights are packed, so the result is the same bit for bit; where it is not, oneDNN's is
-taken. ``linear_lora(x, table, outputs, layer, scale)`` is ``linear`` and then ``lora_linear`` with
-the table ``layer`` (``vllm_cold.cpu_lora.cpp_ops``), in one call.
+packs them, on huge pages, which is what makes the difference. The kernel sums in oneDNN's order,
+which is found out when the weights are packed, so the result is the same bit for bit; where it is
+not, oneDNN's is taken. ``linear_lora(x, table, outputs, layer, scale)`` is ``linear`` and then
+``lora_linear`` with the table ``layer`` (``vllm_cold.cpu_lora.cpp_ops``), in one call.
 """
 
 import ctypes
-import mmap
 import weakref
-from contextlib import suppress
 from functools import cache
 
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import cpu_library, cpu_operators
+from vllm_cold.ops import cpu_library, cpu_memory, cpu_operators
 
 FEW_ROWS = 8
 _BLOCK = 64  # outputs that lie side by side
-_HUGE_PAGE = 2 << 20
-_ARENA = 64 << 20
 _OPERATORS = {
     "linear": "(Tensor x, Tensor linear, int outputs) -> Tensor",
     "linear_lora": "(Tensor x, Tensor linear, int outputs, Tensor layer, float scale) -> Tensor",
@@ -80,7 +75,7 @@ class Weights:
         """
         self.dtype, (self.outputs, self.inputs) = weight.dtype, weight.shape
         packed, data = _pack(weight)
-        self.memory = _allocate(data.numel())
+        self.memory = cpu_memory.allocate(data.numel())
         self.memory.copy_(data)
         self.handle = _Handle(self.memory, self.dtype, weight.shape, packed)
         self.summed = [0] * FEW_ROWS
@@ -234,21 +229,3 @@ def _lies_as_expected(data: Tensor, weight: Tensor) -> bool:
     plain = weight.view(outputs // _BLOCK, _BLOCK, inputs // side, side).transpose(1, 2)
     some = [*range(0, len(blocks), _BLOCK), len(blocks) - 1]
     return torch.equal(blocks[some], plain[some])
-
-
-_arena: list[Tensor] = []
-
-
-def _allocate(size: int) -> Tensor:
-    """Bytes on huge pages, where the system has some."""
-    size = -(-size // _BLOCK) * _BLOCK
-    if not _arena or len(_arena[0]) < size:
-        room = -(-max(size, _ARENA) // _HUGE_PAGE) * _HUGE_PAGE
-        memory = mmap.mmap(-1, room + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(AttributeError, OSError):  # a system without huge pages
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        chunk = torch.frombuffer(memory, dtype=torch.uint8)
-        first = -chunk.data_ptr() % _HUGE_PAGE
-        _arena[:] = [chunk[first : first + room]]
-    piece, _arena[0] = _arena[0][:size], _arena[0][size:]
-    return piece

@@ -16,7 +16,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import cpu_library, cpu_operators
+from vllm_cold.ops import cpu_library, cpu_memory, cpu_operators
 
 MAX_RANK = 512
 
@@ -98,6 +98,15 @@ class Plan:
             self.buffer[:3] = before
 
 
+def by_rank(b_stacked: Sequence[Tensor]) -> None:
+    """Let weights B [..., N, r] lie as [..., r, N] in memory, which the kernels read: what they are
+    for others does not change.
+    """
+    for weight in b_stacked:
+        if weight.stride(-2) != 1:
+            cpu_memory.move_by_columns(weight)
+
+
 class Layer:
     """The stacked adapter weights of one layer, for the operators.
 
@@ -119,7 +128,7 @@ class Layer:
             plan: Of the batches that this layer will see.
             a_stacked: For each slice [S, 1, r, K] or [S, r, K]; empty if only ``lora_expand`` is
                 to be called.
-            b_stacked: For each slice [S, 1, N, r] or [S, N, r].
+            b_stacked: For each slice [S, 1, N, r] or [S, N, r]; see ``by_rank``.
             output_slices: Columns of the output that each slice has; N may be smaller or larger
                 (padding), then the common ones count.
 
@@ -134,8 +143,9 @@ class Layer:
                     f"vllm-cold: LoRA weights of {weight.dtype}; allowed are float32, bfloat16 and "
                     "float16, the same in all slices"
                 )
-            if not weight.is_contiguous():
-                raise ValueError("vllm-cold: LoRA weights must be contiguous")
+        if not all(a.is_contiguous() for a in a_stacked):
+            raise ValueError("vllm-cold: LoRA weights must be contiguous")
+        by_rank(b_stacked)
         inputs = {a.shape[-1] for a in a_stacked} or {0}
         a_ranks = {a.shape[-2] for a in a_stacked} or {0}
         b_ranks = {b.shape[-1] for b in b_stacked}
@@ -156,9 +166,9 @@ class Layer:
         for index, (b, size) in enumerate(zip(b_stacked, output_slices, strict=True)):
             a = a_stacked[index] if a_stacked else None
             table += [0, 0] if a is None else [a.data_ptr(), a[0].numel()]
-            table += [b.data_ptr(), b[0].numel(), min(b.shape[-2], size), column]
+            table += [b.data_ptr(), b.stride(0), b.stride(-1), min(b.shape[-2], size), column]
             column += size
         self.table = torch.tensor(table, dtype=torch.int64)
 
 
-__all__ = ["MAX_RANK", "Layer", "Plan", "missing"]
+__all__ = ["MAX_RANK", "Layer", "Plan", "by_rank", "missing"]

@@ -22,6 +22,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm_cold.cpu_linear import linear_layers
 from vllm_cold.cpu_lora import cpp_ops
 from vllm_cold.cpu_lora.fallback_wrapper import ColdPunicaWrapperCPU
+from vllm_cold.ops import cpu_memory
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.patching import Place
 
@@ -144,6 +145,8 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
             if _computes_lora_otherwise(type(layer)):
                 return
             weights = layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices
+            for weight in layer.lora_a_stacked:
+                cpu_memory.move(weight)
             layer.punica_wrapper = bound = BoundLinear(self._tokens, *weights)
             config = getattr(layer, "lora_config", None)
             if config is not None and not config.fully_sharded_loras:
@@ -214,6 +217,7 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         b_stacked: tuple[Tensor, ...],
         output_slices: tuple[int, ...],
     ) -> BoundLinear:
+        cpp_ops.by_rank(b_stacked)  # before its address is looked at
         first = a_stacked[0]
         key = (id(plan), first.data_ptr(), first.shape, b_stacked[0].data_ptr(), output_slices)
         if key not in self._linears:
