@@ -4,10 +4,11 @@
 Every draft is a row more in each of the group's streams, and takes time; every draft that is
 right saves the group a token's share of a step. A step's time is taken as ``a + b * rows``, with
 ``a`` and ``b`` fitted to the last steps; where memory is the limit, ``b`` is nearly 0 and drafts
-always pay. A group whose drafts are too often wrong goes without them for some steps, and then
-tries again.
+always pay. A group whose drafts are too often wrong goes without them, and tries again so seldom
+that its tries cost a small, fixed share of the time.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Hashable
 from dataclasses import dataclass, field
@@ -20,11 +21,13 @@ _LEAST_SPREAD = 0.005
 _TRY_WITHOUT = 64
 # Groups begin as if so many drafts had been verified, with the luck of others like them.
 _PRIOR = 6.0
-_SHARE_OF_A_STEP = 0.02
-# Steps without drafts, the first time and at most; each time twice as many.
-_FIRST_PAUSE, _LONGEST_PAUSE = 8, 128
-# Steps without where drafts of the kind did not pay: first for new requests, then after a try.
-_LATE = 32
+# A kind's share of right drafts is the mean of the first times that some were verified, with two
+# believed to be right before them, and forgets in so many later ones.
+_BELIEVED, _REMEMBERED = 2, 50
+# Of the time of all steps, what the tries of groups may cost whose drafts do not pay.
+_PRICE = 0.03
+_LONGEST_PAUSE = 512
+_GOLDEN = 0.6180339887  # its multiples are spread evenly over [0, 1), however many there are
 
 
 @dataclass(slots=True)
@@ -80,25 +83,31 @@ class Experience:
     Attributes:
         share: Of the last drafts, those that were right; at first all are believed to be.
         pays: Whether that was enough when it was last looked at.
-        begun: Requests that began since it was not.
+        pause: Steps without drafts that a request of it took last.
+        seen: Times that some were verified.
+        begun: Requests that began while they did not pay.
     """
 
     share: float = 1.0
     pays: bool = True
+    pause: int = 0
+    seen: int = 0
     begun: int = 0
 
     def begins(self) -> int:
-        """For how many steps a new request verifies no drafts: where they did not pay, all but each
-        eighth wait.
+        """For how many steps a new request verifies no drafts: where they do not pay, some part of
+        a pause, or many short requests would try more often than few long ones.
         """
         if self.pays:
             return 0
         self.begun += 1
-        return 0 if self.begun % 8 == 0 else _LATE
+        return int(self.pause * (self.begun * _GOLDEN % 1.0))
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """Some request of the kind had drafts verified."""
-        self.share += _SHARE_OF_A_STEP * (accepted / drafted - self.share)
+        self.seen += 1
+        weight = 1.0 / min(self.seen + _BELIEVED, _REMEMBERED)
+        self.share += weight * (accepted / drafted - self.share)
         if break_even is not None:
             self.pays = self.share >= break_even
 
@@ -147,7 +156,6 @@ class Drafting:
     pause: int = field(init=False)
     _drafted: float = field(init=False, default=_PRIOR)
     _accepted: float = field(init=False)
-    _next_pause: int = field(init=False, default=_FIRST_PAUSE)
 
     def __post_init__(self) -> None:
         self._accepted = _PRIOR * self.experience.share
@@ -171,10 +179,8 @@ class Drafting:
         if break_even is None:
             return
         if self._accepted >= break_even * self._drafted:
-            self._next_pause = _FIRST_PAUSE
             return
-        # Where those of others like it did not pay either, it has less to find out.
-        self.pause = max(self._next_pause, 0 if self.experience.pays else _LATE)
-        self._next_pause = min(2 * self.pause, _LONGEST_PAUSE)
-        # The next ones count anew, and are believed sooner.
-        self._drafted = self._accepted = 1.0
+        # All drafts wrong would have cost so many steps' worth of each request's tokens.
+        lost = drafted * break_even
+        self.pause = self.experience.pause = min(math.ceil(lost / _PRICE), _LONGEST_PAUSE)
+        self._drafted = self._accepted = 0.0  # the next ones count anew
