@@ -11,8 +11,8 @@ import pytest
 
 from tests.unit import test_tune_report
 from tests.unit.test_tune_report import page_of, report_on, simulate
+from vllm_cold.tools.tune.changes import Change
 from vllm_cold.tools.tune.grid import make_grid
-from vllm_cold.tools.tune.report import Change
 
 pytestmark = pytest.mark.browser
 

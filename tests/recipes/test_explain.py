@@ -4,11 +4,13 @@
 import json
 import os
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.docs.blocks import ROOT, block
@@ -29,7 +31,8 @@ def read(page: Path) -> tuple[dict[str, Any], str]:
     text = page.read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert found
-    return json.loads(found[1]), text
+    first, *_ = json.loads(found[1])
+    return first, text
 
 
 def check(page: Path, prompts: int, alpha: float, beta: float) -> dict[str, Any]:
@@ -92,6 +95,43 @@ def test_a_file_of_prompts_offline_and_served(
             )
             assert ours == its
     assert any(p["cold"]["steps"] != p["greedy"]["steps"] for p in own["prompts"])
+
+
+@pytest.mark.server
+def test_methods_side_by_side(folder: Path, variables: dict[str, str], served: str) -> None:
+    """The page's command, of the server that is there already."""
+    script = block(PAGE, "side").replace('--model "$MODEL"', f"--url {served}")
+    printed = run(script.replace("$ADAPTERS/sorting", "sorting"), folder, variables)
+    _, text = read(folder / "side.html")
+    titles = re.findall(r'<h3 id="answer-0-\d">(.*?)</h3>', text)
+    assert titles == ["Greedy", "cold, beta 1", "cold, alpha 0.3, beta adaptive"]
+    assert "alpha 0.3, beta adaptive up to 1" in " ".join(printed.split())
+
+
+@pytest.mark.server
+def test_the_live_page(variables: dict[str, str], served: str) -> None:
+    """The page's command, asked as its page does."""
+    script = "exec " + block(PAGE, "live").rstrip() + " --port 0"
+    command = ["bash", "-c", script]
+    environment = offline({**variables, "URL": served})
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout
+            address = process.stdout.readline().split()[0]
+            form = {"prompt": "w12 w7", "chat": True, "adapter": "sorting", "max_tokens": 8}
+            form["methods"] = [{"name": "greedy"}, {"name": "cold", "beta": "2"}]
+            reply = httpx.post(f"{address}answer", json=form, timeout=60)
+            events = [json.loads(line) for line in reply.text.splitlines()]
+            tokens = [event["place"] for event in events if event["event"] == "tokens"]
+            assert (tokens.count(0), tokens.count(1)) == (8, 8)
+            assert events[-1]["event"] == "report", events[-1]
+            [data] = events[-1]["methods"]
+            assert data["name"] == "cold, beta 2" and data["beta"] == 2.0
+            for answer in data["prompts"][0].values():
+                assert len(answer["steps"]) == 8 and answer["mismatches"] == {}
+        finally:
+            process.send_signal(signal.SIGINT)
+            assert process.wait(20) == 130
 
 
 @pytest.fixture(scope="module")

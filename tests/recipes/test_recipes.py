@@ -46,7 +46,7 @@ def options(name: str, model: str) -> list[str]:
     text = {
         "rag": block(PAGE, "rag-server"),
         "ab": block(PAGE, "ab-server"),
-        "guide": block(PAGE, "guide-server"),
+        "guide": block("docs/serving.md", "guide"),
     }[name]
     program, command, *found = [own.get(word, word) for word in words(text, {})]
     assert (program, command) == ("vllm", "serve")

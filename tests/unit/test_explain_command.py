@@ -103,7 +103,7 @@ def test_beta_is_a_number_or_adaptive() -> None:
 
 def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, said in (
-        ([], "one of the arguments --prompt --prompts is required"),
+        ([], "one of the arguments --prompt --prompts --serve is required"),
         (["--prompt", "a", "--prompts", "b"], "--prompts: not allowed with argument --prompt"),
     ):
         with pytest.raises(SystemExit):

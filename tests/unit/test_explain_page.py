@@ -65,7 +65,7 @@ def test_the_page_holds_the_report_and_nothing_foreign() -> None:
     assert HOSTILE not in text
     assert {tag for tag, _ in read.elements}.isdisjoint({"img", "iframe", "object", "embed"})
     assert len(read.scripts) == 2  # the data and the program: no token ended one of them
-    assert json.loads(read.scripts[0]) == json.loads(json.dumps(page.data(report)))
+    assert json.loads(read.scripts[0]) == json.loads(json.dumps([page.data(report)]))
     for _, attributes in read.elements:
         assert not attributes.get("src")
         assert not any(name.startswith("on") for name in attributes)
@@ -113,6 +113,7 @@ def test_an_adaptive_beta_on_the_page() -> None:
     assert "beta is not known" not in fixed and 'id="beta"' not in fixed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 120])
 def test_an_adaptive_beta_in_the_terminal(width: int) -> None:
     report = make_report(prompts=1, settings=ADAPTIVE)
@@ -184,6 +185,7 @@ def test_the_terminal_without_colours(width: int) -> None:
     assert "CoLD answer, where CoLD and greedy differ" in flowing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 59, 60, 120])
 @pytest.mark.parametrize("full", [False, True])
 def test_the_table_of_candidates(width: int, full: bool) -> None:
@@ -291,6 +293,7 @@ def test_bounds_are_in_the_flags() -> None:
         }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [40, 100])
 def test_other_prompts_in_the_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
     def shown(report: trace.Report, **options: Any) -> str:

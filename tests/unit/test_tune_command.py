@@ -299,6 +299,7 @@ def test_greedy_is_greedy_whatever_the_engines_default() -> None:
     assert decoder._params(Job(None, Problem("a", 1, "a", ("a",)))).extra_args == {"cold": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [0, 1, 39, 40, 55, 80, 99])
 def test_going_on_after_an_interruption_at_any_place(
     line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: int
@@ -340,6 +341,7 @@ def test_what_the_outputs_depend_on_may_not_change(
     assert len(engine.starts) == 1
 
 
+@pytest.mark.slow
 def test_rule_split_and_grid_may_change_and_that_is_said(
     line: Line, engine: Engine, tmp_path: Path
 ) -> None:
@@ -359,6 +361,7 @@ def test_rule_split_and_grid_may_change_and_that_is_said(
     assert any("judged in 6 ways" in note for note in read_report(tmp_path)["notes"])
 
 
+@pytest.mark.slow
 def test_an_adaptive_beta_in_the_grid(line: Line, engine: Engine, tmp_path: Path) -> None:
     best = Setting(0.1, "adaptive", 2.0)
     engine.text = lambda job: "right" if job.setting == best else "wrong"
@@ -513,6 +516,7 @@ def test_rows_say_what_their_amateurs_read(line: Line, engine: Engine, tmp_path:
     )
 
 
+@pytest.mark.slow
 def test_all_presets_that_fit(
     line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from vllm_cold.tools.tune import heatmap, page, stats
+from vllm_cold.tools.tune import changes, heatmap, page, stats
+from vllm_cold.tools.tune.changes import Change
+from vllm_cold.tools.tune.data import Problem
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.report import (
-    Change,
     Report,
     conclude,
     judge_grid,
@@ -283,6 +284,46 @@ def test_html_is_escaped_and_needs_nothing_else() -> None:
     assert Image.open(io.BytesIO(base64.b64decode(png[1]))).format == "PNG"
 
 
+def test_which_problems_changed() -> None:
+    """All of them, both ways, with what was judged how."""
+    problems = [Problem(f"p{i}", i, f"prompt {i}", ("answer",)) for i in range(5)]
+    greedy, cold = np.array([0, 1, 1, 0, 0.0]), np.array([1, 0, 1, 0, 1.0])
+    found = changes.find(problems, lambda s, i: f"{i} by {s}", BEST, greedy, cold)
+    assert [(one.id, one.way) for one in found] == [
+        ("p0", "wrong to right"),
+        ("p4", "wrong to right"),
+        ("p1", "right to wrong"),
+    ]
+    assert (found[2].greedy, found[2].cold) == ("p1 by None", f"p1 by {BEST}")
+    assert [(name, len(those)) for name, those in changes.groups(found)] == [
+        ("Wrong to right", 2),
+        ("Right to wrong", 1),
+    ]
+    gained = simulate(np.random.default_rng(0), 0.3)
+    report = report_on(gained, found)
+    html, text = page_of(report), text_of(report)
+    assert re.findall(r"<h3>(.*)</h3>", html) == ["Wrong to right: 2", "Right to wrong: 1"]
+    assert html.count("<details>") == 3 and "<details open" not in html
+    assert "Greedy, judged right</p><pre>p1 by <mark>None</mark></pre>" in html
+    assert f"CoLD, judged wrong</p><pre>p1 by <mark>{BEST}</mark></pre>" in html
+    assert "\nWrong to right: p0, p4.\nRight to wrong: p1.\n" in text
+    # Scores in between are no right or wrong.
+    graded = changes.find(problems, lambda s, i: i, BEST, greedy * 0.5, cold)
+    assert [name for name, _ in changes.groups(graded)] == ["Better", "Worse"]
+    assert graded[-1].way == "0.5 to wrong"
+    assert changes.groups(()) == [] and "None of the 100 held-out" in page_of(report_on(gained))
+
+
+def test_many_changes_are_named_at_least() -> None:
+    many = [Change(f"p{i}", "x", ("y",), "a", "b", 0.0, 1.0) for i in range(page.SHOWN + 3)]
+    report = report_on(simulate(np.random.default_rng(0), 0.3), many)
+    html = page_of(report)
+    assert html.count("<details>") == page.SHOWN
+    assert "And 3 more: p100, p101, p102." in html
+    assert "p9 and 93 more." in " ".join(text_of(report).split())
+    assert len(report.as_json()["changes"]) == len(many)
+
+
 def test_the_page_is_accessible(gain: Report) -> None:
     html = page_of(gain)
     assert '<html lang="en">' in html and re.search(r"<img [^>]*alt=\"Heat map", html)
@@ -344,6 +385,7 @@ def test_equal_results_give_equal_pictures(gain: Report) -> None:
     assert first == heatmap.draw(gain.rows, gain.best, gain.confidence)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["binary", "fraction"])
 def test_luck_is_not_sold_as_a_gain(kind: str) -> None:
     """All settings are as good as greedy. Picked and judged on the same problems, the best of

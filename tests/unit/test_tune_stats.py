@@ -61,6 +61,7 @@ def test_sign_flip_by_counting() -> None:
     assert stats.sign_flip(differences, 0) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_sign_flip_of_many_is_near_the_t_test() -> None:
     differences = np.random.default_rng(1).normal(0.03, 0.2, 400).clip(-1, 1)
     expected = scipy_stats.ttest_1samp(differences, 0.0).pvalue
@@ -99,6 +100,7 @@ def test_the_interval_of_fractions_in_chunks(monkeypatch: pytest.MonkeyPatch) ->
     assert whole[1] - whole[0] == pytest.approx(2 * 1.96 * error, rel=0.05)
 
 
+@pytest.mark.slow
 def test_the_interval_holds_the_truth_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stats, "RESAMPLES", 1000)  # for speed
     rng = np.random.default_rng(3)
@@ -217,6 +219,7 @@ def test_fewest_problems(level: float) -> None:
     assert stats.mcnemar(fewest, 0) < level <= stats.mcnemar(fewest - 1, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "rate"), [(60, 0.15), (100, 0.1), (200, 0.05), (100, 0.2), (300, 0.1), (1000, 0.3)]
 )

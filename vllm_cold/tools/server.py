@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NoReturn
 
+import httpx
 import openai
 from pydantic import BaseModel, ValidationError
 
@@ -172,18 +173,20 @@ class Server:
             ) from error
         except openai.APITimeoutError as error:
             raise ToolError(f"--url={self._url}: no answer in time") from error
-        except openai.APIConnectionError as error:
+        except (openai.APIConnectionError, httpx.HTTPError) as error:  # the latter in a stream
             reason = error.__cause__ or error
             raise ToolError(
                 f"--url={self._url}: no server can be reached there ({reason}); start it with "
                 "vllm serve, or correct the address"
             ) from error
-        except openai.APIStatusError as error:
+        except openai.APIError as error:
             body = error.body
             said = body.get("message") if isinstance(body, Mapping) else None
             said = str(said or error.message)
             if self._key:
                 said = said.replace(self._key, "...")
+            if not isinstance(error, openai.APIStatusError):  # in a stream
+                raise ToolError(f"--url={self._url}: {said}") from error
             raise ToolError(f"--url={self._url}: HTTP {error.status_code}: {said}") from error
         except ValidationError as error:
             what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"

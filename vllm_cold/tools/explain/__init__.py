@@ -24,7 +24,10 @@ examples:
   a running server:    vllm-cold explain --url http://localhost:8000 --adapter sql \\
                            --prompts prompts.jsonl --chat
   what a prompt did:   vllm-cold explain --model MODEL --prompts chats.jsonl \\
-                           --without system --preset cfg"""
+                           --without system --preset cfg
+  side by side:        vllm-cold explain --model MODEL --prompts chats.jsonl --without system \\
+                           --method greedy --method cfg --method cold:alpha=0.02,beta=1
+  while it decodes:    vllm-cold explain --serve --url http://localhost:8000 --adapter sql"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -47,6 +50,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         help='one prompt a line; in a .jsonl file, objects with "prompt" or "messages", and with '
         "cold_without, cold_part, cold_amateur_prompt or cold_amateur_messages of their own",
+    )
+    one.add_argument(
+        "--serve",
+        action="store_true",
+        help="with --url: a page at a port of its own, which takes prompts and shows their answers "
+        "while they are decoded; the other options are what it starts with",
     )
     prompts.add_argument(
         "--chat", action="store_true", help="put each prompt into the model's chat template"
@@ -78,6 +87,13 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_options(models)
 
     cold = parser.add_argument_group("Contrastive LoRA Decoding")
+    cold.add_argument(
+        "--method",
+        metavar="NAME",
+        action="append",
+        help="put this beside others: greedy, or a preset, with values of its own as in "
+        "cold:alpha=0.02,beta=1; up to three times",
+    )
     for name, knob in KNOBS.items():
         cold.add_argument(option_of(name), type=partial(read, name), help=knob.about)
     reads = parser.add_argument_group(
@@ -112,6 +128,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="do not compile the model, which takes longer than a few prompts (default: on)",
     )
 
+    page = parser.add_argument_group("the page of --serve")
+    page.add_argument(
+        "--host", default="127.0.0.1", help="the address that it is at (%(default)s, this machine)"
+    )
+    page.add_argument("--port", type=int, default=8090, help="its port, 0 for any (%(default)s)")
+
     output = parser.add_argument_group("output")
     output.add_argument(
         "--html",
@@ -137,5 +159,8 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _run(options: argparse.Namespace) -> int:
     with named_libraries():
-        from vllm_cold.tools.explain.command import run
+        if options.serve:
+            from vllm_cold.tools.explain.serve import run
+        else:
+            from vllm_cold.tools.explain.command import run
     return run(options)

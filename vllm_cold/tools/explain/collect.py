@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From prompts to a report: decode twice, score both answers under all streams, put together."""
+"""From prompts to reports: decode greedily and with each method, score the answers under all
+streams, put together.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, trace
 from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.sources import MAX_NAMED, Decoded, Read, Source
-from vllm_cold.tools.explain.trace import BASE, Amateur, Answer, Explanation, Logprob, Report, Row
+from vllm_cold.tools.explain.trace import (
+    BASE,
+    Amateur,
+    Answer,
+    Explanation,
+    Logprob,
+    Report,
+    Row,
+    Step,
+)
 
 FIRST_TOP = 20  # vLLM's default for --max-logprobs, which every server allows
 
@@ -45,9 +56,16 @@ class _Text:
         self.rows[stream] = [dict(row) for row in rows[start:]]
         self.top[stream] = top
 
+    def set_limits(self) -> None:
+        """No token that a row lacks is more probable than these; before any is looked up."""
+        self.limits = [
+            [_limit(row, top) for row in rows]
+            for rows, top in zip(self.rows, self.top, strict=True)
+        ]
+
     def step(
         self, index: int, piece: str, source: Source, wanted: Sequence[int], told: int | None
-    ) -> trace.Step:
+    ) -> Step:
         """The account of a step."""
         return account.make_step(
             self.decoded.tokens[index],
@@ -78,26 +96,82 @@ def explain(
     listed: int = 8,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Decode and explain prompts.
+    """Decode and explain prompts with one method; see ``compare``."""
+    methods = {trace.COLD_NAME: prompts}
+    [report] = compare(source, methods, max_tokens=max_tokens, listed=listed, progress=progress)
+    return report
+
+
+def compare(
+    source: Source,
+    methods: Mapping[str, Sequence[Asked]],
+    *,
+    max_tokens: int = 64,
+    listed: int = 8,
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Report]:
+    """Decode and explain prompts with one or more methods.
 
     Args:
         source: An engine or a server.
-        prompts: One or more, with what they are contrasted with.
+        methods: The prompts with what each method contrasts them with, by the method's name.
         max_tokens: The length of answers.
         listed: How many of the most probable tokens of each stream are listed at least.
         progress: Called with a few words before each part.
+
+    Returns:
+        A report for each method; the greedy answers are the same in all.
 
     Raises:
         ToolError: a prompt does not fit the model, or the source cannot answer.
     """
     progress("reading the prompts")
+    reads = {name: read_all(source, asked, max_tokens) for name, asked in methods.items()}
+    progress("decoding greedily")
+    first = next(iter(reads.values()))
+    greedy = source.greedy([read.streams[0].ids for read in first], max_tokens)
+    answers = {}
+    for name, those in reads.items():
+        progress(f"decoding with {name}")
+        answers[name] = source.cold(those, max_tokens)
+    return [
+        account_for(source, name, those, greedy, answers[name], listed, progress)
+        for name, those in reads.items()
+    ]
+
+
+def read_all(source: Source, prompts: Sequence[Asked], max_tokens: int) -> list[Read]:
+    """The prompts as their streams read them.
+
+    Raises:
+        ToolError: one does not fit the model with an answer of ``max_tokens``.
+    """
     reads = source.read(prompts)
     for read in reads:
         _check_length(read, max_tokens, source.max_model_len)
-    progress("decoding greedily")
-    greedy = source.greedy([read.streams[0].ids for read in reads], max_tokens)
-    progress("decoding with CoLD")
-    cold = source.cold(reads, max_tokens)
+    return reads
+
+
+def account_for(
+    source: Source,
+    name: str,
+    reads: Sequence[Read],
+    greedy: Sequence[Decoded],
+    cold: Sequence[Decoded],
+    listed: int = 8,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Explain answers that are there.
+
+    Args:
+        source: What gave them.
+        name: What the method is called.
+        reads: The prompts.
+        greedy: The expert's own answers.
+        cold: The method's.
+        listed: See ``compare``.
+        progress: See ``compare``.
+    """
     texts = [
         _Text(kind, read, answer)
         for kind, answers in ((trace.GREEDY, greedy), (trace.COLD, cold))
@@ -110,32 +184,56 @@ def explain(
     wanted = [_wanted(text, listed) for text in texts]
     progress("asking for what is missing")
     for text in texts:
-        text.limits = [
-            [_limit(row, top) for row in rows]
-            for rows, top in zip(text.rows, text.top, strict=True)
-        ]
+        text.set_limits()
     _fill(source, texts, wanted)
     told = [_told(source, t, w) for t, w in zip(texts, wanted, strict=True)]
     _fill(source, texts, wanted)  # what the engine told is listed too
     answers = [_answer(source, *each) for each in zip(texts, wanted, told, strict=True)]
-    half = len(prompts)
+    half = len(reads)
+    return put_together(source, name, reads, answers[:half], answers[half:])
+
+
+def put_together(
+    source: Source,
+    name: str,
+    reads: Sequence[Read],
+    greedy: Sequence[Answer],
+    cold: Sequence[Answer],
+) -> Report:
+    """A report of answers that are explained; see ``account_for``."""
+    asked = reads[0].asked
     return Report(
         model=source.description.model,
         adapter=source.description.adapter or BASE,
         source=source.description.source,
-        settings=prompts[0].contrast.settings,
-        chat=prompts[0].chat,
+        settings=asked.contrast.settings,
+        chat=asked.chat,
         explanations=tuple(
             Explanation(
                 read.asked.prompt,
                 len(read.streams[0].ids),
-                cold=cold,
-                greedy=greedy,
+                cold=with_method,
+                greedy=without,
                 amateurs=_amateurs(read),
             )
-            for read, greedy, cold in zip(reads, answers[:half], answers[half:], strict=True)
+            for read, without, with_method in zip(reads, greedy, cold, strict=True)
         ),
+        name=name,
     )
+
+
+def first_look(
+    source: Source, kind: str, read: Read, decoded: Decoded, listed: int = 8
+) -> tuple[Step, ...]:
+    """The account of an answer that may still grow, from one look at each stream: the most
+    probable tokens of each alone, so that other numbers may be bounds, or not known.
+    """
+    text = _Text(kind, read, decoded)
+    top = FIRST_TOP if source.vocab_size is None else min(FIRST_TOP, source.vocab_size)
+    _score(source, [(text, i) for i in range(len(text.rows))], top)
+    text.set_limits()
+    told = decoded.tokens if kind == trace.COLD else [None] * len(decoded.tokens)
+    return _answer(source, text, _wanted(text, listed), told).steps
 
 
 def _check_length(read: Read, max_tokens: int, limit: int | None) -> None:
@@ -263,7 +361,9 @@ def _told(source: Source, text: _Text, wanted: list[list[int]]) -> list[int | No
     return told
 
 
-def _answer(source: Source, text: _Text, wanted: list[list[int]], told: list[int | None]) -> Answer:
+def _answer(
+    source: Source, text: _Text, wanted: list[list[int]], told: Sequence[int | None]
+) -> Answer:
     tokens = text.decoded.tokens
     alone = [text.rows[0][i][token].text for i, token in enumerate(tokens)]
     pieces = account.spread(text.decoded.text, alone)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,17 @@ from vllm_cold.tools.adapters import read_adapters
 from vllm_cold.tools.contrast import check_unicode, option_args, refuse_equal
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
+from vllm_cold.tools.explain.methods import Method, Methods, read_methods
 from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
+from vllm_cold.tools.explain.trace import COLD_NAME, STACKED
 from vllm_cold.tools.server import check_options
 
 # What only an engine in this process can be asked; None: not given.
 ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
 
 
-def ask_all(options: argparse.Namespace) -> list[Asked]:
-    """The prompts with what they are contrasted with.
+def read_rows(options: argparse.Namespace) -> list[Row]:
+    """The prompts as they are given.
 
     Raises:
         ToolError: names the option, or the file and the line.
@@ -33,7 +36,32 @@ def ask_all(options: argparse.Namespace) -> list[Asked]:
     if options.prompt == "":
         raise ToolError("--prompt: is empty")
     check_unicode("--prompt", options.prompt or "")
-    rows = [Row(options.prompt, {})] if options.prompts is None else read_prompts(options.prompts)
+    return [Row(options.prompt, {})] if options.prompts is None else read_prompts(options.prompts)
+
+
+def methods_of(options: argparse.Namespace) -> Methods:
+    """What stands side by side; one method, above greedy decoding, if nobody says."""
+    if options.method is None:
+        return Methods((Method(COLD_NAME),), STACKED)
+    if options.preset is not None:
+        raise ToolError(f"--preset={options.preset}: --method names presets; leave one of them out")
+    return read_methods(options.method)
+
+
+def ask_all(
+    options: argparse.Namespace, rows: Sequence[Row] | None = None, method: Method | None = None
+) -> list[Asked]:
+    """The prompts with what a method contrasts them with.
+
+    Args:
+        options: The options.
+        rows: The prompts; those of the options if they are left out.
+        method: The options' own if it is left out.
+
+    Raises:
+        ToolError: names the option, or the file and the line.
+    """
+    rows = read_rows(options) if rows is None else rows
     named: dict[str, str] = {}
     if options.url is None and (paths := amateur_paths(options)):
         adapters = read_adapters(options.adapter, paths)[-len(paths) :]
@@ -42,6 +70,7 @@ def ask_all(options: argparse.Namespace) -> list[Asked]:
     for name in (*KNOBS, "preset"):
         if (value := getattr(options, name)) is not None:
             args[PREFIX + name] = value
+    args |= {} if method is None else method.args
     asked = [ask(row, args, options.chat) for row in rows]
     for one in asked:
         for amateur in one.contrast.amateurs:
@@ -94,15 +123,21 @@ def open_source(options: argparse.Namespace) -> Any:
     return OfflineSource(options.model, options.adapter, amateur_paths(options), **engine)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Explain; returns the exit status."""
-    check_options(options, ENGINE_OPTIONS)
+def check_numbers(options: argparse.Namespace) -> None:
+    """Refuse lengths that are out of range."""
     for name in ("max_tokens", "candidates"):
         if getattr(options, name) < 1:
             raise ToolError(f"--{name.replace('_', '-')}={getattr(options, name)}: must be >= 1")
     if options.candidates > collect.FIRST_TOP:
         raise ToolError(f"--candidates={options.candidates}: at most {collect.FIRST_TOP}")
-    asked = ask_all(options)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Explain; returns the exit status."""
+    check_options(options, ENGINE_OPTIONS)
+    check_numbers(options)
+    rows, methods = read_rows(options), methods_of(options)
+    asked = {one.name: ask_all(options, rows, one) for one in methods.contrasting}
     check_page(options.html)
 
     # On a file of its own, and without rich's hand on sys.stderr: while vLLM starts, nothing else
@@ -120,7 +155,7 @@ def run(options: argparse.Namespace) -> int:
     ):
         source = open_source(options)
         try:
-            report = collect.explain(
+            reports = collect.compare(
                 source,
                 asked,
                 max_tokens=options.max_tokens,
@@ -130,10 +165,13 @@ def run(options: argparse.Namespace) -> int:
         finally:
             source.close()
     try:
-        options.html.write_text(page.render(report), encoding="utf-8")
+        options.html.write_text(page.render(*reports, columns=methods.columns), encoding="utf-8")
     except OSError as error:
         raise ToolError(f"--html={options.html}: cannot be written: {error}") from error
     console = Console(highlight=False)
-    terminal.show(console, report, options.full)
+    for report in reports:
+        if len(reports) > 1:
+            console.rule(f"CoLD: {report.name}", characters="=")
+        terminal.show(console, report, options.full)
     console.print(f"page: {options.html}", markup=False, soft_wrap=True)
     return 0

@@ -10,42 +10,106 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import jinja2
 from markupsafe import Markup
 
 from vllm_cold import __version__
-from vllm_cold.tools.explain import trace, visible
+from vllm_cold.tools.explain import markdown, trace, visible
 from vllm_cold.tools.explain.prompts import pieces
-from vllm_cold.tools.explain.trace import Answer, Candidate, Explanation, Piece, Report, Step
+from vllm_cold.tools.explain.trace import (
+    STACKED,
+    Answer,
+    Candidate,
+    Column,
+    Explanation,
+    Piece,
+    Report,
+    Step,
+)
 
 DIGITS = 6  # of probabilities and scores in the data
 
 
-def render(report: Report) -> str:
+def render(*reports: Report, columns: Sequence[Column] = STACKED) -> str:
     """The page.
 
     Args:
-        report: What to show.
+        reports: What to show: the same prompts with one or more methods.
+        columns: Which answers, and in which order; side by side if they are not ``STACKED``.
     """
-    environment = jinja2.Environment(
+    report = reports[0]
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            **_shared(reports, columns),
+            live=False,
+            report=report,
+            by_beta=report.strength[0] == "beta",
+            no_mask=trace.no_mask(report.settings),
+            several=any(len(e.amateurs) > 1 for e in report.explanations),
+            adaptive=any(one.settings.adaptive for one in reports),
+            data=as_script([data(one) for one in reports]),
+        )
+    )
+
+
+def render_live(**form: Any) -> str:
+    """The page without answers yet, which asks for them.
+
+    Args:
+        form: What the template of the form shows.
+    """
+    return (
+        _environment()
+        .get_template("page.html.j2")
+        .render(
+            live=True,
+            side=True,
+            prompts=[],
+            limits=trace.DIVERGENCE_CLASSES,
+            adaptive=True,
+            version=__version__,
+            **form,
+        )
+    )
+
+
+def fragment(*reports: Report, columns: Sequence[Column], finished: bool = True) -> str:
+    """The answers alone, as HTML.
+
+    Args:
+        reports: As for ``render``.
+        columns: As for ``render``.
+        finished: Whether the answers are there.
+    """
+    shared = _shared(reports, columns, finished)
+    return _environment().get_template("answers.html.j2").render(shared)
+
+
+def _shared(
+    reports: Sequence[Report], columns: Sequence[Column], finished: bool = True
+) -> dict[str, Any]:
+    numbers = range(len(reports[0].explanations))
+    return {
+        "side": columns != STACKED,
+        "prompts": [_prompt(reports, columns, number, finished) for number in numbers],
+        "limits": trace.DIVERGENCE_CLASSES,
+        "version": __version__,
+    }
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
         loader=jinja2.PackageLoader("vllm_cold.tools.explain", "."),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    template = environment.get_template("page.html.j2")
-    return template.render(
-        report=report,
-        explanations=[_explanation(e) for e in report.explanations],
-        limits=trace.DIVERGENCE_CLASSES,
-        by_beta=report.strength[0] == "beta",
-        no_mask=trace.no_mask(report.settings),
-        several=any(len(e.amateurs) > 1 for e in report.explanations),
-        version=__version__,
-        data=as_script(data(report)),
     )
 
 
@@ -64,6 +128,7 @@ def as_script(value: Any) -> Markup:
 def data(report: Report) -> dict[str, Any]:
     """What the script reads: numbers and visible text, by prompt and answer."""
     return {
+        "name": report.name,
         "alpha": report.settings.alpha,
         "beta": report.settings.beta,
         "adaptive": report.settings.adaptive,
@@ -79,12 +144,13 @@ def data(report: Report) -> dict[str, Any]:
 
 def _answer(answer: Answer) -> dict[str, Any]:
     return {
-        "steps": [_step(step) for step in answer.steps],
+        "steps": [step_data(step) for step in answer.steps],
         "mismatches": {m.index: _number(m.margin) for m in answer.mismatches},
     }
 
 
-def _step(step: Step) -> dict[str, Any]:
+def step_data(step: Step) -> dict[str, Any]:
+    """What the script reads of a step."""
     return {
         "token": step.token,
         "text": visible.alone(step.text, step.token),
@@ -129,14 +195,36 @@ def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else round(value, DIGITS)
 
 
-def _explanation(explanation: Explanation) -> dict[str, Any]:
+def _prompt(
+    reports: Sequence[Report], columns: Sequence[Column], number: int, finished: bool
+) -> dict[str, Any]:
     """What the template shows of one prompt."""
-    amateurs = explanation.amateurs
-    marked = len(amateurs) == 1 and amateurs[0].leaves_out
+    first = reports[0].explanations[number]
+    side = columns != STACKED
+    only = first.amateurs[0] if len(first.amateurs) == 1 and not side else None
+    marked = only is not None and only.leaves_out
     return {
-        "pieces": _pieces(amateurs[0].pieces if marked else pieces(explanation.prompt)),
-        "chat": not isinstance(explanation.prompt, str),
-        "prompt_tokens": explanation.prompt_tokens,
+        "pieces": _pieces(only.pieces if only and marked else pieces(first.prompt)),
+        "chat": reports[0].chat or not isinstance(first.prompt, str),
+        "prompt_tokens": first.prompt_tokens,
+        "methods": [_method(one, one.explanations[number], marked) for one in reports],
+        "answers": [_shown(reports[c.method], c, number, finished) for c in columns],
+        "markdown": markdown.write(reports, columns, number) if finished else None,
+    }
+
+
+def _method(report: Report, explanation: Explanation, marked: bool) -> dict[str, Any]:
+    """What a method's amateurs read.
+
+    Args:
+        report: The method's.
+        explanation: Of the prompt.
+        marked: Whether the prompt itself shows it.
+    """
+    return {
+        "name": report.name,
+        "by_beta": report.strength[0] == "beta",
+        "parting": explanation.parting,
         "amateurs": [
             {
                 "name": one.name,
@@ -146,10 +234,8 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
                 "tokens": one.tokens,
                 "pieces": _pieces(() if marked else one.pieces),
             }
-            for one in amateurs
+            for one in explanation.amateurs
         ],
-        "parting": explanation.parting,
-        "answers": [_shown(explanation.cold), _shown(explanation.greedy)],
     }
 
 
@@ -164,10 +250,17 @@ def _pieces(found: Sequence[Piece]) -> list[dict[str, Any]]:
     ]
 
 
-def _shown(answer: Answer) -> dict[str, Any]:
+def _shown(report: Report, column: Column, number: int, finished: bool) -> dict[str, Any]:
+    explanation = report.explanations[number]
+    answer = explanation.cold if column.kind == trace.COLD else explanation.greedy
     wrong = {mismatch.index for mismatch in answer.mismatches}
     return {
         "kind": answer.kind,
+        "method": column.method,
+        "name": report.name,
+        "facts": markdown.facts(report),
+        "no_mask": trace.no_mask(report.settings),
+        "parting": explanation.parting,
         "finish_reason": answer.finish_reason,
         "differing": sum(step.differs for step in answer.steps),
         "mean": math.fsum(s.divergence for s in answer.steps) / max(1, len(answer.steps)),
@@ -185,5 +278,7 @@ def _shown(answer: Answer) -> dict[str, Any]:
                 "wrong": index in wrong,
             }
             for index, step in enumerate(answer.steps)
-        ],
+        ]
+        if finished
+        else None,
     }

@@ -8,8 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.method.amateurs import Described, Messages, Part, Source, Text, Without
-from vllm_cold.method.settings import ColdError
+from vllm_cold.method.amateurs import (
+    CannotLeaveOut,
+    Described,
+    Messages,
+    Part,
+    Source,
+    Text,
+    Without,
+    says_what,
+)
+from vllm_cold.method.arguments import parse_request_args
+from vllm_cold.method.settings import PREFIX, ColdError, preset_of
 from vllm_cold.tools.contrast import (
     Contrast,
     Prompt,
@@ -83,22 +93,47 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
     Raises:
         ToolError: what is said of its amateurs does not fit together, or not to the prompt.
     """
+    is_chat = chat or not isinstance(row.prompt, str)
+    given: Mapping[str, Any] = {}
+    args = given
     try:
-        args = merge(options, row.args)
+        given = merge(options, row.args)
+        args = _with_own_prompt(given, is_chat)
         contrast = read_contrast(args)
         for one in contrast.amateurs:
             amateur_reads(row.prompt, one, chat)
+    except CannotLeaveOut as error:
+        if args == given:
+            raise refusal(error, row) from error
+        raise ToolError(
+            f"{_start(row)}--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, "
+            f"and {error.problem}; add one, or say with --without what the amateur does not read"
+        ) from error
     except ColdError as error:
         raise refusal(error, row) from error
     return Asked(row, chat, args, contrast)
+
+
+def _with_own_prompt(args: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
+    """What a preset leaves out of a chat where nobody says it, as on a server."""
+    given = parse_request_args(args).contrast
+    preset = preset_of(given)
+    own = None if preset is None or not chat or says_what(given) else preset.without
+    if own is None:
+        return args
+    return {**args, PREFIX + "without": own if isinstance(own, str) else list(own)}
 
 
 def refusal(error: ColdError, row: Row) -> ToolError:
     """An error about flat arguments, as one about what the user has written: the command's options,
     or the keys of a file's row.
     """
-    where = f"{row.where}: " if row.where else ""
-    return ToolError(where + as_written(error, row.args))
+    return ToolError(_start(row) + as_written(error, row.args))
+
+
+def _start(row: Row) -> str:
+    """What an error begins with."""
+    return f"{row.where}: " if row.where else ""
 
 
 def pieces(prompt: Prompt) -> tuple[Piece, ...]:

@@ -79,6 +79,27 @@ class Spoken(Chat):
     choices: Annotated[list[Said], Field(min_length=1)]
 
 
+class Part(BaseModel):
+    """A part of a message."""
+
+    content: str | None = None
+
+
+class Delta(Choice):
+    """What is new in an answer: as text, or in a chat as a message."""
+
+    text: str | None = None
+    delta: Part | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+
+
+class Grown(BaseModel):
+    """A part of a streamed answer."""
+
+    choices: list[Delta]
+
+
 class Entry(BaseModel):
     """One token of a distribution."""
 

@@ -19,6 +19,7 @@ from vllm_cold.tools.explain.replies import (
     Chat,
     Completion,
     Encoded,
+    Grown,
     LookedUp,
     Scored,
     Spoken,
@@ -32,7 +33,7 @@ from vllm_cold.tools.explain.sources import (
     read,
     read_rows,
 )
-from vllm_cold.tools.explain.trace import Row
+from vllm_cold.tools.explain.trace import COLD, Row
 from vllm_cold.tools.server import Server
 
 WANTED_TOP = 256  # asked for where 20, vLLM's default for --max-logprobs, are not enough
@@ -94,14 +95,18 @@ class ServerSource(Server):
                 return encoded.prompt_token_ids
             return Chat.model_validate_json(reply).prompt_token_ids
 
-    def _ask(self, prompt: str | list[Any], max_tokens: int, xargs: Mapping[str, Any]) -> str:
-        """What the server replies to one prompt, asked as a user would."""
-        options: dict[str, Any] = {
+    def _options(self, max_tokens: int, xargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Of a request for one answer."""
+        return {
             "model": self._name(self.expert),
             "max_tokens": max_tokens,
             "extra_body": {**_GREEDY_EXTRA, "return_token_ids": True, "vllm_xargs": xargs},
             **_GREEDY,
         }
+
+    def _ask(self, prompt: str | list[Any], max_tokens: int, xargs: Mapping[str, Any]) -> str:
+        """What the server replies to one prompt, asked as a user would."""
+        options = self._options(max_tokens, xargs)
         with self._errors():
             if isinstance(prompt, str):
                 completions = self._client.completions.with_raw_response
@@ -144,6 +149,41 @@ class ServerSource(Server):
                 "each time, so its probabilities cannot be asked for"
             )
         return Decoded(tuple(tokens), found, reason)
+
+    def stream(self, prompt: Read, kind: str, max_tokens: int) -> Iterator[Decoded]:
+        """An answer while it is decoded.
+
+        Args:
+            prompt: Sent as it was given.
+            kind: ``GREEDY`` or ``COLD``.
+            max_tokens: The most that it may have.
+
+        Yields:
+            What is new; ``finish_reason`` is "" in all but the last.
+        """
+        asked = prompt.asked
+        reads = expert_reads(asked.prompt, asked.chat)
+        xargs = self._xargs(asked) if kind == COLD else {"cold": 0}
+        options = self._options(max_tokens, xargs) | {"stream": True}
+        with self._errors():
+            if isinstance(reads, Text):
+                chunks = self._client.completions.create(prompt=reads.value, **options)
+            else:
+                chats: Any = self._client.chat.completions
+                chunks = chats.create(messages=reads.value, **options)
+            ended = False
+            with chunks:
+                for chunk in chunks:
+                    grown = Grown.model_validate(chunk.model_dump())
+                    for choice in grown.choices:
+                        text = choice.text or (choice.delta.content if choice.delta else "") or ""
+                        ids = tuple(choice.token_ids or ())
+                        ended = choice.finish_reason is not None
+                        yield Decoded(ids, text, choice.finish_reason or "")
+        if not ended:
+            raise ToolError(
+                f"--url={self._url}: the server's answer broke off; look at its log, and ask again"
+            )
 
     def _xargs(self, asked: Asked) -> dict[str, Any]:
         """A prompt's own keys, and all that would otherwise be the server's default."""

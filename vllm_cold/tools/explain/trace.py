@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from vllm_cold.method.settings import ColdSettings, Weight
 from vllm_cold.tools.contrast import Prompt
 
-GREEDY, COLD = "greedy", "cold"
+GREEDY, COLD = "greedy", "cold"  # kinds of answers
+COLD_NAME = "CoLD"  # of the method, where nobody names another
 
 # Upper ends of the classes of disagreement, in bits; the last class is open.
 DIVERGENCE_CLASSES = (0.01, 0.03, 0.1, 0.2, 0.4)
@@ -270,7 +271,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Everything that a page shows.
+    """Everything that a page shows of one method.
 
     Attributes:
         model: The base model's name or path.
@@ -279,6 +280,7 @@ class Report:
         settings: CoLD's.
         chat: Whether the prompts went through the model's chat template.
         explanations: One for each prompt.
+        name: What the method is called.
     """
 
     model: str
@@ -287,6 +289,7 @@ class Report:
     settings: ColdSettings
     chat: bool
     explanations: tuple[Explanation, ...]
+    name: str = COLD_NAME
 
     @property
     def amateur(self) -> str:
@@ -303,6 +306,23 @@ class Report:
             return "beta", beta_text(settings)
         found = {", ".join(one.weight_text for one in e.amateurs) for e in self.explanations}
         return "weights", found.pop() if len(found) == 1 else "differ from prompt to prompt"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """An answer's place on a page.
+
+    Attributes:
+        method: Which report it is in, counted from 0.
+        kind: ``GREEDY`` or ``COLD``.
+    """
+
+    method: int
+    kind: str
+
+
+STACKED = (Column(0, COLD), Column(0, GREEDY))
+"""The answers of one method, one below the other."""
 
 
 def beta_text(settings: ColdSettings) -> str:

@@ -20,7 +20,7 @@ from vllm_cold.method.settings import PREFIX
 from vllm_cold.tools.contrast import ROW_KEYS
 from vllm_cold.tools.engine import prepare_environment, start_llm
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune import stats
+from vllm_cold.tools.tune import changes, stats
 from vllm_cold.tools.tune.contrasts import amateurs_text
 from vllm_cold.tools.tune.data import Problem, answers_digest
 from vllm_cold.tools.tune.decode import Decoder, Job
@@ -32,7 +32,6 @@ from vllm_cold.tools.tune.report import (
     Report,
     Row,
     conclude,
-    find_changes,
     judge_grid,
     percent,
     pick,
@@ -174,7 +173,7 @@ class Tuning:
             scores=self._scores_of,
             confidence=options.confidence,
             seed=options.seed,
-            changes=find_changes(
+            changes=changes.find(
                 self._splits["test"],
                 lambda setting, problem: self._store.outputs[setting, problem].text,
                 best,

@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import base64
+import os.path
 import re
 import struct
 
 import jinja2
 
+from vllm_cold.tools.tune import changes
 from vllm_cold.tools.tune.heatmap import DPI
 from vllm_cold.tools.tune.report import (
-    SHOWN_CHANGES,
     Report,
     interval,
     p_value,
@@ -20,6 +21,7 @@ from vllm_cold.tools.tune.report import (
     size,
 )
 
+SHOWN = 100  # problems of each kind; the page has the ids of all others
 _COUNTS = ("problems", "outputs")  # of Report.run, with names of our own
 
 
@@ -40,7 +42,9 @@ def render(report: Report, heatmap: bytes) -> str:
     )
     width, height = _size(heatmap)
     compared = [row for row in report.rows if row.dev is not None]
-    return environment.get_template("page.html.j2").render(
+    return environment.get_template(
+        "page.html.j2"
+    ).render(
         r=report,
         dev=compared[0].dev,
         compared=len(compared),
@@ -54,10 +58,23 @@ def render(report: Report, heatmap: bytes) -> str:
         points=points,
         interval=interval,
         p_value=p_value,
-        score=lambda value: f"{value:.3g}",
-        shown=SHOWN_CHANGES,
+        changed=[
+            (
+                name,
+                [(one, *_parted(one)) for one in those[:SHOWN]],
+                [one.id for one in those[SHOWN:]],
+            )
+            for name, those in changes.groups(report.changes)
+        ],
+        judged=changes.judged,
         run=[(name.replace("_", " "), _plain(name, value)) for name, value in report.run.items()],
     )
+
+
+def _parted(change: changes.Change) -> tuple[str, str, str]:
+    """What both outputs begin with, and how each goes on."""
+    same = os.path.commonprefix([change.greedy, change.cold])
+    return same, change.greedy[len(same) :], change.cold[len(same) :]
 
 
 def _size(png: bytes) -> tuple[int, int]:

@@ -14,12 +14,11 @@ import msgspec
 import numpy as np
 
 from vllm_cold.tools.tune import stats
-from vllm_cold.tools.tune.data import Problem
+from vllm_cold.tools.tune.changes import Change
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.stats import Comparison, Scores
 
 FORMAT = 2
-SHOWN_CHANGES = 10  # each of better and worse
 SMALL = 50  # held-out problems; with fewer, only large differences can be found
 P_FLOOR = 0.0001
 CUT = 0.05  # share of outputs cut off by --max-tokens that is worth a word
@@ -46,19 +45,6 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A held-out problem on which the two score differently."""
-
-    id: str
-    prompt: str
-    answers: tuple[str, ...]
-    greedy: str
-    cold: str
-    greedy_score: float
-    cold_score: float
-
-
-@dataclass(frozen=True)
 class Report:
     """All that the presentations say.
 
@@ -76,7 +62,7 @@ class Report:
         ladder: The same for other numbers of held-out problems: (problems, difference).
         needed: Held-out problems that would show a true difference of the size of that on them as
             significant four times in five; None where that is no gain, or there are as many.
-        changes: Some of the problems on which the two differ.
+        changes: The held-out problems on which the two score differently.
         notes: What else a reader has to know.
         serve: The line to paste: with CoLD if ``gain``, greedy otherwise.
         serve_best: The line for ``best``, whatever the verdict.
@@ -201,32 +187,6 @@ def pick(rows: Sequence[Row]) -> Setting:
     )
 
 
-def find_changes(
-    problems: Sequence[Problem],
-    outputs: Callable[[Setting | None, str], str],
-    best: Setting,
-    greedy: Scores,
-    cold: Scores,
-) -> tuple[Change, ...]:
-    """The first problems on which ``best`` scores higher, then those where it scores lower."""
-    found: dict[bool, list[Change]] = {True: [], False: []}
-    for problem, low, high in zip(problems, greedy.tolist(), cold.tolist(), strict=True):
-        kept = found[high > low]
-        if high != low and len(kept) < SHOWN_CHANGES:
-            kept.append(
-                Change(
-                    problem.id,
-                    problem.text,
-                    problem.answers,
-                    outputs(None, problem.id),
-                    outputs(best, problem.id),
-                    low,
-                    high,
-                )
-            )
-    return tuple(found[True] + found[False])
-
-
 def conclude(
     *,
     rows: tuple[Row, ...],
@@ -247,7 +207,7 @@ def conclude(
             held-out "test" problems.
         confidence: Of the intervals.
         seed: Of the resampling.
-        changes: From ``find_changes``.
+        changes: From ``changes.find``.
         notes: What the run has to say.
         serve: Gives the command line for a setting, or for greedy.
         use: Gives what a sentence says of that: what to paste.

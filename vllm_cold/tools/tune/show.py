@@ -14,8 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from vllm_cold.method.settings import ADAPTIVE
+from vllm_cold.tools.tune import changes
 from vllm_cold.tools.tune.report import Report, Row, interval, p_value, percent, points
 
+_IDS = 10  # of problems that changed, each for the better and for the worse
 # Columns that a narrow terminal has no room for, the first to go first.
 _LEAST = ("+/-", "p", "interval", "score", "p (Holm)")
 
@@ -111,6 +113,9 @@ def show(console: Console, report: Report, files: str) -> None:
     console.print()
     for text in report.details:
         sentence(text)
+    for name, those in changes.groups(report.changes):
+        more = f" and {len(those) - _IDS} more" if len(those) > _IDS else ""
+        sentence(f"{name}: {', '.join(one.id for one in those[:_IDS])}{more}.")
     for note in report.notes:
         console.print(Padding(Text(f"Note: {note}", style="dim"), (0, 0, 0, 2)))
     console.print()
