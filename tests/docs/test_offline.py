@@ -15,6 +15,13 @@ from tests.docs.blocks import block, story
 from tests.naive import NaiveCold, Trace
 from vllm_cold import ColdParams
 from vllm_cold.method.settings import DEFAULT_ALPHA, DEFAULT_BETA
+from vllm_cold.vllm.frontend.prometheus import (
+    CANDIDATE_BUCKETS,
+    COUNTERS,
+    GAUGES,
+    HISTOGRAMS,
+    PREFIX,
+)
 
 ADAPTERS = {"sql": "one", "chat": "two"}  # of the pages, and of the tiny model
 
@@ -111,26 +118,13 @@ def reference(naive: NaiveCold, output: Any, params: Any, lora: Any, default: An
 
 
 @pytest.mark.engine
-@pytest.mark.parametrize(
-    ("texts", "count"),
-    [
-        pytest.param(story("README.md", "offline"), 2, id="README"),
-        pytest.param(story("docs/index.md", "offline"), 1, id="index"),
-        pytest.param(story("docs/parameters.md", "offline"), 7, id="parameters"),
-    ],
-)
 def test_generated_texts(
-    texts: list[str],
-    count: int,
-    recorder: Recorder,
-    tiny: Path,
-    naive: NaiveCold,
-    capsys: pytest.CaptureFixture[str],
+    recorder: Recorder, tiny: Path, naive: NaiveCold, capsys: pytest.CaptureFixture[str]
 ) -> None:
     namespace: dict[str, Any] = {}
-    for text in texts:
+    for text in story("docs/parameters.md", "offline"):
         exec(compile(fill_in(text, tiny), "block", "exec"), namespace)
-    assert len(recorder.generated) == count
+    assert len(recorder.generated) == 7
     seen = []
     for (output, params, lora), default in zip(recorder.generated, recorder.defaults, strict=True):
         right = reference(naive, output, params, lora, default)
@@ -141,7 +135,7 @@ def test_generated_texts(
     # Requests with the same prompt differ, so that none can pass for another.
     assert len(set(seen)) == len(seen)
     printed = capsys.readouterr().out
-    for output, *_ in recorder.generated[: 1 if count == 1 else 2]:
+    for output, *_ in recorder.generated[:2]:
         assert output.outputs[0].text in printed
 
 
@@ -149,12 +143,23 @@ def test_generated_texts(
 def test_metrics_offline(
     recorder: Recorder, tiny: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    from vllm.v1.metrics import reader
+
     exec(compile(fill_in(block("docs/metrics.md", "offline"), tiny), "block", "exec"), {})
     printed = capsys.readouterr().out
-    assert "name='vllm_cold_requests_total'" in printed
-    assert "name='vllm_cold_generation_tokens_total'" in printed
-    tokens = [x for x in printed.splitlines() if "'vllm_cold_generation_tokens_total'" in x]
-    assert ["value=16.0" in x for x in tokens] == [True]
+    own = {m.name: m for m in recorder.llm.get_metrics() if m.name.startswith(PREFIX)}
+    assert own.keys() == {PREFIX + name for name in (*COUNTERS, *HISTOGRAMS, *GAUGES)}
+    assert all(repr(metric) in printed for metric in own.values())
+    for name in (*COUNTERS, *HISTOGRAMS):
+        kind = {"method": "cold", "adapter": "sql"}
+        assert own[PREFIX + name].labels.items() >= kind.items(), name
+    requests, tokens = (own[PREFIX + name] for name in ("requests", "generation_tokens"))
+    assert (type(requests), requests.value, tokens.value) == (reader.Counter, 1, 16)
+    assert type(own[PREFIX + "requests_running"]) is reader.Gauge
+    candidates = own[PREFIX + "candidates"]
+    assert type(candidates) is reader.Histogram
+    assert candidates.count == candidates.buckets["+Inf"] == 16 and candidates.sum >= 16
+    assert list(candidates.buckets) == [*(str(float(n)) for n in CANDIDATE_BUCKETS), "+Inf"]
 
 
 @pytest.mark.unit
@@ -170,7 +175,7 @@ def test_scoring_op() -> None:
         "weights": torch.tensor([[-0.5, 0.0], [-1.0, 0.5]]),
         "log_alpha": torch.tensor([0.1, 0.01]).log(),
     }
-    exec(block("docs/kernels.md", "scoring"), {"logits": logits, **groups})
+    exec(block("docs/reference/scoring.md", "scoring"), {"logits": logits, **groups})
     # The second call wrote the scores over the experts' rows.
     scores = contrastive_scores(before, Groups(**groups))
     assert torch.equal(logits[[0, 3]], scores)

@@ -129,6 +129,8 @@ TARGETS = (
            "vllm_config"),
     Target("vllm.v1.metrics.loggers:StatLoggerManager.record", _LOGGERS, "StatLoggerManager",
            "scheduler_stats", called="logger_manager|logger_ref\\[0\\]"),
+    Target("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", "v1/engine/llm_engine.py",
+           "LLMEngine", called="self.llm_engine"),
     Target("vllm.entrypoints.openai.models.serving:OpenAIServingModels.__init__",
            f"{_OPENAI}models/serving.py", "OpenAIServingModels", "engine_client"),
     Target("vllm.entrypoints.serve.engine.serving:BaseServing._check_model",

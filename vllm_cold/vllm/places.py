@@ -56,10 +56,10 @@ def of_front_ends() -> tuple[Place, ...]:
 
 
 def dispensable() -> tuple[Place, ...]:
-    """In a worker with the V2 runner, and in API servers; where one is missing, CoLD does without
+    """In a worker with the V2 runner, and in front ends; where one is missing, CoLD does without
     it.
     """
-    from vllm_cold.vllm.frontend import aliases
+    from vllm_cold.vllm.frontend import aliases, metrics
     from vllm_cold.vllm.worker import block_zeroer
 
-    return (block_zeroer.PLACE, *aliases.places())
+    return (block_zeroer.PLACE, *aliases.places(), *metrics.OFFLINE)

@@ -371,6 +371,17 @@ def _check_stat_logger_manager() -> None:
     contains(source_of(AsyncLLM), "AsyncLLM", "engine_idx=outputs.engine_index")
 
 
+@contract("vllm.v1.metrics.reader", "LLM.get_metrics() shows the metrics of CoLD", note=True)
+def _check_get_metrics() -> None:
+    from vllm.v1.engine.llm_engine import LLMEngine
+    from vllm.v1.metrics import reader
+
+    has_parameters(LLMEngine, "get_metrics", exact=True)
+    has_fields(reader.Counter, "name", "labels", "value")
+    has_fields(reader.Gauge, "name", "labels", "value")
+    has_fields(reader.Histogram, "name", "labels", "count", "sum", "buckets")
+
+
 @contract("vllm.v1.engine.exceptions.EngineDeadError", "the tools make a sentence of it")
 def _check_engine_dead_error() -> None:
     from vllm.v1.engine import exceptions

@@ -244,7 +244,7 @@ def _check_kernels_are_still_rebound_by_vars() -> None:
 
     require(
         "vars(value).get(" in source_of(dispatcher._rebind_kernels),
-        "_rebind_kernels may bear numba now: see whether its report in docs/upstream can go.",
+        "_rebind_kernels may bear numba now: see whether its report (tests/upstream) can go.",
     )
 
 

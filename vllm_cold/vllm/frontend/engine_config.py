@@ -43,6 +43,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         configure(config)
         if is_configured(config):
             availability.install((*metrics.PLACES, *admission.ASYNC, *prompts.PLACES))
+            wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(engine_defaults(config))
             ascend.warn(config)
         return config

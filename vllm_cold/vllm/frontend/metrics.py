@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``StatLoggerManager.__init__`` and ``.record``.
+"""Touches vLLM: ``StatLoggerManager.__init__`` and ``.record``; ``LLMEngine.get_metrics``.
 
 Why: the figures that a scheduler sent (``scheduler.stats``) become the metrics of ``prometheus``.
 (vLLM's entry point for such loggers would not do: a logger there switches statistics on in engines
@@ -7,7 +7,7 @@ that had them switched off, and in those without LoRA too.)
 Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.vllm.frontend.config import is_configured
@@ -15,6 +15,8 @@ from vllm_cold.vllm.patching import Place
 from vllm_cold.vllm.scheduler.stats import detach
 
 if TYPE_CHECKING:
+    from prometheus_client import Metric as Family
+    from vllm.v1.metrics.reader import Histogram, Metric
     from vllm.v1.metrics.stats import SchedulerStats
 
 
@@ -53,9 +55,57 @@ def _make_record(original: Callable[..., None]) -> Callable[..., None]:
     return record
 
 
+def _make_get_metrics(original: Callable[[Any], "list[Metric]"]) -> Callable[..., "list[Metric]"]:
+    def get_metrics(self: Any) -> "list[Metric]":
+        return [*original(self), *_snapshot()]
+
+    return get_metrics
+
+
+def _snapshot() -> "Iterator[Metric]":
+    """The metrics of CoLD in this process, as vLLM's reader shows its own."""
+    from prometheus_client import REGISTRY
+    from vllm.v1.metrics.reader import Counter, Gauge
+
+    from vllm_cold.vllm.frontend.prometheus import PREFIX
+
+    for family in REGISTRY.collect():
+        if not family.name.startswith(PREFIX):
+            continue
+        if family.type == "histogram":
+            yield from _histograms(family)
+            continue
+        counts = family.type == "counter"
+        for sample in family.samples:
+            if sample.name == family.name + ("_total" if counts else ""):  # not when it was made
+                value = int(sample.value) if counts else sample.value
+                yield (Counter if counts else Gauge)(family.name, sample.labels, value)
+
+
+def _histograms(family: "Family") -> "Iterable[Histogram]":
+    """One for each set of labels, from the samples of its buckets, count and sum."""
+    from vllm.v1.metrics.reader import Histogram
+
+    found: dict[tuple[str, ...], Histogram] = {}
+    for sample in family.samples:
+        labels = dict(sample.labels)
+        bucket = labels.pop("le", None)
+        new = Histogram(family.name, labels, count=0, sum=0.0, buckets={})
+        one = found.setdefault(tuple(labels.values()), new)
+        if bucket is not None:
+            one.buckets[bucket] = int(sample.value)
+        elif sample.name.endswith("_count"):
+            one.count = int(sample.value)
+        elif sample.name.endswith("_sum"):
+            one.sum = sample.value
+    return found.values()
+
+
 PLACES = (
     Place(
         "vllm.v1.metrics.loggers:StatLoggerManager.__init__", _make_manager_init, ("vllm_config",)
     ),
     Place("vllm.v1.metrics.loggers:StatLoggerManager.record", _make_record, ("scheduler_stats",)),
 )
+# Where it is missing, the registry of prometheus_client has the figures all the same.
+OFFLINE = (Place("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", _make_get_metrics),)

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The board of docs/metrics.md is one that Grafana's published schema knows, and asks in PromQL.
+
+That its metrics exist is tests/unit/test_tally.py's.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import promql_parser
+import pytest
+from grafana_foundation_sdk.cog.encoder import JSONEncoder
+from grafana_foundation_sdk.cog.plugins import register_default_plugins
+from grafana_foundation_sdk.models.dashboard import Dashboard
+
+from tests.docs.blocks import ROOT
+
+pytestmark = pytest.mark.unit
+
+BOARD = json.loads((ROOT / "docs" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+
+
+def lost(given: Any, found: Any, where: str = "") -> Iterator[str]:
+    """What of ``given`` is not in ``found``."""
+    if isinstance(given, dict) and isinstance(found, dict):
+        for key, value in given.items():
+            yield from lost(value, found.get(key), f"{where}.{key}")
+    elif isinstance(given, list) and isinstance(found, list) and len(given) == len(found):
+        for index, values in enumerate(zip(given, found, strict=True)):
+            yield from lost(*values, f"{where}[{index}]")
+    elif given != found:
+        yield where
+
+
+def after_reading(board: Any) -> Any:
+    """A board as Grafana's types keep it: what they do not know is gone."""
+    register_default_plugins()
+    return json.loads(JSONEncoder().encode(Dashboard.from_json(board)))
+
+
+def test_the_schema_knows_all_of_it() -> None:
+    assert list(lost(BOARD, after_reading(BOARD))) == []
+    for wrong in ("refresh", "unit", "displayMode", "legendFormat", "includeAll", "gridPos"):
+        changed = json.loads(json.dumps(BOARD).replace(f'"{wrong}"', f'"{wrong}s"'))
+        assert changed != BOARD
+        assert list(lost(changed, after_reading(changed))), wrong
+
+
+def test_panels_do_not_overlap() -> None:
+    places = [panel["gridPos"] for panel in BOARD["panels"]]
+    cells = [
+        (x, y)
+        for at in places
+        for x in range(at["x"], at["x"] + at["w"])
+        for y in range(at["y"], at["y"] + at["h"])
+    ]
+    assert len(cells) == len(set(cells)) and {x for x, _ in cells} <= set(range(24))
+
+
+def test_queries_are_promql() -> None:
+    queries = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
+    names = [one["name"] for one in BOARD["templating"]["list"]]
+    assert len(queries) > 10
+    for query in queries:
+        assert set(re.findall(r"\$(\w+)", query)) <= {*names, "__rate_interval"}, query
+        promql_parser.parse(re.sub(r"\$\w+", "5m", query))
+    with pytest.raises(ValueError):
+        promql_parser.parse("sum by method (rate(x[5m]))")
