@@ -1,15 +1,15 @@
 # Everything runs in .venv, a virtual environment that `make venv` makes from requirements.lock.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv demo test test-all v2 unit docs ascend upstream versions lint format clean
+.PHONY: help venv demo test test-all v2 unit docs ascend upstream versions wheels release-check lint format clean
 
 PYTHON ?= python3
+PYTHONS ?= $(PYTHON)
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --no-compile
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses
 ENGINES := VLLM_CPU_OMP_THREADS_BIND=nobind $(PARALLEL)
 FIRST_IMPORT := import peft, vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker
-SHIM := packaging/vllm-shim
 
 # No model is fetched from a hub and no usage is reported, by tests and demo alike.
 export HF_HUB_OFFLINE := 1
@@ -25,15 +25,15 @@ venv: .venv/.installed ## make .venv and install everything into it
 
 # pip and setuptools go first: a newer pip is twice as fast, and the few packages without a wheel build with this
 # setuptools instead of fetching their own.
-.venv/.locked: requirements.lock $(SHIM)/pyproject.toml
+.venv/.locked: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")'
 	@echo '[1/5] virtual environment in .venv'
 	@test -x $(PY) || $(PYTHON) -m venv .venv
 	@echo '[2/5] packages of requirements.lock (a minute or two the first time)'
 	@$(INSTALL) $$(grep -E '^(pip|setuptools)==' requirements.lock)
 	@$(INSTALL) --no-build-isolation -r requirements.lock
-	@echo '[3/5] $(SHIM)'
-	@$(INSTALL) --no-build-isolation ./$(SHIM)
+	@echo '[3/5] vllm-cold setup-cpu'
+	@$(PY) -m vllm_cold.tools.main setup-cpu
 	@echo '[4/5] first import of vLLM, which checks the installation'
 	@VLLM_LOGGING_LEVEL=ERROR $(PY) -W ignore -c '$(FIRST_IMPORT)'
 	@touch $@
@@ -65,8 +65,10 @@ test-all: lint ## the same with the tests that take long
 	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server'
 	$(ENGINES) 4 --dist loadscope -m 'engine or server'
 
-unit: venv ## the fast tests: no engine, no server, no browser
-	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server and not slow and not full and not browser'
+# Without what takes long in them: random runs of the scheduler, and tests of the benchmarks.
+LONG := $(patsubst %,--ignore-glob='*/test_%.py',storm machine pipeline bench_* cost_model gpu_report npu_report)
+unit: venv ## the tests of a minute: units and the scheduler, no engine, no kernel
+	$(PARALLEL) 8 --dist worksteal -m 'unit and not slow and not full' $(LONG) tests/unit tests/scheduler
 
 docs: venv ## the documentation as a site, in site/
 	$(PY) -m docs.pictures
@@ -83,6 +85,14 @@ upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
 versions: venv ## the tests, with and without engines, on all releases of vLLM that are supported
 	OMP_NUM_THREADS=1 $(PY) -m tests.upstream.versions $(OTHER_VLLM)
 
+wheels: venv ## the files of a release in dist/: source distribution, wheels for x86-64 and aarch64; two minutes
+	$(PY) packaging/wheels.py
+
+# Interpreters to install for: make release-check PYTHONS="python3.11 python3.12". Ten minutes, and 7 GB for each other
+# than .venv's own where torch's CPU build is not to be had.
+release-check: venv ## versions, the files of a release, their kernels, an installation that decodes
+	$(PY) packaging/release_check.py --python $(PYTHONS)
+
 lint: venv ## ruff and mypy
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
@@ -94,5 +104,5 @@ format: venv ## let ruff fix and format the code
 
 clean: ## remove .venv, caches and build output
 	rm -rf .venv build dist site .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	rm -rf *.egg-info vllm_cold/ops/*.so $(SHIM)/build $(SHIM)/*.egg-info
+	rm -rf *.egg-info vllm_cold/ops/*.so
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

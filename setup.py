@@ -8,9 +8,11 @@ one wheel serve every Python and torch. Where one cannot be built the package in
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import tempfile
+import tomllib
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -74,4 +76,25 @@ class Wheel(bdist_wheel):
         return "py3", "none", super().get_tag()[2]
 
 
-setup(ext_modules=[CPU], cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel})
+def long_description() -> str:
+    """README.md as an index of packages shows it: links to the release's files, pictures included,
+    stand for those to files of the repository.
+    """
+    project = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    pages = f"{project['urls']['Source']}/blob/v{project['version']}/"
+    files = pages.replace("//github.com/", "//raw.githubusercontent.com/").replace("/blob/", "/")
+
+    def absolute(match: re.Match[str]) -> str:
+        picture = match["path"].partition("#")[0].endswith((".svg", ".png", ".gif", ".jpg"))
+        return match["before"] + (files if picture else pages) + match["path"]
+
+    relative = r"""(?P<before>\]\(|(?:src|srcset|href)=")(?!\w+:|\#)(?P<path>[^)"\s]+)"""
+    return re.sub(relative, absolute, Path("README.md").read_text(encoding="utf-8"))
+
+
+setup(
+    ext_modules=[CPU],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": Wheel},
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+)

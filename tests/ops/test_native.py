@@ -229,6 +229,15 @@ def test_the_library_needs_an_old_glibc_and_nothing_else() -> None:
     assert {line.split()[-1] for line in defined if line} == {f"vllm_cold_{name}" for name in names}
 
 
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="the names are x86's")
+def test_the_instruction_set_is_what_the_system_lists() -> None:
+    """Whatever compiler built the library: some leave empty what their own builtin reads."""
+    flags = set(re.findall(r"^flags\s*: (.*)", Path("/proc/cpuinfo").read_text(), re.M)[0].split())
+    needed = [{"avx512f", "avx512_bf16"}, {"avx512f"}, {"avx2", "fma", "f16c"}, set()]
+    best = next(3 - rank for rank, names in enumerate(needed) if names <= flags)
+    assert cpu_library.best_isa() == best
+
+
 @pytest.mark.parametrize(
     "source", ["scoring_avx2", "scoring_avx512", "lora_avx2", "lora_avx512", "lora_avx512bf16"]
 )

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 
 from vllm_cold import __version__
-from vllm_cold.tools import doctor, explain, tune
+from vllm_cold.tools import doctor, example, explain, setup_cpu, tune
 from vllm_cold.tools.errors import ToolError
 
 
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="show the versions of vllm-cold and of vLLM, and exit",
     )
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (explain, tune, doctor):
+    for command in (explain, tune, doctor, example, setup_cpu):
         command.add_parser(subparsers)
     return parser
 

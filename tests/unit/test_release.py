@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a release is made from: versions, the page on the index, workflows, what is packed."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from vllm_cold import __version__
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).parents[2]
+GITHUB = ROOT / ".github"
+
+
+def script(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A script of packaging/, which is no package, to leave its name to PyPI's."""
+    monkeypatch.syspath_prepend(str(ROOT / "packaging"))
+    spec = importlib.util.spec_from_file_location(name, ROOT / "packaging" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_files_name_one_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    check = script("release_check", monkeypatch)
+    assert check.released()[0] == __version__
+
+
+@pytest.mark.parametrize("file", ["CITATION.cff", "CHANGELOG.md", "vllm_cold/__init__.py"])
+def test_another_version_is_found(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, file: str
+) -> None:
+    check = script("release_check", monkeypatch)
+    (tmp_path / "vllm_cold").mkdir()
+    for name in ("pyproject.toml", "CITATION.cff", "CHANGELOG.md", "vllm_cold/__init__.py"):
+        text = (ROOT / name).read_text()
+        (tmp_path / name).write_text(text.replace(__version__, "9.9.9") if name == file else text)
+    monkeypatch.setattr(check, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match=f"not version {__version__}.*{file}"):
+        check.released()
+
+
+def test_what_a_source_distribution_lacks_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    differing = script("release_check", monkeypatch).differing
+    packed = ["a", "PKG-INFO", "setup.cfg", "x.egg-info/SOURCES.txt", "link/inside"]
+    assert differing(packed, ["a", "link"]) == ([], [])
+    assert differing([*packed, "core"], ["a", "b", "link"]) == (["b"], ["core"])
+
+
+def test_links_are_absolute_on_the_index() -> None:
+    """The index shows README.md without the repository around it."""
+    command = [sys.executable, "-W", "ignore", "setup.py", "--long-description"]
+    page = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    links = re.findall(r"""(?:\]\(|(?:src|srcset|href)=")([^)"\s]+)""", page)
+    assert len(links) > 10
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    for link in links:
+        kind, _, path = link.partition(f"/vllm-cold/vllm-cold/{'blob/' * ('/blob/' in link)}v")
+        if path:
+            version, _, name = path.partition("/")
+            assert version == __version__ and (ROOT / name.partition("#")[0]).exists(), link
+            picture = name.endswith((".svg", ".png"))
+            assert kind == f"https://{'raw.githubusercontent' if picture else 'github'}.com"
+
+
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_a_workflow_runs_our_scripts_and_pinned_actions(path: Path) -> None:
+    text = path.read_text()
+    assert yaml.safe_load(text)["permissions"] == {"contents": "read"}
+    for action in re.findall(r"uses: (.+)", text):
+        assert re.fullmatch(r"\./\S+|[\w./-]+@[0-9a-f]{40} # v[\d.]+", action), action
+        assert not action.startswith("./") or (ROOT / action).is_file()
+    targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.M)
+    for job in yaml.safe_load(text)["jobs"].values():
+        for command in (step["run"] for step in job.get("steps", ()) if "run" in step):
+            for target in re.findall(r"\bmake (\S+)", command):
+                assert target in targets
+            for name in re.findall(r"(?:packaging/|\.ci/)\S+", command):
+                assert (ROOT / name).is_file()
+
+
+def test_forms_ask_for_the_doctor() -> None:
+    forms = [p for p in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml"]
+    assert len(forms) >= 3
+    for path in forms:
+        form = yaml.safe_load(path.read_text())
+        assert {"name", "description", "body"} <= form.keys()
+        labels = [field["attributes"]["label"] for field in form["body"]]
+        assert "Output of `vllm-cold doctor --markdown`" in labels, path
+
+
+def test_a_dockerfile_is_read_as_docker_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = script("docker_steps", monkeypatch).steps
+    text = "# x\nFROM a\nRUN b \\\n    # why\n    && c\n\nENV D=e\n"
+    assert [(name, rest.split()) for name, rest in steps(text)] == [
+        ("FROM", ["a"]),
+        ("RUN", ["b", "&&", "c"]),
+        ("ENV", ["D=e"]),
+    ]

