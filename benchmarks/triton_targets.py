@@ -212,7 +212,7 @@ def table(compiled: Sequence[Compiled], markdown: bool = False) -> str:
 def main() -> None:
     """Compile all and print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--markdown", action="store_true", help="a short table, for docs/gpu.md")
+    parser.add_argument("--markdown", action="store_true", help="a short table, for documents")
     arguments = parser.parse_args()
     compiled = [c for t in TARGETS for c in compile_variants(t, list(all_variants()))]
     print(f"triton {triton.__version__}, torch {torch.__version__}\n")

@@ -56,7 +56,7 @@ class Amateur:
     Raises:
         ValueError: names the field, the value and what is allowed.
 
-    Example:
+    Examples:
         >>> from vllm_cold import Amateur, ColdParams
         >>> question = "Who wrote it?"
         >>> params = ColdParams(alpha=0.1, beta=0.5, amateur=Amateur(prompt=question))
@@ -120,7 +120,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     Raises:
         ValueError: names the field, the value and the allowed range.
 
-    Example:
+    Examples:
         >>> from vllm_cold import ColdParams
         >>> params = ColdParams(alpha=0.1, beta=0.5, max_tokens=64)
     """
@@ -150,7 +150,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         Raises:
             ValueError: there is no such method, or it needs other amateurs.
 
-        Example:
+        Examples:
             >>> params = ColdParams.preset("cad", amateur=Amateur(prompt="Who?"), max_tokens=64)
         """
         if name not in PRESETS:

@@ -3,5 +3,6 @@
 
 ``python -m benchmarks.cost_model [--json]``: see ``__main__``. ``model`` has the formulas,
 ``machines`` the constants and where they come from, ``measured`` what the formulas are held
-against, ``tables`` what is printed. The page is docs/expect-on-gpus.md.
+against, ``tables`` what is printed. Shown in README.md, and in short in
+docs/expect-on-gpus.md.
 """

@@ -40,7 +40,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--shared-prefix", type=int, default=0, metavar="TOKENS")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true")
-    form.add_argument("--page", action="store_true", help="the tables of docs/expect-on-gpus.md")
+    form.add_argument("--page", action="store_true", help="the tables of README.md")
     return parser.parse_args(arguments)
 
 

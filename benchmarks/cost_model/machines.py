@@ -25,7 +25,7 @@ SHAPES = {
 
 # Punica adds 2 ms to a token (abstract of arXiv 2310.18547); taken as a 7B model's, of 32 layers.
 _LORA = 2e-3 / 32
-# Keeping the streams of a request in step, as measured on a CPU (docs/measurements.md). With
+# Keeping the streams of a request in step, as measured on a CPU (benchmarks/measured). With
 # asynchronous scheduling a GPU may not see it.
 PAIR = 0.4e-3
 # vLLM's own kernel for small sums, as measured on H100s in sglang's pull request 2904 (512 bytes

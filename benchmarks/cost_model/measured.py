@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the formulas are held against: our own measurements on a CPU, and others' on accelerators.
 
-Each run of docs/measurements.md and docs/speculation.md has constants of its own, as the machine
+Each run of benchmarks/measured has constants of its own, as the machine
 was another one each day: it read 38 to 83 GB/s when asked. They are fitted to the cells marked so;
 all other cells are predicted.
 """
@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from benchmarks.cost_model.machines import A100, ASCEND, H100, PAIR, SHAPES
 from benchmarks.cost_model.model import Load, Machine, Shape, seconds
 
-# Of docs/measurements.md: vLLM's Python around the forward pass, and a call of the LoRA operator
+# Of benchmarks/measured: vLLM's Python around the forward pass, and a call of the LoRA operator
 # within a step, of which a layer has four.
 STEP, LORA = 2e-3, 4 * 10e-6
 CACHE = 0.6  # of the bandwidth: gives attention the fifth of a pass that the profile there found
@@ -50,7 +50,7 @@ class Run:
 
 
 def _smollm2() -> Run:
-    """docs/measurements.md, "End to end": TPOT. Prompts of about 100 tokens, 48 generated."""
+    """benchmarks/measured, "End to end": TPOT. Prompts of about 100 tokens, 48 generated."""
     context = 125.0
     table = {
         "float32": {
@@ -78,11 +78,11 @@ def _smollm2() -> Run:
         for system, batches in systems.items()
         for batch, milliseconds in batches.items()
     ]
-    return Run("SmolLM2-135M, measurements.md", SHAPES["SmolLM2-135M"], tuple(cells))
+    return Run("SmolLM2-135M, end to end", SHAPES["SmolLM2-135M"], tuple(cells))
 
 
 def _groups() -> Run:
-    """docs/measurements.md, "Groups": TPOT. Prompts of 256 tokens or an own one, rank 8."""
+    """benchmarks/measured, "Groups": TPOT. Prompts of 256 tokens or an own one, rank 8."""
 
     def cell(name: str, batch: int, context: float, streams: int, adapters: int, ms: float) -> Cell:
         load = Load(batch, context + 24, streams, adapters, rank=8)
@@ -101,7 +101,7 @@ def _groups() -> Run:
 
 
 def _shape() -> Run:
-    """docs/speculation.md, "What it saves": the shape of Llama 3.2 1B, an adapter of rank 16.
+    """Speculation in benchmarks/measured: the shape of Llama 3.2 1B, an adapter of rank 16.
 
     Rows 5 and more a request are k = 4 drafts. CoLD's steps with drafts at batch 8 and 32, but for
     the one where 90 % are right, are left out: many of them verify none.
@@ -133,7 +133,7 @@ def _shape() -> Run:
         cell("CoLD, drafts", 1, 2, 4, 31.8, 3.84),
         cell("CoLD, drafts", 8, 2, 4, 132, 4.60),
     )
-    return Run("Llama 3.2 1B's shape, speculation.md", SHAPES["Llama-3.2-1B, untied"], cells)
+    return Run("Llama 3.2 1B's shape", SHAPES["Llama-3.2-1B, untied"], cells)
 
 
 def runs() -> tuple[Run, ...]:

@@ -16,7 +16,7 @@ CONTEXTS = (512, 2048, 8192, 32768)
 BORDERS = (1.1, 1.25, 1.5)
 LARGEST = 1024  # batch that is looked at for a border
 DRAFTS = 4
-# Tokens a step with four n-gram drafts, as measured: docs/speculation.md.
+# Tokens a step with four n-gram drafts, as measured: benchmarks/measured.
 WORKLOADS = {"questions about texts": 2.00, "editing": 3.84}
 
 
@@ -246,7 +246,7 @@ def validation() -> Table:
     return Table(
         "The same formulas on the CPU that was measured",
         "Milliseconds per token. Bandwidth and rates are fitted for each run to the cells marked; "
-        "the others are predicted. Steps of 64 rows in measurements.md had prompts of later "
+        "the others are predicted. Steps of 64 rows had prompts of later "
         "requests in them, which the model has not. With drafts, requests verified fewer than four "
         "in some steps; the model takes them for four.",
         ["run", "cell", "dtype", "batch", "rows", "measured", "model", "error", ""],
@@ -326,7 +326,7 @@ def reasons() -> list[Table]:
 
 
 def page() -> list[Table]:
-    """What docs/expect-on-gpus.md shows."""
+    """What README.md shows; docs/expect-on-gpus.md has the first."""
     shown = [s for s in setups() if s.shape.name == "Qwen2.5-7B" or s.tp == 8]
     return [
         times(shown, (2048,), (1, 8, 32, 128)),

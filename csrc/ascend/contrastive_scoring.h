@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-// Whether blocks may wait for each other; see docs/ascend.md.
+// Whether blocks may wait for each other; see README.md.
 #ifndef VLLM_COLD_ONE_LAUNCH
 #define VLLM_COLD_ONE_LAUNCH 0
 #endif

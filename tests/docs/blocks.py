@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The fenced blocks of README.md and docs/*.md, and what becomes of each.
+"""The fenced blocks of README.md and docs/**/*.md, and what becomes of each.
 
 The line above a block says so: ``<!-- tested: NAME -->``, then a test gets the text by
 ``block(PAGE, NAME)`` and runs it, or ``<!-- not run: REASON -->``. Blocks of a page that build on
@@ -42,7 +42,8 @@ class Block:
 
 def pages() -> list[str]:
     """README.md and the pages of docs/, as paths from the project's folder."""
-    return ["README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))]
+    found = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "docs").rglob("*.md"))
+    return ["README.md", *found]
 
 
 def blocks(page: str) -> list[Block]:

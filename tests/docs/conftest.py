@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The browser of tests/browser."""
 
-from tests.browser.conftest import chromium
+from tests.browser.conftest import chromium, open_page
 
-__all__ = ["chromium"]
+__all__ = ["chromium", "open_page"]

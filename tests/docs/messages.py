@@ -19,7 +19,7 @@ PACKAGE = Path(__file__).parents[2] / "vllm_cold"
 VALUE = "…"
 
 # Answered by the module itself, or for people who change the code: contracts have a page of
-# their own (design.md), and no user of the package reads an attribute that is not there.
+# their own (touches.md), and no user of the package reads an attribute that is not there.
 _LEFT_OUT = ("vllm/contracts/", "__init__.py")
 
 _REASONS = {

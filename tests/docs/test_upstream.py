@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reports of bugs of vLLM (docs/upstream): complete, listed, and each names what says that it can
-go.
+"""Reports of bugs of vLLM (tests/upstream/reports): complete, listed, and each names what says
+that it can go.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from tests.docs.blocks import ROOT, blocks
 
 pytestmark = pytest.mark.unit
 
-FOLDER = ROOT / "docs" / "upstream"
+FOLDER = ROOT / "tests" / "upstream" / "reports"
 REPORTS = sorted(path for path in FOLDER.glob("*.md") if path.name != "README.md")
 each = pytest.mark.parametrize("report", REPORTS, ids=lambda path: path.stem)
 HEADINGS = ["Reproduction", "Cause", "Patch", "Our cure"]
@@ -51,4 +51,3 @@ def test_report_is_in_the_table(report: Path) -> None:
     (row,) = [line for line in lines if f"({report.name})" in line]
     can_go = row.split("|")[-2]  # files of ours, one column before, may be called like a contract
     assert _contracts(can_go) == _contracts(report.read_text().partition("## Our cure")[2])
-    assert f"upstream/{report.name}" in (ROOT / "mkdocs.yml").read_text()

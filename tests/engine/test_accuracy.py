@@ -78,7 +78,8 @@ def test_from_training_to_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert time.perf_counter() - started < 60  # no engine was started
 
     run("report", tmp_path, "--docs", str(tmp_path / "docs"), "--tables", str(tmp_path))
-    assert "| rank 16, 100 %, 1 task: *SmolLM2* |" in (tmp_path / "docs/accuracy.md").read_text()
+    assert "| rank 16, 100 %, 1 task: *SmolLM2* |" in (tmp_path / "report.md").read_text()
+    assert "**CoLD is no gain here.**" in (tmp_path / "docs/accuracy.md").read_text()
     page = (tmp_path / "tables.md").read_text()
     assert "### dates: formatting" in page
     assert "Not measured yet:" in page

@@ -50,7 +50,8 @@ def test_speculation_with_random_requests_and_chunked_prompts(
         outputs = llm.generate(prompts, params, lora_request=adapters, use_tqdm=False)
         return [list(output.outputs[0].token_ids) for output in outputs]
 
-    # No n-grams: they import numba, after which no engine starts in this process (docs/upstream).
+    # No n-grams: they import numba, after which no engine starts in this process
+    # (tests/upstream/reports).
     llm = make_llm(
         speculative_config={
             "method": "draft_model",

@@ -3,7 +3,7 @@
 
 Three tables: changes of our kernel that have to be found, each by the check it is there for; small
 kernels for mistakes that no such change makes (csrc/ascend/host/broken.cpp); and types that do not
-compile. The numbers are those of the checks in docs/ascend.md.
+compile. The numbers are those of the checks in csrc/ascend/README.md.
 """
 
 import math

@@ -2,7 +2,7 @@
 """That mistakes in the AscendC LoRA kernels are found: a table of changes, each found by the check
 it is there for; small kernels (csrc/ascend/host/broken_repeats.cpp) for what the stand-in checks of
 the instructions that only these kernels use; and types that do not compile. The numbers are those
-of the checks in docs/ascend.md.
+of the checks in csrc/ascend/README.md.
 """
 
 import math

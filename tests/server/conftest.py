@@ -87,16 +87,20 @@ class Server:
 
 
 @contextmanager
-def serve(folder: Path, arguments: list[str], **environment: str) -> Iterator[Server]:
-    """Start ``vllm serve`` with these arguments on a free port; end it afterwards."""
+def serve(
+    folder: Path, arguments: list[str], *, command: list[str] | None = None, **environment: str
+) -> Iterator[Server]:
+    """Start ``vllm serve``, or another command that does, with these arguments on a free port; end
+    it afterwards.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder / f"server-{port}.log"
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", *arguments]
+    command = command or [str(Path(sys.executable).with_name("vllm")), "serve"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port)],
+            [*command, *arguments, "--host", "127.0.0.1", "--port", str(port)],
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **environment},

@@ -112,7 +112,7 @@ def _put_behind(packages: Path) -> None:
 
 
 def _name_vllm(packages: Path, version: str) -> None:
-    """A distribution `vllm`, as packaging/vllm-shim. "+cpu" is how vLLM knows its CPU build."""
+    """A distribution `vllm`, as by vllm-cold setup-cpu. "+cpu" is how vLLM knows its CPU build."""
     info = packages / f"vllm-{version}.dist-info"
     info.mkdir(exist_ok=True)
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}+cpu\n")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``run`` has measured: rows of docs/accuracy.md, and all of it in ``tables.md``, which
+"""What ``run`` has measured: rows of the report, and all of it in ``tables.md``, which
 ``python -m benchmarks.accuracy.prompts.report`` writes.
 """
 
@@ -47,7 +47,7 @@ AMATEURS: dict[str, str] = {
     "base without": "without the adapter, too",
     "base": "without the adapter, with the same prompt",
 }
-# Columns of docs/accuracy.md for contrasts: by preset, those of equal values in one; and others.
+# Columns of the report for contrasts: by preset, those of equal values in one; and others.
 HEADINGS: dict[PresetName, str] = {
     name: ", ".join(f"`{other}`" for other in PRESETS if _values(other) == _values(name))
     for name in PRESETS

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pages as the commands write them, from runs with a real model: docs/samples/*.json.
+
+As a hook of mkdocs it puts samples/explain.html and samples/tune.html into the site, made anew by
+the code that the commands use. ``python -m docs.samples`` records the runs again, in five minutes,
+with SmolLM2-135M-Instruct (``... explain`` or ``... tune`` one of them): what is in the files is
+what the commands made, but for the folders' names.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import msgspec
+
+from vllm_cold.tools.explain import page as explain_page
+from vllm_cold.tools.explain.trace import Column, Report
+from vllm_cold.tools.tune import heatmap
+from vllm_cold.tools.tune import page as tune_page
+from vllm_cold.tools.tune.report import Report as TuneReport
+
+FOLDER = Path(__file__).with_name("samples")
+PROBLEMS = 200
+ALPHA = 0.02  # a mask, so that all valid tokens are known
+DIGITS = 7  # of numbers in the files: more than a page shows
+_COMPACT: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
+
+
+class Explained(msgspec.Struct):
+    """What ``vllm-cold explain`` gave to its page."""
+
+    reports: list[Report]
+    columns: list[Column]
+
+
+def explain() -> str:
+    """The page of ``vllm-cold explain``."""
+    found = msgspec.json.decode((FOLDER / "explain.json").read_bytes(), type=Explained)
+    return explain_page.render(*found.reports, columns=tuple(found.columns))
+
+
+def tune() -> str:
+    """The page of ``vllm-cold tune``, from its ``report.json``."""
+    report = msgspec.json.decode((FOLDER / "tune.json").read_bytes(), type=TuneReport)
+    return tune_page.render(report, heatmap.draw(report.rows, report.best, report.confidence))
+
+
+PAGES: dict[str, Callable[[], str]] = {"explain": explain, "tune": tune}
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Called by mkdocs."""
+    from mkdocs.structure.files import File
+
+    for name, make in PAGES.items():
+        files.append(File.generated(config, f"samples/{name}.html", content=make()))
+    return files
+
+
+def record(names: Sequence[str]) -> None:
+    """Run the commands, and keep what they make."""
+    from examples.demo import quiet
+    from examples.smollm2 import model_path
+
+    quiet()
+    model = str(model_path())
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            text = json.dumps(_rounded(_RUNS[name](model, Path(folder))), **_COMPACT)
+        for path, shown in ((model, "SmolLM2-135M-Instruct"), (f"{folder}/", "")):
+            text = text.replace(path, shown)
+        FOLDER.mkdir(exist_ok=True)
+        (FOLDER / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _explain(model: str, work: Path) -> Any:
+    from examples.demo import documents
+
+    cases = documents.picked()[:2]
+    _lines(work / "prompts.jsonl", [{"messages": case.messages} for case in cases])
+    with mock.patch.object(explain_page, "render", wraps=explain_page.render) as render:
+        _run("explain", "--model", model, "--prompts", work / "prompts.jsonl", "--without", "0",
+             "--method", "greedy", "--method", f"cad:alpha={ALPHA}",
+             "--method", f"adacad:alpha={ALPHA}", "--max-tokens", "20", "--dtype", "bfloat16",
+             "--max-model-len", "1024", "--html", work / "explain.html")  # fmt: skip
+    made = Explained(list(render.call_args.args), list(render.call_args.kwargs["columns"]))
+    return msgspec.to_builtins(made)
+
+
+def _tune(model: str, work: Path) -> Any:
+    from examples.demo import documents
+
+    cases = documents.held_out(PROBLEMS)
+    rows = [{"messages": case.messages, "answer": case.claim} for case in cases]
+    _lines(work / "documents.jsonl", rows)
+    _run("tune", work / "documents.jsonl", "--model", model, "--without", "0",
+         "--alpha", "0.1,0.3", "--beta", "0.25,0.5,1", "--preset", "cad,adacad",
+         "--match", "contains", "--max-tokens", "20", "--dtype", "bfloat16",
+         "--max-model-len", "1024", "--output", work / "tuned")  # fmt: skip
+    return json.loads((work / "tuned" / "report.json").read_text(encoding="utf-8"))
+
+
+_RUNS = {"explain": _explain, "tune": _tune}
+
+
+def _run(*arguments: Any) -> None:
+    from vllm_cold.tools.main import main
+
+    status = main([str(argument) for argument in arguments])
+    if status > 1:  # 1: nothing beats greedy decoding
+        raise SystemExit(status)
+
+
+def _lines(file: Path, rows: Sequence[Any]) -> None:
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+if __name__ == "__main__":
+    record(sys.argv[1:] or list(PAGES))
