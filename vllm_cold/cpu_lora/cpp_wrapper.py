@@ -16,7 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm.lora.layers import BaseLayerWithLoRA, VocabParallelEmbeddingWithLoRA
+from vllm.lora.layers import (
+    BaseLayerWithLoRA,
+    LogitsProcessorWithLoRA,
+    VocabParallelEmbeddingWithLoRA,
+)
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
 from vllm_cold.cpu_linear import linear_layers
@@ -151,6 +155,8 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
             config = getattr(layer, "lora_config", None)
             if config is not None and not config.fully_sharded_loras:
                 bound.join(layer.base_layer)
+        elif isinstance(layer, LogitsProcessorWithLoRA):
+            cpp_ops.by_rank((layer.lora_b_stacked,))  # here, and not at the first request
         elif isinstance(layer, VocabParallelEmbeddingWithLoRA):
             layer.punica_wrapper = BoundEmbedding(
                 self._tokens, layer.lora_b_stacked, self._embeddings_indices

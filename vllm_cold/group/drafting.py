@@ -27,6 +27,8 @@ _BELIEVED, _REMEMBERED = 2, 50
 # Of the time of all steps, what the tries of groups may cost whose drafts do not pay.
 _PRICE = 0.03
 _LONGEST_PAUSE = 512
+# When a pause begins, what was seen before counts as so many drafts, at most.
+_KEPT = 12.0
 _GOLDEN = 0.6180339887  # its multiples are spread evenly over [0, 1), however many there are
 
 
@@ -84,6 +86,7 @@ class Experience:
         share: Of the last drafts, those that were right; at first all are believed to be.
         pays: Whether that was enough when it was last looked at.
         pause: Steps without drafts that a request of it took last.
+        tried: Drafts that one had verified last.
         seen: Times that some were verified.
         begun: Requests that began while they did not pay.
     """
@@ -91,6 +94,7 @@ class Experience:
     share: float = 1.0
     pays: bool = True
     pause: int = 0
+    tried: int = 1
     seen: int = 0
     begun: int = 0
 
@@ -154,6 +158,7 @@ class Drafting:
     possible: bool = True
     seeded: bool = False
     pause: int = field(init=False)
+    _tries: int = field(init=False, default=1)
     _drafted: float = field(init=False, default=_PRIOR)
     _accepted: float = field(init=False)
 
@@ -170,17 +175,32 @@ class Drafting:
             break_even: How many of them have to be, as a share, for drafts to pay; None if that is
                 not known.
         """
-        if not drafted or self.seeded:
+        if self.seeded:
+            return
+        if not drafted:
             self.pause = max(self.pause - 1, 0)
+            if self.pause and break_even is not None:  # it may have fallen since
+                self.pause = min(self.pause, self._tries * self._costs(break_even))
             return
         self.experience.observe(drafted, accepted, break_even)
+        self.experience.tried = drafted
         self._drafted = self._drafted * _DRAFT_DECAY + drafted
         self._accepted = self._accepted * _DRAFT_DECAY + accepted
         if break_even is None:
             return
-        if self._accepted >= break_even * self._drafted:
+        pause = self._costs(break_even)
+        if not pause:
+            self.pause = 0
             return
-        # All drafts wrong would have cost so many steps' worth of each request's tokens.
-        lost = drafted * break_even
-        self.pause = self.experience.pause = min(math.ceil(lost / _PRICE), _LONGEST_PAUSE)
-        self._drafted = self._accepted = 0.0  # the next ones count anew
+        # Another step with drafts may have been on its way already.
+        self._tries = self._tries + 1 if self.pause else 1
+        self.pause = self._tries * pause
+        self.experience.pause = pause
+        # What comes next counts for more than what was before.
+        fading = min(_KEPT / self._drafted, 1.0)
+        self._drafted, self._accepted = self._drafted * fading, self._accepted * fading
+
+    def _costs(self, break_even: float) -> int:
+        """After how many steps another try costs the price, by what is expected of it; 0: none."""
+        wrong = break_even - self._accepted / self._drafted
+        return min(math.ceil(self.experience.tried * max(wrong, 0.0) / _PRICE), _LONGEST_PAUSE)

@@ -23,10 +23,14 @@ def allocate(size: int) -> Tensor:
     size = -(-size // _LINE) * _LINE
     if not _arena or len(_arena[0]) < size:
         room = -(-max(size, _ARENA) // _HUGE_PAGE) * _HUGE_PAGE
-        memory = mmap.mmap(-1, room + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        try:
+            memory = mmap.mmap(-1, room + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError:  # no room for so much more: then as much as is needed, wherever
+            return torch.empty(size, dtype=torch.uint8)
         with suppress(AttributeError, OSError):  # a system without huge pages
             memory.madvise(mmap.MADV_HUGEPAGE)
-        chunk = torch.frombuffer(memory, dtype=torch.uint8)
+        with torch.inference_mode(False):  # in which another engine could not write to it
+            chunk = torch.frombuffer(memory, dtype=torch.uint8)
         first = -chunk.data_ptr() % _HUGE_PAGE
         _arena[:] = [chunk[first : first + room]]
     piece, _arena[0] = _arena[0][:size], _arena[0][size:]
