@@ -88,8 +88,8 @@ versions: venv ## the tests, with and without engines, on all releases of vLLM t
 wheels: venv ## the files of a release in dist/: source distribution, wheels for x86-64 and aarch64; two minutes
 	$(PY) packaging/wheels.py
 
-# Interpreters to install for: make release-check PYTHONS="python3.11 python3.12". Ten minutes, and 7 GB for each other
-# than .venv's own where torch's CPU build is not to be had.
+# Interpreters to install for: make release-check PYTHONS="python3.11 python3.12". A quarter of an hour, and 7 GB for each
+# other than .venv's own where torch's CPU build is not to be had.
 release-check: venv ## versions, the files of a release, their kernels, an installation that decodes
 	$(PY) packaging/release_check.py --python $(PYTHONS)
 

@@ -167,8 +167,10 @@ def check_extras(wheel: Path) -> None:
         print(f"ok: vllm-cold[{extra}] resolves", flush=True)
 
 
-def check_installed(wheel: Path, interpreter: str) -> None:
-    """In a new environment: the wheel, vLLM, the one command, and the doctor's requests."""
+def check_installed(wheel: Path, interpreter: str, quick_start: bool) -> None:
+    """In a new environment: the wheel, vLLM, the one command, the doctor's requests, and, by this
+    environment's pytest, README.md's quick start.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         run(interpreter, "-m", "venv", folder, cwd=folder)
@@ -188,6 +190,11 @@ def check_installed(wheel: Path, interpreter: str) -> None:
             f"{entries['engine']}",
             flush=True,
         )
+        if quick_start:
+            variables = NO_COMPILER | {"QUICK_START_BIN": str(folder / "bin")}
+            test = (sys.executable, "-m", "pytest", "-q", "tests/docs/test_quick_start.py")
+            run(*test, **variables, COLD_CACHE=str(folder / "cache"))
+            print("ok: README.md's quick start, by the wheel", flush=True)
 
 
 def _install(python: Path, wheel: Path) -> str:
@@ -238,8 +245,9 @@ def main() -> None:
         for machine, wheel in for_machine.items():
             check_kernels(wheel, machine)
         check_extras(here)
-    for interpreter in options.python:
-        check_installed(here, interpreter)
+    for number, interpreter in enumerate(options.python):
+        # The tests need an environment of their own, which a machine that installs only has not.
+        check_installed(here, interpreter, number == 0 and not options.install_only)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 
 import pytest
+import yaml
 
 from tests.docs.blocks import ROOT, block
 
@@ -25,7 +26,9 @@ DOES = {
 def test_make() -> None:
     if shutil.which("make") is None:
         pytest.skip("there is no make here")
-    venv, activate, demo = block("README.md", "make").splitlines()
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())
+    index, venv, activate, demo = block("README.md", "make").splitlines()
+    assert index == f"export PIP_EXTRA_INDEX_URL={workflow['env']['PIP_EXTRA_INDEX_URL']}"
     assert activate == "source .venv/bin/activate"
     for line in (venv, demo):
         target = re.match(r"make (\w+)(?: +#.*)?$", line)

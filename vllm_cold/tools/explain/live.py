@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
 from typing import Any
 
+from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, trace, visible
 from vllm_cold.tools.explain.methods import Methods
 from vllm_cold.tools.explain.prompts import Asked
@@ -22,6 +23,7 @@ from vllm_cold.tools.explain.sources import Decoded, Read
 from vllm_cold.tools.explain.trace import Answer, Column, Report, Step
 
 Event = dict[str, Any]
+THREADS = "vllm-cold explain"  # how the threads' names begin
 
 
 class _Growing:
@@ -81,7 +83,7 @@ class Live:
         self._asked = asked
         self._max_tokens = max_tokens
         self._listed = listed
-        self._events: SimpleQueue[Event | None] = SimpleQueue()
+        self._events: SimpleQueue[Event | Future[None]] = SimpleQueue()
         self._stop = threading.Event()
 
     def events(self) -> Iterator[Event]:
@@ -118,9 +120,11 @@ class Live:
     def _decode(
         self, reads: Sequence[Read], columns: Sequence[Column]
     ) -> Generator[Event, None, list[Decoded]]:
-        """Decode all answers side by side; returns them."""
+        """Decode all answers side by side; returns them. An error is told at once, and ends the
+        others.
+        """
         growing = [_Growing() for _ in columns]
-        pool = ThreadPoolExecutor(2 * len(columns))
+        pool = ThreadPoolExecutor(2 * len(columns), thread_name_prefix=THREADS)
         try:
             jobs = []
             for place, (column, grown) in enumerate(zip(columns, growing, strict=True)):
@@ -128,18 +132,20 @@ class Live:
                 if place < len(self._columns):
                     jobs.append(pool.submit(self._look, place, column, reads, grown))
             for job in jobs:
-                job.add_done_callback(lambda _: self._events.put(None))
+                job.add_done_callback(self._events.put)
             left = len(jobs)
             while left:
                 event = self._events.get()
-                if event is None:
+                if isinstance(event, Future):
+                    event.result()
                     left -= 1
                 else:
                     yield event
-            for job in jobs:
-                job.result()
-        finally:  # also where the page is closed
+        except BaseException:  # also where the page is closed
             self._stop.set()
+            self._source.connections.close()  # where a thread may wait for the server
+            raise
+        finally:
             pool.shutdown(wait=False)
         return [grown.decoded for grown in growing]
 
@@ -168,7 +174,10 @@ class Live:
         seen, read = 0, reads[column.method]
         while (decoded := grown.after(seen)) is not None and not self._stop.is_set():
             began = time.monotonic()
-            steps = collect.first_look(self._source, column.kind, read, decoded, self._listed)
+            try:
+                steps = collect.first_look(self._source, column.kind, read, decoded, self._listed)
+            except ToolError:  # the answer can do without
+                return
             self._events.put(
                 {
                     "event": "steps",

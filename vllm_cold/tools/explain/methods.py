@@ -70,18 +70,24 @@ def read_methods(texts: Sequence[str]) -> Methods:
     return Methods(contrasting, columns)
 
 
-def _read(text: str) -> Method:
+def parts_of(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """A method's name, and its values with theirs, as ``--method`` has them; not checked."""
     name, _, rest = text.partition(":")
+    pairs = (part.partition("=")[::2] for part in (rest.split(",") if rest else ()))
+    return name, [(key.strip(), value.strip()) for key, value in pairs]
+
+
+def _read(text: str) -> Method:
+    name, given = parts_of(text)
     if name not in NAMES:
         raise ToolError(f"--method={name!r}: must be one of {', '.join(NAMES)}")
     values, shown = dict[str, Any](), [name]
-    for part in rest.split(",") if rest else ():
-        key, _, value = part.partition("=")
-        knob = key.strip().replace("-", "_")
+    for key, value in given:
+        knob = key.replace("-", "_")
         if knob not in KNOBS or knob in values or name == GREEDY:
             allowed = "none" if name == GREEDY else ", ".join(KNOBS) + ", each once"
             raise ToolError(f"--method={text!r}: {key!r} is no value of {name}'s; it has {allowed}")
-        values[knob] = read(knob, value.strip())  # its range is checked with all others
-        shown.append(f"{knob} {value.strip()}")
+        values[knob] = read(knob, value)  # its range is checked with all others
+        shown.append(f"{knob} {value}")
     args = {PREFIX + knob: value for knob, value in values.items()}
     return Method(", ".join(shown), {} if name == GREEDY else {PREFIX + "preset": name, **args})

@@ -7,23 +7,30 @@ The browser talks to this program alone: the server's key stays here.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
+import ipaddress
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Generator
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import uvicorn
+from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from vllm_cold.method.presets import PRESETS
 from vllm_cold.tools.address import is_loopback
+from vllm_cold.tools.connections import Connections
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page
 from vllm_cold.tools.explain.command import (
@@ -34,7 +41,7 @@ from vllm_cold.tools.explain.command import (
     methods_of,
 )
 from vllm_cold.tools.explain.live import Live
-from vllm_cold.tools.explain.methods import MOST
+from vllm_cold.tools.explain.methods import MOST, parts_of
 from vllm_cold.tools.explain.prompts import Row
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.trace import GREEDY
@@ -101,7 +108,7 @@ def _with_form(options: argparse.Namespace, form: _Form) -> argparse.Namespace:
     return found
 
 
-def _open(options: argparse.Namespace) -> ServerSource:
+def _open(options: argparse.Namespace, connections: Connections | None = None) -> ServerSource:
     return ServerSource(
         options.url,
         options.adapter,
@@ -109,10 +116,13 @@ def _open(options: argparse.Namespace) -> ServerSource:
         options.model,
         options.api_key,
         options.insecure_http,
+        connections,
     )
 
 
-def _lines(options: argparse.Namespace, body: bytes) -> Iterator[str]:
+def _lines(
+    options: argparse.Namespace, body: bytes, connections: Connections | None = None
+) -> Generator[str]:
     """What the page is told, each as a line of JSON; an error is the last."""
     try:
         try:
@@ -124,7 +134,7 @@ def _lines(options: argparse.Namespace, body: bytes) -> Iterator[str]:
         check_numbers(given)
         methods = methods_of(given)
         asked = {one.name: ask_all(given, [form.row], one)[0] for one in methods.contrasting}
-        source = _open(given)
+        source = _open(given, connections)
         try:
             live = Live(source, methods, asked, given.max_tokens, given.candidates)
             for event in live.events():
@@ -135,6 +145,46 @@ def _lines(options: argparse.Namespace, body: bytes) -> Iterator[str]:
         yield json.dumps({"event": "error", "text": str(error)}) + "\n"
 
 
+async def _in_thread(lines: Generator[str], connections: Connections) -> AsyncIterator[str]:
+    """Lines that a thread waits for, until nobody reads them: the page is closed, or this program
+    ends.
+    """
+    try:
+        while line := await to_thread.run_sync(next, lines, "", abandon_on_cancel=True):
+            yield line
+    finally:
+        connections.close()
+        with contextlib.suppress(ValueError):  # a thread is in it, and ends by itself
+            lines.close()
+
+
+class _Hosts(TrustedHostMiddleware):
+    """Takes requests to addresses, and to the names that are given: another page can give this
+    machine a name of its own, but no address.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            host = urlsplit(f"//{Headers(scope=scope).get('host', '')}").hostname
+            ipaddress.ip_address(host or "")
+        except ValueError:
+            await super().__call__(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+def _names(host: str) -> list[str]:
+    """By which names a page at ``--host`` is asked for, beside addresses."""
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        everywhere = host == ""
+    found = [host] if host and ":" not in host else []
+    if everywhere:
+        found += [socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn()]
+    return [*found, "localhost"] if everywhere or is_loopback(host) else found
+
+
 def make_app(options: argparse.Namespace) -> Starlette:
     """The program behind the page.
 
@@ -142,38 +192,39 @@ def make_app(options: argparse.Namespace) -> Starlette:
         options: The command's.
     """
 
-    def home(_: Request) -> Response:
-        return HTMLResponse(page.render_live(**_start(options)), headers=_HEADERS)
+    async def home(_: Request) -> Response:
+        with contextlib.closing(Connections()) as connections:
+            start = await to_thread.run_sync(_start, options, connections, abandon_on_cancel=True)
+        return HTMLResponse(page.render_live(**start), headers=_HEADERS)
 
     async def answer(request: Request) -> Response:
         # Another page's script may send a form here, but not this type unasked.
         if request.headers.get("content-type") != "application/json":
             return Response(status_code=415)
-        lines = _lines(options, await request.body())
+        connections = Connections()
+        lines = _in_thread(_lines(options, await request.body(), connections), connections)
         return StreamingResponse(lines, media_type="application/x-ndjson", headers=_HEADERS)
 
-    # Another name for this machine is no way past that, either.
-    here = ["localhost", "127.0.0.1", "[::1]"] if is_loopback(options.host) else ["*"]
     return Starlette(
         routes=[Route("/", home), Route("/answer", answer, methods=["POST"])],
-        middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=here)],
+        middleware=[Middleware(_Hosts, allowed_hosts=_names(options.host))],
     )
 
 
-def _start(options: argparse.Namespace) -> dict[str, Any]:
+def _start(options: argparse.Namespace, connections: Connections | None = None) -> dict[str, Any]:
     """What the form shows before anything is typed in."""
     texts = options.method or ([GREEDY, options.preset, ""] if options.preset else _START)
     methods = []
     for text in (*texts, *[""] * MOST)[:MOST]:
-        name, _, rest = text.partition(":")
-        values = dict(part.partition("=")[::2] for part in rest.split(",") if part)
+        name, given = parts_of(text)
+        values = dict(given)
         methods.append({"name": name, "alpha": values.get("alpha"), "beta": values.get("beta")})
         if name not in ("", GREEDY):
             for knob in ("alpha", "beta"):
                 methods[-1][knob] = methods[-1][knob] or getattr(options, knob)
     found: dict[str, Any] = {"error": "", "model": "", "adapters": [], "server": ""}
     try:
-        source = _open(options)
+        source = _open(options, connections)
         found |= {"model": source.base, "adapters": source.loaded, "server": source.root}
         source.close()
     except ToolError as error:
@@ -189,11 +240,6 @@ def _start(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _fits(part: str) -> bool:
-    """Whether the form has a field for a method's value."""
-    return part.partition("=")[0].strip() in ("", "alpha", "beta")
-
-
 def run(options: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C; returns the exit status."""
     if options.url is None:
@@ -202,7 +248,7 @@ def run(options: argparse.Namespace) -> int:
     check_numbers(options)
     methods_of(options)
     for text in options.method or ():
-        if more := [part for part in text.partition(":")[2].split(",") if not _fits(part)]:
+        if more := [name for name, _ in parts_of(text)[1] if name not in ("alpha", "beta")]:
             raise ToolError(
                 f"--method={text!r}: the page has fields for alpha and beta alone; leave "
                 f"{', '.join(more)} out, or give it to all methods by its own option"

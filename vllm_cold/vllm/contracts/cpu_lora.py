@@ -63,6 +63,7 @@ def _check_lora_layers() -> None:
     from vllm.lora import model_manager
     from vllm.lora.layers import (
         BaseLayerWithLoRA,
+        LogitsProcessorWithLoRA,
         VocabParallelEmbeddingWithLoRA,
         base_linear,
         column_parallel_linear,
@@ -85,7 +86,8 @@ def _check_lora_layers() -> None:
         "from_layer(",
         "new_module.set_mapping(punica_wrapper)",
     )
-    for layer in (base_linear.BaseLinearLayerWithLoRA, VocabParallelEmbeddingWithLoRA):
+    with_weights = (base_linear.BaseLinearLayerWithLoRA, VocabParallelEmbeddingWithLoRA)
+    for layer in (*with_weights, LogitsProcessorWithLoRA):
         where = f"{layer.__name__} (weights must stay at their addresses)"
         contains(source_of(layer.reset_lora), where, "[index] = 0")
         contains(source_of(layer.set_lora), where, ".copy_(")
