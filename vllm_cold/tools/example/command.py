@@ -8,7 +8,6 @@ part of this package: a link to ``examples/adapters``, a copy where it is instal
 from __future__ import annotations
 
 import argparse
-import filecmp
 import os
 import shutil
 import subprocess
@@ -78,11 +77,11 @@ def _is_model(path: Path) -> bool:
 
 def _is_adapter(path: Path) -> bool:
     """Whether it is a copy of the adapter, and nobody has changed it."""
-    if path.is_symlink() or not path.is_dir():
-        return False
-    names = sorted(file.name for file in ADAPTER.iterdir())
-    same, _, _ = filecmp.cmpfiles(ADAPTER, path, names, shallow=False)
-    return sorted(file.name for file in path.iterdir()) == sorted(same) == names
+    return path.is_dir() and not path.is_symlink() and _content(path) == _content(ADAPTER)
+
+
+def _content(folder: Path) -> dict[str, bytes | None]:
+    return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
 
 
 def _model() -> Path:

@@ -149,13 +149,23 @@ async def _in_thread(lines: Generator[str], connections: Connections) -> AsyncIt
     """Lines that a thread waits for, until nobody reads them: the page is closed, or this program
     ends.
     """
+
+    def close() -> None:
+        with contextlib.suppress(ValueError):  # the other thread is in it
+            lines.close()
+
+    def read() -> str:
+        line = next(lines, "")
+        if connections.closed:
+            close()
+        return line
+
     try:
-        while line := await to_thread.run_sync(next, lines, "", abandon_on_cancel=True):
+        while line := await to_thread.run_sync(read, abandon_on_cancel=True):
             yield line
     finally:
         connections.close()
-        with contextlib.suppress(ValueError):  # a thread is in it, and ends by itself
-            lines.close()
+        close()
 
 
 class _Hosts(TrustedHostMiddleware):
