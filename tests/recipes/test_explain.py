@@ -114,7 +114,11 @@ def test_the_live_page(variables: dict[str, str], served: str) -> None:
     script = "exec " + block(PAGE, "live").rstrip() + " --port 0"
     command = ["bash", "-c", script]
     environment = offline({**variables, "URL": served})
-    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+    # A shell that starts tests in the background ignores interrupts, and so would the command.
+    interruptible: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, text=True, **interruptible
+    ) as process:
         try:
             assert process.stdout
             address = process.stdout.readline().split()[0]
