@@ -122,3 +122,16 @@ def naive(tiny: Path):  # type: ignore[no-untyped-def]
     from tests.naive import NaiveCold
 
     return NaiveCold(tiny / "model", {name: tiny / name for name in ("one", "two", "zero")})
+
+
+@pytest.fixture(autouse=True, scope="module")
+def logs_of_the_next_module() -> Iterator[None]:
+    """A command that runs in this process (``vllm_cold.tools.engine``) silences vLLM for all that
+    starts later, such as servers whose logs are looked at.
+    """
+    before = os.environ.get("VLLM_LOGGING_LEVEL")
+    yield
+    if before is None:
+        os.environ.pop("VLLM_LOGGING_LEVEL", None)
+    else:
+        os.environ["VLLM_LOGGING_LEVEL"] = before
