@@ -8,9 +8,9 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from tests import loopback
 from tests.browser.reports import WORDS
 from tests.unit.test_explain_collect import Model, make
 from vllm_cold.method.amateurs import Messages, Text
@@ -114,13 +114,13 @@ def _pairs(messages: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
     return tuple((one["role"], one["content"]) for one in messages)
 
 
-def _handler(made_up: MadeUp) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
+def _handler(made_up: MadeUp) -> type[loopback.Answering]:
+    class Handler(loopback.Answering):
         def do_GET(self) -> None:
-            self._send(200, {"object": "list", "data": CARDS})
+            self.send(200, {"object": "list", "data": CARDS})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.body()
             made_up.bodies.append((self.path, body))
             if (body.get("vllm_xargs") or {}).get("cold_alpha") == -1:
                 return self._refuse("cold_alpha=-1: must be a number in [0, 1]")
@@ -138,7 +138,7 @@ def _handler(made_up: MadeUp) -> type[BaseHTTPRequestHandler]:
                 return self._stream(choices[0], chat)
             if chat:
                 choices[0]["message"] = {"content": choices[0]["text"]}
-            self._send(200, {"choices": choices} | ({"prompt_token_ids": made_up.ids(prompts[0])}))
+            self.send(200, {"choices": choices} | ({"prompt_token_ids": made_up.ids(prompts[0])}))
 
         def _stream(self, choice: dict[str, Any], chat: bool) -> None:
             self.send_response(200)
@@ -171,37 +171,17 @@ def _handler(made_up: MadeUp) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
 
         def _refuse(self, message: str) -> None:
-            self._send(400, {"error": {"message": message, "code": 400}})
-
-        def _send(self, status: int, body: Any) -> None:
-            data = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
+            self.send(400, {"error": {"message": message, "code": 400}})
 
     return Handler
-
-
-class _Quiet(ThreadingHTTPServer):
-    def handle_error(self, *_: object) -> None:
-        """A client that has gone."""
 
 
 @contextlib.contextmanager
 def serving() -> Iterator[tuple[str, MadeUp]]:
     """The server's address, and the server."""
     made_up = MadeUp()
-    with _Quiet(("127.0.0.1", 0), _handler(made_up)) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
+    with loopback.serving(_handler(made_up)) as address:
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", made_up
+            yield address, made_up
         finally:
             made_up.hold.set()
-            server.shutdown()
-            thread.join()

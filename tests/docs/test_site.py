@@ -7,11 +7,10 @@ import os
 import re
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from functools import partial
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +21,7 @@ import vllm_cold
 from benchmarks.accuracy import report, tables
 from benchmarks.accuracy.prompts import report as prompts
 from benchmarks.accuracy.store import HERE, MEASURED
+from tests import loopback
 from tests.docs.blocks import ROOT, pages
 from vllm_cold import ops
 
@@ -185,13 +185,8 @@ def served(site: Path) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             """Say nothing."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with loopback.serving(partial(Quiet, directory=str(site))) as address:
+        yield address
 
 
 @pytest.mark.browser

@@ -3,12 +3,12 @@
 
 import http.client
 import json
-import threading
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests import loopback
 
 
 class Recorder:
@@ -35,17 +35,12 @@ class Recorder:
             return json.load(answer)  # type: ignore[no-any-return]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
-
 @contextmanager
 def record(port: int) -> Iterator[tuple[Recorder, str]]:
     """Stand before the server on ``port``; gives the recorder and its own base URL."""
     recorder = Recorder(port)
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(loopback.Answering):
         def _forward(self, body: bytes | None) -> None:
             upstream = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
             upstream.request(
@@ -70,15 +65,5 @@ def record(port: int) -> Iterator[tuple[Recorder, str]]:
                 recorder.paths.append(self.path)
             self._forward(body)
 
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    proxy = _Server(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=proxy.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield recorder, f"http://127.0.0.1:{proxy.server_port}"
-    finally:
-        proxy.shutdown()
-        proxy.server_close()
-        thread.join()
+    with loopback.serving(Handler) as address:
+        yield recorder, address

@@ -7,15 +7,14 @@ import math
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tests import loopback
 from tests.asked import asked
 from vllm_cold.tools import explain
 from vllm_cold.tools.contrast import read_contrast
@@ -289,7 +288,7 @@ def test_prompt_files(tmp_path: Path) -> None:
         read_prompts(objects)
 
 
-class Fake(BaseHTTPRequestHandler):
+class Fake(loopback.Answering):
     """A server that knows two models and answers completions as ``answers`` says."""
 
     answers: dict[str, Any] = {}
@@ -300,58 +299,40 @@ class Fake(BaseHTTPRequestHandler):
         self.headers_seen.append({k.lower(): v for k, v in self.headers.items()})
         if "models" in self.answers:
             status, text = self.answers["models"]
-            self._send_text(status, text)
+            self.send_text(status, text)
             return
         cards = [
             {"id": "base", "object": "model", "parent": None, "max_model_len": 256},
             {"id": "one", "object": "model", "parent": "base"},
         ]
-        self._send(200, {"object": "list", "data": cards})
+        self.send(200, {"object": "list", "data": cards})
 
     def do_POST(self) -> None:
         self.headers_seen.append({k.lower(): v for k, v in self.headers.items()})
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = self.body()
         self.bodies.append((self.path, body))
         wants = (body.get("vllm_xargs") or {}).get("cold_alpha")
         if wants == -1 and self.answers["plugin"]:
             message = "cold_alpha=-1: must be a number in [0, 1]"
-            self._send(400, {"error": {"message": message, "code": 400}})
+            self.send(400, {"error": {"message": message, "code": 400}})
         elif body.get("prompt_logprobs", 0) > self.answers.get("max_logprobs", 20):
             message = "Requested prompt logprobs of 256, which is greater than max allowed: 7"
-            self._send(400, {"error": {"message": message, "code": 400}})
+            self.send(400, {"error": {"message": message, "code": 400}})
         elif self.path.endswith("/chat/completions") and "chat" in self.answers:
-            self._send(200, self.answers["chat"])
+            self.send(200, self.answers["chat"])
         elif "text" in self.answers:
-            self._send_text(200, self.answers["text"])
+            self.send_text(200, self.answers["text"])
         else:
             choice = {"index": 0, "text": "", "finish_reason": "length"}
             choices = self.answers.get("choices", [choice])
-            self._send(200, {"id": "x", "object": "text_completion", "choices": choices})
-
-    def _send(self, status: int, body: Any) -> None:
-        self._send_text(status, json.dumps(body))
-
-    def _send_text(self, status: int, text: str) -> None:
-        data = text.encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
+            self.send(200, {"id": "x", "object": "text_completion", "choices": choices})
 
 
 @pytest.fixture
 def fake() -> Iterator[str]:
     Fake.answers = {"plugin": True}
-    with ThreadingHTTPServer(("127.0.0.1", 0), Fake) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-        server.shutdown()
-        thread.join()
+    with loopback.serving(Fake) as address:
+        yield address
 
 
 def test_names_that_the_server_does_not_have(fake: str) -> None:

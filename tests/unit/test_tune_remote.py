@@ -10,12 +10,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import loopback
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import remote
@@ -92,33 +92,17 @@ class Fake:
 def fake() -> Iterator[tuple[Fake, str]]:
     kept = Fake()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(loopback.Answering):
         def do_GET(self) -> None:
             kept.keys.add(self.headers["Authorization"])
-            self._send(200, {"version": kept.version} if self.path == "/version" else kept.models())
+            self.send(200, {"version": kept.version} if self.path == "/version" else kept.models())
 
         def do_POST(self) -> None:
             kept.keys.add(self.headers["Authorization"])
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self._send(*kept.answer(self.path, body))
+            self.send(*kept.answer(self.path, self.body()))
 
-        def _send(self, status: int, content: Any) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    class Listener(ThreadingHTTPServer):
-        request_queue_size = 64
-
-    with Listener(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield kept, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with loopback.serving(Handler) as address:
+        yield kept, address
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.live import Live
@@ -22,6 +22,10 @@ from vllm_cold.tools.explain.methods import Method, Methods, read_methods
 from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
 from vllm_cold.tools.explain.trace import COLD_NAME, STACKED
 from vllm_cold.tools.server import check_options
+
+if TYPE_CHECKING:
+    from vllm_cold.tools.connections import Connections
+    from vllm_cold.tools.explain.server import ServerSource
 
 # What only an engine in this process can be asked; None: not given.
 ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
@@ -102,19 +106,27 @@ def check_page(path: Path) -> None:
         ) from error
 
 
+def open_server(
+    options: argparse.Namespace, connections: Connections | None = None
+) -> ServerSource:
+    """The server that ``--url`` names."""
+    from vllm_cold.tools.explain.server import ServerSource
+
+    return ServerSource(
+        options.url,
+        options.adapter,
+        amateur_paths(options),
+        options.model,
+        options.api_key,
+        options.insecure_http,
+        connections,
+    )
+
+
 def open_source(options: argparse.Namespace) -> Any:
     """The engine or the server that the options name."""
     if options.url is not None:
-        from vllm_cold.tools.explain.server import ServerSource
-
-        return ServerSource(
-            options.url,
-            options.adapter,
-            amateur_paths(options),
-            options.model,
-            options.api_key,
-            options.insecure_http,
-        )
+        return open_server(options)
     if options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
     from vllm_cold.tools.explain.offline import OfflineSource

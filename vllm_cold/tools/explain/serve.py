@@ -35,15 +35,14 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import page
 from vllm_cold.tools.explain.command import (
     ENGINE_OPTIONS,
-    amateur_paths,
     ask_all,
     check_numbers,
     methods_of,
+    open_server,
 )
 from vllm_cold.tools.explain.live import Live
 from vllm_cold.tools.explain.methods import MOST, parts_of
 from vllm_cold.tools.explain.prompts import Row
-from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.trace import GREEDY
 from vllm_cold.tools.server import check_options
 
@@ -108,18 +107,6 @@ def _with_form(options: argparse.Namespace, form: _Form) -> argparse.Namespace:
     return found
 
 
-def _open(options: argparse.Namespace, connections: Connections | None = None) -> ServerSource:
-    return ServerSource(
-        options.url,
-        options.adapter,
-        amateur_paths(options),
-        options.model,
-        options.api_key,
-        options.insecure_http,
-        connections,
-    )
-
-
 def _lines(
     options: argparse.Namespace, body: bytes, connections: Connections | None = None
 ) -> Generator[str]:
@@ -134,7 +121,7 @@ def _lines(
         check_numbers(given)
         methods = methods_of(given)
         asked = {one.name: ask_all(given, [form.row], one)[0] for one in methods.contrasting}
-        source = _open(given, connections)
+        source = open_server(given, connections)
         try:
             live = Live(source, methods, asked, given.max_tokens, given.candidates)
             for event in live.events():
@@ -234,7 +221,7 @@ def _start(options: argparse.Namespace, connections: Connections | None = None) 
                 methods[-1][knob] = methods[-1][knob] or getattr(options, knob)
     found: dict[str, Any] = {"error": "", "model": "", "adapters": [], "server": ""}
     try:
-        source = _open(options, connections)
+        source = open_server(options, connections)
         found |= {"model": source.base, "adapters": source.loaded, "server": source.root}
         source.close()
     except ToolError as error:
@@ -265,7 +252,7 @@ def run(options: argparse.Namespace) -> int:
             )
     if len(options.without or ()) > 1:
         raise ToolError("--without: the page has a field for one; give it once")
-    _open(options).close()
+    open_server(options).close()
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
         listening = socket.create_server((options.host, options.port), family=family)
