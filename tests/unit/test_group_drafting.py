@@ -82,11 +82,11 @@ def test_drafts_that_pay_go_on() -> None:
     assert play(Drafting(), [0] * 100, 0.0) == [4] * 100
 
 
-@pytest.mark.parametrize(("least", "pause"), [(0.3, 40), (0.06, 8), (0.0051, 1), (8.0, 512)])
-def test_drafts_that_do_not_pay_are_tried_for_three_percent(least: float, pause: int) -> None:
-    """A step with four wrong drafts costs ``4 * least`` steps more."""
+@pytest.mark.parametrize(("least", "pause"), [(0.3, 80), (0.06, 16), (0.0026, 1), (8.0, 1024)])
+def test_drafts_that_do_not_pay_are_tried_for_a_price(least: float, pause: int) -> None:
+    """A step with four wrong drafts costs ``4 * least`` steps more: 1.5 % of the time."""
     drafting = Drafting()
-    verified = play(drafting, [0] * 40000, least)
+    verified = play(drafting, [0] * 80000, least)
     tries = [i for i, count in enumerate(verified) if count]
     pauses = [b - a - 1 for a, b in zip(tries, tries[1:], strict=False)][-20:]
     assert pauses == [pause] * 20
@@ -111,7 +111,7 @@ def test_tries_that_are_on_their_way_are_paid_for() -> None:
         planned.append(0 if drafting.pause else 4)
         verified.append(planned.pop(0))
         drafting.observe(verified[-1], 0, 0.3)
-    assert sum(map(bool, verified)) * 1.2 / len(verified) < 0.04
+    assert sum(map(bool, verified)) * 1.2 / len(verified) < 0.02
 
 
 @pytest.mark.parametrize(("right", "least"), [(0.7, 0.3), (0.8, 0.5), (0.5, 0.1), (0.9, 0.4)])
@@ -131,7 +131,7 @@ def test_drafts_that_pay_a_little_are_verified_mostly(right: float, least: float
             tokens += 1 + min(accepted, count)
             seconds += 1 + count * least
     gain, whole = tokens / seconds, always / (20000 * (1 + 4 * least))
-    assert whole > 1.1 and gain > 1 + 0.65 * (whole - 1)
+    assert whole > 1.1 and gain > 1 + 0.6 * (whole - 1)  # 0.4 if a pause ignored it
 
 
 def test_a_seed_keeps_its_drafts() -> None:
@@ -164,8 +164,8 @@ def test_short_requests_do_not_try_more_often_than_long_ones() -> None:
         played = [sum(map(bool, play(Drafting(kind), [0] * length, 0.3))) for _ in range(4000)]
         return sum(played[400:]) / (length * 3600)
 
-    assert tries(10) == pytest.approx(1 / 41, rel=0.1)
-    assert tries(100) == pytest.approx(1 / 41, rel=0.1)
+    assert tries(10) == pytest.approx(1 / 81, rel=0.1)
+    assert tries(100) == pytest.approx(1 / 81, rel=0.1)
 
 
 @pytest.mark.parametrize("right", [0.0, 0.9])

@@ -24,9 +24,10 @@ _PRIOR = 6.0
 # A kind's share of right drafts is the mean of the first times that some were verified, with two
 # believed to be right before them, and forgets in so many later ones.
 _BELIEVED, _REMEMBERED = 2, 50
-# Of the time of all steps, what the tries of groups may cost whose drafts do not pay.
-_PRICE = 0.03
-_LONGEST_PAUSE = 512
+# Of the time of all steps, what the tries of groups may cost whose drafts do not pay: by their rows
+# alone, and they were seen to cost up to twice as much.
+_PRICE = 0.015
+_LONGEST_PAUSE = 1024
 # When a pause begins, what was seen before counts as so many drafts, at most.
 _KEPT = 12.0
 _GOLDEN = 0.6180339887  # its multiples are spread evenly over [0, 1), however many there are
