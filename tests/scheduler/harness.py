@@ -208,7 +208,7 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
     scheduler.use_v2_model_runner = setup.v2
     if setup.drafts:
         scheduler.num_lookahead_tokens = setup.lookahead
-        scheduler._break_even = lambda output: setup.break_even / 2  # it depends on time
+        scheduler._break_even = lambda sampled: setup.break_even / 2  # it depends on time
         scheduler._draft_slots = setup.draft_slots
         slots = SimpleNamespace(max_num_new_slots_for_drafting=setup.draft_slots)
         scheduler.vllm_config.speculative_config = slots

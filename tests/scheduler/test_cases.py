@@ -518,7 +518,7 @@ def test_what_is_known_of_the_steps_times(
     is_async: bool, tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From when a step was scheduled, or the one before it was over, to its results: of steps
-    without prompts. And what drafts cost in a step is asked for its streams and its requests.
+    without prompts. And what drafts cost is asked for the streams and requests that got tokens.
     """
     clock, times, asked = [0.0], [], []
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
@@ -531,7 +531,7 @@ def test_what_is_known_of_the_steps_times(
     rows = [harness.schedule()]
     clock[0] += 5.0
     harness.deliver()
-    assert times == [] and asked == [(0, 0)] and harness.sched._economy.times.age == 1
+    assert times == [] and asked == [(3, 2)] and harness.sched._economy.times.age == 1
     clock[0] += 100.0  # nobody asks for anything
     rows.append(harness.schedule())
     clock[0] += 2.0
@@ -545,5 +545,5 @@ def test_what_is_known_of_the_steps_times(
         harness.deliver()
         assert times[1:] == [(rows[2], 4.0)]
     monkeypatch.undo()
-    harness.sched._break_even = lambda output: None
+    harness.sched._break_even = lambda sampled: None
     harness.drain()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -70,6 +71,8 @@ def test_times_that_change_are_forgotten() -> None:
 def play(drafting: Drafting, right: list[int], least: float, drafts: int = 4) -> list[int]:
     """The drafts that were verified in each step; ``right``: how many would be."""
     verified = []
+    if not drafting.begun:  # the prompt's step
+        drafting.observe(0, 0, least)
     for accepted in right:
         count = 0 if drafting.pause else drafts
         verified.append(count)
@@ -106,6 +109,7 @@ def test_a_pause_ends_with_the_load_that_it_was_for() -> None:
 def test_tries_that_are_on_their_way_are_paid_for() -> None:
     """With asynchronous scheduling a step is planned before the one before it is judged."""
     drafting, verified = Drafting(), []
+    drafting.observe(0, 0, 0.3)
     planned = [4]
     for _ in range(4000):
         planned.append(0 if drafting.pause else 4)
@@ -121,6 +125,7 @@ def test_drafts_that_pay_a_little_are_verified_mostly(right: float, least: float
     tokens, seconds, always = 0, 0.0, 0
     for _ in range(200):
         drafting = Drafting(kind)
+        drafting.observe(0, 0, least)
         for _ in range(100):
             accepted = 0
             while accepted < 4 and rng.random() < right:
@@ -146,16 +151,31 @@ def test_new_requests_learn_from_others_like_them() -> None:
     assert kind.share < 0.3 and not kind.pays
     # They begin at different places of a pause, and believe at once that drafts do not pay.
     begun = [Drafting(kind) for _ in range(40)]
+    for drafting in begun:
+        assert drafting.pause == 1  # under which load they are is not known yet
+        drafting.observe(0, 0, 0.3)
+    whole = math.ceil(4 * (0.3 - kind.share) / 0.015)
     pauses = sorted(d.pause for d in begun)
-    assert all(abs(pause - i * kind.pause / 40) <= 2 for i, pause in enumerate(pauses))
-    assert kind.pause > 20
+    assert whole > 20 and all(abs(pause - i * whole / 40) <= 2 for i, pause in enumerate(pauses))
     first = min(begun, key=lambda d: d.pause)
     waits = first.pause
     assert play(first, [0] * 20, 0.3) == [0] * waits + [4] + [0] * (19 - waits)
     assert not Drafting(kind, seeded=True).pause
     for _ in range(60):
         play(Drafting(kind), [3] * 60, 0.3)
-    assert kind.pays and not Drafting(kind).pause
+    other = Drafting(kind)
+    other.observe(0, 0, 0.3)
+    assert not other.pause
+
+
+def test_new_requests_do_not_try_because_the_last_were_few() -> None:
+    """Drafts that pay for one request alone do not for the thirty that come next."""
+    kind = Experience()
+    for _ in range(20):
+        play(Drafting(kind), [0] * 20, 0.3)
+    play(Drafting(kind), [0] * 20, 0.0)
+    tries = [play(Drafting(kind), [0], 0.8)[0] for _ in range(320)]
+    assert sum(map(bool, tries)) <= 3
 
 
 def test_short_requests_do_not_try_more_often_than_long_ones() -> None:
@@ -179,6 +199,8 @@ def test_an_engine_at_steady_load(pairs: int, offered: float, right: float, leng
     rng, economy = random.Random(pairs), Economy()
     a, b, tokens, seconds = 0.1, 0.006, 0, 0.0
     groups = [[Drafting(economy.kinds["cold"]), rng.randrange(length)] for _ in range(pairs)]
+    for group in groups:
+        group[0].observe(0, 0, None)
     for step in range(3000):
         may = economy.may_draft()
         counts = [4 if may and not g.pause and rng.random() < offered else 0 for g, _ in groups]
@@ -194,6 +216,7 @@ def test_an_engine_at_steady_load(pairs: int, offered: float, right: float, leng
             group[1] += 1
             if group[1] == length:
                 group[:] = [Drafting(economy.kinds["cold"]), 0]
+                group[0].observe(0, 0, None if each is None else 2 * each)
             tokens += (1 + accepted) if step >= 500 else 0
         seconds += time if step >= 500 else 0.0
     without = (a + b * 2 * pairs) / pairs

@@ -86,31 +86,28 @@ class Experience:
     Attributes:
         share: Of the last drafts, those that were right; at first all are believed to be.
         pays: Whether that was enough when it was last looked at.
-        pause: Steps without drafts that a request of it took last.
         tried: Drafts that one had verified last.
         seen: Times that some were verified.
-        begun: Requests that began while they did not pay.
+        begun: Requests that began.
     """
 
     share: float = 1.0
     pays: bool = True
-    pause: int = 0
     tried: int = 1
     seen: int = 0
     begun: int = 0
 
-    def begins(self) -> int:
-        """For how many steps a new request verifies no drafts: where they do not pay, some part of
-        a pause, or many short requests would try more often than few long ones.
+    def part_of_a_pause(self) -> float:
+        """With which a new request begins, in [0, 1), or many short ones would try more often than
+        few long ones.
         """
-        if self.pays:
-            return 0
         self.begun += 1
-        return int(self.pause * (self.begun * _GOLDEN % 1.0))
+        return self.begun * _GOLDEN % 1.0
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """Some request of the kind had drafts verified."""
         self.seen += 1
+        self.tried = drafted
         weight = 1.0 / min(self.seen + _BELIEVED, _REMEMBERED)
         self.share += weight * (accepted / drafted - self.share)
         if break_even is not None:
@@ -153,22 +150,25 @@ class Drafting:
         seeded: Whether its tokens are drawn with a seed. They depend on which drafts are verified,
             and must not depend on time: so all are.
         pause: Steps for which none are verified.
+        begun: Whether it has got a token.
     """
 
     experience: Experience = field(default_factory=Experience)
     possible: bool = True
     seeded: bool = False
     pause: int = field(init=False)
+    begun: bool = field(init=False, default=False)
     _tries: int = field(init=False, default=1)
     _drafted: float = field(init=False, default=_PRIOR)
     _accepted: float = field(init=False)
 
     def __post_init__(self) -> None:
         self._accepted = _PRIOR * self.experience.share
-        self.pause = 0 if self.seeded else self.experience.begins()
+        # Its first token tells under which load it is; a step may be planned before that is known.
+        self.pause = 0 if self.seeded or self.experience.pays else 1
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
-        """A step of the group is over.
+        """A step that gave the group a token, or several, is over.
 
         Args:
             drafted: Drafts that were verified in each stream.
@@ -178,13 +178,17 @@ class Drafting:
         """
         if self.seeded:
             return
+        if not self.begun:
+            self.begun = True
+            pause = 0 if break_even is None else self._costs(break_even)
+            self.pause = int(pause * self.experience.part_of_a_pause())
+            return
         if not drafted:
             self.pause = max(self.pause - 1, 0)
             if self.pause and break_even is not None:  # it may have fallen since
                 self.pause = min(self.pause, self._tries * self._costs(break_even))
             return
         self.experience.observe(drafted, accepted, break_even)
-        self.experience.tried = drafted
         self._drafted = self._drafted * _DRAFT_DECAY + drafted
         self._accepted = self._accepted * _DRAFT_DECAY + accepted
         if break_even is None:
@@ -196,7 +200,6 @@ class Drafting:
         # Another step with drafts may have been on its way already.
         self._tries = self._tries + 1 if self.pause else 1
         self.pause = self._tries * pause
-        self.experience.pause = pause
         # What comes next counts for more than what was before.
         fading = min(_KEPT / self._drafted, 1.0)
         self._drafted, self._accepted = self._drafted * fading, self._accepted * fading

@@ -7,6 +7,7 @@ The amateurs' outputs are dropped, the streams compared, groups ended, figures c
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -84,7 +85,9 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         drafts = scheduler_output.scheduled_spec_decode_tokens
         invalid = scheduler_output.num_invalid_spec_tokens or {}  # which its grammar forbids
         found = outputs.from_worker(model_runner_output)
-        each_stream = self._break_even(scheduler_output) if self._speculates else None
+        each_stream = None
+        if self._speculates and tokens:
+            each_stream = self._break_even([i for i, at in row.items() if len(tokens[at])])
         scored = {}
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
@@ -123,17 +126,12 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         else:  # or a step without drafts, for its time, would be waited for while prompts come
             self._economy.times.age += 1
 
-    def _break_even(self, output: SchedulerOutput) -> float | None:
-        """See ``Economy.break_even``: for steps like this one, without its drafts and prompts."""
-        decoding = [
-            request_id
-            for request_id, tokens in output.num_scheduled_tokens.items()
-            if tokens <= 1 + self.num_spec_tokens
-        ]
+    def _break_even(self, sampled: Sequence[str]) -> float | None:
+        """See ``Economy.break_even``: for steps of those requests that got tokens in this one."""
         amateurs = sum(
-            (group := self._groups.get(i)) is not None and group.request_id != i for i in decoding
+            (group := self._groups.get(i)) is not None and group.request_id != i for i in sampled
         )
-        return self._economy.break_even(len(decoding), len(decoding) - amateurs)
+        return self._economy.break_even(len(sampled), len(sampled) - amateurs)
 
     def make_spec_decoding_stats(self, spec_decoding_stats: Any, *args: Any, **kwargs: Any) -> Any:
         """What vLLM counts of drafts, those of a group counted once."""
