@@ -64,6 +64,7 @@ class GenAI:
             "CPU",
             {**self.properties, "adapters": self.adapters},
         )
+        self.applied: bool | None = None  # whether the adapter is in force
 
     def facts(self) -> dict[str, Any]:
         """What OpenVINO is, as far as it matters for speed."""
@@ -88,6 +89,11 @@ class GenAI:
         config.max_new_tokens = tokens
         config.do_sample, config.ignore_eos = False, True
         config.adapters = self.adapters if expert else self.genai.AdapterConfig()
+        if self.applied != bool(expert):
+            # Requests that are added leave adapters as the last generate() put them into force.
+            config.max_new_tokens = 1
+            self.pipeline.generate([Tensor(np.array([prompts[0]], np.int64))], [config])
+            config.max_new_tokens, self.applied = tokens, bool(expert)
         got: list[list[int]] = [[] for _ in prompts]
         stamps: list[list[float]] = [[] for _ in prompts]
         started = time.perf_counter()

@@ -697,6 +697,10 @@ def test_a_speculated_run_keeps_milliseconds_per_token() -> None:
     assert made.compare([[1, 2], [5, 6]], 2) == made.compare(rows, 4) == []
     assert made.output == rows
     assert "other tokens" in made.compare([[1, 2, 3, 3], [5, 6]], 4)[0]
+    made.rounding = True  # told, and compared with what it gave first
+    first = made.output
+    assert made.compare([[1, 2, 3, 3], [5, 6]], 4) == []
+    assert made.parted == 1 and made.output == first
     assert "did not generate 1 to 4" in made.compare([[1, 2, 3, 4], []], 4)[0]
     counts = {"passes": 3, "rows": 9, "steps": 4, "emitted": 6, "drafted": 5, "accepted": 2}
     reply = {"seconds": 9.0, "first": [1.0, 1.0], "last": [4.0, 2.0], "tokens": rows,

@@ -168,6 +168,15 @@ def test_new_requests_learn_from_others_like_them() -> None:
     assert not other.pause
 
 
+def test_requests_that_waited_know_what_was_learned_meanwhile() -> None:
+    kind = Experience()
+    waiting = [Drafting(kind) for _ in range(40)]
+    for _ in range(20):
+        play(Drafting(kind), [0] * 20, 0.3)
+    tries = [play(drafting, [0], 0.3)[0] for drafting in waiting]
+    assert sum(map(bool, tries)) <= 2
+
+
 def test_new_requests_do_not_try_because_the_last_were_few() -> None:
     """Drafts that pay for one request alone do not for the thirty that come next."""
     kind = Experience()

@@ -88,7 +88,7 @@ class Experience:
         pays: Whether that was enough when it was last looked at.
         tried: Drafts that one had verified last.
         seen: Times that some were verified.
-        begun: Requests that began.
+        begun: Parts of a pause that were given to new requests.
     """
 
     share: float = 1.0
@@ -150,7 +150,7 @@ class Drafting:
         seeded: Whether its tokens are drawn with a seed. They depend on which drafts are verified,
             and must not depend on time: so all are.
         pause: Steps for which none are verified.
-        begun: Whether it has got a token.
+        begun: Whether it has got a token; with a seed it does not matter.
     """
 
     experience: Experience = field(default_factory=Experience)
@@ -160,10 +160,9 @@ class Drafting:
     begun: bool = field(init=False, default=False)
     _tries: int = field(init=False, default=1)
     _drafted: float = field(init=False, default=_PRIOR)
-    _accepted: float = field(init=False)
+    _accepted: float = field(init=False, default=_PRIOR)
 
     def __post_init__(self) -> None:
-        self._accepted = _PRIOR * self.experience.share
         # Its first token tells under which load it is; a step may be planned before that is known.
         self.pause = 0 if self.seeded or self.experience.pays else 1
 
@@ -180,6 +179,7 @@ class Drafting:
             return
         if not self.begun:
             self.begun = True
+            self._accepted *= self.experience.share
             pause = 0 if break_even is None else self._costs(break_even)
             self.pause = int(pause * self.experience.part_of_a_pause())
             return

@@ -87,7 +87,8 @@ class ResultScheduling(Scheduler):  # type: ignore[misc]
         found = outputs.from_worker(model_runner_output)
         each_stream = None
         if self._speculates and tokens:
-            each_stream = self._break_even([i for i, at in row.items() if len(tokens[at])])
+            sampled = [i for i, at in row.items() if i in self.requests and len(tokens[at])]
+            each_stream = self._break_even(sampled)
         scored = {}
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
