@@ -144,7 +144,7 @@ def picture(runs: Iterable[Row], path: Path) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import LogLocator, ScalarFormatter
 
     with plt.rc_context(STYLE):
         figure, panels = plt.subplots(1, 2, figsize=(8.4, 3.2), layout="constrained")
@@ -160,6 +160,8 @@ def picture(runs: Iterable[Row], path: Path) -> None:
             axes.axhline(SLO[metric], color="#888888", linewidth=0.8, linestyle=":")
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(ScalarFormatter())
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            axes.yaxis.set_minor_formatter(ScalarFormatter())
             axes.set_xlabel("load, percent of the system's own capacity")
             axes.set_title(f"{metric.upper()}, ms: median, and dashed p99", fontsize=9)
             axes.set_xticks(sorted({row["load"] for row in runs}))
