@@ -544,6 +544,14 @@ def test_what_is_known_of_the_steps_times(
         clock[0] += 4.0
         harness.deliver()
         assert times[1:] == [(rows[2], 4.0)]
+    plain = harness.add(prompt(7, 300), 20, adapter=1)
+    while harness.in_flight:
+        harness.deliver()
+    harness.schedule()
+    harness.abort([plain])
+    del asked[:]
+    harness.deliver()
+    assert asked == [(3, 2)]  # who has gone is no load
     monkeypatch.undo()
     harness.sched._break_even = lambda sampled: None
     harness.drain()

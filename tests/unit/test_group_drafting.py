@@ -183,8 +183,11 @@ def test_new_requests_do_not_try_because_the_last_were_few() -> None:
     for _ in range(20):
         play(Drafting(kind), [0] * 20, 0.3)
     play(Drafting(kind), [0] * 20, 0.0)
-    tries = [play(Drafting(kind), [0], 0.8)[0] for _ in range(320)]
-    assert sum(map(bool, tries)) <= 3
+    assert kind.pays
+    burst = [Drafting(kind) for _ in range(320)]
+    for drafting in burst:  # all before one of them has tried
+        drafting.observe(0, 0, 0.8)
+    assert sum(not drafting.pause for drafting in burst) <= 3
 
 
 def test_short_requests_do_not_try_more_often_than_long_ones() -> None:
