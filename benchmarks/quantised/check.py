@@ -9,15 +9,17 @@ Each checkpoint, and the model as it is, has an engine of this package in a proc
 computes at a time, in rounds whose order is shuffled. Every token of every engine is judged by
 the same checkpoint in transformers and peft (``reference``), in float32, which reads the text up to
 that token, one pass for each stream: how far is it behind the best one, or outside the candidates?
-Up to ``TIE`` rounding may decide. What the model as it is chose is judged by the quantised
-references too: they have to tell it apart. Speeds are printed only if all tokens are right.
+What rounding may do is measured: the reference, rounded to the engine's dtype, reads the same
+texts, and what it would have chosen is judged likewise; an engine must not be further off than that
+(``judge.problems``). Where inputs are rounded to int8 that can be far: all layers behind see a step
+of one. What the model as it is chose is judged by the quantised references too. Speeds are printed
+only if all tokens are right.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import random
 import sys
@@ -29,10 +31,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.e2e import show
-from benchmarks.e2e.jobs import ALPHA, BETA, Job, Jobs, Say, System
+from benchmarks.e2e.jobs import Job, Jobs, Say, System
 from benchmarks.e2e.pool import Worker, Workers, environment
 from benchmarks.e2e.run import DTYPES, TASK, kv_gib, measure
 from benchmarks.e2e.speculation import table
+from benchmarks.quantised.judge import TIE, Reference, Verdict, problems
 from benchmarks.quantised.make import SCHEMES, checkpoint
 from benchmarks.rounds import positive, ratios, show_if_right, spread_text
 from examples.demo import ADAPTERS, quiet
@@ -41,80 +44,6 @@ PLAIN = "unquantised"
 DEFAULT = ("w8a8", "w4a16", "awq", "gptq", "fp8")  # each kernel once, and the formats
 NOT_IN_FLOAT32 = ("w4a16", "w4a16-asym", "awq", "gptq")
 DECODED = ("base", "adapter", "cold")
-# Logits. Inputs that are rounded to int8 jump by a step where the float before differs a little.
-TIE = {"float32": 0.05, "bfloat16": 0.5}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a reference says about a batch: the share of tokens that are its best one, and how far
-    the worst is from being it, in logits.
-    """
-
-    equal: float
-    behind: float
-
-
-class Reference:
-    """A checkpoint in transformers and peft, in float32; ``folder``: None for the model itself."""
-
-    def __init__(self, model: Path, folder: Path | None) -> None:
-        from benchmarks.e2e.naive import Naive
-        from benchmarks.quantised.reference import dress
-
-        settings = {"model": str(model), "adapter": str(ADAPTERS / TASK), "dtype": "float32"}
-        self._naive = Naive(settings)
-        if folder is not None:
-            dress(self._naive.base, folder)
-            dress(self._naive.adapted, folder)
-
-    def judge(self, job: Job, tie: float) -> Verdict:
-        """Judge what a job gave."""
-        import torch
-
-        equal, behind, total = 0, 0.0, 0
-        with torch.inference_mode():
-            for prompt, output in zip(job.prompts, job.output, strict=True):
-                ids = torch.tensor([prompt + output[:-1]])
-                expert, *amateurs = (
-                    model(input_ids=ids, logits_to_keep=len(output)).logits[0].double()
-                    for model in self._naive._models(job.system.mode)
-                )
-                gaps = distances(expert, amateurs, torch.tensor(output), tie)
-                equal += int((gaps[0] == 0).sum())
-                behind = max(behind, float(gaps[1].max()))
-                total += len(output)
-        return Verdict(equal / total, behind)
-
-
-def distances(expert: Any, amateurs: Sequence[Any], chosen: Any, tie: float) -> tuple[Any, Any]:
-    """How far tokens are from the best ones, in logits.
-
-    Args:
-        expert: Logits [T, V].
-        amateurs: Of each amateur, likewise.
-        chosen: Tokens [T].
-        tie: Candidates closer than this to the bar may be none.
-
-    Returns:
-        By how much each is behind the best candidate, or outside of the candidates, [T]; and the
-        same against the best one of those that are candidates for certain.
-    """
-    import torch
-
-    scores, bar = expert, torch.full_like(expert[:, :1], -math.inf)
-    if amateurs:
-        bar = expert.max(-1, keepdim=True).values + math.log(ALPHA)
-        scores = expert + sum(BETA * (expert - amateur) for amateur in amateurs)
-    own, logit = scores.gather(1, chosen[:, None]), expert.gather(1, chosen[:, None])
-
-    def behind(slack: float) -> Any:
-        # The expert's best token is a candidate whatever the slack, so there is always one.
-        allowed = expert >= torch.minimum(bar + slack, expert.max(-1, keepdim=True).values)
-        best = torch.where(allowed, scores, -math.inf).max(-1, keepdim=True).values
-        return torch.maximum(best - own, bar - logit).clamp(min=0)[:, 0]
-
-    return behind(0.0), behind(tie)
 
 
 class Engines(Workers):
@@ -186,21 +115,20 @@ def collect(
         found.peaks = {name: worker.peak for name, worker in engines.running.items()}
     for name, path in models.items():
         say(f"judging {name}")
-        judge(found, name, Reference(models[PLAIN], None if name == PLAIN else path), options)
+        folder = None if name == PLAIN else path
+        judge(found, name, Reference(models[PLAIN], folder, options.dtype), options)
     return found
 
 
 def judge(found: Found, name: str, reference: Reference, options: argparse.Namespace) -> None:
     """Judge a checkpoint's tokens, and for comparison those of the model as it is."""
     tie = TIE[options.dtype]
+    verdicts = {}
     for (batch, whose, mode), job in found.jobs.items():
         if whose == name:
             verdict = found.verdicts[batch, name, mode] = reference.judge(job, tie)
-            if verdict.behind > tie:
-                found.wrong.append(
-                    f"{job.label}, batch {batch}: a token is {verdict.behind:.2f} logits behind "
-                    f"the reference's; rounding explains {tie}"
-                )
+            verdicts[f"{job.label}, batch {batch}"] = verdict
+    found.wrong += problems(verdicts, tie)
     if name != PLAIN:
         strange = found.jobs[options.batch[-1], PLAIN, "cold"]
         found.others[name] = reference.judge(strange, tie)
@@ -230,6 +158,8 @@ def page(found: Found, options: argparse.Namespace) -> str:
     parts = [
         f"### Tokens against the same checkpoint in transformers, {options.dtype}",
         table(columns, rows),
+        "Equal: the share that is the reference's best; worst: how far behind, in logits; in "
+        "brackets: the same of what the rounded reference would have chosen.",
     ]
     if options.skip_times:
         return "\n\n".join(parts)
@@ -256,7 +186,8 @@ def page(found: Found, options: argparse.Namespace) -> str:
 
 def text(verdict: Verdict) -> str:
     """A verdict in a cell."""
-    return f"{verdict.equal:.1%}, {verdict.behind:.2f}"
+    rounded = f"{verdict.rounded_equal:.1%}, {verdict.rounded_behind:.2f}"
+    return f"{verdict.equal:.1%}, {verdict.behind:.2f} ({rounded})"
 
 
 def content(found: Found) -> dict[str, Any]:

@@ -107,12 +107,15 @@ def fake_fp8(x: Tensor, scale: Tensor | None = None) -> Tensor:
 def dress(model: Any, folder: Path) -> None:
     """Give a model, which may have adapters of peft, the weights and the inputs of a checkpoint.
 
+    Products are summed in float32, of numbers that were rounded as the checkpoint says and not once
+    more; what they give is rounded to the model's dtype.
+
     Raises:
         ValueError: The model lacks a layer of the checkpoint.
     """
     from safetensors import safe_open
 
-    missing = weights(folder)
+    missing, dtype = weights(folder), model.dtype
     groups = _config(folder).get("config_groups", {}).values()
     file = next(folder.glob("*.safetensors"))
     for full, layer in model.named_modules():
@@ -121,16 +124,16 @@ def dress(model: Any, folder: Path) -> None:
         name = full.removeprefix("base_model.model.").removesuffix(".base_layer")
         if name not in missing:
             continue
-        with torch.no_grad():
-            layer.weight.copy_(missing.pop(name))
+        layer.weight = torch.nn.Parameter(missing.pop(name), requires_grad=False)
+        if layer.bias is not None:
+            layer.bias = torch.nn.Parameter(layer.bias.float(), requires_grad=False)
         inputs = next((g["input_activations"] for g in groups if _is_target(name, g)), None)
-        if inputs is None:
-            continue
         scale = None
-        if not inputs["dynamic"]:
+        if inputs is not None and not inputs["dynamic"]:
             with safe_open(file, "pt") as tensors:
                 scale = tensors.get_tensor(f"{name}.input_scale").float()
         layer.register_forward_pre_hook(_rounding(inputs, scale))
+        layer.register_forward_hook(_as_dtype(dtype))
     if missing:
         raise ValueError(f"{folder} has {', '.join(missing)}, the model has not")
 
@@ -142,15 +145,20 @@ def _is_target(name: str, group: dict[str, Any]) -> bool:
     )
 
 
-def _rounding(inputs: dict[str, Any], scale: Tensor | None) -> Callable[..., Tensor]:
+def _rounding(inputs: dict[str, Any] | None, scale: Tensor | None) -> Callable[..., Tensor]:
     def hook(layer: Any, arguments: tuple[Tensor]) -> Tensor:
         x = arguments[0].float()
+        if inputs is None:
+            return x
         if inputs["type"] == "float":
-            rounded = fake_fp8(x, scale)
-        elif inputs["symmetric"]:
-            rounded = fake_int8(x, scale)
-        else:
-            rounded = fake_int8_asymmetric(x)
-        return rounded.to(arguments[0].dtype)
+            return fake_fp8(x, scale)
+        return fake_int8(x, scale) if inputs["symmetric"] else fake_int8_asymmetric(x)
+
+    return hook
+
+
+def _as_dtype(dtype: torch.dtype) -> Callable[..., Tensor]:
+    def hook(layer: Any, arguments: tuple[Tensor], output: Tensor) -> Tensor:
+        return output.to(dtype)
 
     return hook
