@@ -10,10 +10,11 @@ computes at a time, in rounds whose order is shuffled. Every token of every engi
 the same checkpoint in transformers and peft (``reference``), in float32, which reads the text up to
 that token, one pass for each stream: how far is it behind the best one, or outside the candidates?
 What rounding may do is measured: the reference, rounded to the engine's dtype, reads the same
-texts, and what it would have chosen is judged likewise; an engine must not be further off than that
-(``judge.problems``). Where inputs are rounded to int8 that can be far: all layers behind see a step
-of one. What the model as it is chose is judged by the quantised references too. Speeds are printed
-only if all tokens are right.
+texts, and what it would have chosen is judged likewise; an engine may be about as far off as that
+(``judge``). Where inputs are rounded to int8 that can be far: all layers behind see a step
+of one. What the model as it is chose is judged by the quantised references too: where that would
+pass, the tables say that these texts cannot tell the two apart. Speeds are printed only if all
+tokens are right.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from benchmarks.e2e.jobs import Job, Jobs, Say, System
 from benchmarks.e2e.pool import Worker, Workers, environment
 from benchmarks.e2e.run import DTYPES, TASK, kv_gib, measure
 from benchmarks.e2e.speculation import table
-from benchmarks.quantised.judge import TIE, Reference, Verdict, problems
+from benchmarks.quantised.judge import TIE, Reference, Verdict, too_far, too_often
 from benchmarks.quantised.make import SCHEMES, checkpoint
 from benchmarks.rounds import positive, ratios, show_if_right, spread_text
 from examples.demo import ADAPTERS, quiet
@@ -70,6 +71,7 @@ class Found:
     jobs: dict[tuple[int, str, str], Job] = field(default_factory=dict)
     verdicts: dict[tuple[int, str, str], Verdict] = field(default_factory=dict)
     others: dict[str, Verdict] = field(default_factory=dict)
+    alike: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     facts: dict[str, dict[str, Any]] = field(default_factory=dict)
     bytes: dict[str, int] = field(default_factory=dict)
@@ -123,15 +125,19 @@ def collect(
 def judge(found: Found, name: str, reference: Reference, options: argparse.Namespace) -> None:
     """Judge a checkpoint's tokens, and for comparison those of the model as it is."""
     tie = TIE[options.dtype]
-    verdicts = {}
+    verdicts, largest = {}, {}  # the largest batch has the texts of all others
     for (batch, whose, mode), job in found.jobs.items():
         if whose == name:
             verdict = found.verdicts[batch, name, mode] = reference.judge(job, tie)
             verdicts[f"{job.label}, batch {batch}"] = verdict
-    found.wrong += problems(verdicts, tie)
+            if batch == options.batch[-1]:
+                largest[job.label] = verdict
+    found.wrong += too_far(verdicts, tie) + too_often(largest)
     if name != PLAIN:
         strange = found.jobs[options.batch[-1], PLAIN, "cold"]
-        found.others[name] = reference.judge(strange, tie)
+        other = found.others[name] = reference.judge(strange, tie)
+        if not too_far({name: other}, tie) + too_often({name: other}):
+            found.alike.append(name)
 
 
 def weight_bytes(folder: Path) -> int:
@@ -160,6 +166,7 @@ def page(found: Found, options: argparse.Namespace) -> str:
         table(columns, rows),
         "Equal: the share that is the reference's best; worst: how far behind, in logits; in "
         "brackets: the same of what the rounded reference would have chosen.",
+        *(f"These texts do not tell {name} from {PLAIN}." for name in found.alike),
     ]
     if options.skip_times:
         return "\n\n".join(parts)

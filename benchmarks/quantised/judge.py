@@ -15,12 +15,12 @@ from benchmarks.e2e.jobs import ALPHA, BETA, Job
 from benchmarks.e2e.run import TASK
 from examples.demo import ADAPTERS
 
-# Logits that always pass. Inputs that are rounded to int8 jump by a step where the float before
-# differs a little.
+# Logits by which a token may be behind, whatever the rounded reference does.
 TIE = {"float32": 0.05, "bfloat16": 0.5}
-# How much further off the worst token of a few hundred may be than the worst that rounding gave.
+# As far as this times the rounded reference's worst, too: the worst of a few hundred tokens varies,
+# and engines round in other places. And so many times as often further off than it as nearer.
 ROOM = 2.0
-LEVEL = 0.01  # of the test whether tokens are further off than rounding puts them
+LEVEL = 0.01  # of the test of how often
 FLOAT32_ROUNDING = 2.0**-23  # relative
 
 
@@ -85,7 +85,7 @@ class Reference:
 def _off_by_rounding(layer: Any, arguments: Any, output: Any) -> Any:
     import torch
 
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(output.shape[-2])  # the same when it is judged again
     return output * (1 + FLOAT32_ROUNDING * torch.randn(output.shape, generator=generator))
 
 
@@ -118,32 +118,35 @@ def compare(own: Sequence[tuple[Any, Any]], rounded: Sequence[tuple[Any, Any]]) 
     )
 
 
-def problems(verdicts: Mapping[str, Verdict], tie: float) -> list[str]:
-    """What is wrong with a checkpoint's tokens, by its batches' verdicts: sentences.
-
-    None may be more than ``tie`` behind, or ``ROOM`` times as far as the worst that the rounded
-    reference chose; and all together must not be further off than its choices (a sign test, token
-    by token).
+def too_far(verdicts: Mapping[str, Verdict], tie: float) -> list[str]:
+    """Sentences about tokens that are further behind than ``tie``, in logits, and than ``ROOM``
+    times the worst of all that the rounded reference chose.
     """
-    from scipy.stats import binomtest
-
     limit = max(tie, ROOM * max(v.rounded_behind for v in verdicts.values()))
-    wrong = [
+    return [
         f"{label}: a token is {verdict.behind:.2f} logits behind the reference's; rounding "
         f"explains {limit:.2f}"
         for label, verdict in verdicts.items()
-        if verdict.behind > limit
+        if not verdict.behind <= limit  # not a number is wrong, too
     ]
+
+
+def too_often(verdicts: Mapping[str, Verdict]) -> list[str]:
+    """A sentence if tokens are further behind than what the rounded reference chose of the same
+    text more than ``ROOM`` times as often as nearer (a binomial test). Each text counts once.
+    """
+    from scipy.stats import binomtest
+
     further = sum(v.further for v in verdicts.values())
     parted = further + sum(v.nearer for v in verdicts.values())
-    p = binomtest(further, parted, alternative="greater").pvalue if parted else 1.0
-    if p < LEVEL:
-        wrong.append(
-            f"{', '.join(verdicts)}: of {parted} tokens that are not as far from the best as the "
-            f"rounded reference's, {further} are further (p = {p:.1g}); by rounding alone about "
-            "half would be"
-        )
-    return wrong
+    share = ROOM / (ROOM + 1)
+    p = binomtest(further, parted, share, alternative="greater").pvalue if parted else 1.0
+    if p >= LEVEL:
+        return []
+    return [
+        f"{', '.join(verdicts)}: of {parted} tokens that are not as far behind the best as the "
+        f"rounded reference's, {further} are further (p = {p:.1g}); rounding explains {share:.0%}"
+    ]
 
 
 def distances(expert: Any, amateurs: Sequence[Any], chosen: Any, tie: float) -> tuple[Any, Any]:

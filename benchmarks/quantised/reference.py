@@ -49,12 +49,12 @@ def _dequantised(numbers: Tensor, zero: Tensor | float, scale: Tensor) -> Tensor
 
 
 def _compressed(layer: Layer) -> Tensor:
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-
     scale = layer["weight_scale"].reshape(-1, layer["weight_scale"].shape[-1])
     if "weight_packed" not in layer:
         weight = layer["weight"]
         return _dequantised(weight, 0.0, scale.expand(len(weight), -1))
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
     rows, columns = layer["weight_shape"].tolist()
     bits = 32 * layer["weight_packed"].shape[1] // columns
     numbers = unpack_from_int32(layer["weight_packed"], bits, torch.Size((rows, columns)))

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``benchmarks.quantised.check`` takes for rounding, and what for wrong."""
 
+import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from benchmarks.e2e.jobs import ALPHA, BETA
-from benchmarks.quantised.judge import ROOM, Verdict, compare, distances, problems
+from benchmarks.quantised.judge import ROOM, Verdict, compare, distances, too_far, too_often
+from benchmarks.quantised.reference import dress, fake_int8
 
 EVEN = Verdict(0.96, 1.4, 0.97, 1.0, further=14, nearer=10)
 
@@ -45,27 +49,49 @@ def test_tokens_are_compared_one_by_one() -> None:
 
 
 def test_what_rounding_does_too_is_right() -> None:
-    assert problems({"a": EVEN, "b": replace(EVEN, behind=ROOM * 1.0)}, 0.5) == []
-    alone = Verdict(1.0, 0.5, 1.0, 0.0, further=0, nearer=0)
-    assert problems({"a": alone}, 0.5) == []
+    verdicts = {"a": EVEN, "b": replace(EVEN, behind=ROOM * 1.0)}
+    assert too_far(verdicts, 0.5) + too_often(verdicts) == []
+    alone = {"a": Verdict(1.0, 0.5, 1.0, 0.0, further=1, nearer=0)}
+    assert too_far(alone, 0.5) + too_often(alone) == []
 
 
-def test_a_token_that_is_far_off_is_wrong() -> None:
-    (problem,) = problems({"a": EVEN, "b": replace(EVEN, behind=ROOM + 0.01)}, 0.5)
-    assert problem.startswith("b: a token is 2.01 logits behind")
+@pytest.mark.parametrize("behind", [ROOM + 0.01, math.nan])
+def test_a_token_that_is_far_off_is_wrong(behind: float) -> None:
+    (problem,) = too_far({"a": EVEN, "b": replace(EVEN, behind=behind)}, 0.5)
+    assert problem.startswith(f"b: a token is {behind:.2f} logits behind")
+    assert "rounding explains 2.00" in problem
 
 
 def test_many_tokens_that_are_further_off_are_wrong() -> None:
     """In each batch alone they might be chance."""
-    slightly = replace(EVEN, further=18, nearer=8)
-    assert problems({"a": slightly}, 0.5) == []
-    (problem,) = problems({"a": slightly, "b": slightly}, 0.5)
-    assert problem.startswith("a, b: of 52 tokens")
-    assert "36 are further (p = 0.004)" in problem
+    mostly = replace(EVEN, further=18, nearer=3)
+    assert too_often({"a": mostly}) == []
+    (problem,) = too_often({"a": mostly, "b": mostly})
+    assert problem.startswith("a, b: of 42 tokens")
+    assert "36 are further (p = 0.005)" in problem
 
 
-def test_where_rounding_changes_nothing_little_is_right() -> None:
-    apart = replace(EVEN, behind=0.06, rounded_behind=0.0, further=8, nearer=0)
-    first, second = problems({"a": apart}, 0.05)
-    assert "rounding explains 0.05" in first
-    assert "8 are further (p = 0.004)" in second
+def test_more_texts_do_not_make_a_sound_engine_wrong() -> None:
+    assert too_often({"a": replace(EVEN, further=640, nearer=360)}) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dressed_layer_rounds_once(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Its product is of the checkpoint's very numbers, and only what it gives is rounded."""
+    weight = torch.randint(-127, 128, (8, 16), dtype=torch.int8)
+    scale = torch.rand(8, 1) / 100
+    save_file({"layer.weight": weight, "layer.weight_scale": scale}, tmp_path / "a.safetensors")
+    inputs = {"type": "int", "symmetric": True, "dynamic": True}
+    group = {"targets": ["Linear"], "input_activations": inputs}
+    method = {"quant_method": "compressed-tensors", "config_groups": {"group_0": group}}
+    config = json.dumps({"quantization_config": method})
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    model = torch.nn.Module()
+    model.dtype, model.layer = dtype, torch.nn.Linear(16, 8).to(dtype)
+    bias = model.layer.bias.detach().float()
+    dress(model, tmp_path)
+    x = torch.randn(3, 16).to(dtype)
+    right = fake_int8(x.float()) @ (weight.float() * scale).t() + bias
+    result = model.layer(x)
+    assert result.dtype == dtype
+    torch.testing.assert_close(result, right.to(dtype))
