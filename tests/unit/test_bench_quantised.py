@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.e2e.jobs import ALPHA, BETA
+from benchmarks.e2e.jobs import ALPHA, BETA, Job, System
+from benchmarks.quantised import check, judge
+from benchmarks.quantised.check import PLAIN, Found
 from benchmarks.quantised.judge import ROOM, Verdict, compare, distances, too_far, too_often
 from benchmarks.quantised.reference import dress, fake_int8
 
@@ -78,6 +80,7 @@ def test_more_texts_do_not_make_a_sound_engine_wrong() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_dressed_layer_rounds_once(dtype: torch.dtype, tmp_path: Path) -> None:
     """Its product is of the checkpoint's very numbers, and only what it gives is rounded."""
+    torch.manual_seed(0)
     weight = torch.randint(-127, 128, (8, 16), dtype=torch.int8)
     scale = torch.rand(8, 1) / 100
     save_file({"layer.weight": weight, "layer.weight_scale": scale}, tmp_path / "a.safetensors")
@@ -94,4 +97,42 @@ def test_a_dressed_layer_rounds_once(dtype: torch.dtype, tmp_path: Path) -> None
     right = fake_int8(x.float()) @ (weight.float() * scale).t() + bias
     result = model.layer(x)
     assert result.dtype == dtype
-    torch.testing.assert_close(result, right.to(dtype))
+    assert (result - right.to(dtype)).abs().max() <= (1e-5 if dtype == torch.float32 else 0)
+
+
+def test_rounding_in_float32_is_small_and_the_same_again() -> None:
+    x = torch.randn(1, 5, 64)
+    off = judge._off_by_rounding(None, None, x)
+    assert torch.equal(off, judge._off_by_rounding(None, None, x))
+    assert 0 < (off / x - 1).abs().max() < 1e-6
+
+
+class Judge(judge.Reference):
+    """With these verdicts, by label and batch."""
+
+    def __init__(self, verdicts: dict[tuple[str, int], Verdict]) -> None:
+        self.verdicts = verdicts
+
+    def judge(self, job: Job, tie: float) -> Verdict:
+        return self.verdicts[job.label, len(job.prompts)]
+
+
+@pytest.mark.parametrize("nearer", [1, 3])
+def test_each_text_counts_once_and_the_other_model_is_told_apart(nearer: int) -> None:
+    """Eleven further and one nearer are chance; the smaller batch has them once more."""
+    found = Found()
+    for batch in (1, 8):
+        for name in (PLAIN, "w8a8"):
+            label = f"{name}, cold"
+            system = System(label, label, name, "cold")
+            found.jobs[batch, name, "cold"] = Job(system, label, [[1]] * batch, 4, 0, 4)
+    apart = replace(EVEN, further=11, nearer=nearer)
+    verdicts = {("w8a8, cold", batch): apart for batch in (1, 8)}
+    verdicts[f"{PLAIN}, cold", 8] = replace(EVEN, behind=9.0 if nearer == 1 else 0.1)
+    check.judge(found, "w8a8", Judge(verdicts), check.parse(["w8a8"]))
+    assert found.wrong == []
+    assert found.alike == ([] if nearer == 1 else ["w8a8"])
+    far = {**verdicts, ("w8a8, cold", 1): replace(apart, behind=9.0)}
+    check.judge(found, "w8a8", Judge(far), check.parse(["w8a8"]))
+    (problem,) = found.wrong
+    assert problem.startswith("w8a8, cold, batch 1: a token is 9.00 logits behind")
