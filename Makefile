@@ -48,22 +48,15 @@ venv: .venv/.installed ## make .venv and install everything into it
 demo: venv ## show CoLD at work on a small model, on the CPU
 	$(PY) -m examples.demo
 
-# Engines are shared by the tests of a module, so modules stay together. vLLM would bind all of them to the same cores.
-test: lint ## all checks and the test suite
-	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server and not full'
-	$(ENGINES) 4 --dist loadscope -m '(engine or server) and not full'
-	$(ENGINES) 4 --dist loadscope --runner v2 -m 'v2 and not full'
-	$(PY) -m tests.ascend --if-possible
-	@echo "Left out: tests marked 'full', such as every change of vLLM in an engine; make test-all runs them too."
-	@echo "Left out: most of the tests on vLLM's V2 model runner; make v2 runs them."
+test: lint ## all checks and the test suite; parts that no change can have broken are left out
+	$(PY) -m tests
 
 # Triton's interpreter runs the kernels: ten to thirty times slower than V1.
 v2: venv ## the tests of engines and servers on vLLM's V2 model runner, two hours
 	$(ENGINES) 4 --dist loadscope --runner v2 -o timeout=900 -m '(engine or server) and not full'
 
-test-all: lint ## the same with the tests that take long
-	$(PARALLEL) 8 --dist worksteal -m 'not engine and not server'
-	$(ENGINES) 4 --dist loadscope -m 'engine or server'
+test-all: lint ## the same with nothing left out, hours
+	$(PY) -m tests --all
 
 # Without what takes long in them: random runs of the scheduler, and tests of the benchmarks.
 LONG := $(patsubst %,--ignore-glob='*/test_%.py',storm machine pipeline bench_* cost_model gpu_report npu_report)

@@ -16,6 +16,8 @@ os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import changed
+
 # CI repeats the same examples; `--hypothesis-profile=fuzz` looks for new ones.
 settings.register_profile(
     "ci", derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
@@ -23,6 +25,8 @@ settings.register_profile(
 settings.register_profile("fuzz", settings.get_profile("ci"), derandomize=False, max_examples=3000)
 settings.load_profile("ci")
 
+
+LEFT_OUT = pytest.StashKey[list[changed.Part]]()
 
 # Files of a few tests that take minutes. They come first: at the end, one worker would wait for the
 # other one. (By itself xdist hands out files by their number of tests.)
@@ -46,6 +50,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("ngram", "draft_model", "eagle"),
         help="engines of tests/engine speculate with this drafter",
     )
+    parser.addoption(
+        "--changed",
+        action="store_true",
+        help="leave out what no change can have broken (tests/changed.py)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -54,6 +63,12 @@ def pytest_configure(config: pytest.Config) -> None:
         from tests import v2
 
         v2.switch_on()
+    config.stash[LEFT_OUT] = changed.now() if config.getoption("changed") else []
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave whole files out; None leaves the decision to pytest."""
+    return changed.is_in(collection_path, config.stash[LEFT_OUT]) or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

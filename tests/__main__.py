@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole test suite, step by step: ``python -m tests``; ``--all`` leaves nothing out.
+
+All steps run, whatever fails; in the end there is a table of them, and what was left out.
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from tests import changed
+
+
+def pytest(workers: int, dist: str, *arguments: str) -> tuple[str, ...]:
+    """More workers than cores: some tests wait for processes that they have started."""
+    spread = ("--numprocesses", "auto", "--maxprocesses", str(workers), "--dist", dist)
+    return ("-m", "pytest", "-q", *spread, *arguments)
+
+
+def steps(everything: bool) -> dict[str, tuple[str, ...]]:
+    """Name and Python's arguments of each step."""
+    some, full = ("--changed",), " and not full"
+    v2 = ("--runner", "v2", "-m", "v2 and not full")
+    if everything:
+        some, full = (), ""
+        # In Triton's interpreter; what is marked "full" is for V1 alone.
+        v2 = ("--runner", "v2", "-o", "timeout=900", "-m", "(engine or server) and not full")
+    # Engines are kept from test to test, file by file.
+    found = {
+        "without engines": pytest(8, "worksteal", *some, "-m", f"not engine and not server{full}"),
+        "engines and servers": pytest(4, "loadscope", *some, "-m", f"(engine or server){full}"),
+        "V2 model runner": pytest(4, "loadscope", *v2),
+        "vllm-ascend's own classes": ("-m", "tests.ascend", "--if-possible"),
+    }
+    if not everything and any("tests/ascend/*" in part.tests for part in changed.now()):
+        del found["vllm-ascend's own classes"]
+    return found
+
+
+def run(arguments: Sequence[str]) -> tuple[int, float, float]:
+    """Exit status, seconds, and seconds of CPU of a step and all that it starts."""
+
+    def cpu() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    # vLLM would bind all engines to the same cores.
+    settings = {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    started, used = time.monotonic(), cpu()
+    done = subprocess.run([sys.executable, *arguments], env=os.environ | settings)
+    return done.returncode, time.monotonic() - started, cpu() - used
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--all", action="store_true", help="leave nothing out")
+    everything = parser.parse_args().all
+    clean = changed.is_clean()
+    table, failed = [], []
+    for name, arguments in steps(everything).items():
+        print(f"\n== {name}: python {' '.join(arguments)}", flush=True)
+        status, seconds, cpu = run(arguments)
+        table.append(f"{seconds / 60:8.1f} {cpu / 60:8.1f}  {name}{' FAILED' if status else ''}")
+        failed += [name] if status else []
+    print("\n minutes  of CPU  step", *table, sep="\n")
+    if not everything:
+        parts = ", ".join(part.name for part in changed.now()) or "none"
+        print(
+            f"Left out, as nothing that they are about has changed since {changed.base()}: {parts}."
+        )
+        print("Left out: tests marked 'full', and most of those on the V2 model runner (make v2).")
+    if failed:
+        sys.exit(f"Failed: {', '.join(failed)}.")
+    if clean:
+        changed.mark_green()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of the tests that ``make test`` runs only where something that they are about has changed.
+
+All other tests are in every run. ``pytest --changed`` leaves these parts out; ``make test-all``
+runs everything. CONTRIBUTING.md says what a change is counted from.
+"""
+
+import os
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+GREEN = "refs/vllm-cold/green"
+"""The last commit with which all of ``make test`` passed in this clone."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Tests that belong together.
+
+    Attributes:
+        name: What they are called in the list of what was left out.
+        tests: Globs of their files, from the project's folder; ``*`` matches folders, too.
+        about: Globs of what can break them. Their own files belong to it.
+    """
+
+    name: str
+    tests: tuple[str, ...]
+    about: tuple[str, ...]
+
+
+_SCHEDULING = ("vllm_cold/group/*", "vllm_cold/vllm/scheduler/*", "tests/scheduler/*")
+_COMPUTING = (
+    "vllm_cold/vllm/*", "vllm_cold/group/*", "vllm_cold/ops/*", "vllm_cold/cpu_*", "csrc/cpu/*",
+    "tests/engine/*.py",
+)  # fmt: skip
+PARTS = (
+    Part(
+        "benchmarks",
+        (
+            "tests/*/test_bench_*.py",
+            "tests/*/test_accuracy*.py",
+            "tests/*/test_[gn]pu_report.py",
+            "tests/*/test_cost_model.py",
+            "tests/unit/test_drafting.py",
+            "tests/*/test_facts.py",
+            "tests/*/test_tasks.py",
+        ),
+        ("benchmarks/*", "examples/*", "docs/benchmarks/*", "vllm_cold/ops/*"),
+    ),  # fmt: skip
+    Part(
+        "tune",
+        ("tests/*/test_tune*.py",),
+        ("vllm_cold/tools/*", "vllm_cold/method/*", "vllm_cold/vllm/frontend/*", "docs/tune*"),
+    ),
+    Part(
+        "explain",
+        ("tests/*/test_explain*.py",),
+        ("vllm_cold/tools/*", "vllm_cold/method/*", "vllm_cold/vllm/frontend/*", "docs/explain*"),
+    ),
+    Part(
+        "the demo",
+        ("tests/examples/test_demo.py",),
+        ("examples/*", "vllm_cold/tools/*", "vllm_cold/method/*"),
+    ),
+    Part(
+        "recipes",
+        ("tests/recipes/*",),
+        ("docs/*recipes*", "docs/benchmarking.md", "examples/*", "vllm_cold/vllm/frontend/*"),
+    ),
+    Part(
+        "the site",
+        ("tests/docs/test_site.py",),
+        ("docs/*", "mkdocs.yml", "README.md", "CHANGELOG.md", "vllm_cold/*.py"),
+    ),
+    Part(
+        "rules of the scheduler, each taken out",
+        ("tests/scheduler/test_mutations.py",),
+        _SCHEDULING,
+    ),
+    Part(
+        "kernels for Ascend on CPU",
+        ("tests/ops/test_ascend*.py",),
+        ("csrc/ascend/*", "vllm_cold/ops/*", "vllm_cold/npu*", "tests/ops/*"),
+    ),
+    Part(
+        "vllm-ascend's own classes",
+        ("tests/ascend/*",),
+        ("csrc/ascend/*", "vllm_cold/ops/*", "vllm_cold/npu*", "vllm_cold/vllm/*ascend*")
+        + _SCHEDULING,
+    ),
+    Part("other families of models", ("tests/engine/test_families.py",), _COMPUTING),
+    Part(
+        "quantised models", ("tests/engine/test_quantised.py",), (*_COMPUTING, "benchmarks/quant*")
+    ),
+    Part(
+        "engines of several processes",
+        (
+            "tests/engine/test_scale_out.py",
+            "tests/engine/test_tensor_parallel.py",
+            "tests/server/test_data_parallel.py",
+        ),
+        _COMPUTING,
+    ),  # fmt: skip
+    Part(
+        "a changed vLLM",
+        ("tests/engine/test_changed_vllm.py", "tests/engine/change*.py"),
+        ("vllm_cold/vllm/*", "vllm_cold/cpu_*"),
+    ),
+    Part(
+        "releases",
+        ("tests/unit/test_release.py", "tests/ops/test_native.py"),
+        (
+            "packaging/*",
+            "docker/*",
+            ".github/*",
+            "csrc/*",
+            "CHANGELOG.md",
+            "CITATION.cff",
+            "vllm_cold/__init__.py",
+        ),
+    ),  # fmt: skip
+)
+# After a change in one of these, everything runs.
+EVERYTHING = (
+    "Makefile", "pyproject.toml", "requirements.lock", "setup.py", "tests/__main__.py",
+    "tests/changed.py", "tests/conftest.py", "tests/naive.py", "tests/tiny.py",
+)  # fmt: skip
+
+
+def _git(*arguments: str) -> str | None:
+    """What git prints; None where it fails or is missing."""
+    try:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def base() -> str | None:
+    """The commit that changes are counted from, or None: then everything runs."""
+    if (named := os.environ.get("COLD_TEST_BASE")) is not None:
+        return _git("rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
+    green = _git("rev-parse", "--verify", "--quiet", GREEN)
+    if green and _git("merge-base", "--is-ancestor", green, "HEAD") is not None:
+        return green
+    head = _git("rev-parse", "HEAD")
+    for main in ("origin/main", "main"):
+        fork = _git("merge-base", "HEAD", main)
+        if fork and fork != head:
+            return fork
+    return _git("rev-parse", "--verify", "--quiet", "HEAD~1")
+
+
+def changed_files(since: str) -> list[str] | None:
+    """Files that differ from a commit, those that git does not know yet among them."""
+    tracked = _git("diff", "--name-only", "--no-renames", since)
+    new = _git("ls-files", "--others", "--exclude-standard")
+    return None if tracked is None or new is None else [*tracked.splitlines(), *new.splitlines()]
+
+
+def is_clean() -> bool:
+    """Whether the checkout is a commit as it stands."""
+    return _git("status", "--porcelain") == ""
+
+
+def mark_green() -> None:
+    """The commit of this checkout has passed; ignored where git is missing, as is ``base``."""
+    _git("update-ref", GREEN, "HEAD")
+
+
+def left_out(changed: Iterable[str] | None) -> list[Part]:
+    """The parts that these changes cannot break."""
+    files = list(changed) if changed is not None else None
+    if files is None or _any(files, EVERYTHING):
+        return []
+    return [part for part in PARTS if not _any(files, (*part.tests, *part.about))]
+
+
+def now() -> list[Part]:
+    """The parts that this checkout's changes cannot break."""
+    since = base()
+    return left_out(changed_files(since) if since else None)
+
+
+def is_in(path: Path, parts: Iterable[Part]) -> bool:
+    """Whether a test file belongs to one of these parts."""
+    name = path.relative_to(ROOT).as_posix() if path.is_relative_to(ROOT) else str(path)
+    return any(_any([name], part.tests) for part in parts)
+
+
+def _any(files: Iterable[str], globs: tuple[str, ...]) -> bool:
+    return any(fnmatch(file, glob) for file in files for glob in globs)

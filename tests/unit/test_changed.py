@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``make test`` leaves out, and what a change is counted from."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests import __main__ as suite
+from tests import changed
+
+pytestmark = pytest.mark.unit
+
+NAMES = {part.name for part in changed.PARTS}
+
+
+def names(*files: str) -> set[str]:
+    """The parts that run after a change of these files."""
+    return NAMES - {part.name for part in changed.left_out(files)}
+
+
+def test_what_runs_after_a_change() -> None:
+    assert names() == names("SECURITY.md") == set()
+    assert names("csrc/ascend/scoring.cpp") >= {"kernels for Ascend on CPU"}
+    assert "benchmarks" not in names("csrc/ascend/scoring.cpp")
+    assert "rules of the scheduler, each taken out" in names("vllm_cold/vllm/scheduler/queues.py")
+    assert names("tests/unit/test_tune_data.py") == {"tune"}
+    assert names("tests/conftest.py") == names("requirements.lock", "README.md") == NAMES
+    assert changed.left_out(None) == []  # git cannot say
+
+
+@pytest.mark.parametrize("part", changed.PARTS, ids=lambda part: part.name)
+def test_every_part_has_tests_and_something_that_they_are_about(part: changed.Part) -> None:
+    files = [p.relative_to(changed.ROOT).as_posix() for p in changed.ROOT.rglob("*") if p.is_file()]
+    for glob in part.tests:
+        assert changed._any([f for f in files if f.endswith(".py")], (glob,)), glob
+    assert changed._any(files, part.about)
+    assert changed.is_in(
+        changed.ROOT / next(f for f in files if changed._any([f], part.tests)), [part]
+    )
+
+
+@pytest.fixture
+def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with two commits on ``main``; nothing of the user's git settings."""
+    monkeypatch.setattr(changed, "ROOT", tmp_path)
+    monkeypatch.delenv("COLD_TEST_BASE", raising=False)
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    for role in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{role}_NAME", "a")
+        monkeypatch.setenv(f"GIT_{role}_EMAIL", "a@b.c")
+    git(tmp_path, "init", "--quiet", "--initial-branch=main")
+    for name in ("one", "two"):
+        commit(tmp_path, name)
+    return tmp_path
+
+
+def git(folder: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def commit(folder: Path, name: str) -> str:
+    (folder / name).write_text(name)
+    git(folder, "add", name)
+    git(folder, "commit", "--quiet", "--message", name)
+    return git(folder, "rev-parse", "HEAD")
+
+
+def test_what_a_change_is_counted_from(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = git(clone, "rev-parse", "HEAD~1"), git(clone, "rev-parse", "HEAD")
+    assert changed.base() == first  # on main: its last commit is the change
+    git(clone, "checkout", "--quiet", "-b", "work")
+    commit(clone, "three")
+    (clone / "new").touch()
+    assert changed.base() == second  # where the branch began
+    assert changed.changed_files(second) == ["three", "new"]
+    assert not changed.is_clean()
+    changed.mark_green()
+    fourth = commit(clone, "four")
+    assert changed.base() == git(clone, "rev-parse", "HEAD~1")  # which has passed
+    git(clone, "checkout", "--quiet", "main")
+    assert changed.base() == first  # what passed is no part of main
+    monkeypatch.setenv("COLD_TEST_BASE", fourth)
+    assert changed.base() == fourth
+    monkeypatch.setenv("COLD_TEST_BASE", "0" * 40)
+    assert changed.base() is None
+    assert changed.now() == []
+
+
+def test_without_git_everything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changed, "ROOT", tmp_path)
+    monkeypatch.delenv("COLD_TEST_BASE", raising=False)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert changed.base() is None and changed.now() == []
+    assert not changed.is_clean()
+
+
+def test_steps_are_all_run_and_the_failed_ones_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fails = ("-c", "raise SystemExit(3)")
+    monkeypatch.setattr(suite, "steps", lambda everything: {"one": fails, "two": ("-c", "")})
+    monkeypatch.setattr("sys.argv", ["tests"])
+    monkeypatch.setattr(changed, "mark_green", lambda: pytest.fail("it has not passed"))
+    with pytest.raises(SystemExit, match=r"Failed: one\."):
+        suite.main()
+    printed = capsys.readouterr().out
+    assert "one FAILED\n" in printed and "two\n" in printed and "Left out" in printed
+
+
+def test_all_leaves_nothing_out() -> None:
+    """Neither by a marker nor by a change."""
+    every = suite.steps(everything=True)
+    assert len(every) == 4
+    v1 = [word for name, words in every.items() if "V2" not in name for word in words]
+    assert "--changed" not in v1 and not any("full" in word for word in v1)
