@@ -38,8 +38,8 @@ from benchmarks.rounds import (
     spread,
     spread_text,
 )
-from vllm_cold.cpu_lora import cpp_ops
-from vllm_cold.cpu_lora.fallback_ops import expand_add, group_rows, shrink
+from vllm_cold.cpu import lora_ops
+from vllm_cold.cpu.lora_fallback_ops import expand_add, group_rows, shrink
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # (inputs, output slices)
@@ -120,10 +120,10 @@ Call = Callable[[Tensor, int], object]  # (output, which copy of the weights)
 
 def cpp(buffers: Buffers) -> Call:
     """The C++ kernels, through torch's operators, as a model calls them."""
-    plan = cpp_ops.Plan(len(buffers.slots))
+    plan = lora_ops.Plan(len(buffers.slots))
     plan.set(buffers.slots)
     if buffers.load.layer == "embedding":
-        halves = [cpp_ops.Layer(plan, [], b, buffers.sizes) for b in buffers.b]
+        halves = [lora_ops.Layer(plan, [], b, buffers.sizes) for b in buffers.b]
 
         def expand(y: Tensor, copy: int) -> None:
             hidden = buffers.x.to(torch.float32)
@@ -131,7 +131,7 @@ def cpp(buffers: Buffers) -> Call:
 
         return expand
     layers = [
-        cpp_ops.Layer(plan, a, b, buffers.sizes) for a, b in zip(buffers.a, buffers.b, strict=True)
+        lora_ops.Layer(plan, a, b, buffers.sizes) for a, b in zip(buffers.a, buffers.b, strict=True)
     ]
     operator = torch.ops.vllm_cold.lora_linear.default
     return lambda y, copy: operator(y, buffers.x, layers[copy].table, 1.0)
@@ -307,7 +307,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rows", type=positive, nargs="+", default=[1, 8, 32, 128, 512])
     parser.add_argument("--rounds", type=positive, default=5)
     options = parser.parse_args(arguments)
-    reason = cpp_ops.missing()
+    reason = lora_ops.missing()
     if reason is not None:
         print(f"The C++ kernels cannot run here. {reason}")
         return 1

@@ -168,9 +168,9 @@ def said_by_cmake(output: str, status: int) -> str:
 
 def kernels_load() -> None:
     """torch finds both ops in the library."""
-    from vllm_cold.npu_lora import kernels
+    from vllm_cold.npu import lora_ops
 
-    reason = kernels.missing(torch.device("npu"))  # which asks for scoring's first
+    reason = lora_ops.missing(torch.device("npu"))  # which asks for scoring's first
     need(reason is None, reason or "")
 
 
@@ -267,10 +267,10 @@ def on_device(case: Any, device: str) -> tuple[Any, ...]:
 def ours_of(dry: bool) -> Callable[..., None]:
     """This package's LoRA kernels, as a function of the arguments; on a dry run, on a CPU."""
     if not dry:
-        from vllm_cold.npu_lora import kernels
+        from vllm_cold.npu import lora_ops
 
         kernels_load()
-        return kernels.shrink_expand
+        return lora_ops.shrink_expand
     from tests.ops import lora_host
 
     host = lora_host.LoraHost(lora_host.compile_lora())
@@ -416,7 +416,7 @@ def generate(llm: Any, folder: Path, cases: Sequence[Any], sampling: Sequence[Js
 
 def about(config: Any, settings: Json) -> Json:
     """As of a GPU's report, and what scored and computed LoRA: they had no choice."""
-    from vllm_cold.npu_lora import npu_platform
+    from vllm_cold.npu import npu_platform
 
     lora = "that of CPUs" if settings["dry"] else npu_platform.choice()
     return {**frame.about(config), "scoring": os.environ["COLD_SCORING"], "LoRA": lora}

@@ -11,7 +11,7 @@
 // Rows up to this: behind it arithmetic is the limit, and oneDNN's blocking is better.
 constexpr int64_t kFewRows = 8;
 
-// A view of an array of int64 that vllm_cold/cpu_linear/packed.py owns.
+// A view of an array of int64 that vllm_cold/cpu/linear_ops.py owns.
 struct Linear {
     int64_t process;  // a number of the process that the addresses are of
     int64_t dtype;    // of x, weights, bias and y

@@ -2,7 +2,7 @@
 // Multi-LoRA on CPUs: its C interface.
 //
 // A step's batch is described once, by a Plan, and each LoRA layer once, by a Layer. Both are arrays of
-// int64 that vllm_cold/cpu_lora/cpp_ops.py owns; the structs below are views of them.
+// int64 that vllm_cold/cpu/lora_ops.py owns; the structs below are views of them.
 #pragma once
 
 #include "matrix.h"

@@ -12,7 +12,7 @@
 using Tensor = void*;  // AtenTensorHandle
 using Stack = uint64_t;
 
-// Order: vllm_cold/ops/cpu_operators.py. Those that return a number return 0 on success.
+// Order: vllm_cold/cpu/operators.py. Those that return a number return 0 on success.
 struct Torch {
     int32_t (*get_data_ptr)(Tensor, void**);
     int32_t (*get_dim)(Tensor, int64_t*);

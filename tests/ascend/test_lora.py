@@ -17,7 +17,7 @@ from vllm_ascend import utils
 from vllm_ascend.lora.punica_npu import PunicaWrapperNPU
 
 from tests.ascend import kernels  # noqa: F401  (names them)
-from vllm_cold.npu_lora import bgmv_wrapper, npu_platform
+from vllm_cold.npu import lora_bgmv, npu_platform
 
 HIDDEN, SLICES = 256, (24, 8)
 STOCK_ENGINE = {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler"}
@@ -132,15 +132,15 @@ def test_torch_operations_for_few_slots_and_for_many(slots: int, dims: int) -> N
     if dims == 4:
         weights = weights.unsqueeze(1)
     y = torch.full((6, 8), 9.0)
-    bgmv_wrapper.bgmv_shrink(x, weights, y, adapters, 2.0)
+    lora_bgmv.bgmv_shrink(x, weights, y, adapters, 2.0)
     torch.testing.assert_close(y, torch.cat((2 * want, torch.full((6, 3), 9.0)), 1))
     for add in (True, False):
         y = torch.ones(6, 5)
-        bgmv_wrapper.bgmv_expand(x, weights, y, adapters, add)
+        lora_bgmv.bgmv_expand(x, weights, y, adapters, add)
         torch.testing.assert_close(y, want + add)
     weights[0] = torch.nan  # an adapter's; others and the base model have nothing to do with it
     y = torch.ones(6, 5)
-    bgmv_wrapper.bgmv_expand(x, weights, y, adapters)
+    lora_bgmv.bgmv_expand(x, weights, y, adapters)
     assert y.isnan().any(dim=1).tolist() == (adapters == 0).tolist()
     assert (y[adapters < 0] == 1).all()
 
@@ -150,7 +150,7 @@ def test_a_slot_after_the_other_takes_no_rows_weights(monkeypatch: pytest.Monkey
     monkeypatch.setattr(torch, "einsum", None)  # as it works on gathered weights
     y = torch.zeros(300, 128)
     adapters = torch.arange(300) % 3 - 1
-    bgmv_wrapper.bgmv_shrink(torch.ones(300, 8), torch.ones(2, 128, 8), y, adapters)
+    lora_bgmv.bgmv_shrink(torch.ones(300, 8), torch.ones(2, 128, 8), y, adapters)
     assert torch.equal(y, 8.0 * (adapters >= 0).unsqueeze(1).expand_as(y))
 
 

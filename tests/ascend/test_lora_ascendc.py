@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tests.ascend import kernels as stock  # noqa: F401  (names vllm-ascend's)
 from tests.ascend.test_lora import PAIRS, Layer, compiled_or_not
-from vllm_cold.npu_lora import kernels, npu_platform
+from vllm_cold.npu import lora_ops, npu_platform
 
 BINDING = Path(__file__).parents[2] / "csrc" / "ascend" / "lora_binding.cpp"
 
@@ -47,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     library.impl("ascend_lora", run, "CPU")
     library.impl("ascend_lora", lambda *arguments: None, "Meta")
     monkeypatch.setenv("COLD_LORA", "ascendc")
-    monkeypatch.setattr(kernels, "missing", lambda device: None)
+    monkeypatch.setattr(lora_ops, "missing", lambda device: None)
     yield found
     library._destroy()
 
@@ -105,7 +105,7 @@ def test_it_is_chosen_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLD_LORA", "ascendc")
     with pytest.raises(RuntimeError, match=r"COLD_LORA=ascendc was asked for\. Its library was"):
         npu_platform.choice()
-    monkeypatch.setattr(kernels, "missing", lambda device: None)
+    monkeypatch.setattr(lora_ops, "missing", lambda device: None)
     assert npu_platform.choice() == "ascendc"
     for name in ("cpp", "stock", "x"):
         monkeypatch.setenv("COLD_LORA", name)

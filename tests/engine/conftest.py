@@ -27,7 +27,7 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     """
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold.cpu_lora import cpu_platform
+    from vllm_cold.cpu import cpu_platform
     from vllm_cold.vllm import patching
 
     patching.install(cpu_platform.places())  # now, or it would be undone together with the patch

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import lora
-from vllm_cold.cpu_linear import packed
+from vllm_cold.cpu import linear_ops
 
 pytestmark = pytest.mark.engine
 
@@ -112,7 +112,9 @@ def test_plain_requests_equal_stock(
             assert list(output.outputs[0].token_ids) == stock[name][i], (name, i)
     core = llm.llm_engine.engine_core.engine_core
     modules = list(core.model_executor.driver_worker.worker.model_runner.model.modules())
-    if runner == "v1" and packed.missing() is None:  # products of few rows are ours, LoRA in them
+    if (
+        runner == "v1" and linear_ops.missing() is None
+    ):  # products of few rows are ours, LoRA in them
         wrappers = [getattr(module, "punica_wrapper", None) for module in modules]
         assert any(hasattr(module, "_vllm_cold_linears") for module in modules)
         assert any(getattr(wrapper, "is_in_product", False) for wrapper in wrappers)

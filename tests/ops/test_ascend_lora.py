@@ -20,7 +20,7 @@ from benchmarks import ascend_lora_model
 from tests.ops import ascend_host
 from tests.ops.ascend_host import ASCEND
 from tests.ops.lora_host import Case, LoraHost, Plan, compile_lora, make_case
-from vllm_cold.npu_lora import kernels
+from vllm_cold.npu import lora_ops
 from vllm_cold.ops import scoring_ascend
 
 pytestmark = [
@@ -279,11 +279,11 @@ def _run_with_binding(program: str) -> subprocess.CompletedProcess[str]:
     start = f"""
 import torch
 from tests.ops.lora_host import make_case
-from vllm_cold.npu_lora import kernels
+from vllm_cold.npu import lora_ops
 torch.ops.load_library({str(library)!r})
 def call(case, **changed):
     it = dict(y=case.y.clone(), x=case.x, a=case.a, b=case.b, indices=case.indices) | changed
-    kernels.shrink_expand(it["y"], it["x"], it["a"], it["b"], it["indices"], case.scale)
+    lora_ops.shrink_expand(it["y"], it["x"], it["a"], it["b"], it["indices"], case.scale)
     return it["y"]
 """
     return subprocess.run([sys.executable, "-c", start + program], capture_output=True, text=True)
@@ -315,7 +315,7 @@ def test_compiled_with_any_number_of_rows():
     """As vLLM compiles: without guards, once, with a number of rows that changes."""
     result = _run_with_binding("""
 def step(y, x, a, b, indices):
-    kernels.shrink_expand(y, x, a, b, torch.narrow(indices, 0, 0, x.size(0)), 0.75)
+    lora_ops.shrink_expand(y, x, a, b, torch.narrow(indices, 0, 0, x.size(0)), 0.75)
 compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
 all_indices = torch.full((64,), -1)
 for rows in (6, 3, 11):
@@ -391,32 +391,32 @@ def test_takes_is_what_the_binding_takes():
     def takes(**changed):
         it = dataclasses.replace(case, **changed)
         widths = [b.shape[-2] if b.dim() > 1 else 0 for b in it.b]
-        return kernels.takes(it.y, it.x, it.a, it.b, widths)
+        return lora_ops.takes(it.y, it.x, it.a, it.b, widths)
 
     assert takes()
-    assert kernels.takes(case.y, case.x, case.a[:1], case.b[:1], (5,))
-    assert not kernels.takes(case.y, case.x, case.a, case.b, (6, 5))
+    assert lora_ops.takes(case.y, case.x, case.a[:1], case.b[:1], (5,))
+    assert not lora_ops.takes(case.y, case.x, case.a, case.b, (6, 5))
     assert takes(a=tuple(a.squeeze(1) for a in case.a), b=tuple(b.squeeze(1) for b in case.b))
     case = eval(REFUSED_OF)
     assert takes()
     for change in REFUSED:
         assert takes(**eval(f"dict({change})")) == change.startswith(OF_ROWS), change
     header = (ASCEND / "lora.h").read_text()
-    assert f"kLoraMaxRank = {kernels.MAX_RANK};" in header
-    assert f"kLoraMaxAdapters = {kernels.MAX_ADAPTERS};" in header
-    assert "kLoraMaxLength = 1u << 27;" in header and kernels.MAX_LENGTH == 1 << 27
+    assert f"kLoraMaxRank = {lora_ops.MAX_RANK};" in header
+    assert f"kLoraMaxAdapters = {lora_ops.MAX_ADAPTERS};" in header
+    assert "kLoraMaxLength = 1u << 27;" in header and lora_ops.MAX_LENGTH == 1 << 27
 
 
 def test_missing_says_what_to_do(monkeypatch):
-    assert "not on 'cpu'" in kernels.missing(torch.device("cpu"))
+    assert "not on 'cpu'" in lora_ops.missing(torch.device("cpu"))
     device = SimpleNamespace(type="npu")  # torch knows no such device without torch_npu
     backend = dataclasses.replace(scoring_ascend.BACKEND, missing=lambda device: "No library.")
     monkeypatch.setattr(scoring_ascend, "BACKEND", backend)
-    assert kernels.missing(device) == "No library."
+    assert lora_ops.missing(device) == "No library."
     backend = dataclasses.replace(backend, missing=lambda device: None)
     monkeypatch.setattr(scoring_ascend, "BACKEND", backend)
-    assert "an earlier vllm-cold" in kernels.missing(device)
+    assert "an earlier vllm-cold" in lora_ops.missing(device)
     library = torch.library.Library("vllm_cold", "FRAGMENT")
     library.define("ascend_lora(Tensor(a!) y) -> ()")
-    assert kernels.missing(device) is None
+    assert lora_ops.missing(device) is None
     library._destroy()

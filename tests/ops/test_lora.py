@@ -15,12 +15,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from vllm_cold.cpu_lora import cpp_ops
-from vllm_cold.ops import cpu_library, cpu_operators
+from vllm_cold.cpu import lora_ops, operators
+from vllm_cold.ops import cpu_library
 
 pytestmark = pytest.mark.unit
 
-assert cpp_ops.missing() is None  # registers the operators
+assert lora_ops.missing() is None  # registers the operators
 ISAS = cpu_library.ISAS[: cpu_library.best_isa() + 1]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -56,11 +56,11 @@ class Case:
     sizes: Sequence[int]
     scale: float
 
-    def layer(self) -> cpp_ops.Layer:
-        plan = cpp_ops.Plan(max(len(self.slots), 1))
+    def layer(self) -> lora_ops.Layer:
+        plan = lora_ops.Plan(max(len(self.slots), 1))
         plan.set(torch.tensor(self.slots, dtype=torch.int64))
         assert plan.num_rows == sum(slot >= 0 for slot in self.slots)
-        return cpp_ops.Layer(plan, self.a, self.b, self.sizes)
+        return lora_ops.Layer(plan, self.a, self.b, self.sizes)
 
     def want(self, columns: slice = slice(None)) -> tuple[Tensor, Tensor]:
         """The result, and how far float32 sums may be from it."""
@@ -233,9 +233,9 @@ def test_expand_to_other_columns_and_over_what_is_there() -> None:
     """As fully sharded adapters (a column to begin at) and embeddings (no A) need it."""
     case = make_case(6, [0, -1, 2], 6, 20, (16,), torch.float32)
     hidden = torch.randn(1, 3, 6)
-    plan = cpp_ops.Plan(3)
+    plan = lora_ops.Plan(3)
     plan.set(torch.tensor(case.slots))
-    layer = cpp_ops.Layer(plan, [], case.b, case.sizes)
+    layer = lora_ops.Layer(plan, [], case.b, case.sizes)
     for add in (True, False):
         y = torch.randn(3, 50)
         before = y.clone()
@@ -297,7 +297,7 @@ def test_plans_of_many_slots_in_any_order() -> None:
     for seed in range(50):
         rng = random.Random(seed)
         slots = [rng.randrange(-1, rng.choice((1, 3, 40))) for _ in range(rng.randrange(60))]
-        plan = cpp_ops.Plan(60)
+        plan = lora_ops.Plan(60)
         plan.set(torch.tensor(slots, dtype=torch.int64))
         num_tokens, num_rows, num_groups, capacity = plan.buffer[:4].tolist()
         groups = plan.buffer[4 : 4 + 3 * num_groups].view(-1, 3).tolist()
@@ -334,7 +334,7 @@ def test_a_compiled_model_sees_each_steps_batch() -> None:
 # ---- what cannot be computed ---------------------------------------------------------------------
 
 
-def call(y: Tensor, x: Tensor, layer: cpp_ops.Layer) -> None:
+def call(y: Tensor, x: Tensor, layer: lora_ops.Layer) -> None:
     torch.ops.vllm_cold.lora_linear(y, x, layer.table, 1.0)
 
 
@@ -404,7 +404,7 @@ def test_weights_that_it_does_not_take(change: Any, says: str) -> None:
     case = make_case(12, [0], 4, 24, (16,), torch.float32)
     a, b = change(case.a, case.b)
     with pytest.raises(ValueError, match=says):
-        cpp_ops.Layer(cpp_ops.Plan(1), a, b, [16] * len(b))
+        lora_ops.Layer(lora_ops.Plan(1), a, b, [16] * len(b))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -427,7 +427,7 @@ def test_weights_lie_by_rank_and_may_change(dtype: torch.dtype) -> None:
 
 
 def test_a_batch_larger_than_the_plan() -> None:
-    plan = cpp_ops.Plan(3)
+    plan = lora_ops.Plan(3)
     plan.set(torch.tensor([0, 0, 0]))
     with pytest.raises(ValueError, match="4 rows, and room for 3"):
         plan.set(torch.tensor([0, 0, 0, 0]))
@@ -447,11 +447,11 @@ def fresh(function: Any) -> Iterator[None]:
 
 
 def test_a_missing_library_or_another_torch_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, fresh(cpp_ops.missing):
+    with monkeypatch.context() as patch, fresh(lora_ops.missing):
         patch.setattr(cpu_library, "missing", lambda: "It is not built: build it.")
-        assert cpp_ops.missing() == "It is not built: build it."
-    with monkeypatch.context() as patch, fresh(cpp_ops.missing):
-        patch.setattr(cpu_operators, "_registered", {})
-        patch.setattr(cpu_operators, "_TORCH_FUNCTIONS", ("no_such_function",) * 9)
-        reason = cpp_ops.missing()
+        assert lora_ops.missing() == "It is not built: build it."
+    with monkeypatch.context() as patch, fresh(lora_ops.missing):
+        patch.setattr(operators, "_registered", {})
+        patch.setattr(operators, "_TORCH_FUNCTIONS", ("no_such_function",) * 9)
+        reason = lora_ops.missing()
         assert reason is not None and "use 2.10 or later" in reason and "no_such" in reason

@@ -61,7 +61,7 @@ def end_of(folder: Path, command: list[str], asked: list[Asked], patience: float
         log = server.log.read_text()
         assert not re.search(r"\((?:EngineCore|Worker)[^)]*\) (?:ERROR|Traceback)", log)
         # What vLLM says of that goes through our generator, which passes it on.
-        frames = r'File ".*/vllm_cold/(vllm|ops|cpu_lora|group|\w+\.py).*(?<!in _with_the_reason)$'
+        frames = r'File ".*/vllm_cold/(vllm|ops|cpu|group|\w+\.py).*(?<!in _with_the_reason)$'
         assert not re.search(frames, log, re.MULTILINE), "a traceback through the plugin"
         return got
 

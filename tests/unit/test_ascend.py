@@ -14,7 +14,7 @@ import pytest
 
 from tests.ascend import __main__ as suites
 from tests.unit.test_engine_config import config
-from vllm_cold.npu_lora import npu_platform
+from vllm_cold.npu import npu_platform
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.frontend.config import unsupported

@@ -17,7 +17,7 @@ import torch
 
 from tests.docs.blocks import ROOT
 from vllm_cold import __version__
-from vllm_cold.cpu_lora import cpp_ops, cpu_platform
+from vllm_cold.cpu import cpu_platform, lora_ops
 from vllm_cold.ops import cpu_library, registry, scoring_cpu
 from vllm_cold.tools import main
 from vllm_cold.tools.doctor import kernels, machine, reference, report, sections, self_test, tiny
@@ -387,7 +387,7 @@ def test_lora(
     monkeypatch.delenv(cpu_platform.ENV, raising=False)
     if asked:
         monkeypatch.setenv(cpu_platform.ENV, asked)
-    monkeypatch.setattr(cpp_ops, "missing", lambda: missing)
+    monkeypatch.setattr(lora_ops, "missing", lambda: missing)
     entry = find(kernels.lora(), "LoRA")
     assert entry.status is status
     assert entry.value.startswith(part)

@@ -357,7 +357,7 @@ def test_the_file_is_not_read_on_an_event_loop(tmp_path: Any) -> None:
 
 
 def test_the_choice_of_lora(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_cold.cpu_lora import cpp_ops, cpu_platform
+    from vllm_cold.cpu import cpu_platform, lora_ops
 
     monkeypatch.delenv("COLD_LORA", raising=False)
     assert cpu_platform.choice() == "cpp"
@@ -367,7 +367,7 @@ def test_the_choice_of_lora(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLD_LORA", "0")
     with pytest.raises(ValueError, match="COLD_LORA='0': must be one of cpp, torch, stock"):
         cpu_platform.choice()
-    monkeypatch.setattr(cpp_ops, "missing", lambda: "It is not built: build it.")
+    monkeypatch.setattr(lora_ops, "missing", lambda: "It is not built: build it.")
     monkeypatch.setenv("COLD_LORA", "cpp")
     with pytest.raises(RuntimeError, match=r"COLD_LORA=cpp was asked for\. It is not built"):
         cpu_platform.choice()
@@ -380,7 +380,7 @@ def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None
     from vllm import platforms
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold.cpu_lora import cpu_platform
+    from vllm_cold.cpu import cpu_platform
     from vllm_cold.vllm import patching
 
     class Zen(CpuPlatform):
@@ -403,13 +403,13 @@ def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None
 def test_the_wrapper_that_the_platform_names(
     monkeypatch: pytest.MonkeyPatch, logged: list[logging.LogRecord]
 ) -> None:
-    from vllm_cold.cpu_lora import cpp_ops, cpu_platform
+    from vllm_cold.cpu import cpu_platform, lora_ops
 
     monkeypatch.delenv("COLD_LORA", raising=False)
     stock = cpu_platform._make_wrapper(lambda cls: cpu_platform.STOCK)
     assert stock(None) == cpu_platform.WRAPPERS["cpp"]
     assert cpu_platform._make_wrapper(lambda cls: "their.own")(None) == "their.own"
-    monkeypatch.setattr(cpp_ops, "missing", lambda: "It is not built: build it.")
+    monkeypatch.setattr(lora_ops, "missing", lambda: "It is not built: build it.")
     logged.clear()
     assert stock(None) == cpu_platform.WRAPPERS["torch"]
     (record,) = logged

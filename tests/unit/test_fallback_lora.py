@@ -12,9 +12,9 @@ from torch import Tensor
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from vllm_cold.cpu_lora.cpp_wrapper import BoundLinear, NativePunicaWrapperCPU
-from vllm_cold.cpu_lora.fallback_ops import expand_add, group_rows, shrink
-from vllm_cold.cpu_lora.fallback_wrapper import GroupedPunicaWrapperCPU
+from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU
+from vllm_cold.cpu.lora_fallback_ops import expand_add, group_rows, shrink
+from vllm_cold.cpu.lora_wrapper import BoundLinear, NativePunicaWrapperCPU
 
 pytestmark = pytest.mark.unit
 
@@ -212,7 +212,7 @@ def test_a_base_row_beside_the_only_adapter_is_untouched(
 @pytest.mark.parametrize("is_prefill", [False, True])
 @pytest.mark.parametrize("slots", [[-1, 0], [0, -1]])
 def test_stock_vllm_gives_the_base_row_the_adapter(slots: list[int], is_prefill: bool) -> None:
-    """Documents why vllm_cold.cpu_lora.fallback_wrapper exists. Fails when vLLM has mended it: then
+    """Documents why vllm_cold.cpu.lora_fallback exists. Fails when vLLM has mended it: then
     that file can go for this version of vLLM and later ones.
     """
     punica = wrapper(PunicaWrapperCPU, slots, 1, is_prefill)

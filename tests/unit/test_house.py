@@ -19,9 +19,8 @@ TABLES = "docs/reference/touches.md"
 # params.py: vLLM's SamplingParams and LoRARequest are what ColdParams is made of.
 TOUCHES_VLLM = (
     "vllm_cold.vllm",
-    "vllm_cold.cpu_linear",
-    "vllm_cold.cpu_lora",
-    "vllm_cold.npu_lora",
+    "vllm_cold.cpu",
+    "vllm_cold.npu",
     "vllm_cold.tools",
     "vllm_cold.params",
 )

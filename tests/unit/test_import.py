@@ -20,7 +20,7 @@ WITH_TORCH = [
     "vllm_cold.ops",
     "vllm_cold.ops.scoring_reference",
     "vllm_cold.group.rows",
-    "vllm_cold.cpu_lora.fallback_ops",
+    "vllm_cold.cpu.lora_fallback_ops",
 ]
 
 

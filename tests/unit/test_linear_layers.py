@@ -12,13 +12,11 @@ from torch import Tensor
 from vllm.model_executor.layers import linear as layers
 from vllm.model_executor.layers import utils
 
-from vllm_cold.cpu_linear import linear_layers, packed
-from vllm_cold.cpu_lora import cpp_ops
-from vllm_cold.ops import cpu_memory
+from vllm_cold.cpu import linear_layers, linear_ops, lora_ops, memory
 
 pytestmark = [
     pytest.mark.unit,
-    pytest.mark.skipif(packed.missing() is not None, reason=str(packed.missing())),
+    pytest.mark.skipif(linear_ops.missing() is not None, reason=str(linear_ops.missing())),
 ]
 
 OURS = "vllm_cold.vllm.scheduler.scheduler.ColdScheduler"
@@ -81,7 +79,7 @@ def test_layers_that_stay_vllms(engine: SimpleNamespace, monkeypatch: pytest.Mon
         assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:
         no_room = lambda size: (_ for _ in ()).throw(OSError("no room"))  # noqa: E731
-        patch.setattr(cpu_memory, "allocate", no_room)
+        patch.setattr(memory, "allocate", no_room)
         assert len(dispatch(layer_of())) == 1
     with monkeypatch.context() as patch:
         patch.setenv("COLD_LINEAR", "stock")
@@ -104,10 +102,10 @@ def test_shared_weights_are_packed_once(engine: SimpleNamespace) -> None:
     assert one.weights is other.weights and embedding.weight.numel() > 0
 
 
-def lora() -> tuple[cpp_ops.Plan, cpp_ops.Layer, Tensor]:
-    plan = cpp_ops.Plan(8)
+def lora() -> tuple[lora_ops.Plan, lora_ops.Layer, Tensor]:
+    plan = lora_ops.Plan(8)
     a, b = torch.randn(1, 1, 8, 64), torch.randn(1, 1, 128, 8)
-    return plan, cpp_ops.Layer(plan, [a], [b], [128]), b[0, 0] @ a[0, 0]
+    return plan, lora_ops.Layer(plan, [a], [b], [128]), b[0, 0] @ a[0, 0]
 
 
 def test_lora_goes_along_and_stays_when_weights_are_loaded_anew(engine: SimpleNamespace) -> None:

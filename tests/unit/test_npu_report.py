@@ -230,12 +230,12 @@ def test_build(cmake: Callable[[str], list[dict[str, Any]]], capfd: Any) -> None
 
 
 def test_what_was_built_has_to_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vllm_cold.npu_lora import kernels
+    from vllm_cold.npu import lora_ops
 
     monkeypatch.setattr(torch, "device", str)
-    monkeypatch.setattr(kernels, "missing", lambda device: None)
+    monkeypatch.setattr(lora_ops, "missing", lambda device: None)
     report.kernels_load()
-    monkeypatch.setattr(kernels, "missing", lambda device: f"not on this {device}")
+    monkeypatch.setattr(lora_ops, "missing", lambda device: f"not on this {device}")
     with pytest.raises(frame.WrongError, match="not on this npu"):
         report.kernels_load()
 

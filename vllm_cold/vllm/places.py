@@ -10,8 +10,8 @@ from vllm_cold.vllm.patching import Place
 
 def at_start() -> tuple[Place, ...]:
     """In every process, when vLLM loads the plugin."""
-    from vllm_cold.cpu_lora import cpu_platform
-    from vllm_cold.npu_lora import npu_platform
+    from vllm_cold.cpu import cpu_platform
+    from vllm_cold.npu import npu_platform
     from vllm_cold.vllm.frontend import admission, cli, engine_config
 
     lora = (*cpu_platform.places(), *npu_platform.places())
@@ -36,9 +36,9 @@ def later() -> tuple[Place, ...]:
     places = (*outputs.PLACES, *amateur_tokens.V1, *front_end)
     if not current_platform.is_cpu():
         return places
-    from vllm_cold.cpu_lora import cpp_wrapper
+    from vllm_cold.cpu import lora_wrapper
 
-    return (*places, *cpp_wrapper.PLACES)
+    return (*places, *lora_wrapper.PLACES)
 
 
 def of_v2_runner() -> tuple[Place, ...]:

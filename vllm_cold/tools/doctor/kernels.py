@@ -107,8 +107,8 @@ def lora() -> list[Entry]:
     """What computes LoRA."""
     from vllm.platforms import current_platform
 
-    from vllm_cold.cpu_lora import cpu_platform
-    from vllm_cold.npu_lora import npu_platform
+    from vllm_cold.cpu import cpu_platform
+    from vllm_cold.npu import npu_platform
 
     if npu_platform.is_npu():
         if (named := npu_platform.named()) != npu_platform.STOCK:
@@ -118,11 +118,11 @@ def lora() -> list[Entry]:
     wrapper = current_platform.get_punica_wrapper()
     if not current_platform.is_cpu():
         return [Entry("LoRA", f"vLLM's own ({wrapper})")]
-    from vllm_cold.cpu_lora import cpp_ops
+    from vllm_cold.cpu import lora_ops
 
     asked = os.environ.get(cpu_platform.ENV)
     chosen = cpu_platform.choice()
-    missing = cpp_ops.missing()
+    missing = lora_ops.missing()
     entries = [
         Entry(cpu_platform.ENV, f"{asked}: asked for by hand" if asked else "not set"),
         Entry("wrapper", wrapper),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contracts of vllm-ascend; nothing to check where vLLM runs on another platform."""
 
-from vllm_cold.npu_lora import npu_platform
+from vllm_cold.npu import npu_platform
 from vllm_cold.vllm.contracts.contract import contract
 from vllm_cold.vllm.contracts.source import (
     attribute,

@@ -21,7 +21,7 @@ from vllm_cold.vllm.contracts.source import (
 def _check_punica_wrapper_of_the_cpu() -> None:
     from vllm.platforms.cpu import CpuPlatform
 
-    from vllm_cold.cpu_lora.cpu_platform import STOCK
+    from vllm_cold.cpu.cpu_platform import STOCK
 
     has_kind(CpuPlatform, "get_punica_wrapper", classmethod)
     method = CpuPlatform.get_punica_wrapper.__func__
@@ -133,13 +133,13 @@ def _check_cpu_lora_still_wraps_base_rows() -> None:
     require(
         out.item() != 0.0,
         "vLLM's CPU LoRA ops leave rows of the base model alone: the reason for "
-        "fallback_wrapper is speed alone now.",
+        "lora_fallback is speed alone now.",
     )
 
 
 @contract(
     "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU.add_lora_logits",
-    "fallback_wrapper finds the adapters of a prompt's logits as vLLM takes those of sampled rows",
+    "lora_fallback finds the adapters of a prompt's logits as vLLM takes those of sampled rows",
     note=True,
 )
 def _check_cpu_logits_still_take_sampled_rows() -> None:

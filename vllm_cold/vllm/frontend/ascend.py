@@ -7,7 +7,7 @@ import logging
 import os
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.npu_lora import npu_platform
+from vllm_cold.npu import npu_platform
 from vllm_cold.vllm import versions
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import os
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from vllm_cold.cpu_lora import cpu_platform
+from vllm_cold.cpu import cpu_platform
 from vllm_cold.method.arguments import EngineDefaults, parse_engine_defaults
 from vllm_cold.vllm import availability, versions
 from vllm_cold.vllm.frontend import ascend

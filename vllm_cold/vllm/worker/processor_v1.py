@@ -18,7 +18,7 @@ from vllm.v1.sample.logits_processor.interface import (
     MoveDirectionality,
 )
 
-from vllm_cold.cpu_linear import linear_layers
+from vllm_cold.cpu import linear_layers
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.ops import registry

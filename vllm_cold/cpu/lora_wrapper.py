@@ -2,12 +2,12 @@
 """Touches vLLM: the class that runs LoRA on CPU, and ``BaseLayerWithLoRA.set_mapping``, where a
 LoRA layer gets it.
 
-Why: see ``fallback_wrapper``; this one calls the C++ kernels (``cpp_ops``). All linear
+Why: see ``lora_fallback``; this one calls the C++ kernels (``lora_ops``). All linear
 layers would share one wrapper and pass it their weights at each call. Here each layer gets an
 object of its own that knows them: a call then has three tensors instead of up to nine, and a
 compiled model looks up one tensor a layer instead of two a slice. Everything that a step changes
 is in the plan, which the kernels read: a compiled model has no other way to see it.
-Since: 0.23 to 0.33. Can go: together with ``fallback_wrapper``.
+Since: 0.23 to 0.33. Can go: together with ``lora_fallback``.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,10 +23,8 @@ from vllm.lora.layers import (
 )
 from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 
-from vllm_cold.cpu_linear import linear_layers
-from vllm_cold.cpu_lora import cpp_ops
-from vllm_cold.cpu_lora.fallback_wrapper import ColdPunicaWrapperCPU
-from vllm_cold.ops import cpu_memory
+from vllm_cold.cpu import linear_layers, lora_ops, memory
+from vllm_cold.cpu.lora_fallback import ColdPunicaWrapperCPU
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.patching import Place
 
@@ -39,12 +37,12 @@ class BoundLinear:
 
     def __init__(
         self,
-        plan: cpp_ops.Plan,
+        plan: lora_ops.Plan,
         a_stacked: Sequence[Tensor],
         b_stacked: Sequence[Tensor],
         output_slices: Sequence[int],
     ) -> None:
-        self._layer = cpp_ops.Layer(plan, a_stacked, b_stacked, output_slices)
+        self._layer = lora_ops.Layer(plan, a_stacked, b_stacked, output_slices)
         self._table = self._layer.table
         self._base_layer: Any = None
         self._product: linear_layers.Product | None = None
@@ -101,8 +99,8 @@ class BoundLinear:
 class BoundEmbedding:
     """LoRA of the embedding: each token's row of A is looked up by vLLM."""
 
-    def __init__(self, plan: cpp_ops.Plan, b_stacked: Tensor, embeddings_indices: Tensor) -> None:
-        self._layer = cpp_ops.Layer(plan, [], [b_stacked], [b_stacked.shape[-2]])
+    def __init__(self, plan: lora_ops.Plan, b_stacked: Tensor, embeddings_indices: Tensor) -> None:
+        self._layer = lora_ops.Layer(plan, [], [b_stacked], [b_stacked.shape[-2]])
         self._table = self._layer.table
         self._embeddings_indices = embeddings_indices  # which vLLM's layer asks for
 
@@ -121,13 +119,13 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         self, max_num_batched_tokens: int, max_batches: int, *args: Any, **kwargs: Any
     ) -> None:
         super().__init__(max_num_batched_tokens, max_batches, *args, **kwargs)
-        reason = cpp_ops.missing()
+        reason = lora_ops.missing()
         if reason is not None:
             raise RuntimeError(f"vllm-cold: no C++ kernels for LoRA. {reason}")
         patching.install(PLACES)  # the layers are made after this
-        self._tokens = cpp_ops.Plan(max_num_batched_tokens)
-        self._sampled = cpp_ops.Plan(max_num_batched_tokens)
-        self._piece = cpp_ops.Plan(max_num_batched_tokens)
+        self._tokens = lora_ops.Plan(max_num_batched_tokens)
+        self._sampled = lora_ops.Plan(max_num_batched_tokens)
+        self._piece = lora_ops.Plan(max_num_batched_tokens)
         # By address and shape of the weights, which these keep alive.
         self._linears: dict[tuple[object, ...], BoundLinear] = {}
 
@@ -150,13 +148,13 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
                 return
             weights = layer.lora_a_stacked, layer.lora_b_stacked, layer.output_slices
             for weight in layer.lora_a_stacked:
-                cpu_memory.move(weight)
+                memory.move(weight)
             layer.punica_wrapper = bound = BoundLinear(self._tokens, *weights)
             config = getattr(layer, "lora_config", None)
             if config is not None and not config.fully_sharded_loras:
                 bound.join(layer.base_layer)
         elif isinstance(layer, LogitsProcessorWithLoRA):
-            cpp_ops.by_rank((layer.lora_b_stacked,))  # here, and not at the first request
+            lora_ops.by_rank((layer.lora_b_stacked,))  # here, and not at the first request
         elif isinstance(layer, VocabParallelEmbeddingWithLoRA):
             layer.punica_wrapper = BoundEmbedding(
                 self._tokens, layer.lora_b_stacked, self._embeddings_indices
@@ -218,12 +216,12 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
 
     def _linear(
         self,
-        plan: cpp_ops.Plan,
+        plan: lora_ops.Plan,
         a_stacked: tuple[Tensor, ...],
         b_stacked: tuple[Tensor, ...],
         output_slices: tuple[int, ...],
     ) -> BoundLinear:
-        cpp_ops.by_rank(b_stacked)  # before its address is looked at
+        lora_ops.by_rank(b_stacked)  # before its address is looked at
         first = a_stacked[0]
         key = (id(plan), first.data_ptr(), first.shape, b_stacked[0].data_ptr(), output_slices)
         if key not in self._linears:

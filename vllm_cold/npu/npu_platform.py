@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM Ascend: ``NPUPlatform.get_punica_wrapper`` (which class runs LoRA on Ascend NPUs).
 
-Why: see ``bgmv_wrapper``, which the platform is made to name in engines that CoLD is in. All others
+Why: see ``lora_bgmv``, which the platform is made to name in engines that CoLD is in. All others
 keep vllm-ascend's.
-``COLD_LORA`` chooses by hand: ``bgmv``, or ``ascendc`` for ``ascendc_wrapper``.
-Since: vllm-ascend 0.23. Can go together with ``bgmv_wrapper``.
+``COLD_LORA`` chooses by hand: ``bgmv``, or ``ascendc`` for ``lora_ascendc``.
+Since: vllm-ascend 0.23. Can go together with ``lora_bgmv``.
 """
 
 import logging
@@ -19,8 +19,8 @@ logger = logging.getLogger("vllm." + __name__)
 
 STOCK = "vllm_ascend.lora.punica_npu.PunicaWrapperNPU"
 WRAPPERS = {
-    "bgmv": "vllm_cold.npu_lora.bgmv_wrapper.BgmvPunicaWrapperNPU",
-    "ascendc": "vllm_cold.npu_lora.ascendc_wrapper.AscendcPunicaWrapperNPU",
+    "bgmv": "vllm_cold.npu.lora_bgmv.BgmvPunicaWrapperNPU",
+    "ascendc": "vllm_cold.npu.lora_ascendc.AscendcPunicaWrapperNPU",
 }
 
 
@@ -53,9 +53,9 @@ def choice() -> str:
     if name == "ascendc":
         import torch
 
-        from vllm_cold.npu_lora import kernels
+        from vllm_cold.npu import lora_ops
 
-        if reason := kernels.missing(torch.device("npu")):
+        if reason := lora_ops.missing(torch.device("npu")):
             raise RuntimeError(f"{environment.LORA}=ascendc was asked for. {reason}")
     return name
 

@@ -7,7 +7,7 @@ kernel that reads the weights once, more by oneDNN. Both read the same memory: t
 packs them, on huge pages, which is what makes the difference. The kernel sums in oneDNN's order,
 which is found out when the weights are packed, so the result is the same bit for bit; where it is
 not, oneDNN's is taken. ``linear_lora(x, table, outputs, layer, scale)`` is ``linear`` and then
-``lora_linear`` with the table ``layer`` (``vllm_cold.cpu_lora.cpp_ops``), in one call.
+``lora_linear`` with the table ``layer`` (``vllm_cold.cpu.lora_ops``), in one call.
 """
 
 import ctypes
@@ -17,7 +17,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import cpu_library, cpu_memory, cpu_operators
+from vllm_cold.cpu import memory, operators
+from vllm_cold.ops import cpu_library
 
 FEW_ROWS = 8
 _BLOCK = 64  # outputs that lie side by side
@@ -38,9 +39,9 @@ def missing() -> str | None:
     if cpu_library.best_isa() < cpu_library.ISAS.index("avx512"):
         return "This CPU has no AVX-512."
     try:
-        if not cpu_operators.has_onednn():
+        if not operators.has_onednn():
             return "torch was built without oneDNN."
-        cpu_operators.register(_OPERATORS, _result)
+        operators.register(_OPERATORS, _result)
     except (OSError, AttributeError, RuntimeError) as error:
         return (
             f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
@@ -75,7 +76,7 @@ class Weights:
         """
         self.dtype, (self.outputs, self.inputs) = weight.dtype, weight.shape
         packed, data = _pack(weight)
-        self.memory = cpu_memory.allocate(data.numel())
+        self.memory = memory.allocate(data.numel())
         self.memory.copy_(data)
         self.handle = _Handle(self.memory, self.dtype, weight.shape, packed)
         self.summed = [0] * FEW_ROWS
@@ -118,7 +119,7 @@ class Linear:
         self._bias_handle = None if bias is None else _Handle(bias, bias.dtype, bias.shape)
         self.table = torch.tensor(
             [
-                cpu_operators.PROCESS,
+                operators.PROCESS,
                 cpu_library.DTYPES[weights.dtype],
                 weights.outputs,
                 weights.inputs,
@@ -186,7 +187,7 @@ class _Handle:
         self, memory: Tensor, dtype: torch.dtype, shape: torch.Size, like: Tensor | None = None
     ) -> None:
         """``like``: packed by oneDNN, as the memory is; None for a tensor as usual."""
-        library, address = cpu_operators.torch_library(), ctypes.c_void_p()
+        library, address = operators.torch_library(), ctypes.c_void_p()
         sizes = (ctypes.c_int64 * len(shape))(*shape)
         strides = (ctypes.c_int64 * len(shape))(*torch.empty(shape, device="meta").stride())
         about = torch.empty(0, dtype=torch.uint8)
@@ -200,7 +201,7 @@ class _Handle:
             sizes,
             strides,
             ctypes.c_int64(0),
-            cpu_operators.dtype_number(dtype),
+            operators.dtype_number(dtype),
             library.aoti_torch_device_type_cpu(),
             0,
             ctypes.byref(address),
@@ -208,7 +209,7 @@ class _Handle:
             ctypes.c_void_p(about.data_ptr()),
             ctypes.c_int64(about.numel()),
         )
-        cpu_operators.succeed(status, "take a tensor")
+        operators.succeed(status, "take a tensor")
         self.address = address.value or 0
         weakref.finalize(self, library.aoti_torch_delete_tensor_object, address)
 

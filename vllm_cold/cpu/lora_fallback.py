@@ -7,7 +7,7 @@ batch with an adapter row, base rows silently get the adapter; with the default 
 always. CoLD has a base row beside every adapter row.
 Since: vLLM 0.23. vLLM 0.33 masks these rows; there these classes only avoid the per-row copies of
 the weights. Can go: when 0.32 is no longer supported and stock groups rows by adapter.
-The wrapper in use is ``cpp_wrapper``'s, which builds on this one; ``GroupedPunicaWrapperCPU`` is
+The wrapper in use is ``lora_wrapper``'s, which builds on this one; ``GroupedPunicaWrapperCPU`` is
 for machines without the C++ library.
 """
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from vllm_cold.cpu_lora.fallback_ops import RowGroup, expand_add, group_rows, shrink
+from vllm_cold.cpu.lora_fallback_ops import RowGroup, expand_add, group_rows, shrink
 from vllm_cold.vllm.worker import cures, lora_drafts
 
 

@@ -16,7 +16,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from vllm_cold.ops import cpu_library, cpu_memory, cpu_operators
+from vllm_cold.cpu import memory, operators
+from vllm_cold.ops import cpu_library
 
 MAX_RANK = 512
 
@@ -46,7 +47,7 @@ def missing() -> str | None:
     if sys.byteorder != "little":
         return "It is written for little-endian machines: LoRA is computed by torch operations."
     try:
-        cpu_operators.register(_OPERATORS)
+        operators.register(_OPERATORS)
     except (OSError, AttributeError, RuntimeError) as error:
         return (
             f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
@@ -104,7 +105,7 @@ def by_rank(b_stacked: Sequence[Tensor]) -> None:
     """
     for weight in b_stacked:
         if weight.stride(-2) != 1:
-            cpu_memory.move_by_columns(weight)
+            memory.move_by_columns(weight)
 
 
 class Layer:
@@ -154,7 +155,7 @@ class Layer:
         if max(*a_ranks, *b_ranks) > MAX_RANK:
             raise ValueError(f"vllm-cold: LoRA rank {max(*a_ranks, *b_ranks)}; up to {MAX_RANK}")
         table = [
-            cpu_operators.PROCESS,
+            operators.PROCESS,
             plan.buffer.data_ptr(),
             cpu_library.DTYPES[b_stacked[0].dtype],
             *inputs,

@@ -2,12 +2,12 @@
 """Touches vLLM: ``CpuPlatform.get_punica_wrapper`` (which class runs LoRA on CPU) and
 ``CpuPlatform.check_and_update_config`` (which switches compilation off for LoRA on CPU).
 
-Why: see ``fallback_wrapper`` and ``cpp_wrapper``, which the platform is made to name. vLLM's own
+Why: see ``lora_fallback`` and ``lora_wrapper``, which the platform is made to name. vLLM's own
 LoRA operations on CPU cannot be compiled; ours can, and a compiled model is up to twice as fast. So
 the configuration is made as if there were no LoRA. ``--enforce-eager`` switches compilation off, as
 everywhere. Only engines with LoRA, and only on CPU, see a difference.
 ``COLD_LORA`` chooses by hand: ``cpp``, ``torch`` or ``stock``.
-Since: 0.23 to 0.33. Can go together with ``fallback_wrapper``.
+Since: 0.23 to 0.33. Can go together with ``lora_fallback``.
 """
 
 import inspect
@@ -29,8 +29,8 @@ ENV = environment.LORA
 _WRAPPER, _CONFIG = "get_punica_wrapper", "check_and_update_config"
 STOCK = "vllm.lora.punica_wrapper.punica_cpu.PunicaWrapperCPU"
 WRAPPERS = {
-    "cpp": "vllm_cold.cpu_lora.cpp_wrapper.NativePunicaWrapperCPU",
-    "torch": "vllm_cold.cpu_lora.fallback_wrapper.GroupedPunicaWrapperCPU",
+    "cpp": "vllm_cold.cpu.lora_wrapper.NativePunicaWrapperCPU",
+    "torch": "vllm_cold.cpu.lora_fallback.GroupedPunicaWrapperCPU",
     "stock": STOCK,
 }
 
@@ -68,9 +68,9 @@ def choice() -> str:
         raise ValueError(f"{ENV}={name!r}: must be one of {', '.join(WRAPPERS)}.")
     if name not in (None, "cpp"):
         return name
-    from vllm_cold.cpu_lora import cpp_ops
+    from vllm_cold.cpu import lora_ops
 
-    reason = cpp_ops.missing()
+    reason = lora_ops.missing()
     if reason is None:
         return "cpp"
     if name == "cpp":
@@ -92,11 +92,11 @@ def _make_wrapper(original: Callable[..., str]) -> Callable[..., str]:
             return name  # a platform that brings its own wrapper keeps it
         chosen = choice()
         if chosen == "torch" and not environment.read(ENV):
-            from vllm_cold.cpu_lora import cpp_ops
+            from vllm_cold.cpu import lora_ops
 
             logger.warning(
                 "vllm-cold: LoRA on CPU falls back to torch operations, not compiled and slow. %s",
-                cpp_ops.missing(),
+                lora_ops.missing(),
             )
         else:
             logger.info("vllm-cold: LoRA on CPU: %s.", chosen)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold import environment
-from vllm_cold.cpu_linear import packed
+from vllm_cold.cpu import linear_ops
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.patching import Place
 
@@ -39,7 +39,7 @@ def problem() -> str | None:
     """
     if (asked := environment.read(_ENV)) not in (None, "packed", "stock"):
         raise ValueError(f"{_ENV}={asked!r}: must be packed or stock.")
-    return f"{_ENV}=stock" if asked == "stock" else packed.missing()
+    return f"{_ENV}=stock" if asked == "stock" else linear_ops.missing()
 
 
 def install() -> None:
@@ -81,14 +81,14 @@ def _takes(layer: Any, remove_weight: bool) -> bool:
     """Give a layer its product; False if it is vLLM's to do so."""
     weight, bias = layer.weight, getattr(layer, "bias", None)
     try:
-        if not _is_for_onednn(weight) or not packed.fits(weight):
+        if not _is_for_onednn(weight) or not linear_ops.fits(weight):
             return False
         if _is_loaded_anew(layer, weight, bias):
             return True
-        weights = getattr(weight, _PACKED, None) or packed.Weights(weight)
-        linears = [packed.Linear(weights, None)]
+        weights = getattr(weight, _PACKED, None) or linear_ops.Weights(weight)
+        linears = [linear_ops.Linear(weights, None)]
         if bias is not None:
-            linears.append(packed.Linear(weights, bias.data))
+            linears.append(linear_ops.Linear(weights, bias.data))
     except (ValueError, RuntimeError, OSError, ImportError, AttributeError) as error:
         _say(str(error))
         return False
@@ -104,9 +104,9 @@ def _is_loaded_anew(layer: Any, weight: Tensor, bias: Tensor | None) -> bool:
     addresses, and LoRA may be in the product.
 
     Raises:
-        ValueError: see ``packed.Weights.load``.
+        ValueError: see ``linear_ops.Weights.load``.
     """
-    before: list[packed.Linear] = getattr(layer, _LINEARS, [])
+    before: list[linear_ops.Linear] = getattr(layer, _LINEARS, [])
     biases = [None] if bias is None else [None, bias.data_ptr()]
     if [b.bias if b.bias is None else b.bias.data_ptr() for b in before] != biases:
         return False
@@ -120,7 +120,7 @@ def _is_loaded_anew(layer: Any, weight: Tensor, bias: Tensor | None) -> bool:
 Product = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
-def _product(linears: list[packed.Linear], lora: Tensor | None) -> Product:
+def _product(linears: list[linear_ops.Linear], lora: Tensor | None) -> Product:
     """What vLLM calls with an input [..., K], the weights and a bias: those of ``linears``, the
     first without it.
     """
@@ -145,7 +145,7 @@ def add_lora(layer: Any, table: Tensor) -> Product | None:
 
     Args:
         layer: Without LoRA, of a LoRA layer that would add it to this product.
-        table: Of a ``cpp_ops.Layer`` that lives as long.
+        table: Of a ``lora_ops.Layer`` that lives as long.
     """
     # Others may do more between the product and LoRA.
     usual = type(layer).__module__ == "vllm.model_executor.layers.linear"

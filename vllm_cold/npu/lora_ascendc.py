@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from vllm_cold.npu_lora import kernels
-from vllm_cold.npu_lora.bgmv_wrapper import BgmvPunicaWrapperNPU
+from vllm_cold.npu import lora_ops
+from vllm_cold.npu.lora_bgmv import BgmvPunicaWrapperNPU
 
 
 class AscendcPunicaWrapperNPU(BgmvPunicaWrapperNPU):
@@ -33,12 +33,12 @@ class AscendcPunicaWrapperNPU(BgmvPunicaWrapperNPU):
         add_inputs: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Add a layer's adapters to ``y``; see ``kernels.shrink_expand``."""
+        """Add a layer's adapters to ``y``; see ``lora_ops.shrink_expand``."""
         rows, out = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         ours = buffer is None and add_inputs
-        if ours and kernels.takes(out, rows, lora_a_stacked, lora_b_stacked, output_slices):
+        if ours and lora_ops.takes(out, rows, lora_a_stacked, lora_b_stacked, output_slices):
             adapters = self._get_token_lora_indices(rows)
-            kernels.shrink_expand(out, rows, lora_a_stacked, lora_b_stacked, adapters, scale)
+            lora_ops.shrink_expand(out, rows, lora_a_stacked, lora_b_stacked, adapters, scale)
             return
         if not add_inputs:
             kwargs["add_inputs"] = add_inputs
@@ -60,9 +60,9 @@ class AscendcPunicaWrapperNPU(BgmvPunicaWrapperNPU):
         """The same for the logits of the rows that are sampled from."""
         rows, out = x.view(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         a, b = (lora_a_stacked,), (lora_b_stacked,)
-        if buffer is None and kernels.takes(out, rows, a, b, (lora_b_stacked.shape[-2],)):
+        if buffer is None and lora_ops.takes(out, rows, a, b, (lora_b_stacked.shape[-2],)):
             adapters = torch.narrow(self._sampler_indices, 0, 0, rows.size(0))
-            kernels.shrink_expand(out, rows, a, b, adapters, scale)
+            lora_ops.shrink_expand(out, rows, a, b, adapters, scale)
             return
         super().add_lora_logits(
             y, x, lora_a_stacked, lora_b_stacked, scale, buffer=buffer, **kwargs
