@@ -74,7 +74,7 @@ ascend: venv ## the tests on vllm-ascend's own classes, on CPU, beside a stub of
 upstream: venv ## vLLM's own scheduler tests, with its schedulers and with ours
 	$(PY) -m tests.upstream
 
-# Environments of 3 to 6 GB each, made once, and about an hour. With OTHER_VLLM=0.28.0 on that release alone.
+# Environments of 3 to 6 GB each, made once, and about an hour. With OTHER_VLLM=0.31.0 on that release alone.
 versions: venv ## the tests, with and without engines, on all releases of vLLM that are supported
 	OMP_NUM_THREADS=1 $(PY) -m tests.upstream.versions $(OTHER_VLLM)
 

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which vLLM is installed, and which ones vllm-cold was written for and run on. Imports no vLLM."""
+"""Which vLLM is installed, and which ones vllm-cold was written for and run on. Imports no vLLM.
+
+Versions count by their minor, as "0.32": a patch release mends bugs. What a release of any kind has
+changed where the package takes part is looked at wherever it is installed (``contracts``).
+"""
 
 import importlib.metadata
 import sys
 
-# Engines of these were run, and hold the contracts: docs/hardware.md says which tests.
-VALIDATED = ("0.23.0", "0.28.0", "0.32.0")
+SUPPORTED = ("0.31", "0.32", "0.33")
+# vllm-ascend's release, and that of the vLLM that it extends.
+SUPPORTED_ASCEND = "0.23"
+# Engines of these were run: docs/hardware.md says which tests.
+VALIDATED = ("0.23", "0.32")
 # CoLD passes its tests on their scheduler, LoRA class and sampler, on a CPU, with the kernels stood
 # in for.
-VALIDATED_ASCEND = ("0.23.0",)
-SUPPORTED = ((0, 23), (0, 34))  # from, below
-RANGE = f"{SUPPORTED[0][0]}.{SUPPORTED[0][1]} to {SUPPORTED[1][0]}.{SUPPORTED[1][1] - 1}"
+VALIDATED_ASCEND = ("0.23",)
+RANGE = f"{SUPPORTED[0]} to {SUPPORTED[-1]} (with vllm-ascend: {SUPPORTED_ASCEND})"
 
 
 def vllm_version() -> str:
@@ -23,11 +29,6 @@ def vllm_version() -> str:
     return getattr(sys.modules.get("vllm"), "__version__", "unknown")
 
 
-def is_validated(version: str | None = None) -> bool:
-    """Whether engines of this version (default: the installed one) passed our tests."""
-    return (version or vllm_version()).partition("+")[0] in VALIDATED
-
-
 def ascend_version() -> str | None:
     """The installed vllm-ascend's version; None if there is none."""
     try:
@@ -36,9 +37,20 @@ def ascend_version() -> str | None:
         return None
 
 
-def ascend_release() -> tuple[int, int] | None:
-    """Its major and minor version; None if there is none, or they are not known."""
-    return _release(ascend_version() or "")
+def minor(version: str) -> str:
+    """The first two numbers of a version, "0.32" of "0.32.1+cpu"."""
+    return ".".join(version.split(".")[:2])
+
+
+def is_validated(version: str | None = None) -> bool:
+    """Whether engines of this version (default: the installed one) passed our tests."""
+    return minor(version or vllm_version()) in VALIDATED
+
+
+def in_supported_range(version: str) -> bool:
+    """Whether ``version`` of vLLM is one that vllm-cold was written for, here."""
+    found = minor(version)
+    return found in SUPPORTED or (found == SUPPORTED_ASCEND and ascend_version() is not None)
 
 
 def unvalidated() -> str | None:
@@ -46,26 +58,15 @@ def unvalidated() -> str | None:
     said, found = "{} {} is not among the validated versions ({})", []
     if not is_validated():
         found.append(said.format("vLLM", vllm_version(), ", ".join(VALIDATED)))
-    if (ascend := ascend_version()) is not None and ascend not in VALIDATED_ASCEND:
+    if (ascend := ascend_version()) is not None and minor(ascend) not in VALIDATED_ASCEND:
         found.append(said.format("vllm-ascend", ascend, ", ".join(VALIDATED_ASCEND)))
     return ", and ".join(found) or None
 
 
-def in_supported_range(version: str) -> bool:
-    """Whether ``version`` is one that vllm-cold was written for."""
-    release = _release(version)
-    return release is not None and SUPPORTED[0] <= release < SUPPORTED[1]
-
-
-def is_before(major: int, minor: int) -> bool:
+def is_before(first: int, second: int) -> bool:
     """Whether the installed vLLM is known to be older than this release."""
-    release = _release(vllm_version())
-    return release is not None and release < (major, minor)
-
-
-def _release(version: str) -> tuple[int, int] | None:
     try:
-        major, minor = (int(part) for part in version.split(".")[:2])
+        here = tuple(int(part) for part in minor(vllm_version()).split("."))
     except ValueError:
-        return None
-    return major, minor
+        return False
+    return here < (first, second)

@@ -56,7 +56,8 @@ def unsupported(config: "VllmConfig") -> str | None:
                 f"vllm-ascend's {option} is on, with which CoLD does not get the right logits or "
                 "requests; leave it out of additional_config, and of the environment."
             )
-    if _is_on(config, _TESTED) and versions.ascend_version() not in versions.VALIDATED_ASCEND:
+    tested = versions.minor(versions.ascend_version() or "") in versions.VALIDATED_ASCEND
+    if _is_on(config, _TESTED) and not tested:
         return (
             f"vllm-ascend's {_TESTED} is on, which CoLD was tested with on vllm-ascend "
             f"{', '.join(versions.VALIDATED_ASCEND)} only; leave it out of additional_config, and "
@@ -92,9 +93,7 @@ def warn(config: "VllmConfig") -> None:
         return
     graphs = config.compilation_config
     mode, apart = graphs.cudagraph_mode, getattr(graphs, "cudagraph_specialize_lora", True)
-    # Of the releases that were read, 0.26 alone keeps them apart.
-    shared = versions.ascend_release() != (0, 26)
-    if shared and apart and mode is not None and mode.has_full_cudagraphs():
+    if apart and mode is not None and mode.has_full_cudagraphs():
         logger.warning(
             "vllm-cold: vllm-ascend %s keeps one list of attention's parameters for full graphs "
             "with and without LoRA, so that requests without an adapter may get wrong tokens; "
