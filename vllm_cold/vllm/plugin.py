@@ -10,6 +10,7 @@ Since: 0.23 to 0.33. Can go: never.
 """
 
 import importlib
+import inspect
 import logging
 from collections.abc import Iterator
 
@@ -19,8 +20,8 @@ from vllm_cold.vllm.patching import Place
 
 logger = logging.getLogger("vllm." + __name__)
 
-# Loaded in the processes of an engine that CoLD uses.
-_MODULES = ("scheduler.scheduler", "worker.processor_v1")
+# What the processes of an engine that CoLD uses make.
+_CLASSES = ("scheduler.scheduler:ColdScheduler", "worker.processor_v1:ColdLogitsProcessorV1")
 
 
 def register() -> None:
@@ -44,24 +45,20 @@ def _at_start() -> Iterator[Place]:
 
 def _look() -> str | None:
     """What is wrong with what an engine with CoLD needs beside that; None if nothing is."""
-    from vllm_cold.vllm import places
+    from vllm_cold.vllm import contracts, places
 
-    if problems := [p for place in places.later() if (p := place.problem()) is not None]:
-        return "; ".join(problems)
-    return None if versions.unvalidated() is None else _broken_contracts()
-
-
-def _broken_contracts() -> str | None:
-    from vllm_cold.vllm import contracts
-
-    def said(broken: list[contracts.Broken]) -> str | None:
-        return "; ".join(f"{b.reason.removesuffix('.')} ({b.contract.why})" for b in broken) or None
-
-    broken = [b for b in contracts.check_all() if not b.contract.note]
-    availability.without_speculation = said([b for b in broken if b.contract.speculation])
-    if (problem := said([b for b in broken if not b.contract.speculation])) is not None:
-        return problem
-    for module in _MODULES:
-        importlib.import_module(f"vllm_cold.vllm.{module}")
-    logger.info("vllm-cold: %s, but has all that CoLD needs.", versions.unvalidated())
+    availability.without_speculation = contracts.problems(contracts.OF_SPECULATION)
+    if (said := contracts.problems((*places.later(), *contracts.needed()))) is not None:
+        return said
+    for path in _CLASSES:
+        module, _, name = path.partition(":")
+        made = getattr(importlib.import_module(f"vllm_cold.vllm.{module}"), name)
+        if inspect.isabstract(made):
+            return f"vLLM wants {', '.join(sorted(made.__abstractmethods__))} of {name}, too"
+    if (unknown := versions.unvalidated()) is not None:
+        logger.warning(
+            "vllm-cold: %s. It has all that CoLD is known to need; `vllm-cold doctor` decodes with "
+            "it and says whether the tokens are right.",
+            unknown,
+        )
     return None

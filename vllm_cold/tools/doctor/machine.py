@@ -142,7 +142,7 @@ def _validated_ascend() -> list[Entry]:
     name, version = "validated vllm-ascend", versions.ascend_version()
     if version is None:
         return []
-    if version in versions.VALIDATED_ASCEND:
+    if versions.minor(version) in versions.VALIDATED_ASCEND:
         text = (
             f"{version}: CoLD passes its tests on its scheduler, LoRA class and sampler, on a CPU "
             "with the kernels stood in for; no engine was run on an NPU"

@@ -134,24 +134,20 @@ def engine() -> list[Entry]:
 
 
 def contracts() -> list[Entry]:
-    """What the installed vLLM breaks of all that the package relies on, and what fails then."""
-    from vllm_cold.vllm import contracts
+    """What the installed vLLM has of all that the package relies on."""
+    from vllm_cold.vllm import contracts, places
+    from vllm_cold.vllm.worker import cures
 
-    version = contracts.installed()
-    count = sum(contract.applies(version) for contract in contracts.CONTRACTS)
-    broken = contracts.check_all()
-    status = Status.PROBLEM if any(not b.contract.note for b in broken) else Status.OK
-    entries = [Entry("hold", f"{count - len(broken)} of {count}", status)]
-    for item in broken:
-        contract = item.contract
-        if contract.note:
-            text = f"{item.reason} Nothing fails; somebody should look."
-        else:
-            text = f"{item.reason} Why it matters: {contract.why} ({contract.where})."
-        entries.append(
-            Entry(contract.name, text, Status.WARNING if contract.note else Status.PROBLEM)
-        )
-    return entries
+    needed = (*places.at_start(), *places.later(), *places.of_front_ends(), *contracts.needed())
+    dispensable = (*places.dispensable(), *contracts.OF_SPECULATION, *cures.places())
+    entries = []
+    for looked_at, status in ((needed, Status.PROBLEM), (dispensable, Status.WARNING)):
+        for it in looked_at:
+            if (problem := it.problem()) is not None:
+                entries.append(Entry("changed", problem, status))
+    count = len(needed) + len(dispensable)
+    worst = entries[0].status if entries else Status.OK
+    return [Entry("hold", f"{count - len(entries)} of {count}", worst), *entries]
 
 
 WITHOUT_VLLM = ("Versions", "Environment variables")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.method.arguments import EngineDefaults, parse_engine_defaults
-from vllm_cold.vllm import availability, versions
+from vllm_cold.vllm import availability, contracts, versions
 from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.worker import amateur_tokens, drafts_v1
 
@@ -140,8 +140,8 @@ def unsupported(config: "VllmConfig") -> str | None:
             "this vLLM's V2 model runner takes no logits processors (it does since 0.31); unset "
             "VLLM_USE_V2_MODEL_RUNNER."
         )
-    problems = [place.problem() for place in amateur_tokens.V2 if uses_v2_runner(config)]
-    if changed := "; ".join(problem for problem in problems if problem is not None):
+    needed = (*amateur_tokens.V2, *contracts.OF_V2) if uses_v2_runner(config) else ()
+    if (changed := contracts.problems(needed)) is not None:
         return (
             f"this vLLM's V2 model runner has changed where vllm-cold takes part: {changed}. "
             f"Install vLLM {versions.RANGE}, or a newer vllm-cold."

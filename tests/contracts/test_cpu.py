@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LoRA on CPU, and bugs of vLLM: which of them are still there.
+
+A test of the second kind fails when vLLM has mended a bug: then what cures it here can go, and
+``tests/upstream/reports`` names the test.
+"""
+
+import ast
+import inspect
+from typing import Any
+
+import pytest
+
+from tests.contracts.source import contains, find, in_order, parameters, since, source_of
+from vllm_cold.cpu.cpu_platform import STOCK
+from vllm_cold.vllm import versions
+
+pytestmark = pytest.mark.unit
+
+_PLATFORM = "vllm.platforms.cpu:CpuPlatform"
+_PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+_V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
+
+
+def test_the_platform_names_the_class_that_ours_stands_in_for() -> None:
+    assert find(f"{_PLATFORM}.get_punica_wrapper")(find(_PLATFORM)) == STOCK
+
+
+def test_lora_switches_nothing_but_compilation_off() -> None:
+    """The configuration is made as if there were no LoRA."""
+    where = f"{_PLATFORM}.check_and_update_config"
+    contains(
+        where,
+        "if vllm_config.lora_config is not None:\n"
+        "        compilation_config.mode = CompilationMode.NONE",
+    )
+    assert source_of(find(where)).count("lora_config") == 1
+
+
+def _used_of_punica_wrapper(code: Any) -> set[str]:
+    return {
+        node.attr
+        for node in ast.walk(ast.parse(source_of(code)))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("punica_wrapper")
+    }
+
+
+def test_layers_use_of_their_wrapper_what_ours_has() -> None:
+    layers = "vllm.lora.layers."
+    linear = [
+        cls
+        for name in ("base_linear", "column_parallel_linear", "row_parallel_linear")
+        for _, cls in inspect.getmembers(find(layers + name), inspect.isclass)
+        if cls.__module__ == layers + name
+    ]
+    used = set().union(*(_used_of_punica_wrapper(cls) for cls in linear))
+    assert used == {"add_lora_linear", "add_shrink", "add_expand"}
+    embedding = find("vllm.lora.layers:VocabParallelEmbeddingWithLoRA")
+    assert _used_of_punica_wrapper(embedding) == {"_embeddings_indices", "add_lora_embedding"}
+    assert parameters("vllm.lora.layers:BaseLayerWithLoRA.set_mapping") == ["punica_wrapper"]
+
+
+def test_weights_stay_at_their_addresses() -> None:
+    in_order(
+        "vllm.lora.model_manager:LoRAModelManager._create_lora_modules",
+        "from_layer(",
+        "new_module.set_mapping(punica_wrapper)",
+    )
+    for layer in (
+        "vllm.lora.layers.base_linear:BaseLinearLayerWithLoRA",
+        "vllm.lora.layers:VocabParallelEmbeddingWithLoRA",
+        "vllm.lora.layers:LogitsProcessorWithLoRA",
+    ):
+        contains(f"{layer}.reset_lora", "[index] = 0")
+        contains(f"{layer}.set_lora", ".copy_(")
+
+
+def test_cpu_generators_are_those_of_the_runner() -> None:
+    runner = find("vllm.v1.worker.cpu_model_runner:CPUModelRunner")
+    base = runner.__mro__[1]
+    assert hasattr(runner, "sample_tokens")
+    contains(
+        f"{base.__module__}:{base.__name__}",
+        "self.discard_request_mask = self._make_buffer(",
+        "self.discard_request_mask.np[:num_reqs]",
+        "self.input_batch.generators.get(",
+    )
+
+
+@since(0, 32)
+def test_v2_knows_the_rows_of_a_step_before_their_adapters() -> None:
+    fields = find("vllm.v1.worker.gpu.input_batch:InputBatch").__dataclass_fields__
+    assert "cu_num_logits_np" in fields
+    in_order(f"{_V2}.execute_model", "self.prepare_inputs(", "self.lora_state.make_lora_inputs(")
+
+
+# ---- Bugs that are cured here, or reported -------------------------------------------------------
+
+
+@pytest.mark.skipif(not versions.is_before(0, 33), reason="vLLM 0.33 masks these rows")
+def test_cpu_lora_still_wraps_base_rows() -> None:
+    """The reason for ``lora_fallback``; where they are masked, it is speed alone."""
+    import torch
+    from vllm.lora.ops.torch_ops.lora_ops import bgmv_shrink
+
+    out = torch.zeros(1, 1)
+    bgmv_shrink(torch.ones(1, 2), torch.ones(1, 1, 2), out, torch.tensor([-1]), 1.0)
+    assert out.item() != 0.0
+
+
+def test_cpu_logits_still_take_sampled_rows() -> None:
+    """Else ``logits_slots`` of ``lora_fallback`` may go."""
+    contains(f"{_PUNICA}.add_lora_logits", "self.sampler_indices")
+
+
+def test_lora_device_is_still_of_the_weight() -> None:
+    """Else ``lora_device`` can go."""
+    contains(
+        "vllm.lora.layers.base_linear:_get_lora_device",
+        "if hasattr(base_layer, 'weight'):\n        return base_layer.weight.device",
+    )
+    contains(
+        "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel",
+        "setattr(layer, w_q_name, None)",
+    )
+
+
+def test_cpu_runner_still_rewinds_by_offset() -> None:
+    """Else ``cpu_generators`` can go."""
+    contains(_V1, ".set_offset(")
+
+
+def test_cpu_still_expands_into_a_copy() -> None:
+    """Else ``cpu_speculation`` can go."""
+    kernel = "vllm.utils.cpu_triton_utils:_expand_kernel_impl"
+    contains(kernel, "_ensure_int64(output)")
+    assert ".copy_(" not in source_of(find(kernel))
+
+
+@since(0, 32)
+def test_kernels_are_still_rebound_by_vars() -> None:
+    """Else its report can go."""
+    contains("vllm.triton_utils.dispatcher:_rebind_kernels", "vars(value).get(")
+
+
+@since(0, 32)
+def test_v2_still_maps_logits_by_request() -> None:
+    """Else ``lora_rows`` can go."""
+    told = parameters("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs")
+    assert told == ["req_ids", "idx_mapping", "num_scheduled_tokens"]
+
+
+@since(0, 32)
+def test_padding_is_still_cut_by_the_threshold() -> None:
+    """Else its report can go."""
+    in_order(
+        "vllm.v1.core.sched.scheduler:Scheduler.schedule",
+        "request_queue.peek_request()",
+        "pad_spec_decode = True",
+        "if 0 < long_prefill_token_threshold < num_new_tokens:",
+        "assert num_new_tokens == 1 + self.num_spec_tokens",
+    )
+
+
+def test_blocks_can_be_cleared() -> None:
+    """What it takes to clear blocks that held NaN."""
+    assert "ref_cnt" in find("vllm.v1.core.kv_cache_utils:KVCacheBlock").__dataclass_fields__
+    fields = find("vllm.v1.core.sched.output:SchedulerOutput").__dataclass_fields__
+    assert "new_block_ids_to_zero" in fields

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration, admission, servers."""
+
+import dataclasses
+import inspect
+
+import pytest
+
+from tests.contracts.source import contains, fields, find, in_order, parameters, set_in_init, since
+from vllm_cold.vllm.frontend import serving
+
+pytestmark = pytest.mark.unit
+
+_PROTOCOLS = (
+    "vllm.entrypoints.openai.completion.protocol:CompletionRequest",
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest",
+)
+_ENDPOINTS = (
+    "chat_completion.serving:OpenAIServingChat",
+    "completion.serving:OpenAIServingCompletion",
+    "responses.serving:OpenAIServingResponses",
+)
+
+
+@pytest.mark.parametrize(
+    ("where", "parts"),
+    [
+        # Installing the package is enough.
+        ("vllm.plugins:load_general_plugins", ("DEFAULT_PLUGINS_GROUP",)),
+        ("vllm.engine.arg_utils:AsyncEngineArgs.add_cli_args",
+         ("load_general_plugins()", "EngineArgs.add_cli_args(parser)")),
+        # The scheduler is chosen by its name.
+        ("vllm.config:SchedulerConfig.get_scheduler_cls",
+         ("resolve_obj_by_qualname(self.scheduler_cls)",)),
+        # Every request, offline and online, passes the input processor, which copies parameters.
+        *(
+            (f"vllm.v1.engine.{name}.add_request",
+             ("self.input_processor.process_inputs(request_id, prompt, params",))
+            for name in ("llm_engine:LLMEngine", "async_llm:AsyncLLM")
+        ),
+        ("vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+         ("params.clone()", "return EngineCoreRequest(")),
+        ("vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+         ("isinstance(prompt, dict) and 'type' in prompt",)),
+        # n > 1: children inherit the group.
+        ("vllm.v1.engine.parallel_sampling:ParentRequest.__init__",
+         ("sampling_params = request.params",)),
+        # An amateur's prompt is made by the methods that made its expert's.
+        *(
+            (f"vllm.renderers.base:BaseRenderer.{name}",
+             ("tok_params is None", "self.tokenize_prompt"))
+            for name in ("render_cmpl", "render_cmpl_async", "render_chat", "render_chat_async")
+        ),
+        # A request gets as many tokens as it asks for, at most what the server's owner allows.
+        ("vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.__init__",
+         ("self.override_max_tokens = self.default_sampling_params.get('max_tokens') if "
+          "mc.generation_config not in ('auto', 'vllm') else "
+          "getattr(mc, 'override_generation_config', {}).get('max_new_tokens')",)),
+        # Settings come through vllm_xargs.
+        *((f"{protocol}.to_sampling_params", ("self.vllm_xargs", "extra_args=extra_args"))
+          for protocol in _PROTOCOLS),
+        # Metrics of CoLD are fed where vLLM's are.
+        ("vllm.v1.metrics.loggers:StatLoggerManager.__init__",
+         ("self.engine_indexes =", "self.stat_loggers", "PrometheusStatLogger(")),
+    ],
+)  # fmt: skip
+def test_statements_in_order(where: str, parts: tuple[str, ...]) -> None:
+    in_order(where, *parts)
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("vllm.config:VllmConfig", "additional_config model_config scheduler_config cache_config "
+         "parallel_config lora_config speculative_config kv_transfer_config ec_transfer_config"),
+        ("vllm.config:ModelConfig", "logits_processors max_model_len generation_config "
+         "override_generation_config"),
+        ("vllm.config:SchedulerConfig", "scheduler_cls async_scheduling max_num_seqs policy "
+         "max_num_batched_tokens long_prefill_token_threshold enable_chunked_prefill"),
+        ("vllm.config:CacheConfig", "num_gpu_blocks block_size sliding_window"),
+        ("vllm.config:LoRAConfig", "max_loras"),
+        ("vllm.config:ParallelConfig", "data_parallel_size"),
+        ("vllm.engine.arg_utils:EngineArgs", "additional_config"),
+        ("vllm.renderers.params:ChatParams",
+         "chat_template chat_template_content_format chat_template_kwargs"),
+        ("vllm.renderers.params:TokenizeParams", "add_special_tokens max_output_tokens"),
+        ("vllm.v1.metrics.reader:Counter", "name labels value"),
+        ("vllm.v1.metrics.reader:Gauge", "name labels value"),
+        ("vllm.v1.metrics.reader:Histogram", "name labels count sum buckets"),
+    ],
+)  # fmt: skip
+def test_fields(where: str, names: str) -> None:
+    owner = find(where)
+    assert dataclasses.is_dataclass(owner)  # copies are made of some by `replace`
+    assert set(names.split()) <= fields(owner)
+
+
+@pytest.mark.parametrize(
+    ("where", "names"),
+    [
+        ("vllm.config:ModelConfig", "is_encoder_decoder is_hybrid is_attention_free"),
+        ("vllm.usage.usage_lib:UsageContext", "OPENAI_API_SERVER OPENAI_BATCH_RUNNER LLM_CLASS"),
+        ("vllm.renderers.params:ChatParams", "with_defaults"),
+        ("vllm.v1.metrics.loggers:PrometheusStatLogger", "_counter_cls _gauge_cls _histogram_cls"),
+        ("vllm.v1.engine.exceptions", "EngineDeadError"),
+    ],
+)
+def test_attributes(where: str, names: str) -> None:
+    owner = find(where)
+    assert [name for name in names.split() if not hasattr(owner, name)] == []
+
+
+@pytest.mark.parametrize("protocol", _PROTOCOLS)
+def test_fields_of_a_request_over_http(protocol: str) -> None:
+    assert {"vllm_xargs", "model", "use_beam_search"} <= set(find(protocol).model_fields)
+
+
+def test_attributes_that_are_set() -> None:
+    made = set_in_init(find("vllm.entrypoints.openai.models.serving:OpenAIServingModels"))
+    assert made["input_processor"] == "self.engine_client.input_processor"
+    assert made["lora_requests"] == "{}" and "engine_client" in made
+    for name in ("runner_type", "served_model_name"):
+        contains("vllm.config:ModelConfig.__post_init__", f"self.{name} = ")
+    for where, names in (
+        ("vllm.v1.engine.input_processor:InputProcessor", "vllm_config renderer"),
+        ("vllm.v1.engine.llm_engine:LLMEngine", "input_processor"),
+        ("vllm.v1.engine.async_llm:AsyncLLM", "input_processor"),
+        ("vllm.renderers.base:BaseRenderer", "config model_config"),
+    ):
+        assert set(names.split()) <= set_in_init(find(where)).keys(), where
+
+
+def test_async_engines_are_configured_as_others() -> None:
+    own = vars(find("vllm.engine.arg_utils:AsyncEngineArgs"))
+    assert not {"create_engine_config", "from_cli_args"} & own.keys()
+    assert find("vllm.plugins").DEFAULT_PLUGINS_GROUP == "vllm.general_plugins"
+
+
+@since(0, 32)
+def test_a_logits_processor_does_not_choose_the_runner() -> None:
+    """Else V1 would be given the V2 class; in 0.23 a processor means the V1 runner."""
+    for name in ("use_v2_model_runner", "_get_v2_model_runner_unsupported_features"):
+        method = find(f"vllm.config:VllmConfig.{name}")
+        assert "logits_processors" not in inspect.getsource(method)
+
+
+def test_renderers_methods_are_awaited_or_not_as_their_names_say() -> None:
+    for name in ("render_cmpl", "render_chat"):
+        contains(f"vllm.renderers.base:BaseRenderer.{name}", "self.process_for_engine(")
+        for method, awaited in ((name, False), (f"{name}_async", True)):
+            found = find(f"vllm.renderers.base:BaseRenderer.{method}")
+            assert inspect.iscoroutinefunction(found) == awaited
+
+
+def test_what_is_made_of_a_prompt_is_a_dictionary() -> None:
+    from vllm.inputs import tokens_input
+
+    made = tokens_input([1, 2])
+    assert isinstance(made, dict)
+    assert (made["type"], made["prompt_token_ids"]) == ("token", [1, 2])
+
+
+def test_a_server_makes_prompts_of_a_requests_body() -> None:
+    owner = serving.online_renderer()
+    where = f"{owner.__module__}:{owner.__name__}"
+    for name, call in (
+        ("preprocess_chat", "renderer.render_chat_async([messages], chat_params, tok_params"),
+        ("preprocess_cmpl", "renderer.render_cmpl_async(parsed_prompts, tok_params"),
+    ):
+        contains(f"{where}.{name}", call)
+    assert {"renderer", "chat_template", "chat_template_content_format",
+            "default_chat_template_kwargs"} <= set_in_init(owner).keys()  # fmt: skip
+
+
+def test_figures_come_with_their_engines_number() -> None:
+    assert "engine_idx" in parameters("vllm.v1.metrics.loggers:StatLoggerManager.record")
+    contains("vllm.v1.engine.async_llm:AsyncLLM", "engine_idx=outputs.engine_index")
+
+
+@since(0, 31)
+@pytest.mark.parametrize("endpoint", _ENDPOINTS)
+def test_endpoints_look_at_the_models_name_first(endpoint: str) -> None:
+    """For a preset behind it."""
+    where = f"vllm.entrypoints.openai.{endpoint}"
+    assert "_check_model" not in vars(find(where))
+    assert parameters(f"{where}._check_model")[:1] == ["request"]
+    contains(where, "await self._check_model(request)")
+    contains(f"{where}._maybe_get_adapters", "request.model in self.models.lora_requests")
+    models = "vllm.entrypoints.openai.models.serving:OpenAIServingModels.is_base_model"
+    assert parameters(models) == ["model_name"]

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests, queues, KV cache and the messages between scheduler, workers and front end.
+
+``tests/scheduler`` shows what the scheduler does with them.
+"""
+
+import ast
+import copy
+import inspect
+import pickle
+import textwrap
+from typing import Any
+
+import msgspec
+import pytest
+
+from tests.contracts.source import contains, fields, find, in_order, set_in_init, since, source_of
+from vllm_cold.vllm.scheduler import scheduler as ours
+
+pytestmark = pytest.mark.unit
+
+_SCHEDULER = "vllm.v1.core.sched.scheduler:Scheduler"
+
+
+def scheduler() -> Any:
+    """vLLM's own scheduler: vllm-ascend puts a class that extends it in its place."""
+    kinds = find(_SCHEDULER).__mro__
+    return next(k for k in kinds if k.__module__ == _SCHEDULER.partition(":")[0])
+
+
+def request(request_id: str) -> Any:
+    """Made the way amateurs are."""
+    from vllm.sampling_params import SamplingParams
+    from vllm.v1.request import Request
+
+    return Request(
+        request_id=request_id,
+        client_index=0,
+        prompt_token_ids=[1, 2, 3],
+        prompt_embeds=None,
+        prompt_is_token_ids=None,
+        sampling_params=SamplingParams(max_tokens=4),
+        pooling_params=None,
+        arrival_time=0.0,
+        lora_request=None,
+        cache_salt=None,
+        priority=0,
+        block_hasher=None,
+    )
+
+
+def test_the_hook_is_ours_alone() -> None:
+    """Switching it on does nothing else, and it is called with what ours takes."""
+    flag = "need_mamba_block_aligned_split"
+    tree = ast.parse(textwrap.dedent(inspect.getsource(scheduler()))).body[0]
+    assert isinstance(tree, ast.ClassDef)
+    readers = {
+        node.name
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and flag in ast.unparse(node)
+    }
+    assert readers == {"__init__", "schedule"}
+    theirs = list(inspect.signature(scheduler()._mamba_block_aligned_split).parameters)
+    taken = list(inspect.signature(ours.GroupScheduling._cap).parameters)
+    assert len(theirs) >= 5 and theirs == taken[: len(theirs)]
+
+
+def test_a_step_is_trimmed_after_everything_else() -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(scheduler().schedule))).body[0]
+    assert isinstance(tree, ast.FunctionDef)
+    call, end = tree.body[-2:]
+    assert "self._update_after_schedule(scheduler_output)" in ast.unparse(call)
+    assert ast.unparse(end) == "return scheduler_output"
+    assert "num_computed_tokens +=" not in source_of(scheduler().schedule)
+
+
+@since(0, 32)
+def test_who_is_preempted_at_the_end_of_a_pass_is_reported_in_that_step() -> None:
+    """To the V2 runner."""
+    told = "self.reset_preempted_req_ids.add(request.request_id)"
+    assert told in source_of(scheduler()._preempt_request)
+    assert "preempted_req_ids=self.reset_preempted_req_ids" in source_of(scheduler().schedule)
+    assert "return valid_requests" in source_of(scheduler().finish_requests)
+
+
+def test_the_queues_are_known() -> None:
+    made = set_in_init(scheduler())
+    assert made["running"] == "[]"
+    queues = {name for name, value in made.items() if value.startswith("create_request_queue(")}
+    assert {"waiting"} <= queues <= {"waiting", "skipped_waiting", "kv_holding_waiting"}
+
+
+def test_queues_order_and_forget_requests() -> None:
+    from vllm.v1.core.sched import request_queue
+
+    policies = request_queue.SchedulingPolicy
+    assert set(policies.__members__) == {"FCFS", "PRIORITY"}
+    leader, other, follower = request("b"), request("c"), request("a")
+    other.arrival_time = leader.arrival_time = follower.arrival_time = 1.0
+    queue = request_queue.create_request_queue(policies.PRIORITY)
+    for waiting in (other, leader):
+        queue.add_request(waiting)
+    assert queue.peek_request() is leader
+    leader.priority, follower.priority = -2, -1
+    queue.add_request(follower)
+    assert [queue.pop_request() for _ in range(3)] == [leader, follower, other]
+    for policy in policies:
+        queue = request_queue.create_request_queue(policy)
+        queue.add_request(leader)
+        queue.remove_requests((follower,))  # one that is not there
+        assert queue.peek_request() is leader
+        queue.remove_request(leader)
+        assert not queue
+
+
+def test_the_kv_cache() -> None:
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    returned = str(inspect.signature(KVCacheManager.get_computed_blocks).return_annotation)
+    assert "KVCacheBlocks" in returned and returned.index("KVCacheBlocks") < returned.index("int")
+    contains("vllm.v1.core.kv_cache_manager:KVCacheManager", "request.skip_reading_prefix_cache")
+    in_order(
+        "vllm.v1.core.block_pool:BlockPool.__init__",
+        "for idx in range(num_gpu_blocks)",
+        "self.null_block = self.free_block_queue.popleft()",
+    )
+    made = set_in_init(find("vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator"))
+    assert "single_type_managers" in made
+    single = find("vllm.v1.core.single_type_kv_cache_manager:SingleTypeKVCacheManager")
+    assert "block_size" in set_in_init(single)
+
+
+def test_the_count_of_blocks_takes_what_is_given() -> None:
+    count = "vllm.v1.core.kv_cache_coordinator:KVCacheCoordinator.get_num_blocks_to_allocate"
+    names = (
+        "self request_id num_tokens new_computed_blocks num_encoder_tokens total_computed_tokens "
+        "num_tokens_main_model apply_admission_cap"
+    )
+    known = set(names.split())
+    later = known | {"num_local_computed_tokens", "prefill_end"}  # since 0.31
+    assert set(inspect.signature(find(count)).parameters) in (known, later)
+
+
+@since(0, 32)
+def test_looking_a_prefix_up_counts_nothing() -> None:
+    """Else the cache's hit rate would be wrong while CoLD requests wait, as in 0.23."""
+    from vllm.v1.core.kv_cache_manager import KVCacheManager
+
+    assert ".record(" not in source_of(KVCacheManager.get_computed_blocks)
+
+
+def test_what_is_read_of_a_request() -> None:
+    made = request("r")
+    used = (
+        "request_id client_index arrival_time priority cache_salt lora_request sampling_params "
+        "prompt_token_ids prompt_embeds prompt_is_token_ids trace_headers status num_tokens "
+        "num_computed_tokens num_output_placeholders num_preemptions all_token_ids is_finished "
+        "skip_reading_prefix_cache _block_hasher take_events"
+    )
+    assert [name for name in used.split() if not hasattr(made, name)] == []
+    assert made.num_tokens == 3 and made.all_token_ids[-1] == 3
+
+
+def test_an_adapter_travels_as_its_fields() -> None:
+    from vllm.lora.request import LoRARequest
+
+    made = LoRARequest("a", 1, "/a")
+    given = {n: v for n in made.__struct_fields__ if (v := getattr(made, n)) is not None}
+    assert LoRARequest(**given) == made
+
+
+def test_a_group_travels_in_extra_args() -> None:
+    from vllm.sampling_params import SamplingParams
+
+    stream = {"settings": {"alpha": 0.1}, "amateurs": [{"weight": -0.5, "prompt": [1, 2]}]}
+    params = SamplingParams(extra_args={"cold_stream": stream})
+    assert hasattr(params, "__dict__")  # dict=True
+    back = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
+    assert back.extra_args == params.extra_args
+    other = copy.copy(params)
+    other.extra_args = {}
+    assert params.extra_args
+
+
+def test_what_a_request_asks_for_is_known() -> None:
+    """A new one: decide in scheduler.amateurs whether the amateur keeps it."""
+    from vllm.sampling_params import SamplingParams
+
+    dropped = """top_p top_k min_p logprobs prompt_logprobs structured_outputs stop_token_ids
+        repetition_detection _eos_token_id min_tokens bad_words _bad_words_token_ids
+        allowed_token_ids prompt_logprob_token_ids logprob_token_ids extra_args"""
+    kept = """n presence_penalty frequency_penalty repetition_penalty temperature seed
+        ignore_eos max_tokens logit_bias skip_reading_prefix_cache thinking_token_budget"""
+    of_no_effect_on_it = """stop flat_logprobs detokenize skip_special_tokens
+        spaces_between_special_tokens include_stop_str_in_output output_kind stream_interval
+        skip_clone output_text_buffer_length _all_stop_token_ids prompt_logprob_start
+        routed_experts_prompt_start trace_decode_token_ids watermarking _watermarking_skipped"""
+    assert fields(SamplingParams) <= set(f"{dropped} {kept} {of_no_effect_on_it}".split())
+
+
+def test_columns_of_a_step() -> None:
+    """How each is cleared of a group that is split."""
+    from vllm.v1.core.sched.output import CachedRequestData
+
+    empty = CachedRequestData.make_empty()
+    kinds = {name: type(getattr(empty, name)) for name in fields(CachedRequestData)}
+    others = {"resumed_req_ids": set, "all_token_ids": dict}
+    assert kinds == dict.fromkeys(kinds, list) | others
+
+
+def test_a_group_that_must_end_is_reported_with_an_error() -> None:
+    from vllm.v1.engine import EngineCoreOutputs, FinishReason
+
+    assert hasattr(FinishReason, "ERROR")
+    first, second = EngineCoreOutputs(), EngineCoreOutputs()
+    assert isinstance(first.outputs, list) and first.outputs is not second.outputs
+
+
+def test_figures_travel_from_workers_to_the_front_end() -> None:
+    from vllm.v1.engine import EngineCoreOutputs
+    from vllm.v1.metrics.stats import SchedulerStats
+    from vllm.v1.outputs import ModelRunnerOutput
+    from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
+
+    output: Any = ModelRunnerOutput(req_ids=[], req_id_to_index={})
+    output.cold = 7
+    assert pickle.loads(pickle.dumps(output)).cold == 7
+    sent = EngineCoreOutputs(scheduler_stats=SchedulerStats(kv_connector_stats={"cold": [1, 2]}))
+    got = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(sent))
+    assert got.scheduler_stats.kv_connector_stats == {"cold": [1, 2]}
+    assert ".scheduler_stats = stats" in source_of(scheduler().update_from_output)

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Logits processors, samplers and speculative decoding, on both model runners."""
+
+import typing
+
+import pytest
+
+from tests.contracts.source import contains, find, in_order, parameters, since
+
+pytestmark = pytest.mark.unit
+
+_V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+_V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
+_REJECTION_V1 = "vllm.v1.sample.rejection_sampler:RejectionSampler"
+_REJECTION_V2 = "vllm.v1.worker.gpu.spec_decode.rejection_sampler:RejectionSampler"
+
+
+def row(where: str, *parts: str, until: tuple[int, int] | None = None) -> typing.Any:
+    """A place, and what its source has in this order; ``until``: it came with this release."""
+    marks = () if until is None else since(*until)
+    return pytest.param(where, parts, marks=marks, id=where.partition(":")[2])
+
+
+def later(where: str, *parts: str) -> typing.Any:
+    """One that came with 0.32, as speculation with CoLD did."""
+    return row(where, *parts, until=(0, 32))
+
+
+@pytest.mark.parametrize(
+    ("where", "parts"),
+    [
+        # V1: the configured class is loaded; scores come behind masks and before penalties; the
+        # token is told behind the sample.
+        row(f"{_V1}.__init__", "model_config.logits_processors", "build_logitsprocs("),
+        row(f"{_V1}._sample", "return self.sampler("),
+        row(
+            "vllm.v1.sample.sampler:Sampler.apply_logits_processors",
+            "sampling_metadata.allowed_token_ids_mask",
+            "apply_bad_words(",
+            "sampling_metadata.logitsprocs.non_argmax_invariant",
+            "processor.apply(logits)",
+            "self.apply_penalties(",
+        ),
+        row(
+            "vllm.v1.sample.sampler:Sampler.forward",
+            "self.apply_logits_processors(",
+            "self.sample(",
+            "SamplerOutput(sampled_token_ids=sampled.unsqueeze(-1)",
+            "return sampler_output",
+        ),
+        # V2: the same.
+        later(
+            "vllm.v1.worker.gpu.sample.sampler:Sampler.__init__",
+            "self.logits_processors: list[LogitsProcessor] = [",
+            "*custom_logits_processors]",
+        ),
+        later(
+            "vllm.v1.worker.gpu.sample.sampler:Sampler.apply_sampling_params",
+            "in self.logits_processors",
+            "processor.apply(logits, ctx)",
+            ".apply_temperature(",
+            ".apply_min_p(",
+            ".apply_top_k_top_p(",
+        ),
+        later(
+            "vllm.v1.worker.gpu.sample.sampler:Sampler.__call__",
+            "idx_mapping_np = input_batch.idx_mapping_np",
+            "self.sample(",
+            "sampled_token_ids=sampled.view(-1, 1)",
+            "return sampler_output",
+        ),
+        # Speculation on V1: the last row first, then rows of drafts; penalties apart.
+        later(
+            f"{_REJECTION_V1}.forward",
+            "bonus_logits = logits[bonus_logits_indices]",
+            "self.sampler(logits=bonus_logits",
+            "target_logits = self.apply_logits_processors(target_logits, sampling_metadata, "
+            "metadata)",
+            "apply_sampling_constraints(",
+            "output_token_ids = rejection_sample(",
+            "sampled_token_ids=output_token_ids",
+        ),
+        later(
+            f"{_REJECTION_V1}.apply_logits_processors",
+            "has_penalties = not sampling_metadata.no_penalties",
+            "self.apply_penalties(",
+            "if sampling_metadata.allowed_token_ids_mask is not None:",
+            "if (bad_words_token_ids := sampling_metadata.bad_words_token_ids):",
+            "for processor in sampling_metadata.logitsprocs.non_argmax_invariant:",
+            "if isinstance(processor, MinTokensLogitsProcessor):",
+            "holder = sampling_metadata.thinking_budget_state_holder",
+            "if holder is not None",
+            "return logits",
+        ),
+        later(
+            f"{_REJECTION_V1}.apply_penalties",
+            "if sampling_metadata.no_penalties:\n        return logits",
+            "apply_all_penalties(",
+        ),
+        # Amateurs are told their expert's drafts before these are used.
+        later(
+            f"{_V1}.sample_tokens",
+            "self._draft_token_ids = self.propose_draft_token_ids(",
+            "self._copy_draft_token_ids_to_cpu(scheduler_output)",
+        ),
+        later(f"{_V1}._sample", "self.rejection_sampler("),
+        later(f"{_V1}.__init__", "logitsprocs="),
+        later(
+            "vllm.v1.sample.logits_processor:build_logitsprocs",
+            "if vllm_config.speculative_config:",
+            "if custom_logitsprocs:",
+            "raise ValueError(STR_SPEC_DEC_REJECTS_LOGITSPROCS)",
+            "MinTokensLogitsProcessor(vllm_config, device, is_pin_memory)",
+        ),
+        # Speculation on V2: rows of each request are known, and no group is split into chunks.
+        later(f"{_REJECTION_V2}.__init__", "self.sampler = sampler"),
+        later(
+            f"{_REJECTION_V2}.__call__",
+            "self._verify_in_chunks(",
+            "SamplerOutput(sampled_token_ids=sampled",
+            "num_sampled=num_sampled",
+            "num_rejected=num_rejected",
+        ),
+        later(
+            f"{_REJECTION_V2}._verify_in_chunks",
+            "cu_num_logits_np = input_batch.cu_num_logits_np",
+            "request_chunks = _iter_request_chunks(cu_num_logits_np, max_chunk_logits)",
+            "for start, end in request_chunks:",
+            "lo = int(cu_num_logits_np[start])",
+            "logits[lo:hi]",
+            "input_batch.idx_mapping_np[start:end]",
+        ),
+        later(
+            f"{_REJECTION_V2}._verify",
+            "self.sampler.apply_sampling_params(logits",
+            "draft_sampled, expanded_local_pos",
+            "rejection_sample(processed_logits",
+        ),
+        later(
+            f"{_V2}.sample_tokens",
+            "input_batch = self.execute_model_state.input_batch",
+            "self.execute_model_state = None",
+            "self.sample(",
+            "self.speculator.propose(",
+            "self.req_states.draft_tokens[input_batch.idx_mapping] = draft_tokens",
+        ),
+        later(f"{_V2}.sample", "self.rejection_sampler(logits, input_batch"),
+        # What the next step verifies comes from the worker's state, not from the scheduler.
+        later(
+            f"{_V2}.prepare_inputs",
+            "combine_sampled_and_draft_tokens(",
+            "self.req_states.draft_tokens",
+        ),
+        # Blocks that held NaN are cleared when they are free.
+        row(
+            f"{_V1}._update_states",
+            "self._zero_block_ids(scheduler_output.new_block_ids_to_zero)",
+        ),
+    ],
+)
+def test_statements_in_order(where: str, parts: tuple[str, ...]) -> None:
+    in_order(where, *parts)
+
+
+@pytest.mark.parametrize(
+    ("where", "takes"),
+    [
+        row("vllm.v1.sample.logits_processor.interface:LogitsProcessor.__init__",
+            "vllm_config", "device", "is_pin_memory"),
+        row("vllm.v1.sample.logits_processor.interface:LogitsProcessor.apply", "logits"),
+        row("vllm.v1.sample.logits_processor.interface:LogitsProcessor.update_state",
+            "batch_update"),
+        later("vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.__init__",
+              "vllm_config", "req_states"),
+        later("vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.add_request",
+              "req_idx", "sampling_params"),
+        later("vllm.v1.worker.gpu.sample.logits_processor.interface:LogitsProcessor.apply",
+              "logits", "ctx"),
+    ],
+)  # fmt: skip
+def test_a_processors_methods(where: str, takes: tuple[str, ...]) -> None:
+    assert parameters(where) == list(takes)
+
+
+def test_changes_of_a_batch() -> None:
+    interface = find("vllm.v1.sample.logits_processor.interface")
+    assert len(typing.get_args(interface.AddedRequest)) == 4
+    assert len(typing.get_args(interface.MovedRequest)) == 3
+
+
+@since(0, 32)
+def test_v2_processors_have_to_have_nothing_else() -> None:
+    interface = find("vllm.v1.worker.gpu.sample.logits_processor.interface")
+    assert set(interface.LogitsProcessor.__abstractmethods__) <= {"apply"}
+    fields = interface.LogitsProcRequestState.__annotations__
+    assert {"device", "max_num_reqs"} <= set(fields)
+
+
+@since(0, 32)
+def test_v2_clears_blocks_of_some_caches() -> None:
+    """What ``block_zeroer`` adds; it can go when V2 does it for all."""
+    contains(f"{_V2}._init_kv_zero_meta", "self.kv_block_zeroer = ")
+    contains(
+        _V2,
+        "assert self.kv_block_zeroer is not None",
+        "self.kv_block_zeroer.zero_block_ids(scheduler_output.new_block_ids_to_zero)",
+    )
+
+
+def test_a_stream_with_a_seed_has_a_generator() -> None:
+    contains(_V1, "sampling_params.sampling_type == SamplingType.RANDOM_SEED")
