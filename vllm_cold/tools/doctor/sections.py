@@ -136,8 +136,12 @@ def engine() -> list[Entry]:
 def contracts() -> list[Entry]:
     """What the installed vLLM has of all that the package relies on."""
     from vllm_cold.vllm import contracts, places
+    from vllm_cold.vllm.contracts import Contract
+    from vllm_cold.vllm.patching import Place
     from vllm_cold.vllm.worker import cures
 
+    needed: tuple[Place | Contract, ...]
+    dispensable: tuple[Place | Contract, ...]
     needed = (*places.at_start(), *places.later(), *places.of_front_ends(), *contracts.needed())
     dispensable = (*places.dispensable(), *contracts.OF_SPECULATION, *cures.places())
     entries = []
