@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the benchmarks share: rounds in alternation, medians with their spread, and no speed beside
-a wrong result. Needs the standard library alone.
+"""What the benchmarks share: rounds in alternation, medians with their spread, tables, and no speed
+beside a wrong result.
 """
 
+from __future__ import annotations
+
 import argparse
+import importlib.metadata
+import os
 import platform
 import random
-import statistics
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+import numpy as np
 
 T = TypeVar("T")
+Say = Callable[[str], None]
+BUSY = 0.05  # cores that an idle worker may use
 
 
 def in_rounds(systems: Iterable[T], rounds: int, rng: random.Random) -> Iterator[tuple[int, T]]:
@@ -25,10 +34,14 @@ def in_rounds(systems: Iterable[T], rounds: int, rng: random.Random) -> Iterator
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
     """Median, 20th and 80th percentile."""
-    if len(values) == 1:
-        return values[0], values[0], values[0]
-    fifths = statistics.quantiles(values, n=5, method="inclusive")
-    return statistics.median(values), fifths[0], fifths[-1]
+    median, low, high = np.percentile(values, [50, 20, 80])
+    return float(median), float(low), float(high)
+
+
+def short(value: float) -> str:
+    """Three digits or all before the point; two from 0.1 to 1, which keeps columns narrow."""
+    steps = ((99.95, 0), (9.995, 1), (0.0995, 2))
+    return f"{value:.{next((digits for least, digits in steps if value >= least), 3)}f}"
 
 
 def spread_text(
@@ -45,6 +58,20 @@ def ratios(over: Sequence[float], under: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(over, under, strict=False)]
 
 
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A table in Markdown, padded to be read as it is; the first ``left`` columns are texts."""
+    cells = [list(columns), *map(list, rows)]
+    widths = [max(3, *(len(row[i]) for row in cells)) for i in range(len(columns))]
+
+    def line(row: Sequence[str]) -> str:
+        sides = [str.ljust if i < left else str.rjust for i in range(len(row))]
+        padded = (side(text, n) for side, text, n in zip(sides, row, widths, strict=True))
+        return f"| {' | '.join(padded)} |"
+
+    rule = ["-" * n if i < left else "-" * (n - 1) + ":" for i, n in enumerate(widths)]
+    return "\n".join(map(line, [cells[0], rule, *cells[1:]]))
+
+
 def show_if_right(wrong: Iterable[str], show: Callable[[], None]) -> int:
     """Show speeds, or instead of them what is wrong with results; the exit status."""
     problems = list(dict.fromkeys(wrong))
@@ -55,6 +82,17 @@ def show_if_right(wrong: Iterable[str], show: Callable[[], None]) -> int:
     for problem in problems:
         print(f"  {problem}")
     return 1
+
+
+def progress() -> Say:
+    """Prints what is done now to stderr, with the time since this call."""
+    began = time.monotonic()
+
+    def say(text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - began), 60)
+        print(f"{minutes:3d}:{seconds:02d}  {text}", file=sys.stderr, flush=True)
+
+    return say
 
 
 def cpu_model() -> str:
@@ -75,9 +113,62 @@ def cpu_cache() -> int:
     return max((int(size[:-1]) * units[size[-1]] for size in sizes), default=2**25)
 
 
+def load() -> str:
+    """The machine's load average."""
+    return f"load average (1, 5, 15 minutes): {', '.join(f'{x:.1f}' for x in os.getloadavg())}"
+
+
+def machine() -> str:
+    """Versions and processor."""
+    from vllm_cold.vllm.versions import vllm_version
+
+    names = ("vllm-cold", "torch", "transformers", "peft")
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    return (
+        f"vllm {vllm_version()}, {versions}, Python {platform.python_version()}\n"
+        f"CPU: {cpu_model()}, {os.cpu_count()} logical; {load()}"
+    )
+
+
+def workers_text(
+    facts: Mapping[str, Mapping[str, Mapping[str, Any]]], busy: Mapping[str, float]
+) -> str:
+    """Lines on workers: what they are, by group and family, and the cores they used while idle."""
+    lines = [
+        f"- {group}, {family}: {', '.join(f'{key} {value}' for key, value in each.items())}"
+        for group, workers in facts.items()
+        for family, each in workers.items()
+    ]
+    lines.append(
+        f"- checked: idle workers used at most {max(busy.values(), default=0.0):.1%} of a core"
+    )
+    lines += [
+        f"- WARNING: {name} used {share:.0%} of a core while idle: it slowed the others"
+        for name, share in busy.items()
+        if share > BUSY
+    ]
+    return "\n".join(lines)
+
+
 def positive(text: str) -> int:
     """An integer from 1, for argparse."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value}: must be 1 or more")
     return value
+
+
+def several(text: str) -> int:
+    """An integer from 2, for argparse: tokens with a time between them."""
+    value = int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError(f"{value}: must be 2 or more, or there is no time between")
+    return value
+
+
+def new_file(text: str) -> Path:
+    """A file in a folder that exists, for argparse."""
+    path = Path(text)
+    if not path.resolve().parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text}: must be a file in a folder that exists")
+    return path

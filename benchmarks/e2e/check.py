@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 
 from benchmarks.e2e.jobs import EQUAL, Job, Jobs
 
@@ -12,16 +13,18 @@ TIE = 1e-3  # logits
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
-    """The first position at which two outputs of equal length differ, None if they do not."""
-    return next((i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y), None)
+    """The first position at which two outputs differ, None if they do not."""
+    return next((i for i, (x, y) in enumerate(zip_longest(a, b)) if x != y), None)
 
 
 def agreement(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:
-    """The share of positions at which two batches of outputs have the same token."""
-    pairs = [
-        pair for left, right in zip(a, b, strict=True) for pair in zip(left, right, strict=True)
-    ]
-    return sum(x == y for x, y in pairs) / len(pairs)
+    """The share of the tokens of ``a`` that ``b`` has, too, at the same position."""
+    equal = sum(
+        x == y
+        for left, right in zip(a, b, strict=True)
+        for x, y in zip(left, right, strict=False)
+    )  # fmt: skip
+    return equal / sum(map(len, a))
 
 
 def check_equal(
@@ -46,32 +49,34 @@ def check_equal(
         at = first_difference(left, right)
         if at is None:
             continue
+        where = f"{title}: {b.label} and {a.label} part at token {at + 1} of request {index + 1}"
+        if at == min(len(left), len(right)):
+            problems.append(f"{where}, where one of them ends")
+            continue
         texts = [[*prompt, *left[:at]] for prompt in a.texts(index)]
         behind = gap(a.system.mode, texts, [left[at], right[at]])
-        text = (
-            f"{title}: {b.label} and {a.label} part at token {at + 1} of request {index + 1}, "
-            f"{left[at]} or {right[at]}, {behind:.1e} apart"
-        )
+        text = f"{where}, {left[at]} or {right[at]}, {behind:.1e} apart"
         (ties if behind <= tie else problems).append(text)
     return problems, ties
 
 
-def check_batch(
-    dtype: str,
-    batch: int,
+def check_cell(
+    title: str,
+    exact: bool,
     jobs: Jobs,
     gap: Gap,
     equal: Iterable[tuple[str, str]] = EQUAL,
     tie: float = TIE,
 ) -> tuple[list[str], list[str]]:
-    """The pairs of ``equal`` at one batch size: what is wrong, and what is worth telling."""
+    """The pairs of ``equal`` in a cell, whose tokens must be equal if ``exact``: what is wrong, and
+    what is worth telling.
+    """
     problems, notes, shares = [], [], []
-    title = f"{dtype}, batch {batch}"
     for left, right in equal:
         a, b = jobs.get(left), jobs.get(right)
         if a is None or b is None:
             continue
-        if dtype == "float32":
+        if exact:
             wrong, ties = check_equal(title, a, b, gap, tie)
             problems += wrong
             notes += [f"tie: {tie}" for tie in ties]

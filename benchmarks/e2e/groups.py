@@ -12,7 +12,6 @@ STREAMS = 3  # of the largest group here
 SHARES = {"0.25x": 0.25, "2x": 2.0}  # an amateur's own prompt, in its expert's
 LONGEST = max(SHARES.values())
 SHORTEST = 64  # tokens of an expert's prompt: they begin alike, and streams must differ
-OWN_PROMPT = 1.05  # aimed at: what an equal prompt costs, and noise
 TRIPLED = "3 x plugin base"  # as many requests as a batch of groups of three has streams
 THREE = (
     System("three", "CoLD, 3 streams", "plugin", "three"),
@@ -24,7 +23,6 @@ NOTE = (
     "3 streams: two amateurs, with own prompts as long; prefill: base requests for one token; "
     f"{TRIPLED}: the prompts of all streams, as requests."
 )
-PREFILL = "; and prefill: plus base prefill of the own prompt, less that of 1x"
 
 
 def own_prompt(share: str) -> str:
@@ -55,7 +53,7 @@ def group_jobs(prompts: Sequence[list[int]], batch: int, options: Any) -> Jobs:
         tokens: int = options.tokens,
         **more: Any,
     ) -> None:
-        jobs[label] = Job(system, label, texts, tokens, options.rounds, tokens, **more)
+        jobs[label] = Job(system, label, texts, tokens, options.rounds, **more)
 
     def cut(share: float, first: int = 0, count: int = batch) -> list[list[int]]:
         return [ids[: int(share * options.length)] for ids in prompts[first : first + count]]
@@ -82,6 +80,6 @@ def references(jobs: Jobs) -> list[tuple[Job, Job]]:
         if job.tokens > 1:
             name = f"naive {job.label.removeprefix('plugin ')}"
             naive = System(f"naive-{job.system.key}", name, "naive", job.system.mode)
-            twin = Job(naive, name, job.prompts, job.tokens, 0, job.tokens, own=job.own)
+            twin = Job(naive, name, job.prompts, job.tokens, 0, own=job.own)
             pairs.append((twin, job))
     return pairs

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from benchmarks.e2e.jobs import Say
+from benchmarks.rounds import Say
 
 ROOT = Path(__file__).parents[2]
 WORKER = (sys.executable, "-m", "benchmarks.e2e.worker")

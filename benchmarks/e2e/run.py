@@ -13,25 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.e2e import groups
-from benchmarks.e2e.check import check_batch
-from benchmarks.e2e.jobs import (
-    BETA_ZERO,
-    DOUBLED,
-    EQUAL,
-    GROWING,
-    SYSTEMS,
-    Findings,
-    Job,
-    Jobs,
-    Say,
-)
+from benchmarks.e2e.check import Gap, check_cell
+from benchmarks.e2e.jobs import BETA_ZERO, DOUBLED, EQUAL, SYSTEMS, Findings, Job, Jobs
 from benchmarks.e2e.pool import Workers
-from benchmarks.rounds import in_rounds
+from benchmarks.rounds import Say, in_rounds
 from examples.demo import ADAPTERS
 
 TASK = "sorting"
 DTYPES = {"float32": 4, "bfloat16": 2}  # bytes
 BLOCK = 128  # tokens in a KV block, vLLM's default on CPU
+GROWING = ("stock-adapter", "adapter", "cold")
 GROWTH_ROUNDS = 2
 GROWTH_BATCH = 4  # requests, where the prompt grows
 NAIVE_WARM_UP = 2  # tokens
@@ -105,6 +96,19 @@ def lengthen(prompts: Sequence[Sequence[int]], count: int, length: int) -> list[
     return made
 
 
+def read_prompts(model: Path, count: int) -> list[list[int]]:
+    """Token ids of the first problems of the adapter's task."""
+    from transformers import AutoTokenizer
+
+    from examples.tasks import TASKS, chat_prompt
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    return [
+        tokenizer(chat_prompt(tokenizer, problem), add_special_tokens=False)["input_ids"]
+        for problem in TASKS[TASK].prompts("test", count)
+    ]
+
+
 def naive_rounds(batch: int, rounds: int) -> int:
     """Rounds of the naive loop: one where it takes a minute or more."""
     return 1 if batch >= 32 else rounds
@@ -121,9 +125,7 @@ def make_jobs(
         if key == "stock-base" and "cold" in systems:
             sizes[DOUBLED] = 2 * batch
         for label, size in sizes.items():
-            jobs[label] = Job(
-                system, label, list(prompts[:size]), options.tokens, options.rounds, options.tokens
-            )
+            jobs[label] = Job(system, label, prompts[:size], options.tokens, options.rounds)
         if key == "naive":
             job = jobs[system.label]
             job.rounds = min(options.rounds, naive_rounds(batch, options.naive_rounds))
@@ -139,15 +141,19 @@ def untimed(dtype: str, jobs: Jobs, options: Any) -> tuple[Jobs, Sequence[tuple[
     cold = jobs.get(SYSTEMS["cold"].label)
     if cold is None or dtype != "float32" or "adapter" not in options.systems:
         return {}, EQUAL
-    zero = Job(BETA_ZERO, BETA_ZERO.label, cold.prompts, cold.tokens, 0, cold.tokens)
+    zero = Job(BETA_ZERO, BETA_ZERO.label, cold.prompts, cold.tokens, 0)
     return {zero.label: zero}, EQUAL
 
 
-def measure(jobs: Jobs, workers: Workers, rng: random.Random, title: str, say: Say) -> list[str]:
+def measure(
+    jobs: Iterable[Job], workers: Workers, rng: random.Random, title: str, say: Say
+) -> list[str]:
     """Warm up each job, then time them in rounds; says what was wrong with their results."""
     problems: list[str] = []
+    timed = list(jobs)
 
     def run(job: Job, tokens: int) -> dict[str, Any]:
+        more = {} if job.stops is None else {"stops": job.stops}
         reply = workers.get(job.system.family).ask(
             "run",
             mode=job.system.mode,
@@ -155,19 +161,30 @@ def measure(jobs: Jobs, workers: Workers, rng: random.Random, title: str, say: S
             tokens=tokens,
             adapters=job.adapters,
             own=job.own,
+            **more,
         )
         problems.extend(job.compare(reply["tokens"], tokens))
         return reply
 
-    for job in jobs.values():
-        run(job, job.warm_up)
+    for job in timed:
+        run(job, job.warm_up or job.tokens)
         say(f"{title}, {job.label}: warm")
-    most = max((job.rounds for job in jobs.values()), default=0)
-    for index, job in in_rounds(jobs.values(), most, rng):
+    most = max((job.rounds for job in timed), default=0)
+    for index, job in in_rounds(timed, most, rng):
         if index < job.rounds:
             job.record(run(job, job.tokens))
             say(f"{title}, {job.label}: round {index + 1} of {job.rounds}")
     return [f"{title}: {problem}" for problem in dict.fromkeys(problems)]
+
+
+def naive_gap(workers: Workers) -> Gap:
+    """How far choices are behind the best one, by the naive loop."""
+
+    def gap(mode: str, texts: list[list[int]], choices: list[int]) -> float:
+        reply = workers.get("naive").ask("gap", mode=mode, texts=texts, choices=choices)
+        return float(reply["gap"])
+
+    return gap
 
 
 def grow(
@@ -184,24 +201,28 @@ def grow(
     rounds = min(options.rounds, GROWTH_ROUNDS)
     if not systems:
         return
+
+    def time(
+        title: str, own: Workers, texts: Sequence[list[int]], tokens: int, adapters: int
+    ) -> None:
+        jobs = {
+            s.label: Job(s, s.label, list(texts), tokens, rounds, adapters=adapters)
+            for s in systems
+        }
+        findings.table[title] = jobs
+        findings.wrong += measure(jobs.values(), own, rng, title, say)
+
     for length in options.lengths:
-        long = lengthen(prompts, GROWTH_BATCH, length)
         # Two tokens: with one, a request would end, and free its blocks, in its first step.
-        jobs = {s.label: Job(s, s.label, long, 2, rounds, 2) for s in systems}
-        findings.by_length[length] = jobs
-        findings.wrong += measure(jobs, workers, rng, f"growth, {length} prompt tokens", say)
+        texts = lengthen(prompts, GROWTH_BATCH, length)
+        time(f"{GROWTH_BATCH} prompts of {length} tokens", workers, texts, 2, 1)
     # They would only take memory now.
     workers.close()
-    batch = list(prompts[: max(options.adapters)])
+    batch = prompts[: max(options.adapters)]
     with more_adapters:
         for count in options.adapters:
-            jobs = {
-                s.label: Job(s, s.label, batch, options.tokens, rounds, options.tokens, count)
-                for s in systems
-            }
-            findings.by_adapters[count] = jobs
-            title = f"growth, {count} adapter{'s' * (count > 1)}"
-            findings.wrong += measure(jobs, more_adapters, rng, title, say)
+            title = f"batch {len(batch)} with {count} adapter{'s' * (count > 1)}"
+            time(title, more_adapters, batch, options.tokens, count)
 
 
 def run_dtype(
@@ -216,33 +237,23 @@ def run_dtype(
     """Start the workers of a dtype, time them at all batch sizes, and check what they gave."""
     for key in options.systems:
         workers.get(SYSTEMS[key].family)
-    findings.facts[dtype] = {name: w.facts for name, w in workers.running.items()}
-
-    def gap(mode: str, texts: list[list[int]], choices: list[int]) -> float:
-        reply = workers.get("naive").ask("gap", mode=mode, texts=texts, choices=choices)
-        return float(reply["gap"])
-
     for batch in options.batch:
         jobs = (
             groups.group_jobs(prompts, batch, options)
             if options.groups
-            else make_jobs(options.systems, prompts, batch, options)
+            else make_jobs(options.systems, list(prompts), batch, options)
         )
-        findings.table[dtype, batch] = jobs
         title = f"{dtype}, batch {batch}"
-        wrong = measure(jobs, workers, rng, title, say)
+        findings.table[title] = jobs
         once, equal = untimed(dtype, jobs, options)
-        wrong += measure(once, workers, rng, title, say)
+        wrong = measure(jobs.values(), workers, rng, title, say)
+        wrong += measure(once.values(), workers, rng, title, say)
         if not wrong:
-            wrong, notes = check_batch(dtype, batch, jobs | once, gap, equal)
+            exact = dtype == "float32"
+            wrong, notes = check_cell(title, exact, jobs | once, naive_gap(workers), equal)
             findings.notes += notes
         findings.wrong += wrong
-    findings.peaks[dtype] = {name: w.peak for name, w in workers.running.items()}
-    findings.busy |= {
-        f"{name} in {dtype}": w.idle[1] / w.idle[0]
-        for name, w in workers.running.items()
-        if w.idle[0] > 0
-    }
+    findings.look_at(dtype, workers)
 
 
 def collect(
@@ -256,10 +267,7 @@ def collect(
     longest = max(map(len, prompts)) + options.tokens
     loads = [(streams, longest), *((2 * GROWTH_BATCH, n + 2) for n in lengths)]
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    findings = Findings(
-        gib={dtype: kv_gib(config, DTYPES[dtype], loads) for dtype in options.dtype}
-    )
-    rng = random.Random(0)
+    findings, rng = Findings(), random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         widen(ADAPTERS / TASK, folder / "adapter", options.rank)
@@ -275,11 +283,11 @@ def collect(
                 "max_model_len": max(512, longest, *(n + 2 for n in lengths)),
                 "max_num_seqs": max(streams, 2 * GROWTH_BATCH),
             }
-            with Workers(settings, findings.gib[dtype], folder, say) as workers:
+            gib = kv_gib(config, DTYPES[dtype], loads)
+            with Workers(settings, gib, folder, say) as workers:
                 run_dtype(options, prompts, workers, dtype, rng, say, findings)
                 # Last, because its longer prompts need more memory.
                 if lengths and dtype == options.dtype[-1] and not findings.wrong:
-                    settings["max_loras"] = adapters
-                    wide = Workers(dict(settings), findings.gib[dtype], folder, say)
+                    wide = Workers({**settings, "max_loras": adapters}, gib, folder, say)
                     grow(options, prompts, workers, wide, rng, say, findings)
     return findings

@@ -7,9 +7,8 @@ to. Between commands it waits for its pipe and computes nothing. It ends with it
 
 The families: ``stock-base`` is vLLM without LoRA and ``stock-lora`` with, both without the plugin;
 ``plugin`` is vLLM with LoRA and the plugin, ``plugin-base`` without LoRA, prepared for CoLD between
-prompts; ``plugin-ngram`` and ``plugin-oracle`` speculate, as the settings say;
-``naive`` is ``benchmarks.e2e.naive``. That a process has the plugin, or has not, is
-checked before it says "ready".
+prompts, ``plugin-ngram`` as ``plugin`` with drafts; ``naive`` is ``benchmarks.e2e.naive``. That a
+process has the plugin, or has not, is checked before it says "ready".
 """
 
 from __future__ import annotations
@@ -20,46 +19,33 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks.e2e.jobs import ALPHA, MODES, stamped
 
-FAMILIES = (
-    "stock-base",
-    "stock-lora",
-    "plugin",
-    "plugin-base",
-    "naive",
-    "plugin-ngram",
-    "plugin-oracle",
-)
+FAMILIES = ("stock-base", "stock-lora", "plugin", "plugin-base", "plugin-ngram", "naive")
 
 
 class Counts:
-    """What an engine did behind the prefills.
+    """What streams did behind their first tokens, all of them together.
 
     Attributes:
-        passes: Forward passes that had no prefill.
-        rows: Tokens that these read.
-        steps: Of all streams together: those in which one emitted tokens.
+        steps: In which one emitted tokens.
         emitted: Tokens of these.
         drafted: Drafts of these.
         accepted: Of the drafts.
     """
 
     def __init__(self) -> None:
-        self.passes = self.rows = self.steps = self.emitted = self.drafted = self.accepted = 0
+        self.steps = self.emitted = self.drafted = self.accepted = 0
         self._seen: set[str] = set()
 
     def add(self, scheduled: Any, result: Any) -> None:
         """Count a step: what was scheduled, and what the model runner gave."""
         drafts = scheduled.scheduled_spec_decode_tokens
-        if scheduled.num_scheduled_tokens and self._seen.issuperset(scheduled.num_scheduled_tokens):
-            self.passes += 1
-            self.rows += scheduled.total_num_scheduled_tokens
         for request_id in scheduled.num_scheduled_tokens:
             row = result.req_id_to_index.get(request_id)
             tokens = result.sampled_token_ids[row] if result.sampled_token_ids else ()
@@ -248,20 +234,6 @@ class Engine:
             "blocks": free - least,
             "counts": counts.reply(),
         }
-
-    def draft(self, k: int, profile: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """From now on draft up to ``k`` tokens: n-grams, or by a profile (see ``Oracle``)."""
-        drafter = self.core.model_executor.driver_worker.worker.model_runner.drafter
-        if profile is not None:
-            drafter.follow(profile)
-            return {}
-        propose = type(drafter).propose  # takes a number up to the engine's
-
-        def fewer(most: int, *args: Any, **kwargs: Any) -> Any:
-            return propose(drafter, min(most, k), *args, **kwargs)
-
-        drafter.propose = fewer
-        return {}
 
 
 def peak_memory() -> int | None:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.drafting.tasks import ADAPTERS as FOLDER
 from benchmarks.load.workload import ADAPTERS, BASE
+from examples.demo import ADAPTERS as FOLDER
 
 START = 300.0  # seconds
 KV_GIB = 2

@@ -12,8 +12,8 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from benchmarks.e2e.jobs import Say
 from benchmarks.e2e.pool import ROOT
+from benchmarks.rounds import Say
 
 REQUIREMENTS = Path(__file__).with_name("requirements.txt")
 VENV = ROOT / ".venv" / "peers"

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.e2e.check import TIE, agreement, check_batch
-from benchmarks.e2e.jobs import Findings, Job, Jobs, Say, System
+from benchmarks.e2e.check import TIE, agreement, check_cell
+from benchmarks.e2e.jobs import Findings, Job, Jobs, System
 from benchmarks.e2e.pool import ROOT, Workers
 from benchmarks.e2e.run import (
     DTYPES,
@@ -24,11 +24,13 @@ from benchmarks.e2e.run import (
     TASK,
     kv_gib,
     measure,
+    naive_gap,
     naive_rounds,
     widen,
 )
 from benchmarks.peers import weights
 from benchmarks.peers.environment import VENV
+from benchmarks.rounds import Say
 from examples.demo import ADAPTERS
 
 # By the name on the command line: the family and the label.
@@ -72,6 +74,11 @@ class Found(Findings):
     missing: dict[str, str] = field(default_factory=dict)
     size: dict[str, float] = field(default_factory=dict)
 
+    def content(self) -> dict[str, Any]:
+        """Everything for a file; only the problems if results are wrong."""
+        more = {"not run": self.missing, "bytes of the weights": self.size}
+        return super().content() | ({} if self.wrong else more)
+
 
 def make_jobs(
     dtype: str, prompts: Sequence[list[int]], batch: int, options: Any, missing: Any = ()
@@ -88,19 +95,15 @@ def make_jobs(
                 continue
             name = label(program, mode)
             system = System(f"{program}-{mode}", name, family, mode)
-            job = Job(
-                system, name, list(prompts[:batch]), options.tokens, options.rounds, options.tokens
-            )
+            job = Job(system, name, list(prompts[:batch]), options.tokens, options.rounds)
             jobs[name] = job
             if program == "naive":
                 timed = program in options.systems
                 job.rounds = min(options.rounds, naive_rounds(batch, 2)) if timed else 0
-                job.warm_up = min(NAIVE_WARM_UP, options.tokens) if timed else options.tokens
+                job.warm_up = NAIVE_WARM_UP if timed else 0
     if batch == 1:
         prompt = list(prompts[:1])
-        jobs[MEMORY.label] = Job(
-            MEMORY, MEMORY.label, prompt, options.tokens, options.rounds, options.tokens
-        )
+        jobs[MEMORY.label] = Job(MEMORY, MEMORY.label, prompt, options.tokens, options.rounds)
     return jobs
 
 
@@ -177,28 +180,19 @@ def run_dtype(
             if family not in PEERS:
                 raise
             found.missing[f"{family} in {dtype}"] = str(error).strip().splitlines()[-1]
-    found.facts[dtype] = {name: w.facts for name, w in workers.running.items()}
-
-    def gap(mode: str, texts: list[list[int]], choices: list[int]) -> float:
-        reply = workers.get("naive").ask("gap", mode=mode, texts=texts, choices=choices)
-        return float(reply["gap"])
-
     for batch in options.batch:
         jobs = make_jobs(dtype, prompts, batch, options, found.missing)
-        found.table[dtype, batch] = jobs
-        wrong = measure(jobs, workers, rng, f"{dtype}, batch {batch}", say)
+        title = f"{dtype}, batch {batch}"
+        found.table[title] = jobs
+        wrong = measure(jobs.values(), workers, rng, title, say)
         if not wrong:
+            gap = naive_gap(workers)
             for pairs, tie in ((equal(False), TIE), (equal(True), PEERS_TIE)):
-                problems, notes = check_batch(dtype, batch, jobs, gap, pairs, tie)
+                problems, notes = check_cell(title, dtype == "float32", jobs, gap, pairs, tie)
                 wrong += problems
                 found.notes += notes
         found.wrong += wrong
-    found.peaks[dtype] = {name: w.peak for name, w in workers.running.items()}
-    found.busy |= {
-        f"{name} in {dtype}": w.idle[1] / w.idle[0]
-        for name, w in workers.running.items()
-        if w.idle[0] > 0
-    }
+    found.look_at(dtype, workers)
 
 
 def collect(

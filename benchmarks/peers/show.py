@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Show what was measured: tables in Markdown, and the same for a file."""
+"""Show what was measured, in Markdown."""
 
 from __future__ import annotations
 
-import os
 import statistics
-from collections.abc import Sequence
-from typing import Any
 
-from benchmarks.e2e import show
 from benchmarks.e2e.jobs import Job, Jobs
-from benchmarks.peers.run import GGUF, MEMORY, MODES, NO_COLD, PROGRAMS, Found, label, shares
-from benchmarks.rounds import ratios, spread_text
+from benchmarks.peers.run import GGUF, MEMORY, NO_COLD, PROGRAMS, Found, label, shares
+from benchmarks.rounds import ratios, short, spread_text, table
 
 NOTE = """\
 Median (20th-80th percentile) over the rounds. Seconds and tokens/s: of the whole batch; ms/token: \
@@ -24,12 +20,6 @@ adapter's weights have in this format, in the same round. It reads 2 streams' we
 llama.cpp's CoLD and the loop's read them twice."""
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is text."""
-    lines = [columns, ["---", *["--:"] * (len(columns) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def floors(job: Job, dtype: str, jobs: Jobs, found: Found) -> list[float]:
     """A job's time per token over that of reading its weights, of each round."""
     memory = jobs.get(MEMORY.label)
@@ -40,25 +30,26 @@ def floors(job: Job, dtype: str, jobs: Jobs, found: Found) -> list[float]:
     return ratios(job.tpot, [scale * each for each in memory.tpot])
 
 
-def rows(dtype: str, batch: int, found: Found) -> list[list[str]]:
+def rows(title: str, found: Found) -> list[list[str]]:
     """Of the table of one dtype and batch size."""
-    jobs, equal = found.table[dtype, batch], shares(found.table[dtype, batch])
+    jobs, equal = found.table[title], shares(found.table[title])
+    dtype = title.partition(",")[0]
     shown = []
     for job in (job for job in jobs.values() if job.seconds):
         cells = [job.label]
         if job.system is MEMORY:
             rate = found.size[dtype] / statistics.median(job.tpot) / 1e9
-            once = spread_text(job.tpot, show.short, 1e3)
+            once = spread_text(job.tpot, short, 1e3)
             shown.append([f"{job.label}, {rate:.0f} GB/s", *[""] * 3, once, "", "", "1"])
             continue
         own = jobs.get(label("plugin", job.system.mode))
         rate = len(job.prompts) * job.tokens / statistics.median(job.seconds)
         cells += [
             f"{equal[job.label]:.0%}" if job.label in equal else "",
-            spread_text(job.seconds, show.short),
-            spread_text(job.ttft, show.short, 1e3),
-            spread_text(job.tpot, show.short, 1e3),
-            show.short(rate),
+            spread_text(job.seconds, short),
+            spread_text(job.ttft, short, 1e3),
+            spread_text(job.tpot, short, 1e3),
+            short(rate),
             spread_text(ratios(job.seconds, own.seconds) if own else []),
         ]
         if MEMORY.label in jobs:
@@ -71,43 +62,11 @@ def pages(found: Found) -> str:
     """All tables, and what their columns mean."""
     columns = ["system", "equal", "seconds", "TTFT, ms", "ms/token", "tokens/s", "time ratio"]
     parts = []
-    for dtype, batch in found.table:
-        floor = ["x floor"] if MEMORY.label in found.table[dtype, batch] else []
-        parts += [
-            f"### {dtype}, batch {batch}",
-            markdown([*columns, *floor], rows(dtype, batch, found)),
-        ]
+    for title, jobs in found.table.items():
+        floor = ["x floor"] if MEMORY.label in jobs else []
+        parts += [f"### {title}", table([*columns, *floor], rows(title, found))]
     reasons = [f"No CoLD in {PROGRAMS[key][1]}: {why}." for key, why in NO_COLD.items()]
     note = NOTE.format(peers=" ".join(reasons))
     if any(MEMORY.label in jobs for jobs in found.table.values()):
         note += FLOOR
     return "\n\n".join([*parts, note])
-
-
-def content(found: Found) -> dict[str, Any]:
-    """Everything for a file; only the problems if results are wrong."""
-    if found.wrong:
-        return {"problems": found.wrong}
-    return {
-        "machine": show.machine().splitlines(),
-        "load average after": os.getloadavg(),
-        "workers": found.facts,
-        "not run": found.missing,
-        "checks": found.notes,
-        "idle share of a core": found.busy,
-        "bytes of the weights": found.size,
-        "peak bytes": found.peaks,
-        "runs": [
-            {
-                "dtype": dtype,
-                "batch": batch,
-                "mode": MODES[job.system.mode],
-                "equal": shares(jobs).get(job.label),
-                "x floor": floors(job, dtype, jobs, found),
-                **show.as_json(job),
-            }
-            for (dtype, batch), jobs in found.table.items()
-            for job in jobs.values()
-            if job.seconds
-        ],
-    }

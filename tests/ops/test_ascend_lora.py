@@ -16,7 +16,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from benchmarks import ascend_lora_model
 from tests.ops import ascend_host
 from tests.ops.ascend_host import ASCEND
 from tests.ops.lora_host import Case, LoraHost, Plan, compile_lora, make_case
@@ -213,11 +212,6 @@ def test_unified_buffer_is_as_documented(host):
         _, name, dtype = kernel.split("_", 2)
         row = rf"\| {name} \| [^|]*\b{dtype}\b[^|]* \|.*\| {size:,} \|"
         assert re.search(row, documented), (kernel, size)
-
-
-def test_model_is_as_documented():
-    """The table in csrc/ascend/README.md is what the model says."""
-    assert ascend_lora_model.table() in (ASCEND / "README.md").read_text()
 
 
 # --- How a call is cut up -------------------------------------------------------------------------

@@ -304,7 +304,7 @@ def test_plan(num_groups: int, vocab: int, cores: int) -> None:
 
 
 def compile_for(target: str) -> list[Any]:
-    from benchmarks.triton_targets import Variant, compile_variants
+    from tests.ops.triton_targets import Variant, compile_variants
 
     variants = [
         Variant("fp32", "aligned", "in place"),
@@ -348,7 +348,7 @@ def test_compiles(
 
 
 def compile_for_batches() -> list[Any]:
-    from benchmarks.triton_targets import Variant, compile_variants
+    from tests.ops.triton_targets import Variant, compile_variants
 
     batches = [1, 2, 16, 300, 4096]  # one segment a group, or many; multiples of 16 or not
     forms = [Variant(groups=n) for n in batches]

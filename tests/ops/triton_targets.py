@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the Triton kernels need of a GPU, without a GPU: registers, shared memory, spills.
 
-``python -m benchmarks.triton_targets [--markdown]`` runs the backend on tensors without memory
-and compiles each kernel that it would launch, down to the binary, for every target. So the
-variants (alignment, divisibility, constants) are those that Triton's JIT would make.
+The backend runs on tensors without memory, and each kernel that it would launch is compiled, down
+to the binary. So the variants (alignment, divisibility, constants) are those that Triton's JIT
+would make.
 """
 
-import argparse
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,6 @@ TARGETS = {
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # Rows start at multiples of 16 elements and end at one; rows that start anywhere; one token.
 ROWS = {"aligned": 152064, "odd": 32001, "V = 1": 1}
-OUTPUTS = ("dense", "in place", "counted", "top-32", "top-64")
 
 
 @dataclass(frozen=True)
@@ -73,20 +71,6 @@ class Variant:
         else:
             k = int(self.outputs.removeprefix("top-"))
             backend.topk(logits, those, empty(num, k), empty(num, k, dtype=torch.int64))
-
-
-def all_variants() -> Iterator[Variant]:
-    """Every variant that there is."""
-    for rows in ROWS:
-        for dtype in DTYPES:
-            for outputs in OUTPUTS:
-                if outputs not in ("in place", "counted") or dtype == "fp32":
-                    for streams in (2, 3):  # 3 stands for all that are more than 2
-                        yield Variant(dtype, rows, outputs, streams=streams)
-                        yield Variant(dtype, rows, outputs, capped=True, streams=streams)
-            # What it adds does not depend on the outputs.
-            yield Variant(dtype, rows, adaptive=True)
-            yield Variant(dtype, rows, capped=True, adaptive=True)
 
 
 @dataclass(frozen=True)
@@ -181,44 +165,3 @@ def _amd_usage(kernel: Any) -> tuple[int, int, int, str]:
 
     spills = count("vgpr_spill_count") + count("sgpr_spill_count")
     return count("vgpr_count"), kernel.metadata.shared, spills, assembly
-
-
-def table(compiled: Sequence[Compiled], markdown: bool = False) -> str:
-    """A line for each kernel; in markdown, the most of each kernel and output over the rest."""
-    if not markdown:
-        lines = ["kernel             target  dtype rows     outputs            regs shared spills"]
-        lines += [
-            f"{c.kernel:18} {c.target:7} {c.variant.dtype:5} {c.variant.rows:8} "
-            f"{c.variant!s:18} {c.registers:4} {c.shared:6} {c.spills:6}"
-            for c in compiled
-        ]
-        return "\n".join(lines)
-    most: dict[tuple[str, str, str], list[int]] = {}
-    for c in compiled:
-        outputs = "all" if c.kernel in ("tile_maxima", "adaptive_weights") else c.variant.outputs
-        outputs += ", more than 2 streams" * (c.kernel == "score_tiles" and c.variant.streams > 2)
-        row = most.setdefault((c.kernel, outputs, c.target), [0, 0, 0, 0])
-        row[0] += 1
-        row[1:] = (max(row[1], c.registers), max(row[2], c.shared), max(row[3], c.spills))
-    lines = [
-        "| kernel | outputs | target | variants | registers | shared memory | spills |",
-        "|---|---|---|--:|--:|--:|--:|",
-    ]
-    for key, row in most.items():
-        lines.append("| " + " | ".join(map(str, (*key, *row))) + " |")
-    return "\n".join(lines)
-
-
-def main() -> None:
-    """Compile all and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--markdown", action="store_true", help="a short table, for documents")
-    arguments = parser.parse_args()
-    compiled = [c for t in TARGETS for c in compile_variants(t, list(all_variants()))]
-    print(f"triton {triton.__version__}, torch {torch.__version__}\n")
-    print(table(compiled, arguments.markdown))
-    print(f"\n{len(compiled)} kernels, {sum(c.spills > 0 for c in compiled)} with spills")
-
-
-if __name__ == "__main__":
-    main()
