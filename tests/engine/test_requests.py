@@ -335,7 +335,7 @@ def test_engines_that_cannot(
     from vllm import SamplingParams
 
     from vllm_cold import ColdParams
-    from vllm_cold.vllm.scheduler.scheduler import GroupScheduling
+    from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
 
     options, message = UNSUPPORTED[engine]
     if engine != "no lora":  # which has CoLD where it asks
@@ -348,7 +348,7 @@ def test_engines_that_cannot(
         llm = make_llm(**options)
     else:
         llm = make_llm(**options)
-        assert not isinstance(scheduler(llm), GroupScheduling)
+        assert not isinstance(scheduler(llm), GroupScheduler)
     assert "cold" not in str(llm.llm_engine.vllm_config.scheduler_config.scheduler_cls).lower()
     assert not llm.llm_engine.model_config.logits_processors
     prompt = {"prompt_token_ids": PROMPT}

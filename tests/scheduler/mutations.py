@@ -10,10 +10,12 @@ from types import FunctionType
 from typing import Any
 
 from tests.scheduler import cases
-from vllm_cold.group import lockstep
+from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
-from vllm_cold.vllm.scheduler import results, scheduler
-from vllm_cold.vllm.scheduler.scheduler import GroupScheduling
+from vllm_cold.vllm.scheduler import planned_step, scheduler
+from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
+from vllm_cold.vllm.scheduler.queues import WaitingQueues
+from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def _lockstep(rule: str, function: str, instead: Instead, case: Case = None) -> 
 
 
 def _sched(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
-    owner = next(c for c in GroupScheduling.__mro__ if function in vars(c))
+    owners = (GroupScheduler, WaitingQueues, KVBlocks, planned_step)
+    owner = next(c for c in owners if function in vars(c))
     return Mutation(rule, owner, function, instead, case)
 
 
@@ -156,23 +159,20 @@ MUTATIONS = [
     ),
     _sched(
         "an expert whose grammar was compiled makes way for its leader",
-        "_after_pass",
-        (
-            "self.waiting.prepend_request(group.leader)",
-            "self.waiting.prepend_request(group.expert)",
-        ),
+        "lead",
+        ("prepend_request(group.leader)", "prepend_request(group.expert)"),
         cases.longer_amateur_and_a_grammar,
     ),
     _sched(
         "a leader waits in its expert's place",
         "add_request",
-        ("group.leader is not request and", "False and"),
+        ("if request.status == RequestStatus.WAITING:", "if False:"),
         cases.longer_amateur,
     ),
     _sched(
         "nobody who came at the same time gets between the streams of a group",
-        "_enqueue",
-        ("if by_priority and behind_head:", "if False:"),
+        "put_followers",
+        ("if self._by_priority and behind_head:", "if False:"),
         cases.came_at_the_same_time,
     ),
     # Who is admitted.
@@ -251,12 +251,12 @@ MUTATIONS = [
     ),
     _sched(
         "followers that were not admitted leave the queue",
-        "_dequeue",
-        _nothing,
+        "take_back",
+        ("self.remove(*waiting)", "pass"),
     ),
     _sched(
         "between passes streams have the priority that was asked for",
-        "_take_back",
+        "take_back",
         ("stream.priority = priority", "pass"),
     ),
     # What room is.
@@ -283,19 +283,19 @@ MUTATIONS = [
     ),
     _sched(
         "a group needs blocks for all prompts",
-        "_blocks_fit",
+        "fit",
         _yes,
     ),
     # What a preemption takes along.
     _step(
         "a group that lost a stream gets nothing more",
         "preempt",
-        ("self.preempted_groups.add(group.request_id)", "pass"),
+        ("self.turn_of(group).preempted = True", "pass"),
     ),
     _step(
         "a follower gets nothing if its leader was passed over",
         "clip_follower",
-        ("if verdict is None or key in self.preempted_groups:", "if False:"),
+        ("if turn.verdict is None or turn.preempted:", "if False:"),
     ),
     _step(
         "a pass that preempted admits nobody",
@@ -329,11 +329,11 @@ MUTATIONS = [
     _lockstep(
         "a group is split if one of its streams was preempted",
         "is_split",
-        ("or group.request_id in step.preempted_groups", ""),
+        ("or group.turn.preempted", ""),
     ),
     _sched(
         "blocks that a preempted request did not write are not in the prefix cache",
-        "_uncache_unwritten",
+        "uncache_unwritten",
         _nothing,
     ),
     _sched(
@@ -348,8 +348,8 @@ MUTATIONS = [
     ),
     _sched(
         "a stream that was taken out of the step was not scheduled",
-        "_strip",
-        ("self.prev_step_scheduled_req_ids.discard(request_id)", "pass"),
+        "_withdraw",
+        ("self.prev_step_scheduled_req_ids.discard(request.request_id)", "pass"),
     ),
     _sched(
         "a group that waits for room in vain is preempted",
@@ -361,7 +361,7 @@ MUTATIONS = [
     _step(
         "all streams verify as many drafts",
         "clip_follower",
-        ("left += self.drafts.get(key, 0)", "left = num_new_tokens"),
+        ("left += turn.drafts", "left = num_new_tokens"),
     ),
     _step(
         "drafts are as many as all streams have",
@@ -396,39 +396,42 @@ MUTATIONS = [
     ),
     _sched(
         "drafts of a stream that was taken out of the step are not verified",
-        "_strip",
+        "strip",
         ("output.scheduled_spec_decode_tokens.pop(request_id, None)", "pass"),
     ),
     Mutation(
         "an amateur with more tokens than its expert is out of step",
         results,
-        "_out_of_step",
+        "out_of_step",
         ("not same_length or", ""),
         cases.longer_than_its_expert,
     ),
     Mutation(
         "an amateur may be told tokens behind its expert's end",
         results,
-        "_out_of_step",
+        "out_of_step",
         ("amateur.num_output_tokens >= known", "amateur.num_output_tokens == known"),
         cases.stops_amid_drafts,
     ),
-    _sched(
+    Mutation(
         "each row of drafts must have been scored",
-        "_scored",
+        results,
+        "problem",
         ("len(figures) != 1 + num_drafts", "not figures"),
         cases.unscored_draft,
     ),
-    _sched(
+    Mutation(
         "no token is given that was drawn from NaN, be it a draft",
-        "_scored",
-        ("figures[: len(tokens[at])]", "figures[:1]"),
+        results,
+        "problem",
+        ("figures[:num_tokens]", "figures[:1]"),
         cases.nan_in_an_accepted_draft,
     ),
-    _sched(
+    Mutation(
         "what was found behind the tokens that are given does not matter",
-        "_scored",
-        ("figures[: len(tokens[at])]", "figures"),
+        results,
+        "problem",
+        ("figures[:num_tokens]", "figures"),
         cases.nan_behind_the_accepted_drafts,
     ),
     _sched(
@@ -461,6 +464,6 @@ MUTATIONS = [
     _sched(
         "a CoLD request is counted once",
         "get_request_counts",
-        ("running -= sum(", "sum("),
+        ("running -= sum(map(", "sum(map("),
     ),
 ]

@@ -17,7 +17,7 @@ from tests.scheduler.workers import RELEASE
 from vllm_cold.group.drafting import Economy, StepTimes
 from vllm_cold.group.tally import MAX_ADAPTERS, Kind, Report, Sums, Tally
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
-from vllm_cold.vllm.scheduler.results import NOT_SCORED
+from vllm_cold.group.results import NOT_SCORED
 
 pytestmark = pytest.mark.unit
 

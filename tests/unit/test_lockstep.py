@@ -122,7 +122,7 @@ def test_cached_prompts_count_as_computed() -> None:
     group = fresh(50, 50)
     step: Step[Stream] = Step(budget=60)
     assert lead(step, group, 50, missing(48), waiting=True) == 50
-    assert step.verdicts["0"] is Verdict.FINISH
+    assert group.turn.verdict is Verdict.FINISH
     assert follow(step, group, 2, 48, waiting=True) == 2
 
 
@@ -160,7 +160,7 @@ def test_a_preempted_stream_takes_its_group_along() -> None:
     step.preempt(group)
     assert lead(step, group, 1, running()) == 0
     assert follow(step, group, 1) == 0
-    assert is_split(group, step, {})
+    assert is_split(group, {})
 
 
 @pytest.mark.parametrize(
@@ -174,8 +174,11 @@ def test_a_preempted_stream_takes_its_group_along() -> None:
     ],
 )
 def test_is_split(scheduled: dict[str, int], preempted: bool, expected: bool) -> None:
-    step: Step[Stream] = Step(budget=9, preempted_groups={"0"} if preempted else set())
-    assert is_split(make_group(1, 1), step, scheduled) is expected
+    step: Step[Stream] = Step(budget=9)
+    group = make_group(1, 1)
+    if preempted:
+        step.preempt(group)
+    assert is_split(group, scheduled) is expected
 
 
 # ---- several -------------------------------------------------------------------------------------
@@ -201,9 +204,9 @@ def test_the_longest_leads(sizes: Sequence[int], leader: str, followers: str) ->
     step: Step[Stream] = Step(budget=99)
     capacity = missing(*(0 for _ in followers))
     assert lead(step, group, max(sizes), capacity, waiting=True) == max(sizes)
-    assert step.verdicts == {"0": Verdict.FINISH}
+    assert group.turn.verdict is Verdict.FINISH
     step.preempt(group)
-    assert step.preempted_groups == {"0"}
+    assert group.turn.preempted
     assert follow(step, group, 5, waiting=True) == 0
 
 
@@ -232,8 +235,9 @@ def test_the_limit_on_a_chunk_counts_for_each_follower() -> None:
         left = [2, 2, 2]
         for left[at], verdict in ((16, Verdict.FINISH), (17, Verdict.HOLD)):
             step: Step[Stream] = Step(budget=64)
-            lead(step, make_group(2, *left), 2, running(3, chunk=16))
-            assert step.verdicts == {"0": verdict}
+            group = make_group(2, *left)
+            lead(step, group, 2, running(3, chunk=16))
+            assert group.turn.verdict is verdict
 
 
 @pytest.mark.parametrize(
@@ -251,7 +255,7 @@ def test_one_missing_follower_keeps_all_from_the_sampling_position(
     step: Step[Stream] = Step(budget=64, preempted=preempted)
     capacity = Capacity([0, 0, 0], [False, True, False], admissible)
     lead(step, group, 1, capacity)
-    assert step.verdicts == {"0": verdict}
+    assert group.turn.verdict is verdict
     assert "".join(s.request_id for s in step.admits(group, capacity)) == admitted
     assert step.reserved == 0
 
@@ -277,7 +281,7 @@ def test_a_follower_that_finds_less_in_the_cache_than_was_promised_gets_nothing(
     # The scheduler offers no more than the budget, of which 14 tokens are left.
     assert follow(step, group, 14, 0, waiting=True) == 0
     assert follow(step, group, 10, 10, at=1, waiting=True) == 10
-    assert is_split(group, step, {"0": 50, "1": 0, "2": 20})
+    assert is_split(group, {"0": 50, "1": 0, "2": 20})
 
 
 def test_each_follower_that_starts_has_a_token_kept() -> None:
@@ -355,7 +359,7 @@ def test_a_group_is_split_unless_all_sample_or_none(num: int) -> None:
     for sampling in range(2**num):
         scheduled = {name: 2 if sampling >> i & 1 else i % 2 for i, name in enumerate(names)}
         split = sampling not in (0, 2**num - 1)
-        assert is_split(group, Step(budget=9), scheduled) is split
+        assert is_split(group, scheduled) is split
 
 
 # ---- drafts --------------------------------------------------------------------------------------
@@ -382,9 +386,9 @@ def test_all_verify_as_many_drafts() -> None:
         step: Step[Stream] = Step(budget=64)
         group = make_group(1, 1, 1, drafts=drafts)
         assert grants(step, group) == [1 + most] * 3
-        assert step.drafts == ({"0": most} if most else {})
+        assert group.turn.drafts == most
         assert step.budget == 64 - 3 * (1 + most)
-        assert not is_split(group, step, dict.fromkeys("012", 1 + most))
+        assert not is_split(group, dict.fromkeys("012", 1 + most))
 
 
 def test_drafts_come_behind_a_prompts_last_tokens() -> None:
@@ -392,7 +396,7 @@ def test_drafts_come_behind_a_prompts_last_tokens() -> None:
     step: Step[Stream] = Step(budget=64)
     group = make_group(7, 2, drafts=(3, 3))
     assert grants(step, group) == [10, 5]
-    assert not is_split(group, step, {"0": 10, "1": 5})
+    assert not is_split(group, {"0": 10, "1": 5})
 
 
 @pytest.mark.parametrize(
@@ -435,7 +439,7 @@ def test_a_follower_that_is_offered_fewer_gets_nothing() -> None:
     group = make_group(1, 1, drafts=(5, 5))
     assert lead(step, group, 6, running()) == 6
     assert follow(step, group, 5) == 0
-    assert is_split(group, step, {"0": 6, "1": 0})
+    assert is_split(group, {"0": 6, "1": 0})
 
 
 def test_with_a_missing_follower_nothing_is_verified() -> None:
@@ -447,7 +451,7 @@ def test_with_a_missing_follower_nothing_is_verified() -> None:
     assert step.admits(group, capacity) == group.followers[1:]
     assert follow(step, group, 4) == 1
     assert follow(step, group, 30, at=1, waiting=True) == 30
-    assert step.drafts == {} and step.promised == 0
+    assert group.turn.drafts == 0 and step.promised == 0
 
 
 def test_a_group_that_does_not_draft() -> None:
@@ -469,7 +473,7 @@ def test_no_draft_is_verified_where_nothing_is_sampled() -> None:
     group = make_group(1, 90, drafts=(3, 3))
     assert lead(step, group, 4, running()) == 0
     assert follow(step, group, 60) == 60
-    assert step.verdicts == {"0": Verdict.HOLD} and step.drafts == {}
+    assert group.turn.verdict is Verdict.HOLD and group.turn.drafts == 0
 
 
 def test_what_a_drafter_adds_counts_for_each_stream() -> None:
@@ -527,7 +531,7 @@ def test_an_admission_leaves_room_for_padding() -> None:
         step: Step[Stream] = Step(budget=budget, padding=padding)
         group = make_group(1, 1)
         assert lead(step, group, 1, MISSING) == (verdict is Verdict.FINISH)
-        assert step.verdicts == {"0": verdict}
+        assert group.turn.verdict is verdict
         if verdict is Verdict.FINISH:
             # What is offered for drafts is not taken.
             assert step.admits(group, MISSING) == group.followers
@@ -548,7 +552,7 @@ def test_streams_that_verify_different_drafts_are_split(rows: tuple[int, int], s
         scheduled = {
             str(i): n - 1 + k for i, (n, k) in enumerate(zip(left, rows, strict=True))
         }  # fmt: skip
-        assert is_split(group, Step(budget=9), scheduled) is split
+        assert is_split(group, scheduled) is split
 
 
 # ---- any -----------------------------------------------------------------------------------------
@@ -646,7 +650,7 @@ def test_any_pass(
         assert 0 <= used <= budget
         assert step.budget == budget - used
     for group, scheduled in everyone:
-        assert not is_split(group, step, scheduled)
+        assert not is_split(group, scheduled)
         rows = {rows_of(s, n) for s, n in zip(group.streams, scheduled.values(), strict=True)}
         assert len(rows) == 1
         most = min(len(s.spec_token_ids) for s in group.streams) if drafting else 0

@@ -92,19 +92,19 @@ class Run:
         from vllm_cold.vllm.scheduler.scheduler import (
             ColdAsyncScheduler,
             ColdScheduler,
-            GroupScheduling,
+            GroupScheduler,
         )
 
         classes: tuple[type[Any], type[Any]] = (ColdScheduler, ColdAsyncScheduler)
         if self.mode == "hooks":
             classes = (self.hooked(ColdScheduler), self.hooked(ColdAsyncScheduler))
-            hook = GroupScheduling._cap
+            hook = GroupScheduler._cap
 
             def counted(*args: Any, **kwargs: Any) -> int:
                 self.hook_calls += 1
                 return hook(*args, **kwargs)
 
-            GroupScheduling._cap = counted
+            GroupScheduler._cap = counted
         scheduler.Scheduler, async_scheduler.AsyncScheduler = classes
 
     def hooked(self, base: type[Any]) -> type[Any]:

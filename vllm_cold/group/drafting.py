@@ -9,8 +9,9 @@ that its tries cost a small, fixed share of the time.
 """
 
 import math
-from collections import defaultdict
-from collections.abc import Hashable
+import time
+from collections import defaultdict, deque
+from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
 # Weight of what is older, with each step or each time that drafts were verified.
@@ -122,6 +123,27 @@ class Economy:
     kinds: defaultdict[Hashable, Experience] = field(
         default_factory=lambda: defaultdict(Experience)
     )
+    _begun_at: deque[float] = field(default_factory=deque)  # of steps in flight
+    _ended_at: float = 0.0
+
+    def begin_step(self) -> None:
+        """A step was scheduled."""
+        self._begun_at.append(time.monotonic())
+
+    def end_step(self, tokens: Collection[int], most: int) -> None:
+        """The oldest step's results are there.
+
+        Args:
+            tokens: Of each of its requests.
+            most: That a decoding request has in a step.
+        """
+        now = time.monotonic()
+        begun = self._begun_at.popleft() if self._begun_at else now
+        before, self._ended_at = self._ended_at, now
+        if tokens and max(tokens) <= most:
+            self.times.add(sum(tokens), now - max(begun, before))
+        else:  # or a step without drafts, for its time, would be waited for while prompts come
+            self.times.age += 1
 
     def may_draft(self) -> bool:
         """Whether drafts are verified in the next step. Where all steps are as large, some do

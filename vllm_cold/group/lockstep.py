@@ -22,7 +22,7 @@ one. All streams of a group verify the same number, so that every draft has a ro
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from vllm_cold.group.drafting import Drafting
 
@@ -43,9 +43,37 @@ class Tokens(Protocol):
 R = TypeVar("R", bound=Tokens)
 
 
+class Verdict(Enum):
+    """What ``Step`` decided for a group when its leader had its turn."""
+
+    FINISH = auto()
+    """All streams sample in this step."""
+    HOLD = auto()
+    """None does; all may prefill up to one token short."""
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one scheduling pass did with a group.
+
+    Attributes:
+        step: The pass; None before the first.
+        verdict: None until the leader had its turn.
+        drafts: How many drafts each stream verifies.
+        preempted: Whether a stream was preempted; then the group gets nothing more.
+        led_by_other: Whether a follower that waits in its leader's place was met in a queue.
+    """
+
+    step: "Step[Any] | None" = None
+    verdict: Verdict | None = None
+    drafts: int = 0
+    preempted: bool = False
+    led_by_other: bool = False
+
+
 @dataclass(eq=False, slots=True)
 class Group(Generic[R]):
-    """The streams of one CoLD request.
+    """The streams of one CoLD request, and all that a scheduler knows of it.
 
     Attributes:
         streams: The expert, which is the request that the client knows, and the amateurs, which
@@ -56,6 +84,11 @@ class Group(Generic[R]):
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
+        turn: What the last pass did that dealt with it.
+        passed_over: Passes in a row that admitted others because its adapters found no slots.
+        error: Why it must end, as its client is told.
+        new_amateurs: Of each amateur that no step has had yet, by request id, its prompt tokens
+            that were found in the prefix cache.
     """
 
     streams: tuple[R, ...]
@@ -64,11 +97,16 @@ class Group(Generic[R]):
     followers: tuple[R, ...] = field(init=False)
     failed_alone: int = 0
     drafting: Drafting = field(default_factory=Drafting)
+    turn: Turn = field(default_factory=Turn)
+    passed_over: int = 0
+    error: str | None = None
+    new_amateurs: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
         # Of several the first. All have as many output tokens: so it stays the longest.
         self.leader = max(self.streams, key=lambda stream: stream.num_tokens)
         self.followers = tuple(s for s in self.streams if s is not self.leader)
+        self.new_amateurs = {amateur.request_id: 0 for amateur in self.amateurs}
 
     @property
     def expert(self) -> R:
@@ -84,15 +122,6 @@ class Group(Generic[R]):
     def request_id(self) -> str:
         """The expert's, which names the group."""
         return self.streams[0].request_id
-
-
-class Verdict(Enum):
-    """What ``Step`` decided for a group when its leader had its turn."""
-
-    FINISH = auto()
-    """All streams sample in this step."""
-    HOLD = auto()
-    """None does; all may prefill up to one token short."""
 
 
 def tokens_left(request: Tokens, num_cached: int = 0) -> int:
@@ -127,7 +156,7 @@ class Capacity:
 
 @dataclass(slots=True)
 class Step(Generic[R]):
-    """One scheduler step: the budget as it is handed out, and each group's verdict.
+    """One scheduler step: the budget as it is handed out, and the groups' turns.
 
     Attributes:
         budget: Tokens that can still be scheduled (at least: those of preempted requests are
@@ -135,10 +164,8 @@ class Step(Generic[R]):
         extra: Tokens that a drafter adds to each request which is scheduled.
         padding: Tokens that must be left over where a request with one token left is admitted.
         drafting: Whether drafts are verified; those of requests with a seed are in any case.
-        verdicts: By group, for those whose leader had its turn.
-        drafts: By group, how many drafts each of its streams verifies, where that is not 0.
+        groups: Those that this pass dealt with.
         preempted: Whether this pass preempted a request; then it admits nobody.
-        preempted_groups: Those of which this pass preempted a stream; they get nothing more.
         blocked_priority: The priority (lower is more urgent) of a leader that runs, has only its
             last token left and lacks anything for its followers; None if there is none.
         reserved: Followers that are about to be admitted, for each of which a token is kept.
@@ -149,13 +176,18 @@ class Step(Generic[R]):
     extra: int = 0
     padding: int = 0
     drafting: bool = True
-    verdicts: dict[str, Verdict] = field(default_factory=dict)
-    drafts: dict[str, int] = field(default_factory=dict)
+    groups: list[Group[R]] = field(default_factory=list)
     preempted: bool = False
-    preempted_groups: set[str] = field(default_factory=set)
     blocked_priority: int | None = None
     reserved: int = 0
     promised: int = 0
+
+    def turn_of(self, group: Group[R]) -> Turn:
+        """What this pass did with a group; it is one of ``groups`` from now on."""
+        if group.turn.step is not self:
+            group.turn = Turn(self)
+            self.groups.append(group)
+        return group.turn
 
     def clip_plain(self, num_new_tokens: int) -> int:
         """Tokens for a request that is no group's: what the scheduler offers."""
@@ -179,9 +211,9 @@ class Step(Generic[R]):
             waiting: Whether the leader is about to be admitted. It is admitted only with room
                 for its followers in the same step, so that no group holds half of what it needs.
         """
-        key = group.request_id
+        turn = self.turn_of(group)
         self.reserved = 0
-        if key in self.preempted_groups or (waiting and not capacity.admissible):
+        if turn.preempted or (waiting and not capacity.admissible):
             return 0
         left = tokens_left(group.leader, num_cached)
         others = followers_left(group, capacity)
@@ -195,15 +227,13 @@ class Step(Generic[R]):
             and (capacity.chunk == 0 or max(others) <= capacity.chunk)
             and (not any(capacity.missing) or (capacity.admissible and not self.preempted))
         ):
-            self.verdicts[key] = Verdict.FINISH
+            turn.verdict = Verdict.FINISH
             drafts = min(num_new_tokens - left, spare // len(group.streams))
             drafts = min(drafts, num_drafts(group) if self._may_draft(group) else 0)
             if capacity.chunk:
                 drafts = min(drafts, capacity.chunk - max(others))
-            if drafts > 0:
-                self.drafts[key] = drafts
-                left += drafts
-            return self._grant(left)
+            turn.drafts = max(drafts, 0)
+            return self._grant(left + turn.drafts)
         granted = min(num_new_tokens, left - 1)
         if waiting:
             # With at least one token for each follower, so that all are admitted together.
@@ -213,14 +243,14 @@ class Step(Generic[R]):
                 # A follower that has its whole prompt cached is admitted when its leader gets to
                 # the last token; only one group waits for that.
                 return 0
-        self.verdicts[key] = Verdict.HOLD
+        turn.verdict = Verdict.HOLD
         return self._grant(min(granted, self.budget - self.promised - self.extra))
 
     def admits(self, group: Group[R], capacity: Capacity) -> tuple[R, ...]:
         """The followers that should be admitted right after their leader: those that do not run
         yet, have room and at least one token to compute.
         """
-        verdict = self.verdicts.get(group.request_id)
+        verdict = self.turn_of(group).verdict
         if verdict is None or not capacity.admissible:
             return ()
         admitted = tuple(
@@ -242,20 +272,19 @@ class Step(Generic[R]):
         self, group: Group[R], follower: R, num_new_tokens: int, num_cached: int, waiting: bool
     ) -> int:
         """Tokens for a follower, after its leader had its turn."""
-        key = group.request_id
-        verdict = self.verdicts.get(key)
-        if verdict is None or key in self.preempted_groups:
+        turn = self.turn_of(group)
+        if turn.verdict is None or turn.preempted:
             # The leader was passed over (at its last token) or preempted: so is the follower.
             return 0
         left = tokens_left(follower, num_cached)
-        if verdict is Verdict.HOLD:
+        if turn.verdict is Verdict.HOLD:
             if waiting and self.reserved:
                 self.reserved -= 1
             kept = self.reserved * (1 + self.extra) + self.extra
             return self._grant(min(num_new_tokens, left - 1, self.budget - kept))
         if waiting:
             self.promised = max(self.promised - left - self.extra, 0)
-        left += self.drafts.get(key, 0)
+        left += turn.drafts
         # Less than all that is left: other streams' blocks pushed this one's out of the prefix
         # cache. A 0 ends the admission, so that nobody finds blocks of this group, which is split.
         return self._grant(left if num_new_tokens >= left else 0)
@@ -264,7 +293,7 @@ class Step(Generic[R]):
         """This pass preempted a request; if it is a group's, the group gets nothing more."""
         self.preempted = True
         if group is not None:
-            self.preempted_groups.add(group.request_id)
+            self.turn_of(group).preempted = True
 
     def block(self, priority: int) -> None:
         """A leader of this priority waits for nothing but to have its followers admitted."""
@@ -299,12 +328,11 @@ def followers_left(group: Group[R], capacity: Capacity) -> list[int]:
     return list(map(tokens_left, group.followers, capacity.num_cached))
 
 
-def is_split(group: Group[R], step: Step[R], num_scheduled: dict[str, int]) -> bool:
+def is_split(group: Group[R], num_scheduled: dict[str, int]) -> bool:
     """Whether what is left of a group must be preempted after a scheduling pass.
 
     Args:
-        group: The group.
-        step: The pass.
+        group: The group, which the pass dealt with.
         num_scheduled: Tokens given in this step, by request id.
 
     Returns:
@@ -315,4 +343,4 @@ def is_split(group: Group[R], step: Step[R], num_scheduled: dict[str, int]) -> b
     for stream in group.streams:
         scheduled = num_scheduled.get(stream.request_id, 0)
         rows.add(max(scheduled - tokens_left(stream) + 1, 0) if scheduled else 0)
-    return len(rows) > 1 or group.request_id in step.preempted_groups
+    return len(rows) > 1 or group.turn.preempted

@@ -1,76 +1,105 @@
 # SPDX-License-Identifier: Apache-2.0
 """Puts followers into vLLM's waiting queues for the time of a pass, right behind their leaders.
 
-Touched in vLLM: ``RequestQueue`` and the scheduler's queues (see ``scheduler``).
+Touched in vLLM: ``RequestQueue`` and the scheduler's queues (see ``scheduler``). vLLM's queues know
+no quick way to tell whether a request is in them: nothing here asks them.
 """
 
+from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
-from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import RequestStatus
 
 from vllm_cold.group.lockstep import Group
+from vllm_cold.vllm.scheduler.interface import Queue, Request, Scheduler
 
-RequestGroup = Group[Request]
-
+# In the order in which vLLM drains them (0.23 has ``skipped_waiting``, later ``kv_holding_waiting``).
+_NAMES = ("kv_holding_waiting", "skipped_waiting", "waiting")
 # Priorities within a pass, in front of all that clients can ask for.
 _LEADS, _FOLLOWS = -(2**62) - 1, -(2**62)
 
 
-class QueueScheduling(Scheduler):  # type: ignore[misc]
-    """The part of the scheduler that orders what waits."""
+class WaitingQueues:
+    """The queues of one scheduler, which replaces neither them nor their order."""
 
-    _queued: list[Request]
-    _asked_priority: dict[Request, int]
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
+        self._queued: list[Request] = []  # followers, in this pass
+        self._asked_priority: dict[Request, int] = {}  # of streams that go first in this pass
 
-    def _enqueue(
-        self, group: RequestGroup, followers: tuple[Request, ...], behind_head: bool
+    def priority(self, request: Request) -> int:
+        """Lower comes first; without the priority policy all are the same."""
+        return request.priority if self._by_priority else 0
+
+    def put_followers(
+        self, group: Group[Request], followers: Sequence[Request], behind_head: bool
     ) -> None:
         """Put followers where this pass looks next: behind their leader, which is the head of its
         queue, or in front of all.
         """
         leader = group.leader
-        queue = next((q for q in self._waiting_queues() if q), self.waiting)
+        queue: Any = next((q for q in self._queues() if q), self._scheduler.waiting)
         if behind_head:
-            queue = next(q for q in self._waiting_queues() if q and q.peek_request() is leader)
-        by_priority = self.policy == SchedulingPolicy.PRIORITY
-        if by_priority and behind_head:
+            queue = next(q for q in self._queues() if q and q.peek_request() is leader)
+        if self._by_priority and behind_head:
             # It is first already; now nobody who came at the same time gets between them.
             self._asked_priority[leader], leader.priority = leader.priority, _LEADS
         for at, follower in enumerate(followers, behind_head):
-            if by_priority:
+            if self._by_priority:
                 self._asked_priority[follower], follower.priority = follower.priority, _FOLLOWS
                 queue.add_request(follower)
             else:
                 queue.insert(at, follower)
         self._queued += followers
 
-    def _waiting_queues(self) -> list[Any]:
-        """In the order in which vLLM drains them (0.23 has ``skipped_waiting``, 0.32
-        ``kv_holding_waiting``).
-        """
-        names = ("kv_holding_waiting", "skipped_waiting", "waiting")
-        return [queue for n in names if (queue := getattr(self, n, None)) is not None]
-
-    def _take_back(self) -> None:
+    def take_back(self) -> None:
         """After the pass: followers that were not admitted leave the queues, and all have the
         priority again that was asked for.
         """
-        for follower in self._queued:
-            if follower.status != RequestStatus.RUNNING:
-                self._dequeue(follower)
-        self._queued.clear()
+        waiting = [f for f in self._queued if f.status != RequestStatus.RUNNING]
+        if waiting:
+            self.remove(*waiting)
         for stream, priority in self._asked_priority.items():
-            queues = [queue for queue in self._waiting_queues() if stream in queue]
-            for queue in queues:  # a leader that was not admitted
-                queue.remove_requests((stream,))
+            # A leader that was not admitted is in the order of a priority that it has no more.
+            queue = None
+            if stream.status != RequestStatus.RUNNING and stream not in waiting:
+                queue = self.remove(stream)
             stream.priority = priority
-            for queue in queues:
+            if queue is not None:
                 queue.add_request(stream)
+        self._queued.clear()
         self._asked_priority.clear()
 
-    def _dequeue(self, request: Request) -> None:
-        for queue in self._waiting_queues():
-            queue.remove_requests((request,))
-        getattr(self, "deferred_waiting", set()).discard(request)
+    def replace(self, request: Request, other: Request) -> None:
+        """``other`` waits from now on in the place of ``request``, which came just now."""
+        waiting = self._scheduler.waiting
+        if isinstance(waiting, deque) and waiting[-1] is request:
+            waiting.pop()
+        else:
+            self.remove(request)
+        waiting.add_request(other)
+
+    def lead(self, group: Group[Request]) -> None:
+        """The leader waits at the head from now on, in the expert's place."""
+        self.remove(group.expert)
+        self._scheduler.waiting.prepend_request(group.leader)
+
+    def remove(self, *requests: Request) -> Queue | None:
+        """Take requests out of whatever queues they are in; the last queue that had one."""
+        found = None
+        for queue in self._queues():
+            before = len(queue)
+            if before:
+                queue.remove_requests(set(requests))
+            if len(queue) < before:
+                found = queue
+        deferred: set[Request] = getattr(self._scheduler, "deferred_waiting", set())
+        deferred.difference_update(requests)
+        return found
+
+    def _queues(self) -> list[Any]:
+        found = (getattr(self._scheduler, name, None) for name in _NAMES)
+        return [queue for queue in found if queue is not None]

@@ -10,8 +10,11 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
   tokens can be capped *before* blocks are allocated and hashed. It is replaced during a pass with
-  groups only; Mamba models are refused, so the hook is free. In 0.23 to 0.33. Can go: when vLLM
-  offers a per-request cap.
+  groups only; Mamba models are refused, so the hook is free. Can go: when vLLM offers a
+  per-request cap.
+- ``_handle_blocked_waiting_request(request)``: called for the head of a queue before anything else
+  is done for it; False passes it over and goes on with the next. Not in 0.23, where a group that
+  lacks an adapter's slot ends the step's admission.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
   ``get_request_counts``: overridden, each calls super.
@@ -20,26 +23,26 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   scheduling pass only, right behind it (or, if it already runs, in front of everything else); so
   waiting counts and queue order are those of the clients' requests.
 
-Since: 0.23 to 0.33. ``capacity`` looks at what there is, ``queues`` puts followers into queues,
-``planned_step`` takes out of a planned step, ``results`` meets the outputs, ``amateurs`` makes the
-other streams.
+Since: 0.23. ``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
+queues, ``kv_blocks`` asks the KV cache, ``planned_step`` takes requests out of a step, ``amateurs``
+makes the other streams, ``stats`` sends figures to the front end.
 """
 
-import inspect
 import logging
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.request import RequestStatus
 
+from vllm_cold.group import results
 from vllm_cold.group.drafting import Drafting, Economy
 from vllm_cold.group.lockstep import (
     Capacity,
@@ -51,65 +54,67 @@ from vllm_cold.group.lockstep import (
     tokens_left,
 )
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.group.tally import Counts
+from vllm_cold.group.tally import Counts, Figures
+from vllm_cold.vllm.scheduler import planned_step
 from vllm_cold.vllm.scheduler.amateurs import make_streams
-from vllm_cold.vllm.scheduler.capacity import CapacityScheduling
-from vllm_cold.vllm.scheduler.planned_step import PlannedStepScheduling
-from vllm_cold.vllm.scheduler.queues import QueueScheduling
-from vllm_cold.vllm.scheduler.results import LAST_REPORTS, ResultScheduling
+from vllm_cold.vllm.scheduler.interface import Request
+from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
+from vllm_cold.vllm.scheduler.queues import WaitingQueues
+from vllm_cold.vllm.scheduler.stats import attach
+from vllm_cold.vllm.worker import outputs as worker_outputs
+
+if TYPE_CHECKING:
+    from vllm_cold.vllm.scheduler.interface import Scheduler
+else:
+    from vllm.v1.core.sched.scheduler import Scheduler
 
 logger = logging.getLogger("vllm." + __name__)
 
 # Split this often in a row with nothing else running: the group will never be in step.
 _MAX_FAILED_ALONE = 3
+# So many passes admit others in front of a group whose adapters find no slots. Then nobody passes
+# it any more, so it gets them as soon as those who have them end.
+_MAX_PASSED_OVER = 64
+# For so many steps after the last group the front ends hear from us.
+LAST_REPORTS = 32
 
 RequestGroup = Group[Request]
 
 
-class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling, ResultScheduling):
-    """What makes a vLLM scheduler schedule groups; AsyncScheduler fits in behind it (MRO)."""
-
-    running: list[Request]
-    need_mamba_block_aligned_split: bool
+class GroupScheduler(Scheduler):
+    """vLLM's Scheduler with groups of streams."""
 
     # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
     _groups: dict[str, RequestGroup] = {}
+    _blocks: KVBlocks | None = None
+    _economy: Economy | None = None
     _steps_in_flight = 0
-    _speculates = False
     _to_report = 0
-    _nonfinite_blocks: set[int] = set()
-    log_stats = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._groups = {}  # by the id of each stream
+        self._followers: set[Request] = set()  # of all groups
+        self._led_by_amateurs: set[RequestGroup] = set()
+        self._failed: list[RequestGroup] = []  # groups that must end
+        self._counts = Counts()
+        self._to_report = 0  # steps for which the front ends must hear from us, groups or not
+        # In a group's id, so that no two engines have the same one: see ``worker.outputs``.
+        self._engine = uuid.uuid4().hex[:12]
+        self._queues = WaitingQueues(self)
+        self._blocks = KVBlocks(self)
+        speculative = self.vllm_config.speculative_config
+        self._economy = Economy() if self.num_spec_tokens > 0 else None
+        self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
+        self._steps_in_flight = 0
+        # Of the current pass.
         self._step: Step[Request] = Step(budget=0)
         self._budget = 0
         self._in_pass = False
-        self._throttled = False  # whether vLLM holds prompts back in this pass
-        self._in_this_pass: dict[str, RequestGroup] = {}  # groups that it dealt with
+        self._throttled = False  # whether vLLM holds prompts back
+        self._adapters: set[int] = set()  # of the first requests that run
+        self._num_seen = 0  # how many these are
         self._scattered = False  # whether a follower may run elsewhere than behind its leader
-        # Followers put into a queue in this pass, and experts that wait there for their leaders.
-        self._queued: list[Request] = []
-        self._asked_priority: dict[Request, int] = {}  # of streams that go first in this pass
-        self._led_by_others: list[RequestGroup] = []
-        self._steps_in_flight = 0
-        self._errors: dict[str, str] = {}  # expert id -> why it must end
-        self._counts = Counts()
-        # Amateurs that have not been in a step yet -> prompt tokens found in the prefix cache.
-        self._new_amateurs: dict[str, int] = {}
-        self._to_report = 0  # steps for which the front ends must hear from us, groups or not
-        self._nonfinite_blocks = set()  # to be cleared as soon as they are nobody's
-        # In a group's id, so that no two engines have the same one: see ``worker.outputs``.
-        self._engine = uuid.uuid4().hex[:12]
-        count = self.kv_cache_manager.coordinator.get_num_blocks_to_allocate
-        self._counted_by = inspect.signature(count).parameters
-        speculative = self.vllm_config.speculative_config
-        self._speculates = self.num_spec_tokens > 0
-        self._economy = Economy()
-        self._scheduled_at: deque[float] = deque()  # of steps in flight
-        self._updated_at = 0.0
-        self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
 
     # ---- arrival and end ---------------------------------------------------------------------
 
@@ -117,73 +122,74 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         params = request.sampling_params
         stream = from_extra_args(params.extra_args) if params is not None else None
         super().add_request(request)
-        if stream is not None and request.request_id not in self._groups:
-            stream = structs.replace(stream, group=self._group_id(request))
-            adapter = request.lora_request.lora_name if request.lora_request else ""
-            kind = self._counts.kind(stream.method, adapter)
+        if stream is None or request.request_id in self._groups:
+            return
+        stream = structs.replace(stream, group=self._group_id(request))
+        adapter = request.lora_request.lora_name if request.lora_request else ""
+        kind = self._counts.kind(stream.method, adapter)
+        group: RequestGroup = Group(make_streams(request, stream), kind)
+        if self._economy is not None:
             seeded = params.seed is not None and params.temperature > 0
-            drafting = Drafting(self._economy.kinds[kind], seeded=seeded)
-            group = Group(make_streams(request, stream), kind, drafting=drafting)
-            # For no grammar: vLLM looks after those whose is compiled.
-            if group.leader is not request and request.status == RequestStatus.WAITING:
-                if self.policy == SchedulingPolicy.FCFS and self.waiting[-1] is request:
-                    self.waiting.pop()
-                else:
-                    self._dequeue(request)
-                self.waiting.add_request(group.leader)
-            for each in group.streams:
-                self._groups[each.request_id] = group
-                self.requests[each.request_id] = each
-            self._counts.sums[kind].requests += 1
-            self._to_report = LAST_REPORTS
-            self._new_amateurs |= {each.request_id: 0 for each in group.amateurs}
+            group.drafting = Drafting(self._economy.kinds[kind], seeded=seeded)
+        if group.leader is not request:
+            self._led_by_amateurs.add(group)
+            if request.status == RequestStatus.WAITING:
+                # For no grammar: vLLM looks after those whose is compiled.
+                self._queues.replace(request, group.leader)
+        self._followers.update(group.followers)
+        for each in group.streams:
+            self._groups[each.request_id] = group
+            self.requests[each.request_id] = each
+        self._counts.sums[kind].requests += 1
+        self._to_report = LAST_REPORTS
 
     def _group_id(self, expert: Request) -> str:
         return f"{self._engine}:{expert.request_id}"
 
     def finish_requests(
         self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
-    ) -> list[Request]:
+    ) -> list[Any]:
         """Finish whole groups; the amateurs are not reported."""
+        if not self._groups:
+            return super().finish_requests(request_ids, finished_status)
         if isinstance(request_ids, str):
             request_ids = (request_ids,)
-        if self._groups:
-            if request_ids is None:
-                request_ids = list(self.requests)
-            ids = set(request_ids)
-            groups = {g.request_id: g for i in ids if (g := self._groups.get(i)) is not None}
-            amateurs = {a.request_id for g in groups.values() for a in g.amateurs}
-            finished = super().finish_requests(ids | groups.keys() | amateurs, finished_status)
-            for group in groups.values():
-                self._forget(group)
-            # vLLM 0.23 reports (request id, client index), 0.32 the requests.
-            return [
-                r
-                for r in finished or ()
-                if (r[0] if isinstance(r, tuple) else r.request_id) not in amateurs
-            ]
-        return super().finish_requests(request_ids, finished_status)  # type: ignore[no-any-return]
+        ids = set(self.requests if request_ids is None else request_ids)
+        groups = {g.request_id: g for i in ids if (g := self._groups.get(i)) is not None}
+        amateurs = {a.request_id for g in groups.values() for a in g.amateurs}
+        finished = super().finish_requests(ids | groups.keys() | amateurs, finished_status)
+        for group in groups.values():
+            self._forget(group)
+        # vLLM 0.23 reports (request id, client index), later releases the requests.
+        return [
+            r
+            for r in finished or ()
+            if (r[0] if isinstance(r, tuple) else r.request_id) not in amateurs
+        ]
 
     def _forget(self, group: RequestGroup) -> None:
-        self._errors.pop(group.request_id, None)
+        self._followers.difference_update(group.followers)
+        self._led_by_amateurs.discard(group)
         for each in group.streams:
             self._groups.pop(each.request_id, None)
-            self._new_amateurs.pop(each.request_id, None)
+
+    def _fail(self, group: RequestGroup, why: str) -> None:
+        """The group must end, and its client is told why; the first reason counts."""
+        if group.error is None:
+            group.error = why
+            self._failed.append(group)
 
     def get_request_counts(self) -> tuple[int, int]:
         """(running, waiting), a CoLD request counted once."""
         running, waiting = super().get_request_counts()
         if self._groups and not self._in_pass:
+            running -= sum(map(self._followers.__contains__, self.running))
             # vLLM also asks when an expert has ended and its amateurs have not yet.
             running -= sum(
-                sum(stream.status == RequestStatus.RUNNING for stream in group.streams)
-                - (group.leader.status == RequestStatus.RUNNING and not group.expert.is_finished())
-                for group in self._each_group()
+                group.expert.is_finished() and group.leader.status == RequestStatus.RUNNING
+                for group in self._led_by_amateurs
             )
         return running, waiting
-
-    def _each_group(self) -> Iterable[RequestGroup]:
-        return (g for i, g in self._groups.items() if i == g.request_id)
 
     def make_stats(self, *args: Any, **kwargs: Any) -> Any:
         """A CoLD request counts once; vLLM 0.23 does not ask ``get_request_counts``."""
@@ -195,38 +201,38 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
     # ---- one scheduling pass -----------------------------------------------------------------
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
-        if not self._nonfinite_blocks:
-            return self._schedule(*args, **kwargs)
         # At the start of the step, before anybody computes with them.
-        blocks = self._release_nonfinite_blocks()
-        output = self._schedule(*args, **kwargs)
-        output.new_block_ids_to_zero = [*(output.new_block_ids_to_zero or ()), *blocks]
+        cleared = self._blocks.release_nonfinite() if self._blocks is not None else []
+        throttle = bool(args[0] if args else kwargs.get("throttle_prefills"))
+        output = self._schedule(throttle, *args, **kwargs)
+        if cleared:
+            output.new_block_ids_to_zero = [*(output.new_block_ids_to_zero or ()), *cleared]
         return output
 
-    def _schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+    def _schedule(self, throttle: bool, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if not self._groups:
             return super().schedule(*args, **kwargs)
         self._budget = min(
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
         )
-        drafting = self._economy.may_draft()
+        drafting = self._economy is None or self._economy.may_draft()
         self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens, drafting)
         self._throttled = (
-            bool(args[0] if args else kwargs.get("throttle_prefills"))
-            and not self.prefill_capacity_bound
+            throttle
+            and not getattr(self, "prefill_capacity_bound", False)
             and any(not r.is_prefill_chunk for r in self.running)
         )
         self._order_running()
         self._in_pass = True
         before, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
-        self._mamba_block_aligned_split = self._cap
+        self._mamba_block_aligned_split = self._cap  # type: ignore[method-assign]
         try:
             return super().schedule(*args, **kwargs)
         finally:
             del self._mamba_block_aligned_split  # the class's again
             self.need_mamba_block_aligned_split = before
             self._in_pass = False
-            self._in_this_pass = {}
+            self._see_adapters_anew()
 
     def _order_running(self) -> None:
         """A leader that lacks a follower runs last, with those that it has, so that nothing comes
@@ -257,56 +263,132 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         for request in reversed(last):
             self._preempt_request(request, time.monotonic())
 
+    def _incomplete(self) -> list[RequestGroup]:
+        """Groups whose leader runs without one of its followers."""
+        return [
+            group
+            for r in self.running
+            if (group := self._groups.get(r.request_id)) is not None
+            and r is group.leader
+            and any(f.status != RequestStatus.RUNNING for f in group.followers)
+        ]
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        """False passes a request over whose adapters find no slots, as vLLM does with its own
+        count, which knows neither a group's other streams nor those that are held in this step.
+        """
+        ready = super()._handle_blocked_waiting_request(request)
+        if not ready or not self._in_pass:
+            return ready
+        group = self._groups.get(request.request_id)
+        if group is None:
+            return not request.lora_request or self._loras_fit(request)
+        if request is not group.leader or self._loras_fit(*group.streams):
+            return True
+        # Those behind it may keep its slots taken for ever: in the end it stops the queue.
+        group.passed_over += 1
+        return group.passed_over > _MAX_PASSED_OVER
+
     def _cap(
         self,
         request: Request,
         num_new_tokens: int,
         num_new_local_computed_tokens: int = 0,
         num_external_computed_tokens: int = 0,
-        num_uncached_common_prefix_tokens: int = 0,
     ) -> int:
-        """The cap on a request's tokens in this step; see the module docstring. The last argument
-        is of 0.24 and 0.25, and 0 for models without state-space layers.
-        """
+        """The cap on a request's tokens in this step; see the module docstring."""
         if num_new_tokens <= 0:
             return 0
-        num_cached = self._restored(num_new_local_computed_tokens)
+        assert self._blocks is not None
+        num_cached = self._blocks.restored(num_new_local_computed_tokens)
         waiting = request.status != RequestStatus.RUNNING
         group = self._groups.get(request.request_id)
-        if group is not None and waiting and request.request_id in self._new_amateurs:
-            self._new_amateurs[request.request_id] = num_cached
+        if group is not None and waiting and request.request_id in group.new_amateurs:
+            group.new_amateurs[request.request_id] = num_cached
         if group is not None and request is not group.leader:
-            if waiting and group.request_id not in self._step.verdicts:
-                self._led_by_others.append(group)
+            turn = self._step.turn_of(group)
+            if waiting and turn.verdict is None:
+                turn.led_by_other = True
                 return 0
             return self._step.clip_follower(group, request, num_new_tokens, num_cached, waiting)
-        if waiting and not self._step.may_admit(self._priority(request)):
+        priority = self._queues.priority(request)
+        if waiting and not self._step.may_admit(priority):
             return 0
         if group is None:
             if waiting and request.lora_request and not self._loras_fit(request):
                 return 0
             return self._step.clip_plain(num_new_tokens)
-        self._in_this_pass[group.request_id] = group
         capacity = self._capacity(group, waiting)
         granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting)
         if granted == 0 and waiting:
             if capacity.admissible:
                 self._give_up_cache_hit(group, num_cached, capacity)
             return 0
+        group.passed_over = 0
         if granted == 0 and self._is_blocked(group, capacity):
-            self._step.block(self._priority(request))
+            self._step.block(priority)
         if admitted := self._step.admits(group, capacity):
-            self._enqueue(group, admitted, behind_head=waiting)
+            self._queues.put_followers(group, admitted, behind_head=waiting)
         return granted
+
+    def _capacity(self, group: RequestGroup, waiting: bool) -> Capacity:
+        """What this step can offer the group's followers; changes nothing."""
+        assert self._blocks is not None
+        chunk = max(self.scheduler_config.long_prefill_token_threshold, 0)
+        missing = [f.status != RequestStatus.RUNNING for f in group.followers]
+        nothing = [0] * len(missing)
+        if not any(missing):
+            return Capacity(nothing, missing, chunk=chunk)
+        max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
+        seats = len(self.running) + self.num_waiting_for_streaming_input + sum(missing) + waiting
+        incomplete = self._incomplete()
+        admissible = (
+            seats <= max_active
+            and self._loras_fit(*group.streams)
+            # One after the other, so that nothing gets between a group's streams.
+            and (waiting or incomplete[0] is group)
+        )
+        if waiting and not admissible:
+            return Capacity(nothing, missing, False, chunk)  # whatever is cached
+        away = [f for f, is_missing in zip(group.followers, missing, strict=True) if is_missing]
+        found = {follower: self._blocks.look_up(follower) for follower in away}
+        cached = {f: self._blocks.restored(one.num_tokens) for f, one in found.items()}
+        admissible = (
+            admissible
+            and all(self._may_begin(f, cached[f]) for f in away)
+            and self._blocks.fit(group, found)
+        )
+        num_cached = [cached.get(f, 0) for f in group.followers]
+        return Capacity(num_cached, missing, admissible, chunk, incomplete not in ([], [group]))
+
+    def _may_begin(self, request: Request, num_cached: int) -> bool:
+        """Whether vLLM would admit a request, as far as that is the request's matter."""
+        stale = getattr(request, "num_stale_output_tokens", 0) > 0
+        late = stale and not getattr(request, "drop_stale_output", False)
+        return not late and not (self._throttled and tokens_left(request, num_cached) > 1)
+
+    def _loras_fit(self, *requests: Request) -> bool:
+        """Whether the requests' adapters fit beside those of all running requests. Stock counts
+        the scheduled ones only, but a stream that is held in this step needs its slot again.
+        """
+        if self.lora_config is None:
+            return True
+        for request in self.running[self._num_seen :]:
+            if request.lora_request:
+                self._adapters.add(request.lora_request.lora_int_id)
+        self._num_seen = len(self.running)
+        wanted = {r.lora_request.lora_int_id for r in requests if r.lora_request}
+        return bool(len(self._adapters | wanted) <= self.lora_config.max_loras)
+
+    def _see_adapters_anew(self) -> None:
+        """Somebody runs no more."""
+        self._adapters.clear()
+        self._num_seen = 0
 
     def _is_blocked(self, group: RequestGroup, capacity: Capacity) -> bool:
         """Whether all that a leader at its last token waits for is to have followers admitted."""
         left = zip(followers_left(group, capacity), capacity.missing, strict=True)
         return any(capacity.missing) and all(n == 1 for n, missing in left if not missing)
-
-    def _priority(self, request: Request) -> int:
-        """Lower comes first; without the priority policy all are the same."""
-        return request.priority if self.policy == SchedulingPolicy.PRIORITY else 0
 
     def _give_up_cache_hit(self, group: RequestGroup, num_cached: int, capacity: Capacity) -> None:
         """A leader whose prompt is cached up to the last token cannot wait for followers that need
@@ -325,10 +407,10 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         group = self._groups.get(request.request_id)
         if self._in_pass:
-            self._uncache_unwritten(request)
+            assert self._blocks is not None
+            self._blocks.uncache_unwritten(request)
             self._step.preempt(group)
-            if group is not None:
-                self._in_this_pass[group.request_id] = group
+            self._see_adapters_anew()
         super()._preempt_request(request, *args, **kwargs)
         if group is not None and request is group.leader:
             self._counts.sums[group.kind].preemptions += 1
@@ -339,23 +421,21 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
         if self._groups:
             self._after_pass(scheduler_output)
         self._steps_in_flight += bool(scheduler_output.num_scheduled_tokens)
-        if self._speculates:
-            self._scheduled_at.append(time.monotonic())
+        if self._economy is not None:
+            self._economy.begin_step()
         super()._update_after_schedule(scheduler_output)
 
     def _after_pass(self, output: SchedulerOutput) -> None:
         """Take back followers that were not admitted, preempt groups that were split."""
-        self._take_back()
-        for group in self._led_by_others:
-            self._dequeue(group.expert)
-            self.waiting.prepend_request(group.leader)
-        self._led_by_others.clear()
+        self._queues.take_back()
         failed: list[RequestGroup] = []
-        for group in self._in_this_pass.values():
-            if is_split(group, self._step, output.num_scheduled_tokens):
+        for group in tuple(self._step.groups):
+            if group.turn.led_by_other:
+                self._queues.lead(group)
+            if is_split(group, output.num_scheduled_tokens):
                 self._withdraw(group, output)
                 failed.append(group)
-            elif self._step.verdicts.get(group.request_id) is Verdict.FINISH:
+            elif group.turn.verdict is Verdict.FINISH:
                 group.failed_alone = 0
         if not output.num_scheduled_tokens and not self._step.preempted and self._stalled():
             # A leader waits in vain for its followers' blocks: the youngest group gives way.
@@ -373,11 +453,12 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
                 each.skip_reading_prefix_cache = True
             if group.failed_alone >= _MAX_FAILED_ALONE:
                 sizes = ", ".join(str(each.num_tokens) for each in group.streams)
-                self._errors[group.request_id] = (
+                self._fail(
+                    group,
                     f"CoLD: the streams of this request ({sizes} tokens) were not scheduled "
                     "together, although nothing else ran; most likely they do not fit the KV cache "
                     f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens: "
-                    "shorten it or enlarge the KV cache."
+                    "shorten it or enlarge the KV cache.",
                 )
 
     def _stalled(self) -> bool:
@@ -388,10 +469,196 @@ class GroupScheduling(CapacityScheduling, QueueScheduling, PlannedStepScheduling
             and not self._steps_in_flight
         )
 
+    def _withdraw(self, group: RequestGroup, output: SchedulerOutput) -> None:
+        """Take all streams out of this step and preempt them."""
+        for request in (*reversed(group.followers), group.leader):
+            never_sent = planned_step.strip(output, request.request_id)
+            self.prev_step_scheduled_req_ids.discard(request.request_id)
+            if request.status != RequestStatus.RUNNING:
+                continue
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic())
+            if never_sent:
+                # The workers have not heard of it: it must be sent as new again.
+                request.status = RequestStatus.WAITING
+                request.num_preemptions -= 1
+                if request is group.leader:
+                    self._counts.sums[group.kind].preemptions -= 1
 
-class ColdScheduler(GroupScheduling):
-    """vLLM's Scheduler with groups of streams."""
+    # ---- a step's results --------------------------------------------------------------------
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: Any
+    ) -> dict[int, EngineCoreOutputs]:
+        scored: dict[str, list[Figures]] = {}
+        ended: list[tuple[Request, EngineCoreOutput]] = []
+        if self._economy is not None:
+            tokens = scheduler_output.num_scheduled_tokens.values()
+            self._economy.end_step(tokens, most=1 + self.num_spec_tokens)
+        if self._groups:
+            scored = self._scored(scheduler_output, model_runner_output)
+            # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
+            ended = self._end_failed()
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
+        if self._groups:
+            ended += self._after_output(scheduler_output, outputs, scored)
+        for expert, output in ended:
+            outputs.setdefault(expert.client_index, EngineCoreOutputs()).outputs.append(output)
+        if self.log_stats and self._to_report > 0:
+            self._report(outputs)
+        return outputs
+
+    def _scored(
+        self, scheduler_output: SchedulerOutput, model_runner_output: Any
+    ) -> dict[str, list[Figures]]:
+        """The figures of each group that got tokens in this step, by its expert's id. A group of
+        whose tokens one is none must end.
+        """
+        assert self._blocks is not None
+        row, tokens = model_runner_output.req_id_to_index, model_runner_output.sampled_token_ids
+        drafts = scheduler_output.scheduled_spec_decode_tokens
+        invalid = scheduler_output.num_invalid_spec_tokens or {}  # which its grammar forbids
+        found = worker_outputs.from_worker(model_runner_output)
+        each_stream = None
+        if self._economy is not None and tokens:
+            sampled = [i for i, at in row.items() if i in self.requests and len(tokens[at])]
+            each_stream = self._break_even(sampled)
+        scored = {}
+        for request_id in scheduler_output.num_scheduled_tokens:
+            group = self._groups.get(request_id)
+            if group is None or request_id != group.request_id:
+                continue
+            figures = found.get(self._group_id(group.expert), [])
+            if any(each.nonfinite for each in figures):
+                self._blocks.mark_nonfinite(group.streams)
+            at = row.get(request_id)
+            if at is None or not tokens or not len(tokens[at]):
+                continue
+            num_tokens, num_drafts = len(tokens[at]), len(drafts.get(request_id, ()))
+            sums = self._counts.sums[group.kind]
+            sums.draft_tokens += num_drafts - invalid.get(request_id, 0)
+            sums.accepted_draft_tokens += num_tokens - 1
+            if self._economy is not None:
+                least = None if each_stream is None else each_stream * len(group.streams)
+                group.drafting.observe(num_drafts, num_tokens - 1, least)
+            if (why := results.problem(figures, num_tokens, num_drafts)) is not None:
+                self._fail(group, why)
+            else:
+                scored[request_id] = figures
+        return scored
+
+    def _break_even(self, sampled: Sequence[str]) -> float | None:
+        """See ``Economy.break_even``: for steps of those requests that got tokens in this one."""
+        assert self._economy is not None
+        amateurs = sum(
+            (group := self._groups.get(i)) is not None and group.request_id != i for i in sampled
+        )
+        return self._economy.break_even(len(sampled), len(sampled) - amateurs)
+
+    def _after_output(
+        self,
+        scheduler_output: SchedulerOutput,
+        outputs: dict[int, EngineCoreOutputs],
+        scored: dict[str, list[Figures]],
+    ) -> list[tuple[Request, EngineCoreOutput]]:
+        """Check that the streams agree, drop the amateurs' outputs, end them with the expert, count
+        what clients are given (vLLM drops tokens of requests that were preempted meanwhile).
+
+        Returns:
+            The experts that ended with an error, and what their clients are told.
+        """
+        hidden: set[str] = set()
+        groups: dict[str, RequestGroup] = {}
+        for request_id in scheduler_output.num_scheduled_tokens:
+            group = self._groups.get(request_id)
+            if group is None or request_id == group.request_id:
+                continue
+            hidden.add(request_id)
+            groups[group.request_id] = group
+            if (num_cached := group.new_amateurs.pop(request_id, None)) is not None:
+                # An amateur that stopped by itself is no request of vLLM's any more.
+                amateur = next(a for a in group.amateurs if a.request_id == request_id)
+                sums = self._counts.sums[group.kind]
+                sums.amateur_prompt_tokens += amateur.num_prompt_tokens
+                sums.amateur_cached_prompt_tokens += num_cached
+        over = []
+        for group in groups.values():
+            expert, most = group.expert, 1 + self.num_spec_tokens
+            if any(results.out_of_step(expert, amateur, most) for amateur in group.amateurs):
+                self._fail(
+                    group,
+                    f"CoLD: expert and amateur fell out of step at token {expert.num_tokens}; "
+                    "the result would be wrong. Please report this with the engine's log.",
+                )
+            elif expert.is_finished():
+                over.append(group)
+        hidden.update(group.request_id for group in self._failed)
+        for client in outputs.values():
+            if client.outputs and hidden:
+                client.outputs = [o for o in client.outputs if o.request_id not in hidden]
+            for output in client.outputs:
+                if (given := self._groups.get(output.request_id)) is not None:
+                    figures = scored.get(output.request_id, ()) if self.log_stats else ()
+                    self._counts.sums[given.kind].give(len(output.new_token_ids), figures)
+        for group in over:
+            amateurs = [amateur.request_id for amateur in group.amateurs]
+            super().finish_requests(amateurs, RequestStatus.FINISHED_ABORTED)
+            self._forget(group)
+        return self._end_failed()
+
+    def _end_failed(self) -> list[tuple[Request, EngineCoreOutput]]:
+        """End the groups that must, with an error: their experts, and what the clients are told."""
+        failed, self._failed = self._failed, []
+        # One may have been aborted meanwhile.
+        return [self._end(g) for g in failed if self._groups.get(g.request_id) is g]
+
+    def _end(self, group: RequestGroup) -> tuple[Request, EngineCoreOutput]:
+        expert = group.expert
+        logger.error("%s (request %s)", group.error, expert.request_id)
+        self.finish_requests(expert.request_id, RequestStatus.FINISHED_ERROR)
+        return expert, EngineCoreOutput(
+            request_id=expert.request_id,
+            new_token_ids=[],
+            finish_reason=FinishReason.ERROR,
+            stop_reason=group.error,
+            events=expert.take_events(),
+            trace_headers=expert.trace_headers,
+        )
+
+    # ---- figures -----------------------------------------------------------------------------
+
+    def make_spec_decoding_stats(self, spec_decoding_stats: Any, *args: Any, **kwargs: Any) -> Any:
+        """What vLLM counts of drafts, those of a group counted once."""
+        request_id = kwargs.get("request_id")
+        if request_id in self._groups and self._groups[request_id].request_id != request_id:
+            return spec_decoding_stats
+        return super().make_spec_decoding_stats(spec_decoding_stats, *args, **kwargs)
+
+    def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Send what was counted along with the statistics that vLLM made in this step.
+
+        Also for some steps after the last group: of several front ends, each of which gets a part
+        of the messages, one that is slow must not have the last word on how many there are.
+        """
+        stats = [c.scheduler_stats for c in outputs.values() if c.scheduler_stats is not None]
+        if not stats:  # of one client in each step
+            return
+        complete = [
+            all(each.status == RequestStatus.RUNNING for each in group.streams)
+            for group in self._each_group()
+        ]
+        running, waiting = sum(complete), len(complete) - sum(complete)
+        attach(stats[0], self._counts.take(running, waiting))
+        self._to_report = LAST_REPORTS if running or waiting else self._to_report - 1
+
+    def _each_group(self) -> Iterator[RequestGroup]:
+        return (g for i, g in self._groups.items() if i == g.request_id)
 
 
-class ColdAsyncScheduler(GroupScheduling, AsyncScheduler):  # type: ignore[misc]
-    """vLLM's AsyncScheduler with groups of streams."""
+class ColdScheduler(GroupScheduler):
+    """For ``SchedulerConfig.scheduler_cls``, without asynchronous scheduling."""
+
+
+class ColdAsyncScheduler(GroupScheduler, AsyncScheduler):  # type: ignore[misc]
+    """For ``SchedulerConfig.scheduler_cls``, with asynchronous scheduling."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: ``CPUModelRunner.initialize_kv_cache`` of the V2 runner.
 
-Why: blocks that hold NaN are cleared before somebody else gets them (``scheduler.planned_step``),
+Why: blocks that hold NaN are cleared before somebody else gets them (``scheduler.kv_blocks``),
 by the list that vLLM's scheduler has for its own clearing. The V1 runner follows it at any time.
 V2 has what follows it only where the KV cache wants its new blocks cleared, and stops with an
 assertion elsewhere. So it gets one in every engine on CPU.

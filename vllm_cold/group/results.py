@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether what came back of a step may be given to a client. Needs no vLLM."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from vllm_cold.group.tally import OTHER_DRAFTS, Figures
+from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
+
+NOT_SCORED = (
+    "CoLD: a token was sampled from rows that nobody scored; the result would be wrong. Please "
+    "report this with the engine's log."
+)
+NOT_THE_SAME_DRAFTS = (
+    "CoLD: the streams of this request verified different drafts; the result would be wrong. "
+    "Switch speculative decoding off, and please report this with the engine's log."
+)
+
+
+class Stream(Protocol):
+    """What is looked at of a stream behind a step."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens known so far."""
+
+    @property
+    def output_token_ids(self) -> Sequence[int]:
+        """Output tokens known so far."""
+
+    def is_finished(self) -> bool:
+        """Whether it has ended."""
+
+
+def problem(figures: Sequence[Figures], num_tokens: int, num_drafts: int) -> str | None:
+    """Why a group's tokens must not be given; None if they may.
+
+    Args:
+        figures: What a worker found of the group, for each row that was scored.
+        num_tokens: How many tokens the step gave.
+        num_drafts: How many drafts it verified.
+    """
+    if len(figures) != 1 + num_drafts:
+        return NOT_SCORED
+    wrong = {each.nonfinite for each in figures[:num_tokens]} - {0}
+    if OTHER_DRAFTS in wrong:
+        return NOT_THE_SAME_DRAFTS
+    if wrong:
+        return NOT_SCORED if OUT_OF_RANGE in wrong else NOT_FINITE
+    return None
+
+
+def out_of_step(expert: Stream, amateur: Stream, most: int) -> bool:
+    """Whether an amateur has other tokens than its expert, of which a step gives ``most`` at most.
+
+    Of drafts that were right, an expert that stops keeps those up to its end; its amateurs, which
+    know no stops, keep all.
+    """
+    known = expert.num_output_tokens
+    if expert.is_finished():
+        same_length = amateur.num_output_tokens >= known
+    else:
+        same_length = amateur.num_output_tokens == known and not amateur.is_finished()
+    last = slice(max(known - most, 0), known)
+    return not same_length or expert.output_token_ids[last] != amateur.output_token_ids[last]

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is used of vLLM's scheduler, with types: vLLM's own names are Any to a type checker here.
+
+The scheduler stands behind these classes for mypy alone (``TYPE_CHECKING``); at run time it stands
+behind vLLM's. ``tests/scheduler/test_interface.py`` holds each name against vLLM.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from vllm_cold.group.lockstep import Tokens
+
+
+class Request(Tokens, Protocol):
+    """``vllm.v1.request.Request``."""
+
+    client_index: int
+    priority: int
+    arrival_time: float
+    status: Any  # RequestStatus
+    sampling_params: Any
+    lora_request: Any
+    num_preemptions: int
+    num_prompt_tokens: int
+    skip_reading_prefix_cache: bool
+    is_prefill_chunk: bool
+    trace_headers: Any
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens known so far."""
+
+    @property
+    def output_token_ids(self) -> Sequence[int]:
+        """Output tokens known so far."""
+
+    def is_finished(self) -> bool:
+        """Whether it has ended."""
+
+    def take_events(self) -> Any:
+        """Events for whoever measures, which are forgotten."""
+
+
+class Queue(Protocol):
+    """``vllm.v1.core.sched.request_queue.RequestQueue``."""
+
+    def add_request(self, request: Request) -> None: ...  # noqa: D102
+    def peek_request(self) -> Request: ...  # noqa: D102
+    def prepend_request(self, request: Request) -> None: ...  # noqa: D102
+    def remove_request(self, request: Request) -> None: ...  # noqa: D102
+    def remove_requests(self, requests: Iterable[Request]) -> None: ...  # noqa: D102
+    def __len__(self) -> int: ...
+
+
+class Scheduler:
+    """``vllm.v1.core.sched.scheduler.Scheduler``."""
+
+    vllm_config: Any
+    scheduler_config: Any
+    cache_config: Any
+    lora_config: Any
+    policy: Any
+    pause_state: Any
+    kv_cache_manager: Any
+    requests: dict[str, Request]
+    running: list[Request]
+    waiting: Any  # a Queue; with the FCFS policy also a deque
+    prev_step_scheduled_req_ids: set[str]
+    block_size: int
+    max_model_len: int
+    max_num_running_reqs: int
+    max_num_scheduled_tokens: int
+    num_spec_tokens: int
+    num_lookahead_tokens: int
+    num_waiting_for_streaming_input: int
+    need_mamba_block_aligned_split: bool
+    log_stats: bool
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+
+    def add_request(self, request: Request) -> None:
+        """A request has come."""
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: Any
+    ) -> list[Any]:
+        """Requests end from outside; None for all."""
+        return []
+
+    def get_request_counts(self) -> tuple[int, int]:
+        """(running, waiting)."""
+        return 0, 0
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        """Statistics of a step; None without any."""
+
+    def make_spec_decoding_stats(self, spec_decoding_stats: Any, *args: Any, **kwargs: Any) -> Any:
+        """Statistics of drafts, with those of one more request."""
+
+    def schedule(self, *args: Any, **kwargs: Any) -> Any:
+        """Plan a step."""
+
+    def update_from_output(
+        self, scheduler_output: Any, model_runner_output: Any
+    ) -> dict[int, Any]:
+        """Take a step's results, by client."""
+        return {}
+
+    def _mamba_block_aligned_split(self, request: Request, num_new_tokens: int, *args: Any) -> int:
+        return num_new_tokens
+
+    def _handle_blocked_waiting_request(self, request: Request) -> bool:
+        return True
+
+    def _preempt_request(self, request: Request, timestamp: float) -> None: ...
+
+    def _update_after_schedule(self, scheduler_output: Any) -> None: ...

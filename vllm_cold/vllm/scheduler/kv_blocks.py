@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The KV cache as a group sees it: what is found in it, what still fits, what must leave it.
+
+Touched in vLLM: ``KVCacheManager`` and its coordinator, which are asked the way vLLM's scheduler
+asks them (see ``scheduler``).
+"""
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+from vllm.v1.request import RequestStatus
+
+from vllm_cold.group.lockstep import Group
+from vllm_cold.vllm.scheduler.interface import Request, Scheduler
+from vllm_cold.vllm.worker import block_zeroer
+
+
+class Found(NamedTuple):
+    """What the prefix cache has of a request.
+
+    Attributes:
+        blocks: As vLLM hands them on.
+        num_tokens: How many tokens are in them.
+    """
+
+    blocks: Any
+    num_tokens: int
+
+
+class KVBlocks:
+    """The KV cache of one scheduler."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        count = scheduler.kv_cache_manager.coordinator.get_num_blocks_to_allocate
+        self._counted_by = inspect.signature(count).parameters
+        self._nonfinite: set[int] = set()  # to be cleared as soon as they are nobody's
+
+    def look_up(self, request: Request) -> Found:
+        """What the prefix cache has of a request that holds no blocks; changes nothing."""
+        blocks, num_tokens = self._scheduler.kv_cache_manager.get_computed_blocks(request)[:2]
+        return Found(blocks, num_tokens)
+
+    def restored(self, num_cached: int) -> int:
+        """Cached tokens that are not computed again: some models replay a window of the hit."""
+        return max(num_cached - getattr(self._scheduler, "prefix_replay_tokens", 0), 0)
+
+    def fit(self, group: Group[Request], found: Mapping[Request, Found]) -> bool:
+        """Whether all streams' known tokens fit the free blocks.
+
+        Args:
+            group: The group.
+            found: What the cache has of its streams that do not run, as far as it is known.
+        """
+        scheduler = self._scheduler
+        if not scheduler.running and not scheduler.num_waiting_for_streaming_input:
+            return True  # allocation itself decides; see _MAX_FAILED_ALONE
+        needed = sum(self._to_come(each, found.get(each)) for each in group.streams)
+        free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+        return needed <= free - getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)
+
+    def _to_come(self, request: Request, found: Found | None) -> int:
+        """Blocks that the request's known tokens still take from the free ones, as vLLM counts."""
+        scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
+        if request.status == RequestStatus.RUNNING:
+            found = Found(manager.empty_kv_cache_blocks, request.num_computed_tokens)
+        elif found is None:
+            found = self.look_up(request)
+        terms: dict[str, Any] = {
+            "request_id": request.request_id,
+            "num_tokens": min(
+                request.num_tokens + scheduler.num_lookahead_tokens, scheduler.max_model_len
+            ),
+            "new_computed_blocks": found.blocks.blocks,
+            "num_encoder_tokens": 0,
+            "total_computed_tokens": found.num_tokens,
+            "num_tokens_main_model": request.num_tokens,
+            "apply_admission_cap": True,
+        }
+        later = {  # than 0.23
+            "num_local_computed_tokens": found.num_tokens,
+            "prefill_end": max(request.num_prompt_tokens, request.num_tokens - 1),
+        }
+        terms |= {name: value for name, value in later.items() if name in self._counted_by}
+        return int(manager.coordinator.get_num_blocks_to_allocate(**terms))
+
+    def uncache_unwritten(self, request: Request) -> None:
+        """Blocks that were hashed for tokens of this pass are not written if the request does
+        not run in it: nobody may find them in the prefix cache. Nobody has found them yet: a
+        pass admits nobody after a preemption, or after a follower that could not be admitted.
+        """
+        manager = self._scheduler.kv_cache_manager
+        unwritten: set[int] = set()
+        block_ids = manager.get_block_ids(request.request_id)
+        for kind, ids in zip(manager.coordinator.single_type_managers, block_ids, strict=True):
+            unwritten.update(ids[request.num_computed_tokens // kind.block_size :])
+        unwritten.discard(0)  # the null block
+        if unwritten:
+            manager.evict_blocks(unwritten)
+
+    def mark_nonfinite(self, streams: Iterable[Request]) -> None:
+        """These requests' blocks may hold NaN. vLLM's attention on CPU reads a sequence's last
+        block to its end and weighs what stands behind the sequence with 0, which makes NaN of NaN.
+        """
+        scheduler = self._scheduler
+        if block_zeroer.can_clear(v2=getattr(scheduler, "use_v2_model_runner", False)):
+            for request in streams:
+                for blocks in scheduler.kv_cache_manager.get_block_ids(request.request_id):
+                    self._nonfinite.update(blocks)
+
+    def release_nonfinite(self) -> list[int]:
+        """Blocks that hold NaN and are nobody's now; they leave the prefix cache."""
+        if not self._nonfinite:
+            return []
+        manager = self._scheduler.kv_cache_manager
+        pool = manager.block_pool
+        blocks = {block for block in self._nonfinite if pool.blocks[block].ref_cnt == 0}
+        self._nonfinite -= blocks
+        manager.evict_blocks(blocks)
+        return sorted(blocks)
