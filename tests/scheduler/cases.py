@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.scheduler.harness import Asked, Harness, Setup
+from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.tally import Figures, Tally
 from vllm_cold.ops.interface import NOT_FINITE
-from vllm_cold.group.results import NOT_SCORED
 
 
 def prompt(length: int, first: int = 100) -> list[int]:

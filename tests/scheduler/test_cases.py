@@ -8,16 +8,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
 
 from tests.scheduler import cases
 from tests.scheduler.cases import prompt
-from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.harness import (
+    MAX_MODEL_LEN,
+    Asked,
+    Harness,
+    Setup,
+    make_hasher,
+    make_request,
+    make_scheduler,
+)
 from tests.scheduler.workers import RELEASE
 from vllm_cold.group.drafting import Economy, StepTimes
+from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.tally import MAX_ADAPTERS, Kind, Report, Sums, Tally
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
-from vllm_cold.group.results import NOT_SCORED
 
 pytestmark = pytest.mark.unit
 
@@ -554,4 +565,56 @@ def test_what_is_known_of_the_steps_times(
     assert asked == [(3, 2)]  # who has gone is no load
     monkeypatch.undo()
     harness.sched._break_even = lambda sampled: None
+    harness.drain()
+
+
+def test_an_admission_compares_no_more_than_vllms(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the priority policy vLLM's queue is a heap: asking it who is in it takes it apart."""
+    compared = 0
+    before = Request.__lt__
+
+    def count(self: Request, other: Request) -> bool:
+        nonlocal compared
+        compared += 1
+        return bool(before(self, other))
+
+    def of_an_admission(pairs: int, plain: int, classes: Sequence[type] | None = None) -> int:
+        nonlocal compared
+        setup = Setup(
+            num_blocks=1025, budget=1024, max_num_seqs=40, policy="priority", block_size=16
+        )
+        scheduler = make_scheduler(tiny / "model", setup, classes)
+        hasher = make_hasher(setup.block_size)
+        for number in range(pairs + plain + 2000):
+            asked = Asked(prompt(5), 2, adapter=1, cold=number < pairs, priority=number // 7)
+            scheduler.add_request(make_request(f"r{number}", asked, hasher, float(number)))
+        compared = 0
+        output = scheduler.schedule()
+        assert len(output.num_scheduled_tokens) == 40
+        return compared
+
+    monkeypatch.setattr(Request, "__lt__", count)
+    stock = of_an_admission(0, 40, (Scheduler, AsyncScheduler))
+    assert of_an_admission(20, 0) < 2 * stock
+
+
+def test_a_group_without_slots_is_passed_over(tiny: Path) -> None:
+    """As vLLM passes a request over whose adapter has no slot; but not for ever."""
+    harness = harness_of(tiny, num_blocks=257, max_loras=2, max_num_seqs=8)
+    harness.add(prompt(5), 6, adapter=1)
+    harness.step()
+    pair = harness.add(prompt(5, 200), 3, adapter=2, cold=True, amateur=3)
+    behind = harness.add(prompt(5, 300), 3, adapter=1)
+    harness.step()
+    assert behind in harness.first_step, "plain traffic stands behind a group without slots"
+    # Somebody with the first adapter always comes before the last one ends.
+    for number in range(40):
+        harness.add(prompt(3, 10 * number), 12, adapter=1)
+        for _ in range(8):
+            harness.step()
+        if pair in harness.ended:
+            break
+    assert pair in harness.ended, "it waits as long as others come"
     harness.drain()

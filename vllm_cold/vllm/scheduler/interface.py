@@ -100,9 +100,7 @@ class Scheduler:
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """Plan a step."""
 
-    def update_from_output(
-        self, scheduler_output: Any, model_runner_output: Any
-    ) -> dict[int, Any]:
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> dict[int, Any]:
         """Take a step's results, by client."""
         return {}
 

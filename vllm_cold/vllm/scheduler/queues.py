@@ -15,7 +15,7 @@ from vllm.v1.request import RequestStatus
 from vllm_cold.group.lockstep import Group
 from vllm_cold.vllm.scheduler.interface import Queue, Request, Scheduler
 
-# In the order in which vLLM drains them (0.23 has ``skipped_waiting``, later ``kv_holding_waiting``).
+# In the order in which vLLM drains them; 0.23 has the second, later releases the first.
 _NAMES = ("kv_holding_waiting", "skipped_waiting", "waiting")
 # Priorities within a pass, in front of all that clients can ask for.
 _LEADS, _FOLLOWS = -(2**62) - 1, -(2**62)

@@ -31,7 +31,6 @@ makes the other streams, ``stats`` sends figures to the front end.
 import logging
 import time
 import uuid
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
