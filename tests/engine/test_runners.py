@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What differs between vLLM's two model runners: each row of the table in docs/method.md."""
+"""What vLLM's two model runners have in common, and each row of the table in docs/method.md."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,37 +32,53 @@ def penalise(*, frequency: float = 0.0, presence: float = 0.0, repetition: float
     return penalised
 
 
-def decode(naive: NaiveCold, penalised: Penalise, *, on_scores: bool) -> list[int]:
-    """Greedy CoLD with penalties on the scores, or on the logits of both rows."""
+def decode(naive: NaiveCold, penalised: Penalise, own: list[int] | None = None) -> list[int]:
+    """Greedy CoLD with penalties on the scores, by the tokens that the expert has.
+
+    Args:
+        naive: The reference.
+        penalised: The penalties.
+        own: The prompt of an amateur with the expert's adapter; None for the base model behind the
+            expert's prompt.
+    """
     tokens: list[int] = []
     while len(tokens) < MAX_TOKENS:
         e, a = (
-            naive._forward(adapter, [[*PROMPT, *tokens]], None)[0][0].double()
-            for adapter in ("one", None)
+            naive._forward(adapter, [[*prompt, *tokens]], None)[0][0].double()
+            for adapter, prompt in (
+                ("one", PROMPT),
+                (None, PROMPT) if own is None else ("one", own),
+            )
         )
-        if on_scores:
-            scores = penalised(score(e, a, ALPHA, BETA), tokens)
-        else:
-            scores = score(penalised(e, tokens), penalised(a, tokens), ALPHA, BETA)
+        scores = penalised(score(e, a, ALPHA, BETA), tokens)
         best, second = scores.topk(2).values.tolist()
         assert best - second > 1e-4, "rounding could decide: take another prompt"
         tokens.append(int(scores.argmax()))
     return tokens
 
 
-@pytest.mark.parametrize(
-    "penalties",
-    [{"frequency": 1.0}, {"presence": 1.5}, {"repetition": 1.3}],
-    ids=lambda penalties: next(iter(penalties)),
+PENALTIES: list[dict[str, float]] = [{"frequency": 1.0}, {"presence": 1.5}, {"repetition": 1.3}]
+penalties_of_all_kinds = pytest.mark.parametrize(
+    "penalties", PENALTIES, ids=lambda penalties: next(iter(penalties))
 )
-def test_what_penalties_are_applied_to(
-    penalties: dict[str, float], runner: str, shared_llm: Any, tiny: Path, naive: NaiveCold
+
+
+@penalties_of_all_kinds
+@pytest.mark.parametrize("own", [None, PROMPT[20:]], ids=["base model", "without a part"])
+def test_penalties_change_the_scores(
+    penalties: dict[str, float],
+    own: list[int] | None,
+    shared_llm: Any,
+    tiny: Path,
+    naive: NaiveCold,
 ) -> None:
-    from vllm_cold import ColdParams
+    """By the expert's tokens, whatever the amateur reads; with both runners."""
+    from vllm_cold import Amateur, ColdParams
 
     params = ColdParams(
         alpha=ALPHA,
         beta=BETA,
+        amateur=None if own is None else Amateur(prompt=own),
         temperature=0.0,
         max_tokens=MAX_TOKENS,
         ignore_eos=True,
@@ -71,12 +87,28 @@ def test_what_penalties_are_applied_to(
     (output,) = shared_llm().generate(
         {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
     )
-    expected = {
-        order: decode(naive, penalise(**penalties), on_scores=order == "v1")
-        for order in ("v1", "v2")
-    }
-    assert expected["v1"] != expected["v2"]
-    assert list(output.outputs[0].token_ids) == expected[runner]
+    expected = decode(naive, penalise(**penalties), own)
+    assert expected != decode(naive, penalise(), own), "nothing is seen of these penalties"
+    assert list(output.outputs[0].token_ids) == expected
+
+
+def test_the_repetition_penalty_of_a_generation_config(
+    shared_llm: Any, tiny: Path, naive: NaiveCold
+) -> None:
+    """vLLM's servers take it from the model without being asked (Qwen2.5's is 1.1)."""
+    from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+    request = CompletionRequest(
+        prompt="",
+        temperature=0.0,
+        ignore_eos=True,
+        vllm_xargs={"cold_alpha": ALPHA, "cold_beta": BETA},
+    )
+    params = request.to_sampling_params(MAX_TOKENS, {"repetition_penalty": 1.3})
+    (output,) = shared_llm().generate(
+        {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
+    )
+    assert list(output.outputs[0].token_ids) == decode(naive, penalise(repetition=1.3))
 
 
 @pytest.mark.parametrize("kind", ["CoLD", "plain"])

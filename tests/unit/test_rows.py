@@ -11,6 +11,7 @@ import torch
 
 from tests.contrast import Contrast
 from vllm_cold.group.rows import GroupRows
+from vllm_cold.group.tally import OTHER_DRAFTS
 
 pytestmark = pytest.mark.unit
 
@@ -25,7 +26,8 @@ def of(
 ) -> GroupRows | None:
     """Of positions, with a group's name and an index each."""
     described = [(position, ASKED[name].stream(name, index)) for position, name, index in streams]
-    return GroupRows.of(described, torch.device("cpu"), num_rows)
+    found = GroupRows.of(described, torch.device("cpu"))
+    return found if found is None or num_rows is None else found.spread(num_rows)
 
 
 def rows_of(found: GroupRows) -> list[list[int]]:
@@ -132,7 +134,7 @@ def test_a_group_with_different_numbers_of_rows_gets_none(position: int) -> None
         # It is told its tokens nevertheless, and the others' rows are theirs.
         assert found.members[2] == [0, 4, 7, 2]
         shift = (num - 2) * (position < 1)
-        assert rows_of(found)[0] == [2 + shift, 7 + (num - 2) * (position in (0, 2)), -1]
+        assert rows_of(found)[0] == [2 + shift, 7 + (num - 2) * (position in (0, 2)), -1, -1]
 
 
 def test_no_group_has_rows() -> None:
@@ -168,3 +170,15 @@ def test_the_experts_rows_are_scored(num_rows: Sequence[int] | None) -> None:
         assert figure == (int((want > -torch.inf).sum()), changed, 0)
         left.remove(expert)
     assert torch.equal(logits[sorted(left)], before[sorted(left)])
+
+
+@pytest.mark.parametrize("expert", [0, 1])
+def test_streams_behind_different_drafts_are_found_out(expert: int) -> None:
+    """Whichever rows they are in, the first one too."""
+    found = of([(expert, "one", 0), (1 - expert, "one", 1)])
+    assert found is not None
+    for drafts, same in (([5, 5], True), ([5, 6], False), ([-1, -1], True)):
+        tally = found.score(torch.randn(2, 5), torch.tensor(drafts))
+        assert tally is not None
+        ((_, figures),) = tally.figures()
+        assert (figures.nonfinite != OTHER_DRAFTS) is same

@@ -3,17 +3,54 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Self
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vllm_cold.group.stream import Stream
 from vllm_cold.group.tally import OTHER_DRAFTS, Tally
 from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.interface import Groups
+
+
+class _Host(NamedTuple):
+    """The complete groups of a batch, of up to S streams, on the host.
+
+    Attributes:
+        members: [G, S] int64 positions in the batch, the expert's first; -1 for none.
+        weights: [G, S - 1] float32, of the amateurs; 0 for none.
+        adaptive: [G, S - 1] bool, whether a weight adapts itself.
+        log_alpha: [G] float32.
+        caps: [G] int64 caps on the candidates, 0 for none.
+    """
+
+    members: NDArray[Any]
+    weights: NDArray[Any]
+    adaptive: NDArray[Any]
+    log_alpha: NDArray[Any]
+    caps: NDArray[Any]
+
+    def on(self, device: torch.device) -> Groups | None:
+        """As the op takes them, with ``members`` for row numbers; None if there is no group."""
+        if not len(self.members):
+            return None
+
+        def tensor(values: NDArray[Any]) -> Tensor:
+            return torch.from_numpy(values).to(device, non_blocking=True)
+
+        most = int(self.caps.max())
+        return Groups(
+            tensor(self.members),
+            tensor(self.weights),
+            tensor(self.log_alpha),
+            tensor(self.caps) if most else None,
+            most,
+            tensor(self.adaptive) if self.adaptive.any() else None,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +63,7 @@ class GroupRows:
         members: Of each group, the positions of its streams in the batch, the expert's first.
         experts: [A] int64, of each amateur the expert's position.
         amateurs: [A] int64, the amateurs' positions.
+        host: What they are made of.
     """
 
     ids: tuple[str, ...]
@@ -33,6 +71,7 @@ class GroupRows:
     members: tuple[Sequence[int], ...]
     experts: Tensor
     amateurs: Tensor
+    host: _Host
 
     def score(self, logits: Tensor, drafts: Tensor | None = None) -> Tally | None:
         """Write the scores over the experts' rows, without a host sync on accelerators.
@@ -71,14 +110,30 @@ class GroupRows:
             for amateur in amateurs:
                 found[amateur] = list(found[expert])
 
+    def spread(self, num_rows: Sequence[int] | NDArray[Any]) -> Self:
+        """The same where requests have several rows of logits, or none.
+
+        Args:
+            num_rows: Of each position, how many rows it has, which follow those of the position
+                before. A group whose streams do not have the same number gets none.
+        """
+        host = self.host
+        counts = np.asarray(num_rows, dtype=np.int64)
+        first = np.cumsum(counts) - counts
+        positions = np.where(host.members < 0, host.members[:, :1], host.members)
+        of_each = counts[positions]
+        repeats = np.where((of_each == of_each[:, :1]).all(1), of_each[:, 0], 0)
+        group = np.repeat(np.arange(len(repeats)), repeats)
+        nth = np.arange(len(group)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
+        rows = first[positions[group]] + nth[:, None]
+        rows[host.members[group] < 0] = -1
+        spread = _Host(rows, *(column[group] for column in host[1:]))
+        ids = tuple(self.ids[g] for g in group.tolist())
+        return replace(self, ids=ids, groups=spread.on(self.experts.device))
+
     @classmethod
-    def of(
-        cls,
-        streams: Iterable[tuple[int, Stream]],
-        device: torch.device,
-        num_rows: Sequence[int] | None = None,
-    ) -> Self | None:
-        """Match the streams by group; None if no group is complete.
+    def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
+        """Match the streams by group, with a row of logits each; None if no group is complete.
 
         A stream without the others in the batch is prefilling: its sample is discarded by the
         scheduler, so its row needs no scores.
@@ -86,9 +141,6 @@ class GroupRows:
         Args:
             streams: With their positions in the batch.
             device: Of the logits.
-            num_rows: Of each position, how many rows of logits it has, which follow those of the
-                position before; default: one. A group whose streams do not have the same number
-                gets none.
         """
         positions: dict[str, list[int]] = {}
         complete: list[tuple[list[int], Stream]] = []
@@ -100,49 +152,29 @@ class GroupRows:
                 complete.append((of_group, stream))
         if not complete:
             return None
-
-        def tensor(values: list[Any], dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)
-
-        pairs = [(of_group[0], each) for of_group, _ in complete for each in of_group[1:]]
-        told = [tensor(list(column)) for column in zip(*pairs, strict=True)]
-        members = tuple(of_group for of_group, _ in complete)
-        rows = complete if num_rows is None else _spread(complete, num_rows)
-        if not rows:
-            return cls((), None, members, *told)
-        most = max(len(of_group) for of_group, _ in rows)
-        knobs = [s.settings for _, s in rows]
-        caps = [s.expert_top_k or 0 for s in knobs]
-
-        def padded(values: list[Any], missing: Any) -> list[Any]:
-            return values + [missing] * (most - 1 - len(values))
-
-        weights = [padded([a.weight for a in s.amateurs], 0.0) for _, s in rows]
-        adaptive = [padded([a.adaptive for a in s.amateurs], False) for _, s in rows]
-        log_alpha = [math.log(s.alpha) if s.alpha else -math.inf for s in knobs]
-        return cls(
-            tuple(s.group for _, s in rows),
-            Groups(
-                tensor([[of_group[0], *padded(of_group[1:], -1)] for of_group, _ in rows]),
-                tensor(weights, torch.float32),
-                tensor(log_alpha, torch.float32),
-                tensor(caps) if any(caps) else None,
-                max(caps),
-                tensor(adaptive, torch.bool) if any(map(any, adaptive)) else None,
-            ),
-            members,
-            *told,
+        num, most = len(complete), max(len(of_group) for of_group, _ in complete)
+        host = _Host(
+            np.full((num, most), -1, dtype=np.int64),
+            np.zeros((num, most - 1), dtype=np.float32),
+            np.zeros((num, most - 1), dtype=np.bool_),
+            np.empty(num, dtype=np.float32),
+            np.empty(num, dtype=np.int64),
         )
-
-
-def _spread(
-    groups: Iterable[tuple[list[int], Stream]], num_rows: Sequence[int]
-) -> list[tuple[list[int], Stream]]:
-    """For each row of an expert, the rows of its group; see ``GroupRows.of``."""
-    first = [0, *accumulate(num_rows)]
-    return [
-        ([first[position] + i for position in positions], stream)
-        for positions, stream in groups
-        if len({num_rows[position] for position in positions}) == 1
-        for i in range(num_rows[positions[0]])
-    ]
+        for g, (of_group, stream) in enumerate(complete):
+            knobs, amateurs = stream.settings, stream.amateurs
+            host.members[g, : len(of_group)] = of_group
+            host.weights[g, : len(amateurs)] = [a.weight for a in amateurs]
+            host.adaptive[g, : len(amateurs)] = [a.adaptive for a in amateurs]
+            host.log_alpha[g] = math.log(knobs.alpha) if knobs.alpha else -math.inf
+            host.caps[g] = knobs.expert_top_k or 0
+        members = tuple(of_group for of_group, _ in complete)
+        pairs = [(of_group[0], each) for of_group in members for each in of_group[1:]]
+        experts, amateurs_at = torch.tensor(pairs, dtype=torch.int64).t().contiguous()
+        return cls(
+            tuple(s.group for _, s in complete),
+            host.on(device),
+            members,
+            experts.to(device, non_blocking=True),
+            amateurs_at.to(device, non_blocking=True),
+            host,
+        )

@@ -43,9 +43,9 @@ def later() -> tuple[Place, ...]:
 
 def of_v2_runner() -> tuple[Place, ...]:
     """In workers with vLLM's V2 model runner; ``frontend.config`` looks at them first."""
-    from vllm_cold.vllm.worker import amateur_tokens
+    from vllm_cold.vllm.worker import amateur_tokens, penalties_v2
 
-    return amateur_tokens.V2
+    return (*amateur_tokens.V2, *penalties_v2.V2)
 
 
 def of_front_ends() -> tuple[Place, ...]:

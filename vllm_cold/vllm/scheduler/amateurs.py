@@ -42,6 +42,8 @@ def _params(asked: SamplingParams) -> SamplingParams:
     # dropped and its end is the expert's. It keeps a seed: for a batch in which some rows have one
     # and some have none, the V1 runner draws twice.
     params.top_p, params.top_k, params.min_p = 1.0, 0, 0.0
+    params.presence_penalty = params.frequency_penalty = 0.0
+    params.repetition_penalty = 1.0
     params.logprobs = params.prompt_logprobs = None
     params.structured_outputs = None
     params.stop_token_ids = []

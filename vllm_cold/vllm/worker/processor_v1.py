@@ -92,8 +92,9 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
             num_drafts: Of each request of the batch.
             drafts: [drafts] tokens.
         """
-        rows = GroupRows.of(self._streams.items(), self._device, num_drafts)
-        if rows is not None and (tally := rows.score(logits, drafts)) is not None:
+        if self._rows is None:
+            return
+        if (tally := self._rows.spread(num_drafts).score(logits, drafts)) is not None:
             outputs.hand_over(tally, in_front=True)
 
     def tell_amateurs(self, found: torch.Tensor | list[Any]) -> None:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: the logits processor interface of the V2 model runner (GPU).
 
-Why: it is where a row's logits can be changed between the forward pass and sampling. V2 applies
-it after the grammar, ``allowed_token_ids``, ``min_tokens``, ``logit_bias``, penalties and
-``bad_words`` and before the thinking budget, temperature, min_p and top-k / top-p. (V1 applies
-penalties later, to the scores.) Public interface
+Why: it is where a row's logits can be changed between the forward pass and sampling. It is applied
+after the grammar, ``allowed_token_ids``, ``min_tokens``, ``logit_bias`` and ``bad_words`` and, as
+``penalties_v2`` sees to, before penalties, the thinking budget, temperature, min_p and top-k /
+top-p, which is V1's order too. Public interface
 (``vllm.v1.worker.gpu.sample.logits_processor``). Since: 0.31. Can go: never. V2 is the default on
 GPUs since 0.32.
 
@@ -39,9 +39,15 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
 
         from vllm_cold.ops import registry
         from vllm_cold.vllm import patching
-        from vllm_cold.vllm.worker import amateur_tokens, block_zeroer, drafts_v2, outputs
+        from vllm_cold.vllm.worker import (
+            amateur_tokens,
+            block_zeroer,
+            drafts_v2,
+            outputs,
+            penalties_v2,
+        )
 
-        patching.install((*outputs.PLACES, *amateur_tokens.V2))
+        patching.install((*outputs.PLACES, *amateur_tokens.V2, *penalties_v2.V2))
         if getattr(vllm_config, "speculative_config", None) is not None:
             patching.install(drafts_v2.PLACES)
         self._device: torch.device = req_states.device
@@ -50,7 +56,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot
         self._streams: dict[int, Stream] = {}  # by slot
         # The groups of the last step, good while the batch and its slots stay the same.
-        self._batch: tuple[bytes, bytes | None] | None = None
+        self._batch: bytes | None = None
         self._groups: GroupRows | None = None
 
     def add_request(self, req_idx: int, sampling_params: "SamplingParams") -> bool:
@@ -75,11 +81,12 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         num_rows = None if len(logits) == len(slots) else self._num_rows[slots]
         if not self._streams or (num_rows is not None and num_rows.sum() > len(logits)):
             return logits
-        if (found := self._groups_of(slots, num_rows)) is None:
+        if (found := self.groups_of(slots)) is None:
             return logits
-        # A request's first row is behind its last token, which may be its prompt's own.
         drafts = None
         if num_rows is not None:
+            found = found.spread(num_rows)
+            # A request's first row is behind its last token, which may be its prompt's own.
             drafts = ctx.input_ids.masked_fill(ctx.expanded_local_pos == 0, -1)
         if (tally := found.score(logits, drafts)) is not None:
             from vllm_cold.vllm.worker.outputs import hand_over
@@ -96,17 +103,15 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         """
         self._num_rows[slots] = num_rows
 
-    def _groups_of(
-        self, slots: "np.ndarray", num_rows: "np.ndarray | None" = None
-    ) -> "GroupRows | None":
-        """The batch's complete groups, by position in the batch.
+    def groups_of(self, slots: "np.ndarray") -> "GroupRows | None":
+        """The complete groups of a batch, by position, as if each request had one row.
 
         Args:
             slots: [requests] slot of each request.
-            num_rows: [requests] rows of logits of each; None for one each, or if they do not
-                matter.
         """
-        key = (slots.tobytes(), None if num_rows is None else num_rows.tobytes())
+        if not self._streams:
+            return None
+        key = slots.tobytes()
         if key != self._batch:
             from vllm_cold.group.rows import GroupRows
 
@@ -116,22 +121,9 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
                 for position, slot in enumerate(slots.tolist())
                 if (stream := self._streams.get(slot)) is not None
             ]
-            counts = None if num_rows is None else num_rows.tolist()
-            self._groups = GroupRows.of(present, self._device, counts)
+            self._groups = GroupRows.of(present, self._device)
             self._batch = key
         return self._groups
-
-    def groups_of(self, slots: "np.ndarray") -> "GroupRows | None":
-        """The complete groups of a batch, by position, with whatever rows they had last.
-
-        Args:
-            slots: [requests] slot of each request.
-        """
-        if not self._streams:
-            return None
-        if self._batch is not None and self._batch[0] == slots.tobytes():
-            return self._groups
-        return self._groups_of(slots)
 
     def tell_amateurs(self, found: "torch.Tensor", slots: "np.ndarray") -> None:
         """Copy what each expert was given (tokens, counts of them) over its amateurs'.
