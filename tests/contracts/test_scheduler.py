@@ -61,7 +61,7 @@ def test_the_hook_is_ours_alone() -> None:
     }
     assert readers == {"__init__", "schedule"}
     theirs = list(inspect.signature(scheduler()._mamba_block_aligned_split).parameters)
-    taken = list(inspect.signature(ours.GroupScheduling._cap).parameters)
+    taken = list(inspect.signature(ours.GroupScheduler._cap).parameters)
     assert len(theirs) >= 5 and theirs == taken[: len(theirs)]
 
 
