@@ -20,7 +20,7 @@ from unittest import mock
 import msgspec
 
 from vllm_cold.tools.explain import page as explain_page
-from vllm_cold.tools.explain.trace import Column, Report
+from vllm_cold.tools.explain.trace import Report
 from vllm_cold.tools.tune import heatmap
 from vllm_cold.tools.tune import page as tune_page
 from vllm_cold.tools.tune.report import Report as TuneReport
@@ -32,17 +32,10 @@ DIGITS = 7  # of numbers in the files: more than a page shows
 _COMPACT: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
 
 
-class Explained(msgspec.Struct):
-    """What ``vllm-cold explain`` gave to its page."""
-
-    reports: list[Report]
-    columns: list[Column]
-
-
 def explain() -> str:
     """The page of ``vllm-cold explain``."""
-    found = msgspec.json.decode((FOLDER / "explain.json").read_bytes(), type=Explained)
-    return explain_page.render(*found.reports, columns=tuple(found.columns))
+    found = msgspec.json.decode((FOLDER / "explain.json").read_bytes(), type=Report)
+    return explain_page.render(found)
 
 
 def tune() -> str:
@@ -89,8 +82,7 @@ def _explain(model: str, work: Path) -> Any:
              "--method", "greedy", "--method", f"cad:alpha={ALPHA}",
              "--method", f"adacad:alpha={ALPHA}", "--max-tokens", "20", "--dtype", "bfloat16",
              "--max-model-len", "1024", "--html", work / "explain.html")  # fmt: skip
-    made = Explained(list(render.call_args.args), list(render.call_args.kwargs["columns"]))
-    return msgspec.to_builtins(made)
+    return msgspec.to_builtins(render.call_args.args[0])
 
 
 def _tune(model: str, work: Path) -> Any:

@@ -12,11 +12,13 @@ from typing import Any
 
 from tests import loopback
 from tests.browser.reports import WORDS
-from tests.unit.test_explain_collect import Model, make
+from tests.unit.test_explain_numbers import Model, make
 from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K, ColdError
+from vllm_cold.tools.contrast import Stream
+from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Row, ask
-from vllm_cold.tools.explain.sources import Decoded, Read, read
+from vllm_cold.tools.explain.source import Decoded, Read
 
 ADAPTER = "adapter"
 CARDS = [
@@ -39,8 +41,13 @@ class MadeUp:
         fails: After how many tokens a stream ends with an error; None: it does not.
         breaks: After how many it breaks off.
         bodies: What was asked, by path.
+        headers: Of all requests, in lower case.
         hold: Streams wait for this before each token.
         sent: Tokens that streams have sent.
+        models: Status and text instead of the list of models.
+        plugin: Whether vllm-cold is there.
+        changed: Fields of all choices that are not as they should be; None takes one out.
+        text: What is sent instead of any JSON.
     """
 
     def __init__(self) -> None:
@@ -49,28 +56,28 @@ class MadeUp:
         self.fails: int | None = None
         self.breaks: int | None = None
         self.bodies: list[tuple[str, Any]] = []
+        self.headers: list[dict[str, str]] = []
         self.hold = threading.Event()
         self.hold.set()
         self.sent = 0
+        self.models: tuple[int, str] | None = None
+        self.plugin = True
+        self.changed: dict[str, Any] = {}
+        self.text: str | None = None
 
     def answer(self, model: str, prompt: Any, xargs: dict[str, Any], most: int) -> Decoded:
         """Decode, greedily or with CoLD."""
-        adapter = None if model == "base" else model
-        args = {k: v for k, v in xargs.items() if k != "cold" and v != MAX_EXPERT_TOP_K}
-        if xargs.get("cold"):
-            row = Row(prompt if isinstance(prompt, str) else _pairs(prompt), {})
-            asked = ask(row, args)
-            reads = read(asked, make, adapter, "base", [ADAPTER, "other"])
+        adapter, is_cold = None if model == "base" else model, bool(xargs.get("cold"))
+        if is_cold:
+            args = {k: v for k, v in xargs.items() if k != "cold" and v != MAX_EXPERT_TOP_K}
+            pairs = prompt
+            if not isinstance(prompt, str):
+                pairs = tuple((one["role"], one["content"]) for one in prompt)
+            read = self.model.read_one(ask(Row(pairs, {}), args), adapter)
         else:
-            reads = Read(None, (_Stream(adapter, self.ids(prompt)),))  # type: ignore[arg-type]
-        tokens: list[int] = []
-        for _ in range(most):
-            if xargs.get("cold"):
-                tokens.append(int(self.model.scores(reads.after(tokens)).argmax()))
-            else:
-                values = self.model.logprobs(adapter, [*reads.streams[0].ids, *tokens])
-                tokens.append(values.index(max(values)))
-        return Decoded(tuple(tokens), "".join(map(word, tokens)), "length")
+            read = Read(None, (Stream(adapter, self.ids(prompt)),))  # type: ignore[arg-type]
+        found = self.model.answer(read, not is_cold, most)
+        return Decoded(found.tokens, "".join(map(word, found.tokens)), "length")
 
     def ids(self, prompt: Any) -> tuple[int, ...]:
         """Of a text, of messages, or of ids."""
@@ -78,97 +85,90 @@ class MadeUp:
             return tuple(make("", Text(prompt)))
         return tuple(make("", Messages(prompt)) if isinstance(prompt[0], dict) else prompt)
 
-    def choice(self, body: dict[str, Any], index: int, prompt: Any) -> dict[str, Any]:
-        """One prompt's answer, whatever is asked of it."""
+    def choice(self, body: dict[str, Any], prompt: Any) -> dict[str, Any]:
+        """The answer, whatever is asked of it."""
         adapter = None if body["model"] == "base" else body["model"]
-        choice: dict[str, Any] = {"index": index, "finish_reason": "length"}
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "text": ""}
         ids = self.ids(prompt)
         if (top := body.get("prompt_logprobs")) is not None:
-            [rows] = self.model.score(adapter, [ids], top)
             told = [
                 {str(t): {"logprob": e.value, "decoded_token": word(t)} for t, e in row.items()}
-                for row in rows
+                for row in self.model.rows(adapter, ids, top)
             ]
-            return {**choice, "text": "", "prompt_logprobs": [None, *told]}
-        if (wanted := body.get("logprob_token_ids")) is not None:
+            choice["prompt_logprobs"] = [None, *told]
+        elif (wanted := body.get("logprob_token_ids")) is not None:
             values = self.model.logprobs(adapter, ids)
-            tops = {f"token_id:{t}": values[t] for t in wanted}
-            return {**choice, "text": "", "logprobs": {"top_logprobs": [tops]}}
-        found = self.answer(body["model"], prompt, body["vllm_xargs"], body["max_tokens"])
-        return {
-            **choice,
-            "text": found.text,
-            "token_ids": list(found.tokens),
-            "prompt_token_ids": list(ids),
-        }
-
-
-class _Stream:
-    """As ``contrast.Stream``, for a request without amateurs."""
-
-    def __init__(self, adapter: str | None, ids: tuple[int, ...]) -> None:
-        self.adapter, self.ids = adapter, ids
-
-
-def _pairs(messages: list[dict[str, str]]) -> tuple[tuple[str, str], ...]:
-    return tuple((one["role"], one["content"]) for one in messages)
+            choice["logprobs"] = {"top_logprobs": [{f"token_id:{t}": values[t] for t in wanted}]}
+        else:
+            found = self.answer(body["model"], prompt, body["vllm_xargs"], body["max_tokens"])
+            choice |= {"text": found.text, "token_ids": list(found.tokens)}
+        return {**choice, "prompt_token_ids": list(ids), **self.changed}
 
 
 def _handler(made_up: MadeUp) -> type[loopback.Answering]:
     class Handler(loopback.Answering):
         def do_GET(self) -> None:
+            made_up.headers.append({k.lower(): v for k, v in self.headers.items()})
+            if made_up.models is not None:
+                return self.send_text(*made_up.models)
             self.send(200, {"object": "list", "data": CARDS})
 
         def do_POST(self) -> None:
+            made_up.headers.append({k.lower(): v for k, v in self.headers.items()})
             body = self.body()
             made_up.bodies.append((self.path, body))
-            if (body.get("vllm_xargs") or {}).get("cold_alpha") == -1:
+            wants = (body.get("vllm_xargs") or {}).get("cold_alpha")
+            if wants == -1 and made_up.plugin:
                 return self._refuse("cold_alpha=-1: must be a number in [0, 1]")
+            if wants == -1:
+                return self.send(200, {"choices": []})
+            if made_up.text is not None:
+                return self.send_text(200, made_up.text)
             if body.get("prompt_logprobs", 0) > 20:
                 return self._refuse("prompt_logprobs: greater than max allowed: 20")
             chat = self.path.endswith("/chat/completions")
-            prompts = [body["messages"]] if chat else body["prompt"]
-            if isinstance(prompts, str):
-                prompts = [prompts]
+            prompt = body["messages"] if chat else body["prompt"]
             try:
-                choices = [made_up.choice(body, i, one) for i, one in enumerate(prompts)]
-            except ColdError as error:
+                choice = made_up.choice(body, prompt)
+            except (ColdError, ToolError) as error:
                 return self._refuse(str(error))
             if body.get("stream"):
-                return self._stream(choices[0], chat)
-            if chat:
-                choices[0]["message"] = {"content": choices[0]["text"]}
-            self.send(200, {"choices": choices} | ({"prompt_token_ids": made_up.ids(prompts[0])}))
+                return self._stream(choice, chat)
+            ids = choice.pop("prompt_token_ids") if chat else None
+            self.send(200, {"choices": [choice], "prompt_token_ids": ids})
 
         def _stream(self, choice: dict[str, Any], chat: bool) -> None:
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream")
             self.end_headers()  # the stream ends with the connection
-            if chat:
-                self._chunk({"delta": {"role": "assistant", "content": ""}})
+            ids = choice["prompt_token_ids"]
+            if chat:  # whose first part has a role and no token
+                empty = {"delta": {"role": "assistant", "content": ""}}
+                self._chunk(empty, prompt_token_ids=ids)
             tokens = choice["token_ids"]
             for number, token in enumerate(tokens, 1):
                 made_up.hold.wait(10)
                 time.sleep(made_up.delay)
                 if number - 1 == made_up.fails:
-                    self._event({"error": {"message": "out of order", "code": 500}})
-                    return
+                    return self._event({"error": {"message": "out of order", "code": 500}})
                 if number - 1 == made_up.breaks:
                     self.wfile.write(b"data: {")
                     return
                 text = word(token)
                 said: dict[str, Any] = {"delta": {"content": text}} if chat else {"text": text}
-                last = number == len(tokens)
-                reason = "length" if last else None
+                if number == 1 and not chat:
+                    said["prompt_token_ids"] = ids
+                reason = "length" if number == len(tokens) else None
                 self._chunk({**said, "token_ids": [token], "finish_reason": reason})
                 made_up.sent += 1
             self.wfile.write(b"data: [DONE]\n\n")
 
-        def _chunk(self, choice: dict[str, Any]) -> None:
-            self._event({"id": "x", "choices": [{"index": 0, **choice}]})
+        def _chunk(self, choice: dict[str, Any], **more: Any) -> None:
+            self._event({"id": "x", "choices": [{"index": 0, **choice}], **more})
 
         def _event(self, value: Any) -> None:
             self.wfile.write(b"data: " + json.dumps(value).encode() + b"\n\n")
+            self.wfile.flush()
 
         def _refuse(self, message: str) -> None:
             self.send(400, {"error": {"message": message, "code": 400}})

@@ -29,13 +29,13 @@ def recorded(name: str) -> Any:
 @pytest.mark.unit
 def test_explain_shows_each_answer() -> None:
     page = visible(samples.explain())
-    reports = recorded("explain")["reports"]
-    assert len(reports) == 2
-    for report in reports:
-        for one in report["explanations"]:
-            for answer in (one["greedy"], one["cold"]):
-                shown = letters("".join(step["text"] for step in answer["steps"]))
-                assert shown and shown in page
+    prompts = recorded("explain")["explanations"]
+    assert len(prompts) == 2
+    for prompt in prompts:
+        assert len(prompt["answers"]) == 3
+        for answer in prompt["answers"]:
+            shown = letters("".join(step["text"] for step in answer["steps"]))
+            assert shown and shown in page
 
 
 @pytest.mark.unit

@@ -199,11 +199,12 @@ def words(command: str, program: str) -> list[str]:
 
 
 def check_explain(command: str, model: str) -> None:
-    from vllm_cold.tools.explain.command import ask_all
+    from vllm_cold.tools.explain.command import ask_all, methods_of
 
     options = build_parser().parse_args(words(command, "vllm-cold"))
     assert options.model == model
-    for one in ask_all(options):
+    [asked] = ask_all(options, methods_of(options)).values()
+    for one in asked:
         (amateur,) = one.contrast.amateurs
         assert one.contrast.settings.alpha == 0.0
         assert one.reads(amateur)[0] == "the same conversation without 0"

@@ -26,33 +26,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("explain")
 
 
-def read(page: Path) -> tuple[dict[str, Any], str]:
-    """The data and the text of a page."""
+def read(page: Path) -> list[dict[str, Any]]:
+    """The answers of a page; the engine's tokens are those of the numbers."""
     text = page.read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
-    assert found
-    first, *_ = json.loads(found[1])
-    return first, text
-
-
-def check(page: Path, prompts: int, alpha: float, beta: float) -> dict[str, Any]:
-    """The page has every answer, and the engine's tokens are those of the numbers."""
-    data, _ = read(page)
-    assert (data["alpha"], data["beta"]) == (alpha, beta)
-    assert len(data["prompts"]) == prompts
-    for prompt in data["prompts"]:
-        for answer in prompt.values():
-            assert answer["steps"]
-            assert answer["mismatches"] == {}
-    return data
+    assert found and "The engine took another token" not in text
+    answers: list[dict[str, Any]] = json.loads(found[1])
+    assert all(answer["steps"] for answer in answers)
+    return answers
 
 
 @pytest.mark.engine
 def test_one_prompt(folder: Path, variables: dict[str, str]) -> None:
     printed = run(block(PAGE, "prompt").rstrip() + FLOAT32, folder, variables)
-    check(folder / "sorting.html", 1, 0.1, 0.5)
-    assert "sorting against base model" in printed
-    assert "page: sorting.html" in printed
+    assert [answer["title"] for answer in read(folder / "sorting.html")] == ["CoLD", "Greedy"]
+    assert "against base model, weight -0.5" in printed and "page: sorting.html" in printed
 
 
 @pytest.mark.engine
@@ -62,18 +50,14 @@ def test_other_prompts(folder: Path, variables: dict[str, str]) -> None:
     flowing = " ".join(printed.split())
     assert "system: [-Answer in French.-] user: What is the capital of Japan?" in flowing
     assert "[-Text: Manila is the capital of Russia. -]Question: What is" in flowing
-    assert "base model against amateurs that differ from prompt to prompt" in flowing
-    check(folder / "guided.html", 2, 0.1, 1.0)
+    assert len(read(folder / "guided.html")) == 4
 
 
 @pytest.mark.engine
 def test_several_amateurs(folder: Path, variables: dict[str, str]) -> None:
-    printed = run(block(PAGE, "several").rstrip() + FLOAT32, folder, variables)
-    assert "sorting against orders and base model" in printed
-    data = check(folder / "several.html", 1, 0.1, 0.5)
-    assert data["amateurs"] == [["orders", "base model"]]
-    for answer in data["prompts"][0].values():
-        assert {tuple(step["weights"]) for step in answer["steps"]} == {(-0.5, -0.25)}
+    run(block(PAGE, "several").rstrip() + FLOAT32, folder, variables)
+    for answer in read(folder / "several.html"):
+        assert answer["amateurs"] == ["orders, weight -0.5", "base model, weight -0.25"]
 
 
 @pytest.mark.server
@@ -82,19 +66,18 @@ def test_a_file_of_prompts_offline_and_served(
 ) -> None:
     """The server says what the engine in the tool's process says."""
     run(block(PAGE, "prompts").rstrip() + FLOAT32, folder, variables)
-    own = check(folder / "against-orders.html", 2, 0.02, 1.0)
+    own = read(folder / "against-orders.html")
     script = block(PAGE, "url")
     assert "http://localhost:8000\n" in script
     run(script.replace("http://localhost:8000", served), folder, variables)
-    other = check(folder / "served.html", 2, 0.02, 1.0)
-    for mine, theirs in zip(own["prompts"], other["prompts"], strict=True):
-        for kind in ("cold", "greedy"):
-            ours, its = (
-                [(s["token"], s["winner"], s["greedy"], s["size"]) for s in x[kind]["steps"]]
-                for x in (mine, theirs)
-            )
-            assert ours == its
-    assert any(p["cold"]["steps"] != p["greedy"]["steps"] for p in own["prompts"])
+    other = read(folder / "served.html")
+    for mine, theirs in zip(own, other, strict=True):
+        ours, its = (
+            [(s["token"], s["winner"], s["greedy"], s["numbers"][1]) for s in x["steps"]]
+            for x in (mine, theirs)
+        )
+        assert ours == its
+    assert len(own) == 4 and own[0]["steps"] != own[1]["steps"]
 
 
 @pytest.mark.server
@@ -102,10 +85,9 @@ def test_methods_side_by_side(folder: Path, variables: dict[str, str], served: s
     """The page's command, of the server that is there already."""
     script = block(PAGE, "side").replace('--model "$MODEL"', f"--url {served}")
     printed = run(script.replace("$ADAPTERS/sorting", "sorting"), folder, variables)
-    _, text = read(folder / "side.html")
-    titles = re.findall(r'<h3 id="answer-0-\d">(.*?)</h3>', text)
+    titles = [answer["title"] for answer in read(folder / "side.html")]
     assert titles == ["Greedy", "cold, beta 1", "cold, alpha 0.3, beta adaptive"]
-    assert "alpha 0.3, beta adaptive up to 1" in " ".join(printed.split())
+    assert "weight adaptive to -1" in " ".join(printed.split())
 
 
 @pytest.mark.server
@@ -126,16 +108,11 @@ def test_the_live_page(variables: dict[str, str], served: str) -> None:
             form["methods"] = [{"name": "greedy"}, {"name": "cold", "beta": "2"}]
             reply = httpx.post(f"{address}answer", json=form, timeout=60)
             events = [json.loads(line) for line in reply.text.splitlines()]
-            told = [0, 0]  # tokens; an event may bring several, where the page is slower
-            for event in events:
-                if event["event"] == "tokens":
-                    told[event["place"]] += len(event["texts"])
-            assert told == [8, 8]
+            assert {event["place"] for event in events if event["event"] == "text"} == {0, 1}
             assert events[-1]["event"] == "report", events[-1]
-            [data] = events[-1]["methods"]
-            assert data["name"] == "cold, beta 2" and data["beta"] == 2.0
-            for answer in data["prompts"][0].values():
-                assert len(answer["steps"]) == 8 and answer["mismatches"] == {}
+            greedy, cold = events[-1]["answers"]
+            assert cold["title"] == "cold, beta 2"
+            assert len(greedy["steps"]) == len(cold["steps"]) == 8
         finally:
             process.send_signal(signal.SIGINT)
             assert process.wait(20) == 130
@@ -166,9 +143,8 @@ def test_the_real_model(tmp_path: Path) -> None:
         check=True,
     ).stdout
     assert re.search(r"51\.0.*45\.0", printed)
-    data, text = read(tmp_path / "sorting.html")
-    assert "SmolLM2" in text or "smollm2" in text.lower()
-    for answer in data["prompts"][0].values():
-        # bfloat16: a near tie may be rounded the other way, but no more than that.
-        assert all(margin is not None and margin < 0.5 for margin in answer["mismatches"].values())
-        assert max(step["divergence"] for step in answer["steps"]) > 0.01
+    text = (tmp_path / "sorting.html").read_text(encoding="utf-8")
+    assert "smollm2" in text.lower()
+    # bfloat16: a near tie may be rounded the other way, but no more than that.
+    margins = [float(x) for x in re.findall(r"behind by ([\d.]+)", text)]
+    assert all(margin < 0.5 for margin in margins) and "not valid by these" not in text

@@ -294,6 +294,40 @@ class Stream:
     ids: tuple[int, ...]
 
 
+def make_streams(
+    amateurs: Sequence[Described],
+    own: Sequence[int],
+    ids: Sequence[Sequence[int]],
+    expert: str | None,
+    base: str,
+    loaded: Sequence[str],
+) -> tuple[Stream, ...]:
+    """The streams of a prompt: the expert's, then its amateurs'.
+
+    Args:
+        amateurs: One or more.
+        own: The token ids that the expert reads.
+        ids: Those that each amateur reads.
+        expert: The name of the expert's adapter, if it has one.
+        base: What the base model is called.
+        loaded: The names of all adapters.
+
+    Raises:
+        ColdError: an amateur reads what its expert does with the same adapter, or one has none.
+    """
+    streams = [Stream(expert, tuple(own))]
+    for one, reads in zip(amateurs, ids, strict=True):
+        streams.append(Stream(adapter_of(one, expert, base, loaded), tuple(reads)))
+        if streams[-1] == streams[0]:
+            raise ColdError(
+                one.prompt_field if one.source else one.field,
+                one.source.value if one.source else one.adapter,
+                "gives the amateur the tokens that the expert reads, with the same adapter, so "
+                "there is nothing to contrast with; give it another prompt",
+            )
+    return tuple(streams)
+
+
 def read_streams(
     prompt: Prompt,
     amateurs: Sequence[Described],
@@ -303,32 +337,21 @@ def read_streams(
     loaded: Sequence[str],
     chat: bool = False,
 ) -> tuple[Stream, ...]:
-    """What the streams of a prompt read: the expert's, then its amateurs'.
+    """The streams of a prompt, whose token ids ``make`` makes; see ``make_streams``.
 
     Args:
         prompt: The expert's.
         amateurs: One or more.
-        make: Makes the token ids; what it reads is called by the text before it, in errors.
-        expert: The name of the expert's adapter, None for none.
+        make: Makes token ids, of what an error names and what is read; may raise ColdError.
+        expert: The name of the expert's adapter, if it has one.
         base: What the base model is called.
         loaded: The names of all adapters.
         chat: As for ``messages_of``.
 
     Raises:
-        ColdError: a prompt cannot be made, no adapter has an amateur's name, or an amateur reads
-            what the expert reads, with the same adapter.
+        ColdError: a prompt cannot be made; see ``make_streams``.
     """
-    own = Stream(expert, tuple(make("prompt", expert_reads(prompt, chat))))
-    streams = [own]
-    for one in amateurs:
-        reads = amateur_reads(prompt, one, chat)
-        ids = own.ids if reads is None else tuple(make(one.prompt_field, reads))
-        streams.append(Stream(adapter_of(one, expert, base, loaded), ids))
-        if streams[-1] == own:
-            raise ColdError(
-                one.prompt_field if one.source else one.field,
-                one.source.value if one.source else one.adapter,
-                "gives the amateur the tokens that the expert reads, with the same adapter, so "
-                "there is nothing to contrast with; give it another prompt",
-            )
-    return tuple(streams)
+    own = make("prompt", expert_reads(prompt, chat))
+    reads = [(one.prompt_field, amateur_reads(prompt, one, chat)) for one in amateurs]
+    ids = [own if content is None else make(field, content) for field, content in reads]
+    return make_streams(amateurs, own, ids, expert, base, loaded)

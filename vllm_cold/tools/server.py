@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import httpx
 import openai
@@ -20,7 +20,6 @@ from vllm_cold.tools.address import (
     without_openai,
     without_user,
 )
-from vllm_cold.tools.connections import Connections
 from vllm_cold.tools.errors import ToolError
 
 # Options of a command that are for a server; False and None: not given.
@@ -51,10 +50,9 @@ class Server:
             that is served.
         api_key: None for the environment's ``COLD_API_KEY``, if there is one.
         insecure_http: Whether a key or a password may be sent unencrypted to another machine.
-        connections: Where another thread ends what waits for the server; None for new ones.
 
     Attributes:
-        connections: As given, or new.
+        client: Asks it, within one event loop.
         base: The base model's name.
         expert: The expert's, None for the base model.
         loaded: The names of all adapters.
@@ -74,26 +72,23 @@ class Server:
         model: str | None = None,
         api_key: str | None = None,
         insecure_http: bool = False,
-        connections: Connections | None = None,
     ) -> None:
-        self.connections = connections or Connections()
         self._url = without_user(url)
         root = url.rstrip("/").removesuffix("/v1")
         self.root = without_user(root)
         self._key = read_key(api_key)
+        options: dict[str, Any] = {
+            "base_url": f"{root}/v1",
+            "api_key": self._key or "none",
+            "max_retries": 0,
+            "timeout": 600,
+        }
         try:
             if not is_address(url):
                 raise ValueError(url)
             with without_openai():
-                self._client = openai.OpenAI(
-                    base_url=f"{root}/v1",
-                    api_key=self._key or "none",
-                    max_retries=0,
-                    timeout=600,
-                    http_client=openai.DefaultHttpxClient(
-                        event_hooks={"request": [self.connections.watch]}
-                    ),
-                )
+                self._client = openai.OpenAI(**options)
+                self.client = openai.AsyncOpenAI(**options)
         except Exception:  # of the client: more rules for names, in a class of its own
             raise ToolError(f"--url={self._url}: must be like http://localhost:8000") from None
         if (self._key or self._url != url) and not insecure_http:
@@ -174,7 +169,7 @@ class Server:
 
     @contextmanager
     def _errors(self) -> Iterator[None]:
-        """The client's exceptions as sentences."""
+        """The clients' exceptions as sentences."""
         try:
             yield
         except openai.AuthenticationError as error:
@@ -200,11 +195,14 @@ class Server:
                 raise ToolError(f"--url={self._url}: {said}") from error
             raise ToolError(f"--url={self._url}: HTTP {error.status_code}: {said}") from error
         except ValidationError as error:
-            what = ".".join(map(str, error.errors()[0]["loc"])) or "JSON"
-            raise ToolError(
-                f"--url={self._url}: the server does not return {what} as vLLM does; vLLM 0.23 or "
-                "newer is needed, without a proxy that strips fields"
-            ) from error
+            self._lacks(".".join(map(str, error.errors()[0]["loc"])) or "JSON", error)
+
+    def _lacks(self, what: str, error: Exception | None = None) -> NoReturn:
+        """Refuse a reply without a field that vLLM's have."""
+        raise ToolError(
+            f"--url={self._url}: the server does not return {what} as vLLM does; vLLM 0.23 or "
+            "newer is needed, without a proxy that strips fields"
+        ) from error
 
 
 def _refuse(option: str, name: str, adapters: Sequence[str]) -> NoReturn:

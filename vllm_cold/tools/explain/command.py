@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
@@ -18,69 +20,81 @@ from vllm_cold.tools.adapters import read_adapters
 from vllm_cold.tools.contrast import check_unicode, option_args, refuse_equal
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
-from vllm_cold.tools.explain.methods import Method, Methods, read_methods
-from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
-from vllm_cold.tools.explain.trace import COLD_NAME, STACKED
-from vllm_cold.tools.server import check_options
-
-if TYPE_CHECKING:
-    from vllm_cold.tools.connections import Connections
-    from vllm_cold.tools.explain.server import ServerSource
+from vllm_cold.tools.explain.prompts import (
+    DEFAULT,
+    Asked,
+    Methods,
+    Row,
+    ask,
+    read_methods,
+    read_prompts,
+)
+from vllm_cold.tools.explain.server import ServerSource
+from vllm_cold.tools.explain.source import Source
+from vllm_cold.tools.explain.trace import Report
+from vllm_cold.tools.interrupts import kept_interrupts
+from vllm_cold.tools.server import Server, check_options
 
 # What only an engine in this process can be asked; None: not given.
 ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
 
 
-def read_rows(options: argparse.Namespace) -> list[Row]:
-    """The prompts as they are given.
-
-    Raises:
-        ToolError: names the option, or the file and the line.
-    """
-    if options.prompt == "":
-        raise ToolError("--prompt: is empty")
-    check_unicode("--prompt", options.prompt or "")
-    return [Row(options.prompt, {})] if options.prompts is None else read_prompts(options.prompts)
+def check_numbers(options: argparse.Namespace) -> None:
+    """Refuse lengths that are out of range."""
+    for name in ("max_tokens", "candidates"):
+        if getattr(options, name) < 1:
+            raise ToolError(f"--{name.replace('_', '-')}={getattr(options, name)}: must be >= 1")
+    if options.candidates > collect.FIRST_TOP:
+        raise ToolError(f"--candidates={options.candidates}: at most {collect.FIRST_TOP}")
 
 
 def methods_of(options: argparse.Namespace) -> Methods:
-    """What stands side by side; one method, above greedy decoding, if nobody says."""
+    """What stands side by side: one method and greedy decoding, if nobody says."""
     if options.method is None:
-        return Methods((Method(COLD_NAME),), STACKED)
+        return DEFAULT
     if options.preset is not None:
         raise ToolError(f"--preset={options.preset}: --method names presets; leave one of them out")
     return read_methods(options.method)
 
 
 def ask_all(
-    options: argparse.Namespace, rows: Sequence[Row] | None = None, method: Method | None = None
-) -> list[Asked]:
-    """The prompts with what a method contrasts them with.
+    options: argparse.Namespace, methods: Methods, rows: Sequence[Row] | None = None
+) -> dict[str, list[Asked]]:
+    """The prompts with what each method contrasts them with, by its name.
 
     Args:
         options: The options.
+        methods: See ``methods_of``.
         rows: The prompts; those of the options if they are left out.
-        method: The options' own if it is left out.
 
     Raises:
         ToolError: names the option, or the file and the line.
     """
-    rows = read_rows(options) if rows is None else rows
+    if rows is None:
+        if options.prompt == "":
+            raise ToolError("--prompt: is empty")
+        text = check_unicode("--prompt", options.prompt or "")
+        rows = [Row(text, {})] if options.prompts is None else read_prompts(options.prompts)
     named: dict[str, str] = {}
     if options.url is None and (paths := amateur_paths(options)):
         adapters = read_adapters(options.adapter, paths)[-len(paths) :]
         named = {path: one.name for path, one in zip(paths, adapters, strict=True)}
-    args = option_args(options, named)
+    common = option_args(options, named)
     for name in (*KNOBS, "preset"):
         if (value := getattr(options, name)) is not None:
-            args[PREFIX + name] = value
-    args |= {} if method is None else method.args
-    asked = [ask(row, args, options.chat) for row in rows]
-    for one in asked:
-        for amateur in one.contrast.amateurs:
-            same = amateur.adapter in (None, options.model)
-            if options.adapter is None and amateur.source is None and same:
-                refuse_equal(one.row.where or "--prompt")
+            common[PREFIX + name] = value
+    return {
+        name: [_ask(row, {**common, **args}, options) for row in rows]
+        for name, args in methods.args.items()
+    }
+
+
+def _ask(row: Row, args: Mapping[str, Any], options: argparse.Namespace) -> Asked:
+    asked = ask(row, args, options.chat)
+    for one in asked.contrast.amateurs:
+        same = one.adapter in (None, options.model)
+        if options.adapter is None and one.source is None and same:
+            refuse_equal(row.where or "--prompt")
     return asked
 
 
@@ -106,52 +120,53 @@ def check_page(path: Path) -> None:
         ) from error
 
 
-def open_server(
-    options: argparse.Namespace, connections: Connections | None = None
-) -> ServerSource:
+def open_server(options: argparse.Namespace) -> Server:
     """The server that ``--url`` names."""
-    from vllm_cold.tools.explain.server import ServerSource
-
-    return ServerSource(
+    return Server(
         options.url,
         options.adapter,
         amateur_paths(options),
         options.model,
         options.api_key,
         options.insecure_http,
-        connections,
     )
 
 
-def open_source(options: argparse.Namespace) -> Any:
-    """The engine or the server that the options name."""
+def explain(options: argparse.Namespace, status: Spinner) -> Report:
+    """Ask the engine or the server that the options name."""
+    methods = methods_of(options)
+    asked = ask_all(options, methods)
+    check_page(options.html)
+
+    def from_source(source: Source) -> Report:
+        work = collect.explain(
+            source,
+            asked,
+            methods.columns,
+            max_tokens=options.max_tokens,
+            listed=options.candidates,
+            progress=lambda text: status.update(text=text),
+        )
+        with kept_interrupts():  # asyncio's own would wait for an engine
+            return asyncio.run(work)
+
     if options.url is not None:
-        return open_server(options)
+        with closing(open_server(options)) as server:
+            return from_source(ServerSource(server, server.expert))
     if options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
     from vllm_cold.tools.explain.offline import OfflineSource
 
     engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    return OfflineSource(options.model, options.adapter, amateur_paths(options), **engine)
-
-
-def check_numbers(options: argparse.Namespace) -> None:
-    """Refuse lengths that are out of range."""
-    for name in ("max_tokens", "candidates"):
-        if getattr(options, name) < 1:
-            raise ToolError(f"--{name.replace('_', '-')}={getattr(options, name)}: must be >= 1")
-    if options.candidates > collect.FIRST_TOP:
-        raise ToolError(f"--candidates={options.candidates}: at most {collect.FIRST_TOP}")
+    paths = amateur_paths(options)
+    with closing(OfflineSource(options.model, options.adapter, paths, **engine)) as source:
+        return from_source(source)
 
 
 def run(options: argparse.Namespace) -> int:
     """Explain; returns the exit status."""
     check_options(options, ENGINE_OPTIONS)
     check_numbers(options)
-    rows, methods = read_rows(options), methods_of(options)
-    asked = {one.name: ask_all(options, rows, one) for one in methods.contrasting}
-    check_page(options.html)
-
     # On a file of its own, and without rich's hand on sys.stderr: while vLLM starts, nothing else
     # that is written there reaches the screen.
     status = Spinner("dots", "starting")
@@ -165,25 +180,12 @@ def run(options: argparse.Namespace) -> int:
             redirect_stderr=False,
         ),
     ):
-        source = open_source(options)
-        try:
-            reports = collect.compare(
-                source,
-                asked,
-                max_tokens=options.max_tokens,
-                listed=options.candidates,
-                progress=lambda text: status.update(text=text),
-            )
-        finally:
-            source.close()
+        report = explain(options, status)
     try:
-        options.html.write_text(page.render(*reports, columns=methods.columns), encoding="utf-8")
+        options.html.write_text(page.render(report), encoding="utf-8")
     except OSError as error:
         raise ToolError(f"--html={options.html}: cannot be written: {error}") from error
     console = Console(highlight=False)
-    for report in reports:
-        if len(reports) > 1:
-            console.rule(f"CoLD: {report.name}", characters="=")
-        terminal.show(console, report, options.full)
+    terminal.show(console, report, options.full)
     console.print(f"page: {options.html}", markup=False, soft_wrap=True)
     return 0

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.adapters import engine_arguments, read_adapters, read_model
+from vllm_cold.tools.contrast import read_streams
 from vllm_cold.tools.engine import (
     cold_params,
     engine_errors,
@@ -18,7 +20,7 @@ from vllm_cold.tools.engine import (
 )
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
-from vllm_cold.tools.explain.sources import Decoded, Description, Read, read, read_rows
+from vllm_cold.tools.explain.source import Decoded, Read, make_row
 from vllm_cold.tools.explain.trace import Row
 
 # Enough for any valid set that a page can show.
@@ -48,6 +50,8 @@ class OfflineSource:
         ToolError: a path or an option is wrong, or vLLM does not start.
     """
 
+    takes_ids = True
+
     def __init__(
         self, model: str, adapter: str | None = None, amateurs: Sequence[str] = (), **engine: Any
     ) -> None:
@@ -70,37 +74,41 @@ class OfflineSource:
         )
         from vllm.lora.request import LoRARequest
 
-        self._loaded = {a.name: LoRARequest(a.name, i, a.folder) for i, a in enumerate(adapters, 1)}
-        self._expert = None if adapter is None else adapters[0].name
-        config = self.llm.llm_engine.model_config
-        self.max_model_len: int | None = int(config.max_model_len)
-        self.vocab_size: int | None = int(config.get_vocab_size())
         from vllm_cold.vllm.versions import vllm_version
 
+        self._loaded = {a.name: LoRARequest(a.name, i, a.folder) for i, a in enumerate(adapters, 1)}
+        config = self.llm.llm_engine.model_config
         dtype = str(config.dtype).removeprefix("torch.")
-        self.description = Description(
-            model=Path(model).name,
-            adapter=self._expert,
-            source=f"vLLM {vllm_version()} in one process, {dtype}",
-        )
+        self.model = Path(model).name
+        self.expert = None if adapter is None else adapters[0].name
+        self.about = f"vLLM {vllm_version()} in one process, {dtype}"
+        self.max_model_len: int | None = int(config.max_model_len)
+        self.vocab_size: int | None = int(config.get_vocab_size())
 
     def close(self) -> None:
         """End the engine."""
         self.llm.llm_engine.engine_core.shutdown()
 
-    def read(self, prompts: Sequence[Asked]) -> list[Read]:
+    async def read(self, prompts: Sequence[Asked]) -> list[Read]:
         """See ``Source``."""
-        make, loaded = prompt_maker(self.llm), list(self._loaded)
-        return [read(one, make, self._expert, self._base, loaded) for one in prompts]
+        make, names, found = prompt_maker(self.llm), list(self._loaded), []
+        for one in prompts:
+            amateurs = one.contrast.amateurs
+            try:
+                streams = read_streams(
+                    one.row.prompt, amateurs, make, self.expert, self._base, names, one.chat
+                )
+            except ColdError as error:
+                raise one.row.refusal(error) from error
+            found.append(Read(one, streams))
+        return found
 
-    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Decoded]:
-        """See ``Source``."""
-        return self._decode(prompts, _plain(max_tokens=max_tokens))
-
-    def cold(self, prompts: Sequence[Read], max_tokens: int) -> list[Decoded]:
+    async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
         """See ``Source``."""
         params = [
-            cold_params(
+            _plain(max_tokens=max_tokens)
+            if greedy
+            else cold_params(
                 one.asked.contrast,
                 one.streams,
                 self._loaded,
@@ -109,24 +117,31 @@ class OfflineSource:
             )
             for one in prompts
         ]
-        return self._decode([one.streams[0].ids for one in prompts], params)
+        found = self._generate([one.streams[0].ids for one in prompts], params, self.expert)
+        outputs = [one.outputs[0] for one in found]
+        for output in outputs:
+            if output.finish_reason not in ("stop", "length"):
+                raise ToolError(f"vLLM ended an answer early: {output.stop_reason}")
+        return [Decoded(tuple(o.token_ids), o.text, o.finish_reason) for o in outputs]
 
-    def choose(self, texts: Sequence[Read]) -> list[Decoded | None]:
-        """See ``Source``."""
-        return [*self.cold(texts, 1)]
-
-    def score(
+    async def score(
         self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
     ) -> list[list[Row]]:
         """See ``Source``."""
         outputs = self._generate(texts, _plain(max_tokens=1, prompt_logprobs=top), adapter)
-        return [read_rows(output.prompt_logprobs) for output in outputs]
+        return [
+            [
+                make_row({t: (one.logprob, one.decoded_token) for t, one in row.items()})
+                for row in output.prompt_logprobs[1:]
+            ]
+            for output in outputs
+        ]
 
-    def largest_top(self) -> int:
+    async def largest_top(self) -> int:
         """See ``Source``."""
         return min(LARGEST_TOP, self.vocab_size or LARGEST_TOP)
 
-    def look_up(
+    async def look_up(
         self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[Mapping[int, float]]:
         """See ``Source``."""
@@ -136,13 +151,6 @@ class OfflineSource:
             {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
             for output in outputs
         ]
-
-    def _decode(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Decoded]:
-        outputs = [one.outputs[0] for one in self._generate(prompts, params, self._expert)]
-        for output in outputs:
-            if output.finish_reason not in ("stop", "length"):
-                raise ToolError(f"vLLM ended an answer early: {output.stop_reason}")
-        return [Decoded(tuple(o.token_ids), o.text, o.finish_reason) for o in outputs]
 
     def _generate(
         self, texts: Sequence[Sequence[int]], params: Any, adapter: str | None

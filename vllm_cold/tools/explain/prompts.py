@@ -1,25 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prompts that are explained: read from files, with what each is contrasted with."""
+"""What is explained: prompts with what each is contrasted with, and the methods side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_cold.method.amateurs import (
     CannotLeaveOut,
     Described,
     Messages,
     Part,
-    Source,
     Text,
     Without,
     says_what,
 )
 from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import PREFIX, ColdError, preset_of
+from vllm_cold.method.presets import PRESET_NAMES
+from vllm_cold.method.settings import KNOBS, PREFIX, ColdError, preset_of, read
 from vllm_cold.tools.contrast import (
     Contrast,
     Prompt,
@@ -30,10 +30,12 @@ from vllm_cold.tools.contrast import (
     read_contrast,
 )
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.trace import Piece
+from vllm_cold.tools.explain.trace import GREEDY, Piece
 from vllm_cold.tools.rows import Given, read_row
 
 MAX_PROMPTS = 50
+MAX_COLUMNS = 3  # that a page has room for
+COLD_NAME = "CoLD"  # of the method, where nobody names another
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,20 @@ class Row:
     prompt: Prompt
     args: Mapping[str, Any]
     where: str = ""
+
+    @property
+    def pieces(self) -> tuple[Piece, ...]:
+        """The prompt as it is shown."""
+        if isinstance(self.prompt, str):
+            return (Piece(self.prompt),)
+        return tuple(Piece(content, role) for role, content in self.prompt)
+
+    def refusal(self, error: ColdError | str) -> ToolError:
+        """An error about flat arguments, as one about what the user has written: the command's
+        options, or the keys of a file's row.
+        """
+        said = error if isinstance(error, str) else as_written(error, self.args)
+        return ToolError(f"{self.where}: {said}" if self.where else said)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +83,38 @@ class Asked:
     args: Mapping[str, Any]
     contrast: Contrast
 
-    @property
-    def prompt(self) -> Prompt:
-        """Text or messages."""
-        return self.row.prompt
-
-    @property
-    def start(self) -> str:
-        """Its first words, for errors."""
-        return pieces(self.prompt)[0].text[:40]
-
     def reads(self, one: Described) -> tuple[str | None, tuple[Piece, ...]]:
         """What an amateur reads, in words and in pieces (``trace.Amateur``)."""
-        return _reads(self.prompt, one.source, self.chat)
+        prompt, source = self.row.prompt, one.source
+        match source:
+            case Text(text):
+                return "a text of its own", (Piece(text),)
+            case Messages(messages):
+                return "messages of its own", tuple(Piece(_text(m), m["role"]) for m in messages)
+            case Without():
+                conversation = messages_of(prompt, self.chat) or []
+                numbered = [{**message, "at": i} for i, message in enumerate(conversation)]
+                left = {message["at"] for message in source.of("", numbered)}
+                return f"the same conversation {source}", tuple(
+                    Piece(message["content"], message["role"], i not in left)
+                    for i, message in enumerate(conversation)
+                )
+            case Part(spans):
+                assert isinstance(prompt, str)
+                found, at = [], 0
+                for start, end in spans:
+                    found += [Piece(prompt[at:start]), Piece(prompt[start:end], gone=True)]
+                    at = end
+                pieces = (*found, Piece(prompt[at:]))
+                said = f"the same text without characters {source.value}"
+                return said, tuple(piece for piece in pieces if piece.text)
+        return None, ()
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """The text of a message, whose content may be a list of parts."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(part["text"] for part in content)
 
 
 def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
@@ -102,15 +137,13 @@ def ask(row: Row, options: Mapping[str, Any], chat: bool = False) -> Asked:
         contrast = read_contrast(args)
         for one in contrast.amateurs:
             amateur_reads(row.prompt, one, chat)
-    except CannotLeaveOut as error:
-        if args == given:
-            raise refusal(error, row) from error
-        raise ToolError(
-            f"{_start(row)}--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, "
-            f"and {error.problem}; add one, or say with --without what the amateur does not read"
-        ) from error
     except ColdError as error:
-        raise refusal(error, row) from error
+        if isinstance(error, CannotLeaveOut) and args != given:
+            raise row.refusal(
+                f"--preset={args[PREFIX + 'preset']}: leaves {error.value} out of a chat, and "
+                f"{error.problem}; add one, or say with --without what the amateur does not read"
+            ) from error
+        raise row.refusal(error) from error
     return Asked(row, chat, args, contrast)
 
 
@@ -122,65 +155,6 @@ def _with_own_prompt(args: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
     if own is None:
         return args
     return {**args, PREFIX + "without": own if isinstance(own, str) else list(own)}
-
-
-def refusal(error: ColdError, row: Row) -> ToolError:
-    """An error about flat arguments, as one about what the user has written: the command's options,
-    or the keys of a file's row.
-    """
-    return ToolError(_start(row) + as_written(error, row.args))
-
-
-def _start(row: Row) -> str:
-    """What an error begins with."""
-    return f"{row.where}: " if row.where else ""
-
-
-def pieces(prompt: Prompt) -> tuple[Piece, ...]:
-    """A prompt as it is shown."""
-    if isinstance(prompt, str):
-        return (Piece(prompt),)
-    return tuple(Piece(content, role) for role, content in prompt)
-
-
-def _reads(
-    prompt: Prompt, source: Source | None, chat: bool
-) -> tuple[str | None, tuple[Piece, ...]]:
-    match source:
-        case Text(text):
-            return "a text of its own", (Piece(text),)
-        case Messages(messages):
-            return "messages of its own", tuple(Piece(_text(m), m["role"]) for m in messages)
-        case Without():
-            conversation = messages_of(prompt, chat) or []
-            numbered = [{**message, "at": i} for i, message in enumerate(conversation)]
-            left = {message["at"] for message in source.of("", numbered)}
-            return (
-                f"the same conversation {source}",
-                tuple(
-                    Piece(message["content"], message["role"], i not in left)
-                    for i, message in enumerate(conversation)
-                ),
-            )
-        case Part(spans):
-            assert isinstance(prompt, str)
-            found, at = [], 0
-            for start, end in spans:
-                found += [Piece(prompt[at:start]), Piece(prompt[start:end], gone=True)]
-                at = end
-            found.append(Piece(prompt[at:]))
-            return f"the same text without characters {source.value}", tuple(
-                piece for piece in found if piece.text
-            )
-    return None, ()
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    """The text of a message, whose content may be a list of parts."""
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "\n".join(part["text"] for part in content)
 
 
 def read_prompts(path: Path) -> list[Row]:
@@ -218,3 +192,89 @@ def read_prompts(path: Path) -> list[Row]:
             "split the file"
         )
     return found
+
+
+class Column(NamedTuple):
+    """An answer's place on a page.
+
+    Attributes:
+        method: Which method it is of, counted from 0.
+        greedy: Whether it is the expert's own answer, accounted for with that method.
+    """
+
+    method: int
+    greedy: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Methods:
+    """What stands side by side.
+
+    Attributes:
+        args: Of each method that contrasts, by its name: flat arguments, which win over a
+            command's options.
+        columns: Where their answers, and the greedy one, stand.
+    """
+
+    args: Mapping[str, Mapping[str, Any]]
+    columns: tuple[Column, ...]
+
+
+DEFAULT = Methods({COLD_NAME: {}}, (Column(0, False), Column(0, True)))
+
+
+def read_methods(texts: Sequence[str]) -> Methods:
+    """Read what ``--method`` gives.
+
+    Args:
+        texts: Each "greedy" or a preset's name, and after a colon values of its knobs with commas
+            between them: "cold:alpha=0.02,beta=1".
+
+    Raises:
+        ToolError: one is unknown, there twice or out of range; too many; or nothing but greedy.
+    """
+    if len(texts) > MAX_COLUMNS:
+        raise ToolError(f"--method: a page has room for {MAX_COLUMNS}, and there are {len(texts)}")
+    args: dict[str, Mapping[str, Any]] = {}
+    columns: list[Column] = []
+    for text in texts:
+        name, values = _read_method(text)
+        column = Column(0, True) if name == GREEDY else Column(len(args), False)
+        if name in args or column in columns:
+            raise ToolError(
+                f"--method={name}: is there twice; give it other values, or leave one out"
+            )
+        columns.append(column)
+        if name != GREEDY:
+            args[name] = values
+    if not args:
+        raise ToolError(
+            f"--method={GREEDY}: has nothing to compare with; add one of {', '.join(PRESET_NAMES)}"
+        )
+    return Methods(args, tuple(columns))
+
+
+def parts_of(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """A method's name, and its values with theirs, as ``--method`` has them; not checked."""
+    name, _, rest = text.partition(":")
+    pairs = (part.partition("=")[::2] for part in (rest.split(",") if rest else ()))
+    return name, [(key.strip(), value.strip()) for key, value in pairs]
+
+
+def _read_method(text: str) -> tuple[str, Mapping[str, Any]]:
+    """What it is called, and its flat arguments; their ranges are checked with all others."""
+    preset, given = parts_of(text)
+    if preset not in (GREEDY, *PRESET_NAMES):
+        raise ToolError(f"--method={preset!r}: must be one of {GREEDY}, {', '.join(PRESET_NAMES)}")
+    args: dict[str, Any] = {PREFIX + "preset": preset}
+    name = preset
+    for key, value in given:
+        knob = key.replace("-", "_")
+        if knob not in KNOBS or PREFIX + knob in args or preset == GREEDY:
+            allowed = "none" if preset == GREEDY else ", ".join(KNOBS) + ", each once"
+            raise ToolError(
+                f"--method={text!r}: {key!r} is no value of {preset}'s; it has {allowed}"
+            )
+        args[PREFIX + knob] = read(knob, value)
+        name += f", {knob} {value}"
+    return name, args

@@ -7,17 +7,16 @@ The browser talks to this program alone: the server's key stays here.
 from __future__ import annotations
 
 import argparse
-import contextlib
+import asyncio
 import copy
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
 import uvicorn
-from anyio import to_thread
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.applications import Starlette
 from starlette.datastructures import Headers
@@ -30,9 +29,8 @@ from starlette.types import Receive, Scope, Send
 
 from vllm_cold.method.presets import PRESETS
 from vllm_cold.tools.address import is_loopback
-from vllm_cold.tools.connections import Connections
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain import page
+from vllm_cold.tools.explain import collect, page, visible
 from vllm_cold.tools.explain.command import (
     ENGINE_OPTIONS,
     ask_all,
@@ -40,19 +38,19 @@ from vllm_cold.tools.explain.command import (
     methods_of,
     open_server,
 )
-from vllm_cold.tools.explain.live import Live
-from vllm_cold.tools.explain.methods import MOST, parts_of
-from vllm_cold.tools.explain.prompts import Row
-from vllm_cold.tools.explain.trace import GREEDY
-from vllm_cold.tools.server import check_options
+from vllm_cold.tools.explain.prompts import MAX_COLUMNS, Column, Row, parts_of
+from vllm_cold.tools.explain.server import ServerSource, joined, side_by_side
+from vllm_cold.tools.explain.source import Decoded, Read
+from vllm_cold.tools.explain.trace import GREEDY, Answer
+from vllm_cold.tools.server import Server, check_options
 
+Events = asyncio.Queue[dict[str, Any] | None]
 _HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "frame-ancestors 'none'",
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
 }
-_START = ("greedy", "cold", "")  # the methods of a page, if the command names none
 
 
 class _Method(BaseModel):
@@ -63,25 +61,18 @@ class _Method(BaseModel):
     alpha: str = ""
     beta: str = ""
 
-    @property
-    def text(self) -> str:
-        """As ``--method`` has it."""
-        values = {"alpha": self.alpha.strip(), "beta": self.beta.strip()}
-        given = ",".join(f"{knob}={value}" for knob, value in values.items() if value)
-        return f"{self.name}:{given}" if given else self.name
-
 
 class _Form(BaseModel):
     """What the page asks for."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
-    prompt: str
+    prompt: Annotated[str, Field(min_length=1)]
     system: str = ""
     context: str = ""
     chat: bool = False
     adapter: str = ""
     without: str = ""
-    methods: Annotated[list[_Method], Field(min_length=1, max_length=MOST)]
+    methods: Annotated[list[_Method], Field(min_length=1, max_length=MAX_COLUMNS)]
     max_tokens: int
 
     @property
@@ -92,67 +83,85 @@ class _Form(BaseModel):
         texts = {"system": self.system, "tool": self.context, "user": self.prompt}
         return Row(tuple((role, text) for role, text in texts.items() if text), {})
 
+    def on(self, options: argparse.Namespace) -> argparse.Namespace:
+        """The command's options with what the form says."""
+        found = copy.copy(options)
+        found.adapter, found.chat = self.adapter or None, self.chat
+        found.without = [self.without] if self.without else None
+        found.max_tokens = self.max_tokens
+        found.method = []
+        for one in self.methods:
+            values = {"alpha": one.alpha.strip(), "beta": one.beta.strip()}
+            given = ",".join(f"{knob}={value}" for knob, value in values.items() if value)
+            found.method.append(f"{one.name}:{given}" if given else one.name)
+        found.preset = found.alpha = found.beta = None  # as the form has them now
+        return found
 
-def _with_form(options: argparse.Namespace, form: _Form) -> argparse.Namespace:
-    """The command's options with what the form says."""
-    if not form.prompt:
-        raise ToolError("Prompt: is empty")
-    found = copy.copy(options)
-    found.adapter = form.adapter or None
-    found.chat = form.chat
-    found.without = [form.without] if form.without else None
-    found.max_tokens = form.max_tokens
-    found.method = [method.text for method in form.methods]
-    found.preset = found.alpha = found.beta = None  # as the form has them now
-    return found
 
-
-def _lines(
-    options: argparse.Namespace, body: bytes, connections: Connections | None = None
-) -> Generator[str]:
-    """What the page is told, each as a line of JSON; an error is the last."""
+async def _work(server: Server, options: argparse.Namespace, body: bytes, events: Events) -> None:
+    """Tell what the page is told: "start" with empty answers, "text" of them, "status" in words,
+    and "report" with all that is known; or "error" with a sentence.
+    """
     try:
         try:
             form = _Form.model_validate_json(body)
         except ValidationError as error:
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
-        given = _with_form(options, form)
+        given = form.on(options)
         check_numbers(given)
         methods = methods_of(given)
-        asked = {one.name: ask_all(given, [form.row], one)[0] for one in methods.contrasting}
-        source = open_server(given, connections)
-        try:
-            live = Live(source, methods, asked, given.max_tokens, given.candidates)
-            for event in live.events():
-                yield json.dumps(event, allow_nan=False) + "\n"
-        finally:
-            source.close()
+        asked = ask_all(given, methods, [form.row])
+        source = ServerSource(server, given.adapter)
+        reads = await collect.read_all(source, asked, given.max_tokens)
+        prompts = [those[0] for those in reads.values()]
+        empty = [[Answer(column.method, column.greedy) for column in methods.columns]]
+        shown = page.fragment(collect.make_report(source, reads, empty))
+        steps: list[Any] = [{"steps": []}] * len(methods.columns)
+        events.put_nowait({"event": "start", "html": shown, "answers": steps})
+
+        async def follow(place: int, column: Column, read: Read) -> list[Decoded]:
+            found = []
+            async for part in source.stream(read, column.greedy, given.max_tokens):
+                found.append(part)
+                if part.text:
+                    text = visible.in_text(part.text, 0)
+                    events.put_nowait({"event": "text", "place": place, "text": text})
+            return [joined(found)]
+
+        answers = await side_by_side(
+            follow(place, column, prompts[column.method])
+            for place, column in enumerate(methods.columns)
+        )
+        report = await collect.account_for(
+            source,
+            reads,
+            methods.columns,
+            answers,
+            given.candidates,
+            lambda text: events.put_nowait({"event": "status", "text": f"{text} …"}),
+        )
+        events.put_nowait(
+            {"event": "report", "html": page.fragment(report), "answers": page.data(report)}
+        )
     except ToolError as error:
-        yield json.dumps({"event": "error", "text": str(error)}) + "\n"
-
-
-async def _in_thread(lines: Generator[str], connections: Connections) -> AsyncIterator[str]:
-    """Lines that a thread waits for, until nobody reads them: the page is closed, or this program
-    ends.
-    """
-
-    def close() -> None:
-        with contextlib.suppress(ValueError):  # the other thread is in it
-            lines.close()
-
-    def read() -> str:
-        line = next(lines, "")
-        if connections.closed:
-            close()
-        return line
-
-    try:
-        while line := await to_thread.run_sync(read, abandon_on_cancel=True):
-            yield line
+        events.put_nowait({"event": "error", "text": str(error)})
     finally:
-        connections.close()
-        close()
+        events.put_nowait(None)
+
+
+async def _lines(server: Server, options: argparse.Namespace, body: bytes) -> AsyncIterator[str]:
+    """What the page is told, each as a line of JSON; where nobody reads them any more, the server
+    is not asked any further.
+    """
+    events: Events = asyncio.Queue()
+    work = asyncio.create_task(_work(server, options, body, events))
+    try:
+        while (event := await events.get()) is not None:
+            yield json.dumps(event, allow_nan=False) + "\n"
+        await work  # what is no ToolError is raised
+    finally:
+        work.cancel()
 
 
 class _Hosts(TrustedHostMiddleware):
@@ -182,24 +191,22 @@ def _names(host: str) -> list[str]:
     return [*found, "localhost"] if everywhere or is_loopback(host) else found
 
 
-def make_app(options: argparse.Namespace) -> Starlette:
+def make_app(options: argparse.Namespace, server: Server) -> Starlette:
     """The program behind the page.
 
     Args:
         options: The command's.
+        server: Who is asked.
     """
 
     async def home(_: Request) -> Response:
-        with contextlib.closing(Connections()) as connections:
-            start = await to_thread.run_sync(_start, options, connections, abandon_on_cancel=True)
-        return HTMLResponse(page.render_live(**start), headers=_HEADERS)
+        return HTMLResponse(page.render_live(**_start(options, server)), headers=_HEADERS)
 
     async def answer(request: Request) -> Response:
         # Another page's script may send a form here, but not this type unasked.
         if request.headers.get("content-type") != "application/json":
             return Response(status_code=415)
-        connections = Connections()
-        lines = _in_thread(_lines(options, await request.body(), connections), connections)
+        lines = _lines(server, options, await request.body())
         return StreamingResponse(lines, media_type="application/x-ndjson", headers=_HEADERS)
 
     return Starlette(
@@ -208,26 +215,20 @@ def make_app(options: argparse.Namespace) -> Starlette:
     )
 
 
-def _start(options: argparse.Namespace, connections: Connections | None = None) -> dict[str, Any]:
+def _start(options: argparse.Namespace, server: Server) -> dict[str, Any]:
     """What the form shows before anything is typed in."""
-    texts = options.method or ([GREEDY, options.preset, ""] if options.preset else _START)
+    texts = options.method or [GREEDY, options.preset or "cold"]
     methods = []
-    for text in (*texts, *[""] * MOST)[:MOST]:
+    for text in (*texts, *[""] * MAX_COLUMNS)[:MAX_COLUMNS]:
         name, given = parts_of(text)
-        values = dict(given)
-        methods.append({"name": name, "alpha": values.get("alpha"), "beta": values.get("beta")})
-        if name not in ("", GREEDY):
-            for knob in ("alpha", "beta"):
-                methods[-1][knob] = methods[-1][knob] or getattr(options, knob)
-    found: dict[str, Any] = {"error": "", "model": "", "adapters": [], "server": ""}
-    try:
-        source = open_server(options, connections)
-        found |= {"model": source.base, "adapters": source.loaded, "server": source.root}
-        source.close()
-    except ToolError as error:
-        found["error"] = str(error)
+        values = {"alpha": options.alpha, "beta": options.beta} if name not in ("", GREEDY) else {}
+        values |= dict(given)
+        shown = {knob: "" if (v := values.get(knob)) is None else v for knob in ("alpha", "beta")}
+        methods.append({"name": name, **shown})
     return {
-        **found,
+        "model": server.base,
+        "adapters": server.loaded,
+        "server": server.root,
         "methods": methods,
         "presets": {name: preset.about for name, preset in PRESETS.items()},
         "adapter": options.adapter,
@@ -252,7 +253,7 @@ def run(options: argparse.Namespace) -> int:
             )
     if len(options.without or ()) > 1:
         raise ToolError("--without: the page has a field for one; give it once")
-    open_server(options).close()
+    server = open_server(options)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:
         listening = socket.create_server((options.host, options.port), family=family)
@@ -269,8 +270,7 @@ def run(options: argparse.Namespace) -> int:
             f"--host={options.host}: whoever reaches this address can ask the server, with its key",
             flush=True,
         )
-    config = uvicorn.Config(
-        make_app(options), log_level="warning", timeout_graceful_shutdown=1, lifespan="off"
-    )
+    app = make_app(options, server)
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1, lifespan="off")
     uvicorn.Server(config).run(sockets=[listening])
     return 0

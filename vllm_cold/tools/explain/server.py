@@ -3,41 +3,32 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, TypeVar
 
-from vllm_cold.method.amateurs import Text
-from vllm_cold.method.settings import PREFIX
-from vllm_cold.tools.contrast import Content, expert_reads, request_args
+import httpx
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
+
+from vllm_cold.method.settings import PREFIX, ColdError
+from vllm_cold.tools.contrast import (
+    Content,
+    amateur_reads,
+    expert_reads,
+    make_streams,
+    request_args,
+)
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
-from vllm_cold.tools.explain.replies import (
-    Answered,
-    C,
-    Chat,
-    Completion,
-    Encoded,
-    Grown,
-    LookedUp,
-    Scored,
-    Spoken,
-    Written,
-)
-from vllm_cold.tools.explain.sources import (
-    MAX_NAMED,
-    Decoded,
-    Description,
-    Read,
-    read,
-    read_rows,
-)
-from vllm_cold.tools.explain.trace import COLD, Row
+from vllm_cold.tools.explain.source import Decoded, Read, make_row
+from vllm_cold.tools.explain.trace import Row
 from vllm_cold.tools.server import Server
 
 WANTED_TOP = 256  # asked for where 20, vLLM's default for --max-logprobs, are not enough
-BATCH = 32  # texts in one request; the server works on them side by side
+AT_ONCE = 32  # requests; the server works on them side by side
+_NO_LOGPROB = -9999.0  # vLLM's servers send this for -inf, which JSON does not have
 
 # A server takes what a request leaves out from the model's generation_config.json.
 _GREEDY: dict[str, Any] = {
@@ -45,174 +36,196 @@ _GREEDY: dict[str, Any] = {
     "top_p": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
 }
-_GREEDY_EXTRA: dict[str, Any] = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
+_T = TypeVar("_T")
+_Logprob = Annotated[float, AfterValidator(lambda x: -math.inf if x <= _NO_LOGPROB else x)]
+_Token = Annotated[
+    int, BeforeValidator(lambda x: x.removeprefix("token_id:") if isinstance(x, str) else x)
+]
 
 
-class ServerSource(Server):
-    """An OpenAI-compatible vLLM server; see ``Source`` for what it can be asked, and ``Server`` for
-    the arguments and errors.
+class _Entry(BaseModel):
+    logprob: _Logprob
+    decoded_token: str | None = None
+
+
+class _Named(BaseModel):
+    top_logprobs: list[dict[_Token, _Logprob] | None]
+
+
+class _Message(BaseModel):
+    content: str | None = None
+
+
+class _Choice(BaseModel):
+    text: str | None = None
+    delta: _Message | None = None
+    finish_reason: str | None = None
+    token_ids: list[int] | None = None
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[_Token, _Entry] | None] | None = None
+    logprobs: _Named | None = None
+
+
+class _Reply(BaseModel):
+    """What is read of a reply, or of a part of a streamed one."""
+
+    choices: list[_Choice]
+    prompt_token_ids: list[int] | None = None  # of a chat
+
+
+class _Whole(_Reply):
+    choices: Annotated[list[_Choice], Field(min_length=1)]
+
+
+class ServerSource:
+    """A server; see ``Source`` for what it can be asked.
+
+    Args:
+        server: Who is asked, within one event loop.
+        expert: The name of the expert's adapter, None for the base model.
+
+    Raises:
+        ToolError: no such adapter is loaded.
     """
 
-    def __init__(self, url: str, *args: Any, **options: Any) -> None:
-        super().__init__(url, *args, **options)
+    takes_ids = False  # an amateur's own prompt cannot be sent as token ids
+
+    def __init__(self, server: Server, expert: str | None) -> None:
+        if expert is not None and expert not in server.loaded:
+            loaded = ", ".join(server.loaded) or "none"
+            raise ToolError(f"--adapter={expert}: no such adapter on the server (loaded: {loaded})")
+        self._server = server
+        self.model = server.base
+        self.expert = expert
+        self.about = f"server at {server.root}"
+        self.max_model_len = server.max_model_len
         self.vocab_size: int | None = None
         self._largest_top: int | None = None
-        self.description = Description(
-            model=self.base, adapter=self.expert, source=f"server at {self.root}"
-        )
 
-    def _complete(
-        self,
-        form: type[Completion[C]],
-        model: str,
-        prompts: Sequence[Sequence[int]],
-        **options: Any,
-    ) -> list[C]:
-        """The choices of all prompts, in their order."""
-        extra = {**_GREEDY_EXTRA, **options.pop("extra", {}), "vllm_xargs": {"cold": 0}}
-        choices: list[C] = []
-        for start in range(0, len(prompts), BATCH):
-            batch = [list(prompt) for prompt in prompts[start : start + BATCH]]
-            with self._errors():
-                reply = self._client.completions.with_raw_response.create(
-                    model=model, prompt=batch, extra_body=extra, **_GREEDY, **options
-                )
-                found = form.model_validate_json(reply.text).choices
-            choices += sorted(found, key=lambda choice: choice.index)
-        return choices
+    def _need(self, value: _T | None, name: str) -> _T:
+        if value is None:
+            self._server._lacks(name)
+        return value
 
-    def read(self, prompts: Sequence[Asked]) -> list[Read]:
-        """See ``Source``. The server itself tokenizes, for completions of one token."""
-        return [read(one, self._make, self.expert, self.base, self.loaded) for one in prompts]
-
-    def _make(self, _: str, reads: Content) -> list[int]:
-        """The token ids of a text, or of messages."""
-        reply = self._ask(reads.value, 1, {"cold": 0})
-        with self._errors():
-            if isinstance(reads, Text):
-                encoded = Completion[Encoded].model_validate_json(reply).choices[0]
-                return encoded.prompt_token_ids
-            return Chat.model_validate_json(reply).prompt_token_ids
-
-    def _options(self, max_tokens: int, xargs: Mapping[str, Any]) -> dict[str, Any]:
-        """Of a request for one answer."""
+    def _body(self, prompt: Any, adapter: str | None, xargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A request that decodes greedily; messages are a chat, a text or token ids are none."""
+        is_chat = isinstance(prompt[0], dict)
         return {
-            "model": self._name(self.expert),
-            "max_tokens": max_tokens,
-            "extra_body": {**_GREEDY_EXTRA, "return_token_ids": True, "vllm_xargs": xargs},
+            "model": adapter or self.model,
+            "messages" if is_chat else "prompt": prompt,
+            "vllm_xargs": dict(xargs),
+            "return_token_ids": True,
             **_GREEDY,
         }
 
-    def _ask(self, prompt: str | list[Any], max_tokens: int, xargs: Mapping[str, Any]) -> str:
-        """What the server replies to one prompt, asked as a user would."""
-        options = self._options(max_tokens, xargs)
-        with self._errors():
-            if isinstance(prompt, str):
-                completions = self._client.completions.with_raw_response
-                return completions.create(prompt=prompt, **options).text
-            chats = self._client.chat.completions.with_raw_response
-            return chats.create(messages=prompt, **options).text
+    async def _ask(self, prompt: Any, adapter: str | None, **more: Any) -> tuple[_Choice, _Reply]:
+        """The reply to a request of one token without CoLD."""
+        body = {**self._body(prompt, adapter, {"cold": 0}), "max_tokens": 1, **more}
+        path = "/chat/completions" if "messages" in body else "/completions"
+        with self._server._errors():
+            reply = await self._server.client.post(path, body=body, cast_to=httpx.Response)
+            found = _Whole.model_validate_json(reply.text)
+        return found.choices[0], found
 
-    def greedy(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> list[Decoded]:
-        """See ``Source``."""
-        choices = self._complete(
-            Completion[Written],
-            self._name(self.expert),
-            prompts,
-            max_tokens=max_tokens,
-            extra={"return_token_ids": True},
-        )
-        return [Decoded(tuple(c.token_ids), c.text, c.finish_reason) for c in choices]
+    async def read(self, prompts: Sequence[Asked]) -> list[Read]:
+        """See ``Source``. The server itself tokenizes, for completions of one token."""
+        return await side_by_side(map(self._read, prompts))
 
-    def cold(self, prompts: Sequence[Read], max_tokens: int) -> list[Decoded]:
+    async def _read(self, asked: Asked) -> Read:
+        row, amateurs, chat = asked.row, asked.contrast.amateurs, asked.chat
+        try:
+            others = [amateur_reads(row.prompt, one, chat) for one in amateurs]
+            own = await self._tokens(expert_reads(row.prompt, chat))
+            ids = [own if reads is None else await self._tokens(reads) for reads in others]
+            server = self._server
+            streams = make_streams(amateurs, own, ids, self.expert, self.model, server.loaded)
+        except ColdError as error:
+            raise row.refusal(error) from error
+        return Read(asked, streams)
+
+    async def _tokens(self, reads: Content) -> list[int]:
+        choice, reply = await self._ask(reads.value, self.expert)
+        found = reply.prompt_token_ids or choice.prompt_token_ids
+        return self._need(found, "choices.0.prompt_token_ids")
+
+    async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
         """See ``Source``. Each prompt is sent as it was given, with the amateurs' keys."""
-        with ThreadPoolExecutor(BATCH) as pool:
-            return list(pool.map(lambda one: self._cold(one, max_tokens), prompts))
 
-    def _cold(self, prompt: Read, max_tokens: int) -> Decoded:
-        asked = prompt.asked
-        reads = expert_reads(asked.prompt, asked.chat)
-        reply = self._ask(reads.value, max_tokens, self._xargs(asked))
-        with self._errors():
-            if isinstance(reads, Text):
-                written = Completion[Answered].model_validate_json(reply).choices[0]
-                ids, found = written.prompt_token_ids, written.text
-                tokens, reason = written.token_ids, written.finish_reason
-            else:
-                chat = Spoken.model_validate_json(reply)
-                ids, found = chat.prompt_token_ids, chat.choices[0].message.content or ""
-                tokens, reason = chat.choices[0].token_ids, chat.choices[0].finish_reason
-        if tuple(ids) != prompt.streams[0].ids:
-            raise ToolError(
-                f"--url={self._url}: the server reads the prompt {asked.start!r} in another way "
-                "each time, so its probabilities cannot be asked for"
-            )
-        return Decoded(tuple(tokens), found, reason)
+        async def whole(prompt: Read) -> Decoded:
+            return joined([part async for part in self.stream(prompt, greedy, max_tokens)])
 
-    def stream(self, prompt: Read, kind: str, max_tokens: int) -> Iterator[Decoded]:
-        """An answer while it is decoded.
+        return await side_by_side(map(whole, prompts))
 
-        Args:
-            prompt: Sent as it was given.
-            kind: ``GREEDY`` or ``COLD``.
-            max_tokens: The most that it may have.
+    async def stream(self, prompt: Read, greedy: bool, max_tokens: int) -> AsyncIterator[Decoded]:
+        """An answer while it is decoded; see ``decode``.
 
         Yields:
             What is new; ``finish_reason`` is "" in all but the last.
         """
         asked = prompt.asked
-        reads = expert_reads(asked.prompt, asked.chat)
-        xargs = self._xargs(asked) if kind == COLD else {"cold": 0}
-        options = self._options(max_tokens, xargs) | {"stream": True}
-        with self._errors():
-            if isinstance(reads, Text):
-                chunks = self._client.completions.create(prompt=reads.value, **options)
-            else:
-                chats: Any = self._client.chat.completions
-                chunks = chats.create(messages=reads.value, **options)
-            ended = False
-            with chunks:
-                for chunk in chunks:
-                    grown = Grown.model_validate(chunk.model_dump())
-                    for choice in grown.choices:
+        reads = expert_reads(asked.row.prompt, asked.chat)
+        xargs = {"cold": 0} if greedy else self.xargs(asked)
+        body = self._body(reads.value, self.expert, xargs)
+        chat = "messages" in body
+        api: Any = self._server.client.chat.completions if chat else self._server.client.completions
+        given = {"messages" if chat else "prompt": reads.value, "max_tokens": max_tokens}
+        ended, ids = False, None
+        with self._server._errors():
+            chunks = await api.create(model=body["model"], stream=True, extra_body=body, **given)
+            async with chunks:
+                async for chunk in chunks:
+                    part = _Reply.model_validate(chunk.model_dump())
+                    for choice in part.choices:
+                        ids = ids or part.prompt_token_ids or choice.prompt_token_ids
                         text = choice.text or (choice.delta.content if choice.delta else "") or ""
-                        ids = tuple(choice.token_ids or ())
                         ended = choice.finish_reason is not None
-                        yield Decoded(ids, text, choice.finish_reason or "")
+                        tokens = tuple(choice.token_ids or ())
+                        yield Decoded(tokens, text, choice.finish_reason or "")
         if not ended:
             raise ToolError(
-                f"--url={self._url}: the server's answer broke off; look at its log, and ask again"
+                f"--url={self._server._url}: the server's answer broke off; look at its log, and "
+                "ask again"
+            )
+        if tuple(self._need(ids, "choices.0.prompt_token_ids")) != prompt.streams[0].ids:
+            raise ToolError(
+                f"--url={self._server._url}: the server reads the prompt "
+                f"{asked.row.pieces[0].text[:40]!r} in another way each time, so its "
+                "probabilities cannot be asked for"
             )
 
-    def _xargs(self, asked: Asked) -> dict[str, Any]:
+    def xargs(self, asked: Asked) -> dict[str, Any]:
         """A prompt's own keys, and all that would otherwise be the server's default."""
         contrast = asked.contrast
         knobs = {PREFIX + name: value for name, value in contrast.settings.as_dict().items()}
         if all(one.weight is not None for one in contrast.amateurs):
             del knobs[PREFIX + "beta"]  # which no amateur uses
-        return request_args({**knobs, **asked.args}, self.base)
+        return request_args({**knobs, **asked.args}, self.model)
 
-    def choose(self, texts: Sequence[Read]) -> list[Decoded | None]:
-        """See ``Source``. An amateur's own prompt cannot be sent as token ids."""
-        return [None] * len(texts)
-
-    def score(
+    async def score(
         self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
     ) -> list[list[Row]]:
         """See ``Source``."""
-        extra = {"prompt_logprobs": top}
-        choices = self._complete(
-            Completion[Scored], self._name(adapter), texts, max_tokens=1, extra=extra
-        )
-        return [read_rows(choice.prompt_logprobs) for choice in choices]
 
-    def largest_top(self) -> int:
+        async def one(text: Sequence[int]) -> list[Row]:
+            choice, _ = await self._ask(list(text), adapter, prompt_logprobs=top)
+            rows = self._need(choice.prompt_logprobs, "choices.0.prompt_logprobs")
+            return [
+                make_row({t: (e.logprob, e.decoded_token) for t, e in (row or {}).items()})
+                for row in rows[1:]
+            ]
+
+        return await side_by_side(map(one, texts))
+
+    async def largest_top(self) -> int:
         """See ``Source``. A server says what its --max-logprobs is if asked for more."""
         if self._largest_top is None:
             self._largest_top = WANTED_TOP
             try:
-                self.score(self.expert, [[0, 0]], WANTED_TOP)
+                await self.score(self.expert, [[0, 0]], WANTED_TOP)
             except ToolError as error:
                 limit = re.search(r"greater than max allowed: (\d+)", str(error))
                 if limit is None:
@@ -220,44 +233,48 @@ class ServerSource(Server):
                 self._largest_top = int(limit[1])
         return self._largest_top
 
-    def look_up(
+    async def look_up(
         self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
     ) -> list[Mapping[int, float]]:
-        """See ``Source``. One request has the same ids for all of its texts."""
-        found: list[Mapping[int, float]] = []
-        for texts, ids in pack(asked):
-            choices = self._complete(
-                Completion[LookedUp],
-                self._name(adapter),
-                texts,
-                max_tokens=1,
+        """See ``Source``."""
+
+        async def one(text: Sequence[int], ids: Sequence[int]) -> Mapping[int, float]:
+            choice, _ = await self._ask(
+                list(text),
+                adapter,
                 logprobs=1,
-                extra={"logprob_token_ids": ids, "return_tokens_as_token_ids": True},
+                logprob_token_ids=list(ids),
+                return_tokens_as_token_ids=True,
             )
-            for choice in choices:
-                tops = choice.logprobs.top_logprobs
-                found.append((tops[0] if tops else None) or {})
-        return found
+            [values] = self._need(choice.logprobs, "choices.0.logprobs").top_logprobs
+            found = self._need(values, "choices.0.logprobs.top_logprobs")
+            if not found.keys() >= set(ids):
+                self._server._lacks("logprobs of logprob_token_ids")
+            return found
 
-    def _name(self, adapter: str | None) -> str:
-        return self.base if adapter is None else adapter
+        return await side_by_side(one(text, ids) for text, ids in asked)
 
 
-def pack(
-    asked: Sequence[tuple[Sequence[int], Sequence[int]]],
-) -> Iterator[tuple[list[Sequence[int]], list[int]]]:
-    """Put neighbours together while their ids are at most ``MAX_NAMED`` in all.
+def joined(parts: Sequence[Decoded]) -> Decoded:
+    """One answer of its parts."""
+    return Decoded(
+        tuple(token for part in parts for token in part.tokens),
+        "".join(part.text for part in parts),
+        next((part.finish_reason for part in parts if part.finish_reason), ""),
+    )
 
-    Yields:
-        Texts, and the ids that are asked for after each of them.
-    """
-    texts: list[Sequence[int]] = []
-    ids: dict[int, None] = {}
-    for text, wanted in asked:
-        if texts and (len({*ids, *wanted}) > MAX_NAMED or len(texts) == BATCH):
-            yield texts, list(ids)
-            texts, ids = [], {}
-        texts.append(text)
-        ids.update(dict.fromkeys(wanted))
-    if texts:
-        yield texts, list(ids)
+
+async def side_by_side(questions: Iterable[Awaitable[_T]]) -> list[_T]:
+    """What is answered to each, in their order; the first error ends all."""
+    seats = asyncio.Semaphore(AT_ONCE)
+
+    async def seated(question: Awaitable[_T]) -> _T:
+        async with seats:
+            return await question
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(seated(question)) for question in questions]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]

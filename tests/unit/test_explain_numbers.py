@@ -1,0 +1,450 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The numbers of ``vllm-cold explain`` against the scoring op's reference: of single steps, and of
+answers of a made-up model whose every probability is known.
+"""
+
+import asyncio
+import math
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.distance import jensenshannon
+
+from tests.asked import asked
+from vllm_cold.method.amateurs import Text
+from vllm_cold.method.settings import ColdError, ColdSettings, Weight
+from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
+from vllm_cold.tools.contrast import Content, read_streams
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.explain import account, collect, visible
+from vllm_cold.tools.explain.prompts import Asked, Column
+from vllm_cold.tools.explain.source import MAX_NAMED, Decoded, Read, make_row
+from vllm_cold.tools.explain.trace import Answer, Logprob, Piece, Report, Row, Step
+
+pytestmark = pytest.mark.unit
+
+SIZE = 60  # of a single step's vocabulary
+
+
+def logits(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    expert = 3 * torch.randn(SIZE, generator=generator, dtype=torch.float64)
+    return expert, expert + torch.randn(SIZE, generator=generator, dtype=torch.float64)
+
+
+def ln(alpha: float) -> float:
+    return math.log(alpha) if alpha else -math.inf
+
+
+def row(values: torch.Tensor, *kept: int) -> dict[int, Logprob]:
+    """ln-probabilities of a row of logits: all, or of some."""
+    found = {i: Logprob(x, f"t{i}") for i, x in enumerate(values.log_softmax(0).tolist())}
+    return {token: found[token] for token in kept} if kept else found
+
+
+def step(
+    streams: Sequence[Row], weights: Sequence[Weight], settings: ColdSettings, **options: Any
+) -> Step:
+    given = {"token": 0, "text": "", "known": SIZE, "vocab_size": SIZE, "listed": [], **options}
+    return account.make_step(rows=streams, weights=weights, settings=settings, **given)
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    alpha=st.just(0.0) | st.floats(1e-4, 1.0),
+    weights=st.lists(
+        st.builds(Weight, st.floats(-30.0, 3.0), st.booleans()), min_size=1, max_size=4
+    ),
+    cap=st.none() | st.integers(1, SIZE + 5),
+    zero=st.sampled_from([0, 20]),
+)
+def test_a_step_is_that_of_the_op(
+    seed: int, alpha: float, weights: list[Weight], cap: int | None, zero: int
+) -> None:
+    """Valid tokens, weights, winner and scores (up to a constant), though it has probabilities."""
+    expert, _ = logits(seed)
+    amateurs = [logits(seed + 1 + i)[1] for i in range(len(weights))]
+    amateurs[0][:zero] = -math.inf
+    settings = ColdSettings(alpha, expert_top_k=cap)
+    got = step([row(expert), *map(row, amateurs)], weights, settings)
+    values, adaptive = [w.weight for w in weights], [w.adaptive for w in weights]
+    expected = group_scores(expert, amateurs, ln(alpha), values, cap or 0, adaptive)
+    strengths = [
+        adaptive_weight(expert, a, ln(alpha), w.weight, cap or 0) if w.adaptive else w.weight
+        for a, w in zip(amateurs, weights, strict=True)
+    ]
+    assert got.weights == pytest.approx(strengths, rel=1e-9, abs=1e-9)
+    assert got.complete and not got.told
+    assert got.valid_size == int((expected > -math.inf).sum())
+    assert got.greedy == int(expert.argmax())
+    if not zero:  # a probability of 0 counts as a logit of 0, and as a logarithm of 0
+        assert got.winner == int(expected.argmax())
+    constant = -expert.logsumexp(0)
+    for a, w in zip(amateurs, strengths, strict=True):
+        constant += w * (expert.logsumexp(0) - a.logsumexp(0))
+    for c in got.candidates:
+        assert c.valid == (expected[c.token] > -math.inf)
+        assert c.amateurs == pytest.approx([float(a.log_softmax(0)[c.token]) for a in amateurs])
+        if c.valid and -math.inf not in c.amateurs:
+            score = float(expected[c.token] + constant)
+            assert c.score == pytest.approx(score, rel=1e-6, abs=1e-6)
+    best = [c.score for c in got.candidates if c.valid]
+    assert best == sorted(best, reverse=True)  # type: ignore[type-var]
+
+
+def test_the_divergence_is_jensen_shannon() -> None:
+    expert, amateur = logits(2)
+    e, a = expert.log_softmax(0), amateur.log_softmax(0)
+    whole = jensenshannon(e.exp().numpy(), a.exp().numpy(), base=2) ** 2
+    assert whole > 0.01
+    assert account.divergence_bits(e.tolist(), a.tolist()) == pytest.approx(whole)
+    some = e.topk(7).indices
+    merged = [
+        torch.cat([x, 1 - x.sum().reshape(1)]).numpy() for x in (e[some].exp(), a[some].exp())
+    ]
+    part = account.divergence_bits(e[some].tolist(), a[some].tolist())
+    assert part == pytest.approx(jensenshannon(*merged, base=2) ** 2)
+    assert part < whole  # merging tokens hides some of it
+    assert account.divergence_bits([0.0, -math.inf], [-math.inf, 0.0]) == 1.0
+    assert account.divergence_bits([-0.5, -2.0], [-0.5, -2.0]) == 0.0
+
+
+def test_the_valid_set_is_complete_only_if_a_token_outside_of_it_is_known() -> None:
+    expert = {i: Logprob(-0.1 * i) for i in range(10)}
+    settings = ColdSettings(alpha=math.exp(-0.55))
+    six = {0, 1, 2, 3, 4, 5}
+    assert account.valid_tokens(expert, 10, None, settings) == (six, True)
+    # Only the five best are certain: there may be others at -0.45 that are not listed.
+    assert account.valid_tokens(expert, 5, None, settings) == (six, False)
+    five = {i: expert[i] for i in range(5)}
+    assert account.valid_tokens(five, 5, None, settings)[1] is False
+    assert account.valid_tokens(five, 5, 5, settings)[1] is True  # the whole vocabulary
+    capped = ColdSettings(alpha=settings.alpha, expert_top_k=3)
+    assert account.valid_tokens(five, 5, None, capped) == ({0, 1, 2}, True)
+    tied = {**five, 3: Logprob(-0.2)}
+    assert account.valid_tokens(tied, 5, None, capped) == ({0, 1, 2, 3}, True)
+
+
+def test_what_is_not_listed_may_win() -> None:
+    """Ten tokens of sixty, without a mask: CoLD's choice is the engine's word, or not known."""
+    expert, amateur = logits(3)
+    ten, best_of = expert.topk(10).indices.tolist(), int(expert.argmax())
+    stranger = next(t for t in range(SIZE) if t not in ten)
+
+    half = Weight(-0.5, False)
+
+    def made(told: int | None, weight: Weight = half) -> Step:
+        ids = {*ten, stranger}
+        rows = [row(expert, *ten, *[t for t in ids if t == told]), row(amateur, *ids)]
+        listed, token = ([], best_of) if told is None else ([told], told)
+        return step(
+            rows, [weight], ColdSettings(0.0), token=token, known=10, listed=listed, told=told
+        )
+
+    assert made(None).winner is None
+    best = made(None).candidates[0].token
+    told = made(best)
+    assert (told.winner, told.told, told.complete) == (best, True, False)
+    # A listed token that is better for certain contradicts what the engine took.
+    wrong = made(told.candidates[3].token)
+    assert (wrong.winner, wrong.told) == (best, True)
+    assert Answer(0, False, "", "stop", (wrong,)).mismatches[0].expected == best
+    unknown = made(stranger, Weight(-1.0, True))
+    assert (unknown.winner, unknown.weights, unknown.beta) == (stranger, (None,), None)
+    assert all(c.score is None for c in unknown.candidates)
+
+
+def test_a_token_that_the_numbers_do_not_explain() -> None:
+    expert, amateur = logits(5)
+    amateur[expert.argmax()] += 4.0  # so CoLD takes another token than greedy
+    rows, weights, settings = [row(expert), row(amateur)], [Weight(-1.0, False)], ColdSettings(0.05)
+    right = step(rows, weights, settings)
+    assert right.differs
+    second = [c for c in right.candidates if c.valid][1]
+    tokens = (right.winner, second.token, int(expert.argmin()), right.greedy)
+    steps = tuple(step(rows, weights, settings, token=token) for token in tokens)
+    cold = Answer(0, False, "", "stop", steps).mismatches
+    assert [m.step for m in cold if m.margin is None] == [2]
+    best = right.find(right.winner)
+    assert best is not None and best.score is not None and second.score is not None
+    assert (cold[0].step, cold[0].margin) == (1, best.score - second.score)
+    greedy = Answer(0, True, "", "stop", steps).mismatches
+    assert [m.step for m in greedy] == [0, 1, 2]
+    assert all(m.expected == right.greedy and m.margin and m.margin > 0 for m in greedy)
+
+
+def test_many_candidates_are_cut_but_not_those_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(account, "MOST", 5)
+    rows = [row(torch.zeros(SIZE).double()), row(torch.arange(SIZE).double())]
+    got = step(rows, [Weight(-1.0, False)], ColdSettings(0.5), token=SIZE - 1)
+    assert got.valid_size == SIZE
+    assert [c.token for c in got.candidates] == [0, 1, 2, 3, 4, SIZE - 1]
+    assert got.winner == got.greedy == 0  # equal logits: the lowest id, as argmax has it
+
+
+def test_texts() -> None:
+    assert account.spread("The capital", ["The", "capital", "</s>"]) == ["The", " capital", "</s>"]
+    assert account.spread("a漢b", ["a", "", "漢", "b"]) == ["a", "", "漢", "b"]
+    assert "".join(account.spread("x  y", ["x", " ", "y"])) == "x  y"
+    assert visible.in_text("a\n\n", 1) == "a⏎\n⏎\n" and visible.in_text("  ", 1) == "␣␣"
+    assert visible.in_text("", 17) == visible.alone("", 17) == "⟨17⟩"
+    assert visible.in_text("\x1b[31m\u202e\u00a0", 1) == "⟨U+001B⟩[31m⟨U+202E⟩⟨U+00A0⟩"
+    assert visible.alone(" é漢🙂\n\t", 1) == "␣é漢🙂⏎⇥"
+
+
+def test_rows_that_hold_no_logprobs_are_refused() -> None:
+    with pytest.raises(ToolError, match="--logprobs-mode"):
+        make_row({5: (12.5, "a")})
+
+
+VOCAB = 400
+EXPERT, AMATEUR = "adapter", None  # adapters' names: the amateur is the base model
+
+
+def make(field: str, reads: Content) -> list[int]:
+    """One token a character."""
+    if isinstance(reads, Text):
+        return [ord(c) for c in reads.value]
+    return [ord(c) for message in reads.value for c in "#" + message["content"]]
+
+
+class Model:
+    """A Source: the next token's distribution is drawn from the text before it."""
+
+    model, about = "model", "made up"
+
+    def __init__(self, spread: float = 3.0, largest: int = 20, takes_ids: bool = True) -> None:
+        self.expert: str | None = EXPERT
+        self.max_model_len: int | None = 64
+        self.vocab_size: int | None = VOCAB
+        self.spread, self.largest, self.takes_ids = spread, largest, takes_ids
+        self.scored: list[tuple[str | None, int, int]] = []
+        self.looked_up = 0
+
+    def logprobs(self, stream: str | None, text: Sequence[int]) -> list[float]:
+        rng = random.Random(str(list(text)))
+        values = [rng.gauss(0, self.spread) for _ in range(VOCAB)]
+        if stream == AMATEUR:
+            values = [value + rng.gauss(0, 3.0) for value in values]
+        total = math.log(math.fsum(map(math.exp, values)))
+        return [value - total for value in values]
+
+    def read_one(self, one: Asked, expert: str | None = EXPERT) -> Read:
+        names = ["adapter", "other"]
+        try:
+            streams = read_streams(
+                one.row.prompt, one.contrast.amateurs, make, expert, "base", names, one.chat
+            )
+        except ColdError as error:
+            raise one.row.refusal(error) from error
+        return Read(one, streams)
+
+    async def read(self, prompts: Sequence[Asked]) -> list[Read]:
+        return [self.read_one(one) for one in prompts]
+
+    async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
+        return [self.answer(one, greedy, max_tokens) for one in prompts]
+
+    def answer(self, prompt: Read, greedy: bool, max_tokens: int) -> Decoded:
+        tokens: list[int] = []
+        for _ in range(max_tokens):
+            text = prompt.after(tokens)
+            if greedy:
+                values = self.logprobs(text.streams[0].adapter, text.streams[0].ids)
+                tokens.append(values.index(max(values)))
+            else:
+                tokens.append(int(self.scores(text).argmax()))
+        return Decoded(tuple(tokens), f"t{tokens[0]}" if max_tokens == 1 else "", "length")
+
+    def scores(self, text: Read) -> torch.Tensor:
+        """By the op's reference."""
+        settings, weights = text.asked.contrast.settings, text.asked.contrast.weights
+        expert, *amateurs = (
+            torch.tensor(self.logprobs(s.adapter, s.ids), dtype=torch.float64) for s in text.streams
+        )
+        values, adaptive = [w.weight for w in weights], [w.adaptive for w in weights]
+        cap = settings.expert_top_k or 0
+        return group_scores(expert, amateurs, ln(settings.alpha), values, cap, adaptive)
+
+    async def score(
+        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
+    ) -> list[list[Row]]:
+        assert top <= max(self.largest, 20)
+        self.scored.append((adapter, len(texts), top))
+        return [self.rows(adapter, text, top) for text in texts]
+
+    def rows(self, adapter: str | None, text: Sequence[int], top: int) -> list[Row]:
+        found: list[Row] = []
+        for end in range(1, len(text)):
+            values = self.logprobs(adapter, text[:end])
+            best = sorted(range(VOCAB), key=lambda t: -values[t])[:top]  # noqa: B023
+            found.append({t: Logprob(values[t], f"t{t}") for t in {*best, text[end]}})
+        return found
+
+    async def largest_top(self) -> int:
+        return self.largest
+
+    async def look_up(
+        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[Mapping[int, float]]:
+        found = []
+        for text, ids in asked:
+            assert len(ids) <= MAX_NAMED
+            self.looked_up += len(ids)
+            values = self.logprobs(adapter, text)
+            found.append({t: values[t] for t in ids})
+        return found
+
+
+def explain(model: Model, prompts: Sequence[Asked], **options: Any) -> Report:
+    return asyncio.run(collect.explain(model, {"CoLD": prompts}, **options))
+
+
+def exact(model: Model, report: Report, prompts: Sequence[Asked]) -> list[Step]:
+    """Every number of the report is that of the model's streams; its steps."""
+    steps = []
+    for one, explanation in zip(prompts, report.explanations, strict=True):
+        whole = model.read_one(one)
+        for answer in explanation.answers:
+            assert answer.mismatches == ()
+            tokens: list[int] = []
+            for step in answer.steps:
+                text = whole.after(tokens)
+                expert, *amateurs = (model.logprobs(s.adapter, s.ids) for s in text.streams)
+                scores = model.scores(text)
+                valid = set((scores > -math.inf).nonzero().flatten().tolist())
+                assert step.winner in (int(scores.argmax()), None)
+                assert step.greedy == expert.index(max(expert))
+                if step.complete:
+                    assert step.valid_size == len(valid)
+                for c in step.candidates:
+                    assert (c.expert, *c.amateurs) == (
+                        expert[c.token],
+                        *(a[c.token] for a in amateurs),
+                    )
+                    assert c.valid == (c.token in valid)
+                    if c.score is not None:
+                        assert c.score == pytest.approx(float(scores[c.token]), abs=1e-6)
+                tokens.append(step.token)
+                steps.append(step)
+    return steps
+
+
+CHAT = (("system", "ab"), ("user", "c"))
+TWO: dict[str, Any] = {"amateur": ["base", ""], "amateur_prompt": ["", "xy"]}
+CASES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "adapter": ("ab", {"alpha": 0.1, "beta": 1.0}),
+    "adaptive": ("ab", {"alpha": 0.02, "beta": "adaptive", "beta_max": 400.0}),
+    "cap": ("ab", {"alpha": 0.0, "expert_top_k": 7}),
+    "without": (CHAT, {"without": "system", "alpha": 0.05, "beta": 1.0}),
+    "part": ("ab", {"part": "0:1", "alpha": 0.05, "beta": 1.0}),
+    "text": ("ab", {"amateur_prompt": "xyz", "amateur": "other", "alpha": 0.05}),
+    "two": ("ab", {**TWO, "weights": [-1.0, 0.5], "alpha": 0.05}),
+    "two, adaptive": (
+        "ab",
+        {**TWO, "weights": ["adaptive", -0.5], "beta_max": 300.0, "alpha": 0.05},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_number_is_exact(case: str) -> None:
+    prompt, contrast = CASES[case]
+    model, prompts = Model(spread=6.0), asked([prompt], **contrast)
+    report = explain(model, prompts, max_tokens=6, listed=5)
+    assert model.looked_up > 0  # the case is one where something was missing
+    steps = exact(model, report, prompts)
+    assert all(step.complete and not step.told and step.winner is not None for step in steps)
+    assert any(step.differs for step in steps)
+    lengths = [one.tokens for one in report.explanations[0].amateurs[0]]
+    assert lengths == [len(stream.ids) for stream in model.read_one(prompts[0]).streams[1:]]
+
+
+def test_more_is_asked_for_until_the_valid_set_is_complete() -> None:
+    model, prompts = Model(spread=1.0, largest=400), asked(["ab", "c"], alpha=0.02, beta=0.3)
+    steps = exact(model, explain(model, prompts, max_tokens=4, listed=5), prompts)
+    assert max(step.valid_size for step in steps) > 128 and all(step.complete for step in steps)
+    assert {top for stream, _, top in model.scored if stream == EXPERT} == {20, 80, 320, VOCAB}
+    assert {top for stream, _, top in model.scored if stream == AMATEUR} == {20}
+
+
+@pytest.mark.parametrize("beta", [0.5, "adaptive"])
+@pytest.mark.parametrize("alpha", [0.0, 0.02])
+def test_a_limit_is_told(alpha: float, beta: Any) -> None:
+    """Where more tokens are valid than may be listed: the engine's word, and no weight guessed."""
+    model, prompts = Model(spread=1.0), asked(["ab"], alpha=alpha, beta=beta)
+    steps = exact(model, explain(model, prompts, max_tokens=4), prompts)
+    assert all(step.told and not step.complete and step.valid_size >= 20 for step in steps)
+    assert all((None in step.weights) == (beta == "adaptive") for step in steps)
+    for step in steps:  # what the engine told is listed, by its text
+        named = step.find(step.winner)
+        assert named is not None and named.text == f"t{step.winner}"
+    # Who cannot be asked what CoLD takes in the greedy answer does not say it.
+    silent = Model(spread=1.0, takes_ids=False)
+    cold, greedy = explain(silent, prompts, max_tokens=4).explanations[0].answers
+    assert all(step.told and step.winner == step.token for step in cold.steps)
+    assert all(step.winner is None for step in greedy.steps)
+    assert cold.mismatches == greedy.mismatches == ()
+
+
+def test_methods_side_by_side() -> None:
+    """Each answer is the one that the method has alone."""
+    prompts = ["ab", "c"]
+    methods = {"weak": asked(prompts, beta=0.2), "strong": asked(prompts, beta=3.0)}
+    columns = (Column(0, True), Column(0, False), Column(1, False))
+    report = asyncio.run(collect.explain(Model(6.0), methods, columns, max_tokens=6))
+    assert [method.settings.beta for method in report.methods] == [0.2, 3.0]
+    for number, name in enumerate(methods):
+        alone = explain(Model(6.0), methods[name], max_tokens=6)
+        for mine, its in zip(report.explanations, alone.explanations, strict=True):
+            assert mine.answers[1 + number].steps == its.answers[0].steps
+            assert (mine.pieces, mine.amateurs[number]) == (its.pieces, its.amateurs[0])
+            if number == 0:
+                assert mine.answers[0] == its.answers[1]
+    first = report.explanations[0]
+    parting = first.parting(first.answers[2])
+    assert parting is not None
+    tokens = [[step.token for step in answer.steps] for answer in first.answers]
+    assert tokens[0][:parting] == tokens[2][:parting] and tokens[0][parting] != tokens[2][parting]
+
+
+def test_what_the_report_says_of_amateurs() -> None:
+    def of(prompt: Any, **contrast: Any) -> list[tuple[str, tuple[Piece, ...]]]:
+        report = explain(Model(), asked([prompt], **contrast), max_tokens=1)
+        return [(one.label, one.pieces) for one in report.explanations[0].amateurs[0]]
+
+    assert of("ab", beta=1.0) == [("base model, weight -1", ())]
+    assert of("ab", beta="adaptive") == [("base model, weight adaptive to -1", ())]
+    assert of(CHAT, without="system", preset="cfg") == [
+        (
+            "adapter reading the same conversation without system, weight -0.5",
+            (Piece("ab", "system", gone=True), Piece("c", "user")),
+        )
+    ]
+    [(_, pieces)] = of("abcd", part="1:2,3:4")
+    assert [(p.text, p.gone) for p in pieces] == [
+        ("a", False), ("b", True), ("c", False), ("d", True)
+    ]  # fmt: skip
+    assert of("ab", **TWO, weights=[-1.0, 0.25])[1] == (
+        "adapter reading a text of its own, weight +0.25",
+        (Piece("xy"),),
+    )
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_decoded() -> None:
+    explain(Model(), asked(["ab"]), max_tokens=61)
+    for contrast, most, said in (
+        ({}, 62, r"--max-tokens=62: the prompt 'ab' has 2 tokens"),
+        ({"amateur_prompt": "xyz"}, 61, "what amateur 1 reads of the prompt 'ab' has 3 tokens"),
+        ({"amateur": "adapter"}, 2, "^--amateur='adapter': gives the amateur the tokens that"),
+        ({"amateur_prompt": "ab"}, 2, "^--amateur-prompt='ab': gives the amateur the tokens that"),
+    ):
+        with pytest.raises(ToolError, match=said):
+            explain(Model(), asked(["ab"], **contrast), max_tokens=most)
+    with pytest.raises(ToolError, match="give a prompt with text"):
+        explain(Model(), asked([""]), max_tokens=2)

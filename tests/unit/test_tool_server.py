@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server that a command asks: where its key may go, and what is no server of ours."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.made_up_server import ADAPTER, MadeUp, serving
+from tests.unit.test_explain_command import parse
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.explain.command import run
+from vllm_cold.tools.server import Server
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture
+def upstream() -> Iterator[tuple[str, MadeUp]]:
+    with serving() as found:
+        yield found
+
+
+def refusal(url: str, key: str | None, insecure_http: bool = False) -> str:
+    with pytest.raises(ToolError) as error:
+        Server(url, ADAPTER, api_key=key, insecure_http=insecure_http)
+    assert "hush" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_password_in_the_address_is_shown_nowhere(upstream: tuple[str, MadeUp]) -> None:
+    url, made = upstream
+    url = url.replace("//", "//user:sec@ret@")
+    assert "ret" not in Server(url, ADAPTER).root
+    made.models = (500, "{}")
+    for wrong in (
+        url,
+        "http://user:sec@ret@127.0.0.1:9",
+        "user:sec@ret@host",
+        "http://u:sec@ret@h:x",
+    ):
+        with pytest.raises(ToolError, match="--url=") as error:
+            Server(wrong, ADAPTER)
+        assert "ret" not in str(error.value) and "sec" not in str(error.value)
+
+
+def test_a_key_is_sent_only_where_it_is_given(
+    upstream: tuple[str, MadeUp], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    url, made = upstream
+    for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+        monkeypatch.setenv(name, "hush")
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Mine: hush")
+    made.changed = {"prompt_logprobs": None}
+
+    def sent(*more: str) -> set[str]:
+        """What the server was given as key, by the command."""
+        made.headers.clear()
+        options = ["--prompt", "x", "--adapter", ADAPTER, "--html", str(tmp_path / "x"), *more]
+        with pytest.raises(ToolError, match="does not return choices.0.prompt_logprobs"):
+            run(parse("--url", url, "--max-tokens", "1", *options))
+        assert len(made.headers) > 4 and "hush" not in str(made.headers)
+        return {headers["authorization"] for headers in made.headers}
+
+    assert sent() == {"Bearer none"}
+    monkeypatch.setenv("COLD_API_KEY", "")
+    assert sent() == {"Bearer none"}
+    monkeypatch.setenv("COLD_API_KEY", "mine")
+    assert sent() == {"Bearer mine"}
+    assert sent("--api-key", "other") == {"Bearer other"}
+    assert os.environ["OPENAI_API_KEY"] == "hush"  # the client alone does not see it
+
+
+def test_a_key_does_not_cross_the_network_unencrypted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_network(self: Server) -> None:
+        raise ToolError("asked")
+
+    monkeypatch.setattr(Server, "_list_models", no_network)
+    monkeypatch.delenv("COLD_API_KEY", raising=False)
+    said = (
+        "--url=http://example.com: a key or password would cross the network unencrypted; use "
+        "https://, or --insecure-http to send it all the same"
+    )
+    assert refusal("http://example.com", "hush") == said
+    assert refusal("http://user:hush@example.com", None) == said
+    for url in (
+        "HTTP://192.0.2.1:8000/v1",
+        "http://0.0.0.0:8000",
+        "http://localhost.example.com",
+        "http://127.0.0.1@example.com",
+        "http://[2001:db8::1]:8000",
+    ):
+        assert "would cross the network unencrypted" in refusal(url, "hush"), url
+        assert refusal(url, "hush", insecure_http=True) == "asked"
+    for url in (
+        "http://localhost:8000",
+        "http://127.0.0.1:8000/v1",
+        "http://[::1]:8000",
+        "http://user:hush@localhost",
+        "https://user:hush@example.com",
+    ):
+        assert refusal(url, "hush") == "asked", url
+    assert refusal("http://example.com", None) == "asked"
+    monkeypatch.setenv("COLD_API_KEY", "hush")
+    assert refusal("http://example.com", None) == said
+
+
+def test_a_key_stands_in_no_message(
+    upstream: tuple[str, MadeUp], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, made = upstream
+    for key in ("hush hush", "hush\n", "hush\u00e9", ""):
+        assert refusal(url, key).startswith("--api-key: an API key has ASCII characters")
+    monkeypatch.setenv("COLD_API_KEY", "hush\n")
+    assert refusal(url, None).startswith("COLD_API_KEY: an API key has ASCII characters")
+    made.models = (403, '{"error": {"message": "hush may not"}}')
+    assert refusal(url, "hush") == f"--url={url}: HTTP 403: ... may not"
+    made.models = (401, '{"error": {"message": "hush is wrong"}}')
+    said = "API key; set COLD_API_KEY, or give --api-key"
+    assert refusal(url, "hush") == f"--url={url}: wants another {said}"
+    monkeypatch.delenv("COLD_API_KEY")
+    assert refusal(url, None) == f"--url={url}: wants an {said}"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"adapter": "two"}, r"--adapter=two: no such adapter on the server \(loaded: adapter, o"),
+        ({"adapter": "base"}, "--adapter=base: no such adapter"),
+        ({"amateurs": ["two"]}, "--amateur=two: no such adapter"),
+        ({"amateurs": [ADAPTER]}, "--amateur=adapter: must differ"),
+        ({"model": "mine"}, r"--model=mine: no such base .*\(there are: base"),
+    ],
+)
+def test_names_that_the_server_does_not_have(
+    options: dict[str, Any], message: str, upstream: tuple[str, MadeUp]
+) -> None:
+    with pytest.raises(ToolError, match=message):
+        Server(upstream[0], **{"adapter": ADAPTER, **options})
+
+
+def test_a_server_of_ours(upstream: tuple[str, MadeUp]) -> None:
+    url, made = upstream
+    found = Server(f"{url}/v1/", ADAPTER, ["base"])
+    assert (found.root, found.base, found.expert) == (url, "base", ADAPTER)
+    assert (found.loaded, found.max_model_len) == ([ADAPTER, "other"], 400)
+    assert Server(url).expert is None
+    made.plugin = False
+    with pytest.raises(ToolError, match="this server ignores cold_alpha, so vllm-cold is not act"):
+        Server(url)
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "said"),
+    [
+        (404, "not here", "what answers there is no vLLM server"),
+        (200, "<html></html>", "what answers there is no vLLM server"),
+        (200, '{"data": [1]}', "what answers there is no vLLM server"),
+        (500, '{"error": {"message": "out of order"}}', "HTTP 500: out of order"),
+    ],
+)
+def test_something_else(status: int, text: str, said: str, upstream: tuple[str, MadeUp]) -> None:
+    upstream[1].models = (status, text)
+    with pytest.raises(ToolError, match=said):
+        Server(upstream[0], ADAPTER)

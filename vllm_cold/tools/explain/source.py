@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where answers and probabilities come from: what every source can do, and what they share.
+
+A source gives public results of vLLM alone: tokens, ``prompt_logprobs`` and the ``logprobs`` of
+named tokens. ``offline.py`` runs an engine in this process, ``server.py`` asks a server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from vllm_cold.tools.contrast import Stream
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.explain.prompts import Asked
+from vllm_cold.tools.explain.trace import Logprob, Row
+
+# vLLM's MAX_LOGPROB_TOKEN_IDS: how many tokens one request can name.
+MAX_NAMED = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A prompt as its streams read it: the expert's, then its amateurs'."""
+
+    asked: Asked
+    streams: tuple[Stream, ...]
+
+    def after(self, tokens: Sequence[int]) -> Read:
+        """The same with the beginning of an answer behind each prompt."""
+        longer = (replace(stream, ids=(*stream.ids, *tokens)) for stream in self.streams)
+        return replace(self, streams=tuple(longer))
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """An answer as the engine gave it: ids with the end-of-sequence token, text without special
+    tokens, and "stop" or "length".
+    """
+
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: str
+
+
+class Source(Protocol):
+    """What can be asked; each method raises ToolError where the source cannot answer.
+
+    Attributes:
+        model: The base model's name.
+        expert: The name of the expert's adapter, None for none.
+        about: Where the numbers come from, in words.
+        max_model_len: The most tokens of a prompt and its answer, None if it is not known.
+        vocab_size: None if it is not known.
+        takes_ids: Whether ``decode`` decodes ``Read.after`` texts too.
+    """
+
+    model: str
+    expert: str | None
+    about: str
+    max_model_len: int | None
+    vocab_size: int | None
+    takes_ids: bool
+
+    async def read(self, prompts: Sequence[Asked]) -> list[Read]:
+        """Each prompt as its streams read it."""
+
+    async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
+        """The answers with CoLD, or the expert's greedy ones."""
+
+    async def score(
+        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
+    ) -> list[list[Row]]:
+        """``prompt_logprobs`` of texts of token ids under an adapter, None for the base model: for
+        each position but the first the ``top`` most probable tokens and the one that is there. Row
+        i is about what follows the first i + 1 tokens.
+        """
+
+    async def largest_top(self) -> int:
+        """The largest ``top`` that is allowed."""
+
+    async def look_up(
+        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+    ) -> list[Mapping[int, float]]:
+        """ln-probabilities by id, of the up to ``MAX_NAMED`` ids that are named beside each text's
+        ids, as what might follow it.
+        """
+
+
+def make_row(values: Mapping[int, tuple[float, str | None]]) -> Row:
+    """A row of what vLLM gives: logprob and text by id.
+
+    Raises:
+        ToolError: they cannot be ln-probabilities (an engine may be set to return logits).
+    """
+    for token, (value, _) in values.items():
+        if not value <= 1e-3:
+            raise ToolError(
+                f"vLLM gave {value} as the logprob of token {token}: it seems to run with "
+                "--logprobs-mode raw_logits or processed_logits; use its default, raw_logprobs"
+            )
+    return {token: Logprob(value, text or "") for token, (value, text) in values.items()}
