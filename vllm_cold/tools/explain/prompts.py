@@ -265,7 +265,8 @@ def _read_method(text: str) -> tuple[str, Mapping[str, Any]]:
     """What it is called, and its flat arguments; their ranges are checked with all others."""
     preset, given = parts_of(text)
     if preset not in (GREEDY, *PRESET_NAMES):
-        raise ToolError(f"--method={preset!r}: must be one of {GREEDY}, {', '.join(PRESET_NAMES)}")
+        names = ", ".join((GREEDY, *PRESET_NAMES))
+        raise ToolError(f"--method={preset!r}: must be one of {names}")
     args: dict[str, Any] = {PREFIX + "preset": preset}
     name = preset
     for key, value in given:
