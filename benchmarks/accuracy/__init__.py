@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Does CoLD help, where, and how much: ``train``, then ``evaluate``, then ``report``."""
+"""Where a contrast helps and where it harms: models, problems and ways to decode, compared."""

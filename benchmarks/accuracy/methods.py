@@ -1,13 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The decoding methods that are compared. Their keys name them in files and in the report."""
+"""The ways to decode that are compared, and what each asks of the engine for a problem."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
 
-# No token that could win is excluded, which makes CoLD classifier-free guidance.
-NO_MASK = 1e-30
+from benchmarks.accuracy.models import Model
+from benchmarks.accuracy.problem import Cell, Problem, Prompt
+from vllm_cold.method.presets import PRESETS, PresetName
+from vllm_cold.method.settings import DEFAULT_BETA_MAX
+
+# What the amateur is: the expert with the prompt without its part, the base model with it, the
+# base model with the expert's own prompt (CoLD), or the expert's adapter as it was after a quarter
+# of its training (autoguidance, arXiv 2406.02507).
+AmateurKind = Literal["without", "base without", "base", "quarter"]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What an expert or an amateur is: its prompt, its adapter's folder (None: the base model), and
+    an amateur's weight (None: that of the knobs).
+    """
+
+    prompt: Prompt
+    adapter: str | None = None
+    weight: float | None = None
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that an answer depends on.
+
+    Attributes:
+        model: Who answers.
+        expert: It; without amateurs, an ordinary request.
+        amateurs: What it is contrasted with.
+        knobs: Fields of ``ColdParams`` besides the amateurs.
+        sampling: Fields of ``SamplingParams``.
+    """
+
+    model: Model
+    expert: Stream
+    amateurs: tuple[Stream, ...]
+    knobs: Mapping[str, Any]
+    sampling: Mapping[str, Any]
+
+    @property
+    def mark(self) -> str:
+        """A hash of it, with the adapters' weights and without the places where they lie."""
+        told = asdict(self)
+        told["model"] = (self.model.name, self.model.source, self.model.dtype)
+        for stream in (told["expert"], *told["amateurs"]):
+            stream["adapter"] = stream["adapter"] and _digest(stream["adapter"])
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@cache
+def _digest(adapter: str) -> str:
+    """Of an adapter's files.
+
+    Raises:
+        FileNotFoundError: the adapter is not there.
+    """
+    found = hashlib.sha256()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        path = Path(adapter, name)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path}: no adapter is there; python -m benchmarks.accuracy train makes those of "
+                "the tasks"
+            )
+        found.update(path.read_bytes())
+    return found.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -15,70 +86,139 @@ class Method:
     """A way to decode.
 
     Attributes:
-        key: names it.
-        kind: "base", "greedy", "vote" (nucleus sampling and a majority vote) or "cold" in vLLM;
-            "beam", "dola" or "contrastive-search" in transformers.
-        alpha: for CoLD.
-        beta: for CoLD; a number or "adaptive".
-        knobs: more fields of ColdParams.
-        amateur: percent of the steps of the adapter that is the amateur; None for the base model.
+        key: Names it.
+        knobs: Fields of ``ColdParams`` besides the amateurs; none for a method without a contrast.
+        prompt: "prompt", "without" (what the amateur reads, alone), or the name of one of the
+            problem's plain prompts.
+        amateur: What it is.
+        weights: Of an amateur without the part and of one that reads the part and not what is
+            asked; none: there is one amateur, and the knobs say its weight.
+        bare: Whether the expert takes its adapter off.
+        sampling: Fields of ``SamplingParams`` other than greedy decoding's.
+        votes: Answers drawn, of which the most frequent one counts.
+        against: Key of the method that it is compared with.
     """
 
     key: str
-    kind: str
-    alpha: float = 1.0
-    beta: float | str = 0.0
-    knobs: tuple[tuple[str, Any], ...] = ()
-    amateur: int | None = None
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str = "prompt"
+    amateur: AmateurKind = "without"
+    weights: tuple[float, ...] = ()
+    bare: bool = False
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    votes: int = 1
+    against: str = "greedy"
 
-    @property
-    def family(self) -> str:
-        """What it is a setting of: the report picks one of each family on dev."""
-        return self.key.split(" ")[0]
+    def is_for(self, cell: Cell, problem: Problem) -> bool:
+        """Whether the cell asks for such methods and the problem has such prompts."""
+        if self.sampling and not cell.sampled:
+            return False
+        if cell.adapter is None and (self.bare or (self.knobs and self.amateur != "without")):
+            return False
+        if self.amateur == "quarter" and (_quarter(cell.adapter) in (None, cell.adapter)):
+            return False
+        lacks = self.amateur.endswith("without") if self.knobs else self.prompt == "without"
+        if lacks and problem.without == problem.prompt:
+            return False
+        if self.weights and problem.unasked is None:
+            return False
+        return self.prompt in ("prompt", "without", *problem.plain)
+
+    def request(self, model: Model, cell: Cell, problem: Problem, adapters: Path) -> Request:
+        """What is asked of the engine.
+
+        Args:
+            model: Whose answer.
+            cell: The problem's.
+            problem: One that the method ``is_for``.
+            adapters: The folder in which a cell's adapter lies, if the cell says no other.
+        """
+
+        def folder(adapter: str | None) -> str | None:
+            return adapter and str(adapters / adapter)  # an absolute path stays what it is
+
+        mine = {"prompt": problem.prompt, "without": problem.without, **problem.plain}[self.prompt]
+        expert = Stream(mine, None if self.bare else folder(cell.adapter))
+        amateurs: list[Stream] = []
+        if self.knobs:
+            lacking = self.amateur.endswith("without")
+            theirs = problem.without if lacking else problem.prompt
+            worn = {"without": cell.adapter, "quarter": _quarter(cell.adapter)}.get(self.amateur)
+            amateurs.append(Stream(theirs, folder(worn), self.weights[0] if self.weights else None))
+        if self.weights:
+            assert problem.unasked is not None
+            amateurs.append(Stream(problem.unasked, folder(cell.adapter), self.weights[1]))
+        sampling = {
+            "temperature": 0.0, "max_tokens": cell.max_tokens, "stop": cell.stops(model),
+            "n": self.votes, **self.sampling,
+        }  # fmt: skip
+        return Request(model, expert, tuple(amateurs), self.knobs, sampling)
 
 
-BASE = Method("base", "base")
-GREEDY = Method("greedy", "greedy")
-BEAM = Method("beam", "beam")
-VOTE = Method("vote", "vote")
-DOLA = Method("dola", "dola")
-CONTRASTIVE_SEARCH = Method("contrastive-search", "contrastive-search")
-
-BEAMS = 4
-SAMPLES, TOP_P = 5, 0.9
-
-ALPHAS = (0.1, 0.3)
-BETAS = (0.25, 0.5, 1.0, 2.0)
+def _quarter(adapter: str | None) -> str | None:
+    """The same adapter after a quarter of its training; None if it is none of ``train``'s."""
+    found = re.fullmatch(r"([^/]*-r\d+)-\d+", adapter or "")
+    return found and f"{found[1]}-25"
 
 
-def fixed(alpha: float, beta: float) -> Method:
-    """CoLD with a fixed beta."""
-    return Method(f"cold {alpha:g} {beta:g}", "cold", alpha, beta)
-
-
-def guidance(beta: float) -> Method:
-    """Classifier-free guidance of scale 1 + beta (arXiv 2306.17806): CoLD without its mask."""
-    return Method(f"cfg {1 + beta:g}", "cold", NO_MASK, beta)
-
-
-def adaptive(alpha: float, beta_max: float) -> Method:
-    """CoLD with a beta that adapts itself, up to ``beta_max``."""
+def fixed(alpha: float, beta: float, amateur: AmateurKind = "without") -> Method:
+    """A contrast with a mask and a weight."""
+    told = "" if amateur == "without" else f", amateur: {amateur}"
     return Method(
-        f"adaptive {alpha:g} {beta_max:g}", "cold", alpha, "adaptive", (("beta_max", beta_max),)
+        f"alpha {alpha:g}, beta {beta:g}{told}", {"alpha": alpha, "beta": beta}, amateur=amateur
     )
 
 
-def against_quarter(method: Method) -> Method:
-    """The same contrast, with the same adapter after a quarter of its training as amateur: a bad
-    version of the expert itself, as in autoguidance (arXiv 2406.02507).
-    """
-    return replace(method, key=f"quarter-{method.key}", amateur=25)
+def preset(name: PresetName, key: str = "", amateur: AmateurKind = "without") -> Method:
+    """A contrast by a preset's values."""
+    found = PRESETS[name]
+    return Method(key or name, found.knobs, amateur=amateur, weights=found.weights)
 
 
-DEFAULT = fixed(0.1, 0.5)
-GRID = [fixed(alpha, beta) for beta in BETAS for alpha in reversed(ALPHAS)]
-# The first one is the default.
-ADAPTIVE = [adaptive(0.1, 1.0), adaptive(0.3, 1.0), adaptive(0.1, 2.0)]
-GUIDANCE = [guidance(beta) for beta in (0.25, 0.5, 1.0)]
-QUARTER = [against_quarter(fixed(0.1, beta)) for beta in (0.25, 0.5, 1.0)]
-QUARTER_ADAPTIVE = [against_quarter(method) for method in ADAPTIVE if method.alpha == 0.1]
+_ADAPTIVE = {"alpha": 0.1, "beta": "adaptive", "beta_max": DEFAULT_BETA_MAX}
+_DRAWN = {"temperature": 1.0}
+# Without a contrast, for one stream, where a better answer may be had for less.
+PLAIN = (
+    Method("greedy"),
+    Method("base model", bare=True),
+    Method("without the part", prompt="without"),
+    Method("better prompt", prompt="better"),
+    Method("part repeated", prompt="repeated"),
+)
+CONTRASTS = (
+    preset("cad"),  # cfg has the same values
+    preset("adacad"),
+    preset("grounded"),
+    fixed(0.1, 0.5),
+    fixed(0.1, 1.0),
+    Method("adaptive", _ADAPTIVE),
+)
+# Of an expert with an adapter.
+ADAPTED = (
+    preset("cold", amateur="base"),
+    preset("cold", "cold without the part", amateur="base without"),
+    Method("adaptive, amateur: base", _ADAPTIVE, amateur="base"),
+    preset("cold", "cold, amateur: quarter", amateur="quarter"),
+    fixed(0.01, 2.0, "base"),
+)
+# A contrast makes a distribution sharper by 1 + beta and cuts it off at alpha: so does min_p at a
+# lower temperature. vLLM takes min_p of the sharper distribution: 0.1 there is 0.22 here, and 0.1
+# here is 0.03 there.
+SAMPLED = (
+    Method("sampled", sampling=_DRAWN),
+    Method("sampled, min_p 0.1", sampling={"temperature": 1.0, "min_p": 0.1}),
+    Method("sampled, min_p 0.1 at T / 1.5", sampling={"temperature": 1 / 1.5, "min_p": 0.1}),
+    Method("sampled, min_p 0.03 at T / 1.5", sampling={"temperature": 1 / 1.5, "min_p": 0.1**1.5}),
+    Method("sampled, alpha 0.1, beta 0.5", {"alpha": 0.1, "beta": 0.5}, sampling=_DRAWN,
+           against="sampled, min_p 0.1 at T / 1.5"),
+    # As many tokens as a contrast takes, and more.
+    *(Method(f"vote of {n}", sampling={"temperature": 0.7}, votes=n) for n in (3, 5)),
+)  # fmt: skip
+METHODS = {method.key: method for method in (*PLAIN, *CONTRASTS, *ADAPTED, *SAMPLED)}
+# Settings of which the best on dev is decoded on test; of equal ones the first, which is milder.
+GRID = tuple(
+    fixed(alpha, beta, amateur)
+    for amateur in ("without", "base")
+    for beta in (0.25, 0.5, 1.0, 2.0)
+    for alpha in (0.3, 0.1)
+)

@@ -16,7 +16,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks.accuracy.prompts.problem import split_of
+from benchmarks.accuracy.problem import split_of
 from examples.facts import Fact, facts, names, others
 
 HELD_OUT = 100

