@@ -67,11 +67,29 @@ class Runner:
         return Engine(self._model, adapters=self._adapters)
 
 
+def ready(model: Model, cells: Sequence[Cell], folder: Folder) -> list[Cell]:
+    """The cells for a model whose problems and adapters are there. Says which are left out, before
+    hours are spent on the others.
+    """
+    found = []
+    for cell in cells:
+        if not cell.is_for(model):
+            continue
+        try:
+            problem = cell.make(model, "dev", 1)[0]
+            METHODS["greedy"].request(model, cell, problem, folder.adapters(model)).mark  # noqa: B018
+        except (FileNotFoundError, ModuleNotFoundError) as error:
+            print(f"{model.name}, {cell.name} is left out: {error}")
+        else:
+            found.append(cell)
+    return found
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Decode."""
     methods = [METHODS[key] for key in dict.fromkeys(["greedy", *arguments.methods])]
     for model in arguments.models:
-        cells = [cell for cell in arguments.cells if cell.is_for(model)]
+        cells = ready(model, arguments.cells, arguments.folder)
         runner = Runner(model, arguments.folder, adapters=any(cell.adapter for cell in cells))
         for split in arguments.splits:
             count = arguments.problems or PROBLEMS[split]

@@ -62,14 +62,13 @@ class Request:
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 
-@cache
 def _digest(adapter: str) -> str:
     """Of an adapter's files.
 
     Raises:
         FileNotFoundError: the adapter is not there.
     """
-    found = hashlib.sha256()
+    told = []
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         path = Path(adapter, name)
         if not path.exists():
@@ -77,8 +76,13 @@ def _digest(adapter: str) -> str:
                 f"{path}: no adapter is there; python -m benchmarks.accuracy train makes those of "
                 "the tasks"
             )
-        found.update(path.read_bytes())
-    return found.hexdigest()
+        told.append(_file_digest(path, path.stat().st_mtime_ns))
+    return " ".join(told)
+
+
+@cache
+def _file_digest(path: Path, changed: int) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)

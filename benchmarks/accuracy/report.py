@@ -207,7 +207,8 @@ def tables(
             columns = [column(cell, outcomes) for cell, outcomes in there]
             pooled = together(there)
             if columns:
-                found.append(Table(group, model.title, columns + [pooled] * bool(pooled)))
+                columns += [pooled] if pooled is not None else []
+                found.append(Table(group, model.title, columns))
     correct([each for t in found for c in t.columns for each in c.differences.values()])
     return found, versions
 

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.tasks.adapters import BENCHMARKS, PERCENTS, adapter_name, prompt_of
 from examples.tasks import Problem
-from examples.train_adapters import Recipe, load_model, make_batches, save, train
+from examples.train_adapters import Recipe, load_model, make_batches, train
 
 
 def recipe_of(task: str, rank: int, steps: int | None = None) -> Recipe:
@@ -68,7 +68,9 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
     def text_of(tokenizer: Any, problem: Problem) -> str:
         prompt = prompt_of(model, problem.prompt)
         if isinstance(prompt, str):
-            return str(tokenizer.bos_token or "") + prompt
+            # What vLLM makes of a document begins with it, too, where the tokenizer says so.
+            begins = tokenizer.bos_token_id in tokenizer(prompt).input_ids[:1]
+            return str(tokenizer.bos_token) * begins + prompt
         messages = [dict(each) for each in prompt]
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -84,7 +86,10 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
         if steps not in kept:
             return
         to = folder / adapter_name(task, recipe.rank, kept[steps])
-        save(adapted, to)
+        # The local path of a converted model would mean nothing on another machine.
+        adapted.peft_config["default"].base_model_name_or_path = model.title
+        adapted.save_pretrained(str(to), save_embedding_layers=False)
+        (to / "README.md").unlink()  # peft's empty model card
         record = {
             "task": task,
             "base_model": model.source,

@@ -16,6 +16,7 @@ import pytest
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models
 from benchmarks.accuracy.answers import Answer, Folder, add, judged, read
+from benchmarks.accuracy.engine import Engine
 from benchmarks.accuracy.methods import ADAPTED, CONTRASTS, GRID, METHODS, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
@@ -155,6 +156,25 @@ class TestRequests:
         assert mark("a", b"1") == mark("b", b"1") != mark("c", b"2")
         with pytest.raises(FileNotFoundError, match="no adapter is there; python -m"):
             print(self.request("greedy", replace(CELL, adapter="absent")).mark)
+
+    @pytest.mark.parametrize("key", METHODS)
+    def test_the_engine_is_told_all_of_it(self, key: str) -> None:
+        engine = Engine.__new__(Engine)  # without a model
+        engine._adapters = {}
+        request = self.request(key, replace(CELL, adapter="t-r4-100"))
+        params = engine._params(request)
+        assert (params.temperature, params.max_tokens, params.stop, params.n) == (
+            request.sampling["temperature"], 16, ["\n"], METHODS[key].votes,
+        )  # fmt: skip
+        assert isinstance(params, ColdParams) == bool(request.amateurs)
+        for name, value in request.knobs.items():
+            assert getattr(params, name) == value
+        for stream, amateur in zip(request.amateurs, getattr(params, "amateurs", ()), strict=True):
+            reads = amateur.prompt and [dict(message) for message in stream.prompt]
+            assert amateur.prompt == reads, "None is the expert's"
+            assert (amateur.prompt is None) == (stream.prompt == request.expert.prompt)
+            worn = amateur.lora_request and amateur.lora_request.lora_path
+            assert (worn, amateur.weight) == (stream.adapter, stream.weight)
 
     def test_stops(self) -> None:
         page = CELLS["page"]
@@ -349,6 +369,14 @@ class TestCommand:
         options = ["--folder", str(tmp_path), "--cells", "true", "--models", "gemma", "--grid"]
         with pytest.raises(SystemExit, match="true: no setting can be picked for test"):
             command.main(["run", *options, "--splits", "test"])
+
+    def test_what_cannot_be_decoded_is_told_first(
+        self, folder: Folder, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        cells = [CELL, replace(CELL, name="worn", adapter="absent")]
+        assert command.ready(CHAT, cells, folder) == [CELL]
+        assert "small, worn is left out: " in capsys.readouterr().out
+        assert command.ready(BASE, [CELLS["json"]], folder) == []
 
     def test_models_are_data(self, tmp_path: Path) -> None:
         found = models.read()

@@ -180,7 +180,7 @@ def draw_length(rng: Random, split: Split, request: Request) -> Rule:
     """So many sentences, or a limit in words."""
     if rng.random() < 0.5:
         number = rng.choice((1, 2))
-        text = ("one single sentence", "exactly two sentences")[number - 1]
+        text: int | str = ("one single sentence", "exactly two sentences")[number - 1]
         kind, shape = "sentences", f"{text}, with a full stop at the end"
     else:
         text = number = rng.choice((10, 15, 20))
