@@ -64,16 +64,6 @@ def test_a_link_of_the_user_stays(name: str, target: str, model: Path) -> None:
     to = link.readlink()
     assert main(["example", "there"]) == 2
     assert link.readlink() == to and not any(Path("mine").iterdir())
-    assert len(list(link.parent.iterdir())) == 1
-
-
-def test_a_link_to_an_adapter_stays(model: Path) -> None:
-    """Even where it leads to the same."""
-    assert main(["example", "one"]) == 0
-    link = Path("two", "sorting")
-    link.parent.mkdir()
-    link.symlink_to(Path("..", "one", "sorting"))
-    assert main(["example", "two"]) == 2 and not Path("two", "model").exists()
 
 
 def test_a_link_into_the_cache_is_made_anew(model: Path) -> None:

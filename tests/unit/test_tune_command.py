@@ -18,7 +18,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from pydantic import BaseModel, Field
 from rich.console import Console
 from vllm.lora.request import LoRARequest
 
@@ -28,7 +27,6 @@ from vllm_cold.method.settings import DEFAULT_BETA_MAX, ENGINE, ColdError
 from vllm_cold.tools import tune
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import Content
-from vllm_cold.tools.engine import start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import command, stats
@@ -659,102 +657,6 @@ def test_a_library_that_is_missing_is_named_before_anything_starts(
     said = f"this command needs {library}: install vllm-cold with its extra tools, or pip"
     assert said in capsys.readouterr().err
     assert not engine.starts
-
-
-def test_an_engine_that_does_not_start_says_why_in_one_line(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    class Config(BaseModel):
-        seats: int = Field(ge=1)
-        tokens: int = Field(ge=1)
-
-    def refuse(**arguments: Any) -> None:
-        Config(seats=0, tokens=0)
-
-    import vllm
-
-    monkeypatch.setattr(vllm, "LLM", refuse)
-    with pytest.raises(ToolError) as error:
-        start_llm("org/model")
-    assert str(error.value) == (
-        "--model='org/model': the engine does not start: seats: Input should be greater than or "
-        "equal to 1; tokens: Input should be greater than or equal to 1"
-    )
-
-
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (AssertionError(), "AssertionError"),
-        (ImportError("no such symbol"), "ImportError: no such symbol"),
-        (KeyError("rope"), "KeyError: 'rope'"),
-    ],
-)
-def test_whatever_a_model_ends_in_is_one_line(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
-) -> None:
-    def refuse(**arguments: Any) -> None:
-        raise error
-
-    import vllm
-
-    monkeypatch.setattr(vllm, "LLM", refuse)
-    with pytest.raises(ToolError) as caught:
-        start_llm("org/model")
-    assert str(caught.value) == f"--model='org/model': the engine does not start: {said}"
-
-
-@pytest.mark.parametrize(
-    ("vllms", "said"),
-    [
-        (
-            "Available memory on node 0 (4.85/18.0 GiB) on startup is less than desired CPU memory "
-            "utilization (0.92, 16.56 GiB). On the CPU backend, ...",
-            "4.85 of 18.0 GiB of memory are free, and --gpu-memory-utilization 0.92 asks for "
-            "16.56: lower it, or set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache may have, "
-            "such as 4",
-        ),
-        (
-            "Free memory on device cuda:0 (6.85/7.96 GiB) on startup is less than desired GPU "
-            "memory utilization (0.92, 7.32 GiB). Decrease GPU memory utilization or ...",
-            "6.85 of 7.96 GiB of memory are free, and --gpu-memory-utilization 0.92 asks for "
-            "7.32: lower it",
-        ),
-        (
-            "Available memory on node 0 (4.85/18.0 GiB) on kv cache allocation is less than "
-            "requested memory for kv (8.0/9.0 GiB). Reduce CPU memory used by other processes.",
-            "4.85 of 18.0 GiB of memory are free, and the KV cache would take 8.0: lower "
-            "--gpu-memory-utilization, or set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache "
-            "may have, such as 4",
-        ),
-        (
-            "Available memory on node 0 (4.85/18.0 GiB) on kv cache allocation is less than "
-            "requested memory for kv (-0.4/0.9 GiB). Reduce CPU memory used by other processes.",
-            "--gpu-memory-utilization leaves 0.9 GiB, which the model alone takes: raise it, or "
-            "set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache may have, such as 4",
-        ),
-        # vLLM names the remedy.
-        *[
-            2
-            * (
-                "Available memory on node 0 (4.85/18.0 GiB) on kv cache allocation is less than "
-                "requested memory for kv (8.0 GiB). Decrease --kv-cache-memory-bytes, ...",
-            )
-        ],
-    ],
-)
-def test_an_engine_without_memory_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, vllms: str, said: str
-) -> None:
-    def refuse(**arguments: Any) -> None:
-        raise ValueError(vllms)
-
-    import vllm
-
-    monkeypatch.setattr(vllm, "LLM", refuse)
-    with pytest.raises(ToolError) as error:
-        start_llm("org/model")
-    assert str(error.value) == f"--model='org/model': the engine does not start: {said}"
 
 
 @pytest.mark.parametrize(

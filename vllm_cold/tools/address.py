@@ -7,7 +7,6 @@ import argparse
 import ipaddress
 import os
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -15,7 +14,6 @@ from urllib.parse import urlsplit
 from vllm_cold.tools.errors import ToolError
 
 KEY_VARIABLE = "COLD_API_KEY"
-_HIDING = threading.Lock()
 
 
 def add_options(group: argparse._ArgumentGroup) -> None:
@@ -71,15 +69,13 @@ def read_key(given: str | None) -> str | None:
 @contextmanager
 def without_openai() -> Iterator[None]:
     """What OpenAI's client would take from the environment and send to any address, such as
-    ``OPENAI_API_KEY``, ``OPENAI_ORG_ID`` and ``OPENAI_CUSTOM_HEADERS``, is out of its sight, for
-    one thread after the other.
+    ``OPENAI_API_KEY``, ``OPENAI_ORG_ID`` and ``OPENAI_CUSTOM_HEADERS``, is out of its sight.
     """
-    with _HIDING:
-        hidden = {name: os.environ.pop(name) for name in list(os.environ) if name[:7] == "OPENAI_"}
-        try:
-            yield
-        finally:
-            os.environ.update(hidden)
+    hidden = {name: os.environ.pop(name) for name in list(os.environ) if name[:7] == "OPENAI_"}
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
 
 
 def without_user(url: str) -> str:

