@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import strategies as st
@@ -13,6 +14,7 @@ from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
 
 from vllm_cold.group.stream import Stream, from_extra_args
+from vllm_cold.vllm.frontend.intake import FRONT_END
 
 MAX_LEN = 64
 ONE, TWO, THREE = (
@@ -54,10 +56,19 @@ class Front:
         self.config = args.create_engine_config(UsageContext.LLM_CLASS)
         self.config.cache_config.num_gpu_blocks = 1000
         self.processor = InputProcessor(self.config)
-        self.processor.cold_adapters = {"one": ONE, "two": TWO, "three": THREE}
+        self.adapters = {"one": ONE, "two": TWO, "three": THREE}
+        self.serve()
         self.renderer = self.processor.renderer
         self.tokenizer = self.renderer.get_tokenizer()
         self._loop = asyncio.new_event_loop()
+
+    def serve(self, most_tokens: int | None = None, default: Any = None) -> Any:
+        """Be a server, with these engine's defaults."""
+        self.config.additional_config = {} if default is None else {"cold": default}
+        engine = SimpleNamespace(vllm_config=self.config, input_processor=self.processor)
+        models = SimpleNamespace(engine_client=engine, lora_requests=self.adapters)
+        FRONT_END.serve(models, most_tokens)
+        return engine
 
     def run(self, coroutine: Any) -> Any:
         """On the one event loop that this renderer has: 0.23 binds it to the first."""

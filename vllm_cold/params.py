@@ -12,7 +12,6 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold.method.amateurs import read_prompt
 from vllm_cold.method.presets import PRESET_NAMES, PRESETS, PresetName
 from vllm_cold.method.settings import (
-    ADAPTIVE,
     DEFAULT_ALPHA,
     DEFAULT_BETA,
     KNOBS,
@@ -21,9 +20,9 @@ from vllm_cold.method.settings import (
     ColdSettings,
     Weight,
     check,
-    check_beta_is_used,
     check_weight,
     combine,
+    merge,
 )
 from vllm_cold.vllm import availability
 
@@ -156,7 +155,12 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         if name not in PRESETS:
             raise ColdError("preset", name, f"must be one of {', '.join(PRESET_NAMES)}")
         preset = PRESETS[name]
-        made = cls(**{"method": name, **_still_of_use(preset.knobs, fields), **fields})
+        given = fields.get("amateurs") or [fields.get("amateur")]
+        weights = [getattr(one, "weight", None) for one in given]
+        own = {knob: fields[knob] for knob in KNOBS if knob in fields}
+        # What the caller's fields leave nothing to do for is left out.
+        values = merge({}, weights, defaults={**preset.knobs, **own})
+        made = cls(**{"method": name, **values, **fields})
         amateurs = made.contrast()
         if preset.own_prompt and any(one.prompt is None for one in amateurs):
             raise ColdError(
@@ -187,10 +191,10 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         """
         self._check_amateurs()
         check("preset", self.method, "method")
-        weights = [one.weight for one in self.contrast()]
-        if self.beta != DEFAULT_BETA:
-            check_beta_is_used("beta", self.beta, weights)
-        return combine({name: getattr(self, name) for name in KNOBS}, weights)
+        own = {name: getattr(self, name) for name in KNOBS}
+        if self.beta == DEFAULT_BETA:
+            del own["beta"]  # nobody may have said it
+        return combine(own, [one.weight for one in self.contrast()])
 
     def settings(self) -> ColdSettings:
         """The method's knobs, checked."""
@@ -233,16 +237,3 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
             said += f", amateurs={self.amateurs!r}"
         rest = super().__repr__().removeprefix("SamplingParams(")
         return f"ColdParams({knobs}, amateur={said}, {rest}"
-
-
-def _still_of_use(knobs: Mapping[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's values without a strength that the caller's fields leave nothing to do for."""
-    amateurs = fields.get("amateurs") or [fields.get("amateur")]
-    weights = {getattr(amateur, "weight", None) for amateur in amateurs}
-    left = dict(knobs)
-    if None not in weights:
-        left.pop("beta", None)
-    beta = fields.get("beta", left.get("beta"))
-    if beta != ADAPTIVE and ADAPTIVE not in weights:
-        left.pop("beta_max", None)
-    return left

@@ -130,25 +130,12 @@ CASES: dict[str, tuple[Any, str, dict[str, Any], list[Any]]] = {
         {"cold_without": [2], "cold_preset": "cad"},
         [(-0.5, "one", [SYSTEM, USER])],
     ),
-    "two messages": (CHAT, "two", no_mask(2, cold_without="system,2"), [(-2, "two", [USER])]),
-    "messages": (
-        CHAT,
-        "one",
-        no_mask(cold_amateur_messages=json.dumps(HELLO)),
-        [(-1, "one", HELLO)],
-    ),
     "text": (CHAT, "one", no_mask(cold_amateur_prompt=" w9"), [(-1, "one", " w9")]),
     "other adapter": (
         CHAT,
         "one",
         no_mask(cold_without=0, cold_amateur="two"),
         [(-1, "two", [USER, TOOL])],
-    ),
-    "base amateur": (
-        CHAT,
-        "one",
-        no_mask(cold_without=0, cold_amateur="base"),
-        [(-1, None, [USER, TOOL])],
     ),
     "several": (
         CHAT,
@@ -200,29 +187,6 @@ def test_every_way_of_saying_it(server: Server, model: Model) -> None:
             for prompt, name, xargs, _ in CASES.values()
         ]
         assert_same_tokens(got, expected)
-
-
-def test_the_template_and_its_arguments(server: Server, model: Model) -> None:
-    """Those of the request: ``continue_final_message`` and no generation prompt."""
-    final = {"role": "assistant", "content": " w51"}
-    answer = server.client.chat.completions.create(
-        model="one", messages=[SYSTEM, USER, final], max_tokens=MAX_TOKENS, temperature=0.0,
-        extra_body={
-            "return_token_ids": True, "add_generation_prompt": False,
-            "continue_final_message": True, "vllm_xargs": no_mask(cold_without="system"),
-            "ignore_eos": True,
-        },
-    )  # type: ignore[call-overload]  # fmt: skip
-
-    def text(messages: Any) -> str:
-        return str(
-            model.tokenizer.apply_chat_template(
-                messages, tokenize=False, continue_final_message=True
-            )
-        )
-
-    group = model.group(text([SYSTEM, USER, final]), "one", (-1, "one", text([USER, final])))
-    assert_same_tokens([answer.choices[0].token_ids], model.decode(group))
 
 
 def header(server: Server, messages: Any, **xargs: Any) -> Any:
@@ -314,38 +278,21 @@ def test_a_preset_behind_the_models_name(server: Server, guide: Server, model: M
         assert answer.status_code == status and why in answer.json()["error"]["message"]
 
 
+# One of each kind; tests/unit has them all.
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no JSON": ({"cold_amateur_messages": "[{"}, "must be a JSON list of messages"),
-    "no list": ({"cold_amateur_messages": "{}"}, "must be a list of messages"),
-    "no role": ({"cold_amateur_messages": '[{"content": "a"}]'}, "message 0 must have a role"),
     "image": (
         {"cold_amateur_messages": json.dumps([{"role": "user", "content": [
             {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/a.png"}}]}])},
         "which is text only",
     ),
-    "index": ({"cold_without": [0, 7]}, "cold_without=7: the conversation has the messages 0 to 1"),
-    "negative": ({"cold_without": -1}, "cold_without=-1: must be roles, or indices"),
-    "no such": ({"cold_without": "tool"}, "the conversation has no such message"),
     "typo": ({"cold_without": "system,contxt"}, "cold_without='contxt': the conversation has no"),
-    "all": ({"cold_without": "system,user"}, "leaves no message"),
-    "empty": ({"cold_amateur_prompt": ""}, "cold_amateur_prompt='': must not be empty"),
     "too long": ({"cold_amateur_prompt": " w1" * 300}, "maximum context length is 256 tokens"),
     "no room": ({"cold_amateur_prompt": " w1" * 245}, "prompt has 245 tokens, which with max_toke"),
-    "preset": ({"cold_preset": "dola"}, "must be one of cold, cad, adacad, cfg, dexperts"),
-    "preset's prompt": (
-        {"cold_preset": "cfg", "cold_amateur": "two"}, "contrasts with another prompt"
-    ),
-    "large weight": ({"cold_weights": [1e9]}, "must be a number from -1e6 to 1e6"),
-    "33 amateurs": ({"cold_weights": [0.1] * 33}, "a request has 1 to 32 amateurs"),
     "32 amateurs": ({"cold_weights": [0.1] * 32}, "takes 33 sequences"),
     "equal": ({"cold_amateur_messages": json.dumps([SYSTEM, USER])}, "the amateur is the expert"),
-    "part of a chat": ({"cold_part": [0, 3]}, "is for completions"),
-    "two prompts": ({"cold_without": 0, "cold_amateur_prompt": "a"}, "has a prompt already"),
     "lengths": ({"cold_weights": [1, 2], "cold_amateur": ["two"]}, "has 1 entries, and"),
-    "unused": ({"cold_weights": [1], "cold_beta": 1}, "no amateur uses it"),
-    "three adapters": (
-        {"cold_weights": [1, 1], "cold_amateur": ["two", "late"]}, "no such adapter is loaded"
-    ),
+    "no number": ({"cold_weights": ["NaN"]}, "must be a number from -1e6 to 1e6"),
 }  # fmt: skip
 
 
@@ -511,21 +458,6 @@ def test_beam_search_where_every_chat_is_guided(guide: Server) -> None:
     for messages, status in (([USER], 200), ([SYSTEM, USER], 400)):
         assert send(guide, "chat/completions", messages=messages, **body).status_code == status
     assert send(guide, "completions", prompt=TEXT, **body).status_code == 200
-
-
-def test_a_text_that_imitates_the_marking(server: Server, model: Model) -> None:
-    """What a user writes moves nothing."""
-    said = 'cold_without=0 "role": "system" [0:9] <|system|> w1'
-    chat = [SYSTEM, {"role": "user", "content": said}]
-    expected = model.decode(
-        model.group(chat, "one", (-1, "one", chat[1:])),
-        model.group(said, "one", (-1, "one", said[7:])),
-    )
-    got = [
-        ask(server, chat, **no_mask(cold_without="system")),
-        ask(server, said, **no_mask(cold_part="0:7")),
-    ]
-    assert_same_tokens(got, expected)
 
 
 def test_the_pages(tiny: Path, tmp_path: Path, model: Model) -> None:

@@ -98,17 +98,6 @@ def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
         read(str(tmp_path / "loop"))
 
 
-def test_a_file_without_permission_is_a_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_: object, **__: object) -> None:  # root may read everything
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(adapter_config, "open", refuse, raising=False)
-    with pytest.raises(AdapterConfigError, match=r"cannot be read \(Permission denied\); give"):
-        read(write(tmp_path, '{"r": 8}'))
-
-
 def test_a_file_is_read_once_and_again_when_it_was_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import pickle
 import shutil
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,13 +20,15 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 from vllm import SamplingParams
 from vllm.lora.request import LoRARequest
+from vllm.renderers.base import BaseRenderer
 
 from tests.front_end import JUNK, MAX_LEN, ONE, THREE, TWO, Front
 from tests.tiny import BOS_ID
 from vllm_cold import Amateur, ColdParams, adapter_config
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.method.settings import ColdSettings
-from vllm_cold.vllm.frontend import admission
+from vllm_cold.vllm.frontend import intake
+from vllm_cold.vllm.frontend.intake import FRONT_END
 
 pytestmark = pytest.mark.unit
 
@@ -39,9 +43,13 @@ def front(tiny: Path) -> Front:
     return Front(tiny / "model")
 
 
+read = adapter_config.read
+
+
 @pytest.fixture(autouse=True)
-def files(monkeypatch: pytest.MonkeyPatch) -> None:
+def files(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapters have none."""
+    front.serve()
     monkeypatch.setattr(adapter_config, "read", lambda path: SimpleNamespace(rank=8))
 
 
@@ -262,11 +270,47 @@ def test_wrong_prompts(front: Front) -> None:
     )
 
 
+def same_but(change: Any) -> Any:
+    """``render_cmpl``, with what it makes changed."""
+    return lambda self, *args, _render=BaseRenderer.render_cmpl, **kwargs: change(
+        _render(self, *args, **kwargs)
+    )
+
+
+CHANGED: dict[str, Any] = {
+    "other arguments": lambda self, prompts: None,
+    "nothing": lambda self, *args, **kwargs: None,
+    "no prompt": same_but(lambda made: []),
+    "other keys": same_but(lambda made: [{"type": "token", "ids": one} for one in made]),
+    "no ids": same_but(lambda made: [{**one, "prompt_token_ids": ["a"]} for one in made]),
+    "gone": None,
+}
+
+
+@pytest.mark.parametrize("change", CHANGED)
+def test_a_changed_vllm_is_no_mistake_of_a_client(
+    change: str,
+    front: Front,
+    monkeypatch: pytest.MonkeyPatch,
+    logged: list[logging.LogRecord],
+) -> None:
+    """It is told apart, with a traceback in the log; the next request is served."""
+    text, asked = front.text(" w1 w2"), ColdParams(amateur=Amateur(prompt=" w9"))
+    with monkeypatch.context() as patch:
+        patch.setattr(BaseRenderer, "render_cmpl", CHANGED[change])
+        with pytest.raises(RuntimeError, match="this vLLM .* has changed where vllm-cold") as said:
+            front.request(text, asked)
+    assert "Install vLLM" in str(said.value) and not isinstance(said.value, ValueError)
+    (record,) = (r for r in logged if r.levelname == "ERROR")
+    assert record.exc_info is not None
+    assert front.prompts(text, asked) == [" w9"]
+
+
 def test_a_preset_alone_is_refused_where_no_header_would_show_it(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Offline, a chat that has nothing to leave out."""
-    monkeypatch.delattr(front.processor, "cold_adapters")
+    monkeypatch.setattr(FRONT_END.of(front.processor), "is_server", False)
     message = refused(front, front.chat([USER]), preset="cfg")
     assert "cold_without (cfg's default)='system': the conversation has no such" in message
 
@@ -318,17 +362,13 @@ def test_room_for_all_streams(front: Front, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_number_that_nobody_asked_for(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server that did not see the request before has filled in all that is left of the context;
-    a caller's own number is never lowered for lack of blocks.
-    """
+    """A caller's own number is never lowered for lack of blocks."""
     monkeypatch.setattr(front.config.cache_config, "block_size", 4)
     monkeypatch.setattr(front.config.cache_config, "num_gpu_blocks", 13)
     text, params = front.text([100] * 4), ColdParams(max_tokens=MAX_LEN - 4)
-    assert front.request(text, params).sampling_params.max_tokens == 21  # 2 * 6 blocks
-    monkeypatch.delattr(front.processor, "cold_adapters")
     assert "and the engine has 12;" in refused(front, text, params=params)
     unlimited = front.request(text, ColdParams(max_tokens=None))
-    assert unlimited.sampling_params.max_tokens == 21
+    assert unlimited.sampling_params.max_tokens == 21  # 2 * 6 blocks
 
 
 def test_a_window_in_all_layers(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -369,6 +409,16 @@ def test_no_amateur_is_at_the_end_before_its_expert(front: Front) -> None:
     )
 
 
+def test_keys_of_others(front: Front) -> None:
+    """Their values are nobody's here, and ours in other letters are a mistake."""
+    args = {"prompt_token_ids": 5, "coldstart": 1}
+    for more in ({}, {"cold": 0}):
+        sampling = front.request(front.text(" w1"), SamplingParams(extra_args=args | more))
+        assert sampling.sampling_params.extra_args == args
+    params = SamplingParams(extra_args={"Cold_beta": 3})
+    assert "Cold_beta=3: unknown key" in refused(front, front.text(" w1"), params=params)
+
+
 def test_multimodal_and_sessions(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     for field, message in (
         ("mm_features", "does not support multimodal prompts"),
@@ -379,20 +429,14 @@ def test_multimodal_and_sessions(front: Front, monkeypatch: pytest.MonkeyPatch) 
         request.sampling_params = params.clone()
         setattr(request, field, [1])
         with pytest.raises(ValueError, match=message):
-            admission.admit(front.processor, front.text(" w1"), params, request)
+            FRONT_END.of(front.processor).admit(front.text(" w1"), params, request)
 
 
 # ---- the engine's defaults -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def default(front: Front, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Sets ``additional_config["cold"]``."""
-    return lambda cold: monkeypatch.setattr(front.config, "additional_config", {"cold": cold})
-
-
-def test_an_engine_that_guides_every_chat(front: Front, default: Any) -> None:
-    default({"without": "system", "alpha": 0, "beta": 1})
+def test_an_engine_that_guides_every_chat(front: Front) -> None:
+    front.serve(default={"without": "system", "alpha": 0, "beta": 1})
     chat, text = front.chat(CHAT), front.text(" w1")
     for lora in (ONE, None):
         stream = front.streams(chat, lora=lora)
@@ -421,9 +465,9 @@ def test_an_engine_that_guides_every_chat(front: Front, default: Any) -> None:
     assert from_extra_args(off.sampling_params.extra_args) is None
 
 
-def test_an_engine_that_leaves_out_what_there_is(front: Front, default: Any) -> None:
+def test_an_engine_that_leaves_out_what_there_is(front: Front) -> None:
     """Its chats differ; a request that names what is not there is refused."""
-    default({"without": "system,tool,context,9"})
+    front.serve(default={"without": "system,tool,context,9"})
     chat = front.chat([SYSTEM, USER])
     for asked in ({}, {"cold": 1}, {"cold_beta": 2}):
         [one] = front.streams(chat, SamplingParams(extra_args=asked)).amateurs
@@ -433,8 +477,8 @@ def test_an_engine_that_leaves_out_what_there_is(front: Front, default: Any) -> 
     )
 
 
-def test_an_engine_that_guides_who_asks(front: Front, default: Any) -> None:
-    default({"enabled": False, "without": "tool", "preset": "cad"})
+def test_an_engine_that_guides_who_asks(front: Front) -> None:
+    front.serve(default={"enabled": False, "without": "tool", "preset": "cad"})
     chat = front.chat(CHAT)
     request = front.request(chat, SamplingParams())
     assert from_extra_args(request.sampling_params.extra_args) is None
@@ -466,44 +510,82 @@ def test_an_engine_without_lora(tiny: Path) -> None:
         assert not request.sampling_params.extra_args
 
 
+# ---- adapters that a caller brings along ---------------------------------------------------------
+
+
+def test_an_amateur_that_cannot_be_loaded(
+    front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that cannot load an adapter takes the engine down, so admission looks first."""
+    monkeypatch.setattr(adapter_config, "read", read)
+    text = front.text(" w1")
+
+    def asked(path: str) -> ColdParams:
+        return ColdParams(amateur=LoRARequest("two", 2, path))
+
+    for path in (str(tmp_path), str(tmp_path / "nowhere"), "~/nowhere", "no/such-folder"):
+        message = refused(front, text, params=asked(path))
+        assert message.startswith("amateur='two': no adapter_config.json")
+    for content, message in (
+        ('{"r": 64}', "its rank 64 is above the engine's max_lora_rank=16"),
+        ('{"r": 8, "rank_pattern": {"q_proj": 64}}', "rank 64 is above"),
+        ('{"r": null}', "r=None"),
+        ('{"r": ', "JSON"),
+    ):
+        (tmp_path / "adapter_config.json").write_text(content)
+        assert message in refused(front, text, params=asked(str(tmp_path)))
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    front.streams(text, asked(str(tmp_path)))
+
+
 # ---- on an event loop ----------------------------------------------------------------------------
 
 
-def test_prompts_are_not_made_on_the_event_loop(
+def test_nothing_that_takes_time_is_done_on_the_event_loop(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """``AsyncLLM.add_request`` makes them as a server makes a request's own."""
-    from vllm.renderers.base import BaseRenderer
+    """``AsyncLLM.add_request`` has files read in another thread, and makes prompts as a server
+    makes a request's own.
+    """
+    engine, chat, text = front.serve(), front.chat(CHAT), front.text(" w1 w2")
+    readers: list[bool] = []
 
-    engine = SimpleNamespace(vllm_config=front.config, input_processor=front.processor)
-    chat, text = front.chat(CHAT), front.text(" w1 w2")
+    def watched(path: str) -> Any:
+        readers.append(threading.current_thread() is threading.main_thread())
+        return SimpleNamespace(rank=8 if path == TWO.lora_path else 64)
 
     async def original(
         self: Any, request_id: str, prompt: Any, params: Any, arrival: Any, lora: Any
     ) -> Any:
         return from_extra_args(front.request(prompt, params, lora).sampling_params.extra_args)
 
-    add_request = admission._make_add_request(original)
+    add_request = intake._make_add_request(original)
 
     def run(prompt: Any, params: Any) -> Any:
         return front.run(add_request(engine, "r", prompt, params, lora_request=ONE))
 
+    monkeypatch.setattr(adapter_config, "read", watched)
     for name in ("render_cmpl", "render_chat"):
         monkeypatch.setattr(BaseRenderer, name, None)
     for prompt, params in (
         (text, ColdParams(amateur=Amateur(prompt=" w9"))),
+        (text, ColdParams(amateur=TWO)),
         (text, SamplingParams(extra_args={"cold_part": [0, 3]})),
         (chat, SamplingParams(extra_args={"cold_without": "system"})),
         (chat, ColdParams(amateur=Amateur(prompt=[USER]))),
-        (chat, ColdParams()),
         (chat, SamplingParams()),
     ):
         before = dict(prompt)
         found = run(prompt, params)
         assert prompt == before, "another request may have the same prompt, with other parameters"
         assert (found is None) == (params == SamplingParams())
-    with pytest.raises(ValueError, match="no such message"):
-        run(chat, SamplingParams(extra_args={"cold_without": "assistant"}))
+    assert readers == [False]
+    for params, message in (
+        (SamplingParams(extra_args={"cold_without": "assistant"}), "no such message"),
+        (ColdParams(amateur=THREE), "rank 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(chat, params)
 
 
 # ---- whatever a client sends ---------------------------------------------------------------------

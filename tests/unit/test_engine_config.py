@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.method.amateurs import AmateurSpec
+from vllm_cold.method.settings import ColdError
 from vllm_cold.vllm import versions
+from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
 from vllm_cold.vllm.patching import Place
@@ -253,10 +256,6 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     """Prompts of 8 tokens and 7 blocks of 8, one of which is the null block; the last token is not
     computed.
     """
-    from vllm_cold.method.settings import ColdError, ColdSettings
-    from vllm_cold.vllm.frontend.capacity import fit
-    from vllm_cold.vllm.frontend.plan import Plan, Prepared
-
     engine = config(max_model_len=1000)
     engine.scheduler_config.watermark = 1.5 * watermark
     engine.cache_config = SimpleNamespace(
@@ -265,92 +264,11 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     engine.parallel_config = SimpleNamespace(
         data_parallel_size=1, decode_context_parallel_size=ranks
     )
-
-    plan = Plan(ColdSettings(), ())
-    pair = Prepared(plan, (None,))
+    pair = [AmateurSpec("amateur", "amateur")]
     assert fit(engine, pair, 8, max_tokens) == max_tokens
     with pytest.raises(ColdError, match="KV cache blocks"):
         fit(engine, pair, 8, max_tokens + 1)
-    unlimited = Prepared(plan, (None,), unlimited=True)
-    assert fit(engine, unlimited, 8, max_tokens + 1) == max_tokens
-
-
-def test_an_amateur_that_cannot_be_loaded(tmp_path: Any) -> None:
-    """A worker that cannot load an adapter takes the engine down, so admission looks first."""
-    from vllm.lora.request import LoRARequest
-
-    from vllm_cold.params import ColdParams
-    from vllm_cold.vllm.frontend.admission import check_files
-
-    engine = config()
-
-    def check(path: str) -> None:
-        check_files(engine, ColdParams(amateur=LoRARequest("two", 2, path)))
-
-    for path in (str(tmp_path), str(tmp_path / "nowhere"), "~/nowhere", "no/such-folder"):
-        with pytest.raises(ValueError, match="amateur='two': no adapter_config.json"):
-            check(path)
-    for text, message in (
-        ('{"r": 64}', "rank 64 is above the engine's max_lora_rank=8"),
-        ('{"r": 8, "rank_pattern": {"q_proj": 64}}', "rank 64 is above"),
-        ('{"r": null}', "amateur='two': .*r=None"),
-        ('{"r": ', "amateur='two': .*JSON"),
-    ):
-        (tmp_path / "adapter_config.json").write_text(text)
-        with pytest.raises(ValueError, match=message):
-            check(str(tmp_path))
-    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
-    check(str(tmp_path))
-
-
-def test_the_file_is_not_read_on_an_event_loop(tmp_path: Any) -> None:
-    """``AsyncLLM.add_request`` has it read in another thread."""
-    import asyncio
-    import threading
-    from types import SimpleNamespace
-
-    from vllm.lora.request import LoRARequest
-
-    from vllm_cold import adapter_config
-    from vllm_cold.params import ColdParams
-    from vllm_cold.vllm.frontend import admission
-
-    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
-    params = ColdParams(amateur=LoRARequest("two", 2, str(tmp_path)))
-    engine = SimpleNamespace(vllm_config=config())
-    expert = LoRARequest("one", 1, "/one")
-    readers: list[bool] = []
-    read = adapter_config.read
-
-    def watched(path: str) -> Any:
-        readers.append(threading.current_thread() is threading.main_thread())
-        return read(path)
-
-    def request(*args: Any) -> Any:
-        return SimpleNamespace(
-            sampling_params=params.clone(), lora_request=expert, mm_features=None, resumable=False,
-            prompt_token_ids=[1], prompt_embeds=None,
-        )  # fmt: skip
-
-    engine.input_processor, engine.renderer = engine, None
-    configure(engine.vllm_config)
-    engine.vllm_config.cache_config = SimpleNamespace(num_gpu_blocks=None, block_size=None)
-    process_inputs = admission._make(request)
-
-    async def add_request(
-        self: Any, request_id: str, prompt: Any, given: Any, arrival: Any, lora: Any
-    ) -> Any:
-        return process_inputs(self, request_id, prompt, given)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(adapter_config, "read", watched)
-        asyncio.run(admission._make_add_request(add_request)(engine, "r", [1], params))
-        assert readers == [False]
-        process_inputs(engine, "r", [1], params)
-        assert readers == [False, True]
-        (tmp_path / "adapter_config.json").write_text('{"r": 64}')
-        with pytest.raises(ValueError, match="rank 64"):
-            asyncio.run(admission._make_add_request(add_request)(engine, "r", [1], params))
+    assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------

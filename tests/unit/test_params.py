@@ -9,14 +9,12 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
-import msgspec
 import pytest
 from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 
 from vllm_cold import Amateur, ColdParams
-from vllm_cold.group.stream import AmateurStream, Stream, from_extra_args
 from vllm_cold.method.presets import PRESETS
 from vllm_cold.method.settings import ColdSettings, Weight
 
@@ -194,21 +192,6 @@ def test_adaptive_beta() -> None:
     params.beta = 1.0
     with pytest.raises(ValueError, match="^beta_max=2: is for an adaptive beta, and beta is 1.0;"):
         params.settings()
-
-
-@pytest.mark.parametrize("amateur", [None, OTHER])
-def test_arrives_as_plain_sampling_params(amateur: LoRARequest | None) -> None:
-    """The engine core decodes vLLM's own struct; what counts there is in extra_args."""
-    params = cold(amateur=amateur)
-    stream = Stream(ColdSettings(0.3, 2.0, expert_top_k=5), (AmateurStream(-2.0, prompt=[1, 2]),))
-    params.extra_args = stream.to_extra_args(params.extra_args)
-    arrived = msgspec.msgpack.decode(msgspec.msgpack.encode(params), type=SamplingParams)
-    assert type(arrived) is SamplingParams
-    assert arrived.extra_args is not None and arrived.extra_args["mine"] == 1
-    assert from_extra_args(arrived.extra_args) == stream
-    for name in SamplingParams.__struct_fields__:
-        if not name.startswith("_") and name not in ("structured_outputs", "extra_args"):
-            assert getattr(arrived, name) == getattr(params, name), name
 
 
 @pytest.mark.parametrize(

@@ -100,24 +100,15 @@ def check_error(error: ColdError, field: str, value: Any, allowed: str) -> None:
 
 @pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=name_of)
 def test_bad_values(name: str, value: Any) -> None:
-    with pytest.raises(ColdError) as raised:
-        ColdSettings(**{name: value})
-    check_error(raised.value, name, value, ALLOWED[name])
-
-
-@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=name_of)
-def test_bad_request_values(name: str, value: Any) -> None:
-    key = f"cold_{name}"
-    with pytest.raises(ColdError) as raised:
-        parse_request_args({"cold": 1, key: value})
-    check_error(raised.value, key, value, ALLOWED[name])
-
-
-@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=name_of)
-def test_bad_engine_values(name: str, value: Any) -> None:
-    with pytest.raises(ColdError) as raised:
-        parse_engine_defaults({name: value})
-    check_error(raised.value, f'additional_config["cold"]["{name}"]', value, ALLOWED[name])
+    """In Python, of a request and of an engine."""
+    for field, read_it in (
+        (name, lambda: ColdSettings(**{name: value})),
+        (f"cold_{name}", lambda: parse_request_args({"cold": 1, f"cold_{name}": value})),
+        (f'additional_config["cold"]["{name}"]', lambda: parse_engine_defaults({name: value})),
+    ):
+        with pytest.raises(ColdError) as raised:
+            read_it()
+        check_error(raised.value, field, value, ALLOWED[name])
 
 
 @pytest.mark.parametrize(("name", "value"), GOOD_SETTINGS, ids=name_of)
@@ -159,21 +150,21 @@ NAMES = ["cold", *KNOB_KEYS, *CONTRAST_KEYS]
 KEYS = st.sampled_from(NAMES) | st.text().map("cold_".__add__) | st.just("Cold_Beta")
 
 
-@pytest.mark.parametrize("key", ["coldstart_id", "colds", "scold_beta", "cold-beta", "", "COLDER"])
-def test_foreign_keys_are_left_alone(key: str) -> None:
-    assert parse_request_args({key: 3}) == RequestArgs()
-    assert without_cold({key: 3, "cold_beta": 1.0, "cold": 1}) == {key: 3}
-    check_placement({key: 3})
-
-
-@pytest.mark.parametrize("key", ["cold", "cold_beta", "Cold_beta", "COLD"])
-def test_a_misplaced_key_is_told_where_it_belongs(key: str) -> None:
-    with pytest.raises(ColdError, match=rf'^{key}=3: belongs into vllm_xargs.*"{key.lower()}"'):
-        check_placement({"n": 1, key: 3})
+def test_whose_a_key_is() -> None:
+    for key in ("coldstart_id", "colds", "scold_beta", "cold-beta", "", "COLDER"):
+        assert parse_request_args({key: 3}) == RequestArgs()
+        assert without_cold({key: 3, "cold_beta": 1.0, "cold": 1}) == {key: 3}
+        check_placement({key: 3})
     check_placement({"cold_start": 1})  # vLLM's bodies take any field, and this is none of ours
-    if key not in ("cold", "cold_beta"):
+    for key in ("cold", "cold_beta", "Cold_beta", "COLD"):
+        with pytest.raises(ColdError, match=rf'^{key}=3: belongs into vllm_xargs.*"{key.lower()}"'):
+            check_placement({"n": 1, key: 3})
+    # A request may not bring the internal description along.
+    for key in ("Cold_beta", "COLD", "cold_alhpa", "cold_stream", "cold_recipe"):
         with pytest.raises(ColdError, match=f"^{key}=3: unknown key, allowed are cold, cold_alpha"):
             parse_request_args({key: 3})
+    with pytest.raises(ColdError, match=r"\['betta'\]=1: unknown key, allowed are enabled, alpha"):
+        parse_engine_defaults({"betta": 1})
 
 
 @hypothesis_settings(deadline=None)
@@ -219,43 +210,21 @@ def test_junk_engine_defaults(config: Any) -> None:
     assert not isinstance(config, dict) or set(config) <= {"enabled", *ENGINE}
 
 
-def test_unknown_keys() -> None:
-    with pytest.raises(ColdError, match=r"^cold_alhpa=0.1: unknown key, allowed are cold, cold_a"):
-        parse_request_args({"cold_alhpa": 0.1})
-    with pytest.raises(ColdError, match=r"\['betta'\]=1: unknown key, allowed are enabled, alpha"):
-        parse_engine_defaults({"betta": 1})
-    # A request may not bring the internal description along.
-    with pytest.raises(ColdError, match="^cold_stream="):
-        parse_request_args({"cold_stream": {}})
-
-
-@pytest.mark.parametrize("args", [None, {}, {"x": 1, "scold": 2, 3: 4}])
-def test_nothing_said(args: Any) -> None:
-    assert parse_request_args(args) == RequestArgs()
-
-
-@pytest.mark.parametrize("value", [1, True, 1.0])
-def test_switched_on(value: Any) -> None:
-    assert parse_request_args({"cold": value}) == RequestArgs(enabled=True)
-
-
-@pytest.mark.parametrize("value", [0, False, 0.0])
-def test_switched_off(value: Any) -> None:
-    assert parse_request_args({"cold": value, "cold_beta": 1}) == RequestArgs(
-        False, given={"beta": 1.0}
-    )
-
-
-@pytest.mark.parametrize("value", [2, -1, 0.5, math.nan, "1", "true", None, [], HUGE], ids=name_of)
-def test_not_a_switch(value: Any) -> None:
-    with pytest.raises(ColdError) as raised:
-        parse_request_args({"cold": value})
-    check_error(raised.value, "cold", value, "must be 0 or 1 (false or true)")
-    with pytest.raises(ColdError, match="0 or 1"):
-        parse_engine_defaults({"enabled": value})
-
-
-def test_any_key_asks_for_cold() -> None:
+def test_whether_cold_is_asked_for() -> None:
+    for args in (None, {}, {"x": 1, "scold": 2, 3: 4}):
+        assert parse_request_args(args) == RequestArgs()  # type: ignore[arg-type]
+    for value in (1, True, 1.0):
+        assert parse_request_args({"cold": value}) == RequestArgs(enabled=True)
+    for value in (0, False, 0.0):
+        off = parse_request_args({"cold": value, "cold_beta": 1})
+        assert off == RequestArgs(False, given={"beta": 1.0})
+    for wrong in (2, -1, 0.5, math.nan, "1", "true", None, [], HUGE):
+        with pytest.raises(ColdError) as raised:
+            parse_request_args({"cold": wrong})
+        check_error(raised.value, "cold", wrong, "must be 0 or 1 (false or true)")
+        with pytest.raises(ColdError, match="0 or 1"):
+            parse_engine_defaults({"enabled": wrong})
+    # Any key asks for it.
     assert parse_request_args({"cold_alpha": 0.2}) == RequestArgs(True, given={"alpha": 0.2})
     asked = RequestArgs(True, contrast=ContrastArgs(amateur="b"))
     assert parse_request_args({"cold_amateur": "b"}) == asked
@@ -318,19 +287,14 @@ def test_a_long_value_is_cut_short() -> None:
 
 def test_defaults() -> None:
     assert ColdSettings() == ColdSettings(DEFAULT_ALPHA, DEFAULT_BETA, expert_top_k=None)
-    assert parse_engine_defaults(None) == EngineDefaults(False)
-    assert parse_engine_defaults(False) == EngineDefaults(False)
-    assert parse_engine_defaults(True) == EngineDefaults(True)
-    assert parse_engine_defaults({}) == EngineDefaults(True)
+    for said, enabled in ((None, False), (False, False), (True, True), ({}, True)):
+        assert parse_engine_defaults(said) == EngineDefaults(enabled)
     defaults = parse_engine_defaults({"enabled": False, "alpha": 0.3})
     assert defaults == EngineDefaults(False, {"alpha": 0.3})
     assert defaults.settings == ColdSettings(alpha=0.3)
-
-
-@pytest.mark.parametrize("config", [1, 0.5, "cold", ["alpha"]])
-def test_engine_defaults_of_the_wrong_type(config: Any) -> None:
-    with pytest.raises(ColdError, match=r'additional_config\["cold"\]=.*must be a mapping of'):
-        parse_engine_defaults(config)
+    for wrong in (1, 0.5, "cold", ["alpha"]):
+        with pytest.raises(ColdError, match=r'additional_config\["cold"\]=.*must be a mapping of'):
+            parse_engine_defaults(wrong)
 
 
 def test_the_request_wins_over_the_engine() -> None:
@@ -413,13 +377,6 @@ def test_other_kinds_of_numbers() -> None:
             ColdSettings(alpha=value)  # type: ignore[arg-type]
 
 
-def test_settings_are_frozen_values() -> None:
-    made = ColdSettings()
-    with pytest.raises(AttributeError):
-        made.alpha = 0.2  # type: ignore[misc]
-    assert hash(made) == hash(ColdSettings())
-
-
 FOR_ADAPTIVE = "is for an adaptive beta, and beta is {}; leave it out or set beta to 'adaptive'"
 
 
@@ -458,13 +415,6 @@ def test_the_most_of_a_request_and_of_its_engine() -> None:
     assert asked == ColdSettings(beta="adaptive")
     asked = settings({"cold_beta": "adaptive", "cold_beta_max": 0}, number)
     assert asked == ColdSettings(beta="adaptive", beta_max=0.0)
-
-
-def test_strength() -> None:
-    assert (ColdSettings(beta=2.0).adaptive, ColdSettings(beta=2.0).strength) == (False, 2.0)
-    assert ColdSettings(beta="adaptive").adaptive
-    assert ColdSettings(beta="adaptive").strength == DEFAULT_BETA_MAX
-    assert ColdSettings(beta="adaptive", beta_max=0.0).strength == 0.0
 
 
 def test_what_stands_on_a_command_line() -> None:

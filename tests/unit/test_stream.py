@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
-from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
 
 from vllm_cold.group.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
 from vllm_cold.method.settings import ColdSettings
@@ -51,21 +50,6 @@ def test_round_trip(stream: Stream) -> None:
     arrived = msgspec.msgpack.decode(data, type=SamplingParams)
     assert from_extra_args(arrived.extra_args) == stream
     assert without_cold(arrived.extra_args) == {"kv": [1, {"a": None}]}
-
-
-def test_round_trip_through_vllms_own_encoder() -> None:
-    stream = Stream(
-        ColdSettings(0.1, "adaptive", expert_top_k=3, beta_max=2.0),
-        (
-            AmateurStream(-2.0, True, {"lora_name": "a", "lora_int_id": 2}, [5, 6, 7]),
-            AmateurStream(0.5),
-        ),
-        "r-1",
-        2,
-    )
-    params = SamplingParams(extra_args=stream.to_extra_args({"x": 1}))
-    arrived = MsgpackDecoder(SamplingParams).decode(MsgpackEncoder().encode(params))
-    assert from_extra_args(arrived.extra_args) == stream
 
 
 @pytest.mark.parametrize("extra_args", [None, {}, {"x": 1}, {"cold": 1, "cold_alpha": 0.2}])

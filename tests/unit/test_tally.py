@@ -193,7 +193,7 @@ def test_what_a_request_is_counted_under(tiny: Path) -> None:
     assert method(part="0:1", preset="cad") == "cad"
     assert method(params=ColdParams.preset("cad", amateur=own, beta=1.0)) == "cad"
     assert method(lora=None, amateur=["one", "two"], preset="dexperts") == "dexperts"
-    front.config.additional_config = {"cold": {"preset": "cfg", "without": "system"}}
+    front.serve(default={"preset": "cfg", "without": "system"})
     assert method(chat) == "cfg" and method(chat, preset="adacad") == "adacad"
 
 

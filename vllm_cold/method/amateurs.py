@@ -9,8 +9,9 @@ or without a ``Part``. A part is named by positions, which no text of a user can
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
+
+import msgspec
 
 from vllm_cold.method.presets import Preset
 from vllm_cold.method.settings import MAX_AMATEURS, PREFIX, ColdError, ContrastArgs, preset_of
@@ -26,8 +27,7 @@ class CannotLeaveOut(ColdError):
     """The conversation has no such message, or no other."""
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(msgspec.Struct, frozen=True):
     """A prompt as text."""
 
     value: str
@@ -36,18 +36,13 @@ class Text:
         return "text"
 
 
-@dataclass(frozen=True, slots=True)
-class Tokens:
+class Tokens(msgspec.Struct, frozen=True):
     """A prompt as token ids."""
 
     value: list[int]
 
-    def __str__(self) -> str:
-        return "token ids"
 
-
-@dataclass(frozen=True, slots=True)
-class Messages:
+class Messages(msgspec.Struct, frozen=True):
     """A prompt as messages for the chat template."""
 
     value: list[dict[str, Any]]
@@ -56,8 +51,7 @@ class Messages:
         return "messages"
 
 
-@dataclass(frozen=True, slots=True)
-class Without:
+class Without(msgspec.Struct, frozen=True):
     """The request's own conversation without some of its messages.
 
     Attributes:
@@ -116,8 +110,7 @@ def _role(message: Any) -> Any:
     return message.get("role") if isinstance(message, Mapping) else getattr(message, "role", None)
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(msgspec.Struct, frozen=True):
     """The request's own prompt without parts of it.
 
     Attributes:
@@ -148,12 +141,11 @@ class Part:
                 "is for completions, whose prompt is one text; leave messages of a chat out with "
                 "cold_without",
             )
-        begin, end = self.spans[-1]
+        start, end = self.spans[-1]
         if end > len(prompt):
             unit = "characters" if isinstance(prompt, str) else "tokens"
-            raise ColdError(field, f"{begin}:{end}", f"the prompt has {len(prompt)} {unit}")
-        left = prompt[:0]
-        begin = 0
+            raise ColdError(field, f"{start}:{end}", f"the prompt has {len(prompt)} {unit}")
+        left, begin = prompt[:0], 0
         for start, end in (*self.spans, (len(prompt), len(prompt))):
             left += prompt[begin:start]
             begin = end
@@ -163,6 +155,32 @@ class Part:
 
 
 Source = Text | Tokens | Messages | Without | Part
+
+
+class AmateurSpec(msgspec.Struct):
+    """An amateur on its way from what a request says of it to what the scheduler is told.
+
+    Attributes:
+        field: What an error about it names.
+        prompt_field: What an error about its prompt names.
+        adapter: The name that the request gives its adapter, None where it gives none.
+        source: What it reads, None for the expert's prompt.
+        weight: As the request says it, None for what beta says.
+        lora: Its adapter (vLLM's LoRARequest), None for the base model; admission fills it in.
+        prompt: The token ids of its prompt, None for the expert's; admission fills them in.
+    """
+
+    field: str
+    prompt_field: str
+    adapter: str | None = None
+    source: Source | None = None
+    weight: float | Literal["adaptive"] | None = None
+    lora: Any = None
+    prompt: list[int] | None = None
+
+    def refused(self, problem: str) -> ColdError:
+        """The error that says what is wrong with its prompt."""
+        return ColdError(self.prompt_field, self.source and self.source.value, problem)
 
 
 def read_prompt(field: str, prompt: object) -> Source | None:
@@ -188,7 +206,18 @@ def read_prompt(field: str, prompt: object) -> Source | None:
 def _text(field: str, text: str) -> Text:
     if not text:
         raise ColdError(field, text, "must not be empty")
+    if not _is_unicode(text):
+        raise ColdError(field, text, "must be valid Unicode text")
     return Text(text)
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether tokenizers take it: half a surrogate pair is a character of Python's alone."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _json_messages(field: str, text: str) -> Messages:
@@ -207,36 +236,33 @@ def _messages(field: str, value: object, found: object) -> Messages:
             raise ColdError(field, value, f"message {i} must have a role, which is a text")
         if not _is_text(message.get("content"), optional="tool_calls" in message):
             raise ColdError(field, value, f"message {i} must have a content, which is text only")
+        if not isinstance(message.get("tool_calls"), (list, type(None))):
+            raise ColdError(field, value, f"message {i} must have tool_calls that are a list")
     return Messages([dict(message) for message in found])
 
 
 def _is_text(content: object, optional: bool) -> bool:
     """Nothing that would have to be loaded."""
-    if content is None or isinstance(content, str):
-        return optional or content is not None
+    if content is None:
+        return optional
+    if isinstance(content, str):
+        return _is_unicode(content)
     return isinstance(content, Sequence) and all(
         isinstance(part, Mapping)
         and part.get("type") == "text"
-        and isinstance(part.get("text"), str)
+        and isinstance(text := part.get("text"), str)
+        and _is_unicode(text)
         for part in content
     )
 
 
 def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
-    """What ``cold_without`` says: a role, an index, or several of them.
-
-    Raises:
-        ColdError: it names neither.
-    """
-    parts = [value] if isinstance(value, (str, int)) else value
+    """What ``cold_without`` says: a role, an index, or several; raises ColdError for others."""
     items: list[str | int] = []
-    for part in parts:
-        for item in [part] if isinstance(part, int) else part.split(","):
-            if isinstance(item, str) and re.fullmatch(r"\s*\d{1,9}\s*", item, re.ASCII):
-                item = int(item)
-            elif isinstance(item, str):
-                item = item.strip()
-            items.append(item)
+    for part in [value] if isinstance(value, (str, int)) else value:
+        for item in [part] if isinstance(part, int) else map(str.strip, part.split(",")):
+            is_index = isinstance(item, str) and re.fullmatch(r"\d{1,9}", item, re.ASCII)
+            items.append(int(item) if is_index else item)
     if not items or any(i == "" or (isinstance(i, int) and not 0 <= i < 10**9) for i in items):
         raise ColdError(field, value, "must be roles, or indices of messages, from 0")
     return Without(tuple(items))
@@ -247,9 +273,7 @@ _SPAN = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", re.ASCII)
 
 def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
     """What ``cold_part`` says: positions, two for each part; or a text such as '0:120,300:340'.
-
-    Raises:
-        ColdError: it is something else.
+    Raises ColdError for anything else.
     """
     numbers: list[int] = []
     if isinstance(value, str):
@@ -262,56 +286,38 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
     # What is left is in order, and each part has something in it.
     rising = [0, *numbers]
     if not spans or len(numbers) % 2 or rising != sorted(rising) or any(a == b for a, b in spans):
-        raise ColdError(field, value, _PART)
+        raise ColdError(
+            field,
+            value,
+            "must be [start, end) with 0 <= start < end, further parts behind it, or a text such "
+            "as '0:120'",
+        )
     return Part(spans)
 
 
-_PART = (
-    "must be [start, end) with 0 <= start < end, further parts behind it, or a text such as '0:120'"
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Described:
-    """An amateur as flat arguments describe it.
-
-    Attributes:
-        field: What an error about its adapter names.
-        adapter: A name, None where none is given.
-        prompt_field: What an error about its prompt names.
-        source: What it reads, None for the expert's prompt.
-        weight: None for what beta says.
-    """
-
-    field: str
-    adapter: str | None
-    prompt_field: str
-    source: Source | None
-    weight: float | Literal["adaptive"] | None
-
-
-_SOURCES = ("amateur_prompt", "amateur_messages", "without", "part")
-SAYS_WHAT = ("amateur", *_SOURCES)
+_READERS: Mapping[str, Any] = {
+    "amateur_prompt": _text,
+    "amateur_messages": _json_messages,
+    "without": read_without,
+    "part": read_part,
+}
 
 
 def says_what(args: ContrastArgs) -> bool:
     """Whether a request says itself what it is contrasted with."""
-    return any(getattr(args, name) is not None for name in SAYS_WHAT)
+    return any(getattr(args, name) is not None for name in ("amateur", *_READERS))
 
 
-def describe(args: ContrastArgs) -> tuple[Described, ...]:
-    """The amateurs of a request.
-
-    Raises:
-        ColdError: what is said of them does not fit together.
-    """
+def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
+    """The amateurs of a request; raises ColdError for what does not fit together."""
     preset = preset_of(args)
     num, several = _count(args, preset)
     amateurs = []
     for i in range(num):
-        given = {name: _entry(args, name, i, several) for name in (*SAYS_WHAT, "weights")}
-        field, adapter = given["amateur"] or ("cold_amateur", None)
-        prompt_field, source = _source(given) or ("cold_amateur_prompt", None)
+        field, adapter = _entry(args, "amateur", i, several) or ("cold_amateur", None)
+        if adapter == "":
+            raise ColdError(field, adapter, "must be the name of a loaded adapter")
+        prompt_field, source = _source(args, i, several) or ("cold_amateur_prompt", None)
         if preset is not None and preset.own_prompt and source is None:
             raise ColdError(
                 "cold_preset",
@@ -319,12 +325,10 @@ def describe(args: ContrastArgs) -> tuple[Described, ...]:
                 "contrasts with another prompt; say which with cold_without, cold_part, "
                 "cold_amateur_prompt or cold_amateur_messages",
             )
-        _, weight = given["weights"] or ("", None)
+        _, weight = _entry(args, "weights", i, several) or ("", None)
         if weight is None and preset is not None and i < len(preset.weights):
             weight = preset.weights[i]
-        if adapter == "":
-            raise ColdError(field, adapter, "must be the name of a loaded adapter")
-        amateurs.append(Described(field, adapter, prompt_field, source, weight))
+        amateurs.append(AmateurSpec(field, prompt_field, adapter, source, weight))
     if preset is not None and preset.weights:
         alike = preset.own_prompt and all(one.source == amateurs[0].source for one in amateurs)
         if alike or num != len(preset.weights):
@@ -376,19 +380,15 @@ def _entry(args: ContrastArgs, name: str, i: int, several: bool) -> tuple[str, A
     return None if value is None else (PREFIX + name, value)
 
 
-def _source(given: Mapping[str, tuple[str, Any] | None]) -> tuple[str, Source] | None:
-    found = [entry for name in _SOURCES if (entry := given[name]) is not None]
+def _source(args: ContrastArgs, i: int, several: bool) -> tuple[str, Source] | None:
+    found = [
+        (field_and_value, read)
+        for name, read in _READERS.items()
+        if (field_and_value := _entry(args, name, i, several)) is not None
+    ]
     if not found:
         return None
-    if len(found) > 1:
-        (first, _), (second, value) = found[:2]
-        raise ColdError(second, value, f"the amateur has a prompt already, by {first}")
-    [(field, value)] = found
-    name = field.partition("[")[0].removeprefix(PREFIX)
-    readers: Mapping[str, Any] = {
-        "amateur_prompt": _text,
-        "amateur_messages": _json_messages,
-        "without": read_without,
-        "part": read_part,
-    }
-    return field, readers[name](field, value)
+    ((field, value), read), *others = found
+    for (second, other), _ in others:
+        raise ColdError(second, other, f"the amateur has a prompt already, by {field}")
+    return field, read(field, value)

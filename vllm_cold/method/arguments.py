@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cold.method.settings import (
-    ADAPTIVE,
     DEFAULT_BETA,
     ENGINE,
     KNOBS,
@@ -22,12 +21,12 @@ from vllm_cold.method.settings import (
     ContrastArgs,
     Weight,
     check,
-    check_beta_is_used,
     check_switch,
     check_together,
     combine,
     is_known,
     is_ours,
+    merge,
     preset_knobs,
     preset_of,
 )
@@ -63,14 +62,8 @@ class RequestArgs:
             ColdError: if the request gives a beta that no amateur uses, or a ``cold_beta_max`` and
                 nothing is adaptive.
         """
-        values = {**defaults.values, **preset_knobs(self.contrast.preset), **self.given}
-        if "beta" in self.given:
-            check_beta_is_used(PREFIX + "beta", self.given["beta"], weights)
-        elif None not in weights:
-            values.pop("beta", None)  # no amateur uses it
-        if "beta_max" not in self.given and ADAPTIVE not in (values.get("beta"), *weights):
-            values.pop("beta_max", None)  # what is not the request's own has no use beside a number
-        return combine(values, weights, PREFIX)
+        others = {**defaults.values, **preset_knobs(self.contrast.preset)}
+        return combine(self.given, weights, PREFIX, others)
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -139,10 +132,7 @@ class EngineDefaults:
     @property
     def values(self) -> dict[str, Any]:
         """Of knobs, by name, the preset's included."""
-        values = {**preset_knobs(self.contrast.preset), **self.given}
-        if "beta_max" not in self.given and values.get("beta") != ADAPTIVE:
-            values.pop("beta_max", None)
-        return values
+        return merge(self.given, defaults=preset_knobs(self.contrast.preset))
 
     @property
     def settings(self) -> ColdSettings:
@@ -176,17 +166,13 @@ def parse_engine_defaults(config: object) -> EngineDefaults:
                 f"{where}[{key!r}]", value, f"unknown key, allowed are {', '.join(_ENGINE_KEYS)}"
             )
     defaults = EngineDefaults(enabled, given, ContrastArgs(**contrast))
-    preset = preset_of(defaults.contrast)
+    preset, name = preset_of(defaults.contrast), defaults.contrast.preset
     if preset is not None and preset.weights:
-        raise ColdError(
-            f'{where}["preset"]',
-            defaults.contrast.preset,
-            "needs amateurs that only a request can name",
-        )
+        raise ColdError(f'{where}["preset"]', name, "needs amateurs that only a request can name")
     if enabled and preset is not None and preset.own_prompt and defaults.contrast.without is None:
         raise ColdError(
             f'{where}["preset"]',
-            defaults.contrast.preset,
+            name,
             'contrasts with another prompt; say with "without" what is left out of a conversation',
         )
     values = defaults.values

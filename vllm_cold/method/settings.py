@@ -215,16 +215,11 @@ def _knobs(owner: type[msgspec.Struct]) -> dict[str, Knob]:
     hints = get_type_hints(owner, include_extras=True)
     found = {}
     for one in msgspec.structs.fields(owner):
-        meta: Meta = hints[one.name].__metadata__[-1]
+        hint = hints[one.name]
+        meta: Meta = hint.__metadata__[-1]
         extra = meta.extra or {}
-        found[one.name] = Knob(
-            hints[one.name],
-            _number_in(hints[one.name]),
-            one.default,
-            meta.description or "",
-            extra["allowed"],
-            extra["engine"],
-        )
+        about = meta.description or ""
+        found[one.name] = Knob(hint, _number_in(hint), one.default, about, **extra)
     return found
 
 
@@ -269,12 +264,12 @@ def check(name: str, value: object, field: str | None = None) -> Any:
 
 def check_weight(field: str, value: object) -> float | Literal["adaptive"] | None:
     """The weight of one amateur, as ``check``; None stays None."""
-    if isinstance(value, (list, tuple)):
-        raise ColdError(field, value, WEIGHT_ALLOWED)
     try:
-        return cast(float | Literal["adaptive"] | None, check("weights", value))
+        if not isinstance(value, (list, tuple)):
+            return cast(float | Literal["adaptive"] | None, check("weights", value))
     except ColdError:
-        raise ColdError(field, value, WEIGHT_ALLOWED) from None
+        pass
+    raise ColdError(field, value, WEIGHT_ALLOWED)
 
 
 def check_together(field: str, beta_max: object, beta: object) -> None:
@@ -300,18 +295,24 @@ class Weight(NamedTuple):
 
 
 def combine(
-    values: Mapping[str, Any], weights: Sequence[float | str | None] = (None,), prefix: str = ""
+    own: Mapping[str, Any],
+    weights: Sequence[float | str | None] = (None,),
+    prefix: str = "",
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[ColdSettings, tuple[Weight, ...]]:
     """The settings of a request, and its amateurs' weights.
 
     Args:
-        values: Of knobs, by name; what is missing has its default.
-        weights: Of its amateurs, as given: None for what beta says.
+        own: Of knobs, by name, as whoever asks has said them.
+        weights: Of the amateurs, as given: None for what beta says.
         prefix: In front of the knobs' names in errors.
+        defaults: Of knobs that ``own`` does not have: an engine's, a preset's. Where the request
+            leaves nothing to do for one of them, it is left out.
 
     Raises:
-        ColdError: a value is wrong, or there is a ``beta_max`` and nothing is adaptive.
+        ColdError: a value is wrong, or one of ``own`` has no use.
     """
+    values = merge(own, weights, prefix, defaults)
     said, most = values.get("beta", DEFAULT_BETA), values.get("beta_max")
     beta = check("beta", said, prefix + "beta")
     check("beta_max", most, prefix + "beta_max")
@@ -328,6 +329,23 @@ def combine(
     return settings, tuple(map(weight, weights))
 
 
+def merge(
+    own: Mapping[str, Any],
+    weights: Sequence[float | str | None] = (None,),
+    prefix: str = "",
+    defaults: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The values of knobs that ``combine`` goes by; raises ColdError for a beta without a use."""
+    values = {**(defaults or {}), **own}
+    if "beta" in own:
+        check_beta_is_used(prefix + "beta", own["beta"], weights)
+    elif None not in weights:
+        values.pop("beta", None)
+    if "beta_max" not in own and ADAPTIVE not in (values.get("beta"), *weights):
+        values.pop("beta_max", None)
+    return values
+
+
 def check_beta_is_used(field: str, beta: object, weights: Sequence[object]) -> None:
     """Raise ColdError naming ``field`` where each amateur has a weight of its own."""
     if weights and None not in weights:
@@ -337,9 +355,7 @@ def check_beta_is_used(field: str, beta: object, weights: Sequence[object]) -> N
 
 
 def read(name: str, text: str) -> Any:
-    """What stands on a command line for a knob, as argparse's ``type``: a mistake stays as it is,
-    and the check of the setting then names it.
-    """
+    """What a command line says of a knob, for argparse; ``check`` names what is a mistake."""
     number = (KNOBS | CONTRAST)[name].number
     for kind in (number, float) if number else ():
         try:

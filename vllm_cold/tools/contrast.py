@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
 from vllm_cold.method.amateurs import (
-    Described,
+    AmateurSpec,
     Messages,
     Part,
     Text,
@@ -61,7 +61,7 @@ class Contrast:
     """
 
     settings: ColdSettings
-    amateurs: tuple[Described, ...]
+    amateurs: tuple[AmateurSpec, ...]
     weights: tuple[Weight, ...]
 
 
@@ -208,7 +208,9 @@ def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     return sent
 
 
-def adapter_of(one: Described, expert: str | None, base: str, loaded: Sequence[str]) -> str | None:
+def adapter_of(
+    one: AmateurSpec, expert: str | None, base: str, loaded: Sequence[str]
+) -> str | None:
     """The name of an amateur's adapter, None for the base model: by default the expert's where it
     has another prompt, else none.
 
@@ -258,7 +260,7 @@ def expert_reads(prompt: Prompt, chat: bool = False) -> Content:
     return Text(cast(str, prompt)) if messages is None else Messages(messages)
 
 
-def amateur_reads(prompt: Prompt, one: Described, chat: bool = False) -> Content | None:
+def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Content | None:
     """What an amateur reads; None for the expert's prompt.
 
     Args:
@@ -295,7 +297,7 @@ class Stream:
 
 
 def make_streams(
-    amateurs: Sequence[Described],
+    amateurs: Sequence[AmateurSpec],
     own: Sequence[int],
     ids: Sequence[Sequence[int]],
     expert: str | None,
@@ -330,7 +332,7 @@ def make_streams(
 
 def read_streams(
     prompt: Prompt,
-    amateurs: Sequence[Described],
+    amateurs: Sequence[AmateurSpec],
     make: Callable[[str, Content], Sequence[int]],
     expert: str | None,
     base: str,

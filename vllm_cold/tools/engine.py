@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from vllm_cold.method.amateurs import AmateurSpec
 from vllm_cold.method.settings import ADAPTIVE
 from vllm_cold.tools.contrast import Content, Contrast, Stream
 from vllm_cold.tools.errors import ToolError
@@ -101,10 +102,9 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
     Raises:
         ColdError: by the function, if its template or tokenizer does not take it.
     """
-    from vllm_cold.vllm.frontend.prompts import Order, Recipe, default_chat_params, render
+    from vllm_cold.vllm.frontend.prompts import Recipe, default_chat_params, render
 
-    processor = llm.llm_engine.input_processor
-    renderer = processor.renderer
+    renderer = llm.llm_engine.input_processor.renderer
     recipe = Recipe(
         chat_params=replace(default_chat_params(renderer), chat_template=llm.chat_template),
         # Too long a prompt is the command's to refuse, which knows the options to name.
@@ -114,9 +114,9 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
     )
 
     def make(field: str, reads: Content) -> list[int]:
-        (ids,) = render(processor, recipe, [Order(field, reads)])
-        assert ids is not None
-        return ids
+        (one,) = render(renderer, recipe, [AmateurSpec(field, field, source=reads)])
+        assert one.prompt is not None
+        return one.prompt
 
     return make
 

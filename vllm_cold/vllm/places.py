@@ -12,10 +12,10 @@ def at_start() -> tuple[Place, ...]:
     """In every process, when vLLM loads the plugin."""
     from vllm_cold.cpu import cpu_platform
     from vllm_cold.npu import npu_platform
-    from vllm_cold.vllm.frontend import admission, cli, engine_config
+    from vllm_cold.vllm.frontend import cli, engine_config, intake
 
     lora = (*cpu_platform.places(), *npu_platform.places())
-    return (*engine_config.PLACES, *cli.PLACES, *admission.PLACES, *lora)
+    return (*engine_config.PLACES, *cli.PLACES, *intake.PLACES, *lora)
 
 
 def of_speculation_v1() -> tuple[Place, ...]:
@@ -29,10 +29,10 @@ def later() -> tuple[Place, ...]:
     """In the processes of an engine that CoLD uses."""
     from vllm.platforms import current_platform
 
-    from vllm_cold.vllm.frontend import admission, metrics, prompts
+    from vllm_cold.vllm.frontend import intake, metrics, prompts
     from vllm_cold.vllm.worker import amateur_tokens, outputs
 
-    front_end = (*metrics.PLACES, *admission.ASYNC, *prompts.PLACES)
+    front_end = (*metrics.PLACES, *intake.ASYNC, *prompts.PLACES)
     places = (*outputs.PLACES, *amateur_tokens.V1, *front_end)
     if not current_platform.is_cpu():
         return places

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vllm_cold.method.amateurs import (
+    AmateurSpec,
     CannotLeaveOut,
-    Described,
     Messages,
     Part,
     Text,
@@ -83,7 +83,7 @@ class Asked:
     args: Mapping[str, Any]
     contrast: Contrast
 
-    def reads(self, one: Described) -> tuple[str | None, tuple[Piece, ...]]:
+    def reads(self, one: AmateurSpec) -> tuple[str | None, tuple[Piece, ...]]:
         """What an amateur reads, in words and in pieces (``trace.Amateur``)."""
         prompt, source = self.row.prompt, one.source
         match source:

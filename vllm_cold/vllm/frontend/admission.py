@@ -1,222 +1,311 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Touches vLLM: ``InputProcessor.process_inputs``, which every request passes in the front end,
-offline and online, and ``AsyncLLM.add_request``, which calls it on an event loop.
+"""Decides, once for each request, whether it is decoded with CoLD, and against what.
 
-Why: it is the one place that sees a request's parameters, its adapter and its prompt length
-before the engine core does. Here it is decided whether the request is decoded with CoLD; a wrong
-one is refused with HTTP 400 (online) or ValueError (offline) before it costs anything.
-(``LogitsProcessor.validate_params`` would see the parameters only.) A worker that cannot load an
-adapter takes the engine down with it, so the file of an amateur that the caller brings along is
-looked at before; not on an event loop, where an amateur's prompt is not made either, hence the
-second place. (A server has loaded its adapters already when they can be named, and ``serving`` has
-made the prompts.)
-Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
+A wrong request is refused with HTTP 400 (online) or ValueError (offline) before it costs anything.
+``intake`` and ``serving`` ask, where requests come in.
 """
 
-import asyncio
 import os
-from collections.abc import Callable
-from contextvars import ContextVar
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from msgspec import structs
 
 from vllm_cold import adapter_config
-from vllm_cold.group.stream import AmateurStream, Stream, without_cold
-from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import ColdError
-from vllm_cold.params import UNSET, ColdParams
+from vllm_cold.group.stream import without_cold
+from vllm_cold.method.amateurs import (
+    AmateurSpec,
+    Without,
+    describe,
+    says_what,
+)
+from vllm_cold.method.arguments import RequestArgs, parse_request_args
+from vllm_cold.method.settings import (
+    ColdError,
+    is_known,
+    is_ours,
+    preset_of,
+)
+from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
 from vllm_cold.vllm.frontend.capacity import fit
-from vllm_cold.vllm.frontend.errors import request_error
-from vllm_cold.vllm.frontend.plan import (
-    applies,
-    decide,
-    prepare,
-    prepare_async,
-    refuse_multimodal,
-    settle,
+from vllm_cold.vllm.frontend.config import (
+    engine_defaults,
+    is_configured,
+    lacks_seats,
+    unsupported,
 )
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.frontend.contrast import Contrast, of_params, same
+from vllm_cold.vllm.frontend.prompts import UNDECIDED
 
 if TYPE_CHECKING:
-    from vllm.config import VllmConfig
     from vllm.lora.request import LoRARequest
     from vllm.v1.engine import EngineCoreRequest
 
 
-_files_checked: ContextVar[bool] = ContextVar("files_checked", default=False)
-
-
-def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "EngineCoreRequest"]:
-    def process_inputs(
-        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
-    ) -> "EngineCoreRequest":
-        request = original(self, request_id, prompt, params, *args, **kwargs)
-        if request.sampling_params is not None:
-            try:
-                admit(self, prompt, params, request)
-                if not _files_checked.get():
-                    check_files(self.vllm_config, params)
-            except ValueError as error:
-                raise request_error(error) from error
-        return request
-
-    return process_inputs
-
-
-def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def add_request(
-        self: Any,
-        request_id: str,
-        prompt: Any,
-        params: Any,
-        arrival_time: Any = None,
-        lora_request: Any = None,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        token = None
-        try:
-            if isinstance(params, ColdParams):
-                await asyncio.to_thread(check_files, self.vllm_config, params)
-                token = _files_checked.set(True)
-            prompt = await _prepared(self, prompt, params, lora_request)
-        except ValueError as error:
-            raise request_error(error) from error
-        try:
-            return await original(
-                self, request_id, prompt, params, arrival_time, lora_request, *args, **kwargs
-            )
-        finally:
-            if token is not None:
-                _files_checked.reset(token)
-
-    return add_request
-
-
-async def _prepared(engine: Any, prompt: Any, params: Any, expert: Any) -> Any:
-    """The prompt, with the amateurs' where they can be made now."""
-    # What vLLM did not make something of yet goes to a thread of its own, and its amateurs' too.
-    recipe = prompts.recipe_of(prompt)
-    if recipe.prepared is not None or not prompts.is_tokens(prompt):
-        return prompt
-    args = parse_request_args(getattr(params, "extra_args", None))
-    adapters = getattr(engine.input_processor, "cold_adapters", None)
-    plan = decide(engine.vllm_config, args, expert, adapters, params)
-    if plan is None:
-        return prompt
-    prepared = await prepare_async(engine.input_processor, recipe, plan)
-    return prompts.with_prepared(prompt, prepared)
-
-
-PLACES = (
-    Place(
-        "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
-        _make,
-        ("request_id", "prompt", "params"),
-    ),
-)
-ASYNC = (
-    Place(
-        "vllm.v1.engine.async_llm:AsyncLLM.add_request",
-        _make_add_request,
-        ("request_id", "prompt", "params", "arrival_time", "lora_request"),
-    ),
-)
-
-
-def admit(processor: Any, prompt: Any, params: Any, request: "EngineCoreRequest") -> None:
-    """Decide about one request; a CoLD request gets its ``Stream`` in ``extra_args``.
+class Admission:
+    """Decides, once for each request of an engine, whether it is decoded with CoLD, and against
+    what.
 
     Args:
-        processor: vLLM's InputProcessor.
-        prompt: What it was given.
-        params: What the caller passed: SamplingParams or ColdParams.
-        request: What vLLM made of it; changed in place.
-
-    Raises:
-        ValueError: the request asks for CoLD and cannot have it; says why.
+        processor: vLLM's InputProcessor of the engine.
+        models: vLLM's OpenAIServingModels of a server; None where there is none.
+        most_tokens: The most that the server gives a request, however many it asks for.
     """
-    sampling = request.sampling_params
-    config = processor.vllm_config
-    recipe = prompts.recipe_of(prompt)
-    prepared = recipe.prepared
-    if prepared is None:
-        args = parse_request_args(sampling.extra_args)
-        adapters = getattr(processor, "cold_adapters", None)
-        plan = decide(config, args, request.lora_request, adapters, params)
-        if plan is None:
-            if args.enabled is False:
+
+    def __init__(self, processor: Any, models: Any = None, most_tokens: int | None = None) -> None:
+        self.config = processor.vllm_config
+        self.renderer = processor.renderer
+        self.defaults = engine_defaults(self.config)
+        # The live dict: adapters that are loaded later can be named too.
+        self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
+        self.is_server = models is not None
+        self.most_tokens = most_tokens
+
+    def decide(
+        self, said: Mapping[str, Any] | None, expert: "LoRARequest | None", params: Any = None
+    ) -> Contrast | None:
+        """Whether a request is decoded with CoLD, as far as its prompt does not matter.
+
+        Args:
+            said: Its flat arguments.
+            expert: Its adapter.
+            params: The caller's SamplingParams or ColdParams, where there are any.
+
+        Returns:
+            How; None for a plain request.
+
+        Raises:
+            ValueError: the request asks for CoLD and cannot have it; says why.
+        """
+        contrast = (
+            of_params(params, expert)
+            if isinstance(params, ColdParams)
+            else self._of_args(said, expert)
+        )
+        if contrast is None:
+            return None
+        if not is_configured(self.config):
+            raise ValueError(f"CoLD cannot be used in this engine: {unsupported(self.config)}")
+        self._check_adapters(contrast, expert)
+        if (problem := lacks_seats(self.config, 1 + len(contrast.amateurs))) is not None:
+            raise ValueError(problem)
+        return contrast
+
+    def _of_args(
+        self, said: Mapping[str, Any] | None, expert: "LoRARequest | None"
+    ) -> Contrast | None:
+        args = parse_request_args(said)
+        if args.enabled is False:
+            return None
+        left_out = self._left_out(args)
+        asked = args != RequestArgs()
+        wanted = self.defaults.enabled and (expert is not None or left_out is not None)
+        if not asked and not wanted:
+            return None
+        contrast = args.contrast
+        if left_out is not None:
+            contrast = structs.replace(contrast, without=left_out[1])
+        amateurs = describe(contrast)
+        if left_out is not None:
+            name = f"cold_without ({left_out[0]}'s default)"
+            for one in amateurs:
+                assert isinstance(one.source, Without)
+                one.source = structs.replace(one.source, lenient=True)
+                one.prompt_field = name
+        settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
+        return Contrast(
+            settings,
+            tuple(structs.replace(one, lora=self._adapter(one, expert)) for one in amateurs),
+            weights,
+            contrast.preset or self.defaults.contrast.preset,
+            # A server's header shows that a request was decoded without a contrast; nothing else
+            # does.
+            left_out is not None
+            and (not asked or (self.is_server and contrast.preset is not None)),
+            asked,
+        )
+
+    def _left_out(self, args: RequestArgs) -> tuple[str, Any] | None:
+        """What an amateur does not read of a chat, where the request says nothing of that, and
+        whose default it is.
+        """
+        preset, name = preset_of(args.contrast), f"{args.contrast.preset}"
+        if says_what(args.contrast) or (preset is not None and not preset.own_prompt):
+            return None
+        own = None if preset is None else preset.without
+        if isinstance(own, tuple):  # one for each of its amateurs
+            return name, list(own)
+        if self.defaults.contrast.without is not None:
+            return "the engine", self.defaults.contrast.without
+        return None if own is None else (name, own)
+
+    def _adapter(self, one: AmateurSpec, expert: "LoRARequest | None") -> "LoRARequest | None":
+        """What an amateur names; without a name, the expert's if it has another prompt."""
+        if one.adapter is None:
+            return None if one.source is None else expert
+        found = self.adapters.get(one.adapter)
+        names: Any = getattr(self.config.model_config, "served_model_name", None) or ()
+        if found is None and one.adapter not in ([names] if isinstance(names, str) else names):
+            loaded = ", ".join(sorted(self.adapters)) or "none"
+            raise ColdError(one.field, one.adapter, f"no such adapter is loaded (loaded: {loaded})")
+        return found
+
+    def _check_adapters(self, contrast: Contrast, expert: "LoRARequest | None") -> None:
+        used = {} if expert is None else {expert.lora_int_id: expert}
+        for one in contrast.amateurs:
+            if one.source is None and same(one.lora, expert):
+                _refuse_equal(one, expert)
+            if one.lora is None:
+                continue
+            name = one.lora.lora_name
+            if self.config.lora_config is None:
+                raise ColdError(
+                    one.field,
+                    name,
+                    "LoRA is off; start the engine with enable_lora=True (--enable-lora)",
+                )
+            used.setdefault(one.lora.lora_int_id, one.lora)
+            if len(used) > (most := self.config.lora_config.max_loras):
+                raise ColdError(
+                    one.field,
+                    name,
+                    f"expert and amateur are two adapters in one batch, but max_loras={most}; "
+                    "start the engine with max_loras (--max-loras) >= 2"
+                    if len(used) == 2
+                    else f"expert and amateurs are {len(used)} adapters in one batch, but "
+                    f"max_loras={most}; start the engine with max_loras (--max-loras) of that many",
+                )
+
+    async def prepare(
+        self, prompt: Any, contrast: Contrast | None, expert: Any, online: Any = None
+    ) -> Any:
+        """What vLLM made of a prompt, with what its request is decoded with: ``contrast``, with the
+        amateurs' prompts, which are made off the event loop.
+
+        Raises:
+            ValueError: one cannot be made.
+        """
+        recipe = prompts.recipe_of(prompt)
+        if contrast is not None and contrast.applies(recipe):
+            if prompt["type"] == "multimodal":
+                _refuse_multimodal()
+            made = await prompts.render_async(self.renderer, recipe, contrast.amateurs, online)
+            contrast = contrast.settle(made, expert, prompt.get("prompt_token_ids"))
+        else:
+            contrast = None
+        return prompts.with_decision(prompt, contrast)
+
+    def admit(self, prompt: Any, params: Any, request: "EngineCoreRequest") -> None:
+        """Give a CoLD request its ``Stream`` in ``extra_args``.
+
+        Args:
+            prompt: What vLLM was given.
+            params: What the caller passed: SamplingParams or ColdParams.
+            request: What vLLM made of both; changed in place.
+
+        Raises:
+            ValueError: the request asks for CoLD and cannot have it; says why.
+        """
+        sampling = request.sampling_params
+        contrast = self._contrast(prompt, sampling, request)
+        if contrast is None:
+            if any(map(is_ours, sampling.extra_args or ())):
                 sampling.extra_args = without_cold(sampling.extra_args)
             return
-        if applies(recipe, plan):
-            _check_kind(request)
-        prepared = prepare(processor, recipe, plan)
-    prepared = settle(prepared, request.lora_request, request.prompt_token_ids)
-    if prepared.plan is None:
-        return
-    _check_kind(request)
-    length = len(request.prompt_token_ids or request.prompt_embeds)
-    unlimited = prepared.unlimited or params.max_tokens is None
-    if recipe.prepared is None and hasattr(processor, "cold_adapters"):
-        # A server fills in what is left of the context where its client said nothing.
-        unlimited |= length + sampling.max_tokens >= config.model_config.max_model_len
-    most = fit(config, replace(prepared, unlimited=unlimited), length, sampling.max_tokens)
-    sampling.max_tokens = most
-    sampling.min_tokens = min(sampling.min_tokens, most)
-    stream = Stream(
-        prepared.plan.settings,
-        tuple(
-            AmateurStream(one.weight.weight, one.weight.adaptive, _as_data(one.adapter), ids)
-            for one, ids in zip(prepared.plan.amateurs, prepared.prompts, strict=True)
-        ),
-        method=prepared.plan.method,
+        _check_kind(request)
+        length = len(request.prompt_token_ids or request.prompt_embeds)
+        contrast = replace(contrast, unlimited=contrast.unlimited or params.max_tokens is None)
+        most = self.fit(contrast, length, sampling.max_tokens)
+        sampling.max_tokens = most
+        sampling.min_tokens = min(sampling.min_tokens, most)
+        sampling.extra_args = contrast.stream().to_extra_args(sampling.extra_args)
+        if isinstance(sampling, ColdParams):
+            # This request's own copy: all is said now. What is left must go together: whoever
+            # unpickles it, as workers do, checks it again.
+            sampling.amateur = sampling.amateurs = sampling.beta_max = None
+
+    def _contrast(
+        self, prompt: Any, sampling: Any, request: "EngineCoreRequest"
+    ) -> Contrast | None:
+        if not self.may_contrast(prompt, sampling):
+            return None
+        if (known := prompts.decision_in(prompt)) is not UNDECIDED:
+            return cast(Contrast, known)
+        recipe, expert = prompts.recipe_of(prompt), request.lora_request
+        contrast = self.decided(sampling, expert)
+        if contrast is None or not contrast.applies(recipe):
+            return None
+        _check_kind(request)
+        self.check_files(contrast, expert)
+        made = prompts.render(self.renderer, recipe, contrast.amateurs)
+        return contrast.settle(made, expert, request.prompt_token_ids)
+
+    def decided(self, params: Any, expert: "LoRARequest | None") -> Contrast | None:
+        """What was or now is decided about a request whose prompt does not carry it."""
+        if (known := prompts.decision_in(params.extra_args)) is not UNDECIDED:
+            return cast(Contrast | None, known)
+        return self.decide(params.extra_args, expert, params)
+
+    def fit(self, contrast: Contrast, num_prompt_tokens: int, max_tokens: int) -> int:
+        """How many tokens a request gets: ``capacity.fit``."""
+        return fit(
+            self.config, contrast.amateurs, num_prompt_tokens, max_tokens, contrast.unlimited
+        )
+
+    def check_files(self, contrast: Contrast, expert: "LoRARequest | None") -> None:
+        """Look at the adapters that a caller brings along as amateurs. Reads files.
+
+        Raises:
+            ValueError: a worker could not load one; says why.
+        """
+        for one in contrast.amateurs:
+            if one.adapter is None and one.lora is not None and one.lora is not expert:
+                _check_file(self.config.lora_config.max_lora_rank, one)
+
+    def may_contrast(self, prompt: Any, params: Any) -> bool:
+        """Whether a request may be decoded with CoLD, at little cost for those that are not."""
+        for carrier in (prompt, params.extra_args):
+            if (known := prompts.decision_in(carrier)) is not UNDECIDED:
+                return known is not None
+        says = any(is_ours(key) or is_known(key) for key in params.extra_args or ())
+        return says or self.defaults.enabled or isinstance(params, ColdParams)
+
+
+def _refuse_equal(one: AmateurSpec, expert: "LoRARequest | None") -> NoReturn:
+    if expert is None:
+        raise ValueError(
+            "CoLD needs an adapter as expert, and this request has none: pass lora_request (over "
+            "HTTP: name the adapter as the model), or give the amateur a prompt of its own."
+        )
+    raise ColdError(
+        one.field,
+        expert.lora_name,
+        "must differ from the expert; leave it out to contrast with the base model",
     )
-    sampling.extra_args = stream.to_extra_args(sampling.extra_args)
-    if isinstance(sampling, ColdParams):
-        # This request's own copy: all is said now. What is left must go together: whoever unpickles
-        # it, as workers do, checks it again.
-        sampling.amateur = sampling.amateurs = sampling.beta_max = None
+
+
+def _refuse_multimodal() -> NoReturn:
+    raise ValueError("CoLD does not support multimodal prompts; send text only.")
 
 
 def _check_kind(request: "EngineCoreRequest") -> None:
     if request.mm_features:
-        refuse_multimodal()
+        _refuse_multimodal()
     if request.resumable:
         raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
 
 
-def _as_data(adapter: "LoRARequest | None") -> dict[str, Any] | None:
-    if adapter is None:
-        return None
-    values = {name: getattr(adapter, name) for name in adapter.__struct_fields__}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def check_files(config: "VllmConfig", params: Any) -> None:
-    """Look at the adapter that a caller gives as amateur. Reads a file.
-
-    Raises:
-        ValueError: a worker could not load it; says why.
-    """
-    if not isinstance(params, ColdParams) or config.lora_config is None:
-        return
-    for one in params.contrast():
-        if one.lora_request not in (None, UNSET):
-            _check_file(config.lora_config.max_lora_rank, one.lora_request)
-
-
-def _check_file(max_rank: int, adapter: "LoRARequest") -> None:
-    path = os.path.expanduser(adapter.lora_path)
+def _check_file(max_rank: int, one: AmateurSpec) -> None:
+    name, path = one.lora.lora_name, os.path.expanduser(one.lora.lora_path)
     if not (os.path.isabs(path) or os.path.exists(path) or os.environ.get("HF_HUB_OFFLINE") == "1"):
         return  # a name on a hub
     try:
         rank = adapter_config.read(path).rank
     except ValueError as error:
-        raise ColdError("amateur", adapter.lora_name, str(error)) from error
+        raise ColdError(one.field, name, str(error)) from error
     if rank > max_rank:
         raise ColdError(
-            "amateur",
-            adapter.lora_name,
-            f"its rank {rank} is above the engine's max_lora_rank={max_rank}",
+            one.field, name, f"its rank {rank} is above the engine's max_lora_rank={max_rank}"
         )

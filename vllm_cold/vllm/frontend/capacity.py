@@ -2,10 +2,11 @@
 """Whether a request's streams fit the context and the KV cache, each at its own length."""
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vllm_cold.method.amateurs import AmateurSpec
 from vllm_cold.method.settings import ColdError
-from vllm_cold.vllm.frontend.plan import Prepared
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
@@ -24,36 +25,36 @@ def most_tokens(config: "ModelConfig") -> int | None:
 
 def fit(
     config: "VllmConfig",
-    prepared: Prepared,
+    amateurs: Sequence[AmateurSpec],
     num_prompt_tokens: int,
     max_tokens: int,
+    unlimited: bool = False,
 ) -> int:
     """How many tokens a request gets, all of whose streams must have room for them: no amateur may
     be at the end of the context before its expert is done.
 
     Args:
         config: The engine's configuration.
-        prepared: The amateurs.
+        amateurs: With their prompts.
         num_prompt_tokens: The expert's.
-        max_tokens: What it gets without amateurs. Where nobody asked for a number, it is shortened
-            to what there is room for; where the expert has no room for it in the context, to what
-            all streams have there, as vLLM does.
+        max_tokens: What it gets without amateurs. Where the expert has no room for it in the
+            context, it is shortened to what all streams have there, as vLLM does.
+        unlimited: Whether nobody asked for that number: then it is shortened to what there is room
+            for.
 
     Raises:
         ColdError: there is no room for them; where they may be shortened, not even for one.
     """
-    assert prepared.plan is not None
-    amateurs = prepared.plan.amateurs
-    own = (num_prompt_tokens if ids is None else len(ids) for ids in prepared.prompts)
+    own = (num_prompt_tokens if a.prompt is None else len(a.prompt) for a in amateurs)
     lengths = [num_prompt_tokens, *own]
     limit: int = config.model_config.max_model_len
-    asked = 1 if prepared.unlimited else max_tokens
+    asked = 1 if unlimited else max_tokens
     longest = lengths.index(max(lengths))
     if longest:  # vLLM sees to the expert, as for any request
         left = limit - lengths[longest]
         least = 1 if num_prompt_tokens + max_tokens >= limit else asked
         if left < least:
-            raise amateurs[longest - 1].prompt.refused(
+            raise amateurs[longest - 1].refused(
                 f"the amateur's prompt has {lengths[longest]} tokens, which with max_tokens="
                 f"{least} is more than max_model_len={limit}; shorten it or lower max_tokens",
             )
@@ -99,8 +100,7 @@ def _blocks(config: "VllmConfig") -> tuple[int, int] | None:
     parallel = config.parallel_config
     block_size *= getattr(parallel, "decode_context_parallel_size", 1)
     local = getattr(parallel, "local_engines_only", False)
-    engines = parallel.data_parallel_size_local if local else parallel.data_parallel_size
-    num_blocks //= engines
+    num_blocks //= parallel.data_parallel_size_local if local else parallel.data_parallel_size
     # vLLM keeps one block as the null block, and the watermark's free when an amateur is admitted.
     watermark = int(getattr(config.scheduler_config, "watermark", 0.0) * num_blocks)
     return num_blocks - 1 - watermark, block_size

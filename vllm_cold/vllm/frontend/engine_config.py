@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.arguments import EngineDefaults
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import admission, aliases, ascend, metrics, prompts, serving
+from vllm_cold.vllm.frontend import aliases, ascend, intake, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -42,7 +42,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         config = original(self, *args, **kwargs)
         configure(config)
         if is_configured(config):
-            availability.install((*metrics.PLACES, *admission.ASYNC, *prompts.PLACES))
+            availability.install((*metrics.PLACES, *intake.ASYNC, *prompts.PLACES))
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(engine_defaults(config))
             ascend.warn(config)

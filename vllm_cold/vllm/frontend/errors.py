@@ -5,9 +5,19 @@ Why: it is how a request is refused, and how one that failed is reported.
 Since: 0.23 to 0.33. Can go: when vLLM answers any ValueError at admission with HTTP 400.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import cast
+
+
+@contextmanager
+def refusals() -> Iterator[None]:
+    """Makes a ValueError a refusal of the request: see ``request_error``."""
+    try:
+        yield
+    except ValueError as error:
+        raise request_error(error) from error
 
 
 def request_error(error: ValueError) -> Exception:
@@ -25,13 +35,11 @@ def _request_error() -> type[Exception]:
     return ColdRequestError
 
 
-def generation_error(message: str) -> Exception:
-    """What a server tells the client of a request that ended with an error, streamed or not."""
-    return _generation_error()(message)
-
-
 @cache
-def _generation_error() -> Callable[[str], Exception]:
+def generation_error() -> Callable[[str], Exception]:
+    """The class of what a server tells the client of a request that ended with an error, streamed
+    or not.
+    """
     from vllm import exceptions
 
     if (kind := getattr(exceptions, "GenerationError", None)) is not None:

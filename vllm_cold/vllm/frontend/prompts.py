@@ -10,17 +10,28 @@ loop where vLLM renders so.
 Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is rendered.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
-from vllm_cold.method.amateurs import Messages, Part, Source, Text, Tokens, Without
+from msgspec import structs
+
+from vllm_cold.method.amateurs import AmateurSpec, Messages, Part, Text, Tokens, Without
 from vllm_cold.method.settings import ColdError
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.patching import Place
 
+logger = logging.getLogger("vllm." + __name__)
+
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
+
+
+class UNDECIDED:
+    """Stands for what is not decided yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,16 +43,14 @@ class Recipe:
         messages: The conversation of a chat; None for a completion.
         tok_params: vLLM's TokenizeParams; None for its default.
         chat_params: vLLM's ChatParams; None for a completion.
-        prepared: What admission found out about the request before it arrived there.
-        server: vLLM's OnlineRenderer, which has the template's arguments of chats; None offline.
+        decided: The request's ``Contrast``, or None for no contrast, once that is decided.
     """
 
     prompt: str | list[int] | None = None
     messages: list[Any] | None = None
     tok_params: Any = None
     chat_params: Any = None
-    prepared: Any = None
-    server: Any = None
+    decided: Any = UNDECIDED
 
 
 def recipe_of(prompt: Any) -> Recipe:
@@ -52,14 +61,15 @@ def recipe_of(prompt: Any) -> Recipe:
     return Recipe(prompt if isinstance(prompt, (str, list)) else None)
 
 
-def is_tokens(prompt: Any) -> bool:
-    """Whether it is what vLLM made of a prompt of text: its token ids."""
-    return isinstance(prompt, dict) and prompt.get("type") == "token"
+def decision_in(carrier: Any) -> Any:
+    """What was decided about a request, of what ``with_decision`` gave; else ``UNDECIDED``."""
+    found = carrier.get(_KEY) if isinstance(carrier, dict) else None
+    return found.decided if isinstance(found, Recipe) else UNDECIDED
 
 
-def with_prepared(prompt: dict[str, Any], prepared: Any) -> dict[str, Any]:
-    """What vLLM made of a prompt, with what was found out about this request."""
-    return {**prompt, _KEY: replace(recipe_of(prompt), prepared=prepared)}
+def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
+    """What vLLM made of a prompt, or a request's flat arguments, with what was decided about it."""
+    return {**carrier, _KEY: Recipe(decided=decided)}
 
 
 def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
@@ -68,19 +78,18 @@ def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
     return prompt.get("prompt") if ids is None else list(ids)
 
 
-def _note(made: Iterable[Any], recipes: Iterable[Recipe]) -> None:
-    for one, recipe in zip(made, recipes, strict=True):
-        one[_KEY] = recipe
-
-
-def _completions(prompts: Sequence[Any], tok_params: Any) -> list[Recipe]:
+def _completions(
+    prompts: Sequence[Any], tok_params: Any = None, *_: Any, **__: Any
+) -> list[Recipe]:
     return [
         Recipe(_text_or_ids(p) if isinstance(p, dict) else None, tok_params=tok_params)
         for p in prompts
     ]
 
 
-def _chats(conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any) -> list[Recipe]:
+def _chats(
+    conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any = None, *_: Any, **__: Any
+) -> list[Recipe]:
     for message in (m for conversation in conversations for m in conversation):
         # What pydantic gives for a list can be read once.
         if isinstance(message, dict) and not isinstance(
@@ -93,195 +102,171 @@ def _chats(conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any
     ]
 
 
-def _make_cmpl(original: Callable[..., Any]) -> Callable[..., Any]:
-    def render_cmpl(
-        self: Any, prompts: Any, tok_params: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        if not is_configured(self.config):
-            return original(self, prompts, tok_params, *args, **kwargs)
-        recipes = _completions(prompts, tok_params)
-        made = original(self, prompts, tok_params, *args, **kwargs)
-        _note(made, recipes)
+def _noting(recipes_of: Callable[..., list[Recipe]]) -> Callable[..., Any]:
+    """Makes a renderer's method put a prompt's recipe into what it makes of the prompt."""
+
+    def note(recipes: list[Recipe], made: Any) -> Any:
+        prompts = made[1] if isinstance(made, tuple) else made  # of a chat
+        for prompt, recipe in zip(prompts, recipes, strict=True):
+            prompt[_KEY] = recipe
         return made
 
-    return render_cmpl
+    def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def render(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_configured(self.config):
+                return original(self, *args, **kwargs)
+            recipes = recipes_of(*args, **kwargs)
+            return note(recipes, original(self, *args, **kwargs))
+
+        async def render_async(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if not is_configured(self.config):
+                return await original(self, *args, **kwargs)
+            recipes = recipes_of(*args, **kwargs)
+            return note(recipes, await original(self, *args, **kwargs))
+
+        return render_async if inspect.iscoroutinefunction(original) else render
+
+    return make
 
 
-def _make_cmpl_async(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def render_cmpl_async(
-        self: Any, prompts: Any, tok_params: Any = None, *args: Any, **kwargs: Any
-    ) -> Any:
-        if not is_configured(self.config):
-            return await original(self, prompts, tok_params, *args, **kwargs)
-        recipes = _completions(prompts, tok_params)
-        made = await original(self, prompts, tok_params, *args, **kwargs)
-        _note(made, recipes)
-        return made
-
-    return render_cmpl_async
-
-
-def _make_chat(original: Callable[..., Any]) -> Callable[..., Any]:
-    def render_chat(
-        self: Any, conversations: Any, chat_params: Any, tok_params: Any = None, *args: Any,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        if not is_configured(self.config):
-            return original(self, conversations, chat_params, tok_params, *args, **kwargs)
-        recipes = _chats(conversations, chat_params, tok_params)
-        found = original(self, conversations, chat_params, tok_params, *args, **kwargs)
-        _note(found[1], recipes)
-        return found
-
-    return render_chat
-
-
-def _make_chat_async(original: Callable[..., Any]) -> Callable[..., Any]:
-    async def render_chat_async(
-        self: Any, conversations: Any, chat_params: Any, tok_params: Any = None, *args: Any,
-        **kwargs: Any,
-    ) -> Any:  # fmt: skip
-        if not is_configured(self.config):
-            return await original(self, conversations, chat_params, tok_params, *args, **kwargs)
-        recipes = _chats(conversations, chat_params, tok_params)
-        found = await original(self, conversations, chat_params, tok_params, *args, **kwargs)
-        _note(found[1], recipes)
-        return found
-
-    return render_chat_async
-
-
-_CMPL = ("prompts", "tok_params")
-_CHAT = ("conversations", "chat_params", "tok_params")
+_CMPL = (_noting(_completions), ("prompts", "tok_params"))
+_CHAT = (_noting(_chats), ("conversations", "chat_params", "tok_params"))
 _BASE = "vllm.renderers.base:BaseRenderer."
 PLACES = (
-    Place(_BASE + "render_cmpl", _make_cmpl, _CMPL),
-    Place(_BASE + "render_cmpl_async", _make_cmpl_async, _CMPL),
-    Place(_BASE + "render_chat", _make_chat, _CHAT),
-    Place(_BASE + "render_chat_async", _make_chat_async, _CHAT),
+    Place(_BASE + "render_cmpl", *_CMPL),
+    Place(_BASE + "render_cmpl_async", *_CMPL),
+    Place(_BASE + "render_chat", *_CHAT),
+    Place(_BASE + "render_chat_async", *_CHAT),
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
-    """A prompt to be made.
-
-    Attributes:
-        field: What an error names.
-        source: What the amateur reads; None for the expert's prompt, for which nothing is made.
-    """
-
-    field: str
-    source: Source | None
-
-    def refused(self, problem: str) -> ColdError:
-        """The error that says what is wrong with it."""
-        return ColdError(self.field, self.source and self.source.value, problem)
-
-    @contextmanager
-    def refusing(self) -> Iterator[None]:
-        """Whatever a chat template raises is an error of the request."""
-        try:
-            yield
-        except ColdError:
-            raise
-        except Exception as error:
-            said = str(error) or type(error).__name__
-            raise self.refused(f"no prompt can be made of it: {said}") from error
+# ---- amateurs' prompts ---------------------------------------------------------------------------
 
 
-def render(processor: Any, recipe: Recipe, orders: Sequence[Order]) -> list[list[int] | None]:
-    """The token ids of amateurs' prompts.
+class RendererChanged(RuntimeError):
+    """vLLM does not make prompts as it did; the engine goes on, the request does not."""
+
+
+class _Call(NamedTuple):
+    """A method of vLLM's renderer, and its arguments."""
+
+    method: str
+    args: tuple[Any, ...]
+
+
+def render(
+    renderer: Any, recipe: Recipe, amateurs: Sequence[AmateurSpec], online: Any = None
+) -> tuple[AmateurSpec, ...]:
+    """Amateurs with the token ids of their prompts, for one request.
 
     Args:
-        processor: What has vLLM's renderer.
+        renderer: vLLM's.
         recipe: How the expert's prompt was made.
-        orders: What to make.
+        amateurs: As they were described.
+        online: vLLM's OnlineRenderer, which has the template's arguments of chats; None offline.
 
     Raises:
-        ColdError: one cannot be made.
+        ColdError: a prompt cannot be made.
+        RendererChanged: vLLM cannot make it as it is asked to; the log has the traceback.
     """
-    renderer = processor.renderer
-    made: list[list[int] | None] = []
-    for order in orders:
-        if (same := _made_before(order, orders, len(made))) is not None:
-            made.append(made[same])
-            continue
-        with order.refusing():
-            call = _call(renderer, recipe, order)
-            found = call and getattr(renderer, call[0])(*call[1:])
-        made.append(_ids(renderer, order, found))
-    return made
+    made = []
+    for one in _different(amateurs):
+        with _errors(one):
+            method, args = _call(renderer, recipe, one, online)
+            made.append((one, _ids(renderer, one, getattr(renderer, method)(*args))))
+    return _complete(amateurs, made)
 
 
 async def render_async(
-    processor: Any, recipe: Recipe, orders: Sequence[Order]
-) -> list[list[int] | None]:
+    renderer: Any, recipe: Recipe, amateurs: Sequence[AmateurSpec], online: Any = None
+) -> tuple[AmateurSpec, ...]:
     """As ``render``, without blocking the event loop."""
-    renderer = processor.renderer
-    made: list[list[int] | None] = []
-    for order in orders:
-        if (same := _made_before(order, orders, len(made))) is not None:
-            made.append(made[same])
-            continue
-        with order.refusing():
-            call = _call(renderer, recipe, order)
-            found = call and await getattr(renderer, call[0] + "_async")(*call[1:])
-        made.append(_ids(renderer, order, found))
-    return made
+    made = []
+    for one in _different(amateurs):
+        with _errors(one):
+            method, args = _call(renderer, recipe, one, online)
+            found = await getattr(renderer, method + "_async")(*args)
+            made.append((one, _ids(renderer, one, found)))
+    return _complete(amateurs, made)
 
 
-def _made_before(order: Order, orders: Sequence[Order], num_made: int) -> int | None:
-    """Which of the prompts that are made already is this one; None if none is."""
-    return next((i for i in range(num_made) if orders[i].source == order.source), None)
+def _different(amateurs: Sequence[AmateurSpec]) -> Iterator[AmateurSpec]:
+    """The first of those that read the same; without those that read the expert's prompt."""
+    for i, one in enumerate(amateurs):
+        if one.source is not None and all(one.source != a.source for a in amateurs[:i]):
+            yield one
 
 
-def _call(renderer: Any, recipe: Recipe, order: Order) -> tuple[Any, ...] | None:
-    """The renderer's method that makes a prompt, and its arguments; None for the expert's."""
-    tok_params = recipe.tok_params
-    match source := order.source:
-        case None:
-            return None
+def _complete(
+    amateurs: Sequence[AmateurSpec], made: Sequence[tuple[AmateurSpec, list[int]]]
+) -> tuple[AmateurSpec, ...]:
+    def ids(one: AmateurSpec) -> list[int] | None:
+        return next((ids for other, ids in made if other.source == one.source), None)
+
+    return tuple(structs.replace(one, prompt=ids(one)) for one in amateurs)
+
+
+@contextmanager
+def _errors(one: AmateurSpec) -> Iterator[None]:
+    """Tells what is wrong with a client's prompt from what is wrong with this vLLM: of the first,
+    templates and tokenizers say ValueError, which some of vLLM's own errors are no more.
+    """
+    from jinja2 import TemplateError
+    from vllm.exceptions import VLLMValidationError
+
+    try:
+        yield
+    except (TemplateError, VLLMValidationError, ValueError, NotImplementedError) as error:
+        if isinstance(error, ColdError):
+            raise
+        said = str(error) or type(error).__name__
+        raise one.refused(f"no prompt can be made of it: {said}") from error
+    except Exception as error:
+        logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")
+        raise RendererChanged(
+            f"this vLLM ({versions.vllm_version()}) has changed where vllm-cold has it make the "
+            f"prompt of an amateur ({type(error).__name__}: {error}): see the server's log. "
+            f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
+        ) from error
+
+
+def _call(renderer: Any, recipe: Recipe, one: AmateurSpec, online: Any) -> _Call:
+    """What makes an amateur's prompt."""
+    tok_params, chat_params = recipe.tok_params, recipe.chat_params
+    match source := one.source:
+        case Messages() | Without():
+            messages = messages_of(recipe, one)
+            if chat_params is None:
+                chat_params = default_chat_params(renderer, online)
+                if tok_params is not None:
+                    tok_params = replace(tok_params, add_special_tokens=False)
+            return _Call("render_chat", ([messages], chat_params, tok_params))
         case Part():
-            own: Any = recipe.prompt  # text or ids
-            prompt: Any = source.of(order.field, own)
+            prompt: Any = source.of(one.prompt_field, recipe.prompt)  # type: ignore[type-var]
         case Text():
             prompt = source.value
-            if recipe.chat_params is not None and tok_params is not None:
+            if chat_params is not None and tok_params is not None:
                 # A template brings the special tokens along, a text does not.
                 tok_params = replace(tok_params, add_special_tokens=True)
         case Tokens():
             prompt = source.value
-        case Messages() | Without():
-            messages = messages_of(recipe, order)
-            if recipe.chat_params is not None:
-                return "render_chat", [messages], recipe.chat_params, tok_params
-            if tok_params is not None:
-                tok_params = replace(tok_params, add_special_tokens=False)
-            return (
-                "render_chat",
-                [messages],
-                default_chat_params(renderer, recipe.server),
-                tok_params,
-            )
     key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
-    return "render_cmpl", [{key: prompt}], tok_params
+    return _Call("render_cmpl", ([{key: prompt}], tok_params))
 
 
-def messages_of(recipe: Recipe, order: Order) -> list[Any]:
+def messages_of(recipe: Recipe, one: AmateurSpec) -> list[Any]:
     """What an amateur of a chat reads.
 
     Raises:
         ColdError: it cannot be had of this request.
     """
-    source = order.source
-    if isinstance(source, Messages):
-        return list(source.value)
-    assert isinstance(source, Without)
-    return source.of(order.field, recipe.messages)
+    if isinstance(one.source, Messages):
+        return list(one.source.value)
+    assert isinstance(one.source, Without)
+    return one.source.of(one.prompt_field, recipe.messages)
 
 
-def default_chat_params(renderer: Any, server: Any = None) -> Any:
+def default_chat_params(renderer: Any, online: Any = None) -> Any:
     """As for a chat that says nothing about its template, offline or on a server."""
     from transformers import PreTrainedTokenizerBase
     from vllm.renderers.params import ChatParams
@@ -289,27 +274,25 @@ def default_chat_params(renderer: Any, server: Any = None) -> Any:
     # Mistral's own tokenizers give ids only, and vLLM makes them of a text otherwise.
     ids = not isinstance(renderer.tokenizer, PreTrainedTokenizerBase)
     kwargs = {"add_generation_prompt": True, "continue_final_message": False, "tokenize": ids}
-    if server is None:
+    if online is None:
         return ChatParams(chat_template_kwargs=kwargs)
     return ChatParams(
-        chat_template=server.chat_template,
-        chat_template_content_format=server.chat_template_content_format,
+        chat_template=online.chat_template,
+        chat_template_content_format=online.chat_template_content_format,
         chat_template_kwargs=kwargs,
-    ).with_defaults(server.default_chat_template_kwargs)
+    ).with_defaults(online.default_chat_template_kwargs)
 
 
-def _ids(renderer: Any, order: Order, made: Any) -> list[int] | None:
-    """The token ids of what a renderer made, None for nothing."""
-    if made is None:
-        return None
-    if isinstance(made, tuple):  # of a chat
-        made = made[1]
-    (one,) = made
-    if one.get("type") != "token":
-        raise order.refused("must be text only")
-    ids: list[int] = one["prompt_token_ids"]
+def _ids(renderer: Any, one: AmateurSpec, made: Any) -> list[int]:
+    """The token ids of what a renderer made."""
+    prompts = made[1] if isinstance(made, tuple) else made  # of a chat
+    assert len(prompts) == 1
+    prompt = prompts[0]
+    if prompt["type"] != "token":
+        raise one.refused("must be text only")
+    ids: list[int] = prompt["prompt_token_ids"]
     if not ids:
-        raise order.refused("is no token at all; it must not be empty")
+        raise one.refused("is no token at all; it must not be empty")
     if max(ids) >= (size := renderer.model_config.get_vocab_size()):
-        raise order.refused(f"token {max(ids)} is none of the model's {size}")
+        raise one.refused(f"token {max(ids)} is none of the model's {size}")
     return ids

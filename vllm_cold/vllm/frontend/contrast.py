@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a request is decoded with, as ``admission`` decides it."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from vllm_cold.group.stream import AmateurStream, Stream
+from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, read_prompt
+from vllm_cold.method.settings import ADAPTIVE, ColdSettings, Weight
+from vllm_cold.params import ColdParams
+from vllm_cold.vllm.frontend import prompts
+
+if TYPE_CHECKING:
+    from vllm.lora.request import LoRARequest
+
+_SHOWN = 100  # characters of what an amateur reads: a client decides how long that is
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """What a request is decoded with.
+
+    Attributes:
+        settings: The method's knobs.
+        amateurs: One or more.
+        weights: Theirs.
+        preset: The name of the method that was asked for, None if none was.
+        optional: Whether the request is decoded without CoLD where its conversation has nothing
+            that would be left out: the engine's default or a preset's says what that is, not the
+            request.
+        asked: Whether the request says anything itself, and so is told of all else that is in the
+            way.
+        unlimited: Whether nobody said how many tokens the request gets.
+    """
+
+    settings: ColdSettings
+    amateurs: tuple[AmateurSpec, ...]
+    weights: tuple[Weight, ...]
+    preset: str | None = None
+    optional: bool = False
+    asked: bool = True
+    unlimited: bool = False
+
+    def applies(self, recipe: prompts.Recipe) -> bool:
+        """Whether a request has what a default leaves out; one that asked itself has to."""
+        if not self.optional:
+            return True
+        if recipe.messages is None:
+            return self.asked  # and is refused when its amateur's prompt is made
+        try:
+            for one in self.amateurs:
+                prompts.messages_of(recipe, one)
+        except CannotLeaveOut:
+            return False
+        return True
+
+    def settle(
+        self,
+        amateurs: tuple[AmateurSpec, ...],
+        expert: "LoRARequest | None",
+        expert_prompt: list[int] | None,
+    ) -> "Contrast | None":
+        """The contrast with its amateurs' prompts, none of which is its expert in prompt and
+        adapter: refused where the request asked for it, and no contrast where it did not (a
+        template may put in what was left out, or cut it off).
+
+        Raises:
+            ColdError: there is one.
+        """
+        for one in amateurs:
+            if one.prompt is not None and one.prompt == expert_prompt and same(one.lora, expert):
+                if self.optional and not self.asked:
+                    return None
+                raise one.refused(
+                    "the amateur is the expert, prompt and adapter; give it another prompt or "
+                    "adapter"
+                )
+        return replace(self, amateurs=amateurs)
+
+    def stream(self) -> Stream:
+        """What the scheduler is told."""
+        amateurs = zip(self.amateurs, self.weights, strict=True)
+        own = any(one.source is not None for one in self.amateurs)
+        return Stream(
+            self.settings,
+            tuple(
+                AmateurStream(*weight, _as_data(one.lora), one.prompt) for one, weight in amateurs
+            ),
+            method=self.preset or ("custom" if own else "cold"),
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """For those who ask: what is in force, by name; without what is not."""
+        told = self.settings.as_dict()
+        if self.preset is not None:
+            told["preset"] = self.preset
+        amateurs: list[dict[str, Any]] = []
+        for one, weight in zip(self.amateurs, self.weights, strict=True):
+            amateurs.append({"amateur": one.lora and one.lora.lora_name})
+            if one.source is not None:
+                amateurs[-1]["prompt"] = str(one.source)[:_SHOWN]
+            amateurs[-1]["weight"] = ADAPTIVE if weight.adaptive else weight.weight
+        if len(amateurs) == 1 and self.weights[0] == (
+            -self.settings.strength,
+            self.settings.adaptive,
+        ):
+            del amateurs[0]["weight"]  # beta says it
+        else:
+            del told["beta"]
+        return {**told, **amateurs[0]} if len(amateurs) == 1 else {**told, "amateurs": amateurs}
+
+
+def of_params(params: ColdParams, expert: "LoRARequest | None") -> Contrast:
+    """What ``ColdParams`` ask for."""
+    settings, weights = params.combine()
+    named = "amateur" if params.amateurs is None else "amateurs[{}]"
+    amateurs = [
+        AmateurSpec(
+            named.format(i),
+            named.format(i),
+            source=read_prompt("prompt", one.prompt),
+            lora=one.adapter(expert),
+        )
+        for i, one in enumerate(params.contrast())
+    ]
+    return Contrast(settings, tuple(amateurs), weights, params.method)
+
+
+def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:
+    """Whether two adapters are one."""
+    if one is None or other is None:
+        return one is other
+    return bool(one.lora_int_id == other.lora_int_id or one.lora_name == other.lora_name)
+
+
+def _as_data(adapter: "LoRARequest | None") -> dict[str, Any] | None:
+    if adapter is None:
+        return None
+    values = {name: getattr(adapter, name) for name in adapter.__struct_fields__}
+    return {name: value for name, value in values.items() if value is not None}

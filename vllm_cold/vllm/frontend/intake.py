@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``InputProcessor.process_inputs``, which every request passes in the front end,
+offline and online, and ``AsyncLLM.add_request``, which calls it on an event loop.
+
+Why: it is the one place that sees a request's parameters, its adapter and its prompt length
+before the engine core does; a CoLD request leaves it with its ``Stream``.
+(``LogitsProcessor.validate_params`` would see the parameters only.) What was decided before, on a
+server when its prompt was made (``serving``), travels in what vLLM made of the prompt. A worker
+that cannot load an adapter takes the engine down with it, so the file of an amateur that the caller
+brings along is looked at; not on an event loop, where an amateur's prompt is not made either, hence
+the second place. (A server has loaded its adapters already when they can be named.)
+Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from vllm.sampling_params import SamplingParams
+
+from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend.admission import Admission
+from vllm_cold.vllm.frontend.contrast import Contrast
+from vllm_cold.vllm.frontend.errors import refusals
+from vllm_cold.vllm.frontend.prompts import UNDECIDED
+from vllm_cold.vllm.patching import Place
+
+if TYPE_CHECKING:
+    from vllm.v1.engine import EngineCoreRequest
+
+
+@dataclass(slots=True)
+class Exchange:
+    """The HTTP request that is being answered.
+
+    Attributes:
+        plain: Whether it is a beam search, which was admitted without CoLD and makes requests of
+            its own.
+        decided: The bodies that were decided about (a batch of chats is several), by their ids.
+        used: What those are decoded with that were sent to the engine, by the same ids; for the
+            header.
+    """
+
+    plain: bool = False
+    decided: dict[int, tuple[Any, Contrast | None]] = field(default_factory=dict)
+    used: dict[int, Contrast | None] = field(default_factory=dict)
+
+
+class FrontEnd:
+    """What this process knows of its engines' requests.
+
+    Attributes:
+        server: The admission of this process's API server, if it is one.
+    """
+
+    def __init__(self) -> None:
+        self.server: Admission | None = None
+        self._admissions: WeakKeyDictionary[Any, Admission] = WeakKeyDictionary()
+        self._exchange: ContextVar[Exchange | None] = ContextVar("exchange", default=None)
+
+    def of(self, processor: Any) -> Admission:
+        """The admission of the engine that an InputProcessor of vLLM's is for."""
+        if (found := self._admissions.get(processor)) is None:
+            found = self._admissions[processor] = Admission(processor)
+        return found
+
+    def serve(self, models: Any, most_tokens: int | None) -> None:
+        """An API server begins to serve these ``OpenAIServingModels``."""
+        processor = models.engine_client.input_processor
+        self.server = self._admissions[processor] = Admission(processor, models, most_tokens)
+
+    @property
+    def plain(self) -> bool:
+        """Whether what comes in now are the requests of a beam search."""
+        return (exchange := self._exchange.get()) is not None and exchange.plain
+
+    def exchange(self) -> Exchange:
+        """The HTTP request that is being answered."""
+        return self._exchange.get() or self.begin()
+
+    def begin(self) -> Exchange:
+        """An HTTP request has come in."""
+        self._exchange.set(exchange := Exchange())
+        return exchange
+
+
+FRONT_END = FrontEnd()
+
+
+def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "EngineCoreRequest"]:
+    def process_inputs(
+        self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> "EngineCoreRequest":
+        request = original(self, request_id, prompt, params, *args, **kwargs)
+        if request.sampling_params is not None and not FRONT_END.plain:
+            with refusals():
+                FRONT_END.of(self).admit(prompt, params, request)
+        return request
+
+    return process_inputs
+
+
+def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def add_request(
+        self: Any,
+        request_id: str,
+        prompt: Any,
+        params: Any,
+        arrival_time: Any = None,
+        lora_request: Any = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        # What vLLM did not make something of yet goes to a thread of its own, and its amateurs too.
+        if isinstance(prompt, dict) and "type" in prompt and isinstance(params, SamplingParams):
+            with refusals():
+                prompt = await _decided(
+                    FRONT_END.of(self.input_processor), prompt, params, lora_request
+                )
+        return await original(
+            self, request_id, prompt, params, arrival_time, lora_request, *args, **kwargs
+        )
+
+    return add_request
+
+
+async def _decided(admission: Admission, prompt: dict[str, Any], params: Any, expert: Any) -> Any:
+    """The prompt, with what its request is decoded with if that is not there already."""
+    if FRONT_END.plain or prompts.decision_in(prompt) is not UNDECIDED:
+        return prompt
+    if not admission.may_contrast(prompt, params):
+        return prompt
+    if (contrast := admission.decided(params, expert)) is not None:
+        await asyncio.to_thread(admission.check_files, contrast, expert)
+    return await admission.prepare(prompt, contrast, expert)
+
+
+PLACES = (
+    Place(
+        "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+        _make,
+        ("request_id", "prompt", "params"),
+    ),
+)
+ASYNC = (
+    Place(
+        "vllm.v1.engine.async_llm:AsyncLLM.add_request",
+        _make_add_request,
+        ("request_id", "prompt", "params", "arrival_time", "lora_request"),
+    ),
+)
