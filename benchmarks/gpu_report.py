@@ -147,7 +147,7 @@ def installed() -> Json:
     try:
         import vllm  # noqa: F401
 
-        from vllm_cold.tools.doctor import sections
+        from vllm_cold.tools.doctor import machine, sections
         from vllm_cold.tools.doctor.report import Status
         from vllm_cold.vllm import versions
     except Exception as error:
@@ -155,7 +155,7 @@ def installed() -> Json:
     version = versions.vllm_version()
     if not versions.in_supported_range(version):
         return {"refused": f"vLLM {version} is installed; vllm-cold works with {versions.RANGE}."}
-    facts = {entry.name: entry.value for entry in (*sections.installed(), *sections.devices())}
+    facts = {entry.name: entry.value for entry in (*machine.installed(), *sections.devices())}
     facts["vLLM"] = version
     checks = [
         check(entry.name, entry.value if entry.status is Status.PROBLEM else "")

@@ -2,7 +2,8 @@
 """The naive reference for contrastive decoding: the truth that the vLLM engine is tested with.
 
 One forward pass a stream and step through transformers and peft, a KV cache for each stream, one
-score. It is written to be read, not to be fast, and imports neither vllm nor vllm_cold.
+score. It is written to be read, not to be fast, and imports no vLLM. What a step's choice is and
+how clear it is says the doctor's reference (``vllm_cold.tools.doctor.reference``).
 
 With the expert's logits e and those of its amateurs a_1, a_2, ..., each a stream with an adapter
 (or the base model), a prompt and a weight w of its own:
@@ -13,7 +14,8 @@ With the expert's logits e and those of its amateurs a_1, a_2, ..., each a strea
 
 CoLD is a pair, one amateur with the expert's prompt and w = -beta: (1 + beta) * e - beta * a.
 
-An adaptive weight is another one at each step, from 0 to the one that was given; see `adapted`.
+An adaptive weight is another one at each step, from 0 to the one that was given
+(``adaptive_weight`` of ``vllm_cold.ops.scoring_reference``).
 
 Source: arXiv 2505.14620, with the scoring of arXiv 2309.09117 and the mask of arXiv 2210.15097.
 
@@ -35,6 +37,8 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache
 
+from vllm_cold.tools.doctor import reference
+
 
 @dataclass
 class Trace:
@@ -50,6 +54,11 @@ class Trace:
         self.tokens.append(token)
         self.margins.append(margin)
         self.edges.append(edge)
+
+    def choose(self, step: reference.Step) -> int:
+        token = int(step.scores.argmax())
+        self.append(token, step.margin, step.edge)
+        return token
 
     def settled(self, tolerance: float = 1e-4) -> int:
         """How many leading tokens have margin and edge of at least `tolerance`."""
@@ -128,58 +137,32 @@ class Request:
         )
 
 
-def _bar(e: Tensor, alpha: float) -> Tensor:
-    return e.max() + (math.log(alpha) if alpha > 0.0 else -math.inf)
-
-
-def _threshold(e: Tensor, alpha: float, expert_top_k: int | None) -> Tensor:
-    """Return the smallest expert logit that is valid."""
-    bar = _bar(e, alpha)
-    if expert_top_k is not None and expert_top_k <= e.numel():
-        bar = torch.maximum(bar, e.topk(expert_top_k).values[-1])
-    return bar
-
-
-def adapted(e: Tensor, a: Tensor, valid: Tensor, weight: float) -> float:
-    """The adaptive weight of one step: `weight`, times the Jensen-Shannon divergence of the two
-    over the valid tokens in bits, times the amateur's best valid probability over its best one.
-    """
-
-    def entropy(p: Tensor) -> Tensor:
-        return -torch.where(p > 0.0, p * p.log2(), 0.0).sum()
-
-    if valid.sum() < 2 or a[valid].max() == -math.inf:
-        return 0.0
-    p, q = e[valid].softmax(0), a[valid].softmax(0)
-    divergence = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
-    reach = (a[valid].max() - a.max()).exp()
-    return float(weight * reach * divergence.clamp(0.0, 1.0))
-
-
-def _valid_and_contrast(logits: Sequence[Tensor], group: Group) -> tuple[Tensor, Tensor]:
-    """Which tokens are valid, and the scores before the mask; an amateur's -inf counts as 0."""
-    e, *others = (z.double() for z in logits)
-    if not all((z < math.inf).all() for z in (e, *others)):  # NaN compares false
-        raise ValueError("logits contain NaN or +inf")
-    if e.max() == -math.inf:
-        raise ValueError("the expert allows no token")
-    valid = (e > -math.inf) & (e >= _threshold(e, group.alpha, group.expert_top_k))
-    scores = e
-    for a, amateur in zip(others, group.amateurs, strict=True):
-        weight = amateur.weight
-        if amateur.adaptive:
-            weight = adapted(e, a, valid, weight)
-        scores = scores + weight * (torch.where(a == -math.inf, 0.0, a) - e)
-    return valid, scores
-
-
-def group_score(logits: Sequence[Tensor], group: Group) -> Tensor:
-    """Scores [V], float64, of one step from the logits [V] of each stream, of any dtype.
+def step(logits: Sequence[Tensor], group: Group) -> reference.Step:
+    """Score one step from the logits [V] of each stream, of any dtype.
 
     Raises ValueError for NaN or +inf, and for an expert without a finite logit.
     """
-    valid, scores = _valid_and_contrast(logits, group)
-    return torch.where(valid, scores, -math.inf)
+    if not all((z < math.inf).all() for z in logits):  # NaN compares false
+        raise ValueError("logits contain NaN or +inf")
+    if logits[0].max() == -math.inf:
+        raise ValueError("the expert allows no token")
+    return reference.step(
+        logits,
+        [amateur.weight for amateur in group.amateurs],
+        group.alpha,
+        group.expert_top_k,
+        [amateur.adaptive for amateur in group.amateurs],
+    )
+
+
+def group_score(logits: Sequence[Tensor], group: Group) -> Tensor:
+    """Scores [V], float64, of one step."""
+    return step(logits, group).scores
+
+
+def edge(logits: Sequence[Tensor], group: Group) -> float:
+    """How far logits must move for a change of the valid set to change the choice."""
+    return step(logits, group).edge
 
 
 def score(
@@ -199,36 +182,6 @@ def margin(scores: Tensor) -> float:
     """Best minus second-best of `scores` [V]; inf when one is finite."""
     best, second = scores.topk(2).values.tolist()
     return float(best - second)
-
-
-def edge(logits: Sequence[Tensor], group: Group) -> float:
-    """How far logits must move for the valid set to change in a way that changes the argmax.
-
-    Either the chosen token drops out, or a token comes in that scores higher. An adaptive weight
-    jumps whenever the set changes, so there any change counts.
-    """
-    e = logits[0].double()
-    valid, scores = _valid_and_contrast(logits, group)
-    if any(amateur.adaptive for amateur in group.amateurs):
-        return _change(e, valid, group.alpha)
-    chosen = int(torch.where(valid, scores, -math.inf).argmax())
-    others = torch.cat([e[:chosen], e[chosen + 1 :]])
-    drops_out = e[chosen] - _threshold(others, group.alpha, group.expert_top_k)
-    distance = _threshold(e, group.alpha, group.expert_top_k) - e
-    comes_in = torch.maximum(distance, scores[chosen] - scores)
-    never = valid | (e == -math.inf)
-    return float(torch.where(never, math.inf, comes_in).min().minimum(drops_out))
-
-
-def _change(e: Tensor, valid: Tensor, alpha: float) -> float:
-    """How far logits must move for the valid set to change at all; the best token stays in it."""
-    bar = _bar(e, alpha)
-    least = e[valid].min()
-    most = e[~valid].max() if not valid.all() else torch.tensor(-math.inf)
-    drops_out = least - bar if valid.sum() > 1 else torch.tensor(math.inf)
-    # What the cap keeps out comes in as soon as it passes the last that is in.
-    comes_in = (bar if most < bar else least) - most
-    return float(torch.minimum(drops_out, comes_in))
 
 
 def assert_same_tokens(
@@ -311,9 +264,7 @@ class NaiveCold:
             for stream, adapter in enumerate(group.adapters):
                 z, caches[stream] = self._forward(adapter, [ids[stream]], caches[stream])
                 logits.append(z[0])
-            scores = group_score(logits, group)
-            token = int(scores.argmax())
-            trace.append(token, margin(scores), edge(logits, group))
+            token = trace.choose(step(logits, group))
             if token == group.eos_token_id:
                 break
             ids = [[token]] * len(ids)
@@ -368,9 +319,7 @@ class NaiveCold:
             for row in sorted(running):
                 group, trace = groups[row], traces[row]
                 logits = [z[row] for z in rows]
-                scores = group_score(logits, group)
-                token = int(scores.argmax())
-                trace.append(token, margin(scores), edge(logits, group))
+                token = trace.choose(step(logits, group))
                 tokens[row] = [token]
                 if token == group.eos_token_id or len(trace.tokens) == group.max_tokens:
                     running.remove(row)

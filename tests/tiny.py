@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tiny random Llama, its tokenizer and LoRA adapters, written to disk for the tests.
+"""The tests' tiny random Llama, its tokenizer and LoRA adapters.
 
-Everything is made here, so tests need no network and no stored weights. Weights are drawn from a
-seeded generator in float32: the same seed gives the same files. vLLM, transformers and peft load
-the folders as they load any other model or adapter.
+The doctor's makers write them (``vllm_cold.tools.doctor.tiny``), so tests need no network and no
+stored weights: the same seed gives the same files. What tests need beside them is made here.
 
 The vocabulary is ASCII text in byte-level BPE: 4 special tokens, newline, space, the 94 printable
 characters and the words " w", " w0" ... " w410". " w17" is one token; the single characters are
@@ -18,17 +17,23 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-VOCAB_SIZE = 512
-SPECIAL_TOKENS = 4
+from vllm_cold.tools.doctor import tiny
+from vllm_cold.tools.doctor.tiny import SPECIAL_TOKENS, VOCAB_SIZE
+
 UNK_ID, PAD_ID, BOS_ID, EOS_ID = range(SPECIAL_TOKENS)
-
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
+_SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,  # not 64 / 4: vLLM's CPU attention takes multiples of 32 only
+}
 _SPACE, _NEWLINE = "\u0120", "\u010a"  # how byte-level BPE writes " " and "\n"
 
 _CHAT_TEMPLATE = (
@@ -66,35 +71,8 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_tiny_model(folder: Path, seed: int = 0, weight_std: float = 0.3) -> Path:
-    """Write a random Llama (0.2 million weights, float32) and its tokenizer; return the folder.
-
-    With weights of this size the logits are spread and greedy text varies. The special tokens'
-    rows of the output layer are zero: their logits are exactly 0, far below the largest one, so
-    end-of-sequence does not come up by chance and `ignore_eos` is not needed.
-    """
-    config = LlamaConfig(
-        vocab_size=VOCAB_SIZE,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,  # not 64 / 4: vLLM's CPU attention takes multiples of 32 only
-        max_position_embeddings=512,
-        tie_word_embeddings=False,
-        bos_token_id=BOS_ID,
-        eos_token_id=EOS_ID,
-        pad_token_id=PAD_ID,
-        dtype="float32",
-    )
-    model = LlamaForCausalLM(config).to(torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:  # the norms stay at one
-                weight.normal_(0.0, weight_std, generator=generator)
-        model.lm_head.weight[:SPECIAL_TOKENS] = 0.0
-    model.save_pretrained(folder)
+    """Write a random Llama (0.2 million weights, float32) and its tokenizer; return the folder."""
+    tiny.write_model(folder, _SIZES, seed, weight_std)
     _tokenizer().save_pretrained(folder)
     return folder
 
@@ -102,26 +80,12 @@ def make_tiny_model(folder: Path, seed: int = 0, weight_std: float = 0.3) -> Pat
 def make_tiny_adapter(
     model: Path, folder: Path, seed: int, rank: int = 8, scale: float = 0.05
 ) -> Path:
-    """Write a random peft LoRA adapter on every linear layer of `model`; return the folder.
+    """Write a random LoRA adapter on every linear layer of `model`; return the folder.
 
     `scale` is the standard deviation of one element of the weight delta, whatever the rank
     (the model's own weights have 0.3). 0 gives an adapter that changes nothing.
     """
-    config = LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=LORA_MODULES, task_type="CAUSAL_LM"
-    )
-    adapted = get_peft_model(LlamaForCausalLM.from_pretrained(model, dtype=torch.float32), config)
-    assert isinstance(adapted, PeftModel)
-    generator = torch.Generator().manual_seed(seed)
-    # delta = (lora_alpha / rank) * B @ A sums `rank` products, hence the root.
-    std_b = scale / (2.0 * rank**0.5)
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if "lora_A" in name:
-                weight.normal_(0.0, 1.0, generator=generator)
-            elif "lora_B" in name:
-                weight.normal_(0.0, 1.0, generator=generator).mul_(std_b)
-    adapted.save_pretrained(str(folder))
+    tiny.write_adapter(model, folder, seed, rank, scale)
     return folder
 
 

@@ -29,7 +29,8 @@ class Target:
             of the name, as a regular expression.
         by: What callers write for the name, where it is a method that Python or torch calls.
         others: Further definitions that have to change along: (file, class).
-        below: The folder of all that use it, where the same names mean something else elsewhere.
+        below: How the files of all that use it begin, where the same names mean something else
+            elsewhere.
     """
 
     where: str
@@ -39,7 +40,7 @@ class Target:
     called: str = ""
     by: str = ""
     others: tuple[tuple[str, str], ...] = ()
-    below: str = ""
+    below: str | tuple[str, ...] = ""
 
     @property
     def name(self) -> str:
@@ -118,7 +119,8 @@ TARGETS = (
     Target("vllm.v1.sample.sampler:Sampler.forward", "v1/sample/sampler.py", "Sampler", "logits",
            called="self", by="sampler"),
     Target("vllm.v1.worker.gpu.sample.sampler:Sampler.__call__", "v1/worker/gpu/sample/sampler.py",
-           "Sampler", "logits", called="self", by="sampler", below="v1/worker/gpu/"),
+           "Sampler", "logits", called="self", by="sampler",
+           below=("v1/worker/gpu/", "v1/watermarking/gpu_")),
     Target("vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
            "v1/worker/gpu/model_runner.py", "GPUModelRunner", "kv_cache_config",
            called=r"self|runner|model_runner|super\(\)", below="v1/worker/gpu/",
@@ -209,13 +211,16 @@ def edit(file: str, pattern: str, replacement: str, files: Files | None = None) 
     return files | {file: text}
 
 
-def rename(name: str, below: str = "") -> Files:
+def rename(name: str, below: str | tuple[str, ...] = "") -> Files:
     """A distinctive name becomes another one, wherever it stands."""
     return _everywhere(rf"\b{name}\b", name + RENAMED, below=below)
 
 
 def _everywhere(
-    pattern: str, replacement: str, files: Files | None = None, below: str = ""
+    pattern: str,
+    replacement: str,
+    files: Files | None = None,
+    below: str | tuple[str, ...] = "",
 ) -> Files:
     files = dict(files or {})
     for file, text in (_sources() | files).items():

@@ -20,7 +20,7 @@ from vllm_cold.tools.doctor.report import Status
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 # Warnings that name something about the machine and not something to mend.
-UNDERSTOOD = {"validated vLLM", "memory"}
+UNDERSTOOD = {"validated", "memory"}
 
 # Another plugin of vLLM, which makes one score of a kernel wrong in every process.
 SPOILER = """
@@ -133,9 +133,8 @@ def test_kernel_that_gives_wrong_tokens(runner: str, tmp_path: Path) -> None:
     done = doctor("--json", PYTHONPATH=str(tmp_path))
     assert done.returncode == 1
     cold = {case.name for case in CASES if case.cold is not None}
-    assert named(done, Status.PROBLEM) == {"scores", "result", *cold}
+    assert named(done, Status.PROBLEM) == {"result", *cold}
     found = sections(done)
-    assert "other candidates than the reference" in found["Scoring"]["scores"][1]
     for name in cold:
         assert "differs first at token 0: the engine has 7, the" in found["Self-test"][name][1]
     assert found["Self-test"]["result"][1] == "FAIL: 4 of 6 differ"

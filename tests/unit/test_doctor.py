@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold doctor`` piece by piece: what it calls a problem, and what it never prints."""
 
-import io
 import json
 import re
 import subprocess
@@ -13,14 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from tests.docs.blocks import ROOT
 from vllm_cold import __version__
 from vllm_cold.cpu import cpu_platform, lora_ops
-from vllm_cold.ops import cpu_library, registry, scoring_cpu
+from vllm_cold.ops import cpu_library, registry
 from vllm_cold.tools import main
-from vllm_cold.tools.doctor import kernels, machine, reference, report, sections, self_test, tiny
+from vllm_cold.tools.doctor import machine, reference, report, sections, self_test, tiny
 from vllm_cold.tools.doctor.reference import CASES, Decoded
 from vllm_cold.tools.doctor.report import Entry, Report, Section, Status
 from vllm_cold.vllm import availability, contracts, plugin, versions
@@ -40,7 +38,7 @@ def find(entries: Sequence[Entry] | Section, name: str) -> Entry:
 
 def made(*statuses: Status) -> Report:
     return Report(
-        [Section("S", [Entry("n", "v | w\nx", status) for status in statuses], "a ``` b")]
+        [Section("S", [Entry("n", "v | w\nx <b>", status) for status in statuses], "a ``` b")]
     )
 
 
@@ -60,23 +58,16 @@ def test_json_has_everything() -> None:
     data = json.loads(report.to_json(made(Status.PROBLEM)))
     assert data["verdict"] == "Problems: 1. Warnings: 0."
     (section,) = data["sections"]
-    assert section["entries"] == [{"name": "n", "value": "v | w\nx", "status": "problem"}]
+    assert section["entries"] == [{"name": "n", "value": "v | w\nx <b>", "status": "problem"}]
     assert section["details"] == "a ``` b"
 
 
 def test_markdown_is_one_table_and_one_fence_whatever_the_values() -> None:
     lines = report.to_markdown(made(Status.PROBLEM, Status.FACT)).splitlines()
-    assert "| problem | n | v \\| w x |" in lines
-    assert "|  | n | v \\| w x |" in lines
+    assert "| problem | n | v \\| w x &lt;b> |" in lines
+    assert "|  | n | v \\| w x &lt;b> |" in lines
     assert sum("```" in line for line in lines) == 2
     assert "a ''' b" in lines
-
-
-def test_markdown_has_no_html_and_no_further_columns() -> None:
-    entries = [Entry("a|b <img src=x>", "<locals>.f", Status.FACT)]
-    assert "|  | a\\|b &lt;img src=x> | &lt;locals>.f |" in report.to_markdown(
-        Report([Section("S", entries)])
-    )
 
 
 def test_no_home_in_failures() -> None:
@@ -84,20 +75,16 @@ def test_no_home_in_failures() -> None:
     assert said == "failed with OSError: ~/lib.so is missing"
 
 
-def test_terminal_prints_each_entry_and_colours_only_a_terminal(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_terminal_gets_each_entry(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stream = io.StringIO()
-    report.print_terminal(made(Status.WARNING), stream)
-    text = stream.getvalue()
-    assert "warning" in text
-    assert "v | w" in text
-    assert "a ``` b" in text
-    assert "\033" not in text
+    report.print_terminal(made(Status.WARNING))
+    text = capsys.readouterr().out
+    assert all(part in text for part in ("warning", "v | w", "a ``` b"))
+    assert "\033" not in text  # it is no terminal
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    stream = io.StringIO()
-    report.print_terminal(made(Status.WARNING), stream)
-    assert stream.getvalue().startswith("# vllm-cold doctor")
+    report.print_terminal(made(Status.WARNING))
+    assert capsys.readouterr().out.startswith("# vllm-cold doctor")
 
 
 def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
@@ -115,22 +102,24 @@ def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
 
 
 @pytest.mark.parametrize(
-    ("version", "status", "part"),
+    ("version", "status", "said"),
     [
-        ("0.32.0+cpu", Status.OK, "engines are run with this one"),
-        ("0.32.1", Status.OK, "engines are run with this one"),
-        ("0.31.2", Status.WARNING, "in the supported range 0.31 to 0.33 (with "),
-        ("0.34.0", Status.WARNING, "outside of the supported range 0.31 to 0.33 (with "),
+        ("0.32.1+cpu", Status.OK, "engines are run with vLLM 0.32.1+cpu"),
+        ("0.31.2", Status.WARNING, "vLLM 0.31.2 is not among the validated versions (0.23, 0.32)"),
+        (
+            "0.34.0",
+            Status.WARNING,
+            "vLLM 0.34.0 is not among the validated versions (0.23, 0.32); supported are 0.31 to "
+            "0.33 (with vllm-ascend: 0.23)",
+        ),
         ("unknown", Status.FACT, "no version of vLLM is known here"),
     ],
 )
 def test_versions_say_whether_this_vllm_was_validated(
-    version: str, status: Status, part: str, monkeypatch: pytest.MonkeyPatch
+    version: str, status: Status, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(versions, "vllm_version", lambda: version)
-    entry = find(machine.installed(), "validated vLLM")
-    assert entry.status is status
-    assert part in entry.value
+    assert find(machine.installed(), "validated") == Entry("validated", said, status)
 
 
 # Python as it would be without some packages.
@@ -193,8 +182,7 @@ def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
     (problem,) = listed["vLLM"]
     assert problem["status"] == "problem" and re.fullmatch(said, problem["value"])
     assert "vllm-cold" in [entry["name"] for entry in listed["Versions"]]
-    left_out = [*sections.SECTIONS, "Self-test"]
-    left_out.remove("Versions")
+    left_out = [*sections.SECTIONS, self_test.TITLE]
     assert [(entry["name"], entry["value"]) for entry in listed["Not checked"]] == [
         (title, "needs vLLM") for title in left_out
     ]
@@ -264,15 +252,6 @@ def test_plugin_that_is_unavailable_is_a_problem(monkeypatch: pytest.MonkeyPatch
     assert find(sections.plugin(), "CoLD").status is Status.OK
 
 
-def test_plugin_that_is_left_out_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM loads what VLLM_PLUGINS names alone, and the doctor loads nothing past it."""
-    monkeypatch.setenv("VLLM_PLUGINS", "others")
-    monkeypatch.setattr("vllm.plugins.load_general_plugins", lambda: None)
-    monkeypatch.setattr(availability, "_look", None)  # as where vLLM has not loaded it
-    said = "unavailable: VLLM_PLUGINS='others' leaves it out; add 'cold' to it."
-    assert find(sections.plugin(), "CoLD") == Entry("CoLD", said, Status.PROBLEM)
-
-
 def test_plugin_that_is_not_registered_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: [])
     entry = find(sections.plugin(), "entry point")
@@ -287,85 +266,21 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("fresh")
-def test_scoring_says_what_is_picked_and_that_it_agrees() -> None:
-    entries = kernels.scoring()
+def test_scoring_says_what_is_picked() -> None:
+    entries = sections.scoring()
     assert not [e for e in entries if e.status in (Status.PROBLEM, Status.WARNING)]
     assert find(entries, "on cpu (in use)").value.startswith("cpu: C++ for CPUs")
     assert find(entries, "on cuda").value.startswith("triton: ")
-    assert find(entries, "scores").status is Status.OK
 
 
 @pytest.mark.usefixtures("fresh")
 def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_library, "missing", lambda: "Its library is gone.")
-    entries = kernels.scoring()
+    entries = sections.scoring()
     entry = find(entries, "on cpu (in use)")
     assert entry.status is Status.WARNING
     assert entry.value == f"torch: {registry.BACKENDS['torch']}; not cpu: Its library is gone."
     assert find(entries, "C++ library").status is Status.WARNING
-    assert find(entries, "scores").value == "torch: those of the reference, within 1e-4"
-
-
-@pytest.mark.usefixtures("fresh")
-def test_scoring_backend_that_cannot_run_here_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(registry.ENV, "ascend")
-    section = report.examine("Scoring", kernels.scoring)
-    assert "the scoring backend 'ascend' was asked for" in section.entries[-1].value
-    assert section.entries[-1].status is Status.PROBLEM
-
-
-@pytest.mark.usefixtures("fresh")
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        (lambda rows: rows + torch.tensor([[0.0]] * 3 + [[1.0]] * 4), "an amateur's row was"),
-        (lambda rows: rows + 0.01, "scores off by 0.01"),
-        (lambda rows: rows.nan_to_num(neginf=0.0), "other candidates than the reference"),
-        (lambda rows: rows * torch.nan, "other candidates than the reference"),
-    ],
-)
-def test_kernel_that_computes_something_else_is_a_problem(
-    change: Any, part: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    right = scoring_cpu.BACKEND
-
-    def wrong(logits: torch.Tensor, *arguments: Any) -> None:
-        right.scores(logits, *arguments)
-        logits.copy_(change(logits))
-
-    monkeypatch.setattr(scoring_cpu, "BACKEND", replace(right, scores=wrong))
-    entry = find(kernels.scoring(), "scores")
-    assert entry.status is Status.PROBLEM
-    assert part in entry.value
-
-
-@pytest.mark.usefixtures("fresh")
-def test_kernel_that_fails_is_a_problem_beside_what_was_picked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def broken(*arguments: Any) -> None:
-        raise RuntimeError("illegal instruction")
-
-    monkeypatch.setattr(scoring_cpu, "BACKEND", replace(scoring_cpu.BACKEND, scores=broken))
-    entries = kernels.scoring()
-    assert find(entries, "on cpu (in use)").value.startswith("cpu: C++ for CPUs")
-    entry = find(entries, "scores")
-    assert entry.status is Status.PROBLEM
-    assert entry.value == "failed with RuntimeError: illegal instruction"
-
-
-@pytest.mark.usefixtures("fresh")
-def test_kernel_that_counts_something_else_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
-    right = scoring_cpu.BACKEND
-
-    def wrong(*arguments: Any) -> None:
-        right.scores(*arguments)
-        arguments[-1][1, 0] += 1
-
-    monkeypatch.setattr(scoring_cpu, "BACKEND", replace(right, scores=wrong))
-    entry = find(kernels.scoring(), "scores")
-    assert entry.status is Status.PROBLEM
-    assert entry.value == "cpu: other statistics than the reference"
 
 
 @pytest.mark.parametrize(
@@ -389,7 +304,7 @@ def test_lora(
     if asked:
         monkeypatch.setenv(cpu_platform.ENV, asked)
     monkeypatch.setattr(lora_ops, "missing", lambda: missing)
-    entry = find(kernels.lora(), "LoRA")
+    entry = find(sections.lora(), "LoRA")
     assert entry.status is status
     assert entry.value.startswith(part)
 
@@ -438,7 +353,7 @@ def test_no_token_of_the_reference_is_a_close_call_and_the_cases_differ(tmp_path
     tiny.write(tmp_path)
     decoded = reference.decode(tmp_path)
     assert all(len(d.tokens) == reference.MAX_TOKENS for d in decoded)
-    assert min(d.margin for d in decoded) > 2e-3
+    assert min(d.margin for d in decoded) > 4e-3
     texts = [d.tokens for d in decoded]
     assert texts[0] != texts[1] != texts[2] != texts[0]
     plain = reference.decode(tmp_path, tuple(replace(case, cold=None) for case in CASES[2:]))

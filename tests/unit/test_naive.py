@@ -23,10 +23,9 @@ from tests.naive import (
     Request,
     Trace,
     assert_same_tokens,
-    edge,
     group_score,
-    margin,
     score,
+    step,
 )
 from tests.tiny import (
     EOS_ID,
@@ -366,8 +365,8 @@ def test_clear_choices_survive_noise(alpha: float, expert_top_k: int | None, ama
     clear = changed = 0
     for _ in range(draws):
         logits = [draw() for _ in group.adapters]
-        before = group_score(logits, group)
-        slack = min(margin(before), edge(logits, group))
+        choice = step(logits, group)
+        before, slack = choice.scores, min(choice.margin, choice.edge)
         shifted = [z + noise * (2 * torch.rand(30, generator=generator) - 1).sign() for z in logits]
         same = group_score(shifted, group).argmax() == before.argmax()
         # Two scores that both move by (1 + 2 sum |w|) * noise at most.

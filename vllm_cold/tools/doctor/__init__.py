@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold doctor``: what is installed, what CoLD would use here, and whether it works.
 
-One report for bug reports. ``report`` has its form, ``sections`` what is looked at, ``self_test``
-the engine that is compared with ``reference`` on the model of ``tiny``.
+One report for bug reports. ``report`` has its form, ``machine`` and ``sections`` what is looked at,
+without vLLM and with it, ``self_test`` the engine whose tokens are compared with those of
+``reference`` on the model of ``tiny``.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     elif options.markdown or not sys.stdout.isatty():
         print(report.to_markdown(made))
     else:
-        report.print_terminal(made, sys.stdout)
+        report.print_terminal(made)
     return int(made.count(report.Status.PROBLEM) > 0)
 
 
@@ -70,29 +71,26 @@ def _make(timeout: float | None) -> Report:
     environment = dict(os.environ)  # before anything is imported that changes it
     # What vLLM logs would stand in the middle of the report, which says the same.
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    from vllm_cold.tools.doctor import machine, sections
+    from vllm_cold.tools.doctor import machine, sections, self_test
 
-    looks: dict[str, Callable[[], Sequence[Entry] | Section]] = {**sections.SECTIONS}
-    looks["Environment variables"] = lambda: machine.environment(environment)
+    without_vllm: dict[str, Callable[[], Sequence[Entry] | Section]] = {
+        "Versions": machine.installed,
+        "Environment variables": lambda: machine.environment(environment),
+    }
+    looks = {**without_vllm, **sections.SECTIONS}
     if timeout is not None:
-        seconds = timeout
-
-        def test() -> Section:
-            from vllm_cold.tools.doctor import self_test
-
-            print("vllm-cold doctor: self-test, about half a minute ...", file=sys.stderr)
-            return self_test.run(seconds)
-
-        looks["Self-test"] = test
-    reason = machine.unusable()
-    if reason is None:
+        print("vllm-cold doctor: self-test, about half a minute ...", file=sys.stderr)
+        looks[self_test.TITLE] = lambda: self_test.run(timeout)
+    if (reason := machine.unusable()) is None:
         return Report([examine(title, look) for title, look in looks.items()])
     # One cause is one problem, whatever hangs on it.
-    left_out = [title for title in looks if title not in sections.WITHOUT_VLLM]
     return Report(
         [
             Section("vLLM", [Entry("import", reason, Status.PROBLEM)]),
-            *(examine(title, looks[title]) for title in sections.WITHOUT_VLLM),
-            Section("Not checked", [Entry(title, "needs vLLM") for title in left_out]),
+            *(examine(title, look) for title, look in without_vllm.items()),
+            Section(
+                "Not checked",
+                [Entry(title, "needs vLLM") for title in looks if title not in without_vllm],
+            ),
         ]
     )

