@@ -58,7 +58,7 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
             raise RuntimeError(
                 f"vllm-cold cannot tell which adapters {x.shape[0]} rows of logits belong to: "
                 f"this step has {len(self.sampler_indices)} sampled rows and "
-                f"{len(self.token_lora_indices)} tokens"
+                f"{len(self.token_lora_indices)} tokens; please report this"
             )
         return slots
 

@@ -20,6 +20,7 @@ from vllm_cold.cpu import memory, operators
 from vllm_cold.ops import cpu_library
 
 MAX_RANK = 512
+TORCH = "set COLD_LORA=torch to go without the C++ kernels"  # a remedy
 
 _OPERATORS = {
     "lora_linear": "(Tensor(a!) y, Tensor x, Tensor layer, float scale) -> ()",
@@ -85,7 +86,8 @@ class Plan:
         if self.num_rows < 0:
             self.num_rows = 0
             raise ValueError(
-                f"vllm-cold: a batch of {len(slots)} rows, and room for {self.buffer[3]} was made"
+                f"vllm-cold: a batch of {len(slots)} rows, and room for {self.buffer[3]} was made; "
+                "please report this"
             )
 
     @contextmanager
@@ -142,18 +144,27 @@ class Layer:
             if weight.dtype not in cpu_library.DTYPES or weight.dtype != b_stacked[0].dtype:
                 raise ValueError(
                     f"vllm-cold: LoRA weights of {weight.dtype}; allowed are float32, bfloat16 and "
-                    "float16, the same in all slices"
+                    f"float16, the same in all slices; use one of these, or {TORCH}"
                 )
         if not all(a.is_contiguous() for a in a_stacked):
-            raise ValueError("vllm-cold: LoRA weights must be contiguous")
+            raise ValueError(
+                f"vllm-cold: LoRA weights must be contiguous; {TORCH}, and report the model"
+            )
         by_rank(b_stacked)
         inputs = {a.shape[-1] for a in a_stacked} or {0}
         a_ranks = {a.shape[-2] for a in a_stacked} or {0}
         b_ranks = {b.shape[-1] for b in b_stacked}
         if any(len(sizes) != 1 for sizes in (inputs, a_ranks, b_ranks)):
-            raise ValueError("vllm-cold: the slices of a LoRA layer differ in rank or input size")
+            raise ValueError(
+                "vllm-cold: the slices of a LoRA layer differ in rank or input size; "
+                f"{TORCH}, and report the model"
+            )
         if max(*a_ranks, *b_ranks) > MAX_RANK:
-            raise ValueError(f"vllm-cold: LoRA rank {max(*a_ranks, *b_ranks)}; up to {MAX_RANK}")
+            rank = max(*a_ranks, *b_ranks)
+            raise ValueError(
+                f"vllm-cold: LoRA rank {rank}; up to {MAX_RANK} is allowed: take a smaller one, or "
+                f"{TORCH}"
+            )
         table = [
             operators.PROCESS,
             plan.buffer.data_ptr(),

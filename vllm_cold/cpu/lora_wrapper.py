@@ -28,6 +28,10 @@ from vllm_cold.cpu.lora_fallback import ColdPunicaWrapperCPU
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.patching import Place
 
+_NOT_LINEAR = (
+    f"vllm-cold: a LoRA layer that is not linear calls {{}}; {lora_ops.TORCH}, and report the model"
+)
+
 
 class BoundLinear:
     """LoRA of one linear layer: q, k, v or gate and up packed, or one alone.
@@ -70,7 +74,10 @@ class BoundLinear:
         """``y += scale * B @ A @ x`` for rows with an adapter."""
         if self.is_in_product:
             if scale != 1.0:
-                raise ValueError(f"vllm-cold: LoRA is scaled by {scale}; it can be by 1 only")
+                raise ValueError(
+                    f"vllm-cold: LoRA is scaled by {scale}; it can be by 1 only; {lora_ops.TORCH}, "
+                    "and report this"
+                )
             return
         x = x if x.stride(-1) == 1 else x.contiguous()
         torch.ops.vllm_cold.lora_linear(y, x, self._table, scale)
@@ -178,11 +185,11 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         self, y: Tensor, x: Tensor, lora_a_stacked: Sequence[Tensor], scale: float, **kwargs: Any
     ) -> None:
         """Never called: only linear layers do, and those have objects of their own."""
-        raise NotImplementedError("vllm-cold: a LoRA layer that is not linear calls add_shrink")
+        raise NotImplementedError(_NOT_LINEAR.format("add_shrink"))
 
     def add_expand(self, *args: Any, **kwargs: Any) -> None:
         """See ``add_shrink``."""
-        raise NotImplementedError("vllm-cold: a LoRA layer that is not linear calls add_expand")
+        raise NotImplementedError(_NOT_LINEAR.format("add_expand"))
 
     def add_lora_embedding(
         self, y: Tensor, x: Tensor, lora_b_stacked: Tensor, add_inputs: bool = True, **kwargs: Any

@@ -56,7 +56,7 @@ def dtype_number(dtype: torch.dtype) -> int:
 def succeed(status: int, what: str) -> None:
     """Raise RuntimeError unless a function of torch's C interface returned success."""
     if status != 0:
-        raise RuntimeError(f"torch refused to {what}")
+        raise RuntimeError(f"torch {torch.__version__} refused to {what}; please report this")
 
 
 def register(

@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 def missing(device: torch.device) -> str | None:
     """Why the kernels cannot run on ``device``; None if they can. Loads their library."""
     if device.type != "npu":
-        return f"The LoRA kernels run on Ascend NPUs, not on {device.type!r}."
+        return f"The LoRA kernels run on Ascend NPUs, not on {device.type!r}: unset COLD_LORA."
     reason = scoring_ascend.BACKEND.missing(device)
     if reason is None and not hasattr(torch.ops.vllm_cold, "ascend_lora"):
         return "Its library is of an earlier vllm-cold: reinstall vllm-cold as docs/ascend.md says."

@@ -35,7 +35,10 @@ def library() -> ctypes.CDLL:
     if interface is None or interface() != _INTERFACE:
         raise OSError("it belongs to another version of this package")
     if not loaded.vllm_cold_has_threads():
-        logger.warning("vllm-cold: torch has no OpenMP runtime here: kernels run on one thread.")
+        logger.warning(
+            "vllm-cold: torch has no OpenMP runtime here: kernels run on one thread; "
+            "install a build of torch with OpenMP, as the usual ones are."
+        )
     loaded.vllm_cold_best_isa.restype = ctypes.c_int32
     return loaded
 
