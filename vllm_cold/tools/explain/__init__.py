@@ -148,13 +148,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="print the candidates of every token, not only where CoLD and greedy differ; the "
         "page has them all",
     )
-    output.add_argument(
-        "--candidates",
-        metavar="N",
-        type=int,
-        default=8,
-        help="list at least the N most probable tokens of each stream (%(default)s)",
-    )
 
 
 def _run(options: argparse.Namespace) -> int:
