@@ -63,7 +63,10 @@ def test_an_ordinary_engine_is_prepared() -> None:
         ({"runner_type": "pooling"}, "pooling model"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
         ({"is_hybrid": True}, "state-space"),
-        ({"enable_trace_replay": True}, "enable_trace_replay is on"),
+        (
+            {"enable_trace_replay": True},
+            "it has enable_trace_replay, which CoLD does not support; start it without",
+        ),
     ],
 )
 def test_models_that_cannot(model: dict[str, Any], reason: str) -> None:

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a CoLD request may ask for: names, ranges, defaults and the errors for everything else.
 
-``ColdSettings`` declares each of the method's knobs once, ``ContrastArgs`` what is contrasted with.
-From there come the request's flat arguments (``cold_<name>``), the engine's defaults, the options
-of ``vllm serve`` and its YAML keys (``--cold-<name>``), what travels with a stream, and what the
-tools take.
+``KNOBS`` declares the method's knobs, ``CONTRAST`` what is contrasted with. From there come the
+request's flat arguments (``cold_<name>``), the engine's defaults, the options of ``vllm serve`` and
+its YAML keys (``--cold-<name>``), and what the tools take.
 
 Plain Python without vLLM.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, NamedTuple, cast, get_args, get_type_hints
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 from msgspec import Meta
@@ -40,20 +39,113 @@ class ColdError(ValueError):
         self.problem = problem
 
 
-def _knob(about: str, allowed: str, engine: bool = True) -> Meta:
-    return Meta(description=about, extra={"allowed": allowed, "engine": engine})
-
-
 _Strength = Annotated[float, Meta(ge=0.0, le=MAX_BETA)]
 _Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | Literal["adaptive"]
 WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or 'adaptive'"
 
 
-class ColdSettings(msgspec.Struct, frozen=True):
-    """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md).
+class Knob(NamedTuple):
+    """A field of ``ColdSettings`` or ``ContrastArgs``.
 
-    A field's type and range are checked; its description is the help of a command line, and
-    "allowed" the end of an error.
+    Attributes:
+        type: With its range, for msgspec.
+        about: A sentence with range and default: the help of a command line.
+        allowed: What an error says of any other value.
+        number: int or float, which its numbers are; None if it takes none.
+        engine: Whether an engine may have a default of its own.
+        default: Of requests and engines that do not say.
+    """
+
+    type: Any
+    about: str
+    allowed: str
+    number: type[float] | None = None
+    engine: bool = True
+    default: Any = None
+
+
+KNOBS: Mapping[str, Knob] = {
+    "alpha": Knob(
+        Annotated[float, Meta(ge=0.0, le=1.0)],
+        f"Plausibility threshold in [0, 1], 0 for no mask, default {DEFAULT_ALPHA}.",
+        "must be a number in [0, 1]",
+        float,
+        default=DEFAULT_ALPHA,
+    ),
+    "beta": Knob(
+        _Strength | Literal["adaptive"],
+        f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at each step.",
+        "must be a number >= 0, at most 1e6, or 'adaptive'",
+        float,
+        default=DEFAULT_BETA,
+    ),
+    "beta_max": Knob(
+        _Strength | None,
+        f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
+        "must be a number >= 0, at most 1e6",
+        float,
+    ),
+    "expert_top_k": Knob(
+        Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
+        "Cap on the candidates: the expert's k most probable tokens; default none.",
+        f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
+        int,
+    ),
+}
+CONTRAST: Mapping[str, Knob] = {
+    "amateur": Knob(
+        str | list[str] | None,
+        "Adapter to contrast with, or the base model's name.",
+        "must be the name of a loaded adapter, or the base model's, or a list of names",
+        engine=False,
+    ),
+    "amateur_prompt": Knob(
+        str | list[str] | None,
+        "Text that the amateur reads.",
+        "must be a text, or a list of texts",
+        engine=False,
+    ),
+    "amateur_messages": Knob(
+        str | list[str] | None,
+        "Messages that the amateur reads.",
+        "must be a JSON list of messages, as text, or a list of such texts",
+        engine=False,
+    ),
+    "without": Knob(
+        str | int | list[str | int] | None,
+        "Contrast chat requests with the same conversation without these messages: roles, "
+        "such as system or tool, with commas between them.",
+        "must be a role, such as 'system' or 'tool', the index of a message, or several of "
+        "these: a list, or a text with commas between them",
+        int,
+    ),
+    "part": Knob(
+        list[str | int] | str | None,
+        "Part of the prompt that the amateur does not read.",
+        "must be [start, end), two positions in the prompt, further pairs behind them, or a "
+        "text such as '0:120'",
+        int,
+        engine=False,
+    ),
+    "weights": Knob(
+        _Weight | list[_Weight] | None,
+        "The amateurs' weights.",
+        f"{WEIGHT_ALLOWED}, or a list of these",
+        float,
+        engine=False,
+    ),
+    "preset": Knob(
+        PresetName | None,
+        f"Values of a method, by its name: {', '.join(PRESET_NAMES)}.",
+        f"must be one of {', '.join(PRESET_NAMES)}",
+    ),
+}
+# What may stand in an engine's defaults.
+ENGINE = {name: knob for name, knob in {**KNOBS, **CONTRAST}.items() if knob.engine}
+
+
+class ColdSettings(msgspec.Struct, frozen=True):
+    """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked.
 
     Attributes:
         alpha: Plausibility threshold in [0, 1]. A token is a candidate if the expert gives it at
@@ -67,35 +159,10 @@ class ColdSettings(msgspec.Struct, frozen=True):
             (ties with the k-th included), an integer >= 1; None for no cap.
     """
 
-    alpha: Annotated[
-        Annotated[float, Meta(ge=0.0, le=1.0)],
-        _knob(
-            f"Plausibility threshold in [0, 1], 0 for no mask, default {DEFAULT_ALPHA}.",
-            "must be a number in [0, 1]",
-        ),
-    ] = DEFAULT_ALPHA
-    beta: Annotated[
-        _Strength | Literal["adaptive"],
-        _knob(
-            f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at each "
-            "step.",
-            "must be a number >= 0, at most 1e6, or 'adaptive'",
-        ),
-    ] = DEFAULT_BETA
-    beta_max: Annotated[
-        _Strength | None,
-        _knob(
-            f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
-            "must be a number >= 0, at most 1e6",
-        ),
-    ] = None
-    expert_top_k: Annotated[
-        Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
-        _knob(
-            "Cap on the candidates: the expert's k most probable tokens; default none.",
-            f"must be an integer from 1 to {MAX_EXPERT_TOP_K}, or left out for no cap",
-        ),
-    ] = None
+    alpha: float = DEFAULT_ALPHA
+    beta: float | Literal["adaptive"] = DEFAULT_BETA
+    beta_max: float | None = None
+    expert_top_k: int | None = None
 
     def __post_init__(self) -> None:
         checked = {name: check(name, getattr(self, name)) for name in KNOBS}
@@ -140,100 +207,13 @@ class ContrastArgs(msgspec.Struct, frozen=True):
         preset: The name of a set of values: ``presets.PRESETS``.
     """
 
-    amateur: Annotated[
-        str | list[str] | None,
-        _knob(
-            "Adapter to contrast with, or the base model's name.",
-            "must be the name of a loaded adapter, or the base model's, or a list of names",
-            engine=False,
-        ),
-    ] = None
-    amateur_prompt: Annotated[
-        str | list[str] | None,
-        _knob("Text that the amateur reads.", "must be a text, or a list of texts", engine=False),
-    ] = None
-    amateur_messages: Annotated[
-        str | list[str] | None,
-        _knob(
-            "Messages that the amateur reads.",
-            "must be a JSON list of messages, as text, or a list of such texts",
-            engine=False,
-        ),
-    ] = None
-    without: Annotated[
-        str | int | list[str | int] | None,
-        _knob(
-            "Contrast chat requests with the same conversation without these messages: roles, "
-            "such as system or tool, with commas between them.",
-            "must be a role, such as 'system' or 'tool', the index of a message, or several of "
-            "these: a list, or a text with commas between them",
-        ),
-    ] = None
-    part: Annotated[
-        list[str | int] | str | None,
-        _knob(
-            "Part of the prompt that the amateur does not read.",
-            "must be [start, end), two positions in the prompt, further pairs behind them, or a "
-            "text such as '0:120'",
-            engine=False,
-        ),
-    ] = None
-    weights: Annotated[
-        _Weight | list[_Weight] | None,
-        _knob("The amateurs' weights.", f"{WEIGHT_ALLOWED}, or a list of these", engine=False),
-    ] = None
-    preset: Annotated[
-        PresetName | None,
-        _knob(
-            f"Values of a method, by its name: {', '.join(PRESET_NAMES)}.",
-            f"must be one of {', '.join(PRESET_NAMES)}",
-        ),
-    ] = None
-
-
-class Knob(NamedTuple):
-    """A field of ``ColdSettings`` or ``ContrastArgs``.
-
-    Attributes:
-        type: With its range, for msgspec.
-        number: int or float, which its numbers are; None if it takes none.
-        default: Of requests and engines that do not say.
-        about: A sentence with range and default.
-        allowed: What an error says of any other value.
-        engine: Whether an engine may have a default of its own.
-    """
-
-    type: Any
-    number: type[float] | None
-    default: Any
-    about: str
-    allowed: str
-    engine: bool
-
-
-def _knobs(owner: type[msgspec.Struct]) -> dict[str, Knob]:
-    hints = get_type_hints(owner, include_extras=True)
-    found = {}
-    for one in msgspec.structs.fields(owner):
-        hint = hints[one.name]
-        meta: Meta = hint.__metadata__[-1]
-        extra = meta.extra or {}
-        about = meta.description or ""
-        found[one.name] = Knob(hint, _number_in(hint), one.default, about, **extra)
-    return found
-
-
-def _number_in(hint: Any) -> Any:
-    """Int or float, wherever it stands in a type; None if neither does."""
-    if hint in (int, float):
-        return hint
-    return next((found for part in get_args(hint) if (found := _number_in(part))), None)
-
-
-KNOBS = _knobs(ColdSettings)
-CONTRAST = _knobs(ContrastArgs)
-# What may stand in an engine's defaults.
-ENGINE = {name: knob for name, knob in (KNOBS | CONTRAST).items() if knob.engine}
+    amateur: str | list[str] | None = None
+    amateur_prompt: str | list[str] | None = None
+    amateur_messages: str | list[str] | None = None
+    without: str | int | list[str | int] | None = None
+    part: list[str | int] | str | None = None
+    weights: float | Literal["adaptive"] | list[float | Literal["adaptive"]] | None = None
+    preset: PresetName | None = None
 
 
 def check(name: str, value: object, field: str | None = None) -> Any:
@@ -356,7 +336,7 @@ def check_beta_is_used(field: str, beta: object, weights: Sequence[object]) -> N
 
 def read(name: str, text: str) -> Any:
     """What a command line says of a knob, for argparse; ``check`` names what is a mistake."""
-    number = (KNOBS | CONTRAST)[name].number
+    number = {**KNOBS, **CONTRAST}[name].number
     for kind in (number, float) if number else ():
         try:
             return kind(text)

@@ -97,22 +97,21 @@ def unsupported(config: "VllmConfig") -> str | None:
         return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
     if (reason := _unsupported_speculation(config)) is not None:
         return reason
-    if config.kv_transfer_config is not None:
-        return "a KV connector is configured (P/D or offloading), which CoLD does not support."
-    if getattr(config, "ec_transfer_config", None) is not None:
-        return "an encoder-cache connector is configured, which CoLD does not support."
-    if model.is_encoder_decoder:
-        return "it serves an encoder-decoder model, which CoLD does not support."
-    if model.is_hybrid or getattr(model, "is_attention_free", False):
-        return "it serves a model with state-space layers, which CoLD does not support."
     routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
-    if routed or getattr(model, "enable_return_routed_experts", False):
-        return "routed experts are returned, which CoLD does not support."
-    for option in ("is_diffusion", "return_sampling_mask", "enable_trace_replay"):
-        if getattr(model, option, False):
-            return f"{option} is on, which CoLD does not support."
-    if getattr(config, "watermark_config", None) is not None:
-        return "watermarking is configured, which CoLD does not support."
+    without = {
+        "a KV connector (P/D or offloading)": config.kv_transfer_config is not None,
+        "an encoder-cache connector": getattr(config, "ec_transfer_config", None) is not None,
+        "an encoder-decoder model": model.is_encoder_decoder,
+        "state-space layers": model.is_hybrid or getattr(model, "is_attention_free", False),
+        "routed experts that are returned": routed
+        or getattr(model, "enable_return_routed_experts", False),
+        "watermarking": getattr(config, "watermark_config", None) is not None,
+        "diffusion": getattr(model, "is_diffusion", False),
+        "return_sampling_mask": getattr(model, "return_sampling_mask", False),
+        "enable_trace_replay": getattr(model, "enable_trace_replay", False),
+    }
+    if (found := next((what for what, there in without.items() if there), None)) is not None:
+        return f"it has {found}, which CoLD does not support; start it without."
     if isinstance(config.additional_config, dict) and config.additional_config.get(
         "enable_reduce_sample"
     ):
