@@ -59,7 +59,7 @@ test-all: lint ## the same with nothing left out, hours
 	$(PY) -m tests --all
 
 # Without what takes long in them: random runs of the scheduler, and tests of the benchmarks.
-LONG := $(patsubst %,--ignore-glob='*/test_%.py',storm machine pipeline bench_* gpu_report npu_report)
+LONG := $(patsubst %,--ignore-glob='*/test_%.py',storm machine pipeline bench_* device_report)
 unit: venv ## the tests of a minute: units and the scheduler, no engine, no kernel
 	$(PARALLEL) 8 --dist worksteal -m 'unit and not slow and not full' $(LONG) tests/unit tests/scheduler
 

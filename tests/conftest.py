@@ -31,9 +31,8 @@ LEFT_OUT = pytest.StashKey[list[changed.Part]]()
 # Files of a few tests that take minutes. They come first: at the end, one worker would wait for the
 # other one. (By itself xdist hands out files by their number of tests.)
 LONG = (
-    "tests/engine/test_npu_report.py",
     "tests/engine/test_accuracy.py",
-    "tests/engine/test_gpu_report.py",
+    "tests/engine/test_device_report.py",
     "tests/examples/test_demo.py",
     "tests/recipes/test_smollm2.py",
     "tests/engine/test_scale_out.py",

@@ -33,8 +33,7 @@ SUITES: dict[str, tuple[str, ...]] = {
 EVERYWHERE = {
     "tests/scheduler/test_mutations.py": "is about our tests, not about a release",
     "tests/unit/test_bench_e2e.py": "is about our benchmark, and wants the packages of the demo",
-    "tests/unit/test_gpu_report.py": "is about our benchmark, not about a release",
-    "tests/unit/test_npu_report.py": "is about our benchmark, not about a release",
+    "tests/unit/test_device_report.py": "is about our benchmark, not about a release",
 }
 _V2 = {"tests/unit/test_processor_v2.py": "the interface came with 0.31"}
 

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The report of a device: no speed beside a wrong result, and no names."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import device_report as report
+
+pytestmark = pytest.mark.unit
+
+
+def test_what_is_wrong_has_no_speed() -> None:
+    stages = report.plan("cuda", False)
+    assert [stage.speed for stage in stages] == [False] * 4 + [True] * 3
+    ran: list[str] = []
+
+    def run(stage: report.Stage) -> tuple[int, str]:
+        ran.append(stage.title)
+        return int(stage.title == wrong), f"output of {stage.title}"
+
+    wrong = ""
+    right, text = report.make_report(stages, "", run)
+    assert right and text.startswith("# vllm-cold on a device: PASS")
+    assert ran == [stage.title for stage in stages]
+    ran.clear()
+    wrong = "kernels against the reference"
+    right, text = report.make_report(stages, report.DRY_NOTE, run)
+    assert not right and "FAIL" in text and report.DRY_NOTE in text
+    assert ran == [stage.title for stage in stages if not stage.speed]
+    assert text.count("left out") == 3 and "output of scoring" not in text
+
+
+def test_a_device_has_its_kernels_or_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLD_SCORING", "torch")
+    monkeypatch.setenv("COLD_ENABLED", "0")
+    for device, backend in (("cuda", "triton"), ("npu", "ascend")):
+        for stage in report.plan(device, False):
+            found = report.environment_of(stage, device)
+            assert found["COLD_SCORING"] == backend and "COLD_ENABLED" not in found
+    loras = [stage.environment.get("COLD_LORA") for stage in report.plan("npu", False)]
+    assert loras.count("ascendc") == 2
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert report.find_device() == "cpu" and report.main([]) == 2
+
+
+@pytest.mark.parametrize("spoilt", [False, True])
+def test_kernels_are_compared(
+    spoilt: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vllm_cold.ops import registry
+
+    right = registry.load("torch")
+
+    def scores(logits: Any, groups: Any, out: Any, statistics: Any) -> None:
+        right.scores(logits, groups, out, statistics)
+        if spoilt:
+            (logits if out is None else out)[0, -1] = 1e4
+
+    backend = SimpleNamespace(scores=scores, topk=right.topk)
+    monkeypatch.setattr(registry, "load", lambda name: backend)
+    assert report.check_kernels("cpu", dry=True) == spoilt
+    first, *others = capsys.readouterr().out.strip().splitlines()
+    count, total = int(first.split()[0]), int(first.split()[2])
+    assert total > 30 and (count < total) == spoilt == bool(others)
+
+
+def test_a_stage_that_hangs_or_dies(tmp_path: Path) -> None:
+    loop = report.Stage("hangs", ["-c", "print('begun', flush=True); import time; time.sleep(60)"])
+    status, output = report.run_stage(loop, "cpu", 2.0)
+    assert status != 0 and "begun" in output and "not finished after 2 s" in output
+    assert report.run_stage(report.Stage("dies", ["-c", "exit(3)"]), "cpu", 60.0) == (3, "")
+
+
+def test_no_names() -> None:
+    text = (
+        "File '/home/ann/x/vllm_cold/a.py' and /usr/lib/python3.11/site-packages/torch/b.py, on "
+        "host-7 (10.1.2.3, fe80::1:2:3:4:5) of ann; 3/4 of GB/s"
+    )
+    assert report.nameless(text, ["host-7", "ann"]) == (
+        "File '.../a.py' and torch/b.py, on NAME (ADDRESS, ADDRESS) of NAME; 3/4 of GB/s"
+    )
+    known = {socket.gethostname(), socket.gethostname().split(".")[0], getpass.getuser()}
+    assert set(report.names_here()) <= known
