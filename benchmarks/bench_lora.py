@@ -11,10 +11,6 @@ where vLLM has it). Layers have SmolLM2-135M's sizes. Each call takes the next o
 the weights, which together exceed the last cache, as in a model whose weights pass by in every
 step. All systems run in each round, in an order shuffled anew, and are compared within the round.
 Before the first of them every result is compared with float64; with one wrong, no speed is printed.
-
-"share" is how much of what this machine can do is reached: the time that the least traffic (weights
-and inputs read once, outputs read and written once) takes at the bandwidth measured, or the
-products at the rate measured for a large matrix product, whichever is more, over the time taken.
 """
 
 import argparse
@@ -35,8 +31,8 @@ from benchmarks.rounds import (
     positive,
     ratios,
     show_if_right,
-    spread,
     spread_text,
+    table,
 )
 from vllm_cold.cpu import lora_ops
 from vllm_cold.cpu.lora_fallback_ops import expand_add, group_rows, shrink
@@ -48,8 +44,6 @@ LAYERS = {
     "o": (576, (576,)),
     "gate_up": (576, (1536, 1536)),
     "down": (1536, (576,)),
-    "logits": (576, (49152,)),
-    "embedding": (0, (576,)),
 }
 CPP, TORCH, STOCK, BASE = "cpp", "torch", "stock", "base"
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
@@ -65,20 +59,6 @@ class Workload:
     adapters: int
     rows: int
 
-    @property
-    def products(self) -> int:
-        """Multiplications with additions."""
-        inputs, sizes = LAYERS[self.layer]
-        return self.rows * self.rank * (inputs * len(sizes) + sum(sizes))
-
-    @property
-    def bytes_moved(self) -> int:
-        """Weights of the adapters in the batch and inputs read, outputs read and written, once."""
-        inputs, sizes = LAYERS[self.layer]
-        weights = self.rank * (inputs * len(sizes) + sum(sizes)) * min(self.adapters, self.rows)
-        rows = self.rows * (inputs + 2 * sum(sizes))
-        return (weights + rows) * DTYPES[self.dtype].itemsize
-
 
 class Buffers:
     """A workload's tensors, the weights in several copies."""
@@ -93,9 +73,9 @@ class Buffers:
 
         self.load, self.copies = load, copies
         self.slots = torch.arange(load.rows) % slots
-        self.x = draw(load.rows, inputs or load.rank).to(dtype)
+        self.x = draw(load.rows, inputs).to(dtype)
         self.y = draw(load.rows, sum(self.sizes)).to(dtype)
-        a = [draw(slots, 1, load.rank, inputs) / max(inputs, 1) ** 0.5 for _ in self.sizes]
+        a = [draw(slots, 1, load.rank, inputs) / inputs**0.5 for _ in self.sizes]
         b = [draw(slots, 1, n, load.rank) / load.rank**0.5 for n in self.sizes]
         self.a = [tuple(w.to(dtype, copy=True) for w in a) for _ in range(copies)]
         self.b = [tuple(w.to(dtype, copy=True) for w in b) for _ in range(copies)]
@@ -106,11 +86,8 @@ class Buffers:
         for index, size in enumerate(self.sizes):
             for slot in range(self.load.adapters):
                 rows = self.slots == slot
-                hidden = self.x[rows].double()
-                if self.load.layer != "embedding":
-                    hidden = hidden @ self.a[0][index][slot, 0].double().T
-                delta = hidden @ self.b[0][index][slot, 0].double().T
-                y[rows, column : column + size] += delta
+                hidden = self.x[rows].double() @ self.a[0][index][slot, 0].double().T
+                y[rows, column : column + size] += hidden @ self.b[0][index][slot, 0].double().T
             column += size
         return y
 
@@ -122,14 +99,6 @@ def cpp(buffers: Buffers) -> Call:
     """The C++ kernels, through torch's operators, as a model calls them."""
     plan = lora_ops.Plan(len(buffers.slots))
     plan.set(buffers.slots)
-    if buffers.load.layer == "embedding":
-        halves = [lora_ops.Layer(plan, [], b, buffers.sizes) for b in buffers.b]
-
-        def expand(y: Tensor, copy: int) -> None:
-            hidden = buffers.x.to(torch.float32)
-            torch.ops.vllm_cold.lora_expand(y, hidden, halves[copy].table, 0, True)
-
-        return expand
     layers = [
         lora_ops.Layer(plan, a, b, buffers.sizes) for a, b in zip(buffers.a, buffers.b, strict=True)
     ]
@@ -144,10 +113,8 @@ def grouped(buffers: Buffers) -> Call:
     def run(y: Tensor, copy: int) -> None:
         column = 0
         for a, b, size in zip(buffers.a[copy], buffers.b[copy], buffers.sizes, strict=True):
-            hidden = buffers.x
-            if buffers.load.layer != "embedding":
-                hidden = torch.empty(len(y), a.shape[-2], dtype=torch.float32)
-                shrink(buffers.x, a, groups, 1.0, hidden)
+            hidden = torch.empty(len(y), a.shape[-2], dtype=torch.float32)
+            shrink(buffers.x, a, groups, 1.0, hidden)
             expand_add(hidden, b, groups, y, column, size)
             column += size
 
@@ -167,12 +134,6 @@ def stock(buffers: Buffers) -> Call:
     is_prefill = load.adapters == 1 and load.rows > 64
     mapping = LoRAMapping(ids, ids, is_prefill)
     wrapper.update_metadata(mapping, list(range(1, load.adapters + 1)), load.adapters + 1, 512)
-    if load.layer == "logits":
-        return lambda y, copy: wrapper.add_lora_logits(
-            y, buffers.x, buffers.a[copy][0], buffers.b[copy][0], 1.0
-        )
-    if load.layer == "embedding":
-        return lambda y, copy: wrapper.add_lora_embedding(y, buffers.x, buffers.b[copy][0])
     return lambda y, copy: wrapper.add_lora_linear(
         y, buffers.x, buffers.a[copy], buffers.b[copy], 1.0, buffers.sizes
     )
@@ -191,14 +152,10 @@ def base(buffers: Buffers) -> Call:
 
 
 def systems(buffers: Buffers) -> dict[str, Call]:
-    """Those that there are: an embedding has no product."""
-    made = {CPP: cpp(buffers), TORCH: grouped(buffers)}
-    # Stock copies B for each row: gigabytes, for a vocabulary.
-    if buffers.load.layer != "logits" or buffers.load.rows * buffers.load.rank <= 1024:
-        made[STOCK] = stock(buffers)
-    if buffers.load.layer != "embedding":
-        made[BASE] = base(buffers)
-    return made
+    """All of them."""
+    return {
+        CPP: cpp(buffers), TORCH: grouped(buffers), STOCK: stock(buffers), BASE: base(buffers),
+    }  # fmt: skip
 
 
 def check(load: Workload) -> list[str]:
@@ -241,37 +198,6 @@ def measure(load: Workload, copies: int, rounds: int, rng: random.Random) -> dic
     return times
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What this machine reaches: bytes read and products (with additions) per second."""
-
-    bandwidth: float
-    rates: dict[str, float]
-
-    @classmethod
-    def measure(cls, dtypes: list[str]) -> "Machine":
-        """The best of some tries."""
-        data = torch.ones(1 << 26)  # 256 MiB
-        best = min(_timed(data.sum) for _ in range(5))
-        rates = {}
-        for name in dtypes:
-            n = 2048
-            x, w = (torch.ones(n, n, dtype=DTYPES[name]) for _ in range(2))
-            rates[name] = n**3 / min(_timed(lambda x=x, w=w: x @ w) for _ in range(4))
-        return cls(data.nbytes / best, rates)
-
-    def share(self, load: Workload, taken: float) -> float:
-        """The least time that a workload can take here, over the time taken."""
-        least = max(load.bytes_moved / self.bandwidth, load.products / self.rates[load.dtype])
-        return least / taken
-
-
-def _timed(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
-
-
 def copies_for(load: Workload, cache: int) -> int:
     """Copies of the weights that exceed the last cache, and how many a layer stack would have."""
     inputs, sizes = LAYERS[load.layer]
@@ -279,21 +205,17 @@ def copies_for(load: Workload, cache: int) -> int:
     return max(2, min(64, 2 * cache // (per_copy * DTYPES[load.dtype].itemsize) + 1))
 
 
-def row(load: Workload, times: dict[str, list[float]], machine: Machine) -> list[str]:
+def row(load: Workload, times: dict[str, list[float]]) -> list[str]:
     """A line of the table."""
-    taken = times[CPP]
-    cells = [
+    return [
         *(load.layer, load.dtype, str(load.rank), str(load.adapters), str(load.rows)),
-        spread_text(taken, "{:.1f}".format, 1e6),
-        f"{machine.share(load, spread(taken)[0]):.2f}",
+        *(spread_text(times[name], "{:.1f}".format, 1e6) for name in (CPP, BASE)),
+        *(spread_text(ratios(times[name], times[CPP])) for name in (STOCK, TORCH)),
+        spread_text(ratios(times[CPP], times[BASE])),
     ]
-    for other in (STOCK, TORCH):
-        cells.append(f"{spread(ratios(times[other], taken))[0]:.1f}" if other in times else "")
-    cells.append(spread_text(ratios(taken, times[BASE])) if BASE in times else "")
-    return cells
 
 
-HEAD = ["layer", "dtype", "rank", "adapters", "rows", "cpp us", "share",
+HEAD = ["layer", "dtype", "rank", "adapters", "rows", "cpp us", "base us",
         "stock/cpp", "torch/cpp", "cpp/base"]  # fmt: skip
 
 
@@ -316,16 +238,12 @@ def main(arguments: list[str] | None = None) -> int:
     loads = [load for load in (Workload(*each) for each in asked) if load.adapters <= load.rows]
 
     def show() -> None:
-        machine = Machine.measure(options.dtype)
-        rates = (f"{2 * rate / 1e9:.0f} GFLOP/s in {name}" for name, rate in machine.rates.items())
-        print(f"measured here: {machine.bandwidth / 1e9:.0f} GB/s read, {', '.join(rates)}")
-        print("cpp us: median (20th-80th percentile); ratios: medians within rounds")
-        print("| " + " | ".join(HEAD) + " |")
-        print("|" + "---|" * 2 + "--:|" * (len(HEAD) - 2))
         rng, cache = random.Random(0), cpu_cache()
-        for load in loads:
-            times = measure(load, copies_for(load, cache), options.rounds, rng)
-            print("| " + " | ".join(row(load, times, machine)) + " |", flush=True)
+        rows = (
+            row(load, measure(load, copies_for(load, cache), options.rounds, rng)) for load in loads
+        )
+        print(table(HEAD, rows, 2))
+        print("microseconds: median (20th-80th percentile); ratios within rounds")
 
     return show_if_right((problem for load in loads for problem in check(load)), show)
 

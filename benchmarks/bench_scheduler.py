@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.rounds import in_rounds, positive, ratios, show_if_right, spread_text
+from benchmarks.rounds import in_rounds, positive, ratios, show_if_right, spread_text, table
 
 PROMPT, WARM_UP = 16, 20
 STOCK = "stock vLLM, plain requests"
@@ -134,25 +134,16 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
     return seconds / steps
 
 
-def show(console: Any, systems: Sequence[System], is_async: bool) -> None:
-    """One table: microseconds per step, and the ratio to stock."""
-    from rich.box import SIMPLE
-    from rich.table import Table
-
-    title = f"{'asynchronous' if is_async else 'synchronous'} scheduler"
-    table = Table(title=title, title_justify="left", box=SIMPLE, show_edge=False, pad_edge=False)
-    table.add_column("scheduler and load", no_wrap=True)
-    for column in ("microseconds a step", "ratio to stock"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for system in systems:
-        requests = system.rows // 2 if system.pairs else system.rows
-        table.add_row(
-            f"{system.name} ({requests})",
+def rows(systems: Sequence[System]) -> list[list[str]]:
+    """Microseconds per step, and the ratio to stock."""
+    return [
+        [
+            f"{system.name} ({system.rows // 2 if system.pairs else system.rows})",
             spread_text(system.seconds, "{:.0f}".format, 1e6),
             spread_text(ratios(system.seconds, systems[0].seconds), "{:.3f}".format),
-        )
-    console.print(table)
-    console.print()
+        ]
+        for system in systems
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -164,12 +155,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from rich.console import Console
-
     from tests.tiny import make_tiny_model
 
     logging.disable(logging.WARNING)
-    console = Console()
     rng = random.Random(0)
     measured = {is_async: make_systems(2 * args.pairs) for is_async in (False, True)}
     wrong: list[str] = []
@@ -184,10 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def tables() -> None:
         for is_async, systems in measured.items():
-            show(console, systems, is_async)
-        console.print(
-            "median (20th-80th percentile) over the rounds; ratios within a round", style="dim"
-        )
+            head = f"{'asynchronous' if is_async else 'synchronous'} scheduler and load"
+            print(table([head, "microseconds a step", "ratio to stock"], rows(systems)) + "\n")
+        print("median (20th-80th percentile) over the rounds; ratios within a round")
 
     return show_if_right(wrong, tables)
 

@@ -27,7 +27,16 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from benchmarks.rounds import cpu_cache, in_rounds, positive, ratios, show_if_right, spread
+from benchmarks.rounds import (
+    cpu_cache,
+    in_rounds,
+    positive,
+    ratios,
+    show_if_right,
+    spread,
+    spread_text,
+    table,
+)
 from tests.ops.conformance import Case, check_dense, check_topk, make_case
 from vllm_cold.ops import registry, scoring_cpu
 from vllm_cold.ops.interface import Backend, Groups
@@ -153,13 +162,11 @@ class Result:
     Attributes:
         load: The workload.
         system: Its name.
-        wrong: What the check found; empty if nothing.
         seconds: Of one call, in each round.
     """
 
     load: Workload
     system: str
-    wrong: str = ""
     seconds: list[float] = field(default_factory=list)
 
 
@@ -246,50 +253,32 @@ def measure(
             results[name].seconds.append(seconds)
 
 
-def table(results: Sequence[Result]) -> str:
-    """Times, bytes per second, and speeds relative to the copy's and to torch's, compared within
-    rounds.
-    """
+COLUMNS = ("form", "dtype", "V", "G", "S", "system", "us", "GB/s", f"{COPY} / it",
+           f"{EAGER} / it", f"{COMPILED} / it")  # fmt: skip
+
+
+def rows(results: Sequence[Result]) -> Iterator[list[str]]:
+    """Times, bytes per second, and how many times as fast as the copy and torch, within rounds."""
     times = {(r.load, r.system): r.seconds for r in results}
-    lines = [
-        "                                             us                        "
-        "share of the copy's"
-        "   times as fast as",
-        "form    dtype      V    G  S system            p20     p50     p80   GB/s    bandwidth"
-        "        torch eager  torch.compile",
-    ]
-    for r in results:
-        if not r.seconds:
-            continue
-        p50, p20, p80 = (1e6 * s for s in spread(r.seconds))
-        line = (
-            f"{r.load.form:7} {r.load.dtype:5} {r.load.vocab:6} {r.load.groups:4} "
-            f"{r.load.streams:2} {r.system:14} {p20:8.1f}{p50:8.1f}{p80:8.1f} "
-            f"{r.load.bytes_moved / p50 / 1e3:6.1f}"
-        )
-        for base in (COPY, EAGER, COMPILED):
-            other = times.get((r.load, base))
-            if other and base != r.system and r.system != COPY:
-                speed, low, high = spread(ratios(other, r.seconds))
-                line += f"  {speed:5.2f} ({low:.2f}-{high:.2f})"
-        lines.append(line)
-    return "\n".join(lines)
+    for r in (r for r in results if r.seconds):
+        bases = [
+            [] if b == r.system else times.get((r.load, b), []) for b in (COPY, EAGER, COMPILED)
+        ]
+        yield [
+            *(r.load.form, r.load.dtype, str(r.load.vocab), str(r.load.groups)),
+            *(str(r.load.streams), r.system, spread_text(r.seconds, "{:.1f}".format, 1e6)),
+            f"{r.load.bytes_moved / spread(r.seconds)[0] / 1e9:.1f}",
+            *(spread_text(ratios(base, r.seconds) if base else []) for base in bases),
+        ]
 
 
 def describe(device: torch.device, backend: str) -> str:
     """Device and versions."""
-    if device.type == "cuda":
-        properties = torch.cuda.get_device_properties(device)
-        where = (
-            f"{properties.name}, {properties.multi_processor_count} multiprocessors, "
-            f"CUDA {torch.version.cuda}, HIP {torch.version.hip}"
-        )
-    elif device.type == "npu":
-        where = torch.npu.get_device_name(device)
-    else:
-        where = f"{platform.machine()}, {torch.get_num_threads()} threads"
-        if backend == "cpu":
-            where += f", {scoring_cpu.best_isa()}"
+    where = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    if device.type != "cpu":
+        where = getattr(torch, device.type).get_device_name(device)
+    elif backend == "cpu":
+        where += f", {scoring_cpu.best_isa()}"
     cache = last_cache(device) / 2**20
     return f"{where}, last cache {cache:.0f} MiB; torch {torch.__version__}; backend {backend}"
 
@@ -319,28 +308,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check-only", action="store_true", help="compare, measure nothing")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
-    name = registry.choose(device, options.backend)
-    backends = {name: registry.load(name)}
+    ours = registry.choose(device, options.backend)
+    backends = {ours: registry.load(ours)}
     backends[EAGER] = registry.load("torch")
     if not options.no_compile and not options.check_only:
         backends[COMPILED] = compiled(backends[EAGER])
-    print(describe(device, name))
-    results: list[Result] = []
-    rng = random.Random(0)
-    for load in workloads(options):
-        case = load.case()
-        rows = {system: Result(load, system) for system in (COPY, *backends)}
-        for system, backend in backends.items():
-            rows[system].wrong = check(load, case, backend, device)
-        if not options.check_only and not any(r.wrong for r in rows.values()):
-            measure(load, case, backends, rows, device, options, rng)
-        results += rows.values()
+    print(describe(device, ours))
+    loads = list(workloads(options))
+    results = {load: {name: Result(load, name) for name in (COPY, *backends)} for load in loads}
+    wrong = []
+    for load in loads:
+        for name, backend in backends.items():
+            if found := check(load, load.case(), backend, device):
+                wrong.append(f"{load}: {name}: {found}")
         torch._dynamo.reset()
-    checked = len(results) - len({r.load for r in results})  # less the copies
-    return show_if_right(
-        (f"{r.load}: {r.system}: {r.wrong}" for r in results if r.wrong),
-        lambda: print(f"{checked} results, all right" if options.check_only else table(results)),
-    )
+    if not wrong and not options.check_only:
+        rng = random.Random(0)
+        for load in loads:
+            measure(load, load.case(), backends, results[load], device, options, rng)
+            torch._dynamo.reset()
+
+    def show() -> None:
+        if options.check_only:
+            print(f"{len(loads) * len(backends)} results, all right")
+        else:
+            print(table(COLUMNS, rows([r for each in results.values() for r in each.values()]), 6))
+
+    return show_if_right(wrong, show)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.load.client import SLO
 from benchmarks.load.workload import SYSTEMS
+from benchmarks.rounds import short, table
 
 STYLE = {
     "font.size": 9,
@@ -27,18 +28,6 @@ COLOURS = {
     "cad": "#cc79a7",
 }
 Row = Mapping[str, Any]
-
-
-def markdown(columns: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table; the first columns are texts."""
-    lines = [columns, ["---"] * left + ["--:"] * (len(columns) - left), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def short(value: float) -> str:
-    """Three digits, or all before the point."""
-    digits = 0 if value >= 99.95 else 1 if value >= 9.995 else 2
-    return f"{value:.{digits}f}"
 
 
 def latencies(row: Row) -> list[str]:
@@ -70,7 +59,7 @@ def capacities(capacity: Mapping[str, float], tokens: int) -> str:
         for key, system in SYSTEMS.items()
         if key in capacity
     ]
-    return markdown(("system", "capacity, requests/s", "tokens/s"), rows)
+    return table(("system", "capacity, requests/s", "tokens/s"), rows)
 
 
 def loads(runs: Iterable[Row]) -> str:
@@ -92,7 +81,7 @@ def loads(runs: Iterable[Row]) -> str:
         ]
         for row in chosen
     ]
-    return markdown(
+    return table(
         ("system", "adapters", "load", "requests/s", "requests", *_LATENCIES, *_GOOD), rows
     )
 
@@ -113,7 +102,7 @@ def knobs(runs: Sequence[Row], middle: int) -> str:
         ]
         for row in chosen
     ]
-    return markdown((f"CoLD at {middle} %", *_LATENCIES, "ITL p99, ms", *_GOOD), rows)
+    return table((f"CoLD at {middle} %", *_LATENCIES, "ITL p99, ms", *_GOOD), rows)
 
 
 def text(content: Mapping[str, Any]) -> str:
