@@ -111,18 +111,6 @@ def measured(*arguments: str, batch: int = 1) -> jobs.Jobs:
     return made
 
 
-def test_options() -> None:
-    full = options()
-    assert (full.batch, full.tokens, full.rounds, full.rank) == ([1, 8, 32], 48, 5, 16)
-    assert full.dtype == ["float32", "bfloat16"] and full.systems == list(jobs.SYSTEMS)
-    one = options("--one-engine", "--quick", "--dtype", "float32")
-    assert (one.batch, one.tokens, one.rank, one.dtype) == ([1, 2], 8, 8, ["float32"])
-    assert one.skip_growth and {jobs.SYSTEMS[key].family for key in one.systems} == {"plugin"}
-    many = options("--groups", "--skip-naive")
-    assert (many.batch, many.rank, many.length, many.skip_growth) == ([1, 8], 8, 256, True)
-    assert many.systems == ["cold"]
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -150,18 +138,6 @@ def test_environment() -> None:
         assert env["HOME"] == "/h" and env["VLLM_CPU_KVCACHE_SPACE"] == "2"
         assert not {"COLD_ENABLED", "OMP_WAIT_POLICY"} & set(env)
         assert env.get("VLLM_PLUGINS") == (None if family.startswith("plugin") else "")
-
-
-def test_kv_cache_size() -> None:
-    config = {
-        "hidden_size": 576, "num_attention_heads": 9, "num_key_value_heads": 3,
-        "num_hidden_layers": 30,
-    }  # fmt: skip
-    block = 128 * 2 * 30 * 3 * 64 * 4
-    fits = 2**30 // block - 1
-    assert run.kv_gib(config, 4, [(fits, 128), (1, 1)]) == 1
-    assert run.kv_gib(config, 4, [(1, 1), (fits, 129)]) == 2
-    assert run.kv_gib(config, 2, [(fits, 129)]) == 1
 
 
 def test_widening_keeps_the_function(tmp_path: Path) -> None:

@@ -52,11 +52,6 @@ def load(count: int = 4, rate: float = 2.0, **changes: Any) -> Load:
     } | changes)  # fmt: skip
 
 
-def test_requests_of_a_run() -> None:
-    assert client.count_of(3.3, 50) == 165 and client.count_of(0.02, 50) == client.LEAST
-    assert client.waves(3.3, 20, 32) == 64 and client.waves(0.5, 20, 32) == 32
-
-
 def test_the_plan() -> None:
     plan = bench_load.parse([]).plan
     assert (plan.loads, plan.many_loads, plan.middle) == ([50, 80, 95], [80], 80)
@@ -72,17 +67,6 @@ def test_the_plan() -> None:
     for bad in (["--loads", "101"], ["--tokens", "1"], ["--json", "/nowhere/x.json"]):
         with pytest.raises(SystemExit):
             bench_load.parse(bad)
-
-
-def test_vllm_takes_the_arguments(tmp_path: Path) -> None:
-    one = client.arguments(load(rate=math.inf, at_a_time=2), "http://x", Path("m"), tmp_path)
-    assert one[one.index("--request-rate") + 1] == "inf"
-    assert one[one.index("--max-concurrency") + 1] == "2" and "--lora-modules" in one
-    body = json.loads(one[one.index("--extra-body") + 1])
-    assert body["vllm_xargs"] == {"cold": 0} and body["skip_special_tokens"] is False
-    base = client.arguments(load(models=(workload.BASE,)), "http://x", Path("m"), tmp_path)
-    assert "--lora-modules" not in base and "--max-concurrency" not in base
-    assert base[base.index("--goodput") + 1 :][:2] == ["ttft:1000", "tpot:100"]
 
 
 def test_what_is_wrong_with_a_run() -> None:
@@ -104,34 +88,12 @@ def test_figures_of_a_run() -> None:
     assert row["ttft"] == [100.0] * 4 and row["tpot"] == [30.0] * 4
 
 
-def test_prefix_cache_of_a_page() -> None:
-    page = (
-        "# TYPE vllm:prefix_cache_queries_total counter\n"
-        'vllm:prefix_cache_queries_total{engine="0"} 70.0\n'
-        'vllm:prefix_cache_queries_total{engine="1"} 30.0\n'
-        "# TYPE vllm:prefix_cache_queries_created gauge\n"
-        'vllm:prefix_cache_queries_created{engine="0"} 1.7e9\n'
-        "# TYPE vllm:prefix_cache_hits_total counter\n"
-        'vllm:prefix_cache_hits_total{engine="0"} 20.0\n'
-        "# TYPE vllm:external_prefix_cache_hits_total counter\n"
-        'vllm:external_prefix_cache_hits_total{engine="0"} 5.0\n'
-    )
-    assert server.prefix_cache(page) == (100, 20)
-
-
 def test_how_far_answers_part() -> None:
     alone = answer("abc")
     assert alone.behind("abc") == 0.0
     assert alone.behind("axx") == pytest.approx(0.5) and alone.behind("ayc") == pytest.approx(2.9)
     assert alone.behind("azc") == math.inf  # was not likely
     assert alone.behind("ab") == math.inf and alone.behind("abcd") == math.inf
-
-
-def test_those_that_are_checked_stand_in_the_middle() -> None:
-    pool = list("abcdefgh")
-    order, at = run.arrange(pool, 2, 8)
-    assert order[at : at + 2] == ["a", "b"] and at == 3 and sorted(order) == pool
-    assert run.arrange(pool, 2, 2) == (["a", "b"], 0)
 
 
 def test_environment() -> None:

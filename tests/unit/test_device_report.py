@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import device_report as report
+from tests.unit.test_bench_e2e import FakeWorkers
 
 pytestmark = pytest.mark.unit
 
@@ -70,6 +71,33 @@ def test_kernels_are_compared(
     first, *others = capsys.readouterr().out.strip().splitlines()
     count, total = int(first.split()[0]), int(first.split()[2])
     assert total > 30 and (count < total) == spoilt == bool(others)
+
+
+class Contrasted(FakeWorkers):
+    """CoLD's tokens are others than greedy ones; the plugin's may be wrong."""
+
+    def ask(self, do: str, **given: Any) -> dict[str, Any]:
+        reply = super().ask(do, **given)
+        if given["mode"] == "cold" and "tokens" in reply:
+            for row in reply["tokens"]:
+                row[1] = 98
+        return reply
+
+
+@pytest.mark.parametrize("timed", [False, True])
+def test_tokens_are_compared(
+    timed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(report, "Workers", Contrasted)
+    assert report.decode("cpu", True, timed) == 0
+    assert ("time ratio" in capsys.readouterr().out) == timed
+    monkeypatch.setattr(report, "Workers", FakeWorkers)
+    assert report.decode("cpu", True, timed) == 1
+    printed = capsys.readouterr().out
+    assert "CoLD and greedy decoding gave the same tokens" in printed and "ratio" not in printed
+    monkeypatch.setattr(report, "Workers", Contrasted)
+    monkeypatch.setattr(Contrasted, "wrong", "plugin cold")
+    assert report.decode("cpu", True, timed) == (0 if timed else 1)  # timed after the comparison
 
 
 def test_a_stage_that_hangs_or_dies(tmp_path: Path) -> None:
