@@ -38,15 +38,9 @@ def missing() -> str | None:
         return reason
     if cpu_library.best_isa() < cpu_library.ISAS.index("avx512"):
         return "This CPU has no AVX-512."
-    try:
-        if not operators.has_onednn():
-            return "torch was built without oneDNN."
-        operators.register(_OPERATORS, _result)
-    except (OSError, AttributeError, RuntimeError) as error:
-        return (
-            f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
-        )
-    return None
+    if not operators.has_onednn():
+        return "torch was built without oneDNN, or where it is not expected."
+    return operators.missing(_OPERATORS, _result)
 
 
 def _result(x: Tensor, linear: Tensor, outputs: int, *lora: object) -> Tensor:

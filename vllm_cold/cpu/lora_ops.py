@@ -42,18 +42,9 @@ def _library() -> ctypes.CDLL:
 @cache
 def missing() -> str | None:
     """Why it cannot run here, in a sentence with the remedy; None if it can. Then it is loaded."""
-    reason = cpu_library.missing()
-    if reason is not None:
-        return reason
     if sys.byteorder != "little":
         return "It is written for little-endian machines: LoRA is computed by torch operations."
-    try:
-        operators.register(_OPERATORS)
-    except (OSError, AttributeError, RuntimeError) as error:
-        return (
-            f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
-        )
-    return None
+    return operators.missing(_OPERATORS)
 
 
 class Plan:

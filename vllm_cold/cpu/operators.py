@@ -44,8 +44,11 @@ def torch_library() -> ctypes.CDLL:
 
 
 def has_onednn() -> bool:
-    """Whether torch's C interface has products by oneDNN."""
-    return hasattr(torch_library(), f"aoti_torch_{_OF_ONEDNN}")
+    """Whether torch's C interface is there, and has products by oneDNN."""
+    try:
+        return hasattr(torch_library(), f"aoti_torch_{_OF_ONEDNN}")
+    except OSError:
+        return False
 
 
 def dtype_number(dtype: torch.dtype) -> int:
@@ -59,18 +62,32 @@ def succeed(status: int, what: str) -> None:
         raise RuntimeError(f"torch {torch.__version__} refused to {what}; please report this")
 
 
-def register(
+def missing(
     operators: Mapping[str, str], meta: Callable[..., torch.Tensor | None] | None = None
-) -> None:
+) -> str | None:
     """Define operators and give their kernels to torch, once.
 
     Args:
         operators: Signatures by name; the kernel is the library's ``vllm_cold_{name}_op``.
         meta: Gives the result of each for tracing; without it there are none.
 
-    Raises:
-        OSError, AttributeError, RuntimeError: if torch does not take them.
+    Returns:
+        Why that cannot be, with the remedy; None if they are there.
     """
+    if (reason := cpu_library.missing()) is not None:
+        return reason
+    try:
+        _register(operators, meta)
+    except (OSError, AttributeError, RuntimeError) as error:
+        return (
+            f"torch {torch.__version__} does not take its operators ({error}): use 2.10 or later."
+        )
+    return None
+
+
+def _register(
+    operators: Mapping[str, str], meta: Callable[..., torch.Tensor | None] | None
+) -> None:
     if "connection" not in _registered:
         _registered["connection"] = _connect()
     if all(name in _registered for name in operators):
