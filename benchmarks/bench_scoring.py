@@ -38,7 +38,7 @@ from benchmarks.rounds import (
     table,
 )
 from tests.ops.conformance import Case, check_dense, check_topk, make_case
-from vllm_cold.ops import registry, scoring_cpu
+from vllm_cold.ops import registry, scoring, scoring_cpu
 from vllm_cold.ops.interface import Backend, Groups
 
 FORMS = ("dense", "inplace", "top20")
@@ -117,7 +117,9 @@ class Buffers:
     def score(self, backend: Backend, copy: int) -> None:
         """One call of the backend."""
         if self.load.form == "top20":
-            backend.topk(self.logits[copy], self.groups, self.best, self.ids)
+            dense = torch.empty(self.load.groups, self.load.vocab, device=self.best.device)
+            backend.scores(self.logits[copy], self.groups, dense, None)
+            scoring.select(dense, self.best, self.ids)
         else:
             out = self.out[copy] if self.load.form == "dense" else None
             backend.scores(self.logits[copy], self.groups, out, None)
@@ -125,11 +127,7 @@ class Buffers:
 
 def compiled(backend: Backend) -> Backend:
     """The same through torch.compile."""
-    return Backend(
-        backend.missing,
-        torch.compile(backend.scores, dynamic=False),
-        torch.compile(backend.topk, dynamic=False),
-    )
+    return Backend(backend.missing, torch.compile(backend.scores, dynamic=False))
 
 
 def check(load: Workload, case: Case, backend: Backend, device: torch.device) -> str:

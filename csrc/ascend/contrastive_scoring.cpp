@@ -8,15 +8,11 @@
 // are added in order; each difference and each sum is kept within +-FLT_MAX. A row is cut into
 // segments (contrastive_scoring.h), a segment into tiles of kTile float32 values:
 //
-//   K1  maxima    each expert segment's maximum                          -> workspace
-//   K2  scores    threshold, scores                                      -> out, or the expert's row
-//       topk      threshold, scores, the segment's best 64, sorted       -> workspace
-//   K3  merge     the best k of a group's sorted lists                   -> scores, ids
-//       total     what scores counted in a group's segments              -> statistics
+//   K1  maxima    each expert segment's maximum                -> workspace
+//   K2  scores    threshold, scores                            -> out, or the expert's row
+//   K3  total     what K2 counted in a group's segments        -> statistics
 //
-// With one segment a row, K2 takes the maximum itself and writes its results: one launch. If there
-// is a core for every segment, and it fits UB, K1 and K2 can be one kernel, "together": its blocks
-// wait for each other (SyncAll) before they score what they have kept. It does K3's total too.
+// With one segment a row, K2 takes the maximum itself and writes its results: one launch.
 // NaN or +inf in a row of a group stops nothing: the group's scores are finite or -inf all the
 // same, and the statistics, if they are wanted, say so. The maximum of an expert segment that holds
 // any is +inf: so K2 knows. It then takes what is not <= FLT_MAX for 0, and every token above -inf
@@ -40,7 +36,6 @@ constexpr float kInf = __builtin_inff();
 constexpr float kNegInf = -kInf;
 constexpr uint32_t kRepeatBytes = 256;                        // Sort32 aligns to it, so buffers do
 constexpr uint32_t kFloatsPerBlock = kBlockBytes / sizeof(float);
-constexpr uint32_t kListFloats = kListBytes / sizeof(float);  // score, id, score, id, ...
 constexpr uint32_t kSlotFloats = kSlotBytes / sizeof(float);
 constexpr uint32_t kSlotWords = kSlotBytes / sizeof(int32_t);
 constexpr uint32_t kMaskWords = kTile / 16;                   // one bit a value, in uint16_t
@@ -114,7 +109,7 @@ class TileReader {
 public:
     __aicore__ inline void Init(TPipe* pipe)
     {
-        pipe->InitBuffer(raw_, kKeptTiles, kTile * sizeof(T));
+        pipe->InitBuffer(raw_, kLoads, kTile * sizeof(T));
         if constexpr (kWiden) {
             pipe->InitBuffer(wide_, kTile * sizeof(float));
         }
@@ -134,33 +129,10 @@ public:
         raw_.EnQue(tile);
     }
 
-    // The tile that was loaded first, n values long. Release() or Keep() it.
+    // The tile that was loaded first, n values long. Release() it.
     __aicore__ inline LocalTensor<float> Take(uint32_t n)
     {
         tile_ = raw_.template DeQue<T>();
-        return Whole(n);
-    }
-    // For TakeKept(), of up to kKeptTiles; the first one is number 0.
-    __aicore__ inline void Keep(uint32_t number)
-    {
-        kept_[number] = tile_;
-    }
-    // As Take().
-    __aicore__ inline LocalTensor<float> TakeKept(uint32_t number, uint32_t n)
-    {
-        tile_ = kept_[number];
-        return Whole(n);
-    }
-    __aicore__ inline void Release()
-    {
-        raw_.FreeTensor(tile_);
-    }
-
-private:
-    static constexpr bool kWiden = sizeof(T) < sizeof(float);
-
-    __aicore__ inline LocalTensor<float> Whole(uint32_t n)
-    {
         if constexpr (kWiden) {
             LocalTensor<float> wide = wide_.template Get<float>();
             if (n < kTile) {
@@ -179,11 +151,18 @@ private:
             return tile_;
         }
     }
+    __aicore__ inline void Release()
+    {
+        raw_.FreeTensor(tile_);
+    }
 
-    TQue<TPosition::VECIN, kKeptTiles> raw_;
+private:
+    static constexpr bool kWiden = sizeof(T) < sizeof(float);
+    static constexpr uint32_t kLoads = 2;
+
+    TQue<TPosition::VECIN, kLoads> raw_;
     TBuf<TPosition::VECCALC> wide_;
     LocalTensor<T> tile_;
-    LocalTensor<T> kept_[kKeptTiles];
 };
 
 // Buffers that several steps use one after the other.
@@ -300,9 +279,8 @@ private:
     TBuf<TPosition::VECCALC> below_;
 };
 
-// The largest logit between begin and end of an expert row; +inf if NaN or +inf is among them. The
-// reader keeps its tiles, if it is to.
-template <typename T, bool kept = false>
+// The largest logit between begin and end of an expert row; +inf if NaN or +inf is among them.
+template <typename T>
 class Maximum {
 public:
     __aicore__ inline void Init(TPipe* pipe, Scratch* scratch, Guard* guard, TileReader<T>* reader)
@@ -312,18 +290,13 @@ public:
         reader_ = reader;
         pipe->InitBuffer(lanes_, kTile * sizeof(float));
     }
-    // Loads the first tile, or the two that there may be if they are to be kept. Find() is next.
+    // Loads the first tile. Find() is next.
     __aicore__ inline void Start(const GlobalTensor<T>& row, uint32_t begin, uint32_t end)
     {
         row_ = row;
         begin_ = begin;
         end_ = end;
         reader_->Load(row, begin, Least(kTile, end - begin));
-        if constexpr (kept) {
-            if (end - begin > kTile) {
-                reader_->Load(row, begin + kTile, end - begin - kTile);
-            }
-        }
     }
     __aicore__ inline float Find()
     {
@@ -332,18 +305,14 @@ public:
         AscendC::Duplicate(lanes, kNegInf, static_cast<int32_t>(kTile));
         PipeBarrier<PIPE_V>();
         for (uint32_t start = begin_; start < end_; start += kTile) {
-            if (!kept && end_ - start > kTile) {
+            if (end_ - start > kTile) {
                 reader_->Load(row_, start + kTile, Least(kTile, end_ - start - kTile));
             }
             LocalTensor<float> tile = reader_->Take(Least(kTile, end_ - start));
             guard_->Watch(tile);
             AscendC::Max(lanes, lanes, tile, static_cast<int32_t>(kTile));
             PipeBarrier<PIPE_V>();
-            if constexpr (kept) {
-                reader_->Keep((start - begin_) / kTile);
-            } else {
-                reader_->Release();
-            }
+            reader_->Release();
         }
         const bool good = guard_->AllGood();
         const float largest = scratch_->Largest(lanes, kTile);  // of NaN: anything
@@ -439,10 +408,8 @@ private:
     SlotWriter writer_;
 };
 
-// What both forms of K2 share: a group's threshold and the scores of its tiles. With `together` it
-// does K1 too, for the one segment that its block has: the expert's tiles stay, and the blocks wait
-// for each other's maxima.
-template <typename T, bool together>
+// A group's threshold, and the scores of its tiles.
+template <typename T>
 class Scorer {
 public:
     __aicore__ inline void Init(TPipe* pipe, const Groups<T>& groups)
@@ -452,14 +419,11 @@ public:
         guard_.Init(pipe, &scratch_);
         expert_.Init(pipe);
         amateur_.Init(pipe);
-        if (together || groups_.work.segments == 1) {
+        if (groups_.work.segments == 1) {
             maximum_.Init(pipe, &scratch_, &guard_, &expert_);
         }
         if (groups_.work.segments > 1) {
             pipe->InitBuffer(slots_, 1, kMaxSegments * kSlotBytes);
-        }
-        if constexpr (together) {
-            writer_.Init(pipe, groups_.maxima, groups_.work.Items());
         }
     }
 
@@ -475,21 +439,16 @@ public:
         hasExpert_ = groups_.logits.Has(number);
         inRange_ = hasExpert_;
         if (!hasExpert_) {
-            Meet(item, kNegInf);
             return;
         }
         expertRow_ = groups_.logits.Row(number);
-        if (together || work.segments == 1) {
+        if (work.segments == 1) {
             maximum_.Start(expertRow_, begin_, end_);
         } else {
             Load(expert_, expertRow_, begin_);
             LoadSlots(group);
         }
         FindAmateurs(group);
-        if constexpr (together) {
-            Meet(item, maximum_.Find());
-            LoadSlots(group);
-        }
         threshold_ = Threshold(group);
         if (work.segments == 1) {
             Load(expert_, expertRow_, begin_);
@@ -537,15 +496,10 @@ public:
     // The expert's tile at Position(), with the next one on its way.
     __aicore__ inline LocalTensor<float> Take()
     {
-        LocalTensor<float> expert;
-        if constexpr (together) {
-            expert = expert_.TakeKept((start_ - begin_) / kTile, Count());
-        } else {
-            if (end_ - start_ > kTile) {
-                Load(expert_, expertRow_, start_ + kTile);
-            }
-            expert = expert_.Take(Count());
+        if (end_ - start_ > kTile) {
+            Load(expert_, expertRow_, start_ + kTile);
         }
+        LocalTensor<float> expert = expert_.Take(Count());
         if (!expertGood_) {
             scratch_.Choose(
                 expert, scratch_.Compare(expert, kLargest, AscendC::CMPMODE::LE), expert, 0.0f);
@@ -677,14 +631,6 @@ private:
         // -inf is never valid.
         return expertGood_ && threshold > -kLargest ? threshold : -kLargest;
     }
-    // If blocks are there together, all come here, and go on when all have.
-    __aicore__ inline void Meet(uint64_t item, float largest)
-    {
-        if constexpr (together) {
-            writer_.Write(largest, item);
-            AscendC::SyncAll();
-        }
-    }
     __aicore__ inline void LoadSlots(uint32_t group)
     {
         const uint32_t used = groups_.work.segments * kSlotFloats;
@@ -722,8 +668,7 @@ private:
     Guard guard_;
     TileReader<T> expert_;
     TileReader<T> amateur_;
-    Maximum<T, together> maximum_;
-    SlotWriter writer_;
+    Maximum<T> maximum_;
     TQue<TPosition::VECIN, 1> slots_;
     GlobalTensor<T> expertRow_;
     uint32_t amateurs_;
@@ -895,47 +840,14 @@ private:
     TQue<TPosition::VECOUT, 1> words_;
 };
 
-// A group's counts, from those of its segments.
-class SegmentCounts {
-public:
-    __aicore__ inline void Init(TPipe* pipe)
-    {
-        pipe->InitBuffer(in_, 1, kMaxSegments * kSlotBytes);
-    }
-    __aicore__ inline Count Of(GM_ADDR slots, uint32_t group, uint32_t groups, uint32_t segments)
-    {
-        const uint64_t words = segments * kSlotWords;
-        GlobalTensor<int32_t> all;
-        all.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(slots), groups * words);
-        LocalTensor<int32_t> in = in_.AllocTensor<int32_t>();
-        const DataCopyExtParams params(1, segments * kSlotBytes, 0, 0, 0);
-        AscendC::DataCopyPad(in, all[group * words], params, DataCopyPadExtParams<int32_t>());
-        in_.EnQue(in);
-        in = in_.DeQue<int32_t>();
-        Sync<HardEvent::V_S>();
-        Count count{0, 0, kNegInf, 0, kNegInf, 0};
-        for (uint32_t i = 0; i < segments; ++i) {
-            CountWriter::Join(count, in[i * kSlotWords]);
-        }
-        Sync<HardEvent::S_V>();
-        in_.FreeTensor(in);
-        return count;
-    }
-
-private:
-    TQue<TPosition::VECIN, 1> in_;
-};
-
-// K2, dense: to `out`, or over the expert's row of a group if that is null. Then what is not finite
+// K2: to `out`, or over the expert's row of a group if that is null. Then what is not finite
 // in the amateurs' rows of a group with NaN or +inf becomes 0, so that they can be sampled from.
-template <typename T, bool together = false>
+template <typename T>
 class Scores {
 public:
-    // `counted`: the statistics, or a place for each segment's counts if there are several; these
-    // are put together in `statistics` by blocks that are there together.
+    // `counted`: the statistics, or a place for each segment's counts if there are several.
     __aicore__ inline void Run(
-        const Groups<T>& groups, GM_ADDR out, uint64_t outStride, GM_ADDR counted,
-        GM_ADDR statistics = nullptr)
+        const Groups<T>& groups, GM_ADDR out, uint64_t outStride, GM_ADDR counted)
     {
         const NotFiniteKept<T> kept;
         TPipe pipe;
@@ -944,9 +856,6 @@ public:
         if (groups.counts) {
             counter_.Init(&pipe, scorer_.Shared());
             writer_.Init(&pipe);
-        }
-        if (together && groups.counts) {
-            total_.Init(&pipe);
         }
         for (uint64_t item = AscendC::GetBlockIdx(); item < groups.work.Items();
              item += AscendC::GetBlockNum()) {
@@ -980,26 +889,9 @@ public:
                 }
             }
         }
-        if constexpr (together) {
-            if (groups.counts) {
-                AscendC::SyncAll();
-                SumUp(groups, counted, statistics);
-            }
-        }
     }
 
 private:
-    // By the block that has a group's first segment.
-    __aicore__ inline void SumUp(const Groups<T>& groups, GM_ADDR counted, GM_ADDR statistics)
-    {
-        const Work& work = groups.work;
-        const uint64_t item = AscendC::GetBlockIdx();
-        if (item % work.segments == 0) {
-            const uint32_t group = static_cast<uint32_t>(item / work.segments);
-            const Count count = total_.Of(counted, group, work.groups, work.segments);
-            writer_.WriteStatistics(count, statistics, group);
-        }
-    }
     __aicore__ inline GlobalTensor<float> Target(uint32_t group, GM_ADDR out, uint64_t outStride)
     {
         GlobalTensor<float> to;
@@ -1060,10 +952,9 @@ private:
         tiles_.FreeTensor(tile);
     }
 
-    Scorer<T, together> scorer_;
+    Scorer<T> scorer_;
     Counter counter_;
     CountWriter writer_;
-    SegmentCounts total_;
     TQue<TPosition::VECOUT, 2> tiles_;
 };
 
@@ -1074,275 +965,39 @@ public:
         GM_ADDR slots, uint32_t groups, uint32_t segments, GM_ADDR statistics)
     {
         TPipe pipe;
-        counts_.Init(&pipe);
+        pipe.InitBuffer(in_, 1, kMaxSegments * kSlotBytes);
         writer_.Init(&pipe);
         const uint32_t blocks = static_cast<uint32_t>(AscendC::GetBlockNum());
         for (uint32_t group = static_cast<uint32_t>(AscendC::GetBlockIdx()); group < groups;
              group += blocks) {
-            writer_.WriteStatistics(counts_.Of(slots, group, groups, segments), statistics, group);
+            writer_.WriteStatistics(CountOf(slots, group, groups, segments), statistics, group);
         }
     }
 
 private:
-    SegmentCounts counts_;
-    CountWriter writer_;
-};
-
-// Writes the first k entries of a sorted (score, id) list as float32 scores and int64 ids.
-class TopWriter {
-public:
-    __aicore__ inline void Init(
-        TPipe* pipe, GM_ADDR scores, GM_ADDR ids, uint32_t groups, uint32_t k)
+    __aicore__ inline Count CountOf(
+        GM_ADDR slots, uint32_t group, uint32_t groups, uint32_t segments)
     {
-        k_ = k;
-        pipe->InitBuffer(scores_, 1, kMaxTop * sizeof(float));
-        pipe->InitBuffer(ids_, 1, kMaxTop * sizeof(int64_t));
-        const uint64_t entries = static_cast<uint64_t>(groups) * k;
-        outScores_.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(scores), entries);
-        outIds_.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(ids), entries * 2);
-    }
-    __aicore__ inline void Write(const LocalTensor<float>& list, uint32_t group)
-    {
-        LocalTensor<float> scores = scores_.AllocTensor<float>();
-        LocalTensor<int32_t> ids = ids_.AllocTensor<int32_t>();
-        LocalTensor<int32_t> bits = list.ReinterpretCast<int32_t>();
+        const uint64_t words = segments * kSlotWords;
+        GlobalTensor<int32_t> all;
+        all.SetGlobalBuffer(reinterpret_cast<__gm__ int32_t*>(slots), groups * words);
+        LocalTensor<int32_t> in = in_.AllocTensor<int32_t>();
+        const DataCopyExtParams params(1, segments * kSlotBytes, 0, 0, 0);
+        AscendC::DataCopyPad(in, all[group * words], params, DataCopyPadExtParams<int32_t>());
+        in_.EnQue(in);
+        in = in_.DeQue<int32_t>();
         Sync<HardEvent::V_S>();
-        for (uint32_t i = 0; i < k_; ++i) {
-            const float score = list.GetValue(2 * i);
-            const bool valid = score >= -kLargest;
-            scores.SetValue(i, score);
-            ids.SetValue(2 * i, valid ? bits.GetValue(2 * i + 1) : -1);  // low half of an int64
-            ids.SetValue(2 * i + 1, valid ? 0 : -1);
+        Count count{0, 0, kNegInf, 0, kNegInf, 0};
+        for (uint32_t i = 0; i < segments; ++i) {
+            CountWriter::Join(count, in[i * kSlotWords]);
         }
-        Sync<HardEvent::S_MTE3>();
         Sync<HardEvent::S_V>();
-        scores_.EnQue(scores);
-        ids_.EnQue(ids);
-        scores = scores_.DeQue<float>();
-        ids = ids_.DeQue<int32_t>();
-        const uint64_t at = static_cast<uint64_t>(group) * k_;
-        const DataCopyExtParams scoreParams(1, k_ * 4, 0, 0, 0);
-        const DataCopyExtParams idParams(1, k_ * 8, 0, 0, 0);
-        AscendC::DataCopyPad(outScores_[at], scores, scoreParams);
-        AscendC::DataCopyPad(outIds_[at * 2], ids, idParams);
-        scores_.FreeTensor(scores);
-        ids_.FreeTensor(ids);
-    }
-
-private:
-    uint32_t k_;
-    TQue<TPosition::VECOUT, 1> scores_;
-    TQue<TPosition::VECOUT, 1> ids_;
-    GlobalTensor<float> outScores_;
-    GlobalTensor<int32_t> outIds_;
-};
-
-// The best kMaxTop of the tiles it is offered, in order of their ids. Sort32 and MrgSort put the
-// earlier one of two equal scores first, so ties go to the lower id as long as lists are given in
-// the order of their ids.
-class Best {
-public:
-    __aicore__ inline void Init(TPipe* pipe, uint32_t k)
-    {
-        k_ = k;
-        pipe->InitBuffer(ids_, kTile * sizeof(int32_t));
-        pipe->InitBuffer(one_, kTile * 8);
-        pipe->InitBuffer(other_, kTile * 8);
-        pipe->InitBuffer(list_, 2 * kMerged * sizeof(float));
-        AscendC::CreateVecIndex(ids_.Get<int32_t>(), 0, kTile);
-        PipeBarrier<PIPE_V>();
-        firstId_ = 0;
-        turn_ = 0;
-    }
-    __aicore__ inline void Reset()
-    {
-        AscendC::Duplicate(List(), kNegInf, static_cast<int32_t>(kListFloats));
-        PipeBarrier<PIPE_V>();
-        kth_ = kNegInf;
-    }
-    __aicore__ inline LocalTensor<float> List()
-    {
-        return list_.Get<float>()[turn_ * kMerged];
-    }
-    // A place for the scores of a tile, to be offered next.
-    __aicore__ inline LocalTensor<float> Place()
-    {
-        return other_.Get<float>();
-    }
-    // What is at Place(), with its `largest`; the first is of token `start`. Zeros lose their sign.
-    __aicore__ inline void Offer(float largest, uint32_t start)
-    {
-        if (!(largest > kth_)) {
-            return;  // nor would a tie get in: its id is higher
-        }
-        LocalTensor<int32_t> ids = ids_.Get<int32_t>();
-        if (start != firstId_) {
-            const int32_t step = static_cast<int32_t>(start) - static_cast<int32_t>(firstId_);
-            AscendC::Adds(ids, ids, step, static_cast<int32_t>(kTile));
-            PipeBarrier<PIPE_V>();
-            firstId_ = start;
-        }
-        const LocalTensor<float> scores = Place();
-        // -0.0 becomes 0.0: sorting might take them for different scores.
-        AscendC::Adds(scores, scores, 0.0f, static_cast<int32_t>(kTile));
-        PipeBarrier<PIPE_V>();
-        LocalTensor<float> one = one_.Get<float>();
-        LocalTensor<float> other = other_.Get<float>();
-        AscendC::Sort32(one, scores, ids.ReinterpretCast<uint32_t>(), kTile / 32);
-        PipeBarrier<PIPE_V>();
-        MergeFours(other, one, 32);
-        MergeFours(one, other, 128);
-        MergeFours(other, one, 512);
-        // Two runs of kTile / 2 are left; only their heads matter.
-        LocalTensor<float> list = List();
-        turn_ = 1 - turn_;
-        const uint16_t lengths[4] = {kMaxTop, kMaxTop, kMaxTop, 0};
-        AscendC::MrgSort(
-            List(), AscendC::MrgSortSrcList<float>(list, other, other[kTile], list),
-            AscendC::MrgSort4Info(lengths, false, 0b0111, 1));
-        PipeBarrier<PIPE_V>();
-        kth_ = Read(List(), 2 * (k_ - 1));
-    }
-
-private:
-    static constexpr uint32_t kMerged = 3 * kListFloats;
-
-    // Runs of `length` entries to runs of four times as many.
-    __aicore__ inline void MergeFours(
-        const LocalTensor<float>& to, const LocalTensor<float>& from, uint16_t length)
-    {
-        const uint32_t step = 2u * length;  // floats in a run
-        const uint16_t lengths[4] = {length, length, length, length};
-        AscendC::MrgSort(
-            to,
-            AscendC::MrgSortSrcList<float>(from, from[step], from[2 * step], from[3 * step]),
-            AscendC::MrgSort4Info(lengths, false, 0b1111, kTile / (4u * length)));
-        PipeBarrier<PIPE_V>();
-    }
-
-    TBuf<TPosition::VECCALC> ids_;
-    TBuf<TPosition::VECCALC> one_;
-    TBuf<TPosition::VECCALC> other_;
-    TBuf<TPosition::VECCALC> list_;
-    uint32_t k_;
-    uint32_t firstId_;
-    uint32_t turn_;
-    float kth_;
-};
-
-// K2, top-k.
-template <typename T, bool together = false>
-class TopK {
-public:
-    __aicore__ inline void Run(
-        const Groups<T>& groups, uint32_t k, GM_ADDR lists, GM_ADDR outScores, GM_ADDR outIds)
-    {
-        const NotFiniteKept<T> kept;
-        TPipe pipe;
-        scorer_.Init(&pipe, groups);
-        best_.Init(&pipe, k);
-        const bool whole = groups.work.segments == 1;
-        if (whole) {
-            writer_.Init(&pipe, outScores, outIds, groups.work.groups, k);
-        } else {
-            pipe.InitBuffer(lists_, 1, kListBytes);
-        }
-        for (uint64_t item = AscendC::GetBlockIdx(); item < groups.work.Items();
-             item += AscendC::GetBlockNum()) {
-            scorer_.Start(item);
-            best_.Reset();
-            for (; scorer_.HasExpert() && !scorer_.Done(); scorer_.Next()) {
-                const LocalTensor<float> scores = best_.Place();
-                scorer_.Score(scores, scorer_.Take());
-                best_.Offer(scorer_.Shared()->Largest(scores, kTile), scorer_.Position());
-            }
-            if (whole) {
-                writer_.Write(best_.List(), static_cast<uint32_t>(item));
-            } else {
-                WriteList(lists, item, groups.work.Items());
-            }
-        }
-    }
-
-private:
-    __aicore__ inline void WriteList(GM_ADDR lists, uint64_t item, uint64_t items)
-    {
-        GlobalTensor<float> out;
-        out.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(lists), items * kListFloats);
-        LocalTensor<float> list = lists_.AllocTensor<float>();
-        AscendC::DataCopy(list, best_.List(), kListFloats);
-        PipeBarrier<PIPE_V>();
-        lists_.EnQue(list);
-        list = lists_.DeQue<float>();
-        const DataCopyExtParams params(1, kListBytes, 0, 0, 0);
-        AscendC::DataCopyPad(out[item * kListFloats], list, params);
-        lists_.FreeTensor(list);
-    }
-
-    Scorer<T, together> scorer_;
-    Best best_;
-    TopWriter writer_;
-    TQue<TPosition::VECOUT, 1> lists_;
-};
-
-// K3: segments >= 2 lists of a group, in the order of their ids, to one.
-class Merge {
-public:
-    __aicore__ inline void Run(
-        GM_ADDR lists, uint32_t groups, uint32_t segments, uint32_t k, GM_ADDR outScores,
-        GM_ADDR outIds)
-    {
-        TPipe pipe;
-        pipe.InitBuffer(in_, 1, segments * kListBytes);
-        pipe.InitBuffer(merged_, 2 * kMerged * sizeof(float));
-        writer_.Init(&pipe, outScores, outIds, groups, k);
-        const uint64_t floats = static_cast<uint64_t>(segments) * kListFloats;
-        GlobalTensor<float> all;
-        all.SetGlobalBuffer(reinterpret_cast<__gm__ float*>(lists), groups * floats);
-        const uint32_t blocks = static_cast<uint32_t>(AscendC::GetBlockNum());
-        for (uint32_t group = static_cast<uint32_t>(AscendC::GetBlockIdx()); group < groups;
-             group += blocks) {
-            LocalTensor<float> in = in_.AllocTensor<float>();
-            const DataCopyExtParams params(1, segments * kListBytes, 0, 0, 0);
-            AscendC::DataCopyPad(in, all[group * floats], params, DataCopyPadExtParams<float>());
-            in_.EnQue(in);
-            in = in_.DeQue<float>();
-            writer_.Write(Fold(in, segments), group);
-            in_.FreeTensor(in);
-        }
-    }
-
-private:
-    static constexpr uint32_t kMerged = 4 * kListFloats;
-
-    // Up to three lists at a time behind what is merged already.
-    __aicore__ inline LocalTensor<float> Fold(const LocalTensor<float>& in, uint32_t segments)
-    {
-        LocalTensor<float> list = in;
-        uint32_t turn = 0;
-        for (uint32_t next = 1; next < segments; next += 3) {
-            const uint32_t more = Least(3, segments - next);
-            const uint16_t lengths[4] = {
-                kMaxTop, kMaxTop, static_cast<uint16_t>(more > 1 ? kMaxTop : 0),
-                static_cast<uint16_t>(more > 2 ? kMaxTop : 0)};
-            const uint16_t valid = static_cast<uint16_t>((2u << more) - 1);
-            LocalTensor<float> to = merged_.Get<float>()[turn * kMerged];
-            AscendC::MrgSort(
-                to,
-                AscendC::MrgSortSrcList<float>(
-                    list, in[next * kListFloats], in[(more > 1 ? next + 1 : next) * kListFloats],
-                    in[(more > 2 ? next + 2 : next) * kListFloats]),
-                AscendC::MrgSort4Info(lengths, false, valid, 1));
-            PipeBarrier<PIPE_V>();
-            list = to;
-            turn = 1 - turn;
-        }
-        return list;
+        in_.FreeTensor(in);
+        return count;
     }
 
     TQue<TPosition::VECIN, 1> in_;
-    TBuf<TPosition::VECCALC> merged_;
-    TopWriter writer_;
+    CountWriter writer_;
 };
 
 }  // namespace
@@ -1376,58 +1031,11 @@ private:
         inputs.counts = counted != nullptr;                                                  \
         vllm_cold::Scores<T> kernel;                                                         \
         kernel.Run(inputs, out, outStride, counted);                                         \
-    }                                                                                        \
-    extern "C" __global__ __aicore__ void contrastive_topk_##T(                              \
-        VLLM_COLD_GROUP_PARAMETERS, uint32_t k, GM_ADDR lists, GM_ADDR outScores,            \
-        GM_ADDR outIds)                                                                      \
-    {                                                                                        \
-        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);                                      \
-        const vllm_cold::Groups<T> inputs = VLLM_COLD_GROUPS(T);                             \
-        vllm_cold::TopK<T> kernel;                                                           \
-        kernel.Run(inputs, k, lists, outScores, outIds);                                     \
     }
 
 VLLM_COLD_KERNELS(float)
 VLLM_COLD_KERNELS(half)
 VLLM_COLD_KERNELS(bfloat16_t)
-
-#if VLLM_COLD_ONE_LAUNCH
-// In batch mode all blocks of a launch start together, or none; without it, blocks that wait for
-// each other could wait for cores that blocks of another such launch hold.
-#define VLLM_COLD_TOGETHER(T)                                                           \
-    extern "C" __schedmode__(1) __global__ __aicore__ void contrastive_together_##T(    \
-        VLLM_COLD_GROUP_PARAMETERS, GM_ADDR out, uint64_t outStride, GM_ADDR counted,   \
-        GM_ADDR statistics)                                                             \
-    {                                                                                   \
-        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIV_1_0);                              \
-        vllm_cold::Groups<T> inputs = VLLM_COLD_GROUPS(T);                              \
-        inputs.counts = statistics != nullptr;                                          \
-        vllm_cold::Scores<T, true> kernel;                                              \
-        kernel.Run(inputs, out, outStride, counted, statistics);                        \
-    }                                                                                   \
-    extern "C" __schedmode__(1) __global__ __aicore__ void contrastive_topktogether_##T( \
-        VLLM_COLD_GROUP_PARAMETERS, uint32_t k, GM_ADDR lists, GM_ADDR outScores,       \
-        GM_ADDR outIds)                                                                 \
-    {                                                                                   \
-        KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_MIX_AIV_1_0);                              \
-        const vllm_cold::Groups<T> inputs = VLLM_COLD_GROUPS(T);                        \
-        vllm_cold::TopK<T, true> kernel;                                                \
-        kernel.Run(inputs, k, lists, outScores, outIds);                                \
-    }
-
-VLLM_COLD_TOGETHER(float)
-VLLM_COLD_TOGETHER(half)
-VLLM_COLD_TOGETHER(bfloat16_t)
-#endif
-
-extern "C" __global__ __aicore__ void contrastive_merge(
-    GM_ADDR lists, uint32_t groups, uint32_t segments, uint32_t k, GM_ADDR outScores,
-    GM_ADDR outIds)
-{
-    KERNEL_TASK_TYPE_DEFAULT(KERNEL_TYPE_AIV_ONLY);
-    vllm_cold::Merge kernel;
-    kernel.Run(lists, groups, segments, k, outScores, outIds);
-}
 
 extern "C" __global__ __aicore__ void contrastive_total(
     GM_ADDR counts, uint32_t groups, uint32_t segments, GM_ADDR statistics)
@@ -1444,21 +1052,8 @@ namespace vllm_cold {
         (c).groups, (c).streams, (c).vocab, (c).plan.segments, (c).plan.segmentLength,   \
         (c).rowStride
 
-#if VLLM_COLD_ONE_LAUNCH
-#define VLLM_COLD_INSTEAD_IF_TOGETHER(kernel, c, stream, ...)                            \
-    if ((c).plan.together) {                                                             \
-        VLLM_COLD_LAUNCH_TOGETHER(kernel, (c).plan.blocks, stream,                       \
-                                  VLLM_COLD_GROUP_ARGUMENTS(c), __VA_ARGS__);            \
-        break;                                                                           \
-    }
-#else
-#define VLLM_COLD_INSTEAD_IF_TOGETHER(kernel, c, stream, ...)
-#endif
-
 #define VLLM_COLD_LAUNCH_SCORES(T, c, stream)                                            \
     do {                                                                                 \
-        VLLM_COLD_INSTEAD_IF_TOGETHER(contrastive_together_##T, c, stream, (c).out,      \
-                                      (c).outStride, (c).counts, (c).statistics)         \
         if ((c).plan.segments > 1) {                                                     \
             VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,            \
                              VLLM_COLD_GROUP_ARGUMENTS(c));                              \
@@ -1466,19 +1061,6 @@ namespace vllm_cold {
         VLLM_COLD_LAUNCH(contrastive_scores_##T, (c).plan.blocks, stream,                \
                          VLLM_COLD_GROUP_ARGUMENTS(c), (c).out, (c).outStride,           \
                          (c).plan.segments > 1 ? (c).counts : (c).statistics);           \
-    } while (0)
-
-#define VLLM_COLD_LAUNCH_TOPK(T, c, stream)                                              \
-    do {                                                                                 \
-        VLLM_COLD_INSTEAD_IF_TOGETHER(contrastive_topktogether_##T, c, stream, (c).k,    \
-                                      (c).lists, (c).outScores, (c).outIds)              \
-        if ((c).plan.segments > 1) {                                                     \
-            VLLM_COLD_LAUNCH(contrastive_maxima_##T, (c).plan.blocks, stream,            \
-                             VLLM_COLD_GROUP_ARGUMENTS(c));                              \
-        }                                                                                \
-        VLLM_COLD_LAUNCH(contrastive_topk_##T, (c).plan.blocks, stream,                  \
-                         VLLM_COLD_GROUP_ARGUMENTS(c), (c).k, (c).lists, (c).outScores,  \
-                         (c).outIds);                                                    \
     } while (0)
 
 void LaunchScores(const ScoringCall& call, void* stream)
@@ -1490,24 +1072,9 @@ void LaunchScores(const ScoringCall& call, void* stream)
     } else {
         VLLM_COLD_LAUNCH_SCORES(bfloat16_t, call, stream);
     }
-    if (call.plan.segments > 1 && !call.plan.together && call.statistics != nullptr) {
-        VLLM_COLD_LAUNCH(contrastive_total, call.plan.mergeBlocks, stream, call.counts, call.groups,
+    if (call.plan.segments > 1 && call.statistics != nullptr) {
+        VLLM_COLD_LAUNCH(contrastive_total, call.plan.totalBlocks, stream, call.counts, call.groups,
                          call.plan.segments, call.statistics);
-    }
-}
-
-void LaunchTopK(const ScoringCall& call, void* stream)
-{
-    if (call.type == LogitsType::kFloat) {
-        VLLM_COLD_LAUNCH_TOPK(float, call, stream);
-    } else if (call.type == LogitsType::kHalf) {
-        VLLM_COLD_LAUNCH_TOPK(half, call, stream);
-    } else {
-        VLLM_COLD_LAUNCH_TOPK(bfloat16_t, call, stream);
-    }
-    if (call.plan.segments > 1) {
-        VLLM_COLD_LAUNCH(contrastive_merge, call.plan.mergeBlocks, stream, call.lists, call.groups,
-                         call.plan.segments, call.k, call.outScores, call.outIds);
     }
 }
 

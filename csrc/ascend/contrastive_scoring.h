@@ -4,22 +4,14 @@
 
 #include <cstdint>
 
-// Whether blocks may wait for each other; see README.md.
-#ifndef VLLM_COLD_ONE_LAUNCH
-#define VLLM_COLD_ONE_LAUNCH 0
-#endif
-
 namespace vllm_cold {
 
 constexpr uint32_t kMaxAmateurs = 32;      // of a group
 constexpr uint32_t kTile = 4096;           // logits that one step of a block works on
-constexpr uint32_t kKeptTiles = 2;         // of an expert's row, that a block can keep
-constexpr uint32_t kMaxTop = 64;           // entries of a sorted list; the largest k
 constexpr uint32_t kMaxSegments = 64;      // of one row
 constexpr uint32_t kSegmentUnit = 256;     // segment lengths are multiples of it
 constexpr uint32_t kUncut = 8192;          // a row no longer is one segment: that is one launch
 constexpr uint32_t kSlotBytes = 32;        // one segment's maximum, or its counts, in a workspace
-constexpr uint32_t kListBytes = kMaxTop * 8;  // one segment's sorted (score, id) list
 constexpr uint32_t kNotFinite = 1;         // third of a group's statistics: a row has NaN or +inf
 constexpr uint32_t kOutOfRange = 3;        // likewise: a row number is out of range
 
@@ -28,10 +20,8 @@ struct Plan {
     uint32_t segments;       // of each row, at least 1, none of them empty
     uint32_t segmentLength;  // a multiple of kSegmentUnit; the last segment may be shorter
     uint32_t blocks;         // of the launches that work on segments
-    bool together;           // whether there is a core for every segment, which fits what one keeps
-    uint32_t mergeBlocks;    // of the launch that puts the segments' results together
+    uint32_t totalBlocks;    // of the launch that adds up what segments counted
     uint64_t slotBytes;      // workspace of maxima, or of counts; 0 if one block does a row
-    uint64_t listBytes;      // workspace of a top-k call, likewise
 };
 
 // Few groups: a row is cut so that the longest segment has as few tiles as the cores allow, into as
@@ -50,11 +40,8 @@ inline Plan MakePlan(uint64_t groups, uint64_t vocab, uint64_t cores)
     plan.segments = static_cast<uint32_t>(segments);
     plan.segmentLength = static_cast<uint32_t>(length);
     plan.blocks = static_cast<uint32_t>(least(cores, groups * segments));
-    plan.together =
-        VLLM_COLD_ONE_LAUNCH != 0 && segments > 1 && length <= uint64_t{kKeptTiles} * kTile;
-    plan.mergeBlocks = static_cast<uint32_t>(least(cores, groups));
+    plan.totalBlocks = static_cast<uint32_t>(least(cores, groups));
     plan.slotBytes = segments > 1 ? groups * segments * kSlotBytes : 0;
-    plan.listBytes = segments > 1 ? groups * segments * kListBytes : 0;
     return plan;
 }
 
@@ -69,17 +56,13 @@ struct ScoringCall {
     uint8_t* logAlpha;       // [groups] float32
     uint8_t* floor;          // [groups] float32, the lowest expert logit admitted, or null
     uint8_t* maxima;         // workspace: plan.slotBytes
-    uint8_t* counts;         // workspace: plan.slotBytes, or null without statistics (dense)
-    uint8_t* lists;          // workspace: plan.listBytes (top-k)
+    uint8_t* counts;         // workspace: plan.slotBytes, or null without statistics
     uint8_t* out;            // [groups, vocab] float32, stride outStride; null: over experts' rows
-    uint8_t* statistics;     // [groups, 3] int64: valid, changed, fault; or null (dense)
-    uint8_t* outScores;      // [groups, k] float32 (top-k)
-    uint8_t* outIds;         // [groups, k] int64 (top-k)
+    uint8_t* statistics;     // [groups, 3] int64: valid, changed, fault; or null
     uint32_t numRows;
     uint32_t groups;
     uint32_t streams;        // 2 to kMaxAmateurs + 1
     uint32_t vocab;
-    uint32_t k;              // top-k
     uint64_t rowStride;
     uint64_t outStride;
     Plan plan;
@@ -87,6 +70,5 @@ struct ScoringCall {
 
 // Defined beside the kernels. Launches in order on `stream`; no host sync.
 void LaunchScores(const ScoringCall& call, void* stream);
-void LaunchTopK(const ScoringCall& call, void* stream);
 
 }  // namespace vllm_cold

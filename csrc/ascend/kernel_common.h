@@ -9,7 +9,6 @@
 #ifndef VLLM_COLD_LAUNCH
 #define VLLM_COLD_LAUNCH(kernel, blocks, stream, ...) \
     kernel<<<blocks, nullptr, stream>>>(__VA_ARGS__)
-#define VLLM_COLD_LAUNCH_TOGETHER VLLM_COLD_LAUNCH
 #endif
 
 namespace vllm_cold {

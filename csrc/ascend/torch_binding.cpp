@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// torch.ops.vllm_cold.ascend_scores and ascend_topk: the AscendC kernels on torch_npu's tensors.
+// torch.ops.vllm_cold.ascend_scores: the AscendC kernels on torch_npu's tensors.
 //
 // Arguments are checked by vllm_cold.ops.scoring.
 #include <cstdint>
@@ -80,24 +80,6 @@ void Scores(
     Enqueue("ContrastiveScores", call, LaunchScores);
 }
 
-void TopK(
-    const at::Tensor& logits, const at::Tensor& rows, const at::Tensor& weights,
-    const at::Tensor& logAlpha, const std::optional<at::Tensor>& floor,
-    const at::Tensor& outScores, const at::Tensor& outIds)
-{
-    const c10_npu::OptionalNPUGuard guard(logits.device());
-    ScoringCall call = MakeCall(logits, rows, weights, logAlpha, floor);
-    TORCH_CHECK(outScores.size(1) >= 1 && outScores.size(1) <= kMaxTop, "CoLD: k is from 1 to 64");
-    const at::Tensor maxima = Workspace(logits, call.plan.slotBytes);
-    const at::Tensor lists = Workspace(logits, call.plan.listBytes);
-    call.maxima = Address(maxima);
-    call.lists = Address(lists);
-    call.outScores = Address(outScores);
-    call.outIds = Address(outIds);
-    call.k = static_cast<uint32_t>(outScores.size(1));
-    Enqueue("ContrastiveTopK", call, LaunchTopK);
-}
-
 }  // namespace
 }  // namespace vllm_cold
 
@@ -107,13 +89,9 @@ TORCH_LIBRARY_FRAGMENT(vllm_cold, m)
     m.def(
         "ascend_scores(Tensor(a!) logits, Tensor rows, Tensor weights, Tensor log_alpha, "
         "Tensor? floor, Tensor(b!)? out, Tensor(c!)? statistics) -> ()");
-    m.def(
-        "ascend_topk(Tensor logits, Tensor rows, Tensor weights, Tensor log_alpha, "
-        "Tensor? floor, Tensor(a!) out_scores, Tensor(b!) out_ids) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(vllm_cold, PrivateUse1, m)
 {
     m.impl("ascend_scores", &vllm_cold::Scores);
-    m.impl("ascend_topk", &vllm_cold::TopK);
 }

@@ -47,9 +47,6 @@ struct Job {
     const int64_t* expert_top_k;
     const uint8_t* adaptive;
     float* out;
-    float* top_scores;
-    int64_t* top_ids;
-    int64_t k;
     int64_t* statistics;
     const Kernels* kernels;
     bool stream;
@@ -162,15 +159,11 @@ struct Job {
     }
 
     // Whether the amateurs' logits hold NaN or +inf.
-    bool score(int64_t group, Range range, const Settings& with, Best* best) const {
+    bool score(int64_t group, Range range, const Settings& with) const {
         bool bad = false;
         const auto [from, to] = tokens(range);
         const Segment s = segment(group, range, with);
-        if (top_scores != nullptr) {
-            best->k = k;
-            best->count = 0;
-            kernels->topk(s, from, best, &bad);
-        } else if (out != nullptr) {
+        if (out != nullptr) {
             float* row = out + group * vocab + from;
             const bool aligned = reinterpret_cast<uintptr_t>(row) % 64 == 0;
             kernels->scores(s, row, stream && aligned, &bad);
@@ -212,21 +205,6 @@ struct Job {
         statistics[3 * group + 1] = all.best_id != all.expert_id;
         statistics[3 * group + 2] = all.bad;
     }
-
-    // One list out of those of `num` segments, which lie in order of their ids.
-    void merge(int64_t group, const Best* segments, int64_t num) const {
-        int64_t next[kMaxSegments] = {};
-        for (int64_t i = 0; i < k; ++i) {
-            int64_t from = -1;
-            for (int64_t s = 0; s < num; ++s) {
-                if (next[s] == segments[s].count) continue;
-                if (from < 0 || segments[s].scores[next[s]] > segments[from].scores[next[from]])
-                    from = s;
-            }
-            top_scores[group * k + i] = from < 0 ? -kInf : segments[from].scores[next[from]];
-            top_ids[group * k + i] = from < 0 ? -1 : segments[from].ids[next[from]++];
-        }
-    }
 };
 
 const Kernels* kernels_for(int32_t isa) {
@@ -244,8 +222,7 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                         int32_t dtype, const int64_t* rows, const float* weights,
                         const float* log_alpha, const int64_t* expert_top_k,
                         const uint8_t* adaptive, int64_t num_groups, int64_t streams, float* out,
-                        float* top_scores, int64_t* top_ids, int64_t k, int64_t* statistics,
-                        int32_t isa, int32_t threads) {
+                        int64_t* statistics, int32_t isa, int32_t threads) {
     for (int64_t i = 0; i < num_groups * streams; ++i) {
         if (rows[i] < (i % streams == 0 ? 0 : -1) || rows[i] >= num_rows) return kRowOutside;
     }
@@ -260,24 +237,20 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                              std::max<int64_t>(4 * num_threads / split, 1), kMaxSegments});
     }
     const int64_t tasks = split * segments;
-    const bool lists_wanted = top_scores != nullptr;
     const int64_t tiled = adaptive == nullptr ? num_groups : num_groups * streams;  // rows
     float* tiles =
         static_cast<float*>(std::malloc(static_cast<size_t>(tiled * num_tiles) * sizeof(float)));
     Settings* settings =  // of the split groups
         static_cast<Settings*>(std::malloc(static_cast<size_t>(split + 1) * sizeof(Settings)));
-    Best* lists = static_cast<Best*>(
-        std::malloc(static_cast<size_t>(lists_wanted ? tasks + 1 : 1) * sizeof(Best)));
     const bool counted = statistics != nullptr;
     Tally* tallies = static_cast<Tally*>(
         std::malloc(static_cast<size_t>(counted ? tasks + 1 : 1) * sizeof(Tally)));
-    std::atomic<bool> no_memory{tiles == nullptr || settings == nullptr || lists == nullptr ||
-                                tallies == nullptr};
+    std::atomic<bool> no_memory{tiles == nullptr || settings == nullptr || tallies == nullptr};
 
     const Job job{static_cast<char*>(logits), row_stride * kElementSize[dtype], vocab,
                   kElementSize[dtype], rows, streams, weights, log_alpha, expert_top_k, adaptive,
-                  out, top_scores, top_ids, k, statistics, kernels_for(isa) + dtype,
-                  num_groups * vocab >= kStream, num_tiles, tiles};
+                  out, statistics, kernels_for(isa) + dtype, num_groups * vocab >= kStream,
+                  num_tiles, tiles};
     const Job::Range all{0, num_tiles};
 
     auto body = [&](Team team) {
@@ -286,10 +259,8 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
             job.maxima(group, all);
             const Settings with = job.settings(group, &found_no_memory);
             Tally found = counted ? job.tally(group, all, with) : kNothing;
-            Best list;
-            found.bad = job.score(group, all, with, &list);
+            found.bad = job.score(group, all, with);
             if (counted) job.count(group, with, &found, 1);
-            if (lists_wanted) job.merge(group, &list, 1);
         }
         if (split > 0) {
             const auto segment = [&](int64_t task) {
@@ -306,17 +277,13 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                 const int64_t group = whole + task / segments;
                 const Settings& with = settings[task / segments];
                 if (counted) tallies[task] = job.tally(group, segment(task), with);
-                const bool bad =
-                    job.score(group, segment(task), with, lists_wanted ? lists + task : nullptr);
+                const bool bad = job.score(group, segment(task), with);
                 if (counted) tallies[task].bad = bad;
             }
-            if (lists_wanted || counted) {
+            if (counted) {
                 team.barrier();
-                for (int64_t p = team.thread; p < split; p += team.size) {
-                    if (lists_wanted) job.merge(whole + p, lists + p * segments, segments);
-                    if (counted)
-                        job.count(whole + p, settings[p], tallies + p * segments, segments);
-                }
+                for (int64_t p = team.thread; p < split; p += team.size)
+                    job.count(whole + p, settings[p], tallies + p * segments, segments);
             }
         }
         if (found_no_memory) no_memory = true;
@@ -324,7 +291,6 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     if (!no_memory) parallel(num_threads, body);
     std::free(tiles);
     std::free(settings);
-    std::free(lists);
     std::free(tallies);
     return no_memory ? kNoMemory : kOk;
 }

@@ -21,11 +21,8 @@ constexpr int64_t kMaxAmateurs = 32;
 // weights, adaptive: [num_groups, streams - 1], the amateurs'; adaptive may be null. It is 1 if the weight
 //   adapts itself, with `weights` as its farthest from 0; else 0.
 // log_alpha, expert_top_k: [num_groups]; the second may be null.
-// Output, one of:
-//   out: [num_groups, vocab] scores;
-//   top_scores, top_ids: [num_groups, k] best scores and their token ids, k <= 64;
-//   all of them null: the scores go over the expert's row of each group in logits, which is float32; what is
-//   NaN or +inf in its amateurs' becomes 0.
+// out: [num_groups, vocab] scores. If null, they go over the expert's row of each group in logits, which is
+//   float32; what is NaN or +inf in its amateurs' becomes 0.
 // statistics: may be null; else [num_groups, 3], how many tokens of the group are valid, 1 if the one with the
 //   best score is not the expert's best, else 0 (of several with the same value the lowest id counts), and 1 if
 //   a row of the group holds NaN or +inf, else 0; if 1, the two numbers before mean nothing.
@@ -36,5 +33,5 @@ constexpr int64_t kMaxAmateurs = 32;
 VLLM_COLD_EXPORT int32_t vllm_cold_score(
     void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab, int32_t dtype,
     const int64_t* rows, const float* weights, const float* log_alpha, const int64_t* expert_top_k,
-    const uint8_t* adaptive, int64_t num_groups, int64_t streams, float* out, float* top_scores,
-    int64_t* top_ids, int64_t k, int64_t* statistics, int32_t isa, int32_t threads);
+    const uint8_t* adaptive, int64_t num_groups, int64_t streams, float* out,
+    int64_t* statistics, int32_t isa, int32_t threads);

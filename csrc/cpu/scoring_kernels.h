@@ -4,16 +4,7 @@
 
 #include "scoring.h"
 
-constexpr int64_t kMaxK = 64;
 constexpr int64_t kTile = 1024;
-
-// The best of a segment so far, best first; of equal scores the one with the lower id.
-struct Best {
-    int64_t k;
-    int64_t count;
-    float scores[kMaxK];
-    int64_t ids[kMaxK];
-};
 
 // What a segment says of its group: how many tokens are valid, the one with the best score and the
 // expert's best one, by the lower id where several are. Ids are -1 while `count` is 0. `bad`: whether
@@ -37,7 +28,7 @@ struct Segment {
     float weights[kMaxAmateurs];
 };
 
-// Passes over a segment. `scores` and `topk` set *bad if one of the amateurs' elements is NaN or +inf.
+// Passes over a segment. `scores` sets *bad if one of the amateurs' elements is NaN or +inf.
 // Whatever they and the expert's are, scores are finite; NaN is valid.
 struct Kernels {
     void (*maxima)(const void* x, int64_t n, float* tiles);
@@ -52,10 +43,8 @@ struct Kernels {
     // Scores to `to`, which may be the expert's logits. `stream` (to an address aligned to 64 bytes):
     // past the caches.
     void (*scores)(const Segment& rows, float* to, bool stream, bool* bad);
-    // Scores into `best`; the first element is of token `first_id`.
-    void (*topk)(const Segment& rows, int64_t first_id, Best* best, bool* bad);
     // Like `scores` without writing any: into `tally`, which is empty, but for `bad`. Before `scores`
-    // in place.
+    // in place. The first element is of token `first_id`.
     void (*tally)(const Segment& rows, int64_t first_id, Tally* tally);
 };
 

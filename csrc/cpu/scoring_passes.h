@@ -5,7 +5,7 @@
 //
 // Vec has: N lanes; F (floats) and M (a set of lanes); load(const T*) for the three dtypes; store;
 // stream (a store to an aligned address, past the caches where the CPU can) and fence behind those;
-// set1, sub, max and min (b where a is NaN), fma(a, b, c) = a * b + c; gt, eq; not_below (a >= b, or NaN);
+// set1, sub, max and min (b where a is NaN), fma(a, b, c) = a * b + c; eq; not_below (a >= b, or NaN);
 // not_below_inf (NaN or +inf); select(m, a, b) = m ? a : b; either (union); any; bits (lane i in bit i).
 
 #include "scoring_adaptive.h"
@@ -199,56 +199,6 @@ void scores(const Segment& rows, float* to, bool stream, bool* bad) {
     (rows.num == 1 ? scores_of<T, true> : scores_of<T, false>)(rows, to, stream, bad);
 }
 
-// Keeps `best` in order. Tokens come by rising id: an equal score goes behind.
-void insert(Best* best, float score, int64_t id) {
-    int64_t at = best->count < best->k ? best->count++ : best->k - 1;
-    for (; at > 0 && best->scores[at - 1] < score; --at) {
-        best->scores[at] = best->scores[at - 1];
-        best->ids[at] = best->ids[at - 1];
-    }
-    best->scores[at] = score;
-    best->ids[at] = id;
-}
-
-template <class T, bool kOne>
-void topk_of(const Segment& rows, int64_t first_id, Best* best, bool* bad) {
-    const T* e = static_cast<const T*>(rows.expert);
-    const int64_t n = rows.n;
-    const float* tiles = rows.tiles;
-    Amateurs<T, kOne> amateurs(rows);
-    float worst = -kInf;  // that gets in
-    for (int64_t i = 0; i < n;) {
-        const int64_t end = tile_end(i, n);
-        if (*tiles++ < rows.threshold) {
-            for (; i < end; i += N) amateurs.look_at_all(i, end - i);
-            i = end;
-            continue;
-        }
-        for (; i < end; i += N) {
-            M valid;
-            const F score = amateurs.score(load_some(e + i, end - i), i, end - i, &valid);
-            uint32_t lanes = Vec::bits(valid);  // of few
-            if (lanes != 0) lanes &= Vec::bits(Vec::gt(score, Vec::set1(worst)));
-            if (lanes == 0) continue;
-            float values[N];
-            Vec::store(values, score);
-            for (; lanes != 0; lanes &= lanes - 1) {
-                const int lane = __builtin_ctz(lanes);
-                if (!(values[lane] > worst)) continue;  // risen since
-                insert(best, values[lane], first_id + i + lane);
-                if (best->count == best->k) worst = best->scores[best->k - 1];
-            }
-        }
-        i = end;
-    }
-    *bad |= Vec::any(amateurs.wrong);
-}
-
-template <class T>
-void topk(const Segment& rows, int64_t first_id, Best* best, bool* bad) {
-    (rows.num == 1 ? topk_of<T, true> : topk_of<T, false>)(rows, first_id, best, bad);
-}
-
 // Of two with the same value the first stays: tokens come by rising id.
 void keep_larger(float value, int64_t id, float* most, int64_t* most_id) {
     if (*most_id >= 0 && !(value > *most)) return;
@@ -290,7 +240,7 @@ void tally(const Segment& rows, int64_t first_id, Tally* tally) {
 
 template <class T>
 constexpr Kernels kernels() {
-    return {maxima<T>, at_least<T>, divergence, scores<T>, topk<T>, tally<T>};
+    return {maxima<T>, at_least<T>, divergence, scores<T>, tally<T>};
 }
 
 }  // namespace

@@ -48,7 +48,6 @@ struct Vec {
     static F min(F a, F b) { return _mm256_min_ps(a, b); }
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static M not_below(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_NLT_UQ); }
-    static M gt(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_GT_OQ); }
     static M eq(F a, F b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
     static M not_below_inf(F x) {
         return _mm256_cmp_ps(x, _mm256_set1_ps(__builtin_inff()), _CMP_NLT_UQ);

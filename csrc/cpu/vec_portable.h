@@ -64,7 +64,6 @@ struct Vec {
     static F min(F a, F b) { return select(a < b, a, b); }
     static F fma(F a, F b, F c) { return a * b + c; }
     static M not_below(F a, F b) { return ~(a < b); }
-    static M gt(F a, F b) { return a > b; }
     static M eq(F a, F b) { return a == b; }
     static M not_below_inf(F x) { return ~(x < set1(__builtin_inff())); }
     static F select(M m, F a, F b) { return m ? a : b; }

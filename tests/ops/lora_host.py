@@ -7,44 +7,18 @@ from __future__ import annotations
 
 import math
 import struct
-import subprocess
-import tempfile
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from tests.ops import ascend_host
-from tests.ops.ascend_host import NAMES, STRICT, TYPES, CheckFailed
+from tests.ops.ascend_host import NAMES, TYPES, Program, Traffic
 
-KERNEL = "lora.cpp"
-FILES = {"kernel": KERNEL, "header": "lora.h", "common": "kernel_common.h"}
-RUNNER = "host/lora_runner.cpp"
 SLICES = 4
 WINDOW = 256  # rows that are grouped at a time
 GROUP = 8  # rows that share a read of the weights
 TILE = 1024
-
-
-def compile_lora(flags: tuple[str, ...] = STRICT, **changed: str) -> Path:
-    """The runner's program, built once per content.
-
-    Args:
-        flags: For the compiler.
-        changed: Keys of ``FILES``: text to use instead of those files'.
-    """
-    files = ascend_host.sources(FILES) | {FILES[key]: text for key, text in changed.items()}
-    objects = [ascend_host._compile(unit, files, flags) for unit in (KERNEL, RUNNER)]
-    program = objects[0].with_name(ascend_host._digest([path.name for path in objects]))
-    with ascend_host._missing(program) as missing:
-        if missing:
-            ascend_host._run_compiler(program, *flags, *map(str, objects))
-    return program
-
-
-Traffic = dict[tuple[str, str], tuple[int, int]]  # bytes read and written, by kernel and what of
 
 
 @dataclass
@@ -229,27 +203,8 @@ def _bytes(tensor: Tensor) -> bytes:
     return b"".join(part.contiguous().view(torch.uint8).numpy().tobytes() for part in (rows, last))
 
 
-class LoraHost:
-    """A program built by ``compile_lora`` as the device."""
-
-    def __init__(self, program: Path, cores: int = 40) -> None:
-        self.cores = cores
-        self.ub: dict[str, int] = {}  # bytes of UB that a kernel took last
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - until close()
-        self._process = subprocess.Popen(
-            [program],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=ascend_host.clean_environment(),
-        )
-
-    def close(self) -> None:
-        """End the process."""
-        self._process.stdin.close()  # type: ignore[union-attr]
-        self._process.stdout.close()  # type: ignore[union-attr]
-        self._process.wait()
-        self._errors.close()
+class LoraHost(Program):
+    """The program of ``ascend_host.LORA``."""
 
     def run(self, case: Case) -> Tensor:
         """The result of a call. What it moved is compared with ``Case.traffic``.
@@ -257,80 +212,20 @@ class LoraHost:
         Raises:
             CheckFailed: What a check has against it.
         """
-        rank, length = case.a[0].shape[-2:]
-        plan = Plan.make(len(case.x), rank, length, case.widths, self.cores)
-        self._ask(case, plan_only=False)
-        for tensor in (case.y, case.x, case.indices.unsqueeze(1), *case.a, *case.b):
-            flat = tensor if tensor.dim() == 2 else tensor.flatten(0, 2)
-            part = _bytes(flat)
-            self._write(struct.pack("<q", len(part)) + part)
-        problem, described, y, report = self._answer()
-        if problem:
-            raise CheckFailed(problem.decode())
-        assert described.split() == [str(value).encode() for value in vars(plan).values()]
-        self._check_traffic(report.decode(), case)
-        stride = case.y.stride(0)
+        tensors = (case.y, case.x, case.indices.unsqueeze(1), *case.a, *case.b)
+        inputs = (_bytes(t if t.dim() == 2 else t.flatten(0, 2)) for t in tensors)
+        (y,) = self.ask(self._request(case, plan_only=False), inputs, case.traffic(self.cores))
         flat = torch.frombuffer(y, dtype=case.y.dtype)
-        return flat.as_strided(case.y.shape, (stride, 1)).clone()
+        return flat.as_strided(case.y.shape, (case.y.stride(0), 1)).clone()
 
     def plan(self, case: Case) -> list[int]:
         """What ``MakeLoraPlan`` says."""
-        self._ask(case, plan_only=True)
-        return [int(value) for value in self._answer()[1].split()]
+        return [int(value) for value in self.ask(self._request(case, plan_only=True))[0].split()]
 
-    def _ask(self, case: Case, plan_only: bool) -> None:
+    def _request(self, case: Case, plan_only: bool) -> bytes:
         rank, length = case.a[0].shape[-2:]
         widths = [*case.widths, *[0] * (SLICES - len(case.b))]
-        request = struct.pack(
-            "<14qd",
-            TYPES[case.x.dtype],
-            len(case.x),
-            length,
-            rank,
-            len(case.a[0]),
-            len(case.b),
-            *widths,
-            case.x.stride(0),
-            case.y.stride(0),
-            self.cores,
-            plan_only,
-            case.scale,
-        )
-        self._write(request)
-
-    def _write(self, part: bytes) -> None:
-        try:
-            self._process.stdin.write(part)  # type: ignore[union-attr]
-        except BrokenPipeError:
-            self._died()
-
-    def _answer(self) -> list[bytearray]:
-        self._process.stdin.flush()  # type: ignore[union-attr]
-        return [self._read() for _ in range(4)]
-
-    def _read(self) -> bytearray:
-        size = self._process.stdout.read(8)  # type: ignore[union-attr]
-        if len(size) < 8:
-            self._died()
-        (count,) = struct.unpack("<q", size)
-        return bytearray(self._process.stdout.read(count))  # type: ignore[union-attr]
-
-    def _died(self) -> None:
-        self._process.wait()
-        self._errors.seek(0)
-        raise CheckFailed(self._errors.read().decode(errors="replace"))
-
-    def _check_traffic(self, report: str, case: Case) -> None:
-        moved = {}
-        for line in report.splitlines():
-            words = line.split()
-            if words[0] == "ub":
-                self.ub[words[1]] = int(words[2])
-            else:
-                moved[words[0], words[1]] = (int(words[2]), int(words[3]))
-        model = case.traffic(self.cores)
-        if moved != model:
-            wrong = {key: f"{moved.get(key)}, not {model.get(key)}"
-                     for key in moved.keys() | model.keys()
-                     if moved.get(key) != model.get(key)}  # fmt: skip
-            raise CheckFailed(f"bytes (read, written) are not those of the traffic model: {wrong}")
+        return struct.pack(
+            "<14qd", TYPES[case.x.dtype], len(case.x), length, rank, len(case.a[0]), len(case.b),
+            *widths, case.x.stride(0), case.y.stride(0), self.cores, plan_only, case.scale,
+        )  # fmt: skip

@@ -41,10 +41,10 @@ T* read_array(int64_t count) {
     return array;
 }
 
-enum Form : int64_t { kDense, kTopk, kInPlace };
+enum Form : int64_t { kDense, kInPlace };
 
 struct Header {
-    int64_t logits_bytes, num_rows, row_stride, vocab, dtype, num_groups, streams, k, form, isa, threads,
+    int64_t logits_bytes, num_rows, row_stride, vocab, dtype, num_groups, streams, form, isa, threads,
         capped, adapts;
 };
 
@@ -64,24 +64,19 @@ int main() {
         int64_t* caps = h.capped ? read_array<int64_t>(h.num_groups) : nullptr;
         uint8_t* adaptive = h.adapts ? read_array<uint8_t>(amateurs) : nullptr;
         float* out = h.form == kDense ? allocate<float>(h.num_groups * h.vocab) : nullptr;
-        float* scores = h.form == kTopk ? allocate<float>(h.num_groups * h.k) : nullptr;
-        int64_t* ids = h.form == kTopk ? allocate<int64_t>(h.num_groups * h.k) : nullptr;
-        int64_t* statistics = h.form == kTopk ? nullptr : allocate<int64_t>(h.num_groups * 3);
+        int64_t* statistics = allocate<int64_t>(h.num_groups * 3);
         const int64_t status = vllm_cold_score(
             logits, h.num_rows, h.row_stride, h.vocab, static_cast<int32_t>(h.dtype), rows, weights,
-            log_alpha, caps, adaptive, h.num_groups, h.streams, out, scores, ids, h.k, statistics,
+            log_alpha, caps, adaptive, h.num_groups, h.streams, out, statistics,
             static_cast<int32_t>(h.isa < best ? h.isa : best), static_cast<int32_t>(h.threads));
         write_all(&status, sizeof status);
         if (out != nullptr) write_all(out, h.num_groups * h.vocab * 4);
-        if (scores != nullptr) write_all(scores, h.num_groups * h.k * 4);
-        if (ids != nullptr) write_all(ids, h.num_groups * h.k * 8);
         if (h.form == kInPlace) write_all(logits, h.logits_bytes);
-        if (statistics != nullptr) write_all(statistics, h.num_groups * 24);
+        write_all(statistics, h.num_groups * 24);
         for (void* array : {static_cast<void*>(logits), static_cast<void*>(rows),
                             static_cast<void*>(weights), static_cast<void*>(log_alpha),
                             static_cast<void*>(caps), static_cast<void*>(adaptive),
-                            static_cast<void*>(out), static_cast<void*>(scores),
-                            static_cast<void*>(ids), static_cast<void*>(statistics)})
+                            static_cast<void*>(out), static_cast<void*>(statistics)})
             std::free(array);
     }
 }

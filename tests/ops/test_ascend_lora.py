@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The AscendC LoRA kernels, compiled by g++ against the strict stand-in for CANN: that they are
 right, move what they have to and no more, and are cut and called as they should be. That mistakes
-would be found: test_ascend_lora_checks.py.
+would be found: test_ascend_checks.py.
 """
 
 import dataclasses
@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from tests.ops import ascend_host
-from tests.ops.ascend_host import ASCEND
-from tests.ops.lora_host import Case, LoraHost, Plan, compile_lora, make_case
+from tests.ops.ascend_host import ASCEND, LORA, compile_host
+from tests.ops.lora_host import Case, LoraHost, Plan, make_case
 from vllm_cold.npu import lora_ops
 from vllm_cold.ops import scoring_ascend
 
@@ -33,7 +33,7 @@ F32, F16, BF16 = DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 @pytest.fixture(scope="module")
 def host():
-    host = LoraHost(compile_lora())
+    host = LoraHost(compile_host(*LORA))
     yield host
     host.close()
 

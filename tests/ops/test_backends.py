@@ -23,9 +23,7 @@ from tests.ops.conformance import (
     DTYPES,
     INF,
     KINDS,
-    KS,
     LAYOUTS,
-    NOT_FINITE,
     NOT_FINITE_CASES,
     NUM_GROUPS,
     VOCABS,
@@ -35,10 +33,8 @@ from tests.ops.conformance import (
     check_backend,
     check_dense,
     check_not_finite,
-    check_order,
     check_topk,
     make_case,
-    make_not_finite,
     pairs,
     statistics_of,
 )
@@ -66,9 +62,6 @@ class CpuWith:
 
     def scores(self, *args: Any) -> None:
         scoring_cpu.run(*args, isa=self.isa)
-
-    def topk(self, logits: Tensor, groups: Groups, scores: Tensor, ids: Tensor) -> None:
-        scoring_cpu.run(logits, groups, out_scores=scores, out_ids=ids, isa=self.isa)
 
 
 def backends() -> dict[str, Any]:
@@ -101,10 +94,8 @@ def grid() -> list[Any]:
 def test_equals_the_reference(vocab: int, num_groups: int, dtype: torch.dtype) -> None:
     seed = VOCABS.index(vocab) * 11 + NUM_GROUPS.index(num_groups) * 5 + DTYPES.index(dtype)
     case = make_case(seed, num_groups, vocab, dtype, LAYOUTS[seed % 3])
-    for name, backend in BACKENDS.items():
-        # torch's top-k is slow: the largest once only.
-        ks = KS[-1:] if name == "torch" and num_groups * vocab > 10**6 else KS
-        check_backend(backend, case, ks)
+    for backend in BACKENDS.values():
+        check_backend(backend, case)
 
 
 def test_the_grid_has_every_kind_with_every_setting() -> None:
@@ -176,6 +167,23 @@ def test_many_scores_to_any_address(offset: int) -> None:
     assert int(memory.isnan().sum()) == 32
 
 
+@settings(max_examples=100, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    num_groups=st.integers(1, 4),
+    vocab=st.integers(1, 1000) | st.sampled_from([127, 128, 129, 32001, 151936]),
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
+    k=st.integers(1, 64),
+)
+def test_the_best_are_the_best_of_all_scores(
+    seed: int, num_groups: int, vocab: int, kinds: list[str], k: int
+) -> None:
+    """Of any backend's scores, exactly; here of the one in use."""
+    case = make_case(seed, num_groups, vocab, kinds=kinds)
+    dense = contrastive_scores(case.logits, case.groups)
+    check_topk(k, *contrastive_topk(case.logits, case.groups, k=k), dense)
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
@@ -183,7 +191,6 @@ def test_many_scores_to_any_address(offset: int) -> None:
     vocab=st.integers(1, 300) | st.integers(1, 20_000),
     dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(LAYOUTS[:3]),
-    k=st.integers(1, 64),
     kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=4),
 )
 def test_random_cases(
@@ -192,13 +199,12 @@ def test_random_cases(
     vocab: int,
     dtype: torch.dtype,
     layout: str,
-    k: int,
     kinds: list[str],
 ) -> None:
     case = make_case(seed, num_groups, vocab, dtype, layout, kinds)
     for backend in BACKENDS.values():
         if num_groups:
-            check_backend(backend, case, [k])
+            check_backend(backend, case)
 
 
 @pytest.mark.parametrize("vocab", VOCABS)
@@ -252,21 +258,6 @@ def test_what_is_not_finite_stays_in_its_group() -> None:
                 dtypes = DTYPES if vocab < 20_000 else DTYPES[seed % 3 :][:1]
                 for dtype in dtypes:
                     check_not_finite(backend, seed, num_groups, vocab, dtype)
-
-
-def test_the_cases_have_all_that_is_not_finite_with_every_setting() -> None:
-    seen = set()
-    for seed, num_groups, _ in NOT_FINITE_CASES[:2]:
-        case = make_case(seed, num_groups, 61)
-        groups, _ = make_not_finite(case, seed)
-        assert int(groups.sum()) == len(NOT_FINITE)
-        for group in groups.nonzero().flatten().tolist():
-            kind = NOT_FINITE[(seed + 5 * (group // 2)) % len(NOT_FINITE)]
-            log_alpha, _, cap, adaptive = case.settings[group]
-            seen |= {(kind[1], "alpha", log_alpha), (kind[1], "cap", cap > 0)}
-            seen |= {(kind[1], "adaptive", any(adaptive)), kind}
-            seen.add((kind[1], "amateurs", len(adaptive)))
-    assert len(seen) == len(NOT_FINITE) + 3 * (4 + 2 + 2 + 3)
 
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
@@ -362,7 +353,7 @@ def test_as_many_amateurs_as_there_may_be(backend: str) -> None:
         case.expert_top_k, case.max_expert_top_k = None, 0
         if case.adaptive is not None:
             case.adaptive[1] = False
-        check_backend(BACKENDS[backend], case, [5])
+        check_backend(BACKENDS[backend], case)
         assert torch.equal(case.exact[1], case.experts[1].double())
 
 
@@ -424,7 +415,7 @@ def test_an_adaptive_weight_has_limits_and_no_origin(
         )
         case.effective[0].fill_(weight)
         for backend in BACKENDS.values():
-            check_backend(backend, case, [3])
+            check_backend(backend, case)
         if not cap:
             got = float(adaptive_weights(logits, case.groups, None))
             assert min(0, most) <= got <= max(0, most)
@@ -456,8 +447,6 @@ def test_adaptive_weights_through_the_op(backend: str) -> None:
     counted = torch.empty(len(case.rows), 3, dtype=torch.int64)
     contrastive_scores(case.logits, case.groups, statistics=counted, backend=backend)
     assert torch.equal(counted, statistics_of(case.experts, dense))
-    scores, ids = contrastive_topk(case.logits, case.groups, k=9, backend=backend)
-    check_topk(9, scores, ids, dense)
     none = torch.zeros_like(case.present)
     given = contrastive_scores(
         case.logits, dataclasses.replace(case.groups, adaptive=none), backend=backend
@@ -488,11 +477,10 @@ def test_avx2_and_avx512_agree() -> None:
     """Both fuse the same product: not only near, but equal."""
     case = make_case(1, 7, 4097)
     assert case.adaptive is not None and case.adaptive.any() and not case.adaptive.all()
-    dense, best, ids = torch.empty(2, 7, 4097), torch.empty(2, 7, 9), torch.empty(2, 7, 9).long()
+    dense = torch.empty(2, 7, 4097)
     for i, isa in enumerate(("avx2", "avx512")):
         CpuWith(isa).scores(case.logits, case.groups, dense[i])
-        CpuWith(isa).topk(case.logits, case.groups, best[i], ids[i])
-    assert torch.equal(*dense) and torch.equal(*best) and torch.equal(*ids)
+    assert torch.equal(*dense)
 
 
 def test_weights_do_not_depend_on_the_instruction_set() -> None:
@@ -541,22 +529,10 @@ def test_the_checks_bite() -> None:
     wrong[0, int(case.experts[0].argmin())] = 0.0  # a token that is no candidate
     with pytest.raises(AssertionError):
         check_dense(case, wrong)
-    group = int((ids[:, 1] >= 0).nonzero()[0])
-    check_order(case, ids)
     wrong_ids = ids.clone()
-    wrong_ids[group, 0] = int(right[group].argmin())
-    with pytest.raises(AssertionError):
-        check_order(case, wrong_ids)
-    for change in ("swapped", "another", "lost"):
-        bad_scores, bad_ids = scores.clone(), ids.clone()
-        if change == "swapped":
-            bad_ids[group, :2] = ids[group, :2].flip(0)
-            bad_scores[group, :2] = scores[group, :2].flip(0)
-        elif change == "another":
-            bad_ids[group, 0] = int(right[group].argmin())
-        else:
-            bad_scores[group, 0], bad_ids[group, 0] = -INF, -1
-        with pytest.raises(AssertionError):
+    wrong_ids[0, :2] = ids[0, :2].flip(0)
+    for bad_scores, bad_ids in ((scores, wrong_ids), (scores.flip(1), ids)):
+        with pytest.raises(AssertionError, match="not the"):
             check_topk(5, bad_scores, bad_ids, right)
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import bench_scoring as bench
-from vllm_cold.ops import registry, scoring_torch
+from vllm_cold.ops import registry, scoring
 
 pytestmark = pytest.mark.unit
 
@@ -29,11 +29,10 @@ def test_no_speed_beside_a_wrong_result(capsys: pytest.CaptureFixture[str]) -> N
         assert bench.check(load, case, right, CPU) == ""
         # Every form must see a token that is wrong, and a backend that cannot run.
         for fault in ({"side_effect": ValueError("no")}, {"return_value": None}):
-            broken = replace(right, scores=mock.Mock(**fault), topk=mock.Mock(**fault))
+            broken = replace(right, scores=mock.Mock(**fault))
             assert bench.check(load, case, broken, CPU) != ""
     # Wrong in the last form alone.
-    broken = replace(right, topk=mock.Mock())
-    with mock.patch.object(scoring_torch, "BACKEND", broken):
+    with mock.patch.object(scoring, "select"):
         assert bench.main(SMALL) == 1
     printed = capsys.readouterr().out
     assert "form='top20'" in printed and "form='dense'" not in printed

@@ -32,8 +32,8 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(map(str, (ROOT / "csrc" / "cpu").glob("*.cpp")))
-FORMS = ("dense", "topk", "in place")
-HEADER = "13q"  # of a case in native_main.cpp
+FORMS = ("dense", "in place")
+HEADER = "12q"  # of a case in native_main.cpp
 FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-Wall", "-Wextra",
          "-Wshadow", "-Wconversion", "-Werror"]  # fmt: skip
 SANITIZE = ["g++", "-O0", "-g", "-fopenmp", "-fsanitize=address,undefined",
@@ -88,7 +88,7 @@ def native(request: pytest.FixtureRequest) -> list[str]:
     return [f"{request.getfixturevalue('sanitized')}/native"]
 
 
-def packed(case: Case, form: str, k: int, isa: str, threads: int) -> bytes:
+def packed(case: Case, form: str, isa: str, threads: int) -> bytes:
     """The case as ``native_main.cpp`` reads it. Rows run up to the last one's last element, with
     nothing behind.
     """
@@ -99,7 +99,7 @@ def packed(case: Case, form: str, k: int, isa: str, threads: int) -> bytes:
     caps = case.expert_top_k
     header = struct.pack(
         HEADER, elements * logits.element_size(), rows, stride, vocab, DTYPES.index(logits.dtype),
-        *case.rows.shape, k, FORMS.index(form), scoring_cpu.ISAS.index(isa), threads,
+        *case.rows.shape, FORMS.index(form), scoring_cpu.ISAS.index(isa), threads,
         caps is not None, case.adaptive is not None,
     )  # fmt: skip
     arrays = [memory, case.rows, case.weights, case.log_alpha]
@@ -107,14 +107,10 @@ def packed(case: Case, form: str, k: int, isa: str, threads: int) -> bytes:
     return header + b"".join(array.numpy().tobytes() for array in arrays)
 
 
-def here(case: Case, form: str, k: int, isa: str) -> bytes:
+def here(case: Case, form: str, isa: str) -> bytes:
     """What ``native_main.cpp`` is to write, by the library in use here."""
     num_groups, vocab = len(case.rows), case.logits.shape[1]
     status = struct.pack("q", 0)
-    if form == "topk":
-        scores, ids = torch.empty(num_groups, k), torch.empty(num_groups, k, dtype=torch.int64)
-        scoring_cpu.run(case.logits, case.groups, out_scores=scores, out_ids=ids, isa=isa)
-        return status + scores.numpy().tobytes() + ids.numpy().tobytes()
     out, counted = torch.empty(num_groups, vocab), torch.empty(num_groups, 3, dtype=torch.int64)
     scoring_cpu.run(case.logits, case.groups, out, counted, isa=isa)
     statistics = counted.numpy().tobytes()
@@ -141,9 +137,8 @@ def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> Non
             for dtype in DTYPES[:1] if form == "in place" else DTYPES:
                 layout = "contiguous" if form == "in place" else LAYOUTS[seed % 3]
                 case = make_case(seed, num_groups, vocab, dtype, layout)
-                k, threads = (1, 5, 64)[seed % 3], (1, 2, 4)[seed % 3]
-                stdin += packed(case, form, k, isa, threads)
-                want += here(case, form, k, isa)
+                stdin += packed(case, form, isa, (1, 2, 4)[seed % 3])
+                want += here(case, form, isa)
     done = subprocess.run(
         native, input=stdin, capture_output=True, timeout=250, env=clean_environment()
     )
@@ -170,11 +165,10 @@ def test_no_byte_beyond_where_a_row_holds_nan(native: list[str], isa: str) -> No
             case.set(adaptive=True)
             case.expert_top_k = None
             case.logits[case.rows[0, place // 2 % streams], place] = math.nan
-            stdin += packed(case, form, 1, isa, 1 + place % 3)
-            result = here(case, form, 1, isa)
+            stdin += packed(case, form, isa, 1 + place % 3)
+            result = here(case, form, isa)
             want += result
-            if form != "topk":
-                flags.append(struct.unpack("q", result[-8:])[0])
+            flags.append(struct.unpack("q", result[-8:])[0])
     assert set(flags) == {1}
     done = subprocess.run(
         native, input=stdin, capture_output=True, timeout=250, env=clean_environment()
@@ -188,7 +182,7 @@ def test_the_sanitizer_bites(native: list[str]) -> None:
     if os.environ.get("VLLM_COLD_NATIVE"):
         pytest.skip("only the program built here has checks")
     case = make_case(0, 1, 64, kinds=["normal"], layout="contiguous", streams=2)
-    stdin = bytearray(packed(case, "dense", 1, "portable", 1))
+    stdin = bytearray(packed(case, "dense", "portable", 1))
     size = struct.unpack_from("q", stdin)[0]
     struct.pack_into("q", stdin, 0, size - 4)
     header = struct.calcsize(HEADER)

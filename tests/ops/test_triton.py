@@ -64,18 +64,18 @@ def compiler() -> Iterator[Call]:
     yield from _worker(interpret=False)
 
 
-# --- Scores and top-k against the reference
+# --- Scores against the reference
 
 
 def conform(
-    seed: int, groups: int, vocab: int, dtype: torch.dtype, layout: str, ks: Any, cores: int
+    seed: int, groups: int, vocab: int, dtype: torch.dtype, layout: str, cores: int
 ) -> None:
     """With ``cores``, the device seems to have so many: the more, the shorter the segments."""
     case = make_case(seed, groups, vocab, dtype, layout)
     if dtype == BF16:  # the interpreter converts subnormal ones to other numbers
         case.logits[case.logits.abs() < torch.finfo(BF16).tiny] = 0.0
     with strict(cores):
-        check_backend("triton", case, ks)
+        check_backend("triton", case)
 
 
 @contextmanager
@@ -117,33 +117,33 @@ def in_full(*cases: Any) -> list[Any]:
 @pytest.mark.parametrize(
     "case",
     [
-        # Short rows: every kind, setting and cap, all k.
-        (0, 7, 1, F32, "padded", (1, 5, 64), 1),
-        (0, 60, 31, F32, "padded", (1, 33, 64), 1),
-        (5, 24, 31, F16, "every other row", (5,), 132),
-        (0, 26, 64, F32, "contiguous", (5, 64), 132),
-        (9, 24, 64, BF16, "padded", (32,), 1),
+        # Short rows: every kind, setting and cap.
+        (0, 7, 1, F32, "padded", 1),
+        (0, 60, 31, F32, "padded", 1),
+        (5, 24, 31, F16, "every other row", 132),
+        (0, 26, 64, F32, "contiguous", 132),
+        (9, 24, 64, BF16, "padded", 1),
         # Around a tile's and a segment's end; one program a group, or one a tile.
-        (0, 12, 1023, F32, "every other row", (5,), 1),
-        (1, 12, 1025, F32, "padded", (64,), 132),
-        (4, 7, 4095, F32, "padded", (5,), 132),
-        (2, 7, 4096, BF16, "contiguous", (5,), 1),
-        (9, 2, 4097, F16, "every other row", (64,), 1),
-        (11, 7, 4097, F32, "contiguous", (20,), 132),
+        (0, 12, 1023, F32, "every other row", 1),
+        (1, 12, 1025, F32, "padded", 132),
+        (4, 7, 4095, F32, "padded", 132),
+        (2, 7, 4096, BF16, "contiguous", 1),
+        (9, 2, 4097, F16, "every other row", 1),
+        (11, 7, 4097, F32, "contiguous", 132),
         # Vocabularies of models.
-        (0, 1, 32001, BF16, "padded", (5,), 1),
-        (11, 1, 32001, F32, "padded", (64,), 132),
-        (24, 1, 40000, F32, "contiguous", (20,), 6),
-        (6, 1, 49152, F16, "contiguous", (20,), 1),
-        (12, 1, 128256, BF16, "every other row", (5,), 1),
-        (13, 1, 151936, F32, "padded", (5,), 1),
-        (4, 1, 256000, F16, "padded", (1,), 1),
+        (0, 1, 32001, BF16, "padded", 1),
+        (11, 1, 32001, F32, "padded", 132),
+        (24, 1, 40000, F32, "contiguous", 6),
+        (6, 1, 49152, F16, "contiguous", 1),
+        (12, 1, 128256, BF16, "every other row", 1),
+        (13, 1, 151936, F32, "padded", 1),
+        (4, 1, 256000, F16, "padded", 1),
         # More tiles than their maxima are read at once, and the group's maximum in the last.
-        (9, 1, 270000, F32, "contiguous", (1,), 1),
+        (9, 1, 270000, F32, "contiguous", 1),
         *in_full(
-            (0, 64, 64, F32, "contiguous", (5, 64), 132),
-            (11, 2, 32001, F32, "padded", (64,), 132),
-            (24, 1, 152064, F32, "contiguous", (20,), 6),
+            (0, 64, 64, F32, "contiguous", 132),
+            (11, 2, 32001, F32, "padded", 132),
+            (24, 1, 152064, F32, "contiguous", 6),
         ),
     ],
     ids=lambda case: f"{case[1]}x{case[2]}-{case[3]}",
@@ -159,12 +159,11 @@ def test_conforms(interpreter: Call, case: tuple[Any, ...]) -> None:
     vocab=st.integers(1, 2500),
     dtype=st.sampled_from([F32, BF16, F16]),
     layout=st.sampled_from(["contiguous", "padded", "every other row"]),
-    k=st.integers(1, 64),
     cores=st.sampled_from([1, 4, 132]),
 )
-def test_random_cases(interpreter: Call, k: int, cores: int, **case: Any) -> None:
-    interpreter(conform, *(case[name] for name in ("seed", "groups", "vocab", "dtype", "layout")),
-                (k,), cores)  # fmt: skip
+def test_random_cases(interpreter: Call, **case: Any) -> None:
+    names = ("seed", "groups", "vocab", "dtype", "layout", "cores")
+    interpreter(conform, *(case[name] for name in names))
 
 
 def streams(cores: int) -> None:
@@ -176,7 +175,7 @@ def streams(cores: int) -> None:
     adapts = torch.arange(MAX_STREAMS - 1) % 3 == 1
     case.adaptive, case.weights = case.present & adapts, case.weights * case.present / 8
     with strict(cores):
-        check_backend("triton", case, ks=(5,))
+        check_backend("triton", case)
 
 
 @pytest.mark.parametrize("cores", [1, 132])
@@ -220,7 +219,7 @@ def test_no_groups(interpreter: Call) -> None:
 
 def not_finite(case: tuple[int, int, int], dtype: torch.dtype, cores: int) -> None:
     with strict(cores):
-        check_not_finite("triton", *case, dtype, ks=(5,))
+        check_not_finite("triton", *case, dtype)
 
 
 # Seed, groups and vocabulary: fewer of those that the interpreter takes longest for.
@@ -309,15 +308,13 @@ def compile_for(target: str) -> list[Any]:
     variants = [
         Variant("fp32", "aligned", "in place"),
         Variant("fp32", "aligned", "counted"),
-        Variant("fp32", "aligned", "top-64", True),
         Variant("fp32", "aligned", capped=True, adaptive=True),
         Variant("fp32", "aligned", "counted", streams=3),
-        Variant("fp32", "aligned", "top-32", True, adaptive=True, streams=3),
     ]
     if target == "sm_90":
-        variants += [Variant("bf16"), Variant("fp16", "odd", "top-32"), Variant(rows="V = 1")]
+        variants += [Variant("bf16"), Variant(rows="V = 1")]
         variants += [Variant("bf16", adaptive=True), Variant("fp16", "odd", adaptive=True)]
-        variants += [Variant("bf16", streams=3), Variant("fp16", "odd", "top-32", streams=3)]
+        variants += [Variant("bf16", streams=3), Variant("fp16", "odd", streams=3)]
     return compile_variants(target, variants)
 
 
@@ -336,13 +333,11 @@ def test_compiles(
     for c in compiled:
         needs = f"{c.registers} registers, {c.shared} bytes shared, {c.spills} spills"
         record_property("report", f"{target} {c.kernel}, {c.variant.dtype} {c.variant}: {needs}")
-    kernels = {
-        "tile_maxima", "adaptive_weights", "score_tiles", "merge_candidates", "add_tallies"
-    }  # fmt: skip
+    kernels = {"tile_maxima", "adaptive_weights", "score_tiles", "add_tallies"}
     assert {c.kernel for c in compiled} == kernels
     assert not any(c.spills for c in compiled)
     for c in compiled:
-        if c.variant.rows == "aligned" and c.kernel not in ("merge_candidates", "add_tallies"):
+        if c.variant.rows == "aligned" and c.kernel != "add_tallies":
             # All rows' logits, 16 bytes at a time.
             assert len(re.findall(load, c.assembly)) >= 2, (c.kernel, str(c.variant))
 
@@ -352,7 +347,6 @@ def compile_for_batches() -> list[Any]:
 
     batches = [1, 2, 16, 300, 4096]  # one segment a group, or many; multiples of 16 or not
     forms = [Variant(groups=n) for n in batches]
-    forms += [Variant(outputs=f"top-{k}", groups=n) for n in batches for k in (1, 16, 20, 32)]
     forms += [Variant(groups=n, adaptive=True) for n in batches]
     forms += [Variant(outputs="counted", groups=n) for n in batches]
     several = [replace(form, streams=n) for form in forms for n in (3, 4, 16, 17, 33)]
@@ -361,10 +355,10 @@ def compile_for_batches() -> list[Any]:
 
 def test_no_batch_compiles_anything_anew(compiler: Call) -> None:
     compiled = sorted(c.kernel for c in compiler(compile_for_batches))
-    # Scores, counted ones and the top-k, of groups of two and of more; the maxima of all rows, and
-    # of those that are adaptive.
-    several = [*["score_tiles"] * 6, *["tile_maxima"] * 2]
-    assert compiled == ["adaptive_weights", "add_tallies", "merge_candidates", *several]
+    # Scores and counted ones, of groups of two and of more; the maxima of all rows, and of those
+    # that are adaptive.
+    several = [*["score_tiles"] * 4, *["tile_maxima"] * 2]
+    assert compiled == ["adaptive_weights", "add_tallies", *several]
 
 
 def bench() -> int:

@@ -68,9 +68,6 @@ class Variant:
             backend.scores(logits, those, None, None)
         elif self.outputs == "counted":  # in place too: the sampler's form
             backend.scores(logits, those, None, empty(num, 3, dtype=torch.int64))
-        else:
-            k = int(self.outputs.removeprefix("top-"))
-            backend.topk(logits, those, empty(num, k), empty(num, k, dtype=torch.int64))
 
 
 @dataclass(frozen=True)

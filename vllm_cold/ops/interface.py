@@ -109,13 +109,10 @@ class Backend:
             scores are then written over the experts' rows in ``logits``, which is float32, and no
             row is in two places; ``statistics`` [G, 3] int64, contiguous, or None. Without a host
             sync on accelerators.
-        topk: Takes ``logits``; ``groups``; ``out_scores`` [G, k] float32 and ``out_ids`` [G, k]
-            int64, contiguous, 1 <= k <= 64: the best k of each group.
     """
 
     missing: Callable[[torch.device], str | None]
     scores: Callable[[Tensor, Groups, Tensor | None, Tensor | None], None]
-    topk: Callable[[Tensor, Groups, Tensor, Tensor], None]
 
 
 def replace_nonfinite(logits: Tensor, groups: Groups) -> None:

@@ -53,6 +53,7 @@ from vllm_cold.ops.interface import (
 )
 
 MAX_K = 64
+_PART = 128  # tokens
 
 
 @torch.no_grad()
@@ -164,7 +165,8 @@ def contrastive_topk(
     """The k best scores of each group and their token ids, best first, ties to the lower id.
 
     For those who look at candidates, or sample from them themselves. vLLM's sampler takes whole
-    rows, so the engine does not use it.
+    rows, so the engine does not use it. The scores are those of ``contrastive_scores``, bit for
+    bit, of which it needs all [G, V] for a moment.
 
     Takes what ``contrastive_scores`` takes, and:
 
@@ -173,37 +175,62 @@ def contrastive_topk(
         groups: As there.
         k: How many, 1 to 64; may exceed the number of valid tokens and V.
         out: [G, k] float32 and [G, k] int64, contiguous, to write to.
-        check: As there; costs a pass of torch over all rows of groups.
+        check: As there.
         backend: As there.
 
     Returns:
         [G, k] float32 scores and [G, k] int64 token ids (``out``, if given). Where a group has
-        fewer than k valid tokens, the rest is -inf with id -1: all of them on an NPU, if a row
-        number of the group is out of range.
+        fewer than k valid tokens, the rest is -inf with id -1.
 
     Raises:
         ValueError: if an argument's shape, dtype or device, or k, is not as said above.
-        IndexError: if a row number is out of range (not checked on accelerators).
+        IndexError: as ``contrastive_scores``.
         RuntimeError: as ``contrastive_scores``.
         MemoryError: as ``contrastive_scores``.
     """
     if not 1 <= k <= MAX_K:
         raise ValueError(f"contrastive_topk: k is {k}; it must be from 1 to {MAX_K}")
     groups.check(logits)
-    num_groups = len(groups)
-    implementation = registry.load(registry.choose(logits.device, backend))
-    scores, ids = out or (None, None)
-    scores = _output("out[0]", scores, (num_groups, k), torch.float32, logits.device)
-    ids = _output("out[1]", ids, (num_groups, k), torch.int64, logits.device)
-    if num_groups:
-        rows = logits if logits.stride(1) == 1 else logits.contiguous()
-        implementation.topk(rows, groups, scores, ids)
-        if check:
-            # Of a row with NaN, that is the maximum.
-            members = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)
-            most = rows[members.flatten()].amax(1)
-            _assert_finite(most < torch.inf)
-    return scores, ids
+    shape, device = (len(groups), k), logits.device
+    best, ids = out or (None, None)
+    best = _output("out[0]", best, shape, torch.float32, device)
+    ids = _output("out[1]", ids, shape, torch.int64, device)
+    scores = contrastive_scores(logits, groups, check=check, backend=backend)
+    return select(scores, best, ids)
+
+
+def select(scores: Tensor, best: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """The k best of each row, ties to the lower id.
+
+    Args:
+        scores: [G, V] float32; finite or -inf.
+        best: [G, k] float32, to write to: the scores; -inf where there are fewer above that.
+        ids: [G, k] int64, to write to: their places, and there -1.
+
+    Returns:
+        ``best`` and ``ids``.
+    """
+    k, vocab, device = best.shape[1], scores.shape[1], scores.device
+    # The k best are in the k parts with the best maxima, or behind the last whole part.
+    whole = vocab // _PART * _PART
+    maxima = scores[:, :whole].view(len(scores), whole // _PART, _PART).amax(2)
+    parts = _order(maxima)[:, :k].sort(1).values
+    inside = parts.unsqueeze(2) * _PART + torch.arange(_PART, device=device)
+    rest = torch.arange(whole, vocab, device=device).expand(len(scores), -1)
+    candidates = torch.cat((inside.flatten(1), rest), 1)  # by rising id
+    found = scores.gather(1, candidates)
+    order = _order(found)[:, :k]
+    found = found.gather(1, order)
+    count = order.shape[1]
+    best[:, :count], best[:, count:] = found, -torch.inf
+    ids[:, :count] = candidates.gather(1, order).masked_fill_(found == -torch.inf, -1)
+    ids[:, count:] = -1
+    return best, ids
+
+
+def _order(scores: Tensor) -> Tensor:
+    """Indices that sort each row, the best first, ties to the lower index; -0 is 0."""
+    return (scores + 0.0).sort(dim=1, descending=True, stable=True).indices
 
 
 def _output(

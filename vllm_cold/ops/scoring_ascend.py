@@ -3,7 +3,7 @@
 
 The library registers its ops with torch when it is loaded, once the device is known to be an NPU.
 The kernels find and report NaN and +inf in the rows of a group themselves, and row numbers out of
-range: such a group has no valid token (top-k: ids of -1), the third of its statistics is
+range: such a group has no valid token, the third of its statistics is
 ``interface.OUT_OF_RANGE``, and the other groups are as without it. With a cap on candidates, or a
 weight that adapts itself, torch looks at the rows before them, and does what it does on an NPU.
 """
@@ -44,20 +44,13 @@ def _load() -> None:
     torch.ops.load_library(str(_PATH))  # type: ignore[no-untyped-call] # it has no types
 
 
-def _inputs(logits: Tensor, groups: Groups) -> tuple[Tensor | None, ...]:
-    floors = expert_floors(logits, groups)
-    weights = adaptive_weights(logits, groups, floors)
-    return groups.rows, weights, groups.log_alpha, floors
-
-
 def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
     _load()
-    torch.ops.vllm_cold.ascend_scores(logits, *_inputs(logits, groups), out, statistics)
+    floors = expert_floors(logits, groups)
+    weights = adaptive_weights(logits, groups, floors)
+    torch.ops.vllm_cold.ascend_scores(
+        logits, groups.rows, weights, groups.log_alpha, floors, out, statistics
+    )
 
 
-def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
-    _load()
-    torch.ops.vllm_cold.ascend_topk(logits, *_inputs(logits, groups), out_scores, out_ids)
-
-
-BACKEND = Backend(_missing, _scores, _topk)
+BACKEND = Backend(_missing, _scores)

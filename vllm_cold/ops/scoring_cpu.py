@@ -26,7 +26,7 @@ def _library() -> ctypes.CDLL:
     library.vllm_cold_score.argtypes = [
         address, integer, integer, integer, number,  # logits
         address, address, address, address, address, integer, integer,  # groups
-        address, address, address, integer, address,  # outputs
+        address, address,  # outputs
         number, number,
     ]  # fmt: skip
     return library
@@ -53,11 +53,9 @@ def run(
     groups: Groups,
     out: Tensor | None = None,
     statistics: Tensor | None = None,
-    out_scores: Tensor | None = None,
-    out_ids: Tensor | None = None,
     isa: str | None = None,
 ) -> None:
-    """Both functions of the backend, on one of ``ISAS`` or less."""
+    """``Backend.scores``, on one of ``ISAS`` or less."""
     library = _library()
     num_rows, vocab = logits.shape
     status = library.vllm_cold_score(
@@ -74,9 +72,6 @@ def run(
         len(groups),
         groups.num_streams,
         _address(out),
-        _address(out_scores),
-        _address(out_ids),
-        0 if out_scores is None else out_scores.shape[1],
         _address(statistics),
         cpu_library.best_isa() if isa is None else ISAS.index(isa),
         torch.get_num_threads(),
@@ -90,8 +85,4 @@ def run(
         raise MemoryError("contrastive scoring: no memory for intermediate results")
 
 
-def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
-    run(logits, groups, out_scores=out_scores, out_ids=out_ids)
-
-
-BACKEND = Backend(_missing, run, _topk)
+BACKEND = Backend(_missing, run)

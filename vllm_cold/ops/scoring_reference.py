@@ -128,17 +128,4 @@ def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tens
         replace_nonfinite(logits, groups)
 
 
-def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
-    """Sorts the float32 scores, so that ties are those of float32."""
-    dense = torch.empty(len(groups), logits.shape[1], device=logits.device)
-    _scores(logits, groups, dense, None)
-    out_scores.fill_(-math.inf)
-    out_ids.fill_(-1)
-    k = min(out_scores.shape[1], dense.shape[1])
-    best, ids = dense.sort(dim=-1, descending=True, stable=True)
-    best, ids = best[:, :k], ids[:, :k]
-    out_scores[:, :k] = best
-    out_ids[:, :k] = torch.where(best > -math.inf, ids, -1)
-
-
-BACKEND = Backend(_missing, _scores, _topk)
+BACKEND = Backend(_missing, _scores)

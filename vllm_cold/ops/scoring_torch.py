@@ -17,8 +17,7 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
-def _dense(logits: Tensor, groups: Groups, statistics: Tensor | None = None) -> Tensor:
-    """[G, V] float32 scores."""
+def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
     # torch counts negative numbers from the end. (Compiled, the check would cut the graph.)
     checked = logits.device.type == "cpu" and not torch.compiler.is_compiling()
     if checked and (groups.rows.min() < -1 or groups.rows[:, 0].min() < 0):
@@ -52,7 +51,11 @@ def _dense(logits: Tensor, groups: Groups, statistics: Tensor | None = None) -> 
         torch.sum(scores > -math.inf, -1, out=statistics[:, 0])
         # argmax gives the first of several maxima.
         torch.ne(scores.argmax(dim=-1), e.argmax(dim=-1), out=statistics[:, 1])
-    return scores
+    if out is not None:
+        out.copy_(scores)
+    else:
+        logits[groups.rows[:, 0]] = scores
+        replace_nonfinite(logits, groups)
 
 
 def _amateur(logits: Tensor, groups: Groups, i: int) -> Tensor:
@@ -147,30 +150,4 @@ def adaptive_weights(logits: Tensor, groups: Groups, floors: Tensor | None) -> T
     return torch.stack(found, 1)
 
 
-def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
-    dense = _dense(logits, groups, statistics)
-    if out is not None:
-        out.copy_(dense)
-    else:
-        logits[groups.rows[:, 0]] = dense
-        replace_nonfinite(logits, groups)
-
-
-def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
-    dense = _dense(logits, groups)
-    vocab = dense.shape[1]
-    # torch.topk may give any of two equal scores. Integers that sort as (score, lower id) have no
-    # equals: float32 bits order as integers once the negatives' are flipped; + 0.0 turns -0 into 0.
-    bits = (dense + 0.0).view(torch.int32).long()
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
-    keys = ordered * 2**31 + (vocab - 1 - torch.arange(vocab, device=dense.device))
-    k = min(out_scores.shape[1], vocab)
-    ids = vocab - 1 - keys.topk(k, dim=-1).values % 2**31
-    best = dense.gather(-1, ids)
-    out_scores[:, :k] = best
-    out_scores[:, k:] = -math.inf
-    out_ids[:, :k] = ids.masked_fill_(best == -math.inf, -1)
-    out_ids[:, k:] = -1
-
-
-BACKEND = Backend(_missing, _scores, _topk)
+BACKEND = Backend(_missing, _scores)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backend "triton": launches the kernels of ``triton_kernels`` on NVIDIA and AMD GPUs.
 
-Two launches for scores, three for the best k, two more if a weight adapts itself, and a few on a
-handful of numbers where statistics are wanted; no host sync.
+Two launches, two more if a weight adapts itself, and one on a handful of numbers where statistics
+are wanted; no host sync.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -23,7 +23,6 @@ TILE, BLOCK, NUM_WARPS = 1024, 4, 4
 # Enough of them to hide the latency of memory, and few enough to be resident all at once: no
 # second, partial wave.
 PROGRAMS_PER_MULTIPROCESSOR = 8
-MERGE_BLOCK = 1024
 TALLY_BLOCK = 128
 
 
@@ -66,21 +65,6 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
-    _launch(logits, groups, out=out, statistics=statistics)
-
-
-def _topk(logits: Tensor, groups: Groups, out_scores: Tensor, out_ids: Tensor) -> None:
-    _launch(logits, groups, best=(out_scores, out_ids))
-
-
-def _launch(
-    logits: Tensor,
-    groups: Groups,
-    *,
-    out: Tensor | None = None,
-    best: tuple[Tensor, Tensor] | None = None,
-    statistics: Tensor | None = None,
-) -> None:
     from vllm_cold.ops import triton_kernels as kernels
 
     weights, log_alpha, adaptive = groups.weights, groups.log_alpha, groups.adaptive
@@ -88,16 +72,9 @@ def _launch(
     plan = Plan.of(num_groups, vocab, _multiprocessors(device))
     floors = expert_floors(logits, groups)
     maxima = torch.empty(num_groups, plan.num_tiles, dtype=torch.float32, device=device)
-    candidates, tallies, k, slots = None, None, 0, 1
+    tallies = None
     if statistics is not None:
         tallies = torch.empty(num_groups, plan.num_segments, 4, dtype=torch.int64, device=device)
-    if best is not None:
-        k = best[0].shape[1]
-        # A warp works on 32 as fast as on fewer, and there are fewer variants to compile.
-        slots = 32 if k <= 32 else 64
-        candidates = torch.empty(
-            num_groups, plan.num_segments * slots, dtype=torch.int64, device=device
-        )
 
     grid = (num_groups * plan.num_segments,)
     options: dict[str, Any] = {"TILE": TILE, "num_warps": NUM_WARPS}
@@ -124,17 +101,12 @@ def _launch(
             weights = adapted
         kernels.score_tiles[grid](
             *of_rows, weights, log_alpha, floors, vocab, *plan, maxima, out, out_stride,
-            candidates, k, tallies, SEVERAL=groups.num_streams > 2, SLOTS=slots, **options,
+            tallies, SEVERAL=groups.num_streams > 2, **options,
         )  # fmt: skip
-        if best is not None and candidates is not None:
-            kernels.merge_candidates[(num_groups,)](
-                candidates, candidates.shape[1], *best, k, SLOTS=slots, BLOCK=MERGE_BLOCK,
-                num_warps=NUM_WARPS,
-            )  # fmt: skip
         if statistics is not None:
             kernels.add_tallies[(num_groups,)](
                 tallies, plan.num_segments, statistics, BLOCK=TALLY_BLOCK, num_warps=1
             )
 
 
-BACKEND = Backend(_missing, _scores, _topk)
+BACKEND = Backend(_missing, _scores)

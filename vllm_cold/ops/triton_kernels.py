@@ -6,10 +6,8 @@ The vocabulary is cut into tiles, and a program walks over a segment of consecut
 1. ``tile_maxima`` reads the expert's logits: the maximum of each tile. What is not finite counts
    as +inf, so that it shows in the maximum.
 2. ``score_tiles`` knows the group's threshold from these. It reads the amateurs' logits, but the
-   expert's again only in tiles whose maximum reaches the threshold: few, unless alpha is tiny. It
-   writes scores, or keeps the best k of its segment.
-3. ``merge_candidates``, for the best k alone, merges the segments of a group; ``add_tallies``, for
-   statistics, what they counted.
+   expert's again only in tiles whose maximum reaches the threshold: few, unless alpha is tiny.
+3. ``add_tallies``, for statistics alone, adds up what the segments of a group counted.
 
 Where an amateur's weight adapts itself, two launches come before 2: ``tile_maxima`` of its logits,
 and ``adaptive_weights``, which reads its row and the expert's where the expert's maximum of a tile
@@ -21,7 +19,7 @@ the expert's row and as -inf in an amateur's.
 ``rows`` is [G, S] and ``weights`` [G, S - 1]. Groups of two have a variant of ``score_tiles``; all
 others share one, so that no number of streams makes another to compile.
 
-A candidate of the top-k is one int64 key that sorts as (score, lower id first): the float's bits,
+For statistics, a token is one int64 key that sorts as (score, lower id first): the float's bits,
 made to sort as an integer, above ``INT32_MAX - id``. So keys differ, and a maximum breaks ties.
 
 Long, because the kernels share functions of the device and what these agree on.
@@ -37,15 +35,12 @@ INF = tl.constexpr(float("inf"))
 LARGEST = tl.constexpr(3.4028234663852886e38)
 SMALLEST = tl.constexpr(2.0**-126)
 INT32_MAX = tl.constexpr(2**31 - 1)
-INT64_MAX = tl.constexpr(2**63 - 1)
-# No candidate: from EMPTY up to below TOKEN, the lowest key that a token can have.
-EMPTY = tl.constexpr(-(2**63))
-TOKEN = tl.constexpr(-(2**63) + 2**32)
+EMPTY = tl.constexpr(-(2**63))  # below the key of any token
 
 MAX_STREAMS = tl.constexpr(64)  # a power of 2, and not below that of the op
 
 # What differs from step to step must not make another variant to compile while serving.
-VARYING = ("num_streams", "num_tiles", "segment_tiles", "num_segments", "num_candidates", "k")
+VARYING = ("num_streams", "num_tiles", "segment_tiles", "num_segments")
 UNALIGNED = ("rows", "weights", "log_alpha", "floors", "adaptive")
 
 
@@ -246,30 +241,6 @@ def _keys(scores, ids):
     return tl.where(scores > -INF, keys, EMPTY)
 
 
-@triton.jit
-def _no_candidates(k, SLOTS: tl.constexpr):
-    """A set of k empty slots. Their keys differ, so that each is replaced alone; slots from k on
-    hold what nothing replaces.
-    """
-    slots = tl.arange(0, SLOTS)
-    return tl.where(slots < k, slots.to(tl.int64) + EMPTY, INT64_MAX)
-
-
-@triton.jit
-def _absorb(best, keys):
-    """The set ``best`` after the largest ``keys`` have taken the places of its smallest. As many
-    rounds as keys get in: none for a tile that holds nothing better.
-    """
-    floor = tl.min(best)
-    key = tl.max(keys)
-    while key > floor:
-        best = tl.where(best == floor, key, best)
-        floor = tl.min(best)
-        keys = tl.where(keys == key, EMPTY, keys)
-        key = tl.max(keys)
-    return best
-
-
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
 def score_tiles(
     logits,
@@ -286,16 +257,12 @@ def score_tiles(
     maxima,
     out,
     out_stride,
-    candidates,
-    k,
     tallies,
     SEVERAL: tl.constexpr,
     TILE: tl.constexpr,
-    SLOTS: tl.constexpr,
 ):
-    """One of three: with ``candidates`` [G * num_segments, SLOTS], the best k keys of each segment
-    in any order; else the scores, to ``out`` [G, V], or over the expert's row if that is None, and
-    then what is NaN or +inf in the amateurs' becomes 0.
+    """The scores, to ``out`` [G, V], or over the expert's row if that is None, and then what is NaN
+    or +inf in the amateurs' becomes 0.
 
     ``floors``: lowest expert logit that each group admits, or None. ``tallies`` [G * segments, 4]
     int64, or None: of each segment the number of valid tokens, the best key, the key of the
@@ -304,7 +271,7 @@ def score_tiles(
     group may have more than one amateur.
     """
     COUNTED: tl.constexpr = tallies is not None
-    IN_PLACE: tl.constexpr = (candidates is None) & (out is None)
+    IN_PLACE: tl.constexpr = out is None
     program = tl.program_id(0)
     group = program // num_segments
     first = program % num_segments * segment_tiles
@@ -323,9 +290,7 @@ def score_tiles(
     best_logit = _row_maximum(group_maxima, num_tiles)
     threshold = _threshold(best_logit, group, log_alpha, floors)
 
-    if candidates is not None:
-        best = _no_candidates(k, SLOTS)
-    elif out is not None:
+    if out is not None:
         out_row = out + group.to(tl.int64) * out_stride
     lanes = tl.arange(0, TILE)
     worst = tl.full([TILE], -INF, tl.float32)
@@ -351,9 +316,7 @@ def score_tiles(
                     other, worst = _amateur(row + start + lanes, inside, worst, COUNTED, IN_PLACE)
                     scores = _contrasted(scores, e, other, weight_i)
             scores = tl.where(e >= threshold, scores, -INF)
-            if candidates is not None:
-                best = _absorb(best, _keys(scores, start + lanes))
-            elif COUNTED:
+            if COUNTED:
                 count += tl.sum((scores > -INF).to(tl.int32))
                 score = tl.max(scores)
                 token = tl.min(tl.where(scores == score, start + lanes, INT32_MAX))
@@ -367,12 +330,8 @@ def score_tiles(
                 _, worst = _amateur(row + start + lanes, inside, worst, COUNTED, IN_PLACE)
         if IN_PLACE:
             tl.store(e_row + start + lanes, scores, mask=inside)
-        elif candidates is None:
+        else:
             tl.store(out_row + start + lanes, scores, mask=inside)
-    if candidates is not None:
-        slots = tl.arange(0, SLOTS)
-        best = tl.where((slots < k) & (best >= TOKEN), best, EMPTY)
-        tl.store(candidates + program.to(tl.int64) * SLOTS + slots, best)
     if COUNTED:
         tl.store(tallies + 4 * program, count.to(tl.int64))
         tl.store(tallies + 4 * program + 1, _keys(best_score, best_id))
@@ -404,32 +363,3 @@ def add_tallies(tallies, num_segments, statistics, BLOCK: tl.constexpr):
     changed = (best & 0xFFFFFFFF) != (expert & 0xFFFFFFFF)
     tl.store(to + 1, changed.to(tl.int64))
     tl.store(to + 2, bad)
-
-
-@triton.jit(do_not_specialize=VARYING)
-def merge_candidates(
-    candidates,
-    num_candidates,
-    out_scores,
-    out_ids,
-    k,
-    SLOTS: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    """``out_scores`` and ``out_ids`` [G, k]: the best of ``candidates`` [G, num_candidates]."""
-    group = tl.program_id(0).to(tl.int64)
-    slots = tl.arange(0, SLOTS)
-    lanes = tl.arange(0, BLOCK)
-    best = _no_candidates(k, SLOTS)
-    for start in range(0, num_candidates, BLOCK):
-        inside = lanes < num_candidates - start
-        row = candidates + group * num_candidates
-        best = _absorb(best, tl.load(row + start + lanes, mask=inside, other=EMPTY))
-    best = tl.where(slots < k, best, EMPTY)
-    rank = tl.sum((best[None, :] > best[:, None]).to(tl.int32), axis=1)
-    ordered = (best >> 32).to(tl.int32)
-    scores = (ordered ^ ((ordered >> 31) & INT32_MAX)).to(tl.float32, bitcast=True)
-    ids = INT32_MAX - (best & INT32_MAX)
-    found = best >= TOKEN
-    tl.store(out_scores + group * k + rank, tl.where(found, scores, -INF), mask=slots < k)
-    tl.store(out_ids + group * k + rank, tl.where(found, ids, -1), mask=slots < k)

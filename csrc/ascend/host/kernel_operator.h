@@ -9,25 +9,21 @@
 //   LocalTensor, GlobalTensor               kernel_tensor.h
 //   GetTPipePtr                             kernel_common.h
 //   SetSaturationFlag, GetSaturationFlag    kernel_operator_common_intf.h
-//   SetFlag, WaitFlag, PipeBarrier, SyncAll kernel_operator_block_sync_intf.h
+//   SetFlag, WaitFlag, PipeBarrier          kernel_operator_block_sync_intf.h
 //   HardEvent                               ../../impl/basic_api/kernel_event.h
-//   DataCopy, DataCopyPad                   kernel_operator_data_copy_intf.h
+//   DataCopyPad                             kernel_operator_data_copy_intf.h
 //   DataCopyExtParams, DataCopyPadExtParams kernel_struct_data_copy.h
 //   Add, Sub, Mul, Max, And                 kernel_operator_vec_binary_intf.h
 //   Adds, Muls, Maxs, Mins                  kernel_operator_vec_binary_scalar_intf.h
 //   Duplicate                               kernel_operator_vec_duplicate_intf.h
-//   CreateVecIndex                          kernel_operator_vec_createvecindex_intf.h
 //   Cast                                    kernel_operator_vec_vconv_intf.h
 //   Compares, Select                        kernel_operator_vec_cmpsel_intf.h
 //   ReduceMax                               kernel_operator_vec_reduce_intf.h
-//   Sort32, MrgSort                         kernel_operator_proposal_intf.h
-//   MrgSort4Info, MrgSortSrcList            kernel_struct_proposal.h
 //   GetBlockIdx, GetBlockNum                kernel_operator_sys_var_intf.h
 //   GM_ADDR, KERNEL_TASK_TYPE_DEFAULT       ../../impl/basic_api/utils/kernel_utils_macros.h
 #pragma once
 
 #include <cmath>
-#include <limits>
 #include <type_traits>
 #include <utility>
 
@@ -37,20 +33,12 @@
 #define __global__
 #define __gm__
 #define GM_ADDR __gm__ uint8_t*
-#define __schedmode__(mode)
-#define KERNEL_TASK_TYPE_DEFAULT(value) AscendC::host::Simulator::Get().task = #value
+#define KERNEL_TASK_TYPE_DEFAULT(value)
 
 #define VLLM_COLD_LAUNCH(kernel, blocks, stream, ...)                         \
     do {                                                                      \
         (void)(stream);                                                       \
         AscendC::host::Simulator::Get().Launch(#kernel, blocks, [&] { kernel(__VA_ARGS__); }); \
-    } while (0)
-
-#define VLLM_COLD_LAUNCH_TOGETHER(kernel, blocks, stream, ...)                          \
-    do {                                                                                \
-        (void)(stream);                                                                 \
-        AscendC::host::Simulator::Get().LaunchTogether(#kernel, blocks,                 \
-                                                       [&] { kernel(__VA_ARGS__); });   \
     } while (0)
 
 // 16-bit floats: bits only, so that arithmetic on them does not compile. Their names are keywords
@@ -71,35 +59,12 @@ namespace AscendC {
 using TEventID = int8_t;
 
 enum class TPosition : uint8_t { GM, VECIN, VECOUT, VECCALC };
-enum class RoundMode {
-    CAST_NONE,
-    CAST_RINT,
-    CAST_FLOOR,
-    CAST_CEIL,
-    CAST_ROUND,
-    CAST_TRUNC,
-    CAST_ODD
-};
+enum class RoundMode { CAST_NONE, CAST_RINT, CAST_FLOOR, CAST_CEIL, CAST_ROUND, CAST_TRUNC, CAST_ODD };
 enum class CMPMODE : uint8_t { LT, GT, EQ, LE, GE, NE };
-enum class SELMODE : uint8_t {
-    VSEL_CMPMASK_SPR,
-    VSEL_TENSOR_SCALAR_MODE,
-    VSEL_TENSOR_TENSOR_MODE
-};
+enum class SELMODE : uint8_t { VSEL_CMPMASK_SPR, VSEL_TENSOR_SCALAR_MODE, VSEL_TENSOR_TENSOR_MODE };
 enum class SaturationMode : uint8_t { FLOAT, CAST };
 enum class HardEvent : uint8_t {
-    MTE2_V,
-    V_MTE2,
-    MTE3_V,
-    V_MTE3,
-    MTE3_MTE2,
-    MTE2_MTE3,
-    S_V,
-    V_S,
-    S_MTE2,
-    MTE2_S,
-    S_MTE3,
-    MTE3_S
+    MTE2_V, V_MTE2, MTE3_V, V_MTE3, MTE3_MTE2, MTE2_MTE3, S_V, V_S, S_MTE2, MTE2_S, S_MTE3, MTE3_S
 };
 
 namespace host {
@@ -109,23 +74,11 @@ inline Simulator& Sim()
     return Simulator::Get();
 }
 
-constexpr std::pair<Pipe, Pipe> Ends(HardEvent event)
-{
-    switch (event) {
-        case HardEvent::MTE2_V: return {kMte2, kVector};
-        case HardEvent::V_MTE2: return {kVector, kMte2};
-        case HardEvent::MTE3_V: return {kMte3, kVector};
-        case HardEvent::V_MTE3: return {kVector, kMte3};
-        case HardEvent::MTE3_MTE2: return {kMte3, kMte2};
-        case HardEvent::MTE2_MTE3: return {kMte2, kMte3};
-        case HardEvent::S_V: return {kScalar, kVector};
-        case HardEvent::V_S: return {kVector, kScalar};
-        case HardEvent::S_MTE2: return {kScalar, kMte2};
-        case HardEvent::MTE2_S: return {kMte2, kScalar};
-        case HardEvent::S_MTE3: return {kScalar, kMte3};
-        default: return {kMte3, kScalar};
-    }
-}
+// From where to where, by HardEvent.
+constexpr Pipe kEnds[][2] = {
+    {kMte2, kVector}, {kVector, kMte2}, {kMte3, kVector}, {kVector, kMte3},
+    {kMte3, kMte2}, {kMte2, kMte3}, {kScalar, kVector}, {kVector, kScalar},
+    {kScalar, kMte2}, {kMte2, kScalar}, {kScalar, kMte3}, {kMte3, kScalar}};
 
 template <typename T, typename... Allowed>
 constexpr bool kOneOf = (std::is_same_v<T, Allowed> || ...);
@@ -219,10 +172,6 @@ public:
     {
         return LocalTensor<U>(buffer_, generation_, start_, bytes_);
     }
-    uint32_t GetSize() const
-    {
-        return bytes_ / sizeof(T);
-    }
 
     // For the stand-in: `count` elements from `index` as an operand, and where they lie.
     host::Operand Part(uint64_t index, uint64_t count, bool write) const
@@ -282,10 +231,6 @@ public:
         data_ = buffer;
         size_ = bufferSize;
     }
-    void SetGlobalBuffer(__gm__ T* buffer)
-    {
-        SetGlobalBuffer(buffer, std::numeric_limits<uint32_t>::max());
-    }
     const __gm__ T* GetPhyAddr() const
     {
         return data_;
@@ -322,13 +267,15 @@ private:
 template <HardEvent event>
 inline void SetFlag(int32_t eventID)
 {
-    host::Sim().SetFlag(static_cast<int>(event), eventID, host::Ends(event).first);
+    constexpr int number = static_cast<int>(event);
+    host::Sim().SetFlag(number, eventID, host::kEnds[number][0]);
 }
 
 template <HardEvent event>
 inline void WaitFlag(int32_t eventID)
 {
-    host::Sim().WaitFlag(static_cast<int>(event), eventID, host::Ends(event).second);
+    constexpr int number = static_cast<int>(event);
+    host::Sim().WaitFlag(number, eventID, host::kEnds[number][1]);
 }
 
 template <pipe_t pipe>
@@ -447,12 +394,6 @@ public:
         const host::Buffer& buffer = host::Sim().At(buffer_);
         return LocalTensor<T>(buffer_, 0, buffer.start, buffer.bytes);
     }
-    template <typename T>
-    LocalTensor<T> Get(uint32_t len)
-    {
-        const host::Operand part = Get<T>().Reads(len);
-        return LocalTensor<T>(part.buffer, 0, part.start, part.bytes);
-    }
 
     // For TPipe.
     void Add(uint32_t len)
@@ -498,7 +439,7 @@ public:
 
     static TPipe*& Current()
     {
-        static thread_local TPipe* current = nullptr;
+        static TPipe* current = nullptr;
         return current;
     }
 };
@@ -674,22 +615,6 @@ void DataCopyPad(const GlobalTensor<T>& dst, const LocalTensor<T>& src,
     std::memcpy(const_cast<T*>(dst.GetPhyAddr()), src.Data(), dataCopyParams.blockLen);
 }
 
-template <typename T>
-void DataCopy(const LocalTensor<T>& dst, const LocalTensor<T>& src, const uint32_t count)
-{
-    host::Sim().Check(count > 0 && count * sizeof(T) % host::kUnit == 0,
-                      "DataCopy: not a multiple of 32 bytes");
-    host::Aligned("DataCopy", dst.Start());
-    host::Aligned("DataCopy", src.Start());
-    host::Sim().Check(
-        (src.Position() == TPosition::VECIN && dst.Position() == TPosition::VECCALC) ||
-            (src.Position() == TPosition::VECCALC && dst.Position() == TPosition::VECOUT),
-        "DataCopy: within UB from VECIN to VECCALC or from VECCALC to VECOUT only");
-    host::Apart("DataCopy", dst.Writes(count), src.Reads(count));
-    host::Sim().Access("DataCopy", host::kVector, {src.Reads(count), dst.Writes(count)});
-    std::memcpy(dst.Data(), src.Data(), count * sizeof(T));
-}
-
 // --- Vector arithmetic --------------------------------------------------------------------------
 
 #define VLLM_COLD_HOST_BINARY(name, expression, ...)                                         \
@@ -732,19 +657,6 @@ void Duplicate(const LocalTensor<T>& dst, const T& scalarValue, const int32_t& c
     host::Aligned("Duplicate", dst.Start());
     host::Sim().Access("Duplicate", host::kVector, {dst.Writes(count)});
     std::fill_n(dst.Data(), count, scalarValue);
-}
-
-template <typename T>
-void CreateVecIndex(LocalTensor<T> dst, const T& firstValue, uint32_t count)
-{
-    static_assert(host::kOneOf<T, int16_t, int32_t, float>, "CreateVecIndex: not for this dtype");
-    host::Positive("CreateVecIndex", count);
-    host::Aligned("CreateVecIndex", dst.Start());
-    host::Sim().Access("CreateVecIndex", host::kVector, {dst.Writes(count)});
-    T* to = dst.Data();
-    for (uint32_t i = 0; i < count; ++i) {
-        to[i] = static_cast<T>(firstValue + static_cast<T>(i));
-    }
 }
 
 // 16-bit floats with NaN and infinities as they are, or saturated: the default.
@@ -898,148 +810,6 @@ void ReduceMax(const LocalTensor<T>& dst, const LocalTensor<T>& src,
 
 namespace AscendC {
 
-// --- Sorting ------------------------------------------------------------------------------------
-
-namespace host {
-
-struct Entry {
-    float score;
-    uint32_t id;
-};
-
-template <typename T>
-Entry* Entries(const LocalTensor<T>& tensor)
-{
-    return reinterpret_cast<Entry*>(tensor.Data());
-}
-
-}  // namespace host
-
-// 32 entries at a time, highest first; of two equal scores the one at the lower place first.
-template <typename T>
-void Sort32(const LocalTensor<T>& dst, const LocalTensor<T>& src0,
-            const LocalTensor<uint32_t>& src1, const int32_t repeatTime)
-{
-    static_assert(std::is_same_v<T, float>, "Sort32: not for this dtype");
-    host::Sim().Check(repeatTime >= 1 && repeatTime <= 255, "Sort32: repeatTime ", repeatTime,
-                      " is not from 1 to 255");
-    const uint32_t count = static_cast<uint32_t>(repeatTime) * 32;
-    host::Aligned("Sort32", src0.Start(), 128);
-    host::Aligned("Sort32", src1.Start(), 128);
-    host::Aligned("Sort32", dst.Start(), 256);
-    host::Apart("Sort32", dst.Writes(2 * count), src0.Reads(count));
-    host::Apart("Sort32", dst.Writes(2 * count), src1.Reads(count));
-    host::Sim().Access("Sort32", host::kVector,
-                       {src0.Reads(count), src1.Reads(count), dst.Writes(2 * count)});
-    const T* scores = src0.Data();
-    const uint32_t* ids = src1.Data();
-    for (uint32_t first = 0; first < count; first += 32) {
-        host::Entry* entries = host::Entries(dst) + first;
-        for (uint32_t i = 0; i < 32; ++i) {
-            entries[i] = {scores[first + i], ids[first + i]};
-        }
-        for (uint32_t i = 1; i < 32; ++i) {
-            const host::Entry entry = entries[i];
-            uint32_t to = i;
-            for (; to > 0 && host::Higher(entry.score, entries[to - 1].score); --to) {
-                entries[to] = entries[to - 1];
-            }
-            entries[to] = entry;
-        }
-    }
-}
-
-struct MrgSort4Info {
-    MrgSort4Info() {}
-    MrgSort4Info(const uint16_t elementLengthsIn[4], const bool ifExhaustedSuspensionIn,
-                 const uint16_t validBitIn, const uint16_t repeatTimesIn)
-        : ifExhaustedSuspension(ifExhaustedSuspensionIn), validBit(validBitIn),
-          repeatTimes(static_cast<uint8_t>(repeatTimesIn))
-    {
-        std::copy_n(elementLengthsIn, 4, elementLengths);
-    }
-    uint16_t elementLengths[4] = {0};
-    bool ifExhaustedSuspension = false;
-    uint16_t validBit = 0;
-    uint8_t repeatTimes = 1;
-};
-
-template <typename T>
-struct MrgSortSrcList {
-    MrgSortSrcList() {}
-    MrgSortSrcList(const LocalTensor<T>& src1In, const LocalTensor<T>& src2In,
-                   const LocalTensor<T>& src3In, const LocalTensor<T>& src4In)
-        : src1(src1In), src2(src2In), src3(src3In), src4(src4In)
-    {}
-    LocalTensor<T> src1;
-    LocalTensor<T> src2;
-    LocalTensor<T> src3;
-    LocalTensor<T> src4;
-};
-
-// Of two equal scores the one in the earlier list first, within a list the earlier one.
-template <typename T>
-void MrgSort(const LocalTensor<T>& dst, const MrgSortSrcList<T>& src, const MrgSort4Info& params)
-{
-    static_assert(std::is_same_v<T, float>, "MrgSort: not for this dtype");
-    const uint16_t bits = params.validBit;
-    host::Sim().Check(bits == 3 || bits == 7 || bits == 15, "MrgSort: validBit ", bits,
-                      " is not 3, 7 or 15");
-    host::Sim().Check(params.repeatTimes >= 1, "MrgSort: no repeat");
-    host::Sim().Check(!params.ifExhaustedSuspension, "MrgSort: the stand-in does not suspend");
-    host::Aligned("MrgSort", dst.Start());
-    const LocalTensor<T> lists[4] = {src.src1, src.src2, src.src3, src.src4};
-    const uint32_t used = bits == 3 ? 2 : bits == 7 ? 3 : 4;
-    uint32_t total = 0;
-    for (uint32_t i = 0; i < used; ++i) {
-        const uint32_t length = params.elementLengths[i];
-        host::Sim().Check(length > 0 && length <= 4095, "MrgSort: a list of ", length,
-                          " entries; 1 to 4095 are allowed");
-        host::Aligned("MrgSort", lists[i].Start(), 8);
-        total += length;
-    }
-    const uint32_t repeats = params.repeatTimes;
-    if (repeats > 1) {
-        const uint32_t length = params.elementLengths[0];
-        for (uint32_t i = 0; i < 4; ++i) {
-            host::Sim().Check(bits == 15 && params.elementLengths[i] == length &&
-                                  lists[i].Start() == lists[0].Start() + i * length * 8,
-                              "MrgSort: repeats need four lists of one length, side by side");
-        }
-        const host::Operand read = lists[0].Reads(2 * total * repeats);
-        const host::Operand write = dst.Writes(2 * total * repeats);
-        host::Apart("MrgSort", write, read);
-        host::Sim().Access("MrgSort", host::kVector, {read, write});
-    } else {
-        host::Operand reads[4];
-        for (uint32_t i = 0; i < 4; ++i) {
-            reads[i] = lists[i < used ? i : 0].Reads(2 * params.elementLengths[i < used ? i : 0]);
-            host::Apart("MrgSort", dst.Writes(2 * total), reads[i]);
-        }
-        host::Sim().Access("MrgSort", host::kVector,
-                           {reads[0], reads[1], reads[2], reads[3], dst.Writes(2 * total)});
-    }
-    for (uint32_t repeat = 0; repeat < repeats; ++repeat) {
-        const host::Entry* head[4];
-        const host::Entry* end[4];
-        for (uint32_t i = 0; i < used; ++i) {
-            head[i] = host::Entries(lists[i]) + repeat * total;
-            end[i] = head[i] + params.elementLengths[i];
-        }
-        host::Entry* out = host::Entries(dst) + repeat * total;
-        for (uint32_t n = 0; n < total; ++n) {
-            uint32_t best = 4;
-            for (uint32_t i = 0; i < used; ++i) {
-                if (head[i] < end[i] &&
-                    (best == 4 || host::Higher(head[i]->score, head[best]->score))) {
-                    best = i;
-                }
-            }
-            out[n] = *head[best]++;
-        }
-    }
-}
-
 // --- The block ----------------------------------------------------------------------------------
 
 inline int64_t GetBlockIdx()
@@ -1050,14 +820,6 @@ inline int64_t GetBlockNum()
 {
     return host::Sim().Blocks();
 }
-// The hardware's: for kernels of vector cores alone, whose blocks all have a core.
-template <bool isAIVOnly = true>
-void SyncAll()
-{
-    static_assert(isAIVOnly, "SyncAll: there are no cube cores");
-    host::Sim().SyncAll();
-}
-
 }  // namespace AscendC
 
 inline AscendC::TPipe* GetTPipePtr()

@@ -147,43 +147,22 @@ void Mul(const LocalTensor<T>& dst, const LocalTensor<T>& src0, const LocalTenso
     }
 }
 
-// The first `mask` values of each repeat to one sum.
-template <ReduceType reduceType, typename T, typename U, bool isSetMask = true>
-void ReduceRepeat(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
-                  const int32_t repeatTime, const int32_t dstRepStride, const int32_t srcBlkStride,
-                  const int32_t srcRepStride)
-{
-    static_assert(reduceType == ReduceType::SUM, "ReduceRepeat: the stand-in adds up");
-    static_assert(std::is_same_v<T, float> && std::is_same_v<T, U>,
-                  "ReduceRepeat: not for this dtype");
-    host::ReduceRepeats("ReduceRepeat", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
-                        srcRepStride, 1);
-}
+// Each repeat's first `mask` values to one sum, each 8 of them, or each 2.
+#define VLLM_COLD_HOST_REDUCE(name, left)                                                        \
+    template <ReduceType reduceType, typename T, typename U, bool isSetMask = true>              \
+    void name(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,          \
+              const int32_t repeatTime, const int32_t dstRepStride, const int32_t srcBlkStride,  \
+              const int32_t srcRepStride)                                                        \
+    {                                                                                            \
+        static_assert(reduceType == ReduceType::SUM, #name ": the stand-in adds up");            \
+        static_assert(std::is_same_v<T, float> && std::is_same_v<T, U>,                          \
+                      #name ": not for this dtype");                                             \
+        host::ReduceRepeats(#name, dst, src, repeatTime, mask, dstRepStride, srcBlkStride,       \
+                            srcRepStride, left);                                                 \
+    }
 
-// Each 8 values to one sum.
-template <ReduceType reduceType, typename T, typename U, bool isSetMask = true>
-void ReduceDataBlock(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
-                     const int32_t repeatTime, const int32_t dstRepStride,
-                     const int32_t srcBlkStride, const int32_t srcRepStride)
-{
-    static_assert(reduceType == ReduceType::SUM, "ReduceDataBlock: the stand-in adds up");
-    static_assert(std::is_same_v<T, float> && std::is_same_v<T, U>,
-                  "ReduceDataBlock: not for this dtype");
-    host::ReduceRepeats("ReduceDataBlock", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
-                        srcRepStride, host::kLanes / host::kBlockFloats);
-}
-
-// Each 2 values to one sum.
-template <ReduceType reduceType, typename T, typename U, bool isSetMask = true>
-void ReducePairElem(const LocalTensor<T>& dst, const LocalTensor<U>& src, const int32_t mask,
-                    const int32_t repeatTime, const int32_t dstRepStride,
-                    const int32_t srcBlkStride, const int32_t srcRepStride)
-{
-    static_assert(reduceType == ReduceType::SUM, "ReducePairElem: it adds up");
-    static_assert(std::is_same_v<T, float> && std::is_same_v<T, U>,
-                  "ReducePairElem: not for this dtype");
-    host::ReduceRepeats("ReducePairElem", dst, src, repeatTime, mask, dstRepStride, srcBlkStride,
-                        srcRepStride, host::kLanes / 2);
-}
+VLLM_COLD_HOST_REDUCE(ReduceRepeat, 1)
+VLLM_COLD_HOST_REDUCE(ReduceDataBlock, host::kLanes / host::kBlockFloats)
+VLLM_COLD_HOST_REDUCE(ReducePairElem, host::kLanes / 2)
 
 }  // namespace AscendC

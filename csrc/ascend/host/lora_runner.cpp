@@ -1,23 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the LoRA kernels on the stand-in for the tests: requests on stdin, answers on stdout, until
-// the end of input. Everything is little-endian int64 or raw bytes, laid out as
-// tests/ops/lora_host.py says. Each request runs with its blocks in order and again in shuffled
-// order; both must agree. Of x and y only the rows with an adapter can be touched, of the weights
-// only those of adapters in use.
-#include <cstdint>
-#include <cstdio>
-#include <cstring>
-#include <string>
-#include <vector>
-
+// Runs the LoRA kernels on the stand-in for the tests (requests.h; tests/ops/lora_host.py has the
+// layout). Of x and y only the rows with an adapter can be touched, of the weights only those of
+// adapters in use.
 #include "lora.h"
-#include "simulator.h"
+#include "requests.h"
 
 namespace {
 
-using AscendC::host::Failure;
-using AscendC::host::Simulator;
-using Bytes = std::vector<uint8_t>;
+using namespace AscendC::host;
 
 struct Request {
     int64_t type;
@@ -34,50 +24,12 @@ struct Request {
     double scale;
 };
 
-// An allocation of the device, with guard zones that nothing may touch.
-class Memory {
-public:
-    explicit Memory(const Bytes& content) : all_(kZone + content.size() + kZone, kGuard)
-    {
-        if (!content.empty()) {
-            std::memcpy(Data(), content.data(), content.size());
-        }
-    }
-    uint8_t* Data()
-    {
-        return all_.data() + kZone;
-    }
-    Bytes Content() const
-    {
-        return Bytes(all_.begin() + kZone, all_.end() - kZone);
-    }
-    void CheckZones(const char* name) const
-    {
-        for (int64_t i = 0; i < kZone; ++i) {
-            if (all_[i] != kGuard || all_[all_.size() - 1 - i] != kGuard) {
-                throw Failure(std::string("the guard zone of ") + name + " was written to");
-            }
-        }
-    }
-
-private:
-    static constexpr int64_t kZone = 4096;
-    static constexpr uint8_t kGuard = 0xA5;
-    Bytes all_;
-};
-
 struct Inputs {
     Bytes y;
     Bytes x;
     Bytes indices;
     std::vector<Bytes> a;
     std::vector<Bytes> b;
-};
-
-struct Answer {
-    std::string problem;  // empty, or what a check said
-    Bytes y;
-    std::string report;   // lines: kernel, range, bytes read, bytes written; "ub", kernel, peak
 };
 
 vllm_cold::LoraPlan PlanOf(const Request& r)
@@ -92,7 +44,7 @@ vllm_cold::LoraPlan PlanOf(const Request& r)
         static_cast<uint64_t>(r.cores));
 }
 
-void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
+std::vector<Bytes> Run(const Request& r, const Inputs& in)
 {
     const uint64_t element = r.type == 0 ? 4 : 2;
     Memory y(in.y);
@@ -118,8 +70,6 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
     call.scale = static_cast<float>(r.scale);
 
     Simulator& sim = Simulator::Get();
-    sim.ForgetRanges();
-    sim.Order(seed);
     uint64_t width = 0;
     for (int64_t i = 0; i < r.slices; ++i) {
         call.a[i] = a[i].Data();
@@ -157,56 +107,10 @@ void Run(const Request& r, const Inputs& in, uint64_t seed, Answer& answer)
         a[i].CheckZones("a");
         b[i].CheckZones("b");
     }
-    answer.y = y.Content();
-    for (const auto& moved : sim.Moved()) {
-        answer.report += moved.kernel + " " + moved.range + " " + std::to_string(moved.read) + " " +
-                         std::to_string(moved.written) + "\n";
-    }
-    for (const auto& [kernel, bytes] : sim.PeaksUb()) {
-        answer.report += "ub " + kernel + " " + std::to_string(bytes) + "\n";
-    }
+    return {y.Content()};
 }
 
-Answer RunBoth(const Request& request, const Inputs& inputs)
-{
-    Answer inOrder;
-    try {
-        Run(request, inputs, 0, inOrder);
-        Answer shuffled;
-        Run(request, inputs, 1 + static_cast<uint64_t>(request.length), shuffled);
-        if (inOrder.y != shuffled.y) {
-            throw Failure("the result depends on the order of the blocks");
-        }
-    } catch (const Failure& failure) {
-        inOrder = Answer();
-        inOrder.problem = failure.what();
-    }
-    return inOrder;
-}
-
-bool ReadAll(void* to, size_t bytes)
-{
-    return bytes == 0 || std::fread(to, 1, bytes, stdin) == bytes;
-}
-bool ReadBytes(Bytes& to)
-{
-    int64_t count;
-    if (!ReadAll(&count, sizeof(count))) {
-        return false;
-    }
-    to.resize(static_cast<size_t>(count));
-    return ReadAll(to.data(), to.size());
-}
-void WriteBytes(const void* from, size_t bytes)
-{
-    const int64_t count = static_cast<int64_t>(bytes);
-    std::fwrite(&count, sizeof(count), 1, stdout);
-    if (bytes > 0) {
-        std::fwrite(from, 1, bytes, stdout);
-    }
-}
-
-std::string Describe(const vllm_cold::LoraPlan& plan)
+Bytes Describe(const vllm_cold::LoraPlan& plan)
 {
     std::string text;
     for (const uint64_t value :
@@ -216,7 +120,7 @@ std::string Describe(const vllm_cold::LoraPlan& plan)
           static_cast<uint64_t>(plan.expandBlocks), plan.workspaceBytes}) {
         text += std::to_string(value) + " ";
     }
-    return text;
+    return Bytes(text.begin(), text.end());
 }
 
 }  // namespace
@@ -225,29 +129,25 @@ int main()
 {
     Request request;
     while (ReadAll(&request, sizeof(request))) {
-        Answer answer;
-        if (request.planOnly == 0) {
-            Inputs inputs;
-            inputs.a.resize(static_cast<size_t>(request.slices));
-            inputs.b.resize(static_cast<size_t>(request.slices));
-            bool whole = ReadBytes(inputs.y) && ReadBytes(inputs.x) && ReadBytes(inputs.indices);
-            for (Bytes& bytes : inputs.a) {
-                whole = whole && ReadBytes(bytes);
+        if (request.planOnly != 0) {
+            Write({"", {Describe(PlanOf(request))}, ""});
+            continue;
+        }
+        Inputs inputs;
+        inputs.a.resize(static_cast<size_t>(request.slices));
+        inputs.b.resize(static_cast<size_t>(request.slices));
+        std::vector<Bytes*> all{&inputs.y, &inputs.x, &inputs.indices};
+        for (std::vector<Bytes>* stack : {&inputs.a, &inputs.b}) {
+            for (Bytes& bytes : *stack) {
+                all.push_back(&bytes);
             }
-            for (Bytes& bytes : inputs.b) {
-                whole = whole && ReadBytes(bytes);
-            }
-            if (!whole) {
+        }
+        for (Bytes* bytes : all) {
+            if (!ReadBytes(*bytes)) {
                 return 1;
             }
-            answer = RunBoth(request, inputs);
         }
-        const std::string plan = Describe(PlanOf(request));
-        WriteBytes(answer.problem.data(), answer.problem.size());
-        WriteBytes(plan.data(), plan.size());
-        WriteBytes(answer.y.data(), answer.y.size());
-        WriteBytes(answer.report.data(), answer.report.size());
-        std::fflush(stdout);
+        Write(RunBoth([&] { return Run(request, inputs); }));
     }
     return 0;
 }

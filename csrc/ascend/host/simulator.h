@@ -10,9 +10,7 @@
 // - global memory is known by registered ranges, with the block that touched each byte. If none is
 //   registered (as in the test of the torch binding) it is not checked.
 //
-// Blocks run one after the other, as on a chip with one core. In a launch of blocks that are there
-// together, at most one a core, they may wait for each other: SyncAll() puts everything before it,
-// of all blocks, before everything behind it.
+// Blocks run one after the other, as on a chip with one core.
 //
 // A failed check throws Failure, which ends the launch.
 #pragma once
@@ -27,8 +25,6 @@
 #include <stdexcept>
 #include <string>
 #include <vector>
-
-#include "together.h"
 
 namespace AscendC {
 namespace host {
@@ -87,9 +83,8 @@ struct Range {
     bool readOnly;
     bool fresh;  // holds nothing yet: a byte may be read only after it was written
     std::vector<uint8_t> defined;
-    std::vector<int32_t> writer;  // since the launch or SyncAll; kNobody, a block, or kSeveral
+    std::vector<int32_t> writer;  // since the launch; kNobody, a block, or kSeveral
     std::vector<int32_t> reader;
-    std::vector<int32_t> author;  // the writer before the last SyncAll of this launch
 };
 
 struct Traffic {
@@ -116,7 +111,13 @@ public:
     template <typename Body>
     void Launch(const std::string& kernel, uint32_t blocks, Body body)
     {
-        Begin(kernel, blocks);
+        kernel_ = kernel;
+        blocks_ = blocks;
+        Check(blocks > 0, "a launch without blocks");
+        for (Range& range : ranges_) {
+            std::fill(range.writer.begin(), range.writer.end(), kNobody);
+            std::fill(range.reader.begin(), range.reader.end(), kNobody);
+        }
         std::vector<uint32_t> order(blocks);
         for (uint32_t i = 0; i < blocks; ++i) {
             order[i] = i;
@@ -132,44 +133,6 @@ public:
         }
         kernel_.clear();
     }
-    // Blocks that are there together.
-    template <typename Body>
-    void LaunchTogether(const std::string& kernel, uint32_t blocks, Body body)
-    {
-        Begin(kernel, blocks);
-        for (Range& range : ranges_) {
-            range.author.assign(range.writer.size(), kNobody);
-        }
-        Check(blocks <= cores, blocks, " blocks wait for each other on ", cores,
-              " cores: for ever");
-        std::vector<Core> all(blocks);
-        Together together;
-        together_ = &together;
-        const auto swap = [&](uint32_t block) { Exchange(all[block]); };
-        const auto stuck = [&] { Fail("SyncAll: a block ended without it: others wait for ever"); };
-        struct Over {
-            Together*& place;
-            ~Over()
-            {
-                place = nullptr;
-            }
-        } over{together_};
-        together.Run(blocks, seed_, swap, swap, [&] { Released(); }, stuck, [&](uint32_t block) {
-            StartBlock(block);
-            body();
-            EndBlock();
-        });
-        kernel_.clear();
-    }
-    void SyncAll()
-    {
-        Check(together_ != nullptr,
-              "SyncAll: the blocks of this launch may run one after the other: it waits for ever");
-        Check(task == "KERNEL_TYPE_MIX_AIV_1_0", "SyncAll: the kernel's type is ", task,
-              ", not KERNEL_TYPE_MIX_AIV_1_0");
-        BarrierAll();
-        together_->Wait();
-    }
     uint32_t Block() const
     {
         return block_;
@@ -178,11 +141,7 @@ public:
     {
         return blocks_;
     }
-    uint32_t PeakUb() const
-    {
-        return peak_;
-    }
-    // By kernel, the same.
+    // The most of UB that a kernel took, by its name.
     const std::map<std::string, uint32_t>& PeaksUb() const
     {
         return peaks_;
@@ -195,20 +154,8 @@ public:
     {
         ranges_.clear();
         traffic_.clear();
-        waited_.clear();
         peaks_.clear();
-        peak_ = 0;
     }
-
-    // By kernel, how many numbers a block read one by one before its first load of logits, and
-    // before its second: the most of all blocks.
-    const std::map<std::string, std::array<uint32_t, 2>>& Waited() const
-    {
-        return waited_;
-    }
-
-    uint32_t cores = 40;  // that there are
-    std::string task;     // the kernel's type
 
     // Of 16-bit floats in the scalar pipe's control register; a kernel leaves it as it found it.
     bool saturates = true;
@@ -246,7 +193,6 @@ public:
               kUbUsable, " are usable");
         Buffer buffer{used_, bytes, position, state};
         used_ += bytes;
-        peak_ = std::max(peak_, used_);
         peaks_[kernel_] = std::max(peaks_[kernel_], used_);
         buffers_.push_back(buffer);
         return static_cast<uint32_t>(buffers_.size() - 1);
@@ -359,7 +305,7 @@ public:
 
     void Register(const std::string& name, void* data, uint64_t bytes, bool readOnly, bool fresh)
     {
-        Range range{name, static_cast<uint8_t*>(data), bytes, readOnly, fresh, {}, {}, {}, {}};
+        Range range{name, static_cast<uint8_t*>(data), bytes, readOnly, fresh, {}, {}, {}};
         if (fresh) {
             range.defined.assign(bytes, 0);
             std::memset(data, kFresh, bytes);
@@ -377,7 +323,6 @@ public:
         }
         if (pipe == kScalar) {
             Tick(pipe);
-            ++numbers_;
         }
         const uint8_t* data = static_cast<const uint8_t*>(address);
         Range* range = Find(data, bytes);
@@ -391,17 +336,12 @@ public:
         }
         if (!range->readOnly) {
             CheckRace(what, *range, from, bytes, write);
-            CheckCache(what, pipe, *range, from, bytes, write);
             CheckGmOrder(what, pipe, data, bytes, write);
         }
         if (write && range->fresh) {
             std::fill_n(range->defined.begin() + static_cast<int64_t>(from), bytes, uint8_t{1});
         }
         Count(range->name, bytes, write);
-        if (pipe == kMte2 && range->name == "logits" && loads_ < 2) {
-            uint32_t& most = waited_[kernel_][loads_++];
-            most = std::max(most, numbers_);
-        }
     }
 
 private:
@@ -423,75 +363,8 @@ private:
         uint64_t time;
         bool write;
     };
-    // What belongs to a block.
-    struct Core {
-        uint32_t block = 0;
-        uint32_t used = 0;
-        uint32_t numbers = 0;
-        uint32_t loads = 0;
-        bool saturates = true;
-        std::string task;
-        std::vector<Buffer> buffers;
-        std::vector<Unit> units;
-        std::array<uint64_t, kPipes> time{};
-        std::array<Clock, kPipes> clock{};
-        std::array<std::array<Flag, kEventIds>, kEvents> flags{};
-        std::vector<Transfer> transfers;
-        std::vector<uint8_t> ub = std::vector<uint8_t>(kUbBytes);
-        std::vector<uint8_t> defined = std::vector<uint8_t>(kUbBytes);
-    };
     static constexpr int32_t kNobody = -1;
     static constexpr int32_t kSeveral = -2;
-
-    void Begin(const std::string& kernel, uint32_t blocks)
-    {
-        kernel_ = kernel;
-        blocks_ = blocks;
-        Check(blocks > 0, "a launch without blocks");
-        for (Range& range : ranges_) {
-            std::fill(range.writer.begin(), range.writer.end(), kNobody);
-            std::fill(range.reader.begin(), range.reader.end(), kNobody);
-        }
-    }
-    void Exchange(Core& core)
-    {
-        std::swap(block_, core.block);
-        std::swap(used_, core.used);
-        std::swap(numbers_, core.numbers);
-        std::swap(loads_, core.loads);
-        std::swap(saturates, core.saturates);
-        std::swap(task, core.task);
-        buffers_.swap(core.buffers);
-        units_.swap(core.units);
-        time_.swap(core.time);
-        clock_.swap(core.clock);
-        flags_.swap(core.flags);
-        transfers_.swap(core.transfers);
-        ub_.swap(core.ub);
-        defined_.swap(core.defined);
-    }
-    // All blocks have come to SyncAll.
-    void Released()
-    {
-        for (Range& range : ranges_) {
-            for (size_t i = 0; i < range.writer.size(); ++i) {
-                range.author[i] = range.writer[i] != kNobody ? range.writer[i] : range.author[i];
-            }
-            std::fill(range.writer.begin(), range.writer.end(), kNobody);
-            std::fill(range.reader.begin(), range.reader.end(), kNobody);
-        }
-    }
-    void CheckCache(const char* what, Pipe pipe, const Range& range, uint64_t from, uint64_t bytes,
-                    bool write) const
-    {
-        const bool scalar = together_ != nullptr && pipe == kScalar && !write;
-        for (uint64_t i = from; scalar && i < from + bytes; ++i) {
-            const int32_t author = range.author[i];
-            Check(author == kNobody || author == static_cast<int32_t>(block_), what,
-                  ": byte ", i, " of ", range.name,
-                  " is another block's; a core's data cache may hold what was there before");
-        }
-    }
 
     void StartBlock(uint32_t block)
     {
@@ -508,10 +381,7 @@ private:
             ids.fill(Flag{});
         }
         transfers_.clear();
-        numbers_ = 0;
-        loads_ = 0;
         saturates = true;
-        task.clear();
     }
     void EndBlock()
     {
@@ -631,12 +501,10 @@ private:
     }
 
     uint64_t seed_ = 0;
-    Together* together_ = nullptr;
     std::string kernel_;
     uint32_t block_ = 0;
     uint32_t blocks_ = 0;
     uint32_t used_ = 0;
-    uint32_t peak_ = 0;
     std::map<std::string, uint32_t> peaks_;
     std::vector<Buffer> buffers_;
     std::vector<Unit> units_;
@@ -646,9 +514,6 @@ private:
     std::vector<Range> ranges_;
     std::vector<Transfer> transfers_;
     std::vector<Traffic> traffic_;
-    std::map<std::string, std::array<uint32_t, 2>> waited_;
-    uint32_t numbers_ = 0;  // read by the scalar pipe in this block
-    uint32_t loads_ = 0;    // of logits, in this block
     std::vector<uint8_t> ub_ = std::vector<uint8_t>(kUbBytes);
     std::vector<uint8_t> defined_ = std::vector<uint8_t>(kUbBytes);
 };

@@ -92,6 +92,8 @@ class ServerSource:
         ToolError: no such adapter is loaded.
     """
 
+    takes_ids = False  # an amateur's own prompt cannot be sent as token ids
+
     def __init__(self, server: Server, expert: str | None) -> None:
         if expert is not None and expert not in server.loaded:
             loaded = ", ".join(server.loaded) or "none"
