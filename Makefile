@@ -53,7 +53,7 @@ test: lint ## all checks and the test suite; parts that no change can have broke
 
 # Triton's interpreter runs the kernels: ten to thirty times slower than V1.
 v2: venv ## the tests of engines and servers on vLLM's V2 model runner, two hours
-	$(ENGINES) 4 --dist loadscope --runner v2 -o timeout=900 -m '(engine or server) and not full'
+	$(ENGINES) 4 --dist loadgroup --runner v2 -o timeout=900 -m '(engine or server) and not full'
 
 test-all: lint ## the same with nothing left out, hours
 	$(PY) -m tests --all

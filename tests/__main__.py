@@ -29,11 +29,11 @@ def steps(everything: bool) -> dict[str, tuple[str, ...]]:
         some, full = (), ""
         # In Triton's interpreter; what is marked "full" is for V1 alone.
         v2 = ("--runner", "v2", "-o", "timeout=900", "-m", "(engine or server) and not full")
-    # Engines are kept from test to test, file by file.
+    # One worker has all tests of a file, and all those that share a server (conftest.py).
     found = {
         "without engines": pytest(8, "worksteal", *some, "-m", f"not engine and not server{full}"),
-        "engines and servers": pytest(4, "loadscope", *some, "-m", f"(engine or server){full}"),
-        "V2 model runner": pytest(4, "loadscope", *v2),
+        "engines and servers": pytest(4, "loadgroup", *some, "-m", f"(engine or server){full}"),
+        "V2 model runner": pytest(4, "loadgroup", *v2),
         "vllm-ascend's own classes": ("-m", "tests.ascend", "--if-possible"),
     }
     if not everything and any("tests/ascend/*" in part.tests for part in changed.now()):

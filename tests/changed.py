@@ -72,6 +72,11 @@ PARTS = (
         ("docs/*recipes*", "docs/benchmarking.md", "examples/*", "vllm_cold/vllm/frontend/*"),
     ),
     Part(
+        "the pages' examples",
+        ("tests/docs/test_server.py", "tests/docs/test_offline.py"),
+        ("docs/*.md", "vllm_cold/vllm/frontend/*", "vllm_cold/method/*", "vllm_cold/*.py"),
+    ),
+    Part(
         "the site",
         ("tests/docs/test_site.py",),
         ("docs/*", "mkdocs.yml", "README.md", "CHANGELOG.md", "vllm_cold/*.py"),
@@ -100,7 +105,6 @@ PARTS = (
         "engines of several processes",
         (
             "tests/engine/test_scale_out.py",
-            "tests/engine/test_tensor_parallel.py",
             "tests/server/test_data_parallel.py",
         ),
         _COMPUTING,

@@ -28,26 +28,21 @@ settings.load_profile("ci")
 
 LEFT_OUT = pytest.StashKey[list[changed.Part]]()
 
-# Files of a few tests that take minutes. They come first: at the end, one worker would wait for the
-# other one. (By itself xdist hands out files by their number of tests.)
+# What takes minutes comes first: at the end, one worker would wait for the other one. (By itself
+# xdist hands out groups by their number of tests.)
 LONG = (
     "tests/engine/test_accuracy.py",
     "tests/engine/test_device_report.py",
     "tests/examples/test_demo.py",
     "tests/recipes/test_smollm2.py",
-    "tests/engine/test_scale_out.py",
     "tests/engine/test_speculation.py",
 )
+SHARED = ("server", "default_server")  # of tests/server/conftest.py, for the whole session
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--runner", choices=("v1", "v2"), default="v1", help="vLLM's model runner in engines"
-    )
-    parser.addoption(
-        "--drafter",
-        choices=("ngram", "draft_model", "eagle"),
-        help="engines of tests/engine speculate with this drafter",
     )
     parser.addoption(
         "--changed",
@@ -71,11 +66,22 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    shared = {item.location[0] for item in items if _shares_a_server(item)}
+    for item in items if config.pluginmanager.hasplugin("xdist") else ():
+        # With --dist loadgroup, a group is one worker's.
+        file = item.location[0]
+        item.add_marker(pytest.mark.xdist_group("server" if file in shared else file))
+    items.sort(key=lambda i: (i.location[0] not in shared, not i.nodeid.startswith(LONG)))
     if config.getoption("runner") == "v2":
         from tests.v2 import selection
 
         selection.apply(items, whole=config.args == config.getini("testpaths"))
+
+
+def _shares_a_server(item: pytest.Item) -> bool:
+    """Whether a test wants a server of the session, not one of its module under the same name."""
+    definitions = item._fixtureinfo.name2fixturedefs
+    return any(n in definitions and definitions[n][-1].scope == "session" for n in SHARED)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

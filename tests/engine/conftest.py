@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Real engines on the tiny model, in this process: an engine starts in seconds."""
+"""Real engines on the tiny model, in this process."""
 
 import atexit
 import functools
 import gc
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 Make = Callable[..., Any]
+BLOCK = 32  # vLLM's CPU attention takes multiples of 32 only
 
 
 @pytest.fixture(autouse=True)
@@ -58,99 +59,126 @@ def leave_imports_alone() -> None:
     gc.freeze = gc.unfreeze = lambda: None
 
 
-@pytest.fixture(scope="session")
-def speculation(
-    tiny: Path, runner: str, pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, Any] | None:
-    """What engines of this run speculate with: see ``--drafter``."""
-    from tests.engine import drafters
+class Pool:
+    """The engines of this process by their arguments; the last few that were used are alive.
 
-    folder = tmp_path_factory.mktemp("drafter")
-    match pytestconfig.getoption("drafter"):
-        case "ngram":
-            return drafters.ngram(device=runner == "v2")
-        case "draft_model":
-            return drafters.draft_model(tiny / "model", folder)
-        case "eagle":
-            return drafters.eagle(tiny / "model", folder)
-    return None
+    An engine takes seconds to start, and most tests want one of a few: shared, it is started once
+    as long as they come one after the other.
+    """
 
+    MOST = 3
 
-@contextmanager
-def making(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Iterator[Make]:
-    """A function that starts engines, which end with the context."""
-    from vllm import LLM
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+    def __init__(self, options: dict[str, Any], runner: str) -> None:
+        self.options, self._runner = options, runner
+        self._alive: dict[str, Any] = {}
+        self._world: Any = None
 
-    from vllm_cold.vllm.frontend.config import model_runner
+    def get(self, **kwargs: Any) -> Any:
+        """A shared engine with these arguments: it is idle, and its prefix cache is empty."""
+        self._forget_the_dead()
+        key = repr(sorted((self.options | kwargs).items()))
+        llm = self._alive.pop(key, None)
+        if llm is not None and not is_fresh(llm):  # a test failed in the middle
+            end(llm)
+            llm = None
+        if llm is None:
+            while len(self._alive) >= self.MOST:
+                end(self._alive.pop(next(iter(self._alive))))
+            llm = self.start(**kwargs)
+        self._alive[key] = llm
+        return llm
 
-    leave_imports_alone()
-    made: list[Any] = []
+    def start(self, **kwargs: Any) -> Any:
+        """A new engine, which the caller ends."""
+        from vllm import LLM
+        from vllm.distributed import parallel_state
 
-    def make(**kwargs: Any) -> Any:
-        options: dict[str, Any] = {
-            "model": str(tiny / "model"),
-            "dtype": "float32",
-            "enable_lora": True,
-            "max_lora_rank": 8,
-            "max_model_len": 256,
-            "max_num_seqs": 32,
-            "enforce_eager": True,
-            "disable_log_stats": True,
-            "async_scheduling": False,
-            "gpu_memory_utilization": 0.2,  # others may use some memory
-            "speculative_config": speculation,
-        }
-        options |= kwargs
+        from vllm_cold.vllm.frontend.config import model_runner
+
+        leave_imports_alone()
+        options = self.options | kwargs
         if options["speculative_config"] and "max_num_batched_tokens" in options:
             # vLLM wants room for the drafts of all, and CoLD for a request that comes.
             each = 1 + options["speculative_config"]["num_speculative_tokens"]
             room = options["max_num_batched_tokens"] // each
             options["max_num_seqs"] = max(2, min(options["max_num_seqs"], room))
-        made.append(LLM(**options))
-        config = made[-1].llm_engine.vllm_config
-        assert model_runner(config).lower() == runner
-        client = made[-1].llm_engine.engine_core
+        llm = LLM(**options)
+        self._world = parallel_state._WORLD
+        assert model_runner(llm.llm_engine.vllm_config).lower() == self._runner
+        client = llm.llm_engine.engine_core
         if hasattr(client, "engine_core"):  # not in a process of its own
             queue = client.engine_core.batch_queue
             stages = options.get("pipeline_parallel_size", 1)
             assert (queue is not None) == (options["async_scheduling"] or stages > 1)
+        return llm
+
+    def _forget_the_dead(self) -> None:
+        """Another test has ended what all engines of a process share."""
+        from vllm.distributed import parallel_state
+
+        if self._world is not parallel_state._WORLD:
+            self.close()
+
+    def close(self) -> None:
+        while self._alive:
+            end(self._alive.popitem()[1])
+
+
+def is_fresh(llm: Any) -> bool:
+    """Whether nothing runs in the engine; its prefix cache is emptied."""
+    return not scheduler(llm).requests and scheduler(llm).reset_prefix_cache()
+
+
+def end(llm: Any) -> None:
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+
+
+@pytest.fixture(scope="session")
+def pool(tiny: Path, runner: str) -> Iterator[Pool]:
+    options: dict[str, Any] = {
+        "model": str(tiny / "model"),
+        "dtype": "float32",
+        "enable_lora": True,
+        "max_lora_rank": 8,
+        "max_loras": 2,
+        "max_model_len": 256,
+        "max_num_seqs": 32,
+        "block_size": BLOCK,
+        "enforce_eager": True,
+        "disable_log_stats": True,
+        "async_scheduling": False,
+        "gpu_memory_utilization": 0.2,  # others may use some memory
+        "speculative_config": None,
+    }
+    made = Pool(options, runner)
+    yield made
+    made.close()
+    if "vllm" in sys.modules:
+        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+        cleanup_dist_env_and_memory()
+
+
+@pytest.fixture
+def shared_llm(pool: Pool) -> Make:
+    """``shared_llm(**engine_args) -> LLM``: leave it as it was."""
+    return pool.get
+
+
+@pytest.fixture
+def make_llm(pool: Pool) -> Iterator[Make]:
+    """``make_llm(**engine_args) -> LLM``: a new engine, which ends with the test."""
+    made: list[Any] = []
+
+    def make(**kwargs: Any) -> Any:
+        made.append(pool.start(**kwargs))
         return made[-1]
 
     yield make
     while made:
-        made.pop().llm_engine.engine_core.shutdown()
-    cleanup_dist_env_and_memory()  # and collects garbage
-
-
-@pytest.fixture
-def make_llm(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Iterator[Make]:
-    """``make_llm(**engine_args) -> LLM``; the engine ends with the test."""
-    with making(tiny, runner, speculation) as make:
-        yield make
-
-
-@pytest.fixture(scope="module")
-def shared_llm(tiny: Path, runner: str, speculation: dict[str, Any] | None) -> Iterator[Make]:
-    """``shared_llm(**engine_args) -> LLM``: the module's engine with these arguments. It goes on
-    until other arguments are asked for, or a test has left requests in it. Behind a test with
-    ``make_llm`` it cannot be used any more: that ends what all engines of a process share.
-    """
-    with pytest.MonkeyPatch.context() as patch, ExitStack() as engine:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        allow_async_scheduling(patch)
-        now: dict[str, Any] = {}
-
-        def get(**kwargs: Any) -> Any:
-            if not now or now["arguments"] != kwargs or scheduler(now["llm"]).requests:
-                now.clear()
-                engine.close()
-                make = engine.enter_context(making(tiny, runner, speculation))
-                now.update(arguments=kwargs, llm=make(**kwargs))
-            return now["llm"]
-
-        yield get
-        now.clear()
+        end(made.pop())
 
 
 def lora(tiny: Path, name: str) -> Any:

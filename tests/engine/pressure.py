@@ -5,7 +5,6 @@ A ``Job`` is one request. ``Engines.alone`` gives its result on an idle engine w
 cache; ``drive`` sends many jobs at random moments, aborts some, and gives the survivors' results.
 """
 
-import gc
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.engine.conftest import (
-    allow_async_scheduling,
-    free_blocks,
-    leave_imports_alone,
-    lora,
-    scheduler,
-)
+from tests.engine.conftest import Pool, free_blocks, lora, scheduler
 
-BLOCK = 32  # vLLM's CPU attention takes multiples of 32 only
 MAX_STEPS = 20_000
 
 
@@ -192,6 +184,25 @@ def preempted_pairs(llm: Any) -> Iterator[list[str]]:
         del sched._preempt_request
 
 
+@contextmanager
+def scheduled(llm: Any) -> Iterator[list[list[int]]]:
+    """For each step of the engine that computes something: how many tokens of each stream."""
+    sched, steps = scheduler(llm), []
+    original = sched.schedule
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        output = original(*args, **kwargs)
+        if output.num_scheduled_tokens:
+            steps.append(sorted(output.num_scheduled_tokens.values()))
+        return output
+
+    sched.schedule = record
+    try:
+        yield steps
+    finally:
+        del sched.schedule
+
+
 def drive(
     llm: Any,
     tiny: Path,
@@ -238,55 +249,22 @@ def drive(
 
 
 class Engines:
-    """Engines in this process, shared by a module: one without pressure, and one other."""
+    """A roomy engine, and one other at a time, on the same model."""
 
-    def __init__(self, tiny: Path) -> None:
+    def __init__(self, tiny: Path, pool: Pool, **options: Any) -> None:
+        """``options``: what these engines have in common."""
         self.tiny = tiny
-        self._roomy: Any = None
-        self._current: tuple[dict[str, Any], Any] | None = None
+        self.options = pool.options | options
+        self._pool = pool
         self._alone: dict[Job, Result] = {}
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What all engines have in common."""
-        return {
-            "model": str(self.tiny / "model"),
-            "dtype": "float32",
-            "enable_lora": True,
-            "max_lora_rank": 8,
-            "max_model_len": 256,
-            "max_num_seqs": 32,
-            "block_size": BLOCK,
-            "max_loras": 2,
-            "enforce_eager": True,
-            "disable_log_stats": True,
-            "async_scheduling": False,
-        }
-
-    def _start(self, **kwargs: Any) -> Any:
-        from vllm import LLM
-
-        leave_imports_alone()
-        options = {**self.options, **kwargs}
-        llm = LLM(**options)
-        core = llm.llm_engine.engine_core.engine_core
-        assert (core.batch_queue is not None) == options["async_scheduling"]
-        return llm
-
     def get(self, **kwargs: Any) -> Any:
-        """The engine with these options; the one before is ended if it had others."""
-        if self._current is not None and scheduler(self._current[1]).requests:
-            self._end_current()  # a test failed in the middle
-        if self._current is None or self._current[0] != kwargs:
-            self._end_current()
-            self._current = kwargs, self._start(**kwargs)
-        return self._current[1]
+        """The engine with these options."""
+        return self._pool.get(**self.options | kwargs)
 
     @property
     def roomy(self) -> Any:
-        if self._roomy is None:
-            self._roomy = self._start(enable_prefix_caching=False, max_loras=3)
-        return self._roomy
+        return self.get(enable_prefix_caching=False, max_loras=3)
 
     @property
     def tokenizer(self) -> Any:
@@ -348,29 +326,7 @@ class Engines:
         runs = [r.completions[index].tokens for r in receiver.results.values()]
         return any(run[: len(tokens)] == tokens for run in runs)
 
-    def _end_current(self) -> None:
-        if self._current is not None:
-            self._current[1].llm_engine.engine_core.shutdown()
-            self._current = None
-            gc.collect()
-
-    def close(self) -> None:
-        from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
-        self._end_current()
-        if self._roomy is not None:
-            self._roomy.llm_engine.engine_core.shutdown()
-            self._roomy = None
-        gc.collect()
-        cleanup_dist_env_and_memory()
-
 
 @pytest.fixture(scope="module")
-def engines(tiny: Path) -> Iterator[Engines]:
-    """In the test's process, so that the schedulers can be looked at."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        allow_async_scheduling(patch)
-        made = Engines(tiny)
-        yield made
-        made.close()
+def engines(tiny: Path, pool: Pool) -> Engines:
+    return Engines(tiny, pool)

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.engine.conftest import lora
 from tests.engine.pressure import Job
-from tests.naive import Amateur, Group
+from tests.naive import Amateur, Group, NaiveCold, Trace
 
 MAX_TOKENS = 12
 LONGEST = 1025  # of the prompts in ``make_groups``
@@ -162,3 +162,38 @@ class GroupJob(Job):
 def job(group: Group, **options: Any) -> GroupJob:
     """The group as a job of the tests under pressure."""
     return GroupJob(tuple(group.prompt_ids), group.expert, options=options, group=group)
+
+
+class Texts:
+    """Groups whose prompts are texts or messages."""
+
+    MAX_TOKENS = 12
+
+    def __init__(self, tiny: Path, naive: NaiveCold) -> None:
+        from transformers import AutoTokenizer
+
+        self._naive = naive
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(tiny / "model")
+
+    def ids(self, prompt: Any) -> list[int]:
+        """Of a text, of messages, or as they are."""
+        if isinstance(prompt, str):
+            return list(self.tokenizer(prompt).input_ids)
+        if isinstance(prompt[0], dict):
+            text = self.tokenizer.apply_chat_template(
+                prompt, tokenize=False, add_generation_prompt=True
+            )
+            return self.ids(text)
+        return list(prompt)
+
+    def group(self, prompt: Any, expert: str | None, *amateurs: Any, alpha: float = 0.0) -> Group:
+        """An amateur is its weight, its adapter and its prompt."""
+        found = [
+            Amateur(weight, adapter, None if own is None else self.ids(own))
+            for weight, adapter, own in amateurs
+        ]
+        return Group(self.ids(prompt), expert, found, alpha, self.MAX_TOKENS)
+
+    def decode(self, *groups: Group) -> list[Trace]:
+        """The reference's tokens."""
+        return self._naive.generate_many(groups)

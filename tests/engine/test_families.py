@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Groups of streams on models of other families: the engine's tokens equal those of transformers
-and peft. Tiny ones are random, with random adapters; Gemma 3 270M has its real weights.
+and peft. They are tiny and random, with random adapters.
 
 What they differ by is what could go wrong with streams of their own length: positions, sliding
 windows (the prompts are longer), biases, fused layers, caps on logits. A mixture of experts is
 missing: with LoRA it does not run in stock vLLM on a CPU.
 """
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,12 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
-from examples import gemma3
-from tests.engine import gemma
 from tests.engine.families import FAMILIES, GROUPS, RANK
-from tests.engine.streams import decode, length
+from tests.engine.streams import decode
 from tests.naive import Group, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
@@ -32,20 +28,16 @@ ROOT = Path(__file__).parents[2]
 IN_EVERY_RUN = ("qwen2", "gemma2", "phi3")
 
 
-def reference(module: str, *arguments: str) -> None:
-    """Make models and decode with them, in a process without vLLM."""
-    command = [sys.executable, "-m", f"tests.engine.{module}", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
 @pytest.fixture(scope="module")
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one for each family of this run."""
     folder = tmp_path_factory.mktemp("families")
     specs = [getattr(item, "callspec", None) for item in request.session.items]
     wanted = {spec.params["family"] for spec in specs if spec and "family" in spec.params}
-    reference("families", str(folder), *sorted(wanted))
+    # In a process without vLLM.
+    command = [sys.executable, "-m", "tests.engine.families", str(folder), *sorted(wanted)]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return folder
 
 
@@ -75,26 +67,3 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -
         skip_tokenizer_init=True,
     )
     check(llm, folder, GROUPS)
-
-
-@pytest.mark.full
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(
-    importlib.util.find_spec(gemma3.PACKAGE) is None,
-    reason=f"the weights of Gemma 3 270M are not installed (240 MB): {gemma3.INSTALL}",
-)
-def test_real_weights(make_llm: Any, tmp_path: Path) -> None:
-    """Documents longer than the sliding window and shorter, a large vocabulary, no LoRA."""
-    reference("gemma", str(tmp_path))
-    groups = gemma.make_groups(AutoTokenizer.from_pretrained(gemma3.model_path()))
-    assert min(map(length, groups)) < gemma.WINDOW < max(map(length, groups))
-    llm = make_llm(
-        model=str(gemma3.model_path()),
-        enable_lora=False,
-        additional_config={"cold": True},
-        max_model_len=2048,
-        max_num_batched_tokens=256,
-        async_scheduling=True,
-    )
-    assert llm.llm_engine.model_config.get_vocab_size() == 262_144
-    check(llm, tmp_path, groups)

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from tests.engine import streams
-from tests.engine.conftest import free_blocks, scheduler
+from tests.engine.conftest import BLOCK, free_blocks, scheduler
 from tests.engine.pressure import (
-    BLOCK,
     Engines,
     Job,
     add,
@@ -157,7 +156,8 @@ UNCHANGED = ("logprobs", "prompt_logprobs")  # these add to a result
 
 # With asynchronous scheduling all of them, without it those that keep state of their own.
 SYNC = ("json", "logit_bias", "repetition", "min_tokens", "stop", "prompt_logprobs", "n")
-CASES = [("async", name) for name in FEATURES] + [("sync", name) for name in SYNC]
+CASES = [("async", name) for name in FEATURES]
+CASES += [pytest.param("sync", name, marks=pytest.mark.full) for name in SYNC]
 
 
 @pytest.mark.parametrize(("engine", "feature"), CASES)
@@ -293,7 +293,7 @@ def test_requests_that_fill_the_cache(
 
 @pytest.mark.parametrize("cached", [None, "one"])
 @pytest.mark.parametrize("length", [3 * BLOCK, 3 * BLOCK + 1])
-@pytest.mark.parametrize("budget", [512, 24])
+@pytest.mark.parametrize("budget", [pytest.param(512, marks=pytest.mark.full), 24])
 def test_one_stream_finds_its_prompt_cached(
     cached: str | None, length: int, budget: int, engines: Engines, tiny: Path
 ) -> None:

@@ -76,7 +76,10 @@ PRESSURE: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=PRESSURE)
+@pytest.fixture(
+    scope="module",
+    params=["async", pytest.param("sync, small budget", marks=pytest.mark.full)],
+)
 def name(request: pytest.FixtureRequest) -> str:
     """Of the module, so that pytest runs the tests of one engine one after the other."""
     return str(request.param)
@@ -283,7 +286,7 @@ def test_pause_generation(engines: Engines, tiny: Path) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    options = {**engines.options, **PRESSURE["async"], "async_scheduling": False}
+    options = engines.options | PRESSURE["async"] | {"async_scheduling": False}
 
     async def run() -> None:
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))

@@ -102,7 +102,12 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     },
 }
 SEEDS = {"async": (0, 1, 2), "priority, sync, no prefix cache": (0, 1, 2), "long prefill": (0, 1)}
-RUNS = [(name, seed) for name in CONFIGURATIONS for seed in SEEDS.get(name, (0,))]
+EVERY_RUN = ("async", "priority, sync, no prefix cache", "small budget", "one lora slot")
+RUNS = [
+    pytest.param(name, seed, marks=pytest.mark.full if seed or name not in EVERY_RUN else ())
+    for name in CONFIGURATIONS
+    for seed in SEEDS.get(name, (0,))
+]
 
 
 @pytest.mark.parametrize(("name", "seed"), RUNS)

@@ -10,17 +10,12 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.engine.conftest import free_blocks, lora, scheduler
+from tests.engine.conftest import lora, scheduler
 from tests.naive import NaiveCold
 
 pytestmark = pytest.mark.engine
 
 PROMPT = list(range(20, 60))
-
-
-@pytest.fixture(scope="module")
-def prompts() -> list[dict[str, list[int]]]:
-    return [{"prompt_token_ids": PROMPT}]
 
 
 def tokens(outputs: list[Any]) -> list[list[int]]:
@@ -29,7 +24,7 @@ def tokens(outputs: list[Any]) -> list[list[int]]:
 
 @pytest.fixture
 def llm(shared_llm: Any) -> Any:
-    return shared_llm(max_num_batched_tokens=64, max_loras=2)
+    return shared_llm()
 
 
 def test_identities(llm: Any, tiny: Path, naive: NaiveCold) -> None:
@@ -67,28 +62,6 @@ def check_distribution(drawn: Sequence[int], expected: torch.Tensor) -> None:
         wanted[0] += wanted.pop()
     assert len(wanted) >= 3, "the distribution is too sharp to test"
     assert chisquare(observed, wanted).pvalue > 1e-4
-
-
-def test_a_seed_reproduces(llm: Any, tiny: Path) -> None:
-    """Alone, repeated and in a mix: the same seed gives the same tokens; n gives others."""
-    from vllm_cold import ColdParams
-
-    def run(seed: int | None, n: int = 1, copies: int = 1) -> list[list[int]]:
-        params = ColdParams(temperature=1.5, seed=seed, n=n, max_tokens=12, alpha=0.01)
-        prompt = {"prompt_token_ids": PROMPT}
-        return tokens(
-            llm.generate([prompt] * copies, params, lora_request=lora(tiny, "one"), use_tqdm=False)
-        )
-
-    first = run(11)
-    assert run(11) == first
-    assert run(11, copies=5) == first * 5
-    assert run(12) != first
-    several = run(11, n=4)
-    assert len({tuple(t) for t in several}) > 1
-    assert run(11, n=4) == several
-    free = run(None, copies=4)
-    assert len({tuple(t) for t in free}) > 1  # unseeded requests do not share their draws
 
 
 def test_features_keep_their_meaning(llm: Any, tiny: Path, naive: NaiveCold) -> None:
@@ -134,115 +107,24 @@ def test_features_keep_their_meaning(llm: Any, tiny: Path, naive: NaiveCold) -> 
     assert not scheduler(llm).requests
 
 
-def test_prompt_logprobs_are_the_experts(llm: Any, tiny: Path) -> None:
-    from vllm import SamplingParams
-
-    from vllm_cold import ColdParams
-
-    options: dict[str, Any] = {"temperature": 0.0, "max_tokens": 2, "prompt_logprobs": 1}
-    cold, plain = (
-        llm.generate(
-            {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
-        )[0].prompt_logprobs
-        for params in (ColdParams(**options), SamplingParams(**options))
-    )
-    for mine, stock in zip(cold[1:], plain[1:], strict=True):
-        assert mine.keys() == stock.keys()
-        for token in mine:
-            assert mine[token].logprob == pytest.approx(stock[token].logprob, abs=1e-4)
-
-
-def test_abort_frees_both_streams(llm: Any, tiny: Path) -> None:
-    """At every stage: queued, in the middle of a chunked prompt, decoding."""
-    from vllm_cold import ColdParams
-
-    engine, before = llm.llm_engine, free_blocks(llm)
-    for steps in range(6):
-        request_id = engine.add_request(
-            f"r{steps}",
-            {"prompt_token_ids": [(7 * i + steps) % 500 + 4 for i in range(120)]},
-            ColdParams(max_tokens=50, temperature=0.0),
-            lora_request=lora(tiny, "one"),
-        )
-        for _ in range(steps):
-            engine.step()
-        assert len(scheduler(llm).requests) == 2
-        engine.abort_request([request_id], internal=True)
-        assert not scheduler(llm).requests
-        assert not scheduler(llm)._groups
-        engine.step()
-        assert free_blocks(llm) == before
-    assert not engine.has_unfinished_requests()
-
-
-def test_pause_reset_and_resume(llm: Any, tiny: Path, naive: NaiveCold) -> None:
-    """The prefix cache is reset under running pairs: they go on with the same tokens."""
-    from vllm_cold import ColdParams
-
-    engine = llm.llm_engine
-    expected = naive.generate(PROMPT, expert="one", alpha=0.1, beta=0.5, max_tokens=20).tokens
-    engine.add_request(
-        "r",
-        {"prompt_token_ids": PROMPT},
-        ColdParams(max_tokens=20, temperature=0.0),
-        lora_request=lora(tiny, "one"),
-    )
-    outputs = []
-    for step in range(60):
-        if step in (3, 7):
-            scheduler(llm).reset_prefix_cache(reset_running_requests=True)
-        outputs += engine.step()
-        if not engine.has_unfinished_requests():
-            break
-    assert list(outputs[-1].outputs[0].token_ids) == expected
-
-
-@pytest.fixture
-def bad_llm(shared_llm: Any) -> Any:
-    return shared_llm(num_gpu_blocks_override=14, block_size=32)
-
-
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "alpha -1": ({"cold_alpha": -1}, r"cold_alpha=-1: must be a number in \[0, 1\]"),
-    "alpha 2": ({"cold_alpha": 2}, "cold_alpha=2"),
-    "alpha nan": ({"cold_alpha": math.nan}, "cold_alpha=nan"),
-    "alpha text": ({"cold_alpha": "high"}, "cold_alpha='high'"),
-    "alpha list": ({"cold_alpha": [0.1]}, "cold_alpha="),
-    "beta": ({"cold_beta": -0.5}, "cold_beta=-0.5: must be a number >= 0"),
-    "beta inf": ({"cold_beta": math.inf}, "cold_beta=inf"),
-    "cap": ({"cold_expert_top_k": 0}, "cold_expert_top_k=0"),
-    "switch": ({"cold": "yes"}, "cold='yes': must be 0 or 1"),
-    "unknown": ({"cold_gamma": 1}, "cold_gamma=1: unknown key, allowed are cold, cold_alpha"),
-    "internal": ({"cold_stream": {"pair": "x"}}, "unknown key"),
-    "amateur": ({"cold_amateur": "nobody"}, "cold_amateur='nobody': no such adapter"),
-}
-
-
-@pytest.mark.parametrize("wrong", BAD)
-def test_bad_arguments(wrong: str, bad_llm: Any, tiny: Path) -> None:
-    from vllm import SamplingParams
-
-    extra, message = BAD[wrong]
-    with pytest.raises(ValueError, match=message):
-        bad_llm.generate(
-            {"prompt_token_ids": PROMPT},
-            SamplingParams(max_tokens=2, extra_args=extra),
-            lora_request=lora(tiny, "one"),
-            use_tqdm=False,
-        )
-    assert not scheduler(bad_llm).requests
-
-
-def test_bad_requests(bad_llm: Any, tiny: Path) -> None:
+def test_bad_requests(shared_llm: Any, tiny: Path) -> None:
     """What each field allows is fine, but not together, or not in this engine."""
+    from vllm import SamplingParams
+
     from vllm_cold import ColdParams
+
+    llm = shared_llm(num_gpu_blocks_override=14, max_loras=1)
 
     def run(params: Any, adapter: str | None = "one", length: int = 10) -> Any:
         request = lora(tiny, adapter) if adapter else None
-        return bad_llm.generate(
+        return llm.generate(
             {"prompt_token_ids": [5] * length}, params, lora_request=request, use_tqdm=False
         )
 
+    with pytest.raises(ValueError, match=r"cold_alpha=-1: must be a number in \[0, 1\]"):
+        run(SamplingParams(max_tokens=2, extra_args={"cold_alpha": -1}))
+    with pytest.raises(ValueError, match="cold_gamma=1: unknown key, allowed are cold, cold_alp"):
+        run(SamplingParams(max_tokens=2, extra_args={"cold_gamma": 1}))
     with pytest.raises(ValueError, match="needs an adapter as expert"):
         run(ColdParams(max_tokens=2), adapter=None)
     with pytest.raises(ValueError, match="amateur='one': must differ from the expert"):
@@ -260,21 +142,17 @@ def test_bad_requests(bad_llm: Any, tiny: Path) -> None:
     with pytest.raises(ValueError, match="alpha=7.0"):
         run(params)
     assert len(tokens(run(ColdParams(max_tokens=3, ignore_eos=True)))[0]) == 3
-    assert not scheduler(bad_llm).requests
+    assert not scheduler(llm).requests
 
 
-@pytest.mark.parametrize("budget", [None, 16])
-def test_sampling_follows_the_scores(
-    budget: int | None, make_llm: Any, tiny: Path, naive: NaiveCold
-) -> None:
-    """Many draws of the first token follow softmax(s / T), also with a prompt in chunks (where
-    stock vLLM's CPU runner dies on seeded requests).
+def test_sampling_follows_the_scores(shared_llm: Any, tiny: Path, naive: NaiveCold) -> None:
+    """Many draws of the first token follow softmax(s / T), with a prompt in chunks (where stock
+    vLLM's CPU runner dies on seeded requests).
     """
     from vllm_cold import ColdParams
 
-    draws = 2000 if budget is None else 200
-    llm = make_llm(max_num_batched_tokens=budget or 512, max_num_seqs=min(budget or 64, 64))
-    params = ColdParams(alpha=0.05, beta=0.5, temperature=2.0, max_tokens=1, n=draws)
+    llm = shared_llm(max_num_batched_tokens=16, max_num_seqs=16)
+    params = ColdParams(alpha=0.05, beta=0.5, temperature=2.0, max_tokens=1, n=200)
     (output,) = llm.generate(
         {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
     )
@@ -285,10 +163,12 @@ def test_sampling_follows_the_scores(
 
 
 def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
-    """additional_config makes CoLD the default for adapters; ``cold: 0`` opts out."""
+    """additional_config makes CoLD the default for adapters; a request says otherwise."""
     from vllm import SamplingParams
+    from vllm.sampling_params import BeamSearchParams
 
-    llm = make_llm(additional_config={"cold": {"alpha": 0.05, "beta": 2.0}})
+    default = {"alpha": 0.02, "beta": "adaptive", "beta_max": 500.0}
+    llm = make_llm(additional_config={"cold": default})
 
     def run(adapter: str | None, **extra: Any) -> list[int]:
         params = SamplingParams(temperature=0.0, max_tokens=16, extra_args=extra or None)
@@ -297,17 +177,20 @@ def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
             llm.generate({"prompt_token_ids": PROMPT}, params, lora_request=request, use_tqdm=False)
         )[0]
 
-    def cold(**knobs: float) -> list[int]:
-        values = {"alpha": 0.05, "beta": 2.0, **knobs}
-        return naive.generate(PROMPT, expert="one", max_tokens=16, **values).tokens
+    def cold(beta: float, adaptive: bool) -> list[int]:
+        asked = {"alpha": 0.02, "beta": beta, "adaptive": adaptive}
+        return naive.generate(PROMPT, expert="one", max_tokens=16, **asked).tokens
 
-    assert run("one") == cold()
-    assert run("one", cold_beta=0.5) == cold(beta=0.5)
+    expected = [cold(500.0, True), cold(0.5, False), cold(8.0, True)]
+    assert len(set(map(tuple, expected))) == 3
+    assert run("one") == run("one", cold_beta="adaptive") == expected[0]
+    assert run("one", cold_beta=0.5) == expected[1]
+    assert run("one", cold_beta_max=8.0) == expected[2]
     assert run("one", cold=0) == naive.greedy(PROMPT, "one", 16).tokens
     assert run(None) == naive.greedy(PROMPT, None, 16).tokens
+    with pytest.raises(ValueError, match="cold_beta_max=2.0: is for an adaptive beta, and beta is"):
+        run("one", cold_beta=0.5, cold_beta_max=2.0)
     with pytest.raises(ValueError, match="beam search"):
-        from vllm.sampling_params import BeamSearchParams
-
         llm.beam_search(
             [{"prompt_token_ids": PROMPT}],
             BeamSearchParams(beam_width=2, max_tokens=4),
@@ -315,19 +198,24 @@ def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
         )
 
 
-UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
-    "no lora": ({"enable_lora": False}, "LoRA is off"),
-    "one sequence": ({"max_num_seqs": 1}, "max_num_seqs=1"),
-    "own scheduler": (
-        {"scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler", "async_scheduling": False},
-        "own scheduler class",
-    ),
-}
-
-
-@pytest.mark.parametrize("engine", UNSUPPORTED)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param({"enable_lora": False}, "LoRA is off", id="no lora"),
+        pytest.param({"max_num_seqs": 1}, "max_num_seqs=1", id="one sequence"),
+        pytest.param(
+            {
+                "scheduler_cls": "vllm.v1.core.sched.scheduler.Scheduler",
+                "async_scheduling": False,
+            },
+            "own scheduler class",
+            id="own scheduler",
+            marks=pytest.mark.full,
+        ),
+    ],
+)
 def test_engines_that_cannot(
-    engine: str, make_llm: Any, tiny: Path, monkeypatch: pytest.MonkeyPatch
+    options: dict[str, Any], message: str, make_llm: Any, tiny: Path
 ) -> None:
     """A CoLD request is refused with the reason, others are served by stock classes, and an
     engine whose default is CoLD does not start.
@@ -337,18 +225,12 @@ def test_engines_that_cannot(
     from vllm_cold import ColdParams
     from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
 
-    options, message = UNSUPPORTED[engine]
-    if engine != "no lora":  # which has CoLD where it asks
+    if options.get("enable_lora", True):  # without, an engine has CoLD where it asks
         with pytest.raises(ValueError, match=message):
             make_llm(additional_config={"cold": True}, **options)
-    if engine == "speculation":
-        # In a process of its own: numba, which n-gram speculation loads, breaks the start of
-        # the next engine in the same process (vLLM's scan of all modules for kernels).
-        monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
-        llm = make_llm(**options)
-    else:
-        llm = make_llm(**options)
-        assert not isinstance(scheduler(llm), GroupScheduler)
+    llm = make_llm(**options)
+    assert not isinstance(scheduler(llm), GroupScheduler)
+    assert type(scheduler(llm)).__module__.startswith("vllm.v1.core.sched.")
     assert "cold" not in str(llm.llm_engine.vllm_config.scheduler_config.scheduler_cls).lower()
     assert not llm.llm_engine.model_config.logits_processors
     prompt = {"prompt_token_ids": PROMPT}

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A pipeline, Ray as executor back end, and SmolLM2 on three processes. For tensor parallelism
-see also ``test_tensor_parallel.py``, for data parallelism ``tests/server``.
+"""Engines of several processes give the tokens of one: tensor parallelism, a pipeline, and Ray as
+executor back end. For data parallelism see ``tests/server``.
 """
 
 import os
@@ -10,14 +10,33 @@ from typing import Any
 
 import pytest
 
-from tests.docs.blocks import ROOT, block
+from tests.docs.blocks import ROOT
 from tests.engine import ray_on_cpu
 from tests.engine.conftest import free_blocks, scheduler
 from tests.engine.streams import decode, short_groups
 from tests.naive import NaiveCold, assert_same_tokens
-from tests.recipes.page import run
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+@pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_tensor_parallel(
+    sharded: bool, make_llm: Any, tiny: Path, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes share each layer. Fully sharded adapters are computed in halves, with
+    communication between them; eager, as the others are compiled.
+    """
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
+    groups = short_groups(36)
+    llm = make_llm(
+        tensor_parallel_size=2,
+        fully_sharded_loras=sharded,
+        enforce_eager=sharded,
+        kv_cache_memory_bytes=2**26,
+    )
+    mode = llm.llm_engine.vllm_config.compilation_config.mode.name
+    assert (mode == "NONE") == sharded
+    assert_same_tokens(decode(llm, tiny, groups), naive.generate_many(groups))
 
 
 def test_pipeline(
@@ -30,7 +49,6 @@ def test_pipeline(
     groups = short_groups(36)
     llm = make_llm(
         pipeline_parallel_size=2,
-        max_loras=2,
         enforce_eager=False,
         max_num_batched_tokens=64,
         kv_cache_memory_bytes=2**26,
@@ -71,24 +89,16 @@ def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.mark.full
 def test_ray(ray: Any, make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
     """The workers are Ray actors, which load the plugin by themselves."""
     groups = short_groups(36)
     llm = make_llm(
         tensor_parallel_size=2,
         distributed_executor_backend="ray",
-        max_loras=2,
         kv_cache_memory_bytes=2**26,
     )
     executor = llm.llm_engine.engine_core.engine_core.model_executor
     assert type(executor).__name__ == "RayExecutorV2"
     assert len(executor.ray_worker_handles) == 2
     assert_same_tokens(decode(llm, tiny, groups), naive.generate_many(groups))
-
-
-@pytest.mark.timeout(900)
-def test_smollm2_on_three_processes(record_property: Any) -> None:
-    """The page's command."""
-    printed = run(block("docs/scale-out.md", "smollm2"), ROOT, {}, timeout=800)
-    assert printed.splitlines()[-1].endswith("all equal")
-    record_property("report", printed)

@@ -196,12 +196,15 @@ def check(
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "sync": {"async_scheduling": False},
     "async": {"async_scheduling": True},
-    "tight": {"async_scheduling": True, "num_gpu_blocks_override": 14, "block_size": 32},
+    "tight": {"async_scheduling": True, "num_gpu_blocks_override": 14},
 }
 NOT_NUMBERS = [("nan", None), ("inf", None), ("one", "nan"), ("two", "inf"), ("nan", "one")]
 
 
-@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == "tight" else pytest.mark.full) for n in CONFIGURATIONS],
+)
 def test_the_others_do_not_notice(
     name: str, make_llm: Any, adapters: dict[str, Path], naive: NaiveCold
 ) -> None:
@@ -267,7 +270,7 @@ class Recorded(Counts):
         return super().take(running, waiting)
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("asynchronous", [pytest.param(False, marks=pytest.mark.full), True])
 def test_two_engines_in_one_process(
     asynchronous: bool,
     make_llm: Any,

@@ -5,8 +5,6 @@ distribution of those without.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,7 @@ import torch
 
 from tests.engine import drafters
 from tests.engine.conftest import free_blocks, lora, scheduler
-from tests.engine.pressure import Engines, drive, engines, preempted_pairs
+from tests.engine.pressure import Engines, drive, engines, preempted_pairs, scheduled
 from tests.engine.test_features_under_pressure import BARE, FEATURES, UNCHANGED
 from tests.engine.test_reference import CASES, CONFIGURATIONS, decode, expected
 from tests.engine.test_requests import PROMPT, check_distribution
@@ -73,37 +71,22 @@ def counted(llm: Any) -> tuple[int, int]:
     return sum(s.draft_tokens for s in sums), sum(s.accepted_draft_tokens for s in sums)
 
 
-@contextmanager
-def steps(llm: Any) -> Iterator[list[int]]:
-    """The tokens of each step of the engine."""
-    sched, found = scheduler(llm), []
-    original = sched.schedule
-
-    def schedule(*args: Any, **kwargs: Any) -> Any:
-        output = original(*args, **kwargs)
-        if output.total_num_scheduled_tokens:
-            found.append(output.total_num_scheduled_tokens)
-        return output
-
-    sched.schedule = schedule
-    yield found
-    sched.schedule = original
-
-
 DRAFTS = 3  # of EAGLE here
-SYNC = {"async_scheduling": False}
-# A drafter and a configuration: each of both in every run.
+# A drafter and a configuration; what drafts is another model, a head of its own, or known.
 EXACT = [
-    ("oracle", "sync"),
     ("oracle", "pressure-sync"),
     ("draft_model", "pressure"),
-    ("wrong", "async"),
     ("eagle", "chunks"),
-    ("eagle3", "compiled"),
-    pytest.param("oracle", "chunks-sync", marks=pytest.mark.full),
-    pytest.param("draft_model", "async", marks=pytest.mark.full),
-    pytest.param("eagle", "long-prefill", marks=pytest.mark.full),
-    pytest.param("eagle3", "pressure", marks=pytest.mark.full),
+    *(
+        pytest.param(*case, marks=pytest.mark.full)
+        for case in (
+            ("oracle", "defaults"),
+            ("wrong", "async"),
+            ("eagle3", "compiled"),
+            ("eagle", "long-prefill"),
+            ("eagle3", "pressure"),
+        )
+    ),
 ]
 
 
@@ -116,7 +99,9 @@ def test_tokens_equal_the_reference(
     tiny: Path,
     expected: list[Trace],
 ) -> None:
-    """Groups and plain requests, with an adapter and without, all at once."""
+    """Groups and plain requests, with an adapter and without, all at once; one alone takes fewer
+    steps where its drafts are mostly right.
+    """
     texts = [[*case.prompt, *trace.tokens] for case, trace in zip(CASES, expected, strict=True)]
     speculative = drafter(name, texts)
     llm = make_llm(**CONFIGURATIONS[configuration], speculative_config=speculative)
@@ -132,6 +117,12 @@ def test_tokens_equal_the_reference(
     # The tiny model's adapters make another model of it.
     least = {"oracle": 0.3, "wrong": 0.0}.get(name, 0.01)
     assert least * drafted <= accepted < drafted
+    if name == "oracle":
+        at = next(i for i, case in enumerate(CASES) if case.alpha is not None)
+        with scheduled(llm) as steps:
+            (one,) = decode(llm, tiny, [CASES[at]])
+        assert one == expected[at].tokens
+        assert len(steps) < len(one) / 2
 
 
 @pytest.mark.parametrize("name", ["ngram", "suffix"])
@@ -148,6 +139,7 @@ def test_drafters_that_look_up_text(
     assert drafted and (accepted or name != "suffix")  # a random model repeats little
 
 
+@pytest.mark.full
 def test_mtp(make_llm: Any, tiny: Path, folder: Path) -> None:
     """A model that carries its drafter, of another family: as without speculation."""
     model = drafters.make_mtp_model(tiny / "model", folder / "mtp")
@@ -163,17 +155,6 @@ def test_mtp(make_llm: Any, tiny: Path, folder: Path) -> None:
     assert 0 < accepted < drafted
 
 
-def test_fewer_steps(drafter: Drafters, make_llm: Any, tiny: Path, expected: list[Trace]) -> None:
-    """One request alone."""
-    at = next(i for i, case in enumerate(CASES) if case.alpha is not None)
-    text = [*CASES[at].prompt, *expected[at].tokens]
-    llm = make_llm(**SYNC, speculative_config=drafter("oracle", [text]))
-    with steps(llm) as taken:
-        (got,) = decode(llm, tiny, [CASES[at]])
-    assert got == expected[at].tokens
-    assert len(taken) < len(got) / 2
-
-
 # What a request asks for, without what vLLM refuses under speculation (min_p, logit_bias) and what
 # draws other random numbers there.
 GREEDY = [name for name in FEATURES if name not in (
@@ -181,12 +162,8 @@ GREEDY = [name for name in FEATURES if name not in (
 )]  # fmt: skip
 WITH_A_MODEL = ("json", "repetition", "bad_words", "stop", "logprobs")
 FEATURE_CASES = [
-    # One of both in every run.
-    *(
-        pytest.param("eagle", name, marks=pytest.mark.full if name in WITH_A_MODEL else [])
-        for name in GREEDY
-    ),
     *(("draft_model", name) for name in WITH_A_MODEL),
+    *(pytest.param("eagle", name, marks=pytest.mark.full) for name in GREEDY),
 ]
 
 
@@ -206,7 +183,9 @@ def test_feature(name: str, feature: str, drafter: Drafters, engines: Engines, t
     assert counted(llm)[0]
 
 
-@pytest.mark.parametrize("name", ["oracle", "draft_model", "probabilistic"])
+@pytest.mark.parametrize(
+    "name", ["oracle", pytest.param("draft_model", marks=pytest.mark.full), "probabilistic"]
+)
 def test_sampling_follows_the_scores(
     name: str,
     drafter: Drafters,
@@ -249,6 +228,7 @@ def test_sampling_follows_the_scores(
     assert 10 < accepted < 0.98 * drafted
 
 
+@pytest.mark.full
 def test_a_seed_reproduces_its_answers(drafter: Drafters, make_llm: Any, tiny: Path) -> None:
     """Each of n, alone and among requests that come and go."""
     from vllm_cold import ColdParams

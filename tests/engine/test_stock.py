@@ -73,13 +73,17 @@ def test_vllm_plugins_switches_it_off(stock: dict[str, Any]) -> None:
     assert f"VLLM_PLUGINS='{OTHERS}' leaves it out" in stock["refused"]
 
 
+@pytest.mark.full
 def test_vllm_cold_switches_it_off(stock: dict[str, Any], tiny: Path) -> None:
     off = run_stock(tiny, COLD_ENABLED="0")
     assert "COLD_ENABLED=0 is set" in off.pop("refused")
     assert off == {k: v for k, v in stock.items() if k != "refused"}
 
 
-@pytest.mark.parametrize("enforce_eager", [True, False], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "enforce_eager",
+    [pytest.param(True, id="eager", marks=pytest.mark.full), pytest.param(False, id="compiled")],
+)
 def test_plain_requests_equal_stock(
     make_llm: Any, tiny: Path, stock: dict[str, Any], enforce_eager: bool, runner: str
 ) -> None:
@@ -137,15 +141,3 @@ def test_lora_left_to_stock_refuses_cold(make_llm: Any, monkeypatch: pytest.Monk
     assert type(wrapper) is PunicaWrapperCPU
     with pytest.raises(ValueError, match="COLD_LORA=stock leaves LoRA on CPU to vLLM"):
         llm.generate("w1", ColdParams(max_tokens=1), use_tqdm=False)
-
-
-def test_engine_without_lora_is_stock(make_llm: Any) -> None:
-    from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    from tests.engine.conftest import scheduler
-
-    llm = make_llm(enable_lora=False)
-    assert type(scheduler(llm)) in (Scheduler, AsyncScheduler)
-    assert not llm.llm_engine.model_config.logits_processors
-    assert llm.llm_engine.vllm_config.scheduler_config.scheduler_cls is None

@@ -4,7 +4,6 @@ naive reference's, in any mix and under any configuration.
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,16 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from tests.engine.conftest import allow_async_scheduling, free_blocks, scheduler
-from tests.engine.pressure import BLOCK, Engines, Receiver, add, assert_idle, drive
+from tests.engine.conftest import BLOCK, Pool, free_blocks, scheduler
+from tests.engine.pressure import (
+    Engines,
+    Receiver,
+    add,
+    assert_idle,
+    drive,
+    preempted_pairs,
+    scheduled,
+)
 from tests.engine.streams import (
     KINDS,
     LONGEST,
@@ -29,7 +36,6 @@ from tests.engine.streams import (
     num_adapters,
     short_groups,
 )
-from tests.engine.test_reference import count_preemptions
 from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
@@ -39,24 +45,12 @@ KINDS_OF = [KINDS[i % len(KINDS)] for i in range(len(GROUPS))]
 PROMPT, OTHER = tuple(range(20, 60)), tuple(range(41, 48))
 
 
-class LongEngines(Engines):
-    """For prompts that are longer than the tiny model says that it takes."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        longest = LONGEST + MAX_TOKENS
-        config = {"max_position_embeddings": longest}
-        return {**super().options, "max_model_len": longest, "hf_overrides": config}
-
-
 @pytest.fixture(scope="module")
-def engines(tiny: Path) -> Iterator[LongEngines]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-        allow_async_scheduling(patch)
-        made = LongEngines(tiny)
-        yield made
-        made.close()
+def engines(tiny: Path, pool: Pool) -> Engines:
+    """For prompts that are longer than the tiny model says that it takes."""
+    longest = LONGEST + MAX_TOKENS
+    config = {"max_position_embeddings": longest}
+    return Engines(tiny, pool, max_model_len=longest, hf_overrides=config)
 
 
 @pytest.fixture(scope="module")
@@ -108,32 +102,26 @@ def test_every_part_of_a_group_counts(naive: NaiveCold, expected: list[Trace]) -
 
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "defaults": {},
     "chunks": {"async_scheduling": True, "max_num_batched_tokens": 48, "max_num_seqs": 7},
-    "no-prefix-cache": {"enable_prefix_caching": False, "max_num_batched_tokens": 96},
-    "pressure": {"num_gpu_blocks_override": 110, "async_scheduling": True},
     "pressure-sync": {
         "num_gpu_blocks_override": 110,
         "max_num_batched_tokens": 64,
         "scheduling_policy": "priority",
     },
-}
-MORE: dict[str, dict[str, Any]] = {
+    # Those below only in full: each differs in one thing from a configuration above or from one
+    # of test_reference.py.
+    "defaults": {},
     "async": {"async_scheduling": True},
     "alone": {"max_num_seqs": 4},
-    "chunks-sync": {"max_num_batched_tokens": 33, "max_num_seqs": 9},
     "tiny-budget": {"async_scheduling": True, "max_num_batched_tokens": 5, "max_num_seqs": 5},
-    "blocks-of-64": {"async_scheduling": True, "block_size": 64},
     "blocks-of-128": {"block_size": 128, "max_num_batched_tokens": 200},
     "one-lora": {"max_loras": 1, "async_scheduling": True},
-    "four-loras": {"max_loras": 4, "async_scheduling": True, "max_num_batched_tokens": 64},
     "long-prefill": {"long_prefill_token_threshold": 16},
     "pressure-no-prefix-cache": {
         "num_gpu_blocks_override": 106,
         "enable_prefix_caching": False,
         "async_scheduling": True,
     },
-    "compiled": {"enforce_eager": False},
     "compiled-pressure": {
         "enforce_eager": False,
         "num_gpu_blocks_override": 110,
@@ -142,15 +130,17 @@ MORE: dict[str, dict[str, Any]] = {
         "max_loras": 4,
     },
 }
+EVERY_RUN = tuple(CONFIGURATIONS)[:2]
 
 
 @pytest.mark.parametrize(
-    "name", [*CONFIGURATIONS, *(pytest.param(name, marks=pytest.mark.full) for name in MORE)]
+    "name",
+    [pytest.param(n, marks=() if n in EVERY_RUN else pytest.mark.full) for n in CONFIGURATIONS],
 )
 def test_tokens_equal_the_reference(
-    name: str, engines: LongEngines, tiny: Path, expected: list[Trace]
+    name: str, engines: Engines, tiny: Path, expected: list[Trace]
 ) -> None:
-    options = {**CONFIGURATIONS, **MORE}[name]
+    options = CONFIGURATIONS[name]
     chosen = [
         (group, trace)
         for group, trace in zip(GROUPS, expected, strict=True)
@@ -160,17 +150,17 @@ def test_tokens_equal_the_reference(
     assert len(chosen) >= len(GROUPS) / 3
     llm = engines.get(**options)
     before = free_blocks(llm)
-    preemptions = count_preemptions(scheduler(llm))
-    got = decode(llm, tiny, [group for group, _ in chosen])
+    with preempted_pairs(llm) as preempted:
+        got = decode(llm, tiny, [group for group, _ in chosen])
     assert_same_tokens(got, [trace for _, trace in chosen])
     assert free_blocks(llm) == before
     assert_idle(llm)
-    assert bool(preemptions) == ("pressure" in name)
+    assert bool(preempted) == ("pressure" in name)
     mode = llm.llm_engine.vllm_config.compilation_config.mode
     assert (mode.name != "NONE") == name.startswith("compiled")
 
 
-def test_an_engine_without_lora(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+def test_an_engine_without_lora(engines: Engines, naive: NaiveCold, tiny: Path) -> None:
     """The base model is guided by its own prompts, where the engine was asked for it."""
     groups = [group for group in GROUPS if not num_adapters(group)]
     assert len({*map(len, (g.amateurs for g in groups))}) == 3
@@ -181,7 +171,7 @@ def test_an_engine_without_lora(engines: LongEngines, naive: NaiveCold, tiny: Pa
     assert_idle(llm)
 
 
-def test_a_weight_of_one_is_the_amateur(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+def test_a_weight_of_one_is_the_amateur(engines: Engines, naive: NaiveCold, tiny: Path) -> None:
     """Without a mask nothing is left of the expert; opposite weights leave nothing but it."""
     prompts = [(PROMPT, OTHER), (OTHER, PROMPT), ((9,), PROMPT * 5), (PROMPT * 5, (9,))]
     groups = [
@@ -203,38 +193,26 @@ def test_a_weight_of_one_is_the_amateur(engines: LongEngines, naive: NaiveCold, 
     assert_same_tokens(decode(engines.get(), tiny, groups + opposite), traces)
 
 
-def test_a_prompt_is_cached_for_whoever_has_it(engines: LongEngines, tiny: Path) -> None:
+def test_a_prompt_is_cached_for_whoever_has_it(engines: Engines, tiny: Path) -> None:
     """An amateur's finds what another group's amateur or a plain request computed."""
     llm = engines.get()
-    steps: list[list[int]] = []
-    sched = scheduler(llm)
-    original = sched.schedule
-
-    def record(*args: Any, **kwargs: Any) -> Any:
-        output = original(*args, **kwargs)
-        steps.append(sorted(output.num_scheduled_tokens.values()))
-        return output
 
     def first_step(group: Group) -> list[int]:
-        steps.clear()
-        decode(llm, tiny, [group])
-        return next(filter(None, steps))
+        with scheduled(llm) as steps:
+            decode(llm, tiny, [group])
+        return steps[0]
 
     def prompt(seed: int, count: int) -> tuple[int, ...]:
         return tuple((7 * i + seed) % 500 + 4 for i in range(count))
 
     shared = prompt(1, 2 * BLOCK + 1)
-    sched.schedule = record
-    try:
-        one = Group(prompt(2, 97), "one", [Amateur(-0.5, None, shared)], 0.0, 2)
-        assert first_step(one) == [65, 97]  # both streams sample in the first step
-        assert first_step(replace(one, prompt_ids=prompt(3, 99), expert="two")) == [1, 99]
-        assert first_step(Group(shared, None, (), 0.0, 2)) == [1]
-        assert first_step(Group(shared, "one", (), 0.0, 2)) == [65]  # another adapter's
-        swapped = Group(shared, "one", [Amateur(-0.5, "two", prompt(3, 99))], 0.0, 2)
-        assert first_step(swapped) == [1, 3]
-    finally:
-        del sched.schedule
+    one = Group(prompt(2, 97), "one", [Amateur(-0.5, None, shared)], 0.0, 2)
+    assert first_step(one) == [65, 97]  # both streams sample in the first step
+    assert first_step(replace(one, prompt_ids=prompt(3, 99), expert="two")) == [1, 99]
+    assert first_step(Group(shared, None, (), 0.0, 2)) == [1]
+    assert first_step(Group(shared, "one", (), 0.0, 2)) == [65]  # another adapter's
+    swapped = Group(shared, "one", [Amateur(-0.5, "two", prompt(3, 99))], 0.0, 2)
+    assert first_step(swapped) == [1, 3]
 
 
 def guided(expert: str | None, **changes: Any) -> Group:
@@ -243,7 +221,7 @@ def guided(expert: str | None, **changes: Any) -> Group:
     return replace(Group(PROMPT, expert, amateurs, 0.0, MAX_TOKENS), **changes)
 
 
-def test_logprobs_are_the_experts(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+def test_logprobs_are_the_experts(engines: Engines, naive: NaiveCold, tiny: Path) -> None:
     """Of prompt and answer, and the amateurs' prompts are nowhere."""
     for expert in (None, "one"):
         (output,) = generate(engines.get(), tiny, [guided(expert)], logprobs=0, prompt_logprobs=0)
@@ -257,7 +235,7 @@ def test_logprobs_are_the_experts(engines: LongEngines, naive: NaiveCold, tiny: 
             assert entry[tokens[at]].logprob == pytest.approx(wanted, abs=1e-3), at
 
 
-def test_sampling_follows_the_scores(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+def test_sampling_follows_the_scores(engines: Engines, naive: NaiveCold, tiny: Path) -> None:
     """Draws of the first token follow softmax(s / T), and n > 1 gives n completions."""
     draws, group = 1000, guided("one", alpha=0.05)
     (output,) = generate(
@@ -282,7 +260,7 @@ def test_sampling_follows_the_scores(engines: LongEngines, naive: NaiveCold, tin
     assert chisquare(observed, expected).pvalue > 1e-4
 
 
-def test_a_seed_reproduces(engines: LongEngines, tiny: Path) -> None:
+def test_a_seed_reproduces(engines: Engines, tiny: Path) -> None:
     """Alone, repeated, in other company, in chunks and with prompts cached or not."""
     groups = [guided("one"), guided(None, alpha=0.02)]
 
@@ -302,7 +280,7 @@ def test_a_seed_reproduces(engines: LongEngines, tiny: Path) -> None:
     assert len({tuple(tokens) for (tokens,) in unseeded}) == 3  # they do not share their draws
 
 
-def test_structured_output(engines: LongEngines, naive: NaiveCold, tiny: Path) -> None:
+def test_structured_output(engines: Engines, naive: NaiveCold, tiny: Path) -> None:
     """A grammar narrows the expert's candidates; the amateurs are compared on those."""
     from vllm.sampling_params import StructuredOutputsParams
 
@@ -389,18 +367,18 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "seed"), RUNS)
 def test_survivors_get_what_they_get_alone(
-    name: str, seed: int, engines: LongEngines, tiny: Path
+    name: str, seed: int, engines: Engines, tiny: Path
 ) -> None:
     """Requests come and go at any moment, and the KV cache is far too small for them."""
     jobs = JOBS[STORMS[name].get("max_loras", 2)]
     llm = engines.get(**STORMS[name], max_model_len=256)
-    preempted = count_preemptions(scheduler(llm))
-    results = drive(llm, tiny, jobs, seed, abort=1 / 3)
-    assert sum("-amateur" in request_id for request_id in preempted) >= 3
+    with preempted_pairs(llm) as preempted:
+        results = drive(llm, tiny, jobs, seed, abort=1 / 3)
+    assert len(preempted) >= 3
     engines.check(jobs, results)
 
 
-def test_alone_is_the_reference(engines: LongEngines, naive: NaiveCold) -> None:
+def test_alone_is_the_reference(engines: Engines, naive: NaiveCold) -> None:
     """What the storms compare with."""
     jobs = [job for job in JOBS[2] if job.is_greedy]
     groups = [replace(job.group, max_tokens=job.options["max_tokens"]) for job in jobs]
@@ -409,7 +387,7 @@ def test_alone_is_the_reference(engines: LongEngines, naive: NaiveCold) -> None:
     assert_same_tokens(got, naive.generate_many(groups))
 
 
-def test_abort_frees_all_streams(engines: LongEngines, tiny: Path) -> None:
+def test_abort_frees_all_streams(engines: Engines, tiny: Path) -> None:
     """At every stage: queued, in the middle of chunked prompts, decoding."""
     llm = engines.get(max_num_batched_tokens=64)
     before, amateurs = free_blocks(llm), [Amateur(-0.5, "one", OTHER), Amateur(0.2, "two")]
@@ -427,19 +405,3 @@ def test_abort_frees_all_streams(engines: LongEngines, tiny: Path) -> None:
         llm.llm_engine.step()
         assert free_blocks(llm) == before
     assert receiver.results["r"].tokens  # the last one had begun to answer
-
-
-def test_the_prefix_cache_is_reset_under_a_running_group(
-    engines: LongEngines, naive: NaiveCold, tiny: Path
-) -> None:
-    llm, group = engines.get(), guided("one", max_tokens=20)
-    receiver, asked = Receiver(), job(group, max_tokens=20)
-    receiver.expect("r", asked)
-    add(llm, tiny, asked, "r")
-    step = 0
-    while llm.llm_engine.has_unfinished_requests():
-        if step in (3, 7):
-            scheduler(llm).reset_prefix_cache(reset_running_requests=True)
-        receiver.take(llm.llm_engine.step())
-        step += 1
-    assert_same_tokens(receiver.results["r"].tokens, [naive.decode(group)])

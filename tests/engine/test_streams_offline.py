@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 from vllm import SamplingParams
 
 from tests.docs.blocks import block
 from tests.engine.conftest import lora, scheduler
-from tests.naive import Amateur as NaiveAmateur
+from tests.engine.streams import Texts
 from tests.naive import Group, NaiveCold, assert_same_tokens
 from vllm_cold import Amateur, ColdParams
 
@@ -25,48 +24,21 @@ TEXT = " w1 w2 w3 w4 w5 w6"
 OPTIONS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 12}
 
 
-class Model:
-    """Prompts and the reference's tokens."""
-
-    def __init__(self, tiny: Path, naive: NaiveCold) -> None:
-        self._naive = naive
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(tiny / "model")
-
-    def ids(self, prompt: Any) -> list[int]:
-        """Of a text, of messages, or as they are."""
-        if isinstance(prompt, str):
-            return list(self._tokenizer(prompt).input_ids)
-        if isinstance(prompt[0], dict):
-            return self.ids(
-                self._tokenizer.apply_chat_template(
-                    prompt, tokenize=False, add_generation_prompt=True
-                )
-            )
-        return list(prompt)
-
-    def group(self, prompt: Any, expert: str | None, *amateurs: Any, alpha: float = 0.0) -> Any:
-        """The reference's tokens; an amateur is its weight, its adapter and its prompt."""
-        found = [
-            NaiveAmateur(weight, adapter, None if own is None else self.ids(own))
-            for weight, adapter, own in amateurs
-        ]
-        return self._naive.decode(Group(self.ids(prompt), expert, found, alpha, 12))
-
-
 @pytest.fixture(scope="module")
-def model(tiny: Path, naive: NaiveCold) -> Model:
-    return Model(tiny, naive)
+def model(tiny: Path, naive: NaiveCold) -> Texts:
+    return Texts(tiny, naive)
 
 
-def check(outputs: Any, *expected: Any) -> None:
+def check(outputs: Any, model: Texts, *groups: Group) -> None:
+    expected = model.decode(*groups)
     tokens = [output.outputs[0].token_ids for output in outputs]
-    assert_same_tokens(tokens, list(expected))
+    assert_same_tokens(tokens, expected)
     assert len({tuple(trace.tokens) for trace in expected}) == len(expected)
 
 
-def test_generate(make_llm: Any, tiny: Path, model: Model) -> None:
+def test_generate(shared_llm: Any, tiny: Path, model: Texts) -> None:
     """Text, ids and messages, beside plain requests; one amateur or several."""
-    llm = make_llm(max_loras=2)
+    llm = shared_llm()
     one, two = lora(tiny, "one"), lora(tiny, "two")
 
     def cold(*amateurs: Amateur, **more: Any) -> ColdParams:
@@ -86,6 +58,7 @@ def test_generate(make_llm: Any, tiny: Path, model: Model) -> None:
     )
     check(
         outputs,
+        model,
         model.group(TEXT, "one", (-1.0, "one", " w9")),
         model.group(TEXT, "one", (-1.0, "one", [300] * 40)),
         model.group(TEXT, "one", (-1.0, "one", [USER])),
@@ -102,7 +75,7 @@ def test_generate(make_llm: Any, tiny: Path, model: Model) -> None:
     assert not scheduler(llm).requests
 
 
-def test_chat(make_llm: Any, tiny: Path, model: Model) -> None:
+def test_chat(make_llm: Any, tiny: Path, model: Texts) -> None:
     """With the base model and with an adapter, in an engine whose default guides every chat."""
     llm = make_llm(additional_config={"cold": {"alpha": 0, "beta": 1, "without": "system"}})
     one = lora(tiny, "one")
@@ -118,6 +91,7 @@ def test_chat(make_llm: Any, tiny: Path, model: Model) -> None:
         outputs = llm.chat([CHAT] * len(asked), asked, lora_request=request, use_tqdm=False)
         check(
             outputs,
+            model,
             model.group(CHAT, name, (-1.0, name, [USER, TOOL])),
             model.group(CHAT, name, (-1.0, name, [SYSTEM, USER])),
             model.group(CHAT, name, (-1.0, name, [TOOL])),
@@ -127,10 +101,10 @@ def test_chat(make_llm: Any, tiny: Path, model: Model) -> None:
         # Nothing to leave out.
         outputs = llm.chat([USER, TOOL], plain, lora_request=request, use_tqdm=False)
         outputs += llm.generate(TEXT, plain, lora_request=request, use_tqdm=False)
-        check(outputs, model.group([USER, TOOL], name), model.group(TEXT, name))
+        check(outputs, model, model.group([USER, TOOL], name), model.group(TEXT, name))
 
 
-def test_the_page(tiny: Path, make_llm: Any, model: Model, capsys: Any) -> None:
+def test_the_page(tiny: Path, make_llm: Any, model: Texts, capsys: Any) -> None:
     """An engine without LoRA that asks for CoLD."""
     text = block("docs/parameters.md", "prompts").replace("path/to/model", str(tiny / "model"))
     names: dict[str, Any] = {"LLM": lambda **options: make_llm(enable_lora=False, **options)}
@@ -139,8 +113,8 @@ def test_the_page(tiny: Path, make_llm: Any, model: Model, capsys: Any) -> None:
     assert engine.lora_config is None and "Cold" in str(engine.scheduler_config.scheduler_cls)
     asked, alone = names["asked"], names["alone"].prompt
     first, second = capsys.readouterr().out.splitlines()[-2:]
-    trace = model.group(asked, None, (-0.5, None, alone))
-    assert first.startswith(model._tokenizer.decode(trace.tokens[:8]).rstrip())
+    [trace] = model.decode(model.group(asked, None, (-0.5, None, alone)))
+    assert first.startswith(model.tokenizer.decode(trace.tokens[:8]).rstrip())
     chat = [{"role": "system", "content": "Answer in French."}, names["user"]]
-    trace = model.group(chat, None, (-0.5, None, [names["user"]]))
-    assert second.startswith(model._tokenizer.decode(trace.tokens[:8]).rstrip())
+    [trace] = model.decode(model.group(chat, None, (-0.5, None, [names["user"]])))
+    assert second.startswith(model.tokenizer.decode(trace.tokens[:8]).rstrip())

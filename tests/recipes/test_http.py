@@ -12,18 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from tests.docs.blocks import block
-from tests.recipes.conftest import PROBLEMS, write_lines
+from tests.recipes.conftest import PROBLEMS
 from tests.recipes.page import PAGE, run, words
 from tests.recipes.recorder import Recorder, record
 from tests.recipes.results import accuracy, answers, samples
 from tests.server.conftest import serve
 
 pytestmark = pytest.mark.server
-
-TASKS = Path(__file__).parent / "tasks"
 
 
 @dataclass
@@ -182,63 +179,3 @@ def test_gsm8k(recipes: Recipes) -> None:
                 assert sample["filtered_resps"] == [numbers[-1]]
     assert texts["fixed"] != texts["greedy"]
     assert texts["adaptive"] != texts["fixed"]
-
-
-def test_loglikelihood_tasks_measure_the_adapter(recipes: Recipes) -> None:
-    """Why the page allows generate_until only: with CoLD as the server's default lm-eval gets the
-    adapter's own logprobs, though CoLD chooses the one token that such a request generates.
-    """
-    rows = [
-        {"prompt": f"w{n} w{n + 5}", "choices": [f" w{n + 1} w3", f" w{2 * n}", " w9"], "label": 0}
-        for n in range(20, 24)
-    ]
-    write_lines(recipes.folder / "choice.jsonl", rows)
-    recipes.run(
-        "lm_eval --model local-completions --model_args model=sorting,num_concurrent=8"
-        ' base_url="$URL/v1/completions",tokenizer="$MODEL",tokenizer_backend=huggingface'
-        f" --tasks choice --include_path {TASKS} --output_path results/choice --log_samples"
-        """ --gen_kwargs '{"vllm_xargs": {"cold": 1}}'"""
-    )
-    bodies = recipes.recorder.take()
-    assert len(bodies) == 12
-    assert all(b["echo"] and "vllm_xargs" not in b for b in bodies)
-
-    def logprobs(body: dict[str, Any], **xargs: Any) -> tuple[list[float], str]:
-        answer = recipes.recorder.post("/v1/completions", body | {"vllm_xargs": xargs})
-        found = answer["choices"][0]["logprobs"]
-        return found["token_logprobs"][1:-1], found["tokens"][-1]
-
-    of_adapter, chosen_otherwise = {}, 0
-    for body in bodies:
-        plain, plain_token = logprobs(body, cold=0)
-        cold, cold_token = logprobs(body, cold_alpha=1e-4, cold_beta=5.0)
-        assert cold == pytest.approx(plain, abs=1e-4)
-        chosen_otherwise += plain_token != cold_token
-        of_adapter[tuple(body["prompt"][0])] = plain
-    assert chosen_otherwise > 0
-
-    tokenizer = AutoTokenizer.from_pretrained(recipes.variables["MODEL"])
-    for sample in samples(recipes.results("choice"), "choice"):
-        prompt, choices = sample["doc"]["prompt"], sample["doc"]["choices"]
-        for choice, ((value, _greedy),) in zip(choices, sample["resps"], strict=True):
-            context, whole = tokenizer([prompt, prompt + choice]).input_ids
-            wanted = sum(of_adapter[tuple(whole)][len(context) - 1 :])
-            assert float(value) == pytest.approx(wanted, abs=1e-3)
-
-
-def test_refused_requests(recipes: Recipes) -> None:
-    """The benchmark counts them and goes on; lm-eval tries three times, and ends."""
-    script = block(PAGE, "bench-serve").replace('{\\"cold\\": $cold}', '{\\"cold_beta\\": -1}')
-    assert "cold_beta" in script
-    printed = recipes.run(script.replace("for cold in 1 0", "for cold in refused"))
-    assert re.search(r"Failed requests: +32\b", printed)
-    assert "Error 0: Bad Request" in printed
-
-    script = block(PAGE, "lm-eval").split("evaluate cold")[0]
-    script += "evaluate refused sorting '1, \"cold_beta\": -1' >refused.log 2>&1"
-    with pytest.raises(AssertionError):
-        recipes.run(script)
-    log = (recipes.folder / "refused.log").read_text()
-    assert re.search("API request failed! .*cold_beta=-1: must be a number", log)
-    bodies = [json.dumps(body) for body in recipes.recorder.take()]
-    assert max(map(bodies.count, bodies)) == 3

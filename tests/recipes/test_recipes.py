@@ -46,7 +46,6 @@ def options(name: str, model: str) -> list[str]:
     text = {
         "rag": block(PAGE, "rag-server"),
         "ab": block(PAGE, "ab-server"),
-        "guide": block("docs/serving.md", "guide"),
     }[name]
     program, command, *found = [own.get(word, word) for word in words(text, {})]
     assert (program, command) == ("vllm", "serve")
@@ -147,50 +146,6 @@ def test_llamaindex(served: tuple[Recorder, str, Server]) -> None:
 
 
 @pytest.mark.server
-def test_documents_elsewhere(served: tuple[Recorder, str, Server]) -> None:
-    """Each row of the table does what it says."""
-    recorder, _, server = served
-    page = (ROOT / PAGE).read_text()
-    context = {"role": "system", "content": f"{SYSTEM['content']} Context: {TEXT}"}
-    asked = f"{TEXT} {QUESTION['content']}"
-    own, alone = {"role": "user", "content": TEXT}, [SYSTEM, QUESTION]
-    both = [SYSTEM, {"role": "user", "content": asked}]
-    cad = {"cold_preset": "cad"}
-    for row, body, amateur in (
-        (
-            '`"cold_preset": "cad", "cold_without": "system"`',
-            {"messages": [context, QUESTION], "vllm_xargs": cad | {"cold_without": "system"}},
-            [QUESTION],
-        ),
-        (
-            '`"cold_preset": "cad", "cold_without": 1`',
-            {"messages": [SYSTEM, own, QUESTION], "vllm_xargs": cad | {"cold_without": 1}},
-            alone,
-        ),
-        (
-            "as JSON in a text",
-            {"messages": both, "vllm_xargs": cad | {"cold_amateur_messages": json.dumps(alone)}},
-            alone,
-        ),
-    ):
-        assert row in page
-        options = {"model": "base", "max_tokens": 32, "temperature": 0.0}
-        answer = recorder.post("/v1/chat/completions", options | body)
-        explicit = {"cold_alpha": 0, "cold_beta": 0.5, "cold_amateur_messages": json.dumps(amateur)}
-        want = recorder.post("/v1/chat/completions", options | body | {"model": "base",
-                             "vllm_xargs": explicit})  # fmt: skip
-        assert answer["choices"][0]["message"] == want["choices"][0]["message"]
-        plain = recorder.post("/v1/chat/completions", options | body | {"model": "base",
-                              "vllm_xargs": {"cold": 0}})  # fmt: skip
-        assert answer["choices"][0]["message"] != plain["choices"][0]["message"]
-    assert '"cold_part": [0, 120]' in page
-    body = {"model": "base", "prompt": f"{TEXT} Question: {QUESTION['content']} Answer:"}
-    body |= {"max_tokens": 8, "temperature": 0.0, "vllm_xargs": cad | {"cold_part": [0, len(TEXT)]}}
-    status, text = server.post("/v1/completions", body)
-    assert status == 200, text
-
-
-@pytest.mark.server
 def test_two_names(served: tuple[Recorder, str, Server]) -> None:
     recorder, _, server = served
     printed = run_python(block(PAGE, "ab"), server.url).splitlines()
@@ -210,37 +165,6 @@ def test_two_names(served: tuple[Recorder, str, Server]) -> None:
     assert found[0]["model"] == recorder.post(
         "/v1/chat/completions", body | {"model": "sql:cold"}
     )["model"] == "sql"  # fmt: skip
-
-
-@pytest.mark.server
-def test_follow_my_system_prompt(
-    model: str, tmp_path: Path, served: tuple[Recorder, str, Server]
-) -> None:
-    """A client that says nothing gets the tokens of an explicit request to the other server."""
-    ours, _, _ = served
-    chats = [
-        [{"role": "system", "content": system}, {"role": "user", "content": user}]
-        for system in ("Answer in French.", "You are a pirate. Answer as one.")
-        for user in ("What is the capital of Japan?", "How do I make tea?")
-    ]
-    asked: dict[str, Any] = {"max_tokens": 24, "temperature": 0.0, "return_token_ids": True}
-    explicit = {"cold_without": "system", "cold_alpha": 0, "cold_beta": 0.5}
-    differ = 0
-    with serve(tmp_path, options("guide", model)) as server:
-        for messages in chats:
-            body = {"model": model, "messages": messages, **asked}
-            (got,) = Recorder(server.port).post("/v1/chat/completions", body)["choices"]
-            want, plain = (
-                ours.post("/v1/chat/completions", body | {"model": "base", "vllm_xargs": xargs})
-                for xargs in (explicit, {"cold": 0})
-            )
-            assert got["token_ids"] == want["choices"][0]["token_ids"]
-            differ += got["token_ids"] != plain["choices"][0]["token_ids"]
-        assert differ
-        body = {"model": model, "messages": chats[0][1:], **asked}
-        (got,) = Recorder(server.port).post("/v1/chat/completions", body)["choices"]
-        want = ours.post("/v1/chat/completions", body | {"model": "base"})
-        assert got["token_ids"] == want["choices"][0]["token_ids"]
 
 
 @pytest.mark.engine

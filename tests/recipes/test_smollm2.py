@@ -13,7 +13,7 @@ from tests.recipes.page import PAGE, offline, run, words
 from tests.recipes.results import accuracy, samples
 from tests.server.conftest import serve
 
-pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(900)]
 
 
 def test_lm_eval_tells_the_three_apart(tmp_path: Path, record_property: object) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -190,6 +191,10 @@ class Engine(RuleBasedStateMachine):
             self.harness.drain()
 
 
-def test_machine(tiny: Path) -> None:
+@pytest.mark.parametrize("lives", [30, pytest.param(150, marks=pytest.mark.full)])
+def test_machine(lives: int, tiny: Path) -> None:
     Engine.model = tiny / "model"
-    run_state_machine_as_test(Engine)
+    profile = settings.default
+    # "fuzz" has a number of its own.
+    how = settings(profile, max_examples=lives) if profile.derandomize else profile
+    run_state_machine_as_test(Engine, settings=how)

@@ -18,6 +18,8 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.tiny import make_sick_adapter
+
 START_TIMEOUT = 480.0
 
 
@@ -30,6 +32,14 @@ class Server:
     process: subprocess.Popen[bytes]
     ends: bool = False
     """Set by a test that ends the server itself."""
+    read: int = 0
+    """How much of its log belongs to other tests."""
+
+    def new_log(self) -> str:
+        """What it has said since this was called last."""
+        text = self.log.read_text()[self.read :]
+        self.read += len(text)
+        return text
 
     @property
     def url(self) -> str:
@@ -138,3 +148,38 @@ def arguments(tiny: Path) -> list[str]:
         # vLLM's default asks for nearly all memory, and others may use some.
         *("--gpu-memory-utilization", "0.2"),
     ]
+
+
+# Names of adapters on the shared server, and of the tiny ones that they stand for: "sql" and
+# "chat" are the pages', and one looks like an alias. "nan" and "inf" come on top; they are sick.
+NAMES = {"one": "one", "two": "two", "one:cold": "two", "sql": "one", "chat": "two"}
+# Room for about a third of what 32 sequences of 96 tokens take.
+BLOCKS = ("--block-size", "32", "--num-gpu-blocks-override", "33")
+
+
+@pytest.fixture(scope="session")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Shared by all tests that want nothing special. Without a default: each request asks for
+    itself.
+    """
+    folder = tmp_path_factory.mktemp("server")
+    adapters = {name: tiny / at for name, at in NAMES.items()}
+    for name in ("nan", "inf"):
+        adapters[name] = make_sick_adapter(tiny / "one", folder / name, float(name))
+    options = [*arguments(tiny), *BLOCKS, "--max-loras", "4", "--lora-modules"]
+    options += [f"{name}={at}" for name, at in adapters.items()]
+    environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
+    with serve(folder, options, **environment) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def default_server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """CoLD by default: the sampler from a YAML file, its values from the command line."""
+    folder = tmp_path_factory.mktemp("default_server")
+    config = folder / "server.yaml"
+    config.write_text("sampler: cold\ncold-alpha: 0.05\nseed: 0\n")
+    command = [*arguments(tiny), "--config", str(config), "--cold-beta", "2.0"]
+    command += ["--block-size", "32", "--num-gpu-blocks-override", "15"]
+    with serve(folder, command) as running:
+        yield running

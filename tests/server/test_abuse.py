@@ -3,25 +3,17 @@
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.naive import NaiveCold
-from tests.server.conftest import Server, arguments, serve
+from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
 
 PROMPT = list(range(20, 60))
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("abuse"), arguments(tiny)) as running:
-        yield running
 
 
 # Everything below is JSON text, because Python objects have no lone surrogates in UTF-8, no
@@ -128,7 +120,7 @@ def check_answer(status: int, text: str) -> None:
 
 
 @pytest.mark.parametrize("path", BODIES)
-@settings(max_examples=150)
+@settings(max_examples=75)
 @given(
     xargs=XARGS,
     model=st.sampled_from(["one", "two", "base"]),
@@ -154,4 +146,4 @@ def test_any_arguments(
 
 def test_nothing_is_left(server: Server) -> None:
     server.wait_until_idle()
-    assert not re.search("ERROR .*CoLD", server.log.read_text())
+    assert not re.search("ERROR .*CoLD", server.new_log())

@@ -1,42 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics of CoLD on a real server's /metrics page, against what the reference counts.
-
-With two API servers: three processes between the logits and the page.
+"""The metrics of CoLD on a real server's /metrics page, against what the reference counts. (With
+two API servers: ``test_data_parallel.py``.)
 """
 
 from __future__ import annotations
 
 import re
-import time
 from collections import Counter
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from tests.naive import NaiveCold, score
-from tests.server.conftest import Server, arguments, serve
+from tests.server.conftest import Server
 
 pytestmark = pytest.mark.server
 
 ALPHA, BETA = 0.05, 2.0
 # Blocks of 32 tokens: one is shared by all prompts, the rest is not whole.
-PROMPTS = [[*range(20, 52), 60 + i] for i in range(6)]
+PROMPTS = [[*range(320, 352), 60 + i] for i in range(6)]
 MAX_TOKENS = 12
-
-
-@pytest.fixture(scope="module", params=[1, 2], ids=["one API server", "two API servers"])
-def server(
-    request: pytest.FixtureRequest, tiny: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    # A step has no room for both streams' prompts: some steps end amid them.
-    command = [*arguments(tiny), "--block-size", "32", "--max-num-batched-tokens", "40"]
-    command += ["--api-server-count", str(request.param)]
-    with serve(tmp_path_factory.mktemp("metrics"), command) as running:
-        yield running
 
 
 def counts(server: Server) -> dict[str, float]:
@@ -76,16 +61,17 @@ def expected(naive: NaiveCold, prompt: list[int], tokens: list[int]) -> tuple[in
 
 
 def test_every_figure(server: Server, naive: NaiveCold) -> None:
+    server.wait_until_idle()
+    assert server.post("/reset_prefix_cache", {})[0] == 200
     before = counts(server)
-    assert not any(before.values())
-    complete(server, PROMPTS[0], cold=0)
+    complete(server, [*PROMPTS[0][::-1]], cold=0)
     assert counts(server) == before, "a plain request was counted"
 
     with ThreadPoolExecutor(3) as pool:
         answers = list(
             pool.map(lambda p: complete(server, p, cold_alpha=ALPHA, cold_beta=BETA), PROMPTS)
         )
-    after = counts(server)
+    after = {name: value - before[name] for name, value in counts(server).items()}
     assert after["requests_total"] == len(PROMPTS)
     assert after["generation_tokens_total"] == sum(map(len, answers))
     assert after["requests_running"] == after["requests_waiting"] == 0
@@ -140,8 +126,5 @@ def test_requests_in_flight_and_gone(server: Server) -> None:
     assert counts(server)["requests_running"] == 1
     stream.response.close()
     server.wait_until_idle()
-    # Of two API servers one may have been slow; the next steps tell both again.
-    deadline = time.monotonic() + 60
-    while (page := counts(server))["requests_running"] or page["requests_waiting"]:
-        assert time.monotonic() < deadline, page
-        complete(server, PROMPTS[1], cold=0)
+    page = counts(server)
+    assert not page["requests_running"] and not page["requests_waiting"]

