@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -191,10 +190,6 @@ class Engine(RuleBasedStateMachine):
             self.harness.drain()
 
 
-@pytest.mark.parametrize("lives", [30, pytest.param(150, marks=pytest.mark.full)])
-def test_machine(lives: int, tiny: Path) -> None:
+def test_machine(tiny: Path) -> None:
     Engine.model = tiny / "model"
-    profile = settings.default
-    # "fuzz" has a number of its own.
-    how = settings(profile, max_examples=lives) if profile.derandomize else profile
-    run_state_machine_as_test(Engine, settings=how)
+    run_state_machine_as_test(Engine)
