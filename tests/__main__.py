@@ -16,7 +16,7 @@ from tests import changed
 
 
 def pytest(workers: int, dist: str, *arguments: str) -> tuple[str, ...]:
-    """More workers than cores: some tests wait for processes that they have started."""
+    """A worker for each core, up to a number that fits into memory."""
     spread = ("--numprocesses", "auto", "--maxprocesses", str(workers), "--dist", dist)
     return ("-m", "pytest", "-q", *spread, *arguments)
 

@@ -166,7 +166,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     adapters = {name: tiny / at for name, at in NAMES.items()}
     for name in ("nan", "inf"):
         adapters[name] = make_sick_adapter(tiny / "one", folder / name, float(name))
-    options = [*arguments(tiny), *BLOCKS, "--max-loras", "4", "--lora-modules"]
+    options = [*arguments(tiny), *BLOCKS, "--lora-modules"]
     options += [f"{name}={at}" for name, at in adapters.items()]
     environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_SERVER_DEV_MODE": "1"}
     with serve(folder, options, **environment) as running:
