@@ -13,6 +13,10 @@ import time
 from collections.abc import Sequence
 
 from tests import changed
+from tests.v2 import selection
+
+# Folders that have tests of engines and servers; the first two have no others.
+ENGINES = ("tests/engine", "tests/server", "tests/docs", "tests/examples", "tests/recipes")
 
 
 def pytest(workers: int, dist: str, *arguments: str) -> tuple[str, ...]:
@@ -23,17 +27,21 @@ def pytest(workers: int, dist: str, *arguments: str) -> tuple[str, ...]:
 
 def steps(everything: bool) -> dict[str, tuple[str, ...]]:
     """Name and Python's arguments of each step."""
-    some, full = ("--changed",), " and not full"
-    v2 = ("--runner", "v2", "-m", "v2 and not full")
+    some, full, v2 = ("--changed",), " and not full", selection.IN_EVERY_RUN
     if everything:
         some, full = (), ""
         # In Triton's interpreter; what is marked "full" is for V1 alone.
-        v2 = ("--runner", "v2", "-o", "timeout=900", "-m", "(engine or server) and not full")
+        v2 = ("-o", "timeout=900", "-m", "(engine or server) and not full", *ENGINES)
+    rest = (f"--ignore={folder}" for folder in ENGINES[:2])
     # One worker has all tests of a file, and all those that share a server (conftest.py).
     found = {
-        "without engines": pytest(8, "worksteal", *some, "-m", f"not engine and not server{full}"),
-        "engines and servers": pytest(4, "loadgroup", *some, "-m", f"(engine or server){full}"),
-        "V2 model runner": pytest(4, "loadgroup", *v2),
+        "without engines": pytest(
+            8, "worksteal", *some, "-m", f"not engine and not server{full}", *rest
+        ),
+        "engines and servers": pytest(
+            4, "loadgroup", *some, "-m", f"(engine or server){full}", *ENGINES
+        ),
+        "V2 model runner": pytest(4, "loadgroup", "--runner", "v2", *v2),
         "vllm-ascend's own classes": ("-m", "tests.ascend", "--if-possible"),
     }
     if not everything and any("tests/ascend/*" in part.tests for part in changed.now()):

