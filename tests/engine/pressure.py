@@ -157,12 +157,10 @@ def assert_idle(llm: Any) -> None:
     """The scheduler has forgotten everything that ran."""
     sched = scheduler(llm)
     assert not sched.requests
-    assert not sched._groups
     assert not sched.running
-    assert not sched.waiting
-    assert not any(sched._waiting_queues())
+    assert not any((sched.waiting, sched.skipped_waiting))
     assert not getattr(sched, "deferred_waiting", ())  # not in 0.23
-    assert not sched._errors
+    assert not any((sched._groups, sched._followers, sched._failed))
     assert sched.get_request_counts() == (0, 0)
 
 
