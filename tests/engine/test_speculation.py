@@ -16,13 +16,21 @@ from tests.engine import drafters
 from tests.engine.conftest import free_blocks, lora, scheduler
 from tests.engine.pressure import Engines, drive, engines, preempted_pairs, scheduled
 from tests.engine.test_features_under_pressure import BARE, FEATURES, UNCHANGED
-from tests.engine.test_reference import CASES, CONFIGURATIONS, decode, expected
+from tests.engine.test_reference import CASES as ALL_CASES
+from tests.engine.test_reference import CONFIGURATIONS, decode, traces
 from tests.engine.test_requests import PROMPT, check_distribution
 from tests.naive import NaiveCold, Trace, assert_same_tokens
 
-__all__ = ["engines", "expected"]
+__all__ = ["engines"]
 
 pytestmark = pytest.mark.engine
+
+CASES = ALL_CASES[:48]  # with drafts they take longer
+
+
+@pytest.fixture(scope="module")
+def expected(naive: NaiveCold) -> list[Trace]:
+    return traces(naive, CASES)
 
 
 class Drafters:
