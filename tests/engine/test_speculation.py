@@ -133,6 +133,7 @@ def test_tokens_equal_the_reference(
         assert len(steps) < len(one) / 2
 
 
+@pytest.mark.full  # numba compiles for half a minute
 @pytest.mark.parametrize("name", ["ngram", "suffix"])
 def test_drafters_that_look_up_text(
     name: str, drafter: Drafters, make_llm: Any, tiny: Path, expected: list[Trace]
@@ -170,7 +171,10 @@ GREEDY = [name for name in FEATURES if name not in (
 )]  # fmt: skip
 WITH_A_MODEL = ("json", "repetition", "bad_words", "stop", "logprobs")
 FEATURE_CASES = [
-    *(("draft_model", name) for name in WITH_A_MODEL),
+    *(
+        pytest.param("draft_model", name, marks=pytest.mark.full if name == "json" else ())
+        for name in WITH_A_MODEL
+    ),
     *(pytest.param("eagle", name, marks=pytest.mark.full) for name in GREEDY),
 ]
 
