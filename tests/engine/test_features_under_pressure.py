@@ -13,12 +13,10 @@ from typing import Any
 import pytest
 
 from tests.engine import streams
-from tests.engine.conftest import BLOCK, free_blocks, scheduler
+from tests.engine.conftest import scheduler
 from tests.engine.pressure import (
     Engines,
     Job,
-    add,
-    assert_idle,
     drive,
     engines,
     preempted_pairs,
@@ -247,88 +245,3 @@ def test_a_grammar_that_cannot_be_compiled(engines: Engines, tiny: Path) -> None
         assert failed.completions[0].finish_reason == "error"
         assert not failed.tokens[0]
     engines.check(jobs, results)
-
-
-SHORT = {"max_model_len": 96, "num_gpu_blocks_override": 12, "async_scheduling": True}
-
-
-def test_shortest_and_longest_prompts(engines: Engines, tiny: Path) -> None:
-    """One token, and as many as leave room for one more token in the model's length."""
-    rng = random.Random(9)
-    jobs, limits = [], []
-    for i in range(18):
-        length, limit = ((1, 40), (95, 1), (94, 2), (1, 1))[i % 4]
-        prompt = tuple(rng.randrange(4, 512) for _ in range(length))
-        jobs.append(Job(prompt, ("one", "two")[i % 2], COLD, options={"max_tokens": 40}))
-        limits.append(replace(jobs[-1], options={"max_tokens": limit}))
-    # (1, 1): the same as (1, 40) but for max_tokens.
-    jobs = [limit if len(job.prompt) == 1 else job for job, limit in zip(jobs, limits, strict=True)]
-    llm = engines.get(**SHORT)
-    results = drive(llm, tiny, jobs, seed=6)
-    engines.check(limits, results)
-
-
-@pytest.mark.parametrize(("headroom", "asynchronous"), [(0, True), (1, False)])
-def test_requests_that_fill_the_cache(
-    headroom: int, asynchronous: bool, engines: Engines, tiny: Path
-) -> None:
-    """Streams that need all blocks, or all but one, at their end; one token more is refused."""
-    rng = random.Random(10)
-    llm = engines.get(async_scheduling=asynchronous, num_gpu_blocks_override=9 + headroom)
-    jobs = []
-    for i in range(6):
-        length = (128 - 39, 128 - 7, 97)[i % 3]
-        prompt = tuple(rng.randrange(4, 512) for _ in range(length))
-        limit = 128 - length + 1  # nothing is computed for the last token
-        jobs.append(Job(prompt, ("one", "two")[i % 2], COLD, options={"max_tokens": limit}))
-    used: list[int] = []
-    results = drive(llm, tiny, jobs, seed=7, disturb=lambda _: used.append(free_blocks(llm)))
-    assert min(used) == headroom
-    engines.check(jobs, results)
-    more = replace(jobs[0], options={"max_tokens": jobs[0].options["max_tokens"] + 1})
-    with pytest.raises(ValueError, match="need 10 KV cache blocks"):
-        add(llm, tiny, more, "more")
-    assert_idle(llm)
-
-
-@pytest.mark.parametrize("cached", [None, "one"])
-@pytest.mark.parametrize("length", [3 * BLOCK, 3 * BLOCK + 1])
-@pytest.mark.parametrize("budget", [pytest.param(512, marks=pytest.mark.full), 24])
-def test_one_stream_finds_its_prompt_cached(
-    cached: str | None, length: int, budget: int, engines: Engines, tiny: Path
-) -> None:
-    """The amateur's, by a request to the base model, or the expert's, by one to the adapter."""
-    llm = engines.get(
-        async_scheduling=True,
-        num_gpu_blocks_override=16,
-        max_num_batched_tokens=budget,
-        max_num_seqs=8,
-    )
-    sched = scheduler(llm)
-    assert sched.reset_prefix_cache()
-    rng = random.Random(length)
-    prompt = tuple(rng.randrange(4, 512) for _ in range(length))
-    first = Job(prompt, cached, options={"max_tokens": 2})
-    engines.check([first], drive(llm, tiny, [first], seed=0))
-    jobs = [Job(prompt, "one", COLD, options={"max_tokens": 33}), *BARE[:4]]
-    hits: dict[bool, int] = {}
-    schedule = sched.schedule
-
-    def look(*args: Any, **kwargs: Any) -> Any:
-        output = schedule(*args, **kwargs)
-        for new in output.scheduled_new_reqs:
-            if len(new.prompt_token_ids) == length:
-                # A preempted one is new once more on V2.
-                hits.setdefault(new.req_id.endswith("-amateur-1"), new.num_computed_tokens)
-        return output
-
-    sched.schedule = look
-    try:
-        results = drive(llm, tiny, jobs, seed=8)
-    finally:
-        del sched.schedule
-    engines.check(jobs, results)
-    found = (length - 1) // BLOCK * BLOCK
-    if cached and length - found == 1 and budget < length:
-        found = 0  # the amateur needs several steps, for which the expert has no tokens left
-    assert hits == {False: 0, True: 0} | {cached is None: found}

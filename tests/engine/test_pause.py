@@ -155,39 +155,6 @@ def test_sleep_can_abort(name: str, engines: Engines, tiny: Path) -> None:
         assert_idle(llm)
 
 
-def test_paused_admission(name: str, engines: Engines, tiny: Path) -> None:
-    """What mode="wait" does: running requests go on, nothing new starts, until it is over."""
-    from vllm.v1.core.sched.interface import PauseState
-
-    llm = engines.get(**PRESSURE[name])
-    sched, rng, left = scheduler(llm), random.Random(5), 0
-    waiting: set[str] = set()
-    drained = 0
-
-    def look(step: int) -> None:
-        nonlocal left, waiting, drained
-        if left:
-            left -= 1
-            for request_id in waiting & sched.requests.keys():
-                assert sched.requests[request_id].status.name != "RUNNING"
-            waiting |= {r.request_id for r in sched.requests.values() if r.status.name != "RUNNING"}
-            held = [p for p in sched._groups.values() if p.expert.status.name == "RUNNING"]
-            assert all(s.status.name == "RUNNING" for p in held for s in p.streams)
-            if not left or not sched.running:
-                drained += not sched.running
-                left = 0
-                sched.set_pause_state(PauseState.UNPAUSED)
-        elif rng.random() < 0.1:
-            left = rng.choice((3, 200))
-            sched.set_pause_state(PauseState.PAUSED_NEW)
-            waiting = {r.request_id for r in sched.requests.values() if r.status.name != "RUNNING"}
-
-    results = drive(llm, tiny, JOBS, seed=2, disturb=look)
-    sched.set_pause_state(PauseState.UNPAUSED)  # the last may have ended amid a pause
-    assert drained
-    engines.check(JOBS, results)
-
-
 @pytest.mark.parametrize("kind", ["greedy", "seeded"])
 def test_reset_of_the_prefix_cache(name: str, kind: str, engines: Engines, tiny: Path) -> None:
     """With running requests, at random moments, twice in a row too."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.engine.conftest import free_blocks, lora
-from tests.engine.pressure import assert_idle, preempted_pairs, scheduled
+from tests.engine.pressure import assert_idle, preempted_pairs
 from tests.naive import NaiveCold, Request, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
@@ -184,16 +184,6 @@ def test_lora_by_torch_operations(
     llm = make_llm(enforce_eager=False)
     assert llm.llm_engine.vllm_config.compilation_config.mode.name == "NONE"
     assert_same_tokens(decode(llm, tiny, CASES), expected)
-
-
-def test_amateur_prompt_is_cached_across_adapters(shared_llm: Any, tiny: Path) -> None:
-    """A second adapter's request finds the amateur's prompt computed, and the expert's not."""
-    llm = shared_llm()
-    prompt = tuple(range(4, 4 + 97))
-    for adapter, first in (("one", [97, 97]), ("two", [1, 97])):
-        with scheduled(llm) as steps:
-            decode(llm, tiny, [Case(prompt, adapter, 0.1, 0.5)])
-        assert steps[0] == first  # both streams sample in the first step
 
 
 # The amateur often prefers tokens that are no candidates: it takes a large most for an effect.

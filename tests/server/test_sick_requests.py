@@ -273,10 +273,17 @@ FIELDS: dict[str, list[str]] = {
     "routed_experts_prompt_start": ["0", "1", *SMALL, *LARGE, *ODD],
     "priority": ["0", "1", *SMALL, *LARGE, *ODD],
     "vllm_xargs": [
-        *('{"cold": 0}', '{"cold": 1}', '{"cold_beta": 0}', '{"cold_beta": 1e6}'),
+        *('{"cold": 0}', '{"cold": 1}', '{"cold_beta": 0}', '{"cold_beta": 1e6}', "[" * 5000),
         *('{"cold_alpha": 1}', '{"cold_alpha": 1e-45}', '{"cold_alpha": 1e-300}'),
         *('{"cold_beta": "adaptive", "cold_beta_max": 1e6}', '{"cold_amateur": "two"}'),
         *('{"cold_expert_top_k": 1}', '{"cold_expert_top_k": 2147483647}', '{"other": 1}', *ODD),
+        *(f'{{"cold_{name}": {value}}}' for name in ("alpha", "beta", "amateur") for value in ODD),
+        *(f'{{"cold_beta": {number}}}' for number in (*LARGE, "9" * 5000)),
+        *(f'{{"cold_beta": [{",".join(["1"] * 100_000)}]}}', "[" * 5000 + "]" * 5000),
+        *('{"cold_beta": 0.5, "cold_beta": "x"}', '{"cold_foo": 1}', '{"": 1}', '{"Cold": 1}'),
+        *(r'{"cold_amateur": "\ud800"}', r'{"cold\ud800": 1}', r'{"\ud800": 1}'),
+        *(r'{"cold": 1, "session_id": "\u0000"}', r'{"cold_amateur": "\u0000"}'),
+        json.dumps({"x" * 10_000: "x" * 100_000}),
     ],
 }
 
