@@ -31,7 +31,6 @@ LEFT_OUT = pytest.StashKey[list[changed.Part]]()
 # What takes minutes comes first: at the end, one worker would wait for the other one. (By itself
 # xdist hands out groups by their number of tests.)
 LONG = (
-    "tests/engine/test_accuracy.py",
     "tests/engine/test_device_report.py",
     "tests/examples/test_demo.py",
     "tests/recipes/test_smollm2.py",

@@ -8,8 +8,7 @@ import pytest
 # What a test's id begins with -> why.
 LEFT_OUT = {
     "tests/engine/test_changed_vllm.py": "it changes what front ends and the V1 runner use",
-    "tests/engine/test_accuracy.py": "it is about the benchmark's bookkeeping",
-    "tests/engine/test_accuracy_prompts.py": "it is about the benchmark's methods",
+    "tests/engine/test_accuracy.py": "it is about the benchmark's bookkeeping and methods",
     "tests/examples/": "the demo times V1, and takes minutes in an interpreter",
     "tests/recipes/": "they are about other programs that talk to a server",
     "tests/docs/": "the pages' blocks are about options, and load the demo's model",
