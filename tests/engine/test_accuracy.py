@@ -18,7 +18,7 @@ from benchmarks.accuracy.engine import Engine, voted
 from benchmarks.accuracy.methods import METHODS, Method, fixed
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.tasks import CELLS
-from tests.tiny import make_tiny_model
+from tests.tiny import make_tiny_adapter, make_tiny_model
 from vllm_cold.vllm.frontend.config import engine_defaults
 
 pytestmark = pytest.mark.engine
@@ -93,11 +93,13 @@ def test_from_training_to_the_report(
 
 def test_methods_are_what_they_are_called(root: Path, llm: tuple[Model, Engine]) -> None:
     model, engine = llm
-    cell = replace(CELLS["false"], adapter=f"{TASK}-r16-100")
+    adapters = root / "made"
+    for seed, percent in enumerate((25, 100)):
+        make_tiny_adapter(root / "model", adapters / f"t-r8-{percent}", seed)
+    cell = replace(CELLS["false"], adapter="t-r8-100")
     problems = cell.make(model, "dev", 6)
 
     def texts(method: Method) -> list[str]:
-        adapters = root / "adapters" / "tiny"
         requests = [method.request(model, cell, each, adapters) for each in problems]
         return [text for text, _ in engine.run(requests)]
 
