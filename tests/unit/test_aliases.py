@@ -5,14 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vllm_cold.method.presets import PRESET_NAMES
-from vllm_cold.vllm import patching
 from vllm_cold.vllm.frontend import aliases
 
 pytestmark = pytest.mark.unit
@@ -132,15 +130,6 @@ def test_where_vllm_takes_any_name(monkeypatch: pytest.MonkeyPatch) -> None:
         request = completion(asked)
         assert check(Models(), request) is None
         assert (request.model, request.vllm_xargs) == (name, xargs)
-
-
-def test_where_the_place_is_missing_all_else_works(caplog: pytest.LogCaptureFixture) -> None:
-    (place,) = aliases.places()
-    gone = replace(place, where=f"{place.where}_of_old")
-    with caplog.at_level("WARNING", logger="vllm"):
-        patching.wrap_if_there((gone,), "names with a preset are unknown here")
-    assert "names with a preset are unknown here, as " in caplog.text
-    assert "_check_model_of_old" in caplog.text
 
 
 def test_an_adapter_that_cannot_be_loaded_is_no_unknown_name(

@@ -180,13 +180,6 @@ def test_a_request_is_parsed_once(
         calls.clear()
 
 
-def test_what_a_client_cannot_send(front: Front) -> None:
-    """What the front end notes for itself is no client's to say."""
-    for key in ("cold_recipe", "cold_stream"):
-        with pytest.raises(ValueError, match=f"{key}=.*unknown key"):
-            front.request(front.text(" w1"), SamplingParams(extra_args={key: {"decided": None}}))
-
-
 # ---- what is refused, and what is not ------------------------------------------------------------
 
 
@@ -217,12 +210,8 @@ def test_keys(body: dict[str, Any], message: str, online: Online) -> None:
     ("body", "args", "message"),
     [
         (chat(USER), {"without": "system"}, "cold_without='system': the conversation has no such"),
-        (chat(USER), {"without": [0]}, "cold_without='0': leaves no message"),
-        (chat(USER), {"without": 7}, "cold_without=7: the conversation has the messages 0 to 0"),
         (chat(USER), {"part": [0, 1]}, "cold_part='0:1': is for completions"),
-        (chat(USER), {"amateur_messages": "x"}, "cold_amateur_messages='x': must be a JSON list"),
         (chat(USER), {"amateur_messages": json.dumps([USER])}, "the amateur is the expert"),
-        (chat(USER), {"amateur_prompt": ""}, "cold_amateur_prompt='': must not be empty"),
         (chat(USER), {"amateur_prompt": "w" * 400}, "cold_amateur_prompt='wwwwwwww"),
         (chat(USER), {"amateur_prompt": "\ud800"}, "must be valid Unicode text"),
         (chat(USER), {"other": "\ud800"}, "cold_other='\\ud800': unknown key"),
