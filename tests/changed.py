@@ -43,7 +43,7 @@ PARTS = (
         (
             "tests/*/test_bench_*.py",
             "tests/*/test_accuracy*.py",
-            "tests/*/test_[gn]pu_report.py",
+            "tests/*/test_device_report.py",
             "tests/*/test_facts.py",
             "tests/*/test_tasks.py",
         ),
