@@ -121,6 +121,8 @@ TARGETS = (
     Target("vllm.v1.worker.gpu.sample.sampler:Sampler.__call__", "v1/worker/gpu/sample/sampler.py",
            "Sampler", "logits", called="self", by="sampler",
            below=("v1/worker/gpu/", "v1/watermarking/gpu_")),
+    Target("vllm.v1.worker.gpu.sample.sampler:Sampler.__init__", "v1/worker/gpu/sample/sampler.py",
+           "Sampler", called="Sampler", below=("v1/worker/gpu/", "v1/watermarking/gpu_")),
     Target("vllm.v1.worker.cpu.model_runner:CPUModelRunner.initialize_kv_cache",
            "v1/worker/gpu/model_runner.py", "GPUModelRunner", "kv_cache_config",
            called=r"self|runner|model_runner|super\(\)", below="v1/worker/gpu/",

@@ -178,6 +178,8 @@ OF_V2 = (
         _GPU + "sample.logits_processor.interface:LogitsContext",
         fields="idx_mapping_np input_ids expanded_local_pos",
     ),
+    # Scores come between these two.
+    Contract(_GPU + "sample.sampler", has="PenaltiesState BadWordsState"),
     Contract(
         _GPU + "sample.sampler:Sampler.apply_sampling_params",
         uses="logits_processors apply_temperature apply_min_p apply_top_k_top_p",

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import tempfile
@@ -123,11 +122,6 @@ def engine() -> list[Entry]:
     if not is_configured(config):
         reason = unsupported(config) or "the plugin did not configure it."
         return [*entries, Entry("CoLD", f"cannot be used in it: {reason}", Status.PROBLEM)]
-    # The workers load these by name.
-    names = [scheduler.scheduler_cls, *model.logits_processors]
-    for name in (name for name in names if str(name).startswith("vllm_cold.")):
-        module, _, attribute = str(name).replace(":", ".").rpartition(".")
-        getattr(importlib.import_module(module), attribute)
     return [*entries, Entry("CoLD", "can be used in it", Status.OK)]
 
 
@@ -202,8 +196,9 @@ def lora() -> list[Entry]:
     """What computes LoRA."""
     from vllm.platforms import current_platform
 
-    from vllm_cold.cpu import cpu_platform
+    from vllm_cold.cpu import cpu_platform, lora_ops
     from vllm_cold.npu import npu_platform
+    from vllm_cold.ops import cpu_library
 
     if npu_platform.is_npu():
         if (named := npu_platform.named()) != npu_platform.STOCK:
@@ -211,26 +206,15 @@ def lora() -> list[Entry]:
         what = f"{npu_platform.choice()} in engines with CoLD, else {npu_platform.STOCK}"
         return [Entry("LoRA", what, Status.OK)]
     wrapper = current_platform.get_punica_wrapper()
-    if not current_platform.is_cpu():
-        return [Entry("LoRA", f"vLLM's own ({wrapper})")]
-    from vllm_cold.cpu import lora_ops
-
-    asked = os.environ.get(cpu_platform.ENV)
-    chosen = cpu_platform.choice()
-    missing = lora_ops.missing()
-    entries = [
-        Entry(cpu_platform.ENV, f"{asked}: asked for by hand" if asked else "not set"),
-        Entry("wrapper", wrapper),
-    ]
     if wrapper not in cpu_platform.WRAPPERS.values():
-        return [*entries, Entry("LoRA", "the platform brings its own")]
+        return [Entry("LoRA", f"the platform's own ({wrapper})")]
+    asked, chosen = os.environ.get(cpu_platform.ENV), cpu_platform.choice()
+    entries = [Entry(cpu_platform.ENV, f"{asked}: asked for by hand" if asked else "not set")]
     if chosen == "cpp":
-        from vllm_cold.ops import cpu_library
-
         isa = cpu_library.ISAS[cpu_library.best_isa()]
         return [*entries, Entry("LoRA", f"C++ kernels, instruction set {isa}", Status.OK)]
     if chosen == "torch":
-        why = "asked for" if asked else missing or ""
+        why = "asked for" if asked else lora_ops.missing() or ""
         return [*entries, Entry("LoRA", f"torch operations, slow: {why}", Status.WARNING)]
     return [*entries, Entry("LoRA", "vLLM's own; CoLD requests are refused", Status.PROBLEM)]
 

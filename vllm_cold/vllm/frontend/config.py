@@ -11,7 +11,7 @@ from vllm_cold.cpu import cpu_platform
 from vllm_cold.method.arguments import EngineDefaults, parse_engine_defaults
 from vllm_cold.vllm import availability, contracts, versions
 from vllm_cold.vllm.frontend import ascend
-from vllm_cold.vllm.worker import amateur_tokens, drafts_v1
+from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -139,7 +139,8 @@ def unsupported(config: "VllmConfig") -> str | None:
             "this vLLM's V2 model runner takes no logits processors (it does since 0.31); unset "
             "VLLM_USE_V2_MODEL_RUNNER."
         )
-    needed = (*amateur_tokens.V2, *contracts.OF_V2) if uses_v2_runner(config) else ()
+    of_v2 = (*amateur_tokens.V2, *penalties_v2.V2, *contracts.OF_V2)
+    needed = of_v2 if uses_v2_runner(config) else ()
     if (changed := contracts.problems(needed)) is not None:
         return (
             f"this vLLM's V2 model runner has changed where vllm-cold takes part: {changed}. "
