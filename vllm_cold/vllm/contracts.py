@@ -167,9 +167,7 @@ _WORKERS = (
         _SAMPLE + "sampler:Sampler.apply_logits_processors",
         uses="allowed_token_ids_mask apply_bad_words non_argmax_invariant apply_penalties",
     ),
-    Contract(
-        _SAMPLE + "sampler:Sampler.forward", uses="apply_logits_processors sample SamplerOutput"
-    ),
+    Contract(_SAMPLE + "sampler:Sampler.forward", uses="apply_logits_processors sample"),
 )
 NEEDED = (*_SCHEDULER, *_REQUESTS, *_WORKERS)
 # Engines with vLLM's V2 model runner alone rely on these.
