@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -22,7 +23,7 @@ from tests.unit.test_explain_command import parse
 from vllm_cold.tools.contrast import read_contrast
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, serve
-from vllm_cold.tools.explain.command import open_server
+from vllm_cold.tools.explain.command import open_server, run
 from vllm_cold.tools.explain.prompts import Column
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.server import Server
@@ -174,6 +175,21 @@ def test_odd_replies(upstream: tuple[str, MadeUp]) -> None:
 
     with pytest.raises(ToolError, match="the server reads the prompt 'xy' in another way each"):
         asyncio.run(another())
+
+
+def test_the_command(
+    upstream: tuple[str, MadeUp], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From options to a page and the terminal."""
+    html = tmp_path / "page.html"
+    given = ("--url", upstream[0], "--adapter", ADAPTER, "--prompt", "ab", "--max-tokens", "4")
+    methods = ("--method", "cold:beta=2", "--method", "greedy")
+    assert run(parse(*given, *methods, "--html", str(html), "--full")) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "cold, beta 2: against base model, weight -2 (2 tokens)" in printed
+    assert f"server at {upstream[0]}" in printed and f"page: {html}" in printed
+    text = html.read_text(encoding="utf-8")
+    assert text.count('role="option"') == 8 and text.count("Checked: each token is") == 2
 
 
 def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -> None:

@@ -118,8 +118,8 @@ class Server:
         parents = {name: card.parent for name, card in cards.items()}
         adapters = sorted(name for name, parent in parents.items() if parent is not None)
         bases = [name for name, parent in parents.items() if parent is None]
-        if adapter is not None and adapter not in adapters:
-            _refuse("--adapter", adapter, adapters)
+        if adapter is not None:
+            check_adapter("--adapter", adapter, adapters)
         base = model or (parents[adapter] if adapter is not None else next(iter(bases), None))
         if base is None or base not in bases:
             raise ToolError(
@@ -127,8 +127,8 @@ class Server:
                 f"{', '.join(sorted(bases))})"
             )
         for name in amateurs:
-            if name not in (*adapters, base):
-                _refuse("--amateur", name, adapters)
+            if name != base:
+                check_adapter("--amateur", name, adapters)
             if name == adapter:
                 raise ToolError(
                     f"--amateur={name}: must differ from the expert; leave it out: an amateur is "
@@ -205,9 +205,11 @@ class Server:
         ) from error
 
 
-def _refuse(option: str, name: str, adapters: Sequence[str]) -> NoReturn:
-    loaded = ", ".join(adapters) or "none"
-    raise ToolError(f"{option}={name}: no such adapter on the server (loaded: {loaded})")
+def check_adapter(option: str, name: str, loaded: Sequence[str]) -> None:
+    """Refuse an adapter that a server has not loaded."""
+    if name not in loaded:
+        names = ", ".join(loaded) or "none"
+        raise ToolError(f"{option}={name}: no such adapter on the server (loaded: {names})")
 
 
 def check_options(

@@ -7,7 +7,7 @@ import argparse
 import asyncio
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import closing
+from contextlib import AbstractAsyncContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -138,29 +138,28 @@ def explain(options: argparse.Namespace, status: Spinner) -> Report:
     asked = ask_all(options, methods)
     check_page(options.html)
 
-    def from_source(source: Source) -> Report:
-        work = collect.explain(
-            source,
-            asked,
-            methods.columns,
-            max_tokens=options.max_tokens,
-            listed=options.candidates,
-            progress=lambda text: status.update(text=text),
-        )
-        with kept_interrupts():  # asyncio's own would wait for an engine
-            return asyncio.run(work)
+    async def ask(source: Source, client: AbstractAsyncContextManager[Any]) -> Report:
+        async with client:
+            return await collect.explain(
+                source,
+                asked,
+                methods.columns,
+                max_tokens=options.max_tokens,
+                progress=lambda text: status.update(text=text),
+            )
 
+    # With kept_interrupts, as asyncio's own would wait for an engine.
     if options.url is not None:
-        with closing(open_server(options)) as server:
-            return from_source(ServerSource(server, server.expert))
+        with closing(open_server(options)) as server, kept_interrupts():
+            return asyncio.run(ask(ServerSource(server, server.expert), server.client))
     if options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
     from vllm_cold.tools.explain.offline import OfflineSource
 
     engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    paths = amateur_paths(options)
-    with closing(OfflineSource(options.model, options.adapter, paths, **engine)) as source:
-        return from_source(source)
+    source = OfflineSource(options.model, options.adapter, amateur_paths(options), **engine)
+    with closing(source), kept_interrupts():
+        return asyncio.run(ask(source, nullcontext()))
 
 
 def run(options: argparse.Namespace) -> int:

@@ -24,7 +24,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.source import Decoded, Read, make_row
 from vllm_cold.tools.explain.trace import Row
-from vllm_cold.tools.server import Server
+from vllm_cold.tools.server import Server, check_adapter
 
 WANTED_TOP = 256  # asked for where 20, vLLM's default for --max-logprobs, are not enough
 AT_ONCE = 32  # requests; the server works on them side by side
@@ -95,9 +95,8 @@ class ServerSource:
     takes_ids = False  # an amateur's own prompt cannot be sent as token ids
 
     def __init__(self, server: Server, expert: str | None) -> None:
-        if expert is not None and expert not in server.loaded:
-            loaded = ", ".join(server.loaded) or "none"
-            raise ToolError(f"--adapter={expert}: no such adapter on the server (loaded: {loaded})")
+        if expert is not None:
+            check_adapter("--adapter", expert, server.loaded)
         self._server = server
         self.model = server.base
         self.expert = expert
