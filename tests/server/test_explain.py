@@ -59,7 +59,7 @@ def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
 
 
 def explained(source: Source, prompts: list[Asked]) -> Report:
-    work = collect.explain(source, {"CoLD": prompts}, max_tokens=16, listed=6)
+    work = collect.explain(source, {"CoLD": prompts}, max_tokens=16)
     return asyncio.run(work)
 
 

@@ -112,7 +112,7 @@ def test_what_is_said_of_answers() -> None:
     assert "Checked: each token is the expert's most probable one" in said["Greedy"]
     unknown = [i for i, step in enumerate(several.steps, 1) if None in step.weights]
     listed = ", ".join(map(str, unknown[:5]))
-    assert f"At token {listed}, ... beta is not known" in said["two, at most"]
+    assert f"At token {listed}, ... an adaptive weight is not known" in said["two, at most"]
     assert "At all tokens the choice of cfg is the engine's own word" in said["cfg"]
     assert "Without a mask (alpha 0) every token is valid" in said["cfg"]
     text = page.render(report)

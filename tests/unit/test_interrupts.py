@@ -1,17 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ctrl-C, also where Python drops it."""
 
+import asyncio
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 
-from tests.unit.test_tune_command import failing_decoder
 from vllm_cold.tools.interrupts import kept_interrupts
-from vllm_cold.tools.tune.data import Problem
-from vllm_cold.tools.tune.decode import Job
 
 pytestmark = [
     pytest.mark.unit,
@@ -45,10 +42,17 @@ def test_a_dropped_interrupt_is_raised_by_the_check() -> None:
 
 
 def test_an_interrupt_is_raised_where_it_finds_the_program() -> None:
+    """In an event loop, too, that is busy with an engine."""
     former = signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt), kept_interrupts():
+    reached: list[int] = []
+
+    async def work() -> None:
         signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is former
+        reached.append(1)
+
+    with pytest.raises(KeyboardInterrupt), kept_interrupts():
+        asyncio.run(work())
+    assert reached == [] and signal.getsignal(signal.SIGINT) is former
 
 
 def test_what_ignores_interrupts_goes_on_doing_so() -> None:
@@ -74,28 +78,3 @@ def test_another_thread_leaves_the_handler_alone() -> None:
     thread.start()
     thread.join()
     assert seen == [former]
-
-
-def test_decoding_stops_at_a_dropped_interrupt() -> None:
-    steps = []
-
-    class Engine:
-        def add_request(self, *_: Any, **__: Any) -> None: ...
-
-        def step(self) -> list[Any]:
-            assert not steps  # else it would go on for ever
-            steps.append(1)
-            Dropping()
-            return []
-
-        def has_unfinished_requests(self) -> bool:
-            return True
-
-        def abort_request(self, ids: list[str]) -> None:
-            steps.append(ids)
-
-    decoder = failing_decoder(KeyboardInterrupt())
-    decoder._engine = Engine()
-    with pytest.raises(KeyboardInterrupt):
-        decoder.run([Job(None, Problem("a", 1, "a", ("a",)))], lambda *_: None)
-    assert steps == [1, ["0"]]

@@ -41,53 +41,53 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     parser.set_defaults(run=_run)
 
-    prompts = parser.add_argument_group("prompts")
-    one = prompts.add_mutually_exclusive_group(required=True)
-    one.add_argument("--prompt", metavar="TEXT", help="one prompt")
-    one.add_argument(
+    group = parser.add_argument_group("prompts")
+    prompts, one = (
+        group.add_argument,
+        group.add_mutually_exclusive_group(required=True).add_argument,
+    )
+    one("--prompt", metavar="TEXT", help="one prompt")
+    one(
         "--prompts",
         metavar="FILE",
         type=Path,
         help='one prompt a line; in a .jsonl file, objects with "prompt" or "messages", and with '
         "cold_without, cold_part, cold_amateur_prompt or cold_amateur_messages of their own",
     )
-    one.add_argument(
+    one(
         "--serve",
         action="store_true",
         help="with --url: a page at a port of its own, which takes prompts and shows their answers "
         "while they are decoded; the other options are what it starts with",
     )
-    prompts.add_argument(
-        "--chat", action="store_true", help="put each prompt into the model's chat template"
-    )
-    prompts.add_argument(
-        "--max-tokens", metavar="N", type=int, default=64, help="length of answers (%(default)s)"
-    )
+    prompts("--chat", action="store_true", help="put each prompt into the model's chat template")
+    prompts("--max-tokens", metavar="N", type=int, default=64, help="length of answers (64)")
 
-    models = parser.add_argument_group("model and adapters")
-    models.add_argument(
+    group = parser.add_argument_group("model and adapters")
+    models = group.add_argument
+    models(
         "--adapter",
         metavar="PATH",
         help="the expert's folder, or NAME=PATH to call it something else; with --url, the name of "
         "an adapter that the server has loaded; left out: the base model, guided by its prompt",
     )
-    models.add_argument(
+    models(
         "--amateur",
         metavar="PATH",
         action="append",
         help="another adapter to contrast with, PATH as for --adapter, or --model's own text for "
         "the base model; repeat it for several amateurs",
     )
-    models.add_argument(
+    models(
         "--model",
         metavar="MODEL",
         help="the base model: a folder with config.json, or a hub name; with --url, its name on "
         "the server (default: the adapter's)",
     )
-    add_options(models)
+    add_options(group)
 
-    cold = parser.add_argument_group("Contrastive LoRA Decoding")
-    cold.add_argument(
+    cold = parser.add_argument_group("Contrastive LoRA Decoding").add_argument
+    cold(
         "--method",
         metavar="NAME",
         action="append",
@@ -95,65 +95,45 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "cold:alpha=0.02,beta=1; up to three times",
     )
     for name, knob in KNOBS.items():
-        cold.add_argument(option_of(name), type=partial(read, name), help=knob.about)
+        cold(option_of(name), type=partial(read, name), help=knob.about)
+    cold("--preset", help=CONTRAST["preset"].about)
     reads = parser.add_argument_group(
         "what amateurs read, and how much they count",
         "As a request's cold_* keys, for all prompts. Repeated, an option has a value for each\n"
         "amateur, '' for none but in --weights.",
-    )
-    for name, knob in CONTRAST.items():
-        if name == "preset":
-            reads.add_argument(option_of(name), help=knob.about)
-        elif name != "amateur":
-            reads.add_argument(
-                option_of(name),
-                metavar=name.rpartition("_")[2].upper(),
-                action="append",
-                help=knob.about,
-            )
+    ).add_argument
+    for name in (name for name in CONTRAST if name not in ("preset", "amateur")):
+        metavar = name.rpartition("_")[2].upper()
+        reads(option_of(name), metavar=metavar, action="append", help=CONTRAST[name].about)
 
-    engine = parser.add_argument_group("engine in this process (without --url)")
-    engine.add_argument(
-        "--dtype",
-        choices=("auto", "bfloat16", "float16", "float32"),
-        help="as vLLM's (auto)",
-    )
-    engine.add_argument("--max-model-len", metavar="N", type=int, help="as vLLM's")
-    engine.add_argument(
-        "--gpu-memory-utilization", metavar="X", type=float, help="as vLLM's (its default)"
-    )
-    engine.add_argument(
+    engine = parser.add_argument_group("engine in this process (without --url)").add_argument
+    dtypes = ("auto", "bfloat16", "float16", "float32")
+    engine("--dtype", choices=dtypes, help="as vLLM's (auto)")
+    engine("--max-model-len", metavar="N", type=int, help="as vLLM's")
+    engine("--gpu-memory-utilization", metavar="X", type=float, help="as vLLM's (its default)")
+    engine(
         "--enforce-eager",
         action=argparse.BooleanOptionalAction,
         help="do not compile the model, which takes longer than a few prompts (default: on)",
     )
 
-    page = parser.add_argument_group("the page of --serve")
-    page.add_argument(
-        "--host", default="127.0.0.1", help="the address that it is at (%(default)s, this machine)"
-    )
-    page.add_argument("--port", type=int, default=8090, help="its port, 0 for any (%(default)s)")
+    page = parser.add_argument_group("the page of --serve").add_argument
+    page("--host", default="127.0.0.1", help="its address (127.0.0.1, this machine)")
+    page("--port", type=int, default=8090, help="its port, 0 for any (8090)")
 
-    output = parser.add_argument_group("output")
-    output.add_argument(
+    output = parser.add_argument_group("output").add_argument
+    output(
         "--html",
         metavar="FILE",
         type=Path,
         default=Path("cold-explain.html"),
-        help="where to write the page (%(default)s)",
+        help="where to write the page (cold-explain.html)",
     )
-    output.add_argument(
+    output(
         "--full",
         action="store_true",
         help="print the candidates of every token, not only where CoLD and greedy differ; the "
         "page has them all",
-    )
-    output.add_argument(
-        "--candidates",
-        metavar="N",
-        type=int,
-        default=8,
-        help="list at least the N most probable tokens of each stream (%(default)s)",
     )
 
 

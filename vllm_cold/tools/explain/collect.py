@@ -23,6 +23,7 @@ from vllm_cold.tools.explain.trace import (
 )
 
 FIRST_TOP = 20  # vLLM's default for --max-logprobs, which every server allows
+LISTED = 8  # of the most probable tokens of each stream, at least
 
 Reads = Mapping[str, Sequence[Read]]
 """The prompts as their streams read them, by the method's name."""
@@ -38,7 +39,6 @@ class _Text:
     top: int = 0  # of the expert's most probable tokens, that are known
     rows: list[list[dict[int, Logprob]]] = field(init=False)  # by stream and step
     wanted: list[list[int]] = field(init=False)  # to be listed, by step
-    names: dict[int, str] = field(default_factory=dict)  # of tokens that no row has the text of
 
     def __post_init__(self) -> None:
         self.rows = [[] for _ in self.read.streams]
@@ -57,7 +57,7 @@ class _Text:
         rows = self.rows[0]
         return all(account.valid_tokens(r, self.top, size, self.settings)[1] for r in rows)
 
-    def want(self, listed: int) -> None:
+    def want(self) -> None:
         """Valid ones, the most probable under each stream, the one taken."""
         self.wanted = []
         for step, token in enumerate(self.decoded.tokens):
@@ -65,7 +65,7 @@ class _Text:
             valid, _ = account.valid_tokens(rows[0], self.top, None, self.settings)
             ids = {token, *valid}
             for row in rows:
-                ids.update(sorted(row, key=lambda t: (-row[t].value, t))[:listed])  # noqa: B023
+                ids.update(sorted(row, key=lambda t: (-row[t].value, t))[:LISTED])  # noqa: B023
             self.wanted.append(sorted(ids))
 
     def step(self, index: int, piece: str, source: Source, told: int | None) -> Step:
@@ -88,7 +88,6 @@ async def explain(
     columns: Sequence[Column] = DEFAULT.columns,
     *,
     max_tokens: int = 64,
-    listed: int = 8,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Decode and explain prompts with one or more methods.
@@ -98,7 +97,6 @@ async def explain(
         methods: The prompts with what each method contrasts them with, by the method's name.
         columns: Which answers, and in which order.
         max_tokens: The length of answers.
-        listed: How many of the most probable tokens of each stream are listed at least.
         progress: Called with a few words before each part.
 
     Raises:
@@ -110,7 +108,7 @@ async def explain(
     for method, greedy in columns:
         progress("decoding greedily" if greedy else f"decoding with {names[method]}")
         answers.append(await source.decode(reads[names[method]], greedy, max_tokens))
-    return await account_for(source, reads, columns, answers, listed, progress)
+    return await account_for(source, reads, columns, answers, progress)
 
 
 async def read_all(
@@ -148,7 +146,6 @@ async def account_for(
     reads: Reads,
     columns: Sequence[Column],
     decoded: Sequence[Sequence[Decoded]],
-    listed: int = 8,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Report:
     """Explain answers that are there.
@@ -158,7 +155,6 @@ async def account_for(
         reads: The prompts.
         columns: Which answers they are.
         decoded: Each column's answers, one for each prompt.
-        listed: See ``explain``.
         progress: See ``explain``.
     """
     prompts = list(reads.values())
@@ -172,11 +168,9 @@ async def account_for(
     await _widen(source, texts)
     progress("asking for what is missing")
     for text in texts:
-        text.want(listed)
+        text.want()
     await _fill(source, texts)
-    told = [await _told(source, text) for text in texts]
-    await _fill(source, texts)  # what the engine told is listed too
-    answers = [_answer(source, *each) for each in zip(texts, told, strict=True)]
+    answers = [_answer(source, text) for text in texts]
     count = len(prompts[0])
     return make_report(source, reads, [answers[i::count] for i in range(count)])
 
@@ -253,7 +247,7 @@ async def _widen(source: Source, texts: Sequence[_Text]) -> None:
 async def _fill(source: Source, texts: Sequence[_Text]) -> None:
     """Look up the wanted tokens that a row lacks; each is named to vLLM, so the value is exact."""
     for adapter, those in _by_adapter(_places(texts)).items():
-        found_in: list[tuple[dict[int, Logprob], Mapping[int, str]]] = []
+        rows: list[dict[int, Logprob]] = []
         asked: list[tuple[list[int], list[int]]] = []
         for text, i in those:
             for step, wanted in enumerate(text.wanted):
@@ -261,33 +255,18 @@ async def _fill(source: Source, texts: Sequence[_Text]) -> None:
                 missing = [token for token in wanted if token not in row]
                 before = [*text.read.streams[i].ids, *text.decoded.tokens[:step]]
                 for start in range(0, len(missing), MAX_NAMED):
-                    found_in.append((row, text.names))
+                    rows.append(row)
                     asked.append((before, missing[start : start + MAX_NAMED]))
         found = await source.look_up(adapter, asked)
-        for (row, names), (_, missing), values in zip(found_in, asked, found, strict=True):
-            row.update({t: Logprob(values[t], names.get(t, "")) for t in missing})
+        for row, (_, missing), values in zip(rows, asked, found, strict=True):
+            row.update({t: Logprob(values[t]) for t in missing})
 
 
-async def _told(source: Source, text: _Text) -> list[int | None]:
-    """What the engine takes with CoLD at each step, where that is known; it is wanted then."""
-    tokens = text.decoded.tokens
-    if not text.column.greedy:
-        return list(tokens)
-    told = [text.step(i, "", source, None).winner for i in range(len(tokens))]
-    unknown = [i for i, winner in enumerate(told) if winner is None and source.takes_ids]
-    cut = [text.read.after(tokens[:i]) for i in unknown]
-    for i, answer in zip(unknown, await source.decode(cut, False, 1), strict=True):
-        [token] = answer.tokens
-        told[i] = token
-        text.wanted[i].append(token)
-        text.names[token] = answer.text
-    return told
-
-
-def _answer(source: Source, text: _Text, told: Sequence[int | None]) -> Answer:
-    decoded = text.decoded
+def _answer(source: Source, text: _Text) -> Answer:
+    decoded, column = text.decoded, text.column
     alone = [text.rows[0][i][token].text for i, token in enumerate(decoded.tokens)]
     pieces = account.spread(decoded.text, alone)
+    # What the engine takes with CoLD is known of CoLD's own answer.
+    told = [None if column.greedy else token for token in decoded.tokens]
     steps = (text.step(i, piece, source, told[i]) for i, piece in enumerate(pieces))
-    column = text.column
     return Answer(column.method, column.greedy, decoded.text, decoded.finish_reason, tuple(steps))

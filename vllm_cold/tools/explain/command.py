@@ -39,13 +39,10 @@ from vllm_cold.tools.server import Server, check_options
 ENGINE_OPTIONS = ("dtype", "max_model_len", "gpu_memory_utilization", "enforce_eager")
 
 
-def check_numbers(options: argparse.Namespace) -> None:
-    """Refuse lengths that are out of range."""
-    for name in ("max_tokens", "candidates"):
-        if getattr(options, name) < 1:
-            raise ToolError(f"--{name.replace('_', '-')}={getattr(options, name)}: must be >= 1")
-    if options.candidates > collect.FIRST_TOP:
-        raise ToolError(f"--candidates={options.candidates}: at most {collect.FIRST_TOP}")
+def check_length(options: argparse.Namespace) -> None:
+    """Refuse answers without tokens."""
+    if options.max_tokens < 1:
+        raise ToolError(f"--max-tokens={options.max_tokens}: must be >= 1")
 
 
 def methods_of(options: argparse.Namespace) -> Methods:
@@ -107,17 +104,8 @@ def check_page(path: Path) -> None:
     """Refuse a page that cannot be written, before an engine is started for it."""
     if not path.absolute().parent.is_dir():
         raise ToolError(f"--html={path}: no such folder; make it first")
-    # What is made is what a link leads to; the link itself is the user's.
-    target = Path(os.path.realpath(path))
-    existed = target.exists()
-    try:
-        target.open("a").close()
-        if not existed:
-            target.unlink()
-    except OSError as error:
-        raise ToolError(
-            f"--html={path}: cannot be written ({error.strerror}); name another file"
-        ) from error
+    if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise ToolError(f"--html={path}: cannot be written; name another file")
 
 
 def open_server(options: argparse.Namespace) -> Server:
@@ -165,7 +153,7 @@ def explain(options: argparse.Namespace, status: Spinner) -> Report:
 def run(options: argparse.Namespace) -> int:
     """Explain; returns the exit status."""
     check_options(options, ENGINE_OPTIONS)
-    check_numbers(options)
+    check_length(options)
     # On a file of its own, and without rich's hand on sys.stderr: while vLLM starts, nothing else
     # that is written there reaches the screen.
     status = Spinner("dots", "starting")

@@ -50,8 +50,6 @@ class OfflineSource:
         ToolError: a path or an option is wrong, or vLLM does not start.
     """
 
-    takes_ids = True
-
     def __init__(
         self, model: str, adapter: str | None = None, amateurs: Sequence[str] = (), **engine: Any
     ) -> None:

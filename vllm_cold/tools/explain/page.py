@@ -87,7 +87,7 @@ def data(report: Report) -> list[dict[str, Any]]:
 def _step(report: Report, answer: Answer, index: int) -> dict[str, Any]:
     method, step = report.methods[answer.method], answer.steps[index]
     bits = ", ".join(f"{value:.3f}" for value in step.divergences)
-    strength = words.strength(method, step)
+    weights = words.weights(method, step)
     return {
         "token": step.token,
         "text": visible.alone(step.text, step.token),
@@ -95,7 +95,7 @@ def _step(report: Report, answer: Answer, index: int) -> dict[str, Any]:
         "numbers": [
             ["Disagreement", f"{bits} bits"],
             ["Valid tokens", words.size(method, step)],
-            *([[strength[0].capitalize(), strength[1]]] if strength else []),
+            *([[weights[0].capitalize(), weights[1]]] if weights else []),
         ],
         "winner": step.winner,
         "greedy": step.greedy,

@@ -34,7 +34,7 @@ from vllm_cold.tools.explain import collect, page, visible
 from vllm_cold.tools.explain.command import (
     ENGINE_OPTIONS,
     ask_all,
-    check_numbers,
+    check_length,
     methods_of,
     open_server,
 )
@@ -109,7 +109,7 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
             where = ".".join(map(str, error.errors()[0]["loc"]))
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
         given = form.on(options)
-        check_numbers(given)
+        check_length(given)
         methods = methods_of(given)
         asked = ask_all(given, methods, [form.row])
         source = ServerSource(server, given.adapter)
@@ -138,7 +138,6 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
             reads,
             methods.columns,
             answers,
-            given.candidates,
             lambda text: events.put_nowait({"event": "status", "text": f"{text} …"}),
         )
         events.put_nowait(
@@ -165,8 +164,8 @@ async def _lines(server: Server, options: argparse.Namespace, body: bytes) -> As
 
 
 class _Hosts(TrustedHostMiddleware):
-    """Takes requests to addresses, and to the names that are given: another page can give this
-    machine a name of its own, but no address.
+    """Takes requests to addresses, to localhost and to the name of ``--host``: another page can
+    give this machine a name of its own, but no address.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,18 +176,6 @@ class _Hosts(TrustedHostMiddleware):
             await super().__call__(scope, receive, send)
         else:
             await self.app(scope, receive, send)
-
-
-def _names(host: str) -> list[str]:
-    """By which names a page at ``--host`` is asked for, beside addresses."""
-    try:
-        everywhere = ipaddress.ip_address(host).is_unspecified
-    except ValueError:
-        everywhere = host == ""
-    found = [host] if host and ":" not in host else []
-    if everywhere:
-        found += [socket.gethostname(), f"{socket.gethostname()}.local", socket.getfqdn()]
-    return [*found, "localhost"] if everywhere or is_loopback(host) else found
 
 
 def make_app(options: argparse.Namespace, server: Server) -> Starlette:
@@ -209,9 +196,10 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
         lines = _lines(server, options, await request.body())
         return StreamingResponse(lines, media_type="application/x-ndjson", headers=_HEADERS)
 
+    named = [options.host] if options.host and ":" not in options.host else []
     return Starlette(
         routes=[Route("/", home), Route("/answer", answer, methods=["POST"])],
-        middleware=[Middleware(_Hosts, allowed_hosts=_names(options.host))],
+        middleware=[Middleware(_Hosts, allowed_hosts=["localhost", *named])],
     )
 
 
@@ -243,7 +231,7 @@ def run(options: argparse.Namespace) -> int:
     if options.url is None:
         raise ToolError("--serve: asks a running server; name it with --url")
     check_options(options, ENGINE_OPTIONS)
-    check_numbers(options)
+    check_length(options)
     methods_of(options)
     for text in options.method or ():
         if more := [name for name, _ in parts_of(text)[1] if name not in ("alpha", "beta")]:

@@ -92,8 +92,6 @@ class ServerSource:
         ToolError: no such adapter is loaded.
     """
 
-    takes_ids = False  # an amateur's own prompt cannot be sent as token ids
-
     def __init__(self, server: Server, expert: str | None) -> None:
         if expert is not None:
             check_adapter("--adapter", expert, server.loaded)

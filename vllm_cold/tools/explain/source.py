@@ -8,7 +8,7 @@ named tokens. ``offline.py`` runs an engine in this process, ``server.py`` asks 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from vllm_cold.tools.contrast import Stream
@@ -26,11 +26,6 @@ class Read:
 
     asked: Asked
     streams: tuple[Stream, ...]
-
-    def after(self, tokens: Sequence[int]) -> Read:
-        """The same with the beginning of an answer behind each prompt."""
-        longer = (replace(stream, ids=(*stream.ids, *tokens)) for stream in self.streams)
-        return replace(self, streams=tuple(longer))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +48,6 @@ class Source(Protocol):
         about: Where the numbers come from, in words.
         max_model_len: The most tokens of a prompt and its answer, None if it is not known.
         vocab_size: None if it is not known.
-        takes_ids: Whether ``decode`` decodes ``Read.after`` texts too.
     """
 
     model: str
@@ -61,7 +55,6 @@ class Source(Protocol):
     about: str
     max_model_len: int | None
     vocab_size: int | None
-    takes_ids: bool
 
     async def read(self, prompts: Sequence[Asked]) -> list[Read]:
         """Each prompt as its streams read it."""

@@ -131,14 +131,14 @@ def _table(report: Report, answer: Answer, steps: Sequence[int], full: bool) -> 
     table.add_column("token", overflow="fold", min_width=6)
     table.add_column("")
     names = ["amateur"] if amateurs == 1 else [f"amateur {i + 1}" for i in range(shown)]
-    last = ["bits", "valid", *(["beta"] if method.settings.adaptive else [])]
+    last = ["bits", "valid", *(["weight"] if method.settings.adaptive else [])]
     for column in ("expert", *names, "score", *last):
         table.add_column(column, justify="right")
     for index in steps:
         step = answer.steps[index]
-        strength = words.strength(method, step)
+        weights = words.weights(method, step)
         of_step = [f"{step.divergence:.2f}", words.size(method, step)]
-        of_step += [strength[1]] if strength else []
+        of_step += [weights[1]] if weights else []
         for line, candidate in enumerate(step.candidates if full else _leading(step)):
             badges = words.badges(method, answer, step, candidate)
             table.add_row(

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``explain`` knows of answers, step by step: plain data, no vLLM. ``account`` makes it."""
+"""What ``explain`` knows of answers, step by step: plain data, no vLLM. ``account`` makes it.
+
+Tokens are ids, probabilities natural logarithms, steps counted from 0.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +19,8 @@ BASE = "base model"
 DIVERGENCE_CLASSES = (0.01, 0.03, 0.1, 0.2, 0.4)
 
 
-@dataclass(frozen=True, slots=True)
-class Logprob:
-    """One token of one stream's distribution.
-
-    Attributes:
-        value: ln of the probability; -inf where it is zero.
-        text: The token as vLLM decodes it alone; "" if it is a part of a character.
-    """
+class Logprob(NamedTuple):
+    """ln of a probability, and the token decoded alone; "" for a part of a character."""
 
     value: float
     text: str = ""
@@ -38,12 +35,10 @@ class Candidate:
     """A token that could have been next.
 
     Attributes:
-        token: Its id.
-        text: Its text.
         expert: The expert's ln-probability.
         amateurs: Those of the amateurs.
         score: ``expert + sum of weight * (amateur - expert)`` in nats, up to a constant of the
-            step; None if a weight is not known.
+            step; None if it is not valid, or a weight is not known.
         valid: Whether it survived alpha (and the cap on the candidates).
     """
 
@@ -60,19 +55,18 @@ class Step:
     """One position of an answer.
 
     Attributes:
-        token: The id that the engine put there.
+        token: What the engine put there.
         text: Its piece of the answer.
         candidates: The valid ones, best score first, then others, most probable first.
         valid_size: How many tokens are valid; at least, if ``complete`` is false.
         complete: Whether every valid token is known.
         divergences: Of the expert and each amateur, in bits; see ``account.divergence_bits``.
-        greedy: The id that greedy decoding of the expert takes here.
-        winner: The id that CoLD takes here; None if it is not known.
+        greedy: What greedy decoding of the expert takes here.
+        winner: What CoLD takes here; None if it is not known.
         told: Whether ``winner`` is the engine's own choice, which the numbers here neither prove
             nor contradict: a token that is not listed could have a better score.
-        weights: The amateurs' weights here; None where one is not known. An adaptive one follows
-            from all valid tokens under both streams: where one of these is missing, so are the
-            weight and the scores.
+        weights: The amateurs' weights here; None for an adaptive one where a valid token is not
+            known, from all of which it follows: there are no scores then.
     """
 
     token: int
@@ -92,11 +86,6 @@ class Step:
         return max(self.divergences)
 
     @property
-    def beta(self) -> float | None:
-        """The only amateur's weight with its sign turned; None if it is not known."""
-        return None if self.weights[0] is None else 0.0 - self.weights[0]
-
-    @property
     def differs(self) -> bool:
         """Whether CoLD takes another token here than greedy decoding."""
         return self.winner is not None and self.winner != self.greedy
@@ -112,13 +101,9 @@ class Step:
 
 
 class Mismatch(NamedTuple):
-    """A step at which the engine took another token than the numbers say.
-
-    Attributes:
-        step: From 0.
-        expected: The id that wins by the numbers.
-        margin: By how much, in nats: of score (CoLD) or ln-probability (greedy). None if the
-            engine's token is not valid by these numbers, or its score is not known.
+    """A step at which the engine took another token than the numbers say, which one they say, and
+    by how much that wins, in nats of score (CoLD) or ln-probability (greedy). The margin is None if
+    the engine's token is not valid by these numbers, or its score is not known.
     """
 
     step: int
@@ -128,13 +113,13 @@ class Mismatch(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer and the account of its steps.
+    """An answer and the account of its steps; empty while it is decoded.
 
     Attributes:
         method: Which method of the report it is accounted for with, counted from 0.
         greedy: Whether it is the expert's own answer.
-        text: As vLLM returned it, without special tokens; "" while it is decoded.
-        finish_reason: vLLM's: "stop", "length"; "" while it is decoded.
+        text: As vLLM returned it, without special tokens.
+        finish_reason: vLLM's: "stop", "length".
         steps: One for each token.
     """
 
@@ -160,19 +145,14 @@ class Answer:
             return None
         if self.greedy:
             return best.expert - taken.expert
-        if best.score is None or taken.score is None or not taken.valid:
+        if best.score is None or taken.score is None:
             return None
         return best.score - taken.score
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """A part of what a stream reads.
-
-    Attributes:
-        text: The text.
-        role: Of the message that it is; None for a part of a text.
-        gone: Whether an amateur does not read it.
+class Piece(NamedTuple):
+    """A part of what a stream reads, the role of the message that it is (None for a part of a
+    text), and whether an amateur does not read it.
     """
 
     text: str
@@ -186,7 +166,6 @@ class Amateur:
 
     Attributes:
         name: The adapter's, or ``BASE``.
-        weight: Its weight.
         reads: What its prompt is, in words; None for the expert's prompt.
         pieces: The expert's prompt with what is left out of it, or what the amateur reads instead;
             none where it reads the expert's prompt.
@@ -210,14 +189,7 @@ class Amateur:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """One prompt with its answers.
-
-    Attributes:
-        pieces: The prompt as it was given.
-        tokens: Its length, the chat template's tokens included.
-        amateurs: Of each method.
-        answers: One for each column of the report.
-    """
+    """One prompt, its length in tokens, each method's amateurs, and each column's answer."""
 
     pieces: tuple[Piece, ...]
     tokens: int
@@ -238,12 +210,7 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to decode that is explained.
-
-    Attributes:
-        name: What it is called.
-        settings: CoLD's.
-    """
+    """A way to decode that is explained: what it is called, and CoLD's settings."""
 
     name: str
     settings: ColdSettings

@@ -11,12 +11,7 @@ from vllm_cold.tools.explain.trace import Answer, Candidate, Explanation, Method
 
 
 class Note(NamedTuple):
-    """A sentence about an answer.
-
-    Attributes:
-        text: The sentence.
-        warns: Whether something is not as it should be.
-    """
+    """A sentence about an answer, and whether something is not as it should be."""
 
     text: str
     warns: bool = False
@@ -28,10 +23,8 @@ def summary(report: Report, explanation: Explanation, answer: Answer) -> str:
         return "decoding"
     method = report.methods[answer.method]
     steps = answer.steps
-    differing, unknown = (
-        sum(step.differs for step in steps),
-        sum(step.winner is None for step in steps),
-    )
+    differing = sum(step.differs for step in steps)
+    unknown = sum(step.winner is None for step in steps)
     mean = math.fsum(step.divergence for step in steps) / len(steps)
     said = [
         f"{len(steps)} tokens, "
@@ -90,8 +83,8 @@ def notes(method: Method, answer: Answer) -> list[Note]:
     if unknown := _numbers([None in step.weights for step in steps]):
         found.append(
             Note(
-                f"At {unknown} beta is not known: it follows from all valid tokens under both "
-                "streams, and vLLM did not list them all; no scores there.",
+                f"At {unknown} an adaptive weight is not known: it follows from all valid tokens "
+                "under both streams, and vLLM did not list them all; no scores there.",
                 True,
             )
         )
@@ -150,10 +143,9 @@ def size(method: Method, step: Step) -> str:
     return str(step.valid_size) if step.complete else f"at least {step.valid_size}"
 
 
-def strength(method: Method, step: Step) -> tuple[str, str] | None:
-    """Beta, or the weights, at a step, and what they are called; None where they are constant."""
+def weights(method: Method, step: Step) -> tuple[str, str] | None:
+    """What weights are called, and those of a step; None where they are constant."""
     if not method.settings.adaptive:
         return None
-    values = step.weights if len(step.weights) > 1 else (step.beta,)
-    said = ", ".join("not known" if value is None else f"{value:.3f}" for value in values)
-    return ("weights" if len(values) > 1 else "beta"), said
+    said = ", ".join("not known" if one is None else f"{one:.3f}" for one in step.weights)
+    return ("weights" if len(step.weights) > 1 else "weight"), said
