@@ -132,13 +132,6 @@ class OnDevice:
         else:
             self._memory(logits).copy_(memory.cpu())
 
-    def topk(self, logits: Any, groups: Any, out_scores: Any, out_ids: Any) -> None:
-        """As of a ``Backend``."""
-        scores, ids = self._there(out_scores), self._there(out_ids)
-        self._backend.topk(self._with_memory(logits)[1], self._groups(groups), scores, ids)
-        out_scores.copy_(scores.cpu())
-        out_ids.copy_(ids.cpu())
-
     def _groups(self, groups: Any) -> Any:
         return type(groups)(*(self._there(getattr(groups, each.name)) for each in fields(groups)))
 

@@ -4,7 +4,6 @@
 That they are right, here; and in test_ascend_checks.py that the stand-in's checks bite.
 """
 
-import dataclasses
 import itertools
 import math
 import re
@@ -19,7 +18,7 @@ import torch
 
 from tests.ops import ascend_host, conformance
 from tests.ops.ascend_host import ASCEND, SCORING, Host, compile_host
-from vllm_cold.ops import Groups, contrastive_scores, scoring, scoring_ascend
+from vllm_cold.ops import contrastive_scores, scoring, scoring_ascend
 from vllm_cold.ops.interface import MAX_STREAMS, OUT_OF_RANGE
 
 pytestmark = [
@@ -303,58 +302,6 @@ def test_unified_buffer_is_as_documented(host):
     for kernel, size in sizes.items():
         dtype = kernel.split("_", 2)[2]
         assert re.search(rf"\| scores \| [^|]*{dtype}[^|]* \|.*\| {size:,} \|", documented), kernel
-
-
-# --- On an NPU ------------------------------------------------------------------------------------
-
-NO_NPU = (
-    scoring_ascend.BACKEND.missing(torch.device("npu")) if hasattr(torch, "npu") else "no torch_npu"
-)
-
-
-class OnTheNpu:
-    """The backend, with tensors that come from the CPU and go back there."""
-
-    def scores(self, logits, groups, out, statistics):
-        moved, place = self._move(logits)
-        target, counted = self._send(out), self._send(statistics)
-        scoring_ascend.BACKEND.scores(moved, self._groups(groups), target, counted)
-        if statistics is not None:
-            statistics.copy_(counted.cpu())
-        if out is not None:
-            out.copy_(target.cpu())
-            return
-        storage = torch.empty(0, dtype=logits.dtype).set_(logits.untyped_storage())
-        storage.copy_(place.cpu())
-
-    def _groups(self, groups):
-        return Groups(*(self._send(getattr(groups, f.name)) for f in dataclasses.fields(Groups)))
-
-    def _send(self, value):
-        return value.npu() if isinstance(value, torch.Tensor) else value
-
-    def _move(self, logits):
-        place = torch.empty(0, dtype=logits.dtype).set_(logits.untyped_storage()).npu()
-        return place.as_strided(logits.shape, logits.stride(), logits.storage_offset()), place
-
-
-@pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
-@pytest.mark.parametrize("seed, groups, vocab, dtype, layout", [case[:5] for case in CASES])
-def test_conforms_on_the_npu(seed, groups, vocab, dtype, layout):
-    conformance.check_backend(OnTheNpu(), conformance.make_case(seed, groups, vocab, dtype, layout))
-
-
-@pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
-@pytest.mark.parametrize("dtype", conformance.DTYPES, ids=str)
-def test_groups_that_are_not_finite_on_the_npu(dtype):
-    for case in conformance.NOT_FINITE_CASES:
-        conformance.check_not_finite(OnTheNpu(), *case, dtype)
-
-
-@pytest.mark.skipif(NO_NPU is not None, reason=str(NO_NPU))
-@pytest.mark.parametrize("stream, row", OUTSIDE)
-def test_a_row_number_out_of_range_concerns_its_group_alone_on_the_npu(stream, row):
-    check_out_of_range(OnTheNpu(), stream, row, 3)
 
 
 # --- How a call is cut up -------------------------------------------------------------------------

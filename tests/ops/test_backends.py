@@ -27,7 +27,6 @@ from tests.ops.conformance import (
     NOT_FINITE_CASES,
     NUM_GROUPS,
     VOCABS,
-    Case,
     adaptive_case,
     check_adaptive,
     check_backend,
@@ -48,7 +47,6 @@ from vllm_cold.ops import (
 )
 from vllm_cold.ops.interface import MAX_STREAMS
 from vllm_cold.ops.interface import NOT_FINITE as NOT_FINITE_ERROR
-from vllm_cold.ops.scoring_reference import adaptive_weight
 from vllm_cold.ops.scoring_torch import adaptive_weights, expert_floors
 
 pytestmark = pytest.mark.unit
@@ -96,25 +94,6 @@ def test_equals_the_reference(vocab: int, num_groups: int, dtype: torch.dtype) -
     case = make_case(seed, num_groups, vocab, dtype, LAYOUTS[seed % 3])
     for backend in BACKENDS.values():
         check_backend(backend, case)
-
-
-def test_the_grid_has_every_kind_with_every_setting() -> None:
-    """The cases mix; here is shown that the mix leaves nothing out."""
-    seen = set()
-    every_run = [case for case in grid() if pytest.mark.full not in case.marks]
-    for vocab, num_groups, dtype in (case.values for case in every_run):
-        seed = VOCABS.index(vocab) * 11 + NUM_GROUPS.index(num_groups) * 5 + DTYPES.index(dtype)
-        case = make_case(seed, num_groups, 8, dtype)
-        for kind, knobs in zip(case.kinds, case.settings, strict=True):
-            log_alpha, weights, cap, adaptive = knobs
-            for weight, adapts in zip(weights, adaptive, strict=True):
-                seen.add((kind, 1 + len(weights), log_alpha, cap, weight, adapts))
-    for values, number in zip(zip(*seen, strict=True), (len(KINDS), 3, 4, 5, 4, 2), strict=True):
-        assert len(set(values)) == number
-    for each, number in ((1, 3), (2, 4), (4, 4)):  # streams, log_alpha, weight
-        found = {(knobs[0], knobs[each], knobs[5]) for knobs in seen}
-        assert len(found) == 2 * number * len(KINDS)
-    assert len({(kind, cap > 0, adapts) for kind, _, _, cap, _, adapts in seen}) == 4 * len(KINDS)
 
 
 @pytest.fixture
@@ -375,50 +354,6 @@ def test_a_tile_that_just_reaches_the_threshold(cap: int, backend: str) -> None:
 @pytest.mark.parametrize("name", ["reference", *BACKENDS])
 def test_adaptive_weights_by_definition(name: str) -> None:
     check_adaptive(BACKENDS.get(name, name))
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    seed=st.integers(0, 2**31),
-    vocab=st.integers(1, 40) | st.integers(1, 5000),
-    alpha=st.sampled_from([1e-9, 1e-3, 0.1, 0.5]),
-    most=st.floats(-10, 10, width=32),
-    cap=st.sampled_from([0, 0, 1, 7]),
-    scales=st.tuples(*[st.sampled_from([0.1, 1.0, 4.0])] * 2),
-    shifts=st.tuples(*[st.integers(-(2**14), 2**14)] * 2),
-)
-def test_an_adaptive_weight_has_limits_and_no_origin(
-    seed: int,
-    vocab: int,
-    alpha: float,
-    most: float,
-    cap: int,
-    scales: tuple[float, float],
-    shifts: tuple[int, int],
-) -> None:
-    """It lies between 0 and its most, and adding a constant to a row does not change it. Logits are
-    multiples of 1/64, and so are the constants: no sum is rounded.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(2, vocab, generator=generator) * torch.tensor(scales).unsqueeze(1)
-    rows = (rows * 64).round() / 64
-    moved = rows + torch.tensor(shifts).unsqueeze(1) / 64
-    log_alpha = float(torch.tensor(math.log(alpha)))
-    weight = adaptive_weight(*rows, log_alpha, most, cap)
-    assert min(0, most) <= weight <= max(0, most)
-    assert weight == pytest.approx(adaptive_weight(*moved, log_alpha, most, cap), abs=1e-12)
-    caps = (torch.tensor([cap]), cap) if cap else (None, 0)
-    for logits in (rows, moved):
-        knobs = torch.tensor([[most]]), torch.tensor([log_alpha])
-        case = Case(
-            logits, logits, [""], torch.tensor([[0, 1]]), *knobs, *caps, torch.tensor([[True]])
-        )
-        case.effective[0].fill_(weight)
-        for backend in BACKENDS.values():
-            check_backend(backend, case)
-        if not cap:
-            got = float(adaptive_weights(logits, case.groups, None))
-            assert min(0, most) <= got <= max(0, most)
 
 
 @settings(max_examples=50, deadline=None)

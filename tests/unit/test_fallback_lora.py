@@ -72,28 +72,6 @@ def assert_added(before: Tensor, after: Tensor, delta: Tensor, slots: Sequence[i
 
 
 @cases
-def test_groups_partition_the_adapter_rows(slots: list[int]) -> None:
-    groups = group_rows(torch.tensor(slots))
-    seen: dict[int, int] = {}
-    for slot, rows in groups:
-        for row in torch.arange(len(slots))[rows].tolist():
-            assert row not in seen
-            seen[row] = slot
-    assert seen == {row: slot for row, slot in enumerate(slots) if slot >= 0}
-    assert [slot for slot, _ in groups] == sorted({s for s in slots if s >= 0})
-
-
-def test_neighbours_are_a_slice_and_scattered_rows_are_not() -> None:
-    groups = dict(group_rows(torch.tensor([-1, 4, 4, 2, -1, 2])))
-    assert groups[4] == slice(1, 3)
-    assert isinstance(groups[2], Tensor) and groups[2].tolist() == [3, 5]
-
-
-def test_no_rows() -> None:
-    assert group_rows(torch.empty(0, dtype=torch.int64)) == []
-
-
-@cases
 @dtypes
 @pytest.mark.parametrize("rank", [1, 3, 8, 13])
 def test_shrink_and_expand(slots: list[int], dtype: torch.dtype, rank: int) -> None:
@@ -106,25 +84,6 @@ def test_shrink_and_expand(slots: list[int], dtype: torch.dtype, rank: int) -> N
     assert (hidden[[t for t, s in enumerate(slots) if s < 0]] == 0).all()
     expand_add(hidden, b, groups, y, 0, 10)
     assert_added(before, y, loop(x, slots, [(a, b)], 0.5), slots)
-
-
-@cases
-def test_a_slice_of_the_columns(slots: list[int]) -> None:
-    a, b = weights(3, 4, 24, 6, torch.float32)
-    x, y = draw(len(slots), 24), draw(len(slots), 20)
-    before = y.clone()
-    groups = group_rows(torch.tensor(slots))
-    hidden = torch.empty(len(slots), 4)
-    shrink(x, a, groups, 1.0, hidden)
-    expand_add(hidden, b, groups, y, 7, 6)
-    delta = loop(x, slots, [(a, b)])
-    assert_added(before[:, 7:13], y[:, 7:13], delta, slots)
-    assert torch.equal(before[:, :7], y[:, :7]) and torch.equal(before[:, 13:], y[:, 13:])
-    expand_add(hidden, b, groups, y, 7, 6, add=False)
-    rows = [t for t, slot in enumerate(slots) if slot >= 0]
-    torch.testing.assert_close(y[rows, 7:13].double(), delta[rows], rtol=1e-5, atol=1e-5)
-    others = [t for t, slot in enumerate(slots) if slot < 0]
-    assert torch.equal(before[others], y[others])
 
 
 @pytest.mark.parametrize("padded", [4, 9])
@@ -141,17 +100,6 @@ def test_padding_of_weights_or_outputs(padded: int) -> None:
     delta = loop(x, [0, -1], [(a, b)])[:, :common]
     assert_added(before[:, :common], y[:, :common], delta, [0, -1])
     assert torch.equal(before[:, common:], y[:, common:])
-
-
-def test_weights_without_the_extra_dimension() -> None:
-    a, b = weights(2, 4, 24, 6, torch.float32)
-    x, y = draw(2, 24), draw(2, 6)
-    before = y.clone()
-    groups = group_rows(torch.tensor([1, -1]))
-    hidden = torch.empty(2, 4)
-    shrink(x, a[:, 0], groups, 1.0, hidden)
-    expand_add(hidden, b[:, 0], groups, y, 0, 6)
-    assert_added(before, y, loop(x, [1, -1], [(a, b)]), [1, -1])
 
 
 # ---- in vLLM's wrapper, with torch operations and in C++ ---------------------------------------
