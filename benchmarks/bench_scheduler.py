@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pairs cost in the scheduler: its own time per decoding step, without a model.
 
-``python -m benchmarks.bench_scheduler [--pairs 64] [--steps 200] [--rounds 9]``. Real scheduler
-classes decode made-up tokens: vLLM's own with twice as many plain requests as there are pairs,
-CoLD's with pairs, and CoLD's with plain requests. A step's time is the CPU time of ``schedule()``
-and ``update_from_output()``. All systems run in each round, in an order that is shuffled anew,
+``python -m benchmarks.bench_scheduler [--pairs 64] [--waiting 2000] [--policy priority] ...``. Real
+scheduler classes decode made-up tokens: vLLM's own with twice as many plain requests as there are
+pairs, CoLD's with pairs, and with plain requests. A step's time is the CPU time of ``schedule()``
+and ``update_from_output()``; the step that admits all of them is timed by itself, with others
+that go on waiting behind them. All systems run in each round, in an order that is shuffled anew,
 and are compared within the round.
 
 Ratios are printed only if every step of every system gave every request exactly one token.
@@ -44,6 +45,7 @@ class System:
         pairs: Whether its requests are CoLD requests.
         rows: Sequences that run, two for a CoLD request.
         seconds: CPU time per step, one value for each round.
+        admitting: CPU time of the step that admits all, likewise.
     """
 
     name: str
@@ -51,6 +53,22 @@ class System:
     pairs: bool
     rows: int
     seconds: list[float] = field(default_factory=list)
+    admitting: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Load:
+    """What all systems have to do.
+
+    Attributes:
+        steps: That are timed.
+        waiting: Requests that wait behind those that run.
+        policy: vLLM's scheduling policy.
+    """
+
+    steps: int
+    waiting: int = 0
+    policy: str = "fcfs"
 
 
 def make_systems(rows: int) -> list[System]:
@@ -68,8 +86,8 @@ def make_systems(rows: int) -> list[System]:
     ]
 
 
-def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
-    """CPU seconds per step.
+def decode(model: Path, system: System, load: Load, is_async: bool) -> tuple[float, float]:
+    """CPU seconds per decoding step, and of the step that admits all.
 
     Raises:
         WrongError: a step did not give every sequence one token.
@@ -79,7 +97,7 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
     from tests.scheduler.harness import Asked, Setup, make_hasher, make_request, make_scheduler
     from vllm_cold.group.tally import Tally
 
-    total = PROMPT + WARM_UP + steps + 2
+    total = PROMPT + WARM_UP + load.steps + 2
     setup = Setup(
         num_blocks=1 + system.rows * -(-total // 16),
         block_size=16,
@@ -87,24 +105,29 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
         max_num_seqs=system.rows,
         max_model_len=total,
         is_async=is_async,
+        policy=load.policy,
     )
     scheduler: Any = make_scheduler(model, setup, system.classes)
     hasher = make_hasher(setup.block_size)
     pairs: list[str] = []
-    for number in range(system.rows // 2 if system.pairs else system.rows):
+    running = system.rows // 2 if system.pairs else system.rows
+    for number in range(running + load.waiting):
         prompt = [3 + number % 200] * PROMPT
-        asked = Asked(prompt, steps + WARM_UP + 2, adapter=1, cold=system.pairs)
+        waits = number >= running
+        cold = system.pairs and not waits
+        tokens = load.steps + WARM_UP + 2
+        asked = Asked(prompt, tokens, adapter=1, cold=cold, priority=int(waits))
         request = make_request(f"r{number}", asked, hasher, float(number))
         scheduler.add_request(request)
-        if system.pairs:
+        if cold:
             pairs.append(scheduler._group_id(request))
     figures = [[10] * len(pairs), [0] * len(pairs), [0] * len(pairs)]
     in_flight: deque[tuple[Any, Any]] = deque()
-    seconds = 0.0
+    seconds = admitting = 0.0
     gc.collect()
     gc.disable()
     try:
-        for step in range(WARM_UP + steps):
+        for step in range(WARM_UP + load.steps):
             started = time.process_time()
             output = scheduler.schedule()
             spent = time.process_time() - started
@@ -112,6 +135,7 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
             expected = system.rows * (PROMPT if step == 0 else 1)
             if len(ids) != system.rows or output.total_num_scheduled_tokens != expected:
                 raise WrongError(f"{system.name}: step {step} left requests out")
+            admitting = admitting if step else spent
             result = ModelRunnerOutput(
                 req_ids=ids,
                 req_id_to_index={r: i for i, r in enumerate(ids)},
@@ -131,16 +155,23 @@ def decode(model: Path, system: System, steps: int, is_async: bool) -> float:
                 seconds += spent
     finally:
         gc.enable()
-    return seconds / steps
+    return seconds / load.steps, admitting
 
 
 def rows(systems: Sequence[System]) -> list[list[str]]:
-    """Microseconds per step, and the ratio to stock."""
+    """Microseconds of a step that decodes and of the one that admits, with ratios to stock."""
+
+    def texts(found: Sequence[float], stock: Sequence[float]) -> tuple[str, str]:
+        return (
+            spread_text(found, "{:.0f}".format, 1e6),
+            spread_text(ratios(found, stock), "{:.3f}".format),
+        )
+
     return [
         [
             f"{system.name} ({system.rows // 2 if system.pairs else system.rows})",
-            spread_text(system.seconds, "{:.0f}".format, 1e6),
-            spread_text(ratios(system.seconds, systems[0].seconds), "{:.3f}".format),
+            *texts(system.seconds, systems[0].seconds),
+            *texts(system.admitting, systems[0].admitting),
         ]
         for system in systems
     ]
@@ -150,6 +181,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, and print one table for each scheduler; the exit status is 1 if a step was wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--pairs", type=positive, default=64, help="CoLD requests (default: 64)")
+    parser.add_argument("--waiting", type=int, default=0, help="that wait behind (default: none)")
+    parser.add_argument("--policy", choices=("fcfs", "priority"), default="fcfs")
     parser.add_argument("--steps", type=positive, default=200, help="timed steps (default: 200)")
     parser.add_argument("--rounds", type=positive, default=9, help="rounds (default: 9)")
     args = parser.parse_args(arguments)
@@ -159,6 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     logging.disable(logging.WARNING)
     rng = random.Random(0)
+    load = Load(args.steps, args.waiting, args.policy)
     measured = {is_async: make_systems(2 * args.pairs) for is_async in (False, True)}
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -166,14 +200,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for is_async, systems in measured.items():
             for _, system in in_rounds(systems, args.rounds, rng):
                 try:
-                    system.seconds.append(decode(model, system, args.steps, is_async))
+                    spent, admitting = decode(model, system, load, is_async)
+                    system.seconds.append(spent)
+                    system.admitting.append(admitting)
                 except WrongError as error:
                     wrong.append(str(error))
 
     def tables() -> None:
         for is_async, systems in measured.items():
             head = f"{'asynchronous' if is_async else 'synchronous'} scheduler and load"
-            print(table([head, "microseconds a step", "ratio to stock"], rows(systems)) + "\n")
+            columns = ("microseconds a step", "to stock", "microseconds to admit", "to stock")
+            print(table([head, *columns], rows(systems)) + "\n")
         print("median (20th-80th percentile) over the rounds; ratios within a round")
 
     return show_if_right(wrong, tables)

@@ -16,23 +16,25 @@ pytestmark = pytest.mark.engine
 PROMPT = list(range(20, 60))
 ALPHA, BETA, MAX_TOKENS = 0.1, 2.0, 24
 
-Penalise = Callable[[torch.Tensor, list[int]], torch.Tensor]
+Penalise = Callable[[torch.Tensor, list[int], list[int]], torch.Tensor]
 
 
 def penalise(*, frequency: float = 0.0, presence: float = 0.0, repetition: float = 1.0) -> Penalise:
-    """vLLM's penalties of logits or scores [V], float64, after the tokens so far."""
+    """vLLM's penalties of logits or scores [V], float64, after a prompt and the tokens so far."""
 
-    def penalised(values: torch.Tensor, tokens: list[int]) -> torch.Tensor:
+    def penalised(values: torch.Tensor, prompt: list[int], tokens: list[int]) -> torch.Tensor:
         counts = torch.bincount(torch.tensor(tokens, dtype=torch.long), minlength=len(values))
         seen = counts > 0
-        seen[PROMPT] = True
+        seen[prompt] = True
         scaled = torch.where(values > 0, values / repetition, values * repetition)
         return torch.where(seen, scaled, values) - frequency * counts - presence * (counts > 0)
 
     return penalised
 
 
-def decode(naive: NaiveCold, penalised: Penalise, own: list[int] | None = None) -> list[int]:
+def decode(
+    naive: NaiveCold, penalised: Penalise, own: list[int] | None = None, *, of_rows: bool = False
+) -> list[int]:
     """Greedy CoLD with penalties on the scores, by the tokens that the expert has.
 
     Args:
@@ -40,17 +42,20 @@ def decode(naive: NaiveCold, penalised: Penalise, own: list[int] | None = None) 
         penalised: The penalties.
         own: The prompt of an amateur with the expert's adapter; None for the base model behind the
             expert's prompt.
+        of_rows: Penalties on both rows of logits instead, each by its own tokens.
     """
+    of_amateur = PROMPT if own is None else own
     tokens: list[int] = []
     while len(tokens) < MAX_TOKENS:
         e, a = (
             naive._forward(adapter, [[*prompt, *tokens]], None)[0][0].double()
-            for adapter, prompt in (
-                ("one", PROMPT),
-                (None, PROMPT) if own is None else ("one", own),
-            )
+            for adapter, prompt in (("one", PROMPT), (None if own is None else "one", of_amateur))
         )
-        scores = penalised(score(e, a, ALPHA, BETA), tokens)
+        if of_rows:
+            e, a = penalised(e, PROMPT, tokens), penalised(a, of_amateur, tokens)
+            scores = score(e, a, ALPHA, BETA)
+        else:
+            scores = penalised(score(e, a, ALPHA, BETA), PROMPT, tokens)
         best, second = scores.topk(2).values.tolist()
         assert best - second > 1e-4, "rounding could decide: take another prompt"
         tokens.append(int(scores.argmax()))
@@ -88,7 +93,7 @@ def test_penalties_change_the_scores(
         {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
     )
     expected = decode(naive, penalise(**penalties), own)
-    assert expected != decode(naive, penalise(), own), "nothing is seen of these penalties"
+    assert expected != decode(naive, penalise(**penalties), own, of_rows=True), "no difference"
     assert list(output.outputs[0].token_ids) == expected
 
 
@@ -99,7 +104,7 @@ def test_the_repetition_penalty_of_a_generation_config(
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
     request = CompletionRequest(
-        prompt="",
+        prompt="nobody reads it",
         temperature=0.0,
         ignore_eos=True,
         vllm_xargs={"cold_alpha": ALPHA, "cold_beta": BETA},

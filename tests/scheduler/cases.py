@@ -149,6 +149,26 @@ def no_slot_for_the_amateur(model: Path) -> None:
     harness.drain()
 
 
+def no_slots_for_a_group(model: Path) -> None:
+    """It is passed over, as vLLM passes a request over whose adapter has no slot; not for ever."""
+    harness = Harness(model, Setup(num_blocks=257, max_loras=2, max_num_seqs=8))
+    harness.add(prompt(5), 6, adapter=1)
+    harness.step()
+    pair = harness.add(prompt(5, 200), 3, adapter=2, cold=True, amateur=3)
+    behind = harness.add(prompt(5, 300), 3, adapter=1)
+    harness.step()
+    assert behind in harness.first_step, "plain traffic stands behind a group without slots"
+    # Somebody with the first adapter always comes before the last one ends.
+    for number in range(40):
+        harness.add(prompt(3, 10 * number), 12, adapter=1)
+        for _ in range(8):
+            harness.step()
+        if pair in harness.ended:
+            break
+    assert pair in harness.ended, "it waits as long as others come"
+    harness.drain()
+
+
 def preempted_beside_a_cached_amateur(model: Path) -> None:
     """A pass preempts a request when an expert has its last token left and its amateur, whose
     prompt is cached, would have to be admitted.

@@ -282,6 +282,18 @@ MUTATIONS = [
         _yes,
     ),
     _sched(
+        "a group without slots does not stop the queue",
+        "_handle_blocked_waiting_request",
+        ("return group.passed_over > _MAX_PASSED_OVER", "return True"),
+        cases.no_slots_for_a_group,
+    ),
+    _sched(
+        "a group without slots gets them in the end",
+        "_handle_blocked_waiting_request",
+        ("return group.passed_over > _MAX_PASSED_OVER", "return False"),
+        cases.no_slots_for_a_group,
+    ),
+    _sched(
         "a group needs blocks for all prompts",
         "fit",
         _yes,

@@ -45,6 +45,7 @@ CASES = [
     cases.pause_beside_a_cached_amateur,
     cases.two_cached_amateurs,
     cases.no_slot_for_the_amateur,
+    cases.no_slots_for_a_group,
     cases.preempted_beside_a_cached_amateur,
     cases.longer_amateur,
     cases.longer_amateur_and_a_grammar,
@@ -598,23 +599,3 @@ def test_an_admission_compares_no_more_than_vllms(
     monkeypatch.setattr(Request, "__lt__", count)
     stock = of_an_admission(0, 40, (Scheduler, AsyncScheduler))
     assert of_an_admission(20, 0) < 2 * stock
-
-
-def test_a_group_without_slots_is_passed_over(tiny: Path) -> None:
-    """As vLLM passes a request over whose adapter has no slot; but not for ever."""
-    harness = harness_of(tiny, num_blocks=257, max_loras=2, max_num_seqs=8)
-    harness.add(prompt(5), 6, adapter=1)
-    harness.step()
-    pair = harness.add(prompt(5, 200), 3, adapter=2, cold=True, amateur=3)
-    behind = harness.add(prompt(5, 300), 3, adapter=1)
-    harness.step()
-    assert behind in harness.first_step, "plain traffic stands behind a group without slots"
-    # Somebody with the first adapter always comes before the last one ends.
-    for number in range(40):
-        harness.add(prompt(3, 10 * number), 12, adapter=1)
-        for _ in range(8):
-            harness.step()
-        if pair in harness.ended:
-            break
-    assert pair in harness.ended, "it waits as long as others come"
-    harness.drain()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from benchmarks import bench_scheduler as bench
 
 pytestmark = pytest.mark.unit
 
-SMALL = ["--pairs", "2", "--steps", "3", "--rounds", "2"]
+SMALL = ["--pairs", "2", "--steps", "3", "--rounds", "2", "--waiting", "3", "--policy", "priority"]
 
 
 @pytest.fixture(autouse=True)
@@ -30,16 +31,19 @@ def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     # Both schedulers; pairs are requests of two sequences each.
     assert sum(line.startswith("| CoLD's, pairs (2)") for line in lines) == 2
     stock = [line for line in lines if line.startswith(f"| {bench.STOCK} (4)")]
-    assert len(stock) == 2 and all(line.endswith("| 1.000 (1.000-1.000) |") for line in stock)
+    assert len(stock) == 2
+    for line in stock:  # of a decoding step, and of the one that admits
+        assert line.count("1.000 (1.000-1.000)") == 2
 
 
 def test_no_speed_beside_a_wrong_step(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def decode(model: Path, system: bench.System, steps: int, is_async: bool) -> float:
+    def decode(*args: Any) -> tuple[float, float]:
+        _, system, _, is_async = args
         if is_async and system.pairs:  # the last that is measured
             raise bench.WrongError("step 1 left requests out")
-        return 1e-3
+        return 1e-3, 1e-3
 
     monkeypatch.setattr(bench, "decode", decode)
     assert bench.main(SMALL) == 1
@@ -60,4 +64,4 @@ def test_a_step_that_leaves_a_request_out_is_seen(
     monkeypatch.setattr(harness, "make_scheduler", starved)
     system = bench.make_systems(4)[-1]
     with pytest.raises(bench.WrongError, match="step 0 left requests out"):
-        bench.decode(tiny / "model", system, 3, False)
+        bench.decode(tiny / "model", system, bench.Load(3), False)

@@ -113,6 +113,7 @@ class GroupScheduler(Scheduler):
         self._throttled = False  # whether vLLM holds prompts back
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
+        self._maybe_incomplete: list[RequestGroup] | None = None  # None: not looked at yet
         self._scattered = False  # whether a follower may run elsewhere than behind its leader
 
     # ---- arrival and end ---------------------------------------------------------------------
@@ -231,7 +232,7 @@ class GroupScheduler(Scheduler):
             del self._mamba_block_aligned_split  # the class's again
             self.need_mamba_block_aligned_split = before
             self._in_pass = False
-            self._see_adapters_anew()
+            self._look_anew()
 
     def _order_running(self) -> None:
         """A leader that lacks a follower runs last, with those that it has, so that nothing comes
@@ -263,14 +264,18 @@ class GroupScheduler(Scheduler):
             self._preempt_request(request, time.monotonic())
 
     def _incomplete(self) -> list[RequestGroup]:
-        """Groups whose leader runs without one of its followers."""
-        return [
+        """Groups whose leader runs without one of its followers, in the order of the batch."""
+        if self._maybe_incomplete is None:
+            groups = [self._groups.get(r.request_id) for r in self.running]
+            led = zip(groups, self.running, strict=True)
+            self._maybe_incomplete = [g for g, r in led if g is not None and r is g.leader]
+        self._maybe_incomplete = [
             group
-            for r in self.running
-            if (group := self._groups.get(r.request_id)) is not None
-            and r is group.leader
+            for group in self._maybe_incomplete
+            if group.leader.status == RequestStatus.RUNNING
             and any(f.status != RequestStatus.RUNNING for f in group.followers)
         ]
+        return self._maybe_incomplete
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """False passes a request over whose adapters find no slots, as vLLM does with its own
@@ -323,7 +328,9 @@ class GroupScheduler(Scheduler):
             if capacity.admissible:
                 self._give_up_cache_hit(group, num_cached, capacity)
             return 0
-        group.passed_over = 0
+        if waiting:
+            group.passed_over = 0
+            self._incomplete().append(group)  # until its followers run
         if granted == 0 and self._is_blocked(group, capacity):
             self._step.block(priority)
         if admitted := self._step.admits(group, capacity):
@@ -379,10 +386,11 @@ class GroupScheduler(Scheduler):
         wanted = {r.lora_request.lora_int_id for r in requests if r.lora_request}
         return bool(len(self._adapters | wanted) <= self.lora_config.max_loras)
 
-    def _see_adapters_anew(self) -> None:
-        """Somebody runs no more."""
+    def _look_anew(self) -> None:
+        """Somebody runs no more, so what was seen of those who run holds no more."""
         self._adapters.clear()
         self._num_seen = 0
+        self._maybe_incomplete = None
 
     def _is_blocked(self, group: RequestGroup, capacity: Capacity) -> bool:
         """Whether all that a leader at its last token waits for is to have followers admitted."""
@@ -409,7 +417,7 @@ class GroupScheduler(Scheduler):
             assert self._blocks is not None
             self._blocks.uncache_unwritten(request)
             self._step.preempt(group)
-            self._see_adapters_anew()
+            self._look_anew()
         super()._preempt_request(request, *args, **kwargs)
         if group is not None and request is group.leader:
             self._counts.sums[group.kind].preemptions += 1
