@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer
 from vllm import SamplingParams
+from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
 from vllm.lora.request import LoRARequest
 from vllm.renderers.base import BaseRenderer
 
@@ -293,6 +294,8 @@ def test_a_changed_vllm_is_no_mistake_of_a_client(
         with pytest.raises(RuntimeError, match="this vLLM .* has changed where vllm-cold") as said:
             front.request(text, asked)
     assert "Install vLLM" in str(said.value) and not isinstance(said.value, ValueError)
+    answer = OpenAIServingCompletion.create_error_response(said.value).error
+    assert (answer.code, answer.message) == (500, str(said.value))
     (record,) = (r for r in logged if r.levelname == "ERROR")
     assert record.exc_info is not None
     assert front.prompts(text, asked) == [" w9"]

@@ -197,19 +197,6 @@ def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
         assert value == args.get(f"cold_{name}"), "what is allowed is not changed"
 
 
-@hypothesis_settings(deadline=None)
-@given(JUNK)
-def test_junk_engine_defaults(config: Any) -> None:
-    try:
-        parsed = parse_engine_defaults(config)
-    except ColdError as error:
-        assert "additional_config" in str(error)
-        return
-    assert config is None or isinstance(config, (bool, dict))
-    assert 0 <= parsed.settings.alpha <= 1 and 0 <= parsed.settings.strength <= 1e6
-    assert not isinstance(config, dict) or set(config) <= {"enabled", *ENGINE}
-
-
 def test_whether_cold_is_asked_for() -> None:
     for args in (None, {}, {"x": 1, "scold": 2, 3: 4}):
         assert parse_request_args(args) == RequestArgs()  # type: ignore[arg-type]
