@@ -21,9 +21,7 @@ import msgspec
 
 from vllm_cold.tools.explain import page as explain_page
 from vllm_cold.tools.explain.trace import Report
-from vllm_cold.tools.tune import heatmap
-from vllm_cold.tools.tune import page as tune_page
-from vllm_cold.tools.tune.report import Report as TuneReport
+from vllm_cold.tools.tune import report as tune_report
 
 FOLDER = Path(__file__).with_name("samples")
 PROBLEMS = 200
@@ -40,8 +38,7 @@ def explain() -> str:
 
 def tune() -> str:
     """The page of ``vllm-cold tune``, from its ``report.json``."""
-    report = msgspec.json.decode((FOLDER / "tune.json").read_bytes(), type=TuneReport)
-    return tune_page.render(report, heatmap.draw(report.rows, report.best, report.confidence))
+    return tune_report.render(json.loads((FOLDER / "tune.json").read_bytes()))
 
 
 PAGES: dict[str, Callable[[], str]] = {"explain": explain, "tune": tune}

@@ -42,7 +42,7 @@ def test_explain_shows_each_answer() -> None:
 def test_tune_shows_the_verdict() -> None:
     page, report = visible(samples.tune()), recorded("tune")
     assert letters(report["headline"]) in page
-    assert report["changes"] and len(report["rows"]) > 3
+    assert report["changes"] and len(report["settings"]) > 3
     for change in report["changes"]:
         assert letters(change["cold"]) in page
 

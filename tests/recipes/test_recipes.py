@@ -196,8 +196,9 @@ def test_fifty_problems(tiny: Path, tmp_path: Path) -> None:
     assert done.returncode == 1, done.stderr[-3000:]
     assert "No setting beats greedy decoding significantly" in done.stdout
     found = json.loads((tmp_path / "cold-tune" / "report.json").read_text())
-    settings = [(row["setting"].get("preset"), row["setting"].get("beta")) for row in found["rows"]]
+    tried = [row["setting"] for row in found["settings"]]
+    settings = [(setting.get("preset"), setting.get("beta")) for setting in tried]
     assert [beta for preset, beta in settings if not preset] == [0.25, 0.5, 1.0]
     assert [preset for preset, _ in settings if preset] == ["adacad"]
     assert found["test"]["count"] == 25
-    assert found["run"]["contrast"] == "itself without tool"
+    assert found["run"]["contrast"] == {"cold_without": "tool"}

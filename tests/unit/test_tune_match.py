@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.data import Problem
 from vllm_cold.tools.tune.match import load_matcher, numbers
+from vllm_cold.tools.tune.problems import Problem
 
 pytestmark = pytest.mark.unit
 

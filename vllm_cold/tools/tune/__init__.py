@@ -2,12 +2,10 @@
 """``vllm-cold tune``: does CoLD help on these problems, and with which alpha and beta?
 
 A grid of settings is decoded in one engine, with greedy decoding of the expert as baseline. Dev
-problems pick a setting, held-out ones judge it. ``task`` checks the options, ``data`` reads the
-problems, ``contrasts`` says what they are contrasted with, ``match`` scores outputs, ``grid`` holds
-the settings, ``decode`` runs the engine,
-``store`` keeps what is decoded, for a ``fingerprint`` of all that it depends on, ``stats``
-compares, ``report`` draws the conclusion, and ``show``, ``heatmap``, ``page`` and ``serve`` present
-it. ``command`` puts them in order.
+problems pick a setting, held-out ones judge it. ``task`` checks the options, ``problems`` reads the
+problems, ``match`` scores outputs, ``grid`` holds the settings, ``decode`` asks an engine or a
+server, ``answers`` keeps what comes back, ``verdict`` compares, ``report`` and ``advice`` say it.
+``command`` puts them in order.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from vllm_cold.method.settings import CONTRAST, KNOBS
 from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import named_libraries
-from vllm_cold.tools.tune.grid import ALL, AXES
+from vllm_cold.tools.tune.grid import AXES
 
 
 def add_parser(subparsers: Any) -> None:
@@ -96,8 +94,8 @@ def add_parser(subparsers: Any) -> None:
     search.add_argument(
         "--preset",
         metavar="NAME,NAME",
-        help=f"{CONTRAST['preset'].about} Or {ALL}: those that fit what is contrasted with. Beside "
-        "the grid if there is --alpha or --beta, else in place of it.",
+        help=f"{CONTRAST['preset'].about} Several with commas between them; beside the grid if "
+        "there is --alpha or --beta, else in place of it.",
     )
     search.add_argument(
         "--test-fraction",
@@ -162,5 +160,5 @@ def run(options: argparse.Namespace) -> int:
     """
     with named_libraries():
         # What writes the reports, too: what is missing is named before anything is decoded.
-        from vllm_cold.tools.tune import command, heatmap, page  # noqa: F401
+        from vllm_cold.tools.tune import command
     return command.run(options)

@@ -18,16 +18,14 @@ import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.data import Problem
+from vllm_cold.tools.tune.problems import Problem
 
 Matcher = Callable[[str, Problem], float]
-NAMES = ("exact", "number", "contains", "regex")
 
 _NUMBER = re.compile(
     r"""
@@ -46,42 +44,26 @@ _NUMBER = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class Number:
+class Number(NamedTuple):
     """A number as it is written: ``12.5 %`` has the figure 12.5 and ``percent`` set."""
 
     figure: Decimal
-    percent: bool = False
+    percent: bool
 
     def equals(self, other: Number) -> bool:
-        """Whether both mean the same.
-
-        Two percentages, or two plain numbers, must have equal figures. A percentage equals a
-        plain number of the same figure or of a hundredth of it: 50 % is 50, and 0.5.
-        """
+        """Whether both mean the same: 50 % is 50 and 0.5, 50 is not 0.5."""
         if self.figure == other.figure:
             return True
         if self.percent == other.percent:
             return False
         whole, plain = (self, other) if self.percent else (other, self)
-        return _hundredth(whole.figure) == plain.figure
-
-
-def _hundredth(value: Decimal) -> Decimal:
-    # By the exponent: a division would round to the context's precision.
-    sign, digits, exponent = value.as_tuple()
-    return Decimal((sign, digits, int(exponent) - 2))
+        # By the exponent: a division would round to the context's precision.
+        sign, digits, exponent = whole.figure.as_tuple()
+        return Decimal((sign, digits, int(exponent) - 2)) == plain.figure
 
 
 def numbers(text: str) -> list[Number]:
-    """All numbers in ``text``, in order.
-
-    A number is an optional sign (+, -, U+2212) that does not follow a word, a figure or a closing
-    bracket, an optional currency sign ($, €, £, ¥), ASCII digits, either plain or in groups of
-    three separated by commas, an optional fraction after a point (``.5`` is one, too), an optional
-    exponent (``e-3``), and an optional percent sign. Digits that follow a letter directly are part
-    of a word.
-    """
+    """All numbers in ``text``, in order, as ``_NUMBER`` finds them."""
     found = []
     for item in _NUMBER.finditer(text):
         sign = "-" if item["sign"] in ("-", "\u2212") else ""
@@ -90,46 +72,28 @@ def numbers(text: str) -> list[Number]:
     return found
 
 
-def match_exact(output: str, answer: str) -> bool:
-    """Equal, but for white space at both ends."""
-    return output.strip() == answer.strip()
-
-
-def match_contains(output: str, answer: str) -> bool:
-    """The answer occurs in the output."""
-    return answer.strip() in output
-
-
-def match_regex(output: str, answer: str) -> bool:
-    """The pattern is found somewhere in the output."""
-    return re.search(answer, output) is not None
-
-
-def match_number(output: str, answer: str) -> bool:
-    """The output's last number equals the answer's number."""
+def _match_number(output: str, answer: str) -> bool:
     found = numbers(output)
     return bool(found) and found[-1].equals(numbers(answer)[-1])
 
 
-def _check_regex(answer: str) -> None:
-    try:
-        re.compile(answer)
-    except re.error as error:
-        raise ValueError(f"the answer {answer!r} is no regular expression: {error}") from None
-
-
-def _check_number(answer: str) -> None:
-    count = len(numbers(answer))
-    if count != 1:
-        raise ValueError(f"the answer {answer!r} has {count or 'no'} numbers, and must have one")
-
-
-_RULES: dict[str, tuple[Callable[[str, str], bool], Callable[[str], None] | None]] = {
-    "exact": (match_exact, None),
-    "number": (match_number, _check_number),
-    "contains": (match_contains, None),
-    "regex": (match_regex, _check_regex),
+_RULES: dict[str, Callable[[str, str], bool]] = {
+    "exact": lambda output, answer: output.strip() == answer.strip(),
+    "number": _match_number,
+    "contains": lambda output, answer: answer.strip() in output,
+    "regex": lambda output, answer: re.search(answer, output) is not None,
 }
+
+
+def _check(how: str, answer: str) -> None:
+    """Raises ValueError for an answer that the rule cannot use."""
+    if how == "regex":
+        try:
+            re.compile(answer)
+        except re.error as error:
+            raise ValueError(f"the answer {answer!r} is no regular expression: {error}") from None
+    if how == "number" and (count := len(numbers(answer))) != 1:
+        raise ValueError(f"the answer {answer!r} has {count or 'no'} numbers, and must have one")
 
 
 def load_matcher(how: str, problems: Sequence[Problem]) -> Matcher:
@@ -143,24 +107,19 @@ def load_matcher(how: str, problems: Sequence[Problem]) -> Matcher:
             imported; the function raises one if a callable fails, with the problem's id.
     """
     if ":" in how:
-        here = str(Path.cwd())
-        return _wrap(how, _load_callable(how, here), here)
+        return _callable_matcher(how, str(Path.cwd()))
     if how not in _RULES:
         raise ToolError(
-            f"--match={how!r}: must be one of {', '.join(NAMES)}, or a callable as module:function"
+            f"--match={how!r}: must be one of {', '.join(_RULES)}, or a callable as module:function"
         )
-    rule, check = _RULES[how]
-    for problem in problems if check is not None else ():
+    for problem in problems:
         for answer in problem.answers:
             try:
-                check(answer)  # type: ignore[misc]
+                _check(how, answer)
             except ValueError as error:
                 raise ToolError(f"--match={how}: line {problem.line}: {error}") from None
-
-    def score(output: str, problem: Problem) -> float:
-        return float(any(rule(output, answer) for answer in problem.answers))
-
-    return score
+    rule = _RULES[how]
+    return lambda output, problem: float(any(rule(output, one) for one in problem.answers))
 
 
 @contextlib.contextmanager
@@ -178,24 +137,21 @@ def _importable(folder: str) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _load_callable(how: str, folder: str) -> Callable[[str, Any], Any]:
+def _callable_matcher(how: str, folder: str) -> Matcher:
     name, _, attribute = how.partition(":")
     try:
         with _importable(folder):
-            found: Any = importlib.import_module(name)
+            function: Any = importlib.import_module(name)
             for part in attribute.split("."):
-                found = getattr(found, part)
+                function = getattr(function, part)
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ToolError(
             f"--match={how!r}: cannot be imported ({type(error).__name__}: {error}); give "
             "module:function, with the module in the working directory or installed"
         ) from error
-    if not callable(found):
+    if not callable(function):
         raise ToolError(f"--match={how!r}: is not callable; give module:function")
-    return found  # type: ignore[no-any-return]
 
-
-def _wrap(how: str, function: Callable[[str, Any], Any], folder: str) -> Matcher:
     def score(output: str, problem: Problem) -> float:
         try:
             with _importable(folder):

@@ -7,24 +7,20 @@ import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vllm_cold.method.settings import KNOBS
+import vllm_cold
+from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
 from vllm_cold.tools.contrast import option_args
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune import stats
-from vllm_cold.tools.tune.contrasts import check_problems, fitting_presets, pop_weights
-from vllm_cold.tools.tune.data import Problem, load_problems, split_problems
-from vllm_cold.tools.tune.grid import ALL, Setting, make_grid
+from vllm_cold.tools.tune import verdict
+from vllm_cold.tools.tune.answers import file_times, model_folders
+from vllm_cold.tools.tune.decode import ServerDecoder
+from vllm_cold.tools.tune.grid import Setting, check_problems, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
-from vllm_cold.tools.tune.progress import Part
-from vllm_cold.tools.tune.report import level_of
-
-if TYPE_CHECKING:
-    from vllm_cold.tools.tune.remote import ServerDecoder
+from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 # Options that are arguments of vllm.LLM and of vllm serve alike.
 ENGINE_OPTIONS = (
@@ -47,9 +43,9 @@ class Task:
         options: The options.
         grid: The settings.
         problems: All problems.
+        dev: Those that pick a setting.
+        held_out: Those that judge it.
         repeated: Rows that were left out because they repeat a prompt.
-        dev: Indices of the dev problems, which pick a setting.
-        test: Indices of the held-out problems, which judge it.
         matcher: Scores an output.
         model: Folder (absolute) or hub name; with a server, its name there.
         adapters: All that are used, the expert's first; with a server none.
@@ -58,15 +54,14 @@ class Task:
             flat arguments.
         engine: Further arguments of ``vllm.LLM``.
         server: What decodes in place of an engine.
-        seconds: That it took to decode.
     """
 
     options: argparse.Namespace
     grid: list[Setting]
     problems: list[Problem]
+    dev: list[Problem]
+    held_out: list[Problem]
     repeated: int
-    dev: list[int]
-    test: list[int]
     matcher: Matcher
     model: str
     adapters: list[Adapter]
@@ -74,23 +69,30 @@ class Task:
     args: dict[str, Any]
     engine: dict[str, Any]
     server: ServerDecoder | None = None
-    seconds: float = 0.0
 
     @property
     def own_contrasts(self) -> bool:
         """Whether a problem says itself what it is contrasted with."""
         return any(problem.own_keys for problem in self.problems)
 
-    @property
-    def decoded(self) -> list[Setting]:
-        """The settings that have to be decoded."""
-        return [setting for setting in self.grid if not setting.is_greedy]
+    def made_with(self) -> dict[str, Any]:
+        """All that answers depend on beside problem and setting, as JSON."""
+        from vllm_cold.vllm.versions import vllm_version
 
-    @property
-    def passes(self) -> list[Part]:
-        """What is decoded, but for the last pass: the picked setting on the held-out problems."""
-        greedy: list[Part] = [(None, "dev"), (None, "test")]
-        return greedy + [(setting, "dev") for setting in self.decoded]
+        folders = [one.folder for one in self.adapters]
+        folders += [] if self.server is not None else model_folders(self.model, self.engine)
+        return {
+            "who decodes": "an engine" if self.server is None else "a server",
+            "--model": self.model,
+            "--adapter": self.expert,
+            "the files": {folder: file_times(folder) for folder in folders},
+            "--max-tokens": self.options.max_tokens,
+            "--stop": self.options.stop or [],
+            "--chat": self.options.chat,
+            "the engine's arguments": self.engine,
+            "vllm": vllm_version() if self.server is None else self.server.version,
+            "vllm-cold": vllm_cold.__version__ if self.server is None else None,
+        }
 
 
 def read_task(options: argparse.Namespace) -> Task:
@@ -109,8 +111,6 @@ def read_task(options: argparse.Namespace) -> Task:
     amateurs = options.amateur or ()
     server, adapters, engine = None, list[Adapter](), dict[str, Any]()
     if options.url is not None:
-        from vllm_cold.tools.tune.remote import ServerDecoder
-
         server = ServerDecoder(options)
         model, expert, names = server.base, server.expert, server.loaded
         named = {text: text for text in amateurs}
@@ -127,20 +127,21 @@ def read_task(options: argparse.Namespace) -> Task:
         named |= zip(folders, names[expert is not None :], strict=True)
         engine = _engine_arguments(options, adapters)
     args = option_args(options, named)
-    weights = pop_weights(args)
-    read = partial(load_problems, options.data, options.limit, args, chat=options.chat)
-    fitting = fitting_presets(read()[0]) if options.preset == ALL else []
-    given = {name: getattr(options, name) for name in KNOBS}
-    grid = make_grid(given, options.preset, weights, fitting)
+    weights = args.pop(PREFIX + "weights", [])  # a setting's
+    grid = make_grid(
+        {name: getattr(options, name) for name in KNOBS},
+        options.preset,
+        weights if isinstance(weights, list) else [weights],
+    )
     check = check_problems(grid, expert, model, names, options.chat)
-    problems, repeated = read(check)
-    fewest = stats.fewest_problems(level_of(options.confidence))
+    problems, repeated = load_problems(options.data, options.limit, args, check, options.chat)
+    fewest = verdict.fewest_problems(verdict.level_of(options.confidence))
     return Task(
         options,
         grid,
         problems,
+        *split_problems(problems, options.test_fraction, options.seed, fewest),
         repeated,
-        *split_problems(len(problems), options.test_fraction, options.seed, fewest),
         load_matcher(options.match, problems),
         model,
         adapters,

@@ -13,9 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.contrasts import check_problems
-from vllm_cold.tools.tune.data import answers_digest, digest, load_problems, split_problems
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import Setting, check_problems
+from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 pytestmark = pytest.mark.unit
 
@@ -49,52 +48,52 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("{oops", r"line 2: not JSON \(.* at column 2\)"),
-        ("[" * 100_000, r"line 2: not JSON"),
-        ("[1]", r"line 2: must be an object"),
-        ({"prompt": "p"}, r"line 2: answer: Field required"),
-        ({"prompt": "p", "answer": None}, r"line 2: answer: must be text"),
-        ({"prompt": "p", "answer": True}, r"line 2: answer: must be text"),
-        ({"prompt": "p", "answer": " "}, r"line 2: answer: must be text"),
-        ({"prompt": "p", "answer": []}, r"line 2: answer: an empty list"),
-        ({"prompt": "p", "answer": ["a", None]}, r"line 2: answer: must be text"),
-        ('{"prompt": "p", "answer": NaN}', r"line 2: answer: must be text"),
-        ({"answer": "a"}, r'line 2: needs either "prompt" or "messages"'),
-        ({"prompt": "", "answer": "a"}, r"line 2: prompt: .*at least 1 character"),
-        ({"prompt": 5, "answer": "a"}, r"line 2: prompt: .*valid string"),
-        ({"messages": [], "answer": "a"}, r"line 2: messages: .*at least 1 item"),
-        ({"messages": [{"role": "user"}], "answer": "a"}, r"line 2: messages\.0\.content: Field"),
+        ("{oops", r":2: not JSON \(.* at column 2\)"),
+        ("[" * 100_000, r":2: not JSON"),
+        ("[1]", r":2: must be an object"),
+        ({"prompt": "p"}, r":2: answer: Field required"),
+        ({"prompt": "p", "answer": None}, r":2: answer: must be text"),
+        ({"prompt": "p", "answer": True}, r":2: answer: must be text"),
+        ({"prompt": "p", "answer": " "}, r":2: answer: must be text"),
+        ({"prompt": "p", "answer": []}, r":2: answer: an empty list"),
+        ({"prompt": "p", "answer": ["a", None]}, r":2: answer: must be text"),
+        ('{"prompt": "p", "answer": NaN}', r":2: answer: must be text"),
+        ({"answer": "a"}, r':2: needs either "prompt" or "messages"'),
+        ({"prompt": "", "answer": "a"}, r":2: prompt: .*at least 1 character"),
+        ({"prompt": 5, "answer": "a"}, r":2: prompt: .*valid string"),
+        ({"messages": [], "answer": "a"}, r":2: messages: .*at least 1 item"),
+        ({"messages": [{"role": "user"}], "answer": "a"}, r":2: messages\.0\.content: Field"),
         (
             {"prompt": "p", "messages": [{"role": "user", "content": "c"}], "answer": "a"},
-            r"line 2: needs either",
+            r":2: needs either",
         ),
         (
             '{"prompt": "a\\ud800b", "answer": "a"}',
-            r"line 2: prompt: has half a surrogate pair, '\\ud800'",
+            r":2: prompt: has half a surrogate pair, '\\ud800'",
         ),
         (
             {"messages": [{"role": "user", "content": "\udc80"}], "answer": "a"},
-            r"line 2: messages\.0\.content: has half a surrogate pair",
+            r":2: messages\.0\.content: has half a surrogate pair",
         ),
-        ('{"prompt": "p", "answer": -Infinity}', r"line 2: answer: must be text"),
-        ({"prompt": "p", "answer": "a", "id": "first"}, r"line 2: id: 'first' is line 1's"),
-        ({"prompt": "p", "answer": "a", "cold_beta": 1}, r"line 2: cold_beta=1: a row may have"),
-        ({"prompt": "p", "answer": "a", "cold_part": "0:9"}, r"line 2: cold_part='0:9': the"),
-        ({"prompt": "p", "answer": "a", "cold_witout": 1}, r"line 2: cold_witout=1: a row may"),
+        ('{"prompt": "p", "answer": -Infinity}', r":2: answer: must be text"),
+        ({"prompt": "p", "answer": "a", "id": "first"}, r":2: id: 'first' is line 1's"),
+        ({"prompt": "p", "answer": "a", "cold_beta": 1}, r":2: cold_beta=1: a row may have"),
+        ({"prompt": "p", "answer": "a", "cold_part": "0:9"}, r":2: cold_part='0:9': the"),
+        ({"prompt": "p", "answer": "a", "cold_witout": 1}, r":2: cold_witout=1: a row may"),
         (
             '{"prompt": "p", "answer": "a", "cold_amateur_prompt": "\\ud800"}',
-            r"line 2: cold_amateur_prompt: has half a surrogate pair",
+            r":2: cold_amateur_prompt: has half a surrogate pair",
         ),
         (
             {"prompt": "good", "answer": "a", "cold_amateur_prompt": "other"},
-            r"line 2: has the prompt of line 1 with another contrast; greedy decoding gives",
+            r":2: has the prompt of line 1 with another contrast; greedy decoding gives",
         ),
-        ({"prompt": "good", "answer": "other"}, r"line 2: has the prompt of line 1 with another"),
+        ({"prompt": "good", "answer": "other"}, r":2: has the prompt of line 1 with another"),
     ],
 )
 def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt": "good", "answer": "a", "id": "first"}, row)
-    check = check_problems([Setting()], "sql", "base", ["sql"], False)
+    check = check_problems([Setting(alpha=0.1)], "sql", "base", ["sql"], False)
     with pytest.raises(ToolError, match=message):
         load_problems(file, check=check)
 
@@ -103,12 +102,12 @@ def test_several_wrong_rows_are_named_and_the_rest_counted(tmp_path: Path) -> No
     file = write(tmp_path / "p.jsonl", *["{}"] * 8)
     with pytest.raises(ToolError) as caught:
         load_problems(file)
-    assert re.findall(r"line (\d)", str(caught.value)) == ["1", "2", "3", "4", "5"]
+    assert re.findall(r"p.jsonl:(\d): ", str(caught.value)) == ["1", "2", "3", "4", "5"]
     assert str(caught.value).endswith("and 3 more")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match="missing.jsonl: no such file"):
+    with pytest.raises(ToolError, match="missing.jsonl: cannot be read: No such file"):
         load_problems(str(tmp_path / "missing.jsonl"))
     with pytest.raises(ToolError, match="cannot be read"):
         load_problems(str(tmp_path))
@@ -138,7 +137,7 @@ def test_with_chat_a_text_is_a_users_message(tmp_path: Path) -> None:
     problems, repeated = load_problems(file, chat=True)
     assert ([p.line for p in problems], repeated) == ([1, 3], 1)
     rows[1]["answer"] = "b"
-    with pytest.raises(ToolError, match="line 2: has the prompt of line 1 with another answer"):
+    with pytest.raises(ToolError, match=":2: has the prompt of line 1 with another answer"):
         load_problems(write(tmp_path / "p.jsonl", *rows), chat=True)
 
 
@@ -176,7 +175,7 @@ def test_numbers_of_any_size(tmp_path: Path) -> None:
     (problem,) = load_problems(file)[0]
     assert problem.answers == ("1" + "0" * 399,)
     write(tmp_path / "p.jsonl", f'{{"prompt": "p", "answer": 1{"0" * 9999}}}')
-    with pytest.raises(ToolError, match="line 1: "):
+    with pytest.raises(ToolError, match="p.jsonl:1: "):
         load_problems(file)
 
 
@@ -189,26 +188,8 @@ def test_limit_and_byte_order_mark(tmp_path: Path) -> None:
         load_problems(str(file), 0)
 
 
-def test_the_digest_is_of_what_outputs_depend_on(tmp_path: Path) -> None:
-    rows: list[dict[str, Any]] = [
-        {"prompt": "p", "answer": "a"},
-        {"prompt": "q", "answer": "a"},
-        {"prompt": "p", "answer": "b"},
-        {"prompt": "p", "answer": ["a"]},
-        {"prompt": "p", "answer": "a", "id": "i"},
-        {"messages": [{"role": "user", "content": "p"}], "answer": "a"},
-        {"prompt": "p", "answer": "a", "cold_amateur_prompt": "x"},
-        {"prompt": "p", "answer": "a", "cold_amateur_prompt": "y"},
-    ]
-    files = [write(tmp_path / f"{i}.jsonl", row) for i, row in enumerate(rows)]
-    read = [load_problems(file)[0] for file in files]
-    digests = [digest(problems) for problems in read]
-    assert digests[0] == digests[2] == digests[3]
-    assert len(set(digests)) == len(rows) - 2
-    # Of the answers there is one of its own.
-    judged = [answers_digest(problems) for problems in read]
-    assert judged[0] == judged[1] == judged[4] == judged[5] == judged[6]
-    assert len(set(judged)) == 3
+def some(count: int) -> list[Problem]:
+    return [Problem(f"p{n}", n, f"p{n}", ("a",)) for n in range(count)]
 
 
 @given(st.integers(20, 500), st.floats(0.1, 0.9), st.integers(0, 2**32), st.integers(2, 6))
@@ -216,17 +197,17 @@ def test_a_split_is_a_partition(count: int, fraction: float, seed: int, fewest: 
     in_test = round(count * fraction)
     if min(in_test, count - in_test) < fewest:
         with pytest.raises(ToolError, match="can be significant. Bring"):
-            split_problems(count, fraction, seed, fewest)
+            split_problems(some(count), fraction, seed, fewest)
         return
-    dev, test = split_problems(count, fraction, seed, fewest)
-    assert sorted(dev + test) == list(range(count))
+    dev, test = split_problems(some(count), fraction, seed, fewest)
+    assert sorted(dev + test, key=lambda problem: problem.line) == some(count)
     assert len(test) == in_test
-    assert (dev, test) == split_problems(count, fraction, seed, fewest)
+    assert (dev, test) == split_problems(some(count), fraction, seed, fewest)
 
 
 def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
-    splits = [split_problems(100, 0.5, seed, 6)[1] for seed in range(20)]
-    assert len({tuple(test) for test in splits}) == 20
+    splits = [[p.line for p in split_problems(some(100), 0.5, s, 6)[1]] for s in range(20)]
+    assert len(set(map(tuple, splits))) == 20
     # About half of a random test set lies in the file's first half.
     in_first_half = sum(index < 50 for test in splits for index in test)
     assert 400 < in_first_half < 600
@@ -235,12 +216,12 @@ def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
 def test_a_wrong_fraction(fraction: float) -> None:
     with pytest.raises(ToolError, match=r"--test-fraction=.*: must be between 0 and 1"):
-        split_problems(100, fraction, 0, 6)
+        split_problems(some(100), fraction, 0, 6)
 
 
 def test_the_number_of_problems_that_is_asked_for_is_enough() -> None:
     with pytest.raises(ToolError, match="Bring 20 problems or more"):
-        split_problems(11, 0.3, 0, 6)
-    split_problems(20, 0.3, 0, 6)
+        split_problems(some(11), 0.3, 0, 6)
+    split_problems(some(20), 0.3, 0, 6)
     with pytest.raises(ToolError, match="--seed=-1: must be 0 or more"):
-        split_problems(20, 0.3, -1, 6)
+        split_problems(some(20), 0.3, -1, 6)

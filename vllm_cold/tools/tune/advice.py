@@ -8,10 +8,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm_cold.method.presets import PRESETS
-from vllm_cold.method.settings import KNOBS, PREFIX
+from vllm_cold.method.settings import PREFIX
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.grid import Setting, weights_of
 
 _WITHOUT = PREFIX + "without"
 
@@ -28,9 +27,8 @@ def request_args(
         own_contrasts: Whether problems say it themselves.
     """
     said: dict[str, Any] = {} if _is_default(args, own_contrasts) else dict(args)
-    if setting.weights:
-        weights = list(setting.weights)
-        said[PREFIX + "weights"] = weights if len(weights) > 1 else weights[0]
+    if weights := weights_of(setting):
+        said[PREFIX + "weights"] = list(weights) if len(weights) > 1 else weights[0]
         if setting.beta_max is not None:
             said[PREFIX + "beta_max"] = setting.beta_max
     return said
@@ -46,10 +44,6 @@ def _module(adapter: Adapter) -> str:
     if set("=,") & set(adapter.name + adapter.folder):
         return json.dumps({"name": adapter.name, "path": adapter.folder})
     return f"{adapter.name}={adapter.folder}"
-
-
-def _word(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)
 
 
 def serve_line(
@@ -83,25 +77,23 @@ def serve_line(
             words.append(option if value else f"--no-{option[2:]}")
         else:
             # A list is one option with several words.
-            words += [option, *map(_word, value if isinstance(value, list) else [value])]
+            several = value if isinstance(value, list) else [value]
+            words += [option, *(v if isinstance(v, str) else json.dumps(v) for v in several)]
     if adapters:
         words += ["--lora-modules", *map(_module, adapters)]
     if setting is not None:
-        words += cold_options(setting, args or {}, own_contrasts)
+        words += _cold_options(setting, args or {}, own_contrasts)
     return shlex.join(words)
 
 
-def cold_options(setting: Setting, args: Mapping[str, Any], own_contrasts: bool) -> list[str]:
+def _cold_options(setting: Setting, args: Mapping[str, Any], own_contrasts: bool) -> list[str]:
     """The line's options for a setting, and for what is left out of every chat."""
     is_default = _is_default(args, own_contrasts)
-    said = {name: value for name, value in setting.values.items() if name in KNOBS}
-    if setting.weights:  # which only requests can say
-        del said["beta"]
-        said.pop("beta_max", None)
-    elif setting.preset is not None and is_default:
-        known = PRESETS[setting.preset].knobs
-        said = {name: value for name, value in said.items() if known.get(name) != value}
-        said["preset"] = setting.preset
+    if weights_of(setting):  # which only requests can say
+        said = {k: v for k, v in setting.knobs.items() if k not in ("beta", "beta_max")}
+    else:
+        # A server takes a preset whose amateur reads another prompt only if it knows which.
+        said = setting.values if is_default else setting.knobs
     if is_default and _WITHOUT in args:
         items = args[_WITHOUT]
         said["without"] = ",".join(map(str, items)) if isinstance(items, list) else items

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -57,9 +56,8 @@ class Problem:
 
 
 def _as_text(value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite:
         return str(value)
     if isinstance(value, str) and value.strip():
         return value
@@ -67,11 +65,9 @@ def _as_text(value: Any) -> str:
 
 
 def _as_answers(value: Any) -> list[str]:
-    if isinstance(value, list):
-        if not value:
-            raise ValueError("an empty list can never be matched; give at least one answer")
-        return [_as_text(item) for item in value]
-    return [_as_text(value)]
+    if value == []:
+        raise ValueError("an empty list can never be matched; give at least one answer")
+    return [_as_text(item) for item in (value if isinstance(value, list) else [value])]
 
 
 class _Row(Given):
@@ -85,6 +81,16 @@ def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
     name = f"line-{number}" if row.id is None else str(row.id)
     merged, keys = merge(args, own), frozenset(own)
     return Problem(name, number, row.read, tuple(row.answer), raw["answer"], merged, keys)
+
+
+def _read_lines(path: str) -> list[str]:
+    try:
+        # Only line feeds end a line of JSONL; splitlines() would split at U+2028, too.
+        return Path(path).read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ToolError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise ToolError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def load_problems(
@@ -116,84 +122,63 @@ def load_problems(
     """
     if limit is not None and limit < 1:
         raise ToolError(f"--limit={limit}: must be 1 or more, or left out for all problems")
-    file = Path(path)
-    try:
-        # Only line feeds end a line of JSONL; splitlines() would split at U+2028, too.
-        lines = file.read_bytes().decode("utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise ToolError(f"{path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ToolError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise ToolError(f"{path}: cannot be read: {error.strerror}") from None
-    problems: list[Problem] = []
     errors: list[str] = []
-    prompts: dict[str, Problem] = {}
-    ids: dict[str, Problem] = {}
+    by_prompt: dict[str, Problem] = {}
+    by_id: dict[str, Problem] = {}
     repeated = 0
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(_read_lines(path), 1):
         if not line.strip():
             continue
         try:
             problem = _parse(line, number, args or {})
             check(problem)
             reads = json.dumps(messages_of(problem.prompt, chat) or problem.prompt)
-            first = prompts.setdefault(reads, problem)
+            first = by_prompt.setdefault(reads, problem)
             if first is not problem:
-                if first.answers != problem.answers:
-                    raise ValueError(
-                        f"has the prompt of line {first.line} with another answer; give all "
-                        "right answers as one list"
-                    )
-                if first.args != problem.args:
-                    raise ValueError(
-                        f"has the prompt of line {first.line} with another contrast; greedy "
-                        "decoding gives both the same output, so leave one of them out"
-                    )
-                repeated += limit is None or len(problems) < limit
+                _check_repeats(first, problem)
+                repeated += limit is None or len(by_id) < limit
                 continue
-            same = ids.setdefault(problem.id, problem)
+            same = by_id.setdefault(problem.id, problem)
             if same is not problem:
                 raise ValueError(f"id: {problem.id!r} is line {same.line}'s already")
-            problems.append(problem)
         except ValueError as error:
-            errors.append(f"line {number}: {error}")
+            errors.append(f"{path}:{number}: {error}")
     if errors:
         more = len(errors) - SHOWN_ERRORS
         shown = "\n  ".join(errors[:SHOWN_ERRORS])
-        raise ToolError(f"{path}:\n  {shown}" + (f"\n  and {more} more" if more > 0 else ""))
-    if not problems:
+        raise ToolError(shown + (f"\n  and {more} more" if more > 0 else ""))
+    if not by_id:
         raise ToolError(f"{path}: holds no problems; one JSON object a line is expected")
-    return problems[:limit], repeated
+    return list(by_id.values())[:limit], repeated
 
 
-def digest(problems: Sequence[Problem]) -> str:
-    """SHA-256 over what outputs depend on: ids, prompts and contrasts, in order."""
-    return _sha256([(p.id, p.prompt, p.args) for p in problems])
-
-
-def answers_digest(problems: Sequence[Problem]) -> str:
-    """SHA-256 over what outputs are judged by."""
-    return _sha256([p.answer for p in problems])
-
-
-def _sha256(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def _check_repeats(first: Problem, again: Problem) -> None:
+    """Raises ValueError where a row has an earlier prompt and does not say the same of it."""
+    if first.answers != again.answers:
+        raise ValueError(
+            f"has the prompt of line {first.line} with another answer; give all right answers as "
+            "one list"
+        )
+    if first.args != again.args:
+        raise ValueError(
+            f"has the prompt of line {first.line} with another contrast; greedy decoding gives "
+            "both the same output, so leave one of them out"
+        )
 
 
 def split_problems(
-    count: int, test_fraction: float, seed: int, fewest: int
-) -> tuple[list[int], list[int]]:
+    problems: Sequence[Problem], test_fraction: float, seed: int, fewest: int
+) -> tuple[list[Problem], list[Problem]]:
     """Draw the dev problems, which pick a setting, and the held-out ones, which judge it.
 
     Args:
-        count: Number of problems.
+        problems: All.
         test_fraction: Share of held-out problems, in (0, 1).
         seed: Of the draw.
         fewest: Of each, for a difference to be significant at all.
 
     Returns:
-        Indices of the dev and of the held-out problems, sorted.
+        The dev and the held-out problems, both in the file's order.
 
     Raises:
         ToolError: an option is out of range, or there are too few problems.
@@ -202,6 +187,7 @@ def split_problems(
         raise ToolError(f"--test-fraction={test_fraction}: must be between 0 and 1, both excluded")
     if seed < 0:
         raise ToolError(f"--seed={seed}: must be 0 or more")
+    count = len(problems)
     in_test = round(count * test_fraction)
     if min(in_test, count - in_test) < fewest:
         needed = math.ceil(fewest / min(test_fraction, 1.0 - test_fraction))
@@ -211,5 +197,6 @@ def split_problems(
             f"significant. Bring {needed} problems or more (docs/tuning.md says how many "
             "are useful)"
         )
-    order = np.random.default_rng(seed).permutation(count)
-    return sorted(order[in_test:].tolist()), sorted(order[:in_test].tolist())
+    held_out = set(np.random.default_rng(seed).permutation(count)[:in_test].tolist())
+    dev = [problem for index, problem in enumerate(problems) if index not in held_out]
+    return dev, [problems[index] for index in sorted(held_out)]

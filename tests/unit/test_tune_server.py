@@ -18,7 +18,7 @@ import pytest
 from tests import loopback
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import build_parser, main
-from vllm_cold.tools.tune import remote
+from vllm_cold.tools.tune import decode
 
 pytestmark = pytest.mark.unit
 
@@ -159,27 +159,23 @@ def test_chats_are_asked_as_a_client_asks(
         "cold": 1,
         "cold_expert_top_k": MAX_EXPERT_TOP_K,
         "cold_preset": "cfg",
-        "cold_alpha": 0.0,
-        "cold_beta": 0.5,
         "cold_without": "system",
     }
     assert kept.cold == [fields]
     assert [body["vllm_xargs"] for body in kept.probes] == [fields]
     found = report(tmp_path)
     assert found["gain"] and json.loads(found["serve"]) == {"model": "base", "vllm_xargs": fields}
-    assert found["run"]["server"] == url and found["run"]["versions"] == {"vllm": "0.32.0"}
+    assert found["run"]["server"] == url and found["run"]["versions"]["vllm"] == "0.32.0"
     assert any("files cannot be looked at" in note for note in found["notes"])
     printed = capsys.readouterr().out
     assert "Ask for it with CoLD:" in printed
-    said = f"Use `{found['serve']}`, which beats greedy decoding: +100.0 points on 8 held-out"
+    assert found["serve"] in printed.splitlines()
+    said = "Use cfg, which beats greedy decoding: +100.0 points on 8 held-out"
     assert printed.splitlines()[-1].startswith(said) and found["headline"].startswith(said)
     assert "Ask for it with CoLD" in (tmp_path / "out" / "report.html").read_text()
     kept.text = lambda body: "wrong"
     assert main(line(*GUIDED, "--restart")) == 1
-    assert report(tmp_path)["headline"].startswith(
-        "No setting beats greedy decoding significantly, so use that, with "
-        '`{"model": "base", "vllm_xargs": {"cold": 0}}`: cfg (alpha 0, beta 0.5) differs by 0.0'
-    )
+    assert report(tmp_path)["serve"] == '{"model": "base", "vllm_xargs": {"cold": 0}}'
 
 
 def test_texts_and_adapters(
@@ -205,7 +201,7 @@ def test_texts_and_adapters(
     found = report(tmp_path)
     assert "cold_amateur" not in json.loads(found["serve"])["vllm_xargs"]  # a row's key goes there
     said = 'the cold_* keys of its problem\'s row, or "cold_amateur": "base" where it has none.'
-    assert any(f"and with CoLD {said}" in note for note in found["notes"])
+    assert f"With CoLD each request must also send {said}" in found["notes"]
     fake[0].bodies.clear()
     assert main(line(*more, "--amateur", "chat", "--restart")) == 0
     assert {args["cold_amateur"] for args in kept.cold if "cold_part" not in args} == {"chat"}
@@ -227,8 +223,8 @@ def test_rows_that_say_it_in_place_of_an_option(
     file = tmp_path / "p.jsonl"
     file.write_text(file.read_text().replace('{"messages"', '{"cold_without": 0, "messages"', 1))
     assert main(words) == 0
-    said = "with CoLD the cold_* keys of its problem's row, if it has any, in place of cold_without"
-    assert any(f"max_tokens 256 and {said}." in note for note in report(tmp_path)["notes"])
+    said = "the cold_* keys of its problem's row, if it has any, in place of cold_without."
+    assert f"With CoLD each request must also send {said}" in report(tmp_path)["notes"]
 
 
 def test_requests_at_a_time(fake: tuple[Fake, str], line: Callable[..., list[str]]) -> None:
@@ -237,7 +233,7 @@ def test_requests_at_a_time(fake: tuple[Fake, str], line: Callable[..., list[str
     assert main(line(*GUIDED, "--concurrency", "3")) == 0
     assert kept.most == 3
     parser = build_parser().parse_args(["tune", "p", "--url", "http://x"])
-    assert parser.concurrency is None and remote.CONCURRENCY == 32  # as the help says
+    assert parser.concurrency is None and decode.CONCURRENCY == 32  # as the help says
 
 
 def test_going_on_after_an_error(
@@ -259,7 +255,7 @@ def test_going_on_after_an_error(
     kept.version = "0.33.0"
     assert main(line(*GUIDED)) == 2
     printed = capsys.readouterr().err
-    assert "(version of vllm was '0.32.0' and is '0.33.0')" in printed
+    assert "(vllm was '0.32.0' and is '0.33.0')" in printed
     kept.version = "0.32.0"
     assert main(line(*GUIDED, "--adapter", "sql")) == 2
     assert "--adapter was None and is 'sql'" in capsys.readouterr().err
@@ -284,7 +280,7 @@ def test_ctrl_c_keeps_what_is_there(
         assert main(line(*GUIDED, "--concurrency", "1")) == 130
     finally:
         signal.signal(signal.SIGINT, former)
-    assert "stopped; 4 outputs are kept in" in capsys.readouterr().err
+    assert "stopped; 4 answers are kept in" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -347,9 +343,18 @@ def test_a_key_is_sent_and_not_shown(
         assert KEY.encode() not in file.read_bytes()
 
 
-def test_an_answer_that_is_not_whole(
-    fake: tuple[Fake, str], line: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+def test_an_answer_that_is_not_whole_is_never_judged(
+    fake: tuple[Fake, str],
+    line: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     fake[0].finish = "error"
     assert main(line(*GUIDED, "--concurrency", "1")) == 2
-    assert re.search(r"problem .*: the server ended it with 'error'\n$", capsys.readouterr().err)
+    said = r"problem .*: the server ended it with 'error'; see its log"
+    assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "out" / "report.json").exists()
+    fake[0].finish = None  # type: ignore[assignment]
+    assert main(line(*GUIDED)) == 2
+    said = "the server does not return choices.0.finish_reason as vLLM does"
+    assert said in capsys.readouterr().err

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers are kept as they come, and never mixed with those of another run."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.tune.answers import Answer, file_times, model_folders, open_answers
+from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.problems import Problem
+
+pytestmark = pytest.mark.unit
+
+MADE: dict[str, Any] = {"--model": "M", "--max-tokens": 8, "--stop": ["\n"]}
+CHAT = Problem("b", 2, (("user", "b"),), ("x",), args={"cold_without": ("system", 1)})
+PROBLEMS = [Problem("a", 1, "a", ("x",)), CHAT]
+SETTINGS = [
+    None,
+    Setting(alpha=0.1, beta=0.5),
+    Setting(alpha=0.1, beta="adaptive", beta_max=2.0, weights=(0.5, "adaptive")),
+    Setting("cad"),
+]
+
+
+def opened(folder: Path, restart: bool = False, **changed: Any) -> Any:
+    made = {**MADE, **{"--" + name.replace("_", "-"): value for name, value in changed.items()}}
+    return open_answers(str(folder), lambda: made, PROBLEMS, restart)
+
+
+def fill(folder: Path) -> Path:
+    with opened(folder) as answers:
+        for number, setting in enumerate(SETTINGS):
+            for problem in PROBLEMS:
+                answers.add(setting, problem, Answer(f"{problem.id}{number}", "stop"))
+        return answers.path  # type: ignore[no-any-return]
+
+
+def test_what_was_kept_is_found(tmp_path: Path) -> None:
+    path = fill(tmp_path)
+    with opened(tmp_path) as answers:
+        assert len(answers) == 8
+        for number, setting in enumerate(SETTINGS):
+            for problem in PROBLEMS:
+                assert answers[setting, problem.id] == Answer(f"{problem.id}{number}", "stop")
+        assert (Setting(alpha=0.1, beta=0.25), "a") not in answers
+    head, *lines = map(json.loads, path.read_text().splitlines())
+    assert head == {"vllm-cold tune": 1, **MADE}
+    assert lines[3] == {
+        "id": "b", "setting": {"alpha": 0.1, "beta": 0.5}, "text": "b1", "finish": "stop",
+        "prompt": [["user", "b"]], "contrast": {"cold_without": ["system", 1]},
+    }  # fmt: skip
+    assert lines[0]["setting"] == "greedy"
+
+
+@given(st.text(), st.sampled_from(["\ud800", "\u2028", '"', ""]))
+def test_any_text_is_kept(tmp_path_factory: pytest.TempPathFactory, text: str, more: str) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    with opened(folder) as answers:
+        answers.add(None, CHAT, Answer(text + more, "length"))
+    with opened(folder) as answers:
+        assert answers[None, "b"] == Answer(text + more, "length")
+
+
+def test_a_line_that_a_kill_cut_off_is_decoded_again(tmp_path: Path) -> None:
+    path = fill(tmp_path)
+    whole = path.read_bytes()
+    for cut in (whole[:-1], whole[:-30], whole[: whole.rindex(b"\n", 0, -1) + 2]):
+        path.write_bytes(cut)
+        with opened(tmp_path) as answers:
+            assert len(answers) == 7
+            answers.add(SETTINGS[3], CHAT, Answer("again", "stop"))
+        with opened(tmp_path) as answers:
+            assert len(answers) == 8 and answers[SETTINGS[3], "b"].text == "again"
+    path.write_bytes(whole[:40])  # of the first line
+    with opened(tmp_path, max_tokens=9) as answers:
+        assert len(answers) == 0
+
+
+def test_another_run_is_refused_and_said_how_it_differs(tmp_path: Path) -> None:
+    path = fill(tmp_path)
+    before = path.read_bytes()
+    for changed, said in (
+        ({"model": "N"}, r"--model was 'M' and is 'N'\); choose another --output, or --restart"),
+        ({"max_tokens": 9, "stop": []}, r"--max-tokens was 8 and is 9; --stop was \['\\n'\] and"),
+        ({"model": "N" * 99}, r"\(--model changed\)"),
+        ({"files": {}}, r"\(--files was None and is {}\)"),
+    ):
+        with pytest.raises(ToolError, match=said), opened(tmp_path, **changed):
+            pass
+    other = Problem("b", 7, "another", ("x",))
+    said = r"holds answers of another run \(line 3: problem 'b' \(line 7\) had another"
+    for problem in (other, Problem("b", 7, CHAT.prompt, ("x",), args={"cold_without": 1})):
+        with (
+            pytest.raises(ToolError, match=said),
+            open_answers(str(tmp_path), lambda: MADE, [problem]),
+        ):
+            pass
+    said = r"\(none of its problems is among these\)"
+    for problems in ([], [Problem("c", 1, "a", ("x",))]):
+        with (
+            pytest.raises(ToolError, match=said),
+            open_answers(str(tmp_path), lambda: MADE, problems),
+        ):
+            pass
+    assert path.read_bytes() == before
+    # Fewer problems, as with --limit, and another reference answer are no other run.
+    with open_answers(str(tmp_path), lambda: MADE, [Problem("a", 1, "a", ("y",))]) as answers:
+        assert len(answers) == 4
+    assert path.read_bytes() == before
+
+
+def test_restart_throws_away_when_there_is_something_new(tmp_path: Path) -> None:
+    path = fill(tmp_path)
+    with opened(tmp_path, restart=True, model="N") as answers:
+        assert len(answers) == 0
+        assert path.read_text().count("\n") == 9  # an engine that does not start costs nothing
+        answers.add(None, CHAT, Answer("new", "stop"))
+    with opened(tmp_path, model="N") as answers:
+        assert len(answers) == 1
+
+
+def test_files_that_are_not_ours_or_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "answers.jsonl"
+    path.write_text('{"prompt": "somebody else\'s"}\n')
+    for restart in (False, True):
+        said = "was not written by this version of vllm-cold tune"
+        with pytest.raises(ToolError, match=said), opened(tmp_path, restart):
+            pass
+    path.unlink()
+    fill(tmp_path)
+    lines = path.read_bytes().split(b"\n")
+    bad = (b"", b"{", b"[]", b'{"id": "a"}', lines[3].replace(b"0.1", b'"x"', 1))
+    for line in bad:
+        path.write_bytes(b"\n".join([*lines[:4], line, *lines[4:]]))
+        said = r"answers.jsonl:5: damaged \(.*; remove that line"
+        with pytest.raises(ToolError, match=said), opened(tmp_path):
+            pass
+    path.write_bytes(b"\n".join([lines[0][:-1], *lines[1:]]))
+    with pytest.raises(ToolError, match="answers.jsonl:1: damaged"), opened(tmp_path):
+        pass
+
+
+def test_no_second_process_writes_there(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        said = "cannot be locked: another vllm-cold tune is writing there"
+        with pytest.raises(ToolError, match=said), opened(tmp_path):
+            pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ToolError, match="--output=.*cannot be written"), opened(tmp_path / "file"):
+        pass
+
+
+def test_a_full_disk_is_said_with_what_is_kept(tmp_path: Path) -> None:
+    with opened(tmp_path) as answers:
+        answers.add(None, CHAT, Answer("kept", "stop"))
+        answers._file.close()
+        answers._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+        with pytest.raises(ToolError, match="No space left on device; 1 answers are kept there"):
+            answers.add(None, PROBLEMS[0], Answer("lost", "stop"))
+        answers._file.close()
+
+
+def test_files_that_change_are_noticed(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_text("one")
+    before = file_times(str(tmp_path))
+    assert json.loads(json.dumps(before)) == file_times(str(tmp_path))
+    os.utime(tmp_path / "weights", ns=(1, 1))
+    assert file_times(str(tmp_path)) == {"weights": [3, 1]} != before
+    # Of a model of the hub, the revision that is in the cache.
+    assert model_folders(str(tmp_path), {}) == [str(tmp_path)]
+    cache = tmp_path / "cache"
+    assert model_folders("org/model", {"download_dir": str(cache)}) == []
+    stored = cache / "models--org--model"
+    snapshot = stored / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("abc")
+    assert model_folders("org/model", {"download_dir": str(cache)}) == [str(snapshot)]
+    assert model_folders("org/model", {"download_dir": str(cache), "revision": "v2"}) == []
