@@ -13,6 +13,8 @@ from fnmatch import fnmatch
 from pathlib import Path, PurePath
 
 ROOT = Path(__file__).parents[1]
+BASE = "COLD_TEST_BASE"
+"""The environment variable that names the commit that changes are counted from."""
 GREEN = "refs/vllm-cold/green"
 """The last commit with which all of ``make test`` passed in this clone."""
 
@@ -142,7 +144,7 @@ def _git(*arguments: str) -> str | None:
 
 def base() -> str | None:
     """The commit that changes are counted from, or None: then everything runs."""
-    if (named := os.environ.get("COLD_TEST_BASE")) is not None:
+    if (named := os.environ.get(BASE)) is not None:
         return _git("rev-parse", "--verify", "--quiet", f"{named}^{{commit}}")
     green = _git("rev-parse", "--verify", "--quiet", GREEN)
     if green and _git("merge-base", "--is-ancestor", green, "HEAD") is not None:

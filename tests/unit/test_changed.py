@@ -112,6 +112,21 @@ def test_steps_are_all_run_and_the_failed_ones_named(
     assert "one FAILED\n" in printed and "two\n" in printed and "Left out" in printed
 
 
+@pytest.mark.parametrize("named", [False, True])
+def test_what_has_passed_is_remembered(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless somebody chose the base: then other changes may not have been tested."""
+    marked: list[bool] = []
+    monkeypatch.setattr(suite, "steps", lambda everything: {"one": ("-c", "")})
+    monkeypatch.setattr("sys.argv", ["tests"])
+    monkeypatch.setattr(changed, "is_clean", lambda: True)
+    monkeypatch.setattr(changed, "mark_green", lambda: marked.append(True))
+    monkeypatch.delenv(changed.BASE, raising=False)
+    if named:
+        monkeypatch.setenv(changed.BASE, "HEAD")
+    suite.main()
+    assert bool(marked) is not named
+
+
 def test_a_step_has_each_folder() -> None:
     """Tests of engines and servers are where their step looks for them; in two folders are no
     others.
