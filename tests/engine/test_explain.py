@@ -133,7 +133,7 @@ def check_step(step: Step, logits: list[torch.Tensor], scores: torch.Tensor) -> 
         p, q = rows[0].exp(), row.exp()
         middle = (p + q) / 2
         whole = (p * (p / middle).log2() + q * (q / middle).log2()).nansum() / 2
-        assert bits <= float(whole) + 1e-6
+        assert bits <= float(whole) + 1e-5  # the two models round in float32
 
 
 @pytest.mark.parametrize("name", CONTRASTS)
