@@ -66,7 +66,7 @@ def released() -> tuple[str, str]:
         name: re.search(pattern, (ROOT / name).read_text(), re.M)
         for name, pattern in (
             ("vllm_cold/__init__.py", r'^__version__ = "(?P<version>.+)"$'),
-            ("CHANGELOG.md", r"\A# Changelog\n+## (?P<version>\S+) \((?P<date>[\d-]{10})\)$"),
+            ("CHANGELOG.md", r"^## (?P<version>\S+) \((?P<date>[\d-]{10})\)$"),  # the topmost
             ("CITATION.cff", r"^version: (?P<version>\S+)\ndate-released: (?P<date>[\d-]{10})$"),
         )
     }

@@ -3,9 +3,6 @@
 reference gives. The tiny model and its adapters stand for the reader's.
 """
 
-import json
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,20 +95,6 @@ def test_ask(server: Server, texts: Texts) -> None:
     assert not texts.begin(adaptive, beta=2.0)
     assert texts.begin(ask(cold_amateur="chat"), amateur="two")
     assert texts.begin(ask(cold=0))
-
-
-def test_curl(server: Server, texts: Texts) -> None:
-    text = block("docs/serving.md", "curl")
-    assert PAGE_URL in text
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", text.replace(PAGE_URL, server.url)],
-        env={**os.environ, "no_proxy": "127.0.0.1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert texts.begin(json.loads(done.stdout)["choices"][0]["text"], beta=1.0)
 
 
 def test_yaml_file_is_the_same_as_the_options(tiny: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.unit
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "vllm_cold"
-TABLES = "docs/reference/touches.md"
+TABLES = "docs/design.md"
 # params.py: vLLM's SamplingParams and LoRARequest are what ColdParams is made of.
 TOUCHES_VLLM = (
     "vllm_cold.vllm",
