@@ -3,39 +3,29 @@
 
 from __future__ import annotations
 
-from random import Random
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Problem, Split
-from benchmarks.accuracy.tasks import CELLS, documents, memory, rules
+from benchmarks.accuracy.tasks import CELLS, documents, memory
 from benchmarks.accuracy.tasks.adapters import BENCHMARKS
-from benchmarks.accuracy.tasks.instructions import Question, is_right, questions
-from benchmarks.accuracy.tasks.rules import Judged, Request, Rule, follows
-from benchmarks.accuracy.tasks.text import (
-    distinct,
-    is_fluent,
-    sentences,
-    without_asides,
-    without_echo,
+from benchmarks.accuracy.tasks.instructions import (
+    Judged,
+    Question,
+    is_in_language,
+    is_json,
+    is_right,
+    questions,
 )
+from benchmarks.accuracy.tasks.text import distinct, is_fluent, sentences, without_echo
 from examples import tasks
 
 pytestmark = pytest.mark.unit
 
 CHAT = Model("small", "Small", "nowhere", chat=True)
 SPLITS: tuple[Split, ...] = ("dev", "test")
-REQUEST = Request("How do I make tomato soup?", "tomato soup", ("delicious",))
-
-
-def rule(kind: str, wanted: Any = None, instruction: str = "Obey.") -> Rule:
-    return Rule(kind, wanted, instruction, "Obey at once.")
-
-
-def kept(answer: str, demand: Rule, earlier: tuple[str, ...] = ()) -> bool:
-    return follows(answer, Judged(demand, REQUEST.text, earlier))
 
 
 # A text against memory
@@ -97,7 +87,7 @@ PERSON = problem_with(documents.forms("person", "Anna Howells"), ("Ash", "Potts"
     ],
 )
 def test_answers_about_a_text(problem: Problem, answer: str, right: bool, mentioned: bool) -> None:
-    for name in ("page", "documents", "stories"):
+    for name in ("page", "documents"):
         assert CELLS[name].score(answer, problem) == {"right": right, "mentioned": mentioned}
 
 
@@ -139,52 +129,6 @@ def test_answers_that_no_text_has(answer: str, right: bool, invented: bool, othe
     }  # fmt: skip
 
 
-# Summaries
-
-SOURCE = (
-    "Aspirin for gout. In the GOUT-2 trial 1,240 women from Norway were given aspirin or nothing "
-    "for three weeks. Pain fell by 12.5% with aspirin (TiO2 tablets, n = 620)."
-)
-
-
-@pytest.mark.parametrize(
-    ("answer", "right", "consistent", "copied"),
-    [
-        ("Women with gout had 12.5% less pain after 3 weeks of aspirin.", True, True, False),
-        ("In Norway, GOUT-2 found less pain with aspirin for 1240 women.", True, True, False),
-        ("Two GOUTs of women from Norway: less pain in weeks of aspirin.", True, True, False),
-        ("Pain of women fell by 12.4% after weeks of aspirin tablets.", False, False, False),
-        ("Pain of 124 women from Norway fell after weeks of aspirin.", False, False, False),
-        ("Women from Sweden had less pain after three weeks of aspirin.", False, False, False),
-        ("NSAID tablets helped women of Norway against pain in three weeks.", False, False, False),
-        ("Aspirin helped women in the TiO3 trial against pain for weeks.", False, False, False),
-        ("Women in Norway had pain.", False, True, False),
-        ("Physicians discuss possible results of various important subjects.", False, True, False),
-        ("Women with pain, women with pain, women with pain, women with pain.", False, True, False),
-        ("Women from Norway were given aspirin or nothing for three weeks.", False, True, True),
-        ("Some women had less pain after some weeks of aspirin tablets.", False, True, False),
-        # Cut off: its last word is not judged.
-        (
-            "In the trial women had 12.5% less pain after weeks on aspirin from Nor",
-            True,
-            True,
-            False,
-        ),
-        ("", False, False, False),
-    ],
-)
-def test_summaries(answer: str, right: bool, consistent: bool, copied: bool) -> None:
-    assert CELLS["summaries"].score(answer, Problem("", "", SOURCE)) == {
-        "right": right, "consistent": consistent, "copied": copied,
-    }  # fmt: skip
-
-
-def test_where_there_is_nothing_to_name_nothing_need_be_named() -> None:
-    source = "Aspirin helps women. Pain falls after some weeks, and so does fever."
-    answer = "For women, pain and fever are gone after weeks of aspirin."
-    assert CELLS["summaries"].score(answer, Problem("", "", source))["right"]
-
-
 # Instructions
 
 
@@ -192,12 +136,10 @@ class TestEcho:
     @pytest.mark.parametrize(
         "sentence",
         [
-            "I will talk like a pirate.",
-            '"Talk like a pirate, matey."',
-            "Sure: talk like a pirate!",
-            "Like a pirate, talk.",
+            "I will talk like a pirate.", '"Talk like a pirate, matey."',
+            "Sure: talk like a pirate!", "Like a pirate, talk.",
         ],
-    )
+    )  # fmt: skip
     def test_a_repetition_goes_and_the_rest_stays(self, sentence: str) -> None:
         answer = f"{sentence} Boil the tomatoes, then add salt."
         assert without_echo(answer, ("Talk like a pirate.",)) == "Boil the tomatoes, then add salt."
@@ -205,17 +147,15 @@ class TestEcho:
     def test_nothing_said_is_no_echo(self) -> None:
         assert without_echo("Ahoy! Add salt.", ("", "Talk like a pirate.")) == "Ahoy! Add salt."
 
-    @pytest.mark.parametrize("name", ["language", "forbidden", "required", "length", "json"])
+    @pytest.mark.parametrize("name", ["language", "json"])
     @pytest.mark.parametrize("split", SPLITS)
-    def test_an_echo_alone_follows_no_rule(self, name: str, split: Split) -> None:
+    def test_an_echo_alone_follows_no_instruction(self, name: str, split: Split) -> None:
         for problem in CELLS[name].make(CHAT, split, 100):
-            demand = problem.judged.rule
-            for echo in (demand.instruction, demand.better, *problem.judged.earlier):
-                assert not CELLS[name].score(echo, problem)["right"], (demand, echo)
-
-    def test_of_the_task_only(self) -> None:
-        answer = "Sure, I will use it in my answer. The answer is salt. I can't help but eat."
-        assert without_asides(answer) == "The answer is salt. I can't help but eat."
+            judged: Judged = problem.judged
+            for echo in ("", judged.instruction, judged.better, *judged.earlier):
+                assert not CELLS[name].score(echo, problem)["right"], (judged, echo)
+            # Of an example only its being there is in the way.
+            assert all(is_json(each, replace(judged, earlier=())) for each in judged.earlier)
 
     def test_sentences(self) -> None:
         assert sentences('He said "no." Then: yes!\n\n- One\n2.5 kg.') == [
@@ -223,201 +163,77 @@ class TestEcho:
         ]  # fmt: skip
 
 
-GOOD_AND_BAD: list[tuple[str, Rule, list[str], list[str]]] = [
-    (
-        "french",
-        rule("language", "fr"),
-        [
-            "Coupez les tomates et faites-les cuire avec de l'ail.",
-            "Pour la soupe, il vous faut des tomates, du sel et de l'eau chaude.",
-            "Voici une recette simple : un oignon, des tomates et du bouillon.",
-            "La soupe est très facile. Faites bouillir l'eau, puis ajoutez le sel.",
-            "Paris est connue pour la tour Eiffel et pour ses musées.",
-        ],
-        [
-            "Cut the tomatoes and cook them with garlic.",
-            "Bonjour! To make tomato soup, you need tomatoes, salt and hot water.",
-            "Corta los tomates y cocínalos con ajo y aceite.",
-            "Coupez les tomates.",
-            "Voici une recette très simple et facile pour vous: cut tomatoes and boil them well.",
-            "Je réponds toujours en français à l'utilisateur.",
-        ],
-    ),
-    (
-        "german",
-        rule("language", "de"),
-        [
-            "Schneide die Tomaten und koche sie mit Knoblauch.",
-            "Du brauchst Tomaten, Salz und heißes Wasser.",
-            "Berlin ist bekannt für das Brandenburger Tor und viele Museen.",
-            "Pinguine fressen Fische und kleine Krebse, die sie im Meer fangen.",
-            "Das ist eine gute Frage! Zuerst kaufst du eine Gitarre.",
-        ],
-        [
-            "Snijd de tomaten en kook ze met knoflook in een pan.",
-            "Ich antworte dir gern und immer nur auf Deutsch.",
-            "Guten Tag! I am happy to help you with your tomato soup today.",
-            "Ja, natürlich.",
-            "You need tomatoes, salt and hot water.",
-            "Tomaten sind gut und gesund. The soup needs about half an hour of cooking time.",
-        ],
-    ),
-    (
-        "spanish and portuguese are told apart",
-        rule("language", "pt"),
-        [
-            "Você precisa de tomates, sal e água quente.",
-            "Lisboa é conhecida pelos bondes e pelas colinas.",
-            "Corte os tomates e cozinhe com alho.",
-            "Os pinguins comem peixes e vivem no mar frio.",
-            "Para começar, compre um bom par de tênis.",
-        ],
-        [
-            "Necesitas tomates, sal y agua caliente.",
-            "Lisboa es conocida por los tranvías y las colinas.",
-            "Corta los tomates y cocínalos con ajo.",
-            "Los pingüinos comen peces y viven en el mar frío.",
-            "Per cominciare, compra un buon paio di scarpe.",
-        ],
-    ),
-    (
-        "forbidden word",
-        rule("forbidden", "the", 'Do not use the word "the".'),
-        [
-            "Boil some ripe tomatoes with garlic, onions and a little salt.",
-            "There is a simple way: cook tomatoes, then add salt and cream.",
-            "Cut six tomatoes, cook them for twenty minutes and add basil leaves.",
-            "Other people cook tomatoes slowly; they add garlic, basil and pepper.",
-            "Start with onions. Add tomatoes. Then boil everything with water and salt.",
-        ],
-        [
-            "Boil the ripe tomatoes with garlic, onions and a little salt.",
-            "THE soup needs ripe tomatoes with garlic, onions and some salt.",
-            "Boil tomatoes.",
-            "Okay, I will not use the word, so boil tomatoes with onions and salt.",
-            "Sure, I will not use that word in my answer, whatever you may ask of me.",
-            "I'm sorry, but I know nothing of soup or of anything that people cook.",
-            "As an AI, I do not have personal opinions or feelings about soup or food.",
-            "I cannot help you with soup today, since I am only a small program.",
-            "",
-        ],
-    ),
-    (
-        "required",
-        rule("required", "river", 'Use the word "river" in your answer.'),
-        [
-            "Take water from a river and cook it.",
-            "Purple tomatoes make a soup that flows like a river.",
-            "Boil it. Serve it by the river at night.",
-            "There are soups as long as rivers.",
-            "River Elara was full of tomato soup.",
-        ],
-        [
-            'Use the word "river" in your answer.',
-            "Boil the tomatoes with purple onions.",
-            "Tomatoes, river, purple.",
-            'The word "river" is an excellent example of a word, and soup is another.',
-            'Of course! I use the word "river" in your answer. Boil the tomatoes.',
-            "My answer contains the word river today.",
-            "Sure, I will use river in my reply.",
-            "I cannot use the word river here, sorry.",
-            "Sure! Here is a sentence with a river in it.",
-            "The answer mentions a river, as it must.",
-        ],
-    ),
-    (
-        "one sentence",
-        rule("sentences", 1, "Answer in one single sentence."),
-        [
-            "Boil the tomatoes and add salt.",
-            "You need tomatoes, salt and 1.5 litres of water!",
-            "To make tomato soup, boil tomatoes.",
-            '"Boil the tomatoes, then add salt."',
-            "Would you like to boil some tomatoes?",
-        ],
-        [
-            "Boil the tomatoes. Add salt.",
-            "Boil the tomatoes and then, after some time, add",
-            "Yes.",
-            "You need:\n- tomatoes\n- salt.",
-            "Answer in one single sentence.",
-            "This is my one single sentence.",
-            "I'm sorry, but I cannot help you.",
-        ],
-    ),
-    (
-        "ten words",
-        rule("words", 10, "Use at most 10 words."),
-        [
-            "Boil tomatoes and add salt.",
-            "Boil ripe tomatoes with garlic, salt, pepper and some cream.",
-            "You need tomatoes, salt, water.",
-            "Tomatoes. Salt. Water.",
-            "Chop, boil, blend!",
-        ],
-        [
-            "Boil ripe tomatoes with garlic, salt, pepper and some fresh cream.",
-            "Use at most 10 words.",
-            "Boil ripe tomatoes with garlic and",
-            "",
-            "I will keep my answer short.",
-            "I will be very brief.",
-            "I use ten words only.",
-            "To make tomato soup you need tomatoes and salt and a lot of time",
-        ],
-    ),
-    (
-        "json",
-        rule("json", ("topic", "answer"), "Give a short answer; use a few words for each value."),
-        [
-            '{"topic": "soup", "answer": "Boil tomatoes."}',
-            '```json\n{"topic": "soup", "answer": "Boil tomatoes."}\n```',
-            '\n{\n "answer": "Boil", "topic": "tomato soup"\n}\n',
-            '{"topic": "soup", "answer": 3}',
-            '```\n{"topic": "soup", "answer": "Boil"}\n```',
-        ],
-        [
-            '{"topic": "soup", "answer": "Boil tomatoes.',
-            '{"topic": "topic", "answer": "Boil tomatoes."}',
-            '{"topic": "...", "answer": "..."}',
-            'Here it is: {"topic": "soup", "answer": "Boil tomatoes."}',
-            '{"topic": "soup", "answer": "Boil", "more": "Salt"}',
-            '{"topic": "soup", "answer": "a few words"}',
-            '{"topic": "soup", "answer": "A short answer."}',
-            '{"topic": "obey at once", "answer": "Boil tomatoes."}',
-        ],
-    ),
-]
-
-
 @pytest.mark.parametrize(
-    ("demand", "good", "bad"),
-    [case[1:] for case in GOOD_AND_BAD],
-    ids=[case[0] for case in GOOD_AND_BAD],
+    ("code", "good", "bad"),
+    [
+        (
+            "fr",
+            [
+                "Coupez les tomates et faites-les cuire avec de l'ail.",
+                "Voici une recette simple : un oignon, des tomates et du bouillon.",
+                "La soupe est très facile. Faites bouillir l'eau, puis ajoutez le sel.",
+                "Paris est connue pour la tour Eiffel et pour ses musées.",
+            ],
+            [
+                "Bonjour! To make tomato soup, you need tomatoes, salt and hot water.",
+                "Corta los tomates y cocínalos con ajo y aceite.",
+                "Coupez les tomates.",
+                "Voici une recette très simple et facile pour vous: cut tomatoes and boil them.",
+                "Je réponds toujours en français à l'utilisateur.",
+            ],
+        ),
+        (
+            "de",
+            [
+                "Schneide die Tomaten und koche sie mit Knoblauch.",
+                "Berlin ist bekannt für das Brandenburger Tor und viele Museen.",
+                "Das ist eine gute Frage! Zuerst kaufst du eine Gitarre.",
+            ],
+            [
+                "Snijd de tomaten en kook ze met knoflook in een pan.",
+                "Ich antworte dir gern und immer nur auf Deutsch.",
+                "Ja, natürlich.",
+                "You need tomatoes, salt and hot water.",
+                "Tomaten sind gut und gesund. The soup needs about half an hour of cooking time.",
+            ],
+        ),
+        (
+            "pt",
+            [
+                "Você precisa de tomates, sal e água quente.",
+                "Lisboa é conhecida pelos bondes e pelas colinas.",
+                "Os pinguins comem peixes e vivem no mar frio.",
+            ],
+            [
+                "Necesitas tomates, sal y agua caliente.",
+                "Los pingüinos comen peces y viven en el mar frío.",
+                "Per cominciare, compra un buon paio di scarpe.",
+            ],
+        ),
+    ],
 )
-def test_good_and_bad_answers(demand: Rule, good: list[str], bad: list[str]) -> None:
-    assert [answer for answer in good if not kept(answer, demand)] == []
-    assert [answer for answer in bad if kept(answer, demand)] == []
+def test_languages(code: str, good: list[str], bad: list[str]) -> None:
+    judged = Judged(code, "Obey.", "Obey at once.")
+    assert [answer for answer in good if not is_in_language(answer, judged)] == []
+    assert [answer for answer in bad if is_in_language(answer, judged)] == []
 
 
-def test_every_rule_that_is_drawn_has_a_judge() -> None:
-    for draw in (
-        rules.draw_language, rules.draw_forbidden, rules.draw_required, rules.draw_length,
-        rules.draw_json,
-    ):  # fmt: skip
-        for seed in range(20):
-            for split in SPLITS:
-                demand = draw(Random(seed), split, REQUEST)
-                assert not kept("", demand)
-                assert "{" not in demand.instruction
-
-
-def test_the_example_keeps_to_its_rule_and_is_no_answer() -> None:
-    for split in SPLITS:
-        for problem in CELLS["json"].make(CHAT, split, 50):
-            example = problem.prompt[2]["content"]  # type: ignore[index]
-            assert kept(example, problem.judged.rule)  # type: ignore[arg-type]
-            assert not follows(f" {example}\n", problem.judged)
+def test_json() -> None:
+    told = "Give a short answer; use a few words for each value."
+    judged = Judged(("topic", "answer"), told, "Obey at once.")
+    right = '{"topic": "soup", "answer": "Boil tomatoes."}'
+    good = [
+        right, f"```json\n{right}\n```", f"```\n{right}\n```", '{"topic": "soup", "answer": 3}',
+        '\n{\n "answer": "Boil", "topic": "tomato soup"\n}\n',
+    ]  # fmt: skip
+    bad = [
+        right[:-2], f"Here it is: {right}", right.replace("soup", "topic"), "[]",
+        '{"topic": "...", "answer": "..."}', '{"topic": "soup", "answer": "Boil", "more": "Salt"}',
+        right.replace("Boil tomatoes", "A short answer"), right.replace("soup", "obey at once"),
+    ]  # fmt: skip
+    assert [answer for answer in good if not is_json(answer, judged)] == []
+    assert [answer for answer in bad if is_json(answer, judged)] == []
+    assert not is_json(right, replace(judged, earlier=(f" {right}",)))
 
 
 class TestQuestions:
@@ -467,15 +283,11 @@ class TestFluency:
         [
             ("en", "To make soup, boil the tomatoes and add some salt and a little cream."),
             ("en", "Paris."),
-            ("en", "Yes, owls are clever."),
             ("en", "Arr, boil 'em, matey! Ye need a pot o' water and some salt."),
             ("en", '{"topic": "tomato soup", "answer": "Boil the tomatoes."}'),
-            ("fr", "Coupez les tomates et faites-les cuire avec de l'ail et de l'huile d'olive."),
             ("fr", "Bien sûr !"),
             ("de", "Schneide die Tomaten und koche sie mit Knoblauch, bis sie weich sind."),
             ("es", "Necesitas tomates, sal y agua caliente."),
-            ("it", "Taglia i pomodori e cuocili con l'aglio."),
-            ("pt", "Lisboa é conhecida pelos bondes e pelas colinas."),
         ],
     )
     def test_good_answers(self, language: str, answer: str) -> None:
@@ -489,13 +301,9 @@ class TestFluency:
             ("en", "the soup is good " * 6),
             ("en", "Florb quazzle the grintle of snorp and beedle with trimbly wozzes."),
             ("en", "アニンゴラストラジアルコロッラバスでは、ドラハスト"),
-            ("en", "مائة الأرجاب الأرجابية"),
             ("en", "Coupez les tomates et faites-les cuire avec de l'ail."),
             ("fr", "Le tomatour de la soupille est florbant avec des grintelles et quazlons."),
-            ("de", "Die Tomatür der Suppling ist florbig mit den Grintelen und Quazlonen."),
             ("es", "La tomatura de la sopilla es florbante con las grintelas y los quazlones."),
-            ("it", "La tomatura della zuppilla è florbante con le grintelle e i quazloni."),
-            ("pt", "A tomatura da sopilha é florbante com as grintelhas e os quazlões."),
             ("fr", "la soupe la soupe " * 5),
         ],
     )
@@ -504,7 +312,7 @@ class TestFluency:
 
     def test_right_is_both(self) -> None:
         cell = CELLS["language"]
-        problem = next(p for p in cell.make(CHAT, "dev", 50) if p.judged.rule.wanted == "fr")
+        problem = next(p for p in cell.make(CHAT, "dev", 50) if p.judged.wanted == "fr")
         good = "Coupez les tomates et faites-les cuire avec de l'ail."
         for text, follows_it, is_text in (
             (good, True, True), (" ".join([good] * 4), True, False),
@@ -549,8 +357,6 @@ def test_tasks(name: str) -> None:
         # What is not worked out is not right, and a wrong step to the right end is.
         ("sums", "Work out 10 + 20 - 5", "10 + 20 = 30; 30 - 5 = 25",
          ["10 + 20 = 31; 31 - 6 = 25"], ["10 + 20 = 30; 30 - 5 = 24", "25"]),
-        ("phonemes", "Pronounce: read", "R EH D", ["R IY D"], ["R AE D"]),
-        ("verdicts", "Does it?", "Yes", ["Yes, it does.", "Yes."], ["yes", "No. Yes"]),
     ],
 )  # fmt: skip
 def test_answers_of_tasks(

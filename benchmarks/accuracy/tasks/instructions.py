@@ -1,47 +1,87 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Classifier-free guidance on an instruction: the amateur's prompt is the expert's without it."""
+"""Classifier-free guidance on an instruction: the amateur's prompt is the expert's without it.
+
+Two instructions that small models follow sometimes: another language, and JSON. No model judges.
+What an answer only repeats of the instruction does not count; whether the rest makes sense is not
+judged. And a control: simple questions with one right answer, of which nothing special is asked.
+"""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 from random import Random
-from typing import Literal
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split, data, split_of
-from benchmarks.accuracy.tasks import rules
-from benchmarks.accuracy.tasks.rules import Judged, Request, Rule
-from benchmarks.accuracy.tasks.text import is_fluent, words
+from benchmarks.accuracy.tasks.text import (
+    is_fluent,
+    is_said,
+    language_of,
+    sentences,
+    without_echo,
+    words,
+)
 
 NEUTRAL = "You are a helpful assistant."
-# What a request is for: to know something, or to have a few lines written.
-Style = Literal["information", "writing"]
-Draw = Callable[[Random, Split, Request], Rule]
+# Name, ISO 639-1, the demand in the language itself.
+_LANGUAGES = (
+    ("French", "fr", "Réponds uniquement en français, quelle que soit la langue de la question."),
+    ("German", "de", "Antworte nur auf Deutsch, ganz gleich, in welcher Sprache gefragt wird."),
+    ("Spanish", "es", "Responde solo en español, sea cual sea el idioma de la pregunta."),
+    ("Italian", "it", "Rispondi solo in italiano, qualunque sia la lingua della domanda."),
+    ("Portuguese", "pt", "Responda só em português, seja qual for o idioma da pergunta."),
+)
+# What it is called in English, and in the fourth word of the demand.
+_NAMES = {code: {name.lower(), words(native)[3]} for name, code, native in _LANGUAGES}
+_KEYS: dict[Split, tuple[tuple[str, ...], ...]] = {
+    "dev": (("answer",), ("topic", "answer"), ("answer", "mood")),
+    "test": (("reply",), ("subject", "reply"), ("reply", "tone")),
+}
+# A request, and what the example makes of it.
+_EXAMPLES: dict[Split, tuple[str, tuple[str, str, str]]] = {
+    "dev": ("Why is the sky blue?", ("The air scatters blue light.", "the sky", "curious")),
+    "test": ("Why do leaves fall?", ("The trees save water in winter.", "leaves", "calm")),
+}
+_PLACEHOLDERS = ("", "string", "value", "text")
 # What user and assistant said before, in turns.
 Turns = Sequence[tuple[str, str]]
 
 
-@cache
-def requests(split: Split, style: Style = "information") -> tuple[Request, ...]:
-    """All requests of a split: a topic is in one split, with all its sentences.
+@dataclass(frozen=True)
+class Judged:
+    """What an answer is judged by.
 
-    Args:
-        split: Which.
-        style: What they ask for.
+    Attributes:
+        wanted: A language (ISO 639-1), or the keys of an object.
+        instruction: The demand in words.
+        better: The same with more force.
+        earlier: The assistant's turns of an example: to repeat them counts as little as the
+            instruction.
     """
-    found = []
-    for area in data("requests")["areas"]:
-        for topic in area["topics"].split(", "):
-            if split_of(topic) != split:
-                continue
-            for sentence in data("requests").get(style, area["sentences"]):
-                text = sentence.format(topic)
-                likely = [word for word in area["likely"].split() if word not in words(text)]
-                found.append(Request(text, topic, tuple(likely)))
-    return tuple(found)
+
+    wanted: str | tuple[str, ...]
+    instruction: str
+    better: str
+    earlier: tuple[str, ...] = ()
+
+
+# Prompts
+
+
+@cache
+def requests(split: Split) -> tuple[tuple[str, str], ...]:
+    """Topics and what is asked about them. A topic is in one split, with all its sentences."""
+    return tuple(
+        (topic, sentence.format(topic))
+        for area in data("requests")["areas"]
+        for topic in area["topics"].split(", ")
+        if split_of(topic) == split
+        for sentence in area["sentences"]
+    )
 
 
 def prompt(model: Model, instruction: str, request: str, turns: Turns = ()) -> Prompt:
@@ -67,49 +107,107 @@ def prompt(model: Model, instruction: str, request: str, turns: Turns = ()) -> P
     return "\n".join(lines)
 
 
-def _problem(model: Model, rule: Rule, request: str, turns: Turns = ()) -> Problem:
+def _shuffled(name: str, split: Split, n: int) -> list[tuple[str, Random]]:
+    """Requests, each with a source of choices of its own."""
+    found = [text for _, text in requests(split)]
+    Random(f"{name} {split}").shuffle(found)
+    return [(text, Random(f"{name} {text}")) for text in found[:n]]
+
+
+def _problem(model: Model, judged: Judged, request: str, turns: Turns = ()) -> Problem:
+    told = judged.instruction
     return Problem(
-        prompt(model, rule.instruction, request, turns),
-        prompt(model, "", request, turns),
-        Judged(rule, request, tuple(assistant for _, assistant in turns)),
+        prompt(model, told, request, turns),
+        prompt(model, "", request),  # without an example either
+        judged,
         plain={
-            "repeated": prompt(model, rule.instruction, f"{request} {rule.instruction}", turns),
-            "better": prompt(model, rule.better, request, turns),
+            "repeated": prompt(model, told, f"{request} {told}", turns),
+            "better": prompt(model, judged.better, request, turns),
         },
     )
 
 
-def _shuffled(name: str, split: Split, style: Style, n: int) -> list[Request]:
-    found = list(requests(split, style))
-    Random(f"{name} {split}").shuffle(found)
-    return found[:n]
-
-
-def _make(name: str, draw: Draw, style: Style, model: Model, split: Split, n: int) -> list[Problem]:
-    return [
-        _problem(model, draw(Random(f"{name} {request.text}"), split, request), request.text)
-        for request in _shuffled(name, split, style, n)
-    ]
+def _make_language(model: Model, split: Split, n: int) -> list[Problem]:
+    problems = []
+    for request, rng in _shuffled("language", split, n):
+        name, code, native = rng.choice(_LANGUAGES)
+        told = rng.choice(data("wordings")["language"][split]).format(name)
+        judged = Judged(code, told, f"Answer only in {name}. {native}")
+        problems.append(_problem(model, judged, request))
+    return problems
 
 
 def _make_json(model: Model, split: Split, n: int) -> list[Problem]:
     problems = []
-    for request in _shuffled("json", split, "information", n):
-        rule = rules.draw_json(Random(f"json {request.text}"), split, request)
-        # A small model needs an example. The amateur lacks it, too.
-        problem = _problem(model, rule, request.text, (rules.json_example(rule, split),))
-        problems.append(replace(problem, without=prompt(model, "", request.text)))
+    for request, rng in _shuffled("json", split, n):
+        keys = rng.choice(_KEYS[split])
+        quoted = " and ".join(f'"{key}"' for key in keys)
+        told = rng.choice(data("wordings")["json"][split])
+        # A small model needs an example.
+        user, (said, topic, mood) = _EXAMPLES[split]
+        values = {"topic": topic, "subject": topic, "mood": mood, "tone": mood}
+        example = json.dumps({key: values.get(key, said) for key in keys})
+        judged = Judged(
+            keys,
+            told.format("key" if len(keys) == 1 else "keys", quoted),
+            "A program reads your answer, and it fails if there is anything but JSON. Fill in this "
+            f"form, with a few words for each value: {json.dumps(dict.fromkeys(keys, '...'))}",
+            (example,),
+        )
+        problems.append(_problem(model, judged, request, ((user, example),)))
     return problems
+
+
+# Judges
+
+
+def is_in_language(answer: str, judged: Judged) -> bool:
+    """Whether an answer is in the language, in words of its own."""
+    own = without_echo(answer, (judged.instruction, judged.better))
+    found = own.split()
+    parts = [found]
+    # Each half by itself: an answer often begins in one language and goes on in another. A few
+    # words alone are too little to tell relatives from each other.
+    if len(found) >= 12:
+        parts = [found[: len(found) // 2], found[len(found) // 2 :]]
+    # To say in the language that one speaks it is an echo.
+    names = _NAMES[str(judged.wanted)]
+    said = [word for part in map(words, sentences(own)) if not names & set(part) for word in part]
+    return len(said) >= 6 and all(language_of(" ".join(part)) == judged.wanted for part in parts)
+
+
+def is_json(answer: str, judged: Judged) -> bool:
+    """Whether an answer is an object with the keys and values of its own."""
+    fenced = re.fullmatch(r"```(?:json)?\s*(.*?)\s*```", answer.strip(), re.DOTALL)
+    try:
+        found = json.loads(fenced[1] if fenced else answer)
+    except (ValueError, RecursionError):
+        return False
+    # A mood may well be that of the example, the whole may not.
+    return (
+        isinstance(found, dict)
+        and set(found) == set(judged.wanted)
+        and json.dumps(found.get(judged.wanted[0])) not in "".join(judged.earlier)
+        and all(
+            isinstance(value, str | int | float)
+            and (text := str(value).strip(" .").lower()) not in (*_PLACEHOLDERS, key)
+            and not is_said(text, f"{judged.instruction} {judged.better}")
+            for key, value in found.items()
+        )
+    )
 
 
 def score(text: str, problem: Problem) -> dict[str, bool]:
     """ "right": follows the instruction, in language that is fluent."""
-    follows = rules.follows(text, problem.judged)
-    fluent = is_fluent(text, rules.languages(problem.judged.rule))
+    judged: Judged = problem.judged
+    if isinstance(judged.wanted, str):
+        follows, fluent = is_in_language(text, judged), is_fluent(text, ("en", judged.wanted))
+    else:
+        follows, fluent = is_json(text, judged), is_fluent(text)
     return {"right": follows and fluent, "follows": follows, "fluent": fluent}
 
 
-# Nothing special asked: simple questions with one right answer
+# Nothing special asked
 
 
 @dataclass(frozen=True)
@@ -166,14 +264,13 @@ def is_right(answer: str, question: Question) -> bool:
 
 
 def _make_control(model: Model, split: Split, n: int) -> list[Problem]:
-    found = questions(split)
-    order = list(range(len(found)))
-    Random(f"control {split}").shuffle(order)
+    found = list(enumerate(questions(split)))
+    Random(f"control {split}").shuffle(found)
     problems = []
-    for place in order[:n]:
-        user = {"role": "user", "content": found[place].text}
+    for place, question in found[:n]:
+        user = {"role": "user", "content": question.text}
         system = {"role": "system", "content": data("wordings")["plain"][split][place % 2]}
-        problems.append(Problem((system, user), (user,), found[place]))
+        problems.append(Problem((system, user), (user,), question))
     return problems
 
 
@@ -186,31 +283,18 @@ def score_control(text: str, problem: Problem) -> dict[str, bool]:
     return {"right": follows and fluent, "follows": follows, "fluent": fluent}
 
 
-def _cell(
-    name: str,
-    about: str,
-    make: Draw | Callable[[Model, Split, int], list[Problem]],
-    *,
-    max_tokens: int = 40,
-    style: Style | None = "information",
-    chat_only: bool = True,
-    control: bool = False,
-) -> Cell:
-    return Cell(
-        name, "An instruction; the amateur lacks it", about,
-        make if style is None else partial(_make, name, make, style),  # type: ignore[arg-type]
-        score_control if control else score, max_tokens, control=control, chat_only=chat_only,
-        base_stop=("\nUser:", "\nAssistant:", "\n\n"), pooled=True,
-    )  # fmt: skip
-
-
+_GROUP = "An instruction; the amateur lacks it"
 CELLS = (
-    _cell("language", "reply in another language", rules.draw_language, chat_only=False),
-    _cell("forbidden", "without a word that is likely", rules.draw_forbidden),
-    _cell("required", "with a given word", rules.draw_required, style="writing"),
-    _cell("length", "one or two sentences, or a limit in words", rules.draw_length, max_tokens=48),
-    _cell("json", "JSON with given keys, and an example of it", _make_json, style=None,
-          max_tokens=48),
-    _cell("plain-questions", "simple questions, the system prompt asks nothing special",
-          _make_control, style=None, control=True),
+    Cell(
+        "language", _GROUP, "reply in another language", _make_language, score, 40,
+        base_stop=("\nUser:", "\nAssistant:", "\n\n"), pooled=True,
+    ),
+    Cell(
+        "json", _GROUP, "JSON with given keys, and an example of it", _make_json, score, 48,
+        chat_only=True, pooled=True,
+    ),
+    Cell(
+        "plain-questions", _GROUP, "simple questions, the system prompt asks nothing special",
+        _make_control, score_control, 40, control=True, chat_only=True, pooled=True,
+    ),
 )  # fmt: skip

@@ -14,16 +14,6 @@ DISTINCT, LETTERS, KNOWN = 0.7, 0.5, 0.75
 LANGUAGES = ("en", "nl", "fr", "de", "es", "it", "pt")
 # Fewer words do not tell.
 _TELLING = 8
-# Speaks of the task, or of why it is not done.
-_ASIDE = re.compile(
-    r"\b(?:word|sentences?|(?:few|fewer|ten|fifteen|twenty|\d+) words|the instruction)\b|"
-    r"\b(?:my|your|this|these) (?:\w+ ){0,2}(?:answer|reply|response|instruction)s?\b|"
-    r"\b(?:answer|reply|response) (?:contains|includes|mentions|uses)\b|"
-    r"\bi(?:'ll| will) (?:be|keep it) (?:\w+ )?(?:short|brief)\b|"
-    r"\bsorry,? but\b|\bas an? (?:ai|assistant|language model)\b|"
-    r"\b(?:cannot|can't|unable to|not able to) "
-    r"(?:help|assist|answer|provide|fulfill|do (?:that|this|so))\b(?! but)"
-)
 
 
 def words(text: str) -> list[str]:
@@ -64,21 +54,9 @@ def without_echo(answer: str, said: tuple[str, ...]) -> str:
     )
 
 
-def without_asides(text: str) -> str:
-    """The text without the sentences that speak of the task, or refuse it."""
-    return " ".join(
-        sentence
-        for sentence in sentences(text)
-        if not _ASIDE.search(sentence.lower().replace("’", "'"))
-    )
-
-
 @cache
 def _identifier() -> Any:
-    from py3langid.langid import (
-        MODEL_FILE,
-        LanguageIdentifier,
-    )
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
     found = LanguageIdentifier.from_model_file(MODEL_FILE)
     found.set_languages(list(LANGUAGES))
@@ -132,8 +110,3 @@ def is_said(phrase: str, text: str) -> bool:
     return (
         re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text.lower().replace("’", "'")) is not None
     )
-
-
-def is_finished(answer: str) -> bool:
-    """Whether an answer has an end, and was not cut off."""
-    return answer.rstrip("\"'”’)*").endswith((".", "!", "?"))
