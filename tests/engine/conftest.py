@@ -90,7 +90,7 @@ class Pool:
 
     def start(self, **kwargs: Any) -> Any:
         """A new engine, which the caller ends."""
-        from vllm import LLM
+        from vllm import LLM, envs
         from vllm.distributed import parallel_state
 
         from vllm_cold.vllm.frontend.config import model_runner
@@ -103,6 +103,7 @@ class Pool:
             room = options["max_num_batched_tokens"] // each
             options["max_num_seqs"] = max(2, min(options["max_num_seqs"], room))
         llm = LLM(**options)
+        envs.disable_envs_cache()  # what tests set after this start is seen
         self._world = parallel_state._WORLD
         assert model_runner(llm.llm_engine.vllm_config).lower() == self._runner
         client = llm.llm_engine.engine_core
