@@ -295,7 +295,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     ),
     "two prompts": (
         ["--amateur-prompt", "y", "--part", "0:1"],
-        "^--part='0:1': the amateur has a prompt already, by --amateur-prompt$",
+        "^--part=.0:1.: the amateur has a prompt already, by --amateur-prompt; leave one of them",
     ),
     "counts": (
         ["--weights", "1", "--weights", "-1", "--amateur-prompt", "y", "--amateur-prompt", "z"]

@@ -390,5 +390,7 @@ def _source(args: ContrastArgs, i: int, several: bool) -> tuple[str, Source] | N
         return None
     ((field, value), read), *others = found
     for (second, other), _ in others:
-        raise ColdError(second, other, f"the amateur has a prompt already, by {field}")
+        raise ColdError(
+            second, other, f"the amateur has a prompt already, by {field}; leave one of them out"
+        )
     return field, read(field, value)

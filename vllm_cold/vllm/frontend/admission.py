@@ -149,7 +149,11 @@ class Admission:
         names: Any = getattr(self.config.model_config, "served_model_name", None) or ()
         if found is None and one.adapter not in ([names] if isinstance(names, str) else names):
             loaded = ", ".join(sorted(self.adapters)) or "none"
-            raise ColdError(one.field, one.adapter, f"no such adapter is loaded (loaded: {loaded})")
+            raise ColdError(
+                one.field,
+                one.adapter,
+                f"no such adapter is loaded (loaded: {loaded}); load it, or name one of these",
+            )
         return found
 
     def _check_adapters(self, contrast: Contrast, expert: "LoRARequest | None") -> None:
@@ -307,5 +311,8 @@ def _check_file(max_rank: int, one: AmateurSpec) -> None:
         raise ColdError(one.field, name, str(error)) from error
     if rank > max_rank:
         raise ColdError(
-            one.field, name, f"its rank {rank} is above the engine's max_lora_rank={max_rank}"
+            one.field,
+            name,
+            f"its rank {rank} is above the engine's max_lora_rank={max_rank}; start the engine "
+            "with a max_lora_rank (--max-lora-rank) of that or more",
         )

@@ -294,5 +294,5 @@ def _ids(renderer: Any, one: AmateurSpec, made: Any) -> list[int]:
     if not ids:
         raise one.refused("is no token at all; it must not be empty")
     if max(ids) >= (size := renderer.model_config.get_vocab_size()):
-        raise one.refused(f"token {max(ids)} is none of the model's {size}")
+        raise one.refused(f"token {max(ids)} is none of the model's {size}, which are from 0")
     return ids

@@ -118,7 +118,9 @@ def _check_parts(request: Any, num_prompts: int, contrast: Contrast) -> None:
             continue
         if num_prompts > 1:
             raise ColdError(
-                "cold_part", num_prompts, "is for one prompt, and this is how many there are"
+                "cold_part",
+                num_prompts,
+                "is for one prompt, and this is how many there are; send a request for each",
             )
         if getattr(request, "suffix", None) is not None:
             raise one.refused(
