@@ -80,7 +80,10 @@ def post(server: Server, path: str, **body: Any) -> httpx.Response:
 def errors(answer: httpx.Response) -> list[dict[str, Any]]:
     """The errors of an answer, whatever way they come; fails for what is no answer."""
     if answer.status_code != 200:
-        return [json.loads(answer.text)["error"]]
+        found = json.loads(answer.text)
+        if "detail" in found:  # FastAPI could not read the body
+            return [{"code": answer.status_code, "message": found["detail"]}]
+        return [found["error"]]
     if not answer.headers["content-type"].startswith("text/event-stream"):
         assert json.loads(answer.text)["choices"]
         return []
