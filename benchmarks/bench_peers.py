@@ -2,17 +2,16 @@
 """Other programs that run a model with a LoRA adapter on a CPU, and this one: speed, same tokens.
 
 ``python -m benchmarks.bench_peers [--quick] [--batch 1 2 8 32] [--dtypes float32 bfloat16]
-[--systems plugin stock naive llama llama-q8 openvino] [--tokens 48] [--rounds 3] [--rank 16]
+[--systems plugin stock naive llama llama-q8] [--tokens 48] [--rounds 3] [--rank 16]
 [--json FILE]``. The model is SmolLM2-135M-Instruct (``examples.smollm2``) with the sorting
-adapter, widened to ``--rank`` as ``benchmarks.bench_e2e`` does it. llama.cpp and OpenVINO GenAI are
-installed into ``.venv/peers`` the first time, llama.cpp from source (about ten minutes); a program
-that cannot be installed or started is left out, with the reason.
+adapter, widened to ``--rank`` as ``benchmarks.bench_e2e`` does it. llama.cpp is installed into
+``.venv/peers`` the first time, from source (about ten minutes); if it cannot be installed or
+started, it is left out, with the reason.
 
 They decode greedily with the adapter, and CoLD where a program lets others choose the token:
 
 - ``llama``: llama.cpp through its C interface (``benchmarks.peers.llama``), from a GGUF file of the
   same weights, float32 or bfloat16; ``llama-q8``: from one in Q8_0, in the rounds of bfloat16;
-- ``openvino``: OpenVINO GenAI's continuous batching (``benchmarks.peers.genai``);
 - ``stock``: vLLM without this package; ``plugin``: with it; ``naive``: ``benchmarks.e2e.naive``.
 
 Each is a process of its own that stays; one computes at a time, all once in each round, in an order
@@ -25,22 +24,12 @@ best one: up to 1e-3 that is rounding, and reported as a tie.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 
 from benchmarks.e2e.run import DTYPES, TASK, read_prompts
 from benchmarks.peers.run import PROGRAMS, collect
-from benchmarks.rounds import (
-    load,
-    machine,
-    new_file,
-    positive,
-    progress,
-    several,
-    show_if_right,
-    workers_text,
-)
+from benchmarks.rounds import defaults, machine, new_file, positive, progress, several
 from examples.demo import quiet
 
 FULL = {"batch": [1, 2, 8, 32], "tokens": 48, "rounds": 3}
@@ -60,9 +49,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a trial of a few minutes")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="all measurements")
     options = parser.parse_args(arguments)
-    for name, value in (QUICK if options.quick else FULL).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    defaults(options, QUICK if options.quick else FULL)
     options.batch = sorted(set(options.batch))
     options.dtypes = [name for name in DTYPES if name in options.dtypes]
     return options
@@ -79,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     say = progress()
     failed = {}
-    if {"llama", "llama-q8", "openvino"} & set(options.systems):
+    if {"llama", "llama-q8"} & set(options.systems):
         failed = prepare(say)
     path = model_path()
     prompts = read_prompts(path, options.batch[-1])
@@ -92,19 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     found = collect(options, path, prompts, say)
     found.missing = failed | found.missing
-    if options.json is not None:
-        options.json.write_text(json.dumps(found.content(), indent=1) + "\n")
-
-    def speeds() -> None:
-        for name, why in found.missing.items():
-            print(f"- not run: {name}: {why}")
-        print("- checked: repeated runs gave equal tokens")
-        for note in found.notes:
-            print(f"- checked: {note}")
-        print(workers_text(found.facts, found.busy))
-        print(f"\n{show.pages(found)}\n\n{load()} after")
-
-    return show_if_right(found.wrong, speeds)
+    for name, why in found.missing.items():
+        print(f"- not run: {name}: {why}")
+    return found.publish(options.json, lambda: show.pages(found))
 
 
 if __name__ == "__main__":

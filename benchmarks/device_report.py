@@ -45,7 +45,7 @@ from benchmarks.e2e.jobs import SYSTEMS, Findings, Job, System
 from benchmarks.e2e.pool import ROOT, Workers
 from benchmarks.e2e.run import measure, naive_gap
 from benchmarks.e2e.show import pages
-from benchmarks.rounds import progress, show_if_right, workers_text
+from benchmarks.rounds import progress, show_if_right
 
 REPORT = "vllm-cold-report.md"
 DRY_NOTE = "Dry run: figures mean nothing."
@@ -274,8 +274,7 @@ def decode(device: str, dry: bool, timed: bool) -> int:
                 found.look_at(how, workers)
 
     def right() -> None:
-        print("\n".join(found.notes))
-        print(workers_text(found.facts, found.busy))
+        print(found.checks())
         if timed:
             print(f"\n{pages(found)}")
 

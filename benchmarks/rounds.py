@@ -20,7 +20,6 @@ import numpy as np
 
 T = TypeVar("T")
 Say = Callable[[str], None]
-BUSY = 0.05  # cores that an idle worker may use
 
 
 def in_rounds(systems: Iterable[T], rounds: int, rng: random.Random) -> Iterator[tuple[int, T]]:
@@ -130,26 +129,6 @@ def machine() -> str:
     )
 
 
-def workers_text(
-    facts: Mapping[str, Mapping[str, Mapping[str, Any]]], busy: Mapping[str, float]
-) -> str:
-    """Lines on workers: what they are, by group and family, and the cores they used while idle."""
-    lines = [
-        f"- {group}, {family}: {', '.join(f'{key} {value}' for key, value in each.items())}"
-        for group, workers in facts.items()
-        for family, each in workers.items()
-    ]
-    lines.append(
-        f"- checked: idle workers used at most {max(busy.values(), default=0.0):.1%} of a core"
-    )
-    lines += [
-        f"- WARNING: {name} used {share:.0%} of a core while idle: it slowed the others"
-        for name, share in busy.items()
-        if share > BUSY
-    ]
-    return "\n".join(lines)
-
-
 def positive(text: str) -> int:
     """An integer from 1, for argparse."""
     value = int(text)
@@ -164,6 +143,13 @@ def several(text: str) -> int:
     if value < 2:
         raise argparse.ArgumentTypeError(f"{value}: must be 2 or more, or there is no time between")
     return value
+
+
+def defaults(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
+    """Give options that were not named a value."""
+    for name, value in values.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
 
 
 def new_file(text: str) -> Path:

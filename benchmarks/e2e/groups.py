@@ -11,7 +11,7 @@ from benchmarks.e2e.jobs import SYSTEMS, Job, Jobs, System
 STREAMS = 3  # of the largest group here
 SHARES = {"0.25x": 0.25, "2x": 2.0}  # an amateur's own prompt, in its expert's
 LONGEST = max(SHARES.values())
-SHORTEST = 64  # tokens of an expert's prompt: they begin alike, and streams must differ
+LENGTH = 256  # tokens of an expert's prompt
 TRIPLED = "3 x plugin base"  # as many requests as a batch of groups of three has streams
 THREE = (
     System("three", "CoLD, 3 streams", "plugin", "three"),
@@ -39,8 +39,8 @@ def group_jobs(prompts: Sequence[list[int]], batch: int, options: Any) -> Jobs:
     """All that is timed at one batch size.
 
     Args:
-        prompts: Three for each request, of twice ``options.length`` tokens; of each the beginning
-            is used, so that equal numbers of tokens are equal work.
+        prompts: Three for each request, of twice ``LENGTH`` tokens; of each the beginning is used,
+            so that equal numbers of tokens are equal work.
         batch: Groups.
         options: Of the command line.
     """
@@ -56,7 +56,7 @@ def group_jobs(prompts: Sequence[list[int]], batch: int, options: Any) -> Jobs:
         jobs[label] = Job(system, label, texts, tokens, options.rounds, **more)
 
     def cut(share: float, first: int = 0, count: int = batch) -> list[list[int]]:
-        return [ids[: int(share * options.length)] for ids in prompts[first : first + count]]
+        return [ids[: int(share * LENGTH)] for ids in prompts[first : first + count]]
 
     cold, base = SYSTEMS["cold"], SYSTEMS["base"]
     add(cold.label, cold, cut(1))

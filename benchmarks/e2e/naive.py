@@ -89,14 +89,11 @@ class Naive:
         mode: str,
         prompts: list[list[int]],
         tokens: int,
-        adapters: int = 1,
         own: Sequence[list[list[int]]] = (),
     ) -> dict[str, Any]:
-        """``Engine.run`` as a plain loop over left-padded batches, with one adapter."""
+        """``Engine.run`` as a plain loop over left-padded batches."""
         import torch
 
-        if adapters != 1:
-            raise ValueError(f"adapters={adapters}: the naive loop has 1")
         gc.collect()
         started = time.perf_counter()  # padding is part of the work
         models = self._models(mode)

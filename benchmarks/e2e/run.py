@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the systems: what they are given, warm-up, timed rounds, and how times grow."""
+"""Run the systems: what they are given, warm-up and timed rounds."""
 
 from __future__ import annotations
 
@@ -22,18 +22,16 @@ from examples.demo import ADAPTERS
 TASK = "sorting"
 DTYPES = {"float32": 4, "bfloat16": 2}  # bytes
 BLOCK = 128  # tokens in a KV block, vLLM's default on CPU
-GROWING = ("stock-adapter", "adapter", "cold")
-GROWTH_ROUNDS = 2
-GROWTH_BATCH = 4  # requests, where the prompt grows
+NAIVE_ROUNDS = 2
 NAIVE_WARM_UP = 2  # tokens
 
 
-def kv_gib(config: Mapping[str, Any], itemsize: int, loads: Iterable[tuple[int, int]]) -> int:
-    """KV cache in whole GiB, enough for each of ``loads``: a number of streams and their tokens."""
+def kv_gib(config: Mapping[str, Any], itemsize: int, streams: int, length: int) -> int:
+    """KV cache in whole GiB, enough for so many streams of ``length`` tokens."""
     heads = config["num_attention_heads"]
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     per_token: int = 2 * config["num_hidden_layers"] * config["num_key_value_heads"] * head_dim
-    blocks = max(streams * math.ceil(length / BLOCK) for streams, length in loads)
+    blocks = streams * math.ceil(length / BLOCK)
     # vLLM keeps one block for itself.
     return math.ceil((blocks + 1) * BLOCK * per_token * itemsize / 2**30)
 
@@ -110,8 +108,8 @@ def read_prompts(model: Path, count: int) -> list[list[int]]:
 
 
 def naive_rounds(batch: int, rounds: int) -> int:
-    """Rounds of the naive loop: one where it takes a minute or more."""
-    return 1 if batch >= 32 else rounds
+    """Rounds of the naive loop: fewer, and one where it takes a minute or more."""
+    return min(rounds, 1 if batch >= 32 else NAIVE_ROUNDS)
 
 
 def make_jobs(
@@ -128,7 +126,7 @@ def make_jobs(
             jobs[label] = Job(system, label, prompts[:size], options.tokens, options.rounds)
         if key == "naive":
             job = jobs[system.label]
-            job.rounds = min(options.rounds, naive_rounds(batch, options.naive_rounds))
+            job.rounds = naive_rounds(batch, options.rounds)
             job.warm_up = min(NAIVE_WARM_UP, options.tokens)
     return jobs
 
@@ -159,7 +157,6 @@ def measure(
             mode=job.system.mode,
             prompts=job.prompts,
             tokens=tokens,
-            adapters=job.adapters,
             own=job.own,
             **more,
         )
@@ -185,44 +182,6 @@ def naive_gap(workers: Workers) -> Gap:
         return float(reply["gap"])
 
     return gap
-
-
-def grow(
-    options: argparse.Namespace,
-    prompts: Sequence[list[int]],
-    workers: Workers,
-    more_adapters: Workers,
-    rng: random.Random,
-    say: Say,
-    findings: Findings,
-) -> None:
-    """Time longer prompts, then 1, 2, ... adapters in a batch; ends both groups of workers."""
-    systems = [SYSTEMS[key] for key in GROWING if key in options.systems]
-    rounds = min(options.rounds, GROWTH_ROUNDS)
-    if not systems:
-        return
-
-    def time(
-        title: str, own: Workers, texts: Sequence[list[int]], tokens: int, adapters: int
-    ) -> None:
-        jobs = {
-            s.label: Job(s, s.label, list(texts), tokens, rounds, adapters=adapters)
-            for s in systems
-        }
-        findings.table[title] = jobs
-        findings.wrong += measure(jobs.values(), own, rng, title, say)
-
-    for length in options.lengths:
-        # Two tokens: with one, a request would end, and free its blocks, in its first step.
-        texts = lengthen(prompts, GROWTH_BATCH, length)
-        time(f"{GROWTH_BATCH} prompts of {length} tokens", workers, texts, 2, 1)
-    # They would only take memory now.
-    workers.close()
-    batch = prompts[: max(options.adapters)]
-    with more_adapters:
-        for count in options.adapters:
-            title = f"batch {len(batch)} with {count} adapter{'s' * (count > 1)}"
-            time(title, more_adapters, batch, options.tokens, count)
 
 
 def run_dtype(
@@ -260,12 +219,8 @@ def collect(
     options: argparse.Namespace, model: Path, prompts: Sequence[list[int]], say: Say
 ) -> Findings:
     """Measure everything, one dtype after the other; stops after one with wrong results."""
-    lengths = [] if options.skip_growth else options.lengths
-    adapters = 0 if options.skip_growth else max(options.adapters)
-    # Of the largest group.
-    streams = (groups.STREAMS if options.groups else 2) * max(options.batch[-1], adapters)
+    streams = (groups.STREAMS if options.groups else 2) * options.batch[-1]
     longest = max(map(len, prompts)) + options.tokens
-    loads = [(streams, longest), *((2 * GROWTH_BATCH, n + 2) for n in lengths)]
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     findings, rng = Findings(), random.Random(0)
     with tempfile.TemporaryDirectory() as temporary:
@@ -280,14 +235,10 @@ def collect(
                 "dtype": dtype,
                 "rank": options.rank,
                 "max_loras": 1,
-                "max_model_len": max(512, longest, *(n + 2 for n in lengths)),
-                "max_num_seqs": max(streams, 2 * GROWTH_BATCH),
+                "max_model_len": max(512, longest),
+                "max_num_seqs": streams,
             }
-            gib = kv_gib(config, DTYPES[dtype], loads)
+            gib = kv_gib(config, DTYPES[dtype], streams, longest)
             with Workers(settings, gib, folder, say) as workers:
                 run_dtype(options, prompts, workers, dtype, rng, say, findings)
-                # Last, because its longer prompts need more memory.
-                if lengths and dtype == options.dtype[-1] and not findings.wrong:
-                    wide = Workers({**settings, "max_loras": adapters}, gib, folder, say)
-                    grow(options, prompts, workers, wide, rng, say, findings)
     return findings

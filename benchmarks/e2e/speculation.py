@@ -37,7 +37,7 @@ from benchmarks.e2e.pool import Workers
 from benchmarks.e2e.run import DTYPES, kv_gib, measure, naive_gap
 from benchmarks.rounds import (
     Say,
-    load,
+    defaults,
     machine,
     new_file,
     positive,
@@ -45,10 +45,8 @@ from benchmarks.rounds import (
     ratios,
     several,
     short,
-    show_if_right,
     spread_text,
     table,
-    workers_text,
 )
 from examples.demo import ADAPTERS
 
@@ -205,7 +203,7 @@ def run_model(
         batches = options.batch
         if dtype == "float32":
             batches = [max([b for b in batches if b <= CHECKED] or batches[:1])]
-        gib = kv_gib(config, DTYPES[dtype], [(streams, settings["max_model_len"])])
+        gib = kv_gib(config, DTYPES[dtype], streams, settings["max_model_len"])
         with Workers(settings, gib, folder, say) as workers:
             for work in works:
                 for batch in batches:
@@ -265,9 +263,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="a trial of a few minutes")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="all measurements")
     options = parser.parse_args(arguments)
-    for name, value in (QUICK if options.quick else FULL).items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
+    defaults(options, QUICK if options.quick else FULL)
     options.batch = sorted(set(options.batch))
     return options
 
@@ -281,14 +277,7 @@ def main(arguments: Sequence[str]) -> int:
         for name in options.models:
             if not found.wrong:
                 run_model(name, options, Path(temporary), say, found)
-    if options.json is not None:
-        options.json.write_text(json.dumps(found.content(), indent=1) + "\n")
-
-    def speeds() -> None:
-        for note in found.notes:
-            print(f"- checked: {note}")
-        cells = [row for title, jobs in found.table.items() for row in rows(title, jobs)]
-        print(f"{workers_text(found.facts, found.busy)}\n\n{table(COLUMNS, cells, 2)}")
-        print(f"\n{load()} after")
-
-    return show_if_right(found.wrong, speeds)
+    return found.publish(
+        options.json,
+        lambda: table(COLUMNS, [row for cell in found.table.items() for row in rows(*cell)], 2),
+    )

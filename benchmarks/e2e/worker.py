@@ -160,7 +160,6 @@ class Engine:
         mode: str,
         prompts: list[list[int]],
         tokens: int,
-        adapters: int = 1,
         own: Sequence[list[list[int]]] = (),
         stops: Sequence[int] | None = None,
     ) -> dict[str, Any]:
@@ -170,7 +169,6 @@ class Engine:
             mode: One of ``MODES``.
             prompts: Token ids.
             tokens: How many each request generates.
-            adapters: How many different adapters the requests have, in turn.
             own: The prompts of each request's amateurs; empty if they read the request's.
             stops: Tokens that end a request, as the model's end of text does; None: nothing does.
 
@@ -205,8 +203,7 @@ class Engine:
             ]
         else:
             params = [SamplingParams(**options)] * len(prompts)
-        names = [1 + i % adapters for i in range(len(prompts))]
-        loras = [LoRARequest(f"adapter-{i}", i, self.adapter) if expert else None for i in names]
+        lora = LoRARequest("adapter", 1, self.adapter) if expert else None
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("the prefix cache could not be reset: requests are still running")
         gc.collect()
@@ -216,7 +213,7 @@ class Engine:
         got: list[list[int]] = [[] for _ in prompts]
         stamps: list[list[float]] = [[] for _ in prompts]
         started = time.perf_counter()
-        for index, (prompt, how, lora) in enumerate(zip(prompts, params, loras, strict=True)):
+        for index, (prompt, how) in enumerate(zip(prompts, params, strict=True)):
             engine.add_request(str(index), {"prompt_token_ids": prompt}, how, lora_request=lora)
         with counting(self.core.scheduler) as counts:
             while engine.has_unfinished_requests():

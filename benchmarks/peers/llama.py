@@ -134,13 +134,12 @@ class Llama:
         mode: str,
         prompts: list[list[int]],
         tokens: int,
-        adapters: int = 1,
         own: Sequence[list[list[int]]] = (),
     ) -> dict[str, Any]:
         """``Naive.run`` for up to one amateur, which reads its expert's prompt."""
         expert, amateurs, beta = MODES[mode]
-        if adapters != 1 or own or amateurs > 1:
-            raise ValueError(f"mode={mode!r}, adapters={adapters}: one adapter, one amateur")
+        if own or amateurs > 1:
+            raise ValueError(f"mode={mode!r}: one amateur, which reads its expert's prompt")
         sorts = [expert] + [False] * amateurs
         if len(set(sorts)) < len(sorts):
             raise ValueError(f"mode={mode!r}: the expert needs the adapter")

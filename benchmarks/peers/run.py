@@ -7,7 +7,6 @@ import argparse
 import json
 import math
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from typing import Any
 
 from benchmarks.e2e.check import TIE, agreement, check_cell
 from benchmarks.e2e.jobs import Findings, Job, Jobs, System
-from benchmarks.e2e.pool import ROOT, Workers
+from benchmarks.e2e.pool import Workers
 from benchmarks.e2e.run import (
     DTYPES,
     NAIVE_WARM_UP,
@@ -40,19 +39,15 @@ PROGRAMS = {
     "naive": ("naive", "transformers loop"),
     "llama": ("llama", "llama.cpp"),
     "llama-q8": ("llama-q8", "llama.cpp, Q8_0"),
-    "openvino": ("openvino", "OpenVINO GenAI"),
 }
 MODES = {"adapter": "adapter", "cold": "CoLD"}
-NO_COLD = {
-    "stock": "it gives a request one stream",
-    "openvino": "its pipelines show no logits before they choose",
-}
+NO_COLD = {"stock": "it gives a request one stream"}
 ONLY_IN = {"llama-q8": "bfloat16"}  # its rounds are those of that dtype
 GGUF = {("llama", "float32"): "float32", ("llama", "bfloat16"): "bfloat16"}
 GGUF |= {("llama-q8", "bfloat16"): "q8_0"}
 MEMORY = System("memory", "reading the weights once", "memory", "adapter")
 PYTHON = str(VENV / "bin" / "python")
-PEERS = ("llama", "llama-q8", "openvino")  # families that may be missing
+PEERS = ("llama", "llama-q8")  # families that may be missing
 # Logits. Other programs compute norms and activations in their own way: llama.cpp was 3.6e-3 apart.
 PEERS_TIE = 0.05
 
@@ -99,7 +94,7 @@ def make_jobs(
             jobs[name] = job
             if program == "naive":
                 timed = program in options.systems
-                job.rounds = min(options.rounds, naive_rounds(batch, 2)) if timed else 0
+                job.rounds = naive_rounds(batch, options.rounds) if timed else 0
                 job.warm_up = NAIVE_WARM_UP if timed else 0
     if batch == 1:
         prompt = list(prompts[:1])
@@ -143,19 +138,6 @@ def write_files(options: Any, model: Path, folder: Path, say: Say) -> dict[str, 
             say(f"writing {dtype} GGUF")
             weights.write_model(model, folder / f"{dtype}.gguf", dtype)
     return files
-
-
-def convert(model: Path, folder: Path, say: Say) -> str | None:
-    """Write the model as OpenVINO's files; why that failed."""
-    say("converting the model for OpenVINO")
-    done = subprocess.run(
-        [PYTHON, "-m", "benchmarks.peers.genai", model, folder / "openvino"],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    return done.stdout.strip().splitlines()[-1] if done.returncode else None
 
 
 def run_dtype(
@@ -208,8 +190,6 @@ def collect(
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = write_files(options, model, folder, say)
-        if "openvino" in options.systems and (why := convert(model, folder, say)):
-            found.missing |= {f"openvino in {dtype}": why for dtype in options.dtypes}
         values = weights.count(model / "model.safetensors")
         lora = weights.count(folder / "adapter" / "adapter_model.safetensors")
         for kind, item in weights.ITEM_BYTES.items():
@@ -220,7 +200,6 @@ def collect(
             settings = {
                 **files,
                 "model": str(model),
-                "openvino": str(folder / "openvino"),
                 "dtype": dtype,
                 "rank": options.rank,
                 "max_loras": 1,
@@ -234,7 +213,7 @@ def collect(
                     if name == dtype
                 },
             }
-            gib = kv_gib(config, DTYPES[dtype], [(streams, longest)])
+            gib = kv_gib(config, DTYPES[dtype], streams, longest)
             with Workers(settings, gib, folder, say) as workers:
                 workers.commands = dict.fromkeys(PEERS, peer)
                 workers.commands[MEMORY.family] = (sys.executable, *peer[1:])

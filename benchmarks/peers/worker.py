@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One process of ``benchmarks.bench_peers``, which works as ``benchmarks.e2e.worker`` does.
 
-The families: ``llama`` and ``llama-q8`` are llama.cpp, ``openvino`` is OpenVINO GenAI, both in
-``.venv/peers``; ``memory`` reads as many bytes as the weights have, once for each token.
+The families: ``llama`` and ``llama-q8`` are llama.cpp, in ``.venv/peers``; ``memory`` reads as many
+bytes as the weights have, once for each token.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ class Memory:
         mode: str,
         prompts: list[list[int]],
         tokens: int,
-        adapters: int = 1,
         own: Sequence[list[list[int]]] = (),
     ) -> dict[str, Any]:
         """As many reads as ``tokens``, whatever the prompts are."""
@@ -52,10 +51,6 @@ def make(settings: dict[str, Any]) -> Any:
         from benchmarks.peers.llama import Llama
 
         return Llama(settings)
-    if settings["family"] == "openvino":
-        from benchmarks.peers.genai import GenAI
-
-        return GenAI(settings)
     return Memory(settings)
 
 

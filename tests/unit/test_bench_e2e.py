@@ -115,10 +115,7 @@ def measured(*arguments: str, batch: int = 1) -> jobs.Jobs:
     ("arguments", "message"),
     [
         (["--tokens", "1"], "1: must be 2 or more"),
-        (["--systems", "naive", "--skip-naive"], "leaves none"),
         (["--one-engine", "--groups"], "not allowed with"),
-        (["--length", "64"], "--length 64: is for --groups"),
-        (["--groups", "--length", "63"], "must be 64 or more"),
         (["--json", "/no/such/folder/x"], "a folder that exists"),
         (["--speculation", "--tokens", "1"], "1: must be 2 or more"),
     ],
@@ -217,17 +214,11 @@ def test_a_job_keeps_medians() -> None:
     times = jobs.stamped(10.0, [[11.0, 13.0], [12.0, 14.0]])
     assert times == {"seconds": 4.0, "first": [1.0, 2.0], "last": [3.0, 4.0]}
     job = jobs.Job(jobs.SYSTEMS["cold"], "x", PROMPTS[:3], 3, 1)
-    rows = [[1, 2, 3]] * 3
-    job.record(
-        {"seconds": 9.0, "first": [1, 2, 6], "last": [3, 8, 9], "blocks": 12, "tokens": rows}
-    )
+    job.output = [[1, 2, 3]] * 3
+    times = {"seconds": 9.0, "first": [1, 2, 6], "last": [3, 8, 9]}
+    job.record({**times, "blocks": 12, "tokens": job.output})
     assert (job.seconds, job.ttft, job.tpot) == ([9.0], [2], [1.5])  # steps of 1, 3 and 1.5
-    job.output = rows
     assert show.job_cells(job, job)[4:] == ["1.00", "4.00", "1.00 (1.00-1.00)"]
-    # One token has no time for each further one.
-    single = jobs.Job(jobs.SYSTEMS["cold"], "x", PROMPTS[:1], 1, 1)
-    single.record(answer([[5]]))
-    assert single.tpot == []
 
 
 def test_repeated_runs_are_compared() -> None:
@@ -293,16 +284,16 @@ def test_ratios() -> None:
     assert len(found) == 8
 
 
-def group_jobs() -> jobs.Jobs:
+@pytest.fixture
+def grouped(monkeypatch: pytest.MonkeyPatch) -> jobs.Jobs:
     """Of two groups, with expert prompts of four tokens."""
-    chosen = options("--groups", "--tokens", "4", "--length", "64")
-    chosen.length = 4
+    monkeypatch.setattr(groups, "LENGTH", 4)
     prompts = [[*range(10 * i, 10 * i + 8)] for i in range(6)]
-    return groups.group_jobs(prompts, 2, chosen)
+    return groups.group_jobs(prompts, 2, options("--groups", "--tokens", "4"))
 
 
-def test_groups_are_given_prompts_of_their_own() -> None:
-    made = group_jobs()
+def test_groups_are_given_prompts_of_their_own(grouped: jobs.Jobs) -> None:
+    made = grouped
     first, second = [0, 1, 2, 3], [10, 11, 12, 13]
     assert all(
         job.prompts == [first, second] for label, job in made.items() if job.system.mode != "base"
@@ -323,26 +314,19 @@ def test_groups_are_given_prompts_of_their_own() -> None:
     workers = fake()
     run.measure([made["CoLD, 3 streams"]], workers, random.Random(0), "t", quiet)
     assert workers.own == [made["CoLD, 3 streams"].own] * 6
-    pairs = groups.references(made)
-    assert [job.label for _, job in pairs] == [
-        label for label in made if not label.startswith("prefill")
-    ]
-    for twin, job in pairs:
-        assert (twin.system.family, twin.rounds, job.rounds) == ("naive", 0, 5)
-        assert (twin.system.mode, twin.prompts, twin.own) == (job.system.mode, job.prompts, job.own)
-
-
-def test_the_gap_of_a_group_is_behind_its_own_texts() -> None:
-    group = group_jobs()["CoLD, own 2x"]
-    [(twin, _)] = groups.references({"": group})
-    twin.output, group.output = [[1, 2, 3], [1, 2, 3]], [[1, 2, 3], [1, 9, 3]]
+    # The naive loop is held to them, and each stream's own text says how far tokens are apart.
+    twins = {job.label: (twin, job) for twin, job in groups.references(made)}
+    assert list(twins) == [label for label in made if not label.startswith("prefill")]
+    twin, job = twins["CoLD, own 2x"]
+    assert (twin.system.family, twin.rounds, twin.own) == ("naive", 0, job.own)
+    twin.output, job.output = [[1, 2, 3], [1, 2, 3]], [[1, 2, 3], [1, 9, 3]]
     asked: list[Any] = []
-    check.check_equal("t", twin, group, lambda *arguments: (asked.append(arguments), 0.0)[1])
+    check.check_equal("t", twin, job, lambda *arguments: (asked.append(arguments), 0.0)[1])
     assert asked == [("cold", [[10, 11, 12, 13, 1], [*range(10, 18), 1]], [2, 9])]
 
 
-def test_an_own_prompt_is_expected_to_cost_its_prefill() -> None:
-    made = group_jobs()
+def test_an_own_prompt_is_expected_to_cost_its_prefill(grouped: jobs.Jobs) -> None:
+    made = grouped
     for label, job in made.items():
         job.seconds = [
             {"CoLD, own 2x": 3.0, "plugin CoLD": 2.0, "prefill, 2x": 0.7}.get(label, 0.2)
@@ -372,8 +356,7 @@ def test_speeds_beside_right_results(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "idle workers used at most 0.1% of a core" in printed
     assert "100.0% of plugin CoLD, beta 0 and plugin adapter" in printed
     cells = [(run["cell"], run["system"]) for run in saved["runs"]]
-    # Two dtypes and batches, one length of prompts, and one and two adapters.
-    assert len(cells) == len(set(cells)) == 2 * 2 * 9 + 3 + 2 * 3
+    assert len(cells) == len(set(cells)) == 2 * 2 * 9  # dtypes, batches, systems
     assert saved["workers"]["bfloat16"]["naive"] == {"threads": 2, "peak GiB": 1.0}
     row = next(x for x in printed.splitlines() if "plugin CoLD " in x and x.startswith("|"))
     # Seconds, TTFT, TPOT, tokens per second (8 tokens), blocks, ratio.
@@ -403,14 +386,6 @@ def test_no_speeds_beside_wrong_results(
     assert status == 1 and "No speeds are shown" in printed
     assert "part at token 1 of request 1" in printed and "TTFT" not in printed
     assert list(json.loads((tmp_path / "out.json").read_text())) == ["problems"]
-
-
-@pytest.mark.usefixtures("faked")
-def test_groups_are_held_to_the_naive_loop(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["--quick", "--groups"]) == 0
-    printed = capsys.readouterr().out
-    assert "100.0% of CoLD, own 2x and naive CoLD, own 2x" in printed
-    assert "time ratio: to plugin CoLD" in printed
 
 
 class _Step:

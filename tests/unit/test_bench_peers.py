@@ -37,8 +37,8 @@ def test_contrast_is_the_method() -> None:
 def test_jobs() -> None:
     single = made("float32", 1)
     assert [job.system.key for job in single.values()] == [
-        "plugin-adapter", "stock-adapter", "naive-adapter", "llama-adapter", "openvino-adapter",
-        "plugin-cold", "naive-cold", "llama-cold", "memory",
+        "plugin-adapter", "stock-adapter", "naive-adapter", "llama-adapter", "plugin-cold",
+        "naive-cold", "llama-cold", "memory",
     ]  # fmt: skip
     assert {job.system.key for job in made("bfloat16", 2).values()} == {
         *(job.system.key for job in single.values() if job.system is not run.MEMORY),
