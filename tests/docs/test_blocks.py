@@ -17,7 +17,7 @@ SHOWN = {"text", "json"}  # what a command prints or reads; everything else is f
 
 # "not run" is for what a test cannot do: hardware, and installing what the tests run with.
 REASON = re.compile(
-    r"needs (a GPU|GPUs|an NPU|CANN|two machines)\b"
+    r"needs (a GPU|an NPU|CANN)\b"
     r"|environment in which the tests run$|installs it for the tests$"
 )
 

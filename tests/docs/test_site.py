@@ -188,7 +188,7 @@ def served(site: Path) -> Iterator[str]:
 
 
 @pytest.mark.browser
-def test_search_finds_messages(served: str, chromium: Any) -> None:
+def test_search_finds_a_page(served: str, chromium: Any) -> None:
     """It needs a server, and asks that one only."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
     asked: list[str] = []
@@ -197,7 +197,7 @@ def test_search_finds_messages(served: str, chromium: Any) -> None:
     page.goto(f"{served}/index.html", wait_until="networkidle")
     page.click(".md-search__input")
     page.locator(".md-search__input").press_sequentially("multimodal")  # keys start the search
-    result = ".md-search-result__link[href*='messages']"
+    result = ".md-search-result__link[href*='hardware']"
     page.wait_for_selector(result, state="attached", timeout=60_000)
     context.close()
     assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
