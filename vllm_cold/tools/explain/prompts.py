@@ -180,7 +180,7 @@ def read_prompts(path: Path) -> list[Row]:
             found.append(Row(line, {}, where))
             continue
         try:
-            given, args, _ = read_row(Given, line)
+            given, args = read_row(Given, line)
         except ValueError as error:
             raise ToolError(f"{where}: {error}") from error
         found.append(Row(given.read, args, where))

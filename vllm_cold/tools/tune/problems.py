@@ -77,10 +77,11 @@ class _Row(Given):
 
 def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
     """Raises ValueError with what is wrong, without the line's number."""
-    row, own, raw = read_row(_Row, line)
+    row, own = read_row(_Row, line)
     name = f"line-{number}" if row.id is None else str(row.id)
     merged, keys = merge(args, own), frozenset(own)
-    return Problem(name, number, row.read, tuple(row.answer), raw["answer"], merged, keys)
+    as_given = json.loads(line)["answer"]
+    return Problem(name, number, row.read, tuple(row.answer), as_given, merged, keys)
 
 
 def _read_lines(path: str) -> list[str]:
