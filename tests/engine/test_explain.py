@@ -16,6 +16,7 @@ from tests.naive import Amateur, Group, NaiveCold, edge, group_score
 from vllm_cold.tools.contrast import Prompt
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, offline
+from vllm_cold.tools.explain import source as sources
 from vllm_cold.tools.explain.offline import OfflineSource
 from vllm_cold.tools.explain.trace import Explanation, Step
 
@@ -80,9 +81,9 @@ def check_streams(source: OfflineSource, naive: NaiveCold, prompt: Prompt, **con
     """Tokens, probabilities, scores and valid sets are those of the two models; how many differ."""
     named = contrast.get("amateur")
     if isinstance(named, list):
-        contrast["amateur"] = [source._base if name == "base" else name for name in named]
+        contrast["amateur"] = [source.base if name == "base" else name for name in named]
     [one] = asked([prompt], **contrast)
-    [read] = asyncio.run(source.read([one]))
+    read = asyncio.run(sources.read(source, one))
     expert, *others = read.streams
     settings, weights = one.contrast.settings, one.contrast.weights
     group = Group(
@@ -161,7 +162,7 @@ def test_what_is_not_listed_is_told_by_the_engine(
 
 def test_prompts(source: OfflineSource) -> None:
     """A text in the chat template; what does not fit is a sentence."""
-    [read] = asyncio.run(source.read(asked(["w1"], chat=True)))
+    read = asyncio.run(sources.read(source, *asked(["w1"], chat=True)))
     text = source.llm.get_tokenizer().decode(read.streams[0].ids)
     assert text == "user: w1\nassistant:"
     with pytest.raises(ToolError, match="--max-tokens=127: the prompt"):
@@ -175,8 +176,8 @@ def test_an_engine_without_lora(tiny: Path, source: OfflineSource, naive: NaiveC
     assert bare.llm.llm_engine.vllm_config.lora_config is None and bare.expert is None
     prompt, contrast = CONTRASTS["a chat without its system prompt"]
     assert check_streams(bare, naive, prompt, **contrast) > 0
-    with pytest.raises(ToolError, match="nothing to contrast with"):
-        asyncio.run(bare.read(asked(["w1"])))
+    with pytest.raises(ToolError, match="there is nothing to contrast with"):
+        asyncio.run(sources.read(bare, *asked(["w1"])))
     bare.close()
 
 

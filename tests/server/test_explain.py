@@ -78,7 +78,7 @@ def offline(tiny: Path) -> Iterator[dict[str, Report]]:
         engine = OfflineSource(
             str(tiny / "model"), str(tiny / "one"), dtype="float32", max_model_len=256
         )
-        engine._base = "base"  # as the server calls it
+        engine.base = "base"  # as the server calls it
         try:
             yield {name: explained(engine, prompts) for name, prompts in ASKED.items()}
         finally:

@@ -18,7 +18,7 @@ from scipy.spatial.distance import jensenshannon
 
 from tests.asked import asked
 from vllm_cold.method.amateurs import Text
-from vllm_cold.method.settings import ColdError, ColdSettings, Weight
+from vllm_cold.method.settings import ColdSettings, Weight
 from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
 from vllm_cold.tools.contrast import Content, read_streams
 from vllm_cold.tools.errors import ToolError
@@ -223,7 +223,8 @@ def after(read: Read, tokens: Sequence[int]) -> Read:
 class Model:
     """A Source: the next token's distribution is drawn from the text before it."""
 
-    model, about = "model", "made up"
+    model, base, about = "model", "base", "made up"
+    loaded = ["adapter", "other"]  # noqa: RUF012
 
     def __init__(self, spread: float = 3.0, largest: int = 20) -> None:
         self.expert: str | None = EXPERT
@@ -242,17 +243,12 @@ class Model:
         return [value - total for value in values]
 
     def read_one(self, one: Asked, expert: str | None = EXPERT) -> Read:
-        names = ["adapter", "other"]
-        try:
-            streams = read_streams(
-                one.row.prompt, one.contrast.amateurs, make, expert, "base", names, one.chat
-            )
-        except ColdError as error:
-            raise one.row.refusal(error) from error
+        prompt, amateurs = one.row.prompt, one.contrast.amateurs
+        streams = read_streams(prompt, amateurs, make, expert, self.base, self.loaded, one.chat)
         return Read(one, streams)
 
-    async def read(self, prompts: Sequence[Asked]) -> list[Read]:
-        return [self.read_one(one) for one in prompts]
+    async def tokens(self, field: str, reads: Content) -> list[int]:
+        return make(field, reads)
 
     async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
         return [self.answer(one, greedy, max_tokens) for one in prompts]

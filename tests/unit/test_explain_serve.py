@@ -23,6 +23,7 @@ from tests.unit.test_explain_command import parse
 from vllm_cold.tools.contrast import read_contrast
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, serve
+from vllm_cold.tools.explain import source as sources
 from vllm_cold.tools.explain.command import open_server, run
 from vllm_cold.tools.explain.prompts import Column
 from vllm_cold.tools.explain.server import ServerSource
@@ -106,7 +107,7 @@ def test_a_chat_is_asked_as_a_chat(upstream: tuple[str, MadeUp]) -> None:
     async def both() -> None:
         asking = source(url)
         made.bodies.clear()
-        [read] = await asking.read([one])
+        read = await sources.read(asking, one)
         assert [stream.adapter for stream in read.streams] == [ADAPTER, None]
         await asking.decode([read], False, 2)
 
@@ -123,7 +124,7 @@ def test_a_chat_is_asked_as_a_chat(upstream: tuple[str, MadeUp]) -> None:
 
 
 ASKS: dict[str, Callable[[ServerSource], Any]] = {
-    "read": lambda one: one.read(asked(["x"])),
+    "read": lambda one: sources.read(one, asked(["x"])[0]),
     "score": lambda one: one.score(ADAPTER, [[1, 2]], 3),
     "look up": lambda one: one.look_up(ADAPTER, [([1], [2])]),
 }
@@ -169,7 +170,7 @@ def test_odd_replies(upstream: tuple[str, MadeUp]) -> None:
 
     async def another() -> None:
         asking = source(url)
-        [read] = await asking.read(asked(["xy"]))
+        read = await sources.read(asking, asked(["xy"])[0])
         made.changed = {"prompt_token_ids": [1, 3]}
         await asking.decode([read], True, 2)
 
@@ -184,7 +185,7 @@ def test_the_command(
     html = tmp_path / "page.html"
     given = ("--url", upstream[0], "--adapter", ADAPTER, "--prompt", "ab", "--max-tokens", "4")
     methods = ("--method", "cold:beta=2", "--method", "greedy")
-    assert run(parse(*given, *methods, "--html", str(html), "--full")) == 0
+    assert run(parse(*given, *methods, "--html", str(html))) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "cold, beta 2: against base model, weight -2 (2 tokens)" in printed
     assert f"server at {upstream[0]}" in printed and f"page: {html}" in printed

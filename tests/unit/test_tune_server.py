@@ -289,7 +289,6 @@ def test_ctrl_c_keeps_what_is_there(
         (("--dtype", "half"), "--dtype: is for an engine in this process, and --url asks"),
         (("--enforce-eager",), "--enforce-eager: is for an engine"),
         (("--engine-args", "{}"), "--engine-args: is for an engine"),
-        (("--max-lora-rank", "8"), "--max-lora-rank: is for an engine"),
         (("--concurrency", "-1"), "--concurrency=-1: must be 1 or more"),
         (("--concurrency", "0"), "--concurrency=0: must be 1 or more"),
         (("--adapter", "none"), "--adapter=none: no such adapter on the server (loaded: chat, sql"),

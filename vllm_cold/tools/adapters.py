@@ -56,65 +56,34 @@ def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adap
     found = [] if expert is None else [read_adapter("--adapter", expert)]
     for text in amateurs:
         one = read_adapter("--amateur", text)
-        for number, other in enumerate(found):
-            if one.folder == other.folder:
-                raise ToolError(
-                    f"--amateur={text!r}: is the adapter itself; leave it out: an amateur is the "
-                    "base model, or the adapter where it has another prompt"
-                    if expert is not None and number == 0
-                    else f"--amateur={text!r}: is given twice"
-                )
-            if one.name == other.name:
-                raise ToolError(
-                    f"--amateur={text!r}: has the name {other.name!r} of another adapter; give it "
-                    "one of its own as NAME=FOLDER"
-                )
+        if one.folder in (other.folder for other in found):
+            raise ToolError(
+                f"--amateur={text!r}: is given twice; leave it out: an amateur is the base model, "
+                "or the adapter where it has another prompt"
+            )
+        if one.name in (other.name for other in found):
+            raise ToolError(
+                f"--amateur={text!r}: has the name {one.name!r} of another adapter; give it one of "
+                "its own as NAME=FOLDER"
+            )
         found.append(one)
     return found
 
 
-def engine_arguments(adapters: Sequence[Adapter], rank: int | None = None) -> dict[str, Any]:
+def engine_arguments(adapters: Sequence[Adapter]) -> dict[str, Any]:
     """Arguments of ``vllm.LLM`` for an engine that takes CoLD requests with these adapters, or
     with other prompts alone, and decodes no request with CoLD that does not ask.
 
-    Args:
-        adapters: All that are used.
-        rank: ``--max-lora-rank``; None for what they need.
-
     Raises:
-        ToolError: a rank without adapters; see also ``lora_rank``.
+        ToolError: an adapter has a larger rank than vLLM serves.
     """
     if not adapters:
-        if rank is not None:
-            raise ToolError(f"--max-lora-rank={rank}: there is no adapter here; leave it out")
         return {"additional_config": {"cold": {"enabled": False}}}
-    return {
-        "enable_lora": True,
-        "max_loras": len(adapters),
-        "max_lora_rank": lora_rank(adapters, rank),
-    }
-
-
-def lora_rank(adapters: Sequence[Adapter], given: int | None = None) -> int:
-    """``--max-lora-rank``: as given, or the smallest of vLLM's choices that holds all adapters.
-
-    Raises:
-        ToolError: too small for an adapter, or none of vLLM's choices.
-    """
     needed = max(adapter.rank for adapter in adapters)
-    if given is not None:
-        if given not in RANKS:
-            raise ToolError(f"--max-lora-rank={given}: vLLM takes {', '.join(map(str, RANKS))}")
-        if given < needed:
-            raise ToolError(
-                f"--max-lora-rank={given}: an adapter has rank {needed}; leave it out to have it "
-                "read from adapter_config.json"
-            )
-        return given
-    for rank in RANKS:
-        if rank >= needed:
-            return rank
-    raise ToolError(f"an adapter has rank {needed}, and vLLM serves ranks up to {RANKS[-1]}")
+    if needed > RANKS[-1]:
+        raise ToolError(f"an adapter has rank {needed}, and vLLM serves ranks up to {RANKS[-1]}")
+    rank = next(rank for rank in RANKS if rank >= needed)
+    return {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
 
 
 def read_model(model: str) -> str:

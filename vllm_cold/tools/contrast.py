@@ -88,31 +88,15 @@ def as_written(error: ColdError, own: Collection[str] = ()) -> str:
     return f"{field}{value}{problem}"
 
 
-def check_unicode(option: str, text: str) -> str:
-    """A text as it is.
-
-    Raises:
-        ToolError: it has half a surrogate pair, as bytes that are not UTF-8 become.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ToolError(
-            f"{option}: is no UTF-8 text; set the terminal's encoding to UTF-8"
-        ) from None
-    return text
-
-
 def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[str, Any]:
     """What options say of the contrast, as flat arguments; what is not given is not there.
 
     Args:
-        options: Each of ``OPTIONS`` is None, or a list of texts: one for all amateurs, or one for
-            each.
+        options: Each of ``OPTIONS`` is None, or a list of texts.
         named: What is called how, of what ``--amateur`` says.
 
     Raises:
-        ToolError: one is out of range, or they do not fit together.
+        ToolError: one is out of range.
     """
     args: dict[str, Any] = {}
     try:
@@ -120,20 +104,10 @@ def option_args(options: argparse.Namespace, named: Mapping[str, str]) -> dict[s
             if (given := getattr(options, name)) is None:
                 continue
             values = [
-                read(name, named.get(text, text) if name == "amateur" else text)
-                for text in (check_unicode(option_of(name), text) for text in given)
+                read(name, named.get(text, text) if name == "amateur" else text) for text in given
             ]
             value = values if len(values) > 1 else values[0]
             args[PREFIX + name] = check(name, value, PREFIX + name)
-        lists = [key for key, value in args.items() if isinstance(value, list)]
-        # Alone, a list of these would be what one amateur does not read.
-        if lists and all(key in (PREFIX + "without", PREFIX + "part") for key in lists):
-            raise ColdError(
-                lists[0],
-                args[lists[0]],
-                "there is one for each amateur; give as many --amateur, '' for none of its own",
-            )
-        describe(parse_request_args(args).contrast)
     except ColdError as error:
         raise ToolError(as_written(error)) from None
     return args

@@ -92,8 +92,7 @@ def unloadable() -> dict[str, str]:
 
 
 def _import_error(names: str) -> str:
-    """Why these cannot be imported, one after the other, in a process of its own; "" if they can.
-    """
+    """Why these cannot all be imported, in a process of its own; "" if they can."""
     command = [sys.executable, "-P", "-W", "ignore", "-c", f"import {names}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not done.returncode:

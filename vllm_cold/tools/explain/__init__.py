@@ -100,7 +100,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     reads = parser.add_argument_group(
         "what amateurs read, and how much they count",
         "As a request's cold_* keys, for all prompts. Repeated, an option has a value for each\n"
-        "amateur, '' for none but in --weights.",
+        "amateur, '' for none but in --weights; --without alone leaves out all that it names.",
     ).add_argument
     for name in (name for name in CONTRAST if name not in ("preset", "amateur")):
         metavar = name.rpartition("_")[2].upper()
@@ -128,12 +128,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         type=Path,
         default=Path("cold-explain.html"),
         help="where to write the page (cold-explain.html)",
-    )
-    output(
-        "--full",
-        action="store_true",
-        help="print the candidates of every token, not only where CoLD and greedy differ; the "
-        "page has them all",
     )
 
 

@@ -10,7 +10,7 @@ from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account
 from vllm_cold.tools.explain.prompts import DEFAULT, Asked, Column
-from vllm_cold.tools.explain.source import MAX_NAMED, Decoded, Read, Source
+from vllm_cold.tools.explain.source import MAX_NAMED, Decoded, Read, Source, read, side_by_side
 from vllm_cold.tools.explain.trace import (
     BASE,
     Amateur,
@@ -119,9 +119,12 @@ async def read_all(
     Raises:
         ToolError: one does not fit the model with an answer of ``max_tokens``.
     """
-    reads = {name: await source.read(asked) for name, asked in methods.items()}
-    for read in (one for those in reads.values() for one in those):
-        _check_length(read, max_tokens, source.max_model_len)
+    reads = {
+        name: await side_by_side(read(source, one) for one in asked)
+        for name, asked in methods.items()
+    }
+    for one in (one for those in reads.values() for one in those):
+        _check_length(one, max_tokens, source.max_model_len)
     return reads
 
 

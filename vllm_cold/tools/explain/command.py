@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 
-from vllm_cold.method.settings import KNOBS, PREFIX
+from vllm_cold.method.amateurs import read_prompt
+from vllm_cold.method.settings import KNOBS, PREFIX, ColdError
 from vllm_cold.tools.adapters import read_adapters
-from vllm_cold.tools.contrast import check_unicode, option_args, refuse_equal
+from vllm_cold.tools.contrast import option_args, refuse_equal
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
 from vllm_cold.tools.explain.prompts import (
@@ -68,10 +69,14 @@ def ask_all(
         ToolError: names the option, or the file and the line.
     """
     if rows is None:
-        if options.prompt == "":
-            raise ToolError("--prompt: is empty")
-        text = check_unicode("--prompt", options.prompt or "")
-        rows = [Row(text, {})] if options.prompts is None else read_prompts(options.prompts)
+        if options.prompts is not None:
+            rows = read_prompts(options.prompts)
+        else:
+            try:
+                read_prompt("--prompt", options.prompt)
+            except ColdError as error:
+                raise ToolError(str(error)) from None
+            rows = [Row(options.prompt, {})]
     named: dict[str, str] = {}
     if options.url is None and (paths := amateur_paths(options)):
         adapters = read_adapters(options.adapter, paths)[-len(paths) :]
@@ -173,6 +178,6 @@ def run(options: argparse.Namespace) -> int:
     except OSError as error:
         raise ToolError(f"--html={options.html}: cannot be written: {error}") from error
     console = Console(highlight=False)
-    terminal.show(console, report, options.full)
+    terminal.show(console, report)
     console.print(f"page: {options.html}", markup=False, soft_wrap=True)
     return 0

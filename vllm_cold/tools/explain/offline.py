@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.adapters import engine_arguments, read_adapters, read_model
-from vllm_cold.tools.contrast import read_streams
+from vllm_cold.tools.contrast import Content
 from vllm_cold.tools.engine import (
     cold_params,
     engine_errors,
@@ -19,7 +18,6 @@ from vllm_cold.tools.engine import (
     start_llm,
 )
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.source import Decoded, Read, make_row
 from vllm_cold.tools.explain.trace import Row
 
@@ -53,7 +51,7 @@ class OfflineSource:
     def __init__(
         self, model: str, adapter: str | None = None, amateurs: Sequence[str] = (), **engine: Any
     ) -> None:
-        self._base = model
+        self.base = model
         model = read_model(model)
         adapters = read_adapters(adapter, amateurs)
         prepare_environment()
@@ -74,11 +72,15 @@ class OfflineSource:
 
         from vllm_cold.vllm.versions import vllm_version
 
-        self._loaded = {a.name: LoRARequest(a.name, i, a.folder) for i, a in enumerate(adapters, 1)}
+        self._adapters = {
+            a.name: LoRARequest(a.name, i, a.folder) for i, a in enumerate(adapters, 1)
+        }
         config = self.llm.llm_engine.model_config
         dtype = str(config.dtype).removeprefix("torch.")
         self.model = Path(model).name
         self.expert = None if adapter is None else adapters[0].name
+        self.loaded = [one.name for one in adapters]
+        self._make = prompt_maker(self.llm)
         self.about = f"vLLM {vllm_version()} in one process, {dtype}"
         self.max_model_len: int | None = int(config.max_model_len)
         self.vocab_size: int | None = int(config.get_vocab_size())
@@ -87,19 +89,9 @@ class OfflineSource:
         """End the engine."""
         self.llm.llm_engine.engine_core.shutdown()
 
-    async def read(self, prompts: Sequence[Asked]) -> list[Read]:
+    async def tokens(self, field: str, reads: Content) -> list[int]:
         """See ``Source``."""
-        make, names, found = prompt_maker(self.llm), list(self._loaded), []
-        for one in prompts:
-            amateurs = one.contrast.amateurs
-            try:
-                streams = read_streams(
-                    one.row.prompt, amateurs, make, self.expert, self._base, names, one.chat
-                )
-            except ColdError as error:
-                raise one.row.refusal(error) from error
-            found.append(Read(one, streams))
-        return found
+        return self._make(field, reads)
 
     async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
         """See ``Source``."""
@@ -109,7 +101,7 @@ class OfflineSource:
             else cold_params(
                 one.asked.contrast,
                 one.streams,
-                self._loaded,
+                self._adapters,
                 temperature=0.0,
                 max_tokens=max_tokens,
             )
@@ -156,7 +148,7 @@ class OfflineSource:
         if not texts:
             return []
         prompts = [{"prompt_token_ids": list(text)} for text in texts]
-        lora = None if adapter is None else self._loaded[adapter]
+        lora = None if adapter is None else self._adapters[adapter]
         try:
             with engine_errors():
                 found = self.llm.generate(prompts, params, lora_request=lora, use_tqdm=False)

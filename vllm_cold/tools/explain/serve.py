@@ -39,8 +39,8 @@ from vllm_cold.tools.explain.command import (
     open_server,
 )
 from vllm_cold.tools.explain.prompts import MAX_COLUMNS, Column, Row, parts_of
-from vllm_cold.tools.explain.server import ServerSource, joined, side_by_side
-from vllm_cold.tools.explain.source import Decoded, Read
+from vllm_cold.tools.explain.server import ServerSource, joined
+from vllm_cold.tools.explain.source import Decoded, Read, side_by_side
 from vllm_cold.tools.explain.trace import GREEDY, Answer
 from vllm_cold.tools.server import Server, check_options
 

@@ -3,31 +3,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
 import re
-from collections.abc import AsyncIterator, Awaitable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import httpx
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from vllm_cold.method.settings import PREFIX, ColdError
-from vllm_cold.tools.contrast import (
-    Content,
-    amateur_reads,
-    expert_reads,
-    make_streams,
-    request_args,
-)
+from vllm_cold.method.settings import PREFIX
+from vllm_cold.tools.contrast import Content, expert_reads, request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
-from vllm_cold.tools.explain.source import Decoded, Read, make_row
+from vllm_cold.tools.explain.source import Decoded, Read, make_row, side_by_side
 from vllm_cold.tools.explain.trace import Row
 from vllm_cold.tools.server import Server, check_adapter
 
 WANTED_TOP = 256  # asked for where 20, vLLM's default for --max-logprobs, are not enough
-AT_ONCE = 32  # requests; the server works on them side by side
 _NO_LOGPROB = -9999.0  # vLLM's servers send this for -inf, which JSON does not have
 
 # A server takes what a request leaves out from the model's generation_config.json.
@@ -96,8 +88,8 @@ class ServerSource:
         if expert is not None:
             check_adapter("--adapter", expert, server.loaded)
         self._server = server
-        self.model = server.base
-        self.expert = expert
+        self.model = self.base = server.base
+        self.expert, self.loaded = expert, server.loaded
         self.about = f"server at {server.root}"
         self.max_model_len = server.max_model_len
         self.vocab_size: int | None = None
@@ -128,23 +120,8 @@ class ServerSource:
             found = _Whole.model_validate_json(reply.text)
         return found.choices[0], found
 
-    async def read(self, prompts: Sequence[Asked]) -> list[Read]:
-        """See ``Source``. The server itself tokenizes, for completions of one token."""
-        return await side_by_side(map(self._read, prompts))
-
-    async def _read(self, asked: Asked) -> Read:
-        row, amateurs, chat = asked.row, asked.contrast.amateurs, asked.chat
-        try:
-            others = [amateur_reads(row.prompt, one, chat) for one in amateurs]
-            own = await self._tokens(expert_reads(row.prompt, chat))
-            ids = [own if reads is None else await self._tokens(reads) for reads in others]
-            server = self._server
-            streams = make_streams(amateurs, own, ids, self.expert, self.model, server.loaded)
-        except ColdError as error:
-            raise row.refusal(error) from error
-        return Read(asked, streams)
-
-    async def _tokens(self, reads: Content) -> list[int]:
+    async def tokens(self, field: str, reads: Content) -> list[int]:
+        """See ``Source``. The server itself tokenizes, for a completion of one token."""
         choice, reply = await self._ask(reads.value, self.expert)
         found = reply.prompt_token_ids or choice.prompt_token_ids
         return self._need(found, "choices.0.prompt_token_ids")
@@ -259,19 +236,3 @@ def joined(parts: Sequence[Decoded]) -> Decoded:
         "".join(part.text for part in parts),
         next((part.finish_reason for part in parts if part.finish_reason), ""),
     )
-
-
-async def side_by_side(questions: Iterable[Awaitable[_T]]) -> list[_T]:
-    """What is answered to each, in their order; the first error ends all."""
-    seats = asyncio.Semaphore(AT_ONCE)
-
-    async def seated(question: Awaitable[_T]) -> _T:
-        async with seats:
-            return await question
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(seated(question)) for question in questions]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]

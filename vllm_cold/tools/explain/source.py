@@ -7,17 +7,21 @@ named tokens. ``offline.py`` runs an engine in this process, ``server.py`` asks 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import asyncio
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
-from vllm_cold.tools.contrast import Stream
+from vllm_cold.method.settings import ColdError
+from vllm_cold.tools.contrast import Content, Stream, amateur_reads, expert_reads, make_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.trace import Logprob, Row
 
 # vLLM's MAX_LOGPROB_TOKEN_IDS: how many tokens one request can name.
 MAX_NAMED = 128
+AT_ONCE = 32  # requests; a server works on them side by side
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +47,25 @@ class Source(Protocol):
     """What can be asked; each method raises ToolError where the source cannot answer.
 
     Attributes:
-        model: The base model's name.
+        model: The base model's name, as it is shown.
+        base: The same, as an amateur calls it.
         expert: The name of the expert's adapter, None for none.
+        loaded: The names of all adapters.
         about: Where the numbers come from, in words.
         max_model_len: The most tokens of a prompt and its answer, None if it is not known.
         vocab_size: None if it is not known.
     """
 
     model: str
+    base: str
     expert: str | None
+    loaded: list[str]
     about: str
     max_model_len: int | None
     vocab_size: int | None
 
-    async def read(self, prompts: Sequence[Asked]) -> list[Read]:
-        """Each prompt as its streams read it."""
+    async def tokens(self, field: str, reads: Content) -> Sequence[int]:
+        """The token ids of what a stream reads; may raise ColdError, which names ``field``."""
 
     async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
         """The answers with CoLD, or the expert's greedy ones."""
@@ -79,6 +87,41 @@ class Source(Protocol):
         """ln-probabilities by id, of the up to ``MAX_NAMED`` ids that are named beside each text's
         ids, as what might follow it.
         """
+
+
+async def read(source: Source, asked: Asked) -> Read:
+    """A prompt as its streams read it.
+
+    Raises:
+        ToolError: one cannot be made, or an amateur reads what its expert does.
+    """
+    row, amateurs = asked.row, asked.contrast.amateurs
+    try:
+        own = await source.tokens("prompt", expert_reads(row.prompt, asked.chat))
+        ids = []
+        for one in amateurs:
+            reads = amateur_reads(row.prompt, one, asked.chat)
+            ids.append(own if reads is None else await source.tokens(one.prompt_field, reads))
+        streams = make_streams(amateurs, own, ids, source.expert, source.base, source.loaded)
+    except ColdError as error:
+        raise row.refusal(error) from error
+    return Read(asked, streams)
+
+
+async def side_by_side(questions: Iterable[Awaitable[_T]]) -> list[_T]:
+    """What is answered to each, in their order; the first error ends all."""
+    seats = asyncio.Semaphore(AT_ONCE)
+
+    async def seated(question: Awaitable[_T]) -> _T:
+        async with seats:
+            return await question
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(seated(question)) for question in questions]
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 def make_row(values: Mapping[int, tuple[float, str | None]]) -> Row:

@@ -26,19 +26,16 @@ _HEAT = (
     "black on #e67b42",
 )
 _LISTED = 4  # candidates of a step in the short table
-_AMATEURS = 3  # that a table has columns for
 
 
-def show(console: Console, report: Report, full: bool = False) -> None:
-    """Print the report.
+def show(console: Console, report: Report) -> None:
+    """Print the report, with the best candidates where a method and greedy differ.
 
     Without colours (``NO_COLOR``, a pipe) tokens at which CoLD differs are put in brackets.
 
     Args:
         console: Where to print.
         report: What to print.
-        full: List all candidates of every token, not the best ones of those tokens at which a
-            method and greedy differ.
     """
     console.print(Text(f"expert: {report.adapter}, {report.model}; {report.source}"))
     console.print(_legend(console))
@@ -52,12 +49,10 @@ def show(console: Console, report: Report, full: bool = False) -> None:
                 if one.pieces:
                     console.print(Padding(_pieces(console, one.pieces), (0, 0, 0, 2)))
         for answer in explanation.answers:
-            _answer(console, report, explanation, answer, full)
+            _answer(console, report, explanation, answer)
 
 
-def _answer(
-    console: Console, report: Report, explanation: Explanation, answer: Answer, full: bool
-) -> None:
+def _answer(console: Console, report: Report, explanation: Explanation, answer: Answer) -> None:
     method = report.methods[answer.method]
     summary = words.summary(report, explanation, answer)
     console.print()
@@ -65,9 +60,8 @@ def _answer(
     console.print(Padding(_tokens(console, answer), (0, 0, 0, 2)))
     for note in words.notes(method, answer):
         console.print(Padding(Text(note.text, style="yellow" if note.warns else "dim"), (0, 2)))
-    steps = [i for i, step in enumerate(answer.steps) if full or step.differs]
-    if steps and (full or not answer.greedy):
-        console.print(_table(report, answer, steps, full))
+    if not answer.greedy and any(step.differs for step in answer.steps):
+        console.print(_table(report, answer))
 
 
 def _plain(console: Console) -> bool:
@@ -112,16 +106,12 @@ def _tokens(console: Console, answer: Answer) -> Text:
     return text
 
 
-def _table(report: Report, answer: Answer, steps: Sequence[int], full: bool) -> Table:
-    """The candidates of the tokens of an answer."""
+def _table(report: Report, answer: Answer) -> Table:
+    """The candidates where an answer's method and greedy differ."""
     method = report.methods[answer.method]
     amateurs = len(answer.steps[0].weights)
-    shown = min(amateurs, _AMATEURS)
-    which = "every token" if full else f"where {method.name} and greedy differ"
-    if shown < amateurs:
-        which += f"; amateurs 1 to {shown} of {amateurs}, the page has all"
     table = Table(
-        title=f"{report.title(answer)}, {which}",
+        title=f"Where {method.name} and greedy differ",
         title_justify="left",
         title_style="bold",
         box=box.SIMPLE_HEAD,
@@ -130,23 +120,24 @@ def _table(report: Report, answer: Answer, steps: Sequence[int], full: bool) -> 
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("token", overflow="fold", min_width=6)
     table.add_column("")
-    names = ["amateur"] if amateurs == 1 else [f"amateur {i + 1}" for i in range(shown)]
+    names = ["amateur"] if amateurs == 1 else [f"amateur {i + 1}" for i in range(amateurs)]
     last = ["bits", "valid", *(["weight"] if method.settings.adaptive else [])]
     for column in ("expert", *names, "score", *last):
         table.add_column(column, justify="right")
-    for index in steps:
-        step = answer.steps[index]
+    for number, step in enumerate(answer.steps, 1):
+        if not step.differs:
+            continue
         weights = words.weights(method, step)
         of_step = [f"{step.divergence:.2f}", words.size(method, step)]
         of_step += [weights[1]] if weights else []
-        for line, candidate in enumerate(step.candidates if full else _leading(step)):
+        for line, candidate in enumerate(_leading(step)):
             badges = words.badges(method, answer, step, candidate)
             table.add_row(
-                "" if line else str(index + 1),
+                "" if line else str(number),
                 Text(visible.alone(candidate.text, candidate.token)),
-                Text(", ".join(badges) or ("" if candidate.valid else "cut")),
+                Text(", ".join(badges)),
                 _percent(candidate.expert),
-                *map(_percent, candidate.amateurs[:shown]),
+                *map(_percent, candidate.amateurs),
                 "?" if candidate.score is None else f"{candidate.score:.2f}",
                 *([""] * len(last) if line else of_step),
                 style=None if candidate.valid else "dim",

@@ -129,9 +129,6 @@ def add_parser(subparsers: Any) -> None:
     engine = parser.add_argument_group("engine, as for vllm serve")
     engine.add_argument("--dtype", help="(default: the model's)")
     engine.add_argument("--max-model-len", type=int, help="(default: the model's)")
-    engine.add_argument(
-        "--max-lora-rank", type=int, help="(default: what adapter_config.json asks for)"
-    )
     engine.add_argument("--max-num-seqs", type=int, help="a CoLD request counts twice or more")
     engine.add_argument("--gpu-memory-utilization", type=float)
     engine.add_argument("--tensor-parallel-size", type=int)

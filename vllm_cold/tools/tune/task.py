@@ -30,7 +30,7 @@ ENGINE_OPTIONS = (
     "gpu_memory_utilization",
     "tensor_parallel_size",
 )
-ENGINE_ONLY = (*ENGINE_OPTIONS, "max_lora_rank", "enforce_eager", "engine_args")
+ENGINE_ONLY = (*ENGINE_OPTIONS, "enforce_eager", "engine_args")
 SERVER_ONLY = (*servers.OPTIONS, "concurrency")
 OWN_ARGUMENTS = {"model", "enable_lora", "max_loras", "disable_log_stats", "use_tqdm_on_load"}
 
@@ -153,7 +153,7 @@ def read_task(options: argparse.Namespace) -> Task:
 
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:
-    engine = engine_arguments(adapters, options.max_lora_rank)
+    engine = engine_arguments(adapters)
     for name in ENGINE_OPTIONS:
         if (value := getattr(options, name)) is not None:
             engine[name] = value
