@@ -2,7 +2,7 @@
 """What scoring costs, on this machine's GPU or NPU or, without one, its CPU. Needs torch, no vLLM.
 
 ``python -m benchmarks.bench_scoring [--groups 1 8 32 128] [--streams 2 3 4]
-[--vocab 49152 152064] [--rounds 30] [--dtype fp32 bf16] [--form dense inplace top20]
+[--vocab 49152 152064] [--rounds 30] [--dtype fp32 bf16] [--form dense inplace]
 [--alpha 0.1] [--adaptive] [--device cpu] [--check-only]``
 
 Systems: this package's kernel, torch operations (backend "torch"), the same through torch.compile,
@@ -37,12 +37,11 @@ from benchmarks.rounds import (
     spread_text,
     table,
 )
-from tests.ops.conformance import Case, check_dense, check_topk, make_case
-from vllm_cold.ops import registry, scoring, scoring_cpu
+from tests.ops.conformance import Case, check_dense, make_case
+from vllm_cold.ops import registry, scoring_cpu
 from vllm_cold.ops.interface import Backend, Groups
 
-FORMS = ("dense", "inplace", "top20")
-K = 20
+FORMS = ("dense", "inplace")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 COPY, EAGER, COMPILED = "memory copy", "torch eager", "torch.compile"
 
@@ -65,8 +64,7 @@ class Workload:
         what no candidate needs: then its share of the copy may be above 1.)
         """
         logits = self.streams * self.groups * self.vocab * DTYPES[self.dtype].itemsize
-        rows_written = {"dense": 1, "inplace": 1, "top20": 0}[self.form]
-        return logits + rows_written * self.groups * self.vocab * 4
+        return logits + self.groups * self.vocab * 4
 
     def case(self) -> Case:
         """Its data, on the CPU: about a dozen valid tokens a group at alpha 0.1."""
@@ -105,8 +103,6 @@ class Buffers:
             torch.full(shape, math.nan, device=device)
             for _ in range(copies if load.form == "dense" else 0)
         ]
-        self.best = torch.full((load.groups, K), math.nan, device=device)
-        self.ids = torch.full((load.groups, K), 10**12, device=device)
 
     def restore(self) -> None:
         """Undo what scoring in place did."""
@@ -116,13 +112,8 @@ class Buffers:
 
     def score(self, backend: Backend, copy: int) -> None:
         """One call of the backend."""
-        if self.load.form == "top20":
-            dense = torch.empty(self.load.groups, self.load.vocab, device=self.best.device)
-            backend.scores(self.logits[copy], self.groups, dense, None)
-            scoring.select(dense, self.best, self.ids)
-        else:
-            out = self.out[copy] if self.load.form == "dense" else None
-            backend.scores(self.logits[copy], self.groups, out, None)
+        out = self.out[copy] if self.load.form == "dense" else None
+        backend.scores(self.logits[copy], self.groups, out, None)
 
 
 def compiled(backend: Backend) -> Backend:
@@ -137,17 +128,11 @@ def check(load: Workload, case: Case, backend: Backend, device: torch.device) ->
         buffers.score(backend, 0)
         if load.form == "dense":
             check_dense(case, buffers.out[0].cpu())
-        elif load.form == "inplace":
+        else:
             logits = buffers.logits[0].cpu()
             check_dense(case, logits[case.expert_rows])
             if not (logits[case.amateur_rows] < math.inf).all():
                 raise ValueError("an amateur's row cannot be sampled from")
-        else:
-            # The top-k is held to the backend's own scores, and these to the reference.
-            dense = torch.full((load.groups, load.vocab), math.nan, device=device)
-            backend.scores(buffers.logits[0], buffers.groups, dense, None)
-            check_dense(case, dense.cpu())
-            check_topk(K, buffers.best.cpu(), buffers.ids.cpu(), dense.cpu())
     except Exception as error:  # whatever it is, it must not end in a speed
         return f"{type(error).__name__}: {error}"
     return ""

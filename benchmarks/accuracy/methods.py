@@ -100,7 +100,6 @@ class Method:
         bare: Whether the expert takes its adapter off.
         sampling: Fields of ``SamplingParams`` other than greedy decoding's.
         votes: Answers drawn, of which the most frequent one counts.
-        against: Key of the method that it is compared with.
     """
 
     key: str
@@ -111,7 +110,6 @@ class Method:
     bare: bool = False
     sampling: Mapping[str, Any] = field(default_factory=dict)
     votes: int = 1
-    against: str = "greedy"
 
     def is_for(self, cell: Cell, problem: Problem) -> bool:
         """Whether the cell asks for such methods and the problem has such prompts."""
@@ -180,7 +178,6 @@ def preset(name: PresetName, key: str = "", amateur: AmateurKind = "without") ->
 
 
 _ADAPTIVE = {"alpha": 0.1, "beta": "adaptive", "beta_max": DEFAULT_BETA_MAX}
-_DRAWN = {"temperature": 1.0}
 # Without a contrast, for one stream, where a better answer may be had for less.
 PLAIN = (
     Method("greedy"),
@@ -205,20 +202,9 @@ ADAPTED = (
     preset("cold", "cold, amateur: quarter", amateur="quarter"),
     fixed(0.01, 2.0, "base"),
 )
-# A contrast makes a distribution sharper by 1 + beta and cuts it off at alpha: so does min_p at a
-# lower temperature. vLLM takes min_p of the sharper distribution: 0.1 there is 0.22 here, and 0.1
-# here is 0.03 there.
-SAMPLED = (
-    Method("sampled", sampling=_DRAWN),
-    Method("sampled, min_p 0.1", sampling={"temperature": 1.0, "min_p": 0.1}),
-    Method("sampled, min_p 0.1 at T / 1.5", sampling={"temperature": 1 / 1.5, "min_p": 0.1}),
-    Method("sampled, min_p 0.03 at T / 1.5", sampling={"temperature": 1 / 1.5, "min_p": 0.1**1.5}),
-    Method("sampled, alpha 0.1, beta 0.5", {"alpha": 0.1, "beta": 0.5}, sampling=_DRAWN,
-           against="sampled, min_p 0.1 at T / 1.5"),
-    # As many tokens as a contrast takes, and more.
-    *(Method(f"vote of {n}", sampling={"temperature": 0.7}, votes=n) for n in (3, 5)),
-)  # fmt: skip
-METHODS = {method.key: method for method in (*PLAIN, *CONTRASTS, *ADAPTED, *SAMPLED)}
+# As many tokens as a contrast takes, and more.
+VOTES = tuple(Method(f"vote of {n}", sampling={"temperature": 0.7}, votes=n) for n in (3, 5))
+METHODS = {method.key: method for method in (*PLAIN, *CONTRASTS, *ADAPTED, *VOTES)}
 # Settings of which the best on dev is decoded on test; of equal ones the first, which is milder.
 GRID = tuple(
     fixed(alpha, beta, amateur)

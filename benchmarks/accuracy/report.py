@@ -116,13 +116,10 @@ class Table:
     model: str
     columns: list[Column] = field(default_factory=list)
 
-    def methods(self) -> list[tuple[str, str]]:
-        """Those with an entry, and what each is compared with."""
-        known = {key: method.against for key, method in METHODS.items()} | {PICKED: GREEDY}
+    def methods(self) -> list[str]:
+        """Those with an entry."""
         return [
-            (key, against)
-            for key, against in known.items()
-            if any(key in column.differences for column in self.columns)
+            key for key in (*METHODS, PICKED) if any(key in c.differences for c in self.columns)
         ]
 
     def measures(self) -> list[str]:
@@ -158,12 +155,7 @@ def column(cell: Cell, found: Mapping[str, Judged]) -> Column:
 
 
 def _differences(right: Mapping[str, Bits]) -> dict[str, Difference]:
-    against = {key: method.against for key, method in METHODS.items()} | {PICKED: GREEDY}
-    return {
-        key: compare(bits, right[against[key]])
-        for key, bits in right.items()
-        if key != GREEDY and against[key] in right
-    }
+    return {key: compare(bits, right[GREEDY]) for key, bits in right.items() if key != GREEDY}
 
 
 def together(cells: Sequence[tuple[Cell, Mapping[str, Judged]]]) -> Column | None:

@@ -36,34 +36,27 @@ def kv_gib(config: Mapping[str, Any], itemsize: int, streams: int, length: int) 
     return math.ceil((blocks + 1) * BLOCK * per_token * itemsize / 2**30)
 
 
-def widened(config: Mapping[str, Any], rank: int) -> dict[str, Any]:
-    """An adapter's configuration at a larger rank and the same scale.
-
-    Raises:
-        ValueError: The rank is below the adapter's, or the adapter's scale is not alpha / r alone.
-    """
-    old = config["r"]
-    if rank < old:
-        raise ValueError(f"rank={rank}: must be {old} or more, the rank of the adapter")
-    for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"):
-        if config.get(name):
-            raise ValueError(f"{name}={config[name]!r}: must be unset in an adapter to widen")
-    alpha = config["lora_alpha"] * rank / old
-    return {**config, "r": rank, "lora_alpha": int(alpha) if alpha == int(alpha) else alpha}
-
-
 def widen(source: Path, target: Path, rank: int) -> None:
     """Write the adapter ``source`` to the folder ``target`` at another rank, the same function.
 
     A gets random rows: zeros would be left out of the second product by this package's kernels.
+
+    Raises:
+        ValueError: The rank is below the adapter's, or the adapter's scale is not alpha / r alone.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
     config = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     more = rank - config["r"]
+    if more < 0:
+        raise ValueError(f"rank={rank}: must be {config['r']} or more, the rank of the adapter")
+    for name in ("rank_pattern", "alpha_pattern", "use_rslora", "use_dora"):
+        if config.get(name):
+            raise ValueError(f"{name}={config[name]!r}: must be unset in an adapter to widen")
+    wide = {**config, "r": rank, "lora_alpha": config["lora_alpha"] * rank / config["r"]}
     target.mkdir()
-    (target / "adapter_config.json").write_text(json.dumps(widened(config, rank)))
+    (target / "adapter_config.json").write_text(json.dumps(wide))
     weights = {}
     generator = torch.Generator().manual_seed(0)
     for name, weight in load_file(source / "adapter_model.safetensors").items():

@@ -1,18 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """``python -m benchmarks.bench_e2e --speculation``: what drafts are worth, with CoLD and without.
 
-``[--models smollm2 gemma] [--batch 1 8 32] [--drafts 4] [--tokens 48] [--rounds 3] [--quick]
-[--json FILE]``. Four ways to decode the same requests: greedy (with the adapter where the workload
-has one) and CoLD, each without drafts and with vLLM's look-up of n-grams of 1 to 4 tokens. Those
-without drafts are one engine, those with drafts another, each in a process of its own as in
-``benchmarks.bench_e2e``; one computes at a time, in rounds of shuffled order.
+``[--batch 1 8 32] [--drafts 4] [--tokens 48] [--rounds 3] [--quick] [--json FILE]``. Four ways to
+decode the same requests: greedy (with the adapter where the workload has one) and CoLD, each
+without drafts and with vLLM's look-up of n-grams of 1 to 4 tokens. Those without drafts are one
+engine, those with drafts another, each in a process of its own as in ``benchmarks.bench_e2e``; one
+computes at a time, in rounds of shuffled order.
 
 - ``edit``: a text of facts is repeated with a change; the amateur lacks the text;
 - ``orders``: orders as JSON, with an adapter; the amateur is the base model;
 - ``free``: stories in a style; the amateur is not told the style.
 
-``gemma`` (Gemma 3 270M, which follows no chats) has the first alone. Answers end where the model
-ends them, as text behind that would repeat itself.
+Answers end where the model ends them, as text behind that would repeat itself.
 
 Tokens may not depend on drafts. In float32 each token is compared before a speed is printed, at one
 batch size and without compiling the model, which takes a minute an engine; where two differ, the
@@ -50,7 +49,6 @@ from benchmarks.rounds import (
 )
 from examples.demo import ADAPTERS
 
-MODELS = ("smollm2", "gemma")
 CHECKED = 8  # the largest batch that is compared in float32
 LOOKUP = {"method": "ngram", "prompt_lookup_min": 1, "prompt_lookup_max": 4}
 FULL: dict[str, Any] = {"batch": [1, 8, 32], "tokens": 48, "rounds": 3}
@@ -73,13 +71,11 @@ class Workload:
         name: For tables.
         prompts: Token ids.
         own: The amateurs' prompts; empty if they are the base model with the expert's.
-        stops: Tokens that end an answer, beside the end of the text.
     """
 
     name: str
     prompts: list[list[int]]
     own: list[list[list[int]]] = field(default_factory=list)
-    stops: list[int] = field(default_factory=list)
 
 
 def edits(count: int) -> list[tuple[str, str]]:
@@ -104,8 +100,8 @@ def edits(count: int) -> list[tuple[str, str]]:
     return found
 
 
-def workloads(model: str, tokenizer: Any, count: int) -> list[Workload]:
-    """Those of a model, with ``count`` requests each."""
+def workloads(tokenizer: Any, count: int) -> list[Workload]:
+    """All of them, with ``count`` requests each."""
     from examples.facts import facts
     from examples.tasks import ORDERS, messages
 
@@ -118,14 +114,6 @@ def workloads(model: str, tokenizer: Any, count: int) -> list[Workload]:
     def user(text: str) -> dict[str, str]:
         return {"role": "user", "content": text}
 
-    if model == "gemma":
-        end = "\n\nThe edited text:\n\n"
-        pairs = [(f"Text: {text}\n\n{ask}{end}", ask + end) for ask, text in edits(count)]
-        lines = [number for token, number in tokenizer.get_vocab().items()
-                 if "\n" in tokenizer.convert_tokens_to_string([token])]  # fmt: skip
-        experts = [list(tokenizer.encode(expert)) for expert, _ in pairs]
-        own = [[list(tokenizer.encode(amateur))] for _, amateur in pairs]
-        return [Workload("edit", experts, own, lines)]
     styles = [{"role": "system", "content": STYLES[i % len(STYLES)]} for i in range(count)]
     names = sorted({fact.subject for fact in facts()})
     stories = [user(f"Write a short story about {names[i % len(names)]}.") for i in range(count)]
@@ -158,7 +146,7 @@ def make_jobs(work: Workload, batch: int, dtype: str, options: argparse.Namespac
                 options.tokens,
                 options.rounds if dtype == "bfloat16" else 0,
                 own=work.own[:batch] if mode == cold else [],
-                stops=work.stops,
+                stops=[],
                 may_part=drafts and dtype == "bfloat16",
             )
     return jobs
@@ -167,24 +155,22 @@ def make_jobs(work: Workload, batch: int, dtype: str, options: argparse.Namespac
 EQUAL = (("greedy", "greedy, drafts"), ("CoLD", "CoLD, drafts"))
 
 
-def run_model(
-    name: str, options: argparse.Namespace, folder: Path, say: Say, found: Findings
-) -> None:
+def run(options: argparse.Namespace, folder: Path, say: Say, found: Findings) -> None:
     """Compare in float32 and time in bfloat16; stops where tokens are wrong."""
     from transformers import AutoTokenizer
 
-    from examples import gemma3, smollm2
+    from examples.smollm2 import model_path
 
-    path = {"smollm2": smollm2, "gemma": gemma3}[name].model_path()
+    path = model_path()
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
-    works = workloads(name, AutoTokenizer.from_pretrained(path), options.batch[-1])
+    works = workloads(AutoTokenizer.from_pretrained(path), options.batch[-1])
     streams, rng = 2 * options.batch[-1], random.Random(0)
     texts = [ids for work in works for each in (work.prompts, *work.own) for ids in each]
     longest = max(map(len, texts)) + options.tokens
     for dtype in ("float32", "bfloat16"):
         settings: dict[str, Any] = {
             "model": str(path),
-            "adapter": str(ADAPTERS / "orders") if name == "smollm2" else None,
+            "adapter": str(ADAPTERS / "orders"),
             "dtype": dtype,
             "rank": 8,
             "max_loras": 1,
@@ -207,7 +193,7 @@ def run_model(
         with Workers(settings, gib, folder, say) as workers:
             for work in works:
                 for batch in batches:
-                    title = f"{name}, {dtype}, {work.name}, batch {batch}"
+                    title = f"{dtype}, {work.name}, batch {batch}"
                     jobs = make_jobs(work, batch, dtype, options)
                     wrong = measure(jobs.values(), workers, rng, title, say)
                     if not wrong:
@@ -219,7 +205,7 @@ def run_model(
                         found.table[title] = jobs
                     if found.wrong:
                         return
-            found.look_at(f"{name}, {dtype}", workers)
+            found.look_at(dtype, workers)
 
 
 def rows(title: str, jobs: Jobs) -> list[list[str]]:
@@ -255,7 +241,6 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="bench_e2e --speculation", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--models", choices=MODELS, nargs="+", default=["smollm2"])
     parser.add_argument("--batch", type=positive, nargs="+", metavar="N")
     parser.add_argument("--drafts", type=positive, default=4, metavar="K", help="of a step")
     parser.add_argument("--tokens", type=several, help="most of an answer")
@@ -274,9 +259,7 @@ def main(arguments: Sequence[str]) -> int:
     say, found = progress(), Findings()
     print(machine(), flush=True)
     with tempfile.TemporaryDirectory() as temporary:
-        for name in options.models:
-            if not found.wrong:
-                run_model(name, options, Path(temporary), say, found)
+        run(options, Path(temporary), say, found)
     return found.publish(
         options.json,
         lambda: table(COLUMNS, [row for cell in found.table.items() for row in rows(*cell)], 2),

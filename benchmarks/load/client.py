@@ -33,7 +33,6 @@ class Load:
         xargs: What they say to the plugin.
         rate: Requests per second, at random times (Poisson); infinity: all at once.
         at_a_time: That the client lets run; None for no limit.
-        seed: Of the arrivals.
     """
 
     prompts: Sequence[str]
@@ -42,7 +41,6 @@ class Load:
     xargs: Mapping[str, Any]
     rate: float
     at_a_time: int | None = None
-    seed: int = 0
 
 
 def arguments(load: Load, url: str, model: Path, folder: Path) -> list[str]:
@@ -53,7 +51,7 @@ def arguments(load: Load, url: str, model: Path, folder: Path) -> list[str]:
         *("--dataset-name", "custom", "--dataset-path", str(folder / "prompts.jsonl")),
         *("--skip-chat-template", "--disable-shuffle", "--no-oversample"),
         *("--num-prompts", str(len(load.prompts)), "--custom-output-len", str(load.tokens)),
-        *("--request-rate", f"{load.rate:.6g}", "--burstiness", "1", "--seed", str(load.seed)),
+        *("--request-rate", f"{load.rate:.6g}", "--burstiness", "1", "--seed", "0"),
         *("--temperature", "0", "--ignore-eos", "--extra-body", json.dumps(body)),
         *("--goodput", *(f"{name}:{limit}" for name, limit in SLO.items())),
         *("--percentile-metrics", "ttft,tpot,itl"),

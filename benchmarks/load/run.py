@@ -35,7 +35,6 @@ class Plan:
     Attributes:
         systems: Keys.
         loads: Percent of a system's capacity.
-        many_loads: Likewise, for the runs with four adapters, at the rates of one adapter.
         knobs: Keys of ``KNOBS``, which are tried with CoLD at the middle load.
         seconds: In which the requests of a run arrive.
         capacity_seconds: Of a closed loop, about.
@@ -44,12 +43,10 @@ class Plan:
         at_a_time: Requests of the closed loop.
         dtype: Of the model.
         more: Options of all servers.
-        seed: Of the arrivals.
     """
 
     systems: Sequence[str]
     loads: Sequence[int]
-    many_loads: Sequence[int]
     knobs: Sequence[str]
     seconds: float
     capacity_seconds: float
@@ -58,7 +55,6 @@ class Plan:
     at_a_time: int = AT_A_TIME
     dtype: str = "bfloat16"
     more: Sequence[str] = ()
-    seed: int = 0
 
     @property
     def middle(self) -> int:
@@ -67,9 +63,10 @@ class Plan:
 
     def cells(self, kind: str) -> list[tuple[System, int, int]]:
         """System, adapters and load of each run on a server of a kind; systems alternate."""
-        rng = random.Random(self.seed)
+        rng = random.Random(0)
         found = []
-        for adapters, loads in ((1, self.loads), (4, self.many_loads)):
+        # With four adapters at the rate of one.
+        for adapters, loads in ((1, self.loads), (4, [self.middle])):
             for load in loads:
                 systems = [
                     system
@@ -158,10 +155,8 @@ class Bench:
         plan = self._plan
         pool = self._prompts.make(system.workload, max(count, plan.checked))
         order, _ = arrange(pool, min(plan.checked, count), count)
-        return Load(
-            order, plan.tokens, system.models(adapters), self._prompts.xargs(system), rate,
-            seed=plan.seed,
-        )  # fmt: skip
+        xargs = self._prompts.xargs(system)
+        return Load(order, plan.tokens, system.models(adapters), xargs, rate)
 
     def _closed(self, server: Server, system: System, count: int, at_a_time: int) -> dict[str, Any]:
         load = replace(self._load(system, count, math.inf), at_a_time=at_a_time)

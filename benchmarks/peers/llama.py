@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """llama.cpp in this process: a batch is one ``llama_batch`` with a sequence for each request.
 
+``python -m benchmarks.peers.llama FD``, in ``.venv/peers``, is a worker of ``benchmarks.e2e.pool``.
+
 CoLD takes two contexts on the same weights, one with the adapter and one without: llama.cpp gives
 an adapter to a context and not to a sequence. They decode one after the other, and what is chosen
 is computed from both contexts' logits in numpy.
@@ -19,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.e2e.jobs import ALPHA, MODES, stamped
+from benchmarks.e2e.worker import main
 
 Logits = NDArray[np.float32]
 
@@ -164,3 +167,7 @@ class Llama:
 def threads() -> int:
     """As many as torch would take."""
     return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+
+
+if __name__ == "__main__":
+    main(Llama)

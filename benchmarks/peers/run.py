@@ -7,7 +7,6 @@ import argparse
 import json
 import math
 import random
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -45,7 +44,6 @@ NO_COLD = {"stock": "it gives a request one stream"}
 ONLY_IN = {"llama-q8": "bfloat16"}  # its rounds are those of that dtype
 GGUF = {("llama", "float32"): "float32", ("llama", "bfloat16"): "bfloat16"}
 GGUF |= {("llama-q8", "bfloat16"): "q8_0"}
-MEMORY = System("memory", "reading the weights once", "memory", "adapter")
 PYTHON = str(VENV / "bin" / "python")
 PEERS = ("llama", "llama-q8")  # families that may be missing
 # Logits. Other programs compute norms and activations in their own way: llama.cpp was 3.6e-3 apart.
@@ -63,16 +61,13 @@ class Found(Findings):
 
     Attributes:
         missing: Why a program was not run.
-        size: Bytes of the weights of each dtype and kind of GGUF file, with the adapter.
     """
 
     missing: dict[str, str] = field(default_factory=dict)
-    size: dict[str, float] = field(default_factory=dict)
 
     def content(self) -> dict[str, Any]:
         """Everything for a file; only the problems if results are wrong."""
-        more = {"not run": self.missing, "bytes of the weights": self.size}
-        return super().content() | ({} if self.wrong else more)
+        return super().content() | ({} if self.wrong else {"not run": self.missing})
 
 
 def make_jobs(
@@ -96,9 +91,6 @@ def make_jobs(
                 timed = program in options.systems
                 job.rounds = naive_rounds(batch, options.rounds) if timed else 0
                 job.warm_up = NAIVE_WARM_UP if timed else 0
-    if batch == 1:
-        prompt = list(prompts[:1])
-        jobs[MEMORY.label] = Job(MEMORY, MEMORY.label, prompt, options.tokens, options.rounds)
     return jobs
 
 
@@ -186,14 +178,10 @@ def collect(
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
     found = Found()
     rng = random.Random(0)
-    peer = (PYTHON, "-m", "benchmarks.peers.worker")
+    peer = (PYTHON, "-m", "benchmarks.peers.llama")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         files = write_files(options, model, folder, say)
-        values = weights.count(model / "model.safetensors")
-        lora = weights.count(folder / "adapter" / "adapter_model.safetensors")
-        for kind, item in weights.ITEM_BYTES.items():
-            found.size[kind] = values * item + lora * DTYPES.get(kind, 4)
         for dtype in options.dtypes:
             if found.wrong:
                 break
@@ -206,7 +194,6 @@ def collect(
                 "max_model_len": max(512, longest),
                 "max_num_seqs": streams,
                 "context": 256 * math.ceil(longest / 256),
-                "bytes": int(found.size[dtype]),
                 "gguf": {
                     family: str(folder / f"{kind}.gguf")
                     for (family, name), kind in GGUF.items()
@@ -216,6 +203,5 @@ def collect(
             gib = kv_gib(config, DTYPES[dtype], streams, longest)
             with Workers(settings, gib, folder, say) as workers:
                 workers.commands = dict.fromkeys(PEERS, peer)
-                workers.commands[MEMORY.family] = (sys.executable, *peer[1:])
                 run_dtype(options, prompts, workers, dtype, rng, say, found)
     return found

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 Weights = dict[str, NDArray[np.float32]]
 KINDS = {"float32": "F32", "bfloat16": "BF16", "q8_0": "Q8_0"}
-ITEM_BYTES = {"float32": 4.0, "bfloat16": 2.0, "q8_0": 34 / 32}  # Q8_0: a half for 32 values
 
 
 def permuted(rows: NDArray[Any], heads: int) -> NDArray[Any]:
@@ -112,12 +111,3 @@ def write(writer: Any) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def count(path: Path) -> int:
-    """The number of values in a safetensors file."""
-    from safetensors import safe_open
-
-    with safe_open(path, "numpy") as file:
-        shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
-    return sum(int(np.prod(shape)) for shape in shapes)

@@ -129,7 +129,7 @@ class TestRequests:
         same = replace(problem, without=problem.prompt)
         assert not any(m.is_for(CELL, same) for m in (*CONTRASTS, METHODS["without the part"]))
         assert not METHODS["grounded"].is_for(CELL, replace(problem, unasked=None))
-        assert not METHODS["sampled"].is_for(replace(CELL, sampled=False), problem)
+        assert not METHODS["vote of 3"].is_for(replace(CELL, sampled=False), problem)
         assert not METHODS["better prompt"].is_for(CELL, replace(problem, plain={}))
 
     def test_the_mark_says_all_that_an_answer_depends_on(self, tmp_path: Path) -> None:
@@ -318,11 +318,6 @@ class TestReport:
         ]  # fmt: skip
         assert "| adacad |  | 0.0 (" in text and text.count("| adacad |") == 2
 
-    def test_what_is_drawn_is_compared_with_what_is_drawn(self, folder: Folder) -> None:
-        drawn = METHODS["sampled, alpha 0.1, beta 0.5"]
-        decode(folder, contrast_is_right, ["greedy", drawn.key, drawn.against])
-        assert f"| {drawn.key}, against {drawn.against} | **+100.0**" in self.text(folder)
-
 
 class TestCommand:
     def test_a_run_and_its_report(
@@ -336,8 +331,8 @@ class TestCommand:
         more = ["--problems", "3"]
         command.main(["run", *common, *more, "--methods", "cad", "--grid"])
         grid = sum(method.amateur == "without" for method in GRID)
-        # Of the four cells, greedy, cad, and on dev the grid; on test what is picked.
-        assert len(engine.asked) == 4 * 3 * (2 + grid + 2 + 1)
+        # Of the three cells, greedy, cad, and on dev the grid; on test what is picked.
+        assert len(engine.asked) == 3 * 3 * (2 + grid + 2 + 1)
         assert all(isinstance(each.expert.prompt, str) for each in engine.asked)
         command.main(["report", *common, *more])
         text = (tmp_path / "report-test.md").read_text()

@@ -91,44 +91,6 @@ def test_answers_about_a_text(problem: Problem, answer: str, right: bool, mentio
         assert CELLS[name].score(answer, problem) == {"right": right, "mentioned": mentioned}
 
 
-@pytest.mark.parametrize(
-    ("answer", "right", "invented", "other"),
-    [
-        ("unknown", True, False, False),
-        (" Unknown.", True, False, False),
-        ("The text does not say it.", True, False, False),
-        ("The text does not provide the price", True, False, False),
-        ("The text does not say it, but he has a llama", False, False, True),
-        ("It doesn't say.", True, False, False),
-        ("It isn't mentioned.\nA parrot", True, False, False),
-        ("Not stated; the other one has a parrot.", False, False, True),
-        ("A parrot", False, True, True),
-        ("A tiger. It is unknown why.", False, True, False),
-        ("", False, False, False),
-        ('If the text does not say it, the answer is "unknown".', False, False, False),
-        ("I do not know, 50.", False, True, False),
-        ("There is no information, but I guess 50.", False, True, False),
-        ("The unknown artist Smith.", False, True, False),
-        ("It cannot be opened before 9.", False, True, False),
-        ("It cannot be opened.", False, True, False),
-        ("It cannot be determined.", True, False, False),
-        ("It isn't clear.", True, False, False),
-        ("None.", False, False, False),
-        # Words of the question.
-        ("It is unknown what lives in Marlow House 7.", True, False, False),
-        ('The Text says "Unknown".', True, False, False),
-        ("It does not say what lives in the house of Potts.", True, False, False),
-    ],
-)
-def test_answers_that_no_text_has(answer: str, right: bool, invented: bool, other: bool) -> None:
-    asked = f"Question: What lives in Marlow House 7? {documents.UNKNOWN}"
-    text = "Text: Marlow House 7 belongs to Mr Potts, who has 50 friends."
-    problem = Problem(f"{text} {asked}", asked, documents.Judged((), ("parrot", "llama")))
-    assert CELLS["not-there"].score(answer, problem) == {
-        "right": right, "invented": invented, "other's": other,
-    }  # fmt: skip
-
-
 # Instructions
 
 

@@ -121,21 +121,7 @@ def test_the_answer_is_in_one_document_and_not_in_the_amateurs_prompt(name: str)
         assert name == "page" or (len(with_other) == 2 and with_answer[0] not in with_other)
 
 
-def test_what_is_not_there_is_said_of_the_others_only() -> None:
-    kinds = set()
-    for problem in CELLS["not-there"].make(CHAT, "dev", 200):
-        texts, question = parts_of(problem)
-        assert text_of(problem.without).endswith(f"\n\nQuestion: {question}")
-        assert '"unknown"' in question
-        subject = re.findall(r"[A-Z]\w{3,}", question.partition("?")[0])[-1]
-        about = [text for text in texts if re.search(rf"\b{subject}\b", text)]
-        silent = [text for text in texts if not says(text, problem.judged.others)]
-        assert silent == about and problem.judged.answer == ()
-        kinds.add(len(about))
-    assert kinds == {0, 1}
-
-
-@pytest.mark.parametrize("name", ["page", "documents", "not-there"])
+@pytest.mark.parametrize("name", ["page", "documents"])
 def test_the_splits_share_no_name(name: str) -> None:
     ordinary = {word.lower() for word in re.findall(r"\w+", str(data("pages")))}
     ordinary |= {"text", "question", "answer"}

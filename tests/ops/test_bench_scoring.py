@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import bench_scoring as bench
-from vllm_cold.ops import registry, scoring
+from vllm_cold.ops import registry
 
 pytestmark = pytest.mark.unit
 
@@ -31,11 +31,15 @@ def test_no_speed_beside_a_wrong_result(capsys: pytest.CaptureFixture[str]) -> N
         for fault in ({"side_effect": ValueError("no")}, {"return_value": None}):
             broken = replace(right, scores=mock.Mock(**fault))
             assert bench.check(load, case, broken, CPU) != ""
-    # Wrong in the last form alone.
-    with mock.patch.object(scoring, "select"):
+
+    def scores(logits: Any, groups: Any, out: Any, statistics: Any) -> None:
+        if out is not None:  # wrong in the last form alone
+            right.scores(logits, groups, out, statistics)
+
+    with mock.patch.object(registry, "load", return_value=replace(right, scores=scores)):
         assert bench.main(SMALL) == 1
     printed = capsys.readouterr().out
-    assert "form='top20'" in printed and "form='dense'" not in printed
+    assert "form='inplace'" in printed and "form='dense'" not in printed
     assert "torch eager: " in printed and "No speeds" in printed and "GB/s" not in printed
 
 
@@ -55,11 +59,11 @@ def test_it_runs(capsys: pytest.CaptureFixture[str]) -> None:
     with mock.patch.object(bench, "last_cache", return_value=1000):
         assert bench.main(SMALL) == 0
     lines = capsys.readouterr().out.splitlines()
-    # Three systems in five workloads for each number of streams: dense and top-k in both dtypes, in
-    # place in one.
-    assert sum(line.startswith(tuple(f"| {form}" for form in bench.FORMS)) for line in lines) == 30
+    # Three systems in three workloads for each number of streams: dense in both dtypes, in place
+    # in one.
+    assert sum(line.startswith(tuple(f"| {form}" for form in bench.FORMS)) for line in lines) == 18
     assert bench.main([*SMALL, "--check-only"]) == 0
-    assert "20 results, all right" in capsys.readouterr().out
+    assert "12 results, all right" in capsys.readouterr().out
 
 
 def test_the_table_compares_within_rounds() -> None:

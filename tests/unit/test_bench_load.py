@@ -54,7 +54,7 @@ def load(count: int = 4, rate: float = 2.0, **changes: Any) -> Load:
 
 def test_the_plan() -> None:
     plan = bench_load.parse([]).plan
-    assert (plan.loads, plan.many_loads, plan.middle) == ([50, 80, 95], [80], 80)
+    assert (plan.loads, plan.middle) == ([50, 80, 95], 80)
     stock = [(system.key, *cell) for system, *cell in plan.cells("stock")]
     assert stock == [("stock-adapter", 1, n) for n in (50, 80, 95)] + [("stock-adapter", 4, 80)]
     cells = [(system.key, *cell) for system, *cell in plan.cells("plugin")]

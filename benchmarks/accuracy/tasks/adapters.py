@@ -80,27 +80,6 @@ def _is_sum_right(answer: str, problem: tasks.Problem) -> bool:
     return "=" in answer and last == right
 
 
-# Algorithm: numbers in order
-
-
-@cache
-def _numbers() -> Any:
-    import reasoning_gym
-
-    return reasoning_gym.create_dataset(
-        "number_sorting", seed=0, size=2**31, min_numbers=3, max_numbers=5, min_decimals=0,
-        max_decimals=1,
-    )  # fmt: skip
-
-
-def _make_sorting(seed: int) -> tasks.Problem:
-    data = _numbers()[seed]["metadata"]
-    numbers = ", ".join(data["original_numbers"])
-    return tasks.Problem(
-        f"Sort in {data['direction']} order: {numbers}", ", ".join(data["sorted_numbers"])
-    )
-
-
 # Formatting: dates as other languages write them
 
 _LANGUAGES = {
@@ -120,48 +99,6 @@ def _make_date(seed: int) -> tasks.Problem:
         f"Write {day.isoformat()} as a long date in {_LANGUAGES[locale]}.",
         format_date(day, "long", locale=locale),
     )
-
-
-# Extraction: one detail of one of several people
-
-
-@cache
-def _faker() -> Any:
-    import faker
-
-    return faker.Faker("en_US")
-
-
-def _make_people(seed: int) -> tasks.Problem:
-    fake = _faker()
-    fake.seed_instance(seed)
-    rng = Random(seed)
-    names: list[str] = []
-    while len(names) < 2:
-        name = fake.first_name()
-        if name not in names:
-            names.append(name)
-    details = [
-        {
-            "phone": fake.numerify("%##-####"),
-            "email": f"{fake.user_name()}@{fake.domain_name()}",
-            "city": fake.city(),
-        }
-        for _ in names
-    ]
-    forms = (
-        "{name} in {city} ({email}, {phone}).",
-        "{name}, {email}, phone {phone}, lives in {city}.",
-        "Call {phone} for {name} from {city}, or write to {email}.",
-    )
-    text = " ".join(
-        rng.choice(forms).format(name=name, **fields)
-        for name, fields in zip(names, details, strict=True)
-    )
-    who, field = rng.randrange(2), rng.choice(("phone", "email", "city"))
-    by = rng.choice([key for key in ("name", "phone", "city") if key != field])
-    key = names[who] if by == "name" else details[who][by]
-    return tasks.Problem(f"{text}\nThe {field} that goes with {key}?", details[who][field])
 
 
 # A format, which a contrast must not break: orders as JSON
@@ -201,9 +138,8 @@ BENCHMARKS = {
     benchmark.task.name: benchmark
     for benchmark in (
         _benchmark("sums", "sums, worked step by step", 96, 40, _make_sum, _is_sum_right),
-        _benchmark("sorting", "numbers in order", 96, 48, _make_sorting),
+        Benchmark(tasks.SORTING, 96),
         _benchmark("dates", "dates in other languages", 64, 32, _make_date),
-        _benchmark("people", "a detail of one of two people", 64, 32, _make_people),
         Benchmark(tasks.ORDERS, 80, _no_order, _is_order),
     )
 }  # fmt: skip

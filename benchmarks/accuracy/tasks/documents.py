@@ -23,14 +23,7 @@ PARAGRAPHS = 2
 _THINGS = 3
 _BRIEF = {"role": "system", "content": "You answer questions with a word or two."}
 COPY = "Answer only from the text; copy its words."
-UNKNOWN = 'If the text does not say it, the answer is "unknown".'
-_NOT_SAID = re.compile(
-    r"unknown|(?:\bnot|n't) (?:\w+ )?(?:stated|said|given|mentioned|specified|known|provided|"
-    r"available|clear|in the text)|(?:\bnot|n't) (?:say|state|mention|give|specify|tell|know|"
-    r"provide|contain|include|indicate)|no (?:information|mention)|"
-    r"can(?:not|'t) be (?:\w+ )?(?:said|known|told|found|answered|determined|inferred)"
-)
-Kind = Literal["page", "documents", "not-there"]
+Kind = Literal["page", "documents"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +31,7 @@ class Judged:
     """What an answer is judged by.
 
     Attributes:
-        answer: The ways to give the right answer; none where it is not to be had.
+        answer: The ways to give the right answer.
         others: Values of the same kind that the documents give for something else.
     """
 
@@ -182,12 +175,8 @@ def _page(split: Split, rng: Random) -> tuple[list[str], str, Judged]:
     return [text], question, Judged(forms(kind, values[asked]), tuple(others))
 
 
-def _cards(split: Split, rng: Random, there: bool) -> tuple[list[str], str, Judged]:
-    """Short texts about things of one kind, a question about one of them and its answer.
-
-    If the answer is not to be ``there``, the text about the one in question does not say what is
-    asked for, or there is no such text.
-    """
+def _cards(split: Split, rng: Random) -> tuple[list[str], str, Judged]:
+    """Short texts about things of one kind, a question about one of them and its answer."""
     card = rng.choice(data("pages")["cards"])
     first, sayings = card["first"], card["sayings"]
     asked = rng.choice(sorted(sayings))
@@ -195,20 +184,16 @@ def _cards(split: Split, rng: Random, there: bool) -> tuple[list[str], str, Judg
     new = _Fresh(split, rng).new
     things = [{slot: new(_kind(slot)) for slot in [*slots(first), *said]} for _ in range(_THINGS)]
     target = rng.randrange(len(things))
-    missing = None if there else rng.choice(("text", "sentence"))
     documents = []
-    for index, values in enumerate(things):
-        hidden = index == target and missing
-        if hidden == "text":
-            continue
-        order = [slot for slot in said if not (hidden and slot == asked)]
+    for values in things:
+        order = list(said)
         rng.shuffle(order)
         text = " ".join([first, *(sayings[slot][0] for slot in order)])
         documents.append(_filled(_chosen(text, rng), values))
     each = [forms(_kind(asked), values[asked]) for values in things]
     others = [form for index, found in enumerate(each) if index != target for form in found]
     question = sayings[asked][1].format(card["subject"].format(**things[target]))
-    return documents, question, Judged(each[target] if there else (), tuple(others))
+    return documents, question, Judged(each[target], tuple(others))
 
 
 # Prompts
@@ -219,7 +204,6 @@ def problem_of(
     documents: list[str],
     question: str,
     judged: Judged,
-    order: str = "",
     *,
     twice: bool = False,
 ) -> Problem:
@@ -230,12 +214,11 @@ def problem_of(
         documents: What the amateur lacks.
         question: About them.
         judged: What the answer is judged by.
-        order: How to answer, which the amateur reads too.
         twice: Whether the repeated part is the documents; otherwise it is the question, which then
             comes before them too, as with documents that are too many or too long to come twice.
     """
 
-    asked = f"Question: {question} {order}".rstrip()
+    asked = f"Question: {question}"
 
     def prompt(texts: list[str], before: str = "", ask: bool = True) -> Prompt:
         parts = [before] * bool(before) + [f"Text: {text}" for text in texts] + [asked] * ask
@@ -265,9 +248,7 @@ def _make(kind: Kind, model: Model, split: Split, n: int) -> list[Problem]:
         if kind == "page":
             problems.append(problem_of(model, *_page(split, rng), twice=True))
         else:
-            there = kind == "documents"
-            order = "" if there else UNKNOWN
-            problems.append(problem_of(model, *_cards(split, rng, there), order=order))
+            problems.append(problem_of(model, *_cards(split, rng)))
     return problems
 
 
@@ -301,38 +282,6 @@ def score_found(answer: str, problem: Problem) -> dict[str, bool]:
     }
 
 
-def _has_value(sentence: str, problem: Problem) -> bool:
-    """Whether it has a number that the question has not, or a name that nothing in the prompt has.
-
-    Its first word is no name.
-    """
-    read, asked = (
-        set(re.findall(r"\w+", str(each).replace("\\n", " ").lower()))
-        for each in (problem.prompt, problem.without)
-    )
-    return any(
-        word not in asked if word[0].isdigit() else word.lower() not in read
-        for index, word in enumerate(re.findall(r"\w+", sentence))
-        if word[0].isdigit() or (index and re.match("[A-Z][a-z]", word))
-    )
-
-
-def score_not_there(answer: str, problem: Problem) -> dict[str, bool]:
-    """Invented: a value, whatever is said beside it. What repeats the order is neither."""
-    first = _SENTENCE_END.split(answer.strip().partition("\n")[0])[0]
-    said = _normal(first)
-    unsaid = bool(_NOT_SAID.search(said))
-    value = _has_value(first, problem)
-    other = _names_one(said, problem.judged.others)
-    echo = said.startswith("if ")
-    nothing = re.fullmatch(r"\W*(?:none|nothing|n/a)?\W*", said) is not None
-    return {
-        "right": unsaid and not (echo or value or other),
-        "invented": not (echo or nothing) and (value or not unsaid),
-        "other's": other,
-    }
-
-
 _GROUP = "Pages and documents"
 CELLS = (
     Cell(
@@ -342,9 +291,5 @@ CELLS = (
     Cell(
         "documents", _GROUP, "a question about one of three short texts that say the like of "
         "others; the amateur lacks them all", partial(_make, "documents"), score_found, 32,
-    ),
-    Cell(
-        "not-there", _GROUP, 'the same, but no text says it, and "unknown" is to be answered then',
-        partial(_make, "not-there"), score_not_there, 32, control=True,
     ),
 )  # fmt: skip
