@@ -46,14 +46,13 @@ def test_live(live: tuple[str, MadeUp], chromium: Any) -> None:
     assert page.locator("input, select, textarea").evaluate_all(unlabelled) == 0
     page.get_by_label("Prompt", exact=True).fill("<b>ab")
     page.get_by_label("Tokens").fill("20")
-    beta = page.get_by_label("beta")
-    assert [one.is_disabled() for one in beta.all()] == [True, False, True]  # greedy, cold, none
-    beta.nth(1).fill("-1")
-    beta.nth(1).press("Enter")
+    method = page.get_by_label("Method 2")
+    method.fill("cold:beta=-1")
+    method.press("Enter")
     page.get_by_text("--beta=-1.0: must be a number >= 0").wait_for()
 
     made.delay = 0.05
-    beta.nth(1).fill("2")
+    method.fill("cold:beta=2")
     page.get_by_label("Prompt", exact=True).press("Control+Enter")
     page.locator("[aria-busy=true] span").first.wait_for()  # before the end
     assert not page.locator("#error").is_visible()

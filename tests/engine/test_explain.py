@@ -170,17 +170,6 @@ def test_prompts(source: OfflineSource) -> None:
         asyncio.run(work)
 
 
-def test_an_engine_without_lora(tiny: Path, source: OfflineSource, naive: NaiveCold) -> None:
-    """The base model is guided by a prompt."""
-    bare = OfflineSource(str(tiny / "model"), dtype="float32", max_model_len=128)
-    assert bare.llm.llm_engine.vllm_config.lora_config is None and bare.expert is None
-    prompt, contrast = CONTRASTS["a chat without its system prompt"]
-    assert check_streams(bare, naive, prompt, **contrast) > 0
-    with pytest.raises(ToolError, match="there is nothing to contrast with"):
-        asyncio.run(sources.read(bare, *asked(["w1"])))
-    bare.close()
-
-
 def test_what_cannot_start(tiny: Path, tmp_path: Path) -> None:
     model, one = str(tiny / "model"), str(tiny / "one")
     config = json.loads((tiny / "one" / "adapter_config.json").read_text())

@@ -105,7 +105,7 @@ def test_the_live_page(variables: dict[str, str], served: str) -> None:
             assert process.stdout
             address = process.stdout.readline().split()[0]
             form = {"prompt": "w12 w7", "chat": True, "adapter": "sorting", "max_tokens": 8}
-            form["methods"] = [{"name": "greedy"}, {"name": "cold", "beta": "2"}]
+            form["methods"] = ["greedy", "cold:beta=2"]
             reply = httpx.post(f"{address}answer", json=form, timeout=60)
             events = [json.loads(line) for line in reply.text.splitlines()]
             assert {event["place"] for event in events if event["event"] == "text"} == {0, 1}

@@ -19,7 +19,6 @@ from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.source import Source
 from vllm_cold.tools.explain.trace import Report
-from vllm_cold.tools.main import main
 from vllm_cold.tools.server import Server as Asking
 
 pytestmark = pytest.mark.server
@@ -147,28 +146,3 @@ def test_the_base_model_is_guided(server: Server) -> None:
         assert all(a.mismatches == () for e in report.explanations for a in e.answers)
     with pytest.raises(ToolError, match="nothing to contrast with"):
         served(server, ASKED["plain"], None)
-
-
-def test_the_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file, html = tmp_path / "chats.jsonl", tmp_path / "page.html"
-    messages = [{"role": role, "content": content} for role, content in CHAT]
-    rows = [{"messages": messages}, {"prompt": PROMPTS[0], "cold_part": "0:7"}]
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = ["explain", "--url", server.url, "--prompts", str(file), "--html", str(html)]
-    assert main([*command, "--without", "system", "--max-tokens", "8", "--alpha", "0.3"]) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "against base model reading the same conversation without system" in printed
-    assert "reading the same text without characters 0:7" in printed
-    assert f"server at {server.url}" in printed
-    assert html.read_text(encoding="utf-8").count("<del>") == 2
-    assert main([*command, "--adapter", "three"]) == 2
-    error = capsys.readouterr().err
-    assert "--adapter=three: no such adapter on the server (loaded: one, two)" in error
-
-
-def test_a_server_without_the_plugin(tiny: Path, tmp_path: Path) -> None:
-    with (
-        serve(tmp_path, arguments(tiny), COLD_ENABLED="0") as running,
-        pytest.raises(ToolError, match="vllm-cold is not active there"),
-    ):
-        Asking(running.url, "one")

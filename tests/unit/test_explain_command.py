@@ -41,39 +41,21 @@ def test_the_parser_imports_nothing_heavy() -> None:
 WRONG: dict[str, tuple[list[str], str]] = {
     "alpha": (["--alpha", "-1"], r"--alpha=-1.0: must be a number in \[0, 1\]"),
     "beta": (["--beta", "-1"], "--beta=-1.0: must be a number >= 0"),
-    "beta text": (["--beta", "half"], "--beta='half': must be a number >= 0, .* or 'adaptive'$"),
-    "beta max": (["--beta-max", "2"], "--beta-max=2.0: is for an adaptive beta, and beta is 0.5;"),
-    "beta max range": (
-        ["--beta", "adaptive", "--beta-max", "-1"],
-        "--beta-max=-1.0: must be a number >= 0, at most 1e6$",
-    ),
-    "cap": (["--expert-top-k", "0"], "--expert-top-k=0: must be an integer from 1"),
     "tokens": (["--max-tokens", "0"], "--max-tokens=0: must be >= 1"),
     "html": (["--html", "no/such/page.html"], "--html=no/such/page.html: no such folder"),
     "html folder": (["--html", "."], "--html=.: cannot be written; name another file"),
     "model": ([], "--model is missing"),
     "model path": (["--model", "./nothing"], "--model='./nothing': no config.json there"),
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
-    "url port": (["--url", "http://localhost:abc"], "--url=http://localhost:abc: must be like"),
-    "url port range": (["--url", "http://localhost:70000"], "must be like http://"),
-    "url bracket": (["--url", "http://[::1"], r"--url=http://\[::1: must be like http://"),
-    "url name": (["--url", "http://\u00fc..x"], "--url=http://\u00fc..x: must be like http://"),
+    "url port": (["--url", "http://localhost:70000"], "must be like http://"),
     "url dots": (["--url", "http://a..b"], "--url=http://a..b: must be like http://"),
-    "url sign": (["--url", "http://\u2603.net"], "must be like http://"),
     "url host": (["--url", "http://:8000"], "--url=http://:8000: must be like http://"),
     "url with dtype": (
         ["--url", "http://localhost:9", "--dtype", "auto"],
         "^--dtype: is for an engine in this process, and --url asks a server that is running",
     ),
-    "url with length": (["--url", "http://localhost:9", "--max-model-len", "9"], "^--max-model-l"),
-    "url with memory": (
-        ["--url", "http://localhost:9", "--gpu-memory-utilization", "0.5"],
-        "^--gpu-memory-utilization: is for an engine",
-    ),
-    "url with eager": (["--url", "http://localhost:9", "--enforce-eager"], "^--enforce-eager: is"),
     "url without eager": (["--url", "http://localhost:9", "--no-enforce-eager"], "^--no-enforce-"),
     "key": (["--model", "m", "--api-key", "hush"], "^--api-key: is for a server; add --url, or"),
-    "insecure": (["--model", "m", "--insecure-http"], "^--insecure-http: is for a server; add --u"),
     "nobody": (["--url", "http://127.0.0.1:9"], "no server can be reached there"),
 }
 
@@ -83,11 +65,6 @@ def test_mistakes(case: str) -> None:
     arguments, message = WRONG[case]
     with pytest.raises(ToolError, match=message):
         run(parse("--prompt", "x", "--adapter", "one", *arguments))
-
-
-def test_beta_is_a_number_or_adaptive() -> None:
-    assert parse("--prompt", "x", "--adapter", "one", "--beta", "2").beta == 2.0
-    assert parse("--prompt", "x", "--adapter", "one", "--beta", "adaptive").beta == "adaptive"
 
 
 def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,11 +216,6 @@ def test_rows_say_what_their_amateurs_read(tmp_path: Path) -> None:
 
 ROWS: dict[str, tuple[dict[str, Any], str]] = {
     "no prompt": ({"text": "x"}, 'line 1: needs either "prompt" or "messages"'),
-    "both": (
-        {"prompt": "x", "messages": [{"role": "user", "content": "u"}]},
-        "line 1: needs either",
-    ),
-    "no messages": ({"messages": []}, "line 1: messages: .*at least 1 item"),
     "no content": (
         {"messages": [{"role": "user"}]},
         r"line 1: messages\.0\.content: Field required",
@@ -297,26 +269,12 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
         ["--amateur-prompt", "y", "--part", "0:1"],
         "^--part=.0:1.: the amateur has a prompt already, by --amateur-prompt; leave one of them",
     ),
-    "counts": (
-        ["--weights", "1", "--weights", "-1", "--amateur-prompt", "y", "--amateur-prompt", "z"]
-        + ["--amateur-prompt", "x"],
-        "lists have one for each amateur$",
-    ),
-    "weight": (["--part", "0:1", "--weights", "much"], "^--weights='much': must be a number from"),
-    "beta without use": (
-        ["--amateur-prompt", "y", "--weights", "-1", "--beta", "2"],
-        "^--beta=2.0: no amateur uses it",
-    ),
     "no amateur": (["--amateur", "no/such"], "^--amateur='no/such': no such folder"),
     "no text": (
         ["--amateur-prompt", "\udcff"],
         "^--amateur-prompt=.*: must be valid Unicode text$",
     ),
     "parts without a count": (["--part", "0:1", "--part", "1:2"], "^--part=.*: must be .start, "),
-    "messages": (
-        ["--amateur-messages", "[]"],
-        r"^--amateur-messages='\[\]': must be a list of messages",
-    ),
 }
 
 

@@ -254,22 +254,16 @@ def read_methods(texts: Sequence[str]) -> Methods:
     return Methods(args, tuple(columns))
 
 
-def parts_of(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """A method's name, and its values with theirs, as ``--method`` has them; not checked."""
-    name, _, rest = text.partition(":")
-    pairs = (part.partition("=")[::2] for part in (rest.split(",") if rest else ()))
-    return name, [(key.strip(), value.strip()) for key, value in pairs]
-
-
 def _read_method(text: str) -> tuple[str, Mapping[str, Any]]:
     """What it is called, and its flat arguments; their ranges are checked with all others."""
-    preset, given = parts_of(text)
+    preset, _, rest = text.partition(":")
     if preset not in (GREEDY, *PRESET_NAMES):
         names = ", ".join((GREEDY, *PRESET_NAMES))
         raise ToolError(f"--method={preset!r}: must be one of {names}")
     args: dict[str, Any] = {PREFIX + "preset": preset}
     name = preset
-    for key, value in given:
+    for part in rest.split(",") if rest else ():
+        key, _, value = map(str.strip, part.partition("="))
         knob = key.replace("-", "_")
         if knob not in KNOBS or PREFIX + knob in args or preset == GREEDY:
             allowed = "none" if preset == GREEDY else ", ".join(KNOBS) + ", each once"

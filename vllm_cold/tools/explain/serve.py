@@ -38,7 +38,7 @@ from vllm_cold.tools.explain.command import (
     methods_of,
     open_server,
 )
-from vllm_cold.tools.explain.prompts import MAX_COLUMNS, Column, Row, parts_of
+from vllm_cold.tools.explain.prompts import MAX_COLUMNS, Column, Row
 from vllm_cold.tools.explain.server import ServerSource, joined
 from vllm_cold.tools.explain.source import Decoded, Read, side_by_side
 from vllm_cold.tools.explain.trace import GREEDY, Answer
@@ -53,15 +53,6 @@ _HEADERS = {
 }
 
 
-class _Method(BaseModel):
-    """A method as the page's form gives it; what is empty is the preset's."""
-
-    model_config = ConfigDict(strict=True, extra="forbid")
-    name: str
-    alpha: str = ""
-    beta: str = ""
-
-
 class _Form(BaseModel):
     """What the page asks for."""
 
@@ -72,7 +63,7 @@ class _Form(BaseModel):
     chat: bool = False
     adapter: str = ""
     without: str = ""
-    methods: Annotated[list[_Method], Field(min_length=1, max_length=MAX_COLUMNS)]
+    methods: Annotated[list[str], Field(min_length=1, max_length=MAX_COLUMNS)]
     max_tokens: int
 
     @property
@@ -89,12 +80,7 @@ class _Form(BaseModel):
         found.adapter, found.chat = self.adapter or None, self.chat
         found.without = [self.without] if self.without else None
         found.max_tokens = self.max_tokens
-        found.method = []
-        for one in self.methods:
-            values = {"alpha": one.alpha.strip(), "beta": one.beta.strip()}
-            given = ",".join(f"{knob}={value}" for knob, value in values.items() if value)
-            found.method.append(f"{one.name}:{given}" if given else one.name)
-        found.preset = found.alpha = found.beta = None  # as the form has them now
+        found.method, found.preset = self.methods, None  # which a method is
         return found
 
 
@@ -205,19 +191,12 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
 
 def _start(options: argparse.Namespace, server: Server) -> dict[str, Any]:
     """What the form shows before anything is typed in."""
-    texts = options.method or [GREEDY, options.preset or "cold"]
-    methods = []
-    for text in (*texts, *[""] * MAX_COLUMNS)[:MAX_COLUMNS]:
-        name, given = parts_of(text)
-        values = {"alpha": options.alpha, "beta": options.beta} if name not in ("", GREEDY) else {}
-        values |= dict(given)
-        shown = {knob: "" if (v := values.get(knob)) is None else v for knob in ("alpha", "beta")}
-        methods.append({"name": name, **shown})
+    methods = [*(options.method or [GREEDY, options.preset or "cold"]), *[""] * MAX_COLUMNS]
     return {
         "model": server.base,
         "adapters": server.loaded,
         "server": server.root,
-        "methods": methods,
+        "methods": methods[:MAX_COLUMNS],
         "presets": {name: preset.about for name, preset in PRESETS.items()},
         "adapter": options.adapter,
         "chat": options.chat,
@@ -233,12 +212,6 @@ def run(options: argparse.Namespace) -> int:
     check_options(options, ENGINE_OPTIONS)
     check_length(options)
     methods_of(options)
-    for text in options.method or ():
-        if more := [name for name, _ in parts_of(text)[1] if name not in ("alpha", "beta")]:
-            raise ToolError(
-                f"--method={text!r}: the page has fields for alpha and beta alone; leave "
-                f"{', '.join(more)} out, or give it to all methods by its own option"
-            )
     if len(options.without or ()) > 1:
         raise ToolError("--without: the page has a field for one; give it once")
     server = open_server(options)
