@@ -176,11 +176,6 @@ class TestRequests:
             worn = amateur.lora_request and amateur.lora_request.lora_path
             assert (worn, amateur.weight) == (stream.adapter, stream.weight)
 
-    def test_stops(self) -> None:
-        page = CELLS["page"]
-        assert (page.stops(CHAT), page.stops(BASE)) == ([], ["\n"])
-        assert CELL.stops(replace(BASE, stop=("<end>",))) == ["\n", "<end>"]
-
 
 class TestAnswers:
     def test_a_run_goes_on_where_it_was_stopped(self, folder: Folder) -> None:
@@ -274,12 +269,6 @@ class TestReport:
         assert "Decoded by fake 1." in text and "dev" not in text
         for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
             assert len({line.count("|") for line in block.splitlines()}) == 1, block
-
-    def test_dev_is_no_claim(self, folder: Folder) -> None:
-        decode(folder, contrast_is_right, split="dev")
-        assert "**Settings are chosen on dev problems**" in self.text(folder, split="dev")
-        with pytest.raises(ValueError, match="no answers of greedy decoding to test problems"):
-            self.text(folder)
 
     def test_settings_are_chosen_on_dev_alone(self, folder: Folder) -> None:
         keys = [method.key for method in GRID if method.amateur == "without"]

@@ -40,13 +40,6 @@ def test_no_speed_beside_a_wrong_result(
     assert "No speeds" in printed and "| o " not in printed
 
 
-def test_ratios_are_taken_within_rounds() -> None:
-    load = bench.Workload("o", "bf16", 16, 1, 8)
-    times = {"cpp": [1.0, 2.0], "torch": [2.0, 4.0], "stock": [10.0, 20.0], "base": [4.0, 8.0]}
-    cells = [cell.split()[0] for cell in bench.row(load, times)]
-    assert cells[-3:] == ["10.00", "2.00", "0.25"]
-
-
 def test_weights_exceed_the_cache() -> None:
     load = bench.Workload("qkv", "bf16", 16, 1, 8)
     per_copy = 2 * 16 * (3 * 576 + 960)

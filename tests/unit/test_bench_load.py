@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from benchmarks import bench_load
-from benchmarks.load import client, run, server, show, workload
+from benchmarks.load import client, run, show, workload
 from benchmarks.load.client import Load
 from benchmarks.load.server import Answer
 
@@ -80,27 +80,12 @@ def test_what_is_wrong_with_a_run() -> None:
     assert client.problems(result(rate=1.0), load(rate=math.inf)) == []
 
 
-def test_figures_of_a_run() -> None:
-    row = client.summary(result(), load(), (200, 50))
-    assert row["rate"] == 2.0 and row["good"] == 0.5 and row["after_the_last"] == 1.0
-    assert (row["looked_up"], row["hits"]) == (200, 50)
-    assert row["ttft_p50"] == 504.0 and row["tpot_p99"] == 994.0
-    assert row["ttft"] == [100.0] * 4 and row["tpot"] == [30.0] * 4
-
-
 def test_how_far_answers_part() -> None:
     alone = answer("abc")
     assert alone.behind("abc") == 0.0
     assert alone.behind("axx") == pytest.approx(0.5) and alone.behind("ayc") == pytest.approx(2.9)
     assert alone.behind("azc") == math.inf  # was not likely
     assert alone.behind("ab") == math.inf and alone.behind("abcd") == math.inf
-
-
-def test_environment() -> None:
-    base = {"VLLM_PLUGINS": "x", "PATH": "p", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-    stock, plugin = (server.environment(kind, base) for kind in ("stock", "plugin"))
-    assert stock["VLLM_PLUGINS"] == "" and "VLLM_PLUGINS" not in plugin
-    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in plugin and plugin["PATH"] == "p"
 
 
 class FakeServer:
