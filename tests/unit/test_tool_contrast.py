@@ -102,21 +102,6 @@ def test_vllm_makes_what_the_streams_read(tiny: Path, tmp_path: Path) -> None:
         prompt_maker(llm)("cold_without", Messages([{"role": "user", "content": "w5"}]))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "args", "says"),
-    [
-        ("Hi", {"without": "system"}, "is for chats"),
-        (CHAT, {"part": "0:2"}, "is one text"),
-        (CHAT, {"without": "tool"}, "no such message"),
-        (CHAT, {"without": 3}, "messages 0 to 2"),
-        ("Hi", {"part": "0:3"}, "has 2 characters"),
-    ],
-)
-def test_what_cannot_be_left_out_is_said(prompt: Any, args: Any, says: str) -> None:
-    with pytest.raises(ColdError, match=says):
-        read(prompt, **args)
-
-
 def test_a_row_says_what_its_amateur_reads_and_no_more() -> None:
     messages = [{"role": "user", "content": "Why"}]
     assert row_args({"prompt": "Hi", "cold_without": None, "x": 1}) == {}
