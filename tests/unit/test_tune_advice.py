@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 
 from tests.vllm_parser import serve_parser
 from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
-from vllm_cold.method.settings import ADAPTIVE, DEFAULT_BETA_MAX
+from vllm_cold.method.presets import PRESETS
+from vllm_cold.method.settings import ADAPTIVE, DEFAULT_BETA_MAX, ColdError, preset_knobs
 from vllm_cold.tools.adapters import Adapter, engine_arguments
 from vllm_cold.tools.contrast import read_contrast
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.advice import request_args, serve_line
-from vllm_cold.tools.tune.grid import AXES, Setting, make_grid, weights_of
+from vllm_cold.tools.tune.advice import serve_line, server_defaults
+from vllm_cold.tools.tune.grid import AXES, Setting, make_grid
 
 pytestmark = pytest.mark.unit
 
@@ -52,15 +53,15 @@ def test_presets_stand_beside_a_grid_or_in_its_place() -> None:
 
 
 def test_weights_take_the_place_of_beta() -> None:
-    (half,) = make_grid({"alpha": "0.1"}, weights=(-0.5,))
-    assert half.args == {"cold_alpha": 0.1, "cold_weights": -0.5}
-    (two,) = make_grid({"alpha": "0.1"}, weights=(0.25, "adaptive"))
-    assert two.args == {
-        "cold_alpha": 0.1, "cold_beta_max": DEFAULT_BETA_MAX, "cold_weights": [0.25, "adaptive"],
-    }  # fmt: skip
-    assert str(two) == "alpha 0.1, beta_max 1, weights 0.25, adaptive"
-    (cad,) = make_grid({}, "cad", weights=(-0.25,))
-    assert cad.args == {"cold_preset": "cad", "cold_weights": -0.25}
+    assert make_grid({"alpha": "0.1"}, weights=-0.5) == [Setting(alpha=0.1)]
+    assert make_grid({"alpha": "0.1"}, weights=[0.25, "adaptive"]) == [
+        Setting(alpha=0.1, beta_max=DEFAULT_BETA_MAX)
+    ]
+    assert make_grid({}, "cad", weights=-0.25) == [Setting("cad")]
+    # What is given all the same, the method refuses.
+    (both,) = make_grid({"alpha": "0.1", "beta": "1"}, weights=-0.5)
+    with pytest.raises(ColdError, match="cold_beta=1.0: no amateur uses it"):
+        read_contrast({"cold_weights": -0.5, **both.args})
 
 
 @given(
@@ -68,7 +69,7 @@ def test_weights_take_the_place_of_beta() -> None:
     st.sampled_from([None, "0.5", "1,adaptive", "adaptive"]),
     st.sampled_from([None, "3"]),
     st.sampled_from([None, "cad", "adacad", "cold,dexperts"]),
-    st.sampled_from([(), (-0.5, 0.25), ("adaptive", -1.0)]),
+    st.sampled_from([None, [-0.5, 0.25], ["adaptive", -1.0]]),
 )
 def test_a_request_with_a_settings_arguments_is_decoded_with_it(
     alpha: str | None, beta: str | None, cap: str | None, presets: str | None, weights: Any
@@ -76,34 +77,34 @@ def test_a_request_with_a_settings_arguments_is_decoded_with_it(
     given = {"alpha": alpha, "beta": None if weights else beta, "expert_top_k": cap}
     for setting in make_grid(given, presets, weights):
         other = {"cold_amateur": ["a", "b"], "cold_amateur_prompt": ["A", "B"]}
+        other |= {"cold_weights": weights} if weights else {}
         contrast = read_contrast({**other, **setting.args})
         told = [w.weight if not w.adaptive else ADAPTIVE for w in contrast.weights]
-        knobs = {"alpha": 0.1, "beta": 0.5, **setting.knobs}
-        beta_told = [ADAPTIVE if knobs["beta"] == ADAPTIVE else -knobs["beta"]] * 2
-        assert told == [*weights_of(setting)] or (told == beta_told and not weights_of(setting))
+        knobs = {"alpha": 0.1, "beta": 0.5, **preset_knobs(setting.preset), **setting.values}
+        own = weights or (setting.preset and list(PRESETS[setting.preset].weights))
+        assert told == (own or [ADAPTIVE if knobs["beta"] == ADAPTIVE else -knobs["beta"]] * 2)
         assert contrast.settings.alpha == knobs["alpha"]
         assert contrast.settings.expert_top_k == (None if cap is None else 3)
 
 
 @pytest.mark.parametrize(
-    ("given", "presets", "weights", "message"),
+    ("given", "presets", "message"),
     [
-        ({"alpha": "-1"}, None, (), r"--alpha=-1.0: must be a number in \[0, 1\]"),
-        ({"alpha": "nan"}, None, (), r"--alpha=nan: must be"),
-        ({"alpha": "0.1,"}, None, (), r"--alpha='': must be a number"),
-        ({"alpha": "adaptive"}, None, (), r"--alpha='adaptive': must be a number in"),
-        ({"beta": "half"}, None, (), r"--beta='half': must be a number >= 0, at most 1e6, or 'ada"),
-        ({"beta": "inf"}, None, (), r"--beta=inf: must be"),
-        ({"beta": "1"}, None, (-0.5,), r"--beta='1': no amateur uses it"),
-        ({"beta_max": "-1"}, None, (), r"--beta-max=-1.0: must be a number >= 0, at most 1e6$"),
-        ({"beta_max": "2"}, None, (), r"--beta-max=2.0: is for an adaptive beta, and beta is 0.25"),
-        ({"beta_max": "2"}, "cad", (), r"--beta-max=2.0: is for an adaptive beta, and beta is cad"),
-        ({}, "what", (), r"--preset='what': must be one of cold, cad"),
+        ({"alpha": "-1"}, None, r"--alpha=-1.0: must be a number in \[0, 1\]"),
+        ({"alpha": "nan"}, None, r"--alpha=nan: must be"),
+        ({"alpha": "0.1,"}, None, r"--alpha='': must be a number"),
+        ({"alpha": "adaptive"}, None, r"--alpha='adaptive': must be a number in"),
+        ({"beta": "half"}, None, r"--beta='half': must be a number >= 0, at most 1e6, or 'ada"),
+        ({"beta": "inf"}, None, r"--beta=inf: must be"),
+        ({"beta_max": "-1"}, None, r"--beta-max=-1.0: must be a number >= 0, at most 1e6$"),
+        ({"beta_max": "2"}, None, r"--beta-max=2.0: is for an adaptive beta, and beta is 0.25"),
+        ({"beta_max": "2"}, "cad", r"--beta-max=2.0: is for an adaptive beta, and beta is cad"),
+        ({}, "what", r"--preset='what': must be one of cold, cad"),
     ],
 )
-def test_wrong_grids(given: Any, presets: str | None, weights: Any, message: str) -> None:
+def test_wrong_grids(given: Any, presets: str | None, message: str) -> None:
     with pytest.raises(ToolError, match=message):
-        make_grid(given, presets, weights)
+        make_grid(given, presets)
 
 
 def parse(line: str) -> Any:
@@ -135,7 +136,7 @@ def test_the_line_says_what_was_measured() -> None:
         "ignore_patterns": ["a b/*", "c"],
         "logits_processors": [],
     }
-    found = parse(serve_line("/models/my model", adapters, engine, Setting(alpha=0.05, beta=1e-05)))
+    found = parse(serve_line("/models/my model", adapters, engine, {"alpha": 0.05, "beta": 1e-05}))
     assert found.model_tag == "/models/my model"
     assert found.enable_lora
     assert [(m.name, m.path) for m in found.lora_modules] == [
@@ -166,48 +167,41 @@ def test_the_greedy_line_has_no_cold_in_it() -> None:
     assert parse(serve_line("M", [], engine, None)).additional_config == {"other": 1}
 
 
-CASES: list[tuple[Setting, dict[str, Any], bool, dict[str, Any]]] = [
-    (Setting(alpha=0.1, beta=0.5), {"cold_without": "system"}, False, {}),
-    (Setting(alpha=0.1, beta=0.5), {"cold_without": ["system", 2]}, False, {}),
-    (Setting(alpha=0.1, beta="adaptive", beta_max=1.5), {}, False, {}),
-    (Setting("cfg"), {"cold_without": 1}, False, {}),
-    (Setting("adacad", beta_max=2.0, expert_top_k=7), {"cold_without": "tool"}, False, {}),
-    (Setting("cold"), {}, False, {}),
-    # What no server has a default for.
-    (Setting(alpha=0.1, beta=0.5), {"cold_part": "0:5"}, False, {"cold_part": "0:5"}),
-    (Setting("cad"), {}, True, {}),
-    (
-        Setting("dexperts"),
-        {"cold_amateur": ["a", "b"]},
-        False,
-        {"cold_amateur": ["a", "b"], "cold_weights": [1.0, -1.0]},
-    ),
-    (
-        Setting(alpha=0.1, beta_max=2.0, weights=("adaptive",)),
-        {"cold_without": "system"},
-        False,
-        {"cold_weights": "adaptive", "cold_beta_max": 2.0},
-    ),
-]
+@pytest.mark.parametrize(
+    ("setting", "args"),
+    [
+        (Setting(alpha=0.1, beta=0.5), {"cold_without": "system"}),
+        (Setting(alpha=0.1, beta=0.5), {"cold_without": ["system", 2]}),
+        (Setting(alpha=0.1, beta="adaptive", beta_max=1.5), {}),
+        (Setting("cfg"), {"cold_without": 1}),
+        (Setting("adacad", beta_max=2.0, expert_top_k=7), {"cold_without": "tool"}),
+        (Setting("cold"), {}),
+    ],
+)
+def test_what_a_server_has_as_its_default(setting: Setting, args: dict[str, Any]) -> None:
+    """A request that says nothing is decoded as one with the arguments was."""
+    defaults = server_defaults({**args, **setting.args})
+    found = vars(parse(serve_line("M", [], engine_arguments([]), defaults)))
+    assert found["sampler"] == "cold"
+    engine = {name[5:]: v for name, v in found.items() if name[:5] == "cold_" and v is not None}
+    told = parse_engine_defaults(engine)
+    settings, weights = parse_request_args({}).settings(told, [None])
+    measured = read_contrast({"cold_amateur": "a", **args, **setting.args})
+    assert (settings, weights) == (measured.settings, measured.weights)
+    left_out = args.get("cold_without")
+    is_list = isinstance(left_out, list)
+    assert told.contrast.without == (",".join(map(str, left_out)) if is_list else left_out)
 
 
-@pytest.mark.parametrize(("setting", "args", "own", "sent"), CASES)
-def test_line_and_requests_together_say_what_was_measured(
-    setting: Setting, args: dict[str, Any], own: bool, sent: dict[str, Any]
-) -> None:
-    assert request_args(setting, args, own) == sent
-    found = parse(serve_line("M", [], engine_arguments([]), setting, args, own))
-    assert found.sampler == "cold"
-    engine = {name[5:]: v for name, v in vars(found).items() if name[:5] == "cold_"}
-    defaults = parse_engine_defaults({k: v for k, v in engine.items() if v is not None})
-    row = {"cold_amateur_prompt": "the row's own"} if own else {}
-    request = parse_request_args({**sent, **row})
-    settings, resolved = request.settings(defaults, [*weights_of(setting)] or [None])
-    measured = read_contrast({"cold_amateur": "a", **args, **row, **setting.args})
-    assert settings == measured.settings
-    assert resolved == measured.weights
-    if not sent and not own:
-        without = defaults.contrast.without
-        assert without == (
-            ",".join(map(str, w)) if isinstance(w := args.get("cold_without"), list) else w
-        )
+@pytest.mark.parametrize(
+    ("setting", "args"),
+    [
+        (Setting(alpha=0.1, beta=0.5), {"cold_part": "0:5"}),
+        (Setting("cad"), {}),  # of what each row says
+        (Setting("dexperts"), {"cold_amateur": ["a", "b"]}),
+        (Setting("grounded"), {"cold_without": ["tool", "user"]}),
+        (Setting(alpha=0.1), {"cold_without": "system", "cold_weights": -0.3}),
+    ],
+)
+def test_what_no_server_has_a_default_for(setting: Setting, args: dict[str, Any]) -> None:
+    assert server_defaults({**args, **setting.args}) is None

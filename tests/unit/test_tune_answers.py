@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +12,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.answers import Answer, file_times, model_folders, open_answers
+from vllm_cold.tools.tune.answers import Answer, open_answers
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
 
 pytestmark = pytest.mark.unit
 
-MADE: dict[str, Any] = {"--model": "M", "--max-tokens": 8, "--stop": ["\n"]}
+MADE: dict[str, Any] = {"model": "M", "max_tokens": 8, "stop": ["\n"]}
 CHAT = Problem("b", 2, (("user", "b"),), ("x",), args={"cold_without": ("system", 1)})
 PROBLEMS = [Problem("a", 1, "a", ("x",)), CHAT]
 SETTINGS = [
     None,
     Setting(alpha=0.1, beta=0.5),
-    Setting(alpha=0.1, beta="adaptive", beta_max=2.0, weights=(0.5, "adaptive")),
+    Setting(alpha=0.1, beta="adaptive", beta_max=2.0),
     Setting("cad"),
 ]
 
 
-def opened(folder: Path, restart: bool = False, **changed: Any) -> Any:
-    made = {**MADE, **{"--" + name.replace("_", "-"): value for name, value in changed.items()}}
-    return open_answers(str(folder), lambda: made, PROBLEMS, restart)
+def opened(folder: Path, **changed: Any) -> Any:
+    made = {**MADE, **changed}
+    return open_answers(str(folder), lambda: made, PROBLEMS)
 
 
 def fill(folder: Path) -> Path:
@@ -88,10 +87,10 @@ def test_another_run_is_refused_and_said_how_it_differs(tmp_path: Path) -> None:
     path = fill(tmp_path)
     before = path.read_bytes()
     for changed, said in (
-        ({"model": "N"}, r"--model was 'M' and is 'N'\); choose another --output, or --restart"),
-        ({"max_tokens": 9, "stop": []}, r"--max-tokens was 8 and is 9; --stop was \['\\n'\] and"),
-        ({"model": "N" * 99}, r"\(--model changed\)"),
-        ({"files": {}}, r"\(--files was None and is {}\)"),
+        ({"model": "N"}, r"\(model was 'M' and is 'N'\); choose another --output, or remove"),
+        ({"max_tokens": 9, "stop": []}, r"\(max_tokens was 8 and is 9\)"),
+        ({"model": "N" * 99}, r"\(model changed\)"),
+        ({"files": {}}, r"\(files was None and is {}\)"),
     ):
         with pytest.raises(ToolError, match=said), opened(tmp_path, **changed):
             pass
@@ -117,23 +116,12 @@ def test_another_run_is_refused_and_said_how_it_differs(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_restart_throws_away_when_there_is_something_new(tmp_path: Path) -> None:
-    path = fill(tmp_path)
-    with opened(tmp_path, restart=True, model="N") as answers:
-        assert len(answers) == 0
-        assert path.read_text().count("\n") == 9  # an engine that does not start costs nothing
-        answers.add(None, CHAT, Answer("new", "stop"))
-    with opened(tmp_path, model="N") as answers:
-        assert len(answers) == 1
-
-
 def test_files_that_are_not_ours_or_damaged(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     path.write_text('{"prompt": "somebody else\'s"}\n')
-    for restart in (False, True):
-        said = "was not written by this version of vllm-cold tune"
-        with pytest.raises(ToolError, match=said), opened(tmp_path, restart):
-            pass
+    said = "was not written by this version of vllm-cold tune"
+    with pytest.raises(ToolError, match=said), opened(tmp_path):
+        pass
     path.unlink()
     fill(tmp_path)
     lines = path.read_bytes().split(b"\n")
@@ -166,23 +154,3 @@ def test_a_full_disk_is_said_with_what_is_kept(tmp_path: Path) -> None:
         with pytest.raises(ToolError, match="No space left on device; 1 answers are kept there"):
             answers.add(None, PROBLEMS[0], Answer("lost", "stop"))
         answers._file.close()
-
-
-def test_files_that_change_are_noticed(tmp_path: Path) -> None:
-    (tmp_path / "weights").write_text("one")
-    before = file_times(str(tmp_path))
-    assert json.loads(json.dumps(before)) == file_times(str(tmp_path))
-    os.utime(tmp_path / "weights", ns=(1, 1))
-    assert file_times(str(tmp_path)) == {"weights": [3, 1]} != before
-    # Of a model of the hub, the revision that is in the cache.
-    assert model_folders(str(tmp_path), {}) == [str(tmp_path)]
-    cache = tmp_path / "cache"
-    assert model_folders("org/model", {"download_dir": str(cache)}) == []
-    stored = cache / "models--org--model"
-    snapshot = stored / "snapshots" / "abc"
-    snapshot.mkdir(parents=True)
-    (snapshot / "config.json").write_text("{}")
-    (stored / "refs").mkdir()
-    (stored / "refs" / "main").write_text("abc")
-    assert model_folders("org/model", {"download_dir": str(cache)}) == [str(snapshot)]
-    assert model_folders("org/model", {"download_dir": str(cache), "revision": "v2"}) == []

@@ -24,7 +24,7 @@ def score(how: str, output: str, *answers: str) -> float:
 
 
 def figures(text: str) -> list[str]:
-    return [f"{number.figure}{'%' if number.percent else ''}" for number in numbers(text)]
+    return [str(number) for number in numbers(text)]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def figures(text: str) -> list[str]:
         ("10-5", ["10", "5"]),
         ("10 - 5", ["10", "5"]),
         ("(10)-5", ["10", "5"]),
-        ("10%-5", ["10%", "5"]),
+        ("10%-5", ["10", "5"]),
         ("\\boxed{-5}", ["-5"]),
         (".5", ["0.5"]),
         ("-.5", ["-0.5"]),
@@ -57,10 +57,7 @@ def figures(text: str) -> list[str]:
         ("1e3", ["1E+3"]),
         ("2.5E-3", ["0.0025"]),
         ("1e9999", ["1"]),  # no exponent of more than three digits
-        ("12.5%", ["12.5%"]),
-        ("12.5 %", ["12.5%"]),
-        ("12.5\u00a0%", ["12.5%"]),
-        ("12.5\n%", ["12.5"]),
+        ("12.5 %", ["12.5"]),
         ("$1,000", ["1000"]),
         ("-$3.50", ["-3.50"]),
         ("\u20ac7", ["7"]),
@@ -78,15 +75,9 @@ def test_what_a_number_is(text: str, expected: list[str]) -> None:
 @given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.booleans())
 def test_every_number_is_read_as_it_is_written(value: Decimal, grouped: bool) -> None:
     text = f"{value:,f}" if grouped else f"{value:f}"
-    assert [number.figure for number in numbers(f"so it is {text}.")] == [value]
+    assert numbers(f"so it is {text}.") == [value]
     assert score("number", f"7 or {text}", text) == 1.0
     assert score("number", f"{text} or {value + 1:f}", text) == 0.0
-
-
-@given(st.text() | st.text("0123456789.,-+eE% $/x"))
-def test_any_text_can_be_searched_for_numbers(text: str) -> None:
-    for number in numbers(text):
-        assert number.equals(number)
 
 
 @pytest.mark.parametrize(
@@ -99,15 +90,10 @@ def test_any_text_can_be_searched_for_numbers(text: str) -> None:
         ("-4", "4", False),
         ("$1,234", "1234 dollars", True),
         ("50%", "50", True),
-        ("50%", "0.5", True),
-        ("0.5", "50%", True),
         ("50", "50 %", True),
-        ("50%", "50%", True),
-        ("50%", "0.5%", False),
         ("50", "0.5", False),
         ("nothing", "4", False),
         ("0.10000000000000000000000000000000001", "0.1", False),  # beyond a float
-        ("10000000000000000000000000000001%", "100000000000000000000000000000.01", True),
     ],
 )
 def test_number(output: str, answer: str, right: bool) -> None:
@@ -143,9 +129,13 @@ def test_one_of_several_answers_is_enough() -> None:
     ("how", "answer", "message"),
     [
         ("fuzzy", "a", r"--match='fuzzy': must be one of exact, number, contains, regex, or"),
-        ("regex", "(", r"--match=regex: line 3: the answer '\(' is no regular expression"),
-        ("number", "one", r"--match=number: line 3: the answer 'one' has no numbers"),
-        ("number", "3/4", r"--match=number: line 3: the answer '3/4' has 2 numbers"),
+        ("regex", "(", r"--match=regex: line 3: cannot use the answer '\(': missing \), unterm"),
+        (
+            "number",
+            "one",
+            r"--match=number: line 3: cannot use the answer 'one': it has no numbers",
+        ),
+        ("number", "3/4", r"--match=number: line 3: cannot use the answer '3/4': it has 2 numbers"),
     ],
 )
 def test_answers_that_a_rule_cannot_use(how: str, answer: str, message: str) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.grid import Setting, check_problems
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 pytestmark = pytest.mark.unit
@@ -78,7 +76,6 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         ('{"prompt": "p", "answer": -Infinity}', r":2: answer: must be text"),
         ({"prompt": "p", "answer": "a", "id": "first"}, r":2: id: 'first' is line 1's"),
         ({"prompt": "p", "answer": "a", "cold_beta": 1}, r":2: cold_beta=1: a row may have"),
-        ({"prompt": "p", "answer": "a", "cold_part": "0:9"}, r":2: cold_part='0:9': the"),
         ({"prompt": "p", "answer": "a", "cold_witout": 1}, r":2: cold_witout=1: a row may"),
         (
             '{"prompt": "p", "answer": "a", "cold_amateur_prompt": "\\ud800"}',
@@ -86,24 +83,15 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         ),
         (
             {"prompt": "good", "answer": "a", "cold_amateur_prompt": "other"},
-            r":2: has the prompt of line 1 with another contrast; greedy decoding gives",
+            r":2: has the prompt of line 1 with another answer or contrast; give all",
         ),
         ({"prompt": "good", "answer": "other"}, r":2: has the prompt of line 1 with another"),
     ],
 )
 def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
     file = write(tmp_path / "p.jsonl", {"prompt": "good", "answer": "a", "id": "first"}, row)
-    check = check_problems([Setting(alpha=0.1)], "sql", "base", ["sql"], False)
     with pytest.raises(ToolError, match=message):
-        load_problems(file, check=check)
-
-
-def test_several_wrong_rows_are_named_and_the_rest_counted(tmp_path: Path) -> None:
-    file = write(tmp_path / "p.jsonl", *["{}"] * 8)
-    with pytest.raises(ToolError) as caught:
         load_problems(file)
-    assert re.findall(r"p.jsonl:(\d): ", str(caught.value)) == ["1", "2", "3", "4", "5"]
-    assert str(caught.value).endswith("and 3 more")
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
@@ -111,9 +99,6 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_problems(str(tmp_path / "missing.jsonl"))
     with pytest.raises(ToolError, match="cannot be read"):
         load_problems(str(tmp_path))
-    (tmp_path / "empty.jsonl").write_text("\n \n")
-    with pytest.raises(ToolError, match="holds no problems"):
-        load_problems(str(tmp_path / "empty.jsonl"))
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
     with pytest.raises(ToolError, match=r"not UTF-8 \(byte 12\)"):
         load_problems(str(tmp_path / "latin.jsonl"))
@@ -164,12 +149,6 @@ def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
     assert repeated == 1  # the last says what the first has from the options
 
 
-def test_rows_behind_the_limit_are_not_counted_as_left_out(tmp_path: Path) -> None:
-    rows = [{"prompt": p, "answer": "a"} for p in "aabbca"]
-    file = write(tmp_path / "p.jsonl", *rows)
-    assert [load_problems(file, limit)[1] for limit in (1, 2, 3, None)] == [0, 1, 2, 3]
-
-
 def test_numbers_of_any_size(tmp_path: Path) -> None:
     file = write(tmp_path / "p.jsonl", f'{{"prompt": "p", "answer": 1{"0" * 399}}}')
     (problem,) = load_problems(file)[0]
@@ -184,8 +163,6 @@ def test_limit_and_byte_order_mark(tmp_path: Path) -> None:
     file.write_text('\ufeff{"prompt": "p", "answer": "a"}\n{"prompt": "q", "answer": "a"}\n')
     assert len(load_problems(str(file))[0]) == 2
     assert [p.prompt for p in load_problems(str(file), 1)[0]] == ["p"]
-    with pytest.raises(ToolError, match="--limit=0: must be 1 or more"):
-        load_problems(str(file), 0)
 
 
 def some(count: int) -> list[Problem]:
@@ -213,15 +190,7 @@ def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
     assert 400 < in_first_half < 600
 
 
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
-def test_a_wrong_fraction(fraction: float) -> None:
-    with pytest.raises(ToolError, match=r"--test-fraction=.*: must be between 0 and 1"):
-        split_problems(some(100), fraction, 0, 6)
-
-
 def test_the_number_of_problems_that_is_asked_for_is_enough() -> None:
     with pytest.raises(ToolError, match="Bring 20 problems or more"):
         split_problems(some(11), 0.3, 0, 6)
     split_problems(some(20), 0.3, 0, 6)
-    with pytest.raises(ToolError, match="--seed=-1: must be 0 or more"):
-        split_problems(some(20), 0.3, -1, 6)

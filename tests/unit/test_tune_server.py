@@ -17,7 +17,7 @@ import pytest
 
 from tests import loopback
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K
-from vllm_cold.tools.main import build_parser, main
+from vllm_cold.tools.main import main
 from vllm_cold.tools.tune import decode
 
 pytestmark = pytest.mark.unit
@@ -31,18 +31,14 @@ class Fake:
 
     Attributes:
         bodies: Of all requests for an answer, in order.
-        probes: Of those for one token, which are refused where they hold ``refused``.
         most: Requests that were there at a time.
         text: Gives the answer.
         status: Of answers, by the number of the request.
-        version: vLLM's.
         slow: Seconds that an answer takes.
     """
 
     def __init__(self) -> None:
         self.bodies: list[dict[str, Any]] = []
-        self.probes: list[dict[str, Any]] = []
-        self.refused = ""
         self.keys: set[str | None] = set()
         self.most = self._now = 0
         self.text: Callable[[dict[str, Any]], str] = lambda body: (
@@ -50,7 +46,6 @@ class Fake:
         )
         self.status: dict[int, int] = {}
         self.finish = "stop"
-        self.version = "0.32.0"
         self.slow = 0.0
         self._lock = threading.Lock()
 
@@ -61,12 +56,6 @@ class Fake:
     def answer(self, path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
         if body["vllm_xargs"].get("cold_alpha") == -1:
             return 400, {"message": "cold_alpha=-1: must be a number in [0, 1]"}
-        if body["max_tokens"] == 1:
-            self.probes.append(body)
-            if self.refused and self.refused in body["vllm_xargs"]:
-                return 400, {"message": f"{self.refused}: not here"}
-            choice = {"text": "", "message": {"content": ""}, "finish_reason": "length"}
-            return 200, {"choices": [choice], "usage": {"completion_tokens": 1}}
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
@@ -95,7 +84,7 @@ def fake() -> Iterator[tuple[Fake, str]]:
     class Handler(loopback.Answering):
         def do_GET(self) -> None:
             kept.keys.add(self.headers["Authorization"])
-            self.send(200, {"version": kept.version} if self.path == "/version" else kept.models())
+            self.send(200, kept.models())
 
         def do_POST(self) -> None:
             kept.keys.add(self.headers["Authorization"])
@@ -162,11 +151,9 @@ def test_chats_are_asked_as_a_client_asks(
         "cold_without": "system",
     }
     assert kept.cold == [fields]
-    assert [body["vllm_xargs"] for body in kept.probes] == [fields]
     found = report(tmp_path)
     assert found["gain"] and json.loads(found["serve"]) == {"model": "base", "vllm_xargs": fields}
-    assert found["run"]["server"] == url and found["run"]["versions"]["vllm"] == "0.32.0"
-    assert any("files cannot be looked at" in note for note in found["notes"])
+    assert found["run"]["server"] == url
     printed = capsys.readouterr().out
     assert "Ask for it with CoLD:" in printed
     assert found["serve"] in printed.splitlines()
@@ -174,8 +161,9 @@ def test_chats_are_asked_as_a_client_asks(
     assert printed.splitlines()[-1].startswith(said) and found["headline"].startswith(said)
     assert "Ask for it with CoLD" in (tmp_path / "out" / "report.html").read_text()
     kept.text = lambda body: "wrong"
-    assert main(line(*GUIDED, "--restart")) == 1
-    assert report(tmp_path)["serve"] == '{"model": "base", "vllm_xargs": {"cold": 0}}'
+    assert main(line(*GUIDED, "--output", str(tmp_path / "out" / "2"))) == 1
+    again = json.loads((tmp_path / "out" / "2" / "report.json").read_text())
+    assert again["serve"] == '{"model": "base", "vllm_xargs": {"cold": 0}}'
 
 
 def test_texts_and_adapters(
@@ -200,31 +188,12 @@ def test_texts_and_adapters(
     )
     found = report(tmp_path)
     assert "cold_amateur" not in json.loads(found["serve"])["vllm_xargs"]  # a row's key goes there
-    said = 'the cold_* keys of its problem\'s row, or "cold_amateur": "base" where it has none.'
-    assert f"With CoLD each request must also send {said}" in found["notes"]
+    said = "With CoLD each request must also send the cold_* keys of its problem's row, in place of"
+    assert any(note.startswith(said) for note in found["notes"])
     fake[0].bodies.clear()
-    assert main(line(*more, "--amateur", "chat", "--restart")) == 0
+    (tmp_path / "out" / "answers.jsonl").unlink()
+    assert main(line(*more, "--amateur", "chat")) == 0
     assert {args["cold_amateur"] for args in kept.cold if "cold_part" not in args} == {"chat"}
-
-
-def test_what_the_server_refuses_is_refused_first(
-    fake: tuple[Fake, str], line: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    fake[0].refused = "cold_preset"
-    assert main(line(*GUIDED)) == 2
-    assert "HTTP 400: cold_preset: not here" in capsys.readouterr().err
-    assert not fake[0].bodies  # not even greedily
-
-
-def test_rows_that_say_it_in_place_of_an_option(
-    fake: tuple[Fake, str], line: Callable[..., list[str]], tmp_path: Path
-) -> None:
-    words = line(*GUIDED)
-    file = tmp_path / "p.jsonl"
-    file.write_text(file.read_text().replace('{"messages"', '{"cold_without": 0, "messages"', 1))
-    assert main(words) == 0
-    said = "the cold_* keys of its problem's row, if it has any, in place of cold_without."
-    assert f"With CoLD each request must also send {said}" in report(tmp_path)["notes"]
 
 
 def test_requests_at_a_time(fake: tuple[Fake, str], line: Callable[..., list[str]]) -> None:
@@ -232,8 +201,7 @@ def test_requests_at_a_time(fake: tuple[Fake, str], line: Callable[..., list[str
     kept.slow = 0.02
     assert main(line(*GUIDED, "--concurrency", "3")) == 0
     assert kept.most == 3
-    parser = build_parser().parse_args(["tune", "p", "--url", "http://x"])
-    assert parser.concurrency is None and decode.CONCURRENCY == 32  # as the help says
+    assert decode.CONCURRENCY == 32  # as the help says
 
 
 def test_going_on_after_an_error(
@@ -252,13 +220,8 @@ def test_going_on_after_an_error(
     assert main(line(*GUIDED)) == 0
     assert len(kept.bodies) == 7 + 2 * COUNT - 6
     assert main(line(*GUIDED)) == 0 and len(kept.bodies) == 7 + 2 * COUNT - 6
-    kept.version = "0.33.0"
-    assert main(line(*GUIDED)) == 2
-    printed = capsys.readouterr().err
-    assert "(vllm was '0.32.0' and is '0.33.0')" in printed
-    kept.version = "0.32.0"
     assert main(line(*GUIDED, "--adapter", "sql")) == 2
-    assert "--adapter was None and is 'sql'" in capsys.readouterr().err
+    assert "adapter was None and is 'sql'" in capsys.readouterr().err
 
 
 def test_ctrl_c_keeps_what_is_there(
@@ -289,8 +252,6 @@ def test_ctrl_c_keeps_what_is_there(
         (("--dtype", "half"), "--dtype: is for an engine in this process, and --url asks"),
         (("--enforce-eager",), "--enforce-eager: is for an engine"),
         (("--engine-args", "{}"), "--engine-args: is for an engine"),
-        (("--concurrency", "-1"), "--concurrency=-1: must be 1 or more"),
-        (("--concurrency", "0"), "--concurrency=0: must be 1 or more"),
         (("--adapter", "none"), "--adapter=none: no such adapter on the server (loaded: chat, sql"),
         (("--amateur", "none"), "--amateur=none: no such adapter on the server"),
         (("--model", "none"), "--model=none: no such base model on the server (there are: base)"),
@@ -353,7 +314,3 @@ def test_an_answer_that_is_not_whole_is_never_judged(
     said = r"problem .*: the server ended it with 'error'; see its log"
     assert re.search(said, capsys.readouterr().err)
     assert not (tmp_path / "out" / "report.json").exists()
-    fake[0].finish = None  # type: ignore[assignment]
-    assert main(line(*GUIDED)) == 2
-    said = "the server does not return choices.0.finish_reason as vLLM does"
-    assert said in capsys.readouterr().err

@@ -6,7 +6,6 @@ the data show; all presentations say the same.
 from __future__ import annotations
 
 import io
-import itertools
 import json
 import math
 import re
@@ -56,27 +55,12 @@ def test_mcnemar_by_counting(better: int, worse: int, expected: float) -> None:
     assert (found.better, found.worse, found.count) == (better, worse, 20 + better + worse)
     assert found.difference == pytest.approx((better - worse) / found.count)
     assert found.difference == pytest.approx(found.cold - found.greedy)
-    assert found.test == "McNemar, exact"
 
 
-def test_sign_flips_by_counting() -> None:
-    differences = np.array([0.5, 0.2, -0.1, 0.4, 0.0, 0.3, 0.25])
-    nonzero = differences[differences != 0]
-    flips = [
-        abs(float(np.dot(signs, nonzero)))
-        for signs in itertools.product((-1, 1), repeat=len(nonzero))
-    ]
-    seen = abs(float(nonzero.sum()))
-    expected = sum(value >= seen - 1e-12 for value in flips) / len(flips)
-    found = compare(differences + 0.2, np.full(7, 0.2), 0.95)
-    assert found.p == pytest.approx(expected) and found.test == "sign-flip permutation"
-    assert (found.better, found.worse) == (5, 1)
-    many = np.random.default_rng(1).normal(0.03, 0.2, 400).clip(-0.5, 0.5)
-    found = compare(many + 0.5, np.full(400, 0.5), 0.95, seed=3)
-    assert found.p == pytest.approx(stats.ttest_1samp(many, 0.0).pvalue, abs=0.01)
-    assert found == compare(many + 0.5, np.full(400, 0.5), 0.95, seed=3)
-    for few in ([0.5, 0.5], [0.5, 0.9]):
-        assert compare(np.array(few), np.array([0.5, 0.5]), 0.95).p == 1.0
+def test_scores_in_between_are_counted_by_their_sign() -> None:
+    found = compare(np.array([0.5, 0.2, 0.9, 0.4, 0.3]), np.array([0.4, 0.1, 0.95, 0.4, 0.2]), 0.9)
+    assert (found.better, found.worse, found.p) == (3, 1, 2 * (1 + 4) / 2**4)
+    assert found.difference == pytest.approx(0.05)
 
 
 def test_the_interval_by_hand() -> None:
@@ -117,7 +101,7 @@ def test_the_interval_has_zero_inside_where_the_test_finds_nothing(
 
 
 @pytest.mark.parametrize(
-    ("count", "better", "worse"), [(12, 0.1, 0.02), (50, 0.9, 0.05), (60, 0.04, 0), (60, 0.15, 0.1)]
+    ("count", "better", "worse"), [(12, 0.1, 0.02), (30, 0.04, 0), (30, 0.9, 0.05)]
 )
 def test_the_interval_covers_even_if_few_differ(count: int, better: float, worse: float) -> None:
     """How often it holds the truth, over all that can be drawn."""
@@ -176,11 +160,22 @@ def test_a_gain_is_claimed_with_its_figures() -> None:
     )
     assert found["details"] == [
         "On the 100 held-out problems greedy scores 90.0 % and alpha 0.1, beta 0.25 99.0 %: better "
-        "on 10, worse on 1 (McNemar, exact, two-sided).",
+        "on 10, worse on 1 (sign test, for right and wrong McNemar's exact one, two-sided).",
         "On the 100 dev problems its difference was +11.0 points. They picked it from 3 settings, "
         "so that is biased upwards.",
     ]
     assert [row["picked"] for row in found["settings"]] == [False, True, False]
+
+
+def test_a_gain_is_one_by_number_and_by_size() -> None:
+    """Better on most problems and a worse mean is none, whatever p says."""
+    cold, greedy = np.array([0.6] * 20 + [0.0] * 3), np.array([0.5] * 20 + [1.0] * 3)
+    found = compare(cold, greedy, 0.95)
+    assert found.p < 0.01 and found.difference < 0 < found.better - found.worse
+    assert not verdict.is_gain(compare(greedy, greedy - 0.1, 0.95), found, 0.05)
+    mean = compare(1 - cold, 1 - greedy, 0.95)  # a better mean, and worse on most
+    assert mean.p < 0.01 and mean.difference > 0
+    assert not verdict.is_gain(compare(greedy, greedy - 0.1, 0.95), mean, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -192,8 +187,8 @@ def test_a_gain_is_claimed_with_its_figures() -> None:
         # Significant, the wrong way.
         ([(9, 0)], (1, 12), "beta 0.25 is significantly worse, -11.0 points on 100 held-out"),
         # Better on the held-out problems alone.
-        ([(0, 3)], (12, 1), r"p = 0.003), but -3.0 on the 100 dev ones."),
-        ([(2, 2)], (12, 1), r", but 0.0 on the 100 dev ones."),
+        ([(0, 3)], (12, 1), "p = 0.0034); -3.0 on 100 dev problems."),
+        ([(2, 2)], (12, 1), "); 0.0 on 100 dev problems."),
     ],
 )
 def test_without_a_gain_greedy_is_what_to_use(
@@ -204,7 +199,6 @@ def test_without_a_gain_greedy_is_what_to_use(
     assert found["headline"].startswith(
         "No setting beats greedy decoding significantly, so use that: alpha 0.3, beta 0.25"
     )
-    assert ("Not even on the 100 dev" in found["details"][1]) is (dev[0][0] <= dev[0][1])
 
 
 def test_of_settings_with_the_same_score_the_first_is_picked() -> None:
@@ -213,17 +207,12 @@ def test_of_settings_with_the_same_score_the_first_is_picked() -> None:
     assert verdict.pick(rows) is rows[1]
     found = made([(4, 2), (7, 1), (7, 1)], (10, 1))
     assert found["best"]["name"] == "alpha 0.1, beta 0.25"
-    said = "Of the 2 settings with that dev score it is the first of the table."
-    assert found["details"][1].endswith(said)
 
 
 def test_figures_for_people() -> None:
     assert verdict.percent(0.54) == "54.0 %"
     assert [verdict.points(x) for x in (0.08, -0.081, 0.0, -0.0004, 1.0)] == [
         "+8.0", "-8.1", "0.0", "0.0", "+100.0",
-    ]  # fmt: skip
-    assert [verdict.p_text(p) for p in (1.0, 0.0312, 0.00049, 0.00001)] == [
-        "p = 1.00", "p = 0.031", "p = 0.0005", "p < 0.0001",
     ]  # fmt: skip
 
 
@@ -256,15 +245,15 @@ def test_all_presentations_say_the_same(test: tuple[int, int], tmp_path: Path) -
     assert serve in text.splitlines() and f'<pre class="copy">{serve}' in unescape(html)
     assert text.splitlines()[-1] == found["headline"]
     assert f"Serve it {'with' if found['gain'] else 'without'} CoLD" in text
-    assert "Wrong to right: p1, p2.\nRight to wrong: p3.\n" in text
     assert re.findall(r"<h3>(.*)</h3>", html) == ["Wrong to right: 2", "Right to wrong: 1"]
     assert "CoLD, judged wrong</p><pre>same <mark>x</mark></pre>" in html
 
 
 def test_scores_in_between_are_no_right_or_wrong() -> None:
     found = made([(9, 3)], (10, 1), changes=[change(1, 0.25, 1.0), change(2, 1.0, 0.5)])
-    assert "Better: p1.\nWorse: p2.\n" in text_of(found)
-    assert "judged 0.25</p>" in report.render(found)
+    html = report.render(found)
+    assert re.findall(r"<h3>(.*)</h3>", html) == ["Better: 1", "Worse: 1"]
+    assert "judged 0.25</p>" in html
 
 
 def test_many_changes_are_named_at_least() -> None:
@@ -273,7 +262,6 @@ def test_many_changes_are_named_at_least() -> None:
     html = report.render(found)
     assert html.count("<details>") == report.SHOWN
     assert "And 3 more: p100, p101, p102." in html
-    assert "p9 and 93 more." in " ".join(text_of(found).split())
 
 
 @pytest.mark.parametrize("width", [80, 40])

@@ -11,6 +11,7 @@ server, ``answers`` keeps what comes back, ``verdict`` compares, ``report`` and 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import Any
 
 from vllm_cold.method.settings import CONTRAST, KNOBS
@@ -18,6 +19,28 @@ from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import option_of
 from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.grid import AXES
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    """An option's type: an integer that is not smaller."""
+
+    def read(text: str) -> int:
+        if (value := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{text}: must be {least} or more")
+        return value
+
+    read.__name__ = "integer"  # for what is none
+    return read
+
+
+def _share(text: str) -> float:
+    """An option's type: a share of all."""
+    if not 0.0 < (value := float(text)) < 1.0:  # also NaN
+        raise argparse.ArgumentTypeError(f"{text}: must be between 0 and 1, both excluded")
+    return value
+
+
+_share.__name__ = "number"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -61,9 +84,14 @@ def add_parser(subparsers: Any) -> None:
         "--chat", action="store_true", help='put each "prompt" into the model\'s chat template'
     )
     what.add_argument(
-        "--limit", type=int, metavar="N", help="use the first N problems only (default: all)"
+        "--limit",
+        type=_at_least(1),
+        metavar="N",
+        help="use the first N problems only (default: all)",
     )
-    what.add_argument("--max-tokens", type=int, default=256, help="per output (default: 256)")
+    what.add_argument(
+        "--max-tokens", type=_at_least(1), default=256, help="per output (default: 256)"
+    )
     what.add_argument(
         "--stop", action="append", metavar="TEXT", help="a stop string; may be repeated"
     )
@@ -99,19 +127,17 @@ def add_parser(subparsers: Any) -> None:
     )
     search.add_argument(
         "--test-fraction",
-        type=float,
+        type=_share,
         default=0.5,
         help="share of problems held out to judge the setting (default: 0.5)",
     )
     search.add_argument(
         "--confidence",
-        type=float,
+        type=_share,
         default=0.95,
         help="of the intervals; a difference is significant at 1 minus this (default: 0.95)",
     )
-    search.add_argument(
-        "--seed", type=int, default=0, help="of the split and of resampling (default: 0)"
-    )
+    search.add_argument("--seed", type=_at_least(0), default=0, help="of the split (default: 0)")
 
     files = parser.add_argument_group("files")
     files.add_argument(
@@ -120,9 +146,6 @@ def add_parser(subparsers: Any) -> None:
         metavar="DIR",
         help="results and reports; the same command goes on there after a crash "
         "(default: cold-tune)",
-    )
-    files.add_argument(
-        "--restart", action="store_true", help="forget what DIR holds and decode everything again"
     )
     files.add_argument("--verbose", action="store_true", help="show vLLM's own log")
 
@@ -144,7 +167,7 @@ def add_parser(subparsers: Any) -> None:
     server = parser.add_argument_group("a running server in place of an engine")
     add_options(server)
     server.add_argument(
-        "--concurrency", type=int, metavar="N", help="requests at a time (default: 32)"
+        "--concurrency", type=_at_least(1), metavar="N", help="requests at a time (default: 32)"
     )
     parser.set_defaults(run=run)
 

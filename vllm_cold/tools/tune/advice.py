@@ -8,35 +8,21 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from vllm_cold.method.settings import PREFIX
+from vllm_cold.method.arguments import parse_engine_defaults
+from vllm_cold.method.settings import PREFIX, ColdError
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.tune.grid import Setting, weights_of
-
-_WITHOUT = PREFIX + "without"
 
 
-def request_args(
-    setting: Setting, args: Mapping[str, Any], own_contrasts: bool = False
-) -> dict[str, Any]:
-    """What a request has to say itself, as flat arguments: a server has defaults for the knobs, for
-    what is left out of chats and for no other contrast.
-
-    Args:
-        setting: The setting.
-        args: What all problems are contrasted with, as flat arguments.
-        own_contrasts: Whether problems say it themselves.
+def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A request's flat arguments as a server's defaults, by the knob's name; None where a server
+    has no defaults for them, and each request has to send them.
     """
-    said: dict[str, Any] = {} if _is_default(args, own_contrasts) else dict(args)
-    if weights := weights_of(setting):
-        said[PREFIX + "weights"] = list(weights) if len(weights) > 1 else weights[0]
-        if setting.beta_max is not None:
-            said[PREFIX + "beta_max"] = setting.beta_max
-    return said
-
-
-def _is_default(args: Mapping[str, Any], own_contrasts: bool) -> bool:
-    """Whether a server contrasts with it where a request says nothing."""
-    return args.keys() <= {_WITHOUT} and not own_contrasts
+    defaults = {key.removeprefix(PREFIX): value for key, value in args.items()}
+    try:
+        parse_engine_defaults(defaults)
+    except ColdError:
+        return None
+    return defaults
 
 
 def _module(adapter: Adapter) -> str:
@@ -50,9 +36,7 @@ def serve_line(
     model: str,
     adapters: Sequence[Adapter],
     engine: Mapping[str, Any],
-    setting: Setting | None,
-    args: Mapping[str, Any] | None = None,
-    own_contrasts: bool = False,
+    defaults: Mapping[str, Any] | None,
 ) -> str:
     """The command that serves what was measured, quoted for a shell.
 
@@ -61,9 +45,7 @@ def serve_line(
         adapters: All that are used.
         engine: Further arguments of ``vllm.LLM``; they become options, but for None, which is
             vLLM's word for a default.
-        setting: None for greedy decoding, that is without CoLD.
-        args: See ``request_args``.
-        own_contrasts: The same.
+        defaults: Of CoLD, by the knob's name; None for a server that decodes greedily.
     """
     words = ["vllm", "serve", model]
     for name, value in engine.items():
@@ -81,23 +63,9 @@ def serve_line(
             words += [option, *(v if isinstance(v, str) else json.dumps(v) for v in several)]
     if adapters:
         words += ["--lora-modules", *map(_module, adapters)]
-    if setting is not None:
-        words += _cold_options(setting, args or {}, own_contrasts)
+    if defaults is not None:
+        words += ["--sampler", "cold"]
+        for name, value in defaults.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += ["--cold-" + name.replace("_", "-"), text]
     return shlex.join(words)
-
-
-def _cold_options(setting: Setting, args: Mapping[str, Any], own_contrasts: bool) -> list[str]:
-    """The line's options for a setting, and for what is left out of every chat."""
-    is_default = _is_default(args, own_contrasts)
-    if weights_of(setting):  # which only requests can say
-        said = {k: v for k, v in setting.knobs.items() if k not in ("beta", "beta_max")}
-    else:
-        # A server takes a preset whose amateur reads another prompt only if it knows which.
-        said = setting.values if is_default else setting.knobs
-    if is_default and _WITHOUT in args:
-        items = args[_WITHOUT]
-        said["without"] = ",".join(map(str, items)) if isinstance(items, list) else items
-    words = ["--sampler", "cold"]
-    for name, value in said.items():
-        words += ["--cold-" + name.replace("_", "-"), str(value)]
-    return words

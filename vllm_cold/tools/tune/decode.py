@@ -3,20 +3,16 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from itertools import islice
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import httpx
 import openai
-from pydantic import BaseModel, Field
 
 from vllm_cold.method.settings import ColdError
-from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import (
     Stream,
@@ -26,13 +22,16 @@ from vllm_cold.tools.contrast import (
     read_streams,
     request_args,
 )
-from vllm_cold.tools.engine import cold_params, engine_errors, prompt_maker
+from vllm_cold.tools.engine import cold_params, engine_errors, prompt_maker, start_llm
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.interrupts import kept_interrupts
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.answers import Answer
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
+
+if TYPE_CHECKING:
+    from vllm_cold.tools.tune.task import Task
 
 # Of the model's generation_config.json, what still counts at temperature 0; a server applies it.
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -50,169 +49,20 @@ class Job:
 
 
 Done = Callable[[Job, Answer], None]
+Decode = Callable[[Sequence[Job], Done], None]
+"""Decodes jobs at temperature 0 and calls ``Done`` for each as soon as it is finished. ToolError
+where a request is refused or ends with an error.
+"""
 
 
-class Decoder:
-    """Decodes jobs in an engine, as a server would at temperature 0.
-
-    Args:
-        llm: The engine.
-        base: What the base model is called.
-        adapters: All that are used.
-        expert: The name of the expert's, None for the base model.
-        max_tokens: Per output.
-        stop: Stop strings.
-        chat: Whether text prompts go through the chat template; messages always do.
+def decoder(task: Task) -> Decode:
+    """What decodes a task's problems; an engine starts now.
 
     Raises:
-        ToolError: CoLD cannot be used in this engine.
+        ToolError: the engine does not start, CoLD cannot be used in it, or a problem not be
+            decoded.
     """
-
-    def __init__(
-        self,
-        llm: Any,
-        base: str,
-        adapters: Sequence[Adapter],
-        expert: str | None,
-        max_tokens: int,
-        stop: Sequence[str] = (),
-        chat: bool = False,
-    ) -> None:
-        from vllm.lora.request import LoRARequest
-
-        from vllm_cold.vllm import availability
-        from vllm_cold.vllm.frontend.config import is_configured, unsupported
-
-        self._engine = llm.llm_engine
-        self._config = self._engine.vllm_config
-        # Now, and not after the greedy pass.
-        try:
-            availability.require_active()
-        except ValueError as error:
-            raise ToolError(str(error)) from None
-        if not is_configured(self._config):
-            raise ToolError(f"CoLD cannot be used in this engine: {unsupported(self._config)}")
-        self._make, self._chat = prompt_maker(llm), chat
-        self._base, self._expert = base, expert
-        self._adapters: dict[str, Any] = {
-            one.name: LoRARequest(one.name, number, one.folder)
-            for number, one in enumerate(adapters, 1)
-        }
-        self._prompts: dict[str, tuple[int, ...]] = {}
-        self._streams: dict[tuple[str, str | None], tuple[Stream, ...]] = {}
-        defaults = self._config.model_config.get_diff_sampling_param()
-        self._common: dict[str, Any] = {
-            "temperature": 0.0,
-            "max_tokens": max_tokens,
-            "stop": list(stop),
-            **{name: defaults[name] for name in PENALTIES if defaults.get(name)},
-        }
-
-    def tokenize(self, problems: Iterable[Problem], settings: Iterable[Setting]) -> None:
-        """Make the tokens of all streams' prompts, before anything is decoded.
-
-        Raises:
-            ToolError: no chat template, a prompt that is too long for the model, an amateur that
-                is its expert, or more streams than the engine has seats.
-        """
-        # The same options can mean other amateurs for a preset, and for nothing else of a setting.
-        methods = {setting.preset: setting for setting in settings}
-        for problem in problems:
-            for preset, setting in methods.items():
-                try:
-                    streams = read_streams(
-                        problem.prompt,
-                        read_contrast({**problem.args, **setting.args}).amateurs,
-                        self._make,
-                        self._expert,
-                        self._base,
-                        list(self._adapters),
-                        self._chat,
-                    )
-                except ColdError as error:
-                    said = as_written(error, problem.own_keys)
-                    raise ToolError(f"{problem.place}: {said}") from error
-                self._check_room(problem, streams)
-                self._streams[problem.id, preset] = streams
-                self._prompts[problem.id] = streams[0].ids
-
-    def _check_room(self, problem: Problem, streams: Sequence[Stream]) -> None:
-        limit = self._config.model_config.max_model_len
-        whose = "its prompt"
-        for stream in streams:
-            needed = len(stream.ids) + self._common["max_tokens"]
-            if needed > limit:
-                raise ToolError(
-                    f"{problem.place}: {whose} has {len(stream.ids)} tokens, with --max-tokens "
-                    f"{needed} in all, and the engine's limit is {limit}; shorten it, lower "
-                    "--max-tokens or raise --max-model-len"
-                )
-            whose = "an amateur's prompt"
-        seats, needed = self._config.scheduler_config.max_num_seqs, len(streams)
-        if seats < needed:
-            raise ToolError(
-                f"{problem.place}: expert and amateurs take {needed} sequences, and the engine has "
-                f"room for {seats}; raise --max-num-seqs"
-            )
-
-    def _params(self, job: Job) -> Any:
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
-
-        common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
-        if job.setting is None:
-            # Greedy, whatever the engine's default sampler is.
-            return SamplingParams(**common, extra_args={"cold": 0})
-        contrast = read_contrast({**job.problem.args, **job.setting.args})
-        streams = self._streams[job.problem.id, job.setting.preset]
-        return cold_params(contrast, streams, self._adapters, **common)
-
-    def run(self, jobs: Iterable[Job], done: Done) -> None:
-        """Decode ``jobs`` and call ``done`` for each as soon as it is finished.
-
-        Jobs of different settings run in the same batches: the engine is not left half empty
-        while the last problems of a setting end.
-
-        Raises:
-            ToolError: the engine refuses a request or ends it with an error.
-        """
-        with kept_interrupts() as check:
-            self._run(jobs, done, check)
-
-    def _run(self, jobs: Iterable[Job], done: Done, check: Callable[[], None]) -> None:
-        room = _WAITING * self._config.scheduler_config.max_num_seqs
-        waiting = iter(jobs)
-        running: dict[str, Job] = {}
-        number = 0
-        alive = True
-        try:
-            while True:
-                check()
-                for job in islice(waiting, room - len(running)):
-                    self._add(str(number), job)
-                    running[str(number)] = job
-                    number += 1
-                if not running:
-                    return
-                alive = False
-                with engine_errors():
-                    results = self._engine.step()
-                alive = True
-                for result in results:
-                    job, (completion,) = running.pop(result.request_id), result.outputs
-                    done(job, _whole(job, completion.text, completion.finish_reason, "engine"))
-        finally:
-            # After an error: the engine must not go on with what nobody waits for.
-            if alive and running and self._engine.has_unfinished_requests():
-                self._engine.abort_request(list(running))
-
-    def _add(self, request_id: str, job: Job) -> None:
-        prompt = {"prompt_token_ids": list(self._prompts[job.problem.id])}
-        adapter = None if self._expert is None else self._adapters[self._expert]
-        try:
-            self._engine.add_request(request_id, prompt, self._params(job), lora_request=adapter)
-        except ValueError as error:
-            raise ToolError(f"{job.problem.place}: {error}") from error
+    return Engine(task).run if task.server is None else partial(ask, task, task.server)
 
 
 def _whole(job: Job, text: str, finish: str, who: str) -> Answer:
@@ -229,124 +79,154 @@ def _whole(job: Job, text: str, finish: str, who: str) -> Answer:
     return Answer(text, finish)
 
 
-class _Message(BaseModel):
-    content: str | None = None
-
-
-class _Choice(BaseModel):
-    text: str = ""
-    message: _Message = _Message()
-    finish_reason: str
-
-
-class _Reply(BaseModel):
-    choices: Annotated[list[_Choice], Field(min_length=1)]
-
-
-_CHAT = ("/chat/completions", "messages")
-
-
-class ServerDecoder(Server):
-    """Decodes jobs on a running server, as ``Decoder`` does in an engine.
-
-    Args:
-        options: Those of the command that say which server, and how to ask it.
+class Engine:
+    """An engine in this process. ``run`` is a ``Decode``: jobs of different settings are in the
+    same batches, so that it is not left half empty while the last problems of a setting end.
 
     Raises:
-        ToolError: see ``Server``.
+        ToolError: see ``decoder``.
     """
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        given = options.concurrency
-        self._concurrency: int = CONCURRENCY if given is None else given
-        if self._concurrency < 1:
-            raise ToolError(f"--concurrency={given}: must be 1 or more")
-        super().__init__(
-            options.url,
-            options.adapter,
-            [name for name in options.amateur or () if name],
-            options.model,
-            options.api_key,
-            options.insecure_http,
-        )
-        self._chat = options.chat
-        self._common: dict[str, Any] = {
-            "model": self.expert or self.base,
-            "temperature": 0.0,
-            "max_tokens": options.max_tokens,
-            "stop": options.stop or [],
+    def __init__(self, task: Task) -> None:
+        llm = start_llm(task.model, task.options.verbose, **task.engine)
+        from vllm.lora.request import LoRARequest
+
+        from vllm_cold.vllm import availability
+        from vllm_cold.vllm.frontend.config import is_configured, unsupported
+
+        self._engine = llm.llm_engine
+        self._config = self._engine.vllm_config
+        # Now, and not after the greedy pass.
+        if (reason := availability.inactive()) is not None or not is_configured(self._config):
+            raise ToolError(
+                f"CoLD cannot be used in this engine: {reason or unsupported(self._config)}"
+            )
+        self._adapters: dict[str, Any] = {
+            one.name: LoRARequest(one.name, number, one.folder)
+            for number, one in enumerate(task.adapters, 1)
         }
+        self._adapter = None if task.expert is None else self._adapters[task.expert]
+        defaults = self._config.model_config.get_diff_sampling_param()
+        self._common: dict[str, Any] = {
+            "temperature": 0.0,
+            "max_tokens": task.options.max_tokens,
+            "stop": task.options.stop or [],
+            **{name: defaults[name] for name in PENALTIES if defaults.get(name)},
+        }
+        self._prompts: dict[str, tuple[int, ...]] = {}
+        self._streams: dict[tuple[str, str | None], tuple[Stream, ...]] = {}
+        self._tokenize(task, prompt_maker(llm))
 
-    @cached_property
-    def version(self) -> str:
-        """vLLM's, on the server; "unknown" where nothing answers that."""
-        url = str(self._client.base_url.join("../version"))
-        with self._errors():
-            try:
-                return str(self._client.get(url, cast_to=httpx.Response).json()["version"])
-            except (openai.NotFoundError, ValueError, KeyError, TypeError):
-                return "unknown"
+    def _tokenize(self, task: Task, make: Callable[..., list[int]]) -> None:
+        """Make the tokens of all streams' prompts, before anything is decoded."""
+        names, chat = list(self._adapters), task.options.chat
+        limit, most = self._config.model_config.max_model_len, task.options.max_tokens
+        # The same options can mean other amateurs for a preset, and for nothing else of a setting.
+        methods = {setting.preset: setting for setting in task.grid}
+        for problem in task.problems:
+            for preset, setting in methods.items():
+                amateurs = read_contrast({**problem.args, **setting.args}).amateurs
+                try:
+                    streams = read_streams(
+                        problem.prompt, amateurs, make, task.expert, task.model, names, chat
+                    )
+                except ColdError as error:
+                    said = as_written(error, problem.own_keys)
+                    raise ToolError(f"{problem.place}: {said}") from error
+                longest = max(len(stream.ids) for stream in streams)
+                if longest + most > limit:  # vLLM would cut the output off
+                    raise ToolError(
+                        f"{problem.place}: its prompt or an amateur's has {longest} tokens, with "
+                        f"--max-tokens {longest + most} in all, and the engine's limit is {limit}; "
+                        "shorten it, lower --max-tokens or raise --max-model-len"
+                    )
+                self._streams[problem.id, preset] = streams
+                self._prompts[problem.id] = streams[0].ids
 
-    def fields(
-        self, setting: Setting | None, args: Mapping[str, Any], own_contrast: bool = False
-    ) -> dict[str, Any]:
-        """What a request's body has to say of it, beside the prompt.
+    def _params(self, job: Job) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
-        Args:
-            setting: None for greedy decoding.
-            args: What is contrasted with, as flat arguments.
-            own_contrast: Whether more is to be said of that.
-        """
-        said: dict[str, Any] = {"cold": 0}
-        if setting is not None:
-            said = request_args({**args, **setting.args}, None if own_contrast else self.base)
-        return {"model": self._common["model"], "vllm_xargs": said}
+        common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
+        if job.setting is None:
+            # Greedy, whatever the engine's default sampler is.
+            return SamplingParams(**common, extra_args={"cold": 0})
+        contrast = read_contrast({**job.problem.args, **job.setting.args})
+        streams = self._streams[job.problem.id, job.setting.preset]
+        return cold_params(contrast, streams, self._adapters, **common)
+
+    def _add(self, request_id: str, job: Job) -> None:
+        prompt = {"prompt_token_ids": list(self._prompts[job.problem.id])}
+        try:
+            params = self._params(job)
+            self._engine.add_request(request_id, prompt, params, lora_request=self._adapter)
+        except ValueError as error:
+            raise ToolError(f"{job.problem.place}: {error}") from error
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
-        """See ``Decoder.run``. One token with CoLD comes first: what the server refuses is refused
-        before all are decoded greedily.
+        """See ``Decode``. After an error or Ctrl-C the engine is of no use any more."""
+        room = _WAITING * self._config.scheduler_config.max_num_seqs
+        waiting = iter(enumerate(jobs))
+        running: dict[str, Job] = {}
+        with kept_interrupts() as check:
+            while True:
+                check()
+                for number, job in islice(waiting, room - len(running)):
+                    self._add(str(number), job)
+                    running[str(number)] = job
+                if not running:
+                    return
+                with engine_errors():
+                    results = self._engine.step()
+                for result in results:
+                    job, (completion,) = running.pop(result.request_id), result.outputs
+                    done(job, _whole(job, completion.text, completion.finish_reason, "engine"))
 
-        Raises:
-            ToolError: the server refuses a request, or cannot be reached.
-        """
-        try:
-            asyncio.run(self._run(jobs, done))
-        except BaseExceptionGroup as group:
-            raise group.exceptions[0] from None
 
-    async def _run(self, jobs: Sequence[Job], done: Done) -> None:
-        with without_openai():
-            client = openai.AsyncOpenAI(
-                base_url=self._client.base_url,
-                api_key=self._client.api_key,
-                max_retries=0,
-                timeout=600,
-            )
+def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
+    """Have a server decode jobs; a ``Decode`` but for its first arguments."""
+
+    async def work(client: openai.AsyncOpenAI, waiting: Any) -> None:
+        for job in waiting:  # all take the next one of the same
+            done(job, await _answer(task, server, client, job))
+
+    async def run() -> None:
         waiting = iter(jobs)
-
-        async def work() -> None:
-            for job in waiting:  # all take the next one of the same
-                done(job, await self._decode(client, job))
-
-        async with client:
-            cold = next((job for job in jobs if job.setting is not None), None)
-            if cold is not None and cold is not jobs[0]:
-                await self._decode(client, cold, max_tokens=1)
+        async with openai.DefaultAsyncHttpxClient() as http:  # of this event loop
+            with without_openai():
+                client = server.client.with_options(http_client=http)
             async with asyncio.TaskGroup() as group:
-                for _ in range(self._concurrency):
-                    group.create_task(work())
+                for _ in range(task.options.concurrency or CONCURRENCY):
+                    group.create_task(work(client, waiting))
 
-    async def _decode(self, client: openai.AsyncOpenAI, job: Job, **more: Any) -> Answer:
-        problem = job.problem
-        body = {**self._common, **self.fields(job.setting, problem.args), **more}
-        messages = messages_of(problem.prompt, self._chat)
-        path, key = ("/completions", "prompt") if messages is None else _CHAT
-        body[key] = messages or problem.prompt
-        try:
-            with self._errors():
-                reply = await client.post(path, body=body, cast_to=httpx.Response)
-                choice = _Reply.model_validate_json(reply.text).choices[0]
-        except ToolError as error:
-            raise ToolError(f"{problem.place}: {error}") from error
-        text = choice.text if messages is None else choice.message.content
-        return _whole(job, text or "", choice.finish_reason, "server")
+    try:
+        asyncio.run(run())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Answer:
+    problem, setting = job.problem, job.setting
+    messages: Any = messages_of(problem.prompt, task.options.chat)
+    told = {"cold": 0}
+    if setting is not None:
+        told = request_args({**problem.args, **setting.args}, task.model)
+    common: dict[str, Any] = {
+        "model": task.expert or task.model,
+        "temperature": 0.0,
+        "max_tokens": task.options.max_tokens,
+        "stop": task.options.stop or [],
+        "extra_body": {"vllm_xargs": told},
+    }
+    try:
+        with server._errors():
+            if messages is not None:
+                chat = await client.chat.completions.create(messages=messages, **common)
+                found, text = chat.choices[0], chat.choices[0].message.content
+            else:
+                prompt: Any = problem.prompt  # text, where there are no messages
+                reply = await client.completions.create(prompt=prompt, **common)
+                found, text = reply.choices[0], reply.choices[0].text
+    except ToolError as error:
+        raise ToolError(f"{problem.place}: {error}") from error
+    return _whole(job, text or "", found.finish_reason, "server")

@@ -17,8 +17,6 @@ from vllm_cold.tools.contrast import Prompt, merge, messages_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_row
 
-SHOWN_ERRORS = 5
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -84,16 +82,6 @@ def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
     return Problem(name, number, row.read, tuple(row.answer), as_given, merged, keys)
 
 
-def _read_lines(path: str) -> list[str]:
-    try:
-        # Only line feeds end a line of JSONL; splitlines() would split at U+2028, too.
-        return Path(path).read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ToolError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise ToolError(f"{path}: cannot be read: {error.strerror}") from None
-
-
 def load_problems(
     path: str,
     limit: int | None = None,
@@ -103,9 +91,8 @@ def load_problems(
 ) -> tuple[list[Problem], int]:
     """Read the file; blank lines are skipped.
 
-    A row that repeats an earlier prompt with the same answers is left out: greedy decoding gives
-    the same output again, so it would count one observation twice, maybe once on either side of
-    the split. For the same reason one that repeats it with another contrast is refused.
+    A row that repeats an earlier prompt is left out: greedy decoding gives the same output again,
+    so it would count one observation twice, maybe once on either side of the split.
 
     Args:
         path: A JSONL file, UTF-8.
@@ -115,56 +102,43 @@ def load_problems(
         chat: Whether a text goes through the chat template, as a user's message.
 
     Returns:
-        The problems, and how many repetitions of them were left out; behind the last of ``limit``
-        problems nothing counts as left out.
+        The problems, and how many repetitions of them were left out.
 
     Raises:
-        ToolError: names the file, up to five lines, and what is wrong with them.
+        ToolError: names the file, the first line with a mistake, and what is wrong with it.
     """
-    if limit is not None and limit < 1:
-        raise ToolError(f"--limit={limit}: must be 1 or more, or left out for all problems")
-    errors: list[str] = []
+    try:
+        # Only line feeds end a line of JSONL; splitlines() would split at U+2028, too.
+        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise ToolError(f"{path}: not UTF-8 (byte {error.start})") from None
+    except OSError as error:
+        raise ToolError(f"{path}: cannot be read: {error.strerror}") from None
     by_prompt: dict[str, Problem] = {}
     by_id: dict[str, Problem] = {}
     repeated = 0
-    for number, line in enumerate(_read_lines(path), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        if len(by_id) == limit:
+            break
         try:
             problem = _parse(line, number, args or {})
             check(problem)
             reads = json.dumps(messages_of(problem.prompt, chat) or problem.prompt)
             first = by_prompt.setdefault(reads, problem)
+            if (first.answers, first.args) != (problem.answers, problem.args):
+                raise ValueError(
+                    f"has the prompt of line {first.line} with another answer or contrast; give "
+                    "all right answers as one list, and one contrast"
+                )
             if first is not problem:
-                _check_repeats(first, problem)
-                repeated += limit is None or len(by_id) < limit
-                continue
-            same = by_id.setdefault(problem.id, problem)
-            if same is not problem:
+                repeated += 1
+            elif (same := by_id.setdefault(problem.id, problem)) is not problem:
                 raise ValueError(f"id: {problem.id!r} is line {same.line}'s already")
         except ValueError as error:
-            errors.append(f"{path}:{number}: {error}")
-    if errors:
-        more = len(errors) - SHOWN_ERRORS
-        shown = "\n  ".join(errors[:SHOWN_ERRORS])
-        raise ToolError(shown + (f"\n  and {more} more" if more > 0 else ""))
-    if not by_id:
-        raise ToolError(f"{path}: holds no problems; one JSON object a line is expected")
-    return list(by_id.values())[:limit], repeated
-
-
-def _check_repeats(first: Problem, again: Problem) -> None:
-    """Raises ValueError where a row has an earlier prompt and does not say the same of it."""
-    if first.answers != again.answers:
-        raise ValueError(
-            f"has the prompt of line {first.line} with another answer; give all right answers as "
-            "one list"
-        )
-    if first.args != again.args:
-        raise ValueError(
-            f"has the prompt of line {first.line} with another contrast; greedy decoding gives "
-            "both the same output, so leave one of them out"
-        )
+            raise ToolError(f"{path}:{number}: {error}") from None
+    return list(by_id.values()), repeated
 
 
 def split_problems(
@@ -175,19 +149,15 @@ def split_problems(
     Args:
         problems: All.
         test_fraction: Share of held-out problems, in (0, 1).
-        seed: Of the draw.
+        seed: Of the draw, 0 or more.
         fewest: Of each, for a difference to be significant at all.
 
     Returns:
         The dev and the held-out problems, both in the file's order.
 
     Raises:
-        ToolError: an option is out of range, or there are too few problems.
+        ToolError: there are too few problems.
     """
-    if not 0.0 < test_fraction < 1.0:  # also NaN
-        raise ToolError(f"--test-fraction={test_fraction}: must be between 0 and 1, both excluded")
-    if seed < 0:
-        raise ToolError(f"--seed={seed}: must be 0 or more")
     count = len(problems)
     in_test = round(count * test_fraction)
     if min(in_test, count - in_test) < fewest:

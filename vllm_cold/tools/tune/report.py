@@ -22,7 +22,6 @@ from vllm_cold.tools.tune.verdict import Comparison, Row, interval, percent, poi
 
 FORMAT = 3
 SHOWN = 100  # problems that changed, of each kind, on the page; it has the ids of all others
-_IDS = 10  # of them on a terminal
 
 
 def build(
@@ -89,11 +88,9 @@ def write(report: dict[str, Any], folder: Path) -> str:
     """
     content = {"report.json": json.dumps(report, indent=2) + "\n", "report.html": render(report)}
     for name, text in content.items():
-        partial = folder / f".{name}"  # so that a reader finds the old or the new one, whole
         try:
             # Half a surrogate pair, alone, has no UTF-8.
-            partial.write_text(text, encoding="utf-8", errors="replace")
-            partial.replace(folder / name)
+            (folder / name).write_text(text, encoding="utf-8", errors="replace")
         except OSError as error:
             raise ToolError(f"{folder / name}: cannot be written: {error.strerror}") from error
     return "Written: " + ", ".join(str(folder / name) for name in content)
@@ -132,9 +129,6 @@ def show(console: Console, report: dict[str, Any], files: str) -> None:
     console.print()
     for text in report["details"]:
         console.print(Text(text))
-    for name, those in kinds(report["changes"]):
-        more = f" and {len(those) - _IDS} more" if len(those) > _IDS else ""
-        console.print(Text(f"{name}: {', '.join(one['id'] for one in those[:_IDS])}{more}."))
     for note in report["notes"]:
         console.print(Text(f"Note: {note}", style="dim"))
     console.print()

@@ -4,21 +4,29 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import msgspec
+
 import vllm_cold
-from vllm_cold.method.settings import KNOBS, PREFIX
+from vllm_cold.method.settings import KNOBS, PREFIX, ColdError
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
-from vllm_cold.tools.contrast import option_args
+from vllm_cold.tools.contrast import (
+    adapter_of,
+    amateur_reads,
+    as_written,
+    option_args,
+    read_contrast,
+    refuse_equal,
+)
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune import verdict
-from vllm_cold.tools.tune.answers import file_times, model_folders
-from vllm_cold.tools.tune.decode import ServerDecoder
-from vllm_cold.tools.tune.grid import Setting, check_problems, make_grid
+from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
@@ -29,10 +37,10 @@ ENGINE_OPTIONS = (
     "max_num_seqs",
     "gpu_memory_utilization",
     "tensor_parallel_size",
+    "enforce_eager",
 )
-ENGINE_ONLY = (*ENGINE_OPTIONS, "enforce_eager", "engine_args")
+ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
 SERVER_ONLY = (*servers.OPTIONS, "concurrency")
-OWN_ARGUMENTS = {"model", "enable_lora", "max_loras", "disable_log_stats", "use_tqdm_on_load"}
 
 
 @dataclass
@@ -68,7 +76,7 @@ class Task:
     expert: str | None
     args: dict[str, Any]
     engine: dict[str, Any]
-    server: ServerDecoder | None = None
+    server: Server | None
 
     @property
     def own_contrasts(self) -> bool:
@@ -79,20 +87,31 @@ class Task:
         """All that answers depend on beside problem and setting, as JSON."""
         from vllm_cold.vllm.versions import vllm_version
 
-        folders = [one.folder for one in self.adapters]
-        folders += [] if self.server is not None else model_folders(self.model, self.engine)
-        return {
-            "who decodes": "an engine" if self.server is None else "a server",
-            "--model": self.model,
-            "--adapter": self.expert,
-            "the files": {folder: file_times(folder) for folder in folders},
-            "--max-tokens": self.options.max_tokens,
-            "--stop": self.options.stop or [],
-            "--chat": self.options.chat,
-            "the engine's arguments": self.engine,
-            "vllm": vllm_version() if self.server is None else self.server.version,
-            "vllm-cold": vllm_cold.__version__ if self.server is None else None,
+        made_with: dict[str, Any] = {
+            "server": self.server and self.server.root,
+            "model": self.model,
+            "adapter": self.expert,
+            "max_tokens": self.options.max_tokens,
+            "stop": self.options.stop or [],
+            "chat": self.options.chat,
         }
+        if self.server is not None:
+            return made_with
+        folders = [self.model, *(one.folder for one in self.adapters)]
+        return made_with | {
+            "engine": self.engine,
+            "vllm": vllm_version(),
+            "vllm-cold": vllm_cold.__version__,
+            "files": {one: _file_times(Path(one)) for one in folders},
+        }
+
+
+def _file_times(folder: Path) -> dict[str, Any]:
+    """Size in bytes and time of change, in nanoseconds, of each file of a folder, by name: files
+    that changed make other answers. Of a model of the hub nothing.
+    """
+    files = [file for file in sorted(folder.glob("*")) if file.is_file()]
+    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
 
 
 def read_task(options: argparse.Namespace) -> Task:
@@ -102,16 +121,17 @@ def read_task(options: argparse.Namespace) -> Task:
         ToolError: names the first mistake.
     """
     servers.check_options(options, ENGINE_ONLY, SERVER_ONLY)
-    if not 0.5 <= options.confidence < 1.0:
-        raise ToolError(f"--confidence={options.confidence}: must be at least 0.5 and below 1")
-    if options.max_tokens < 1:
-        raise ToolError(f"--max-tokens={options.max_tokens}: must be 1 or more")
-    if "" in (options.stop or ()):
-        raise ToolError("--stop='': a stop string must not be empty")
     amateurs = options.amateur or ()
     server, adapters, engine = None, list[Adapter](), dict[str, Any]()
     if options.url is not None:
-        server = ServerDecoder(options)
+        server = Server(
+            options.url,
+            options.adapter,
+            [name for name in amateurs if name],
+            options.model,
+            options.api_key,
+            options.insecure_http,
+        )
         model, expert, names = server.base, server.expert, server.loaded
         named = {text: text for text in amateurs}
     elif options.model is None:
@@ -127,13 +147,20 @@ def read_task(options: argparse.Namespace) -> Task:
         named |= zip(folders, names[expert is not None :], strict=True)
         engine = _engine_arguments(options, adapters)
     args = option_args(options, named)
-    weights = args.pop(PREFIX + "weights", [])  # a setting's
-    grid = make_grid(
-        {name: getattr(options, name) for name in KNOBS},
-        options.preset,
-        weights if isinstance(weights, list) else [weights],
-    )
-    check = check_problems(grid, expert, model, names, options.chat)
+    given = {name: getattr(options, name) for name in KNOBS}
+    grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
+
+    def check(problem: Problem) -> None:
+        """Raises what can be said of a problem's contrast before an engine makes tokens."""
+        try:
+            for setting in {setting.preset: setting for setting in grid}.values():
+                for one in read_contrast({**problem.args, **setting.args}).amateurs:
+                    amateur_reads(problem.prompt, one, options.chat)
+                    if one.source is None and adapter_of(one, expert, model, names) == expert:
+                        refuse_equal(problem.place)
+        except ColdError as error:
+            raise ValueError(as_written(error, problem.own_keys)) from None
+
     problems, repeated = load_problems(options.data, options.limit, args, check, options.chat)
     fewest = verdict.fewest_problems(verdict.level_of(options.confidence))
     return Task(
@@ -154,33 +181,17 @@ def read_task(options: argparse.Namespace) -> Task:
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:
     engine = engine_arguments(adapters)
-    for name in ENGINE_OPTIONS:
-        if (value := getattr(options, name)) is not None:
-            engine[name] = value
-    if options.enforce_eager:
-        engine["enforce_eager"] = True
-    if options.engine_args is None:
-        return engine
+    given = {name: getattr(options, name) for name in ENGINE_OPTIONS}
+    engine |= {name: value for name, value in given.items() if value is not None}
     try:
-        more = json.loads(options.engine_args)
-    except json.JSONDecodeError as error:
-        raise ToolError(f"--engine-args={options.engine_args!r}: not JSON ({error})") from None
-    if not isinstance(more, dict):
-        raise ToolError(f"--engine-args={options.engine_args!r}: must be a JSON object")
-    if "hf_token" in more:
+        more = msgspec.json.decode(options.engine_args or "{}", type=dict[str, Any])
+    except msgspec.DecodeError as error:
         raise ToolError(
-            "--engine-args: hf_token would stand in results and reports; set HF_TOKEN instead"
-        )
-    additional = more.get("additional_config")
-    if isinstance(additional, dict) and "cold" in additional:
-        raise ToolError(
-            f"--engine-args={options.engine_args!r}: additional_config's cold is a server's "
-            "default, and this command sets alpha and beta itself; leave it out"
-        )
-    if isinstance(additional, dict):
-        more["additional_config"] = {**additional, **engine.pop("additional_config", {})}
-    if twice := sorted(more.keys() & (engine.keys() | OWN_ARGUMENTS)):
-        raise ToolError(
-            f"--engine-args={options.engine_args!r}: {', '.join(twice)} is set by this command"
-        )
+            f"--engine-args={options.engine_args!r}: must be a JSON object ({error})"
+        ) from None
+    for name, remedy in (("model", "use --model"), ("hf_token", "set HF_TOKEN")):
+        if name in more:  # a token would stand in results and reports
+            raise ToolError(f"--engine-args: {name} does not belong there; {remedy}")
+    if isinstance(own := engine.get("additional_config"), dict):
+        more["additional_config"] = {**(more.get("additional_config") or {}), **own}
     return engine | more
