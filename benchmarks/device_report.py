@@ -101,7 +101,7 @@ def plan(device: str, dry: bool) -> list[Stage]:
     scoring = ["-m", "benchmarks.bench_scoring", "--device", device, "--form", "inplace", *sizes]
     scoring += ["--dtype", "fp32", "--backend", BACKENDS[device]]
     return [
-        Stage("vllm-cold doctor", ["-m", "vllm_cold.tools.main", "doctor", "--markdown"]),
+        Stage("vllm-cold doctor", ["-m", "vllm_cold.tools.main", "doctor"]),
         own("kernels against the reference", "kernels"),
         *(own(f"tokens of engines{name}", "tokens", **EXACT, **more) for name, more in ways),
         Stage("scoring", scoring, speed=True),

@@ -22,7 +22,6 @@ _DISTRIBUTIONS = """
     msgspec numpy openai peft
 """
 
-_CPU_FLAGS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd", "bf16")
 # Values of these are shown. Any other name may hold a key or a token.
 _SHOWN = """
     COLD_ENABLED COLD_LINEAR COLD_LORA COLD_SCORING VLLM_COLD VLLM_COLD_LORA VLLM_COLD_SCORING
@@ -42,13 +41,11 @@ def installed() -> list[Entry]:
     entries = [Entry("vllm-cold", __version__), *_validated()]
     entries += [Entry(n, v) for n in _DISTRIBUTIONS.split() if (v := _version(n)) is not None]
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    model, flags = _cpu()
     return [
         *entries,
         Entry("Python", f"{platform.python_version()} ({platform.python_implementation()})"),
         Entry("system", platform.platform()),
-        Entry("CPU", f"{model}; {affinity} of {os.cpu_count()} cores for this process"),
-        Entry("instruction sets", ", ".join(flags) or f"{platform.machine()}, no flags known"),
+        Entry("CPU", f"{_cpu()}; {affinity} of {os.cpu_count()} cores for this process"),
     ]
 
 
@@ -100,17 +97,14 @@ def _validated() -> list[Entry]:
     return [Entry("validated", text)]
 
 
-def _cpu() -> tuple[str, list[str]]:
-    """Model name and the instruction sets that matter here, as Linux names them."""
+def _cpu() -> str:
+    """The processor's name, as Linux has it."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    found: dict[str, str] = {}
-    for line in lines:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         key, _, value = line.partition(":")
-        found.setdefault(key.strip().lower(), value.strip())
-    flags = set(found.get("flags", found.get("features", "")).split())
-    model = found.get("model name") or platform.processor() or platform.machine()
-    return model, [flag for flag in _CPU_FLAGS if flag in flags]
+        if key.strip() == "model name":
+            return value.strip()
+    return platform.processor() or platform.machine()
 
 
 def environment(variables: Mapping[str, str]) -> list[Entry]:

@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the doctor found, and how it is printed: for a terminal, for an issue, as JSON."""
+"""What the doctor found, and how it is printed: as markdown, or as JSON."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from enum import StrEnum
-from importlib.util import find_spec
 
 _LONGEST = 600  # characters of an exception's message
 
@@ -40,25 +39,6 @@ class Section:
     details: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All sections, in their order."""
-
-    sections: list[Section] = field(default_factory=list)
-
-    def count(self, status: Status) -> int:
-        """How many entries have this status."""
-        return sum(entry.status is status for s in self.sections for entry in s.entries)
-
-    @property
-    def verdict(self) -> str:
-        """The report in one line."""
-        problems, warnings = self.count(Status.PROBLEM), self.count(Status.WARNING)
-        if not problems and not warnings:
-            return "No problem found."
-        return f"Problems: {problems}. Warnings: {warnings}."
-
-
 def examine(title: str, look: Callable[[], Sequence[Entry] | Section]) -> Section:
     """A section, or what kept it from being made.
 
@@ -85,50 +65,35 @@ def without_home(text: str) -> str:
     return text.replace(home, "~") if len(home) > 1 else text
 
 
-def to_json(report: Report) -> str:
+def count(sections: Sequence[Section], status: Status) -> int:
+    """How many entries have this status."""
+    return sum(entry.status is status for section in sections for entry in section.entries)
+
+
+def verdict(sections: Sequence[Section]) -> str:
+    """The report in one line."""
+    problems, warnings = (count(sections, s) for s in (Status.PROBLEM, Status.WARNING))
+    if not problems and not warnings:
+        return "No problem found."
+    return f"Problems: {problems}. Warnings: {warnings}."
+
+
+def to_json(sections: Sequence[Section]) -> str:
     """The report as JSON: ``verdict``, and ``sections`` of ``entries``."""
-    return json.dumps({"verdict": report.verdict, **asdict(report)}, indent=2)
+    told = {"verdict": verdict(sections), "sections": [asdict(section) for section in sections]}
+    return json.dumps(told, indent=2)
 
 
-def to_markdown(report: Report) -> str:
-    """The report as GitHub's markdown, to be pasted into an issue."""
-    lines = ["# vllm-cold doctor", "", report.verdict]
-    for section in report.sections:
-        lines += ["", f"## {section.title}", "", "| | | |", "|---|---|---|"]
+def to_markdown(sections: Sequence[Section]) -> str:
+    """The report as markdown that reads well on a terminal, too."""
+    lines = ["# vllm-cold doctor", "", verdict(sections)]
+    for section in sections:
+        lines += ["", f"## {section.title}"]
         for entry in section.entries:
-            cells = (_label(entry), entry.name, entry.value)
-            lines.append(f"| {' | '.join(map(_cell, cells))} |")
+            label = "" if entry.status is Status.FACT else f"**{entry.status}** "
+            # One line, and nothing that GitHub takes for HTML.
+            said = " ".join(f"{entry.name}: {entry.value}".split()).replace("<", "\\<")
+            lines.append(f"- {label}{said}")
         if section.details:
             lines += ["", "```text", section.details.strip("\n").replace("```", "'''"), "```"]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """Text for a cell of a markdown table: one line, and nothing that GitHub takes for HTML."""
-    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-
-
-def _label(entry: Entry) -> str:
-    return "" if entry.status is Status.FACT else entry.status.value
-
-
-def print_terminal(report: Report) -> None:
-    """The report with colours; as markdown without rich, which vLLM brings."""
-    if find_spec("rich") is None:
-        print(to_markdown(report))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    colours = {Status.OK: "green", Status.WARNING: "yellow", Status.PROBLEM: "bold red"}
-    console = Console()
-    for section in report.sections:
-        table = Table.grid("", "", "", padding=(0, 2, 0, 0))
-        for entry in section.entries:
-            label = Text(_label(entry), style=colours.get(entry.status, ""))
-            table.add_row(label, Text(entry.name, style="cyan", no_wrap=True), Text(entry.value))
-        console.print(Text(f"\n{section.title}", style="bold"), table)
-        console.print(Text(section.details, style="dim"), end="\n" if section.details else "")
-    style = "bold red" if report.count(Status.PROBLEM) else "bold green"
-    console.print(Text(f"\n{report.verdict}", style=style))

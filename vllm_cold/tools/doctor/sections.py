@@ -15,31 +15,25 @@ from vllm_cold.tools.doctor.report import Entry, Status, failure, without_home
 
 
 def devices() -> list[Entry]:
-    """The platform that vLLM detects, and accelerators that torch sees."""
+    """The platform that vLLM detects, and its devices."""
     import torch
     from vllm.platforms import current_platform
 
+    if not type(current_platform).device_type:
+        said = "vLLM found none: reinstall vLLM for this machine"
+        return [Entry("vLLM's platform", said, Status.PROBLEM)]
+    here = current_platform.device_type
     entries = [
         Entry("vLLM's platform", type(current_platform).__name__),
-        Entry("device", f"{current_platform.device_type} ({current_platform.get_device_name()})"),
-        Entry("torch", _torch_build(torch)),
+        Entry("device", f"{here} ({current_platform.get_device_name()})"),
         Entry("torch threads", str(torch.get_num_threads())),
     ]
     if current_platform.is_cpu():
         entries.append(_memory())
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            memory = f"{properties.total_memory / 2**30:.0f} GiB"
-            entries.append(Entry(f"GPU {index}", f"{properties.name}, {memory}"))
-    npu = getattr(torch, "npu", None)
-    if npu is not None and npu.is_available():
-        for index in range(npu.device_count()):
-            entries.append(Entry(f"NPU {index}", str(npu.get_device_name(index))))
-    if not type(current_platform).device_type:
-        entries.append(
-            Entry("platform", "vLLM found none: reinstall vLLM for this machine", Status.PROBLEM)
-        )
+    elif torch.accelerator.is_available():
+        size = current_platform.get_device_total_memory() / 2**30
+        said = f"{torch.accelerator.device_count()}, the first with {size:.0f} GiB"
+        entries.append(Entry("devices", said))
     return entries
 
 
@@ -64,34 +58,19 @@ def _memory() -> Entry:
     )
 
 
-def _torch_build(torch: object) -> str:
-    version = getattr(torch, "version", None)
-    cuda, hip = getattr(version, "cuda", None), getattr(version, "hip", None)
-    build = f"CUDA {cuda}" if cuda else f"ROCm {hip}" if hip else "CPU build"
-    return f"{getattr(torch, '__version__', 'unknown')}, {build}"
-
-
 def plugin() -> list[Entry]:
     """Whether vLLM knows the plugin's entry point, and whether it is active after loading."""
-    from vllm_cold.vllm import availability
-
-    points = [
-        point
-        for point in importlib.metadata.entry_points(group="vllm.general_plugins")
-        if point.value.startswith("vllm_cold.")
-    ]
-    entries = []
-    for point in points:
-        try:
-            point.load()
-        except Exception as error:  # reported, as vLLM logs it and goes on
-            entries.append(Entry("entry point", f"{point.value} {failure(error)}", Status.PROBLEM))
-        else:
-            entries.append(Entry("entry point", f"{point.name} = {point.value}", Status.OK))
-    if not points:
-        entries.append(Entry("entry point", "not registered: install the package", Status.PROBLEM))
     from vllm.plugins import load_general_plugins
 
+    from vllm_cold.vllm import availability
+
+    entries = []
+    for point in importlib.metadata.entry_points(group="vllm.general_plugins"):
+        if point.value.startswith("vllm_cold."):
+            point.load()  # vLLM would log what it raises, and go on
+            entries.append(Entry("entry point", f"{point.name} = {point.value}", Status.OK))
+    if not entries:
+        entries = [Entry("entry point", "not registered: install the package", Status.PROBLEM)]
     load_general_plugins()
     reason = availability.inactive()
     if reason is None:
@@ -110,14 +89,12 @@ def engine() -> list[Entry]:
         tiny.write(Path(folder))
         options = {**self_test.engine_options(Path(folder)), "enforce_eager": False}
         config = EngineArgs(**options).create_engine_config()
-    scheduler, model = config.scheduler_config, config.model_config
-    mode = getattr(config.compilation_config, "mode", "unknown")
+    scheduler = config.scheduler_config
     entries = [
         Entry("model runner", model_runner(config)),
         Entry("scheduling", "asynchronous" if scheduler.async_scheduling else "synchronous"),
         Entry("scheduler", str(scheduler.scheduler_cls or "vLLM's own")),
-        Entry("logits processors", ", ".join(map(str, model.logits_processors or ())) or "none"),
-        Entry("compilation", getattr(mode, "name", str(mode))),
+        Entry("logits processors", str(config.model_config.logits_processors or "none")),
     ]
     if not is_configured(config):
         reason = unsupported(config) or "the plugin did not configure it."

@@ -17,11 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 from vllm_cold.tools.doctor import reference, tiny
-from vllm_cold.tools.doctor.reference import CASES, Case, Decoded
+from vllm_cold.tools.doctor.reference import CASES, Decoded
 from vllm_cold.tools.doctor.report import Entry, Section, Status, without_home
 
 TITLE = "Self-test"
@@ -48,15 +49,9 @@ def engine_options(folder: Path) -> dict[str, Any]:
     }
 
 
-def decode(
-    folder: Path, cases: Sequence[Case] = CASES, *, options: Mapping[str, Any] = {}
-) -> tuple[Any, list[list[int]]]:
-    """The engine's configuration, and its tokens for each case, all in one batch.
-
-    Args:
-        folder: Where model and adapters are.
-        cases: The requests.
-        options: Arguments of the engine, instead of those of ``engine_options``.
+def decode(folder: Path) -> tuple[Any, list[list[int]]]:
+    """The engine's configuration, and its tokens for each case, all in one batch; ``folder`` as
+    ``tiny.write`` leaves it.
     """
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
@@ -74,7 +69,7 @@ def decode(
         "detokenize": False,
     }
     params = []
-    for case in cases:
+    for case in CASES:
         if case.cold is None:
             params.append(SamplingParams(**sampling))
             continue
@@ -84,12 +79,12 @@ def decode(
         if case.adaptive:
             knobs |= {"beta": "adaptive", "beta_max": beta}
         params.append(ColdParams(**knobs, amateur=amateur, **sampling))
-    llm = LLM(**{**engine_options(folder), **options})
+    llm = LLM(**engine_options(folder))
     try:
         outputs = llm.generate(
-            [{"prompt_token_ids": list(case.prompt)} for case in cases],
+            [{"prompt_token_ids": list(case.prompt)} for case in CASES],
             params,
-            lora_request=[adapters[case.adapter] if case.adapter else None for case in cases],
+            lora_request=[adapters[case.adapter] if case.adapter else None for case in CASES],
             use_tqdm=False,
         )
     finally:
@@ -100,21 +95,15 @@ def decode(
 def compare(got: Sequence[Sequence[int]], expected: Sequence[Decoded]) -> list[Entry]:
     """One entry for each case, and the result."""
     entries = []
-    for case, tokens, right in zip(CASES, got, expected, strict=True):
-        if list(tokens) == right.tokens:
-            entries.append(Entry(case.name, f"the reference's {len(tokens)} tokens", Status.OK))
-            continue
-        pairs = zip([*tokens, None], [*right.tokens, None], strict=False)
-        first = next(i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
-        ours = tokens[first] if first < len(tokens) else "nothing"
-        theirs = right.tokens[first] if first < len(right.tokens) else "nothing"
-        entries.append(
-            Entry(
-                case.name,
-                f"differs first at token {first}: the engine has {ours}, the reference {theirs}",
-                Status.PROBLEM,
-            )
-        )
+    for case, ours, right in zip(CASES, got, expected, strict=True):
+        said, status = f"the reference's {len(ours)} tokens", Status.OK
+        if list(ours) != right.tokens:
+            pairs = list(zip_longest(ours, right.tokens, fillvalue="nothing"))
+            first = next(i for i, (one, other) in enumerate(pairs) if one != other)
+            one, other = pairs[first]
+            said = f"differs first at token {first}: the engine has {one}, the reference {other}"
+            status = Status.PROBLEM
+        entries.append(Entry(case.name, said, status))
     wrong = sum(entry.status is Status.PROBLEM for entry in entries)
     if wrong:
         result = Entry("result", f"FAIL: {wrong} of {len(entries)} differ", Status.PROBLEM)
@@ -155,16 +144,15 @@ def run(timeout: float) -> Section:
         seconds = time.monotonic() - start
         text = without_home(log.read_text(errors="replace"))
         end = "\n".join(text.splitlines()[-_LOG_LINES:])
-        if status is None:
-            what = f"FAIL: the engine had not finished after {timeout:g} s"
-            return Section(TITLE, [Entry("result", what, Status.PROBLEM)], end)
         if status != 0:
-            what = f"FAIL: the engine ended with status {status}; the end of its log is below"
-            return Section(TITLE, [Entry("result", what, Status.PROBLEM)], end)
+            what = f"ended with status {status}; the end of its log is below"
+            if status is None:
+                what = f"had not finished after {timeout:g} s"
+            result = Entry("result", f"FAIL: the engine {what}", Status.PROBLEM)
+            return Section(TITLE, [result], end)
         runner, tokens = json.loads((folder / _RESULT).read_text())
-        entries = compare(tokens, expected)
         what = f"{runner} runner, started and decoded in {seconds:.0f} s"
-        entries.insert(0, Entry("engine", what))
+        entries = [Entry("engine", what), *compare(tokens, expected)]
         failed = any(entry.status is Status.PROBLEM for entry in entries)
         return Section(TITLE, entries, end if failed else "")
 
