@@ -2,8 +2,10 @@
 """Groups as the scheduler describes them to logits processors, and the scores that they ask for."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from vllm.sampling_params import SamplingParams
 
@@ -49,3 +51,32 @@ class Contrast:
         return group_scores(
             expert, amateurs, log_alpha, self.weights, self.expert_top_k, self.adaptive or None
         )
+
+
+def of_size(num_amateurs: int) -> Contrast:
+    """With another weight for each amateur."""
+    return Contrast((-0.5, 1.5, -0.75)[:num_amateurs])
+
+
+def assert_scored(
+    before: Tensor,
+    after: Tensor,
+    groups: Sequence[Sequence[int]],
+    contrast: Contrast | None = None,
+) -> None:
+    """Experts of ``groups``, rows that begin with theirs, hold the reference's scores, other rows
+    are bit for bit as before.
+
+    Args:
+        before: [rows, V] logits.
+        after: [rows, V] what became of them.
+        groups: Of each, the rows of its streams.
+        contrast: What they asked for; None: ``of_size``.
+    """
+    left = set(range(len(before)))
+    for rows in groups:
+        want = (contrast or of_size(len(rows) - 1)).scores(before[list(rows)])
+        torch.testing.assert_close(after[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
+        left.remove(rows[0])
+    for row in left:
+        assert torch.equal(before[row], after[row]), f"row {row} was changed"

@@ -3,7 +3,7 @@
 
 from collections import deque
 from collections.abc import Collection, Sequence, Sized
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -721,9 +721,3 @@ class Harness:
         # A CoLD request is counted once.
         led = {f.request_id for g in self.groups() for f in g.followers}
         assert sched.get_request_counts() == (len(running - led), len(queued))
-
-
-def describe(setup: Setup) -> str:
-    """The options that differ from the defaults."""
-    default = asdict(Setup())
-    return " ".join(f"{k}={v}" for k, v in asdict(setup).items() if v != default[k]) or "default"

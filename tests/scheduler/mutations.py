@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rules of a group, each with the change that takes it out of the code."""
+"""The rules of a group, each with the change that takes it out of the code.
+
+Those of one pass that ``tests/unit/test_lockstep.py`` has figures for are not here.
+"""
 
 import inspect
 import textwrap
@@ -106,40 +109,10 @@ MUTATIONS = [
         cases.chunks_of_a_leader,
     ),
     _step(
-        "a group samples only if the budget holds the followers' tokens",
-        "clip_leader",
-        ("and spare >= 0", ""),
-    ),
-    _step(
-        "the budget has to hold all followers' tokens, not only the longest one's",
-        "clip_leader",
-        ("- sum(others) -", "- max(others) -"),
-    ),
-    _step(
-        "a group samples only if each follower's tokens are one chunk",
-        "clip_leader",
-        ("and (capacity.chunk == 0 or max(others) <= capacity.chunk)", ""),
-    ),
-    _step(
-        "a group samples only if its followers run or have room",
-        "clip_leader",
-        ("(capacity.admissible and not self.preempted)", "not self.preempted"),
-    ),
-    _step(
         "a group samples only if its followers run or this pass may admit them",
         "clip_leader",
         ("(capacity.admissible and not self.preempted)", "capacity.admissible"),
         cases.preempted_beside_a_cached_amateur,
-    ),
-    _step(
-        "a leader that cannot sample stops one token short",
-        "clip_leader",
-        ("granted = min(num_new_tokens, left - 1)", "granted = num_new_tokens"),
-    ),
-    _step(
-        "a follower that cannot sample stops one token short",
-        "clip_follower",
-        ("min(num_new_tokens, left - 1, ", "min(num_new_tokens, left, "),
     ),
     _lockstep(
         "tokens in flight count",
@@ -177,16 +150,6 @@ MUTATIONS = [
     ),
     # Who is admitted.
     _step(
-        "a leader is admitted only with room for its followers",
-        "clip_leader",
-        ("or (waiting and not capacity.admissible)", ""),
-    ),
-    _step(
-        "a leader is admitted with a token left for each follower",
-        "clip_leader",
-        ("granted = min(granted, self.budget - starting - self.extra * (1 + starting))", "pass"),
-    ),
-    _step(
         "a follower is admitted with a token left for each that comes after it",
         "clip_follower",
         ("kept = self.reserved * (1 + self.extra) + self.extra", "kept = self.extra"),
@@ -215,11 +178,6 @@ MUTATIONS = [
         "admits",
         ("verdict is None or not capacity.admissible", "verdict is None"),
         cases.no_slot_for_the_amateur,
-    ),
-    _step(
-        "a follower is queued only if it has a token to compute",
-        "admits",
-        ("not self.preempted and left > 1", "not self.preempted"),
     ),
     _sched(
         "a group without one of its followers runs last",
@@ -300,16 +258,6 @@ MUTATIONS = [
     ),
     # What a preemption takes along.
     _step(
-        "a group that lost a stream gets nothing more",
-        "preempt",
-        ("self.turn_of(group).preempted = True", "pass"),
-    ),
-    _step(
-        "a follower gets nothing if its leader was passed over",
-        "clip_follower",
-        ("if turn.verdict is None or turn.preempted:", "if False:"),
-    ),
-    _step(
         "a pass that preempted admits nobody",
         "preempt",
         ("self.preempted = True", "pass"),
@@ -332,16 +280,6 @@ MUTATIONS = [
         "_after_pass",
         ("each.skip_reading_prefix_cache = True", "pass"),
         cases.mutual_eviction,
-    ),
-    _lockstep(
-        "a group of which one stream samples is split",
-        "is_split",
-        ("len(rows) > 1 or", ""),
-    ),
-    _lockstep(
-        "a group is split if one of its streams was preempted",
-        "is_split",
-        ("or group.turn.preempted", ""),
     ),
     _sched(
         "blocks that a preempted request did not write are not in the prefix cache",
@@ -370,36 +308,6 @@ MUTATIONS = [
         cases.too_large,
     ),
     # Drafts.
-    _step(
-        "all streams verify as many drafts",
-        "clip_follower",
-        ("left += turn.drafts", "left = num_new_tokens"),
-    ),
-    _step(
-        "drafts are as many as all streams have",
-        "clip_leader",
-        ("num_drafts(group) if self._may_draft(group) else 0", "drafts"),
-    ),
-    _step(
-        "the budget has to hold the drafts of all streams",
-        "clip_leader",
-        ("spare // len(group.streams))", "spare)"),
-    ),
-    _step(
-        "a group samples only if there is room for what a drafter adds to each stream",
-        "clip_leader",
-        (" - self.extra * len(group.streams)", ""),
-    ),
-    _step(
-        "what a drafter adds to a request is used up",
-        "_grant",
-        ("granted + self.extra", "granted"),
-    ),
-    _step(
-        "a follower at its last token is admitted only with room for padding",
-        "clip_leader",
-        ("spare -= self.padding", "pass"),
-    ),
     _sched(
         "a group that does not fit the cache with its drafts goes on without",
         "_after_pass",

@@ -16,7 +16,6 @@ from vllm.v1.request import Request
 from tests.scheduler import cases
 from tests.scheduler.cases import prompt
 from tests.scheduler.harness import (
-    MAX_MODEL_LEN,
     Asked,
     Harness,
     Setup,
@@ -55,6 +54,7 @@ CASES = [
     cases.follower_in_flight,
     cases.came_at_the_same_time,
     cases.mutual_eviction,
+    cases.longer_than_its_expert,
 ]
 
 
@@ -77,10 +77,6 @@ WITH_DRAFTS = [
 @pytest.mark.parametrize("case", WITH_DRAFTS, ids=lambda c: c.__name__)
 def test_case_with_drafts(case: Callable[[Path, bool], None], is_async: bool, tiny: Path) -> None:
     case(tiny / "model", is_async)
-
-
-def test_an_amateur_with_a_token_more_is_out_of_step(tiny: Path) -> None:
-    cases.longer_than_its_expert(tiny / "model")
 
 
 @both
@@ -189,60 +185,6 @@ def test_decoding_pairs_are_not_held_back_by_a_long_prompt(
         after = [len(harness.workers.rows[p].tokens) for p in pairs]
         assert [b - a for a, b in zip(before, after, strict=True)] == [1, 1]
     assert harness.steps > 10
-    harness.drain()
-
-
-@both
-def test_an_odd_seat_is_for_a_plain_request(is_async: bool, tiny: Path) -> None:
-    harness = harness_of(tiny, max_num_seqs=3, is_async=is_async)
-    first = harness.add(prompt(3), 6, adapter=1, cold=True)
-    plain = harness.add(prompt(3, 200), 6)
-    second = harness.add(prompt(3, 300), 6, adapter=1, cold=True)
-    harness.step()
-    assert {first, plain} <= harness.first_step.keys()
-    assert second not in harness.first_step
-    assert harness.sched.get_request_counts() == (2, 1)
-    harness.drain()
-
-
-@both
-@pytest.mark.parametrize("length", [1, MAX_MODEL_LEN - 1])
-def test_shortest_and_longest_prompt(length: int, is_async: bool, tiny: Path) -> None:
-    harness = harness_of(tiny, is_async=is_async)
-    harness.add(prompt(length), MAX_MODEL_LEN - length, adapter=1, cold=True)
-    harness.drain()
-
-
-@both
-@pytest.mark.parametrize("spare", [0, 1])
-def test_a_pair_that_fills_the_cache(spare: int, is_async: bool, tiny: Path) -> None:
-    """16 tokens for each stream are 4 blocks each; two such pairs run one after the other."""
-    harness = harness_of(tiny, num_blocks=1 + 8 + spare, is_async=is_async)
-    for first in (100, 200):
-        harness.add(prompt(9, first), 7, adapter=1, cold=True)
-    harness.add(prompt(3), 4)
-    harness.drain()
-
-
-@both
-def test_more_adapters_than_slots(is_async: bool, tiny: Path) -> None:
-    harness = harness_of(tiny, max_loras=1, max_num_seqs=8, is_async=is_async)
-    for number in range(9):
-        cold = number % 3 > 0
-        harness.add(prompt(5, 50 * number + 50), 4, adapter=1 + number % 4, cold=cold)
-    harness.drain()
-
-
-@both
-def test_a_pair_whose_grammar_is_compiled_holds_nothing(is_async: bool, tiny: Path) -> None:
-    harness = harness_of(tiny, is_async=is_async)
-    cold = harness.add(prompt(9), 3, adapter=1, cold=True, grammar=True)
-    other = harness.add(prompt(9, 200), 5, adapter=1, cold=True)
-    while other not in harness.ended:
-        harness.step()
-    assert cold not in harness.first_step
-    assert harness.free_blocks() == harness.free_at_start
-    harness.compiled(cold)
     harness.drain()
 
 
@@ -478,20 +420,6 @@ def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
     assert held <= cleared and harness.ended[sharer] == "length"
 
 
-def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:
-    """They may have requests of the same name."""
-    one, two = harness_of(tiny), harness_of(tiny)
-    assert one.add(prompt(5), 2, adapter=1, cold=True) == two.add(
-        prompt(5), 2, adapter=1, cold=True
-    )
-    one.schedule()
-    two.schedule()
-    ((foreign, _),) = one.in_flight[0][1].cold[0].figures()
-    two.in_flight[0][1].cold.append(scored_of([(foreign, (1, 0, 1))]))
-    two.drain()
-    assert list(two.ended.values()) == ["length"]
-
-
 def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> None:
     """Of several, each gets a part of the messages: a slow one must not have the last word."""
     harness = harness_of(tiny)
@@ -538,12 +466,12 @@ def test_what_is_known_of_the_steps_times(
     monkeypatch.setattr(Economy, "break_even", lambda _, *step: asked.append(step))
     harness = harness_of(tiny, is_async=is_async, drafts=2, budget=64)
     del harness.sched._break_even  # the harness's own
-    harness.add(prompt(5), 20, adapter=1, cold=True)
+    harness.add(prompt(5), 20, adapter=1, cold=True, amateurs=[(0, None), (0, prompt(3))])
     harness.add(prompt(7, 200), 20, adapter=1)
     rows = [harness.schedule()]
     clock[0] += 5.0
     harness.deliver()
-    assert times == [] and asked == [(3, 2)] and harness.sched._economy.times.age == 1
+    assert times == [] and asked == [(4, 2)] and harness.sched._economy.times.age == 1
     clock[0] += 100.0  # nobody asks for anything
     rows.append(harness.schedule())
     clock[0] += 2.0
@@ -551,7 +479,7 @@ def test_what_is_known_of_the_steps_times(
         rows.append(harness.schedule())
         clock[0] += 1.0
     harness.deliver()
-    assert times == [(rows[1], 3.0 if is_async else 2.0)] and asked[1:] == [(3, 2)]
+    assert times == [(rows[1], 3.0 if is_async else 2.0)] and asked[1:] == [(4, 2)]
     if is_async:
         clock[0] += 4.0
         harness.deliver()
@@ -563,7 +491,7 @@ def test_what_is_known_of_the_steps_times(
     harness.abort([plain])
     del asked[:]
     harness.deliver()
-    assert asked == [(3, 2)]  # who has gone is no load
+    assert asked == [(4, 2)]  # who has gone is no load
     monkeypatch.undo()
     harness.sched._break_even = lambda sampled: None
     harness.drain()

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 
 from tests.front_end import Front
 from vllm_cold.vllm.frontend import config
@@ -30,23 +29,6 @@ class Told:
 
 def metadata(*processors: Any) -> Any:
     return SimpleNamespace(logitsprocs=SimpleNamespace(non_argmax_invariant=list(processors)))
-
-
-def test_v1() -> None:
-    output = SimpleNamespace(sampled_token_ids=torch.zeros(3, 1))
-    forward = amateur_tokens._make_forward(lambda self, logits, sampling_metadata, **_: output)
-    ours, other = Told(), object()
-    assert forward(None, logits=None, sampling_metadata=metadata(other, ours)) is output
-    assert ours.calls == [(output.sampled_token_ids,)]
-    assert forward(None, None, metadata(), predict_bonus_token=True) is output  # a dummy run
-
-
-def test_v2() -> None:
-    output = SimpleNamespace(sampled_token_ids=torch.zeros(3, 1))
-    call = amateur_tokens._make_call(lambda self, logits, input_batch: output)
-    batch, ours = SimpleNamespace(idx_mapping_np=[2, 0, 1]), Told()
-    assert call(SimpleNamespace(logits_processors=[object(), ours]), None, batch) is output
-    assert ours.calls == [(output.sampled_token_ids, [2, 0, 1])]
 
 
 def test_samplers_of_platforms_are_wrapped_where_that_can_be_done(

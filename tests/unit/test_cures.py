@@ -145,25 +145,3 @@ def test_a_cure_is_for_what_is_used_and_there(
     assert module.sick() == "well"
     (said,) = [record.getMessage() for record in logged]
     assert said.endswith("a bug of vLLM is not cured here, as vllm_that_is_loaded.gone is gone.")
-
-
-def test_wrappers_bring_the_cures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines with LoRA on CPU make one; no other engine does."""
-    from tests.unit.test_fallback_lora import OURS, wrapper
-
-    for cls in OURS:
-        cured: list[str] = []
-        monkeypatch.setattr(
-            patching, "cure", lambda places, to=cured: to.extend(place.where for place in places)
-        )
-        wrapper(cls, [0, -1], 1)
-        assert [where.rpartition(":")[2] for where in cured] == [
-            "CPUModelRunner.sample_tokens",
-            "expand_batch_to_tokens",
-            "_get_lora_device",
-            "SpecDecodeBaseProposer.propose",
-            "SpecDecodeBaseProposer.dummy_run",
-            "TargetDependentARSpeculator.propose",
-            "GPUModelRunner.prepare_inputs",
-            "LoraState.make_lora_inputs",
-        ]

@@ -96,17 +96,6 @@ def test_without_groups_chunks_are_vllms(batch: tuple[list[int], int, list[list[
     assert chunks(counts, most, None) == chunks(counts, most, []) == stock
 
 
-def test_a_chunk_that_ends_between_a_groups_streams() -> None:
-    counts = [4, 4, 4, 4, 4]
-    assert chunks(counts, 8, None) == [(0, 2), (2, 4), (4, 5)]
-    assert chunks(counts, 8, [[1, 2]]) == [(0, 1), (1, 3), (3, 5)]
-    assert chunks(counts, 8, [[2, 1], [4, 3]]) == [(0, 1), (1, 3), (3, 5)]
-    # Positions between a group's streams stay with it, though it is too large then.
-    assert chunks(counts, 8, [[0, 4]]) == [(0, 5)]
-    assert chunks(counts, 8, [[0, 2], [1, 3]]) == [(0, 4), (4, 5)]
-    assert chunks(counts, 1, [[0, 1, 2]]) == [(0, 3), (3, 4), (4, 5)]
-
-
 # ---- around the rejection sampler ----------------------------------------------------------------
 
 
@@ -185,73 +174,6 @@ def test_an_engine_without_cold_is_vllms() -> None:
     call = drafts_v2._make_call(lambda *args: output)
     assert call(sampler, None, batch_of([2] * 5)) is output
     assert output.num_sampled.tolist() == list(range(5))
-
-
-def test_a_large_batch_is_scored_whole(processor: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM's own way through its chunks, with a chunk that would end amid a group: all of the
-    group's rows get their scores.
-    """
-    from vllm.v1.worker.gpu.spec_decode import rejection_sampler
-
-    original = rejection_sampler._iter_request_chunks
-    stock = getattr(original, "_vllm_cold_original", original)
-    monkeypatch.setattr(rejection_sampler, "_iter_request_chunks", drafts_v2._make_chunks(stock))
-    order = np.array([3, 7, 1, 2, 5])
-    counts = [2, 3, 3, 2, 2]
-    starts = np.cumsum([0, *counts])
-    sizes: list[int] = []
-
-    def apply(
-        logits: Any, expanded: Any, mapping: Any, slots: Any, pos: Any, ids: Any, at: Any, *_: Any
-    ) -> Any:
-        sizes.append(len(slots))
-        context = SimpleNamespace(idx_mapping_np=slots, input_ids=ids, expanded_local_pos=at)
-        return processor.apply(logits, context)
-
-    def verify(logits: Any, *args: Any, **kwargs: Any) -> Any:
-        tokens = logits.argmax(1)
-        return tokens, torch.ones(len(tokens))
-
-    monkeypatch.setattr(rejection_sampler, "rejection_sample", verify)
-    sampling = SimpleNamespace(
-        logits_processors=[processor],
-        apply_sampling_params=apply,
-        logprobs_mode="raw_logprobs",
-        return_sampling_mask=False,
-        use_fp64_gumbel=False,
-        sampling_states=SimpleNamespace(
-            temperature=SimpleNamespace(gpu=None), seeds=SimpleNamespace(gpu=None)
-        ),
-    )
-    sampler: Any = rejection_sampler.RejectionSampler.__new__(rejection_sampler.RejectionSampler)
-    sampler.sampler, sampler.watermark_key, sampler.num_speculative_steps = sampling, None, 3
-    sampler.enable_adaptive_verification = sampler.use_block_verification = False
-    sampler.synthetic_conditional_rates = None
-    before = 3 * torch.randn(12, 11, generator=torch.Generator().manual_seed(2))
-    logits = before.clone()
-    rows = torch.zeros(12, dtype=torch.int64)
-    batch = SimpleNamespace(
-        num_reqs=5,
-        idx_mapping_np=order,
-        idx_mapping=torch.from_numpy(order),
-        cu_num_logits_np=starts,
-        cu_num_logits=torch.from_numpy(starts),
-        expanded_idx_mapping=rows,
-        expanded_local_pos=rows,
-        seq_lens_cpu_upper_bound=torch.ones(5),
-    )
-
-    def call(self: Any, logits: Any, input_batch: Any) -> Any:
-        self._verify_in_chunks(logits, input_batch, None, rows, rows, 6, -1)
-        return output_of(5)
-
-    drafts_v2._make_call(call)(sampler, logits, batch)
-    assert sizes == [1, 2, 2], "vLLM alone would verify 2, 2 and 1"
-    for expert, amateur in ((5, 2), (6, 3), (7, 4), (10, 8), (11, 9)):
-        want = ONE.scores(before[[expert, amateur]])
-        torch.testing.assert_close(logits[expert].double(), want, rtol=1e-5, atol=1e-4)
-        before[expert] = logits[expert]
-    assert torch.equal(logits, before)
 
 
 # ---- around the drafter --------------------------------------------------------------------------

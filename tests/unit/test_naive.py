@@ -101,12 +101,6 @@ def _many(
     return [traces[i : i + len(PROMPTS)] for i in range(0, len(traces), len(PROMPTS))]
 
 
-def test_adapters_change_the_text(greedy: Greedy) -> None:
-    for left, right in ((None, "one"), (None, "two"), ("one", "two")):
-        assert _different(greedy[left], greedy[right]) >= 0.8 * len(PROMPTS)
-    assert len({tuple(trace.tokens) for trace in greedy[None]}) == len(PROMPTS)
-
-
 def test_cold_differs_from_both_streams(naive: NaiveCold, greedy: Greedy) -> None:
     """Otherwise a decoder that ignores the amateur would pass every comparison."""
     [cold] = _many(naive, "one", [(0.1, 0.5)])
@@ -114,30 +108,27 @@ def test_cold_differs_from_both_streams(naive: NaiveCold, greedy: Greedy) -> Non
         assert _different(cold, greedy[stream]) >= 0.8 * len(PROMPTS)
 
 
-def test_beta_zero_is_adapter_greedy(naive: NaiveCold, greedy: Greedy) -> None:
-    for cold in _many(naive, "one", [(0.001, 0.0), (0.1, 0.0), (1.0, 0.0)]):
-        _assert_same(cold, greedy["one"])
-
-
-def test_alpha_one_is_adapter_greedy(naive: NaiveCold, greedy: Greedy) -> None:
-    for cold in _many(naive, "one", [(1.0, 0.5), (1.0, 3.0)]):
-        _assert_same(cold, greedy["one"])
-        assert all(value == math.inf for trace in cold for value in trace.margins)
-
-
-def test_one_candidate_is_adapter_greedy(naive: NaiveCold, greedy: Greedy) -> None:
-    [cold] = _many(naive, "one", [(0.1, 0.5)], expert_top_k=1)
-    _assert_same(cold, greedy["one"])
-
-
-def test_zero_adapter_is_base_greedy(naive: NaiveCold, greedy: Greedy) -> None:
-    for cold in _many(naive, "zero", SETTINGS):
-        _assert_same(cold, greedy[None])
-
-
-def test_equal_streams_are_greedy(naive: NaiveCold, greedy: Greedy) -> None:
-    [cold] = _many(naive, "one", [(0.1, 0.5)], amateur="one")
-    _assert_same(cold, greedy["one"])
+@pytest.mark.parametrize(
+    ("expert", "settings", "rest", "same"),
+    [
+        ("one", [(0.001, 0.0), (0.1, 0.0), (1.0, 0.0)], {}, "one"),
+        ("one", [(1.0, 0.5), (1.0, 3.0)], {}, "one"),
+        ("one", [(0.1, 0.5)], {"expert_top_k": 1}, "one"),
+        ("one", [(0.1, 0.5)], {"amateur": "one"}, "one"),
+        ("zero", SETTINGS, {}, None),
+    ],
+    ids=["beta zero", "alpha one", "one candidate", "equal streams", "an adapter of zeros"],
+)
+def test_where_nothing_is_contrasted_it_is_greedy(
+    expert: str,
+    settings: list[tuple[float, float]],
+    rest: dict[str, Any],
+    same: str | None,
+    naive: NaiveCold,
+    greedy: Greedy,
+) -> None:
+    for cold in _many(naive, expert, settings, **rest):
+        _assert_same(cold, greedy[same])
 
 
 PAIRS = list(zip(PROMPTS, PROMPTS[1:] + PROMPTS[:1], strict=True))
@@ -169,29 +160,6 @@ def test_a_prompt_of_its_own_changes_the_text(naive: NaiveCold, greedy: Greedy) 
         assert _different(two, _groups(naive, None, 0.1, *fewer)) >= 0.8 * len(PROMPTS)
     masked = _groups(naive, "one", 0.1, Amateur(-2.0, "one", ()))
     assert _different(guided, masked) >= 0.5 * len(PROMPTS)
-
-
-@pytest.mark.parametrize("amateur", ["one", None])
-def test_a_weight_of_one_is_the_amateur(
-    amateur: str | None, naive: NaiveCold, greedy: Greedy
-) -> None:
-    """Without a mask nothing of the expert is left: not its adapter, nor its prompt."""
-    got = _groups(naive, "two", 0.0, Amateur(1.0, amateur, ()))
-    _assert_same(got, greedy[amateur][1:] + greedy[amateur][:1])
-
-
-def test_weights_add_up(naive: NaiveCold, greedy: Greedy) -> None:
-    halves = _groups(naive, "one", 0.1, Amateur(-0.2, None, ()), Amateur(-0.3, None, ()))
-    _assert_same(halves, _groups(naive, "one", 0.1, Amateur(-0.5, None, ())))
-    opposite = _groups(naive, "one", 0.0, Amateur(0.7, "two", ()), Amateur(-0.7, "two", ()))
-    _assert_same(opposite, greedy["one"])
-
-
-def test_a_group_of_two_with_one_prompt_is_a_pair(naive: NaiveCold) -> None:
-    [cold] = _many(naive, "one", [(0.1, 0.5)], amateur="two")
-    _assert_same(_groups(naive, "one", 0.1, Amateur(-0.5, "two")), cold)
-    groups = [Group(p, "one", [Amateur(-0.5, "two", p)], 0.1, STEPS) for p in PROMPTS]
-    _assert_same(naive.generate_many(groups), cold)
 
 
 def test_an_adaptive_weight_is_an_adaptive_beta(naive: NaiveCold) -> None:
@@ -240,10 +208,6 @@ def test_generate_many_is_generate(naive: NaiveCold) -> None:
         assert ended or len(trace.tokens) == request.max_tokens
         assert request.eos_token_id not in trace.tokens[:-1]
     assert any(len(t.tokens) < r.max_tokens for r, t in zip(requests, together, strict=True))
-
-
-def test_no_tokens_asked_for(naive: NaiveCold) -> None:
-    assert naive.generate_many([Request(PROMPTS[0], "one", 0.1, 0.5, 0)]) == [Trace()]
 
 
 def test_equal_to_merged_weights_without_cache(naive: NaiveCold, folders: dict[str, Path]) -> None:
@@ -325,11 +289,6 @@ def test_score_keeps_ties_at_the_kth() -> None:
     assert valid[0] == [False, True, False, False]
     assert valid[1] == valid[2] == [True, True, True, False]
     assert valid[3] == valid[4] == [True, True, True, True]
-
-
-def test_score_alpha_one_keeps_exact_ties() -> None:
-    e, a = torch.tensor([2.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, -5.0])
-    assert score(e, a, 1.0, 1.0).tolist() == [3.0, 4.0, -math.inf]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -17,7 +17,7 @@ from vllm.v1.sample.logits_processor import _load_custom_logitsprocs
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
-from tests.contrast import Contrast
+from tests.contrast import assert_scored, of_size
 from vllm_cold.group.tally import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
 from vllm_cold.vllm.worker import outputs
@@ -28,11 +28,6 @@ pytestmark = pytest.mark.unit
 VOCAB = 23
 PLAIN = SamplingParams()
 MOVE, SWAP = MoveDirectionality.UNIDIRECTIONAL, MoveDirectionality.SWAP
-
-
-def of_size(num_amateurs: int) -> Contrast:
-    """Of these tests' groups, with another weight for each amateur."""
-    return Contrast((-0.5, 1.5, -0.75)[:num_amateurs])
 
 
 def params(group: str, index: int, num_amateurs: int = 1) -> SamplingParams:
@@ -63,13 +58,7 @@ def check(processor: ColdLogitsProcessorV1, size: int, groups: Sequence[tuple[in
     before = draw(size)
     logits = before.clone()
     assert processor.apply(logits) is logits
-    left = set(range(size))
-    for expert, *amateurs in groups:
-        want = of_size(len(amateurs)).scores(before[[expert, *amateurs]])
-        torch.testing.assert_close(logits[expert].double(), want, rtol=1e-5, atol=1e-4)
-        left.remove(expert)
-    for row in left:
-        assert torch.equal(logits[row], before[row]), f"row {row} was changed"
+    assert_scored(before, logits, groups)
     drawn = torch.arange(size, dtype=torch.int32).unsqueeze(1)
     processor.tell_amateurs(told := drawn.clone())
     experts = {amateur: expert for expert, *amateurs in groups for amateur in amateurs}
@@ -85,17 +74,16 @@ def check_drafts(
     before = draw(sum(counts))
     logits = before.clone()
     processor.apply_to_drafts(logits, counts, torch.zeros(sum(counts), dtype=torch.int32))
-    left = set(range(len(before)))
-    for streams in groups:
-        if len({counts[row] for row in streams}) > 1:
-            continue
-        for place in range(counts[streams[0]]):
-            rows = [sum(counts[:row]) + place for row in streams]
-            want = of_size(len(streams) - 1).scores(before[rows])
-            torch.testing.assert_close(logits[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
-            left.remove(rows[0])
-    for row in left:
-        assert torch.equal(logits[row], before[row]), f"row {row} was changed"
+    assert_scored(
+        before,
+        logits,
+        [
+            [sum(counts[:row]) + place for row in streams]
+            for streams in groups
+            if len({counts[row] for row in streams}) == 1
+            for place in range(counts[streams[0]])
+        ],
+    )
 
 
 @pytest.fixture
@@ -126,80 +114,6 @@ def test_empty() -> None:
     check(processor, 3, [])
 
 
-def test_added(processor: ColdLogitsProcessorV1) -> None:
-    check(processor, 4, [(0, 2)])
-    processor.update_state(None)  # nothing changed
-    check(processor, 4, [(0, 2)])
-    processor.update_state(update(5, added=[(4, params("y", 0))]))
-    check(processor, 5, [(0, 2), (4, 3)])
-
-
-def test_groups_of_different_sizes() -> None:
-    """Rows: amateur 2 of x, expert y, amateur 1 of z, plain, expert x, amateur 3 of z, amateur of
-    y, amateur 1 of x, expert z; then amateur 2 of z.
-    """
-    processor = make()
-    requests = [
-        params("x", 2, 2), params("y", 0), params("z", 1, 3), PLAIN, params("x", 0, 2),
-        params("z", 3, 3), params("y", 1), params("x", 1, 2), params("z", 0, 3),
-    ]  # fmt: skip
-    processor.update_state(update(9, added=list(enumerate(requests))))
-    check(processor, 9, [(4, 7, 0), (1, 6)])
-    processor.update_state(update(10, added=[(9, params("z", 2, 3))]))
-    check(processor, 10, [(4, 7, 0), (1, 6), (8, 2, 9, 5)])
-    # An amateur's place is its own: two that change it change their weights.
-    processor.update_state(update(10, moved=[(7, 0, SWAP), (2, 5, SWAP)]))
-    check(processor, 10, [(4, 0, 7), (1, 6), (8, 5, 9, 2)])
-    processor.update_state(update(9, removed=[7], moved=[(9, 7, MOVE)]))
-    check(processor, 9, [(1, 6), (8, 5, 7, 2)])
-
-
-@pytest.mark.parametrize(
-    "counts", [[2, 3, 2, 1], [0, 4, 0, 0], [3, 0, 3, 2], [2, 1, 1, 2], [1, 1, 2, 1], [0, 0, 0, 0]]
-)
-def test_rows_of_drafts(processor: ColdLogitsProcessorV1, counts: list[int]) -> None:
-    assert processor.has_groups()
-    check_drafts(processor, counts, [(0, 2)])
-    processor.update_state(update(5, added=[(4, params("y", 0))]))
-    check_drafts(processor, [*counts, counts[3]], [(0, 2), (4, 3)])
-    processor.update_state(update(3, removed=[0, 4], moved=[(3, 0, MOVE)]))
-    assert not processor.has_groups()
-    check_drafts(processor, counts[:3], [])
-
-
-def test_figures_of_drafts_come_first() -> None:
-    """vLLM asks about the row behind them before it asks about theirs."""
-    processor = make()
-    requests = [params("x", 1), params("y", 0), params("x", 0), params("y", 1)]
-    processor.update_state(update(4, added=list(enumerate(requests))))
-    outputs._pending.tallies.clear()
-    last, drafts = draw(4), draw(6)
-    processor.apply(last)
-    processor.apply_to_drafts(drafts, [2, 1, 2, 1], torch.zeros(6))
-    (first, second), outputs._pending.tallies = outputs._pending.tallies, []
-    assert [name for name, _ in second.figures()] == ["x", "y"]
-    assert [name for name, _ in first.figures()] == ["x", "x", "y"]
-    scored = [*drafts[[3, 4]], drafts[2]]
-    for (_, figures), row in zip(first.figures(), scored, strict=True):
-        assert figures.candidates == int((row > -torch.inf).sum())
-    # Without drafts, or with other numbers of them, there are the last row's.
-    processor.apply(last)
-    for counts in ([0, 0, 0, 0], [1, 0, 2, 3]):
-        processor.apply_to_drafts(draw(sum(counts)), counts, torch.zeros(sum(counts)))
-    (only,), outputs._pending.tallies = outputs._pending.tallies, []
-    assert [name for name, _ in only.figures()] == ["x", "y"]
-
-
-def test_nan_in_a_draft_is_reported_at_its_place(processor: ColdLogitsProcessorV1) -> None:
-    outputs._pending.tallies.clear()
-    logits = draw(6)
-    logits[4, 3] = torch.nan  # the amateur's second draft
-    processor.apply_to_drafts(logits, [3, 0, 3, 0], torch.zeros(6))
-    (tally,), outputs._pending.tallies = outputs._pending.tallies, []
-    assert [figures.nonfinite for _, figures in tally.figures()] == [0, 1, 0]
-    assert not logits[:3].isnan().any()
-
-
 def test_other_drafts_are_reported_at_their_place(processor: ColdLogitsProcessorV1) -> None:
     outputs._pending.tallies.clear()
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 8]))
@@ -209,77 +123,11 @@ def test_other_drafts_are_reported_at_their_place(processor: ColdLogitsProcessor
     assert found == [[0, 0, 0], [0, 0, OTHER_DRAFTS]]
 
 
-def test_each_group_has_its_settings() -> None:
-    asked = [
-        Contrast((-40.0,), (True,), alpha=0.01),
-        Contrast((-40.0,), alpha=0.01),
-        Contrast((-9.0,), (True,), alpha=0.05, expert_top_k=3),
-        Contrast((1.0, -40.0, -2.0), (False, True, False), alpha=0.01),
-        Contrast((30.0, -40.0), (True, True), alpha=0.0),
-    ]
-    processor = make()
-    requests: list[SamplingParams] = []
-    groups: list[list[int]] = []
-    for i, contrast in enumerate(asked):
-        streams = range(1 + len(contrast.weights))
-        groups.append([len(requests) + index for index in streams])
-        requests += [contrast.params(str(i), index) for index in streams]
-    size = len(requests)
-    processor.update_state(update(size, added=list(enumerate(requests))))
-    before = draw(size)
-    logits = processor.apply(before.clone())
-    for contrast, rows in zip(asked, groups, strict=True):
-        want = contrast.scores(before[rows])
-        torch.testing.assert_close(logits[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
-        assert torch.equal(logits[rows[1:]], before[rows[1:]])
-    # The last group with an adaptive weight leaves: the op is not told of any.
-    gone = [row for i in (0, 2, 3, 4) for row in groups[i]]
-    processor.update_state(update(2, removed=gone, moved=[(2, 0, MOVE), (3, 1, MOVE)]))
-    rows = processor._rows
-    assert rows is not None and rows.groups is not None and rows.groups.adaptive is None
-
-
-def test_added_replaces(processor: ColdLogitsProcessorV1) -> None:
-    processor.update_state(update(4, added=[(0, PLAIN), (2, params("y", 0))]))
-    check(processor, 4, [(2, 3)])
-
-
-def test_removed(processor: ColdLogitsProcessorV1) -> None:
-    processor.update_state(update(3, removed=[3]))
-    check(processor, 3, [(0, 2)])
-    processor.update_state(update(2, removed=[2]))
-    check(processor, 2, [])
-
-
-def test_removed_then_added_to_the_same_row(processor: ColdLogitsProcessorV1) -> None:
-    processor.update_state(update(4, removed=[1], added=[(1, params("y", 0))]))
-    check(processor, 4, [(0, 2), (1, 3)])
-
-
-def test_moved_one_way(processor: ColdLogitsProcessorV1) -> None:
-    processor.update_state(update(3, removed=[1], moved=[(3, 1, MOVE)]))
-    check(processor, 3, [(0, 2)])
-    processor.update_state(update(4, added=[(3, params("y", 0))]))
-    check(processor, 4, [(0, 2), (3, 1)])
-
-
 def test_a_plain_request_moved_over_a_stream_replaces_it(
     processor: ColdLogitsProcessorV1,
 ) -> None:
     processor.update_state(update(4, moved=[(1, 2, MOVE)]))
     check(processor, 4, [])
-
-
-def test_swapped(processor: ColdLogitsProcessorV1) -> None:
-    processor.update_state(update(4, moved=[(0, 2, SWAP)]))
-    check(processor, 4, [(2, 0)])
-    processor.update_state(update(4, moved=[(1, 2, SWAP)]))  # with a plain request
-    check(processor, 4, [(1, 0)])
-
-
-def test_moves_are_done_in_order(processor: ColdLogitsProcessorV1) -> None:
-    processor.update_state(update(4, moved=[(0, 1, SWAP), (1, 3, SWAP)]))
-    check(processor, 4, [(3, 2)])
 
 
 class Batch:

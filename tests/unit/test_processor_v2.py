@@ -23,7 +23,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
     build_custom_logits_processors_params_validator,
 )
 
-from tests.contrast import Contrast
+from tests.contrast import Contrast, assert_scored, of_size
 from vllm_cold.group import rows as rows_module
 from vllm_cold.group.tally import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V2
@@ -35,11 +35,6 @@ pytestmark = pytest.mark.unit
 VOCAB = 37
 SLOTS = 16
 PLAIN = SamplingParams()
-
-
-def of_size(num_amateurs: int) -> Contrast:
-    """With another weight for each amateur."""
-    return Contrast((-0.5, 1.5, -0.75)[:num_amateurs])
 
 
 ONE = of_size(1)
@@ -86,24 +81,6 @@ def draw(num_rows: int, seed: int = 0) -> Tensor:
     return 3 * torch.randn(num_rows, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
-def check(
-    before: Tensor,
-    after: Tensor,
-    groups: Sequence[tuple[int, ...]],
-    contrast: Contrast | None = None,
-) -> None:
-    """Experts of ``groups``, rows that begin with theirs, hold the reference's scores, other rows
-    are bit for bit as before.
-    """
-    left = set(range(len(before)))
-    for rows in groups:
-        want = (contrast or of_size(len(rows) - 1)).scores(before[list(rows)])
-        torch.testing.assert_close(after[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
-        left.remove(rows[0])
-    for row in left:
-        assert torch.equal(before[row], after[row]), f"row {row} was changed"
-
-
 def test_loader_accepts_it() -> None:
     assert _load_v2_logitsprocs_by_fqcns([PROCESSOR_V2]) == [ColdLogitsProcessorV2]
     assert build_custom_logits_processors_params_validator([PROCESSOR_V2])(PLAIN) is None
@@ -124,64 +101,6 @@ def test_only_streams_are_claimed() -> None:
     assert processor.add_request(3, SamplingParams(extra_args={"cold": 0})) is False
 
 
-@pytest.mark.parametrize("slots", [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 4, 0, 3, 1]])
-def test_rows_in_any_order(slots: list[int]) -> None:
-    processor = make()
-    processor.add_request(0, params("x", 0))
-    processor.add_request(1, PLAIN)
-    processor.add_request(2, params("y", 1))
-    processor.add_request(3, params("x", 1))
-    processor.add_request(4, params("y", 0))
-    processor.apply_staged_writes()
-    before = draw(5)
-    logits = before.clone()
-    assert processor.apply(logits, context(slots)) is logits
-    at = slots.index
-    check(before, logits, [(at(0), at(3)), (at(4), at(2))])
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_groups_of_different_sizes_in_any_order(seed: int) -> None:
-    processor = make()
-    streams = [("x", 0, 3), ("x", 1, 3), ("x", 2, 3), ("x", 3, 3), ("y", 0, 1), ("y", 1, 1)]
-    streams += [("z", 0, 2), ("z", 1, 2), ("z", 2, 2)]
-    for slot, (name, index, num) in enumerate(streams):
-        asked = processor.add_request(slot, params(name, index, of_size(num)))
-        assert asked is (index == 0)
-    order = torch.randperm(9, generator=torch.Generator().manual_seed(seed)).tolist()
-    before, at = draw(9), order.index
-    after = processor.apply(before.clone(), context(order))
-    groups = [(at(0), at(1), at(2), at(3)), (at(4), at(5)), (at(6), at(7), at(8))]
-    check(before, after, groups)
-    # One amateur of x is not in the batch, nor is z's expert.
-    some = [slot for slot in order if slot not in (2, 6)]
-    check(before[:7], processor.apply(before[:7].clone(), context(some)),
-          [(some.index(4), some.index(5))])  # fmt: skip
-
-
-def test_each_group_has_its_settings() -> None:
-    processor = make()
-    wanted = [
-        Contrast((-2.0,), alpha=0.5),
-        Contrast((0.0,), alpha=0.01, expert_top_k=3),
-        Contrast((-0.5,), alpha=1.0),
-        Contrast((-40.0,), (True,), alpha=0.01, expert_top_k=9),
-        Contrast((1.5, -40.0, -1.5), (False, True, False), alpha=0.01),
-        Contrast((30.0, -2.0), (True, False), alpha=0.0),
-    ]
-    groups: list[list[int]] = []
-    slots = iter(range(SLOTS))
-    for i, contrast in enumerate(wanted):
-        groups.append([next(slots) for _ in range(1 + len(contrast.weights))])
-        for index, slot in enumerate(groups[-1]):
-            processor.add_request(slot, params(str(i), index, contrast))
-    size = sum(map(len, groups))
-    before = draw(size)
-    logits = processor.apply(before.clone(), context(range(size)))
-    for contrast, rows in zip(wanted, groups, strict=True):
-        check(before[rows], logits[rows], [tuple(range(len(rows)))], contrast)
-
-
 @pytest.mark.parametrize("slots", [[1], [0, 1], [0, 2], [2, 0], [3]])
 def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> None:
     """But for their number: everything is decided on the host."""
@@ -199,32 +118,23 @@ def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> 
     assert processor.apply(logits, context(slots)) is logits
 
 
-def test_half_a_group_is_untouched_beside_a_whole_one() -> None:
-    processor = make()
-    processor.add_request(5, params("x", 0))
-    processor.add_request(6, params("y", 0))
-    processor.add_request(7, params("y", 1))
-    before = draw(3)
-    check(before, processor.apply(before.clone(), context([5, 6, 7])), [(1, 2)])
-
-
 def test_slots_are_recycled() -> None:
     processor = make()
     for index in range(2):
         processor.add_request(index, params("x", index))
     before = draw(3)
-    check(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [(0, 1)])
+    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [(0, 1)])
     # The group has ended; its slots go to a plain request and to another group's amateur.
     processor.add_request(0, PLAIN)
-    check(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
+    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
     processor.add_request(1, params("y", 1))
-    check(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
+    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
     processor.add_request(2, params("y", 0))
-    check(before, processor.apply(before.clone(), context([0, 1, 2])), [(2, 1)])
+    assert_scored(before, processor.apply(before.clone(), context([0, 1, 2])), [(2, 1)])
     # A preempted group comes back in other slots; the old ones are stale until recycled.
     processor.add_request(8, params("y", 1))
     processor.add_request(9, params("y", 0))
-    check(before, processor.apply(before.clone(), context([8, 0, 9])), [(2, 0)])
+    assert_scored(before, processor.apply(before.clone(), context([8, 0, 9])), [(2, 0)])
 
 
 def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -244,63 +154,22 @@ def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None
     object.__setattr__(batch, "idx_mapping_np", order)
     before = draw(2)
     for _ in range(3):
-        check(before, processor.apply(before.clone(), batch), [(0, 1)])
+        assert_scored(before, processor.apply(before.clone(), batch), [(0, 1)])
     assert len(calls) == 1
     # Not fooled by an array that is filled anew in place.
     order[:] = [1, 0]
-    check(before, processor.apply(before.clone(), batch), [(1, 0)])
+    assert_scored(before, processor.apply(before.clone(), batch), [(1, 0)])
     assert len(calls) == 2
     # Same batch, new occupants.
     other = Contrast((-2.0,))
     for index in range(2):
         processor.add_request(index, params("x", index, other))
-    check(before, processor.apply(before.clone(), batch), [(1, 0)], other)
+    assert_scored(before, processor.apply(before.clone(), batch), [(1, 0)], other)
 
 
 def expect(processor: ColdLogitsProcessorV2, slots: Sequence[int], counts: Sequence[int]) -> None:
     """What the rejection sampler tells it of a batch."""
     processor.expect_rows(np.array(slots, dtype=np.intp), np.array(counts))
-
-
-SPECULATIVE = [
-    # slots, rows of each, groups of rows: x = (0, 3), y = (4, 2), slot 1 is plain
-    ([0, 3], [4, 4], [(0, 4), (1, 5), (2, 6), (3, 7)]),
-    ([3, 1, 0], [2, 3, 2], [(5, 0), (6, 1)]),
-    ([0, 1, 3], [1, 4, 1], [(0, 5)]),
-    # other numbers of drafts for one stream: nothing says which belong together
-    ([0, 3], [3, 2], []),
-    ([0, 3, 1], [1, 3, 1], []),
-    ([0, 4, 2, 3], [3, 2, 2, 1], [(3, 5), (4, 6)]),
-    # groups with different numbers of drafts
-    ([0, 4, 2, 3], [4, 1, 1, 4], [(0, 6), (1, 7), (2, 8), (3, 9), (4, 5)]),
-    ([4, 1, 3], [2, 2, 2], []),
-]
-
-
-@pytest.mark.parametrize(("slots", "counts", "groups"), SPECULATIVE)
-@pytest.mark.parametrize(("top_k", "adaptive"), [(0, False), (2, False), (0, True)])
-def test_a_row_for_each_draft(
-    slots: list[int], counts: list[int], groups: list[tuple[int, int]], top_k: int, adaptive: bool
-) -> None:
-    processor = make()
-    # Each group has its own settings: they must go with all of its rows.
-    of_x = Contrast((-40.0 if adaptive else -0.5,), (adaptive,), expert_top_k=top_k)
-    asked = {"x": of_x, "y": Contrast((-3.0,), alpha=0.9)}
-    for slot, name, index in [(0, "x", 0), (2, "y", 1), (3, "x", 1), (4, "y", 0)]:
-        processor.add_request(slot, params(name, index, asked[name]))
-    processor.add_request(1, PLAIN)
-    expect(processor, slots, counts)
-    batch = context(slots, counts)
-    before = draw(sum(counts))
-    logits = before.clone()
-    assert processor.apply(logits, batch) is logits
-    scored = {expert for expert, _ in groups}
-    rest = [row for row in range(len(before)) if row not in scored]
-    check(before[rest], logits[rest], [])
-    for expert, amateur in groups:
-        name = "x" if batch.expanded_idx_mapping[expert] == 0 else "y"
-        rows = [expert, amateur]
-        check(before[rows], logits[rows], [(0, 1)], asked[name])
 
 
 # By name, what a group asks for and its slots. Slot 9 is plain.
@@ -353,13 +222,13 @@ def test_a_row_for_each_draft_of_groups_of_different_sizes(
         assert len(figures[name]) == len(places)
         for place, found in zip(places, figures[name], strict=True):
             of_place = list(place)
-            check(before[of_place], logits[of_place], [tuple(range(len(place)))], contrast)
+            assert_scored(before[of_place], logits[of_place], [tuple(range(len(place)))], contrast)
             scored.add(place[0])
             row = logits[place[0]]
             changed = int(row.argmax() != before[place[0]].argmax())
             assert found == (int((row > -torch.inf).sum()), changed, 0)
     rest = [row for row in range(len(before)) if row not in scored]
-    check(before[rest], logits[rest], [])
+    assert_scored(before[rest], logits[rest], [])
 
 
 def test_other_drafts_are_reported_where_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -397,7 +266,7 @@ def test_what_is_expected_is_of_the_last_step() -> None:
             expect(processor, order, counts)
         before = draw(sum(counts))
         logits = processor.apply(before.clone(), context(order, counts))
-        check(before, logits, groups, MIXED["y"][0])
+        assert_scored(before, logits, groups, MIXED["y"][0])
 
 
 def test_a_part_of_a_batch_is_told_apart_from_the_whole() -> None:
@@ -412,7 +281,7 @@ def test_a_part_of_a_batch_is_told_apart_from_the_whole() -> None:
         (slice(3, 6), slice(8, 11), [(1, 0, 2)], MIXED["z"][0]),
     ):
         batch = context(order[part], counts[part])
-        check(before[rows], processor.apply(before[rows].clone(), batch), groups, contrast)
+        assert_scored(before[rows], processor.apply(before[rows].clone(), batch), groups, contrast)
     found = processor.groups_of(np.array(order))
     assert found is not None and sorted(map(tuple, found.members)) == [(1, 0), (4, 3, 5)]
 
@@ -435,7 +304,7 @@ def test_rows_behind_those_of_the_requests_are_nobodys() -> None:
         batch.expanded_local_pos[-3:] = 0
         before = draw(sum(counts) + 3)
         expect(processor, order, counts)
-        check(before, processor.apply(before.clone(), batch), groups)
+        assert_scored(before, processor.apply(before.clone(), batch), groups)
 
 
 def test_rows_that_nobody_explains_are_left_alone() -> None:
@@ -445,7 +314,7 @@ def test_rows_that_nobody_explains_are_left_alone() -> None:
         processor.add_request(index, params("x", index))
     before = draw(3)
     expect(processor, [0, 1], [2, 2])
-    check(before, processor.apply(before.clone(), context([0, 1], [2, 1])), [])
+    assert_scored(before, processor.apply(before.clone(), context([0, 1], [2, 1])), [])
 
 
 def test_amateurs_are_told() -> None:
@@ -481,32 +350,3 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     expect(processor, range(10), counts)
     logits = torch.empty(sum(counts), VOCAB, device="meta")
     assert processor.apply(logits, context(range(10), counts, "meta")) is logits
-
-
-@pytest.mark.parametrize(
-    "counts", [[1] * 10, [3, 3, 3, 3, 2, 2, 2, 4, 4, 2]], ids=["plain", "drafts"]
-)
-@pytest.mark.parametrize("slot", [8, 5, 3, 2])
-def test_nan_is_reported_of_its_group(
-    slot: int, counts: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """And nothing is raised: the scheduler ends that request. A plain request's stays as it is."""
-    processor = mixed()
-    order = [2, 5, 7, 0, 3, 1, 6, 4, 8, 9]
-    expect(processor, order, counts)
-    logits = draw(sum(counts))
-    first = sum(counts[: order.index(slot)])
-    place = counts[order.index(slot)] - 1
-    logits[first + place, 3] = torch.nan
-    logits[-1, 5] = torch.inf
-    plain = logits[-1].clone()
-    carried: list[Any] = []
-    monkeypatch.setattr(outputs, "hand_over", carried.append)
-    processor.apply(logits, context(order, counts))
-    (tally,) = carried
-    found = [(name, figures.nonfinite) for name, figures in tally.figures()]
-    for name, (_, slots) in MIXED.items():
-        rows = [bad for group, bad in found if group == name]
-        assert rows == [i == place and slot in slots for i in range(counts[order.index(slots[0])])]
-    assert not logits.isnan().any()
-    assert torch.equal(logits[-1], plain)

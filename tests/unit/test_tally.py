@@ -22,10 +22,8 @@ from vllm_cold import Amateur, ColdParams
 from vllm_cold.group.tally import Counts, Figures, Report, Sums, Tally
 from vllm_cold.vllm.frontend import metrics
 from vllm_cold.vllm.frontend.prometheus import (
-    CANDIDATE_BUCKETS,
     COUNTERS,
     GAUGES,
-    HISTOGRAMS,
     PREFIX,
     ColdMetrics,
 )
@@ -219,23 +217,6 @@ def test_metrics_add_up() -> None:
     assert sample("changed_tokens_total", 1, method="cfg", adapter="a") == 0
     assert sample("candidates_count", 1, method="cfg", adapter="a") == 0
     assert sample("requests_total", 0, **KIND) is None
-
-
-def test_names_follow_prometheus() -> None:
-    """Its naming practices: one prefix, no colons, base units, _total for counters and nothing
-    else, and a help text that is a sentence.
-    """
-    ColdMetrics("m", [0]).record(counts_of(requests=1).take(0, 0), 0)
-    families = [f for f in prometheus_client.REGISTRY.collect() if f.name.startswith(PREFIX)]
-    assert {f.name for f in families} == {PREFIX + n for n in (*COUNTERS, *GAUGES, *HISTOGRAMS)}
-    for family in families:
-        assert re.fullmatch(r"vllm_cold_[a-z]+(_[a-z]+)*", family.name)
-        assert not family.name.endswith(("_total", "_count", "_sum", "_bucket", "_info"))
-        assert family.documentation.endswith(".")
-        samples = {s.name for s in family.samples if not s.name.endswith("_created")}
-        if family.type == "counter":
-            assert samples == {family.name + "_total"}
-    assert list(CANDIDATE_BUCKETS) == sorted(CANDIDATE_BUCKETS)
 
 
 def test_the_front_end_takes_the_figures_out() -> None:

@@ -2,7 +2,7 @@
 """What is used of vLLM's scheduler, with types: vLLM's own names are Any to a type checker here.
 
 The scheduler stands behind these classes for mypy alone (``TYPE_CHECKING``); at run time it stands
-behind vLLM's. ``tests/scheduler/test_interface.py`` holds each name against vLLM.
+behind vLLM's, as ``tests/scheduler`` does with each of them.
 """
 
 from collections.abc import Iterable, Sequence
