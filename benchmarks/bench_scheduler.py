@@ -95,7 +95,7 @@ def decode(model: Path, system: System, load: Load, is_async: bool) -> tuple[flo
     from vllm.v1.outputs import ModelRunnerOutput
 
     from tests.scheduler.harness import Asked, Setup, make_hasher, make_request, make_scheduler
-    from vllm_cold.group.tally import Tally
+    from vllm_cold.group.step_stats import StepStats
 
     total = PROMPT + WARM_UP + load.steps + 2
     setup = Setup(
@@ -145,7 +145,7 @@ def decode(model: Path, system: System, load: Load, is_async: bool) -> tuple[flo
                 pooler_output=[],
             )
             if pairs:  # what the worker tells of each
-                result.cold = [Tally(tuple(pairs), figures)]
+                result.cold = [StepStats(tuple(pairs), figures)]
             in_flight.append((output, result))
             if len(in_flight) > is_async:
                 started = time.process_time()

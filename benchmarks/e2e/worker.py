@@ -29,7 +29,7 @@ from benchmarks.e2e.jobs import ALPHA, MODES, stamped
 FAMILIES = ("stock-base", "stock-lora", "plugin", "plugin-base", "plugin-ngram", "naive")
 
 
-class Counts:
+class CountersByKind:
     """What streams did behind their first tokens, all of them together.
 
     Attributes:
@@ -64,9 +64,9 @@ class Counts:
 
 
 @contextmanager
-def counting(scheduler: Any) -> Iterator[Counts]:
+def counting(scheduler: Any) -> Iterator[CountersByKind]:
     """Count a scheduler's steps."""
-    counts, original = Counts(), scheduler.update_from_output
+    counts, original = CountersByKind(), scheduler.update_from_output
 
     def update_from_output(scheduled: Any, result: Any) -> Any:
         counts.add(scheduled, result)
@@ -174,7 +174,7 @@ class Engine:
 
         Returns:
             Times (see ``stamped``), ``tokens``, ``blocks``: the most KV blocks in use, and
-            ``counts``: see ``Counts``.
+            ``counts``: see ``CountersByKind``.
         """
         from vllm import SamplingParams
         from vllm.lora.request import LoRARequest

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// What one instruction set offers to products of few rows.
+// What one instruction set offers to small-M GEMM.
 #pragma once
 
 #include "linear.h"

@@ -41,7 +41,7 @@ SUITES: dict[str, tuple[dict[str, str], tuple[str, ...]]] = {
                     "processor_v1",
                     "engine_config",
                     "params",
-                    "tally",
+                    "step_stats",
                     "admission",
                 )
             ),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The board of docs/metrics.md is one that Grafana's published schema knows, and asks in PromQL.
 
-That its metrics exist is tests/unit/test_tally.py's.
+That its metrics exist is tests/unit/test_step_stats.py's.
 """
 
 import json

@@ -21,7 +21,7 @@ class Target:
     """Where a method or function that is wrapped is defined.
 
     Attributes:
-        where: The place, as ``patching.Place`` has it.
+        where: The place, as ``patching.PatchPoint`` has it.
         file: Of the definition, below vllm/.
         cls: The class that defines it; "" for a function.
         parameter: Its first parameter behind ``self`` or ``cls``.

@@ -31,7 +31,9 @@ def allow_async_scheduling(patch: pytest.MonkeyPatch) -> None:
     from vllm_cold.cpu import cpu_platform
     from vllm_cold.vllm import patching
 
-    patching.install(cpu_platform.places())  # now, or it would be undone together with the patch
+    patching.install(
+        cpu_platform.patch_points()
+    )  # now, or it would be undone together with the patch
     original = CpuPlatform.check_and_update_config
 
     @functools.wraps(original.__func__)  # the plugin looks at vLLM's

@@ -128,24 +128,24 @@ def cold(run: Run) -> Result:
 
 
 def _places() -> dict[str, Any]:
-    from vllm_cold.vllm import places
+    from vllm_cold.vllm import patch_points
     from vllm_cold.vllm.frontend import refusal
-    from vllm_cold.vllm.worker import cures
+    from vllm_cold.vllm.worker import workarounds
 
-    needed = (*places.at_start(), *places.later(), *places.of_front_ends())
-    without = (*places.of_v2_runner(), *places.dispensable())
-    others = (*without, *cures.places(), *refusal.PLACES)
+    needed = (*patch_points.at_start(), *patch_points.later(), *patch_points.of_front_ends())
+    without = (*patch_points.of_v2_runner(), *patch_points.dispensable())
+    others = (*without, *workarounds.patch_points(), *refusal.PATCH_POINTS)
     return {place.where: place for place in (*needed, *others)}
 
 
 def _is_broken(kind: str, target: Target, elsewhere: tuple[str, ...]) -> bool:
     """Whether CoLD cannot be had; ``elsewhere``: places that are not wrapped in this process."""
-    from vllm_cold.vllm import places
+    from vllm_cold.vllm import patch_points
     from vllm_cold.vllm.frontend import refusal
-    from vllm_cold.vllm.worker import cures
+    from vllm_cold.vllm.worker import workarounds
 
-    without = (*places.of_v2_runner(), *places.dispensable())
-    not_needed = (*without, *cures.places(), *refusal.PLACES)
+    without = (*patch_points.of_v2_runner(), *patch_points.dispensable())
+    not_needed = (*without, *workarounds.patch_points(), *refusal.PATCH_POINTS)
     if target.where in (*elsewhere, *(place.where for place in not_needed)):
         return False
     return kind == "renamed" or (kind == "signature" and bool(_places()[target.where].takes))

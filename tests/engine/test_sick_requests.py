@@ -21,7 +21,7 @@ from tests.engine.conftest import free_blocks, scheduler
 from tests.engine.pressure import assert_idle, preempted_pairs
 from tests.naive import NaiveCold, assert_same_tokens
 from tests.tiny import make_large_adapter, make_sick_adapter
-from vllm_cold.group.tally import Counts
+from vllm_cold.group.step_stats import CountersByKind
 from vllm_cold.ops.interface import NOT_FINITE
 
 pytestmark = pytest.mark.engine
@@ -254,7 +254,7 @@ def test_blocks_that_held_nan(make_llm: Any, adapters: dict[str, Path]) -> None:
     check(llm, adapters, [a for a in asked if a.cold or not a.is_sick])
 
 
-class Recorded(Counts):
+class Recorded(CountersByKind):
     """Keeps what was counted in sum."""
 
     def __init__(self) -> None:
@@ -297,7 +297,7 @@ def test_two_engines_in_one_process(
         recorded = []
         for llm, asked in work:
             recorded.append(Recorded())
-            scheduler(llm)._counts = recorded[-1]
+            scheduler(llm)._counters = recorded[-1]
             assert scheduler(llm).reset_prefix_cache()
             for number, request in enumerate(asked):
                 added = llm.llm_engine.add_request(

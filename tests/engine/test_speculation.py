@@ -75,7 +75,7 @@ def drafter(tiny: Path, folder: Path, runner: str, monkeypatch: pytest.MonkeyPat
 
 def counted(llm: Any) -> tuple[int, int]:
     """Drafts of CoLD requests, and those of them that were right."""
-    sums = scheduler(llm)._counts.sums.values()
+    sums = scheduler(llm)._counters.sums.values()
     return sum(s.draft_tokens for s in sums), sum(s.accepted_draft_tokens for s in sums)
 
 

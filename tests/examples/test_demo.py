@@ -214,7 +214,7 @@ def check_serve(command: str, model: str) -> None:
     from vllm_cold.vllm import patching
     from vllm_cold.vllm.frontend import cli
 
-    patching.install(cli.PLACES)
+    patching.install(cli.PATCH_POINTS)
     verb, *rest = words(command, "vllm")
     options = serve_parser().parse_args(rest)
     assert verb == "serve" and options.model_tag == model and options.sampler == "cold"

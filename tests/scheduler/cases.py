@@ -6,7 +6,7 @@ from typing import Any
 
 from tests.scheduler.harness import Asked, Harness, Setup
 from vllm_cold.group.results import NOT_SCORED
-from vllm_cold.group.tally import Figures, Tally
+from vllm_cold.group.step_stats import RowStats, StepStats
 from vllm_cold.ops.interface import NOT_FINITE
 
 
@@ -389,13 +389,13 @@ def until_it_drafts(harness: Harness, request_id: str, least: int = 2) -> int:
         harness.deliver()
 
 
-def find_of_drafts(harness: Harness, request_id: str, rows: dict[int, Figures | None]) -> None:
+def find_of_drafts(harness: Harness, request_id: str, rows: dict[int, RowStats | None]) -> None:
     """What the workers found of a request in the step in front of ``harness.in_flight``, by row:
     None if they did not look at it.
     """
     _, result = harness.in_flight[0]
     group = harness.sched._group_id(harness.sched.requests[request_id])
-    found: list[tuple[str, Figures]] = []
+    found: list[tuple[str, RowStats]] = []
     row = 0
     for name, figures in (one for tally in result.cold for one in tally.figures()):
         here = rows.get(row, figures) if name == group else figures
@@ -403,7 +403,7 @@ def find_of_drafts(harness: Harness, request_id: str, rows: dict[int, Figures | 
         if here is not None:
             found.append((name, here))
     columns = list(zip(*(figures for _, figures in found), strict=True)) or [(), (), ()]
-    result.cold = [Tally(tuple(name for name, _ in found), columns)]
+    result.cold = [StepStats(tuple(name for name, _ in found), columns)]
 
 
 def unscored_draft(model: Path, is_async: bool = True, row: int = 1) -> None:
@@ -429,7 +429,7 @@ def nan_in_an_accepted_draft(model: Path, is_async: bool = True) -> None:
         cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
         num = until_it_drafts(harness, cold)
         before = list(harness.got[cold])
-        find_of_drafts(harness, cold, {num if last else 1: Figures(1, 0, 1)})
+        find_of_drafts(harness, cold, {num if last else 1: RowStats(1, 0, 1)})
         harness.errors[cold] = NOT_FINITE
         harness.deliver()
         assert harness.ended.get(cold) == "error" and harness.got[cold] == before
@@ -449,7 +449,7 @@ def nan_behind_the_accepted_drafts(model: Path, is_async: bool = True) -> None:
         if (at := result.req_id_to_index.get(cold)) is not None:
             accepted = len(result.sampled_token_ids[at])
             behind = range(accepted, 5) if accepted else ()
-            find_of_drafts(harness, cold, dict.fromkeys(behind, Figures(1, 0, 1)))
+            find_of_drafts(harness, cold, dict.fromkeys(behind, RowStats(1, 0, 1)))
             found = (one for tally in result.cold for one in tally.figures())
             seen += any(figures.nonfinite for _, figures in found)
         harness.deliver()

@@ -37,8 +37,8 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.workers import RELEASE, Workers, solo
+from vllm_cold.group.step_stats import Report, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.group.tally import Report, Tally
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
@@ -453,7 +453,7 @@ class Harness:
             pooler_output=[],
         )
         columns = [[n] * len(self.workers.scored) for n in (1, 0, 0)]
-        result.cold = [Tally(tuple(self.workers.scored), columns)]
+        result.cold = [StepStats(tuple(self.workers.scored), columns)]
         self.in_flight.append((output, result))
         self.check()
         return count

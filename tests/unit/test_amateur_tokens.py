@@ -11,7 +11,7 @@ import pytest
 
 from tests.front_end import Front
 from vllm_cold.vllm.frontend import config
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 from vllm_cold.vllm.worker import amateur_tokens
 
 pytestmark = pytest.mark.unit
@@ -71,7 +71,7 @@ def test_engines_of_the_v2_runner_miss_its_sampler(
     """The others do not."""
     engine = Front(tiny / "model").config
     (place,) = amateur_tokens.V2
-    gone = Place(place.where.replace("__call__", "call"), place.make, place.takes)
+    gone = PatchPoint(place.where.replace("__call__", "call"), place.make, place.takes)
     monkeypatch.setattr(amateur_tokens, "V2", (gone,))
     assert config.unsupported(engine) is None
     monkeypatch.setattr(config, "uses_v2_runner", lambda config: True)

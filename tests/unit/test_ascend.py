@@ -200,7 +200,7 @@ def test_other_lora_and_context_parallelism(npu: None, monkeypatch: pytest.Monke
 
 
 def test_nothing_of_it_counts_elsewhere() -> None:
-    assert not npu_platform.is_npu() and npu_platform.places() == ()
+    assert not npu_platform.is_npu() and npu_platform.patch_points() == ()
     for additional in ON:
         assert unsupported(engine(additional, ranks=2, max_lora_rank=1)) is None
 

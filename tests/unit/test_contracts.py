@@ -137,7 +137,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(availability, "_reason", None)
     monkeypatch.setattr(availability, "_verified", False)
     monkeypatch.setattr(availability, "without_speculation", None)
-    monkeypatch.setattr(refusal, "PLACES", ())
+    monkeypatch.setattr(refusal, "PATCH_POINTS", ())
     yield
 
 

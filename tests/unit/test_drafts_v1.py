@@ -395,7 +395,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     """CoLD's ``build_logitsprocs``, and what is installed by it; nothing is."""
     installed: list[Any] = []
     monkeypatch.setattr(patching, "install", installed.extend)
-    monkeypatch.setattr(patching, "cure", installed.extend)
+    monkeypatch.setattr(patching, "install_workarounds", installed.extend)
     monkeypatch.setattr(amateur_tokens, "wrap_built_on_v1", lambda: None)
     yield drafts_v1._make_build(original(logits_processor.build_logitsprocs)), installed
 
@@ -408,8 +408,8 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
         assert isinstance(found, LogitsProcessors)
         assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
         assert found.argmax_invariant == []
-    assert set(drafts_v1.PLACES) <= set(installed)
-    assert set(cpu_speculation.PLACES) <= set(installed)
+    assert set(drafts_v1.PATCH_POINTS) <= set(installed)
+    assert set(cpu_speculation.PATCH_POINTS) <= set(installed)
     assert set(amateur_tokens.V1) <= set(installed)
 
 
@@ -420,7 +420,7 @@ def test_without_speculation_vllm_loads_it(build: tuple[Any, list[Any]]) -> None
     found = make(config, CPU, False, False, [drafts_v1.PROCESSOR])
     kinds = [type(p) for p in found.all]
     assert kinds.count(ColdLogitsProcessorV1) == 1 and len(kinds) == 4
-    assert not set(drafts_v1.PLACES) & set(installed)
+    assert not set(drafts_v1.PATCH_POINTS) & set(installed)
     assert [type(p) for p in make(config, CPU, False, True).all] == []
 
 
@@ -456,7 +456,7 @@ def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyP
 
 def test_the_plugin_wraps_it_quietly(monkeypatch: pytest.MonkeyPatch, logged: list[Any]) -> None:
     """And goes on where it cannot: engines with speculation say it then."""
-    from vllm_cold.vllm import availability, places, plugin
+    from vllm_cold.vllm import availability, plugin
 
     made = []
     monkeypatch.setattr("vllm_cold.environment.switched_off", lambda: False)
@@ -466,10 +466,10 @@ def test_the_plugin_wraps_it_quietly(monkeypatch: pytest.MonkeyPatch, logged: li
     module.f = lambda: 1
     monkeypatch.setitem(sys.modules, module.__name__, module)
     of = [
-        patching.Place(f"vllm_that_builds:{name}", lambda f: made.append(f) or (lambda: 2))
+        patching.PatchPoint(f"vllm_that_builds:{name}", lambda f: made.append(f) or (lambda: 2))
         for name in ("gone", "f")
     ]
-    monkeypatch.setattr(places, "of_speculation_v1", lambda: of)
+    monkeypatch.setattr(patch_points, "of_speculation_v1", lambda: of)
     plugin.register()
     assert module.f() == 2 and len(made) == 1 and logged == []
     monkeypatch.setattr(availability, "unavailable", lambda: "why")

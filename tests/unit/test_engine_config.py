@@ -14,7 +14,7 @@ from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 pytestmark = pytest.mark.unit
 
@@ -200,9 +200,9 @@ def test_speculation_that_vllm_does_in_another_way(
     engine = speculating()
     engine.use_v2_model_runner = v2
     used, others = (drafts_v2, drafts_v1) if v2 else (drafts_v1, drafts_v2)
-    for place in used.PLACES:
-        gone = Place(place.where + "_that_was", place.make)
-        monkeypatch.setattr(used, "PLACES", (gone,))
+    for place in used.PATCH_POINTS:
+        gone = PatchPoint(place.where + "_that_was", place.make)
+        monkeypatch.setattr(used, "PATCH_POINTS", (gone,))
         said = str(unsupported(engine))
         assert said.startswith(
             "speculative decoding is on (ngram), and this vLLM has changed where"
@@ -210,8 +210,10 @@ def test_speculation_that_vllm_does_in_another_way(
         name = re.split("[.:]", place.where)[-1]
         assert f"{name}_that_was is gone. Switch it off, install" in said
     monkeypatch.undo()
-    monkeypatch.setattr(others, "PLACES", (Place("vllm.v1:gone", lambda f: f),))
-    monkeypatch.setattr(drafts_v1, "builders", lambda: (Place("vllm.v1:builder", lambda f: f),))
+    monkeypatch.setattr(others, "PATCH_POINTS", (PatchPoint("vllm.v1:gone", lambda f: f),))
+    monkeypatch.setattr(
+        drafts_v1, "builders", lambda: (PatchPoint("vllm.v1:builder", lambda f: f),)
+    )
     said = str(unsupported(engine))
     assert said == "None" if v2 else "vllm.v1.builder is gone" in said
 
@@ -313,10 +315,10 @@ def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None
             return "their.own.Wrapper"
 
     monkeypatch.delenv("COLD_LORA", raising=False)
-    patching.install(cpu_platform.places())
+    patching.install(cpu_platform.patch_points())
     for platform, name in ((Zen, cpu_platform.WRAPPERS["cpp"]), (Own, "their.own.Wrapper")):
         monkeypatch.setattr(platforms, "_current_platform", platform())
-        patching.install(cpu_platform.places())
+        patching.install(cpu_platform.patch_points())
         assert platform.get_punica_wrapper() == name
         assert cpu_platform._is_stock(platform) == (platform is Zen)
 

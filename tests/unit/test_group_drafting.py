@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from vllm_cold.group.drafting import Drafting, Economy, Experience, StepTimes
+from vllm_cold.group.drafting import AcceptanceStats, DraftController, Drafting, StepTimes
 
 pytestmark = pytest.mark.unit
 
@@ -24,11 +24,11 @@ def times_of(a: float, b: float, noise: float = 0.0, seed: int = 1) -> StepTimes
 
 @pytest.mark.parametrize(("a", "b"), [(0.02, 0.0), (0.02, 0.001), (0.0, 0.005)])
 def test_the_cost_of_a_row(a: float, b: float) -> None:
-    economy = Economy(times_of(a, b))
-    assert economy.times.cost_of_a_row(4) == pytest.approx(b / (a + 4 * b), abs=1e-9)
+    draft_controller = DraftController(times_of(a, b))
+    assert draft_controller.times.cost_of_a_row(4) == pytest.approx(b / (a + 4 * b), abs=1e-9)
     # Alone, a token is a step's worth; of eight pairs an eighth of it.
-    assert economy.break_even(2, 1) == pytest.approx(b / (a + 2 * b), abs=1e-9)
-    assert economy.break_even(16, 8) == pytest.approx(8 * b / (a + 16 * b), abs=1e-9)
+    assert draft_controller.break_even(2, 1) == pytest.approx(b / (a + 2 * b), abs=1e-9)
+    assert draft_controller.break_even(16, 8) == pytest.approx(8 * b / (a + 16 * b), abs=1e-9)
 
 
 def test_noise_does_not_drown_it() -> None:
@@ -38,16 +38,18 @@ def test_noise_does_not_drown_it() -> None:
 
 
 def test_what_is_not_known() -> None:
-    economy = Economy()
-    assert economy.break_even(2, 1) is None
+    draft_controller = DraftController()
+    assert draft_controller.break_even(2, 1) is None
     for _ in range(63):
-        economy.times.add(10, 0.03)  # always as many
-        assert economy.break_even(2, 1) is None and economy.may_draft()
-    economy.times.add(10, 0.03)
-    assert not economy.may_draft()  # two steps without, to see
+        draft_controller.times.add(10, 0.03)  # always as many
+        assert draft_controller.break_even(2, 1) is None and draft_controller.may_draft()
+    draft_controller.times.add(10, 0.03)
+    assert not draft_controller.may_draft()  # two steps without, to see
     for _ in range(2):
-        economy.times.add(2, 0.02)
-    assert economy.may_draft() and economy.times.cost_of_a_row(2) == pytest.approx(1 / 16)
+        draft_controller.times.add(2, 0.02)
+    assert draft_controller.may_draft() and draft_controller.times.cost_of_a_row(
+        2
+    ) == pytest.approx(1 / 16)
 
 
 def test_what_is_known_is_not_forgotten() -> None:
@@ -99,7 +101,7 @@ def test_drafts_that_do_not_pay_are_tried_for_a_price(least: float, pause: int) 
 
 
 def test_a_pause_ends_with_the_load_that_it_was_for() -> None:
-    kind = Experience()
+    kind = AcceptanceStats()
     drafting = Drafting(kind)
     play(drafting, [0] * 600, 8.0)
     assert drafting.pause > 100
@@ -121,7 +123,7 @@ def test_tries_that_are_on_their_way_are_paid_for() -> None:
 @pytest.mark.parametrize(("right", "least"), [(0.7, 0.3), (0.8, 0.5), (0.5, 0.1), (0.9, 0.4)])
 def test_drafts_that_pay_a_little_are_verified_mostly(right: float, least: float) -> None:
     """Bad luck of one step, or of one request, is no reason for a long pause."""
-    rng, kind = random.Random(1), Experience()
+    rng, kind = random.Random(1), AcceptanceStats()
     tokens, seconds, always = 0, 0.0, 0
     for _ in range(200):
         drafting = Drafting(kind)
@@ -145,10 +147,10 @@ def test_a_seed_keeps_its_drafts() -> None:
 
 
 def test_new_requests_learn_from_others_like_them() -> None:
-    kind = Experience()
+    kind = AcceptanceStats()
     for _ in range(6):
         play(Drafting(kind), [0] * 20, 0.3)
-    assert kind.share < 0.3 and not kind.pays
+    assert kind.share < 0.3 and not kind.profitable
     # They begin at different places of a pause, and believe at once that drafts do not pay.
     begun = [Drafting(kind) for _ in range(40)]
     for drafting in begun:
@@ -169,7 +171,7 @@ def test_new_requests_learn_from_others_like_them() -> None:
 
 
 def test_requests_that_waited_know_what_was_learned_meanwhile() -> None:
-    kind = Experience()
+    kind = AcceptanceStats()
     waiting = [Drafting(kind) for _ in range(40)]
     for _ in range(20):
         play(Drafting(kind), [0] * 20, 0.3)
@@ -179,11 +181,11 @@ def test_requests_that_waited_know_what_was_learned_meanwhile() -> None:
 
 def test_new_requests_do_not_try_because_the_last_were_few() -> None:
     """Drafts that pay for one request alone do not for the thirty that come next."""
-    kind = Experience()
+    kind = AcceptanceStats()
     for _ in range(20):
         play(Drafting(kind), [0] * 20, 0.3)
     play(Drafting(kind), [0] * 20, 0.0)
-    assert kind.pays
+    assert kind.profitable
     burst = [Drafting(kind) for _ in range(320)]
     for drafting in burst:  # all before one of them has tried
         drafting.observe(0, 0, 0.8)
@@ -192,7 +194,7 @@ def test_new_requests_do_not_try_because_the_last_were_few() -> None:
 
 def test_short_requests_do_not_try_more_often_than_long_ones() -> None:
     def tries(length: int) -> float:
-        kind = Experience()
+        kind = AcceptanceStats()
         played = [sum(map(bool, play(Drafting(kind), [0] * length, 0.3))) for _ in range(4000)]
         return sum(played[400:]) / (length * 3600)
 
@@ -208,18 +210,20 @@ def test_an_engine_at_steady_load(pairs: int, offered: float, right: float, leng
     """Pairs of so many steps, one after the other, drafts of 4 in all steps or in half of them:
     time a token against that without drafts, where rows cost much.
     """
-    rng, economy = random.Random(pairs), Economy()
+    rng, draft_controller = random.Random(pairs), DraftController()
     a, b, tokens, seconds = 0.1, 0.006, 0, 0.0
-    groups = [[Drafting(economy.kinds["cold"]), rng.randrange(length)] for _ in range(pairs)]
+    groups = [
+        [Drafting(draft_controller.kinds["cold"]), rng.randrange(length)] for _ in range(pairs)
+    ]
     for group in groups:
         group[0].observe(0, 0, None)
     for step in range(3000):
-        may = economy.may_draft()
+        may = draft_controller.may_draft()
         counts = [4 if may and not g.pause and rng.random() < offered else 0 for g, _ in groups]
         rows = 2 * (pairs + sum(counts))
         time = (a + b * rows) * rng.uniform(0.95, 1.05)
-        economy.times.add(rows, time)
-        each = economy.break_even(2 * pairs, pairs)
+        draft_controller.times.add(rows, time)
+        each = draft_controller.break_even(2 * pairs, pairs)
         for group, count in zip(groups, counts, strict=True):
             accepted = 0
             while accepted < count and rng.random() < right:
@@ -227,7 +231,7 @@ def test_an_engine_at_steady_load(pairs: int, offered: float, right: float, leng
             group[0].observe(count, accepted, None if each is None else 2 * each)
             group[1] += 1
             if group[1] == length:
-                group[:] = [Drafting(economy.kinds["cold"]), 0]
+                group[:] = [Drafting(draft_controller.kinds["cold"]), 0]
                 group[0].observe(0, 0, None if each is None else 2 * each)
             tokens += (1 + accepted) if step >= 500 else 0
         seconds += time if step >= 500 else 0.0

@@ -14,7 +14,7 @@ import pytest
 
 from vllm_cold.vllm import availability, patching
 from vllm_cold.vllm.frontend import refusal
-from vllm_cold.vllm.patching import Place, PlaceMissing
+from vllm_cold.vllm.patching import PatchPoint, PatchPointMissing
 
 pytestmark = pytest.mark.unit
 
@@ -82,8 +82,8 @@ def loud(original: Callable[..., Any]) -> Callable[..., Any]:
     return replacement
 
 
-def place(path: str, takes: tuple[str, ...] = (), kind: type | None = None) -> Place:
-    return Place(f"{NAME}:{path}", loud, takes, kind)
+def place(path: str, takes: tuple[str, ...] = (), kind: type | None = None) -> PatchPoint:
+    return PatchPoint(f"{NAME}:{path}", loud, takes, kind)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def place(path: str, takes: tuple[str, ...] = (), kind: type | None = None) -> P
         (place("function", ("x",)), None),
         (place("Owner.missing"), "Owner.missing is gone"),
         (place("Missing.plain"), "Missing.plain is gone"),
-        (Place("no_such_module:Owner.plain", loud), "no_such_module.Owner.plain is gone"),
+        (PatchPoint("no_such_module:Owner.plain", loud), "no_such_module.Owner.plain is gone"),
         (place("Interface.declared"), "Interface.declared is gone"),
         (place("Owner.plain", ("y",)), "Owner.plain takes (x), not (y)"),
         (place("Owner.plain", ("y", "x")), "Owner.plain takes (x, y), not (y, x)"),
@@ -111,9 +111,9 @@ def place(path: str, takes: tuple[str, ...] = (), kind: type | None = None) -> P
         (place("Owner.plain", (), staticmethod), "Owner.plain is no staticmethod any more"),
         (place("Owner.static", (), classmethod), "Owner.static is no classmethod any more"),
     ],
-    ids=lambda value: value.where.partition(":")[2] if isinstance(value, Place) else "",
+    ids=lambda value: value.where.partition(":")[2] if isinstance(value, PatchPoint) else "",
 )
-def test_problem(module: Any, wanted: Place, problem: str | None) -> None:
+def test_problem(module: Any, wanted: PatchPoint, problem: str | None) -> None:
     found = wanted.problem()
     assert found == problem or (problem is not None and found == f"{NAME}.{problem}")
 
@@ -160,7 +160,7 @@ def test_a_method_is_wrapped_once(module: Any) -> None:
 
 
 def test_all_are_looked_at_before_one_is_wrapped(module: Any) -> None:
-    with pytest.raises(PlaceMissing) as caught:
+    with pytest.raises(PatchPointMissing) as caught:
         patching.install((place("Owner.plain"), place("Owner.gone"), place("Owner.prop")))
     assert str(caught.value) == (
         f"{NAME}.Owner.gone is gone; {NAME}.Owner.prop is no plain method any more"
@@ -173,7 +173,7 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nothing is known about this vLLM yet, and nothing of it is changed."""
     monkeypatch.setattr(availability, "_reason", None)
     monkeypatch.setattr(availability, "_verified", False)
-    monkeypatch.setattr(refusal, "PLACES", ())
+    monkeypatch.setattr(refusal, "PATCH_POINTS", ())
     yield
 
 
@@ -198,7 +198,7 @@ def test_refusals_that_cannot_be_wrapped_are_left_out(
     module: Any, undecided: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places = (place("Owner.gone"), place("Owner.plain"))
-    monkeypatch.setattr(refusal, "PLACES", places)
+    monkeypatch.setattr(refusal, "PATCH_POINTS", places)
     availability.install((place("Missing.plain"),))
     assert module.Owner().plain(1) == "<plain 1 0>"
 
@@ -216,11 +216,11 @@ def test_a_place_that_cannot_be_looked_at_has_a_problem(monkeypatch: pytest.Monk
 
 @pytest.mark.usefixtures("undecided")
 def test_places_that_cannot_even_be_listed_are_given_up() -> None:
-    def places() -> Iterator[Place]:
+    def patch_points() -> Iterator[PatchPoint]:
         raise TypeError("another platform")
         yield
 
-    assert not availability.install(places())
+    assert not availability.install(patch_points())
     assert "TypeError: another platform" in str(availability.unavailable())
 
 

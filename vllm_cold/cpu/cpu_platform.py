@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_cold import environment
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -35,7 +35,7 @@ WRAPPERS = {
 }
 
 
-def places() -> tuple[Place, ...]:
+def patch_points() -> tuple[PatchPoint, ...]:
     """What makes the CPU platform name our wrapper and compile; none on other platforms."""
     from vllm.platforms import current_platform
 
@@ -43,8 +43,8 @@ def places() -> tuple[Place, ...]:
         return ()
     where = "vllm.platforms:current_platform."
     return (
-        Place(where + _WRAPPER, _make_wrapper, kind=classmethod),
-        Place(where + _CONFIG, _make_config, ("vllm_config",), classmethod),
+        PatchPoint(where + _WRAPPER, _make_wrapper, kind=classmethod),
+        PatchPoint(where + _CONFIG, _make_config, ("vllm_config",), classmethod),
     )
 
 

@@ -7,7 +7,7 @@ with CoLD or without it, are given to ``packed``; the results are the same, bit 
 vLLM would not give to oneDNN, and whose weights ``packed`` does not know, are left alone. Weights
 that are shared (of the embedding and the logits) are packed once, not twice.
 ``COLD_LINEAR=stock`` switches it off.
-Since: 0.23 to 0.33. Can go: when oneDNN's products of few rows are as fast.
+Since: 0.23 to 0.33. Can go: when oneDNN's small-M GEMM is as fast.
 """
 
 import logging
@@ -21,7 +21,7 @@ from torch import Tensor
 from vllm_cold import environment
 from vllm_cold.cpu import linear_ops
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
@@ -49,7 +49,7 @@ def install() -> None:
     if not current_platform.is_cpu():
         return
     if (reason := problem()) is None:
-        patching.wrap_if_there(PLACES, "products of few rows are not faster here")
+        patching.wrap_if_there(PATCH_POINTS, "small-M GEMMs are not faster here")
     else:
         _say(reason)
 
@@ -173,8 +173,8 @@ def _make(original: Callable[..., None]) -> Callable[..., None]:
     return dispatch_cpu_unquantized_gemm
 
 
-PLACES = (
-    Place(
+PATCH_POINTS = (
+    PatchPoint(
         "vllm.model_executor.layers.utils:dispatch_cpu_unquantized_gemm",
         _make,
         ("layer", "remove_weight"),

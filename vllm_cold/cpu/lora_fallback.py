@@ -20,7 +20,7 @@ from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
 from vllm_cold.cpu.lora_fallback_ops import RowGroup, expand_add, group_rows, shrink
-from vllm_cold.vllm.worker import cures, lora_drafts
+from vllm_cold.vllm.worker import lora_drafts, workarounds
 
 
 class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
@@ -29,7 +29,7 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # This is where engines with LoRA on CPU are known, with CoLD or without it.
-        cures.install()
+        workarounds.install()
         lora_drafts.wrappers.add(self)
         self._drafting = False
 

@@ -26,7 +26,7 @@ from vllm.lora.layers.base_linear import BaseLinearLayerWithLoRA
 from vllm_cold.cpu import linear_layers, lora_ops, memory
 from vllm_cold.cpu.lora_fallback import ColdPunicaWrapperCPU
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 _NOT_LINEAR = (
     f"vllm-cold: a LoRA layer that is not linear calls {{}}; {lora_ops.TORCH}, and report the model"
@@ -129,7 +129,7 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         reason = lora_ops.missing()
         if reason is not None:
             raise RuntimeError(f"vllm-cold: no C++ kernels for LoRA. {reason}")
-        patching.install(PLACES)  # the layers are made after this
+        patching.install(PATCH_POINTS)  # the layers are made after this
         self._tokens = lora_ops.Plan(max_num_batched_tokens)
         self._sampled = lora_ops.Plan(max_num_batched_tokens)
         self._piece = lora_ops.Plan(max_num_batched_tokens)
@@ -253,4 +253,6 @@ def _make(original: Callable[..., None]) -> Callable[..., None]:
     return set_mapping
 
 
-PLACES = (Place("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", _make, ("punica_wrapper",)),)
+PATCH_POINTS = (
+    PatchPoint("vllm.lora.layers:BaseLayerWithLoRA.set_mapping", _make, ("punica_wrapper",)),
+)

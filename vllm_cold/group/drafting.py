@@ -81,7 +81,7 @@ class StepTimes:
 
 
 @dataclass(slots=True)
-class Experience:
+class AcceptanceStats:
     """How well drafts did for requests of one kind.
 
     Attributes:
@@ -93,7 +93,7 @@ class Experience:
     """
 
     share: float = 1.0
-    pays: bool = True
+    profitable: bool = True
     tried: int = 1
     seen: int = 0
     begun: int = 0
@@ -112,16 +112,16 @@ class Experience:
         weight = 1.0 / min(self.seen + _BELIEVED, _REMEMBERED)
         self.share += weight * (accepted / drafted - self.share)
         if break_even is not None:
-            self.pays = self.share >= break_even
+            self.profitable = self.share >= break_even
 
 
 @dataclass(slots=True)
-class Economy:
+class DraftController:
     """What an engine knows about drafts: times of steps, and experience by kind of request."""
 
     times: StepTimes = field(default_factory=StepTimes)
-    kinds: defaultdict[Hashable, Experience] = field(
-        default_factory=lambda: defaultdict(Experience)
+    kinds: defaultdict[Hashable, AcceptanceStats] = field(
+        default_factory=lambda: defaultdict(AcceptanceStats)
     )
     _begun_at: deque[float] = field(default_factory=deque)  # of steps in flight
     _ended_at: float = 0.0
@@ -175,7 +175,7 @@ class Drafting:
         begun: Whether it has got a token; with a seed it does not matter.
     """
 
-    experience: Experience = field(default_factory=Experience)
+    acceptance: AcceptanceStats = field(default_factory=AcceptanceStats)
     possible: bool = True
     seeded: bool = False
     pause: int = field(init=False)
@@ -186,7 +186,7 @@ class Drafting:
 
     def __post_init__(self) -> None:
         # Its first token tells under which load it is; a step may be planned before that is known.
-        self.pause = 0 if self.seeded or self.experience.pays else 1
+        self.pause = 0 if self.seeded or self.acceptance.profitable else 1
 
     def observe(self, drafted: int, accepted: int, break_even: float | None) -> None:
         """A step that gave the group a token, or several, is over.
@@ -201,16 +201,16 @@ class Drafting:
             return
         if not self.begun:
             self.begun = True
-            self._accepted *= self.experience.share
+            self._accepted *= self.acceptance.share
             pause = 0 if break_even is None else self._costs(break_even)
-            self.pause = int(pause * self.experience.part_of_a_pause())
+            self.pause = int(pause * self.acceptance.part_of_a_pause())
             return
         if not drafted:
             self.pause = max(self.pause - 1, 0)
             if self.pause and break_even is not None:  # it may have fallen since
                 self.pause = min(self.pause, self._tries * self._costs(break_even))
             return
-        self.experience.observe(drafted, accepted, break_even)
+        self.acceptance.observe(drafted, accepted, break_even)
         self._drafted = self._drafted * _DRAFT_DECAY + drafted
         self._accepted = self._accepted * _DRAFT_DECAY + accepted
         if break_even is None:
@@ -229,4 +229,4 @@ class Drafting:
     def _costs(self, break_even: float) -> int:
         """After how many steps another try costs the price, by what is expected of it; 0: none."""
         wrong = break_even - self._accepted / self._drafted
-        return min(math.ceil(self.experience.tried * max(wrong, 0.0) / _PRICE), _LONGEST_PAUSE)
+        return min(math.ceil(self.acceptance.tried * max(wrong, 0.0) / _PRICE), _LONGEST_PAUSE)

@@ -78,7 +78,7 @@ class Group(Generic[R]):
     Attributes:
         streams: The expert, which is the request that the client knows, and the amateurs, which
             never reach the client.
-        kind: What the request is counted under: see ``tally``.
+        kind: What the request is counted under: see ``step_stats``.
         leader: The one that the scheduler deals with first: it has the longest prompt.
         followers: The others.
         failed_alone: How often in a row the group was split while nothing else ran; one that does

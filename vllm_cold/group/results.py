@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from vllm_cold.group.tally import OTHER_DRAFTS, Figures
+from vllm_cold.group.step_stats import OTHER_DRAFTS, RowStats
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 
 NOT_SCORED = (
@@ -32,7 +32,7 @@ class Stream(Protocol):
         """Whether it has ended."""
 
 
-def problem(figures: Sequence[Figures], num_tokens: int, num_drafts: int) -> str | None:
+def problem(figures: Sequence[RowStats], num_tokens: int, num_drafts: int) -> str | None:
     """Why a group's tokens must not be given; None if they may.
 
     Args:

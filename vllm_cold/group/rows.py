@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vllm_cold.group.step_stats import OTHER_DRAFTS, StepStats
 from vllm_cold.group.stream import Stream
-from vllm_cold.group.tally import OTHER_DRAFTS, Tally
 from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.interface import Groups
 
@@ -73,7 +73,7 @@ class GroupRows:
     amateurs: Tensor
     host: _Host
 
-    def score(self, logits: Tensor, drafts: Tensor | None = None) -> Tally | None:
+    def score(self, logits: Tensor, drafts: Tensor | None = None) -> StepStats | None:
         """Write the scores over the experts' rows, without a host sync on accelerators.
 
         Args:
@@ -92,7 +92,7 @@ class GroupRows:
             rows = self.groups.rows
             found = drafts[torch.where(rows < 0, rows[:, :1], rows)]
             statistics[:, 2].masked_fill_((found != found[:, :1]).any(1), OTHER_DRAFTS)
-        return Tally(self.ids, statistics)
+        return StepStats(self.ids, statistics)
 
     def tell_amateurs(self, found: Tensor | list[Any]) -> None:
         """What the experts were given becomes the amateurs' too: tokens, drafts, counts of them.

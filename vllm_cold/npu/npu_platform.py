@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_cold import environment
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 # Below "vllm." so that a server's logging shows it.
 logger = logging.getLogger("vllm." + __name__)
@@ -31,12 +31,12 @@ def is_npu() -> bool:
     return bool(current_platform.is_out_of_tree()) and current_platform.device_type == "npu"
 
 
-def places() -> tuple[Place, ...]:
+def patch_points() -> tuple[PatchPoint, ...]:
     """What makes vllm-ascend's platform name our wrapper; none on other platforms."""
     if not is_npu():
         return ()
     where = "vllm.platforms:current_platform.get_punica_wrapper"
-    return (Place(where, _make_wrapper, kind=classmethod),)
+    return (PatchPoint(where, _make_wrapper, kind=classmethod),)
 
 
 def choice() -> str:

@@ -102,10 +102,10 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
     Raises:
         ColdError: by the function, if its template or tokenizer does not take it.
     """
-    from vllm_cold.vllm.frontend.prompts import Recipe, default_chat_params, render
+    from vllm_cold.vllm.frontend.prompts import PromptSource, default_chat_params, render
 
     renderer = llm.llm_engine.input_processor.renderer
-    recipe = Recipe(
+    prompt_source = PromptSource(
         chat_params=replace(default_chat_params(renderer), chat_template=llm.chat_template),
         # Too long a prompt is the command's to refuse, which knows the options to name.
         tok_params=replace(
@@ -114,7 +114,7 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
     )
 
     def make(field: str, reads: Content) -> list[int]:
-        (one,) = render(renderer, recipe, [AmateurSpec(field, field, source=reads)])
+        (one,) = render(renderer, prompt_source, [AmateurSpec(field, field, source=reads)])
         assert one.prompt is not None
         return one.prompt
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable
 from vllm_cold import environment
 from vllm_cold.vllm import patching, versions
 from vllm_cold.vllm.frontend import refusal
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -32,7 +32,7 @@ without_speculation: str | None = None
 _look: Callable[[], str | None] | None = None
 
 
-def register(places: Iterable[Place], look: Callable[[], str | None]) -> None:
+def register(places: Iterable[PatchPoint], look: Callable[[], str | None]) -> None:
     """What the plugin does when vLLM loads it; counts once in a process.
 
     Args:
@@ -70,14 +70,14 @@ def require_active() -> None:
         raise ValueError(f"CoLD: the vllm-cold plugin is not active: {reason}")
 
 
-def install(places: Iterable[Place]) -> bool:
+def install(places: Iterable[PatchPoint]) -> bool:
     """Wrap all of them, or none and give up; whether CoLD is available. ``places`` may import vLLM
     when they are asked for.
     """
     if _reason is None:
         try:
             patching.install(places)
-        except patching.PlaceMissing as error:
+        except patching.PatchPointMissing as error:
             give_up(str(error))
         except Exception as error:  # vLLM calls plugins unguarded: nobody else may suffer
             give_up(f"{type(error).__name__}: {error}")

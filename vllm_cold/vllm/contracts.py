@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cold.npu import npu_platform
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ def needed() -> tuple[Contract, ...]:
     return (*NEEDED, *lora, *((_NPU_LORA,) if npu_platform.is_npu() else ()))
 
 
-def problems(looked_at: Iterable[Contract | Place]) -> str | None:
+def problems(looked_at: Iterable[Contract | PatchPoint]) -> str | None:
     """What is wrong with them, in one sentence without its full stop; None if nothing is."""
     found = [said for it in looked_at if (said := it.problem()) is not None]
     return "; ".join(found) or None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one door through which methods of vLLM are wrapped: looked at first, once, recognisably, with
+"""The one place where methods of vLLM are wrapped: looked at first, once, recognisably, with
 the original still reachable.
 """
 
@@ -15,12 +15,12 @@ from typing import Any
 logger = logging.getLogger("vllm." + __name__)
 
 
-class PlaceMissing(Exception):
+class PatchPointMissing(Exception):
     """vLLM has not what is to be wrapped, or has it in another form; says what."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PatchPoint:
     """A method of vLLM that is to be wrapped.
 
     Attributes:
@@ -91,7 +91,7 @@ class Place:
         setattr(owner, name, self.kind(replacement) if self.kind else replacement)
 
 
-def install(places: Iterable[Place]) -> None:
+def install(places: Iterable[PatchPoint]) -> None:
     """Wrap all of them, or none.
 
     Raises:
@@ -99,12 +99,12 @@ def install(places: Iterable[Place]) -> None:
     """
     places = tuple(places)
     if problems := [p for place in places if (p := place.problem()) is not None]:
-        raise PlaceMissing("; ".join(problems))
+        raise PatchPointMissing("; ".join(problems))
     for place in places:
         place.wrap()
 
 
-def cure(places: Iterable[Place]) -> None:
+def install_workarounds(places: Iterable[PatchPoint]) -> None:
     """Wrap those that this process can use: places of bugs of vLLM that CoLD can do without.
 
     A place whose module is not loaded is nobody's here.
@@ -113,7 +113,7 @@ def cure(places: Iterable[Place]) -> None:
     wrap_if_there(loaded, "a bug of vLLM is not cured here")
 
 
-def wrap_if_there(places: Iterable[Place], lost: str) -> None:
+def wrap_if_there(places: Iterable[PatchPoint], lost: str) -> None:
     """Wrap places that CoLD can do without; of one that is missing, a warning says what is lost."""
     for place in places:
         if (problem := place.problem()) is None:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from vllm_cold import environment
 from vllm_cold.vllm import availability, versions
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -30,25 +30,25 @@ def register() -> None:
         return
     availability.register(_at_start(), _look)
     if availability.unavailable() is None:
-        from vllm_cold.vllm import places
+        from vllm_cold.vllm import patch_points
 
-        for place in places.of_speculation_v1():
+        for place in patch_points.of_speculation_v1():
             if place.problem() is None:
                 place.wrap()
 
 
-def _at_start() -> Iterator[Place]:
-    from vllm_cold.vllm import places  # which imports vLLM
+def _at_start() -> Iterator[PatchPoint]:
+    from vllm_cold.vllm import patch_points  # which imports vLLM
 
-    yield from places.at_start()
+    yield from patch_points.at_start()
 
 
 def _look() -> str | None:
     """What is wrong with what an engine with CoLD needs beside that; None if nothing is."""
-    from vllm_cold.vllm import contracts, places
+    from vllm_cold.vllm import contracts, patch_points
 
     availability.without_speculation = contracts.problems(contracts.OF_SPECULATION)
-    if (said := contracts.problems((*places.later(), *contracts.needed()))) is not None:
+    if (said := contracts.problems((*patch_points.later(), *contracts.needed()))) is not None:
         return said
     for path in _CLASSES:
         module, _, name = path.partition(":")

@@ -104,15 +104,24 @@ def engine() -> list[Entry]:
 
 def contracts() -> list[Entry]:
     """What the installed vLLM has of all that the package relies on."""
-    from vllm_cold.vllm import contracts, places
+    from vllm_cold.vllm import contracts, patch_points
     from vllm_cold.vllm.contracts import Contract
-    from vllm_cold.vllm.patching import Place
-    from vllm_cold.vllm.worker import cures
+    from vllm_cold.vllm.patching import PatchPoint
+    from vllm_cold.vllm.worker import workarounds
 
-    needed: tuple[Place | Contract, ...]
-    dispensable: tuple[Place | Contract, ...]
-    needed = (*places.at_start(), *places.later(), *places.of_front_ends(), *contracts.needed())
-    dispensable = (*places.dispensable(), *contracts.OF_SPECULATION, *cures.places())
+    needed: tuple[PatchPoint | Contract, ...]
+    dispensable: tuple[PatchPoint | Contract, ...]
+    needed = (
+        *patch_points.at_start(),
+        *patch_points.later(),
+        *patch_points.of_front_ends(),
+        *contracts.needed(),
+    )
+    dispensable = (
+        *patch_points.dispensable(),
+        *contracts.OF_SPECULATION,
+        *workarounds.patch_points(),
+    )
     entries = []
     for looked_at, status in ((needed, Status.PROBLEM), (dispensable, Status.WARNING)):
         for it in looked_at:

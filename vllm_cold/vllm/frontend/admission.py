@@ -191,11 +191,13 @@ class Admission:
         Raises:
             ValueError: one cannot be made.
         """
-        recipe = prompts.recipe_of(prompt)
-        if contrast is not None and contrast.applies(recipe):
+        prompt_source = prompts.prompt_source_of(prompt)
+        if contrast is not None and contrast.applies(prompt_source):
             if prompt["type"] == "multimodal":
                 _refuse_multimodal()
-            made = await prompts.render_async(self.renderer, recipe, contrast.amateurs, online)
+            made = await prompts.render_async(
+                self.renderer, prompt_source, contrast.amateurs, online
+            )
             contrast = contrast.settle(made, expert, prompt.get("prompt_token_ids"))
         else:
             contrast = None
@@ -237,13 +239,13 @@ class Admission:
             return None
         if (known := prompts.decision_in(prompt)) is not UNDECIDED:
             return cast(Contrast, known)
-        recipe, expert = prompts.recipe_of(prompt), request.lora_request
+        prompt_source, expert = prompts.prompt_source_of(prompt), request.lora_request
         contrast = self.decided(sampling, expert)
-        if contrast is None or not contrast.applies(recipe):
+        if contrast is None or not contrast.applies(prompt_source):
             return None
         _check_kind(request)
         self.check_files(contrast, expert)
-        made = prompts.render(self.renderer, recipe, contrast.amateurs)
+        made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
         return contrast.settle(made, expert, request.prompt_token_ids)
 
     def decided(self, params: Any, expert: "LoRARequest | None") -> Contrast | None:

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from vllm_cold.method.presets import PRESETS
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
 def _make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -53,9 +53,9 @@ def missing(asked: str, name: str) -> str:
     )
 
 
-def places() -> tuple[Place, ...]:
+def patch_points() -> tuple[PatchPoint, ...]:
     """For an API server process."""
     owner = "vllm.entrypoints.serve.engine.serving:BaseServing"
     if find_spec("vllm.entrypoints.serve.engine") is None:  # in 0.23
         owner = "vllm.entrypoints.openai.engine.serving:OpenAIServing"
-    return (Place(f"{owner}._check_model", _make, ("request",)),)
+    return (PatchPoint(f"{owner}._check_model", _make, ("request",)),)

@@ -25,7 +25,7 @@ from vllm_cold.method.settings import (
     preset_knobs,
     read,
 )
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 _SAMPLER = "--sampler"
 _COLD = "cold"
@@ -131,7 +131,11 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
     return from_cli_args
 
 
-PLACES = (
-    Place("vllm.engine.arg_utils:EngineArgs.add_cli_args", _make_add, ("parser",), staticmethod),
-    Place("vllm.engine.arg_utils:EngineArgs.from_cli_args", _make_from, ("args",), classmethod),
+PATCH_POINTS = (
+    PatchPoint(
+        "vllm.engine.arg_utils:EngineArgs.add_cli_args", _make_add, ("parser",), staticmethod
+    ),
+    PatchPoint(
+        "vllm.engine.arg_utils:EngineArgs.from_cli_args", _make_from, ("args",), classmethod
+    ),
 )

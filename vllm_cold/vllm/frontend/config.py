@@ -217,11 +217,11 @@ def _unsupported_speculation(config: "VllmConfig") -> str | None:
             f"speculative decoding is on ({method}) with the V1 model runner, which CoLD "
             'supports with V2 only; use "ngram".'
         )
-    places = (*drafts_v1.PLACES, *drafts_v1.builders())
+    places = (*drafts_v1.PATCH_POINTS, *drafts_v1.builders())
     if uses_v2_runner(config):
         from vllm_cold.vllm.worker import drafts_v2
 
-        places = drafts_v2.PLACES
+        places = drafts_v2.PATCH_POINTS
     problems = [*(place.problem() for place in places), availability.without_speculation]
     if changed := "; ".join(problem for problem in problems if problem is not None):
         return (

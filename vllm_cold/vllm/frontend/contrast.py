@@ -41,15 +41,15 @@ class Contrast:
     asked: bool = True
     unlimited: bool = False
 
-    def applies(self, recipe: prompts.Recipe) -> bool:
+    def applies(self, prompt_source: prompts.PromptSource) -> bool:
         """Whether a request has what a default leaves out; one that asked itself has to."""
         if not self.optional:
             return True
-        if recipe.messages is None:
+        if prompt_source.messages is None:
             return self.asked  # and is refused when its amateur's prompt is made
         try:
             for one in self.amateurs:
-                prompts.messages_of(recipe, one)
+                prompts.messages_of(prompt_source, one)
         except CannotLeaveOut:
             return False
         return True

@@ -27,7 +27,7 @@ from vllm_cold.vllm.frontend.config import (
     unsupported,
     uses_v2_runner,
 )
-from vllm_cold.vllm.patching import Place, wrap_if_there
+from vllm_cold.vllm.patching import PatchPoint, wrap_if_there
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -42,7 +42,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         config = original(self, *args, **kwargs)
         configure(config)
         if is_configured(config):
-            availability.install((*metrics.PLACES, *intake.ASYNC, *prompts.PLACES))
+            availability.install((*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS))
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(engine_defaults(config))
             ascend.warn(config)
@@ -51,8 +51,8 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
     return create_engine_config
 
 
-PLACES = (
-    Place("vllm.engine.arg_utils:EngineArgs.create_engine_config", _make, ("usage_context",)),
+PATCH_POINTS = (
+    PatchPoint("vllm.engine.arg_utils:EngineArgs.create_engine_config", _make, ("usage_context",)),
 )
 
 
@@ -60,7 +60,9 @@ def _prepare_front_end(usage_context: Any) -> None:
     context = getattr(usage_context, "name", None)  # of vLLM's UsageContext
     if context in ("OPENAI_API_SERVER", "OPENAI_BATCH_RUNNER"):
         availability.install(serving.online())
-        wrap_if_there(aliases.places(), "names of models with a preset (sql:cold) are unknown here")
+        wrap_if_there(
+            aliases.patch_points(), "names of models with a preset (sql:cold) are unknown here"
+        )
     elif context == "LLM_CLASS":
         availability.install(serving.OFFLINE)
 

@@ -26,7 +26,7 @@ from vllm_cold.vllm.frontend.admission import Admission
 from vllm_cold.vllm.frontend.contrast import Contrast
 from vllm_cold.vllm.frontend.errors import refusals
 from vllm_cold.vllm.frontend.prompts import UNDECIDED
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 if TYPE_CHECKING:
     from vllm.v1.engine import EngineCoreRequest
@@ -138,15 +138,15 @@ async def _decided(admission: Admission, prompt: dict[str, Any], params: Any, ex
     return await admission.prepare(prompt, contrast, expert)
 
 
-PLACES = (
-    Place(
+PATCH_POINTS = (
+    PatchPoint(
         "vllm.v1.engine.input_processor:InputProcessor.process_inputs",
         _make,
         ("request_id", "prompt", "params"),
     ),
 )
 ASYNC = (
-    Place(
+    PatchPoint(
         "vllm.v1.engine.async_llm:AsyncLLM.add_request",
         _make_add_request,
         ("request_id", "prompt", "params", "arrival_time", "lora_request"),

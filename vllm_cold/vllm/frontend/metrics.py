@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.vllm.frontend.config import is_configured
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 from vllm_cold.vllm.scheduler.stats import detach
 
 if TYPE_CHECKING:
@@ -101,11 +101,13 @@ def _histograms(family: "Family") -> "Iterable[Histogram]":
     return found.values()
 
 
-PLACES = (
-    Place(
+PATCH_POINTS = (
+    PatchPoint(
         "vllm.v1.metrics.loggers:StatLoggerManager.__init__", _make_manager_init, ("vllm_config",)
     ),
-    Place("vllm.v1.metrics.loggers:StatLoggerManager.record", _make_record, ("scheduler_stats",)),
+    PatchPoint(
+        "vllm.v1.metrics.loggers:StatLoggerManager.record", _make_record, ("scheduler_stats",)
+    ),
 )
 # Where it is missing, the registry of prometheus_client has the figures all the same.
-OFFLINE = (Place("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", _make_get_metrics),)
+OFFLINE = (PatchPoint("vllm.v1.engine.llm_engine:LLMEngine.get_metrics", _make_get_metrics),)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The Prometheus metrics of CoLD. Imports no vLLM; docs/metrics.md says how to read them.
 
-What is counted, and how it is called, is ``group.tally``'s.
+What is counted, and how it is called, is ``group.step_stats``'s.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 import msgspec
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram
 
-from vllm_cold.group.tally import Report, Sums
+from vllm_cold.group.step_stats import Counters, Report
 
 PREFIX = "vllm_cold_"
 LABELS = ("model_name", "engine")
@@ -25,8 +25,8 @@ def _help(owner: type[msgspec.Struct], of: Any) -> dict[str, str]:
     return {name: h.__metadata__[0].description for name, h in hints if h.__origin__ == of}
 
 
-COUNTERS = _help(Sums, int)
-HISTOGRAMS = _help(Sums, list[int])
+COUNTERS = _help(Counters, int)
+HISTOGRAMS = _help(Counters, list[int])
 GAUGES = _help(Report, int)
 
 
@@ -73,7 +73,7 @@ class ColdMetrics:
         """Add what an engine reports.
 
         Args:
-            payload: From ``group.tally.Counts.take``.
+            payload: From ``group.step_stats.CountersByKind.take``.
             engine: Which one.
         """
         report = msgspec.convert(payload, Report)

@@ -4,9 +4,9 @@
 Why: an amateur's prompt becomes token ids as its expert's did: with the same chat template, tools,
 template arguments and tokenizer's arguments, and what it does without is left out of what the
 expert reads. Only here are these together, for ``LLM.generate``, ``LLM.chat`` and all endpoints of
-a server; so what vLLM makes of a prompt carries along how it was made (``Recipe``). An amateur's
-own is made later, where the request's parameters are known, by the same methods: off the event
-loop where vLLM renders so.
+a server; so what vLLM makes of a prompt carries along how it was made (``PromptSource``). An
+amateur's own is made later, where the request's parameters are known, by the same methods: off the
+event loop where vLLM renders so.
 Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is rendered.
 """
 
@@ -23,7 +23,7 @@ from vllm_cold.method.amateurs import AmateurSpec, Messages, Part, Text, Tokens,
 from vllm_cold.method.settings import ColdError
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.config import is_configured
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 logger = logging.getLogger("vllm." + __name__)
 
@@ -35,7 +35,7 @@ class UNDECIDED:
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class PromptSource:
     """How a prompt was made.
 
     Attributes:
@@ -53,23 +53,23 @@ class Recipe:
     decided: Any = UNDECIDED
 
 
-def recipe_of(prompt: Any) -> Recipe:
+def prompt_source_of(prompt: Any) -> PromptSource:
     """How a prompt was made, or would be."""
     if isinstance(prompt, dict):
         found = prompt.get(_KEY)
-        return found if isinstance(found, Recipe) else Recipe(_text_or_ids(prompt))
-    return Recipe(prompt if isinstance(prompt, (str, list)) else None)
+        return found if isinstance(found, PromptSource) else PromptSource(_text_or_ids(prompt))
+    return PromptSource(prompt if isinstance(prompt, (str, list)) else None)
 
 
 def decision_in(carrier: Any) -> Any:
     """What was decided about a request, of what ``with_decision`` gave; else ``UNDECIDED``."""
     found = carrier.get(_KEY) if isinstance(carrier, dict) else None
-    return found.decided if isinstance(found, Recipe) else UNDECIDED
+    return found.decided if isinstance(found, PromptSource) else UNDECIDED
 
 
 def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
     """What vLLM made of a prompt, or a request's flat arguments, with what was decided about it."""
-    return {**carrier, _KEY: Recipe(decided=decided)}
+    return {**carrier, _KEY: PromptSource(decided=decided)}
 
 
 def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
@@ -80,16 +80,16 @@ def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
 
 def _completions(
     prompts: Sequence[Any], tok_params: Any = None, *_: Any, **__: Any
-) -> list[Recipe]:
+) -> list[PromptSource]:
     return [
-        Recipe(_text_or_ids(p) if isinstance(p, dict) else None, tok_params=tok_params)
+        PromptSource(_text_or_ids(p) if isinstance(p, dict) else None, tok_params=tok_params)
         for p in prompts
     ]
 
 
 def _chats(
     conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any = None, *_: Any, **__: Any
-) -> list[Recipe]:
+) -> list[PromptSource]:
     for message in (m for conversation in conversations for m in conversation):
         # What pydantic gives for a list can be read once.
         if isinstance(message, dict) and not isinstance(
@@ -97,32 +97,32 @@ def _chats(
         ):
             message["content"] = list(content)
     return [
-        Recipe(messages=list(c), tok_params=tok_params, chat_params=chat_params)
+        PromptSource(messages=list(c), tok_params=tok_params, chat_params=chat_params)
         for c in conversations
     ]
 
 
-def _noting(recipes_of: Callable[..., list[Recipe]]) -> Callable[..., Any]:
+def _noting(recipes_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
     """Makes a renderer's method put a prompt's recipe into what it makes of the prompt."""
 
-    def note(recipes: list[Recipe], made: Any) -> Any:
+    def note(prompt_sources: list[PromptSource], made: Any) -> Any:
         prompts = made[1] if isinstance(made, tuple) else made  # of a chat
-        for prompt, recipe in zip(prompts, recipes, strict=True):
-            prompt[_KEY] = recipe
+        for prompt, prompt_source in zip(prompts, prompt_sources, strict=True):
+            prompt[_KEY] = prompt_source
         return made
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def render(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not is_configured(self.config):
                 return original(self, *args, **kwargs)
-            recipes = recipes_of(*args, **kwargs)
-            return note(recipes, original(self, *args, **kwargs))
+            prompt_sources = recipes_of(*args, **kwargs)
+            return note(prompt_sources, original(self, *args, **kwargs))
 
         async def render_async(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not is_configured(self.config):
                 return await original(self, *args, **kwargs)
-            recipes = recipes_of(*args, **kwargs)
-            return note(recipes, await original(self, *args, **kwargs))
+            prompt_sources = recipes_of(*args, **kwargs)
+            return note(prompt_sources, await original(self, *args, **kwargs))
 
         return render_async if inspect.iscoroutinefunction(original) else render
 
@@ -132,11 +132,11 @@ def _noting(recipes_of: Callable[..., list[Recipe]]) -> Callable[..., Any]:
 _CMPL = (_noting(_completions), ("prompts", "tok_params"))
 _CHAT = (_noting(_chats), ("conversations", "chat_params", "tok_params"))
 _BASE = "vllm.renderers.base:BaseRenderer."
-PLACES = (
-    Place(_BASE + "render_cmpl", *_CMPL),
-    Place(_BASE + "render_cmpl_async", *_CMPL),
-    Place(_BASE + "render_chat", *_CHAT),
-    Place(_BASE + "render_chat_async", *_CHAT),
+PATCH_POINTS = (
+    PatchPoint(_BASE + "render_cmpl", *_CMPL),
+    PatchPoint(_BASE + "render_cmpl_async", *_CMPL),
+    PatchPoint(_BASE + "render_chat", *_CHAT),
+    PatchPoint(_BASE + "render_chat_async", *_CHAT),
 )
 
 
@@ -155,13 +155,13 @@ class _Call(NamedTuple):
 
 
 def render(
-    renderer: Any, recipe: Recipe, amateurs: Sequence[AmateurSpec], online: Any = None
+    renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec], online: Any = None
 ) -> tuple[AmateurSpec, ...]:
     """Amateurs with the token ids of their prompts, for one request.
 
     Args:
         renderer: vLLM's.
-        recipe: How the expert's prompt was made.
+        prompt_source: How the expert's prompt was made.
         amateurs: As they were described.
         online: vLLM's OnlineRenderer, which has the template's arguments of chats; None offline.
 
@@ -172,19 +172,19 @@ def render(
     made = []
     for one in _different(amateurs):
         with _errors(one):
-            method, args = _call(renderer, recipe, one, online)
+            method, args = _call(renderer, prompt_source, one, online)
             made.append((one, _ids(renderer, one, getattr(renderer, method)(*args))))
     return _complete(amateurs, made)
 
 
 async def render_async(
-    renderer: Any, recipe: Recipe, amateurs: Sequence[AmateurSpec], online: Any = None
+    renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec], online: Any = None
 ) -> tuple[AmateurSpec, ...]:
     """As ``render``, without blocking the event loop."""
     made = []
     for one in _different(amateurs):
         with _errors(one):
-            method, args = _call(renderer, recipe, one, online)
+            method, args = _call(renderer, prompt_source, one, online)
             found = await getattr(renderer, method + "_async")(*args)
             made.append((one, _ids(renderer, one, found)))
     return _complete(amateurs, made)
@@ -230,19 +230,19 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
         ) from error
 
 
-def _call(renderer: Any, recipe: Recipe, one: AmateurSpec, online: Any) -> _Call:
+def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
     """What makes an amateur's prompt."""
-    tok_params, chat_params = recipe.tok_params, recipe.chat_params
+    tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     match source := one.source:
         case Messages() | Without():
-            messages = messages_of(recipe, one)
+            messages = messages_of(prompt_source, one)
             if chat_params is None:
                 chat_params = default_chat_params(renderer, online)
                 if tok_params is not None:
                     tok_params = replace(tok_params, add_special_tokens=False)
             return _Call("render_chat", ([messages], chat_params, tok_params))
         case Part():
-            prompt: Any = source.of(one.prompt_field, recipe.prompt)  # type: ignore[type-var]
+            prompt: Any = source.of(one.prompt_field, prompt_source.prompt)  # type: ignore[type-var]
         case Text():
             prompt = source.value
             if chat_params is not None and tok_params is not None:
@@ -254,7 +254,7 @@ def _call(renderer: Any, recipe: Recipe, one: AmateurSpec, online: Any) -> _Call
     return _Call("render_cmpl", ([{key: prompt}], tok_params))
 
 
-def messages_of(recipe: Recipe, one: AmateurSpec) -> list[Any]:
+def messages_of(prompt_source: PromptSource, one: AmateurSpec) -> list[Any]:
     """What an amateur of a chat reads.
 
     Raises:
@@ -263,7 +263,7 @@ def messages_of(recipe: Recipe, one: AmateurSpec) -> list[Any]:
     if isinstance(one.source, Messages):
         return list(one.source.value)
     assert isinstance(one.source, Without)
-    return one.source.of(one.prompt_field, recipe.messages)
+    return one.source.of(one.prompt_field, prompt_source.messages)
 
 
 def default_chat_params(renderer: Any, online: Any = None) -> Any:

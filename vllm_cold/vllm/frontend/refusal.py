@@ -14,7 +14,7 @@ from typing import Any
 
 from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.vllm.frontend.errors import request_error
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 _reason = ""
 
@@ -23,7 +23,7 @@ def install(reason: str) -> None:
     """Wrap what there is of the three; ``reason``: why CoLD is unavailable."""
     global _reason
     _reason = reason
-    for place in PLACES:
+    for place in PATCH_POINTS:
         if place.problem() is None:
             place.wrap()
 
@@ -72,12 +72,12 @@ def _make_post_init(original: Callable[..., None]) -> Callable[..., None]:
     return __post_init__
 
 
-PLACES = (
-    Place("vllm.sampling_params:SamplingParams.verify", _make_verify),
-    Place(
+PATCH_POINTS = (
+    PatchPoint("vllm.sampling_params:SamplingParams.verify", _make_verify),
+    PatchPoint(
         "vllm.utils.argparse_utils:FlexibleArgumentParser.parse_known_args",
         _make_parse,
         ("args",),
     ),
-    Place("vllm.engine.arg_utils:EngineArgs.__post_init__", _make_post_init),
+    PatchPoint("vllm.engine.arg_utils:EngineArgs.__post_init__", _make_post_init),
 )

@@ -44,7 +44,7 @@ from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.frontend.contrast import Contrast
 from vllm_cold.vllm.frontend.errors import generation_error, refusals
 from vllm_cold.vllm.frontend.intake import FRONT_END
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 HEADER = b"x-cold"
 _LISTED = 100  # choices in it
@@ -85,9 +85,9 @@ async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]
     found = contrast
     for one in made:
         if contrast is not None:
-            recipe = prompts.recipe_of(one)
+            prompt_source = prompts.prompt_source_of(one)
             # What the client asked for and gets, as vLLM reads it; 0 where it did not.
-            asked = recipe.tok_params.max_output_tokens if recipe.tok_params else 0
+            asked = prompt_source.tok_params.max_output_tokens if prompt_source.tok_params else 0
             contrast = replace(contrast, unlimited=not asked)
         one = await server.prepare(one, contrast, expert, online)
         found = prompts.decision_in(one)
@@ -196,8 +196,8 @@ def _beams_want_cold(request: Any) -> bool:
     if wants is not None or (server := FRONT_END.server) is None:
         return bool(wants)
     contrast = server.decide(None, server.adapters.get(request.model))
-    recipe = prompts.Recipe(messages=getattr(request, "messages", None))
-    return contrast is not None and contrast.applies(recipe)
+    prompt_source = prompts.PromptSource(messages=getattr(request, "messages", None))
+    return contrast is not None and contrast.applies(prompt_source)
 
 
 def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -277,7 +277,9 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _OPENAI = "vllm.entrypoints.openai."
-OFFLINE = (Place("vllm:LLM.beam_search", _make_beam_search, ("prompts", "params", "lora_request")),)
+OFFLINE = (
+    PatchPoint("vllm:LLM.beam_search", _make_beam_search, ("prompts", "params", "lora_request")),
+)
 
 
 _RENDERER = "vllm.renderers.online_renderer:OnlineRenderer"
@@ -294,7 +296,7 @@ def online_renderer() -> Any:
     return getattr(import_module(module), name)
 
 
-def online() -> tuple[Place, ...]:
+def online() -> tuple[PatchPoint, ...]:
     """For an API server process."""
     searching = (
         "completion.protocol:CompletionRequest",
@@ -304,13 +306,13 @@ def online() -> tuple[Place, ...]:
     renderer = _renderer()
     return (
         *(
-            Place(f"{renderer}.{name}", _make_preprocess, ("request",))
+            PatchPoint(f"{renderer}.{name}", _make_preprocess, ("request",))
             for name in ("preprocess_chat", "preprocess_cmpl")
         ),
-        Place(_OPENAI + "models.serving:OpenAIServingModels.__init__", _make_models_init),
-        *(Place(f"{_OPENAI}{p}.to_beam_search_params", _make_beam_params) for p in searching),
-        *(Place(f"{_OPENAI}{p}.to_sampling_params", _make_sampling_params) for p in sampling),
-        Place(
+        PatchPoint(_OPENAI + "models.serving:OpenAIServingModels.__init__", _make_models_init),
+        *(PatchPoint(f"{_OPENAI}{p}.to_beam_search_params", _make_beam_params) for p in searching),
+        *(PatchPoint(f"{_OPENAI}{p}.to_sampling_params", _make_sampling_params) for p in sampling),
+        PatchPoint(
             "vllm.v1.engine.async_llm:AsyncLLM.generate",
             _make_generate,
             ("prompt", "sampling_params", "request_id"),

@@ -42,7 +42,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
 from vllm.v1.request import RequestStatus
 
 from vllm_cold.group import results
-from vllm_cold.group.drafting import Drafting, Economy
+from vllm_cold.group.drafting import DraftController, Drafting
 from vllm_cold.group.lockstep import (
     Capacity,
     Group,
@@ -52,8 +52,8 @@ from vllm_cold.group.lockstep import (
     is_split,
     tokens_left,
 )
+from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.group.tally import Counts, Figures
 from vllm_cold.vllm.scheduler import planned_step
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.interface import Request
@@ -86,7 +86,7 @@ class GroupScheduler(Scheduler):
     # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
     _groups: dict[str, RequestGroup] = {}
     _blocks: KVBlocks | None = None
-    _economy: Economy | None = None
+    _draft_controller: DraftController | None = None
     _steps_in_flight = 0
     _to_report = 0
 
@@ -96,14 +96,14 @@ class GroupScheduler(Scheduler):
         self._followers: set[Request] = set()  # of all groups
         self._led_by_amateurs: set[RequestGroup] = set()
         self._failed: list[RequestGroup] = []  # groups that must end
-        self._counts = Counts()
+        self._counters = CountersByKind()
         self._to_report = 0  # steps for which the front ends must hear from us, groups or not
         # In a group's id, so that no two engines have the same one: see ``worker.outputs``.
         self._engine = uuid.uuid4().hex[:12]
         self._queues = WaitingQueues(self)
         self._blocks = KVBlocks(self)
         speculative = self.vllm_config.speculative_config
-        self._economy = Economy() if self.num_spec_tokens > 0 else None
+        self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
         self._steps_in_flight = 0
         # Of the current pass.
@@ -126,11 +126,11 @@ class GroupScheduler(Scheduler):
             return
         stream = structs.replace(stream, group=self._group_id(request))
         adapter = request.lora_request.lora_name if request.lora_request else ""
-        kind = self._counts.kind(stream.method, adapter)
+        kind = self._counters.kind(stream.method, adapter)
         group: RequestGroup = Group(make_streams(request, stream), kind)
-        if self._economy is not None:
+        if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
-            group.drafting = Drafting(self._economy.kinds[kind], seeded=seeded)
+            group.drafting = Drafting(self._draft_controller.kinds[kind], seeded=seeded)
         if group.leader is not request:
             self._led_by_amateurs.add(group)
             if request.status == RequestStatus.WAITING:
@@ -140,7 +140,7 @@ class GroupScheduler(Scheduler):
         for each in group.streams:
             self._groups[each.request_id] = group
             self.requests[each.request_id] = each
-        self._counts.sums[kind].requests += 1
+        self._counters.sums[kind].requests += 1
         self._to_report = LAST_REPORTS
 
     def _group_id(self, expert: Request) -> str:
@@ -215,7 +215,7 @@ class GroupScheduler(Scheduler):
         self._budget = min(
             self.max_num_scheduled_tokens, self.scheduler_config.max_num_batched_tokens
         )
-        drafting = self._economy is None or self._economy.may_draft()
+        drafting = self._draft_controller is None or self._draft_controller.may_draft()
         self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens, drafting)
         self._throttled = (
             throttle
@@ -420,7 +420,7 @@ class GroupScheduler(Scheduler):
             self._look_anew()
         super()._preempt_request(request, *args, **kwargs)
         if group is not None and request is group.leader:
-            self._counts.sums[group.kind].preemptions += 1
+            self._counters.sums[group.kind].preemptions += 1
         elif group is not None:
             self.waiting.remove_request(request)
 
@@ -428,8 +428,8 @@ class GroupScheduler(Scheduler):
         if self._groups:
             self._after_pass(scheduler_output)
         self._steps_in_flight += bool(scheduler_output.num_scheduled_tokens)
-        if self._economy is not None:
-            self._economy.begin_step()
+        if self._draft_controller is not None:
+            self._draft_controller.begin_step()
         super()._update_after_schedule(scheduler_output)
 
     def _after_pass(self, output: SchedulerOutput) -> None:
@@ -490,18 +490,18 @@ class GroupScheduler(Scheduler):
                 request.status = RequestStatus.WAITING
                 request.num_preemptions -= 1
                 if request is group.leader:
-                    self._counts.sums[group.kind].preemptions -= 1
+                    self._counters.sums[group.kind].preemptions -= 1
 
     # ---- a step's results --------------------------------------------------------------------
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
     ) -> dict[int, EngineCoreOutputs]:
-        scored: dict[str, list[Figures]] = {}
+        scored: dict[str, list[RowStats]] = {}
         ended: list[tuple[Request, EngineCoreOutput]] = []
-        if self._economy is not None:
+        if self._draft_controller is not None:
             tokens = scheduler_output.num_scheduled_tokens.values()
-            self._economy.end_step(tokens, most=1 + self.num_spec_tokens)
+            self._draft_controller.end_step(tokens, most=1 + self.num_spec_tokens)
         if self._groups:
             scored = self._scored(scheduler_output, model_runner_output)
             # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
@@ -518,7 +518,7 @@ class GroupScheduler(Scheduler):
 
     def _scored(
         self, scheduler_output: SchedulerOutput, model_runner_output: Any
-    ) -> dict[str, list[Figures]]:
+    ) -> dict[str, list[RowStats]]:
         """The figures of each group that got tokens in this step, by its expert's id. A group of
         whose tokens one is none must end.
         """
@@ -528,7 +528,7 @@ class GroupScheduler(Scheduler):
         invalid = scheduler_output.num_invalid_spec_tokens or {}  # which its grammar forbids
         found = worker_outputs.from_worker(model_runner_output)
         each_stream = None
-        if self._economy is not None and tokens:
+        if self._draft_controller is not None and tokens:
             sampled = [i for i, at in row.items() if i in self.requests and len(tokens[at])]
             each_stream = self._break_even(sampled)
         scored = {}
@@ -543,10 +543,10 @@ class GroupScheduler(Scheduler):
             if at is None or not tokens or not len(tokens[at]):
                 continue
             num_tokens, num_drafts = len(tokens[at]), len(drafts.get(request_id, ()))
-            sums = self._counts.sums[group.kind]
+            sums = self._counters.sums[group.kind]
             sums.draft_tokens += num_drafts - invalid.get(request_id, 0)
             sums.accepted_draft_tokens += num_tokens - 1
-            if self._economy is not None:
+            if self._draft_controller is not None:
                 least = None if each_stream is None else each_stream * len(group.streams)
                 group.drafting.observe(num_drafts, num_tokens - 1, least)
             if (why := results.problem(figures, num_tokens, num_drafts)) is not None:
@@ -556,18 +556,18 @@ class GroupScheduler(Scheduler):
         return scored
 
     def _break_even(self, sampled: Sequence[str]) -> float | None:
-        """See ``Economy.break_even``: for steps of those requests that got tokens in this one."""
-        assert self._economy is not None
+        """``DraftController.break_even`` for steps of those requests that got tokens in this one."""
+        assert self._draft_controller is not None
         amateurs = sum(
             (group := self._groups.get(i)) is not None and group.request_id != i for i in sampled
         )
-        return self._economy.break_even(len(sampled), len(sampled) - amateurs)
+        return self._draft_controller.break_even(len(sampled), len(sampled) - amateurs)
 
     def _after_output(
         self,
         scheduler_output: SchedulerOutput,
         outputs: dict[int, EngineCoreOutputs],
-        scored: dict[str, list[Figures]],
+        scored: dict[str, list[RowStats]],
     ) -> list[tuple[Request, EngineCoreOutput]]:
         """Check that the streams agree, drop the amateurs' outputs, end them with the expert, count
         what clients are given (vLLM drops tokens of requests that were preempted meanwhile).
@@ -586,7 +586,7 @@ class GroupScheduler(Scheduler):
             if (num_cached := group.new_amateurs.pop(request_id, None)) is not None:
                 # An amateur that stopped by itself is no request of vLLM's any more.
                 amateur = next(a for a in group.amateurs if a.request_id == request_id)
-                sums = self._counts.sums[group.kind]
+                sums = self._counters.sums[group.kind]
                 sums.amateur_prompt_tokens += amateur.num_prompt_tokens
                 sums.amateur_cached_prompt_tokens += num_cached
         over = []
@@ -607,7 +607,7 @@ class GroupScheduler(Scheduler):
             for output in client.outputs:
                 if (given := self._groups.get(output.request_id)) is not None:
                     figures = scored.get(output.request_id, ()) if self.log_stats else ()
-                    self._counts.sums[given.kind].give(len(output.new_token_ids), figures)
+                    self._counters.sums[given.kind].give(len(output.new_token_ids), figures)
         for group in over:
             amateurs = [amateur.request_id for amateur in group.amateurs]
             super().finish_requests(amateurs, RequestStatus.FINISHED_ABORTED)
@@ -656,7 +656,7 @@ class GroupScheduler(Scheduler):
             for group in self._each_group()
         ]
         running, waiting = sum(complete), len(complete) - sum(complete)
-        attach(stats[0], self._counts.take(running, waiting))
+        attach(stats[0], self._counters.take(running, waiting))
         self._to_report = LAST_REPORTS if running or waiting else self._to_report - 1
 
     def _each_group(self) -> Iterator[RequestGroup]:

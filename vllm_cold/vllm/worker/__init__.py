@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Worker: scores between logits and token; what it reports; cures."""
+"""Worker: scores between logits and token; what it reports; workarounds."""

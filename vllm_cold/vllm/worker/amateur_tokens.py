@@ -12,7 +12,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 _V1, _V2 = "vllm.v1.sample.sampler", "vllm.v1.worker.gpu.sample.sampler"
 
@@ -28,8 +28,8 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     return forward
 
 
-def _forward_of(sampler: str) -> Place:
-    return Place(f"{sampler}.forward", _make_forward, ("logits", "sampling_metadata"))
+def _forward_of(sampler: str) -> PatchPoint:
+    return PatchPoint(f"{sampler}.forward", _make_forward, ("logits", "sampling_metadata"))
 
 
 V1 = (_forward_of(f"{_V1}:Sampler"),)
@@ -61,4 +61,4 @@ def _make_call(original: Callable[..., Any]) -> Callable[..., Any]:
     return __call__
 
 
-V2 = (Place(f"{_V2}:Sampler.__call__", _make_call, ("logits", "input_batch")),)
+V2 = (PatchPoint(f"{_V2}:Sampler.__call__", _make_call, ("logits", "input_batch")),)

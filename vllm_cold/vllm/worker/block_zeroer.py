@@ -12,7 +12,7 @@ or when vLLM's attention on CPU does not read behind a sequence.
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
 def can_clear(v2: bool) -> bool:
@@ -32,5 +32,5 @@ def _make_initialize(original: Callable[..., None]) -> Callable[..., None]:
 
 
 _RUNNER = "vllm.v1.worker.cpu.model_runner:CPUModelRunner."
-PLACE = Place(_RUNNER + "initialize_kv_cache", _make_initialize)
-_MAKES = Place(_RUNNER + "_init_kv_zero_meta", lambda original: original)  # only looked at
+PLACE = PatchPoint(_RUNNER + "initialize_kv_cache", _make_initialize)
+_MAKES = PatchPoint(_RUNNER + "_init_kv_zero_meta", lambda original: original)  # only looked at

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
 def _make(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -31,4 +31,4 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
     return sample_tokens
 
 
-PLACES = (Place("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", _make),)
+PATCH_POINTS = (PatchPoint("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", _make),)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
 def _make(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -32,8 +32,8 @@ def _make(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return expand_batch_to_tokens
 
 
-PLACES = (
-    Place(
+PATCH_POINTS = (
+    PatchPoint(
         "vllm.v1.sample.rejection_sampler:expand_batch_to_tokens",
         _make,
         ("x", "cu_num_tokens", "num_tokens", "replace_from", "replace_to"),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 PROCESSOR = "vllm_cold.vllm.worker.processor_v1:ColdLogitsProcessorV1"
 
@@ -75,18 +75,20 @@ def _make_propose(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _SAMPLER = "vllm.v1.sample.rejection_sampler:RejectionSampler."
-PLACES = (
-    Place(
+PATCH_POINTS = (
+    PatchPoint(
         _SAMPLER + "apply_logits_processors",
         _make_apply,
         ("logits", "sampling_metadata", "metadata"),
     ),
-    Place(
+    PatchPoint(
         _SAMPLER + "forward",
         _make_forward,
         ("metadata", "draft_probs", "logits", "sampling_metadata"),
     ),
-    Place("vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids", _make_propose),
+    PatchPoint(
+        "vllm.v1.worker.gpu_model_runner:GPUModelRunner.propose_draft_token_ids", _make_propose
+    ),
 )
 
 
@@ -101,11 +103,11 @@ def _make_build(original: Callable[..., Any]) -> Callable[..., Any]:
         args = vllm_config, device, is_pin_memory, is_pooling_model
         if vllm_config.speculative_config is None or PROCESSOR not in custom_logitsprocs:
             return original(*args, custom_logitsprocs)
-        from vllm_cold.vllm.worker import cures
+        from vllm_cold.vllm.worker import workarounds
         from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
-        patching.install(PLACES)
-        cures.install()
+        patching.install(PATCH_POINTS)
+        workarounds.install()
         found = original(*args, [p for p in custom_logitsprocs if p != PROCESSOR])
         ours = ColdLogitsProcessorV1(vllm_config, device, is_pin_memory)
         return type(found)([*found.all, ours])
@@ -113,9 +115,9 @@ def _make_build(original: Callable[..., Any]) -> Callable[..., Any]:
     return build_logitsprocs
 
 
-def builders() -> tuple[Place, ...]:
+def builders() -> tuple[PatchPoint, ...]:
     """Where V1's runners get it from: they are loaded behind plugins, mostly."""
     names = ["vllm.v1.sample.logits_processor"]
     names += [name for name in ("vllm.v1.worker.gpu_model_runner",) if name in sys.modules]
     takes = ("vllm_config", "device", "is_pin_memory", "is_pooling_model", "custom_logitsprocs")
-    return tuple(Place(f"{name}:build_logitsprocs", _make_build, takes) for name in names)
+    return tuple(PatchPoint(f"{name}:build_logitsprocs", _make_build, takes) for name in names)

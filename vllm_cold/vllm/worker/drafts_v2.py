@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from vllm_cold.group.rows import GroupRows
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
 class _Batch(threading.local):
@@ -98,8 +98,10 @@ def _make_sample(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _REJECTION = "vllm.v1.worker.gpu.spec_decode.rejection_sampler:"
-PLACES = (
-    Place(_REJECTION + "RejectionSampler.__call__", _make_call, ("logits", "input_batch")),
-    Place(_REJECTION + "_iter_request_chunks", _make_chunks, ("cu_num_logits", "max_chunk_logits")),
-    Place("vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens", _make_sample),
+PATCH_POINTS = (
+    PatchPoint(_REJECTION + "RejectionSampler.__call__", _make_call, ("logits", "input_batch")),
+    PatchPoint(
+        _REJECTION + "_iter_request_chunks", _make_chunks, ("cu_num_logits", "max_chunk_logits")
+    ),
+    PatchPoint("vllm.v1.worker.gpu.model_runner:GPUModelRunner.sample_tokens", _make_sample),
 )

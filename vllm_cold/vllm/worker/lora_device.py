@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
 def _make(original: Callable[..., torch.device]) -> Callable[..., torch.device]:
@@ -25,4 +25,6 @@ def _make(original: Callable[..., torch.device]) -> Callable[..., torch.device]:
     return _get_lora_device
 
 
-PLACES = (Place("vllm.lora.layers.base_linear:_get_lora_device", _make, ("base_layer",)),)
+PATCH_POINTS = (
+    PatchPoint("vllm.lora.layers.base_linear:_get_lora_device", _make, ("base_layer",)),
+)

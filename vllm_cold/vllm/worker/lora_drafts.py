@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from typing import Any
 from weakref import WeakSet
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 # Of the engines of this process, what computes LoRA: has ``without_adapters()``.
 wrappers: WeakSet[Any] = WeakSet()
@@ -33,8 +33,8 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
 
 _V1 = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer"
 _V2 = "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator:TargetDependentARSpeculator"
-PLACES = (
-    Place(f"{_V1}.propose", _make),
-    Place(f"{_V1}.dummy_run", _make),  # beside other ranks, where a text is at its end
-    Place(f"{_V2}.propose", _make),
+PATCH_POINTS = (
+    PatchPoint(f"{_V1}.propose", _make),
+    PatchPoint(f"{_V1}.dummy_run", _make),  # beside other ranks, where a text is at its end
+    PatchPoint(f"{_V2}.propose", _make),
 )

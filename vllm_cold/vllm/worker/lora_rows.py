@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 _ENDS = "_vllm_cold_ends"
 
@@ -41,7 +41,7 @@ def _make_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
     return make_lora_inputs
 
 
-PLACES = (
-    Place("vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs", _make_prepare),
-    Place("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs", _make_inputs),
+PATCH_POINTS = (
+    PatchPoint("vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs", _make_prepare),
+    PatchPoint("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs", _make_inputs),
 )

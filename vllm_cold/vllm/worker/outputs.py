@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: ``ModelRunnerOutput.__init__``.
 
-Why: what a worker found of the groups that it scored (``group.tally``) has to get to the scheduler,
-which may be another process. It travels as the attribute ``cold`` of a step's own output, an
-ordinary object that is pickled with its attributes.
+Why: what a worker found of the groups that it scored (``group.step_stats``) has to get to the
+scheduler, which may be another process. It travels as the attribute ``cold`` of a step's own
+output, an ordinary object that is pickled with its attributes.
 Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
 """
 
@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.group.tally import Figures, Tally
-from vllm_cold.vllm.patching import Place
+from vllm_cold.group.step_stats import RowStats, StepStats
+from vllm_cold.vllm.patching import PatchPoint
 
 
 class _Pending(threading.local):
@@ -24,37 +24,37 @@ class _Pending(threading.local):
     """
 
     def __init__(self) -> None:
-        self.tallies: list[Tally] = []
+        self.step_stats: list[StepStats] = []
 
 
 _pending = _Pending()
 
 
-def hand_over(tally: Tally, *, in_front: bool = False) -> None:
+def hand_over(tally: StepStats, *, in_front: bool = False) -> None:
     """A processor's: the next output that this thread makes takes it along.
 
     Args:
         tally: What was found.
         in_front: Whether its tokens come before those of which figures were handed over already.
     """
-    _pending.tallies.insert(0 if in_front else len(_pending.tallies), tally)
+    _pending.step_stats.insert(0 if in_front else len(_pending.step_stats), tally)
 
 
 def _make_output_init(original: Callable[..., None]) -> Callable[..., None]:
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
-        if _pending.tallies:
-            self.cold, _pending.tallies = _pending.tallies, []
+        if _pending.step_stats:
+            self.cold, _pending.step_stats = _pending.step_stats, []
 
     return __init__
 
 
-PLACES = (Place("vllm.v1.outputs:ModelRunnerOutput.__init__", _make_output_init),)
+PATCH_POINTS = (PatchPoint("vllm.v1.outputs:ModelRunnerOutput.__init__", _make_output_init),)
 
 
-def from_worker(output: Any) -> dict[str, list[Figures]]:
+def from_worker(output: Any) -> dict[str, list[RowStats]]:
     """What came with a ``ModelRunnerOutput``, by the group's id, in the order of its tokens."""
-    found: dict[str, list[Figures]] = {}
+    found: dict[str, list[RowStats]] = {}
     for tally in getattr(output, "cold", ()):
         for group, figures in tally.figures():
             found.setdefault(group, []).append(figures)

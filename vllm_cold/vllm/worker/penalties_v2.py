@@ -13,7 +13,7 @@ Since: 0.31. Can go: when V2 lets a processor say where it stands.
 from collections.abc import Callable
 from typing import Any
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
 def _make_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -46,4 +46,4 @@ def in_order(processors: list[Any]) -> list[Any]:
     return [*rest[:at], early, *ours, *rest[at:]]
 
 
-V2 = (Place("vllm.v1.worker.gpu.sample.sampler:Sampler.__init__", _make_init),)
+V2 = (PatchPoint("vllm.v1.worker.gpu.sample.sampler:Sampler.__init__", _make_init),)

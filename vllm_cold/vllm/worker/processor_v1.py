@@ -39,7 +39,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         self._device = device
         self._rows: GroupRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
-        patching.install((*outputs.PLACES, *amateur_tokens.V1))
+        patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V1))
         amateur_tokens.wrap_built_on_v1()
         linear_layers.install()  # the model is loaded after this
 

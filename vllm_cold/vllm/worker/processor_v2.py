@@ -47,11 +47,11 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             penalties_v2,
         )
 
-        patching.install((*outputs.PLACES, *amateur_tokens.V2, *penalties_v2.V2))
+        patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V2, *penalties_v2.V2))
         if getattr(vllm_config, "speculative_config", None) is not None:
-            patching.install(drafts_v2.PLACES)
+            patching.install(drafts_v2.PATCH_POINTS)
         self._device: torch.device = req_states.device
-        patching.cure((block_zeroer.PLACE,))
+        patching.install_workarounds((block_zeroer.PLACE,))
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot
         self._streams: dict[int, Stream] = {}  # by slot

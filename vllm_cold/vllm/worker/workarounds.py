@@ -4,7 +4,7 @@
 from vllm.platforms import current_platform
 
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 from vllm_cold.vllm.worker import (
     cpu_generators,
     cpu_speculation,
@@ -14,19 +14,19 @@ from vllm_cold.vllm.worker import (
 )
 
 
-def places() -> tuple[Place, ...]:
+def patch_points() -> tuple[PatchPoint, ...]:
     """Where they are cured; CoLD does not need them."""
     if not current_platform.is_cpu():
         return ()
     return (
-        *cpu_generators.PLACES,
-        *cpu_speculation.PLACES,
-        *lora_device.PLACES,
-        *lora_drafts.PLACES,
-        *lora_rows.PLACES,
+        *cpu_generators.PATCH_POINTS,
+        *cpu_speculation.PATCH_POINTS,
+        *lora_device.PATCH_POINTS,
+        *lora_drafts.PATCH_POINTS,
+        *lora_rows.PATCH_POINTS,
     )
 
 
 def install() -> None:
     """Wrap what there is of them."""
-    patching.cure(places())
+    patching.install_workarounds(patch_points())

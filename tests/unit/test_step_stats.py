@@ -19,7 +19,7 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
-from vllm_cold.group.tally import Counts, Figures, Report, Sums, Tally
+from vllm_cold.group.step_stats import Counters, CountersByKind, Report, RowStats, StepStats
 from vllm_cold.vllm.frontend import metrics
 from vllm_cold.vllm.frontend.prometheus import (
     COUNTERS,
@@ -43,10 +43,10 @@ def sample(name: str, engine: int = 0, **labels: str) -> float | None:
     return prometheus_client.REGISTRY.get_sample_value(PREFIX + name, labels)
 
 
-def counts_of(**sums: Any) -> Counts:
+def counts_of(**sums: Any) -> CountersByKind:
     """Of one adapter's requests."""
-    counts = Counts()
-    counts.sums["cold", "a"] = Sums(**sums)
+    counts = CountersByKind()
+    counts.sums["cold", "a"] = Counters(**sums)
     return counts
 
 
@@ -64,10 +64,10 @@ def _nothing_left() -> None:
 
 def test_an_output_takes_the_figures_of_its_step_along() -> None:
     room = torch.empty(2, 3, dtype=torch.int64)
-    outputs.hand_over(Tally(("a", "b"), room))
+    outputs.hand_over(StepStats(("a", "b"), room))
     room.copy_(torch.tensor([[3, 1, 0], [1, 0, 1]]))  # on a device, the figures come later
     first, second = Output(), Output()
-    assert outputs.from_worker(first) == {"a": [Figures(3, 1, 0)], "b": [Figures(1, 0, 1)]}
+    assert outputs.from_worker(first) == {"a": [RowStats(3, 1, 0)], "b": [RowStats(1, 0, 1)]}
     (tally,) = first.cold  # type: ignore[attr-defined]
     assert list(pickle.loads(pickle.dumps(tally)).figures()) == list(tally.figures())
     assert outputs.from_worker(second) == {}
@@ -75,15 +75,15 @@ def test_an_output_takes_the_figures_of_its_step_along() -> None:
 
 def test_figures_are_in_the_order_of_the_tokens() -> None:
     """Where drafts are verified a group has several, and V1 asks about the last row first."""
-    outputs.hand_over(Tally(("b", "a"), [[5, 3], [0, 1], [0, 0]]))
-    outputs.hand_over(Tally(("a", "a"), [[1, 2], [0, 1], [0, 0]]), in_front=True)
-    outputs.hand_over(Tally(("c",), [[9], [0], [1]]))
+    outputs.hand_over(StepStats(("b", "a"), [[5, 3], [0, 1], [0, 0]]))
+    outputs.hand_over(StepStats(("a", "a"), [[1, 2], [0, 1], [0, 0]]), in_front=True)
+    outputs.hand_over(StepStats(("c",), [[9], [0], [1]]))
     carried: Any = Output()
     for output in (carried, pickle.loads(pickle.dumps(SimpleNamespace(cold=carried.cold)))):
         assert outputs.from_worker(output) == {
             "a": [(1, 0, 0), (2, 1, 0), (3, 1, 0)], "b": [(5, 0, 0)], "c": [(9, 0, 1)]
         }  # fmt: skip
-    outputs.hand_over(Tally(("a",), [[4], [0], [0]]), in_front=True)
+    outputs.hand_over(StepStats(("a",), [[4], [0], [0]]), in_front=True)
     assert outputs.from_worker(Output()) == {"a": [(4, 0, 0)]}
 
 
@@ -91,12 +91,12 @@ def test_rows_of_figures_must_match_their_groups() -> None:
     """A worker that has more of one than of the other has mixed something up."""
     for ids in (("a",), ("a", "b", "c")):
         with pytest.raises(ValueError, match="zip"):
-            list(Tally(ids, [[1, 2], [0, 0], [0, 0]]).figures())
+            list(StepStats(ids, [[1, 2], [0, 0], [0, 0]]).figures())
 
 
 def test_threads_do_not_see_each_others_steps() -> None:
     """An engine in a thread of its own."""
-    outputs.hand_over(Tally(("a",), [[1], [0], [0]]))
+    outputs.hand_over(StepStats(("a",), [[1], [0], [0]]))
     with ThreadPoolExecutor() as other:
         assert outputs.from_worker(other.submit(Output).result()) == {}
     assert outputs.from_worker(Output()) == {"a": [(1, 0, 0)]}
@@ -136,7 +136,7 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", empty)
         patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
-        late = Tally(("a",), OnDevice([[2, 0, 1]]))  # type: ignore[arg-type]
+        late = StepStats(("a",), OnDevice([[2, 0, 1]]))  # type: ignore[arg-type]
     assert calls == ["record"]
     assert list(late.figures()) == [("a", (2, 0, 1))]
     assert calls == ["record", "synchronize"]
@@ -145,17 +145,17 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
 def test_counts_are_taken_once() -> None:
     counts = counts_of(requests=2, preemptions=1, amateur_prompt_tokens=40)
     a, other = counts.sums["cold", "a"], counts.sums["cfg", ""]
-    a.give(1, [Figures(4, 1, 0)])
-    a.give(1, [Figures(2, 0, 0)])
+    a.give(1, [RowStats(4, 1, 0)])
+    a.give(1, [RowStats(2, 0, 0)])
     a.give(1, ())  # nobody asks for figures
-    a.give(0, [Figures(9, 1, 0)])  # an end without a token
-    other.give(1, [Figures(7, 1, 0)])
+    a.give(0, [RowStats(9, 1, 0)])  # an end without a token
+    other.give(1, [RowStats(7, 1, 0)])
     taken = counts.take(running=3, waiting=1)
-    sums = Sums(
+    sums = Counters(
         requests=2, generation_tokens=3, changed_tokens=1, preemptions=1, amateur_prompt_tokens=40,
         candidates=[4, 2],
     )  # fmt: skip
-    of_other = Sums(generation_tokens=1, changed_tokens=1, candidates=[7])
+    of_other = Counters(generation_tokens=1, changed_tokens=1, candidates=[7])
     report = Report(3, 1, [(("cold", "a"), sums), (("cfg", ""), of_other)])
     # As plain data, which any serializer takes; vLLM sends its statistics by msgpack.
     assert msgspec.convert(json.loads(json.dumps(taken)), Report) == report
@@ -164,15 +164,15 @@ def test_counts_are_taken_once() -> None:
     sent = msgspec.msgpack.decode(msgspec.msgpack.encode(stats), type=SchedulerStats)
     assert msgspec.convert(detach(sent), Report) == report
     assert counts.take(0, 0) == {}
-    assert sums.candidates == [4, 2] and Sums().candidates == []
+    assert sums.candidates == [4, 2] and Counters().candidates == []
 
 
 def test_of_drafts_what_is_given_counts() -> None:
     """Behind the first draft that was wrong figures mean nothing."""
-    sums = Sums()
-    found = [Figures(4, 1, 0), Figures(2, 0, 0), Figures(9, 1, 1)]
+    sums = Counters()
+    found = [RowStats(4, 1, 0), RowStats(2, 0, 0), RowStats(9, 1, 1)]
     sums.give(2, found)
-    assert sums == Sums(generation_tokens=2, changed_tokens=1, candidates=[4, 2])
+    assert sums == Counters(generation_tokens=2, changed_tokens=1, candidates=[4, 2])
     sums.give(3, found)
     assert sums.candidates == [4, 2, 4, 2, 9] and sums.changed_tokens == 3
 
@@ -200,7 +200,7 @@ def test_metrics_add_up() -> None:
     metrics = ColdMetrics("m", [0, 1])
     assert sample("requests_running", 1) == sample("requests_waiting", 0) == 0
     counts = counts_of(requests=1)
-    counts.sums["cold", "a"].give(2, [Figures(1, 0, 0), Figures(4, 1, 0), Figures(9, 1, 0)])
+    counts.sums["cold", "a"].give(2, [RowStats(1, 0, 0), RowStats(4, 1, 0), RowStats(9, 1, 0)])
     counts.sums["cfg", "a"].requests = 5
     metrics.record(counts.take(1, 2), 1)
     assert sample("requests_running", 1) == 1 and sample("requests_waiting", 1) == 2

@@ -22,9 +22,9 @@ TOKENS = 24
 @pytest.fixture
 def stock(monkeypatch: pytest.MonkeyPatch) -> None:
     """Places are as in a process that has had no engine yet."""
-    from vllm_cold.vllm.worker import cures
+    from vllm_cold.vllm.worker import workarounds
 
-    for place in cures.places():
+    for place in workarounds.patch_points():
         owner, name, method = place._find()
         monkeypatch.setattr(owner, name, getattr(method, "_vllm_cold_original", method))
 

@@ -5,61 +5,61 @@ Modules are imported where they are asked for: vLLM loads the plugin in all proc
 a few of them.
 """
 
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 
 
-def at_start() -> tuple[Place, ...]:
+def at_start() -> tuple[PatchPoint, ...]:
     """In every process, when vLLM loads the plugin."""
     from vllm_cold.cpu import cpu_platform
     from vllm_cold.npu import npu_platform
     from vllm_cold.vllm.frontend import cli, engine_config, intake
 
-    lora = (*cpu_platform.places(), *npu_platform.places())
-    return (*engine_config.PLACES, *cli.PLACES, *intake.PLACES, *lora)
+    lora = (*cpu_platform.patch_points(), *npu_platform.patch_points())
+    return (*engine_config.PATCH_POINTS, *cli.PATCH_POINTS, *intake.PATCH_POINTS, *lora)
 
 
-def of_speculation_v1() -> tuple[Place, ...]:
+def of_speculation_v1() -> tuple[PatchPoint, ...]:
     """In every process, too; where one is missing, engines with speculation do without CoLD."""
     from vllm_cold.vllm.worker import drafts_v1
 
     return drafts_v1.builders()
 
 
-def later() -> tuple[Place, ...]:
+def later() -> tuple[PatchPoint, ...]:
     """In the processes of an engine that CoLD uses."""
     from vllm.platforms import current_platform
 
     from vllm_cold.vllm.frontend import intake, metrics, prompts
     from vllm_cold.vllm.worker import amateur_tokens, outputs
 
-    front_end = (*metrics.PLACES, *intake.ASYNC, *prompts.PLACES)
-    places = (*outputs.PLACES, *amateur_tokens.V1, *front_end)
+    front_end = (*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS)
+    places = (*outputs.PATCH_POINTS, *amateur_tokens.V1, *front_end)
     if not current_platform.is_cpu():
         return places
     from vllm_cold.cpu import lora_wrapper
 
-    return (*places, *lora_wrapper.PLACES)
+    return (*places, *lora_wrapper.PATCH_POINTS)
 
 
-def of_v2_runner() -> tuple[Place, ...]:
+def of_v2_runner() -> tuple[PatchPoint, ...]:
     """In workers with vLLM's V2 model runner; ``frontend.config`` looks at them first."""
     from vllm_cold.vllm.worker import amateur_tokens, penalties_v2
 
     return (*amateur_tokens.V2, *penalties_v2.V2)
 
 
-def of_front_ends() -> tuple[Place, ...]:
+def of_front_ends() -> tuple[PatchPoint, ...]:
     """In one kind of front end each."""
     from vllm_cold.vllm.frontend import serving
 
     return (*serving.online(), *serving.OFFLINE)
 
 
-def dispensable() -> tuple[Place, ...]:
+def dispensable() -> tuple[PatchPoint, ...]:
     """In a worker with the V2 runner, and in front ends; where one is missing, CoLD does without
     it.
     """
     from vllm_cold.vllm.frontend import aliases, metrics
     from vllm_cold.vllm.worker import block_zeroer
 
-    return (block_zeroer.PLACE, *aliases.places(), *metrics.OFFLINE)
+    return (block_zeroer.PLACE, *aliases.patch_points(), *metrics.OFFLINE)

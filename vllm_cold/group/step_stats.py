@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures about CoLD on their way from workers to the scheduler and to /metrics. Imports no vLLM.
 
-Three stages: a worker's processor makes a ``Tally`` of each step, which knows of each group that
+Three stages: a worker's processor makes ``StepStats`` of each step, which know of each group that
 was scored how many candidates there were, whether CoLD changed the token, and whether the logits
-were numbers at all (``Figures``); the scheduler adds requests, tokens and groups (``Counts``) and
-sends a ``Report`` of them; the front end makes metrics of these (``prometheus``). Each hands over
-what is new since it was last asked, so that whoever adds it up needs no history.
+were numbers at all (``RowStats``); the scheduler adds requests, tokens and groups
+(``CountersByKind``) and sends a ``Report`` of them; the front end makes metrics of these
+(``prometheus``). Each hands over what is new since it was last asked, so that whoever adds it up
+needs no history.
 """
 
 from collections import defaultdict
@@ -24,7 +25,7 @@ OTHER = "other"  # stands for further ones
 OTHER_DRAFTS = 2  # in ``Figures.nonfinite``
 
 
-class Figures(NamedTuple):
+class RowStats(NamedTuple):
     """What was found of one group at one position: a row of ``contrastive_scores``'s statistics.
 
     Attributes:
@@ -40,7 +41,7 @@ class Figures(NamedTuple):
     nonfinite: int
 
 
-class Tally:
+class StepStats:
     """What a worker found of the groups that it scored in one step.
 
     The host does not wait for the device while the step runs: on an accelerator the figures are
@@ -65,10 +66,10 @@ class Tally:
             statistics = host
         self._statistics = statistics
 
-    def figures(self) -> Iterator[tuple[str, Figures]]:
+    def figures(self) -> Iterator[tuple[str, RowStats]]:
         """Each row's group and figures."""
         columns: Any = self._columns()
-        return zip(self._ids, map(Figures, *columns), strict=True)
+        return zip(self._ids, map(RowStats, *columns), strict=True)
 
     def _columns(self) -> Sequence[Sequence[int]]:
         if isinstance(self._statistics, Sequence):
@@ -80,10 +81,10 @@ class Tally:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
-        return Tally, (self._ids, self._columns())
+        return StepStats, (self._ids, self._columns())
 
 
-class Sums(msgspec.Struct, omit_defaults=True):
+class Counters(msgspec.Struct, omit_defaults=True):
     """What the scheduler counted of one kind of requests since its last report.
 
     Each field is a metric, by this name and with its description as help.
@@ -116,7 +117,7 @@ class Sums(msgspec.Struct, omit_defaults=True):
         Meta(description="Tokens that the expert finds plausible, for each token that was given."),
     ] = []
 
-    def give(self, tokens: int, figures: Sequence[Figures]) -> None:
+    def give(self, tokens: int, figures: Sequence[RowStats]) -> None:
         """A request is given tokens.
 
         Args:
@@ -139,10 +140,10 @@ class Report(msgspec.Struct, omit_defaults=True):
     requests_waiting: Annotated[
         int, Meta(description="CoLD requests that wait for a place in the batch.")
     ] = 0
-    sums: list[tuple[Kind, Sums]] = []
+    sums: list[tuple[Kind, Counters]] = []
 
 
-class Counts:
+class CountersByKind:
     """What a scheduler counts.
 
     Attributes:
@@ -150,7 +151,7 @@ class Counts:
     """
 
     def __init__(self) -> None:
-        self.sums: defaultdict[Kind, Sums] = defaultdict(Sums)
+        self.sums: defaultdict[Kind, Counters] = defaultdict(Counters)
         self._adapters: set[str] = set()
 
     def kind(self, method: str, adapter: str) -> Kind:
