@@ -24,9 +24,9 @@ from tests.scheduler.harness import (
     make_scheduler,
 )
 from tests.scheduler.workers import RELEASE
-from vllm_cold.group.drafting import Economy, StepTimes
+from vllm_cold.group.drafting import DraftController, StepTimes
 from vllm_cold.group.results import NOT_SCORED
-from vllm_cold.group.tally import MAX_ADAPTERS, Kind, Report, Sums, Tally
+from vllm_cold.group.step_stats import MAX_ADAPTERS, Counters, Kind, Report, StepStats
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 
 pytestmark = pytest.mark.unit
@@ -238,11 +238,11 @@ def test_a_pair_out_of_step_ends_with_an_error(harm: str, is_async: bool, tiny: 
     harness.drain()
 
 
-def totals(harness: Harness) -> dict[Kind, Sums]:
+def totals(harness: Harness) -> dict[Kind, Counters]:
     """All that was reported, added up."""
-    found: dict[Kind, Sums] = {}
+    found: dict[Kind, Counters] = {}
     for kind, sums in (each for report in harness.reports for each in report.sums):
-        total = found.setdefault(kind, Sums())
+        total = found.setdefault(kind, Counters())
         for name in sums.__struct_fields__:
             setattr(total, name, getattr(total, name) + getattr(sums, name))
     return found
@@ -265,7 +265,7 @@ def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     harness.drain()
     assert harness.reports[-1].requests_running == harness.reports[-1].requests_waiting == 0
     assert totals(harness) == {
-        ("cold", "a1"): Sums(
+        ("cold", "a1"): Counters(
             requests=3, generation_tokens=11, preemptions=1, amateur_prompt_tokens=43,
             # The first amateur fills the cache for the second one.
             amateur_cached_prompt_tokens=16,
@@ -313,13 +313,13 @@ def test_without_statistics_nothing_piles_up(tiny: Path) -> None:
     harness.sched.log_stats = False
     harness.add(prompt(5), 9, adapter=1, cold=True)
     harness.drain()
-    assert [sums.candidates for sums in harness.sched._counts.sums.values()] == [[]]
+    assert [sums.candidates for sums in harness.sched._counters.sums.values()] == [[]]
 
 
-def scored_of(rows: Sequence[tuple[str, Sequence[int]]]) -> Tally:
+def scored_of(rows: Sequence[tuple[str, Sequence[int]]]) -> StepStats:
     """Of figures with the ids of their groups."""
     figures = [row for _, row in rows]
-    return Tally(tuple(i for i, _ in rows), list(zip(*figures, strict=True)) or [(), (), ()])
+    return StepStats(tuple(i for i, _ in rows), list(zip(*figures, strict=True)) or [(), (), ()])
 
 
 def finds(harness: Harness, pair: str, *row: int) -> None:
@@ -463,7 +463,7 @@ def test_what_is_known_of_the_steps_times(
     clock, times, asked = [0.0], [], []
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(StepTimes, "add", lambda _, rows, seconds: times.append((rows, seconds)))
-    monkeypatch.setattr(Economy, "break_even", lambda _, *step: asked.append(step))
+    monkeypatch.setattr(DraftController, "break_even", lambda _, *step: asked.append(step))
     harness = harness_of(tiny, is_async=is_async, drafts=2, budget=64)
     del harness.sched._break_even  # the harness's own
     harness.add(prompt(5), 20, adapter=1, cold=True, amateurs=[(0, None), (0, prompt(3))])
@@ -471,7 +471,7 @@ def test_what_is_known_of_the_steps_times(
     rows = [harness.schedule()]
     clock[0] += 5.0
     harness.deliver()
-    assert times == [] and asked == [(4, 2)] and harness.sched._economy.times.age == 1
+    assert times == [] and asked == [(4, 2)] and harness.sched._draft_controller.times.age == 1
     clock[0] += 100.0  # nobody asks for anything
     rows.append(harness.schedule())
     clock[0] += 2.0
@@ -527,3 +527,17 @@ def test_an_admission_compares_no_more_than_vllms(
     monkeypatch.setattr(Request, "__lt__", count)
     stock = of_an_admission(0, 40, (Scheduler, AsyncScheduler))
     assert of_an_admission(20, 0) < 2 * stock
+
+
+def test_two_schedulers_do_not_take_each_others_figures(tiny: Path) -> None:
+    """They may have requests of the same name."""
+    one, two = harness_of(tiny), harness_of(tiny)
+    assert one.add(prompt(5), 2, adapter=1, cold=True) == two.add(
+        prompt(5), 2, adapter=1, cold=True
+    )
+    one.schedule()
+    two.schedule()
+    ((foreign, _),) = one.in_flight[0][1].cold[0].figures()
+    two.in_flight[0][1].cold.append(scored_of([(foreign, (1, 0, 1))]))
+    two.drain()
+    assert list(two.ended.values()) == ["length"]

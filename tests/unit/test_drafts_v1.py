@@ -456,7 +456,7 @@ def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyP
 
 def test_the_plugin_wraps_it_quietly(monkeypatch: pytest.MonkeyPatch, logged: list[Any]) -> None:
     """And goes on where it cannot: engines with speculation say it then."""
-    from vllm_cold.vllm import availability, plugin
+    from vllm_cold.vllm import availability, patch_points, plugin
 
     made = []
     monkeypatch.setattr("vllm_cold.environment.switched_off", lambda: False)

@@ -18,7 +18,7 @@ from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirection
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
 from tests.contrast import assert_scored, of_size
-from vllm_cold.group.tally import OTHER_DRAFTS
+from vllm_cold.group.step_stats import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
 from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1

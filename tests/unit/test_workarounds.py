@@ -2,7 +2,7 @@
 """Bugs of vLLM on CPU that are cured for engines with LoRA: each is there, and its cure works.
 
 A test that says "stock" fails when vLLM has mended the bug: then the cure can go for that version
-and later ones. ``tests/engine/test_cures.py`` has the same with engines.
+and later ones. ``tests/engine/test_workarounds.py`` has the same with engines.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.patching import Place
+from vllm_cold.vllm.patching import PatchPoint
 from vllm_cold.vllm.worker import cpu_speculation, lora_device, lora_rows
 
 pytestmark = pytest.mark.unit
@@ -134,8 +134,8 @@ def test_a_cure_is_for_what_is_used_and_there(
     module = ModuleType("vllm_that_is_loaded")
     module.sick = lambda: "sick"  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    patching.cure(
-        Place(where, lambda original: lambda: "well")
+    patching.install_workarounds(
+        PatchPoint(where, lambda original: lambda: "well")
         for where in (
             "vllm_that_is_loaded:sick",
             "vllm_that_is_loaded:gone",

@@ -556,7 +556,7 @@ class GroupScheduler(Scheduler):
         return scored
 
     def _break_even(self, sampled: Sequence[str]) -> float | None:
-        """``DraftController.break_even`` for steps of those requests that got tokens in this one."""
+        """``DraftController.break_even`` for steps of the requests that got tokens in this one."""
         assert self._draft_controller is not None
         amateurs = sum(
             (group := self._groups.get(i)) is not None and group.request_id != i for i in sampled
