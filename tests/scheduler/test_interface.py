@@ -36,7 +36,8 @@ def test_the_scheduler(scheduler: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [n for n in names(interface.Scheduler) if callable(vars(interface.Scheduler).get(n))]
+    "name",
+    [n for n in sorted(names(interface.Scheduler)) if callable(vars(interface.Scheduler).get(n))],
 )
 def test_the_parameters_of_its_methods(name: str) -> None:
     stated = [

@@ -11,7 +11,7 @@ from vllm_cold.vllm.worker import block_zeroer
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("name", ["PLACE", "_MAKES"])
+@pytest.mark.parametrize("name", ["PATCH_POINT", "_MAKES"])
 def test_v2_without_it_clears_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert block_zeroer.can_clear(v2=False)
     place = getattr(block_zeroer, name)
@@ -40,6 +40,6 @@ def test_every_new_cache_gets_one(profiling: bool) -> None:
         def _init_kv_zero_meta(self) -> None:
             done.append("zeroer")
 
-    wrapped = block_zeroer.PLACE.make(Runner.initialize_kv_cache)
+    wrapped = block_zeroer.PATCH_POINT.make(Runner.initialize_kv_cache)
     wrapped(Runner(), "config", is_profiling=profiling)
     assert done == [("config", profiling), "zeroer"]

@@ -122,7 +122,7 @@ def test_a_map_shows_the_tree(page: str, heading: str) -> None:
 
 
 def test_every_file_that_wraps_a_method_says_why_and_how_long() -> None:
-    touching = [path for path in modules().values() if " Place(" in path.read_text("utf-8")]
+    touching = [path for path in modules().values() if " PatchPoint(" in path.read_text("utf-8")]
     assert len(touching) >= 15
     for path in touching:
         doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""

@@ -62,4 +62,4 @@ def dispensable() -> tuple[PatchPoint, ...]:
     from vllm_cold.vllm.frontend import aliases, metrics
     from vllm_cold.vllm.worker import block_zeroer
 
-    return (block_zeroer.PLACE, *aliases.patch_points(), *metrics.OFFLINE)
+    return (block_zeroer.PATCH_POINT, *aliases.patch_points(), *metrics.OFFLINE)

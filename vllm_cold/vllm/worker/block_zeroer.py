@@ -19,7 +19,9 @@ def can_clear(v2: bool) -> bool:
     """Whether workers clear the blocks that the scheduler lists; ``v2``: of the V2 runner."""
     from vllm.platforms import current_platform
 
-    return current_platform.is_cpu() and not (v2 and any(p.problem() for p in (PLACE, _MAKES)))
+    return current_platform.is_cpu() and not (
+        v2 and any(p.problem() for p in (PATCH_POINT, _MAKES))
+    )
 
 
 def _make_initialize(original: Callable[..., None]) -> Callable[..., None]:
@@ -32,5 +34,5 @@ def _make_initialize(original: Callable[..., None]) -> Callable[..., None]:
 
 
 _RUNNER = "vllm.v1.worker.cpu.model_runner:CPUModelRunner."
-PLACE = PatchPoint(_RUNNER + "initialize_kv_cache", _make_initialize)
+PATCH_POINT = PatchPoint(_RUNNER + "initialize_kv_cache", _make_initialize)
 _MAKES = PatchPoint(_RUNNER + "_init_kv_zero_meta", lambda original: original)  # only looked at

@@ -51,7 +51,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         if getattr(vllm_config, "speculative_config", None) is not None:
             patching.install(drafts_v2.PATCH_POINTS)
         self._device: torch.device = req_states.device
-        patching.install_workarounds((block_zeroer.PLACE,))
+        patching.install_workarounds((block_zeroer.PATCH_POINT,))
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot
         self._streams: dict[int, Stream] = {}  # by slot
