@@ -118,7 +118,7 @@ def test_other_drafts_are_reported_at_their_place(processor: ColdLogitsProcessor
     outputs._pending.step_stats.clear()
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 8]))
     processor.apply_to_drafts(draw(6), [3, 0, 3, 0], torch.tensor([5, 6, 7, 5, 6, 7]))
-    tallies, outputs._pending.step_stats = outputs._pending.tallies, []
+    tallies, outputs._pending.step_stats = outputs._pending.step_stats, []
     found = [[figures.nonfinite for _, figures in tally.figures()] for tally in tallies]
     assert found == [[0, 0, 0], [0, 0, OTHER_DRAFTS]]
 
