@@ -104,7 +104,7 @@ def test_every_part_of_a_group_counts(naive: NaiveCold, expected: list[Trace]) -
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "chunks": {"async_scheduling": True, "max_num_batched_tokens": 48, "max_num_seqs": 7},
     "pressure-sync": {
-        "num_gpu_blocks_override": 110,
+        "num_gpu_blocks_override": 100,
         "max_num_batched_tokens": 64,
         "scheduling_policy": "priority",
     },
