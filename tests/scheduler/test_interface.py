@@ -10,7 +10,7 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.request_queue import FCFSRequestQueue, PriorityRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.scheduler.harness import Asked, Setup, make_hasher, make_request, make_scheduler
+from tests.scheduler.harness import IS_0_23, Asked, Setup, make_hasher, make_request, make_scheduler
 from vllm_cold.vllm.scheduler import interface
 
 pytestmark = pytest.mark.unit
@@ -22,6 +22,8 @@ def names(stated: type) -> set[str]:
         n for n, m in vars(stated).items() if inspect.isfunction(m) or isinstance(m, property)
     }
     methods = {n for n in methods if not n.startswith("__") and n != "_no_init_or_replace_init"}
+    if IS_0_23:  # there a group without slots ends a step's admission
+        methods.discard("_handle_blocked_waiting_request")
     return methods | set(stated.__annotations__)
 
 
