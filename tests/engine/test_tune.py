@@ -317,7 +317,7 @@ def test_an_engine_without_memory_says_what_to_do(
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = arguments(tiny, str(tmp_path / "p.jsonl"), tmp_path / "out")
     assert main([*command, "--gpu-memory-utilization", "1"]) == 2
-    said = r"does not start: .*memory.* change --gpu-memory-utilization, .* VLLM_CPU_KVCACHE_SPACE"
+    said = r"does not start: .*memory.*\(change --gpu-memory-utilization, .* VLLM_CPU_KVCACHE_SPACE"
     assert re.search(said, capsys.readouterr().err)
 
 
