@@ -64,7 +64,8 @@ class Front:
 
     def serve(self, most_tokens: int | None = None, default: Any = None) -> Any:
         """Be a server, with these engine's defaults."""
-        self.config.additional_config = {} if default is None else {"cold": default}
+        of_others = {k: v for k, v in self.config.additional_config.items() if k != "cold"}
+        self.config.additional_config = of_others | ({} if default is None else {"cold": default})
         engine = SimpleNamespace(vllm_config=self.config, input_processor=self.processor)
         models = SimpleNamespace(engine_client=engine, lora_requests=self.adapters)
         FRONT_END.serve(models, most_tokens)
