@@ -48,6 +48,12 @@ def expected(naive: NaiveCold) -> list[Trace]:
     return references(naive, HEALTHY)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def nothing_logged_yet(server: Server) -> None:
+    """What other files' tests made the shared server say is not looked at here."""
+    server.new_log()
+
+
 @contextmanager
 def beside_healthy_ones(server: Server, expected: Sequence[Trace]) -> Iterator[None]:
     """Send healthy requests meanwhile, again and again; they get their tokens."""
