@@ -8,7 +8,6 @@ PYTHONS ?= $(PYTHON)
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip --disable-pip-version-check --quiet install --no-deps --no-compile
 PARALLEL := OMP_NUM_THREADS=1 $(PY) -m pytest --numprocesses auto --maxprocesses
-ENGINES := VLLM_CPU_OMP_THREADS_BIND=nobind $(PARALLEL)
 FIRST_IMPORT := import peft, vllm.entrypoints.openai.api_server, vllm.v1.engine.core, vllm.v1.worker.cpu_worker
 
 # No model is fetched from a hub and no usage is reported, by tests and demo alike.
@@ -52,10 +51,10 @@ test: lint ## all checks and the test suite; parts that no change can have broke
 	$(PY) -m tests
 
 # Triton's interpreter runs the kernels: ten to thirty times slower than V1.
-v2: venv ## the tests of engines and servers on vLLM's V2 model runner, two hours
-	$(ENGINES) 4 --dist loadgroup --runner v2 -o timeout=900 -m '(engine or server) and not full'
+v2: venv ## the tests of engines and a server on vLLM's V2 model runner
+	$(PY) -m tests --v2
 
-test-all: lint ## the same with nothing left out, hours
+test-all: lint ## the same with nothing left out
 	$(PY) -m tests --all
 
 # Without what takes long in them: random runs of the scheduler, and tests of the benchmarks.

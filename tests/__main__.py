@@ -17,6 +17,7 @@ from tests.v2 import selection
 
 # Folders that have tests of engines and servers; the first two have no others.
 ENGINES = ("tests/engine", "tests/server", "tests/docs", "tests/examples", "tests/recipes")
+V2 = "V2 model runner"
 
 
 def pytest(workers: int, dist: str, *arguments: str) -> tuple[str, ...]:
@@ -30,8 +31,8 @@ def steps(everything: bool) -> dict[str, tuple[str, ...]]:
     some, full, v2 = ("--changed",), " and not full", selection.IN_EVERY_RUN
     if everything:
         some, full = (), ""
-        # In Triton's interpreter; what is marked "full" is for V1 alone.
-        v2 = ("-o", "timeout=900", "-m", "(engine or server) and not full", *ENGINES[:2])
+        # In Triton's interpreter.
+        v2 = ("-o", "timeout=900", "-m", "(engine or server) and not full", *selection.FILES)
     rest = (f"--ignore={folder}" for folder in ENGINES[:2])
     # One worker has all tests of a file, and all those that share a server (conftest.py).
     found = {
@@ -41,7 +42,7 @@ def steps(everything: bool) -> dict[str, tuple[str, ...]]:
         "engines and servers": pytest(
             4, "loadgroup", *some, "-m", f"(engine or server){full}", *ENGINES
         ),
-        "V2 model runner": pytest(4, "loadgroup", "--runner", "v2", *v2),
+        V2: pytest(4, "loadgroup", "--runner", "v2", *v2),
         "vllm-ascend's own classes": ("-m", "tests.ascend", "--if-possible"),
     }
     if not everything and any("tests/ascend/*" in part.tests for part in changed.now()):
@@ -66,13 +67,17 @@ def run(arguments: Sequence[str]) -> tuple[int, float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--all", action="store_true", help="leave nothing out")
-    everything = parser.parse_args().all
+    parser.add_argument("--v2", action="store_true", help="the step of the V2 model runner alone")
+    arguments = parser.parse_args()
+    everything = arguments.all or arguments.v2
     # With another base than its own, less may have run than has changed since the last time.
-    counts = changed.is_clean() and changed.BASE not in os.environ
+    counts = changed.is_clean() and changed.BASE not in os.environ and not arguments.v2
     table, failed = [], []
-    for name, arguments in steps(everything).items():
-        print(f"\n== {name}: python {' '.join(arguments)}", flush=True)
-        status, seconds, cpu = run(arguments)
+    for name, command in steps(everything).items():
+        if arguments.v2 and name != V2:
+            continue
+        print(f"\n== {name}: python {' '.join(command)}", flush=True)
+        status, seconds, cpu = run(command)
         table.append(f"{seconds / 60:8.1f} {cpu / 60:8.1f}  {name}{' FAILED' if status else ''}")
         failed += [name] if status else []
     print("\n minutes  of CPU  step", *table, sep="\n")
@@ -82,6 +87,11 @@ def main() -> None:
             f"Left out, as nothing that they are about has changed since {changed.base()}: {parts}."
         )
         print("Left out: tests marked 'full', and most of those on the V2 model runner (make v2).")
+    else:
+        print(
+            "Not run on the V2 model runner: what is marked 'full', and tests of engines and "
+            f"servers in files other than {', '.join(selection.FILES)}."
+        )
     if failed:
         sys.exit(f"Failed: {', '.join(failed)}.")
     if counts:

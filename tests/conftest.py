@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Shared fixtures: the tiny model with its adapters, made once per run, and the naive reference."""
 
+import functools
 import itertools
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # Before anything imports vLLM or transformers: no hub, no usage reports, a small KV cache.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -37,6 +40,7 @@ LONG = (
     "tests/engine/test_speculation.py",
 )
 SHARED = ("server", "default_server")  # of tests/server/conftest.py, for the whole session
+SERVERS = "servers"  # the group of files whose tests want one of them
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,23 +68,40 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return changed.is_in(collection_path, config.stash[LEFT_OUT]) or None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    shared = {item.location[0] for item in items if _shares_a_server(item)}
-    for item in items if config.pluginmanager.hasplugin("xdist") else ():
-        # With --dist loadgroup, a group is one worker's.
-        file = item.location[0]
-        item.add_marker(pytest.mark.xdist_group("server" if file in shared else file))
-    items.sort(key=lambda i: (i.location[0] not in shared, not i.nodeid.startswith(LONG)))
-    if config.getoption("runner") == "v2":
-        from tests.v2 import selection
-
-        selection.apply(items)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda i: (_group(i.nodeid) != SERVERS, not i.nodeid.startswith(LONG)))
 
 
-def _shares_a_server(item: pytest.Item) -> bool:
-    """Whether a test wants a server of the session, not one of its module under the same name."""
-    definitions = item._fixtureinfo.name2fixturedefs
-    return any(n in definitions and definitions[n][-1].scope == "session" for n in SHARED)
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With ``--dist loadgroup`` a group is one worker's. (xdist 3.8 tells groups by ids that pytest
+    9.2 does not let it change: by itself it would hand out each test alone.)
+    """
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return Groups(config, log)
+
+
+def _group(nodeid: str) -> str:
+    """A file, or those files whose tests share a server of the session."""
+    file = nodeid.partition("::")[0]
+    return SERVERS if _shares_a_server(file) else file
+
+
+@functools.cache
+def _shares_a_server(file: str) -> bool:
+    """Not where it has one of its own under the same name."""
+    if not file.startswith("tests/server/"):
+        return False
+    text, names = (changed.ROOT / file).read_text(), "|".join(SHARED)
+    used = re.search(rf"^def test_\w+\([^)]*\b({names}): ", text, re.M)
+    return used is not None and "\ndef server(" not in text
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -3,6 +3,7 @@
 
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,18 @@ def test_all_leaves_nothing_out() -> None:
     assert len(every) == 4
     v1 = [word for name, words in every.items() if "V2" not in name for word in words]
     assert "--changed" not in v1 and not any("full" in word for word in v1)
+
+
+def test_a_file_is_one_workers() -> None:
+    """What its tests share, an engine say, is then made once."""
+    files = ("tests/unit/test_environment.py", "tests/unit/test_versions.py")
+    command = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *files)
+    done = subprocess.run(
+        [*command, "--numprocesses", "2", "--dist", "loadgroup"],
+        cwd=changed.ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = set(re.findall(r"^\[(gw\d)\] .* PASSED ([\w/.]+)", done.stdout, re.M))
+    assert len(found) == len(files), done.stdout
