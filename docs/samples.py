@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pages as the commands write them, from runs with a real model: docs/samples/*.json.
+"""A page as ``vllm-cold explain`` writes it, from a run with a real model: docs/samples/*.json.
 
-As a hook of mkdocs it puts samples/explain.html and samples/tune.html into the site, made anew by
-the code that the commands use. ``python -m docs.samples`` records the runs again, in five minutes,
-with SmolLM2-135M-Instruct (``... explain`` or ``... tune`` one of them): what is in the files is
-what the commands made, but for the folders' names.
+As a hook of mkdocs it puts samples/explain.html into the site, made anew by the code that the
+command uses. ``python -m docs.samples`` records the run again, in minutes, with
+SmolLM2-135M-Instruct: what is in the file is what the command made, but for the folders' names.
 """
 
 from __future__ import annotations
@@ -21,10 +20,8 @@ import msgspec
 
 from vllm_cold.tools.explain import page as explain_page
 from vllm_cold.tools.explain.trace import Report
-from vllm_cold.tools.tune import report as tune_report
 
 FOLDER = Path(__file__).with_name("samples")
-PROBLEMS = 200
 ALPHA = 0.02  # a mask, so that all valid tokens are known
 DIGITS = 7  # of numbers in the files: more than a page shows
 _COMPACT: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False, "separators": (",", ":")}
@@ -36,12 +33,7 @@ def explain() -> str:
     return explain_page.render(found)
 
 
-def tune() -> str:
-    """The page of ``vllm-cold tune``, from its ``report.json``."""
-    return tune_report.render(json.loads((FOLDER / "tune.json").read_bytes()))
-
-
-PAGES: dict[str, Callable[[], str]] = {"explain": explain, "tune": tune}
+PAGES: dict[str, Callable[[], str]] = {"explain": explain}
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -82,27 +74,13 @@ def _explain(model: str, work: Path) -> Any:
     return msgspec.to_builtins(render.call_args.args[0])
 
 
-def _tune(model: str, work: Path) -> Any:
-    from examples.demo import documents
-
-    cases = documents.held_out(PROBLEMS)
-    rows = [{"messages": case.messages, "answer": case.claim} for case in cases]
-    _lines(work / "documents.jsonl", rows)
-    _run("tune", work / "documents.jsonl", "--model", model, "--without", "0",
-         "--alpha", "0.1,0.3", "--beta", "0.25,0.5,1", "--preset", "cad,adacad",
-         "--match", "contains", "--max-tokens", "20", "--dtype", "bfloat16",
-         "--max-model-len", "1024", "--output", work / "tuned")  # fmt: skip
-    return json.loads((work / "tuned" / "report.json").read_text(encoding="utf-8"))
-
-
-_RUNS = {"explain": _explain, "tune": _tune}
+_RUNS = {"explain": _explain}
 
 
 def _run(*arguments: Any) -> None:
     from vllm_cold.tools.main import main
 
-    status = main([str(argument) for argument in arguments])
-    if status > 1:  # 1: nothing beats greedy decoding
+    if status := main([str(argument) for argument in arguments]):
         raise SystemExit(status)
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import builtins
-import io
 import json
 import re
 import sys
@@ -13,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from tests.docs.blocks import ROOT, blocks
 from vllm_cold.method.settings import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
-from vllm_cold.tools.tune import command, decode
+from vllm_cold.tools.tune import decode
 from vllm_cold.tools.tune.answers import Answer
 from vllm_cold.tools.tune.decode import Job
 from vllm_cold.tools.tune.grid import Setting
@@ -115,15 +113,13 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--limit", "8"], "with fewer than 6 no difference can be significant. Bring 12"),
+        (["--test-fraction", "0.9"], "with fewer than 6 no difference can be significant. Bring 6"),
         (["--match", "fuzzy"], "--match='fuzzy': must be one of exact, number"),
         (["--match", "number"], "--match=number: line 1: cannot use the answer 'right': it has no"),
         (["--amateur", "{sql}"], "is given twice; leave it out"),
         (["--amateur-prompt", "\udc80"], "--amateur-prompt='\\udc80': must be valid Unicode text"),
         (["--weights", "-1"], "p.jsonl:1: --beta=1.0: no amateur uses it, as each has"),
-        (["--engine-args", "{"], "--engine-args='{': must be a JSON object (Input data was"),
         (["--engine-args", "[1]"], "--engine-args='[1]': must be a JSON object (Expected `object`"),
-        (["--engine-args", '{"model": "x"}'], "--engine-args: model does not belong there; use"),
         (["--engine-args", '{"hf_token": "hf_secret"}'], "set HF_TOKEN"),
     ],
 )
@@ -147,12 +143,9 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--confidence", "1"], "--confidence: 1: must be between 0 and 1, both excluded"),
         (["--test-fraction", "nan"], "--test-fraction: nan: must be between 0 and 1"),
         (["--max-tokens", "0"], "--max-tokens: 0: must be 1 or more"),
-        (["--limit", "x"], "--limit: invalid integer value: 'x'"),
-        (["--seed", "-1"], "--seed: -1: must be 0 or more"),
-        (["--concurrency", "0"], "--concurrency: 0: must be 1 or more"),
+        (["--seed", "x"], "--seed: invalid integer value: 'x'"),
     ],
 )
 def test_numbers_out_of_range(
@@ -177,19 +170,11 @@ def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     report = read_report(tmp_path)
     assert report["gain"] and report["test"]["count"] == COUNT // 2
     assert len(report["changes"]) == COUNT // 2 and report["changes"][0]["cold"] == "right"
-    names = {"report.json", "report.html", "answers.jsonl"}
+    names = {"report.json", "answers.jsonl"}
     assert {path.name for path in (tmp_path / "out").iterdir()} == names
     printed = capsys.readouterr()
     assert f"{COUNT} problems (20 dev, 20 held out), 2 settings. 0 answers are" in printed.err
     assert printed.out.splitlines()[-1] == report["headline"]
-
-
-def test_a_terminal_has_a_bar(line: Line, engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    console = Console(file=io.StringIO(), force_terminal=True, width=80)
-    monkeypatch.setattr(command, "Console", lambda **_: console)
-    assert main(line()) == 0
-    printed = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "80/80" in printed and "20/20" in printed and "━" in printed
 
 
 def test_the_status_is_1_where_nothing_is_better(
@@ -214,7 +199,7 @@ def test_a_fault_has_a_status_of_its_own(
     assert main(line()) == 0
 
 
-@pytest.mark.parametrize("end", [0, 1, 40, 79, 80, 99])
+@pytest.mark.parametrize("end", [0, 40, 80, 99])
 def test_going_on_after_an_interruption_at_any_place(
     line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: int
 ) -> None:
@@ -239,20 +224,12 @@ def test_what_the_answers_depend_on_may_not_change(
         (["--max-tokens", "9"], "max_tokens was 256 and is 9"),
         (["--chat"], "chat was False and is True"),
         (["--stop", "x"], "stop was [] and is ['x']"),
-        (["--dtype", "half"], "engine changed"),
+        (["--dtype", "half"], "engine"),
         (["--model", "org/other"], "model was 'org/model' and is 'org/other'"),
     ):
         assert main(line(*more)) == 2
         printed = capsys.readouterr().err
         assert "holds answers of another run (" in printed and said in printed
-    write_texts(tmp_path, cold_part=[0, 1])
-    assert main(line()) == 2
-    assert "had another prompt or contrast" in capsys.readouterr().err
-    write_chats(tmp_path)
-    assert main(line()) == 2
-    assert "(none of its problems is among these)" in capsys.readouterr().err
-    write_texts(tmp_path)
-    assert main(line()) == 0
     (tmp_path / "sql" / "adapter_config.json").write_text('{"r": 4}')
     assert main(line()) == 2
     assert "(files changed)" in capsys.readouterr().err
@@ -262,7 +239,6 @@ def test_what_the_answers_depend_on_may_not_change(
 def test_rule_split_answers_and_grid_may_change(line: Line, engine: Engine, tmp_path: Path) -> None:
     assert main(line()) == 0
     assert main(line("--match", "contains")) == 0
-    assert main(line("--confidence", "0.9")) == 0
     file = tmp_path / "p.jsonl"
     file.write_text(file.read_text().replace('"right"', '["right", "Right"]', 1))
     assert main(line()) == 0
@@ -420,29 +396,26 @@ def test_notes_say_what_a_reader_has_to_know(line: Line, engine: Engine, tmp_pat
     assert any("Nothing is right, with" in note for note in read_report(tmp_path)["notes"])
 
 
-@pytest.mark.parametrize(("module", "library"), [("verdict", "scipy"), ("report", "jinja2")])
 def test_a_library_that_is_missing_is_named_before_anything_starts(
     line: Line,
     engine: Engine,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    module: str,
-    library: str,
 ) -> None:
     original = builtins.__import__
 
     def refuse(name: str, *arguments: Any) -> Any:
-        if name.partition(".")[0] == library:
+        if name.partition(".")[0] == "scipy":
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
         return original(name, *arguments)
 
     # As in a process that has imported none of them.
-    for name in ("command", module):
+    for name in ("command", "verdict"):
         monkeypatch.delitem(sys.modules, f"vllm_cold.tools.tune.{name}", raising=False)
         monkeypatch.delattr(tune, name, raising=False)
     monkeypatch.setattr(builtins, "__import__", refuse)
     assert main(line()) == 2
-    said = f"this command needs {library}: install vllm-cold with its extra tools, or pip"
+    said = "this command needs scipy: install vllm-cold with its extra tools, or pip"
     assert said in capsys.readouterr().err
     assert not engine.tasks
 
@@ -473,11 +446,3 @@ def test_the_page_names_options_that_exist() -> None:
         *("--cold-" + name.replace("_", "-") for name in ENGINE),
     }  # of vllm serve
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page)) <= known
-
-
-def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        build_parser().parse_args(["tune", "--help"])
-    assert end.value.code == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "module:function" in printed and "Ends with status 0" in printed

@@ -30,42 +30,26 @@ def figures(text: str) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("no figure", []),
         ("42", ["42"]),
-        ("It is 42.", ["42"]),
         ("42, I think", ["42"]),
         ("1,234,567.50", ["1234567.50"]),
-        ("1234567", ["1234567"]),
         ("1,23", ["1", "23"]),  # no group of three
-        ("1,2345", ["1", "2345"]),
         ("1234,567", ["1234", "567"]),
-        ("1, 2, 3", ["1", "2", "3"]),
         ("-5", ["-5"]),
         ("\u22125", ["-5"]),
-        ("+5", ["5"]),
-        ("x = -5", ["-5"]),
         ("x=-5", ["-5"]),
         ("10-5", ["10", "5"]),
-        ("10 - 5", ["10", "5"]),
         ("(10)-5", ["10", "5"]),
         ("10%-5", ["10", "5"]),
-        ("\\boxed{-5}", ["-5"]),
         (".5", ["0.5"]),
-        ("-.5", ["-0.5"]),
-        ("0.5.", ["0.5"]),
         ("1.2.3", ["1.2", "3"]),
-        ("1e3", ["1E+3"]),
         ("2.5E-3", ["0.0025"]),
         ("1e9999", ["1"]),  # no exponent of more than three digits
         ("12.5 %", ["12.5"]),
-        ("$1,000", ["1000"]),
         ("-$3.50", ["-3.50"]),
-        ("\u20ac7", ["7"]),
         ("42km", ["42"]),
         ("GPT4 and w17, x2", []),  # part of a word
-        ("v_1", []),
         ("\u0664", []),  # an Arabic figure
-        ("3/4", ["3", "4"]),
     ],
 )
 def test_what_a_number_is(text: str, expected: list[str]) -> None:
@@ -81,41 +65,25 @@ def test_every_number_is_read_as_it_is_written(value: Decimal, grouped: bool) ->
 
 
 @pytest.mark.parametrize(
-    ("output", "answer", "right"),
-    [
-        ("first 3, then 4", "4", True),
-        ("first 3, then 4", "3", False),
-        ("4.00", "4", True),
-        ("4.01", "4", False),
-        ("-4", "4", False),
-        ("$1,234", "1234 dollars", True),
-        ("50%", "50", True),
-        ("50", "50 %", True),
-        ("50", "0.5", False),
-        ("nothing", "4", False),
-        ("0.10000000000000000000000000000000001", "0.1", False),  # beyond a float
-    ],
-)
-def test_number(output: str, answer: str, right: bool) -> None:
-    assert score("number", output, answer) == right
-
-
-@pytest.mark.parametrize(
     ("how", "output", "answer", "right"),
     [
+        ("number", "first 3, then 4", "4", True),
+        ("number", "first 3, then 4", "3", False),
+        ("number", "4.00", "4", True),
+        ("number", "-4", "4", False),
+        ("number", "50%", "50", True),
+        ("number", "nothing", "4", False),
+        ("number", "0.10000000000000000000000000000000001", "0.1", False),  # beyond a float
         ("exact", " Paris\n", "Paris", True),
         ("exact", "Paris", " Paris ", True),
         ("exact", "paris", "Paris", False),
-        ("exact", "Paris.", "Paris", False),
-        ("exact", "New  York", "New York", False),
         ("contains", "It is Paris.", "Paris ", True),
         ("contains", "It is paris.", "Paris", False),
         ("regex", "It is paris.", "(?i)PARIS", True),
-        ("regex", "It is paris.", "^paris", False),
         ("regex", "a\nb", r"\Aa$", False),
     ],
 )
-def test_text_rules(how: str, output: str, answer: str, right: bool) -> None:
+def test_rules(how: str, output: str, answer: str, right: bool) -> None:
     assert score(how, output, answer) == right
 
 
@@ -165,23 +133,11 @@ value = 3
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("name", "output", "expected"),
-    [
-        ("half", "", 0.5),
-        ("right", "a", 1.0),
-        ("right", "b", 0.0),
-        ("array", "", 0.25),
-        ("Rules.inner", "a", 1.0),
-    ],
-)
-def test_a_callable(here: Path, name: str, output: str, expected: float) -> None:
-    found = score(f"scoring_of_mine:{name}", output, "a")
-    assert type(found) is float
-    assert found == expected
-
-
-def test_a_callable_gets_a_list_where_the_file_has_one(here: Path) -> None:
+def test_a_callable(here: Path) -> None:
+    for name, output, expected in (("half", "", 0.5), ("array", "", 0.25), ("Rules.inner", "b", 0)):
+        found = score(f"scoring_of_mine:{name}", output, "a")
+        assert type(found) is float and found == expected
+    # It gets a list where the file has one.
     assert score("scoring_of_mine:many", "b", "a", "b") == 1.0
     assert score("scoring_of_mine:many", "a", "a") == 0.0
 

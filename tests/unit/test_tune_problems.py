@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
+from vllm_cold.tools.tune.verdict import FEWEST
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +41,6 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
     ]
     assert [p.answers for p in problems] == [("1",), ("2", "2.5"), ("-3",)]
     assert problems[1].prompt == (("user", "two"),)
-    assert problems[1].text == "user: two"
 
 
 @pytest.mark.parametrize(
@@ -48,39 +48,20 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
     [
         ("{oops", r":2: Invalid JSON: .* at line 1 column 2"),
         ("[" * 100_000, r":2: Invalid JSON: recursion"),
-        ("[1]", r":2: Input should be an object"),
         ({"prompt": "p"}, r":2: answer: Field required"),
-        ({"prompt": "p", "answer": None}, r":2: answer: must be text"),
         ({"prompt": "p", "answer": True}, r":2: answer: must be text"),
-        ({"prompt": "p", "answer": " "}, r":2: answer: must be text"),
         ({"prompt": "p", "answer": []}, r":2: answer: an empty list"),
-        ({"prompt": "p", "answer": ["a", None]}, r":2: answer: must be text"),
         ('{"prompt": "p", "answer": NaN}', r":2: answer: must be text"),
         ({"answer": "a"}, r':2: needs either "prompt" or "messages"'),
         ({"prompt": "", "answer": "a"}, r":2: prompt: .*at least 1 character"),
-        ({"prompt": 5, "answer": "a"}, r":2: prompt: .*valid string"),
         ({"messages": [], "answer": "a"}, r":2: messages: .*at least 1 item"),
         ({"messages": [{"role": "user"}], "answer": "a"}, r":2: messages\.0\.content: Field"),
-        (
-            {"prompt": "p", "messages": [{"role": "user", "content": "c"}], "answer": "a"},
-            r":2: needs either",
-        ),
         (
             '{"prompt": "a\\ud800b", "answer": "a"}',
             r":2: Invalid JSON: .*hex escape",
         ),
-        (
-            {"messages": [{"role": "user", "content": "\udc80"}], "answer": "a"},
-            r":2: Invalid JSON: .*surrogate",
-        ),
-        ('{"prompt": "p", "answer": -Infinity}', r":2: answer: must be text"),
         ({"prompt": "p", "answer": "a", "id": "first"}, r":2: id: 'first' is line 1's"),
         ({"prompt": "p", "answer": "a", "cold_beta": 1}, r":2: cold_beta=1: a row may have"),
-        ({"prompt": "p", "answer": "a", "cold_witout": 1}, r":2: cold_witout=1: a row may"),
-        (
-            '{"prompt": "p", "answer": "a", "cold_amateur_prompt": "\\ud800"}',
-            r":2: Invalid JSON: .*hex escape",
-        ),
         (
             {"prompt": "good", "answer": "a", "cold_amateur_prompt": "other"},
             r":2: has the prompt of line 1 with another answer or contrast; give all",
@@ -99,16 +80,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         load_problems(str(tmp_path / "missing.jsonl"))
     with pytest.raises(ToolError, match="cannot be read"):
         load_problems(str(tmp_path))
+    (tmp_path / "marked.jsonl").write_text('\ufeff{"prompt": "p", "answer": "a"}\n')
+    assert len(load_problems(str(tmp_path / "marked.jsonl"))[0]) == 1  # a byte order mark
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
     with pytest.raises(ToolError, match=r"not UTF-8 \(byte 12\)"):
         load_problems(str(tmp_path / "latin.jsonl"))
-
-
-def test_repeated_rows_count_once(tmp_path: Path) -> None:
-    rows = [{"prompt": f"p{i % 3}", "answer": f"a{i % 3}"} for i in range(7)]
-    problems, repeated = load_problems(write(tmp_path / "p.jsonl", *rows))
-    assert [p.id for p in problems] == ["line-1", "line-2", "line-3"]
-    assert repeated == 4
 
 
 def test_with_chat_a_text_is_a_users_message(tmp_path: Path) -> None:
@@ -149,41 +125,25 @@ def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
     assert repeated == 1  # the last says what the first has from the options
 
 
-def test_numbers_of_any_size(tmp_path: Path) -> None:
-    file = write(tmp_path / "p.jsonl", f'{{"prompt": "p", "answer": 1{"0" * 399}}}')
-    (problem,) = load_problems(file)[0]
-    assert problem.answers == ("1" + "0" * 399,)
-    write(tmp_path / "p.jsonl", f'{{"prompt": "p", "answer": 1{"0" * 9999}}}')
-    with pytest.raises(ToolError, match="p.jsonl:1: "):
-        load_problems(file)
-
-
-def test_limit_and_byte_order_mark(tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
-    file.write_text('\ufeff{"prompt": "p", "answer": "a"}\n{"prompt": "q", "answer": "a"}\n')
-    assert len(load_problems(str(file))[0]) == 2
-    assert [p.prompt for p in load_problems(str(file), 1)[0]] == ["p"]
-
-
 def some(count: int) -> list[Problem]:
     return [Problem(f"p{n}", n, f"p{n}", ("a",)) for n in range(count)]
 
 
-@given(st.integers(20, 500), st.floats(0.1, 0.9), st.integers(0, 2**32), st.integers(2, 6))
-def test_a_split_is_a_partition(count: int, fraction: float, seed: int, fewest: int) -> None:
+@given(st.integers(12, 500), st.floats(0.1, 0.9), st.integers(0, 2**32))
+def test_a_split_is_a_partition(count: int, fraction: float, seed: int) -> None:
     in_test = round(count * fraction)
-    if min(in_test, count - in_test) < fewest:
+    if min(in_test, count - in_test) < FEWEST:
         with pytest.raises(ToolError, match="can be significant. Bring"):
-            split_problems(some(count), fraction, seed, fewest)
+            split_problems(some(count), fraction, seed)
         return
-    dev, test = split_problems(some(count), fraction, seed, fewest)
+    dev, test = split_problems(some(count), fraction, seed)
     assert sorted(dev + test, key=lambda problem: problem.line) == some(count)
     assert len(test) == in_test
-    assert (dev, test) == split_problems(some(count), fraction, seed, fewest)
+    assert (dev, test) == split_problems(some(count), fraction, seed)
 
 
 def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
-    splits = [[p.line for p in split_problems(some(100), 0.5, s, 6)[1]] for s in range(20)]
+    splits = [[p.line for p in split_problems(some(100), 0.5, s)[1]] for s in range(20)]
     assert len(set(map(tuple, splits))) == 20
     # About half of a random test set lies in the file's first half.
     in_first_half = sum(index < 50 for test in splits for index in test)
@@ -192,5 +152,5 @@ def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
 
 def test_the_number_of_problems_that_is_asked_for_is_enough() -> None:
     with pytest.raises(ToolError, match="Bring 20 problems or more"):
-        split_problems(some(11), 0.3, 0, 6)
-    split_problems(some(20), 0.3, 0, 6)
+        split_problems(some(11), 0.3, 0)
+    split_problems(some(20), 0.3, 0)

@@ -84,12 +84,6 @@ def add_parser(subparsers: Any) -> None:
         "--chat", action="store_true", help='put each "prompt" into the model\'s chat template'
     )
     what.add_argument(
-        "--limit",
-        type=_at_least(1),
-        metavar="N",
-        help="use the first N problems only (default: all)",
-    )
-    what.add_argument(
         "--max-tokens", type=_at_least(1), default=256, help="per output (default: 256)"
     )
     what.add_argument(
@@ -131,12 +125,6 @@ def add_parser(subparsers: Any) -> None:
         default=0.5,
         help="share of problems held out to judge the setting (default: 0.5)",
     )
-    search.add_argument(
-        "--confidence",
-        type=_share,
-        default=0.95,
-        help="of the intervals; a difference is significant at 1 minus this (default: 0.95)",
-    )
     search.add_argument("--seed", type=_at_least(0), default=0, help="of the split (default: 0)")
 
     files = parser.add_argument_group("files")
@@ -144,7 +132,7 @@ def add_parser(subparsers: Any) -> None:
         "--output",
         default="cold-tune",
         metavar="DIR",
-        help="results and reports; the same command goes on there after a crash "
+        help="answers and report; the same command goes on there after a crash "
         "(default: cold-tune)",
     )
     files.add_argument("--verbose", action="store_true", help="show vLLM's own log")
@@ -179,6 +167,6 @@ def run(options: argparse.Namespace) -> int:
         ToolError: a mistake in the options, the files or the scoring callable.
     """
     with named_libraries():
-        # What writes the reports, too: what is missing is named before anything is decoded.
+        # What judges and prints, too: what is missing is named before anything is decoded.
         from vllm_cold.tools.tune import command
     return command.run(options)

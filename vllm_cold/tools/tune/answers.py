@@ -107,7 +107,7 @@ class Answers(dict[tuple[Setting | None, str], Answer]):
             changed = _differences(json.loads(head), json.loads(json.dumps(self._made_with())))
             for number, line in enumerate(lines, 2):
                 row = msgspec.convert(json.loads(line), _Line)
-                # Of others, the file of problems had more rows, or --limit was larger.
+                # Of others, the file of problems had more rows.
                 if (problem := ours.get(row.id)) is None:
                     continue
                 if [row.prompt, row.contrast] != _asked(problem):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``vllm-cold tune`` from its options to its reports."""
+"""``vllm-cold tune`` from its options to its report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from vllm_cold.tools.contrast import ROW_KEYS, request_args
 from vllm_cold.tools.engine import prepare_environment
+from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import report, verdict
 from vllm_cold.tools.tune.advice import serve_line, server_defaults
 from vllm_cold.tools.tune.answers import Answer, Answers, open_answers
@@ -24,6 +26,7 @@ from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
 from vllm_cold.tools.tune.task import Task, read_task
 
+FORMAT = 4  # of report.json
 CUT = 0.05  # share of answers cut off by --max-tokens that is worth a word
 
 
@@ -47,7 +50,7 @@ class Tuning:
         cold, greedy = (
             np.array([self._score(one, problem) for problem in problems]) for one in (setting, None)
         )
-        return verdict.compare(cold, greedy, self._task.options.confidence)
+        return verdict.compare(cold, greedy)
 
     def judge(self) -> tuple[list[verdict.Row], verdict.Comparison]:
         """Decode what is missing: the grid on the dev problems and greedy on all, then the picked
@@ -95,7 +98,7 @@ class Tuning:
         changes = [
             {
                 "id": problem.id,
-                "prompt": problem.text,
+                "prompt": problem.prompt,
                 "answers": list(problem.answers),
                 "greedy": self._answers[None, problem.id].text,
                 "cold": self._answers[best, problem.id].text,
@@ -118,13 +121,14 @@ def _advice(task: Task, setting: Setting, gain: bool) -> tuple[str, list[str]]:
     beside it where they are decoded with CoLD.
     """
     args = {**task.args, **setting.args}
+    own = any(problem.own_keys for problem in task.problems)
     rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
-    rows = rows if task.own_contrasts else []
-    told = request_args(args, None if rows else task.model)
+    rows = rows if own else []
+    told = request_args(args, None if own else task.model)
     if task.server is not None:
         sent = told if gain else {"cold": 0}
         return json.dumps({"model": task.expert or task.model, "vllm_xargs": sent}), rows
-    defaults = None if rows else server_defaults(args)
+    defaults = None if own else server_defaults(args)
     must = [] if defaults is not None else [f'"vllm_xargs": {json.dumps(told)}', *rows]
     line = serve_line(task.model, task.adapters, task.engine, (defaults or {}) if gain else None)
     return line, must
@@ -155,13 +159,50 @@ def _notes(
             "Nothing is right, with either kind of decoding. Compare answers.jsonl with the "
             "answers that you expect: --match, --chat, --stop or --max-tokens may be wrong."
         )
-    if (test.low > 0.0 or test.high < 0.0) != (test.p < verdict.level_of(options.confidence)):
+    if (test.low > 0.0 or test.high < 0.0) != (test.p < verdict.LEVEL):
         notes.append("Interval and p disagree about zero: p decides, the interval is of size.")
     return notes
 
 
+def _report(
+    task: Task, tuning: Tuning, rows: list[verdict.Row], test: verdict.Comparison
+) -> dict[str, Any]:
+    """The content of report.json, which the terminal shows."""
+    best, options = verdict.pick(rows), task.options
+    gain = verdict.is_gain(best.dev, test)
+    serve, must = _advice(task, best.setting, gain)
+    return {
+        "format": FORMAT,
+        "gain": gain,
+        "headline": verdict.headline(rows, test),
+        "details": verdict.details(rows, test),
+        "best": {"name": str(best.setting), **best.setting.values},
+        "test": msgspec.to_builtins(test),
+        "settings": [
+            {
+                "name": str(row.setting),
+                "picked": row is best,
+                "setting": row.setting.values,
+                "dev": msgspec.to_builtins(row.dev),
+            }
+            for row in rows
+        ],
+        "changes": tuning.changes(best.setting),
+        "notes": _notes(task, tuning, best, test, must),
+        "serve": serve,
+        "run": {
+            "data": Path(options.data).name,
+            "contrast": task.args,
+            "match": options.match,
+            "seed": options.seed,
+            "test_fraction": options.test_fraction,
+            **{name: what for name, what in task.made_with().items() if name != "files"},
+        },
+    }
+
+
 def run(options: argparse.Namespace) -> int:
-    """Decode what is missing, judge, write the reports and print them.
+    """Decode what is missing, judge, write the report and print it.
 
     Returns:
         0 if a setting beats greedy significantly, 1 if none does.
@@ -187,24 +228,11 @@ def run(options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             raise
-        best = verdict.pick(rows)
-        gain = verdict.is_gain(best.dev, test, verdict.level_of(options.confidence))
-        serve, must = _advice(task, best.setting, gain)
-        found = report.build(
-            rows=rows,
-            test=test,
-            confidence=options.confidence,
-            changes=tuning.changes(best.setting),
-            notes=_notes(task, tuning, best, test, must),
-            serve=serve,
-            run={
-                "data": Path(options.data).name,
-                "contrast": task.args,
-                "match": options.match,
-                "seed": options.seed,
-                "test_fraction": options.test_fraction,
-                **{name: what for name, what in task.made_with().items() if name != "files"},
-            },
-        )
-    report.show(Console(), found, report.write(found, Path(options.output)))
-    return 0 if gain else 1
+        found = _report(task, tuning, rows, test)
+    path = Path(options.output, "report.json")
+    try:
+        path.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ToolError(f"{path}: cannot be written: {error.strerror}") from error
+    report.show(Console(), found, str(path))
+    return 0 if found["gain"] else 1

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator
 from vllm_cold.tools.contrast import Prompt, merge, messages_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_row
+from vllm_cold.tools.tune.verdict import FEWEST
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,6 @@ class Problem:
     def place(self) -> str:
         """Where it stands, for errors."""
         return f"problem {self.id!r} (line {self.line})"
-
-    @property
-    def text(self) -> str:
-        """The prompt for people: messages one below the other."""
-        if isinstance(self.prompt, str):
-            return self.prompt
-        return "\n".join(f"{role}: {content}" for role, content in self.prompt)
 
 
 def _as_text(value: Any) -> str:
@@ -84,7 +78,6 @@ def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
 
 def load_problems(
     path: str,
-    limit: int | None = None,
     args: Mapping[str, Any] | None = None,
     check: Callable[[Problem], None] = lambda problem: None,
     chat: bool = False,
@@ -96,7 +89,6 @@ def load_problems(
 
     Args:
         path: A JSONL file, UTF-8.
-        limit: Keep the first so many problems.
         args: What is contrasted with where a row does not say.
         check: Raises ValueError for a problem that cannot be decoded.
         chat: Whether a text goes through the chat template, as a user's message.
@@ -120,8 +112,6 @@ def load_problems(
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        if len(by_id) == limit:
-            break
         try:
             problem = _parse(line, number, args or {})
             check(problem)
@@ -142,7 +132,7 @@ def load_problems(
 
 
 def split_problems(
-    problems: Sequence[Problem], test_fraction: float, seed: int, fewest: int
+    problems: Sequence[Problem], test_fraction: float, seed: int
 ) -> tuple[list[Problem], list[Problem]]:
     """Draw the dev problems, which pick a setting, and the held-out ones, which judge it.
 
@@ -150,7 +140,6 @@ def split_problems(
         problems: All.
         test_fraction: Share of held-out problems, in (0, 1).
         seed: Of the draw, 0 or more.
-        fewest: Of each, for a difference to be significant at all.
 
     Returns:
         The dev and the held-out problems, both in the file's order.
@@ -160,11 +149,11 @@ def split_problems(
     """
     count = len(problems)
     in_test = round(count * test_fraction)
-    if min(in_test, count - in_test) < fewest:
-        needed = math.ceil(fewest / min(test_fraction, 1.0 - test_fraction))
+    if min(in_test, count - in_test) < FEWEST:
+        needed = math.ceil(FEWEST / min(test_fraction, 1.0 - test_fraction))
         raise ToolError(
             f"{count} problems with --test-fraction {test_fraction:g} are {count - in_test} dev "
-            f"and {in_test} held-out ones; with fewer than {fewest} no difference can be "
+            f"and {in_test} held-out ones; with fewer than {FEWEST} no difference can be "
             f"significant. Bring {needed} problems or more (docs/tuning.md says how many "
             "are useful)"
         )

@@ -25,7 +25,6 @@ from vllm_cold.tools.contrast import (
 )
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
-from vllm_cold.tools.tune import verdict
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
@@ -77,11 +76,6 @@ class Task:
     args: dict[str, Any]
     engine: dict[str, Any]
     server: Server | None
-
-    @property
-    def own_contrasts(self) -> bool:
-        """Whether a problem says itself what it is contrasted with."""
-        return any(problem.own_keys for problem in self.problems)
 
     def made_with(self) -> dict[str, Any]:
         """All that answers depend on beside problem and setting, as JSON."""
@@ -161,13 +155,12 @@ def read_task(options: argparse.Namespace) -> Task:
         except ColdError as error:
             raise ValueError(as_written(error, problem.own_keys)) from None
 
-    problems, repeated = load_problems(options.data, options.limit, args, check, options.chat)
-    fewest = verdict.fewest_problems(verdict.level_of(options.confidence))
+    problems, repeated = load_problems(options.data, args, check, options.chat)
     return Task(
         options,
         grid,
         problems,
-        *split_problems(problems, options.test_fraction, options.seed, fewest),
+        *split_problems(problems, options.test_fraction, options.seed),
         repeated,
         load_matcher(options.match, problems),
         model,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,10 @@ from scipy import stats  # type: ignore[import-untyped,unused-ignore]
 from vllm_cold.tools.tune.grid import Setting
 
 Scores = NDArray[np.float64]
+
+CONFIDENCE = 0.95  # of the intervals
+LEVEL = 0.05  # below this p a difference is significant
+FEWEST = 6  # problems with which p can be below it, if all differ in the same direction
 
 
 @dataclass(frozen=True)
@@ -46,19 +51,7 @@ class Comparison:
     worse: int
 
 
-def level_of(confidence: float) -> float:
-    """The level of significance that goes with a confidence; 0.05 for 0.95, to the last digit."""
-    return round(1.0 - confidence, 12)
-
-
-def fewest_problems(level: float) -> int:
-    """The fewest problems with which McNemar's exact test can have p < level: all must differ,
-    and all in the same direction.
-    """
-    return math.floor(math.log2(2.0 / level)) + 1
-
-
-def compare(cold: Scores, greedy: Scores, confidence: float) -> Comparison:
+def compare(cold: Scores, greedy: Scores) -> Comparison:
     """Compare paired scores [n].
 
     The test is the sign test, which for scores of 0 and 1 is McNemar's exact one.
@@ -72,18 +65,17 @@ def compare(cold: Scores, greedy: Scores, confidence: float) -> Comparison:
     Args:
         cold: CoLD's scores.
         greedy: Greedy's scores of the same problems, in the same order.
-        confidence: Of the interval, in (0, 1).
     """
     differences, count = cold - greedy, len(cold)
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
     seen = np.append(differences, (1.0, -1.0))
-    low, high = stats.norm.interval(confidence, seen.mean(), seen.std() / math.sqrt(len(seen)))
+    low, high = stats.norm.interval(CONFIDENCE, seen.mean(), seen.std() / math.sqrt(len(seen)))
     differing, p = better + worse, 1.0
     if differing:
         found = stats.binomtest(better, differing, 0.5)
         p = float(found.pvalue)
         if np.isin((cold, greedy), (0.0, 1.0)).all():
-            exact = found.proportion_ci(confidence)
+            exact = found.proportion_ci(CONFIDENCE)
             low = min(low, differing / count * (2.0 * exact.low - 1.0))
             high = max(high, differing / count * (2.0 * exact.high - 1.0))
     return Comparison(
@@ -99,14 +91,8 @@ def compare(cold: Scores, greedy: Scores, confidence: float) -> Comparison:
     )
 
 
-@dataclass(frozen=True)
-class Row:
-    """One setting on the dev problems, which pick one.
-
-    Attributes:
-        setting: The setting.
-        dev: Against greedy.
-    """
+class Row(NamedTuple):
+    """A setting against greedy decoding on the dev problems, which pick one."""
 
     setting: Setting
     dev: Comparison
@@ -117,12 +103,12 @@ def pick(rows: Sequence[Row]) -> Row:
     return max(rows, key=lambda row: row.dev.cold)
 
 
-def is_gain(dev: Comparison, test: Comparison, level: float) -> bool:
+def is_gain(dev: Comparison, test: Comparison) -> bool:
     """Whether the picked setting beats greedy decoding: significantly on the held-out problems,
     more often and by its mean, and at all on the dev ones.
     """
     is_better = test.better > test.worse and test.difference > 0.0
-    return test.p < level and is_better and dev.difference > 0.0
+    return test.p < LEVEL and is_better and dev.difference > 0.0
 
 
 def points(difference: float) -> str:
@@ -141,26 +127,21 @@ def interval(found: Comparison) -> str:
     return f"{points(found.low)} to {points(found.high)}"
 
 
-def headline(rows: Sequence[Row], test: Comparison, confidence: float) -> str:
-    """What to use, and what is known of it, in one sentence.
-
-    Args:
-        rows: All settings.
-        test: The picked one on the held-out problems.
-        confidence: Of the intervals.
+def headline(rows: Sequence[Row], test: Comparison) -> str:
+    """What to use, and what is known of it, in one sentence, of all settings on the dev problems
+    and the picked one on the held-out ones.
     """
     best = pick(rows)
     dev = best.dev
     found = (
         f"{points(test.difference)} points on {test.count} held-out problems "
-        f"({100 * confidence:g} % interval {interval(test)}, p = {test.p:.2g})"
+        f"(95 % interval {interval(test)}, p = {test.p:.2g})"
     )
-    level = level_of(confidence)
-    if is_gain(dev, test, level):
+    if is_gain(dev, test):
         return f"Use {best.setting}, which beats greedy decoding: {found}."
     picked = f"{best.setting}"
     picked += f", picked from {len(rows)} settings," if len(rows) > 1 else ""
-    is_worse = test.p < level and test.worse > test.better and test.difference < 0.0
+    is_worse = test.p < LEVEL and test.worse > test.better and test.difference < 0.0
     return (
         f"No setting beats greedy decoding significantly, so use that: {picked} "
         f"{'is significantly worse,' if is_worse else 'differs by'} {found}; "
