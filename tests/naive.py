@@ -2,8 +2,7 @@
 """The naive reference for contrastive decoding: the truth that the vLLM engine is tested with.
 
 One forward pass a stream and step through transformers and peft, a KV cache for each stream, one
-score. It is written to be read, not to be fast, and imports no vLLM. What a step's choice is and
-how clear it is says the doctor's reference (``vllm_cold.tools.doctor.reference``).
+score. It is written to be read, not to be fast, and imports no vLLM.
 
 With the expert's logits e and those of its amateurs a_1, a_2, ..., each a stream with an adapter
 (or the base model), a prompt and a weight w of its own:
@@ -37,7 +36,24 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache
 
-from vllm_cold.tools.doctor import reference
+from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A choice of a token.
+
+    Attributes:
+        scores: [V] float64, -inf for what is no candidate.
+        margin: Best minus second-best score; inf with one candidate.
+        edge: How far logits must move for a change of the candidates to change the token: the
+            chosen one drops out, or one comes in that scores higher. An adaptive weight jumps
+            whenever they change, so there any change counts.
+    """
+
+    scores: Tensor
+    margin: float
+    edge: float
 
 
 @dataclass
@@ -55,7 +71,7 @@ class Trace:
         self.margins.append(margin)
         self.edges.append(edge)
 
-    def choose(self, step: reference.Step) -> int:
+    def choose(self, step: Step) -> int:
         token = int(step.scores.argmax())
         self.append(token, step.margin, step.edge)
         return token
@@ -137,7 +153,7 @@ class Request:
         )
 
 
-def step(logits: Sequence[Tensor], group: Group) -> reference.Step:
+def step(logits: Sequence[Tensor], group: Group) -> Step:
     """Score one step from the logits [V] of each stream, of any dtype.
 
     Raises ValueError for NaN or +inf, and for an expert without a finite logit.
@@ -146,13 +162,43 @@ def step(logits: Sequence[Tensor], group: Group) -> reference.Step:
         raise ValueError("logits contain NaN or +inf")
     if logits[0].max() == -math.inf:
         raise ValueError("the expert allows no token")
-    return reference.step(
-        logits,
-        [amateur.weight for amateur in group.amateurs],
-        group.alpha,
-        group.expert_top_k,
-        [amateur.adaptive for amateur in group.amateurs],
-    )
+    expert, *amateurs = (z.double() for z in logits)
+    log_alpha = math.log(group.alpha) if group.alpha > 0.0 else -math.inf
+    cap, adaptive = group.expert_top_k or 0, [one.adaptive for one in group.amateurs]
+    weights = [
+        adaptive_weight(expert, z, log_alpha, one.weight, cap) if one.adaptive else one.weight
+        for z, one in zip(amateurs, group.amateurs, strict=True)
+    ]
+    scores = group_scores(expert, amateurs, log_alpha, weights, cap)
+    valid = scores > -math.inf
+    if any(adaptive):
+        edge = _change(expert, valid, log_alpha)
+    else:
+        chosen = int(scores.argmax())
+        rest = torch.cat([expert[:chosen], expert[chosen + 1 :]])
+        drops_out = expert[chosen] - _threshold(rest, log_alpha, cap)
+        gain = scores[chosen] - group_scores(expert, amateurs, -math.inf, weights)
+        comes_in = torch.maximum(_threshold(expert, log_alpha, cap) - expert, gain)
+        never = valid | (expert == -math.inf)
+        edge = float(torch.where(never, math.inf, comes_in).min().minimum(drops_out))
+    return Step(scores, margin(scores), edge)
+
+
+def _threshold(expert: Tensor, log_alpha: float, cap: int) -> Tensor:
+    """The smallest of the expert's logits that is a candidate's."""
+    bar = expert.max() + log_alpha
+    return bar.maximum(expert.topk(cap).values[-1]) if 0 < cap <= expert.numel() else bar
+
+
+def _change(expert: Tensor, valid: Tensor, log_alpha: float) -> float:
+    """How far logits must move for the candidates to change at all; the best one stays."""
+    bar = float(expert.max()) + log_alpha
+    drops_out = float(expert[valid].min()) - bar if valid.sum() > 1 else math.inf
+    if bool(valid.all()):
+        return drops_out
+    # What the cap keeps out comes in as soon as it passes the last that is in.
+    most = float(expert[~valid].max())
+    return min(drops_out, (bar if most < bar else float(expert[valid].min())) - most)
 
 
 def group_score(logits: Sequence[Tensor], group: Group) -> Tensor:

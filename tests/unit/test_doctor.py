@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT
+from tests.naive import Amateur, Group, NaiveCold
 from vllm_cold import __version__
 from vllm_cold.cpu import cpu_platform, lora_ops
 from vllm_cold.ops import cpu_library, registry
 from vllm_cold.tools import main
 from vllm_cold.tools.doctor import machine, reference, report, sections, self_test, tiny
-from vllm_cold.tools.doctor.reference import CASES, Decoded
+from vllm_cold.tools.doctor.reference import CASES
 from vllm_cold.tools.doctor.report import Entry, Section, Status
 from vllm_cold.vllm import availability, contracts, plugin, versions
 
@@ -36,40 +37,23 @@ def find(entries: Sequence[Entry] | Section, name: str) -> Entry:
 # The report
 
 
-def made(*statuses: Status) -> list[Section]:
-    return [Section("S", [Entry("n", "v | w\nx <b>", status) for status in statuses], "a ``` b")]
-
-
-@pytest.mark.parametrize(
-    ("statuses", "verdict"),
-    [
-        ((Status.OK, Status.FACT), "No problem found."),
-        ((Status.OK, Status.WARNING), "Problems: 0. Warnings: 1."),
-        ((Status.PROBLEM, Status.PROBLEM, Status.WARNING), "Problems: 2. Warnings: 1."),
-    ],
-)
-def test_verdict(statuses: tuple[Status, ...], verdict: str) -> None:
-    assert report.verdict(made(*statuses)) == verdict
-
-
-def test_json_has_everything() -> None:
-    assert json.loads(report.to_json(made(Status.PROBLEM))) == {
-        "verdict": "Problems: 1. Warnings: 0.",
-        "sections": [
-            {
-                "title": "S",
-                "entries": [{"name": "n", "value": "v | w\nx <b>", "status": "problem"}],
-                "details": "a ``` b",
-            }
-        ],
-    }
-
-
-def test_markdown_has_one_line_for_an_entry_and_one_fence_whatever_the_values() -> None:
-    lines = report.to_markdown(made(Status.PROBLEM, Status.FACT)).splitlines()
-    assert lines[4:7] == ["## S", "- **problem** n: v | w x \\<b>", "- n: v | w x \\<b>"]
-    assert sum("```" in line for line in lines) == 2
-    assert "a ''' b" in lines
+def test_the_report_in_both_forms() -> None:
+    entries = [
+        Entry("n", "v | w\nx <b>", Status.PROBLEM),
+        Entry("m", "fine"),
+        Entry("w", "-", Status.WARNING),
+    ]
+    found = [Section("S", entries, "a ``` b")]
+    told = json.loads(report.to_json(found))
+    assert told["verdict"] == "Problems: 1. Warnings: 1."
+    (section,) = told["sections"]
+    assert section["entries"][0] == {"name": "n", "value": "v | w\nx <b>", "status": "problem"}
+    assert (section["title"], section["details"]) == ("S", "a ``` b")
+    lines = report.to_markdown(found).splitlines()
+    assert lines[2] == "Problems: 1. Warnings: 1."
+    assert lines[4:7] == ["## S", "- **problem** n: v | w x \\<b>", "- m: fine"]
+    assert sum("```" in line for line in lines) == 2 and "a ''' b" in lines
+    assert report.verdict([Section("S", entries[1:2])]) == "No problem found."
 
 
 def test_no_home_in_failures() -> None:
@@ -315,42 +299,44 @@ def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.Monk
 # The self-test
 
 
-def tokens(*numbers: int) -> Decoded:
-    return Decoded(list(numbers), 1.0)
-
-
 def test_compare_names_the_first_token_that_differs() -> None:
-    right = [tokens(1, 2, 3)] * len(CASES)
-    assert {e.status for e in self_test.compare([[1, 2, 3]] * len(CASES), right)} == {Status.OK}
-    got = [[1, 2, 3], [1, 9, 3], [1, 2], [1, 2, 3, 4], [], []]
+    right = [[1, 2, 3]] * len(CASES)
+    assert {e.status for e in self_test.compare(right, right)} == {Status.OK}
+    got = [[1, 2, 3], [1, 9, 3], [1, 2], [1, 2, 3, 4], [], [1, 2, 3]]
     entries = self_test.compare(got, right)
-    assert [e.status for e in entries] == [Status.OK] + [Status.PROBLEM] * 6
-    assert [e.value.partition(": ")[2] for e in entries[1:-1]] == [
-        "the engine has 9, the reference 2",
-        "the engine has nothing, the reference 3",
-        "the engine has 4, the reference nothing",
-        *["the engine has nothing, the reference 1"] * 2,
+    assert [e.status for e in entries] == [
+        Status.OK, *[Status.PROBLEM] * 4, Status.OK, Status.PROBLEM,
+    ]  # fmt: skip
+    assert [e.value.partition("differs first at ")[2] for e in entries[1:5]] == [
+        "token 1: the engine has 9, the reference 2",
+        "token 2: the engine has nothing, the reference 3",
+        "token 3: the engine has 4, the reference nothing",
+        "token 0: the engine has nothing, the reference 1",
     ]
-    assert "token 1:" in entries[1].value
-    assert entries[-1].value == "FAIL: 5 of 6 differ"
-    with pytest.raises(ValueError, match="zip"):
-        self_test.compare(got[:-1], right)
+    assert entries[-1].value == "FAIL: 4 of 6 differ"
 
 
 def test_no_token_of_the_reference_is_a_close_call_and_the_cases_differ(tmp_path: Path) -> None:
     """Rounding cannot change the result, and no way of decoding can pass for another."""
     tiny.write(tmp_path)
-    decoded = reference.decode(tmp_path)
-    assert all(len(d.tokens) == reference.MAX_TOKENS for d in decoded)
-    assert min(d.margin for d in decoded) > 4e-3
-    texts = [d.tokens for d in decoded]
-    assert texts[0] != texts[1] != texts[2] != texts[0]
-    plain = reference.decode(tmp_path, tuple(replace(case, cold=None) for case in CASES[2:]))
-    against_base = reference.decode(tmp_path, (replace(CASES[4], amateur=None),))
-    assert all(d.tokens != p.tokens for d, p in zip(decoded[2:], plain, strict=True))
-    assert against_base[0].tokens != decoded[4].tokens
-    fixed = reference.decode(tmp_path, (replace(CASES[5], adaptive=False),))
-    assert fixed[0].tokens != decoded[5].tokens
+    tokens = reference.decode(tmp_path)
+    naive = NaiveCold(tmp_path / tiny.MODEL, {name: tmp_path / name for name in tiny.ADAPTERS})
+    for case, found in zip(CASES, tokens, strict=True):
+        if case.cold is None:
+            trace = naive.greedy(case.prompt, case.adapter, reference.MAX_TOKENS)
+        else:
+            alpha, beta, cap = case.cold
+            amateur = Amateur(-beta, case.amateur, adaptive=case.adaptive)
+            group = Group(case.prompt, case.adapter, [amateur], alpha, reference.MAX_TOKENS, cap)
+            trace = naive.decode(group)
+        assert (trace.settled(4e-3), trace.tokens) == (reference.MAX_TOKENS, found), case.name
+    assert tokens[0] != tokens[1]
+    others = [replace(case, cold=None) for case in CASES[2:]]
+    others += [replace(CASES[4], amateur=None), replace(CASES[5], adaptive=False)]
+    for other, found in zip(
+        reference.decode(tmp_path, tuple(others)), [*tokens[2:], *tokens[4:]], strict=True
+    ):
+        assert other != found
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch, *command: str) -> list[list[str]]:
@@ -380,15 +366,6 @@ def test_the_engine_does_not_import_from_the_working_directory(
     done = subprocess.run(asks_for, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("colorsys.py")
     assert str(tmp_path) not in done.stdout
-
-
-def test_the_time_of_the_reference_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "sleep", "30")
-    now = [0.0]
-    monkeypatch.setattr(self_test, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    monkeypatch.setattr(self_test.reference, "decode", lambda folder: now.append(now.pop() + 299.9))
-    entry = find(self_test.run(300), "result")
-    assert entry.value == "FAIL: the engine had not finished after 300 s"
 
 
 def test_no_home_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.tools.doctor import reference, tiny
-from vllm_cold.tools.doctor.reference import CASES, Decoded
+from vllm_cold.tools.doctor.reference import CASES
 from vllm_cold.tools.doctor.report import Entry, Section, Status, without_home
 
 TITLE = "Self-test"
@@ -92,15 +92,14 @@ def decode(folder: Path) -> tuple[Any, list[list[int]]]:
     return llm.llm_engine.vllm_config, [list(output.outputs[0].token_ids) for output in outputs]
 
 
-def compare(got: Sequence[Sequence[int]], expected: Sequence[Decoded]) -> list[Entry]:
+def compare(got: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> list[Entry]:
     """One entry for each case, and the result."""
     entries = []
     for case, ours, right in zip(CASES, got, expected, strict=True):
         said, status = f"the reference's {len(ours)} tokens", Status.OK
-        if list(ours) != right.tokens:
-            pairs = list(zip_longest(ours, right.tokens, fillvalue="nothing"))
-            first = next(i for i, (one, other) in enumerate(pairs) if one != other)
-            one, other = pairs[first]
+        if list(ours) != list(right):
+            pairs = enumerate(zip_longest(ours, right, fillvalue="nothing"))
+            first, (one, other) = next(pair for pair in pairs if pair[1][0] != pair[1][1])
             said = f"differs first at token {first}: the engine has {one}, the reference {other}"
             status = Status.PROBLEM
         entries.append(Entry(case.name, said, status))
