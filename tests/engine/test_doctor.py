@@ -82,7 +82,7 @@ def test_nothing_is_wrong_here(runner: str) -> None:
     found = sections(done)
     assert found["A LoRA engine here"]["model runner"] == ("fact", runner.upper())
     assert found["A LoRA engine here"]["CoLD"][0] == "ok"
-    assert found["Scoring"]["on cpu (in use)"][0] == "ok"
+    assert found["Scoring"]["on cpu"][0] == "ok"
     test = found["Self-test"]
     assert test["result"] == ("ok", "PASS")
     said = rf"{runner.upper()} runner, started and decoded in \d+ s"
@@ -90,35 +90,16 @@ def test_nothing_is_wrong_here(runner: str) -> None:
     assert all(test[case.name] == ("ok", "the reference's 24 tokens") for case in CASES)
 
 
-def test_forms_of_the_report(tmp_path: Path) -> None:
-    """The commands of docs/troubleshooting.md: markdown and JSON say the same. The self-test takes
-    long and is left out where the page has it.
-    """
-    lines = block("docs/troubleshooting.md", "doctor").splitlines()
-    scripts = [line.partition("#")[0].strip() for line in lines]
-    assert scripts == [
-        "vllm-cold doctor",
-        "vllm-cold doctor --no-self-test --json",
-    ]
-    markdown = doctor("--no-self-test", script=scripts[0])
-    as_json = doctor(script=scripts[1])
-    assert (markdown.returncode, as_json.returncode) == (0, 0)
-    assert markdown.stdout.startswith("# vllm-cold doctor\n\nNo problem found.\n")
-    for title, section in sections(as_json).items():
-        assert f"## {title}\n" in markdown.stdout
-        assert title != "Self-test"
-        for name in set(section) - {"details"}:
-            assert f" {name}: " in markdown.stdout
-
-
 def test_plugin_that_is_switched_off() -> None:
-    done = doctor("--json", COLD_ENABLED="0")
+    """By the commands of docs/troubleshooting.md, of which README.md has the first."""
+    lines = block("docs/troubleshooting.md", "doctor").splitlines()
+    first, second = (line.partition("#")[0].strip() for line in lines)
+    assert first == block("README.md", "doctor").strip()
+    done = doctor(script=second, COLD_ENABLED="0")
     assert done.returncode == 1
-    assert {"CoLD", "result"} <= named(done, Status.PROBLEM)
     found = sections(done)
     assert "COLD_ENABLED=0 is set; unset it" in found["Plugin"]["CoLD"][1]
-    assert "the engine ended with status 1" in found["Self-test"]["result"][1]
-    assert "COLD_ENABLED=0 is set; unset it" in found["Self-test"]["details"]
+    assert "CoLD" in named(done, Status.PROBLEM) and "Self-test" not in found
 
 
 def test_kernel_that_gives_wrong_tokens(runner: str, tmp_path: Path) -> None:
@@ -138,21 +119,6 @@ def test_kernel_that_gives_wrong_tokens(runner: str, tmp_path: Path) -> None:
         assert "differs first at token 0: the engine has 7, the" in found["Self-test"][name][1]
     assert found["Self-test"]["result"][1] == "FAIL: 4 of 6 differ"
     assert "INFO" in found["Self-test"]["details"]
-
-
-def test_vllm_that_cannot_be_imported(tmp_path: Path) -> None:
-    """That is one problem; the report goes on, and says what could not be checked."""
-    (tmp_path / "vllm").mkdir()
-    (tmp_path / "vllm" / "__init__.py").write_text("raise ImportError('libcudart.so is missing')")
-    done = doctor("--json", PYTHONPATH=str(tmp_path))
-    assert done.returncode == 1
-    assert named(done, Status.PROBLEM) == {"import"}
-    found = sections(done)
-    said = found["vLLM"]["import"][1]
-    assert said.startswith("failed with ImportError: libcudart.so is missing: reinstall vLLM 0.")
-    assert found["Versions"]["vllm-cold"][0] == "fact"
-    left_out = {"Devices", "Plugin", "A LoRA engine here", "Scoring", "LoRA", "vLLM's interfaces"}
-    assert found["Not checked"].keys() == {*left_out, "Self-test", "details"}
 
 
 def test_self_test_that_takes_too_long_leaves_nothing_behind(

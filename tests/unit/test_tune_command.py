@@ -121,6 +121,8 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
         (["--weights", "-1"], "p.jsonl:1: --beta=1.0: no amateur uses it, as each has"),
         (["--engine-args", "[1]"], "--engine-args='[1]': must be a JSON object (Expected `object`"),
         (["--engine-args", '{"hf_token": "hf_secret"}'], "set HF_TOKEN"),
+        (["--concurrency", "2"], "--concurrency: is for a server; add --url, or leave it out"),
+        (["--insecure-http"], "--insecure-http: is for a server"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_starts_nothing(
@@ -138,6 +140,12 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(
     assert printed.startswith("vllm-cold tune: ") and message in printed
     assert len(printed.splitlines()) == 1 and "hf_secret" not in printed
     assert not engine.tasks and not (tmp_path / "out").exists()
+
+
+def test_without_model_and_server(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(without(line(), "--model")) == 2
+    said = "--model is missing: name the base model, or a server with --url"
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

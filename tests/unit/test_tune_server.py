@@ -257,20 +257,6 @@ def test_mistakes(
     assert not fake[0].bodies
 
 
-def test_mistakes_without_a_server(
-    line: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = line(*GUIDED)
-    words = words[:2] + words[4:]
-    for more, said in (
-        ((), "--model is missing: name the base model, or a server with --url"),
-        (("--insecure-http",), "--insecure-http: is for a server; add --url"),
-        (("--concurrency", "2"), "--concurrency: is for a server"),
-    ):
-        assert main([*words, *more]) == 2
-        assert said in capsys.readouterr().err
-
-
 def test_a_key_is_sent_and_not_shown(
     fake: tuple[Fake, str],
     line: Callable[..., list[str]],
@@ -286,16 +272,3 @@ def test_a_key_is_sent_and_not_shown(
     assert KEY not in printed.out + printed.err
     for file in (tmp_path / "out").iterdir():
         assert KEY.encode() not in file.read_bytes()
-
-
-def test_an_answer_that_is_not_whole_is_never_judged(
-    fake: tuple[Fake, str],
-    line: Callable[..., list[str]],
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    fake[0].finish = "error"
-    assert main(line(*GUIDED, "--concurrency", "1")) == 2
-    said = r"problem .*: the server ended it with 'error'; see its log"
-    assert re.search(said, capsys.readouterr().err)
-    assert not (tmp_path / "out" / "report.json").exists()

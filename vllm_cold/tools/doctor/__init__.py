@@ -29,13 +29,6 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument(
         "--no-self-test", action="store_true", help="leave out the self-test (half a minute)"
     )
-    parser.add_argument(
-        "--timeout",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long the self-test's engine may take (default: %(default)g)",
-    )
     parser.set_defaults(run=run)
 
 
@@ -62,7 +55,7 @@ def run(options: argparse.Namespace) -> int:
     ]
     looks: dict[str, Callable[[], Sequence[Entry] | Section]] = {**sections.SECTIONS}
     if not options.no_self_test:
-        looks[self_test.TITLE] = lambda: self_test.run(options.timeout)
+        looks[self_test.TITLE] = self_test.run
     if (reason := machine.unusable()) is not None:
         # One cause is one problem, whatever hangs on it.
         found.insert(0, Section("vLLM", [Entry("import", reason, Status.PROBLEM)]))

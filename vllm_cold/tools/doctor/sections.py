@@ -133,13 +133,10 @@ def contracts() -> list[Entry]:
 
 
 def scoring() -> list[Entry]:
-    """Which scoring backend serves which device, and why not another."""
-    from vllm.platforms import current_platform
-
+    """Which scoring backend serves the device here, and why not another."""
     from vllm_cold.ops import cpu_library, registry, scoring_cpu
 
     asked = os.environ.get(registry.ENV)
-    here = current_platform.device_type
     entries = [Entry(registry.ENV, f"{asked}: asked for by hand" if asked else "not set")]
     reason = cpu_library.missing()
     if reason is None:
@@ -147,22 +144,19 @@ def scoring() -> list[Entry]:
         entries.append(Entry("C++ library", what, Status.OK))
     else:
         entries.append(Entry("C++ library", reason, Status.WARNING))
-    devices = dict.fromkeys((here, *registry.AUTOMATIC))
-    return [*entries, *(_picked(device, asked, device == here) for device in devices)]
+    return [*entries, _picked(asked)]
 
 
-def _picked(device: str, asked: str | None, in_use: bool) -> Entry:
-    """The backend for a type of device; a fallback matters only on the one in use."""
+def _picked(asked: str | None) -> Entry:
+    """The backend for the device here."""
     import torch
+    from vllm.platforms import current_platform
 
     from vllm_cold.ops import registry
 
+    device = current_platform.device_type
     order = (asked,) if asked else registry.AUTOMATIC.get(device, ("torch",))
-    name = f"on {device}" + (" (in use)" if in_use else "")
-    try:
-        where = torch.device(device)
-    except RuntimeError:  # "npu" is known to torch with torch_npu only
-        return Entry(name, f"this torch has no such device (order: {', '.join(order)})")
+    name, where = f"on {device}", torch.device(device)
     reasons: list[str] = []
     for candidate in order:
         try:
@@ -173,9 +167,9 @@ def _picked(device: str, asked: str | None, in_use: bool) -> Entry:
             text = f"{candidate}: {registry.BACKENDS[candidate]}"
             status = Status.OK if not reasons else Status.WARNING
             text = "; ".join([text, *reasons])
-            return Entry(name, text, status if in_use else Status.FACT)
+            return Entry(name, text, status)
         reasons.append(f"not {candidate}: {reason}")
-    return Entry(name, "; ".join(reasons), Status.PROBLEM if in_use else Status.FACT)
+    return Entry(name, "; ".join(reasons), Status.PROBLEM)
 
 
 def lora() -> list[Entry]:

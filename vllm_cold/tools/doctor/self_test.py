@@ -111,7 +111,7 @@ def compare(got: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> 
     return [*entries, result]
 
 
-def run(timeout: float) -> Section:
+def run(timeout: float = 300.0) -> Section:
     """Decode in an engine of its own process and compare.
 
     Args:
