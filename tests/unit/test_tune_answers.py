@@ -93,23 +93,28 @@ def test_another_run_is_refused_and_said_how_it_differs(tmp_path: Path) -> None:
     ):
         with pytest.raises(ToolError, match=said), opened(tmp_path, **changed):
             pass
-    other = Problem("b", 7, "another", ("x",))
-    said = r"holds answers of another run \(line 3: problem 'b' \(line 7\) had another"
-    for problem in (other, Problem("b", 7, CHAT.prompt, ("x",), args={"cold_without": 1})):
-        with (
-            pytest.raises(ToolError, match=said),
-            open_answers(str(tmp_path), lambda: MADE, [problem]),
-        ):
-            pass
-    none = [Problem("c", 1, "a", ("x",))]
-    said = r"\(none of its problems is among these\)"
-    with pytest.raises(ToolError, match=said), open_answers(str(tmp_path), lambda: MADE, none):
-        pass
     assert path.read_bytes() == before
-    # Fewer problems and another reference answer are no other run.
+
+
+def test_a_problem_that_changed_is_decoded_again_and_no_other(tmp_path: Path) -> None:
+    path = fill(tmp_path)
+    before = path.read_bytes()
+    for changed in (
+        Problem("b", 7, "another", ("x",)),
+        Problem("b", 7, CHAT.prompt, ("x",), args={"cold_without": 1}),
+    ):
+        with open_answers(str(tmp_path), lambda: MADE, [PROBLEMS[0], changed]) as answers:
+            assert {problem for _, problem in answers} == {"a"}
+    # Fewer problems and another reference answer are nothing new.
     with open_answers(str(tmp_path), lambda: MADE, [Problem("a", 1, "a", ("y",))]) as answers:
         assert len(answers) == 4
-    assert path.read_bytes() == before
+        assert path.read_bytes() == before
+    with open_answers(str(tmp_path), lambda: MADE, [changed]) as answers:
+        answers.add(None, changed, Answer("again", "stop"))
+        assert dict(answers) == {(None, "b"): Answer("again", "stop")}
+    # What was there of other problems stays.
+    with opened(tmp_path) as answers:
+        assert len(answers) == 8
 
 
 def test_files_that_are_not_ours_or_damaged(tmp_path: Path) -> None:

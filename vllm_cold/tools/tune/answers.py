@@ -3,7 +3,8 @@
 
 The first line says what made the answers: model, adapters and options. Each further line is one
 answer: the problem's id, prompt and contrast, the setting, the text, and why it ended. So the rule
-of ``--match``, the reference answers, the split and the grid may change without decoding again.
+of ``--match``, the reference answers, the split and the grid may change without decoding again, and
+a problem that changes is decoded again.
 """
 
 from __future__ import annotations
@@ -62,10 +63,12 @@ class Answers(dict[tuple[Setting | None, str], Answer]):
         super().__init__()
         self.path = path
         self._file, self._made_with = file, made_with
+        self._begun = False  # whether the file has answers, of whichever problems
 
     def add(self, setting: Setting | None, problem: Problem, answer: Answer) -> None:
         """Keep an answer; it is with the operating system when this returns."""
-        if not self:
+        if not self._begun:
+            self._begun = True
             # Not before: an engine that starts may first fetch its model's files.
             self._file.truncate(0)
             self._write(_MARK + json.dumps(self._made_with()).encode()[1:])
@@ -102,41 +105,31 @@ class Answers(dict[tuple[Setting | None, str], Answer]):
             )
         if not lines:
             return
+        self._begun = True
         number, ours = 1, {problem.id: problem for problem in problems}
         try:
-            changed = _differences(json.loads(head), json.loads(json.dumps(self._made_with())))
-            for number, line in enumerate(lines, 2):
+            then, now = json.loads(head), json.loads(json.dumps(self._made_with()))
+            for line in lines:
+                number += 1
                 row = msgspec.convert(json.loads(line), _Line)
-                # Of others, the file of problems had more rows.
-                if (problem := ours.get(row.id)) is None:
-                    continue
-                if [row.prompt, row.contrast] != _asked(problem):
-                    changed.append(f"line {number}: {problem.place} had another prompt or contrast")
-                setting = None if isinstance(row.setting, str) else row.setting
-                self[setting, row.id] = Answer(row.text, row.finish)
+                problem = ours.get(row.id)
+                if problem is not None and [row.prompt, row.contrast] == _asked(problem):
+                    setting = None if isinstance(row.setting, str) else row.setting
+                    self[setting, row.id] = Answer(row.text, row.finish)
         except (ValueError, msgspec.ValidationError) as error:
             raise ToolError(
                 f"{self.path}:{number}: damaged ({error}); remove that line to decode its answer "
                 "again, or choose another --output"
             ) from None
-        if not self:
-            changed.append("none of its problems is among these")
-        if changed:
+        if changed := [name for name in now if then.get(name) != now[name]]:
+            name = changed[0]
+            was = f"{name} was {then.get(name)!r} and is {now[name]!r}"
             raise ToolError(
-                f"{self.path}: holds answers of another run ({changed[0]}); choose another "
-                "--output, or remove that file"
+                f"{self.path}: holds answers of another run "
+                f"({was if len(was) < 99 else f'{name} changed'}); choose another --output, or "
+                "remove that file"
             )
         self._file.truncate(content.rindex(b"\n") + 1)
-
-
-def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{name} was {then.get(name)!r} and is {now[name]!r}"
-        if len(f"{then.get(name)}{now[name]}") < 80
-        else f"{name} changed"
-        for name in now
-        if then.get(name) != now[name]
-    ]
 
 
 @contextmanager
@@ -150,7 +143,7 @@ def open_answers(
     Args:
         folder: The folder of ``--output``.
         made_with: Says what the answers depend on beside problem and setting, as JSON.
-        problems: Those that are to be answered.
+        problems: Those that are to be answered; other lines stay, unread.
 
     Raises:
         ToolError: the folder cannot be written, another process writes there, or the answers are
