@@ -119,17 +119,6 @@ def test_a_row_says_what_its_amateur_reads_and_no_more() -> None:
     assert merged == {"cold_amateur": "sql", "cold_beta": 1.0, "cold_part": "0:2"}
 
 
-def test_a_preset_and_several_amateurs() -> None:
-    cad = read_contrast({"cold_preset": "cad", "cold_without": "system"})
-    assert (cad.settings.alpha, cad.weights[0].weight) == (0.0, -0.5)
-    two = read_contrast({"cold_preset": "dexperts", "cold_amateur": ["good", "bad"]})
-    assert [weight.weight for weight in two.weights] == [1.0, -1.0]
-    names = [adapter_of(one, None, "model", ["good", "bad"]) for one in two.amateurs]
-    assert names == ["good", "bad"]
-    with pytest.raises(ColdError, match="another prompt"):
-        read_contrast({"cold_preset": "cfg"})
-
-
 def test_an_amateur_with_a_prompt_keeps_the_experts_adapter() -> None:
     def adapter(**args: Any) -> str | None:
         (one,) = read_contrast({f"cold_{k}": v for k, v in args.items()}).amateurs
