@@ -35,7 +35,7 @@ from benchmarks.rounds import (
     table,
 )
 from vllm_cold.cpu import lora_ops
-from vllm_cold.cpu.lora_fallback_ops import expand_add, group_rows, shrink
+from vllm_cold.cpu.lora_fallback import expand_add, group_rows, shrink
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # (inputs, output slices)

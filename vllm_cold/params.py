@@ -3,9 +3,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from enum import Enum
-from typing import Any, Final, Literal, Self
+from typing import Any, Literal, Self
 
+from msgspec import UNSET, UnsetType
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
@@ -25,16 +25,6 @@ from vllm_cold.method.settings import (
     merge,
 )
 from vllm_cold.vllm import availability
-
-
-class _Unset(Enum):
-    UNSET = "unset"
-
-    def __repr__(self) -> str:
-        return "<unset>"
-
-
-UNSET: Final = _Unset.UNSET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +52,7 @@ class Amateur:
     """
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | None = None
-    lora_request: LoRARequest | None | Literal[_Unset.UNSET] = UNSET
+    lora_request: LoRARequest | None | UnsetType = UNSET
     weight: float | Literal["adaptive"] | None = None
 
     def __post_init__(self) -> None:

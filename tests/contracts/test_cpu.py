@@ -110,12 +110,12 @@ def test_cpu_lora_still_wraps_base_rows() -> None:
 
 
 def test_cpu_logits_still_take_sampled_rows() -> None:
-    """Else ``logits_slots`` of ``lora_fallback`` may go."""
+    """Else ``_logits_slots`` of ``lora_fallback`` may go."""
     contains(f"{_PUNICA}.add_lora_logits", "self.sampler_indices")
 
 
 def test_lora_device_is_still_of_the_weight() -> None:
-    """Else ``lora_device`` can go."""
+    """Else the cure can go."""
     contains(
         "vllm.lora.layers.base_linear:_get_lora_device",
         "if hasattr(base_layer, 'weight'):\n        return base_layer.weight.device",
@@ -127,12 +127,12 @@ def test_lora_device_is_still_of_the_weight() -> None:
 
 
 def test_cpu_runner_still_rewinds_by_offset() -> None:
-    """Else ``cpu_generators`` can go."""
+    """Else the cure can go."""
     contains(_V1, ".set_offset(")
 
 
 def test_cpu_still_expands_into_a_copy() -> None:
-    """Else ``cpu_speculation`` can go."""
+    """Else the cure can go."""
     kernel = "vllm.utils.cpu_triton_utils:_expand_kernel_impl"
     contains(kernel, "_ensure_int64(output)")
     assert ".copy_(" not in source_of(find(kernel))
@@ -146,7 +146,7 @@ def test_kernels_are_still_rebound_by_vars() -> None:
 
 @since(0, 32)
 def test_v2_still_maps_logits_by_request() -> None:
-    """Else ``lora_rows`` can go."""
+    """Else the cure can go."""
     told = parameters("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs")
     assert told == ["req_ids", "idx_mapping", "num_scheduled_tokens"]
 

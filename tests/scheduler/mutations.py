@@ -15,7 +15,7 @@ from typing import Any
 from tests.scheduler import cases
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
-from vllm_cold.vllm.scheduler import planned_step, scheduler
+from vllm_cold.vllm.scheduler import scheduler
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
 from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
@@ -83,7 +83,7 @@ def _lockstep(rule: str, function: str, instead: Instead, case: Case = None) -> 
 
 
 def _sched(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
-    owners = (GroupScheduler, WaitingQueues, KVBlocks, planned_step)
+    owners = (GroupScheduler, WaitingQueues, KVBlocks, scheduler)
     owner = next(c for c in owners if function in vars(c))
     return Mutation(rule, owner, function, instead, case)
 

@@ -27,7 +27,7 @@ from vllm.v1.spec_decode.metadata import SpecDecodeMetadata
 
 from tests.contrast import Contrast
 from vllm_cold.vllm import patching, versions
-from vllm_cold.vllm.worker import amateur_tokens, cpu_speculation, drafts_v1, outputs
+from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, outputs, workarounds
 from vllm_cold.vllm.worker.processor_v1 import ColdLogitsProcessorV1
 
 pytestmark = [
@@ -51,7 +51,7 @@ def _wrapped(monkeypatch: pytest.MonkeyPatch) -> None:
         (Sampler, "forward", amateur_tokens._make_forward),
         (RejectionSampler, "forward", drafts_v1._make_forward),
         (RejectionSampler, "apply_logits_processors", drafts_v1._make_apply),
-        (rejection_sampler, "expand_batch_to_tokens", cpu_speculation._make),
+        (rejection_sampler, "expand_batch_to_tokens", workarounds._make_expand),
     ):
         monkeypatch.setattr(owner, name, make(original(getattr(owner, name))))
     for name in ("greedy_sample", "random_sample"):
@@ -409,7 +409,7 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
         assert [type(p) for p in found.all] == [MinTokensLogitsProcessor, ColdLogitsProcessorV1]
         assert found.argmax_invariant == []
     assert set(drafts_v1.PATCH_POINTS) <= set(installed)
-    assert set(cpu_speculation.PATCH_POINTS) <= set(installed)
+    assert set(workarounds.PATCH_POINTS) <= set(installed)
     assert set(amateur_tokens.V1) <= set(installed)
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from vllm.lora.layers import LoRAMapping
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU
-from vllm_cold.cpu.lora_fallback_ops import expand_add, group_rows, shrink
+from vllm_cold.cpu.lora_fallback import GroupedPunicaWrapperCPU, expand_add, group_rows, shrink
 from vllm_cold.cpu.lora_wrapper import BoundLinear, NativePunicaWrapperCPU
 
 pytestmark = pytest.mark.unit

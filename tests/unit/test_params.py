@@ -129,7 +129,7 @@ def test_repr() -> None:
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     assert "amateur=None, n=" in repr(ColdParams())
     one = ColdParams(amateur=Amateur(prompt="Who?"))
-    said = "Amateur(prompt='Who?', lora_request=<unset>, weight=None)"
+    said = "Amateur(prompt='Who?', lora_request=UNSET, weight=None)"
     assert f"amateur={said}, n=" in repr(one)
     several = ColdParams(amateurs=[Amateur(prompt="Who?")])
     assert f"amateur=None, amateurs=[{said}], n=" in repr(several)

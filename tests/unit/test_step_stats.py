@@ -19,7 +19,15 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
-from vllm_cold.group.step_stats import Counters, CountersByKind, Report, RowStats, StepStats
+from vllm_cold.group.step_stats import (
+    Counters,
+    CountersByKind,
+    Report,
+    RowStats,
+    StepStats,
+    attach,
+    detach,
+)
 from vllm_cold.vllm.frontend import metrics
 from vllm_cold.vllm.frontend.prometheus import (
     COUNTERS,
@@ -27,7 +35,6 @@ from vllm_cold.vllm.frontend.prometheus import (
     PREFIX,
     ColdMetrics,
 )
-from vllm_cold.vllm.scheduler.stats import attach, detach
 from vllm_cold.vllm.worker import outputs
 
 pytestmark = pytest.mark.unit

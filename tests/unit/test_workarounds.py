@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.patching import PatchPoint
-from vllm_cold.vllm.worker import cpu_speculation, lora_device, lora_rows
+from vllm_cold.vllm.worker import workarounds
 
 pytestmark = pytest.mark.unit
 
@@ -38,7 +38,7 @@ def test_each_row_gets_its_requests_value(value: Tensor) -> None:
     from vllm.v1.sample import rejection_sampler
 
     original = rejection_sampler.expand_batch_to_tokens
-    expand = cpu_speculation._make(getattr(original, "_vllm_cold_original", original))
+    expand = workarounds._make_expand(getattr(original, "_vllm_cold_original", original))
     before = value.clone()
     expected = value[[0, 0, 2, 2, 2, 3]]
     assert torch.equal(expand(value, ENDS, 6), expected)
@@ -64,7 +64,7 @@ def test_lora_finds_its_device_without_a_weight() -> None:
     from vllm.lora.layers import base_linear
 
     original = _original(base_linear._get_lora_device)
-    device = lora_device._make(original)
+    device = workarounds._make_device(original)
     taken = torch.nn.Linear(2, 2)
     taken.weight = None  # type: ignore[assignment]
     assert device(taken) == torch.device("cpu")
@@ -98,9 +98,9 @@ def _original(method: Any) -> Any:
 
 def test_v2_logits_follow_their_requests() -> None:
     state = _lora_state()
-    make = lora_rows._make_inputs(_original(type(state).make_lora_inputs))
+    make = workarounds._make_inputs(_original(type(state).make_lora_inputs))
     batch = SimpleNamespace(cu_num_logits_np=ROWS)
-    prepare = lora_rows._make_prepare(lambda self, scheduled: batch)
+    prepare = workarounds._make_prepare(lambda self, scheduled: batch)
 
     runner = SimpleNamespace(lora_config=object(), lora_state=state)
     assert prepare(runner, None) is batch
@@ -117,8 +117,8 @@ def test_v2_logits_follow_their_requests() -> None:
 
 def test_v2_that_does_it_itself_is_left_alone() -> None:
     state = _lora_state()
-    make = lora_rows._make_inputs(lambda self: ((1, 1, 1, 0, 2, 2), (), set()))
-    setattr(state, lora_rows._ENDS, ROWS)
+    make = workarounds._make_inputs(lambda self: ((1, 1, 1, 0, 2, 2), (), set()))
+    setattr(state, workarounds._ENDS, ROWS)
     assert make(state) == ((1, 1, 1, 0, 2, 2), (), set())
 
 

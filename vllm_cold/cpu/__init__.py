@@ -2,7 +2,7 @@
 """The C++ kernels for CPUs in vLLM's layers: LoRA of mixed batches, and small-M GEMM.
 
 LoRA: ``cpu_platform`` chooses. ``lora_wrapper`` with ``lora_ops`` (C++, compiled) is what is used,
-``lora_fallback`` with ``lora_fallback_ops`` (torch) is for machines without the C++ library.
+``lora_fallback`` (torch) is for machines without the C++ library.
 Linear layers: ``linear_ops`` has the operator and the weights, ``linear_layers`` gives them to
 vLLM's.
 """

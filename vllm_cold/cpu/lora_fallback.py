@@ -8,9 +8,11 @@ always. CoLD has a base row beside every adapter row.
 Since: vLLM 0.23. vLLM 0.33 masks these rows; there these classes only avoid the per-row copies of
 the weights. Can go: when 0.32 is no longer supported and stock groups rows by adapter.
 The wrapper in use is ``lora_wrapper``'s, which builds on this one; ``GroupedPunicaWrapperCPU`` is
-for machines without the C++ library.
+for machines without the C++ library: rows are grouped by adapter once per step, and each group is
+two dense products. A row of no adapter belongs to no group, so it is never touched.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +21,75 @@ import torch
 from torch import Tensor
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from vllm_cold.cpu.lora_fallback_ops import RowGroup, expand_add, group_rows, shrink
-from vllm_cold.vllm.worker import lora_drafts, workarounds
+from vllm_cold.vllm.worker import workarounds
+
+# (adapter slot, rows): rows is a slice where they are contiguous (no copy), else an index tensor.
+RowGroup = tuple[int, slice | Tensor]
+
+
+def group_rows(slots: Tensor) -> list[RowGroup]:
+    """Each adapter's rows of a batch.
+
+    Args:
+        slots: [T] int64 on the CPU, the adapter slot of each row, -1 for the base model.
+
+    Returns:
+        (slot, rows) of each adapter, in slot order; rows of the base model are in none.
+    """
+    groups: list[RowGroup] = []
+    for slot in sorted(set(slots.tolist())):
+        rows = (slots == slot).nonzero().squeeze(1)
+        first, last = int(rows[0]), int(rows[-1])
+        contiguous = last - first + 1 == rows.numel()
+        if slot >= 0:
+            groups.append((slot, slice(first, last + 1) if contiguous else rows))
+    return groups
+
+
+def shrink(
+    x: Tensor, a_stacked: Tensor, groups: Sequence[RowGroup], scale: float, out: Tensor
+) -> None:
+    """``out[rows] = scale * x[rows] @ A[slot].T`` for each group; other rows of ``out`` become 0.
+
+    Args:
+        x: [T, K] inputs.
+        a_stacked: [S, 1, r, K] or [S, r, K] weights.
+        groups: From ``group_rows``.
+        scale: Factor.
+        out: [T, >= r] float32.
+    """
+    out.zero_()
+    for slot, rows in groups:
+        a = a_stacked[slot].view(a_stacked.shape[-2:]).to(out.dtype)
+        out[rows, : a.shape[0]] = scale * (x[rows].to(out.dtype) @ a.t())
+
+
+def expand_add(
+    hidden: Tensor,
+    b_stacked: Tensor,
+    groups: Sequence[RowGroup],
+    y: Tensor,
+    offset: int,
+    size: int,
+    add: bool = True,
+) -> None:
+    """``y[rows, offset:offset+size] += hidden[rows] @ B[slot].T`` for each group.
+
+    Args:
+        hidden: [T, r] float32, from ``shrink`` (or an embedding lookup).
+        b_stacked: [S, 1, N, r] or [S, N, r] weights.
+        groups: From ``group_rows``.
+        y: [T, M] outputs, changed in place; rows of no group are not touched.
+        offset: First output column.
+        size: Number of output columns of this slice; N may be smaller or larger (padding).
+        add: False to overwrite instead of add.
+    """
+    for slot, rows in groups:
+        b = b_stacked[slot].view(b_stacked.shape[-2:]).to(y.dtype)
+        n = min(b.shape[0], size, y.shape[1] - offset)
+        columns = slice(offset, offset + n)
+        delta = hidden[rows, : b.shape[1]].to(y.dtype) @ b[:n].t()
+        y[rows, columns] = y[rows, columns] + delta if add else delta
 
 
 class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
@@ -30,7 +99,7 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         # This is where engines with LoRA on CPU are known, with CoLD or without it.
         workarounds.install()
-        lora_drafts.wrappers.add(self)
+        workarounds.wrappers.add(self)
         self._drafting = False
 
     @contextmanager
@@ -42,7 +111,27 @@ class ColdPunicaWrapperCPU(PunicaWrapperCPU):  # type: ignore[misc]
         finally:
             self._drafting = False
 
-    def logits_slots(self, x: Tensor) -> Tensor | None:
+    def add_lora_logits(
+        self,
+        y: Tensor,
+        x: Tensor,
+        lora_a_stacked: Tensor,
+        lora_b_stacked: Tensor,
+        scale: float,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; rows are the sampled positions, or a piece of a prompt."""
+        if not self._drafting:
+            y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+            self._add_logits(y, x, lora_a_stacked, lora_b_stacked, scale, self._logits_slots(x))
+
+    @abstractmethod
+    def _add_logits(
+        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor | None
+    ) -> None:
+        """``y += scale * B @ A @ x``; ``slots`` are the rows' if they are not the sampled ones."""
+
+    def _logits_slots(self, x: Tensor) -> Tensor | None:
         """The adapter slot of each row of logits; None for this step's sampled rows.
 
         Logits are computed for the sampled rows, which the model runner copies, and for prompt
@@ -137,27 +226,11 @@ class GroupedPunicaWrapperCPU(ColdPunicaWrapperCPU):
                 y, x, lora_a_stacked, lora_b_stacked, scale, output_slices, buffer=buffer, **kwargs
             )
 
-    def add_lora_logits(
-        self,
-        y: Tensor,
-        x: Tensor,
-        lora_a_stacked: Tensor,
-        lora_b_stacked: Tensor,
-        scale: float,
-        *,
-        buffer: Tensor | None = None,
-        **kwargs: Any,
+    def _add_logits(
+        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor | None
     ) -> None:
-        """See the base class; rows are the sampled positions, or a piece of a prompt."""
-        y = y.view(-1, y.shape[-1])
-        x = x.view(-1, x.shape[-1])
-        if self._drafting:
-            return
-        slots = self.logits_slots(x)
         groups = self._sampler_groups if slots is None else group_rows(slots)
-        if not groups:
-            return
-        if buffer is None:
-            buffer = torch.empty((x.shape[0], lora_b_stacked.shape[-1]), dtype=torch.float32)
-        shrink(x, lora_a_stacked, groups, scale, buffer)
-        expand_add(buffer, lora_b_stacked, groups, y, 0, y.shape[-1])
+        if groups:
+            hidden = torch.empty((len(x), b.shape[-1]), dtype=torch.float32)
+            shrink(x, a, groups, scale, hidden)
+            expand_add(hidden, b, groups, y, 0, y.shape[-1])

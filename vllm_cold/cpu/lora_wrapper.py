@@ -198,28 +198,15 @@ class NativePunicaWrapperCPU(ColdPunicaWrapperCPU):
         bound = BoundEmbedding(self._tokens, lora_b_stacked, self._embeddings_indices)
         bound.add_lora_embedding(y, x, lora_b_stacked, add_inputs)
 
-    def add_lora_logits(
-        self,
-        y: Tensor,
-        x: Tensor,
-        lora_a_stacked: Tensor,
-        lora_b_stacked: Tensor,
-        scale: float,
-        **kwargs: Any,
+    def _add_logits(
+        self, y: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float, slots: Tensor | None
     ) -> None:
-        """See the base class; rows are the sampled positions, or a piece of a prompt."""
-        y = y.view(-1, y.shape[-1])
-        x = x.view(-1, x.shape[-1])
-        if self._drafting:
-            return
-        slots = self.logits_slots(x)
         plan = self._sampled if slots is None else self._piece
         if slots is not None:
             plan.set(slots.contiguous())
-        if plan.num_rows == 0:
-            return
-        weights = (lora_a_stacked,), (lora_b_stacked,), (y.shape[1],)
-        self._linear(plan, *weights).add_lora_linear(y, x, *weights[:2], scale, weights[2])
+        if plan.num_rows:
+            weights = (a,), (b,), (y.shape[1],)
+            self._linear(plan, *weights).add_lora_linear(y, x, (a,), (b,), scale, weights[2])
 
     def _linear(
         self,

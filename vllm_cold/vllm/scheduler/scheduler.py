@@ -24,8 +24,7 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   waiting counts and queue order are those of the clients' requests.
 
 Since: 0.23. ``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
-queues, ``kv_blocks`` asks the KV cache, ``planned_step`` takes requests out of a step, ``amateurs``
-makes the other streams, ``stats`` sends figures to the front end.
+queues, ``kv_blocks`` asks the KV cache, ``amateurs`` makes the other streams.
 """
 
 import logging
@@ -52,14 +51,12 @@ from vllm_cold.group.lockstep import (
     is_split,
     tokens_left,
 )
-from vllm_cold.group.step_stats import CountersByKind, RowStats
+from vllm_cold.group.step_stats import CountersByKind, RowStats, attach
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.vllm.scheduler import planned_step
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
-from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
 
 if TYPE_CHECKING:
@@ -479,7 +476,7 @@ class GroupScheduler(Scheduler):
     def _withdraw(self, group: RequestGroup, output: SchedulerOutput) -> None:
         """Take all streams out of this step and preempt them."""
         for request in (*reversed(group.followers), group.leader):
-            never_sent = planned_step.strip(output, request.request_id)
+            never_sent = strip(output, request.request_id)
             self.prev_step_scheduled_req_ids.discard(request.request_id)
             if request.status != RequestStatus.RUNNING:
                 continue
@@ -661,6 +658,33 @@ class GroupScheduler(Scheduler):
 
     def _each_group(self) -> Iterator[RequestGroup]:
         return (g for i, g in self._groups.items() if i == g.request_id)
+
+
+def strip(output: SchedulerOutput, request_id: str) -> bool:
+    """Remove a request from the step; True if the step would have introduced it to the workers."""
+    num_tokens = output.num_scheduled_tokens.pop(request_id, 0)
+    if not num_tokens:
+        return False
+    output.total_num_scheduled_tokens -= num_tokens
+    output.scheduled_spec_decode_tokens.pop(request_id, None)
+    new = [r for r in output.scheduled_new_reqs if r.req_id != request_id]
+    if len(new) < len(output.scheduled_new_reqs):
+        output.scheduled_new_reqs[:] = new
+        return True
+    cached = output.scheduled_cached_reqs
+    index = cached.req_ids.index(request_id)
+    for column in (
+        cached.req_ids,
+        cached.new_token_ids,
+        cached.new_block_ids,
+        cached.num_computed_tokens,
+        cached.num_output_tokens,
+    ):
+        if column:  # new_token_ids is filled under pipeline parallelism only
+            del column[index]
+    cached.resumed_req_ids.discard(request_id)
+    cached.all_token_ids.pop(request_id, None)
+    return False
 
 
 class ColdScheduler(GroupScheduler):

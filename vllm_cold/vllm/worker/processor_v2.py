@@ -7,46 +7,29 @@ after the grammar, ``allowed_token_ids``, ``min_tokens``, ``logit_bias`` and ``b
 top-p, which is V1's order too. Public interface
 (``vllm.v1.worker.gpu.sample.logits_processor``). Since: 0.31. Can go: never. V2 is the default on
 GPUs since 0.32.
-
-The class is also loaded in the front end, to look for ``validate_params``: torch and the op are
-imported where they are used.
 """
 
-from typing import TYPE_CHECKING
+import numpy as np
+import torch
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+    LogitsContext,
+    LogitsProcessor,
+    LogitsProcRequestState,
+)
 
-from vllm.v1.worker.gpu.sample.logits_processor.interface import LogitsProcessor
-
+from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
-
-if TYPE_CHECKING:
-    import numpy as np
-    import torch
-    from vllm.config import VllmConfig
-    from vllm.sampling_params import SamplingParams
-    from vllm.v1.worker.gpu.sample.logits_processor.interface import (
-        LogitsContext,
-        LogitsProcRequestState,
-    )
-
-    from vllm_cold.group.rows import GroupRows
+from vllm_cold.ops import registry
+from vllm_cold.vllm import patching
+from vllm_cold.vllm.worker import amateur_tokens, block_zeroer, drafts_v2, outputs, penalties_v2
 
 
 class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
     """Scores the experts' rows of complete groups; leaves every other row alone."""
 
-    def __init__(self, vllm_config: "VllmConfig", req_states: "LogitsProcRequestState") -> None:
-        import numpy as np
-
-        from vllm_cold.ops import registry
-        from vllm_cold.vllm import patching
-        from vllm_cold.vllm.worker import (
-            amateur_tokens,
-            block_zeroer,
-            drafts_v2,
-            outputs,
-            penalties_v2,
-        )
-
+    def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V2, *penalties_v2.V2))
         if getattr(vllm_config, "speculative_config", None) is not None:
             patching.install(drafts_v2.PATCH_POINTS)
@@ -59,7 +42,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         self._batch: bytes | None = None
         self._groups: GroupRows | None = None
 
-    def add_request(self, req_idx: int, sampling_params: "SamplingParams") -> bool:
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
         """Whether the request in slot ``req_idx`` is an expert; forgets the slot's last one.
 
         True makes the sampler copy the batch's logits, so that ``apply`` may write and raw
@@ -73,7 +56,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         self._streams[req_idx] = stream
         return stream.index == 0
 
-    def apply(self, logits: "torch.Tensor", ctx: "LogitsContext") -> "torch.Tensor":
+    def apply(self, logits: torch.Tensor, ctx: LogitsContext) -> torch.Tensor:
         """Score in place; ``logits`` is [rows, V] float32: a request has one row, or where drafts
         are verified one for each of them and one more. No host sync.
         """
@@ -89,12 +72,10 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             # A request's first row is behind its last token, which may be its prompt's own.
             drafts = ctx.input_ids.masked_fill(ctx.expanded_local_pos == 0, -1)
         if (tally := found.score(logits, drafts)) is not None:
-            from vllm_cold.vllm.worker.outputs import hand_over
-
-            hand_over(tally)
+            outputs.hand_over(tally)
         return logits
 
-    def expect_rows(self, slots: "np.ndarray", num_rows: "np.ndarray") -> None:
+    def expect_rows(self, slots: np.ndarray, num_rows: np.ndarray) -> None:
         """Be told how many rows of logits requests have in the next calls of ``apply``.
 
         Args:
@@ -103,7 +84,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         """
         self._num_rows[slots] = num_rows
 
-    def groups_of(self, slots: "np.ndarray") -> "GroupRows | None":
+    def groups_of(self, slots: np.ndarray) -> GroupRows | None:
         """The complete groups of a batch, by position, as if each request had one row.
 
         Args:
@@ -113,8 +94,6 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             return None
         key = slots.tobytes()
         if key != self._batch:
-            from vllm_cold.group.rows import GroupRows
-
             # Slots of finished requests are not in the batch: what they still hold is not seen.
             present = [
                 (position, stream)
@@ -125,7 +104,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             self._batch = key
         return self._groups
 
-    def tell_amateurs(self, found: "torch.Tensor", slots: "np.ndarray") -> None:
+    def tell_amateurs(self, found: torch.Tensor, slots: np.ndarray) -> None:
         """Copy what each expert was given (tokens, counts of them) over its amateurs'.
 
         Args:
