@@ -20,8 +20,7 @@ from vllm.sampling_params import SamplingParams
 from vllm_cold import ColdParams
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.arguments import (
-    EngineDefaults,
-    RequestArgs,
+    ColdArgs,
     check_placement,
     parse_engine_defaults,
     parse_request_args,
@@ -83,9 +82,9 @@ def short(value: Any) -> str:
     return "" if value in (HUGE, -HUGE) else repr(value)
 
 
-def settings(args: dict[str, Any], engine: EngineDefaults | None = None) -> ColdSettings:
+def settings(args: dict[str, Any], engine: ColdArgs | None = None) -> ColdSettings:
     """Those of a request in an engine."""
-    return parse_request_args(args).settings(engine or EngineDefaults())[0]
+    return parse_request_args(args).settings(engine or ColdArgs())[0]
 
 
 def check_error(error: ColdError, field: str, value: Any, allowed: str) -> None:
@@ -122,7 +121,7 @@ def test_good_values(name: str, value: Any) -> None:
     assert type(args.given[name]) is kind
     defaults = parse_engine_defaults({name: value, **beside})
     assert defaults.enabled
-    assert getattr(defaults.settings, name) == value
+    assert getattr(defaults.settings()[0], name) == value
 
 
 JUNK = st.recursive(
@@ -152,7 +151,7 @@ KEYS = st.sampled_from(NAMES) | st.text().map("cold_".__add__) | st.just("Cold_B
 
 def test_whose_a_key_is() -> None:
     for key in ("coldstart_id", "colds", "scold_beta", "cold-beta", "", "COLDER"):
-        assert parse_request_args({key: 3}) == RequestArgs()
+        assert parse_request_args({key: 3}) == ColdArgs()
         assert without_cold({key: 3, "cold_beta": 1.0, "cold": 1}) == {key: 3}
         check_placement({key: 3})
     check_placement({"cold_start": 1})  # vLLM's bodies take any field, and this is none of ours
@@ -181,7 +180,7 @@ def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
     """No other exception comes out, and nothing out of range gets through."""
     try:
         parsed = parse_request_args(args)
-        merged, weights = parsed.settings(EngineDefaults())
+        merged, weights = parsed.settings(ColdArgs())
     except ColdError as error:
         assert error.field in args
         assert str(error).startswith(error.field)
@@ -199,12 +198,12 @@ def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
 
 def test_whether_cold_is_asked_for() -> None:
     for args in (None, {}, {"x": 1, "scold": 2, 3: 4}):
-        assert parse_request_args(args) == RequestArgs()  # type: ignore[arg-type]
+        assert parse_request_args(args) == ColdArgs()  # type: ignore[arg-type]
     for value in (1, True, 1.0):
-        assert parse_request_args({"cold": value}) == RequestArgs(enabled=True)
+        assert parse_request_args({"cold": value}) == ColdArgs(enabled=True)
     for value in (0, False, 0.0):
         off = parse_request_args({"cold": value, "cold_beta": 1})
-        assert off == RequestArgs(False, given={"beta": 1.0})
+        assert off == ColdArgs(False, given={"beta": 1.0})
     for wrong in (2, -1, 0.5, math.nan, "1", "true", None, [], HUGE):
         with pytest.raises(ColdError) as raised:
             parse_request_args({"cold": wrong})
@@ -212,8 +211,8 @@ def test_whether_cold_is_asked_for() -> None:
         with pytest.raises(ColdError, match="0 or 1"):
             parse_engine_defaults({"enabled": wrong})
     # Any key asks for it.
-    assert parse_request_args({"cold_alpha": 0.2}) == RequestArgs(True, given={"alpha": 0.2})
-    asked = RequestArgs(True, contrast=ContrastArgs(amateur="b"))
+    assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, given={"alpha": 0.2})
+    asked = ColdArgs(True, contrast=ContrastArgs(amateur="b"))
     assert parse_request_args({"cold_amateur": "b"}) == asked
 
 
@@ -275,10 +274,10 @@ def test_a_long_value_is_cut_short() -> None:
 def test_defaults() -> None:
     assert ColdSettings() == ColdSettings(DEFAULT_ALPHA, DEFAULT_BETA, expert_top_k=None)
     for said, enabled in ((None, False), (False, False), (True, True), ({}, True)):
-        assert parse_engine_defaults(said) == EngineDefaults(enabled)
+        assert parse_engine_defaults(said) == ColdArgs(enabled)
     defaults = parse_engine_defaults({"enabled": False, "alpha": 0.3})
-    assert defaults == EngineDefaults(False, {"alpha": 0.3})
-    assert defaults.settings == ColdSettings(alpha=0.3)
+    assert defaults == ColdArgs(False, {"alpha": 0.3})
+    assert defaults.settings()[0] == ColdSettings(alpha=0.3)
     for wrong in (1, 0.5, "cold", ["alpha"]):
         with pytest.raises(ColdError, match=r'additional_config\["cold"\]=.*must be a mapping of'):
             parse_engine_defaults(wrong)
@@ -290,7 +289,7 @@ def test_the_request_wins_over_the_engine() -> None:
     # 0 is a value, not "not given".
     asked = {"cold_beta": 0, "cold_expert_top_k": 4}
     assert settings(asked, engine) == ColdSettings(0.3, 0.0, expert_top_k=4)
-    assert engine.settings == ColdSettings(0.3, 2.0, expert_top_k=9)
+    assert engine.settings()[0] == ColdSettings(0.3, 2.0, expert_top_k=9)
 
 
 def test_presets() -> None:
@@ -312,11 +311,11 @@ def test_presets() -> None:
             assert not parse_engine_defaults({**default, "enabled": False}).enabled
             default["without"] = "system"
         engine = parse_engine_defaults(default)
-        assert settings({"cold": 1}, engine) == engine.settings == wanted
-        assert parse_engine_defaults({**default, "alpha": 0.5}).settings.alpha == 0.5
+        assert settings({"cold": 1}, engine) == engine.settings()[0] == wanted
+        assert parse_engine_defaults({**default, "alpha": 0.5}).settings()[0].alpha == 0.5
         # A number has no use for the preset's most, neither in the engine nor in a request.
         number = parse_engine_defaults({**default, "beta": 0.25})
-        assert number.settings == ColdSettings(wanted.alpha, 0.25)
+        assert number.settings()[0] == ColdSettings(wanted.alpha, 0.25)
         assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
     assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == ColdSettings(
         0.0, "adaptive", 2.0
@@ -337,20 +336,20 @@ def test_weights() -> None:
         combine({"beta": 2, "beta_max": 3}, [None, -1.0], "cold_")
     asked = parse_request_args({"cold_beta": 1.0})
     with pytest.raises(ColdError, match="^cold_beta=1.0: no amateur uses it"):
-        asked.settings(EngineDefaults(), [-0.5, 0.5])
-    assert asked.settings(EngineDefaults(), [-0.5, None])[1][1] == Weight(-1.0, False)
+        asked.settings(ColdArgs(), [-0.5, 0.5])
+    assert asked.settings(ColdArgs(), [-0.5, None])[1][1] == Weight(-1.0, False)
     # The engine's is nobody's mistake.
     engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2})
-    assert RequestArgs().settings(engine, [-0.5])[1] == (Weight(-0.5, False),)
-    assert RequestArgs().settings(engine, ["adaptive"])[1] == (Weight(-2.0, True),)
+    assert ColdArgs().settings(engine, [-0.5])[1] == (Weight(-0.5, False),)
+    assert ColdArgs().settings(engine, ["adaptive"])[1] == (Weight(-2.0, True),)
     # Nor is a preset's, which has no use where each has a weight of its own.
     adacad = parse_request_args({"cold_preset": "adacad"})
-    assert adacad.settings(EngineDefaults(), [-0.5])[0] == ColdSettings(0.0)
-    assert adacad.settings(EngineDefaults(), [-0.5, None])[0] == ColdSettings(0.0, "adaptive", 1.0)
+    assert adacad.settings(ColdArgs(), [-0.5])[0] == ColdSettings(0.0)
+    assert adacad.settings(ColdArgs(), [-0.5, None])[0] == ColdSettings(0.0, "adaptive", 1.0)
     adacad = parse_request_args({"cold_preset": "adacad", "cold_beta_max": 2})
-    assert adacad.settings(EngineDefaults(), ["adaptive"])[0].strength == 2.0
+    assert adacad.settings(ColdArgs(), ["adaptive"])[0].strength == 2.0
     with pytest.raises(ColdError, match="^cold_beta_max=2.*: is for an adaptive beta"):
-        adacad.settings(EngineDefaults(), [-0.5])
+        adacad.settings(ColdArgs(), [-0.5])
 
 
 def test_other_kinds_of_numbers() -> None:
@@ -381,14 +380,14 @@ def test_a_most_of_a_number_is_an_error(beta: dict[str, Any]) -> None:
     assert str(raised.value) == f"{where}=2.0: {said}"
     args = parse_request_args({"cold_beta_max": 2.0, **{f"cold_{k}": v for k, v in beta.items()}})
     with pytest.raises(ColdError) as raised:
-        args.settings(EngineDefaults())
+        args.settings(ColdArgs())
     assert str(raised.value) == f"cold_beta_max=2.0: {said}"
 
 
 def test_the_most_of_a_request_and_of_its_engine() -> None:
     engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2})
     adaptive = ColdSettings(beta="adaptive", beta_max=2.0)
-    assert engine.settings == adaptive
+    assert engine.settings()[0] == adaptive
     assert settings({"cold": 1}, engine) == adaptive
     assert settings({"cold_beta": "adaptive"}, engine) == adaptive
     # A number has no use for the engine's; a most of the request's own needs an adaptive beta.

@@ -6,10 +6,11 @@ Three sources say what a request wants, the later one wins: the engine's default
 arguments (``vllm_xargs`` over HTTP, ``extra_args`` offline), and ``ColdParams``. Imports no vLLM.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.settings import (
     DEFAULT_BETA,
     ENGINE,
@@ -35,35 +36,52 @@ _ENGINE_KEYS = ("enabled", *ENGINE)
 
 
 @dataclass(frozen=True, slots=True)
-class RequestArgs:
-    """What one request's flat arguments say; None means that it does not say.
+class ColdArgs:
+    """What a request's flat arguments say, or an engine's defaults; None means not a word.
 
     Attributes:
-        enabled: False opts out, True (or any other ``cold_*`` key) asks for CoLD, None leaves it
-            to the engine's default.
+        enabled: Of a request: False opts out, True (or any other ``cold_*`` key) asks for CoLD,
+            None leaves it to the engine's default. Of an engine: whether a request that says
+            nothing itself uses CoLD, if it names an adapter or ``contrast`` says what is left out
+            of its conversation.
         given: Values of knobs, by name.
-        contrast: Of its amateurs.
+        contrast: Of the amateurs.
     """
 
     enabled: bool | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     contrast: ContrastArgs = ContrastArgs()
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """Of knobs, by name, the preset's included."""
+        return merge(self.given, defaults=preset_knobs(self.contrast.preset))
+
     def settings(
-        self, defaults: "EngineDefaults", weights: Sequence[float | str | None] = (None,)
+        self, defaults: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
     ) -> tuple[ColdSettings, tuple[Weight, ...]]:
-        """The engine's defaults with this request's values on top, and its amateurs' weights.
+        """These values on top of the defaults, and the amateurs' weights.
 
         Args:
             defaults: The engine's.
             weights: As ``combine`` takes them.
 
         Raises:
-            ColdError: if the request gives a beta that no amateur uses, or a ``cold_beta_max`` and
+            ColdError: if a request gives a beta that no amateur uses, or a ``cold_beta_max`` and
                 nothing is adaptive.
         """
-        others = {**defaults.values, **preset_knobs(self.contrast.preset)}
+        others = {**(defaults or ColdArgs()).values, **preset_knobs(self.contrast.preset)}
         return combine(self.given, weights, PREFIX, others)
+
+
+def _checked(said: Iterable[tuple[str, str, Any]]) -> tuple[dict[str, Any], ContrastArgs]:
+    """The knobs and what is contrasted with, of (name, what an error calls it, value)."""
+    given: dict[str, Any] = {}
+    contrast: dict[str, Any] = {}
+    for name, called, value in said:
+        if (checked := check(name, value, called)) is not None:
+            (given if name in KNOBS else contrast)[name] = checked
+    return given, ContrastArgs(**contrast)
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
@@ -85,7 +103,7 @@ def check_placement(fields: Mapping[str, Any] | None) -> None:
             )
 
 
-def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
+def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
     """Read our keys of one request's flat arguments.
 
     Args:
@@ -96,8 +114,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
             value outside its range.
     """
     enabled: bool | None = None
-    given: dict[str, Any] = {}
-    contrast: dict[str, Any] = {}
+    said = []
     for key, value in (args or {}).items():
         if not (is_ours(key) or is_known(key)):
             continue
@@ -105,42 +122,14 @@ def parse_request_args(args: Mapping[str, Any] | None) -> RequestArgs:
             raise ColdError(key, value, f"unknown key, allowed are {', '.join(REQUEST_KEYS)}")
         if key == "cold":
             enabled = check_switch(key, value)
-            continue
-        name = key.removeprefix(PREFIX)
-        if (checked := check(name, value, key)) is not None:
-            (given if name in KNOBS else contrast)[name] = checked
+        else:
+            said.append((key.removeprefix(PREFIX), key, value))
     if enabled is None and any(map(is_ours, args or ())):
         enabled = True
-    return RequestArgs(enabled, given, ContrastArgs(**contrast))
+    return ColdArgs(enabled, *_checked(said))
 
 
-@dataclass(frozen=True, slots=True)
-class EngineDefaults:
-    """The engine's CoLD settings, read from ``additional_config["cold"]``.
-
-    Attributes:
-        enabled: Whether a request that says nothing itself uses CoLD, if it names an adapter or
-            ``contrast`` says what is left out of its conversation.
-        given: Values of knobs for requests that do not give their own, by name.
-        contrast: What requests are contrasted with that do not say it themselves.
-    """
-
-    enabled: bool = False
-    given: Mapping[str, Any] = field(default_factory=dict)
-    contrast: ContrastArgs = ContrastArgs()
-
-    @property
-    def values(self) -> dict[str, Any]:
-        """Of knobs, by name, the preset's included."""
-        return merge(self.given, defaults=preset_knobs(self.contrast.preset))
-
-    @property
-    def settings(self) -> ColdSettings:
-        """Values for requests that do not give their own."""
-        return ColdSettings(**self.values)
-
-
-def parse_engine_defaults(config: object) -> EngineDefaults:
+def parse_engine_defaults(config: object) -> ColdArgs:
     """Read ``additional_config["cold"]``: absent, a bool, or a mapping of ``enabled`` (default
     true) and knobs.
 
@@ -148,33 +137,31 @@ def parse_engine_defaults(config: object) -> EngineDefaults:
         ColdError: for an unknown key, a wrong type or a value outside its range.
     """
     if config is None or isinstance(config, bool):
-        return EngineDefaults(enabled=bool(config))
+        return ColdArgs(enabled=bool(config))
     where = 'additional_config["cold"]'
     if not isinstance(config, Mapping):
         raise ColdError(where, config, f"must be a mapping of {', '.join(_ENGINE_KEYS)}")
-    enabled = True
-    given: dict[str, Any] = {}
-    contrast: dict[str, Any] = {}
-    for key, value in config.items():
-        if key == "enabled":
-            enabled = check_switch(f'{where}["{key}"]', value)
-        elif key in ENGINE:
-            checked = check(key, value, f'{where}["{key}"]')
-            (given if key in KNOBS else contrast)[key] = checked
-        else:
-            raise ColdError(
-                f"{where}[{key!r}]", value, f"unknown key, allowed are {', '.join(_ENGINE_KEYS)}"
-            )
-    defaults = EngineDefaults(enabled, given, ContrastArgs(**contrast))
+    if unknown := [key for key in config if key not in _ENGINE_KEYS]:
+        raise ColdError(
+            f"{where}[{unknown[0]!r}]",
+            config[unknown[0]],
+            f"unknown key, allowed are {', '.join(_ENGINE_KEYS)}",
+        )
+    enabled = check_switch(f'{where}["enabled"]', config.get("enabled", True))
+    said = ((key, f'{where}["{key}"]', config[key]) for key in config if key in ENGINE)
+    defaults = ColdArgs(enabled, *_checked(said))
     preset, name = preset_of(defaults.contrast), defaults.contrast.preset
+    without = defaults.contrast.without
     if preset is not None and preset.weights:
         raise ColdError(f'{where}["preset"]', name, "needs amateurs that only a request can name")
-    if enabled and preset is not None and preset.own_prompt and defaults.contrast.without is None:
+    if enabled and preset is not None and preset.own_prompt and without is None:
         raise ColdError(
             f'{where}["preset"]',
             name,
             'contrasts with another prompt; say with "without" what is left out of a conversation',
         )
+    if without is not None:
+        read_without(f'{where}["without"]', without)
     values = defaults.values
     beta = values.get("beta", DEFAULT_BETA)
     check_together(f'{where}["beta_max"]', values.get("beta_max"), beta)

@@ -24,7 +24,7 @@ from vllm_cold.method.amateurs import (
     describe,
     says_what,
 )
-from vllm_cold.method.arguments import EngineDefaults, parse_request_args
+from vllm_cold.method.arguments import parse_request_args
 from vllm_cold.method.settings import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
@@ -164,7 +164,7 @@ def read_contrast(args: Mapping[str, Any]) -> Contrast:
     """
     request = parse_request_args(args)
     amateurs = describe(request.contrast)
-    settings, weights = request.settings(EngineDefaults(), [one.weight for one in amateurs])
+    settings, weights = request.settings(weights=[one.weight for one in amateurs])
     return Contrast(settings, amateurs, weights)
 
 

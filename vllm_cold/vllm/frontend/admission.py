@@ -20,7 +20,7 @@ from vllm_cold.method.amateurs import (
     describe,
     says_what,
 )
-from vllm_cold.method.arguments import RequestArgs, parse_request_args
+from vllm_cold.method.arguments import ColdArgs, parse_request_args
 from vllm_cold.method.settings import (
     ColdError,
     is_known,
@@ -100,7 +100,7 @@ class Admission:
         if args.enabled is False:
             return None
         left_out = self._left_out(args)
-        asked = args != RequestArgs()
+        asked = args != ColdArgs()
         wanted = self.defaults.enabled and (expert is not None or left_out is not None)
         if not asked and not wanted:
             return None
@@ -127,7 +127,7 @@ class Admission:
             asked,
         )
 
-    def _left_out(self, args: RequestArgs) -> tuple[str, Any] | None:
+    def _left_out(self, args: ColdArgs) -> tuple[str, Any] | None:
         """What an amateur does not read of a chat, where the request says nothing of that, and
         whose default it is.
         """

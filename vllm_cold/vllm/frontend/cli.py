@@ -60,31 +60,18 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
             f"{_option('without')}, for chats; each request can override them with vllm_xargs "
             f"({', '.join(REQUEST_KEYS)}).",
         )
-        theirs = next((a for a in parser._actions if _SAMPLER in a.option_strings), None)
-        if theirs is None:
+        if _SAMPLER not in parser._option_string_actions:  # else it is vLLM's own
             group.add_argument(
                 _SAMPLER,
                 choices=(_COLD,),
                 default=None,
                 help="'cold': decode every request that names an adapter with CoLD.",
             )
-        else:
-            _extend(theirs)
         for name, knob in ENGINE.items():
             group.add_argument(_option(name), type=_checked(name), default=None, help=knob.about)
         return parser
 
     return add_cli_args
-
-
-def _extend(theirs: argparse.Action) -> None:
-    """Make an option ``--sampler`` that vLLM has itself take ``cold`` too."""
-    convert = theirs.type
-    if theirs.choices is not None:
-        theirs.choices = [*theirs.choices, _COLD]
-    if callable(convert):
-        theirs.type = lambda text: text if text == _COLD else convert(text)
-    theirs.help = f"{theirs.help or ''} 'cold': decode requests that name an adapter with CoLD."
 
 
 def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,10 +90,6 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         asked = chosen or given or cold not in (None, False)
         if isinstance(middleware, list) and (asked or getattr(args, "enable_lora", False)):
             args.middleware = [*(m for m in middleware if m != _MIDDLEWARE), _MIDDLEWARE]
-        if chosen and "sampler" in getattr(cls, "__dataclass_fields__", ()):
-            # vLLM's own option does not know this value.
-            args = argparse.Namespace(**vars(args))
-            args.sampler = cls.__dataclass_fields__["sampler"].default
         engine_args = original(cls, args, *further, **kwargs)
         if not chosen and not given:
             return engine_args

@@ -3,12 +3,10 @@
 in the way. Changes nothing; ``engine_config`` does.
 """
 
-import os
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vllm_cold.cpu import cpu_platform
-from vllm_cold.method.arguments import EngineDefaults, parse_engine_defaults
+from vllm_cold.method.arguments import ColdArgs, parse_engine_defaults
 from vllm_cold.vllm import availability, contracts, versions
 from vllm_cold.vllm.frontend import ascend
 from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2
@@ -31,7 +29,7 @@ SEATS = (
 )
 
 
-def engine_defaults(config: "VllmConfig") -> EngineDefaults:
+def engine_defaults(config: "VllmConfig") -> ColdArgs:
     """``additional_config["cold"]``, checked."""
     return parse_engine_defaults(_said(config))
 
@@ -130,21 +128,13 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"pipeline_parallel_size={stages}: before 0.27, vLLM gives wrong tokens to requests "
             "that are preempted in a pipeline of more than two stages; use vLLM 0.27 or newer."
         )
-    if (
-        os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"
-        and uses_v2_runner(config)
-        and find_spec("vllm.v1.worker.gpu.sample.logits_processor") is None
-    ):
-        return (
-            "this vLLM's V2 model runner takes no logits processors (it does since 0.31); unset "
-            "VLLM_USE_V2_MODEL_RUNNER."
-        )
     of_v2 = (*amateur_tokens.V2, *penalties_v2.V2, *contracts.OF_V2)
     needed = of_v2 if uses_v2_runner(config) else ()
     if (changed := contracts.problems(needed)) is not None:
         return (
             f"this vLLM's V2 model runner has changed where vllm-cold takes part: {changed}. "
-            f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
+            f"Install vLLM {versions.RANGE}, or a newer vllm-cold, or set "
+            "VLLM_USE_V2_MODEL_RUNNER=0."
         )
     if not getattr(scheduler, "enable_chunked_prefill", True):
         return (

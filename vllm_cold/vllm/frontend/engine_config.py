@@ -13,8 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.method.amateurs import read_without
-from vllm_cold.method.arguments import EngineDefaults
+from vllm_cold.method.arguments import ColdArgs
 from vllm_cold.vllm import availability
 from vllm_cold.vllm.frontend import aliases, ascend, intake, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
@@ -67,9 +66,9 @@ def _prepare_front_end(usage_context: Any) -> None:
         availability.install(serving.OFFLINE)
 
 
-def _say(defaults: EngineDefaults) -> None:
+def _say(defaults: ColdArgs) -> None:
     if defaults.enabled:
-        values = ", ".join(f"{k}={v}" for k, v in defaults.settings.as_dict().items())
+        values = ", ".join(f"{k}={v}" for k, v in defaults.settings()[0].as_dict().items())
         which = "requests that name an adapter"
         if (without := defaults.contrast.without) is not None:
             which = f"chats (against the same without {without}), not for completions"
@@ -90,8 +89,6 @@ def configure(config: "VllmConfig") -> None:
         ValueError: if the engine's defaults ask for CoLD and it cannot; says why.
     """
     defaults = engine_defaults(config)
-    if (without := defaults.contrast.without) is not None:
-        read_without('additional_config["cold"]["without"]', without)
     if is_configured(config):
         return
     try:
