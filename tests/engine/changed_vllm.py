@@ -98,8 +98,6 @@ def server(tiny: Path, **options: Any) -> dict[str, Any]:
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
         parser.parse_args(["--help"])
     result: dict[str, Any] = {"help": "--model" in printed.getvalue()}
-    for arguments in options.get("commands", []):
-        result["$ " + " ".join(arguments)] = said(lambda given=arguments: config(*given))
     result["--sampler cold"] = said(lambda: config("--sampler", "cold"))
     vllm_config, engine_args = config(*options.get("arguments", []))
     result["own sampler"] = getattr(engine_args, "sampler", None)

@@ -8,7 +8,6 @@ a fresh process (``changed_vllm``).
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator

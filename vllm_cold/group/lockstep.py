@@ -28,7 +28,7 @@ from vllm_cold.group.drafting import Drafting
 
 
 class Tokens(Protocol):
-    """What the rules need to know of a request."""
+    """What is known here of a request."""
 
     request_id: str
     num_computed_tokens: int
@@ -38,6 +38,17 @@ class Tokens(Protocol):
     @property
     def num_tokens(self) -> int:
         """Prompt and output tokens known so far."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Output tokens known so far."""
+
+    @property
+    def output_token_ids(self) -> Sequence[int]:
+        """Output tokens known so far."""
+
+    def is_finished(self) -> bool:
+        """Whether it has ended."""
 
 
 R = TypeVar("R", bound=Tokens)

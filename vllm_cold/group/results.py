@@ -2,8 +2,8 @@
 """Whether what came back of a step may be given to a client. Needs no vLLM."""
 
 from collections.abc import Sequence
-from typing import Protocol
 
+from vllm_cold.group.lockstep import Tokens
 from vllm_cold.group.step_stats import OTHER_DRAFTS, RowStats
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 
@@ -15,21 +15,6 @@ NOT_THE_SAME_DRAFTS = (
     "CoLD: the streams of this request verified different drafts; the result would be wrong. "
     "Switch speculative decoding off, and please report this with the engine's log."
 )
-
-
-class Stream(Protocol):
-    """What is looked at of a stream behind a step."""
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Output tokens known so far."""
-
-    @property
-    def output_token_ids(self) -> Sequence[int]:
-        """Output tokens known so far."""
-
-    def is_finished(self) -> bool:
-        """Whether it has ended."""
 
 
 def problem(figures: Sequence[RowStats], num_tokens: int, num_drafts: int) -> str | None:
@@ -50,7 +35,7 @@ def problem(figures: Sequence[RowStats], num_tokens: int, num_drafts: int) -> st
     return None
 
 
-def out_of_step(expert: Stream, amateur: Stream, most: int) -> bool:
+def out_of_step(expert: Tokens, amateur: Tokens, most: int) -> bool:
     """Whether an amateur has other tokens than its expert, of which a step gives ``most`` at most.
 
     Of drafts that were right, an expert that stops keeps those up to its end; its amateurs, which

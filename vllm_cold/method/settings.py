@@ -317,21 +317,17 @@ def merge(
 ) -> dict[str, Any]:
     """The values of knobs that ``combine`` goes by; raises ColdError for a beta without a use."""
     values = {**(defaults or {}), **own}
-    if "beta" in own:
-        check_beta_is_used(prefix + "beta", own["beta"], weights)
-    elif None not in weights:
+    if None not in weights:
+        if "beta" in own:
+            raise ColdError(
+                prefix + "beta",
+                own["beta"],
+                "no amateur uses it, as each has a weight of its own; leave it out",
+            )
         values.pop("beta", None)
     if "beta_max" not in own and ADAPTIVE not in (values.get("beta"), *weights):
         values.pop("beta_max", None)
     return values
-
-
-def check_beta_is_used(field: str, beta: object, weights: Sequence[object]) -> None:
-    """Raise ColdError naming ``field`` where each amateur has a weight of its own."""
-    if weights and None not in weights:
-        raise ColdError(
-            field, beta, "no amateur uses it, as each has a weight of its own; leave it out"
-        )
 
 
 def read(name: str, text: str) -> Any:

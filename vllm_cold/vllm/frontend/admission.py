@@ -7,7 +7,6 @@ A wrong request is refused with HTTP 400 (online) or ValueError (offline) before
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from msgspec import structs
@@ -222,8 +221,8 @@ class Admission:
             return
         _check_kind(request)
         length = len(request.prompt_token_ids or request.prompt_embeds)
-        contrast = replace(contrast, unlimited=contrast.unlimited or params.max_tokens is None)
-        most = self.fit(contrast, length, sampling.max_tokens)
+        unlimited = contrast.unlimited or params.max_tokens is None
+        most = fit(self.config, contrast.amateurs, length, sampling.max_tokens, unlimited)
         sampling.max_tokens = most
         sampling.min_tokens = min(sampling.min_tokens, most)
         sampling.extra_args = contrast.stream().to_extra_args(sampling.extra_args)
@@ -253,12 +252,6 @@ class Admission:
         if (known := prompts.decision_in(params.extra_args)) is not UNDECIDED:
             return cast(Contrast | None, known)
         return self.decide(params.extra_args, expert, params)
-
-    def fit(self, contrast: Contrast, num_prompt_tokens: int, max_tokens: int) -> int:
-        """How many tokens a request gets: ``capacity.fit``."""
-        return fit(
-            self.config, contrast.amateurs, num_prompt_tokens, max_tokens, contrast.unlimited
-        )
 
     def check_files(self, contrast: Contrast, expert: "LoRARequest | None") -> None:
         """Look at the adapters that a caller brings along as amateurs. Reads files.

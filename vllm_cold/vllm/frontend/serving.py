@@ -39,7 +39,7 @@ from vllm_cold.method.settings import ColdError
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
 from vllm_cold.vllm.frontend.admission import Admission
-from vllm_cold.vllm.frontend.capacity import most_tokens
+from vllm_cold.vllm.frontend.capacity import fit, most_tokens
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.frontend.contrast import Contrast
 from vllm_cold.vllm.frontend.errors import generation_error, refusals
@@ -96,7 +96,8 @@ async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]
             limit = server.config.model_config.max_model_len
             length = len(one["prompt_embeds"] if ids is None else ids)
             if length:  # vLLM refuses an empty prompt itself
-                server.fit(found, length, min(asked, server.most_tokens or asked) or limit)
+                most = min(asked, server.most_tokens or asked) or limit
+                fit(server.config, found.amateurs, length, most, found.unlimited)
         prepared.append(one)
     FRONT_END.exchange().decided[id(request)] = request, found
     return prepared

@@ -5,7 +5,7 @@ The scheduler stands behind these classes for mypy alone (``TYPE_CHECKING``); at
 behind vLLM's, as ``tests/scheduler`` does with each of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from vllm_cold.group.lockstep import Tokens
@@ -25,17 +25,6 @@ class Request(Tokens, Protocol):
     skip_reading_prefix_cache: bool
     is_prefill_chunk: bool
     trace_headers: Any
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Output tokens known so far."""
-
-    @property
-    def output_token_ids(self) -> Sequence[int]:
-        """Output tokens known so far."""
-
-    def is_finished(self) -> bool:
-        """Whether it has ended."""
 
     def take_events(self) -> Any:
         """Events for whoever measures, which are forgotten."""
