@@ -37,7 +37,8 @@ class Part:
 _SCHEDULING = ("vllm_cold/group/*", "vllm_cold/vllm/scheduler/*", "tests/scheduler/*")
 _COMPUTING = (
     "vllm_cold/vllm/*", "vllm_cold/group/*", "vllm_cold/ops/*", "vllm_cold/cpu/*", "csrc/cpu/*",
-    "tests/engine/*.py",
+    "vllm_cold/method/*", "vllm_cold/params.py", "vllm_cold/environment.py",
+    "vllm_cold/adapter_config.py", "tests/engine/*.py",
 )  # fmt: skip
 PARTS = (
     Part(
@@ -77,6 +78,11 @@ PARTS = (
         ("docs/*.md", "vllm_cold/vllm/frontend/*", "vllm_cold/method/*", "vllm_cold/*.py"),
     ),
     Part(
+        "the quick start",
+        ("tests/docs/test_quick_start.py",),
+        ("README.md", "examples/*", "vllm_cold/vllm/frontend/*", "vllm_cold/cpu/*"),
+    ),
+    Part(
         "the site",
         ("tests/docs/test_site.py",),
         ("docs/*", "mkdocs.yml", "README.md", "CHANGELOG.md", "vllm_cold/*.py"),
@@ -96,6 +102,31 @@ PARTS = (
         ("tests/ascend/*",),
         ("csrc/ascend/*", "vllm_cold/ops/*", "vllm_cold/npu/*", "vllm_cold/vllm/*ascend*")
         + _SCHEDULING,
+    ),
+    Part(
+        "what an engine does beside decoding",
+        (
+            "tests/engine/test_features_under_pressure.py",
+            "tests/engine/test_pause.py",
+            "tests/engine/test_sick_requests.py",
+            "tests/engine/test_speculation.py",
+            "tests/engine/test_stock.py",
+            "tests/engine/test_streams_offline.py",
+            "tests/engine/test_workarounds.py",
+        ),
+        _COMPUTING,
+    ),
+    Part(
+        "what a server does beside answering",
+        (
+            "tests/server/test_adapters_at_runtime.py",
+            "tests/server/test_load.py",
+            "tests/server/test_metrics.py",
+            "tests/server/test_shutdown.py",
+            "tests/server/test_sick_requests.py",
+            "tests/server/test_streams.py",
+        ),
+        (*_COMPUTING, "tests/server/*.py", "docs/serving.md"),
     ),
     Part("other families of models", ("tests/engine/test_families.py",), _COMPUTING),
     Part(

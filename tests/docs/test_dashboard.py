@@ -48,17 +48,6 @@ def test_the_schema_knows_all_of_it() -> None:
         assert list(lost(changed, after_reading(changed))), wrong
 
 
-def test_panels_do_not_overlap() -> None:
-    places = [panel["gridPos"] for panel in BOARD["panels"]]
-    cells = [
-        (x, y)
-        for at in places
-        for x in range(at["x"], at["x"] + at["w"])
-        for y in range(at["y"], at["y"] + at["h"])
-    ]
-    assert len(cells) == len(set(cells)) and {x for x, _ in cells} <= set(range(24))
-
-
 def test_queries_are_promql() -> None:
     queries = [target["expr"] for panel in BOARD["panels"] for target in panel["targets"]]
     names = [one["name"] for one in BOARD["templating"]["list"]]

@@ -4,24 +4,19 @@ network for nothing.
 """
 
 import json
-import logging
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
 from html.parser import HTMLParser
-from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from mkdocs.config import load_config
 
 import vllm_cold
-from tests import loopback
 from tests.docs.blocks import ROOT, pages
 from vllm_cold import ops
 
@@ -130,16 +125,6 @@ def _slugs(text: str) -> Iterator[str]:
         yield re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-@pytest.mark.unit
-def test_a_broken_link_is_an_error() -> None:
-    """What mkdocs warns of, ``strict`` makes an error: pages, anchors and files alike."""
-    config = load_config(str(ROOT / "mkdocs.yml"))
-    links = config.validation.links
-    levels = [links.not_found, links.anchors, links.absolute_links, links.unrecognized_links]
-    assert config.strict
-    assert [*levels, config.validation.nav.omitted_files] == [logging.WARNING] * 5
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize(("colours", "scheme"), [("light", "default"), ("dark", "slate")])
 def test_pages_work_without_a_network(colours: str, scheme: str, site: Path, chromium: Any) -> None:
@@ -168,34 +153,6 @@ def test_pages_work_without_a_network(colours: str, scheme: str, site: Path, chr
     assert len(opened) > 15 and images > 5 and len(asked) > len(opened)
     assert [url for url in asked if not url.startswith((site.as_uri(), "data:", "blob:"))] == []
     assert wrong == []
-
-
-@pytest.fixture
-def served(site: Path) -> Iterator[str]:
-    """The site's address on a server of its own."""
-
-    class Quiet(SimpleHTTPRequestHandler):
-        def log_message(self, *_: Any) -> None:
-            """Say nothing."""
-
-    with loopback.serving(partial(Quiet, directory=str(site))) as address:
-        yield address
-
-
-@pytest.mark.browser
-def test_search_finds_a_page(served: str, chromium: Any) -> None:
-    """It needs a server, and asks that one only."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    asked: list[str] = []
-    page = context.new_page()
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(f"{served}/index.html", wait_until="networkidle")
-    page.click(".md-search__input")
-    page.locator(".md-search__input").press_sequentially("multimodal")  # keys start the search
-    result = ".md-search-result__link[href*='hardware']"
-    page.wait_for_selector(result, state="attached", timeout=60_000)
-    context.close()
-    assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
 
 
 @pytest.mark.unit

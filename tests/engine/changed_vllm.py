@@ -1,40 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a changed vLLM does, in processes of their own: ``python -m tests.engine.changed_vllm``.
+"""What a front end and an engine do in a process of their own, whose vLLM lacks something.
 
-Each request (a line of JSON on stdin) is answered by a child that imports vLLM anew. The parent
-has imported what is not vLLM's, which takes most of the time; it never imports vLLM.
+Imported by the process that others are forked from: it has loaded vLLM, and not the plugin.
 """
 
 import contextlib
-import importlib
 import io
-import json
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import vllm.entrypoints.openai.api_server  # noqa: F401 - so that those that are forked have it
+import vllm.v1.worker.cpu_worker  # noqa: F401
+from vllm import LLM, AsyncEngineArgs, SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import BeamSearchParams
+from vllm.usage.usage_lib import UsageContext
+
 PROMPTS = [[(13 * i + 7 * j) % 500 + 4 for j in range(5 + 11 * i)] for i in range(3)]
 TOKENS = 12
-# Most of what vLLM imports beside its own modules, by time.
-PRELOADED = (
-    "fastapi",
-    "openai",
-    "ray",
-    "torch._inductor.compile_fx",
-    "torchvision",
-    "transformers.generation.utils",
-    "transformers.processing_utils",
-    "xgrammar",
-)
 
 
-def method(owner: Any, name: str) -> Any:
-    """A method that may have been renamed."""
-    found = getattr(owner, name, None)
-    return found if found is not None else getattr(owner, name + "_renamed")
+def run(
+    task: str, tiny: Path, log: Path, lost: str, environment: dict[str, str], options: Any
+) -> dict[str, Any]:
+    """What a task finds; what it prints is in ``log``."""
+    os.environ.update(environment)
+    output = os.open(log, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    if lost:
+        lose(lost)
+    result = {"server": server, "engine": engine, "command": command}[task](tiny, **options)
+    sys.stdout.flush()
+    return result | {"log": log.read_text()}
+
+
+def lose(where: str) -> None:
+    """To the package, vLLM has not this place; vLLM itself is whole, and goes on using it."""
+    from vllm_cold.vllm.contracts import Contract
+    from vllm_cold.vllm.patching import PatchPoint
+
+    for kind in (PatchPoint, Contract):
+        look = kind._look
+
+        def found(self: Any, *arguments: Any, look: Callable[..., Any] = look) -> Any:
+            if self.where == where:
+                raise AttributeError(where)
+            return look(self, *arguments)
+
+        kind._look = found  # type: ignore[assignment]
 
 
 def said(call: Callable[[], Any]) -> str | None:
@@ -52,22 +70,8 @@ def said(call: Callable[[], Any]) -> str | None:
     return None
 
 
-def _lora(tiny: Path) -> Any:
-    from vllm.lora.request import LoRARequest
-
+def _lora(tiny: Path) -> LoRARequest:
     return LoRARequest("one", 1, str(tiny / "one"))
-
-
-def _engine_args(tiny: Path) -> dict[str, Any]:
-    return {
-        "model": str(tiny / "model"),
-        "dtype": "float32",
-        "enable_lora": True,
-        "max_lora_rank": 8,
-        "max_model_len": 128,
-        "max_num_seqs": 8,
-        "enforce_eager": True,
-    }
 
 
 def _reason() -> str | None:
@@ -76,90 +80,86 @@ def _reason() -> str | None:
     return availability.unavailable()
 
 
-def server(tiny: Path, **options: Any) -> dict[str, Any]:
-    """The front end of ``vllm serve``, up to a request's way into the engine."""
-    from vllm import AsyncEngineArgs, SamplingParams
-    from vllm.usage.usage_lib import UsageContext
+def server(tiny: Path, arguments: tuple[str, ...] = (), own: Any = None) -> dict[str, Any]:
+    """The front end of ``vllm serve``, up to a request's way into the engine.
+
+    Args:
+        tiny: The folder of the tiny model.
+        arguments: Further words of the command line.
+        own: The choices of an option ``--sampler`` that vLLM itself has.
+    """
     from vllm.v1.engine.input_processor import InputProcessor
 
     from tests.vllm_parser import serve_parser
     from vllm_cold import ColdParams
 
+    if own is not None:
+        add = EngineArgs.add_cli_args
+
+        def with_own(parser: Any) -> Any:
+            parser.add_argument("--sampler", default="usual", choices=own)
+            return add(parser)
+
+        EngineArgs.add_cli_args = staticmethod(with_own)  # type: ignore[method-assign]
     parser = serve_parser()
+    given = ["--model", str(tiny / "model"), "--dtype", "float32", "--enable-lora",
+             "--max-lora-rank", "8", "--max-model-len", "128"]  # fmt: skip
 
-    def config(*arguments: str) -> Any:
-        given = ["--model", str(tiny / "model"), "--dtype", "float32", "--enable-lora",
-                 "--max-lora-rank", "8", "--max-model-len", "128", *arguments]  # fmt: skip
-        engine_args = method(AsyncEngineArgs, "from_cli_args")(parser.parse_args(given))
-        made = method(engine_args, "create_engine_config")(UsageContext.OPENAI_API_SERVER)
-        return made, engine_args
+    def config(*more: str) -> Any:
+        options = parser.parse_args([*given, *more])
+        made = AsyncEngineArgs.from_cli_args(options)
+        return made.create_engine_config(UsageContext.OPENAI_API_SERVER), options
 
-    printed = io.StringIO()
-    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(printed):
-        parser.parse_args(["--help"])
-    result: dict[str, Any] = {"help": "--model" in printed.getvalue()}
-    result["--sampler cold"] = said(lambda: config("--sampler", "cold"))
-    vllm_config, engine_args = config(*options.get("arguments", []))
-    result["own sampler"] = getattr(engine_args, "sampler", None)
+    result: dict[str, Any] = {"--sampler cold": said(lambda: config("--sampler", "cold"))}
+    vllm_config, options = config(*arguments)
+    result["own"] = getattr(options, "sampler", None)
     result["additional"] = vllm_config.additional_config
     processor = InputProcessor(vllm_config)
-
-    def process(params: Any, adapter: Any = None) -> Any:
-        inputs = {"type": "token", "prompt_token_ids": PROMPTS[0]}
-        return method(processor, "process_inputs")(
-            "0", inputs, params, supported_tasks=("generate",), lora_request=adapter
-        )
-
     for name, params, adapter in (
         ("base", SamplingParams(max_tokens=3), None),
         ("adapter", SamplingParams(max_tokens=3), _lora(tiny)),
         ("ColdParams", ColdParams(max_tokens=3), _lora(tiny)),
         ("extra_args", SamplingParams(max_tokens=3, extra_args={"cold_beta": 1}), _lora(tiny)),
     ):
-        result[name] = said(lambda p=params, a=adapter: process(p, a))
-    result["reason"] = _reason()
-    return result
+        inputs: Any = {"type": "token", "prompt_token_ids": PROMPTS[0]}
+        result[name] = said(
+            lambda p=params, a=adapter, i=inputs: processor.process_inputs(
+                "0", i, p, supported_tasks=("generate",), lora_request=a
+            )
+        )
+    return result | {"reason": _reason()}
 
 
 def engine(tiny: Path, **options: Any) -> dict[str, Any]:
     """An engine in this process."""
-    from vllm import LLM, SamplingParams
-    from vllm.sampling_params import BeamSearchParams
-
     from vllm_cold import ColdParams
 
-    arguments = _engine_args(tiny) | options
+    arguments: dict[str, Any] = {
+        "model": str(tiny / "model"), "dtype": "float32", "enable_lora": True,
+        "max_lora_rank": 8, "max_model_len": 128, "max_num_seqs": 8, "enforce_eager": True,
+    } | options  # fmt: skip
     llm = LLM(**arguments)
-    common = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
+    common: dict[str, Any] = {"temperature": 0.0, "max_tokens": TOKENS, "ignore_eos": True}
 
     def tokens(params: Any, adapter: Any) -> Any:
+        prompts: Any = [{"prompt_token_ids": p} for p in PROMPTS]
         try:
-            outputs = llm.generate(
-                [{"prompt_token_ids": p} for p in PROMPTS],
-                params,
-                lora_request=adapter,
-                use_tqdm=False,
-            )
+            outputs = llm.generate(prompts, params, lora_request=adapter, use_tqdm=False)
         except ValueError as error:
             return f"ValueError: {error}"
         return [list(output.outputs[0].token_ids) for output in outputs]
 
+    asked = {"cold_beta": 2.0, "cold_alpha": 0.05}
+    beams: Any = llm.beam_search(
+        [{"prompt_token_ids": PROMPTS[0]}], BeamSearchParams(beam_width=2, max_tokens=3)
+    )
     # Base and adapter in batches of their own: mixed, stock gives base rows the adapter on CPU.
     result = {
         "base": tokens(SamplingParams(**common), None),
         "adapter": tokens(SamplingParams(**common), _lora(tiny)),
         "ColdParams": tokens(ColdParams(alpha=0.05, beta=2.0, **common), _lora(tiny)),
-        "extra_args": tokens(
-            SamplingParams(extra_args={"cold_beta": 2.0, "cold_alpha": 0.05}, **common),
-            _lora(tiny),
-        ),
-        "beam search": [
-            list(sequence.tokens)
-            for output in method(llm, "beam_search")(
-                [{"prompt_token_ids": PROMPTS[0]}], BeamSearchParams(beam_width=2, max_tokens=3)
-            )
-            for sequence in output.sequences
-        ],
+        "extra_args": tokens(SamplingParams(extra_args=asked, **common), _lora(tiny)),
+        "beam search": [list(s.tokens) for output in beams for s in output.sequences],
         "reason": _reason(),
         "compiled": int(llm.llm_engine.vllm_config.compilation_config.mode) != 0,
     }
@@ -169,8 +169,8 @@ def engine(tiny: Path, **options: Any) -> dict[str, Any]:
     return result
 
 
-def command(tiny: Path, arguments: list[str]) -> dict[str, Any]:
-    """``vllm serve`` with a command line that it refuses; what it prints is in the log."""
+def command(tiny: Path, arguments: tuple[str, ...]) -> dict[str, Any]:
+    """``vllm serve`` with a command line that it refuses."""
     from vllm.entrypoints.cli.main import main
 
     sys.argv = ["vllm", "serve", str(tiny / "model"), *arguments]
@@ -179,40 +179,3 @@ def command(tiny: Path, arguments: list[str]) -> dict[str, Any]:
     except SystemExit as error:
         return {"exit": error.code}
     raise AssertionError("it was not refused")
-
-
-def _child(request: dict[str, Any], log: Path) -> dict[str, Any]:
-    os.environ.update(request["environment"])
-    if request["tree"] is not None:
-        sys.path.insert(0, request["tree"])
-    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
-    try:
-        import vllm
-
-        assert request["tree"] is None or vllm.__file__.startswith(request["tree"])
-        task = {"server": server, "engine": engine, "command": command}[request["task"]]
-        return task(Path(request["tiny"]), **request["options"])
-    except BaseException:
-        return {"failed": traceback.format_exc()}
-
-
-def main() -> None:
-    sys.dont_write_bytecode = True
-    for name in PRELOADED:
-        importlib.import_module(name)
-    assert "vllm" not in sys.modules
-    for line in sys.stdin:
-        request = json.loads(line)
-        log = Path(request["log"])
-        if (pid := os.fork()) == 0:
-            result = _child(request, log)
-            log.with_suffix(".json").write_text(json.dumps(result))
-            os._exit(0)
-        os.waitpid(pid, 0)
-        print("done", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -221,28 +221,6 @@ def mtp(tokens: int = 3) -> dict[str, Any]:
     return {"method": "mtp", "num_speculative_tokens": tokens}
 
 
-def medusa(target: Path, folder: Path, tokens: int = 3, seed: int | None = None) -> dict[str, Any]:
-    """Medusa: a head for each token, which sees the target's last hidden state alone. Without a
-    seed the heads draft the token that has just been sampled.
-    """
-    config, weights = _read(target)
-    hidden = config["hidden_size"]
-    own: Weights = {}
-    for head in range(tokens):
-        own[f"blocks.{head}.layers.0.weight"] = torch.zeros(hidden, hidden)
-        own[f"lm_heads.{head}.weight"] = weights["lm_head.weight"]
-    settings = {
-        "architectures": ["MedusaModel"],
-        "model_type": "medusa",
-        "hidden_size": hidden,
-        "vocab_size": config["vocab_size"],
-        "medusa_num_heads": tokens,
-        "medusa_num_layers": 1,
-    }
-    model = _write(folder, settings, own, seed)
-    return {"method": "medusa", "model": model, "num_speculative_tokens": tokens}
-
-
 def ngram(tokens: int = 3, device: bool = False) -> dict[str, Any]:
     """What followed the last two tokens before, or the last three. A random model repeats nothing;
     requests with three ``allowed_token_ids`` do, and then half of the drafts are right.

@@ -55,15 +55,7 @@ def make_bare() -> list[Job]:
 
 BARE = make_bare()
 
-PRESSURE: dict[str, dict[str, Any]] = {
-    "async": {"async_scheduling": True, "num_gpu_blocks_override": 12},
-    "sync": {
-        "async_scheduling": False,
-        "num_gpu_blocks_override": 12,
-        "max_num_batched_tokens": 40,
-        "scheduling_policy": "priority",
-    },
-}
+PRESSURE: dict[str, Any] = {"async_scheduling": True, "num_gpu_blocks_override": 12}
 
 
 def everywhere(**options: Any) -> Callable[[Engines], list[Job]]:
@@ -152,16 +144,25 @@ FEATURES: dict[str, Callable[[Engines], list[Job]]] = {
 UNCHANGED = ("logprobs", "prompt_logprobs")  # these add to a result
 
 
-# With asynchronous scheduling all of them, without it those that keep state of their own.
-SYNC = ("json", "logit_bias", "repetition", "min_tokens", "stop", "prompt_logprobs", "n")
-CASES = [("async", name) for name in FEATURES]
-CASES += [pytest.param("sync", name, marks=pytest.mark.full) for name in SYNC]
+# One of each kind is in every run: those that keep state of their own, or cut the text.
+OFTEN = (
+    "json",
+    "logit_bias",
+    "repetition",
+    "min_tokens",
+    "bad_words",
+    "stop",
+    "prompt_logprobs",
+    "n",
+    "DELTA",
+)
+CASES = [pytest.param(n, marks=() if n in OFTEN else pytest.mark.full) for n in FEATURES]
 
 
-@pytest.mark.parametrize(("engine", "feature"), CASES)
-def test_feature(engine: str, feature: str, engines: Engines, tiny: Path) -> None:
+@pytest.mark.parametrize("feature", CASES)
+def test_feature(feature: str, engines: Engines, tiny: Path) -> None:
     jobs = FEATURES[feature](engines)
-    llm = engines.get(**PRESSURE[engine])
+    llm = engines.get(**PRESSURE)
     with preempted_pairs(llm) as preempted:
         results = drive(llm, tiny, jobs, seed=3)
     assert len(preempted) >= 2
@@ -172,6 +173,7 @@ def test_feature(engine: str, feature: str, engines: Engines, tiny: Path) -> Non
     assert changed == 0 if feature in UNCHANGED else changed >= 4, changed
 
 
+@pytest.mark.full
 def test_streaming_shapes(engines: Engines) -> None:
     """One message a token or only one, and the same text in the end."""
     deltas, whole, final = (
@@ -190,7 +192,7 @@ def test_requests_wait_for_their_grammar(engines: Engines, tiny: Path) -> None:
     """Its compilation takes long: until then the others run, and the group holds nothing."""
     slow = FEATURES["regex"](engines)
     jobs = [*slow, *BARE]
-    llm = engines.get(**PRESSURE["async"])
+    llm = engines.get(**PRESSURE)
     sched, released = scheduler(llm), threading.Event()
     manager = sched.structured_output_manager
     compile_grammar = manager._create_grammar
@@ -229,7 +231,7 @@ def test_requests_wait_for_their_grammar(engines: Engines, tiny: Path) -> None:
 def test_a_grammar_that_cannot_be_compiled(engines: Engines, tiny: Path) -> None:
     """The request ends with an error, alone."""
     jobs = [*FEATURES["choice"](engines)[:3], *BARE]
-    llm = engines.get(**PRESSURE["async"])
+    llm = engines.get(**PRESSURE)
     manager = scheduler(llm).structured_output_manager
 
     def fail(request: Any) -> Any:

@@ -60,29 +60,11 @@ def make_jobs() -> list[Job]:
 JOBS = make_jobs()
 SEEDED = [replace(j, options={**j.options, "temperature": 1.2, "seed": 4}) for j in JOBS]
 
-PRESSURE: dict[str, dict[str, Any]] = {
-    "async": {
-        "async_scheduling": True,
-        "num_gpu_blocks_override": 14,
-        "disable_log_stats": False,
-    },
-    "sync, small budget": {
-        "async_scheduling": False,
-        "num_gpu_blocks_override": 14,
-        "disable_log_stats": False,
-        "max_num_batched_tokens": 19,
-        "max_num_seqs": 9,
-    },
+PRESSURE: dict[str, Any] = {
+    "async_scheduling": True,
+    "num_gpu_blocks_override": 14,
+    "disable_log_stats": False,
 }
-
-
-@pytest.fixture(
-    scope="module",
-    params=["async", pytest.param("sync, small budget", marks=pytest.mark.full)],
-)
-def name(request: pytest.FixtureRequest) -> str:
-    """Of the module, so that pytest runs the tests of one engine one after the other."""
-    return str(request.param)
 
 
 class Pauses:
@@ -115,9 +97,9 @@ class Pauses:
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_sleep_and_wake_up(name: str, level: int, engines: Engines, tiny: Path) -> None:
+def test_sleep_and_wake_up(level: int, engines: Engines, tiny: Path) -> None:
     """mode="keep": the requests go on where they were. Level 1 takes their KV cache away."""
-    llm = engines.get(**PRESSURE[name])
+    llm = engines.get(**PRESSURE)
     pauses = Pauses(llm, level)
     with preempted_pairs(llm) as preempted:
         results = drive(llm, tiny, JOBS, seed=level, disturb=pauses)
@@ -126,9 +108,9 @@ def test_sleep_and_wake_up(name: str, level: int, engines: Engines, tiny: Path) 
     engines.check(JOBS, results)
 
 
-def test_sleep_can_abort(name: str, engines: Engines, tiny: Path) -> None:
+def test_sleep_can_abort(engines: Engines, tiny: Path) -> None:
     """mode="abort": everything ends at once, what comes meanwhile waits for the wake-up."""
-    llm = engines.get(**PRESSURE[name])
+    llm = engines.get(**PRESSURE)
     engine, before, receiver = llm.llm_engine, free_blocks(llm), Receiver()
     for steps in (0, 1, 2, 3, 7):
         ids = []
@@ -156,9 +138,9 @@ def test_sleep_can_abort(name: str, engines: Engines, tiny: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["greedy", "seeded"])
-def test_reset_of_the_prefix_cache(name: str, kind: str, engines: Engines, tiny: Path) -> None:
+def test_reset_of_the_prefix_cache(kind: str, engines: Engines, tiny: Path) -> None:
     """With running requests, at random moments, twice in a row too."""
-    llm = engines.get(**PRESSURE[name])
+    llm = engines.get(**PRESSURE)
     rng = random.Random(7)
 
     def reset(step: int) -> None:
@@ -169,7 +151,7 @@ def test_reset_of_the_prefix_cache(name: str, kind: str, engines: Engines, tiny:
     with preempted_pairs(llm) as preempted:
         results = drive(llm, tiny, jobs, seed=3, disturb=reset)
     assert len(preempted) >= 20
-    if kind == "seeded" and name == "async":
+    if kind == "seeded":
         # vLLM drops the token under way but keeps the generator that drew it, for every request
         # with a seed: the draws go on from there. The streams must still agree.
         for i, result in results.items():
@@ -179,9 +161,9 @@ def test_reset_of_the_prefix_cache(name: str, kind: str, engines: Engines, tiny:
         engines.check(jobs, results)
 
 
-def test_adapters_are_removed_under_running_pairs(name: str, engines: Engines, tiny: Path) -> None:
+def test_adapters_are_removed_under_running_pairs(engines: Engines, tiny: Path) -> None:
     """vLLM loads an adapter again when a request needs it: the result stays right."""
-    llm = engines.get(**PRESSURE[name])
+    llm = engines.get(**PRESSURE)
     rng, removed = random.Random(8), []
 
     def remove(step: int) -> None:
@@ -193,9 +175,9 @@ def test_adapters_are_removed_under_running_pairs(name: str, engines: Engines, t
     engines.check(JOBS, results)
 
 
-def test_statistics_count_a_request_once(name: str, engines: Engines, tiny: Path) -> None:
+def test_statistics_count_a_request_once(engines: Engines, tiny: Path) -> None:
     """Running, waiting, preempted: in what vLLM's engine reports and in what the LLM class logs."""
-    llm = engines.get(**PRESSURE[name])
+    llm = engines.get(**PRESSURE)
     sched, manager = scheduler(llm), llm.llm_engine.logger_manager
     seen: list[tuple[int, int, int]] = []
     record = manager.record
@@ -253,7 +235,7 @@ def test_pause_generation(engines: Engines, tiny: Path) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    options = engines.options | PRESSURE["async"] | {"async_scheduling": False}
+    options = engines.options | PRESSURE | {"async_scheduling": False}
 
     async def run() -> None:
         llm = AsyncLLM.from_engine_args(AsyncEngineArgs(**options))

@@ -140,12 +140,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
         "max_loras": 4,
     },
     # Each of the following is near to two of those.
-    "alone": {"max_num_seqs": 2},
-    "three": {"max_num_seqs": 6, "async_scheduling": True, "max_num_batched_tokens": 64},
-    "thirty-two": {"max_num_seqs": 64, "async_scheduling": True},
-    "odd": {"max_num_seqs": 3, "async_scheduling": True, "max_num_batched_tokens": 64},
     "async": {"async_scheduling": True, "block_size": 128},
-    "chunks-sync": {"max_num_batched_tokens": 33, "max_num_seqs": 9},
     "pressure": {"num_gpu_blocks_override": 20, "async_scheduling": True},
     "long-prefill": {"long_prefill_token_threshold": 16},
     "compiled": {"enforce_eager": False, "block_size": 128},
@@ -158,13 +153,15 @@ EVERY_RUN = tuple(CONFIGURATIONS)[:6]
     [pytest.param(n, marks=() if n in EVERY_RUN else pytest.mark.full) for n in CONFIGURATIONS],
 )
 def test_tokens_equal_the_reference(
-    name: str, shared_llm: Any, tiny: Path, expected: list[Trace]
+    name: str, shared_llm: Any, tiny: Path, expected: list[Trace], runner: str
 ) -> None:
     """The second time all prompts are in the prefix cache, in another order."""
     llm = shared_llm(**CONFIGURATIONS[name])
     before = free_blocks(llm)
-    first = range(32 if name == "tiny-budget" else len(CASES))  # that one takes many steps
-    again = random.Random(3).sample(first, 24)
+    # That one takes many steps, and V2 in the interpreter long for each.
+    few = name == "tiny-budget" or runner == "v2"
+    first = range(32 if few else len(CASES))
+    again = random.Random(3).sample(first, 8 if few else 24)
     with preempted_pairs(llm) as preempted:
         for chosen in (first, again):
             got = decode(llm, tiny, [CASES[i] for i in chosen])

@@ -193,27 +193,19 @@ def check(
     return alone
 
 
-CONFIGURATIONS: dict[str, dict[str, Any]] = {
-    "sync": {"async_scheduling": False},
-    "async": {"async_scheduling": True},
-    "tight": {"async_scheduling": True, "num_gpu_blocks_override": 14},
-}
 NOT_NUMBERS = [("nan", None), ("inf", None), ("one", "nan"), ("two", "inf"), ("nan", "one")]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n == "tight" else pytest.mark.full) for n in CONFIGURATIONS],
-)
 def test_the_others_do_not_notice(
-    name: str, make_llm: Any, adapters: dict[str, Path], naive: NaiveCold
+    make_llm: Any, adapters: dict[str, Path], naive: NaiveCold
 ) -> None:
-    """With chunked prompts, and in the last case with preemptions."""
-    llm = make_llm(max_loras=5, max_num_batched_tokens=64, **CONFIGURATIONS[name])
+    """With chunked prompts and preemptions."""
+    options = {"max_num_batched_tokens": 64, "num_gpu_blocks_override": 14}
+    llm = make_llm(max_loras=5, async_scheduling=True, **options)
     asked = make_requests(NOT_NUMBERS)
     with preempted_pairs(llm) as preempted:
         got = check(llm, adapters, asked)
-    assert bool(preempted) == (name == "tight")
+    assert preempted
     healthy = [a for a in asked if not a.is_sick]
     pairs = [(a, t[0]) for a, t in zip(healthy, got, strict=True) if a.is_greedy]
     traces = [
@@ -270,9 +262,7 @@ class Recorded(CountersByKind):
         return super().take(running, waiting)
 
 
-@pytest.mark.parametrize("asynchronous", [pytest.param(False, marks=pytest.mark.full), True])
 def test_two_engines_in_one_process(
-    asynchronous: bool,
     make_llm: Any,
     adapters: dict[str, Path],
     monkeypatch: pytest.MonkeyPatch,
@@ -281,7 +271,7 @@ def test_two_engines_in_one_process(
     other: tokens, errors, counts.
     """
     monkeypatch.setenv("VLLM_DISABLE_REQUEST_ID_RANDOMIZATION", "1")
-    options = {"max_loras": 3, "async_scheduling": asynchronous, "disable_log_stats": False}
+    options = {"max_loras": 3, "async_scheduling": True, "disable_log_stats": False}
     engines = [make_llm(**options) for _ in range(2)]
     rng = random.Random(1)
     prompts = [tuple(rng.randrange(4, 512) for _ in range(length)) for length in (20, 33, 7, 50)]

@@ -86,12 +86,11 @@ DRAFTS = 3  # of EAGLE here
 # A drafter and a configuration; what drafts is another model, a head of its own, or known.
 EXACT = [
     ("oracle", "pressure-sync"),
-    ("draft_model", "pressure"),
     ("eagle", "chunks"),
     *(
         pytest.param(*case, marks=pytest.mark.full)
         for case in (
-            ("oracle", "defaults"),
+            ("draft_model", "pressure"),
             ("wrong", "async"),
             ("eagle3", "compiled"),
             ("eagle", "long-prefill"),
@@ -173,9 +172,10 @@ GREEDY = [name for name in FEATURES if name not in (
     "logit_bias", "eos", "ignore_eos", "min_tokens", "n", "top_p, top_k, min_p"
 )]  # fmt: skip
 WITH_A_MODEL = ("json", "repetition", "bad_words", "stop", "logprobs")
+OFTEN = ("repetition", "stop")
 FEATURE_CASES = [
     *(
-        pytest.param("draft_model", name, marks=pytest.mark.full if name == "json" else ())
+        pytest.param("draft_model", name, marks=() if name in OFTEN else pytest.mark.full)
         for name in WITH_A_MODEL
     ),
     *(pytest.param("eagle", name, marks=pytest.mark.full) for name in GREEDY),

@@ -41,7 +41,6 @@ from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 pytestmark = pytest.mark.engine
 
 GROUPS = make_groups()
-KINDS_OF = [KINDS[i % len(KINDS)] for i in range(len(GROUPS))]
 PROMPT, OTHER = tuple(range(20, 60)), tuple(range(41, 48))
 
 
@@ -58,10 +57,6 @@ def expected(naive: NaiveCold) -> list[Trace]:
     return naive.generate_many(GROUPS)
 
 
-def of_kind(kind: str, traces: list[Trace]) -> list[Trace]:
-    return [trace for trace, other in zip(traces, KINDS_OF, strict=True) if other == kind]
-
-
 def different(traces: list[Trace], others: list[Trace]) -> float:
     """Which part of them."""
     pairs = list(zip(traces, others, strict=True))
@@ -72,7 +67,7 @@ def test_every_part_of_a_group_counts(naive: NaiveCold, expected: list[Trace]) -
     """Or an engine that leaves it out would pass the tests below."""
 
     def changed(kind: str, **changes: Any) -> float:
-        groups = [g for g, other in zip(GROUPS, KINDS_OF, strict=True) if other == kind]
+        groups = GROUPS[KINDS.index(kind) :: len(KINDS)][:4]
         others = [
             replace(
                 group,
@@ -83,7 +78,8 @@ def test_every_part_of_a_group_counts(naive: NaiveCold, expected: list[Trace]) -
             )
             for group in groups
         ]
-        return different(of_kind(kind, expected), naive.generate_many(others))
+        traces = expected[KINDS.index(kind) :: len(KINDS)][:4]
+        return different(traces, naive.generate_many(others))
 
     def each(**fields: Any) -> Any:
         return lambda group: [replace(a, **fields) for a in group.amateurs]
@@ -111,17 +107,9 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     # Those below only in full: each differs in one thing from a configuration above or from one
     # of test_reference.py.
     "defaults": {},
-    "async": {"async_scheduling": True},
-    "alone": {"max_num_seqs": 4},
     "tiny-budget": {"async_scheduling": True, "max_num_batched_tokens": 5, "max_num_seqs": 5},
     "blocks-of-128": {"block_size": 128, "max_num_batched_tokens": 200},
     "one-lora": {"max_loras": 1, "async_scheduling": True},
-    "long-prefill": {"long_prefill_token_threshold": 16},
-    "pressure-no-prefix-cache": {
-        "num_gpu_blocks_override": 106,
-        "enable_prefix_caching": False,
-        "async_scheduling": True,
-    },
     "compiled-pressure": {
         "enforce_eager": False,
         "num_gpu_blocks_override": 110,
@@ -138,14 +126,15 @@ EVERY_RUN = tuple(CONFIGURATIONS)[:2]
     [pytest.param(n, marks=() if n in EVERY_RUN else pytest.mark.full) for n in CONFIGURATIONS],
 )
 def test_tokens_equal_the_reference(
-    name: str, engines: Engines, tiny: Path, expected: list[Trace]
+    name: str, engines: Engines, tiny: Path, expected: list[Trace], runner: str
 ) -> None:
     options = CONFIGURATIONS[name]
+    few = name == "tiny-budget" or runner == "v2"  # many steps, or long ones
     chosen = [
         (group, trace)
         for group, trace in zip(GROUPS, expected, strict=True)
         if num_adapters(group) <= options.get("max_loras", 2)
-        and (name != "tiny-budget" or length(group) <= SHORT)
+        and (not few or length(group) <= SHORT)
     ]
     assert len(chosen) >= len(GROUPS) / 3
     llm = engines.get(**options)
@@ -361,16 +350,18 @@ STORMS: dict[str, dict[str, Any]] = {
 RUNS = [
     pytest.param(name, seed, marks=[pytest.mark.full] if seed or i > 1 else [])
     for i, name in enumerate(STORMS)
-    for seed in range(3)
+    for seed in range(2)
 ]
 
 
 @pytest.mark.parametrize(("name", "seed"), RUNS)
 def test_survivors_get_what_they_get_alone(
-    name: str, seed: int, engines: Engines, tiny: Path
+    name: str, seed: int, engines: Engines, tiny: Path, runner: str
 ) -> None:
     """Requests come and go at any moment, and the KV cache is far too small for them."""
     jobs = JOBS[STORMS[name].get("max_loras", 2)]
+    if runner == "v2":  # in the interpreter
+        jobs = jobs[:24]
     llm = engines.get(**STORMS[name], max_model_len=256)
     with preempted_pairs(llm) as preempted:
         results = drive(llm, tiny, jobs, seed, abort=1 / 3)

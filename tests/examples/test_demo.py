@@ -19,10 +19,8 @@ from rich.console import Console
 
 from benchmarks.accuracy.problem import split_of
 from examples.demo import __main__ as demo
-from examples.demo import adapted, documents, page, speed
+from examples.demo import adapted, documents, speed
 from tests.vllm_parser import serve_parser
-from vllm_cold import ColdParams
-from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.main import build_parser
 
 ROOT = Path(__file__).parents[2]
@@ -60,36 +58,6 @@ def test_an_answer_that_names_both_does_not_follow() -> None:
     assert not case.follows("")
 
 
-class Chat:
-    """An engine that answers with a case's number and the way it is asked."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[list[dict[str, str]], Any]] = []
-
-    def chat(self, chats: Any, params: Any, **_: Any) -> list[Any]:
-        self.asked = list(zip(chats, params, strict=True))
-        found = []
-        for i, (chat, how) in enumerate(self.asked):
-            kind = "contrast" if isinstance(how, ColdParams) else str(len(chat))
-            found.append(SimpleNamespace(outputs=[SimpleNamespace(text=f" {i // 3} {kind}\n")]))
-        return found
-
-
-@pytest.mark.unit
-def test_every_case_is_asked_in_three_ways() -> None:
-    cases, engine = documents.picked(), Chat()
-    documents.answer(engine, cases)
-    for i, case in enumerate(cases):
-        assert (case.memory, case.greedy, case.contrast) == (f"{i} 1", f"{i} 2", f"{i} contrast")
-        (alone, _), (chat, greedy), (again, contrast) = engine.asked[3 * i : 3 * i + 3]
-        assert chat == again == case.messages
-        assert alone == [{"role": "user", "content": case.fact.question}]
-        assert contrast.amateur.prompt == alone
-        assert (contrast.alpha, contrast.beta) == (0.0, 0.5)
-        assert greedy.temperature == contrast.temperature == 0.0
-        assert greedy.max_tokens == contrast.max_tokens
-
-
 def answered(
     count: int, known: Sequence[int], greedy: Sequence[int], contrast: Sequence[int]
 ) -> Any:
@@ -121,16 +89,6 @@ def test_the_counts_are_those_of_the_cases() -> None:
 
 def output(ids: list[int], text: str) -> Any:
     return SimpleNamespace(token_ids=ids, text=text)
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
-    ("cold", "parting"), [([1, 2, 3], None), ([1, 9, 3], 1), ([1, 2], 2), ([1, 2, 3, 4], 3)]
-)
-def test_where_answers_part(cold: list[int], parting: int | None) -> None:
-    item = adapted.items()[0]
-    item.greedy, item.cold = output([1, 2, 3], ""), output(cold, "")
-    assert item.parting == parting
 
 
 @pytest.mark.unit
@@ -178,18 +136,6 @@ def test_speeds_take_turns_and_a_first_run_does_not_count(monkeypatch: pytest.Mo
 # What is left behind
 
 
-@pytest.mark.unit
-def test_the_commands_are_what_the_tools_take(tmp_path: Path) -> None:
-    case = documents.picked()[0]
-    page.write_prompts([case], tmp_path / "it's.jsonl")
-    page.write_request(case, tmp_path / "demo.json")
-    found = page.commands("/my models/smol", tmp_path / "it's.jsonl", tmp_path / "demo.json")
-    (_, explain), (_, serve), (_, curl) = found
-    check_explain(explain, "/my models/smol")
-    check_serve(serve, "/my models/smol")
-    assert check_curl(curl)["messages"] == case.messages
-
-
 def words(command: str, program: str) -> list[str]:
     """A command's words behind the program's path."""
     joined = shlex.split(command.replace("\\\n", " "))
@@ -234,58 +180,18 @@ def check_curl(command: str) -> dict[str, Any]:
 # As a program
 
 
-@pytest.fixture
-def program(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """The demo, which leaves this process's environment as it is."""
-    monkeypatch.setattr(sys, "argv", ["demo"])
-    monkeypatch.setattr(demo, "quiet", lambda: None)
-    monkeypatch.setenv("TQDM_DISABLE", "1")
-    return demo.main
-
-
 @pytest.mark.unit
-def test_too_little_memory_is_said(
-    program: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
+def test_too_little_memory_is_said(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(sys, "argv", ["demo"])
+    monkeypatch.setattr(demo, "quiet", lambda: None)  # it changes this process's environment
+    monkeypatch.setenv("TQDM_DISABLE", "1")
     demo.check_memory(int(demo.NEEDED_GIB * 2**30))
     monkeypatch.setattr(
         "psutil.virtual_memory", lambda: SimpleNamespace(available=int(1.26 * 2**30))
     )
     monkeypatch.setattr(demo, "show", lambda *_: pytest.fail("started"))
-    assert program() == 2
+    assert demo.main() == 2
     assert capsys.readouterr().err.startswith("error: 1.3 GiB of memory are free, and the ")
-
-
-@pytest.mark.unit
-def test_an_engine_that_does_not_start_is_one_sentence(
-    program: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    def show(*_: Any) -> None:
-        raise ToolError("no engine")
-
-    monkeypatch.setattr(demo, "show", show)
-    monkeypatch.setattr(demo, "check_memory", lambda _: None)
-    assert program() == 2
-    assert capsys.readouterr().err == "error: no engine\n"
-
-
-@pytest.mark.unit
-def test_a_terminal_shows_nothing_that_others_print(
-    program: Callable[[], int], monkeypatch: pytest.MonkeyPatch, capfd: Any
-) -> None:
-    streams = sys.stdout, sys.stderr
-
-    def show(console: Console, progress: Callable[[str], None]) -> None:
-        assert console.is_terminal
-        assert (sys.stdout, sys.stderr) == streams  # rich would show what is printed there
-        progress("working")
-        console.print("shown")
-
-    monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    monkeypatch.setattr(demo, "show", show)
-    monkeypatch.setattr(demo, "check_memory", lambda _: None)
-    assert program() == 0
-    assert "shown" in capfd.readouterr().out
 
 
 @pytest.fixture(scope="module")

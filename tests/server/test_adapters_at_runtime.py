@@ -87,7 +87,7 @@ def test_unloaded_in_flight(
 ) -> None:
     """Requests that run end as if nothing had happened; later ones hear that it is gone."""
     load(server, adapters["three"])
-    asked = uses(4, max_tokens=150)
+    asked = uses(4, max_tokens=100)
     got = during(server, asked, lambda: unload(server))
     assert_right(got, asked, references(reference, asked, {"late": "three"}))
     expert, amateur, plain = asyncio.run(storm(server.url, asked, [None] * 3))
@@ -102,21 +102,11 @@ def test_unloaded_in_flight(
     server.wait_until_idle()
 
 
-def test_loaded_again_with_other_weights(
-    server: Server, reference: NaiveCold, adapters: dict[str, Path]
-) -> None:
-    """The prompts are in the prefix cache, computed with the weights before."""
-    for name in ("three", "four", "three"):
-        load(server, adapters[name])
-        check(server, reference, uses(5), name)
-        unload(server)
-
-
 def test_loaded_again_in_flight(
     server: Server, reference: NaiveCold, adapters: dict[str, Path]
 ) -> None:
     """Both adapters of one name run in the same batch."""
-    asked = [a for a in uses(6, max_tokens=150) if a.model == "late"]
+    asked = [a for a in uses(6, max_tokens=100) if a.model == "late"]
     again = [a for a in uses(6) if a.model == "late"]
     load(server, adapters["three"])
 
@@ -133,6 +123,7 @@ def test_loaded_again_in_flight(
     server.wait_until_idle()
 
 
+@pytest.mark.full
 def test_replaced_in_place(server: Server, reference: NaiveCold, adapters: dict[str, Path]) -> None:
     """Requests in flight go on with the new weights, as in stock vLLM; later ones are right."""
     load(server, adapters["three"])
@@ -147,9 +138,14 @@ def test_replaced_in_place(server: Server, reference: NaiveCold, adapters: dict[
 def test_same_path(
     server: Server, reference: NaiveCold, adapters: dict[str, Path], tiny: Path, tmp_path: Path
 ) -> None:
-    """vLLM tells adapters apart by name and path in its prefix cache. With changed files in the
-    same place it has to be told to forget.
+    """vLLM tells adapters apart by name and path in its prefix cache, in which the prompts are,
+    computed with the weights before. With changed files in the same place it has to be told to
+    forget.
     """
+    for name in ("three", "four"):
+        load(server, adapters[name])
+        check(server, reference, uses(8), name)
+        unload(server)
     folder = make_tiny_adapter(tiny / "model", tmp_path / "same", seed=3, scale=0.1)
     load(server, folder)
     check(server, reference, uses(8), "three")
@@ -161,6 +157,7 @@ def test_same_path(
     check(server, reference, uses(8), "four")
 
 
+@pytest.mark.full
 def test_churn(server: Server, reference: NaiveCold, adapters: dict[str, Path]) -> None:
     """``late`` comes and goes as two adapters all the time: a request gets the tokens of one of
     them, or hears that it is gone.

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import abc
+import inspect
 import logging
 import sys
 import types
@@ -239,3 +240,24 @@ def test_a_configuration_without_what_is_looked_at_is_left_alone() -> None:
     config.additional_config = {"cold": True}
     with pytest.raises(ValueError, match="default sampler, but this vLLM .*runner_type"):
         configure(config)
+
+
+# They replace what vLLM does, and take what it takes today.
+CLOSED = {"build_logitsprocs", "LLMEngine.get_metrics", "expand_batch_to_tokens"}
+
+
+def test_vllm_may_give_more_than_it_does_today() -> None:
+    """A release adds parameters; who wraps passes them on."""
+    from vllm_cold.vllm import patch_points
+    from vllm_cold.vllm.worker import workarounds
+
+    own = (patch_points.at_start, patch_points.of_speculation_v1, patch_points.later)
+    others = (patch_points.of_v2_runner, patch_points.of_front_ends, patch_points.dispensable)
+    places = [p for asked in (*own, *others, workarounds.patch_points) for p in asked()]
+    closed = set()
+    for place in (*places, *refusal.PATCH_POINTS):
+        made = inspect.signature(place.make(lambda *args, **kwargs: None))
+        if not any(p.kind is p.VAR_KEYWORD for p in made.parameters.values()):
+            closed.add(place.where.partition(":")[2])
+    assert len(places) > 30
+    assert closed == CLOSED
