@@ -128,6 +128,19 @@ def test_what_has_passed_is_remembered(named: bool, monkeypatch: pytest.MonkeyPa
     assert bool(marked) is not named
 
 
+def test_one_step_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """``make v2``; that it has passed says nothing of the others."""
+    fails = ("-c", "raise SystemExit(3)")
+    monkeypatch.setattr(suite, "steps", lambda everything: {"one": fails, suite.V2: ("-c", "")})
+    monkeypatch.setattr("sys.argv", ["tests", "--v2"])
+    monkeypatch.setattr(changed, "is_clean", lambda: True)
+    monkeypatch.setattr(changed, "mark_green", lambda: pytest.fail("not all has passed"))
+    suite.main()
+    assert "Not run on the V2 model runner" in capsys.readouterr().out
+
+
 def test_a_step_has_each_folder() -> None:
     """Tests of engines and servers are where their step looks for them; in two folders are no
     others.
