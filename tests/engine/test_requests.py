@@ -27,28 +27,6 @@ def llm(shared_llm: Any) -> Any:
     return shared_llm()
 
 
-def test_identities(llm: Any, tiny: Path, naive: NaiveCold) -> None:
-    """beta = 0 and alpha = 1 are adapter greedy; an adapter without effect is base greedy."""
-    from vllm_cold import ColdParams
-
-    def run(adapter: str, **knobs: Any) -> list[int]:
-        params = ColdParams(temperature=0.0, max_tokens=24, **knobs)
-        outputs = llm.generate(
-            {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, adapter), use_tqdm=False
-        )
-        return tokens(outputs)[0]
-
-    greedy = naive.greedy(PROMPT, "one", 24).tokens
-    for alpha in (0.01, 0.1, 1.0):
-        assert run("one", alpha=alpha, beta=0.0) == greedy
-    for beta in (0.5, 5.0):
-        assert run("one", alpha=1.0, beta=beta) == greedy
-    assert run("one", alpha=0.01, beta=2.0) != greedy
-    base = naive.greedy(PROMPT, None, 24).tokens
-    for alpha, beta in ((0.01, 2.0), (0.1, 0.5)):
-        assert run("zero", alpha=alpha, beta=beta) == base
-
-
 def check_distribution(drawn: Sequence[int], expected: torch.Tensor) -> None:
     """Whether tokens may have been drawn from ``expected``, which is [V]."""
     counts = torch.bincount(torch.tensor(drawn), minlength=len(expected)).double()
@@ -143,23 +121,6 @@ def test_bad_requests(shared_llm: Any, tiny: Path) -> None:
         run(params)
     assert len(tokens(run(ColdParams(max_tokens=3, ignore_eos=True)))[0]) == 3
     assert not scheduler(llm).requests
-
-
-def test_sampling_follows_the_scores(shared_llm: Any, tiny: Path, naive: NaiveCold) -> None:
-    """Many draws of the first token follow softmax(s / T), with a prompt in chunks (where stock
-    vLLM's CPU runner dies on seeded requests).
-    """
-    from vllm_cold import ColdParams
-
-    llm = shared_llm(max_num_batched_tokens=16, max_num_seqs=16)
-    params = ColdParams(alpha=0.05, beta=0.5, temperature=2.0, max_tokens=1, n=200)
-    (output,) = llm.generate(
-        {"prompt_token_ids": PROMPT}, params, lora_request=lora(tiny, "one"), use_tqdm=False
-    )
-    expected = naive.step_distribution(
-        PROMPT, expert="one", alpha=0.05, beta=0.5, temperature=2.0
-    ).double()
-    check_distribution([completion.token_ids[0] for completion in output.outputs], expected)
 
 
 def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:

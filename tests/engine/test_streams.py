@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from scipy.stats import chisquare
 
 from tests.engine.conftest import BLOCK, Pool, free_blocks, scheduler
 from tests.engine.pressure import (
@@ -37,6 +36,7 @@ from tests.engine.streams import (
     num_adapters,
     short_groups,
 )
+from tests.engine.test_requests import check_distribution
 from tests.naive import Amateur, Group, NaiveCold, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
@@ -226,28 +226,15 @@ def test_logprobs_are_the_experts(engines: Engines, naive: NaiveCold, tiny: Path
 
 
 def test_sampling_follows_the_scores(engines: Engines, naive: NaiveCold, tiny: Path) -> None:
-    """Draws of the first token follow softmax(s / T), and n > 1 gives n completions."""
+    """Draws of the first token follow softmax(s / T), and n > 1 gives n completions; with prompts
+    in chunks (where stock vLLM's CPU runner dies on seeded requests).
+    """
     draws, group = 1000, guided("one", alpha=0.05)
-    (output,) = generate(
-        engines.get(), tiny, [group], n=draws, temperature=2.0, max_tokens=1, seed=5
-    )
+    llm = engines.get(max_num_batched_tokens=48, max_num_seqs=48)
+    (output,) = generate(llm, tiny, [group], n=draws, temperature=2.0, max_tokens=1, seed=5)
     assert [c.index for c in output.outputs] == list(range(draws))
-    wanted = naive.distribution(group, 2.0) * draws
-    counts = torch.zeros_like(wanted)
-    for completion in output.outputs:
-        counts[completion.token_ids[0]] += 1
-    assert counts[wanted == 0].sum() == 0
-    likely = wanted >= 5
-    assert likely.sum() >= 3, "the distribution is too sharp to test"
-    cells = [
-        (counts[likely].tolist(), wanted[likely].tolist()),
-        ([counts[~likely].sum().item()], [wanted[~likely].sum().item()]),
-    ]
-    if cells[1][1][0] < 5:  # too rare for a cell of its own
-        (observed, expected), (rest, few) = cells
-        cells = [([observed[0] + rest[0], *observed[1:]], [expected[0] + few[0], *expected[1:]])]
-    observed, expected = ([v for cell in part for v in cell] for part in zip(*cells, strict=True))
-    assert chisquare(observed, expected).pvalue > 1e-4
+    drawn = [completion.token_ids[0] for completion in output.outputs]
+    check_distribution(drawn, naive.distribution(group, 2.0).double())
 
 
 def test_a_seed_reproduces(engines: Engines, tiny: Path) -> None:
