@@ -7,7 +7,6 @@ import json
 import os
 import reprlib
 import stat
-from dataclasses import dataclass
 from functools import lru_cache
 
 NAME = "adapter_config.json"
@@ -18,24 +17,16 @@ class AdapterConfigError(ValueError):
     """An adapter's folder has no usable ``adapter_config.json``; the message says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class AdapterConfig:
-    """The part of an ``adapter_config.json`` that matters here.
-
-    Attributes:
-        rank: What vLLM compares with ``max_lora_rank``: the largest of ``r`` and the ranks of
-            ``rank_pattern``, as in ``PEFTHelper.validate_legal``. (vLLMs that do not know
-            ``rank_pattern`` look at ``r`` alone, and then fail in the worker at a larger one.)
-    """
-
-    rank: int
-
-
-def read(folder: str) -> AdapterConfig:
-    """Read the ``adapter_config.json`` of an adapter's folder, again only if it has changed.
+def read_rank(folder: str) -> int:
+    """Read the rank from an adapter's folder, again only if the file has changed.
 
     Args:
         folder: The folder, as the file system knows it: a ``~`` is not expanded.
+
+    Returns:
+        What vLLM compares with ``max_lora_rank``: the largest of ``r`` and the ranks of
+        ``rank_pattern``, as in ``PEFTHelper.validate_legal``. (vLLMs that do not know
+        ``rank_pattern`` look at ``r`` alone, and then fail in the worker at a larger one.)
 
     Raises:
         AdapterConfigError: the file is missing or unreadable, or names no rank.
@@ -53,7 +44,7 @@ def read(folder: str) -> AdapterConfig:
 
 
 @lru_cache(maxsize=1024)
-def _read(path: str, mtime_ns: int, size: int, inode: int) -> AdapterConfig:
+def _read(path: str, mtime_ns: int, size: int, inode: int) -> int:
     """Read a file; what it looked like is part of the cache's key. Errors are not kept."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -77,4 +68,4 @@ def _read(path: str, mtime_ns: int, size: int, inode: int) -> AdapterConfig:
         if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
             shown = reprlib.repr(rank)
             raise AdapterConfigError(f"{path}: {name}={shown}: must be an integer >= 1")
-    return AdapterConfig(max(ranks.values()))
+    return int(max(ranks.values()))

@@ -27,7 +27,7 @@ def test_an_engine_that_nothing_is_said_about_is_prepared(engine: Any) -> None:
 @pytest.mark.parametrize(
     ("additional", "reason"),
     [
-        ({"enable_reduce_sample": True}, "enable_reduce_sample splits the vocabulary"),
+        ({"enable_reduce_sample": True}, "enable_reduce_sample is on"),
         ({"xlite_graph_config": {"enabled": True}}, "vllm-ascend's xlite_graph_config is on"),
         ({"SLO_limits_for_dynamic_batch": 50}, "it uses its own scheduler class"),
         ({"enable_balance_scheduling": True}, None),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vllm_cold import adapter_config
-from vllm_cold.adapter_config import AdapterConfigError, read
+from vllm_cold.adapter_config import AdapterConfigError, read_rank
 
 pytestmark = pytest.mark.unit
 
@@ -35,7 +35,7 @@ def test_the_rank_is_the_one_that_vllm_compares(
     from vllm.lora.peft_helper import PEFTHelper
 
     fields = {"r": rank, "rank_pattern": pattern, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    assert read(write(tmp_path, json.dumps(fields))).rank == largest
+    assert read_rank(write(tmp_path, json.dumps(fields))) == largest
     if pattern and "rank_pattern" not in PEFTHelper.__dataclass_fields__:
         pytest.skip("this vLLM does not know rank_pattern yet")
     vllms = PEFTHelper.from_local_dir(str(tmp_path), None)
@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[str | bytes, str]] = {
 def test_what_is_wrong_is_a_sentence(tmp_path: Path, case: str) -> None:
     content, message = WRONG[case]
     with pytest.raises(AdapterConfigError, match=message) as error:
-        read(write(tmp_path, content))
+        read_rank(write(tmp_path, content))
     assert isinstance(error.value, ValueError)
     assert str(tmp_path / "adapter_config.json") in str(error.value)
     assert len(str(error.value).splitlines()) == 1
@@ -82,20 +82,20 @@ def test_what_is_wrong_is_a_sentence(tmp_path: Path, case: str) -> None:
 def test_a_file_that_cannot_be_read_is_a_sentence(tmp_path: Path) -> None:
     for folder in (tmp_path / "nothing", tmp_path):
         with pytest.raises(AdapterConfigError, match=f"no adapter_config.json in {folder}; give"):
-            read(str(folder))
+            read_rank(str(folder))
     with pytest.raises(AdapterConfigError, match="cannot be read .*null"):
-        read("a\0b")
+        read_rank("a\0b")
     (tmp_path / "adapter_config.json").mkdir()
     with pytest.raises(AdapterConfigError, match="is not a regular file"):
-        read(str(tmp_path))
+        read_rank(str(tmp_path))
     (tmp_path / "pipe").mkdir()
     os.mkfifo(tmp_path / "pipe" / "adapter_config.json")
     with pytest.raises(AdapterConfigError, match="is not a regular file"):  # and does not wait
-        read(str(tmp_path / "pipe"))
+        read_rank(str(tmp_path / "pipe"))
     (tmp_path / "loop").mkdir()
     (tmp_path / "loop" / "adapter_config.json").symlink_to("adapter_config.json")
     with pytest.raises(AdapterConfigError, match="cannot be read .*symbolic links"):
-        read(str(tmp_path / "loop"))
+        read_rank(str(tmp_path / "loop"))
 
 
 def test_a_file_is_read_once_and_again_when_it_was_replaced(
@@ -112,11 +112,11 @@ def test_a_file_is_read_once_and_again_when_it_was_replaced(
         folder = write(tmp_path, content)
         os.utime(tmp_path / "adapter_config.json", ns=(time, time))
         reads.clear()
-        assert read(folder).rank == read(folder).rank == rank
+        assert read_rank(folder) == read_rank(folder) == rank
         assert len(reads) == 1
     with pytest.raises(AdapterConfigError):
-        read(write(tmp_path, "{"))
-    assert read(write(tmp_path, '{"r": 8}')).rank == 8  # an error is not kept
+        read_rank(write(tmp_path, "{"))
+    assert read_rank(write(tmp_path, '{"r": 8}')) == 8  # an error is not kept
 
 
 def test_it_imports_neither_vllm_nor_torch() -> None:

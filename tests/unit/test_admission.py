@@ -43,14 +43,14 @@ def front(tiny: Path) -> Front:
     return Front(tiny / "model")
 
 
-read = adapter_config.read
+read_rank = adapter_config.read_rank
 
 
 @pytest.fixture(autouse=True)
 def files(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     """The adapters have none."""
     front.serve()
-    monkeypatch.setattr(adapter_config, "read", lambda path: SimpleNamespace(rank=8))
+    monkeypatch.setattr(adapter_config, "read_rank", lambda path: 8)
 
 
 @pytest.fixture(scope="module")
@@ -500,7 +500,7 @@ def test_an_amateur_that_cannot_be_loaded(
     front: Front, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker that cannot load an adapter takes the engine down, so admission looks first."""
-    monkeypatch.setattr(adapter_config, "read", read)
+    monkeypatch.setattr(adapter_config, "read_rank", read_rank)
     text = front.text(" w1")
 
     def asked(path: str) -> ColdParams:
@@ -547,7 +547,7 @@ def test_nothing_that_takes_time_is_done_on_the_event_loop(
     def run(prompt: Any, params: Any) -> Any:
         return front.run(add_request(engine, "r", prompt, params, lora_request=ONE))
 
-    monkeypatch.setattr(adapter_config, "read", watched)
+    monkeypatch.setattr(adapter_config, "read_rank", watched)
     for name in ("render_cmpl", "render_chat"):
         monkeypatch.setattr(BaseRenderer, name, None)
     for prompt, params in (

@@ -101,8 +101,6 @@ def test_options_that_cannot() -> None:
     engine.parallel_config.enable_batch_sharded_sampling = True
     assert "batch-sharded" in str(unsupported(engine))
     engine = config()
-    engine.additional_config = {"enable_reduce_sample": True}
-    assert "enable_reduce_sample" in str(unsupported(engine))
 
 
 def speculating(method: str = "ngram", **fields: Any) -> Any:

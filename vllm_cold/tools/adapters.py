@@ -41,7 +41,7 @@ def read_adapter(option: str, text: str) -> Adapter:
             "FOLDER or NAME=FOLDER"
         )
     try:
-        rank = adapter_config.read(str(path)).rank
+        rank = adapter_config.read_rank(str(path))
     except adapter_config.AdapterConfigError as error:
         raise ToolError(f"{option}={text!r}: {error}") from None
     return Adapter(name, str(path), rank)

@@ -301,7 +301,7 @@ def _check_file(max_rank: int, one: AmateurSpec) -> None:
     if not (os.path.isabs(path) or os.path.exists(path) or os.environ.get("HF_HUB_OFFLINE") == "1"):
         return  # a name on a hub
     try:
-        rank = adapter_config.read(path).rank
+        rank = adapter_config.read_rank(path)
     except ValueError as error:
         raise ColdError(one.field, name, str(error)) from error
     if rank > max_rank:

@@ -25,8 +25,9 @@ _NOT_WITH_LORA_ON_RANKS = (
     "enable_flashcomm2_parallel_size",
     "enable_shared_expert_dp",
 )
-# Replaces the queue of waiting requests, which CoLD puts streams into.
-_NEVER = ("short_request_first_config",)
+# Replaces the queue of waiting requests, which CoLD puts streams into; splits the vocabulary over
+# ranks, where CoLD needs whole rows of logits.
+_NEVER = ("short_request_first_config", "enable_reduce_sample")
 # Has a copy of schedule(). No contract looks at that: the tests run on it.
 _TESTED = "enable_balance_scheduling"
 _VARIABLES = {

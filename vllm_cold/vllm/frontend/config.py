@@ -110,13 +110,6 @@ def unsupported(config: "VllmConfig") -> str | None:
     }
     if (found := next((what for what, there in without.items() if there), None)) is not None:
         return f"it has {found}, which CoLD does not support; start it without."
-    if isinstance(config.additional_config, dict) and config.additional_config.get(
-        "enable_reduce_sample"
-    ):
-        return (
-            "vllm-ascend's enable_reduce_sample splits the vocabulary over ranks, and CoLD needs "
-            "whole rows of logits; leave it out of additional_config."
-        )
     if getattr(config.parallel_config, "enable_batch_sharded_sampling", False):
         return (
             "batch-sharded sampling is on, which may put the streams on different ranks; "

@@ -15,7 +15,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 from msgspec import structs
 
@@ -147,13 +147,6 @@ class RendererChanged(RuntimeError):
     """vLLM does not make prompts as it did; the engine goes on, the request does not."""
 
 
-class _Call(NamedTuple):
-    """A method of vLLM's renderer, and its arguments."""
-
-    method: str
-    args: tuple[Any, ...]
-
-
 def render(
     renderer: Any, prompt_source: PromptSource, amateurs: Sequence[AmateurSpec], online: Any = None
 ) -> tuple[AmateurSpec, ...]:
@@ -230,8 +223,10 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
         ) from error
 
 
-def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
-    """What makes an amateur's prompt."""
+def _call(
+    renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any
+) -> tuple[str, tuple[Any, ...]]:
+    """The renderer's method that makes an amateur's prompt, and its arguments."""
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
     match source := one.source:
         case Messages() | Without():
@@ -240,7 +235,7 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
                 chat_params = default_chat_params(renderer, online)
                 if tok_params is not None:
                     tok_params = replace(tok_params, add_special_tokens=False)
-            return _Call("render_chat", ([messages], chat_params, tok_params))
+            return "render_chat", ([messages], chat_params, tok_params)
         case Part():
             prompt: Any = source.of(one.prompt_field, prompt_source.prompt)  # type: ignore[type-var]
         case Text():
@@ -251,7 +246,7 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
         case Tokens():
             prompt = source.value
     key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
-    return _Call("render_cmpl", ([{key: prompt}], tok_params))
+    return "render_cmpl", ([{key: prompt}], tok_params)
 
 
 def messages_of(prompt_source: PromptSource, one: AmateurSpec) -> list[Any]:

@@ -30,7 +30,7 @@ queues, ``kv_blocks`` asks the KV cache, ``amateurs`` makes the other streams.
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
@@ -650,14 +650,12 @@ class GroupScheduler(Scheduler):
             return
         complete = [
             all(each.status == RequestStatus.RUNNING for each in group.streams)
-            for group in self._each_group()
+            for request_id, group in self._groups.items()
+            if request_id == group.request_id
         ]
         running, waiting = sum(complete), len(complete) - sum(complete)
         attach(stats[0], self._counters.take(running, waiting))
         self._to_report = LAST_REPORTS if running or waiting else self._to_report - 1
-
-    def _each_group(self) -> Iterator[RequestGroup]:
-        return (g for i, g in self._groups.items() if i == g.request_id)
 
 
 def strip(output: SchedulerOutput, request_id: str) -> bool:
