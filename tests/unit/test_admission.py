@@ -9,7 +9,6 @@ import pickle
 import shutil
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -533,9 +532,9 @@ def test_nothing_that_takes_time_is_done_on_the_event_loop(
     engine, chat, text = front.serve(), front.chat(CHAT), front.text(" w1 w2")
     readers: list[bool] = []
 
-    def watched(path: str) -> Any:
+    def watched(path: str) -> int:
         readers.append(threading.current_thread() is threading.main_thread())
-        return SimpleNamespace(rank=8 if path == TWO.lora_path else 64)
+        return 8 if path == TWO.lora_path else 64
 
     async def original(
         self: Any, request_id: str, prompt: Any, params: Any, arrival: Any, lora: Any

@@ -147,16 +147,8 @@ ENGINE = {name: knob for name, knob in {**KNOBS, **CONTRAST}.items() if knob.eng
 class ColdSettings(msgspec.Struct, frozen=True):
     """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked.
 
-    Attributes:
-        alpha: Plausibility threshold in [0, 1]. A token is a candidate if the expert gives it at
-            least alpha times the probability of the expert's best token. 1 means greedy; 0 that
-            all tokens are candidates (no mask).
-        beta: Contrast strength, >= 0 (at most 1e6). 0 means the expert alone. "adaptive": chosen
-            at each step, from 0 to ``beta_max``, by how far expert and amateur are apart.
-        beta_max: The most that an adaptive beta reaches, in beta's range; None for
-            ``DEFAULT_BETA_MAX``. An error where beta is a number.
-        expert_top_k: Optional cap on the candidates: only the expert's k most probable tokens
-            (ties with the k-th included), an integer >= 1; None for no cap.
+    ``KNOBS`` has the range and default of each, ``ColdParams`` says what they do. A ``beta_max`` of
+    None is ``DEFAULT_BETA_MAX``, and an error where beta is a number.
     """
 
     alpha: float = DEFAULT_ALPHA
@@ -192,19 +184,8 @@ class ColdSettings(msgspec.Struct, frozen=True):
 class ContrastArgs(msgspec.Struct, frozen=True):
     """What a request's flat arguments say of its amateurs; None where they say nothing.
 
-    With several amateurs, a list has an entry for each, "" where an amateur has none; what is no
-    list holds for all of them.
-
-    Attributes:
-        amateur: Names of adapters, or the base model's served name.
-        amateur_prompt: Texts that the amateurs read instead of the expert's prompt.
-        amateur_messages: The same as messages for the chat template, as JSON.
-        without: The messages of the request's own conversation that an amateur does not see: roles,
-            or indices.
-        part: The part of the request's own prompt that an amateur does not see: where it begins and
-            ends.
-        weights: The amateurs' weights, or "adaptive".
-        preset: The name of a set of values: ``presets.PRESETS``.
+    ``CONTRAST`` says what each is. With several amateurs, a list has an entry for each, "" where an
+    amateur has none; what is no list holds for all of them.
     """
 
     amateur: str | list[str] | None = None

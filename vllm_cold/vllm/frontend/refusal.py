@@ -28,10 +28,6 @@ def install(reason: str) -> None:
             place.wrap()
 
 
-def _why() -> str:
-    return _reason
-
-
 def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
     def verify(self: Any, *args: Any, **kwargs: Any) -> None:
         try:
@@ -39,7 +35,7 @@ def _make_verify(original: Callable[..., None]) -> Callable[..., None]:
         except ValueError as error:
             raise request_error(error) from error
         if wanted:
-            raise request_error(ValueError(f"CoLD is unavailable: {_why()}"))
+            raise request_error(ValueError(f"CoLD is unavailable: {_reason}"))
         original(self, *args, **kwargs)
 
     return verify
@@ -53,7 +49,7 @@ def _make_parse(original: Callable[..., Any]) -> Callable[..., Any]:
             name = name.replace("_", "-")
             chosen = name == "--sampler" and (value if assigned else following) == "cold"
             if chosen or name.startswith("--cold-"):
-                self.error(f"argument {name}: CoLD is unavailable: {_why()}")
+                self.error(f"argument {name}: CoLD is unavailable: {_reason}")
         return original(self, args, *further, **kwargs)
 
     return parse_known_args
@@ -66,7 +62,7 @@ def _make_post_init(original: Callable[..., None]) -> Callable[..., None]:
         cold = additional.get("cold") if isinstance(additional, dict) else None
         if parse_engine_defaults(cold).enabled:
             raise ValueError(
-                f"CoLD is this engine's default sampler, but it is unavailable: {_why()}"
+                f"CoLD is this engine's default sampler, but it is unavailable: {_reason}"
             )
 
     return __post_init__
