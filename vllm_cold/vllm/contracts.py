@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cold.npu import npu_platform
-from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold.vllm.patching import PatchPoint, problem_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,46 +43,39 @@ class Contract:
 
     def problem(self) -> str | None:
         """What is wrong with it in this vLLM; None if it holds."""
-        module, _, path = self.where.partition(":")
-        label = self.where.replace(":", ".")
-        try:
-            found: Any = importlib.import_module(module)
-            for name in path.split(".") if path else ():
-                found = getattr(found, name)
-            said = next(self._look(found), None)
-        except (ImportError, AttributeError):
-            return f"{label} is gone"
-        except Exception as error:  # whatever vLLM raises when it is imported or looked at
-            return f"{label} cannot be looked at ({type(error).__name__}: {error})"
-        return said and f"{label} {said}"
+        return problem_of(self.where, lambda label: next(self._problems(label), None))
 
-    def _look(self, found: Any) -> Iterator[str]:
+    def _problems(self, label: str) -> Iterator[str]:
+        module, _, path = self.where.partition(":")
+        found: Any = importlib.import_module(module)
+        for name in path.split(".") if path else ():
+            found = getattr(found, name)
         if missing := [n for n in (*self.has.split(), *self.takes) if not hasattr(found, n)]:
-            yield f"has no {', '.join(missing)} any more"
+            yield f"{label} has no {', '.join(missing)} any more"
         for name, parameters in self.takes.items():
             method = inspect.unwrap(getattr(found, name))
             if getattr(method, "__isabstractmethod__", False):
-                yield f"only declares {name}"
+                yield f"{label} only declares {name}"
             given = [p for p in inspect.signature(method).parameters if p not in ("self", "cls")]
             if (first := given[: len(parameters.split())]) != parameters.split():
-                yield f"has a {name} that takes ({', '.join(first)})"
+                yield f"{label} has a {name} that takes ({', '.join(first)})"
         if self.fields:
             of_dataclass = getattr(found, "__dataclass_fields__", ())
             known = set(getattr(found, "__struct_fields__", of_dataclass))
             if gone := set(self.fields.split()) - known:
-                yield f"has no field {', '.join(sorted(gone))} any more"
+                yield f"{label} has no field {', '.join(sorted(gone))} any more"
             may = f"{self.fields} {self.others or ''}".split()
             if self.others is not None and (new := known.difference(may)):
-                yield f"has the new field {', '.join(sorted(new))}"
+                yield f"{label} has the new field {', '.join(sorted(new))}"
         if self.sets:
             makers = [c.__init__ for c in found.__mro__ if inspect.isfunction(c.__init__)]
             used = {name for init in makers for name in inspect.unwrap(init).__code__.co_names}
             if unset := set(self.sets.split()) - used:
-                yield f"sets no {', '.join(sorted(unset))} any more"
+                yield f"{label} sets no {', '.join(sorted(unset))} any more"
         if names := self.uses.split():
             order = [n for n in inspect.unwrap(found).__code__.co_names if n in names]
             if order != names:
-                yield f"uses ({', '.join(order)}), not ({', '.join(names)}) in this order"
+                yield f"{label} uses ({', '.join(order)}), not ({', '.join(names)}) in this order"
 
 
 _SCHED = "vllm.v1.core.sched."

@@ -19,6 +19,22 @@ class PatchPointMissing(Exception):
     """vLLM has not what is to be wrapped, or has it in another form; says what."""
 
 
+def problem_of(where: str, look: Callable[[str], str | None]) -> str | None:
+    """What is wrong with a place of vLLM; None if nothing is.
+
+    Args:
+        where: "module:path".
+        look: Takes the place's name for people, and says so. If it raises, that is wrong.
+    """
+    label = where.replace(":", ".")
+    try:
+        return look(label)
+    except (ImportError, AttributeError):
+        return f"{label} is gone"
+    except Exception as error:  # whatever vLLM raises when it is imported or looked at
+        return f"{label} cannot be looked at ({type(error).__name__}: {error})"
+
+
 @dataclass(frozen=True, slots=True)
 class PatchPoint:
     """A method of vLLM that is to be wrapped.
@@ -52,13 +68,7 @@ class PatchPoint:
 
     def problem(self) -> str | None:
         """What is wrong with it in this vLLM; None if it can be wrapped."""
-        label = self.where.replace(":", ".")
-        try:
-            return self._look(label)
-        except (ImportError, AttributeError):
-            return f"{label} is gone"
-        except Exception as error:  # whatever vLLM raises when it is imported or looked at
-            return f"{label} cannot be looked at ({type(error).__name__}: {error})"
+        return problem_of(self.where, self._look)
 
     def _look(self, label: str) -> str | None:
         _, _, method = self._find()
@@ -95,7 +105,7 @@ def install(places: Iterable[PatchPoint]) -> None:
     """Wrap all of them, or none.
 
     Raises:
-        PlaceMissing: some cannot be wrapped; names them.
+        PatchPointMissing: some cannot be wrapped; names them.
     """
     places = tuple(places)
     if problems := [p for place in places if (p := place.problem()) is not None]:
