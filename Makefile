@@ -57,10 +57,8 @@ v2: venv ## the tests of engines and a server on vLLM's V2 model runner
 test-all: lint ## the same with nothing left out
 	$(PY) -m tests --all
 
-# Without what takes long in them: random runs of the scheduler, and tests of the benchmarks.
-LONG := $(patsubst %,--ignore-glob='*/test_%.py',storm machine pipeline bench_* device_report)
 unit: venv ## the tests of a minute: units and the scheduler, no engine, no kernel
-	$(PARALLEL) 8 --dist worksteal -m 'unit and not slow and not full' $(LONG) tests/unit tests/scheduler
+	$(PARALLEL) 8 --dist worksteal -m 'unit and not slow and not full' tests/unit tests/scheduler
 
 docs: venv ## the documentation as a site, in site/
 	$(PY) -m docs.pictures

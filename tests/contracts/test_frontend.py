@@ -95,26 +95,6 @@ def test_fields(where: str, names: str) -> None:
     assert set(names.split()) <= fields(owner)
 
 
-@pytest.mark.parametrize(
-    ("where", "names"),
-    [
-        ("vllm.config:ModelConfig", "is_encoder_decoder is_hybrid is_attention_free"),
-        ("vllm.usage.usage_lib:UsageContext", "OPENAI_API_SERVER OPENAI_BATCH_RUNNER LLM_CLASS"),
-        ("vllm.renderers.params:ChatParams", "with_defaults"),
-        ("vllm.v1.metrics.loggers:PrometheusStatLogger", "_counter_cls _gauge_cls _histogram_cls"),
-        ("vllm.v1.engine.exceptions", "EngineDeadError"),
-    ],
-)
-def test_attributes(where: str, names: str) -> None:
-    owner = find(where)
-    assert [name for name in names.split() if not hasattr(owner, name)] == []
-
-
-@pytest.mark.parametrize("protocol", _PROTOCOLS)
-def test_fields_of_a_request_over_http(protocol: str) -> None:
-    assert {"vllm_xargs", "model", "use_beam_search"} <= set(find(protocol).model_fields)
-
-
 def test_attributes_that_are_set() -> None:
     made = set_in_init(find("vllm.entrypoints.openai.models.serving:OpenAIServingModels"))
     assert made["input_processor"] == "self.engine_client.input_processor"
@@ -150,14 +130,6 @@ def test_renderers_methods_are_awaited_or_not_as_their_names_say() -> None:
         for method, awaited in ((name, False), (f"{name}_async", True)):
             found = find(f"vllm.renderers.base:BaseRenderer.{method}")
             assert inspect.iscoroutinefunction(found) == awaited
-
-
-def test_what_is_made_of_a_prompt_is_a_dictionary() -> None:
-    from vllm.inputs import tokens_input
-
-    made = tokens_input([1, 2])
-    assert isinstance(made, dict)
-    assert (made["type"], made["prompt_token_ids"]) == ("token", [1, 2])
 
 
 def test_a_server_makes_prompts_of_a_requests_body() -> None:

@@ -149,26 +149,6 @@ def test_looking_a_prefix_up_counts_nothing() -> None:
     assert ".record(" not in source_of(KVCacheManager.get_computed_blocks)
 
 
-def test_what_is_read_of_a_request() -> None:
-    made = request("r")
-    used = (
-        "request_id client_index arrival_time priority cache_salt lora_request sampling_params "
-        "prompt_token_ids prompt_embeds prompt_is_token_ids trace_headers status num_tokens "
-        "num_computed_tokens num_output_placeholders num_preemptions all_token_ids is_finished "
-        "skip_reading_prefix_cache _block_hasher take_events"
-    )
-    assert [name for name in used.split() if not hasattr(made, name)] == []
-    assert made.num_tokens == 3 and made.all_token_ids[-1] == 3
-
-
-def test_an_adapter_travels_as_its_fields() -> None:
-    from vllm.lora.request import LoRARequest
-
-    made = LoRARequest("a", 1, "/a")
-    given = {n: v for n in made.__struct_fields__ if (v := getattr(made, n)) is not None}
-    assert LoRARequest(**given) == made
-
-
 def test_a_group_travels_in_extra_args() -> None:
     from vllm.sampling_params import SamplingParams
 

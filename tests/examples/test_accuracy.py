@@ -14,10 +14,9 @@ import numpy as np
 import pytest
 
 from benchmarks.accuracy import __main__ as command
-from benchmarks.accuracy import models
-from benchmarks.accuracy.answers import Answer, Folder, add, judged, read
+from benchmarks.accuracy.answers import Folder, judged, read
 from benchmarks.accuracy.engine import Engine
-from benchmarks.accuracy.methods import ADAPTED, CONTRASTS, GRID, METHODS, Request
+from benchmarks.accuracy.methods import GRID, METHODS, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
 from benchmarks.accuracy.report import Difference, compare, correct, picked, render
@@ -119,19 +118,6 @@ class TestRequests:
         assert streams("cold without the part")[1:] == [(problem.without, None)]
         assert streams("cold, amateur: quarter")[1:] == [(problem.prompt, "/adapters/t-r4-25")]
 
-    def test_a_method_is_for_cells_that_have_what_it_needs(self) -> None:
-        problem = self.PROBLEM
-        for cell in (CELL, replace(CELL, adapter="/some/folder")):
-            assert [m.is_for(cell, problem) for m in ADAPTED[:3]] == [cell.adapter is not None] * 3
-        quarter = METHODS["cold, amateur: quarter"]
-        for adapter, there in (("t-r4-100", True), ("t-r4-25", False), ("/f/t-r4-100", False)):
-            assert quarter.is_for(replace(CELL, adapter=adapter), problem) is there
-        same = replace(problem, without=problem.prompt)
-        assert not any(m.is_for(CELL, same) for m in (*CONTRASTS, METHODS["without the part"]))
-        assert not METHODS["grounded"].is_for(CELL, replace(problem, unasked=None))
-        assert not METHODS["vote of 3"].is_for(replace(CELL, sampled=False), problem)
-        assert not METHODS["better prompt"].is_for(CELL, replace(problem, plain={}))
-
     def test_the_mark_says_all_that_an_answer_depends_on(self, tmp_path: Path) -> None:
         problem = replace(self.PROBLEM, prompt="Another?")
         marks = [self.request(key).mark for key in METHODS if METHODS[key].is_for(CELL, problem)]
@@ -144,18 +130,6 @@ class TestRequests:
             self.request("cad", model=replace(CHAT, source="elsewhere")),
         ]
         assert len({self.request("cad").mark, *(each.mark for each in others)}) == 6
-
-    def test_the_mark_knows_an_adapter_by_its_weights(self, tmp_path: Path) -> None:
-        def mark(name: str, weights: bytes) -> str:
-            (tmp_path / name).mkdir()
-            (tmp_path / name / "adapter_config.json").write_text("{}")
-            (tmp_path / name / "adapter_model.safetensors").write_bytes(weights)
-            cell = replace(CELL, adapter=name)
-            return METHODS["greedy"].request(CHAT, cell, self.PROBLEM, tmp_path).mark
-
-        assert mark("a", b"1") == mark("b", b"1") != mark("c", b"2")
-        with pytest.raises(FileNotFoundError, match="no adapter is there; python -m"):
-            print(self.request("greedy", replace(CELL, adapter="absent")).mark)
 
     @pytest.mark.parametrize("key", METHODS)
     def test_the_engine_is_told_all_of_it(self, key: str) -> None:
@@ -202,22 +176,6 @@ class TestAnswers:
         assert set(judged(folder, CHAT, CELL, "test", list(METHODS.values()), 12)) == {"greedy"}
         assert len(judged(folder, CHAT, CELL, "test", [METHODS["cad"]], 11)["cad"].right) == 11
 
-    def test_a_line_that_was_cut_off_is_decoded_again(self, folder: Folder) -> None:
-        decode(folder, contrast_is_right)
-        path = folder.answers(CHAT, CELL, "test")
-        whole = path.read_text()
-        path.write_text(whole[:-20])
-        assert len(decode(folder, contrast_is_right).asked) == 1
-        assert path.read_text() == whole
-
-    def test_a_broken_line_is_named(self, folder: Folder) -> None:
-        path = folder.answers(CHAT, CELL, "test")
-        add(path, [Answer("m", "greedy", "a", 1, "v")])
-        with path.open("a") as file:
-            file.write('{"mark": "n"}\n')
-        with pytest.raises(ValueError, match=r"false-test.jsonl:2: no answer: .*delete the line"):
-            read(path)
-
 
 class TestStatistics:
     def pairs(self, better: int, worse: int, count: int) -> Difference:
@@ -243,10 +201,6 @@ class TestStatistics:
         found = self.pairs(0, 0, 100)
         assert (found.points, found.p) == (0.0, 1.0)
         assert found.low == -found.high < -2.5
-
-    def test_no_pairs(self) -> None:
-        with pytest.raises(ValueError, match="3 answers against 2: no pairs"):
-            compare(np.ones(3), np.ones(2))
 
     def test_holm(self) -> None:
         found = [Difference(1, 0, 2, p) for p in (0.01, 0.04, 0.02, 0.9)]
@@ -287,26 +241,6 @@ class TestReport:
         assert "| picked on dev | **+100.0**" in self.text(folder)
         assert picked(folder, CHAT, CELL) == best, "whatever test says"
 
-    def test_of_equal_settings_the_mildest_is_picked(self, folder: Folder) -> None:
-        keys = [method.key for method in GRID if method.amateur == "without"]
-        decode(folder, lambda _: "no", ["greedy", *keys], split="dev")
-        assert picked(folder, CHAT, CELL) == GRID[0]
-        assert GRID[0].knobs["beta"] == min(method.knobs["beta"] for method in GRID)
-
-    def test_cells_of_one_thing_are_counted_together(self, folder: Folder) -> None:
-        one, two = (replace(CELL, name=name, pooled=True) for name in ("one", "two"))
-        control = replace(CELL, name="plain", pooled=True, control=True)
-        decode(folder, contrast_is_right, cell=one)
-        decode(folder, lambda _: "no", ["greedy", "cad", "adacad"], cell=two)
-        decode(folder, lambda _: "no", cell=control)
-        text = self.text(folder, [one, two, control])
-        assert "| problems | 12 | 12 | 12 | 24 |" in text
-        row = next(line for line in text.splitlines() if line.startswith("| cad | **"))
-        assert [cell.split(" (")[0] for cell in row.strip("| ").split(" | ")] == [
-            "cad", "**+100.0**", "0.0", "0.0", "**+50.0**",
-        ]  # fmt: skip
-        assert "| adacad |  | 0.0 (" in text and text.count("| adacad |") == 2
-
 
 class TestCommand:
     def test_a_run_and_its_report(
@@ -327,53 +261,6 @@ class TestCommand:
         text = (tmp_path / "report-test.md").read_text()
         assert "## Pages and documents: Own" in text and "- *true*: " in text
         assert "report-test.md" in capsys.readouterr().out
-
-    def test_an_adapter_for_all(self, tmp_path: Path) -> None:
-        found = command.parse(["run", "--cells", "false", "--adapter", str(tmp_path / "mine")])
-        assert [(cell.name, cell.adapter) for cell in found.cells] == [
-            ("false+mine", str(tmp_path / "mine"))
-        ]
-
-    @pytest.mark.parametrize(
-        ("options", "error"),
-        [
-            (["--cells", "flase"], "unknown cells: flase; python -m benchmarks.accuracy list says"),
-            (["--models", "large"], "no models of .*: large; there are smollm2, gemma"),
-            (["--methods", "cat"], "invalid choice: 'cat'"),
-        ],
-    )
-    def test_mistakes(
-        self, options: list[str], error: str, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        with pytest.raises(SystemExit):
-            command.parse(["run", *options])
-        assert re.search(error, capsys.readouterr().err)
-
-    def test_test_is_not_begun_before_dev_is_done(self, tmp_path: Path) -> None:
-        options = ["--folder", str(tmp_path), "--cells", "true", "--models", "gemma", "--grid"]
-        with pytest.raises(SystemExit, match="true: no setting can be picked for test"):
-            command.main(["run", *options, "--splits", "test"])
-
-    def test_what_cannot_be_decoded_is_told_first(
-        self, folder: Folder, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        cells = [CELL, replace(CELL, name="worn", adapter="absent")]
-        assert command.ready(CHAT, cells, folder) == [CELL]
-        assert "small, worn is left out: " in capsys.readouterr().out
-        assert command.ready(BASE, [CELLS["json"]], folder) == []
-
-    def test_models_are_data(self, tmp_path: Path) -> None:
-        found = models.read()
-        assert (found["smollm2"].chat, found["gemma"].chat) == (True, False)
-        table = tmp_path / "models.toml"
-        table.write_text('[a]\ntitle = "A"\nchatt = true\n')
-        with pytest.raises(ValueError, match=r"\[a\].*unexpected keyword argument 'chatt'"):
-            models.read(table)
-
-    def test_list(self, capsys: pytest.CaptureFixture[str]) -> None:
-        command.main(["list"])
-        said = capsys.readouterr().out
-        assert all(f"  {name}" in said for name in (*CELLS, *METHODS, "smollm2", "gemma"))
 
 
 # What docs/accuracy.md calls a row, and the cells that it is of.

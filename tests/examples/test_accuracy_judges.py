@@ -17,9 +17,8 @@ from benchmarks.accuracy.tasks.instructions import (
     is_in_language,
     is_json,
     is_right,
-    questions,
 )
-from benchmarks.accuracy.tasks.text import distinct, is_fluent, sentences, without_echo
+from benchmarks.accuracy.tasks.text import is_fluent
 from examples import tasks
 
 pytestmark = pytest.mark.unit
@@ -89,20 +88,6 @@ def test_answers_about_a_text(problem: Problem, answer: str, right: bool, mentio
 
 
 class TestEcho:
-    @pytest.mark.parametrize(
-        "sentence",
-        [
-            "I will talk like a pirate.", '"Talk like a pirate, matey."',
-            "Sure: talk like a pirate!", "Like a pirate, talk.",
-        ],
-    )  # fmt: skip
-    def test_a_repetition_goes_and_the_rest_stays(self, sentence: str) -> None:
-        answer = f"{sentence} Boil the tomatoes, then add salt."
-        assert without_echo(answer, ("Talk like a pirate.",)) == "Boil the tomatoes, then add salt."
-
-    def test_nothing_said_is_no_echo(self) -> None:
-        assert without_echo("Ahoy! Add salt.", ("", "Talk like a pirate.")) == "Ahoy! Add salt."
-
     @pytest.mark.parametrize("name", ["language", "json"])
     @pytest.mark.parametrize("split", SPLITS)
     def test_an_echo_alone_follows_no_instruction(self, name: str, split: Split) -> None:
@@ -112,11 +97,6 @@ class TestEcho:
                 assert not CELLS[name].score(echo, problem)["right"], (judged, echo)
             # Of an example only its being there is in the way.
             assert all(is_json(each, replace(judged, earlier=())) for each in judged.earlier)
-
-    def test_sentences(self) -> None:
-        assert sentences('He said "no." Then: yes!\n\n- One\n2.5 kg.') == [
-            'He said "no.', "Then: yes!", "- One", "2.5 kg.",
-        ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -223,17 +203,8 @@ class TestQuestions:
         assert all(is_right(answer, question) for answer in good)
         assert not any(is_right(answer, question) for answer in bad)
 
-    def test_no_question_answers_itself(self) -> None:
-        for split in SPLITS:
-            assert [q for q in questions(split) if is_right(q.text, q)] == []
-
 
 class TestFluency:
-    def test_distinct(self) -> None:
-        assert distinct("abcd", 3) == 1.0
-        assert distinct("ababab", 2) == 2 / 5
-        assert distinct("ab", 3) == 1.0
-
     @pytest.mark.parametrize(
         ("language", "answer"),
         [
@@ -266,32 +237,6 @@ class TestFluency:
     def test_gibberish_and_loops(self, language: str, answer: str) -> None:
         assert not is_fluent(answer, ("en", language))
 
-    def test_right_is_both(self) -> None:
-        cell = CELLS["language"]
-        problem = next(p for p in cell.make(CHAT, "dev", 50) if p.judged.wanted == "fr")
-        good = "Coupez les tomates et faites-les cuire avec de l'ail."
-        for text, follows_it, is_text in (
-            (good, True, True), (" ".join([good] * 4), True, False),
-            ("Cut the tomatoes and cook them with garlic.", False, True),
-        ):  # fmt: skip
-            assert list(cell.score(text, problem).items()) == [
-                ("right", follows_it and is_text), ("follows", follows_it), ("fluent", is_text),
-            ]  # fmt: skip
-
-    @pytest.mark.parametrize(
-        ("answer", "fluent"),
-        [
-            ("12 + 8 = 20", True), ("It is 20.", True),
-            ("1 + 1 + 1 + 1 + 1 + 1 + 1 + 1", False), ("", False),
-        ],
-    )  # fmt: skip
-    def test_an_equation_answers_a_sum(self, answer: str, fluent: bool) -> None:
-        problems = CELLS["plain-questions"].make(CHAT, "dev", 50)
-        a_sum = next(p for p in problems if p.judged.is_sum)
-        assert CELLS["plain-questions"].score(answer, a_sum)["fluent"] == fluent
-        other = next(p for p in problems if not p.judged.is_sum)
-        assert not CELLS["plain-questions"].score("12 + 8 = 20", other)["fluent"]
-
 
 # Tasks of adapters
 
@@ -305,22 +250,6 @@ def test_tasks(name: str) -> None:
     assert task.score(first.answer + "\n", first)
     for wrong in (other.answer, "", "I cannot do that."):
         assert not task.score(wrong, first)
-
-
-@pytest.mark.parametrize(
-    ("name", "prompt", "answer", "good", "bad"),
-    [
-        # What is not worked out is not right, and a wrong step to the right end is.
-        ("sums", "Work out 10 + 20 - 5", "10 + 20 = 30; 30 - 5 = 25",
-         ["10 + 20 = 31; 31 - 6 = 25"], ["10 + 20 = 30; 30 - 5 = 24", "25"]),
-    ],
-)  # fmt: skip
-def test_answers_of_tasks(
-    name: str, prompt: str, answer: str, good: list[str], bad: list[str]
-) -> None:
-    problem = tasks.Problem(prompt, answer)
-    assert all(BENCHMARKS[name].task.score(text, problem) for text in good)
-    assert not any(BENCHMARKS[name].task.score(text, problem) for text in bad)
 
 
 ORDER = '{"name": "Mei", "city": "Oslo", "amount": 2, "colour": "red", "item": "mug", "date": "d"}'

@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import Any
 
 import pytest
 
 from benchmarks.accuracy.models import Model
-from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split, data, split_of
-from benchmarks.accuracy.tasks import CELLS, MODULES, chosen, documents, memory
-from benchmarks.accuracy.tasks.instructions import NEUTRAL, questions, requests
-from examples.facts import facts, names
+from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split, data
+from benchmarks.accuracy.tasks import CELLS, documents, memory
+from benchmarks.accuracy.tasks.instructions import NEUTRAL, requests
+from examples.facts import names
 
 pytestmark = pytest.mark.unit
 
@@ -24,8 +23,8 @@ BASE = replace(CHAT, chat=False)
 SPLITS: tuple[Split, ...] = ("dev", "test")
 # Of an adapter's stages, one: they have the same problems.
 ASKED = [c for c in CELLS.values() if c.adapter is None or c.adapter.endswith("-r16-100")]
-each_cell = pytest.mark.parametrize("cell", ASKED, ids=lambda cell: cell.name)
 each_model = pytest.mark.parametrize("model", [CHAT, BASE], ids=["chat", "base"])
+each_cell = pytest.mark.parametrize("cell", ASKED, ids=lambda cell: cell.name)
 
 
 def text_of(prompt: Prompt | None) -> str:
@@ -45,36 +44,7 @@ def test_problems_are_the_same_each_time_and_in_one_split(cell: Cell) -> None:
         seen |= prompts
 
 
-@each_cell
-@each_model
-def test_models_get_what_they_read(cell: Cell, model: Model) -> None:
-    if not cell.is_for(model):
-        assert cell.chat_only
-        return
-    for problem in cell.make(model, "dev", 5):
-        read = (problem.prompt, problem.without, *problem.plain.values())
-        assert all(isinstance(each, tuple if model.chat else str) for each in read)
-        assert problem.unasked is None or isinstance(problem.unasked, type(problem.prompt))
-        assert set(problem.plain) in (set(), {"better", "repeated"})
-        if problem.without != problem.prompt:
-            assert len(text_of(problem.without)) < len(text_of(problem.prompt))
-
-
-def test_cells_are_found_by_name_and_module() -> None:
-    assert sum(len(module.CELLS) for module in MODULES.values()) == len(CELLS)
-    assert [c.name for c in chosen(["page", "instructions"])] == [
-        "language", "json", "plain-questions", "page",
-    ]  # fmt: skip
-    assert chosen([]) == list(CELLS.values())
-
-
 # A text against memory
-
-
-def test_there_are_enough_facts_on_other_subjects() -> None:
-    counts = {split: len(CELLS["false"].make(CHAT, split, 2000)) for split in SPLITS}
-    assert counts["dev"] >= 200 and counts["test"] >= 500
-    assert {split_of(fact.subject) for fact in facts()} == set(SPLITS)
 
 
 @pytest.mark.parametrize("cell", memory.CELLS, ids=lambda cell: cell.name)
@@ -134,22 +104,6 @@ def test_the_splits_share_no_name(name: str) -> None:
     assert made_up("dev") & made_up("test") == set()
 
 
-@pytest.mark.parametrize("page", data("pages")["pages"], ids=range(len(data("pages")["pages"])))
-def test_pages_can_be_taken_apart(page: dict[str, Any]) -> None:
-    """A value is read in one place, and a paragraph needs the first one alone."""
-    first, *rest = page["text"].split("\n\n")
-    assert len(rest) > documents.PARAGRAPHS
-    for asked in page["questions"]:
-        assert page["text"].count(f"{{{asked}}}") == 1, f"{asked} can be read in several places"
-    for paragraph in (first, *rest):
-        slots = set(documents.slots(first + paragraph))
-        last = re.findall(r"{last(\d)}", paragraph)
-        assert {f"person{number}" for number in last} <= slots
-        for asked, question in page["questions"].items():
-            if f"{{{asked}}}" in paragraph:
-                assert set(documents.slots(question)) <= slots, question
-
-
 # Instructions
 
 
@@ -169,27 +123,3 @@ def test_the_amateur_lacks_the_instruction_alone(name: str) -> None:
             assert problem.plain["better"][1:] == problem.prompt[1:]
             assert text_of(problem.plain["repeated"]).endswith(problem.judged.instruction)
     assert not wordings["dev"] & wordings["test"]
-
-
-def test_documents_with_an_instruction() -> None:
-    for problem in CELLS["language"].make(BASE, "dev", 20):
-        line = f"Instructions for the assistant: {problem.judged.instruction}\n"
-        assert text_of(problem.prompt).replace(line, "", 1) == problem.without
-        assert text_of(problem.prompt).endswith("\nAssistant:")
-
-
-def test_the_control_lacks_the_system_message() -> None:
-    found = [CELLS["plain-questions"].make(CHAT, split, 999) for split in SPLITS]
-    assert [len(problems) for problems in found] == [len(questions(split)) for split in SPLITS]
-    for problem in found[0]:
-        system, user = problem.prompt
-        assert system["role"] == "system" and problem.without == (user,)  # type: ignore[index]
-
-
-# Tasks of adapters
-
-
-def test_the_amateur_of_a_format_lacks_the_order() -> None:
-    for problem in CELLS["orders-r4-25"].make(CHAT, "dev", 5):
-        order, form = text_of(problem.prompt).split("\n")[-2:]
-        assert text_of(problem.without).endswith(form) and order not in text_of(problem.without)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import math
 import os
 import shutil
 import struct
@@ -30,7 +29,6 @@ WARNINGS = ("-std=c++17", "-Wall", "-Wextra", "-Werror")
 STRICT = ("-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 QUICK = ("-O0",)
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-NAMES = ("float", "half", "bfloat16_t")
 
 
 class CheckFailed(AssertionError):
@@ -137,70 +135,6 @@ def _run_compiler(output: Path, *arguments: str) -> None:
     partial.rename(output)
 
 
-def plan(groups: int, vocab: int, cores: int) -> tuple[int, int]:
-    """Segments per row and their length, by the specification rather than the header."""
-    most = max(1, min(cores // groups, 64)) if vocab > 8192 else 1
-    tiles = min(math.ceil(math.ceil(vocab / count) / 4096) for count in range(1, most + 1))
-    wanted = math.ceil(vocab / tiles / 4096)
-    length = math.ceil(vocab / wanted / 256) * 256
-    return math.ceil(vocab / length), length
-
-
-Traffic = dict[tuple[str, str], tuple[int, int]]  # bytes read and written, by kernel and what of
-
-
-def traffic(
-    rows: Tensor,
-    logits: Tensor,
-    cores: int,
-    *,
-    in_place: bool = False,
-    counts: bool = False,
-    floor: bool = False,
-    mended: int = 0,
-) -> Traffic:
-    """Every byte that has to cross between global memory and a core in one call.
-
-    Args:
-        rows: [G, S] row numbers; those out of range are not looked at.
-        logits: [R, V]; only shape and dtype count.
-        cores: Vector cores.
-        in_place: Whether scores go over the experts' rows.
-        counts: Whether statistics are wanted.
-        floor: Whether a group has a cap on its candidates.
-        mended: Logits of amateurs that are written to.
-    """
-    (groups, streams), (num_rows, vocab) = rows.shape, logits.shape
-    known = (rows >= 0) & (rows < num_rows)
-    experts, amateurs = int(known[:, 0].sum()), int(known[known[:, 0], 1:].sum())
-    written = int((known[:, 0] & (known | (rows == -1))[:, 1:].all(1)).sum()) * in_place
-    segments, _ = plan(groups, vocab, cores)
-    items, scored = groups * segments, experts * segments
-    row_bytes = vocab * logits.element_size()
-    name = NAMES[TYPES[logits.dtype]]
-    work, maxima, last = f"contrastive_scores_{name}", f"contrastive_maxima_{name}", ""
-    read = experts * (1 if segments > 1 else 2) + amateurs
-    model = {
-        (work, "logits"): (row_bytes * read + 4 * mended, written * row_bytes + 4 * mended),
-        (work, "rows"): (8 * (items + scored * (streams - 1)), 0),
-        (work, "log_alpha"): (4 * scored, 0),
-        (work, "weights"): (4 * segments * amateurs, 0),
-        (work, "floor"): (4 * scored * floor, 0),
-        (work, "out"): (0, groups * vocab * 4 * (not in_place)),
-    }
-    if counts:
-        last = work if segments == 1 else "contrastive_total"
-        model[last, "statistics"] = (0, 24 * groups)
-    if segments > 1:
-        model[maxima, "logits"] = (experts * row_bytes, 0)
-        model[maxima, "rows"] = (8 * items, 0)
-        model[maxima, "maxima"] = (0, 32 * items)
-        model[work, "maxima"] = (32 * segments * scored, 0)
-        model[work, "counts"] = (0, 32 * items * counts)
-        model[last, "counts"] = (32 * items * counts, 0)
-    return {key: moved for key, moved in model.items() if any(moved)}
-
-
 class Program:
     """A process of a program built by ``compile_host``, as the device."""
 
@@ -223,13 +157,11 @@ class Program:
         self._process.wait()
         self._errors.close()
 
-    def ask(
-        self, request: bytes, inputs: Iterable[bytes] = (), model: Traffic | None = None
-    ) -> list[bytearray]:
+    def ask(self, request: bytes, inputs: Iterable[bytes]) -> list[bytearray]:
         """The outputs of a request (csrc/ascend/host/requests.h).
 
         Raises:
-            CheckFailed: What a check has against it, or if the bytes moved are not ``model``.
+            CheckFailed: What a check has against it.
         """
         with suppress(BrokenPipeError):  # reading tells why
             for part in (request, *(struct.pack("<q", len(x)) + x for x in inputs)):
@@ -239,18 +171,8 @@ class Program:
         outputs = [self._read() for _ in range(self._number())]
         if problem:
             raise CheckFailed(problem.decode())
-        moved: Traffic = {}
-        for line in report.decode().splitlines():
-            first, second, *numbers = line.split()
-            if first == "ub":
-                self.ub[second] = max(self.ub.get(second, 0), int(numbers[0]))
-            else:
-                moved[first, second] = (int(numbers[0]), int(numbers[1]))
-        if model is not None and moved != model:
-            wrong = {key: f"{moved.get(key)}, not {model.get(key)}"
-                     for key in moved.keys() | model.keys()
-                     if moved.get(key) != model.get(key)}  # fmt: skip
-            raise CheckFailed(f"bytes (read, written) are not those of the traffic model: {wrong}")
+        for kernel, peak in (line.split() for line in report.decode().splitlines()):
+            self.ub[kernel] = max(self.ub.get(kernel, 0), int(peak))
         return outputs
 
     def _number(self) -> int:
@@ -291,18 +213,15 @@ class Host(Program):
         statistics: Tensor | None,
     ) -> None:
         """What ``torch.ops.vllm_cold.ascend_scores`` does on an NPU."""
-        settings = {"counts": statistics is not None, "floor": floors is not None}
         in_place = out is None
         base = torch.empty(0, dtype=torch.uint8).set_(logits.untyped_storage())
         request = struct.pack(
-            "<13q", False, in_place, TYPES[logits.dtype], *logits.shape, logits.stride(0),
-            *rows.shape, self.cores, settings["floor"], settings["counts"],
+            "<12q", in_place, TYPES[logits.dtype], *logits.shape, logits.stride(0),
+            *rows.shape, self.cores, floors is not None, statistics is not None,
             logits.storage_offset() * logits.element_size(), 0 if in_place else out.stride(0),
         )  # fmt: skip
         inputs = (base, rows, weights, log_alpha, torch.empty(0) if floors is None else floors)
-        mended = self._mended(logits, rows) if in_place else 0
-        model = traffic(rows, logits, self.cores, in_place=in_place, mended=mended, **settings)
-        written, dense, counted = self.ask(request, (x.numpy().tobytes() for x in inputs), model)
+        written, dense, counted = self.ask(request, (x.numpy().tobytes() for x in inputs))
         if statistics is not None:
             statistics.copy_(torch.frombuffer(counted, dtype=torch.int64).view(-1, 3))
         if out is None:
@@ -310,24 +229,3 @@ class Host(Program):
         else:
             flat = torch.frombuffer(dense, dtype=torch.float32)
             out.copy_(flat.as_strided(out.shape, (out.stride(0), 1)))
-
-    def plan(self, groups: int, vocab: int) -> list[int]:
-        """What ``MakePlan`` says."""
-        request = [True, 0, 0, 0, vocab, 0, groups, 0, self.cores, 0, 0, 0, 0]
-        return [int(value) for value in self.ask(struct.pack("<13q", *request))[0].split()]
-
-    def _mended(self, logits: Tensor, rows: Tensor) -> int:
-        """Logits of the amateurs' segments that are written to: those in which an amateur has NaN
-        or +inf, or all of a group of which the expert's row has one.
-        """
-        _, length = plan(len(rows), logits.shape[1], self.cores)
-        found = 0
-        known = range(len(logits))
-        for expert, *amateurs in rows.tolist():
-            if expert not in known:
-                continue
-            bad = not bool((logits[expert] < math.inf).all())
-            for part in logits[[row for row in amateurs if row in known]].split(length, 1):
-                if bad or not bool((part < math.inf).all()):
-                    found += part.numel()
-        return found

@@ -5,62 +5,15 @@ csrc/ascend/host and run in a process of their own, with what they should comput
 
 from __future__ import annotations
 
-import math
 import struct
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tests.ops.ascend_host import NAMES, TYPES, Program, Traffic
+from tests.ops.ascend_host import TYPES, Program
 
 SLICES = 4
-WINDOW = 256  # rows that are grouped at a time
-GROUP = 8  # rows that share a read of the weights
-TILE = 1024
-
-
-@dataclass
-class Plan:
-    """How a call is cut: ``MakeLoraPlan``, by the specification rather than the header."""
-
-    parts: int
-    part_length: int
-    rank_chunk: int
-    outputs: int
-    rank_pitch: int
-    shrink_blocks: int
-    expand_blocks: int
-    workspace_bytes: int
-
-    @classmethod
-    def make(cls, rows: int, rank: int, length: int, widths: list[int], cores: int) -> Plan:
-        """For ``rows`` rows of ``length`` values, ``widths`` outputs of each slice."""
-        tiles = math.ceil(length / TILE)
-        part_tiles = math.ceil(tiles / 8)
-        parts = math.ceil(tiles / part_tiles)
-        groups = math.ceil(rows / (2 * GROUP))
-
-        def sums(chunk: int) -> int:
-            return math.ceil(rank / chunk) * len(widths) * parts
-
-        def pieces(size: int) -> int:
-            return sum(math.ceil(width / size) for width in widths)
-
-        chunk = next(c for c in (8, 4, 2, 1) if c == 1 or groups * sums(c) >= cores)
-        outputs = next(n for n in (512, 256, 128, 64) if n == 64 or groups * pieces(n) >= cores)
-        pitch = math.ceil(rank / 8) * 8
-        return cls(
-            parts,
-            part_tiles * TILE,
-            chunk,
-            outputs,
-            pitch,
-            min(cores, rows * sums(chunk)),
-            min(cores, rows * pieces(outputs)),
-            rows * len(widths) * parts * pitch * 4,
-        )
 
 
 @dataclass
@@ -117,54 +70,6 @@ class Case:
         without[[row for row, _ in self.active]] = False
         assert torch.equal(_bits(got[without]), _bits(self.y[without]))
 
-    def traffic(self, cores: int) -> Traffic:
-        """What a call moves: see ``traffic``."""
-        rank, length = self.a[0].shape[-2:]
-        adapters = dict(self.active)
-        indices = [adapters.get(row, -1) for row in range(len(self.x))]
-        return traffic(indices, rank, length, self.widths, self.x.dtype, cores)
-
-
-def groups_of(indices: list[int]) -> list[int]:
-    """How many rows share each read of the weights; ``indices`` has an adapter or -1 a row."""
-    sizes = []
-    for first in range(0, len(indices), WINDOW):
-        counts = Counter(index for index in indices[first : first + WINDOW] if index >= 0)
-        for count in counts.values():
-            sizes += [GROUP] * (count // GROUP) + [count % GROUP] * (count % GROUP > 0)
-    return sizes
-
-
-def traffic(
-    indices: list[int], rank: int, length: int, widths: list[int], dtype: torch.dtype, cores: int
-) -> Traffic:
-    """All bytes that a call may read and write, by kernel and what they are of."""
-    rows, active = len(indices), sum(index >= 0 for index in indices)
-    plan = Plan.make(rows, rank, length, widths, cores)
-    size, name = dtype.itemsize, NAMES[TYPES[dtype]]
-    shrink, expand = f"lora_shrink_{name}", f"lora_expand_{name}"
-    pieces = sum(math.ceil(width / plan.outputs) for width in widths)
-    chunks = math.ceil(rank / plan.rank_chunk)
-    parts = plan.parts * plan.rank_pitch * 4  # of a row and slice
-    y = active * sum(widths) * size
-    model = {
-        (shrink, "indices"): (plan.shrink_blocks * rows * 8, 0),
-        (expand, "indices"): (plan.expand_blocks * rows * 8, 0),
-    }
-    if not active:
-        return model
-    model |= {
-        (shrink, "x"): (active * len(widths) * chunks * length * size, 0),
-        (shrink, "sums"): (0, active * len(widths) * parts),
-        (expand, "sums"): (active * pieces * parts, 0),
-        (expand, "y"): (y, y),
-    }
-    groups = len(groups_of(indices))
-    for i, width in enumerate(widths):
-        model[shrink, f"a{i}"] = (groups * rank * length * size, 0)
-        model[expand, f"b{i}"] = (groups * rank * width * size, 0)
-    return model
-
 
 def make_case(
     seed: int,
@@ -207,25 +112,21 @@ class LoraHost(Program):
     """The program of ``ascend_host.LORA``."""
 
     def run(self, case: Case) -> Tensor:
-        """The result of a call. What it moved is compared with ``Case.traffic``.
+        """The result of a call.
 
         Raises:
             CheckFailed: What a check has against it.
         """
         tensors = (case.y, case.x, case.indices.unsqueeze(1), *case.a, *case.b)
         inputs = (_bytes(t if t.dim() == 2 else t.flatten(0, 2)) for t in tensors)
-        (y,) = self.ask(self._request(case, plan_only=False), inputs, case.traffic(self.cores))
+        (y,) = self.ask(self._request(case), inputs)
         flat = torch.frombuffer(y, dtype=case.y.dtype)
         return flat.as_strided(case.y.shape, (case.y.stride(0), 1)).clone()
 
-    def plan(self, case: Case) -> list[int]:
-        """What ``MakeLoraPlan`` says."""
-        return [int(value) for value in self.ask(self._request(case, plan_only=True))[0].split()]
-
-    def _request(self, case: Case, plan_only: bool) -> bytes:
+    def _request(self, case: Case) -> bytes:
         rank, length = case.a[0].shape[-2:]
         widths = [*case.widths, *[0] * (SLICES - len(case.b))]
         return struct.pack(
-            "<14qd", TYPES[case.x.dtype], len(case.x), length, rank, len(case.a[0]), len(case.b),
-            *widths, case.x.stride(0), case.y.stride(0), self.cores, plan_only, case.scale,
+            "<13qd", TYPES[case.x.dtype], len(case.x), length, rank, len(case.a[0]), len(case.b),
+            *widths, case.x.stride(0), case.y.stride(0), self.cores, case.scale,
         )  # fmt: skip

@@ -109,74 +109,21 @@ SCORING_CHANGES = {
         "            if (false) {",
         r"Compares: reads bytes that nobody wrote",
     ),
-    "beside the row": (
-        "reinterpret_cast<__gm__ T*>(base) + number * stride, vocab",
-        "reinterpret_cast<__gm__ T*>(base) + number * stride + 1, vocab",
-        r"DataCopyPad: outside of every registered range",
-    ),
     "segments overlap": (
         "return Least(vocab - Begin(item), segmentLength) + Begin(item);",
         "return Least(vocab - Begin(item), segmentLength + 8) + Begin(item);",
         r"two blocks write byte \d+ of out",
     ),
-    "a tile is read twice": (
-        "        reader_->Load(row, begin, Least(kTile, end - begin));",
-        "        reader_->Load(row, begin, Least(kTile, end - begin));\n"
-        "        reader_->Take(kTile);\n        reader_->Release();\n"
-        "        reader_->Load(row, begin, Least(kTile, end - begin));",
-        r"not those of the traffic model.*logits",
-    ),
-    "blocks share a counter": (
-        "        threshold = floor > threshold ? floor : threshold;",
-        "        static uint32_t calls = 0;\n"
-        "        threshold = floor > threshold || ++calls % 7 == 0 ? floor : threshold;",
-        r"the result depends on the order of the blocks|not the same tokens are valid",
-    ),
-    "scores do not saturate": (
-        "            Saturate(scores);\n",
-        "",
-        r"a score is infinite|wrong scores",
-    ),
     "a weight counts the other way": ("-weights_[i]", "weights_[i]", r"wrong scores"),
-    "the floor is forgotten": (
-        "threshold = floor > threshold ? floor : threshold;",
-        "(void)floor;",
-        r"not the same tokens are valid",
-    ),
-    "a group takes its neighbour's weights": (
-        "Setting<float>(groups_.weights, group * places + i)",
-        "Setting<float>(groups_.weights, i)",
-        r"wrong scores",
-    ),
     "a segment is not counted": (
         "        count.valid += static_cast<uint32_t>(words.GetValue(1));\n",
         "",
         r"wrong statistics",
     ),
-    "NaN of the amateur stays": (
-        "            Finite(amateur, amateur);\n",
-        "            guard_.WatchFinite(amateur);\n",
-        r"wrong scores|a score is NaN or \+inf",
-    ),
-    "the expert's row is not told of": (
-        "        return !(expertGood_ && amateursGood);",
-        "        return !amateursGood;",
-        r"other groups are said to be not finite",
-    ),
-    "an amateur keeps its NaN": (
-        "scorer_.Finite(mended, found);",
-        "AscendC::Adds(mended, found, 0.0f, static_cast<int32_t>(kTile));",
-        r"an amateur cannot be sampled from",
-    ),
     "a row that is not there": (
         "number < static_cast<int64_t>(rows);",
         "number <= static_cast<int64_t>(rows);",
         r"outside of every registered range",
-    ),
-    "tokens of no expert are valid": (
-        "return kInf;  // which",
-        "return -kLargest;  // which",
-        r"a token is valid all the same",
     ),
 }
 
@@ -210,31 +157,10 @@ LORA_CHANGES = {
         "zeros.isPad = false;",
         r"Cast: reads bytes that nobody wrote",
     ),
-    "fewer outputs than a repeat leaves": (
-        "products, kRepeat, repeats, 1, 1, 8);\n            PipeBarrier",
-        "products, 2 * kRepeat, repeats, 1, 1, 8);\n            PipeBarrier",
-        r"ReduceRepeat: a mask of 128 is not from 1 to 64",
-    ),
-    "base rows have an adapter": (
-        "if (adapter < 0 || adapter >=",
-        "if (adapter >=",
-        r"beyond the tensor",
-    ),
     "two blocks do the same": (
         "                next.item += blocks;",
         "                next.item += 1;",
         r"two blocks write byte",
-    ),
-    "no row shares a read": (
-        "if (size == kLoraGroup) {",
-        "if (true) {",
-        r"bytes \(read, written\) are not those",
-    ),
-    "no scale": ("parts, scale_, ranks", "parts, 1.0f, ranks", WRONG),
-    "a tile is left out": (
-        "            AscendC::Add(soFar, soFar, sums, count);\n",
-        "            (void)count;\n",
-        WRONG,
     ),
     "members change places": (
         "return groups_.Row(step.group, i) * yStride_",

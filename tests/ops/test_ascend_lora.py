@@ -11,16 +11,14 @@ import shutil
 import subprocess
 import sys
 from random import Random
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 from tests.ops import ascend_host
 from tests.ops.ascend_host import ASCEND, LORA, compile_host
-from tests.ops.lora_host import Case, LoraHost, Plan, make_case
+from tests.ops.lora_host import Case, LoraHost, make_case
 from vllm_cold.npu import lora_ops
-from vllm_cold.ops import scoring_ascend
 
 pytestmark = [
     pytest.mark.unit,
@@ -47,7 +45,7 @@ def check(host: LoraHost, case: Case) -> torch.Tensor:
 # --- The kernels ----------------------------------------------------------------------------------
 
 # vLLM's max_lora_rank, what is left of it on several devices, and any other.
-RANKS = (1, 2, 4, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 40, 63, 64, 65, 100, 128, 129, 200, 255, 256)
+RANKS = (1, 7, 8, 9, 16, 33, 64, 129, 255, 256)
 ROWS = {
     "none": [-1] * 5,
     "first": [0, -1, -1, -1],
@@ -77,18 +75,16 @@ def test_rows(host, rows, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("cores", (1, 3, 40, 48))
-@pytest.mark.parametrize("length", (1, 15, 64, 1000, 1023, 1024, 1025, 4096, 8193, 17000))
-def test_lengths(host, length, cores, dtype):
-    host.cores = cores
-    check(host, make_case(length, [0, -1, 0], 9, length, (40,), dtype))
+@pytest.mark.parametrize("length", (1, 15, 1023, 1024, 1025, 8193, 17000))
+def test_lengths(host, length, dtype):
+    for cores in (1, 48):
+        host.cores = cores
+        check(host, make_case(length, [0, -1, 0], 9, length, (40,), dtype))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rank", (3, 8, 16, 32, 64, 256))
-@pytest.mark.parametrize(
-    "widths", ((1,), (64, 1), (65, 63, 64), (513, 31, 1), (1100,), (512, 128, 128), (7, 9, 600, 64))
-)
+@pytest.mark.parametrize("rank", (3, 16, 256))
+@pytest.mark.parametrize("widths", ((1,), (65, 63, 64), (1100,), (512, 128, 128), (7, 9, 600, 64)))
 def test_widths(host, widths, rank, dtype):
     """Slices of different sizes, among them those of grouped-query attention."""
     for cores in (1, 40):
@@ -109,25 +105,6 @@ def test_many_adapters(host):
     host.cores = 40
     case = make_case(0, [2047, 5, -1, 2047, 1024], 2, 12, (10,), adapters=2048)
     check(host, case)
-
-
-def test_random_shapes(host):
-    random = Random(1)
-    for seed in range(60):
-        host.cores = random.randint(1, 96)
-        adapters = random.randint(1, 6)
-        rows = random.randint(1, random.choice((4, 40)))
-        case = make_case(
-            seed,
-            [random.randint(-1, adapters - 1) for _ in range(rows)],
-            random.choice((random.randint(1, 256), 8, 16, 32)),
-            random.choice((random.randint(1, 300), random.randint(1, 3000))),
-            tuple(random.randint(1, 700) for _ in range(random.randint(1, 4))),
-            random.choice(DTYPES),
-            adapters,
-            padded=random.choice((0, 0, 5, 32)),
-        )
-        check(host, case)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -162,15 +139,6 @@ def test_what_is_not_finite_stays_so(host, dtype):
     assert got[4].isfinite().all() and got[0, 5:].isfinite().all()
 
 
-def test_too_large_becomes_infinite(host):
-    host.cores = 1
-    case = make_case(5, [0], 8, 8, (8,), F16)
-    case.b[0].fill_(300.0)
-    case.a[0].fill_(100.0)
-    case.x.fill_(1.0)
-    assert (host.run(case) == math.inf).all()
-
-
 def test_rounding_is_to_the_nearest_even(host):
     """Of y plus the adapter's part, once."""
     host.cores = 1
@@ -184,20 +152,6 @@ def test_rounding_is_to_the_nearest_even(host):
         case.scale = 1.0
         want = torch.tensor([0, 2, 0, 1, 0, 1]).double() * step + 1
         assert torch.equal(host.run(case)[0].double(), want)
-
-
-def test_scale(host):
-    host.cores = 20
-    case = make_case(7, [0, 0], 16, 100, (64,))
-    for scale in (0.0, 1.0, -2.5):
-        check(host, dataclasses.replace(case, scale=scale))
-
-
-def test_layers_of_a_model(host):
-    """A part of a 7B model's: long inputs, wide outputs, ranks of 16 and 64."""
-    host.cores = 40
-    for rank, length, widths in ((16, 4096, (1024, 256, 256)), (64, 2048, (1376, 1376))):
-        check(host, make_case(8, [-1, 0, -1, 0], rank, length, widths, BF16))
 
 
 def test_unified_buffer_is_as_documented(host):
@@ -215,54 +169,6 @@ def test_unified_buffer_is_as_documented(host):
 
 
 # --- How a call is cut up -------------------------------------------------------------------------
-
-
-def test_plan(host):
-    for rows in (1, 2, 15, 16, 17, 64, 128, 2048):
-        for rank in (1, 8, 16, 20, 64, 256):
-            for length in (1, 1024, 1025, 4096, 8193, 11008, 28672, 10**6):
-                for widths in ((1,), (64,), (4096, 1024, 1024), (11008, 11008), (152064,)):
-                    for cores in (1, 24, 40, 48):
-                        plan = Plan.make(rows, rank, length, list(widths), cores)
-                        host.cores = cores
-                        empty = _shapes(rows, rank, length, widths)
-                        assert host.plan(empty) == list(vars(plan).values())
-                        assert 1 <= plan.parts <= 8 and plan.part_length % 1024 == 0
-                        # The parts cover the input, and none is empty.
-                        before = (plan.parts - 1) * plan.part_length
-                        assert before < length <= plan.parts * plan.part_length
-                        assert plan.rank_chunk in (1, 2, 4, 8)
-                        assert plan.outputs in (64, 128, 256, 512)
-                        assert 1 <= plan.shrink_blocks <= cores
-                        assert 1 <= plan.expand_blocks <= cores
-
-
-def _shapes(rows: int, rank: int, length: int, widths: tuple[int, ...]) -> Case:
-    """Tensors of these shapes that take no memory."""
-
-    def empty(*shape: int) -> torch.Tensor:
-        return torch.empty(1).expand(*shape)
-
-    return Case(
-        empty(rows, sum(widths)),
-        empty(rows, length),
-        tuple(empty(1, 1, rank, length) for _ in widths),
-        tuple(empty(1, 1, width, rank) for width in widths),
-        torch.empty(0),
-    )
-
-
-def test_a_decoding_pair_uses_the_cores():
-    """One row with an adapter, of two: no fewer pieces than cores where rank and width allow it."""
-    for length, widths in (
-        (4096, [4096] * 3),
-        (4096, [4096]),
-        (4096, [11008] * 2),
-        (11008, [4096]),
-    ):
-        plan = Plan.make(2, 16, length, widths, 40)
-        assert plan.parts * math.ceil(16 / plan.rank_chunk) * len(widths) >= 40
-        assert sum(math.ceil(width / plan.outputs) for width in widths) >= 40
 
 
 # --- Through torch --------------------------------------------------------------------------------
@@ -399,18 +305,3 @@ def test_takes_is_what_the_binding_takes():
     assert f"kLoraMaxRank = {lora_ops.MAX_RANK};" in header
     assert f"kLoraMaxAdapters = {lora_ops.MAX_ADAPTERS};" in header
     assert "kLoraMaxLength = 1u << 27;" in header and lora_ops.MAX_LENGTH == 1 << 27
-
-
-def test_missing_says_what_to_do(monkeypatch):
-    assert "not on 'cpu'" in lora_ops.missing(torch.device("cpu"))
-    device = SimpleNamespace(type="npu")  # torch knows no such device without torch_npu
-    backend = dataclasses.replace(scoring_ascend.BACKEND, missing=lambda device: "No library.")
-    monkeypatch.setattr(scoring_ascend, "BACKEND", backend)
-    assert lora_ops.missing(device) == "No library."
-    backend = dataclasses.replace(backend, missing=lambda device: None)
-    monkeypatch.setattr(scoring_ascend, "BACKEND", backend)
-    assert "an earlier vllm-cold" in lora_ops.missing(device)
-    library = torch.library.Library("vllm_cold", "FRAGMENT")
-    library.define("ascend_lora(Tensor(a!) y) -> ()")
-    assert lora_ops.missing(device) is None
-    library._destroy()

@@ -5,11 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -27,7 +23,6 @@ from tests.ops.conformance import (
     NOT_FINITE_CASES,
     NUM_GROUPS,
     VOCABS,
-    adaptive_case,
     check_adaptive,
     check_backend,
     check_dense,
@@ -82,7 +77,7 @@ def grid() -> list[Any]:
             large, turn = num_groups == 64 and vocab >= 32001, (i + j) % 3
             for dtype in DTYPES[turn:][:1] if large else DTYPES:
                 marks = [pytest.mark.slow] if large else []
-                if dtype is not DTYPES[turn] or (large and vocab > 128256):
+                if dtype is not DTYPES[turn] or vocab * num_groups > 300_000:
                     marks.append(pytest.mark.full)
                 cases.append(pytest.param(vocab, num_groups, dtype, marks=marks))
     return cases
@@ -105,34 +100,13 @@ def threads(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("threads", [1, 2, 3, 5, 8], indirect=True)
+@pytest.mark.parametrize("threads", [1, 3, 8], indirect=True)
 def test_any_number_of_threads() -> None:
     """Groups that share out evenly, the rest in segments, and nothing but segments."""
     for num_groups in (1, 2, 3, 4, 7, 9):
         for i, vocab in enumerate((1, 64, 4097, 49152)):
             dtype = DTYPES[(num_groups + i) % 3]
             check_backend("cpu", make_case(num_groups, num_groups, vocab, dtype))
-
-
-def test_fewer_threads_than_asked_for() -> None:
-    """What the runtime gives is what counts; and it is torch's, which is there."""
-    code = """
-import torch
-from tests.ops.conformance import check_backend, make_case
-from vllm_cold.ops import scoring_cpu
-assert scoring_cpu._library().vllm_cold_has_threads()
-torch.set_num_threads(4)
-for num_groups in (1, 3, 4):
-    check_backend("cpu", make_case(1, num_groups, 49152))
-"""
-    for limit in ("1", "2"):
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "OMP_THREAD_LIMIT": limit},
-            cwd=Path(__file__).parents[2],
-            timeout=120,
-            check=True,
-        )
 
 
 @pytest.mark.parametrize("offset", [0, 1, 16])
@@ -163,7 +137,7 @@ def test_the_best_are_the_best_of_all_scores(
     check_topk(k, *contrastive_topk(case.logits, case.groups, k=k), dense)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     num_groups=st.integers(0, 5),
@@ -186,7 +160,7 @@ def test_random_cases(
             check_backend(backend, case)
 
 
-@pytest.mark.parametrize("vocab", VOCABS)
+@pytest.mark.parametrize("vocab", [1, 4097])
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 def test_no_groups(backend: str, vocab: int) -> None:
     case = make_case(0, 0, vocab)
@@ -199,13 +173,11 @@ def test_no_groups(backend: str, vocab: int) -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_groups", [0, 1, 7])
-@pytest.mark.parametrize("backend", [None, "reference", "torch", "cpu"])
-def test_through_the_op(
-    backend: str | None, num_groups: int, dtype: torch.dtype, layout: str
-) -> None:
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
+def test_through_the_op(backend: str, dtype: torch.dtype, layout: str) -> None:
     """The public functions: every layout, outputs given or not, in place."""
+    num_groups = 7
     case = make_case(3, num_groups, 333, dtype, layout)
     before = case.base.clone()
     dense = contrastive_scores(case.logits, case.groups, backend=backend)
@@ -229,7 +201,7 @@ def test_through_the_op(
 
 
 @pytest.mark.usefixtures("threads")
-@pytest.mark.parametrize("threads", [1, 2, 3, 5], indirect=True)
+@pytest.mark.parametrize("threads", [1, 3], indirect=True)
 def test_what_is_not_finite_stays_in_its_group() -> None:
     for name, backend in {"reference": "reference", **BACKENDS}.items():
         for seed, num_groups, vocab in NOT_FINITE_CASES:
@@ -241,7 +213,7 @@ def test_what_is_not_finite_stays_in_its_group() -> None:
 
 @pytest.mark.parametrize("stream", [0, 1, 2])
 @pytest.mark.parametrize("value", [math.nan, INF])
-@pytest.mark.parametrize("backend", [None, "reference", "torch", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
 def test_what_is_not_finite_is_an_error_where_it_is_checked(
     backend: str | None, value: float, stream: int
 ) -> None:
@@ -373,25 +345,6 @@ def test_adaptive_weights_for_kernels(
     assert ((got.double() - weights).abs() <= errors).all()
 
 
-@pytest.mark.parametrize("backend", ["reference", "torch", "cpu"])
-def test_adaptive_weights_through_the_op(backend: str) -> None:
-    """With the statistics that the scores give; and none is adaptive where all are False."""
-    case, _ = adaptive_case()
-    dense = contrastive_scores(case.logits, case.groups, backend=backend)
-    check_dense(case, dense)
-    counted = torch.empty(len(case.rows), 3, dtype=torch.int64)
-    contrastive_scores(case.logits, case.groups, statistics=counted, backend=backend)
-    assert torch.equal(counted, statistics_of(case.experts, dense))
-    none = torch.zeros_like(case.present)
-    given = contrastive_scores(
-        case.logits, dataclasses.replace(case.groups, adaptive=none), backend=backend
-    )
-    fixed = contrastive_scores(
-        case.logits, dataclasses.replace(case.groups, adaptive=None), backend=backend
-    )
-    assert torch.equal(given, fixed) and not torch.equal(given, dense)
-
-
 def test_the_number_of_threads_does_not_change_an_adaptive_weight() -> None:
     before = torch.get_num_threads()
     for num_groups in (1, 3):
@@ -405,31 +358,6 @@ def test_the_number_of_threads_does_not_change_an_adaptive_weight() -> None:
         finally:
             torch.set_num_threads(before)
         assert all(torch.equal(result, results[0]) for result in results)
-
-
-@pytest.mark.skipif("cpu avx2" not in BACKENDS, reason="this CPU has no AVX-512")
-def test_avx2_and_avx512_agree() -> None:
-    """Both fuse the same product: not only near, but equal."""
-    case = make_case(1, 7, 4097)
-    assert case.adaptive is not None and case.adaptive.any() and not case.adaptive.all()
-    dense = torch.empty(2, 7, 4097)
-    for i, isa in enumerate(("avx2", "avx512")):
-        CpuWith(isa).scores(case.logits, case.groups, dense[i])
-    assert torch.equal(*dense)
-
-
-def test_weights_do_not_depend_on_the_instruction_set() -> None:
-    """Where the expert has 0 and the amateur 1, a score is the weight itself."""
-    logits = 4 * torch.randn(2, 5003, generator=torch.Generator().manual_seed(0))
-    logits[:, 7] = torch.tensor([0.0, 1.0])
-    one, adapts = torch.tensor([[-1.0]]), torch.tensor([[True]])
-    groups = Groups(torch.tensor([[0, 1]]), one, torch.tensor([-INF]), None, 0, adapts)
-    weights = set()
-    for isa in scoring_cpu.ISAS[: scoring_cpu.ISAS.index(scoring_cpu.best_isa()) + 1]:
-        out = torch.empty(1, 5003)
-        CpuWith(isa).scores(logits, groups, out)
-        weights.add(float(out[0, 7]))
-    assert len(weights) == 1 and -1 < weights.pop() < 0
 
 
 def test_the_checks_bite() -> None:

@@ -38,9 +38,3 @@ def test_no_speed_beside_a_wrong_result(
     name = {"grouped": bench.TORCH}.get(system, system)
     assert printed.count(f"wrong result of {name}") == 1
     assert "No speeds" in printed and "| o " not in printed
-
-
-def test_weights_exceed_the_cache() -> None:
-    load = bench.Workload("qkv", "bf16", 16, 1, 8)
-    per_copy = 2 * 16 * (3 * 576 + 960)
-    assert bench.copies_for(load, 2**20) * per_copy > 2 * 2**20

@@ -138,13 +138,6 @@ def test_numbers_move_and_their_tensor_stays(dtype: torch.dtype) -> None:
     assert not weight[2].any() and torch.equal(weight[:2], before[:2])
 
 
-def test_memory_that_inference_asked_for_is_anybodys(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_arena", [])
-    with torch.inference_mode():
-        memory.allocate(64)
-    memory.allocate(64).zero_()
-
-
 def test_what_does_not_fit_is_refused() -> None:
     weights = linear_ops.Weights(weight_of(64, 64, torch.float32))
     linear = linear_ops.Linear(weights, None)

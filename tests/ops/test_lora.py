@@ -150,15 +150,15 @@ def run(case: Case) -> Tensor:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("rows", ROWS)
-def test_linear(rows: str, kind: str, dtype: torch.dtype, isa: str) -> None:
-    for seed, (num_rows, rank) in enumerate(zip((1, 2, 5, 9, 70), (16, 1, 8, 13, 64), strict=True)):
-        case = make_case(seed, ROWS[rows](num_rows), rank, 100, KINDS[kind], dtype)
+def test_linear(kind: str, dtype: torch.dtype, isa: str) -> None:
+    shapes = zip((1, 2, 5, 9, 70, 70), (16, 1, 8, 13, 64, 5), strict=True)
+    for seed, (rows, (num_rows, rank)) in enumerate(zip(ROWS.values(), shapes, strict=True)):
+        case = make_case(seed, rows(num_rows), rank, 100, KINDS[kind], dtype)
         case.check(linear(case, case.y.clone(), isa))
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("rank", [1, 2, 3, 4, 5, 8, 15, 16, 17, 32, 63, 64, 128, 256, 320, 512])
+@pytest.mark.parametrize("rank", [1, 3, 5, 15, 16, 17, 64, 512])
 def test_ranks(rank: int, isa: str) -> None:
     for dtype in DTYPES:
         for num_rows in (3, 40):
@@ -167,16 +167,8 @@ def test_ranks(rank: int, isa: str) -> None:
             case.check(linear(case, case.y.clone(), isa))
 
 
-@pytest.mark.parametrize("isa", ISAS)
-def test_odd_sizes(isa: str) -> None:
-    for inputs, size in itertools.product((1, 7, 15, 16, 17, 31, 33, 65), (1, 15, 16, 17, 33, 65)):
-        for dtype in DTYPES:
-            case = make_case(inputs, [0, -1, 2, 2, 1], 5, inputs, (size, 2), dtype)
-            case.check(linear(case, case.y.clone(), isa))
-
-
 def test_random_shapes_and_mixed_dtypes() -> None:
-    for seed in range(150):
+    for seed in range(80):
         rng = random.Random(seed)
         dtype, weights = rng.choice(DTYPES), rng.choice(DTYPES)
         slots = [rng.randrange(-1, NUM_SLOTS) for _ in range(rng.choice((0, 1, 3, 64, 65, 300)))]
@@ -262,13 +254,6 @@ def test_what_an_adapter_leaves_alone_is_not_touched() -> None:
     case.check(y)
 
 
-def test_nan_is_not_taken_for_zero() -> None:
-    case = make_case(8, [0, 0], 4, 8, (8,), torch.float32)
-    case.x[1, 3] = torch.nan
-    y = run(case)
-    assert y[1].isnan().all() and not y[0].isnan().any()
-
-
 def test_what_rounds_to_16_bits() -> None:
     """Ties to even, subnormals, overflow and infinity, on every instruction set."""
     values = [1.0, 1 + 2**-8, 1 + 3 * 2**-8, 2**-15, 3 * 2**-25, 2**-26, 65504.0, 65519.9, 65520.0,
@@ -279,18 +264,6 @@ def test_what_rounds_to_16_bits() -> None:
                     [len(values)], 1.0)  # fmt: skip
         got = linear(case, case.y.clone(), isa)
         assert got.tolist() == torch.tensor([values]).to(dtype).tolist()
-
-
-def test_the_plan_of_the_moment_counts() -> None:
-    case = make_case(9, [0, -1, 1, 2], 8, 24, (16,), torch.float32)
-    layer = case.layer()
-    plan = layer._kept[0]
-    for slots in ([3, 3, -1, 0], [-1] * 4, [1, 2, 3, 0]):
-        plan.set(torch.tensor(slots))
-        case.slots = slots
-        y = case.y.clone()
-        torch.ops.vllm_cold.lora_linear(y, case.x, layer.table, case.scale)
-        case.check(y)
 
 
 def test_plans_of_many_slots_in_any_order() -> None:
@@ -356,24 +329,6 @@ def test_tensors_that_do_not_fit_are_errors() -> None:
             call(y, x, layer)
         assert torch.equal(y, before)
     call(case.y, case.x, layer)  # and it goes on
-
-
-def test_halves_that_do_not_fit_are_errors() -> None:
-    case = make_case(11, [0, 0, 0], 4, 24, (16, 8), torch.float32)
-    layer = case.layer()
-    for hidden in (
-        torch.zeros(2, 3, 4, dtype=torch.bfloat16),
-        torch.zeros(2, 3, 5),
-        torch.zeros(1, 3, 4),
-        torch.zeros(2, 3, 8)[:, :, ::2],
-        torch.zeros(3, 2, 4).transpose(0, 1),
-    ):
-        before = hidden.clone()
-        with pytest.raises(RuntimeError, match="contiguous float32 of the layer's size"):
-            torch.ops.vllm_cold.lora_shrink(hidden, case.x, layer.table, 1.0)
-        with pytest.raises(RuntimeError, match="contiguous float32 of the layer's size"):
-            torch.ops.vllm_cold.lora_expand(case.y, hidden, layer.table, 0, True)
-        assert torch.equal(hidden, before)
 
 
 def test_addresses_of_another_process_are_not_used() -> None:

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.unit
 
 CPU = torch.device("cpu")
 INF = math.inf
-ALPHAS = [1e-6, 0.05, 0.1, 0.5, 1.0]
+ALPHAS = [1e-6, 0.1, 1.0]
 BETAS = [0.0, 0.5, 2.0, 10.0]
 
 
@@ -62,20 +62,6 @@ def test_one_cap_does_not_lift_another() -> None:
     rows = pair_rows([(0, 1), (2, 3)], [(0.1, 0.5, 2), (0.1, 0.5, 1000)])
     contrastive_scores(logits, rows.groups, inplace=True)
     assert logits.isfinite().sum(1).tolist() == [2, 4, 4, 4]
-
-
-def test_any_cap_that_settings_admit_fits() -> None:
-    rows = pair_rows([(0, 1)], [(0.1, 0.5, 2**31 - 1)])
-    scores = contrastive_scores(torch.zeros(2, 5), rows.groups, inplace=True)
-    assert scores.tolist() == [[0.0] * 5] * 2
-
-
-def test_no_pair_never_reaches_the_op() -> None:
-    assert GroupRows.of([], CPU) is None
-    amateurs = (AmateurStream(-0.5),)
-    lonely = [(0, Stream(ColdSettings(), amateurs, "x", 0)),
-              (1, Stream(ColdSettings(), amateurs, "y", 1))]  # fmt: skip
-    assert GroupRows.of(lonely, CPU) is None
 
 
 def test_by_hand() -> None:
@@ -158,37 +144,10 @@ def test_alpha_one_is_greedy(beta: float) -> None:
         assert got.isfinite().nonzero().flatten().tolist() == [int(e.argmax())]
 
 
-def test_alpha_one_keeps_exact_ties() -> None:
-    e, a = torch.tensor([2.0, 2.0, 1.0]), torch.tensor([1.0, 0.0, -5.0])
-    assert score(e, a, 1.0, 1.0).tolist() == [3.0, 4.0, -INF]
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-@pytest.mark.parametrize("beta", BETAS)
-def test_equal_streams_are_greedy(alpha: float, beta: float) -> None:
-    for seed in range(20):
-        e, _ = logits_pair(seed)
-        got = score(e, e, alpha, beta)
-        valid = got.isfinite()
-        assert torch.equal(got[valid], e[valid])
-
-
-def test_with_one_valid_token_beta_does_not_matter() -> None:
-    e, a = logits_pair(0)
-    e[7] = e.max() + 5
-    assert {int(score(e, a, 0.1, beta).argmax()) for beta in BETAS} == {7}
-
-
 def test_the_maximum_is_taken_after_masks() -> None:
     e, a = torch.tensor([9.0, 2.0, 1.9, -3.0]), torch.zeros(4)
     e[0] = -INF  # what a grammar does to the expert
     assert score(e, a, 0.1, 0.5).isfinite().tolist() == [False, True, True, False]
-
-
-def test_no_mask_leaves_out_what_the_expert_excludes_alone() -> None:
-    e, a = logits_pair(0)
-    e[::5] = -INF
-    assert torch.equal(score(e, a, 0.0, 0.5) > -INF, e > -INF)
 
 
 def test_guidance_away_from_one_amateur_and_towards_another() -> None:
@@ -205,15 +164,7 @@ def test_guidance_away_from_one_amateur_and_towards_another() -> None:
         torch.testing.assert_close(guided, want, rtol=1e-4, atol=1e-4)
 
 
-def test_an_amateur_twice_has_the_sum_of_its_weights() -> None:
-    """And with weights of opposite signs it changes nothing."""
-    e, a = logits_pair(3)
-    twice = combine(torch.stack((e, a, a)), [0.75, -0.25])
-    torch.testing.assert_close(twice, combine(torch.stack((e, a)), [0.5]))
-    torch.testing.assert_close(combine(torch.stack((e, a, a)), [0.75, -0.75]), e)
-
-
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from(ALPHAS), st.sampled_from(BETAS),
        st.floats(-50, 50), st.floats(-50, 50))  # fmt: skip
 def test_shifting_a_streams_logits_changes_nothing(

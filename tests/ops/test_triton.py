@@ -33,7 +33,7 @@ from tests.ops.conformance import (
     check_not_finite,
     make_case,
 )
-from vllm_cold.ops import Groups, contrastive_scores, contrastive_topk
+from vllm_cold.ops import Groups, contrastive_scores
 from vllm_cold.ops.interface import MAX_STREAMS
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -118,32 +118,29 @@ def in_full(*cases: Any) -> list[Any]:
     "case",
     [
         # Short rows: every kind, setting and cap.
-        (0, 7, 1, F32, "padded", 1),
-        (0, 60, 31, F32, "padded", 1),
-        (5, 24, 31, F16, "every other row", 132),
-        (0, 26, 64, F32, "contiguous", 132),
-        (9, 24, 64, BF16, "padded", 1),
+        (0, 13, 1, F32, "padded", 1),
+        (0, 26, 31, F32, "padded", 1),
+        (5, 13, 31, F16, "every other row", 132),
         # Around a tile's and a segment's end; one program a group, or one a tile.
-        (0, 12, 1023, F32, "every other row", 1),
-        (1, 12, 1025, F32, "padded", 132),
-        (4, 7, 4095, F32, "padded", 132),
-        (2, 7, 4096, BF16, "contiguous", 1),
-        (9, 2, 4097, F16, "every other row", 1),
-        (11, 7, 4097, F32, "contiguous", 132),
-        # Vocabularies of models.
-        (0, 1, 32001, BF16, "padded", 1),
-        (11, 1, 32001, F32, "padded", 132),
-        (24, 1, 40000, F32, "contiguous", 6),
-        (6, 1, 49152, F16, "contiguous", 1),
-        (12, 1, 128256, BF16, "every other row", 1),
-        (13, 1, 151936, F32, "padded", 1),
-        (4, 1, 256000, F16, "padded", 1),
-        # More tiles than their maxima are read at once, and the group's maximum in the last.
-        (9, 1, 270000, F32, "contiguous", 1),
+        (0, 4, 1023, F32, "every other row", 1),
+        (1, 4, 1025, F32, "padded", 132),
+        (2, 3, 4096, BF16, "contiguous", 1),
+        (11, 4, 4097, F32, "contiguous", 132),
+        # Segments of several tiles.
+        (24, 1, 20000, F32, "contiguous", 6),
         *in_full(
-            (0, 64, 64, F32, "contiguous", 132),
+            (0, 60, 64, F32, "contiguous", 132),
+            (9, 24, 64, BF16, "padded", 1),
+            (9, 2, 4097, F16, "every other row", 1),
+            # Vocabularies of models.
+            (0, 1, 32001, BF16, "padded", 1),
             (11, 2, 32001, F32, "padded", 132),
+            (6, 1, 49152, F16, "contiguous", 1),
+            (12, 1, 128256, BF16, "every other row", 1),
             (24, 1, 152064, F32, "contiguous", 6),
+            (4, 1, 256000, F16, "padded", 1),
+            # More tiles than their maxima are read at once, and the group's maximum in the last.
+            (9, 1, 270000, F32, "contiguous", 1),
         ),
     ],
     ids=lambda case: f"{case[1]}x{case[2]}-{case[3]}",
@@ -152,7 +149,7 @@ def test_conforms(interpreter: Call, case: tuple[Any, ...]) -> None:
     interpreter(conform, *case)
 
 
-@settings(max_examples=15)
+@settings(max_examples=6)
 @given(
     seed=st.integers(0, 2**31),
     groups=st.integers(1, 3),
@@ -168,7 +165,7 @@ def test_random_cases(interpreter: Call, **case: Any) -> None:
 
 def streams(cores: int) -> None:
     """As many as there can be, and fewer in the same batch."""
-    case = make_case(3, 3, 1500, streams=MAX_STREAMS)
+    case = make_case(3, 3, 1100, streams=MAX_STREAMS)
     for group, few in ((0, 2), (2, 32)):
         case.rows[group, few:] = -1
     case.set(adaptive=True)
@@ -191,8 +188,8 @@ def adaptive(cores: int, dtypes: tuple[torch.dtype, ...]) -> None:
 @pytest.mark.parametrize(
     ("cores", "dtypes"),
     [
-        (1, (BF16,)),
         (132, (F32,)),
+        pytest.param(1, (BF16,), marks=pytest.mark.full),
         pytest.param(1, (F32, F16), marks=pytest.mark.full),
         pytest.param(132, (BF16, F16), marks=pytest.mark.full),
     ],
@@ -203,17 +200,6 @@ def test_adaptive_weights_by_definition(
     interpreter(adaptive, cores, dtypes)
 
 
-def no_groups() -> None:
-    rows = torch.empty(0, 2, dtype=torch.int64)
-    arguments = torch.zeros(3, 5), Groups(rows, torch.empty(0, 1), torch.empty(0))
-    assert contrastive_scores(*arguments, backend="triton").shape == (0, 5)
-    assert contrastive_topk(*arguments, k=3, backend="triton")[0].shape == (0, 3)
-
-
-def test_no_groups(interpreter: Call) -> None:
-    interpreter(no_groups)
-
-
 # --- What is not finite
 
 
@@ -222,15 +208,11 @@ def not_finite(case: tuple[int, int, int], dtype: torch.dtype, cores: int) -> No
         check_not_finite("triton", *case, dtype)
 
 
-# Seed, groups and vocabulary: fewer of those that the interpreter takes longest for.
-FEWER = {
-    (5, 72, 61): (5, 24, 61), (2, 72, 1): (2, 12, 1), (3, 73, 1): (3, 25, 1),
-    (14, 3, 33_000): (14, 2, 17_001),
-}  # fmt: skip
-
-
+# Seed, groups and vocabulary; those of the other backends take the interpreter too long.
 @pytest.mark.parametrize(
-    "case", [*(FEWER.get(case, case) for case in NOT_FINITE_CASES[:-1]), *in_full(*FEWER)], ids=str
+    "case",
+    [(2, 8, 1), (5, 12, 61), (4, 4, 2049), (7, 2, 4097), *in_full(*NOT_FINITE_CASES[:-1])],
+    ids=str,
 )
 def test_what_is_not_finite_stays_in_its_group(
     interpreter: Call, case: tuple[int, int, int]
@@ -283,9 +265,9 @@ def test_missing(interpreter: Call, compiler: Call) -> None:
     assert interpreter(reasons)[:3] == (None, None, None)
 
 
-@pytest.mark.parametrize("num_groups", [1, 2, 7, 64, 1000, 5000])
-@pytest.mark.parametrize("vocab", [1, 1024, 1025, 32001, 152064, 256000])
-@pytest.mark.parametrize("cores", [1, 80, 132, 304])
+@pytest.mark.parametrize("num_groups", [1, 7, 64, 5000])
+@pytest.mark.parametrize("vocab", [1, 1025, 152064])
+@pytest.mark.parametrize("cores", [1, 132])
 def test_plan(num_groups: int, vocab: int, cores: int) -> None:
     from vllm_cold.ops import scoring_triton as backend
 
@@ -321,7 +303,7 @@ def compile_for(target: str) -> list[Any]:
 @pytest.mark.parametrize(
     ("target", "load"),
     [
-        ("sm_80", r"ld.global[\w.:]*.v4.b32"),
+        pytest.param("sm_80", r"ld.global[\w.:]*.v4.b32", marks=pytest.mark.full),
         ("sm_90", r"ld.global[\w.:]*.v4.b32"),
         ("gfx942", "buffer_load_dwordx4"),
     ],
@@ -345,11 +327,11 @@ def test_compiles(
 def compile_for_batches() -> list[Any]:
     from tests.ops.triton_targets import Variant, compile_variants
 
-    batches = [1, 2, 16, 300, 4096]  # one segment a group, or many; multiples of 16 or not
+    batches = [1, 16, 300]  # one segment a group, or many; multiples of 16 or not
     forms = [Variant(groups=n) for n in batches]
     forms += [Variant(groups=n, adaptive=True) for n in batches]
     forms += [Variant(outputs="counted", groups=n) for n in batches]
-    several = [replace(form, streams=n) for form in forms for n in (3, 4, 16, 17, 33)]
+    several = [replace(form, streams=n) for form in forms for n in (3, 16, 33)]
     return compile_variants("sm_90", forms + several)
 
 
@@ -359,13 +341,3 @@ def test_no_batch_compiles_anything_anew(compiler: Call) -> None:
     # that are adaptive.
     several = [*["score_tiles"] * 4, *["tile_maxima"] * 2]
     assert compiled == ["adaptive_weights", "add_tallies", *several]
-
-
-def bench() -> int:
-    from benchmarks.bench_scoring import main
-
-    return main(["--backend", "triton", "--check-only", "--groups", "2", "--vocab", "1500"])
-
-
-def test_the_benchmark_checks_it(interpreter: Call) -> None:
-    assert interpreter(bench) == 0

@@ -44,18 +44,11 @@ from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
 
 MAX_MODEL_LEN = 64
 
-# What vLLM 0.23 cannot do, with or without pairs: hold prompts back.
+# What vLLM 0.23 cannot do, with or without pairs: hold prompts back; preempt a request with results
+# under way (it admits it again, and appends their tokens to what is computed anew); go on behind a
+# running request that was preempted without tokens in this pass (with the priority policy it passes
+# the next one over: if that is a follower, its group is split).
 IS_0_23 = RELEASE == (0, 23)
-
-# Before 0.27 vLLM admits a preempted request again although results of it are under way, and then
-# appends their tokens to what is computed anew: plain requests get wrong tokens, or vLLM dies. One
-# step ahead of the results is safe with asynchronous scheduling, which is all that its V1 runner
-# does. Other engines are ahead with pipeline parallelism only.
-PREEMPTS_IN_FLIGHT = RELEASE >= (0, 27)
-
-# Before 0.28 vLLM passes over a running request with the priority policy, if one in front of it is
-# preempted that got no tokens in this pass. If that is a follower, its group is split.
-PASSES_OVER = RELEASE < (0, 28)
 
 # Steps in a row that may do nothing although a request could run.
 MAX_IDLE_STEPS = 6
@@ -271,7 +264,7 @@ class Harness:
         self.hasher = make_hasher(setup.block_size)
         self.sched: Any = make_scheduler(model, setup)
         self.depth = setup.depth or (2 if setup.is_async else 1)
-        if not PREEMPTS_IN_FLIGHT:
+        if IS_0_23:
             self.depth = min(self.depth, 2 if setup.is_async else 1)
         self.workers = Workers(
             setup.block_size,
@@ -630,7 +623,7 @@ class Harness:
                 # It finds all of its prompt in what its leader has just been given.
                 shared.add(request_id)
             elif event == "withdraw":
-                passed_over = PASSES_OVER and self.setup.policy == "priority" and lost
+                passed_over = IS_0_23 and self.setup.policy == "priority" and lost
                 assert name in lost | evicted or passed_over or self.errors, (
                     f"{name} was split although no stream was preempted"
                 )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Seeded storms: 20,000 steps over random engines, with every invariant checked in each."""
+"""Seeded storms over random engines, with every invariant checked in each step."""
 
 from pathlib import Path
 
@@ -8,12 +8,14 @@ import pytest
 from tests.scheduler.harness import Harness, Setup
 from tests.scheduler.storm import storm
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
-STORMS, STEPS = 100, 200
+STEPS = 200
 
 
-@pytest.mark.parametrize("first", range(0, STORMS, 20))
+@pytest.mark.parametrize(
+    "first", [0, 20, 40, *(pytest.param(n, marks=pytest.mark.full) for n in (60, 80))]
+)
 def test_storm(first: int, tiny: Path) -> None:
     steps = preemptions = group_preemptions = 0
     for seed in range(first, first + 20):

@@ -173,7 +173,7 @@ class Workers:
         computed = {}
         for request in new:
             request_id = request.req_id
-            if self.v2 and RELEASE < (0, 25):
+            if self.v2 and RELEASE == (0, 23):
                 # There a reset with running requests reports no preemption; that runner drops
                 # the row when the request comes as new.
                 self.rows.pop(request_id, None)

@@ -114,23 +114,6 @@ def test_special_tokens(special: Front) -> None:
     assert special.prompts(without, part=[0, 3]) == [" w2"]
 
 
-TEMPLATE = (
-    "{% if tools %}{{ tools | length }} tools {% endif %}{{ mood }}"
-    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
-    "{% if add_generation_prompt %}[assistant]{% endif %}"
-)
-
-
-def test_the_arguments_of_the_chat_are_the_amateurs_too(front: Front) -> None:
-    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-    chat = front.chat(CHAT, TEMPLATE, tools=tools, mood=" w7", add_generation_prompt=False)
-    assert front.prompts(chat, without="system,tool") == ["1 tools  w7[user] w3"]
-    assert front.prompts(chat, without=[0, 1]) == ["1 tools  w7[tool] w4 w5"]
-    assert front.prompts(chat, ColdParams(amateur=Amateur(prompt=[SYSTEM]))) == [
-        "1 tools  w7[system] w1 w2"
-    ]
-
-
 def test_what_is_read_once_is_read_twice(front: Front) -> None:
     """pydantic gives the parts of a message as something that can be iterated over once."""
     parts = [{"type": "text", "text": " w3"}]
@@ -355,27 +338,6 @@ def test_room_for_all_streams(front: Front, monkeypatch: pytest.MonkeyPatch) -> 
     front.streams(text, ColdParams(max_tokens=13))  # 2 * 4
 
 
-def test_a_number_that_nobody_asked_for(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A caller's own number is never lowered for lack of blocks."""
-    monkeypatch.setattr(front.config.cache_config, "block_size", 4)
-    monkeypatch.setattr(front.config.cache_config, "num_gpu_blocks", 13)
-    text, params = front.text([100] * 4), ColdParams(max_tokens=MAX_LEN - 4)
-    assert "and the engine has 12;" in refused(front, text, params=params)
-    unlimited = front.request(text, ColdParams(max_tokens=None))
-    assert unlimited.sampling_params.max_tokens == 21  # 2 * 6 blocks
-
-
-def test_a_window_in_all_layers(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stream does not keep all of its blocks then: the scheduler says what does not fit."""
-    cache = front.config.cache_config
-    monkeypatch.setattr(cache, "block_size", 4)
-    monkeypatch.setattr(cache, "num_gpu_blocks", 4)
-    text = front.text([100] * 16)
-    assert "and the engine has 3;" in refused(front, text, params=ColdParams(max_tokens=1))
-    monkeypatch.setattr(cache, "sliding_window", 8)
-    front.streams(text, ColdParams(max_tokens=1))
-
-
 def test_no_amateur_is_at_the_end_before_its_expert(front: Front) -> None:
     text = front.text([100] * 10)
     long = Amateur(prompt=[101] * 40)
@@ -457,17 +419,6 @@ def test_an_engine_that_guides_every_chat(front: Front) -> None:
     assert front.prompts(chat, ColdParams()) == [None]
     off = front.request(chat, SamplingParams(extra_args={"cold": 0}))
     assert from_extra_args(off.sampling_params.extra_args) is None
-
-
-def test_an_engine_that_guides_who_asks(front: Front) -> None:
-    front.serve(default={"enabled": False, "without": "tool", "preset": "cad"})
-    chat = front.chat(CHAT)
-    request = front.request(chat, SamplingParams())
-    assert from_extra_args(request.sampling_params.extra_args) is None
-    asked = SamplingParams(extra_args={"cold": 1})
-    stream = front.streams(chat, asked, lora=None)
-    assert stream.settings == ColdSettings(0.0, 0.5)
-    assert stream.amateurs[0].prompt == front.chat([SYSTEM, USER])["prompt_token_ids"]
 
 
 def test_an_engine_without_lora(tiny: Path) -> None:

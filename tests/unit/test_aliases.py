@@ -102,11 +102,6 @@ def test_unknown_models(name: str, said: str) -> None:
     assert (request.model, request.vllm_xargs) == (name, None)
 
 
-def test_a_request_that_takes_no_settings_has_no_aliases() -> None:
-    """Its model would be used without CoLD."""
-    assert check(Models("sql"), SimpleNamespace(model="sql:cad")).error.code == 404
-
-
 def test_adapters_that_are_loaded_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
     for resolvable, name, xargs in (

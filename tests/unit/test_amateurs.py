@@ -216,20 +216,3 @@ def test_a_prompt_without_a_part(prompt: str, positions: list[int]) -> None:
         return
     assert part.of("f", prompt) == kept
     assert part.of("f", ids) == [i for i in ids if not inside[i]]
-
-
-@given(st.lists(st.sampled_from([*CHAT, {"role": "system,0", "content": "0"}]), max_size=6))
-def test_no_text_of_a_user_is_taken_for_a_mark(messages: list[dict[str, str]]) -> None:
-    """What is left out depends on roles and indices alone, never on a content."""
-    said = Without(("system", 1))
-    silent = [{**message, "content": ""} for message in messages]
-    try:
-        left = said.of("f", messages)
-    except CannotLeaveOut as error:
-        with pytest.raises(CannotLeaveOut) as raised:
-            said.of("f", silent)
-        assert str(raised.value) == str(error)
-        return
-    assert [m["role"] for m in said.of("f", silent)] == [m["role"] for m in left]
-    wanted = [m for i, m in enumerate(messages) if m["role"] != "system" and i != 1]
-    assert left == wanted

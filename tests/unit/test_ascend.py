@@ -4,14 +4,11 @@
 from __future__ import annotations
 
 import logging
-import subprocess
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.ascend import __main__ as suites
 from tests.unit.test_engine_config import config
 from vllm_cold.npu import npu_platform
 from vllm_cold.vllm import versions
@@ -129,14 +126,6 @@ def test_ranks_of_adapters(npu: None, ranks: int, lora: dict[str, Any], fits: bo
     assert said is None if fits else "kernels need 8 or more on each device" in str(said)
 
 
-def test_ranks_of_adapters_do_not_matter_to_torch(
-    npu: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As on 310P."""
-    monkeypatch.setattr(npu_platform, "computes_with_torch", lambda rank: True)
-    assert unsupported(engine(max_lora_rank=1)) is None
-
-
 def test_a_choice_of_lora_that_cannot_be_is_refused(
     npu: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,40 +192,3 @@ def test_nothing_of_it_counts_elsewhere() -> None:
     assert not npu_platform.is_npu() and npu_platform.patch_points() == ()
     for additional in ON:
         assert unsupported(engine(additional, ranks=2, max_lora_rank=1)) is None
-
-
-@pytest.mark.parametrize("arguments", [[], ["--if-possible"]], ids=["make ascend", "make test"])
-@pytest.mark.parametrize("possible", [True, False])
-@pytest.mark.parametrize("right", [True, False])
-def test_its_tests_are_left_out_only_where_they_cannot_be_had(
-    arguments: list[str],
-    possible: bool,
-    right: bool,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    def with_ascend(*_: Any) -> Path:
-        if not possible:
-            raise subprocess.CalledProcessError(1, "pip")
-        return Path("python")
-
-    monkeypatch.setattr(suites, "PYTHONS", (suites.sys.version_info[:2],))
-    monkeypatch.setattr(suites.environments, "with_ascend", with_ascend)
-    monkeypatch.setattr(suites, "run", lambda *_: 0 if right else 1)
-    try:
-        suites.main(arguments)
-        failed = ""
-    except SystemExit as error:
-        failed = str(error)
-    if possible:
-        assert failed.startswith("tests/ascend: failed on vllm-ascend") != right
-        return
-    assert "pip could not install vllm-ascend" in (capsys.readouterr().out if arguments else failed)
-    assert bool(failed) == (not arguments)
-
-
-def test_its_tests_want_a_python_that_it_has_a_wheel_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(suites, "PYTHONS", ())
-    suites.main(["--if-possible"])
-    with pytest.raises(SystemExit, match="has no wheel for Python"):
-        suites.main([])

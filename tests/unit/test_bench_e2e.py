@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ import pytest
 import torch
 
 from benchmarks import bench_e2e as bench
-from benchmarks.e2e import check, groups, jobs, pool, run, show, worker
+from benchmarks.e2e import check, jobs, pool, run, worker
 from benchmarks.e2e import naive as loop
 from benchmarks.e2e import speculation as spec
 from tests import naive as reference
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PROMPTS = [[1, 2, 3], [4, 5], [6], [7, 8]]
 SHIPPED = run.ADAPTERS / run.TASK
@@ -111,23 +110,6 @@ def measured(*arguments: str, batch: int = 1) -> jobs.Jobs:
     return made
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--tokens", "1"], "1: must be 2 or more"),
-        (["--one-engine", "--groups"], "not allowed with"),
-        (["--json", "/no/such/folder/x"], "a folder that exists"),
-        (["--speculation", "--tokens", "1"], "1: must be 2 or more"),
-    ],
-)
-def test_bad_options(
-    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit):
-        bench.main(arguments)
-    assert message in capsys.readouterr().err
-
-
 def test_environment() -> None:
     base = {"VLLM_PLUGINS": "x", "COLD_ENABLED": "0", "OMP_WAIT_POLICY": "active", "HOME": "/h"}
     for family in worker.FAMILIES:
@@ -209,17 +191,6 @@ def test_naive_groups_are_the_references(tiny: Path, naive: Any) -> None:
             assert made.gap(mode, texts, [tokens[-1], (tokens[-1] + 1) % 50])["gap"] > 1e-3
 
 
-def test_a_job_keeps_medians() -> None:
-    times = jobs.stamped(10.0, [[11.0, 13.0], [12.0, 14.0]])
-    assert times == {"seconds": 4.0, "first": [1.0, 2.0], "last": [3.0, 4.0]}
-    job = jobs.Job(jobs.SYSTEMS["cold"], "x", PROMPTS[:3], 3, 1)
-    job.output = [[1, 2, 3]] * 3
-    times = {"seconds": 9.0, "first": [1, 2, 6], "last": [3, 8, 9]}
-    job.record({**times, "blocks": 12, "tokens": job.output})
-    assert (job.seconds, job.ttft, job.tpot) == ([9.0], [2], [1.5])  # steps of 1, 3 and 1.5
-    assert show.job_cells(job, job)[4:] == ["1.00", "4.00", "1.00 (1.00-1.00)"]
-
-
 def test_repeated_runs_are_compared() -> None:
     job = jobs.Job(jobs.SYSTEMS["naive"], "x", PROMPTS[:2], 3, 1, 2)
     assert job.compare([[1, 2], [3, 4]], 2) == []
@@ -232,24 +203,6 @@ def test_repeated_runs_are_compared() -> None:
     assert job.compare([[1, 2, 5], [3, 4, 7]], 3) == [] and job.parted == 1
     job.stops = []  # an answer may end, and then a repeated one ends there, too
     assert job.compare([[1, 2], [3, 4, 6]], 3) == [] and job.parted == 2
-
-
-def test_rounds_and_batches() -> None:
-    chosen = options("--tokens", "4", "--rounds", "3", "--batch", "2")
-    made = run.make_jobs(chosen.systems, PROMPTS, 2, chosen)
-    workers = fake()
-    assert run.measure(made.values(), workers, random.Random(0), "t", quiet) == []
-    # Stock base has twice the batch in addition; naive warms up shortly and runs twice.
-    assert workers.calls.count(("stock-base", "base", 4, 4)) == 4
-    assert workers.calls.count(("stock-base", "base", 2, 4)) == 4
-    assert workers.calls.count(("naive", "cold", 2, 4)) == 2
-    assert workers.calls.count(("naive", "cold", 2, 2)) == 1
-    assert workers.calls.count(("plugin", "cold", 2, 4)) == 4
-    assert run.naive_rounds(32, 2) == 1 and run.naive_rounds(8, 2) == 2
-    workers = fake()
-    workers.wrong_after = 10
-    problems = run.measure(made.values(), workers, random.Random(0), "t", quiet)
-    assert problems and all("other tokens" in problem for problem in problems)
 
 
 def test_only_ties_may_differ() -> None:
@@ -273,58 +226,6 @@ def test_only_ties_may_differ() -> None:
     cold.output = [[0, 1]]
     problems, _ = check.check_cell("t", True, ran, gap(0.0))
     assert "where one of them ends" in problems[0]
-
-
-@pytest.fixture
-def grouped(monkeypatch: pytest.MonkeyPatch) -> jobs.Jobs:
-    """Of two groups, with expert prompts of four tokens."""
-    monkeypatch.setattr(groups, "LENGTH", 4)
-    prompts = [[*range(10 * i, 10 * i + 8)] for i in range(6)]
-    return groups.group_jobs(prompts, 2, options("--groups", "--tokens", "4"))
-
-
-def test_groups_are_given_prompts_of_their_own(grouped: jobs.Jobs) -> None:
-    made = grouped
-    first, second = [0, 1, 2, 3], [10, 11, 12, 13]
-    assert all(
-        job.prompts == [first, second] for label, job in made.items() if job.system.mode != "base"
-    )
-    assert made["plugin CoLD"].own == [] and made["plugin CoLD"].texts(1) == [second]
-    assert made["CoLD, own 0.25x"].own == [[[0]], [[10]]]
-    assert [len(text) for text in made["CoLD, own 2x"].texts(0)] == [4, 8]
-    assert [made[f"prefill, {share}"].prompts[1] for share in ("0.25x", "1x", "2x")] == [
-        [10], second, [*range(10, 18)],
-    ]  # fmt: skip
-    assert {label for label, job in made.items() if job.tokens == 1} == {
-        groups.prefill(share) for share in ("1x", *groups.SHARES)
-    }
-    # The base requests have the prompts of all streams.
-    streams = [text for i in range(2) for text in made["CoLD, 3 streams"].texts(i)]
-    assert sorted(streams) == made[groups.TRIPLED].prompts and len(streams) == 6
-    assert made["base, 3 streams"].own == made["CoLD, 3 streams"].own
-    workers = fake()
-    run.measure([made["CoLD, 3 streams"]], workers, random.Random(0), "t", quiet)
-    assert workers.own == [made["CoLD, 3 streams"].own] * 6
-    # The naive loop is held to them, and each stream's own text says how far tokens are apart.
-    twins = {job.label: (twin, job) for twin, job in groups.references(made)}
-    assert list(twins) == [label for label in made if not label.startswith("prefill")]
-    twin, job = twins["CoLD, own 2x"]
-    assert (twin.system.family, twin.rounds, twin.own) == ("naive", 0, job.own)
-    twin.output, job.output = [[1, 2, 3], [1, 2, 3]], [[1, 2, 3], [1, 9, 3]]
-    asked: list[Any] = []
-    check.check_equal("t", twin, job, lambda *arguments: (asked.append(arguments), 0.0)[1])
-    assert asked == [("cold", [[10, 11, 12, 13, 1], [*range(10, 18), 1]], [2, 9])]
-
-
-def test_an_own_prompt_is_expected_to_cost_its_prefill(grouped: jobs.Jobs) -> None:
-    made = grouped
-    for label, job in made.items():
-        job.seconds = [
-            {"CoLD, own 2x": 3.0, "plugin CoLD": 2.0, "prefill, 2x": 0.7}.get(label, 0.2)
-        ]
-    found = dict(show.cell_ratios(made))
-    assert found["CoLD, own 2x / plugin CoLD and prefill"] == [pytest.approx(3.0 / 2.5)]
-    assert found["CoLD, 3 streams / 3 x plugin base"] == [1.0]
 
 
 @pytest.fixture
@@ -380,37 +281,6 @@ def test_no_speeds_beside_wrong_results(
     assert list(json.loads((tmp_path / "out.json").read_text())) == ["problems"]
 
 
-class _Step:
-    """A step as scheduled and as the model runner tells of it: by request, the tokens that it
-    reads, its drafts and what it sampled.
-    """
-
-    def __init__(self, **requests: tuple[int, list[int], list[int]]) -> None:
-        self.num_scheduled_tokens = {name: read for name, (read, _, _) in requests.items()}
-        self.scheduled_spec_decode_tokens = {n: d for n, (_, d, _) in requests.items() if d}
-        self.req_id_to_index = {name: i for i, name in enumerate(requests)}
-        self.sampled_token_ids = [sampled for _, _, sampled in requests.values()]
-
-
-def test_steps_behind_first_tokens_are_counted() -> None:
-    class Scheduler:
-        def update_from_output(self, *step: Any) -> int:
-            return 7
-
-    scheduler = Scheduler()
-    with worker.counting(scheduler) as counts:
-        for step in (
-            _Step(a=(5, [], [])),  # a part of a prompt
-            _Step(a=(3, [], [1]), b=(4, [], [1])),
-            _Step(a=(3, [8, 9], [8, 2]), b=(1, [], [2])),
-            _Step(a=(3, [8, 9], [8, 9, 2]), c=(6, [], [1])),
-        ):
-            assert scheduler.update_from_output(step, step) == 7
-    assert counts.reply() == {"steps": 3, "emitted": 6, "drafted": 4, "accepted": 3}
-    scheduler.update_from_output(step, step)
-    assert counts.steps == 3
-
-
 @pytest.mark.usefixtures("faked")
 @pytest.mark.parametrize("wrong", ["", "plugin-ngram"])
 def test_speculation(
@@ -431,11 +301,3 @@ def test_speculation(
     line = next(x for x in printed.splitlines() if "CoLD, drafts" in x and x.startswith("|"))
     cells = [cell.split("(")[0].strip() for cell in line.strip("|").split("|")]
     assert cells[1:6] == ["CoLD, drafts", "3.00", "2.00", "100%", "45.5"]
-
-
-def test_what_a_worker_died_of_is_told(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="family='no': must be one of stock-base"):
-        pool.Worker({"family": "no"}, dict(os.environ), tmp_path / "log")
-    lost = {**os.environ, "PYTHONPATH": "", "PYTHONHOME": "/no/such/python"}
-    with pytest.raises(RuntimeError, match="the worker naive failed"):
-        pool.Worker({"family": "naive"}, lost, tmp_path / "log")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from benchmarks.load import client, run, show, workload
 from benchmarks.load.client import Load
 from benchmarks.load.server import Answer
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 TOKENS = 3
 
@@ -52,23 +51,6 @@ def load(count: int = 4, rate: float = 2.0, **changes: Any) -> Load:
     } | changes)  # fmt: skip
 
 
-def test_the_plan() -> None:
-    plan = bench_load.parse([]).plan
-    assert (plan.loads, plan.middle) == ([50, 80, 95], 80)
-    stock = [(system.key, *cell) for system, *cell in plan.cells("stock")]
-    assert stock == [("stock-adapter", 1, n) for n in (50, 80, 95)] + [("stock-adapter", 4, 80)]
-    cells = [(system.key, *cell) for system, *cell in plan.cells("plugin")]
-    assert sorted(cells) == sorted(
-        [(key, 1, n) for key in ("adapter", "cold", "cad") for n in (50, 80, 95)]
-        + [("context", 1, 80), ("adapter", 4, 80), ("cold", 4, 80)]
-    )
-    quick = bench_load.parse(["--quick", "--loads", "20", "10", "--skip-knobs"]).plan
-    assert quick.loads == [10, 20] and not quick.knobs and "--enforce-eager" in quick.more
-    for bad in (["--loads", "101"], ["--tokens", "1"], ["--json", "/nowhere/x.json"]):
-        with pytest.raises(SystemExit):
-            bench_load.parse(bad)
-
-
 def test_what_is_wrong_with_a_run() -> None:
     assert client.problems(result(), load()) == []
     (failed,) = client.problems(result(failed=1, completed=3, errors=["", "a\nBad"]), load())
@@ -78,14 +60,6 @@ def test_what_is_wrong_with_a_run() -> None:
     (late,) = client.problems(result(rate=1.0), load())
     assert "took 3.0 s to send what should arrive in 2.0 s" in late
     assert client.problems(result(rate=1.0), load(rate=math.inf)) == []
-
-
-def test_how_far_answers_part() -> None:
-    alone = answer("abc")
-    assert alone.behind("abc") == 0.0
-    assert alone.behind("axx") == pytest.approx(0.5) and alone.behind("ayc") == pytest.approx(2.9)
-    assert alone.behind("azc") == math.inf  # was not likely
-    assert alone.behind("ab") == math.inf and alone.behind("abcd") == math.inf
 
 
 class FakeServer:
@@ -182,29 +156,3 @@ def test_contrast_that_changes_nothing_is_wrong(monkeypatch: pytest.MonkeyPatch)
     assert "CoLD, 1 adapters, 80 %: the header x-cold is {'cold': 0}" in wrong
     assert "stock adapter, 1 adapters, 80 %: the header x-cold is {'cold': 0}" in wrong
     assert not any(each.startswith("base, context,") for each in wrong)
-
-
-def test_a_server_that_fails_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forget(self: FakeServer) -> None:
-        if self.kind == "plugin":
-            raise ConnectionError("gone")
-
-    monkeypatch.setattr(FakeServer, "forget", forget)
-    of = found(monkeypatch)
-    assert of.wrong == ["a server failed: gone"] and len(of.runs) == 2
-
-
-def test_an_earlier_run_is_shown_if_it_was_right(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    of = found(monkeypatch)
-    content = {
-        "plan": {"tokens": 8, "middle": 80}, "capacity": of.capacity, "runs": of.runs, "wrong": [],
-    }  # fmt: skip
-    file = tmp_path / "load.json"
-    file.write_text(json.dumps(content))
-    assert bench_load.main(["--from", str(file)]) == 0
-    assert "| stock adapter | 0.80 | 6.40 |" in " ".join(capsys.readouterr().out.split())
-    file.write_text(json.dumps(content | {"wrong": ["bad"]}))
-    assert bench_load.main(["--from", str(file)]) == 1
-    assert "stock adapter" not in capsys.readouterr().out

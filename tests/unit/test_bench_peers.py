@@ -13,7 +13,7 @@ from benchmarks.e2e import naive
 from benchmarks.peers import llama, run, show
 from benchmarks.rounds import show_if_right
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PROMPTS = [[1, 2, 3], [4, 5]]
 
@@ -32,31 +32,6 @@ def test_contrast_is_the_method() -> None:
     want = naive.scores(expert, amateur, beta=0.5).argmax(-1).tolist()
     assert llama.contrast(expert.numpy(), amateur.numpy(), 0.5) == want
     assert want != expert.argmax(-1).tolist()
-
-
-def test_jobs() -> None:
-    single = made("float32", 1)
-    assert [job.system.key for job in single.values()] == [
-        "plugin-adapter", "stock-adapter", "naive-adapter", "llama-adapter", "plugin-cold",
-        "naive-cold", "llama-cold",
-    ]  # fmt: skip
-    assert {job.system.key for job in made("bfloat16", 2).values()} == {
-        *(job.system.key for job in single.values()),
-        "llama-q8-adapter",
-        "llama-q8-cold",
-    }
-    loop = single["transformers loop, CoLD"]
-    assert (loop.rounds, loop.warm_up) == (2, 2)
-    # The reference runs in any case.
-    few = made("float32", 2, "--systems", "llama")
-    assert [(job.system.key, job.rounds) for job in few.values()] == [
-        ("naive-adapter", 0), ("llama-adapter", 3), ("naive-cold", 0), ("llama-cold", 3),
-    ]  # fmt: skip
-    some = made("float32", 2, missing={"llama in float32": "why"})
-    assert not any(job.system.family == "llama" for job in some.values())
-    labels = {job.label for job in (*single.values(), *made("bfloat16", 2).values())}
-    absent = {name for pair in run.equal(True) + run.equal(False) for name in pair} - labels
-    assert absent == {run.label(program, "cold") for program in run.NO_COLD}
 
 
 def found(dtype: str, *arguments: str) -> run.Found:

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import rounds
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def test_each_round_has_all_systems_in_an_order_of_its_own() -> None:

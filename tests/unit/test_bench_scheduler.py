@@ -12,7 +12,7 @@ import pytest
 
 from benchmarks import bench_scheduler as bench
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 SMALL = ["--pairs", "2", "--steps", "3", "--rounds", "2", "--waiting", "3", "--policy", "priority"]
 

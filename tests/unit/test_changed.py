@@ -160,14 +160,6 @@ def test_a_step_has_each_folder() -> None:
             assert "unit" not in found, name
 
 
-def test_all_leaves_nothing_out() -> None:
-    """Neither by a marker nor by a change."""
-    every = suite.steps(everything=True)
-    assert len(every) == 4
-    v1 = [word for name, words in every.items() if "V2" not in name for word in words]
-    assert "--changed" not in v1 and not any("full" in word for word in v1)
-
-
 def test_a_file_is_one_workers() -> None:
     """What its tests share, an engine say, is then made once."""
     files = ("tests/unit/test_environment.py", "tests/unit/test_versions.py")

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import getpass
 import socket
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +14,7 @@ import torch
 from benchmarks import device_report as report
 from tests.unit.test_bench_e2e import FakeWorkers
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def test_what_is_wrong_has_no_speed() -> None:
@@ -98,13 +97,6 @@ def test_tokens_are_compared(
     monkeypatch.setattr(report, "Workers", Contrasted)
     monkeypatch.setattr(Contrasted, "wrong", "plugin cold")
     assert report.decode("cpu", True, timed) == (0 if timed else 1)  # timed after the comparison
-
-
-def test_a_stage_that_hangs_or_dies(tmp_path: Path) -> None:
-    loop = report.Stage("hangs", ["-c", "print('begun', flush=True); import time; time.sleep(60)"])
-    status, output = report.run_stage(loop, "cpu", 2.0)
-    assert status != 0 and "begun" in output and "not finished after 2 s" in output
-    assert report.run_stage(report.Stage("dies", ["-c", "exit(3)"]), "cpu", 60.0) == (3, "")
 
 
 def test_no_names() -> None:

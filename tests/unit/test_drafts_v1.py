@@ -7,10 +7,9 @@ for each in turn with the tokens before it, says what it is.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -435,44 +434,3 @@ def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) 
     with pytest.raises(ValueError, match=logits_processor.STR_POOLING_REJECTS_LOGITSPROCS):
         make(config, CPU, False, True, ["other:Processor", drafts_v1.PROCESSOR])
     assert [type(p) for p in make(config, CPU, False, False).all] == [MinTokensLogitsProcessor]
-
-
-def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runner's module that was loaded before the plugin has vLLM's under a name of its own."""
-    runner = "vllm.v1.worker.gpu_model_runner"
-    monkeypatch.delitem(sys.modules, runner, raising=False)
-    (place,) = drafts_v1.builders()
-    assert place.problem() is None
-    monkeypatch.setitem(
-        sys.modules,
-        runner,
-        SimpleNamespace(build_logitsprocs=place._find()[2]),  # type: ignore[arg-type]
-    )
-    places = drafts_v1.builders()
-    assert [p.where for p in places] == [
-        "vllm.v1.sample.logits_processor:build_logitsprocs", f"{runner}:build_logitsprocs"
-    ]  # fmt: skip
-
-
-def test_the_plugin_wraps_it_quietly(monkeypatch: pytest.MonkeyPatch, logged: list[Any]) -> None:
-    """And goes on where it cannot: engines with speculation say it then."""
-    from vllm_cold.vllm import availability, patch_points, plugin
-
-    made = []
-    monkeypatch.setattr("vllm_cold.environment.switched_off", lambda: False)
-    monkeypatch.setattr(availability, "register", lambda *args: None)
-    monkeypatch.setattr(availability, "unavailable", lambda: None)
-    module: Any = ModuleType("vllm_that_builds")
-    module.f = lambda: 1
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    of = [
-        patching.PatchPoint(f"vllm_that_builds:{name}", lambda f: made.append(f) or (lambda: 2))
-        for name in ("gone", "f")
-    ]
-    monkeypatch.setattr(patch_points, "of_speculation_v1", lambda: of)
-    plugin.register()
-    assert module.f() == 2 and len(made) == 1 and logged == []
-    monkeypatch.setattr(availability, "unavailable", lambda: "why")
-    monkeypatch.setattr(module, "f", lambda: 1)
-    plugin.register()
-    assert module.f() == 1

@@ -66,7 +66,7 @@ def batches(draw: st.DrawFn) -> tuple[list[int], int, list[list[int]]]:
     return counts, draw(st.integers(1, 60)), members
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(batches())
 def test_no_group_is_split(batch: tuple[list[int], int, list[list[int]]]) -> None:
     """Every request is verified once, in the order of the batch."""
@@ -88,7 +88,7 @@ def test_no_group_is_split(batch: tuple[list[int], int, list[list[int]]]) -> Non
         assert following is None or sum(counts[start:following]) > most
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(batches())
 def test_without_groups_chunks_are_vllms(batch: tuple[list[int], int, list[list[int]]]) -> None:
     counts, most, _ = batch
@@ -155,17 +155,6 @@ def test_it_knows_the_rows_before_and_tells_amateurs_behind(processor: Any) -> N
     assert output.num_sampled.tolist() == EXPERT_OF
     assert output.num_rejected.tolist() == [10 * position for position in EXPERT_OF]
     assert output.sampled_token_ids[:, 0].tolist() == [3 * position for position in EXPERT_OF]
-
-
-def test_a_batch_that_fails_leaves_nothing_behind(processor: Any) -> None:
-    def stock(*args: Any) -> Any:
-        assert drafts_v2._batch.groups is not None
-        raise RuntimeError("no memory")
-
-    sampler = SimpleNamespace(sampler=SimpleNamespace(logits_processors=[processor]))
-    with pytest.raises(RuntimeError, match="no memory"):
-        drafts_v2._make_call(stock)(sampler, None, batch_of([1] * 5))
-    assert drafts_v2._batch.groups is None
 
 
 def test_an_engine_without_cold_is_vllms() -> None:

@@ -2,7 +2,6 @@
 """Which engines are refused, by their configuration alone."""
 
 import logging
-import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +13,6 @@ from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
-from vllm_cold.vllm.patching import PatchPoint
 
 pytestmark = pytest.mark.unit
 
@@ -187,35 +185,6 @@ def test_speculation_that_cannot(newest: None, monkeypatch: pytest.MonkeyPatch) 
         configure(engine)
 
 
-@since_speculation
-@pytest.mark.parametrize("v2", [False, True], ids=["v1", "v2"])
-def test_speculation_that_vllm_does_in_another_way(
-    v2: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each of the runner's places is looked at, and none of the other runner's."""
-    from vllm_cold.vllm.worker import drafts_v1, drafts_v2
-
-    engine = speculating()
-    engine.use_v2_model_runner = v2
-    used, others = (drafts_v2, drafts_v1) if v2 else (drafts_v1, drafts_v2)
-    for place in used.PATCH_POINTS:
-        gone = PatchPoint(place.where + "_that_was", place.make)
-        monkeypatch.setattr(used, "PATCH_POINTS", (gone,))
-        said = str(unsupported(engine))
-        assert said.startswith(
-            "speculative decoding is on (ngram), and this vLLM has changed where"
-        )
-        name = re.split("[.:]", place.where)[-1]
-        assert f"{name}_that_was is gone. Switch it off, install" in said
-    monkeypatch.undo()
-    monkeypatch.setattr(others, "PATCH_POINTS", (PatchPoint("vllm.v1:gone", lambda f: f),))
-    monkeypatch.setattr(
-        drafts_v1, "builders", lambda: (PatchPoint("vllm.v1:builder", lambda f: f),)
-    )
-    said = str(unsupported(engine))
-    assert said == "None" if v2 else "vllm.v1.builder is gone" in said
-
-
 def test_seats_where_drafts_are_verified() -> None:
     """vLLM admits a request with room for them, and some drafters add tokens to each request."""
     from vllm_cold.vllm.frontend.config import lacks_seats
@@ -294,31 +263,6 @@ def test_the_choice_of_lora(monkeypatch: pytest.MonkeyPatch) -> None:
         cpu_platform.choice()
     monkeypatch.delenv("COLD_LORA")
     assert cpu_platform.choice() == "torch"
-
-
-def test_platforms_that_extend_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """vLLM has one for zentorch. One that brings its own LoRA class is not compiled either."""
-    from vllm import platforms
-    from vllm.platforms.cpu import CpuPlatform
-
-    from vllm_cold.cpu import cpu_platform
-    from vllm_cold.vllm import patching
-
-    class Zen(CpuPlatform):
-        pass
-
-    class Own(CpuPlatform):
-        @classmethod
-        def get_punica_wrapper(cls) -> str:
-            return "their.own.Wrapper"
-
-    monkeypatch.delenv("COLD_LORA", raising=False)
-    patching.install(cpu_platform.patch_points())
-    for platform, name in ((Zen, cpu_platform.WRAPPERS["cpp"]), (Own, "their.own.Wrapper")):
-        monkeypatch.setattr(platforms, "_current_platform", platform())
-        patching.install(cpu_platform.patch_points())
-        assert platform.get_punica_wrapper() == name
-        assert cpu_platform._is_stock(platform) == (platform is Zen)
 
 
 def test_the_wrapper_that_the_platform_names(

@@ -85,22 +85,6 @@ def test_shrink_and_expand(slots: list[int], dtype: torch.dtype, rank: int) -> N
     assert_added(before, y, loop(x, slots, [(a, b)], 0.5), slots)
 
 
-@pytest.mark.parametrize("padded", [4, 9])
-def test_padding_of_weights_or_outputs(padded: int) -> None:
-    """The adapter's and the layer's padding may differ: the common columns count."""
-    a, b = weights(1, 4, 24, padded, torch.float32)
-    x, y = draw(2, 24), draw(2, 6)
-    before = y.clone()
-    groups = group_rows(torch.tensor([0, -1]))
-    hidden = torch.empty(2, 4)
-    shrink(x, a, groups, 1.0, hidden)
-    expand_add(hidden, b, groups, y, 0, 6)
-    common = min(padded, 6)
-    delta = loop(x, [0, -1], [(a, b)])[:, :common]
-    assert_added(before[:, :common], y[:, :common], delta, [0, -1])
-    assert torch.equal(before[:, common:], y[:, common:])
-
-
 # ---- in vLLM's wrapper, with torch operations and in C++ ---------------------------------------
 
 
@@ -141,41 +125,6 @@ def linear(punica: Any, slots: Sequence[int], max_loras: int, dtype: torch.dtype
 def test_linear(slots: list[int], dtype: torch.dtype, is_prefill: bool, cls: Any) -> None:
     punica = wrapper(cls, slots, 3, is_prefill)
     assert_added(*linear(punica, slots, 3, dtype), slots)
-
-
-@ours
-@pytest.mark.parametrize("is_prefill", [False, True])
-@pytest.mark.parametrize("slots", [[-1, 0], [0, -1]])
-def test_a_base_row_beside_the_only_adapter_is_untouched(
-    slots: list[int], is_prefill: bool, cls: Any
-) -> None:
-    """The default, max_loras=1, is where -1 wraps around to the adapter itself."""
-    punica = wrapper(cls, slots, 1, is_prefill)
-    before, after, delta = linear(punica, slots, 1, torch.float32)
-    assert_added(before, after, delta, slots)
-    assert not torch.equal(before[slots.index(0)], after[slots.index(0)])
-
-
-@pytest.mark.parametrize("is_prefill", [False, True])
-@pytest.mark.parametrize("slots", [[-1, 0], [0, -1]])
-def test_stock_vllm_gives_the_base_row_the_adapter(slots: list[int], is_prefill: bool) -> None:
-    """Documents why vllm_cold.cpu.lora_fallback exists. Fails when vLLM has mended it: then
-    that file can go for this version of vLLM and later ones.
-    """
-    punica = wrapper(PunicaWrapperCPU, slots, 1, is_prefill)
-    before, after, _ = linear(punica, slots, 1, torch.float32)
-    base = slots.index(-1)
-    assert not torch.equal(before[base], after[base])
-
-
-def test_where_stock_is_right_all_agree() -> None:
-    slots = [2, 0, 1, 1, 2]
-    results = [
-        linear(wrapper(cls, slots, 3), slots, 3, torch.float32)[1]
-        for cls in (PunicaWrapperCPU, *OURS)
-    ]
-    torch.testing.assert_close(results[1], results[0])
-    torch.testing.assert_close(results[2], results[0])
 
 
 @ours
@@ -224,16 +173,6 @@ def test_logits_of_unknown_rows(cls: Any) -> None:
     for rows in (2, 4):
         with pytest.raises(RuntimeError, match=f"{rows} rows of logits"):
             punica.add_lora_logits(draw(rows, 30), draw(rows, 24), a, b, 0.5)
-
-
-@ours
-def test_logits_of_base_rows_alone(cls: Any) -> None:
-    punica = wrapper(cls, [-1, -1], 1)
-    a, b = weights(1, 4, 24, 30, torch.float32)
-    y = draw(2, 30)
-    before = y.clone()
-    punica.add_lora_logits(y, draw(2, 24), a, b, 0.5)
-    assert torch.equal(before, y)
 
 
 def test_layers_get_objects_of_their_own_but_for_classification_heads() -> None:

@@ -193,21 +193,6 @@ def test_the_longest_leads(sizes: Sequence[int], leader: str, followers: str) ->
     assert group.amateurs == group.streams[1:]
 
 
-def test_a_passed_over_leader_takes_its_follower_along() -> None:
-    step: Step[Stream] = Step(budget=9)
-    group = make_group(1, 1)
-    assert step.clip_follower(group, group.followers[0], 1, 0, False) == 0
-
-
-def test_a_preempted_stream_takes_its_group_along() -> None:
-    step: Step[Stream] = Step(budget=20)
-    group = make_group(1, 1)
-    assert play(step, group, running()) == {"0": 1, "1": 1}
-    step.preempt(group)
-    assert play(step, group, running()) == {"0": 0, "1": 0}
-    assert is_split(group, {}) and step.preempted
-
-
 def test_nobody_is_admitted_in_front_of_a_leader_without_room_for_its_follower() -> None:
     step: Step[Stream] = Step(budget=20)
     assert step.may_admit(0)

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from vllm.exceptions import VLLMValidationError
 from vllm.lora.request import LoRARequest
-from vllm.sampling_params import SamplingParams, StructuredOutputsParams
+from vllm.sampling_params import StructuredOutputsParams
 
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.method.presets import PRESETS
@@ -55,26 +54,6 @@ def same(left: ColdParams, right: ColdParams) -> None:
         assert getattr(left, name) == getattr(right, name), name
 
 
-def test_is_sampling_params() -> None:
-    assert issubclass(ColdParams, SamplingParams)
-    plain, params = SamplingParams(**COMMON), cold()
-    assert isinstance(params, SamplingParams)
-    for name in SamplingParams.__struct_fields__:
-        if name != "structured_outputs":
-            assert getattr(params, name) == getattr(plain, name), name
-    assert params.structured_outputs == COMMON["structured_outputs"]
-    assert params.sampling_type == plain.sampling_type
-    assert params.all_stop_token_ids == plain.all_stop_token_ids
-
-
-def test_defaults_are_those_of_the_method() -> None:
-    params = ColdParams()
-    assert [getattr(params, name) for name in NAMES] == [0.1, 0.5, None, None, None, None]
-    plain = SamplingParams()
-    for name in SamplingParams.__struct_fields__:
-        assert getattr(params, name) == getattr(plain, name), name
-
-
 def test_our_fields_are_keywords() -> None:
     """SamplingParams takes its own by position, beginning with n: never alpha."""
     params = ColdParams(2)
@@ -110,15 +89,6 @@ def test_copies_keep_everything(
     params = cold(**{"amateur": OTHER, **changed})
     params.all_stop_token_ids  # noqa: B018  (cached in the instance's dict)
     same(duplicate(params), params)
-
-
-def test_a_clone_is_independent() -> None:
-    params = cold()
-    clone = params.clone()
-    clone.alpha = 0.9
-    clone.extra_args["mine"] = 2  # type: ignore[index]
-    assert params.alpha == 0.3
-    assert params.extra_args == {"mine": 1}
 
 
 def test_repr() -> None:
@@ -166,19 +136,6 @@ def test_repr() -> None:
 def test_bad_values(name: str, value: Any) -> None:
     with pytest.raises(ValueError, match=f"^{name}=.*must (be|have)"):
         ColdParams(**{name: value})
-
-
-def test_sampling_params_own_checks_still_run() -> None:
-    # vLLM's error is a ValueError in some versions only.
-    with pytest.raises(VLLMValidationError, match="temperature"):
-        ColdParams(temperature=-1)
-
-
-def test_what_is_assigned_later_is_checked_when_it_is_read() -> None:
-    params = ColdParams()
-    params.alpha = 7
-    with pytest.raises(ValueError, match="^alpha=7: must be"):
-        params.settings()
 
 
 def test_adaptive_beta() -> None:

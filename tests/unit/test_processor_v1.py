@@ -100,12 +100,6 @@ def test_vllm_loads_it() -> None:
     assert make().is_argmax_invariant() is False
 
 
-def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLD_SCORING", "ascend")
-    with pytest.raises(RuntimeError, match="'ascend' was asked for"):
-        make()
-
-
 def test_empty() -> None:
     processor = make()
     processor.update_state(None)
@@ -180,7 +174,7 @@ class Batch:
         return {rows for rows in wanted if min(rows) >= 0}
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_follows_any_history(data: st.DataObject) -> None:
     batch, processor, names = Batch(), make(), iter(range(1000))

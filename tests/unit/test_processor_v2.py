@@ -52,12 +52,6 @@ def make(device: str = "cpu") -> ColdLogitsProcessorV2:
     return ColdLogitsProcessorV2(SimpleNamespace(speculative_config=None), state)
 
 
-def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLD_SCORING", "ascend")
-    with pytest.raises(RuntimeError, match="'ascend' was asked for"):
-        make()
-
-
 def context(
     slots: Sequence[int], counts: Sequence[int] | None = None, device: str = "cpu"
 ) -> LogitsContext:
@@ -93,14 +87,6 @@ def test_loader_accepts_it() -> None:
     assert [type(p) for p in built] == [ColdLogitsProcessorV2]
 
 
-def test_only_streams_are_claimed() -> None:
-    processor = make()
-    assert processor.add_request(0, params("x", 0)) is True
-    assert processor.add_request(1, params("x", 1)) is False
-    assert processor.add_request(2, PLAIN) is False
-    assert processor.add_request(3, SamplingParams(extra_args={"cold": 0})) is False
-
-
 @pytest.mark.parametrize("slots", [[1], [0, 1], [0, 2], [2, 0], [3]])
 def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> None:
     """But for their number: everything is decided on the host."""
@@ -116,25 +102,6 @@ def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> 
     processor.add_request(1, PLAIN)
     processor.add_request(2, params("y", 1))
     assert processor.apply(logits, context(slots)) is logits
-
-
-def test_slots_are_recycled() -> None:
-    processor = make()
-    for index in range(2):
-        processor.add_request(index, params("x", index))
-    before = draw(3)
-    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [(0, 1)])
-    # The group has ended; its slots go to a plain request and to another group's amateur.
-    processor.add_request(0, PLAIN)
-    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
-    processor.add_request(1, params("y", 1))
-    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
-    processor.add_request(2, params("y", 0))
-    assert_scored(before, processor.apply(before.clone(), context([0, 1, 2])), [(2, 1)])
-    # A preempted group comes back in other slots; the old ones are stale until recycled.
-    processor.add_request(8, params("y", 1))
-    processor.add_request(9, params("y", 0))
-    assert_scored(before, processor.apply(before.clone(), context([8, 0, 9])), [(2, 0)])
 
 
 def test_the_same_batch_is_matched_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +156,7 @@ def mixed(device: str = "cpu") -> ColdLogitsProcessorV2:
     return processor
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_row_for_each_draft_of_groups_of_different_sizes(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -91,23 +91,3 @@ def test_a_workflow_runs_our_scripts_and_pinned_actions(path: Path) -> None:
                 assert target in targets
             for name in re.findall(r"(?:packaging/|\.ci/)\S+", command):
                 assert (ROOT / name).is_file()
-
-
-def test_forms_ask_for_the_doctor() -> None:
-    forms = [p for p in (GITHUB / "ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml"]
-    assert len(forms) >= 3
-    for path in forms:
-        form = yaml.safe_load(path.read_text())
-        assert {"name", "description", "body"} <= form.keys()
-        labels = [field["attributes"]["label"] for field in form["body"]]
-        assert "Output of `vllm-cold doctor`" in labels, path
-
-
-def test_a_dockerfile_is_read_as_docker_reads_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps = script("docker_steps", monkeypatch).steps
-    text = "# x\nFROM a\nRUN b \\\n    # why\n    && c\n\nENV D=e\n"
-    assert [(name, rest.split()) for name, rest in steps(text)] == [
-        ("FROM", ["a"]),
-        ("RUN", ["b", "&&", "c"]),
-        ("ENV", ["D=e"]),
-    ]

@@ -137,20 +137,6 @@ def test_a_group_with_different_numbers_of_rows_gets_none(position: int) -> None
         assert rows_of(found)[0] == [2 + shift, 7 + (num - 2) * (position in (0, 2)), -1, -1]
 
 
-def test_no_group_has_rows() -> None:
-    """None of a batch verifies drafts, or the streams do not verify as many."""
-    nothing = [0] * 10
-    for num_rows in (nothing, [*nothing[:6], 4, *nothing[7:]], [2, 1, 2, 2, 3, 1, 1, 2, 2, 1]):
-        found = of(MIXED, num_rows)
-        assert found is not None and found.groups is None and found.ids == ()
-        logits = torch.randn(sum(num_rows), 5)
-        before = logits.clone()
-        assert found.score(logits) is None
-        assert torch.equal(logits, before)
-        found.tell_amateurs(sampled := torch.arange(10))
-        assert sampled.tolist() == [0, 1, 0, 1, 0, 5, 6, 0, 5, 5]
-
-
 @pytest.mark.parametrize("num_rows", [None, NUM_ROWS], ids=["one each", "drafts"])
 def test_the_experts_rows_are_scored(num_rows: Sequence[int] | None) -> None:
     found = of(MIXED, num_rows)

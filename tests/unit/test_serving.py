@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
-import math
 import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -209,13 +208,9 @@ def test_keys(body: dict[str, Any], message: str, online: Online) -> None:
 @pytest.mark.parametrize(
     ("body", "args", "message"),
     [
-        (chat(USER), {"without": "system"}, "cold_without='system': the conversation has no such"),
         (chat(USER), {"part": [0, 1]}, "cold_part='0:1': is for completions"),
         (chat(USER), {"amateur_messages": json.dumps([USER])}, "the amateur is the expert"),
-        (chat(USER), {"amateur_prompt": "w" * 400}, "cold_amateur_prompt='wwwwwwww"),
-        (chat(USER), {"amateur_prompt": "\ud800"}, "must be valid Unicode text"),
         (chat(USER), {"other": "\ud800"}, "cold_other='\\ud800': unknown key"),
-        (chat(USER), {"weights": [math.nan]}, "must be a number from -1e6 to 1e6"),
         ({"prompt": " w1"}, {"without": "system"}, "cold_without='system': is for chats"),
         ({"prompt": [" w1", " w2"]}, {"part": "0:1"}, "cold_part=2: is for one prompt"),
         (
@@ -355,31 +350,6 @@ def test_prompts_that_are_embeddings(online: Online, front: Front) -> None:
     for wrong in ({"part": [0, 1]}, {"without": "system"}):
         with pytest.raises(ValueError, match="is for c"):
             made(**wrong)
-
-
-def test_equal_prompts_are_made_once(online: Online, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind = type(online.front.renderer)
-    calls: list[str] = []
-    for name in ("render_cmpl_async", "render_chat_async"):
-        render = getattr(kind, name)
-
-        def counted(
-            self: Any, *args: Any, _render: Any = render, _name: str = name, **kwargs: Any
-        ) -> Any:
-            calls.append(_name)
-            return _render(self, *args, **kwargs)
-
-        monkeypatch.setattr(kind, name, counted)
-    monkeypatch.setattr(online.front.config.lora_config, "max_loras", 3)
-    read = online.prompts(
-        chat(SYSTEM, USER), weights=[-0.1] * 6, without=["system", "", "0", "", "system", "0"],
-        amateur=["", "base", "", "two", "base", "two"],
-        amateur_prompt=["", " w9", "", " w9", "", ""],
-    )  # fmt: skip
-    guided = "user:  w3\nassistant:"
-    assert read == [guided, " w9", guided, " w9", guided, guided]
-    # The expert's, and three different ones.
-    assert sorted(calls) == ["render_chat_async"] * 3 + ["render_cmpl_async"]
 
 
 def test_chats_without_a_chat_template(
@@ -663,7 +633,7 @@ def test_what_the_servers_owner_allows(
         assert most_tokens(config) == most
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     JUNK,
     st.sampled_from(["one", "base"]),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -99,14 +98,6 @@ def test_rows_of_figures_must_match_their_groups() -> None:
     for ids in (("a",), ("a", "b", "c")):
         with pytest.raises(ValueError, match="zip"):
             list(StepStats(ids, [[1, 2], [0, 0], [0, 0]]).figures())
-
-
-def test_threads_do_not_see_each_others_steps() -> None:
-    """An engine in a thread of its own."""
-    outputs.hand_over(StepStats(("a",), [[1], [0], [0]]))
-    with ThreadPoolExecutor() as other:
-        assert outputs.from_worker(other.submit(Output).result()) == {}
-    assert outputs.from_worker(Output()) == {"a": [(1, 0, 0)]}
 
 
 def test_figures_on_a_device_are_waited_for_when_they_are_read(

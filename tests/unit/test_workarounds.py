@@ -49,17 +49,6 @@ def test_each_row_gets_its_requests_value(value: Tensor) -> None:
     assert expand(value, torch.zeros_like(ENDS), 0).shape == (0,)
 
 
-@values
-def test_stock_writes_into_a_copy(value: Tensor) -> None:
-    import vllm._custom_ops  # noqa: F401 (loads what is called below)
-    from vllm.utils import cpu_triton_utils
-
-    out = torch.full((6,), -1, dtype=value.dtype)
-    cpu_triton_utils._expand_kernel_impl(out, value, ENDS, 0, 0)
-    written = bool((out != -1).all())
-    assert written == (value.dtype == torch.int64)
-
-
 def test_lora_finds_its_device_without_a_weight() -> None:
     from vllm.lora.layers import base_linear
 
@@ -113,19 +102,6 @@ def test_v2_logits_follow_their_requests() -> None:
 
     without = SimpleNamespace(lora_config=None)
     assert prepare(without, None) is batch
-
-
-def test_v2_that_does_it_itself_is_left_alone() -> None:
-    state = _lora_state()
-    make = workarounds._make_inputs(lambda self: ((1, 1, 1, 0, 2, 2), (), set()))
-    setattr(state, workarounds._ENDS, ROWS)
-    assert make(state) == ((1, 1, 1, 0, 2, 2), (), set())
-
-
-def test_stock_v2_maps_logits_by_request() -> None:
-    state = _lora_state()
-    logits, _, _ = _original(type(state).make_lora_inputs)(state, *STEP)
-    assert len(logits) == 3
 
 
 def test_a_cure_is_for_what_is_used_and_there(

@@ -20,7 +20,6 @@ struct Request {
     int64_t xStride;
     int64_t yStride;
     int64_t cores;
-    int64_t planOnly;
     double scale;
 };
 
@@ -110,29 +109,12 @@ std::vector<Bytes> Run(const Request& r, const Inputs& in)
     return {y.Content()};
 }
 
-Bytes Describe(const vllm_cold::LoraPlan& plan)
-{
-    std::string text;
-    for (const uint64_t value :
-         {static_cast<uint64_t>(plan.parts), static_cast<uint64_t>(plan.partLength),
-          static_cast<uint64_t>(plan.rankChunk), static_cast<uint64_t>(plan.outputs),
-          static_cast<uint64_t>(plan.rankPitch), static_cast<uint64_t>(plan.shrinkBlocks),
-          static_cast<uint64_t>(plan.expandBlocks), plan.workspaceBytes}) {
-        text += std::to_string(value) + " ";
-    }
-    return Bytes(text.begin(), text.end());
-}
-
 }  // namespace
 
 int main()
 {
     Request request;
     while (ReadAll(&request, sizeof(request))) {
-        if (request.planOnly != 0) {
-            Write({"", {Describe(PlanOf(request))}, ""});
-            continue;
-        }
         Inputs inputs;
         inputs.a.resize(static_cast<size_t>(request.slices));
         inputs.b.resize(static_cast<size_t>(request.slices));

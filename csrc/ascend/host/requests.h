@@ -56,7 +56,7 @@ private:
 struct Answer {
     std::string problem;  // empty, or what a check said
     std::vector<Bytes> outputs;
-    std::string report;  // lines: kernel, range, bytes read, bytes written; "ub", kernel, peak
+    std::string report;  // lines: kernel, peak of UB
 };
 
 inline bool ReadAll(void* to, size_t bytes)
@@ -97,12 +97,8 @@ Answer RunBoth(Run run)
             }
             answer.outputs = outputs;
         }
-        for (const auto& moved : sim.Moved()) {
-            answer.report += moved.kernel + " " + moved.range + " " + std::to_string(moved.read) +
-                             " " + std::to_string(moved.written) + "\n";
-        }
         for (const auto& [kernel, bytes] : sim.PeaksUb()) {
-            answer.report += "ub " + kernel + " " + std::to_string(bytes) + "\n";
+            answer.report += kernel + " " + std::to_string(bytes) + "\n";
         }
     } catch (const Failure& failure) {
         answer = Answer{failure.what(), answer.outputs, ""};

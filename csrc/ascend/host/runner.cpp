@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Runs the scoring kernels on the stand-in for the tests (requests.h). A request for a plan alone
-// has no inputs.
+// Runs the scoring kernels on the stand-in for the tests (requests.h).
 #include "contrastive_scoring.h"
 #include "requests.h"
 
@@ -9,7 +8,6 @@ namespace {
 using namespace AscendC::host;
 
 struct Request {
-    int64_t planOnly;
     int64_t inPlace;
     int64_t type;
     int64_t numRows;
@@ -81,26 +79,12 @@ std::vector<Bytes> Run(const Request& r, const std::vector<Bytes>& in)
             statistics.Content()};
 }
 
-Bytes Describe(const vllm_cold::Plan& plan)
-{
-    const std::string text =
-        std::to_string(plan.segments) + " " + std::to_string(plan.segmentLength) + " " +
-        std::to_string(plan.blocks) + " " + std::to_string(plan.totalBlocks) + " " +
-        std::to_string(plan.slotBytes);
-    return Bytes(text.begin(), text.end());
-}
-
 }  // namespace
 
 int main()
 {
     Request request;
     while (ReadAll(&request, sizeof(request))) {
-        if (request.planOnly != 0) {
-            const auto plan = vllm_cold::MakePlan(request.groups, request.vocab, request.cores);
-            Write({"", {Describe(plan)}, ""});
-            continue;
-        }
         std::vector<Bytes> inputs(kInputs);
         for (Bytes& bytes : inputs) {
             if (!ReadBytes(bytes)) {

@@ -87,13 +87,6 @@ struct Range {
     std::vector<int32_t> reader;
 };
 
-struct Traffic {
-    std::string kernel;
-    std::string range;
-    uint64_t read = 0;
-    uint64_t written = 0;
-};
-
 class Simulator {
 public:
     static Simulator& Get()
@@ -146,14 +139,9 @@ public:
     {
         return peaks_;
     }
-    const std::vector<Traffic>& Moved() const
-    {
-        return traffic_;
-    }
     void ForgetRanges()
     {
         ranges_.clear();
-        traffic_.clear();
         peaks_.clear();
     }
 
@@ -341,7 +329,6 @@ public:
         if (write && range->fresh) {
             std::fill_n(range->defined.begin() + static_cast<int64_t>(from), bytes, uint8_t{1});
         }
-        Count(range->name, bytes, write);
     }
 
 private:
@@ -490,15 +477,6 @@ private:
         }
         transfers_.push_back({data, bytes, pipe, time_[pipe], write});
     }
-    void Count(const std::string& range, uint64_t bytes, bool write)
-    {
-        auto same = [&](const Traffic& t) { return t.kernel == kernel_ && t.range == range; };
-        auto found = std::find_if(traffic_.begin(), traffic_.end(), same);
-        if (found == traffic_.end()) {
-            found = traffic_.insert(traffic_.end(), Traffic{kernel_, range});
-        }
-        (write ? found->written : found->read) += bytes;
-    }
 
     uint64_t seed_ = 0;
     std::string kernel_;
@@ -513,7 +491,6 @@ private:
     std::array<std::array<Flag, kEventIds>, kEvents> flags_{};
     std::vector<Range> ranges_;
     std::vector<Transfer> transfers_;
-    std::vector<Traffic> traffic_;
     std::vector<uint8_t> ub_ = std::vector<uint8_t>(kUbBytes);
     std::vector<uint8_t> defined_ = std::vector<uint8_t>(kUbBytes);
 };
