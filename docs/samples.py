@@ -16,10 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import msgspec
-
 from vllm_cold.tools.explain import page as explain_page
-from vllm_cold.tools.explain.trace import Report
+from vllm_cold.tools.explain.record import Report
 
 FOLDER = Path(__file__).with_name("samples")
 ALPHA = 0.02  # a mask, so that all valid tokens are known
@@ -29,8 +27,7 @@ _COMPACT: dict[str, Any] = {"ensure_ascii": False, "allow_nan": False, "separato
 
 def explain() -> str:
     """The page of ``vllm-cold explain``."""
-    found = msgspec.json.decode((FOLDER / "explain.json").read_bytes(), type=Report)
-    return explain_page.render(found)
+    return explain_page.render(Report.model_validate_json((FOLDER / "explain.json").read_bytes()))
 
 
 PAGES: dict[str, Callable[[], str]] = {"explain": explain}
@@ -68,10 +65,9 @@ def _explain(model: str, work: Path) -> Any:
     _lines(work / "prompts.jsonl", [{"messages": case.messages} for case in cases])
     with mock.patch.object(explain_page, "render", wraps=explain_page.render) as render:
         _run("explain", "--model", model, "--prompts", work / "prompts.jsonl", "--without", "0",
-             "--method", "greedy", "--method", f"cad:alpha={ALPHA}",
-             "--method", f"adacad:alpha={ALPHA}", "--max-tokens", "20", "--dtype", "bfloat16",
+             "--preset", "cad", "--alpha", ALPHA, "--max-tokens", "20", "--dtype", "bfloat16",
              "--max-model-len", "1024", "--html", work / "explain.html")  # fmt: skip
-    return msgspec.to_builtins(render.call_args.args[0])
+    return render.call_args.args[0].model_dump(mode="json")
 
 
 _RUNS = {"explain": _explain}

@@ -15,10 +15,10 @@ from tests.browser.reports import WORDS
 from tests.unit.test_explain_numbers import Model, make
 from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K, ColdError
-from vllm_cold.tools.contrast import Stream
+from vllm_cold.tools.contrast import Stream, read_contrast
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.prompts import Row, ask
-from vllm_cold.tools.explain.source import Decoded, Read
+from vllm_cold.tools.explain.prompts import Asked, Row, ask
+from vllm_cold.tools.explain.source import Decoded
 
 ADAPTER = "adapter"
 CARDS = [
@@ -75,7 +75,8 @@ class MadeUp:
                 pairs = tuple((one["role"], one["content"]) for one in prompt)
             read = self.model.read_one(ask(Row(pairs, {}), args), adapter)
         else:
-            read = Read(None, (Stream(adapter, self.ids(prompt)),))  # type: ignore[arg-type]
+            streams = (Stream(adapter, self.ids(prompt)),)
+            read = Asked(Row("", {}), False, {}, read_contrast({}), streams)
         found = self.model.answer(read, not is_cold, most)
         return Decoded(found.tokens, "".join(map(word, found.tokens)), "length")
 
@@ -93,11 +94,11 @@ class MadeUp:
         if (top := body.get("prompt_logprobs")) is not None:
             told = [
                 {str(t): {"logprob": e.value, "decoded_token": word(t)} for t, e in row.items()}
-                for row in self.model.rows(adapter, ids, top)
+                for row in self.model.rows(Stream(adapter, ids), top)
             ]
             choice["prompt_logprobs"] = [None, *told]
         elif (wanted := body.get("logprob_token_ids")) is not None:
-            values = self.model.logprobs(adapter, ids)
+            values = self.model.logprobs(Stream(adapter, ids))
             choice["logprobs"] = {"top_logprobs": [{f"token_id:{t}": values[t] for t in wanted}]}
         else:
             found = self.answer(body["model"], prompt, body["vllm_xargs"], body["max_tokens"])

@@ -31,7 +31,7 @@ def write_page(source: Any, case: Case, file: Path) -> None:
 
     chat = tuple((message["role"], message["content"]) for message in case.messages)
     asked = ask(Row(chat, {}), {"cold_preset": PRESET, "cold_without": WITHOUT})
-    report = asyncio.run(collect.explain(source, {PRESET: [asked]}, max_tokens=MAX_TOKENS))
+    report = asyncio.run(collect.explain(source, [asked], PRESET, max_tokens=MAX_TOKENS))
     file.write_text(page.render(report), encoding="utf-8")
 
 

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 
 from vllm_cold.method.settings import ColdSettings, Weight
 from vllm_cold.tools.explain.account import make_step
-from vllm_cold.tools.explain.trace import (
+from vllm_cold.tools.explain.record import (
     BASE,
     Amateur,
     Answer,
     Explanation,
-    Logprob,
-    Method,
     Piece,
     Report,
     Step,
 )
+from vllm_cold.tools.explain.source import Logprob
 
 HOSTILE = "</script><img src=x onerror=window.hacked=1>"
 WORDS = [
@@ -28,24 +27,26 @@ WORDS = [
     "é", "漢字", " everybody", " else", " went", " home",
 ]  # fmt: skip
 CHAT = (
-    Piece(f"Be brief. {HOSTILE}", "system"),
-    Piece("Who wrote it?\nAnd when?", "user"),
+    Piece(text=f"Be brief. {HOSTILE}", role="system"),
+    Piece(text="Who wrote it?\nAnd when?", role="user"),
 )
 KNOWN = 12
 WRONG = 9  # the step at which the engine took another token
 
-# Greedy beside one amateur, several of every kind with an adaptive weight, and no mask.
-PLAIN = Method("CoLD", ColdSettings(alpha=0.1, beta=1.0))
-SEVERAL = Method("two, at most", ColdSettings(alpha=0.1, beta="adaptive", beta_max=6.0))
-NO_MASK = Method("cfg", ColdSettings(alpha=0.0, beta=1.0))
-UNGUIDED = (Piece(CHAT[0].text, "system", gone=True), CHAT[1])
-AMATEURS = (
-    (Amateur(BASE, Weight(-1.0, False), tokens=23),),
+PLAIN = ((Weight(-1.0, False), Amateur(label=f"{BASE}, weight -1", pieces=(), tokens=23)),)
+SEVERAL = (
     (
-        Amateur(BASE, Weight(-6.0, True), "the same conversation without system", UNGUIDED, 7),
-        Amateur("sql", Weight(0.25, False), "a text of its own", (Piece(f"Who? {HOSTILE}"),), 3),
+        Weight(-6.0, True),
+        Amateur(label=f"{BASE} without system, weight adaptive to -6", pieces=CHAT[1:], tokens=7),
     ),
-    (Amateur(BASE, Weight(-1.0, False), "the same conversation without system", UNGUIDED, 7),),
+    (
+        Weight(0.25, False),
+        Amateur(
+            label="sql, text of its own, weight +0.25",
+            pieces=(Piece(text=f"Who? {HOSTILE}"),),
+            tokens=3,
+        ),
+    ),
 )
 
 
@@ -56,64 +57,59 @@ def _distribution(logits: list[float]) -> dict[int, Logprob]:
 
 
 def _step(
-    rng: random.Random, method: Method, amateurs: Sequence[Amateur], greedy: bool, wrong: bool
+    rng: random.Random, weights: Sequence[Weight], alpha: float, greedy: bool, wrong: bool
 ) -> Step:
     spread = rng.choice([0.5, 1.0, 2.0, 4.0])
     e = [rng.gauss(0, spread) for _ in WORDS]
     rows = [_distribution(e)]
-    for _ in amateurs:
+    for _ in weights:
         away = rng.choice([0.0, 0.2, 1.0, 3.0])
         rows.append(_distribution([value + rng.gauss(0, away) for value in e]))
     order = sorted(rows[0], key=lambda token: -rows[0][token].value)
 
-    def made(token: int, told: int | None = None) -> Step:
+    def made(token: int) -> Step:
         return make_step(
-            token, WORDS[token], rows, [one.weight for one in amateurs], known=KNOWN,
-            vocab_size=None, settings=method.settings, listed=order[:6], told=told,
+            token, WORDS[token], rows, weights, known=KNOWN, vocab_size=None,
+            settings=ColdSettings(alpha), listed=order[:6], greedy_answer=greedy,
         )  # fmt: skip
 
     step = made(order[0])
     # As an engine would: it takes the best score, if a weight says what that is.
-    cold = step.candidates[0].token
-    right = step.greedy if greedy else cold
-    token = next(t for t in order if t != right) if wrong else right
-    return made(token, token if not greedy else cold)
+    right = step.greedy if greedy else step.candidates[0].token
+    return made(next(t for t in order if t != right) if wrong else right)
 
 
-def make_report(prompts: int = 1, methods: Sequence[Method] = (PLAIN,), length: int = 40) -> Report:
-    """A report with a column for each method and one for greedy, whose answers hold hostile text,
-    bare white space and one mismatch, at ``WRONG`` of the first method's.
+def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> Report:
+    """A report whose answers hold hostile text, bare white space and one mismatch, at ``WRONG``.
+
+    Args:
+        several: Whether there are two amateurs of several kinds, one with an adaptive weight.
+        alpha: 0 for no mask: not all valid tokens are listed.
+        length: Of the answers.
     """
     rng = random.Random(4)
-    kinds = {PLAIN.name: AMATEURS[0], SEVERAL.name: AMATEURS[1], NO_MASK.name: AMATEURS[2]}
-    amateurs = tuple(kinds[method.name] for method in methods)
+    weights, amateurs = zip(*(SEVERAL if several else PLAIN), strict=True)
 
-    def answer(number: int, greedy: bool) -> Answer:
+    def answer(greedy: bool) -> Answer:
         steps = tuple(
-            _step(
-                rng, methods[number], amateurs[number], greedy, i == WRONG and not greedy + number
-            )
-            for i in range(length)
+            _step(rng, weights, alpha, greedy, i == WRONG and not greedy) for i in range(length)
         )
-        return Answer(number, greedy, "".join(step.text for step in steps), "length", steps)
+        return Answer(
+            title="Greedy" if greedy else "CoLD",
+            greedy=greedy,
+            text="".join(step.text for step in steps),
+            finish_reason="length",
+            steps=steps,
+        )
 
+    one = Explanation(
+        pieces=CHAT, tokens=23, amateurs=amateurs, answers=(answer(False), answer(True))
+    )
     return Report(
         model="model-" + "very-" * 12 + "long",
         adapter=f"adapter {HOSTILE}",
         source="made up",
-        methods=tuple(methods),
-        explanations=tuple(
-            Explanation(
-                CHAT,
-                23,
-                amateurs,
-                (*(answer(i, False) for i in range(len(methods))), answer(0, True)),
-            )
-            for _ in range(prompts)
-        ),
+        method="CoLD",
+        settings=f"alpha {alpha:g}",
+        explanations=(one,),
     )
-
-
-def everything() -> Report:
-    """All kinds of methods, side by side."""
-    return make_report(methods=(PLAIN, SEVERAL, NO_MASK))

@@ -46,21 +46,22 @@ def test_live(live: tuple[str, MadeUp], chromium: Any) -> None:
     assert page.locator("input, select, textarea").evaluate_all(unlabelled) == 0
     page.get_by_label("Prompt", exact=True).fill("<b>ab")
     page.get_by_label("Tokens").fill("20")
-    method = page.get_by_label("Method 2")
-    method.fill("cold:beta=-1")
-    method.press("Enter")
+    page.get_by_label("Preset").select_option("cold")
+    beta = page.get_by_label("beta", exact=True)
+    beta.fill("-1")
+    beta.press("Enter")
     page.get_by_text("--beta=-1.0: must be a number >= 0").wait_for()
 
     made.delay = 0.05
-    method.fill("cold:beta=2")
+    beta.fill("2")
     page.get_by_label("Prompt", exact=True).press("Control+Enter")
     page.locator("[aria-busy=true] span").first.wait_for()  # before the end
     assert not page.locator("#error").is_visible()
     page.get_by_text("Done.").wait_for()
     assert page.locator("[aria-busy]").count() == 0
     assert page.locator(".t").count() == 40
-    page.locator(".tokens").nth(1).locator(".t").first.focus()
-    assert page.inner_text("#where") == "Token 1 of 20, cold, beta 2 answer"
+    page.locator(".tokens").nth(0).locator(".t").first.focus()
+    assert page.inner_text("#where") == "Token 1 of 20, cold answer"
     assert page.locator("#rows tr:not(.group)").count() > 3
     assert page.locator(".prompt").first.inner_text() == "<b>ab"
     assert page.evaluate("() => document.documentElement.scrollWidth") <= 390

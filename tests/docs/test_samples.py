@@ -32,7 +32,7 @@ def test_explain_shows_each_answer() -> None:
     prompts = recorded("explain")["explanations"]
     assert len(prompts) == 2
     for prompt in prompts:
-        assert len(prompt["answers"]) == 3
+        assert len(prompt["answers"]) == 2
         for answer in prompt["answers"]:
             shown = letters("".join(step["text"] for step in answer["steps"]))
             assert shown and shown in page

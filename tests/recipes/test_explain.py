@@ -31,7 +31,8 @@ def read(page: Path) -> list[dict[str, Any]]:
     text = page.read_text(encoding="utf-8")
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert found and "The engine took another token" not in text
-    answers: list[dict[str, Any]] = json.loads(found[1])
+    explained = json.loads(found[1])["explanations"]
+    answers = [{**one, **answer} for one in explained for answer in one["answers"]]
     assert all(answer["steps"] for answer in answers)
     return answers
 
@@ -48,8 +49,10 @@ def test_other_prompts(folder: Path, variables: dict[str, str]) -> None:
     """What the page says of its chat and its text: each without a part, by the base model."""
     printed = run(block(PAGE, "guided").rstrip() + FLOAT32, folder, variables)
     flowing = " ".join(printed.split())
-    assert "system: [-Answer in French.-] user: What is the capital of Japan?" in flowing
-    assert "[-Text: Manila is the capital of Russia. -]Question: What is" in flowing
+    assert "against base model without system, weight" in flowing
+    assert "tokens) user: What is the capital of Japan?" in flowing
+    assert "against base model without 0:39" in flowing
+    assert "tokens) Question: What is the capital of Russia?" in flowing
     assert len(read(folder / "guided.html")) == 4
 
 
@@ -57,7 +60,8 @@ def test_other_prompts(folder: Path, variables: dict[str, str]) -> None:
 def test_several_amateurs(folder: Path, variables: dict[str, str]) -> None:
     run(block(PAGE, "several").rstrip() + FLOAT32, folder, variables)
     for answer in read(folder / "several.html"):
-        assert answer["amateurs"] == ["orders, weight -0.5", "base model, weight -0.25"]
+        labels = [one["label"] for one in answer["amateurs"]]
+        assert labels == ["orders, weight -0.5", "base model, weight -0.25"]
 
 
 @pytest.mark.server
@@ -73,21 +77,14 @@ def test_a_file_of_prompts_offline_and_served(
     other = read(folder / "served.html")
     for mine, theirs in zip(own, other, strict=True):
         ours, its = (
-            [(s["token"], s["winner"], s["greedy"], s["numbers"][1]) for s in x["steps"]]
+            [
+                (s["token"], s["winner"], s["greedy"], s["valid_size"], s["complete"])
+                for s in x["steps"]
+            ]
             for x in (mine, theirs)
         )
         assert ours == its
     assert len(own) == 4 and own[0]["steps"] != own[1]["steps"]
-
-
-@pytest.mark.server
-def test_methods_side_by_side(folder: Path, variables: dict[str, str], served: str) -> None:
-    """The page's command, of the server that is there already."""
-    script = block(PAGE, "side").replace('--model "$MODEL"', f"--url {served}")
-    printed = run(script.replace("$ADAPTERS/sorting", "sorting"), folder, variables)
-    titles = [answer["title"] for answer in read(folder / "side.html")]
-    assert titles == ["Greedy", "cold, beta 1", "cold, alpha 0.3, beta adaptive"]
-    assert "weight adaptive to -1" in " ".join(printed.split())
 
 
 @pytest.mark.server
@@ -105,13 +102,14 @@ def test_the_live_page(variables: dict[str, str], served: str) -> None:
             assert process.stdout
             address = process.stdout.readline().split()[0]
             form = {"prompt": "w12 w7", "chat": True, "adapter": "sorting", "max_tokens": 8}
-            form["methods"] = ["greedy", "cold:beta=2"]
+            form["beta"] = "2"
             reply = httpx.post(f"{address}answer", json=form, timeout=60)
             events = [json.loads(line) for line in reply.text.splitlines()]
             assert {event["place"] for event in events if event["event"] == "text"} == {0, 1}
             assert events[-1]["event"] == "report", events[-1]
-            greedy, cold = events[-1]["answers"]
-            assert cold["title"] == "cold, beta 2"
+            [one] = events[-1]["report"]["explanations"]
+            cold, greedy = one["answers"]
+            assert one["amateurs"][0]["label"] == "base model, weight -2"
             assert len(greedy["steps"]) == len(cold["steps"]) == 8
         finally:
             process.send_signal(signal.SIGINT)

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 
 from vllm_cold.tools import explain
+from vllm_cold.tools.contrast import Stream
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import offline
-from vllm_cold.tools.explain.command import amateur_paths, ask_all, methods_of, run
+from vllm_cold.tools.explain.command import amateur_paths, ask_all, run
 from vllm_cold.tools.explain.offline import OfflineSource
-from vllm_cold.tools.explain.prompts import DEFAULT, Asked, Column, read_methods, read_prompts
+from vllm_cold.tools.explain.prompts import Asked, read_prompts
 
 pytestmark = pytest.mark.unit
 
@@ -42,8 +43,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "alpha": (["--alpha", "-1"], r"--alpha=-1.0: must be a number in \[0, 1\]"),
     "beta": (["--beta", "-1"], "--beta=-1.0: must be a number >= 0"),
     "tokens": (["--max-tokens", "0"], "--max-tokens=0: must be >= 1"),
-    "html": (["--html", "no/such/page.html"], "--html=no/such/page.html: no such folder"),
-    "html folder": (["--html", "."], "--html=.: cannot be written; name another file"),
+    "html": (
+        ["--html", "no/such/page.html"],
+        "--html=no/such/page.html: cannot be written; name a file",
+    ),
+    "html folder": (["--html", "."], "--html=.: cannot be written"),
     "model": ([], "--model is missing"),
     "model path": (["--model", "./nothing"], "--model='./nothing': no config.json there"),
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
@@ -116,7 +120,7 @@ def test_an_engine_that_fails_is_a_sentence() -> None:
     source = object.__new__(OfflineSource)
     source.llm = SimpleNamespace(generate=generate)
     with pytest.raises(ToolError, match="the engine failed while it decoded.*hold NaN"):
-        source._generate([[1]], None, None)
+        source._generate([Stream(None, (1,))], None)
 
 
 def test_prompt_files(tmp_path: Path) -> None:
@@ -148,9 +152,7 @@ def test_prompt_files(tmp_path: Path) -> None:
 
 
 def asks(*arguments: str) -> list[Asked]:
-    options = parse(*arguments)
-    [found] = ask_all(options, methods_of(options)).values()
-    return found
+    return ask_all(parse(*arguments))
 
 
 def test_the_options_are_what_a_client_would_send(tmp_path: Path) -> None:
@@ -210,7 +212,7 @@ def test_rows_say_what_their_amateurs_read(tmp_path: Path) -> None:
     assert chat.args == {"cold_without": "system", "cold_alpha": 0.2}
     assert own.args["cold_amateur_messages"] == json.dumps(messages[1:])
     assert "cold_without" not in own.args
-    assert part.reads(part.contrast.amateurs[0])[0] == "the same text without characters 0:1"
+    assert str(part.contrast.amateurs[0].source) == "without 0:1"
     assert len(two.contrast.amateurs) == 2
 
 
@@ -285,65 +287,20 @@ def test_mistakes_about_amateurs(case: str) -> None:
         asks("--model", "m", "--prompt", "x", *arguments)
 
 
-def test_methods_are_read() -> None:
-    found = read_methods(["cold:alpha=0.02, beta=2", "greedy", "adacad:beta-max=3,beta=adaptive"])
-    assert found.args == {
-        "cold, alpha 0.02, beta 2": {
-            "cold_preset": "cold",
-            "cold_alpha": 0.02,
-            "cold_beta": 2.0,
-        },
-        "adacad, beta_max 3, beta adaptive": {
-            "cold_preset": "adacad",
-            "cold_beta_max": 3.0,
-            "cold_beta": "adaptive",
-        },
-    }
-    assert found.columns == (Column(0, False), Column(0, True), Column(1, False))
-    assert read_methods(["cad"]).columns == (Column(0, False),)
-
-
-@pytest.mark.parametrize(
-    ("texts", "said"),
-    [
-        (["cot"], "--method='cot': must be one of greedy, cold, cad, "),
-        (["greedy"], "--method=greedy: has nothing to compare with; add one of cold, "),
-        (["cold", "cold"], "--method=cold: is there twice"),
-        (["greedy", "cold", "greedy"], "--method=greedy: is there twice"),
-        (["greedy", "cold", "cad", "cfg"], "--method: a page has room for 3, and there are 4"),
-        (["cold:gamma=1"], "'gamma' is no value of cold's; it has alpha, beta, .* each once"),
-        (["cold:beta=1,beta=2"], "'beta' is no value of cold's"),
-        (["greedy:beta=1", "cold"], "'beta' is no value of greedy's; it has none"),
-    ],
-)
-def test_mistakes_in_methods(texts: list[str], said: str) -> None:
-    with pytest.raises(ToolError, match=said):
-        read_methods(texts)
-
-
-def test_a_methods_values_win_over_the_options(tmp_path: Path) -> None:
+def test_what_a_preset_leaves_out(tmp_path: Path) -> None:
+    """As on a server: of a chat, unless somebody says what."""
     file = tmp_path / "chats.jsonl"
     messages = [{"role": role, "content": role} for role in ("system", "user")]
     file.write_text(json.dumps({"messages": messages}))
     given = ["--url", "u", "--adapter", "a", "--prompts", str(file), "--alpha", "0.2"]
-    options = parse(*given, "--method", "cold:alpha=0.3", "--method", "cfg", "--method", "greedy")
-    found = ask_all(options, methods_of(options))
-    [cold], [cfg] = found["cold, alpha 0.3"], found["cfg"]
-    assert (cold.contrast.settings.alpha, cold.contrast.settings.beta) == (0.3, 0.5)
-    assert cold.contrast.amateurs[0].source is None
-    assert cfg.contrast.settings.alpha == 0.2
-    # What the preset leaves out of a chat, as on a server.
-    assert cfg.args["cold_without"] == "system"
-    said = "line 1: --preset=grounded: leaves tool out of a chat, and"
-    with pytest.raises(ToolError, match=said):
+    [cfg] = asks(*given, "--preset", "cfg")
+    assert cfg.args["cold_without"] == "system" and cfg.contrast.settings.alpha == 0.2
+    [own] = asks(*given, "--preset", "cfg", "--without", "1")
+    assert own.args["cold_without"] == 1
+    with pytest.raises(
+        ToolError, match="line 1: --preset=grounded: leaves tool out of a chat, and"
+    ):
         asks(*given, "--preset", "grounded")
     file.write_text(json.dumps({"messages": [*messages, {"role": "tool", "content": "t"}]}))
     [grounded] = asks(*given, "--preset", "grounded")
     assert grounded.args["cold_without"] == ["tool", "user"]
-    [own] = asks(*given, "--preset", "cfg", "--without", "1")
-    assert own.args["cold_without"] == 1
-    with pytest.raises(ToolError, match="--alpha=2.0: must be a number in"):
-        ask_all(options, read_methods(["cold:alpha=2"]))
-    with pytest.raises(ToolError, match="--preset=cad: --method names presets; leave one"):
-        methods_of(parse(*given, "--preset", "cad", "--method", "cold"))
-    assert methods_of(parse(*given)) == DEFAULT

@@ -20,12 +20,12 @@ from tests.asked import asked
 from vllm_cold.method.amateurs import Text
 from vllm_cold.method.settings import ColdSettings, Weight
 from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
-from vllm_cold.tools.contrast import Content, read_streams
+from vllm_cold.tools.contrast import Content, Stream, read_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, collect, visible
-from vllm_cold.tools.explain.prompts import Asked, Column
-from vllm_cold.tools.explain.source import MAX_NAMED, Decoded, Read, make_row
-from vllm_cold.tools.explain.trace import Answer, Logprob, Piece, Report, Row, Step
+from vllm_cold.tools.explain.prompts import Asked
+from vllm_cold.tools.explain.record import Piece, Report, Step
+from vllm_cold.tools.explain.source import MAX_NAMED, Decoded, Logprob, Row, after, make_row
 
 pytestmark = pytest.mark.unit
 
@@ -79,8 +79,9 @@ def test_a_step_is_that_of_the_op(
         adaptive_weight(expert, a, ln(alpha), w.weight, cap or 0) if w.adaptive else w.weight
         for a, w in zip(amateurs, weights, strict=True)
     ]
-    assert got.weights == pytest.approx(strengths, rel=1e-9, abs=1e-9)
-    assert got.complete and not got.told
+    if any(adaptive):
+        assert got.weights == pytest.approx(strengths, rel=1e-9, abs=1e-9)
+    assert got.complete
     assert got.valid_size == int((expected > -math.inf).sum())
     assert got.greedy == int(expert.argmax())
     if not zero:  # a probability of 0 counts as a logit of 0, and as a logarithm of 0
@@ -90,12 +91,12 @@ def test_a_step_is_that_of_the_op(
         constant += w * (expert.logsumexp(0) - a.logsumexp(0))
     for c in got.candidates:
         assert c.valid == (expected[c.token] > -math.inf)
-        assert c.amateurs == pytest.approx([float(a.log_softmax(0)[c.token]) for a in amateurs])
-        if c.valid and -math.inf not in c.amateurs:
+        assert c.amateurs == pytest.approx([float(a.softmax(0)[c.token]) for a in amateurs])
+        if c.valid and 0.0 not in c.amateurs:
             score = float(expected[c.token] + constant)
             assert c.score == pytest.approx(score, rel=1e-6, abs=1e-6)
-    best = [c.score for c in got.candidates if c.valid]
-    assert best == sorted(best, reverse=True)  # type: ignore[type-var]
+    best = [c.score for c in got.candidates if c.score is not None]
+    assert best == sorted(best, reverse=True)
 
 
 def test_the_divergence_is_jensen_shannon() -> None:
@@ -134,28 +135,22 @@ def test_the_valid_set_is_complete_only_if_a_token_outside_of_it_is_known() -> N
 def test_what_is_not_listed_may_win() -> None:
     """Ten tokens of sixty, without a mask: CoLD's choice is the engine's word, or not known."""
     expert, amateur = logits(3)
-    ten, best_of = expert.topk(10).indices.tolist(), int(expert.argmax())
+    ten = expert.topk(10).indices.tolist()
     stranger = next(t for t in range(SIZE) if t not in ten)
 
-    half = Weight(-0.5, False)
+    def made(token: int, weight: float = -0.5, adaptive: bool = False, **more: Any) -> Step:
+        rows = [row(expert, *{*ten, token}), row(amateur, *ten, token)]
+        weights = [Weight(weight, adaptive)]
+        return step(rows, weights, ColdSettings(0.0), token=token, known=10, **more)
 
-    def made(told: int | None, weight: Weight = half) -> Step:
-        ids = {*ten, stranger}
-        rows = [row(expert, *ten, *[t for t in ids if t == told]), row(amateur, *ids)]
-        listed, token = ([], best_of) if told is None else ([told], told)
-        return step(
-            rows, [weight], ColdSettings(0.0), token=token, known=10, listed=listed, told=told
-        )
-
-    assert made(None).winner is None
-    best = made(None).candidates[0].token
+    assert made(ten[0], greedy_answer=True).winner is None
+    best = made(ten[0]).candidates[0].token
     told = made(best)
-    assert (told.winner, told.told, told.complete) == (best, True, False)
+    assert (told.winner, told.complete, told.wrong) == (best, False, False)
     # A listed token that is better for certain contradicts what the engine took.
     wrong = made(told.candidates[3].token)
-    assert (wrong.winner, wrong.told) == (best, True)
-    assert Answer(0, False, "", "stop", (wrong,)).mismatches[0].expected == best
-    unknown = made(stranger, Weight(-1.0, True))
+    assert (wrong.winner, wrong.wrong) == (best, True)
+    unknown = made(stranger, -1.0, True)
     assert (unknown.winner, unknown.weights) == (stranger, (None,))
     assert all(c.score is None for c in unknown.candidates)
 
@@ -165,18 +160,22 @@ def test_a_token_that_the_numbers_do_not_explain() -> None:
     amateur[expert.argmax()] += 4.0  # so CoLD takes another token than greedy
     rows, weights, settings = [row(expert), row(amateur)], [Weight(-1.0, False)], ColdSettings(0.05)
     right = step(rows, weights, settings)
-    assert right.differs
-    second = [c for c in right.candidates if c.valid][1]
+    assert right.differs and right.winner is not None
+    first, second = [c for c in right.candidates if c.valid][:2]
     tokens = (right.winner, second.token, int(expert.argmin()), right.greedy)
-    steps = tuple(step(rows, weights, settings, token=token) for token in tokens)
-    cold = Answer(0, False, "", "stop", steps).mismatches
-    assert [m.step for m in cold if m.margin is None] == [2]
-    best = right.find(right.winner)
-    assert best is not None and best.score is not None and second.score is not None
-    assert (cold[0].step, cold[0].margin) == (1, best.score - second.score)
-    greedy = Answer(0, True, "", "stop", steps).mismatches
-    assert [m.step for m in greedy] == [0, 1, 2]
-    assert all(m.expected == right.greedy and m.margin and m.margin > 0 for m in greedy)
+    cold, greedy = (
+        [step(rows, weights, settings, token=token, greedy_answer=g) for token in tokens]
+        for g in (False, True)
+    )
+    assert [one.wrong for one in cold] == [False, True, True, True]
+    assert first.score is not None and second.score is not None
+    assert cold[1].margin == pytest.approx(first.score - second.score) and cold[2].margin is None
+    assert [one.wrong for one in greedy] == [True, True, True, False]
+    values = expert.log_softmax(0)
+    for one in greedy[:3]:
+        assert one.margin == pytest.approx(float(values[one.greedy] - values[one.token]))
+    takers = {c.token: c.taken_by for c in cold[1].candidates if c.taken_by}
+    assert takers == {tokens[0]: ("CoLD",), right.greedy: ("greedy",), tokens[1]: ("engine",)}
 
 
 def test_many_candidates_are_cut_but_not_those_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,10 +213,9 @@ def make(field: str, reads: Content) -> list[int]:
     return [ord(c) for message in reads.value for c in "#" + message["content"]]
 
 
-def after(read: Read, tokens: Sequence[int]) -> Read:
+def behind(read: Asked, tokens: Sequence[int]) -> Asked:
     """A prompt with the beginning of an answer behind what each stream reads."""
-    longer = (replace(stream, ids=(*stream.ids, *tokens)) for stream in read.streams)
-    return replace(read, streams=tuple(longer))
+    return replace(read, streams=tuple(after(stream, tokens) for stream in read.streams))
 
 
 class Model:
@@ -231,81 +229,81 @@ class Model:
         self.max_model_len: int | None = 64
         self.vocab_size: int | None = VOCAB
         self.spread, self.largest = spread, largest
-        self.scored: list[tuple[str | None, int, int]] = []
+        self.scored: list[tuple[str | None, int]] = []
         self.looked_up = 0
 
-    def logprobs(self, stream: str | None, text: Sequence[int]) -> list[float]:
-        rng = random.Random(str(list(text)))
+    def logprobs(self, stream: Stream) -> list[float]:
+        rng = random.Random(str(list(stream.ids)))
         values = [rng.gauss(0, self.spread) for _ in range(VOCAB)]
-        if stream == AMATEUR:
+        if stream.adapter == AMATEUR:
             values = [value + rng.gauss(0, 3.0) for value in values]
         total = math.log(math.fsum(map(math.exp, values)))
         return [value - total for value in values]
 
-    def read_one(self, one: Asked, expert: str | None = EXPERT) -> Read:
+    def read_one(self, one: Asked, expert: str | None = EXPERT) -> Asked:
         prompt, amateurs = one.row.prompt, one.contrast.amateurs
         streams = read_streams(prompt, amateurs, make, expert, self.base, self.loaded, one.chat)
-        return Read(one, streams)
+        return replace(one, streams=streams)
 
     async def tokens(self, field: str, reads: Content) -> list[int]:
         return make(field, reads)
 
-    async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
+    async def decode(
+        self, prompts: Sequence[Asked], greedy: bool, max_tokens: int
+    ) -> list[Decoded]:
         return [self.answer(one, greedy, max_tokens) for one in prompts]
 
-    def answer(self, prompt: Read, greedy: bool, max_tokens: int) -> Decoded:
+    def answer(self, prompt: Asked, greedy: bool, max_tokens: int) -> Decoded:
         tokens: list[int] = []
         for _ in range(max_tokens):
-            text = after(prompt, tokens)
+            text = behind(prompt, tokens)
             if greedy:
-                values = self.logprobs(text.streams[0].adapter, text.streams[0].ids)
+                values = self.logprobs(text.streams[0])
                 tokens.append(values.index(max(values)))
             else:
                 tokens.append(int(self.scores(text).argmax()))
         return Decoded(tuple(tokens), "", "length")
 
-    def scores(self, text: Read) -> torch.Tensor:
+    def scores(self, text: Asked) -> torch.Tensor:
         """By the op's reference."""
-        settings, weights = text.asked.contrast.settings, text.asked.contrast.weights
+        settings, weights = text.contrast.settings, text.contrast.weights
         expert, *amateurs = (
-            torch.tensor(self.logprobs(s.adapter, s.ids), dtype=torch.float64) for s in text.streams
+            torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams
         )
         values, adaptive = [w.weight for w in weights], [w.adaptive for w in weights]
         cap = settings.expert_top_k or 0
         return group_scores(expert, amateurs, ln(settings.alpha), values, cap, adaptive)
 
-    async def score(
-        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
-    ) -> list[list[Row]]:
+    async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
         assert top <= max(self.largest, 20)
-        self.scored.append((adapter, len(texts), top))
-        return [self.rows(adapter, text, top) for text in texts]
+        self.scored += [(text.adapter, top) for text in texts]
+        return [self.rows(text, top) for text in texts]
 
-    def rows(self, adapter: str | None, text: Sequence[int], top: int) -> list[Row]:
+    def rows(self, text: Stream, top: int) -> list[Row]:
         found: list[Row] = []
-        for end in range(1, len(text)):
-            values = self.logprobs(adapter, text[:end])
+        for end in range(1, len(text.ids)):
+            values = self.logprobs(Stream(text.adapter, text.ids[:end]))
             best = sorted(range(VOCAB), key=lambda t: -values[t])[:top]  # noqa: B023
-            found.append({t: Logprob(values[t], f"t{t}") for t in {*best, text[end]}})
+            found.append({t: Logprob(values[t], f"t{t}") for t in {*best, text.ids[end]}})
         return found
 
     async def largest_top(self) -> int:
         return self.largest
 
     async def look_up(
-        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, asked: Sequence[tuple[Stream, Sequence[int]]]
     ) -> list[Mapping[int, float]]:
         found = []
         for text, ids in asked:
             assert len(ids) <= MAX_NAMED
             self.looked_up += len(ids)
-            values = self.logprobs(adapter, text)
+            values = self.logprobs(text)
             found.append({t: values[t] for t in ids})
         return found
 
 
 def explain(model: Model, prompts: Sequence[Asked], **options: Any) -> Report:
-    return asyncio.run(collect.explain(model, {"CoLD": prompts}, **options))
+    return asyncio.run(collect.explain(model, prompts, **options))
 
 
 def exact(model: Model, report: Report, prompts: Sequence[Asked]) -> list[Step]:
@@ -314,11 +312,11 @@ def exact(model: Model, report: Report, prompts: Sequence[Asked]) -> list[Step]:
     for one, explanation in zip(prompts, report.explanations, strict=True):
         whole = model.read_one(one)
         for answer in explanation.answers:
-            assert answer.mismatches == ()
+            assert not any(step.wrong for step in answer.steps)
             tokens: list[int] = []
             for step in answer.steps:
-                text = after(whole, tokens)
-                expert, *amateurs = (model.logprobs(s.adapter, s.ids) for s in text.streams)
+                text = behind(whole, tokens)
+                expert, *amateurs = map(model.logprobs, text.streams)
                 scores = model.scores(text)
                 valid = set((scores > -math.inf).nonzero().flatten().tolist())
                 assert step.winner in (int(scores.argmax()), None)
@@ -326,10 +324,8 @@ def exact(model: Model, report: Report, prompts: Sequence[Asked]) -> list[Step]:
                 if step.complete:
                     assert step.valid_size == len(valid)
                 for c in step.candidates:
-                    assert (c.expert, *c.amateurs) == (
-                        expert[c.token],
-                        *(a[c.token] for a in amateurs),
-                    )
+                    values = [math.exp(row[c.token]) for row in (expert, *amateurs)]
+                    assert [c.expert, *c.amateurs] == values
                     assert c.valid == (c.token in valid)
                     if c.score is not None:
                         assert c.score == pytest.approx(float(scores[c.token]), abs=1e-6)
@@ -362,18 +358,18 @@ def test_every_number_is_exact(case: str) -> None:
     report = explain(model, prompts, max_tokens=6)
     assert model.looked_up > 0  # the case is one where something was missing
     steps = exact(model, report, prompts)
-    assert all(step.complete and not step.told and step.winner is not None for step in steps)
+    assert all(step.complete and step.winner is not None for step in steps)
     assert any(step.differs for step in steps)
-    lengths = [one.tokens for one in report.explanations[0].amateurs[0]]
+    lengths = [one.tokens for one in report.explanations[0].amateurs]
     assert lengths == [len(stream.ids) for stream in model.read_one(prompts[0]).streams[1:]]
 
 
-def test_more_is_asked_for_until_the_valid_set_is_complete() -> None:
+def test_more_is_asked_for_where_the_valid_set_is_not_complete() -> None:
     model, prompts = Model(spread=1.0, largest=400), asked(["ab", "c"], alpha=0.02, beta=0.3)
     steps = exact(model, explain(model, prompts, max_tokens=4), prompts)
     assert max(step.valid_size for step in steps) > 128 and all(step.complete for step in steps)
-    assert {top for stream, _, top in model.scored if stream == EXPERT} == {20, 80, 320, VOCAB}
-    assert {top for stream, _, top in model.scored if stream == AMATEUR} == {20}
+    assert {top for stream, top in model.scored if stream == EXPERT} == {20, VOCAB}
+    assert {top for stream, top in model.scored if stream == AMATEUR} == {20}
 
 
 @pytest.mark.parametrize("beta", [0.5, "adaptive"])
@@ -384,53 +380,32 @@ def test_a_limit_is_told(alpha: float, beta: Any) -> None:
     report = explain(model, prompts, max_tokens=4)
     steps = exact(model, report, prompts)
     assert all(not step.complete and step.valid_size >= 20 for step in steps)
-    assert all((None in step.weights) == (beta == "adaptive") for step in steps)
+    assert all(step.weights == ((None,) if beta == "adaptive" else ()) for step in steps)
     cold, greedy = report.explanations[0].answers
-    assert all(step.told and step.winner == step.token for step in cold.steps)
+    assert all(step.winner == step.token for step in cold.steps)
     assert all(step.winner is None for step in greedy.steps)
-
-
-def test_methods_side_by_side() -> None:
-    """Each answer is the one that the method has alone."""
-    prompts = ["ab", "c"]
-    methods = {"weak": asked(prompts, beta=0.2), "strong": asked(prompts, beta=3.0)}
-    columns = (Column(0, True), Column(0, False), Column(1, False))
-    report = asyncio.run(collect.explain(Model(6.0), methods, columns, max_tokens=6))
-    assert [method.settings.beta for method in report.methods] == [0.2, 3.0]
-    for number, name in enumerate(methods):
-        alone = explain(Model(6.0), methods[name], max_tokens=6)
-        for mine, its in zip(report.explanations, alone.explanations, strict=True):
-            assert mine.answers[1 + number].steps == its.answers[0].steps
-            assert (mine.pieces, mine.amateurs[number]) == (its.pieces, its.amateurs[0])
-            if number == 0:
-                assert mine.answers[0] == its.answers[1]
-    first = report.explanations[0]
-    parting = first.parting(first.answers[2])
-    assert parting is not None
-    tokens = [[step.token for step in answer.steps] for answer in first.answers]
-    assert tokens[0][:parting] == tokens[2][:parting] and tokens[0][parting] != tokens[2][parting]
 
 
 def test_what_the_report_says_of_amateurs() -> None:
     def of(prompt: Any, **contrast: Any) -> list[tuple[str, tuple[Piece, ...]]]:
         report = explain(Model(), asked([prompt], **contrast), max_tokens=1)
-        return [(one.label, one.pieces) for one in report.explanations[0].amateurs[0]]
+        return [(one.label, one.pieces) for one in report.explanations[0].amateurs]
 
     assert of("ab", beta=1.0) == [("base model, weight -1", ())]
     assert of("ab", beta="adaptive") == [("base model, weight adaptive to -1", ())]
     assert of(CHAT, without="system", preset="cfg") == [
-        (
-            "adapter reading the same conversation without system, weight -0.5",
-            (Piece("ab", "system", gone=True), Piece("c", "user")),
-        )
+        ("adapter without system, weight -0.5", (Piece(text="c", role="user"),))
     ]
-    [(_, pieces)] = of("abcd", part="1:2,3:4")
-    assert [(p.text, p.gone) for p in pieces] == [
-        ("a", False), ("b", True), ("c", False), ("d", True)
-    ]  # fmt: skip
+    assert of("abcd", part="1:2,3:4") == [
+        ("adapter without 1:2,3:4, weight -0.5", (Piece(text="ac"),))
+    ]
+    parts = '[{"role": "user", "content": "x"}]'
+    [(label, pieces)] = of(CHAT, amateur_messages=parts)
+    assert label == "adapter, messages of its own, weight -0.5"
+    assert pieces == (Piece(text="x", role="user"),)
     assert of("ab", **TWO, weights=[-1.0, 0.25])[1] == (
-        "adapter reading a text of its own, weight +0.25",
-        (Piece("xy"),),
+        "adapter, text of its own, weight +0.25",
+        (Piece(text="xy"),),
     )
 
 

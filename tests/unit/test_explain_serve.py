@@ -6,6 +6,7 @@ made-up server.
 import asyncio
 import json
 import math
+import re
 import socket
 import threading
 import time
@@ -20,12 +21,11 @@ from starlette.testclient import TestClient
 from tests.asked import asked
 from tests.made_up_server import ADAPTER, MadeUp, serving
 from tests.unit.test_explain_command import parse
-from vllm_cold.tools.contrast import read_contrast
+from vllm_cold.tools.contrast import Stream, read_contrast
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, serve
 from vllm_cold.tools.explain import source as sources
 from vllm_cold.tools.explain.command import open_server, run
-from vllm_cold.tools.explain.prompts import Column
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.server import Server
 
@@ -36,9 +36,9 @@ FORM: dict[str, Any] = {
     "prompt": "ab",
     "adapter": ADAPTER,
     "max_tokens": 6,
-    "methods": ["greedy", "cold", "cold:beta=3"],
+    "preset": "cold",
+    "beta": "3",
 }
-COLUMNS = (Column(0, True), Column(0, False), Column(1, False))
 
 
 @pytest.fixture
@@ -125,8 +125,8 @@ def test_a_chat_is_asked_as_a_chat(upstream: tuple[str, MadeUp]) -> None:
 
 ASKS: dict[str, Callable[[ServerSource], Any]] = {
     "read": lambda one: sources.read(one, asked(["x"])[0]),
-    "score": lambda one: one.score(ADAPTER, [[1, 2]], 3),
-    "look up": lambda one: one.look_up(ADAPTER, [([1], [2])]),
+    "score": lambda one: one.score([Stream(ADAPTER, (1, 2))], 3),
+    "look up": lambda one: one.look_up([(Stream(ADAPTER, (1,)), [2])]),
 }
 
 
@@ -161,7 +161,7 @@ def test_odd_replies(upstream: tuple[str, MadeUp]) -> None:
     url, made = upstream
     named = {"top_logprobs": [{"token_id:5": -0.5, "token_id:6": -9999.0}]}
     made.changed = {"logprobs": named}
-    found = asyncio.run(source(url).look_up(None, [([1], [5, 6])]))
+    found = asyncio.run(source(url).look_up([(Stream(None, (1,)), [5, 6])]))
     assert found == [{5: -0.5, 6: -math.inf}]  # which JSON does not have
     made.text = "<html></html>"
     with pytest.raises(ToolError, match="the server does not return JSON as vLLM does"):
@@ -184,10 +184,11 @@ def test_the_command(
     """From options to a page and the terminal."""
     html = tmp_path / "page.html"
     given = ("--url", upstream[0], "--adapter", ADAPTER, "--prompt", "ab", "--max-tokens", "4")
-    methods = ("--method", "cold:beta=2", "--method", "greedy")
-    assert run(parse(*given, *methods, "--html", str(html))) == 0
-    printed = " ".join(capsys.readouterr().out.split())
-    assert "cold, beta 2: against base model, weight -2 (2 tokens)" in printed
+    assert run(parse(*given, "--beta", "2", "--html", str(html))) == 0
+    shown = capsys.readouterr()
+    printed = " ".join(shown.out.split())
+    assert "CoLD (alpha 0.1): against base model, weight -2 (2 tokens)" in printed
+    assert "decoding with CoLD ..." in shown.err
     assert f"server at {upstream[0]}" in printed and f"page: {html}" in printed
     text = html.read_text(encoding="utf-8")
     assert text.count('role="option"') == 8 and text.count("Checked: each token is") == 2
@@ -201,25 +202,23 @@ def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -
     kinds = [event["event"] for event in events]
     assert kinds[0] == "start" and kinds[-1] == "report" and "status" in kinds
     first = next(i for i, event in enumerate(events) if event["event"] == "text")
-    assert {event["place"] for event in events[first : first + 9]} == {0, 1, 2}  # side by side
-    assert events[0]["html"].count('role="listbox"') == 3
+    assert {event["place"] for event in events[first : first + 6]} == {0, 1}  # side by side
+    assert events[0]["html"].count('role="listbox"') == 2
     assert 'role="option"' not in events[0]["html"]
-    methods = {"cold": asked(["ab"], preset="cold")}
-    methods["cold, beta 3"] = asked(["ab"], preset="cold", beta=3.0)
-    report = asyncio.run(collect.explain(source(url), methods, COLUMNS, max_tokens=6))
-    assert events[-1]["answers"] == json.loads(json.dumps(page.data(report)))
+    prompts = asked(["ab"], preset="cold", beta=3.0)
+    report = asyncio.run(collect.explain(source(url), prompts, "cold", max_tokens=6))
+    assert events[-1]["report"] == json.loads(report.model_dump_json())
     assert events[-1]["html"] == page.fragment(report)
 
 
 def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
     url, made = upstream
-    methods = ["cad", "grounded:alpha=0.2"]
-    events = ask(url, adapter="", system="s", context="<b>", methods=methods)
+    chat = {"system": "s", "context": "<b>"}
+    events = ask(url, **chat, adapter="", preset="grounded", alpha="0.2", beta="")
     assert events[-1]["event"] == "report", events[-1]
     html = events[-1]["html"]
-    assert "against base model reading the same conversation without tool" in html
-    assert "<del>&lt;b&gt;</del>" in html and "<b></" not in html
-    assert "<b>grounded, alpha 0.2</b>" in html
+    assert "<b>grounded</b> (alpha 0.2): against base model without tool, weight −0.25" in html
+    assert "<span>&lt;b&gt;</span>" in html and "<b></" not in html
     streamed = [body for _, body in made.bodies if body.get("stream")]
     given = [{"role": "system", "content": "s"}, {"role": "tool", "content": "<b>"}]
     given.append({"role": "user", "content": "ab"})
@@ -230,15 +229,14 @@ def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
     ("form", "said"),
     [
         ({"prompt": ""}, "prompt: String should have at least 1 character"),
-        ({"methods": ["greedy"]}, "--method=greedy: has nothing to compare with"),
-        ({"methods": ["cold:alpha=2"]}, "--alpha=2.0: must be a number in [0, 1]"),
-        ({"methods": []}, "methods: List should have at least 1 item"),
+        ({"alpha": "2"}, "--alpha=2.0: must be a number in [0, 1]"),
+        ({"beta": "much"}, "--beta='much': must be a number >= 0"),
         ({"adapter": "nobody"}, "--adapter=nobody: no such adapter on the server (loaded: "),
-        ({"adapter": ""}, "--prompt: nothing to contrast with: give --adapter"),
+        ({"adapter": "", "preset": ""}, "--prompt: nothing to contrast with: give --adapter"),
         ({"max_tokens": 0}, "--max-tokens=0: must be >= 1"),
         ({"max_tokens": 400}, "--max-tokens=400: the prompt 'ab' has 2 tokens; with the answer"),
-        ({"methods": ["cad"]}, "--preset='cad': contrasts with another prompt; say wh"),
-        ({"methods": ["cad"], "chat": True}, "--preset=cad: leaves tool out of a chat"),
+        ({"preset": "cad"}, "--preset='cad': contrasts with another prompt; say wh"),
+        ({"preset": "cad", "chat": True}, "--preset=cad: leaves tool out of a chat"),
         ({"more": 1}, "more: Extra inputs are not permitted"),
     ],
 )  # fmt: skip
@@ -271,14 +269,14 @@ def test_nothing_waits_for_a_silent_server(how: str, upstream: tuple[str, MadeUp
         with httpx.stream("POST", address, json=FORM, timeout=SOON) as reply:
             told = reply.iter_lines()  # without which the reply would be closed
             assert json.loads(next(told))["event"] == "start"
-            while sum(bool(body.get("stream")) for _, body in made.bodies) < 3:
+            while sum(bool(body.get("stream")) for _, body in made.bodies) < 2:
                 time.sleep(0.01)
             program.should_exit = how == "the program ends"
         if how == "the page is closed":
             made.delay = 0.05
             made.hold.set()  # the server goes on, and finds nobody there
             time.sleep(1.0)
-            assert made.sent < 3 * 6
+            assert made.sent < 2 * 6
     finally:
         program.should_exit = True
         thread.join(SOON)
@@ -336,12 +334,10 @@ def test_what_the_form_starts_with(upstream: tuple[str, MadeUp]) -> None:
     # A browser refuses what is above a limit of the field.
     shown = page.render_live(**started("--max-tokens", "8000"))
     assert 'name="max_tokens" type="number" min="1" value="8000"' in shown
-    plain = started()
-    assert plain["methods"] == ["greedy", "cold", ""]
-    assert plain["adapters"] == [ADAPTER, "other"]
-    found = started("--method", "cad:alpha=0.2", "--method", "greedy")["methods"]
-    assert found == ["cad:alpha=0.2", "greedy", ""]
-    assert started("--preset", "cfg")["methods"] == ["greedy", "cfg", ""]
+    assert started()["adapters"] == [ADAPTER, "other"]
+    shown = page.render_live(**started("--preset", "cfg", "--alpha", "0.2"))
+    assert re.search(r"<option [^>]*selected>cfg</option>", shown)
+    assert 'name="alpha" value="0.2"' in shown and 'name="beta" value=""' in shown
 
 
 def test_what_cannot_be_served(upstream: tuple[str, MadeUp]) -> None:

@@ -25,8 +25,6 @@ examples:
                            --prompts prompts.jsonl --chat
   what a prompt did:   vllm-cold explain --model MODEL --prompts chats.jsonl \\
                            --without system --preset cfg
-  side by side:        vllm-cold explain --model MODEL --prompts chats.jsonl --without system \\
-                           --method greedy --method cfg --method cold:alpha=0.02,beta=1
   while it decodes:    vllm-cold explain --serve --url http://localhost:8000 --adapter sql"""
 
 
@@ -87,13 +85,6 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add_options(group)
 
     cold = parser.add_argument_group("Contrastive LoRA Decoding").add_argument
-    cold(
-        "--method",
-        metavar="NAME",
-        action="append",
-        help="put this beside others: greedy, or a preset, with values of its own as in "
-        "cold:alpha=0.02,beta=1; up to three times",
-    )
     for name, knob in KNOBS.items():
         cold(option_of(name), type=partial(read, name), help=knob.about)
     cold("--preset", help=CONTRAST["preset"].about)

@@ -16,7 +16,9 @@ import torch
 
 from vllm_cold.method.settings import ColdSettings, Weight
 from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
-from vllm_cold.tools.explain.trace import Candidate, Row, Step
+from vllm_cold.tools.explain import visible
+from vllm_cold.tools.explain.record import Candidate, Step
+from vllm_cold.tools.explain.source import Logprob, Row
 
 MOST = 64  # candidates of a step that are kept, and the winner, greedy's and the engine's
 
@@ -81,7 +83,8 @@ def make_step(
     vocab_size: int | None,
     settings: ColdSettings,
     listed: Iterable[int],
-    told: int | None = None,
+    method: str = "CoLD",
+    greedy_answer: bool = False,
 ) -> Step:
     """The account of one position.
 
@@ -95,7 +98,8 @@ def make_step(
         vocab_size: See ``valid_tokens``.
         settings: CoLD's.
         listed: Ids to list beside the valid ones.
-        told: The id that the engine takes here with CoLD, None if it was not asked.
+        method: What the method is called.
+        greedy_answer: Whether ``token`` is of the expert's own answer.
     """
     expert = rows[0]
     valid, complete = valid_tokens(expert, known, vocab_size, settings)
@@ -103,61 +107,66 @@ def make_step(
     ids = sorted(valid.union(listed, best, [token]))  # argmax takes the lowest id among equals
     tensors = [torch.tensor([r[t].value for t in ids], dtype=torch.float64) for r in rows]
     # The valid tokens are known already, with a cap among tokens that are not listed here.
-    is_valid = torch.tensor([t in valid for t in ids])
-    scored = torch.where(is_valid, tensors[0], -math.inf)
-    own = [
-        None
-        if one.adaptive and one.weight and not complete
-        else adaptive_weight(scored, row, -math.inf, one.weight)
-        if one.adaptive
-        else one.weight
-        for one, row in zip(weights, tensors[1:], strict=True)
-    ]
-    certain = [weight for weight in own if weight is not None]
-    scores: list[float] | None = None
-    winner, proved = told, False
-    if len(certain) == len(own):
-        scores = group_scores(scored, tensors[1:], -math.inf, certain).tolist()
-        first = ids[max(range(len(ids)), key=scores.__getitem__)]
-        proved = complete
-        # What the engine told is its word, unless a listed token is better for certain.
-        cut = told in expert and told not in valid
-        beaten = told in valid and scores[ids.index(told)] < max(scores)
-        if proved or (told is not None and (cut or beaten)):
-            winner = first
+    scored = torch.where(torch.tensor([t in valid for t in ids]), tensors[0], -math.inf)
     greedy = ids[int(tensors[0].argmax())]
-    candidates = [
-        Candidate(
-            t,
-            next((row[t].text for row in rows if row[t].text), ""),
-            expert[t].value,
-            tuple(row[t].value for row in rows[1:]),
-            None if scores is None or t not in valid else scores[i],
-            t in valid,
+    adaptive = any(one.adaptive for one in weights)
+    own: list[float | None] = [None if one.adaptive else one.weight for one in weights]
+    scores: dict[int, float] = {}
+    if complete or not adaptive:
+        certain = [
+            adaptive_weight(scored, row, -math.inf, one.weight) if one.adaptive else one.weight
+            for one, row in zip(weights, tensors[1:], strict=True)
+        ]
+        found = group_scores(scored, tensors[1:], -math.inf, certain).tolist()
+        own, scores = [*certain], dict(zip(ids, found, strict=True))
+    winner = None if greedy_answer else token  # the engine's word, where no number says more
+    if scores:
+        first = max(ids, key=scores.__getitem__)
+        if complete or (winner is not None and scores[first] > scores[token]):
+            winner = first
+    expected = greedy if greedy_answer else winner
+    wrong, margin = expected not in (None, token), None
+    if wrong and expected is not None:
+        margin = (
+            expert[expected].value - expert[token].value
+            if greedy_answer
+            else scores[expected] - scores[token]
         )
-        for i, t in enumerate(ids)
-    ]
-    candidates.sort(key=_order)
-    kept = candidates[:MOST]
-    kept += [c for c in candidates[MOST:] if c.token in (winner, greedy, token)]
-    values = [[c.expert for c in candidates], *zip(*(c.amateurs for c in candidates), strict=True)]
+    takers = {method: winner, "greedy": greedy, "engine": token if wrong else None}
+
+    def candidate(t: int) -> Candidate:
+        score = scores.get(t, -math.inf)
+        return Candidate(
+            token=t,
+            text=visible.alone(next((row[t].text for row in rows if row[t].text), ""), t),
+            expert=_share(expert[t]),
+            amateurs=tuple(_share(row[t]) for row in rows[1:]),
+            score=score if math.isfinite(score) else None,
+            valid=t in valid,
+            taken_by=tuple(name for name, taken in takers.items() if taken == t),
+        )
+
+    ids.sort(key=lambda t: (t not in valid, -scores.get(t, 0.0), -expert[t].value, t))
+    values = [[row[t].value for t in ids] for row in rows]
     return Step(
         token=token,
         text=text,
-        candidates=tuple(kept),
+        candidates=tuple(
+            candidate(t) for i, t in enumerate(ids) if i < MOST or t in (winner, greedy, token)
+        ),
         valid_size=len(valid),
         complete=complete,
         divergences=tuple(divergence_bits(values[0], one) for one in values[1:]),
         greedy=greedy,
         winner=winner,
-        told=winner is not None and not proved,
-        weights=tuple(own),
+        weights=tuple(own) if adaptive else (),
+        wrong=wrong,
+        margin=margin if margin is not None and math.isfinite(margin) else None,
     )
 
 
-def _order(candidate: Candidate) -> tuple[bool, float, int]:
-    value = candidate.expert if candidate.score is None else candidate.score
-    return not candidate.valid, -value, candidate.token
+def _share(one: Logprob) -> float:
+    return min(1.0, math.exp(one.value))
 
 
 def spread(text: str, pieces: Sequence[str]) -> list[str]:

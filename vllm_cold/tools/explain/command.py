@@ -6,14 +6,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager, closing, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
-from rich.spinner import Spinner
 
 from vllm_cold.method.amateurs import read_prompt
 from vllm_cold.method.settings import KNOBS, PREFIX, ColdError
@@ -21,18 +20,10 @@ from vllm_cold.tools.adapters import read_adapters
 from vllm_cold.tools.contrast import option_args, refuse_equal
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
-from vllm_cold.tools.explain.prompts import (
-    DEFAULT,
-    Asked,
-    Methods,
-    Row,
-    ask,
-    read_methods,
-    read_prompts,
-)
+from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
+from vllm_cold.tools.explain.record import Report
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.source import Source
-from vllm_cold.tools.explain.trace import Report
 from vllm_cold.tools.interrupts import kept_interrupts
 from vllm_cold.tools.server import Server, check_options
 
@@ -46,58 +37,39 @@ def check_length(options: argparse.Namespace) -> None:
         raise ToolError(f"--max-tokens={options.max_tokens}: must be >= 1")
 
 
-def methods_of(options: argparse.Namespace) -> Methods:
-    """What stands side by side: one method and greedy decoding, if nobody says."""
-    if options.method is None:
-        return DEFAULT
-    if options.preset is not None:
-        raise ToolError(f"--preset={options.preset}: --method names presets; leave one of them out")
-    return read_methods(options.method)
-
-
-def ask_all(
-    options: argparse.Namespace, methods: Methods, rows: Sequence[Row] | None = None
-) -> dict[str, list[Asked]]:
-    """The prompts with what each method contrasts them with, by its name.
+def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> list[Asked]:
+    """The prompts with what they are contrasted with.
 
     Args:
         options: The options.
-        methods: See ``methods_of``.
         rows: The prompts; those of the options if they are left out.
 
     Raises:
         ToolError: names the option, or the file and the line.
     """
-    if rows is None:
-        if options.prompts is not None:
-            rows = read_prompts(options.prompts)
-        else:
-            try:
-                read_prompt("--prompt", options.prompt)
-            except ColdError as error:
-                raise ToolError(str(error)) from None
-            rows = [Row(options.prompt, {})]
+    if rows is None and options.prompts is not None:
+        rows = read_prompts(options.prompts)
+    elif rows is None:
+        try:
+            read_prompt("--prompt", options.prompt)
+        except ColdError as error:
+            raise ToolError(str(error)) from None
+        rows = [Row(options.prompt, {})]
     named: dict[str, str] = {}
     if options.url is None and (paths := amateur_paths(options)):
         adapters = read_adapters(options.adapter, paths)[-len(paths) :]
         named = {path: one.name for path, one in zip(paths, adapters, strict=True)}
-    common = option_args(options, named)
+    args = option_args(options, named)
     for name in (*KNOBS, "preset"):
         if (value := getattr(options, name)) is not None:
-            common[PREFIX + name] = value
-    return {
-        name: [_ask(row, {**common, **args}, options) for row in rows]
-        for name, args in methods.args.items()
-    }
-
-
-def _ask(row: Row, args: Mapping[str, Any], options: argparse.Namespace) -> Asked:
-    asked = ask(row, args, options.chat)
-    for one in asked.contrast.amateurs:
-        same = one.adapter in (None, options.model)
-        if options.adapter is None and one.source is None and same:
-            refuse_equal(row.where or "--prompt")
-    return asked
+            args[PREFIX + name] = value
+    found = [ask(row, args, options.chat) for row in rows]
+    for asked in found:
+        for one in asked.contrast.amateurs:
+            same = one.adapter in (None, options.model)
+            if options.adapter is None and one.source is None and same:
+                refuse_equal(asked.row.where or "--prompt")
+    return found
 
 
 def amateur_paths(options: argparse.Namespace) -> list[str]:
@@ -107,10 +79,8 @@ def amateur_paths(options: argparse.Namespace) -> list[str]:
 
 def check_page(path: Path) -> None:
     """Refuse a page that cannot be written, before an engine is started for it."""
-    if not path.absolute().parent.is_dir():
-        raise ToolError(f"--html={path}: no such folder; make it first")
     if path.is_dir() or not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise ToolError(f"--html={path}: cannot be written; name another file")
+        raise ToolError(f"--html={path}: cannot be written; name a file in a folder that is there")
 
 
 def open_server(options: argparse.Namespace) -> Server:
@@ -125,10 +95,9 @@ def open_server(options: argparse.Namespace) -> Server:
     )
 
 
-def explain(options: argparse.Namespace, status: Spinner) -> Report:
+def explain(options: argparse.Namespace) -> Report:
     """Ask the engine or the server that the options name."""
-    methods = methods_of(options)
-    asked = ask_all(options, methods)
+    asked = ask_all(options)
     check_page(options.html)
 
     async def ask(source: Source, client: AbstractAsyncContextManager[Any]) -> Report:
@@ -136,9 +105,9 @@ def explain(options: argparse.Namespace, status: Spinner) -> Report:
             return await collect.explain(
                 source,
                 asked,
-                methods.columns,
+                options.preset or "CoLD",
                 max_tokens=options.max_tokens,
-                progress=lambda text: status.update(text=text),
+                progress=_tell,
             )
 
     # With kept_interrupts, as asyncio's own would wait for an engine.
@@ -149,30 +118,22 @@ def explain(options: argparse.Namespace, status: Spinner) -> Report:
         raise ToolError("--model is missing: name the base model, or a server with --url")
     from vllm_cold.tools.explain.offline import OfflineSource
 
+    _tell("starting the engine")
     engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
     source = OfflineSource(options.model, options.adapter, amateur_paths(options), **engine)
     with closing(source), kept_interrupts():
         return asyncio.run(ask(source, nullcontext()))
 
 
+def _tell(text: str) -> None:
+    print(f"{text} ...", file=sys.stderr, flush=True)
+
+
 def run(options: argparse.Namespace) -> int:
     """Explain; returns the exit status."""
     check_options(options, ENGINE_OPTIONS)
     check_length(options)
-    # On a file of its own, and without rich's hand on sys.stderr: while vLLM starts, nothing else
-    # that is written there reaches the screen.
-    status = Spinner("dots", "starting")
-    with (
-        os.fdopen(os.dup(2), "w") as stderr,
-        Live(
-            status,
-            console=Console(file=stderr),
-            transient=True,
-            redirect_stdout=False,
-            redirect_stderr=False,
-        ),
-    ):
-        report = explain(options, status)
+    report = explain(options)
     try:
         options.html.write_text(page.render(report), encoding="utf-8")
     except OSError as error:

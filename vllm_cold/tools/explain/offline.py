@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_cold.tools.adapters import engine_arguments, read_adapters, read_model
-from vllm_cold.tools.contrast import Content
+from vllm_cold.tools.contrast import Content, Stream
 from vllm_cold.tools.engine import (
     cold_params,
     engine_errors,
@@ -18,8 +18,8 @@ from vllm_cold.tools.engine import (
     start_llm,
 )
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.explain.source import Decoded, Read, make_row
-from vllm_cold.tools.explain.trace import Row
+from vllm_cold.tools.explain.prompts import Asked
+from vllm_cold.tools.explain.source import Decoded, Row, make_row
 
 # Enough for any valid set that a page can show.
 LARGEST_TOP = 1024
@@ -93,13 +93,15 @@ class OfflineSource:
         """See ``Source``."""
         return self._make(field, reads)
 
-    async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
+    async def decode(
+        self, prompts: Sequence[Asked], greedy: bool, max_tokens: int
+    ) -> list[Decoded]:
         """See ``Source``."""
         params = [
             _plain(max_tokens=max_tokens)
             if greedy
             else cold_params(
-                one.asked.contrast,
+                one.contrast,
                 one.streams,
                 self._adapters,
                 temperature=0.0,
@@ -107,18 +109,16 @@ class OfflineSource:
             )
             for one in prompts
         ]
-        found = self._generate([one.streams[0].ids for one in prompts], params, self.expert)
+        found = self._generate([one.streams[0] for one in prompts], params)
         outputs = [one.outputs[0] for one in found]
         for output in outputs:
             if output.finish_reason not in ("stop", "length"):
                 raise ToolError(f"vLLM ended an answer early: {output.stop_reason}")
         return [Decoded(tuple(o.token_ids), o.text, o.finish_reason) for o in outputs]
 
-    async def score(
-        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
-    ) -> list[list[Row]]:
+    async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
         """See ``Source``."""
-        outputs = self._generate(texts, _plain(max_tokens=1, prompt_logprobs=top), adapter)
+        outputs = self._generate(texts, _plain(max_tokens=1, prompt_logprobs=top))
         return [
             [
                 make_row({t: (one.logprob, one.decoded_token) for t, one in row.items()})
@@ -132,26 +132,24 @@ class OfflineSource:
         return min(LARGEST_TOP, self.vocab_size or LARGEST_TOP)
 
     async def look_up(
-        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, asked: Sequence[tuple[Stream, Sequence[int]]]
     ) -> list[Mapping[int, float]]:
         """See ``Source``."""
         params = [_plain(max_tokens=1, logprob_token_ids=list(ids)) for _, ids in asked]
-        outputs = self._generate([text for text, _ in asked], params, adapter)
+        outputs = self._generate([text for text, _ in asked], params)
         return [
             {token: entry.logprob for token, entry in output.outputs[0].logprobs[0].items()}
             for output in outputs
         ]
 
-    def _generate(
-        self, texts: Sequence[Sequence[int]], params: Any, adapter: str | None
-    ) -> list[Any]:
+    def _generate(self, texts: Sequence[Stream], params: Any) -> list[Any]:
         if not texts:
             return []
-        prompts = [{"prompt_token_ids": list(text)} for text in texts]
-        lora = None if adapter is None else self._adapters[adapter]
+        prompts = [{"prompt_token_ids": list(text.ids)} for text in texts]
+        loras = [text.adapter and self._adapters[text.adapter] for text in texts]
         try:
             with engine_errors():
-                found = self.llm.generate(prompts, params, lora_request=lora, use_tqdm=False)
+                found = self.llm.generate(prompts, params, lora_request=loras, use_tqdm=False)
         except ValueError as error:  # CoLD or vLLM refuses the request and says why
             raise ToolError(str(error)) from error
         return list(found)

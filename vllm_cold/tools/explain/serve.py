@@ -12,7 +12,7 @@ import copy
 import ipaddress
 import json
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from vllm_cold.method.presets import PRESETS
+from vllm_cold.method.settings import KNOBS, read
 from vllm_cold.tools.address import is_loopback
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, visible
@@ -35,13 +36,12 @@ from vllm_cold.tools.explain.command import (
     ENGINE_OPTIONS,
     ask_all,
     check_length,
-    methods_of,
     open_server,
 )
-from vllm_cold.tools.explain.prompts import MAX_COLUMNS, Column, Row
-from vllm_cold.tools.explain.server import ServerSource, joined
-from vllm_cold.tools.explain.source import Decoded, Read, side_by_side
-from vllm_cold.tools.explain.trace import GREEDY, Answer
+from vllm_cold.tools.explain.prompts import Row
+from vllm_cold.tools.explain.record import Answer, Report
+from vllm_cold.tools.explain.server import ServerSource
+from vllm_cold.tools.explain.source import Decoded, side_by_side
 from vllm_cold.tools.server import Server, check_options
 
 Events = asyncio.Queue[dict[str, Any] | None]
@@ -63,8 +63,12 @@ class _Form(BaseModel):
     chat: bool = False
     adapter: str = ""
     without: str = ""
-    methods: Annotated[list[str], Field(min_length=1, max_length=MAX_COLUMNS)]
     max_tokens: int
+    preset: str = ""
+    alpha: str = ""
+    beta: str = ""
+    beta_max: str = ""
+    expert_top_k: str = ""
 
     @property
     def row(self) -> Row:
@@ -80,7 +84,10 @@ class _Form(BaseModel):
         found.adapter, found.chat = self.adapter or None, self.chat
         found.without = [self.without] if self.without else None
         found.max_tokens = self.max_tokens
-        found.method, found.preset = self.methods, None  # which a method is
+        found.preset = self.preset or None
+        for name in KNOBS:
+            text = getattr(self, name)
+            setattr(found, name, read(name, text) if text else None)
         return found
 
 
@@ -88,6 +95,7 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
     """Tell what the page is told: "start" with empty answers, "text" of them, "status" in words,
     and "report" with all that is known; or "error" with a sentence.
     """
+    tell = events.put_nowait
     try:
         try:
             form = _Form.model_validate_json(body)
@@ -96,43 +104,34 @@ async def _work(server: Server, options: argparse.Namespace, body: bytes, events
             raise ToolError(f"{where or 'form'}: {error.errors()[0]['msg']}") from error
         given = form.on(options)
         check_length(given)
-        methods = methods_of(given)
-        asked = ask_all(given, methods, [form.row])
+        method = given.preset or "CoLD"
         source = ServerSource(server, given.adapter)
-        reads = await collect.read_all(source, asked, given.max_tokens)
-        prompts = [those[0] for those in reads.values()]
-        empty = [[Answer(column.method, column.greedy) for column in methods.columns]]
-        shown = page.fragment(collect.make_report(source, reads, empty))
-        steps: list[Any] = [{"steps": []}] * len(methods.columns)
-        events.put_nowait({"event": "start", "html": shown, "answers": steps})
+        prompts = await collect.read_all(source, ask_all(given, [form.row]), given.max_tokens)
+        empty = (Answer(title=method, greedy=False), Answer(title="Greedy", greedy=True))
+        tell(_shown("start", collect.make_report(source, prompts, method, [empty])))
 
-        async def follow(place: int, column: Column, read: Read) -> list[Decoded]:
-            found = []
-            async for part in source.stream(read, column.greedy, given.max_tokens):
-                found.append(part)
-                if part.text:
-                    text = visible.in_text(part.text, 0)
-                    events.put_nowait({"event": "text", "place": place, "text": text})
-            return [joined(found)]
+        def follow(place: int, greedy: bool) -> Awaitable[Decoded]:
+            def told(text: str) -> None:
+                tell({"event": "text", "place": place, "text": visible.in_text(text, 0)})
 
-        answers = await side_by_side(
-            follow(place, column, prompts[column.method])
-            for place, column in enumerate(methods.columns)
-        )
-        report = await collect.account_for(
-            source,
-            reads,
-            methods.columns,
-            answers,
-            lambda text: events.put_nowait({"event": "status", "text": f"{text} …"}),
-        )
-        events.put_nowait(
-            {"event": "report", "html": page.fragment(report), "answers": page.data(report)}
-        )
+            return source.answer(prompts[0], greedy, given.max_tokens, told)
+
+        cold, greedy = await side_by_side((follow(0, False), follow(1, True)))
+        tell({"event": "status", "text": "asking for probabilities …"})
+        report = await collect.account_for(source, prompts, method, ([cold], [greedy]))
+        tell(_shown("report", report))
     except ToolError as error:
-        events.put_nowait({"event": "error", "text": str(error)})
+        tell({"event": "error", "text": str(error)})
     finally:
         events.put_nowait(None)
+
+
+def _shown(event: str, report: Report) -> dict[str, Any]:
+    return {
+        "event": event,
+        "html": page.fragment(report),
+        "report": report.model_dump(mode="json"),
+    }
 
 
 async def _lines(server: Server, options: argparse.Namespace, body: bytes) -> AsyncIterator[str]:
@@ -191,13 +190,13 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
 
 def _start(options: argparse.Namespace, server: Server) -> dict[str, Any]:
     """What the form shows before anything is typed in."""
-    methods = [*(options.method or [GREEDY, options.preset or "cold"]), *[""] * MAX_COLUMNS]
     return {
         "model": server.base,
         "adapters": server.loaded,
         "server": server.root,
-        "methods": methods[:MAX_COLUMNS],
         "presets": {name: preset.about for name, preset in PRESETS.items()},
+        "preset": options.preset,
+        "knobs": {name: (knob.about, getattr(options, name)) for name, knob in KNOBS.items()},
         "adapter": options.adapter,
         "chat": options.chat,
         "without": (options.without or [""])[0],
@@ -211,7 +210,6 @@ def run(options: argparse.Namespace) -> int:
         raise ToolError("--serve: asks a running server; name it with --url")
     check_options(options, ENGINE_OPTIONS)
     check_length(options)
-    methods_of(options)
     if len(options.without or ()) > 1:
         raise ToolError("--without: the page has a field for one; give it once")
     server = open_server(options)

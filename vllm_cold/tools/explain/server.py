@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import httpx
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
 from vllm_cold.method.settings import PREFIX
-from vllm_cold.tools.contrast import Content, expert_reads, request_args
+from vllm_cold.tools.contrast import Content, Stream, expert_reads, request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
-from vllm_cold.tools.explain.source import Decoded, Read, make_row, side_by_side
-from vllm_cold.tools.explain.trace import Row
+from vllm_cold.tools.explain.source import Decoded, Row, make_row, side_by_side
 from vllm_cold.tools.server import Server, check_adapter
 
 WANTED_TOP = 256  # asked for where 20, vLLM's default for --max-logprobs, are not enough
@@ -126,23 +125,35 @@ class ServerSource:
         found = reply.prompt_token_ids or choice.prompt_token_ids
         return self._need(found, "choices.0.prompt_token_ids")
 
-    async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
+    async def decode(
+        self, prompts: Sequence[Asked], greedy: bool, max_tokens: int
+    ) -> list[Decoded]:
         """See ``Source``. Each prompt is sent as it was given, with the amateurs' keys."""
+        return await side_by_side(self.answer(one, greedy, max_tokens) for one in prompts)
 
-        async def whole(prompt: Read) -> Decoded:
-            return joined([part async for part in self.stream(prompt, greedy, max_tokens)])
+    async def answer(
+        self,
+        prompt: Asked,
+        greedy: bool,
+        max_tokens: int,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> Decoded:
+        """An answer; ``tell`` is given its text piece by piece, while it is decoded."""
+        tokens: list[int] = []
+        texts: list[str] = []
+        reason = ""
+        async for part in self._stream(prompt, greedy, max_tokens):
+            tokens += part.tokens
+            texts.append(part.text)
+            reason = part.finish_reason or reason
+            if part.text:
+                tell(part.text)
+        return Decoded(tuple(tokens), "".join(texts), reason)
 
-        return await side_by_side(map(whole, prompts))
-
-    async def stream(self, prompt: Read, greedy: bool, max_tokens: int) -> AsyncIterator[Decoded]:
-        """An answer while it is decoded; see ``decode``.
-
-        Yields:
-            What is new; ``finish_reason`` is "" in all but the last.
-        """
-        asked = prompt.asked
-        reads = expert_reads(asked.row.prompt, asked.chat)
-        xargs = {"cold": 0} if greedy else self.xargs(asked)
+    async def _stream(self, prompt: Asked, greedy: bool, max_tokens: int) -> AsyncIterator[Decoded]:
+        """What is new of an answer; ``finish_reason`` is "" in all but the last."""
+        reads = expert_reads(prompt.row.prompt, prompt.chat)
+        xargs = {"cold": 0} if greedy else self.xargs(prompt)
         body = self._body(reads.value, self.expert, xargs)
         chat = "messages" in body
         api: Any = self._server.client.chat.completions if chat else self._server.client.completions
@@ -167,7 +178,7 @@ class ServerSource:
         if tuple(self._need(ids, "choices.0.prompt_token_ids")) != prompt.streams[0].ids:
             raise ToolError(
                 f"--url={self._server._url}: the server reads the prompt "
-                f"{asked.row.pieces[0].text[:40]!r} in another way each time, so its "
+                f"{prompt.row.start!r} in another way each time, so its "
                 "probabilities cannot be asked for"
             )
 
@@ -179,13 +190,11 @@ class ServerSource:
             del knobs[PREFIX + "beta"]  # which no amateur uses
         return request_args({**knobs, **asked.args}, self.model)
 
-    async def score(
-        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
-    ) -> list[list[Row]]:
+    async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
         """See ``Source``."""
 
-        async def one(text: Sequence[int]) -> list[Row]:
-            choice, _ = await self._ask(list(text), adapter, prompt_logprobs=top)
+        async def one(text: Stream) -> list[Row]:
+            choice, _ = await self._ask(list(text.ids), text.adapter, prompt_logprobs=top)
             rows = self._need(choice.prompt_logprobs, "choices.0.prompt_logprobs")
             return [
                 make_row({t: (e.logprob, e.decoded_token) for t, e in (row or {}).items()})
@@ -199,7 +208,7 @@ class ServerSource:
         if self._largest_top is None:
             self._largest_top = WANTED_TOP
             try:
-                await self.score(self.expert, [[0, 0]], WANTED_TOP)
+                await self.score([Stream(self.expert, (0, 0))], WANTED_TOP)
             except ToolError as error:
                 limit = re.search(r"greater than max allowed: (\d+)", str(error))
                 if limit is None:
@@ -208,14 +217,14 @@ class ServerSource:
         return self._largest_top
 
     async def look_up(
-        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, asked: Sequence[tuple[Stream, Sequence[int]]]
     ) -> list[Mapping[int, float]]:
         """See ``Source``."""
 
-        async def one(text: Sequence[int], ids: Sequence[int]) -> Mapping[int, float]:
+        async def one(text: Stream, ids: Sequence[int]) -> Mapping[int, float]:
             choice, _ = await self._ask(
-                list(text),
-                adapter,
+                list(text.ids),
+                text.adapter,
                 logprobs=1,
                 logprob_token_ids=list(ids),
                 return_tokens_as_token_ids=True,
@@ -227,12 +236,3 @@ class ServerSource:
             return found
 
         return await side_by_side(one(text, ids) for text, ids in asked)
-
-
-def joined(parts: Sequence[Decoded]) -> Decoded:
-    """One answer of its parts."""
-    return Decoded(
-        tuple(token for part in parts for token in part.tokens),
-        "".join(part.text for part in parts),
-        next((part.finish_reason for part in parts if part.finish_reason), ""),
-    )

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, TypeVar
 
 from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.contrast import Content, Stream, amateur_reads, expert_reads, make_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
-from vllm_cold.tools.explain.trace import Logprob, Row
 
 # vLLM's MAX_LOGPROB_TOKEN_IDS: how many tokens one request can name.
 MAX_NAMED = 128
@@ -24,12 +23,15 @@ AT_ONCE = 32  # requests; a server works on them side by side
 _T = TypeVar("_T")
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
-    """A prompt as its streams read it: the expert's, then its amateurs'."""
+class Logprob(NamedTuple):
+    """ln of a probability, and the token decoded alone; "" for a part of a character."""
 
-    asked: Asked
-    streams: tuple[Stream, ...]
+    value: float
+    text: str = ""
+
+
+Row = dict[int, Logprob]
+"""One stream's distribution at one position, as far as it is known: by token id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,30 +69,29 @@ class Source(Protocol):
     async def tokens(self, field: str, reads: Content) -> Sequence[int]:
         """The token ids of what a stream reads; may raise ColdError, which names ``field``."""
 
-    async def decode(self, prompts: Sequence[Read], greedy: bool, max_tokens: int) -> list[Decoded]:
+    async def decode(
+        self, prompts: Sequence[Asked], greedy: bool, max_tokens: int
+    ) -> list[Decoded]:
         """The answers with CoLD, or the expert's greedy ones."""
 
-    async def score(
-        self, adapter: str | None, texts: Sequence[Sequence[int]], top: int
-    ) -> list[list[Row]]:
-        """``prompt_logprobs`` of texts of token ids under an adapter, None for the base model: for
-        each position but the first the ``top`` most probable tokens and the one that is there. Row
-        i is about what follows the first i + 1 tokens.
+    async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
+        """``prompt_logprobs``: for each position but the first the ``top`` most probable tokens and
+        the one that is there. Row i is about what follows the first i + 1 tokens.
         """
 
     async def largest_top(self) -> int:
         """The largest ``top`` that is allowed."""
 
     async def look_up(
-        self, adapter: str | None, asked: Sequence[tuple[Sequence[int], Sequence[int]]]
+        self, asked: Sequence[tuple[Stream, Sequence[int]]]
     ) -> list[Mapping[int, float]]:
-        """ln-probabilities by id, of the up to ``MAX_NAMED`` ids that are named beside each text's
-        ids, as what might follow it.
+        """ln-probabilities by id, of the up to ``MAX_NAMED`` ids that are named beside each text,
+        as what might follow it.
         """
 
 
-async def read(source: Source, asked: Asked) -> Read:
-    """A prompt as its streams read it.
+async def read(source: Source, asked: Asked) -> Asked:
+    """A prompt with its streams.
 
     Raises:
         ToolError: one cannot be made, or an amateur reads what its expert does.
@@ -105,7 +106,12 @@ async def read(source: Source, asked: Asked) -> Read:
         streams = make_streams(amateurs, own, ids, source.expert, source.base, source.loaded)
     except ColdError as error:
         raise row.refusal(error) from error
-    return Read(asked, streams)
+    return replace(asked, streams=streams)
+
+
+def after(stream: Stream, tokens: Sequence[int]) -> Stream:
+    """A stream that has read the beginning of an answer, too."""
+    return replace(stream, ids=(*stream.ids, *tokens))
 
 
 async def side_by_side(questions: Iterable[Awaitable[_T]]) -> list[_T]:
