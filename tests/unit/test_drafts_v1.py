@@ -7,6 +7,7 @@ for each in turn with the tokens before it, says what it is.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -434,3 +435,20 @@ def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) 
     with pytest.raises(ValueError, match=logits_processor.STR_POOLING_REJECTS_LOGITSPROCS):
         make(config, CPU, False, True, ["other:Processor", drafts_v1.PROCESSOR])
     assert [type(p) for p in make(config, CPU, False, False).all] == [MinTokensLogitsProcessor]
+
+
+def test_it_is_wrapped_wherever_a_runner_has_it_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runner's module that was loaded before the plugin has vLLM's under a name of its own."""
+    runner = "vllm.v1.worker.gpu_model_runner"
+    monkeypatch.delitem(sys.modules, runner, raising=False)
+    (place,) = drafts_v1.builders()
+    assert place.problem() is None
+    monkeypatch.setitem(
+        sys.modules,
+        runner,
+        SimpleNamespace(build_logitsprocs=place._find()[2]),  # type: ignore[arg-type]
+    )
+    places = drafts_v1.builders()
+    assert [p.where for p in places] == [
+        "vllm.v1.sample.logits_processor:build_logitsprocs", f"{runner}:build_logitsprocs"
+    ]  # fmt: skip

@@ -87,6 +87,14 @@ def test_loader_accepts_it() -> None:
     assert [type(p) for p in built] == [ColdLogitsProcessorV2]
 
 
+def test_only_streams_are_claimed() -> None:
+    processor = make()
+    assert processor.add_request(0, params("x", 0)) is True
+    assert processor.add_request(1, params("x", 1)) is False
+    assert processor.add_request(2, PLAIN) is False
+    assert processor.add_request(3, SamplingParams(extra_args={"cold": 0})) is False
+
+
 @pytest.mark.parametrize("slots", [[1], [0, 1], [0, 2], [2, 0], [3]])
 def test_without_a_complete_group_logits_are_not_looked_at(slots: list[int]) -> None:
     """But for their number: everything is decided on the host."""
