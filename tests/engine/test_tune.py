@@ -244,21 +244,25 @@ def test_a_gain_is_found_over_an_interruption_and_its_line_serves_what_was_measu
         # Asked by the command of the page, the server gives what the engine gave, whatever its
         # default.
         monkeypatch.chdir(tmp_path)
-        words = page("tune-url", ("http://localhost:8000", server.url), (" sql ", " one "))
+        words = page(
+            block("docs/tuning.md", "tune-url"),
+            ("http://localhost:8000", server.url),
+            (" sql ", " one "),
+        )
         words += ["--match", "exact", *GRID_OPTIONS, "--max-tokens", str(MAX_TOKENS)]
         assert main([*words, "--concurrency", "8", "--output", "asked"]) == 0
         check_outputs(tmp_path / "asked", case)
         assert report(tmp_path / "asked")["run"]["server"] == server.url
 
 
-def page(name: str, *replaced: tuple[str, str]) -> list[str]:
+def page(command: str, *replaced: tuple[str, str]) -> list[str]:
     """A command of the page, without its first word."""
-    text = block("docs/tuning.md", name).replace("\\\n", " ")
+    text = command.replace("\\\n", " ")
     for old, new in replaced:
         assert old in text
         text = text.replace(old, new)
-    command, *words = shlex.split(text)
-    assert command == "vllm-cold"
+    program, *words = shlex.split(text)
+    assert program == "vllm-cold"
     return words
 
 
@@ -268,10 +272,10 @@ def test_the_commands_of_the_page(
     """As a reader types them, in a folder with a file of problems."""
     monkeypatch.chdir(tmp_path)
 
-    def run(name: str) -> dict[str, Any]:
+    def run(name: str, command: str) -> dict[str, Any]:
         """The report of a command of the page, which finds no gain."""
         folders = [('"$MODEL"', str(tiny / "model")), ('"$ADAPTER"', str(tiny / "one"))]
-        words = page(name, *folders[: 1 if name == "tune-prompts" else 2])
+        words = page(command, *folders[: 1 if name == "tune-prompts" else 2])
         assert main([*words, "--output", name]) == 1
         return report(tmp_path / name)
 
@@ -282,12 +286,12 @@ def test_the_commands_of_the_page(
     _write(tmp_path / "chats.jsonl", rows)
     (tmp_path / "scoring.py").write_text(block("docs/tuning.md", "tune-scoring"))
 
-    found = run("tune")
+    found = run("tune", block("docs/tuning.md", "tune"))
     assert found["run"]["match"] == "number" and len(found["settings"]) == 9
-    found = run("tune-prompts")
+    found = run("tune-prompts", block("docs/tuning.md", "tune-prompts"))
     assert [row["setting"]["preset"] for row in found["settings"]] == ["cfg", "adacad"]
     assert found["run"]["contrast"] == {"cold_without": "system"}
     assert "enable_lora" not in starts[-1] and "--enable-lora" not in found["serve"]
-    found = run("tune-callable")
+    found = run("tune-callable", block("docs/tuning.md", "tune-callable"))
     assert found["run"]["match"] == "scoring:similarity"
     assert 0.0 < found["test"]["greedy"] < 1.0
