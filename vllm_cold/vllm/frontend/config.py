@@ -119,7 +119,7 @@ def unsupported(config: "VllmConfig") -> str | None:
     if stages > 2 and versions.is_before(0, 27):
         return (
             f"pipeline_parallel_size={stages}: before 0.27, vLLM gives wrong tokens to requests "
-            "that are preempted in a pipeline of more than two stages; use vLLM 0.27 or newer."
+            "that are preempted in a pipeline of more than two stages; use two, or vLLM 0.31."
         )
     of_v2 = (*amateur_tokens.V2, *penalties_v2.V2, *contracts.OF_V2)
     needed = of_v2 if uses_v2_runner(config) else ()
