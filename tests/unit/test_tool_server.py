@@ -46,30 +46,35 @@ def test_a_password_in_the_address_is_shown_nowhere(upstream: tuple[str, MadeUp]
         assert "ret" not in str(error.value) and "sec" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("variable", "options", "key"),
+    [
+        (None, [], "none"),
+        ("", [], "none"),
+        ("mine", [], "mine"),
+        ("mine", ["--api-key", "other"], "other"),
+    ],
+)
 def test_a_key_is_sent_only_where_it_is_given(
-    upstream: tuple[str, MadeUp], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    upstream: tuple[str, MadeUp],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    variable: str | None,
+    options: list[str],
+    key: str,
 ) -> None:
     url, made = upstream
     for name in ("OPENAI_API_KEY", "OPENAI_ADMIN_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
         monkeypatch.setenv(name, "hush")
     monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Mine: hush")
+    if variable is not None:
+        monkeypatch.setenv("COLD_API_KEY", variable)
     made.changed = {"prompt_logprobs": None}
-
-    def sent(*more: str) -> set[str]:
-        """What the server was given as key, by the command."""
-        made.headers.clear()
-        options = ["--prompt", "x", "--adapter", ADAPTER, "--html", str(tmp_path / "x"), *more]
-        with pytest.raises(ToolError, match="does not return choices.0.prompt_logprobs"):
-            run(parse("--url", url, "--max-tokens", "1", *options))
-        assert len(made.headers) > 4 and "hush" not in str(made.headers)
-        return {headers["authorization"] for headers in made.headers}
-
-    assert sent() == {"Bearer none"}
-    monkeypatch.setenv("COLD_API_KEY", "")
-    assert sent() == {"Bearer none"}
-    monkeypatch.setenv("COLD_API_KEY", "mine")
-    assert sent() == {"Bearer mine"}
-    assert sent("--api-key", "other") == {"Bearer other"}
+    command = ["--url", url, "--max-tokens", "1", "--prompt", "x", "--adapter", ADAPTER, *options]
+    with pytest.raises(ToolError, match="does not return choices.0.prompt_logprobs"):
+        run(parse(*command, "--html", str(tmp_path / "x")))
+    assert len(made.headers) > 4 and "hush" not in str(made.headers)
+    assert {headers["authorization"] for headers in made.headers} == {f"Bearer {key}"}
     assert os.environ["OPENAI_API_KEY"] == "hush"  # the client alone does not see it
 
 
