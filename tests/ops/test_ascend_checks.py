@@ -92,7 +92,7 @@ def run_scoring(program) -> None:
                 conformance.check_backend(host, case)
             for seed, num_groups, vocab in ((0, 72, 61), (6, 1, 20_300)):
                 conformance.check_not_finite(host, seed, num_groups, vocab)
-            for stream, row in OUTSIDE[::2]:
+            for stream, row in OUTSIDE[1:4]:
                 check_out_of_range(host, stream, row, 3)
         finally:
             host.close()
