@@ -113,7 +113,7 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "one-lora": {"max_loras": 1, "async_scheduling": True},
     "compiled-pressure": {
         "enforce_eager": False,
-        "num_gpu_blocks_override": 110,
+        "num_gpu_blocks_override": 100,
         "async_scheduling": True,
         "max_num_batched_tokens": 64,
         "max_loras": 4,
