@@ -11,7 +11,7 @@ import pytest
 from tests import __main__ as suite
 from tests import changed
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 NAMES = {part.name for part in changed.PARTS}
 

@@ -23,7 +23,7 @@ from vllm_cold.tools.doctor.reference import CASES
 from vllm_cold.tools.doctor.report import Entry, Section, Status
 from vllm_cold.vllm import availability, contracts, plugin, versions
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def find(entries: Sequence[Entry] | Section, name: str) -> Entry:

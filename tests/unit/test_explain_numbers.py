@@ -27,7 +27,7 @@ from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.record import Piece, Report, Step
 from vllm_cold.tools.explain.source import MAX_NAMED, Decoded, Logprob, Row, after, make_row
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 SIZE = 60  # of a single step's vocabulary
 

@@ -29,7 +29,7 @@ from vllm_cold.tools.explain.command import open_server, run
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.server import Server
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 SOON = 5.0  # seconds; a silent server is waited for twice as long here, and 600 otherwise
 FORM: dict[str, Any] = {

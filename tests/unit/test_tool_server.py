@@ -14,7 +14,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.command import run
 from vllm_cold.tools.server import Server
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from tests import loopback
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import main
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 COUNT = 16
 KEY = "key-0f3a"
