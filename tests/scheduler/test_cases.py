@@ -26,7 +26,7 @@ from tests.scheduler.harness import (
 )
 from vllm_cold.group.drafting import DraftController, StepTimes
 from vllm_cold.group.results import NOT_SCORED
-from vllm_cold.group.step_stats import MAX_ADAPTERS, Counters, Kind, StepStats
+from vllm_cold.group.step_stats import MAX_ADAPTERS, Counters, Kind, Report, StepStats
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 
 pytestmark = pytest.mark.unit
@@ -77,6 +77,13 @@ WITH_DRAFTS = [
 @pytest.mark.parametrize("case", WITH_DRAFTS, ids=lambda c: c.__name__)
 def test_case_with_drafts(case: Callable[[Path, bool], None], is_async: bool, tiny: Path) -> None:
     case(tiny / "model", is_async)
+
+
+@both
+@pytest.mark.parametrize("row", [0, 2])
+def test_no_row_of_drafts_may_be_unscored(row: int, is_async: bool, tiny: Path) -> None:
+    """The first or the last neither."""
+    cases.unscored_draft(tiny / "model", is_async, row)
 
 
 @both
@@ -268,6 +275,24 @@ def test_what_is_reported_for_metrics(is_async: bool, tiny: Path) -> None:
     }  # fmt: skip
 
 
+@both
+def test_each_kind_of_requests_is_counted_apart(is_async: bool, tiny: Path) -> None:
+    harness = harness_of(tiny, is_async=is_async, max_loras=3)
+    own = [(1, prompt(4, 200))]
+    harness.add(prompt(5), 2, adapter=1, cold=True)
+    harness.add(prompt(5), 3, adapter=1, cold=True, method="cfg", amateurs=own)
+    harness.add(prompt(5), 4, cold=True, method="dexperts", amateurs=[(1, None), (2, None)])
+    harness.add(prompt(5), 5, adapter=1)
+    harness.drain()
+    found = {
+        kind: (sums.requests, sums.generation_tokens, sums.amateur_prompt_tokens)
+        for kind, sums in totals(harness).items()
+    }
+    assert found == {
+        ("cold", "a1"): (1, 2, 5), ("cfg", "a1"): (1, 3, 4), ("dexperts", ""): (1, 4, 10)
+    }  # fmt: skip
+
+
 def test_adapters_without_end_are_counted_together(tiny: Path) -> None:
     """A server may load new ones for ever."""
     harness = harness_of(tiny)
@@ -393,6 +418,19 @@ def test_blocks_of_such_a_pair_are_cleared_once_they_are_nobodys(
     harness.add(prompt(12), 2, adapter=1, cold=True)  # finds nothing of it in the prefix cache
     harness.drain()
     assert held <= cleared and harness.ended[sharer] == "length"
+
+
+def test_the_front_ends_hear_for_a_while_that_no_pair_is_left(tiny: Path) -> None:
+    """Of several, each gets a part of the messages: a slow one must not have the last word."""
+    harness = harness_of(tiny)
+    harness.add(prompt(5), 2, adapter=1, cold=True)
+    harness.drain()
+    before = len(harness.reports)
+    harness.add(prompt(5, 300), 50, adapter=1)
+    harness.drain()
+    after = harness.reports[before:]
+    assert 10 < len(after) < 40
+    assert all(report == Report() for report in after)
 
 
 @both

@@ -24,8 +24,6 @@ from vllm_cold.group.step_stats import (
     Report,
     RowStats,
     StepStats,
-    attach,
-    detach,
 )
 from vllm_cold.vllm.frontend import metrics
 from vllm_cold.vllm.frontend.prometheus import (
@@ -34,6 +32,7 @@ from vllm_cold.vllm.frontend.prometheus import (
     PREFIX,
     ColdMetrics,
 )
+from vllm_cold.vllm.scheduler.stats import attach, detach
 from vllm_cold.vllm.worker import outputs
 
 pytestmark = pytest.mark.unit

@@ -14,20 +14,23 @@ from collections import defaultdict, deque
 from collections.abc import Collection, Hashable
 from dataclasses import dataclass, field
 
-_STEP_DECAY = 0.98  # weight of what is older, with each step
+# Weight of what is older, with each step or each time that drafts were verified.
+_STEP_DECAY, _DRAFT_DECAY = 0.98, 0.9
 # Of the rows' variance, as a part of their mean squared: with less no line can be drawn.
 _LEAST_SPREAD = 0.005
 # So often two steps go without drafts, if nothing else tells what they cost.
 _TRY_WITHOUT = 64
-# A share of right drafts is the mean of the first times that some were verified, with so many
-# believed before them, and forgets in so many later ones.
-_BELIEVED = 2
-_OF_KIND, _OF_GROUP = 50, 10
+# Groups begin as if so many drafts had been verified, with the luck of others like them.
+_PRIOR = 6.0
+# A kind's share of right drafts is the mean of the first times that some were verified, with two
+# believed to be right before them, and forgets in so many later ones.
+_BELIEVED, _REMEMBERED = 2, 50
 # Of the time of all steps, what the tries of groups may cost whose drafts do not pay: by their rows
 # alone, and they were seen to cost up to twice as much.
 _PRICE = 0.015
 _LONGEST_PAUSE = 1024
-_IN_FLIGHT = 2  # tries that may be on their way before the first is judged
+# When a pause begins, what was seen before counts as so many drafts, at most.
+_KEPT = 12.0
 _GOLDEN = 0.6180339887  # its multiples are spread evenly over [0, 1), however many there are
 
 
@@ -106,7 +109,7 @@ class AcceptanceStats:
         """Some request of the kind had drafts verified."""
         self.seen += 1
         self.tried = drafted
-        weight = 1.0 / min(self.seen + _BELIEVED, _OF_KIND)
+        weight = 1.0 / min(self.seen + _BELIEVED, _REMEMBERED)
         self.share += weight * (accepted / drafted - self.share)
         if break_even is not None:
             self.profitable = self.share >= break_even
@@ -177,8 +180,9 @@ class Drafting:
     seeded: bool = False
     pause: int = field(init=False)
     begun: bool = field(init=False, default=False)
-    _share: float = field(init=False, default=1.0)
-    _seen: int = field(init=False, default=0)  # times that drafts were verified, since a pause
+    _tries: int = field(init=False, default=1)
+    _drafted: float = field(init=False, default=_PRIOR)
+    _accepted: float = field(init=False, default=_PRIOR)
 
     def __post_init__(self) -> None:
         # Its first token tells under which load it is; a step may be planned before that is known.
@@ -197,28 +201,32 @@ class Drafting:
             return
         if not self.begun:
             self.begun = True
-            self._share = self.acceptance.share
+            self._accepted *= self.acceptance.share
             pause = 0 if break_even is None else self._costs(break_even)
             self.pause = int(pause * self.acceptance.part_of_a_pause())
             return
         if not drafted:
             self.pause = max(self.pause - 1, 0)
             if self.pause and break_even is not None:  # it may have fallen since
-                self.pause = min(self.pause, _IN_FLIGHT * self._costs(break_even))
+                self.pause = min(self.pause, self._tries * self._costs(break_even))
             return
         self.acceptance.observe(drafted, accepted, break_even)
-        self._seen += 1
-        self._share += (accepted / drafted - self._share) / min(self._seen + _BELIEVED, _OF_GROUP)
+        self._drafted = self._drafted * _DRAFT_DECAY + drafted
+        self._accepted = self._accepted * _DRAFT_DECAY + accepted
         if break_even is None:
             return
-        if pause := self._costs(break_even):
-            # Another try was on its way already if there is a pause. What comes next counts for
-            # more than what was before.
-            self.pause, self._seen = min(self.pause + pause, _IN_FLIGHT * pause), 0
-        else:
+        pause = self._costs(break_even)
+        if not pause:
             self.pause = 0
+            return
+        # Another step with drafts may have been on its way already.
+        self._tries = self._tries + 1 if self.pause else 1
+        self.pause = self._tries * pause
+        # What comes next counts for more than what was before.
+        fading = min(_KEPT / self._drafted, 1.0)
+        self._drafted, self._accepted = self._drafted * fading, self._accepted * fading
 
     def _costs(self, break_even: float) -> int:
         """After how many steps another try costs the price, by what is expected of it; 0: none."""
-        wrong = break_even - self._share
+        wrong = break_even - self._accepted / self._drafted
         return min(math.ceil(self.acceptance.tried * max(wrong, 0.0) / _PRICE), _LONGEST_PAUSE)

@@ -178,24 +178,3 @@ class CountersByKind:
         self.sums.clear()
         payload: dict[str, Any] = msgspec.to_builtins(report)
         return payload
-
-
-# ``kv_connector_stats`` of vLLM's SchedulerStats is the way from the scheduler to the process that
-# serves /metrics: a dictionary that only engines with a KV connector use, which cannot have CoLD.
-# vLLM sends a step's statistics to one front end, so with several each figure is added up once.
-_KEY = "cold"
-
-
-def attach(stats: Any, payload: dict[str, Any]) -> None:
-    """Send ``payload`` to the front end along with vLLM's statistics of a step."""
-    stats.kv_connector_stats = {_KEY: payload}
-
-
-def detach(stats: Any) -> dict[str, Any] | None:
-    """Take the payload out again, before vLLM sees it; None if there is none."""
-    carried = None if stats is None else stats.kv_connector_stats
-    if carried is None or _KEY not in carried:
-        return None
-    stats.kv_connector_stats = None
-    payload: dict[str, Any] = carried[_KEY]
-    return payload

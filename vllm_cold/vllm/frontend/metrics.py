@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Touches vLLM: ``StatLoggerManager.__init__`` and ``.record``; ``LLMEngine.get_metrics``.
 
-Why: the figures that a scheduler sent (``step_stats.attach``) become the metrics of ``prometheus``.
+Why: the figures that a scheduler sent (``scheduler.stats``) become the metrics of ``prometheus``.
 (vLLM's entry point for such loggers would not do: a logger there switches statistics on in engines
 that had them switched off, and in those without LoRA too.)
 Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
@@ -10,9 +10,9 @@ Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.group.step_stats import detach
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold.vllm.scheduler.stats import detach
 
 if TYPE_CHECKING:
     from prometheus_client import Metric as Family

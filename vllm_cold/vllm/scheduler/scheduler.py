@@ -24,7 +24,8 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   waiting counts and queue order are those of the clients' requests.
 
 Since: 0.23. ``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
-queues, ``kv_blocks`` asks the KV cache, ``amateurs`` makes the other streams.
+queues, ``kv_blocks`` asks the KV cache, ``amateurs`` makes the other streams,
+``stats`` sends figures to the front end.
 """
 
 import logging
@@ -51,12 +52,13 @@ from vllm_cold.group.lockstep import (
     is_split,
     tokens_left,
 )
-from vllm_cold.group.step_stats import CountersByKind, RowStats, attach
+from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
+from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
 
 if TYPE_CHECKING:
