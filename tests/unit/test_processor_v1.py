@@ -203,3 +203,9 @@ def test_follows_any_history(data: st.DataObject) -> None:
         check_drafts(processor, counts, sorted(batch.groups()))
     if batch.rows:
         check(processor, len(batch.rows), sorted(batch.groups()))
+
+
+def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLD_SCORING", "ascend")
+    with pytest.raises(RuntimeError, match="'ascend' was asked for"):
+        make()

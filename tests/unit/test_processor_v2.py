@@ -325,3 +325,28 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     expect(processor, range(10), counts)
     logits = torch.empty(sum(counts), VOCAB, device="meta")
     assert processor.apply(logits, context(range(10), counts, "meta")) is logits
+
+
+def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLD_SCORING", "ascend")
+    with pytest.raises(RuntimeError, match="'ascend' was asked for"):
+        make()
+
+
+def test_slots_are_recycled() -> None:
+    processor = make()
+    for index in range(2):
+        processor.add_request(index, params("x", index))
+    before = draw(3)
+    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [(0, 1)])
+    # The group has ended; its slots go to a plain request and to another group's amateur.
+    processor.add_request(0, PLAIN)
+    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
+    processor.add_request(1, params("y", 1))
+    assert_scored(before[:2], processor.apply(before[:2].clone(), context([0, 1])), [])
+    processor.add_request(2, params("y", 0))
+    assert_scored(before, processor.apply(before.clone(), context([0, 1, 2])), [(2, 1)])
+    # A preempted group comes back in other slots; the old ones are stale until recycled.
+    processor.add_request(8, params("y", 1))
+    processor.add_request(9, params("y", 0))
+    assert_scored(before, processor.apply(before.clone(), context([8, 0, 9])), [(2, 0)])

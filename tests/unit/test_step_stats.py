@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -249,3 +250,11 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
     for name in {name for query in queries for name in re.findall(r"\bvllm:\w+", query)}:
         stem = re.sub(r"_(total|bucket|sum|count)$", "", name)
         assert f'"{stem}"' in source or f'"{name}"' in source, name
+
+
+def test_threads_do_not_see_each_others_steps() -> None:
+    """An engine in a thread of its own."""
+    outputs.hand_over(StepStats(("a",), [[1], [0], [0]]))
+    with ThreadPoolExecutor() as other:
+        assert outputs.from_worker(other.submit(Output).result()) == {}
+    assert outputs.from_worker(Output()) == {"a": [(1, 0, 0)]}
