@@ -129,7 +129,8 @@ def _product(linears: list[linear_ops.Linear], lora: Tensor | None) -> Product:
     tables = tuple(linear.table for linear in linears)
 
     def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        rows, table = x.reshape(-1, inputs), tables[bias is not None]
+        # An int: torch 2.11, of vLLM 0.23, compiles no index that is a bool.
+        rows, table = x.reshape(-1, inputs), tables[0 if bias is None else 1]
         if lora is None:
             y: Tensor = torch.ops.vllm_cold.linear(rows, table, outputs)
         else:
