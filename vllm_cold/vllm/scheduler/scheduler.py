@@ -511,7 +511,7 @@ class GroupScheduler(Scheduler):
             ended += self._after_output(scheduler_output, outputs, scored)
         for expert, output in ended:
             outputs.setdefault(expert.client_index, EngineCoreOutputs()).outputs.append(output)
-        if self.log_stats and self._to_report > 0:
+        if self._to_report > 0 and self.log_stats:
             self._report(outputs)
         return outputs
 
