@@ -318,14 +318,14 @@ class Engines:
         """Whether the job alone may as well begin with ``tokens``: it does so in some of 64 runs
         whose logits are changed by a ten-thousandth.
         """
-        model = model_of(self.roomy)
+        roomy = self.roomy  # once: with a request in it, it would be ended for another
+        model, engine, receiver = model_of(roomy), roomy.llm_engine, Receiver()
         original = model.compute_logits
         model.compute_logits = lambda *args: (x := original(*args)) + 1e-4 * torch.randn_like(x)
-        receiver, engine = Receiver(), self.roomy.llm_engine
         try:
             for copy in range(64):
                 receiver.expect(str(copy), job)
-                add(self.roomy, self.tiny, job, str(copy))
+                add(roomy, self.tiny, job, str(copy))
             while engine.has_unfinished_requests():
                 receiver.take(engine.step())
         finally:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -32,10 +33,25 @@ def pytest_sessionstart() -> None:
 def _prepare_0_23() -> None:
     """Let engines of 0.23 run in this process, with asynchronous scheduling (see
     ``allow_async_scheduling``): its CPU worker comes with what they need, too late or not at all.
+    The package leaves it so: 0.23 is supported with vllm-ascend, whose workers do without.
     """
+    import torch
+
     # Replaces a function that pins memory. LoRA's modules must not have it before; an engine in
     # this process imports them first when vLLM's cache is empty.
     importlib.import_module("vllm.v1.worker.cpu.shm")
     # The runner has another stand-in for CUDA's streams, without `wait_stream`.
     runner = importlib.import_module("vllm.v1.worker.cpu_model_runner")
     runner._torch_cuda_wrapper = contextlib.nullcontext
+    # The sampler ignores all seeds of a batch in which a row has none, so what a request gets would
+    # depend on those beside it.
+    sampler = importlib.import_module("vllm.v1.sample.ops.topk_topp_sampler").TopKTopPSampler
+    original = sampler.forward_cpu
+
+    def forward_cpu(self: Any, logits: Any, generators: dict[int, Any], *args: Any) -> Any:
+        if generators:
+            rows = range(len(logits))
+            generators = {row: generators.get(row, torch.default_generator) for row in rows}
+        return original(self, logits, generators, *args)
+
+    sampler.forward_cpu = forward_cpu
