@@ -19,7 +19,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.renderers.inputs.preprocess import prompt_to_seq
+from vllm.renderers.params import TokenizeParams
 
 from tests.front_end import JUNK, ONE, TWO, Front
 from vllm_cold.group.stream import from_extra_args
@@ -347,7 +349,7 @@ def test_prompts_that_are_embeddings(online: Online, front: Front) -> None:
         return found["cold_recipe"].decided
 
     assert len(made(amateur_prompt=" w9 w8").amateurs[0].prompt) == 2
-    for wrong in ({"part": [0, 1]}, {"without": "system"}):
+    for wrong in ({"part": "0:1"}, {"without": "system"}):
         with pytest.raises(ValueError, match="is for c"):
             made(**wrong)
 
@@ -394,8 +396,8 @@ def test_a_client_is_told_what_was_used(online: Online, front: Front) -> None:
                  (chat(SYSTEM, USER, **xargs(without="system")), "one"),
                  (chat(SYSTEM, USER, **xargs(preset="adacad", without=0)), "one"),
                  ({**text, **xargs(weights=-0.75, amateur="base")}, "one"),
-                 ({**text, **xargs(weights=[1, "adaptive"], amateur=["two", ""],
-                                   amateur_prompt=["", " w9"])}, "one"))  # fmt: skip
+                 (chat(USER, **xargs(weights=[1, "adaptive"], amateur=["two", ""],
+                                     amateur_prompt=["", " w9"])), "one"))  # fmt: skip
         answers = await asyncio.gather(*(online.answer_async(*one) for one in asked))
         return [said for said, _ in answers]
 
@@ -547,6 +549,8 @@ def test_a_preset_alone(online: Online, front: Front) -> None:
 # ---- refused before the headers ------------------------------------------------------------------
 
 LONG = " w9" * 100
+# vLLM 0.23 takes what a request asks for off what its prompts may have, the amateurs' too.
+HOLDS_BACK = TokenizeParams(max_total_tokens=256, max_output_tokens=6).max_input_tokens == 250
 
 
 @pytest.fixture
@@ -561,28 +565,38 @@ def own(prompt: str, **more: Any) -> dict[str, Any]:
     return {**xargs(amateur_prompt=prompt), **more}
 
 
+def tokens(online: Online, default: int, length: int, **more: Any) -> int:
+    """What a chat gets beside an amateur's prompt of so many tokens."""
+    body = {**chat(USER), **own(" w9" * length), **more}
+    request = protocol(body)(model="one", **body)
+    [made] = online.front.run(online.prepare(request))
+    params = request.to_sampling_params(default, {})
+    return int(online.front.request(made, params, ONE).sampling_params.max_tokens)
+
+
 def test_what_does_not_fit_the_context(online: Online) -> None:
     """Of what the client asked for; the server's default is shortened to what is left."""
+    why = "requested 157 output tokens" if HOLDS_BACK else "which with max_tokens=157"
     for field in ("max_tokens", "max_completion_tokens"):
-        with pytest.raises(ValueError, match="cold_amateur_prompt=' w9 w.*which with max_tokens=1"):
+        with pytest.raises(ValueError, match=f"cold_amateur_prompt=' w9 w.*{why}"):
             online.prepared(chat(USER, **own(LONG), **{field: 157}))
     with pytest.raises(ValueError, match="the amateur's prompt has 256 tokens, which with max_tok"):
         online.prepared(chat(USER, **own(" w9" * 256)))
 
-    def tokens(default: int, length: int, **more: Any) -> int:
-        body = {**chat(USER), **own(" w9" * length), **more}
-        request = protocol(body)(model="one", **body)
-        [made] = online.front.run(online.prepare(request))
-        params = request.to_sampling_params(default, {})
-        return int(online.front.request(made, params, ONE).sampling_params.max_tokens)
-
-    assert tokens(156, 100, max_tokens=156) == 156
-    assert tokens(4, 255) == 1
+    assert tokens(online, 156, 100, max_tokens=156) == 156
+    assert tokens(online, 4, 255) == 1
     # vLLM's number, less than its own rest of the context: nobody asked for it.
-    assert tokens(200, 100) == 156
-    assert tokens(200, 40) == 200
-    # What is more than the context has is vLLM's to shorten, too.
-    assert tokens(238, 100, max_tokens=250) == 156
+    assert tokens(online, 200, 100) == 156
+    assert tokens(online, 200, 40) == 200
+
+
+@pytest.mark.skipif(HOLDS_BACK, reason="this vLLM refuses it whatever the amateur reads")
+def test_more_than_the_context_has(online: Online, cache: Any) -> None:
+    """It is vLLM's to shorten, for all streams."""
+    assert tokens(online, 238, 100, max_tokens=250) == 156
+    cache(10)
+    with pytest.raises(ValueError, match="max_tokens=250: .* need 32 KV cache blocks"):
+        online.prepared(chat(USER, **own(LONG), max_tokens=250))
 
 
 def test_what_does_not_fit_the_cache(online: Online, cache: Any) -> None:
@@ -602,8 +616,6 @@ def test_what_does_not_fit_the_cache(online: Online, cache: Any) -> None:
     sampling = online.front.request(made, request.to_sampling_params(200, {}), ONE).sampling_params
     # 18 + 15 - 1 tokens take 2 blocks, 100 + 15 - 1 take 8.
     assert len(made["prompt_token_ids"]) == 18 and sampling.max_tokens == 15
-    with pytest.raises(ValueError, match="max_tokens=250: .* need 32 KV cache blocks"):
-        online.prepared({**body, "max_tokens": 250})
 
 
 def test_what_the_servers_owner_allows(
@@ -611,8 +623,8 @@ def test_what_the_servers_owner_allows(
 ) -> None:
     """As vLLM does, the least of what is asked for and what is allowed."""
     cache(6)
-    body = {"prompt": [100] * 20, **own(LONG[:60]), "max_tokens": 240}
-    with pytest.raises(ValueError, match="max_tokens=240: .* two streams"):
+    body = {"prompt": [100] * 20, **own(LONG[:60]), "max_tokens": 200}
+    with pytest.raises(ValueError, match="max_tokens=200: .* two streams"):
         online.prepared(body)
     front.serve(most_tokens=29)
     assert online.prepared(body)
@@ -659,7 +671,7 @@ def test_all_that_is_wrong_is_said_before_the_headers(
         left = 256 - len(made["prompt_token_ids"])
         most = min(left, request.max_tokens or left)
         params = request.to_sampling_params(most, {})
-    except (ValidationError, type(request_error(ValueError()))):
+    except (ValidationError, VLLMValidationError):  # ours is one of vLLM's
         return
     else:
         sampling = front.request(made, params, {"one": ONE}.get(model)).sampling_params
