@@ -86,8 +86,10 @@ async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]
     for one in made:
         if contrast is not None:
             prompt_source = prompts.prompt_source_of(one)
-            # What the client asked for and gets, as vLLM reads it; 0 where it did not.
-            asked = prompt_source.tok_params.max_output_tokens if prompt_source.tok_params else 0
+            # What the client asked for and gets, as vLLM reads it; where it did not, 0, or None of
+            # vLLM 0.33's chats.
+            tok_params = prompt_source.tok_params
+            asked = (tok_params and tok_params.max_output_tokens) or 0
             contrast = replace(contrast, unlimited=not asked)
         one = await server.prepare(one, contrast, expert, online)
         found = prompts.decision_in(one)
