@@ -145,7 +145,7 @@ def decode(model: Path, system: System, load: Load, is_async: bool) -> tuple[flo
                 pooler_output=[],
             )
             if pairs:  # what the worker tells of each
-                result.cold = [StepStats(tuple(pairs), figures)]
+                result.cold = [StepStats(tuple(pairs), figures, (1,) * len(pairs))]
             in_flight.append((output, result))
             if len(in_flight) > is_async:
                 started = time.process_time()

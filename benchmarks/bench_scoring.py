@@ -3,7 +3,7 @@
 
 ``python -m benchmarks.bench_scoring [--groups 1 8 32 128] [--streams 2 3 4]
 [--vocab 49152 152064] [--rounds 30] [--dtype fp32 bf16] [--form dense inplace]
-[--alpha 0.1] [--adaptive] [--device cpu] [--check-only]``
+[--alpha 0.1] [--device cpu] [--check-only]``
 
 Systems: this package's kernel, torch operations (backend "torch"), the same through torch.compile,
 and a plain memory copy that moves as many bytes as scoring must: all rows of each group read once,
@@ -56,7 +56,6 @@ class Workload:
     vocab: int
     streams: int = 2
     alpha: float = 0.1
-    adaptive: bool = False
 
     @property
     def bytes_moved(self) -> int:
@@ -72,7 +71,7 @@ class Workload:
         shape = self.groups, self.vocab, dtype, "contiguous", ("normal",), self.streams
         case = make_case(0, *shape)
         case.log_alpha.fill_(math.log(self.alpha) if self.alpha else -math.inf)
-        case.set(weight=-0.5, adaptive=self.adaptive)
+        case.weights.fill_(-0.5)
         case.expert_top_k, case.max_expert_top_k = None, 0
         return case
 
@@ -83,7 +82,7 @@ def workloads(options: argparse.Namespace) -> Iterator[Workload]:
         options.streams, options.form, options.dtype, options.vocab, options.groups
     ):
         if form != "inplace" or dtype == "fp32":
-            yield Workload(form, dtype, groups, vocab, streams, options.alpha, options.adaptive)
+            yield Workload(form, dtype, groups, vocab, streams, options.alpha)
 
 
 class Buffers:
@@ -283,7 +282,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--form", nargs="+", choices=FORMS, default=list(FORMS))
     parser.add_argument("--rounds", type=positive, default=30)
     parser.add_argument("--alpha", type=float, default=0.1, help="0: all valid, the worst case")
-    parser.add_argument("--adaptive", action="store_true", help="every weight adapts itself")
     parser.add_argument("--device", default=best_device())
     parser.add_argument("--backend", help="instead of the best one here")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")

@@ -37,7 +37,7 @@ class Part:
 _SCHEDULING = ("vllm_cold/group/*", "vllm_cold/vllm/scheduler/*", "tests/scheduler/*")
 _COMPUTING = (
     "vllm_cold/vllm/*", "vllm_cold/group/*", "vllm_cold/ops/*", "vllm_cold/cpu/*", "csrc/cpu/*",
-    "vllm_cold/method/*", "vllm_cold/params.py", "vllm_cold/environment.py",
+    "vllm_cold/method/*", "vllm_cold/rules/*", "vllm_cold/params.py", "vllm_cold/environment.py",
     "vllm_cold/adapter_config.py", "tests/engine/*.py",
 )  # fmt: skip
 PARTS = (
@@ -55,12 +55,24 @@ PARTS = (
     Part(
         "tune",
         ("tests/*/test_tune*.py",),
-        ("vllm_cold/tools/*", "vllm_cold/method/*", "vllm_cold/vllm/frontend/*", "docs/tune*"),
+        (
+            "vllm_cold/tools/*",
+            "vllm_cold/method/*",
+            "vllm_cold/rules/*",
+            "vllm_cold/vllm/frontend/*",
+            "docs/tune*",
+        ),
     ),
     Part(
         "explain",
         ("tests/*/test_explain*.py",),
-        ("vllm_cold/tools/*", "vllm_cold/method/*", "vllm_cold/vllm/frontend/*", "docs/explain*"),
+        (
+            "vllm_cold/tools/*",
+            "vllm_cold/method/*",
+            "vllm_cold/rules/*",
+            "vllm_cold/vllm/frontend/*",
+            "docs/explain*",
+        ),
     ),
     Part(
         "the demo",
@@ -75,7 +87,13 @@ PARTS = (
     Part(
         "the pages' examples",
         ("tests/docs/test_server.py", "tests/docs/test_offline.py"),
-        ("docs/*.md", "vllm_cold/vllm/frontend/*", "vllm_cold/method/*", "vllm_cold/*.py"),
+        (
+            "docs/*.md",
+            "vllm_cold/vllm/frontend/*",
+            "vllm_cold/method/*",
+            "vllm_cold/rules/*",
+            "vllm_cold/*.py",
+        ),
     ),
     Part(
         "the quick start",

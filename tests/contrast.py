@@ -2,15 +2,17 @@
 """Groups as the scheduler describes them to logits processors, and the scores that they ask for."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from vllm.sampling_params import SamplingParams
 
+from tests import naive_rules
 from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.method.settings import ColdSettings
+from vllm_cold.method.settings import DEFAULT_BETA, ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
 
 
@@ -19,38 +21,60 @@ class Contrast:
     """What a request asks for.
 
     Attributes:
-        weights: Of each amateur.
-        adaptive: Of each amateur; empty if none is.
+        weights: Of each amateur; None where the rule chooses it.
         alpha: The plausibility threshold.
         expert_top_k: A cap on the candidates, 0 for none.
+        rule: Its name, None for a request without.
+        parameters: Those of the rule's that are not the defaults.
+        slot: Of the rule's state.
     """
 
-    weights: tuple[float, ...] = (-0.5,)
-    adaptive: tuple[bool, ...] = ()
+    weights: tuple[float | None, ...] = (-0.5,)
     alpha: float = 0.1
     expert_top_k: int = 0
+    rule: str | None = None
+    parameters: Mapping[str, float] = field(default_factory=dict)
+    slot: int | None = None
 
     def stream(self, group: str, index: int) -> Stream:
-        """One of the request's; beta, which the weights follow from, is the default's."""
-        adaptive = self.adaptive or (False,) * len(self.weights)
+        """One of the request's; beta, which fixed weights follow from, is the default's."""
         return Stream(
-            ColdSettings(self.alpha, expert_top_k=self.expert_top_k or None),
-            tuple(map(AmateurStream, self.weights, adaptive)),
+            ColdSettings(
+                self.alpha,
+                self.rule or DEFAULT_BETA,
+                dict(self.parameters) if self.rule else None,
+                self.expert_top_k or None,
+            ),
+            tuple(map(AmateurStream, self.weights)),
             group,
             index,
+            slot=self.slot,
         )
 
     def params(self, group: str, index: int) -> SamplingParams:
         """A stream's, as vLLM hands them to a processor."""
         return SamplingParams(extra_args=self.stream(group, index).to_extra_args({"other": 1}))
 
-    def scores(self, rows: Tensor) -> Tensor:
-        """The reference's, of [S, V] logits: the expert's and those of its amateurs."""
+    def scores(self, rows: Tensor, step: int = 0, memory: dict[str, Any] | None = None) -> Tensor:
+        """The reference's, of [S, V] logits: the expert's and those of its amateurs.
+
+        Args:
+            rows: The logits.
+            step: How many tokens the request has got before.
+            memory: Of its rule, as ``naive_rules`` keeps it.
+        """
         expert, *amateurs = rows
-        log_alpha = math.log(self.alpha) if self.alpha else -math.inf
-        return group_scores(
-            expert, amateurs, log_alpha, self.weights, self.expert_top_k, self.adaptive or None
-        )
+        log_alpha, cap = math.log(self.alpha) if self.alpha else -math.inf, self.expert_top_k
+        chosen: Sequence[float | None] = self.weights
+        if self.rule is not None:
+            valid = group_scores(expert, [], log_alpha, [], cap) > -math.inf
+            memory = {} if memory is None else memory
+            chosen = naive_rules.weights(self.rule, self.parameters, [*rows], valid, step, memory)
+        weights = [
+            float(of_rule if one is None else one)  # type: ignore[arg-type]
+            for one, of_rule in zip(self.weights, chosen, strict=True)
+        ]
+        return group_scores(expert, amateurs, log_alpha, weights, cap)
 
 
 def of_size(num_amateurs: int) -> Contrast:
@@ -63,6 +87,7 @@ def assert_scored(
     after: Tensor,
     groups: Sequence[Sequence[int]],
     contrast: Contrast | None = None,
+    steps: Sequence[int] | None = None,
 ) -> None:
     """Experts of ``groups``, rows that begin with theirs, hold the reference's scores, other rows
     are bit for bit as before.
@@ -72,10 +97,11 @@ def assert_scored(
         after: [rows, V] what became of them.
         groups: Of each, the rows of its streams.
         contrast: What they asked for; None: ``of_size``.
+        steps: Of each, how many tokens it has got before; None for none.
     """
     left = set(range(len(before)))
-    for rows in groups:
-        want = (contrast or of_size(len(rows) - 1)).scores(before[list(rows)])
+    for rows, step in zip(groups, steps or [0] * len(groups), strict=True):
+        want = (contrast or of_size(len(rows) - 1)).scores(before[list(rows)], step)
         torch.testing.assert_close(after[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
         left.remove(rows[0])
     for row in left:

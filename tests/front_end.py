@@ -25,11 +25,16 @@ _HELLO = json.dumps([{"role": "user", "content": " w3"}])
 _TEXT = st.text(max_size=8) | st.sampled_from(
     ["system", "0:3", "0,1", " w9", _HELLO, "one", "base", "cad", "dexperts", ""]
 )
-_SCALAR = _TEXT | st.integers(-(2**63), 2**63) | st.floats() | st.just("adaptive")
+_SCALAR = (
+    _TEXT
+    | st.integers(-(2**63), 2**63)
+    | st.floats()
+    | st.sampled_from(["adaptive", "mti", '{"tau": 2}'])
+)
 _NAMES = ["amateur", "amateur_prompt", "amateur_messages", "without", "part", "weights", "preset"]
 # Flat arguments of a request, without ``cold_``, that make some sense or none.
 JUNK = st.dictionaries(
-    st.sampled_from([*_NAMES, "alpha", "beta", "beta_max"]),
+    st.sampled_from([*_NAMES, "alpha", "beta", "beta_max", "rule_parameters"]),
     _SCALAR | st.lists(_SCALAR, max_size=4),
     max_size=4,
 )

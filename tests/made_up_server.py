@@ -13,8 +13,9 @@ from typing import Any
 from tests import loopback
 from tests.browser.reports import WORDS
 from tests.unit.test_explain_numbers import Model, make
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Messages, Text
-from vllm_cold.method.settings import MAX_EXPERT_TOP_K, ColdError
+from vllm_cold.method.settings import MAX_EXPERT_TOP_K
 from vllm_cold.tools.contrast import Stream, read_contrast
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked, Row, ask

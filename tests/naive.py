@@ -13,8 +13,7 @@ With the expert's logits e and those of its amateurs a_1, a_2, ..., each a strea
 
 CoLD is a pair, one amateur with the expert's prompt and w = -beta: (1 + beta) * e - beta * a.
 
-An adaptive weight is another one at each step, from 0 to the one that was given
-(``adaptive_weight`` of ``vllm_cold.ops.scoring_reference``).
+A weight that a rule chooses is another one at each step (`naive_rules`).
 
 Source: arXiv 2505.14620, with the scoring of arXiv 2309.09117 and the mask of arXiv 2210.15097.
 
@@ -24,8 +23,9 @@ that rounding could decide. `Trace.settled` gives that length.
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +36,11 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Cache
 
-from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
+from tests import naive_rules
+from vllm_cold.ops.scoring_reference import group_scores
+
+# How often and how far logits are moved, to see whether rounding could decide.
+_MOVES, _MOVED = 4, 2e-4
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ class Step:
         scores: [V] float64, -inf for what is no candidate.
         margin: Best minus second-best score; inf with one candidate.
         edge: How far logits must move for a change of the candidates to change the token: the
-            chosen one drops out, or one comes in that scores higher. An adaptive weight jumps
-            whenever they change, so there any change counts.
+            chosen one drops out, or one comes in that scores higher. With a rule, 0 if logits
+            that are moved a little give another token, or the rule another state.
     """
 
     scores: Tensor
@@ -87,17 +91,15 @@ class Amateur:
     """What a group's expert is compared with.
 
     Attributes:
-        weight: Of its difference from the expert, -beta for a contrast; if it is adaptive, the
-            farthest from 0 that it can be.
+        weight: Of its difference from the expert, -beta for a contrast; None if the group's rule
+            chooses it.
         adapter: Its name, None for the base model.
         prompt_ids: None for the expert's.
-        adaptive: Whether the weight adapts itself at every step.
     """
 
-    weight: float
+    weight: float | None
     adapter: str | None = None
     prompt_ids: Sequence[int] | None = None
-    adaptive: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class Group:
     max_tokens: int
     expert_top_k: int | None = None
     eos_token_id: int | None = None
+    rule: str | None = None
+    rule_parameters: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def adapters(self) -> tuple[str | None, ...]:
@@ -136,12 +140,13 @@ class Request:
     amateur: str | None = None
     expert_top_k: int | None = None
     eos_token_id: int | None = None
-    adaptive: bool = False
+    rule: str | None = None
+    rule_parameters: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def group(self) -> Group:
         """The same in general terms."""
-        amateur = Amateur(-self.beta, self.amateur, adaptive=self.adaptive)
+        amateur = Amateur(-self.beta if self.rule is None else None, self.amateur)
         return Group(
             self.prompt_ids,
             self.expert,
@@ -150,11 +155,21 @@ class Request:
             self.max_tokens,
             self.expert_top_k,
             self.eos_token_id,
+            self.rule,
+            self.rule_parameters,
         )
 
 
-def step(logits: Sequence[Tensor], group: Group) -> Step:
+def step(
+    logits: Sequence[Tensor], group: Group, number: int = 0, memory: dict[str, Any] | None = None
+) -> Step:
     """Score one step from the logits [V] of each stream, of any dtype.
+
+    Args:
+        logits: Of each stream.
+        group: The request.
+        number: How many tokens it has got before.
+        memory: What its rule keeps, empty before the first step; changed.
 
     Raises ValueError for NaN or +inf, and for an expert without a finite logit.
     """
@@ -164,23 +179,32 @@ def step(logits: Sequence[Tensor], group: Group) -> Step:
         raise ValueError("the expert allows no token")
     expert, *amateurs = (z.double() for z in logits)
     log_alpha = math.log(group.alpha) if group.alpha > 0.0 else -math.inf
-    cap, adaptive = group.expert_top_k or 0, [one.adaptive for one in group.amateurs]
-    weights = [
-        adaptive_weight(expert, z, log_alpha, one.weight, cap) if one.adaptive else one.weight
-        for z, one in zip(amateurs, group.amateurs, strict=True)
-    ]
+    cap, weights = group.expert_top_k or 0, [one.weight or 0.0 for one in group.amateurs]
+    if group.rule is not None:
+        memory = {} if memory is None else memory
+        before = copy.deepcopy(memory)
+        scores = _by_rule([expert, *amateurs], group, log_alpha, number, memory)
+        edge = math.inf
+        for seed in range(_MOVES):
+            noise = torch.Generator().manual_seed(seed)
+            moved = [
+                z + _MOVED * torch.randn(z.shape, generator=noise, dtype=z.dtype)
+                for z in (expert, *amateurs)
+            ]
+            kept = copy.deepcopy(before)
+            other = _by_rule(moved, group, log_alpha, number, kept)
+            if other.argmax() != scores.argmax() or kept != memory:
+                edge = 0.0
+        return Step(scores, margin(scores), edge)
     scores = group_scores(expert, amateurs, log_alpha, weights, cap)
     valid = scores > -math.inf
-    if any(adaptive):
-        edge = _change(expert, valid, log_alpha)
-    else:
-        chosen = int(scores.argmax())
-        rest = torch.cat([expert[:chosen], expert[chosen + 1 :]])
-        drops_out = expert[chosen] - _threshold(rest, log_alpha, cap)
-        gain = scores[chosen] - group_scores(expert, amateurs, -math.inf, weights)
-        comes_in = torch.maximum(_threshold(expert, log_alpha, cap) - expert, gain)
-        never = valid | (expert == -math.inf)
-        edge = float(torch.where(never, math.inf, comes_in).min().minimum(drops_out))
+    chosen = int(scores.argmax())
+    rest = torch.cat([expert[:chosen], expert[chosen + 1 :]])
+    drops_out = expert[chosen] - _threshold(rest, log_alpha, cap)
+    gain = scores[chosen] - group_scores(expert, amateurs, -math.inf, weights)
+    comes_in = torch.maximum(_threshold(expert, log_alpha, cap) - expert, gain)
+    never = valid | (expert == -math.inf)
+    edge = float(torch.where(never, math.inf, comes_in).min().minimum(drops_out))
     return Step(scores, margin(scores), edge)
 
 
@@ -190,15 +214,20 @@ def _threshold(expert: Tensor, log_alpha: float, cap: int) -> Tensor:
     return bar.maximum(expert.topk(cap).values[-1]) if 0 < cap <= expert.numel() else bar
 
 
-def _change(expert: Tensor, valid: Tensor, log_alpha: float) -> float:
-    """How far logits must move for the candidates to change at all; the best one stays."""
-    bar = float(expert.max()) + log_alpha
-    drops_out = float(expert[valid].min()) - bar if valid.sum() > 1 else math.inf
-    if bool(valid.all()):
-        return drops_out
-    # What the cap keeps out comes in as soon as it passes the last that is in.
-    most = float(expert[~valid].max())
-    return min(drops_out, (bar if most < bar else float(expert[valid].min())) - most)
+def _by_rule(
+    rows: Sequence[Tensor], group: Group, log_alpha: float, number: int, memory: dict[str, Any]
+) -> Tensor:
+    """Scores with the weights that the group's rule chooses."""
+    cap = group.expert_top_k or 0
+    valid = (rows[0] >= _threshold(rows[0], log_alpha, cap)) & (rows[0] > -math.inf)
+    chosen = naive_rules.weights(
+        str(group.rule), group.rule_parameters, rows, valid, number, memory
+    )
+    weights = [
+        of_rule if one.weight is None else one.weight
+        for one, of_rule in zip(group.amateurs, chosen, strict=True)
+    ]
+    return group_scores(rows[0], rows[1:], log_alpha, weights, cap)
 
 
 def group_score(logits: Sequence[Tensor], group: Group) -> Tensor:
@@ -217,10 +246,9 @@ def score(
     alpha: float,
     beta: float,
     expert_top_k: int | None = None,
-    adaptive: bool = False,
 ) -> Tensor:
-    """`group_score` of a pair; `beta` is the most that it reaches if it is `adaptive`."""
-    pair = Request((), "", alpha, beta, 0, None, expert_top_k, None, adaptive)
+    """`group_score` of a pair."""
+    pair = Request((), "", alpha, beta, 0, None, expert_top_k)
     return group_score([expert, amateur], pair.group)
 
 
@@ -305,12 +333,13 @@ class NaiveCold:
         """Greedy decoding of a group. The end-of-sequence token, if given, is kept in the trace."""
         trace, ids = Trace(), group.prompts
         caches: list[Cache | None] = [None] * len(ids)
+        memory: dict[str, Any] = {}
         while len(trace.tokens) < group.max_tokens:
             logits = []
             for stream, adapter in enumerate(group.adapters):
                 z, caches[stream] = self._forward(adapter, [ids[stream]], caches[stream])
                 logits.append(z[0])
-            token = trace.choose(step(logits, group))
+            token = trace.choose(step(logits, group, len(trace.tokens), memory))
             if token == group.eos_token_id:
                 break
             ids = [[token]] * len(ids)
@@ -355,6 +384,7 @@ class NaiveCold:
         adapters = groups[0].adapters
         ids = [list(rows) for rows in zip(*(group.prompts for group in groups), strict=True)]
         caches: list[Cache | None] = [None] * len(adapters)
+        memories: list[dict[str, Any]] = [{} for _ in groups]
         running = {row for row, group in enumerate(groups) if group.max_tokens > 0}
         while running:
             rows = []
@@ -365,7 +395,8 @@ class NaiveCold:
             for row in sorted(running):
                 group, trace = groups[row], traces[row]
                 logits = [z[row] for z in rows]
-                token = trace.choose(step(logits, group))
+                number = len(trace.tokens)
+                token = trace.choose(step(logits, group, number, memories[row]))
                 tokens[row] = [token]
                 if token == group.eos_token_id or len(trace.tokens) == group.max_tokens:
                     running.remove(row)

@@ -3,12 +3,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from msgspec import UNSET, UnsetType
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import read_prompt
 from vllm_cold.method.presets import PRESET_NAMES, PRESETS, PresetName
 from vllm_cold.method.settings import (
@@ -16,9 +17,7 @@ from vllm_cold.method.settings import (
     DEFAULT_BETA,
     KNOBS,
     MAX_AMATEURS,
-    ColdError,
     ColdSettings,
-    Weight,
     check,
     check_weight,
     combine,
@@ -39,8 +38,8 @@ class Amateur:
             which the chat template renders (in ``LLM.chat`` with the call's own arguments).
         lora_request: Its adapter, None for the base model. Left out: the expert's own if there is a
             ``prompt``, else none.
-        weight: A number from -1e6 to 1e6, below 0 to contrast; "adaptive" for one that is scaled at
-            each step and at most ``-beta_max``; None for ``-beta``.
+        weight: A number from -1e6 to 1e6, below 0 to contrast; the name of a rule that chooses it
+            at each step; None for what ``beta`` says.
 
     Raises:
         ValueError: names the field, the value and what is allowed.
@@ -53,7 +52,7 @@ class Amateur:
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | None = None
     lora_request: LoRARequest | None | UnsetType = UNSET
-    weight: float | Literal["adaptive"] | None = None
+    weight: float | str | None = None
 
     def __post_init__(self) -> None:
         read_prompt("prompt", self.prompt)
@@ -90,16 +89,16 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     At each step a token is a candidate if the expert (the request itself) gives it at least
     ``alpha`` times the probability of its best token; candidates are scored
     ``(1 + beta) * expert - beta * amateur`` in logits (arXiv 2505.14620), or with each amateur's
-    own weight (``Amateur``). An adaptive beta is, at each step, ``beta_max`` times the
-    Jensen-Shannon divergence (in bits, 0 to 1) of expert and amateur over the candidates, times the
-    amateur's probability of its best candidate relative to that of its best token.
+    own weight (``Amateur``). A rule, by its name instead of a number, chooses the weights at each
+    step (docs/methods.md lists them).
 
     Attributes:
         alpha: Plausibility threshold in [0, 1]; default 0.1. 1 equals greedy, 0 is no mask.
         beta: Contrast strength, >= 0 (at most 1e6); default 0.5. 0 equals the adapter alone.
-            "adaptive": chosen at each step, from 0 to ``beta_max``.
-        beta_max: The most that an adaptive beta or weight reaches, >= 0 (at most 1e6); None for
-            ``settings.DEFAULT_BETA_MAX``. An error where nothing is adaptive.
+            Or the name of a rule, such as "adaptive", which chooses it at each step.
+        beta_max: The rule's parameter of this name, >= 0 (at most 1e6); None for its default. An
+            error without a rule that has one.
+        rule_parameters: The rule's parameters by name; those that are left out have their defaults.
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
         amateur: What to contrast with: None for the base model, another adapter, or an ``Amateur``.
         amateurs: The same for 1 to 32 of them, instead of ``amateur``.
@@ -115,8 +114,9 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     """
 
     alpha: float = DEFAULT_ALPHA
-    beta: float | Literal["adaptive"] = DEFAULT_BETA
+    beta: float | str = DEFAULT_BETA
     beta_max: float | None = None
+    rule_parameters: dict[str, float] | None = None
     expert_top_k: int | None = None
     amateur: LoRARequest | Amateur | None = None
     amateurs: Sequence[Amateur] | None = None
@@ -128,8 +128,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
 
     @classmethod
     def preset(cls, name: PresetName, **fields: Any) -> Self:
-        """The parameters of a method by its name (``method.presets``): cold, cad, adacad, cfg,
-        dexperts or grounded.
+        """The parameters of a method by its name (``method.presets``).
 
         Args:
             name: The method's.
@@ -149,7 +148,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         weights = [getattr(one, "weight", None) for one in given]
         own = {knob: fields[knob] for knob in KNOBS if knob in fields}
         # What the caller's fields leave nothing to do for is left out.
-        values = merge({}, weights, defaults={**preset.knobs, **own})
+        values = merge(own, weights, defaults=preset.knobs)
         made = cls(**{"method": name, **values, **fields})
         amateurs = made.contrast()
         if preset.own_prompt and any(one.prompt is None for one in amateurs):
@@ -175,7 +174,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
             return (one if isinstance(one, Amateur) else Amateur(lora_request=one),)
         return tuple(self.amateurs)
 
-    def combine(self) -> tuple[ColdSettings, tuple[Weight, ...]]:
+    def combine(self) -> tuple[ColdSettings, tuple[float | None, ...]]:
         """The method's knobs and the amateurs' weights, checked (fields may have been assigned
         after construction).
         """

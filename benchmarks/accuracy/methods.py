@@ -15,7 +15,6 @@ from typing import Any, Literal
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Prompt
 from vllm_cold.method.presets import PRESETS, PresetName
-from vllm_cold.method.settings import DEFAULT_BETA_MAX
 
 # What the amateur is: the expert with the prompt without its part, the base model with it, the
 # base model with the expert's own prompt (CoLD), or the expert's adapter as it was after a quarter
@@ -177,7 +176,7 @@ def preset(name: PresetName, key: str = "", amateur: AmateurKind = "without") ->
     return Method(key or name, found.knobs, amateur=amateur, weights=found.weights)
 
 
-_ADAPTIVE = {"alpha": 0.1, "beta": "adaptive", "beta_max": DEFAULT_BETA_MAX}
+_ADAPTIVE = {"alpha": 0.1, "beta": "adaptive", "beta_max": 1.0}
 # Without a contrast, for one stream, where a better answer may be had for less.
 PLAIN = (
     Method("greedy"),

@@ -17,6 +17,8 @@ THREE = (
     System("three", "CoLD, 3 streams", "plugin", "three"),
     System("three-base", "base, 3 streams", "plugin", "three-base"),
 )
+# Rules that give an amateur up, or use it seldom. No naive loop here knows them: tests do.
+RULES = tuple(System(name, f"CoLD by {name}, own 0.25x", "plugin", name) for name in ("grd", "mti"))
 
 NOTE = (
     "All are one engine. Own 0.25x, 2x: an amateur's own prompt, that long beside its expert's; "
@@ -64,6 +66,9 @@ def group_jobs(prompts: Sequence[list[int]], batch: int, options: Any) -> Jobs:
     for name, share in SHARES.items():
         add(own_prompt(name), cold, cut(1), own=[[ids] for ids in cut(share)])
         add(prefill(name), base, cut(share), 1)
+    for system in RULES:
+        add(system.label, system, cut(1), own=[[ids] for ids in cut(0.25)])
+    add(SYSTEMS["adapter"].label, SYSTEMS["adapter"], cut(1))
     amateurs = [list(pair) for pair in zip(cut(1, batch), cut(1, 2 * batch), strict=True)]
     for system in THREE:
         add(system.label, system, cut(1), own=amateurs)
@@ -77,7 +82,7 @@ def references(jobs: Jobs) -> list[tuple[Job, Job]]:
     """
     pairs = []
     for job in jobs.values():
-        if job.tokens > 1:
+        if job.tokens > 1 and job.system not in RULES:
             name = f"naive {job.label.removeprefix('plugin ')}"
             naive = System(f"naive-{job.system.key}", name, "naive", job.system.mode)
             twin = Job(naive, name, job.prompts, job.tokens, 0, own=job.own)

@@ -21,12 +21,13 @@ BUSY = 0.05  # cores that an idle worker may use
 
 class Mode(NamedTuple):
     """How a request is decoded: whether it has the adapter, how many amateurs, all of the base
-    model, and their beta.
+    model, their beta, and alpha.
     """
 
     adapter: bool
     amateurs: int = 0
-    beta: float = BETA
+    beta: float | str = BETA
+    alpha: float = ALPHA
 
 
 MODES = {
@@ -37,6 +38,8 @@ MODES = {
     "three": Mode(True, 2),
     "three-base": Mode(False, 2),
     "cold-base": Mode(False, 1),
+    "grd": Mode(True, 1, "grd", 0.0),
+    "mti": Mode(True, 1, "mti", 0.0),
 }
 
 

@@ -81,7 +81,7 @@ class Naive:
 
     def _models(self, mode: str) -> list[Any]:
         """The model of each stream, the expert's first."""
-        expert, amateurs, _ = MODES[mode]
+        expert, amateurs, *_ = MODES[mode]
         return [self.adapted if expert else self.base] + [self.base] * amateurs
 
     def run(
@@ -103,7 +103,7 @@ class Naive:
         with torch.inference_mode():
             for _ in range(tokens):
                 logits = [stream.logits() for stream in streams]
-                ids = scores(*logits, beta=MODES[mode].beta).argmax(-1, keepdim=True)
+                ids = scores(*logits, beta=float(MODES[mode].beta)).argmax(-1, keepdim=True)
                 got.append(ids[:, 0].tolist())
                 times.append(time.perf_counter())
                 for stream in streams:
@@ -135,7 +135,7 @@ class Naive:
                 model(input_ids=torch.tensor([ids]), logits_to_keep=1).logits[:, -1].float()
                 for model, ids in zip(models, texts, strict=True)
             ]
-        row = scores(*logits, beta=MODES[mode].beta)[0]
+        row = scores(*logits, beta=float(MODES[mode].beta))[0]
         return {"gap": float(row.max() - row[choices].min())}
 
 

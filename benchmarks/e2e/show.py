@@ -30,6 +30,8 @@ RATIOS = (
     (SYSTEMS["base-engine"].label, SYSTEMS["stock-base"].label),
     (SYSTEMS["naive"].label, SYSTEMS["cold"].label),
     *((system.label, groups.TRIPLED) for system in groups.THREE),
+    *((system.label, groups.own_prompt("0.25x")) for system in groups.RULES),
+    *((system.label, SYSTEMS["adapter"].label) for system in groups.RULES),
 )
 
 

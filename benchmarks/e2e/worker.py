@@ -24,7 +24,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.e2e.jobs import ALPHA, MODES, stamped
+from benchmarks.e2e.jobs import MODES, stamped
 
 FAMILIES = ("stock-base", "stock-lora", "plugin", "plugin-base", "plugin-ngram", "naive")
 
@@ -188,13 +188,13 @@ class Engine:
             # An output in each step, with what is new: when a token came must be seen.
             "output_kind": RequestOutputKind.DELTA,
         }
-        expert, amateurs, beta = MODES[mode]
+        expert, amateurs, beta, alpha = MODES[mode]
         if amateurs:
             from vllm_cold import Amateur, ColdParams
 
             params = [
                 ColdParams(
-                    alpha=ALPHA,
+                    alpha=alpha,
                     beta=beta,
                     amateurs=[Amateur(prompt=ids, lora_request=None) for ids in texts],
                     **options,

@@ -140,7 +140,7 @@ class Llama:
         own: Sequence[list[list[int]]] = (),
     ) -> dict[str, Any]:
         """``Naive.run`` for up to one amateur, which reads its expert's prompt."""
-        expert, amateurs, beta = MODES[mode]
+        expert, amateurs, beta, _ = MODES[mode]
         if own or amateurs > 1:
             raise ValueError(f"mode={mode!r}: one amateur, which reads its expert's prompt")
         sorts = [expert] + [False] * amateurs
@@ -155,7 +155,9 @@ class Llama:
             if step:
                 texts = [[token] for token in got[-1]]
                 logits = [context.read(texts) for context in contexts]
-            got.append(contrast(*logits, beta) if amateurs else logits[0].argmax(-1).tolist())
+            got.append(
+                contrast(*logits, float(beta)) if amateurs else logits[0].argmax(-1).tolist()
+            )
             times.append(time.perf_counter())
         return {
             **stamped(started, [times] * len(prompts)),

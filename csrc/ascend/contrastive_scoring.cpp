@@ -526,6 +526,11 @@ public:
     {
         return amateurs_;
     }
+    // Whether the only one is the expert's row again: in place, that holds scores when Done.
+    __aicore__ inline bool Masked(uint32_t group) const
+    {
+        return amateurs_ == 1 && numbers_[0] == groups_.Expert(group);
+    }
     __aicore__ inline GlobalTensor<T> AmateurRow(uint32_t amateur) const
     {
         return groups_.logits.Row(numbers_[amateur]);
@@ -611,7 +616,7 @@ private:
             }
             const float weight = Setting<float>(groups_.weights, group * places + i);
             const bool finite = weight >= -kLargest && weight <= kLargest;
-            weights_[amateurs_] = finite ? weight : 0.0f;  // NaN, if it adapts itself to NaN
+            weights_[amateurs_] = finite ? weight : 0.0f;
             ++amateurs_;
         }
     }
@@ -875,7 +880,7 @@ public:
             }
             const bool notFinite = scorer_.HasExpert() && scorer_.NotFinite();
             if constexpr (sizeof(T) == sizeof(float)) {
-                if (notFinite && out == nullptr) {
+                if (notFinite && out == nullptr && !scorer_.Masked(group)) {
                     MakeSamplable();
                 }
             }

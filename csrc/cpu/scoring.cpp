@@ -6,7 +6,6 @@
 // so that the second pass finds what it needs of the expert's row in that core's cache. The rest is
 // cut into segments of the vocabulary, of which every thread has as many as the others, or nearly, and
 // the same ones in both passes.
-// An amateur whose weight adapts itself takes one more at first: the maxima of its row.
 #include "scoring.h"
 
 #include <algorithm>
@@ -29,13 +28,11 @@ constexpr int64_t kStream = 1 << 20;
 constexpr int64_t kMaxSegments = 256;
 constexpr Tally kNothing{0, -1, -1, 0.0f, 0.0f, false};
 
-// What a group's rows are scored with: the lowest expert logit of a candidate (-inf is none, so it is
-// above that), and the amateurs' weights. `finite`: no tile's maximum is +inf; of amateurs that are not
-// adaptive, that is not known yet.
+// What is known of a group's expert: the lowest logit of a candidate (-inf is none, so it is above
+// that), and whether no tile's maximum is +inf.
 struct Settings {
     float threshold;
     bool finite;
-    float weights[kMaxAmateurs];
 };
 
 struct Job {
@@ -45,27 +42,17 @@ struct Job {
     int64_t streams;
     const float *weights, *log_alpha;
     const int64_t* expert_top_k;
-    const uint8_t* adaptive;
     float* out;
     int64_t* statistics;
     const Kernels* kernels;
     bool stream;
     int64_t num_tiles;
-    float* tiles;  // maxima: [groups, num_tiles], or [groups, streams, num_tiles] if some are adaptive
+    float* tiles;  // [groups, num_tiles], the maxima of the experts' rows
 
     // Of stream 0, the expert, or of an amateur.
     int64_t row(int64_t group, int64_t i) const { return rows[group * streams + i]; }
     char* row_of(int64_t group, int64_t i) const { return logits + row(group, i) * row_bytes; }
-    bool adapts(int64_t group, int64_t i) const {
-        return adaptive != nullptr && row(group, i) >= 0 &&
-               adaptive[group * (streams - 1) + i - 1] != 0;
-    }
-    float* tiles_of(int64_t group, int64_t i) const {
-        return tiles + (adaptive == nullptr ? group : group * streams + i) * num_tiles;
-    }
-    float largest(const float* maxima) const {
-        return *std::max_element(maxima, maxima + num_tiles);
-    }
+    float* tiles_of(int64_t group) const { return tiles + group * num_tiles; }
 
     // Tiles [from, to) of a group's vocabulary, as tokens.
     struct Range {
@@ -75,27 +62,15 @@ struct Job {
 
     void maxima(int64_t group, Range range) const {
         const auto [from, to] = tokens(range);
-        for (int64_t i = 0; i < streams; ++i) {
-            if (i > 0 && !adapts(group, i)) continue;
-            kernels->maxima(row_of(group, i) + from * element_size, to - from,
-                            tiles_of(group, i) + range.from);
-        }
+        kernels->maxima(row_of(group, 0) + from * element_size, to - from,
+                        tiles_of(group) + range.from);
     }
 
     Settings settings(int64_t group, bool* no_memory) const {
-        const float best = largest(tiles_of(group, 0));
-        Settings with{-kLargest, best < kInf, {}};
-        if (with.finite) with.threshold = threshold(group, best, no_memory);
-        for (int64_t i = 1; i < streams; ++i) {
-            if (adapts(group, i)) with.finite = with.finite && largest(tiles_of(group, i)) < kInf;
-        }
-        for (int64_t i = 1; i < streams; ++i) {
-            float& weight = with.weights[i - 1];
-            weight = weights[group * (streams - 1) + i - 1];
-            if (!adapts(group, i)) continue;
-            weight = with.finite ? adapted(group, i, weight, with.threshold, no_memory) : 0.0f;
-        }
-        return with;
+        const float* maxima = tiles_of(group);
+        const float best = *std::max_element(maxima, maxima + num_tiles);
+        if (!(best < kInf)) return {-kLargest, false};
+        return {threshold(group, best, no_memory), true};
     }
 
     float threshold(int64_t group, float best, bool* no_memory) const {
@@ -108,8 +83,8 @@ struct Job {
             *no_memory = true;
             return mask;
         }
-        const int64_t count = kernels->at_least(row_of(group, 0), nullptr, vocab,
-                                                tiles_of(group, 0), mask, found, nullptr);
+        const int64_t count =
+            kernels->at_least(row_of(group, 0), vocab, tiles_of(group), mask, found);
         float limit = mask;
         if (count > cap) {
             std::nth_element(found, found + cap - 1, found + count,
@@ -120,25 +95,6 @@ struct Job {
         return limit;
     }
 
-    // The weight that this step's logits call for, of stream i.
-    float adapted(int64_t group, int64_t i, float weight, float limit, bool* no_memory) const {
-        const float* maxima = tiles_of(group, 0);
-        const int64_t reaching = std::count_if(maxima, maxima + num_tiles,
-                                               [limit](float tile) { return tile >= limit; });
-        const size_t room = static_cast<size_t>(std::max<int64_t>(reaching, 1) * kTile);
-        float* e = static_cast<float*>(std::malloc(2 * room * sizeof(float)));
-        if (e == nullptr) {
-            *no_memory = true;
-            return 0.0f;
-        }
-        float* a = e + room;
-        const int64_t n =
-            kernels->at_least(row_of(group, 0), row_of(group, i), vocab, maxima, limit, e, a);
-        const float apart = kernels->divergence(e, a, n, largest(tiles_of(group, i)));
-        std::free(e);
-        return weight * apart;
-    }
-
     // Of the amateurs, those that there are; the expert itself, without weight, if there are none.
     Segment segment(int64_t group, Range range, const Settings& with) const {
         const auto [from, to] = tokens(range);
@@ -146,13 +102,13 @@ struct Job {
         Segment s;
         s.expert = row_of(group, 0) + start;
         s.n = to - from;
-        s.tiles = tiles_of(group, 0) + range.from;
+        s.tiles = tiles_of(group) + range.from;
         s.threshold = with.threshold;
         s.num = 0;
         for (int64_t i = 1; i < streams; ++i) {
             if (row(group, i) < 0) continue;
             s.amateurs[s.num] = row_of(group, i) + start;
-            s.weights[s.num++] = with.weights[i - 1];
+            s.weights[s.num++] = weights[group * (streams - 1) + i - 1];
         }
         if (s.num == 0) s.amateurs[0] = s.expert, s.weights[s.num++] = 0.0f;
         return s;
@@ -220,9 +176,9 @@ const Kernels* kernels_for(int32_t isa) {
 
 int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int64_t vocab,
                         int32_t dtype, const int64_t* rows, const float* weights,
-                        const float* log_alpha, const int64_t* expert_top_k,
-                        const uint8_t* adaptive, int64_t num_groups, int64_t streams, float* out,
-                        int64_t* statistics, int32_t isa, int32_t threads) {
+                        const float* log_alpha, const int64_t* expert_top_k, int64_t num_groups,
+                        int64_t streams, float* out, int64_t* statistics, int32_t isa,
+                        int32_t threads) {
     for (int64_t i = 0; i < num_groups * streams; ++i) {
         if (rows[i] < (i % streams == 0 ? 0 : -1) || rows[i] >= num_rows) return kRowOutside;
     }
@@ -237,9 +193,8 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
                              std::max<int64_t>(4 * num_threads / split, 1), kMaxSegments});
     }
     const int64_t tasks = split * segments;
-    const int64_t tiled = adaptive == nullptr ? num_groups : num_groups * streams;  // rows
-    float* tiles =
-        static_cast<float*>(std::malloc(static_cast<size_t>(tiled * num_tiles) * sizeof(float)));
+    float* tiles = static_cast<float*>(
+        std::malloc(static_cast<size_t>(num_groups * num_tiles) * sizeof(float)));
     Settings* settings =  // of the split groups
         static_cast<Settings*>(std::malloc(static_cast<size_t>(split + 1) * sizeof(Settings)));
     const bool counted = statistics != nullptr;
@@ -248,9 +203,9 @@ int32_t vllm_cold_score(void* logits, int64_t num_rows, int64_t row_stride, int6
     std::atomic<bool> no_memory{tiles == nullptr || settings == nullptr || tallies == nullptr};
 
     const Job job{static_cast<char*>(logits), row_stride * kElementSize[dtype], vocab,
-                  kElementSize[dtype], rows, streams, weights, log_alpha, expert_top_k, adaptive,
-                  out, statistics, kernels_for(isa) + dtype, num_groups * vocab >= kStream,
-                  num_tiles, tiles};
+                  kElementSize[dtype], rows, streams, weights, log_alpha, expert_top_k, out,
+                  statistics, kernels_for(isa) + dtype, num_groups * vocab >= kStream, num_tiles,
+                  tiles};
     const Job::Range all{0, num_tiles};
 
     auto body = [&](Team team) {

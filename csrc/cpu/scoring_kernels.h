@@ -32,14 +32,9 @@ struct Segment {
 // Whatever they and the expert's are, scores are finite; NaN is valid.
 struct Kernels {
     void (*maxima)(const void* x, int64_t n, float* tiles);
-    // Copies the expert's elements >= threshold to `found`, in order, and if `a` is not null the
-    // amateur's beside them to `beside`; returns how many there are. Neither holds NaN or +inf.
-    int64_t (*at_least)(const void* e, const void* a, int64_t n, const float* tiles,
-                        float threshold, float* found, float* beside);
-    // How strong an adaptive weight is, 0 to 1: the Jensen-Shannon divergence of softmax(e) and
-    // softmax(a) in bits, times the probability of the amateur's best candidate relative to that of its
-    // best token, whose logit is `most`. The n candidates' logits are written over.
-    float (*divergence)(float* __restrict e, float* __restrict a, int64_t n, float most);
+    // Copies the elements >= threshold of x, which holds neither NaN nor +inf, to `found`, in order;
+    // returns how many there are.
+    int64_t (*at_least)(const void* x, int64_t n, const float* tiles, float threshold, float* found);
     // Scores to `to`, which may be the expert's logits. `stream` (to an address aligned to 64 bytes):
     // past the caches.
     void (*scores)(const Segment& rows, float* to, bool stream, bool* bad);

@@ -8,8 +8,6 @@
 // set1, sub, max and min (b where a is NaN), fma(a, b, c) = a * b + c; eq; not_below (a >= b, or NaN);
 // not_below_inf (NaN or +inf); select(m, a, b) = m ? a : b; either (union); any; bits (lane i in bit i).
 
-#include "scoring_adaptive.h"
-
 namespace {
 
 constexpr float kInf = __builtin_inff();
@@ -62,30 +60,20 @@ void maxima(const void* from, int64_t n, float* tiles) {
     }
 }
 
-// Those of x that are in `lanes`, in order; returns how many there are.
-int64_t pack(F x, uint32_t lanes, float* to) {
-    float values[N];
-    Vec::store(values, x);
-    int64_t count = 0;
-    for (; lanes != 0; lanes &= lanes - 1) to[count++] = values[__builtin_ctz(lanes)];
-    return count;
-}
-
 template <class T>
-int64_t at_least(const void* expert, const void* amateur, int64_t n, const float* tiles,
-                 float threshold, float* found, float* beside) {
-    const T* e = static_cast<const T*>(expert);
-    const T* a = static_cast<const T*>(amateur);
+int64_t at_least(const void* from, int64_t n, const float* tiles, float threshold, float* found) {
+    const T* x = static_cast<const T*>(from);
     const F limit = Vec::set1(threshold);
     int64_t count = 0;
     for (int64_t tile = 0; tile < n; tile += kTile) {
         if (*tiles++ < threshold) continue;
         for (int64_t i = tile, end = tile_end(tile, n); i < end; i += N) {
-            const F value = load_some(e + i, end - i);
-            const uint32_t lanes = Vec::bits(Vec::not_below(value, limit));
+            const F value = load_some(x + i, end - i);
+            uint32_t lanes = Vec::bits(Vec::not_below(value, limit));
             if (lanes == 0) continue;
-            if (a != nullptr) pack(load_some(a + i, end - i), lanes, beside + count);
-            count += pack(value, lanes, found + count);
+            float values[N];
+            Vec::store(values, value);
+            for (; lanes != 0; lanes &= lanes - 1) found[count++] = values[__builtin_ctz(lanes)];
         }
     }
     return count;
@@ -240,7 +228,7 @@ void tally(const Segment& rows, int64_t first_id, Tally* tally) {
 
 template <class T>
 constexpr Kernels kernels() {
-    return {maxima<T>, at_least<T>, divergence, scores<T>, tally<T>};
+    return {maxima<T>, at_least<T>, scores<T>, tally<T>};
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ import math
 import random
 from collections.abc import Sequence
 
-from vllm_cold.method.settings import ColdSettings, Weight
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.explain.account import make_step
 from vllm_cold.tools.explain.record import (
     BASE,
@@ -33,14 +33,15 @@ CHAT = (
 KNOWN = 12
 WRONG = 9  # the step at which the engine took another token
 
-PLAIN = ((Weight(-1.0, False), Amateur(label=f"{BASE}, weight -1", pieces=(), tokens=23)),)
+RULE = {"beta": "adaptive", "rule_parameters": {"beta_max": 6.0}}
+PLAIN = ((-1.0, Amateur(label=f"{BASE}, weight -1", pieces=(), tokens=23)),)
 SEVERAL = (
     (
-        Weight(-6.0, True),
-        Amateur(label=f"{BASE} without system, weight adaptive to -6", pieces=CHAT[1:], tokens=7),
+        None,
+        Amateur(label=f"{BASE} without system, weight adaptive", pieces=CHAT[1:], tokens=7),
     ),
     (
-        Weight(0.25, False),
+        0.25,
         Amateur(
             label="sql, text of its own, weight +0.25",
             pieces=(Piece(text=f"Who? {HOSTILE}"),),
@@ -57,7 +58,7 @@ def _distribution(logits: list[float]) -> dict[int, Logprob]:
 
 
 def _step(
-    rng: random.Random, weights: Sequence[Weight], alpha: float, greedy: bool, wrong: bool
+    rng: random.Random, weights: Sequence[float | None], alpha: float, greedy: bool, wrong: bool
 ) -> Step:
     spread = rng.choice([0.5, 1.0, 2.0, 4.0])
     e = [rng.gauss(0, spread) for _ in WORDS]
@@ -67,10 +68,12 @@ def _step(
         rows.append(_distribution([value + rng.gauss(0, away) for value in e]))
     order = sorted(rows[0], key=lambda token: -rows[0][token].value)
 
+    settings = ColdSettings(alpha, **(RULE if None in weights else {}))  # type: ignore[arg-type]
+
     def made(token: int) -> Step:
         return make_step(
             token, WORDS[token], rows, weights, known=KNOWN, vocab_size=None,
-            settings=ColdSettings(alpha), listed=order[:6], greedy_answer=greedy,
+            settings=settings, listed=order[:6], greedy_answer=greedy,
         )  # fmt: skip
 
     step = made(order[0])
@@ -83,7 +86,7 @@ def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> 
     """A report whose answers hold hostile text, bare white space and one mismatch, at ``WRONG``.
 
     Args:
-        several: Whether there are two amateurs of several kinds, one with an adaptive weight.
+        several: Whether there are two amateurs of several kinds, one with a rule's weight.
         alpha: 0 for no mask: not all valid tokens are listed.
         length: Of the answers.
     """

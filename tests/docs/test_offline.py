@@ -106,8 +106,11 @@ def reference(naive: NaiveCold, output: Any, params: Any, lora: Any, default: An
     if isinstance(params, ColdParams):
         settings = params.settings()
         cold = {
-            "alpha": settings.alpha, "beta": settings.strength, "adaptive": settings.adaptive
-        }  # fmt: skip
+            "alpha": settings.alpha,
+            "beta": 0.0 if settings.rule else settings.beta,
+            "rule": settings.rule,
+            "rule_parameters": settings.rule_parameters or {},
+        }
         if params.amateur is not None:
             cold["amateur"] = ADAPTERS[params.amateur.lora_name]
     elif default and not (params.extra_args and params.extra_args["cold"] == 0):

@@ -86,13 +86,15 @@ def test_ask(server: Server, texts: Texts) -> None:
     """All calls of the block are answered, and do what their comments say."""
     before = server.metric("vllm:request_success_total")
     ask = run_python(block("docs/serving.md", "client"), server)["ask"]
-    assert server.metric("vllm:request_success_total") - before == 5
+    assert server.metric("vllm:request_success_total") - before == 6
     assert texts.begin(ask(), beta=BETA)
     strong = {"alpha": 0.2, "beta": 1.0, "expert_top_k": 20}
     assert texts.begin(ask(cold_alpha=0.2, cold_beta=1.0, cold_expert_top_k=20), **strong)
     adaptive = ask(cold_beta="adaptive", cold_beta_max=2.0)
-    assert texts.begin(adaptive, beta=2.0, adaptive=True)
+    assert texts.begin(adaptive, rule="adaptive", rule_parameters={"beta_max": 2.0})
     assert not texts.begin(adaptive, beta=2.0)
+    unsure = ask(cold_beta="mti", cold_rule_parameters='{"tau": 2.0}')
+    assert texts.begin(unsure, rule="mti", rule_parameters={"tau": 2.0})
     assert texts.begin(ask(cold_amateur="chat"), amateur="two")
     assert texts.begin(ask(cold=0))
 

@@ -25,12 +25,28 @@ KINDS = (
     "context",
     "longer amateur",
     "two adapters",
-    "adaptive",
-    "adaptive and fixed",
+    "a rule",
+    "a rule and fixed",
+    "a judge",
     "four streams",
     "CoLD",
     "plain",
 )
+
+
+# With parameters by which the tiny model's steps fall on both sides of a gate.
+RULES: tuple[tuple[str, dict[str, float]], ...] = (
+    ("adaptive", {"beta_max": 3.0}),
+    ("arr", {"beta_max": 4.0}),
+    ("acd", {}),
+    ("cocoa", {"gamma": 1.5}),
+    ("grd", {"lam": 0.6}),
+    ("m3id", {"gamma": 0.1, "threshold": 0.18}),
+    ("mti", {"beta": 2.0, "tau": 3.9}),
+)
+
+# What the tiny model answers to half of the prompts.
+JUDGE = ("judge", {"token": 438.0, "threshold": 0.004, "beta": 2.0})
 
 
 def make_groups(count: int = 72) -> list[Group]:
@@ -57,7 +73,8 @@ def _group(
 ) -> Group:
     whole = context + text
     weight = (-0.5, -2.0)[number % 2]
-    adaptive = Amateur(-1.0, expert, text, adaptive=True)
+    rule, parameters = JUDGE if kind == "a judge" else RULES[number % len(RULES)]
+    by_rule = Amateur(None, expert, text)
     adapter = expert or "one"
     other = "one" if adapter == "two" else "two"
     prompt, alpha, cap, amateurs = {
@@ -65,8 +82,9 @@ def _group(
         "context": (whole, 0.1, (None, 5)[number % 2], [Amateur(-1.0, expert, text)]),
         "longer amateur": (text, 0.0, None, [Amateur(weight, expert, whole)]),
         "two adapters": (text, 0.0, None, [Amateur(0.7, "one"), Amateur(-0.7, "two")]),
-        "adaptive": (whole, 0.0, None, [adaptive]),
-        "adaptive and fixed": (whole, 0.05, 9, [Amateur(0.3, None, context), adaptive]),
+        "a rule": (whole, 0.0, None, [by_rule]),
+        "a rule and fixed": (whole, 0.05, 9, [Amateur(0.3, None, context), by_rule]),
+        "a judge": (whole, 0.0, None, [by_rule, Amateur(None, expert, (*whole, 7))]),
         "four streams": (
             whole,
             0.02,
@@ -80,7 +98,11 @@ def _group(
         expert = None
     elif kind in ("four streams", "CoLD"):
         expert = adapter
-    return Group(prompt, expert, amateurs, alpha, MAX_TOKENS, cap)
+    if by_rule not in amateurs:
+        return Group(prompt, expert, amateurs, alpha, MAX_TOKENS, cap)
+    return Group(
+        prompt, expert, amateurs, alpha, MAX_TOKENS, cap, rule=rule, rule_parameters=parameters
+    )
 
 
 def length(group: Group) -> int:
@@ -122,11 +144,11 @@ def params(tiny: Path, group: Group, **options: Any) -> Any:
             fields["lora_request"] = lora(tiny, amateur.adapter) if amateur.adapter else None
         if amateur.prompt_ids is not None:
             fields["prompt"] = list(amateur.prompt_ids)
-        fields["weight"] = "adaptive" if amateur.adaptive else amateur.weight
-        if amateur.adaptive:
-            options["beta_max"] = -amateur.weight
+        fields["weight"] = group.rule if amateur.weight is None else amateur.weight
         amateurs.append(vllm_cold.Amateur(**fields))
     options |= {"amateur": amateurs[0]} if len(amateurs) == 1 else {"amateurs": amateurs}
+    if group.rule is not None:
+        options["rule_parameters"] = dict(group.rule_parameters)
     return vllm_cold.ColdParams(alpha=group.alpha, expert_top_k=group.expert_top_k, **options)
 
 

@@ -117,7 +117,10 @@ def test_an_option_of_the_same_name_is_vllms(run: Run) -> None:
             ("--cold-alpha", "2"),
             "vllm serve: error: argument --cold-alpha: '2': must be a number in [0, 1]",
         ),
-        (("--cold-beta-max", "1"), "vllm: error: --cold-beta-max=1.0: is for an adaptive beta"),
+        (
+            ("--cold-beta-max", "1"),
+            "vllm: error: --cold-beta-max=1.0: is for a rule, and beta is 0.5",
+        ),
         (("--sampler", "coald"), "vllm serve: error: argument --sampler: invalid choice: 'coald'"),
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -90,12 +90,14 @@ def check_streams(source: OfflineSource, naive: NaiveCold, prompt: Prompt, **con
         expert.ids,
         expert.adapter,
         [
-            Amateur(weight.weight, stream.adapter, stream.ids, weight.adaptive)
+            Amateur(weight, stream.adapter, stream.ids)
             for stream, weight in zip(others, weights, strict=True)
         ],
         settings.alpha,
         TOKENS,
         settings.expert_top_k,
+        rule=settings.rule,
+        rule_parameters=settings.rule_parameters or {},
     )
     explanation = explained(source, prompt, **contrast)
     cold, greedy = explanation.answers

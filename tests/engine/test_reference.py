@@ -28,10 +28,10 @@ class Case:
     prompt: tuple[int, ...]
     adapter: str | None
     alpha: float | None = None  # None: plain
-    beta: float = 0.0  # if adaptive, the most that it reaches
+    beta: float = 0.0  # with the rule, the most that it reaches
     amateur: str | None = None
     expert_top_k: int | None = None
-    adaptive: bool = False
+    adaptive: bool = False  # the rule
 
     def params(self, tiny: Path) -> Any:
         from vllm import SamplingParams
@@ -91,7 +91,8 @@ def traces(naive: NaiveCold, cases: list[Case]) -> list[Trace]:
             max_tokens=MAX_TOKENS,
             amateur=cases[i].amateur,
             expert_top_k=cases[i].expert_top_k,
-            adaptive=cases[i].adaptive,
+            rule="adaptive" if cases[i].adaptive else None,
+            rule_parameters={"beta_max": cases[i].beta} if cases[i].adaptive else {},
         )
         for i in cold
     ]

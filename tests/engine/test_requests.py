@@ -3,6 +3,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -138,18 +139,20 @@ def test_engine_defaults(make_llm: Any, tiny: Path, naive: NaiveCold) -> None:
             llm.generate({"prompt_token_ids": PROMPT}, params, lora_request=request, use_tqdm=False)
         )[0]
 
-    def cold(beta: float, adaptive: bool) -> list[int]:
-        asked = {"alpha": 0.02, "beta": beta, "adaptive": adaptive}
+    def cold(beta: float, rule: str | None = None, **parameters: float) -> list[int]:
+        asked = {"alpha": 0.02, "beta": beta, "rule": rule, "rule_parameters": parameters}
         return naive.generate(PROMPT, expert="one", max_tokens=16, **asked).tokens
 
-    expected = [cold(500.0, True), cold(0.5, False), cold(8.0, True)]
-    assert len(set(map(tuple, expected))) == 3
+    adaptive = partial(cold, 0.0, "adaptive")
+    expected = [adaptive(beta_max=500.0), cold(0.5), adaptive(beta_max=8.0), cold(0.0, "acd")]
+    assert len(set(map(tuple, expected))) == 4
     assert run("one") == run("one", cold_beta="adaptive") == expected[0]
     assert run("one", cold_beta=0.5) == expected[1]
     assert run("one", cold_beta_max=8.0) == expected[2]
+    assert run("one", cold_beta="acd") == expected[3]
     assert run("one", cold=0) == naive.greedy(PROMPT, "one", 16).tokens
     assert run(None) == naive.greedy(PROMPT, None, 16).tokens
-    with pytest.raises(ValueError, match="cold_beta_max=2.0: is for an adaptive beta, and beta is"):
+    with pytest.raises(ValueError, match="cold_beta_max=2.0: is for a rule, and beta is 0.5"):
         run("one", cold_beta=0.5, cold_beta_max=2.0)
     with pytest.raises(ValueError, match="beam search"):
         llm.beam_search(

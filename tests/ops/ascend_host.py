@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops.interface import Groups
-from vllm_cold.ops.scoring_torch import adaptive_weights, expert_floors
+from vllm_cold.ops.scoring_torch import expert_floors
 
 ASCEND = Path(__file__).parents[2] / "csrc" / "ascend"
 SCORING = "contrastive_scoring.cpp", "host/runner.cpp"
@@ -199,8 +199,7 @@ class Host(Program):
     ) -> None:
         """See ``interface.Backend``."""
         floors = expert_floors(logits, groups)
-        weights = adaptive_weights(logits, groups, floors)
-        self.run(logits, groups.rows, weights, groups.log_alpha, floors, out, statistics)
+        self.run(logits, groups.rows, groups.weights, groups.log_alpha, floors, out, statistics)
 
     def run(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops import Groups, registry
-from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
+from vllm_cold.ops.scoring_reference import group_scores
 
 INF = math.inf
 VOCABS = (1, 31, 64, 4095, 4096, 4097, 32001, 49152, 128256, 151936, 152064, 256000)
@@ -27,10 +27,11 @@ NUM_GROUPS = (0, 1, 2, 7, 64)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LOG_ALPHAS = (math.log(0.1), math.log(1e-6), 0.0, -INF)
 WEIGHTS = (-0.5, 0.0, -10.0, 0.75)
-# Rows of a group, by what is special about them.
+# Rows of a group, by what is special about them. "masked" are those whose only amateur is their
+# expert's row again, without weight.
 KINDS = (
     "normal", "ties", "one left", "expert -inf", "amateur -inf", "both -inf", "huge", "tiny",
-    "equal", "ascending", "nothing left", "zeros", "overflow",
+    "equal", "ascending", "nothing left", "zeros", "overflow", "masked", "masked -inf",
 )  # fmt: skip
 LAYOUTS = ("contiguous", "padded", "every other row", "transposed")
 # What is not finite in a group, in which of its rows ("amateur" is one of them), and where.
@@ -62,20 +63,23 @@ class Case:
     log_alpha: Tensor
     expert_top_k: Tensor | None = None
     max_expert_top_k: int = 0
-    adaptive: Tensor | None = None
 
     @property
     def groups(self) -> Groups:
         """What comes behind ``logits`` in both functions of the op."""
         return Groups(
-            self.rows, self.weights, self.log_alpha, self.expert_top_k, self.max_expert_top_k,
-            self.adaptive,
-        )  # fmt: skip
+            self.rows, self.weights, self.log_alpha, self.expert_top_k, self.max_expert_top_k
+        )
 
     @property
     def present(self) -> Tensor:
         """[G, S - 1] bool: where there is an amateur."""
         return self.rows[:, 1:] >= 0
+
+    @property
+    def own(self) -> Tensor:
+        """[G, S - 1] bool: where there is an amateur that is not the expert's row again."""
+        return self.present & (self.rows[:, 1:] != self.rows[:, :1])
 
     @property
     def expert_rows(self) -> Tensor:
@@ -84,15 +88,8 @@ class Case:
 
     @property
     def amateur_rows(self) -> Tensor:
-        """[A] row numbers of all amateurs, group by group."""
-        return self.rows[:, 1:][self.present]
-
-    def set(self, weight: float | None = None, adaptive: bool | None = None) -> None:
-        """Of all amateurs."""
-        if weight is not None:
-            self.weights = torch.where(self.present, weight, 0.0)
-        if adaptive is not None:
-            self.adaptive = self.present.clone() if adaptive else None
+        """[A] row numbers of all amateurs with one of their own, group by group."""
+        return self.rows[:, 1:][self.own]
 
     @cached_property
     def experts(self) -> Tensor:
@@ -106,67 +103,22 @@ class Case:
         return [self.logits[column] for column in rows[:, 1:].unbind(1)]
 
     @property
-    def settings(self) -> list[tuple[float, list[float], int, list[bool]]]:
+    def settings(self) -> list[tuple[float, list[float], int]]:
         """What the reference takes behind a group's rows, of the amateurs that there are."""
         groups = range(len(self.rows))
         caps = [0] * len(self.rows) if self.expert_top_k is None else self.expert_top_k.tolist()
-        adaptive = torch.zeros_like(self.present) if self.adaptive is None else self.adaptive
         num = self.present.sum(1).tolist()
         return [
-            (
-                float(self.log_alpha[group]),
-                self.weights[group, : num[group]].tolist(),
-                caps[group],
-                adaptive[group, : num[group]].tolist(),
-            )
-            for group in groups
+            (float(self.log_alpha[g]), self.weights[g, : num[g]].tolist(), caps[g]) for g in groups
         ]
-
-    @cached_property
-    def effective(self) -> tuple[Tensor, Tensor]:
-        """[G, S - 1] float64 weights by the reference, and what float32 may err by in them: nothing
-        where they are given, or 0 by definition.
-        """
-        weights = self.weights.double()
-        errors = torch.zeros_like(weights)
-        for group, (log_alpha, given, cap, adaptive) in enumerate(self.settings):
-            e = self.experts[group].double()
-            for i, most in enumerate(given):
-                if not adaptive[i]:
-                    continue
-                a = self.amateurs[i][group].double()
-                weights[group, i] = adaptive_weight(e, a, log_alpha, most, cap)
-                # An edge token may be a candidate or not. They come by their logits: all from one
-                # of them up, or none.
-                others = [weights[group, i]]
-                if self.edge[group].any():
-                    logits = e[self.edge[group]].unique()
-                    above = torch.nextafter(logits.max().float(), torch.tensor(INF)).double()
-                    others += [
-                        adaptive_weight(e, a, float(lowest - e.max()), most, cap)
-                        for lowest in (*logits, above)
-                    ]
-                candidates = group_scores(e, [], log_alpha, [], cap) > -INF
-                candidates |= self.edge[group]
-                reached = a[candidates].max() if candidates.any() else torch.tensor(-INF)
-                if int(candidates.sum()) > 1 and reached > -INF:
-                    # Half of eps, at each rounding. exp(x): x may be rounded twice, the result
-                    # twice; the mean of -x over a distribution is at most log(V), and below 13.
-                    # The sums: of lanes and in trees, not deeper than a few dozen. Terms of the
-                    # divergence: 6. The divergence moves as much as the mean of its probabilities.
-                    distance = float(a.max() - reached)
-                    error = (32 + distance + 4) * F32.eps * math.exp(-distance) + 2 * F32.tiny
-                    errors[group, i] = error * abs(most)
-                errors[group, i] += max(abs(weights[group, i] - other) for other in others)
-        return weights, errors
 
     @cached_property
     def exact(self) -> Tensor:
         """[G, V] float64 scores by the reference."""
         scores = torch.empty(self.experts.shape, dtype=torch.float64)
-        for group, (log_alpha, weights, *knobs) in enumerate(self.settings):
+        for group, (log_alpha, weights, cap) in enumerate(self.settings):
             amateurs = [a[group] for a in self.amateurs[: len(weights)]]
-            scores[group] = group_scores(self.experts[group], amateurs, log_alpha, weights, *knobs)
+            scores[group] = group_scores(self.experts[group], amateurs, log_alpha, weights, cap)
         return scores
 
     @cached_property
@@ -175,12 +127,12 @@ class Case:
 
         Nothing where an amateur's weight is 0 or it equals the expert. Anything of its size where
         the product leaves float32's range: whether that saturates before the sum is up to the
-        backend. Where a weight is not given but computed, what that errs by comes on top. Each
-        amateur's errors add up: adding a product and saturating make none of them larger.
+        backend. Each amateur's errors add up: adding a product and saturating make none of them
+        larger.
         """
         e = torch.where(self.experts == -INF, 0.0, self.experts.double())
         total, tolerance = e, torch.zeros_like(e)
-        for a, weight, error in zip(self.amateurs, *(w.T for w in self.effective), strict=True):
+        for a, weight in zip(self.amateurs, self.weights.double().T, strict=True):
             a = torch.where(a == -INF, 0.0, a.double())
             difference = (a - e).clamp(-F32.max, F32.max)
             product = weight.unsqueeze(1) * difference
@@ -189,7 +141,6 @@ class Case:
             bound = 1.5 * F32.eps * (total.abs() + product.abs()) + 2 * F32.tiny
             bound = torch.where(product.abs() > F32.max, product.abs(), bound)
             tolerance += torch.where(product == 0, 0.0, bound)
-            tolerance += error.unsqueeze(1) * difference.abs()
             total = (total + product).clamp(-F32.max, F32.max)
         return tolerance
 
@@ -231,7 +182,7 @@ def _rows(
         rows = (rows * 2).round() / 8
     elif kind == "one left":
         rows[0] = torch.where(torch.arange(vocab) == number(vocab), rows[0], -INF)
-    elif kind in ("expert -inf", "both -inf"):
+    elif kind in ("expert -inf", "both -inf", "masked -inf"):
         rows[0, noise[:vocab] < 0.5] = -INF
     elif kind == "huge":
         rows *= min(most, 1e38) / 32
@@ -265,13 +216,19 @@ def make_case(
     streams: int | None = None,
 ) -> Case:
     """``num_groups`` groups scattered over some more rows, with alpha and cap drawn for each, and
-    its weight and whether that adapts itself for each amateur.
+    a weight for each amateur.
     Group i is of kind ``seed + i``, so that consecutive seeds go through all of them. It has
-    ``streams`` streams; by default up to 2, 3 or 4, by the seed, and fewer from group to group.
+    ``streams`` streams; by default up to 2, 3 or 4, by the seed, and fewer from group to group;
+    2 if it is masked alone.
     """
     generator = torch.Generator().manual_seed(seed)
     most = 2 + seed % 3 if streams is None else streams
-    sizes = [most if streams else most - i % (most - 1) for i in range(num_groups)]
+    chosen = [kinds[(seed + i) % len(kinds)] for i in range(num_groups)]
+    masked = torch.tensor([kind.startswith("masked") for kind in chosen], dtype=torch.bool)
+    sizes = [
+        1 if alone else most if streams else most - i % (most - 1)
+        for i, alone in enumerate(masked.tolist())
+    ]
     num_rows = sum(sizes) + 3
     if layout == "contiguous":
         base = torch.full((num_rows, vocab), 7.0, dtype=dtype)
@@ -285,12 +242,12 @@ def make_case(
     else:
         base = torch.full((vocab, num_rows), 7.0, dtype=dtype)
         logits = base.t()
-    chosen = [kinds[(seed + i) % len(kinds)] for i in range(num_groups)]
     rows = torch.full((num_groups, most), -1)
     parts = torch.randperm(num_rows, generator=generator)[: num_rows - 3].split(sizes)
     for group, (kind, part) in enumerate(zip(chosen, parts, strict=True)):
         rows[group, : len(part)] = part
         logits[part] = _rows(kind, len(part), vocab, dtype, generator).to(dtype)
+    rows[masked, 1] = rows[masked, 0]
 
     def one_of(values: Sequence[float], *shape: int) -> Tensor:
         chosen = torch.randint(len(values), (num_groups, *shape), generator=generator)
@@ -298,18 +255,16 @@ def make_case(
 
     caps = one_of((0, 0, 3, 0, 1, 0, 50, 0, 0, 10**9))
     log_alpha, weights = one_of(LOG_ALPHAS), one_of(WEIGHTS, most - 1)
-    present = rows[:, 1:] >= 0
-    adaptive = one_of((False, True), most - 1) & present
+    weighted = (rows[:, 1:] >= 0) & ~masked.unsqueeze(1)
     return Case(
         base,
         logits,
         chosen,
         rows,
-        torch.where(present, weights, 0.0),
+        torch.where(weighted, weights, 0.0),
         log_alpha,
         caps if caps.any() else None,
         int(caps.max()) if num_groups else 0,
-        adaptive if adaptive.any() else None,
     )
 
 
@@ -320,13 +275,10 @@ def pairs(
     beta: Tensor,
     expert_top_k: Tensor | None = None,
     max_expert_top_k: int = 0,
-    adaptive: Tensor | None = None,
 ) -> Groups:
     """Groups of one amateur each, of weight ``-beta``. All tensors are [G]."""
     rows = torch.stack((expert_rows, amateur_rows), 1)
-    adapts = None if adaptive is None else adaptive.unsqueeze(1)
-    weights = -beta.unsqueeze(1)
-    return Groups(rows, weights, log_alpha, expert_top_k, max_expert_top_k, adapts)
+    return Groups(rows, -beta.unsqueeze(1), log_alpha, expert_top_k, max_expert_top_k)
 
 
 def of_two(groups: Groups) -> tuple[Tensor, Groups]:
@@ -334,10 +286,9 @@ def of_two(groups: Groups) -> tuple[Tensor, Groups]:
     few = (groups.rows >= 0).sum(1) == 2
     caps = None if groups.expert_top_k is None else groups.expert_top_k[few]
     caps = None if caps is None or not caps.any() else caps
-    adaptive = None if groups.adaptive is None else groups.adaptive[:, :1][few]
     return few, Groups(
         groups.rows[:, :2][few], groups.weights[:, :1][few], groups.log_alpha[few], caps,
-        0 if caps is None else int(caps.max()), adaptive,
+        0 if caps is None else int(caps.max()),
     )  # fmt: skip
 
 
@@ -389,11 +340,6 @@ def check_backend(backend: str | Any, case: Case) -> None:
     dense = torch.full((num_groups, vocab), math.nan)
     backend.scores(case.logits, case.groups, dense, None)
     check_dense(case, dense)
-    if case.adaptive is not None:
-        given, fixed = torch.full_like(dense, math.nan), ~case.adaptive.any(1)
-        backend.scores(case.logits, replace(case.groups, adaptive=None), given, None)
-        same = torch.equal(given[fixed], dense[fixed])
-        assert same, "a weight that adapts itself changes other groups"
     few, two = of_two(case.groups)
     if few.any() and not few.all():
         alone = torch.full((len(two), vocab), math.nan)
@@ -432,10 +378,11 @@ def make_not_finite(case: Case, seed: int) -> tuple[Tensor, Tensor]:
     for group in range(seed % 2 if num_groups > 1 else 0, num_groups, 2):
         what, which, where = NOT_FINITE[(seed + 5 * (group // 2)) % len(NOT_FINITE)]
         places = {"first": 0, "middle": vocab // 2, "last": vocab - 1, "everywhere": slice(None)}
-        groups[group], experts[group] = True, which != "amateur"
+        groups[group] = True
         expert, *amateurs = (row for row in case.rows[group].tolist() if row >= 0)
         one = amateurs[(seed + group // 2) % len(amateurs)]
         rows = {"expert": [expert], "amateur": [one], "all": [expert, *amateurs]}
+        experts[group] = expert in rows[which]
         for row in rows[which]:
             if what == "-nan":
                 bits[row, places[where]] = -1  # all bits set, in every dtype
@@ -489,7 +436,7 @@ def check_not_finite(
     assert torch.equal(bits(case.base), bits(spoiled)), "the input was written to"
     if dtype != torch.float32:
         return
-    others = ~groups[case.present.nonzero()[:, 0]]  # of the amateurs
+    others = ~groups[case.own.nonzero()[:, 0]]  # of the amateurs
     for counts in (None, torch.full_like(counted, -7)):
         scores(None, counts)
         check(case.logits[case.expert_rows], counts)
@@ -500,85 +447,3 @@ def check_not_finite(
         assert torch.equal(amateurs[kept], rows[1][kept]), "more than that was written"
         case.logits[case.expert_rows], case.logits[case.amateur_rows] = rows
         assert torch.equal(bits(case.base), bits(spoiled)), "rows of no group were written to"
-
-
-def adaptive_case(dtype: torch.dtype = torch.float32, vocab: int = 2500) -> tuple[Case, Tensor]:
-    """Groups whose weights adapt themselves, and [G, 2] float64 what they are by definition; NaN
-    where that is for the reference to say. Candidates lie in several tiles, for backends that have
-    some. Every third group has one amateur, every third that one twice, with weights of both signs,
-    and the others beside it the expert as an amateur, which changes nothing.
-    """
-    tail = -50.0
-    ids = torch.tensor([3, 1030, vocab - 1])
-    generator = torch.Generator().manual_seed(0)
-
-    def row(*logits: float, rest: float = tail) -> Tensor:
-        values = torch.full((vocab,), rest)
-        values[ids[: len(logits)]] = torch.tensor(logits)
-        return values
-
-    noise = torch.randn(2, vocab, generator=generator)
-    log3, beta = math.log(3), 2.0
-    # p = (1/2, 1/2), q = (3/4, 1/4)
-    known = 0.954434002924965 - (1 + 0.8112781244591328) / 2
-    halfway = row(log3, 0.0)
-    halfway[5] = log3 + math.log(2)  # what the amateur likes best is no candidate
-    far = row(log3, 0.0)
-    far[5] = 2000.0
-    # expert, amateur, log_alpha, cap, beta
-    known_pairs: list[tuple[Tensor, Tensor, float, int, float]] = [
-        (row(1.0), row(5.0, 3.0), -2.3, 0, 0.0),  # one candidate
-        (row(1.0, 0.5, 0.9), row(0.0, 3.0, 1.0), -2.3, 1, 0.0),  # one by the cap
-        (row(1.0), row(5.0, 3.0), 0.0, 0, 0.0),  # one by alpha
-        (noise[0] * 4, noise[0] * 4, -13.8, 0, 0.0),  # expert and amateur agree
-        (noise[0] * 4, noise[0] * 4, -1e4, 0, 0.0),
-        (row(2.0, 1.0, 1.5), row(-INF, -INF, -INF), -2.3, 0, 0.0),  # nothing to go by
-        (row(2.0, 1.0, 1.5), row(rest=-INF), -2.3, 0, 0.0),
-        (row(rest=-INF), noise[1], -2.3, 0, 0.0),  # no candidate
-        (row(2.0, 1.0), far, -2.3, 0, 0.0),  # e^-1999
-        (row(0.0, 0.0), row(log3, 0.0), -2.3, 0, beta * known),
-        (row(7.0, 7.0), row(log3 - 9, -9.0), -0.1, 2, beta * known),
-        (row(0.0, 0.0), halfway, -2.3, 0, beta * known / 2),
-        (row(0.0, 0.0, 0.0), row(log3, 0.0, -INF), -2.3, 0, math.nan),  # one the amateur excludes
-        (row(0.0, -30.0), row(-30.0, 0.0), -40.0, 0, beta),  # nothing in common
-        (row(0.0, 0.0), row(1.0, -INF), -2.3, 0, beta * 0.31127812445913283),  # H(3/4) - 1/2
-        (row(1.0, 1.0, 1.0), row(1.0, 1.0, 0.0), -2.3, 2, math.nan),  # ties with the cap's last
-        (noise[0] * 4, noise[1] * 4, math.log(1e-6), 0, math.nan),
-        (noise[0] * 4, noise[1] * 4, -1e4, 0, math.nan),  # every token
-        (noise[0] / 1e3, noise[1] / 1e3, -1.0, 0, math.nan),  # hardly any divergence
-        (noise[0] * 9, noise[1] * 9, -1e4, 50, math.nan),
-    ]
-    experts, amateurs, log_alphas, caps, betas = zip(*known_pairs, strict=True)
-    num = len(known_pairs)
-    logits = torch.stack([*experts, *amateurs]).to(dtype)
-    expert = torch.arange(num)
-    second = torch.stack((torch.full((num,), -1), num + expert, expert))
-    rows = torch.stack((expert, num + expert, second[expert % 3, expert]), 1)
-    # log 3 is rounded.
-    weights = -torch.tensor(betas, dtype=torch.float64)
-    most = torch.tensor((0.0, beta, 0.5))[expert % 3]
-    case = Case(
-        logits, logits, ["adaptive"] * num, rows,
-        torch.stack((torch.full((num,), -beta), most), 1), torch.tensor(log_alphas),
-        torch.tensor(caps), max(caps), torch.stack((expert >= 0, expert % 3 == 1), 1),
-    )  # fmt: skip
-    return case, torch.stack((weights, torch.where(expert % 3 == 1, -weights, most.double())), 1)
-
-
-def check_adaptive(backend: str | Any, dtypes: Sequence[torch.dtype] = DTYPES) -> None:
-    """Run a backend on ``adaptive_case`` in each dtype, and hold it to the known weights."""
-    for dtype in dtypes:
-        case, known = adaptive_case(dtype)
-        exact = case.effective[0]
-        off = (exact - known)[~known.isnan()].abs()
-        # What the dtype makes of log 3 moves the divergence by less.
-        assert (off <= 8 * torch.finfo(dtype).eps).all(), f"the reference: {off}"
-        assert torch.equal(exact == 0, known == 0)
-        check_backend(backend, case)
-        module = registry.load(backend) if isinstance(backend, str) else backend
-        dense = torch.full(case.exact.shape, math.nan)
-        module.scores(case.logits, case.groups, dense, None)
-        for group in (known[:, 0] == 0).nonzero().flatten().tolist():
-            valid = case.exact[group] > -INF
-            same = torch.equal(dense[group][valid], case.experts[group][valid].float())
-            assert same, f"a weight is not 0 in group {group}"

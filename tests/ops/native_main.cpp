@@ -45,7 +45,7 @@ enum Form : int64_t { kDense, kInPlace };
 
 struct Header {
     int64_t logits_bytes, num_rows, row_stride, vocab, dtype, num_groups, streams, form, isa, threads,
-        capped, adapts;
+        capped;
 };
 
 }  // namespace
@@ -57,17 +57,15 @@ int main() {
         Header h;
         read_all(&h, sizeof h);
         char* logits = read_array<char>(h.logits_bytes);
-        const int64_t amateurs = h.num_groups * (h.streams - 1);
         int64_t* rows = read_array<int64_t>(h.num_groups * h.streams);
-        float* weights = read_array<float>(amateurs);
+        float* weights = read_array<float>(h.num_groups * (h.streams - 1));
         float* log_alpha = read_array<float>(h.num_groups);
         int64_t* caps = h.capped ? read_array<int64_t>(h.num_groups) : nullptr;
-        uint8_t* adaptive = h.adapts ? read_array<uint8_t>(amateurs) : nullptr;
         float* out = h.form == kDense ? allocate<float>(h.num_groups * h.vocab) : nullptr;
         int64_t* statistics = allocate<int64_t>(h.num_groups * 3);
         const int64_t status = vllm_cold_score(
             logits, h.num_rows, h.row_stride, h.vocab, static_cast<int32_t>(h.dtype), rows, weights,
-            log_alpha, caps, adaptive, h.num_groups, h.streams, out, statistics,
+            log_alpha, caps, h.num_groups, h.streams, out, statistics,
             static_cast<int32_t>(h.isa < best ? h.isa : best), static_cast<int32_t>(h.threads));
         write_all(&status, sizeof status);
         if (out != nullptr) write_all(out, h.num_groups * h.vocab * 4);
@@ -75,8 +73,8 @@ int main() {
         write_all(statistics, h.num_groups * 24);
         for (void* array : {static_cast<void*>(logits), static_cast<void*>(rows),
                             static_cast<void*>(weights), static_cast<void*>(log_alpha),
-                            static_cast<void*>(caps), static_cast<void*>(adaptive),
-                            static_cast<void*>(out), static_cast<void*>(statistics)})
+                            static_cast<void*>(caps), static_cast<void*>(out),
+                            static_cast<void*>(statistics)})
             std::free(array);
     }
 }

@@ -66,18 +66,11 @@ def test_conforms(host, seed, groups, vocab, dtype, layout, cores):
     conformance.check_backend(host, conformance.make_case(seed, groups, vocab, dtype, layout))
 
 
-@pytest.mark.parametrize("cores", (1, 40))
-def test_adaptive_weights_by_definition(host, cores):
-    host.cores = cores
-    conformance.check_adaptive(host)
-
-
 @pytest.mark.parametrize("vocab", (61, 17001))
 def test_as_many_streams_as_there_may_be(host, vocab):
     host.cores = 40
     case = conformance.make_case(0, 2, vocab, streams=MAX_STREAMS)
     case.rows[1, 20:], case.weights[1, 19:] = -1, 0.0  # the second group has fewer
-    case.set(adaptive=False)
     conformance.check_backend(host, case)
 
 
@@ -86,7 +79,6 @@ def test_a_group_without_amateurs_keeps_its_logits(host, cores):
     host.cores = cores
     case = conformance.make_case(1, 2, 17001, kinds=("normal", "expert -inf"), streams=3)
     case.rows[0, 1:], case.weights[0] = -1, 0.0
-    case.set(adaptive=False)
     conformance.check_backend(host, case)
     case.logits[case.expert_rows[0], 9000] = math.nan  # and none is written to, in place
     statistics = torch.full((2, 3), -7)
@@ -117,7 +109,7 @@ def _run(host, case):
 
 @CORES
 def test_weights_and_floors_that_are_not_finite_do_no_harm(host, cores):
-    """Torch computes them from the same rows."""
+    """They are computed from the same rows."""
     host.cores = cores
     case = conformance.make_case(0, 2, 17001, kinds=("normal",), streams=3)
     case.log_alpha.fill_(math.log(0.1))
@@ -147,7 +139,7 @@ def test_a_row_number_out_of_range_concerns_its_group_alone(host, cores, stream,
 
 def check_out_of_range(backend, stream, row, num_groups):
     case = conformance.make_case(0, num_groups, 17001, streams=3)
-    case.set(adaptive=False)  # torch reads rows first for such, and for caps, and sees it too
+    # For caps torch reads rows first, and sees it too.
     case.expert_top_k, case.max_expert_top_k = None, 0
     clean, clean_statistics = _run(backend, case)
     want, kept = case.logits.clone(), torch.arange(num_groups) != num_groups // 2
@@ -168,7 +160,6 @@ def check_out_of_range(backend, stream, row, num_groups):
 def test_the_op_raises_for_a_row_number_out_of_range(host, monkeypatch):
     monkeypatch.setattr(scoring.registry, "load", lambda name: host)
     case = conformance.make_case(0, 2, 100, streams=2)
-    case.set(adaptive=False)
     case.expert_top_k, case.max_expert_top_k = None, 0
     contrastive_scores(case.logits, case.groups)
     case.rows[1, 1] = len(case.logits)

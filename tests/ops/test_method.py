@@ -16,7 +16,7 @@ from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops import Groups, contrastive_scores
-from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
+from vllm_cold.ops.scoring_reference import group_scores
 
 pytestmark = pytest.mark.unit
 
@@ -80,44 +80,6 @@ def test_two_amateurs_by_hand() -> None:
     want = [2.0 - 2.0 * -0.5 + 2.0 * 0.25, 1.0 + 2.0 * -0.5, 0.25]
     assert combine(logits, [-0.5, 0.25]).tolist() == pytest.approx(want)
     assert group_scores(e, logits[1:], -INF, [-0.5, 0.25]).tolist() == pytest.approx(want)
-
-
-def test_an_adaptive_weight_by_hand() -> None:
-    # p = (1/2, 1/2), q = (3/4, 1/4) over the valid; a's best is another token, twice as likely as
-    # its best of these.
-    e = torch.tensor([0.0, 0.0, -9.0], dtype=torch.float64)
-    a = torch.tensor([math.log(3), 0.0, math.log(6)], dtype=torch.float64)
-    entropies = 0.954434 - (1.0 + 0.811278) / 2  # of (5/8, 3/8), p and q
-    weight = adaptive_weight(e, a, -1.0, -3.0)
-    assert weight == pytest.approx(-3.0 / 2 * entropies, abs=1e-5)
-    want = [weight * math.log(3), 0.0, -INF]
-    assert group_scores(e, [a], -1.0, [-3.0], adaptive=[True]).tolist() == pytest.approx(want)
-    knobs = torch.tensor([[-3.0]]), torch.tensor([-1.0])
-    got = contrastive_scores(
-        torch.stack((e, a)).float(),
-        Groups(torch.tensor([[0, 1]]), *knobs, adaptive=torch.tensor([[True]])),
-    )
-    assert got[0].tolist() == pytest.approx(want)
-
-
-@pytest.mark.parametrize("alpha", ALPHAS)
-def test_an_adaptive_weight_is_reach_times_divergence(alpha: float) -> None:
-    """By entropies: H(m) - (H(p) + H(q)) / 2."""
-
-    def entropy(p: Tensor) -> float:
-        return -float(torch.special.xlogy(p, p).sum()) / math.log(2)
-
-    for seed in range(20):
-        e, a = (row.double() for row in logits_pair(seed))
-        a[::7] = -INF
-        valid = group_scores(e, [a], math.log(alpha), [0.0]) > -INF
-        if not (a[valid] > -INF).any():
-            continue
-        p, q = e[valid].softmax(0), a[valid].softmax(0)
-        divergence = entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
-        reach = math.exp(float(a[valid].max() - a.max()))
-        weight = adaptive_weight(e, a, math.log(alpha), 0.7)
-        assert weight == pytest.approx(0.7 * reach * divergence, abs=1e-12)
 
 
 def logits_pair(seed: int, vocab: int = 200) -> tuple[Tensor, Tensor]:

@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted(map(str, (ROOT / "csrc" / "cpu").glob("*.cpp")))
 FORMS = ("dense", "in place")
-HEADER = "12q"  # of a case in native_main.cpp
+HEADER = "11q"  # of a case in native_main.cpp
 FLAGS = ["-std=c++17", "-fno-exceptions", "-fno-rtti", "-ffp-contract=off", "-Wall", "-Wextra",
          "-Wshadow", "-Wconversion", "-Werror"]  # fmt: skip
 SANITIZE = ["g++", "-O0", "-g", "-fopenmp", "-fsanitize=address,undefined",
@@ -100,10 +100,9 @@ def packed(case: Case, form: str, isa: str, threads: int) -> bytes:
     header = struct.pack(
         HEADER, elements * logits.element_size(), rows, stride, vocab, DTYPES.index(logits.dtype),
         *case.rows.shape, FORMS.index(form), scoring_cpu.ISAS.index(isa), threads,
-        caps is not None, case.adaptive is not None,
+        caps is not None,
     )  # fmt: skip
-    arrays = [memory, case.rows, case.weights, case.log_alpha]
-    arrays += [array for array in (caps, case.adaptive) if array is not None]
+    arrays = [memory, case.rows, case.weights, case.log_alpha, *([] if caps is None else [caps])]
     return header + b"".join(array.numpy().tobytes() for array in arrays)
 
 
@@ -151,9 +150,7 @@ def test_no_byte_beyond_and_the_same_results(native: list[str], isa: str) -> Non
 
 @pytest.mark.parametrize("isa", scoring_cpu.ISAS)
 def test_no_byte_beyond_where_a_row_holds_nan(native: list[str], isa: str) -> None:
-    """At every place of a tile's last vectors: 1024 tokens a tile. Every token is a candidate; a
-    weight that adapts itself makes room for them.
-    """
+    """At every place of a tile's last vectors: 1024 tokens a tile. Every token is a candidate."""
     if scoring_cpu.ISAS.index(isa) > scoring_cpu.ISAS.index(scoring_cpu.best_isa()):
         pytest.skip(f"this CPU has no {isa}")
     stdin, want, flags = b"", b"", []
@@ -162,7 +159,6 @@ def test_no_byte_beyond_where_a_row_holds_nan(native: list[str], isa: str) -> No
             streams = 2 + place % 2
             case = make_case(0, 1, 2048, kinds=["normal"], layout="contiguous", streams=streams)
             case.log_alpha.fill_(-1e4)
-            case.set(adaptive=True)
             case.expert_top_k = None
             case.logits[case.rows[0, place // 2 % streams], place] = math.nan
             stdin += packed(case, form, isa, 1 + place % 3)

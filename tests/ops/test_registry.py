@@ -147,10 +147,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"expert_top_k": torch.tensor([1, 2, 3]), "max_expert_top_k": 3}, r"expert_top_k is \[3\]"),
     ({"expert_top_k": torch.tensor([1, 2])}, "max_expert_top_k is 0"),
     ({"max_expert_top_k": 3}, "max_expert_top_k is 3"),
-    ({"adaptive": torch.tensor([True, True])}, r"adaptive is \[2\] .* must be \[2, 1\] torch.bool"),
-    ({"adaptive": torch.ones(2, 1, dtype=torch.uint8)}, "adaptive is .*uint8"),
-    ({"adaptive": torch.ones(2, 1, dtype=torch.bool, device="meta")}, "adaptive is .* on meta"),
-    ({"adaptive": torch.ones(4, 1, dtype=torch.bool)[::2]}, "adaptive .* contiguous"),
 ]
 
 

@@ -8,7 +8,6 @@ The interpreter is chosen when Triton is first imported, so both run in processe
 
 from __future__ import annotations
 
-import itertools
 import math
 import multiprocessing
 import os
@@ -28,7 +27,6 @@ from hypothesis import strategies as st
 
 from tests.ops.conformance import (
     NOT_FINITE_CASES,
-    check_adaptive,
     check_backend,
     check_not_finite,
     make_case,
@@ -118,9 +116,9 @@ def in_full(*cases: Any) -> list[Any]:
     "case",
     [
         # Short rows: every kind, setting and cap.
-        (0, 13, 1, F32, "padded", 1),
-        (0, 26, 31, F32, "padded", 1),
-        (5, 13, 31, F16, "every other row", 132),
+        (0, 15, 1, F32, "padded", 1),
+        (0, 30, 31, F32, "padded", 1),
+        (5, 15, 31, F16, "every other row", 132),
         # Around a tile's and a segment's end; one program a group, or one a tile.
         (0, 4, 1023, F32, "every other row", 1),
         (1, 4, 1025, F32, "padded", 132),
@@ -168,9 +166,7 @@ def streams(cores: int) -> None:
     case = make_case(3, 3, 1100, streams=MAX_STREAMS)
     for group, few in ((0, 2), (2, 32)):
         case.rows[group, few:] = -1
-    case.set(adaptive=True)
-    adapts = torch.arange(MAX_STREAMS - 1) % 3 == 1
-    case.adaptive, case.weights = case.present & adapts, case.weights * case.present / 8
+    case.weights = case.weights * case.present / 8
     with strict(cores):
         check_backend("triton", case)
 
@@ -178,26 +174,6 @@ def streams(cores: int) -> None:
 @pytest.mark.parametrize("cores", [1, 132])
 def test_as_many_streams_as_there_can_be(interpreter: Call, cores: int) -> None:
     interpreter(streams, cores)
-
-
-def adaptive(cores: int, dtypes: tuple[torch.dtype, ...]) -> None:
-    with strict(cores):
-        check_adaptive("triton", dtypes)
-
-
-@pytest.mark.parametrize(
-    ("cores", "dtypes"),
-    [
-        (132, (F32,)),
-        pytest.param(1, (BF16,), marks=pytest.mark.full),
-        pytest.param(1, (F32, F16), marks=pytest.mark.full),
-        pytest.param(132, (BF16, F16), marks=pytest.mark.full),
-    ],
-)
-def test_adaptive_weights_by_definition(
-    interpreter: Call, cores: int, dtypes: tuple[torch.dtype, ...]
-) -> None:
-    interpreter(adaptive, cores, dtypes)
 
 
 # --- What is not finite
@@ -211,7 +187,7 @@ def not_finite(case: tuple[int, int, int], dtype: torch.dtype, cores: int) -> No
 # Seed, groups and vocabulary; those of the other backends take the interpreter too long.
 @pytest.mark.parametrize(
     "case",
-    [(2, 8, 1), (5, 12, 61), (4, 4, 2049), (7, 2, 4097), *in_full(*NOT_FINITE_CASES[:-1])],
+    [(2, 8, 1), (5, 12, 61), (12, 4, 2049), (7, 2, 4097), *in_full(*NOT_FINITE_CASES[:-1])],
     ids=str,
 )
 def test_what_is_not_finite_stays_in_its_group(
@@ -226,14 +202,13 @@ def extremes() -> None:
     big = 3.4e38
     e, a = torch.tensor([[big, big, -big, 1.0], [-big, big, big, big]])
     log_alpha = torch.tensor([-INF])
-    for beta, adaptive in itertools.product((0.0, 0.5, 10.0), (False, True)):
+    for beta in (0.0, 0.5, 10.0):
         weights = torch.tensor([[-beta, beta / 2, -beta]])
         for rows in ([0, 1], [0, 1, 2], [0, 2, 1, 1]):
             groups = Groups(
                 torch.tensor([rows]),
                 weights[:, : len(rows) - 1].contiguous(),
                 log_alpha,
-                adaptive=torch.full((1, len(rows) - 1), adaptive),
             )
             got, want = (
                 contrastive_scores(torch.stack((e, a, -e)), groups, backend=name)
@@ -290,12 +265,11 @@ def compile_for(target: str) -> list[Any]:
     variants = [
         Variant("fp32", "aligned", "in place"),
         Variant("fp32", "aligned", "counted"),
-        Variant("fp32", "aligned", capped=True, adaptive=True),
+        Variant("fp32", "aligned", capped=True),
         Variant("fp32", "aligned", "counted", streams=3),
     ]
     if target == "sm_90":
         variants += [Variant("bf16"), Variant(rows="V = 1")]
-        variants += [Variant("bf16", adaptive=True), Variant("fp16", "odd", adaptive=True)]
         variants += [Variant("bf16", streams=3), Variant("fp16", "odd", streams=3)]
     return compile_variants(target, variants)
 
@@ -315,7 +289,7 @@ def test_compiles(
     for c in compiled:
         needs = f"{c.registers} registers, {c.shared} bytes shared, {c.spills} spills"
         record_property("report", f"{target} {c.kernel}, {c.variant.dtype} {c.variant}: {needs}")
-    kernels = {"tile_maxima", "adaptive_weights", "score_tiles", "add_tallies"}
+    kernels = {"tile_maxima", "score_tiles", "add_tallies"}
     assert {c.kernel for c in compiled} == kernels
     assert not any(c.spills for c in compiled)
     for c in compiled:
@@ -329,7 +303,6 @@ def compile_for_batches() -> list[Any]:
 
     batches = [1, 16, 300]  # one segment a group, or many; multiples of 16 or not
     forms = [Variant(groups=n) for n in batches]
-    forms += [Variant(groups=n, adaptive=True) for n in batches]
     forms += [Variant(outputs="counted", groups=n) for n in batches]
     several = [replace(form, streams=n) for form in forms for n in (3, 16, 33)]
     return compile_variants("sm_90", forms + several)
@@ -337,7 +310,5 @@ def compile_for_batches() -> list[Any]:
 
 def test_no_batch_compiles_anything_anew(compiler: Call) -> None:
     compiled = sorted(c.kernel for c in compiler(compile_for_batches))
-    # Scores and counted ones, of groups of two and of more; the maxima of all rows, and of those
-    # that are adaptive.
-    several = [*["score_tiles"] * 4, *["tile_maxima"] * 2]
-    assert compiled == ["adaptive_weights", "add_tallies", *several]
+    # Scores and counted ones, of groups of two and of more.
+    assert compiled == ["add_tallies", *["score_tiles"] * 4, "tile_maxima"]

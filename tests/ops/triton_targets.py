@@ -41,13 +41,12 @@ class Variant:
     outputs: str = "dense"
     capped: bool = False
     groups: int = 7
-    adaptive: bool = False
     streams: int = 2
 
     def __str__(self) -> str:
-        capped, adaptive = ", capped" * self.capped, ", adaptive" * self.adaptive
+        capped = ", capped" * self.capped
         streams = f", {self.streams} streams" * (self.streams > 2)
-        return self.outputs + capped + adaptive + streams
+        return self.outputs + capped + streams
 
     def launch(self) -> None:
         """Call the backend on tensors of device "meta", which have shapes and alignment alone."""
@@ -59,8 +58,7 @@ class Variant:
         logits = empty(streams * num, vocab, dtype=DTYPES[self.dtype])
         rows = empty(num, streams, dtype=torch.int64)
         caps = (empty(num, dtype=torch.int64), 1) if self.capped else (None, 0)
-        adaptive = empty(num, streams - 1, dtype=torch.bool) if self.adaptive else None
-        those = Groups(rows, empty(num, streams - 1), empty(num), *caps, adaptive)
+        those = Groups(rows, empty(num, streams - 1), empty(num), *caps)
         backend = scoring_triton.BACKEND
         if self.outputs == "dense":
             backend.scores(logits, those, empty(num, vocab), None)

@@ -4,9 +4,11 @@
 from pathlib import Path
 from typing import Any
 
-from tests.scheduler.harness import IS_0_23, Asked, Harness, Setup
+from vllm.v1.request import RequestStatus
+
+from tests.scheduler.harness import IS_0_23, Asked, Harness, Setup, stats_of
 from vllm_cold.group.results import NOT_SCORED
-from vllm_cold.group.step_stats import RowStats, StepStats
+from vllm_cold.group.step_stats import RowStats
 from vllm_cold.ops.interface import NOT_FINITE
 
 
@@ -405,8 +407,7 @@ def find_of_drafts(harness: Harness, request_id: str, rows: dict[int, RowStats |
         row += name == group
         if here is not None:
             found.append((name, here))
-    columns = list(zip(*(figures for _, figures in found), strict=True)) or [(), (), ()]
-    result.cold = [StepStats(tuple(name for name, _ in found), columns)]
+    result.cold = [stats_of(found)]
 
 
 def unscored_draft(model: Path, is_async: bool = True, row: int = 1) -> None:
@@ -432,7 +433,7 @@ def nan_in_an_accepted_draft(model: Path, is_async: bool = True) -> None:
         cold = harness.add(prompt(5, 200), 30, adapter=1, cold=True)
         num = until_it_drafts(harness, cold)
         before = list(harness.got[cold])
-        find_of_drafts(harness, cold, {num if last else 1: RowStats(1, 0, 1)})
+        find_of_drafts(harness, cold, {num if last else 1: RowStats(1, 0, 1, present=1)})
         harness.errors[cold] = NOT_FINITE
         harness.deliver()
         assert harness.ended.get(cold) == "error" and harness.got[cold] == before
@@ -452,7 +453,7 @@ def nan_behind_the_accepted_drafts(model: Path, is_async: bool = True) -> None:
         if (at := result.req_id_to_index.get(cold)) is not None:
             accepted = len(result.sampled_token_ids[at])
             behind = range(accepted, 5) if accepted else ()
-            find_of_drafts(harness, cold, dict.fromkeys(behind, RowStats(1, 0, 1)))
+            find_of_drafts(harness, cold, dict.fromkeys(behind, RowStats(1, 0, 1, present=1)))
             found = (one for tally in result.cold for one in tally.figures())
             seen += any(figures.nonfinite for _, figures in found)
         harness.deliver()
@@ -491,6 +492,85 @@ def counted_once(model: Path, is_async: bool = True) -> None:
     # Each token that was given has its figures.
     given = sum(sums.generation_tokens for sums in ours)
     assert given == 40 == sum(len(sums.candidates) for sums in ours)
+
+
+def _streams(harness: Harness, request_id: str) -> int:
+    """How many streams of a request the scheduler still has."""
+    return sum(name.split("-")[0] == request_id for name in harness.sched.requests)
+
+
+def amateur_that_has_ended(model: Path) -> None:
+    """It gives its place and its blocks to those who wait; what is left needs no group."""
+    harness = Harness(model, Setup(num_blocks=17, max_num_seqs=2, max_loras=2, long_prefill=8))
+    cold = harness.add(prompt(12), 30, adapter=1, cold=True, lives=(3,), keeps_state=True)
+    waits = harness.add(prompt(3, 300), 4, adapter=2)
+    while len(harness.got[cold]) < 3:
+        assert _streams(harness, cold) == 2
+        assert waits not in harness.first_step
+        harness.step()
+    assert _streams(harness, cold) == 1
+    (group,) = harness.groups()
+    assert group.followers == ()
+    harness.step()
+    assert waits in harness.first_step, "a seat is free"
+    harness.drain()
+    sums = [each for report in harness.reports for _, each in report.sums]
+    assert sum(each.retired_streams for each in sums) == 1
+    assert sum(each.generation_tokens for each in sums) == 30
+
+
+def leader_that_has_ended(model: Path, is_async: bool = True) -> None:
+    """The longest of four goes first; then the next longest leads, in the middle of the batch."""
+    amateurs = [(0, prompt(20)), (0, prompt(3)), (2, prompt(9))]
+    setup = Setup(num_blocks=65, max_num_seqs=9, is_async=is_async)
+    harness = Harness(model, setup)
+    cold = harness.add(prompt(5), 20, adapter=1, cold=True, amateurs=amateurs, lives=(2, 8, 5))
+    harness.add(prompt(5, 300), 30)
+    harness.add(prompt(7, 400), 30, adapter=1, cold=True)
+    seen = set()
+    while cold not in harness.ended:
+        seen.add(_streams(harness, cold))
+        harness.step()
+    assert seen == {4, 3, 2, 1}
+    harness.drain()
+
+
+def ended_amateur_of_a_preempted_group(model: Path) -> None:
+    """The token with which an amateur, which leads, has done its work comes when its group has lost
+    its place: it ends when it is there again.
+    """
+    setup = Setup(num_blocks=129, block_size=1, budget=32, is_async=True)
+    harness = Harness(model, setup)
+    amateurs = [(0, prompt(19))]
+    cold = harness.add(prompt(5), 20, adapter=1, cold=True, amateurs=amateurs, lives=(4,))
+    while len(harness.got[cold]) < 3:
+        harness.schedule()
+        if len(harness.in_flight) == harness.depth:
+            harness.deliver()
+    harness.schedule(squeeze=129)
+    while harness.in_flight:
+        harness.deliver()
+    assert harness.sched.requests[cold].status == RequestStatus.PREEMPTED
+    assert len(harness.got[cold]) == 4
+    assert _streams(harness, cold) == 2
+    harness.drain()
+
+
+def lost_amateur(model: Path) -> None:
+    """A step lacks an amateur that nobody has ended: its tokens must not leave."""
+    harness = Harness(model, Setup(num_blocks=65))
+    cold = harness.add(prompt(9), 20, adapter=1, cold=True, lives=(15,))
+    while len(harness.got[cold]) < 4:
+        harness.step()
+    harness.schedule()
+    _, result = harness.in_flight[0]
+    ((name, figures),) = [one for stats in result.cold for one in stats.figures()]
+    result.cold = [stats_of([(name, figures._replace(present=0))])]
+    harness.errors[cold] = None
+    harness.deliver()
+    assert harness.errors[cold] == NOT_SCORED
+    assert len(harness.got[cold]) == 4
+    harness.drain()
 
 
 def _until_idle(harness: Harness) -> None:

@@ -37,7 +37,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.workers import RELEASE, Workers, solo
-from vllm_cold.group.step_stats import Report, StepStats
+from vllm_cold.group.step_stats import Report, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.vllm.scheduler.scheduler import ColdAsyncScheduler, ColdScheduler
@@ -104,6 +104,9 @@ class Asked:
     priority: int = 0
     stop: int | None = None
     grammar: bool = False
+    lives: Sequence[int] = ()
+    """For how many tokens each amateur is needed; none if all are to the end."""
+    keeps_state: bool = False
 
     def others(self) -> Sequence[tuple[int, Sequence[int] | None]]:
         """Adapter and own prompt of each amateur."""
@@ -117,6 +120,16 @@ class Asked:
             [(adapter, own or self.prompt) for adapter, own in self.others()],
             self.max_tokens,
             self.stop,
+            self.lives,
+        )
+
+    def settings(self) -> ColdSettings:
+        """Its knobs."""
+        if not self.lives:
+            return ColdSettings()
+        lives = {f"life_{i}": float(life) for i, life in enumerate(self.lives, 1)}
+        return ColdSettings(
+            beta="lives_with_state" if self.keeps_state else "lives", rule_parameters=lives
         )
 
 
@@ -209,6 +222,12 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
     return scheduler
 
 
+def stats_of(rows: Sequence[tuple[str, RowStats]]) -> StepStats:
+    """Of figures with the ids of their groups."""
+    columns = list(zip(*(figures for _, figures in rows), strict=True)) or [()] * 6
+    return StepStats(tuple(name for name, _ in rows), columns[:5], columns[5])
+
+
 def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> Request:
     """The request as the engine core gets it."""
 
@@ -225,7 +244,7 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
     if asked.cold:
         amateurs = [
             AmateurStream(
-                weight=-0.5,
+                weight=None if asked.lives else -0.5,
                 adapter=(other := lora(adapter))
                 and {
                     "lora_name": other.lora_name,
@@ -237,7 +256,7 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
             for adapter, own in asked.others()
         ]
         params.extra_args = Stream(
-            ColdSettings(), tuple(amateurs), method=asked.method
+            asked.settings(), tuple(amateurs), method=asked.method
         ).to_extra_args(None)
     return Request(
         request_id=request_id,
@@ -445,8 +464,7 @@ class Harness:
             prompt_logprobs_dict={},
             pooler_output=[],
         )
-        columns = [[n] * len(self.workers.scored) for n in (1, 0, 0)]
-        result.cold = [StepStats(tuple(self.workers.scored), columns)]
+        result.cold = [stats_of(self.workers.scored)]
         self.in_flight.append((output, result))
         self.check()
         return count
@@ -556,6 +574,9 @@ class Harness:
         assert set(self.ended) == set(self.asked)
         assert not self.sched.requests
         assert not self.workers.rows
+        slots = self.sched._slots
+        assert sorted(slots) == list(range(self.sched._num_slots)), "a slot was lost, or is taken"
+        self.sched._slots, self.sched._num_slots = [], 0
         assert self._sizes() == self.before, "something was left behind"
         assert self.free_blocks() == self.free_at_start
 
@@ -638,6 +659,8 @@ class Harness:
         """A running group gets its turn if tokens are left for all streams, and no request is
         admitted in front of a leader that needs no more than its followers.
         """
+        if any(event == "withdraw" for event, _ in self.events):
+            return  # its tokens came back behind the pass
         spare = self.setup.budget - output.total_num_scheduled_tokens
         scheduled, preempted = set(output.num_scheduled_tokens), output.preempted_req_ids or set()
         admitted = {r.req_id for r in output.scheduled_new_reqs}

@@ -126,7 +126,7 @@ MUTATIONS = [
     Mutation(
         "the stream with the longest prompt leads",
         Group,
-        "__post_init__",
+        "_choose_leader",
         ("max(self.streams, key=lambda stream: stream.num_tokens)", "self.streams[0]"),
         cases.longer_amateur,
     ),
@@ -375,6 +375,45 @@ MUTATIONS = [
         "aborted amateurs are not reported",
         "finish_requests",
         ("not in amateurs", "not in ()"),
+    ),
+    # Amateurs that end before their expert.
+    _sched("they end when their rule says so", "_retire", _nothing, cases.amateur_that_has_ended),
+    Mutation(
+        "of the streams that are left the longest leads",
+        Group,
+        "retire",
+        ("self._choose_leader()", "self.followers = self.streams[1:]"),
+        cases.leader_that_has_ended,
+    ),
+    _sched(
+        "what is left stands behind its new leader",
+        "_retire",
+        ("self._scattered = True", "pass"),
+        cases.leader_that_has_ended,
+    ),
+    _sched(
+        "an expert that is alone is a plain request",
+        "_cap",
+        ("group is not None and not group.followers", "False"),
+        cases.amateur_that_has_ended,
+    ),
+    _sched(
+        "of a group that was preempted meanwhile nobody ends",
+        "_retire",
+        ("not new or any(s.status != RequestStatus.RUNNING for s in group.streams)", "False"),
+        cases.ended_amateur_of_a_preempted_group,
+    ),
+    _sched(
+        "each group has a slot of its own",
+        "_take_slot",
+        ("return self._num_slots - 1", "return 0"),
+    ),
+    Mutation(
+        "all streams that were scheduled were scored",
+        results,
+        "problem",
+        ("each.present != amateurs", "False"),
+        cases.lost_amateur,
     ),
     _sched(
         "amateurs have no output",

@@ -23,10 +23,18 @@ from tests.scheduler.harness import (
     make_hasher,
     make_request,
     make_scheduler,
+    stats_of,
 )
 from vllm_cold.group.drafting import DraftController, StepTimes
 from vllm_cold.group.results import NOT_SCORED
-from vllm_cold.group.step_stats import MAX_ADAPTERS, Counters, Kind, Report, StepStats
+from vllm_cold.group.step_stats import (
+    MAX_ADAPTERS,
+    Counters,
+    Kind,
+    Report,
+    RowStats,
+    StepStats,
+)
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 
 pytestmark = pytest.mark.unit
@@ -55,6 +63,9 @@ CASES = [
     cases.came_at_the_same_time,
     cases.mutual_eviction,
     cases.longer_than_its_expert,
+    cases.amateur_that_has_ended,
+    cases.ended_amateur_of_a_preempted_group,
+    cases.lost_amateur,
 ]
 
 
@@ -70,6 +81,7 @@ WITH_DRAFTS = [
     cases.nan_in_an_accepted_draft,
     cases.nan_behind_the_accepted_drafts,
     cases.counted_once,
+    cases.leader_that_has_ended,
 ]
 
 
@@ -318,8 +330,7 @@ def test_without_statistics_nothing_piles_up(tiny: Path) -> None:
 
 def scored_of(rows: Sequence[tuple[str, Sequence[int]]]) -> StepStats:
     """Of figures with the ids of their groups."""
-    figures = [row for _, row in rows]
-    return StepStats(tuple(i for i, _ in rows), list(zip(*figures, strict=True)) or [(), (), ()])
+    return stats_of([(name, RowStats(*row[:3], present=1)) for name, row in rows])
 
 
 def finds(harness: Harness, pair: str, *row: int) -> None:

@@ -16,7 +16,9 @@ from typing import Any
 
 from vllm.v1.outputs import DraftTokenIds
 
-from vllm_cold.group.stream import from_extra_args
+from vllm_cold.group.step_stats import RowStats
+from vllm_cold.group.stream import Stream, from_extra_args
+from vllm_cold.rules import Parameter, Rule, registry
 from vllm_cold.vllm.versions import vllm_version
 
 RELEASE = tuple(int(part) for part in vllm_version().split(".")[:2])
@@ -39,10 +41,30 @@ def hash_of(tokens: Sequence[int], adapter: int) -> int:
     return chain
 
 
-def sample(expert: int, amateurs: Sequence[int] = ()) -> int:
-    """The next token of a row, or of a group's rows."""
+class Lives(Rule):
+    """A rule that needs its i-th amateur for ``life_i`` tokens, and ends it then."""
+
+    name = "lives"
+    parameters = {f"life_{i}": Parameter(1e6, 1.0, 1e6) for i in range(1, 5)}
+    retires = True
+
+
+class LivesWithState(Lives):
+    """The same, with state, which has to be that of the step before."""
+
+    name = "lives_with_state"
+    state = 1
+
+
+registry._added.update({rule.name: rule() for rule in (Lives, LivesWithState)})
+
+
+def sample(expert: int, amateurs: Sequence[int | None] = ()) -> int:
+    """The next token of a row, or of a group's rows; None for an amateur that has ended."""
     mixed = expert
     for index, amateur in enumerate(amateurs):
+        if amateur is None:
+            continue
         mixed = (mixed * 31 + amateur * (17 + index)) & _MASK
     return FIRST_TOKEN + (mixed >> 7) % NUM_TOKENS
 
@@ -53,6 +75,7 @@ def solo(
     amateurs: Sequence[tuple[int, Sequence[int]]],
     max_tokens: int,
     stop: int | None,
+    lives: Sequence[int] = (),
 ) -> list[int]:
     """What a request gets on an idle engine.
 
@@ -62,10 +85,14 @@ def solo(
         amateurs: Of each, adapter and prompt; none for a plain request.
         max_tokens: The most that it gets.
         stop: The token that ends it.
+        lives: Of each amateur, for how many tokens it is needed; none if all are to the end.
     """
     output: list[int] = []
     while len(output) < max_tokens and stop not in output[-1:]:
-        others = [hash_of([*own, *output], number) for number, own in amateurs]
+        others = [
+            None if lives and len(output) >= lives[i] else hash_of([*own, *output], number)
+            for i, (number, own) in enumerate(amateurs)
+        ]
         output.append(sample(hash_of([*prompt, *output], adapter), others))
     return output
 
@@ -81,6 +108,8 @@ class Row:
     group: str | None
     index: int
     size: int
+    lives: Sequence[int] = ()
+    slot: int | None = None
     chain: list[int] = field(default_factory=lambda: [0])
     drafts: list[int] = field(default_factory=list)  # for the next step
     decodes: bool = False  # whether it was sampled in the last step that it was in
@@ -97,6 +126,14 @@ class Row:
     def set_tokens(self, tokens: list[int]) -> None:
         if self.tokens != tokens:
             self.tokens, self.chain = tokens, [0]
+
+
+def lives_of(stream: Stream) -> tuple[int, ...]:
+    """For how many tokens each amateur is needed; empty if all are to the end."""
+    given = stream.settings.rule_parameters
+    if not given:
+        return ()
+    return tuple(int(given[f"life_{i}"]) for i in range(1, 1 + len(stream.amateurs)))
 
 
 class Workers:
@@ -123,7 +160,8 @@ class Workers:
         self.rows: dict[str, Row] = {}
         self.batch: set[str] = set()  # V1: the rows of the step before
         self.kv: dict[tuple[int, int], int] = {}
-        self.scored: list[str] = []  # the groups of the last step
+        self.scored: list[tuple[str, RowStats]] = []  # the groups of the last step
+        self.states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
 
     def execute(self, output: Any) -> dict[str, list[int]]:
         """Run a step; the tokens sampled for each request, none for a prompt chunk."""
@@ -188,6 +226,8 @@ class Workers:
                 group=stream.group if stream else None,
                 index=(stream.index or 0) if stream else 0,
                 size=1 + len(stream.amateurs) if stream else 1,
+                lives=lives_of(stream) if stream else (),
+                slot=stream.slot if stream else None,
             )
             computed[request_id] = request.num_computed_tokens
         return computed
@@ -255,20 +295,24 @@ class Workers:
         self.scored = []
         sampled: dict[str, list[int]] = {i: [] for i in scheduled}
         for name, of_group in groups.items():
-            streams = [
-                of_group.get(i) for i in range(self.rows[next(iter(of_group.values()))].size)
-            ]
-            assert None not in streams, f"{name} samples without the other streams"
+            first = self.rows[next(iter(of_group.values()))]
+            streams = [of_group.get(i) for i in range(first.size)]
+            assert None not in streams or first.lives, f"{name} samples without the other streams"
+            expert = streams[0]
+            assert expert is not None, f"{name} samples without its expert"
             ids = [stream for stream in streams if stream is not None]
-            drafts = verified[ids[0]]
+            drafts = verified[expert]
             assert all(verified[i] == drafts for i in ids), f"streams of {name} verify other drafts"
             tokens: list[int] = []
-            for at, hashes in enumerate(zip(*(chains[i] for i in ids), strict=True)):
-                tokens.append(sample(hashes[0], hashes[1:]))
-                if at == len(drafts) or drafts[at] != tokens[-1]:
-                    break
-            if self.rows[ids[0]].group is not None:
-                self.scored += [name] * (1 + len(drafts))
+            known = len(self.rows[expert].tokens) - self.rows[expert].num_prompt
+            for at in range(1 + len(drafts)):
+                if at == len(tokens) and (not at or drafts[at - 1] == tokens[-1]):
+                    others = self._needed(name, streams, chains, known + at, at)
+                    tokens.append(sample(chains[expert][at], others))
+                if self.rows[expert].group is not None:
+                    self.scored.append((name, self._figures(first, streams, known + at)))
+            if first.slot is not None:
+                self._keep_state(name, first.slot, known, tokens)
             self.drafted += len(drafts)
             self.accepted += len(tokens) - 1
             for request_id in ids:
@@ -279,6 +323,37 @@ class Workers:
             self._draft(ids)
         return sampled
 
+    def _needed(
+        self,
+        name: str,
+        streams: Sequence[str | None],
+        chains: dict[str, list[int]],
+        step: int,
+        at: int,
+    ) -> list[int | None]:
+        """The hashes of the amateurs that a group's token is drawn with."""
+        lives = self.rows[str(streams[0])].lives
+        hashes: list[int | None] = []
+        for index, stream in enumerate(streams[1:]):
+            if lives and step >= lives[index]:
+                hashes.append(None)
+                continue
+            assert stream is not None, f"{name} lost an amateur that it needs at token {step}"
+            hashes.append(chains[stream][at])
+        return hashes
+
+    def _figures(self, row: Row, streams: Sequence[str | None], step: int) -> RowStats:
+        here = [i for i, stream in enumerate(streams[1:]) if stream is not None]
+        done = [i for i in here if row.lives and step + 1 >= row.lives[i]]
+        return RowStats(1, 0, 0, sum(1 << i for i in done), 0, sum(1 << i for i in here))
+
+    def _keep_state(self, name: str, slot: int, step: int, tokens: Sequence[int]) -> None:
+        """What a rule keeps: it must find what it wrote at the step before, for the same text."""
+        assert len(tokens) == 1, "a rule with state verifies drafts"
+        before = self.states.get((slot, step - 1), ("", 0))
+        assert not step or before[0] == name, f"{name} finds the state of {before[0]} in its slot"
+        self.states[slot, step] = name, tokens[0]
+
     def _draft(self, ids: Sequence[str]) -> None:
         """Drafts for the next step; an amateur is told its expert's."""
         rows = [self.rows[i] for i in ids]
@@ -287,7 +362,12 @@ class Workers:
         count = self.num_drafts if self.is_async else self.rng.randint(0, self.num_drafts)
         drafts: list[int] = []
         while len(drafts) < count:
-            token = sample(hashes[0], hashes[1:])
+            step = len(rows[0].tokens) - rows[0].num_prompt + len(drafts)
+            others: list[int | None] = [None] * (rows[0].size - 1)
+            for row, chain in zip(rows[1:], hashes[1:], strict=True):
+                if not row.lives or step < row.lives[row.index - 1]:
+                    others[row.index - 1] = chain
+            token = sample(hashes[0], others)
             drafts.append(token if self.rng.random() < self.right else FIRST_TOKEN)
             hashes = [extend(h, drafts[-1], r.adapter) for h, r in zip(hashes, rows, strict=True)]
         for row in rows:

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.server
 PROMPTS = ["w12 w7 w300 w45", " w5 w6 hello"]
 # Never more valid tokens than a server lists.
 SETTINGS = ColdSettings(alpha=0.3, beta=2.0)
-ADAPTIVE = ColdSettings(alpha=0.3, beta="adaptive", beta_max=300.0)
+ADAPTIVE = ColdSettings(alpha=0.3, beta="adaptive", rule_parameters={"beta_max": 300.0})
 CHAT = (("system", "w12 w7 w300"), ("user", "w45 w46"))
 PARTS = [{"role": "developer", "content": [{"type": "text", "text": "w3"}]}]
 TWO: dict[str, Any] = {

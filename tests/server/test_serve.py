@@ -11,7 +11,7 @@ import pytest
 
 from tests.naive import NaiveCold
 from tests.server.conftest import Server
-from vllm_cold.method.settings import DEFAULT_BETA, DEFAULT_BETA_MAX
+from vllm_cold.method.settings import DEFAULT_BETA
 
 pytestmark = pytest.mark.server
 
@@ -55,7 +55,8 @@ def test_another_adapter_as_amateur(server: Server, naive: NaiveCold) -> None:
 def adaptive(naive: NaiveCold, alpha: float, beta_max: float) -> list[int]:
     """Tokens that rounding cannot change, which are neither greedy's nor those of a fixed beta."""
     common: dict[str, Any] = {"expert": "one", "alpha": alpha, "max_tokens": 16}
-    trace = naive.generate(PROMPT, **common, beta=beta_max, adaptive=True)
+    most = {"beta_max": beta_max}
+    trace = naive.generate(PROMPT, **common, beta=0.0, rule="adaptive", rule_parameters=most)
     assert trace.settled() == 16
     for beta in (0.0, DEFAULT_BETA, beta_max):
         assert trace.tokens != naive.generate(PROMPT, **common, beta=beta).tokens
@@ -72,9 +73,12 @@ def test_an_adaptive_beta(server: Server, naive: NaiveCold) -> None:
     )
     whole = server.client.completions.create(model="one", prompt=PROMPT, extra_body=body, **OPTIONS)
     assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
-    # Without a most of its own: the package's.
+    xargs = {**xargs, "cold_rule_parameters": '{"beta_max": 50}'}
+    del xargs["cold_beta_max"]
+    assert complete(server, xargs=xargs) == expected
+    # Without a most of its own: the rule's.
     default = naive.generate(
-        PROMPT, expert="one", alpha=0.02, beta=DEFAULT_BETA_MAX, adaptive=True, max_tokens=16
+        PROMPT, expert="one", alpha=0.02, beta=0.0, rule="adaptive", max_tokens=16
     )
     count = default.settled()
     assert count > 4 and default.tokens[:count] != expected[:count]
@@ -118,11 +122,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "alpha": ({"cold_alpha": 1.5}, "cold_alpha=1.5: must be a number in [0, 1]"),
     "beta text": (
         {"cold_beta": "Adaptive"},
-        "cold_beta='Adaptive': must be a number >= 0, at most 1e6, or 'adaptive'",
+        "cold_beta='Adaptive': must be a number, or the name of a rule: acd, adaptive, ",
     ),
     "most of a number": (
         {"cold_beta_max": 2},
-        f"cold_beta_max=2.0: is for an adaptive beta, and beta is {DEFAULT_BETA}; leave it out",
+        f"cold_beta_max=2.0: is for a rule, and beta is {DEFAULT_BETA}; leave it out",
+    ),
+    "code": ({"cold_beta": "os:system"}, "cold_beta='os:system': must be a number, or the name of"),
+    "parameter": (
+        {"cold_beta": "mti", "cold_rule_parameters": '{"tau": -1}'},
+        "cold_rule_parameters['tau']=-1: must be a number from 0 to 100",
     ),
     "unknown": ({"cold_gamma": 1}, "cold_gamma=1: unknown key"),
     "amateur": ({"cold_amateur": "nobody"}, "no such adapter is loaded (loaded: "),

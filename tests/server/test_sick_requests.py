@@ -165,7 +165,7 @@ def test_the_header_says_what_was_used(path: str, stream: bool, default_server: 
     assert said({"cold_beta": 0.25}) == {**default, "beta": 0.25}
     capped = {**default, "amateur": "two", "expert_top_k": 9}
     assert said({"cold_amateur": "two", "cold_expert_top_k": 9}) == capped
-    adaptive = {**default, "beta": "adaptive", "beta_max": 1.0}
+    adaptive = {**default, "beta": "adaptive", "rule_parameters": {"beta_max": 1.0}}
     assert said({"cold_beta": "adaptive"}) == adaptive
     assert said({"cold": 0}) == said(model="base") == {"cold": 0}
 

@@ -9,6 +9,7 @@ import pickle
 import shutil
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -70,10 +71,12 @@ def test_one_amateur_as_ever(front: Front) -> None:
     stream = front.streams(plain, ColdParams(alpha=0.2, beta=2.0))
     assert stream.settings == ColdSettings(0.2, 2.0)
     [one] = stream.amateurs
-    assert (one.weight, one.adaptive, one.adapter, one.prompt) == (-2.0, False, None, None)
+    assert (one.weight, one.adapter, one.prompt) == (-2.0, None, None)
     [one] = front.streams(plain, ColdParams(amateur=TWO)).amateurs
     assert one.adapter is not None and LoRARequest(**one.adapter) == TWO and one.prompt is None
-    assert front.streams(plain, beta="adaptive", beta_max=2).amateurs[0].adaptive
+    stream = front.streams(plain, beta="adaptive", beta_max=2)
+    assert stream.settings == ColdSettings(beta="adaptive", rule_parameters={"beta_max": 2.0})
+    assert stream.amateurs[0].weight is None
     for extra in ({}, {"cold": 0, "cold_beta": 1}, {"cold": 0, "cold_amateur_prompt": "x"}):
         request = front.request(plain, SamplingParams(extra_args=extra))
         assert not request.sampling_params.extra_args
@@ -140,11 +143,8 @@ def test_several_amateurs(front: Front) -> None:
         chat, lora=None, weights=[1, -1, "adaptive"], amateur=["one", "base", ""],
         without=["", "system", "tool"],
     )  # fmt: skip
-    assert [(a.weight, a.adaptive) for a in stream.amateurs] == [
-        (1.0, False),
-        (-1.0, False),
-        (-1.0, True),
-    ]
+    assert [a.weight for a in stream.amateurs] == [1.0, -1.0, None]
+    assert stream.settings.rule == "adaptive"
     assert [a.adapter and a.adapter["lora_name"] for a in stream.amateurs] == ["one", None, None]
     assert [a.prompt is None for a in stream.amateurs] == [True, False, False]
     amateurs = [
@@ -180,6 +180,7 @@ def test_workers_can_unpickle_it(front: Front) -> None:
         ColdParams(beta_max=1.0, amateur=Amateur(prompt=" w1", weight="adaptive")),
         ColdParams(amateur=Amateur(prompt=" w1", weight=-1)),
         ColdParams(beta="adaptive", beta_max=2.0),
+        ColdParams(beta="mti", rule_parameters={"tau": 2.0}),
     ):
         found = front.request(front.text(" w2"), params).sampling_params
         assert pickle.loads(pickle.dumps(found)).extra_args == found.extra_args
@@ -243,6 +244,43 @@ def test_wrong_prompts(front: Front) -> None:
     assert "cold_without='system': no prompt can be made of it: no user" in refused(
         front, chat, without="system"
     )
+
+
+def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One for each request, which the engine's own may be; none that drafts would confuse."""
+    text = front.text(" w1 w2")
+    mti = ColdSettings(beta="mti", rule_parameters={"tau": 2.0})
+    for tau in ('{"tau": 2}', {"tau": 2}):
+        assert front.streams(text, beta="mti", rule_parameters=tau).settings == mti
+    assert "rule_parameters['tau']=-2: must be a number from 0 to 100" in refused(
+        front, text, beta="mti", rule_parameters='{"tau": -2}'
+    )
+    assert "cold_rule_parameters['taw']=2: rule 'mti' has no such parameter, allowed are: " in (
+        refused(front, text, beta="mti", rule_parameters='{"taw": 2}')
+    )
+    assert "cold_beta='os:system': must be a number, or the name of a rule: acd, adapt" in refused(
+        front, text, beta="os:system"
+    )
+    two: dict[str, Any] = {"amateur_prompt": [" w8", " w9"]}
+    assert "cold_weights=['acd', 'mti']: names acd and mti; a request has one rule" in refused(
+        front, text, weights=["acd", "mti"], **two
+    )
+    front.serve(default={"beta": "adaptive", "beta_max": 3})
+    own = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 3.0})
+    assert front.streams(text).settings == own
+    assert front.streams(text, beta="acd").settings == ColdSettings(beta="acd")
+    assert front.streams(text, preset="cold").settings == ColdSettings()
+    stream = front.streams(text, weights=["mti", 0.5], **two)
+    assert stream.settings == ColdSettings(beta="mti")
+    assert [a.weight for a in stream.amateurs] == [None, 0.5]
+    stream = front.streams(text, weights=["", 0.5], **two)
+    assert (stream.settings, [a.weight for a in stream.amateurs]) == (own, [None, 0.5])
+    drafts = SimpleNamespace(num_speculative_tokens=1)
+    monkeypatch.setattr(front.config, "speculative_config", drafts)
+    front.streams(text, beta="mti")
+    said = "beta='grd': this rule keeps state from step to step, which speculative decoding may"
+    assert said in refused(front, text, beta="grd")
+    assert said in refused(front, text, params=ColdParams(beta="grd"))
 
 
 def same_but(change: Any) -> Any:
@@ -542,8 +580,9 @@ def test_junk_is_refused_or_makes_streams(
         assert stream is None
         return
     assert stream is not None and 1 <= len(stream.amateurs) <= 32
+    assert (None in {one.weight for one in stream.amateurs}) == (stream.settings.rule is not None)
     for one in stream.amateurs:
-        assert abs(one.weight) <= 1e6
+        assert one.weight is None or abs(one.weight) <= 1e6
         assert one.prompt is None or all(0 <= i < 512 for i in one.prompt) and one.prompt
         own = one.prompt is not None and one.prompt != prompt["prompt_token_ids"]
         expert = None if lora is None else lora.lora_name

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import (
     CannotLeaveOut,
     Messages,
@@ -21,7 +22,7 @@ from vllm_cold.method.amateurs import (
     read_without,
 )
 from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import MAX_AMATEURS, ColdError
+from vllm_cold.method.settings import MAX_AMATEURS
 
 pytestmark = pytest.mark.unit
 

@@ -316,13 +316,16 @@ def test_no_token_of_the_reference_is_a_close_call_and_the_cases_differ(tmp_path
             trace = naive.greedy(case.prompt, case.adapter, reference.MAX_TOKENS)
         else:
             alpha, beta, cap = case.cold
-            amateur = Amateur(-beta, case.amateur, adaptive=case.adaptive)
-            group = Group(case.prompt, case.adapter, [amateur], alpha, reference.MAX_TOKENS, cap)
+            rule = beta if isinstance(beta, str) else None
+            amateur = Amateur(-beta if rule is None else None, case.amateur)
+            group = Group(
+                case.prompt, case.adapter, [amateur], alpha, reference.MAX_TOKENS, cap, rule=rule
+            )
             trace = naive.decode(group)
         assert (trace.settled(4e-3), trace.tokens) == (reference.MAX_TOKENS, found), case.name
     assert tokens[0] != tokens[1]
     others = [replace(case, cold=None) for case in CASES[2:]]
-    others += [replace(CASES[4], amateur=None), replace(CASES[5], adaptive=False)]
+    others += [replace(CASES[4], amateur=None), replace(CASES[5], cold=(0.02, 0.5, None))]
     for other, found in zip(
         reference.decode(tmp_path, tuple(others)), [*tokens[2:], *tokens[4:]], strict=True
     ):

@@ -106,7 +106,7 @@ class Options:
 
 
 def processor_of(requests: Sequence[Request]) -> ColdLogitsProcessorV1:
-    processor = ColdLogitsProcessorV1(SimpleNamespace(), CPU, False)
+    processor = ColdLogitsProcessorV1(SimpleNamespace(additional_config=None), CPU, False)
     added = [(row, request.params, None, []) for row, request in enumerate(requests)]
     processor.update_state(BatchUpdate(len(requests), [], added, []))
     return processor
@@ -402,7 +402,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
 
 def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
     make, installed = build
-    config = SimpleNamespace(speculative_config=object())
+    config = SimpleNamespace(speculative_config=object(), additional_config={})
     for custom in ([drafts_v1.PROCESSOR], (drafts_v1.PROCESSOR,)):
         found = make(config, CPU, False, False, custom)
         assert isinstance(found, LogitsProcessors)
@@ -416,7 +416,9 @@ def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
 def test_without_speculation_vllm_loads_it(build: tuple[Any, list[Any]]) -> None:
     make, installed = build
     scheduler = SimpleNamespace(max_num_seqs=4)
-    config = SimpleNamespace(speculative_config=None, scheduler_config=scheduler)
+    config = SimpleNamespace(
+        speculative_config=None, scheduler_config=scheduler, additional_config={}
+    )
     found = make(config, CPU, False, False, [drafts_v1.PROCESSOR])
     kinds = [type(p) for p in found.all]
     assert kinds.count(ColdLogitsProcessorV1) == 1 and len(kinds) == 4
@@ -427,7 +429,7 @@ def test_without_speculation_vllm_loads_it(build: tuple[Any, list[Any]]) -> None
 def test_other_processors_end_with_vllms_sentence(build: tuple[Any, list[Any]]) -> None:
     """Under speculation; theirs know nothing of the rows of drafts."""
     make, _ = build
-    config = SimpleNamespace(speculative_config=object())
+    config = SimpleNamespace(speculative_config=object(), additional_config={})
     for custom in (["other:Processor"], ["other:Processor", drafts_v1.PROCESSOR]):
         with pytest.raises(ValueError, match=logits_processor.STR_SPEC_DEC_REJECTS_LOGITSPROCS):
             make(config, CPU, False, False, custom)

@@ -35,7 +35,7 @@ def vllms_chunks(cu_num_logits: np.ndarray, most: int) -> list[tuple[int, int]]:
 def groups_of(members: Sequence[Sequence[int]]) -> GroupRows:
     """By position alone."""
     nothing: Any = torch.empty(0, dtype=torch.int64)
-    return GroupRows((), None, tuple(members), nothing, nothing, host=nothing)
+    return GroupRows((), (), None, (), (), tuple(members), nothing, nothing, nothing)
 
 
 def chunks(
@@ -107,8 +107,9 @@ def processor() -> Any:
     """Slots: 5 and 2 are x's, 1 and 7 are y's, 3 is a plain request's."""
     from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
 
-    states = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=8)
-    made = ColdLogitsProcessorV2(SimpleNamespace(speculative_config=None), states)  # type: ignore[arg-type]
+    states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=8, prompt_len=None)
+    config: Any = SimpleNamespace(speculative_config=None, additional_config=None)
+    made = ColdLogitsProcessorV2(config, states)
     for slot, name, index in ((5, "x", 0), (2, "x", 1), (1, "y", 0), (7, "y", 1)):
         made.add_request(slot, ONE.params(name, index))
     made.add_request(3, SamplingParams())

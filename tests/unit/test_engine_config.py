@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
-from vllm_cold.method.settings import ColdError
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import unsupported

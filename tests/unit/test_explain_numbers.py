@@ -16,10 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.spatial.distance import jensenshannon
 
+from tests import naive_rules
 from tests.asked import asked
 from vllm_cold.method.amateurs import Text
-from vllm_cold.method.settings import ColdSettings, Weight
-from vllm_cold.ops.scoring_reference import adaptive_weight, group_scores
+from vllm_cold.method.settings import ColdSettings
+from vllm_cold.ops.scoring_reference import group_scores
+from vllm_cold.rules import registry
 from vllm_cold.tools.contrast import Content, Stream, read_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, collect, visible
@@ -49,38 +51,51 @@ def row(values: torch.Tensor, *kept: int) -> dict[int, Logprob]:
 
 
 def step(
-    streams: Sequence[Row], weights: Sequence[Weight], settings: ColdSettings, **options: Any
+    streams: Sequence[Row], weights: Sequence[float | None], settings: ColdSettings, **options: Any
 ) -> Step:
     given = {"token": 0, "text": "", "known": SIZE, "vocab_size": SIZE, "listed": [], **options}
     return account.make_step(rows=streams, weights=weights, settings=settings, **given)
 
 
+def weights_of(
+    settings: ColdSettings,
+    weights: Sequence[float | None],
+    expert: torch.Tensor,
+    amateurs: Sequence[torch.Tensor],
+) -> list[float]:
+    """With what the rule chooses, by ``naive_rules``."""
+    if settings.rule is None:
+        return [float(one or 0.0) for one in weights]
+    alone = group_scores(expert, [], ln(settings.alpha), [], settings.expert_top_k or 0)
+    parameters = settings.rule_parameters or {}
+    rows = [expert, *amateurs]
+    found = naive_rules.weights(settings.rule, parameters, rows, alone > -math.inf, 0, {})
+    return [new if one is None else one for one, new in zip(weights, found, strict=True)]
+
+
 @given(
     seed=st.integers(0, 10**6),
     alpha=st.just(0.0) | st.floats(1e-4, 1.0),
-    weights=st.lists(
-        st.builds(Weight, st.floats(-30.0, 3.0), st.booleans()), min_size=1, max_size=4
-    ),
+    weights=st.lists(st.none() | st.floats(-30.0, 3.0), min_size=1, max_size=4),
+    most=st.floats(0.0, 30.0),
     cap=st.none() | st.integers(1, SIZE + 5),
     zero=st.sampled_from([0, 20]),
 )
 def test_a_step_is_that_of_the_op(
-    seed: int, alpha: float, weights: list[Weight], cap: int | None, zero: int
+    seed: int, alpha: float, weights: list[float | None], most: float, cap: int | None, zero: int
 ) -> None:
     """Valid tokens, weights, winner and scores (up to a constant), though it has probabilities."""
     expert, _ = logits(seed)
     amateurs = [logits(seed + 1 + i)[1] for i in range(len(weights))]
     amateurs[0][:zero] = -math.inf
     settings = ColdSettings(alpha, expert_top_k=cap)
+    if None in weights:
+        settings = ColdSettings(alpha, "adaptive", {"beta_max": most}, cap)
     got = step([row(expert), *map(row, amateurs)], weights, settings)
-    values, adaptive = [w.weight for w in weights], [w.adaptive for w in weights]
-    expected = group_scores(expert, amateurs, ln(alpha), values, cap or 0, adaptive)
-    strengths = [
-        adaptive_weight(expert, a, ln(alpha), w.weight, cap or 0) if w.adaptive else w.weight
-        for a, w in zip(amateurs, weights, strict=True)
-    ]
-    if any(adaptive):
-        assert got.weights == pytest.approx(strengths, rel=1e-9, abs=1e-9)
+    strengths = weights_of(settings, weights, expert, amateurs)
+    expected = group_scores(expert, amateurs, ln(alpha), strengths, cap or 0)
+    if None in weights:
+        assert got.weights == pytest.approx(strengths, rel=1e-5, abs=1e-5 * (1 + most))
     assert got.complete
     assert got.valid_size == int((expected > -math.inf).sum())
     assert got.greedy == int(expert.argmax())
@@ -94,7 +109,8 @@ def test_a_step_is_that_of_the_op(
         assert c.amateurs == pytest.approx([float(a.softmax(0)[c.token]) for a in amateurs])
         if c.valid and 0.0 not in c.amateurs:
             score = float(expected[c.token] + constant)
-            assert c.score == pytest.approx(score, rel=1e-6, abs=1e-6)
+            near = 1e-6 if settings.rule is None else 1e-4 * (1 + most)  # rules are in float32
+            assert c.score == pytest.approx(score, rel=1e-6, abs=near)
     best = [c.score for c in got.candidates if c.score is not None]
     assert best == sorted(best, reverse=True)
 
@@ -138,10 +154,11 @@ def test_what_is_not_listed_may_win() -> None:
     ten = expert.topk(10).indices.tolist()
     stranger = next(t for t in range(SIZE) if t not in ten)
 
-    def made(token: int, weight: float = -0.5, adaptive: bool = False, **more: Any) -> Step:
+    def made(token: int, rule: str | None = None, **more: Any) -> Step:
         rows = [row(expert, *{*ten, token}), row(amateur, *ten, token)]
-        weights = [Weight(weight, adaptive)]
-        return step(rows, weights, ColdSettings(0.0), token=token, known=10, **more)
+        settings = ColdSettings(0.0, rule or 0.5)
+        weights = [-0.5 if rule is None else None]
+        return step(rows, weights, settings, token=token, known=10, **more)
 
     assert made(ten[0], greedy_answer=True).winner is None
     best = made(ten[0]).candidates[0].token
@@ -150,15 +167,32 @@ def test_what_is_not_listed_may_win() -> None:
     # A listed token that is better for certain contradicts what the engine took.
     wrong = made(told.candidates[3].token)
     assert (wrong.winner, wrong.wrong) == (best, True)
-    unknown = made(stranger, -1.0, True)
-    assert (unknown.winner, unknown.weights) == (stranger, (None,))
-    assert all(c.score is None for c in unknown.candidates)
+    for rule in registry.BUILT_IN:
+        unknown = made(stranger, rule)
+        assert (unknown.winner, unknown.weights) == (stranger, (None,))
+        assert all(c.score is None for c in unknown.candidates)
+
+
+@pytest.mark.parametrize("rule", sorted(registry.BUILT_IN))
+def test_no_weight_is_made_up(rule: str) -> None:
+    """Where one follows from more than the candidates, it is not known, nor is a score."""
+    expert, amateur = logits(3)
+    rows = [row(expert), row(amateur), row(amateur)]
+    got = step(rows, [None, -0.5], ColdSettings(0.1, rule), token=7)
+    if registry.get(rule).of_candidates:
+        wanted = weights_of(ColdSettings(0.1, rule), [None, -0.5], expert, [amateur, amateur])
+        assert got.weights == pytest.approx(wanted, rel=1e-5)
+    else:
+        assert (got.weights, got.winner, got.complete) == ((None, -0.5), 7, True)
+        assert all(c.score is None for c in got.candidates)
+        greedy = step(rows, [None, -0.5], ColdSettings(0.1, rule), greedy_answer=True)
+        assert greedy.winner is None and not greedy.differs
 
 
 def test_a_token_that_the_numbers_do_not_explain() -> None:
     expert, amateur = logits(5)
     amateur[expert.argmax()] += 4.0  # so CoLD takes another token than greedy
-    rows, weights, settings = [row(expert), row(amateur)], [Weight(-1.0, False)], ColdSettings(0.05)
+    rows, weights, settings = [row(expert), row(amateur)], [-1.0], ColdSettings(0.05)
     right = step(rows, weights, settings)
     assert right.differs and right.winner is not None
     first, second = [c for c in right.candidates if c.valid][:2]
@@ -181,7 +215,7 @@ def test_a_token_that_the_numbers_do_not_explain() -> None:
 def test_many_candidates_are_cut_but_not_those_that_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(account, "MOST", 5)
     rows = [row(torch.zeros(SIZE).double()), row(torch.arange(SIZE).double())]
-    got = step(rows, [Weight(-1.0, False)], ColdSettings(0.5), token=SIZE - 1)
+    got = step(rows, [-1.0], ColdSettings(0.5), token=SIZE - 1)
     assert got.valid_size == SIZE
     assert [c.token for c in got.candidates] == [0, 1, 2, 3, 4, SIZE - 1]
     assert got.winner == got.greedy == 0  # equal logits: the lowest id, as argmax has it
@@ -270,9 +304,10 @@ class Model:
         expert, *amateurs = (
             torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams
         )
-        values, adaptive = [w.weight for w in weights], [w.adaptive for w in weights]
-        cap = settings.expert_top_k or 0
-        return group_scores(expert, amateurs, ln(settings.alpha), values, cap, adaptive)
+        values = weights_of(settings, weights, expert, amateurs)
+        return group_scores(
+            expert, amateurs, ln(settings.alpha), values, settings.expert_top_k or 0
+        )
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
         assert top <= max(self.largest, 20)
@@ -328,7 +363,8 @@ def exact(model: Model, report: Report, prompts: Sequence[Asked]) -> list[Step]:
                     assert [c.expert, *c.amateurs] == values
                     assert c.valid == (c.token in valid)
                     if c.score is not None:
-                        assert c.score == pytest.approx(float(scores[c.token]), abs=1e-6)
+                        near = 1e-6 if text.contrast.settings.rule is None else 1e-3
+                        assert c.score == pytest.approx(float(scores[c.token]), abs=near)
                 tokens.append(step.token)
                 steps.append(step)
     return steps
@@ -372,7 +408,7 @@ def test_more_is_asked_for_where_the_valid_set_is_not_complete() -> None:
     assert {top for stream, top in model.scored if stream == AMATEUR} == {20}
 
 
-@pytest.mark.parametrize("beta", [0.5, "adaptive"])
+@pytest.mark.parametrize("beta", [0.5, "adaptive", "acd"])
 @pytest.mark.parametrize("alpha", [0.0, 0.02])
 def test_a_limit_is_told(alpha: float, beta: Any) -> None:
     """Where more tokens are valid than may be listed: the engine's word, and no weight guessed."""
@@ -380,7 +416,7 @@ def test_a_limit_is_told(alpha: float, beta: Any) -> None:
     report = explain(model, prompts, max_tokens=4)
     steps = exact(model, report, prompts)
     assert all(not step.complete and step.valid_size >= 20 for step in steps)
-    assert all(step.weights == ((None,) if beta == "adaptive" else ()) for step in steps)
+    assert all(step.weights == ((None,) if beta != 0.5 else ()) for step in steps)
     cold, greedy = report.explanations[0].answers
     assert all(step.winner == step.token for step in cold.steps)
     assert all(step.winner is None for step in greedy.steps)
@@ -392,7 +428,11 @@ def test_what_the_report_says_of_amateurs() -> None:
         return [(one.label, one.pieces) for one in report.explanations[0].amateurs]
 
     assert of("ab", beta=1.0) == [("base model, weight -1", ())]
-    assert of("ab", beta="adaptive") == [("base model, weight adaptive to -1", ())]
+    assert of("ab", beta="adaptive") == [("base model, weight adaptive", ())]
+    two = of("ab", **TWO, weights=["mti", 0.25])
+    assert [label for label, _ in two] == [
+        "base model, weight mti", "adapter, text of its own, weight +0.25",
+    ]  # fmt: skip
     assert of(CHAT, without="system", preset="cfg") == [
         ("adapter without system, weight -0.5", (Piece(text="c", role="user"),))
     ]

@@ -86,7 +86,7 @@ def test_what_is_said_of_answers() -> None:
     assert len(unknown) == 40
     none = [i for i in unknown if None in several.explanations[0].answers[0].steps[i - 1].weights]
     listed = ", ".join(map(str, none[:5]))
-    assert f"At token {listed}, ... an adaptive weight is not known" in said(several)[0]
+    assert f"At token {listed}, ... the weight that a rule chose is not known" in said(several)[0]
     cold, greedy = said(make_report(alpha=0.0))
     assert "At all tokens more tokens may be valid than vLLM lists" in cold
     assert "What CoLD takes there is the engine's own word." in cold
@@ -94,7 +94,7 @@ def test_what_is_said_of_answers() -> None:
     text = page.render(several)
     for sentence in (
         "40 tokens, cut at --max-tokens · CoLD and greedy differ at",
-        "<b>CoLD</b> (alpha 0.1): against base model without system, weight adaptive to −6 ",
+        "<b>CoLD</b> (alpha 0.1): against base model without system, weight adaptive ",
         "sql, text of its own, weight +0.25",
     ):
         assert sentence in text, sentence

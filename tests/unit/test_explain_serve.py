@@ -85,17 +85,25 @@ def test_a_server_is_asked_in_the_users_way(upstream: tuple[str, MadeUp]) -> Non
         "cold": 1,
         "cold_alpha": 0.0,
         "cold_beta": "adaptive",
-        "cold_beta_max": 1.0,
+        "cold_rule_parameters": '{"beta_max": 1.0}',
         "cold_expert_top_k": most,
         "cold_part": "0:1",
         "cold_preset": "adacad",
     }
     [two] = asked(["xy"], amateur=["", "two"], part=["0:1", ""], weights=[-0.5, "adaptive"])
     found = sent(url, two)
-    assert "cold_beta" not in found and found["cold_beta_max"] == 1.0
+    assert "cold_beta" not in found and found["cold_rule_parameters"] == '{"beta_max": 1.0}'
     assert found["cold_weights"] == [-0.5, "adaptive"]
-    for given in (plain, cad, two):  # and it fits together
-        read_contrast({k: v for k, v in sent(url, given).items() if k != "cold"})
+    three = {"amateur": ["", "two", ""], "part": ["0:1", "", "1:2"]}
+    [mixed] = asked(["xy"], **three, weights=["mti", "", 0.5], rule_parameters='{"tau": 2}', beta=2)
+    [unsaid] = asked(["xy"], **three, weights=["acd", "", 0.5])
+    [ruled] = asked(["xy"], **three, beta="acd", weights=["acd", "", 0.5])
+    for given in (plain, cad, two, mixed, unsaid, ruled):  # and it is the same
+        xargs = sent(url, given)
+        assert all(isinstance(v, (str, int, float, list)) for v in xargs.values())  # as vLLM wants
+        again = read_contrast({k: v for k, v in xargs.items() if k != "cold"})
+        assert again.weights == given.contrast.weights
+        assert again.settings.rule_parameters == given.contrast.settings.rule_parameters
 
 
 def test_a_chat_is_asked_as_a_chat(upstream: tuple[str, MadeUp]) -> None:
@@ -230,7 +238,14 @@ def test_a_chat_with_context(upstream: tuple[str, MadeUp]) -> None:
     [
         ({"prompt": ""}, "prompt: String should have at least 1 character"),
         ({"alpha": "2"}, "--alpha=2.0: must be a number in [0, 1]"),
-        ({"beta": "much"}, "--beta='much': must be a number >= 0"),
+        ({"beta": "much"}, "--beta='much': must be a number, or the name of a rule: acd, "),
+        ({"rule_parameters": "{}"}, "--rule-parameters={}: is for a rule, and beta is 3"),
+        (
+            {"beta": "mti", "rule_parameters": '{"taw": 2}'},
+            "--rule-parameters['taw']=2: rule 'mti' has no such parameter, allowed are: beta, tau",
+        ),
+        ({"beta": "mti", "rule_parameters": "tau=2"}, "must be an object of numbers by name"),
+        ({"beta": "mti", "beta_max": "2"}, "--beta-max=2.0: rule 'mti' has no such parameter"),
         ({"adapter": "nobody"}, "--adapter=nobody: no such adapter on the server (loaded: "),
         ({"adapter": "", "preset": ""}, "--prompt: nothing to contrast with: give --adapter"),
         ({"max_tokens": 0}, "--max-tokens=0: must be >= 1"),

@@ -15,7 +15,7 @@ from vllm.sampling_params import StructuredOutputsParams
 
 from vllm_cold import Amateur, ColdParams
 from vllm_cold.method.presets import PRESETS
-from vllm_cold.method.settings import ColdSettings, Weight
+from vllm_cold.method.settings import ColdSettings, combine
 
 pytestmark = pytest.mark.unit
 
@@ -40,7 +40,7 @@ COMMON: dict[str, Any] = {
     "extra_args": {"mine": 1},
     "structured_outputs": StructuredOutputsParams(regex="a+"),
 }
-NAMES = ("alpha", "beta", "beta_max", "expert_top_k", "amateur", "amateurs")
+NAMES = ("alpha", "beta", "beta_max", "rule_parameters", "expert_top_k", "amateur", "amateurs")
 MESSAGES = [{"role": "user", "content": "Who?"}]
 
 
@@ -79,6 +79,7 @@ def test_our_fields_are_keywords() -> None:
     [
         {},
         {"beta": "adaptive", "beta_max": 3.0},
+        {"beta": "mti", "rule_parameters": {"tau": 2.0}},
         {"amateur": Amateur(prompt=MESSAGES)},
         {"amateur": None, "amateurs": [Amateur(prompt="x"), Amateur(lora_request=None)]},
     ],
@@ -93,9 +94,11 @@ def test_copies_keep_everything(
 
 def test_repr() -> None:
     text = repr(cold(amateur=OTHER))
-    start = "ColdParams(alpha=0.3, beta=2.0, beta_max=None, expert_top_k=5, amateur='other', n=2, "
-    assert text.startswith(start)
+    start = "ColdParams(alpha=0.3, beta=2.0, beta_max=None, rule_parameters=None, expert_top_k=5, "
+    assert text.startswith(start + "amateur='other', n=2, ")
     assert "beta='adaptive', beta_max=2.5, " in repr(ColdParams(beta="adaptive", beta_max=2.5))
+    mti = ColdParams(beta="mti", rule_parameters={"tau": 2})
+    assert "beta='mti', beta_max=None, rule_parameters={'tau': 2}, " in repr(mti)
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     assert "amateur=None, n=" in repr(ColdParams())
     one = ColdParams(amateur=Amateur(prompt="Who?"))
@@ -121,6 +124,8 @@ def test_repr() -> None:
         ("beta", "Adaptive"),
         ("beta_max", -1),
         ("beta_max", "adaptive"),
+        ("rule_parameters", 2),
+        ("rule_parameters", "tau=2"),
         ("expert_top_k", 0),
         ("expert_top_k", 2.0),
         ("expert_top_k", 2**31),
@@ -138,16 +143,27 @@ def test_bad_values(name: str, value: Any) -> None:
         ColdParams(**{name: value})
 
 
-def test_adaptive_beta() -> None:
+def test_a_rule_in_place_of_a_number() -> None:
     assert ColdParams(beta="adaptive").settings() == ColdSettings(beta="adaptive")
-    settings = ColdParams(beta="adaptive", beta_max=2).settings()
-    assert settings == ColdSettings(beta="adaptive", beta_max=2)
-    assert (settings.adaptive, settings.strength) == (True, 2)
-    with pytest.raises(ValueError, match="^beta_max=2: is for an adaptive beta, and beta is 0.5;"):
-        ColdParams(beta_max=2)
     params = ColdParams(beta="adaptive", beta_max=2)
+    most = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 2.0})
+    assert params.combine() == (most, (None,))
+    assert ColdParams(beta="adaptive", rule_parameters={"beta_max": 2}).settings() == most
+    with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 0.5; leave it"):
+        ColdParams(beta_max=2)
+    # Fields may have been assigned since.
     params.beta = 1.0
-    with pytest.raises(ValueError, match="^beta_max=2: is for an adaptive beta, and beta is 1.0;"):
+    with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 1.0; leave it"):
+        params.settings()
+    params.beta = "mti"
+    with pytest.raises(ValueError, match="^beta_max=2.0: rule 'mti' has no such parameter"):
+        params.settings()
+    params.beta_max, params.rule_parameters = None, {"tau": 3.0}
+    assert params.settings().rule_parameters == {"beta": 0.5, "tau": 3.0}
+    params.rule_parameters["tau"] = -3.0
+    with pytest.raises(
+        ValueError, match=r"^rule_parameters\['tau'\]=-3.0: must be a number from 0"
+    ):
         params.settings()
 
 
@@ -170,10 +186,11 @@ def test_adaptive_beta() -> None:
             "which is text only",
         ),
         ("lora_request", "other", "must be a LoRARequest"),
-        ("weight", math.nan, "must be a number from -1e6 to 1e6, or 'adaptive'"),
+        ("weight", math.nan, "must be a number from -1e6 to 1e6, or the name of a rule"),
         ("weight", math.inf, "must be a number"),
         ("weight", 1e9, "must be a number"),
-        ("weight", "Adaptive", "must be a number"),
+        ("weight", "Adaptive", "must be a number, or the name of a rule: acd, adaptive, "),
+        ("weight", "", "must be a number, or the name of a rule: acd, "),
         ("weight", True, "must be a number"),
         ("weight", [1.0], "must be a number"),
     ],
@@ -210,43 +227,50 @@ def test_one_amateur_is_said_in_several_ways() -> None:
 def test_weights() -> None:
     amateurs = [Amateur(prompt="a", weight=1), Amateur(prompt="b"), Amateur(weight="adaptive")]
     settings, weights = ColdParams(beta=2, beta_max=3, amateurs=amateurs).combine()
-    assert weights == (Weight(1.0, False), Weight(-2.0, False), Weight(-3.0, True))
-    assert (settings.adaptive, settings.strength) == (True, 3.0)
+    assert weights == (1.0, -2.0, None)
+    assert settings == ColdSettings(beta="adaptive", rule_parameters={"beta_max": 3.0})
     own = Amateur(prompt="a", weight=-0.5)
     with pytest.raises(ValueError, match="^beta=2: no amateur uses it, as each has a weight of"):
         ColdParams(beta=2, amateur=own)
-    with pytest.raises(ValueError, match="^beta_max=2: is for an adaptive beta"):
+    with pytest.raises(
+        ValueError, match="^beta='mti': no amateur uses it, as each has a weight of"
+    ):
+        ColdParams(beta="mti", amateur=own)
+    with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 0.5"):
         ColdParams(beta_max=2, amateur=own)
-    assert ColdParams(alpha=0, amateur=own).combine() == (
-        ColdSettings(0.0),
-        (Weight(-0.5, False),),
-    )
+    assert ColdParams(alpha=0, amateur=own).combine() == (ColdSettings(0.0), (-0.5,))
 
 
 def test_presets() -> None:
     own = Amateur(prompt="Who?")
-    for name in ("cold", "cad", "adacad", "cfg"):
+    for name in PRESETS.keys() - {"dexperts", "grounded"}:
         params = ColdParams.preset(name, amateur=own, max_tokens=7)
-        assert params.settings() == ColdSettings(**PRESETS[name].knobs)
+        assert params.settings() == combine(PRESETS[name].knobs)[0]
         assert (params.max_tokens, params.amateur, params.method) == (7, own, name)
     assert ColdParams.preset("cfg", amateur=own, beta=1.0).settings() == ColdSettings(0.0, 1.0)
     assert ColdParams.preset("cold").settings() == ColdSettings()
     # What the caller's fields leave nothing to do for is left out.
     params = ColdParams.preset("adacad", amateur=own, beta=0.5)
-    assert params.combine() == (ColdSettings(0.0, 0.5), (Weight(-0.5, False),))
+    assert params.combine() == (ColdSettings(0.0, 0.5), (-0.5,))
+    params = ColdParams.preset("adacad", amateur=own, beta="mti")
+    assert params.settings() == ColdSettings(0.0, "mti")
+    params = ColdParams.preset("mti", amateur=own, rule_parameters={"tau": 2})
+    assert params.settings() == ColdSettings(0.0, "mti", {"tau": 2.0})
+    params = ColdParams.preset("adacad", amateur=own, rule_parameters={"beta_max": 2})
+    assert params.settings() == ColdSettings(0.0, "adaptive", {"beta_max": 2.0})
     weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight=-0.25))
-    assert weighted.combine()[1] == (Weight(-0.25, False),)
+    assert weighted.combine()[1] == (-0.25,)
     weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight="adaptive"))
-    assert weighted.combine()[1] == (Weight(-1.0, True),)
+    assert weighted.combine() == (ColdSettings(0.0, "adaptive"), (None,))
     adapters = [Amateur(lora_request=OTHER), Amateur(lora_request=LoRARequest("anti", 3, "/anti"))]
     params = ColdParams.preset("dexperts", amateurs=adapters)
-    assert params.combine() == (ColdSettings(0.0), (Weight(1.0, False), Weight(-1.0, False)))
+    assert params.combine() == (ColdSettings(0.0), (1.0, -1.0))
     stronger = [adapters[0], Amateur(lora_request=OTHER, weight=-2.0)]
     weights = ColdParams.preset("dexperts", amateurs=stronger).combine()[1]
-    assert [w.weight for w in weights] == [1.0, -2.0]
+    assert weights == (1.0, -2.0)
     apart = [own, Amateur(prompt="It was Ada.")]
     params = ColdParams.preset("grounded", amateurs=apart)
-    assert params.combine() == (ColdSettings(0.3), (Weight(-0.25, False),) * 2)
+    assert params.combine() == (ColdSettings(0.3), (-0.25, -0.25))
     for wrong, message in (
         (lambda: ColdParams.preset("grounded", amateur=own), "'grounded': is for 2 amateurs; give"),
         (lambda: ColdParams.preset("grounded", amateurs=adapters), "contrasts with another prompt"),

@@ -17,7 +17,8 @@ from vllm.v1.sample.logits_processor import _load_custom_logitsprocs
 from vllm.v1.sample.logits_processor.interface import BatchUpdate, MoveDirectionality
 from vllm.v1.sample.logits_processor.state import BatchUpdateBuilder
 
-from tests.contrast import assert_scored, of_size
+from tests.contrast import Contrast, assert_scored, of_size
+from vllm_cold.errors import ColdError
 from vllm_cold.group.step_stats import OTHER_DRAFTS
 from vllm_cold.vllm.frontend.config import PROCESSOR_V1
 from vllm_cold.vllm.worker import outputs
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.unit
 
 VOCAB = 23
 PLAIN = SamplingParams()
+ONE = of_size(1)
 MOVE, SWAP = MoveDirectionality.UNIDIRECTIONAL, MoveDirectionality.SWAP
 
 
@@ -35,7 +37,7 @@ def params(group: str, index: int, num_amateurs: int = 1) -> SamplingParams:
 
 
 def make() -> ColdLogitsProcessorV1:
-    return ColdLogitsProcessorV1(SimpleNamespace(), torch.device("cpu"), False)
+    return ColdLogitsProcessorV1(SimpleNamespace(additional_config={}), torch.device("cpu"), False)
 
 
 def update(
@@ -203,6 +205,60 @@ def test_follows_any_history(data: st.DataObject) -> None:
         check_drafts(processor, counts, sorted(batch.groups()))
     if batch.rows:
         check(processor, len(batch.rows), sorted(batch.groups()))
+
+
+# Another weight at each step.
+GROWS = Contrast((None, None), alpha=0.0, rule="m3id", parameters={"gamma": 0.2, "threshold": 1.0})
+
+
+def test_a_rule_is_told_how_many_tokens_there_are() -> None:
+    """By the list that vLLM adds to, wherever the request's row is by now."""
+    processor, tokens = make(), [[7] * 3, [7] * 5]
+    rows = [(GROWS, "x", 0), (GROWS, "y", 2), (GROWS, "y", 0), (ONE, "z", 1), (GROWS, "x", 2),
+            (GROWS, "y", 1), (ONE, "z", 0), (GROWS, "x", 1)]  # fmt: skip
+    added = [
+        (row, asked.params(name, index), None, tokens[name == "y"] if index == 0 else [])
+        for row, (asked, name, index) in enumerate(rows)
+    ]
+    processor.update_state(BatchUpdate(8, [], added, []))
+    groups = [(0, 7, 4), (2, 5, 1)]
+    for _ in range(3):
+        before = draw(8)
+        logits = processor.apply(before.clone())
+        ruled = [0, 7, 4, 2, 5, 1]
+        steps = [len(listed) for listed in tokens]
+        assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, steps)
+        assert_scored(before[[6, 3]], logits[[6, 3]], [(0, 1)])
+        tokens[0].append(7)
+        tokens[1] += [7, 7]
+    # Drafts: first the rows behind all of them, then the rows that verify them.
+    counts = [2, 3, 3, 0, 2, 3, 0, 2]
+    processor.expect_drafts(counts)
+    before = draw(8)
+    logits = processor.apply(before.clone())
+    ruled, known = [row for rows in groups for row in rows], [len(listed) for listed in tokens]
+    behind = [known[0] + 2, known[1] + 3]
+    assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, behind)
+    before = draw(sum(counts))
+    logits = before.clone()
+    processor.apply_to_drafts(logits, counts, torch.zeros(sum(counts), dtype=torch.int32))
+    places, steps = [], []
+    for streams, start in zip(groups, known, strict=True):
+        for nth in range(counts[streams[0]]):
+            places.append([sum(counts[:row]) + nth for row in streams])
+            steps.append(start + nth)
+    assert_scored(before, logits, places, GROWS, steps)
+    # And none are left for the step behind.
+    before = draw(8)
+    logits = processor.apply(before.clone())
+    assert_scored(before[ruled], logits[ruled], [(0, 1, 2), (3, 4, 5)], GROWS, known)
+
+
+def test_rules_that_the_engine_was_started_with() -> None:
+    """Workers are processes of their own."""
+    config = SimpleNamespace(additional_config={"cold": {"rules": ["nowhere:Rule"]}})
+    with pytest.raises(ColdError, match="rules='nowhere:Rule': cannot be used as a rule"):
+        ColdLogitsProcessorV1(config, torch.device("cpu"), False)
 
 
 def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,10 @@ from vllm.v1.worker.gpu.sample.logits_processor.loader import (
 )
 
 from tests.contrast import Contrast, assert_scored, of_size
+from vllm_cold.errors import ColdError
 from vllm_cold.group import rows as rows_module
 from vllm_cold.group.step_stats import OTHER_DRAFTS
+from vllm_cold.rules.registry import BUILT_IN
 from vllm_cold.vllm.frontend.config import PROCESSOR_V2
 from vllm_cold.vllm.worker import outputs
 from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
@@ -38,18 +40,20 @@ PLAIN = SamplingParams()
 
 
 ONE = of_size(1)
+CONFIG: Any = SimpleNamespace(speculative_config=None, additional_config={"other": 1})
 
 
 def params(group: str, index: int, contrast: Contrast = ONE) -> SamplingParams:
     return contrast.params(group, index)
 
 
-def make(device: str = "cpu") -> ColdLogitsProcessorV2:
-    buffers: Any = None  # the processor reads none of them
+def make(device: str = "cpu", prompt_len: Sequence[int] = (1,) * SLOTS) -> ColdLogitsProcessorV2:
+    buffers: Any = None  # the processor reads but one of them
+    lengths: Any = SimpleNamespace(gpu=torch.tensor(prompt_len, dtype=torch.int32, device=device))
     state = LogitsProcRequestState(
-        torch.device(device), SLOTS, VOCAB, buffers, buffers, buffers, buffers
+        torch.device(device), SLOTS, VOCAB, buffers, lengths, buffers, buffers
     )
-    return ColdLogitsProcessorV2(SimpleNamespace(speculative_config=None), state)
+    return ColdLogitsProcessorV2(CONFIG, state)
 
 
 def context(
@@ -82,8 +86,7 @@ def test_loader_accepts_it() -> None:
     values = (torch.device("cpu"), SLOTS, VOCAB)
     buffers = ("all_token_ids", "prompt_len", "prefill_len", "total_len")
     states = SimpleNamespace(**dict(zip(names, values, strict=True)), **dict.fromkeys(buffers))
-    config = SimpleNamespace(speculative_config=None)
-    built = build_custom_logits_processors(config, states, False, [PROCESSOR_V2])
+    built = build_custom_logits_processors(CONFIG, states, False, [PROCESSOR_V2])
     assert [type(p) for p in built] == [ColdLogitsProcessorV2]
 
 
@@ -151,7 +154,7 @@ def expect(processor: ColdLogitsProcessorV2, slots: Sequence[int], counts: Seque
 MIXED = {
     "x": (Contrast((-0.5, 1.5, -0.75), alpha=0.01), (2, 0, 7, 5)),
     "y": (Contrast((-3.0,), alpha=0.9), (4, 8)),
-    "z": (Contrast((-40.0, 2.0), (True, False), alpha=0.0, expert_top_k=9), (1, 3, 6)),
+    "z": (Contrast((None, 2.0), 0.0, 9, rule="adaptive", parameters={"beta_max": 40}), (1, 3, 6)),
 }
 
 
@@ -201,7 +204,8 @@ def test_a_row_for_each_draft_of_groups_of_different_sizes(
             scored.add(place[0])
             row = logits[place[0]]
             changed = int(row.argmax() != before[place[0]].argmax())
-            assert found == (int((row > -torch.inf).sum()), changed, 0)
+            assert found[:5] == (int((row > -torch.inf).sum()), changed, 0, 0, 0)
+            assert found.present == 2 ** (len(place) - 1) - 1
     rest = [row for row in range(len(before)) if row not in scored]
     assert_scored(before[rest], logits[rest], [])
 
@@ -320,11 +324,57 @@ def test_amateurs_are_told() -> None:
 def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes only: whatever needs their values raises."""
     # Statistics are copied to the host behind an event, which needs a device.
-    monkeypatch.setattr(rows_module, "StepStats", lambda ids, statistics: None)
-    processor = mixed("meta")
-    expect(processor, range(10), counts)
-    logits = torch.empty(sum(counts), VOCAB, device="meta")
-    assert processor.apply(logits, context(range(10), counts, "meta")) is logits
+    monkeypatch.setattr(rows_module, "StepStats", lambda ids, statistics, present: None)
+    for rule in (None, *BUILT_IN):
+        processor = mixed("meta")
+        if rule is not None:
+            asked = Contrast((None, None), rule=rule, slot=3)
+            for index, slot in enumerate(MIXED["z"][1]):
+                processor.add_request(slot, params("z", index, asked))
+        expect(processor, range(10), counts)
+        logits = torch.empty(sum(counts), VOCAB, device="meta")
+        assert processor.apply(logits, context(range(10), counts, "meta")) is logits
+
+
+@pytest.mark.parametrize("drafts", [False, True])
+def test_a_rule_is_told_how_many_tokens_there_are(drafts: bool) -> None:
+    """By each row's position behind its prompt."""
+    grows = Contrast((None,), 0.0, rule="m3id", parameters={"gamma": 0.2, "threshold": 1.0})
+    lengths = [4 * slot + 3 for slot in range(SLOTS)]
+    processor = make(prompt_len=lengths)
+    for name, slots in (("x", (3, 5)), ("y", (9, 2))):
+        for index, slot in enumerate(slots):
+            processor.add_request(slot, params(name, index, grows))
+    order, known = [2, 3, 8, 9, 5], {3: 4, 5: 4, 9: 0, 2: 0, 8: 1}
+    counts = [3, 2, 1, 3, 2] if drafts else [1] * 5
+    batch = context(order, counts)
+    # The last token of what is read: at first the prompt's own.
+    position = [
+        lengths[slot] - 1 + known[slot] + nth
+        for slot, num in zip(order, counts, strict=True)
+        for nth in range(num)
+    ]
+    batch.pos.copy_(torch.tensor(position))
+    expect(processor, order, counts)
+    before = draw(sum(counts))
+    logits = processor.apply(before.clone(), batch)
+    first = {slot: sum(counts[:i]) for i, slot in enumerate(order)}
+    groups, steps = [], []
+    for expert, amateur in ((3, 5), (9, 2)):
+        for nth in range(counts[order.index(expert)]):
+            groups.append((first[expert] + nth, first[amateur] + nth))
+            steps.append(known[expert] + nth)
+    assert_scored(before, logits, groups, grows, steps)
+
+
+def test_rules_that_the_engine_was_started_with() -> None:
+    """Workers are processes of their own."""
+    states: Any = SimpleNamespace(device=torch.device("cpu"), prompt_len=None)
+    config: Any = SimpleNamespace(
+        speculative_config=None, additional_config={"cold": {"rules": ["nowhere:Rule"]}}
+    )
+    with pytest.raises(ColdError, match="rules='nowhere:Rule': cannot be used as a rule"):
+        ColdLogitsProcessorV2(config, states)
 
 
 def test_a_backend_that_cannot_run_fails_at_the_start(monkeypatch: pytest.MonkeyPatch) -> None:

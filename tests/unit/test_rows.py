@@ -1,23 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the streams of a batch to the tensors that the scoring op takes."""
+"""From the streams of a batch to the tensors that rules and the scoring op take, and to scores."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.contrast import Contrast
+from tests import naive_rules
+from tests.contrast import Contrast, assert_scored
+from vllm_cold.group import results
 from vllm_cold.group.rows import GroupRows
-from vllm_cold.group.step_stats import OTHER_DRAFTS
+from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
+from vllm_cold.group.weights import RuleStates
+from vllm_cold.ops.scoring_reference import group_scores
+from vllm_cold.rules import Choice, Parameter, Rule, registry
 
 pytestmark = pytest.mark.unit
 
 ONE = Contrast(alpha=0.5)
 TWO = Contrast((1.5, -1.5), alpha=0.0)
-THREE = Contrast((-1.0, 0.25, -3.0), (False, True, False), alpha=1.0, expert_top_k=4)
+THREE = Contrast((-1.0, 0.25, -3.0), alpha=1.0, expert_top_k=4)
 ASKED = {"one": ONE, "two": TWO, "three": THREE}
 
 
@@ -44,33 +53,32 @@ MIXED = [
 def test_groups_of_different_sizes() -> None:
     found = of(MIXED)
     assert found is not None
-    assert found.ids == ("one", "two", "three")  # as they become complete
-    assert found.members == ([1, 3], [5, 9, 8], [0, 4, 7, 2])
+    assert found.ids == ("three", "two", "one")  # as their experts come
+    assert found.members == ([0, 4, 7, 2], [5, 9, 8], [1, 3])
     groups = found.groups
     assert groups is not None
-    assert groups.rows.tolist() == [[1, 3, -1, -1], [5, 9, 8, -1], [0, 4, 7, 2]]
-    assert groups.weights.tolist() == [[-0.5, 0, 0], [1.5, -1.5, 0], [-1, 0.25, -3]]
-    assert groups.log_alpha.tolist() == [pytest.approx(math.log(0.5)), -math.inf, 0.0]
-    assert groups.expert_top_k is not None and groups.adaptive is not None
-    assert groups.expert_top_k.tolist() == [0, 0, 4] and groups.max_expert_top_k == 4
-    assert groups.adaptive.tolist() == [[False] * 3, [False] * 3, [False, True, False]]
+    assert groups.rows.tolist() == [[0, 4, 7, 2], [5, 9, 8, -1], [1, 3, -1, -1]]
+    assert groups.weights.tolist() == [[-1, 0.25, -3], [1.5, -1.5, 0], [-0.5, 0, 0]]
+    assert groups.log_alpha.tolist() == [0.0, -math.inf, pytest.approx(math.log(0.5))]
+    assert groups.expert_top_k is not None
+    assert groups.expert_top_k.tolist() == [4, 0, 0] and groups.max_expert_top_k == 4
+    assert found.present == (0b111, 0b11, 0b1) and found.rules == ()
     groups.check(torch.empty(10, 5))
 
 
 def test_what_no_group_has_is_left_out() -> None:
     found = of([stream for stream in MIXED if stream[1] != "three"])
     assert found is not None and found.groups is not None
-    assert rows_of(found) == [[1, 3, -1], [5, 9, 8]]
+    assert rows_of(found) == [[5, 9, 8], [1, 3, -1]]
     assert found.groups.expert_top_k is None and found.groups.max_expert_top_k == 0
-    assert found.groups.adaptive is None
     found.groups.check(torch.empty(10, 5))
 
 
 @pytest.mark.parametrize("absent", range(4))
 def test_a_group_without_one_of_its_streams(absent: int) -> None:
     found = of([stream for stream in MIXED if stream[1:] != ("three", absent)])
-    assert found is not None and found.ids == ("one", "two")
-    assert rows_of(found) == [[1, 3, -1], [5, 9, 8]]
+    assert found is not None and found.ids == ("two", "one")
+    assert rows_of(found) == [[5, 9, 8], [1, 3, -1]]
     # It waits for nobody else's stream, and no other is complete.
     assert of([s for s in MIXED if s[1] == "three" and s[2] != absent]) is None
 
@@ -103,24 +111,22 @@ NUM_ROWS = [2, 3, 2, 3, 2, 1, 4, 2, 1, 1]
 def test_rows_follow_those_of_the_position_before() -> None:
     found = of(MIXED, NUM_ROWS)
     assert found is not None and found.groups is not None
-    assert found.ids == ("one", "one", "one", "two", "three", "three")
+    assert found.ids == ("three", "three", "two", "one", "one", "one")
     assert rows_of(found) == [
-        [2, 7, -1, -1], [3, 8, -1, -1], [4, 9, -1, -1],
-        [12, 20, 19, -1],
         [0, 10, 17, 5], [1, 11, 18, 6],
+        [12, 20, 19, -1],
+        [2, 7, -1, -1], [3, 8, -1, -1], [4, 9, -1, -1],
     ]  # fmt: skip
     # Each with its group's settings.
     groups = found.groups
-    assert groups.weights[:, 0].tolist() == [-0.5] * 3 + [1.5] + [-1.0] * 2
-    assert groups.expert_top_k is not None and groups.expert_top_k.tolist() == [0] * 4 + [4] * 2
-    assert (
-        groups.adaptive is not None and groups.adaptive[:, 1].tolist() == [False] * 4 + [True] * 2
-    )
+    assert groups.weights[:, 0].tolist() == [-1.0] * 2 + [1.5] + [-0.5] * 3
+    assert groups.expert_top_k is not None and groups.expert_top_k.tolist() == [4] * 2 + [0] * 4
+    assert found.present == (7, 7, 3, 1, 1, 1)
     groups.check(torch.empty(21, 5))
     # By position as before.
-    assert found.members == ([1, 3], [5, 9, 8], [0, 4, 7, 2])
-    assert found.experts.tolist() == [1, 5, 5, 0, 0, 0]
-    assert found.amateurs.tolist() == [3, 9, 8, 4, 7, 2]
+    assert found.members == ([0, 4, 7, 2], [5, 9, 8], [1, 3])
+    assert found.experts.tolist() == [0, 0, 0, 5, 5, 1]
+    assert found.amateurs.tolist() == [4, 7, 2, 9, 8, 3]
 
 
 @pytest.mark.parametrize("position", [0, 2, 4, 7])
@@ -130,11 +136,11 @@ def test_a_group_with_different_numbers_of_rows_gets_none(position: int) -> None
         num_rows = list(NUM_ROWS)
         num_rows[position] = num
         found = of(MIXED, num_rows)
-        assert found is not None and found.ids == ("one", "one", "one", "two")
+        assert found is not None and found.ids == ("two", "one", "one", "one")
         # It is told its tokens nevertheless, and the others' rows are theirs.
-        assert found.members[2] == [0, 4, 7, 2]
+        assert found.members[0] == [0, 4, 7, 2]
         shift = (num - 2) * (position < 1)
-        assert rows_of(found)[0] == [2 + shift, 7 + (num - 2) * (position in (0, 2)), -1, -1]
+        assert rows_of(found)[1] == [2 + shift, 7 + (num - 2) * (position in (0, 2)), -1, -1]
 
 
 @pytest.mark.parametrize("num_rows", [None, NUM_ROWS], ids=["one each", "drafts"])
@@ -153,7 +159,8 @@ def test_the_experts_rows_are_scored(num_rows: Sequence[int] | None) -> None:
         want = ASKED[name].scores(before[rows])
         torch.testing.assert_close(logits[expert].double(), want, rtol=1e-5, atol=1e-4)
         changed = int(logits[expert].argmax() != before[expert].argmax())
-        assert figure == (int((want > -torch.inf).sum()), changed, 0)
+        assert figure[:5] == (int((want > -torch.inf).sum()), changed, 0, 0, 0)
+        assert figure.present == 2 ** (len(rows) - 1) - 1
         left.remove(expert)
     assert torch.equal(logits[sorted(left)], before[sorted(left)])
 
@@ -168,3 +175,319 @@ def test_streams_behind_different_drafts_are_found_out(expert: int) -> None:
         assert tally is not None
         ((_, figures),) = tally.figures()
         assert (figures.nonfinite != OTHER_DRAFTS) is same
+
+
+# ---- weights that rules choose -------------------------------------------------------------------
+
+CPU = torch.device("cpu")
+VOCAB = 40
+RULED = {
+    "plain": Contrast((-0.5,)),
+    "one": Contrast((None,), rule="adaptive", parameters={"beta_max": 2.5}),
+    "fixed": Contrast((None, 0.5), alpha=0.02, expert_top_k=6, rule="adaptive"),
+    "three": Contrast((None, -0.75, None), alpha=0.0, rule="acd"),
+    "gate": Contrast((None, None), rule="mti", parameters={"beta": 2.0, "tau": 1.5}),
+    "lone": Contrast((None,), rule="mti", parameters={"beta": 3.0, "tau": 1.0}),
+    "decides": Contrast((None, None), alpha=0.0, rule="grd", slot=0),
+    "too": Contrast((None, -0.5), alpha=0.0, rule="grd", parameters={"lam": 0.5}, slot=3),
+    "grows": Contrast((None,), rule="m3id", parameters={"gamma": 0.3, "threshold": 0.9}),
+}
+
+
+class Batch:
+    """Groups by name, with their streams anywhere among the rows.
+
+    Attributes:
+        rows: Of each group, those of its streams.
+    """
+
+    def __init__(self, groups: Mapping[str, Contrast], num_rows: int | None = None) -> None:
+        self.groups = groups
+        streams = [(name, i) for name, one in groups.items() for i in range(1 + len(one.weights))]
+        self.num_rows = num_rows or len(streams)
+        places = random.Random(1).sample(range(self.num_rows), len(streams))
+        at = dict(zip(streams, places, strict=True))
+        self.rows = {
+            name: [at[name, i] for i in range(1 + len(one.weights))] for name, one in groups.items()
+        }
+
+    def match(self, *absent: tuple[str, int]) -> GroupRows | None:
+        """The batch without some of its streams."""
+        return GroupRows.of(
+            [
+                (row, self.groups[name].stream(name, index))
+                for name, rows in self.rows.items()
+                for index, row in enumerate(rows)
+                if (name, index) not in absent
+            ],
+            CPU,
+        )
+
+    def draw(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return 3 * torch.randn(self.num_rows, VOCAB, generator=generator)
+
+
+def asked(
+    found: GroupRows | None, logits: Tensor, steps: Mapping[int, int], states: RuleStates
+) -> dict[str, list[RowStats]]:
+    """Figures by group; ``logits`` become scores, ``steps`` are of experts' rows."""
+    assert found is not None
+    by_row = torch.full((len(logits),), 10**6)
+    for row, step in steps.items():
+        by_row[row] = step
+    tally = found.score(logits, steps=by_row, states=states)
+    assert tally is not None
+    figures: dict[str, list[RowStats]] = {}
+    for name, each in tally.figures():
+        figures.setdefault(name, []).append(each)
+    return figures
+
+
+def test_what_rules_choose_arrives_at_the_scores() -> None:
+    """Of different rules and of none in one batch; some amateurs' weights are fixed."""
+    batch, states = Batch(RULED), RuleStates(CPU)
+    found = batch.match()
+    memories: dict[str, dict[str, Any]] = {name: {} for name in RULED}
+    acted, idle, done = set(), set(), set()
+    for step in range(6):
+        before = batch.draw(10 + step)
+        logits = before.clone()
+        steps = {name: step + 4 * (name == "grows") for name in RULED}
+        by_row = {rows[0]: steps[name] for name, rows in batch.rows.items()}
+        figures = asked(found, logits, by_row, states)
+        assert figures.keys() == RULED.keys()
+        assert found is not None and found.groups is not None
+        assert not found.groups.weights[found.groups.rows[:, 1:] < 0].any()  # as the op wants
+        for name, (expert, *amateurs) in batch.rows.items():
+            contrast, memory = RULED[name], memories[name]
+            want = contrast.scores(before[[expert, *amateurs]], steps[name], memory)
+            torch.testing.assert_close(logits[expert].double(), want, rtol=1e-4, atol=1e-3)
+            alone = replace(contrast, weights=(), rule=None).scores(before[[expert]])
+            (figure,) = figures[name]
+            changed = int(logits[expert].argmax() != before[expert].argmax())
+            assert figure[:3] == (int((want > -math.inf).sum()), changed, 0)
+            assert figure.present == 2 ** len(amateurs) - 1
+            assert figure.idle == (contrast.rule is not None and torch.equal(want, alone))
+            kept = [bool(own.get("done")) for own in memory.get("amateurs", [])]
+            assert figure.done == sum(
+                1 << i for i, over in enumerate(kept) if over and contrast.weights[i] is None
+            )
+            (idle if figure.idle else acted).add(name)
+            done.update([name] if figure.done else [])
+        rest = sorted(set(range(len(before))) - {rows[0] for rows in batch.rows.values()})
+        assert torch.equal(logits[rest], before[rest])
+    assert acted == RULED.keys() and "gate" in idle and done == {"decides", "too"}
+
+
+def test_each_row_of_drafts_has_its_own_step() -> None:
+    groups = {name: RULED[name] for name in ("plain", "fixed", "grows", "gate")}
+    batch = Batch(groups)
+    num = {"plain": 2, "fixed": 3, "grows": 4, "gate": 1}
+    counts = [0] * batch.num_rows
+    for name, rows in batch.rows.items():
+        for row in rows:
+            counts[row] = num[name]
+    first = {row: sum(counts[:row]) for row in range(batch.num_rows)}
+    before = 3 * torch.randn(sum(counts), VOCAB, generator=torch.Generator().manual_seed(3))
+    logits = before.clone()
+    steps = {
+        first[rows[0]] + nth: 5 + nth
+        for name, rows in batch.rows.items()
+        for nth in range(num[name])
+    }
+    found = batch.match()
+    assert found is not None
+    figures = asked(found.spread(counts), logits, steps, RuleStates(CPU))
+    for name, contrast in groups.items():
+        assert len(figures[name]) == num[name]
+        for nth, figure in enumerate(figures[name]):
+            rows = [first[row] + nth for row in batch.rows[name]]
+            want = contrast.scores(before[rows], 5 + nth)
+            torch.testing.assert_close(logits[rows[0]].double(), want, rtol=1e-4, atol=1e-3)
+            assert figure.present == 2 ** (len(rows) - 1) - 1
+
+
+class Counts(Rule):
+    """-n at the n-th step, which its state alone says."""
+
+    name = "counts"
+    state = 1
+    retires = True
+
+    def weights(self, s: Any, p: Any) -> Choice:
+        return Choice(-s.state[..., 0], s.state + 1)
+
+
+def counted(batch: Batch, steps: Mapping[str, int], states: RuleStates) -> None:
+    """Each group's weights at its step are those of ``Counts``."""
+    before = batch.draw(0)
+    logits = before.clone()
+    asked(batch.match(), logits, {batch.rows[n][0]: step for n, step in steps.items()}, states)
+    for name, step in steps.items():
+        rows = batch.rows[name]
+        contrast = Contrast((-float(step),) * (len(rows) - 1))
+        assert_scored(before[rows], logits[rows], [range(len(rows))], contrast)
+
+
+def test_a_rule_finds_its_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By slot and step: a step that is computed again gives the same, and a group that gets the
+    slot of another one that has ended begins anew.
+    """
+    monkeypatch.setitem(registry._added, "counts", Counts())
+    states = RuleStates(CPU)
+
+    def of(**slots: int) -> Batch:
+        return Batch({n: Contrast((None,) * 2, rule="counts", slot=s) for n, s in slots.items()})
+
+    two = of(a=0, b=5)
+    for step in (0, 1, 2, 3, 3, 2, 3, 4):
+        counted(two, {"a": step, "b": step}, states)
+    for step in range(5, 40):  # more than are kept
+        counted(two, {"a": step, "b": step}, states)
+    # b has ended, and c has its slot; d has one that nobody has had.
+    for step in range(20):
+        counted(of(a=0, c=5, d=31), {"a": step + 40, "c": step, "d": step}, states)
+    counted(of(a=0), {"a": 60}, states)
+    counted(of(a=0, d=31), {"a": 61, "d": 20}, states)  # d was out of the batch for a step
+
+
+def test_who_has_ended_has_no_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever its rule still says of it."""
+    monkeypatch.setitem(registry._added, "counts", Counts())
+    batch = Batch({"x": Contrast((None,) * 2, rule="counts", slot=0)})
+    states, step = RuleStates(CPU), {batch.rows["x"][0]: 1}
+    asked(batch.match(), batch.draw(0), {batch.rows["x"][0]: 0}, states)
+    for absent, idle in ((["x", 1],), 0), ((["x", 1], ["x", 2]), 1):
+        found = batch.match(*((name, index) for name, index in absent))
+        figures = asked(found, batch.draw(1), step, states)
+        assert found is not None and found.groups is not None
+        assert figures["x"][0].idle == idle
+        assert (found.groups.weights != 0).sum() == 1 - idle
+
+
+# Of three tokens: the expert's, and what amateurs say of them.
+EXPERT, AGREES = (0.5, 0.3, 0.2), (0.9, 0.05, 0.05)
+SURE, UNSURE = (0.1, 0.8, 0.1), (0.3, 0.45, 0.25)
+
+
+def decided(
+    found: GroupRows | None, rows: Sequence[Sequence[float]], step: int, states: RuleStates
+) -> tuple[Tensor, RowStats]:
+    """The expert's scores, and figures; its row is the first one."""
+    logits = torch.tensor(rows).log()
+    (figure,) = asked(found, logits, {0: step}, states)["x"]
+    return logits[0].double(), figure
+
+
+def test_amateurs_that_have_ended() -> None:
+    """Those that are left are scored, each with its own state, the candidates alone without any."""
+    asks = Contrast((None,) * 3, alpha=0.0, rule="grd", slot=2)
+    states, streams = RuleStates(CPU), [(i, asks.stream("x", i)) for i in range(4)]
+    first = [EXPERT, UNSURE, AGREES, SURE]
+    _, figure = decided(GroupRows.of(streams, CPU), first, 0, states)
+    assert (figure.done, figure.idle, figure.present) == (0b001, 0, 0b111)
+    # The middle one is gone, the others say the contrary of what they said.
+    second = [EXPERT, SURE, AGREES, UNSURE]
+    without = GroupRows.of([streams[0], streams[1], streams[3]], CPU)
+    got, figure = decided(without, second, 1, states)
+    assert (figure.done, figure.idle, figure.present) == (0b001, 0, 0b101)
+    rows = torch.tensor([EXPERT, SURE, UNSURE]).double().log()
+    kept = {"amateurs": [{"trusted": "expert", "done": True}, {"trusted": "amateur"}]}
+    weights = naive_rules.weights("grd", {}, [*rows], torch.ones(3, dtype=torch.bool), 1, kept)
+    assert weights[0] == 0 and weights[1] > 0.5
+    want = group_scores(rows[0], [*rows[1:]], -math.inf, weights)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    # Only the last one is left: what it chose is its own.
+    got, figure = decided(GroupRows.of([streams[0], streams[3]], CPU), second, 1, states)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
+    assert (figure.done, figure.present) == (0, 0b100)
+    for other, num in ((replace(asks, alpha=0.5), 2), (replace(asks, expert_top_k=1), 1)):
+        alone = GroupRows.of([(0, other.stream("x", 0))], CPU)
+        got, figure = decided(alone, [EXPERT], 5, states)
+        kept_tokens = rows[0].clone()
+        kept_tokens[num:] = -math.inf
+        torch.testing.assert_close(got, kept_tokens, rtol=1e-6, atol=1e-6)
+        assert figure == (num, 0, 0, 0, 1, 0)
+        assert alone is not None and alone.members == ([0],)
+        # Where drafts are verified, too.
+        spread = alone.spread([3])
+        assert spread.ids == ("x",) * 3 and spread.present == (0,) * 3
+        assert spread.groups is not None
+        assert spread.groups.rows.tolist() == [[i, i, *[-1] * 2] for i in range(3)]
+
+
+@pytest.mark.parametrize("rule", sorted(registry.BUILT_IN))
+def test_a_group_that_prefills_is_not_scored(rule: str) -> None:
+    """Its amateurs are missing; of a rule that ends amateurs the scheduler has to tell."""
+    asks = Contrast((None,), rule=rule, slot=0)
+    found = GroupRows.of([(0, asks.stream("x", 0))], CPU)
+    assert (found is None) is not registry.get(rule).retires
+    assert GroupRows.of([(0, asks.stream("x", 1))], CPU) is None
+
+
+class Fails(Rule):
+    """At run time alone, for those groups that want it."""
+
+    name = "fails"
+    parameters = {"how": Parameter(0.0, 0.0, 9.0)}
+
+    def weights(self, s: Any, p: Any) -> Any:
+        if (p.how == 3).any():
+            raise KeyError("nothing there")
+        weights = torch.where(p.how == 1, math.nan, torch.where(p.how == 2, -math.inf, -0.5))
+        return weights.expand(-1, s.num_streams - 1)[:, : 1 if (p.how == 4).any() else None]
+
+
+@pytest.mark.parametrize(
+    "how", [1, 2, 3, 4], ids=["not a number", "infinite", "an error", "a wrong shape"]
+)
+def test_a_rule_that_fails_ends_its_own_groups(how: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others' scores are the same bits as without them."""
+    monkeypatch.setitem(registry._added, "fails", Fails())
+    good = {name: RULED[name] for name in ("plain", "one", "gate", "decides")}
+    bad = {
+        "bad": Contrast((None, None), rule="fails", parameters={"how": how}),
+        "worse": Contrast((None, -1.0), alpha=0.0, rule="fails", parameters={"how": how}),
+    }
+    by_itself = Contrast((None, None), rule="fails")
+    with_them = Batch({**good, **bad, **({"well": by_itself} if how < 3 else {})})
+    without = Batch(good, with_them.num_rows)
+    without.rows = {name: with_them.rows[name] for name in good}
+    before = with_them.draw(7)
+    one, other = before.clone(), before.clone()
+    steps = {rows[0]: 0 for rows in with_them.rows.values()}
+    figures = asked(with_them.match(), one, steps, RuleStates(CPU))
+    expected = asked(without.match(), other, steps, RuleStates(CPU))
+    failed = {name for name, (figure,) in figures.items() if figure.nonfinite == RULE_FAILED}
+    assert failed == set(bad)
+    for name in good:
+        assert figures[name] == expected[name]
+        expert = with_them.rows[name][0]
+        assert torch.equal(one[expert], other[expert])
+    if "well" in figures:
+        rows = with_them.rows["well"]
+        want = Contrast((-0.5, -0.5)).scores(before[rows])
+        torch.testing.assert_close(one[rows[0]].double(), want, rtol=1e-5, atol=1e-4)
+    for name in bad:  # something can be sampled, and is not given to anybody
+        row = one[with_them.rows[name][0]]
+        assert (row < math.inf).all() and (row > -math.inf).any()
+        assert results.problem(figures[name], 1, 0, 0b11) == results.RULE_HAS_NO_WEIGHTS
+    for name, (figure,) in expected.items():
+        amateurs = 2 ** len(good[name].weights) - 1
+        assert results.problem([figure], 1, 0, amateurs) is None
+        assert results.problem([figure], 1, 0, amateurs - 1) == results.NOT_SCORED
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+def test_logits_that_are_no_numbers_are_not_the_rule_s_fault(stream: int) -> None:
+    groups = {name: RULED[name] for name in ("one", "fixed", "three", "gate", "grows", "decides")}
+    for sick in groups:
+        batch = Batch(groups)
+        before = batch.draw(2)
+        before[batch.rows[sick][stream], 5] = math.nan
+        figures = asked(
+            batch.match(), before, {rows[0]: 0 for rows in batch.rows.values()}, RuleStates(CPU)
+        )
+        assert {name for name, (figure,) in figures.items() if figure.nonfinite == 1} == {sick}
+        assert all(figure.nonfinite in (0, 1) for (figure,) in figures.values())

@@ -396,24 +396,27 @@ def test_a_client_is_told_what_was_used(online: Online, front: Front) -> None:
                  (chat(SYSTEM, USER, **xargs(without="system")), "one"),
                  (chat(SYSTEM, USER, **xargs(preset="adacad", without=0)), "one"),
                  ({**text, **xargs(weights=-0.75, amateur="base")}, "one"),
-                 (chat(USER, **xargs(weights=[1, "adaptive"], amateur=["two", ""],
-                                     amateur_prompt=["", " w9"])), "one"))  # fmt: skip
+                 (chat(USER, **xargs(weights=[1, "mti"], amateur=["two", ""],
+                                     rule_parameters='{"tau": 2}', amateur_prompt=["", " w9"])),
+                  "one"),
+                 ({**text, **xargs(beta="acd")}, "one"))  # fmt: skip
         answers = await asyncio.gather(*(online.answer_async(*one) for one in asked))
         return [said for said, _ in answers]
 
-    common = {"cold": 1, "alpha": 0.2}
+    common, most = {"cold": 1, "alpha": 0.2}, {"rule_parameters": {"beta_max": 1.0}}
     assert front.run(all_of_them()) == [
         {**common, "beta": 0.5, "amateur": None},
         {"cold": 0},
         {"cold": 0},
-        {**common, "beta": "adaptive", "beta_max": 1.0, "expert_top_k": 5, "amateur": "two"},
+        {**common, "beta": "adaptive", **most, "expert_top_k": 5, "amateur": "two"},
         {**common, "beta": 0.5, "amateur": "one", "prompt": "without system"},
-        {"cold": 1, "alpha": 0.0, "beta": "adaptive", "beta_max": 1.0, "preset": "adacad",
+        {"cold": 1, "alpha": 0.0, "beta": "adaptive", **most, "preset": "adacad",
          "amateur": "one", "prompt": "without 0"},
         {**common, "amateur": None, "weight": -0.75},
-        {**common, "beta_max": 1.0, "amateurs": [
+        {**common, "rule_parameters": {"beta": 0.5, "tau": 2.0}, "amateurs": [
             {"amateur": "two", "weight": 1.0},
-            {"amateur": "one", "prompt": "text", "weight": "adaptive"}]},
+            {"amateur": "one", "prompt": "text", "weight": "mti"}]},
+        {**common, "beta": "acd", "amateur": None},
     ]  # fmt: skip
 
 

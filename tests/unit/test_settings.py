@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import importlib
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from vllm.sampling_params import SamplingParams
 
-from vllm_cold import ColdParams
+from vllm_cold import Amateur, ColdParams
+from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.arguments import (
     ColdArgs,
@@ -27,42 +30,47 @@ from vllm_cold.method.settings import (
     CONTRAST,
     DEFAULT_ALPHA,
     DEFAULT_BETA,
-    DEFAULT_BETA_MAX,
     ENGINE,
     KNOBS,
     MAX_AMATEURS,
     REQUEST_KEYS,
-    ColdError,
     ColdSettings,
     ContrastArgs,
-    Weight,
     combine,
 )
 from vllm_cold.ops.interface import MAX_STREAMS
+from vllm_cold.rules.registry import BUILT_IN, get, names
 
 pytestmark = pytest.mark.unit
 
 HUGE = 10**400  # no float holds it
-NOT_NUMBERS = [None, True, False, "", "0.1", b"1", [], [0.1], {}, object(), 1j]
+MANY = "[" * 100_000  # deeper than a parser goes
+RULES = sorted(name for name in BUILT_IN if not get(name).amateurs)  # for any number of them
+OTHERS = [None, True, False, b"1", [], [0.1], {}, object(), 1j]
+NOT_NUMBERS = [*OTHERS, "", "0.1"]
 BAD = {
     "alpha": [-1e-9, -0.1, 1.0000001, 2, math.nan, math.inf, -math.inf, HUGE, *NOT_NUMBERS],
     "beta": [
         *(-1e-9, -1, 1000001, 1e300, math.nan, math.inf, -math.inf, HUGE, -HUGE),
-        *("Adaptive", "adaptive ", b"adaptive", ["adaptive"], *NOT_NUMBERS),
+        *(b"adaptive", ["adaptive"], *OTHERS),
     ],
     "beta_max": [-1e-9, 1000001, math.nan, math.inf, HUGE, "adaptive", *NOT_NUMBERS[1:]],
+    "rule_parameters": [
+        *(1, 0.5, True, ["tau"], [["tau", 1]], b"{}", {1: 2.0}, object()),
+        *("", "tau", "tau=1", "{", "{'tau': 1}", "1", "[1]", '"tau"', MANY),
+    ],
     "expert_top_k": [0, -1, 1.0, 2.5, math.nan, math.inf, HUGE, 2**31, *NOT_NUMBERS[1:]],
 }
 GOOD = {
     "alpha": [0, 0.0, -0.0, 5e-324, 1e-6, 0.1, 1, 1.0],
-    "beta": [0, 0.0, -0.0, 0.5, 10, 1e6, "adaptive"],
-    "beta_max": [0, 0.0, 0.5, 10, 1e6],
+    "beta": [0, 0.0, -0.0, 0.5, 10, 1e6, *RULES],
     "expert_top_k": [1, 50, 2**31 - 1],
 }
 ALLOWED = {
     "alpha": "must be a number in [0, 1]",
-    "beta": "must be a number >= 0, at most 1e6, or 'adaptive'",
+    "beta": "must be a number >= 0, at most 1e6, or the name of a rule",
     "beta_max": "must be a number >= 0, at most 1e6",
+    "rule_parameters": "must be an object of numbers by name, or its JSON text",
     "expert_top_k": "must be an integer from 1 to 2147483647, or left out for no cap",
 }
 BAD_SETTINGS = [(name, value) for name, values in BAD.items() for value in values]
@@ -71,11 +79,13 @@ GOOD_SETTINGS = [(name, value) for name, values in GOOD.items() for value in val
 
 def name_of(value: Any) -> str | None:
     """A short test id for values that have none."""
+    if value is MANY:
+        return "many"
     return ("-" if value < 0 else "") + "huge" if value in (HUGE, -HUGE) else None
 
 
 def short(value: Any) -> str:
-    return "" if value in (HUGE, -HUGE) else repr(value)
+    return "" if value in (HUGE, -HUGE, MANY) else repr(value)
 
 
 def settings(args: dict[str, Any], engine: ColdArgs | None = None) -> ColdSettings:
@@ -97,7 +107,7 @@ def check_error(error: ColdError, field: str, value: Any, allowed: str) -> None:
 def test_bad_values(name: str, value: Any) -> None:
     """In Python, of a request and of an engine."""
     for field, read_it in (
-        (name, lambda: ColdSettings(**{name: value})),
+        (name, lambda: ColdParams(**{name: value})),
         (f"cold_{name}", lambda: parse_request_args({"cold": 1, f"cold_{name}": value})),
         (f'additional_config["cold"]["{name}"]', lambda: parse_engine_defaults({name: value})),
     ):
@@ -108,16 +118,59 @@ def test_bad_values(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(("name", "value"), GOOD_SETTINGS, ids=name_of)
 def test_good_values(name: str, value: Any) -> None:
-    beside: dict[str, Any] = {"beta": "adaptive"} if name == "beta_max" else {}
-    assert getattr(ColdSettings(**{name: value}, **beside), name) == value
+    assert getattr(ColdSettings(**{name: value}), name) == value
     args = parse_request_args({f"cold_{name}": value})
     assert args.enabled is True
     assert args.given == {name: value}
-    kind = str if value == "adaptive" else int if name == "expert_top_k" else float
+    kind = str if isinstance(value, str) else int if name == "expert_top_k" else float
     assert type(args.given[name]) is kind
-    defaults = parse_engine_defaults({name: value, **beside})
+    defaults = parse_engine_defaults({name: value})
     assert defaults.enabled
     assert getattr(defaults.settings()[0], name) == value
+
+
+NO_RULES = [
+    *("", "0.1", "Adaptive", "adaptive ", "adaptive,mti", "nobody", "\ud800", "\0"),
+    *("os:system", "os.system", "vllm_cold.rules.acd:ACD", "acd:ACD", "__import__('os')", "../acd"),
+]
+
+
+@pytest.mark.parametrize("name", NO_RULES)
+def test_a_request_names_rules_and_no_code(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is imported for a name that is no rule's."""
+    monkeypatch.setattr(importlib, "import_module", None)
+    allowed = f"must be a number, or the name of a rule: {', '.join(names())}"
+    assert set(BUILT_IN) <= set(names())
+    for field, read_it in (
+        ("beta", lambda: ColdParams(beta=name)),
+        ("beta", lambda: ColdSettings(beta=name)),
+        ("weight", lambda: Amateur(weight=name)),
+        ("cold_beta", lambda: parse_request_args({"cold_beta": name})),
+        ("cold_weights", lambda: parse_request_args({"cold_weights": name})),
+        ("cold_weights", lambda: parse_request_args({"cold_weights": ["", -0.5, name or "?"]})),
+        ('additional_config["cold"]["beta"]', lambda: parse_engine_defaults({"beta": name})),
+    ):
+        with pytest.raises(ColdError) as raised:
+            read_it()
+        assert raised.value.field == field
+        assert raised.value.value == name or not name
+        assert str(raised.value).endswith(allowed)
+
+
+def test_only_an_engine_names_code() -> None:
+    """And what is no rule stops its start."""
+    for key in ("cold_rules", "cold_rule"):
+        with pytest.raises(ColdError, match=f"^{key}=.*: unknown key"):
+            parse_request_args({key: ["os:system"]})
+    for path, why in (
+        ("os:system", "no subclass of vllm_cold.rules.Rule"),
+        ("nowhere:X", "No mod"),
+    ):
+        with pytest.raises(ColdError, match=f"^rules='{path}': cannot be used as a rule.*{why}"):
+            parse_engine_defaults({"rules": [path]})
+    for wrong in ("os:system", [1], {"os": "system"}):
+        with pytest.raises(ColdError, match=r'\["rules"\]=.*: must be a list of "module:Class"'):
+            parse_engine_defaults({"rules": wrong})
 
 
 JUNK = st.recursive(
@@ -127,11 +180,17 @@ JUNK = st.recursive(
     | st.floats()
     | st.text()
     | st.binary()
-    | st.just("adaptive"),
+    | st.sampled_from(["adaptive", "mti", '{"beta_max": 2}', '{"tau": 0.5}']),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
     max_leaves=4,
 )
-KNOB_KEYS = ["cold_alpha", "cold_beta", "cold_beta_max", "cold_expert_top_k"]
+KNOB_KEYS = [
+    "cold_alpha",
+    "cold_beta",
+    "cold_beta_max",
+    "cold_rule_parameters",
+    "cold_expert_top_k",
+]
 CONTRAST_KEYS = [
     "cold_amateur",
     "cold_amateur_prompt",
@@ -158,7 +217,9 @@ def test_whose_a_key_is() -> None:
     for key in ("Cold_beta", "COLD", "cold_alhpa", "cold_stream", "cold_recipe"):
         with pytest.raises(ColdError, match=f"^{key}=3: unknown key, allowed are cold, cold_alpha"):
             parse_request_args({key: 3})
-    with pytest.raises(ColdError, match=r"\['betta'\]=1: unknown key, allowed are enabled, alpha"):
+    with pytest.raises(
+        ColdError, match=r"\['betta'\]=1: unknown key, allowed are enabled, rules, "
+    ):
         parse_engine_defaults({"betta": 1})
 
 
@@ -172,20 +233,31 @@ def test_whose_a_key_is() -> None:
 @example({"cold_beta": "adaptive", "cold_beta_max": 3})
 @example({"cold_beta": 1, "cold_beta_max": 3})
 @example({"cold_beta_max": 3})
+@example({"cold_beta": "mti", "cold_beta_max": 3})
+@example({"cold_beta": "mti", "cold_rule_parameters": '{"tau": 0.5}'})
+@example({"cold_beta": "mti", "cold_rule_parameters": {"tau": HUGE}})
+@example({"cold_beta": "mti", "cold_rule_parameters": '{"tau": NaN}'})
+@example({"cold_rule_parameters": {}})
 def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
     """No other exception comes out, and nothing out of range gets through."""
     try:
         parsed = parse_request_args(args)
         merged, weights = parsed.settings(ColdArgs())
     except ColdError as error:
-        assert error.field in args
+        assert error.field in args or error.field.partition("[")[0] in args
         assert str(error).startswith(error.field)
         return
     assert set(args) <= set(NAMES)
     assert 0 <= merged.alpha <= 1
-    assert merged.adaptive or merged.beta == merged.strength
-    assert weights == (Weight(-merged.strength, merged.adaptive),)
-    assert 0 <= merged.strength <= 1e6
+    if merged.rule is None:
+        assert 0 <= merged.beta <= 1e6 and weights == (-merged.beta,)
+        assert merged.rule_parameters is None
+    else:
+        parameters = get(merged.rule).parameters
+        assert weights == (None,) and merged.rule_parameters is not None
+        assert merged.rule_parameters.keys() == parameters.keys()
+        for name, number in merged.rule_parameters.items():
+            assert parameters[name].low <= number <= parameters[name].high
     assert merged.expert_top_k is None or 1 <= merged.expert_top_k < 2**31
     for name in CONTRAST:
         value = getattr(parsed.contrast, name)
@@ -219,8 +291,8 @@ BAD_CONTRAST: dict[str, list[Any]] = {
     "without": [1.5, True, [1.5], [True], {}, b"system", [["system"]]],
     "part": [1, 1.5, True, [1.5], {}, [[1, 2]]],
     "weights": [
-        *(math.nan, 1e9, -1e9, HUGE, "1", True, {}),
-        *([math.nan], [1e9], ["1"], [None], [[1.0]]),
+        *(math.nan, 1e9, -1e9, HUGE, True, {}),
+        *([math.nan], [1e9], [None], [[1.0]]),
     ],
     "preset": ["", "CAD", "dola", 1, ["cad"], True],
 }
@@ -230,7 +302,7 @@ GOOD_CONTRAST: dict[str, list[Any]] = {
     "amateur_messages": ["[]", ["[]", ""]],
     "without": ["system", "system,tool", "0,2", 0, 3, [0, "tool"]],
     "part": [[0, 3], "0:3", ["0:3", ""]],
-    "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "adaptive"]],
+    "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "mti", ""]],
     "preset": list(PRESETS),
 }
 
@@ -284,7 +356,7 @@ def test_the_request_wins_over_the_engine() -> None:
 def test_presets() -> None:
     """What a preset says wins over what comes from further away, and nothing nearer."""
     for name, preset in PRESETS.items():
-        wanted = ColdSettings(**preset.knobs)
+        wanted = combine(preset.knobs)[0]
         assert settings({"cold_preset": name}) == wanted
         engine = parse_engine_defaults({"alpha": 0.3, "beta": 2, "expert_top_k": 9})
         assert settings({"cold_preset": name}, engine).alpha == wanted.alpha
@@ -302,88 +374,216 @@ def test_presets() -> None:
         engine = parse_engine_defaults(default)
         assert settings({"cold": 1}, engine) == engine.settings()[0] == wanted
         assert parse_engine_defaults({**default, "alpha": 0.5}).settings()[0].alpha == 0.5
-        # A number has no use for the preset's most, neither in the engine nor in a request.
+        # A number has no use for a rule's parameters, neither in the engine nor in a request.
         number = parse_engine_defaults({**default, "beta": 0.25})
         assert number.settings()[0] == ColdSettings(wanted.alpha, 0.25)
         assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
     assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == ColdSettings(
-        0.0, "adaptive", 2.0
+        0.0, "adaptive", {"beta_max": 2.0}
     )
+    assert settings({"cold_preset": "adacad", "cold_beta": "mti"}) == ColdSettings(0.0, "mti")
+    own = settings({"cold_preset": "mti", "cold_rule_parameters": {"tau": 2}})
+    assert own == ColdSettings(0.0, "mti", {"tau": 2.0})
+    # What an engine says to its own rule is not for a preset's.
+    for engine in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3}}):
+        other = parse_engine_defaults({"beta": "adaptive", **engine})
+        assert settings({"cold_preset": "mti"}, other) == ColdSettings(0.0, "mti")
+        # Nor for the same one, of which the preset has its own word.
+        preset = ColdSettings(0.0, "adaptive", {"beta_max": 1.0})
+        assert settings({"cold_preset": "adacad"}, other) == preset
 
 
 def test_weights() -> None:
-    """beta is what an amateur without a weight has; "adaptive" takes the most that is given."""
-    assert combine({"beta": 2}, [None, 0.5, -3]) == (
-        ColdSettings(beta=2.0),
-        (Weight(-2.0, False), Weight(0.5, False), Weight(-3.0, False)),
-    )
-    found, weights = combine({"beta": 2, "beta_max": 3}, [None, "adaptive"])
-    assert (found.adaptive, found.strength) == (True, 3.0)
-    assert weights == (Weight(-2.0, False), Weight(-3.0, True))
-    assert combine({"beta": "adaptive"}, [None, 1])[1] == (Weight(-1.0, True), Weight(1.0, False))
-    with pytest.raises(ColdError, match="^cold_beta_max=3: is for an adaptive beta"):
+    """beta is what an amateur without a weight has; a rule chooses where None is left."""
+    assert combine({"beta": 2}, [None, 0.5, -3]) == (ColdSettings(beta=2.0), (-2.0, 0.5, -3.0))
+    adaptive = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 3.0})
+    assert combine({"beta": 2, "beta_max": 3}, [None, "adaptive"]) == (adaptive, (-2.0, None))
+    assert combine({"beta": "mti"}, [None, 1, "mti"]) == (
+        ColdSettings(beta="mti"), (None, 1.0, None),
+    )  # fmt: skip
+    with pytest.raises(ColdError, match="^cold_beta_max=3.0: is for a rule, and beta is 2"):
         combine({"beta": 2, "beta_max": 3}, [None, -1.0], "cold_")
     asked = parse_request_args({"cold_beta": 1.0})
     with pytest.raises(ColdError, match="^cold_beta=1.0: no amateur uses it"):
         asked.settings(ColdArgs(), [-0.5, 0.5])
-    assert asked.settings(ColdArgs(), [-0.5, None])[1][1] == Weight(-1.0, False)
+    assert asked.settings(ColdArgs(), [-0.5, None])[1] == (-0.5, -1.0)
+    with pytest.raises(ColdError, match="^cold_beta='mti': no amateur uses it"):
+        parse_request_args({"cold_beta": "mti"}).settings(ColdArgs(), ["mti"])
     # The engine's is nobody's mistake.
     engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2})
-    assert ColdArgs().settings(engine, [-0.5])[1] == (Weight(-0.5, False),)
-    assert ColdArgs().settings(engine, ["adaptive"])[1] == (Weight(-2.0, True),)
+    assert ColdArgs().settings(engine, [-0.5]) == (ColdSettings(), (-0.5,))
+    most = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 2.0})
+    assert ColdArgs().settings(engine, ["adaptive"]) == (most, (None,))
+    assert ColdArgs().settings(engine, ["mti", 0.5]) == (ColdSettings(beta="mti"), (None, 0.5))
     # Nor is a preset's, which has no use where each has a weight of its own.
     adacad = parse_request_args({"cold_preset": "adacad"})
     assert adacad.settings(ColdArgs(), [-0.5])[0] == ColdSettings(0.0)
-    assert adacad.settings(ColdArgs(), [-0.5, None])[0] == ColdSettings(0.0, "adaptive", 1.0)
+    one = ColdSettings(0.0, "adaptive", {"beta_max": 1.0})
+    assert adacad.settings(ColdArgs(), [-0.5, None])[0] == one
     adacad = parse_request_args({"cold_preset": "adacad", "cold_beta_max": 2})
-    assert adacad.settings(ColdArgs(), ["adaptive"])[0].strength == 2.0
-    with pytest.raises(ColdError, match="^cold_beta_max=2.*: is for an adaptive beta"):
+    two = ColdSettings(0.0, "adaptive", {"beta_max": 2.0})
+    assert adacad.settings(ColdArgs(), ["adaptive"])[0] == two
+    with pytest.raises(ColdError, match="^cold_beta_max=2.*: is for a rule, and beta is 0.5"):
         adacad.settings(ColdArgs(), [-0.5])
 
 
-FOR_ADAPTIVE = "is for an adaptive beta, and beta is {}; leave it out or set beta to 'adaptive'"
+def test_a_request_has_one_rule() -> None:
+    said = "names acd and mti; a request has one rule"
+    for args, weights in (({"cold_beta": "mti"}, [None, "acd"]), ({}, ["mti", -0.5, "acd"])):
+        with pytest.raises(ColdError) as raised:
+            parse_request_args(args).settings(ColdArgs(), weights)
+        assert str(raised.value) == f"cold_weights={weights}: {said}"
+    amateurs = [Amateur(prompt="a", weight="acd"), Amateur(prompt="b")]
+    with pytest.raises(ColdError, match=f"^weights=.*{said}"):
+        ColdParams(beta="mti", amateurs=amateurs)
+
+
+def test_a_rule_for_two_amateurs() -> None:
+    """It never meets another number of them, which would end others' requests of its batch."""
+    judge = {"cold_beta": "judge", "cold_rule_parameters": '{"token": 7}'}
+    settings, weights = parse_request_args(judge).settings(ColdArgs(), [None, None])
+    assert settings.rule_parameters == {"token": 7.0, "threshold": 0.5, "beta": 0.5}
+    assert weights == (None, None)
+    assert combine({}, ["judge", "judge"])[0] == ColdSettings(beta="judge")
+    for own in ([None], [None] * 3, [None, -0.5], [None, None, -0.5]):
+        with pytest.raises(ColdError) as raised:
+            parse_request_args(judge).settings(ColdArgs(), own)
+        assert str(raised.value).startswith("cold_beta='judge': this rule chooses the weights of 2")
+        assert str(raised.value).endswith(
+            f"it would choose those of {own.count(None)} of {len(own)}"
+        )
+    with pytest.raises(ColdError, match="^beta='judge': this rule chooses the weights of 2"):
+        ColdParams(beta="judge", amateur=Amateur(prompt="a"))
+
+
+FOR_A_RULE = "is for a rule, and beta is {}; leave it out or set beta to a rule's name"
 
 
 @pytest.mark.parametrize("beta", [{}, {"beta": 0.5}, {"beta": 0}])
-def test_a_most_of_a_number_is_an_error(beta: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("beta_max", 2.0), ("rule_parameters", {"tau": 2.0}), ("rule_parameters", {})],
+)
+def test_parameters_beside_a_number_are_an_error(
+    name: str, value: Any, beta: dict[str, Any]
+) -> None:
     """Wherever the two meet; never left out of account in silence."""
-    said = FOR_ADAPTIVE.format(beta.get("beta", DEFAULT_BETA))
-    with pytest.raises(ColdError) as raised:
-        ColdSettings(beta_max=2, **beta)
-    check_error(raised.value, "beta_max", 2, said)
-    with pytest.raises(ColdError) as raised:
-        parse_engine_defaults({"beta_max": 2.0, **beta})
-    where = 'additional_config["cold"]["beta_max"]'
-    said = FOR_ADAPTIVE.format(float(beta.get("beta", DEFAULT_BETA)))
-    assert str(raised.value) == f"{where}=2.0: {said}"
-    args = parse_request_args({"cold_beta_max": 2.0, **{f"cold_{k}": v for k, v in beta.items()}})
-    with pytest.raises(ColdError) as raised:
-        args.settings(ColdArgs())
-    assert str(raised.value) == f"cold_beta_max=2.0: {said}"
+    said = FOR_A_RULE.format(float(beta.get("beta", DEFAULT_BETA)))
+    args = parse_request_args({f"cold_{k}": v for k, v in {name: value, **beta}.items()})
+    for prefix, read_it in (
+        ("", lambda: ColdParams(**{name: value}, **beta)),
+        ('additional_config["cold"].', lambda: parse_engine_defaults({name: value, **beta})),
+        ("cold_", lambda: args.settings(ColdArgs())),
+    ):
+        with pytest.raises(ColdError) as raised:
+            read_it()
+        assert str(raised.value) == f"{prefix}{name}={value}: {said}"
 
 
-def test_the_most_of_a_request_and_of_its_engine() -> None:
-    engine = parse_engine_defaults({"beta": "adaptive", "beta_max": 2})
-    adaptive = ColdSettings(beta="adaptive", beta_max=2.0)
-    assert engine.settings()[0] == adaptive
-    assert settings({"cold": 1}, engine) == adaptive
-    assert settings({"cold_beta": "adaptive"}, engine) == adaptive
-    # A number has no use for the engine's; a most of the request's own needs an adaptive beta.
+MTI = {"beta": 0.5, "tau": 1.0}
+
+
+@pytest.mark.parametrize("given", [{"tau": 2}, {"tau": 2.0, "beta": 0}, {}])
+def test_parameters_of_a_rule(given: dict[str, float]) -> None:
+    """A mapping, or its JSON text; what is left out has its default."""
+    wanted = {**MTI, **given}
+    for value in (given, json.dumps(given), f" {json.dumps(given)}\n"):
+        for found in (
+            ColdParams(beta="mti", rule_parameters=value).settings(),
+            settings({"cold_beta": "mti", "cold_rule_parameters": value}),
+            parse_engine_defaults({"beta": "mti", "rule_parameters": value}).settings()[0],
+            combine({"rule_parameters": value}, ["mti", -1.0])[0],
+        ):
+            assert (found.rule, found.rule_parameters) == ("mti", wanted)
+            assert found.as_dict() == {"alpha": 0.1, "beta": "mti", "rule_parameters": wanted}
+    assert settings({"cold_beta": "acd"}).as_dict() == {"alpha": 0.1, "beta": "acd"}
+
+
+@pytest.mark.parametrize(
+    ("beta", "given", "of", "said"),
+    [
+        ("mti", {"taw": 1.0}, "taw", "rule 'mti' has no such parameter, allowed are: beta, tau"),
+        ("acd", {"tau": 1.0}, "tau", "rule 'acd' has no such parameter, allowed are: none"),
+        ("mti", {"beta_max": 1.0}, "beta_max", "rule 'mti' has no such parameter, allowed are: "),
+        *(
+            ("mti", {"beta": 1.0, "tau": wrong}, "tau", "must be a number from 0 to 100")
+            for wrong in (-1, 100.1, math.nan, math.inf, HUGE, "1", None, True, [1.0], {})
+        ),
+    ],
+    ids=name_of,
+)
+def test_wrong_parameters_of_a_rule(beta: str, given: Any, of: str, said: str) -> None:
+    for prefix, read_it in (
+        ("", lambda: ColdParams(beta=beta, rule_parameters=given)),
+        ("cold_", lambda: settings({"cold_beta": beta, "cold_rule_parameters": given})),
+        (
+            'additional_config["cold"].',
+            lambda: parse_engine_defaults({"beta": beta, "rule_parameters": given}),
+        ),
+    ):
+        with pytest.raises(ColdError) as raised:
+            read_it()
+        assert raised.value.field == f"{prefix}rule_parameters[{of!r}]"
+        assert raised.value.value is given[of]
+        assert said in raised.value.problem
+
+
+def test_beta_max_is_short_for_the_parameter() -> None:
+    wanted = {"beta_max": 3.0}
+    for rule in ("adaptive", "arr"):
+        for said in ({"beta_max": 3}, {"rule_parameters": wanted}):
+            assert ColdParams(beta=rule, **said).settings().rule_parameters == wanted
+            assert parse_engine_defaults({"beta": rule, **said}).settings()[0] == ColdSettings(
+                beta=rule, rule_parameters=wanted
+            )
+    both = {"cold_beta": "arr", "cold_beta_max": 3, "cold_rule_parameters": {"beta_max": 0}}
+    assert settings(both).rule_parameters == {"beta_max": 0.0}
+    for rule in sorted({*RULES} - {"adaptive", "arr"}):
+        with pytest.raises(ColdError) as raised:
+            settings({"cold_beta": rule, "cold_beta_max": 3})
+        assert str(raised.value) == f"cold_beta_max=3.0: rule {rule!r} has no such parameter"
+        with pytest.raises(ColdError, match=f"^beta_max=3.0: rule {rule!r} has no such parameter"):
+            ColdParams(beta=rule, beta_max=3)
+
+
+@pytest.mark.parametrize("most", [{"beta_max": 2}, {"rule_parameters": {"beta_max": 2}}], ids=str)
+def test_the_rule_of_a_request_and_of_its_engine(most: dict[str, Any]) -> None:
+    engine = parse_engine_defaults({"beta": "adaptive", **most})
+
+    def adaptive(number: float) -> ColdSettings:
+        return ColdSettings(beta="adaptive", rule_parameters={"beta_max": number})
+
+    assert engine.settings()[0] == adaptive(2.0)
+    assert settings({"cold": 1}, engine) == adaptive(2.0)
+    assert settings({"cold_beta": "adaptive"}, engine) == adaptive(2.0)
+    # A number has no use for the engine's, nor has another rule, if it has one of the name or not.
     assert settings({"cold_beta": 0}, engine) == ColdSettings(beta=0.0)
-    larger = settings({"cold_beta_max": 3}, engine)
-    assert larger == ColdSettings(beta="adaptive", beta_max=3.0)
-    with pytest.raises(ColdError, match="^cold_beta_max=3.0: is for an adaptive beta, and beta is"):
-        settings({"cold_beta": 1, "cold_beta_max": 3}, engine)
-    number = parse_engine_defaults({"beta": 2})
-    asked = settings({"cold_beta": "adaptive"}, number)
-    assert asked == ColdSettings(beta="adaptive")
-    asked = settings({"cold_beta": "adaptive", "cold_beta_max": 0}, number)
-    assert asked == ColdSettings(beta="adaptive", beta_max=0.0)
+    for rule in {*RULES} - {"adaptive"}:
+        assert settings({"cold_beta": rule}, engine) == ColdSettings(beta=rule)
+    tau = {"cold_beta": "mti", "cold_rule_parameters": '{"tau": 2}'}
+    assert settings(tau, engine).rule_parameters == {**MTI, "tau": 2.0}
+    # The nearer word counts, whichever way each is said.
+    for own in ({"cold_beta_max": 3}, {"cold_rule_parameters": {"beta_max": 3}}):
+        assert settings(own, engine) == adaptive(3.0)
+        assert settings({"cold_beta": "adaptive", **own}, engine) == adaptive(3.0)
+        with pytest.raises(ColdError, match="is for a rule, and beta is 1"):
+            settings({"cold_beta": 1, **own}, engine)
+        number = parse_engine_defaults({"beta": 2})
+        assert settings({"cold_beta": "adaptive", **own}, number) == adaptive(3.0)
+        with pytest.raises(ColdError, match="is for a rule, and beta is 2"):
+            settings(own, number)
+    assert settings({"cold_beta": "adaptive"}, number) == adaptive(1.0)
 
 
 def test_one_declaration() -> None:
     """Everything that names the knobs names these, with their defaults."""
-    knobs = {"alpha": 0.1, "beta": 0.5, "beta_max": None, "expert_top_k": None}
+    knobs = {
+        "alpha": 0.1,
+        "beta": 0.5,
+        "beta_max": None,
+        "rule_parameters": None,
+        "expert_top_k": None,
+    }
     assert list(KNOBS) == list(knobs)  # as messages list them
     assert {name: knob.default for name, knob in KNOBS.items()} == knobs
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
@@ -403,13 +603,13 @@ def test_the_documented_knobs() -> None:
     """docs/reference/parameters.md has a row for each, with all its names and its default."""
     docs = Path(__file__).parents[2] / "docs"
     page = (docs / "reference" / "parameters.md").read_text()
-    defaults = {"beta_max": DEFAULT_BETA_MAX, "expert_top_k": "none"}
     for name, knob in KNOBS.items():
         option = "cold-" + name.replace("_", "-")
-        default = defaults.get(name, knob.default)
         [row] = [line for line in page.splitlines() if f"| `--{option}`, `{option}` |" in line]
-        assert f", default {default} | `{name}` | `cold_{name}` | `{name}` | " in row
-        assert f"default {default}" in knob.about
+        assert f" | `{name}` | `cold_{name}` | `{name}` | " in row
+        if name not in ("beta_max", "rule_parameters"):  # whose defaults are the rules'
+            default = f"default {'none' if knob.default is None else knob.default}"
+            assert f", {default} | " in row and default in knob.about
     for name, knob in CONTRAST.items():
         option = "cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"| `cold_{name}`" in line]

@@ -70,10 +70,12 @@ def _nothing_left() -> None:
 
 def test_an_output_takes_the_figures_of_its_step_along() -> None:
     room = torch.empty(2, 3, dtype=torch.int64)
-    outputs.hand_over(StepStats(("a", "b"), room))
+    outputs.hand_over(StepStats(("a", "b"), room, (0b1, 0b101)))
     room.copy_(torch.tensor([[3, 1, 0], [1, 0, 1]]))  # on a device, the figures come later
     first, second = Output(), Output()
-    assert outputs.from_worker(first) == {"a": [RowStats(3, 1, 0)], "b": [RowStats(1, 0, 1)]}
+    assert outputs.from_worker(first) == {
+        "a": [RowStats(3, 1, 0, present=0b1)], "b": [RowStats(1, 0, 1, present=0b101)]
+    }  # fmt: skip
     (tally,) = first.cold  # type: ignore[attr-defined]
     assert list(pickle.loads(pickle.dumps(tally)).figures()) == list(tally.figures())
     assert outputs.from_worker(second) == {}
@@ -81,23 +83,25 @@ def test_an_output_takes_the_figures_of_its_step_along() -> None:
 
 def test_figures_are_in_the_order_of_the_tokens() -> None:
     """Where drafts are verified a group has several, and V1 asks about the last row first."""
-    outputs.hand_over(StepStats(("b", "a"), [[5, 3], [0, 1], [0, 0]]))
-    outputs.hand_over(StepStats(("a", "a"), [[1, 2], [0, 1], [0, 0]]), in_front=True)
-    outputs.hand_over(StepStats(("c",), [[9], [0], [1]]))
+    # Where a rule chooses, with what it said.
+    outputs.hand_over(StepStats(("b", "a"), [[5, 3], [0, 1], [0, 0], [2, 0], [0, 1]], (3, 1)))
+    outputs.hand_over(StepStats(("a", "a"), [[1, 2], [0, 1], [0, 0]], (1, 1)), in_front=True)
+    outputs.hand_over(StepStats(("c",), [[9], [0], [1]], (0,)))
     carried: Any = Output()
     for output in (carried, pickle.loads(pickle.dumps(SimpleNamespace(cold=carried.cold)))):
         assert outputs.from_worker(output) == {
-            "a": [(1, 0, 0), (2, 1, 0), (3, 1, 0)], "b": [(5, 0, 0)], "c": [(9, 0, 1)]
+            "a": [(1, 0, 0, 0, 0, 1), (2, 1, 0, 0, 0, 1), (3, 1, 0, 0, 1, 1)],
+            "b": [(5, 0, 0, 2, 0, 3)], "c": [(9, 0, 1, 0, 0, 0)],
         }  # fmt: skip
-    outputs.hand_over(StepStats(("a",), [[4], [0], [0]]), in_front=True)
-    assert outputs.from_worker(Output()) == {"a": [(4, 0, 0)]}
+    outputs.hand_over(StepStats(("a",), [[4], [0], [0]], (1,)), in_front=True)
+    assert outputs.from_worker(Output()) == {"a": [(4, 0, 0, 0, 0, 1)]}
 
 
 def test_rows_of_figures_must_match_their_groups() -> None:
     """A worker that has more of one than of the other has mixed something up."""
-    for ids in (("a",), ("a", "b", "c")):
+    for ids, present in ((("a",), (1, 1)), (("a", "b", "c"), (1, 1)), (("a", "b"), (1,))):
         with pytest.raises(ValueError, match="zip"):
-            list(StepStats(ids, [[1, 2], [0, 0], [0, 0]]).figures())
+            list(StepStats(ids, [[1, 2], [0, 0], [0, 0]], present).figures())
 
 
 def test_figures_on_a_device_are_waited_for_when_they_are_read(
@@ -134,9 +138,9 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", empty)
         patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
-        late = StepStats(("a",), OnDevice([[2, 0, 1]]))  # type: ignore[arg-type]
+        late = StepStats(("a",), OnDevice([[2, 0, 1]]), (1,))  # type: ignore[arg-type]
     assert calls == ["record"]
-    assert list(late.figures()) == [("a", (2, 0, 1))]
+    assert list(late.figures()) == [("a", RowStats(2, 0, 1, present=1))]
     assert calls == ["record", "synchronize"]
 
 
@@ -144,14 +148,14 @@ def test_counts_are_taken_once() -> None:
     counts = counts_of(requests=2, preemptions=1, amateur_prompt_tokens=40)
     a, other = counts.sums["cold", "a"], counts.sums["cfg", ""]
     a.give(1, [RowStats(4, 1, 0)])
-    a.give(1, [RowStats(2, 0, 0)])
+    a.give(1, [RowStats(2, 0, 0, done=1, idle=1)])
     a.give(1, ())  # nobody asks for figures
     a.give(0, [RowStats(9, 1, 0)])  # an end without a token
     other.give(1, [RowStats(7, 1, 0)])
     taken = counts.take(running=3, waiting=1)
     sums = Counters(
         requests=2, generation_tokens=3, changed_tokens=1, preemptions=1, amateur_prompt_tokens=40,
-        candidates=[4, 2],
+        candidates=[4, 2], idle_tokens=1,
     )  # fmt: skip
     of_other = Counters(generation_tokens=1, changed_tokens=1, candidates=[7])
     report = Report(3, 1, [(("cold", "a"), sums), (("cfg", ""), of_other)])
@@ -186,7 +190,8 @@ def test_what_a_request_is_counted_under(tiny: Path) -> None:
     assert method(beta=1) == method(amateur="two") == method(params=ColdParams()) == "cold"
     own = Amateur(prompt=" w9")
     assert method(part="0:1") == method(params=ColdParams(amateurs=[own, Amateur()])) == "custom"
-    assert method(part="0:1", preset="cad") == "cad"
+    assert method(part="0:1", preset="cad") == method(part="0:1", preset="cad", beta="mti") == "cad"
+    assert method(beta="mti") == method(part="0:1", weights="mti") == "mti"
     assert method(params=ColdParams.preset("cad", amateur=own, beta=1.0)) == "cad"
     assert method(lora=None, amateur=["one", "two"], preset="dexperts") == "dexperts"
     front.serve(default={"preset": "cfg", "without": "system"})
@@ -254,7 +259,7 @@ def test_the_dashboard_shows_metrics_that_exist() -> None:
 
 def test_threads_do_not_see_each_others_steps() -> None:
     """An engine in a thread of its own."""
-    outputs.hand_over(StepStats(("a",), [[1], [0], [0]]))
+    outputs.hand_over(StepStats(("a",), [[1], [0], [0]], (1,)))
     with ThreadPoolExecutor() as other:
         assert outputs.from_worker(other.submit(Output).result()) == {}
-    assert outputs.from_worker(Output()) == {"a": [(1, 0, 0)]}
+    assert outputs.from_worker(Output()) == {"a": [RowStats(1, 0, 0, present=1)]}

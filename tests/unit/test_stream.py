@@ -13,19 +13,19 @@ from vllm.sampling_params import SamplingParams
 
 from vllm_cold.group.stream import KEY, AmateurStream, Stream, from_extra_args, without_cold
 from vllm_cold.method.settings import ColdSettings
+from vllm_cold.rules.registry import BUILT_IN
 
 pytestmark = pytest.mark.unit
 
 SETTINGS = st.builds(
     ColdSettings,
     alpha=st.floats(0, 1),
-    beta=st.floats(0, 1e6) | st.just("adaptive"),
+    beta=st.floats(0, 1e6) | st.sampled_from(sorted(BUILT_IN)),
     expert_top_k=st.none() | st.integers(1, 2**31 - 1),
 )
 AMATEURS = st.builds(
     AmateurStream,
-    weight=st.floats(-1e6, 1e6),
-    adaptive=st.booleans(),
+    weight=st.none() | st.floats(-1e6, 1e6),
     adapter=st.none()
     | st.fixed_dictionaries(
         {"lora_name": st.text(), "lora_int_id": st.integers(1, 2**31), "lora_path": st.text()}
@@ -39,6 +39,7 @@ STREAMS = st.builds(
     group=st.text(),
     index=st.none() | st.integers(0, 4),
     method=st.text(),
+    slot=st.none() | st.integers(0, 2**31),
 )
 
 

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from tests.front_end import MAX_LEN, Front
 from tests.tiny import BOS_ID
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Messages, Text
-from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.contrast import (
     Content,
     Stream,

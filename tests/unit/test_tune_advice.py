@@ -11,7 +11,6 @@ import pytest
 
 from tests.vllm_parser import serve_parser
 from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
-from vllm_cold.method.settings import DEFAULT_BETA_MAX
 from vllm_cold.tools.adapters import Adapter, engine_arguments
 from vllm_cold.tools.contrast import read_contrast
 from vllm_cold.tools.errors import ToolError
@@ -20,40 +19,80 @@ from vllm_cold.tools.tune.grid import AXES, Setting, make_grid
 
 pytestmark = pytest.mark.unit
 
+ONE, TWO = '{"beta_max": 1.0}', '{"beta_max": 2.0}'
+
 
 def test_the_grid_is_a_product_each_point_once_the_mildest_first() -> None:
-    found = make_grid({"alpha": "0.3, 0.1,0.1", "beta": "1,adaptive, 0.5"})
+    found = make_grid({"alpha": "0.3, 0.1,0.1", "beta": "1,adaptive, 0.5,acd"})
     assert found == [
         Setting(alpha=0.3, beta=0.5),
         Setting(alpha=0.1, beta=0.5),
         Setting(alpha=0.3, beta=1.0),
         Setting(alpha=0.1, beta=1.0),
-        Setting(alpha=0.3, beta="adaptive", beta_max=DEFAULT_BETA_MAX),
-        Setting(alpha=0.1, beta="adaptive", beta_max=DEFAULT_BETA_MAX),
+        Setting(alpha=0.3, beta="acd"),
+        Setting(alpha=0.1, beta="acd"),
+        Setting(alpha=0.3, beta="adaptive", rule_parameters=ONE),
+        Setting(alpha=0.1, beta="adaptive", rule_parameters=ONE),
     ]
     assert len(make_grid({})) == 9
     assert make_grid({"alpha": "0.1"}) == make_grid({"alpha": "0.1", "beta": AXES["beta"]})
     (one,) = make_grid({"alpha": "0.1", "beta": "adaptive", "beta_max": "2", "expert_top_k": "20"})
-    assert str(one) == "alpha 0.1, beta adaptive, beta_max 2, expert_top_k 20"
+    assert str(one) == f"alpha 0.1, beta adaptive, rule_parameters {TWO}, expert_top_k 20"
     assert Setting(**json.loads(json.dumps(one.values))) == one
+    assert hash(one) != hash(found[0])  # answers are kept by it
+
+
+def test_parameters_are_for_the_rules_that_have_them() -> None:
+    tau = '{"beta": 0.5, "tau": 2.0}'
+    for more in ({"beta_max": "2", "rule_parameters": '{"tau": 2}'},
+                 {"rule_parameters": '{"tau": 2, "beta_max": 2}'}):  # fmt: skip
+        assert make_grid({"alpha": "0.1", "beta": "0.5,mti,adaptive,arr,acd", **more}, "mti") == [
+            Setting(alpha=0.1, beta=0.5),
+            Setting(alpha=0.1, beta="acd"),
+            Setting(alpha=0.1, beta="adaptive", rule_parameters=TWO),
+            Setting(alpha=0.1, beta="arr", rule_parameters=TWO),
+            Setting(alpha=0.1, beta="mti", rule_parameters=tau),
+            Setting("mti", rule_parameters=tau),
+        ]
 
 
 def test_presets_stand_beside_a_grid_or_in_its_place() -> None:
-    cad, adacad = Setting("cad"), Setting("adacad", beta_max=1.0)
+    cad, adacad = Setting("cad"), Setting("adacad", rule_parameters=ONE)
     assert make_grid({}, "cad, adacad,cad") == [cad, adacad]
     assert make_grid({"alpha": "0.1", "beta": "1"}, "cad") == [Setting(alpha=0.1, beta=1.0), cad]
     assert [s.preset for s in make_grid({"alpha": "0.1"}, "cad")] == [None, None, None, "cad"]
     (up_to_2,) = make_grid({"beta_max": "2", "expert_top_k": "9"}, "adacad")
     assert up_to_2.args == {
-        "cold_preset": "adacad", "cold_beta_max": 2.0, "cold_expert_top_k": 9,
+        "cold_preset": "adacad", "cold_rule_parameters": TWO, "cold_expert_top_k": 9,
     }  # fmt: skip
+
+
+def test_a_rule_for_several_amateurs() -> None:
+    parameters = '{"token": 7.0, "threshold": 0.5, "beta": 0.5}'
+    judge = Setting(alpha=0.1, beta="judge", rule_parameters=parameters)
+    given = {"alpha": "0.1", "beta": "judge,1", "rule_parameters": '{"token": 7}'}
+    assert make_grid(given) == [Setting(alpha=0.1, beta=1.0), judge]
+    for settings in (judge.args, {**judge.args, "cold_weights": ["", ""]}):
+        read_contrast({**settings, "cold_amateur_prompt": ["a", "b"]})
+    with pytest.raises(ToolError, match="--beta='judge': this rule chooses the weights of 2 amate"):
+        make_grid({"beta": "judge"}, weights=["", -0.5])
 
 
 def test_weights_take_the_place_of_beta() -> None:
     assert make_grid({"alpha": "0.1"}, weights=-0.5) == [Setting(alpha=0.1)]
     assert make_grid({"alpha": "0.1"}, weights=[0.25, "adaptive"]) == [
-        Setting(alpha=0.1, beta_max=DEFAULT_BETA_MAX)
+        Setting(alpha=0.1, rule_parameters=ONE)
     ]
+    (both,) = make_grid({"rule_parameters": '{"tau": 2}'}, "adacad", weights=["mti", 0.5])
+    assert both.args == {
+        "cold_preset": "adacad", "cold_rule_parameters": '{"beta": 0.5, "tau": 2.0}',
+    }  # fmt: skip
+    (both,) = make_grid({"alpha": "0.1", "beta": "1"}, weights=["mti", ""])
+    assert both.values == {
+        "alpha": 0.1,
+        "beta": 1.0,
+        "rule_parameters": '{"beta": 0.5, "tau": 1.0}',
+    }
     assert make_grid({}, "cad", weights=-0.25) == [Setting("cad")]
 
 
@@ -62,9 +101,22 @@ def test_weights_take_the_place_of_beta() -> None:
     [
         ({"alpha": "-1"}, None, r"--alpha=-1.0: must be a number in \[0, 1\]"),
         ({"alpha": "0.1,"}, None, r"--alpha='': must be a number"),
-        ({"beta": "half"}, None, r"--beta='half': must be a number >= 0, at most 1e6, or 'ada"),
-        ({"beta_max": "2"}, None, r"--beta-max=2.0: is for an adaptive beta, and beta is 0.25"),
-        ({"beta_max": "2"}, "cad", r"--beta-max=2.0: is for an adaptive beta, and beta is cad"),
+        ({"beta": "half"}, None, r"--beta='half': must be a number, or the name of a rule: acd, "),
+        ({"beta": "1,mti,half"}, None, r"--beta='half': must be a number, or the name of a rule"),
+        ({"beta_max": "2"}, None, r"--beta-max=2.0: no rule that is tried has such a parameter"),
+        ({"beta_max": "2"}, "cad", r"--beta-max=2.0: no rule that is tried has such a parameter"),
+        ({"beta_max": "2", "beta": "mti,1"}, None, r"--beta-max=2.0: no rule that is tried has"),
+        (
+            {"rule_parameters": '{"taw": 2}', "beta": "mti"},
+            None,
+            r"--rule-parameters\['taw'\]=2: no rule that is tried has such a parameter",
+        ),
+        (
+            {"rule_parameters": '{"tau": -2}', "beta": "mti"},
+            None,
+            r"--rule-parameters\['tau'\]=-2: must be a number from 0 to 100",
+        ),
+        ({"rule_parameters": "tau=2", "beta": "mti"}, None, "--rule-parameters='tau=2': must be"),
         ({}, "what", r"--preset='what': must be one of cold, cad"),
     ],
 )
@@ -137,8 +189,9 @@ def test_the_greedy_line_has_no_cold_in_it() -> None:
     ("setting", "args"),
     [
         (Setting(alpha=0.1, beta=0.5), {"cold_without": ["system", 2]}),
-        (Setting(alpha=0.1, beta="adaptive", beta_max=1.5), {}),
-        (Setting("adacad", beta_max=2.0, expert_top_k=7), {"cold_without": "tool"}),
+        (Setting(alpha=0.1, beta="adaptive", rule_parameters='{"beta_max": 1.5}'), {}),
+        (Setting(alpha=0.1, beta="acd"), {}),
+        (Setting("adacad", rule_parameters=TWO, expert_top_k=7), {"cold_without": "tool"}),
         (Setting("cold"), {}),
     ],
 )

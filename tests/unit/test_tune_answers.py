@@ -24,7 +24,7 @@ PROBLEMS = [Problem("a", 1, "a", ("x",)), CHAT]
 SETTINGS = [
     None,
     Setting(alpha=0.1, beta=0.5),
-    Setting(alpha=0.1, beta="adaptive", beta_max=2.0),
+    Setting(alpha=0.1, beta="adaptive", rule_parameters='{"beta_max": 2.0}'),
     Setting("cad"),
 ]
 

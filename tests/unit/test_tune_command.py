@@ -118,7 +118,7 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
         (["--match", "number"], "--match=number: line 1: cannot use the answer 'right': it has no"),
         (["--amateur", "{sql}"], "is given twice; leave it out"),
         (["--amateur-prompt", "\udc80"], "--amateur-prompt='\\udc80': must be valid Unicode text"),
-        (["--weights", "-1"], "p.jsonl:1: --beta=1.0: no amateur uses it, as each has"),
+        (["--weights", "-1"], "--beta=0.5: no amateur uses it, as each has"),
         (["--engine-args", "[1]"], "--engine-args='[1]': must be a JSON object (Expected `object`"),
         (["--engine-args", '{"hf_token": "hf_secret"}'], "set HF_TOKEN"),
         (["--concurrency", "2"], "--concurrency: is for a server; add --url, or leave it out"),

@@ -10,8 +10,8 @@ from unittest.mock import Mock
 
 import pytest
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Text
-from vllm_cold.method.settings import ColdError
 from vllm_cold.tools.adapters import Adapter
 from vllm_cold.tools.contrast import Content
 from vllm_cold.tools.errors import ToolError
@@ -116,9 +116,9 @@ def test_greedy_is_greedy_whatever_the_defaults(engine: Any) -> None:
 @pytest.mark.parametrize(
     ("setting", "alpha", "weight"),
     [
-        (Setting(alpha=0.3, beta="adaptive", beta_max=2.0), 0.3, (-2.0, True)),
-        (Setting(alpha=0.2, beta=2.0, expert_top_k=9), 0.2, (-2.0, False)),
-        (Setting("cold"), 0.1, (-0.5, False)),
+        (Setting(alpha=0.3, beta="adaptive", rule_parameters='{"beta_max": 2.0}'), 0.3, None),
+        (Setting(alpha=0.2, beta=2.0, expert_top_k=9), 0.2, -2.0),
+        (Setting("cold"), 0.1, -0.5),
     ],
 )
 def test_the_engine_is_asked_for_each_setting(
@@ -126,7 +126,9 @@ def test_the_engine_is_asked_for_each_setting(
 ) -> None:
     _, params, _ = asked(engine, ONE, setting)
     assert (params.alpha, params.expert_top_k) == (alpha, setting.expert_top_k)
-    assert params.combine()[1] == (weight,) and params.repetition_penalty == 1.1
+    settings, weights = params.combine()
+    assert weights == (weight,) and params.repetition_penalty == 1.1
+    assert settings.rule_parameters == (None if weight else {"beta_max": 2.0})
 
 
 def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
@@ -137,7 +139,7 @@ def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
     assert prompt == [7, 2, 6, 5, 3, 2, 2, 3, 10] and amateur.prompt == [5, 3, 2, 2, 3, 10]
     assert amateur.lora_request.lora_name == "sql"  # its expert's
     assert (params.alpha, amateur.weight) == (0.0, -0.5)
-    # Weights in place of beta, one of them adaptive, and the base model with another prompt.
+    # Weights in place of beta, one of them a rule's, and the base model with another prompt.
     args = {
         "cold_amateur": ["base", "chat"],
         "cold_amateur_prompt": ["So what?", ""],
@@ -147,7 +149,8 @@ def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
     _, params, _ = asked(engine, Problem("c", 3, "Why?", ("a",), args=args), setting)
     assert [a.prompt for a in params.amateurs] == [[0, 2, 5], None]
     assert [a.lora_request and a.lora_request.lora_name for a in params.amateurs] == [None, "chat"]
-    assert params.combine()[1] == ((-2.0, True), (0.25, False))
+    assert params.combine()[1] == (None, 0.25)
+    assert params.settings().rule_parameters == {"beta_max": 2.0}
     # A list is what one amateur does not read, and for a preset with two what each does not.
     problem = Problem(
         "d", 4, (*messages, messages[1]), ("a",), args={"cold_without": ["system", 1]}

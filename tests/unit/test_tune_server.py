@@ -177,7 +177,7 @@ def test_texts_and_adapters(
     assert "It is 0. What?" in {body["prompt"] for body in kept.bodies}
     # What is not said would be the server's default: the cap, and what it leaves out of chats.
     number = {"cold": 1, "cold_expert_top_k": 9, "cold_alpha": 0.1, "cold_beta": 1.0}
-    adaptive = number | {"cold_beta": "adaptive", "cold_beta_max": 1.0}
+    adaptive = number | {"cold_beta": "adaptive", "cold_rule_parameters": '{"beta_max": 1.0}'}
     assert [args for args in kept.cold if "cold_part" not in args] == [
         number | {"cold_amateur": "base"}, adaptive | {"cold_amateur": "base"},
     ]  # fmt: skip

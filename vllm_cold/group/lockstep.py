@@ -92,6 +92,9 @@ class Group(Generic[R]):
         kind: What the request is counted under: see ``step_stats``.
         leader: The one that the scheduler deals with first: it has the longest prompt.
         followers: The others.
+        bits: Of each amateur there ever was, by request id, its bit in ``RowStats.done``.
+        slot: Where workers keep its rule's state; None for no rule with state.
+        retires: Whether its rule may end amateurs.
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
@@ -106,6 +109,9 @@ class Group(Generic[R]):
     kind: tuple[str, str] = ("", "")
     leader: R = field(init=False)
     followers: tuple[R, ...] = field(init=False)
+    bits: dict[str, int] = field(init=False)
+    slot: int | None = None
+    retires: bool = False
     failed_alone: int = 0
     drafting: Drafting = field(default_factory=Drafting)
     turn: Turn = field(default_factory=Turn)
@@ -114,10 +120,21 @@ class Group(Generic[R]):
     new_amateurs: dict[str, int] = field(init=False)
 
     def __post_init__(self) -> None:
+        self._choose_leader()
+        self.bits = {each.request_id: 1 << i for i, each in enumerate(self.amateurs)}
+        self.new_amateurs = {amateur.request_id: 0 for amateur in self.amateurs}
+
+    def _choose_leader(self) -> None:
         # Of several the first. All have as many output tokens: so it stays the longest.
         self.leader = max(self.streams, key=lambda stream: stream.num_tokens)
         self.followers = tuple(s for s in self.streams if s is not self.leader)
-        self.new_amateurs = {amateur.request_id: 0 for amateur in self.amateurs}
+
+    def retire(self, amateurs: Sequence[R]) -> None:
+        """These are not needed any more. What is left of a group without any is scheduled as a
+        plain request.
+        """
+        self.streams = tuple(each for each in self.streams if each not in amateurs)
+        self._choose_leader()
 
     @property
     def expert(self) -> R:
@@ -250,6 +267,9 @@ class Step(Generic[R]):
             # With at least one token for each follower, so that all are admitted together.
             starting = sum(n > 1 for n in others)
             granted = min(granted, self.budget - starting - self.extra * (1 + starting))
+            if capacity.other_incomplete:
+                # Maybe one finds all but its last token in what its leader is given now, and waits.
+                granted -= self.padding
             if starting < len(others) and capacity.other_incomplete:
                 # A follower that has its whole prompt cached is admitted when its leader gets to
                 # the last token; only one group waits for that.

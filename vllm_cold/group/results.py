@@ -4,7 +4,7 @@
 from collections.abc import Sequence
 
 from vllm_cold.group.lockstep import Tokens
-from vllm_cold.group.step_stats import OTHER_DRAFTS, RowStats
+from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
 from vllm_cold.ops.interface import NOT_FINITE, OUT_OF_RANGE
 
 NOT_SCORED = (
@@ -16,20 +16,30 @@ NOT_THE_SAME_DRAFTS = (
     "Switch speculative decoding off, and please report this with the engine's log."
 )
 
+RULE_HAS_NO_WEIGHTS = (
+    "CoLD: the rule of this request failed, or gave weights that are no numbers; the engine's log "
+    "has the rule's error."
+)
 
-def problem(figures: Sequence[RowStats], num_tokens: int, num_drafts: int) -> str | None:
+
+def problem(
+    figures: Sequence[RowStats], num_tokens: int, num_drafts: int, amateurs: int
+) -> str | None:
     """Why a group's tokens must not be given; None if they may.
 
     Args:
         figures: What a worker found of the group, for each row that was scored.
         num_tokens: How many tokens the step gave.
         num_drafts: How many drafts it verified.
+        amateurs: Those that were in the step, in bits as ``RowStats.present``.
     """
-    if len(figures) != 1 + num_drafts:
+    if len(figures) != 1 + num_drafts or any(each.present != amateurs for each in figures):
         return NOT_SCORED
     wrong = {each.nonfinite for each in figures[:num_tokens]} - {0}
     if OTHER_DRAFTS in wrong:
         return NOT_THE_SAME_DRAFTS
+    if RULE_FAILED in wrong:
+        return RULE_HAS_NO_WEIGHTS
     if wrong:
         return NOT_SCORED if OUT_OF_RANGE in wrong else NOT_FINITE
     return None

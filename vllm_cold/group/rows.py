@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From the streams of a batch to the tensors that the scoring op takes. Needs no vLLM."""
+"""From the streams of a batch to the tensors that rules and the scoring op take. Needs no vLLM."""
 
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -13,86 +14,166 @@ from torch import Tensor
 
 from vllm_cold.group.step_stats import OTHER_DRAFTS, StepStats
 from vllm_cold.group.stream import Stream
+from vllm_cold.group.weights import RuleRows, RuleStates, mark_failed
 from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.interface import Groups
+from vllm_cold.rules import registry
 
 
 class _Host(NamedTuple):
-    """The complete groups of a batch, of up to S streams, on the host.
+    """The groups of a batch that are scored, of up to S streams, on the host.
 
     Attributes:
         members: [G, S] int64 positions in the batch, the expert's first; -1 for none.
-        weights: [G, S - 1] float32, of the amateurs; 0 for none.
-        adaptive: [G, S - 1] bool, whether a weight adapts itself.
+        weights: [G, S - 1] float32, of the amateurs; 0 for none, NaN where a rule chooses.
         log_alpha: [G] float32.
         caps: [G] int64 caps on the candidates, 0 for none.
+        streams: [G] int64: which of the batch's groups each is, whose settings are beside this.
     """
 
     members: NDArray[Any]
     weights: NDArray[Any]
-    adaptive: NDArray[Any]
     log_alpha: NDArray[Any]
     caps: NDArray[Any]
+    streams: NDArray[Any]
 
-    def on(self, device: torch.device) -> Groups | None:
-        """As the op takes them, with ``members`` for row numbers; None if there is no group."""
-        if not len(self.members):
-            return None
 
-        def tensor(values: NDArray[Any]) -> Tensor:
-            return torch.from_numpy(values).to(device, non_blocking=True)
+def _tensor(values: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(values).to(device, non_blocking=True)
 
-        most = int(self.caps.max())
-        return Groups(
-            tensor(self.members),
-            tensor(self.weights),
-            tensor(self.log_alpha),
-            tensor(self.caps) if most else None,
-            most,
-            tensor(self.adaptive) if self.adaptive.any() else None,
+
+def _groups(host: _Host, device: torch.device) -> Groups | None:
+    """As the op takes them, with ``members`` for row numbers; None if there is no group. Amateurs
+    that have ended leave no gap. An expert without any is its own amateur: it has candidates, too.
+    """
+    if not len(host.members):
+        return None
+    rows, weights = host.members, np.nan_to_num(host.weights)
+    order = np.argsort(rows[:, 1:] < 0, axis=1, kind="stable")
+    amateurs = np.take_along_axis(rows[:, 1:], order, 1)
+    amateurs[:, 0] = np.where(amateurs[:, 0] < 0, rows[:, 0], amateurs[:, 0])
+    rows = np.concatenate([rows[:, :1], amateurs], 1)
+    most = int(host.caps.max())
+    return Groups(
+        _tensor(rows, device),
+        _tensor(np.take_along_axis(weights, order, 1), device),
+        _tensor(host.log_alpha, device),
+        _tensor(host.caps, device) if most else None,
+        most,
+    )
+
+
+def _rule_rows(
+    host: _Host, streams: Sequence[Stream], device: torch.device
+) -> tuple[RuleRows, ...]:
+    """The groups of each rule."""
+    by_rule: dict[str, list[int]] = {}
+    for row, each in enumerate(host.streams.tolist()):
+        if (name := streams[each].settings.rule) is not None:
+            by_rule.setdefault(name, []).append(row)
+    found = []
+    for name, listed in by_rule.items():
+        at, rule = np.array(listed), registry.get(name)
+        of = [streams[i] for i in host.streams[at].tolist()]
+        width = 1 + max(len(each.amateurs) for each in of)
+        given = [each.settings.rule_parameters or {} for each in of]
+        parameters = {
+            key: _tensor(np.array([[each[key]] for each in given], dtype=np.float32), device)
+            for key in rule.parameters
+        }
+        slots = np.array([-1 if each.slot is None else each.slot for each in of])
+        weights, caps = host.weights[at, : width - 1], host.caps[at]
+        most = int(caps.max())
+        found.append(
+            RuleRows(
+                rule,
+                SimpleNamespace(**parameters),
+                _tensor(at, device),
+                _tensor(host.members[at, :width], device),
+                _tensor(np.isnan(weights), device),
+                _tensor(np.nan_to_num(weights), device),
+                _tensor(host.log_alpha[at], device),
+                _tensor(caps, device) if most else None,
+                most,
+                _tensor(slots, device) if rule.state else None,
+                int(slots.max()) + 1,
+            )
         )
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
 class GroupRows:
-    """The complete groups of a batch, in no particular order.
+    """The groups of a batch that are scored, in no particular order.
 
     Attributes:
+        streams: Of each group, one of its streams.
         ids: Of each row that is written, the group's id; a group's rows in the order of its tokens.
         groups: The rows and settings; None if no group has one.
+        rules: Those whose weights are chosen.
+        present: Of each row that is written, the amateurs that are there: bit i for the i-th.
         members: Of each group, the positions of its streams in the batch, the expert's first.
         experts: [A] int64, of each amateur the expert's position.
         amateurs: [A] int64, the amateurs' positions.
         host: What they are made of.
     """
 
+    streams: tuple[Stream, ...]
     ids: tuple[str, ...]
     groups: Groups | None
+    rules: tuple[RuleRows, ...]
+    present: tuple[int, ...]
     members: tuple[Sequence[int], ...]
     experts: Tensor
     amateurs: Tensor
     host: _Host
 
-    def score(self, logits: Tensor, drafts: Tensor | None = None) -> StepStats | None:
+    def score(
+        self,
+        logits: Tensor,
+        drafts: Tensor | None = None,
+        steps: Tensor | None = None,
+        states: RuleStates | None = None,
+    ) -> StepStats | None:
         """Write the scores over the experts' rows, without a host sync on accelerators.
 
         Args:
             logits: [rows, V] float32; changed in place.
             drafts: [rows] the draft that belongs to each row, -1 for none; None if there is none.
                 All rows of a group must have the same, or its scores are of different texts.
+            steps: [rows] int64: how many tokens the request of each row has got before. Needed
+                where there are rules, as is ``states``.
+            states: What rules keep.
 
         Returns:
             What was found there; None if no group has a row.
         """
-        if self.groups is None:
+        groups = self.groups
+        if groups is None:
             return None
+        found = []
+        for rule in self.rules:
+            assert steps is not None and states is not None
+            chosen = rule.choose(logits, steps, states)
+            # Where the op has the weights of amateurs that are there.
+            order = (rule.rows[:, 1:] < 0).long().argsort(dim=1, stable=True)
+            groups.weights[rule.at, : order.shape[1]] = chosen.weights.gather(1, order)
+            found.append((rule, chosen))
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
-        contrastive_scores(logits, self.groups, inplace=True, statistics=statistics, check=False)
+        contrastive_scores(logits, groups, inplace=True, statistics=statistics, check=False)
+        for rule, chosen in found:
+            mark_failed(statistics, rule.at, chosen.failed)
+        if found:
+            choices = torch.zeros(len(self.ids), 2, dtype=torch.int64, device=logits.device)
+            for rule, chosen in found:
+                idle = (chosen.weights == 0).all(1)
+                choices[rule.at] = torch.stack([chosen.done, idle.long()], 1)
+            statistics = torch.cat([statistics, choices], 1)
         if drafts is not None:
-            rows = self.groups.rows
-            found = drafts[torch.where(rows < 0, rows[:, :1], rows)]
-            statistics[:, 2].masked_fill_((found != found[:, :1]).any(1), OTHER_DRAFTS)
-        return StepStats(self.ids, statistics)
+            rows = groups.rows
+            drafted = drafts[torch.where(rows < 0, rows[:, :1], rows)]
+            statistics[:, 2].masked_fill_((drafted != drafted[:, :1]).any(1), OTHER_DRAFTS)
+        return StepStats(self.ids, statistics, self.present)
 
     def tell_amateurs(self, found: Tensor | list[Any]) -> None:
         """What the experts were given becomes the amateurs' too: tokens, drafts, counts of them.
@@ -128,53 +209,78 @@ class GroupRows:
         rows = first[positions[group]] + nth[:, None]
         rows[host.members[group] < 0] = -1
         spread = _Host(rows, *(column[group] for column in host[1:]))
-        ids = tuple(self.ids[g] for g in group.tolist())
-        return replace(self, ids=ids, groups=spread.on(self.experts.device))
+        device = self.experts.device
+        return replace(
+            self,
+            ids=tuple(self.ids[g] for g in group.tolist()),
+            groups=_groups(spread, device),
+            rules=_rule_rows(spread, self.streams, device) if self.rules else (),
+            present=tuple(self.present[g] for g in group.tolist()),
+        )
 
     @classmethod
     def of(cls, streams: Iterable[tuple[int, Stream]], device: torch.device) -> Self | None:
         """Match the streams by group, with a row of logits each; None if no group is complete.
 
         A stream without the others in the batch is prefilling: its sample is discarded by the
-        scheduler, so its row needs no scores.
+        scheduler, so its row needs no scores. Not so if the group's rule may have ended the others:
+        then what is there is scored, and the scheduler, which knows, compares (``present``).
 
         Args:
             streams: With their positions in the batch.
             device: Of the logits.
         """
         positions: dict[str, list[int]] = {}
-        complete: list[tuple[list[int], Stream]] = []
+        experts: list[tuple[list[int], Stream]] = []
         for position, stream in streams:
             of_group = positions.setdefault(stream.group, [-1] * (1 + len(stream.amateurs)))
             assert stream.index is not None
             of_group[stream.index] = position
-            if min(of_group) >= 0:
-                complete.append((of_group, stream))
+            if stream.index == 0:
+                experts.append((of_group, stream))
+        complete = [
+            (of_group, stream)
+            for of_group, stream in experts
+            if min(of_group) >= 0 or _may_retire(stream)
+        ]
         if not complete:
             return None
         num, most = len(complete), max(len(of_group) for of_group, _ in complete)
         host = _Host(
             np.full((num, most), -1, dtype=np.int64),
             np.zeros((num, most - 1), dtype=np.float32),
-            np.zeros((num, most - 1), dtype=np.bool_),
             np.empty(num, dtype=np.float32),
             np.empty(num, dtype=np.int64),
+            np.arange(num),
         )
         for g, (of_group, stream) in enumerate(complete):
             knobs, amateurs = stream.settings, stream.amateurs
             host.members[g, : len(of_group)] = of_group
-            host.weights[g, : len(amateurs)] = [a.weight for a in amateurs]
-            host.adaptive[g, : len(amateurs)] = [a.adaptive for a in amateurs]
+            host.weights[g, : len(amateurs)] = [
+                math.nan if a.weight is None else a.weight for a in amateurs
+            ]
             host.log_alpha[g] = math.log(knobs.alpha) if knobs.alpha else -math.inf
             host.caps[g] = knobs.expert_top_k or 0
-        members = tuple(of_group for of_group, _ in complete)
-        pairs = [(of_group[0], each) for of_group in members for each in of_group[1:]]
-        experts, amateurs_at = torch.tensor(pairs, dtype=torch.int64).t().contiguous()
+        members = tuple([at for at in of_group if at >= 0] for of_group, _ in complete)
+        pairs = [(there[0], each) for there in members for each in there[1:]]
+        at = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).to(device, non_blocking=True)
+        of = tuple(stream for _, stream in complete)
         return cls(
-            tuple(s.group for _, s in complete),
-            host.on(device),
+            of,
+            tuple(stream.group for stream in of),
+            _groups(host, device),
+            _rule_rows(host, of, device),
+            tuple(
+                sum(1 << i for i, at in enumerate(of_group[1:]) if at >= 0)
+                for of_group, _ in complete
+            ),
             members,
-            experts.to(device, non_blocking=True),
-            amateurs_at.to(device, non_blocking=True),
+            at[:, 0].contiguous(),
+            at[:, 1].contiguous(),
             host,
         )
+
+
+def _may_retire(stream: Stream) -> bool:
+    rule = stream.settings.rule
+    return rule is not None and registry.get(rule).retires

@@ -22,23 +22,30 @@ Kind: TypeAlias = tuple[str, str]
 """What a request is counted under: its method and its expert's adapter, "" for the base model."""
 MAX_ADAPTERS = 100  # that an engine counts apart: a server may load new ones for ever
 OTHER = "other"  # stands for further ones
-OTHER_DRAFTS = 2  # in ``Figures.nonfinite``
+OTHER_DRAFTS, RULE_FAILED = 2, 4  # in ``RowStats.nonfinite``, beside 1 and ``OUT_OF_RANGE``
 
 
 class RowStats(NamedTuple):
-    """What was found of one group at one position: a row of ``contrastive_scores``'s statistics.
+    """What was found of one group at one position: a row of the op's statistics, and
+    what its rule said.
 
     Attributes:
         candidates: How many tokens the expert finds plausible.
         changed: 1 if another token than the expert's best had the best score.
         nonfinite: 1 if a row of the group held NaN or +inf; then the other two say nothing. 2 if
             the rows are behind different drafts. ``OUT_OF_RANGE`` if a row number was, so that
-            nobody scored.
+            nobody scored. 4 if the group's rule had no weights for it.
+        done: Amateurs that its rule needs no more: bit i for the i-th.
+        idle: 1 if its rule gave each amateur the weight 0.
+        present: Amateurs that were there, in bits as ``done``.
     """
 
     candidates: int
     changed: int
     nonfinite: int
+    done: int = 0
+    idle: int = 0
+    present: int = 0
 
 
 class StepStats:
@@ -51,12 +58,19 @@ class StepStats:
     Args:
         ids: Of each row of figures, the group's; where drafts are verified, a group has several, in
             the order of its tokens.
-        statistics: [rows, 3] int64, which ``contrastive_scores`` has written or will write; or its
-            three columns.
+        statistics: [rows, 3 or 5] int64, the columns of ``RowStats`` up to ``idle``, which the
+            device has written or will write; or the columns.
+        present: Of each row of figures, the amateurs that were there.
     """
 
-    def __init__(self, ids: tuple[str, ...], statistics: Tensor | Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self,
+        ids: tuple[str, ...],
+        statistics: Tensor | Sequence[Sequence[int]],
+        present: tuple[int, ...],
+    ) -> None:
         self._ids = ids
+        self._present = present
         self._arrives: Any = None  # an event of the device; None for what is there already
         if not isinstance(statistics, Sequence) and statistics.device.type != "cpu":
             host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
@@ -69,7 +83,8 @@ class StepStats:
     def figures(self) -> Iterator[tuple[str, RowStats]]:
         """Each row's group and figures."""
         columns: Any = self._columns()
-        return zip(self._ids, map(RowStats, *columns), strict=True)
+        for group, present, *row in zip(self._ids, self._present, *columns, strict=True):
+            yield group, RowStats(*row)._replace(present=present)
 
     def _columns(self) -> Sequence[Sequence[int]]:
         if isinstance(self._statistics, Sequence):
@@ -81,7 +96,7 @@ class StepStats:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
-        return StepStats, (self._ids, self._columns())
+        return StepStats, (self._ids, self._columns(), self._present)
 
 
 class Counters(msgspec.Struct, omit_defaults=True):
@@ -104,6 +119,12 @@ class Counters(msgspec.Struct, omit_defaults=True):
             description="Tokens of CoLD requests at whose position the best token is another one "
             "than the expert's."
         ),
+    ] = 0
+    idle_tokens: Annotated[
+        int, Meta(description="Tokens of CoLD requests whose rule gave all amateurs the weight 0.")
+    ] = 0
+    retired_streams: Annotated[
+        int, Meta(description="Amateurs that ended before their request, as its rule said.")
     ] = 0
     preemptions: Annotated[
         int, Meta(description="Times that a CoLD request lost its place in the batch.")
@@ -129,6 +150,7 @@ class Counters(msgspec.Struct, omit_defaults=True):
         for each in figures[:tokens]:
             self.candidates.append(each.candidates)
             self.changed_tokens += each.changed
+            self.idle_tokens += each.idle
 
 
 class Report(msgspec.Struct, omit_defaults=True):

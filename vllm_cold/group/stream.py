@@ -21,15 +21,14 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
     """What an amateur differs from its expert by.
 
     Attributes:
-        weight: Of its difference from the expert; ``-beta`` for a contrast.
-        adaptive: Whether the weight adapts itself, with ``weight`` as its farthest from 0.
+        weight: Of its difference from the expert; ``-beta`` for a contrast. None if the rule of
+            the settings chooses it at each step.
         adapter: As vLLM-independent data (the keyword arguments of a LoRARequest), None for the
             base model.
         prompt: Its token ids, None for the expert's.
     """
 
-    weight: float
-    adaptive: bool = False
+    weight: float | None
     adapter: dict[str, Any] | None = None
     prompt: list[int] | None = None
 
@@ -45,6 +44,8 @@ class Stream(msgspec.Struct, frozen=True):
         index: Which of them this is: 0 for the expert, i for the i-th amateur; None until the
             scheduler made them.
         method: What the request is counted under; workers need not know.
+        slot: Where workers keep the state of the group's rule, a number that no other group has at
+            the same time; None for a rule without.
     """
 
     settings: ColdSettings
@@ -52,6 +53,7 @@ class Stream(msgspec.Struct, frozen=True):
     group: str = ""
     index: int | None = None
     method: str = ""
+    slot: int | None = None
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""

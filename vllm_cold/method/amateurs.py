@@ -9,12 +9,18 @@ or without a ``Part``. A part is named by positions, which no text of a user can
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.presets import Preset
-from vllm_cold.method.settings import MAX_AMATEURS, PREFIX, ColdError, ContrastArgs, preset_of
+from vllm_cold.method.settings import (
+    MAX_AMATEURS,
+    PREFIX,
+    ContrastArgs,
+    preset_of,
+)
 
 _T = TypeVar("_T", str, list[int])
 
@@ -174,7 +180,7 @@ class AmateurSpec(msgspec.Struct):
     prompt_field: str
     adapter: str | None = None
     source: Source | None = None
-    weight: float | Literal["adaptive"] | None = None
+    weight: float | str | None = None
     lora: Any = None
     prompt: list[int] | None = None
 

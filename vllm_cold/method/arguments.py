@@ -10,20 +10,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.settings import (
-    DEFAULT_BETA,
     ENGINE,
     KNOBS,
     PREFIX,
     REQUEST_KEYS,
-    ColdError,
     ColdSettings,
     ContrastArgs,
-    Weight,
     check,
     check_switch,
-    check_together,
     combine,
     is_known,
     is_ours,
@@ -31,8 +28,9 @@ from vllm_cold.method.settings import (
     preset_knobs,
     preset_of,
 )
+from vllm_cold.rules import registry
 
-_ENGINE_KEYS = ("enabled", *ENGINE)
+_ENGINE_KEYS = ("enabled", "rules", *ENGINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +57,7 @@ class ColdArgs:
 
     def settings(
         self, defaults: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
-    ) -> tuple[ColdSettings, tuple[Weight, ...]]:
+    ) -> tuple[ColdSettings, tuple[float | None, ...]]:
         """These values on top of the defaults, and the amateurs' weights.
 
         Args:
@@ -67,10 +65,11 @@ class ColdArgs:
             weights: As ``combine`` takes them.
 
         Raises:
-            ColdError: if a request gives a beta that no amateur uses, or a ``cold_beta_max`` and
-                nothing is adaptive.
+            ColdError: if a request gives a beta that no amateur uses, or parameters of a rule and
+                names none.
         """
-        others = {**(defaults or ColdArgs()).values, **preset_knobs(self.contrast.preset)}
+        engine = (defaults or ColdArgs()).values
+        others = merge(preset_knobs(self.contrast.preset), defaults=engine)
         return combine(self.given, weights, PREFIX, others)
 
 
@@ -148,6 +147,7 @@ def parse_engine_defaults(config: object) -> ColdArgs:
             f"unknown key, allowed are {', '.join(_ENGINE_KEYS)}",
         )
     enabled = check_switch(f'{where}["enabled"]', config.get("enabled", True))
+    load_rules({"cold": config})
     said = ((key, f'{where}["{key}"]', config[key]) for key in config if key in ENGINE)
     defaults = ColdArgs(enabled, *_checked(said))
     preset, name = preset_of(defaults.contrast), defaults.contrast.preset
@@ -162,7 +162,24 @@ def parse_engine_defaults(config: object) -> ColdArgs:
         )
     if without is not None:
         read_without(f'{where}["without"]', without)
-    values = defaults.values
-    beta = values.get("beta", DEFAULT_BETA)
-    check_together(f'{where}["beta_max"]', values.get("beta_max"), beta)
+    combine(defaults.values, prefix=f"{where}.")
     return defaults
+
+
+def load_rules(additional_config: object) -> None:
+    """Make the rules known in this process that the engine was started with.
+
+    Args:
+        additional_config: The engine's; its ``["cold"]["rules"]`` lists them as "module:Class".
+
+    Raises:
+        ColdError: one is not there, or is no rule.
+    """
+    cold = additional_config.get("cold") if isinstance(additional_config, Mapping) else None
+    rules = cold.get("rules", ()) if isinstance(cold, Mapping) else ()
+    if not isinstance(rules, (list, tuple)) or not all(isinstance(r, str) for r in rules):
+        raise ColdError(
+            'additional_config["cold"]["rules"]', rules, 'must be a list of "module:Class"'
+        )
+    for path in rules:
+        registry.add(path)

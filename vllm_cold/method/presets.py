@@ -10,7 +10,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-PresetName = Literal["cold", "cad", "adacad", "cfg", "dexperts", "grounded"]
+PresetName = Literal[
+    "cold",
+    "cad",
+    "adacad",
+    "cfg",
+    "dexperts",
+    "grounded",
+    "acd",
+    "arr",
+    "cocoa",
+    "grd",
+    "m3id",
+    "mti",
+]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
 
@@ -37,6 +50,10 @@ class Preset:
         return self.without is not None
 
 
+def _of_rule(rule: str, about: str) -> Preset:
+    return Preset(about, {"alpha": 0.0, "beta": rule}, without="tool")
+
+
 PRESETS: Mapping[PresetName, Preset] = {
     # arXiv 2505.14620
     "cold": Preset("an adapter against the base model", {"alpha": 0.1, "beta": 0.5}),
@@ -52,6 +69,13 @@ PRESETS: Mapping[PresetName, Preset] = {
         {"alpha": 0.0, "beta": "adaptive", "beta_max": 1.0},
         without="tool",
     ),
+    # The rules of these names, whose files say where each is from; none has a mask
+    "acd": _of_rule("acd", "the same, each as much as the other one is unsure"),
+    "arr": _of_rule("arr", "the same, towards the surer one"),
+    "cocoa": _of_rule("cocoa", "the same, by the gap of their entropies"),
+    "grd": _of_rule("grd", "the same, one of both trusted from their first conflict on"),
+    "m3id": _of_rule("m3id", "the same, stronger with every token"),
+    "mti": _of_rule("mti", "the same, where the expert is unsure"),
     # arXiv 2306.17806: z' + g (z - z'), g = 1.5, so w = -(g - 1)
     "cfg": Preset(
         "a prompt against the same one without its instruction",

@@ -8,40 +8,27 @@ its YAML keys (``--cold-<name>``), and what the tools take.
 Plain Python without vLLM.
 """
 
+import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Final, Literal, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import msgspec
 from msgspec import Meta
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.presets import PRESET_NAMES, PRESETS, Preset, PresetName
+from vllm_cold.rules import registry
 
 DEFAULT_ALPHA = 0.1
 DEFAULT_BETA = 0.5
-DEFAULT_BETA_MAX = 1.0  # of beta="adaptive"
-ADAPTIVE: Final = "adaptive"  # beta: chosen anew at every step
 MAX_BETA = 1e6  # far beyond any use; the scores stay finite in float32
 MAX_AMATEURS = 32  # of a request
-_SHOWN = 100  # characters of a value in an error: prompts are values too
 MAX_EXPERT_TOP_K = 2**31 - 1  # beyond any vocabulary; tensors hold it
 
 
-class ColdError(ValueError):
-    """A CoLD setting is wrong; the message names the field, the value and what is allowed."""
-
-    def __init__(self, field: str, value: object, problem: str) -> None:
-        shown = repr(value)
-        if len(shown) > _SHOWN:
-            shown = shown[:_SHOWN] + "..."
-        super().__init__(f"{field}={shown}: {problem}")
-        self.field = field
-        self.value = value
-        self.problem = problem
-
-
 _Strength = Annotated[float, Meta(ge=0.0, le=MAX_BETA)]
-_Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | Literal["adaptive"]
-WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or 'adaptive'"
+_Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | str
+WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or the name of a rule"
 
 
 class Knob(NamedTuple):
@@ -73,17 +60,23 @@ KNOBS: Mapping[str, Knob] = {
         default=DEFAULT_ALPHA,
     ),
     "beta": Knob(
-        _Strength | Literal["adaptive"],
-        f"Contrast strength, >= 0, default {DEFAULT_BETA}; or '{ADAPTIVE}': chosen at each step.",
-        "must be a number >= 0, at most 1e6, or 'adaptive'",
+        _Strength | str,
+        f"Contrast strength, >= 0, default {DEFAULT_BETA}; or a rule that chooses it at each step: "
+        f"{', '.join(registry.BUILT_IN)}, or a further one's name.",
+        "must be a number >= 0, at most 1e6, or the name of a rule",
         float,
         default=DEFAULT_BETA,
     ),
     "beta_max": Knob(
         _Strength | None,
-        f"The most that an adaptive beta reaches, >= 0, default {DEFAULT_BETA_MAX}.",
+        "The most that a rule's beta reaches, >= 0: its parameter beta_max, if it has one.",
         "must be a number >= 0, at most 1e6",
         float,
+    ),
+    "rule_parameters": Knob(
+        dict[str, Any] | None,
+        "The rule's parameters by name, as a JSON object.",
+        "must be an object of numbers by name, or its JSON text",
     ),
     "expert_top_k": Knob(
         Annotated[int, Meta(ge=1, le=MAX_EXPERT_TOP_K)] | None,
@@ -147,38 +140,34 @@ ENGINE = {name: knob for name, knob in {**KNOBS, **CONTRAST}.items() if knob.eng
 class ColdSettings(msgspec.Struct, frozen=True):
     """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked.
 
-    ``KNOBS`` has the range and default of each, ``ColdParams`` says what they do. A ``beta_max`` of
-    None is ``DEFAULT_BETA_MAX``, and an error where beta is a number.
+    Attributes:
+        alpha: As ``KNOBS`` says.
+        beta: The strength, or the name of a rule.
+        rule_parameters: Of the rule, all of them; None without a rule.
+        expert_top_k: As ``KNOBS`` says.
     """
 
     alpha: float = DEFAULT_ALPHA
-    beta: float | Literal["adaptive"] = DEFAULT_BETA
-    beta_max: float | None = None
+    beta: float | str = DEFAULT_BETA
+    rule_parameters: dict[str, float] | None = None
     expert_top_k: int | None = None
 
     def __post_init__(self) -> None:
-        checked = {name: check(name, getattr(self, name)) for name in KNOBS}
-        check_together("beta_max", self.beta_max, self.beta)
-        for name, value in checked.items():
-            msgspec.structs.force_setattr(self, name, value)
+        for name in ("alpha", "beta", "expert_top_k"):
+            msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
+        given = check("rule_parameters", self.rule_parameters)
+        found = rule_parameters(self.rule, {"rule_parameters": given}, "", self.beta)
+        msgspec.structs.force_setattr(self, "rule_parameters", found)
 
     @property
-    def adaptive(self) -> bool:
-        """Whether beta is chosen at each step."""
-        return self.beta == ADAPTIVE
+    def rule(self) -> str | None:
+        """The rule that chooses weights at each step, None where they are fixed."""
+        return self.beta if isinstance(self.beta, str) else None
 
     def as_dict(self) -> dict[str, Any]:
         """What is in force, by name; without what is not."""
-        values = {name: getattr(self, name) for name in KNOBS}
-        values["beta_max"] = self.strength if self.adaptive else None
-        return {name: value for name, value in values.items() if value is not None}
-
-    @property
-    def strength(self) -> float:
-        """beta, or the most that it reaches if it is adaptive."""
-        if self.beta != ADAPTIVE:
-            return self.beta
-        return DEFAULT_BETA_MAX if self.beta_max is None else self.beta_max
+        values = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in values.items() if value not in (None, {})}
 
 
 class ContrastArgs(msgspec.Struct, frozen=True):
@@ -193,7 +182,7 @@ class ContrastArgs(msgspec.Struct, frozen=True):
     amateur_messages: str | list[str] | None = None
     without: str | int | list[str | int] | None = None
     part: list[str | int] | str | None = None
-    weights: float | Literal["adaptive"] | list[float | Literal["adaptive"]] | None = None
+    weights: float | str | list[float | str] | None = None
     preset: PresetName | None = None
 
 
@@ -213,46 +202,75 @@ def check(name: str, value: object, field: str | None = None) -> Any:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         # msgspec takes numbers themselves, not what is derived from them, as numpy's are.
         plain = float(value) if isinstance(value, float) else int(value)
-    lists = (list, tuple) if name in CONTRAST else ()
+    kinds: tuple[type, ...] = (str, int, float)
+    if name in CONTRAST:
+        kinds = (*kinds, list, tuple)
+    if name == "rule_parameters":
+        kinds = (Mapping,)
+        plain = _json_object(value) if isinstance(value, str) else value
     try:
-        if plain is not None and not isinstance(plain, (str, int, float, *lists)):
+        if plain is not None and not isinstance(plain, kinds):
             raise msgspec.ValidationError  # some that it would convert, such as decimals
-        return msgspec.convert(plain, knob.type)
+        found = msgspec.convert(plain, knob.type)
     # Some releases say SystemError of an integer that no float holds.
     except (msgspec.ValidationError, SystemError):
         raise ColdError(field or name, value, knob.allowed) from None
+    if name in ("beta", "weights"):
+        for each in found if isinstance(found, list) else (found,):
+            # "" in a list is for what an amateur does not say.
+            if isinstance(each, str) and (each or each is found):
+                registry.get(each, field or name)
+    return found
 
 
-def check_weight(field: str, value: object) -> float | Literal["adaptive"] | None:
+def _json_object(text: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def check_weight(field: str, value: object) -> float | str | None:
     """The weight of one amateur, as ``check``; None stays None."""
     try:
         if not isinstance(value, (list, tuple)):
-            return cast(float | Literal["adaptive"] | None, check("weights", value))
+            return cast(float | str | None, check("weights", value, field))
     except ColdError:
-        pass
+        if isinstance(value, str):
+            raise
     raise ColdError(field, value, WEIGHT_ALLOWED)
 
 
-def check_together(field: str, beta_max: object, beta: object) -> None:
-    """Raise ColdError naming ``field`` where there is a ``beta_max`` and ``beta`` is a number."""
-    if beta_max is not None and beta != ADAPTIVE:
-        raise ColdError(
-            field,
-            beta_max,
-            f"is for an adaptive beta, and beta is {beta}; leave it out or set beta to 'adaptive'",
-        )
+def rule_parameters(
+    rule: str | None, values: Mapping[str, Any], prefix: str, beta: object
+) -> dict[str, float] | None:
+    """All parameters of a rule; None without one.
 
+    Args:
+        rule: Its name.
+        values: Of knobs, by name: ``rule_parameters``, and ``beta_max`` for that parameter.
+        prefix: In front of the knobs' names in errors.
+        beta: What is in force, for errors.
 
-class Weight(NamedTuple):
-    """An amateur's weight.
-
-    Attributes:
-        weight: If it is adaptive, its farthest from 0.
-        adaptive: Whether it is scaled at every step.
+    Raises:
+        ColdError: one is unknown or out of range, or there is no rule.
     """
-
-    weight: float
-    adaptive: bool
+    given = {name: values.get(name) for name in ("beta_max", "rule_parameters")}
+    if rule is None:
+        for name, value in given.items():
+            if value is not None:
+                raise ColdError(
+                    prefix + name,
+                    value,
+                    f"is for a rule, and beta is {beta}; leave it out or set beta to a rule's name",
+                )
+        return None
+    found = dict(given["rule_parameters"] or {})
+    if (most := given["beta_max"]) is not None:
+        if "beta_max" not in registry.get(rule).parameters:
+            raise ColdError(prefix + "beta_max", most, f"rule {rule!r} has no such parameter")
+        found.setdefault("beta_max", most)
+    return registry.parameters_of(registry.get(rule), found, prefix + "rule_parameters")
 
 
 def combine(
@@ -260,8 +278,8 @@ def combine(
     weights: Sequence[float | str | None] = (None,),
     prefix: str = "",
     defaults: Mapping[str, Any] | None = None,
-) -> tuple[ColdSettings, tuple[Weight, ...]]:
-    """The settings of a request, and its amateurs' weights.
+) -> tuple[ColdSettings, tuple[float | None, ...]]:
+    """The settings of a request, and its amateurs' weights: None where its rule chooses them.
 
     Args:
         own: Of knobs, by name, as whoever asks has said them.
@@ -274,20 +292,36 @@ def combine(
         ColdError: a value is wrong, or one of ``own`` has no use.
     """
     values = merge(own, weights, prefix, defaults)
-    said, most = values.get("beta", DEFAULT_BETA), values.get("beta_max")
-    beta = check("beta", said, prefix + "beta")
-    check("beta_max", most, prefix + "beta_max")
-    found = ADAPTIVE if ADAPTIVE in weights else said
-    check_together(prefix + "beta_max", most, found)
-    settings = ColdSettings(**{**values, "beta": found})
-    adaptive = Weight(-settings.strength, True)
-
-    def weight(given: float | str | None) -> Weight:
-        if given == ADAPTIVE or (given is None and beta == ADAPTIVE):
-            return adaptive
-        return Weight(float(-beta if given is None else given), False)
-
-    return settings, tuple(map(weight, weights))
+    beta = check("beta", values.get("beta", DEFAULT_BETA), prefix + "beta")
+    for name in ("beta_max", "rule_parameters"):
+        values[name] = check(name, values.get(name), prefix + name)
+    used = [beta if weight is None else weight for weight in weights]
+    if len(rules := sorted({each for each in used if isinstance(each, str)})) > 1:
+        raise ColdError(
+            prefix + "weights",
+            list(weights),
+            f"names {' and '.join(rules)}; a request has one rule",
+        )
+    rule = rules[0] if rules else None
+    chosen = sum(isinstance(each, str) for each in used)
+    takes = registry.get(rule).amateurs if rule is not None else 0
+    if takes and {chosen, len(used)} != {takes}:
+        raise ColdError(
+            prefix + "beta",
+            rule,
+            f"this rule chooses the weights of {takes} amateurs, and no request that has it has "
+            f"others; here it would choose those of {chosen} of {len(used)}",
+        )
+    settings = ColdSettings(
+        alpha=check("alpha", values.get("alpha", DEFAULT_ALPHA), prefix + "alpha"),
+        beta=beta if rule is None else rule,
+        rule_parameters=rule_parameters(rule, values, prefix, beta),
+        expert_top_k=check("expert_top_k", values.get("expert_top_k"), prefix + "expert_top_k"),
+    )
+    return settings, tuple(
+        None if isinstance(each, str) else float(-beta if weight is None else each)
+        for each, weight in zip(used, weights, strict=True)
+    )
 
 
 def merge(
@@ -297,7 +331,8 @@ def merge(
     defaults: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The values of knobs that ``combine`` goes by; raises ColdError for a beta without a use."""
-    values = {**(defaults or {}), **own}
+    before = dict(defaults or {})
+    values = {**before, **own}
     if None not in weights:
         if "beta" in own:
             raise ColdError(
@@ -306,9 +341,12 @@ def merge(
                 "no amateur uses it, as each has a weight of its own; leave it out",
             )
         values.pop("beta", None)
-    if "beta_max" not in own and ADAPTIVE not in (values.get("beta"), *weights):
-        values.pop("beta_max", None)
-    return values
+    named = {each for each in (values.get("beta"), *weights) if isinstance(each, str)}
+    parameters = {"beta_max", "rule_parameters"}
+    if before.get("beta") in named and not parameters & own.keys():
+        return values
+    # A default's are for its own rule alone, and not beside what is said nearer by.
+    return {name: each for name, each in values.items() if name in own or name not in parameters}
 
 
 def read(name: str, text: str) -> Any:

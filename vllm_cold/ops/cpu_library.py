@@ -15,7 +15,7 @@ import torch
 logger = logging.getLogger("vllm." + __name__)
 
 # csrc/cpu/library.h
-_INTERFACE = 10
+_INTERFACE = 11
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 ISAS = ("portable", "avx2", "avx512", "avx512bf16")
 

@@ -23,15 +23,13 @@ class Groups:
 
     Attributes:
         rows: [G, S] int64 row numbers, S >= 2: the expert's, then its amateurs'; -1 behind the last
-            amateur of a group that has fewer.
+            amateur of a group that has fewer. A group to be masked alone has the expert's again as
+            its only amateur's, of weight 0.
         weights: [G, S - 1] float32, the amateurs'; finite, and 0 where there is no amateur.
         log_alpha: [G] float32, ln(alpha) <= 0; -inf for no mask.
         expert_top_k: [G] int64 caps on the candidates, 0 for none; None if no group has one. Ties
             with the last one admitted stay.
         max_expert_top_k: The largest cap, known on the host (no sync); 0 if there is none.
-        adaptive: [G, S - 1] bool: whether an amateur's weight adapts itself at every step, with
-            what ``weights`` says as its farthest from 0; None if none does. False where there is
-            no amateur.
     """
 
     rows: Tensor
@@ -39,7 +37,6 @@ class Groups:
     log_alpha: Tensor
     expert_top_k: Tensor | None = None
     max_expert_top_k: int = 0
-    adaptive: Tensor | None = None
 
     def __len__(self) -> int:
         """G."""
@@ -70,8 +67,6 @@ class Groups:
         ]
         if self.expert_top_k is not None:
             tensors.append(("expert_top_k", self.expert_top_k, (num,), torch.int64))
-        if self.adaptive is not None:
-            tensors.append(("adaptive", self.adaptive, (num, streams - 1), torch.bool))
         for name, tensor, shape, dtype in tensors:
             if (
                 tensor.shape != shape
@@ -107,8 +102,8 @@ class Backend:
             can.
         scores: Takes ``logits``; ``groups``; ``out`` [G, V] float32, contiguous, or None: the
             scores are then written over the experts' rows in ``logits``, which is float32, and no
-            row is in two places; ``statistics`` [G, 3] int64, contiguous, or None. Without a host
-            sync on accelerators.
+            row is in two places, but the expert's of a group whose only amateur it is, of weight 0;
+            ``statistics`` [G, 3] int64, contiguous, or None. Without a host sync on accelerators.
     """
 
     missing: Callable[[torch.device], str | None]

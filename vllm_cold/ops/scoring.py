@@ -15,18 +15,6 @@ Scores are float32, whatever the dtype of the logits. Backends add one amateur a
 Each difference and each sum saturates at float32's largest finite values, so a valid token's score
 is finite.
 
-An amateur that is ``adaptive`` has another weight at every step, from 0 to the one that was given::
-
-    D   = JSD(softmax(z_0 over the valid), softmax(z_i over the valid)), in bits: 0 to 1
-    r   = exp(max of z_i over the valid - max of z_i)
-    w'  = w * r * D
-
-with ``JSD(p, q) = (KL(p || m) + KL(q || m)) / 2``, ``m = (p + q) / 2``, the Jensen-Shannon
-divergence (which scales a contrast in AdaCAD, arXiv 2409.07394; without a mask r is 1 and this is
-AdaCAD's). The weight is 0 where expert and amateur agree about the valid tokens, where there is but
-one, and where the amateur is -inf on all of them. It is near 0 where the amateur wants something
-else altogether: what it says about these tokens is then the noise of its tail.
-
 A group is not finite if one of its rows holds NaN or +inf. By default that is an error. With
 ``check=False`` it concerns this group alone: the scores and statistics of the others are the same
 bits as without it, ``statistics`` tells which groups they are, and what is written for them can be
@@ -73,9 +61,10 @@ def contrastive_scores(
         logits: [R, V] float32, bfloat16 or float16, any strides.
         groups: Their rows, numbered from 0 to R - 1, and settings.
         inplace: Write the scores over the expert's row of each group instead. ``logits`` is float32
-            then, its rows do not overlap, and no row is in two places. No other row is touched, but
-            amateurs' of a group that is not finite: they hold numbers then, which say nothing, so
-            that they can be sampled from too.
+            then, its rows do not overlap, and no row is in two places, but the expert's of a group
+            whose only amateur it is, of weight 0. No other row is touched, but amateurs' of a group
+            that is not finite: they hold numbers then, which say nothing, so that they can be
+            sampled from too.
         out: [G, V] float32, contiguous, to write to; not the memory of ``logits``.
         statistics: [G, 3] int64, contiguous, to write to: how many tokens are valid; 1 if the
             token with the best score is not the expert's best one, else 0 (of several tokens with

@@ -4,8 +4,8 @@
 The library registers its ops with torch when it is loaded, once the device is known to be an NPU.
 The kernels find and report NaN and +inf in the rows of a group themselves, and row numbers out of
 range: such a group has no valid token, the third of its statistics is
-``interface.OUT_OF_RANGE``, and the other groups are as without it. With a cap on candidates, or a
-weight that adapts itself, torch looks at the rows before them, and does what it does on an NPU.
+``interface.OUT_OF_RANGE``, and the other groups are as without it. With a cap on candidates torch
+looks at the rows before them, and does what it does on an NPU.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.ops.interface import Backend, Groups
-from vllm_cold.ops.scoring_torch import adaptive_weights, expert_floors
+from vllm_cold.ops.scoring_torch import expert_floors
 
 _PATH = Path(__file__).with_name("libvllm_cold_ascend.so")
 
@@ -47,9 +47,8 @@ def _load() -> None:
 def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
     _load()
     floors = expert_floors(logits, groups)
-    weights = adaptive_weights(logits, groups, floors)
     torch.ops.vllm_cold.ascend_scores(
-        logits, groups.rows, weights, groups.log_alpha, floors, out, statistics
+        logits, groups.rows, groups.weights, groups.log_alpha, floors, out, statistics
     )
 
 

@@ -25,7 +25,7 @@ def _library() -> ctypes.CDLL:
     library.vllm_cold_score.restype = number
     library.vllm_cold_score.argtypes = [
         address, integer, integer, integer, number,  # logits
-        address, address, address, address, address, integer, integer,  # groups
+        address, address, address, address, integer, integer,  # groups
         address, address,  # outputs
         number, number,
     ]  # fmt: skip
@@ -68,7 +68,6 @@ def run(
         groups.weights.data_ptr(),
         groups.log_alpha.data_ptr(),
         _address(groups.expert_top_k),
-        _address(groups.adaptive),
         len(groups),
         groups.num_streams,
         _address(out),

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backend "triton": launches the kernels of ``triton_kernels`` on NVIDIA and AMD GPUs.
 
-Two launches, two more if a weight adapts itself, and one on a handful of numbers where statistics
-are wanted; no host sync.
+Two launches, and one on a handful of numbers where statistics are wanted; no host sync.
 """
 
 # mypy: disable-error-code="import-untyped"
@@ -67,7 +66,6 @@ def _multiprocessors(device: torch.device) -> int:
 def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tensor | None) -> None:
     from vllm_cold.ops import triton_kernels as kernels
 
-    weights, log_alpha, adaptive = groups.weights, groups.log_alpha, groups.adaptive
     num_groups, vocab, device = len(groups), logits.shape[1], logits.device
     plan = Plan.of(num_groups, vocab, _multiprocessors(device))
     floors = expert_floors(logits, groups)
@@ -82,26 +80,10 @@ def _scores(logits: Tensor, groups: Groups, out: Tensor | None, statistics: Tens
     out_stride = 0 if out is None else out.stride(0)
     # Triton launches on the current device, whatever the tensors are on.
     with torch.accelerator.device_index(device.index):
-        kernels.tile_maxima[grid](*of_rows, None, vocab, *plan, maxima, BLOCK=BLOCK, **options)
-        if adaptive is not None:
-            # Triton's booleans have one bit.
-            adaptive = adaptive.view(torch.uint8)
-            num_amateurs = weights.numel()
-            amateur_maxima = torch.empty(
-                num_amateurs, plan.num_tiles, dtype=torch.float32, device=device
-            )
-            kernels.tile_maxima[(num_amateurs * plan.num_segments,)](
-                *of_rows, adaptive, vocab, *plan, amateur_maxima, BLOCK=BLOCK, **options
-            )
-            adapted = torch.empty_like(weights)
-            kernels.adaptive_weights[(num_amateurs,)](
-                *of_rows, weights, log_alpha, floors, adaptive, vocab, plan.num_tiles, maxima,
-                amateur_maxima, adapted, **options,
-            )  # fmt: skip
-            weights = adapted
+        kernels.tile_maxima[grid](*of_rows, vocab, *plan, maxima, BLOCK=BLOCK, **options)
         kernels.score_tiles[grid](
-            *of_rows, weights, log_alpha, floors, vocab, *plan, maxima, out, out_stride,
-            tallies, SEVERAL=groups.num_streams > 2, **options,
+            *of_rows, groups.weights, groups.log_alpha, floors, vocab, *plan, maxima, out,
+            out_stride, tallies, SEVERAL=groups.num_streams > 2, **options,
         )  # fmt: skip
         if statistics is not None:
             kernels.add_tallies[(num_groups,)](

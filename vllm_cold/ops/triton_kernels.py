@@ -9,10 +9,6 @@ The vocabulary is cut into tiles, and a program walks over a segment of consecut
    expert's again only in tiles whose maximum reaches the threshold: few, unless alpha is tiny.
 3. ``add_tallies``, for statistics alone, adds up what the segments of a group counted.
 
-Where an amateur's weight adapts itself, two launches come before 2: ``tile_maxima`` of its logits,
-and ``adaptive_weights``, which reads its row and the expert's where the expert's maximum of a tile
-reaches the threshold.
-
 Where a group's maximum is +inf, every token above -inf is valid. What is not finite scores as 0 in
 the expert's row and as -inf in an amateur's.
 
@@ -33,7 +29,6 @@ import triton.language as tl
 
 INF = tl.constexpr(float("inf"))
 LARGEST = tl.constexpr(3.4028234663852886e38)
-SMALLEST = tl.constexpr(2.0**-126)
 INT32_MAX = tl.constexpr(2**31 - 1)
 EMPTY = tl.constexpr(-(2**63))  # below the key of any token
 
@@ -41,7 +36,7 @@ MAX_STREAMS = tl.constexpr(64)  # a power of 2, and not below that of the op
 
 # What differs from step to step must not make another variant to compile while serving.
 VARYING = ("num_streams", "num_tiles", "segment_tiles", "num_segments")
-UNALIGNED = ("rows", "weights", "log_alpha", "floors", "adaptive")
+UNALIGNED = ("rows", "weights", "log_alpha", "floors")
 
 
 @triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
@@ -50,7 +45,6 @@ def tile_maxima(
     row_stride,
     rows,
     num_streams,
-    adaptive,
     vocab,
     num_tiles,
     segment_tiles,
@@ -59,19 +53,12 @@ def tile_maxima(
     TILE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """The largest logit of each tile: ``maxima`` [G, num_tiles] of the experts, or, if ``adaptive``
-    [G, S - 1] is not None, [G, S - 1, num_tiles] of the amateurs for which it is not 0.
-    """
+    """The largest logit of each tile of the experts' rows: ``maxima`` [G, num_tiles]."""
     program = tl.program_id(0)
-    item = program // num_segments
+    group = program // num_segments
     first = program % num_segments * segment_tiles
     last = tl.minimum(first + segment_tiles, num_tiles)
-    if adaptive is not None:
-        last = tl.where(tl.load(adaptive + item) != 0, last, first)
-        rows += _amateur_index(item, num_streams)
-    else:
-        rows += item * num_streams
-    row = logits + tl.load(rows) * row_stride
+    row = logits + tl.load(rows + group * num_streams) * row_stride
     lanes = tl.arange(0, TILE)
     # Some tiles at once keep more loads in flight.
     for block in range(first, last, BLOCK):
@@ -83,13 +70,7 @@ def tile_maxima(
         x = x.to(tl.float32)
         # Of a NaN, a maximum would return the other operand.
         x = _finite(x, INF)
-        tl.store(maxima + item * num_tiles + tiles, tl.max(x, axis=1), mask=here)
-
-
-@triton.jit
-def _amateur_index(item, num_streams):
-    """Where in [G, S] the ``item``-th of [G, S - 1] amateurs is."""
-    return item + item // (num_streams - 1) + 1
+        tl.store(maxima + group * num_tiles + tiles, tl.max(x, axis=1), mask=here)
 
 
 @triton.jit
@@ -120,97 +101,6 @@ def _finite(x, instead):
 
 
 @triton.jit
-def _added(best, total, x):
-    """Of each lane, the largest logit so far and the sum of ``exp(logit - largest)``, with one
-    more; the sum is 0 as long as all are -inf.
-    """
-    most = tl.maximum(best, x)
-    base = tl.maximum(most, -LARGEST)
-    return most, total * tl.exp(best - base) + tl.exp(x - base)
-
-
-@triton.jit
-def _over_lanes(best, total):
-    """The largest logit of all lanes, and the sum of ``exp(logit - largest)``, 1 or more."""
-    most = tl.max(best)
-    return most, tl.maximum(tl.sum(total * tl.exp(best - tl.maximum(most, -LARGEST))), 1.0)
-
-
-@triton.jit
-def _bits(p, both):
-    """``p * log2(2 * p / both)``, 0 where p is 0. Rounded division: equal halves give 0 exactly."""
-    return p * tl.log2(tl.maximum(tl.div_rn(2 * p, both), SMALLEST))
-
-
-@triton.jit(do_not_specialize=VARYING, do_not_specialize_on_alignment=UNALIGNED)
-def adaptive_weights(
-    logits,
-    row_stride,
-    rows,
-    num_streams,
-    weights,
-    log_alpha,
-    floors,
-    adaptive,
-    vocab,
-    num_tiles,
-    maxima,
-    amateur_maxima,
-    adapted,
-    TILE: tl.constexpr,
-):
-    """``adapted`` [G, S - 1]: of amateurs that are ``adaptive`` (not 0) what this step's logits
-    make of ``weights``, of the others ``weights``. A program for each amateur.
-    """
-    item = tl.program_id(0)
-    result = tl.load(weights + item)
-    if tl.load(adaptive + item) != 0:
-        group = item // (num_streams - 1)
-        e_row = logits + tl.load(rows + group * num_streams) * row_stride
-        a_row = logits + tl.load(rows + _amateur_index(item, num_streams)) * row_stride
-        group_maxima = maxima + group * num_tiles
-        best_logit = _row_maximum(group_maxima, num_tiles)
-        threshold = _threshold(best_logit, group, log_alpha, floors)
-        lanes = tl.arange(0, TILE)
-        # Both rows go through the same operations: so equal ones have no divergence at all.
-        e_best = tl.full([TILE], -INF, tl.float32)
-        a_best = tl.full([TILE], -INF, tl.float32)
-        e_total = tl.full([TILE], 0.0, tl.float32)
-        a_total = tl.full([TILE], 0.0, tl.float32)
-        for tile in range(0, num_tiles):
-            if tl.load(group_maxima + tile) >= threshold:
-                tokens = tile * TILE + lanes
-                inside = lanes < vocab - tile * TILE
-                e = tl.load(e_row + tokens, mask=inside, other=-INF).to(tl.float32)
-                a = tl.load(a_row + tokens, mask=inside, other=-INF).to(tl.float32)
-                valid = e >= threshold
-                e_best, e_total = _added(e_best, e_total, tl.where(valid, e, -INF))
-                a_best, a_total = _added(a_best, a_total, tl.where(valid, a, -INF))
-        e_most, e_sum = _over_lanes(e_best, e_total)
-        a_most, a_sum = _over_lanes(a_best, a_total)
-        e_base, a_base = tl.maximum(e_most, -LARGEST), tl.maximum(a_most, -LARGEST)
-        bits = tl.full([TILE], 0.0, tl.float32)
-        for tile in range(0, num_tiles):
-            if tl.load(group_maxima + tile) >= threshold:
-                tokens = tile * TILE + lanes
-                inside = lanes < vocab - tile * TILE
-                e = tl.load(e_row + tokens, mask=inside, other=-INF).to(tl.float32)
-                a = tl.load(a_row + tokens, mask=inside, other=-INF).to(tl.float32)
-                valid = e >= threshold
-                p = tl.where(valid, tl.exp(e - e_base), 0.0) / e_sum
-                q = tl.where(valid, tl.exp(a - a_base), 0.0) / a_sum
-                both = tl.maximum(p + q, SMALLEST)
-                bits += _bits(p, both) + _bits(q, both)
-        divergence = tl.clamp(tl.sum(bits) / 2, 0.0, 1.0)
-        most = _row_maximum(amateur_maxima + item * num_tiles, num_tiles)
-        result = result * tl.exp(a_most - most) * divergence
-        # Nothing to go by: no logit of the amateur's, or what is not finite.
-        known = (a_most > -INF) & (tl.maximum(best_logit, most) < INF)
-        result = tl.where(known, result, 0.0)
-    tl.store(adapted + item, result)
-
-
-@triton.jit
 def _contrasted(scores, e, a, weight):
     """``scores`` with one more amateur; of tokens that are not valid, anything."""
     difference = tl.clamp(e - tl.where(tl.abs(a) < INF, a, 0.0), -LARGEST, LARGEST)
@@ -221,7 +111,8 @@ def _contrasted(scores, e, a, weight):
 @triton.jit
 def _amateur(tokens, inside, worst, COUNTED: tl.constexpr, IN_PLACE: tl.constexpr):
     """An amateur's logits of a tile, which are at ``tokens``, and, if ``COUNTED``, the largest so
-    far in each lane: NaN, if one was. ``IN_PLACE``: what is NaN or +inf becomes 0 there.
+    far in each lane: NaN, if one was. ``IN_PLACE``: what is NaN or +inf becomes 0 there; that is
+    its score, too, where the row is the expert's as well.
     """
     # Not needed again: leave the cache to the expert's logits and the scores.
     a = tl.load(tokens, mask=inside, other=-INF, eviction_policy="evict_first").to(tl.float32)

@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import (
     AmateurSpec,
     Messages,
@@ -29,9 +30,7 @@ from vllm_cold.method.settings import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
     PREFIX,
-    ColdError,
     ColdSettings,
-    Weight,
     check,
     is_known,
     is_ours,
@@ -57,12 +56,12 @@ class Contrast:
     Attributes:
         settings: The method's knobs.
         amateurs: One or more.
-        weights: Theirs.
+        weights: Theirs; None where the rule chooses them.
     """
 
     settings: ColdSettings
     amateurs: tuple[AmateurSpec, ...]
-    weights: tuple[Weight, ...]
+    weights: tuple[float | None, ...]
 
 
 def option_of(name: str) -> str:

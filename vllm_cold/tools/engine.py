@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from vllm_cold.method.amateurs import AmateurSpec
-from vllm_cold.method.settings import ADAPTIVE
+from vllm_cold.method.settings import DEFAULT_BETA
 from vllm_cold.tools.contrast import Content, Contrast, Stream
 from vllm_cold.tools.errors import ToolError
 
@@ -137,13 +137,14 @@ def cold_params(
     settings, (expert, *others) = contrast.settings, streams
     return ColdParams(
         alpha=settings.alpha,
-        beta_max=settings.strength if settings.adaptive else None,
+        beta=settings.beta if any(each is None for each in contrast.weights) else DEFAULT_BETA,
+        rule_parameters=settings.rule_parameters,
         expert_top_k=settings.expert_top_k,
         amateurs=[
             Amateur(
                 prompt=None if stream.ids == expert.ids else list(stream.ids),
                 lora_request=None if stream.adapter is None else adapters[stream.adapter],
-                weight=ADAPTIVE if weight.adaptive else weight.weight,
+                weight=weight,
             )
             for stream, weight in zip(others, contrast.weights, strict=True)
         ],

@@ -26,17 +26,16 @@ class Case:
         name: What it shows.
         prompt: Token ids.
         adapter: The request's adapter, None for the base model.
-        cold: ``alpha``, ``beta`` and ``expert_top_k`` of a CoLD request; None for a plain one.
+        cold: ``alpha``, ``beta`` (or the rule "acd") and ``expert_top_k`` of a CoLD request; None
+            for a plain one.
         amateur: Adapter to contrast with, None for the base model.
-        adaptive: Whether beta is adaptive; the one in ``cold`` is the most that it reaches then.
     """
 
     name: str
     prompt: tuple[int, ...]
     adapter: str | None = None
-    cold: tuple[float, float, int | None] | None = None
+    cold: tuple[float, float | str, int | None] | None = None
     amateur: str | None = None
-    adaptive: bool = False
 
 
 CASES = (
@@ -45,7 +44,7 @@ CASES = (
     Case("CoLD", tuple(range(20, 37)), "one", (0.1, 0.5, None)),
     Case("CoLD, strong contrast and a cap", tuple(range(60, 95)), "one", (0.01, 2.0, 8)),
     Case("CoLD against another adapter", tuple(range(120, 131)), "one", (0.05, 1.0, None), "two"),
-    Case("CoLD, adaptive beta", tuple(range(120, 137)), "one", (0.02, 4.0, None), adaptive=True),
+    Case("CoLD, weights by a rule", tuple(range(120, 137)), "one", (0.02, "acd", None)),
 )
 
 
@@ -90,9 +89,13 @@ def _decode(models: Mapping[str | None, Any], case: Case) -> list[int]:
     while len(tokens) < MAX_TOKENS:
         ids = torch.tensor([[*case.prompt, *tokens]])
         expert, *amateurs = (models[name](input_ids=ids).logits[0, -1] for name in streams)
-        count = len(amateurs)
-        scores = group_scores(
-            expert, amateurs, math.log(alpha), [-beta] * count, cap or 0, [case.adaptive] * count
-        )
+        weights = [_acd(expert, a) if isinstance(beta, str) else -beta for a in amateurs]
+        scores = group_scores(expert, amateurs, math.log(alpha), weights, cap or 0)
         tokens.append(int(scores.argmax()))
     return tokens
+
+
+def _acd(expert: Any, amateur: Any) -> float:
+    """``H_p / (H_p + H_q)``: see ``vllm_cold.rules.acd``."""
+    p, q = (-(z.softmax(-1) * z.log_softmax(-1)).sum() for z in (expert, amateur))
+    return float(p / (p + q))

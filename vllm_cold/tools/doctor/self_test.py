@@ -76,8 +76,6 @@ def decode(folder: Path) -> tuple[Any, list[list[int]]]:
         alpha, beta, expert_top_k = case.cold
         amateur = adapters[case.amateur] if case.amateur else None
         knobs: dict[str, Any] = {"alpha": alpha, "beta": beta, "expert_top_k": expert_top_k}
-        if case.adaptive:
-            knobs |= {"beta": "adaptive", "beta_max": beta}
         params.append(ColdParams(**knobs, amateur=amateur, **sampling))
     llm = LLM(**engine_options(folder))
     try:

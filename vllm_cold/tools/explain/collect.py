@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from vllm_cold.method.amateurs import AmateurSpec, Messages, Text
-from vllm_cold.method.settings import ColdSettings, Weight
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.tools.contrast import Content, Stream, amateur_reads, expert_reads
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account
@@ -166,8 +166,8 @@ def make_report(
                 pieces=_pieces(expert_reads(one.row.prompt, one.chat)),
                 tokens=len(one.streams[0].ids),
                 amateurs=tuple(
-                    _amateur(one, *each)
-                    for each in zip(
+                    _amateur(one, spec, str(settings.rule) if weight is None else weight, stream)
+                    for spec, weight, stream in zip(
                         one.contrast.amateurs, one.contrast.weights, one.streams[1:], strict=True
                     )
                 ),
@@ -178,13 +178,12 @@ def make_report(
     )
 
 
-def _amateur(asked: Asked, spec: AmateurSpec, weight: Weight, stream: Stream) -> Amateur:
+def _amateur(asked: Asked, spec: AmateurSpec, weight: float | str, stream: Stream) -> Amateur:
     reads = ""
     if spec.source is not None:
         own = isinstance(spec.source, (Text, Messages))
         reads = f", {spec.source} of its own" if own else f" {spec.source}"
-    value = f"{weight.weight:+g}" if weight.weight else "0"
-    said = f"adaptive to {value}" if weight.adaptive else value
+    said = weight if isinstance(weight, str) else f"{weight:+g}" if weight else "0"
     return Amateur(
         label=f"{stream.adapter or BASE}{reads}, weight {said}",
         pieces=_pieces(amateur_reads(asked.row.prompt, spec, asked.chat)),

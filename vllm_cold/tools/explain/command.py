@@ -14,8 +14,9 @@ from typing import Any
 
 from rich.console import Console
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import read_prompt
-from vllm_cold.method.settings import KNOBS, PREFIX, ColdError
+from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools.adapters import read_adapters
 from vllm_cold.tools.contrast import option_args, refuse_equal
 from vllm_cold.tools.errors import ToolError

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import CannotLeaveOut, says_what
 from vllm_cold.method.arguments import parse_request_args
-from vllm_cold.method.settings import PREFIX, ColdError, preset_of
+from vllm_cold.method.settings import PREFIX, preset_of
 from vllm_cold.tools.contrast import (
     Contrast,
     Prompt,

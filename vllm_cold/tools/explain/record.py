@@ -57,8 +57,8 @@ class Step(_Record):
         greedy: What greedy decoding of the expert takes here.
         winner: What the method takes here; None if it is not known. If not all valid tokens are
             known, it is what the engine took, unless a listed one is better for certain.
-        weights: The amateurs' weights here, where one is adaptive; None for one that is not known:
-            it follows from all valid tokens.
+        weights: The amateurs' weights here, where a rule chooses one; None for one that is not
+            known: it follows from more tokens than are listed.
         wrong: Whether ``token`` is not what follows from the numbers.
         margin: By how much what follows wins then, in nats of score or ln-probability; None if
             ``token`` is not valid by the numbers.

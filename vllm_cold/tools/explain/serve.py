@@ -68,6 +68,7 @@ class _Form(BaseModel):
     alpha: str = ""
     beta: str = ""
     beta_max: str = ""
+    rule_parameters: str = ""
     expert_top_k: str = ""
 
     @property

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -186,8 +187,14 @@ class ServerSource:
         """A prompt's own keys, and all that would otherwise be the server's default."""
         contrast = asked.contrast
         knobs = {PREFIX + name: value for name, value in contrast.settings.as_dict().items()}
-        if all(one.weight is not None for one in contrast.amateurs):
+        parts = zip(contrast.amateurs, contrast.weights, strict=True)
+        of_beta = [weight for one, weight in parts if one.weight is None]
+        if not of_beta:
             del knobs[PREFIX + "beta"]  # which no amateur uses
+        elif of_beta[0] is not None:
+            knobs[PREFIX + "beta"] = -of_beta[0]  # beside a rule that another amateur names
+        if (parameters := contrast.settings.rule_parameters) is not None:
+            knobs[PREFIX + "rule_parameters"] = json.dumps(parameters)  # vLLM takes no objects
         return request_args({**knobs, **asked.args}, self.model)
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
-from vllm_cold.method.settings import ColdError
+from vllm_cold.errors import ColdError
 from vllm_cold.tools.contrast import Content, Stream, amateur_reads, expert_reads, make_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked

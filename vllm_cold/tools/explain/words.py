@@ -75,8 +75,8 @@ def notes(report: Report, answer: Answer) -> list[Note]:
     if unknown := _numbers([None in step.weights for step in steps]):
         found.append(
             Note(
-                f"At {unknown} an adaptive weight is not known: it follows from all valid tokens "
-                "under both streams; no scores there.",
+                f"At {unknown} the weight that a rule chose is not known, as it follows from more "
+                "tokens than are listed; no scores there.",
                 True,
             )
         )

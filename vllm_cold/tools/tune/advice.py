@@ -8,8 +8,9 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.arguments import parse_engine_defaults
-from vllm_cold.method.settings import PREFIX, ColdError
+from vllm_cold.method.settings import PREFIX
 from vllm_cold.tools.adapters import Adapter
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import openai
 
-from vllm_cold.method.settings import ColdError
+from vllm_cold.errors import ColdError
 from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import (
     Stream,

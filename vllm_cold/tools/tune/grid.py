@@ -3,24 +3,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.presets import PresetName
 from vllm_cold.method.settings import (
-    ADAPTIVE,
-    DEFAULT_BETA_MAX,
     KNOBS,
     PREFIX,
-    ColdError,
     check,
-    check_together,
+    combine,
     preset_knobs,
     read,
 )
-from vllm_cold.tools.contrast import option_of
+from vllm_cold.rules import registry
+from vllm_cold.tools.contrast import as_written, option_of
 from vllm_cold.tools.errors import ToolError
 
 # The axes of the grid, with what is tried where nothing else is said.
@@ -34,14 +34,14 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
         preset: Values by name.
         alpha: As in ``ColdSettings``, and so are the others.
         beta: The same; None where each amateur has a weight of its own.
-        beta_max: The same.
+        rule_parameters: The same, as JSON text; of requests with a rule, all of them.
         expert_top_k: The same.
     """
 
     preset: PresetName | None = None
     alpha: float | None = None
-    beta: float | Literal["adaptive"] | None = None
-    beta_max: float | None = None
+    beta: float | str | None = None
+    rule_parameters: str | None = None
     expert_top_k: int | None = None
 
     @property
@@ -66,10 +66,12 @@ def _text(value: Any) -> str:
 
 
 def _values(name: str, text: str) -> list[Any]:
-    """What an option says, each value once and in order, "adaptive" behind the numbers."""
+    """What an option says, each value once and in order, rules behind the numbers."""
     parts = text.split(",") if name in AXES else [text]
-    found = {check(name, read(name, part.strip()), option_of(name)) for part in parts}
-    return sorted(found, key=lambda value: (value == ADAPTIVE, value))
+    found = [check(name, read(name, part.strip()), option_of(name)) for part in parts]
+    if name not in AXES:
+        return found
+    return sorted(set(found), key=lambda value: (isinstance(value, str), value))
 
 
 def make_grid(
@@ -80,17 +82,17 @@ def make_grid(
 
     Args:
         given: Texts of options, by the knob's name: those of ``AXES`` are values separated by
-            commas, others, such as beta_max, hold for each point that has a use for them.
+            commas, others hold for each point, a rule's parameters where the rule has them.
         presets: Names, separated by commas.
         weights: ``cold_weights`` of all requests, which takes the place of beta; None for none.
 
     Raises:
-        ToolError: a value is none or out of range, or ``beta_max`` is given and not used.
+        ToolError: a value is none or out of range, or no rule has a parameter that is given.
     """
     try:
         return _make_grid(given, presets, weights)
     except ColdError as error:
-        raise ToolError(str(error)) from None
+        raise ToolError(as_written(error)) from None
 
 
 def _make_grid(given: Mapping[str, str | None], presets: str | None, weights: Any) -> list[Setting]:
@@ -103,14 +105,29 @@ def _make_grid(given: Mapping[str, str | None], presets: str | None, weights: An
         betas = [{}] if weights and "beta" not in values else [{"beta": b} for b in axes["beta"]]
         grid = [{"alpha": a, **beta} for beta in betas for a in reversed(axes["alpha"])]
         points = [*grid, *points]
-    (most,), (cap,) = (values.get(name, [None]) for name in ("beta_max", "expert_top_k"))
-    settings = []
+    whole = {name: found[0] for name, found in values.items() if name not in AXES}
+    wanted = dict(whole.get("rule_parameters") or {})
+    if "beta_max" in whole:
+        wanted.setdefault("beta_max", whole["beta_max"])
+    several = weights if isinstance(weights, list) else [weights]
+    settings, used = [], set[str]()
     for point in points:
-        beta = preset_knobs(point.get("preset")).get("beta", point.get("beta"))
-        strengths = weights if isinstance(weights, list) else [weights or beta]
+        preset = preset_knobs(point.get("preset"))
+        strengths = [None if each == "" else each for each in several]
+        if weights is None and isinstance(rule := {**preset, **point}.get("beta"), str):
+            strengths *= registry.get(rule).amateurs or 1  # how many there are is not known here
+        parameters = combine(point, strengths, PREFIX, preset)[0].rule_parameters
+        if own := {name: wanted[name] for name in wanted if name in (parameters or ())}:
+            used.update(own)
+            named = {**point, "rule_parameters": own}
+            parameters = combine(named, strengths, PREFIX, preset)[0].rule_parameters
         # Said here and now: to a request that does not, a server's own default would apply.
-        up_to = (DEFAULT_BETA_MAX if most is None else most) if ADAPTIVE in strengths else None
-        settings.append(Setting(**point, beta_max=up_to, expert_top_k=cap))
-    if not any(setting.beta_max is not None for setting in settings):
-        check_together("--beta-max", most, given.get("beta") or presets or AXES["beta"])
+        text = json.dumps(parameters) if parameters else None
+        settings.append(
+            Setting(**point, rule_parameters=text, expert_top_k=whole.get("expert_top_k"))
+        )
+    if unused := [name for name in wanted if name not in used]:
+        name = unused[0]
+        field = option_of(name) if name in whole else f"--rule-parameters[{name!r}]"
+        raise ColdError(field, wanted[name], "no rule that is tried has such a parameter")
     return list(dict.fromkeys(settings))

@@ -12,7 +12,8 @@ from typing import Any
 import msgspec
 
 import vllm_cold
-from vllm_cold.method.settings import KNOBS, PREFIX, ColdError
+from vllm_cold.errors import ColdError
+from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
 from vllm_cold.tools.contrast import (

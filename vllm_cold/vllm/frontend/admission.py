@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from msgspec import structs
 
 from vllm_cold import adapter_config
+from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.amateurs import (
     AmateurSpec,
@@ -20,13 +21,9 @@ from vllm_cold.method.amateurs import (
     says_what,
 )
 from vllm_cold.method.arguments import ColdArgs, parse_request_args
-from vllm_cold.method.settings import (
-    ColdError,
-    is_known,
-    is_ours,
-    preset_of,
-)
+from vllm_cold.method.settings import DEFAULT_BETA, is_known, is_ours, preset_of
 from vllm_cold.params import ColdParams
+from vllm_cold.rules import registry
 from vllm_cold.vllm.frontend import prompts
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import (
@@ -90,6 +87,15 @@ class Admission:
         self._check_adapters(contrast, expert)
         if (problem := lacks_seats(self.config, 1 + len(contrast.amateurs))) is not None:
             raise ValueError(problem)
+        rule = contrast.settings.rule
+        drafts = self.config.speculative_config is not None
+        if rule is not None and drafts and registry.get(rule).state:
+            raise ColdError(
+                "beta",
+                rule,
+                "this rule keeps state from step to step, which speculative decoding may have to "
+                "take back; use a rule without, or an engine without speculative decoding",
+            )
         return contrast
 
     def _of_args(
@@ -229,7 +235,8 @@ class Admission:
         if isinstance(sampling, ColdParams):
             # This request's own copy: all is said now. What is left must go together: whoever
             # unpickles it, as workers do, checks it again.
-            sampling.amateur = sampling.amateurs = sampling.beta_max = None
+            sampling.amateur = sampling.amateurs = None
+            sampling.beta, sampling.beta_max, sampling.rule_parameters = DEFAULT_BETA, None, None
 
     def _contrast(
         self, prompt: Any, sampling: Any, request: "EngineCoreRequest"

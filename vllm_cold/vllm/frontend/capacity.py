@@ -5,8 +5,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
-from vllm_cold.method.settings import ColdError
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig

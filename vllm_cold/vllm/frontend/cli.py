@@ -14,20 +14,22 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import read_without
+from vllm_cold.method.arguments import load_rules
 from vllm_cold.method.settings import (
-    DEFAULT_BETA,
     ENGINE,
+    KNOBS,
     REQUEST_KEYS,
-    ColdError,
     check,
-    check_together,
+    combine,
     preset_knobs,
     read,
 )
 from vllm_cold.vllm.patching import PatchPoint
 
 _SAMPLER = "--sampler"
+_RULE = "--cold-rule"
 _COLD = "cold"
 _MIDDLEWARE = "vllm_cold.vllm.frontend.serving.Header"
 
@@ -67,6 +69,13 @@ def _make_add(original: Callable[..., Any]) -> Callable[..., Any]:
                 default=None,
                 help="'cold': decode every request that names an adapter with CoLD.",
             )
+        group.add_argument(
+            _RULE,
+            action="append",
+            metavar="MODULE:CLASS",
+            default=None,
+            help="A rule of your own, which requests name as their beta; may be given again.",
+        )
         for name, knob in ENGINE.items():
             group.add_argument(_option(name), type=_checked(name), default=None, help=knob.about)
         return parser
@@ -85,6 +94,8 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
             for key in ENGINE
             if (value := getattr(args, f"cold_{key}", None)) is not None
         }
+        if rules := getattr(args, "cold_rule", None):
+            given["rules"] = rules
         additional = getattr(args, "additional_config", None)
         cold = additional.get(_COLD) if isinstance(additional, dict) else None
         asked = chosen or given or cold not in (None, False)
@@ -103,10 +114,12 @@ def _make_from(original: Callable[..., Any]) -> Callable[..., Any]:
         if chosen:
             cold["enabled"] = True
         try:
-            values = {"beta": DEFAULT_BETA, **preset_knobs(cold.get("preset")), **cold}
-            check_together(_option("beta_max"), given.get("beta_max"), values["beta"])
+            load_rules({"cold": cold})
+            own = {key: value for key, value in cold.items() if key in KNOBS}
+            combine(own, prefix="--cold-", defaults=preset_knobs(cold.get("preset")))
         except ColdError as error:
-            raise SystemExit(f"vllm: error: {error}") from error
+            option = ColdError(error.field.replace("_", "-"), error.value, error.problem)
+            raise SystemExit(f"vllm: error: {option}") from error
         additional["cold"] = cold
         engine_args.additional_config = additional
         return engine_args

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, read_prompt
-from vllm_cold.method.settings import ADAPTIVE, ColdSettings, Weight
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
 
@@ -23,7 +23,7 @@ class Contrast:
     Attributes:
         settings: The method's knobs.
         amateurs: One or more.
-        weights: Theirs.
+        weights: Theirs; None where the rule chooses them.
         preset: The name of the method that was asked for, None if none was.
         optional: Whether the request is decoded without CoLD where its conversation has nothing
             that would be left out: the engine's default or a preset's says what that is, not the
@@ -35,7 +35,7 @@ class Contrast:
 
     settings: ColdSettings
     amateurs: tuple[AmateurSpec, ...]
-    weights: tuple[Weight, ...]
+    weights: tuple[float | None, ...]
     preset: str | None = None
     optional: bool = False
     asked: bool = True
@@ -84,9 +84,9 @@ class Contrast:
         return Stream(
             self.settings,
             tuple(
-                AmateurStream(*weight, _as_data(one.lora), one.prompt) for one, weight in amateurs
+                AmateurStream(weight, _as_data(one.lora), one.prompt) for one, weight in amateurs
             ),
-            method=self.preset or ("custom" if own else "cold"),
+            method=self.preset or self.settings.rule or ("custom" if own else "cold"),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -99,11 +99,9 @@ class Contrast:
             amateurs.append({"amateur": one.lora and one.lora.lora_name})
             if one.source is not None:
                 amateurs[-1]["prompt"] = str(one.source)[:_SHOWN]
-            amateurs[-1]["weight"] = ADAPTIVE if weight.adaptive else weight.weight
-        if len(amateurs) == 1 and self.weights[0] == (
-            -self.settings.strength,
-            self.settings.adaptive,
-        ):
+            amateurs[-1]["weight"] = self.settings.rule if weight is None else weight
+        beta = self.settings.beta
+        if len(amateurs) == 1 and self.weights[0] == (None if isinstance(beta, str) else -beta):
             del amateurs[0]["weight"]  # beta says it
         else:
             del told["beta"]

@@ -19,8 +19,8 @@ from typing import Any
 
 from msgspec import structs
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec, Messages, Part, Text, Tokens, Without
-from vllm_cold.method.settings import ColdError
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.patching import PatchPoint

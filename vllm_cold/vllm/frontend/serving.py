@@ -33,9 +33,9 @@ from typing import Any
 
 import msgspec
 
+from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Part
 from vllm_cold.method.arguments import check_placement, parse_request_args
-from vllm_cold.method.settings import ColdError
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
 from vllm_cold.vllm.frontend.admission import Admission

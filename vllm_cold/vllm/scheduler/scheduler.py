@@ -54,6 +54,8 @@ from vllm_cold.group.lockstep import (
 )
 from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args
+from vllm_cold.method.arguments import load_rules
+from vllm_cold.rules import registry
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
@@ -103,6 +105,9 @@ class GroupScheduler(Scheduler):
         self._blocks = KVBlocks(self)
         speculative = self.vllm_config.speculative_config
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
+        self._slots: list[int] = []  # that were used and are free
+        self._num_slots = 0
+        load_rules(self.vllm_config.additional_config)
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
         self._steps_in_flight = 0
         # Of the current pass.
@@ -123,10 +128,14 @@ class GroupScheduler(Scheduler):
         super().add_request(request)
         if stream is None or request.request_id in self._groups:
             return
-        stream = structs.replace(stream, group=self._group_id(request))
+        rule = stream.settings.rule and registry.get(stream.settings.rule)
+        slot = self._take_slot() if rule and rule.state else None
+        stream = structs.replace(stream, group=self._group_id(request), slot=slot)
         adapter = request.lora_request.lora_name if request.lora_request else ""
         kind = self._counters.kind(stream.method, adapter)
-        group: RequestGroup = Group(make_streams(request, stream), kind)
+        group: RequestGroup = Group(
+            make_streams(request, stream), kind, slot=slot, retires=bool(rule and rule.retires)
+        )
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
             group.drafting = Drafting(self._draft_controller.kinds[kind], seeded=seeded)
@@ -141,6 +150,12 @@ class GroupScheduler(Scheduler):
             self.requests[each.request_id] = each
         self._counters.sums[kind].requests += 1
         self._to_report = LAST_REPORTS
+
+    def _take_slot(self) -> int:
+        if self._slots:
+            return self._slots.pop()
+        self._num_slots += 1
+        return self._num_slots - 1
 
     def _group_id(self, expert: Request) -> str:
         return f"{self._engine}:{expert.request_id}"
@@ -167,10 +182,35 @@ class GroupScheduler(Scheduler):
         ]
 
     def _forget(self, group: RequestGroup) -> None:
+        if group.slot is not None:
+            self._slots.append(group.slot)
         self._followers.difference_update(group.followers)
         self._led_by_amateurs.discard(group)
         for each in group.streams:
             self._groups.pop(each.request_id, None)
+
+    def _retire(self, group: RequestGroup, figures: Sequence[RowStats], new: int) -> None:
+        """End the amateurs that the group's rule needs no more, now that it was given ``new``
+        tokens. Where it was preempted meanwhile, its rule will say so again.
+        """
+        if not new or any(s.status != RequestStatus.RUNNING for s in group.streams):
+            return
+        done = figures[new - 1].done
+        amateurs = [each for each in group.amateurs if done & group.bits[each.request_id]]
+        if not amateurs:
+            return
+        super().finish_requests([a.request_id for a in amateurs], RequestStatus.FINISHED_ABORTED)
+        for each in amateurs:
+            del self._groups[each.request_id]
+        self._followers.difference_update(group.followers)
+        self._led_by_amateurs.discard(group)
+        group.retire(amateurs)
+        self._followers.update(group.followers)
+        if group.leader is not group.expert:
+            self._led_by_amateurs.add(group)
+        self._counters.sums[group.kind].retired_streams += len(amateurs)
+        self._scattered = True  # the leader may be another one
+        self._look_anew()
 
     def _fail(self, group: RequestGroup, why: str) -> None:
         """The group must end, and its client is told why; the first reason counts."""
@@ -308,6 +348,8 @@ class GroupScheduler(Scheduler):
         group = self._groups.get(request.request_id)
         if group is not None and waiting and request.request_id in group.new_amateurs:
             group.new_amateurs[request.request_id] = num_cached
+        if group is not None and not group.followers:
+            group = None  # the others have ended
         if group is not None and request is not group.leader:
             turn = self._step.turn_of(group)
             if waiting and turn.verdict is None:
@@ -415,7 +457,7 @@ class GroupScheduler(Scheduler):
         if self._in_pass:
             assert self._blocks is not None
             self._blocks.uncache_unwritten(request)
-            self._step.preempt(group)
+            self._step.preempt(group if group is not None and group.followers else None)
             self._look_anew()
         super()._preempt_request(request, *args, **kwargs)
         if group is not None and request is group.leader:
@@ -548,7 +590,10 @@ class GroupScheduler(Scheduler):
             if self._draft_controller is not None:
                 least = None if each_stream is None else each_stream * len(group.streams)
                 group.drafting.observe(num_drafts, num_tokens - 1, least)
-            if (why := results.problem(figures, num_tokens, num_drafts)) is not None:
+            here = sum(
+                bit for i, bit in group.bits.items() if i in scheduler_output.num_scheduled_tokens
+            )
+            if (why := results.problem(figures, num_tokens, num_drafts, here)) is not None:
                 self._fail(group, why)
             else:
                 scored[request_id] = figures
@@ -578,10 +623,12 @@ class GroupScheduler(Scheduler):
         groups: dict[str, RequestGroup] = {}
         for request_id in scheduler_output.num_scheduled_tokens:
             group = self._groups.get(request_id)
-            if group is None or request_id == group.request_id:
+            if group is None or (request_id == group.request_id and group.followers):
+                continue
+            groups[group.request_id] = group
+            if request_id == group.request_id:
                 continue
             hidden.add(request_id)
-            groups[group.request_id] = group
             if (num_cached := group.new_amateurs.pop(request_id, None)) is not None:
                 # An amateur that stopped by itself is no request of vLLM's any more.
                 amateur = next(a for a in group.amateurs if a.request_id == request_id)
@@ -605,8 +652,10 @@ class GroupScheduler(Scheduler):
                 client.outputs = [o for o in client.outputs if o.request_id not in hidden]
             for output in client.outputs:
                 if (given := self._groups.get(output.request_id)) is not None:
-                    figures = scored.get(output.request_id, ()) if self.log_stats else ()
-                    self._counters.sums[given.kind].give(len(output.new_token_ids), figures)
+                    figures, new = scored.get(output.request_id, ()), len(output.new_token_ids)
+                    self._counters.sums[given.kind].give(new, figures if self.log_stats else ())
+                    if given.retires and figures and given not in over:
+                        self._retire(given, figures, new)
         for group in over:
             amateurs = [amateur.request_id for amateur in group.amateurs]
             super().finish_requests(amateurs, RequestStatus.FINISHED_ABORTED)

@@ -56,6 +56,8 @@ def _make_forward(original: Callable[..., Any]) -> Callable[..., Any]:
     def forward(
         self: Any, metadata: Any, draft_probs: Any, logits: Any, sampling_metadata: Any
     ) -> Any:
+        for processor in _ours(sampling_metadata.logitsprocs):
+            processor.expect_drafts(metadata.num_draft_tokens)
         output = original(self, metadata, draft_probs, logits, sampling_metadata)
         for processor in _ours(sampling_metadata.logitsprocs):
             processor.tell_amateurs(output.sampled_token_ids)

@@ -21,6 +21,8 @@ from vllm.v1.sample.logits_processor.interface import (
 from vllm_cold.cpu import linear_layers
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
+from vllm_cold.group.weights import RuleStates
+from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.worker import amateur_tokens, outputs
@@ -35,8 +37,12 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
     def __init__(
         self, vllm_config: "VllmConfig", device: torch.device, is_pin_memory: bool
     ) -> None:
-        self._streams: dict[int, Stream] = {}
+        # By row; beside each its request's tokens so far, which vLLM adds to.
+        self._streams: dict[int, tuple[Stream, Sequence[int]]] = {}
+        self._num_drafts: Sequence[int] | None = None
         self._device = device
+        self._states = RuleStates(device)
+        load_rules(vllm_config.additional_config)
         self._rows: GroupRows | None = None
         registry.choose(device)  # says which; a missing one fails now, not at a request
         patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V1))
@@ -56,27 +62,49 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         streams = self._streams
         for row in batch_update.removed:
             streams.pop(row, None)
-        for row, params, _, _ in batch_update.added:
+        for row, params, _, tokens in batch_update.added:
             stream = from_extra_args(params.extra_args)
             if stream is None:
                 streams.pop(row, None)
             else:
-                streams[row] = stream
+                streams[row] = stream, tokens
         for source, target, direction in batch_update.moved:
             a, b = streams.pop(source, None), streams.pop(target, None)
             if a is not None:
                 streams[target] = a
             if b is not None and direction == MoveDirectionality.SWAP:
                 streams[source] = b
-        self._rows = GroupRows.of(streams.items(), self._device)
+        found = ((row, stream) for row, (stream, _) in streams.items())
+        self._rows = GroupRows.of(found, self._device)
 
     def apply(self, logits: torch.Tensor) -> torch.Tensor:
         """Score in place; ``logits`` is [batch rows, V] float32: of each request the row that its
         next token is drawn from, behind all its drafts.
         """
-        if self._rows is not None and (tally := self._rows.score(logits)) is not None:
+        if self._rows is None:
+            return logits
+        steps = self._steps(len(logits), self._num_drafts)
+        tally = self._rows.score(logits, steps=steps, states=self._states)
+        if tally is not None:
             outputs.hand_over(tally)
         return logits
+
+    def _steps(self, num_rows: int, behind: Sequence[int] | None) -> torch.Tensor | None:
+        """How many tokens the request of each row has got, or is about to get by as many drafts;
+        None where no rule asks. Rows of plain requests are not looked at.
+        """
+        if self._rows is None or not self._rows.rules:
+            return None
+        steps = [0] * num_rows
+        for row, (_, tokens) in self._streams.items():
+            steps[row] = len(tokens) + (behind[row] if behind else 0)
+        return torch.tensor(steps).to(self._device, non_blocking=True)
+
+    def expect_drafts(self, num_drafts: Sequence[int]) -> None:
+        """Be told how many drafts of each request of the batch are verified in front of the rows
+        that ``apply`` is called with next.
+        """
+        self._num_drafts = num_drafts
 
     def has_groups(self) -> bool:
         """Whether a group is complete in this step."""
@@ -94,7 +122,15 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         """
         if self._rows is None:
             return
-        if (tally := self._rows.spread(num_drafts).score(logits, drafts)) is not None:
+        self._num_drafts = None
+        steps = self._steps(len(num_drafts), None)
+        if steps is not None:
+            each = torch.tensor(num_drafts, device=self._device)
+            first = torch.repeat_interleave(each.cumsum(0) - each, each)
+            nth = torch.arange(len(logits), device=self._device) - first
+            steps = torch.repeat_interleave(steps, each) + nth
+        tally = self._rows.spread(num_drafts).score(logits, drafts, steps, self._states)
+        if tally is not None:
             outputs.hand_over(tally, in_front=True)
 
     def tell_amateurs(self, found: torch.Tensor | list[Any]) -> None:

@@ -21,6 +21,8 @@ from vllm.v1.worker.gpu.sample.logits_processor.interface import (
 
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.stream import Stream, from_extra_args
+from vllm_cold.group.weights import RuleStates
+from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
 from vllm_cold.vllm import patching
 from vllm_cold.vllm.worker import amateur_tokens, block_zeroer, drafts_v2, outputs, penalties_v2
@@ -34,6 +36,9 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         if getattr(vllm_config, "speculative_config", None) is not None:
             patching.install(drafts_v2.PATCH_POINTS)
         self._device: torch.device = req_states.device
+        self._prompt_len = req_states.prompt_len
+        self._states = RuleStates(self._device)
+        load_rules(vllm_config.additional_config)
         patching.install_workarounds((block_zeroer.PATCH_POINT,))
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot
@@ -71,7 +76,11 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             found = found.spread(num_rows)
             # A request's first row is behind its last token, which may be its prompt's own.
             drafts = ctx.input_ids.masked_fill(ctx.expanded_local_pos == 0, -1)
-        if (tally := found.score(logits, drafts)) is not None:
+        steps = None
+        if found.rules:  # of a row, the tokens behind its prompt up to it
+            prompts = self._prompt_len.gpu[ctx.expanded_idx_mapping]
+            steps = (ctx.pos + 1 - prompts).long()
+        if (tally := found.score(logits, drafts, steps, self._states)) is not None:
             outputs.hand_over(tally)
         return logits
 

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page of methods: its rule is one, and its tables are what the package has."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.docs.blocks import ROOT, block
+from tests.recipes.page import words
+from tests.vllm_parser import serve_parser
+from vllm_cold.method.presets import PRESETS
+from vllm_cold.rules import registry
+from vllm_cold.rules.statistics import Statistics
+
+pytestmark = pytest.mark.unit
+
+PAGE = "docs/methods.md"
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The block is where the page says, and the registry is as before afterwards."""
+    (tmp_path / "my_rules.py").write_text(block("docs/methods.md", "rule"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "_added", {})
+
+
+@pytest.mark.usefixtures("own")
+def test_the_rule_does_what_it_says() -> None:
+    rule = registry.add("my_rules:Conflict")
+    assert registry.get("conflict") is rule
+    # Three groups of an expert and an amateur: the same best token, another one, the same.
+    logits = torch.tensor([[5.0, 1, 0], [3, 2, 1], [5, 1, 0], [1, 5, 0], [0, 0, 2], [1, 0, 9]])
+    s = Statistics(
+        logits,
+        torch.arange(6).view(3, 2),
+        torch.full((3,), -torch.inf),
+        None,
+        0,
+        torch.zeros(3, dtype=torch.int64),
+        torch.zeros(3, 1, 0),
+    )
+
+    class Given:
+        beta = torch.tensor([[1.0], [2.0], [3.0]])
+
+    assert torch.equal(rule.weights(s, Given), torch.tensor([[0.0], [-2.0], [0.0]]))
+
+
+def test_the_example_package_is_the_same_rule() -> None:
+    shown = block("docs/methods.md", "rule")
+    assert (ROOT / "examples" / "rule" / "cold_conflict.py").read_text().endswith(shown)
+
+
+@pytest.mark.usefixtures("own")
+def test_the_server_takes_it(tiny: Path) -> None:
+    """As an option, and as what the page says for offline."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+    from vllm.plugins import load_general_plugins
+
+    load_general_plugins()
+    text = block("docs/methods.md", "serve").replace("MODEL", str(tiny / "model"))
+    program, command, *options = words(text, {})
+    assert (program, command) == ("vllm", "serve")
+    parsed = serve_parser().parse_args(options)
+    parsed.model = parsed.model_tag  # as ``vllm serve`` does
+    cold = AsyncEngineArgs.from_cli_args(parsed).additional_config["cold"]
+    (said,) = re.findall(r'additional_config=({"cold": .+?}})', (ROOT / PAGE).read_text())
+    assert {"cold": cold} == eval(said, {})
+    assert "conflict" in registry.names()
+
+
+def rows(page: str, heading: str) -> dict[str, str]:
+    """The rows of a section's first table, by the name in their first column."""
+    section = (ROOT / page).read_text().split(f"\n{heading}\n")[1]
+    table = section.split("\n|---")[1].split("\n\n")[0]
+    found = [re.match(r"\| `(\w+)` \|", line) for line in table.splitlines()]
+    return {m[1]: m.string for m in found if m}
+
+
+def test_each_rule_is_in_the_table_with_its_defaults() -> None:
+    of_page = rows(PAGE, "## The rules")
+    assert of_page.keys() == registry.BUILT_IN.keys()
+    for name, row in of_page.items():
+        said = re.findall(r"`(\w+)` ([\d.]+)", row.split(" | ")[3])
+        declared = registry.get(name).parameters
+        assert said == [(parameter, f"{of.default:g}") for parameter, of in declared.items()]
+    presets = rows("docs/parameters.md", "## Presets")
+    assert presets.keys() == PRESETS.keys()
+    for name, preset in PRESETS.items():
+        rule = preset.knobs.get("beta")
+        if isinstance(rule, str):
+            assert f"| {preset.knobs['alpha']:g} | rule `{rule}` |" in presets[name]

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The example package of a rule: once installed, its rule has a name. (tests/server/test_rules.py
+serves it.)
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.examples.installed import ROOT, install
+
+pytestmark = pytest.mark.unit
+
+FIND = """
+from vllm_cold.rules import registry
+
+rule = registry.get("conflict")
+print(type(rule).__module__, "conflict" in registry.names(), registry.parameters_of(rule, {}, "p"))
+"""
+
+
+def find(*folders: Path) -> subprocess.CompletedProcess[str]:
+    """Ask for the rule in a new process that sees these folders."""
+    path = os.pathsep.join(map(str, folders))
+    command = [sys.executable, "-c", FIND]
+    return subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_an_installed_rule_has_a_name(tmp_path: Path) -> None:
+    found = find(install(tmp_path), ROOT)
+    assert found.returncode == 0, found.stderr
+    assert found.stdout.split("\n")[0] == "cold_conflict True {'beta': 0.5}"
+    without = find(ROOT)
+    assert without.returncode != 0
+    assert "beta='conflict': must be a number, or the name of a rule: acd, " in without.stderr

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A server with rules of others: one by ``--cold-rule``, one of an installed package."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import naive_rules
+from tests.examples.installed import ROOT, install
+from tests.naive import NaiveCold, assert_same_tokens
+from tests.server import own_rules
+from tests.server.conftest import Server, arguments, serve
+from vllm_cold.group.results import RULE_HAS_NO_WEIGHTS
+
+pytestmark = pytest.mark.server
+
+PROMPT = list(range(20, 60))
+ALPHA, MAX_TOKENS = 0.02, 24
+OWN = (own_rules.Fading, own_rules.Breaks, own_rules.Raises)
+
+
+def conflict(step: naive_rules.Step, parameters: naive_rules.Parameters) -> float:
+    """examples/rule: -beta where the best tokens differ, else 0."""
+    best = (z.index(max(z)) for z in (step.expert, step.amateur))
+    return 0.0 if len(set(best)) == 1 else -parameters["beta"]
+
+
+def fading(step: naive_rules.Step, parameters: naive_rules.Parameters) -> float:
+    """``own_rules.Fading``."""
+    return -parameters["beta"] / (1 + step.number)
+
+
+NAIVE = {"conflict": (conflict, {"beta": 0.5}), "fading": (fading, {"beta": 1.0})}
+
+
+@pytest.fixture(scope="module")
+def server(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("rules")
+    options = [*arguments(tiny)]
+    for rule in OWN:
+        options += ["--cold-rule", f"{rule.__module__}:{rule.__name__}"]
+    path = os.pathsep.join(map(str, (install(folder), ROOT)))
+    with serve(folder, options, PYTHONPATH=path) as running:
+        yield running
+
+
+def ask(server: Server, rule: str, **xargs: Any) -> tuple[int, dict[str, Any]]:
+    """Status and answer."""
+    status, text = server.post(
+        "/v1/completions",
+        {
+            "model": "one",
+            "prompt": PROMPT,
+            "max_tokens": MAX_TOKENS,
+            "temperature": 0.0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+            "vllm_xargs": {"cold_alpha": ALPHA, "cold_beta": rule, **xargs},
+        },
+    )
+    return status, json.loads(text)
+
+
+def tokens(answer: tuple[int, dict[str, Any]]) -> list[int]:
+    status, body = answer
+    assert status == 200, body
+    found: list[int] = body["choices"][0]["token_ids"]
+    return found
+
+
+@pytest.mark.parametrize(("rule", "beta"), [("conflict", 3.0), ("fading", 8.0)])
+def test_tokens_are_those_of_the_reference(
+    rule: str, beta: float, server: Server, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a parameter of the request's, and with its default."""
+    monkeypatch.setitem(naive_rules.RULES, rule, NAIVE[rule])
+    given: list[dict[str, float]] = [{"beta": beta}, {}]
+    said = [{"cold_rule_parameters": json.dumps(given[0])}, {}]
+    right = [
+        naive.generate(
+            PROMPT, expert="one", alpha=ALPHA, beta=0.0, max_tokens=MAX_TOKENS,
+            rule=rule, rule_parameters=parameters,
+        )
+        for parameters in given
+    ]  # fmt: skip
+    assert_same_tokens([tokens(ask(server, rule, **each)) for each in said], right)
+    alone = naive.greedy(PROMPT, "one", MAX_TOKENS)
+    assert len({tuple(trace.tokens) for trace in (*right, alone)}) == 3
+    counted = server.metrics("vllm_cold_requests_total")
+    assert [value for labels, value in counted.items() if f'method="{rule}"' in labels] == [2]
+
+
+def test_a_name_that_nobody_has(server: Server) -> None:
+    status, answer = ask(server, "os:system")
+    assert status == 400
+    assert answer["error"]["message"].startswith(
+        "cold_beta='os:system': must be a number, or the name of a rule: acd, "
+    )
+    assert "breaks, cocoa, conflict, fading" in answer["error"]["message"]
+    status, answer = ask(server, "conflict", cold_rule_parameters='{"bata": 1}')
+    assert status == 400 and "has no such parameter, allowed are: beta" in str(answer)
+
+
+@pytest.mark.parametrize("rule", ["breaks", "raises"])
+def test_a_rule_that_fails_ends_its_own_requests(
+    rule: str, server: Server, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(naive_rules.RULES, "fading", NAIVE["fading"])
+    right = naive.generate(
+        PROMPT, expert="one", alpha=ALPHA, beta=0.0, max_tokens=MAX_TOKENS, rule="fading"
+    )
+    with ThreadPoolExecutor(4) as pool:
+        others = [pool.submit(ask, server, "fading") for _ in range(2)]
+        time.sleep(0.05)
+        status, answer = ask(server, rule)
+        got = [tokens(other.result()) for other in others]
+    assert status == 500
+    assert answer["error"]["message"] == RULE_HAS_NO_WEIGHTS
+    assert_same_tokens(got, [right] * 2)
+    server.wait_until_idle()

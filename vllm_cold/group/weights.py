@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that rules choose for the groups of a batch, and the state that they keep of them.
+Needs no vLLM.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vllm_cold.group.step_stats import RULE_FAILED
+from vllm_cold.ops.interface import MAX_STREAMS
+from vllm_cold.rules.interface import Rule
+from vllm_cold.rules.statistics import Statistics
+from vllm_cold.rules.trial import checked
+
+logger = logging.getLogger("vllm." + __name__)
+
+# A step that was computed may be computed again: its tokens are dropped where a request is
+# preempted meanwhile. So many steps back the state is still there; fewer are under way at once.
+_KEPT_STEPS = 16
+
+
+@dataclass(slots=True)
+class RuleStates:
+    """What rules keep of groups from step to step, on the device. A slot is a group's as long as it
+    lives, and nothing of the one before it is seen: at its first step nothing is read.
+
+    Args:
+        device: Of the logits.
+    """
+
+    device: torch.device
+    # Of each rule, [slots, _KEPT_STEPS, amateurs, K].
+    _tables: dict[str, Tensor] = field(default_factory=dict)
+
+    def read(
+        self, rule: Rule, slots: Tensor, step: Tensor, num_slots: int, amateurs: int
+    ) -> Tensor:
+        """[n, amateurs, K] what the rule returned at the steps before; 0 at the first.
+
+        Args:
+            rule: Whose.
+            slots: [n] int64.
+            step: [n] int64.
+            num_slots: More than the highest of them, known on the host.
+            amateurs: S - 1.
+        """
+        table = self._tables.get(rule.name)
+        if table is None or len(table) < num_slots:
+            shape = 2 * num_slots, _KEPT_STEPS, MAX_STREAMS - 1, rule.state
+            larger = torch.zeros(shape, device=self.device)
+            if table is not None:
+                larger[: len(table)] = table
+            table = self._tables[rule.name] = larger
+        found = table[slots, (step - 1) % _KEPT_STEPS, :amateurs]
+        return found.masked_fill((step == 0)[:, None, None], 0.0)
+
+    def write(self, rule: Rule, slots: Tensor, step: Tensor, state: Tensor) -> None:
+        """Keep what the rule returned at this step; arguments as in ``read``, and state
+        [n, amateurs, K].
+        """
+        self._tables[rule.name][slots, step % _KEPT_STEPS, : state.shape[1]] = state
+
+
+class Chosen(NamedTuple):
+    """What a rule chose for n groups.
+
+    Attributes:
+        weights: [n, S - 1] float32, finite; 0 where there is no amateur.
+        failed: [n] bool: the rule has no weights for them.
+        done: [n] int64: bit i is set if the rule needs amateur i no more.
+    """
+
+    weights: Tensor
+    failed: Tensor
+    done: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRows:
+    """Those n groups of a batch that use one rule; tensors are on the logits' device.
+
+    Attributes:
+        rule: The rule.
+        parameters: Its parameters by name, each [n, 1].
+        at: [n] int64: which groups of the batch they are.
+        rows: [n, S] int64 rows of their streams, -1 for a stream that is not there.
+        chooses: [n, S - 1] bool: the amateurs whose weights it chooses.
+        fixed: [n, S - 1] float32: the weights of the others.
+        log_alpha: [n] float32.
+        caps: [n] int64, or None if no group has one.
+        most: The largest cap.
+        slots: [n] int64, of their states; None for a rule without.
+        num_slots: More than the highest of them.
+    """
+
+    rule: Rule
+    parameters: Any
+    at: Tensor
+    rows: Tensor
+    chooses: Tensor
+    fixed: Tensor
+    log_alpha: Tensor
+    caps: Tensor | None
+    most: int
+    slots: Tensor | None
+    num_slots: int
+
+    def choose(self, logits: Tensor, steps: Tensor, states: RuleStates) -> Chosen:
+        """The weights of this step.
+
+        Args:
+            logits: [rows, V] float32.
+            steps: [rows] int64: how many tokens the request of each row has got before.
+            states: The worker's.
+        """
+        step, rule = steps[self.rows[:, 0]], self.rule
+        num, streams = self.rows.shape
+        state = step.new_zeros(num, streams - 1, 0, dtype=torch.float32)
+        if self.slots is not None:
+            state = states.read(rule, self.slots, step, self.num_slots, streams - 1)
+        statistics = Statistics(
+            logits, self.rows, self.log_alpha, self.caps, self.most, step, state
+        )
+        absent = self.rows[:, 1:] < 0
+        try:
+            choice = checked(rule, rule.weights(statistics, self.parameters), num, streams)
+        except Exception:  # others' code: its requests end, the engine lives on
+            logger.exception("CoLD: rule %r failed", rule.name)
+            nothing = torch.zeros_like(self.fixed)
+            return Chosen(nothing, nothing.new_ones(num, dtype=torch.bool), torch.zeros_like(step))
+        weights = torch.where(self.chooses, choice.weights.float(), self.fixed)
+        weights = weights.masked_fill(absent, 0.0)
+        failed = ~weights.isfinite().all(-1)
+        if self.slots is not None and choice.state is not None:
+            states.write(rule, self.slots, step, choice.state)
+        done = torch.zeros_like(step)
+        if choice.done is not None:
+            bits = 1 << torch.arange(streams - 1, device=done.device)
+            done = ((choice.done & self.chooses & ~absent) * bits).sum(-1)
+        return Chosen(weights.masked_fill(failed.unsqueeze(-1), 0.0), failed, done)
+
+
+def mark_failed(statistics: Tensor, at: Tensor, failed: Tensor) -> None:
+    """Say in ``statistics`` [G, 3] of groups ``at`` [n] that their rule ``failed`` [n]; where their
+    logits are no numbers that is the reason, and stays.
+    """
+    nonfinite = statistics[at, 2]
+    statistics[at, 2] = torch.where(failed & (nonfinite == 0), RULE_FAILED, nonfinite)

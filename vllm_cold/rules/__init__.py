@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules: how the weights of a group's amateurs are chosen anew at each step. Imports no vLLM.
+
+A method of this field is mostly a way to choose the weights ``w_i`` of
+``z0 + sum_i w_i * (z_i - z0)`` from the streams' own distributions. ``Rule`` is what one is,
+``statistics`` what it may look at; the built-in ones have a file each.
+"""
+
+from vllm_cold.rules.interface import Choice, Parameter, Rule
+
+__all__ = ["Choice", "Parameter", "Rule"]

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rule is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vllm_cold.rules.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A number that requests may choose.
+
+    Attributes:
+        default: Of requests that do not say.
+        low: The least that is allowed.
+        high: The most.
+        about: What it is, in a few words.
+    """
+
+    default: float
+    low: float
+    high: float
+    about: str = ""
+
+
+class Choice(NamedTuple):
+    """What a rule with state, or one that retires amateurs, returns.
+
+    Attributes:
+        weights: [G, S - 1] float32.
+        state: [G, S - 1, K] float32, for the next step; None for a rule without.
+        done: [G, S - 1] bool: amateurs that no later step of the group needs, whose weight is 0
+            from the next step on; the engine ends them. None for none.
+    """
+
+    weights: "Tensor"
+    state: "Tensor | None" = None
+    done: "Tensor | None" = None
+
+
+class Rule:
+    """Chooses the weights of the amateurs at each step. A request names it as its ``beta``.
+
+    It is asked about all groups of a step that use it at once, and computes with tensors alone: no
+    ``item()``, ``if`` or shape that depends on their values, so that no device is waited for. It
+    must judge each group by itself. It is tried on made-up logits before an engine serves it.
+
+    Attributes:
+        name: What requests call it.
+        about: The formula's source, for lists of rules.
+        parameters: What requests may choose, by name (``rule_parameters``).
+        amateurs: How many amateurs a request has, all of whose weights it chooses; 0 for any
+            number, of which it chooses some.
+        state: K, how many float32 numbers of each amateur it keeps from step to step; all are 0
+            before a group's first step.
+        retires: Whether it may return amateurs as ``done``.
+        of_candidates: Whether it looks at nothing but the candidates and each stream's best token:
+            ``vllm-cold explain``, which knows no others, can then tell its weights.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str] = ""
+    parameters: ClassVar[Mapping[str, Parameter]] = {}
+    amateurs: ClassVar[int] = 0
+    state: ClassVar[int] = 0
+    retires: ClassVar[bool] = False
+    of_candidates: ClassVar[bool] = False
+
+    def weights(self, s: "Statistics", p: Any) -> "Tensor | Choice":
+        """The weights of this step.
+
+        Args:
+            s: What is known of the groups.
+            p: The parameters by name (``p.threshold``), each [G, 1] float32.
+
+        Returns:
+            [G, S - 1] float32, finite; below 0 to contrast with an amateur. Or a ``Choice``.
+        """
+        raise NotImplementedError

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Rules by name: the built-in ones, those of installed packages, those that an engine was started
+with. A request can only name one of them.
+"""
+
+import importlib
+import importlib.metadata
+import logging
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from vllm_cold.errors import ColdError
+from vllm_cold.rules.interface import Parameter, Rule
+
+logger = logging.getLogger("vllm." + __name__)
+
+_LARGEST = 3e38  # rules compute in float32
+ENTRY_POINTS = "vllm_cold.rules"
+BUILT_IN = {
+    "acd": "acd:ACD",
+    "adaptive": "adaptive:Adaptive",
+    "arr": "arr:ARR",
+    "cocoa": "cocoa:CoCoA",
+    "grd": "grd:GRD",
+    "judge": "judge:Judge",
+    "m3id": "m3id:M3ID",
+    "mti": "mti:MTI",
+}
+_added: dict[str, Rule] = {}  # by --cold-rule
+
+
+@cache
+def _installed() -> Mapping[str, importlib.metadata.EntryPoint]:
+    """Other packages' rules, by name. A built-in name stays the built-in rule's."""
+    found = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    return {each.name: each for each in found if each.name not in BUILT_IN}
+
+
+def names() -> tuple[str, ...]:
+    """All that a request can name here."""
+    return tuple(sorted({*BUILT_IN, *_added, *_installed()}))
+
+
+def get(name: str, field: str = "beta") -> Rule:
+    """The rule of this name.
+
+    Raises:
+        ColdError: there is none, or what a package offers by this name is none; names ``field``.
+    """
+    if name in _added:
+        return _added[name]
+    if name in BUILT_IN:
+        return _built_in(name)
+    if name not in _installed():
+        raise ColdError(
+            field, name, f"must be a number, or the name of a rule: {', '.join(names())}"
+        )
+    made = _from_package(name)
+    if isinstance(made, str):
+        raise ColdError(field, name, made)
+    return made
+
+
+@cache
+def _built_in(name: str) -> Rule:
+    module, _, kind = BUILT_IN[name].partition(":")
+    rule: Rule = getattr(importlib.import_module(f"vllm_cold.rules.{module}"), kind)()
+    return rule
+
+
+@cache
+def _from_package(name: str) -> Rule | str:
+    """The rule, or why it is none: asked for once, and not each time that a request names it."""
+    try:
+        return _checked(_installed()[name].load(), name)
+    except Exception as error:  # another package's code: whatever it is, it concerns its users
+        logger.exception("CoLD: rule %r cannot be used", name)
+        return f"the package that offers this rule is broken ({type(error).__name__}: {error})"
+
+
+def add(path: str) -> Rule:
+    """Add a rule by where it is, as in "package.module:Class", for this process.
+
+    Raises:
+        ColdError: it is not there, or no rule.
+    """
+    for rule in _added.values():
+        if rule_path(rule) == path:
+            return rule
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+        rule = _checked(found, getattr(found, "name", None))
+    except Exception as error:
+        raise ColdError(
+            "rules", path, f"cannot be used as a rule ({type(error).__name__}: {error})"
+        ) from error
+    if rule.name in BUILT_IN:
+        raise ColdError("rules", path, f"a rule named {rule.name!r} is built in; name it otherwise")
+    _added[rule.name] = rule
+    return rule
+
+
+def rule_path(rule: Rule) -> str:
+    """Where a rule is, as ``add`` takes it."""
+    return f"{type(rule).__module__}:{type(rule).__qualname__}"
+
+
+def _checked(found: Any, name: Any) -> Rule:
+    """A rule from its class, tried out."""
+    from vllm_cold.rules.trial import try_out
+
+    if not (isinstance(found, type) and issubclass(found, Rule)):
+        raise TypeError(f"{found!r} is no subclass of vllm_cold.rules.Rule")
+    if not isinstance(name, str) or not name.isidentifier() or found.name != name:
+        raise ValueError(f"its name must be an identifier, and {name!r} everywhere it is named")
+    rule = found()
+    try_out(rule)
+    return rule
+
+
+def parameters_of(rule: Rule, given: Mapping[str, Any], field: str) -> dict[str, float]:
+    """All parameters of a rule, those that are not given by their defaults.
+
+    Raises:
+        ColdError: one is unknown, or out of range; names ``field``.
+    """
+    if unknown := [name for name in given if name not in rule.parameters]:
+        allowed = ", ".join(rule.parameters) or "none"
+        raise ColdError(
+            f"{field}[{unknown[0]!r}]",
+            given[unknown[0]],
+            f"rule {rule.name!r} has no such parameter, allowed are: {allowed}",
+        )
+    found = {}
+    for name, declared in rule.parameters.items():
+        value = given.get(name, declared.default)
+        if not _allowed(value, declared):
+            raise ColdError(
+                f"{field}[{name!r}]",
+                value,
+                f"must be a number from {declared.low:g} to {declared.high:g}",
+            )
+        found[name] = float(value)
+    return found
+
+
+def _allowed(value: Any, declared: Parameter) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and max(declared.low, -_LARGEST) <= value <= min(declared.high, _LARGEST)

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a rule may know of the groups of a step, computed when it asks for the first time."""
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+_LARGEST = torch.finfo(torch.float32).max
+# Of a probability; what is less counts as so much. CPUs take twenty times as long for exp where it
+# underflows, and for log of 0.
+_LEAST_LOG = -80.0
+_NOISE = 2e-6  # of a divergence in bits, by rounding
+
+
+class Statistics:
+    """Statistics of G groups of up to S streams, stream 0 the expert; float32, as the logits.
+
+    Where a group has no such amateur (any more), its columns are those of an amateur that equals
+    the expert, and what a rule says of it does not count. p and q are the distributions of expert
+    and amateur over the vocabulary, entropies are in nats, divergences in bits.
+
+    Args:
+        logits: [R, V] float32.
+        rows: [G, S] int64 rows of the streams; -1 where there is none.
+        log_alpha: [G] float32, ln(alpha); -inf for no mask.
+        caps: [G] int64 caps on the candidates (``expert_top_k``), 0 for none; None if no group has
+            one.
+        most: The largest cap.
+        step: [G] int64.
+        state: [G, S - 1, K].
+
+    Attributes:
+        step: [G] int64: how many tokens the group has got before this one.
+        state: [G, S - 1, K]: what the rule returned at the step before, 0 at the first one.
+    """
+
+    def __init__(
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        log_alpha: Tensor,
+        caps: Tensor | None,
+        most: int,
+        step: Tensor,
+        state: Tensor,
+    ) -> None:
+        self.step, self.state = step, state
+        self._logits = logits
+        self._rows = torch.where(rows < 0, rows[:, :1], rows)
+        self._log_alpha, self._caps, self._most = log_alpha, caps, most
+        self._cached: dict[int, Tensor] = {}
+
+    @property
+    def num_streams(self) -> int:
+        """S."""
+        return self._rows.shape[1]
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        return self._logits.shape[1]
+
+    def logits(self, stream: int) -> Tensor:
+        """[G, V] logits of each group's ``stream``; -inf where a token is not allowed."""
+        return self._logits[self._rows[:, stream]]
+
+    def log_probabilities(self, stream: int) -> Tensor:
+        """[G, V] ln of each token's probability, -80 or more."""
+        if stream not in self._cached:
+            self._cached[stream] = _log_softmax(self.logits(stream))
+        return self._cached[stream]
+
+    def _streams(self) -> list[Tensor]:
+        return [self.log_probabilities(i) for i in range(self.num_streams)]
+
+    @cached_property
+    def max_probability(self) -> Tensor:
+        """[G, S] probability of each stream's best token."""
+        return torch.stack([x.amax(-1) for x in self._streams()], 1).exp()
+
+    @cached_property
+    def argmax(self) -> Tensor:
+        """[G, S] int64 each stream's best token; of several the one with the lowest id."""
+        return torch.stack([x.argmax(-1) for x in self._streams()], 1)
+
+    @cached_property
+    def entropy(self) -> Tensor:
+        """[G, S] Shannon entropy of each stream, in nats."""
+        return torch.stack([_entropy(x.exp(), x) for x in self._streams()], 1)
+
+    @cached_property
+    def log_probability_of_best(self) -> Tensor:
+        """[G, S, S] ln of the probability that stream i gives to the best token of stream j."""
+        return torch.stack([x.gather(-1, self.argmax) for x in self._streams()], 1)
+
+    @cached_property
+    def divergence(self) -> Tensor:
+        """[G, S - 1] Jensen-Shannon divergence of p and each q, in bits: 0 to 1."""
+        return _divergences(self._streams())
+
+    @cached_property
+    def ratio_sum(self) -> Tensor:
+        """[G, S - 1] ``sum_v q_v / p_v`` over the tokens that the amateur allows."""
+        p, *others = self._streams()
+        found = [(q - p).exp().masked_fill(q == _LEAST_LOG, 0.0).sum(-1) for q in others]
+        return torch.stack(found, 1)
+
+    @cached_property
+    def candidates(self) -> Tensor:
+        """[G, V] bool: the tokens that are scored, by alpha and the cap."""
+        e = self.logits(0)
+        lowest = (e.amax(-1) + self._log_alpha).clamp(min=-_LARGEST)
+        if self._caps is not None:
+            top = e.topk(min(self._most, e.shape[-1])).values
+            last = top.gather(-1, (self._caps - 1).clamp(0, top.shape[-1] - 1).unsqueeze(-1))
+            lowest = torch.where(self._caps > 0, lowest.maximum(last.squeeze(-1)), lowest)
+        return e >= lowest.unsqueeze(-1)
+
+    @cached_property
+    def _candidate_logits(self) -> list[Tensor]:
+        """Of each stream [G, V]; -inf for what is no candidate."""
+        others = ~self.candidates
+        return [self.logits(i).masked_fill(others, -math.inf) for i in range(self.num_streams)]
+
+    @cached_property
+    def candidate_divergence(self) -> Tensor:
+        """[G, S - 1] ``divergence`` of the distributions over the candidates alone; 0 where the
+        amateur is -inf on all of them.
+        """
+        found = _divergences([_log_softmax(x) for x in self._candidate_logits])
+        return found.nan_to_num(nan=0.0)
+
+    @cached_property
+    def reach(self) -> Tensor:
+        """[G, S - 1] probability of each amateur's best candidate relative to that of its best
+        token; 1 without a mask.
+        """
+        best = torch.stack([x.amax(-1) for x in self._candidate_logits[1:]], 1)
+        most = torch.stack([self.logits(i).amax(-1) for i in range(1, self.num_streams)], 1)
+        return (best - most).exp()
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.log_softmax(-1).clamp(min=_LEAST_LOG)
+
+
+def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
+    """In nats."""
+    return -(p * log_p).sum(-1)
+
+
+def _divergences(streams: list[Tensor]) -> Tensor:
+    """Of the first one and each of the others, by their log probabilities: the entropy of the
+    middle less the middle of the entropies.
+    """
+    p, *others = (x.exp() for x in streams)
+    entropies = [_entropy(one, log) for one, log in zip((p, *others), streams, strict=True)]
+    found = []
+    for q, of_q in zip(others, entropies[1:], strict=True):
+        middle = (p + q) / 2
+        found.append(_entropy(middle, middle.log()) - (entropies[0] + of_q) / 2)
+    bits = (torch.stack(found, 1) / math.log(2)).clamp(max=1.0)
+    return torch.where(bits > _NOISE, bits, 0.0)

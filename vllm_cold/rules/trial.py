@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tries a rule that others have written on made-up logits, before an engine serves it."""
+
+import math
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+
+from vllm_cold.rules.interface import Choice, Rule
+from vllm_cold.rules.statistics import Statistics
+
+_GROUPS, _VOCABULARY = 3, 40
+
+
+def try_out(rule: Rule) -> None:
+    """Raise what the rule raises, or ValueError for what it must not return."""
+    streams = 1 + (rule.amateurs or 2)
+    try:
+        with FakeTensorMode():  # has shapes and no values
+            _ask(rule, *_made_up(streams))
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise ValueError(
+            "it asks for a value of a tensor (item(), if, or a shape that depends on one), for "
+            f"which a device would be waited for: {error}"
+        ) from error
+    logits, rows = _made_up(streams)
+    together = _ask(rule, logits, rows)
+    for group in range(_GROUPS):
+        alone = _ask(rule, logits, rows[group : group + 1])
+        for one, all_ in zip(alone, together, strict=True):
+            if not torch.allclose(one.float(), all_[group : group + 1].float(), atol=1e-5):
+                raise ValueError("what it returns of a group depends on the other groups")
+
+
+def _made_up(streams: int) -> tuple[Tensor, Tensor]:
+    """Logits [R, V], steep and flat ones with tokens that are not allowed, and rows [G, S] of
+    groups, all but the first without their last amateur.
+    """
+    num_rows = _GROUPS * streams
+    waves = (torch.arange(num_rows * _VOCABULARY) * 0.7).sin()
+    logits = (waves * torch.linspace(0.1, 9.0, len(waves))).view(num_rows, _VOCABULARY)
+    rows = torch.arange(num_rows).view(_GROUPS, streams)
+    gone = (rows > streams) & (rows % streams == streams - 1)
+    return logits.masked_fill(torch.arange(_VOCABULARY) % 7 == 3, -math.inf), rows.where(~gone, -1)
+
+
+def _ask(rule: Rule, logits: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
+    """Weights and, of rules that have these, state and done, of two steps."""
+    groups, streams = rows.shape
+    state = torch.zeros(groups, streams - 1, rule.state)
+    p = SimpleNamespace(
+        **{name: torch.full((groups, 1), of.default) for name, of in rule.parameters.items()}
+    )
+    log_alpha = torch.full((groups,), math.log(0.1))
+    found: tuple[Tensor, ...] = ()
+    for step in range(2):
+        steps = torch.full((groups,), step)
+        s = Statistics(logits, rows, log_alpha, None, 0, steps, state)
+        choice = checked(rule, rule.weights(s, p), groups, streams)
+        real = not isinstance(choice.weights, FakeTensor)
+        if real and not choice.weights.isfinite().all():
+            raise ValueError(f"it returns weights that are not finite: {choice.weights}")
+        if choice.state is not None:
+            state = choice.state
+        found += tuple(part for part in choice if part is not None)
+    return found
+
+
+def checked(rule: Rule, returned: Tensor | Choice, groups: int, streams: int) -> Choice:
+    """What a rule returned, as a ``Choice``; raises ValueError for wrong shapes."""
+    choice = returned if isinstance(returned, Choice) else Choice(returned)
+    if (choice.state is None) != (rule.state == 0):
+        raise ValueError(
+            f"its state is {rule.state} numbers an amateur, and it returns {choice.state}"
+        )
+    if choice.done is not None and not rule.retires:
+        raise ValueError("it returns amateurs as done, and retires is False")
+    wanted = {
+        "weights": (groups, streams - 1),
+        "state": (groups, streams - 1, rule.state),
+        "done": (groups, streams - 1),
+    }
+    for name, shape in wanted.items():
+        part = getattr(choice, name)
+        if part is not None and (not isinstance(part, Tensor) or part.shape != shape):
+            raise ValueError(
+                f"it returns {name} of shape {list(getattr(part, 'shape', ()))}; must be "
+                f"{list(shape)}"
+            )
+    return choice
