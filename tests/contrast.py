@@ -14,6 +14,7 @@ from tests import naive_rules
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.settings import DEFAULT_BETA, ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
+from vllm_cold.rules import registry
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,15 @@ class Contrast:
             ColdSettings(
                 self.alpha,
                 self.rule or DEFAULT_BETA,
-                dict(self.parameters) if self.rule else None,
+                registry.parameters_of(registry.get(self.rule), self.parameters, "parameters")
+                if self.rule
+                else None,
                 self.expert_top_k or None,
             ),
             tuple(map(AmateurStream, self.weights)),
             group,
             index,
+            retires=self.rule is not None and registry.get(self.rule).retires,
             slot=self.slot,
         )
 

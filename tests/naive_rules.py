@@ -94,13 +94,13 @@ def arr(step: Step, parameters: Parameters) -> float:
 
 
 def acd(step: Step, parameters: Parameters) -> float:
-    """H_p / (H_p + H_q), 0 where neither has any entropy.
+    """H_p / (H_p + H_q), 0 where neither has any entropy (less than 1e-20).
 
     Adaptive Contrastive Decoding: Kim et al., arXiv 2408.01084, which has the weight of
     the expert, H_q / (H_q + H_p).
     """
     h_p, h_q = entropy(softmax(step.expert)), entropy(softmax(step.amateur))
-    return h_p / (h_p + h_q) if h_p + h_q > 0 else 0.0
+    return h_p / (h_p + h_q) if h_p + h_q > 1e-20 else 0.0
 
 
 def cocoa(step: Step, parameters: Parameters) -> float:
@@ -158,9 +158,10 @@ def grd(step: Step, parameters: Parameters) -> float:
         step.memory["done"] = not prior
     if step.memory["trusted"] == "expert":
         return 0.0
-    margin_p, margin_q = log_p[best_p] - log_p[best_q], log_q[best_q] - log_q[best_p]
-    undefined = margin_q == math.inf or margin_p + margin_q <= 1e-9
-    tau = 1.0 if undefined else margin_q / (margin_p + margin_q)
+    # What an amateur cannot say at all is in no source: it counts as e^-80 here.
+    margin_p = log_p[best_p] - max(log_p[best_q], -80.0)
+    margin_q = log_q[best_q] - max(log_q[best_p], -80.0)
+    tau = 1.0 if margin_p + margin_q <= 1e-9 else margin_q / (margin_p + margin_q)
     return 1 - (1 - parameters["lam"]) * tau
 
 
@@ -206,6 +207,8 @@ def weights(
         memory: The request's, empty before its first step. A rule with a state keeps it here, and
             ``memory["done"]`` is True once no amateur is needed any more.
     """
+    if name != "adaptive":  # what the expert may not say, nobody is asked about
+        logits = [row.masked_fill(logits[0] == -math.inf, -math.inf) for row in logits]
     if name == "judge":
         return judge(parameters, [row.double().tolist() for row in logits], memory)
     rule, defaults = RULES[name]

@@ -29,7 +29,8 @@ STEPS = [3, 1, 2, 1, 4]  # in which the generator was used before
 
 
 def processor() -> ColdLogitsProcessorV1:
-    made = ColdLogitsProcessorV1(SimpleNamespace(), torch.device("cpu"), False)
+    config = SimpleNamespace(additional_config=None)
+    made = ColdLogitsProcessorV1(config, torch.device("cpu"), False)
     params = [Contrast((-0.5,)).params(*row) if row else SamplingParams() for row in ROWS]
     added = [(row, each, None, []) for row, each in enumerate(params)]
     made.update_state(BatchUpdate(len(ROWS), [], added, []))

@@ -131,7 +131,7 @@ def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
 
 def write_traces(naive: NaiveCold, groups: Sequence[Group], folder: Path) -> None:
     """The reference's traces of the groups, and of their experts alone."""
-    experts = [replace(group, amateurs=()) for group in groups]
+    experts = [replace(group, amateurs=(), rule=None) for group in groups]
     traces = {
         "groups": [asdict(trace) for trace in naive.generate_many(groups)],
         "experts": [asdict(trace) for trace in naive.generate_many(experts)],

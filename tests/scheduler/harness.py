@@ -256,7 +256,11 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
             for adapter, own in asked.others()
         ]
         params.extra_args = Stream(
-            asked.settings(), tuple(amateurs), method=asked.method
+            asked.settings(),
+            tuple(amateurs),
+            method=asked.method,
+            keeps_state=bool(asked.lives) and asked.keeps_state,
+            retires=bool(asked.lives),
         ).to_extra_args(None)
     return Request(
         request_id=request_id,

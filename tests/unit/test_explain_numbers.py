@@ -148,6 +148,9 @@ def test_the_valid_set_is_complete_only_if_a_token_outside_of_it_is_known() -> N
     assert account.valid_tokens(tied, 5, None, capped) == ({0, 1, 2, 3}, True)
 
 
+NEEDED: dict[str | None, dict[str, float]] = {"judge": {"token": 7.0}}
+
+
 def test_what_is_not_listed_may_win() -> None:
     """Ten tokens of sixty, without a mask: CoLD's choice is the engine's word, or not known."""
     expert, amateur = logits(3)
@@ -156,7 +159,7 @@ def test_what_is_not_listed_may_win() -> None:
 
     def made(token: int, rule: str | None = None, **more: Any) -> Step:
         rows = [row(expert, *{*ten, token}), row(amateur, *ten, token)]
-        settings = ColdSettings(0.0, rule or 0.5)
+        settings = ColdSettings(0.0, rule or 0.5, NEEDED.get(rule))
         weights = [-0.5 if rule is None else None]
         return step(rows, weights, settings, token=token, known=10, **more)
 
@@ -178,14 +181,15 @@ def test_no_weight_is_made_up(rule: str) -> None:
     """Where one follows from more than the candidates, it is not known, nor is a score."""
     expert, amateur = logits(3)
     rows = [row(expert), row(amateur), row(amateur)]
-    got = step(rows, [None, -0.5], ColdSettings(0.1, rule), token=7)
+    settings = ColdSettings(0.1, rule, NEEDED.get(rule))
+    got = step(rows, [None, -0.5], settings, token=7)
     if registry.get(rule).of_candidates:
-        wanted = weights_of(ColdSettings(0.1, rule), [None, -0.5], expert, [amateur, amateur])
+        wanted = weights_of(settings, [None, -0.5], expert, [amateur, amateur])
         assert got.weights == pytest.approx(wanted, rel=1e-5)
     else:
         assert (got.weights, got.winner, got.complete) == ((None, -0.5), 7, True)
         assert all(c.score is None for c in got.candidates)
-        greedy = step(rows, [None, -0.5], ColdSettings(0.1, rule), greedy_answer=True)
+        greedy = step(rows, [None, -0.5], settings, greedy_answer=True)
         assert greedy.winner is None and not greedy.differs
 
 

@@ -22,7 +22,8 @@ PEAK_4 = (0.97, 0.01, 0.01, 0.01)
 
 def logits(p: tuple[float, ...], shift: float = 0.0) -> torch.Tensor:
     """Of a distribution; any shift leaves it as it is."""
-    return torch.tensor(p, dtype=torch.float64).log() + shift
+    # What the expert cannot say at all, amateurs are not asked about.
+    return torch.tensor(p, dtype=torch.float64).clamp(min=1e-30).log() + shift
 
 
 def weigh(
@@ -84,9 +85,9 @@ HAND: list[tuple[str, tuple[float, ...], tuple[float, ...], dict[str, Any], floa
     ("grd", (0.4, 0.3, 0.3), (0.1, 0.49, 0.41), {}, 0.0),  # not sure enough
     ("grd", (0.98, 0.01, 0.01), (0.2, 0.8, 0.0), {}, 0.0),  # less sure than the expert
     ("grd", (0.3, 0.6, 0.1), (0.1, 0.8, 0.1), {}, 0.0),  # agree
-    ("grd", (0.6, 0.0, 0.4), (0.1, 0.8, 0.1), {}, 1.0),  # never its token
-    ("grd", (0.5, 0.3, 0.2), (0.0, 0.8, 0.2), {}, 0.75),  # nor the other way round
-    ("grd", (0.6, 0.0, 0.4), (0.0, 0.8, 0.2), {}, 0.75),
+    ("grd", (0.6, 0.0, 0.4), (0.1, 0.8, 0.1), {}, 0.9926414),  # ln 8 / (ln 8 + ln .6e30)
+    ("grd", (0.5, 0.3, 0.2), (0.0, 0.8, 0.2), {}, 0.7518411),  # ln .8e30 / (ln .8e30 + ln 5/3)
+    ("grd", (0.6, 0.0, 0.4), (0.0, 0.8, 0.2), {}, 0.8747383),
 ]
 
 

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.unit
 
 VOCAB = 37
 SLOTS = 16
+NEEDED = {"judge": {"token": 7.0}}
 PLAIN = SamplingParams()
 
 
@@ -47,11 +48,18 @@ def params(group: str, index: int, contrast: Contrast = ONE) -> SamplingParams:
     return contrast.params(group, index)
 
 
-def make(device: str = "cpu", prompt_len: Sequence[int] = (1,) * SLOTS) -> ColdLogitsProcessorV2:
-    buffers: Any = None  # the processor reads but one of them
-    lengths: Any = SimpleNamespace(gpu=torch.tensor(prompt_len, dtype=torch.int32, device=device))
+def make(
+    device: str = "cpu",
+    prompt_len: Sequence[int] = (1,) * SLOTS,
+    prefill_len: Sequence[int] | None = None,
+) -> ColdLogitsProcessorV2:
+    buffers: Any = None  # the processor reads but two of them
+    prompts, prefills = (
+        SimpleNamespace(gpu=torch.tensor(lengths, dtype=torch.int32, device=device))
+        for lengths in (prompt_len, prefill_len or prompt_len)
+    )
     state = LogitsProcRequestState(
-        torch.device(device), SLOTS, VOCAB, buffers, lengths, buffers, buffers
+        torch.device(device), SLOTS, VOCAB, buffers, prompts, prefills, buffers
     )
     return ColdLogitsProcessorV2(CONFIG, state)
 
@@ -328,7 +336,7 @@ def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     for rule in (None, *BUILT_IN):
         processor = mixed("meta")
         if rule is not None:
-            asked = Contrast((None, None), rule=rule, slot=3)
+            asked = Contrast((None, None), rule=rule, parameters=NEEDED.get(rule, {}), slot=3)
             for index, slot in enumerate(MIXED["z"][1]):
                 processor.add_request(slot, params("z", index, asked))
         expect(processor, range(10), counts)
@@ -365,6 +373,34 @@ def test_a_rule_is_told_how_many_tokens_there_are(drafts: bool) -> None:
             groups.append((first[expert] + nth, first[amateur] + nth))
             steps.append(known[expert] + nth)
     assert_scored(before, logits, groups, grows, steps)
+
+
+def test_a_rule_s_state_outlives_a_second_prefill() -> None:
+    """A request that lost its place has rows amid its own output, one of them held back in front of
+    its last token: they are no steps of the past.
+    """
+    trusts = Contrast((None,), 0.0, rule="grd", slot=0)
+    conflict = torch.full((2, VOCAB), -5.0)
+    conflict[0, 3], conflict[1, 5] = -4.0, 9.0  # the amateur is sure, and the expert is not
+    other = conflict.flip(0)  # here the expert would be
+    lengths = [4] * SLOTS
+
+    def steps(*rows: tuple[torch.Tensor, int], prefill: int = 4) -> torch.Tensor:
+        processor._lengths.prefill_len.gpu.fill_(prefill)
+        for logits, position in rows:
+            batch = context([3, 5])
+            batch.pos.fill_(position)
+            found = processor.apply(logits.clone(), batch)
+        return found[0]
+
+    processor = make(prompt_len=lengths, prefill_len=lengths)
+    for index, slot in enumerate((3, 5)):
+        processor.add_request(slot, params("x", index, trusts))
+    agree = conflict[1:].expand(2, -1)
+    steps((agree, 3), (agree, 4), (agree, 5))
+    # A prefill of 4 + 3 tokens: in front of its last one the rows say something else.
+    steps((other, 5), prefill=7)
+    assert steps((conflict, 6), prefill=7).argmax() == 5, "the amateur is trusted"
 
 
 def test_rules_that_the_engine_was_started_with() -> None:

@@ -18,7 +18,9 @@ from tests.contrast import Contrast, assert_scored
 from vllm_cold.group import results
 from vllm_cold.group.rows import GroupRows
 from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
+from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.group.weights import RuleStates
+from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import Choice, Parameter, Rule, registry
 
@@ -417,10 +419,13 @@ def test_amateurs_that_have_ended() -> None:
         assert spread.groups.rows.tolist() == [[i, i, *[-1] * 2] for i in range(3)]
 
 
+NEEDED = {"judge": {"token": 7.0}}
+
+
 @pytest.mark.parametrize("rule", sorted(registry.BUILT_IN))
 def test_a_group_that_prefills_is_not_scored(rule: str) -> None:
     """Its amateurs are missing; of a rule that ends amateurs the scheduler has to tell."""
-    asks = Contrast((None,), rule=rule, slot=0)
+    asks = Contrast((None,), rule=rule, parameters=NEEDED.get(rule, {}), slot=0)
     found = GroupRows.of([(0, asks.stream("x", 0))], CPU)
     assert (found is None) is not registry.get(rule).retires
     assert GroupRows.of([(0, asks.stream("x", 1))], CPU) is None
@@ -436,11 +441,14 @@ class Fails(Rule):
         if (p.how == 3).any():
             raise KeyError("nothing there")
         weights = torch.where(p.how == 1, math.nan, torch.where(p.how == 2, -math.inf, -0.5))
+        weights = weights.double() if (p.how == 5).any() else weights
         return weights.expand(-1, s.num_streams - 1)[:, : 1 if (p.how == 4).any() else None]
 
 
 @pytest.mark.parametrize(
-    "how", [1, 2, 3, 4], ids=["not a number", "infinite", "an error", "a wrong shape"]
+    "how",
+    [1, 2, 3, 4, 5],
+    ids=["not a number", "infinite", "an error", "a wrong shape", "a wrong dtype"],
 )
 def test_a_rule_that_fails_ends_its_own_groups(how: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The others' scores are the same bits as without them."""
@@ -477,6 +485,15 @@ def test_a_rule_that_fails_ends_its_own_groups(how: int, monkeypatch: pytest.Mon
         amateurs = 2 ** len(good[name].weights) - 1
         assert results.problem([figure], 1, 0, amateurs) is None
         assert results.problem([figure], 1, 0, amateurs - 1) == results.NOT_SCORED
+
+
+def test_a_rule_that_admission_knew_and_this_process_does_not() -> None:
+    settings = ColdSettings(0.1, "elsewhere", {"strength": 1.0})
+    streams = [Stream(settings, (AmateurStream(None),), "x", index) for index in range(2)]
+    found = GroupRows.of(enumerate(streams), CPU)
+    assert found is not None
+    figures = asked(found, torch.randn(2, 9), {0: 0}, RuleStates(CPU))
+    assert figures["x"][0].nonfinite == RULE_FAILED
 
 
 @pytest.mark.parametrize("stream", [0, 1])

@@ -444,7 +444,10 @@ def test_a_rule_for_two_amateurs() -> None:
     settings, weights = parse_request_args(judge).settings(ColdArgs(), [None, None])
     assert settings.rule_parameters == {"token": 7.0, "threshold": 0.5, "beta": 0.5}
     assert weights == (None, None)
-    assert combine({}, ["judge", "judge"])[0] == ColdSettings(beta="judge")
+    given = {"rule_parameters": {"token": 7}}
+    assert combine(given, ["judge", "judge"])[0].rule_parameters == settings.rule_parameters
+    with pytest.raises(ColdError, match="rule 'judge' needs token"):
+        combine({}, ["judge", "judge"])
     for own in ([None], [None] * 3, [None, -0.5], [None, None, -0.5]):
         with pytest.raises(ColdError) as raised:
             parse_request_args(judge).settings(ColdArgs(), own)
@@ -537,7 +540,8 @@ def test_beta_max_is_short_for_the_parameter() -> None:
                 beta=rule, rule_parameters=wanted
             )
     both = {"cold_beta": "arr", "cold_beta_max": 3, "cold_rule_parameters": {"beta_max": 0}}
-    assert settings(both).rule_parameters == {"beta_max": 0.0}
+    with pytest.raises(ColdError, match="^cold_beta_max=3.0: rule_parameters has it, too"):
+        settings(both)
     for rule in sorted({*RULES} - {"adaptive", "arr"}):
         with pytest.raises(ColdError) as raised:
             settings({"cold_beta": rule, "cold_beta_max": 3})

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.unit
 SETTINGS = st.builds(
     ColdSettings,
     alpha=st.floats(0, 1),
-    beta=st.floats(0, 1e6) | st.sampled_from(sorted(BUILT_IN)),
+    beta=st.floats(0, 1e6) | st.sampled_from(sorted({*BUILT_IN} - {"judge"})),  # wants a token
     expert_top_k=st.none() | st.integers(1, 2**31 - 1),
 )
 AMATEURS = st.builds(
@@ -39,6 +39,8 @@ STREAMS = st.builds(
     group=st.text(),
     index=st.none() | st.integers(0, 4),
     method=st.text(),
+    keeps_state=st.booleans(),
+    retires=st.booleans(),
     slot=st.none() | st.integers(0, 2**31),
 )
 

@@ -12,12 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vllm_cold.errors import ColdError
 from vllm_cold.group.step_stats import OTHER_DRAFTS, StepStats
 from vllm_cold.group.stream import Stream
 from vllm_cold.group.weights import RuleRows, RuleStates, mark_failed
 from vllm_cold.ops import contrastive_scores
 from vllm_cold.ops.interface import Groups
-from vllm_cold.rules import registry
+from vllm_cold.rules import Rule, registry
+from vllm_cold.rules.statistics import Statistics
 
 
 class _Host(NamedTuple):
@@ -63,6 +65,23 @@ def _groups(host: _Host, device: torch.device) -> Groups | None:
     )
 
 
+class _Missing(Rule):
+    """Stands in for a rule that admission knew and this process does not."""
+
+    def __init__(self, error: ColdError) -> None:
+        self._error = error
+
+    def weights(self, s: Statistics, p: Any) -> Tensor:
+        raise self._error
+
+
+def _rule(name: str) -> Rule:
+    try:
+        return registry.get(name)
+    except ColdError as error:
+        return _Missing(error)
+
+
 def _rule_rows(
     host: _Host, streams: Sequence[Stream], device: torch.device
 ) -> tuple[RuleRows, ...]:
@@ -73,7 +92,7 @@ def _rule_rows(
             by_rule.setdefault(name, []).append(row)
     found = []
     for name, listed in by_rule.items():
-        at, rule = np.array(listed), registry.get(name)
+        at, rule = np.array(listed), _rule(name)
         of = [streams[i] for i in host.streams[at].tolist()]
         width = 1 + max(len(each.amateurs) for each in of)
         given = [each.settings.rule_parameters or {} for each in of]
@@ -241,7 +260,7 @@ class GroupRows:
         complete = [
             (of_group, stream)
             for of_group, stream in experts
-            if min(of_group) >= 0 or _may_retire(stream)
+            if min(of_group) >= 0 or stream.retires
         ]
         if not complete:
             return None
@@ -279,8 +298,3 @@ class GroupRows:
             at[:, 1].contiguous(),
             host,
         )
-
-
-def _may_retire(stream: Stream) -> bool:
-    rule = stream.settings.rule
-    return rule is not None and registry.get(rule).retires

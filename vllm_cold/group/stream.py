@@ -44,6 +44,8 @@ class Stream(msgspec.Struct, frozen=True):
         index: Which of them this is: 0 for the expert, i for the i-th amateur; None until the
             scheduler made them.
         method: What the request is counted under; workers need not know.
+        keeps_state: Whether the rule does.
+        retires: Whether the rule may end amateurs.
         slot: Where workers keep the state of the group's rule, a number that no other group has at
             the same time; None for a rule without.
     """
@@ -53,6 +55,8 @@ class Stream(msgspec.Struct, frozen=True):
     group: str = ""
     index: int | None = None
     method: str = ""
+    keeps_state: bool = False
+    retires: bool = False
     slot: int | None = None
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:

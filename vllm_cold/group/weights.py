@@ -18,15 +18,15 @@ from vllm_cold.rules.trial import checked
 
 logger = logging.getLogger("vllm." + __name__)
 
-# A step that was computed may be computed again: its tokens are dropped where a request is
-# preempted meanwhile. So many steps back the state is still there; fewer are under way at once.
+# A step may be computed again: where its tokens were dropped, and where a request that lost its
+# place has rows amid its prefill. So many steps back the state is still there; fewer are under way.
 _KEPT_STEPS = 16
 
 
 @dataclass(slots=True)
 class RuleStates:
     """What rules keep of groups from step to step, on the device. A slot is a group's as long as it
-    lives, and nothing of the one before it is seen: at its first step nothing is read.
+    lives, and nothing of the one before it is seen: at its first step all is 0.
 
     Args:
         device: Of the logits.
@@ -128,19 +128,19 @@ class RuleRows:
         absent = self.rows[:, 1:] < 0
         try:
             choice = checked(rule, rule.weights(statistics, self.parameters), num, streams)
+            weights = torch.where(self.chooses, choice.weights, self.fixed)
+            if self.slots is not None and choice.state is not None:
+                states.write(rule, self.slots, step, choice.state)
+            done = torch.zeros_like(step)
+            if choice.done is not None:
+                bits = 1 << torch.arange(streams - 1, device=done.device)
+                done = ((choice.done & self.chooses & ~absent) * bits).sum(-1)
         except Exception:  # others' code: its requests end, the engine lives on
             logger.exception("CoLD: rule %r failed", rule.name)
             nothing = torch.zeros_like(self.fixed)
             return Chosen(nothing, nothing.new_ones(num, dtype=torch.bool), torch.zeros_like(step))
-        weights = torch.where(self.chooses, choice.weights.float(), self.fixed)
         weights = weights.masked_fill(absent, 0.0)
         failed = ~weights.isfinite().all(-1)
-        if self.slots is not None and choice.state is not None:
-            states.write(rule, self.slots, step, choice.state)
-        done = torch.zeros_like(step)
-        if choice.done is not None:
-            bits = 1 << torch.arange(streams - 1, device=done.device)
-            done = ((choice.done & self.chooses & ~absent) * bits).sum(-1)
         return Chosen(weights.masked_fill(failed.unsqueeze(-1), 0.0), failed, done)
 
 

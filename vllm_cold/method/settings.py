@@ -153,11 +153,15 @@ class ColdSettings(msgspec.Struct, frozen=True):
     expert_top_k: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("alpha", "beta", "expert_top_k"):
+        names = ["alpha", "expert_top_k"]
+        if self.rule_parameters is None or registry.is_known(self.rule):
+            names.append("beta")
+            given = check("rule_parameters", self.rule_parameters)
+            found = rule_parameters(self.rule, {"rule_parameters": given}, "", self.beta)
+            msgspec.structs.force_setattr(self, "rule_parameters", found)
+        # Else its rule is known where it was admitted, and not in this process.
+        for name in names:
             msgspec.structs.force_setattr(self, name, check(name, getattr(self, name)))
-        given = check("rule_parameters", self.rule_parameters)
-        found = rule_parameters(self.rule, {"rule_parameters": given}, "", self.beta)
-        msgspec.structs.force_setattr(self, "rule_parameters", found)
 
     @property
     def rule(self) -> str | None:
@@ -269,7 +273,9 @@ def rule_parameters(
     if (most := given["beta_max"]) is not None:
         if "beta_max" not in registry.get(rule).parameters:
             raise ColdError(prefix + "beta_max", most, f"rule {rule!r} has no such parameter")
-        found.setdefault("beta_max", most)
+        if "beta_max" in found:
+            raise ColdError(prefix + "beta_max", most, "rule_parameters has it, too; give one")
+        found["beta_max"] = most
     return registry.parameters_of(registry.get(rule), found, prefix + "rule_parameters")
 
 

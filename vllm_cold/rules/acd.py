@@ -3,10 +3,13 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vllm_cold.rules.interface import Rule
 from vllm_cold.rules.statistics import Statistics
+
+_NONE = 1e-20  # nats, of two that are certain
 
 
 class ACD(Rule):
@@ -19,4 +22,5 @@ class ACD(Rule):
 
     def weights(self, s: Statistics, p: Any) -> Tensor:
         p_entropy, q_entropy = s.entropy[:, :1], s.entropy[:, 1:]
-        return (p_entropy / (p_entropy + q_entropy)).nan_to_num(nan=0.0)
+        both = p_entropy + q_entropy
+        return torch.where(both > _NONE, p_entropy / both, 0.0)

@@ -9,7 +9,6 @@ from vllm_cold.rules.interface import Choice, Parameter, Rule
 from vllm_cold.rules.statistics import Statistics
 
 _OPEN, _EXPERT, _AMATEUR = 0.0, 1.0, 2.0  # what was decided
-_LARGE = 1e30
 
 
 class GRD(Rule):
@@ -37,10 +36,8 @@ class GRD(Rule):
 
         best = s.log_probability_of_best
         own = best.diagonal(dim1=1, dim2=2)
-        expert = (own[:, :1] - best[:, 0, 1:]).clamp(max=_LARGE)
-        amateur = (own[:, 1:] - best[:, 1:, 0]).clamp(max=_LARGE)
+        expert = own[:, :1] - best[:, 0, 1:]
+        amateur = own[:, 1:] - best[:, 1:, 0]
         tau = torch.where(expert + amateur > 1e-9, amateur / (expert + amateur), 1.0)
-        # Where neither knows the other's token, nothing ties.
-        tau = torch.where(torch.minimum(expert, amateur) < _LARGE, tau, 1.0)
         weight = torch.where(conflict & (trusted == _AMATEUR), 1 - (1 - p.lam) * tau, 0.0)
         return Choice(weight, trusted.unsqueeze(-1), trusted == _EXPERT)

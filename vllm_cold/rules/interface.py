@@ -16,16 +16,20 @@ class Parameter:
     """A number that requests may choose.
 
     Attributes:
-        default: Of requests that do not say.
+        default: Of requests that do not say; None if they must.
         low: The least that is allowed.
         high: The most.
         about: What it is, in a few words.
     """
 
-    default: float
+    default: float | None
     low: float
     high: float
     about: str = ""
+
+    def least(self) -> float:
+        """The default, or the least where there is none."""
+        return self.low if self.default is None else self.default
 
 
 class Choice(NamedTuple):
@@ -48,7 +52,8 @@ class Rule:
 
     It is asked about all groups of a step that use it at once, and computes with tensors alone: no
     ``item()``, ``if`` or shape that depends on their values, so that no device is waited for. It
-    must judge each group by itself. It is tried on made-up logits before an engine serves it.
+    must judge each group by itself, and give the same for the same rows: each device of an engine
+    asks it. It is tried on made-up logits before an engine serves it.
 
     Attributes:
         name: What requests call it.
@@ -63,7 +68,7 @@ class Rule:
             ``vllm-cold explain``, which knows no others, can then tell its weights.
     """
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     about: ClassVar[str] = ""
     parameters: ClassVar[Mapping[str, Parameter]] = {}
     amateurs: ClassVar[int] = 0

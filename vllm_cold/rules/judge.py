@@ -25,7 +25,7 @@ class Judge(Rule):
     name = "judge"
     about = "a building block"
     parameters = {
-        "token": Parameter(0.0, 0.0, 2.0**24 - 1, "id of the token that means yes"),
+        "token": Parameter(None, 0.0, 2.0**24 - 1, "id of the token that means yes"),
         "threshold": Parameter(0.5, 0.0, 1.0, "its least probability"),
         "beta": Parameter(0.5, 0.0, 1e6, "strength where the judge says yes"),
     }
@@ -35,7 +35,8 @@ class Judge(Rule):
 
     def weights(self, s: Statistics, p: Any) -> Choice:
         token = p.token.long().clamp(max=s.vocabulary - 1)
-        yes = s.log_probabilities(2).gather(1, token).exp() >= p.threshold
+        sure = s.log_probabilities(2).gather(1, token).exp() >= p.threshold
+        yes = sure & (p.token < s.vocabulary)
         said = s.state[:, :1, 0]
         said = torch.where(said == _OPEN, torch.where(yes, _YES, _NO), said)
         weight = torch.where(said == _YES, -p.beta, 0.0)

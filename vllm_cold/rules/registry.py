@@ -27,7 +27,9 @@ BUILT_IN = {
     "m3id": "m3id:M3ID",
     "mti": "mti:MTI",
 }
+_MOST_STATE = 16  # each group keeps 2 KiB for each
 _added: dict[str, Rule] = {}  # by --cold-rule
+_paths: dict[str, str] = {}  # their names, by where they are
 
 
 @cache
@@ -62,6 +64,14 @@ def get(name: str, field: str = "beta") -> Rule:
     return made
 
 
+def is_known(name: str | None) -> bool:
+    """Whether ``get`` has the rule; None is no rule, and known."""
+    try:
+        return name is None or get(name) is not None
+    except ColdError:
+        return False
+
+
 @cache
 def _built_in(name: str) -> Rule:
     module, _, kind = BUILT_IN[name].partition(":")
@@ -85,9 +95,8 @@ def add(path: str) -> Rule:
     Raises:
         ColdError: it is not there, or no rule.
     """
-    for rule in _added.values():
-        if rule_path(rule) == path:
-            return rule
+    if (known := _paths.get(path)) in _added:
+        return _added[str(known)]
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
@@ -96,15 +105,10 @@ def add(path: str) -> Rule:
         raise ColdError(
             "rules", path, f"cannot be used as a rule ({type(error).__name__}: {error})"
         ) from error
-    if rule.name in BUILT_IN:
-        raise ColdError("rules", path, f"a rule named {rule.name!r} is built in; name it otherwise")
-    _added[rule.name] = rule
+    if rule.name in BUILT_IN or rule.name in _added:
+        raise ColdError("rules", path, f"there is a rule named {rule.name!r}; name it otherwise")
+    _added[rule.name], _paths[path] = rule, rule.name
     return rule
-
-
-def rule_path(rule: Rule) -> str:
-    """Where a rule is, as ``add`` takes it."""
-    return f"{type(rule).__module__}:{type(rule).__qualname__}"
 
 
 def _checked(found: Any, name: Any) -> Rule:
@@ -116,6 +120,8 @@ def _checked(found: Any, name: Any) -> Rule:
     if not isinstance(name, str) or not name.isidentifier() or found.name != name:
         raise ValueError(f"its name must be an identifier, and {name!r} everywhere it is named")
     rule = found()
+    if not 0 <= rule.state <= _MOST_STATE or (rule.state and rule.of_candidates):
+        raise ValueError(f"its state must be at most {_MOST_STATE}, and 0 if it is of_candidates")
     try_out(rule)
     return rule
 
@@ -136,6 +142,9 @@ def parameters_of(rule: Rule, given: Mapping[str, Any], field: str) -> dict[str,
     found = {}
     for name, declared in rule.parameters.items():
         value = given.get(name, declared.default)
+        if value is None and name not in given:
+            problem = f"rule {rule.name!r} needs {name}: {declared.about}"
+            raise ColdError(field, dict(given), problem)
         if not _allowed(value, declared):
             raise ColdError(
                 f"{field}[{name!r}]",

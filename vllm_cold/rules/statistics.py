@@ -11,7 +11,7 @@ _LARGEST = torch.finfo(torch.float32).max
 # Of a probability; what is less counts as so much. CPUs take twenty times as long for exp where it
 # underflows, and for log of 0.
 _LEAST_LOG = -80.0
-_NOISE = 2e-6  # of a divergence in bits, by rounding
+_NOISE = 1e-5  # of a divergence in bits, by rounding
 
 
 class Statistics:
@@ -67,10 +67,19 @@ class Statistics:
         return self._logits[self._rows[:, stream]]
 
     def log_probabilities(self, stream: int) -> Tensor:
-        """[G, V] ln of each token's probability, -80 or more."""
+        """[G, V] ln of each token's probability, -80 or more, among those that the expert may take:
+        a grammar is the expert's alone.
+        """
         if stream not in self._cached:
-            self._cached[stream] = _log_softmax(self.logits(stream))
+            logits = self.logits(stream)
+            if stream:
+                logits = logits.masked_fill(self._forbidden, -math.inf)
+            self._cached[stream] = _log_softmax(logits)
         return self._cached[stream]
+
+    @cached_property
+    def _forbidden(self) -> Tensor:
+        return self.logits(0) == -math.inf
 
     def _streams(self) -> list[Tensor]:
         return [self.log_probabilities(i) for i in range(self.num_streams)]
@@ -129,8 +138,7 @@ class Statistics:
         """[G, S - 1] ``divergence`` of the distributions over the candidates alone; 0 where the
         amateur is -inf on all of them.
         """
-        found = _divergences([_log_softmax(x) for x in self._candidate_logits])
-        return found.nan_to_num(nan=0.0)
+        return _divergences([_log_softmax(x) for x in self._candidate_logits])
 
     @cached_property
     def reach(self) -> Tensor:
@@ -153,7 +161,7 @@ def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
 
 def _divergences(streams: list[Tensor]) -> Tensor:
     """Of the first one and each of the others, by their log probabilities: the entropy of the
-    middle less the middle of the entropies.
+    middle less the middle of the entropies. 0 for a distribution that is none.
     """
     p, *others = (x.exp() for x in streams)
     entropies = [_entropy(one, log) for one, log in zip((p, *others), streams, strict=True)]

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+from vllm_cold.ops.interface import describe
 from vllm_cold.rules.interface import Choice, Rule
 from vllm_cold.rules.statistics import Statistics
 
@@ -56,7 +57,7 @@ def _ask(rule: Rule, logits: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
     groups, streams = rows.shape
     state = torch.zeros(groups, streams - 1, rule.state)
     p = SimpleNamespace(
-        **{name: torch.full((groups, 1), of.default) for name, of in rule.parameters.items()}
+        **{name: torch.full((groups, 1), of.least()) for name, of in rule.parameters.items()}
     )
     log_alpha = torch.full((groups,), math.log(0.1))
     found: tuple[Tensor, ...] = ()
@@ -74,24 +75,22 @@ def _ask(rule: Rule, logits: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
 
 
 def checked(rule: Rule, returned: Tensor | Choice, groups: int, streams: int) -> Choice:
-    """What a rule returned, as a ``Choice``; raises ValueError for wrong shapes."""
+    """What a rule returned, as a ``Choice``; raises ValueError for another shape or dtype."""
     choice = returned if isinstance(returned, Choice) else Choice(returned)
     if (choice.state is None) != (rule.state == 0):
-        raise ValueError(
-            f"its state is {rule.state} numbers an amateur, and it returns {choice.state}"
-        )
+        raise ValueError(f"its state is {rule.state} numbers an amateur, and it returns another")
     if choice.done is not None and not rule.retires:
         raise ValueError("it returns amateurs as done, and retires is False")
     wanted = {
-        "weights": (groups, streams - 1),
-        "state": (groups, streams - 1, rule.state),
-        "done": (groups, streams - 1),
+        "weights": ((groups, streams - 1), torch.float32),
+        "state": ((groups, streams - 1, rule.state), torch.float32),
+        "done": ((groups, streams - 1), torch.bool),
     }
-    for name, shape in wanted.items():
+    for name, (shape, dtype) in wanted.items():
         part = getattr(choice, name)
-        if part is not None and (not isinstance(part, Tensor) or part.shape != shape):
-            raise ValueError(
-                f"it returns {name} of shape {list(getattr(part, 'shape', ()))}; must be "
-                f"{list(shape)}"
-            )
+        if part is None:
+            continue
+        if not isinstance(part, Tensor) or part.shape != shape or part.dtype != dtype:
+            found = describe(part) if isinstance(part, Tensor) else repr(part)
+            raise ValueError(f"it returns {name} that are {found}; must be {list(shape)} {dtype}")
     return choice

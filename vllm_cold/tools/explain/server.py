@@ -193,9 +193,10 @@ class ServerSource:
             del knobs[PREFIX + "beta"]  # which no amateur uses
         elif of_beta[0] is not None:
             knobs[PREFIX + "beta"] = -of_beta[0]  # beside a rule that another amateur names
-        if (parameters := contrast.settings.rule_parameters) is not None:
-            knobs[PREFIX + "rule_parameters"] = json.dumps(parameters)  # vLLM takes no objects
-        return request_args({**knobs, **asked.args}, self.model)
+        said, key = {**knobs, **asked.args}, PREFIX + "rule_parameters"
+        if isinstance(said.get(key), dict):
+            said[key] = json.dumps(said[key])  # vLLM takes no objects
+        return request_args(said, self.model)
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
         """See ``Source``."""

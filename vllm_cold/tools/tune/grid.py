@@ -114,13 +114,15 @@ def _make_grid(given: Mapping[str, str | None], presets: str | None, weights: An
     for point in points:
         preset = preset_knobs(point.get("preset"))
         strengths = [None if each == "" else each for each in several]
-        if weights is None and isinstance(rule := {**preset, **point}.get("beta"), str):
-            strengths *= registry.get(rule).amateurs or 1  # how many there are is not known here
-        parameters = combine(point, strengths, PREFIX, preset)[0].rule_parameters
-        if own := {name: wanted[name] for name in wanted if name in (parameters or ())}:
-            used.update(own)
-            named = {**point, "rule_parameters": own}
-            parameters = combine(named, strengths, PREFIX, preset)[0].rule_parameters
+        beta = {**preset, **point}.get("beta")
+        if weights is None and isinstance(beta, str):
+            strengths *= registry.get(beta).amateurs or 1  # how many there are is not known here
+        rule = next((each for each in (*strengths, beta) if isinstance(each, str)), None)
+        known = {} if rule is None else registry.get(rule).parameters
+        own = {name: value for name, value in wanted.items() if name in known}
+        used.update(own)
+        said = {**point, "rule_parameters": own} if own else point
+        parameters = combine(said, strengths, PREFIX, preset)[0].rule_parameters
         # Said here and now: to a request that does not, a server's own default would apply.
         text = json.dumps(parameters) if parameters else None
         settings.append(

@@ -38,8 +38,11 @@ def _checked(name: str) -> Callable[[str], Any]:
     """Argparse's ``type`` of a knob: it puts the option's name in front of the error."""
 
     def checked(text: str) -> Any:
+        said = read(name, text)
+        if name == "beta" and isinstance(said, str):
+            return said  # a rule, which --cold-rule may have to load first
         try:
-            value = check(name, read(name, text), "")
+            value = check(name, said, "")
             if name == "without":
                 read_without("", value)
             return value

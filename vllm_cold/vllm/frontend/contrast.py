@@ -8,6 +8,7 @@ from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, read_prompt
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.params import ColdParams
+from vllm_cold.rules import registry
 from vllm_cold.vllm.frontend import prompts
 
 if TYPE_CHECKING:
@@ -81,12 +82,16 @@ class Contrast:
         """What the scheduler is told."""
         amateurs = zip(self.amateurs, self.weights, strict=True)
         own = any(one.source is not None for one in self.amateurs)
+        name = self.settings.rule
+        rule = None if name is None else registry.get(name)
         return Stream(
             self.settings,
             tuple(
                 AmateurStream(weight, _as_data(one.lora), one.prompt) for one, weight in amateurs
             ),
-            method=self.preset or self.settings.rule or ("custom" if own else "cold"),
+            method=self.preset or name or ("custom" if own else "cold"),
+            keeps_state=rule is not None and rule.state > 0,
+            retires=rule is not None and rule.retires,
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -54,8 +54,6 @@ from vllm_cold.group.lockstep import (
 )
 from vllm_cold.group.step_stats import CountersByKind, RowStats
 from vllm_cold.group.stream import from_extra_args
-from vllm_cold.method.arguments import load_rules
-from vllm_cold.rules import registry
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
@@ -107,7 +105,6 @@ class GroupScheduler(Scheduler):
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
         self._slots: list[int] = []  # that were used and are free
         self._num_slots = 0
-        load_rules(self.vllm_config.additional_config)
         self._draft_slots = speculative.max_num_new_slots_for_drafting if speculative else 0
         self._steps_in_flight = 0
         # Of the current pass.
@@ -128,14 +125,12 @@ class GroupScheduler(Scheduler):
         super().add_request(request)
         if stream is None or request.request_id in self._groups:
             return
-        rule = stream.settings.rule and registry.get(stream.settings.rule)
-        slot = self._take_slot() if rule and rule.state else None
+        slot = self._take_slot() if stream.keeps_state else None
         stream = structs.replace(stream, group=self._group_id(request), slot=slot)
         adapter = request.lora_request.lora_name if request.lora_request else ""
         kind = self._counters.kind(stream.method, adapter)
-        group: RequestGroup = Group(
-            make_streams(request, stream), kind, slot=slot, retires=bool(rule and rule.retires)
-        )
+        streams = make_streams(request, stream)
+        group: RequestGroup = Group(streams, kind, slot=slot, retires=stream.retires)
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
             group.drafting = Drafting(self._draft_controller.kinds[kind], seeded=seeded)
@@ -578,7 +573,7 @@ class GroupScheduler(Scheduler):
             if group is None or request_id != group.request_id:
                 continue
             figures = found.get(self._group_id(group.expert), [])
-            if any(each.nonfinite for each in figures):
+            if any(each.nonfinite == 1 for each in figures):
                 self._blocks.mark_nonfinite(group.streams)
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):

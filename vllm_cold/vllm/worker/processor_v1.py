@@ -83,21 +83,24 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         """
         if self._rows is None:
             return logits
-        steps = self._steps(len(logits), self._num_drafts)
+        steps = None
+        if self._rows.rules:
+            steps = self._on_device(self._steps(len(logits), self._num_drafts))
         tally = self._rows.score(logits, steps=steps, states=self._states)
         if tally is not None:
             outputs.hand_over(tally)
         return logits
 
-    def _steps(self, num_rows: int, behind: Sequence[int] | None) -> torch.Tensor | None:
-        """How many tokens the request of each row has got, or is about to get by as many drafts;
-        None where no rule asks. Rows of plain requests are not looked at.
+    def _steps(self, num_rows: int, behind: Sequence[int] | None) -> list[int]:
+        """How many tokens the request of each row has got, or is about to get by as many drafts; 0
+        for plain requests.
         """
-        if self._rows is None or not self._rows.rules:
-            return None
         steps = [0] * num_rows
         for row, (_, tokens) in self._streams.items():
             steps[row] = len(tokens) + (behind[row] if behind else 0)
+        return steps
+
+    def _on_device(self, steps: list[int]) -> torch.Tensor:
         return torch.tensor(steps).to(self._device, non_blocking=True)
 
     def expect_drafts(self, num_drafts: Sequence[int]) -> None:
@@ -123,12 +126,10 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         if self._rows is None:
             return
         self._num_drafts = None
-        steps = self._steps(len(num_drafts), None)
-        if steps is not None:
-            each = torch.tensor(num_drafts, device=self._device)
-            first = torch.repeat_interleave(each.cumsum(0) - each, each)
-            nth = torch.arange(len(logits), device=self._device) - first
-            steps = torch.repeat_interleave(steps, each) + nth
+        steps = None
+        if self._rows.rules:
+            first = zip(self._steps(len(num_drafts), None), num_drafts, strict=True)
+            steps = self._on_device([step + n for step, num in first for n in range(num)])
         tally = self._rows.spread(num_drafts).score(logits, drafts, steps, self._states)
         if tally is not None:
             outputs.hand_over(tally, in_front=True)

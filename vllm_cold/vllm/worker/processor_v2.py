@@ -36,7 +36,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         if getattr(vllm_config, "speculative_config", None) is not None:
             patching.install(drafts_v2.PATCH_POINTS)
         self._device: torch.device = req_states.device
-        self._prompt_len = req_states.prompt_len
+        self._lengths = req_states
         self._states = RuleStates(self._device)
         load_rules(vllm_config.additional_config)
         patching.install_workarounds((block_zeroer.PATCH_POINT,))
@@ -77,9 +77,12 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
             # A request's first row is behind its last token, which may be its prompt's own.
             drafts = ctx.input_ids.masked_fill(ctx.expanded_local_pos == 0, -1)
         steps = None
-        if found.rules:  # of a row, the tokens behind its prompt up to it
-            prompts = self._prompt_len.gpu[ctx.expanded_idx_mapping]
-            steps = (ctx.pos + 1 - prompts).long()
+        if found.rules:
+            # Of a row, the tokens behind its prompt up to it. A request that is prefilled again has
+            # rows amid its output, too: they must not pass for steps that have been.
+            slot = ctx.expanded_idx_mapping
+            known = (ctx.pos + 1).maximum(self._lengths.prefill_len.gpu[slot])
+            steps = (known - self._lengths.prompt_len.gpu[slot]).long()
         if (tally := found.score(logits, drafts, steps, self._states)) is not None:
             outputs.hand_over(tally)
         return logits
