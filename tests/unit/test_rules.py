@@ -14,8 +14,9 @@ from torch import Tensor
 from tests import naive_rules
 from vllm_cold.errors import ColdError
 from vllm_cold.rules import Choice, Parameter, Rule, registry
+from vllm_cold.rules.check import checked
 from vllm_cold.rules.statistics import Statistics
-from vllm_cold.rules.trial import checked, try_out
+from vllm_cold.rules.trial import try_out
 
 pytestmark = pytest.mark.unit
 

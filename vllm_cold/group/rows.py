@@ -98,7 +98,7 @@ def _rule_rows(
         given = [each.settings.rule_parameters or {} for each in of]
         parameters = {
             key: _tensor(np.array([[each[key]] for each in given], dtype=np.float32), device)
-            for key in rule.parameters
+            for key in given[0]  # what the rule of this process lacks, it will say itself
         }
         slots = np.array([-1 if each.slot is None else each.slot for each in of])
         weights, caps = host.weights[at, : width - 1], host.caps[at]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vllm_cold.group.step_stats import RULE_FAILED
 from vllm_cold.ops.interface import MAX_STREAMS
+from vllm_cold.rules.check import checked
 from vllm_cold.rules.interface import Rule
 from vllm_cold.rules.statistics import Statistics
-from vllm_cold.rules.trial import checked
 
 logger = logging.getLogger("vllm." + __name__)
 

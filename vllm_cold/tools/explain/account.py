@@ -19,8 +19,8 @@ import torch
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
 from vllm_cold.rules import registry
+from vllm_cold.rules.check import checked
 from vllm_cold.rules.statistics import Statistics
-from vllm_cold.rules.trial import checked
 from vllm_cold.tools.explain import visible
 from vllm_cold.tools.explain.record import Candidate, Step
 from vllm_cold.tools.explain.source import Logprob, Row
