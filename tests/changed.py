@@ -50,7 +50,7 @@ PARTS = (
             "tests/*/test_facts.py",
             "tests/*/test_tasks.py",
         ),
-        ("benchmarks/*", "examples/*", "docs/benchmarks/*", "vllm_cold/ops/*"),
+        ("benchmarks/*", "examples/*", "docs/accuracy.md", "vllm_cold/ops/*"),
     ),  # fmt: skip
     Part(
         "tune",
@@ -60,7 +60,7 @@ PARTS = (
             "vllm_cold/method/*",
             "vllm_cold/rules/*",
             "vllm_cold/vllm/frontend/*",
-            "docs/tune*",
+            "docs/tuning.md",
         ),
     ),
     Part(
