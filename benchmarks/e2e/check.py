@@ -21,7 +21,7 @@ def agreement(a: Sequence[Sequence[int]], b: Sequence[Sequence[int]]) -> float:
     """The share of the tokens of ``a`` that ``b`` has, too, at the same position."""
     equal = sum(
         x == y
-        for left, right in zip(a, b, strict=True)
+        for left, right in zip(a, b[: len(a)], strict=True)
         for x, y in zip(left, right, strict=False)
     )  # fmt: skip
     return equal / sum(map(len, a))
@@ -35,7 +35,7 @@ def check_equal(
     Args:
         title: What is compared, for messages.
         a: One system.
-        b: Another, on the same prompts.
+        b: Another, on the same prompts; maybe on more.
         gap: Gives for a mode, what its streams have read so far and two tokens, how far the worse
             one's score is behind the best score.
         tie: Up to this, rounding decided.
@@ -45,7 +45,7 @@ def check_equal(
     """
     problems: list[str] = []
     ties: list[str] = []
-    for index, (left, right) in enumerate(zip(a.output, b.output, strict=True)):
+    for index, (left, right) in enumerate(zip(a.output, b.output[: len(a.output)], strict=True)):
         at = first_difference(left, right)
         if at is None:
             continue

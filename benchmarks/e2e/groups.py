@@ -12,6 +12,7 @@ STREAMS = 3  # of the largest group here
 SHARES = {"0.25x": 0.25, "2x": 2.0}  # an amateur's own prompt, in its expert's
 LONGEST = max(SHARES.values())
 LENGTH = 256  # tokens of an expert's prompt
+CHECKED = 8  # requests of a batch that the naive loop decodes, too
 TRIPLED = "3 x plugin base"  # as many requests as a batch of groups of three has streams
 THREE = (
     System("three", "CoLD, 3 streams", "plugin", "three"),
@@ -77,14 +78,15 @@ def group_jobs(prompts: Sequence[list[int]], batch: int, options: Any) -> Jobs:
 
 
 def references(jobs: Jobs) -> list[tuple[Job, Job]]:
-    """Jobs of the naive loop, run once each, and what must give their tokens in float32: all jobs
-    but those of a single token.
+    """Jobs of the naive loop, run once each on the first requests, and what must give their tokens
+    in float32: all jobs but those of a single token and of rules.
     """
     pairs = []
     for job in jobs.values():
         if job.tokens > 1 and job.system not in RULES:
             name = f"naive {job.label.removeprefix('plugin ')}"
             naive = System(f"naive-{job.system.key}", name, "naive", job.system.mode)
-            twin = Job(naive, name, job.prompts, job.tokens, 0, own=job.own)
+            prompts, own = job.prompts[:CHECKED], job.own[:CHECKED]
+            twin = Job(naive, name, prompts, job.tokens, 0, own=own)
             pairs.append((twin, job))
     return pairs

@@ -59,6 +59,12 @@ def cell_ratios(jobs: Jobs) -> Iterator[tuple[str, list[float]]]:
     for over, under in RATIOS:
         if over in jobs and under in jobs:
             yield f"{over} / {under}", ratios(jobs[over].seconds, jobs[under].seconds)
+    # What rules save: rows behind the first tokens, and tokens for which no amateur counts.
+    for system in groups.RULES:
+        job, kept = jobs.get(system.label), jobs.get(groups.own_prompt("0.25x"))
+        if job and kept and kept.counts:
+            yield f"{system.label}, rows", [job.counts["steps"] / kept.counts["steps"]]
+            yield f"{system.label}, idle tokens", [job.counts["idle"] / sum(map(len, job.output))]
     # An amateur with a prompt of its own over one with its expert's, plus the prefill of the one
     # prompt, less that of the other.
     equal = SYSTEMS["cold"].label
@@ -81,6 +87,6 @@ def pages(findings: Findings) -> str:
     parts = [
         table(["cell", "system", *columns], rows, 2),
         NOTE.format(reference, groups.NOTE if groups.TRIPLED in labels else SYSTEMS_NOTE),
-        table(["cell", "seconds", "ratio"], [[t, n, spread_text(v)] for t, n, v in divided], 2),
+        table(["cell", "compared", "ratio"], [[t, n, spread_text(v)] for t, n, v in divided], 2),
     ]
     return "\n\n".join(parts)

@@ -37,10 +37,11 @@ class CountersByKind:
         emitted: Tokens of these.
         drafted: Drafts of these.
         accepted: Of the drafts.
+        idle: Tokens of groups whose rule gave each amateur the weight 0, or had none left.
     """
 
     def __init__(self) -> None:
-        self.steps = self.emitted = self.drafted = self.accepted = 0
+        self.steps = self.emitted = self.drafted = self.accepted = self.idle = 0
         self._seen: set[str] = set()
 
     def add(self, scheduled: Any, result: Any) -> None:
@@ -57,6 +58,8 @@ class CountersByKind:
                 self.drafted += len(drafts.get(request_id, ()))
                 self.accepted += len(tokens) - 1
             self._seen.add(request_id)
+        for step_stats in getattr(result, "cold", ()):
+            self.idle += sum(figures.idle for _, figures in step_stats.figures())
 
     def reply(self) -> dict[str, int]:
         """The attributes."""
