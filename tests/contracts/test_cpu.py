@@ -152,6 +152,16 @@ def test_v2_still_maps_logits_by_request() -> None:
 
 
 @since(0, 32)
+def test_cpu_scan_still_gives_the_last_states_alone() -> None:
+    """Else the cure can go."""
+    scan = "vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm:_mamba_chunk_scan_combined_fwd_cpu"
+    assert source_of(find(scan)).count("return_intermediate_states") == 1  # a parameter
+    spec = "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec"
+    contains(spec, "num_prefill_checkpoint_blocks=1")
+    assert "is_cpu" not in source_of(find(spec))
+
+
+@since(0, 32)
 def test_padding_is_still_cut_by_the_threshold() -> None:
     """Else its report can go."""
     in_order(

@@ -8,9 +8,6 @@ missing: with LoRA it does not run in stock vLLM on a CPU.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,22 +20,8 @@ from tests.naive import Group, Trace, assert_same_tokens
 
 pytestmark = pytest.mark.engine
 
-ROOT = Path(__file__).parents[2]
 # A bias, caps on logits and sliding windows, fused layers; a quarter of a minute each.
 IN_EVERY_RUN = ("qwen2", "gemma2", "phi3")
-
-
-@pytest.fixture(scope="module")
-def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one for each family of this run."""
-    folder = tmp_path_factory.mktemp("families")
-    specs = [getattr(item, "callspec", None) for item in request.session.items]
-    wanted = {spec.params["family"] for spec in specs if spec and "family" in spec.params}
-    # In a process without vLLM.
-    command = [sys.executable, "-m", "tests.engine.families", str(folder), *sorted(wanted)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:

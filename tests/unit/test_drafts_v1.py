@@ -106,7 +106,8 @@ class Options:
 
 
 def processor_of(requests: Sequence[Request]) -> ColdLogitsProcessorV1:
-    processor = ColdLogitsProcessorV1(SimpleNamespace(additional_config=None), CPU, False)
+    config = SimpleNamespace(additional_config=None, model_config=SimpleNamespace(is_hybrid=False))
+    processor = ColdLogitsProcessorV1(config, CPU, False)
     added = [(row, request.params, None, []) for row, request in enumerate(requests)]
     processor.update_state(BatchUpdate(len(requests), [], added, []))
     return processor

@@ -60,7 +60,6 @@ def test_an_ordinary_engine_is_prepared() -> None:
     [
         ({"runner_type": "pooling"}, "pooling model"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"is_hybrid": True}, "state-space"),
         (
             {"enable_trace_replay": True},
             "it has enable_trace_replay, which CoLD does not support; start it without",
@@ -75,6 +74,38 @@ def test_models_that_cannot(model: dict[str, Any], reason: str) -> None:
     engine.additional_config = {"cold": True}
     with pytest.raises(ValueError, match=reason):
         configure(engine)
+
+
+@pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])
+def test_models_with_states(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By vLLM's release and options, not by family; each says what to do."""
+
+    def engine(**cache: Any) -> Any:
+        made = config(**{kind: True})
+        made.cache_config = SimpleNamespace(mamba_cache_mode="align", **cache)
+        return made
+
+    def said(engine: Any) -> str:
+        return str(unsupported(engine))
+
+    for version in ("0.23.0", "0.31.2"):
+        monkeypatch.setattr(versions, "vllm_version", lambda version=version: version)
+        assert said(engine()).endswith(
+            "CoLD supports with vLLM 0.32 and newer; update vLLM, or serve another model."
+        )
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
+    for mode, works in (("none", True), ("align", True), ("all", False)):
+        made = engine()
+        made.cache_config.mamba_cache_mode = mode
+        assert (unsupported(made) is None) == works
+    assert said(made).startswith("mamba_cache_mode='all'") and "--mamba-cache-mode" in said(made)
+    assert "(--no-use-replayssm)" in said(engine(use_replayssm=True))
+    made = engine()
+    made.speculative_config = SimpleNamespace(method="mtp", num_speculative_tokens=1)
+    assert said(made).startswith("speculative decoding is on (mtp) with state-space layers")
+    made = engine()
+    made.scheduler_config.enable_chunked_prefill = False
+    assert "--enable-chunked-prefill" in said(made)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -241,6 +272,47 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     with pytest.raises(ColdError, match="KV cache blocks"):
         fit(engine, pair, 8, max_tokens + 1)
     assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
+
+
+@pytest.mark.parametrize(
+    ("mode", "attends", "num_blocks", "one", "most", "needed"),
+    [
+        # Of what a request of 64 tokens takes in blocks of 8, eight are for tokens.
+        ("none", True, 30, 8 + 9, 27, "30 KV cache blocks of 8 tokens (18 of them for states)"),
+        ("align", True, 30, 8 + 2 * 5, 19, "30 KV cache blocks of 8 tokens (20 of them"),
+        # Within its first block, a stream has one of each.
+        ("align", True, 24, 8 + 2 * 5, 5, "27 KV cache blocks of 8 tokens (20 of them"),
+        ("align", True, 60, 8 + 3 * 9, 5, "61 KV cache blocks of 8 tokens (54 of them"),
+        ("none", False, 3, 1, 35, None),
+        ("align", False, 4, 2, 5, "4 KV cache blocks of 8 tokens (4 of them for states)"),
+    ],
+)
+def test_states_count(
+    mode: str, attends: bool, num_blocks: int, one: int, most: int, needed: str | None
+) -> None:
+    """What a stream's states take, it takes however short its prompt: the expert's has 30 tokens,
+    the amateur's 4.
+    """
+    kind = {"is_hybrid": attends, "is_attention_free": not attends}
+    engine = config(hf_text_config=SimpleNamespace(), **kind)
+    engine.cache_config = SimpleNamespace(
+        num_gpu_blocks=num_blocks,
+        block_size=8,
+        sliding_window=None,
+        mamba_cache_mode=mode,
+        kv_cache_max_concurrency=num_blocks / one,
+    )
+    engine.parallel_config = SimpleNamespace(data_parallel_size=1)
+    pair = [AmateurSpec("amateur", "amateur", prompt=[1, 2, 3, 4])]
+    assert fit(engine, pair, 30, most) == most
+    assert fit(engine, pair, 30, 35, unlimited=True) == most
+    if needed is not None:
+        with pytest.raises(ColdError) as refused:
+            fit(engine, pair, 30, most + 1)
+        assert f"the two streams of a CoLD request need {needed}" in str(refused.value)
+    # What vLLM does not say is left to the scheduler.
+    engine.cache_config.kv_cache_max_concurrency = None
+    assert fit(engine, pair, 30, 35) == 35
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------
