@@ -24,6 +24,7 @@ that rounding could decide. `Trace.settled` gives that length.
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -286,6 +287,9 @@ class NaiveCold:
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             model, dtype=dtype, attn_implementation="eager"
         )
+        takes = inspect.signature(self._model.forward).parameters
+        # State-space models without attention have another name for it.
+        self._cache = "past_key_values" if "past_key_values" in takes else "cache_params"
         for name, folder in adapters.items():
             if isinstance(self._model, PeftModel):
                 self._model.load_adapter(folder, name, autocast_adapter_dtype=False)
@@ -305,11 +309,10 @@ class NaiveCold:
             self._model.set_adapter(adapter)
         elif isinstance(self._model, PeftModel):
             base = self._model.disable_adapter()
+        kept = {self._cache: cache}
         with base:
-            out = self._model(
-                input_ids=torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
-        return out.logits[:, -1].float(), out.past_key_values
+            out = self._model(input_ids=torch.tensor(ids), **kept, use_cache=True, logits_to_keep=1)
+        return out.logits[:, -1].float(), out[self._cache]
 
     def greedy(
         self,

@@ -36,6 +36,7 @@ class Family:
     settings: dict[str, Any] = field(default_factory=dict)
     lora: list[str] = field(default_factory=lambda: LORA_MODULES)
     tied: bool = False
+    last_norm: str = "norm"
     dtype: str = "float32"  # of engines; if another, their own single streams are the reference
 
 
@@ -133,6 +134,21 @@ WITH_STATES = {
         },
         ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
     ),
+    # Short convolutions, whose states are inputs. vLLM ties its weights, whatever a config says.
+    "lfm2": Family(
+        "Lfm2Config",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "conv_dim": HIDDEN,
+            "block_dim": HIDDEN,
+            "block_auto_adjust_ff_dim": False,
+            "max_position_embeddings": LONGEST + MAX_TOKENS,
+        },
+        ["q_proj", "k_proj", "v_proj", "in_proj", "w1", "w2", "w3"],
+        tied=True,
+        last_norm="embedding_norm",
+    ),
     "mamba-2": Family(
         "Mamba2Config",
         {
@@ -207,7 +223,7 @@ def make_model(family: Family, folder: Path) -> Path:
         if family.tied:
             # Or each token's best successor would be itself.
             model.model.embed_tokens.weight.mul_(0.1)
-            model.model.norm.weight.add_(9.0)
+            getattr(model.model, family.last_norm).weight.add_(9.0)
     model.save_pretrained(folder)
     return folder
 
