@@ -275,44 +275,29 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
 
 
 @pytest.mark.parametrize(
-    ("mode", "attends", "num_blocks", "one", "most", "needed"),
-    [
-        # Of what a request of 64 tokens takes in blocks of 8, eight are for tokens.
-        ("none", True, 30, 8 + 9, 27, "30 KV cache blocks of 8 tokens (18 of them for states)"),
-        ("align", True, 30, 8 + 2 * 5, 19, "30 KV cache blocks of 8 tokens (20 of them"),
-        # Within its first block, a stream has one of each.
-        ("align", True, 24, 8 + 2 * 5, 5, "27 KV cache blocks of 8 tokens (20 of them"),
-        ("align", True, 60, 8 + 3 * 9, 5, "61 KV cache blocks of 8 tokens (54 of them"),
-        ("none", False, 3, 1, 35, None),
-        ("align", False, 4, 2, 5, "4 KV cache blocks of 8 tokens (4 of them for states)"),
-    ],
+    ("mode", "usable", "max_tokens"),
+    [("none", 12, 1), ("none", 16, 9), ("align", 6, 1), ("align", 12, 9), ("align", 20, 17)],
 )
-def test_states_count(
-    mode: str, attends: bool, num_blocks: int, one: int, most: int, needed: str | None
-) -> None:
-    """What a stream's states take, it takes however short its prompt: the expert's has 30 tokens,
-    the amateur's 4.
+def test_states_take_blocks_too(mode: str, usable: int, max_tokens: int) -> None:
+    """Two groups of layers with attention, and four blocks for states: a stream of a single block
+    has not as many, where there are some for each of its last blocks.
     """
-    kind = {"is_hybrid": attends, "is_attention_free": not attends}
-    engine = config(hf_text_config=SimpleNamespace(), **kind)
+    engine = config(max_model_len=1000, is_hybrid=True)
     engine.cache_config = SimpleNamespace(
-        num_gpu_blocks=num_blocks,
+        num_gpu_blocks=1 + usable,
         block_size=8,
         sliding_window=None,
         mamba_cache_mode=mode,
-        kv_cache_max_concurrency=num_blocks / one,
+        kv_cache_max_concurrency=(1 + usable) / (2 * 125 + 4),
     )
     engine.parallel_config = SimpleNamespace(data_parallel_size=1)
-    pair = [AmateurSpec("amateur", "amateur", prompt=[1, 2, 3, 4])]
-    assert fit(engine, pair, 30, most) == most
-    assert fit(engine, pair, 30, 35, unlimited=True) == most
-    if needed is not None:
-        with pytest.raises(ColdError) as refused:
-            fit(engine, pair, 30, most + 1)
-        assert f"the two streams of a CoLD request need {needed}" in str(refused.value)
-    # What vLLM does not say is left to the scheduler.
-    engine.cache_config.kv_cache_max_concurrency = None
-    assert fit(engine, pair, 30, 35) == 35
+    pair = [AmateurSpec("amateur", "amateur")]
+    assert fit(engine, pair, 8, max_tokens) == max_tokens
+    with pytest.raises(ColdError, match=rf"states included, and the engine has {usable};"):
+        fit(engine, pair, 8, max_tokens + 1)
+    assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
+    engine.cache_config.kv_cache_max_concurrency = None  # as in processes that are not told
+    assert fit(engine, pair, 8, 900) == 900
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------

@@ -2,15 +2,38 @@
 """Whether a request's streams fit the context and the KV cache, each at its own length."""
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
-from vllm_cold.vllm.worker.states import has_states
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
+
+
+class Blocks(NamedTuple):
+    """The KV cache as a request meets it.
+
+    Attributes:
+        usable: Blocks that a request can have.
+        size: Tokens of a block.
+        layers: How many blocks a stream takes for so many tokens: in models with states, layers
+            with attention may be in several groups.
+        states: How many it takes for its states, however long it is.
+        kept: Of how many steps at most; a stream of fewer blocks has fewer.
+    """
+
+    usable: int
+    size: int
+    layers: int = 1
+    states: int = 0
+    kept: int = 1
+
+    def of_a_stream(self, num_tokens: int) -> int:
+        """How many blocks a stream takes that gets so long."""
+        blocks = -(-num_tokens // self.size)
+        return self.layers * blocks + self.states * min(blocks, self.kept) // self.kept
 
 
 def most_tokens(config: "ModelConfig") -> int | None:
@@ -60,68 +83,43 @@ def fit(
                 f"{least} is more than max_model_len={limit}; shorten it or lower max_tokens",
             )
         max_tokens = min(max_tokens, left)
-    if (cache := _cache(config)) is None:
+    if (blocks := _blocks(config)) is None:
         return max_tokens
     lookahead = getattr(config, "num_lookahead_tokens", 0)  # a drafter writes so far ahead
 
-    def full(tokens: int) -> Iterator[int]:
+    def needed(tokens: int) -> int:
         # The last token is sampled, but nothing is computed for it. That prompts which begin alike
         # share blocks is nothing to rely on: one may be admitted before the other's are there.
-        return (min(length + tokens - 1 + lookahead, limit) for length in lengths)
+        full = (min(length + tokens - 1 + lookahead, limit) for length in lengths)
+        return sum(map(blocks.of_a_stream, full))
 
-    def needed(tokens: int) -> int:
-        return sum(map(cache.blocks, full(tokens)))
-
-    most = bisect_right(range(1, max_tokens + 1), cache.usable, key=needed)
+    most = bisect_right(range(1, max_tokens + 1), blocks.usable, key=needed)
     if most < min(asked, max_tokens):
         same = len(set(lengths)) == 1
         told = (
             f"the prompt's {lengths[0]}" if same else f"prompts of {', '.join(map(str, lengths))}"
         )
         streams = "two" if len(lengths) == 2 else len(lengths)
-        kept = sum(map(cache.state_blocks, full(asked)))
-        states = f" ({kept} of them for states)" if kept else ""
         raise ColdError(
             "max_tokens",
             asked,
             f"with {told} tokens, the {streams} streams of a CoLD request need {needed(asked)} "
-            f"KV cache blocks of {cache.block_size} tokens{states}, and the engine has "
-            f"{cache.usable}; lower max_tokens, shorten the prompt or enlarge the KV cache",
+            f"KV cache blocks of {blocks.size} tokens{', states included' * bool(blocks.states)}, "
+            f"and the engine has {blocks.usable}; lower max_tokens, shorten the prompt or enlarge "
+            "the KV cache",
         )
     return most
 
 
-class _Cache(NamedTuple):
-    """A KV cache as a request sees it.
+def _blocks(config: "VllmConfig") -> Blocks | None:
+    """None where it is not known, and the scheduler ends a request that does not fit with an error.
 
-    Attributes:
-        usable: How many blocks a request can have.
-        block_size: Their tokens.
-        attends: Whether tokens take blocks.
-        states: How many blocks the states of a stream take, whatever its length.
-        first: Of them, those that a stream within its first block takes at least.
+    With states vLLM says how many of the longest requests the cache holds (since 0.32). What is
+    left of such a request's blocks when its tokens have theirs is for states; where these are more
+    than one group's blocks for all its tokens, they are counted as if they grew with its length,
+    which is too few, never too many.
     """
-
-    usable: int
-    block_size: int
-    attends: bool = True
-    states: int = 0
-    first: int = 0
-
-    def blocks(self, tokens: int) -> int:
-        """How many a stream of so many tokens takes."""
-        return self.attends * -(-tokens // self.block_size) + self.state_blocks(tokens)
-
-    def state_blocks(self, tokens: int) -> int:
-        """Of these, those for its states."""
-        return self.first if tokens <= self.block_size else self.states
-
-
-def _cache(config: "VllmConfig") -> _Cache | None:
-    """What it has; None where that is not known, and the scheduler ends a request that does not fit
-    with an error.
-    """
-    cache = config.cache_config
+    model, cache = config.model_config, config.cache_config
     num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
     if not num_blocks or not block_size:
         return None  # not known yet in this process
@@ -133,28 +131,12 @@ def _cache(config: "VllmConfig") -> _Cache | None:
     num_blocks //= parallel.data_parallel_size_local if local else parallel.data_parallel_size
     # vLLM keeps one block as the null block, and the watermark's free when an amateur is admitted.
     watermark = int(getattr(config.scheduler_config, "watermark", 0.0) * num_blocks)
-    found = _Cache(num_blocks - 1 - watermark, block_size)
-    return _with_states(found, config, num_blocks) if has_states(config.model_config) else found
-
-
-def _with_states(cache: _Cache, config: "VllmConfig", num_blocks: int) -> _Cache | None:
-    """The same for a model with state-space layers; None where their share is not known.
-
-    vLLM tells front ends how many requests of the greatest length fit, thus how many blocks one
-    takes. Attention layers, of which such models have the fewer, are one group of them.
-    """
-    model = config.model_config
-    attends = not getattr(model, "is_attention_free", False)
-    concurrency = getattr(config.cache_config, "kv_cache_max_concurrency", None)
-    if not concurrency or (attends and getattr(model.hf_text_config, "sliding_window", None)):
+    usable = num_blocks - 1 - watermark
+    if not (model.is_hybrid or getattr(model, "is_attention_free", False)):
+        return Blocks(usable, block_size)
+    if not (longest := getattr(cache, "kv_cache_max_concurrency", None)):
         return None
-    one = round(num_blocks / concurrency)
-    states = one - attends * -(-model.max_model_len // cache.block_size)
-    if states < 1:
-        return None
-    first = states
-    if config.cache_config.mamba_cache_mode == "align":
-        # Of each, the running one and the one before, and with some kernels one at the prompt's
-        # end.
-        first = states // (2 if states % 3 else 3)
-    return cache._replace(attends=attends, states=states, first=first)
+    layers, states = divmod(round(num_blocks / longest), -(-model.max_model_len // block_size))
+    # With prefix caching: that of the step before, this step's, and one at the end of the prompt.
+    kept = 3 if getattr(cache, "mamba_cache_mode", "none") == "align" else 1
+    return Blocks(usable, block_size, layers, states, kept)
