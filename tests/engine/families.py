@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random models of some families with two random adapters each, and what the naive reference
-makes of groups on them. A process of its own, ``python -m tests.engine.families FOLDER
-NAME...``: importing vLLM changes what some models are in transformers (OLMo 2's), so it must not be
-imported here.
+makes of groups on them. A process of its own, ``python -m tests.engine.families FOLDER NAME...
+[--long]``: importing vLLM changes what some models are in transformers (OLMo 2's), so it must not
+be imported here.
 """
 
 import json
@@ -188,18 +188,12 @@ WITH_STATES_IN_BFLOAT16 = {
         dtype="bfloat16",
     ),
 }
-# Prompts of 1 to ``LONGEST`` tokens beside each other.
-LONG_GROUPS = make_groups(100)
 ALL = {**FAMILIES, **WITH_STATES, **WITH_STATES_IN_BFLOAT16}
 
 
-def groups_of(name: str) -> list[Group]:
-    """What is asked of a family."""
-    if name in FAMILIES:
-        return GROUPS
-    if ALL[name].lora:
-        return LONG_GROUPS[:40]
-    return [group for group in LONG_GROUPS if not num_adapters(group)][:40]
+def long_groups_of(name: str) -> list[Group]:
+    """What is asked of a family, with prompts of 1 to ``LONGEST`` tokens beside each other."""
+    return [group for group in make_groups(100) if ALL[name].lora or not num_adapters(group)][:40]
 
 
 def make_model(family: Family, folder: Path) -> Path:
@@ -257,7 +251,7 @@ def write_traces(naive: NaiveCold, groups: Sequence[Group], folder: Path) -> Non
     (folder / "traces.json").write_text(json.dumps(traces))
 
 
-def main(folder: Path, names: Sequence[str]) -> None:
+def main(folder: Path, *names: str, long: bool) -> None:
     """Write a folder for each family: model, adapters and, in float32, traces."""
     for name in names:
         family, own = ALL[name], folder / name
@@ -266,8 +260,10 @@ def main(folder: Path, names: Sequence[str]) -> None:
         for seed, path in enumerate(adapters.values(), 1):
             make_adapter(family, model, path, seed)
         if family.dtype == "float32":
-            write_traces(NaiveCold(model, adapters), groups_of(name), own)
+            groups = long_groups_of(name) if long else GROUPS
+            write_traces(NaiveCold(model, adapters), groups, own)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    names = [argument for argument in sys.argv[2:] if argument != "--long"]
+    main(Path(sys.argv[1]), *names, long="--long" in sys.argv)

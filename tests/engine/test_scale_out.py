@@ -19,6 +19,9 @@ from tests.naive import NaiveCold, assert_same_tokens
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 
+LONG_PROMPTS = True
+
+
 @pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_tensor_parallel(
     sharded: bool, make_llm: Any, tiny: Path, naive: NaiveCold, monkeypatch: pytest.MonkeyPatch

@@ -26,17 +26,18 @@ from tests.engine.families import (
     VOCAB_SIZE,
     WITH_STATES,
     WITH_STATES_IN_BFLOAT16,
-    groups_of,
+    long_groups_of,
 )
 from tests.engine.pressure import assert_idle, drive, preempted_pairs
-from tests.engine.streams import LONGEST, MAX_TOKENS, SHORT, decode, generate, job, length
+from tests.engine.streams import LONGEST, MAX_TOKENS, decode, generate, job, length
 from tests.engine.test_pause import Pauses
 from tests.naive import Amateur, Group, Trace, assert_same_tokens, step
 from vllm_cold.vllm import versions
 
 pytestmark = [
     pytest.mark.engine,
-    pytest.mark.timeout(900),
+    pytest.mark.full,  # one of them is in test_families.py in every run
+    pytest.mark.timeout(1200),
     pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32"),
 ]
 
@@ -44,14 +45,13 @@ SMALL_STEPS = {"max_num_batched_tokens": 64}
 TIGHT = {**SMALL_STEPS, "max_model_len": 256}
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "align-tight": {**TIGHT, "num_gpu_blocks_override": 60},
-    # Those below in full.
     "align": {},
     "align-chunks": {**SMALL_STEPS, "async_scheduling": True},
     "align-compiled": {**SMALL_STEPS, "async_scheduling": True, "enforce_eager": False},
     "none-chunks": {**SMALL_STEPS},
     "none-tight": {**TIGHT, "num_gpu_blocks_override": 40, "async_scheduling": True},
 }
-IN_EVERY_RUN = ("granite-4-hybrid", "align-tight")
+LONG_PROMPTS = True
 
 
 def engine_of(make_llm: Any, folder: Path, name: str, **options: Any) -> Any:
@@ -80,7 +80,7 @@ def cases(folder: Path, name: str) -> tuple[list[Group], list[Trace]]:
     read = json.loads((folder / "traces.json").read_text())
     longest = CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS) - MAX_TOKENS
     groups, traces, unlike = [], [], []
-    both = zip(groups_of(folder.name), read["groups"], read["experts"], strict=True)
+    both = zip(long_groups_of(folder.name), read["groups"], read["experts"], strict=True)
     for group, trace, plain in both:
         if length(group) <= longest:
             groups.append(group)
@@ -91,14 +91,8 @@ def cases(folder: Path, name: str) -> tuple[list[Group], list[Trace]]:
     return groups, traces
 
 
-@pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        pytest.param(family, name, marks=[] if (family, name) == IN_EVERY_RUN else pytest.mark.full)
-        for family in WITH_STATES
-        for name in CONFIGURATIONS
-    ],
-)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("family", WITH_STATES)
 def test_tokens_equal_the_reference(family: str, name: str, folders: Path, make_llm: Any) -> None:
     """The second time the prompts are in the prefix cache, in another order."""
     folder = folders / family
@@ -118,7 +112,6 @@ def test_tokens_equal_the_reference(family: str, name: str, folders: Path, make_
     assert bool(cached) == name.startswith("align")
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("level", [0, 1])
 @pytest.mark.parametrize("name", ["align-tight", "none-tight"])
 @pytest.mark.parametrize("family", ["granite-4-hybrid", "mamba-2"])
@@ -136,7 +129,6 @@ def test_arrivals_priorities_aborts_and_pauses(
     assert_same_tokens(list(got.values()), [expected[i % len(groups)] for i in got])
 
 
-@pytest.mark.full
 @pytest.mark.parametrize(
     ("name", "most"),
     # Of 24 blocks, the states take one or two for each of three groups and each stream; the rest
@@ -198,7 +190,6 @@ def is_near_the_best(logits: Sequence[torch.Tensor], group: Group, token: int) -
     return bool(more.scores[token] >= fewer.scores.max() - 2 * slack)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("name", ["align", "align-chunks", "none-chunks"])
 @pytest.mark.parametrize("family", WITH_STATES_IN_BFLOAT16)
 def test_tokens_are_those_of_single_streams(
@@ -208,7 +199,7 @@ def test_tokens_are_those_of_single_streams(
     folder = folders / family
     groups = [
         group
-        for group in groups_of(family)
+        for group in long_groups_of(family)
         if group.amateurs and group.rule is None and group.expert_top_k is None
     ]
     llm = engine_of(make_llm, folder, name, max_logprobs=VOCAB_SIZE)
