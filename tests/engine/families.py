@@ -37,6 +37,7 @@ class Family:
     lora: list[str] = field(default_factory=lambda: LORA_MODULES)
     tied: bool = False
     last_norm: str = "norm"
+    recompute: bool = False  # transformers' cache cannot be used
     dtype: str = "float32"  # of engines; if another, their own single streams are the reference
 
 
@@ -120,6 +121,7 @@ WITH_STATES = {
         "FalconH1Config",
         {**_MAMBA, "mamba_d_ssm": 256, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
         LORA_MODULES,
+        recompute=True,
     ),
     "nemotron-h": Family(
         "NemotronHConfig",
@@ -152,6 +154,7 @@ WITH_STATES = {
     "mamba-2": Family(
         "Mamba2Config",
         {
+            "intermediate_size": 2 * HIDDEN,
             "num_heads": 8,
             "state_size": 8,
             "n_groups": 1,
@@ -261,7 +264,8 @@ def main(folder: Path, *names: str, long: bool) -> None:
             make_adapter(family, model, path, seed)
         if family.dtype == "float32":
             groups = long_groups_of(name) if long else GROUPS
-            write_traces(NaiveCold(model, adapters), groups, own)
+            naive = NaiveCold(model, adapters, recompute=family.recompute)
+            write_traces(naive, groups, own)
 
 
 if __name__ == "__main__":
