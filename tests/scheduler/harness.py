@@ -160,7 +160,11 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         classes: The synchronous and the asynchronous scheduler class; default: CoLD's.
     """
     model_config = ModelConfig(
-        model=str(model), dtype="float32", seed=0, max_model_len=setup.max_model_len
+        model=str(model),
+        dtype="float32",
+        seed=0,
+        max_model_len=setup.max_model_len,
+        hf_overrides={"max_position_embeddings": max(setup.max_model_len, 512)},
     )
     parallel_config = ParallelConfig()
     speculative_config = None

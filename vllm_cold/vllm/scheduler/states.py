@@ -85,7 +85,7 @@ class StateSplit:
         if not self.is_on:
             return True
         leader = group.leader
-        earlier = [(leader, leader.num_computed_tokens or num_cached)]
+        earlier = [(leader, _begins(leader, num_cached))]
         for follower in sorted(group.followers, key=found.__contains__):  # as they get their turns
             start = follower.num_computed_tokens
             if (one := found.get(follower)) is not None:
@@ -96,19 +96,17 @@ class StateSplit:
             left = tokens_left(follower, start)
             if self.split(follower, left, start - follower.num_computed_tokens) < left:
                 return False
-            earlier.append((follower, start))
+            earlier.append((follower, _begins(follower, start)))
         return True
 
     def _leaves(self, stream: Request, start: int, later: Request, num_found: int) -> bool:
         """Whether a stream that gets from ``start`` to its sampling position leaves a block in the
         prefix cache that ``later`` would find behind, or in place of, what it finds now: then it
-        would not be admitted in the same step, or not with all of its prompt.
+        would not be admitted in the same step, or not with all of its prompt. A state at the start
+        counts as one of this step.
         """
-        size = self._scheduler.block_size
-        unit: int = getattr(self._scheduler, "hash_block_size", size)
-        # A state within a block is copied elsewhere before its stream goes on from there.
-        moved = start % unit == 0 and start % size > 0
-        first = max(start // unit + 1 - moved, num_found // unit)
+        unit: int = getattr(self._scheduler, "hash_block_size", self._scheduler.block_size)
+        first = max(-(-start // unit), num_found // unit, 1)
         last = min(stream.num_tokens, later.num_tokens - 1) // unit
         # A block's hash is one of all tokens up to its end.
         return (
@@ -116,3 +114,12 @@ class StateSplit:
             and not later.skip_reading_prefix_cache
             and stream.block_hashes[first - 1] == later.block_hashes[first - 1]
         )
+
+
+def _begins(request: Request, num_cached: int) -> int:
+    """Where the first of the steps begins that a request is in: until they are over, vLLM keeps the
+    state at that position.
+    """
+    if not request.num_computed_tokens:
+        return num_cached
+    return request.num_computed_tokens - getattr(request, "num_in_flight_tokens", 0)
