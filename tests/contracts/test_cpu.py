@@ -162,6 +162,20 @@ def test_cpu_scan_still_gives_the_last_states_alone() -> None:
 
 
 @since(0, 32)
+def test_cpu_still_turns_one_head_of_three_dimensions() -> None:
+    """Else the cure can go."""
+    import torch
+    from vllm._custom_ops import rotary_embedding
+
+    positions, table = torch.arange(3), torch.randn(3, 32)
+    heads = torch.randn(3, 2, 32)
+    flat = heads.clone().flatten(1)
+    rotary_embedding(positions, heads, None, 32, table, True)
+    rotary_embedding(positions, flat, None, 32, table, True)
+    assert not torch.allclose(heads.flatten(1), flat)
+
+
+@since(0, 32)
 def test_padding_is_still_cut_by_the_threshold() -> None:
     """Else its report can go."""
     in_order(

@@ -8,6 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.worker import states
@@ -31,7 +33,7 @@ class Spec:
 
 
 def test_a_layer_on_cpu_declares_no_checkpoint() -> None:
-    (place,) = states.PATCH_POINTS
+    place = states.PATCH_POINTS[0]
     own: list[Any] = [Spec(1, 1), Spec(0, None), object(), None]
     spec_of = place.make(lambda layer, config: own[config])
     assert spec_of(None, 0) == Spec(0, None)
@@ -39,10 +41,28 @@ def test_a_layer_on_cpu_declares_no_checkpoint() -> None:
         assert spec_of(None, index) is own[index]
 
 
-def test_it_is_cured_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotary_embeddings_get_flat_heads() -> None:
+    """Whether the kernel writes in place or not, with keys or without."""
+    place = states.PATCH_POINTS[1]
+
+    def kernel(layer: Any, positions: Any, query: Tensor, key: Tensor | None) -> Any:
+        assert query.dim() == 2 and (key is None or key.dim() == 2)
+        return query.mul_(2), None if key is None else key + 1
+
+    turn = place.make(kernel)
+    query, key = torch.ones(3, 4, 8), torch.ones(3, 2, 8)
+    turned, keys = turn(None, None, query.clone(), key)
+    assert torch.equal(turned, 2 * query) and torch.equal(keys, key + 1)
+    turned, keys = turn(None, None, query[:, :2], key=None)
+    assert turned.shape == (3, 2, 8) and keys is None
+    turned, _ = turn(None, None, torch.ones(3, 32), torch.ones(3, 16))
+    assert turned.shape == (3, 32)
+
+
+def test_they_are_cured_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     from vllm.platforms import current_platform
 
-    for version, places in (("0.31.2", 0), ("0.32.0", 1), ("0.33.0", 1)):
+    for version, places in (("0.31.2", 0), ("0.32.0", 2), ("0.33.0", 2)):
         monkeypatch.setattr(versions, "vllm_version", lambda version=version: version)
         assert len(states.patch_points()) == places
     monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
