@@ -162,6 +162,7 @@ WITH_STATES = {
             "max_position_embeddings": LONGEST + MAX_TOKENS,
         },
         [],
+        recompute=True,
     ),
 }
 # Gated DeltaNet, which vLLM's kernels on CPU compute in bfloat16 and with heads of 128 only.

@@ -61,12 +61,13 @@ def engine_of(make_llm: Any, folder: Path, name: str, **options: Any) -> Any:
         "model": str(folder / "model"),
         "dtype": ALL[folder.name].dtype,
         "enable_lora": adapters,
-        "additional_config": {"cold": True},
         "max_model_len": LONGEST + MAX_TOKENS,
         "enable_prefix_caching": cached,
         "skip_tokenizer_init": True,
         **({"max_lora_rank": RANK, "max_loras": 2} if adapters else {}),
     }
+    if not adapters:
+        chosen["additional_config"] = {"cold": True}  # to contrast prompts alone
     llm = make_llm(**chosen | CONFIGURATIONS[name] | options)
     cache = llm.llm_engine.vllm_config.cache_config
     assert cache.mamba_cache_mode == ("align" if cached else "none")
