@@ -113,7 +113,14 @@ def _all_of_them(this: Any, request: Any, num_tokens: int, *cached: int) -> int:
 
 def _storms_of_states(model: Path) -> None:
     for seed in range(20):
+        _storm_of_states(seed)(model)
+
+
+def _storm_of_states(seed: int) -> Callable[[Path], None]:
+    def run(model: Path) -> None:
         storm(model, seed, 200, random_states(random.Random(seed), "align"))
+
+    return run
 
 
 MUTATIONS = [
@@ -299,6 +306,12 @@ MUTATIONS = [
         state_cases.amateur_that_finds_anothers_state,
     ),
     _sched(
+        "a state that a stream begins with is one of the same step",
+        "_leaves",
+        ("-(-start // unit)", "start // unit + 1"),
+        state_cases.amateurs_that_find_the_same_state,
+    ),
+    _sched(
         "a follower gives up its cache hit if it cannot be admitted with it",
         "give_up_hits",
         _nothing,
@@ -315,6 +328,12 @@ MUTATIONS = [
         "_states_to_come",
         _none,
         state_cases.room_for_two_states,
+    ),
+    _sched(
+        "a group that is alone takes no room from others",
+        "_to_come",
+        ("counted if alone else", ""),
+        _storm_of_states(79),
     ),
     # What a preemption takes along.
     _step(

@@ -58,6 +58,22 @@ def amateur_that_needs_anothers_state(model: Path) -> None:
     amateur_that_finds_anothers_state(model, 5)
 
 
+def amateurs_that_find_the_same_state(model: Path) -> None:
+    """vLLM admits the second of two that find the state at the end of the first one's prompt when
+    the first one's step is over.
+    """
+    for is_async in (False, True):
+        harness = Harness(model, setup(is_async=is_async))
+        for adapter in (0, 1):
+            harness.add(prompt(6), 1, adapter=adapter)
+        _until_idle(harness)
+        amateurs = [(0, prompt(6)), (0, [*prompt(5), 300])]
+        cold = harness.add(prompt(6), 3, adapter=1, cold=True, amateurs=amateurs)
+        before = harness.steps
+        harness.drain()
+        assert harness.first_step[cold] - before <= 3
+
+
 def junction(model: Path) -> None:
     """Of what an amateur's prompt begins with, attention is cached and the state is not: vLLM ends
     a step there.

@@ -26,6 +26,7 @@ CASES = [
     cases.cached_expert_beside_a_split_amateur,
     cases.amateur_that_finds_anothers_state,
     cases.amateur_that_needs_anothers_state,
+    cases.amateurs_that_find_the_same_state,
     cases.junction,
     cases.room_for_two_states,
 ]
