@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Cache
+from transformers import AutoModelForCausalLM
 
 from tests import naive_rules
 from vllm_cold.ops.scoring_reference import group_scores
@@ -277,11 +277,20 @@ def assert_same_tokens(
 
 
 class NaiveCold:
-    """One base model with named LoRA adapters. The name `None` stands for the base model."""
+    """One base model with named LoRA adapters. The name `None` stands for the base model.
+
+    With `recompute`, each step reads all tokens anew, for models whose cache transformers gets
+    wrong.
+    """
 
     def __init__(
-        self, model: Path, adapters: dict[str, Path], dtype: torch.dtype = torch.float32
+        self,
+        model: Path,
+        adapters: dict[str, Path],
+        dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
     ) -> None:
+        self._recompute = recompute
         # Eager attention is the plain formula, the same for a prompt and for a single token.
         self._model: Any = AutoModelForCausalLM.from_pretrained(
             model, dtype=dtype, attn_implementation="eager"
@@ -296,16 +305,22 @@ class NaiveCold:
         self._model.eval()
 
     @torch.inference_mode()
-    def _forward(
-        self, adapter: str | None, ids: list[list[int]], cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
-        """Logits [B, V] float32 after the last of `ids` [B, n], and the stream's KV cache."""
+    def _forward(self, adapter: str | None, ids: list[list[int]], cache: Any) -> tuple[Tensor, Any]:
+        """Logits [B, V] float32 after the last of `ids` [B, n], and the stream's KV cache, or all
+        of its tokens.
+        """
         base: AbstractContextManager[Any] = nullcontext()
         if adapter is not None:
             self._model.set_adapter(adapter)
         elif isinstance(self._model, PeftModel):
             base = self._model.disable_adapter()
         with base:
+            if self._recompute:
+                ids = [
+                    before + new for before, new in zip(cache or [[]] * len(ids), ids, strict=True)
+                ]
+                out = self._model(input_ids=torch.tensor(ids), use_cache=False, logits_to_keep=1)
+                return out.logits[:, -1].float(), ids
             out = self._model(
                 input_ids=torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1
             )
@@ -332,7 +347,7 @@ class NaiveCold:
     def decode(self, group: Group) -> Trace:
         """Greedy decoding of a group. The end-of-sequence token, if given, is kept in the trace."""
         trace, ids = Trace(), group.prompts
-        caches: list[Cache | None] = [None] * len(ids)
+        caches: list[Any] = [None] * len(ids)
         memory: dict[str, Any] = {}
         while len(trace.tokens) < group.max_tokens:
             logits = []
@@ -383,7 +398,7 @@ class NaiveCold:
         """Fill `traces`. Rows that have ended are fed on, unread, until the last one ends."""
         adapters = groups[0].adapters
         ids = [list(rows) for rows in zip(*(group.prompts for group in groups), strict=True)]
-        caches: list[Cache | None] = [None] * len(adapters)
+        caches: list[Any] = [None] * len(adapters)
         memories: list[dict[str, Any]] = [{} for _ in groups]
         running = {row for row, group in enumerate(groups) if group.max_tokens > 0}
         while running:

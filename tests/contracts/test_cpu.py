@@ -152,6 +152,30 @@ def test_v2_still_maps_logits_by_request() -> None:
 
 
 @since(0, 32)
+def test_cpu_scan_still_gives_the_last_states_alone() -> None:
+    """Else the cure can go."""
+    scan = "vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm:_mamba_chunk_scan_combined_fwd_cpu"
+    assert source_of(find(scan)).count("return_intermediate_states") == 1  # a parameter
+    spec = "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec"
+    contains(spec, "num_prefill_checkpoint_blocks=1")
+    assert "is_cpu" not in source_of(find(spec))
+
+
+@since(0, 32)
+def test_cpu_still_turns_one_head_of_three_dimensions() -> None:
+    """Else the cure can go."""
+    import torch
+    from vllm._custom_ops import rotary_embedding
+
+    positions, table = torch.arange(3), torch.randn(3, 32)
+    heads = torch.randn(3, 2, 32)
+    flat = heads.clone().flatten(1)
+    rotary_embedding(positions, heads, None, 32, table, True)
+    rotary_embedding(positions, flat, None, 32, table, True)
+    assert not torch.allclose(heads.flatten(1), flat)
+
+
+@since(0, 32)
 def test_padding_is_still_cut_by_the_threshold() -> None:
     """Else its report can go."""
     in_order(

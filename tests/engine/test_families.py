@@ -8,9 +8,6 @@ missing: with LoRA it does not run in stock vLLM on a CPU.
 """
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,27 +15,15 @@ from typing import Any
 import pytest
 
 from tests.engine.families import FAMILIES, GROUPS, RANK
+from tests.engine.pressure import preempted_pairs
 from tests.engine.streams import decode
 from tests.naive import Group, Trace, assert_same_tokens
+from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.engine
 
-ROOT = Path(__file__).parents[2]
 # A bias, caps on logits and sliding windows, fused layers; a quarter of a minute each.
 IN_EVERY_RUN = ("qwen2", "gemma2", "phi3")
-
-
-@pytest.fixture(scope="module")
-def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one for each family of this run."""
-    folder = tmp_path_factory.mktemp("families")
-    specs = [getattr(item, "callspec", None) for item in request.session.items]
-    wanted = {spec.params["family"] for spec in specs if spec and "family" in spec.params}
-    # In a process without vLLM.
-    command = [sys.executable, "-m", "tests.engine.families", str(folder), *sorted(wanted)]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return folder
 
 
 def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
@@ -67,3 +52,27 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -
         skip_tokenizer_init=True,
     )
     check(llm, folder, GROUPS)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32")
+@pytest.mark.parametrize("family", ["granite-4-hybrid"])
+def test_states(family: str, folders: Path, make_llm: Any) -> None:
+    """With state-space layers, in small steps and a tight cache, which the prompts are in the
+    second time. In full, ``test_states.py`` has others.
+    """
+    folder = folders / family
+    llm = make_llm(
+        model=str(folder / "model"),
+        max_lora_rank=RANK,
+        max_loras=2,
+        enable_prefix_caching=True,
+        max_num_batched_tokens=64,
+        num_gpu_blocks_override=48,
+        skip_tokenizer_init=True,
+    )
+    assert llm.llm_engine.vllm_config.cache_config.mamba_cache_mode == "align"
+    with preempted_pairs(llm) as preempted:
+        for _ in range(2):
+            check(llm, folder, GROUPS)
+    assert preempted

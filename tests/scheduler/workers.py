@@ -16,6 +16,7 @@ from typing import Any
 
 from vllm.v1.outputs import DraftTokenIds
 
+from tests.scheduler.states import StateLayers, States
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.rules import Parameter, Rule, registry
@@ -114,6 +115,8 @@ class Row:
     drafts: list[int] = field(default_factory=list)  # for the next step
     decodes: bool = False  # whether it was sampled in the last step that it was in
     rejected: list[int] = field(default_factory=list)  # drafts of its last steps, that were wrong
+    state_blocks: list[list[int]] = field(default_factory=list)
+    state_at: int | None = None
 
     def hash_at(self, position: int) -> int:
         """The right KV of a position."""
@@ -148,6 +151,7 @@ class Workers:
         v2: bool,
         num_drafts: int = 0,
         right: float = 0.0,
+        layers: StateLayers | None = None,
     ) -> None:
         self.block_size = block_size
         self.max_loras = max_loras
@@ -161,7 +165,9 @@ class Workers:
         self.batch: set[str] = set()  # V1: the rows of the step before
         self.kv: dict[tuple[int, int], int] = {}
         self.scored: list[tuple[str, RowStats]] = []  # the groups of the last step
-        self.states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
+        self.rule_states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
+        self.layers = layers
+        self.states = States(layers, block_size, self.kv) if layers else None
 
     def execute(self, output: Any) -> dict[str, list[int]]:
         """Run a step; the tokens sampled for each request, none for a prompt chunk."""
@@ -175,8 +181,13 @@ class Workers:
         resumed = output.scheduled_cached_reqs.resumed_req_ids
         self.batch &= scheduled.keys() - resumed
 
-        cleared = set(output.new_block_ids_to_zero or ())
-        self.kv = {slot: kv for slot, kv in self.kv.items() if slot[0] not in cleared}
+        # V1's of before a preemption would lead to blocks that it has no more.
+        for request_id in {*(output.preempted_req_ids or ()), *resumed} & self.rows.keys():
+            self.rows[request_id].state_at = None
+        for block in output.new_block_ids_to_zero or ():
+            self._clear(block)
+        for copy in getattr(output, "kv_cache_block_copies", None) or ():
+            self._copy(copy.src_block_id, copy.dst_block_id)
         computed = self._add(output.scheduled_new_reqs)
         computed.update(self._update(output.scheduled_cached_reqs))
         assert computed.keys() == scheduled.keys(), "some scheduled requests were not sent"
@@ -184,6 +195,9 @@ class Workers:
         adapters = {self.rows[i].adapter for i in scheduled} - {0}
         assert len(adapters) <= self.max_loras, "more adapters in a batch than slots"
 
+        if self.states is not None:
+            of_step = [(self.rows[i], computed[i], computed[i] + n) for i, n in scheduled.items()]
+            self.states.prepare(of_step)
         chains: dict[str, list[int]] = {}
         verified: dict[str, list[int]] = {}
         for request_id, count in scheduled.items():
@@ -201,11 +215,32 @@ class Workers:
             elif drafts:  # padding: all the same length is faster
                 assert set(drafts) == {-1} and row.group is None
             verified[request_id] = drafts
+            if self.states is not None:
+                self.states.compute(request_id, row, start, start + count)
             hashes = self._compute(request_id, row, start, start + count - len(drafts), drafts)
             if hashes:
                 chains[request_id] = hashes
             row.decodes = bool(hashes)
         return self._sample(scheduled, chains, verified)
+
+    def _clear(self, block: int) -> None:
+        for offset in range(self.block_size):
+            self.kv.pop((block, offset), None)
+        if self.states is not None:
+            self.states.drop(block)
+
+    def _copy(self, source: int, target: int) -> None:
+        self._clear(target)
+        for offset in range(self.block_size):
+            if (source, offset) in self.kv:
+                self.kv[target, offset] = self.kv[source, offset]
+        if self.states is not None:
+            self.states.copy(source, target)
+
+    def _state_blocks(self, block_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Those of the groups with states, which are the last ones."""
+        groups = self.layers.groups if self.layers else 0
+        return [list(ids) for ids in block_ids[len(block_ids) - groups :]]
 
     def _add(self, new: Sequence[Any]) -> dict[str, int]:
         computed = {}
@@ -228,6 +263,7 @@ class Workers:
                 size=1 + len(stream.amateurs) if stream else 1,
                 lives=lives_of(stream) if stream else (),
                 slot=stream.slot if stream else None,
+                state_blocks=self._state_blocks(request.block_ids),
             )
             computed[request_id] = request.num_computed_tokens
         return computed
@@ -249,9 +285,12 @@ class Workers:
                 assert not self.v2 and request_id not in self.batch
                 assert blocks is not None
                 row.blocks = list(blocks[0])
+                row.state_blocks = self._state_blocks(blocks)
                 row.decodes, row.rejected = False, []
             elif blocks is not None:
                 row.blocks += blocks[0]
+                for ids, more in zip(row.state_blocks, self._state_blocks(blocks), strict=True):
+                    ids += more
         return computed
 
     def _compute(
@@ -265,18 +304,23 @@ class Workers:
         """
         assert end <= len(row.tokens), f"{request_id} computes tokens that are not known"
         last = end + len(drafts)
-        assert last <= len(row.blocks) * self.block_size, f"{request_id} has too few blocks"
+        attends = self.layers is None or self.layers.attention
+        assert not attends or last <= len(row.blocks) * self.block_size, (
+            f"{request_id} has too few blocks"
+        )
         assert end == len(row.tokens) or not drafts, "a prompt chunk has drafts"
         hashes = [row.hash_at(end - 1)]
         for draft in drafts:
             hashes.append(extend(hashes[-1], draft, row.adapter))
-        for position in range(last):
+        for position in range(last if attends else 0):
             slot = (row.blocks[position // self.block_size], position % self.block_size)
             if position < start:
                 assert self.kv.get(slot) == row.hash_at(position), (
                     f"{request_id} reads wrong KV at position {position} of {start}"
                 )
             else:
+                if self.states is not None:
+                    self.states.drop(slot[0])
                 self.kv[slot] = (
                     row.hash_at(position) if position < end else hashes[position - end + 1]
                 )
@@ -350,9 +394,9 @@ class Workers:
     def _keep_state(self, name: str, slot: int, step: int, tokens: Sequence[int]) -> None:
         """What a rule keeps: it must find what it wrote at the step before, for the same text."""
         assert len(tokens) == 1, "a rule with state verifies drafts"
-        before = self.states.get((slot, step - 1), ("", 0))
+        before = self.rule_states.get((slot, step - 1), ("", 0))
         assert not step or before[0] == name, f"{name} finds the state of {before[0]} in its slot"
-        self.states[slot, step] = name, tokens[0]
+        self.rule_states[slot, step] = name, tokens[0]
 
     def _draft(self, ids: Sequence[str]) -> None:
         """Drafts for the next step; an amateur is told its expert's."""

@@ -41,7 +41,11 @@ PLAIN = SamplingParams()
 
 
 ONE = of_size(1)
-CONFIG: Any = SimpleNamespace(speculative_config=None, additional_config={"other": 1})
+CONFIG: Any = SimpleNamespace(
+    speculative_config=None,
+    additional_config={"other": 1},
+    model_config=SimpleNamespace(is_hybrid=False),
+)
 
 
 def params(group: str, index: int, contrast: Contrast = ONE) -> SamplingParams:

@@ -56,10 +56,11 @@ def of_front_ends() -> tuple[PatchPoint, ...]:
 
 
 def dispensable() -> tuple[PatchPoint, ...]:
-    """In a worker with the V2 runner, and in front ends; where one is missing, CoLD does without
-    it.
+    """In a worker with the V2 runner or with states, and in front ends; where one is missing, CoLD
+    does without it.
     """
     from vllm_cold.vllm.frontend import aliases, metrics
-    from vllm_cold.vllm.worker import block_zeroer
+    from vllm_cold.vllm.worker import block_zeroer, states
 
-    return (block_zeroer.PATCH_POINT, *aliases.patch_points(), *metrics.OFFLINE)
+    of_workers = (block_zeroer.PATCH_POINT, *states.patch_points())
+    return (*of_workers, *aliases.patch_points(), *metrics.OFFLINE)

@@ -25,7 +25,7 @@ from vllm_cold.group.weights import RuleStates
 from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.worker import amateur_tokens, outputs
+from vllm_cold.vllm.worker import amateur_tokens, outputs, states
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -48,6 +48,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V1))
         amateur_tokens.wrap_built_on_v1()
         linear_layers.install()  # the model is loaded after this
+        states.install(vllm_config)
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""
