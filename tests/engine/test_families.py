@@ -3,8 +3,8 @@
 and peft. They are tiny and random, with random adapters.
 
 What they differ by is what could go wrong with streams of their own length: positions, sliding
-windows (the prompts are longer), biases, fused layers, caps on logits. A mixture of experts is
-missing: with LoRA it does not run in stock vLLM on a CPU.
+windows (the prompts are longer), biases, fused layers, caps on logits. Of two adapters for a
+mixture of experts one changes the experts.
 """
 
 import json
@@ -24,8 +24,8 @@ from tests.naive import Group, Trace, assert_same_tokens
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
-# A bias, caps on logits and sliding windows, fused layers; a quarter of a minute each.
-IN_EVERY_RUN = ("qwen2", "gemma2", "phi3")
+# A bias, caps on logits and sliding windows, fused layers, experts; a quarter of a minute each.
+IN_EVERY_RUN = ("qwen2", "gemma2", "phi3", "qwen3_moe")
 
 
 @pytest.fixture(scope="module")

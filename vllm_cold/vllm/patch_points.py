@@ -59,7 +59,14 @@ def dispensable() -> tuple[PatchPoint, ...]:
     """In a worker with the V2 runner, and in front ends; where one is missing, CoLD does without
     it.
     """
+    from vllm.platforms import current_platform
+
     from vllm_cold.vllm.frontend import aliases, metrics
     from vllm_cold.vllm.worker import block_zeroer
 
-    return (block_zeroer.PATCH_POINT, *aliases.patch_points(), *metrics.OFFLINE)
+    places = (block_zeroer.PATCH_POINT, *aliases.patch_points(), *metrics.OFFLINE)
+    if not current_platform.is_cpu():
+        return places
+    from vllm_cold.cpu import moe_lora
+
+    return (*places, *moe_lora.PATCH_POINTS)
