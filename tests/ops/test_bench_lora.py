@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from benchmarks import bench_lora as bench
 
@@ -22,9 +21,6 @@ def test_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert len(lines) == 2 + 6
 
 
-@pytest.mark.skipif(
-    not hasattr(torch.ops._C, "cpu_fused_moe"), reason="vLLM's C++ part is not there"
-)
 def test_it_runs_with_experts(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
