@@ -370,6 +370,10 @@ def test_orders_are_found(order: tuple[int, int], dtype: torch.dtype) -> None:
     packed = _pack(weights, *order)
     assert not torch.equal(packed, weights)
     assert torch.equal(moe_lora.unpack(packed[1], order), weights[1])
+    for rows in (1, 16, 17):  # few, and more
+        x = torch.randn(rows, 48).to(dtype)
+        got = moe_lora.product(x, packed[1], order)
+        torch.testing.assert_close(got, x @ weights[1].t(), rtol=2e-2, atol=1e-1)
     found = moe_lora.find_order(lambda given, isa: _pack(given, *order), "made up", dtype)
     assert found == order
     assert torch.equal(moe_lora.unpack(weights[0], moe_lora.UNPACKED), weights[0])

@@ -6,9 +6,8 @@ Why: in engines with LoRA it names Triton's kernel, on a CPU too, where that can
 with LoRA starts on such a model. Here it is asked which one it takes without LoRA, and that one
 learns to take adapters. Rows of the base model, and those whose adapter leaves the experts alone,
 are the kernel's as before. For the others torch operations compute one expert after the other from
-the kernel's own weights: an expert is unpacked for its product, so that there is no second copy of
-all. vLLM's models on CPU are compiled with their experts; which rows have an adapter is looked at
-in an operator, which is not compiled.
+the kernel's own weights: one is unpacked at a time, so that there is no second copy of all. vLLM
+compiles a model on CPU with its experts; which rows have an adapter is looked at in an operator.
 Since: 0.31 to 0.33; in 0.23 experts on CPU are of another make, which refuses LoRA. Can go: when
 vLLM's kernels for CPUs support LoRA; nothing is changed then.
 """
@@ -39,6 +38,7 @@ ORDERS = ((16, 1), (16, 2), (8, 4), (4, 2))
 UNPACKED = (1, 1)
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 _PROBE = 64
+_FEW_ROWS = 16
 
 
 def _swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
@@ -63,6 +63,17 @@ def unpack(packed: Tensor, order: tuple[int, int]) -> Tensor:
     wide = packed.view(_INTEGERS[g * packed.element_size()])  # g weights are one number
     blocks = wide.view(outputs // n, inputs // g, n).transpose(1, 2)
     return blocks.reshape(outputs, inputs // g).view(packed.dtype)
+
+
+def product(x: Tensor, packed: Tensor, order: tuple[int, int]) -> Tensor:
+    """X [T, I] times the weights of one expert: [T, O]."""
+    n, g = order
+    if g > 1 or n == 1 or len(x) > _FEW_ROWS:
+        return x @ unpack(packed, order).t()
+    # Unpacking takes longer than a product of few rows; block by block they are as they have to be.
+    outputs, inputs = packed.shape
+    y = x @ packed.view(outputs // n, inputs, n)  # [O / n, T, n]
+    return y.transpose(0, 1).reshape(len(x), outputs)
 
 
 @cache
@@ -250,7 +261,7 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
 
     def _product(self, x: Tensor, packed: Tensor, bias: Tensor | None, expert: int) -> Tensor:
         """[T, O] float32."""
-        y = (x @ unpack(packed, self._order).t()).float()
+        y = product(x, packed, self._order).float()
         return y if bias is None else y + bias[expert]
 
 
