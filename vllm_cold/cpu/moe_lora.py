@@ -103,9 +103,10 @@ def find_order(pack: Callable[[Tensor, str], Tensor], isa: str, dtype: torch.dty
 
 def _halves(tensor: Tensor, dim: int, interleaved: bool) -> Sequence[Tensor]:
     """Views of gate and up, which are halves of a dimension or take turns in it."""
-    if interleaved:
-        return tensor.unflatten(dim, (-1, 2)).movedim(dim, 0).unbind(0)
-    return tensor.chunk(2, dim)
+    if not interleaved:
+        return tensor.chunk(2, dim)
+    last = tensor.movedim(dim, -1)
+    return [last[..., first::2].movedim(-1, dim) for first in (0, 1)]
 
 
 class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
@@ -161,7 +162,8 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         if len(b) == 1:  # of gate and up together, in the order of the weights themselves
             a, b = a * 2, list(_halves(b[0], -2, self._interleaved))
         self._gate_and_up = list(zip(a, b, strict=True))
-        self._down = *of_experts(ctx.w2_lora_a_stacked), *of_experts(ctx.w2_lora_b_stacked)
+        (a2,), (b2,) = of_experts(ctx.w2_lora_a_stacked), of_experts(ctx.w2_lora_b_stacked)
+        self._down = a2, b2
 
     def apply(
         self,
@@ -245,7 +247,7 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
         """[T, H] float32, of rows that have an adapter each: in the slots [T]."""
         activate = ACTIVATIONS[self.moe_config.activation.value]
         out = torch.zeros(x.shape, dtype=torch.float32)
-        for expert in ids.unique().tolist():
+        for expert in sorted(set(ids.flatten().tolist())):
             rows, choice = (ids == expert).nonzero(as_tuple=True)
             own, groups = x[rows], group_rows(slots[rows])
             y = self._product(own, w13[expert], self.w1_bias, expert)
