@@ -41,6 +41,18 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return folder
 
 
+def options(folder: Path) -> dict[str, Any]:
+    """Of an engine for a family."""
+    return {
+        "model": str(folder / "model"),
+        "max_lora_rank": RANK,
+        "max_loras": 2,
+        "max_num_batched_tokens": 64,
+        "async_scheduling": True,
+        "skip_tokenizer_init": True,
+    }
+
+
 def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
     """The engine's tokens equal the reference's, in which the amateurs count."""
     read = json.loads((folder / "traces.json").read_text())
@@ -57,13 +69,13 @@ def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
     [pytest.param(f, marks=[] if f in IN_EVERY_RUN else pytest.mark.full) for f in FAMILIES],
 )
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -> None:
-    folder = folders / family
-    llm = make_llm(
-        model=str(folder / "model"),
-        max_lora_rank=RANK,
-        max_loras=2,
-        max_num_batched_tokens=64,
-        async_scheduling=True,
-        skip_tokenizer_init=True,
-    )
-    check(llm, folder, GROUPS)
+    check(make_llm(**options(folders / family)), folders / family, GROUPS)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["qwen3_moe"])
+def test_experts_of_a_compiled_model(family: str, folders: Path, make_llm: Any) -> None:
+    """Which rows have an adapter on them is looked at in each step."""
+    llm = make_llm(**options(folders / family), enforce_eager=False)
+    check(llm, folders / family, GROUPS)
