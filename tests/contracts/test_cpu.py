@@ -7,7 +7,7 @@ A test of the second kind fails when vLLM has mended a bug: then what cures it h
 
 import ast
 import inspect
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.unit
 
 _PLATFORM = "vllm.platforms.cpu:CpuPlatform"
 _PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+_EXPERTS = "vllm.model_executor.layers.fused_moe"
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 
@@ -88,6 +89,36 @@ def test_cpu_generators_are_those_of_the_runner() -> None:
     )
 
 
+@since(0, 31)
+def test_kernels_for_experts_take_adapters_as_ours_do() -> None:
+    kernel = f"{_EXPERTS}.experts.cpu_moe:CPUUnquantizedExperts"
+    assert parameters(f"{kernel}.apply") == [
+        *("output", "hidden_states", "w1", "w2", "topk_weights", "topk_ids", "activation"),
+        *("global_num_experts", "expert_map", "a1q_scale", "a2_scale", "workspace13"),
+        *("workspace2", "expert_tokens_meta", "apply_router_weight_on_input"),
+    ]
+    # The rest is nothing to the kernel.
+    used = {n.id for n in ast.walk(ast.parse(source_of(find(f"{kernel}.apply")))) if _is_read(n)}
+    assert not used & {"global_num_experts", "expert_map", "a1q_scale", "a2_scale", "workspace13",
+                       "workspace2", "expert_tokens_meta"}  # fmt: skip
+    contains(
+        f"{kernel}.process_weights_after_loading",
+        "self._use_zentorch = ",
+        "cpu_prepack_moe_weight(layer.w13_weight, self.isa)",
+    )
+    # Adapters come by these two; slots have one entry more, of no adapter.
+    layer = "vllm.lora.layers.fused_moe:FusedMoEWithLoRA"
+    in_order(f"{layer}.set_mapping", "self._build_lora_context()", ".set_lora_context(")
+    contains(f"{layer}.create_lora_weights", "[0] * (max_loras + 1)")
+    contains(f"{layer}.set_lora", "self.adapter_enabled[index] = 1", ".copy_(")
+    contains(f"{layer}.reset_lora", "self.adapter_enabled[index] = 0")
+    contains(f"{_EXPERTS}.experts.lora_experts_mixin:LoRAExpertsMixin", "self._lora_context = ctx")
+
+
+def _is_read(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+
+
 @since(0, 32)
 def test_v2_knows_the_rows_of_a_step_before_their_adapters() -> None:
     fields = find("vllm.v1.worker.gpu.input_batch:InputBatch").__dataclass_fields__
@@ -124,6 +155,19 @@ def test_lora_device_is_still_of_the_weight() -> None:
         "vllm.model_executor.kernels.linear.scaled_mm.cpu:CPUInt8ScaledMMLinearKernel",
         "setattr(layer, w_q_name, None)",
     )
+
+
+@since(0, 31)
+def test_experts_with_lora_still_get_triton() -> None:
+    """Else ``moe_lora`` can go."""
+    in_order(
+        f"{_EXPERTS}.oracle.unquantized:select_unquantized_moe_backend",
+        "if moe_config.is_lora_enabled:",
+        "UnquantizedMoeBackend.TRITON",
+        "_get_priority_backends(moe_config)",
+    )
+    kernels = find(f"{_EXPERTS}.experts.cpu_moe:CPUUnquantizedExperts")
+    assert not kernels.supports_lora()
 
 
 def test_cpu_runner_still_rewinds_by_offset() -> None:

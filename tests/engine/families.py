@@ -5,9 +5,10 @@ makes of groups on them. A process of its own, ``python -m tests.engine.families
 be imported here.
 """
 
+import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import Cache
 
 from tests.engine.streams import LONGEST, MAX_TOKENS, make_groups, num_adapters, short_groups
 from tests.naive import Group, NaiveCold
@@ -30,17 +34,29 @@ GROUPS = short_groups(36)
 class Family:
     """How its config class is called in transformers, what it says beside ``_COMMON``, and which
     of its layers get an adapter (none: vLLM has no LoRA for it).
+
+    Attributes:
+        experts: What a layer's experts are called in adapters for vLLM, if it has some. Then
+            adapter "two" leaves them alone, and "one" does not.
+        projections: Of each expert, gate, up and down; None: adapters have one matrix for the gate
+            and up of all experts, and one for down.
+        last_norm: What the last norm is called.
+        recompute: Whether transformers' cache cannot be used.
+        dtype: Of engines; if it is not float32, their own single streams are the reference.
     """
 
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
     lora: list[str] = field(default_factory=lambda: LORA_MODULES)
     tied: bool = False
+    experts: str | None = None
+    projections: tuple[str, str, str] | None = ("gate_proj", "up_proj", "down_proj")
     last_norm: str = "norm"
-    recompute: bool = False  # transformers' cache cannot be used
-    dtype: str = "float32"  # of engines; if another, their own single streams are the reference
+    recompute: bool = False
+    dtype: str = "float32"
 
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": HIDDEN,
@@ -87,6 +103,60 @@ FAMILIES = {
         },
     ),
     "olmo2": Family("Olmo2Config"),
+    "qwen3_moe": Family(
+        "Qwen3MoeConfig",
+        # Experts of 80, which kernels pad.
+        {"moe_intermediate_size": 80, "num_experts": 8, "num_experts_per_tok": 3},
+        ATTENTION,
+        experts="mlp.experts",
+    ),
+    "mixtral": Family(
+        "MixtralConfig",
+        {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
+        ATTENTION,
+        experts="block_sparse_moe.experts",
+        projections=("w1", "w3", "w2"),
+    ),
+    "gpt_oss": Family(
+        "GptOssConfig",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 4,
+            "sliding_window": WINDOW,
+            "layer_types": _LOCAL,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 128,
+            },
+        },
+        ATTENTION,
+        experts="mlp.experts",
+        projections=None,
+    ),
+    "olmoe": Family(
+        "OlmoeConfig",
+        {"intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 4},
+        ATTENTION,
+        experts="mlp.experts",
+    ),
+    "granitemoe": Family(
+        "GraniteMoeConfig",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 4,
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 0.5,
+        },
+        ATTENTION,
+        experts="block_sparse_moe.experts",
+    ),
 }
 
 # With state-space layers, whose states are no larger than what a block of 32 tokens takes in an
@@ -214,6 +284,8 @@ def make_model(family: Family, folder: Path) -> Path:
         for name, weight in model.named_parameters():
             if name.endswith("A_log"):
                 weight.copy_(torch.linspace(-5.0, 0.0, len(weight)))  # most heads remember long
+            elif weight.dim() > 2 and "experts" in name:  # inputs and outputs in either order
+                weight.copy_(noise(weight, 2.4 / HIDDEN**0.5))
             elif weight.dim() > 1:
                 weight.copy_(noise(weight, 2.4 / weight.shape[1] ** 0.5))
             else:
@@ -244,6 +316,69 @@ def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
     adapted.save_pretrained(str(folder))
 
 
+def make_merged(
+    family: Family, base: Any, folder: Path, seed: int, with_experts: bool
+) -> torch.nn.Module:
+    """Write such an adapter for a mixture of experts, in the files that vLLM reads; the model with
+    its changes added to the weights, as peft would.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    merged, tensors, scale = copy.deepcopy(base), {}, 2.0
+
+    def draw(name: str, a_shape: Sequence[int], b_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        a = torch.randn(*a_shape, generator=generator)
+        b = torch.randn(*b_shape, generator=generator) * 0.035 / (scale * RANK**0.5)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.reshape(-1, a.shape[-1])
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.flatten(1)
+        return a, b
+
+    def change(name: str, weight: Tensor) -> None:
+        a, b = draw(name, (RANK, weight.shape[1]), (weight.shape[0], RANK))
+        weight.add_(scale * b @ a)
+
+    def change_all(name: str, weights: Tensor) -> None:
+        count, inputs, outputs = weights.shape
+        a, b = draw(name, (count, RANK, inputs), (outputs, RANK, count))
+        weights.add_(scale * torch.einsum("ore,eri->eio", b, a))
+
+    with torch.no_grad():
+        for index, layer in enumerate(merged.model.layers):
+            for name in family.lora:
+                where = f"model.layers.{index}.self_attn.{name}"
+                change(where, getattr(layer.self_attn, name).weight)
+            if not with_experts:
+                continue
+            where = f"model.layers.{index}.{family.experts}"
+            experts = getattr(layer, "mlp", getattr(layer, "block_sparse_moe", None)).experts
+            if family.projections is None:
+                change_all(f"{where}.base_layer", experts.gate_up_proj)
+                change_all(where, experts.down_proj)
+                continue
+            for number, down in enumerate(experts.down_proj):
+                weights = (*experts.gate_up_proj[number].chunk(2), down)
+                for name, weight in zip(family.projections, weights, strict=True):
+                    change(f"{where}.{number}.{name}", weight)
+    folder.mkdir()
+    save_file({name: weight.contiguous() for name, weight in tensors.items()},
+              folder / "adapter_model.safetensors")  # fmt: skip
+    config = LoraConfig(r=RANK, lora_alpha=int(scale * RANK), target_modules=family.lora)
+    config.save_pretrained(str(folder))
+    return merged
+
+
+class NaiveMerged(NaiveCold):
+    """A model for each adapter instead of adapters."""
+
+    def __init__(self, models: Mapping[str | None, torch.nn.Module]) -> None:
+        self._models = {name: model.eval() for name, model in models.items()}
+
+    def _forward(
+        self, adapter: str | None, ids: list[list[int]], cache: Cache | None
+    ) -> tuple[Tensor, Cache]:
+        self._model = self._models[adapter]
+        return super()._forward(None, ids, cache)
+
+
 def write_traces(naive: NaiveCold, groups: Sequence[Group], folder: Path) -> None:
     """The reference's traces of the groups, and of their experts alone."""
     experts = [replace(group, amateurs=(), rule=None) for group in groups]
@@ -261,6 +396,15 @@ def main(folder: Path, *names: str, long: bool) -> None:
         family, own = ALL[name], folder / name
         model = make_model(family, own / "model")
         adapters = {adapter: own / adapter for adapter in ("one", "two") if family.lora}
+        if family.experts is not None:
+            base = transformers.AutoModelForCausalLM.from_pretrained(
+                model, dtype=torch.float32, attn_implementation="eager"
+            )
+            models = {None: base}
+            for seed, (adapter, path) in enumerate(adapters.items(), 1):
+                models[adapter] = make_merged(family, base, path, seed, adapter == "one")
+            write_traces(NaiveMerged(models), GROUPS, own)
+            continue
         for seed, path in enumerate(adapters.values(), 1):
             make_adapter(family, model, path, seed)
         if family.dtype == "float32":

@@ -3,8 +3,8 @@
 and peft. They are tiny and random, with random adapters.
 
 What they differ by is what could go wrong with streams of their own length: positions, sliding
-windows (the prompts are longer), biases, fused layers, caps on logits. A mixture of experts is
-missing: with LoRA it does not run in stock vLLM on a CPU.
+windows (the prompts are longer), biases, fused layers, caps on logits. Of two adapters for a
+mixture of experts one changes the experts.
 """
 
 import json
@@ -22,8 +22,20 @@ from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.engine
 
-# A bias, caps on logits and sliding windows, fused layers; a quarter of a minute each.
-IN_EVERY_RUN = ("qwen2", "gemma2", "phi3")
+# A bias, caps on logits and sliding windows, fused layers, experts; a quarter of a minute each.
+IN_EVERY_RUN = ("qwen2", "gemma2", "phi3", "qwen3_moe")
+
+
+def options(folder: Path) -> dict[str, Any]:
+    """Of an engine for a family."""
+    return {
+        "model": str(folder / "model"),
+        "max_lora_rank": RANK,
+        "max_loras": 2,
+        "max_num_batched_tokens": 64,
+        "async_scheduling": True,
+        "skip_tokenizer_init": True,
+    }
 
 
 def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
@@ -42,16 +54,16 @@ def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
     [pytest.param(f, marks=[] if f in IN_EVERY_RUN else pytest.mark.full) for f in FAMILIES],
 )
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -> None:
-    folder = folders / family
-    llm = make_llm(
-        model=str(folder / "model"),
-        max_lora_rank=RANK,
-        max_loras=2,
-        max_num_batched_tokens=64,
-        async_scheduling=True,
-        skip_tokenizer_init=True,
-    )
-    check(llm, folder, GROUPS)
+    check(make_llm(**options(folders / family)), folders / family, GROUPS)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["qwen3_moe"])
+def test_experts_of_a_compiled_model(family: str, folders: Path, make_llm: Any) -> None:
+    """Which rows have an adapter on them is looked at in each step."""
+    llm = make_llm(**options(folders / family), enforce_eager=False)
+    check(llm, folders / family, GROUPS)
 
 
 @pytest.mark.timeout(600)
@@ -62,15 +74,8 @@ def test_states(family: str, folders: Path, make_llm: Any) -> None:
     second time. In full, ``test_states.py`` has others.
     """
     folder = folders / family
-    llm = make_llm(
-        model=str(folder / "model"),
-        max_lora_rank=RANK,
-        max_loras=2,
-        enable_prefix_caching=True,
-        max_num_batched_tokens=64,
-        num_gpu_blocks_override=48,
-        skip_tokenizer_init=True,
-    )
+    settings = {**options(folder), "enable_prefix_caching": True, "num_gpu_blocks_override": 48}
+    llm = make_llm(**{**settings, "async_scheduling": None})
     assert llm.llm_engine.vllm_config.cache_config.mamba_cache_mode == "align"
     with preempted_pairs(llm) as preempted:
         for _ in range(2):

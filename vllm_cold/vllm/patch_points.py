@@ -59,8 +59,15 @@ def dispensable() -> tuple[PatchPoint, ...]:
     """In a worker with the V2 runner or with states, and in front ends; where one is missing, CoLD
     does without it.
     """
+    from vllm.platforms import current_platform
+
     from vllm_cold.vllm.frontend import aliases, metrics
     from vllm_cold.vllm.worker import block_zeroer, states
 
     of_workers = (block_zeroer.PATCH_POINT, *states.patch_points())
-    return (*of_workers, *aliases.patch_points(), *metrics.OFFLINE)
+    places = (*of_workers, *aliases.patch_points(), *metrics.OFFLINE)
+    if not current_platform.is_cpu():
+        return places
+    from vllm_cold.cpu import moe_lora
+
+    return (*places, *moe_lora.PATCH_POINTS)

@@ -49,6 +49,10 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         amateur_tokens.wrap_built_on_v1()
         linear_layers.install()  # the model is loaded after this
         states.install(vllm_config)
+        if device.type == "cpu" and getattr(vllm_config, "lora_config", None) is not None:
+            from vllm_cold.cpu import moe_lora
+
+            moe_lora.install()
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""
