@@ -4,7 +4,8 @@ and peft. They are tiny and random, with random adapters.
 
 What they differ by is what could go wrong with streams of their own length: positions, sliding
 windows (the prompts are longer), biases, fused layers, caps on logits. A mixture of experts is
-missing: with LoRA it does not run in stock vLLM on a CPU.
+missing: with LoRA it does not run in stock vLLM on a CPU. Some also see, with other positions
+(M-RoPE) or embeddings in place of token ids in every step: their texts are contrasted as any.
 """
 
 import json
@@ -16,16 +17,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from vllm import SamplingParams
 
 from tests.engine.families import FAMILIES, GROUPS, RANK
 from tests.engine.streams import decode
 from tests.naive import Group, Trace, assert_same_tokens
+from vllm_cold import Amateur, ColdParams
 
 pytestmark = pytest.mark.engine
 
 ROOT = Path(__file__).parents[2]
-# A bias, caps on logits and sliding windows, fused layers; a quarter of a minute each.
-IN_EVERY_RUN = ("qwen2", "gemma2", "phi3")
+# A bias, caps on logits and sliding windows, fused layers, M-RoPE; a quarter of a minute each.
+IN_EVERY_RUN = ("qwen2", "gemma2", "phi3", "qwen2.5-vl")
+# How an image stands in a text.
+IMAGE = {
+    "gemma3-vision": "<start_of_image>",
+    "qwen2.5-vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3-vl": "<|vision_start|><|image_pad|><|vision_end|>",
+}
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +67,44 @@ def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
     [pytest.param(f, marks=[] if f in IN_EVERY_RUN else pytest.mark.full) for f in FAMILIES],
 )
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -> None:
-    folder = folders / family
-    llm = make_llm(
-        model=str(folder / "model"),
+    llm = start(make_llm, folders, family)
+    check(llm, folders / family, GROUPS)
+    if family in IMAGE:
+        refuse_an_image(llm, IMAGE[family])
+
+
+def start(make_llm: Any, folders: Path, family: str, **options: Any) -> Any:
+    # What makes prompts of images needs a tokenizer.
+    options.setdefault("skip_tokenizer_init", family not in IMAGE)
+    return make_llm(
+        model=str(folders / family / "model"),
         max_lora_rank=RANK,
         max_loras=2,
         max_num_batched_tokens=64,
         async_scheduling=True,
-        skip_tokenizer_init=True,
+        **options,
     )
-    check(llm, folder, GROUPS)
+
+
+def refuse_an_image(llm: Any, image: str) -> None:
+    """A plain request may have one; a contrast is refused, whoever would see it."""
+    seen = {"prompt": f"{image} w1", "multi_modal_data": {"image": Image.new("RGB", (56, 56))}}
+    for params in (ColdParams(amateur=Amateur(prompt=" w2")), ColdParams(amateur=Amateur())):
+        with pytest.raises(ValueError, match="CoLD does not support multimodal prompts; send text"):
+            llm.generate(seen, params, use_tqdm=False)
+    with pytest.raises(ValueError, match="as a mapping must have a tensor"):
+        Amateur(prompt=seen)
+    (output,) = llm.generate(seen, SamplingParams(max_tokens=2), use_tqdm=False)
+    assert len(output.prompt_token_ids) > 4 and output.outputs[0].token_ids
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", IMAGE)
+def test_an_engine_that_loads_the_text_model_alone(
+    family: str, folders: Path, make_llm: Any
+) -> None:
+    limits = {"image": 0} if family == "gemma3-vision" else {"image": 0, "video": 0}
+    llm = start(make_llm, folders, family, limit_mm_per_prompt=limits)
+    assert not llm.llm_engine.model_config.supports_multimodal_inputs
+    check(llm, folders / family, GROUPS)

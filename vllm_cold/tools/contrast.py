@@ -42,7 +42,7 @@ Prompt = str | tuple[tuple[str, str], ...]
 """A text, or chat messages (role and content)."""
 
 # Options that say what is contrasted with; a preset says how.
-OPTIONS = tuple(name for name in CONTRAST if name != "preset")
+OPTIONS = tuple(name for name, knob in CONTRAST.items() if knob.typed and name != "preset")
 # What may differ from prompt to prompt: what the amateur reads.
 ROW_KEYS = tuple(
     PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part")
