@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import (
     AmateurSpec,
+    Embeds,
     Messages,
     Part,
     Text,
@@ -245,7 +246,8 @@ def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Conte
         ColdError: it cannot be made of this prompt.
     """
     field, source, whole = one.prompt_field, one.source, expert_reads(prompt, chat)
-    assert not isinstance(source, Tokens)  # which flat arguments cannot say
+    # Flat arguments cannot say the first, nor options and rows the second.
+    assert not isinstance(source, (Tokens, Embeds))
     match source:
         case None | Text() | Messages():
             return source
