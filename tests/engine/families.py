@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 
 from tests.engine.streams import short_groups
 from tests.naive import Group, NaiveCold, load
@@ -70,6 +71,7 @@ _PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
 
 
 def _gemma3(tokenizer: Any) -> Any:
+    tokenizer.add_tokens(["\n" * num for num in range(1, 5)])  # which vLLM looks up
     size = {"height": 28, "width": 28}
     images = transformers.Gemma3ImageProcessor(size=size)
     return transformers.Gemma3Processor(images, tokenizer, image_seq_length=4)
@@ -192,6 +194,14 @@ def make_model(family: Family, folder: Path) -> Path:
             decoder.embed_tokens.weight.mul_(0.1)
             decoder.norm.weight.add_(9.0)
     model.save_pretrained(folder)
+    if family.config == "Gemma3Config":
+        # As in the checkpoints on the hub, which vLLM reads.
+        path, tower = folder / "model.safetensors", "vision_tower."
+        weights = {
+            name.replace(tower, f"{tower}vision_model."): weight
+            for name, weight in load_file(path).items()
+        }
+        save_file(weights, path, {"format": "pt"})
     return folder
 
 
@@ -206,7 +216,7 @@ def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str
     # Behind those that prompts are made of.
     assert min(ids.values()) >= VOCAB_SIZE
     return {
-        "text_config": {**text, "vocab_size": VOCAB_SIZE + len(ids)},
+        "text_config": {**text, "vocab_size": VOCAB_SIZE + 8},
         "vision_config": family.vision,
         "tie_word_embeddings": family.tied,
         "dtype": "float32",

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 from PIL import Image
 from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
 
 from tests.engine.families import FAMILIES, GROUPS, RANK
 from tests.engine.streams import decode
@@ -89,9 +90,9 @@ def start(make_llm: Any, folders: Path, family: str, **options: Any) -> Any:
 def refuse_an_image(llm: Any, image: str) -> None:
     """A plain request may have one; a contrast is refused, whoever would see it."""
     seen = {"prompt": f"{image} w1", "multi_modal_data": {"image": Image.new("RGB", (56, 56))}}
-    for params in (ColdParams(amateur=Amateur(prompt=" w2")), ColdParams(amateur=Amateur())):
+    for one in (Amateur(prompt=" w2"), Amateur(lora_request=LoRARequest("one", 1, "/one"))):
         with pytest.raises(ValueError, match="CoLD does not support multimodal prompts; send text"):
-            llm.generate(seen, params, use_tqdm=False)
+            llm.generate(seen, ColdParams(amateur=one), use_tqdm=False)
     with pytest.raises(ValueError, match="as a mapping must have a tensor"):
         Amateur(prompt=seen)
     (output,) = llm.generate(seen, SamplingParams(max_tokens=2), use_tqdm=False)

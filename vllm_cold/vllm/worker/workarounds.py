@@ -26,7 +26,8 @@ Why:
 - ``GPUModelRunner._preprocess`` (V1; 0.23 to 0.33) embeds, with ``enable_prompt_embeds``, the rows
   of a step that are tokens and leaves out those that bring their embeddings along. Of the rows that
   are left the LoRA layer takes the first adapters of all: another request's, and our LoRA raises.
-  Here all rows are embedded, and those that were asked for are taken.
+  Here all rows are embedded, and those that were asked for are taken; with CoLD also elsewhere
+  than on CPU (``processor_v1``).
 - ``LoraState.make_lora_inputs`` and ``GPUModelRunner.prepare_inputs`` (V2; 0.23 to 0.33) tell the
   LoRA layers one adapter for each request, but with speculative decoding a request has a row of
   logits for each draft and one more. LoRA of the output layer then takes other requests' adapters;
@@ -151,6 +152,11 @@ _DRAFTER_V1 = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
 _DRAFTER_V2 = (
     "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator:TargetDependentARSpeculator."
 )
+EMBEDS = PatchPoint(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._preprocess",
+    _make_preprocess,
+    ("scheduler_output",),
+)
 PATCH_POINTS = (
     PatchPoint("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", _make_sample),
     PatchPoint(
@@ -163,11 +169,7 @@ PATCH_POINTS = (
     # Beside other ranks, where a text is at its end.
     PatchPoint(_DRAFTER_V1 + "dummy_run", _make_drafter),
     PatchPoint(_DRAFTER_V2 + "propose", _make_drafter),
-    PatchPoint(
-        "vllm.v1.worker.gpu_model_runner:GPUModelRunner._preprocess",
-        _make_preprocess,
-        ("scheduler_output",),
-    ),
+    EMBEDS,
     PatchPoint("vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs", _make_prepare),
     PatchPoint("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs", _make_inputs),
 )
