@@ -351,15 +351,17 @@ def _read(renderer: Any, one: AmateurSpec, made: Any) -> Prompt:
     """What a renderer made for an amateur to read."""
     prompts = made[1] if isinstance(made, tuple) else made  # of a chat
     assert len(prompts) == 1
-    if prompts[0]["type"] not in ("token", "embeds"):
-        raise one.refused("must be text only")
-    read = Prompt.made(prompts[0])
-    if read.embeds is not None:
+    prompt = prompts[0]
+    if prompt["type"] == "embeds":
+        read = Prompt.made(prompt)
         problem = read.problem(renderer.model_config)
-    elif read.ids:
-        problem = _unknown_token(read.ids, renderer.model_config)
+    elif prompt["type"] == "token":
+        read = Prompt(ids := prompt["prompt_token_ids"])
+        problem = _unknown_token(ids, renderer.model_config)
+        if not ids:
+            problem = "is no token at all; it must not be empty"
     else:
-        problem = "is no token at all; it must not be empty"
+        raise one.refused("must be text only")
     if problem is not None:
         raise one.refused(problem)
     return read

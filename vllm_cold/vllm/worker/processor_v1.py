@@ -47,8 +47,7 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         registry.choose(device)  # says which; a missing one fails now, not at a request
         patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V1))
         amateur_tokens.wrap_built_on_v1()
-        if getattr(vllm_config.model_config, "enable_prompt_embeds", False):
-            patching.install_workarounds((workarounds.EMBEDS,))
+        patching.install_workarounds((workarounds.EMBEDS,))
         linear_layers.install()  # the model is loaded after this
 
     def is_argmax_invariant(self) -> bool:
