@@ -131,6 +131,29 @@ def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
     return {**carrier, _KEY: PromptSource(decided=decided)}
 
 
+@contextmanager
+def media_kept(renderer: Any, made: Sequence[Any]) -> Iterator[None]:
+    """Where requests are refused behind their prompts: vLLM sends an image that it has seen once no
+    more, and those of a refused request were never sent. So it forgets them, or the next request
+    with one of them would end with an error.
+
+    Args:
+        renderer: vLLM's.
+        made: What it made of the prompts.
+    """
+    try:
+        yield
+    except Exception:
+        cache = getattr(renderer, "mm_processor_cache", None)
+        forget = getattr(cache, "invalidate", None)  # not in 0.23
+        for prompt in made if forget else ():
+            hashes = prompt.get("mm_hashes") if isinstance(prompt, dict) else None
+            for one in (hashes or {}).values():
+                for mm_hash in one:
+                    forget(mm_hash)
+        raise
+
+
 def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
     # Of a prompt with both, vLLM reads the ids.
     ids = prompt.get("prompt_token_ids")
