@@ -34,8 +34,10 @@ class Amateur:
     amateurs, on the expert's candidates.
 
     Attributes:
-        prompt: What it reads instead of the expert's prompt: text, token ids, or chat messages,
-            which the chat template renders (in ``LLM.chat`` with the call's own arguments).
+        prompt: What it reads instead of the expert's prompt: text, token ids, chat messages,
+            which the chat template renders (in ``LLM.chat`` with the call's own arguments), or
+            ``{"prompt_embeds": tensor}`` with embeddings, [tokens, the model's hidden size], on an
+            engine with ``enable_prompt_embeds``.
         lora_request: Its adapter, None for the base model. Left out: the expert's own if there is a
             ``prompt``, else none.
         weight: A number from -1e6 to 1e6, below 0 to contrast; the name of a rule that chooses it
@@ -50,7 +52,7 @@ class Amateur:
         >>> params = ColdParams(alpha=0.1, beta=0.5, amateur=Amateur(prompt=question))
     """
 
-    prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | None = None
+    prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
     lora_request: LoRARequest | None | UnsetType = UNSET
     weight: float | str | None = None
 

@@ -188,6 +188,21 @@ def test_kernels_are_still_rebound_by_vars() -> None:
     contains("vllm.triton_utils.dispatcher:_rebind_kernels", "vars(value).get(")
 
 
+def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
+    """Else the cure can go."""
+    in_order(
+        _V1 + "._preprocess",
+        "elif self.enable_prompt_embeds and is_first_rank:",
+        "is_token_ids = self.is_token_ids.np[:num_scheduled_tokens]",
+        "token_ids_idx_np = np.nonzero(is_token_ids)[0]",
+        "self.model.embed_input_ids(input_ids=token_ids)",
+    )
+    contains(
+        "vllm.lora.layers:VocabParallelEmbeddingWithLoRA.forward",
+        "self.punica_wrapper._embeddings_indices[:num_tokens]",
+    )
+
+
 @since(0, 32)
 def test_v2_still_maps_logits_by_request() -> None:
     """Else the cure can go."""

@@ -8,7 +8,7 @@ be imported here.
 import copy
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,13 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Cache
 
 from tests.engine.streams import LONGEST, MAX_TOKENS, make_groups, num_adapters, short_groups
-from tests.naive import Group, NaiveCold
-from tests.tiny import LORA_MODULES
+from tests.naive import Group, NaiveCold, load
+from tests.tiny import LORA_MODULES, make_tokenizer
 
 VOCAB_SIZE, HIDDEN = 512, 128
 RANK = 8
@@ -32,10 +32,16 @@ GROUPS = short_groups(36)
 
 @dataclass(frozen=True)
 class Family:
-    """How its config class is called in transformers, what it says beside ``_COMMON``, and which
-    of its layers get an adapter (none: vLLM has no LoRA for it).
+    """A kind of model.
 
     Attributes:
+        config: How its config class is called in transformers.
+        settings: What that says beside ``_COMMON``.
+        lora: Which of its layers get an adapter; none: vLLM has no LoRA for it.
+        tied: Whether the output layer is the embedding.
+        vision: The config of what looks at images, of a model that also does.
+        special: Its tokens that stand for images, and what its config calls their ids.
+        processor: Makes what makes prompts of images, of the tokenizer.
         experts: What a layer's experts are called in adapters for vLLM, if it has some. Then
             adapter "two" leaves them alone, and "one" does not.
         projections: Of each expert, gate, up and down; None: adapters have one matrix for the gate
@@ -54,6 +60,9 @@ class Family:
     last_norm: str = "norm"
     recompute: bool = False
     dtype: str = "float32"
+    vision: dict[str, Any] = field(default_factory=dict)
+    special: dict[str, tuple[str, str]] = field(default_factory=dict)
+    processor: Callable[[Any], Any] | None = None
 
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -72,6 +81,39 @@ _COMMON = {
     "dtype": "float32",
 }
 _LOCAL = ["sliding_attention", "full_attention", "sliding_attention"]
+_GEMMA3 = {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32}
+# As many as the attention of images takes; 28 x 28 pixels are one patch of it, or four.
+_PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+
+
+def _gemma3(tokenizer: Any) -> Any:
+    tokenizer.add_tokens(["\n" * num for num in range(1, 5)])  # which vLLM looks up
+    size = {"height": 28, "width": 28}
+    images = transformers.Gemma3ImageProcessor(size=size)
+    return transformers.Gemma3Processor(images, tokenizer, image_seq_length=4)
+
+
+def _qwen(kind: str, videos: str) -> Callable[[Any], Any]:
+    def make(tokenizer: Any) -> Any:
+        images = transformers.Qwen2VLImageProcessor(size=_PIXELS, patch_size=14)
+        of_videos = getattr(transformers, videos)(size=_PIXELS, patch_size=14)
+        return getattr(transformers, kind)(images, tokenizer, of_videos)
+
+    return make
+
+
+_VISION = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "depth": 2}
+_QWEN = {
+    "image_token_id": ("image_token", "<|image_pad|>"),
+    "video_token_id": ("video_token", "<|video_pad|>"),
+    "vision_start_token_id": ("vision_start", "<|vision_start|>"),
+    "vision_end_token_id": ("vision_end", "<|vision_end|>"),
+}
+
+
+def _mrope(*section: int) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(section)}
+
 
 FAMILIES = {
     "llama": Family("LlamaConfig"),
@@ -82,11 +124,7 @@ FAMILIES = {
         {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32},
         tied=True,
     ),
-    "gemma3": Family(
-        "Gemma3TextConfig",
-        {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32},
-        tied=True,
-    ),
+    "gemma3": Family("Gemma3TextConfig", _GEMMA3, tied=True),
     "mistral": Family("MistralConfig", {"sliding_window": WINDOW}),
     "phi3": Family(
         "Phi3Config",
@@ -156,6 +194,46 @@ FAMILIES = {
         },
         ATTENTION,
         experts="block_sparse_moe.experts",
+    ),
+    # Whose checkpoints also see.
+    "gemma3-vision": Family(
+        "Gemma3Config",
+        _GEMMA3,
+        tied=True,
+        vision={
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "image_size": 28,
+            "patch_size": 7,
+        },
+        special={
+            "boi_token_index": ("boi_token", "<start_of_image>"),
+            "eoi_token_index": ("eoi_token", "<end_of_image>"),
+            "image_token_index": ("image_token", "<image_soft_token>"),
+        },
+        processor=_gemma3,
+    ),
+    "qwen2.5-vl": Family(
+        "Qwen2_5_VLConfig",
+        {"rope_parameters": _mrope(4, 6, 6)},
+        vision={**_VISION, "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1]},
+        special=_QWEN,
+        processor=_qwen("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    ),
+    "qwen3-vl": Family(
+        "Qwen3VLConfig",
+        {"rope_parameters": _mrope(6, 5, 5)},
+        vision={
+            **_VISION,
+            "out_hidden_size": HIDDEN,
+            "patch_size": 14,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        special=_QWEN,
+        processor=_qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
     ),
 }
 
@@ -273,8 +351,12 @@ def long_groups_of(name: str) -> list[Group]:
 def make_model(family: Family, folder: Path) -> Path:
     """Write a model with random weights, norms and biases; return the folder."""
     settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
+    kind = transformers.AutoModelForCausalLM
+    if family.vision:
+        kind = transformers.AutoModelForImageTextToText
+        settings = _with_vision(family, settings, folder)
     config = getattr(transformers, family.config)(**settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float32)
+    model = kind.from_config(config).to(torch.float32)
     generator = torch.Generator().manual_seed(0)
 
     def noise(weight: torch.Tensor, std: float) -> torch.Tensor:
@@ -292,18 +374,48 @@ def make_model(family: Family, folder: Path) -> Path:
                 weight.add_(noise(weight, 0.1))
         if family.tied:
             # Or each token's best successor would be itself.
-            model.model.embed_tokens.weight.mul_(0.1)
-            getattr(model.model, family.last_norm).weight.add_(9.0)
+            decoder = getattr(model.model, "language_model", model.model)
+            decoder.embed_tokens.weight.mul_(0.1)
+            getattr(decoder, family.last_norm).weight.add_(9.0)
     model.save_pretrained(folder)
+    if family.config == "Gemma3Config":
+        # As in the checkpoints on the hub, which vLLM reads.
+        path, tower = folder / "model.safetensors", "vision_tower."
+        weights = {
+            name.replace(tower, f"{tower}vision_model."): weight
+            for name, weight in load_file(path).items()
+        }
+        save_file(weights, path, {"format": "pt"})
     return folder
+
+
+def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of a model that also sees; writes what makes prompts of images."""
+    tokenizer = make_tokenizer(extra_special_tokens=dict(family.special.values()))
+    assert family.processor is not None
+    family.processor(tokenizer).save_pretrained(folder)
+    ids = {
+        key: tokenizer.convert_tokens_to_ids(token) for key, (_, token) in family.special.items()
+    }
+    # Behind those that prompts are made of.
+    assert min(ids.values()) >= VOCAB_SIZE
+    return {
+        "text_config": {**text, "vocab_size": VOCAB_SIZE + 8},
+        "vision_config": family.vision,
+        "tie_word_embeddings": family.tied,
+        "dtype": "float32",
+        "mm_tokens_per_image": 4,
+        **ids,
+    }
 
 
 def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
     """Write a random adapter; an element of a weight's change is a sixth of the weight's or so."""
-    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    config = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules=family.lora, task_type="CAUSAL_LM"
-    )
+    base = load(model)
+    modules: Any = family.lora
+    if family.vision:
+        modules = rf".*language_model.*\.({'|'.join(family.lora)})"
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=modules, task_type="CAUSAL_LM")
     adapted = get_peft_model(base, config)
     assert isinstance(adapted, PeftModel)
     generator = torch.Generator().manual_seed(seed)

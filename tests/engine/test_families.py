@@ -4,7 +4,8 @@ and peft. They are tiny and random, with random adapters.
 
 What they differ by is what could go wrong with streams of their own length: positions, sliding
 windows (the prompts are longer), biases, fused layers, caps on logits. Of two adapters for a
-mixture of experts one changes the experts.
+mixture of experts one changes the experts. Some families also see, with other positions (M-RoPE) or
+embeddings in place of token ids in every step: their texts are contrasted as any.
 """
 
 import json
@@ -13,29 +14,40 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
 
 from tests.engine.families import FAMILIES, GROUPS, RANK
 from tests.engine.pressure import preempted_pairs
 from tests.engine.streams import decode
 from tests.naive import Group, Trace, assert_same_tokens
+from vllm_cold import Amateur, ColdParams
 from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.engine
 
-# A bias, caps on logits and sliding windows, fused layers, experts; a quarter of a minute each.
-IN_EVERY_RUN = ("qwen2", "gemma2", "phi3", "qwen3_moe")
+# Caps on logits and sliding windows, fused layers, experts, a bias and M-RoPE; a quarter of a minute
+# each.
+IN_EVERY_RUN = ("gemma2", "phi3", "qwen3_moe", "qwen2.5-vl")
+# How an image stands in a text.
+IMAGE = {
+    "gemma3-vision": "<start_of_image>",
+    "qwen2.5-vl": "<|vision_start|><|image_pad|><|vision_end|>",
+    "qwen3-vl": "<|vision_start|><|image_pad|><|vision_end|>",
+}
 
 
-def options(folder: Path) -> dict[str, Any]:
-    """Of an engine for a family."""
-    return {
-        "model": str(folder / "model"),
-        "max_lora_rank": RANK,
-        "max_loras": 2,
+def start(make_llm: Any, folders: Path, family: str, **options: Any) -> Any:
+    """An engine for a family."""
+    defaults = {
         "max_num_batched_tokens": 64,
         "async_scheduling": True,
-        "skip_tokenizer_init": True,
+        # What makes prompts of images needs a tokenizer.
+        "skip_tokenizer_init": family not in IMAGE,
     }
+    model = str(folders / family / "model")
+    return make_llm(model=model, max_lora_rank=RANK, max_loras=2, **defaults | options)
 
 
 def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
@@ -54,7 +66,34 @@ def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
     [pytest.param(f, marks=[] if f in IN_EVERY_RUN else pytest.mark.full) for f in FAMILIES],
 )
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -> None:
-    check(make_llm(**options(folders / family)), folders / family, GROUPS)
+    llm = start(make_llm, folders, family)
+    check(llm, folders / family, GROUPS)
+    if family in IMAGE:
+        refuse_an_image(llm, IMAGE[family])
+
+
+def refuse_an_image(llm: Any, image: str) -> None:
+    """A plain request may have one; a contrast is refused, whoever would see it."""
+    seen = {"prompt": f"{image} w1", "multi_modal_data": {"image": Image.new("RGB", (56, 56))}}
+    for one in (Amateur(prompt=" w2"), Amateur(lora_request=LoRARequest("one", 1, "/one"))):
+        with pytest.raises(ValueError, match="CoLD does not support multimodal prompts; send text"):
+            llm.generate(seen, ColdParams(amateur=one), use_tqdm=False)
+    with pytest.raises(ValueError, match="as a mapping must have a tensor"):
+        Amateur(prompt=seen)
+    (output,) = llm.generate(seen, SamplingParams(max_tokens=2), use_tqdm=False)
+    assert len(output.prompt_token_ids) > 4 and output.outputs[0].token_ids
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", IMAGE)
+def test_an_engine_that_loads_the_text_model_alone(
+    family: str, folders: Path, make_llm: Any
+) -> None:
+    limits = {"image": 0} if family == "gemma3-vision" else {"image": 0, "video": 0}
+    llm = start(make_llm, folders, family, limit_mm_per_prompt=limits)
+    assert not llm.llm_engine.model_config.supports_multimodal_inputs
+    check(llm, folders / family, GROUPS)
 
 
 @pytest.mark.full
@@ -62,7 +101,7 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -
 @pytest.mark.parametrize("family", ["qwen3_moe"])
 def test_experts_of_a_compiled_model(family: str, folders: Path, make_llm: Any) -> None:
     """Which rows have an adapter on them is looked at in each step."""
-    llm = make_llm(**options(folders / family), enforce_eager=False)
+    llm = start(make_llm, folders, family, enforce_eager=False)
     check(llm, folders / family, GROUPS)
 
 
@@ -73,11 +112,10 @@ def test_states(family: str, folders: Path, make_llm: Any) -> None:
     """With state-space layers, in small steps and a tight cache, which the prompts are in the
     second time. In full, ``test_states.py`` has others.
     """
-    folder = folders / family
-    settings = {**options(folder), "enable_prefix_caching": True, "num_gpu_blocks_override": 48}
-    llm = make_llm(**{**settings, "async_scheduling": None})
+    settings = {"enable_prefix_caching": True, "num_gpu_blocks_override": 48}
+    llm = start(make_llm, folders, family, async_scheduling=None, **settings)
     assert llm.llm_engine.vllm_config.cache_config.mamba_cache_mode == "align"
     with preempted_pairs(llm) as preempted:
         for _ in range(2):
-            check(llm, folder, GROUPS)
+            check(llm, folders / family, GROUPS)
     assert preempted

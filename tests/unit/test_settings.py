@@ -195,6 +195,7 @@ CONTRAST_KEYS = [
     "cold_amateur",
     "cold_amateur_prompt",
     "cold_amateur_messages",
+    "cold_amateur_prompt_embeds",
     "cold_without",
     "cold_part",
     "cold_weights",
@@ -288,6 +289,7 @@ BAD_CONTRAST: dict[str, list[Any]] = {
     "amateur": [1, 0.5, True, [1], [None], {"a": 1}, b"a", [["a"]]],
     "amateur_prompt": [1, True, [1], {}, b"a"],
     "amateur_messages": [1, [{"role": "user"}], {}, [[]]],
+    "amateur_prompt_embeds": [1, True, [1], {}, b"a"],
     "without": [1.5, True, [1.5], [True], {}, b"system", [["system"]]],
     "part": [1, 1.5, True, [1.5], {}, [[1, 2]]],
     "weights": [
@@ -300,6 +302,7 @@ GOOD_CONTRAST: dict[str, list[Any]] = {
     "amateur": ["b", "", ["a", "b"]],
     "amateur_prompt": ["", "text", ["one", "two", ""]],
     "amateur_messages": ["[]", ["[]", ""]],
+    "amateur_prompt_embeds": ["AAAA", ["AAAA", ""]],
     "without": ["system", "system,tool", "0,2", 0, 3, [0, "tool"]],
     "part": [[0, 3], "0:3", ["0:3", ""]],
     "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "mti", ""]],

@@ -41,6 +41,7 @@ class Knob(NamedTuple):
         number: int or float, which its numbers are; None if it takes none.
         engine: Whether an engine may have a default of its own.
         default: Of requests and engines that do not say.
+        typed: Whether people write it themselves: then the tools have an option for it.
     """
 
     type: Any
@@ -49,6 +50,7 @@ class Knob(NamedTuple):
     number: type[float] | None = None
     engine: bool = True
     default: Any = None
+    typed: bool = True
 
 
 KNOBS: Mapping[str, Knob] = {
@@ -103,6 +105,13 @@ CONTRAST: Mapping[str, Knob] = {
         "Messages that the amateur reads.",
         "must be a JSON list of messages, as text, or a list of such texts",
         engine=False,
+    ),
+    "amateur_prompt_embeds": Knob(
+        str | list[str] | None,
+        "Embeddings that the amateur reads, as vLLM's prompt_embeds.",
+        "must be what torch.save writes of a tensor, as base64 text, or a list of such texts",
+        engine=False,
+        typed=False,
     ),
     "without": Knob(
         str | int | list[str | int] | None,
@@ -184,6 +193,7 @@ class ContrastArgs(msgspec.Struct, frozen=True):
     amateur: str | list[str] | None = None
     amateur_prompt: str | list[str] | None = None
     amateur_messages: str | list[str] | None = None
+    amateur_prompt_embeds: str | list[str] | None = None
     without: str | int | list[str | int] | None = None
     part: list[str | int] | str | None = None
     weights: float | str | list[float | str] | None = None

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import (
     AmateurSpec,
+    Embeds,
     Messages,
     Part,
     Text,
@@ -42,7 +43,7 @@ Prompt = str | tuple[tuple[str, str], ...]
 """A text, or chat messages (role and content)."""
 
 # Options that say what is contrasted with; a preset says how.
-OPTIONS = tuple(name for name in CONTRAST if name != "preset")
+OPTIONS = tuple(name for name, knob in CONTRAST.items() if knob.typed and name != "preset")
 # What may differ from prompt to prompt: what the amateur reads.
 ROW_KEYS = tuple(
     PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part")
@@ -245,7 +246,8 @@ def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Conte
         ColdError: it cannot be made of this prompt.
     """
     field, source, whole = one.prompt_field, one.source, expert_reads(prompt, chat)
-    assert not isinstance(source, Tokens)  # which flat arguments cannot say
+    # Flat arguments cannot say the first, nor options and rows the second.
+    assert not isinstance(source, (Tokens, Embeds))
     match source:
         case None | Text() | Messages():
             return source

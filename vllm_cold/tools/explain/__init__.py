@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_cold.method.settings import CONTRAST, KNOBS, read
 from vllm_cold.tools.address import add_options
-from vllm_cold.tools.contrast import option_of
+from vllm_cold.tools.contrast import OPTIONS, option_of
 from vllm_cold.tools.errors import named_libraries
 
 DESCRIPTION = """\
@@ -93,7 +93,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "As a request's cold_* keys, for all prompts. Repeated, an option has a value for each\n"
         "amateur, '' for none but in --weights; --without alone leaves out all that it names.",
     ).add_argument
-    for name in (name for name in CONTRAST if name not in ("preset", "amateur")):
+    for name in (name for name in OPTIONS if name != "amateur"):
         metavar = name.rpartition("_")[2].upper()
         reads(option_of(name), metavar=metavar, action="append", help=CONTRAST[name].about)
 

@@ -16,6 +16,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.amateurs import (
     AmateurSpec,
+    Embeds,
     Without,
     describe,
     says_what,
@@ -203,7 +204,7 @@ class Admission:
             made = await prompts.render_async(
                 self.renderer, prompt_source, contrast.amateurs, online
             )
-            contrast = contrast.settle(made, expert, prompt.get("prompt_token_ids"))
+            contrast = contrast.settle(made, expert, prompts.Prompt.made(prompt))
         else:
             contrast = None
         return prompts.with_decision(prompt, contrast)
@@ -226,6 +227,7 @@ class Admission:
                 sampling.extra_args = without_cold(sampling.extra_args)
             return
         _check_kind(request)
+        _check_embeds(self.config.model_config, request)
         length = len(request.prompt_token_ids or request.prompt_embeds)
         unlimited = contrast.unlimited or params.max_tokens is None
         most = fit(self.config, contrast.amateurs, length, sampling.max_tokens, unlimited)
@@ -252,7 +254,7 @@ class Admission:
         _check_kind(request)
         self.check_files(contrast, expert)
         made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
-        return contrast.settle(made, expert, request.prompt_token_ids)
+        return contrast.settle(made, expert, prompts.Prompt.of(request))
 
     def decided(self, params: Any, expert: "LoRARequest | None") -> Contrast | None:
         """What was or now is decided about a request whose prompt does not carry it."""
@@ -301,6 +303,22 @@ def _check_kind(request: "EngineCoreRequest") -> None:
         _refuse_multimodal()
     if request.resumable:
         raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
+
+
+def _check_embeds(model_config: Any, request: "EngineCoreRequest") -> None:
+    prompt, sampling = prompts.Prompt.of(request), request.sampling_params
+    if prompt.embeds is None:
+        return
+    if (problem := prompt.problem(model_config)) is not None:
+        value = Embeds({"prompt_embeds": prompt.embeds}).value
+        raise ColdError("prompt_embeds", value, problem)
+    if sampling.repetition_penalty != 1.0:
+        raise ColdError(
+            "repetition_penalty",
+            sampling.repetition_penalty,
+            "is for the tokens of a prompt, and prompt_embeds has none; leave it out, or use "
+            "presence_penalty or frequency_penalty",
+        )
 
 
 def _check_file(max_rank: int, one: AmateurSpec) -> None:

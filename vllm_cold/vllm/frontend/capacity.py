@@ -69,7 +69,7 @@ def fit(
     Raises:
         ColdError: there is no room for them; where they may be shortened, not even for one.
     """
-    own = (num_prompt_tokens if a.prompt is None else len(a.prompt) for a in amateurs)
+    own = (num_prompt_tokens if a.num_tokens is None else a.num_tokens for a in amateurs)
     lengths = [num_prompt_tokens, *own]
     limit: int = config.model_config.max_model_len
     asked = 1 if unlimited else max_tokens

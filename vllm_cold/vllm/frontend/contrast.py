@@ -59,7 +59,7 @@ class Contrast:
         self,
         amateurs: tuple[AmateurSpec, ...],
         expert: "LoRARequest | None",
-        expert_prompt: list[int] | None,
+        expert_prompt: prompts.Prompt,
     ) -> "Contrast | None":
         """The contrast with its amateurs' prompts, none of which is its expert in prompt and
         adapter: refused where the request asked for it, and no contrast where it did not (a
@@ -69,7 +69,7 @@ class Contrast:
             ColdError: there is one.
         """
         for one in amateurs:
-            if one.prompt is not None and one.prompt == expert_prompt and same(one.lora, expert):
+            if one.source is not None and expert_prompt.is_of(one) and same(one.lora, expert):
                 if self.optional and not self.asked:
                     return None
                 raise one.refused(
@@ -87,7 +87,8 @@ class Contrast:
         return Stream(
             self.settings,
             tuple(
-                AmateurStream(weight, _as_data(one.lora), one.prompt) for one, weight in amateurs
+                AmateurStream(weight, _as_data(one.lora), one.prompt, one.embeds)
+                for one, weight in amateurs
             ),
             method=self.preset or name or ("custom" if own else "cold"),
             keeps_state=rule is not None and rule.state > 0,

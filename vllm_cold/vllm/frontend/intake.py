@@ -96,7 +96,7 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
     ) -> "EngineCoreRequest":
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if request.sampling_params is not None and not FRONT_END.plain:
-            with refusals():
+            with refusals(), prompts.media_kept(self.renderer, [prompt]):
                 FRONT_END.of(self).admit(prompt, params, request)
         return request
 
@@ -116,7 +116,8 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         # What vLLM did not make something of yet goes to a thread of its own, and its amateurs too.
         if isinstance(prompt, dict) and "type" in prompt and isinstance(params, SamplingParams):
-            with refusals():
+            renderer = self.input_processor.renderer
+            with refusals(), prompts.media_kept(renderer, [prompt]):
                 prompt = await _decided(
                     FRONT_END.of(self.input_processor), prompt, params, lora_request
                 )

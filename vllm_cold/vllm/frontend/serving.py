@@ -68,7 +68,7 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         if FRONT_END.server is None or beams or not hasattr(request, "vllm_xargs"):
             return found
         made = found[1] if isinstance(found, tuple) else found
-        with refusals():
+        with refusals(), prompts.media_kept(self.renderer, made):
             made[:] = await _prepare(FRONT_END.server, self, request, made)
         return found
 
