@@ -120,8 +120,8 @@ def _checked(found: Any, name: Any) -> Rule:
     if not isinstance(name, str) or not name.isidentifier() or found.name != name:
         raise ValueError(f"its name must be an identifier, and {name!r} everywhere it is named")
     rule = found()
-    if not 0 <= rule.state <= _MOST_STATE or (rule.state and rule.of_candidates):
-        raise ValueError(f"its state must be at most {_MOST_STATE}, and 0 if it is of_candidates")
+    if not 0 <= rule.state <= _MOST_STATE:
+        raise ValueError(f"its state must be at most {_MOST_STATE}")
     try_out(rule)
     return rule
 
