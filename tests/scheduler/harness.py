@@ -486,7 +486,8 @@ class Harness:
                 assert request_id in self.asked, f"{request_id} was made public"
                 assert request_id not in self.ended, "output after the end"
                 self.got[request_id] += one.new_token_ids
-                self._check_weights(request_id, one.kv_transfer_params)
+                if one.new_token_ids:
+                    self._check_weights(request_id, one.kv_transfer_params)
                 if one.finish_reason is not None:
                     self.ended[request_id] = str(one.finish_reason)
                     self._check_end(request_id, one)

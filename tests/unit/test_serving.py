@@ -267,7 +267,7 @@ def test_a_failed_request_tells_why(cold: bool, online: Online, front: Front) ->
             for reason in (None, "error", None):
                 one = SimpleNamespace(finish_reason=reason, stop_reason=reason and NOT_FINITE)
                 fine = SimpleNamespace(finish_reason=None, stop_reason=None)
-                yield SimpleNamespace(outputs=[fine, one])
+                yield SimpleNamespace(outputs=[fine, one], kv_transfer_params=None)
         finally:
             ended.append("closed")
 
