@@ -39,7 +39,6 @@ OWN = "tests.server.own_rules:"
 def test_rules_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     """As a server was started with; what is none is a sentence."""
     monkeypatch.setattr(registry, "_added", {})
-    monkeypatch.setattr(registry, "_paths", {})
     add_rules(None)
     with pytest.raises(ColdError, match="^cold_beta='fading': must be a number, or the name"):
         read_contrast({"cold_beta": "fading"})
