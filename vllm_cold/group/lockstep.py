@@ -22,10 +22,12 @@ one. All streams of a group verify the same number, so that every draft has a ro
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vllm_cold.group.drafting import Drafting
-from vllm_cold.group.step_stats import WeightsByStep
+
+if TYPE_CHECKING:  # which needs torch
+    from vllm_cold.group.step_stats import WeightsByStep
 
 
 class Tokens(Protocol):
@@ -114,7 +116,7 @@ class Group(Generic[R]):
     bits: dict[str, int] = field(init=False)
     slot: int | None = None
     retires: bool = False
-    weights: WeightsByStep | None = None
+    weights: "WeightsByStep | None" = None
     failed_alone: int = 0
     drafting: Drafting = field(default_factory=Drafting)
     turn: Turn = field(default_factory=Turn)
