@@ -27,8 +27,7 @@ from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.engine
 
-# Caps on logits and sliding windows, fused layers, experts, a bias and M-RoPE; a quarter of a minute
-# each.
+# Caps on logits and sliding windows, fused layers, experts, a bias and M-RoPE; 15 s each.
 IN_EVERY_RUN = ("gemma2", "phi3", "qwen3_moe", "qwen2.5-vl")
 # How an image stands in a text.
 IMAGE = {

@@ -37,7 +37,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.states import StateLayers
-from tests.scheduler.workers import RELEASE, Workers, solo
+from tests.scheduler.workers import RELEASE, Workers, solo, weights_of
 from vllm_cold.group.step_stats import Report, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.settings import ColdSettings
@@ -258,8 +258,8 @@ def _with_states(
 
 def stats_of(rows: Sequence[tuple[str, RowStats]]) -> StepStats:
     """Of figures with the ids of their groups."""
-    columns = list(zip(*(figures for _, figures in rows), strict=True)) or [()] * 6
-    return StepStats(tuple(name for name, _ in rows), columns[:5], columns[5])
+    columns = list(zip(*(figures for _, figures in rows), strict=True)) or [()] * 7
+    return StepStats(tuple(name for name, _ in rows), columns[:5], columns[5], columns[6])
 
 
 def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> Request:
@@ -295,6 +295,7 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
             method=asked.method,
             keeps_state=bool(asked.lives) and asked.keeps_state,
             retires=bool(asked.lives),
+            explain=bool(asked.lives),
         ).to_extra_args(None)
     return Request(
         request_id=request_id,
@@ -526,12 +527,20 @@ class Harness:
                 assert request_id in self.asked, f"{request_id} was made public"
                 assert request_id not in self.ended, "output after the end"
                 self.got[request_id] += one.new_token_ids
+                if one.new_token_ids:
+                    self._check_weights(request_id, one.kv_transfer_params)
                 if one.finish_reason is not None:
                     self.ended[request_id] = str(one.finish_reason)
                     self._check_end(request_id, one)
         if self.setup.drafts and not self.setup.is_async:
             self.sched.update_draft_token_ids(self.workers.take_drafts(output.num_scheduled_tokens))
         self.check()
+
+    def _check_weights(self, request_id: str, told: Any) -> None:
+        """A client that asks is told those of each token that it has; nobody else is."""
+        lives, num_tokens = self.asked[request_id].lives, len(self.got[request_id])
+        rows = [[w if w else None for w in weights_of(lives, step)] for step in range(num_tokens)]
+        assert told == ({"cold": {"weights": rows}} if lives else None)
 
     def step(self, **how: Any) -> int:
         """Schedule once, and deliver the oldest results if enough steps are in flight."""

@@ -17,6 +17,7 @@ from tests.scheduler import cases, state_cases
 from tests.scheduler.storm import random_states, storm
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
+from vllm_cold.group.step_stats import WeightsByStep
 from vllm_cold.vllm.scheduler import scheduler
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
@@ -481,6 +482,18 @@ MUTATIONS = [
         "_retire",
         ("not new or any(s.status != RequestStatus.RUNNING for s in group.streams)", "False"),
         cases.ended_amateur_of_a_preempted_group,
+    ),
+    Mutation(
+        "of an amateur that has ended no weight is told",
+        WeightsByStep,
+        "give",
+        ("self._done |= each.done", "pass"),
+        cases.amateur_that_has_ended,
+    ),
+    _sched(
+        "weights are told of tokens that are given, and of no drafts that were wrong",
+        "_after_output",
+        ("given.weights.give(figures[:new])", "given.weights.give(figures)"),
     ),
     _sched(
         "each group has a slot of its own",

@@ -139,6 +139,11 @@ def lives_of(stream: Stream) -> tuple[int, ...]:
     return tuple(int(given[f"life_{i}"]) for i in range(1, 1 + len(stream.amateurs)))
 
 
+def weights_of(lives: Sequence[int], step: int) -> list[float]:
+    """What the rule chooses at a step, 0 for those that it needs no more."""
+    return [0.0 if step >= life else -1.0 - step - i / 8 for i, life in enumerate(lives)]
+
+
 class Workers:
     """All workers of an engine. ``v2`` follows vLLM's V2 model runner, else V1."""
 
@@ -389,7 +394,8 @@ class Workers:
     def _figures(self, row: Row, streams: Sequence[str | None], step: int) -> RowStats:
         here = [i for i, stream in enumerate(streams[1:]) if stream is not None]
         done = [i for i in here if row.lives and step + 1 >= row.lives[i]]
-        return RowStats(1, 0, 0, sum(1 << i for i in done), 0, sum(1 << i for i in here))
+        bits, present = (sum(1 << i for i in each) for each in (done, here))
+        return RowStats(1, 0, 0, bits, 0, present, weights_of(row.lives, step))
 
     def _keep_state(self, name: str, slot: int, step: int, tokens: Sequence[int]) -> None:
         """What a rule keeps: it must find what it wrote at the step before, for the same text."""

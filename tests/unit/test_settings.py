@@ -201,7 +201,7 @@ CONTRAST_KEYS = [
     "cold_weights",
     "cold_preset",
 ]
-NAMES = ["cold", *KNOB_KEYS, *CONTRAST_KEYS]
+NAMES = ["cold", *KNOB_KEYS, *CONTRAST_KEYS, "cold_explain"]
 KEYS = st.sampled_from(NAMES) | st.text().map("cold_".__add__) | st.just("Cold_Beta")
 
 
@@ -277,10 +277,15 @@ def test_whether_cold_is_asked_for() -> None:
         with pytest.raises(ColdError) as raised:
             parse_request_args({"cold": wrong})
         check_error(raised.value, "cold", wrong, "must be 0 or 1 (false or true)")
+        with pytest.raises(ColdError, match="^cold_explain=.*0 or 1"):
+            parse_request_args({"cold_explain": wrong})
+        with pytest.raises(ColdError, match="^explain=.*0 or 1"):
+            ColdParams(explain=wrong)
         with pytest.raises(ColdError, match="0 or 1"):
             parse_engine_defaults({"enabled": wrong})
     # Any key asks for it.
     assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, given={"alpha": 0.2})
+    assert parse_request_args({"cold_explain": True}) == ColdArgs(True, explain=True)
     asked = ColdArgs(True, contrast=ContrastArgs(amateur="b"))
     assert parse_request_args({"cold_amateur": "b"}) == asked
 
@@ -460,6 +465,8 @@ def test_a_rule_for_two_amateurs() -> None:
         )
     with pytest.raises(ColdError, match="^beta='judge': this rule chooses the weights of 2"):
         ColdParams(beta="judge", amateur=Amateur(prompt="a"))
+    with pytest.raises(ColdError, match="^weights='judge': this rule .* those of 1 of 2"):
+        combine(given, ["judge", None])  # as it was said
 
 
 FOR_A_RULE = "is for a rule, and beta is {}; leave it out or set beta to a rule's name"
@@ -595,7 +602,8 @@ def test_one_declaration() -> None:
     assert {name: knob.default for name, knob in KNOBS.items()} == knobs
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
     own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}
-    assert own == {**knobs, "amateur": None, "amateurs": None, "method": None}
+    others = {"amateur": None, "amateurs": None, "explain": False, "method": None}
+    assert own == {**knobs, **others}
     assert list(REQUEST_KEYS) == NAMES
     assert list(ENGINE) == [*knobs, "without", "preset"]
     assert MAX_AMATEURS == MAX_STREAMS - 1

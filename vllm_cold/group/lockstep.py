@@ -22,9 +22,12 @@ one. All streams of a group verify the same number, so that every draft has a ro
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vllm_cold.group.drafting import Drafting
+
+if TYPE_CHECKING:  # which needs torch
+    from vllm_cold.group.step_stats import WeightsByStep
 
 
 class Tokens(Protocol):
@@ -95,6 +98,7 @@ class Group(Generic[R]):
         bits: Of each amateur there ever was, by request id, its bit in ``RowStats.done``.
         slot: Where workers keep its rule's state; None for no rule with state.
         retires: Whether its rule may end amateurs.
+        weights: Those that its rule has chosen, where its client asks for them.
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
@@ -112,6 +116,7 @@ class Group(Generic[R]):
     bits: dict[str, int] = field(init=False)
     slot: int | None = None
     retires: bool = False
+    weights: "WeightsByStep | None" = None
     failed_alone: int = 0
     drafting: Drafting = field(default_factory=Drafting)
     turn: Turn = field(default_factory=Turn)

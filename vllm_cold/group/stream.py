@@ -51,6 +51,7 @@ class Stream(msgspec.Struct, frozen=True):
         retires: Whether the rule may end amateurs.
         slot: Where workers keep the state of the group's rule, a number that no other group has at
             the same time; None for a rule without.
+        explain: Whether the client is told the weights that the rule chooses.
     """
 
     settings: ColdSettings
@@ -61,6 +62,7 @@ class Stream(msgspec.Struct, frozen=True):
     keeps_state: bool = False
     retires: bool = False
     slot: int | None = None
+    explain: bool = False
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""

@@ -323,7 +323,7 @@ def combine(
     takes = registry.get(rule).amateurs if rule is not None else 0
     if takes and {chosen, len(used)} != {takes}:
         raise ColdError(
-            prefix + "beta",
+            prefix + named_by(weights),
             rule,
             f"this rule chooses the weights of {takes} amateurs, and no request that has it has "
             f"others; here it would choose those of {chosen} of {len(used)}",
@@ -338,6 +338,15 @@ def combine(
         None if isinstance(each, str) else float(-beta if weight is None else each)
         for each, weight in zip(used, weights, strict=True)
     )
+
+
+def named_by(weights: Sequence[object]) -> str:
+    """The knob in which a request has named its rule.
+
+    Args:
+        weights: Of the amateurs, as given.
+    """
+    return "weights" if any(isinstance(each, str) for each in weights) else "beta"
 
 
 def merge(
@@ -384,8 +393,9 @@ def check_switch(field: str, value: object) -> bool:
 
 
 PREFIX = "cold_"
+EXPLAIN = PREFIX + "explain"
 # The request's own keys, as they stand in vllm_xargs / extra_args.
-REQUEST_KEYS = ("cold", *(PREFIX + name for name in (*KNOBS, *CONTRAST)))
+REQUEST_KEYS = ("cold", *(PREFIX + name for name in (*KNOBS, *CONTRAST)), EXPLAIN)
 
 
 def is_ours(key: object) -> bool:

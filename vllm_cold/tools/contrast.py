@@ -37,6 +37,7 @@ from vllm_cold.method.settings import (
     is_ours,
     read,
 )
+from vllm_cold.rules import registry
 from vllm_cold.tools.errors import ToolError
 
 Prompt = str | tuple[tuple[str, str], ...]
@@ -68,6 +69,30 @@ class Contrast:
 def option_of(name: str) -> str:
     """What a knob's option is called."""
     return "--" + name.replace("_", "-")
+
+
+def add_rule_option(group: argparse._ArgumentGroup) -> None:
+    """Describe a command's option for rules of others."""
+    group.add_argument(
+        "--rule",
+        action="append",
+        metavar="MODULE:CLASS",
+        help="a rule of your own, as vllm serve's --cold-rule names it, which a server must have "
+        "been started with; may be repeated",
+    )
+
+
+def add_rules(paths: Sequence[str] | None) -> None:
+    """Make the rules of ``--rule`` known here.
+
+    Raises:
+        ToolError: one is not there, or is no rule.
+    """
+    try:
+        for path in paths or ():
+            registry.add(path)
+    except ColdError as error:
+        raise ToolError(f"--rule={error.value!r}: {error.problem}") from error
 
 
 def as_written(error: ColdError, own: Collection[str] = ()) -> str:

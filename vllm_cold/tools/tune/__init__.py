@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm_cold.method.settings import CONTRAST, KNOBS
 from vllm_cold.tools.address import add_options
-from vllm_cold.tools.contrast import OPTIONS, option_of
+from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.grid import AXES
 
@@ -118,6 +118,7 @@ def add_parser(subparsers: Any) -> None:
         help=f"{CONTRAST['preset'].about} Several with commas between them; beside the grid if "
         "there is --alpha or --beta, else in place of it.",
     )
+    add_rule_option(search)
     search.add_argument(
         "--test-fraction",
         type=_share,
@@ -168,4 +169,6 @@ def run(options: argparse.Namespace) -> int:
     with named_libraries():
         # What judges and prints, too: what is missing is named before anything is decoded.
         from vllm_cold.tools.tune import command
+
+        add_rules(options.rule)
     return command.run(options)

@@ -22,7 +22,14 @@ from vllm_cold.method.amateurs import (
     says_what,
 )
 from vllm_cold.method.arguments import ColdArgs, parse_request_args
-from vllm_cold.method.settings import DEFAULT_BETA, is_known, is_ours, preset_of
+from vllm_cold.method.settings import (
+    DEFAULT_BETA,
+    PREFIX,
+    is_known,
+    is_ours,
+    named_by,
+    preset_of,
+)
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
 from vllm_cold.vllm.frontend import prompts
@@ -91,8 +98,9 @@ class Admission:
         rule = contrast.settings.rule
         drafts = self.config.speculative_config is not None
         if rule is not None and drafts and registry.get(rule).state:
+            prefix = "" if isinstance(params, ColdParams) else PREFIX
             raise ColdError(
-                "beta",
+                prefix + named_by([one.weight for one in contrast.amateurs]),
                 rule,
                 "this rule keeps state from step to step, which speculative decoding may have to "
                 "take back; use a rule without, or an engine without speculative decoding",
@@ -131,6 +139,7 @@ class Admission:
             left_out is not None
             and (not asked or (self.is_server and contrast.preset is not None)),
             asked,
+            explain=args.explain,
         )
 
     def _left_out(self, args: ColdArgs) -> tuple[str, Any] | None:
@@ -228,6 +237,7 @@ class Admission:
             return
         _check_kind(request)
         _check_embeds(self.config.model_config, request)
+        contrast.check_alone("n", params.n)
         length = len(request.prompt_token_ids or request.prompt_embeds)
         unlimited = contrast.unlimited or params.max_tokens is None
         most = fit(self.config, contrast.amateurs, length, sampling.max_tokens, unlimited)

@@ -4,6 +4,7 @@
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, read_prompt
 from vllm_cold.method.settings import ColdSettings
@@ -32,6 +33,7 @@ class Contrast:
         asked: Whether the request says anything itself, and so is told of all else that is in the
             way.
         unlimited: Whether nobody said how many tokens the request gets.
+        explain: Whether the client is told the weights of each step.
     """
 
     settings: ColdSettings
@@ -41,6 +43,14 @@ class Contrast:
     optional: bool = False
     asked: bool = True
     unlimited: bool = False
+    explain: bool = False
+
+    def check_alone(self, field: str, answers: int) -> None:
+        """Refuse to tell the weights of several answers: there is room for those of one."""
+        if self.explain and answers > 1:
+            raise ColdError(
+                field, answers, "must be 1 where the weights are asked for; send a request for each"
+            )
 
     def applies(self, prompt_source: prompts.PromptSource) -> bool:
         """Whether a request has what a default leaves out; one that asked itself has to."""
@@ -93,6 +103,7 @@ class Contrast:
             method=self.preset or name or ("custom" if own else "cold"),
             keeps_state=rule is not None and rule.state > 0,
             retires=rule is not None and rule.retires,
+            explain=rule is not None and self.explain,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,11 +134,12 @@ def of_params(params: ColdParams, expert: "LoRARequest | None") -> Contrast:
             named.format(i),
             named.format(i),
             source=read_prompt("prompt", one.prompt),
+            weight=one.weight,
             lora=one.adapter(expert),
         )
         for i, one in enumerate(params.contrast())
     ]
-    return Contrast(settings, tuple(amateurs), weights, params.method)
+    return Contrast(settings, tuple(amateurs), weights, params.method, explain=bool(params.explain))
 
 
 def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:

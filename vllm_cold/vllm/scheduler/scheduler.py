@@ -52,7 +52,7 @@ from vllm_cold.group.lockstep import (
     is_split,
     tokens_left,
 )
-from vllm_cold.group.step_stats import CountersByKind, RowStats
+from vllm_cold.group.step_stats import CountersByKind, RowStats, WeightsByStep
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.interface import Request
@@ -132,7 +132,10 @@ class GroupScheduler(Scheduler):
         adapter = request.lora_request.lora_name if request.lora_request else ""
         kind = self._counters.kind(stream.method, adapter)
         streams = make_streams(request, stream)
-        group: RequestGroup = Group(streams, kind, slot=slot, retires=stream.retires)
+        weights = WeightsByStep(len(stream.amateurs)) if stream.explain else None
+        group: RequestGroup = Group(
+            streams, kind, slot=slot, retires=stream.retires, weights=weights
+        )
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
             group.drafting = Drafting(self._draft_controller.kinds[kind], seeded=seeded)
@@ -667,6 +670,11 @@ class GroupScheduler(Scheduler):
                 if (given := self._groups.get(output.request_id)) is not None:
                     figures, new = scored.get(output.request_id, ()), len(output.new_token_ids)
                     self._counters.sums[given.kind].give(new, figures if self.log_stats else ())
+                    if given.weights is not None:
+                        given.weights.give(figures[:new])
+                        output.kv_transfer_params = results.with_weights(
+                            output.kv_transfer_params, given.weights.rows
+                        )
                     if given.retires and figures and given not in over:
                         self._retire(given, figures, new)
         for group in over:
