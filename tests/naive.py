@@ -291,6 +291,8 @@ class NaiveCold:
     wrong.
     """
 
+    _recompute = False
+
     def __init__(
         self,
         model: Path,
@@ -298,6 +300,7 @@ class NaiveCold:
         dtype: torch.dtype = torch.float32,
         recompute: bool = False,
     ) -> None:
+        self._recompute = recompute
         self._model = load(model, dtype)
         for name, folder in adapters.items():
             if isinstance(self._model, PeftModel):
