@@ -61,14 +61,16 @@ def engine_of(make_llm: Any, folder: Path, name: str, **options: Any) -> Any:
         "model": str(folder / "model"),
         "dtype": ALL[folder.name].dtype,
         "enable_lora": adapters,
-        "max_model_len": LONGEST + MAX_TOKENS,
+        "max_model_len": CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS),
         "enable_prefix_caching": cached,
         "skip_tokenizer_init": True,
         **({"max_lora_rank": RANK, "max_loras": 2} if adapters else {}),
     }
+    if name.endswith("tight") and folder.name == "mamba-2":
+        chosen["num_gpu_blocks_override"] = 12  # states alone take blocks
     if not adapters:
         chosen["additional_config"] = {"cold": True}  # to contrast prompts alone
-    llm = make_llm(**chosen | CONFIGURATIONS[name] | options)
+    llm = make_llm(**CONFIGURATIONS[name] | chosen | options)
     cache = llm.llm_engine.vllm_config.cache_config
     assert cache.mamba_cache_mode == ("align" if cached else "none")
     return llm
