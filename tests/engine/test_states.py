@@ -111,7 +111,8 @@ def test_tokens_equal_the_reference(family: str, name: str, folders: Path, make_
             cached += sum(output.num_cached_tokens or 0 for output in outputs)
     assert_idle(llm)
     assert free_blocks(llm) == before
-    assert bool(preempted) == name.endswith("tight")
+    grows = cached or family != "mamba-2"  # a state alone is as large at the end as at first
+    assert bool(preempted) == (name.endswith("tight") and bool(grows))
     assert bool(cached) == name.startswith("align")
 
 
