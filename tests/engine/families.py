@@ -278,6 +278,7 @@ WITH_STATES = {
             "mamba_num_heads": 8,
             "mamba_head_dim": 32,
             "ssm_state_size": 8,
+            "time_step_min": 1e-9,  # no step is shorter in transformers; vLLM sets no limit
             "n_groups": 1,
             "chunk_size": 32,
             "max_position_embeddings": LONGEST + MAX_TOKENS,
