@@ -79,3 +79,15 @@ def test_experts_of_a_compiled_model(family: str, folders: Path, make_llm: Any) 
     """Which rows have an adapter on them is looked at in each step."""
     llm = make_llm(**options(folders / family), enforce_eager=False)
     check(llm, folders / family, GROUPS)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["qwen3_moe"])
+def test_experts_shared_by_two_processes(
+    family: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a half of every expert."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
+    llm = make_llm(**options(folders / family), tensor_parallel_size=2, kv_cache_memory_bytes=2**26)
+    check(llm, folders / family, GROUPS)
