@@ -104,6 +104,19 @@ def test_experts_of_a_compiled_model(family: str, folders: Path, make_llm: Any) 
     check(llm, folders / family, GROUPS)
 
 
+@pytest.mark.full
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("family", ["qwen3_moe"])
+def test_experts_shared_by_two_processes(
+    family: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has a half of every expert."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
+    shared = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
+    llm = start(make_llm, folders, family, **shared)
+    check(llm, folders / family, GROUPS)
+
+
 @pytest.mark.timeout(600)
 @pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32")
 @pytest.mark.parametrize("family", ["granite-4-hybrid"])
