@@ -95,7 +95,7 @@ async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]
         found = prompts.decision_in(one)
         if found is not None:
             if one["type"] == "embeds":
-                check_penalty(request.repetition_penalty)
+                check_penalty(getattr(request, "repetition_penalty", None))
             ids = one.get("prompt_token_ids")
             limit = server.config.model_config.max_model_len
             length = len(one["prompt_embeds"] if ids is None else ids)
