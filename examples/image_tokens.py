@@ -136,6 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             dtype="float32",
             max_model_len=512,
             skip_tokenizer_init=True,
+            gpu_memory_utilization=0.2,  # of a CPU's memory, too
             enforce_eager=True,
             additional_config={"cold": True},  # without adapters, CoLD is asked for
         )

@@ -194,15 +194,16 @@ CONFIGURATIONS: dict[str, dict[str, Any]] = {
     [pytest.param(n, marks=() if n == "chunks" else pytest.mark.full) for n in CONFIGURATIONS],
 )
 def test_tokens_equal_the_reference(
-    name: str, shared_llm: Any, tiny: Path, expected: list[Trace]
+    name: str, shared_llm: Any, tiny: Path, expected: list[Trace], runner: str
 ) -> None:
     llm = shared_llm(enable_prompt_embeds=True, **CONFIGURATIONS[name])
     before = free_blocks(llm)
+    num = len(CASES) if runner == "v1" else 18  # in the interpreter
     # The second time the prompts are cached.
     for _ in range(2):
         with preempted_pairs(llm) as preempted:
-            got = decode(llm, tiny, CASES)
-        assert_same_tokens(got, expected)
+            got = decode(llm, tiny, CASES[:num])
+        assert_same_tokens(got, expected[:num])
         assert bool(preempted) == ("pressure" in name)
     # Alone, each finds what it left itself.
     assert_same_tokens([decode(llm, tiny, [one])[0] for one in CASES[:9]], expected[:9])

@@ -9,6 +9,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -27,6 +28,7 @@ from vllm_cold.group.stream import from_extra_args
 from vllm_cold.method.amateurs import Embeds, read_prompt
 from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.vllm.frontend.intake import FRONT_END
+from vllm_cold.vllm.frontend.prompts import media_kept
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 
 pytestmark = pytest.mark.unit
@@ -335,3 +337,21 @@ def test_an_engine_without_them(tiny: Path) -> None:
     said = refusal(plain, plain.text(" w1"), ColdParams(amateur=own))
     assert said.startswith("amateur='torch.float32[3, 64]': no prompt can be made of it: You must")
     assert "--enable-prompt-embeds" in said
+
+
+def test_media_of_refused_requests_are_sent_with_the_next(front: Front) -> None:
+    """vLLM takes what it has made for sent."""
+    forgotten: list[str] = []
+    renderer = SimpleNamespace(mm_processor_cache=SimpleNamespace(invalidate=forgotten.append))
+    seen = {"type": "multimodal", "mm_hashes": {"image": ["a", "b"], "audio": ["c"]}}
+    many = [seen, front.text(" w1"), "w1"]
+    with media_kept(renderer, many):
+        pass
+    assert not forgotten
+    with pytest.raises(ValueError, match="no"), media_kept(renderer, many):
+        raise ValueError("no")
+    assert forgotten == ["a", "b", "c"]
+    # Without media, and before 0.31.
+    for other in (SimpleNamespace(mm_processor_cache=None), SimpleNamespace()):
+        with pytest.raises(ValueError, match="no"), media_kept(other, many):
+            raise ValueError("no")

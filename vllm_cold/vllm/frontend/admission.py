@@ -316,17 +316,26 @@ def _check_kind(request: "EngineCoreRequest") -> None:
 
 
 def _check_embeds(model_config: Any, request: "EngineCoreRequest") -> None:
-    prompt, sampling = prompts.Prompt.of(request), request.sampling_params
+    prompt = prompts.Prompt.of(request)
     if prompt.embeds is None:
         return
     if (problem := prompt.problem(model_config)) is not None:
         value = Embeds({"prompt_embeds": prompt.embeds}).value
         raise ColdError("prompt_embeds", value, problem)
-    if sampling.repetition_penalty != 1.0:
+    check_penalty(request.sampling_params.repetition_penalty)
+
+
+def check_penalty(repetition_penalty: float | None) -> None:
+    """Of a request whose prompt is embeddings: for their tokens vLLM takes others.
+
+    Raises:
+        ColdError: there is one.
+    """
+    if repetition_penalty not in (None, 1.0):
         raise ColdError(
             "repetition_penalty",
-            sampling.repetition_penalty,
-            "is for the tokens of a prompt, and prompt_embeds has none; leave it out, or use "
+            repetition_penalty,
+            "is for the tokens of a prompt, and prompt_embeds has none; set it to 1, or use "
             "presence_penalty or frequency_penalty",
         )
 

@@ -145,12 +145,10 @@ def media_kept(renderer: Any, made: Sequence[Any]) -> Iterator[None]:
         yield
     except Exception:
         cache = getattr(renderer, "mm_processor_cache", None)
-        forget = getattr(cache, "invalidate", None)  # not in 0.23
-        for prompt in made if forget else ():
-            hashes = prompt.get("mm_hashes") if isinstance(prompt, dict) else None
-            for one in (hashes or {}).values():
-                for mm_hash in one:
-                    forget(mm_hash)
+        if (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
+            found = [p.get("mm_hashes") or {} for p in made if isinstance(p, dict)]
+            for mm_hash in (h for hashes in found for many in hashes.values() for h in many):
+                forget(mm_hash)
         raise
 
 

@@ -41,7 +41,7 @@ from vllm_cold.method.amateurs import Part
 from vllm_cold.method.arguments import check_placement, parse_request_args
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
-from vllm_cold.vllm.frontend.admission import Admission
+from vllm_cold.vllm.frontend.admission import Admission, check_penalty
 from vllm_cold.vllm.frontend.capacity import fit, most_tokens
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.frontend.contrast import Contrast
@@ -98,6 +98,8 @@ async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]
         one = await server.prepare(one, contrast, expert, online)
         found = prompts.decision_in(one)
         if found is not None:
+            if one["type"] == "embeds":
+                check_penalty(getattr(request, "repetition_penalty", None))
             ids = one.get("prompt_token_ids")
             limit = server.config.model_config.max_model_len
             length = len(one["prompt_embeds"] if ids is None else ids)
