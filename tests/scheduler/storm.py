@@ -2,11 +2,13 @@
 """A seeded storm over a scheduler: arrivals, aborts, resets, pauses, late results."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vllm.v1.core.sched.interface import PauseState
 
+from tests.scheduler.connector import Ways
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
 from tests.scheduler.workers import RELEASE
 
@@ -43,6 +45,33 @@ def random_setup(rng: random.Random) -> Setup:
         draft_slots=slots,
         lookahead=rng.choice((0, 0, drafts)),
         depth=depth,
+    )
+
+
+def with_connector(rng: random.Random) -> Setup:
+    """Any engine with a KV connector: loads late, in vain, for nobody, or nobody knows yet."""
+    setup = random_setup(rng)
+    late = rng.choice((0.0, 0.5, 1.0, 1.0))
+    fails = rng.choice((0.0, 0.3))
+    if setup.is_async or setup.depth > 1:
+        # Stock vLLM goes on with the next step's token of a plain request whose load, which its
+        # step waited for, has failed.
+        late = 1.0 if fails else late
+    return replace(
+        setup,
+        dcp=1,
+        caching=rng.random() < 0.75,
+        connector=Ways(
+            late=late,
+            fails=fails,
+            unknown=rng.choice((0.0, 0.1)),
+            delay=rng.choice((0, 1, 3, 8)),
+            policy=rng.choice(("recompute", "recompute", "fail")),
+            by_request=late == 1.0 and rng.random() < 0.3,
+            saves=rng.choice((0.0, 0.3)),
+            delivers=rng.random() < 0.5,
+            seed=rng.randrange(1000),
+        ),
     )
 
 
@@ -120,7 +149,7 @@ def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Har
         elif event < busy + 0.04:
             if alive := harness.alive():
                 harness.abort(rng.sample(alive, rng.randint(1, min(3, len(alive)))))
-        elif event < busy + 0.05:
+        elif event < busy + 0.05 and harness.may_reset():
             harness.reset(running=rng.random() < 0.8)
         elif event < busy + 0.06:
             harness.pause(rng.choice(list(PauseState)))

@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
+from tests.scheduler.connector import BAD, ConnectorWorkers
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.rules import Parameter, Rule, registry
@@ -26,6 +27,8 @@ RELEASE = tuple(int(part) for part in vllm_version().split(".")[:2])
 
 _MASK = (1 << 61) - 1
 FIRST_TOKEN, NUM_TOKENS = 3, 50
+GARBAGE = 2
+"""What is sampled from KV that was not loaded."""
 
 
 def extend(chain: int, token: int, adapter: int) -> int:
@@ -114,6 +117,7 @@ class Row:
     drafts: list[int] = field(default_factory=list)  # for the next step
     decodes: bool = False  # whether it was sampled in the last step that it was in
     rejected: list[int] = field(default_factory=list)  # drafts of its last steps, that were wrong
+    bad: bool = False  # whether it read KV in this step that a connector did not load
 
     def hash_at(self, position: int) -> int:
         """The right KV of a position."""
@@ -162,9 +166,25 @@ class Workers:
         self.kv: dict[tuple[int, int], int] = {}
         self.scored: list[tuple[str, RowStats]] = []  # the groups of the last step
         self.states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
+        self.loads: ConnectorWorkers | None = None
 
-    def execute(self, output: Any) -> dict[str, list[int]]:
-        """Run a step; the tokens sampled for each request, none for a prompt chunk."""
+    def execute(self, output: Any) -> tuple[dict[str, list[int]], KVConnectorOutput | None]:
+        """Run a step.
+
+        Returns:
+            The tokens sampled for each request, none for a prompt chunk; what a connector did.
+        """
+        if self.loads is None:
+            self._clear(output)
+            return self._execute(output), None
+        self._clear(output)
+        meta = output.kv_connector_metadata
+        told = self.loads.before_step(meta)
+        sampled = self._execute(output)
+        self.loads.after_step(meta, told, self.rows)
+        return sampled, told
+
+    def _execute(self, output: Any) -> dict[str, list[int]]:
         scheduled: dict[str, int] = output.num_scheduled_tokens
         gone = set(output.finished_req_ids)
         if self.v2:
@@ -175,8 +195,6 @@ class Workers:
         resumed = output.scheduled_cached_reqs.resumed_req_ids
         self.batch &= scheduled.keys() - resumed
 
-        cleared = set(output.new_block_ids_to_zero or ())
-        self.kv = {slot: kv for slot, kv in self.kv.items() if slot[0] not in cleared}
         computed = self._add(output.scheduled_new_reqs)
         computed.update(self._update(output.scheduled_cached_reqs))
         assert computed.keys() == scheduled.keys(), "some scheduled requests were not sent"
@@ -206,6 +224,11 @@ class Workers:
                 chains[request_id] = hashes
             row.decodes = bool(hashes)
         return self._sample(scheduled, chains, verified)
+
+    def _clear(self, output: Any) -> None:
+        cleared = set(output.new_block_ids_to_zero or ())
+        for slot in [slot for slot in self.kv if slot[0] in cleared]:
+            del self.kv[slot]
 
     def _add(self, new: Sequence[Any]) -> dict[str, int]:
         computed = {}
@@ -267,15 +290,18 @@ class Workers:
         last = end + len(drafts)
         assert last <= len(row.blocks) * self.block_size, f"{request_id} has too few blocks"
         assert end == len(row.tokens) or not drafts, "a prompt chunk has drafts"
+        slots = [(row.blocks[i // self.block_size], i % self.block_size) for i in range(last)]
+        row.bad = any(self.kv.get(slot) == BAD for slot in slots[:start])
         hashes = [row.hash_at(end - 1)]
         for draft in drafts:
             hashes.append(extend(hashes[-1], draft, row.adapter))
-        for position in range(last):
-            slot = (row.blocks[position // self.block_size], position % self.block_size)
+        for position, slot in enumerate(slots):
             if position < start:
-                assert self.kv.get(slot) == row.hash_at(position), (
+                assert self.kv.get(slot) in (row.hash_at(position), BAD), (
                     f"{request_id} reads wrong KV at position {position} of {start}"
                 )
+            elif row.bad:
+                self.kv[slot] = BAD
             else:
                 self.kv[slot] = (
                     row.hash_at(position) if position < end else hashes[position - end + 1]
@@ -301,6 +327,7 @@ class Workers:
             expert = streams[0]
             assert expert is not None, f"{name} samples without its expert"
             ids = [stream for stream in streams if stream is not None]
+            bad = any(self.rows[i].bad for i in ids)
             drafts = verified[expert]
             assert all(verified[i] == drafts for i in ids), f"streams of {name} verify other drafts"
             tokens: list[int] = []
@@ -308,9 +335,10 @@ class Workers:
             for at in range(1 + len(drafts)):
                 if at == len(tokens) and (not at or drafts[at - 1] == tokens[-1]):
                     others = self._needed(name, streams, chains, known + at, at)
-                    tokens.append(sample(chains[expert][at], others))
+                    tokens.append(GARBAGE if bad else sample(chains[expert][at], others))
                 if self.rows[expert].group is not None:
-                    self.scored.append((name, self._figures(first, streams, known + at)))
+                    figures = self._figures(first, streams, known + at)
+                    self.scored.append((name, figures._replace(nonfinite=int(bad))))
             if first.slot is not None:
                 self._keep_state(name, first.slot, known, tokens)
             self.drafted += len(drafts)
