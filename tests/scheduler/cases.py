@@ -592,7 +592,7 @@ def loaded_group(model: Path, is_async: bool = False, late: float = 1.0) -> None
         "prompt": prompt(17),
         "adapter": 1,
         "cold": True,
-        "amateurs": [(0, None), (0, prompt(13)), (2, prompt(22))],
+        "amateurs": [(0, None), (0, prompt(13, 300)), (2, prompt(22))],
     }
     harness.add(max_tokens=1, **asked)
     harness.drain()

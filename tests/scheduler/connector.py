@@ -101,8 +101,9 @@ class StandIn(KVConnectorBase_V1):
             self.unknown += 1
             return None, False
         late = self.rng.random() < self.ways.late
-        # A prompt can be loaded to its last token between steps alone.
-        most = (request.num_tokens - (not late)) // self.block_size
+        # A prompt can be loaded to its last token between steps alone. (One token alone cannot:
+        # vLLM tells those that were loaded by their number of computed tokens.)
+        most = (request.num_tokens - (not late or request.num_tokens == 1)) // self.block_size
         at = first = num_computed_tokens // self.block_size
         hashes = request.block_hashes
         while at < min(most, len(hashes)) and bytes(hashes[at]) in self.store:
@@ -142,7 +143,7 @@ class StandIn(KVConnectorBase_V1):
         self.asked.pop(request.request_id, None)
         saves = (
             bool(block_ids)
-            and request.status.name != "FINISHED_ABORTED"
+            and request.status.name in ("FINISHED_STOPPED", "FINISHED_LENGTH_CAPPED")
             and self.rng.random() < self.ways.saves
         )
         if saves:

@@ -91,6 +91,8 @@ class Setup:
     """Steps in flight before the first result comes back; 0 for 2 if async, else 1."""
     connector: Ways | None = None
     """How the KV connector behaves; None for none."""
+    only_cold: bool = False
+    """Whether no plain requests come."""
 
 
 @dataclass(frozen=True)
@@ -615,8 +617,12 @@ class Harness:
             self.deliver()
         self.step()  # tells the workers what has finished
         while self.in_flight or self.sched.has_requests():
+            # Until what ended amid a load, or is saved, is free.
             assert self.steps < bound + 50, "something of requests that have ended is left"
-            self.step()  # until what ended amid a load, or is saved, is free
+            if self.sched.has_requests():
+                self.step()
+            else:
+                self.deliver()
         assert set(self.ended) == set(self.asked)
         assert not self.sched.requests
         assert not self.workers.rows
@@ -680,6 +686,9 @@ class Harness:
     def _check_pass(self, output: Any) -> None:
         """Groups are not broken up, queued or given tokens for nothing."""
         spent = output.total_num_scheduled_tokens == self.setup.budget
+        ways = self.setup.connector
+        if ways is not None and (ways.unknown or 0 < ways.late < 1):
+            return  # it may say something else when vLLM asks
         assert ("stall", "") not in self.events or self.errors, "a group waited in vain"
         lost: set[str] = set()
         evicted: set[str] = set()
@@ -791,7 +800,7 @@ class Harness:
             groups = sched.kv_cache_manager.get_block_ids(request_id)
             holds = request.num_computed_tokens > 0 or request in loading or request_id in ended
             assert request_id in running or not any(groups) or (self.loads and holds), (
-                "a waiting request holds blocks"
+                f"{request_id} waits and holds blocks: {request.status.name} {request in queued}"
             )
             held.update(*groups)
         held.update(block.block_id for _, blocks in sched.deferred_frees for block in blocks)

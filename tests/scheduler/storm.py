@@ -53,12 +53,11 @@ def with_connector(rng: random.Random) -> Setup:
     setup = random_setup(rng)
     late = rng.choice((0.0, 0.5, 1.0, 1.0))
     fails = rng.choice((0.0, 0.3))
-    if setup.is_async or setup.depth > 1:
-        # Stock vLLM goes on with the next step's token of a plain request whose load, which its
-        # step waited for, has failed.
-        late = 1.0 if fails else late
     return replace(
         setup,
+        # Where a step waited for a load that failed, stock vLLM gives a plain request the next
+        # step's token if that one is under way, and its V2 runner does not step back.
+        only_cold=bool(fails) and late < 1 and (setup.is_async or setup.depth > 1 or setup.v2),
         dcp=1,
         caching=rng.random() < 0.75,
         connector=Ways(
@@ -85,7 +84,7 @@ def can_draft(is_async: bool, depth: int) -> bool:
 def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> dict[str, Any]:
     """Any request that admission lets through, as arguments of ``Harness.add``."""
     setup = harness.setup
-    cold = rng.random() < 0.6
+    cold = rng.random() < 0.6 or setup.only_cold
     streams = rng.choice((2, 2, 3, 4)) if cold else 2
     streams = min(
         streams, setup.max_num_seqs, (setup.budget - setup.drafts) // (1 + setup.draft_slots)

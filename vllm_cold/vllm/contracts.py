@@ -212,11 +212,8 @@ OF_CONNECTORS = (
     Contract(_SCHED + "output:KVConnectorBlockState", fields="req_ids"),
     Contract(
         "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
-        has="has_pending_block_frees",
-        takes={
-            "on_new_request": "request",
-            "get_num_new_matched_tokens": "request num_computed_tokens",
-        },
+        has="get_num_new_matched_tokens has_pending_block_frees",
+        takes={"on_new_request": "request"},
     ),
     Contract("vllm.v1.outputs:ModelRunnerOutput", fields="kv_connector_output"),
     Contract("vllm.v1.outputs:KVConnectorOutput", fields="invalid_block_ids"),

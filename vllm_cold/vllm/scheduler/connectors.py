@@ -215,15 +215,15 @@ class Loads:
                 for follower in group.followers:
                     self.release(follower)
 
-    def release_all(self, groups: Iterable[Group[Request]]) -> bool:
-        """Nothing goes on: streams that wait with blocks may be in each other's way. They give them
-        up, and are computed; False if there are none.
-        """
-        holding = [s for g in groups for s in g.streams if self.waits_with_blocks(s)]
-        for each in holding:
-            self.release(each)
-            each.skip_reading_prefix_cache = True
-        return bool(holding)
+    def holding(self, groups: Iterable[Group[Request]]) -> list[Request]:
+        """Streams that wait with blocks."""
+        return [s for g in groups for s in g.streams if self.waits_with_blocks(s)]
+
+    def release_all(self, streams: Iterable[Request]) -> None:
+        """They are computed, and not loaded once more."""
+        for stream in streams:
+            self.release(stream)
+            stream.skip_reading_prefix_cache = True
 
     def _fit(self, group: Group[Request], found: dict[Request, Found]) -> bool:
         """Whether all streams' tokens fit beside what is promised to others that load or prefill:

@@ -560,8 +560,11 @@ class GroupScheduler(Scheduler):
             failed.append(group)
         self._emptied = had_tokens and not output.num_scheduled_tokens
         alone = not output.num_scheduled_tokens and not self._loads.frees_blocks()
-        if alone and self._may_go_on():
-            alone = not self._loads.release_all(self._groups.values())
+        if alone and (holding := self._loads.holding(self._groups.values())):
+            alone = False
+            if not failed and not self._step.preempted and self._may_go_on():
+                # They may be in each other's way.
+                self._loads.release_all(holding)
         for group in failed:
             if not alone:
                 group.failed_alone = 0
