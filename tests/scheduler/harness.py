@@ -721,6 +721,8 @@ class Harness:
         """
         if any(event == "withdraw" for event, _ in self.events):
             return  # its tokens came back behind the pass
+        if self.sched.defer_block_free:
+            return  # nobody is preempted while its blocks are written to
         spare = self.setup.budget - output.total_num_scheduled_tokens
         scheduled, preempted = set(output.num_scheduled_tokens), output.preempted_req_ids or set()
         admitted = {r.req_id for r in output.scheduled_new_reqs}

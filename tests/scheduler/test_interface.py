@@ -20,6 +20,7 @@ NOT_IN_0_23 = {
     "_handle_blocked_waiting_request",
     "_free_request_blocks",
     "defer_block_free",
+    "deferred_frees",
     "sched_step_seq",
 }
 

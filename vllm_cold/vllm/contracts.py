@@ -205,7 +205,7 @@ OF_CONNECTORS = (
             "_handle_invalid_blocks": "invalid_block_ids num_scheduled_tokens",
             "_request_remaining_blocks": "request",
         },
-        sets="connector defer_block_free sched_step_seq recompute_kv_load_failures "
+        sets="connector defer_block_free deferred_frees sched_step_seq recompute_kv_load_failures "
         "finished_recving_kv_req_ids finished_req_ids _inflight_prefills kv_holding_waiting "
         "deferred_waiting",
     ),

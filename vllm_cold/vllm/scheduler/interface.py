@@ -69,6 +69,7 @@ class Scheduler:
     connector: Any
     defer_block_free: bool
     sched_step_seq: int
+    deferred_frees: Any
     recompute_kv_load_failures: bool
     finished_recving_kv_req_ids: set[str]
     _inflight_prefills: set[Request]

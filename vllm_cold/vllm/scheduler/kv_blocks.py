@@ -66,12 +66,23 @@ class KVBlocks:
             promised: Free blocks that are for others.
         """
         scheduler = self._scheduler
-        if not scheduler.running and not scheduler.num_waiting_for_streaming_input:
+        if not scheduler.running and not self._others_hold_blocks(group):
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
         needed = sum(self._to_come(each, found.get(each)) for each in group.streams)
         free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)
         return needed <= free
+
+    def _others_hold_blocks(self, group: Group[Request]) -> bool:
+        """Whether requests that do not run have blocks which they will free, or have ended."""
+        scheduler = self._scheduler
+        if scheduler.connector is None:
+            return scheduler.num_waiting_for_streaming_input > 0
+        return bool(scheduler.deferred_frees) or any(
+            each.num_computed_tokens or each.is_finished()
+            for each in scheduler.requests.values()
+            if each not in group.streams
+        )
 
     def _to_come(self, request: Request, found: Found | None) -> int:
         """Blocks that the request's known tokens still take from the free ones, as vLLM counts."""

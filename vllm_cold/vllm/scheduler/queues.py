@@ -43,6 +43,7 @@ class WaitingQueues:
         queue, or in front of all.
         """
         leader = group.leader
+        followers = [each for each in followers if each not in self._queued]
         queue: Any = next((q for q in self._queues() if q), self._scheduler.waiting)
         if behind_head:
             queue = next(q for q in self._queues() if q and q.peek_request() is leader)

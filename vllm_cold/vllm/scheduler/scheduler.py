@@ -422,7 +422,11 @@ class GroupScheduler(Scheduler):
             self._incomplete().append(group)  # until its followers run
         if granted == 0 and self._is_blocked(group, capacity):
             self._step.block(priority)
-        if admitted := self._step.admits(group, capacity) or self._loads.starting_of(group):
+        if admitted := self._step.admits(group, capacity):
+            self._loads.starting.difference_update(admitted)
+        elif not waiting:
+            admitted = self._loads.starting_of(group)
+        if admitted:
             self._queues.put_followers(group, admitted, behind_head=waiting)
         return granted
 
