@@ -2,6 +2,7 @@
 """Situations that storms meet rarely or never, for the tests and for the mutation table."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -604,6 +605,25 @@ def loaded_group(model: Path, is_async: bool = False, late: float = 1.0) -> None
     assert loads.loads == 4
     assert not harness.preemptions and not harness.group_preemptions
     assert harness.first_step[request_id] - before <= (4 if late else 1)
+
+
+def lost_load(model: Path, cold: bool = True) -> None:
+    """A load between steps that brings nothing, of a request that needs more than half of the KV
+    cache: it is loaded again, and not kept waiting for blocks by itself.
+    """
+    ways = Ways(late=1.0, delay=0, by_request=True)
+    harness = Harness(model, Setup(num_blocks=24, budget=64, connector=ways))
+    asked: dict[str, Any] = {"prompt": prompt(37 if cold else 61), "adapter": 1, "cold": cold}
+    harness.add(max_tokens=1, **asked)
+    harness.drain()
+    harness.reset(running=True)
+    assert harness.loads is not None
+    harness.loads.ways = replace(ways, fails=1.0)
+    harness.add(max_tokens=3, **asked)
+    while not harness.loads.failed:
+        harness.step()
+    harness.loads.ways = ways
+    harness.drain()
 
 
 def emptied_step(model: Path) -> None:

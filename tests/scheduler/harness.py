@@ -336,6 +336,7 @@ class Harness:
         # Groups of which a follower found all of its prompt in what its leader was given: it had
         # nothing to be admitted with.
         self.alone: set[str] = set()
+        self.held: set[str] = set()  # requests with blocks, before the pass
         self.events: list[tuple[str, str]] = []  # of the current pass, with the request's id
         self._watch()
         self.errors: dict[str, str] = {}  # requests that may end with an error, and its sentence
@@ -478,6 +479,7 @@ class Harness:
         taken = pool.get_new_blocks(min(squeeze, pool.get_num_free_blocks()))
         self.events.clear()
         complete = {g.request_id for g in self.groups() if self._runs(g)}
+        self.held = {i for i, r in self.sched.requests.items() if r.num_computed_tokens}
         output = self.sched.schedule(*(True,) if throttle else ())
         pool.free_blocks(taken)
         self._check_output(output)
@@ -703,6 +705,9 @@ class Harness:
             elif event == "shared":
                 # It finds all of its prompt in what its leader has just been given.
                 shared.add(request_id)
+            elif event == "withdraw" and self.loads:
+                # Its blocks are still written to; or it lost those that were cached, and loads.
+                assert name in lost | evicted or self.sched.defer_block_free or self._loading(name)
             elif event == "withdraw":
                 passed_over = IS_0_23 and self.setup.policy == "priority" and lost
                 assert name in lost | evicted or passed_over or self.errors, (
@@ -714,6 +719,10 @@ class Harness:
                 assert spent or name in lost | evicted or request_id in shared, (
                     f"{request_id} was queued in vain"
                 )
+
+    def _loading(self, name: str) -> bool:
+        waits = RequestStatus.WAITING_FOR_REMOTE_KVS
+        return any(r.status == waits for r in self.sched._groups[name].streams)
 
     def _check_work(self, output: Any, complete: set[str]) -> None:
         """A running group gets its turn if tokens are left for all streams, and no request is
@@ -739,7 +748,7 @@ class Harness:
             if group.request_id not in complete:
                 overtaken = [
                     r
-                    for r in admitted
+                    for r in admitted - self.held
                     if self.setup.policy == "fcfs"
                     or self.sched.requests[r].priority >= leader.priority
                 ]

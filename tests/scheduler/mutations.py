@@ -525,6 +525,12 @@ MUTATIONS = [
         ('getattr(self, "requires_kv_delivery", False)', "False"),
     ),
     _loads(
+        "blocks are not kept free for a request whose load has failed, from itself",
+        "_forget_promise",
+        _nothing,
+        cases.lost_load,
+    ),
+    _loads(
         "a load that failed takes the whole group back",
         "_handle_invalid_blocks",
         lambda self, *args: Scheduler._handle_invalid_blocks(self, *args),

@@ -50,5 +50,9 @@ def test_a_group_is_loaded_at_once(late: float, is_async: bool, tiny: Path) -> N
     cases.loaded_group(tiny / "model", is_async, late)
 
 
+def test_a_load_that_brought_nothing_is_tried_again(tiny: Path) -> None:
+    cases.lost_load(tiny / "model")
+
+
 def test_a_step_that_was_emptied_keeps_no_blocks(tiny: Path) -> None:
     cases.emptied_step(tiny / "model")

@@ -73,6 +73,8 @@ class Loads:
                 del self._loading[follower]
                 if follower.status == RequestStatus.WAITING_FOR_REMOTE_KVS and promote(follower):
                     self._queues.remove(follower)
+                    if not follower.num_computed_tokens:
+                        self._forget_promise(follower)
 
     def end_pass(self, queued: Iterable[Request]) -> None:
         """``queued``: the followers that were put into queues in this pass."""
@@ -105,11 +107,16 @@ class Loads:
         """Whether a request may be admitted: one that is loaded between steps is not asked for its
         tokens, where that is decided otherwise.
         """
-        return (
-            not self.possible
-            or request.num_computed_tokens > 0
-            or step.may_admit(self._queues.priority(request))
-        )
+        if not self.possible or request.num_computed_tokens > 0:
+            return True
+        self._forget_promise(request)
+        return step.may_admit(self._queues.priority(request))
+
+    def _forget_promise(self, request: Request) -> None:
+        """One whose load has failed holds no blocks any more. vLLM still keeps free what it lacks,
+        also from itself: where that is more than half of the cache it never loads or runs again.
+        """
+        self._scheduler._inflight_prefills.discard(request)
 
     def is_led(self, group: Group[Request], follower: Request, step: Step[Request]) -> bool:
         """Whether a follower in a queue stands behind its leader, as it must before it is loaded:

@@ -47,7 +47,7 @@ class WaitingQueues:
         queue: Any = next((q for q in self._queues() if q), self._scheduler.waiting)
         if behind_head:
             queue = next(q for q in self._queues() if q and q.peek_request() is leader)
-        if self._by_priority and behind_head:
+        if self._by_priority and behind_head and leader not in self._asked_priority:
             # It is first already; now nobody who came at the same time gets between them.
             self._asked_priority[leader], leader.priority = leader.priority, _LEADS
         for at, follower in enumerate(followers, behind_head):
