@@ -633,8 +633,10 @@ def emptied_step(model: Path) -> None:
     setup = Setup(num_blocks=17, budget=32, is_async=True, connector=Ways())
     harness = Harness(model, setup)
     harness.add(prompt(6), 24, adapter=1, cold=True, amateurs=[(0, prompt(4))])
-    while not harness.group_preemptions:
+    harness.step()
+    for _ in range(3):
         harness.step(squeeze=17)
+    assert harness.group_preemptions
     for number in range(8):
         harness.add(prompt(8, 200 + 10 * number), 4)
     harness.drain()

@@ -265,8 +265,8 @@ class Workers:
             if not self.v2:
                 if num_output < len(row.tokens) - row.num_prompt:
                     row.set_tokens(row.tokens[: row.num_prompt + num_output])
-                    if self.loads:  # its load has failed: it computes some tokens once more
-                        row.decodes = False
+                    if self.loads and computed[request_id] < len(row.tokens) - 1:
+                        row.decodes = False  # its load has failed: it computes some once more
                 if request_id not in self.batch and self.is_async and num_output > 0:
                     known = cached.all_token_ids[request_id]
                     row.set_tokens(row.tokens[: row.num_prompt] + list(known[-num_output:]))
