@@ -38,6 +38,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.connector import ConnectorWorkers, Ways, extra_config
+from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE, Workers, solo
 from vllm_cold.group.step_stats import Report, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
@@ -76,6 +77,8 @@ class Setup:
     """Ranks that share a request's KV (decode context parallelism)."""
     windows: int = 0
     """KV cache groups with a sliding window of 8 tokens, beside the one with full attention."""
+    layers: StateLayers | None = None
+    """Layers with states."""
     max_model_len: int = MAX_MODEL_LEN
     drafts: int = 0
     """The most drafts that a request has in a step."""
@@ -163,7 +166,11 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         classes: The synchronous and the asynchronous scheduler class; default: CoLD's.
     """
     model_config = ModelConfig(
-        model=str(model), dtype="float32", seed=0, max_model_len=setup.max_model_len
+        model=str(model),
+        dtype="float32",
+        seed=0,
+        max_model_len=setup.max_model_len,
+        hf_overrides={"max_position_embeddings": max(setup.max_model_len, 512)},
     )
     parallel_config = ParallelConfig()
     speculative_config = None
@@ -204,19 +211,25 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
     shape: dict[str, Any] = {"num_kv_heads": 1, "head_size": 1, "dtype": torch.float32}
     full = FullAttentionSpec(block_size=setup.block_size // setup.dcp, **shape)
     window = SlidingWindowSpec(block_size=setup.block_size, sliding_window=8, **shape)
+    groups = [
+        KVCacheGroupSpec(["full"], full),
+        *(KVCacheGroupSpec([f"window {i}"], window) for i in range(setup.windows)),
+    ]
+    sizes = {"block_size": setup.block_size}
+    how: dict[str, Any] = {}
+    if (layers := setup.layers) is not None:
+        groups, how, sizes = _with_states(config, layers, groups)
     scheduler: Any = (classes or (ColdScheduler, ColdAsyncScheduler))[setup.is_async](
         vllm_config=config,
         kv_cache_config=KVCacheConfig(
             num_blocks=setup.num_blocks,
             kv_cache_tensors=[],
-            kv_cache_groups=[
-                KVCacheGroupSpec(["full"], full),
-                *(KVCacheGroupSpec([f"window {i}"], window) for i in range(setup.windows)),
-            ],
+            kv_cache_groups=groups,
+            **how,
         ),
         structured_output_manager=StructuredOutputManager(config),
-        block_size=setup.block_size,
         log_stats=True,
+        **sizes,
     )
     scheduler.use_v2_model_runner = setup.v2
     if setup.drafts:
@@ -240,6 +253,27 @@ def transfer_config(ways: Ways | None) -> KVTransferConfig | None:
         kv_load_failure_policy=ways.policy,  # type: ignore[arg-type]
         kv_connector_extra_config=extra_config(ways),
     )
+
+
+def _with_states(
+    config: VllmConfig, layers: StateLayers, groups: list[KVCacheGroupSpec]
+) -> tuple[list[KVCacheGroupSpec], dict[str, Any], dict[str, int]]:
+    """The KV cache groups of a model with states, what else its ``KVCacheConfig`` says, and the
+    sizes of blocks that vLLM finds for it.
+    """
+    from vllm.v1.core.kv_cache_utils import resolve_kv_cache_block_sizes
+
+    cache, max_model_len = config.cache_config, config.model_config.max_model_len
+    cache.mamba_cache_mode = layers.mode  # type: ignore[assignment]
+    cache.prefix_match_unit = layers.unit
+    if not layers.attention and layers.mode == "none":
+        cache.block_size = max_model_len
+    spec = layers.spec(cache.block_size, max_model_len)
+    groups = groups if layers.attention else []
+    groups = [*groups, *(KVCacheGroupSpec([f"state {i}"], spec) for i in range(layers.groups))]
+    how = {"prefix_cache_retention_interval": layers.retention}
+    found = resolve_kv_cache_block_sizes(KVCacheConfig(1, [], groups, **how), config)
+    return groups, how, dict(zip(("block_size", "hash_block_size"), found, strict=True))
 
 
 def stats_of(rows: Sequence[tuple[str, RowStats]]) -> StepStats:
@@ -304,8 +338,9 @@ class Harness:
 
     def __init__(self, model: Path, setup: Setup) -> None:
         self.setup = setup
-        self.hasher = make_hasher(setup.block_size)
         self.sched: Any = make_scheduler(model, setup)
+        unit = setup.layers.unit if setup.layers else None
+        self.hasher = make_hasher(unit or setup.block_size)
         self.depth = setup.depth or (2 if setup.is_async else 1)
         if IS_0_23:
             self.depth = min(self.depth, 2 if setup.is_async else 1)
@@ -316,6 +351,7 @@ class Harness:
             v2=setup.v2,
             num_drafts=setup.drafts,
             right=setup.right,
+            layers=setup.layers,
         )
         self.loads: ConnectorWorkers | None = None
         if setup.connector is not None:
@@ -350,8 +386,8 @@ class Harness:
         capacity, withdraw, stalled = sched._capacity, sched._withdraw, sched._stalled
         hits: dict[str, int] = {}
 
-        def watch_capacity(group: Any, waiting: bool) -> Any:
-            found = capacity(group, waiting)
+        def watch_capacity(group: Any, num_cached: int, waiting: bool) -> Any:
+            found = capacity(group, num_cached, waiting)
             hits.update(zip((f.request_id for f in group.followers), found.num_cached, strict=True))
             return found
 
@@ -363,7 +399,8 @@ class Harness:
             if num_cached != before:
                 what = "evicted" if num_cached < before else "shared"
                 self.events.append((what, request.request_id))
-                if what == "shared" and not count:
+                # vLLM admits nobody who finds a state that is computed in the same step.
+                if what == "shared" and (not count or self.setup.layers):
                     self.alone.add(self.name_of(request.request_id))
             if count:
                 self.events.append(("grant", request.request_id))
@@ -413,6 +450,10 @@ class Harness:
     def capacity_of(self, streams: int) -> int:
         """Tokens, prompt and output, of each of so many streams of a group that is admitted."""
         per_stream = (self.setup.num_blocks - 1 - self.setup.watermark) // streams
+        if (layers := self.setup.layers) is not None:
+            per_stream -= layers.blocks_of_a_stream(self.depth)
+            if not layers.attention:
+                return MAX_MODEL_LEN if per_stream >= 0 else 0
         return min(per_stream * self.setup.block_size - self.setup.lookahead, MAX_MODEL_LEN)
 
     def alive(self) -> list[str]:

@@ -5,6 +5,7 @@ Those of one pass that ``tests/unit/test_lockstep.py`` has figures for are not h
 """
 
 import inspect
+import random
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.scheduler import cases
+from tests.scheduler import cases, state_cases
+from tests.scheduler.storm import random_states, storm
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.vllm.scheduler import scheduler
@@ -22,6 +24,7 @@ from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
 from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
+from vllm_cold.vllm.scheduler.states import StateSplit
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def _lockstep(rule: str, function: str, instead: Instead, case: Case = None) -> 
 
 
 def _sched(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
-    owners = (GroupScheduler, WaitingQueues, KVBlocks, scheduler)
+    owners = (GroupScheduler, WaitingQueues, KVBlocks, StateSplit, scheduler)
     owner = next(c for c in owners if function in vars(c))
     return Mutation(rule, owner, function, instead, case)
 
@@ -114,6 +117,26 @@ def _no(*args: Any) -> bool:
 
 def _nothing(*args: Any) -> None:
     return None
+
+
+def _none(*args: Any) -> int:
+    return 0
+
+
+def _all_of_them(this: Any, request: Any, num_tokens: int, *cached: int) -> int:
+    return num_tokens
+
+
+def _storms_of_states(model: Path) -> None:
+    for seed in range(20):
+        _storm_of_states(seed)(model)
+
+
+def _storm_of_states(seed: int) -> Callable[[Path], None]:
+    def run(model: Path) -> None:
+        storm(model, seed, 200, random_states(random.Random(seed), "align"))
+
+    return run
 
 
 MUTATIONS = [
@@ -271,6 +294,62 @@ MUTATIONS = [
         "a group needs blocks for all prompts",
         "fit",
         _yes,
+    ),
+    # Layers with states.
+    _sched("a prompt is split where vLLM splits it", "split", _all_of_them, _storms_of_states),
+    _sched(
+        "a group's stream goes on within a block",
+        "part",
+        ("or num_tokens", ""),
+        state_cases.block_as_wide_as_a_step,
+    ),
+    _step(
+        "a group samples only if no follower's prompt has to be split",
+        "clip_leader",
+        ("and capacity.can_finish", ""),
+        state_cases.cached_expert_beside_a_split_amateur,
+    ),
+    _sched(
+        "a leader gives up its cache hit beside a prompt that has to be split",
+        "_give_up_cache_hit",
+        ("or not capacity.can_finish", ""),
+        state_cases.cached_expert_beside_a_split_amateur,
+    ),
+    _sched(
+        "nobody is admitted who finds a state of the same step",
+        "can_finish",
+        ("if any(self._leaves(*each, follower, one.num_tokens) for each in earlier):", "if False:"),
+        state_cases.amateur_that_finds_anothers_state,
+    ),
+    _sched(
+        "a state that a stream begins with is one of the same step",
+        "_leaves",
+        ("-(-start // unit)", "start // unit + 1"),
+        state_cases.amateurs_that_find_the_same_state,
+    ),
+    _sched(
+        "a follower gives up its cache hit if it cannot be admitted with it",
+        "give_up_hits",
+        _nothing,
+        state_cases.amateur_that_needs_anothers_state,
+    ),
+    _sched(
+        "vLLM splits a prompt where more of attention is cached than of states",
+        "can_finish",
+        ("follower.shared_prefix_boundary = one.junction", "pass"),
+        state_cases.junction,
+    ),
+    _sched(
+        "a stream needs the state of the step before, too",
+        "_states_to_come",
+        _none,
+        state_cases.room_for_two_states,
+    ),
+    _sched(
+        "a group that is alone takes no room from others",
+        "_to_come",
+        ("counted if alone else", ""),
+        _storm_of_states(79),
     ),
     # What a preemption takes along.
     _step(

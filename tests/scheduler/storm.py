@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A seeded storm over a scheduler: arrivals, aborts, resets, pauses, late results."""
 
+import dataclasses
 import random
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from vllm.v1.core.sched.interface import PauseState
 
 from tests.scheduler.connector import Ways
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE
 
 
@@ -53,7 +54,7 @@ def with_connector(rng: random.Random) -> Setup:
     setup = random_setup(rng)
     late = rng.choice((0.0, 0.5, 1.0, 1.0))
     fails = rng.choice((0.0, 0.3))
-    return replace(
+    return dataclasses.replace(
         setup,
         # Where a step waited for a load that failed, stock vLLM gives a plain request the next
         # step's token if that one is under way, and its V2 runner does not step back.
@@ -71,6 +72,39 @@ def with_connector(rng: random.Random) -> Setup:
             delivers=rng.random() < 0.5,
             seed=rng.randrange(1000),
         ),
+    )
+
+
+def random_states(rng: random.Random, mode: str) -> Setup:
+    """Any engine whose model has layers with states; those do without drafts."""
+    setup = random_setup(rng)
+    while setup.drafts:
+        setup = random_setup(rng)
+    size = setup.block_size
+    units = [unit for unit in (1, 2, 4) if size % unit == 0 and unit < size]
+    layers = StateLayers(
+        mode,
+        groups=rng.choice((1, 1, 2)),
+        checkpoints=rng.random() < 0.4,
+        retention=rng.choice((0, 0, None, 2 * size)),
+        attention=rng.random() < 0.9,
+        unit=rng.choice((None, None, None, *units)),
+    )
+    if not layers.attention:
+        # Alike, so vLLM puts all in one group, which is found by whole blocks.
+        layers = dataclasses.replace(layers, groups=1, unit=None)
+    if layers.checkpoints:
+        # vLLM itself keeps a wrong state: test_states.test_wrong_state_of_vllms_own.
+        layers = dataclasses.replace(layers, unit=None)
+    if mode == "none":
+        layers = dataclasses.replace(layers, retention=0, unit=None)
+    room = 2 * layers.blocks_of_a_stream(max(setup.depth, 1))
+    return dataclasses.replace(
+        setup,
+        caching=mode == "align",  # as vLLM has it
+        dcp=1,
+        num_blocks=setup.num_blocks + room,
+        layers=layers,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any
 from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
 from tests.scheduler.connector import BAD, ConnectorWorkers
+from tests.scheduler.states import StateLayers, States
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.rules import Parameter, Rule, registry
@@ -118,6 +119,8 @@ class Row:
     decodes: bool = False  # whether it was sampled in the last step that it was in
     rejected: list[int] = field(default_factory=list)  # drafts of its last steps, that were wrong
     bad: bool = False  # whether it read KV in this step that a connector did not load
+    state_blocks: list[list[int]] = field(default_factory=list)
+    state_at: int | None = None
 
     def hash_at(self, position: int) -> int:
         """The right KV of a position."""
@@ -152,6 +155,7 @@ class Workers:
         v2: bool,
         num_drafts: int = 0,
         right: float = 0.0,
+        layers: StateLayers | None = None,
     ) -> None:
         self.block_size = block_size
         self.max_loras = max_loras
@@ -165,8 +169,10 @@ class Workers:
         self.batch: set[str] = set()  # V1: the rows of the step before
         self.kv: dict[tuple[int, int], int] = {}
         self.scored: list[tuple[str, RowStats]] = []  # the groups of the last step
-        self.states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
         self.loads: ConnectorWorkers | None = None
+        self.rule_states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
+        self.layers = layers
+        self.states = States(layers, block_size, self.kv) if layers else None
 
     def execute(self, output: Any) -> tuple[dict[str, list[int]], KVConnectorOutput | None]:
         """Run a step.
@@ -174,10 +180,10 @@ class Workers:
         Returns:
             The tokens sampled for each request, none for a prompt chunk; what a connector did.
         """
+        for block in output.new_block_ids_to_zero or ():
+            self._clear(block)
         if self.loads is None:
-            self._clear(output)
             return self._execute(output), None
-        self._clear(output)
         meta = output.kv_connector_metadata
         told = self.loads.before_step(meta)
         sampled = self._execute(output)
@@ -195,6 +201,11 @@ class Workers:
         resumed = output.scheduled_cached_reqs.resumed_req_ids
         self.batch &= scheduled.keys() - resumed
 
+        # V1's of before a preemption would lead to blocks that it has no more.
+        for request_id in {*(output.preempted_req_ids or ()), *resumed} & self.rows.keys():
+            self.rows[request_id].state_at = None
+        for copy in getattr(output, "kv_cache_block_copies", None) or ():
+            self._copy(copy.src_block_id, copy.dst_block_id)
         computed = self._add(output.scheduled_new_reqs)
         computed.update(self._update(output.scheduled_cached_reqs))
         assert computed.keys() == scheduled.keys(), "some scheduled requests were not sent"
@@ -202,6 +213,9 @@ class Workers:
         adapters = {self.rows[i].adapter for i in scheduled} - {0}
         assert len(adapters) <= self.max_loras, "more adapters in a batch than slots"
 
+        if self.states is not None:
+            of_step = [(self.rows[i], computed[i], computed[i] + n) for i, n in scheduled.items()]
+            self.states.prepare(of_step)
         chains: dict[str, list[int]] = {}
         verified: dict[str, list[int]] = {}
         for request_id, count in scheduled.items():
@@ -219,16 +233,32 @@ class Workers:
             elif drafts:  # padding: all the same length is faster
                 assert set(drafts) == {-1} and row.group is None
             verified[request_id] = drafts
+            if self.states is not None:
+                self.states.compute(request_id, row, start, start + count)
             hashes = self._compute(request_id, row, start, start + count - len(drafts), drafts)
             if hashes:
                 chains[request_id] = hashes
             row.decodes = bool(hashes)
         return self._sample(scheduled, chains, verified)
 
-    def _clear(self, output: Any) -> None:
-        cleared = set(output.new_block_ids_to_zero or ())
-        for slot in [slot for slot in self.kv if slot[0] in cleared]:
-            del self.kv[slot]
+    def _clear(self, block: int) -> None:
+        for offset in range(self.block_size):
+            self.kv.pop((block, offset), None)
+        if self.states is not None:
+            self.states.drop(block)
+
+    def _copy(self, source: int, target: int) -> None:
+        self._clear(target)
+        for offset in range(self.block_size):
+            if (source, offset) in self.kv:
+                self.kv[target, offset] = self.kv[source, offset]
+        if self.states is not None:
+            self.states.copy(source, target)
+
+    def _state_blocks(self, block_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Those of the groups with states, which are the last ones."""
+        groups = self.layers.groups if self.layers else 0
+        return [list(ids) for ids in block_ids[len(block_ids) - groups :]]
 
     def _add(self, new: Sequence[Any]) -> dict[str, int]:
         computed = {}
@@ -251,6 +281,7 @@ class Workers:
                 size=1 + len(stream.amateurs) if stream else 1,
                 lives=lives_of(stream) if stream else (),
                 slot=stream.slot if stream else None,
+                state_blocks=self._state_blocks(request.block_ids),
             )
             computed[request_id] = request.num_computed_tokens
         return computed
@@ -274,9 +305,12 @@ class Workers:
                 assert not self.v2 and request_id not in self.batch
                 assert blocks is not None
                 row.blocks = list(blocks[0])
+                row.state_blocks = self._state_blocks(blocks)
                 row.decodes, row.rejected = False, []
             elif blocks is not None:
                 row.blocks += blocks[0]
+                for ids, more in zip(row.state_blocks, self._state_blocks(blocks), strict=True):
+                    ids += more
         return computed
 
     def _compute(
@@ -290,9 +324,14 @@ class Workers:
         """
         assert end <= len(row.tokens), f"{request_id} computes tokens that are not known"
         last = end + len(drafts)
-        assert last <= len(row.blocks) * self.block_size, f"{request_id} has too few blocks"
+        attends = self.layers is None or self.layers.attention
+        assert not attends or last <= len(row.blocks) * self.block_size, (
+            f"{request_id} has too few blocks"
+        )
         assert end == len(row.tokens) or not drafts, "a prompt chunk has drafts"
-        slots = [(row.blocks[i // self.block_size], i % self.block_size) for i in range(last)]
+        held = row.blocks if attends else ()
+        size = self.block_size
+        slots = [(held[i // size], i % size) for i in range(last if attends else 0)]
         row.bad = any(self.kv.get(slot) == BAD for slot in slots[:start])
         hashes = [row.hash_at(end - 1)]
         for draft in drafts:
@@ -305,6 +344,8 @@ class Workers:
             elif row.bad:
                 self.kv[slot] = BAD
             else:
+                if self.states is not None:
+                    self.states.drop(slot[0])
                 self.kv[slot] = (
                     row.hash_at(position) if position < end else hashes[position - end + 1]
                 )
@@ -380,9 +421,9 @@ class Workers:
     def _keep_state(self, name: str, slot: int, step: int, tokens: Sequence[int]) -> None:
         """What a rule keeps: it must find what it wrote at the step before, for the same text."""
         assert len(tokens) == 1, "a rule with state verifies drafts"
-        before = self.states.get((slot, step - 1), ("", 0))
+        before = self.rule_states.get((slot, step - 1), ("", 0))
         assert not step or before[0] == name, f"{name} finds the state of {before[0]} in its slot"
-        self.states[slot, step] = name, tokens[0]
+        self.rule_states[slot, step] = name, tokens[0]
 
     def _draft(self, ids: Sequence[str]) -> None:
         """Drafts for the next step; an amateur is told its expert's."""

@@ -23,12 +23,13 @@ def several(*parts: dict[str, Any]) -> dict[str, Any]:
     return transfer("MultiConnector", kv_connector_extra_config={"connectors": list(parts)})
 
 
-def config(asked: dict[str, Any] | None, lora: bool = True) -> Any:
+def config(asked: dict[str, Any] | None, lora: bool = True, **model: Any) -> Any:
     from vllm.config import KVTransferConfig
 
     return SimpleNamespace(
         kv_transfer_config=asked and KVTransferConfig(**asked),
         lora_config=object() if lora else None,
+        model_config=SimpleNamespace(**model),
     )
 
 
@@ -76,6 +77,13 @@ def test_others_are_not_known(name: str) -> None:
         said = str(unsupported(config(asked, lora=False)))
         assert f"the KV connector {name}, which is not known to look KV up" in said
         assert "keyed_by_block_hash = True" in said
+
+
+@pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])
+def test_states_are_not_loaded(kind: str) -> None:
+    said = str(unsupported(config(transfer("SimpleCPUOffloadConnector"), **{kind: True})))
+    assert "together with state-space layers" in said
+    assert unsupported(config(None, **{kind: True})) is None
 
 
 def test_old_releases(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -240,6 +240,32 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
 
 
+@pytest.mark.parametrize(
+    ("mode", "usable", "max_tokens"),
+    [("none", 12, 1), ("none", 16, 9), ("align", 6, 1), ("align", 12, 9), ("align", 20, 17)],
+)
+def test_states_take_blocks_too(mode: str, usable: int, max_tokens: int) -> None:
+    """Two groups of layers with attention, and four blocks for states: a stream of a single block
+    has not as many, where there are some for each of its last blocks.
+    """
+    engine = config(max_model_len=1000, is_hybrid=True)
+    engine.cache_config = SimpleNamespace(
+        num_gpu_blocks=1 + usable,
+        block_size=8,
+        sliding_window=None,
+        mamba_cache_mode=mode,
+        kv_cache_max_concurrency=(1 + usable) / (2 * 125 + 4),
+    )
+    engine.parallel_config = SimpleNamespace(data_parallel_size=1)
+    pair = [AmateurSpec("amateur", "amateur")]
+    assert fit(engine, pair, 8, max_tokens) == max_tokens
+    with pytest.raises(ColdError, match=rf"states included, and the engine has {usable};"):
+        fit(engine, pair, 8, max_tokens + 1)
+    assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
+    engine.cache_config.kv_cache_max_concurrency = None  # as in processes that are not told
+    assert fit(engine, pair, 8, 900) == 900
+
+
 # ---- what computes LoRA on CPU -------------------------------------------------------------------
 
 

@@ -38,6 +38,12 @@ def unsupported(config: "VllmConfig") -> str | None:
             f"it has a KV connector, and this vLLM has changed where vllm-cold takes part: "
             f"{changed}. Start it without, or install vLLM {versions.RANGE}, or a newer vllm-cold."
         )
+    model = getattr(config, "model_config", None)
+    if getattr(model, "is_hybrid", False) or getattr(model, "is_attention_free", False):
+        return (
+            "it has a KV connector together with state-space layers, whose states CoLD does not "
+            "load; start it without the connector."
+        )
     for transfer in _leaves(config.kv_transfer_config):
         name = f"the KV connector {transfer.kv_connector}"
         if transfer.kv_role != "kv_both":

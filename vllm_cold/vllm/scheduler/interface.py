@@ -5,7 +5,7 @@ The scheduler stands behind these classes for mypy alone (``TYPE_CHECKING``); at
 behind vLLM's, as ``tests/scheduler`` does with each of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from vllm_cold.group.lockstep import Tokens
@@ -25,6 +25,8 @@ class Request(Tokens, Protocol):
     skip_reading_prefix_cache: bool
     is_prefill_chunk: bool
     trace_headers: Any
+    block_hashes: Sequence[bytes]
+    shared_prefix_boundary: int
 
     def take_events(self) -> Any:
         """Events for whoever measures, which are forgotten."""

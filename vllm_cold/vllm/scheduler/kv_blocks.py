@@ -22,6 +22,7 @@ class Found(NamedTuple):
     Attributes:
         blocks: As vLLM hands them on.
         num_tokens: How many tokens are in them.
+        junction: Where the cache has more of some layers, up to which token; else 0.
         num_external: How many more a connector has.
         takes_steps: Whether it brings them between steps, and not at the start of one.
         is_known: Whether it knew.
@@ -29,6 +30,7 @@ class Found(NamedTuple):
 
     blocks: Any
     num_tokens: int
+    junction: int = 0
     num_external: int = 0
     takes_steps: bool = False
     is_known: bool = True
@@ -46,12 +48,12 @@ class KVBlocks:
         self._scheduler = scheduler
         count = scheduler.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counted_by = inspect.signature(count).parameters
+        self._steps_at_once = getattr(scheduler.vllm_config, "max_concurrent_batches", 1)
         self._nonfinite: set[int] = set()  # to be cleared as soon as they are nobody's
 
     def look_up(self, request: Request) -> Found:
         """What the prefix cache has of a request that holds no blocks; changes nothing."""
-        blocks, num_tokens = self._scheduler.kv_cache_manager.get_computed_blocks(request)[:2]
-        return Found(blocks, num_tokens)
+        return Found(*self._scheduler.kv_cache_manager.get_computed_blocks(request))
 
     def restored(self, num_cached: int) -> int:
         """Cached tokens that are not computed again: some models replay a window of the hit."""
@@ -68,7 +70,8 @@ class KVBlocks:
         scheduler = self._scheduler
         if not scheduler.running and not self._others_hold_blocks(group):
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
-        needed = sum(self._to_come(each, found.get(each)) for each in group.streams)
+        alone = all(each in group.streams for each in scheduler.running)
+        needed = sum(self._to_come(each, found.get(each), alone) for each in group.streams)
         free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)
         return needed <= free
@@ -84,8 +87,10 @@ class KVBlocks:
             if each not in group.streams
         )
 
-    def _to_come(self, request: Request, found: Found | None) -> int:
-        """Blocks that the request's known tokens still take from the free ones, as vLLM counts."""
+    def _to_come(self, request: Request, found: Found | None, alone: bool) -> int:
+        """Blocks that the request's known tokens still take from the free ones, as vLLM counts;
+        unless its group is alone, with those that it would take from others while they go on.
+        """
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
         if request.status == RequestStatus.RUNNING or request.num_computed_tokens:
             found = Found(manager.empty_kv_cache_blocks, request.num_computed_tokens)
@@ -107,7 +112,27 @@ class KVBlocks:
             "prefill_end": max(request.num_prompt_tokens, request.num_tokens - 1),
         }
         terms |= {name: value for name, value in later.items() if name in self._counted_by}
-        return int(manager.coordinator.get_num_blocks_to_allocate(**terms))
+        counted = int(manager.coordinator.get_num_blocks_to_allocate(**terms))
+        return counted if alone else counted + self._states_to_come(request, found)
+
+    def _states_to_come(self, request: Request, found: Found) -> int:
+        """Blocks for states of the request's known tokens that vLLM does not count. Where states
+        are kept at the ends of blocks, a step's state is computed from that of the step before,
+        which is given back when the step is over.
+        """
+        manager, more = self._scheduler.kv_cache_manager, 0
+        for kind, cached in zip(
+            manager.coordinator.single_type_managers, found.blocks.blocks, strict=True
+        ):
+            if getattr(kind, "mamba_cache_mode", "") != "align":
+                continue
+            blocks = kind.req_to_blocks.get(request.request_id) or cached
+            columns = -(-request.num_tokens // kind.block_size) - len(blocks)
+            counted = 1 + kind.kv_cache_spec.num_prefill_checkpoint_blocks
+            held = sum(not block.is_null for block in blocks)
+            most = counted + self._steps_at_once - held
+            more += max(min(columns, most) - min(columns, counted), 0)
+        return more
 
     def uncache_unwritten(self, request: Request, num_written: int) -> None:
         """Blocks that were hashed for tokens of this pass are not written if the request does

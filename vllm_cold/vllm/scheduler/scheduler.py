@@ -10,7 +10,7 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
   tokens can be capped *before* blocks are allocated and hashed. It is replaced during a pass with
-  groups only; Mamba models are refused, so the hook is free. Can go: when vLLM offers a
+  groups only, in which ``states`` asks vLLM's own rule first. Can go: when vLLM offers a
   per-request cap.
 - ``_handle_blocked_waiting_request(request)``: called for the head of a queue before anything else
   is done for it; False passes it over and goes on with the next. Not in 0.23, where a group that
@@ -24,8 +24,9 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   waiting counts and queue order are those of the clients' requests.
 
 Since: 0.23. ``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
-queues, ``kv_blocks`` asks the KV cache, ``connectors`` a KV connector, ``amateurs`` makes the other
-streams, ``stats`` sends figures to the front end.
+queues, ``kv_blocks`` asks the KV cache, ``connectors`` a KV connector, ``states`` splits prompts
+for layers with states, ``amateurs`` makes the other streams, ``stats`` sends figures to the front
+end.
 """
 
 import logging
@@ -59,6 +60,7 @@ from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
+from vllm_cold.vllm.scheduler.states import StateSplit
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
 
@@ -106,6 +108,7 @@ class GroupScheduler(Scheduler):
         self._queues = WaitingQueues(self)
         self._blocks = KVBlocks(self)
         self._loads = Loads(self, self._queues, self._blocks)
+        self._states = StateSplit(self, self._blocks)
         speculative = self.vllm_config.speculative_config
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
         self._slots: list[int] = []  # that were used and are free
@@ -295,6 +298,7 @@ class GroupScheduler(Scheduler):
             self._loads.release_unled(self._groups.values())
         self._in_pass = True
         before, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
+        self._states.is_on = before
         self._mamba_block_aligned_split = self._cap  # type: ignore[method-assign]
         try:
             return super().schedule(*args, **kwargs)
@@ -385,9 +389,8 @@ class GroupScheduler(Scheduler):
         if num_new_tokens <= 0:
             return 0
         assert self._blocks is not None
-        num_cached = self._blocks.restored(
-            num_new_local_computed_tokens + num_external_computed_tokens
-        )
+        cached = num_new_local_computed_tokens, num_external_computed_tokens
+        num_cached = self._blocks.restored(sum(cached))
         waiting = request.status != RequestStatus.RUNNING
         self._loads.admitted(request, num_new_local_computed_tokens, num_external_computed_tokens)
         group = self._groups.get(request.request_id)
@@ -395,6 +398,12 @@ class GroupScheduler(Scheduler):
             group.new_amateurs[request.request_id] = request.num_computed_tokens or num_cached
         if group is not None and not group.followers:
             group = None  # the others have ended
+
+        def part(num_tokens: int) -> int:
+            rule = self._states.split if group is None else self._states.part
+            return rule(request, num_tokens, *cached)
+
+        num_new_tokens = part(num_new_tokens)
         if group is not None and request is not group.leader:
             turn = self._step.turn_of(group)
             if waiting and request in self._loads.starting:
@@ -402,7 +411,9 @@ class GroupScheduler(Scheduler):
             if waiting and turn.verdict is None:
                 turn.led_by_other = True
                 return 0
-            return self._step.clip_follower(group, request, num_new_tokens, num_cached, waiting)
+            return self._step.clip_follower(
+                group, request, num_new_tokens, num_cached, waiting, part
+            )
         priority = self._queues.priority(request)
         # Those that hold blocks come first, as in vLLM.
         if waiting and not request.num_computed_tokens and not self._step.may_admit(priority):
@@ -411,8 +422,8 @@ class GroupScheduler(Scheduler):
             if waiting and request.lora_request and not self._loras_fit(request):
                 return 0
             return self._step.clip_plain(num_new_tokens)
-        capacity = self._capacity(group, waiting)
-        granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting)
+        capacity = self._capacity(group, num_cached, waiting)
+        granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting, part)
         if granted == 0 and waiting:
             if capacity.admissible:
                 self._give_up_cache_hit(group, num_cached, capacity)
@@ -430,14 +441,17 @@ class GroupScheduler(Scheduler):
             self._queues.put_followers(group, admitted, behind_head=waiting)
         return granted
 
-    def _capacity(self, group: RequestGroup, waiting: bool) -> Capacity:
-        """What this step can offer the group's followers; changes nothing."""
+    def _capacity(self, group: RequestGroup, num_cached: int, waiting: bool) -> Capacity:
+        """What this step can offer the group's followers, if so many of its leader's tokens are
+        cached.
+        """
         assert self._blocks is not None
         chunk = max(self.scheduler_config.long_prefill_token_threshold, 0)
         missing = [f.status != RequestStatus.RUNNING for f in group.followers]
         nothing = [0] * len(missing)
         if not any(missing):
-            return Capacity(nothing, missing, chunk=chunk)
+            can_finish = self._states.can_finish(group, num_cached, {})
+            return Capacity(nothing, missing, chunk=chunk, can_finish=can_finish)
         max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
         seats = len(self.running) + self.num_waiting_for_streaming_input + sum(missing) + waiting
         incomplete = self._incomplete()
@@ -451,6 +465,7 @@ class GroupScheduler(Scheduler):
             return Capacity(nothing, missing, False, chunk)  # whatever is cached
         away = [f for f, is_missing in zip(group.followers, missing, strict=True) if is_missing]
         found = {f: self._loads.look_up(f) for f in away if not f.num_computed_tokens}
+        self._states.give_up_hits(group, found)
         cached = {f: self._blocks.restored(one.total) for f, one in found.items()}
         late = [f for f, one in found.items() if one.takes_steps]
         if not waiting:
@@ -463,8 +478,10 @@ class GroupScheduler(Scheduler):
             and all(self._may_begin(f, cached.get(f, 0)) for f in away)
             and self._blocks.fit(group, found)
         )
-        num_cached = [cached.get(f, 0) for f in group.followers]
-        return Capacity(num_cached, missing, admissible, chunk, incomplete not in ([], [group]))
+        can_finish = self._states.can_finish(group, num_cached, found)
+        of_followers = [cached.get(f, 0) for f in group.followers]
+        others = incomplete not in ([], [group])
+        return Capacity(of_followers, missing, admissible, chunk, others, can_finish)
 
     def _may_begin(self, request: Request, num_cached: int) -> bool:
         """Whether vLLM would admit a request, as far as that is the request's matter."""
@@ -508,7 +525,7 @@ class GroupScheduler(Scheduler):
         budget -= drafts + slots * len(group.streams)
         left = followers_left(group, capacity)
         if tokens_left(group.leader, num_cached) == 1 and (
-            sum(left) > budget or max(left) > (capacity.chunk or budget)
+            sum(left) > budget or max(left) > (capacity.chunk or budget) or not capacity.can_finish
         ):
             group.leader.skip_reading_prefix_cache = True
             self._loads.release_later(group.leader)
