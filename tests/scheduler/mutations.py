@@ -532,10 +532,7 @@ MUTATIONS = [
     _loads(
         "what a connector has counts as cached",
         "_cap",
-        (
-            "num_new_local_computed_tokens + num_external_computed_tokens",
-            "num_new_local_computed_tokens",
-        ),
+        ("self._blocks.restored(sum(cached))", "self._blocks.restored(cached[0])"),
     ),
     _loads(
         "whether KV comes between steps is known before a group begins",
