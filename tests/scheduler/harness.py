@@ -539,7 +539,8 @@ class Harness:
         )
         count = int(output.total_num_scheduled_tokens)
         self.idle = self.idle + 1 if could_run and not count else 0
-        assert self.idle <= MAX_IDLE_STEPS, "requests wait, and nothing is scheduled"
+        most = MAX_IDLE_STEPS * (5 if self._is_fickle() else 1)
+        assert self.idle <= most, "requests wait, and nothing is scheduled"
         sampled, told = self.workers.execute(output)
         for request_id, tokens in sampled.items():
             if tokens:
@@ -729,9 +730,8 @@ class Harness:
     def _check_pass(self, output: Any) -> None:
         """Groups are not broken up, queued or given tokens for nothing."""
         spent = output.total_num_scheduled_tokens == self.setup.budget
-        ways = self.setup.connector
-        if ways is not None and (ways.unknown or 0 < ways.late < 1):
-            return  # it may say something else when vLLM asks
+        if self._is_fickle():
+            return
         assert ("stall", "") not in self.events or self.errors, "a group waited in vain"
         lost: set[str] = set()
         evicted: set[str] = set()
@@ -760,6 +760,11 @@ class Harness:
                 assert spent or name in lost | evicted or request_id in shared, (
                     f"{request_id} was queued in vain"
                 )
+
+    def _is_fickle(self) -> bool:
+        """Whether the connector may say something else when vLLM asks than when we did."""
+        ways = self.setup.connector
+        return ways is not None and (ways.unknown > 0 or 0 < ways.late < 1)
 
     def _loading(self, name: str) -> bool:
         waits = RequestStatus.WAITING_FOR_REMOTE_KVS
@@ -840,7 +845,7 @@ class Harness:
                 assert set(behind) == set(followers) or sched._scattered
                 if group.request_id not in self.alone:
                     incomplete += len(followers) < len(group.followers)
-        assert incomplete <= 1, "two leaders wait for their followers"
+        assert incomplete <= 1 or self._is_fickle(), "two leaders wait for their followers"
         known = {r.request_id for g in self.groups() for r in g.streams}
         assert known == set(sched._groups)
         ended = {r for r, request in sched.requests.items() if request.is_finished()}
