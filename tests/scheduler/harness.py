@@ -521,13 +521,14 @@ class Harness:
         self.events.clear()
         complete = {g.request_id for g in self.groups() if self._runs(g)}
         self.held = {i for i, r in self.sched.requests.items() if r.num_computed_tokens}
+        running = {g.request_id for g in self.groups() if g.leader in self.sched.running}
         output = self.sched.schedule(*(True,) if throttle else ())
         pool.free_blocks(taken)
         self._check_output(output)
         if not squeeze:
             self._check_pass(output)
             if not throttle and self.paused == PauseState.UNPAUSED:
-                self._check_work(output, complete)
+                self._check_work(output, complete, running)
         self.steps += 1
         could_run = (
             not self.in_flight
@@ -770,9 +771,10 @@ class Harness:
         waits = RequestStatus.WAITING_FOR_REMOTE_KVS
         return any(r.status == waits for r in self.sched._groups[name].streams)
 
-    def _check_work(self, output: Any, complete: set[str]) -> None:
+    def _check_work(self, output: Any, complete: set[str], running: set[str]) -> None:
         """A running group gets its turn if tokens are left for all streams, and no request is
-        admitted in front of a leader that needs no more than its followers.
+        admitted in front of a leader that needs no more than its followers, but those of another
+        that runs.
         """
         if any(event == "withdraw" for event, _ in self.events):
             return  # its tokens came back behind the pass
@@ -795,8 +797,11 @@ class Harness:
                 overtaken = [
                     r
                     for r in admitted - self.held
-                    if self.setup.policy == "fcfs"
-                    or self.sched.requests[r].priority >= leader.priority
+                    if self.name_of(r) not in running
+                    and (
+                        self.setup.policy == "fcfs"
+                        or self.sched.requests[r].priority >= leader.priority
+                    )
                 ]
                 runs = [n for r, n in left.items() if r.status == RequestStatus.RUNNING]
                 assert max(runs) > 1 or not overtaken, f"{overtaken} overtook {group.request_id}"

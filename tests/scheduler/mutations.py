@@ -19,7 +19,7 @@ from tests.scheduler import cases, state_cases
 from tests.scheduler.storm import random_states, storm
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
-from vllm_cold.vllm.scheduler import scheduler
+from vllm_cold.vllm.scheduler import scheduler, states
 from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
@@ -327,6 +327,16 @@ MUTATIONS = [
         ("-(-start // unit)", "start // unit + 1"),
         state_cases.amateurs_that_find_the_same_state,
     ),
+    Mutation(
+        "it is until the steps are over that are under way",
+        states,
+        "_begins",
+        (
+            'request.num_computed_tokens - getattr(request, "num_in_flight_tokens", 0)',
+            "request.num_computed_tokens",
+        ),
+        state_cases.amateurs_that_find_the_same_state,
+    ),
     _sched(
         "a follower gives up its cache hit if it cannot be admitted with it",
         "give_up_hits",
@@ -346,10 +356,16 @@ MUTATIONS = [
         state_cases.room_for_two_states,
     ),
     _sched(
-        "a group that is alone takes no room from others",
+        "a group that has begun goes on with the room that vLLM asks for",
         "_to_come",
-        ("counted if alone else", ""),
+        ("if starts else counted", ""),
         _storm_of_states(79),
+    ),
+    _sched(
+        "of two groups whose followers wait, the second goes on where the first cannot",
+        "_capacity",
+        ("waiting or not self._queues.has_followers", "waiting or incomplete[0] is group"),
+        _storm_of_states(126),
     ),
     # What a preemption takes along.
     _step(

@@ -49,12 +49,12 @@ def test_little_room(policy: str, is_async: bool, tiny: Path) -> None:
 @pytest.mark.skipif(not supported(), reason="CoLD takes models with states since vLLM 0.32")
 @pytest.mark.parametrize("mode", ["align", "none"])
 @pytest.mark.parametrize(
-    "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in (20, 40, 60, 80))]
+    "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(15, 90, 15))]
 )
 def test_states(first: int, mode: str, tiny: Path) -> None:
     """Models with states, where vLLM keeps one of a request, and where it keeps one of a block."""
     preemptions = group_preemptions = 0
-    for seed in range(first, first + 20):
+    for seed in range(first, first + 15):
         setup = random_states(random.Random(seed), mode)
         try:
             harness = storm(tiny / "model", seed, STEPS, setup)
@@ -63,4 +63,4 @@ def test_states(first: int, mode: str, tiny: Path) -> None:
         preemptions += harness.preemptions
         group_preemptions += harness.group_preemptions
     assert preemptions > 20
-    assert group_preemptions > 10
+    assert group_preemptions > 5

@@ -26,6 +26,12 @@ FILES = (
 STEPS = 1000  # of the 20000 in test_priority_scheduler_random.py, which take four minutes a run
 TIMEOUT = 120  # seconds for a test: a request that is lost makes some wait for ever
 
+# Tests that cannot do the same with ours, by design.
+ALLOWED: dict[str, set[str]] = {
+    "cold": set(),
+    # It puts a split of its own into the scheduler, where the hook is.
+    "hooks": {"test_spec_decode_padding_dropped_when_recurrent_alignment_clips"},
+}
 NAMES = {"stock": "vLLM's", "cold": "CoLD", "hooks": "CoLD, hooks on"}
 
 
@@ -86,7 +92,8 @@ def _differences(mode: str, stock: dict[str, Any], ours: dict[str, Any]) -> list
         wrong.append("the hook was never called")
     for name, test in stock["tests"].items():
         other = ours["tests"].get(name, {"outcome": "not run", "reason": ""})
-        if test["outcome"] != "passed":
+        function = name.partition("[")[0].rpartition("::")[2]
+        if test["outcome"] != "passed" or function in ALLOWED[mode]:
             continue
         if other["outcome"] != "passed":
             wrong.append(f"{other['outcome']}: {name}: {other['reason']}")

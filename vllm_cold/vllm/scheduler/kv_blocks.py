@@ -70,8 +70,8 @@ class KVBlocks:
         scheduler = self._scheduler
         if not scheduler.running and not self._others_hold_blocks(group):
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
-        alone = all(each in group.streams for each in scheduler.running)
-        needed = sum(self._to_come(each, found.get(each), alone) for each in group.streams)
+        starts = group.leader.status != RequestStatus.RUNNING
+        needed = sum(self._to_come(each, found.get(each), starts) for each in group.streams)
         free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
         free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)
         return needed <= free
@@ -87,9 +87,10 @@ class KVBlocks:
             if each not in group.streams
         )
 
-    def _to_come(self, request: Request, found: Found | None, alone: bool) -> int:
-        """Blocks that the request's known tokens still take from the free ones, as vLLM counts;
-        unless its group is alone, with those that it would take from others while they go on.
+    def _to_come(self, request: Request, found: Found | None, starts: bool) -> int:
+        """Blocks that the request's known tokens still take from the free ones, as vLLM counts. If
+        its group starts, with those that vLLM does not: one that has begun holds up others until
+        its followers are there.
         """
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
         if request.status == RequestStatus.RUNNING or request.num_computed_tokens:
@@ -113,7 +114,7 @@ class KVBlocks:
         }
         terms |= {name: value for name, value in later.items() if name in self._counted_by}
         counted = int(manager.coordinator.get_num_blocks_to_allocate(**terms))
-        return counted if alone else counted + self._states_to_come(request, found)
+        return counted + self._states_to_come(request, found) if starts else counted
 
     def _states_to_come(self, request: Request, found: Found) -> int:
         """Blocks for states of the request's known tokens that vLLM does not count. Where states

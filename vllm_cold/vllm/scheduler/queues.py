@@ -36,6 +36,11 @@ class WaitingQueues:
         """Lower comes first; without the priority policy all are the same."""
         return request.priority if self._by_priority else 0
 
+    @property
+    def has_followers(self) -> bool:
+        """Whether this pass has put any there."""
+        return bool(self._queued)
+
     def put_followers(
         self, group: Group[Request], followers: Sequence[Request], behind_head: bool
     ) -> None:

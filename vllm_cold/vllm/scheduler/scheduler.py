@@ -459,7 +459,7 @@ class GroupScheduler(Scheduler):
             seats <= max_active
             and self._loras_fit(*group.streams)
             # One after the other, so that nothing gets between a group's streams.
-            and (waiting or incomplete[0] is group)
+            and (waiting or not self._queues.has_followers)
         )
         if waiting and not admissible:
             return Capacity(nothing, missing, False, chunk)  # whatever is cached
