@@ -13,12 +13,15 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
+from vllm.v1.core.sched.scheduler import Scheduler
+
 from tests.scheduler import cases, state_cases
 from tests.scheduler.storm import random_states, storm
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.group.step_stats import WeightsByStep
 from vllm_cold.vllm.scheduler import scheduler, states
+from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
 from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
@@ -90,6 +93,19 @@ def _sched(rule: str, function: str, instead: Instead, case: Case = None) -> Mut
     owners = (GroupScheduler, WaitingQueues, KVBlocks, StateSplit, scheduler)
     owner = next(c for c in owners if function in vars(c))
     return Mutation(rule, owner, function, instead, case)
+
+
+def _loads(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
+    owners = (GroupScheduler, WaitingQueues, Loads)
+    owner = next(c for c in owners if function in vars(c))
+    return Mutation(rule, owner, function, instead, case or cases.connectors)
+
+
+def _build_early(self: Any, connector: Any, output: Any) -> Any:
+    built = Scheduler._build_kv_connector_meta(self, connector, output)
+    if self._groups:
+        self._after_pass(output)
+    return built
 
 
 def _yes(*args: Any) -> bool:
@@ -532,5 +548,106 @@ MUTATIONS = [
         "a CoLD request is counted once",
         "get_request_counts",
         ("running -= sum(map(", "sum(map("),
+    ),
+    # KV connectors.
+    _loads(
+        "amateurs are made known", "add_request", ("self.connector.on_new_request(amateur)", "0")
+    ),
+    _loads(
+        "a connector hears of a step when groups that were split are out of it",
+        "_build_kv_connector_meta",
+        _build_early,
+    ),
+    _loads(
+        "what a connector has counts as cached",
+        "_cap",
+        ("self._blocks.restored(sum(cached))", "self._blocks.restored(cached[0])"),
+    ),
+    _loads(
+        "whether KV comes between steps is known before a group begins",
+        "start",
+        ("not self.possible", "True"),
+    ),
+    _loads(
+        "a group waits until all that is under way has come",
+        "_handle_blocked_waiting_request",
+        ("any(map(self._loads.is_under_way, group.followers))", "False"),
+    ),
+    _loads(
+        "followers whose KV is under way stay where vLLM looks for them",
+        "take_back",
+        ("RequestStatus.RUNNING, RequestStatus.WAITING_FOR_REMOTE_KVS", "RequestStatus.RUNNING,"),
+    ),
+    _loads(
+        "followers whose KV has come wait for their leader outside of the queues",
+        "begin_pass",
+        ("self._queues.remove(follower)", "pass"),
+    ),
+    _loads(
+        "an expert that was loaded in its leader's place would lead nobody",
+        "is_led",
+        _yes,
+    ),
+    _loads(
+        "streams that wait with blocks are not counted as waiting",
+        "num_queued_followers",
+        lambda self: 0,
+    ),
+    _loads(
+        "KV that was to be loaded in a step that was given up is not there",
+        "num_written",
+        lambda self, request: request.num_computed_tokens,
+    ),
+    _loads(
+        "a group is not too large while blocks get free by themselves",
+        "frees_blocks",
+        _no,
+    ),
+    _loads(
+        "streams that wait with blocks give them up when nothing goes on",
+        "release_all",
+        _no,
+    ),
+    _loads(
+        "followers keep no blocks for a leader that may not begin",
+        "release_unled",
+        _nothing,
+    ),
+    _loads(
+        "a leader that was loaded gives that up if it cannot be admitted with it",
+        "release_later",
+        _nothing,
+    ),
+    _loads(
+        "a step that was emptied frees no blocks, and is not waited for",
+        "_update_after_schedule",
+        ("self._emptied and self.defer_block_free", "False"),
+        cases.emptied_step,
+    ),
+    _loads(
+        "tokens in flight are dropped of all streams or of none",
+        "_preempt_request",
+        ('getattr(self, "requires_kv_delivery", False)', "False"),
+    ),
+    _loads(
+        "blocks are not kept free for a request whose load has failed, from itself",
+        "_forget_promise",
+        _nothing,
+        cases.lost_load,
+    ),
+    _loads(
+        "a load that failed takes the whole group back",
+        "_handle_invalid_blocks",
+        lambda self, *args: Scheduler._handle_invalid_blocks(self, *args),
+    ),
+    _loads(
+        "what was computed from KV that did not come is not found",
+        "uncache",
+        _nothing,
+    ),
+    _loads(
+        "of KV that did not come no figure counts",
+        "_scored",
+        ("if lost or is_dropped(group.expert):", "if False:"),
     ),
 ]

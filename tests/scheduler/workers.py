@@ -14,8 +14,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
+from tests.scheduler.connector import BAD, ConnectorWorkers
 from tests.scheduler.states import StateLayers, States
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
@@ -27,6 +28,8 @@ RELEASE = tuple(int(part) for part in vllm_version().split(".")[:2])
 
 _MASK = (1 << 61) - 1
 FIRST_TOKEN, NUM_TOKENS = 3, 50
+GARBAGE = 2
+"""What is sampled from KV that was not loaded."""
 
 
 def extend(chain: int, token: int, adapter: int) -> int:
@@ -115,6 +118,7 @@ class Row:
     drafts: list[int] = field(default_factory=list)  # for the next step
     decodes: bool = False  # whether it was sampled in the last step that it was in
     rejected: list[int] = field(default_factory=list)  # drafts of its last steps, that were wrong
+    bad: bool = False  # whether it read KV in this step that a connector did not load
     state_blocks: list[list[int]] = field(default_factory=list)
     state_at: int | None = None
 
@@ -170,12 +174,28 @@ class Workers:
         self.batch: set[str] = set()  # V1: the rows of the step before
         self.kv: dict[tuple[int, int], int] = {}
         self.scored: list[tuple[str, RowStats]] = []  # the groups of the last step
+        self.loads: ConnectorWorkers | None = None
         self.rule_states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
         self.layers = layers
         self.states = States(layers, block_size, self.kv) if layers else None
 
-    def execute(self, output: Any) -> dict[str, list[int]]:
-        """Run a step; the tokens sampled for each request, none for a prompt chunk."""
+    def execute(self, output: Any) -> tuple[dict[str, list[int]], KVConnectorOutput | None]:
+        """Run a step.
+
+        Returns:
+            The tokens sampled for each request, none for a prompt chunk; what a connector did.
+        """
+        for block in output.new_block_ids_to_zero or ():
+            self._clear(block)
+        if self.loads is None:
+            return self._execute(output), None
+        meta = output.kv_connector_metadata
+        told = self.loads.before_step(meta)
+        sampled = self._execute(output)
+        self.loads.after_step(meta, told, self.rows)
+        return sampled, told
+
+    def _execute(self, output: Any) -> dict[str, list[int]]:
         scheduled: dict[str, int] = output.num_scheduled_tokens
         gone = set(output.finished_req_ids)
         if self.v2:
@@ -189,8 +209,6 @@ class Workers:
         # V1's of before a preemption would lead to blocks that it has no more.
         for request_id in {*(output.preempted_req_ids or ()), *resumed} & self.rows.keys():
             self.rows[request_id].state_at = None
-        for block in output.new_block_ids_to_zero or ():
-            self._clear(block)
         for copy in getattr(output, "kv_cache_block_copies", None) or ():
             self._copy(copy.src_block_id, copy.dst_block_id)
         computed = self._add(output.scheduled_new_reqs)
@@ -218,7 +236,8 @@ class Workers:
                     assert set(drafts) <= {-1}
                     drafts = row.drafts[: len(drafts)]
             elif drafts:  # padding: all the same length is faster
-                assert set(drafts) == {-1} and row.group is None
+                alone = sum(r.group == row.group for r in self.rows.values()) == 1
+                assert set(drafts) == {-1} and (row.group is None or alone)
             verified[request_id] = drafts
             if self.states is not None:
                 self.states.compute(request_id, row, start, start + count)
@@ -283,6 +302,8 @@ class Workers:
             if not self.v2:
                 if num_output < len(row.tokens) - row.num_prompt:
                     row.set_tokens(row.tokens[: row.num_prompt + num_output])
+                    if self.loads and computed[request_id] < len(row.tokens) - 1:
+                        row.decodes = False  # its load has failed: it computes some once more
                 if request_id not in self.batch and self.is_async and num_output > 0:
                     known = cached.all_token_ids[request_id]
                     row.set_tokens(row.tokens[: row.num_prompt] + list(known[-num_output:]))
@@ -314,15 +335,20 @@ class Workers:
             f"{request_id} has too few blocks"
         )
         assert end == len(row.tokens) or not drafts, "a prompt chunk has drafts"
+        held = row.blocks if attends else ()
+        size = self.block_size
+        slots = [(held[i // size], i % size) for i in range(last if attends else 0)]
+        row.bad = any(self.kv.get(slot) == BAD for slot in slots[:start])
         hashes = [row.hash_at(end - 1)]
         for draft in drafts:
             hashes.append(extend(hashes[-1], draft, row.adapter))
-        for position in range(last if attends else 0):
-            slot = (row.blocks[position // self.block_size], position % self.block_size)
+        for position, slot in enumerate(slots):
             if position < start:
-                assert self.kv.get(slot) == row.hash_at(position), (
+                assert self.kv.get(slot) in (row.hash_at(position), BAD), (
                     f"{request_id} reads wrong KV at position {position} of {start}"
                 )
+            elif row.bad:
+                self.kv[slot] = BAD
             else:
                 if self.states is not None:
                     self.states.drop(slot[0])
@@ -350,6 +376,7 @@ class Workers:
             expert = streams[0]
             assert expert is not None, f"{name} samples without its expert"
             ids = [stream for stream in streams if stream is not None]
+            bad = any(self.rows[i].bad for i in ids)
             drafts = verified[expert]
             assert all(verified[i] == drafts for i in ids), f"streams of {name} verify other drafts"
             tokens: list[int] = []
@@ -357,9 +384,10 @@ class Workers:
             for at in range(1 + len(drafts)):
                 if at == len(tokens) and (not at or drafts[at - 1] == tokens[-1]):
                     others = self._needed(name, streams, chains, known + at, at)
-                    tokens.append(sample(chains[expert][at], others))
+                    tokens.append(GARBAGE if bad else sample(chains[expert][at], others))
                 if self.rows[expert].group is not None:
-                    self.scored.append((name, self._figures(first, streams, known + at)))
+                    figures = self._figures(first, streams, known + at)
+                    self.scored.append((name, figures._replace(nonfinite=int(bad))))
             if first.slot is not None:
                 self._keep_state(name, first.slot, known, tokens)
             self.drafted += len(drafts)

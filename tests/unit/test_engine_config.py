@@ -124,9 +124,6 @@ def test_pipelines_in_which_vllm_is_wrong(
 
 def test_options_that_cannot() -> None:
     engine = config()
-    engine.kv_transfer_config = object()
-    assert "KV connector" in str(unsupported(engine))
-    engine = config()
     engine.parallel_config.enable_batch_sharded_sampling = True
     assert "batch-sharded" in str(unsupported(engine))
     engine = config()

@@ -260,7 +260,11 @@ def test_the_front_end_takes_the_figures_out() -> None:
     assert sample("requests_total", 1, **KIND) == 4
     stats.kv_connector_stats = {"other": 1}
     record(manager, stats)
-    assert seen == [None, {"other": 1}]
+    # Those of a connector stay.
+    attach(stats, counts_of(requests=3).take(0, 0))
+    record(manager, stats)
+    assert seen == [None, {"other": 1}, {"other": 1}]
+    assert sample("requests_total", 0, **KIND) == 3
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.method.arguments import ColdArgs, parse_engine_defaults
 from vllm_cold.vllm import availability, contracts, versions
-from vllm_cold.vllm.frontend import ascend
+from vllm_cold.vllm.frontend import ascend, connectors
 from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2
 from vllm_cold.vllm.worker.states import has_states
 
@@ -96,9 +96,10 @@ def unsupported(config: "VllmConfig") -> str | None:
         return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
     if (reason := _unsupported_states(config) or _unsupported_speculation(config)) is not None:
         return reason
+    if (reason := connectors.unsupported(config)) is not None:
+        return reason
     routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
     without = {
-        "a KV connector (P/D or offloading)": config.kv_transfer_config is not None,
         "an encoder-cache connector": getattr(config, "ec_transfer_config", None) is not None,
         "an encoder-decoder model": model.is_encoder_decoder,
         "routed experts that are returned": routed

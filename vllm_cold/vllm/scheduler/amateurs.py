@@ -33,6 +33,8 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
     for index, amateur in enumerate(stream.amateurs, 1):
         params = _params(asked)
         params.extra_args = structs.replace(of_workers, index=index).to_extra_args(args)
+        # They say where the expert's KV comes from and goes to.
+        params.extra_args.pop("kv_transfer_params", None)
         amateurs.append(_make_amateur(expert, amateur, index, params))
     return expert, *amateurs
 

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""KV connectors: what they bring in time, late, in vain or for nobody ends in the right tokens."""
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.scheduler import cases
+from tests.scheduler.harness import IS_0_23
+from tests.scheduler.storm import storm, with_connector
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(IS_0_23, reason="CoLD has connectors since vLLM 0.31"),
+]
+
+STEPS = 200
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in (20, 40, 60, 80, 100))]
+)
+def test_storm(first: int, tiny: Path) -> None:
+    counts: Counter[str] = Counter()
+    for seed in range(first, first + 20):
+        setup = with_connector(random.Random(seed))
+        try:
+            harness = storm(tiny / "model", seed, STEPS, setup)
+        except AssertionError as error:
+            raise AssertionError(f"seed={seed}: {setup}") from error
+        assert harness.loads is not None
+        counts.update(
+            loads=harness.loads.loads,
+            failed=harness.loads.failed,
+            stores=harness.loads.stores,
+            after_abort=harness.loads.after_abort,
+            preemptions=harness.group_preemptions,
+        )
+    assert counts["loads"] > 100 and counts["stores"] > 1000
+    assert counts["failed"] > 10 and counts["after_abort"] > 5
+    assert counts["preemptions"] > 10
+
+
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+@pytest.mark.parametrize("late", [0.0, 1.0], ids=["in time", "late"])
+def test_a_group_is_loaded_at_once(late: float, is_async: bool, tiny: Path) -> None:
+    cases.loaded_group(tiny / "model", is_async, late)
+
+
+def test_a_load_that_brought_nothing_is_tried_again(tiny: Path) -> None:
+    cases.lost_load(tiny / "model")
+
+
+def test_a_step_that_was_emptied_keeps_no_blocks(tiny: Path) -> None:
+    cases.emptied_step(tiny / "model")
