@@ -54,7 +54,7 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -
     check(llm, folder, GROUPS)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32")
 @pytest.mark.parametrize("family", ["granite-4-hybrid"])
 def test_states(family: str, folders: Path, make_llm: Any) -> None:
