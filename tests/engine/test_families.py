@@ -117,7 +117,7 @@ def test_experts_shared_by_two_processes(
     check(llm, folders / family, GROUPS)
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32")
 @pytest.mark.parametrize("family", ["granite-4-hybrid"])
 def test_states(family: str, folders: Path, make_llm: Any) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests.docs.blocks import ROOT
 from tests.engine import ray_on_cpu, test_states
 from tests.engine.conftest import free_blocks, scheduler
-from tests.engine.streams import decode, short_groups
+from tests.engine.streams import decode, num_adapters, short_groups
 from tests.naive import NaiveCold, assert_same_tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -48,9 +48,13 @@ def test_tensor_parallel(
 def test_tensor_parallel_with_states(
     family: str, name: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each process has half of a state."""
+    """Each process has half of a state. Without adapters: vLLM gives a process other rows of an
+    adapter's than of a Mamba layer's own weights.
+    """
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
-    groups, expected = test_states.cases(folders / family, name)
+    pairs = zip(*test_states.cases(folders / family, name), strict=True)
+    chosen = [(group, trace) for group, trace in pairs if not num_adapters(group)]
+    groups, expected = (list(each) for each in zip(*chosen, strict=True))
     options = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
     llm = test_states.engine_of(make_llm, folders / family, name, **options)
     for _ in range(2):

@@ -12,6 +12,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 
 from tests.scheduler import state_cases as cases
+from tests.scheduler.cases import prompt
 from tests.scheduler.harness import Asked, make_hasher, make_request, make_scheduler
 from tests.scheduler.states import StateLayers, supported
 from tests.scheduler.workers import Workers
@@ -62,13 +63,13 @@ def test_wrong_state_of_vllms_own(unit: int | None, tiny: Path) -> None:
             output = scheduler.schedule()
             sampled = workers.execute(output)
             ids = list(sampled)
-            tokens = [sampled[i] for i in ids]
-            result = ModelRunnerOutput(ids, {i: at for at, i in enumerate(ids)}, tokens)
+            row = {request_id: at for at, request_id in enumerate(ids)}
+            result = ModelRunnerOutput(ids, row, [sampled[i] for i in ids])
             scheduler.update_from_output(output, result)
 
-    begin = cases.prompt(4)
-    run(begin + cases.prompt(5, 200))
+    begin = prompt(4)
+    run(begin + prompt(5, 200))
     # Beside another one it gets 3 tokens, and all others when it is alone.
-    run(begin + cases.prompt(24, 300), cases.prompt(1, 400))
+    run(begin + prompt(24, 300), prompt(1, 400))
     with pytest.raises(AssertionError, match="wrong state") if unit else nullcontext():
-        run(begin + cases.prompt(3, 500))
+        run(begin + prompt(3, 500))

@@ -14,6 +14,7 @@ FILES = (
     "tests/engine/test_speculation.py",
     "tests/engine/test_pause.py",
     "tests/engine/test_sick_requests.py",
+    "tests/engine/test_families.py::test_states",
     "tests/server/test_serve.py",
 )
 
