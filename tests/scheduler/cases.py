@@ -607,6 +607,11 @@ def loaded_group(model: Path, is_async: bool = False, late: float = 1.0) -> None
     assert harness.first_step[request_id] - before <= (4 if late else 1)
 
 
+def loaded_in_time(model: Path) -> None:
+    """The same at the start of a step."""
+    loaded_group(model, late=0.0)
+
+
 def lost_load(model: Path, cold: bool = True) -> None:
     """A load between steps that brings nothing, of a request that needs more than half of the KV
     cache: it is loaded again, and not kept waiting for blocks by itself.

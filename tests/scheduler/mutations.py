@@ -562,16 +562,12 @@ MUTATIONS = [
         "what a connector has counts as cached",
         "_cap",
         ("self._blocks.restored(sum(cached))", "self._blocks.restored(cached[0])"),
+        cases.loaded_in_time,
     ),
     _loads(
         "whether KV comes between steps is known before a group begins",
         "start",
         ("not self.possible", "True"),
-    ),
-    _loads(
-        "a group waits until all that is under way has come",
-        "_handle_blocked_waiting_request",
-        ("any(map(self._loads.is_under_way, group.followers))", "False"),
     ),
     _loads(
         "followers whose KV is under way stay where vLLM looks for them",
@@ -599,24 +595,9 @@ MUTATIONS = [
         lambda self, request: request.num_computed_tokens,
     ),
     _loads(
-        "a group is not too large while blocks get free by themselves",
-        "frees_blocks",
-        _no,
-    ),
-    _loads(
         "streams that wait with blocks give them up when nothing goes on",
         "release_all",
         _no,
-    ),
-    _loads(
-        "followers keep no blocks for a leader that may not begin",
-        "release_unled",
-        _nothing,
-    ),
-    _loads(
-        "a leader that was loaded gives that up if it cannot be admitted with it",
-        "release_later",
-        _nothing,
     ),
     _loads(
         "a step that was emptied frees no blocks, and is not waited for",

@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from tests.scheduler import cases
-from tests.scheduler.harness import IS_0_23
+from tests.scheduler.harness import IS_0_23, Asked, make_hasher, make_request
 from tests.scheduler.storm import storm, with_connector
+from vllm_cold.group.stream import from_extra_args
+from vllm_cold.vllm.scheduler.amateurs import make_streams
 
 pytestmark = [
     pytest.mark.unit,
@@ -56,3 +58,15 @@ def test_a_load_that_brought_nothing_is_tried_again(tiny: Path) -> None:
 
 def test_a_step_that_was_emptied_keeps_no_blocks(tiny: Path) -> None:
     cases.emptied_step(tiny / "model")
+
+
+def test_transfer_parameters_are_the_experts_alone() -> None:
+    """They say where the KV of the client's prompt is."""
+    request = make_request("r", Asked([1, 2, 3], 2, adapter=1, cold=True), make_hasher(4), 0.0)
+    request.sampling_params.extra_args["kv_transfer_params"] = {"do_remote_prefill": True}
+    stream = from_extra_args(request.sampling_params.extra_args)
+    assert stream is not None
+    expert, amateur = make_streams(request, stream)
+    assert expert.sampling_params.extra_args["kv_transfer_params"]
+    assert amateur.kv_transfer_params is None
+    assert "kv_transfer_params" not in amateur.sampling_params.extra_args

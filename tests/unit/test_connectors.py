@@ -27,7 +27,7 @@ def config(asked: dict[str, Any] | None, lora: bool = True, **model: Any) -> Any
     from vllm.config import KVTransferConfig
 
     return SimpleNamespace(
-        kv_transfer_config=asked and KVTransferConfig(**asked),
+        kv_transfer_config=None if asked is None else KVTransferConfig(**asked),
         lora_config=object() if lora else None,
         model_config=SimpleNamespace(**model),
     )
