@@ -48,14 +48,13 @@ def test_tensor_parallel(
 def test_tensor_parallel_with_states(
     family: str, name: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each process has half of a state. Without adapters: vLLM gives a process other rows of an
-    adapter's than of a Mamba layer's own weights.
-    """
+    """Each process has half of a state. With adapters such engines are refused."""
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
     pairs = zip(*test_states.cases(folders / family, name), strict=True)
     chosen = [(group, trace) for group, trace in pairs if not num_adapters(group)]
     groups, expected = (list(each) for each in zip(*chosen, strict=True))
-    options = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
+    options: dict[str, Any] = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
+    options |= {"enable_lora": False, "additional_config": {"cold": True}}
     llm = test_states.engine_of(make_llm, folders / family, name, **options)
     for _ in range(2):
         assert_same_tokens(decode(llm, folders / family, groups), expected)

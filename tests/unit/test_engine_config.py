@@ -101,6 +101,11 @@ def test_models_with_states(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert said(made).startswith("mamba_cache_mode='all'") and "--mamba-cache-mode" in said(made)
     assert "(--no-use-replayssm)" in said(engine(use_replayssm=True))
     made = engine()
+    made.parallel_config.tensor_parallel_size = 2
+    assert said(made).startswith("tensor_parallel_size=2 and LoRA are on with state-space layers")
+    made.lora_config, made.additional_config = None, {"cold": True}
+    assert unsupported(made) is None
+    made = engine()
     made.speculative_config = SimpleNamespace(method="mtp", num_speculative_tokens=1)
     assert said(made).startswith("speculative decoding is on (mtp) with state-space layers")
     made = engine()

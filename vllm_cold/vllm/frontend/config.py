@@ -183,6 +183,12 @@ def _unsupported_states(config: "VllmConfig") -> str | None:
             "use_replayssm is on, which CoLD does not support with state-space layers; leave it "
             "off (--no-use-replayssm)."
         )
+    ranks = getattr(config.parallel_config, "tensor_parallel_size", 1)
+    if config.lora_config is not None and ranks > 1:
+        return (
+            f"tensor_parallel_size={ranks} and LoRA are on with state-space layers, whose tokens "
+            "with adapters were wrong then; switch one of them off."
+        )
     if speculative is not None:
         return (
             f"speculative decoding is on ({speculative.method}) with state-space layers, whose "
