@@ -106,7 +106,7 @@ def test_experts_of_a_compiled_model(family: str, folders: Path, make_llm: Any) 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", ["qwen3_moe"])
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
 def test_experts_shared_by_two_processes(
     family: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
