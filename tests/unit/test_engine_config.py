@@ -100,6 +100,7 @@ def test_models_with_states(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (unsupported(made) is None) == works
     assert said(made).startswith("mamba_cache_mode='all'") and "--mamba-cache-mode" in said(made)
     assert "(--no-use-replayssm)" in said(engine(use_replayssm=True))
+    assert "leave it out" in said(engine(prefix_match_unit=8))
     made = engine()
     made.parallel_config.tensor_parallel_size = 2
     assert said(made).startswith("tensor_parallel_size=2 and LoRA are on with state-space layers")

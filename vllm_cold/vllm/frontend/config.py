@@ -183,6 +183,11 @@ def _unsupported_states(config: "VllmConfig") -> str | None:
             "use_replayssm is on, which CoLD does not support with state-space layers; leave it "
             "off (--no-use-replayssm)."
         )
+    if (unit := getattr(cache, "prefix_match_unit", None)) is not None:
+        return (
+            f"prefix_match_unit={unit}: with state-space layers, vLLM may keep a wrong state then, "
+            "also of requests without CoLD; leave it out."
+        )
     ranks = getattr(config.parallel_config, "tensor_parallel_size", 1)
     if config.lora_config is not None and ranks > 1:
         return (
