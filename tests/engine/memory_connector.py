@@ -25,7 +25,9 @@ class MemoryConnector(StandIn):
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        engine = vllm_config.kv_transfer_config.engine_id
+        transfer = vllm_config.kv_transfer_config
+        # Of several connectors in an engine, each has a seed of its own.
+        engine = f"{transfer.engine_id} {transfer.kv_connector_extra_config.get('seed', 0)}"
         self.store = STORES.setdefault(engine, {})
         self.counts = COUNTS.setdefault(engine, Counter())
         self.num_blocks = kv_cache_config.num_blocks

@@ -185,7 +185,7 @@ MUTATIONS = [
     _sched(
         "nobody who came at the same time gets between the streams of a group",
         "put_followers",
-        ("if self._by_priority and behind_head:", "if False:"),
+        ("if self._by_priority and behind_head and", "if False and"),
         cases.came_at_the_same_time,
     ),
     # Who is admitted.
@@ -282,13 +282,13 @@ MUTATIONS = [
     _sched(
         "a group without slots does not stop the queue",
         "_handle_blocked_waiting_request",
-        ("return group.passed_over > _MAX_PASSED_OVER", "return True"),
+        ("if group.passed_over <= _MAX_PASSED_OVER:", "if False:"),
         cases.no_slots_for_a_group,
     ),
     _sched(
         "a group without slots gets them in the end",
         "_handle_blocked_waiting_request",
-        ("return group.passed_over > _MAX_PASSED_OVER", "return False"),
+        ("if group.passed_over <= _MAX_PASSED_OVER:", "if True:"),
         cases.no_slots_for_a_group,
     ),
     _sched(

@@ -61,7 +61,7 @@ def test_wrong_state_of_vllms_own(unit: int | None, tiny: Path) -> None:
             scheduler.add_request(make_request(name, Asked(tokens, 1), hasher, float(number)))
         while scheduler.has_unfinished_requests():
             output = scheduler.schedule()
-            sampled = workers.execute(output)
+            sampled, _ = workers.execute(output)
             ids = list(sampled)
             row = {request_id: at for at, request_id in enumerate(ids)}
             result = ModelRunnerOutput(ids, row, [sampled[i] for i in ids])

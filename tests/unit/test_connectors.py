@@ -53,17 +53,6 @@ def test_connectors_that_are_keyed_by_block_hash(asked: Any, lora: bool) -> None
     assert unsupported(config(asked, lora)) is None
 
 
-def test_one_that_knows_no_adapters_needs_an_engine_without() -> None:
-    for asked in (transfer("ExampleConnector"), several(transfer("ExampleConnector"))):
-        assert unsupported(config(asked, lora=False)) is None
-        said = unsupported(config(asked))
-        assert said == (
-            "it has the KV connector ExampleConnector together with LoRA, and that connector knows "
-            "no adapters: it gives one model's KV to another; start it without LoRA, or use "
-            "OffloadingConnector or SimpleCPUOffloadConnector."
-        )
-
-
 @pytest.mark.parametrize("role", ["kv_producer", "kv_consumer"])
 def test_half_an_engine(role: str) -> None:
     for asked in (transfer("NixlConnector", role), several(transfer("StandIn", role, **OWN))):
@@ -71,7 +60,9 @@ def test_half_an_engine(role: str) -> None:
         assert f"with kv_role='{role}'" in said and "not of its amateurs" in said
 
 
-@pytest.mark.parametrize("name", ["NixlConnector", "LMCacheConnectorV1", "MooncakeConnector"])
+@pytest.mark.parametrize(
+    "name", ["ExampleConnector", "NixlConnector", "LMCacheConnectorV1", "MooncakeConnector"]
+)
 def test_others_are_not_known(name: str) -> None:
     for asked in (transfer(name), several(transfer("StandIn", **OWN), transfer(name))):
         said = str(unsupported(config(asked, lora=False)))

@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 # vLLM's own that ask the requests' block hashes alone.
 BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")
-# Its others that obey the same rules: loads of requests that were taken out of a step are dropped.
-BY_TOKENS = ("ExampleConnector",)
 DECLARATION = "keyed_by_block_hash"
 """A class attribute: the connector is keyed by block hash, and loads for requests of the step."""
 
@@ -52,18 +50,12 @@ def unsupported(config: "VllmConfig") -> str | None:
                 "only decodes hands on the KV of the client's request and not of its amateurs, "
                 'which CoLD does not support; set "kv_both", or start it without.'
             )
-        by_hash = transfer.kv_connector in BY_BLOCK_HASH or _declares(transfer)
-        if not by_hash and transfer.kv_connector not in BY_TOKENS:
+        if transfer.kv_connector not in BY_BLOCK_HASH and not _declares(transfer):
             return (
-                f"it has {name}, which is not known to look KV up by vLLM's block hashes; CoLD "
-                f"supports {', '.join(BY_BLOCK_HASH)}, without LoRA {', '.join(BY_TOKENS)} too, "
-                f"MultiConnector of these, and classes that declare {DECLARATION} = True."
-            )
-        if not by_hash and config.lora_config is not None:
-            return (
-                f"it has {name} together with LoRA, and that connector knows no adapters: it gives "
-                "one model's KV to another; start it without LoRA, or use "
-                f"{' or '.join(BY_BLOCK_HASH)}."
+                f"it has {name}, which is not known to look KV up by vLLM's block hashes, so that "
+                "streams with other adapters might get its KV; CoLD supports "
+                f"{', '.join(BY_BLOCK_HASH)}, MultiConnector of these, and classes that declare "
+                f"{DECLARATION} = True."
             )
     return None
 
