@@ -46,11 +46,13 @@ class Judged:
 
 
 def token_of(client: OpenAI, model: str, text: str) -> int:
-    """The id of a text's last token."""
-    found: Any = client.completions.create(
-        model=model, prompt=text, max_tokens=1, extra_body={"return_token_ids": True}
-    )
-    return int(found.choices[0].prompt_token_ids[-1])
+    """The id of a word that is a single token."""
+    how = {"return_token_ids": True, "add_special_tokens": False}
+    found: Any = client.completions.create(model=model, prompt=text, max_tokens=1, extra_body=how)
+    ids = found.choices[0].prompt_token_ids
+    if len(ids) != 1:
+        raise SystemExit(f"{text!r} is {len(ids)} tokens of the model; ask for a word that is one")
+    return int(ids[0])
 
 
 def judge(
@@ -115,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "threshold": options.threshold,
         "beta": options.beta,
     }
-    for line in options.rows.read_text().splitlines():
+    for line in options.rows.read_text(encoding="utf-8").split("\n"):
         if line.strip():
             judged = judge(client, options.model, json.loads(line), options.ask, parameters)
             print(json.dumps(asdict(judged)))

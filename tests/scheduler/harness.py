@@ -575,7 +575,8 @@ class Harness:
                 assert request_id not in self.ended, "output after the end"
                 self.got[request_id] += one.new_token_ids
                 if one.new_token_ids:
-                    self._check_weights(request_id, one.kv_transfer_params)
+                    ends = one.finish_reason is not None
+                    self._check_weights(request_id, one.kv_transfer_params, ends)
                 if one.finish_reason is not None:
                     self.ended[request_id] = str(one.finish_reason)
                     self._check_end(request_id, one)
@@ -583,11 +584,11 @@ class Harness:
             self.sched.update_draft_token_ids(self.workers.take_drafts(output.num_scheduled_tokens))
         self.check()
 
-    def _check_weights(self, request_id: str, told: Any) -> None:
-        """A client that asks is told those of each token that it has; nobody else is."""
+    def _check_weights(self, request_id: str, told: Any, ends: bool) -> None:
+        """A client that asks is told those of each token in the end; nobody else is."""
         lives, num_tokens = self.asked[request_id].lives, len(self.got[request_id])
         rows = [[w if w else None for w in weights_of(lives, step)] for step in range(num_tokens)]
-        assert told == ({"cold": {"weights": rows}} if lives else None)
+        assert told == ({"cold": {"weights": rows}} if lives and ends else None)
 
     def step(self, **how: Any) -> int:
         """Schedule once, and deliver the oldest results if enough steps are in flight."""

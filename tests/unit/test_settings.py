@@ -286,6 +286,7 @@ def test_whether_cold_is_asked_for() -> None:
     # Any key asks for it.
     assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, given={"alpha": 0.2})
     assert parse_request_args({"cold_explain": True}) == ColdArgs(True, explain=True)
+    assert parse_request_args({"cold_explain": 0}) == ColdArgs()  # asks for nothing
     asked = ColdArgs(True, contrast=ContrastArgs(amateur="b"))
     assert parse_request_args({"cold_amateur": "b"}) == asked
 

@@ -50,8 +50,8 @@ def problem(
 def with_weights(
     transfer: Mapping[str, Any] | None, rows: Sequence[Sequence[float | None]]
 ) -> dict[str, Any]:
-    """What goes to the client beside its tokens, with all weights so far: of several outputs, a
-    slow client gets the last one's alone.
+    """What goes to the client beside its tokens, with all weights so far: of several outputs, the
+    last one's counts.
 
     Args:
         transfer: vLLM's ``kv_transfer_params``, the one field of an output for extensions, in which

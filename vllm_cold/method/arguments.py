@@ -129,7 +129,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             explain = check_switch(key, value)
         else:
             said.append((key.removeprefix(PREFIX), key, value))
-    if enabled is None and any(map(is_ours, args or ())):
+    if enabled is None and any(is_ours(key) for key in args or () if key != EXPLAIN or explain):
         enabled = True
     return ColdArgs(enabled, *_checked(said), explain)
 
