@@ -125,7 +125,7 @@ def test_states(family: str, folders: Path, make_llm: Any) -> None:
     second time. In full, ``test_states.py`` has others.
     """
     settings = {"enable_prefix_caching": True, "num_gpu_blocks_override": 48}
-    llm = start(make_llm, folders, family, async_scheduling=None, **settings)
+    llm = start(make_llm, folders, family, async_scheduling=False, **settings)
     assert llm.llm_engine.vllm_config.cache_config.mamba_cache_mode == "align"
     with preempted_pairs(llm) as preempted:
         for _ in range(2):

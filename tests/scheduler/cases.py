@@ -631,6 +631,26 @@ def lost_load(model: Path, cold: bool = True) -> None:
     harness.drain()
 
 
+def lost_in_time(model: Path) -> None:
+    """A load at the start of a step that brings nothing, of a group that has tokens: workers that
+    are a step ahead are sent these again.
+    """
+    ways = Ways()
+    harness = Harness(model, Setup(num_blocks=65, budget=64, is_async=True, connector=ways))
+    request_id = harness.add(prompt(17), 16, adapter=1, cold=True)
+    while len(harness.got[request_id]) < 8:
+        harness.step()
+    while harness.in_flight:
+        harness.deliver()
+    harness.reset(running=True)
+    assert harness.loads is not None
+    harness.loads.ways = replace(ways, fails=1.0)
+    while not harness.loads.failed:
+        harness.step()
+    harness.loads.ways = ways
+    harness.drain()
+
+
 def emptied_step(model: Path) -> None:
     """A group is alone, and all of it is taken out of a step: vLLM, which keeps count of steps that
     do something, must not wait for that one before it frees blocks.

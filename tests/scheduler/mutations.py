@@ -622,6 +622,12 @@ MUTATIONS = [
         lambda self, *args: Scheduler._handle_invalid_blocks(self, *args),
     ),
     _loads(
+        "workers are sent the tokens of a group that begins anew between two steps",
+        "_handle_invalid_blocks",
+        ("self.prev_step_scheduled_req_ids.discard(request.request_id)", "pass"),
+        cases.lost_in_time,
+    ),
+    _loads(
         "what was computed from KV that did not come is not found",
         "uncache",
         _nothing,

@@ -53,6 +53,18 @@ def test_connectors_that_are_keyed_by_block_hash(asked: Any, lora: bool) -> None
     assert unsupported(config(asked, lora)) is None
 
 
+def test_a_name_of_vllms_on_a_class_of_somebody_else() -> None:
+    asked = transfer("OffloadingConnector", kv_connector_module_path=__name__)
+    assert "not known to look KV up" in str(unsupported(config(asked)))
+
+
+class OffloadingConnector:
+    """Declares nothing."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        raise NotImplementedError
+
+
 @pytest.mark.parametrize("role", ["kv_producer", "kv_consumer"])
 def test_half_an_engine(role: str) -> None:
     for asked in (transfer("NixlConnector", role), several(transfer("StandIn", role, **OWN))):

@@ -102,6 +102,9 @@ def test_models_with_states(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "(--no-use-replayssm)" in said(engine(use_replayssm=True))
     assert "leave it out" in said(engine(prefix_match_unit=8))
     made = engine()
+    made.parallel_config.decode_context_parallel_size = 2
+    assert "(--decode-context-parallel-size)" in said(made)
+    made = engine()
     made.parallel_config.tensor_parallel_size = 2
     assert said(made).startswith("tensor_parallel_size=2 and LoRA are on with state-space layers")
     made.lora_config, made.additional_config = None, {"cold": True}

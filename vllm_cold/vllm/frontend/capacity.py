@@ -117,7 +117,7 @@ def _blocks(config: "VllmConfig") -> Blocks | None:
     With states vLLM says how many of the longest requests the cache holds (since 0.32). What is
     left of such a request's blocks when its tokens have theirs is for states; where these are more
     than one group's blocks for all its tokens, they are counted as if they grew with its length,
-    which is too few, never too many.
+    which is too few. (Of a model that has sliding windows beside, these are counted as states.)
     """
     model, cache = config.model_config, config.cache_config
     num_blocks, block_size = cache.num_gpu_blocks, cache.block_size

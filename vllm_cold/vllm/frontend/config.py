@@ -188,6 +188,11 @@ def _unsupported_states(config: "VllmConfig") -> str | None:
             f"prefix_match_unit={unit}: with state-space layers, vLLM may keep a wrong state then, "
             "also of requests without CoLD; leave it out."
         )
+    if (ranks := getattr(config.parallel_config, "decode_context_parallel_size", 1)) > 1:
+        return (
+            f"decode_context_parallel_size={ranks} with state-space layers, which CoLD was never "
+            "run with; set it to 1 (--decode-context-parallel-size)."
+        )
     ranks = getattr(config.parallel_config, "tensor_parallel_size", 1)
     if config.lora_config is not None and ranks > 1:
         return (

@@ -50,7 +50,9 @@ def unsupported(config: "VllmConfig") -> str | None:
                 "only decodes hands on the KV of the client's request and not of its amateurs, "
                 'which CoLD does not support; set "kv_both", or start it without.'
             )
-        if transfer.kv_connector not in BY_BLOCK_HASH and not _declares(transfer):
+        # Somebody's own class may have the name of one of vLLM's.
+        is_vllms = transfer.kv_connector_module_path is None
+        if not (is_vllms and transfer.kv_connector in BY_BLOCK_HASH) and not _declares(transfer):
             return (
                 f"it has {name}, which is not known to look KV up by vLLM's block hashes, so that "
                 "streams with other adapters might get its KV; CoLD supports "

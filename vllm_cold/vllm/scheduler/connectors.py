@@ -166,13 +166,6 @@ class Loads:
         """Of the request's computed tokens those whose KV is in its blocks before this step."""
         return self._written.get(request, request.num_computed_tokens)
 
-    def withdraw(self, request: Request) -> None:
-        """A request that was to be loaded in this step is not in it any more."""
-        if request in self._written:
-            # vLLM's example connector insists on each load that it has planned.
-            for each in (self._connector, *getattr(self._connector, "sub_connectors", ())):
-                getattr(each, "_requests_need_load", {}).pop(request.request_id, None)
-
     # ---- streams that are loaded or under way ------------------------------------------------
 
     def is_under_way(self, request: Request) -> bool:

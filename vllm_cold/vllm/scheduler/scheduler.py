@@ -615,6 +615,7 @@ class GroupScheduler(Scheduler):
             and any(r.request_id in self._groups for r in self.running)
             and not self._steps_in_flight
             and not self._loads.frees_blocks()
+            and not self._loads.asked_in_vain
         )
 
     def _may_go_on(self) -> bool:
@@ -625,7 +626,6 @@ class GroupScheduler(Scheduler):
     def _withdraw(self, group: RequestGroup, output: SchedulerOutput) -> None:
         """Take all streams out of this step and preempt them."""
         for request in (*reversed(group.followers), group.leader):
-            self._loads.withdraw(request)
             never_sent = strip(output, request.request_id)
             self.prev_step_scheduled_req_ids.discard(request.request_id)
             if request.status != RequestStatus.RUNNING:
@@ -728,6 +728,8 @@ class GroupScheduler(Scheduler):
             for request in [r for r in reversed(self.running) if r.request_id in failed]:
                 self._loads.uncache(request, invalid_block_ids)
                 self.running.remove(request)
+                # Or workers are not sent its tokens where it goes on in the next step.
+                self.prev_step_scheduled_req_ids.discard(request.request_id)
                 self._preempt_request(request, time.monotonic(), drop_stale_output=True)
             self._look_anew()
         return failed
