@@ -27,6 +27,7 @@ from vllm_cold import Amateur, ColdParams
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.method.amateurs import Embeds, read_prompt
 from vllm_cold.method.embeddings import Embeddings
+from vllm_cold.vllm.frontend import admission
 from vllm_cold.vllm.frontend.intake import FRONT_END
 from vllm_cold.vllm.frontend.prompts import media_kept
 from vllm_cold.vllm.scheduler.amateurs import make_streams
@@ -355,3 +356,35 @@ def test_media_of_refused_requests_are_sent_with_the_next(front: Front) -> None:
     for other in (SimpleNamespace(mm_processor_cache=None), SimpleNamespace()):
         with pytest.raises(ValueError, match="no"), media_kept(other, many):
             raise ValueError("no")
+
+
+def test_beside_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On V1 it asks for the token ids of a prompt, and the engine ends."""
+    online, text = Online(front), front.text(" w1")
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    own = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2)}))
+
+    def speculate(method: str, v2: bool = False) -> None:
+        drafts = SimpleNamespace(method=method, num_speculative_tokens=1)
+        monkeypatch.setattr(front.config, "speculative_config", drafts)
+        monkeypatch.setattr(admission, "uses_v2_runner", lambda config: v2)
+
+    for method in ("draft_model", "eagle", "eagle3", "mtp"):
+        speculate(method)
+        message = f"speculative decoding is on ({method}) with the V1 model runner"
+        said = refusal(front, text, own)
+        assert said.startswith("amateur='torch.float32[2, 64]'") and message in said
+        for more in ({}, ids):
+            said = refusal(front, made(front, rows(2), **more), ColdParams())
+            assert said.startswith("prompt_embeds='torch.float32[2, 64]'") and message in said
+        body = {"model": "one", "prompt": None, "prompt_embeds": "x"}
+        for prompt, args in ((encoded(rows(2)).encode(), {}),
+                             ("w1", {"amateur_prompt_embeds": encoded(rows(2))})):  # fmt: skip
+            request = protocol(body)(**body, **xargs(beta=1, **args))
+            with pytest.raises(ValueError, match="with the V1 model runner"):  # before a response
+                front.run(online.renderer.preprocess_cmpl(request, [prompt]))
+        assert front.streams(text, ColdParams(amateur=Amateur(prompt=[5]))).amateurs
+    for method, v2 in (("ngram", False), ("suffix", False), ("eagle", True)):
+        speculate(method, v2)
+        assert front.streams(text, own).amateurs
+        assert front.streams(made(front, rows(2)), ColdParams()).amateurs
