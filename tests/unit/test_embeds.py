@@ -269,6 +269,32 @@ def test_what_is_no_prompt() -> None:
     assert isinstance(found, Embeds) and found.value == "torch.float32[2, 64]"
 
 
+def test_ids_beside_embeddings_that_are_none() -> None:
+    """A negative one ends the engine."""
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    Amateur(prompt={"prompt_embeds": rows(2), **ids})
+    for name, wrong in (
+        ("prompt_token_ids", [5, -1]),
+        ("prompt_token_ids", [5, True]),
+        ("prompt_token_ids", [5, "6"]),
+        ("prompt_token_ids", torch.tensor([5, 6])),
+        ("prompt_is_token_ids", [1, 0]),
+        ("prompt_is_token_ids", torch.tensor([True, False])),
+    ):
+        with pytest.raises(ValueError, match=f"as {name} must be a list"):
+            Amateur(prompt={"prompt_embeds": rows(2), **ids, name: wrong})
+
+
+def test_a_part_of_a_prompt_of_both(front: Front) -> None:
+    """Its ids stand for some of it only."""
+    ids = {"prompt_token_ids": [5, 6, 7], "prompt_is_token_ids": [True, False, True]}
+    part = SamplingParams(extra_args={"cold_part": "0:1"})
+    for prompt in (made(front, rows(3), **ids), made(front, rows(3))):
+        assert "cold_part='0:1': is for completions, whose prompt is one text" in refusal(
+            front, prompt, part
+        )
+
+
 def test_wrong_embeddings_of_programs(front: Front) -> None:
     """vLLM looks at the number of dimensions, and its workers end with the others."""
     expert = front.text(" w1")
@@ -281,11 +307,13 @@ def test_wrong_embeddings_of_programs(front: Front) -> None:
         (rows(3), ids, "must have prompt_token_ids and prompt_is_token_ids of its 3 tokens"),
         (rows(2), {"prompt_token_ids": [5, 6]}, "of its 2 tokens, or neither"),
         (rows(2), {**ids, "prompt_token_ids": [512, 6]}, "token 512 is none of the model's 512"),
+        (rows(2), {**ids, "prompt_token_ids": [-1, 6]}, "token -1 is none of the model's 512"),
     ):
         prompt = {"prompt_embeds": tensor, **more}
-        own = ColdParams(amateur=Amateur(prompt=prompt))
-        assert refusal(front, expert, own).startswith("amateur=")
-        assert message in refusal(front, expert, own)
+        if min(more.get("prompt_token_ids", [0])) >= 0:  # an amateur's are looked at before
+            own = ColdParams(amateur=Amateur(prompt=prompt))
+            assert refusal(front, expert, own).startswith("amateur=")
+            assert message in refusal(front, expert, own)
         if len(tensor) == 2:  # vLLM sees to the others of an expert
             said = refusal(front, made(front, tensor, **more), ColdParams())
             assert said.startswith("prompt_embeds=") and message in said

@@ -245,7 +245,7 @@ def read_prompt(field: str, prompt: object) -> Source | None:
             raise ColdError(field, prompt, "must not be empty")
         if isinstance(prompt[0], Mapping):
             return _messages(field, prompt, prompt)
-        if all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompt):
+        if _are_token_ids(prompt):
             return Tokens(list(prompt))
     raise ColdError(
         field,
@@ -268,7 +268,18 @@ def _embeds(field: str, prompt: Mapping[str, Any]) -> Embeds:
             'as a mapping must have a tensor as "prompt_embeds", and beside it nothing but '
             '"prompt_token_ids" with "prompt_is_token_ids"',
         )
+    ids, is_token_ids = prompt.get("prompt_token_ids"), prompt.get("prompt_is_token_ids")
+    if ids is not None and not (isinstance(ids, list) and _are_token_ids(ids)):
+        raise ColdError(field, ids, "as prompt_token_ids must be a list of token ids, from 0")
+    if is_token_ids is not None and not (
+        isinstance(is_token_ids, list) and all(isinstance(each, bool) for each in is_token_ids)
+    ):
+        raise ColdError(field, is_token_ids, "as prompt_is_token_ids must be a list of True, False")
     return Embeds(prompt)
+
+
+def _are_token_ids(ids: Sequence[Any]) -> bool:
+    return all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
 
 
 def _embeds_text(field: str, text: str) -> Embeds:

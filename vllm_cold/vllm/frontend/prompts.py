@@ -107,8 +107,10 @@ class Prompt:
 
 
 def _unknown_token(ids: Sequence[int], model_config: Any) -> str | None:
-    if ids and max(ids) >= (size := model_config.get_vocab_size()):
-        return f"token {max(ids)} is none of the model's {size}, which are from 0"
+    size = model_config.get_vocab_size()
+    for extreme in (max(ids), min(ids)) if ids else ():
+        if not 0 <= extreme < size:
+            return f"token {extreme} is none of the model's {size}, which are from 0"
     return None
 
 
@@ -153,6 +155,8 @@ def media_kept(renderer: Any, made: Sequence[Any]) -> Iterator[None]:
 
 
 def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
+    if "prompt_embeds" in prompt:
+        return None  # ids beside them stand for some of the prompt only
     # Of a prompt with both, vLLM reads the ids.
     ids = prompt.get("prompt_token_ids")
     return prompt.get("prompt") if ids is None else list(ids)
