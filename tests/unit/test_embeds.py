@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import pickle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import vllm.renderers.base
 from vllm import SamplingParams
 from vllm.sampling_params import SamplingParams as Params
 from vllm.utils.hashing import sha256
@@ -231,6 +233,25 @@ def test_a_server(front: Front) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             answer(expert, **args)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't allocate " + 999 * "x"), pickle.UnpicklingError(), EOFError()]
+)
+def test_what_torch_says_of_a_clients_bytes(
+    error: Exception, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no change of vLLM's."""
+
+    def load(*_: Any) -> Any:
+        raise error
+
+    text, args = front.text(" w1"), {"cold_amateur_prompt_embeds": encoded(rows(2))}
+    monkeypatch.setattr(vllm.renderers.base, "safe_load_prompt_embeds", load)
+    said = refusal(front, text, SamplingParams(extra_args=args))
+    problem = f"no prompt can be made of it: {str(error) or type(error).__name__}"
+    assert said.startswith("cold_amateur_prompt_embeds=") and problem[:80] in said
+    assert len(said) < 700
 
 
 def test_chats_with_embeddings_in_them(front: Front) -> None:

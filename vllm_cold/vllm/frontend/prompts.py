@@ -29,6 +29,7 @@ from vllm_cold.vllm.patching import PatchPoint
 logger = logging.getLogger("vllm." + __name__)
 
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
+_SAID = 400  # characters of an error: it may show what a client sent
 
 
 class UNDECIDED:
@@ -300,15 +301,22 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
     except (TemplateError, VLLMValidationError, ValueError, NotImplementedError) as error:
         if isinstance(error, ColdError):
             raise
-        said = str(error) or type(error).__name__
-        raise one.refused(f"no prompt can be made of it: {said}") from error
+        raise _unreadable(one, error) from error
     except Exception as error:
+        if isinstance(one.source, Embeds) and isinstance(one.source.prompt, str):
+            # Of a client's bytes torch says anything, which vLLM does not always catch.
+            raise _unreadable(one, error) from error
         logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")
         raise RendererChanged(
             f"this vLLM ({versions.vllm_version()}) has changed where vllm-cold has it make the "
             f"prompt of an amateur ({type(error).__name__}: {error}): see the server's log. "
             f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
         ) from error
+
+
+def _unreadable(one: AmateurSpec, error: Exception) -> ColdError:
+    said = str(error) or type(error).__name__
+    return one.refused(f"no prompt can be made of it: {said[:_SAID]}")
 
 
 def _call(
