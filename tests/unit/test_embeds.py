@@ -368,6 +368,38 @@ def test_room_for_them(front: Front) -> None:
         assert said.startswith("amateur='torch.float32[40, 64]': the amateur's prompt has 40")
 
 
+def test_copies_are_made_once_and_of_what_has_room(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small tensor may stand for a huge one."""
+    copied: list[torch.Tensor] = []
+
+    def of(tensor: torch.Tensor, is_token_ids: Any = None) -> Embeddings:
+        copied.append(tensor)
+        return original(tensor, is_token_ids)
+
+    original = Embeddings.of
+    monkeypatch.setattr(Embeddings, "of", of)
+    long = {"prompt_embeds": rows(1).expand(60, HIDDEN)}
+    for expert in (front.text(" w1"), made(front, rows(3))):
+        asked = ColdParams(amateurs=[Amateur(prompt=long)] * 3, max_tokens=8)
+        assert "the amateur's prompt has 60 tokens" in refusal(front, expert, asked)
+    huge = {"prompt_embeds": rows(1).expand(2**24, HIDDEN)}
+    assert "16777216" in refusal(front, expert, ColdParams(amateur=Amateur(prompt=huge)))
+    assert not copied
+    own, ids = rows(2), {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    one, same = {"prompt_embeds": own}, {"prompt_embeds": own, **ids}
+    amateurs = [Amateur(prompt=each, weight=-1) for each in (one, one, same, same, one)]
+    stream = front.streams(made(front, rows(2, 1)), ColdParams(amateurs=amateurs))
+    assert len(copied) == 2 and copied[0] is copied[1]
+    masks = [each.embeds.is_token_ids for each in stream.amateurs if each.embeds is not None]
+    assert masks == [None, None, [True, False], [True, False], None]
+    copied.clear()
+    texts = [encoded(own), encoded(own), encoded(rows(2, 1))]
+    assert front.streams(front.text(" w1"), amateur_prompt_embeds=texts).amateurs
+    assert len(copied) == 2
+
+
 def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
     """vLLM takes some for those that embeddings do not have."""
     penalty = {"repetition_penalty": 1.5}

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.method.presets import Preset
 from vllm_cold.method.settings import (
     MAX_AMATEURS,
@@ -83,7 +82,10 @@ class Embeds(msgspec.Struct, frozen=True, eq=False):
         return f"{tensor.dtype}{list(tensor.shape)}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Embeds) and self.prompt is other.prompt
+        if not isinstance(other, Embeds):
+            return False
+        one, two = self.prompt, other.prompt
+        return one is two or (isinstance(one, str) and isinstance(two, str) and one == two)
 
 
 class Without(msgspec.Struct, frozen=True):
@@ -203,7 +205,9 @@ class AmateurSpec(msgspec.Struct):
         weight: As the request says it, None for what beta says.
         lora: Its adapter (vLLM's LoRARequest), None for the base model; admission fills it in.
         prompt: The token ids of its prompt; admission fills them in.
-        embeds: The embeddings of its prompt; both are None for the expert's prompt.
+        embeds: The embeddings of its prompt, a tensor, [tokens, hidden size]; both are None for the
+            expert's prompt.
+        is_token_ids: Where the ids count and not the embeddings; None for one of both alone.
     """
 
     field: str
@@ -213,13 +217,14 @@ class AmateurSpec(msgspec.Struct):
     weight: float | str | None = None
     lora: Any = None
     prompt: list[int] | None = None
-    embeds: Embeddings | None = None
+    embeds: Any = None
+    is_token_ids: list[bool] | None = None
 
     @property
     def num_tokens(self) -> int | None:
         """The length of its own prompt; None if it reads the expert's."""
         if self.embeds is not None:
-            return self.embeds.shape[0]
+            return len(self.embeds)
         return None if self.prompt is None else len(self.prompt)
 
     def refused(self, problem: str) -> ColdError:

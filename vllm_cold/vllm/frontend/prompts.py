@@ -21,7 +21,6 @@ from msgspec import structs
 
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec, Embeds, Messages, Part, Text, Tokens, Without
-from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.patching import PatchPoint
@@ -82,9 +81,16 @@ class Prompt:
 
     def is_of(self, one: AmateurSpec) -> bool:
         """Whether it is this amateur's, too."""
-        if self.ids != one.prompt or (self.embeds is None) != (one.embeds is None):
+        return self.is_token_ids == one.is_token_ids and self._has_numbers_of(one)
+
+    def _has_numbers_of(self, one: AmateurSpec) -> bool:
+        if self.ids != one.prompt:
             return False
-        return self.embeds is None or one.embeds == Embeddings.of(self.embeds, self.is_token_ids)
+        if self.embeds is None or one.embeds is None:
+            return self.embeds is one.embeds
+        if (self.embeds.dtype, self.embeds.shape) != (one.embeds.dtype, one.embeds.shape):
+            return False
+        return bool(self.embeds.equal(one.embeds))
 
     def problem(self, model_config: Any) -> str | None:
         """What is wrong with its embeddings; None if nothing is. Not all of it is looked at by
@@ -282,8 +288,9 @@ def _complete(
         read = next((prompt for other, prompt in made if other.source == one.source), None)
         if read is None:
             return one
-        embeds = None if read.embeds is None else Embeddings.of(read.embeds, read.is_token_ids)
-        return structs.replace(one, prompt=read.ids, embeds=embeds)
+        return structs.replace(
+            one, prompt=read.ids, embeds=read.embeds, is_token_ids=read.is_token_ids
+        )
 
     return tuple(map(complete, amateurs))
 
