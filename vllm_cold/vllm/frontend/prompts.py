@@ -83,6 +83,14 @@ class Prompt:
         """Whether it is this amateur's, too."""
         return self.is_token_ids == one.is_token_ids and self._has_numbers_of(one)
 
+    def is_cached_as(self, one: AmateurSpec) -> bool:
+        """Whether vLLM's prefix cache takes it for this amateur's, which it is not: before 0.31 it
+        does not look at what counts, ids or embeddings.
+        """
+        if self.is_token_ids == one.is_token_ids or not versions.is_before(0, 31):
+            return False
+        return self._has_numbers_of(one)
+
     def _has_numbers_of(self, one: AmateurSpec) -> bool:
         if self.ids != one.prompt:
             return False
