@@ -9,6 +9,8 @@ import base64
 import io
 import json
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -444,16 +446,31 @@ def test_an_engine_without_them(tiny: Path) -> None:
 
 def test_media_of_refused_requests_are_sent_with_the_next(front: Front) -> None:
     """vLLM takes what it has made for sent."""
-    forgotten: list[str] = []
-    renderer = SimpleNamespace(mm_processor_cache=SimpleNamespace(invalidate=forgotten.append))
+    forgotten: list[tuple[str, str]] = []
+
+    def forget(mm_hash: str) -> None:
+        forgotten.append((threading.current_thread().name, mm_hash))
+
+    cache = SimpleNamespace(invalidate=forget)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="media")
+    renderer = SimpleNamespace(mm_processor_cache=cache, _mm_executor=thread)
     seen = {"type": "multimodal", "mm_hashes": {"image": ["a", "b"], "audio": ["c"]}}
     many = [seen, front.text(" w1"), "w1"]
     with media_kept(renderer, many):
         pass
-    assert not forgotten
+    for offline, name in ((False, "media_0"), (True, threading.current_thread().name)):
+        with pytest.raises(ValueError, match="no"), media_kept(renderer, many, offline):
+            raise ValueError("no")
+        thread.submit(bool).result()  # the next image
+        assert forgotten == [(name, "a"), (name, "b"), (name, "c")]
+        forgotten.clear()
+    # Since 0.33.
+    queued: list[list[str]] = []
+    renderer.queue_mm_cache_invalidations = queued.append
     with pytest.raises(ValueError, match="no"), media_kept(renderer, many):
         raise ValueError("no")
-    assert forgotten == ["a", "b", "c"]
+    thread.shutdown()
+    assert queued == [["a", "b", "c"]] and not forgotten
     # Without media, and before 0.31.
     for other in (SimpleNamespace(mm_processor_cache=None), SimpleNamespace()):
         with pytest.raises(ValueError, match="no"), media_kept(other, many):

@@ -6,7 +6,8 @@ template arguments and tokenizer's arguments, and what it does without is left o
 expert reads. Only here are these together, for ``LLM.generate``, ``LLM.chat`` and all endpoints of
 a server; so what vLLM makes of a prompt carries along how it was made (``PromptSource``). An
 amateur's own is made later, where the request's parameters are known, by the same methods: off the
-event loop where vLLM renders so.
+event loop where vLLM renders so. And ``BaseRenderer.queue_mm_cache_invalidations`` (0.33) or
+``_mm_executor`` (before) forget the images of a request that is refused.
 Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is rendered.
 """
 
@@ -149,7 +150,7 @@ def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def media_kept(renderer: Any, made: Sequence[Any]) -> Iterator[None]:
+def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Iterator[None]:
     """Where requests are refused behind their prompts: vLLM sends an image that it has seen once no
     more, and those of a refused request were never sent. So it forgets them, or the next request
     with one of them would end with an error.
@@ -157,15 +158,24 @@ def media_kept(renderer: Any, made: Sequence[Any]) -> Iterator[None]:
     Args:
         renderer: vLLM's.
         made: What it made of the prompts.
+        offline: Whether it makes them in the thread that this one is. Else a thread of its own
+            uses what it has seen, and forgets it before the next image.
     """
     try:
         yield
     except Exception:
+        found = [p.get("mm_hashes") or {} for p in made if isinstance(p, dict)]
+        seen = [h for hashes in found for many in hashes.values() for h in many]
         cache = getattr(renderer, "mm_processor_cache", None)
-        if (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
-            found = [p.get("mm_hashes") or {} for p in made if isinstance(p, dict)]
-            for mm_hash in (h for hashes in found for many in hashes.values() for h in many):
-                forget(mm_hash)
+        if seen and (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
+            if (queue := getattr(renderer, "queue_mm_cache_invalidations", None)) is not None:
+                queue(seen)  # since 0.33
+            else:
+                for mm_hash in seen:
+                    if offline:
+                        forget(mm_hash)
+                    else:
+                        renderer._mm_executor.submit(forget, mm_hash)
         raise
 
 
