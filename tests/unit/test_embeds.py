@@ -436,6 +436,25 @@ def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
     assert front.streams(prompt, ColdParams(presence_penalty=1.0, frequency_penalty=0.5)).amateurs
 
 
+def test_a_models_own_penalty(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before a response begins, as a request's."""
+    online = Online(front)
+    body = {"model": "one", "prompt": None, "prompt_embeds": "x"}
+
+    def prepare(**more: Any) -> Any:
+        request = protocol(body)(**body, **xargs(beta=1), **more)
+        return front.run(online.renderer.preprocess_cmpl(request, [encoded(rows(2)).encode()]))
+
+    assert prepare()
+    monkeypatch.setattr(
+        front.config.model_config, "override_generation_config", {"repetition_penalty": 1.5}
+    )
+    front.serve()
+    with pytest.raises(ValueError, match="repetition_penalty=1.5: is for the tokens of a prompt"):
+        prepare()
+    assert prepare(repetition_penalty=1.0)
+
+
 def test_an_engine_without_them(tiny: Path) -> None:
     plain = Front(tiny / "model")
     own = Amateur(prompt={"prompt_embeds": rows(3)})

@@ -7,6 +7,7 @@ A wrong request is refused with HTTP 400 (online) or ValueError (offline) before
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from msgspec import structs
@@ -67,6 +68,14 @@ class Admission:
         self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
         self.is_server = models is not None
         self.most_tokens = most_tokens
+
+    @cached_property
+    def default_penalty(self) -> float | None:
+        """The repetition penalty of a server's request that has none. May read a file."""
+        found: float | None = self.config.model_config.get_diff_sampling_param().get(
+            "repetition_penalty"
+        )
+        return found
 
     def decide(
         self, said: Mapping[str, Any] | None, expert: "LoRARequest | None", params: Any = None
