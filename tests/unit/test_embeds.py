@@ -8,6 +8,9 @@ from __future__ import annotations
 import base64
 import io
 import json
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import msgspec
 import pytest
 import torch
+import vllm.renderers.base
 from vllm import SamplingParams
 from vllm.sampling_params import SamplingParams as Params
 from vllm.utils.hashing import sha256
@@ -27,6 +31,8 @@ from vllm_cold import Amateur, ColdParams
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.method.amateurs import Embeds, read_prompt
 from vllm_cold.method.embeddings import Embeddings
+from vllm_cold.vllm import versions
+from vllm_cold.vllm.frontend import admission
 from vllm_cold.vllm.frontend.intake import FRONT_END
 from vllm_cold.vllm.frontend.prompts import media_kept
 from vllm_cold.vllm.scheduler.amateurs import make_streams
@@ -232,6 +238,25 @@ def test_a_server(front: Front) -> None:
             answer(expert, **args)
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't allocate " + 999 * "x"), pickle.UnpicklingError(), EOFError()]
+)
+def test_what_torch_says_of_a_clients_bytes(
+    error: Exception, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no change of vLLM's."""
+
+    def load(*_: Any) -> Any:
+        raise error
+
+    text, args = front.text(" w1"), {"cold_amateur_prompt_embeds": encoded(rows(2))}
+    monkeypatch.setattr(vllm.renderers.base, "safe_load_prompt_embeds", load)
+    said = refusal(front, text, SamplingParams(extra_args=args))
+    problem = f"no prompt can be made of it: {str(error) or type(error).__name__}"
+    assert said.startswith("cold_amateur_prompt_embeds=") and problem[:80] in said
+    assert len(said) < 700
+
+
 def test_chats_with_embeddings_in_them(front: Front) -> None:
     part = {"type": "prompt_embeds", "data": encoded(rows(4))}
     system = {"role": "system", "content": [{"type": "text", "text": " w1"}, part]}
@@ -268,6 +293,32 @@ def test_what_is_no_prompt() -> None:
     assert isinstance(found, Embeds) and found.value == "torch.float32[2, 64]"
 
 
+def test_ids_beside_embeddings_that_are_none() -> None:
+    """A negative one ends the engine."""
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    Amateur(prompt={"prompt_embeds": rows(2), **ids})
+    for name, wrong in (
+        ("prompt_token_ids", [5, -1]),
+        ("prompt_token_ids", [5, True]),
+        ("prompt_token_ids", [5, "6"]),
+        ("prompt_token_ids", torch.tensor([5, 6])),
+        ("prompt_is_token_ids", [1, 0]),
+        ("prompt_is_token_ids", torch.tensor([True, False])),
+    ):
+        with pytest.raises(ValueError, match=f"as {name} must be a list"):
+            Amateur(prompt={"prompt_embeds": rows(2), **ids, name: wrong})
+
+
+def test_a_part_of_a_prompt_of_both(front: Front) -> None:
+    """Its ids stand for some of it only."""
+    ids = {"prompt_token_ids": [5, 6, 7], "prompt_is_token_ids": [True, False, True]}
+    part = SamplingParams(extra_args={"cold_part": "0:1"})
+    for prompt in (made(front, rows(3), **ids), made(front, rows(3))):
+        assert "cold_part='0:1': is for completions, whose prompt is one text" in refusal(
+            front, prompt, part
+        )
+
+
 def test_wrong_embeddings_of_programs(front: Front) -> None:
     """vLLM looks at the number of dimensions, and its workers end with the others."""
     expert = front.text(" w1")
@@ -280,11 +331,13 @@ def test_wrong_embeddings_of_programs(front: Front) -> None:
         (rows(3), ids, "must have prompt_token_ids and prompt_is_token_ids of its 3 tokens"),
         (rows(2), {"prompt_token_ids": [5, 6]}, "of its 2 tokens, or neither"),
         (rows(2), {**ids, "prompt_token_ids": [512, 6]}, "token 512 is none of the model's 512"),
+        (rows(2), {**ids, "prompt_token_ids": [-1, 6]}, "token -1 is none of the model's 512"),
     ):
         prompt = {"prompt_embeds": tensor, **more}
-        own = ColdParams(amateur=Amateur(prompt=prompt))
-        assert refusal(front, expert, own).startswith("amateur=")
-        assert message in refusal(front, expert, own)
+        if min(more.get("prompt_token_ids", [0])) >= 0:  # an amateur's are looked at before
+            own = ColdParams(amateur=Amateur(prompt=prompt))
+            assert refusal(front, expert, own).startswith("amateur=")
+            assert message in refusal(front, expert, own)
         if len(tensor) == 2:  # vLLM sees to the others of an expert
             said = refusal(front, made(front, tensor, **more), ColdParams())
             assert said.startswith("prompt_embeds=") and message in said
@@ -304,9 +357,29 @@ def test_equal_prompts(front: Front) -> None:
         # With another adapter it is another one.
         base = Amateur(prompt={"prompt_embeds": rows(2), **more}, lora_request=None)
         assert front.streams(prompt, ColdParams(amateur=base)).amateurs
-    moved = {"prompt_embeds": rows(2), **both, "prompt_is_token_ids": [False, True]}
-    params = ColdParams(amateur=Amateur(prompt=moved))
-    assert front.streams(made(front, rows(2), **both), params).amateurs
+
+
+@pytest.mark.parametrize("sees_masks", [True, False])
+def test_what_differs_in_the_mask_alone(
+    sees_masks: bool, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the prefix cache of vLLM 0.23 it is the same."""
+    monkeypatch.setattr(versions, "is_before", lambda *release: not sees_masks)
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    expert = made(front, rows(2), **ids)
+    moved = {"prompt_embeds": rows(2) + 0, **ids, "prompt_is_token_ids": [False, True]}
+    asked = ColdParams(amateur=Amateur(prompt=moved))
+    if sees_masks:
+        assert front.streams(expert, asked).amateurs
+    else:
+        said = refusal(front, expert, asked)
+        assert "differs from the expert's prompt in prompt_is_token_ids alone" in said
+    for other in (
+        Amateur(prompt=moved, lora_request=None),  # the cache tells adapters apart
+        Amateur(prompt={**moved, "prompt_embeds": rows(2, 1)}),
+        Amateur(prompt={**moved, "prompt_token_ids": [5, 7]}),
+    ):
+        assert front.streams(expert, ColdParams(amateur=other)).amateurs
 
 
 def test_room_for_them(front: Front) -> None:
@@ -316,6 +389,38 @@ def test_room_for_them(front: Front) -> None:
         assert front.request(expert, params).sampling_params.max_tokens == MAX_LEN - 40
         said = refusal(front, expert, ColdParams(amateur=long, max_tokens=MAX_LEN - 39))
         assert said.startswith("amateur='torch.float32[40, 64]': the amateur's prompt has 40")
+
+
+def test_copies_are_made_once_and_of_what_has_room(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small tensor may stand for a huge one."""
+    copied: list[torch.Tensor] = []
+
+    def of(tensor: torch.Tensor, is_token_ids: Any = None) -> Embeddings:
+        copied.append(tensor)
+        return original(tensor, is_token_ids)
+
+    original = Embeddings.of
+    monkeypatch.setattr(Embeddings, "of", of)
+    long = {"prompt_embeds": rows(1).expand(60, HIDDEN)}
+    for expert in (front.text(" w1"), made(front, rows(3))):
+        asked = ColdParams(amateurs=[Amateur(prompt=long)] * 3, max_tokens=8)
+        assert "the amateur's prompt has 60 tokens" in refusal(front, expert, asked)
+    huge = {"prompt_embeds": rows(1).expand(2**24, HIDDEN)}
+    assert "16777216" in refusal(front, expert, ColdParams(amateur=Amateur(prompt=huge)))
+    assert not copied
+    own, ids = rows(2), {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    one, same = {"prompt_embeds": own}, {"prompt_embeds": own, **ids}
+    amateurs = [Amateur(prompt=each, weight=-1) for each in (one, one, same, same, one)]
+    stream = front.streams(made(front, rows(2, 1)), ColdParams(amateurs=amateurs))
+    assert len(copied) == 2 and copied[0] is copied[1]
+    masks = [each.embeds.is_token_ids for each in stream.amateurs if each.embeds is not None]
+    assert masks == [None, None, [True, False], [True, False], None]
+    copied.clear()
+    texts = [encoded(own), encoded(own), encoded(rows(2, 1))]
+    assert front.streams(front.text(" w1"), amateur_prompt_embeds=texts).amateurs
+    assert len(copied) == 2
 
 
 def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
@@ -331,6 +436,25 @@ def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
     assert front.streams(prompt, ColdParams(presence_penalty=1.0, frequency_penalty=0.5)).amateurs
 
 
+def test_a_models_own_penalty(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before a response begins, as a request's."""
+    online = Online(front)
+    body = {"model": "one", "prompt": None, "prompt_embeds": "x"}
+
+    def prepare(**more: Any) -> Any:
+        request = protocol(body)(**body, **xargs(beta=1), **more)
+        return front.run(online.renderer.preprocess_cmpl(request, [encoded(rows(2)).encode()]))
+
+    assert prepare()
+    monkeypatch.setattr(
+        front.config.model_config, "override_generation_config", {"repetition_penalty": 1.5}
+    )
+    front.serve()
+    with pytest.raises(ValueError, match="repetition_penalty=1.5: is for the tokens of a prompt"):
+        prepare()
+    assert prepare(repetition_penalty=1.0)
+
+
 def test_an_engine_without_them(tiny: Path) -> None:
     plain = Front(tiny / "model")
     own = Amateur(prompt={"prompt_embeds": rows(3)})
@@ -341,17 +465,64 @@ def test_an_engine_without_them(tiny: Path) -> None:
 
 def test_media_of_refused_requests_are_sent_with_the_next(front: Front) -> None:
     """vLLM takes what it has made for sent."""
-    forgotten: list[str] = []
-    renderer = SimpleNamespace(mm_processor_cache=SimpleNamespace(invalidate=forgotten.append))
+    forgotten: list[tuple[str, str]] = []
+
+    def forget(mm_hash: str) -> None:
+        forgotten.append((threading.current_thread().name, mm_hash))
+
+    cache = SimpleNamespace(invalidate=forget)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="media")
+    renderer = SimpleNamespace(mm_processor_cache=cache, _mm_executor=thread)
     seen = {"type": "multimodal", "mm_hashes": {"image": ["a", "b"], "audio": ["c"]}}
     many = [seen, front.text(" w1"), "w1"]
     with media_kept(renderer, many):
         pass
-    assert not forgotten
+    for offline, name in ((False, "media_0"), (True, threading.current_thread().name)):
+        with pytest.raises(ValueError, match="no"), media_kept(renderer, many, offline):
+            raise ValueError("no")
+        thread.submit(bool).result()  # the next image
+        assert forgotten == [(name, "a"), (name, "b"), (name, "c")]
+        forgotten.clear()
+    # Since 0.33.
+    queued: list[list[str]] = []
+    renderer.queue_mm_cache_invalidations = queued.append
     with pytest.raises(ValueError, match="no"), media_kept(renderer, many):
         raise ValueError("no")
-    assert forgotten == ["a", "b", "c"]
+    thread.shutdown()
+    assert queued == [["a", "b", "c"]] and not forgotten
     # Without media, and before 0.31.
     for other in (SimpleNamespace(mm_processor_cache=None), SimpleNamespace()):
         with pytest.raises(ValueError, match="no"), media_kept(other, many):
             raise ValueError("no")
+
+
+def test_beside_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On V1 it asks for the token ids of a prompt, and the engine ends."""
+    online, text = Online(front), front.text(" w1")
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    own = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2)}))
+
+    def speculate(method: str, v2: bool = False) -> None:
+        drafts = SimpleNamespace(method=method, num_speculative_tokens=1)
+        monkeypatch.setattr(front.config, "speculative_config", drafts)
+        monkeypatch.setattr(admission, "uses_v2_runner", lambda config: v2)
+
+    for method in ("draft_model", "eagle", "eagle3", "mtp"):
+        speculate(method)
+        message = f"speculative decoding is on ({method}) with the V1 model runner"
+        said = refusal(front, text, own)
+        assert said.startswith("amateur='torch.float32[2, 64]'") and message in said
+        for more in ({}, ids):
+            said = refusal(front, made(front, rows(2), **more), ColdParams())
+            assert said.startswith("prompt_embeds='torch.float32[2, 64]'") and message in said
+        body = {"model": "one", "prompt": None, "prompt_embeds": "x"}
+        for prompt, args in ((encoded(rows(2)).encode(), {}),
+                             ("w1", {"amateur_prompt_embeds": encoded(rows(2))})):  # fmt: skip
+            request = protocol(body)(**body, **xargs(beta=1, **args))
+            with pytest.raises(ValueError, match="with the V1 model runner"):  # before a response
+                front.run(online.renderer.preprocess_cmpl(request, [prompt]))
+        assert front.streams(text, ColdParams(amateur=Amateur(prompt=[5]))).amateurs
+    for method, v2 in (("ngram", False), ("suffix", False), ("eagle", True)):
+        speculate(method, v2)
+        assert front.streams(text, own).amateurs
+        assert front.streams(made(front, rows(2)), ColdParams()).amateurs

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.method.presets import Preset
 from vllm_cold.method.settings import (
     MAX_AMATEURS,
@@ -83,7 +82,10 @@ class Embeds(msgspec.Struct, frozen=True, eq=False):
         return f"{tensor.dtype}{list(tensor.shape)}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Embeds) and self.prompt is other.prompt
+        if not isinstance(other, Embeds):
+            return False
+        one, two = self.prompt, other.prompt
+        return one is two or (isinstance(one, str) and isinstance(two, str) and one == two)
 
 
 class Without(msgspec.Struct, frozen=True):
@@ -203,7 +205,9 @@ class AmateurSpec(msgspec.Struct):
         weight: As the request says it, None for what beta says.
         lora: Its adapter (vLLM's LoRARequest), None for the base model; admission fills it in.
         prompt: The token ids of its prompt; admission fills them in.
-        embeds: The embeddings of its prompt; both are None for the expert's prompt.
+        embeds: The embeddings of its prompt, a tensor, [tokens, hidden size]; both are None for the
+            expert's prompt.
+        is_token_ids: Where the ids count and not the embeddings; None for one of both alone.
     """
 
     field: str
@@ -213,13 +217,14 @@ class AmateurSpec(msgspec.Struct):
     weight: float | str | None = None
     lora: Any = None
     prompt: list[int] | None = None
-    embeds: Embeddings | None = None
+    embeds: Any = None
+    is_token_ids: list[bool] | None = None
 
     @property
     def num_tokens(self) -> int | None:
         """The length of its own prompt; None if it reads the expert's."""
         if self.embeds is not None:
-            return self.embeds.shape[0]
+            return len(self.embeds)
         return None if self.prompt is None else len(self.prompt)
 
     def refused(self, problem: str) -> ColdError:
@@ -245,7 +250,7 @@ def read_prompt(field: str, prompt: object) -> Source | None:
             raise ColdError(field, prompt, "must not be empty")
         if isinstance(prompt[0], Mapping):
             return _messages(field, prompt, prompt)
-        if all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompt):
+        if _are_token_ids(prompt):
             return Tokens(list(prompt))
     raise ColdError(
         field,
@@ -268,7 +273,18 @@ def _embeds(field: str, prompt: Mapping[str, Any]) -> Embeds:
             'as a mapping must have a tensor as "prompt_embeds", and beside it nothing but '
             '"prompt_token_ids" with "prompt_is_token_ids"',
         )
+    ids, is_token_ids = prompt.get("prompt_token_ids"), prompt.get("prompt_is_token_ids")
+    if ids is not None and not (isinstance(ids, list) and _are_token_ids(ids)):
+        raise ColdError(field, ids, "as prompt_token_ids must be a list of token ids, from 0")
+    if is_token_ids is not None and not (
+        isinstance(is_token_ids, list) and all(isinstance(each, bool) for each in is_token_ids)
+    ):
+        raise ColdError(field, is_token_ids, "as prompt_is_token_ids must be a list of True, False")
     return Embeds(prompt)
+
+
+def _are_token_ids(ids: Sequence[Any]) -> bool:
+    return all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
 
 
 def _embeds_text(field: str, text: str) -> Embeds:

@@ -7,6 +7,7 @@ A wrong request is refused with HTTP 400 (online) or ValueError (offline) before
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from msgspec import structs
@@ -39,6 +40,7 @@ from vllm_cold.vllm.frontend.config import (
     is_configured,
     lacks_seats,
     unsupported,
+    uses_v2_runner,
 )
 from vllm_cold.vllm.frontend.contrast import Contrast, of_params, same
 from vllm_cold.vllm.frontend.prompts import UNDECIDED
@@ -66,6 +68,14 @@ class Admission:
         self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
         self.is_server = models is not None
         self.most_tokens = most_tokens
+
+    @cached_property
+    def default_penalty(self) -> float | None:
+        """The repetition penalty of a server's request that has none. May read a file."""
+        found: float | None = self.config.model_config.get_diff_sampling_param().get(
+            "repetition_penalty"
+        )
+        return found
 
     def decide(
         self, said: Mapping[str, Any] | None, expert: "LoRARequest | None", params: Any = None
@@ -213,7 +223,7 @@ class Admission:
             made = await prompts.render_async(
                 self.renderer, prompt_source, contrast.amateurs, online
             )
-            contrast = contrast.settle(made, expert, prompts.Prompt.made(prompt))
+            contrast = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
         else:
             contrast = None
         return prompts.with_decision(prompt, contrast)
@@ -264,7 +274,20 @@ class Admission:
         _check_kind(request)
         self.check_files(contrast, expert)
         made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
-        return contrast.settle(made, expert, prompts.Prompt.of(request))
+        return self._settle(contrast, made, expert, prompts.Prompt.of(request))
+
+    def _settle(
+        self,
+        contrast: Contrast,
+        amateurs: tuple[AmateurSpec, ...],
+        expert: "LoRARequest | None",
+        prompt: prompts.Prompt,
+    ) -> Contrast | None:
+        """As ``Contrast.settle``; here all prompts are known, and no response has begun."""
+        settled = contrast.settle(amateurs, expert, prompt)
+        if settled is not None:
+            _check_drafter(self.config, settled.amateurs, prompt)
+        return settled
 
     def decided(self, params: Any, expert: "LoRARequest | None") -> Contrast | None:
         """What was or now is decided about a request whose prompt does not carry it."""
@@ -315,13 +338,38 @@ def _check_kind(request: "EngineCoreRequest") -> None:
         raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
 
 
+def _check_drafter(config: Any, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:
+    """On V1, a drafter that is a model asks for the ids of prompts, and the worker ends where there
+    are none. Beside embeddings there may be some, which need not be the vocabulary's.
+    """
+    speculative = config.speculative_config
+    if speculative is None or uses_v2_runner(config):
+        return
+    of_embeds = [one for one in amateurs if one.embeds is not None]
+    if prompt.embeds is None and not of_embeds:
+        return
+    if (method := speculative.method) in ("ngram", "suffix"):
+        return
+    problem = (
+        f"speculative decoding is on ({method}) with the V1 model runner, whose drafter reads the "
+        "token ids of prompts; send text or token ids, or start the engine with ngram or without "
+        "speculative decoding"
+    )
+    if of_embeds:
+        raise of_embeds[0].refused(problem)
+    raise ColdError("prompt_embeds", _shown(prompt.embeds), problem)
+
+
+def _shown(embeds: Any) -> str:
+    return Embeds({"prompt_embeds": embeds}).value
+
+
 def _check_embeds(model_config: Any, request: "EngineCoreRequest") -> None:
     prompt = prompts.Prompt.of(request)
     if prompt.embeds is None:
         return
     if (problem := prompt.problem(model_config)) is not None:
-        value = Embeds({"prompt_embeds": prompt.embeds}).value
-        raise ColdError("prompt_embeds", value, problem)
+        raise ColdError("prompt_embeds", _shown(prompt.embeds), problem)
     check_penalty(request.sampling_params.repetition_penalty)
 
 

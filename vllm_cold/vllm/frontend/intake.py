@@ -98,7 +98,8 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
     ) -> "EngineCoreRequest":
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if request.sampling_params is not None and not FRONT_END.plain:
-            with refusals(), prompts.media_kept(self.renderer, [prompt]):
+            # An async engine refuses what has media before, in `add_request`.
+            with refusals(), prompts.media_kept(self.renderer, [prompt], offline=True):
                 FRONT_END.of(self).admit(prompt, params, request)
         return request
 

@@ -6,7 +6,8 @@ template arguments and tokenizer's arguments, and what it does without is left o
 expert reads. Only here are these together, for ``LLM.generate``, ``LLM.chat`` and all endpoints of
 a server; so what vLLM makes of a prompt carries along how it was made (``PromptSource``). An
 amateur's own is made later, where the request's parameters are known, by the same methods: off the
-event loop where vLLM renders so.
+event loop where vLLM renders so. And ``BaseRenderer.queue_mm_cache_invalidations`` (0.33) or
+``_mm_executor`` (before) forget the images of a request that is refused.
 Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is rendered.
 """
 
@@ -21,7 +22,6 @@ from msgspec import structs
 
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec, Embeds, Messages, Part, Text, Tokens, Without
-from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.patching import PatchPoint
@@ -29,6 +29,7 @@ from vllm_cold.vllm.patching import PatchPoint
 logger = logging.getLogger("vllm." + __name__)
 
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
+_SAID = 400  # characters of an error: it may show what a client sent
 
 
 class UNDECIDED:
@@ -81,9 +82,24 @@ class Prompt:
 
     def is_of(self, one: AmateurSpec) -> bool:
         """Whether it is this amateur's, too."""
-        if self.ids != one.prompt or (self.embeds is None) != (one.embeds is None):
+        return self.is_token_ids == one.is_token_ids and self._has_numbers_of(one)
+
+    def is_cached_as(self, one: AmateurSpec) -> bool:
+        """Whether vLLM's prefix cache takes it for this amateur's, which it is not: before 0.31 it
+        does not look at what counts, ids or embeddings.
+        """
+        if self.is_token_ids == one.is_token_ids or not versions.is_before(0, 31):
             return False
-        return self.embeds is None or one.embeds == Embeddings.of(self.embeds, self.is_token_ids)
+        return self._has_numbers_of(one)
+
+    def _has_numbers_of(self, one: AmateurSpec) -> bool:
+        if self.ids != one.prompt:
+            return False
+        if self.embeds is None or one.embeds is None:
+            return self.embeds is one.embeds
+        if (self.embeds.dtype, self.embeds.shape) != (one.embeds.dtype, one.embeds.shape):
+            return False
+        return bool(self.embeds.equal(one.embeds))
 
     def problem(self, model_config: Any) -> str | None:
         """What is wrong with its embeddings; None if nothing is. Not all of it is looked at by
@@ -107,8 +123,10 @@ class Prompt:
 
 
 def _unknown_token(ids: Sequence[int], model_config: Any) -> str | None:
-    if ids and max(ids) >= (size := model_config.get_vocab_size()):
-        return f"token {max(ids)} is none of the model's {size}, which are from 0"
+    size = model_config.get_vocab_size()
+    for extreme in (max(ids), min(ids)) if ids else ():
+        if not 0 <= extreme < size:
+            return f"token {extreme} is none of the model's {size}, which are from 0"
     return None
 
 
@@ -132,7 +150,7 @@ def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def media_kept(renderer: Any, made: Sequence[Any]) -> Iterator[None]:
+def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Iterator[None]:
     """Where requests are refused behind their prompts: vLLM sends an image that it has seen once no
     more, and those of a refused request were never sent. So it forgets them, or the next request
     with one of them would end with an error.
@@ -140,19 +158,30 @@ def media_kept(renderer: Any, made: Sequence[Any]) -> Iterator[None]:
     Args:
         renderer: vLLM's.
         made: What it made of the prompts.
+        offline: Whether it makes them in the thread that this one is. Else a thread of its own
+            uses what it has seen, and forgets it before the next image.
     """
     try:
         yield
     except Exception:
+        found = [p.get("mm_hashes") or {} for p in made if isinstance(p, dict)]
+        seen = [h for hashes in found for many in hashes.values() for h in many]
         cache = getattr(renderer, "mm_processor_cache", None)
-        if (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
-            found = [p.get("mm_hashes") or {} for p in made if isinstance(p, dict)]
-            for mm_hash in (h for hashes in found for many in hashes.values() for h in many):
-                forget(mm_hash)
+        if seen and (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
+            if (queue := getattr(renderer, "queue_mm_cache_invalidations", None)) is not None:
+                queue(seen)  # since 0.33
+            else:
+                for mm_hash in seen:
+                    if offline:
+                        forget(mm_hash)
+                    else:
+                        renderer._mm_executor.submit(forget, mm_hash)
         raise
 
 
 def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
+    if "prompt_embeds" in prompt:
+        return None  # ids beside them stand for some of the prompt only
     # Of a prompt with both, vLLM reads the ids.
     ids = prompt.get("prompt_token_ids")
     return prompt.get("prompt") if ids is None else list(ids)
@@ -277,8 +306,9 @@ def _complete(
         read = next((prompt for other, prompt in made if other.source == one.source), None)
         if read is None:
             return one
-        embeds = None if read.embeds is None else Embeddings.of(read.embeds, read.is_token_ids)
-        return structs.replace(one, prompt=read.ids, embeds=embeds)
+        return structs.replace(
+            one, prompt=read.ids, embeds=read.embeds, is_token_ids=read.is_token_ids
+        )
 
     return tuple(map(complete, amateurs))
 
@@ -296,15 +326,22 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
     except (TemplateError, VLLMValidationError, ValueError, NotImplementedError) as error:
         if isinstance(error, ColdError):
             raise
-        said = str(error) or type(error).__name__
-        raise one.refused(f"no prompt can be made of it: {said}") from error
+        raise _unreadable(one, error) from error
     except Exception as error:
+        if isinstance(one.source, Embeds) and isinstance(one.source.prompt, str):
+            # Of a client's bytes torch says anything, which vLLM does not always catch.
+            raise _unreadable(one, error) from error
         logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")
         raise RendererChanged(
             f"this vLLM ({versions.vllm_version()}) has changed where vllm-cold has it make the "
             f"prompt of an amateur ({type(error).__name__}: {error}): see the server's log. "
             f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
         ) from error
+
+
+def _unreadable(one: AmateurSpec, error: Exception) -> ColdError:
+    said = str(error) or type(error).__name__
+    return one.refused(f"no prompt can be made of it: {said[:_SAID]}")
 
 
 def _call(

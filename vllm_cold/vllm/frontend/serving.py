@@ -99,7 +99,8 @@ async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]
         found = prompts.decision_in(one)
         if found is not None:
             if one["type"] == "embeds":
-                check_penalty(getattr(request, "repetition_penalty", None))
+                penalty = getattr(request, "repetition_penalty", None)
+                check_penalty(server.default_penalty if penalty is None else penalty)
             ids = one.get("prompt_token_ids")
             limit = server.config.model_config.max_model_len
             length = len(one["prompt_embeds"] if ids is None else ids)
