@@ -218,10 +218,10 @@ def test_a_server(front: Front) -> None:
         (encoded(torch.zeros(HIDDEN)), "2D tensor"),
         (encoded(torch.zeros(0, HIDDEN)), "must be floating-point numbers of shape"),
         (encoded({"a": 1}), "no prompt can be made of it"),
-        ("AAAA", "could not be deserialized"),
+        ("AAAA", "no prompt can be made of it"),
         ("*", "no prompt can be made of it"),
         ("", "must not be empty"),
-        (encoded(torch.zeros(MAX_LEN, HIDDEN)), "the amateur's prompt has 64 tokens"),
+        (encoded(torch.zeros(MAX_LEN, HIDDEN)), "prompt (has|contains) 64 (input )?tokens"),
         (encoded(rows(9)), "the amateur is the expert"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
