@@ -331,7 +331,11 @@ def test_wrong_embeddings_of_programs(front: Front) -> None:
         (rows(3), ids, "must have prompt_token_ids and prompt_is_token_ids of its 3 tokens"),
         (rows(2), {"prompt_token_ids": [5, 6]}, "of its 2 tokens, or neither"),
         (rows(2), {**ids, "prompt_token_ids": [512, 6]}, "token 512 is none of the model's 512"),
-        (rows(2), {**ids, "prompt_token_ids": [-1, 6]}, "token -1 is none of the model's 512"),
+        (
+            rows(2),
+            {"prompt_token_ids": [-1, 6], "prompt_is_token_ids": [True, True]},
+            "token -1 is none of the model's 512",
+        ),
     ):
         prompt = {"prompt_embeds": tensor, **more}
         if min(more.get("prompt_token_ids", [0])) >= 0:  # an amateur's are looked at before
