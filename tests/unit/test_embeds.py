@@ -218,10 +218,10 @@ def test_a_server(front: Front) -> None:
         (encoded(torch.zeros(HIDDEN)), "2D tensor"),
         (encoded(torch.zeros(0, HIDDEN)), "must be floating-point numbers of shape"),
         (encoded({"a": 1}), "no prompt can be made of it"),
-        ("AAAA", "could not be deserialized"),
+        ("AAAA", "no prompt can be made of it"),
         ("*", "no prompt can be made of it"),
         ("", "must not be empty"),
-        (encoded(torch.zeros(MAX_LEN, HIDDEN)), "the amateur's prompt has 64 tokens"),
+        (encoded(torch.zeros(MAX_LEN, HIDDEN)), "prompt (has|contains) 64 (input )?tokens"),
         (encoded(rows(9)), "the amateur is the expert"),
     ):
         with pytest.raises(ValueError, match=message) as caught:
@@ -331,7 +331,11 @@ def test_wrong_embeddings_of_programs(front: Front) -> None:
         (rows(3), ids, "must have prompt_token_ids and prompt_is_token_ids of its 3 tokens"),
         (rows(2), {"prompt_token_ids": [5, 6]}, "of its 2 tokens, or neither"),
         (rows(2), {**ids, "prompt_token_ids": [512, 6]}, "token 512 is none of the model's 512"),
-        (rows(2), {**ids, "prompt_token_ids": [-1, 6]}, "token -1 is none of the model's 512"),
+        (
+            rows(2),
+            {"prompt_token_ids": [-1, 6], "prompt_is_token_ids": [True, True]},
+            "token -1 is none of the model's 512",
+        ),
     ):
         prompt = {"prompt_embeds": tensor, **more}
         if min(more.get("prompt_token_ids", [0])) >= 0:  # an amateur's are looked at before
