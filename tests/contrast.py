@@ -28,6 +28,7 @@ class Contrast:
         rule: Its name, None for a request without.
         parameters: Those of the rule's that are not the defaults.
         slot: Of the rule's state.
+        explain: Whether its client asks for the weights.
     """
 
     weights: tuple[float | None, ...] = (-0.5,)
@@ -36,6 +37,7 @@ class Contrast:
     rule: str | None = None
     parameters: Mapping[str, float] = field(default_factory=dict)
     slot: int | None = None
+    explain: bool = False
 
     def stream(self, group: str, index: int) -> Stream:
         """One of the request's; beta, which fixed weights follow from, is the default's."""
@@ -53,6 +55,7 @@ class Contrast:
             index,
             retires=self.rule is not None and registry.get(self.rule).retires,
             slot=self.slot,
+            explain=self.explain,
         )
 
     def params(self, group: str, index: int) -> SamplingParams:

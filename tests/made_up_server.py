@@ -71,6 +71,7 @@ class MadeUp:
         adapter, is_cold = None if model == "base" else model, bool(xargs.get("cold"))
         if is_cold:
             args = {k: v for k, v in xargs.items() if k != "cold" and v != MAX_EXPERT_TOP_K}
+            explains = args.pop("cold_explain", 0)
             pairs = prompt
             if not isinstance(prompt, str):
                 pairs = tuple((one["role"], one["content"]) for one in prompt)
@@ -79,7 +80,8 @@ class MadeUp:
             streams = (Stream(adapter, self.ids(prompt)),)
             read = Asked(Row("", {}), False, {}, read_contrast({}), streams)
         found = self.model.answer(read, not is_cold, most)
-        return Decoded(found.tokens, "".join(map(word, found.tokens)), "length")
+        weights = found.weights if is_cold and explains else ()
+        return Decoded(found.tokens, "".join(map(word, found.tokens)), "length", weights)
 
     def ids(self, prompt: Any) -> tuple[int, ...]:
         """Of a text, of messages, or of ids."""
@@ -104,6 +106,7 @@ class MadeUp:
         else:
             found = self.answer(body["model"], prompt, body["vllm_xargs"], body["max_tokens"])
             choice |= {"text": found.text, "token_ids": list(found.tokens)}
+            choice["weights"] = found.weights
         return {**choice, "prompt_token_ids": list(ids), **self.changed}
 
 
@@ -163,6 +166,9 @@ def _handler(made_up: MadeUp) -> type[loopback.Answering]:
                 reason = "length" if number == len(tokens) else None
                 self._chunk({**said, "token_ids": [token], "finish_reason": reason})
                 made_up.sent += 1
+            if choice["weights"]:
+                told = {"cold": {"weights": choice["weights"]}}
+                self._event({"id": "x", "choices": [], "kv_transfer_params": told})
             self.wfile.write(b"data: [DONE]\n\n")
 
         def _chunk(self, choice: dict[str, Any], **more: Any) -> None:

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Cache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from tests import naive_rules
 from vllm_cold.ops.scoring_reference import group_scores
@@ -276,16 +276,32 @@ def assert_same_tokens(
     assert compared >= 0.9 * total, f"only {compared} of {total} steps are comparable"
 
 
+def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A model, which may also read images."""
+    sees = hasattr(AutoConfig.from_pretrained(model), "vision_config")
+    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    # Eager attention is the plain formula, the same for a prompt and for a single token.
+    return kind.from_pretrained(model, dtype=dtype, attn_implementation="eager")
+
+
 class NaiveCold:
-    """One base model with named LoRA adapters. The name `None` stands for the base model."""
+    """One base model with named LoRA adapters. The name `None` stands for the base model.
+
+    With `recompute`, each step reads all tokens anew, for models whose cache transformers gets
+    wrong.
+    """
+
+    _recompute = False
 
     def __init__(
-        self, model: Path, adapters: dict[str, Path], dtype: torch.dtype = torch.float32
+        self,
+        model: Path,
+        adapters: dict[str, Path],
+        dtype: torch.dtype = torch.float32,
+        recompute: bool = False,
     ) -> None:
-        # Eager attention is the plain formula, the same for a prompt and for a single token.
-        self._model: Any = AutoModelForCausalLM.from_pretrained(
-            model, dtype=dtype, attn_implementation="eager"
-        )
+        self._recompute = recompute
+        self._model = load(model, dtype)
         for name, folder in adapters.items():
             if isinstance(self._model, PeftModel):
                 self._model.load_adapter(folder, name, autocast_adapter_dtype=False)
@@ -297,18 +313,30 @@ class NaiveCold:
 
     @torch.inference_mode()
     def _forward(
-        self, adapter: str | None, ids: list[list[int]], cache: Cache | None
-    ) -> tuple[Tensor, Cache]:
-        """Logits [B, V] float32 after the last of `ids` [B, n], and the stream's KV cache."""
+        self, adapter: str | None, ids: list[list[int]] | Tensor, cache: Any
+    ) -> tuple[Tensor, Any]:
+        """Logits [B, V] float32 after the last of `ids` [B, n], and the stream's KV cache, or all
+        of its tokens; or after embeddings [n, H] in their place.
+        """
         base: AbstractContextManager[Any] = nullcontext()
         if adapter is not None:
             self._model.set_adapter(adapter)
         elif isinstance(self._model, PeftModel):
             base = self._model.disable_adapter()
+        read = (
+            {"inputs_embeds": ids[None]}
+            if isinstance(ids, Tensor)
+            else {"input_ids": torch.tensor(ids)}
+        )
         with base:
-            out = self._model(
-                input_ids=torch.tensor(ids), past_key_values=cache, use_cache=True, logits_to_keep=1
-            )
+            if self._recompute:
+                assert not isinstance(ids, Tensor)
+                ids = [
+                    before + new for before, new in zip(cache or [[]] * len(ids), ids, strict=True)
+                ]
+                out = self._model(input_ids=torch.tensor(ids), use_cache=False, logits_to_keep=1)
+                return out.logits[:, -1].float(), ids
+            out = self._model(**read, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1].float(), out.past_key_values
 
     def greedy(
@@ -329,20 +357,33 @@ class NaiveCold:
             ids = [token]
         return trace
 
-    def decode(self, group: Group) -> Trace:
-        """Greedy decoding of a group. The end-of-sequence token, if given, is kept in the trace."""
-        trace, ids = Trace(), group.prompts
-        caches: list[Cache | None] = [None] * len(ids)
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """The embeddings [n, H] of tokens."""
+        rows: Tensor = self._model.get_input_embeddings()(torch.tensor(ids)).detach()
+        return rows
+
+    def decode(self, group: Group, prompts: Sequence[Sequence[int] | Tensor] = ()) -> Trace:
+        """Greedy decoding of a group. The end-of-sequence token, if given, is kept in the trace.
+
+        Args:
+            group: The request.
+            prompts: Of each stream, in place of the group's: ids, or embeddings [n, H].
+        """
+        trace = Trace()
+        read: list[Any] = [
+            p if isinstance(p, Tensor) else [list(p)] for p in prompts or group.prompts
+        ]
+        caches: list[Any] = [None] * len(read)
         memory: dict[str, Any] = {}
         while len(trace.tokens) < group.max_tokens:
             logits = []
             for stream, adapter in enumerate(group.adapters):
-                z, caches[stream] = self._forward(adapter, [ids[stream]], caches[stream])
+                z, caches[stream] = self._forward(adapter, read[stream], caches[stream])
                 logits.append(z[0])
             token = trace.choose(step(logits, group, len(trace.tokens), memory))
             if token == group.eos_token_id:
                 break
-            ids = [[token]] * len(ids)
+            read = [[[token]]] * len(read)
         return trace
 
     def generate(self, prompt_ids: Sequence[int], **settings: Any) -> Trace:
@@ -383,7 +424,7 @@ class NaiveCold:
         """Fill `traces`. Rows that have ended are fed on, unread, until the last one ends."""
         adapters = groups[0].adapters
         ids = [list(rows) for rows in zip(*(group.prompts for group in groups), strict=True)]
-        caches: list[Cache | None] = [None] * len(adapters)
+        caches: list[Any] = [None] * len(adapters)
         memories: list[dict[str, Any]] = [{} for _ in groups]
         running = {row for row, group in enumerate(groups) if group.max_tokens > 0}
         while running:

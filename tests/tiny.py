@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,7 +43,8 @@ _CHAT_TEMPLATE = (
 )
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(**more: Any) -> PreTrainedTokenizerFast:
+    """The tokenizer, with more arguments for its class."""
     special = ["<unk>", "<pad>", "<s>", "</s>"]
     characters = [_NEWLINE, _SPACE, *(chr(code) for code in range(33, 127))]
     words, merges = [f"{_SPACE}w"], [(_SPACE, "w")]
@@ -65,6 +67,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
         bos_token="<s>",
         eos_token="</s>",
         clean_up_tokenization_spaces=False,
+        **more,
     )
     tokenizer.chat_template = _CHAT_TEMPLATE
     return tokenizer
@@ -73,7 +76,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 def make_tiny_model(folder: Path, seed: int = 0, weight_std: float = 0.3) -> Path:
     """Write a random Llama (0.2 million weights, float32) and its tokenizer; return the folder."""
     tiny.write_model(folder, _SIZES, seed, weight_std)
-    _tokenizer().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder
 
 

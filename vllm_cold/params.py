@@ -19,6 +19,7 @@ from vllm_cold.method.settings import (
     MAX_AMATEURS,
     ColdSettings,
     check,
+    check_switch,
     check_weight,
     combine,
     merge,
@@ -34,8 +35,10 @@ class Amateur:
     amateurs, on the expert's candidates.
 
     Attributes:
-        prompt: What it reads instead of the expert's prompt: text, token ids, or chat messages,
-            which the chat template renders (in ``LLM.chat`` with the call's own arguments).
+        prompt: What it reads instead of the expert's prompt: text, token ids, chat messages,
+            which the chat template renders (in ``LLM.chat`` with the call's own arguments), or
+            ``{"prompt_embeds": tensor}`` with embeddings, [tokens, the model's hidden size], on an
+            engine with ``enable_prompt_embeds``.
         lora_request: Its adapter, None for the base model. Left out: the expert's own if there is a
             ``prompt``, else none.
         weight: A number from -1e6 to 1e6, below 0 to contrast; the name of a rule that chooses it
@@ -50,7 +53,7 @@ class Amateur:
         >>> params = ColdParams(alpha=0.1, beta=0.5, amateur=Amateur(prompt=question))
     """
 
-    prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | None = None
+    prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
     lora_request: LoRARequest | None | UnsetType = UNSET
     weight: float | str | None = None
 
@@ -102,6 +105,8 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         expert_top_k: Optional cap on the candidates: the expert's k most probable tokens.
         amateur: What to contrast with: None for the base model, another adapter, or an ``Amateur``.
         amateurs: The same for 1 to 32 of them, instead of ``amateur``.
+        explain: Whether the output's ``kv_transfer_params["cold"]["weights"]`` has, where a rule
+            chooses them, the amateurs' weights for each token; None for one that has ended.
         method: The preset's name, which ``preset`` sets: what the request is counted under. None:
             "cold", or "custom" if an amateur has a prompt of its own.
 
@@ -120,6 +125,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
     expert_top_k: int | None = None
     amateur: LoRARequest | Amateur | None = None
     amateurs: Sequence[Amateur] | None = None
+    explain: bool = False
     method: PresetName | None = None
 
     def __post_init__(self) -> None:
@@ -180,6 +186,7 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         """
         self._check_amateurs()
         check("preset", self.method, "method")
+        check_switch("explain", self.explain)
         own = {name: getattr(self, name) for name in KNOBS}
         if self.beta == DEFAULT_BETA:
             del own["beta"]  # nobody may have said it

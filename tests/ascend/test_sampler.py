@@ -29,7 +29,7 @@ STEPS = [3, 1, 2, 1, 4]  # in which the generator was used before
 
 
 def processor() -> ColdLogitsProcessorV1:
-    config = SimpleNamespace(additional_config=None)
+    config = SimpleNamespace(additional_config=None, model_config=SimpleNamespace(is_hybrid=False))
     made = ColdLogitsProcessorV1(config, torch.device("cpu"), False)
     params = [Contrast((-0.5,)).params(*row) if row else SamplingParams() for row in ROWS]
     added = [(row, each, None, []) for row, each in enumerate(params)]

@@ -32,6 +32,8 @@ CHAT = (
 )
 KNOWN = 12
 WRONG = 9  # the step at which the engine took another token
+ENDS = 29  # the step at which the rule's amateur ends
+PARTS = 5  # the step at which the answers part
 
 RULE = {"beta": "adaptive", "rule_parameters": {"beta_max": 6.0}}
 PLAIN = ((-1.0, Amateur(label=f"{BASE}, weight -1", pieces=(), tokens=23)),)
@@ -57,29 +59,46 @@ def _distribution(logits: list[float]) -> dict[int, Logprob]:
     return {token: Logprob(value - total, word) for token, (value, word) in words}
 
 
+def _weights(
+    fixed: Sequence[float | None], greedy: bool, number: int
+) -> Sequence[float | None] | None:
+    """What a rule chooses in the place of None, until its amateur ends; of the greedy answer it is
+    known to where that parts.
+    """
+    if None not in fixed:
+        return fixed
+    if greedy and number > PARTS:
+        return None
+    chosen = None if number > ENDS else -0.3 * (number % 7)
+    return [chosen if one is None else one for one in fixed]
+
+
 def _step(
-    rng: random.Random, weights: Sequence[float | None], alpha: float, greedy: bool, wrong: bool
+    rng: random.Random, number: int, fixed: Sequence[float | None], alpha: float, greedy: bool
 ) -> Step:
+    weights = _weights(fixed, greedy, number)
     spread = rng.choice([0.5, 1.0, 2.0, 4.0])
     e = [rng.gauss(0, spread) for _ in WORDS]
     rows = [_distribution(e)]
-    for _ in weights:
+    for _ in fixed:
         away = rng.choice([0.0, 0.2, 1.0, 3.0])
         rows.append(_distribution([value + rng.gauss(0, away) for value in e]))
     order = sorted(rows[0], key=lambda token: -rows[0][token].value)
 
-    settings = ColdSettings(alpha, **(RULE if None in weights else {}))  # type: ignore[arg-type]
+    settings = ColdSettings(alpha, **(RULE if None in fixed else {}))  # type: ignore[arg-type]
 
     def made(token: int) -> Step:
         return make_step(
             token, WORDS[token], rows, weights, known=KNOWN, vocab_size=None,
             settings=settings, listed=order[:6], greedy_answer=greedy,
+            ends=(1,) if None in fixed and number == ENDS and not greedy else (),
         )  # fmt: skip
 
     step = made(order[0])
     # As an engine would: it takes the best score, if a weight says what that is.
     right = step.greedy if greedy else step.candidates[0].token
-    return made(next(t for t in order if t != right) if wrong else right)
+    is_wrong = number == WRONG and not greedy
+    return made(next(t for t in order if t != right) if is_wrong else right)
 
 
 def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> Report:
@@ -94,9 +113,7 @@ def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> 
     weights, amateurs = zip(*(SEVERAL if several else PLAIN), strict=True)
 
     def answer(greedy: bool) -> Answer:
-        steps = tuple(
-            _step(rng, weights, alpha, greedy, i == WRONG and not greedy) for i in range(length)
-        )
+        steps = tuple(_step(rng, i, weights, alpha, greedy) for i in range(length))
         return Answer(
             title="Greedy" if greedy else "CoLD",
             greedy=greedy,

@@ -63,8 +63,10 @@ def check_panel(page: Any, report: Report, box: int, index: int) -> None:
     assert page.inner_text("#where") == where
     bits = ", ".join(f"{value:.3f}" for value in step.divergences)
     numbers = page.locator("#numbers dd").all_inner_texts()
-    weights = ", ".join("not known" if one is None else f"{one + 0.0:.3f}" for one in step.weights)
-    assert numbers == [f"{bits} bits", step.size, weights]
+    weights = "not known"
+    if step.weights is not None:
+        weights = ", ".join("ended" if one is None else f"{one + 0.0:.3f}" for one in step.weights)
+    assert numbers == [f"{bits} bits", step.size, weights, *["amateur 1"][: len(step.ends)]]
     assert page.inner_text("#verdict") == verdict(step)
     rows = page.evaluate(ROWS)
     ordered = sorted(step.candidates, key=lambda c: not c.valid)

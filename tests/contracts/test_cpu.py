@@ -7,7 +7,7 @@ A test of the second kind fails when vLLM has mended a bug: then what cures it h
 
 import ast
 import inspect
-from typing import Any
+from typing import Any, TypeGuard
 
 import pytest
 
@@ -19,6 +19,7 @@ pytestmark = pytest.mark.unit
 
 _PLATFORM = "vllm.platforms.cpu:CpuPlatform"
 _PUNICA = "vllm.lora.punica_wrapper.punica_cpu:PunicaWrapperCPU"
+_EXPERTS = "vllm.model_executor.layers.fused_moe"
 _V1 = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
 _V2 = "vllm.v1.worker.gpu.model_runner:GPUModelRunner"
 
@@ -88,6 +89,36 @@ def test_cpu_generators_are_those_of_the_runner() -> None:
     )
 
 
+@since(0, 31)
+def test_kernels_for_experts_take_adapters_as_ours_do() -> None:
+    kernel = f"{_EXPERTS}.experts.cpu_moe:CPUUnquantizedExperts"
+    assert parameters(f"{kernel}.apply") == [
+        *("output", "hidden_states", "w1", "w2", "topk_weights", "topk_ids", "activation"),
+        *("global_num_experts", "expert_map", "a1q_scale", "a2_scale", "workspace13"),
+        *("workspace2", "expert_tokens_meta", "apply_router_weight_on_input"),
+    ]
+    # The rest is nothing to the kernel.
+    used = {n.id for n in ast.walk(ast.parse(source_of(find(f"{kernel}.apply")))) if _is_read(n)}
+    assert not used & {"global_num_experts", "expert_map", "a1q_scale", "a2_scale", "workspace13",
+                       "workspace2", "expert_tokens_meta"}  # fmt: skip
+    contains(
+        f"{kernel}.process_weights_after_loading",
+        "self._use_zentorch = ",
+        "cpu_prepack_moe_weight(layer.w13_weight, self.isa)",
+    )
+    # Adapters come by these two; slots have one entry more, of no adapter.
+    layer = "vllm.lora.layers.fused_moe:FusedMoEWithLoRA"
+    in_order(f"{layer}.set_mapping", "self._build_lora_context()", ".set_lora_context(")
+    contains(f"{layer}.create_lora_weights", "[0] * (max_loras + 1)")
+    contains(f"{layer}.set_lora", "self.adapter_enabled[index] = 1", ".copy_(")
+    contains(f"{layer}.reset_lora", "self.adapter_enabled[index] = 0")
+    contains(f"{_EXPERTS}.experts.lora_experts_mixin:LoRAExpertsMixin", "self._lora_context = ctx")
+
+
+def _is_read(node: ast.AST) -> TypeGuard[ast.Name]:
+    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
+
+
 @since(0, 32)
 def test_v2_knows_the_rows_of_a_step_before_their_adapters() -> None:
     fields = find("vllm.v1.worker.gpu.input_batch:InputBatch").__dataclass_fields__
@@ -126,6 +157,19 @@ def test_lora_device_is_still_of_the_weight() -> None:
     )
 
 
+@since(0, 31)
+def test_experts_with_lora_still_get_triton() -> None:
+    """Else ``moe_lora`` can go."""
+    in_order(
+        f"{_EXPERTS}.oracle.unquantized:select_unquantized_moe_backend",
+        "if moe_config.is_lora_enabled:",
+        "UnquantizedMoeBackend.TRITON",
+        "_get_priority_backends(moe_config)",
+    )
+    kernels = find(f"{_EXPERTS}.experts.cpu_moe:CPUUnquantizedExperts")
+    assert not kernels.supports_lora()
+
+
 def test_cpu_runner_still_rewinds_by_offset() -> None:
     """Else the cure can go."""
     contains(_V1, ".set_offset(")
@@ -144,11 +188,50 @@ def test_kernels_are_still_rebound_by_vars() -> None:
     contains("vllm.triton_utils.dispatcher:_rebind_kernels", "vars(value).get(")
 
 
+def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
+    """Else the cure can go."""
+    in_order(
+        _V1 + "._preprocess",
+        "elif self.enable_prompt_embeds and is_first_rank:",
+        "is_token_ids = self.is_token_ids.np[:num_scheduled_tokens]",
+        "token_ids_idx_np = np.nonzero(is_token_ids)[0]",
+        "self.model.embed_input_ids(input_ids=token_ids)",
+    )
+    contains(
+        "vllm.lora.layers:VocabParallelEmbeddingWithLoRA.forward",
+        "self.punica_wrapper._embeddings_indices[:num_tokens]",
+    )
+
+
 @since(0, 32)
 def test_v2_still_maps_logits_by_request() -> None:
     """Else the cure can go."""
     told = parameters("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs")
     assert told == ["req_ids", "idx_mapping", "num_scheduled_tokens"]
+
+
+@since(0, 32)
+def test_cpu_scan_still_gives_the_last_states_alone() -> None:
+    """Else the cure can go."""
+    scan = "vllm.model_executor.layers.mamba.ops.cpu.mamba_ssm:_mamba_chunk_scan_combined_fwd_cpu"
+    assert source_of(find(scan)).count("return_intermediate_states") == 1  # a parameter
+    spec = "vllm.model_executor.layers.mamba.mamba_mixer2:MambaMixer2.get_kv_cache_spec"
+    contains(spec, "num_prefill_checkpoint_blocks=1")
+    assert "is_cpu" not in source_of(find(spec))
+
+
+@since(0, 32)
+def test_cpu_still_turns_one_head_of_three_dimensions() -> None:
+    """Else the cure can go."""
+    import torch
+    from vllm._custom_ops import rotary_embedding
+
+    positions, table = torch.arange(3), torch.randn(3, 32)
+    heads = torch.randn(3, 2, 32)
+    flat = heads.clone().flatten(1)
+    rotary_embedding(positions, heads, None, 32, table, True)
+    rotary_embedding(positions, flat, None, 32, table, True)
+    assert not torch.allclose(heads.flatten(1), flat)
 
 
 @since(0, 32)

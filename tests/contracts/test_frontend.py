@@ -144,6 +144,22 @@ def test_a_server_makes_prompts_of_a_requests_body() -> None:
             "default_chat_template_kwargs"} <= set_in_init(owner).keys()  # fmt: skip
 
 
+@since(0, 31)
+def test_the_thread_of_media_forgets_them() -> None:
+    """One thread, so what it forgets is gone before its next image."""
+    base = "vllm.renderers.base:BaseRenderer"
+    renderer = find(base)
+    if hasattr(renderer, "queue_mm_cache_invalidations"):
+        assert parameters(f"{base}.queue_mm_cache_invalidations")[-1:] == ["mm_hashes"]
+        contains(f"{base}._process_multimodal", "self._drain_mm_cache_invalidations()")
+    made = set_in_init(renderer)
+    assert made["_mm_executor"] == "ThreadPoolExecutor(max_workers=1)"
+    assert (
+        "self._process_multimodal, executor=self._mm_executor"
+        in (made["_process_multimodal_async"])
+    )
+
+
 def test_figures_come_with_their_engines_number() -> None:
     assert "engine_idx" in parameters("vllm.v1.metrics.loggers:StatLoggerManager.record")
     contains("vllm.v1.engine.async_llm:AsyncLLM", "engine_idx=outputs.engine_index")

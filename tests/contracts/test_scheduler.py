@@ -142,6 +142,35 @@ def test_the_count_of_blocks_takes_what_is_given() -> None:
 
 
 @since(0, 32)
+def test_states_are_split_and_kept_as_is_known() -> None:
+    """``scheduler.states``; ``kv_blocks`` counts blocks of states; ``capacity`` tells by vLLM's
+    count of the longest requests.
+    """
+    from vllm.config import VllmConfig
+    from vllm.config.cache import CacheConfig
+    from vllm.v1.kv_cache_interface import MambaSpec
+
+    made = set_in_init(scheduler())
+    assert made["need_mamba_block_aligned_split"] == (
+        "self.has_mamba_layers and self.cache_config.mamba_cache_mode == 'align'"
+    )
+    assert "hash_block_size" in made
+    of_request = set_in_init(find("vllm.v1.request:Request"))
+    assert {"block_hashes", "shared_prefix_boundary"} <= set(of_request)
+    split = source_of(scheduler()._mamba_block_aligned_split)
+    assert "junction = request.shared_prefix_boundary" in split
+    # vLLM's own chunks, where a block is wider than a step.
+    assert "if aligned_end > start or block_size <= max_prefill_tokens:" in split
+    assert source_of(scheduler().schedule).count("request.shared_prefix_boundary") == 2
+    manager = "vllm.v1.core.single_type_kv_cache_manager:MambaManager"
+    contains(f"{manager}.get_num_blocks_to_allocate", "in self.cached_blocks_this_step")
+    assert "mamba_cache_mode" in set_in_init(find(manager))
+    assert {"num_prefill_checkpoint_blocks", "block_size"} <= fields(MambaSpec)
+    assert isinstance(VllmConfig.max_concurrent_batches, property)
+    assert {"kv_cache_max_concurrency", "mamba_cache_mode"} <= fields(CacheConfig)
+
+
+@since(0, 32)
 def test_looking_a_prefix_up_counts_nothing() -> None:
     """Else the cache's hit rate would be wrong while CoLD requests wait, as in 0.23."""
     from vllm.v1.core.kv_cache_manager import KVCacheManager

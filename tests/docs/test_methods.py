@@ -11,6 +11,7 @@ from tests.docs.blocks import ROOT, block
 from tests.recipes.page import words
 from tests.vllm_parser import serve_parser
 from vllm_cold.method.presets import PRESETS
+from vllm_cold.ops.interface import Groups
 from vllm_cold.rules import registry
 from vllm_cold.rules.statistics import Statistics
 
@@ -35,10 +36,7 @@ def test_the_rule_does_what_it_says() -> None:
     logits = torch.tensor([[5.0, 1, 0], [3, 2, 1], [5, 1, 0], [1, 5, 0], [0, 0, 2], [1, 0, 9]])
     s = Statistics(
         logits,
-        torch.arange(6).view(3, 2),
-        torch.full((3,), -torch.inf),
-        None,
-        0,
+        Groups(torch.arange(6).view(3, 2), torch.zeros(3, 1), torch.full((3,), -torch.inf)),
         torch.zeros(3, dtype=torch.int64),
         torch.zeros(3, 1, 0),
     )

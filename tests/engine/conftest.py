@@ -4,6 +4,8 @@
 import atexit
 import functools
 import gc
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -199,3 +201,25 @@ def scheduler(llm: Any) -> Any:
 def free_blocks(llm: Any) -> int:
     """Free KV cache blocks."""
     return int(scheduler(llm).kv_cache_manager.block_pool.get_num_free_blocks())
+
+
+@pytest.fixture(scope="module")
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one for each family that this file's tests of this run want; see
+    ``families``. Of prompts, too, if the file says ``LONG_PROMPTS``.
+    """
+    folder = tmp_path_factory.mktemp("families")
+    specs = [
+        getattr(item, "callspec", None)
+        for item in request.session.items
+        if item.path == request.path
+    ]
+    wanted = {spec.params["family"] for spec in specs if spec and "family" in spec.params}
+    # In a process without vLLM.
+    command = [sys.executable, "-m", "tests.engine.families", str(folder), *sorted(wanted)]
+    command += ["--long"] * getattr(request.module, "LONG_PROMPTS", False)
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return folder

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tiny random models of some families with two random adapters each, and what the naive reference
-makes of ``GROUPS`` on them. A process of its own, ``python -m tests.engine.families FOLDER
-NAME...``: importing vLLM changes what some models are in transformers (OLMo 2's), so it must not be
-imported here.
+makes of groups on them. A process of its own, ``python -m tests.engine.families FOLDER NAME...
+[--long]``: importing vLLM changes what some models are in transformers (OLMo 2's), so it must not
+be imported here.
 """
 
+import copy
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import Cache
 
-from tests.engine.streams import short_groups
-from tests.naive import Group, NaiveCold
-from tests.tiny import LORA_MODULES
+from tests.engine.streams import LONGEST, MAX_TOKENS, make_groups, num_adapters, short_groups
+from tests.naive import Group, NaiveCold, load
+from tests.tiny import LORA_MODULES, make_tokenizer
 
 VOCAB_SIZE, HIDDEN = 512, 128
 RANK = 8
@@ -28,16 +32,40 @@ GROUPS = short_groups(36)
 
 @dataclass(frozen=True)
 class Family:
-    """How its config class is called in transformers, what it says beside ``_COMMON``, and which
-    of its layers get an adapter.
+    """A kind of model.
+
+    Attributes:
+        config: How its config class is called in transformers.
+        settings: What that says beside ``_COMMON``.
+        lora: Which of its layers get an adapter; none: vLLM has no LoRA for it.
+        tied: Whether the output layer is the embedding.
+        vision: The config of what looks at images, of a model that also does.
+        special: Its tokens that stand for images, and what its config calls their ids.
+        processor: Makes what makes prompts of images, of the tokenizer.
+        experts: What a layer's experts are called in adapters for vLLM, if it has some. Then
+            adapter "two" leaves them alone, and "one" does not.
+        projections: Of each expert, gate, up and down; None: adapters have one matrix for the gate
+            and up of all experts, and one for down.
+        last_norm: What the last norm is called.
+        recompute: Whether transformers' cache cannot be used.
+        dtype: Of engines; if it is not float32, their own single streams are the reference.
     """
 
     config: str
     settings: dict[str, Any] = field(default_factory=dict)
     lora: list[str] = field(default_factory=lambda: LORA_MODULES)
     tied: bool = False
+    experts: str | None = None
+    projections: tuple[str, str, str] | None = ("gate_proj", "up_proj", "down_proj")
+    last_norm: str = "norm"
+    recompute: bool = False
+    dtype: str = "float32"
+    vision: dict[str, Any] = field(default_factory=dict)
+    special: dict[str, tuple[str, str]] = field(default_factory=dict)
+    processor: Callable[[Any], Any] | None = None
 
 
+ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 _COMMON = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": HIDDEN,
@@ -53,6 +81,39 @@ _COMMON = {
     "dtype": "float32",
 }
 _LOCAL = ["sliding_attention", "full_attention", "sliding_attention"]
+_GEMMA3 = {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32}
+# As many as the attention of images takes; 28 x 28 pixels are one patch of it, or four.
+_PIXELS = {"shortest_edge": 28 * 28, "longest_edge": 56 * 56}
+
+
+def _gemma3(tokenizer: Any) -> Any:
+    tokenizer.add_tokens(["\n" * num for num in range(1, 5)])  # which vLLM looks up
+    size = {"height": 28, "width": 28}
+    images = transformers.Gemma3ImageProcessor(size=size)
+    return transformers.Gemma3Processor(images, tokenizer, image_seq_length=4)
+
+
+def _qwen(kind: str, videos: str) -> Callable[[Any], Any]:
+    def make(tokenizer: Any) -> Any:
+        images = transformers.Qwen2VLImageProcessor(size=_PIXELS, patch_size=14)
+        of_videos = getattr(transformers, videos)(size=_PIXELS, patch_size=14)
+        return getattr(transformers, kind)(images, tokenizer, of_videos)
+
+    return make
+
+
+_VISION = {"hidden_size": 64, "intermediate_size": 96, "num_heads": 2, "depth": 2}
+_QWEN = {
+    "image_token_id": ("image_token", "<|image_pad|>"),
+    "video_token_id": ("video_token", "<|video_pad|>"),
+    "vision_start_token_id": ("vision_start", "<|vision_start|>"),
+    "vision_end_token_id": ("vision_end", "<|vision_end|>"),
+}
+
+
+def _mrope(*section: int) -> dict[str, Any]:
+    return {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(section)}
+
 
 FAMILIES = {
     "llama": Family("LlamaConfig"),
@@ -63,11 +124,7 @@ FAMILIES = {
         {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32},
         tied=True,
     ),
-    "gemma3": Family(
-        "Gemma3TextConfig",
-        {"sliding_window": WINDOW, "layer_types": _LOCAL, "query_pre_attn_scalar": 32},
-        tied=True,
-    ),
+    "gemma3": Family("Gemma3TextConfig", _GEMMA3, tied=True),
     "mistral": Family("MistralConfig", {"sliding_window": WINDOW}),
     "phi3": Family(
         "Phi3Config",
@@ -84,39 +141,282 @@ FAMILIES = {
         },
     ),
     "olmo2": Family("Olmo2Config"),
+    "qwen3_moe": Family(
+        "Qwen3MoeConfig",
+        # Experts of 80, which kernels pad.
+        {"moe_intermediate_size": 80, "num_experts": 8, "num_experts_per_tok": 3},
+        ATTENTION,
+        experts="mlp.experts",
+    ),
+    "mixtral": Family(
+        "MixtralConfig",
+        {"num_local_experts": 8, "num_experts_per_tok": 2, "sliding_window": None},
+        ATTENTION,
+        experts="block_sparse_moe.experts",
+        projections=("w1", "w3", "w2"),
+    ),
+    "gpt_oss": Family(
+        "GptOssConfig",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 4,
+            "sliding_window": WINDOW,
+            "layer_types": _LOCAL,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 10000.0,
+                "factor": 4.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 128,
+            },
+        },
+        ATTENTION,
+        experts="mlp.experts",
+        projections=None,
+    ),
+    "olmoe": Family(
+        "OlmoeConfig",
+        {"intermediate_size": 96, "num_experts": 8, "num_experts_per_tok": 4},
+        ATTENTION,
+        experts="mlp.experts",
+    ),
+    "granitemoe": Family(
+        "GraniteMoeConfig",
+        {
+            "num_local_experts": 8,
+            "num_experts_per_tok": 4,
+            "embedding_multiplier": 2.0,
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.7,
+            "logits_scaling": 0.5,
+        },
+        ATTENTION,
+        experts="block_sparse_moe.experts",
+    ),
+    # Whose checkpoints also see.
+    "gemma3-vision": Family(
+        "Gemma3Config",
+        _GEMMA3,
+        tied=True,
+        vision={
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "image_size": 28,
+            "patch_size": 7,
+        },
+        special={
+            "boi_token_index": ("boi_token", "<start_of_image>"),
+            "eoi_token_index": ("eoi_token", "<end_of_image>"),
+            "image_token_index": ("image_token", "<image_soft_token>"),
+        },
+        processor=_gemma3,
+    ),
+    "qwen2.5-vl": Family(
+        "Qwen2_5_VLConfig",
+        {"rope_parameters": _mrope(4, 6, 6)},
+        vision={**_VISION, "out_hidden_size": HIDDEN, "fullatt_block_indexes": [1]},
+        special=_QWEN,
+        processor=_qwen("Qwen2_5_VLProcessor", "Qwen2VLVideoProcessor"),
+    ),
+    "qwen3-vl": Family(
+        "Qwen3VLConfig",
+        {"rope_parameters": _mrope(6, 5, 5)},
+        vision={
+            **_VISION,
+            "out_hidden_size": HIDDEN,
+            "patch_size": 14,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0],
+        },
+        special=_QWEN,
+        processor=_qwen("Qwen3VLProcessor", "Qwen3VLVideoProcessor"),
+    ),
 }
+
+# With state-space layers, whose states are no larger than what a block of 32 tokens takes in an
+# attention layer: or vLLM makes its blocks larger.
+_MAMBA = {
+    "mamba_n_heads": 8,
+    "mamba_d_head": 32,
+    "mamba_d_state": 8,
+    "mamba_n_groups": 1,
+    "mamba_chunk_size": 32,
+    "max_position_embeddings": LONGEST + MAX_TOKENS,
+}
+_MIXED = ["linear_attention", "full_attention", "linear_attention", "linear_attention"]
+_IN_AND_OUT = ["q_proj", "k_proj", "v_proj", "o_proj", "in_proj", "out_proj"]
+
+WITH_STATES = {
+    "granite-4-hybrid": Family(
+        "GraniteMoeHybridConfig",
+        {
+            **_MAMBA,
+            "num_hidden_layers": len(_MIXED),
+            "layer_types": _MIXED,
+            "num_local_experts": 0,
+            "shared_intermediate_size": 192,
+            "position_embedding_type": "rope",
+            "attention_multiplier": 0.2,
+            "residual_multiplier": 0.7,
+        },
+        _IN_AND_OUT,
+    ),
+    "falcon-h1": Family(
+        "FalconH1Config",
+        {**_MAMBA, "mamba_d_ssm": 256, "mamba_rms_norm": True, "mamba_norm_before_gate": False},
+        LORA_MODULES,
+        recompute=True,
+    ),
+    "nemotron-h": Family(
+        "NemotronHConfig",
+        {
+            "layers_block_type": ["linear_attention", "mlp", "full_attention", "linear_attention"],
+            "mamba_num_heads": 8,
+            "mamba_head_dim": 32,
+            "ssm_state_size": 8,
+            "time_step_min": 1e-9,  # no step is shorter in transformers; vLLM sets no limit
+            "n_groups": 1,
+            "chunk_size": 32,
+            "max_position_embeddings": LONGEST + MAX_TOKENS,
+        },
+        ["q_proj", "k_proj", "v_proj", "o_proj", "up_proj", "down_proj"],
+    ),
+    # Short convolutions, whose states are inputs. vLLM ties its weights, whatever a config says.
+    "lfm2": Family(
+        "Lfm2Config",
+        {
+            "num_hidden_layers": 4,
+            "layer_types": ["conv", "full_attention", "conv", "conv"],
+            "conv_dim": HIDDEN,
+            "block_dim": HIDDEN,
+            "block_auto_adjust_ff_dim": False,
+            "max_position_embeddings": LONGEST + MAX_TOKENS,
+        },
+        ["q_proj", "k_proj", "v_proj", "in_proj", "w1", "w2", "w3"],
+        tied=True,
+        last_norm="embedding_norm",
+    ),
+    "mamba-2": Family(
+        "Mamba2Config",
+        {
+            "intermediate_size": 2 * HIDDEN,
+            "num_heads": 8,
+            "state_size": 8,
+            "n_groups": 1,
+            "chunk_size": 32,
+            "max_position_embeddings": LONGEST + MAX_TOKENS,
+        },
+        [],
+        recompute=True,
+    ),
+}
+# Gated DeltaNet, which vLLM's kernels on CPU compute in bfloat16 and with heads of 128 only.
+_DELTA = {
+    "num_hidden_layers": len(_MIXED),
+    "layer_types": _MIXED,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": LONGEST + MAX_TOKENS,
+}
+WITH_STATES_IN_BFLOAT16 = {
+    "qwen3.5": Family("Qwen3_5TextConfig", _DELTA, LORA_MODULES, dtype="bfloat16"),
+    "qwen3-next": Family(
+        "Qwen3NextConfig",
+        {
+            **_DELTA,
+            "num_experts": 4,
+            "num_experts_per_tok": 4,  # all: rounding would choose others
+            "moe_intermediate_size": 64,
+            "shared_expert_intermediate_size": 64,
+        },
+        [],
+        dtype="bfloat16",
+    ),
+}
+ALL = {**FAMILIES, **WITH_STATES, **WITH_STATES_IN_BFLOAT16}
+
+
+def long_groups_of(name: str) -> list[Group]:
+    """What is asked of a family, with prompts of 1 to ``LONGEST`` tokens beside each other."""
+    return [group for group in make_groups(100) if ALL[name].lora or not num_adapters(group)][:40]
 
 
 def make_model(family: Family, folder: Path) -> Path:
     """Write a model with random weights, norms and biases; return the folder."""
     settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
+    kind = transformers.AutoModelForCausalLM
+    if family.vision:
+        kind = transformers.AutoModelForImageTextToText
+        settings = _with_vision(family, settings, folder)
     config = getattr(transformers, family.config)(**settings)
-    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float32)
+    model = kind.from_config(config).to(torch.float32)
     generator = torch.Generator().manual_seed(0)
 
     def noise(weight: torch.Tensor, std: float) -> torch.Tensor:
         return std * torch.randn(weight.shape, generator=generator)
 
     with torch.no_grad():
-        for weight in model.parameters():
-            if weight.dim() > 1:
+        for name, weight in model.named_parameters():
+            if name.endswith("A_log"):
+                weight.copy_(torch.linspace(-5.0, 0.0, len(weight)))  # most heads remember long
+            elif weight.dim() > 2 and "experts" in name:  # inputs and outputs in either order
+                weight.copy_(noise(weight, 2.4 / HIDDEN**0.5))
+            elif weight.dim() > 1:
                 weight.copy_(noise(weight, 2.4 / weight.shape[1] ** 0.5))
             else:
                 weight.add_(noise(weight, 0.1))
         if family.tied:
             # Or each token's best successor would be itself.
-            model.model.embed_tokens.weight.mul_(0.1)
-            model.model.norm.weight.add_(9.0)
+            decoder = getattr(model.model, "language_model", model.model)
+            decoder.embed_tokens.weight.mul_(0.1)
+            getattr(decoder, family.last_norm).weight.add_(9.0)
     model.save_pretrained(folder)
+    if family.config == "Gemma3Config":
+        # As in the checkpoints on the hub, which vLLM reads.
+        path, tower = folder / "model.safetensors", "vision_tower."
+        weights = {
+            name.replace(tower, f"{tower}vision_model."): weight
+            for name, weight in load_file(path).items()
+        }
+        save_file(weights, path, {"format": "pt"})
     return folder
+
+
+def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The settings of a model that also sees; writes what makes prompts of images."""
+    tokenizer = make_tokenizer(extra_special_tokens=dict(family.special.values()))
+    assert family.processor is not None
+    family.processor(tokenizer).save_pretrained(folder)
+    ids = {
+        key: tokenizer.convert_tokens_to_ids(token) for key, (_, token) in family.special.items()
+    }
+    # Behind those that prompts are made of.
+    assert min(ids.values()) >= VOCAB_SIZE
+    return {
+        "text_config": {**text, "vocab_size": VOCAB_SIZE + 8},
+        "vision_config": family.vision,
+        "tie_word_embeddings": family.tied,
+        "dtype": "float32",
+        "mm_tokens_per_image": 4,
+        **ids,
+    }
 
 
 def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
     """Write a random adapter; an element of a weight's change is a sixth of the weight's or so."""
-    base = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    config = LoraConfig(
-        r=RANK, lora_alpha=2 * RANK, target_modules=family.lora, task_type="CAUSAL_LM"
-    )
+    base = load(model)
+    modules: Any = family.lora
+    if family.vision:
+        modules = rf".*language_model.*\.({'|'.join(family.lora)})"
+    config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=modules, task_type="CAUSAL_LM")
     adapted = get_peft_model(base, config)
     assert isinstance(adapted, PeftModel)
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +427,69 @@ def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
             if "lora_B" in name:
                 weight.mul_(0.035 / (2.0 * RANK**0.5))
     adapted.save_pretrained(str(folder))
+
+
+def make_merged(
+    family: Family, base: Any, folder: Path, seed: int, with_experts: bool
+) -> torch.nn.Module:
+    """Write such an adapter for a mixture of experts, in the files that vLLM reads; the model with
+    its changes added to the weights, as peft would.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    merged, tensors, scale = copy.deepcopy(base), {}, 2.0
+
+    def draw(name: str, a_shape: Sequence[int], b_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+        a = torch.randn(*a_shape, generator=generator)
+        b = torch.randn(*b_shape, generator=generator) * 0.035 / (scale * RANK**0.5)
+        tensors[f"base_model.model.{name}.lora_A.weight"] = a.reshape(-1, a.shape[-1])
+        tensors[f"base_model.model.{name}.lora_B.weight"] = b.flatten(1)
+        return a, b
+
+    def change(name: str, weight: Tensor) -> None:
+        a, b = draw(name, (RANK, weight.shape[1]), (weight.shape[0], RANK))
+        weight.add_(scale * b @ a)
+
+    def change_all(name: str, weights: Tensor) -> None:
+        count, inputs, outputs = weights.shape
+        a, b = draw(name, (count, RANK, inputs), (outputs, RANK, count))
+        weights.add_(scale * torch.einsum("ore,eri->eio", b, a))
+
+    with torch.no_grad():
+        for index, layer in enumerate(merged.model.layers):
+            for name in family.lora:
+                where = f"model.layers.{index}.self_attn.{name}"
+                change(where, getattr(layer.self_attn, name).weight)
+            if not with_experts:
+                continue
+            where = f"model.layers.{index}.{family.experts}"
+            experts = getattr(layer, "mlp", getattr(layer, "block_sparse_moe", None)).experts
+            if family.projections is None:
+                change_all(f"{where}.base_layer", experts.gate_up_proj)
+                change_all(where, experts.down_proj)
+                continue
+            for number, down in enumerate(experts.down_proj):
+                weights = (*experts.gate_up_proj[number].chunk(2), down)
+                for name, weight in zip(family.projections, weights, strict=True):
+                    change(f"{where}.{number}.{name}", weight)
+    folder.mkdir()
+    save_file({name: weight.contiguous() for name, weight in tensors.items()},
+              folder / "adapter_model.safetensors")  # fmt: skip
+    config = LoraConfig(r=RANK, lora_alpha=int(scale * RANK), target_modules=family.lora)
+    config.save_pretrained(str(folder))
+    return merged
+
+
+class NaiveMerged(NaiveCold):
+    """A model for each adapter instead of adapters."""
+
+    def __init__(self, models: Mapping[str | None, torch.nn.Module]) -> None:
+        self._models = {name: model.eval() for name, model in models.items()}
+
+    def _forward(
+        self, adapter: str | None, ids: list[list[int]], cache: Cache | None
+    ) -> tuple[Tensor, Cache]:
+        self._model = self._models[adapter]
+        return super()._forward(None, ids, cache)
 
 
 def write_traces(naive: NaiveCold, groups: Sequence[Group], folder: Path) -> None:
@@ -140,16 +503,29 @@ def write_traces(naive: NaiveCold, groups: Sequence[Group], folder: Path) -> Non
     (folder / "traces.json").write_text(json.dumps(traces))
 
 
-def main(folder: Path, names: Sequence[str]) -> None:
-    """Write a folder for each family: model, adapters and traces."""
+def main(folder: Path, *names: str, long: bool) -> None:
+    """Write a folder for each family: model, adapters and, in float32, traces."""
     for name in names:
-        family, own = FAMILIES[name], folder / name
+        family, own = ALL[name], folder / name
         model = make_model(family, own / "model")
-        adapters = {adapter: own / adapter for adapter in ("one", "two")}
+        adapters = {adapter: own / adapter for adapter in ("one", "two") if family.lora}
+        if family.experts is not None:
+            base = transformers.AutoModelForCausalLM.from_pretrained(
+                model, dtype=torch.float32, attn_implementation="eager"
+            )
+            models = {None: base}
+            for seed, (adapter, path) in enumerate(adapters.items(), 1):
+                models[adapter] = make_merged(family, base, path, seed, adapter == "one")
+            write_traces(NaiveMerged(models), GROUPS, own)
+            continue
         for seed, path in enumerate(adapters.values(), 1):
             make_adapter(family, model, path, seed)
-        write_traces(NaiveCold(model, adapters), GROUPS, own)
+        if family.dtype == "float32":
+            groups = long_groups_of(name) if long else GROUPS
+            naive = NaiveCold(model, adapters, recompute=family.recompute)
+            write_traces(naive, groups, own)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    names = [argument for argument in sys.argv[2:] if argument != "--long"]
+    main(Path(sys.argv[1]), *names, long="--long" in sys.argv)

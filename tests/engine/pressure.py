@@ -248,6 +248,10 @@ def drive(
         disturb(step)
         step += 1
         assert step < MAX_STEPS, "the engine stands still"
+    while scheduler(llm).connector is not None and scheduler(llm).has_requests():
+        receiver.take(engine.step())  # what is under way for requests that have ended
+        step += 1
+        assert step < MAX_STEPS, "what was under way does not come"
     assert_idle(llm)
     assert free_blocks(llm) == before
     survivors = set(range(len(jobs))) - victims

@@ -14,6 +14,7 @@ from typing import Any
 from tests.engine.conftest import lora
 from tests.engine.pressure import Job
 from tests.naive import Amateur, Group, NaiveCold, Trace
+from vllm_cold.group.results import weights_in
 
 MAX_TOKENS = 12
 LONGEST = 1025  # of the prompts in ``make_groups``
@@ -149,6 +150,7 @@ def params(tiny: Path, group: Group, **options: Any) -> Any:
     options |= {"amateur": amateurs[0]} if len(amateurs) == 1 else {"amateurs": amateurs}
     if group.rule is not None:
         options["rule_parameters"] = dict(group.rule_parameters)
+        options["explain"] = options.get("n", 1) == 1
     return vllm_cold.ColdParams(alpha=group.alpha, expert_top_k=group.expert_top_k, **options)
 
 
@@ -166,8 +168,19 @@ def generate(llm: Any, tiny: Path, groups: Sequence[Group], **options: Any) -> l
 
 
 def decode(llm: Any, tiny: Path, groups: Sequence[Group]) -> list[list[int]]:
-    """The engine's tokens, greedy."""
-    return [list(o.outputs[0].token_ids) for o in generate(llm, tiny, groups)]
+    """The engine's tokens, greedy; where a rule chooses, each has its weights."""
+    outputs = generate(llm, tiny, groups)
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    for group, output, given in zip(groups, outputs, tokens, strict=True):
+        told = weights_in(output.kv_transfer_params)
+        if group.rule is None:
+            assert told is None
+            continue
+        assert told is not None and len(told) == len(given)
+        for row in told:
+            for weight, of in zip(row, group.amateurs, strict=True):
+                assert of.weight is None or abs(weight - of.weight) < 1e-6
+    return tokens
 
 
 @dataclass(frozen=True, eq=False)

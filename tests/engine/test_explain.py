@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from tests.asked import asked
-from tests.naive import Amateur, Group, NaiveCold, edge, group_score
+from tests.naive import Amateur, Group, NaiveCold
+from tests.naive import step as naive_step
 from vllm_cold.tools.contrast import Prompt
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, offline
 from vllm_cold.tools.explain import source as sources
 from vllm_cold.tools.explain.offline import OfflineSource
-from vllm_cold.tools.explain.record import Explanation, Step
+from vllm_cold.tools.explain.record import Answer, Explanation, Step
 
 pytestmark = pytest.mark.engine
 
@@ -35,6 +36,11 @@ CONTRASTS: dict[str, tuple[Prompt, dict[str, Any]]] = {
     "a text without a part": (TEXTS[0], {"part": "0:7", "alpha": 0.05, "beta": 2.0}),
     "no mask": (CHAT, {"without": "system", "preset": "cfg", "beta": 2.0}),
     "no mask, adaptive": (CHAT, {"without": 0, "preset": "adacad", "beta_max": 20.0}),
+    "a rule of the whole vocabulary": (
+        CHAT,
+        {"without": 0, "beta": "mti", "alpha": 0.05, "rule_parameters": '{"beta": 2, "tau": 4.5}'},
+    ),
+    "a stream that ends": (CHAT, {"without": 0, "preset": "grd"}),
     "two amateurs": (
         TEXTS[0],
         {"amateur": ["two", "base"], "part": ["0:7", ""], "weights": [-2.0, 0.5], "alpha": 0.05},
@@ -77,8 +83,12 @@ def explained(source: OfflineSource, prompt: Prompt, **contrast: Any) -> Explana
 
 
 @torch.no_grad()
-def check_streams(source: OfflineSource, naive: NaiveCold, prompt: Prompt, **contrast: Any) -> int:
-    """Tokens, probabilities, scores and valid sets are those of the two models; how many differ."""
+def check_streams(
+    source: OfflineSource, naive: NaiveCold, prompt: Prompt, **contrast: Any
+) -> Answer:
+    """Tokens, probabilities, weights by their scores, and valid sets are those of the two models;
+    returns CoLD's answer.
+    """
     named = contrast.get("amateur")
     if isinstance(named, list):
         contrast["amateur"] = [source.base if name == "base" else name for name in named]
@@ -107,20 +117,30 @@ def check_streams(source: OfflineSource, naive: NaiveCold, prompt: Prompt, **con
     assert [step.token for step in cold.steps][:settled] == trace.tokens[:settled]
     decoded = naive.greedy(expert.ids, expert.adapter, TOKENS)
     assert [step.token for step in greedy.steps] == decoded.tokens
+    both = zip(cold.steps, greedy.steps, strict=False)
+    same = next((i for i, (a, b) in enumerate(both) if a.token != b.token), TOKENS)
     for answer in (cold, greedy):
         assert not any(step.wrong for step in answer.steps)
         assert "".join(step.text for step in answer.steps) == answer.text
         ids: list[int] = []
-        for step in answer.steps:
+        memory: dict[str, Any] = {}
+        for number, step in enumerate(answer.steps):
             logits = [naive._forward(s.adapter, [[*s.ids, *ids]], None)[0][0] for s in read.streams]
+            ended = memory.get("done", False)
+            right = naive_step(logits, group, number, memory)
             ids.append(step.token)
-            if edge(logits, group) > 1e-3:
-                check_step(step, logits, group_score(logits, group))
-    return sum(step.differs for step in cold.steps)
+            if answer is greedy and settings.rule is not None and number > same:
+                assert step.weights is None and step.winner is None
+            elif right.edge > 1e-3:
+                check_step(step, logits, right.scores)
+                ends = answer is cold and memory.get("done", False) and not ended
+                assert step.ends == ((1,) if ends else ())
+                assert not step.weights or (step.weights[0] is None) is ended
+    return cold
 
 
 def check_step(step: Step, logits: list[torch.Tensor], scores: torch.Tensor) -> None:
-    assert step.complete and None not in step.weights
+    assert step.complete and step.weights is not None
     rows = [z.double().softmax(0) for z in logits]
     assert step.winner == int(scores.argmax()) and step.greedy == int(rows[0].argmax())
     # A token at the edge of the valid set may be rounded to either side.
@@ -145,7 +165,9 @@ def test_every_number_is_that_of_the_models(
     name: str, source: OfflineSource, naive: NaiveCold
 ) -> None:
     prompt, contrast = CONTRASTS[name]
-    assert check_streams(source, naive, prompt, **contrast) > 0 or name == "wide"
+    steps = check_streams(source, naive, prompt, **contrast).steps
+    assert any(step.differs for step in steps) or name in ("wide", "a stream that ends")
+    assert any(step.ends for step in steps) is (name == "a stream that ends")
 
 
 def test_what_is_not_listed_is_told_by_the_engine(

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT
-from tests.engine import ray_on_cpu
+from tests.engine import ray_on_cpu, test_states
 from tests.engine.conftest import free_blocks, scheduler
-from tests.engine.streams import decode, short_groups
+from tests.engine.streams import decode, num_adapters, short_groups
 from tests.naive import NaiveCold, assert_same_tokens
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+
+LONG_PROMPTS = True
 
 
 @pytest.mark.parametrize("sharded", [False, pytest.param(True, marks=pytest.mark.full)])
@@ -37,6 +40,24 @@ def test_tensor_parallel(
     mode = llm.llm_engine.vllm_config.compilation_config.mode.name
     assert (mode == "NONE") == sharded
     assert_same_tokens(decode(llm, tiny, groups), naive.generate_many(groups))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", ["align-chunks", "none-chunks"])
+@pytest.mark.parametrize("family", ["granite-4-hybrid"])
+def test_tensor_parallel_with_states(
+    family: str, name: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each process has half of a state. With adapters such engines are refused."""
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
+    pairs = zip(*test_states.cases(folders / family, name), strict=True)
+    chosen = [(group, trace) for group, trace in pairs if not num_adapters(group)]
+    groups, expected = (list(each) for each in zip(*chosen, strict=True))
+    options: dict[str, Any] = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
+    options |= {"enable_lora": False, "additional_config": {"cold": True}}
+    llm = test_states.engine_of(make_llm, folders / family, name, **options)
+    for _ in range(2):
+        assert_same_tokens(decode(llm, folders / family, groups), expected)
 
 
 def test_pipeline(

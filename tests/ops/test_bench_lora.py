@@ -21,6 +21,23 @@ def test_it_runs(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
     assert len(lines) == 2 + 6
 
 
+def test_it_runs_with_experts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "cpu_cache", lambda: 1000)
+    monkeypatch.setattr(bench, "EXPERTS", 8)
+    monkeypatch.setattr(bench, "HIDDEN", 64)
+    monkeypatch.setattr(bench, "EXPERT_SIZE", 32)
+    loads = ["--layer", "o", "experts", *SMALL[3:]]
+    assert bench.main(loads) == 0
+    printed = capsys.readouterr().out
+    assert len([line for line in printed.splitlines() if line.startswith("| experts")]) == 3
+    assert "adapted/kernel" in printed and "| o " in printed
+    monkeypatch.setattr(bench.ExpertBuffers, "want", lambda self: self.y.double() + 1.0)
+    assert bench.main(loads) == 1
+    assert "wrong result of adapted" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("system", ["cpp", "grouped", "stock"])
 def test_no_speed_beside_a_wrong_result(
     system: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Situations that storms meet rarely or never, for the tests and for the mutation table."""
 
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vllm.v1.request import RequestStatus
 
+from tests.scheduler.connector import Ways
 from tests.scheduler.harness import IS_0_23, Asked, Harness, Setup, stats_of
+from tests.scheduler.storm import storm, with_connector
 from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.ops.interface import NOT_FINITE
@@ -570,6 +574,96 @@ def lost_amateur(model: Path) -> None:
     harness.deliver()
     assert harness.errors[cold] == NOT_SCORED
     assert len(harness.got[cold]) == 4
+    harness.drain()
+
+
+def connectors(model: Path) -> None:
+    """Storms with a KV connector, of every kind."""
+    for seed in range(60):
+        storm(model, seed, 200, with_connector(random.Random(seed)))
+
+
+def loaded_group(model: Path, is_async: bool = False, late: float = 1.0) -> None:
+    """The KV of all streams is elsewhere: it is brought at the same time, and nobody is preempted
+    for it.
+    """
+    ways = Ways(late=late, delay=0)
+    harness = Harness(model, Setup(num_blocks=65, budget=64, is_async=is_async, connector=ways))
+    asked: dict[str, Any] = {
+        "prompt": prompt(17),
+        "adapter": 1,
+        "cold": True,
+        "amateurs": [(0, None), (0, prompt(13, 300)), (2, prompt(22))],
+    }
+    harness.add(max_tokens=1, **asked)
+    harness.drain()
+    harness.reset(running=True)
+    before, loads = harness.steps, harness.loads
+    assert loads is not None and not loads.loads
+    request_id = harness.add(max_tokens=3, **asked)
+    harness.drain()
+    assert loads.loads == 4
+    assert not harness.preemptions and not harness.group_preemptions
+    assert harness.first_step[request_id] - before <= (4 if late else 1)
+
+
+def loaded_in_time(model: Path) -> None:
+    """The same at the start of a step."""
+    loaded_group(model, late=0.0)
+
+
+def lost_load(model: Path, cold: bool = True) -> None:
+    """A load between steps that brings nothing, of a request that needs more than half of the KV
+    cache: it is loaded again, and not kept waiting for blocks by itself.
+    """
+    ways = Ways(late=1.0, delay=0, by_request=True)
+    harness = Harness(model, Setup(num_blocks=24, budget=64, connector=ways))
+    asked: dict[str, Any] = {"prompt": prompt(37 if cold else 61), "adapter": 1, "cold": cold}
+    harness.add(max_tokens=1, **asked)
+    harness.drain()
+    harness.reset(running=True)
+    assert harness.loads is not None
+    harness.loads.ways = replace(ways, fails=1.0)
+    harness.add(max_tokens=3, **asked)
+    while not harness.loads.failed:
+        harness.step()
+    harness.loads.ways = ways
+    harness.drain()
+
+
+def lost_in_time(model: Path) -> None:
+    """A load at the start of a step that brings nothing, of a group that has tokens: workers that
+    are a step ahead are sent these again.
+    """
+    ways = Ways()
+    harness = Harness(model, Setup(num_blocks=65, budget=64, is_async=True, connector=ways))
+    request_id = harness.add(prompt(17), 16, adapter=1, cold=True)
+    while len(harness.got[request_id]) < 8:
+        harness.step()
+    while harness.in_flight:
+        harness.deliver()
+    harness.reset(running=True)
+    assert harness.loads is not None
+    harness.loads.ways = replace(ways, fails=1.0)
+    while not harness.loads.failed:
+        harness.step()
+    harness.loads.ways = ways
+    harness.drain()
+
+
+def emptied_step(model: Path) -> None:
+    """A group is alone, and all of it is taken out of a step: vLLM, which keeps count of steps that
+    do something, must not wait for that one before it frees blocks.
+    """
+    setup = Setup(num_blocks=17, budget=32, is_async=True, connector=Ways())
+    harness = Harness(model, setup)
+    harness.add(prompt(6), 24, adapter=1, cold=True, amateurs=[(0, prompt(4))])
+    harness.step()
+    for _ in range(3):
+        harness.step(squeeze=17)
+    assert harness.group_preemptions
+    for number in range(8):
+        harness.add(prompt(8, 200 + 10 * number), 4)
     harness.drain()
 
 

@@ -5,6 +5,7 @@ Those of one pass that ``tests/unit/test_lockstep.py`` has figures for are not h
 """
 
 import inspect
+import random
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,13 +13,19 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from tests.scheduler import cases
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from tests.scheduler import cases, state_cases
+from tests.scheduler.storm import random_states, storm
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
-from vllm_cold.vllm.scheduler import scheduler
+from vllm_cold.group.step_stats import WeightsByStep
+from vllm_cold.vllm.scheduler import scheduler, states
+from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
 from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
+from vllm_cold.vllm.scheduler.states import StateSplit
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,22 @@ def _lockstep(rule: str, function: str, instead: Instead, case: Case = None) -> 
 
 
 def _sched(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
-    owners = (GroupScheduler, WaitingQueues, KVBlocks, scheduler)
+    owners = (GroupScheduler, WaitingQueues, KVBlocks, StateSplit, scheduler)
     owner = next(c for c in owners if function in vars(c))
     return Mutation(rule, owner, function, instead, case)
+
+
+def _loads(rule: str, function: str, instead: Instead, case: Case = None) -> Mutation:
+    owners = (GroupScheduler, WaitingQueues, Loads)
+    owner = next(c for c in owners if function in vars(c))
+    return Mutation(rule, owner, function, instead, case or cases.connectors)
+
+
+def _build_early(self: Any, connector: Any, output: Any) -> Any:
+    built = Scheduler._build_kv_connector_meta(self, connector, output)
+    if self._groups:
+        self._after_pass(output)
+    return built
 
 
 def _yes(*args: Any) -> bool:
@@ -98,6 +118,26 @@ def _no(*args: Any) -> bool:
 
 def _nothing(*args: Any) -> None:
     return None
+
+
+def _none(*args: Any) -> int:
+    return 0
+
+
+def _all_of_them(this: Any, request: Any, num_tokens: int, *cached: int) -> int:
+    return num_tokens
+
+
+def _storms_of_states(model: Path) -> None:
+    for seed in range(20):
+        _storm_of_states(seed)(model)
+
+
+def _storm_of_states(seed: int) -> Callable[[Path], None]:
+    def run(model: Path) -> None:
+        storm(model, seed, 200, random_states(random.Random(seed), "align"))
+
+    return run
 
 
 MUTATIONS = [
@@ -145,7 +185,7 @@ MUTATIONS = [
     _sched(
         "nobody who came at the same time gets between the streams of a group",
         "put_followers",
-        ("if self._by_priority and behind_head:", "if False:"),
+        ("if self._by_priority and behind_head and", "if False and"),
         cases.came_at_the_same_time,
     ),
     # Who is admitted.
@@ -242,19 +282,91 @@ MUTATIONS = [
     _sched(
         "a group without slots does not stop the queue",
         "_handle_blocked_waiting_request",
-        ("return group.passed_over > _MAX_PASSED_OVER", "return True"),
+        ("if group.passed_over <= _MAX_PASSED_OVER:", "if False:"),
         cases.no_slots_for_a_group,
     ),
     _sched(
         "a group without slots gets them in the end",
         "_handle_blocked_waiting_request",
-        ("return group.passed_over > _MAX_PASSED_OVER", "return False"),
+        ("if group.passed_over <= _MAX_PASSED_OVER:", "if True:"),
         cases.no_slots_for_a_group,
     ),
     _sched(
         "a group needs blocks for all prompts",
         "fit",
         _yes,
+    ),
+    # Layers with states.
+    _sched("a prompt is split where vLLM splits it", "split", _all_of_them, _storms_of_states),
+    _sched(
+        "a group's stream goes on within a block",
+        "part",
+        ("or num_tokens", ""),
+        state_cases.block_as_wide_as_a_step,
+    ),
+    _step(
+        "a group samples only if no follower's prompt has to be split",
+        "clip_leader",
+        ("and capacity.can_finish", ""),
+        state_cases.cached_expert_beside_a_split_amateur,
+    ),
+    _sched(
+        "a leader gives up its cache hit beside a prompt that has to be split",
+        "_give_up_cache_hit",
+        ("or not capacity.can_finish", ""),
+        state_cases.cached_expert_beside_a_split_amateur,
+    ),
+    _sched(
+        "nobody is admitted who finds a state of the same step",
+        "can_finish",
+        ("if any(self._leaves(*each, follower, one.num_tokens) for each in earlier):", "if False:"),
+        state_cases.amateur_that_finds_anothers_state,
+    ),
+    _sched(
+        "a state that a stream begins with is one of the same step",
+        "_leaves",
+        ("-(-start // unit)", "start // unit + 1"),
+        state_cases.amateurs_that_find_the_same_state,
+    ),
+    Mutation(
+        "it is until the steps are over that are under way",
+        states,
+        "_begins",
+        (
+            'request.num_computed_tokens - getattr(request, "num_in_flight_tokens", 0)',
+            "request.num_computed_tokens",
+        ),
+        state_cases.amateurs_that_find_the_same_state,
+    ),
+    _sched(
+        "a follower gives up its cache hit if it cannot be admitted with it",
+        "give_up_hits",
+        _nothing,
+        state_cases.amateur_that_needs_anothers_state,
+    ),
+    _sched(
+        "vLLM splits a prompt where more of attention is cached than of states",
+        "can_finish",
+        ("follower.shared_prefix_boundary = one.junction", "pass"),
+        state_cases.junction,
+    ),
+    _sched(
+        "a stream needs the state of the step before, too",
+        "_states_to_come",
+        _none,
+        state_cases.room_for_two_states,
+    ),
+    _sched(
+        "a group that has begun goes on with the room that vLLM asks for",
+        "_to_come",
+        ("if starts else counted", ""),
+        _storm_of_states(79),
+    ),
+    _sched(
+        "of two groups whose followers wait, the second goes on where the first cannot",
+        "_capacity",
+        ("waiting or not self._queues.has_followers", "waiting or incomplete[0] is group"),
+        _storm_of_states(126),
     ),
     # What a preemption takes along.
     _step(
@@ -403,6 +515,18 @@ MUTATIONS = [
         ("not new or any(s.status != RequestStatus.RUNNING for s in group.streams)", "False"),
         cases.ended_amateur_of_a_preempted_group,
     ),
+    Mutation(
+        "of an amateur that has ended no weight is told",
+        WeightsByStep,
+        "give",
+        ("self._done |= each.done", "pass"),
+        cases.amateur_that_has_ended,
+    ),
+    _sched(
+        "weights are told of tokens that are given, and of no drafts that were wrong",
+        "_after_output",
+        ("given.weights.give(figures[:new])", "given.weights.give(figures)"),
+    ),
     _sched(
         "each group has a slot of its own",
         "_take_slot",
@@ -424,5 +548,93 @@ MUTATIONS = [
         "a CoLD request is counted once",
         "get_request_counts",
         ("running -= sum(map(", "sum(map("),
+    ),
+    # KV connectors.
+    _loads(
+        "amateurs are made known", "add_request", ("self.connector.on_new_request(amateur)", "0")
+    ),
+    _loads(
+        "a connector hears of a step when groups that were split are out of it",
+        "_build_kv_connector_meta",
+        _build_early,
+    ),
+    _loads(
+        "what a connector has counts as cached",
+        "_cap",
+        ("self._blocks.restored(sum(cached))", "self._blocks.restored(cached[0])"),
+        cases.loaded_in_time,
+    ),
+    _loads(
+        "whether KV comes between steps is known before a group begins",
+        "start",
+        ("not self.possible", "True"),
+    ),
+    _loads(
+        "followers whose KV is under way stay where vLLM looks for them",
+        "take_back",
+        ("RequestStatus.RUNNING, RequestStatus.WAITING_FOR_REMOTE_KVS", "RequestStatus.RUNNING,"),
+    ),
+    _loads(
+        "followers whose KV has come wait for their leader outside of the queues",
+        "begin_pass",
+        ("self._queues.remove(follower)", "pass"),
+    ),
+    _loads(
+        "an expert that was loaded in its leader's place would lead nobody",
+        "is_led",
+        _yes,
+    ),
+    _loads(
+        "streams that wait with blocks are not counted as waiting",
+        "num_queued_followers",
+        lambda self: 0,
+    ),
+    _loads(
+        "KV that was to be loaded in a step that was given up is not there",
+        "num_written",
+        lambda self, request: request.num_computed_tokens,
+    ),
+    _loads(
+        "streams that wait with blocks give them up when nothing goes on",
+        "release_all",
+        _no,
+    ),
+    _loads(
+        "a step that was emptied frees no blocks, and is not waited for",
+        "_update_after_schedule",
+        ("self._emptied and self.defer_block_free", "False"),
+        cases.emptied_step,
+    ),
+    _loads(
+        "tokens in flight are dropped of all streams or of none",
+        "_preempt_request",
+        ('getattr(self, "requires_kv_delivery", False)', "False"),
+    ),
+    _loads(
+        "blocks are not kept free for a request whose load has failed, from itself",
+        "_forget_promise",
+        _nothing,
+        cases.lost_load,
+    ),
+    _loads(
+        "a load that failed takes the whole group back",
+        "_handle_invalid_blocks",
+        lambda self, *args: Scheduler._handle_invalid_blocks(self, *args),
+    ),
+    _loads(
+        "workers are sent the tokens of a group that begins anew between two steps",
+        "_handle_invalid_blocks",
+        ("self.prev_step_scheduled_req_ids.discard(request.request_id)", "pass"),
+        cases.lost_in_time,
+    ),
+    _loads(
+        "what was computed from KV that did not come is not found",
+        "uncache",
+        _nothing,
+    ),
+    _loads(
+        "of KV that did not come no figure counts",
+        "_scored",
+        ("if lost or is_dropped(group.expert):", "if False:"),
     ),
 ]

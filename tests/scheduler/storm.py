@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A seeded storm over a scheduler: arrivals, aborts, resets, pauses, late results."""
 
+import dataclasses
 import random
 from pathlib import Path
 from typing import Any
 
 from vllm.v1.core.sched.interface import PauseState
 
+from tests.scheduler.connector import Ways
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE
 
 
@@ -46,6 +49,65 @@ def random_setup(rng: random.Random) -> Setup:
     )
 
 
+def with_connector(rng: random.Random) -> Setup:
+    """Any engine with a KV connector: loads late, in vain, for nobody, or nobody knows yet."""
+    setup = random_setup(rng)
+    late = rng.choice((0.0, 0.5, 1.0, 1.0))
+    fails = rng.choice((0.0, 0.3))
+    return dataclasses.replace(
+        setup,
+        # Where a step waited for a load that failed, stock vLLM gives a plain request the next
+        # step's token if that one is under way, and its V2 runner does not step back.
+        only_cold=bool(fails) and late < 1 and (setup.is_async or setup.depth > 1 or setup.v2),
+        dcp=1,
+        caching=rng.random() < 0.75,
+        connector=Ways(
+            late=late,
+            fails=fails,
+            unknown=rng.choice((0.0, 0.1)),
+            delay=rng.choice((0, 1, 3, 8)),
+            policy=rng.choice(("recompute", "recompute", "fail")),
+            by_request=late == 1.0 and rng.random() < 0.3,
+            saves=rng.choice((0.0, 0.3)),
+            delivers=rng.random() < 0.5,
+            seed=rng.randrange(1000),
+        ),
+    )
+
+
+def random_states(rng: random.Random, mode: str) -> Setup:
+    """Any engine whose model has layers with states; those do without drafts."""
+    setup = random_setup(rng)
+    while setup.drafts:
+        setup = random_setup(rng)
+    size = setup.block_size
+    units = [unit for unit in (1, 2, 4) if size % unit == 0 and unit < size]
+    layers = StateLayers(
+        mode,
+        groups=rng.choice((1, 1, 2)),
+        checkpoints=rng.random() < 0.4,
+        retention=rng.choice((0, 0, None, 2 * size)),
+        attention=rng.random() < 0.9,
+        unit=rng.choice((None, None, None, *units)),
+    )
+    if not layers.attention:
+        # Alike, so vLLM puts all in one group, which is found by whole blocks.
+        layers = dataclasses.replace(layers, groups=1, unit=None)
+    if layers.checkpoints:
+        # vLLM itself keeps a wrong state: test_states.test_wrong_state_of_vllms_own.
+        layers = dataclasses.replace(layers, unit=None)
+    if mode == "none":
+        layers = dataclasses.replace(layers, retention=0, unit=None)
+    room = 2 * layers.blocks_of_a_stream(max(setup.depth, 1))
+    return dataclasses.replace(
+        setup,
+        caching=mode == "align",  # as vLLM has it
+        dcp=1,
+        num_blocks=setup.num_blocks + room,
+        layers=layers,
+    )
+
+
 def can_draft(is_async: bool, depth: int) -> bool:
     """CoLD speculates since vLLM 0.32; drafts without asynchronous scheduling come with a step's
     results.
@@ -56,7 +118,7 @@ def can_draft(is_async: bool, depth: int) -> bool:
 def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> dict[str, Any]:
     """Any request that admission lets through, as arguments of ``Harness.add``."""
     setup = harness.setup
-    cold = rng.random() < 0.6
+    cold = rng.random() < 0.6 or setup.only_cold
     streams = rng.choice((2, 2, 3, 4)) if cold else 2
     streams = min(
         streams, setup.max_num_seqs, (setup.budget - setup.drafts) // (1 + setup.draft_slots)
@@ -120,7 +182,7 @@ def storm(model: Path, seed: int, steps: int, setup: Setup | None = None) -> Har
         elif event < busy + 0.04:
             if alive := harness.alive():
                 harness.abort(rng.sample(alive, rng.randint(1, min(3, len(alive)))))
-        elif event < busy + 0.05:
+        elif event < busy + 0.05 and harness.may_reset():
             harness.reset(running=rng.random() < 0.8)
         elif event < busy + 0.06:
             harness.pause(rng.choice(list(PauseState)))

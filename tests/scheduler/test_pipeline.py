@@ -56,7 +56,7 @@ class Pipeline(Harness):
             self.first = FirstStage(setup.block_size, setup.max_loras, is_async=False, v2=False)
             last = self.workers.execute
 
-            def execute(output: Any) -> dict[str, list[int]]:
+            def execute(output: Any) -> Any:
                 assert self.first is not None
                 self.first.execute(output)
                 return last(output)

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Seeded storms over random engines, with every invariant checked in each step."""
 
+import random
 from pathlib import Path
 
 import pytest
 
 from tests.scheduler.harness import Harness, Setup
-from tests.scheduler.storm import storm
+from tests.scheduler.states import supported
+from tests.scheduler.storm import random_states, storm
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -42,3 +44,23 @@ def test_little_room(policy: str, is_async: bool, tiny: Path) -> None:
         harness.add(prompt, 20, adapter=1 + number % 2, cold=True, priority=number % 3)
     harness.drain()
     assert harness.group_preemptions > 20
+
+
+@pytest.mark.skipif(not supported(), reason="CoLD takes models with states since vLLM 0.32")
+@pytest.mark.parametrize("mode", ["align", "none"])
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(15, 90, 15))]
+)
+def test_states(first: int, mode: str, tiny: Path) -> None:
+    """Models with states, where vLLM keeps one of a request, and where it keeps one of a block."""
+    preemptions = group_preemptions = 0
+    for seed in range(first, first + 15):
+        setup = random_states(random.Random(seed), mode)
+        try:
+            harness = storm(tiny / "model", seed, STEPS, setup)
+        except AssertionError as error:
+            raise AssertionError(f"storm of states({mode}), seed={seed}") from error
+        preemptions += harness.preemptions
+        group_preemptions += harness.group_preemptions
+    assert preemptions > 20
+    assert group_preemptions > 5

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.v1.outputs import DraftTokenIds
+from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
+from tests.scheduler.connector import BAD, ConnectorWorkers
+from tests.scheduler.states import StateLayers, States
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
 from vllm_cold.rules import Parameter, Rule, registry
@@ -26,6 +28,8 @@ RELEASE = tuple(int(part) for part in vllm_version().split(".")[:2])
 
 _MASK = (1 << 61) - 1
 FIRST_TOKEN, NUM_TOKENS = 3, 50
+GARBAGE = 2
+"""What is sampled from KV that was not loaded."""
 
 
 def extend(chain: int, token: int, adapter: int) -> int:
@@ -114,6 +118,9 @@ class Row:
     drafts: list[int] = field(default_factory=list)  # for the next step
     decodes: bool = False  # whether it was sampled in the last step that it was in
     rejected: list[int] = field(default_factory=list)  # drafts of its last steps, that were wrong
+    bad: bool = False  # whether it read KV in this step that a connector did not load
+    state_blocks: list[list[int]] = field(default_factory=list)
+    state_at: int | None = None
 
     def hash_at(self, position: int) -> int:
         """The right KV of a position."""
@@ -136,6 +143,11 @@ def lives_of(stream: Stream) -> tuple[int, ...]:
     return tuple(int(given[f"life_{i}"]) for i in range(1, 1 + len(stream.amateurs)))
 
 
+def weights_of(lives: Sequence[int], step: int) -> list[float]:
+    """What the rule chooses at a step, 0 for those that it needs no more."""
+    return [0.0 if step >= life else -1.0 - step - i / 8 for i, life in enumerate(lives)]
+
+
 class Workers:
     """All workers of an engine. ``v2`` follows vLLM's V2 model runner, else V1."""
 
@@ -148,6 +160,7 @@ class Workers:
         v2: bool,
         num_drafts: int = 0,
         right: float = 0.0,
+        layers: StateLayers | None = None,
     ) -> None:
         self.block_size = block_size
         self.max_loras = max_loras
@@ -161,10 +174,28 @@ class Workers:
         self.batch: set[str] = set()  # V1: the rows of the step before
         self.kv: dict[tuple[int, int], int] = {}
         self.scored: list[tuple[str, RowStats]] = []  # the groups of the last step
-        self.states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
+        self.loads: ConnectorWorkers | None = None
+        self.rule_states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
+        self.layers = layers
+        self.states = States(layers, block_size, self.kv) if layers else None
 
-    def execute(self, output: Any) -> dict[str, list[int]]:
-        """Run a step; the tokens sampled for each request, none for a prompt chunk."""
+    def execute(self, output: Any) -> tuple[dict[str, list[int]], KVConnectorOutput | None]:
+        """Run a step.
+
+        Returns:
+            The tokens sampled for each request, none for a prompt chunk; what a connector did.
+        """
+        for block in output.new_block_ids_to_zero or ():
+            self._clear(block)
+        if self.loads is None:
+            return self._execute(output), None
+        meta = output.kv_connector_metadata
+        told = self.loads.before_step(meta)
+        sampled = self._execute(output)
+        self.loads.after_step(meta, told, self.rows)
+        return sampled, told
+
+    def _execute(self, output: Any) -> dict[str, list[int]]:
         scheduled: dict[str, int] = output.num_scheduled_tokens
         gone = set(output.finished_req_ids)
         if self.v2:
@@ -175,8 +206,11 @@ class Workers:
         resumed = output.scheduled_cached_reqs.resumed_req_ids
         self.batch &= scheduled.keys() - resumed
 
-        cleared = set(output.new_block_ids_to_zero or ())
-        self.kv = {slot: kv for slot, kv in self.kv.items() if slot[0] not in cleared}
+        # V1's of before a preemption would lead to blocks that it has no more.
+        for request_id in {*(output.preempted_req_ids or ()), *resumed} & self.rows.keys():
+            self.rows[request_id].state_at = None
+        for copy in getattr(output, "kv_cache_block_copies", None) or ():
+            self._copy(copy.src_block_id, copy.dst_block_id)
         computed = self._add(output.scheduled_new_reqs)
         computed.update(self._update(output.scheduled_cached_reqs))
         assert computed.keys() == scheduled.keys(), "some scheduled requests were not sent"
@@ -184,6 +218,9 @@ class Workers:
         adapters = {self.rows[i].adapter for i in scheduled} - {0}
         assert len(adapters) <= self.max_loras, "more adapters in a batch than slots"
 
+        if self.states is not None:
+            of_step = [(self.rows[i], computed[i], computed[i] + n) for i, n in scheduled.items()]
+            self.states.prepare(of_step)
         chains: dict[str, list[int]] = {}
         verified: dict[str, list[int]] = {}
         for request_id, count in scheduled.items():
@@ -199,13 +236,35 @@ class Workers:
                     assert set(drafts) <= {-1}
                     drafts = row.drafts[: len(drafts)]
             elif drafts:  # padding: all the same length is faster
-                assert set(drafts) == {-1} and row.group is None
+                alone = sum(r.group == row.group for r in self.rows.values()) == 1
+                assert set(drafts) == {-1} and (row.group is None or alone)
             verified[request_id] = drafts
+            if self.states is not None:
+                self.states.compute(request_id, row, start, start + count)
             hashes = self._compute(request_id, row, start, start + count - len(drafts), drafts)
             if hashes:
                 chains[request_id] = hashes
             row.decodes = bool(hashes)
         return self._sample(scheduled, chains, verified)
+
+    def _clear(self, block: int) -> None:
+        for offset in range(self.block_size):
+            self.kv.pop((block, offset), None)
+        if self.states is not None:
+            self.states.drop(block)
+
+    def _copy(self, source: int, target: int) -> None:
+        self._clear(target)
+        for offset in range(self.block_size):
+            if (source, offset) in self.kv:
+                self.kv[target, offset] = self.kv[source, offset]
+        if self.states is not None:
+            self.states.copy(source, target)
+
+    def _state_blocks(self, block_ids: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Those of the groups with states, which are the last ones."""
+        groups = self.layers.groups if self.layers else 0
+        return [list(ids) for ids in block_ids[len(block_ids) - groups :]]
 
     def _add(self, new: Sequence[Any]) -> dict[str, int]:
         computed = {}
@@ -228,6 +287,7 @@ class Workers:
                 size=1 + len(stream.amateurs) if stream else 1,
                 lives=lives_of(stream) if stream else (),
                 slot=stream.slot if stream else None,
+                state_blocks=self._state_blocks(request.block_ids),
             )
             computed[request_id] = request.num_computed_tokens
         return computed
@@ -242,6 +302,8 @@ class Workers:
             if not self.v2:
                 if num_output < len(row.tokens) - row.num_prompt:
                     row.set_tokens(row.tokens[: row.num_prompt + num_output])
+                    if self.loads and computed[request_id] < len(row.tokens) - 1:
+                        row.decodes = False  # its load has failed: it computes some once more
                 if request_id not in self.batch and self.is_async and num_output > 0:
                     known = cached.all_token_ids[request_id]
                     row.set_tokens(row.tokens[: row.num_prompt] + list(known[-num_output:]))
@@ -249,9 +311,12 @@ class Workers:
                 assert not self.v2 and request_id not in self.batch
                 assert blocks is not None
                 row.blocks = list(blocks[0])
+                row.state_blocks = self._state_blocks(blocks)
                 row.decodes, row.rejected = False, []
             elif blocks is not None:
                 row.blocks += blocks[0]
+                for ids, more in zip(row.state_blocks, self._state_blocks(blocks), strict=True):
+                    ids += more
         return computed
 
     def _compute(
@@ -265,18 +330,28 @@ class Workers:
         """
         assert end <= len(row.tokens), f"{request_id} computes tokens that are not known"
         last = end + len(drafts)
-        assert last <= len(row.blocks) * self.block_size, f"{request_id} has too few blocks"
+        attends = self.layers is None or self.layers.attention
+        assert not attends or last <= len(row.blocks) * self.block_size, (
+            f"{request_id} has too few blocks"
+        )
         assert end == len(row.tokens) or not drafts, "a prompt chunk has drafts"
+        held = row.blocks if attends else ()
+        size = self.block_size
+        slots = [(held[i // size], i % size) for i in range(last if attends else 0)]
+        row.bad = any(self.kv.get(slot) == BAD for slot in slots[:start])
         hashes = [row.hash_at(end - 1)]
         for draft in drafts:
             hashes.append(extend(hashes[-1], draft, row.adapter))
-        for position in range(last):
-            slot = (row.blocks[position // self.block_size], position % self.block_size)
+        for position, slot in enumerate(slots):
             if position < start:
-                assert self.kv.get(slot) == row.hash_at(position), (
+                assert self.kv.get(slot) in (row.hash_at(position), BAD), (
                     f"{request_id} reads wrong KV at position {position} of {start}"
                 )
+            elif row.bad:
+                self.kv[slot] = BAD
             else:
+                if self.states is not None:
+                    self.states.drop(slot[0])
                 self.kv[slot] = (
                     row.hash_at(position) if position < end else hashes[position - end + 1]
                 )
@@ -301,6 +376,7 @@ class Workers:
             expert = streams[0]
             assert expert is not None, f"{name} samples without its expert"
             ids = [stream for stream in streams if stream is not None]
+            bad = any(self.rows[i].bad for i in ids)
             drafts = verified[expert]
             assert all(verified[i] == drafts for i in ids), f"streams of {name} verify other drafts"
             tokens: list[int] = []
@@ -308,9 +384,10 @@ class Workers:
             for at in range(1 + len(drafts)):
                 if at == len(tokens) and (not at or drafts[at - 1] == tokens[-1]):
                     others = self._needed(name, streams, chains, known + at, at)
-                    tokens.append(sample(chains[expert][at], others))
+                    tokens.append(GARBAGE if bad else sample(chains[expert][at], others))
                 if self.rows[expert].group is not None:
-                    self.scored.append((name, self._figures(first, streams, known + at)))
+                    figures = self._figures(first, streams, known + at)
+                    self.scored.append((name, figures._replace(nonfinite=int(bad))))
             if first.slot is not None:
                 self._keep_state(name, first.slot, known, tokens)
             self.drafted += len(drafts)
@@ -345,14 +422,15 @@ class Workers:
     def _figures(self, row: Row, streams: Sequence[str | None], step: int) -> RowStats:
         here = [i for i, stream in enumerate(streams[1:]) if stream is not None]
         done = [i for i in here if row.lives and step + 1 >= row.lives[i]]
-        return RowStats(1, 0, 0, sum(1 << i for i in done), 0, sum(1 << i for i in here))
+        bits, present = (sum(1 << i for i in each) for each in (done, here))
+        return RowStats(1, 0, 0, bits, 0, present, weights_of(row.lives, step))
 
     def _keep_state(self, name: str, slot: int, step: int, tokens: Sequence[int]) -> None:
         """What a rule keeps: it must find what it wrote at the step before, for the same text."""
         assert len(tokens) == 1, "a rule with state verifies drafts"
-        before = self.states.get((slot, step - 1), ("", 0))
+        before = self.rule_states.get((slot, step - 1), ("", 0))
         assert not step or before[0] == name, f"{name} finds the state of {before[0]} in its slot"
-        self.states[slot, step] = name, tokens[0]
+        self.rule_states[slot, step] = name, tokens[0]
 
     def _draft(self, ids: Sequence[str]) -> None:
         """Drafts for the next step; an amateur is told its expert's."""

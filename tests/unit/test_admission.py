@@ -278,9 +278,26 @@ def test_rules(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     drafts = SimpleNamespace(num_speculative_tokens=1)
     monkeypatch.setattr(front.config, "speculative_config", drafts)
     front.streams(text, beta="mti")
-    said = "beta='grd': this rule keeps state from step to step, which speculative decoding may"
-    assert said in refused(front, text, beta="grd")
-    assert said in refused(front, text, params=ColdParams(beta="grd"))
+    said = "'grd': this rule keeps state from step to step, which speculative decoding may"
+    for name, args in (
+        ("cold_beta", {"beta": "grd"}),
+        ("cold_weights", {"weights": "grd"}),
+        ("beta", {"params": ColdParams(beta="grd")}),
+    ):
+        assert refused(front, text, **args).startswith(f"{name}={said}")
+
+
+def test_whose_weights_are_told(front: Front) -> None:
+    """Of requests that ask, where a rule chooses them, and have one answer."""
+    text = front.text(" w1 w2")
+    assert not front.streams(text, beta="mti").explain
+    assert not front.streams(text, beta=0.5, explain=1).explain
+    assert front.streams(text, beta="mti", explain=1).explain
+    assert front.streams(text, ColdParams(beta="mti", explain=True)).explain
+    assert not front.streams(text, ColdParams(beta="mti")).explain
+    many = ColdParams(beta="mti", explain=True, n=2, temperature=1.0)
+    assert "n=2: must be 1 where the weights are asked for" in refused(front, text, params=many)
+    front.streams(text, ColdParams(beta="mti", n=2, temperature=1.0))
 
 
 def same_but(change: Any) -> Any:

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 from vllm_cold.vllm import availability, contracts, plugin, versions
-from vllm_cold.vllm.contracts import OF_SPECULATION, OF_V2, Contract
+from vllm_cold.vllm.contracts import OF_CONNECTORS, OF_SPECULATION, OF_V2, Contract
 from vllm_cold.vllm.frontend import refusal
 
 pytestmark = pytest.mark.unit
@@ -121,10 +121,12 @@ def test_a_module_that_moved_or_cannot_be_imported_is_named(
 
 
 @pytest.mark.parametrize(
-    "contract", (*contracts.needed(), *OF_SPECULATION, *OF_V2), ids=lambda contract: contract.where
+    "contract",
+    (*contracts.needed(), *OF_SPECULATION, *OF_V2, *OF_CONNECTORS),
+    ids=lambda contract: contract.where,
 )
 def test_the_installed_vllm_has_all_of_it(contract: Contract) -> None:
-    later = contract in OF_V2 and versions.is_before(0, 31)
+    later = contract in (*OF_V2, *OF_CONNECTORS) and versions.is_before(0, 31)
     if later or (contract in OF_SPECULATION and versions.is_before(0, 32)):
         pytest.skip("came with a later vLLM")
     assert contract.problem() is None

@@ -105,8 +105,12 @@ class Options:
     allowed: Tensor | None = None  # [rows, V], True for what is not
 
 
+MODEL = SimpleNamespace(is_hybrid=False)
+
+
 def processor_of(requests: Sequence[Request]) -> ColdLogitsProcessorV1:
-    processor = ColdLogitsProcessorV1(SimpleNamespace(additional_config=None), CPU, False)
+    config = SimpleNamespace(additional_config=None, model_config=MODEL)
+    processor = ColdLogitsProcessorV1(config, CPU, False)
     added = [(row, request.params, None, []) for row, request in enumerate(requests)]
     processor.update_state(BatchUpdate(len(requests), [], added, []))
     return processor
@@ -402,7 +406,7 @@ def build(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
 
 def test_it_is_loaded_beside_min_tokens(build: tuple[Any, list[Any]]) -> None:
     make, installed = build
-    config = SimpleNamespace(speculative_config=object(), additional_config={})
+    config = SimpleNamespace(speculative_config=object(), additional_config={}, model_config=MODEL)
     for custom in ([drafts_v1.PROCESSOR], (drafts_v1.PROCESSOR,)):
         found = make(config, CPU, False, False, custom)
         assert isinstance(found, LogitsProcessors)
@@ -417,7 +421,10 @@ def test_without_speculation_vllm_loads_it(build: tuple[Any, list[Any]]) -> None
     make, installed = build
     scheduler = SimpleNamespace(max_num_seqs=4)
     config = SimpleNamespace(
-        speculative_config=None, scheduler_config=scheduler, additional_config={}
+        speculative_config=None,
+        scheduler_config=scheduler,
+        additional_config={},
+        model_config=MODEL,
     )
     found = make(config, CPU, False, False, [drafts_v1.PROCESSOR])
     kinds = [type(p) for p in found.all]

@@ -108,7 +108,11 @@ def processor() -> Any:
     from vllm_cold.vllm.worker.processor_v2 import ColdLogitsProcessorV2
 
     states: Any = SimpleNamespace(device=torch.device("cpu"), max_num_reqs=8, prompt_len=None)
-    config: Any = SimpleNamespace(speculative_config=None, additional_config=None)
+    config: Any = SimpleNamespace(
+        speculative_config=None,
+        additional_config=None,
+        model_config=SimpleNamespace(is_hybrid=False),
+    )
     made = ColdLogitsProcessorV2(config, states)
     for slot, name, index in ((5, "x", 0), (2, "x", 1), (1, "y", 0), (7, "y", 1)):
         made.add_request(slot, ONE.params(name, index))

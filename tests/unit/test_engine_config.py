@@ -60,7 +60,6 @@ def test_an_ordinary_engine_is_prepared() -> None:
     [
         ({"runner_type": "pooling"}, "pooling model"),
         ({"is_encoder_decoder": True}, "encoder-decoder"),
-        ({"is_hybrid": True}, "state-space"),
         (
             {"enable_trace_replay": True},
             "it has enable_trace_replay, which CoLD does not support; start it without",
@@ -75,6 +74,47 @@ def test_models_that_cannot(model: dict[str, Any], reason: str) -> None:
     engine.additional_config = {"cold": True}
     with pytest.raises(ValueError, match=reason):
         configure(engine)
+
+
+@pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])
+def test_models_with_states(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By vLLM's release and options, not by family; each says what to do."""
+
+    def engine(**cache: Any) -> Any:
+        made = config(**{kind: True})
+        made.cache_config = SimpleNamespace(mamba_cache_mode="align", **cache)
+        return made
+
+    def said(engine: Any) -> str:
+        return str(unsupported(engine))
+
+    for version in ("0.23.0", "0.31.2"):
+        monkeypatch.setattr(versions, "vllm_version", lambda version=version: version)
+        assert said(engine()).endswith(
+            "CoLD supports with vLLM 0.32 and newer; update vLLM, or serve another model."
+        )
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.32.0")
+    for mode, works in (("none", True), ("align", True), ("all", False)):
+        made = engine()
+        made.cache_config.mamba_cache_mode = mode
+        assert (unsupported(made) is None) == works
+    assert said(made).startswith("mamba_cache_mode='all'") and "--mamba-cache-mode" in said(made)
+    assert "(--no-use-replayssm)" in said(engine(use_replayssm=True))
+    assert "leave it out" in said(engine(prefix_match_unit=8))
+    made = engine()
+    made.parallel_config.decode_context_parallel_size = 2
+    assert "(--decode-context-parallel-size)" in said(made)
+    made = engine()
+    made.parallel_config.tensor_parallel_size = 2
+    assert said(made).startswith("tensor_parallel_size=2 and LoRA are on with state-space layers")
+    made.lora_config, made.additional_config = None, {"cold": True}
+    assert unsupported(made) is None
+    made = engine()
+    made.speculative_config = SimpleNamespace(method="mtp", num_speculative_tokens=1)
+    assert said(made).startswith("speculative decoding is on (mtp) with state-space layers")
+    made = engine()
+    made.scheduler_config.enable_chunked_prefill = False
+    assert "--enable-chunked-prefill" in said(made)
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
@@ -92,9 +132,6 @@ def test_pipelines_in_which_vllm_is_wrong(
 
 
 def test_options_that_cannot() -> None:
-    engine = config()
-    engine.kv_transfer_config = object()
-    assert "KV connector" in str(unsupported(engine))
     engine = config()
     engine.parallel_config.enable_batch_sharded_sampling = True
     assert "batch-sharded" in str(unsupported(engine))
@@ -241,6 +278,32 @@ def test_what_fits_the_kv_cache(watermark: float, ranks: int, max_tokens: int) -
     with pytest.raises(ColdError, match="KV cache blocks"):
         fit(engine, pair, 8, max_tokens + 1)
     assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
+
+
+@pytest.mark.parametrize(
+    ("mode", "usable", "max_tokens"),
+    [("none", 12, 1), ("none", 16, 9), ("align", 6, 1), ("align", 12, 9), ("align", 20, 17)],
+)
+def test_states_take_blocks_too(mode: str, usable: int, max_tokens: int) -> None:
+    """Two groups of layers with attention, and four blocks for states: a stream of a single block
+    has not as many, where there are some for each of its last blocks.
+    """
+    engine = config(max_model_len=1000, is_hybrid=True)
+    engine.cache_config = SimpleNamespace(
+        num_gpu_blocks=1 + usable,
+        block_size=8,
+        sliding_window=None,
+        mamba_cache_mode=mode,
+        kv_cache_max_concurrency=(1 + usable) / (2 * 125 + 4),
+    )
+    engine.parallel_config = SimpleNamespace(data_parallel_size=1)
+    pair = [AmateurSpec("amateur", "amateur")]
+    assert fit(engine, pair, 8, max_tokens) == max_tokens
+    with pytest.raises(ColdError, match=rf"states included, and the engine has {usable};"):
+        fit(engine, pair, 8, max_tokens + 1)
+    assert fit(engine, pair, 8, max_tokens + 1, unlimited=True) == max_tokens
+    engine.cache_config.kv_cache_max_concurrency = None  # as in processes that are not told
+    assert fit(engine, pair, 8, 900) == 900
 
 
 # ---- what computes LoRA on CPU -------------------------------------------------------------------

@@ -21,7 +21,6 @@ from tests.asked import asked
 from vllm_cold.method.amateurs import Text
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
-from vllm_cold.rules import registry
 from vllm_cold.tools.contrast import Content, Stream, read_streams
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import account, collect, visible
@@ -51,7 +50,10 @@ def row(values: torch.Tensor, *kept: int) -> dict[int, Logprob]:
 
 
 def step(
-    streams: Sequence[Row], weights: Sequence[float | None], settings: ColdSettings, **options: Any
+    streams: Sequence[Row],
+    weights: Sequence[float | None] | None,
+    settings: ColdSettings,
+    **options: Any,
 ) -> Step:
     given = {"token": 0, "text": "", "known": SIZE, "vocab_size": SIZE, "listed": [], **options}
     return account.make_step(rows=streams, weights=weights, settings=settings, **given)
@@ -77,25 +79,22 @@ def weights_of(
     seed=st.integers(0, 10**6),
     alpha=st.just(0.0) | st.floats(1e-4, 1.0),
     weights=st.lists(st.none() | st.floats(-30.0, 3.0), min_size=1, max_size=4),
-    most=st.floats(0.0, 30.0),
+    rule=st.booleans(),
     cap=st.none() | st.integers(1, SIZE + 5),
     zero=st.sampled_from([0, 20]),
 )
 def test_a_step_is_that_of_the_op(
-    seed: int, alpha: float, weights: list[float | None], most: float, cap: int | None, zero: int
+    seed: int, alpha: float, weights: list[float | None], rule: bool, cap: int | None, zero: int
 ) -> None:
     """Valid tokens, weights, winner and scores (up to a constant), though it has probabilities."""
     expert, _ = logits(seed)
     amateurs = [logits(seed + 1 + i)[1] for i in range(len(weights))]
     amateurs[0][:zero] = -math.inf
-    settings = ColdSettings(alpha, expert_top_k=cap)
-    if None in weights:
-        settings = ColdSettings(alpha, "adaptive", {"beta_max": most}, cap)
+    settings = ColdSettings(alpha, "acd" if rule else 0.5, expert_top_k=cap)
     got = step([row(expert), *map(row, amateurs)], weights, settings)
-    strengths = weights_of(settings, weights, expert, amateurs)
+    strengths = [one or 0.0 for one in weights]
     expected = group_scores(expert, amateurs, ln(alpha), strengths, cap or 0)
-    if None in weights:
-        assert got.weights == pytest.approx(strengths, rel=1e-5, abs=1e-5 * (1 + most))
+    assert got.weights == (tuple(weights) if rule else ())
     assert got.complete
     assert got.valid_size == int((expected > -math.inf).sum())
     assert got.greedy == int(expert.argmax())
@@ -109,8 +108,7 @@ def test_a_step_is_that_of_the_op(
         assert c.amateurs == pytest.approx([float(a.softmax(0)[c.token]) for a in amateurs])
         if c.valid and 0.0 not in c.amateurs:
             score = float(expected[c.token] + constant)
-            near = 1e-6 if settings.rule is None else 1e-4 * (1 + most)  # rules are in float32
-            assert c.score == pytest.approx(score, rel=1e-6, abs=near)
+            assert c.score == pytest.approx(score, rel=1e-6, abs=1e-6)
     best = [c.score for c in got.candidates if c.score is not None]
     assert best == sorted(best, reverse=True)
 
@@ -148,49 +146,45 @@ def test_the_valid_set_is_complete_only_if_a_token_outside_of_it_is_known() -> N
     assert account.valid_tokens(tied, 5, None, capped) == ({0, 1, 2, 3}, True)
 
 
-NEEDED: dict[str | None, dict[str, float]] = {"judge": {"token": 7.0}}
-
-
 def test_what_is_not_listed_may_win() -> None:
     """Ten tokens of sixty, without a mask: CoLD's choice is the engine's word, or not known."""
     expert, amateur = logits(3)
     ten = expert.topk(10).indices.tolist()
     stranger = next(t for t in range(SIZE) if t not in ten)
 
-    def made(token: int, rule: str | None = None, **more: Any) -> Step:
+    def made(token: int, weights: list[float] | None, **more: Any) -> Step:
         rows = [row(expert, *{*ten, token}), row(amateur, *ten, token)]
-        settings = ColdSettings(0.0, rule or 0.5, NEEDED.get(rule))
-        weights = [-0.5 if rule is None else None]
+        settings = ColdSettings(0.0, "acd")
         return step(rows, weights, settings, token=token, known=10, **more)
 
-    assert made(ten[0], greedy_answer=True).winner is None
-    best = made(ten[0]).candidates[0].token
-    told = made(best)
+    assert made(ten[0], [-0.5], greedy_answer=True).winner is None
+    best = made(ten[0], [-0.5]).candidates[0].token
+    told = made(best, [-0.5])
     assert (told.winner, told.complete, told.wrong) == (best, False, False)
     # A listed token that is better for certain contradicts what the engine took.
-    wrong = made(told.candidates[3].token)
+    wrong = made(told.candidates[3].token, [-0.5])
     assert (wrong.winner, wrong.wrong) == (best, True)
-    for rule in registry.BUILT_IN:
-        unknown = made(stranger, rule)
-        assert (unknown.winner, unknown.weights) == (stranger, (None,))
-        assert all(c.score is None for c in unknown.candidates)
+    unknown = made(stranger, None)
+    assert (unknown.winner, unknown.weights) == (stranger, None)
+    assert all(c.score is None for c in unknown.candidates)
 
 
-@pytest.mark.parametrize("rule", sorted(registry.BUILT_IN))
-def test_no_weight_is_made_up(rule: str) -> None:
-    """Where one follows from more than the candidates, it is not known, nor is a score."""
+def test_no_weight_is_made_up() -> None:
+    """Where the engine told none, they are not known, nor is a score; where none is needed any
+    more, that is said.
+    """
     expert, amateur = logits(3)
     rows = [row(expert), row(amateur), row(amateur)]
-    settings = ColdSettings(0.1, rule, NEEDED.get(rule))
-    got = step(rows, [None, -0.5], settings, token=7)
-    if registry.get(rule).of_candidates:
-        wanted = weights_of(settings, [None, -0.5], expert, [amateur, amateur])
-        assert got.weights == pytest.approx(wanted, rel=1e-5)
-    else:
-        assert (got.weights, got.winner, got.complete) == ((None, -0.5), 7, True)
+    settings = ColdSettings(0.1, "mti")
+    for greedy_answer, winner in ((False, 7), (True, None)):
+        got = step(rows, None, settings, token=7, greedy_answer=greedy_answer)
+        assert (got.weights, got.winner, got.complete) == (None, winner, True)
         assert all(c.score is None for c in got.candidates)
-        greedy = step(rows, [None, -0.5], settings, greedy_answer=True)
-        assert greedy.winner is None and not greedy.differs
+    ended = step(rows, [-0.5, None], settings, ends=(1,))
+    alone = step(rows[:2], [-0.5], settings)
+    assert (ended.weights, ended.ends) == ((-0.5, None), (1,))
+    assert [c.score for c in ended.candidates] == [c.score for c in alone.candidates]
+    assert step(rows, [-0.5, 0.0], ColdSettings(0.1)).weights == ()
 
 
 def test_a_token_that_the_numbers_do_not_explain() -> None:
@@ -293,24 +287,33 @@ class Model:
 
     def answer(self, prompt: Asked, greedy: bool, max_tokens: int) -> Decoded:
         tokens: list[int] = []
+        weights: list[tuple[float | None, ...]] = []
+        ruled = not greedy and prompt.contrast.settings.rule is not None
         for _ in range(max_tokens):
             text = behind(prompt, tokens)
+            if ruled:
+                weights.append(tuple(self.weights(text)))
             if greedy:
                 values = self.logprobs(text.streams[0])
                 tokens.append(values.index(max(values)))
             else:
                 tokens.append(int(self.scores(text).argmax()))
-        return Decoded(tuple(tokens), "", "length")
+        return Decoded(tuple(tokens), "", "length", tuple(weights))
+
+    def weights(self, text: Asked) -> list[float]:
+        """By ``naive_rules``, where they are not fixed."""
+        rows = (torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams)
+        expert, *amateurs = rows
+        return weights_of(text.contrast.settings, text.contrast.weights, expert, amateurs)
 
     def scores(self, text: Asked) -> torch.Tensor:
         """By the op's reference."""
-        settings, weights = text.contrast.settings, text.contrast.weights
+        settings = text.contrast.settings
         expert, *amateurs = (
             torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams
         )
-        values = weights_of(settings, weights, expert, amateurs)
         return group_scores(
-            expert, amateurs, ln(settings.alpha), values, settings.expert_top_k or 0
+            expert, amateurs, ln(settings.alpha), self.weights(text), settings.expert_top_k or 0
         )
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
@@ -367,8 +370,9 @@ def exact(model: Model, report: Report, prompts: Sequence[Asked]) -> list[Step]:
                     assert [c.expert, *c.amateurs] == values
                     assert c.valid == (c.token in valid)
                     if c.score is not None:
-                        near = 1e-6 if text.contrast.settings.rule is None else 1e-3
-                        assert c.score == pytest.approx(float(scores[c.token]), abs=near)
+                        assert c.score == pytest.approx(float(scores[c.token]), abs=1e-6)
+                if step.weights:
+                    assert list(step.weights) == model.weights(text)
                 tokens.append(step.token)
                 steps.append(step)
     return steps
@@ -398,8 +402,18 @@ def test_every_number_is_exact(case: str) -> None:
     report = explain(model, prompts, max_tokens=6)
     assert model.looked_up > 0  # the case is one where something was missing
     steps = exact(model, report, prompts)
-    assert all(step.complete and step.winner is not None for step in steps)
-    assert any(step.differs for step in steps)
+    assert all(step.complete for step in steps)
+    cold, greedy = report.explanations[0].answers
+    assert all(step.winner is not None for step in cold.steps)
+    assert any(step.differs for step in cold.steps)
+    same = [a.token == b.token for a, b in zip(cold.steps, greedy.steps, strict=True)].index(False)
+    ruled = prompts[0].contrast.settings.rule is not None
+    for answer, known in ((cold, 6), (greedy, same + 1)):  # weights of its own text alone
+        told = [bool(step.weights) for step in answer.steps]
+        assert told == [ruled and i < known for i in range(6)]
+    assert [step.winner is not None for step in greedy.steps] == [
+        not ruled or i <= same for i in range(6)
+    ]
     lengths = [one.tokens for one in report.explanations[0].amateurs]
     assert lengths == [len(stream.ids) for stream in model.read_one(prompts[0]).streams[1:]]
 
@@ -415,12 +429,11 @@ def test_more_is_asked_for_where_the_valid_set_is_not_complete() -> None:
 @pytest.mark.parametrize("beta", [0.5, "adaptive", "acd"])
 @pytest.mark.parametrize("alpha", [0.0, 0.02])
 def test_a_limit_is_told(alpha: float, beta: Any) -> None:
-    """Where more tokens are valid than may be listed: the engine's word, and no weight guessed."""
+    """Where more tokens are valid than may be listed: the engine's word."""
     model, prompts = Model(spread=1.0), asked(["ab"], alpha=alpha, beta=beta)
     report = explain(model, prompts, max_tokens=4)
     steps = exact(model, report, prompts)
     assert all(not step.complete and step.valid_size >= 20 for step in steps)
-    assert all(step.weights == ((None,) if beta != 0.5 else ()) for step in steps)
     cold, greedy = report.explanations[0].answers
     assert all(step.winner == step.token for step in cold.steps)
     assert all(step.winner is None for step in greedy.steps)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from tests.browser.reports import HOSTILE, WRONG, make_report
+from tests.browser.reports import ENDS, HOSTILE, PARTS, WRONG, make_report
 from vllm_cold.tools.explain import page, terminal, visible, words
 from vllm_cold.tools.explain.record import Report
 
@@ -81,12 +81,13 @@ def test_what_is_said_of_answers() -> None:
     cold, greedy = said(make_report())
     assert f"another token than follows from the numbers here at token {WRONG + 1} (" in cold
     assert "Checked: each token is the expert's most probable one" in greedy
+    assert "amateur" not in cold + greedy and "weights" not in cold + greedy
     several = make_report(several=True)
-    unknown = [i for i, s in enumerate(several.explanations[0].answers[0].steps, 1) if s.weights]
-    assert len(unknown) == 40
-    none = [i for i in unknown if None in several.explanations[0].answers[0].steps[i - 1].weights]
-    listed = ", ".join(map(str, none[:5]))
-    assert f"At token {listed}, ... the weight that a rule chose is not known" in said(several)[0]
+    cold, greedy = said(several)
+    ended = f"⊣ At token {ENDS + 1} the rule ended amateur 1."
+    assert ended in cold and ended not in greedy and "weights" not in cold
+    listed = ", ".join(map(str, range(PARTS + 2, PARTS + 7)))
+    assert f"At token {listed}, ... the weights are not known, and so no scores: the rule" in greedy
     cold, greedy = said(make_report(alpha=0.0))
     assert "At all tokens more tokens may be valid than vLLM lists" in cold
     assert "What CoLD takes there is the engine's own word." in cold
@@ -121,6 +122,15 @@ def test_the_terminal_without_colours() -> None:
         assert f"[{word}]" in flowing
     assert "against sql, text of its own, weight +0.25 (3 tokens)" in flowing
     assert "The engine took another token" in flowing
+    steps = report.explanations[0].answers[0].steps
+    assert flowing.count("weights: ") == 1  # of CoLD's answer
+    _, _, listed = flowing.partition("weights: ")
+    for number in (3, ENDS, ENDS + 1):
+        step = steps[number]
+        first = "ended" if number > ENDS else f"{-0.3 * (number % 7):.3g}"
+        shown = f"{visible.alone(step.text, step.token)} {first}, 0.25{' ⊣' * (number == ENDS)}"
+        assert " ".join(shown.split()) in listed
+    assert "weights: " not in printed(make_report(), 100)
 
 
 def test_the_table_of_candidates() -> None:

@@ -89,6 +89,7 @@ def test_a_server_is_asked_in_the_users_way(upstream: tuple[str, MadeUp]) -> Non
         "cold_expert_top_k": most,
         "cold_part": "0:1",
         "cold_preset": "adacad",
+        "cold_explain": 1,
     }
     [two] = asked(["xy"], amateur=["", "two"], part=["0:1", ""], weights=[-0.5, "adaptive"])
     found = sent(url, two)
@@ -104,6 +105,19 @@ def test_a_server_is_asked_in_the_users_way(upstream: tuple[str, MadeUp]) -> Non
         again = read_contrast({k: v for k, v in xargs.items() if k != "cold"})
         assert again.weights == given.contrast.weights
         assert again.settings.rule_parameters == given.contrast.settings.rule_parameters
+
+
+def test_weights_that_are_not_told(upstream: tuple[str, MadeUp]) -> None:
+    """A server that leaves them out is found out."""
+    url, made = upstream
+    report = ask(url, preset="", alpha="0.02", beta="adaptive", rule_parameters='{"beta_max": 99}')
+    steps = report[-1]["report"]["explanations"][0]["answers"][0]["steps"]
+    assert [len(step["weights"]) for step in steps] == [1] * 6
+    assert any(step["weights"][0] for step in steps)
+    made.changed = {"weights": None}
+    (*_, error) = ask(url, preset="", alpha="0.02", beta="adaptive")
+    assert error["event"] == "error"
+    assert "does not return kv_transfer_params.cold.weights as vLLM does" in error["text"]
 
 
 def test_a_chat_is_asked_as_a_chat(upstream: tuple[str, MadeUp]) -> None:

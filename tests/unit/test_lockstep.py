@@ -45,18 +45,29 @@ def running(num: int = 1, chunk: int = 0) -> Capacity:
     return Capacity([0] * num, [False] * num, chunk=chunk)
 
 
-def missing(*num_cached: int, admissible: bool = True, other: bool = False) -> Capacity:
+def missing(
+    *num_cached: int, admissible: bool = True, other: bool = False, can_finish: bool = True
+) -> Capacity:
     """A follower for each number of cached tokens."""
     away = [True] * len(num_cached)
-    return Capacity(num_cached, away, admissible, other_incomplete=other)
+    return Capacity(num_cached, away, admissible, other_incomplete=other, can_finish=can_finish)
 
 
 def play(
-    step: Step[Stream], group: Group[Stream], capacity: Capacity, waiting: bool = False
+    step: Step[Stream],
+    group: Group[Stream],
+    capacity: Capacity,
+    waiting: bool = False,
+    block: int = 1,
 ) -> dict[str, int]:
     """What each stream gets in a pass in vLLM's order: the leader, followers that run, and those
-    that start; each is offered what it can take, as far as the budget goes.
+    that start; each is offered what it can take, as far as the budget goes. With a state for each
+    ``block`` tokens, what is less than all that it is offered is whole blocks, or within one.
     """
+
+    def part(num_tokens: int) -> int:
+        return num_tokens // block * block or num_tokens
+
     granted = dict.fromkeys((s.request_id for s in group.streams), 0)
     cached = dict(zip((f.request_id for f in group.followers), capacity.num_cached, strict=True))
 
@@ -72,13 +83,13 @@ def play(
     leader = group.leader.request_id
     if not (offered := offer(group.leader, waiting)):
         return granted
-    granted[leader] = step.clip_leader(group, offered, 0, capacity, waiting)
+    granted[leader] = step.clip_leader(group, offered, 0, capacity, waiting, part)
     admitted = step.admits(group, capacity) if granted[leader] or not waiting else ()
     present = zip(group.followers, capacity.missing, strict=True)
     for follower in (*(f for f, away in present if not away), *admitted):
         starts, name = follower in admitted, follower.request_id
         if offered := offer(follower, starts):
-            granted[name] = step.clip_follower(group, follower, offered, cached[name], starts)
+            granted[name] = step.clip_follower(group, follower, offered, cached[name], starts, part)
         assert granted[name] or not (waiting and starts), "a follower that can start does not"
     return granted
 
@@ -166,6 +177,11 @@ PASSES: list[tuple[dict[str, Any], Any, list[int]]] = [
     ({"budget": 6, "padding": 4}, pair(1, 1, away=[True]), [1, 1]),
     ({"budget": 5, "padding": 4}, pair(1, 1, away=[True]), [0, 0]),
     ({"budget": 2, "padding": 4}, pair(1, 1), [1, 1]),
+    # Where a follower's prompt has to be split for its states, nobody samples.
+    ({"budget": 64}, pair(1, 9, 1, can_finish=False), [0, 8, 0]),
+    ({"budget": 64}, pair(1, 1, 9, away=[False, True], can_finish=False), [0, 0, 8]),
+    ({"budget": 64}, start(9, 9, can_finish=False), [8, 8]),
+    ({"budget": 64}, start(9, 9, cached=[8], can_finish=False), [8, 0]),
 ]
 
 
@@ -178,6 +194,31 @@ def test_a_pass(asked: dict[str, Any], case: Any, expected: list[int]) -> None:
     used = sum(expected) + step.extra * sum(n > 0 for n in expected)
     assert step.budget == asked["budget"] - used
     assert step.reserved == 0 and step.promised == asked.get("promised", 0)
+
+
+@pytest.mark.parametrize(
+    ("budget", "case", "expected"),
+    [
+        # Less than a stream is offered: whole blocks; without any, within the block.
+        (20, start(50, 50), [16, 4]),
+        (33, start(50, 50), [32, 1]),
+        (10, start(50, 50), [9, 1]),
+        (66, start(50, 40, 30), [48, 16, 2]),
+        (64, pair(3, 90), [2, 62]),
+        (70, pair(90, 90, 3), [70, 0, 0]),
+        # One short of the last token, too.
+        (200, pair(34, 35, 20, can_finish=False), [32, 32, 16]),
+        (200, pair(34, 35, 15, can_finish=False), [32, 32, 14]),
+        # All that is left is all that is left.
+        (200, pair(34, 35, 15), [34, 35, 15]),
+        (48, start(50, 30, cached=[10]), [32, 16]),
+    ],
+)
+def test_a_pass_with_states(budget: int, case: Any, expected: list[int]) -> None:
+    step: Step[Stream] = Step(budget)
+    group, capacity, waiting = case
+    assert list(play(step, group, capacity, waiting, block=16).values()) == expected
+    assert step.budget == budget - sum(expected)
 
 
 @pytest.mark.parametrize(
@@ -284,6 +325,7 @@ GROUPS = st.tuples(
     st.integers(0, 4),  # the leader
     st.sampled_from([0, 2, 3, 12]),  # chunk
     st.booleans(),  # admissible
+    st.booleans(),  # can_finish
     st.booleans(),  # whether the leader does not run yet, nor does anybody else
 )
 
@@ -296,14 +338,16 @@ GROUPS = st.tuples(
     extra=st.sampled_from([0, 0, 1, 3]),
     padding=st.sampled_from([0, 0, 2, 6]),
     drafting=st.booleans(),
+    block=st.sampled_from([1, 1, 4, 16]),
 )
 def test_any_pass(
     budget: int,
-    groups: list[tuple[tuple[tuple[int, bool, int], ...], int, int, bool, bool]],
+    groups: list[tuple[tuple[tuple[int, bool, int], ...], int, int, bool, bool, bool]],
     plain: list[int],
     extra: int,
     padding: int,
     drafting: bool,
+    block: int,
 ) -> None:
     """Whatever comes: the budget holds, no group is split, all verify as many drafts, and all that
     start start together.
@@ -311,7 +355,7 @@ def test_any_pass(
     step: Step[Stream] = Step(budget, extra, padding)
     used = 0
     everyone = []
-    for number, (streams, longest, chunk, admissible, waiting) in enumerate(groups):
+    for number, (streams, longest, chunk, *can, waiting) in enumerate(groups):
         if plain and (spare := budget - used - extra) > 0:
             used += step.clip_plain(min(plain.pop(), spare)) + extra
         sizes = [100 + (i == longest) for i in range(len(streams))]
@@ -329,7 +373,9 @@ def test_any_pass(
             else:
                 stream.spec_token_ids = [-1] * drafts
         away = [f.request_id in absent for f in group.followers]
-        scheduled = play(step, group, Capacity([0] * len(away), away, admissible, chunk), waiting)
+        admissible, can_finish = can
+        capacity = Capacity([0] * len(away), away, admissible, chunk, can_finish=can_finish)
+        scheduled = play(step, group, capacity, waiting, block)
         used += sum(n + extra * (n > 0) for n in scheduled.values())
         everyone.append((group, scheduled))
         assert 0 <= used <= budget

@@ -172,11 +172,11 @@ def test_a_rule_in_place_of_a_number() -> None:
     [
         ("prompt", "", "must not be empty"),
         ("prompt", [], "must not be empty"),
-        ("prompt", b"text", "must be a text, a list of token ids, or a list of messages"),
+        ("prompt", b"text", "must be a text, a list of token ids, a list of messages, or {"),
         ("prompt", [1, -1], "must be a text"),
         ("prompt", [1, True], "must be a text"),
         ("prompt", [1, "a"], "must be a text"),
-        ("prompt", {"prompt": "a"}, "must be a text"),
+        ("prompt", {"prompt": "a"}, "as a mapping must have a tensor"),
         ("prompt", [{"content": "a"}], "message 0 must have a role"),
         ("prompt", [*MESSAGES, {"role": "user"}], "message 1 must have a content"),
         ("prompt", [*MESSAGES, "a"], "message 1 must have a role"),

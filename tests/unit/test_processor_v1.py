@@ -37,7 +37,8 @@ def params(group: str, index: int, num_amateurs: int = 1) -> SamplingParams:
 
 
 def make() -> ColdLogitsProcessorV1:
-    return ColdLogitsProcessorV1(SimpleNamespace(additional_config={}), torch.device("cpu"), False)
+    config = SimpleNamespace(additional_config={}, model_config=SimpleNamespace(is_hybrid=False))
+    return ColdLogitsProcessorV1(config, torch.device("cpu"), False)
 
 
 def update(

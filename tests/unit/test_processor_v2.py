@@ -41,7 +41,11 @@ PLAIN = SamplingParams()
 
 
 ONE = of_size(1)
-CONFIG: Any = SimpleNamespace(speculative_config=None, additional_config={"other": 1})
+CONFIG: Any = SimpleNamespace(
+    speculative_config=None,
+    additional_config={"other": 1},
+    model_config=SimpleNamespace(is_hybrid=False),
+)
 
 
 def params(group: str, index: int, contrast: Contrast = ONE) -> SamplingParams:
@@ -332,11 +336,12 @@ def test_amateurs_are_told() -> None:
 def test_no_sync(counts: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Meta tensors have shapes only: whatever needs their values raises."""
     # Statistics are copied to the host behind an event, which needs a device.
-    monkeypatch.setattr(rows_module, "StepStats", lambda ids, statistics, present: None)
+    monkeypatch.setattr(rows_module, "StepStats", lambda *found: None)
     for rule in (None, *BUILT_IN):
         processor = mixed("meta")
         if rule is not None:
-            asked = Contrast((None, None), rule=rule, parameters=NEEDED.get(rule, {}), slot=3)
+            given = NEEDED.get(rule, {})
+            asked = Contrast((None, None), rule=rule, parameters=given, slot=3, explain=True)
             for index, slot in enumerate(MIXED["z"][1]):
                 processor.add_request(slot, params("z", index, asked))
         expect(processor, range(10), counts)

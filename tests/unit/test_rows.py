@@ -282,6 +282,32 @@ def test_what_rules_choose_arrives_at_the_scores() -> None:
     assert acted == RULED.keys() and "gate" in idle and done == {"decides", "too"}
 
 
+@pytest.mark.parametrize("num", [1, 3])
+def test_weights_are_told_where_a_client_asks(num: int) -> None:
+    """Those with which each row was scored; of steps that nobody asks for, none."""
+    steps = dict.fromkeys(range(num * len(RULED) * 4), 3)
+    for asking in ((), ("three", "too")):
+        groups = {name: replace(one, explain=name in asking) for name, one in RULED.items()}
+        batch, found = Batch(groups), None
+        if (found := batch.match()) is not None and num > 1:
+            found = found.spread([num] * batch.num_rows)
+        drawn = torch.Generator().manual_seed(5)
+        before = 3 * torch.randn(num * batch.num_rows, VOCAB, generator=drawn)
+        logits = before.clone()
+        figures = asked(found, logits, {r: 3 for r in steps if r < len(before)}, RuleStates(CPU))
+        for name, rows in batch.rows.items():
+            assert len(figures[name]) == num
+            for nth, figure in enumerate(figures[name]):
+                if name not in asking:
+                    assert asking or figure.weights == ()
+                    continue
+                weights = tuple(figure.weights[: len(rows) - 1])
+                at = [num * row + nth for row in rows]
+                want = replace(RULED[name], rule=None, weights=weights).scores(before[at])
+                torch.testing.assert_close(logits[at[0]].double(), want, rtol=1e-4, atol=1e-3)
+                assert any(weights)
+
+
 def test_each_row_of_drafts_has_its_own_step() -> None:
     groups = {name: RULED[name] for name in ("plain", "fixed", "grows", "gate")}
     batch = Batch(groups)
@@ -410,7 +436,7 @@ def test_amateurs_that_have_ended() -> None:
         kept_tokens = rows[0].clone()
         kept_tokens[num:] = -math.inf
         torch.testing.assert_close(got, kept_tokens, rtol=1e-6, atol=1e-6)
-        assert figure == (num, 0, 0, 0, 1, 0)
+        assert figure == (num, 0, 0, 0, 1, 0, ())
         assert alone is not None and alone.members == ([0],)
         # Where drafts are verified, too.
         spread = alone.spread([3])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tests import naive_rules
 from vllm_cold.errors import ColdError
+from vllm_cold.ops.interface import Groups
 from vllm_cold.rules import Choice, Parameter, Rule, registry
 from vllm_cold.rules.check import checked
 from vllm_cold.rules.statistics import Statistics
@@ -50,10 +51,13 @@ def asked(
     p = types.SimpleNamespace(**{n: torch.full((groups, 1), v) for n, v in given.items()})
     statistics = Statistics(
         logits.reshape(-1, vocabulary),
-        torch.arange(groups * streams).view(groups, streams),
-        torch.full((groups,), log_alpha),
-        torch.full((groups,), cap) if cap else None,
-        cap,
+        Groups(
+            torch.arange(groups * streams).view(groups, streams),
+            torch.zeros(groups, streams - 1),
+            torch.full((groups,), log_alpha),
+            torch.full((groups,), cap) if cap else None,
+            cap,
+        ),
         torch.full((groups,), step),
         torch.zeros(groups, streams - 1, rule.state) if state is None else state,
     )

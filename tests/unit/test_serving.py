@@ -24,9 +24,10 @@ from vllm.renderers.inputs.preprocess import prompt_to_seq
 from vllm.renderers.params import TokenizeParams
 
 from tests.front_end import JUNK, ONE, TWO, Front
+from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.ops.interface import NOT_FINITE
-from vllm_cold.vllm import patching
+from vllm_cold.vllm import patching, versions
 from vllm_cold.vllm.frontend import admission, intake, serving
 from vllm_cold.vllm.frontend.capacity import most_tokens
 from vllm_cold.vllm.frontend.errors import request_error
@@ -215,6 +216,8 @@ def test_keys(body: dict[str, Any], message: str, online: Online) -> None:
         (chat(USER), {"other": "\ud800"}, "cold_other='\\ud800': unknown key"),
         ({"prompt": " w1"}, {"without": "system"}, "cold_without='system': is for chats"),
         ({"prompt": [" w1", " w2"]}, {"part": "0:1"}, "cold_part=2: is for one prompt"),
+        ({"prompt": [" w1", " w2"]}, {"explain": 1}, "prompt=2: must be 1 where the weights are"),
+        ({"prompt": " w1", "n": 3}, {"explain": 1}, "n=3: must be 1 where the weights are asked"),
         (
             {"prompt": "Text: w1", "suffix": " w2"},
             {"part": "0:3"},
@@ -264,7 +267,7 @@ def test_a_failed_request_tells_why(cold: bool, online: Online, front: Front) ->
             for reason in (None, "error", None):
                 one = SimpleNamespace(finish_reason=reason, stop_reason=reason and NOT_FINITE)
                 fine = SimpleNamespace(finish_reason=None, stop_reason=None)
-                yield SimpleNamespace(outputs=[fine, one])
+                yield SimpleNamespace(outputs=[fine, one], kv_transfer_params=None)
         finally:
             ended.append("closed")
 
@@ -418,6 +421,45 @@ def test_a_client_is_told_what_was_used(online: Online, front: Front) -> None:
             {"amateur": "one", "prompt": "text", "weight": "mti"}]},
         {**common, "beta": "acd", "amateur": None},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("asks", "has"), [(True, False), (False, False), (True, True)])
+def test_weights_follow_a_streamed_answer(
+    front: Front, asks: bool, has: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them, behind its last part, for who asks; unless vLLM puts them there itself."""
+    assert serving._streams_have_them() is (versions.vllm_version() >= "0.33")
+    monkeypatch.setattr(serving, "_streams_have_them", lambda: has)
+    rows = [[-0.5, None], [-0.25, None]]
+    parts = [b'data: {"choices": []}\n\n', b"data: [DONE]\n\n", b""]
+    sent: list[bytes] = []
+
+    async def outputs() -> AsyncGenerator[Any, None]:
+        for num in (1, 2):
+            told = results.with_weights({"theirs": 1}, rows[:num]) if asks else {"theirs": 1}
+            yield SimpleNamespace(outputs=[], kv_transfer_params=told)
+        yield SimpleNamespace(outputs=[], kv_transfer_params=None)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        async for _ in serving._looked_at(outputs(), FRONT_END.exchange()):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for part in parts:
+            await send({"type": "http.response.body", "body": memoryview(part)})
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(bytes(message.get("body", b"")))
+
+    front.run(serving.Header(app)({"type": "http"}, None, send))
+    if not asks or has:
+        assert sent == [b"", *parts]
+        return
+    assert [sent[1], sent[3]] == [parts[0], b""]
+    told, done, rest = sent[2].split(b"\n\n")
+    assert (done, rest) == (b"data: [DONE]", b"")
+    assert json.loads(told.removeprefix(b"data: ")) == {
+        "choices": [], "kv_transfer_params": {"cold": {"weights": rows}},
+    }  # fmt: skip
 
 
 def test_each_chat_of_a_batch_is_told(online: Online, front: Front) -> None:

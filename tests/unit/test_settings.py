@@ -195,12 +195,13 @@ CONTRAST_KEYS = [
     "cold_amateur",
     "cold_amateur_prompt",
     "cold_amateur_messages",
+    "cold_amateur_prompt_embeds",
     "cold_without",
     "cold_part",
     "cold_weights",
     "cold_preset",
 ]
-NAMES = ["cold", *KNOB_KEYS, *CONTRAST_KEYS]
+NAMES = ["cold", *KNOB_KEYS, *CONTRAST_KEYS, "cold_explain"]
 KEYS = st.sampled_from(NAMES) | st.text().map("cold_".__add__) | st.just("Cold_Beta")
 
 
@@ -276,10 +277,16 @@ def test_whether_cold_is_asked_for() -> None:
         with pytest.raises(ColdError) as raised:
             parse_request_args({"cold": wrong})
         check_error(raised.value, "cold", wrong, "must be 0 or 1 (false or true)")
+        with pytest.raises(ColdError, match="^cold_explain=.*0 or 1"):
+            parse_request_args({"cold_explain": wrong})
+        with pytest.raises(ColdError, match="^explain=.*0 or 1"):
+            ColdParams(explain=wrong)
         with pytest.raises(ColdError, match="0 or 1"):
             parse_engine_defaults({"enabled": wrong})
     # Any key asks for it.
     assert parse_request_args({"cold_alpha": 0.2}) == ColdArgs(True, given={"alpha": 0.2})
+    assert parse_request_args({"cold_explain": True}) == ColdArgs(True, explain=True)
+    assert parse_request_args({"cold_explain": 0}) == ColdArgs()  # asks for nothing
     asked = ColdArgs(True, contrast=ContrastArgs(amateur="b"))
     assert parse_request_args({"cold_amateur": "b"}) == asked
 
@@ -288,6 +295,7 @@ BAD_CONTRAST: dict[str, list[Any]] = {
     "amateur": [1, 0.5, True, [1], [None], {"a": 1}, b"a", [["a"]]],
     "amateur_prompt": [1, True, [1], {}, b"a"],
     "amateur_messages": [1, [{"role": "user"}], {}, [[]]],
+    "amateur_prompt_embeds": [1, True, [1], {}, b"a"],
     "without": [1.5, True, [1.5], [True], {}, b"system", [["system"]]],
     "part": [1, 1.5, True, [1.5], {}, [[1, 2]]],
     "weights": [
@@ -300,6 +308,7 @@ GOOD_CONTRAST: dict[str, list[Any]] = {
     "amateur": ["b", "", ["a", "b"]],
     "amateur_prompt": ["", "text", ["one", "two", ""]],
     "amateur_messages": ["[]", ["[]", ""]],
+    "amateur_prompt_embeds": ["AAAA", ["AAAA", ""]],
     "without": ["system", "system,tool", "0,2", 0, 3, [0, "tool"]],
     "part": [[0, 3], "0:3", ["0:3", ""]],
     "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "mti", ""]],
@@ -457,6 +466,8 @@ def test_a_rule_for_two_amateurs() -> None:
         )
     with pytest.raises(ColdError, match="^beta='judge': this rule chooses the weights of 2"):
         ColdParams(beta="judge", amateur=Amateur(prompt="a"))
+    with pytest.raises(ColdError, match="^weights='judge': this rule .* those of 1 of 2"):
+        combine(given, ["judge", None])  # as it was said
 
 
 FOR_A_RULE = "is for a rule, and beta is {}; leave it out or set beta to a rule's name"
@@ -592,7 +603,8 @@ def test_one_declaration() -> None:
     assert {name: knob.default for name, knob in KNOBS.items()} == knobs
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
     own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}
-    assert own == {**knobs, "amateur": None, "amateurs": None, "method": None}
+    others = {"amateur": None, "amateurs": None, "explain": False, "method": None}
+    assert own == {**knobs, **others}
     assert list(REQUEST_KEYS) == NAMES
     assert list(ENGINE) == [*knobs, "without", "preset"]
     assert MAX_AMATEURS == MAX_STREAMS - 1

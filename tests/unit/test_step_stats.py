@@ -19,12 +19,14 @@ from vllm.v1.metrics.stats import SchedulerStats
 
 from tests.front_end import ONE, Front
 from vllm_cold import Amateur, ColdParams
+from vllm_cold.group import results
 from vllm_cold.group.step_stats import (
     Counters,
     CountersByKind,
     Report,
     RowStats,
     StepStats,
+    WeightsByStep,
 )
 from vllm_cold.vllm.frontend import metrics
 from vllm_cold.vllm.frontend.prometheus import (
@@ -85,23 +87,33 @@ def test_figures_are_in_the_order_of_the_tokens() -> None:
     """Where drafts are verified a group has several, and V1 asks about the last row first."""
     # Where a rule chooses, with what it said.
     outputs.hand_over(StepStats(("b", "a"), [[5, 3], [0, 1], [0, 0], [2, 0], [0, 1]], (3, 1)))
-    outputs.hand_over(StepStats(("a", "a"), [[1, 2], [0, 1], [0, 0]], (1, 1)), in_front=True)
+    weights = [[-0.5, 0.25], [0.0, 1.0]]  # that somebody asks for
+    first = StepStats(("a", "a"), [[1, 2], [0, 1], [0, 0]], (1, 1), weights)
+    outputs.hand_over(first, in_front=True)
     outputs.hand_over(StepStats(("c",), [[9], [0], [1]], (0,)))
     carried: Any = Output()
     for output in (carried, pickle.loads(pickle.dumps(SimpleNamespace(cold=carried.cold)))):
         assert outputs.from_worker(output) == {
-            "a": [(1, 0, 0, 0, 0, 1), (2, 1, 0, 0, 0, 1), (3, 1, 0, 0, 1, 1)],
-            "b": [(5, 0, 0, 2, 0, 3)], "c": [(9, 0, 1, 0, 0, 0)],
+            "a": [
+                RowStats(1, 0, 0, 0, 0, 1, weights[0]), RowStats(2, 1, 0, 0, 0, 1, weights[1]),
+                RowStats(3, 1, 0, 0, 1, 1),
+            ],
+            "b": [RowStats(5, 0, 0, 2, 0, 3)], "c": [RowStats(9, 0, 1, 0, 0, 0)],
         }  # fmt: skip
     outputs.hand_over(StepStats(("a",), [[4], [0], [0]], (1,)), in_front=True)
-    assert outputs.from_worker(Output()) == {"a": [(4, 0, 0, 0, 0, 1)]}
+    assert outputs.from_worker(Output()) == {"a": [RowStats(4, 0, 0, 0, 0, 1)]}
 
 
 def test_rows_of_figures_must_match_their_groups() -> None:
     """A worker that has more of one than of the other has mixed something up."""
-    for ids, present in ((("a",), (1, 1)), (("a", "b", "c"), (1, 1)), (("a", "b"), (1,))):
+    for ids, present, weights in (
+        (("a",), (1, 1), None),
+        (("a", "b", "c"), (1, 1), None),
+        (("a", "b"), (1,), None),
+        (("a", "b"), (1, 1), [[-0.5]]),
+    ):
         with pytest.raises(ValueError, match="zip"):
-            list(StepStats(ids, [[1, 2], [0, 0], [0, 0]], present).figures())
+            list(StepStats(ids, [[1, 2], [0, 0], [0, 0]], present, weights).figures())
 
 
 def test_figures_on_a_device_are_waited_for_when_they_are_read(
@@ -138,10 +150,25 @@ def test_figures_on_a_device_are_waited_for_when_they_are_read(
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", empty)
         patch.setattr(torch, "get_device_module", lambda device: SimpleNamespace(Event=Event))
-        late = StepStats(("a",), OnDevice([[2, 0, 1]]), (1,))  # type: ignore[arg-type]
-    assert calls == ["record"]
-    assert list(late.figures()) == [("a", RowStats(2, 0, 1, present=1))]
-    assert calls == ["record", "synchronize"]
+        rows: list[Any] = [OnDevice([[2, 0, 1]]), OnDevice([[7, 8]])]
+        late = StepStats(("a",), rows[0], (1,), rows[1])
+    assert calls == ["record", "record"]
+    assert list(late.figures()) == [("a", RowStats(2, 0, 1, present=1, weights=[7, 8]))]
+    assert calls == ["record", "record", "synchronize"]  # the later one comes last
+
+
+def test_weights_of_an_amateur_that_has_ended() -> None:
+    """Whether or not a step was under way that still had a row of it."""
+    told = WeightsByStep(2)
+    told.give([RowStats(1, 0, 0, weights=[-0.5, 0.0, 0.0])])  # a wider group is in the batch
+    told.give([RowStats(1, 0, 0, done=0b1, weights=[-0.25, 0.0])])
+    told.give([RowStats(1, 0, 0, done=0b1, weights=[0.0, 0.5]), RowStats(1, 0, 0, weights=[0, -1])])
+    assert told.rows == [[-0.5, 0.0], [-0.25, 0.0], [None, 0.5], [None, -1]]
+    theirs = {"remote_block_ids": [1]}  # a KV connector's
+    given = results.with_weights(theirs, told.rows)
+    assert given == {**theirs, "cold": {"weights": told.rows}} and theirs.keys() == {*theirs}
+    assert results.weights_in(given) == told.rows
+    assert results.weights_in(theirs) is results.weights_in(None) is None
 
 
 def test_counts_are_taken_once() -> None:
@@ -233,7 +260,11 @@ def test_the_front_end_takes_the_figures_out() -> None:
     assert sample("requests_total", 1, **KIND) == 4
     stats.kv_connector_stats = {"other": 1}
     record(manager, stats)
-    assert seen == [None, {"other": 1}]
+    # Those of a connector stay.
+    attach(stats, counts_of(requests=3).take(0, 0))
+    record(manager, stats)
+    assert seen == [None, {"other": 1}, {"other": 1}]
+    assert sample("requests_total", 0, **KIND) == 3
 
 
 def test_the_dashboard_shows_metrics_that_exist() -> None:

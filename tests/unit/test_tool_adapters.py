@@ -76,6 +76,9 @@ def test_an_engine_takes_what_is_used() -> None:
     two = [Adapter("a", "/a", 8), Adapter("b", "/b", 24)]
     assert engine_arguments(two) == {"enable_lora": True, "max_loras": 2, "max_lora_rank": 32}
     assert engine_arguments(two[:1])["max_lora_rank"] == 8
+    cold = {"enabled": False, "rules": ["a:B"]}
+    assert engine_arguments([], ["a:B"]) == {"additional_config": {"cold": cold}}
+    assert engine_arguments(two, ["a:B"])["additional_config"] == {"cold": cold}
     with pytest.raises(ToolError, match="serves ranks up to 512"):
         engine_arguments([Adapter("a", "/a", 600)])
 

@@ -17,18 +17,36 @@ from tests.front_end import MAX_LEN, Front
 from tests.tiny import BOS_ID
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Messages, Text
+from vllm_cold.rules import registry
 from vllm_cold.tools.contrast import (
     Content,
     Stream,
     adapter_of,
+    add_rules,
     merge,
     read_contrast,
     read_streams,
     row_args,
 )
 from vllm_cold.tools.engine import prompt_maker
+from vllm_cold.tools.errors import ToolError
 
 pytestmark = pytest.mark.unit
+
+OWN = "tests.server.own_rules:"
+
+
+def test_rules_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a server was started with; what is none is a sentence."""
+    monkeypatch.setattr(registry, "_added", {})
+    add_rules(None)
+    with pytest.raises(ColdError, match="^cold_beta='fading': must be a number, or the name"):
+        read_contrast({"cold_beta": "fading"})
+    add_rules([OWN + "Fading", OWN + "Fading"])
+    assert read_contrast({"cold_beta": "fading"}).weights == (None,)
+    with pytest.raises(ToolError, match="^--rule='nowhere:Rule': cannot be used as a rule .Module"):
+        add_rules(["nowhere:Rule"])
+
 
 CHAT = (("system", "Be brief."), ("context", "It rains."), ("user", "Weather?"))
 

@@ -198,8 +198,8 @@ def test_the_greedy_line_has_no_cold_in_it() -> None:
 def test_what_a_server_has_as_its_default(setting: Setting, args: dict[str, Any]) -> None:
     """A request that says nothing is decoded as one with the arguments was."""
     defaults = server_defaults({**args, **setting.args})
-    found = vars(parse(serve_line("M", [], engine_arguments([]), defaults)))
-    assert found["sampler"] == "cold"
+    found = vars(parse(serve_line("M", [], engine_arguments([], ["a:B", "c:D"]), defaults)))
+    assert (found["sampler"], found.pop("cold_rule")) == ("cold", ["a:B", "c:D"])
     engine = {name[5:]: v for name, v in found.items() if name[:5] == "cold_" and v is not None}
     told = parse_engine_defaults(engine)
     settings, weights = parse_request_args({}).settings(told, [None])

@@ -76,14 +76,14 @@ def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match="missing.jsonl: cannot be read: No such file"):
+    with pytest.raises(ToolError, match=r"missing.jsonl: cannot be read \(No such file"):
         load_problems(str(tmp_path / "missing.jsonl"))
     with pytest.raises(ToolError, match="cannot be read"):
         load_problems(str(tmp_path))
     (tmp_path / "marked.jsonl").write_text('\ufeff{"prompt": "p", "answer": "a"}\n')
     assert len(load_problems(str(tmp_path / "marked.jsonl"))[0]) == 1  # a byte order mark
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-    with pytest.raises(ToolError, match=r"not UTF-8 \(byte 12\)"):
+    with pytest.raises(ToolError, match=r"is no UTF-8 text \(byte 12\)"):
         load_problems(str(tmp_path / "latin.jsonl"))
 
 

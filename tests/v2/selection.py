@@ -6,6 +6,7 @@ What is marked ``full`` is for V1 alone.
 # In `make test-all` and `make v2`.
 FILES = (
     "tests/engine/test_streams.py",
+    "tests/engine/test_embeds.py",
     "tests/engine/test_reference.py",
     "tests/engine/test_requests.py",
     "tests/engine/test_runners.py",
@@ -13,6 +14,7 @@ FILES = (
     "tests/engine/test_speculation.py",
     "tests/engine/test_pause.py",
     "tests/engine/test_sick_requests.py",
+    "tests/engine/test_families.py::test_states",
     "tests/server/test_serve.py",
 )
 

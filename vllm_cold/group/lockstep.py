@@ -19,12 +19,15 @@ With speculative decoding a stream that samples also verifies drafts, tokens beh
 one. All streams of a group verify the same number, so that every draft has a row in each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, auto
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from vllm_cold.group.drafting import Drafting
+
+if TYPE_CHECKING:  # which needs torch
+    from vllm_cold.group.step_stats import WeightsByStep
 
 
 class Tokens(Protocol):
@@ -95,6 +98,7 @@ class Group(Generic[R]):
         bits: Of each amateur there ever was, by request id, its bit in ``RowStats.done``.
         slot: Where workers keep its rule's state; None for no rule with state.
         retires: Whether its rule may end amateurs.
+        weights: Those that its rule has chosen, where its client asks for them.
         failed_alone: How often in a row the group was split while nothing else ran; one that does
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
@@ -112,6 +116,7 @@ class Group(Generic[R]):
     bits: dict[str, int] = field(init=False)
     slot: int | None = None
     retires: bool = False
+    weights: "WeightsByStep | None" = None
     failed_alone: int = 0
     drafting: Drafting = field(default_factory=Drafting)
     turn: Turn = field(default_factory=Turn)
@@ -173,6 +178,8 @@ class Capacity:
         admissible: Whether all that are missing can be admitted: seats, slots of adapters, blocks.
         chunk: The most tokens that one prefilling request may take in a step, 0 for no limit.
         other_incomplete: Whether the leader of some other group runs without a follower.
+        can_finish: Whether each follower may compute all that it has left in one step, together
+            with its leader: where layers have states, a prompt may have to be split.
     """
 
     num_cached: Sequence[int]
@@ -180,6 +187,15 @@ class Capacity:
     admissible: bool = True
     chunk: int = 0
     other_incomplete: bool = False
+    can_finish: bool = True
+
+
+Part = Callable[[int], int]
+"""How many of so many tokens a stream may take in a step, at least one; all, without states."""
+
+
+def _all(num_tokens: int) -> int:
+    return num_tokens
 
 
 @dataclass(slots=True)
@@ -228,6 +244,7 @@ class Step(Generic[R]):
         num_cached: int,
         capacity: Capacity,
         waiting: bool,
+        part: Part = _all,
     ) -> int:
         """Tokens for the leader; decides whether the group samples in this step.
 
@@ -238,6 +255,7 @@ class Step(Generic[R]):
             capacity: What it can offer the followers.
             waiting: Whether the leader is about to be admitted. It is admitted only with room
                 for its followers in the same step, so that no group holds half of what it needs.
+            part: What it may take of less than it is offered.
         """
         turn = self.turn_of(group)
         self.reserved = 0
@@ -252,6 +270,7 @@ class Step(Generic[R]):
         if (
             num_new_tokens >= left
             and spare >= 0
+            and capacity.can_finish
             and (capacity.chunk == 0 or max(others) <= capacity.chunk)
             and (not any(capacity.missing) or (capacity.admissible and not self.preempted))
         ):
@@ -275,7 +294,8 @@ class Step(Generic[R]):
                 # the last token; only one group waits for that.
                 return 0
         turn.verdict = Verdict.HOLD
-        return self._grant(min(granted, self.budget - self.promised - self.extra))
+        granted = min(granted, self.budget - self.promised - self.extra)
+        return self._grant(granted, num_new_tokens, part)
 
     def admits(self, group: Group[R], capacity: Capacity) -> tuple[R, ...]:
         """The followers that should be admitted right after their leader: those that do not run
@@ -300,9 +320,15 @@ class Step(Generic[R]):
         return admitted
 
     def clip_follower(
-        self, group: Group[R], follower: R, num_new_tokens: int, num_cached: int, waiting: bool
+        self,
+        group: Group[R],
+        follower: R,
+        num_new_tokens: int,
+        num_cached: int,
+        waiting: bool,
+        part: Part = _all,
     ) -> int:
-        """Tokens for a follower, after its leader had its turn."""
+        """Tokens for a follower, after its leader had its turn; see ``clip_leader``."""
         turn = self.turn_of(group)
         if turn.verdict is None or turn.preempted:
             # The leader was passed over (at its last token) or preempted: so is the follower.
@@ -312,7 +338,8 @@ class Step(Generic[R]):
             if waiting and self.reserved:
                 self.reserved -= 1
             kept = self.reserved * (1 + self.extra) + self.extra
-            return self._grant(min(num_new_tokens, left - 1, self.budget - kept))
+            granted = min(num_new_tokens, left - 1, self.budget - kept)
+            return self._grant(granted, num_new_tokens, part)
         if waiting:
             self.promised = max(self.promised - left - self.extra, 0)
         left += turn.drafts
@@ -340,8 +367,10 @@ class Step(Generic[R]):
     def _may_draft(self, group: Group[R]) -> bool:
         return self.drafting or group.drafting.seeded
 
-    def _grant(self, num_tokens: int) -> int:
+    def _grant(self, num_tokens: int, offered: int = 0, part: Part = _all) -> int:
         granted = max(num_tokens, 0)
+        if 0 < granted < offered:
+            granted = part(granted)
         if granted:
             self.budget -= granted + self.extra
         return granted

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whether what came back of a step may be given to a client. Needs no vLLM."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vllm_cold.group.lockstep import Tokens
 from vllm_cold.group.step_stats import OTHER_DRAFTS, RULE_FAILED, RowStats
@@ -20,6 +21,7 @@ RULE_HAS_NO_WEIGHTS = (
     "CoLD: the rule of this request failed, or gave weights that are no numbers; the engine's log "
     "has the rule's error."
 )
+_OURS = "cold"  # in kv_transfer_params
 
 
 def problem(
@@ -43,6 +45,26 @@ def problem(
     if wrong:
         return NOT_SCORED if OUT_OF_RANGE in wrong else NOT_FINITE
     return None
+
+
+def with_weights(
+    transfer: Mapping[str, Any] | None, rows: Sequence[Sequence[float | None]]
+) -> dict[str, Any]:
+    """What goes to the client beside its tokens, with all weights so far: of several outputs, the
+    last one's counts.
+
+    Args:
+        transfer: vLLM's ``kv_transfer_params``, the one field of an output for extensions, in which
+            a KV connector may have keys of its own.
+        rows: As ``WeightsByStep.rows``.
+    """
+    return {**(transfer or {}), _OURS: {"weights": list(rows)}}
+
+
+def weights_in(transfer: Mapping[str, Any] | None) -> list[list[float | None]] | None:
+    """The rows that ``with_weights`` put there; None if it did not."""
+    ours = (transfer or {}).get(_OURS)
+    return None if ours is None else ours["weights"]
 
 
 def out_of_step(expert: Tokens, amateur: Tokens, most: int) -> bool:

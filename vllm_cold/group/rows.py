@@ -55,10 +55,16 @@ def _groups(host: _Host, device: torch.device) -> Groups | None:
     amateurs = np.take_along_axis(rows[:, 1:], order, 1)
     amateurs[:, 0] = np.where(amateurs[:, 0] < 0, rows[:, 0], amateurs[:, 0])
     rows = np.concatenate([rows[:, :1], amateurs], 1)
+    return _on_device(host, rows, np.take_along_axis(weights, order, 1), device)
+
+
+def _on_device(
+    host: _Host, rows: NDArray[Any], weights: NDArray[Any], device: torch.device
+) -> Groups:
     most = int(host.caps.max())
     return Groups(
         _tensor(rows, device),
-        _tensor(np.take_along_axis(weights, order, 1), device),
+        _tensor(weights, device),
         _tensor(host.log_alpha, device),
         _tensor(host.caps, device) if most else None,
         most,
@@ -93,7 +99,8 @@ def _rule_rows(
     found = []
     for name, listed in by_rule.items():
         at, rule = np.array(listed), _rule(name)
-        of = [streams[i] for i in host.streams[at].tolist()]
+        part = _Host(*(column[at] for column in host))
+        of = [streams[i] for i in part.streams.tolist()]
         width = 1 + max(len(each.amateurs) for each in of)
         given = [each.settings.rule_parameters or {} for each in of]
         parameters = {
@@ -101,19 +108,14 @@ def _rule_rows(
             for key in given[0]  # what the rule of this process lacks, it will say itself
         }
         slots = np.array([-1 if each.slot is None else each.slot for each in of])
-        weights, caps = host.weights[at, : width - 1], host.caps[at]
-        most = int(caps.max())
+        rows, weights = part.members[:, :width], part.weights[:, : width - 1]
         found.append(
             RuleRows(
                 rule,
                 SimpleNamespace(**parameters),
                 _tensor(at, device),
-                _tensor(host.members[at, :width], device),
+                _on_device(part, rows, np.nan_to_num(weights), device),
                 _tensor(np.isnan(weights), device),
-                _tensor(np.nan_to_num(weights), device),
-                _tensor(host.log_alpha[at], device),
-                _tensor(caps, device) if most else None,
-                most,
                 _tensor(slots, device) if rule.state else None,
                 int(slots.max()) + 1,
             )
@@ -175,7 +177,7 @@ class GroupRows:
             assert steps is not None and states is not None
             chosen = rule.choose(logits, steps, states)
             # Where the op has the weights of amateurs that are there.
-            order = (rule.rows[:, 1:] < 0).long().argsort(dim=1, stable=True)
+            order = (rule.groups.rows[:, 1:] < 0).long().argsort(dim=1, stable=True)
             groups.weights[rule.at, : order.shape[1]] = chosen.weights.gather(1, order)
             found.append((rule, chosen))
         statistics = torch.empty(len(self.ids), 3, dtype=torch.int64, device=logits.device)
@@ -188,11 +190,17 @@ class GroupRows:
                 idle = (chosen.weights == 0).all(1)
                 choices[rule.at] = torch.stack([chosen.done, idle.long()], 1)
             statistics = torch.cat([statistics, choices], 1)
+        weights = None
+        if found and any(stream.explain for stream in self.streams):
+            most = max(chosen.weights.shape[1] for _, chosen in found)
+            weights = torch.zeros(len(self.ids), most, device=logits.device)
+            for rule, chosen in found:
+                weights[rule.at, : chosen.weights.shape[1]] = chosen.weights
         if drafts is not None:
             rows = groups.rows
             drafted = drafts[torch.where(rows < 0, rows[:, :1], rows)]
             statistics[:, 2].masked_fill_((drafted != drafted[:, :1]).any(1), OTHER_DRAFTS)
-        return StepStats(self.ids, statistics, self.present)
+        return StepStats(self.ids, statistics, self.present, weights)
 
     def tell_amateurs(self, found: Tensor | list[Any]) -> None:
         """What the experts were given becomes the amateurs' too: tokens, drafts, counts of them.

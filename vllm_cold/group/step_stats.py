@@ -6,7 +6,7 @@ was scored how many candidates there were, whether CoLD changed the token, and w
 were numbers at all (``RowStats``); the scheduler adds requests, tokens and groups
 (``CountersByKind``) and sends a ``Report`` of them; the front end makes metrics of these
 (``prometheus``). Each hands over what is new since it was last asked, so that whoever adds it up
-needs no history.
+needs no history. A client that asks is told the weights themselves (``WeightsByStep``).
 """
 
 from collections import defaultdict
@@ -38,6 +38,7 @@ class RowStats(NamedTuple):
         done: Amateurs that its rule needs no more: bit i for the i-th.
         idle: 1 if its rule gave each amateur the weight 0.
         present: Amateurs that were there, in bits as ``done``.
+        weights: Of the amateurs, and maybe zeros behind; where a client of the step asks for them.
     """
 
     candidates: int
@@ -46,6 +47,7 @@ class RowStats(NamedTuple):
     done: int = 0
     idle: int = 0
     present: int = 0
+    weights: Sequence[float] = ()
 
 
 class StepStats:
@@ -61,6 +63,7 @@ class StepStats:
         statistics: [rows, 3 or 5] int64, the columns of ``RowStats`` up to ``idle``, which the
             device has written or will write; or the columns.
         present: Of each row of figures, the amateurs that were there.
+        weights: [rows, amateurs] float32, or a list of rows; None where nobody asks for them.
     """
 
     def __init__(
@@ -68,35 +71,70 @@ class StepStats:
         ids: tuple[str, ...],
         statistics: Tensor | Sequence[Sequence[int]],
         present: tuple[int, ...],
+        weights: Tensor | Sequence[Sequence[float]] | None = None,
     ) -> None:
         self._ids = ids
         self._present = present
         self._arrives: Any = None  # an event of the device; None for what is there already
-        if not isinstance(statistics, Sequence) and statistics.device.type != "cpu":
-            host = torch.empty(statistics.shape, dtype=statistics.dtype, pin_memory=True)
-            host.copy_(statistics, non_blocking=True)
-            self._arrives = torch.get_device_module(statistics.device).Event()
-            self._arrives.record()
-            statistics = host
-        self._statistics = statistics
+        self._statistics: Any = self._to_host(statistics)
+        self._weights: Any = self._to_host(weights)
+
+    def _to_host(self, found: Any) -> Any:
+        if found is None or isinstance(found, Sequence) or found.device.type == "cpu":
+            return found
+        host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)
+        host.copy_(found, non_blocking=True)
+        self._arrives = torch.get_device_module(found.device).Event()
+        self._arrives.record()
+        return host
 
     def figures(self) -> Iterator[tuple[str, RowStats]]:
         """Each row's group and figures."""
-        columns: Any = self._columns()
-        for group, present, *row in zip(self._ids, self._present, *columns, strict=True):
-            yield group, RowStats(*row)._replace(present=present)
+        columns, weights = self._numbers()
+        by_row = weights or [()] * len(self._ids)
+        for group, present, chosen, *row in zip(
+            self._ids, self._present, by_row, *columns, strict=True
+        ):
+            yield group, RowStats(*row)._replace(present=present, weights=chosen)
 
-    def _columns(self) -> Sequence[Sequence[int]]:
-        if isinstance(self._statistics, Sequence):
-            return self._statistics
+    def _numbers(self) -> tuple[Sequence[Sequence[int]], Sequence[Sequence[float]] | None]:
+        """The columns of the statistics, and the rows of the weights."""
         if self._arrives is not None:
             self._arrives.synchronize()
-        columns: list[list[int]] = self._statistics.t().tolist()
-        return columns
+        columns, weights = self._statistics, self._weights
+        return (
+            columns.t().tolist() if isinstance(columns, Tensor) else columns,
+            weights.tolist() if isinstance(weights, Tensor) else weights,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Numbers: a tensor may be sent as a handle, which somebody has to keep open.
-        return StepStats, (self._ids, self._columns(), self._present)
+        columns, weights = self._numbers()
+        return StepStats, (self._ids, columns, self._present, weights)
+
+
+class WeightsByStep:
+    """The weights of a group's amateurs, for a client that asks for them.
+
+    Args:
+        amateurs: How many it has at its first step.
+
+    Attributes:
+        rows: Of each token that the client was given, each amateur's weight; None for one that had
+            ended, of which a step that was under way may still have had a row.
+    """
+
+    def __init__(self, amateurs: int) -> None:
+        self.rows: list[list[float | None]] = []
+        self._amateurs = amateurs
+        self._done = 0
+
+    def give(self, figures: Sequence[RowStats]) -> None:
+        """The client is given the tokens that were sampled there."""
+        for each in figures:
+            weights = enumerate(each.weights[: self._amateurs])
+            self.rows.append([None if not w and self._done >> i & 1 else w for i, w in weights])
+            self._done |= each.done
 
 
 class Counters(msgspec.Struct, omit_defaults=True):

@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.method.settings import ColdSettings, is_ours
 
 KEY = "cold_stream"
@@ -25,12 +26,14 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
             the settings chooses it at each step.
         adapter: As vLLM-independent data (the keyword arguments of a LoRARequest), None for the
             base model.
-        prompt: Its token ids, None for the expert's.
+        prompt: Its token ids.
+        embeds: Its embeddings; without both it has the expert's prompt.
     """
 
     weight: float | None
     adapter: dict[str, Any] | None = None
     prompt: list[int] | None = None
+    embeds: Embeddings | None = None
 
 
 class Stream(msgspec.Struct, frozen=True):
@@ -48,6 +51,7 @@ class Stream(msgspec.Struct, frozen=True):
         retires: Whether the rule may end amateurs.
         slot: Where workers keep the state of the group's rule, a number that no other group has at
             the same time; None for a rule without.
+        explain: Whether the client is told the weights that the rule chooses.
     """
 
     settings: ColdSettings
@@ -58,10 +62,11 @@ class Stream(msgspec.Struct, frozen=True):
     keeps_state: bool = False
     retires: bool = False
     slot: int | None = None
+    explain: bool = False
 
     def to_extra_args(self, extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
         """``extra_args`` without the request's own ``cold_*`` keys, with this stream added."""
-        return {**without_cold(extra_args), KEY: msgspec.to_builtins(self)}
+        return {**without_cold(extra_args), KEY: msgspec.to_builtins(self, builtin_types=(bytes,))}
 
 
 def without_cold(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vllm_cold.group.step_stats import RULE_FAILED
-from vllm_cold.ops.interface import MAX_STREAMS
+from vllm_cold.ops.interface import MAX_STREAMS, Groups
 from vllm_cold.rules.check import checked
 from vllm_cold.rules.interface import Rule
 from vllm_cold.rules.statistics import Statistics
@@ -87,12 +87,9 @@ class RuleRows:
         rule: The rule.
         parameters: Its parameters by name, each [n, 1].
         at: [n] int64: which groups of the batch they are.
-        rows: [n, S] int64 rows of their streams, -1 for a stream that is not there.
-        chooses: [n, S - 1] bool: the amateurs whose weights it chooses.
-        fixed: [n, S - 1] float32: the weights of the others.
-        log_alpha: [n] float32.
-        caps: [n] int64, or None if no group has one.
-        most: The largest cap.
+        groups: They themselves, with -1 wherever a stream is not there, and the weights of the
+            amateurs whose weights are fixed.
+        chooses: [n, S - 1] bool: the others.
         slots: [n] int64, of their states; None for a rule without.
         num_slots: More than the highest of them.
     """
@@ -100,12 +97,8 @@ class RuleRows:
     rule: Rule
     parameters: Any
     at: Tensor
-    rows: Tensor
+    groups: Groups
     chooses: Tensor
-    fixed: Tensor
-    log_alpha: Tensor
-    caps: Tensor | None
-    most: int
     slots: Tensor | None
     num_slots: int
 
@@ -117,18 +110,17 @@ class RuleRows:
             steps: [rows] int64: how many tokens the request of each row has got before.
             states: The worker's.
         """
-        step, rule = steps[self.rows[:, 0]], self.rule
-        num, streams = self.rows.shape
+        rows, fixed, rule = self.groups.rows, self.groups.weights, self.rule
+        step = steps[rows[:, 0]]
+        num, streams = rows.shape
         state = step.new_zeros(num, streams - 1, 0, dtype=torch.float32)
         if self.slots is not None:
             state = states.read(rule, self.slots, step, self.num_slots, streams - 1)
-        statistics = Statistics(
-            logits, self.rows, self.log_alpha, self.caps, self.most, step, state
-        )
-        absent = self.rows[:, 1:] < 0
+        statistics = Statistics(logits, self.groups, step, state)
+        absent = rows[:, 1:] < 0
         try:
             choice = checked(rule, rule.weights(statistics, self.parameters), num, streams)
-            weights = torch.where(self.chooses, choice.weights, self.fixed)
+            weights = torch.where(self.chooses, choice.weights, fixed)
             if self.slots is not None and choice.state is not None:
                 states.write(rule, self.slots, step, choice.state)
             done = torch.zeros_like(step)
@@ -137,7 +129,7 @@ class RuleRows:
                 done = ((choice.done & self.chooses & ~absent) * bits).sum(-1)
         except Exception:  # others' code: its requests end, the engine lives on
             logger.exception("CoLD: rule %r failed", rule.name)
-            nothing = torch.zeros_like(self.fixed)
+            nothing = torch.zeros_like(fixed)
             return Chosen(nothing, nothing.new_ones(num, dtype=torch.bool), torch.zeros_like(step))
         weights = weights.masked_fill(absent, 0.0)
         failed = ~weights.isfinite().all(-1)

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an amateur reads, and how a request's flat arguments describe its amateurs. Imports no vLLM.
 
-An amateur without a prompt of its own reads the expert's. Otherwise it reads a text, token ids or
-messages that the request brings along, or what the expert reads ``Without`` some of the messages
-or without a ``Part``. A part is named by positions, which no text of a user can imitate.
+An amateur without a prompt of its own reads the expert's. Otherwise it reads a text, token ids,
+messages or embeddings that the request brings along, or what the expert reads ``Without`` some of
+the messages or without a ``Part``. A part is named by positions, which no text of a user can
+imitate.
 """
 
 import json
@@ -27,6 +28,8 @@ _T = TypeVar("_T", str, list[int])
 # What people call a system prompt: templates that know no developer make it one.
 _ROLES = {"system": ("system", "developer")}
 _NO_SUCH = "the conversation has no such message"
+# Of vLLM's EmbedsPrompt.
+_EMBEDS_KEYS = {"prompt_embeds", "prompt_token_ids", "prompt_is_token_ids"}
 
 
 class CannotLeaveOut(ColdError):
@@ -55,6 +58,34 @@ class Messages(msgspec.Struct, frozen=True):
 
     def __str__(self) -> str:
         return "messages"
+
+
+class Embeds(msgspec.Struct, frozen=True, eq=False):
+    """A prompt as embeddings.
+
+    Attributes:
+        prompt: As vLLM takes them: a mapping with the tensor, or base64 text of what ``torch.save``
+            writes of one.
+    """
+
+    prompt: Mapping[str, Any] | str
+
+    def __str__(self) -> str:
+        return "embeddings"
+
+    @property
+    def value(self) -> str:
+        """What an error shows."""
+        if isinstance(self.prompt, str):
+            return self.prompt
+        tensor = self.prompt["prompt_embeds"]
+        return f"{tensor.dtype}{list(tensor.shape)}"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Embeds):
+            return False
+        one, two = self.prompt, other.prompt
+        return one is two or (isinstance(one, str) and isinstance(two, str) and one == two)
 
 
 class Without(msgspec.Struct, frozen=True):
@@ -144,8 +175,8 @@ class Part(msgspec.Struct, frozen=True):
             raise ColdError(
                 field,
                 self.value,
-                "is for completions, whose prompt is one text; leave messages of a chat out with "
-                "cold_without",
+                "is for completions, whose prompt is one text or a list of token ids; leave "
+                "messages of a chat out with cold_without",
             )
         start, end = self.spans[-1]
         if end > len(prompt):
@@ -160,7 +191,7 @@ class Part(msgspec.Struct, frozen=True):
         return left
 
 
-Source = Text | Tokens | Messages | Without | Part
+Source = Text | Tokens | Messages | Embeds | Without | Part
 
 
 class AmateurSpec(msgspec.Struct):
@@ -173,7 +204,10 @@ class AmateurSpec(msgspec.Struct):
         source: What it reads, None for the expert's prompt.
         weight: As the request says it, None for what beta says.
         lora: Its adapter (vLLM's LoRARequest), None for the base model; admission fills it in.
-        prompt: The token ids of its prompt, None for the expert's; admission fills them in.
+        prompt: The token ids of its prompt; admission fills them in.
+        embeds: The embeddings of its prompt, a tensor, [tokens, hidden size]; both are None for the
+            expert's prompt.
+        is_token_ids: Where the ids count and not the embeddings; None for one of both alone.
     """
 
     field: str
@@ -183,6 +217,15 @@ class AmateurSpec(msgspec.Struct):
     weight: float | str | None = None
     lora: Any = None
     prompt: list[int] | None = None
+    embeds: Any = None
+    is_token_ids: list[bool] | None = None
+
+    @property
+    def num_tokens(self) -> int | None:
+        """The length of its own prompt; None if it reads the expert's."""
+        if self.embeds is not None:
+            return len(self.embeds)
+        return None if self.prompt is None else len(self.prompt)
 
     def refused(self, problem: str) -> ColdError:
         """The error that says what is wrong with its prompt."""
@@ -190,7 +233,8 @@ class AmateurSpec(msgspec.Struct):
 
 
 def read_prompt(field: str, prompt: object) -> Source | None:
-    """A prompt as Python programs give it: text, token ids or messages; None for the expert's.
+    """A prompt as Python programs give it: text, token ids, messages or embeddings; None for the
+    expert's.
 
     Raises:
         ColdError: it is something else, or empty.
@@ -199,14 +243,54 @@ def read_prompt(field: str, prompt: object) -> Source | None:
         return None
     if isinstance(prompt, str):
         return _text(field, prompt)
+    if isinstance(prompt, Mapping):
+        return _embeds(field, prompt)
     if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
         if not prompt:
             raise ColdError(field, prompt, "must not be empty")
         if isinstance(prompt[0], Mapping):
             return _messages(field, prompt, prompt)
-        if all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in prompt):
+        if _are_token_ids(prompt):
             return Tokens(list(prompt))
-    raise ColdError(field, prompt, "must be a text, a list of token ids, or a list of messages")
+    raise ColdError(
+        field,
+        prompt,
+        'must be a text, a list of token ids, a list of messages, or {"prompt_embeds": tensor}',
+    )
+
+
+def _embeds(field: str, prompt: Mapping[str, Any]) -> Embeds:
+    """Where the tensor is none, or the mapping has other keys, an error says so."""
+    import torch
+
+    if not prompt.keys() <= _EMBEDS_KEYS or not isinstance(
+        prompt.get("prompt_embeds"), torch.Tensor
+    ):
+        kinds = {key: type(each).__name__ for key, each in prompt.items()}
+        raise ColdError(
+            field,
+            kinds,
+            'as a mapping must have a tensor as "prompt_embeds", and beside it nothing but '
+            '"prompt_token_ids" with "prompt_is_token_ids"',
+        )
+    ids, is_token_ids = prompt.get("prompt_token_ids"), prompt.get("prompt_is_token_ids")
+    if ids is not None and not (isinstance(ids, list) and _are_token_ids(ids)):
+        raise ColdError(field, ids, "as prompt_token_ids must be a list of token ids, from 0")
+    if is_token_ids is not None and not (
+        isinstance(is_token_ids, list) and all(isinstance(each, bool) for each in is_token_ids)
+    ):
+        raise ColdError(field, is_token_ids, "as prompt_is_token_ids must be a list of True, False")
+    return Embeds(prompt)
+
+
+def _are_token_ids(ids: Sequence[Any]) -> bool:
+    return all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids)
+
+
+def _embeds_text(field: str, text: str) -> Embeds:
+    if not text:
+        raise ColdError(field, text, "must not be empty")
+    return Embeds(text)
 
 
 def _text(field: str, text: str) -> Text:
@@ -304,6 +388,7 @@ def read_part(field: str, value: str | int | Sequence[str | int]) -> Part:
 _READERS: Mapping[str, Any] = {
     "amateur_prompt": _text,
     "amateur_messages": _json_messages,
+    "amateur_prompt_embeds": _embeds_text,
     "without": read_without,
     "part": read_part,
 }
@@ -350,7 +435,13 @@ def _count(args: ContrastArgs, preset: Preset | None) -> tuple[int, bool]:
     """How many amateurs, and whether lists have an entry for each."""
     lists = {
         name: len(value)
-        for name in ("weights", "amateur", "amateur_prompt", "amateur_messages")
+        for name in (
+            "weights",
+            "amateur",
+            "amateur_prompt",
+            "amateur_messages",
+            "amateur_prompt_embeds",
+        )
         if isinstance(value := getattr(args, name), list)
     }
     if not lists and preset is not None and preset.weights and preset.own_prompt:

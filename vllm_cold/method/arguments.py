@@ -14,6 +14,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.settings import (
     ENGINE,
+    EXPLAIN,
     KNOBS,
     PREFIX,
     REQUEST_KEYS,
@@ -44,11 +45,13 @@ class ColdArgs:
             of its conversation.
         given: Values of knobs, by name.
         contrast: Of the amateurs.
+        explain: Of a request: whether its client is told the weights of each step.
     """
 
     enabled: bool | None = None
     given: Mapping[str, Any] = field(default_factory=dict)
     contrast: ContrastArgs = ContrastArgs()
+    explain: bool = False
 
     @property
     def values(self) -> dict[str, Any]:
@@ -113,6 +116,7 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             value outside its range.
     """
     enabled: bool | None = None
+    explain = False
     said = []
     for key, value in (args or {}).items():
         if not (is_ours(key) or is_known(key)):
@@ -121,11 +125,13 @@ def parse_request_args(args: Mapping[str, Any] | None) -> ColdArgs:
             raise ColdError(key, value, f"unknown key, allowed are {', '.join(REQUEST_KEYS)}")
         if key == "cold":
             enabled = check_switch(key, value)
+        elif key == EXPLAIN:
+            explain = check_switch(key, value)
         else:
             said.append((key.removeprefix(PREFIX), key, value))
-    if enabled is None and any(map(is_ours, args or ())):
+    if enabled is None and any(is_ours(key) for key in args or () if key != EXPLAIN or explain):
         enabled = True
-    return ColdArgs(enabled, *_checked(said))
+    return ColdArgs(enabled, *_checked(said), explain)
 
 
 def parse_engine_defaults(config: object) -> ColdArgs:

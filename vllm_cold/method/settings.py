@@ -41,6 +41,7 @@ class Knob(NamedTuple):
         number: int or float, which its numbers are; None if it takes none.
         engine: Whether an engine may have a default of its own.
         default: Of requests and engines that do not say.
+        typed: Whether people write it themselves: then the tools have an option for it.
     """
 
     type: Any
@@ -49,6 +50,7 @@ class Knob(NamedTuple):
     number: type[float] | None = None
     engine: bool = True
     default: Any = None
+    typed: bool = True
 
 
 KNOBS: Mapping[str, Knob] = {
@@ -103,6 +105,13 @@ CONTRAST: Mapping[str, Knob] = {
         "Messages that the amateur reads.",
         "must be a JSON list of messages, as text, or a list of such texts",
         engine=False,
+    ),
+    "amateur_prompt_embeds": Knob(
+        str | list[str] | None,
+        "Embeddings that the amateur reads, as vLLM's prompt_embeds.",
+        "must be what torch.save writes of a tensor, as base64 text, or a list of such texts",
+        engine=False,
+        typed=False,
     ),
     "without": Knob(
         str | int | list[str | int] | None,
@@ -184,6 +193,7 @@ class ContrastArgs(msgspec.Struct, frozen=True):
     amateur: str | list[str] | None = None
     amateur_prompt: str | list[str] | None = None
     amateur_messages: str | list[str] | None = None
+    amateur_prompt_embeds: str | list[str] | None = None
     without: str | int | list[str | int] | None = None
     part: list[str | int] | str | None = None
     weights: float | str | list[float | str] | None = None
@@ -313,7 +323,7 @@ def combine(
     takes = registry.get(rule).amateurs if rule is not None else 0
     if takes and {chosen, len(used)} != {takes}:
         raise ColdError(
-            prefix + "beta",
+            prefix + named_by(weights),
             rule,
             f"this rule chooses the weights of {takes} amateurs, and no request that has it has "
             f"others; here it would choose those of {chosen} of {len(used)}",
@@ -328,6 +338,15 @@ def combine(
         None if isinstance(each, str) else float(-beta if weight is None else each)
         for each, weight in zip(used, weights, strict=True)
     )
+
+
+def named_by(weights: Sequence[object]) -> str:
+    """The knob in which a request has named its rule.
+
+    Args:
+        weights: Of the amateurs, as given.
+    """
+    return "weights" if any(isinstance(each, str) for each in weights) else "beta"
 
 
 def merge(
@@ -374,8 +393,9 @@ def check_switch(field: str, value: object) -> bool:
 
 
 PREFIX = "cold_"
+EXPLAIN = PREFIX + "explain"
 # The request's own keys, as they stand in vllm_xargs / extra_args.
-REQUEST_KEYS = ("cold", *(PREFIX + name for name in (*KNOBS, *CONTRAST)))
+REQUEST_KEYS = ("cold", *(PREFIX + name for name in (*KNOBS, *CONTRAST)), EXPLAIN)
 
 
 def is_ours(key: object) -> bool:

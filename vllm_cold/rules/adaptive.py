@@ -19,7 +19,6 @@ class Adaptive(Rule):
 
     name = "adaptive"
     about = "AdaCAD, arXiv 2409.07394"
-    of_candidates = True
     parameters = {"beta_max": Parameter(1.0, 0.0, 1e6, "the most that a contrast reaches")}
 
     def weights(self, s: Statistics, p: Any) -> Tensor:

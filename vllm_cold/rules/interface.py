@@ -64,8 +64,6 @@ class Rule:
         state: K, how many float32 numbers of each amateur it keeps from step to step; all are 0
             before a group's first step.
         retires: Whether it may return amateurs as ``done``.
-        of_candidates: Whether it looks at nothing but the candidates and each stream's best token:
-            ``vllm-cold explain``, which knows no others, can then tell its weights.
     """
 
     name: ClassVar[str] = ""
@@ -74,7 +72,6 @@ class Rule:
     amateurs: ClassVar[int] = 0
     state: ClassVar[int] = 0
     retires: ClassVar[bool] = False
-    of_candidates: ClassVar[bool] = False
 
     def weights(self, s: "Statistics", p: Any) -> "Tensor | Choice":
         """The weights of this step.

@@ -29,7 +29,6 @@ BUILT_IN = {
 }
 _MOST_STATE = 16  # each group keeps 2 KiB for each
 _added: dict[str, Rule] = {}  # by --cold-rule
-_paths: dict[str, str] = {}  # their names, by where they are
 
 
 @cache
@@ -95,11 +94,12 @@ def add(path: str) -> Rule:
     Raises:
         ColdError: it is not there, or no rule.
     """
-    if (known := _paths.get(path)) in _added:
-        return _added[str(known)]
     module, _, name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module), name)
+        for known in _added.values():
+            if type(known) is found:
+                return known
         rule = _checked(found, getattr(found, "name", None))
     except Exception as error:
         raise ColdError(
@@ -107,7 +107,7 @@ def add(path: str) -> Rule:
         ) from error
     if rule.name in BUILT_IN or rule.name in _added:
         raise ColdError("rules", path, f"there is a rule named {rule.name!r}; name it otherwise")
-    _added[rule.name], _paths[path] = rule, rule.name
+    _added[rule.name] = rule
     return rule
 
 
@@ -120,8 +120,8 @@ def _checked(found: Any, name: Any) -> Rule:
     if not isinstance(name, str) or not name.isidentifier() or found.name != name:
         raise ValueError(f"its name must be an identifier, and {name!r} everywhere it is named")
     rule = found()
-    if not 0 <= rule.state <= _MOST_STATE or (rule.state and rule.of_candidates):
-        raise ValueError(f"its state must be at most {_MOST_STATE}, and 0 if it is of_candidates")
+    if not 0 <= rule.state <= _MOST_STATE:
+        raise ValueError(f"its state must be at most {_MOST_STATE}")
     try_out(rule)
     return rule
 

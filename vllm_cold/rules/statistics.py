@@ -7,6 +7,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vllm_cold.ops.interface import Groups
+
 _LARGEST = torch.finfo(torch.float32).max
 # Of a probability; what is less counts as so much. CPUs take twenty times as long for exp where it
 # underflows, and for log of 0.
@@ -23,11 +25,7 @@ class Statistics:
 
     Args:
         logits: [R, V] float32.
-        rows: [G, S] int64 rows of the streams; -1 where there is none.
-        log_alpha: [G] float32, ln(alpha); -inf for no mask.
-        caps: [G] int64 caps on the candidates (``expert_top_k``), 0 for none; None if no group has
-            one.
-        most: The largest cap.
+        groups: Their rows, with -1 wherever there is no stream, and settings.
         step: [G] int64.
         state: [G, S - 1, K].
 
@@ -39,17 +37,13 @@ class Statistics:
     def __init__(
         self,
         logits: Tensor,
-        rows: Tensor,
-        log_alpha: Tensor,
-        caps: Tensor | None,
-        most: int,
+        groups: Groups,
         step: Tensor,
         state: Tensor,
     ) -> None:
         self.step, self.state = step, state
-        self._logits = logits
-        self._rows = torch.where(rows < 0, rows[:, :1], rows)
-        self._log_alpha, self._caps, self._most = log_alpha, caps, most
+        self._logits, self._groups = logits, groups
+        self._rows = torch.where(groups.rows < 0, groups.rows[:, :1], groups.rows)
         self._cached: dict[int, Tensor] = {}
 
     @property
@@ -119,12 +113,12 @@ class Statistics:
     @cached_property
     def candidates(self) -> Tensor:
         """[G, V] bool: the tokens that are scored, by alpha and the cap."""
-        e = self.logits(0)
-        lowest = (e.amax(-1) + self._log_alpha).clamp(min=-_LARGEST)
-        if self._caps is not None:
-            top = e.topk(min(self._most, e.shape[-1])).values
-            last = top.gather(-1, (self._caps - 1).clamp(0, top.shape[-1] - 1).unsqueeze(-1))
-            lowest = torch.where(self._caps > 0, lowest.maximum(last.squeeze(-1)), lowest)
+        e, caps = self.logits(0), self._groups.expert_top_k
+        lowest = (e.amax(-1) + self._groups.log_alpha).clamp(min=-_LARGEST)
+        if caps is not None:
+            top = e.topk(min(self._groups.max_expert_top_k, e.shape[-1])).values
+            last = top.gather(-1, (caps - 1).clamp(0, top.shape[-1] - 1).unsqueeze(-1))
+            lowest = torch.where(caps > 0, lowest.maximum(last.squeeze(-1)), lowest)
         return e >= lowest.unsqueeze(-1)
 
     @cached_property

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+from vllm_cold.ops.interface import Groups
 from vllm_cold.rules.check import checked
 from vllm_cold.rules.interface import Rule
 from vllm_cold.rules.statistics import Statistics
@@ -59,11 +60,12 @@ def _ask(rule: Rule, logits: Tensor, rows: Tensor) -> tuple[Tensor, ...]:
     p = SimpleNamespace(
         **{name: torch.full((groups, 1), of.least()) for name, of in rule.parameters.items()}
     )
-    log_alpha = torch.full((groups,), math.log(0.1))
+    weights = torch.zeros(groups, streams - 1)
+    asked = Groups(rows, weights, torch.full((groups,), math.log(0.1)))
     found: tuple[Tensor, ...] = ()
     for step in range(2):
         steps = torch.full((groups,), step)
-        s = Statistics(logits, rows, log_alpha, None, 0, steps, state)
+        s = Statistics(logits, asked, steps, state)
         choice = checked(rule, rule.weights(s, p), groups, streams)
         real = not isinstance(choice.weights, FakeTensor)
         if real and not choice.weights.isfinite().all():

@@ -70,20 +70,30 @@ def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adap
     return found
 
 
-def engine_arguments(adapters: Sequence[Adapter]) -> dict[str, Any]:
+def engine_arguments(
+    adapters: Sequence[Adapter], rules: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Arguments of ``vllm.LLM`` for an engine that takes CoLD requests with these adapters, or
     with other prompts alone, and decodes no request with CoLD that does not ask.
+
+    Args:
+        adapters: All that are used.
+        rules: Those of ``--rule``.
 
     Raises:
         ToolError: an adapter has a larger rank than vLLM serves.
     """
+    cold: dict[str, Any] = {"enabled": False}
+    if rules:
+        cold["rules"] = list(rules)
+    config = {} if adapters and not rules else {"additional_config": {"cold": cold}}
     if not adapters:
-        return {"additional_config": {"cold": {"enabled": False}}}
+        return config
     needed = max(adapter.rank for adapter in adapters)
     if needed > RANKS[-1]:
         raise ToolError(f"an adapter has rank {needed}, and vLLM serves ranks up to {RANKS[-1]}")
     rank = next(rank for rank in RANKS if rank >= needed)
-    return {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
+    return {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank, **config}
 
 
 def read_model(model: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, cast
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import (
     AmateurSpec,
+    Embeds,
     Messages,
     Part,
     Text,
@@ -36,13 +37,14 @@ from vllm_cold.method.settings import (
     is_ours,
     read,
 )
+from vllm_cold.rules import registry
 from vllm_cold.tools.errors import ToolError
 
 Prompt = str | tuple[tuple[str, str], ...]
 """A text, or chat messages (role and content)."""
 
 # Options that say what is contrasted with; a preset says how.
-OPTIONS = tuple(name for name in CONTRAST if name != "preset")
+OPTIONS = tuple(name for name, knob in CONTRAST.items() if knob.typed and name != "preset")
 # What may differ from prompt to prompt: what the amateur reads.
 ROW_KEYS = tuple(
     PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part")
@@ -67,6 +69,30 @@ class Contrast:
 def option_of(name: str) -> str:
     """What a knob's option is called."""
     return "--" + name.replace("_", "-")
+
+
+def add_rule_option(group: argparse._ArgumentGroup) -> None:
+    """Describe a command's option for rules of others."""
+    group.add_argument(
+        "--rule",
+        action="append",
+        metavar="MODULE:CLASS",
+        help="a rule of your own, as vllm serve's --cold-rule names it, which a server must have "
+        "been started with; may be repeated",
+    )
+
+
+def add_rules(paths: Sequence[str] | None) -> None:
+    """Make the rules of ``--rule`` known here.
+
+    Raises:
+        ToolError: one is not there, or is no rule.
+    """
+    try:
+        for path in paths or ():
+            registry.add(path)
+    except ColdError as error:
+        raise ToolError(f"--rule={error.value!r}: {error.problem}") from error
 
 
 def as_written(error: ColdError, own: Collection[str] = ()) -> str:
@@ -245,7 +271,8 @@ def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Conte
         ColdError: it cannot be made of this prompt.
     """
     field, source, whole = one.prompt_field, one.source, expert_reads(prompt, chat)
-    assert not isinstance(source, Tokens)  # which flat arguments cannot say
+    # Flat arguments cannot say the first, nor options and rows the second.
+    assert not isinstance(source, (Tokens, Embeds))
     match source:
         case None | Text() | Messages():
             return source

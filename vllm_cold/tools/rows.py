@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -15,6 +16,7 @@ from pydantic import (
 )
 
 from vllm_cold.tools.contrast import Prompt, row_args
+from vllm_cold.tools.errors import ToolError
 
 Whole = Annotated[str, StringConstraints(min_length=1)]
 
@@ -48,6 +50,26 @@ class Given(BaseModel):
     def read(self) -> Prompt:
         """Text or messages."""
         return self.prompt or tuple((one.role, one.content) for one in self.messages or ())
+
+
+def read_lines(path: Path, called: str) -> list[tuple[int, str]]:
+    """The lines of a file that are not blank, with their numbers from 1.
+
+    Args:
+        path: UTF-8, maybe with a byte order mark.
+        called: What an error calls it.
+
+    Raises:
+        ToolError: it cannot be read.
+    """
+    try:
+        # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ToolError(f"{called}: is no UTF-8 text (byte {error.start})") from error
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 G = TypeVar("G", bound=Given)

@@ -112,7 +112,8 @@ _SCHEDULER = (
         _SCHED + "output:SchedulerOutput",
         fields="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
         "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens",
-        # Of encoders and connectors, which CoLD refuses; of no single request; written later.
+        # Of encoders, which CoLD refuses; of connectors, see ``strip``; of no single request;
+        # written later.
         others="scheduled_encoder_inputs scheduled_encoder_input_stats encoder_input_updates "
         "free_encoder_mm_hashes kv_connector_metadata kv_connector_block_state "
         "ec_connector_metadata ec_manager_metadata aux_output_connector_metadata "
@@ -191,6 +192,32 @@ OF_SPECULATION = (
     Contract(
         "vllm.v1.spec_decode.metadata:SpecDecodeMetadata", fields="num_draft_tokens draft_token_ids"
     ),
+)
+# Engines with a KV connector alone rely on these.
+OF_CONNECTORS = (
+    Contract(
+        _SCHED + "scheduler:Scheduler",
+        has="has_finished_requests set_pause_state",
+        takes={
+            "_build_kv_connector_meta": "connector scheduler_output",
+            "_free_request_blocks": "request",
+            "_handle_blocked_waiting_request": "request",
+            "_handle_invalid_blocks": "invalid_block_ids num_scheduled_tokens",
+            "_request_remaining_blocks": "request",
+        },
+        sets="connector defer_block_free deferred_frees sched_step_seq recompute_kv_load_failures "
+        "finished_recving_kv_req_ids finished_req_ids _inflight_prefills kv_holding_waiting "
+        "deferred_waiting",
+    ),
+    Contract(_SCHED + "output:KVConnectorBlockState", fields="req_ids"),
+    Contract(
+        "vllm.distributed.kv_transfer.kv_connector.v1.base:KVConnectorBase_V1",
+        has="get_num_new_matched_tokens has_pending_block_frees",
+        takes={"on_new_request": "request"},
+    ),
+    Contract("vllm.v1.outputs:ModelRunnerOutput", fields="kv_connector_output"),
+    Contract("vllm.v1.outputs:KVConnectorOutput", fields="invalid_block_ids"),
+    Contract("vllm.v1.request:RequestStatus", has="WAITING_FOR_REMOTE_KVS"),
 )
 
 

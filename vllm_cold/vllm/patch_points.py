@@ -56,10 +56,18 @@ def of_front_ends() -> tuple[PatchPoint, ...]:
 
 
 def dispensable() -> tuple[PatchPoint, ...]:
-    """In a worker with the V2 runner, and in front ends; where one is missing, CoLD does without
-    it.
+    """In a worker with the V2 runner or with states, and in front ends; where one is missing, CoLD
+    does without it.
     """
-    from vllm_cold.vllm.frontend import aliases, metrics
-    from vllm_cold.vllm.worker import block_zeroer
+    from vllm.platforms import current_platform
 
-    return (block_zeroer.PATCH_POINT, *aliases.patch_points(), *metrics.OFFLINE)
+    from vllm_cold.vllm.frontend import aliases, metrics
+    from vllm_cold.vllm.worker import block_zeroer, states
+
+    of_workers = (block_zeroer.PATCH_POINT, *states.patch_points())
+    places = (*of_workers, *aliases.patch_points(), *metrics.OFFLINE)
+    if not current_platform.is_cpu():
+        return places
+    from vllm_cold.cpu import moe_lora
+
+    return (*places, *moe_lora.PATCH_POINTS)

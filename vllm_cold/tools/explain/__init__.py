@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vllm_cold.method.settings import CONTRAST, KNOBS, read
 from vllm_cold.tools.address import add_options
-from vllm_cold.tools.contrast import option_of
+from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
 
 DESCRIPTION = """\
@@ -84,16 +84,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add_options(group)
 
-    cold = parser.add_argument_group("Contrastive LoRA Decoding").add_argument
+    knobs = parser.add_argument_group("Contrastive LoRA Decoding")
+    cold = knobs.add_argument
     for name, knob in KNOBS.items():
         cold(option_of(name), type=partial(read, name), help=knob.about)
     cold("--preset", help=CONTRAST["preset"].about)
+    add_rule_option(knobs)
     reads = parser.add_argument_group(
         "what amateurs read, and how much they count",
         "As a request's cold_* keys, for all prompts. Repeated, an option has a value for each\n"
         "amateur, '' for none but in --weights; --without alone leaves out all that it names.",
     ).add_argument
-    for name in (name for name in CONTRAST if name not in ("preset", "amateur")):
+    for name in (name for name in OPTIONS if name != "amateur"):
         metavar = name.rpartition("_")[2].upper()
         reads(option_of(name), metavar=metavar, action="append", help=CONTRAST[name].about)
 
@@ -128,4 +130,5 @@ def _run(options: argparse.Namespace) -> int:
             from vllm_cold.tools.explain.serve import run
         else:
             from vllm_cold.tools.explain.command import run
+        add_rules(options.rule)
     return run(options)

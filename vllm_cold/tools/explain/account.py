@@ -3,24 +3,20 @@
 reference. Pure functions.
 
 Log-probabilities differ from logits by a constant for each step and stream (the log of the
-softmax's sum), so the valid set and what a rule chooses are the same, and the scores differ from
-those of the logits by one constant a step: their order, their differences and the winner are the
-same.
+softmax's sum), so the valid set is the same, and the scores differ from those of the logits by one
+constant a step: their order, their differences and the winner are the same. Weights that a rule
+chooses follow from the whole vocabulary: they are the engine's word.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from types import SimpleNamespace
 
 import torch
 
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.ops.scoring_reference import group_scores
-from vllm_cold.rules import registry
-from vllm_cold.rules.check import checked
-from vllm_cold.rules.statistics import Statistics
 from vllm_cold.tools.explain import visible
 from vllm_cold.tools.explain.record import Candidate, Step
 from vllm_cold.tools.explain.source import Logprob, Row
@@ -82,7 +78,7 @@ def make_step(
     token: int,
     text: str,
     rows: Sequence[Row],
-    weights: Sequence[float | None],
+    weights: Sequence[float | None] | None,
     *,
     known: int,
     vocab_size: int | None,
@@ -90,6 +86,7 @@ def make_step(
     listed: Iterable[int],
     method: str = "CoLD",
     greedy_answer: bool = False,
+    ends: Sequence[int] = (),
 ) -> Step:
     """The account of one position.
 
@@ -98,13 +95,14 @@ def make_step(
         text: Its piece of the answer.
         rows: The streams' distributions there, the expert's first; each holds the valid tokens,
             the ``listed`` ones, ``token``, and the most probable one of each stream.
-        weights: The amateurs'; None where the rule chooses them.
+        weights: The amateurs'; None for one that has ended, or if they are not known.
         known: See ``valid_tokens``.
         vocab_size: See ``valid_tokens``.
         settings: CoLD's.
         listed: Ids to list beside the valid ones.
         method: What the method is called.
         greedy_answer: Whether ``token`` is of the expert's own answer.
+        ends: The amateurs that end here.
     """
     expert = rows[0]
     valid, complete = valid_tokens(expert, known, vocab_size, settings)
@@ -114,15 +112,10 @@ def make_step(
     # The valid tokens are known already, with a cap among tokens that are not listed here.
     scored = torch.where(torch.tensor([t in valid for t in ids]), tensors[0], -math.inf)
     greedy = ids[int(tensors[0].argmax())]
-    chooses = None in weights
-    own, scores = list(weights), {}
-    if not chooses or (complete and registry.get(str(settings.rule)).of_candidates):
-        chosen = chosen_weights(tensors, scored, settings) if chooses else [0.0] * len(weights)
-        certain = [
-            of_rule if one is None else one for one, of_rule in zip(weights, chosen, strict=True)
-        ]
-        found = group_scores(scored, tensors[1:], -math.inf, certain).tolist()
-        own, scores = [*certain], dict(zip(ids, found, strict=True))
+    scores: dict[int, float] = {}
+    if weights is not None:
+        found = group_scores(scored, tensors[1:], -math.inf, [one or 0.0 for one in weights])
+        scores = dict(zip(ids, found.tolist(), strict=True))
     winner = None if greedy_answer else token  # the engine's word, where no number says more
     if scores:
         first = max(ids, key=scores.__getitem__)
@@ -163,37 +156,11 @@ def make_step(
         divergences=tuple(divergence_bits(values[0], one) for one in values[1:]),
         greedy=greedy,
         winner=winner,
-        weights=tuple(own) if chooses else (),
+        weights=(None if weights is None else tuple(weights)) if settings.rule else (),
+        ends=tuple(ends),
         wrong=wrong,
         margin=margin if margin is not None and math.isfinite(margin) else None,
     )
-
-
-def chosen_weights(
-    rows: Sequence[torch.Tensor], scored: torch.Tensor, settings: ColdSettings
-) -> list[float]:
-    """What a rule that looks at candidates alone chooses.
-
-    Args:
-        rows: [n] log probabilities of each stream, the expert's first.
-        scored: [n] the expert's, -inf for what is no candidate.
-        settings: CoLD's.
-    """
-    rule, count = registry.get(str(settings.rule)), len(rows)
-    given = settings.rule_parameters or {}
-    p = SimpleNamespace(**{name: torch.tensor([[value]]) for name, value in given.items()})
-    nothing = torch.zeros(1, dtype=torch.int64)
-    statistics = Statistics(
-        torch.stack([scored, *rows[1:]]).float(),
-        torch.arange(count).view(1, count),
-        torch.tensor([-math.inf]),
-        None,
-        0,
-        nothing,
-        torch.zeros(1, count - 1, 0),
-    )
-    weights: list[float] = checked(rule, rule.weights(statistics, p), 1, count).weights[0].tolist()
-    return weights
 
 
 def _share(one: Logprob) -> float:

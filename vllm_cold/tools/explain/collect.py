@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from vllm_cold.method.amateurs import AmateurSpec, Messages, Text
 from vllm_cold.method.settings import ColdSettings
@@ -35,6 +36,7 @@ class _Text:
     asked: Asked
     decoded: Decoded
     greedy: bool
+    cold: Decoded  # the method's answer
     known: int = 0  # how many of the expert's most probable tokens
     rows: list[list[Row]] = field(init=False)  # by stream and step
 
@@ -44,6 +46,18 @@ class _Text:
     @property
     def settings(self) -> ColdSettings:
         return self.asked.contrast.settings
+
+    def weights(self) -> list[Sequence[float | None] | None]:
+        """The amateurs', by step: a rule's of the method's answer are the other's, too, up to where
+        the two part, and not known behind it.
+        """
+        tokens = self.decoded.tokens
+        if self.settings.rule is None:
+            return [self.asked.contrast.weights] * len(tokens)
+        both = zip(tokens, self.cold.tokens, strict=False)
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+        known = self.cold.weights[: same + 1][: len(tokens)]
+        return [*known, *[None] * (len(tokens) - len(known))]
 
     def complete(self, source: Source) -> bool:
         """Whether all valid tokens of all steps are known."""
@@ -133,9 +147,9 @@ async def account_for(
         decoded: Its answers, one for each prompt, and the greedy ones.
     """
     texts = [
-        _Text(asked, answer, greedy)
+        _Text(asked, answer, greedy, cold)
         for greedy, answers in zip((False, True), decoded, strict=True)
-        for asked, answer in zip(prompts, answers, strict=True)
+        for asked, answer, cold in zip(prompts, answers, decoded[0], strict=True)
     ]
     places = [(text, i) for text in texts for i in range(len(text.rows))]
     await _score(source, places, min(FIRST_TOP, source.vocab_size or FIRST_TOP))
@@ -248,21 +262,31 @@ async def _fill(source: Source, texts: Sequence[_Text]) -> None:
         row.update({token: Logprob(values[token]) for token in missing})
 
 
+def _ending(weights: Sequence[Sequence[float | None] | None]) -> list[int]:
+    """Which amateurs end with a step, by its weights and those of the next one."""
+    if len(weights) < 2 or weights[0] is None or weights[1] is None:
+        return []
+    both = enumerate(zip(*weights, strict=True), 1)
+    return [number for number, (now, then) in both if now is not None and then is None]
+
+
 def _answer(source: Source, text: _Text, method: str) -> Answer:
     decoded = text.decoded
     alone = [text.rows[0][i][token].text for i, token in enumerate(decoded.tokens)]
+    weights = text.weights()
     steps = [
         account.make_step(
             token,
             piece,
             [rows[index] for rows in text.rows],
-            text.asked.contrast.weights,
+            weights[index],
             known=text.known,
             vocab_size=source.vocab_size,
             settings=text.settings,
             listed=text.listed(index),
             method=method,
             greedy_answer=text.greedy,
+            ends=() if text.greedy else _ending(weights[index : index + 2]),
         )
         for index, (token, piece) in enumerate(
             zip(decoded.tokens, account.spread(decoded.text, alone), strict=True)

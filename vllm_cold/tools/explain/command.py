@@ -121,7 +121,9 @@ def explain(options: argparse.Namespace) -> Report:
 
     _tell("starting the engine")
     engine = {name: getattr(options, name) for name in ENGINE_OPTIONS}
-    source = OfflineSource(options.model, options.adapter, amateur_paths(options), **engine)
+    source = OfflineSource(
+        options.model, options.adapter, amateur_paths(options), options.rule, **engine
+    )
     with closing(source), kept_interrupts():
         return asyncio.run(ask(source, nullcontext()))
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllm_cold.group.results import weights_in
 from vllm_cold.tools.adapters import engine_arguments, read_adapters, read_model
 from vllm_cold.tools.contrast import Content, Stream
 from vllm_cold.tools.engine import (
@@ -39,6 +40,7 @@ class OfflineSource:
         model: A model's folder or hub name; also what an amateur calls the base model.
         adapter: ``[NAME=]PATH`` of the expert, None for the base model.
         amateurs: ``[NAME=]PATH`` of the other adapters.
+        rules: Those of ``--rule``.
         engine: More arguments of ``vllm.LLM``; those that are None are left out.
 
     Attributes:
@@ -49,7 +51,12 @@ class OfflineSource:
     """
 
     def __init__(
-        self, model: str, adapter: str | None = None, amateurs: Sequence[str] = (), **engine: Any
+        self,
+        model: str,
+        adapter: str | None = None,
+        amateurs: Sequence[str] = (),
+        rules: Sequence[str] | None = None,
+        **engine: Any,
     ) -> None:
         self.base = model
         model = read_model(model)
@@ -64,7 +71,7 @@ class OfflineSource:
         }
         self.llm = start_llm(
             model,
-            **engine_arguments(adapters),
+            **engine_arguments(adapters, rules),
             max_logprobs=LARGEST_TOP,
             **options,
         )
@@ -104,6 +111,7 @@ class OfflineSource:
                 one.contrast,
                 one.streams,
                 self._adapters,
+                explain=True,
                 temperature=0.0,
                 max_tokens=max_tokens,
             )
@@ -114,7 +122,11 @@ class OfflineSource:
         for output in outputs:
             if output.finish_reason not in ("stop", "length"):
                 raise ToolError(f"vLLM ended an answer early: {output.stop_reason}")
-        return [Decoded(tuple(o.token_ids), o.text, o.finish_reason) for o in outputs]
+        weights = [weights_in(one.kv_transfer_params) or () for one in found]
+        return [
+            Decoded(tuple(o.token_ids), o.text, o.finish_reason, tuple(map(tuple, w)))
+            for o, w in zip(outputs, weights, strict=True)
+        ]
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
         """See ``Source``."""

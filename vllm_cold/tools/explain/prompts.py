@@ -22,7 +22,7 @@ from vllm_cold.tools.contrast import (
     read_contrast,
 )
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.rows import Given, read_row
+from vllm_cold.tools.rows import Given, read_lines, read_row
 
 MAX_PROMPTS = 50
 
@@ -120,17 +120,8 @@ def read_prompts(path: Path) -> list[Row]:
     Raises:
         ToolError: names the file and the line.
     """
-    try:
-        # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise ToolError(f"--prompts={path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise ToolError(f"--prompts={path}: is no UTF-8 text: {error}") from error
     found = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path, f"--prompts={path}"):
         where = f"--prompts={path}: line {number}"
         if path.suffix != ".jsonl":
             found.append(Row(line, {}, where))

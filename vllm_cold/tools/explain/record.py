@@ -57,8 +57,10 @@ class Step(_Record):
         greedy: What greedy decoding of the expert takes here.
         winner: What the method takes here; None if it is not known. If not all valid tokens are
             known, it is what the engine took, unless a listed one is better for certain.
-        weights: The amateurs' weights here, where a rule chooses one; None for one that is not
-            known: it follows from more tokens than are listed.
+        weights: The amateurs' weights here, where a rule chooses one; None for one that had ended.
+            Empty where all are fixed, None where they are not known: no rule was asked there.
+        ends: The amateurs, from 1, that the rule needs no more behind this token of the method's
+            answer.
         wrong: Whether ``token`` is not what follows from the numbers.
         margin: By how much what follows wins then, in nats of score or ln-probability; None if
             ``token`` is not valid by the numbers.
@@ -72,7 +74,8 @@ class Step(_Record):
     divergences: tuple[Number, ...]
     greedy: int
     winner: int | None
-    weights: tuple[Number | None, ...] = ()
+    weights: tuple[Number | None, ...] | None = ()
+    ends: tuple[int, ...] = ()
     wrong: bool = False
     margin: Number | None = None
 

@@ -12,7 +12,7 @@ from typing import Annotated, Any, TypeVar
 import httpx
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
-from vllm_cold.method.settings import PREFIX
+from vllm_cold.method.settings import EXPLAIN, PREFIX
 from vllm_cold.tools.contrast import Content, Stream, expert_reads, request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
@@ -62,11 +62,20 @@ class _Choice(BaseModel):
     logprobs: _Named | None = None
 
 
+class _Weights(BaseModel):
+    weights: tuple[tuple[float | None, ...], ...]
+
+
+class _Transfer(BaseModel):
+    cold: _Weights | None = None
+
+
 class _Reply(BaseModel):
     """What is read of a reply, or of a part of a streamed one."""
 
     choices: list[_Choice]
     prompt_token_ids: list[int] | None = None  # of a chat
+    kv_transfer_params: _Transfer | None = None
 
 
 class _Whole(_Reply):
@@ -142,14 +151,17 @@ class ServerSource:
         """An answer; ``tell`` is given its text piece by piece, while it is decoded."""
         tokens: list[int] = []
         texts: list[str] = []
-        reason = ""
+        reason, weights = "", None
         async for part in self._stream(prompt, greedy, max_tokens):
             tokens += part.tokens
             texts.append(part.text)
             reason = part.finish_reason or reason
+            weights = part.weights or weights
             if part.text:
                 tell(part.text)
-        return Decoded(tuple(tokens), "".join(texts), reason)
+        if prompt.contrast.settings.rule is not None and not greedy:
+            self._need(weights, "kv_transfer_params.cold.weights")
+        return Decoded(tuple(tokens), "".join(texts), reason, weights or ())
 
     async def _stream(self, prompt: Asked, greedy: bool, max_tokens: int) -> AsyncIterator[Decoded]:
         """What is new of an answer; ``finish_reason`` is "" in all but the last."""
@@ -165,6 +177,8 @@ class ServerSource:
             async with chunks:
                 async for chunk in chunks:
                     part = _Reply.model_validate(chunk.model_dump())
+                    if part.kv_transfer_params and (told := part.kv_transfer_params.cold):
+                        yield Decoded((), "", "", told.weights)
                     for choice in part.choices:
                         ids = ids or part.prompt_token_ids or choice.prompt_token_ids
                         text = choice.text or (choice.delta.content if choice.delta else "") or ""
@@ -196,6 +210,8 @@ class ServerSource:
         said, key = {**knobs, **asked.args}, PREFIX + "rule_parameters"
         if isinstance(said.get(key), dict):
             said[key] = json.dumps(said[key])  # vLLM takes no objects
+        if contrast.settings.rule is not None:
+            said[EXPLAIN] = 1
         return request_args(said, self.model)
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:

@@ -2,7 +2,8 @@
 """Where answers and probabilities come from: what every source can do, and what they share.
 
 A source gives public results of vLLM alone: tokens, ``prompt_logprobs`` and the ``logprobs`` of
-named tokens. ``offline.py`` runs an engine in this process, ``server.py`` asks a server.
+named tokens; and the weights that CoLD tells. ``offline.py`` runs an engine in this process,
+``server.py`` asks a server.
 """
 
 from __future__ import annotations
@@ -36,13 +37,20 @@ Row = dict[int, Logprob]
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """An answer as the engine gave it: ids with the end-of-sequence token, text without special
-    tokens, and "stop" or "length".
+    """An answer as the engine gave it.
+
+    Attributes:
+        tokens: Ids, with the end-of-sequence token.
+        text: Without special tokens.
+        finish_reason: "stop" or "length".
+        weights: Where a rule chooses them, of each token those of the amateurs; None for one that
+            had ended.
     """
 
     tokens: tuple[int, ...]
     text: str
     finish_reason: str
+    weights: tuple[tuple[float | None, ...], ...] = ()
 
 
 class Source(Protocol):
@@ -72,7 +80,9 @@ class Source(Protocol):
     async def decode(
         self, prompts: Sequence[Asked], greedy: bool, max_tokens: int
     ) -> list[Decoded]:
-        """The answers with CoLD, or the expert's greedy ones."""
+        """The answers with CoLD, with the weights where a rule chooses them, or the expert's greedy
+        ones.
+        """
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
         """``prompt_logprobs``: for each position but the first the ``top`` most probable tokens and

@@ -56,6 +56,8 @@ def _answer(console: Console, report: Report, explanation: Explanation, answer: 
     console.print()
     console.print(Text.assemble((answer.title, "bold"), f"  {summary}"))
     console.print(Padding(_tokens(console, answer), (0, 0, 0, 2)))
+    if not answer.greedy and any(step.weights for step in answer.steps):
+        console.print(Padding(_weights(answer), (0, 0, 0, 2)))
     for note in words.notes(report, answer):
         console.print(Padding(Text(note.text, style="yellow" if note.warns else "dim"), (0, 2)))
     if not answer.greedy and any(step.differs for step in answer.steps):
@@ -96,6 +98,18 @@ def _tokens(console: Console, answer: Answer) -> Text:
                 end = "\n" if shown.endswith("\n") else ""  # the line ends after the bracket
                 shown = f"[{shown.removesuffix(end)}]{end}"
         text.append(shown, style=style)
+        if step.ends:
+            text.append("⊣", style="bold")
+    return text
+
+
+def _weights(answer: Answer) -> Text:
+    """Of each token the amateurs'."""
+    text = Text("weights: ", style="dim")
+    for step in answer.steps:
+        said = ["ended" if one is None else f"{one:.3g}" for one in step.weights or ()]
+        text.append(visible.alone(step.text, step.token), style="bold")
+        text.append(f" {', '.join(said)}{' ⊣' if step.ends else ''}   ")
     return text
 
 

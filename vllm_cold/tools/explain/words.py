@@ -72,12 +72,15 @@ def notes(report: Report, answer: Answer) -> list[Note]:
         else:
             said += f"What {report.method} takes there is the engine's own word."
         found.append(Note(said))
-    if unknown := _numbers([None in step.weights for step in steps]):
+    for number, step in enumerate(steps, 1):
+        if step.ends:
+            which = ", ".join(map(str, step.ends))
+            found.append(Note(f"⊣ At token {number} the rule ended amateur {which}."))
+    if unknown := _numbers([step.weights is None for step in steps]):
         found.append(
             Note(
-                f"At {unknown} the weight that a rule chose is not known, as it follows from more "
-                "tokens than are listed; no scores there.",
-                True,
+                f"At {unknown} the weights are not known, and so no scores: the rule chose them "
+                f"for {report.method}'s own answer, which is another one there."
             )
         )
     return found

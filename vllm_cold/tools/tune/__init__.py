@@ -16,7 +16,7 @@ from typing import Any
 
 from vllm_cold.method.settings import CONTRAST, KNOBS
 from vllm_cold.tools.address import add_options
-from vllm_cold.tools.contrast import option_of
+from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.grid import AXES
 
@@ -96,14 +96,13 @@ def add_parser(subparsers: Any) -> None:
         "that do not say it themselves; each may be repeated, once for each amateur, '' for none, "
         "but --weights.",
     )
-    for name, knob in CONTRAST.items():
-        if name != "preset":
-            contrast.add_argument(
-                option_of(name),
-                action="append",
-                metavar="[NAME=]FOLDER" if name == "amateur" else name.split("_")[-1].upper(),
-                help=knob.about,
-            )
+    for name in OPTIONS:
+        contrast.add_argument(
+            option_of(name),
+            action="append",
+            metavar="[NAME=]FOLDER" if name == "amateur" else name.split("_")[-1].upper(),
+            help=CONTRAST[name].about,
+        )
 
     search = parser.add_argument_group("what to try, and how to judge")
     for name, knob in KNOBS.items():
@@ -119,6 +118,7 @@ def add_parser(subparsers: Any) -> None:
         help=f"{CONTRAST['preset'].about} Several with commas between them; beside the grid if "
         "there is --alpha or --beta, else in place of it.",
     )
+    add_rule_option(search)
     search.add_argument(
         "--test-fraction",
         type=_share,
@@ -169,4 +169,6 @@ def run(options: argparse.Namespace) -> int:
     with named_libraries():
         # What judges and prints, too: what is missing is named before anything is decoded.
         from vllm_cold.tools.tune import command
+
+        add_rules(options.rule)
     return command.run(options)

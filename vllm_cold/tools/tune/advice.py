@@ -66,6 +66,8 @@ def serve_line(
         words += ["--lora-modules", *map(_module, adapters)]
     if defaults is not None:
         words += ["--sampler", "cold"]
+        rules = (engine.get("additional_config") or {}).get("cold", {}).get("rules", ())
+        words += [word for path in rules for word in ("--cold-rule", path)]
         for name, value in defaults.items():
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
             words += ["--cold-" + name.replace("_", "-"), text]

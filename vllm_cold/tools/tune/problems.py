@@ -15,7 +15,7 @@ from pydantic import BeforeValidator
 
 from vllm_cold.tools.contrast import Prompt, merge, messages_of
 from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.rows import Given, Whole, read_row
+from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
 
 
@@ -99,19 +99,10 @@ def load_problems(
     Raises:
         ToolError: names the file, the first line with a mistake, and what is wrong with it.
     """
-    try:
-        # Only line feeds end a line of JSONL; splitlines() would split at U+2028, too.
-        lines = Path(path).read_bytes().decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise ToolError(f"{path}: not UTF-8 (byte {error.start})") from None
-    except OSError as error:
-        raise ToolError(f"{path}: cannot be read: {error.strerror}") from None
     by_prompt: dict[str, Problem] = {}
     by_id: dict[str, Problem] = {}
     repeated = 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(Path(path), path):
         try:
             problem = _parse(line, number, args or {})
             check(problem)

@@ -7,6 +7,7 @@ A wrong request is refused with HTTP 400 (online) or ValueError (offline) before
 
 import os
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from msgspec import structs
@@ -16,12 +17,20 @@ from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.amateurs import (
     AmateurSpec,
+    Embeds,
     Without,
     describe,
     says_what,
 )
 from vllm_cold.method.arguments import ColdArgs, parse_request_args
-from vllm_cold.method.settings import DEFAULT_BETA, is_known, is_ours, preset_of
+from vllm_cold.method.settings import (
+    DEFAULT_BETA,
+    PREFIX,
+    is_known,
+    is_ours,
+    named_by,
+    preset_of,
+)
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
 from vllm_cold.vllm.frontend import prompts
@@ -31,6 +40,7 @@ from vllm_cold.vllm.frontend.config import (
     is_configured,
     lacks_seats,
     unsupported,
+    uses_v2_runner,
 )
 from vllm_cold.vllm.frontend.contrast import Contrast, of_params, same
 from vllm_cold.vllm.frontend.prompts import UNDECIDED
@@ -58,6 +68,14 @@ class Admission:
         self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
         self.is_server = models is not None
         self.most_tokens = most_tokens
+
+    @cached_property
+    def default_penalty(self) -> float | None:
+        """The repetition penalty of a server's request that has none. May read a file."""
+        found: float | None = self.config.model_config.get_diff_sampling_param().get(
+            "repetition_penalty"
+        )
+        return found
 
     def decide(
         self, said: Mapping[str, Any] | None, expert: "LoRARequest | None", params: Any = None
@@ -90,8 +108,9 @@ class Admission:
         rule = contrast.settings.rule
         drafts = self.config.speculative_config is not None
         if rule is not None and drafts and registry.get(rule).state:
+            prefix = "" if isinstance(params, ColdParams) else PREFIX
             raise ColdError(
-                "beta",
+                prefix + named_by([one.weight for one in contrast.amateurs]),
                 rule,
                 "this rule keeps state from step to step, which speculative decoding may have to "
                 "take back; use a rule without, or an engine without speculative decoding",
@@ -130,6 +149,7 @@ class Admission:
             left_out is not None
             and (not asked or (self.is_server and contrast.preset is not None)),
             asked,
+            explain=args.explain,
         )
 
     def _left_out(self, args: ColdArgs) -> tuple[str, Any] | None:
@@ -203,7 +223,7 @@ class Admission:
             made = await prompts.render_async(
                 self.renderer, prompt_source, contrast.amateurs, online
             )
-            contrast = contrast.settle(made, expert, prompt.get("prompt_token_ids"))
+            contrast = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
         else:
             contrast = None
         return prompts.with_decision(prompt, contrast)
@@ -226,6 +246,8 @@ class Admission:
                 sampling.extra_args = without_cold(sampling.extra_args)
             return
         _check_kind(request)
+        _check_embeds(self.config.model_config, request)
+        contrast.check_alone("n", params.n)
         length = len(request.prompt_token_ids or request.prompt_embeds)
         unlimited = contrast.unlimited or params.max_tokens is None
         most = fit(self.config, contrast.amateurs, length, sampling.max_tokens, unlimited)
@@ -252,7 +274,20 @@ class Admission:
         _check_kind(request)
         self.check_files(contrast, expert)
         made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
-        return contrast.settle(made, expert, request.prompt_token_ids)
+        return self._settle(contrast, made, expert, prompts.Prompt.of(request))
+
+    def _settle(
+        self,
+        contrast: Contrast,
+        amateurs: tuple[AmateurSpec, ...],
+        expert: "LoRARequest | None",
+        prompt: prompts.Prompt,
+    ) -> Contrast | None:
+        """As ``Contrast.settle``; here all prompts are known, and no response has begun."""
+        settled = contrast.settle(amateurs, expert, prompt)
+        if settled is not None:
+            _check_drafter(self.config, settled.amateurs, prompt)
+        return settled
 
     def decided(self, params: Any, expert: "LoRARequest | None") -> Contrast | None:
         """What was or now is decided about a request whose prompt does not carry it."""
@@ -301,6 +336,56 @@ def _check_kind(request: "EngineCoreRequest") -> None:
         _refuse_multimodal()
     if request.resumable:
         raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
+
+
+def _check_drafter(config: Any, amateurs: tuple[AmateurSpec, ...], prompt: prompts.Prompt) -> None:
+    """On V1, a drafter that is a model asks for the ids of prompts, and the worker ends where there
+    are none. Beside embeddings there may be some, which need not be the vocabulary's.
+    """
+    speculative = config.speculative_config
+    if speculative is None or uses_v2_runner(config):
+        return
+    of_embeds = [one for one in amateurs if one.embeds is not None]
+    if prompt.embeds is None and not of_embeds:
+        return
+    if (method := speculative.method) in ("ngram", "suffix"):
+        return
+    problem = (
+        f"speculative decoding is on ({method}) with the V1 model runner, whose drafter reads the "
+        "token ids of prompts; send text or token ids, or start the engine with ngram or without "
+        "speculative decoding"
+    )
+    if of_embeds:
+        raise of_embeds[0].refused(problem)
+    raise ColdError("prompt_embeds", _shown(prompt.embeds), problem)
+
+
+def _shown(embeds: Any) -> str:
+    return Embeds({"prompt_embeds": embeds}).value
+
+
+def _check_embeds(model_config: Any, request: "EngineCoreRequest") -> None:
+    prompt = prompts.Prompt.of(request)
+    if prompt.embeds is None:
+        return
+    if (problem := prompt.problem(model_config)) is not None:
+        raise ColdError("prompt_embeds", _shown(prompt.embeds), problem)
+    check_penalty(request.sampling_params.repetition_penalty)
+
+
+def check_penalty(repetition_penalty: float | None) -> None:
+    """Of a request whose prompt is embeddings: for their tokens vLLM takes others.
+
+    Raises:
+        ColdError: there is one.
+    """
+    if repetition_penalty not in (None, 1.0):
+        raise ColdError(
+            "repetition_penalty",
+            repetition_penalty,
+            "is for the tokens of a prompt, and prompt_embeds has none; set it to 1, or use "
+            "presence_penalty or frequency_penalty",
+        )
 
 
 def _check_file(max_rank: int, one: AmateurSpec) -> None:

@@ -3,13 +3,37 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
 
 if TYPE_CHECKING:
     from vllm.config import ModelConfig, VllmConfig
+
+
+class Blocks(NamedTuple):
+    """The KV cache as a request meets it.
+
+    Attributes:
+        usable: Blocks that a request can have.
+        size: Tokens of a block.
+        layers: How many blocks a stream takes for so many tokens: in models with states, layers
+            with attention may be in several groups.
+        states: How many it takes for its states, however long it is.
+        kept: Of how many steps at most; a stream of fewer blocks has fewer.
+    """
+
+    usable: int
+    size: int
+    layers: int = 1
+    states: int = 0
+    kept: int = 1
+
+    def of_a_stream(self, num_tokens: int) -> int:
+        """How many blocks a stream takes that gets so long."""
+        blocks = -(-num_tokens // self.size)
+        return self.layers * blocks + self.states * min(blocks, self.kept) // self.kept
 
 
 def most_tokens(config: "ModelConfig") -> int | None:
@@ -45,7 +69,7 @@ def fit(
     Raises:
         ColdError: there is no room for them; where they may be shortened, not even for one.
     """
-    own = (num_prompt_tokens if a.prompt is None else len(a.prompt) for a in amateurs)
+    own = (num_prompt_tokens if a.num_tokens is None else a.num_tokens for a in amateurs)
     lengths = [num_prompt_tokens, *own]
     limit: int = config.model_config.max_model_len
     asked = 1 if unlimited else max_tokens
@@ -61,16 +85,15 @@ def fit(
         max_tokens = min(max_tokens, left)
     if (blocks := _blocks(config)) is None:
         return max_tokens
-    usable, block_size = blocks
     lookahead = getattr(config, "num_lookahead_tokens", 0)  # a drafter writes so far ahead
 
     def needed(tokens: int) -> int:
         # The last token is sampled, but nothing is computed for it. That prompts which begin alike
         # share blocks is nothing to rely on: one may be admitted before the other's are there.
         full = (min(length + tokens - 1 + lookahead, limit) for length in lengths)
-        return sum(-(-tokens // block_size) for tokens in full)
+        return sum(map(blocks.of_a_stream, full))
 
-    most = bisect_right(range(1, max_tokens + 1), usable, key=needed)
+    most = bisect_right(range(1, max_tokens + 1), blocks.usable, key=needed)
     if most < min(asked, max_tokens):
         same = len(set(lengths)) == 1
         told = (
@@ -81,17 +104,22 @@ def fit(
             "max_tokens",
             asked,
             f"with {told} tokens, the {streams} streams of a CoLD request need {needed(asked)} "
-            f"KV cache blocks of {block_size} tokens, and the engine has {usable}; lower "
-            "max_tokens, shorten the prompt or enlarge the KV cache",
+            f"KV cache blocks of {blocks.size} tokens{', states included' * bool(blocks.states)}, "
+            f"and the engine has {blocks.usable}; lower max_tokens, shorten the prompt or enlarge "
+            "the KV cache",
         )
     return most
 
 
-def _blocks(config: "VllmConfig") -> tuple[int, int] | None:
-    """How many blocks a request can have, and their tokens; None where that is not known, and the
-    scheduler ends a request that does not fit with an error.
+def _blocks(config: "VllmConfig") -> Blocks | None:
+    """None where it is not known, and the scheduler ends a request that does not fit with an error.
+
+    With states vLLM says how many of the longest requests the cache holds (since 0.32). What is
+    left of such a request's blocks when its tokens have theirs is for states; where these are more
+    than one group's blocks for all its tokens, they are counted as if they grew with its length,
+    which is too few. (Of a model that has sliding windows beside, these are counted as states.)
     """
-    cache = config.cache_config
+    model, cache = config.model_config, config.cache_config
     num_blocks, block_size = cache.num_gpu_blocks, cache.block_size
     if not num_blocks or not block_size:
         return None  # not known yet in this process
@@ -103,4 +131,12 @@ def _blocks(config: "VllmConfig") -> tuple[int, int] | None:
     num_blocks //= parallel.data_parallel_size_local if local else parallel.data_parallel_size
     # vLLM keeps one block as the null block, and the watermark's free when an amateur is admitted.
     watermark = int(getattr(config.scheduler_config, "watermark", 0.0) * num_blocks)
-    return num_blocks - 1 - watermark, block_size
+    usable = num_blocks - 1 - watermark
+    if not (model.is_hybrid or getattr(model, "is_attention_free", False)):
+        return Blocks(usable, block_size)
+    if not (longest := getattr(cache, "kv_cache_max_concurrency", None)):
+        return None
+    layers, states = divmod(round(num_blocks / longest), -(-model.max_model_len // block_size))
+    # With prefix caching: that of the step before, this step's, and one at the end of the prompt.
+    kept = 3 if getattr(cache, "mamba_cache_mode", "none") == "align" else 1
+    return Blocks(usable, block_size, layers, states, kept)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from vllm_cold.cpu import cpu_platform
 from vllm_cold.method.arguments import ColdArgs, parse_engine_defaults
 from vllm_cold.vllm import availability, contracts, versions
-from vllm_cold.vllm.frontend import ascend
+from vllm_cold.vllm.frontend import ascend, connectors
 from vllm_cold.vllm.worker import amateur_tokens, drafts_v1, penalties_v2
+from vllm_cold.vllm.worker.states import has_states
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -93,14 +94,14 @@ def unsupported(config: "VllmConfig") -> str | None:
         return problem
     if getattr(envs, "VLLM_USE_RUST_FRONTEND", False):
         return "the Rust front end is on, which CoLD's admission does not run in; switch it off."
-    if (reason := _unsupported_speculation(config)) is not None:
+    if (reason := _unsupported_states(config) or _unsupported_speculation(config)) is not None:
+        return reason
+    if (reason := connectors.unsupported(config)) is not None:
         return reason
     routed = getattr(getattr(config, "aux_output_config", None), "enabled", False)
     without = {
-        "a KV connector (P/D or offloading)": config.kv_transfer_config is not None,
         "an encoder-cache connector": getattr(config, "ec_transfer_config", None) is not None,
         "an encoder-decoder model": model.is_encoder_decoder,
-        "state-space layers": model.is_hybrid or getattr(model, "is_attention_free", False),
         "routed experts that are returned": routed
         or getattr(model, "enable_return_routed_experts", False),
         "watermarking": getattr(config, "watermark_config", None) is not None,
@@ -157,6 +158,52 @@ def lacks_seats(config: "VllmConfig", streams: int) -> str | None:
             if needed > streams:
                 takes += " with speculative decoding"
             return f"{option}={value}: a CoLD request {takes}; set it ({flag}) to {needed} or more."
+    return None
+
+
+def _unsupported_states(config: "VllmConfig") -> str | None:
+    """Why CoLD cannot work with the model's state-space layers; None if it can, or if there are
+    none. What layers these are does not matter: the scheduler sees groups of blocks.
+    """
+    if not has_states(config.model_config):
+        return None
+    if versions.is_before(0, 32):
+        return (
+            "it serves a model with state-space layers, which CoLD supports with vLLM 0.32 and "
+            "newer; update vLLM, or serve another model."
+        )
+    cache, speculative = config.cache_config, config.speculative_config
+    if (mode := cache.mamba_cache_mode) not in ("none", "align"):
+        return (
+            f"mamba_cache_mode={mode!r}: with state-space layers, CoLD supports none and align; "
+            "set one of them (--mamba-cache-mode)."
+        )
+    if getattr(cache, "use_replayssm", False):
+        return (
+            "use_replayssm is on, which CoLD does not support with state-space layers; leave it "
+            "off (--no-use-replayssm)."
+        )
+    if (unit := getattr(cache, "prefix_match_unit", None)) is not None:
+        return (
+            f"prefix_match_unit={unit}: with state-space layers, vLLM may keep a wrong state then, "
+            "also of requests without CoLD; leave it out."
+        )
+    if (ranks := getattr(config.parallel_config, "decode_context_parallel_size", 1)) > 1:
+        return (
+            f"decode_context_parallel_size={ranks} with state-space layers, which CoLD was never "
+            "run with; set it to 1 (--decode-context-parallel-size)."
+        )
+    ranks = getattr(config.parallel_config, "tensor_parallel_size", 1)
+    if config.lora_config is not None and ranks > 1:
+        return (
+            f"tensor_parallel_size={ranks} and LoRA are on with state-space layers, whose tokens "
+            "with adapters were wrong then; switch one of them off."
+        )
+    if speculative is not None:
+        return (
+            f"speculative decoding is on ({speculative.method}) with state-space layers, whose "
+            "states CoLD's streams would lose in steps that leave them out; switch it off."
+        )
     return None
 
 

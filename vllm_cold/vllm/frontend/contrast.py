@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a request is decoded with, as ``admission`` decides it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, read_prompt
+from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
@@ -32,6 +35,7 @@ class Contrast:
         asked: Whether the request says anything itself, and so is told of all else that is in the
             way.
         unlimited: Whether nobody said how many tokens the request gets.
+        explain: Whether the client is told the weights of each step.
     """
 
     settings: ColdSettings
@@ -41,6 +45,14 @@ class Contrast:
     optional: bool = False
     asked: bool = True
     unlimited: bool = False
+    explain: bool = False
+
+    def check_alone(self, field: str, answers: int) -> None:
+        """Refuse to tell the weights of several answers: there is room for those of one."""
+        if self.explain and answers > 1:
+            raise ColdError(
+                field, answers, "must be 1 where the weights are asked for; send a request for each"
+            )
 
     def applies(self, prompt_source: prompts.PromptSource) -> bool:
         """Whether a request has what a default leaves out; one that asked itself has to."""
@@ -59,7 +71,7 @@ class Contrast:
         self,
         amateurs: tuple[AmateurSpec, ...],
         expert: "LoRARequest | None",
-        expert_prompt: list[int] | None,
+        expert_prompt: prompts.Prompt,
     ) -> "Contrast | None":
         """The contrast with its amateurs' prompts, none of which is its expert in prompt and
         adapter: refused where the request asked for it, and no contrast where it did not (a
@@ -69,7 +81,15 @@ class Contrast:
             ColdError: there is one.
         """
         for one in amateurs:
-            if one.prompt is not None and one.prompt == expert_prompt and same(one.lora, expert):
+            if one.source is None or not same(one.lora, expert):
+                continue
+            if expert_prompt.is_cached_as(one):
+                raise one.refused(
+                    "differs from the expert's prompt in prompt_is_token_ids alone, which the "
+                    "prefix cache of vLLM before 0.31 does not see; give the amateur other "
+                    "prompt_embeds or prompt_token_ids"
+                )
+            if expert_prompt.is_of(one):
                 if self.optional and not self.asked:
                     return None
                 raise one.refused(
@@ -79,7 +99,7 @@ class Contrast:
         return replace(self, amateurs=amateurs)
 
     def stream(self) -> Stream:
-        """What the scheduler is told."""
+        """What the scheduler is told. Copies embeddings, which must have room by now."""
         amateurs = zip(self.amateurs, self.weights, strict=True)
         own = any(one.source is not None for one in self.amateurs)
         name = self.settings.rule
@@ -87,11 +107,13 @@ class Contrast:
         return Stream(
             self.settings,
             tuple(
-                AmateurStream(weight, _as_data(one.lora), one.prompt) for one, weight in amateurs
+                AmateurStream(weight, _as_data(one.lora), one.prompt, embeds)
+                for (one, weight), embeds in zip(amateurs, _copies(self.amateurs), strict=True)
             ),
             method=self.preset or name or ("custom" if own else "cold"),
             keeps_state=rule is not None and rule.state > 0,
             retires=rule is not None and rule.retires,
+            explain=rule is not None and self.explain,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -122,11 +144,12 @@ def of_params(params: ColdParams, expert: "LoRARequest | None") -> Contrast:
             named.format(i),
             named.format(i),
             source=read_prompt("prompt", one.prompt),
+            weight=one.weight,
             lora=one.adapter(expert),
         )
         for i, one in enumerate(params.contrast())
     ]
-    return Contrast(settings, tuple(amateurs), weights, params.method)
+    return Contrast(settings, tuple(amateurs), weights, params.method, explain=bool(params.explain))
 
 
 def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:
@@ -134,6 +157,19 @@ def same(one: "LoRARequest | None", other: "LoRARequest | None") -> bool:
     if one is None or other is None:
         return one is other
     return bool(one.lora_int_id == other.lora_int_id or one.lora_name == other.lora_name)
+
+
+def _copies(amateurs: tuple[AmateurSpec, ...]) -> Iterator[Embeddings | None]:
+    """Their embeddings; of those who read the same, one copy."""
+    made: dict[tuple[int, int], Embeddings] = {}
+    for one in amateurs:
+        if one.embeds is None:
+            yield None
+            continue
+        key = id(one.embeds), id(one.is_token_ids)
+        if key not in made:
+            made[key] = Embeddings.of(one.embeds, one.is_token_ids)
+        yield made[key]
 
 
 def _as_data(adapter: "LoRARequest | None") -> dict[str, Any] | None:

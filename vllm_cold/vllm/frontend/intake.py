@@ -42,11 +42,13 @@ class Exchange:
         decided: The bodies that were decided about (a batch of chats is several), by their ids.
         used: What those are decoded with that were sent to the engine, by the same ids; for the
             header.
+        weights: Of each step so far, where the client asks for them.
     """
 
     plain: bool = False
     decided: dict[int, tuple[Any, Contrast | None]] = field(default_factory=dict)
     used: dict[int, Contrast | None] = field(default_factory=dict)
+    weights: list[list[float | None]] | None = None
 
 
 class FrontEnd:
@@ -96,7 +98,8 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
     ) -> "EngineCoreRequest":
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if request.sampling_params is not None and not FRONT_END.plain:
-            with refusals():
+            # An async engine refuses what has media before, in `add_request`.
+            with refusals(), prompts.media_kept(self.renderer, [prompt], offline=True):
                 FRONT_END.of(self).admit(prompt, params, request)
         return request
 
@@ -116,7 +119,8 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         # What vLLM did not make something of yet goes to a thread of its own, and its amateurs too.
         if isinstance(prompt, dict) and "type" in prompt and isinstance(params, SamplingParams):
-            with refusals():
+            renderer = self.input_processor.renderer
+            with refusals(), prompts.media_kept(renderer, [prompt]):
                 prompt = await _decided(
                     FRONT_END.of(self.input_processor), prompt, params, lora_request
                 )

@@ -6,7 +6,8 @@ template arguments and tokenizer's arguments, and what it does without is left o
 expert reads. Only here are these together, for ``LLM.generate``, ``LLM.chat`` and all endpoints of
 a server; so what vLLM makes of a prompt carries along how it was made (``PromptSource``). An
 amateur's own is made later, where the request's parameters are known, by the same methods: off the
-event loop where vLLM renders so.
+event loop where vLLM renders so. And ``BaseRenderer.queue_mm_cache_invalidations`` (0.33) or
+``_mm_executor`` (before) forget the images of a request that is refused.
 Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is rendered.
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 from msgspec import structs
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import AmateurSpec, Messages, Part, Text, Tokens, Without
+from vllm_cold.method.amateurs import AmateurSpec, Embeds, Messages, Part, Text, Tokens, Without
 from vllm_cold.vllm import versions
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.patching import PatchPoint
@@ -28,6 +29,7 @@ from vllm_cold.vllm.patching import PatchPoint
 logger = logging.getLogger("vllm." + __name__)
 
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
+_SAID = 400  # characters of an error: it may show what a client sent
 
 
 class UNDECIDED:
@@ -53,6 +55,81 @@ class PromptSource:
     decided: Any = UNDECIDED
 
 
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as vLLM made it: token ids, or embeddings.
+
+    Attributes:
+        ids: Token ids; beside embeddings only if these are no more than a part of the prompt.
+        embeds: A tensor, [tokens, hidden size]; None for token ids alone.
+        is_token_ids: Where the ids count and not the embeddings; None for one of both alone.
+    """
+
+    ids: list[int] | None
+    embeds: Any = None
+    is_token_ids: list[bool] | None = None
+
+    @classmethod
+    def made(cls, prompt: Mapping[str, Any]) -> "Prompt":
+        """Of what a renderer made."""
+        names = ("prompt_token_ids", "prompt_embeds", "is_token_ids")
+        return cls(*(prompt.get(name) for name in names))
+
+    @classmethod
+    def of(cls, request: Any) -> "Prompt":
+        """Of an EngineCoreRequest."""
+        return cls(request.prompt_token_ids, request.prompt_embeds, request.prompt_is_token_ids)
+
+    def is_of(self, one: AmateurSpec) -> bool:
+        """Whether it is this amateur's, too."""
+        return self.is_token_ids == one.is_token_ids and self._has_numbers_of(one)
+
+    def is_cached_as(self, one: AmateurSpec) -> bool:
+        """Whether vLLM's prefix cache takes it for this amateur's, which it is not: before 0.31 it
+        does not look at what counts, ids or embeddings.
+        """
+        if self.is_token_ids == one.is_token_ids or not versions.is_before(0, 31):
+            return False
+        return self._has_numbers_of(one)
+
+    def _has_numbers_of(self, one: AmateurSpec) -> bool:
+        if self.ids != one.prompt:
+            return False
+        if self.embeds is None or one.embeds is None:
+            return self.embeds is one.embeds
+        if (self.embeds.dtype, self.embeds.shape) != (one.embeds.dtype, one.embeds.shape):
+            return False
+        return bool(self.embeds.equal(one.embeds))
+
+    def problem(self, model_config: Any) -> str | None:
+        """What is wrong with its embeddings; None if nothing is. Not all of it is looked at by
+        vLLM, whose workers then end.
+        """
+        hidden = model_config.get_inputs_embeds_size()
+        rows, columns = self.embeds.shape
+        if not (rows and columns == hidden and self.embeds.is_floating_point()):
+            return f"must be floating-point numbers of shape [1 or more tokens, {hidden}]"
+        if self.ids is self.is_token_ids is None:
+            return None
+        lengths = [None if each is None else len(each) for each in (self.ids, self.is_token_ids)]
+        if lengths != [rows, rows]:
+            return (
+                f"must have prompt_token_ids and prompt_is_token_ids of its {rows} tokens, or "
+                "neither"
+            )
+        assert self.ids is not None and self.is_token_ids is not None
+        used = [i for i, is_id in zip(self.ids, self.is_token_ids, strict=True) if is_id]
+        return _unknown_token(used, model_config)
+
+
+def _unknown_token(ids: Sequence[int], model_config: Any) -> str | None:
+    size = model_config.get_vocab_size()
+    for extreme in (max(ids), min(ids)) if ids else ():
+        if not 0 <= extreme < size:
+            return f"token {extreme} is none of the model's {size}, which are from 0"
+    return None
+
+
 def prompt_source_of(prompt: Any) -> PromptSource:
     """How a prompt was made, or would be."""
     if isinstance(prompt, dict):
@@ -72,7 +149,39 @@ def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
     return {**carrier, _KEY: PromptSource(decided=decided)}
 
 
+@contextmanager
+def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Iterator[None]:
+    """Where requests are refused behind their prompts: vLLM sends an image that it has seen once no
+    more, and those of a refused request were never sent. So it forgets them, or the next request
+    with one of them would end with an error.
+
+    Args:
+        renderer: vLLM's.
+        made: What it made of the prompts.
+        offline: Whether it makes them in the thread that this one is. Else a thread of its own
+            uses what it has seen, and forgets it before the next image.
+    """
+    try:
+        yield
+    except Exception:
+        found = [p.get("mm_hashes") or {} for p in made if isinstance(p, dict)]
+        seen = [h for hashes in found for many in hashes.values() for h in many]
+        cache = getattr(renderer, "mm_processor_cache", None)
+        if seen and (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
+            if (queue := getattr(renderer, "queue_mm_cache_invalidations", None)) is not None:
+                queue(seen)  # since 0.33
+            else:
+                for mm_hash in seen:
+                    if offline:
+                        forget(mm_hash)
+                    else:
+                        renderer._mm_executor.submit(forget, mm_hash)
+        raise
+
+
 def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
+    if "prompt_embeds" in prompt:
+        return None  # ids beside them stand for some of the prompt only
     # Of a prompt with both, vLLM reads the ids.
     ids = prompt.get("prompt_token_ids")
     return prompt.get("prompt") if ids is None else list(ids)
@@ -166,7 +275,7 @@ def render(
     for one in _different(amateurs):
         with _errors(one):
             method, args = _call(renderer, prompt_source, one, online)
-            made.append((one, _ids(renderer, one, getattr(renderer, method)(*args))))
+            made.append((one, _read(renderer, one, getattr(renderer, method)(*args))))
     return _complete(amateurs, made)
 
 
@@ -179,7 +288,7 @@ async def render_async(
         with _errors(one):
             method, args = _call(renderer, prompt_source, one, online)
             found = await getattr(renderer, method + "_async")(*args)
-            made.append((one, _ids(renderer, one, found)))
+            made.append((one, _read(renderer, one, found)))
     return _complete(amateurs, made)
 
 
@@ -191,12 +300,17 @@ def _different(amateurs: Sequence[AmateurSpec]) -> Iterator[AmateurSpec]:
 
 
 def _complete(
-    amateurs: Sequence[AmateurSpec], made: Sequence[tuple[AmateurSpec, list[int]]]
+    amateurs: Sequence[AmateurSpec], made: Sequence[tuple[AmateurSpec, Prompt]]
 ) -> tuple[AmateurSpec, ...]:
-    def ids(one: AmateurSpec) -> list[int] | None:
-        return next((ids for other, ids in made if other.source == one.source), None)
+    def complete(one: AmateurSpec) -> AmateurSpec:
+        read = next((prompt for other, prompt in made if other.source == one.source), None)
+        if read is None:
+            return one
+        return structs.replace(
+            one, prompt=read.ids, embeds=read.embeds, is_token_ids=read.is_token_ids
+        )
 
-    return tuple(structs.replace(one, prompt=ids(one)) for one in amateurs)
+    return tuple(map(complete, amateurs))
 
 
 @contextmanager
@@ -212,15 +326,22 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
     except (TemplateError, VLLMValidationError, ValueError, NotImplementedError) as error:
         if isinstance(error, ColdError):
             raise
-        said = str(error) or type(error).__name__
-        raise one.refused(f"no prompt can be made of it: {said}") from error
+        raise _unreadable(one, error) from error
     except Exception as error:
+        if isinstance(one.source, Embeds) and isinstance(one.source.prompt, str):
+            # Of a client's bytes torch says anything, which vLLM does not always catch.
+            raise _unreadable(one, error) from error
         logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")
         raise RendererChanged(
             f"this vLLM ({versions.vllm_version()}) has changed where vllm-cold has it make the "
             f"prompt of an amateur ({type(error).__name__}: {error}): see the server's log. "
             f"Install vLLM {versions.RANGE}, or a newer vllm-cold."
         ) from error
+
+
+def _unreadable(one: AmateurSpec, error: Exception) -> ColdError:
+    said = str(error) or type(error).__name__
+    return one.refused(f"no prompt can be made of it: {said[:_SAID]}")
 
 
 def _call(
@@ -236,6 +357,12 @@ def _call(
                 if tok_params is not None:
                     tok_params = replace(tok_params, add_special_tokens=False)
             return "render_chat", ([messages], chat_params, tok_params)
+        case Embeds():
+            if tok_params is not None:
+                # For an answer with the prompt's text, which this one does not have.
+                tok_params = replace(tok_params, needs_detokenization=False)
+            own = source.prompt
+            return "render_cmpl", ([own.encode() if isinstance(own, str) else {**own}], tok_params)
         case Part():
             prompt: Any = source.of(one.prompt_field, prompt_source.prompt)  # type: ignore[type-var]
         case Text():
@@ -278,16 +405,21 @@ def default_chat_params(renderer: Any, online: Any = None) -> Any:
     ).with_defaults(online.default_chat_template_kwargs)
 
 
-def _ids(renderer: Any, one: AmateurSpec, made: Any) -> list[int]:
-    """The token ids of what a renderer made."""
+def _read(renderer: Any, one: AmateurSpec, made: Any) -> Prompt:
+    """What a renderer made for an amateur to read."""
     prompts = made[1] if isinstance(made, tuple) else made  # of a chat
     assert len(prompts) == 1
     prompt = prompts[0]
-    if prompt["type"] != "token":
+    if prompt["type"] == "embeds":
+        read = Prompt.made(prompt)
+        problem = read.problem(renderer.model_config)
+    elif prompt["type"] == "token":
+        read = Prompt(ids := prompt["prompt_token_ids"])
+        problem = _unknown_token(ids, renderer.model_config)
+        if not ids:
+            problem = "is no token at all; it must not be empty"
+    else:
         raise one.refused("must be text only")
-    ids: list[int] = prompt["prompt_token_ids"]
-    if not ids:
-        raise one.refused("is no token at all; it must not be empty")
-    if max(ids) >= (size := renderer.model_config.get_vocab_size()):
-        raise one.refused(f"token {max(ids)} is none of the model's {size}, which are from 0")
-    return ids
+    if problem is not None:
+        raise one.refused(problem)
+    return read

@@ -17,7 +17,8 @@ Why:
 - A request that the scheduler ends with an error has its sentence in ``stop_reason``; vLLM's
   servers would say "Internal server error".
 - A client should see what its tokens were chosen with: the header ``x-cold`` of the response says
-  it. vLLM's response bodies have no field for extensions that streams have too.
+  it, and the weights of each step, where it asks for them, are in ``kv_transfer_params``, which
+  vLLM's response bodies have, and since 0.33 streams; before, they are added there.
 
 Since: 0.23 to 0.33. Can go: when vLLM resolves adapter names for extensions, passes ``vllm_xargs``
 on in beam search, reports the reason of an error, and lets plugins add to a response.
@@ -27,6 +28,7 @@ import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -34,20 +36,22 @@ from typing import Any
 import msgspec
 
 from vllm_cold.errors import ColdError
+from vllm_cold.group import results
 from vllm_cold.method.amateurs import Part
 from vllm_cold.method.arguments import check_placement, parse_request_args
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import prompts
-from vllm_cold.vllm.frontend.admission import Admission
+from vllm_cold.vllm.frontend.admission import Admission, check_penalty
 from vllm_cold.vllm.frontend.capacity import fit, most_tokens
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.frontend.contrast import Contrast
 from vllm_cold.vllm.frontend.errors import generation_error, refusals
-from vllm_cold.vllm.frontend.intake import FRONT_END
+from vllm_cold.vllm.frontend.intake import FRONT_END, Exchange
 from vllm_cold.vllm.patching import PatchPoint
 
 HEADER = b"x-cold"
 _LISTED = 100  # choices in it
+_DONE = b"data: [DONE]"
 
 
 def _make_models_init(original: Callable[..., None]) -> Callable[..., None]:
@@ -68,7 +72,7 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
         if FRONT_END.server is None or beams or not hasattr(request, "vllm_xargs"):
             return found
         made = found[1] if isinstance(found, tuple) else found
-        with refusals():
+        with refusals(), prompts.media_kept(self.renderer, made):
             made[:] = await _prepare(FRONT_END.server, self, request, made)
         return found
 
@@ -94,6 +98,9 @@ async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]
         one = await server.prepare(one, contrast, expert, online)
         found = prompts.decision_in(one)
         if found is not None:
+            if one["type"] == "embeds":
+                penalty = getattr(request, "repetition_penalty", None)
+                check_penalty(server.default_penalty if penalty is None else penalty)
             ids = one.get("prompt_token_ids")
             limit = server.config.model_config.max_model_len
             length = len(one["prompt_embeds"] if ids is None else ids)
@@ -115,7 +122,11 @@ def _decide(server: Admission, request: Any) -> Contrast | None:
 
 
 def _check_parts(request: Any, num_prompts: int, contrast: Contrast) -> None:
-    """Refuse positions in what is not the one text that the client sent."""
+    """Refuse positions in what is not the one text that the client sent, and weights of several
+    answers.
+    """
+    contrast.check_alone("prompt", num_prompts)
+    contrast.check_alone("n", getattr(request, "n", None) or 1)
     for one in contrast.amateurs:
         if not isinstance(one.source, Part):
             continue
@@ -212,14 +223,18 @@ def _make_generate(original: Callable[..., Any]) -> Callable[..., Any]:
         if not admission.is_server or FRONT_END.plain:
             return outputs
         cold = admission.may_contrast(prompt, sampling_params)
-        return _with_the_reason(outputs) if cold else outputs
+        return _looked_at(outputs, FRONT_END.exchange()) if cold else outputs
 
     return generate
 
 
-async def _with_the_reason(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+async def _looked_at(
+    outputs: AsyncGenerator[Any, None], exchange: Exchange
+) -> AsyncGenerator[Any, None]:
+    """The outputs, with an error's own reason; the weights in them are kept."""
     async with aclosing(outputs):  # which aborts what is left of the request
         async for output in outputs:
+            exchange.weights = results.weights_in(output.kv_transfer_params) or exchange.weights
             for one in output.outputs:
                 if one.finish_reason == "error" and str(one.stop_reason).startswith("CoLD"):
                     raise generation_error()(one.stop_reason)
@@ -227,7 +242,9 @@ async def _with_the_reason(outputs: AsyncGenerator[Any, None]) -> AsyncGenerator
 
 
 class Header:
-    """ASGI middleware that adds the header; ``cli`` names it in vLLM's option ``--middleware``."""
+    """ASGI middleware that adds the header, and the weights at the end of a streamed answer;
+    ``cli`` names it in vLLM's option ``--middleware``.
+    """
 
     def __init__(self, app: Any) -> None:
         self._app = app
@@ -242,9 +259,26 @@ class Header:
             if exchange.used and message["type"] == "http.response.start":
                 headers = [*message["headers"], (HEADER, header(list(exchange.used.values())))]
                 message = {**message, "headers": headers}
+            if exchange.weights is not None and not _streams_have_them():
+                body = bytes(message.get("body", b""))
+                if body.startswith(_DONE):
+                    message = {**message, "body": _event(exchange.weights) + body}
             await send(message)
 
         await self._app(scope, receive, send_with_header)
+
+
+@cache
+def _streams_have_them() -> bool:
+    """Whether vLLM itself puts ``kv_transfer_params`` into streams."""
+    protocol = import_module(_OPENAI + "completion.protocol")
+    return "kv_transfer_params" in protocol.CompletionStreamResponse.model_fields
+
+
+def _event(weights: Sequence[Sequence[float | None]]) -> bytes:
+    """What a streamed answer says of the weights, as a body does, in a part without choices."""
+    told = {"choices": [], "kv_transfer_params": results.with_weights(None, weights)}
+    return b"data: " + json.dumps(told).encode() + b"\n\n"
 
 
 def header(used: Sequence[Contrast | None]) -> bytes:

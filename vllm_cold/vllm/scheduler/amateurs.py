@@ -23,7 +23,8 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
     """
     args = expert.sampling_params.extra_args
     # Workers need no more than the settings and the weights.
-    weights = tuple(structs.replace(a, adapter=None, prompt=None) for a in stream.amateurs)
+    nothing = {"adapter": None, "prompt": None, "embeds": None}
+    weights = tuple(structs.replace(amateur, **nothing) for amateur in stream.amateurs)
     of_workers = structs.replace(stream, amateurs=weights, method="")
     asked: SamplingParams = copy.copy(expert.sampling_params)
     asked.extra_args = structs.replace(of_workers, index=0).to_extra_args(args)
@@ -32,6 +33,8 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
     for index, amateur in enumerate(stream.amateurs, 1):
         params = _params(asked)
         params.extra_args = structs.replace(of_workers, index=index).to_extra_args(args)
+        # They say where the expert's KV comes from and goes to.
+        params.extra_args.pop("kv_transfer_params", None)
         amateurs.append(_make_amateur(expert, amateur, index, params))
     return expert, *amateurs
 
@@ -64,13 +67,18 @@ def _params(asked: SamplingParams) -> SamplingParams:
 def _make_amateur(
     expert: Request, amateur: AmateurStream, index: int, params: SamplingParams
 ) -> Request:
-    own = amateur.prompt is not None
+    ids, embeds, is_token_ids = amateur.prompt, None, None
+    if amateur.embeds is not None:
+        embeds, is_token_ids = amateur.embeds.tensor(), amateur.embeds.is_token_ids
+    elif ids is None:
+        ids, embeds = expert.prompt_token_ids, expert.prompt_embeds
+        is_token_ids = expert.prompt_is_token_ids
     return Request(
         request_id=f"{expert.request_id}-amateur-{index}",
         client_index=expert.client_index,
-        prompt_token_ids=amateur.prompt if own else expert.prompt_token_ids,
-        prompt_embeds=None if own else expert.prompt_embeds,
-        prompt_is_token_ids=None if own else expert.prompt_is_token_ids,
+        prompt_token_ids=ids,
+        prompt_embeds=embeds,
+        prompt_is_token_ids=is_token_ids,
         sampling_params=params,
         pooling_params=None,
         arrival_time=expert.arrival_time,

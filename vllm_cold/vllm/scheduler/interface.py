@@ -5,7 +5,7 @@ The scheduler stands behind these classes for mypy alone (``TYPE_CHECKING``); at
 behind vLLM's, as ``tests/scheduler`` does with each of them.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 from vllm_cold.group.lockstep import Tokens
@@ -25,6 +25,8 @@ class Request(Tokens, Protocol):
     skip_reading_prefix_cache: bool
     is_prefill_chunk: bool
     trace_headers: Any
+    block_hashes: Sequence[bytes]
+    shared_prefix_boundary: int
 
     def take_events(self) -> Any:
         """Events for whoever measures, which are forgotten."""
@@ -64,6 +66,15 @@ class Scheduler:
     num_waiting_for_streaming_input: int
     need_mamba_block_aligned_split: bool
     log_stats: bool
+    finished_req_ids: set[str]
+    # Of a KV connector; not in 0.23.
+    connector: Any
+    defer_block_free: bool
+    sched_step_seq: int
+    deferred_frees: Any
+    recompute_kv_load_failures: bool
+    finished_recving_kv_req_ids: set[str]
+    _inflight_prefills: set[Request]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
 
@@ -102,3 +113,26 @@ class Scheduler:
     def _preempt_request(self, request: Request, timestamp: float) -> None: ...
 
     def _update_after_schedule(self, scheduler_output: Any) -> None: ...
+
+    def has_finished_requests(self) -> bool:
+        """Whether the workers must hear of requests that have ended."""
+        return False
+
+    def set_pause_state(self, pause_state: Any) -> None:
+        """Stop admission, everything or nothing."""
+
+    def reset_prefix_cache(self, reset_running_requests: bool = False) -> bool:
+        """Forget what is cached; whether it was possible."""
+        return False
+
+    def _build_kv_connector_meta(self, connector: Any, scheduler_output: Any) -> Any: ...
+
+    def _handle_invalid_blocks(
+        self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]
+    ) -> set[str]:
+        return set()
+
+    def _free_request_blocks(self, request: Request) -> None: ...
+
+    def _request_remaining_blocks(self, request: Request) -> int:
+        return 0

@@ -17,15 +17,28 @@ from vllm_cold.vllm.worker import block_zeroer
 
 
 class Found(NamedTuple):
-    """What the prefix cache has of a request.
+    """What the prefix cache, and a KV connector, have of a request.
 
     Attributes:
         blocks: As vLLM hands them on.
         num_tokens: How many tokens are in them.
+        junction: Where the cache has more of some layers, up to which token; else 0.
+        num_external: How many more a connector has.
+        takes_steps: Whether it brings them between steps, and not at the start of one.
+        is_known: Whether it knew.
     """
 
     blocks: Any
     num_tokens: int
+    junction: int = 0
+    num_external: int = 0
+    takes_steps: bool = False
+    is_known: bool = True
+
+    @property
+    def total(self) -> int:
+        """Tokens that need not be computed."""
+        return self.num_tokens + self.num_external
 
 
 class KVBlocks:
@@ -35,35 +48,52 @@ class KVBlocks:
         self._scheduler = scheduler
         count = scheduler.kv_cache_manager.coordinator.get_num_blocks_to_allocate
         self._counted_by = inspect.signature(count).parameters
+        self._steps_at_once = getattr(scheduler.vllm_config, "max_concurrent_batches", 1)
         self._nonfinite: set[int] = set()  # to be cleared as soon as they are nobody's
 
     def look_up(self, request: Request) -> Found:
         """What the prefix cache has of a request that holds no blocks; changes nothing."""
-        blocks, num_tokens = self._scheduler.kv_cache_manager.get_computed_blocks(request)[:2]
-        return Found(blocks, num_tokens)
+        return Found(*self._scheduler.kv_cache_manager.get_computed_blocks(request))
 
     def restored(self, num_cached: int) -> int:
         """Cached tokens that are not computed again: some models replay a window of the hit."""
         return max(num_cached - getattr(self._scheduler, "prefix_replay_tokens", 0), 0)
 
-    def fit(self, group: Group[Request], found: Mapping[Request, Found]) -> bool:
+    def fit(self, group: Group[Request], found: Mapping[Request, Found], promised: int = 0) -> bool:
         """Whether all streams' known tokens fit the free blocks.
 
         Args:
             group: The group.
-            found: What the cache has of its streams that do not run, as far as it is known.
+            found: What is found of its streams that hold no blocks, as far as it is known.
+            promised: Free blocks that are for others.
         """
         scheduler = self._scheduler
-        if not scheduler.running and not scheduler.num_waiting_for_streaming_input:
+        if not scheduler.running and not self._others_hold_blocks(group):
             return True  # allocation itself decides; see _MAX_FAILED_ALONE
-        needed = sum(self._to_come(each, found.get(each)) for each in group.streams)
+        starts = group.leader.status != RequestStatus.RUNNING
+        needed = sum(self._to_come(each, found.get(each), starts) for each in group.streams)
         free: int = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
-        return needed <= free - getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)
+        free -= promised + getattr(scheduler.kv_cache_manager, "watermark_blocks", 0)
+        return needed <= free
 
-    def _to_come(self, request: Request, found: Found | None) -> int:
-        """Blocks that the request's known tokens still take from the free ones, as vLLM counts."""
+    def _others_hold_blocks(self, group: Group[Request]) -> bool:
+        """Whether requests that do not run have blocks which they will free, or have ended."""
+        scheduler = self._scheduler
+        if scheduler.connector is None:
+            return scheduler.num_waiting_for_streaming_input > 0
+        return bool(scheduler.deferred_frees) or any(
+            each.num_computed_tokens or each.is_finished()
+            for each in scheduler.requests.values()
+            if each not in group.streams
+        )
+
+    def _to_come(self, request: Request, found: Found | None, starts: bool) -> int:
+        """Blocks that the request's known tokens still take from the free ones, as vLLM counts. If
+        its group starts, with those that vLLM does not: one that has begun holds up others until
+        its followers are there.
+        """
         scheduler, manager = self._scheduler, self._scheduler.kv_cache_manager
-        if request.status == RequestStatus.RUNNING:
+        if request.status == RequestStatus.RUNNING or request.num_computed_tokens:
             found = Found(manager.empty_kv_cache_blocks, request.num_computed_tokens)
         elif found is None:
             found = self.look_up(request)
@@ -74,7 +104,7 @@ class KVBlocks:
             ),
             "new_computed_blocks": found.blocks.blocks,
             "num_encoder_tokens": 0,
-            "total_computed_tokens": found.num_tokens,
+            "total_computed_tokens": found.total,
             "num_tokens_main_model": request.num_tokens,
             "apply_admission_cap": True,
         }
@@ -83,18 +113,39 @@ class KVBlocks:
             "prefill_end": max(request.num_prompt_tokens, request.num_tokens - 1),
         }
         terms |= {name: value for name, value in later.items() if name in self._counted_by}
-        return int(manager.coordinator.get_num_blocks_to_allocate(**terms))
+        counted = int(manager.coordinator.get_num_blocks_to_allocate(**terms))
+        return counted + self._states_to_come(request, found) if starts else counted
 
-    def uncache_unwritten(self, request: Request) -> None:
+    def _states_to_come(self, request: Request, found: Found) -> int:
+        """Blocks for states of the request's known tokens that vLLM does not count. Where states
+        are kept at the ends of blocks, a step's state is computed from that of the step before,
+        which is given back when the step is over.
+        """
+        manager, more = self._scheduler.kv_cache_manager, 0
+        for kind, cached in zip(
+            manager.coordinator.single_type_managers, found.blocks.blocks, strict=True
+        ):
+            if getattr(kind, "mamba_cache_mode", "") != "align":
+                continue
+            blocks = kind.req_to_blocks.get(request.request_id) or cached
+            columns = -(-request.num_tokens // kind.block_size) - len(blocks)
+            counted = 1 + kind.kv_cache_spec.num_prefill_checkpoint_blocks
+            held = sum(not block.is_null for block in blocks)
+            most = counted + self._steps_at_once - held
+            more += max(min(columns, most) - min(columns, counted), 0)
+        return more
+
+    def uncache_unwritten(self, request: Request, num_written: int) -> None:
         """Blocks that were hashed for tokens of this pass are not written if the request does
         not run in it: nobody may find them in the prefix cache. Nobody has found them yet: a
         pass admits nobody after a preemption, or after a follower that could not be admitted.
+        ``num_written``: tokens whose KV is there.
         """
         manager = self._scheduler.kv_cache_manager
         unwritten: set[int] = set()
         block_ids = manager.get_block_ids(request.request_id)
         for kind, ids in zip(manager.coordinator.single_type_managers, block_ids, strict=True):
-            unwritten.update(ids[request.num_computed_tokens // kind.block_size :])
+            unwritten.update(ids[num_written // kind.block_size :])
         unwritten.discard(0)  # the null block
         if unwritten:
             manager.evict_blocks(unwritten)

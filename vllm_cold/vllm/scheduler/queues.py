@@ -29,10 +29,17 @@ class WaitingQueues:
         self._by_priority = scheduler.policy == SchedulingPolicy.PRIORITY
         self._queued: list[Request] = []  # followers, in this pass
         self._asked_priority: dict[Request, int] = {}  # of streams that go first in this pass
+        # vLLM counts these apart; not in 0.23.
+        self._deferred: set[Request] = getattr(scheduler, "deferred_waiting", set())
 
     def priority(self, request: Request) -> int:
         """Lower comes first; without the priority policy all are the same."""
         return request.priority if self._by_priority else 0
+
+    @property
+    def has_followers(self) -> bool:
+        """Whether this pass has put any there."""
+        return bool(self._queued)
 
     def put_followers(
         self, group: Group[Request], followers: Sequence[Request], behind_head: bool
@@ -41,10 +48,11 @@ class WaitingQueues:
         queue, or in front of all.
         """
         leader = group.leader
+        followers = [each for each in followers if each not in self._queued]
         queue: Any = next((q for q in self._queues() if q), self._scheduler.waiting)
         if behind_head:
             queue = next(q for q in self._queues() if q and q.peek_request() is leader)
-        if self._by_priority and behind_head:
+        if self._by_priority and behind_head and leader not in self._asked_priority:
             # It is first already; now nobody who came at the same time gets between them.
             self._asked_priority[leader], leader.priority = leader.priority, _LEADS
         for at, follower in enumerate(followers, behind_head):
@@ -55,23 +63,30 @@ class WaitingQueues:
                 queue.insert(at, follower)
         self._queued += followers
 
-    def take_back(self) -> None:
+    def take_back(self) -> list[Request]:
         """After the pass: followers that were not admitted leave the queues, and all have the
-        priority again that was asked for.
+        priority again that was asked for. Those whose KV is under way stay: vLLM looks for them.
+
+        Returns:
+            All that were queued.
         """
-        waiting = [f for f in self._queued if f.status != RequestStatus.RUNNING]
+        stay = (RequestStatus.RUNNING, RequestStatus.WAITING_FOR_REMOTE_KVS)
+        waiting = [f for f in self._queued if f.status not in stay]
         if waiting:
             self.remove(*waiting)
         for stream, priority in self._asked_priority.items():
             # A leader that was not admitted is in the order of a priority that it has no more.
-            queue = None
+            queue, was_deferred = None, stream in self._deferred
             if stream.status != RequestStatus.RUNNING and stream not in waiting:
                 queue = self.remove(stream)
             stream.priority = priority
             if queue is not None:
                 queue.add_request(stream)
-        self._queued.clear()
+                if was_deferred:
+                    self._deferred.add(stream)
+        queued, self._queued = self._queued, []
         self._asked_priority.clear()
+        return queued
 
     def replace(self, request: Request, other: Request) -> None:
         """``other`` waits from now on in the place of ``request``, which came just now."""
@@ -96,8 +111,7 @@ class WaitingQueues:
                 queue.remove_requests(set(requests))
             if len(queue) < before:
                 found = queue
-        deferred: set[Request] = getattr(self._scheduler, "deferred_waiting", set())
-        deferred.difference_update(requests)
+        self._deferred.difference_update(requests)
         return found
 
     def _queues(self) -> list[Any]:

@@ -10,7 +10,7 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   before block allocation, whenever ``need_mamba_block_aligned_split`` is true; a 0 passes the
   request over (running) or ends admission for this step (waiting). It is the one place where
   tokens can be capped *before* blocks are allocated and hashed. It is replaced during a pass with
-  groups only; Mamba models are refused, so the hook is free. Can go: when vLLM offers a
+  groups only, in which ``states`` asks vLLM's own rule first. Can go: when vLLM offers a
   per-request cap.
 - ``_handle_blocked_waiting_request(request)``: called for the head of a queue before anything else
   is done for it; False passes it over and goes on with the next. Not in 0.23, where a group that
@@ -24,8 +24,9 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
   waiting counts and queue order are those of the clients' requests.
 
 Since: 0.23. ``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
-queues, ``kv_blocks`` asks the KV cache, ``amateurs`` makes the other streams,
-``stats`` sends figures to the front end.
+queues, ``kv_blocks`` asks the KV cache, ``connectors`` a KV connector, ``states`` splits prompts
+for layers with states, ``amateurs`` makes the other streams, ``stats`` sends figures to the front
+end.
 """
 
 import logging
@@ -52,12 +53,14 @@ from vllm_cold.group.lockstep import (
     is_split,
     tokens_left,
 )
-from vllm_cold.group.step_stats import CountersByKind, RowStats
+from vllm_cold.group.step_stats import CountersByKind, RowStats, WeightsByStep
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm.scheduler.amateurs import make_streams
+from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
+from vllm_cold.vllm.scheduler.states import StateSplit
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
 
@@ -83,11 +86,14 @@ class GroupScheduler(Scheduler):
     """vLLM's Scheduler with groups of streams."""
 
     # What vLLM's methods need of us although __init__ never ran, as in some of its tests.
+    connector: Any = None
+    defer_block_free = False
     _groups: dict[str, RequestGroup] = {}
     _blocks: KVBlocks | None = None
     _draft_controller: DraftController | None = None
     _steps_in_flight = 0
     _to_report = 0
+    _emptied = False  # whether all that had tokens were taken out of the step
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -101,6 +107,8 @@ class GroupScheduler(Scheduler):
         self._engine = uuid.uuid4().hex[:12]
         self._queues = WaitingQueues(self)
         self._blocks = KVBlocks(self)
+        self._loads = Loads(self, self._queues, self._blocks)
+        self._states = StateSplit(self, self._blocks)
         speculative = self.vllm_config.speculative_config
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
         self._slots: list[int] = []  # that were used and are free
@@ -130,7 +138,10 @@ class GroupScheduler(Scheduler):
         adapter = request.lora_request.lora_name if request.lora_request else ""
         kind = self._counters.kind(stream.method, adapter)
         streams = make_streams(request, stream)
-        group: RequestGroup = Group(streams, kind, slot=slot, retires=stream.retires)
+        weights = WeightsByStep(len(stream.amateurs)) if stream.explain else None
+        group: RequestGroup = Group(
+            streams, kind, slot=slot, retires=stream.retires, weights=weights
+        )
         if self._draft_controller is not None:
             seeded = params.seed is not None and params.temperature > 0
             group.drafting = Drafting(self._draft_controller.kinds[kind], seeded=seeded)
@@ -143,6 +154,9 @@ class GroupScheduler(Scheduler):
         for each in group.streams:
             self._groups[each.request_id] = group
             self.requests[each.request_id] = each
+        if self._loads.possible:
+            for amateur in group.amateurs:
+                self.connector.on_new_request(amateur)
         self._counters.sums[kind].requests += 1
         self._to_report = LAST_REPORTS
 
@@ -180,6 +194,7 @@ class GroupScheduler(Scheduler):
         if group.slot is not None:
             self._slots.append(group.slot)
         self._followers.difference_update(group.followers)
+        self._loads.drop(group.followers)
         self._led_by_amateurs.discard(group)
         for each in group.streams:
             self._groups.pop(each.request_id, None)
@@ -217,6 +232,7 @@ class GroupScheduler(Scheduler):
         """(running, waiting), a CoLD request counted once."""
         running, waiting = super().get_request_counts()
         if self._groups and not self._in_pass:
+            waiting -= self._loads.num_queued_followers()
             running -= sum(map(self._followers.__contains__, self.running))
             # vLLM also asks when an expert has ended and its amateurs have not yet.
             running -= sum(
@@ -230,7 +246,30 @@ class GroupScheduler(Scheduler):
         stats = super().make_stats(*args, **kwargs)
         if stats is not None and self._groups:
             stats.num_running_reqs = self.get_request_counts()[0]
+            if queued := self._loads.num_queued_followers():  # vLLM counts them as skipped
+                stats.num_waiting_reqs += queued
+                stats.num_skipped_waiting_reqs -= queued
         return stats
+
+    def has_finished_requests(self) -> bool:
+        """With a connector vLLM takes requests in no queue for those that have ended."""
+        if not self._groups or not self._loads.possible:
+            return bool(super().has_finished_requests())
+        return bool(self.finished_req_ids) or any(r.is_finished() for r in self.requests.values())
+
+    def set_pause_state(self, pause_state: PauseState) -> None:
+        super().set_pause_state(pause_state)
+        if pause_state == PauseState.PAUSED_NEW:
+            self._loads.release_unled(self._groups.values())
+
+    def reset_prefix_cache(
+        self, reset_running_requests: bool = False, *args: Any, **kwargs: Any
+    ) -> bool:
+        """Nothing can be reset while a request that does not run holds blocks."""
+        if reset_running_requests:
+            for request_id in self._groups:
+                self._loads.release(self.requests[request_id])
+        return bool(super().reset_prefix_cache(reset_running_requests, *args, **kwargs))
 
     # ---- one scheduling pass -----------------------------------------------------------------
 
@@ -257,8 +296,12 @@ class GroupScheduler(Scheduler):
             and any(not r.is_prefill_chunk for r in self.running)
         )
         self._order_running()
+        self._loads.begin_pass(self._promote)
+        if self.pause_state == PauseState.PAUSED_NEW:
+            self._loads.release_unled(self._groups.values())
         self._in_pass = True
         before, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
+        self._states.is_on = before
         self._mamba_block_aligned_split = self._cap  # type: ignore[method-assign]
         try:
             return super().schedule(*args, **kwargs)
@@ -313,19 +356,30 @@ class GroupScheduler(Scheduler):
 
     def _handle_blocked_waiting_request(self, request: Request) -> bool:
         """False passes a request over whose adapters find no slots, as vLLM does with its own
-        count, which knows neither a group's other streams nor those that are held in this step.
+        count, which knows neither a group's other streams nor those that are held in this step;
+        and a group of which a stream's KV is under way.
         """
         ready = super()._handle_blocked_waiting_request(request)
         if not ready or not self._in_pass:
             return ready
         group = self._groups.get(request.request_id)
         if group is None:
-            return not request.lora_request or self._loras_fit(request)
-        if request is not group.leader or self._loras_fit(*group.streams):
-            return True
-        # Those behind it may keep its slots taken for ever: in the end it stops the queue.
-        group.passed_over += 1
-        return group.passed_over > _MAX_PASSED_OVER
+            may_load = self._loads.may_start(request, self._step)
+            return may_load and (not request.lora_request or self._loras_fit(request))
+        if request is not group.leader:
+            return self._loads.is_led(group, request, self._step)
+        if any(map(self._loads.is_under_way, group.followers)):
+            return False
+        if not self._loras_fit(*group.streams):
+            # Those behind it may keep its slots taken for ever: in the end it stops the queue.
+            group.passed_over += 1
+            if group.passed_over <= _MAX_PASSED_OVER:
+                return False
+        return self._loads.may_start(request, self._step) and self._loads.start(group, self._step)
+
+    def _promote(self, request: Request) -> bool:
+        """What vLLM does when a request's KV has come."""
+        return super()._handle_blocked_waiting_request(request)
 
     def _cap(
         self,
@@ -338,28 +392,41 @@ class GroupScheduler(Scheduler):
         if num_new_tokens <= 0:
             return 0
         assert self._blocks is not None
-        num_cached = self._blocks.restored(num_new_local_computed_tokens)
+        cached = num_new_local_computed_tokens, num_external_computed_tokens
+        num_cached = self._blocks.restored(sum(cached))
         waiting = request.status != RequestStatus.RUNNING
+        self._loads.admitted(request, num_new_local_computed_tokens, num_external_computed_tokens)
         group = self._groups.get(request.request_id)
         if group is not None and waiting and request.request_id in group.new_amateurs:
-            group.new_amateurs[request.request_id] = num_cached
+            group.new_amateurs[request.request_id] = request.num_computed_tokens or num_cached
         if group is not None and not group.followers:
             group = None  # the others have ended
+
+        def part(num_tokens: int) -> int:
+            rule = self._states.split if group is None else self._states.part
+            return rule(request, num_tokens, *cached)
+
+        num_new_tokens = part(num_new_tokens)
         if group is not None and request is not group.leader:
             turn = self._step.turn_of(group)
+            if waiting and request in self._loads.starting:
+                return 0  # it was to be loaded, and is not
             if waiting and turn.verdict is None:
                 turn.led_by_other = True
                 return 0
-            return self._step.clip_follower(group, request, num_new_tokens, num_cached, waiting)
+            return self._step.clip_follower(
+                group, request, num_new_tokens, num_cached, waiting, part
+            )
         priority = self._queues.priority(request)
-        if waiting and not self._step.may_admit(priority):
+        # Those that hold blocks come first, as in vLLM.
+        if waiting and not request.num_computed_tokens and not self._step.may_admit(priority):
             return 0
         if group is None:
             if waiting and request.lora_request and not self._loras_fit(request):
                 return 0
             return self._step.clip_plain(num_new_tokens)
-        capacity = self._capacity(group, waiting)
-        granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting)
+        capacity = self._capacity(group, num_cached, waiting)
+        granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting, part)
         if granted == 0 and waiting:
             if capacity.admissible:
                 self._give_up_cache_hit(group, num_cached, capacity)
@@ -370,17 +437,24 @@ class GroupScheduler(Scheduler):
         if granted == 0 and self._is_blocked(group, capacity):
             self._step.block(priority)
         if admitted := self._step.admits(group, capacity):
+            self._loads.starting.difference_update(admitted)
+        elif not waiting:
+            admitted = self._loads.starting_of(group)
+        if admitted:
             self._queues.put_followers(group, admitted, behind_head=waiting)
         return granted
 
-    def _capacity(self, group: RequestGroup, waiting: bool) -> Capacity:
-        """What this step can offer the group's followers; changes nothing."""
+    def _capacity(self, group: RequestGroup, num_cached: int, waiting: bool) -> Capacity:
+        """What this step can offer the group's followers, if so many of its leader's tokens are
+        cached.
+        """
         assert self._blocks is not None
         chunk = max(self.scheduler_config.long_prefill_token_threshold, 0)
         missing = [f.status != RequestStatus.RUNNING for f in group.followers]
         nothing = [0] * len(missing)
         if not any(missing):
-            return Capacity(nothing, missing, chunk=chunk)
+            can_finish = self._states.can_finish(group, num_cached, {})
+            return Capacity(nothing, missing, chunk=chunk, can_finish=can_finish)
         max_active = getattr(self, "max_num_active_reqs", self.max_num_running_reqs)
         seats = len(self.running) + self.num_waiting_for_streaming_input + sum(missing) + waiting
         incomplete = self._incomplete()
@@ -388,20 +462,29 @@ class GroupScheduler(Scheduler):
             seats <= max_active
             and self._loras_fit(*group.streams)
             # One after the other, so that nothing gets between a group's streams.
-            and (waiting or incomplete[0] is group)
+            and (waiting or not self._queues.has_followers)
         )
         if waiting and not admissible:
             return Capacity(nothing, missing, False, chunk)  # whatever is cached
         away = [f for f, is_missing in zip(group.followers, missing, strict=True) if is_missing]
-        found = {follower: self._blocks.look_up(follower) for follower in away}
-        cached = {f: self._blocks.restored(one.num_tokens) for f, one in found.items()}
+        found = {f: self._loads.look_up(f) for f in away if not f.num_computed_tokens}
+        self._states.give_up_hits(group, found)
+        cached = {f: self._blocks.restored(one.total) for f, one in found.items()}
+        late = [f for f, one in found.items() if one.takes_steps]
+        if not waiting:
+            self._loads.starting.update(late)
         admissible = (
             admissible
-            and all(self._may_begin(f, cached[f]) for f in away)
+            and not late
+            and not any(map(self._loads.is_under_way, away))
+            and all(one.is_known for one in found.values())
+            and all(self._may_begin(f, cached.get(f, 0)) for f in away)
             and self._blocks.fit(group, found)
         )
-        num_cached = [cached.get(f, 0) for f in group.followers]
-        return Capacity(num_cached, missing, admissible, chunk, incomplete not in ([], [group]))
+        can_finish = self._states.can_finish(group, num_cached, found)
+        of_followers = [cached.get(f, 0) for f in group.followers]
+        others = incomplete not in ([], [group])
+        return Capacity(of_followers, missing, admissible, chunk, others, can_finish)
 
     def _may_begin(self, request: Request, num_cached: int) -> bool:
         """Whether vLLM would admit a request, as far as that is the request's matter."""
@@ -431,6 +514,8 @@ class GroupScheduler(Scheduler):
     def _is_blocked(self, group: RequestGroup, capacity: Capacity) -> bool:
         """Whether all that a leader at its last token waits for is to have followers admitted."""
         left = zip(followers_left(group, capacity), capacity.missing, strict=True)
+        if any(map(self._loads.is_under_way, group.followers)):
+            return False  # they have their blocks
         return any(capacity.missing) and all(n == 1 for n, missing in left if not missing)
 
     def _give_up_cache_hit(self, group: RequestGroup, num_cached: int, capacity: Capacity) -> None:
@@ -443,15 +528,18 @@ class GroupScheduler(Scheduler):
         budget -= drafts + slots * len(group.streams)
         left = followers_left(group, capacity)
         if tokens_left(group.leader, num_cached) == 1 and (
-            sum(left) > budget or max(left) > (capacity.chunk or budget)
+            sum(left) > budget or max(left) > (capacity.chunk or budget) or not capacity.can_finish
         ):
             group.leader.skip_reading_prefix_cache = True
+            self._loads.release_later(group.leader)
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
         group = self._groups.get(request.request_id)
+        if getattr(self, "requires_kv_delivery", False):
+            kwargs["drop_stale_output"] = True  # of all streams, whoever preempts them
         if self._in_pass:
             assert self._blocks is not None
-            self._blocks.uncache_unwritten(request)
+            self._blocks.uncache_unwritten(request, self._loads.num_written(request))
             self._step.preempt(group if group is not None and group.followers else None)
             self._look_anew()
         super()._preempt_request(request, *args, **kwargs)
@@ -460,9 +548,17 @@ class GroupScheduler(Scheduler):
         elif group is not None:
             self.waiting.remove_request(request)
 
-    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+    def _build_kv_connector_meta(self, connector: Any, scheduler_output: SchedulerOutput) -> Any:
         if self._groups:
             self._after_pass(scheduler_output)
+        return super()._build_kv_connector_meta(connector, scheduler_output)
+
+    def _update_after_schedule(self, scheduler_output: SchedulerOutput) -> None:
+        if self._groups and not self._loads.possible:  # else before its connector hears of it
+            self._after_pass(scheduler_output)
+        if self._emptied and self.defer_block_free:
+            self.sched_step_seq -= 1  # vLLM counts the steps that do something
+        self._emptied = False
         self._steps_in_flight += bool(scheduler_output.num_scheduled_tokens)
         if self._draft_controller is not None:
             self._draft_controller.begin_step()
@@ -470,7 +566,8 @@ class GroupScheduler(Scheduler):
 
     def _after_pass(self, output: SchedulerOutput) -> None:
         """Take back followers that were not admitted, preempt groups that were split."""
-        self._queues.take_back()
+        self._loads.end_pass(self._queues.take_back())
+        had_tokens = bool(output.num_scheduled_tokens)
         failed: list[RequestGroup] = []
         for group in tuple(self._step.groups):
             if group.turn.led_by_other:
@@ -485,8 +582,15 @@ class GroupScheduler(Scheduler):
             group = next(g for r in reversed(self.running) if (g := self._groups.get(r.request_id)))
             self._withdraw(group, output)
             failed.append(group)
+        self._emptied = had_tokens and not output.num_scheduled_tokens
+        alone = not output.num_scheduled_tokens and not self._loads.frees_blocks()
+        if alone and (holding := self._loads.holding(self._groups.values())):
+            alone = False
+            if not failed and not self._step.preempted and self._may_go_on():
+                # They may be in each other's way.
+                self._loads.release_all(holding)
         for group in failed:
-            if output.num_scheduled_tokens:
+            if not alone:
                 group.failed_alone = 0
                 continue
             group.failed_alone += 1
@@ -510,7 +614,14 @@ class GroupScheduler(Scheduler):
             self.pause_state == PauseState.UNPAUSED
             and any(r.request_id in self._groups for r in self.running)
             and not self._steps_in_flight
+            and not self._loads.frees_blocks()
+            and not self._loads.asked_in_vain
         )
+
+    def _may_go_on(self) -> bool:
+        """Whether nothing is under way, and nobody told the engine to stand still."""
+        paused = self.pause_state == PauseState.PAUSED_ALL
+        return not (paused or self._steps_in_flight or self._loads.asked_in_vain)
 
     def _withdraw(self, group: RequestGroup, output: SchedulerOutput) -> None:
         """Take all streams out of this step and preempt them."""
@@ -518,6 +629,7 @@ class GroupScheduler(Scheduler):
             never_sent = strip(output, request.request_id)
             self.prev_step_scheduled_req_ids.discard(request.request_id)
             if request.status != RequestStatus.RUNNING:
+                self._loads.release(request)
                 continue
             self.running.remove(request)
             self._preempt_request(request, time.monotonic())
@@ -563,6 +675,7 @@ class GroupScheduler(Scheduler):
         drafts = scheduler_output.scheduled_spec_decode_tokens
         invalid = scheduler_output.num_invalid_spec_tokens or {}  # which its grammar forbids
         found = worker_outputs.from_worker(model_runner_output)
+        not_loaded = self._loads.not_loaded(model_runner_output)
         each_stream = None
         if self._draft_controller is not None and tokens:
             sampled = [i for i, at in row.items() if i in self.requests and len(tokens[at])]
@@ -575,6 +688,9 @@ class GroupScheduler(Scheduler):
             figures = found.get(self._group_id(group.expert), [])
             if any(each.nonfinite == 1 for each in figures):
                 self._blocks.mark_nonfinite(group.streams)
+            lost = not_loaded and any(self._loads.uses(s, not_loaded) for s in group.streams)
+            if lost or is_dropped(group.expert):
+                continue  # its tokens count for nothing
             at = row.get(request_id)
             if at is None or not tokens or not len(tokens[at]):
                 continue
@@ -593,6 +709,30 @@ class GroupScheduler(Scheduler):
             else:
                 scored[request_id] = figures
         return scored
+
+    def _handle_invalid_blocks(
+        self, invalid_block_ids: set[int], num_scheduled_tokens: dict[str, int]
+    ) -> set[str]:
+        """What the KV of one stream did not bring, its group has not computed."""
+        failed = super()._handle_invalid_blocks(invalid_block_ids, num_scheduled_tokens)
+        groups = {g.request_id: g for i in failed if (g := self._groups.get(i)) is not None}
+        if not groups:
+            return failed
+        failed.update(each.request_id for g in groups.values() for each in g.streams)
+        if self.recompute_kv_load_failures:
+            # Everybody with such a block begins anew: vLLM leaves it to the first one to compute
+            # it for the others, but a group's stream may have to wait.
+            for group in groups.values():
+                for each in group.streams:
+                    self._loads.release(each)
+            for request in [r for r in reversed(self.running) if r.request_id in failed]:
+                self._loads.uncache(request, invalid_block_ids)
+                self.running.remove(request)
+                # Or workers are not sent its tokens where it goes on in the next step.
+                self.prev_step_scheduled_req_ids.discard(request.request_id)
+                self._preempt_request(request, time.monotonic(), drop_stale_output=True)
+            self._look_anew()
+        return failed
 
     def _break_even(self, sampled: Sequence[str]) -> float | None:
         """``DraftController.break_even`` for steps of the requests that got tokens in this one."""
@@ -649,6 +789,14 @@ class GroupScheduler(Scheduler):
                 if (given := self._groups.get(output.request_id)) is not None:
                     figures, new = scored.get(output.request_id, ()), len(output.new_token_ids)
                     self._counters.sums[given.kind].give(new, figures if self.log_stats else ())
+                    if given.weights is not None:
+                        given.weights.give(figures[:new])
+                        # With the last output; where it stands at a stop string, only the front
+                        # end sees that.
+                        if output.finish_reason is not None or given.expert.sampling_params.stop:
+                            output.kv_transfer_params = results.with_weights(
+                                output.kv_transfer_params, given.weights.rows
+                            )
                     if given.retires and figures and given not in over:
                         self._retire(given, figures, new)
         for group in over:
@@ -704,6 +852,14 @@ class GroupScheduler(Scheduler):
         self._to_report = LAST_REPORTS if running or waiting else self._to_report - 1
 
 
+def is_dropped(request: Request) -> bool:
+    """Whether the tokens of a request's steps in flight count for nothing."""
+    return bool(
+        getattr(request, "num_stale_output_tokens", 0)
+        and getattr(request, "drop_stale_output", False)
+    )
+
+
 def strip(output: SchedulerOutput, request_id: str) -> bool:
     """Remove a request from the step; True if the step would have introduced it to the workers."""
     num_tokens = output.num_scheduled_tokens.pop(request_id, 0)
@@ -711,6 +867,8 @@ def strip(output: SchedulerOutput, request_id: str) -> bool:
         return False
     output.total_num_scheduled_tokens -= num_tokens
     output.scheduled_spec_decode_tokens.pop(request_id, None)
+    if (of_connector := getattr(output, "kv_connector_block_state", None)) is not None:
+        of_connector.req_ids.discard(request_id)
     new = [r for r in output.scheduled_new_reqs if r.req_id != request_id]
     if len(new) < len(output.scheduled_new_reqs):
         output.scheduled_new_reqs[:] = new

@@ -2,8 +2,8 @@
 """Touches vLLM: ``SchedulerStats.kv_connector_stats``.
 
 Why: what the scheduler counted has to get to the process that serves /metrics. It travels in a
-dictionary that only engines with a KV connector use, which cannot have CoLD. vLLM sends a step's
-statistics to one front end, so with several API servers each figure is added up once.
+dictionary beside what a KV connector counted. vLLM sends a step's statistics to one front end, so
+with several API servers each figure is added up once.
 Since: 0.23 to 0.33. Can go: when vLLM has a channel for the figures of plugins.
 """
 
@@ -17,7 +17,7 @@ KEY = "cold"  # in kv_connector_stats
 
 def attach(stats: "SchedulerStats", payload: dict[str, Any]) -> None:
     """Send ``payload`` to the front end along with these statistics."""
-    stats.kv_connector_stats = {KEY: payload}
+    stats.kv_connector_stats = {**(stats.kv_connector_stats or {}), KEY: payload}
 
 
 def detach(stats: "SchedulerStats | None") -> dict[str, Any] | None:
@@ -25,6 +25,6 @@ def detach(stats: "SchedulerStats | None") -> dict[str, Any] | None:
     carried = stats.kv_connector_stats if stats is not None else None
     if stats is None or carried is None or KEY not in carried:
         return None
-    stats.kv_connector_stats = None
     payload: dict[str, Any] = carried[KEY]
+    stats.kv_connector_stats = {k: v for k, v in carried.items() if k != KEY} or None
     return payload

@@ -25,7 +25,7 @@ from vllm_cold.group.weights import RuleStates
 from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.worker import amateur_tokens, outputs
+from vllm_cold.vllm.worker import amateur_tokens, outputs, states, workarounds
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -47,7 +47,13 @@ class ColdLogitsProcessorV1(LogitsProcessor):  # type: ignore[misc]
         registry.choose(device)  # says which; a missing one fails now, not at a request
         patching.install((*outputs.PATCH_POINTS, *amateur_tokens.V1))
         amateur_tokens.wrap_built_on_v1()
+        patching.install_workarounds((workarounds.EMBEDS,))
         linear_layers.install()  # the model is loaded after this
+        states.install(vllm_config)
+        if device.type == "cpu" and getattr(vllm_config, "lora_config", None) is not None:
+            from vllm_cold.cpu import moe_lora
+
+            moe_lora.install()
 
     def is_argmax_invariant(self) -> bool:
         """False: CoLD changes which token is best."""

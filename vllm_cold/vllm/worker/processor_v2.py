@@ -25,7 +25,14 @@ from vllm_cold.group.weights import RuleStates
 from vllm_cold.method.arguments import load_rules
 from vllm_cold.ops import registry
 from vllm_cold.vllm import patching
-from vllm_cold.vllm.worker import amateur_tokens, block_zeroer, drafts_v2, outputs, penalties_v2
+from vllm_cold.vllm.worker import (
+    amateur_tokens,
+    block_zeroer,
+    drafts_v2,
+    outputs,
+    penalties_v2,
+    states,
+)
 
 
 class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
@@ -40,6 +47,7 @@ class ColdLogitsProcessorV2(LogitsProcessor):  # type: ignore[misc]
         self._states = RuleStates(self._device)
         load_rules(vllm_config.additional_config)
         patching.install_workarounds((block_zeroer.PATCH_POINT,))
+        states.install(vllm_config)
         registry.choose(self._device)  # says which; a missing one fails now, not at a request
         self._num_rows = np.ones(req_states.max_num_reqs, dtype=np.int64)  # by slot
         self._streams: dict[int, Stream] = {}  # by slot

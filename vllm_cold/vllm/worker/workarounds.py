@@ -23,6 +23,11 @@ Why:
   with the target's embedding, which is a LoRA layer, for rows of their own. It would take the
   adapters of the rows of the last step, of which there are another number: so our LoRA raises.
   Drafts are made without adapters; right or wrong, they are verified.
+- ``GPUModelRunner._preprocess`` (V1; 0.23 to 0.33) embeds, with ``enable_prompt_embeds``, the rows
+  of a step that are tokens and leaves out those that bring their embeddings along. Of the rows that
+  are left the LoRA layer takes the first adapters of all: another request's, and our LoRA raises.
+  Here all rows are embedded, and those that were asked for are taken; with CoLD also elsewhere
+  than on CPU (``processor_v1``).
 - ``LoraState.make_lora_inputs`` and ``GPUModelRunner.prepare_inputs`` (V2; 0.23 to 0.33) tell the
   LoRA layers one adapter for each request, but with speculative decoding a request has a row of
   logits for each draft and one more. LoRA of the output layer then takes other requests' adapters;
@@ -100,6 +105,28 @@ def _make_drafter(original: Callable[..., Any]) -> Callable[..., Any]:
     return without_adapters
 
 
+def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _preprocess(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+        if not (self.enable_prompt_embeds and self.lora_config) or self.supports_mm_inputs:
+            return original(self, scheduler_output, *args, **kwargs)
+        is_token = self.is_token_ids.np[: scheduler_output.total_num_scheduled_tokens]
+        rows, embed = np.nonzero(is_token)[0], self.model.embed_input_ids
+
+        def embed_input_ids(input_ids: Tensor) -> Tensor:
+            ids = input_ids.new_zeros(len(is_token))
+            ids[rows] = input_ids
+            found: Tensor = embed(ids)[rows]
+            return found
+
+        self.model.embed_input_ids = embed_input_ids
+        try:
+            return original(self, scheduler_output, *args, **kwargs)
+        finally:
+            del self.model.embed_input_ids  # the class's again
+
+    return _preprocess
+
+
 def _make_prepare(original: Callable[..., Any]) -> Callable[..., Any]:
     def prepare_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         batch = original(self, *args, **kwargs)
@@ -125,6 +152,11 @@ _DRAFTER_V1 = "vllm.v1.spec_decode.llm_base_proposer:SpecDecodeBaseProposer."
 _DRAFTER_V2 = (
     "vllm.v1.worker.gpu.spec_decode.target_dependent_ar.speculator:TargetDependentARSpeculator."
 )
+EMBEDS = PatchPoint(
+    "vllm.v1.worker.gpu_model_runner:GPUModelRunner._preprocess",
+    _make_preprocess,
+    ("scheduler_output",),
+)
 PATCH_POINTS = (
     PatchPoint("vllm.v1.worker.cpu_model_runner:CPUModelRunner.sample_tokens", _make_sample),
     PatchPoint(
@@ -137,6 +169,7 @@ PATCH_POINTS = (
     # Beside other ranks, where a text is at its end.
     PatchPoint(_DRAFTER_V1 + "dummy_run", _make_drafter),
     PatchPoint(_DRAFTER_V2 + "propose", _make_drafter),
+    EMBEDS,
     PatchPoint("vllm.v1.worker.gpu.model_runner:GPUModelRunner.prepare_inputs", _make_prepare),
     PatchPoint("vllm.v1.worker.gpu.lora_utils:LoraState.make_lora_inputs", _make_inputs),
 )

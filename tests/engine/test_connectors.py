@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines with a KV connector: requests get the tokens of the naive reference, whether their KV is
+computed or loaded, in time, late, or in vain, with a KV cache that is far too small.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.conftest import scheduler
+from tests.engine.memory_connector import COUNTS, STORES
+from tests.engine.pressure import drive, preempted_pairs
+from tests.engine.streams import GroupJob, job, short_groups
+from tests.naive import Group, NaiveCold, assert_same_tokens
+
+pytestmark = pytest.mark.engine
+
+MODULE = "tests.engine.memory_connector"
+
+
+def memory(**ways: Any) -> dict[str, Any]:
+    """The configuration of a connector in memory; see ``tests.scheduler.connector.Ways``."""
+    return {
+        "kv_connector": "MemoryConnector",
+        "kv_connector_module_path": MODULE,
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": ways.get("policy", "recompute"),
+        "kv_connector_extra_config": ways,
+    }
+
+
+def transfer(config: dict[str, Any], engine: str) -> Any:
+    from vllm.config import KVTransferConfig
+
+    for known in (STORES, COUNTS):
+        for name in [name for name in known if name.startswith(f"{engine} ")]:
+            del known[name]
+    COUNTS[engine] = Counter()
+    return KVTransferConfig(**config, engine_id=engine)
+
+
+@pytest.fixture(scope="module")
+def groups() -> list[Group]:
+    """Groups of two to four streams, and plain requests, with prompts that begin alike."""
+    return short_groups(40)
+
+
+@pytest.fixture(scope="module")
+def right(groups: list[Group], naive: NaiveCold) -> list[Any]:
+    """The reference's traces."""
+    return list(naive.generate_many(groups))
+
+
+def tokens_of(jobs: list[GroupJob], results: dict[int, Any]) -> list[list[int]]:
+    assert len(results) == len(jobs)
+    return [results[i].tokens[0] for i in range(len(jobs))]
+
+
+def check(llm: Any, tiny: Path, groups: list[Group], right: list[Any], rounds: int = 2) -> None:
+    """Several times, with an empty prefix cache: from the second on KV is loaded."""
+    jobs = [job(group, max_tokens=group.max_tokens, ignore_eos=True) for group in groups]
+    for seed in range(rounds):
+        assert_same_tokens(tokens_of(jobs, drive(llm, tiny, jobs, seed)), right)
+        # Some are aborted at any time, so also amid their loads.
+        drive(llm, tiny, jobs[:24], seed, abort=0.5)
+        assert scheduler(llm).reset_prefix_cache()
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "late": {"late": 1.0, "delay": 3, "unknown": 0.1, "fails": 0.3, "saves": 0.3},
+    "in time": {"fails": 0.3},
+    "both": {"late": 0.5, "delay": 2, "unknown": 0.1},
+    "requests fail late": {"late": 1.0, "delay": 5, "fails": 0.3, "delivers": True},
+}
+SYNC = ("in time",)  # stock vLLM mistakes such a failure if the next step is under way
+EVERY_RUN = ("late",)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in EVERY_RUN else pytest.mark.full) for n in WAYS]
+)
+def test_tokens_equal_the_reference(
+    name: str, make_llm: Any, tiny: Path, groups: list[Group], right: list[Any]
+) -> None:
+    llm = make_llm(
+        async_scheduling=name not in SYNC,
+        num_gpu_blocks_override=18,
+        max_num_batched_tokens=64,
+        kv_transfer_config=transfer(memory(**WAYS[name]), name),
+    )
+    with preempted_pairs(llm) as preempted:
+        check(llm, tiny, groups, right)
+    counts = COUNTS[f"{name} 0"]
+    assert preempted and counts["stores"] > 20
+    assert counts["loads"] + counts["late"] > 30
+    assert bool(counts["failed"]) == bool(WAYS[name].get("fails"))
+
+
+@pytest.mark.full
+def test_of_several_connectors(
+    make_llm: Any, tiny: Path, groups: list[Group], right: list[Any]
+) -> None:
+    """One that loads late and one that loads in time, each with a store of its own."""
+    parts = [memory(late=1.0, delay=2), memory(seed=1)]
+    config = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"connectors": parts},
+    }
+    llm = make_llm(
+        async_scheduling=True,
+        num_gpu_blocks_override=18,
+        max_num_batched_tokens=64,
+        kv_transfer_config=transfer(config, "several"),
+    )
+    check(llm, tiny, groups, right)
+    assert COUNTS["several 0"]["late"] > 20
+
+
+class Stream:
+    """A CUDA stream for who has none: what is done on it is done at once."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        pass
+
+    @staticmethod
+    def priority_range() -> tuple[int, int]:
+        return 0, 0
+
+
+class Event:
+    """Of it."""
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    synchronize = record
+
+
+class Copies:
+    """Copies of blocks, at once."""
+
+    def init(self, gpu: Any, cpu: Any, *streams: Any) -> None:
+        self.sides = gpu, cpu
+
+    def launch_copy(
+        self, source: Any, target: Any, is_store: bool, event_idx: int, events_list: Any, **how: Any
+    ) -> None:
+        gpu, cpu = self.sides
+        for name in gpu:
+            to, of = (cpu[name], gpu[name]) if is_store else (gpu[name], cpu[name])
+            to[target] = of[source]
+        self.count = getattr(self, "count", 0) + (not is_store)
+        COUNTS["offload"]["stores" if is_store else "loads"] += len(source)
+        events_list.append((event_idx, Event()))
+
+
+@pytest.fixture
+def without_cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """vLLM's offloading worker copies on CUDA streams; all else of it runs on a CPU too."""
+    from vllm.v1.simple_kv_offload import worker
+
+    class Torch(SimpleNamespace):
+        def __getattr__(self, name: str) -> Any:
+            return getattr(torch, name)
+
+    cuda = SimpleNamespace(Stream=Stream, current_stream=lambda: None)
+    monkeypatch.setattr(worker, "torch", Torch(cuda=cuda, Event=Event))
+    monkeypatch.setattr(worker, "PIN_MEMORY", False)
+    monkeypatch.setattr(worker, "DmaCopyBackend", Copies)
+    yield
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
+def test_simple_cpu_offload(
+    lazy: bool,
+    without_cuda: None,
+    make_llm: Any,
+    tiny: Path,
+    groups: list[Group],
+    right: list[Any],
+) -> None:
+    """vLLM's own, but for the copies."""
+    config = {
+        "kv_connector": "SimpleCPUOffloadConnector",
+        "kv_role": "kv_both",
+        "kv_connector_extra_config": {"cpu_bytes_to_use": 1 << 26, "lazy_offload": lazy},
+    }
+    llm = make_llm(
+        async_scheduling=True,
+        num_gpu_blocks_override=18,
+        max_num_batched_tokens=64,
+        kv_transfer_config=transfer(config, "offload"),
+    )
+    check(llm, tiny, groups, right)
+    assert COUNTS["offload"]["loads"] > 20 and COUNTS["offload"]["stores"] > 20

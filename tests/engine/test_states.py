@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Groups of streams on models with state-space layers. In float32 the engine's tokens equal those
+of transformers and peft; where vLLM's kernels on CPU know bfloat16 only, they are those that the
+engine's own single streams score best, but for its rounding. The models are tiny and random, with
+random adapters where vLLM has LoRA for them.
+
+What is special: a state is of one position. It is kept at the ends of blocks only, where prompts
+are split, and found again only there; and it takes room however short a stream is.
+"""
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.engine.conftest import BLOCK, free_blocks, lora
+from tests.engine.families import (
+    ALL,
+    RANK,
+    VOCAB_SIZE,
+    WITH_STATES,
+    WITH_STATES_IN_BFLOAT16,
+    long_groups_of,
+)
+from tests.engine.pressure import assert_idle, drive, preempted_pairs
+from tests.engine.streams import LONGEST, MAX_TOKENS, decode, generate, job, length
+from tests.engine.test_pause import Pauses
+from tests.naive import Amateur, Group, Trace, assert_same_tokens, step
+from vllm_cold.vllm import versions
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.full,  # one of them is in test_families.py in every run
+    pytest.mark.timeout(1200),
+    pytest.mark.skipif(versions.is_before(0, 32), reason="CoLD takes such models since vLLM 0.32"),
+]
+
+SMALL_STEPS = {"max_num_batched_tokens": 64}
+TIGHT = {**SMALL_STEPS, "max_model_len": 256}
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "align-tight": {**TIGHT, "num_gpu_blocks_override": 60},
+    "align": {},
+    "align-chunks": {**SMALL_STEPS, "async_scheduling": True},
+    "align-compiled": {**SMALL_STEPS, "async_scheduling": True, "enforce_eager": False},
+    "none-chunks": {**SMALL_STEPS},
+    "none-tight": {**TIGHT, "num_gpu_blocks_override": 40, "async_scheduling": True},
+}
+LONG_PROMPTS = True
+
+
+def engine_of(make_llm: Any, folder: Path, name: str, **options: Any) -> Any:
+    """A configuration's engine on a family's model."""
+    cached, adapters = name.startswith("align"), (folder / "one").exists()
+    chosen: dict[str, Any] = {
+        "model": str(folder / "model"),
+        "dtype": ALL[folder.name].dtype,
+        "enable_lora": adapters,
+        "max_model_len": CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS),
+        "enable_prefix_caching": cached,
+        "skip_tokenizer_init": True,
+        **({"max_lora_rank": RANK, "max_loras": 2} if adapters else {}),
+    }
+    if name.endswith("tight") and folder.name == "mamba-2":
+        chosen["num_gpu_blocks_override"] = 12 if cached else 6  # states alone take blocks
+    if not adapters:
+        chosen["additional_config"] = {"cold": True}  # to contrast prompts alone
+    llm = make_llm(**CONFIGURATIONS[name] | chosen | options)
+    cache = llm.llm_engine.vllm_config.cache_config
+    assert cache.mamba_cache_mode == ("align" if cached else "none")
+    return llm
+
+
+def cases(folder: Path, name: str) -> tuple[list[Group], list[Trace]]:
+    """What is asked of a family in a configuration, and the reference's answers. The amateurs
+    count.
+    """
+    read = json.loads((folder / "traces.json").read_text())
+    longest = CONFIGURATIONS[name].get("max_model_len", LONGEST + MAX_TOKENS) - MAX_TOKENS
+    groups, traces, unlike = [], [], []
+    both = zip(long_groups_of(folder.name), read["groups"], read["experts"], strict=True)
+    for group, trace, plain in both:
+        if length(group) <= longest:
+            groups.append(group)
+            traces.append(Trace(**trace))
+            if group.amateurs:
+                unlike.append(trace["tokens"] != plain["tokens"])
+    assert sum(unlike) > len(unlike) / 2, "the amateurs make no difference"
+    return groups, traces
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+@pytest.mark.parametrize("family", WITH_STATES)
+def test_tokens_equal_the_reference(family: str, name: str, folders: Path, make_llm: Any) -> None:
+    """The second time the prompts are in the prefix cache, in another order."""
+    folder = folders / family
+    groups, expected = cases(folder, name)
+    llm = engine_of(make_llm, folder, name)
+    before, cached = free_blocks(llm), 0
+    with preempted_pairs(llm) as preempted:
+        for seed in (0, 1):
+            order = random.Random(seed).sample(range(len(groups)), len(groups))
+            outputs = generate(llm, folder, [groups[i] for i in order])
+            got = [list(output.outputs[0].token_ids) for output in outputs]
+            assert_same_tokens(got, [expected[i] for i in order])
+            cached += sum(output.num_cached_tokens or 0 for output in outputs)
+    assert_idle(llm)
+    assert free_blocks(llm) == before
+    grows = cached or family != "mamba-2"  # a state alone is as large at the end as at first
+    assert bool(preempted) == (name.endswith("tight") and bool(grows))
+    assert bool(cached) == name.startswith("align")
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("name", ["align-tight", "none-tight"])
+@pytest.mark.parametrize("family", ["granite-4-hybrid", "mamba-2"])
+def test_arrivals_priorities_aborts_and_pauses(
+    family: str, name: str, level: int, folders: Path, make_llm: Any
+) -> None:
+    folder = folders / family
+    groups, expected = cases(folder, name)
+    llm = engine_of(make_llm, folder, name, scheduling_policy="priority")
+    jobs = [job(group, ignore_eos=True, max_tokens=MAX_TOKENS) for group in groups] * 2
+    pauses = Pauses(llm, level)
+    results = drive(llm, folder, jobs, seed=level, abort=0.2, disturb=pauses)
+    assert pauses.count
+    got = {i: result.tokens[0] for i, result in results.items()}
+    assert_same_tokens(list(got.values()), [expected[i % len(groups)] for i in got])
+
+
+@pytest.mark.parametrize(
+    ("name", "num_blocks", "most"),
+    # The states take one or two blocks for each of three groups and each stream, 6 or 12; one is
+    # the null block, and the rest are for tokens.
+    [("none-tight", 21, 189), ("align-tight", 25, 157)],
+)
+@pytest.mark.parametrize("family", ["granite-4-hybrid"])
+def test_what_is_admitted_fits(
+    family: str, name: str, num_blocks: int, most: int, folders: Path, make_llm: Any
+) -> None:
+    """A group of the greatest length that is not refused runs to its end, alone."""
+    llm = engine_of(make_llm, folders / family, name, num_gpu_blocks_override=num_blocks)
+    group = Group(tuple(range(20, 60)), None, [Amateur(-0.5, None, (7, 8, 9, 10))], 0.1, most)
+    (tokens,) = decode(llm, folders / family, [group])
+    assert len(tokens) == most
+    with pytest.raises(ValueError, match=f"blocks of {BLOCK} tokens, states included, and the eng"):
+        decode(llm, folders / family, [replace(group, max_tokens=most + 1)])
+
+
+# ---- bfloat16 ------------------------------------------------------------------------------------
+
+# How far a logit of one engine may be from the same engine's in another step and batch.
+BOUND = 0.25
+
+
+def logits_alone(
+    llm: Any, folder: Path, group: Group, tokens: Sequence[int]
+) -> list[list[torch.Tensor]]:
+    """For each of a group's tokens, what its streams' logits are (but for a constant) if each is
+    a plain request that has read the tokens before.
+    """
+    from vllm import SamplingParams
+
+    params = SamplingParams(temperature=0.0, max_tokens=1, logprobs=VOCAB_SIZE, detokenize=False)
+    steps = range(len(tokens))
+    streams = list(zip(group.adapters, group.prompts, strict=True))
+    outputs = llm.generate(
+        [{"prompt_token_ids": [*ids, *tokens[:i]]} for i in steps for _, ids in streams],
+        params,
+        lora_request=[lora(folder, name) if name else None for _ in steps for name, _ in streams],
+        use_tqdm=False,
+    )
+    found = []
+    for output in outputs:
+        (all_of_them,) = output.outputs[0].logprobs
+        found.append(torch.tensor([all_of_them[i].logprob for i in range(VOCAB_SIZE)]))
+    count = len(streams)
+    return [found[i * count : (i + 1) * count] for i in steps]
+
+
+def is_near_the_best(logits: Sequence[torch.Tensor], group: Group, token: int) -> bool:
+    """Whether a token is the best one if each stream's logits are moved by ``BOUND`` at most."""
+    slack = BOUND * (abs(1.0 - sum(a.weight or 0.0 for a in group.amateurs)))
+    slack += BOUND * sum(abs(a.weight or 0.0) for a in group.amateurs)
+    fewer, more = (
+        step(logits, replace(group, alpha=group.alpha * math.exp(sign * 2 * BOUND)))
+        for sign in (1, -1)
+    )
+    return bool(more.scores[token] >= fewer.scores.max() - 2 * slack)
+
+
+@pytest.mark.parametrize("name", ["align", "align-chunks", "none-chunks"])
+@pytest.mark.parametrize("family", WITH_STATES_IN_BFLOAT16)
+def test_tokens_are_those_of_single_streams(
+    family: str, name: str, folders: Path, make_llm: Any
+) -> None:
+    """In bfloat16: the second time the prompts are in the prefix cache."""
+    folder = folders / family
+    groups = [
+        group
+        for group in long_groups_of(family)
+        if group.amateurs and group.rule is None and group.expert_top_k is None
+    ]
+    llm = engine_of(make_llm, folder, name, max_logprobs=VOCAB_SIZE)
+    far = 0
+    for _ in range(2):
+        for group, tokens in zip(groups, decode(llm, folder, groups), strict=True):
+            each = list(zip(logits_alone(llm, folder, group, tokens), tokens, strict=True))
+            assert all(is_near_the_best(logits, group, token) for logits, token in each)
+            # The same would not hold of what the expert alone says.
+            plain = [int(logits[0].argmax()) for logits, _ in each]
+            far += any(
+                not is_near_the_best(logits, group, token)
+                for (logits, _), token in zip(each, plain, strict=True)
+            )
+    assert far > len(groups)
+    assert_idle(llm)

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which KV connectors are refused, and why."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_cold.vllm import contracts, versions
+from vllm_cold.vllm.frontend.connectors import unsupported
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(versions.is_before(0, 31), reason="CoLD has connectors since vLLM 0.31"),
+]
+
+
+def transfer(name: str, role: str = "kv_both", **fields: Any) -> dict[str, Any]:
+    return {"kv_connector": name, "kv_role": role, **fields}
+
+
+def several(*parts: dict[str, Any]) -> dict[str, Any]:
+    return transfer("MultiConnector", kv_connector_extra_config={"connectors": list(parts)})
+
+
+def config(asked: dict[str, Any] | None, lora: bool = True, **model: Any) -> Any:
+    from vllm.config import KVTransferConfig
+
+    return SimpleNamespace(
+        kv_transfer_config=None if asked is None else KVTransferConfig(**asked),
+        lora_config=object() if lora else None,
+        model_config=SimpleNamespace(**model),
+    )
+
+
+OWN = {"kv_connector_module_path": "tests.scheduler.connector"}
+
+
+@pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "no LoRA"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        None,
+        {},
+        transfer("SimpleCPUOffloadConnector"),
+        transfer("OffloadingConnector"),
+        transfer("StandIn", **OWN),
+        several(transfer("StandIn", **OWN), transfer("OffloadingConnector")),
+    ],
+    ids=str,
+)
+def test_connectors_that_are_keyed_by_block_hash(asked: Any, lora: bool) -> None:
+    assert unsupported(config(asked, lora)) is None
+
+
+def test_a_name_of_vllms_on_a_class_of_somebody_else() -> None:
+    asked = transfer("OffloadingConnector", kv_connector_module_path=__name__)
+    assert "not known to look KV up" in str(unsupported(config(asked)))
+
+
+class OffloadingConnector:
+    """Declares nothing."""
+
+    def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("role", ["kv_producer", "kv_consumer"])
+def test_half_an_engine(role: str) -> None:
+    for asked in (transfer("NixlConnector", role), several(transfer("StandIn", role, **OWN))):
+        said = str(unsupported(config(asked, lora=False)))
+        assert f"with kv_role='{role}'" in said and "not of its amateurs" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["ExampleConnector", "NixlConnector", "LMCacheConnectorV1", "MooncakeConnector"]
+)
+def test_others_are_not_known(name: str) -> None:
+    for asked in (transfer(name), several(transfer("StandIn", **OWN), transfer(name))):
+        said = str(unsupported(config(asked, lora=False)))
+        assert f"the KV connector {name}, which is not known to look KV up" in said
+        assert "keyed_by_block_hash = True" in said
+
+
+@pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])
+def test_states_are_not_loaded(kind: str) -> None:
+    said = str(unsupported(config(transfer("SimpleCPUOffloadConnector"), **{kind: True})))
+    assert "together with state-space layers" in said
+    assert unsupported(config(None, **{kind: True})) is None
+
+
+def test_old_releases(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(versions, "vllm_version", lambda: "0.23.0")
+    said = str(unsupported(config(transfer("SimpleCPUOffloadConnector"))))
+    assert "with vLLM 0.31 and newer" in said
+
+
+def test_a_vllm_that_has_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    monkeypatch.delattr(Scheduler, "_handle_invalid_blocks")
+    assert contracts.OF_CONNECTORS
+    assert unsupported(config(None)) is None
+    said = str(unsupported(config(transfer("SimpleCPUOffloadConnector"))))
+    assert "Scheduler has no _handle_invalid_blocks any more. Start it without" in said

@@ -1,0 +1,532 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts of embeddings, from a request to its streams; ``tests/engine/test_embeds.py`` decodes
+with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import msgspec
+import pytest
+import torch
+import vllm.renderers.base
+from vllm import SamplingParams
+from vllm.sampling_params import SamplingParams as Params
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.request import Request
+
+from tests.front_end import MAX_LEN, ONE, Front
+from tests.unit.test_serving import Online, chat, protocol, xargs
+from vllm_cold import Amateur, ColdParams
+from vllm_cold.group.stream import from_extra_args
+from vllm_cold.method.amateurs import Embeds, read_prompt
+from vllm_cold.method.embeddings import Embeddings
+from vllm_cold.vllm import versions
+from vllm_cold.vllm.frontend import admission
+from vllm_cold.vllm.frontend.intake import FRONT_END
+from vllm_cold.vllm.frontend.prompts import media_kept
+from vllm_cold.vllm.scheduler.amateurs import make_streams
+
+pytestmark = pytest.mark.unit
+
+HIDDEN = 64
+USER = {"role": "user", "content": " w3"}
+
+
+def rows(num: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(num, HIDDEN, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def encoded(tensor: Any) -> str:
+    """As clients send it."""
+    file = io.BytesIO()
+    torch.save(tensor, file)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def front(tiny: Path) -> Front:
+    return Front(tiny / "model", enable_prompt_embeds=True, additional_config={"cold": True})
+
+
+@pytest.fixture(autouse=True)
+def serving(front: Front) -> None:
+    front.serve()
+    FRONT_END.begin()
+
+
+def made(front: Front, tensor: Any, **more: Any) -> Any:
+    """What ``LLM.generate`` makes of embeddings."""
+    (prompt,) = front.renderer.render_cmpl([{"prompt_embeds": tensor, **more}])
+    return prompt
+
+
+def refusal(front: Front, prompt: Any, params: Any, lora: Any = ONE) -> str:
+    with pytest.raises(ValueError) as caught:
+        front.request(prompt, params, lora)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_embeddings_survive_the_way_to_the_scheduler(dtype: torch.dtype) -> None:
+    for tensor in (
+        rows(5, dtype=dtype),
+        rows(10, dtype=dtype)[::2],  # not contiguous
+        rows(5, dtype=dtype).requires_grad_(),
+    ):
+        found = Embeddings.of(tensor, [True, False])
+        sent = msgspec.msgpack.decode(msgspec.msgpack.encode(found), type=Embeddings)
+        assert sent == found and sent.tensor().equal(tensor) and sent.tensor().dtype == dtype
+        assert sent.shape == (5, HIDDEN) and sent.is_token_ids == [True, False]
+
+
+def test_amateurs_with_embeddings(front: Front) -> None:
+    expert, own = front.text(" w1 w2"), rows(7)
+    for tensor in (own, own[None]):
+        for stream in (
+            front.streams(expert, ColdParams(amateur=Amateur(prompt={"prompt_embeds": tensor}))),
+            front.streams(expert, amateur_prompt_embeds=encoded(tensor)),
+        ):
+            [one] = stream.amateurs
+            assert one.prompt is None and one.adapter is not None  # the expert's
+            assert one.embeds is not None and one.embeds.tensor().equal(own)
+    # What is said once is made once, and a list has one for each.
+    stream = front.streams(
+        expert, weights=[-1, -2, -3], amateur_prompt_embeds=["", encoded(own), encoded(rows(3))],
+        amateur=["base", "", ""],
+    )  # fmt: skip
+    assert [one.embeds and one.embeds.shape[0] for one in stream.amateurs] == [None, 7, 3]
+    assert stream.method == "custom"
+
+
+def test_what_crosses_processes(front: Front) -> None:
+    params = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(4)}))
+    request = front.request(made(front, rows(5)), params)
+    data = msgspec.msgpack.encode(request.sampling_params.extra_args)
+    stream = from_extra_args(msgspec.msgpack.decode(data))
+    assert stream == from_extra_args(request.sampling_params.extra_args)
+    assert stream is not None and stream.amateurs[0].embeds is not None
+    assert stream.amateurs[0].embeds.tensor().equal(rows(4))
+    plain = front.request(made(front, rows(5)), Params())
+    assert not plain.sampling_params.extra_args
+
+
+def as_request(front: Front, prompt: Any, params: Any, lora: Any = ONE) -> Request:
+    init_none_hash(sha256)
+    hasher = get_request_block_hasher(4, sha256)
+    return Request.from_engine_core_request(front.request(prompt, params, lora), hasher)
+
+
+def streams(front: Front, prompt: Any, *amateurs: Amateur) -> tuple[Request, ...]:
+    request = as_request(front, prompt, ColdParams(amateurs=amateurs, max_tokens=4))
+    stream = from_extra_args(request.sampling_params.extra_args)
+    assert stream is not None
+    return make_streams(request, stream)
+
+
+def test_streams_have_their_own(front: Front) -> None:
+    base = {"lora_request": None}
+    mask = [True, False, False, True, False, True]
+    mixed = {
+        "prompt_embeds": rows(6, 1),
+        "prompt_token_ids": [5, 600, 600, 6, 600, 7],
+        "prompt_is_token_ids": mask,
+    }
+    expert, same, other, ids, both = streams(
+        front,
+        made(front, rows(9)),
+        Amateur(**base),
+        Amateur(prompt={"prompt_embeds": rows(6, 1)}),
+        Amateur(prompt=[5, 6, 7]),
+        Amateur(prompt=mixed),
+    )
+    assert expert.prompt_embeds is same.prompt_embeds and same.prompt_token_ids is None
+    assert other.prompt_embeds.equal(rows(6, 1)) and other.num_prompt_tokens == 6
+    assert ids.prompt_token_ids == [5, 6, 7] and ids.prompt_embeds is None
+    assert both.prompt_embeds.equal(rows(6, 1)) and both.prompt_is_token_ids == mask
+    assert list(both.all_token_ids) == [5, 0, 0, 6, 0, 7]
+    for one in (expert, same, other, ids, both):
+        # Workers get no prompts.
+        sent = from_extra_args(one.sampling_params.extra_args)
+        assert sent is not None
+        assert not any(a.prompt or a.embeds or a.adapter for a in sent.amateurs)
+    # An expert of token ids.
+    expert, same, other = streams(
+        front, front.text([8] * 9), Amateur(**base), Amateur(prompt={"prompt_embeds": rows(9)})
+    )
+    assert same.prompt_token_ids == [8] * 9 and same.prompt_embeds is None
+    assert other.prompt_token_ids is None and other.prompt_embeds.equal(rows(9))
+
+
+def test_the_prefix_cache_tells_embeddings_apart(front: Front) -> None:
+    own = {"lora_request": ONE}
+    later = torch.cat([rows(8), rows(4, 1)])
+    expert, same, zeros, begins_alike, other = streams(
+        front,
+        made(front, rows(12)),
+        Amateur(prompt={"prompt_embeds": rows(12) + 0}, lora_request=None),
+        Amateur(prompt=[0] * 12, **own),
+        Amateur(prompt={"prompt_embeds": later}, **own),
+        Amateur(prompt={"prompt_embeds": rows(12, 2)}, **own),
+    )
+    alone = as_request(front, made(front, rows(12)), Params(), None)
+    assert len(expert.block_hashes) == 3
+    assert same.block_hashes == alone.block_hashes  # another adapter than the expert's
+    assert begins_alike.block_hashes[:2] == expert.block_hashes[:2]
+    last = {each.block_hashes[2] for each in (expert, same, zeros, begins_alike, other)}
+    assert len(last) == 5
+    assert not {*zeros.block_hashes, *other.block_hashes} & {*expert.block_hashes}
+
+
+def test_a_server(front: Front) -> None:
+    """Embeddings of expert and amateur as vLLM's completions take them."""
+    online = Online(front)
+
+    def answer(*prompts: Any, **args: Any) -> Any:
+        body = {"model": "one", "prompt": None, "prompt_embeds": "x", "max_tokens": 4}
+        request = protocol(body)(**body, **xargs(**args))
+        found = front.run(online.renderer.preprocess_cmpl(request, list(prompts)))
+        sent = [front.request(one, request.to_sampling_params(4, {})) for one in found]
+        return [from_extra_args(each.sampling_params.extra_args) for each in sent]
+
+    expert = encoded(rows(9)).encode()
+    [default] = answer(expert, beta=2)
+    assert default.amateurs[0].embeds is default.amateurs[0].prompt is None
+    [stream, text] = answer(expert, "w1", amateur_prompt_embeds=encoded(rows(5)))
+    for each in (stream, text):
+        assert each.amateurs[0].embeds.tensor().equal(rows(5))
+    [stream] = answer(expert, amateur_prompt=" w9")
+    assert stream.amateurs[0].prompt and stream.amateurs[0].embeds is None
+    # vLLM casts what clients send.
+    [stream] = answer(expert, amateur_prompt_embeds=encoded(rows(5, dtype=torch.float64)))
+    assert stream.amateurs[0].embeds.dtype == "float32"
+    *_, told = FRONT_END.exchange().used.values()
+    assert told is not None and told.as_dict()["prompt"] == "embeddings"
+    for wrong, message in (
+        (encoded(torch.zeros(5, HIDDEN - 1)), "hidden_size 63 does not match"),
+        (encoded(torch.zeros(5, HIDDEN, dtype=torch.int32)), "not a floating-point"),
+        (encoded(torch.zeros(HIDDEN)), "2D tensor"),
+        (encoded(torch.zeros(0, HIDDEN)), "must be floating-point numbers of shape"),
+        (encoded({"a": 1}), "no prompt can be made of it"),
+        ("AAAA", "no prompt can be made of it"),
+        ("*", "no prompt can be made of it"),
+        ("", "must not be empty"),
+        (encoded(torch.zeros(MAX_LEN, HIDDEN)), "prompt (has|contains) 64 (input )?tokens"),
+        (encoded(rows(9)), "the amateur is the expert"),
+    ):
+        with pytest.raises(ValueError, match=message) as caught:
+            answer(expert, amateur_prompt_embeds=wrong)
+        assert str(caught.value).startswith("cold_amateur_prompt_embeds=")
+        assert len(str(caught.value)) < 500
+    for args, message in (
+        ({"part": "0:1"}, "cold_part='0:1': is for completions, whose prompt is one text or a"),
+        ({"without": "system"}, "cold_without='system': is for chats"),
+        ({"preset": "cfg"}, "cold_without"),
+        ({"amateur_prompt": "a", "amateur_prompt_embeds": "AAAA"}, "has a prompt already"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            answer(expert, **args)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("can't allocate " + 999 * "x"), pickle.UnpicklingError(), EOFError()]
+)
+def test_what_torch_says_of_a_clients_bytes(
+    error: Exception, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no change of vLLM's."""
+
+    def load(*_: Any) -> Any:
+        raise error
+
+    text, args = front.text(" w1"), {"cold_amateur_prompt_embeds": encoded(rows(2))}
+    monkeypatch.setattr(vllm.renderers.base, "safe_load_prompt_embeds", load)
+    said = refusal(front, text, SamplingParams(extra_args=args))
+    problem = f"no prompt can be made of it: {str(error) or type(error).__name__}"
+    assert said.startswith("cold_amateur_prompt_embeds=") and problem[:80] in said
+    assert len(said) < 700
+
+
+def test_chats_with_embeddings_in_them(front: Front) -> None:
+    part = {"type": "prompt_embeds", "data": encoded(rows(4))}
+    system = {"role": "system", "content": [{"type": "text", "text": " w1"}, part]}
+    user = {"role": "user", "content": [{"type": "text", "text": " w3"}, part]}
+    online = Online(front)
+    for messages, is_embeds in (([system, USER], False), ([system, user], True)):
+        _, [stream] = online.answer(chat(*messages, **xargs(without="system")))
+        [one] = stream.amateurs
+        assert (one.embeds is not None) == is_embeds
+        if is_embeds:
+            is_embedded = [not each for each in one.embeds.is_token_ids]
+            assert sum(is_embedded) == 4
+            assert one.embeds.tensor()[torch.tensor(is_embedded)].equal(rows(4))
+            assert len(one.prompt) == one.embeds.shape[0]
+    # Its default amateur reads the same.
+    _, [stream] = online.answer(chat(system, USER, **xargs(beta=1)))
+    assert stream.amateurs[0].embeds is stream.amateurs[0].prompt is None
+    with pytest.raises(ValueError, match="which is text only"):
+        online.answer(chat(USER, **xargs(amateur_messages=json.dumps([system]))))
+
+
+def test_what_is_no_prompt() -> None:
+    for wrong in (
+        {},
+        {"prompt_embeds": None},
+        {"prompt_embeds": [[1.0]]},
+        {"prompt": "text"},
+        {"prompt_token_ids": [1]},
+        {"prompt_embeds": rows(1), "multi_modal_data": {}},
+    ):
+        with pytest.raises(ValueError, match="as a mapping must have a tensor"):
+            Amateur(prompt=wrong)
+    found = read_prompt("prompt", {"prompt_embeds": rows(2)})
+    assert isinstance(found, Embeds) and found.value == "torch.float32[2, 64]"
+
+
+def test_ids_beside_embeddings_that_are_none() -> None:
+    """A negative one ends the engine."""
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    Amateur(prompt={"prompt_embeds": rows(2), **ids})
+    for name, wrong in (
+        ("prompt_token_ids", [5, -1]),
+        ("prompt_token_ids", [5, True]),
+        ("prompt_token_ids", [5, "6"]),
+        ("prompt_token_ids", torch.tensor([5, 6])),
+        ("prompt_is_token_ids", [1, 0]),
+        ("prompt_is_token_ids", torch.tensor([True, False])),
+    ):
+        with pytest.raises(ValueError, match=f"as {name} must be a list"):
+            Amateur(prompt={"prompt_embeds": rows(2), **ids, name: wrong})
+
+
+def test_a_part_of_a_prompt_of_both(front: Front) -> None:
+    """Its ids stand for some of it only."""
+    ids = {"prompt_token_ids": [5, 6, 7], "prompt_is_token_ids": [True, False, True]}
+    part = SamplingParams(extra_args={"cold_part": "0:1"})
+    for prompt in (made(front, rows(3), **ids), made(front, rows(3))):
+        assert "cold_part='0:1': is for completions, whose prompt is one text" in refusal(
+            front, prompt, part
+        )
+
+
+def test_wrong_embeddings_of_programs(front: Front) -> None:
+    """vLLM looks at the number of dimensions, and its workers end with the others."""
+    expert = front.text(" w1")
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    shape = "must be floating-point numbers of shape [1 or more tokens, 64]"
+    for tensor, more, message in (
+        (torch.zeros(2, 63), {}, f"'torch.float32[2, 63]': {shape}"),
+        (torch.zeros(2, 64, dtype=torch.int64), {}, f"'torch.int64[2, 64]': {shape}"),
+        (torch.zeros(0, 64), {}, f"'torch.float32[0, 64]': {shape}"),
+        (rows(3), ids, "must have prompt_token_ids and prompt_is_token_ids of its 3 tokens"),
+        (rows(2), {"prompt_token_ids": [5, 6]}, "of its 2 tokens, or neither"),
+        (rows(2), {**ids, "prompt_token_ids": [512, 6]}, "token 512 is none of the model's 512"),
+        (
+            rows(2),
+            {"prompt_token_ids": [-1, 6], "prompt_is_token_ids": [True, True]},
+            "token -1 is none of the model's 512",
+        ),
+    ):
+        prompt = {"prompt_embeds": tensor, **more}
+        if min(more.get("prompt_token_ids", [0])) >= 0:  # an amateur's are looked at before
+            own = ColdParams(amateur=Amateur(prompt=prompt))
+            assert refusal(front, expert, own).startswith("amateur=")
+            assert message in refusal(front, expert, own)
+        if len(tensor) == 2:  # vLLM sees to the others of an expert
+            said = refusal(front, made(front, tensor, **more), ColdParams())
+            assert said.startswith("prompt_embeds=") and message in said
+    three = ColdParams(amateur=Amateur(prompt={"prompt_embeds": torch.zeros(2, 2, 2, 64)}))
+    assert "must be of shape (seq_len, hidden_size)" in refusal(front, expert, three)
+
+
+def test_equal_prompts(front: Front) -> None:
+    mask = [True, False]
+    both = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": mask}
+    for more in ({}, both):
+        prompt = made(front, rows(2), **more)
+        same = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2) + 0, **more}))
+        assert "the amateur is the expert" in refusal(front, prompt, same)
+        for other in ({"prompt_embeds": rows(2, 1), **more}, [5, 6]):
+            assert front.streams(prompt, ColdParams(amateur=Amateur(prompt=other))).amateurs
+        # With another adapter it is another one.
+        base = Amateur(prompt={"prompt_embeds": rows(2), **more}, lora_request=None)
+        assert front.streams(prompt, ColdParams(amateur=base)).amateurs
+
+
+@pytest.mark.parametrize("sees_masks", [True, False])
+def test_what_differs_in_the_mask_alone(
+    sees_masks: bool, front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the prefix cache of vLLM 0.23 it is the same."""
+    monkeypatch.setattr(versions, "is_before", lambda *release: not sees_masks)
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    expert = made(front, rows(2), **ids)
+    moved = {"prompt_embeds": rows(2) + 0, **ids, "prompt_is_token_ids": [False, True]}
+    asked = ColdParams(amateur=Amateur(prompt=moved))
+    if sees_masks:
+        assert front.streams(expert, asked).amateurs
+    else:
+        said = refusal(front, expert, asked)
+        assert "differs from the expert's prompt in prompt_is_token_ids alone" in said
+    for other in (
+        Amateur(prompt=moved, lora_request=None),  # the cache tells adapters apart
+        Amateur(prompt={**moved, "prompt_embeds": rows(2, 1)}),
+        Amateur(prompt={**moved, "prompt_token_ids": [5, 7]}),
+    ):
+        assert front.streams(expert, ColdParams(amateur=other)).amateurs
+
+
+def test_room_for_them(front: Front) -> None:
+    long = Amateur(prompt={"prompt_embeds": rows(40)})
+    for expert in (front.text(" w1"), made(front, rows(3))):
+        params = ColdParams(amateur=long, max_tokens=None)
+        assert front.request(expert, params).sampling_params.max_tokens == MAX_LEN - 40
+        said = refusal(front, expert, ColdParams(amateur=long, max_tokens=MAX_LEN - 39))
+        assert said.startswith("amateur='torch.float32[40, 64]': the amateur's prompt has 40")
+
+
+def test_copies_are_made_once_and_of_what_has_room(
+    front: Front, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small tensor may stand for a huge one."""
+    copied: list[torch.Tensor] = []
+
+    def of(tensor: torch.Tensor, is_token_ids: Any = None) -> Embeddings:
+        copied.append(tensor)
+        return original(tensor, is_token_ids)
+
+    original = Embeddings.of
+    monkeypatch.setattr(Embeddings, "of", of)
+    long = {"prompt_embeds": rows(1).expand(60, HIDDEN)}
+    for expert in (front.text(" w1"), made(front, rows(3))):
+        asked = ColdParams(amateurs=[Amateur(prompt=long)] * 3, max_tokens=8)
+        assert "the amateur's prompt has 60 tokens" in refusal(front, expert, asked)
+    huge = {"prompt_embeds": rows(1).expand(2**24, HIDDEN)}
+    assert "16777216" in refusal(front, expert, ColdParams(amateur=Amateur(prompt=huge)))
+    assert not copied
+    own, ids = rows(2), {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    one, same = {"prompt_embeds": own}, {"prompt_embeds": own, **ids}
+    amateurs = [Amateur(prompt=each, weight=-1) for each in (one, one, same, same, one)]
+    stream = front.streams(made(front, rows(2, 1)), ColdParams(amateurs=amateurs))
+    assert len(copied) == 2 and copied[0] is copied[1]
+    masks = [each.embeds.is_token_ids for each in stream.amateurs if each.embeds is not None]
+    assert masks == [None, None, [True, False], [True, False], None]
+    copied.clear()
+    texts = [encoded(own), encoded(own), encoded(rows(2, 1))]
+    assert front.streams(front.text(" w1"), amateur_prompt_embeds=texts).amateurs
+    assert len(copied) == 2
+
+
+def test_what_asks_for_the_tokens_of_a_prompt(front: Front) -> None:
+    """vLLM takes some for those that embeddings do not have."""
+    penalty = {"repetition_penalty": 1.5}
+    prompt = made(front, rows(3))
+    assert "repetition_penalty=1.5: is for the tokens of a prompt" in refusal(
+        front, prompt, ColdParams(**penalty)
+    )
+    assert front.request(prompt, SamplingParams(**penalty))
+    own = Amateur(prompt={"prompt_embeds": rows(3)})
+    assert front.streams(front.text(" w1"), ColdParams(amateur=own, **penalty)).amateurs
+    assert front.streams(prompt, ColdParams(presence_penalty=1.0, frequency_penalty=0.5)).amateurs
+
+
+def test_a_models_own_penalty(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused before a response begins, as a request's."""
+    online = Online(front)
+    body = {"model": "one", "prompt": None, "prompt_embeds": "x"}
+
+    def prepare(**more: Any) -> Any:
+        request = protocol(body)(**body, **xargs(beta=1), **more)
+        return front.run(online.renderer.preprocess_cmpl(request, [encoded(rows(2)).encode()]))
+
+    assert prepare()
+    monkeypatch.setattr(
+        front.config.model_config, "override_generation_config", {"repetition_penalty": 1.5}
+    )
+    front.serve()
+    with pytest.raises(ValueError, match="repetition_penalty=1.5: is for the tokens of a prompt"):
+        prepare()
+    assert prepare(repetition_penalty=1.0)
+
+
+def test_an_engine_without_them(tiny: Path) -> None:
+    plain = Front(tiny / "model")
+    own = Amateur(prompt={"prompt_embeds": rows(3)})
+    said = refusal(plain, plain.text(" w1"), ColdParams(amateur=own))
+    assert said.startswith("amateur='torch.float32[3, 64]': no prompt can be made of it: You must")
+    assert "--enable-prompt-embeds" in said
+
+
+def test_media_of_refused_requests_are_sent_with_the_next(front: Front) -> None:
+    """vLLM takes what it has made for sent."""
+    forgotten: list[tuple[str, str]] = []
+
+    def forget(mm_hash: str) -> None:
+        forgotten.append((threading.current_thread().name, mm_hash))
+
+    cache = SimpleNamespace(invalidate=forget)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="media")
+    renderer = SimpleNamespace(mm_processor_cache=cache, _mm_executor=thread)
+    seen = {"type": "multimodal", "mm_hashes": {"image": ["a", "b"], "audio": ["c"]}}
+    many = [seen, front.text(" w1"), "w1"]
+    with media_kept(renderer, many):
+        pass
+    for offline, name in ((False, "media_0"), (True, threading.current_thread().name)):
+        with pytest.raises(ValueError, match="no"), media_kept(renderer, many, offline):
+            raise ValueError("no")
+        thread.submit(bool).result()  # the next image
+        assert forgotten == [(name, "a"), (name, "b"), (name, "c")]
+        forgotten.clear()
+    # Since 0.33.
+    queued: list[list[str]] = []
+    renderer.queue_mm_cache_invalidations = queued.append
+    with pytest.raises(ValueError, match="no"), media_kept(renderer, many):
+        raise ValueError("no")
+    thread.shutdown()
+    assert queued == [["a", "b", "c"]] and not forgotten
+    # Without media, and before 0.31.
+    for other in (SimpleNamespace(mm_processor_cache=None), SimpleNamespace()):
+        with pytest.raises(ValueError, match="no"), media_kept(other, many):
+            raise ValueError("no")
+
+
+def test_beside_a_drafter_that_is_a_model(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On V1 it asks for the token ids of a prompt, and the engine ends."""
+    online, text = Online(front), front.text(" w1")
+    ids = {"prompt_token_ids": [5, 6], "prompt_is_token_ids": [True, False]}
+    own = ColdParams(amateur=Amateur(prompt={"prompt_embeds": rows(2)}))
+
+    def speculate(method: str, v2: bool = False) -> None:
+        drafts = SimpleNamespace(method=method, num_speculative_tokens=1)
+        monkeypatch.setattr(front.config, "speculative_config", drafts)
+        monkeypatch.setattr(admission, "uses_v2_runner", lambda config: v2)
+
+    for method in ("draft_model", "eagle", "eagle3", "mtp"):
+        speculate(method)
+        message = f"speculative decoding is on ({method}) with the V1 model runner"
+        said = refusal(front, text, own)
+        assert said.startswith("amateur='torch.float32[2, 64]'") and message in said
+        for more in ({}, ids):
+            said = refusal(front, made(front, rows(2), **more), ColdParams())
+            assert said.startswith("prompt_embeds='torch.float32[2, 64]'") and message in said
+        body = {"model": "one", "prompt": None, "prompt_embeds": "x"}
+        for prompt, args in ((encoded(rows(2)).encode(), {}),
+                             ("w1", {"amateur_prompt_embeds": encoded(rows(2))})):  # fmt: skip
+            request = protocol(body)(**body, **xargs(beta=1, **args))
+            with pytest.raises(ValueError, match="with the V1 model runner"):  # before a response
+                front.run(online.renderer.preprocess_cmpl(request, [prompt]))
+        assert front.streams(text, ColdParams(amateur=Amateur(prompt=[5]))).amateurs
+    for method, v2 in (("ngram", False), ("suffix", False), ("eagle", True)):
+        speculate(method, v2)
+        assert front.streams(text, own).amateurs
+        assert front.streams(made(front, rows(2)), ColdParams()).amateurs

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a worker does for models with state-space layers. ``tests/engine/test_states.py`` has the
+same with engines.
+"""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from vllm_cold.vllm import versions
+from vllm_cold.vllm.worker import states
+
+pytestmark = pytest.mark.unit
+
+
+def test_which_models_have_states() -> None:
+    assert states.has_states(SimpleNamespace(is_hybrid=True))
+    assert states.has_states(SimpleNamespace(is_hybrid=False, is_attention_free=True))
+    assert not states.has_states(SimpleNamespace(is_hybrid=False))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """As much of a layer's as the cure looks at."""
+
+    num_prefill_checkpoint_blocks: int
+    prefill_checkpoint_alignment: int | None
+    block_size: int = 32
+
+
+def test_a_layer_on_cpu_declares_no_checkpoint() -> None:
+    place = states.PATCH_POINTS[0]
+    own: list[Any] = [Spec(1, 1), Spec(0, None), object(), None]
+    spec_of = place.make(lambda layer, config: own[config])
+    assert spec_of(None, 0) == Spec(0, None)
+    for index in (1, 2, 3):
+        assert spec_of(None, index) is own[index]
+
+
+def test_rotary_embeddings_get_flat_heads() -> None:
+    """Whether the kernel writes in place or not, with keys or without."""
+    place = states.PATCH_POINTS[1]
+
+    def kernel(layer: Any, positions: Any, query: Tensor, key: Tensor | None) -> Any:
+        assert query.dim() == 2 and (key is None or key.dim() == 2)
+        return query.mul_(2), None if key is None else key + 1
+
+    turn = place.make(kernel)
+    query, key = torch.ones(3, 4, 8), torch.ones(3, 2, 8)
+    turned, keys = turn(None, None, query.clone(), key)
+    assert torch.equal(turned, 2 * query) and torch.equal(keys, key + 1)
+    turned, keys = turn(None, None, query[:, :2], key=None)
+    assert turned.shape == (3, 2, 8) and keys is None
+    turned, _ = turn(None, None, torch.ones(3, 32), torch.ones(3, 16))
+    assert turned.shape == (3, 32)
+
+
+def test_they_are_cured_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vllm.platforms import current_platform
+
+    for version, places in (("0.31.2", 0), ("0.32.0", 2), ("0.33.0", 2)):
+        monkeypatch.setattr(versions, "vllm_version", lambda version=version: version)
+        assert len(states.patch_points()) == places
+    monkeypatch.setattr(type(current_platform), "is_cpu", lambda self: False)
+    assert not states.patch_points()

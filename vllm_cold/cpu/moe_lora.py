@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``select_unquantized_moe_backend``, which gives a mixture of experts its kernel,
+and the kernels for CPUs, which classes here extend.
+
+Why: in engines with LoRA it names Triton's kernel, on a CPU too, where that cannot run: no engine
+with LoRA starts on such a model. Here it is asked which one it takes without LoRA, and that one
+learns to take adapters. Rows of the base model, and those whose adapter leaves the experts alone,
+are the kernel's as before. For the others torch operations compute one expert after the other from
+the kernel's own weights: one is unpacked at a time, so that there is no second copy of all. vLLM
+compiles a model on CPU with its experts; which rows have an adapter is looked at in an operator.
+Since: 0.31 to 0.33; in 0.23 experts on CPU are of another make, which refuses LoRA. Can go: when
+vLLM's kernels for CPUs support LoRA; nothing is changed then.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from vllm.model_executor.layers.fused_moe.experts.lora_experts_mixin import LoRAExpertsMixin
+
+from vllm_cold.cpu import cpu_platform
+from vllm_cold.cpu.lora_fallback import RowGroup, expand_add, group_rows, shrink
+from vllm_cold.vllm import patching
+from vllm_cold.vllm.patching import PatchPoint
+
+# Below "vllm." so that a server's logging shows it.
+logger = logging.getLogger("vllm." + __name__)
+
+# Packed weights [O, I] of an expert lie as [O / n, I / g, n, g]; (n, g) of the kernels with vector
+# instructions, with AMX, for Arm and for POWER.
+ORDERS = ((16, 1), (16, 2), (8, 4), (4, 2))
+UNPACKED = (1, 1)
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
+_PROBE = 64
+_FEW_ROWS = 16
+
+
+def _swiglu_oai(gate: Tensor, up: Tensor) -> Tensor:
+    """GPT-OSS's (its model card, 2025): clamped, and ``up`` is counted from -1."""
+    gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0)
+    return (up + 1.0) * gate * torch.sigmoid(1.702 * gate)
+
+
+# Of gate and up, by the value of vLLM's ``MoEActivation``: those that its kernels for CPUs have.
+ACTIVATIONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "silu": lambda gate, up: functional.silu(gate) * up,
+    "gelu": lambda gate, up: functional.gelu(gate) * up,
+    "gelu_tanh": lambda gate, up: functional.gelu(gate, approximate="tanh") * up,
+    "swigluoai": _swiglu_oai,
+}
+
+
+def unpack(packed: Tensor, order: tuple[int, int]) -> Tensor:
+    """The weights [O, I] of one expert, as they were before a kernel packed them in that order."""
+    n, g = order
+    outputs, inputs = packed.shape
+    wide = packed.view(_INTEGERS[g * packed.element_size()])  # g weights are one number
+    blocks = wide.view(outputs // n, inputs // g, n).transpose(1, 2)
+    return blocks.reshape(outputs, inputs // g).view(packed.dtype)
+
+
+def product(x: Tensor, packed: Tensor, order: tuple[int, int]) -> Tensor:
+    """X [T, I] times the weights of one expert: [T, O]."""
+    n, g = order
+    if g > 1 or n == 1 or len(x) > _FEW_ROWS:
+        return x @ unpack(packed, order).t()
+    # Unpacking takes longer than a product of few rows; block by block they are as they have to be.
+    outputs, inputs = packed.shape
+    y = x @ packed.view(outputs // n, inputs, n)  # [O / n, T, n]
+    return y.transpose(0, 1).reshape(len(x), outputs)
+
+
+@cache
+def find_order(pack: Callable[[Tensor, str], Tensor], isa: str, dtype: torch.dtype) -> Any:
+    """The order in which a kernel packs weights, seen from numbers that it packs.
+
+    Args:
+        pack: Takes weights [E, O, I] and ``isa``, and gives them packed.
+        isa: As vLLM calls the kernel.
+        dtype: Of the weights.
+
+    Raises:
+        RuntimeError: if it is none of ``ORDERS``.
+    """
+    size, integer = dtype.itemsize, _INTEGERS[dtype.itemsize]
+    numbers = torch.arange(_PROBE * _PROBE, dtype=integer).view(_PROBE, _PROBE)
+    packed = pack(numbers.view(dtype)[None], isa)[0]
+    for order in ORDERS:
+        known = order[1] * size in _INTEGERS
+        if known and torch.equal(unpack(packed, order).view(integer), numbers):
+            return order
+    raise RuntimeError(
+        f"vllm-cold: this vLLM's kernel {isa!r} for experts packs its weights in an order that is "
+        "not known here, so that adapters cannot be added: serve the model without --enable-lora"
+    )
+
+
+def _halves(tensor: Tensor, dim: int, interleaved: bool) -> Sequence[Tensor]:
+    """Views of gate and up, which are halves of a dimension or take turns in it."""
+    if not interleaved:
+        return tensor.chunk(2, dim)
+    last = tensor.movedim(dim, -1)
+    return [last[..., first::2].movedim(-1, dim) for first in (0, 1)]
+
+
+class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
+    """Adapters for one of vLLM's kernels for experts on CPU: a base class beside it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # An operator takes tensors; at random: a compiled model may come from another process.
+        number = secrets.randbits(63)
+        self._number = torch.tensor(number)
+        _layers[number] = self
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        """See the base class, which packs the weights."""
+        from vllm._custom_ops import cpu_prepack_moe_weight
+
+        super().process_weights_after_loading(layer)
+        packed = not self._use_zentorch
+        dtype = layer.w13_weight.dtype
+        self._order = find_order(cpu_prepack_moe_weight, self.isa, dtype) if packed else UNPACKED
+
+    def set_lora_context(self, ctx: Any) -> None:
+        """Be told of the adapters' weights, which stay where they are and may change.
+
+        Raises:
+            ValueError: if they are spread over processes in a way that is not supported, or the
+                model's activation is not.
+        """
+        parallel, activation = self.moe_config.moe_parallel_config, self.moe_config.activation.value
+        for option, refused in (
+            ("--enable-expert-parallel", parallel.use_ep),
+            ("--data-parallel-size above 1", parallel.dp_size > 1),
+            ("--fully-sharded-loras", ctx.fully_sharded and ctx.tp_size > 1),
+        ):
+            if refused:
+                raise ValueError(
+                    f"vllm-cold: LoRA on a mixture of experts on CPU does not go with {option}: "
+                    "leave that option out, or --enable-lora"
+                )
+        if activation not in ACTIVATIONS:
+            raise ValueError(
+                f"vllm-cold: LoRA on a mixture of experts on CPU with the activation {activation}; "
+                f"allowed are {', '.join(ACTIVATIONS)}: serve the model without --enable-lora"
+            )
+        super().set_lora_context(ctx)
+        self._interleaved = activation == "swigluoai"
+
+        def of_experts(stacked: Sequence[Tensor]) -> list[Tensor]:
+            """[S, E, ., .]; an adapter may have one matrix for all experts."""
+            return [weight.expand(-1, ctx.local_num_experts, -1, -1) for weight in stacked]
+
+        a, b = of_experts(ctx.w13_lora_a_stacked), of_experts(ctx.w13_lora_b_stacked)
+        if len(b) == 1:  # of gate and up together, in the order of the weights themselves
+            a, b = a * 2, list(_halves(b[0], -2, self._interleaved))
+        self._gate_and_up = list(zip(a, b, strict=True))
+        (a2,), (b2,) = of_experts(ctx.w2_lora_a_stacked), of_experts(ctx.w2_lora_b_stacked)
+        self._down = a2, b2
+
+    def apply(
+        self,
+        output: Tensor,
+        hidden_states: Tensor,
+        w1: Tensor,
+        w2: Tensor,
+        topk_weights: Tensor,
+        topk_ids: Tensor,
+        *args: Any,
+        apply_router_weight_on_input: bool,
+        **kwargs: Any,
+    ) -> None:
+        """See the base class; what is left out is nothing to it."""
+        torch.ops.vllm_cold.lora_experts(
+            output, hidden_states, w1, w2, topk_weights, topk_ids, self._number,
+            apply_router_weight_on_input,
+        )  # fmt: skip
+
+    def compute(
+        self,
+        output: Tensor,
+        x: Tensor,
+        w13: Tensor,
+        w2: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        is_weighted: bool,
+    ) -> None:
+        """Fill the output.
+
+        Args:
+            output: [T, H].
+            x: [T, H].
+            w13: [E, 2N, H], packed: gate and up.
+            w2: [E, H, N], packed.
+            weights: [T, k] float32, of each row's experts.
+            ids: [T, k] int32, the experts.
+            is_weighted: Whether the input has been multiplied with the weights already.
+        """
+        context, rows = self._lora_context, x.new_empty(0, dtype=torch.int64)
+        if context is not None:
+            slots = context.punica_wrapper.token_lora_indices[: len(x)]
+            # The base model's -1 finds the last entry, which is no slot's and 0.
+            rows = context.adapter_enabled[slots].nonzero().squeeze(1)
+        if not len(rows):
+            self._without_lora(output, x, w13, w2, weights, ids, is_weighted)
+            return
+        if len(rows) < len(x):
+            is_plain = torch.ones(len(x), dtype=torch.bool)
+            is_plain[rows] = False
+            plain = is_plain.nonzero().squeeze(1)
+            part = x[plain]
+            made = torch.empty_like(part)
+            self._without_lora(made, part, w13, w2, weights[plain], ids[plain], is_weighted)
+            output[plain] = made
+        factors = torch.ones_like(weights) if is_weighted else weights
+        made = self._with_lora(x[rows], w13, w2, factors[rows], ids[rows], slots[rows])
+        output[rows] = made.to(output.dtype)
+
+    def _without_lora(
+        self,
+        output: Tensor,
+        x: Tensor,
+        w13: Tensor,
+        w2: Tensor,
+        weights: Tensor,
+        ids: Tensor,
+        is_weighted: bool,
+    ) -> None:
+        config = self.moe_config
+        super().apply(
+            output, x, w13, w2, weights, ids, config.activation, config.num_experts,
+            expert_map=None, a1q_scale=None, a2_scale=None, workspace13=None, workspace2=None,
+            expert_tokens_meta=None, apply_router_weight_on_input=is_weighted,
+        )  # fmt: skip
+
+    def _with_lora(
+        self, x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, slots: Tensor
+    ) -> Tensor:
+        """[T, H] float32, of rows that have an adapter each: in the slots [T]."""
+        activate = ACTIVATIONS[self.moe_config.activation.value]
+        out = torch.zeros(x.shape, dtype=torch.float32)
+        for expert in sorted(set(ids.flatten().tolist())):
+            rows, choice = (ids == expert).nonzero(as_tuple=True)
+            own, groups = x[rows], group_rows(slots[rows])
+            y = self._product(own, w13[expert], self.w1_bias, expert)
+            gate, up = _halves(y, -1, self._interleaved)
+            for part, adapters in zip((gate, up), self._gate_and_up, strict=True):
+                _add_lora(part, own, *adapters, expert, groups)
+            # Behind the last N there may be zeros: kernels pad it.
+            hidden = activate(gate, up).to(x.dtype)
+            y = self._product(hidden, w2[expert], self.w2_bias, expert)
+            _add_lora(y, hidden[:, : self._down[0].shape[-1]], *self._down, expert, groups)
+            out.index_add_(0, rows, y * weights[rows, choice, None])
+        return out
+
+    def _product(self, x: Tensor, packed: Tensor, bias: Tensor | None, expert: int) -> Tensor:
+        """[T, O] float32."""
+        y = product(x, packed, self._order).float()
+        return y if bias is None else y + bias[expert]
+
+
+def _add_lora(
+    y: Tensor, x: Tensor, a: Tensor, b: Tensor, expert: int, groups: Sequence[RowGroup]
+) -> None:
+    """``y += B @ A @ x`` with an expert's A of [S, E, r, K] and B of [S, E, N, r]."""
+    hidden = torch.empty(len(x), a.shape[-2], dtype=torch.float32)
+    shrink(x, a[:, expert], groups, 1.0, hidden)
+    expand_add(hidden, b[:, expert], groups, y, 0, y.shape[1])
+
+
+_layers: WeakValueDictionary[int, LoRAExperts] = WeakValueDictionary()
+
+
+def _lora_experts(
+    output: Tensor,
+    x: Tensor,
+    w13: Tensor,
+    w2: Tensor,
+    weights: Tensor,
+    ids: Tensor,
+    number: Tensor,
+    is_weighted: bool,
+) -> None:
+    layer = _layers.get(int(number))
+    if layer is None:
+        raise RuntimeError(
+            "vllm-cold: a compiled model wants experts of another process; start the engine with "
+            "--enforce-eager, and report this"
+        )
+    layer.compute(output, x, w13, w2, weights, ids, is_weighted)
+
+
+# torch.library is untyped.
+_library = torch.library.Library("vllm_cold", "FRAGMENT")  # type: ignore[no-untyped-call]
+_library.define(  # type: ignore[no-untyped-call]
+    "lora_experts(Tensor(a!) output, Tensor x, Tensor w13, Tensor w2, Tensor weights, Tensor ids, "
+    "Tensor number, bool is_weighted) -> ()"
+)
+_library.impl("lora_experts", _lora_experts, "CPU")  # type: ignore[no-untyped-call]
+torch.library.register_fake("vllm_cold::lora_experts", lambda *args: None, lib=_library)
+
+
+@cache
+def with_lora(kernel: type[Any]) -> type[Any]:
+    """One of vLLM's classes for experts on CPU, and adapters."""
+    return type(f"{kernel.__name__}WithLoRA", (LoRAExperts, kernel), {})
+
+
+def _is_known(kernel: type[Any]) -> bool:
+    from vllm.model_executor.layers.fused_moe.experts.cpu_moe import CPUUnquantizedExperts
+
+    return issubclass(kernel, CPUUnquantizedExperts)
+
+
+@cache
+def _say(kernel: str) -> None:
+    """Once, not for each layer."""
+    logger.info("vllm-cold: LoRA on a mixture of experts: by torch, beside %s.", kernel)
+
+
+def _make(original: Callable[..., Any]) -> Callable[..., Any]:
+    def select_unquantized_moe_backend(moe_config: Any, *args: Any, **kwargs: Any) -> Any:
+        if not moe_config.is_lora_enabled:
+            return original(moe_config, *args, **kwargs)
+        moe_config.is_lora_enabled = False
+        try:
+            backend, kernel = original(moe_config, *args, **kwargs)
+        finally:
+            moe_config.is_lora_enabled = True
+        if kernel is None or kernel.supports_lora() or not _is_known(kernel):
+            return original(moe_config, *args, **kwargs)
+        _say(kernel.__name__)
+        return backend, with_lora(kernel)
+
+    return select_unquantized_moe_backend
+
+
+PATCH_POINTS = (
+    PatchPoint(
+        "vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method:"
+        "select_unquantized_moe_backend",
+        _make,
+        ("moe_config",),
+    ),
+)
+
+
+def install() -> None:
+    """Have mixtures of experts that are loaded from now on take adapters, unless LoRA was left to
+    vLLM by hand.
+    """
+    if cpu_platform.choice() != "stock":
+        patching.wrap_if_there(PATCH_POINTS, "LoRA on mixtures of experts does not run")

@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: the KV connector of its scheduler, which brings KV from elsewhere.
+
+Why: the streams of a group wait for each other, so also for what a connector loads for one of
+them. Loads that a step waits for (synchronous) count as found in the prefix cache. Loads that take
+steps (asynchronous) are started for all streams before the leader is admitted, and the group begins
+when all have come. A follower whose KV has come waits as any follower does, outside of the queues,
+but holds blocks. What it relies on, beside what ``scheduler`` lists:
+
+- ``connector.get_num_new_matched_tokens`` may be asked any number of times before a request is
+  admitted, and may say that it does not know yet (None).
+- A request whose KV is under way has the status WAITING_FOR_REMOTE_KVS and waits in
+  ``kv_holding_waiting``, where vLLM looks for it when its load has failed.
+- ``_handle_blocked_waiting_request`` makes it an ordinary one that waits when its KV has come.
+- ``_build_kv_connector_meta(connector, output)``: called when all requests of a step are chosen; so
+  it is where groups that were split are taken out, before the connector hears of the step.
+- ``_handle_invalid_blocks(ids, num_scheduled_tokens)``: the requests that ran on KV that did not
+  come, of which vLLM drops the step's tokens.
+
+Since: 0.31. Can go: when vLLM schedules groups of requests.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from vllm.v1.request import RequestStatus
+
+from vllm_cold.group.lockstep import Group, Step
+from vllm_cold.vllm.scheduler.interface import Request, Scheduler
+from vllm_cold.vllm.scheduler.kv_blocks import Found, KVBlocks
+from vllm_cold.vllm.scheduler.queues import WaitingQueues
+
+_WAITS = (RequestStatus.WAITING, RequestStatus.PREEMPTED)
+
+
+class Loads:
+    """What the connector of one scheduler brings; nothing where there is none.
+
+    Attributes:
+        starting: Followers that are queued in this pass for their load alone.
+        asked_in_vain: Whether the connector did not know yet, in this pass.
+    """
+
+    def __init__(self, scheduler: Scheduler, queues: WaitingQueues, blocks: KVBlocks) -> None:
+        self._scheduler = scheduler
+        self._queues = queues
+        self._blocks = blocks
+        self._connector: Any = getattr(scheduler, "connector", None)
+        self._loading: dict[Request, None] = {}  # followers, in the order in which they began
+        self._written: dict[Request, int] = {}  # see num_written
+        self._released: list[Request] = []  # at the end of the pass
+        self.starting: set[Request] = set()
+        self.asked_in_vain = False
+
+    @property
+    def possible(self) -> bool:
+        """Whether there is a connector."""
+        return self._connector is not None
+
+    # ---- a pass ------------------------------------------------------------------------------
+
+    def begin_pass(self, promote: Callable[[Request], bool]) -> None:
+        """Followers whose KV has come, or has not, leave the queue.
+
+        Args:
+            promote: Makes a request whose load is over one that waits.
+        """
+        self.starting.clear()
+        self._written.clear()
+        self.asked_in_vain = False
+        for follower in tuple(self._loading):
+            if not self.is_under_way(follower):
+                del self._loading[follower]
+                if follower.status == RequestStatus.WAITING_FOR_REMOTE_KVS and promote(follower):
+                    self._queues.remove(follower)
+                    if not follower.num_computed_tokens:
+                        self._forget_promise(follower)
+
+    def end_pass(self, queued: Iterable[Request]) -> None:
+        """``queued``: the followers that were put into queues in this pass."""
+        for follower in queued:
+            if follower.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
+                self._loading[follower] = None
+        released, self._released = self._released, []
+        for request in released:
+            self.release(request)
+
+    def drop(self, followers: Iterable[Request]) -> None:
+        """Their group has ended."""
+        for follower in followers:
+            self._loading.pop(follower, None)
+
+    def look_up(self, request: Request) -> Found:
+        """What the prefix cache and the connector have of a request that holds no blocks."""
+        found = self._blocks.look_up(request)
+        if self._connector is None or request.skip_reading_prefix_cache:
+            return found
+        external, takes_steps = self._connector.get_num_new_matched_tokens(
+            request, found.num_tokens
+        )
+        if external is None:
+            self.asked_in_vain = True
+            return found._replace(is_known=False)
+        return found._replace(num_external=external, takes_steps=takes_steps and external > 0)
+
+    def may_start(self, request: Request, step: Step[Request]) -> bool:
+        """Whether a request may be admitted: one that is loaded between steps is not asked for its
+        tokens, where that is decided otherwise.
+        """
+        if not self.possible or request.num_computed_tokens > 0:
+            return True
+        self._forget_promise(request)
+        return step.may_admit(self._queues.priority(request))
+
+    def _forget_promise(self, request: Request) -> None:
+        """One whose load has failed holds no blocks any more. vLLM still keeps free what it lacks,
+        also from itself: where that is more than half of the cache it never loads or runs again.
+        """
+        self._scheduler._inflight_prefills.discard(request)
+
+    def is_led(self, group: Group[Request], follower: Request, step: Step[Request]) -> bool:
+        """Whether a follower in a queue stands behind its leader, as it must before it is loaded:
+        an expert waits in its leader's place while its grammar is compiled.
+        """
+        turn = step.turn_of(group)
+        if not self.possible or turn.verdict is not None or follower in self.starting:
+            return True
+        turn.led_by_other = True
+        return False
+
+    def start(self, group: Group[Request], step: Step[Request]) -> bool:
+        """Before a leader is admitted: queue those followers whose KV is brought between steps, to
+        be loaded and no more.
+
+        Returns:
+            Whether the leader goes on: to be loaded too, or to begin.
+        """
+        if not self.possible:
+            return True
+        away = [s for s in group.streams if s.status in _WAITS and not s.num_computed_tokens]
+        found = {each: self.look_up(each) for each in away}
+        if not all(one.is_known for one in found.values()):
+            return False
+        late = [each for each in away if found[each].takes_steps]
+        if not late:
+            return True
+        if not self._fit(group, found):
+            # What they hold would be of no use; the others must not take what they wait for.
+            step.block(self._queues.priority(group.leader))
+            return False
+        followers = [each for each in late if each is not group.leader]
+        self.starting.update(followers)
+        self._queues.put_followers(group, followers, behind_head=True)
+        return len(followers) < len(late)
+
+    def admitted(self, request: Request, num_local: int, num_external: int) -> None:
+        """A request is given tokens of which ``num_external`` are loaded at the step's start."""
+        if num_external:
+            self._written[request] = num_local
+
+    def starting_of(self, group: Group[Request]) -> tuple[Request, ...]:
+        """The group's followers that are to be loaded before its leader goes on."""
+        return tuple(f for f in group.followers if f in self.starting) if self.starting else ()
+
+    def num_written(self, request: Request) -> int:
+        """Of the request's computed tokens those whose KV is in its blocks before this step."""
+        return self._written.get(request, request.num_computed_tokens)
+
+    # ---- streams that are loaded or under way ------------------------------------------------
+
+    def is_under_way(self, request: Request) -> bool:
+        """Whether a request's KV is."""
+        return (
+            request.status == RequestStatus.WAITING_FOR_REMOTE_KVS
+            and request.request_id not in self._scheduler.finished_recving_kv_req_ids
+        )
+
+    def waits_with_blocks(self, request: Request) -> bool:
+        """Whether a request's KV has come and it does not run yet."""
+        return self.possible and request.status in _WAITS and request.num_computed_tokens > 0
+
+    def num_queued_followers(self) -> int:
+        """Followers whose KV is under way: they are in a queue of vLLM's, which counts them."""
+        waits = RequestStatus.WAITING_FOR_REMOTE_KVS
+        return sum(follower.status == waits for follower in self._loading)
+
+    def frees_blocks(self) -> bool:
+        """Whether blocks get free without anybody being scheduled, or requests can go on."""
+        return self.possible and (
+            self._connector.has_pending_block_frees()
+            or any(
+                self.is_under_way(request) or request.is_finished()
+                for request in self._scheduler.requests.values()
+            )
+        )
+
+    def release(self, request: Request) -> None:
+        """A stream that waits with blocks gives them up, and begins anew."""
+        if self.waits_with_blocks(request):
+            self._scheduler._free_request_blocks(request)
+            self._scheduler._inflight_prefills.discard(request)
+            request.num_computed_tokens = 0
+            if self._queues.remove(request) is not None:
+                self._scheduler.waiting.prepend_request(request)
+
+    def release_later(self, request: Request) -> None:
+        """The same, behind the pass."""
+        self._released.append(request)
+
+    def release_unled(self, groups: Iterable[Group[Request]]) -> None:
+        """While admission is paused, followers keep no blocks for a leader that may not begin."""
+        for group in groups:
+            leader = group.leader
+            if leader.status != RequestStatus.RUNNING and not leader.num_computed_tokens:
+                for follower in group.followers:
+                    self.release(follower)
+
+    def holding(self, groups: Iterable[Group[Request]]) -> list[Request]:
+        """Streams that wait with blocks."""
+        return [s for g in groups for s in g.streams if self.waits_with_blocks(s)]
+
+    def release_all(self, streams: Iterable[Request]) -> None:
+        """They are computed, and not loaded once more."""
+        for stream in streams:
+            self.release(stream)
+            stream.skip_reading_prefix_cache = True
+
+    def _fit(self, group: Group[Request], found: dict[Request, Found]) -> bool:
+        """Whether all streams' tokens fit beside what is promised to others that load or prefill:
+        a load holds its blocks until the group can begin.
+        """
+        others = self._scheduler._inflight_prefills.difference(group.streams)
+        promised = sum(map(self._scheduler._request_remaining_blocks, others))
+        return self._blocks.fit(group, found, promised)
+
+    # ---- loads that failed -------------------------------------------------------------------
+
+    def not_loaded(self, model_runner_output: Any) -> set[int]:
+        """Blocks that were to be loaded and were not."""
+        told = getattr(model_runner_output, "kv_connector_output", None)
+        return set(told.invalid_block_ids or ()) if self.possible and told is not None else set()
+
+    def uses(self, request: Request, blocks: set[int]) -> bool:
+        """Whether a request has one of these blocks."""
+        ids = self._scheduler.kv_cache_manager.get_block_ids(request.request_id)
+        return any(not blocks.isdisjoint(of_kind) for of_kind in ids)
+
+    def uncache(self, request: Request, invalid: set[int]) -> None:
+        """What was computed from a block that was not loaded on is not to be found any more."""
+        manager = self._scheduler.kv_cache_manager
+        for ids in manager.get_block_ids(request.request_id):
+            first = next((at for at, block in enumerate(ids) if block in invalid), len(ids))
+            manager.evict_blocks({block for block in ids[first:] if block})
