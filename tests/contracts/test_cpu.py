@@ -188,6 +188,7 @@ def test_kernels_are_still_rebound_by_vars() -> None:
     contains("vllm.triton_utils.dispatcher:_rebind_kernels", "vars(value).get(")
 
 
+@since(0, 31)
 def test_v1_still_embeds_some_rows_as_if_they_were_the_first() -> None:
     """Else the cure can go."""
     in_order(

@@ -875,7 +875,8 @@ class Harness:
                 f"{request_id} waits and holds blocks: {request.status.name} {request in queued}"
             )
             held.update(*groups)
-        held.update(block.block_id for _, blocks in sched.deferred_frees for block in blocks)
+        later = getattr(sched, "deferred_frees", ())  # not in 0.23
+        held.update(block.block_id for _, blocks in later for block in blocks)
         held.discard(0)  # stands for blocks out of a window
         free = self.setup.num_blocks - 1 - len(held) - len(self.occupied)
         assert self.free_blocks() == free

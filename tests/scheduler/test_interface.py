@@ -22,6 +22,7 @@ NOT_IN_0_23 = {
     "defer_block_free",
     "deferred_frees",
     "sched_step_seq",
+    "shared_prefix_boundary",
 }
 
 
