@@ -287,8 +287,8 @@ def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:
 class NaiveCold:
     """One base model with named LoRA adapters. The name `None` stands for the base model.
 
-    With `recompute`, each step reads all tokens anew, for models whose cache transformers gets
-    wrong.
+    With `recompute`, each step reads all tokens anew and each row alone, for models that
+    transformers gets wrong with a cache or in a batch.
     """
 
     _recompute = False
@@ -334,8 +334,11 @@ class NaiveCold:
                 ids = [
                     before + new for before, new in zip(cache or [[]] * len(ids), ids, strict=True)
                 ]
-                out = self._model(input_ids=torch.tensor(ids), use_cache=False, logits_to_keep=1)
-                return out.logits[:, -1].float(), ids
+                each = [
+                    self._model(input_ids=torch.tensor([row]), use_cache=False, logits_to_keep=1)
+                    for row in ids
+                ]
+                return torch.cat([out.logits[:, -1] for out in each]).float(), ids
             out = self._model(**read, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1].float(), out.past_key_values
 
