@@ -124,7 +124,7 @@ def _none(*args: Any) -> int:
     return 0
 
 
-def _all_of_them(this: Any, request: Any, num_tokens: int, *cached: int) -> int:
+def _all_of_them(this: Any, request: Any, num_tokens: int, cached: Any) -> int:
     return num_tokens
 
 

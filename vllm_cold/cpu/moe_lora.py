@@ -209,8 +209,17 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
             slots = context.punica_wrapper.token_lora_indices[: len(x)]
             # The base model's -1 finds the last entry, which is no slot's and 0.
             rows = context.adapter_enabled[slots].nonzero().squeeze(1)
+        kernel, config = super().apply, self.moe_config
+
+        def without_lora(output: Tensor, x: Tensor, weights: Tensor, ids: Tensor) -> None:
+            kernel(
+                output, x, w13, w2, weights, ids, config.activation, config.num_experts,
+                expert_map=None, a1q_scale=None, a2_scale=None, workspace13=None, workspace2=None,
+                expert_tokens_meta=None, apply_router_weight_on_input=is_weighted,
+            )  # fmt: skip
+
         if not len(rows):
-            self._without_lora(output, x, w13, w2, weights, ids, is_weighted)
+            without_lora(output, x, weights, ids)
             return
         if len(rows) < len(x):
             is_plain = torch.ones(len(x), dtype=torch.bool)
@@ -218,28 +227,11 @@ class LoRAExperts(LoRAExpertsMixin):  # type: ignore[misc]
             plain = is_plain.nonzero().squeeze(1)
             part = x[plain]
             made = torch.empty_like(part)
-            self._without_lora(made, part, w13, w2, weights[plain], ids[plain], is_weighted)
+            without_lora(made, part, weights[plain], ids[plain])
             output[plain] = made
         factors = torch.ones_like(weights) if is_weighted else weights
         made = self._with_lora(x[rows], w13, w2, factors[rows], ids[rows], slots[rows])
         output[rows] = made.to(output.dtype)
-
-    def _without_lora(
-        self,
-        output: Tensor,
-        x: Tensor,
-        w13: Tensor,
-        w2: Tensor,
-        weights: Tensor,
-        ids: Tensor,
-        is_weighted: bool,
-    ) -> None:
-        config = self.moe_config
-        super().apply(
-            output, x, w13, w2, weights, ids, config.activation, config.num_experts,
-            expert_map=None, a1q_scale=None, a2_scale=None, workspace13=None, workspace2=None,
-            expert_tokens_meta=None, apply_router_weight_on_input=is_weighted,
-        )  # fmt: skip
 
     def _with_lora(
         self, x: Tensor, w13: Tensor, w2: Tensor, weights: Tensor, ids: Tensor, slots: Tensor
@@ -279,16 +271,8 @@ def _add_lora(
 _layers: WeakValueDictionary[int, LoRAExperts] = WeakValueDictionary()
 
 
-def _lora_experts(
-    output: Tensor,
-    x: Tensor,
-    w13: Tensor,
-    w2: Tensor,
-    weights: Tensor,
-    ids: Tensor,
-    number: Tensor,
-    is_weighted: bool,
-) -> None:
+def _lora_experts(*given: Any) -> None:
+    output, x, w13, w2, weights, ids, number, is_weighted = given
     layer = _layers.get(int(number))
     if layer is None:
         raise RuntimeError(

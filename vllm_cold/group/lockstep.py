@@ -194,7 +194,8 @@ Part = Callable[[int], int]
 """How many of so many tokens a stream may take in a step, at least one; all, without states."""
 
 
-def _all(num_tokens: int) -> int:
+def whole(num_tokens: int) -> int:
+    """All of them: a ``Part``."""
     return num_tokens
 
 
@@ -244,7 +245,7 @@ class Step(Generic[R]):
         num_cached: int,
         capacity: Capacity,
         waiting: bool,
-        part: Part = _all,
+        part: Part = whole,
     ) -> int:
         """Tokens for the leader; decides whether the group samples in this step.
 
@@ -326,7 +327,7 @@ class Step(Generic[R]):
         num_new_tokens: int,
         num_cached: int,
         waiting: bool,
-        part: Part = _all,
+        part: Part = whole,
     ) -> int:
         """Tokens for a follower, after its leader had its turn; see ``clip_leader``."""
         turn = self.turn_of(group)
@@ -367,7 +368,7 @@ class Step(Generic[R]):
     def _may_draft(self, group: Group[R]) -> bool:
         return self.drafting or group.drafting.seeded
 
-    def _grant(self, num_tokens: int, offered: int = 0, part: Part = _all) -> int:
+    def _grant(self, num_tokens: int, offered: int = 0, part: Part = whole) -> int:
         granted = max(num_tokens, 0)
         if 0 < granted < offered:
             granted = part(granted)

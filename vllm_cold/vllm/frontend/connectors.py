@@ -3,7 +3,7 @@
 
 The streams of a request differ in their prompts and in their adapters. A connector that finds KV by
 the tokens alone gives a base model's row the KV of an adapter, which vLLM does not notice. vLLM's
-block hashes are of both: so with adapters a connector must be keyed by them.
+block hashes are of both: so a connector must be keyed by them.
 """
 
 from collections.abc import Iterator

@@ -33,6 +33,7 @@ import logging
 import time
 import uuid
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from msgspec import structs
@@ -47,11 +48,13 @@ from vllm_cold.group.drafting import DraftController, Drafting
 from vllm_cold.group.lockstep import (
     Capacity,
     Group,
+    Part,
     Step,
     Verdict,
     followers_left,
     is_split,
     tokens_left,
+    whole,
 )
 from vllm_cold.group.step_stats import CountersByKind, RowStats, WeightsByStep
 from vllm_cold.group.stream import from_extra_args
@@ -402,11 +405,11 @@ class GroupScheduler(Scheduler):
         if group is not None and not group.followers:
             group = None  # the others have ended
 
-        def part(num_tokens: int) -> int:
+        part: Part = whole
+        if self._states.is_on:
             rule = self._states.split if group is None else self._states.part
-            return rule(request, num_tokens, *cached)
-
-        num_new_tokens = part(num_new_tokens)
+            part = partial(rule, request, cached=cached)
+            num_new_tokens = part(num_new_tokens)
         if group is not None and request is not group.leader:
             turn = self._step.turn_of(group)
             if waiting and request in self._loads.starting:

@@ -31,25 +31,23 @@ class StateSplit:
         self._blocks = blocks
         self.is_on = False
 
-    def split(self, request: Request, num_tokens: int, *cached: int) -> int:
-        """What vLLM lets a request compute of so many tokens.
+    def split(self, request: Request, num_tokens: int, cached: tuple[int, ...]) -> int:
+        """What vLLM lets a request compute of so many tokens, where ``is_on``.
 
         Args:
             request: Any.
             num_tokens: Tokens that there is room for.
             cached: Tokens found in the prefix cache, and those that a connector has.
         """
-        if not self.is_on:
-            return num_tokens
         rule: Any = type(self._scheduler)._mamba_block_aligned_split
         return int(rule(self._scheduler, request, num_tokens, *cached))
 
-    def part(self, request: Request, num_tokens: int, *cached: int) -> int:
+    def part(self, request: Request, num_tokens: int, cached: tuple[int, ...]) -> int:
         """What a group's stream may compute of so many tokens. Where that is less than a block vLLM
         waits for a step with more room, which for a group may never come: within a block any chunk
         is right.
         """
-        return self.split(request, num_tokens, *cached) or num_tokens
+        return self.split(request, num_tokens, cached) or num_tokens
 
     def give_up_hits(self, group: Group[Request], found: MutableMapping[Request, Found]) -> None:
         """A follower that lacks its last token alone can only be admitted when all others get to
@@ -94,7 +92,7 @@ class StateSplit:
                 if any(self._leaves(*each, follower, one.num_tokens) for each in earlier):
                     return False
             left = tokens_left(follower, start)
-            if self.split(follower, left, start - follower.num_computed_tokens) < left:
+            if self.split(follower, left, (start - follower.num_computed_tokens,)) < left:
                 return False
             earlier.append((follower, _begins(follower, start)))
         return True
