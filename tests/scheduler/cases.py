@@ -651,6 +651,23 @@ def lost_in_time(model: Path) -> None:
     harness.drain()
 
 
+def not_known_yet(model: Path) -> None:
+    """A connector that does not know yet is asked again; meanwhile a group keeps what it has."""
+    harness = Harness(model, Setup(num_blocks=65, budget=16, connector=Ways()))
+    amateur = prompt(13, 300)
+    harness.add(amateur, 1, adapter=0)
+    harness.drain()
+    harness.add(prompt(30), 3, adapter=1, cold=True, amateurs=[(0, amateur)])
+    harness.step()
+    connector = harness.sched.connector
+    connector.ways = replace(connector.ways, unknown=1.0)
+    for _ in range(4):
+        harness.step()
+    connector.ways = Ways()
+    harness.drain()
+    assert not harness.preemptions and not harness.group_preemptions
+
+
 def emptied_step(model: Path) -> None:
     """A group is alone, and all of it is taken out of a step: vLLM, which keeps count of steps that
     do something, must not wait for that one before it frees blocks.

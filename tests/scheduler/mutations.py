@@ -628,6 +628,12 @@ MUTATIONS = [
         cases.lost_in_time,
     ),
     _loads(
+        "a group waits while a connector does not know yet",
+        "_stalled",
+        ("and not self._loads.asked_in_vain", ""),
+        cases.not_known_yet,
+    ),
+    _loads(
         "what was computed from KV that did not come is not found",
         "uncache",
         _nothing,

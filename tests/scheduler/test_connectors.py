@@ -60,6 +60,10 @@ def test_workers_are_sent_the_tokens_of_a_group_that_begins_anew(tiny: Path) -> 
     cases.lost_in_time(tiny / "model")
 
 
+def test_a_group_waits_for_what_is_not_known_yet(tiny: Path) -> None:
+    cases.not_known_yet(tiny / "model")
+
+
 def test_a_step_that_was_emptied_keeps_no_blocks(tiny: Path) -> None:
     cases.emptied_step(tiny / "model")
 
