@@ -28,12 +28,15 @@ class AmateurStream(msgspec.Struct, frozen=True, omit_defaults=True):
             base model.
         prompt: Its token ids.
         embeds: Its embeddings; without both it has the expert's prompt.
+        num_features: Of the media of its own prompt. They travel behind the expert's, at offsets
+            past the end of its prompt and of the amateurs' before it.
     """
 
     weight: float | None
     adapter: dict[str, Any] | None = None
     prompt: list[int] | None = None
     embeds: Embeddings | None = None
+    num_features: int = 0
 
 
 class Stream(msgspec.Struct, frozen=True):

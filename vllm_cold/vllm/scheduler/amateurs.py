@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the amateurs of a CoLD request: requests of vLLM's like their expert.
 
-Touched in vLLM: ``Request`` and ``SamplingParams``.
+Touched in vLLM: ``Request``, ``SamplingParams`` and ``MultiModalFeatureSpec``.
 """
 
 import copy
+from dataclasses import replace
+from typing import Any
 
 from msgspec import structs
 from vllm.lora.request import LoRARequest
@@ -22,8 +24,9 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
         stream: Its streams, as admission described them, with the group's id.
     """
     args = expert.sampling_params.extra_args
+    features = _take_features(expert, stream)
     # Workers need no more than the settings and the weights.
-    nothing = {"adapter": None, "prompt": None, "embeds": None}
+    nothing = {"adapter": None, "prompt": None, "embeds": None, "num_features": 0}
     weights = tuple(structs.replace(amateur, **nothing) for amateur in stream.amateurs)
     of_workers = structs.replace(stream, amateurs=weights, method="")
     asked: SamplingParams = copy.copy(expert.sampling_params)
@@ -35,8 +38,26 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
         params.extra_args = structs.replace(of_workers, index=index).to_extra_args(args)
         # They say where the expert's KV comes from and goes to.
         params.extra_args.pop("kv_transfer_params", None)
-        amateurs.append(_make_amateur(expert, amateur, index, params))
+        amateurs.append(_make_amateur(expert, amateur, index, params, features[index - 1]))
     return expert, *amateurs
+
+
+def _take_features(expert: Request, stream: Stream) -> list[list[Any]]:
+    """Of each amateur with a prompt of its own, the media that came behind the expert's."""
+    num_own = len(expert.mm_features) - sum(a.num_features for a in stream.amateurs)
+    features = iter(expert.mm_features[num_own:])
+    expert.mm_features = expert.mm_features[:num_own]
+    end, taken = expert.num_prompt_tokens, []
+    for amateur in stream.amateurs:
+        mine = []
+        for _ in range(amateur.num_features):
+            feature = next(features)
+            place = feature.mm_position
+            place = replace(place, offset=place.offset - end)
+            mine.append(replace(feature, mm_position=place))
+        taken.append(mine)
+        end += len(amateur.prompt or ())
+    return taken
 
 
 def _params(asked: SamplingParams) -> SamplingParams:
@@ -65,7 +86,11 @@ def _params(asked: SamplingParams) -> SamplingParams:
 
 
 def _make_amateur(
-    expert: Request, amateur: AmateurStream, index: int, params: SamplingParams
+    expert: Request,
+    amateur: AmateurStream,
+    index: int,
+    params: SamplingParams,
+    features: list[Any],
 ) -> Request:
     ids, embeds, is_token_ids = amateur.prompt, None, None
     if amateur.embeds is not None:
@@ -73,12 +98,14 @@ def _make_amateur(
     elif ids is None:
         ids, embeds = expert.prompt_token_ids, expert.prompt_embeds
         is_token_ids = expert.prompt_is_token_ids
+        features = list(expert.mm_features)
     return Request(
         request_id=f"{expert.request_id}-amateur-{index}",
         client_index=expert.client_index,
         prompt_token_ids=ids,
         prompt_embeds=embeds,
         prompt_is_token_ids=is_token_ids,
+        mm_features=features,
         sampling_params=params,
         pooling_params=None,
         arrival_time=expert.arrival_time,
