@@ -427,6 +427,7 @@ class Harness:
         sched = self.sched
         cap, preempt = sched._cap, sched._preempt_request
         part, can_finish = sched._encoder.part, sched._encoder.can_finish
+        lost = sched._has_lost_media
         capacity, withdraw, stalled = sched._capacity, sched._withdraw, sched._stalled
         hits: dict[str, int] = {}
 
@@ -472,6 +473,11 @@ class Harness:
                 self.events.append(("crowded", group.request_id))
             return found
 
+        def watch_lost(group: Any, *args: Any) -> bool:
+            if found := lost(group, *args):
+                self.events.append(("evicted", group.request_id))
+            return bool(found)
+
         def watch_stalled() -> bool:
             if found := stalled():
                 self.events.append(("stall", ""))
@@ -479,7 +485,7 @@ class Harness:
 
         sched._cap, sched._preempt_request = watch_cap, watch_preempt
         sched._capacity, sched._withdraw = watch_capacity, watch_withdraw
-        sched._stalled = watch_stalled
+        sched._stalled, sched._has_lost_media = watch_stalled, watch_lost
         sched._encoder.part, sched._encoder.can_finish = watch_part, watch_can_finish
 
     def _follows(self, request: Any) -> bool:
