@@ -442,7 +442,7 @@ MUTATIONS = [
         "tokens that vLLM takes off for a medium are others'",
         "take_back",
         _nothing,
-        media_cases.storms_of_images("light", "dense"),
+        media_cases.tokens_taken_off,
     ),
     _encoder(
         "a stream that does not run keeps no media",
@@ -454,7 +454,7 @@ MUTATIONS = [
         "what a request of the step counts on is encoded for it",
         "end_pass",
         ("if heir is not None:", "if False:"),
-        media_cases.storms_of_images("dense"),
+        media_cases.image_of_two,
     ),
     _encoder(
         "what was planned for a group that is taken out of the step is not in the cache",
@@ -463,16 +463,10 @@ MUTATIONS = [
         media_cases.storms_of_images("dense"),
     ),
     _encoder(
-        "what was planned for a request that is preempted is not in the cache",
-        "preempted",
-        _nothing,
-        media_cases.storms_of_images("dense"),
-    ),
-    _encoder(
         "workers have the media of a group's streams, cached or not",
         "end_pass",
         ("new.mm_features = requests[new.req_id].mm_features", "pass"),
-        media_cases.storms_of_images("dense"),
+        media_cases.cached_before_it_was_preempted,
     ),
     Mutation(
         "a request that is taken out of the step has nothing encoded",

@@ -39,6 +39,9 @@ CASES = [
     cases.never,
     cases.forgotten_images,
     cases.image_that_waits,
+    cases.tokens_taken_off,
+    cases.image_of_two,
+    cases.cached_before_it_was_preempted,
 ]
 
 

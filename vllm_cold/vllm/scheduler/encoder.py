@@ -152,8 +152,8 @@ class EncoderInputs:
         if num_tokens <= 0 or not self._reads_media(request, start, start + num_tokens):
             return num_tokens
         self._settle()
-        if self._promised and not self._promised.intersection(group.streams):
-            return 0  # another group's followers come first
+        if self._is_promised(group):
+            return 0
         num_tokens = self._unsplit(request, start, num_tokens)
         found = self._ask(request, start, num_tokens, self._left, self._lookahead)
         return int(found[1])
@@ -178,6 +178,8 @@ class EncoderInputs:
         encoded in this step, or are in the cache: then vLLM takes nothing off any of them.
         """
         self._settle()
+        if self._is_promised(group):
+            return False
         needed: dict[str, int] = {}
         found: dict[str, int] = {}  # nobody's
         for each, start in self._starts(group, num_cached, capacity).items():
@@ -207,6 +209,10 @@ class EncoderInputs:
                     self._manager.check_and_update_cache(each, index)
                 elif each is not group.leader:
                     self._promised.add(each)
+
+    def _is_promised(self, group: Group[Request]) -> bool:
+        """Whether followers of another group come first."""
+        return bool(self._promised) and self._promised.isdisjoint(group.streams)
 
     def _starts(
         self, group: Group[Request], num_cached: int, capacity: Capacity
@@ -251,14 +257,6 @@ class EncoderInputs:
                 self._left += size
         self._last.clear()
 
-    def preempted(self, request: Request) -> None:
-        """A request leaves this step: what only it was to have encoded is not in the cache. Maybe
-        it makes room for the one that was asked for last.
-        """
-        for identifier in [i for i, whose in self._planned.items() if whose is request]:
-            if identifier not in self._last and not self._manager.cached[identifier]:
-                self._drop(identifier)
-
     def end_pass(self, output: Any, groups: Mapping[str, Group[Request]], step: Step[Any]) -> None:
         """The step is what ``output`` says: what others of it count on is encoded for them, and
         what nobody of it does is not in the cache.
@@ -278,7 +276,9 @@ class EncoderInputs:
             requests[i].mm_features[index].identifier for i, of in inputs.items() for index in of
         }
         for identifier in [i for i in self._planned if i not in encoded]:
-            owners = self._manager.cached[identifier]
+            owners = self._manager.cached.get(identifier)
+            if owners is None:
+                continue  # others pushed it out
             heir = next((i for i in owners if i in output.num_scheduled_tokens), None)
             if heir is not None:
                 _encode(output, requests[heir], identifier)

@@ -452,11 +452,12 @@ class GroupScheduler(Scheduler):
             if waiting and request.lora_request and not self._loras_fit(request):
                 return 0
             return self._step.clip_plain(num_new_tokens)
-        num_new_tokens = of_encoder(num_new_tokens)
         capacity = self._capacity(group, num_cached, waiting)
         has_media = any(each.mm_features for each in group.streams)
         if has_media:
             capacity.encodable = self._encoder.can_finish(group, num_cached, capacity)
+        if not capacity.encodable or num_new_tokens < tokens_left(request, num_cached):
+            num_new_tokens = of_encoder(num_new_tokens)
         granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting, part)
         if granted == 0 and waiting:
             if capacity.admissible:
@@ -595,8 +596,6 @@ class GroupScheduler(Scheduler):
             self._step.preempt(group if group is not None and group.followers else None)
             self._look_anew()
         super()._preempt_request(request, *args, **kwargs)
-        if self._in_pass:
-            self._encoder.preempted(request)
         if group is not None and request is group.leader:
             self._counters.sums[group.kind].preemptions += 1
         elif group is not None:
