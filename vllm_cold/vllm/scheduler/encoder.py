@@ -74,8 +74,8 @@ class EncoderInputs:
         self._scheduler = scheduler
         self._ask = ask
         self._left = 0  # of the step's budget
-        self._planned: dict[str, Request] = {}  # in this pass: of each identifier, for whom
-        self._last: dict[str, int] = {}  # the same, not known yet to be scheduled: embeddings
+        self._planned: set[str] = set()  # identifiers, in this pass
+        self._last: dict[str, int] = {}  # of these, whose request may not be scheduled: their size
         self._promised: set[Request] = set()  # followers whose media this pass counts on
         if getattr(scheduler, "is_encoder_decoder", False):
             raise ValueError("CoLD does not support encoder-decoder models.")
@@ -169,7 +169,7 @@ class EncoderInputs:
         for index in scheduled:
             feature = request.mm_features[index]
             self._last[feature.identifier] = feature.mm_position.get_num_embeds()
-            self._planned[feature.identifier] = request
+            self._planned.add(feature.identifier)
         self._left -= allowed - left
         return scheduled, num_left, budget - (allowed - left), *others
 
@@ -253,7 +253,7 @@ class EncoderInputs:
         """What was planned last was planned for nothing if its request was not scheduled."""
         for identifier, size in self._last.items():
             if identifier not in self._manager.cached:
-                del self._planned[identifier]
+                self._planned.discard(identifier)
                 self._left += size
         self._last.clear()
 
@@ -275,7 +275,7 @@ class EncoderInputs:
         encoded = {
             requests[i].mm_features[index].identifier for i, of in inputs.items() for index in of
         }
-        for identifier in [i for i in self._planned if i not in encoded]:
+        for identifier in self._planned - encoded:
             owners = self._manager.cached.get(identifier)
             if owners is None:
                 continue  # others pushed it out
@@ -299,11 +299,10 @@ class EncoderInputs:
         """What is nobody's leaves the cache. A worker may have it of before this pass."""
         manager = self._manager
         size = manager.freeable.pop(identifier)
-        del manager.cached[identifier], self._planned[identifier]
+        del manager.cached[identifier]
         getattr(manager, "num_embeds_by_hash", {}).pop(identifier, None)  # not in 0.23
         manager.num_free_slots += size
         manager.freed.append(identifier)
-        self._left += size
 
 
 def strip(output: Any, request_id: str) -> None:
