@@ -163,6 +163,26 @@ def image_of_two(model: Path) -> None:
     assert harness.group_preemptions
 
 
+def image_of_two_twice(model: Path) -> None:
+    """As before, and the other request's prompt has the image twice, the first time in what the
+    prefix cache covers: of that one, workers have no data.
+    """
+    harness = engine(model, Media(), num_blocks=19, long_prefill=8, policy="priority")
+    cached = image(6) + text(10, 250)
+    harness.add(cached, 1)
+    _until_idle(harness)
+    _forget_images(harness)
+    harness.add(text(1, 300), 9)
+    cold = harness.add(text(16) + image(6) + text(2), 3, adapter=1, cold=True, priority=2)
+    harness.step()
+    other = harness.add(cached + text(8, 200) + image(6) + text(2), 3)
+    for _ in range(2):
+        harness.step()
+    assert other in harness.first_step and cold not in harness.first_step
+    harness.drain()
+    assert harness.group_preemptions
+
+
 def cached_before_it_was_preempted(model: Path) -> None:
     """Workers are sent a pair whose image the prefix cache covers; then all is computed anew."""
     harness = engine(model, Media())

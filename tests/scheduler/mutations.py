@@ -429,7 +429,7 @@ MUTATIONS = [
     _sched(
         "a leader that waits for room for a medium keeps nobody waiting",
         "_is_blocked",
-        ("if tokens_left(group.leader) > 1:", "if False:"),
+        ("if tokens_left(group.leader) > 1 and", "if False and"),
         media_cases.image_that_waits,
     ),
     _encoder(
@@ -453,8 +453,14 @@ MUTATIONS = [
     _encoder(
         "what a request of the step counts on is encoded for it",
         "end_pass",
-        ("if heir is not None:", "if False:"),
+        ("if heirs:", "if False:"),
         media_cases.image_of_two,
+    ),
+    _encoder(
+        "that is one of its media whose data workers have",
+        "_needed",
+        ("max(i for i in held if", "min(i for i in range(len(request.mm_features)) if"),
+        media_cases.image_of_two_twice,
     ),
     _encoder(
         "what was planned for a group that is taken out of the step is not in the cache",

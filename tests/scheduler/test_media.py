@@ -41,6 +41,7 @@ CASES = [
     cases.image_that_waits,
     cases.tokens_taken_off,
     cases.image_of_two,
+    cases.image_of_two_twice,
     cases.cached_before_it_was_preempted,
 ]
 

@@ -113,3 +113,9 @@ def test_media_that_must_not_be_split() -> None:
     streams[1] = TEXT
     assert why_never(streams, replace(whole, tokens=11)) is None
     assert why_never(streams, replace(whole, tokens=10)) is not None
+    # In front of text, too, and beside a token of each other stream.
+    streams = [(30, [image("a", 0, 10)]), TEXT, TEXT]
+    assert why_never(streams, replace(whole, tokens=12)) is None
+    told = why_never(streams, replace(whole, tokens=11))
+    assert told and "has media of 10 tokens" in told and "one stream of it can have 9" in told
+    assert why_never(streams, replace(whole, is_whole=False, tokens=11)) is None

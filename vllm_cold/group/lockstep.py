@@ -103,7 +103,8 @@ class Group(Generic[R]):
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
         turn: What the last pass did that dealt with it.
-        passed_over: Passes in a row that admitted others because its adapters found no slots.
+        passed_over: Passes in a row that admitted others because its adapters found no slots, or
+            its leader's media no room in the encoder's cache.
         error: Why it must end, as its client is told.
         new_amateurs: Of each amateur that no step has had yet, by request id, its prompt tokens
             that were found in the prefix cache.

@@ -93,6 +93,18 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                     f"has media of {size} embeddings, and the engine encodes {most} at most: send "
                     "less, or raise max_num_batched_tokens"
                 )
+    if room.is_whole:
+        # Beside a token of each other stream that is admitted with it.
+        longest = room.tokens - room.per_stream * len(streams) - (len(streams) - 1)
+        longest = min(longest, room.chunk or longest)
+        for _, features in streams:
+            for feature in features:
+                if (length := feature.mm_position.length) > longest:
+                    return (
+                        f"has media of {length} tokens, which must be computed in one step, and "
+                        f"one stream of it can have {longest}: send less, raise "
+                        "max_num_batched_tokens, or leave disable_chunked_mm_input out"
+                    )
     kept = [at_end(features, num_tokens, room.lookahead) for num_tokens, features in streams]
     remedy = "let text follow them in each prompt, or raise max_num_batched_tokens"
     if not any(kept):

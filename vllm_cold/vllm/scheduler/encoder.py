@@ -178,8 +178,6 @@ class EncoderInputs:
         encoded in this step, or are in the cache: then vLLM takes nothing off any of them.
         """
         self._settle()
-        if self._is_promised(group):
-            return False
         needed: dict[str, int] = {}
         found: dict[str, int] = {}  # nobody's
         for each, start in self._starts(group, num_cached, capacity).items():
@@ -188,6 +186,8 @@ class EncoderInputs:
                 owners = self._manager.cached.get(feature.identifier)
                 if not owners:
                     (needed if owners is None else found)[feature.identifier] = size
+        if (needed or found) and self._is_promised(group):
+            return False
         total = sum(needed.values())
         room = self._manager.num_freeable_slots - sum(found.values())
         return total <= self._left and total <= room
@@ -210,6 +210,10 @@ class EncoderInputs:
                 elif each is not group.leader:
                     self._promised.add(each)
 
+    def preempted(self, request: Request) -> None:
+        """A request leaves this pass."""
+        self._promised.discard(request)
+
     def _is_promised(self, group: Group[Request]) -> bool:
         """Whether followers of another group come first."""
         return bool(self._promised) and self._promised.isdisjoint(group.streams)
@@ -224,6 +228,13 @@ class EncoderInputs:
             each: each.num_computed_tokens or n for each, n in zip(streams, cached, strict=True)
         }
 
+    def reads_more(self, request: Request) -> bool:
+        """Whether a stream has media that it has not computed yet."""
+        if not request.mm_features:
+            return False
+        last = request.mm_features[-1].mm_position
+        return bool(request.num_computed_tokens < last.offset + last.length)
+
     def _reads_media(self, request: Request, start: int, end: int) -> bool:
         features = request.mm_features
         return bool(features) and any(media.overlapping(features, start, end + self._lookahead))
@@ -236,15 +247,12 @@ class EncoderInputs:
         """Of so many tokens those in front of a medium that they would split, where that must not
         be: before 0.33 vLLM splits one at which a step begins.
         """
-        room = self.room
-        if not room.is_whole:
+        if not self.room.is_whole:
             return num_tokens
-        longest = min(room.tokens, room.chunk or room.tokens)
         for _, feature in media.overlapping(request.mm_features, start, start + num_tokens):
             place = feature.mm_position
-            is_split = start <= place.offset and start + num_tokens < place.offset + place.length
-            if is_split and place.length <= longest:
-                return place.offset - start
+            if start <= place.offset and start + num_tokens < place.offset + place.length:
+                return int(place.offset - start)
         return num_tokens
 
     # ---- what was planned and is not to be ----------------------------------------------------
@@ -266,10 +274,16 @@ class EncoderInputs:
             groups: By the id of each stream.
             step: What the pass decided.
         """
-        for group in step.groups:
-            for each in group.streams:
-                if each.mm_features and each.status != RequestStatus.RUNNING:
-                    self._manager.free(each)  # it has seen what is there, and computes nothing
+        scheduled = output.num_scheduled_tokens
+        for each in (each for group in step.groups for each in group.streams if each.mm_features):
+            if each.status != RequestStatus.RUNNING:
+                self._manager.free(each)  # it has seen what is there, and computes nothing
+                continue
+            # It was asked about more than it got, and what it does not reach is not its yet.
+            end = each.num_computed_tokens + scheduled.get(each.request_id, 0) + self._lookahead
+            for index in tuple(self._manager.get_cached_input_ids(each)):
+                if each.mm_features[index].mm_position.offset >= end:
+                    self._manager.free_encoder_input(each, index)
         self._settle()
         inputs, requests = output.scheduled_encoder_inputs, self._scheduler.requests
         encoded = {
@@ -279,9 +293,11 @@ class EncoderInputs:
             owners = self._manager.cached.get(identifier)
             if owners is None:
                 continue  # others pushed it out
-            heir = next((i for i in owners if i in output.num_scheduled_tokens), None)
-            if heir is not None:
-                _encode(output, requests[heir], identifier)
+            heirs = [i for i in owners if i in scheduled]
+            if heirs:
+                # Workers of the V1 runner have all data of a group's streams.
+                heir = requests[min(heirs, key=lambda i: (i not in groups, i))]
+                inputs.setdefault(heir.request_id, []).append(self._needed(heir, identifier))
                 continue
             for request_id in tuple(owners):
                 request = requests[request_id]
@@ -294,6 +310,13 @@ class EncoderInputs:
             for new in output.scheduled_new_reqs:
                 if new.req_id in groups:
                     new.mm_features = requests[new.req_id].mm_features
+
+    def _needed(self, request: Request, identifier: str) -> int:
+        """Which of a request's media is this one: the last that it counts on, as a worker may have
+        dropped the data of those that the prefix cache covers.
+        """
+        held = self._manager.get_cached_input_ids(request)
+        return max(i for i in held if request.mm_features[i].identifier == identifier)
 
     def _drop(self, identifier: str) -> None:
         """What is nobody's leaves the cache. A worker may have it of before this pass."""
@@ -309,9 +332,3 @@ def strip(output: Any, request_id: str) -> None:
     """A request is taken out of the step, and encodes nothing in it."""
     output.scheduled_encoder_inputs.pop(request_id, None)
     getattr(output, "encoder_input_updates", {}).pop(request_id, None)  # since 0.33
-
-
-def _encode(output: Any, request: Request, identifier: str) -> None:
-    """A medium is encoded for this request, whose data its workers have: it computes its tokens."""
-    index = next(i for i, f in enumerate(request.mm_features) if f.identifier == identifier)
-    output.scheduled_encoder_inputs.setdefault(request.request_id, []).append(index)

@@ -453,18 +453,19 @@ class GroupScheduler(Scheduler):
                 return 0
             return self._step.clip_plain(num_new_tokens)
         capacity = self._capacity(group, num_cached, waiting)
-        has_media = any(each.mm_features for each in group.streams)
-        if has_media:
+        has_media = any(map(self._encoder.reads_more, group.streams))
+        if has_media and (capacity.admissible or not waiting):
             capacity.encodable = self._encoder.can_finish(group, num_cached, capacity)
-        if not capacity.encodable or num_new_tokens < tokens_left(request, num_cached):
-            num_new_tokens = of_encoder(num_new_tokens)
+            if not capacity.encodable or num_new_tokens < tokens_left(request, num_cached):
+                num_new_tokens = of_encoder(num_new_tokens)
         granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting, part)
         if granted == 0 and waiting:
             if capacity.admissible:
                 self._give_up_cache_hit(group, num_cached, capacity)
             return 0
-        if waiting:
+        if granted:
             group.passed_over = 0
+        if waiting:
             self._incomplete().append(group)  # until its followers run
         if has_media and self._step.turn_of(group).verdict is Verdict.FINISH:
             self._encoder.promise(group, num_cached, capacity)
@@ -553,8 +554,10 @@ class GroupScheduler(Scheduler):
         left = zip(followers_left(group, capacity), capacity.missing, strict=True)
         if any(map(self._loads.is_under_way, group.followers)):
             return False  # they have their blocks
-        if tokens_left(group.leader) > 1:
-            return False  # it waits for its media
+        if tokens_left(group.leader) > 1 and not capacity.encodable:
+            # Others' media leave no room for its own. Those behind it may bring more for ever.
+            group.passed_over += 1
+            return group.passed_over > _MAX_PASSED_OVER
         return any(capacity.missing) and all(n == 1 for n, missing in left if not missing)
 
     def _has_lost_media(self, group: RequestGroup, num_cached: int, capacity: Capacity) -> bool:
@@ -594,6 +597,7 @@ class GroupScheduler(Scheduler):
             assert self._blocks is not None
             self._blocks.uncache_unwritten(request, self._loads.num_written(request))
             self._step.preempt(group if group is not None and group.followers else None)
+            self._encoder.preempted(request)
             self._look_anew()
         super()._preempt_request(request, *args, **kwargs)
         if group is not None and request is group.leader:
