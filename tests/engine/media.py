@@ -279,6 +279,9 @@ MEDIA = {
 }
 
 
+CHATS = ("qwen2-vl", "llava-1.5")  # whose conversations are tested, too
+
+
 @dataclass(frozen=True)
 class Case:
     """A request.
@@ -412,6 +415,35 @@ def _case(
     return Case(kind, Group((), expert, amateurs, alpha, MAX_TOKENS), (expert_prompt, *own))
 
 
+SYSTEM, QUESTION = " w11 w12 w13 w14", " w21 w22 w23"
+SEEN, OTHER = Picture(7), Picture(8)
+
+
+def _chat(content: Prompt, system: bool = True) -> Prompt:
+    """What the template makes of a conversation; vLLM puts media before the text."""
+    begin = f"system: {SYSTEM}\nuser: " if system else "user: "
+    return (begin, *content, f"{QUESTION}\nassistant:")
+
+
+def make_chats() -> list[Case]:
+    """Conversations, of which ``test_images.test_chat`` asks."""
+
+    def chat(expert: str | None, alpha: float, own: Prompt | Noised) -> Case:
+        group = Group((), expert, [Amateur(-1.0, expert)], alpha, MAX_TOKENS)
+        return Case("chat", group, (_chat((SEEN, "\n")), own))
+
+    return [
+        chat(expert, alpha, own)
+        for expert in (None, "one")
+        for alpha, own in (
+            (0.1, Noised(500)),
+            (0.0, _chat(())),
+            (0.0, _chat((), system=False)),
+            (0.0, _chat((OTHER, "\n"))),
+        )
+    ]
+
+
 def text_of(family: MediaFamily, prompt: Prompt) -> str:
     """With what stands for the media."""
     return "".join(part if isinstance(part, str) else family.stands for part in prompt)
@@ -479,7 +511,8 @@ def main(folder: Path, names: Sequence[str]) -> None:
         for seed, adapter in enumerate(("one", "two") if family.model.lora else (), 1):
             families.make_adapter(family.model, model, own / adapter, seed)
         reference = Reference(family, own)
-        traces = [reference.trace(case) for case in make_cases(family)]
+        asked = {"cases": make_cases(family), "chats": make_chats() if name in CHATS else []}
+        traces = {kind: list(map(reference.trace, cases)) for kind, cases in asked.items()}
         assert "vllm" not in sys.modules
         (own / "traces.json").write_text(json.dumps(traces))
 

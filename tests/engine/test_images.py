@@ -18,7 +18,21 @@ import pytest
 from tests.engine import drafters
 from tests.engine.conftest import Pool, free_blocks, lora, scheduler
 from tests.engine.families import RANK
-from tests.engine.media import KINDS, MEDIA, Case, Noised, make_cases, of_vllm
+from tests.engine.media import (
+    KINDS,
+    MAX_TOKENS,
+    MEDIA,
+    OTHER,
+    QUESTION,
+    SEEN,
+    SYSTEM,
+    Case,
+    Noised,
+    Picture,
+    make_cases,
+    make_chats,
+    of_vllm,
+)
 from tests.engine.pressure import Engines, Job, assert_idle, drive, preempted_pairs, some
 from tests.naive import Trace, assert_same_tokens
 from vllm_cold.group.results import weights_in
@@ -100,7 +114,8 @@ class MediaJob(Job):
             if isinstance(own, Noised):
                 fields["images"] = vllm_cold.Noise(own.steps)
             elif own is not None:
-                fields["prompt"] = of_vllm(MEDIA[self.family], own)
+                made = of_vllm(MEDIA[self.family], own)
+                fields["prompt"] = made if "multi_modal_data" in made else made["prompt"]
             # What is the default is left out.
             if amateur.adapter != (None if own is None else group.expert):
                 fields["lora_request"] = lora(tiny, amateur.adapter) if amateur.adapter else None
@@ -137,7 +152,7 @@ class Expected:
 
 def expected_of(folder: Path) -> Expected:
     """Amateurs and media count in it, or an engine that leaves them out would pass."""
-    read = json.loads((folder / "traces.json").read_text())
+    read = json.loads((folder / "traces.json").read_text())["cases"]
     found = Expected(
         [Trace(**one["trace"]) for one in read],
         [one["alone"] for one in read],
@@ -208,6 +223,46 @@ def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any, r
             check(llm, folder, expected, [i])
     assert free_blocks(llm) == before
     assert_no_media(llm)
+
+    check_chats(llm, folder)
+
+
+def check_chats(llm: Any, folder: Path) -> None:
+    """Conversations with an image, by ``LLM.chat``: the preset, without the image, without a
+    message as well, and with other messages.
+    """
+    from vllm_cold import Amateur, ColdParams
+
+    def messages(picture: Picture) -> list[Any]:
+        parts = [
+            {"type": "image_pil", "image_pil": picture.make()},
+            {"type": "text", "text": QUESTION},
+        ]
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}]
+
+    plain: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "ignore_eos": True}
+    asked = [
+        ColdParams.preset("vcd", **plain),
+        *(
+            ColdParams(alpha=0, beta=1.0, amateur=one, **plain)
+            for one in (
+                Amateur(without="images"),
+                Amateur(without=["system", "images"]),
+                Amateur(prompt=messages(OTHER)),
+            )
+        ),
+    ]
+    outputs = []
+    for name in (None, "one"):
+        request = lora(folder, name) if name else None
+        conversations = [messages(SEEN)] * len(asked)
+        outputs += llm.chat(conversations, asked, lora_request=request, use_tqdm=False)
+    read = json.loads((folder / "traces.json").read_text())["chats"]
+    assert len(read) == len(make_chats()) == len(outputs)
+    assert [list(output.prompt_token_ids) for output in outputs] == [one["prompt"] for one in read]
+    traces = [Trace(**one["trace"]) for one in read]
+    assert_same_tokens([output.outputs[0].token_ids for output in outputs], traces)
+    assert len({tuple(trace.tokens) for trace in traces}) > 5
 
 
 @pytest.mark.full
