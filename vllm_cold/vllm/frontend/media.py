@@ -54,6 +54,12 @@ def remembering(fetched: dict[Any, Any]) -> Iterator[None]:
         _fetched.reset(token)
 
 
+def remembered() -> dict[Any, Any]:
+    """What is remembered here: an amateur's prompt is made within its expert's."""
+    found = _fetched.get()
+    return {} if found is None else found
+
+
 def _key(connector: Any, url: str, media_io: Any) -> Any:
     # What it is decoded with comes from these keywords.
     return url, type(media_io), repr(connector.media_io_kwargs)
