@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts with images, videos and sounds, of experts and of amateurs: the engine's tokens equal
-those of transformers and peft, which read each stream alone, and all of it anew for each token.
+those of transformers and peft, which read each stream alone.
 
 What could go wrong with them: whose media a stream sees, where they stand (M-RoPE), what caches of
 prompts and of media take for equal, and an embedding that the scheduler counts on and nobody
