@@ -267,7 +267,9 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         scheduler.num_lookahead_tokens = setup.lookahead
         scheduler._break_even = lambda sampled: setup.break_even / 2  # it depends on time
         scheduler._draft_slots = setup.draft_slots
-        slots = SimpleNamespace(max_num_new_slots_for_drafting=setup.draft_slots)
+        slots = SimpleNamespace(
+            num_speculative_tokens=setup.drafts, max_num_new_slots_for_drafting=setup.draft_slots
+        )
         scheduler.vllm_config.speculative_config = slots
     scheduler.kv_cache_manager.watermark_blocks = setup.watermark
     return scheduler
@@ -427,7 +429,7 @@ class Harness:
         sched = self.sched
         cap, preempt = sched._cap, sched._preempt_request
         part, can_finish = sched._encoder.part, sched._encoder.can_finish
-        lost = sched._has_lost_media
+        encode, lost = sched._encoder.schedule, sched._has_lost_media
         capacity, withdraw, stalled = sched._capacity, sched._withdraw, sched._stalled
         hits: dict[str, int] = {}
 
@@ -467,6 +469,12 @@ class Harness:
                 self.events.append(("crowded", request.request_id))
             return found
 
+        def watch_encode(request: Any, start: int, num_tokens: int, *args: Any) -> Any:
+            found = encode(request, start, num_tokens, *args)
+            if found[1] < num_tokens:
+                self.events.append(("crowded", request.request_id))
+            return found
+
         def watch_can_finish(group: Any, *args: Any) -> bool:
             found = bool(can_finish(group, *args))
             if not found:
@@ -486,6 +494,7 @@ class Harness:
         sched._cap, sched._preempt_request = watch_cap, watch_preempt
         sched._capacity, sched._withdraw = watch_capacity, watch_withdraw
         sched._stalled, sched._has_lost_media = watch_stalled, watch_lost
+        sched._encoder.schedule = watch_encode
         sched._encoder.part, sched._encoder.can_finish = watch_part, watch_can_finish
 
     def _follows(self, request: Any) -> bool:

@@ -130,13 +130,17 @@ def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Se
         budget = max(budget, LONGEST + setup.drafts + 2 * (1 + setup.draft_slots))
     return dataclasses.replace(
         setup,
-        num_blocks=max(9, setup.num_blocks // 2) if dense else setup.num_blocks,
+        num_blocks=max(17, setup.num_blocks // 2) if dense else setup.num_blocks,
         budget=budget,
         long_prefill=0 if media.is_whole else setup.long_prefill,
         # Bugs of vLLM's: its V1 runner is not sent an image again that was cached before a
-        # preemption; and one counts as encoded whose request is preempted in that very step.
+        # preemption; one counts as encoded whose request is preempted in that very step; and the
+        # adapter of a request that gets no tokens in a step does not count.
         media=dataclasses.replace(
-            media, plain=setup.policy == "fcfs" and (setup.v2 or not setup.caching)
+            media,
+            plain=setup.policy == "fcfs"
+            and (setup.v2 or not setup.caching)
+            and setup.max_loras >= 3,
         ),
     )
 

@@ -3,6 +3,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -156,9 +157,13 @@ def test_what_an_engine_encodes(tiny: Path) -> None:
         long_prefill_token_threshold=0,
         disable_chunked_mm_input=False,
     )
-    of_engine = SimpleNamespace(scheduler_config=config, num_prefill_lookahead_tokens=1)
-    assert room_of(of_engine, 32) == EncoderRoom(32, 32, 32, lookahead=1)
-    assert room_of(of_engine, 50) == EncoderRoom(50, 50, 32, lookahead=1)
+    drafter = SimpleNamespace(num_speculative_tokens=4, max_num_new_slots_for_drafting=1)
+    of_engine = SimpleNamespace(
+        scheduler_config=config, speculative_config=drafter, num_prefill_lookahead_tokens=1
+    )
+    room = EncoderRoom(32, 32, tokens=28, per_stream=1, lookahead=1)
+    assert room_of(of_engine, 32) == room
+    assert room_of(of_engine, 50) == replace(room, cache=50, budget=50)
 
 
 def test_a_request_that_leaves_a_step_leaves_its_media() -> None:

@@ -107,6 +107,8 @@ def test_media_that_must_not_be_split() -> None:
         and "of 20 tokens together, which must be computed in one step, and a step has 19" in told
     )  # noqa: E501
     assert why_never(streams, replace(whole, chunk=9)) is not None
+    assert why_never(streams, replace(whole, tokens=22, per_stream=1)) is None
+    assert why_never(streams, replace(whole, tokens=21, per_stream=1)) is not None
     # A stream that ends with text needs one token of that step.
     streams[1] = TEXT
     assert why_never(streams, replace(whole, tokens=11)) is None

@@ -41,7 +41,7 @@ def room_of(vllm_config: Any, cache: int, budget: int | None = None) -> EncoderR
         cache: Embeddings that the encoder's cache holds (``MultiModalBudget.encoder_cache_size``).
         budget: Embeddings that a step encodes; default: what is known of it without the model.
     """
-    config = vllm_config.scheduler_config
+    config, drafter = vllm_config.scheduler_config, vllm_config.speculative_config
     tokens = getattr(config, "max_num_scheduled_tokens", None) or config.max_num_batched_tokens
     if budget is None:
         budget = config.max_num_encoder_input_tokens
@@ -50,9 +50,11 @@ def room_of(vllm_config: Any, cache: int, budget: int | None = None) -> EncoderR
     return EncoderRoom(
         cache=cache,
         budget=budget,
-        tokens=min(tokens, config.max_num_batched_tokens),
+        tokens=min(tokens, config.max_num_batched_tokens)
+        - getattr(drafter, "num_speculative_tokens", 0),
         chunk=max(config.long_prefill_token_threshold, 0),
         is_whole=config.disable_chunked_mm_input,
+        per_stream=getattr(drafter, "max_num_new_slots_for_drafting", 0),
         lookahead=getattr(vllm_config, "num_prefill_lookahead_tokens", 0),
     )
 
@@ -250,10 +252,11 @@ class EncoderInputs:
         self._last.clear()
 
     def preempted(self, request: Request) -> None:
-        """A request leaves this step: what only it was to have encoded is not in the cache."""
-        self._settle()
+        """A request leaves this step: what only it was to have encoded is not in the cache. Maybe
+        it makes room for the one that was asked for last.
+        """
         for identifier in [i for i, whose in self._planned.items() if whose is request]:
-            if not self._manager.cached[identifier]:
+            if identifier not in self._last and not self._manager.cached[identifier]:
                 self._drop(identifier)
 
     def end_pass(self, output: Any, groups: Mapping[str, Group[Request]], step: Step[Any]) -> None:
