@@ -24,7 +24,7 @@ from tests.engine.media import MAX_TOKENS, OTHER, QUESTION, SEEN, SYSTEM, Pictur
 from tests.naive import Trace, assert_same_tokens
 from tests.server.conftest import Server, serve
 
-pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(900)]
 
 FAMILIES = ("llava-1.5", "qwen2-vl")
 
