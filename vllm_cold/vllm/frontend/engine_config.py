@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.method.arguments import ColdArgs
+from vllm_cold.method.settings import preset_of
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import aliases, ascend, intake, metrics, prompts, serving
+from vllm_cold.vllm.frontend import aliases, ascend, intake, media, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -43,6 +44,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         configure(config)
         if is_configured(config):
             availability.install((*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS))
+            wrap_if_there(media.PATCH_POINTS, media.LOST)
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(engine_defaults(config))
             if has_states(config.model_config):
@@ -78,6 +80,8 @@ def _say(defaults: ColdArgs) -> None:
         which = "requests that name an adapter"
         if (without := defaults.contrast.without) is not None:
             which = f"chats (against the same without {without}), not for completions"
+        elif (preset := preset_of(defaults.contrast)) is not None and preset.images is not None:
+            which = f"prompts with images (against the same with {preset.images}), not for others"
         what = f"the default for {which}, with {values}"
     else:
         what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
