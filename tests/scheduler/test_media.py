@@ -14,9 +14,17 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 
 from tests.scheduler import media_cases as cases
-from tests.scheduler.harness import Asked, Setup, make_hasher, make_request, make_scheduler
+from tests.scheduler.harness import (
+    Asked,
+    Setup,
+    make_hasher,
+    make_request,
+    make_scheduler,
+    stats_of,
+)
 from tests.scheduler.media import Media, random_media
 from vllm_cold.group.media import EncoderRoom
+from vllm_cold.group.step_stats import RowStats
 from vllm_cold.vllm.scheduler import scheduler as ours
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs, room_of
 
@@ -46,12 +54,11 @@ class Alone:
         classes = (Scheduler, AsyncScheduler) if stock else None
         self.scheduler: Any = make_scheduler(model, setup, classes)
         self.hasher = make_hasher(setup.block_size)
-        self.setup = setup
+        self.stock = stock
         self.added = 0
 
-    def add(self, asked: Asked, name: str = "") -> None:
+    def add(self, asked: Asked, name: str) -> None:
         self.added += 1
-        name = name or f"r{self.added}"
         request = make_request(name, asked, self.hasher, float(self.added))
         self.scheduler.add_request(request)
 
@@ -61,8 +68,11 @@ class Alone:
         requests = self.scheduler.requests
         sampled = [[] if requests[i].is_prefill_chunk else [7] for i in ids]
         rows = {request_id: at for at, request_id in enumerate(ids)}
-        result = ModelRunnerOutput(ids, rows, sampled, None, {}, [])
-        result.cold = []
+        result = ModelRunnerOutput(ids, rows, sampled)
+        if not self.stock:
+            figures = RowStats(1, 0, 0, 0, 0, 1, [])
+            name = self.scheduler._engine + ":cold"
+            result.cold = [stats_of([(name, figures)] if "cold" in rows else [])]
         self.scheduler.update_from_output(output, result)
         return output
 
@@ -111,14 +121,14 @@ def test_plain_requests_are_scheduled_as_by_vllm(is_async: bool, tiny: Path) -> 
             for each in (theirs, mine):
                 while each.scheduler.requests["cold"].num_output_tokens < 2:
                     each.step()
-        for _ in range(40):
+        for number in range(40):
             if rng.random() < 0.5:
                 length = rng.randint(1, 40)
                 prompt = [rng.randrange(3, 500) for _ in range(length)]
                 of = media if rng.random() < 0.7 else None
                 asked = Asked(prompt, rng.randint(1, 8), media=of)
-                theirs.add(asked)
-                mine.add(asked)
+                theirs.add(asked, f"p{number}")
+                mine.add(asked, f"p{number}")
             outputs = theirs.step(), mine.step()
             left, right = (Alone.decisions(each, leave_out) for each in outputs)
             assert left == right, f"seed {seed}"
