@@ -596,7 +596,20 @@ def test_refused_over_http(online: Online) -> None:
         ),
         (
             {"amateur_messages": json.dumps([user({"type": "image_pil", "image_pil": "x"})])},
-            "cold_amateur_messages=.*no prompt can be made of it",
+            "message 0 must not have image_pil; send images as image_url",
+        ),
+        (
+            # vLLM goes by the keys of parts that have a uuid.
+            {
+                "amateur_messages": json.dumps(
+                    [user({"type": "text", "text": "x", "uuid": "u", "image_pil": "/etc/x.png"})]
+                )
+            },
+            "message 0 must not have image_pil; send images as image_url",
+        ),
+        (
+            {"amateur_messages": json.dumps([user({"type": ["x"]})])},
+            "message 0 must have a content, of text, images, videos or audio",
         ),
         (
             {"amateur_messages": json.dumps([user(of_url(), {"type": "file", "file": {}})])},

@@ -228,8 +228,20 @@ def _without_parts(message: Any, names: frozenset[str]) -> Any:
     return message if len(left) == len(content) else {**message, "content": left or ""}
 
 
+def media_parts(message: Any) -> list[Mapping[str, Any]]:
+    """A message's parts that are media."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    names = frozenset().union(*MEDIA.values())
+    return [p for p in content if _is_media(p, names)] if isinstance(content, list) else []
+
+
 def _is_media(part: Any, names: frozenset[str]) -> bool:
-    return isinstance(part, Mapping) and (part.get("type") in names or bool(names & part.keys()))
+    """As vLLM tells them: by their types, or by their keys where there is no type, or a uuid."""
+    if not isinstance(part, Mapping):
+        return False
+    if (kind := part.get("type")) is None or part.get("uuid") is not None:
+        return bool(names & part.keys())
+    return isinstance(kind, str) and kind in names
 
 
 def _role(message: Any) -> Any:
@@ -458,7 +470,20 @@ def _json_messages(field: str, text: str) -> Messages:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ColdError(field, text, f"must be a JSON list of messages ({error})") from error
-    return _messages(field, text, found)
+    messages = _messages(field, text, found)
+    for i, message in enumerate(messages.value):
+        # A text in a picture's place is opened by processors as a file or a URL, whatever vLLM
+        # allows its clients. vLLM looks for this key in parts of any type.
+        if any(part.get("type") == "image_pil" or "image_pil" in part for part in _parts(message)):
+            raise ColdError(
+                field, text, f"message {i} must not have image_pil; send images as image_url"
+            )
+    return messages
+
+
+def _parts(message: Mapping[str, Any]) -> Sequence[Any]:
+    content = message.get("content")
+    return () if content is None or isinstance(content, str) else content
 
 
 def _messages(field: str, value: object, found: object) -> Messages:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 NUM_STEPS = 1000  # of VCD's diffusion
+_ROWS = 128  # of a picture at a time: floats of all of it would take many times its memory
 MAX_RADIUS = 1000.0  # beyond any picture's use
 ALLOWED = (
     "must be 'none', 'noise:500' (steps of VCD's diffusion, 0 to 999) or 'blur:12' (the radius in "
@@ -62,16 +63,19 @@ class Noise(msgspec.Struct, frozen=True):
         import numpy as np
         from PIL import Image
 
-        pixels = np.asarray(image.convert("RGB"))
-        shape = f"{self.step} {pixels.shape}".encode()
-        seed = hashlib.sha256(shape + pixels.tobytes()).digest()
-        generator = np.random.default_rng(np.frombuffer(seed, np.uint32))
+        pixels = np.array(image.convert("RGB"))
+        seed = hashlib.sha256(f"{self.step} {pixels.shape}".encode())
+        seed.update(pixels)
+        generator = np.random.default_rng(np.frombuffer(seed.digest(), np.uint32))
         kept, noise = _amplitudes(self.step)
-        noised = generator.standard_normal(pixels.shape, np.float32)
-        noised *= noise
-        noised += (pixels.astype(np.float32) / np.float32(127.5) - np.float32(1.0)) * kept
-        back = (noised + np.float32(1.0)) * np.float32(127.5)
-        return Image.fromarray(np.rint(back).clip(0, 255).astype(np.uint8))
+        half = np.float32(127.5)
+        for i in range(0, len(pixels), _ROWS):
+            rows = pixels[i : i + _ROWS]
+            noised = generator.standard_normal(rows.shape, np.float32)
+            noised *= noise
+            noised += (rows.astype(np.float32) / half - np.float32(1.0)) * kept
+            rows[:] = np.rint((noised + np.float32(1.0)) * half).clip(0, 255)
+        return Image.fromarray(pixels)
 
 
 @cache

@@ -27,7 +27,14 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.group.media import EncoderRoom, why_never
-from vllm_cold.method.amateurs import MEDIA, AmateurSpec, CannotLeaveOut, Distorted, has_media
+from vllm_cold.method.amateurs import (
+    MEDIA,
+    AmateurSpec,
+    CannotLeaveOut,
+    Distorted,
+    has_media,
+    media_parts,
+)
 from vllm_cold.vllm import contracts, versions
 from vllm_cold.vllm.patching import PatchPoint
 
@@ -328,21 +335,12 @@ def always_sent(renderer: Any, messages: Any) -> bool:
     if not isinstance(renderer.mm_processor_cache, kinds):
         return False  # none, or one whose every request brings the data
     make_readable(messages or ())
-    parts = [p for message in messages or () for p in _parts(message)]
+    parts = [part for message in messages or () for part in media_parts(message)]
     # Of media that a client names by their uuids alone, only the engine core has the data.
     return bool(parts) and not any(_is_named_only(part) for part in parts)
 
 
 _TYPES = frozenset().union(*MEDIA.values())
-
-
-def _parts(message: Any) -> list[Any]:
-    content = message.get("content") if isinstance(message, Mapping) else None
-    return [
-        part
-        for part in (content if isinstance(content, list) else ())
-        if isinstance(part, Mapping) and (part.get("type") in _TYPES or _TYPES & part.keys())
-    ]
 
 
 def _is_named_only(part: Mapping[str, Any]) -> bool:
@@ -378,9 +376,13 @@ def count_reads(renderer: Any, request: "EngineCoreRequest", num_sharing: int, n
         n: How many answers are wanted.
     """
     length = len(request.prompt_token_ids or ())
+    counted = set()
     for feature in request.mm_features or ():
         if feature.data is None or "address" not in feature.data:
             continue
         readers = 1 + num_sharing if feature.mm_position.offset < length else 1
-        for _ in range(n * readers - 1):
+        # A prompt that several amateurs read was made once.
+        known = 0 if id(feature.data) in counted else 1
+        counted.add(id(feature.data))
+        for _ in range(n * readers - known):
             renderer.mm_processor_cache.get_and_update_item(None, feature.mm_hash)

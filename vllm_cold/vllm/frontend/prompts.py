@@ -15,6 +15,7 @@ import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +43,9 @@ from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.patching import PatchPoint
 
 logger = logging.getLogger("vllm." + __name__)
+
+# One picture at a time, and vLLM's own threads stay free.
+_PICTURES = ThreadPoolExecutor(1, "vllm-cold-pictures")
 
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
 _SAID = 400  # characters of an error: it may show what a client sent
@@ -234,7 +238,7 @@ def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Ite
     """
     try:
         yield
-    except Exception:
+    except BaseException:  # a client's hanging up, too
         seen = [each for one in made for each in _processed(one)]
         cache = getattr(renderer, "mm_processor_cache", None)
         if seen and (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
@@ -398,7 +402,9 @@ async def render_async(
                     _, whole = await renderer.render_messages_async(
                         source.messages, source.chat_params
                     )
-                seen = await asyncio.to_thread(media.with_images, whole, one)
+                seen = await asyncio.get_running_loop().run_in_executor(
+                    _PICTURES, media.with_images, whole, one
+                )
                 call = _call_seen(renderer, prompt_source, seen)
             else:
                 call = _call(renderer, prompt_source, one, online)
@@ -496,6 +502,9 @@ def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: 
             return "render_cmpl", ([prompt], tok_params), {}
         case Media():
             prompt = dict(source.prompt)
+            if "prompt_extras" in keywords:
+                extras = keywords["prompt_extras"]
+                keywords["prompt_extras"] = {k: extras[k] for k in extras if k not in prompt}
         case Part():
             if prompt_source.whole is not None:
                 raise one.refused(

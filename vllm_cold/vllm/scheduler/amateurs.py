@@ -46,7 +46,8 @@ def _take_features(expert: Request, stream: Stream) -> list[list[Any]]:
     """Of each amateur with a prompt of its own, the media that came behind the expert's."""
     num_own = len(expert.mm_features) - sum(a.num_features for a in stream.amateurs)
     features = iter(expert.mm_features[num_own:])
-    expert.mm_features = expert.mm_features[:num_own]
+    # Workers in this process put data into them: no two streams share one.
+    expert.mm_features = [replace(feature) for feature in expert.mm_features[:num_own]]
     end, taken = expert.num_prompt_tokens, []
     for amateur in stream.amateurs:
         mine = []
@@ -98,7 +99,7 @@ def _make_amateur(
     elif ids is None:
         ids, embeds = expert.prompt_token_ids, expert.prompt_embeds
         is_token_ids = expert.prompt_is_token_ids
-        features = list(expert.mm_features)
+        features = [replace(feature) for feature in expert.mm_features]
     return Request(
         request_id=f"{expert.request_id}-amateur-{index}",
         client_index=expert.client_index,
