@@ -40,9 +40,16 @@ def show(console: Console, report: dict[str, Any], path: str) -> None:
 
 def _table(report: dict[str, Any]) -> Table:
     """All settings on the dev problems."""
-    first = Comparison(**report["settings"][0]["dev"])
+    first, silent = report["settings"][0]["dev"], report["settings"][0]["dev_silent"]
+    title = (
+        f"{first['count']} dev problems, which pick a setting; greedy: {percent(first['greedy'])}"
+    )
+    if silent:
+        title += (
+            f"\n{silent['count']} whose text does not answer; greedy: {percent(silent['greedy'])}"
+        )
     table = Table(
-        title=f"{first.count} dev problems, which pick a setting; greedy: {percent(first.greedy)}",
+        title=title,
         caption="points: to greedy; what is picked from several is biased upwards",
         title_justify="left",
         caption_justify="left",
@@ -51,7 +58,8 @@ def _table(report: dict[str, Any]) -> Table:
         pad_edge=False,
     )
     table.add_column("setting", overflow="fold")
-    for name in ("score", "points", "better/worse", "95 % interval"):
+    more = ("no answer: points",) if silent else ()
+    for name in ("score", "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
     for row in report["settings"]:
         found = Comparison(**row["dev"])
@@ -61,6 +69,7 @@ def _table(report: dict[str, Any]) -> Table:
             points(found.difference),
             f"{found.better}/{found.worse}",
             interval(found),
+            *([points(row["dev_silent"]["difference"])] if silent else []),
             style="bold" if row["picked"] else "",
         )
     return table
