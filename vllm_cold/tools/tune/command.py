@@ -176,10 +176,8 @@ def _notes(task: Task, tuning: Tuning, judged: verdict.Verdict, must: list[str])
         f"The requests had max_tokens {options.max_tokens}{stop}."
     ]
     if must:
-        which = (
-            "Where the text is known to answer, requests" if judged.only else "With CoLD requests"
-        )
-        notes.append(f"{which} must also send {' and '.join(must)}.")
+        which = "Where the text is known to answer," if judged.only else "With CoLD"
+        notes.append(f"{which} requests must also send {' and '.join(must)}.")
     if task.repeated:
         notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
     for setting, name in ((None, "greedy"), (best.setting, "the picked setting")):
