@@ -266,9 +266,9 @@ def test_plain_prompts_offline_and_served(
 
     tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
     plain = {
-        "the prompt without the text": "w{1} w{2}",
+        "no text": "w{1} w{2}",
         "a better prompt": "w{0} w9 w{1} w{2}",
-        "the prompt with the text twice": "w{0} w{0} w{1} w{2}",
+        "the text twice": "w{0} w{0} w{1} w{2}",
     }
     right: dict[tuple[Setting, str], Trace] = {}
     rows: list[dict[str, Any]] = []
@@ -303,7 +303,7 @@ def test_plain_prompts_offline_and_served(
         said = report(folder)
         assert [row["name"] for row in said["settings"]] == [*plain, "cad"]
         assert said["headline"].startswith("Use a better prompt, and no contrast: +")
-        assert said["details"][1].startswith("Where it does not answer, the text harms: ")
+        assert said["first"][1].startswith("Where it does not answer, the text harms: ")
 
     engine = ("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8")
     check("--model", str(tiny / "model"), "--adapter", str(tiny / "one"), *engine)

@@ -291,6 +291,7 @@ def test_no_adapter_but_another_prompt(line: Line, engine: Engine, tmp_path: Pat
     assert engine.tasks[0].engine == {"additional_config": {"cold": {"enabled": False}}}
     report = read_report(tmp_path)
     assert [row["name"] for row in report["settings"]] == [
+        "no instruction", "a better prompt", "the instruction twice",
         "alpha 0.1, beta 0.5", "alpha 0.1, beta 1", "cad",
     ]  # fmt: skip
     assert report["run"]["adapter"] is None
@@ -315,7 +316,7 @@ def test_plain_prompts_come_first_and_are_told(
 ) -> None:
     rows = "".join(json.dumps(row) + "\n" for row in texts(silent=16))
     (tmp_path / "p.jsonl").write_text(rows)
-    names = ["the prompt without the text", "a better prompt", "the prompt with the text twice"]
+    names = ["no text", "a better prompt", "the text twice"]
     told: list[str] = []
 
     def text(job: Job) -> str:
@@ -323,7 +324,7 @@ def test_plain_prompts_come_first_and_are_told(
         answers, line = job.problem.has_answer, job.problem.line
         if job.setting == Setting("cad"):
             if len(engine.jobs) > 1 and not told:
-                told.append(capsys.readouterr().err)
+                told.append(" ".join(capsys.readouterr().out.split()))
             right = answers
         elif job.plain == names[0]:
             right = not answers
@@ -346,7 +347,7 @@ def test_plain_prompts_come_first_and_are_told(
     assert "Where it does not answer, the text harms: 0.0 % are right with it, 100.0 %" in first
     report = read_report(tmp_path)
     assert [row["name"] for row in report["settings"]] == [*names, "cad"]
-    assert report["details"][0] in first and "Blind spot" not in " ".join(report["details"])
+    assert report["first"][0] in first and "Blind spot" not in first
     assert 'A better prompt has "By the text:" before the question' in " ".join(report["notes"])
     printed = capsys.readouterr().out
     assert "no answer:" in printed and "8 whose text does not answer; greedy: 0.0 %" in printed
@@ -388,12 +389,12 @@ def test_without_rows_that_do_not_answer_there_is_a_blind_spot(
     assert read_report(tmp_path)["headline"].endswith(
         "nothing is known of texts that do not answer."
     )
-    assert 'Blind spot: no problem says "answers": false' in capsys.readouterr().err
+    assert 'Blind spot: no problem says "answers": false' in capsys.readouterr().out
     # An instruction has nothing to answer, and an adapter's amateur no other prompt.
     write_chats(tmp_path)
     more = ("--without", "system", "--preset", "cfg", "--output", str(tmp_path / "2"))
     assert main(without(line(*more), "--alpha", "--beta", "--adapter")) in (0, 1)
-    assert "Blind spot" not in capsys.readouterr().err
+    assert "Blind spot" not in capsys.readouterr().out
     write_texts(tmp_path)
     assert main(line("--output", str(tmp_path / "3"), "--better", "x")) == 2
     assert "--better: is for amateurs that read another prompt" in capsys.readouterr().err
@@ -401,7 +402,7 @@ def test_without_rows_that_do_not_answer_there_is_a_blind_spot(
 
 def test_rows_say_what_their_amateurs_read(line: Line, engine: Engine, tmp_path: Path) -> None:
     write_texts(tmp_path, cold_part=[0, 1])
-    engine.text = lambda job: "right" if job.setting else "wrong"
+    engine.text = lambda job: "right" if job.setting == Setting("cad") else "wrong"
     assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 0
     assert {tuple(job.problem.args["cold_part"]) for job in engine.jobs} == {(0, 1)}
     report = read_report(tmp_path)

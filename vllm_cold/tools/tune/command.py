@@ -80,8 +80,7 @@ class Tuning:
         blind = task.lacks == "text" and all(problem.has_answer for problem in task.problems)
         told = [self._row(one, task.problems) for one in plain]
         findings = verdict.findings(told, task.lacks or "", blind)
-        for text in findings:
-            self._console.print(text, markup=False)
+        report.tell(Console(), findings)
         self._need([Job(setting, problem) for setting in task.grid for problem in dev])
         rows = [self._row(one, dev) for one in (*plain, *task.grid)]
         best = verdict.pick(rows[len(plain) :]).setting
@@ -216,7 +215,8 @@ def _report(task: Task, tuning: Tuning, told: list[str], judged: verdict.Verdict
         "format": FORMAT,
         "gain": judged.gain,
         "headline": judged.headline(),
-        "details": [*told, judged.details()],
+        "first": told,
+        "details": [judged.details()],
         "best": {"name": str(best.setting), **best.setting.values},
         **_figures("test", best),
         "settings": [

@@ -60,6 +60,8 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
         return ", ".join(
             str(value) if name in ("preset", "plain") else f"{name} {_text(value)}"
             for name, value in self.values.items()
+            # Of presets they are the same in a whole run.
+            if not (name == "rule_parameters" and self.preset)
         )
 
 

@@ -31,10 +31,7 @@ class Names(NamedTuple):
 
 
 NAMES: dict[Lacks, Names] = {
-    lacks: Names(
-        f"the prompt without the {lacks}", "a better prompt", f"the prompt with the {lacks} twice"
-    )
-    for lacks in BETTER
+    lacks: Names(f"no {lacks}", "a better prompt", f"the {lacks} twice") for lacks in BETTER
 }
 
 

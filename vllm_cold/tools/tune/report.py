@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -13,6 +14,12 @@ from rich.text import Text
 from vllm_cold.tools.tune.verdict import Comparison, interval, percent, points
 
 
+def tell(console: Console, texts: Sequence[str]) -> None:
+    """Print sentences."""
+    for text in texts:
+        console.print(Text(text))
+
+
 def show(console: Console, report: dict[str, Any], path: str) -> None:
     """Print table, notes and the line to paste, and at the end the verdict.
 
@@ -21,10 +28,11 @@ def show(console: Console, report: dict[str, Any], path: str) -> None:
         report: The content of report.json, as ``command`` makes it.
         path: Where that file is.
     """
+    if report["first"]:
+        console.print()
     console.print(_table(report))
     console.print()
-    for text in report["details"]:
-        console.print(Text(text))
+    tell(console, report["details"])
     for note in report["notes"]:
         console.print(Text(f"Note: {note}", style="dim"))
     console.print()

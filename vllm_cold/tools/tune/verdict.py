@@ -179,10 +179,9 @@ def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
         if row.silent is not None:
             said.append(f"Where it does not answer, the {_help(row.silent, lacks)}.")
     for row in plain[1:]:
-        told = f"For nothing, {row.setting}: {points(row.found.difference)} points"
-        if row.silent is not None:
-            told += f", where the text does not answer {points(row.silent.difference)}"
-        said.append(f"{told}.")
+        parts = filter(None, row[1:])
+        told = [f"{points(part.difference)} points (p = {part.p:.2g})" for part in parts]
+        said.append(f"For nothing, {row.setting}: {', where it does not answer '.join(told)}.")
     if blind:
         said.append(
             'Blind spot: no problem says "answers": false, so nothing is known of texts that do '
@@ -194,7 +193,7 @@ def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
 
 def _help(without: Comparison, lacks: str) -> str:
     """Whether a text helps, by what is right without it."""
-    does, advice = "changes little", ""
+    does, advice = "has no clear effect", ""
     if is_worse(without):
         does = "helps"
     elif is_better(without):
@@ -262,12 +261,13 @@ class Verdict:
             tried = len(self.dev) - len(self.plain)
             (dev,) = (row.found for row in self.dev if row.setting == best.setting)
             picked = f"{best.setting}" + (f", picked from {tried} settings," if tried > 1 else "")
-            return (
+            said = (
                 f"No setting {'and no plain prompt ' if self.plain else ''}beats greedy decoding "
                 f"significantly, so use that: {picked} "
                 f"{'is significantly worse,' if is_worse(best.found) else 'differs by'} "
-                f"{_figures(best)}; {points(dev.difference)} on {dev.count} dev problems."
+                f"{_figures(best)}; {points(dev.difference)} on {dev.count} dev problems"
             )
+            return said + self._elsewhere(best)
         only = " only where the text is known to answer" if use.harms else ""
         said = f"Use {use.setting}{only}, which beats greedy decoding: {_figures(use)}"
         if use is not best:
@@ -275,11 +275,13 @@ class Verdict:
             if is_better(best.found):
                 gained = points(best.found.difference)
                 said += f"; {best.setting} ({gained}) is not significantly better than that"
-        if use.silent is not None:
-            said += f"; where the text does not answer, {_figures(use, silent=True)}"
-        elif self.blind:
-            said += "; nothing is known of texts that do not answer"
-        return said + "."
+        return said + self._elsewhere(use)
+
+    def _elsewhere(self, row: Row) -> str:
+        """The end of the headline: what is known where texts do not answer."""
+        if row.silent is not None:
+            return f"; where the text does not answer, {_figures(row, silent=True)}."
+        return "; nothing is known of texts that do not answer." if self.blind else "."
 
     def details(self) -> str:
         """A sentence that belongs to the headline."""
