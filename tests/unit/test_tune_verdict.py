@@ -277,7 +277,8 @@ def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int) -> N
     headline = judged.headline()
     found = {
         "settings": settings, "first": ["The text helps."], "details": [judged.details()],
-        "notes": [HOSTILE], "run": {"server": None}, "gain": True, "serve": serve, "headline": headline,
+        "notes": [HOSTILE], "run": {"server": None}, "gain": True, "serve": serve,
+        "headline": headline,
     }  # fmt: skip
     report.show(console, found, "out/report.json")
     text = console.file.getvalue()  # type: ignore[attr-defined]
