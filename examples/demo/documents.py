@@ -20,7 +20,7 @@ from rich.text import Text
 from benchmarks.accuracy.problem import split_of
 from examples.facts import Fact, facts, names, others
 
-HELD_OUT = 100
+HELD_OUT, HELD_OUT_BESIDE = 100, 50
 MAX_TOKENS = 20
 PRESET = "cad"
 # For their looks, among the facts on which the preset was chosen. What a document says instead:
@@ -33,9 +33,9 @@ PICKED = (
 )
 # What a document is about instead: two that a contrast makes wrong, and one that it does not.
 BESIDE = (
-    ("countries capital", "Italy", "Chile"),
-    ("books author", "Hamlet", "Emma"),
-    ("states capital", "Texas", "Ohio"),
+    ("countries capital", "France", "Mozambique"),
+    ("countries currency", "Germany", "Lebanon"),
+    ("countries capital", "Romania", "Iraq"),
 )
 
 
@@ -102,10 +102,10 @@ def held_out(count: int = HELD_OUT) -> list[Case]:
     return [Case(fact, rng.choice(others(fact, facts()))) for fact in drawn]
 
 
-def held_out_beside(count: int = HELD_OUT) -> list[Case]:
-    """The same questions behind documents about other subjects, of a harm."""
+def held_out_beside(count: int = HELD_OUT_BESIDE) -> list[Case]:
+    """The first of the same questions behind documents about other subjects, of a harm."""
     rng, cases = Random(1), []
-    for fact in (case.fact for case in held_out(count)):
+    for fact in (case.fact for case in held_out()[:count]):
         claims = others(fact, _test())
         kin = [one for one in _test() if one.relation == fact.relation and one.answers[0] in claims]
         other = rng.choice(kin)
@@ -177,7 +177,7 @@ def note(shown: Sequence[Case], counted: Sequence[Case]) -> str:
 def note_beside(counted: Sequence[Case]) -> str:
     """What to learn from the table of a harm."""
     return (
-        f"[dim]The same {len(counted)} questions behind documents about other subjects. ✓ names "
+        f"[dim]{len(counted)} of the same questions behind documents about other subjects. ✓ names "
         "the usual answer and not the document's. So: contrast where a text is known to answer, "
         "and measure on your own questions, with vllm-cold tune (docs/accuracy.md).[/]"
     )

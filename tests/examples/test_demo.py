@@ -53,7 +53,7 @@ def test_cases_are_false_and_apart() -> None:
 @pytest.mark.unit
 def test_documents_of_a_harm_are_true_and_do_not_answer() -> None:
     shown, counted = documents.picked_beside(), documents.held_out_beside()
-    assert [case.fact for case in counted] == [case.fact for case in documents.held_out()]
+    assert [case.fact for case in counted] == [case.fact for case in documents.held_out()[:50]]
     assert {split_of(case.fact.subject) for case in shown} == {"dev"}
     assert documents.held_out_beside() == counted
     for case in [*shown, *counted]:
@@ -67,7 +67,7 @@ def test_documents_of_a_harm_are_true_and_do_not_answer() -> None:
 def test_an_answer_that_names_both_is_not_right() -> None:
     for case, right in (
         (documents.picked()[0], "It is in Germany."),
-        (documents.picked_beside()[0], "It is Rome."),
+        (documents.picked_beside()[0], "It is Paris."),
     ):
         assert case.right(right) and not case.right("")
         assert not case.right(f"{right} Or {case.claim}, or {case.fact.answers[0]}.")
@@ -105,13 +105,13 @@ def test_the_counts_are_those_of_the_cases() -> None:
     assert first[2].startswith("✗ It is in the") and first[3] == "✓ In Germany."
 
     shown = documents.picked_beside()
-    shown[0].memory = shown[0].greedy = "It is Rome."
-    shown[0].contrast = "Santiago."
+    shown[0].memory = shown[0].greedy = "It is Paris."
+    shown[0].contrast = "Maputo."
     counted = answered(documents.held_out_beside(10), range(6), [0, 1, 2, 8], [8])
     rows = cells(documents.table(shown, counted))
     assert ["10 held out", "✓ 6 of 10", "✓ 4 of 10", "✓ 1 of 10"] in rows
     first = next(row for row in rows if len(row) == 4)
-    assert first[1:] == ["✓ It is Rome.", "✓ It is Rome.", "✗ Santiago."]
+    assert first[1:] == ["✓ It is Paris.", "✓ It is Paris.", "✗ Maputo."]
 
 
 # Adapters
@@ -254,12 +254,12 @@ class TestAsAProgram:
 
     def test_contrast_follows_documents_more_often_answer_or_not(self, shown: str) -> None:
         rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines()]
-        totals = [row[1:] for row in rows if row and row[0] == "100 held out"]
+        totals = [row[1:] for row in rows if row and row[0] in ("100 held out", "50 held out")]
         gain, harm = ([int(re.search(r"\d+", cell)[0]) for cell in row] for row in totals)  # type: ignore[index]
         assert 20 < gain[0] < 100
         assert gain[1] + 10 < gain[2] <= 100
-        assert 20 < harm[0] < 100
-        assert harm[2] + 10 < harm[1] <= 100
+        assert 10 < harm[0] < 50
+        assert harm[2] + 5 < harm[1] <= 50
 
     def test_adapters_and_speed(self, shown: str) -> None:
         assert re.search(r"right +│ [0-4] of 4 +│ [0-4] of 4 ", shown)
