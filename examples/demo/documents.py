@@ -145,7 +145,8 @@ def table(shown: Sequence[Case], counted: Sequence[Case]) -> Table:
         return Text.assemble(mark, " ".join(text.split()))
 
     found = Table(show_lines=True, expand=True)
-    for title in ("document", "without it", "with it, greedy", "with contrast"):
+    first = "document, question" if harm else "document"
+    for title in (first, "without it", "with it, greedy", "with contrast"):
         found.add_column(title, ratio=1)
     for case in shown:
         memory = shorten(case.memory, 50, placeholder=" ...")
