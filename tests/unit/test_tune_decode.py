@@ -84,6 +84,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
             options=options, model="base", engine={}, adapters=ADAPTERS, expert="sql"
         )
         task.problems, task.grid = problems, grid
+        task.plain = list(problems[0].plain)
         return Engine(task), fake
 
     return start
@@ -131,6 +132,18 @@ def test_the_engine_is_asked_for_each_setting(
     assert settings.rule_parameters == (None if weight else {"beta_max": 2.0})
 
 
+def test_plain_prompts_are_greedy(engine: Any) -> None:
+    one = Problem("a", 1, "a b c", ("a",), plain={"a better prompt": Text("please a b c d")})
+    made, fake = engine(one)
+    better = Setting(plain="a better prompt")
+    made.run([Job(None, one), Job(better, one), Job(GRID[0], one)], lambda *_: None)
+    assert [len(prompt) for prompt, _, _ in fake.asked] == [4, 6, 4]
+    assert [params.extra_args for _, params, _ in fake.asked[:2]] == [{"cold": 0}] * 2
+    assert {adapter.lora_name for _, _, adapter in fake.asked} == {"sql"}
+    with pytest.raises(ToolError, match="its longest prompt has 6 tokens"):
+        engine(one, limit=9)
+
+
 def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
     messages = (("system", "Be brief."), ("user", "Why is it so?"))
     problem = Problem("a", 1, messages, ("a",), args={"cold_without": "system"})
@@ -163,7 +176,7 @@ def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
 @pytest.mark.parametrize(
     ("prompt", "args", "said"),
     [
-        ("a b c d e f", {}, "its prompt or an amateur's has 7 tokens, with --max-tokens 11 in all"),
+        ("a b c d e f", {}, "its longest prompt has 7 tokens, with --max-tokens 11 in all"),
         (
             TWICE,
             {"amateur_messages": json.dumps([{"role": r, "content": c} for r, c in TWICE])},

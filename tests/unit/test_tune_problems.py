@@ -30,7 +30,13 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         {"prompt": "one", "answer": "1"},
         "",
         {"messages": [{"role": "user", "content": "two"}], "answer": ["2", 2.5], "id": 7},
-        {"prompt": "line\u2028separator", "answer": -3, "id": "x", "source": "kept elsewhere"},
+        {
+            "prompt": "line\u2028separator",
+            "answer": -3,
+            "id": "x",
+            "source": "kept elsewhere",
+            "answers": False,
+        },
     )
     problems, repeated = load_problems(file)
     assert repeated == 0
@@ -41,6 +47,7 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
     ]
     assert [p.answers for p in problems] == [("1",), ("2", "2.5"), ("-3",)]
     assert problems[1].prompt == (("user", "two"),)
+    assert [p.has_answer for p in problems] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +74,8 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
             r":2: has the prompt of line 1 with another answer or contrast; give all",
         ),
         ({"prompt": "good", "answer": "other"}, r":2: has the prompt of line 1 with another"),
+        ({"prompt": "good", "answer": "a", "answers": False}, r":2: has the prompt of line 1 with"),
+        ({"prompt": "p", "answer": "a", "answers": ["b"]}, r":2: answers: must be true or false"),
     ],
 )
 def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
@@ -125,8 +134,9 @@ def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
     assert repeated == 1  # the last says what the first has from the options
 
 
-def some(count: int) -> list[Problem]:
-    return [Problem(f"p{n}", n, f"p{n}", ("a",)) for n in range(count)]
+def some(count: int, silent: int = 0) -> list[Problem]:
+    """Problems, of which the text of the first does not answer."""
+    return [Problem(f"p{n}", n, f"p{n}", ("a",), has_answer=n >= silent) for n in range(count)]
 
 
 @given(st.integers(12, 500), st.floats(0.1, 0.9), st.integers(0, 2**32))
@@ -148,6 +158,16 @@ def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
     # About half of a random test set lies in the file's first half.
     in_first_half = sum(index < 50 for test in splits for index in test)
     assert 400 < in_first_half < 600
+
+
+def test_texts_that_do_not_answer_are_on_both_sides() -> None:
+    for seed in range(9):
+        for part in split_problems(some(60, silent=20), 0.5, seed):
+            assert [problem.has_answer for problem in part].count(False) == 10
+    with pytest.raises(ToolError, match='^8 problems with "answers": false .* Bring 12 problems w'):
+        split_problems(some(60, silent=8), 0.5, 0)
+    with pytest.raises(ToolError, match="^0 problems with --test-fraction"):
+        split_problems(some(60, silent=60), 0.5, 0)
 
 
 def test_the_number_of_problems_that_is_asked_for_is_enough() -> None:

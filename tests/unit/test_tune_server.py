@@ -18,6 +18,7 @@ import pytest
 from tests import loopback
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import main
+from vllm_cold.tools.tune.plain import BETTER
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -138,11 +139,19 @@ def test_chats_are_asked_as_a_client_asks(
 ) -> None:
     kept, url = fake
     assert main(line(*GUIDED, "--max-tokens", "9", "--stop", "\n")) == 0
-    assert len(kept.bodies) == 2 * COUNT  # greedy and the preset
+    assert len(kept.bodies) == 5 * COUNT  # greedy, three plain prompts and the preset
+    system, better = {"role": "system", "content": "Be right."}, BETTER["instruction"]
     for body in kept.bodies:
-        assert body["messages"][0] == {"role": "system", "content": "Be right."}
         asked = {name: body[name] for name in ("model", "temperature", "max_tokens", "stop")}
         assert asked == {"model": "base", "temperature": 0.0, "max_tokens": 9, "stop": ["\n"]}
+    messages = [(body["messages"], body["vllm_xargs"]["cold"]) for body in kept.bodies]
+    for n in range(COUNT):
+        said = [[system, {"role": "user", "content": f"p{n}"}]] * 2
+        said += [[{"role": "user", "content": f"p{n}"}]]
+        said += [[system, {"role": "user", "content": f"{better} p{n}"}]]
+        said += [[system, {"role": "user", "content": f"p{n}\n\nBe right."}]]
+        for chat, cold in zip(said, (1, 0, 0, 0, 0), strict=True):
+            assert (chat, cold) in messages
     fields = {
         "cold": 1,
         "cold_expert_top_k": MAX_EXPERT_TOP_K,
@@ -186,7 +195,7 @@ def test_texts_and_adapters(
     )
     found = report(tmp_path)
     assert "cold_amateur" not in json.loads(found["serve"])["vllm_xargs"]  # a row's key goes there
-    said = "With CoLD each request must also send the cold_* keys of its problem's row, in place of"
+    said = "With CoLD requests must also send the cold_* keys of its problem's row, in place of"
     assert any(note.startswith(said) for note in found["notes"])
     fake[0].bodies.clear()
     (tmp_path / "out" / "answers.jsonl").unlink()
@@ -208,8 +217,8 @@ def test_going_on_after_an_error(
     assert len(kept.bodies) == 7
     kept.status, kept.slow = {}, 0.02
     assert main(line(*GUIDED, "--concurrency", "3")) == 0
-    assert len(kept.bodies) == 7 + 2 * COUNT - 6 and kept.most == 3
-    assert main(line(*GUIDED)) == 0 and len(kept.bodies) == 7 + 2 * COUNT - 6
+    assert len(kept.bodies) == 7 + 5 * COUNT - 6 and kept.most == 3
+    assert main(line(*GUIDED)) == 0 and len(kept.bodies) == 7 + 5 * COUNT - 6
     assert main(line(*GUIDED, "--adapter", "sql")) == 2
     assert "adapter was None and is 'sql'" in capsys.readouterr().err
 

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import openai
 
 from vllm_cold.errors import ColdError
+from vllm_cold.method.amateurs import Messages
 from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import (
     Stream,
     as_written,
-    messages_of,
+    expert_reads,
     read_contrast,
     read_streams,
     request_args,
@@ -42,10 +43,15 @@ _WAITING = 2  # requests handed over for each that can run: batches stay full, m
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One problem to be decoded, with CoLD or (None) greedily."""
+    """One problem to be decoded, with CoLD, or greedily: as it is (None), or by a plain prompt."""
 
     setting: Setting | None
     problem: Problem
+
+    @property
+    def plain(self) -> str | None:
+        """The plain prompt's name, None for the problem's own prompt."""
+        return None if self.setting is None else self.setting.plain
 
 
 Done = Callable[[Job, Answer], None]
@@ -113,7 +119,7 @@ class Engine:
             "stop": task.options.stop or [],
             **{name: defaults[name] for name in PENALTIES if defaults.get(name)},
         }
-        self._prompts: dict[str, tuple[int, ...]] = {}
+        self._prompts: dict[tuple[str, str | None], tuple[int, ...]] = {}
         self._streams: dict[tuple[str, str | None], tuple[Stream, ...]] = {}
         self._tokenize(task, prompt_maker(llm))
 
@@ -124,31 +130,36 @@ class Engine:
         # The same options can mean other amateurs for a preset, and for nothing else of a setting.
         methods = {setting.preset: setting for setting in task.grid}
         for problem in task.problems:
-            for preset, setting in methods.items():
-                amateurs = read_contrast({**problem.args, **setting.args}).amateurs
-                try:
+            made = []
+            try:
+                for preset, setting in methods.items():
+                    amateurs = read_contrast({**problem.args, **setting.args}).amateurs
                     streams = read_streams(
                         problem.prompt, amateurs, make, task.expert, task.model, names, chat
                     )
-                except ColdError as error:
-                    said = as_written(error, problem.own_keys)
-                    raise ToolError(f"{problem.place}: {said}") from error
-                longest = max(len(stream.ids) for stream in streams)
-                if longest + most > limit:  # vLLM would cut the output off
-                    raise ToolError(
-                        f"{problem.place}: its prompt or an amateur's has {longest} tokens, with "
-                        f"--max-tokens {longest + most} in all, and the engine's limit is {limit}; "
-                        "shorten it, lower --max-tokens or raise --max-model-len"
-                    )
-                self._streams[problem.id, preset] = streams
-                self._prompts[problem.id] = streams[0].ids
+                    self._streams[problem.id, preset] = streams
+                    self._prompts[problem.id, None] = streams[0].ids
+                    made += [stream.ids for stream in streams]
+                for name in task.plain:
+                    made.append(tuple(make("prompt", problem.plain[name])))
+                    self._prompts[problem.id, name] = made[-1]
+            except ColdError as error:
+                said = as_written(error, problem.own_keys)
+                raise ToolError(f"{problem.place}: {said}") from error
+            longest = max(map(len, made))
+            if longest + most > limit:  # vLLM would cut the output off
+                raise ToolError(
+                    f"{problem.place}: its longest prompt has {longest} tokens, with --max-tokens "
+                    f"{longest + most} in all, and the engine's limit is {limit}; shorten it, "
+                    "lower --max-tokens or raise --max-model-len"
+                )
 
     def _params(self, job: Job) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
-        if job.setting is None:
+        if job.setting is None or job.plain is not None:
             # Greedy, whatever the engine's default sampler is.
             return SamplingParams(**common, extra_args={"cold": 0})
         contrast = read_contrast({**job.problem.args, **job.setting.args})
@@ -156,7 +167,7 @@ class Engine:
         return cold_params(contrast, streams, self._adapters, **common)
 
     def _add(self, request_id: str, job: Job) -> None:
-        prompt = {"prompt_token_ids": list(self._prompts[job.problem.id])}
+        prompt = {"prompt_token_ids": list(self._prompts[job.problem.id, job.plain])}
         try:
             params = self._params(job)
             self._engine.add_request(request_id, prompt, params, lora_request=self._adapter)
@@ -207,9 +218,11 @@ def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Answer:
     problem, setting = job.problem, job.setting
-    messages: Any = messages_of(problem.prompt, task.options.chat)
+    reads: Any = expert_reads(problem.prompt, task.options.chat)
+    if job.plain is not None:
+        reads = problem.plain[job.plain]
     told = {"cold": 0}
-    if setting is not None:
+    if setting is not None and job.plain is None:
         told = request_args({**problem.args, **setting.args}, task.model)
     common: dict[str, Any] = {
         "model": task.expert or task.model,
@@ -220,12 +233,12 @@ async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: J
     }
     try:
         with server._errors():
-            if messages is not None:
+            if isinstance(reads, Messages):
+                messages: Any = reads.value
                 chat = await client.chat.completions.create(messages=messages, **common)
                 found, text = chat.choices[0], chat.choices[0].message.content
             else:
-                prompt: Any = problem.prompt  # text, where there are no messages
-                reply = await client.completions.create(prompt=prompt, **common)
+                reply = await client.completions.create(prompt=reads.value, **common)
                 found, text = reply.choices[0], reply.choices[0].text
     except ToolError as error:
         raise ToolError(f"{problem.place}: {error}") from error

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.arguments import ColdArgs
 from vllm_cold.method.settings import preset_of
 from vllm_cold.vllm import availability
@@ -47,6 +48,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
             wrap_if_there(media.PATCH_POINTS, media.LOST)
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(engine_defaults(config))
+            _warn(engine_defaults(config))
             if has_states(config.model_config):
                 logger.info(
                     "CoLD: an amateur takes as much of the KV cache for its states as its expert, "
@@ -90,6 +92,20 @@ def _say(defaults: ColdArgs) -> None:
         "which extends the class that vLLM would use: it is meant to be so.",
         what,
     )
+
+
+def _warn(defaults: ColdArgs) -> None:
+    """Say what a default does that takes texts from a chat, and not its instructions alone."""
+    without = defaults.contrast.without
+    if not defaults.enabled or without is None:
+        return
+    if set(read_without("without", without).items) - {"system", "developer"}:
+        logger.warning(
+            "CoLD: with this default a chat's text (%s) is followed whether it answers or not: "
+            "where it does not, fewer answers are right than without CoLD (docs/accuracy.md). "
+            'Measure how many of yours: vllm-cold tune, with rows that say "answers": false.',
+            without,
+        )
 
 
 def configure(config: "VllmConfig") -> None:
