@@ -33,6 +33,8 @@ from benchmarks.accuracy.tasks.adapters import RANKS, TASKS
 from vllm_cold.tools.engine import prepare_environment
 
 RUNS = Path(__file__).parent / "runs"
+# Requests that are decoded before they are written.
+CHUNK = 128
 
 
 class Runner:
@@ -57,12 +59,17 @@ class Runner:
                     continue
                 bar.set_postfix_str(method.key)
                 self._engine = self._engine or self._start()
-                found = self._engine.run(list(left.values()))
-                by = self._engine.versions
-                new = [Answer(mark, method.key, text, tokens, by)
-                       for mark, (text, tokens) in zip(left, found, strict=True)]  # fmt: skip
-                add(path, new)
-                kept |= {answer.mark: answer.text for answer in new}
+                marks = list(left)
+                for start in range(0, len(marks), CHUNK):
+                    some = marks[start : start + CHUNK]
+                    found = self._engine.run([left[mark] for mark in some])
+                    by = self._engine.versions
+                    new = [
+                        Answer(mark, method.key, text, tokens, by)
+                        for mark, (text, tokens) in zip(some, found, strict=True)
+                    ]
+                    add(path, new)
+                    kept |= {answer.mark: answer.text for answer in new}
 
     def _requests(
         self, cell: Cell, method: Method, problems: Sequence[Problem], kept: dict[str, str]
@@ -102,7 +109,9 @@ def ready(model: Model, cells: Sequence[Cell], folder: Folder) -> list[Cell]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Decode, what matters most first."""
+    """Decode, what matters most first, and write the report."""
+    if arguments.fetch:
+        fetch(arguments)
     methods = [METHODS[key] for key in arguments.methods]
     for model in arguments.models:
         model.path()  # is it there?
@@ -115,6 +124,7 @@ def run(arguments: argparse.Namespace) -> None:
                     with_greedy = list(dict.fromkeys([GREEDY.key, *(each.key for each in some)]))
                     count = count_of(model, split, arguments.problems)
                     runner.run(cell, split, [METHODS[key] for key in with_greedy], count)
+    report(arguments)
 
 
 def show_plan(arguments: argparse.Namespace) -> None:
@@ -163,10 +173,17 @@ def train(arguments: argparse.Namespace) -> None:
 
 def fetch(arguments: argparse.Namespace) -> None:
     """Show the sizes and licences of models and data; with --yes, download and convert them."""
-    for model in arguments.models if arguments.models_named or not arguments.data else ():
-        print(f"{model.name}: {model.title}, {model.megabytes:g} MB to download, "
-              f"{2 * model.parameters:.1f} GB kept, {model.memory_gib:g} GiB of memory to convert, "
-              f"licence: {model.licence}")  # fmt: skip
+    models_too, data = arguments.models_named, arguments.data
+    if not models_too and not data:
+        if arguments.yes:
+            raise ValueError("--yes: say what, with --models or --data")
+        models_too, data = True, packages.sources()
+    for model in arguments.models if models_too else ():
+        print(
+            f"{model.name}: {model.title}, {model.megabytes:g} MB to download, "
+            f"{2 * model.parameters:.1f} GB kept, {model.memory_gib:g} GiB of memory to convert, "
+            f"licence: {model.licence}"
+        )
         if not arguments.yes:
             continue
         print(f"  {model.fetch()}")
@@ -176,7 +193,7 @@ def fetch(arguments: argparse.Namespace) -> None:
                 from huggingface_hub import snapshot_download
 
                 snapshot_download(source, local_dir=folder)
-    for name in arguments.data:
+    for name in data:
         source = packages.sources()[name]
         print(f"{name}: {source.about}, {source.megabytes:g} MB, licence: {source.licence}")
         if arguments.yes:
@@ -198,7 +215,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     def command(name: str, does: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         found = commands.add_parser(name, help=does.__doc__, description=does.__doc__)
-        found.set_defaults(does=does, cells=[], splits=["test"], problems=None, adapter=None)
+        found.set_defaults(does=does, cells=[], adapter=None)
         found.add_argument("--model-entry", nargs="+", type=Path, default=[], metavar="FILE",
                            help="your models: entries like models.toml's")  # fmt: skip
         found.add_argument("--models", nargs="+", metavar="MODEL",
@@ -229,11 +246,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                           "of the cells' own adapters")  # fmt: skip
     runs.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS),
                       metavar="METHOD", help="see list; all")  # fmt: skip
+    runs.add_argument("--fetch", action="store_true", help="fetch first what is missing")
+    runs.set_defaults(yes=True, data=list(packages.sources()))
     plans.add_argument("--machine", choices=plan.MACHINES, default="cpu-core")
-    reports.add_argument("--run-code", action="store_true", help="run the programs that models "
-                         "wrote, with little time and memory and in no sandbox")  # fmt: skip
+    for each in (runs, reports):
+        each.add_argument("--run-code", action="store_true", help="run the programs that models "
+                          "wrote, with little time and memory and in no sandbox")  # fmt: skip
     arguments = parser.parse_args(argv)
-    arguments.models_named = bool(arguments.models)
+    arguments.models_named = bool(arguments.models or arguments.model_entry)
     try:
         table, own = models.read(), dict[str, Model]()
         for path in arguments.model_entry:

@@ -32,7 +32,7 @@ def recipe_of(task: str, rank: int, steps: int | None = None) -> Recipe:
         batch_size=8,
         rank=rank,
         alpha=2 * rank,
-        learning_rate=1e-3 if rank > 8 else 2e-3,
+        learning_rate=5e-4,
         warmup_steps=6,
     )
 
