@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import tempfile
 import tomllib
@@ -81,6 +82,7 @@ class Model:
             return self.path()
         with tempfile.TemporaryDirectory(dir=folder) as made:
             converted(f"{self.title}-bf16", lambda: joined(folder, Path(made, "model.gguf")))
+        shutil.rmtree(folder)  # what was converted is no longer needed
         return self.path()
 
     def check(self, tokenizer: Any) -> None:

@@ -17,6 +17,7 @@ import tomllib
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Source:
         licence: Of what they carry, and whose it is.
         megabytes: To download.
         about: What it is.
+        members: Patterns of the files that are unpacked.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Source:
     licence: str
     megabytes: float
     about: str = ""
+    members: tuple[str, ...] = ("*",)
 
     @property
     def requirements(self) -> list[str]:
@@ -67,7 +70,7 @@ def sources() -> dict[str, Source]:
     """Data, by name."""
     entries = tomllib.loads(SOURCES.read_text(encoding="utf-8"))
     return {
-        name: Source(name, **{**entry, "packages": tuple(entry["packages"])})
+        name: Source(name, **{k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()})
         for name, entry in entries.items()
     }
 
@@ -93,26 +96,31 @@ def fetch(source: Source) -> Path:
     partial = source.folder.with_name(f"{source.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--quiet"]
-    # No wheel is built: a source archive is unpacked as it is.
-    subprocess.run(
-        [*pip, "--no-deps", "--no-build-isolation", "--dest", str(partial), *source.requirements],
-        check=True,
-    )
-    unpack(sorted(partial.iterdir()), partial)
+    # Unlike pip, unearth builds nothing to know a source archive's metadata.
+    for requirement in source.requirements:
+        subprocess.run(
+            [sys.executable, "-m", "unearth", requirement, "--download", str(partial)],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+    unpack(sorted(partial.iterdir()), partial, source.members)
     partial.rename(source.folder)
     return source.folder
 
 
-def unpack(archives: Sequence[Path], folder: Path) -> None:
-    """Unpack wheels and source archives into a folder, and remove them."""
+def unpack(archives: Sequence[Path], folder: Path, members: Sequence[str] = ("*",)) -> None:
+    """Unpack what matches of wheels and source archives into a folder, and remove these."""
+
+    def wanted(name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in members)
+
     for path in archives:
         if path.suffix in (".whl", ".zip"):
-            with zipfile.ZipFile(path) as archive:
-                archive.extractall(folder)
+            with zipfile.ZipFile(path) as wheel:
+                wheel.extractall(folder, [name for name in wheel.namelist() if wanted(name)])
         else:
             with tarfile.open(path) as archive:
-                archive.extractall(folder, filter="data")
+                some = [member for member in archive if wanted(member.name)]
+                archive.extractall(folder, some, filter="data")
         path.unlink()
 
 

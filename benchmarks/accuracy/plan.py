@@ -20,17 +20,18 @@ from benchmarks.accuracy.problem import Cell, Problem, Prompt
 
 # Of a kind and step; of all others the cells and methods that are not in the table come last.
 _TEXTS = ("false", "near", "nothing", "false-among", "true-among")
+_OTHERS = ("swapped", "squad-near", "squad")
 _FIRST = (*PLAIN, METHODS["cad"])
 _MORE = tuple(each for each in CONTRASTS if each.key not in ("adacad", "alpha 0.1, beta 0.5"))
 ORDER: tuple[tuple[Sequence[str], Sequence[Method]], ...] = (
     ((*_TEXTS, "instructions"), _FIRST),
-    (("questions", "plain-questions"), _FIRST),
-    ((*_TEXTS, "questions", "instructions", "plain-questions"), _MORE),
-    ((*_TEXTS, "questions"), (CHOICE,)),
+    ((*_OTHERS, "plain-questions"), _FIRST),
+    ((*_TEXTS, *_OTHERS, "instructions", "plain-questions"), _MORE),
+    ((*_TEXTS, *_OTHERS), (CHOICE,)),
     (("gsm8k", "words-r8-100", "words-r8-50", "words-r8-25"), (PLAIN[0], *ADAPTED)),
     (("humaneval",), (*PLAIN, *CONTRASTS)),
     (_TEXTS, (METHODS["adacad"], *RULES)),
-    (("questions",), RULES),
+    (_OTHERS, (METHODS["adacad"], *RULES)),
 )
 SEQUENCES = 128
 

@@ -21,7 +21,7 @@ CHAT = Model("small", "Small", "chat", "nowhere")
 BASE = replace(CHAT, kind="base")
 SPLITS: tuple[Split, ...] = ("dev", "test")
 # Of an adapter's stages, one: they have the same problems. Of others' data there may be none.
-FETCHED = ("questions", "humaneval", "gsm8k")
+FETCHED = ("swapped", "squad", "squad-near", "humaneval", "gsm8k")
 ASKED = [c for c in CELLS.values() if c.name not in FETCHED and c.adapter in (None, "words-r8-100")]
 each_model = pytest.mark.parametrize("model", [CHAT, BASE], ids=["chat", "base"])
 each_cell = pytest.mark.parametrize("cell", ASKED, ids=lambda cell: cell.name)

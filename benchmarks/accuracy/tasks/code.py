@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import resource
+import secrets
 import subprocess
 import sys
 import tempfile
@@ -94,7 +95,8 @@ def passes(answer: str, judged: Judged) -> bool:
     environment, with little time and memory. **That is no sandbox**: a model could write a program
     that does harm, and whoever minds runs the benchmark in a container.
     """
-    text = f"{program(answer, judged)}\n\n{judged.test}\n\ncheck({judged.name})\nprint('passed')\n"
+    sign = secrets.token_hex()  # which the program cannot print by itself
+    text = f"{program(answer, judged)}\n\n{judged.test}\n\ncheck({judged.name})\nprint('{sign}')\n"
     with tempfile.TemporaryDirectory() as folder:
         try:
             done = subprocess.run(
@@ -103,7 +105,7 @@ def passes(answer: str, judged: Judged) -> bool:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return False
-    return done.returncode == 0 and done.stdout.endswith(b"passed\n")
+    return done.returncode == 0 and done.stdout.endswith(f"{sign}\n".encode())
 
 
 @cache
