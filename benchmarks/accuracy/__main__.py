@@ -47,7 +47,7 @@ class Runner:
     def run(self, cell: Cell, split: Split, methods: Sequence[Method], count: int) -> None:
         """Decode the first ``count`` problems of a cell's split with methods that are for it."""
         path = self._folder.answers(self._model, cell, split)
-        problems = cell.make(self._model, split, count)
+        problems = cell.problems(self._model, split, count)
         kept = {mark: answer.text for mark, answer in read(path).items()}
         with tqdm(methods, desc=f"{cell.name}, {split}", unit="method", leave=False) as bar:
             for method in bar:
@@ -99,7 +99,7 @@ def ready(model: Model, cells: Sequence[Cell], folder: Folder) -> list[Cell]:
         if not cell.is_for(model):
             continue
         try:
-            problem = cell.make(model, "dev", 1)[0]
+            problem = cell.problems(model, "dev", 1)[0]
             GREEDY.request(model, cell, problem, folder.adapters(model)).mark  # noqa: B018
         except (FileNotFoundError, ModuleNotFoundError) as error:
             print(f"{model.name}, {cell.name} is left out: {error}")
@@ -136,7 +136,7 @@ def show_plan(arguments: argparse.Namespace) -> None:
             for split in arguments.splits:
                 count = count_of(model, split, arguments.problems)
                 took = sum(
-                    plan.seconds(model, cell, cell.make(model, split, count), method, machine)
+                    plan.seconds(model, cell, cell.problems(model, split, count), method, machine)
                     for cell in members
                     for method in methods
                 )

@@ -127,7 +127,7 @@ def judged(
     if not path.exists():
         return {}
     kept, adapters = read(path), folder.adapters(model)
-    problems = cell.make(model, split, count)
+    problems = cell.problems(model, split, count)
 
     def known(request: Request) -> str | None:
         answer = kept.get(request.mark)
@@ -178,7 +178,7 @@ def judge_of(folder: Folder, model: Model, cells: Sequence[Cell], count: int) ->
         kept = read(folder.answers(model, cell, "dev")) if cell.chosen else {}
         if not kept:
             continue
-        problems = cell.make(model, "dev", count)
+        problems = cell.problems(model, "dev", count)
 
         def known(request: Request, kept: dict[str, Answer] = kept) -> str | None:
             answer = kept.get(request.mark)

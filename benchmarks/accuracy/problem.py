@@ -97,6 +97,12 @@ class Cell:
         """Whether the model can be asked."""
         return model.chat or not self.chat_only
 
+    # Kept for ever: there are some thirty cells.
+    @cache  # noqa: B019
+    def problems(self, model: Model, split: Split, count: int) -> list[Problem]:
+        """What ``make`` gives, made once."""
+        return self.make(model, split, count)
+
     def stops(self, model: Model) -> list[str]:
         """Strings that end the model's answers."""
         base = () if model.chat else self.base_stop
