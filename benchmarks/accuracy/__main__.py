@@ -135,16 +135,20 @@ def show_plan(arguments: argparse.Namespace) -> None:
         for members, methods in plan.steps(cells, list(METHODS.values())):
             for split in arguments.splits:
                 count = count_of(model, split, arguments.problems)
-                took = sum(
-                    plan.seconds(model, cell, cell.problems(model, split, count), method, machine)
-                    for cell in members
+                times = {
+                    method.key: sum(
+                        plan.seconds(model, c, c.problems(model, split, count), method, machine)
+                        for c in members
+                    )
                     for method in methods
-                )
-                total += took
+                }
+                if not any(times.values()):
+                    continue  # none of the methods is for these cells
+                total += sum(times.values())
                 print(
                     f"{model.name}, {split}: {', '.join(cell.name for cell in members)}: "
-                    f"{', '.join(method.key for method in methods)}: {took / 60:.1f} min, "
-                    f"{total / 3600:.1f} h so far"
+                    f"{', '.join(key for key, took in times.items() if took)}: "
+                    f"{sum(times.values()) / 60:.1f} min, {total / 3600:.1f} h so far"
                 )
 
 

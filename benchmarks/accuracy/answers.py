@@ -148,9 +148,9 @@ def judged(
     problems = problems[: len(answers(GREEDY, problems))]
     for method in methods if problems else ():
         if method.chooses:
-            offered = judge and cell.chosen and pairs(model, cell, problems, adapters, known)
-            if not judge or not offered:
+            if judge is None or not cell.chosen:
                 continue
+            offered = pairs(model, cell, problems, adapters, known)
             found = [Answer("", method.key, judge.choose(pair), 0, "") for pair in offered]
         else:
             found = answers(method, problems)
@@ -185,6 +185,5 @@ def judge_of(folder: Folder, model: Model, cells: Sequence[Cell], count: int) ->
             return answer and answer.text
 
         offered = pairs(model, cell, problems, folder.adapters(model), known)
-        if offered is not None:
-            found[cell.name] = (cell, problems, offered)
+        found[cell.name] = (cell, problems[: len(offered)], offered)
     return fitted(found)

@@ -38,16 +38,14 @@ def scorings(
 
 def pairs(
     model: Model, cell: Cell, problems: Sequence[Problem], adapters: Path, known: Known
-) -> list[Pair] | None:
-    """The pairs of all problems; None where a number is missing."""
-    found = []
+) -> list[Pair]:
+    """The pairs of the first problems, up to one of which a number is missing."""
+    found: list[Pair] = []
     for problem in problems:
         asked = scorings(model, cell, problem, adapters, known)
-        if asked is None:
-            return None
-        numbers = [known(each) for each in asked[1]]
-        if None in numbers:
-            return None
+        numbers = [known(each) for each in asked[1]] if asked else []
+        if asked is None or None in numbers:
+            break
         first, second, third, fourth = (float(each or "nan") for each in numbers)
         found.append(Pair(*asked[0], (first, second, third, fourth)))
     return found
