@@ -16,6 +16,7 @@ import pytest
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models, packages, plan
 from benchmarks.accuracy.answers import Folder, judge_of, judged, read
+from benchmarks.accuracy.choice import scorings
 from benchmarks.accuracy.engine import Engine, scaled
 from benchmarks.accuracy.methods import CHOICE, METHODS, Request
 from benchmarks.accuracy.models import Model
@@ -272,6 +273,20 @@ class TestChoice:
             assert found[CHOICE.key].right.mean() == 1.0
             assert bool(found["greedy"].right.all()) is (cell.name == "false")
         assert CHOICE.key not in judged(decoded, CHAT, CELL, "test", [CHOICE], 30), "no judge"
+
+    def test_each_answer_is_scored_under_both_prompts(self) -> None:
+        problem = CELL.make(CHAT, "dev", 1)[0]
+
+        def known(request: Request) -> str:
+            return "told" if request.expert.prompt == problem.prompt else "known"
+
+        found = scorings(CHAT, CELL, problem, Path("/"), known)
+        assert found is not None and found[0] == ("told", "known")
+        assert [(each.expert.prompt, each.scored) for each in found[1]] == [
+            (prompt, answer)
+            for answer in ("told", "known")
+            for prompt in (problem.prompt, problem.without)
+        ]
 
     def test_where_dev_is_not_decoded_there_is_no_judge(self, folder: Folder) -> None:
         assert judge_of(folder, CHAT, self.CELLS, 30) is None
