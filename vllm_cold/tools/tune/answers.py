@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from vllm_cold.tools.contrast import kept
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
@@ -47,7 +48,7 @@ class _Line(Answer, frozen=True):
 
 def _asked(problem: Problem) -> Any:
     """A problem's prompt and contrast, as they read after a round trip."""
-    return json.loads(json.dumps([problem.prompt, problem.args]))
+    return json.loads(json.dumps([kept(problem.prompt), problem.args]))
 
 
 class Answers(dict[tuple[Setting | None, str], Answer]):

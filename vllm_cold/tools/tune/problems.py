@@ -26,7 +26,7 @@ class Problem:
     Attributes:
         id: The row's ``id``, or ``line-N``.
         line: Number of its line, from 1.
-        prompt: Text, or chat messages (``role`` and ``content``).
+        prompt: Text, or chat messages (``role`` and ``content``), maybe with pictures.
         answers: One or more texts, of which one is enough.
         answer: What the file has for them, as JSON reads it: what a scoring callable gets.
         args: What it is contrasted with, as a request's flat arguments.
@@ -67,13 +67,14 @@ class _Row(Given):
     id: Whole | int | None = None
 
 
-def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
+def _parse(line: str, number: int, args: Mapping[str, Any], folder: Path) -> Problem:
     """Raises ValueError with what is wrong, without the line's number."""
     row, own = read_row(_Row, line)
     name = f"line-{number}" if row.id is None else str(row.id)
     merged, keys = merge(args, own), frozenset(own)
     as_given = json.loads(line)["answer"]
-    return Problem(name, number, row.read, tuple(row.answer), as_given, merged, keys)
+    prompt = row.read(folder)
+    return Problem(name, number, prompt, tuple(row.answer), as_given, merged, keys)
 
 
 def load_problems(
@@ -104,9 +105,10 @@ def load_problems(
     repeated = 0
     for number, line in read_lines(Path(path), path):
         try:
-            problem = _parse(line, number, args or {})
+            problem = _parse(line, number, args or {}, Path(path).parent)
             check(problem)
-            reads = json.dumps(messages_of(problem.prompt, chat) or problem.prompt)
+            asked = messages_of(problem.prompt, chat) or problem.prompt
+            reads = json.dumps(asked, default=lambda picture: picture.digest)
             first = by_prompt.setdefault(reads, problem)
             if (first.answers, first.args) != (problem.answers, problem.args):
                 raise ValueError(
