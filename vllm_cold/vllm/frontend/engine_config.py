@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_cold.method.arguments import ColdArgs
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import aliases, ascend, intake, metrics, prompts, serving
+from vllm_cold.vllm.frontend import aliases, ascend, intake, media, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -43,6 +43,7 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         configure(config)
         if is_configured(config):
             availability.install((*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS))
+            wrap_if_there(media.PATCH_POINTS, media.LOST)
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(engine_defaults(config))
             if has_states(config.model_config):

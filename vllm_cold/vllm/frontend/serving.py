@@ -40,7 +40,7 @@ from vllm_cold.group import results
 from vllm_cold.method.amateurs import Part
 from vllm_cold.method.arguments import check_placement, parse_request_args
 from vllm_cold.params import ColdParams
-from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend import media, prompts
 from vllm_cold.vllm.frontend.admission import Admission, check_penalty
 from vllm_cold.vllm.frontend.capacity import fit, most_tokens
 from vllm_cold.vllm.frontend.config import is_configured
@@ -66,17 +66,31 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     """Of a chat's messages, or of a completion's prompts."""
 
     async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        found = await original(self, request, *args, **kwargs)
         # A beam search is refused where it wants CoLD too.
         beams = getattr(request, "use_beam_search", False)
         if FRONT_END.server is None or beams or not hasattr(request, "vllm_xargs"):
-            return found
+            return await original(self, request, *args, **kwargs)
+        if _sends_data(FRONT_END.server, self.renderer, request, *args, **kwargs):
+            kwargs["skip_mm_cache"] = True
+        found = await original(self, request, *args, **kwargs)
         made = found[1] if isinstance(found, tuple) else found
         with refusals(), prompts.media_kept(self.renderer, made):
             made[:] = await _prepare(FRONT_END.server, self, request, made)
         return found
 
     return preprocess
+
+
+def _sends_data(
+    server: Admission, renderer: Any, request: Any, messages: Any = None, *_: Any, **__: Any
+) -> bool:
+    """Whether a chat's media are processed as ``media.always_sent`` says: it will be contrasted."""
+    if not media.always_sent(renderer, messages):
+        return False
+    with refusals():
+        contrast = _decide(server, request)
+    source = prompts.PromptSource(messages=messages)
+    return contrast is not None and contrast.applies(source)
 
 
 async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]) -> list[Any]:
