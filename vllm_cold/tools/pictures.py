@@ -74,7 +74,8 @@ def read_picture(path: Path, called: str) -> Picture:
         ToolError: it cannot be read, or is no picture.
     """
     try:
-        return _read(path.resolve(), path.name)
+        stat = path.stat()
+        return _read(path.resolve(), path.name, (stat.st_size, stat.st_mtime_ns))
     except OSError as error:
         raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
     except ValueError as error:
@@ -82,7 +83,7 @@ def read_picture(path: Path, called: str) -> Picture:
 
 
 @lru_cache(maxsize=4096)  # many rows ask about one picture
-def _read(path: Path, name: str) -> Picture:
+def _read(path: Path, name: str, _: tuple[int, int]) -> Picture:
     return make_picture(name, path.read_bytes())
 
 
