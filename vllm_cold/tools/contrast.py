@@ -188,7 +188,8 @@ def refuse_equal(where: str) -> NoReturn:
     """
     raise ToolError(
         f"{where}: nothing to contrast with: give --adapter, or say what the amateur reads, with "
-        "--without, --part, --amateur-prompt, --amateur-messages or the row's own cold_* keys"
+        "--without, --images, --part, --amateur-prompt, --amateur-messages or the row's own cold_* "
+        "keys"
     )
 
 
