@@ -278,7 +278,7 @@ def test_chats_with_embeddings_in_them(front: Front) -> None:
     # Its default amateur reads the same.
     _, [stream] = online.answer(chat(system, USER, **xargs(beta=1)))
     assert stream.amateurs[0].embeds is stream.amateurs[0].prompt is None
-    with pytest.raises(ValueError, match="which is text only"):
+    with pytest.raises(ValueError, match="of text, images, videos or audio"):
         online.answer(chat(USER, **xargs(amateur_messages=json.dumps([system]))))
 
 

@@ -172,10 +172,16 @@ class Without(msgspec.Struct, frozen=True):
             CannotLeaveOut: one of these roles or indices is not there, or nothing is left.
         """
         if messages is None:
+            of_media = any(item in MEDIA for item in self.items)
             raise ColdError(
                 field,
                 self.value,
-                "is for chats, whose prompt is messages; leave a part of a text out with cold_part",
+                "is for chats, whose prompt is messages; "
+                + (
+                    "say what the amateur reads with a prompt of its own"
+                    if of_media
+                    else "leave a part of a text out with cold_part"
+                ),
             )
         kept = list(messages)
         of_role: dict[Any, list[int]] = {}
@@ -358,7 +364,8 @@ def read_prompt(field: str, prompt: object) -> Source | None:
     if isinstance(prompt, str):
         return _text(field, prompt)
     if isinstance(prompt, Mapping):
-        return _media(field, prompt) if "multi_modal_data" in prompt else _embeds(field, prompt)
+        has_media = "multi_modal_data" in prompt and "prompt_embeds" not in prompt
+        return _media(field, prompt) if has_media else _embeds(field, prompt)
     if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
         if not prompt:
             raise ColdError(field, prompt, "must not be empty")
@@ -562,7 +569,7 @@ def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
                 "cold_preset",
                 args.preset,
                 "contrasts with another prompt; say which with cold_without, cold_part, "
-                "cold_images, cold_amateur_prompt or cold_amateur_messages",
+                "cold_amateur_prompt or cold_amateur_messages",
             )
         _, weight = _entry(args, "weights", i, several) or ("", None)
         if weight is None and preset is not None and i < len(preset.weights):

@@ -219,6 +219,33 @@ OF_CONNECTORS = (
     Contract("vllm.v1.outputs:KVConnectorOutput", fields="invalid_block_ids"),
     Contract("vllm.v1.request:RequestStatus", has="WAITING_FOR_REMOTE_KVS"),
 )
+# Requests with media alone rely on these, in the front end.
+OF_MEDIA = (
+    Contract(
+        "vllm.multimodal.inputs:MultiModalFeatureSpec",
+        fields="data modality identifier mm_position mm_hash",
+        others="",  # they are made anew
+    ),
+    Contract(
+        "vllm.multimodal.inputs:PlaceholderRange", fields="offset length", has="get_num_embeds"
+    ),
+    Contract("vllm.multimodal.utils", has="argsort_mm_positions"),
+    Contract("vllm.multimodal.image", has="convert_image_mode normalize_image"),
+    Contract("vllm.multimodal.media", has="MediaWithBytes"),
+    Contract("vllm.multimodal.cache", has="LruKeyReplicatedSenderCache ShmObjectStoreSenderCache"),
+    Contract(
+        "vllm.renderers.base:BaseRenderer",
+        has="mm_processor_cache render_messages_async",
+        sets="_mm_processor_only_cache _mm_executor",
+    ),
+    Contract(
+        "vllm.v1.engine.input_processor:InputProcessor", sets="mm_encoder_cache_size renderer"
+    ),
+    Contract(
+        "vllm.config:SchedulerConfig",
+        fields="max_num_batched_tokens long_prefill_token_threshold disable_chunked_mm_input",
+    ),
+)
 
 
 _LINEAR = "y x lora_a_stacked lora_b_stacked scale"

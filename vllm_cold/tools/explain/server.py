@@ -178,18 +178,21 @@ class ServerSource:
         if text.media is None:
             return await self._ask(list(text.ids), text.adapter, **more)
         messages = _sent(text.media)
-        if text.answer:
-            begun = await self._text_of(text.answer)
-            messages = [*messages, {"role": "assistant", "content": begun}]
-            more |= {"add_generation_prompt": False, "continue_final_message": True}
-        choice, reply = await self._ask(messages, text.adapter, **more)
-        if tuple(self._read(choice, reply)) != text.ids:
-            raise ToolError(
-                f"--url={self._server._url}: a chat with an image cannot be asked about the answer "
-                f"{await self._text_of(text.answer)!r}, as the server makes other tokens of its "
-                "text than were decoded; explain it with an engine in this process (--model)"
-            )
-        return choice, reply
+        if not text.answer:
+            return await self._ask(messages, text.adapter, **more)
+        more |= {"add_generation_prompt": False, "continue_final_message": True}
+        whole = await self._text_of(text.answer)
+        # Some templates put the space themselves with which answers begin.
+        for begun in dict.fromkeys((whole, whole.removeprefix(" "))):
+            chat = [*messages, {"role": "assistant", "content": begun}]
+            choice, reply = await self._ask(chat, text.adapter, **more)
+            if tuple(self._read(choice, reply)) == text.ids:
+                return choice, reply
+        raise ToolError(
+            f"--url={self._server._url}: a chat with an image cannot be asked about the answer "
+            f"{whole!r}, as the server makes other tokens of its text than were decoded; explain it "
+            "with an engine in this process (--model)"
+        )
 
     async def _text_of(self, tokens: Sequence[int]) -> str:
         """Of an answer's tokens, with special ones, as the server makes it."""

@@ -262,6 +262,8 @@ class Admission:
         sampling.min_tokens = min(sampling.min_tokens, most)
         sampling.extra_args = contrast.stream().to_extra_args(sampling.extra_args)
         media.append(request, contrast.amateurs)
+        sharing = sum(one.num_tokens is None for one in contrast.amateurs)
+        media.count_reads(self.renderer, request, sharing, params.n)
         if isinstance(sampling, ColdParams):
             # This request's own copy: all is said now. What is left must go together: whoever
             # unpickles it, as workers do, checks it again.
@@ -294,9 +296,14 @@ class Admission:
         """As ``Contrast.settle``; here all prompts are known, and no response has begun."""
         settled = contrast.settle(amateurs, expert, prompt)
         if settled is not None:
-            has_embeds = prompt.embeds is not None
-            size, features = self.encoder_cache_size, prompt.features
-            media.check(self.config, size, settled.amateurs, features, has_embeds)
+            media.check(
+                self.config,
+                self.encoder_cache_size,
+                settled.amateurs,
+                len(prompt.ids or ()),
+                prompt.features,
+                prompt.embeds is not None,
+            )
             _check_drafter(self.config, settled.amateurs, prompt)
         return settled
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from vllm_cold.method.arguments import ColdArgs
+from vllm_cold.method.settings import preset_of
 from vllm_cold.vllm import availability
 from vllm_cold.vllm.frontend import aliases, ascend, intake, media, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
@@ -79,6 +80,8 @@ def _say(defaults: ColdArgs) -> None:
         which = "requests that name an adapter"
         if (without := defaults.contrast.without) is not None:
             which = f"chats (against the same without {without}), not for completions"
+        elif (preset := preset_of(defaults.contrast)) is not None and preset.images is not None:
+            which = f"prompts with images (against the same with {preset.images}), not for others"
         what = f"the default for {which}, with {values}"
     else:
         what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"

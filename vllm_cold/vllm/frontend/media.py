@@ -23,10 +23,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold.group.media import EncoderRoom, why_never
 from vllm_cold.method.amateurs import MEDIA, AmateurSpec, CannotLeaveOut, Distorted, has_media
-from vllm_cold.vllm import versions
+from vllm_cold.vllm import contracts, versions
 from vllm_cold.vllm.patching import PatchPoint
 
 if TYPE_CHECKING:
@@ -50,6 +52,12 @@ def remembering(fetched: dict[Any, Any]) -> Iterator[None]:
         yield
     finally:
         _fetched.reset(token)
+
+
+def remembered() -> dict[Any, Any]:
+    """What is remembered here: an amateur's prompt is made within its expert's."""
+    found = _fetched.get()
+    return {} if found is None else found
 
 
 def _key(connector: Any, url: str, media_io: Any) -> Any:
@@ -221,22 +229,25 @@ def check(
     config: "VllmConfig",
     encoder_cache_size: int,
     amateurs: Sequence[AmateurSpec],
+    num_tokens: int,
     features: Sequence[Any],
     has_embeds: bool,
 ) -> None:
-    """Refuse what CoLD cannot do with media, and what vLLM refuses for a client's prompt.
+    """Refuse what CoLD cannot do with media, and what an engine could never encode in step.
 
     Args:
         config: The engine's.
         encoder_cache_size: How many embeddings the engine's cache of encoded media holds.
         amateurs: With their prompts.
-        features: The media of the expert's prompt.
-        has_embeds: Whether the expert's prompt is embeddings.
+        num_tokens: Of the expert's prompt.
+        features: Its media.
+        has_embeds: Whether it is embeddings.
 
     Raises:
         ValueError: says why.
     """
-    if not (features or any(one.features for one in amateurs)):
+    own = [one.features for one in amateurs if one.num_tokens is not None]
+    if not any((features, *own)):
         return
     if (problem := unsupported(config)) is not None:
         raise ValueError(f"{_REFUSED}{problem}")
@@ -244,21 +255,38 @@ def check(
         raise ValueError(
             "CoLD does not support media in one request with prompt_embeds; send text or token ids."
         )
+    scheduler = config.scheduler_config
+    steps = getattr(scheduler, "max_num_scheduled_tokens", None)
+    room = EncoderRoom(
+        cache=encoder_cache_size,
+        # vLLM makes both of the same number of tokens and the same largest item.
+        budget=encoder_cache_size,
+        tokens=steps or scheduler.max_num_batched_tokens,
+        chunk=scheduler.long_prefill_token_threshold,
+        is_whole=scheduler.disable_chunked_mm_input,
+    )
+    streams = [(num_tokens, features)]
     for one in amateurs:
-        for feature in one.features:
-            num_embeds = feature.mm_position.get_num_embeds()
-            if num_embeds > encoder_cache_size:
-                raise one.refused(
-                    f"has a(n) {feature.modality} of {num_embeds} embeddings, and the engine's "
-                    f"encoder cache holds {encoder_cache_size}; send a smaller one, or start the "
-                    "engine with a larger max_num_batched_tokens (--max-num-batched-tokens)"
-                )
+        own_tokens = one.num_tokens
+        streams.append(streams[0] if own_tokens is None else (own_tokens, one.features))
+    if (problem := why_never(streams, room)) is not None:
+        raise ValueError(f"CoLD: this request {problem}.")
+
+
+@cache
+def _changed() -> str | None:
+    return contracts.problems(contracts.OF_MEDIA)
 
 
 def unsupported(config: "VllmConfig") -> str | None:
     """Why this engine cannot contrast prompts with media, with the remedy; None if it can."""
     if versions.is_before(0, 31):
         return _OLD
+    if (changed := _changed()) is not None:
+        return (
+            f"this vLLM has changed where vllm-cold takes part: {changed}. Send text only, or "
+            f"install vLLM {versions.RANGE}, or a newer vllm-cold."
+        )
     lora, speculative = config.lora_config, config.speculative_config
     if getattr(lora, "enable_tower_connector_lora", False):
         return (
@@ -283,12 +311,13 @@ def unsupported(config: "VllmConfig") -> str | None:
 
 def always_sent(renderer: Any, messages: Any) -> bool:
     """Whether what a server contrasts of this chat has to bring its media's data along."""
+    if versions.is_before(0, 31):
+        return False
     from vllm.multimodal import cache
 
-    kind = getattr(cache, "LruKeyReplicatedSenderCache", None)
-    sender = getattr(renderer, "mm_processor_cache", None)
-    if kind is None or not isinstance(sender, kind) or versions.is_before(0, 31):
-        return False
+    kinds = (cache.LruKeyReplicatedSenderCache, cache.ShmObjectStoreSenderCache)
+    if not isinstance(renderer.mm_processor_cache, kinds):
+        return False  # none, or one whose every request brings the data
     make_readable(messages or ())
     parts = [p for message in messages or () for p in _parts(message)]
     # Of media that a client names by their uuids alone, only the engine core has the data.
@@ -315,12 +344,34 @@ def tell_sent(renderer: Any, hashes: Sequence[str]) -> None:
     """Media are on their way to the engine core, which keeps them: the sender's cache has to know,
     which drops the oldest when the core does. Asked for in vLLM's thread for media.
     """
-    renderer._mm_executor.submit(
-        _tell, renderer.mm_processor_cache, renderer._mm_processor_only_cache, list(hashes)
-    )
+    from vllm.multimodal.cache import LruKeyReplicatedSenderCache
+
+    if isinstance(sender := renderer.mm_processor_cache, LruKeyReplicatedSenderCache):
+        processed = renderer._mm_processor_only_cache
+        renderer._mm_executor.submit(_tell, sender, processed, list(hashes))
 
 
 def _tell(sender: Any, processed: Any, hashes: Sequence[str]) -> None:
     for each in hashes:
         if processed.is_cached_item(each):  # else it has been dropped since, or is too large
             sender.get_and_update_item(processed.get_and_update_item(None, each), each)
+
+
+def count_reads(renderer: Any, request: "EngineCoreRequest", num_sharing: int, n: int) -> None:
+    """Of media in shared memory, vLLM's sender counts how often workers will read them, before it
+    may put something else there: once for each prompt that was made. But each stream of each
+    answer reads them.
+
+    Args:
+        renderer: vLLM's.
+        request: With the amateurs' media.
+        num_sharing: How many amateurs read the expert's prompt.
+        n: How many answers are wanted.
+    """
+    length = len(request.prompt_token_ids or ())
+    for feature in request.mm_features or ():
+        if feature.data is None or "address" not in feature.data:
+            continue
+        readers = 1 + num_sharing if feature.mm_position.offset < length else 1
+        for _ in range(n * readers - 1):
+            renderer.mm_processor_cache.get_and_update_item(None, feature.mm_hash)

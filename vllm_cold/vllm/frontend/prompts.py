@@ -307,7 +307,7 @@ def _noting(recipes_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
         def begin(args: Any, kwargs: Any) -> tuple[list[PromptSource], dict[Any, Any]]:
-            fetched: dict[Any, Any] = {}
+            fetched = media.remembered()
             found = [replace(each, fetched=fetched) for each in recipes_of(*args, **kwargs)]
             return found, fetched
 

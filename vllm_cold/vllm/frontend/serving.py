@@ -39,6 +39,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.group import results
 from vllm_cold.method.amateurs import Part
 from vllm_cold.method.arguments import check_placement, parse_request_args
+from vllm_cold.method.settings import preset_of
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import media, prompts
 from vllm_cold.vllm.frontend.admission import Admission, check_penalty
@@ -314,8 +315,11 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         defaults = FRONT_END.of(self.llm_engine.input_processor).defaults
         default = defaults.enabled and defaults.contrast.without is None  # which is for chats
-        adapters = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
-        if isinstance(params, ColdParams) or (default and any(adapters)):
+        wanted = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
+        preset = preset_of(defaults.contrast)
+        if preset is not None and preset.images is not None:
+            wanted = [isinstance(p, dict) and p.get("multi_modal_data") for p in prompts]
+        if isinstance(params, ColdParams) or (default and any(wanted)):
             raise ColdError(
                 "beam_search",
                 type(params).__name__,
