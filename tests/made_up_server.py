@@ -110,7 +110,7 @@ class MadeUp:
             return tuple(make("", Messages(prompt)))
         *messages, begun = prompt
         assert begun["role"] == "assistant"
-        behind = [(ord(c) - _FIRST) * self.reads_alike for c in begun["content"]]
+        behind = [max(0, ord(c) - _FIRST) * self.reads_alike for c in begun["content"]]
         return (*make("", Messages(messages)), *behind)
 
     def choice(self, body: dict[str, Any], prompt: Any) -> dict[str, Any]:
@@ -162,7 +162,8 @@ def _handler(made_up: MadeUp) -> type[loopback.Answering]:
             if body.get("prompt_logprobs", 0) > 20:
                 return self._refuse("prompt_logprobs: greater than max allowed: 20")
             if self.path == "/detokenize":
-                text = "".join(chr(_FIRST + token) for token in body["tokens"])
+                # As templates have it that put a space in front of what an assistant says.
+                text = " " + "".join(chr(_FIRST + token) for token in body["tokens"])
                 return self.send(200, {"prompt": text})
             chat = self.path.endswith("/chat/completions")
             prompt = body["messages"] if chat else body["prompt"]

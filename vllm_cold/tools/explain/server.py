@@ -190,8 +190,8 @@ class ServerSource:
                 return choice, reply
         raise ToolError(
             f"--url={self._server._url}: a chat with an image cannot be asked about the answer "
-            f"{whole!r}, as the server makes other tokens of its text than were decoded; explain it "
-            "with an engine in this process (--model)"
+            f"{whole!r}, as the server makes other tokens of its text than were decoded; explain "
+            "it with an engine in this process (--model)"
         )
 
     async def _text_of(self, tokens: Sequence[int]) -> str:
