@@ -85,7 +85,7 @@ def test_what_is_shown_of_images() -> None:
     ]
     assert pieces("none")[1] == ["ab", "c"] and pieces("without")[1] == ["cd"]
     assert pieces("message")[1] == ["[image one.png, 5 × 4]\nc"]
-    report = explain(Model(), asked([CHAT], preset="vcd"), "vcd", max_tokens=1)
+    report = explain(Model(), asked([CHAT], preset="vcd"), method="vcd", max_tokens=1)
     assert "against adapter noise:500, weight -1 (" in printed(report)
 
 
@@ -178,7 +178,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no image": (
         {"prompt": "x", "cold_images": "none"},
-        "cold_images='none': is for chats, whose prompt is messages|the conversation has no images",
+        "cold_images='(none|images)': is for chats, whose prompt is messages",
     ),
     "steps": (
         {"prompt": "x", "image": "one.png", "cold_images": "noise:1000"},

@@ -253,7 +253,7 @@ def _text(content: Any) -> str:
         return content
     urls = [part.get("image_url", {}).get("url") for part in content]
     return "".join(
-        part["text"] if url is None else chr(0x2500 + crc32(url.encode()) % 99) * 3
+        part["text"] if url is None else chr(0x100 + crc32(url.encode()) % 99) * 3
         for part, url in zip(content, urls, strict=True)
     )
 
