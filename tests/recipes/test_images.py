@@ -154,7 +154,7 @@ def test_the_command(folder: Path) -> None:
     printed = run(script, folder, {"MODEL": str(folder / "model")})
     flowing = " ".join(printed.split())
     assert "against base model noise:500, weight -1" in flowing
-    assert "[image photo.jpg, 56 × 56, noise:500] Is there a dog" in flowing
+    assert "[image photo.jpg, 56 × 56, noise:500]⏎ Is there a dog" in flowing
     assert "base64" not in printed + (folder / "cold-explain.html").read_text()
     assert "The engine took another token" not in printed
 
