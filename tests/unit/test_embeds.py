@@ -481,7 +481,11 @@ def test_media_of_refused_requests_are_sent_with_the_next(front: Front) -> None:
     cache = SimpleNamespace(invalidate=forget)
     thread = ThreadPoolExecutor(1, thread_name_prefix="media")
     renderer = SimpleNamespace(mm_processor_cache=cache, _mm_executor=thread)
-    seen = {"type": "multimodal", "mm_hashes": {"image": ["a", "b"], "audio": ["c"]}}
+    seen = {
+        "type": "multimodal",
+        "mm_hashes": {"image": ["a", "known", "b"], "audio": ["c"]},
+        "mm_kwargs": {"image": [1, None, 2], "audio": [3]},
+    }
     many = [seen, front.text(" w1"), "w1"]
     with media_kept(renderer, many):
         pass

@@ -21,7 +21,7 @@ from vllm import SamplingParams
 
 from tests.front_end import ONE, TWO, Front, make_seeing
 from tests.unit.test_serving import Online, chat, xargs
-from vllm_cold import Amateur, Blur, ColdParams, Noise
+from vllm_cold import Amateur, Blur, ColdParams, Noise, adapter_config
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm import patching, versions
 from vllm_cold.vllm.frontend import intake, media
@@ -71,11 +71,13 @@ def seen(prompt: str, *images: Any, **more: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Front:
-    return Front(make_seeing(tmp_path_factory.mktemp("seeing")), limit_mm_per_prompt={"image": 3})
+    folder = make_seeing(tmp_path_factory.mktemp("seeing"))
+    return Front(folder, limit_mm_per_prompt={"image": 3}, max_model_len=160)
 
 
 @pytest.fixture(autouse=True)
-def as_new(front: Front) -> Iterator[None]:
+def as_new(front: Front, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(adapter_config, "read_rank", lambda path: 8)
     front.serve()
     FRONT_END.begin()
     front.renderer.clear_mm_cache()
@@ -342,11 +344,11 @@ def test_named_images(front: Front) -> None:
     assert [each for _, each in found.expert] == ["mine"]
     assert found.amateurs == [[(0, hash_of(front, Noise(5)(picture(1))))]]
     # By its name alone, when the engine core has it.
-    alone = {**named, "multi_modal_data": {"image": None}}
+    alone = {**named, "multi_modal_data": {"image": [None]}}
     found = read(front, made(front, alone), Amateur(prompt=" w2"))
     assert [each for _, each in found.expert] == ["mine"] and found.features[0].data is None
     said = refusal(front, made(front, alone), Amateur(images=Noise(5)))
-    assert "known by its uuid alone; send the image" in said or "has no image" in said
+    assert "known by its uuid alone; send the image" in said
     found = read(front, front.text(" w2"), Amateur(prompt=alone))
     assert found.amateurs == [[(0, "mine")]]
 
@@ -520,7 +522,7 @@ def test_a_chat_over_http(online: Online, loaded: list[str]) -> None:
     }
     told, found = answered(online, ASKED | xargs(**args))
     assert sorted(loaded) == sorted([url(1), url(2)])
-    one, two = (hash_of(online.front, picture(seed)) for seed in (1, 2))
+    one, two = (hash_of_url(online.front, seed) for seed in (1, 2))
     noised = hash_of(online.front, Noise(500)(picture(1)))
     assert [each for _, each in found.expert] == [one] and len(found.expert) == 1
     hashes = [[each for _, each in own] for own in found.amateurs]
@@ -611,7 +613,7 @@ def test_plain_requests_are_as_ever(online: Online, front: Front) -> None:
     """They use the sender's cache, and what is contrasted leaves it alone until it is sent."""
     renderer, body = front.renderer, ASKED | xargs(preset="vcd")
     sender = renderer.mm_processor_cache
-    one = hash_of_only(front, picture(1))
+    one = hash_of_url(front, 1)
     prompt = online.prepared(body | {"model": "base"})[0]
     assert not sender.is_cached_item(one)
     (item,) = prompt["mm_kwargs"]["image"]
@@ -628,10 +630,18 @@ def test_plain_requests_are_as_ever(online: Online, front: Front) -> None:
     assert item is not None
 
 
-def hash_of_only(front: Front, image: Any) -> str:
+def hash_of_url(front: Front, seed: int) -> str:
+    """Of its bytes, which vLLM keeps; without the sender's cache."""
+    return of_chat(front, of_url(seed))
+
+
+def of_chat(front: Front, part: dict[str, Any]) -> str:
+    from vllm.renderers.params import ChatParams
+
+    params = ChatParams(chat_template_kwargs={"tokenize": False})
     renderer = front.renderer
-    (found,) = renderer.render_cmpl(
-        [seen("<image>", image)], renderer.default_cmpl_tok_params, skip_mm_cache=True
+    _, (found,) = renderer.render_chat(
+        [[user(part)]], params, renderer.default_chat_tok_params, skip_mm_cache=True
     )
     return str(found["mm_hashes"]["image"][0])
 
@@ -650,8 +660,8 @@ def test_the_sender_is_told_when_it_is_sent(online: Online, front: Front) -> Non
         wrapped = intake._make_add_request(add_request)
         return await wrapped(engine, "r", prompt, SamplingParams(max_tokens=2))
 
-    one = hash_of_only(front, picture(1))
-    noised = hash_of_only(front, Noise(500)(picture(1)))
+    one = hash_of_url(front, 1)
+    noised = of_chat(front, {"type": "image_pil", "image_pil": Noise(500)(picture(1))})
     assert front.run(add()) == "queue" and len(added) == 1
     renderer._mm_executor.submit(bool).result()
     assert renderer.mm_processor_cache.is_cached_item(one)

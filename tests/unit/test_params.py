@@ -102,7 +102,7 @@ def test_repr() -> None:
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     assert "amateur=None, n=" in repr(ColdParams())
     one = ColdParams(amateur=Amateur(prompt="Who?"))
-    said = "Amateur(prompt='Who?', lora_request=UNSET, weight=None)"
+    said = "Amateur(prompt='Who?', without=None, images=None, lora_request=UNSET, weight=None)"
     assert f"amateur={said}, n=" in repr(one)
     several = ColdParams(amateurs=[Amateur(prompt="Who?")])
     assert f"amateur=None, amateurs=[{said}], n=" in repr(several)
@@ -172,7 +172,7 @@ def test_a_rule_in_place_of_a_number() -> None:
     [
         ("prompt", "", "must not be empty"),
         ("prompt", [], "must not be empty"),
-        ("prompt", b"text", "must be a text, a list of token ids, a list of messages, or {"),
+        ("prompt", b"text", "must be a text, a list of token ids, a list of messages, {"),
         ("prompt", [1, -1], "must be a text"),
         ("prompt", [1, True], "must be a text"),
         ("prompt", [1, "a"], "must be a text"),

@@ -132,13 +132,20 @@ def make_readable(messages: Sequence[Any]) -> None:
             message["content"] = list(content)
 
 
-def hashes_of(prompt: Any) -> list[str]:
-    """What vLLM's caches know the media of a made prompt, or of a request, by."""
-    if isinstance(prompt, Mapping):
-        found = prompt.get("mm_hashes") or {}
-        return [each for hashes in found.values() for each in hashes]
-    features = getattr(prompt, "mm_features", None) or ()
-    return [each for feature in features if (each := feature.mm_hash or feature.identifier)]
+def with_data(prompt: Any) -> list[str]:
+    """The hashes of media that bring their data along, of a made prompt or of a request; of the
+    others vLLM believes that the engine core has them.
+    """
+    if not isinstance(prompt, Mapping):
+        features = getattr(prompt, "mm_features", None) or ()
+        return [f.mm_hash or f.identifier for f in features if f.data is not None]
+    data = prompt.get("mm_kwargs") or {}
+    return [
+        each
+        for kind, hashes in (prompt.get("mm_hashes") or {}).items()
+        for i, each in enumerate(hashes)
+        if data[kind][i] is not None
+    ]
 
 
 def marks(features: Sequence[Any]) -> list[tuple[str, str, int]]:

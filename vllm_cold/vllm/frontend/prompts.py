@@ -66,7 +66,7 @@ class PromptSource:
             processor of media.
         always_sent: Whether its media bring their data along (``media.always_sent``).
         fetched: The media that were fetched for it.
-        processed: Hashes of the media that were processed for its amateurs.
+        processed: Hashes of the media that were processed for its amateurs and bring their data.
     """
 
     prompt: str | list[int] | None = None
@@ -213,14 +213,14 @@ def sent_data(prompt: Any) -> list[str]:
     found = prompt.get(_KEY) if isinstance(prompt, dict) else None
     if not isinstance(found, PromptSource) or not found.always_sent:
         return []
-    return [*media.hashes_of(prompt), *found.processed]
+    return [*media.with_data(prompt), *found.processed]
 
 
 @contextmanager
 def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Iterator[None]:
     """Where requests are refused behind their prompts: vLLM sends an image that it has seen once no
-    more, and those of a refused request were never sent. So it forgets them, or the next request
-    with one of them would end with an error.
+    more, and those that it has seen for a refused request first were never sent. So it forgets
+    them, or the next request with one of them would end with an error.
 
     Args:
         renderer: vLLM's.
@@ -249,8 +249,8 @@ def _processed(made: Any) -> list[str]:
     """The hashes of what is in the sender's cache because of this prompt."""
     found = made.get(_KEY) if isinstance(made, dict) else None
     if not isinstance(found, PromptSource):
-        return media.hashes_of(made)
-    return [] if found.always_sent else [*media.hashes_of(made), *found.processed]
+        return media.with_data(made)
+    return [] if found.always_sent else [*media.with_data(made), *found.processed]
 
 
 def _with_media(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
@@ -576,7 +576,7 @@ def _read(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, made: An
     prompts = made[1] if isinstance(made, tuple) else made  # of a chat
     assert len(prompts) == 1
     prompt = prompts[0]
-    prompt_source.processed.extend(media.hashes_of(prompt))
+    prompt_source.processed.extend(media.with_data(prompt))
     size = renderer.model_config.get_vocab_size()
     if prompt["type"] == "embeds":
         read = Prompt.made(prompt)
