@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The naive reference for prompts with images, videos and sounds; imports no vLLM.
 
-Each step reads a stream's whole prompt, its media and all of its tokens anew, and each stream
-alone: transformers keeps what M-RoPE adds to positions in the model, not in a stream's cache.
+Each stream is read alone, its whole prompt with its media at once, and then token by token.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,16 @@ from transformers import AutoProcessor
 
 from tests.naive import Group, NaiveCold, Trace, step
 
-# Of a processor's tensors, those with an entry a token, and what a text token has there.
-_OF_TOKENS = {"input_ids": None, "attention_mask": 1, "mm_token_type_ids": 0, "token_type_ids": 0}
+
+@dataclass
+class _Stream:
+    """A prompt's tensors, and what transformers remembers of it: the KV cache, and what M-RoPE adds
+    to the positions of tokens, which it keeps in the model.
+    """
+
+    prompt: Mapping[str, Tensor]
+    cache: Any = None
+    rope_deltas: Tensor | None = None
 
 
 class NaiveMedia(NaiveCold):
@@ -32,6 +40,8 @@ class NaiveMedia(NaiveCold):
         super().__init__(model, adapters)
         self._processor: Any = AutoProcessor.from_pretrained(model)
         self._causal = causal
+        base = self._model.get_base_model() if adapters else self._model
+        self._keeper: Any = base.model
 
     def read(self, text: str, media: Mapping[str, Sequence[Any]]) -> dict[str, Tensor]:
         """A prompt's tensors.
@@ -47,25 +57,25 @@ class NaiveMedia(NaiveCold):
         return {name: value for name, value in found.items() if name not in left_out}
 
     @torch.inference_mode()
-    def _last(
-        self, adapter: str | None, prompt: Mapping[str, Tensor], tokens: Sequence[int]
-    ) -> Tensor:
-        """Logits [V] float32 after a prompt and the tokens that followed."""
-        inputs = dict(prompt)
-        for name, value in _OF_TOKENS.items():
-            if name in inputs:
-                added = [tokens if value is None else [value] * len(tokens)]
-                more = torch.tensor(added, dtype=inputs[name].dtype)
-                inputs[name] = torch.cat([inputs[name], more], dim=1)
+    def _next(self, adapter: str | None, stream: _Stream, token: int | None) -> Tensor:
+        """Logits [V] float32 after a stream's prompt, or after one more token."""
+        inputs: dict[str, Any] = dict(stream.prompt)
+        if token is not None:
+            inputs = {"input_ids": torch.tensor([[token]]), "past_key_values": stream.cache}
+        self._keeper.rope_deltas = stream.rope_deltas
         with self._using(adapter) as model:
-            logits: Tensor = model(**inputs, use_cache=False).logits[0, -1]
-        return logits.float()
+            out = model(**inputs, use_cache=True)
+        stream.cache, stream.rope_deltas = out.past_key_values, self._keeper.rope_deltas
+        logits: Tensor = out.logits[0, -1].float()
+        return logits
 
     def decode_media(self, group: Group, prompts: Sequence[Mapping[str, Tensor]]) -> Trace:
         """Greedy decoding of a group with the prompt of each stream."""
         trace, memory = Trace(), dict[str, Any]()
+        streams = [_Stream(prompt) for prompt in prompts]
+        token: int | None = None
         while len(trace.tokens) < group.max_tokens:
-            streams = zip(group.adapters, prompts, strict=True)
-            logits = [self._last(adapter, prompt, trace.tokens) for adapter, prompt in streams]
-            trace.choose(step(logits, group, len(trace.tokens), memory))
+            pairs = zip(group.adapters, streams, strict=True)
+            logits = [self._next(adapter, stream, token) for adapter, stream in pairs]
+            token = trace.choose(step(logits, group, len(trace.tokens), memory))
         return trace

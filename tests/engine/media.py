@@ -341,7 +341,7 @@ def make_cases(family: MediaFamily, count: int = 3 * len(KINDS)) -> list[Case]:
         kind, number = KINDS[i % len(KINDS)], i // len(KINDS)
         begin = shared if i % 2 else words(rng, _LENGTHS[i % len(_LENGTHS)])
         first = media[0] if i % 2 else media[rng.randrange(5)]
-        second = media[1 + rng.randrange(4)]
+        second = rng.choice([medium for medium in media if medium != first])
         end = words(rng, _LENGTHS[(3 * i + 1) % len(_LENGTHS)])
         expert = (None, "one", "two")[(number + i) % 3] if family.model.lora else None
         case = _case(kind, begin, (first, second), end, expert, number, rng)

@@ -15,13 +15,14 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.scheduler import cases, state_cases
+from tests.scheduler import cases, media_cases, state_cases
 from tests.scheduler.storm import random_states, storm
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.group.step_stats import WeightsByStep
-from vllm_cold.vllm.scheduler import scheduler, states
+from vllm_cold.vllm.scheduler import encoder, scheduler, states
 from vllm_cold.vllm.scheduler.connectors import Loads
+from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
 from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
@@ -101,6 +102,10 @@ def _loads(rule: str, function: str, instead: Instead, case: Case = None) -> Mut
     return Mutation(rule, owner, function, instead, case or cases.connectors)
 
 
+def _encoder(rule: str, function: str, instead: Instead, case: Case) -> Mutation:
+    return Mutation(rule, EncoderInputs, function, instead, case)
+
+
 def _build_early(self: Any, connector: Any, output: Any) -> Any:
     built = Scheduler._build_kv_connector_meta(self, connector, output)
     if self._groups:
@@ -125,6 +130,10 @@ def _none(*args: Any) -> int:
 
 
 def _all_of_them(this: Any, request: Any, num_tokens: int, cached: Any) -> int:
+    return num_tokens
+
+
+def _not_cut(this: Any, request: Any, start: int, num_tokens: int) -> int:
     return num_tokens
 
 
@@ -367,6 +376,110 @@ MUTATIONS = [
         "_capacity",
         ("waiting or not self._queues.has_followers", "waiting or incomplete[0] is group"),
         _storm_of_states(126),
+    ),
+    # Media.
+    _step(
+        "a group samples only if the media of all its streams can be encoded",
+        "clip_leader",
+        ("and capacity.encodable", ""),
+        media_cases.more_than_a_step_encodes,
+    ),
+    _encoder(
+        "what is found in the encoder's cache makes no room",
+        "can_finish",
+        (" - sum(found.values())", ""),
+        media_cases.storms_of_images("dense"),
+    ),
+    _encoder(
+        "what a group counts on stays in the encoder's cache",
+        "promise",
+        ("self._manager.check_and_update_cache(each, index)", "pass"),
+        media_cases.cached_images,
+    ),
+    _encoder(
+        "a stream whose prompt ends with a medium computes all of it",
+        "begin_anew",
+        _nothing,
+        media_cases.cached_to_their_ends,
+    ),
+    _encoder(
+        "one group at a time keeps media while it waits",
+        "may_begin",
+        _yes,
+        media_cases.two_that_end_with_images,
+    ),
+    _encoder(
+        "a group whose media never fit ends with an error",
+        "why_never",
+        _nothing,
+        media_cases.never,
+    ),
+    _sched(
+        "a leader gives up its cache hit beside more media than a step encodes",
+        "_give_up_cache_hit",
+        ("or not self._encoder.could_finish(group, num_cached, capacity)", ""),
+        media_cases.cached_expert_beside_images,
+    ),
+    _sched(
+        "a group whose media were forgotten begins anew",
+        "_has_lost_media",
+        _no,
+        media_cases.forgotten_images,
+    ),
+    _sched(
+        "a leader that waits for room for a medium keeps nobody waiting",
+        "_is_blocked",
+        ("if tokens_left(group.leader) > 1:", "if False:"),
+        media_cases.image_that_waits,
+    ),
+    _encoder(
+        "a group's streams split no medium that must not be",
+        "_unsplit",
+        _not_cut,
+        media_cases.storms_of_images("whole"),
+    ),
+    _step(
+        "tokens that vLLM takes off for a medium are others'",
+        "take_back",
+        _nothing,
+        media_cases.storms_of_images("light", "dense"),
+    ),
+    _encoder(
+        "a stream that does not run keeps no media",
+        "end_pass",
+        ("self._manager.free(each)", "pass"),
+        media_cases.storms_of_images("dense"),
+    ),
+    _encoder(
+        "what a request of the step counts on is encoded for it",
+        "end_pass",
+        ("if heir is not None:", "if False:"),
+        media_cases.storms_of_images("dense"),
+    ),
+    _encoder(
+        "what was planned for a group that is taken out of the step is not in the cache",
+        "end_pass",
+        ("self._drop(identifier)", "pass"),
+        media_cases.storms_of_images("dense"),
+    ),
+    _encoder(
+        "what was planned for a request that is preempted is not in the cache",
+        "preempted",
+        _nothing,
+        media_cases.storms_of_images("dense"),
+    ),
+    _encoder(
+        "workers have the media of a group's streams, cached or not",
+        "end_pass",
+        ("new.mm_features = requests[new.req_id].mm_features", "pass"),
+        media_cases.storms_of_images("dense"),
+    ),
+    Mutation(
+        "a request that is taken out of the step has nothing encoded",
+        encoder,
+        "strip",
+        _nothing,
+        media_cases.storms_of_images("dense"),
     ),
     # What a preemption takes along.
     _step(

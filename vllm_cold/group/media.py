@@ -37,10 +37,11 @@ class EncoderRoom:
     Attributes:
         cache: Embeddings that its cache holds.
         budget: Embeddings that one step can encode.
-        tokens: Tokens that one step can compute, of all requests.
+        tokens: Tokens that one step can compute, of all requests, beside drafts.
         chunk: Tokens that one step can compute of one prompt; 0 for no limit.
         is_whole: Whether the tokens of a medium are computed in one step
             (``disable_chunked_mm_input``).
+        per_stream: Tokens that a drafter adds to each stream of a step.
         lookahead: Tokens ahead of a step's own whose media it needs too, for a drafter.
     """
 
@@ -49,6 +50,7 @@ class EncoderRoom:
     tokens: int
     chunk: int = 0
     is_whole: bool = False
+    per_stream: int = 0
     lookahead: int = 0
 
 
@@ -106,8 +108,9 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
             num_tokens - min((f.mm_position.offset for f in of_stream), default=num_tokens - 1)
             for (num_tokens, _), of_stream in zip(streams, kept, strict=True)
         ]
-        if sum(last) > room.tokens or max(last) > (room.chunk or room.tokens):
-            limit = room.tokens if sum(last) > room.tokens else room.chunk
+        limit = room.tokens - room.per_stream * len(streams)
+        limit = min(limit, room.chunk) if max(last) > room.chunk > 0 else limit
+        if sum(last) > limit:
             return (
                 f"has prompts that end with media, of {sum(last)} tokens together, which must be "
                 f"computed in one step, and a step has {limit}: {remedy}"

@@ -219,14 +219,16 @@ def append(request: "EngineCoreRequest", amateurs: Sequence[AmateurSpec]) -> Non
     """Put the media of amateurs' own prompts behind the expert's, as if the prompts stood one
     behind the other: there they are in no block of the expert's.
     """
-    end = len(request.prompt_token_ids or request.prompt_embeds or ())
+    if not any(one.features for one in amateurs):
+        return
+    end = len(request.prompt_token_ids or ())
     features = list(request.mm_features or ())
     for one in amateurs:
         for feature in one.features:
             place = replace(feature.mm_position, offset=feature.mm_position.offset + end)
             features.append(replace(feature, mm_position=place))
         end += len(one.prompt or ())
-    request.mm_features = features or None
+    request.mm_features = features
 
 
 # ---- what cannot be ------------------------------------------------------------------------------

@@ -106,8 +106,12 @@ class Prompt:
     @classmethod
     def made(cls, prompt: Mapping[str, Any]) -> "Prompt":
         """Of what a renderer made."""
-        names = ("prompt_token_ids", "prompt_embeds", "is_token_ids")
-        return cls(*(prompt.get(name) for name in names), media.of_prompt(prompt))
+        return cls(
+            prompt.get("prompt_token_ids"),
+            prompt.get("prompt_embeds"),
+            prompt.get("is_token_ids"),
+            media.of_prompt(prompt),
+        )
 
     @classmethod
     def of(cls, request: Any) -> "Prompt":

@@ -26,6 +26,7 @@ class Request(Tokens, Protocol):
     is_prefill_chunk: bool
     trace_headers: Any
     block_hashes: Sequence[bytes]
+    mm_features: Sequence[Any]
     shared_prefix_boundary: int
 
     def take_events(self) -> Any:
@@ -53,6 +54,8 @@ class Scheduler:
     policy: Any
     pause_state: Any
     kv_cache_manager: Any
+    encoder_cache_manager: Any
+    max_num_encoder_input_tokens: int
     requests: dict[str, Request]
     running: list[Request]
     waiting: Any  # a Queue; with the FCFS policy also a deque
@@ -111,6 +114,16 @@ class Scheduler:
         return True
 
     def _preempt_request(self, request: Request, timestamp: float) -> None: ...
+
+    def _try_schedule_encoder_inputs(
+        self,
+        request: Request,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        encoder_compute_budget: int,
+        shift_computed_tokens: int = 0,
+    ) -> tuple[Any, ...]:
+        return ()
 
     def _update_after_schedule(self, scheduler_output: Any) -> None: ...
 
