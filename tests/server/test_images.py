@@ -24,7 +24,7 @@ from tests.engine.media import MAX_TOKENS, OTHER, QUESTION, SEEN, SYSTEM, Pictur
 from tests.naive import Trace, assert_same_tokens
 from tests.server.conftest import Server, serve
 
-pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(900)]
 
 FAMILIES = ("llava-1.5", "qwen2-vl")
 
@@ -200,7 +200,7 @@ def test_plain_requests_beside_them(server: Server, seeing: Path) -> None:
     for seed in range(100, 112):
         picture = url(Picture(seed))
         several = [body("base", messages(picture), vllm_xargs={"cold": 0}) for _ in range(3)]
-        several += bodies(picture, picture)
+        several += bodies(picture, url(Picture(seed + 1000)))
         rng.shuffle(several)
         with ThreadPoolExecutor(len(several)) as pool:
             got = list(pool.map(lambda one: tokens(server, one), several))
