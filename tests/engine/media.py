@@ -43,14 +43,16 @@ class Picture:
 
 @dataclass(frozen=True)
 class Video:
-    """Some frames."""
+    """Some frames. Pairs of them are no more than tokens in a row: behind a video M-RoPE goes on
+    after its height and width in transformers, after its length as well in vLLM.
+    """
 
     seed: int
     frames: int = 4
 
     def make(self) -> Any:
         return np.stack(
-            [np.asarray(Picture(100 * self.seed + i).make()) for i in range(self.frames)]
+            [np.asarray(Picture(100 * self.seed + i, 84, 84).make()) for i in range(self.frames)]
         )
 
 
@@ -90,6 +92,7 @@ class MediaFamily:
         stands: What stands for a medium in a text.
         draw: The media of its requests.
         limits: Of each kind of medium, how many a prompt has at most.
+        rounds: How many requests of each of ``KINDS`` there are.
         causal: Whether vLLM's attention on CPU hides from a medium's token those behind it, where
             the model would show them.
     """
@@ -99,6 +102,7 @@ class MediaFamily:
     draw: Callable[[int], Medium] = Picture
     limits: dict[str, int] = field(default_factory=lambda: {"image": 2})
     causal: bool = False
+    rounds: int = 2
 
 
 def _sized(seed: int) -> Picture:
@@ -251,6 +255,7 @@ MEDIA = {
         _VIDEO_IN_QWEN,
         lambda seed: Video(seed, 2 + 2 * (seed % 3)),
         {"image": 0, "video": 2},
+        rounds=1,
     ),
     "qwen2-audio": MediaFamily(
         Family(
@@ -275,6 +280,7 @@ MEDIA = {
         "<|audio_bos|><|AUDIO|><|audio_eos|>",
         lambda seed: Sound(seed, 150 + 130 * (seed % 5)),
         {"audio": 2},
+        rounds=1,
     ),
 }
 
@@ -330,14 +336,14 @@ def words(rng: random.Random, num: int) -> str:
     return "".join(f" w{rng.randrange(411)}" for _ in range(num))
 
 
-def make_cases(family: MediaFamily, count: int = 3 * len(KINDS)) -> list[Case]:
+def make_cases(family: MediaFamily) -> list[Case]:
     """Requests of each of ``KINDS`` in turn that the family takes. Half of them begin with a text
     and a medium that others begin with, so that caches of prompts and of media have hits.
     """
     rng = random.Random(29)
     media = [family.draw(seed) for seed in range(5)]
     shared, cases = words(rng, 40), []
-    for i in range(count):
+    for i in range(family.rounds * len(KINDS)):
         kind, number = KINDS[i % len(KINDS)], i // len(KINDS)
         begin = shared if i % 2 else words(rng, _LENGTHS[i % len(_LENGTHS)])
         first = media[0] if i % 2 else media[rng.randrange(5)]

@@ -412,6 +412,6 @@ def test_survivors_get_what_they_get_alone(
     llm = engines.get(**chosen)
     with preempted_pairs(llm) as preempted:
         results = drive(llm, folder, jobs, seed, abort=1 / 3)
-    assert len(preempted) >= 3
+    assert preempted
     assert_no_media(llm)
     engines.check(jobs, results)
