@@ -51,6 +51,12 @@ _ENDPOINTS = (
              ("tok_params is None", "self.tokenize_prompt"))
             for name in ("render_cmpl", "render_cmpl_async", "render_chat", "render_chat_async")
         ),
+        # The tools put an answer's tokens behind a chat's.
+        *((f"vllm.renderers.base:BaseRenderer.{name}", ()) for name in ("render_messages",
+          "tokenize_prompt")),
+        ("vllm.renderers.hf:HfRenderer.render_messages",
+         ("parse_chat_messages(", "prompt['multi_modal_data'] = mm_data",
+          "return (conversation, prompt)")),
         # A request gets as many tokens as it asks for, at most what the server's owner allows.
         ("vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.__init__",
          ("self.override_max_tokens = self.default_sampling_params.get('max_tokens') if "

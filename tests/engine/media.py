@@ -43,8 +43,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Video:
-    """Some frames. Pairs of them are fewer than tokens in a row: behind a video M-RoPE goes on after
-    its height and width in transformers, after its length as well in vLLM.
+    """Some frames. Pairs of them are no more than tokens in a row: behind a video M-RoPE goes on
+    after its height and width in transformers, after its length as well in vLLM.
     """
 
     seed: int

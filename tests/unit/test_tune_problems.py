@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.test_pictures import file, pixels
+from vllm_cold.tools.contrast import Pictured, kept, messages_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 from vllm_cold.tools.tune.verdict import FEWEST
@@ -132,6 +134,41 @@ def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
         set(), {"cold_part"}, {"cold_amateur_messages"},
     ]  # fmt: skip
     assert repeated == 1  # the last says what the first has from the options
+
+
+def test_rows_with_images(tmp_path: Path) -> None:
+    """Files beside the rows; prompts are told apart by what is in them, not by their names."""
+    (tmp_path / "a.png").write_bytes(one := file(pixels((4, 4))))
+    (tmp_path / "copy.png").write_bytes(one)
+    (tmp_path / "b.png").write_bytes(file(pixels((5, 5))))
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
+    path = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "p", "image": "a.png", "answer": "x"},
+        {"prompt": "p", "image": "b.png", "answer": "y"},
+        {"prompt": "p", "images": ["a.png", "b.png"], "answer": "z"},
+        {"messages": chat, "image": "a.png", "answer": "x", "cold_images": "blur:3"},
+        {"prompt": "p", "answer": "without"},
+        {"prompt": "p", "image": "copy.png", "answer": "x"},
+    )
+    problems, repeated = load_problems(path)
+    assert (len(problems), repeated) == (5, 1)
+    first, _, both, talk, plain = (problem.prompt for problem in problems)
+    assert isinstance(first, Pictured) and isinstance(both, Pictured)
+    assert first.turns == (("user", "p"),) and len(both.pictures) == 2
+    assert isinstance(talk, Pictured) and talk.turns == (("system", "s"), ("user", "p"))
+    assert plain == "p" and problems[3].own_keys == {"cold_images"}
+    [system, user] = messages_of(talk) or ()
+    assert system == chat[0]
+    assert [part["type"] for part in user["content"]] == ["image_url", "text"]
+    found = json.dumps(kept(both))
+    assert "b.png" in found and both.pictures[1].digest in found and "base64" not in found
+    for row, said in (
+        ({"prompt": "q", "image": "c.png", "answer": "x"}, r":1: image='c.png': cannot be read"),
+        ({"prompt": "q", "images": ["p.jsonl"], "answer": "x"}, ":1: images='p.jsonl': is no pict"),
+    ):
+        with pytest.raises(ToolError, match=said):
+            load_problems(write(tmp_path / "p.jsonl", row))
 
 
 def some(count: int, silent: int = 0) -> list[Problem]:

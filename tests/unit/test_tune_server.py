@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests import loopback
+from tests.unit.test_pictures import file, pixels
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import main
 from vllm_cold.tools.tune.plain import BETTER
@@ -125,6 +127,34 @@ def line(fake: tuple[Fake, str], tmp_path: Path) -> Callable[..., list[str]]:
 
 
 GUIDED = ("--without", "system", "--preset", "cfg")
+
+
+def test_images_are_sent_and_not_kept(
+    fake: tuple[Fake, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, url = fake
+    (tmp_path / "a.png").write_bytes(data := file(pixels()))
+    rows = [{"prompt": f"p{n}", "image": "a.png", "answer": "right"} for n in range(COUNT)]
+    path, out = tmp_path / "p.jsonl", tmp_path / "out"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["tune", str(path), "--url", url, "--output", str(out)]
+    assert main([*command, "--images", "noise:500", "--preset", "vcd"]) == 0
+    assert len(kept.bodies) == 2 * COUNT
+    for body in kept.bodies:
+        [image, text] = body["messages"][0]["content"]
+        assert base64.b64decode(image["image_url"]["url"].partition(",")[2]) == data
+        assert re.fullmatch(r"p\d+", text["text"])
+    [told] = kept.cold
+    assert (told["cold_preset"], told["cold_images"]) == ("vcd", "noise:500")
+    answers = (out / "answers.jsonl").read_text()
+    printed = capsys.readouterr().out + answers + (out / "report.json").read_text()
+    assert "a.png" in answers and "base64" not in printed and "iVBOR" not in printed
+    # What is there is found again, unless the image changes.
+    assert main([*command, "--images", "noise:500", "--preset", "vcd"]) == 0
+    assert len(kept.bodies) == 2 * COUNT
+    (tmp_path / "a.png").write_bytes(file(pixels((3, 3))))
+    assert main([*command, "--images", "noise:500", "--preset", "vcd"]) == 0
+    assert len(kept.bodies) == 4 * COUNT
 
 
 def report(tmp_path: Path) -> dict[str, Any]:
@@ -279,5 +309,5 @@ def test_a_key_is_sent_and_not_shown(
     assert fake[0].keys == {f"Bearer {KEY}"}
     printed = capsys.readouterr()
     assert KEY not in printed.out + printed.err
-    for file in (tmp_path / "out").iterdir():
-        assert KEY.encode() not in file.read_bytes()
+    for kept_file in (tmp_path / "out").iterdir():
+        assert KEY.encode() not in kept_file.read_bytes()

@@ -136,7 +136,6 @@ CONTRAST: Mapping[str, Knob] = {
         "What the amateur sees of the images: none, noise:500 or blur:12.",
         f"{ALLOWED}, or a list of such texts",
         engine=False,
-        typed=False,
     ),
     "weights": Knob(
         _Weight | list[_Weight] | None,

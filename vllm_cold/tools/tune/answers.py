@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from vllm_cold.tools.contrast import kept
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
@@ -47,7 +48,7 @@ class _Line(Answer, frozen=True):
 
 def _asked(setting: Setting | None, problem: Problem) -> Any:
     """The prompt and contrast that an answer was made of, as they read after a round trip."""
-    asked: Any = [problem.prompt, problem.args]
+    asked: Any = [kept(problem.prompt), problem.args]
     if setting is not None and setting.plain is not None:
         reads = problem.plain.get(setting.plain)
         asked = [reads and reads.value, {}]

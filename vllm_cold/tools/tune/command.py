@@ -15,7 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from vllm_cold.tools.contrast import ROW_KEYS, request_args
+from vllm_cold.tools.contrast import ROW_KEYS, kept, request_args
 from vllm_cold.tools.engine import prepare_environment
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import report, verdict
@@ -122,7 +122,7 @@ class Tuning:
         changes = [
             {
                 "id": problem.id,
-                "prompt": problem.prompt,
+                "prompt": kept(problem.prompt),
                 "answers": list(problem.answers),
                 "greedy": self._answers[None, problem.id].text,
                 "cold": self._answers[best, problem.id].text,

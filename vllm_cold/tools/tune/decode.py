@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import openai
 
@@ -23,9 +23,16 @@ from vllm_cold.tools.contrast import (
     read_streams,
     request_args,
 )
-from vllm_cold.tools.engine import cold_params, engine_errors, prompt_maker, start_llm
+from vllm_cold.tools.engine import (
+    cold_params,
+    engine_errors,
+    engine_prompt,
+    prompt_maker,
+    start_llm,
+)
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.interrupts import kept_interrupts
+from vllm_cold.tools.pictures import as_sent, without_data
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.answers import Answer
 from vllm_cold.tools.tune.grid import Setting
@@ -100,6 +107,7 @@ class Engine:
         from vllm_cold.vllm import availability
         from vllm_cold.vllm.frontend.config import is_configured, unsupported
 
+        self._llm = llm
         self._engine = llm.llm_engine
         self._config = self._engine.vllm_config
         # Now, and not after the greedy pass.
@@ -119,18 +127,17 @@ class Engine:
             "stop": task.options.stop or [],
             **{name: defaults[name] for name in PENALTIES if defaults.get(name)},
         }
-        self._prompts: dict[tuple[str, str | None], tuple[int, ...]] = {}
+        self._reads: dict[tuple[str, str | None], Stream] = {}
         self._streams: dict[tuple[str, str | None], tuple[Stream, ...]] = {}
         self._tokenize(task, prompt_maker(llm))
 
     def _tokenize(self, task: Task, make: Callable[..., list[int]]) -> None:
         """Make the tokens of all streams' prompts, before anything is decoded."""
         names, chat = list(self._adapters), task.options.chat
-        limit, most = self._config.model_config.max_model_len, task.options.max_tokens
         # The same options can mean other amateurs for a preset, and for nothing else of a setting.
         methods = {setting.preset: setting for setting in task.grid}
         for problem in task.problems:
-            made = []
+            made: list[Stream] = []
             try:
                 for preset, setting in methods.items():
                     amateurs = read_contrast({**problem.args, **setting.args}).amateurs
@@ -138,21 +145,31 @@ class Engine:
                         problem.prompt, amateurs, make, task.expert, task.model, names, chat
                     )
                     self._streams[problem.id, preset] = streams
-                    self._prompts[problem.id, None] = streams[0].ids
-                    made += [stream.ids for stream in streams]
+                    self._reads[problem.id, None] = streams[0]
+                    made += streams
                 for name in task.plain:
-                    made.append(tuple(make("prompt", problem.plain[name])))
-                    self._prompts[problem.id, name] = made[-1]
+                    ids = tuple(make("prompt", problem.plain[name]))
+                    self._reads[problem.id, name] = Stream(task.expert, ids)
+                    made.append(self._reads[problem.id, name])
             except ColdError as error:
                 said = as_written(error, problem.own_keys)
                 raise ToolError(f"{problem.place}: {said}") from error
-            longest = max(map(len, made))
-            if longest + most > limit:  # vLLM would cut the output off
-                raise ToolError(
-                    f"{problem.place}: its longest prompt has {longest} tokens, with --max-tokens "
-                    f"{longest + most} in all, and the engine's limit is {limit}; shorten it, "
-                    "lower --max-tokens or raise --max-model-len"
-                )
+            longest = max(len(stream.ids) for stream in made)
+            if longest + task.options.max_tokens > self._limit:  # vLLM would cut the output off
+                self._refuse(problem, longest)
+
+    @property
+    def _limit(self) -> int:
+        limit: int = self._config.model_config.max_model_len
+        return limit
+
+    def _refuse(self, problem: Problem, longest: int) -> NoReturn:
+        most = self._common["max_tokens"]
+        raise ToolError(
+            f"{problem.place}: its longest prompt has {longest} tokens, with --max-tokens "
+            f"{longest + most} in all, and the engine's limit is {self._limit}; shorten it, lower "
+            "--max-tokens or raise --max-model-len"
+        )
 
     def _params(self, job: Job) -> Any:
         from vllm import SamplingParams
@@ -164,20 +181,20 @@ class Engine:
             return SamplingParams(**common, extra_args={"cold": 0})
         contrast = read_contrast({**job.problem.args, **job.setting.args})
         streams = self._streams[job.problem.id, job.setting.preset]
-        return cold_params(contrast, streams, self._adapters, **common)
+        return cold_params(self._llm, contrast, streams, self._adapters, **common)
 
     def _add(self, request_id: str, job: Job) -> None:
-        prompt = {"prompt_token_ids": list(self._prompts[job.problem.id, job.plain])}
         try:
+            prompt = engine_prompt(self._llm, self._reads[job.problem.id, job.plain])
             params = self._params(job)
             self._engine.add_request(request_id, prompt, params, lora_request=self._adapter)
         except ValueError as error:
-            raise ToolError(f"{job.problem.place}: {error}") from error
+            raise ToolError(f"{job.problem.place}: {without_data(str(error))}") from error
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
         """See ``Decode``. After an error or Ctrl-C the engine is of no use any more."""
         room = _WAITING * self._config.scheduler_config.max_num_seqs
-        waiting = iter(enumerate(jobs))
+        waiting, most = iter(enumerate(jobs)), self._common["max_tokens"]
         running: dict[str, Job] = {}
         with kept_interrupts() as check:
             while True:
@@ -191,7 +208,11 @@ class Engine:
                     results = self._engine.step()
                 for result in results:
                     job, (completion,) = running.pop(result.request_id), result.outputs
-                    done(job, _whole(job, completion.text, completion.finish_reason, "engine"))
+                    answer = _whole(job, completion.text, completion.finish_reason, "engine")
+                    # How long a prompt is with its images, nobody knew before.
+                    if answer.finish == "length" and len(completion.token_ids) < most:
+                        self._refuse(job.problem, len(result.prompt_token_ids))
+                    done(job, answer)
 
 
 def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
@@ -234,7 +255,7 @@ async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: J
     try:
         with server._errors():
             if isinstance(reads, Messages):
-                messages: Any = reads.value
+                messages: Any = as_sent(reads.value)
                 chat = await client.chat.completions.create(messages=messages, **common)
                 found, text = chat.choices[0], chat.choices[0].message.content
             else:

@@ -26,7 +26,7 @@ class Problem:
     Attributes:
         id: The row's ``id``, or ``line-N``.
         line: Number of its line, from 1.
-        prompt: Text, or chat messages (``role`` and ``content``).
+        prompt: Text, or chat messages (``role`` and ``content``), maybe with pictures.
         answers: One or more texts, of which one is enough.
         answer: What the file has for them, as JSON reads it: what a scoring callable gets.
         args: What it is contrasted with, as a request's flat arguments.
@@ -79,14 +79,14 @@ class _Row(Given):
     id: Whole | int | None = None
 
 
-def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
+def _parse(line: str, number: int, args: Mapping[str, Any], folder: Path) -> Problem:
     """Raises ValueError with what is wrong, without the line's number."""
     row, own = read_row(_Row, line)
     name = f"line-{number}" if row.id is None else str(row.id)
     merged, keys = merge(args, own), frozenset(own)
     as_given = json.loads(line)["answer"]
-    right = tuple(row.answer)
-    return Problem(name, number, row.read, right, as_given, merged, keys, row.answers)
+    prompt, right = row.read(folder), tuple(row.answer)
+    return Problem(name, number, prompt, right, as_given, merged, keys, row.answers)
 
 
 def load_problems(
@@ -117,9 +117,10 @@ def load_problems(
     repeated = 0
     for number, line in read_lines(Path(path), path):
         try:
-            problem = _parse(line, number, args or {})
+            problem = _parse(line, number, args or {}, Path(path).parent)
             check(problem)
-            reads = json.dumps(messages_of(problem.prompt, chat) or problem.prompt)
+            asked = messages_of(problem.prompt, chat) or problem.prompt
+            reads = json.dumps(asked, default=lambda picture: picture.digest)
             first = by_prompt.setdefault(reads, problem)
             said, now = ((p.answers, p.args, p.has_answer) for p in (first, problem))
             if said != now:

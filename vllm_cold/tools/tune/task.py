@@ -18,6 +18,7 @@ from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
 from vllm_cold.tools.contrast import (
+    Pictured,
     adapter_of,
     amateur_reads,
     as_written,
@@ -164,7 +165,11 @@ def read_task(options: argparse.Namespace) -> Task:
 
     problems, repeated = load_problems(options.data, args, check, options.chat)
     ones = [_first_amateur(problem, grid) for problem in problems]
-    known = [(problem.prompt, one) for problem, one in zip(problems, ones, strict=True) if one]
+    known = [
+        (problem.prompt, one)
+        for problem, one in zip(problems, ones, strict=True)
+        if one and not isinstance(problem.prompt, Pictured)
+    ]
     lacks: Lacks | None = None
     plain = list[str]()
     if len(known) == len(problems) > 0:
