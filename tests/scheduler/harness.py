@@ -101,6 +101,8 @@ class Setup:
     """Whether no plain requests come."""
     media: Media | None = None
     """Images in prompts; None for none."""
+    interval: int = 1
+    """Steps from one with prompts to the next, where others decode (0.33 and newer)."""
 
 
 @dataclass(frozen=True)
@@ -221,6 +223,7 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
             async_scheduling=setup.is_async and not setup.drafts,  # none of an n-gram's
             policy=setup.policy,  # type: ignore[arg-type]
             long_prefill_token_threshold=setup.long_prefill,
+            **({"prefill_schedule_interval": setup.interval} if setup.interval > 1 else {}),
         ),
         model_config=model_config,
         cache_config=CacheConfig(
@@ -607,7 +610,8 @@ class Harness:
         self._check_output(output)
         if not squeeze:
             self._check_pass(output)
-            if not throttle and self.paused == PauseState.UNPAUSED:
+            held = throttle or self.setup.interval > 1
+            if not held and self.paused == PauseState.UNPAUSED:
                 self._check_work(output, complete, running)
         self.steps += 1
         could_run = (
@@ -901,6 +905,8 @@ class Harness:
                 r: r.num_tokens + r.num_output_placeholders - r.num_computed_tokens
                 for r in group.streams
             }
+            if group.request_id not in complete and self._loading(group.request_id):
+                continue  # it waits for no room
             if group.request_id not in complete:
                 overtaken = [
                     r

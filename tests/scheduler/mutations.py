@@ -752,6 +752,36 @@ MUTATIONS = [
         _nothing,
     ),
     _loads(
+        "loads under way that share KV that did not come do not wait for each other",
+        "cut",
+        _nothing,
+        cases.shared_and_lost,
+    ),
+    _loads(
+        "loads under way do not keep blocks of a group that was taken out of the step",
+        "_preempt_request",
+        ("self._loads.cut(unwritten)", "pass"),
+        cases.late_behind_its_leader,
+    ),
+    _loads(
+        "nobody finds blocks of a group that is taken out of the step",
+        "is_barred",
+        _no,
+        cases.late_behind_its_leader,
+    ),
+    _loads(
+        "KV that an aborted request's step may not load is not found",
+        "abort",
+        _nothing,
+        cases.aborted_amid_a_lost_load,
+    ),
+    _loads(
+        "who waits behind a leader that lacks its followers is not looked at",
+        "_stop_admission",
+        _nothing,
+        cases.blocked_queue,
+    ),
+    _loads(
         "of KV that did not come no figure counts",
         "_scored",
         ("if lost or is_dropped(group.expert):", "if False:"),

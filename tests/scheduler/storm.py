@@ -47,6 +47,7 @@ def random_setup(rng: random.Random) -> Setup:
         draft_slots=slots,
         lookahead=rng.choice((0, 0, drafts)),
         depth=depth,
+        interval=rng.choice((1, 1, 2, 5)) if RELEASE >= (0, 33) else 1,
     )
 
 

@@ -163,7 +163,8 @@ _REQUESTS = (
     ),
     Contract(
         "vllm.v1.engine:EngineCoreOutput",
-        fields="request_id new_token_ids finish_reason stop_reason events trace_headers",
+        fields="request_id new_token_ids finish_reason stop_reason events trace_headers "
+        "kv_transfer_params",
     ),
     Contract(
         "vllm.sampling_params:SamplingParams",
@@ -226,8 +227,8 @@ OF_CONNECTORS = (
             "_request_remaining_blocks": "request",
         },
         sets="connector defer_block_free deferred_frees sched_step_seq recompute_kv_load_failures "
-        "finished_recving_kv_req_ids finished_req_ids _inflight_prefills kv_holding_waiting "
-        "deferred_waiting",
+        "finished_recving_kv_req_ids failed_recving_kv_req_ids finished_req_ids _inflight_prefills "
+        "kv_holding_waiting deferred_waiting max_num_active_reqs",
     ),
     Contract(_SCHED + "output:KVConnectorBlockState", fields="req_ids"),
     Contract(

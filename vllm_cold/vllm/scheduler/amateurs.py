@@ -13,6 +13,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
+from vllm_cold.group import results
 from vllm_cold.group.stream import AmateurStream, Stream
 
 
@@ -36,8 +37,9 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
     for index, amateur in enumerate(stream.amateurs, 1):
         params = _params(asked)
         params.extra_args = structs.replace(of_workers, index=index).to_extra_args(args)
-        # They say where the expert's KV comes from and goes to.
-        params.extra_args.pop("kv_transfer_params", None)
+        given = params.extra_args.pop("kv_transfer_params", None)
+        if (own := results.of_amateur(given, index - 1)) is not None:
+            params.extra_args["kv_transfer_params"] = own
         amateurs.append(_make_amateur(expert, amateur, index, params, features[index - 1]))
     return expert, *amateurs
 

@@ -77,6 +77,9 @@ class Scheduler:
     deferred_frees: Any
     recompute_kv_load_failures: bool
     finished_recving_kv_req_ids: set[str]
+    failed_recving_kv_req_ids: set[str]
+    kv_holding_waiting: Any
+    max_num_active_reqs: int
     _inflight_prefills: set[Request]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...

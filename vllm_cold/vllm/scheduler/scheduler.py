@@ -68,7 +68,7 @@ from vllm_cold.vllm.scheduler.connectors import Loads
 from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
-from vllm_cold.vllm.scheduler.queues import WaitingQueues
+from vllm_cold.vllm.scheduler.queues import WaitingQueues, holds_prompts
 from vllm_cold.vllm.scheduler.states import StateSplit
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
@@ -196,7 +196,9 @@ class GroupScheduler(Scheduler):
         ids = set(self.requests if request_ids is None else request_ids)
         groups = {g.request_id: g for i in ids if (g := self._groups.get(i)) is not None}
         amateurs = {a.request_id for g in groups.values() for a in g.amateurs}
-        finished = super().finish_requests(ids | groups.keys() | amateurs, finished_status)
+        ids |= groups.keys() | amateurs
+        self._loads.abort(ids)
+        finished = super().finish_requests(ids, finished_status)
         for group in groups.values():
             self._forget(group)
         # vLLM 0.23 reports (request id, client index), later releases the requests.
@@ -306,11 +308,7 @@ class GroupScheduler(Scheduler):
         )
         drafting = self._draft_controller is None or self._draft_controller.may_draft()
         self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens, drafting)
-        self._throttled = (
-            throttle
-            and not getattr(self, "prefill_capacity_bound", False)
-            and any(not r.is_prefill_chunk for r in self.running)
-        )
+        self._throttled = holds_prompts(self, throttle)
         self._order_running()
         self._loads.begin_pass(self._promote)
         if self.pause_state == PauseState.PAUSED_NEW:
@@ -380,6 +378,8 @@ class GroupScheduler(Scheduler):
         ready = super()._handle_blocked_waiting_request(request)
         if not ready or not self._in_pass:
             return ready
+        if self._loads.possible and self._loads.is_barred(request):
+            return False
         group = self._groups.get(request.request_id)
         if group is None:
             may_load = self._loads.may_start(request, self._step)
@@ -475,6 +475,7 @@ class GroupScheduler(Scheduler):
             self._step.preempt(group)
         if admitted := self._step.admits(group, capacity):
             self._loads.starting.difference_update(admitted)
+            self._loads.expected.update(admitted)
         elif not waiting:
             admitted = self._loads.starting_of(group)
         if admitted:
@@ -595,7 +596,9 @@ class GroupScheduler(Scheduler):
             kwargs["drop_stale_output"] = True  # of all streams, whoever preempts them
         if self._in_pass:
             assert self._blocks is not None
-            self._blocks.uncache_unwritten(request, self._loads.num_written(request))
+            unwritten = self._blocks.uncache_unwritten(request, self._loads.num_written(request))
+            if self._loads.possible:
+                self._loads.cut(unwritten)
             self._step.preempt(group if group is not None and group.followers else None)
             self._encoder.preempted(request)
             self._look_anew()
@@ -736,6 +739,8 @@ class GroupScheduler(Scheduler):
             # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
             ended = self._end_failed()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self._groups:
+            self._loads.end_step(scheduler_output.num_scheduled_tokens)
         self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
         if self._groups:
             ended += self._after_output(scheduler_output, outputs, scored)
@@ -796,6 +801,8 @@ class GroupScheduler(Scheduler):
     ) -> set[str]:
         """What the KV of one stream did not bring, its group has not computed."""
         failed = super()._handle_invalid_blocks(invalid_block_ids, num_scheduled_tokens)
+        if self._groups:
+            self._loads.cut(invalid_block_ids)
         groups = {g.request_id: g for i in failed if (g := self._groups.get(i)) is not None}
         if not groups:
             return failed
@@ -864,6 +871,8 @@ class GroupScheduler(Scheduler):
                 over.append(group)
         hidden.update(group.request_id for group in self._failed)
         for client in outputs.values():
+            if self._loads.possible:
+                self._loads.hand_on(client.outputs, groups)
             if client.outputs and hidden:
                 client.outputs = [o for o in client.outputs if o.request_id not in hidden]
             for output in client.outputs:
