@@ -65,7 +65,7 @@ class Noise(msgspec.Struct, frozen=True):
 
         pixels = np.array(image.convert("RGB"))
         seed = hashlib.sha256(f"{self.step} {pixels.shape}".encode())
-        seed.update(pixels)
+        seed.update(pixels.data)
         generator = np.random.default_rng(np.frombuffer(seed.digest(), np.uint32))
         kept, noise = _amplitudes(self.step)
         half = np.float32(127.5)

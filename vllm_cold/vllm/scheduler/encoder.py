@@ -315,7 +315,7 @@ class EncoderInputs:
         """Which of a request's media is this one: the last that it counts on, as a worker may have
         dropped the data of those that the prefix cache covers.
         """
-        held = self._manager.get_cached_input_ids(request)
+        held: set[int] = self._manager.get_cached_input_ids(request)
         return max(i for i in held if request.mm_features[i].identifier == identifier)
 
     def _drop(self, identifier: str) -> None:
