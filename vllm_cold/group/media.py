@@ -107,6 +107,14 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                     )
     kept = [at_end(features, num_tokens, room.lookahead) for num_tokens, features in streams]
     remedy = "let text follow them in each prompt, or raise max_num_batched_tokens"
+    limit = room.tokens - room.per_stream * len(streams)
+    longest = max((f.mm_position.length for _, of in streams for f in of), default=0)
+    if room.is_whole and longest + len(streams) - 1 > limit:
+        # Streams begin together, each with a token at least.
+        return (
+            f"has media of {longest} tokens, which must be computed in one step beside a token of "
+            f"each other stream, and a step has {limit}: send less, or raise max_num_batched_tokens"
+        )
     if not any(kept):
         return None
     if room.is_whole:
@@ -120,7 +128,6 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
             num_tokens - min((f.mm_position.offset for f in of_stream), default=num_tokens - 1)
             for (num_tokens, _), of_stream in zip(streams, kept, strict=True)
         ]
-        limit = room.tokens - room.per_stream * len(streams)
         limit = min(limit, room.chunk) if max(last) > room.chunk > 0 else limit
         if sum(last) > limit:
             return (
