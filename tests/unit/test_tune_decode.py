@@ -206,7 +206,7 @@ def test_images_are_the_streams_own(engine: Any, monkeypatch: pytest.MonkeyPatch
     assert params.amateurs[0].prompt == [5, 4, 10]
     made, fake = engine(given)
     fake.finish = "length"
-    said = r"problem 'a' \(line 1\): its prompt .* has 3 tokens, with --max-tokens 7 in all"
+    said = r"problem 'a' \(line 1\): its longest prompt has 3 tokens, with --max-tokens 7 in all"
     with pytest.raises(ToolError, match=said):
         made.run([Job(None, given)], lambda *_: None)
 

@@ -93,9 +93,10 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                     f"has media of {size} embeddings, and the engine encodes {most} at most: send "
                     "less, or raise max_num_batched_tokens"
                 )
+    limit = room.tokens - room.per_stream * len(streams)
     if room.is_whole:
         # Beside a token of each other stream that is admitted with it.
-        longest = room.tokens - room.per_stream * len(streams) - (len(streams) - 1)
+        longest = limit - (len(streams) - 1)
         longest = min(longest, room.chunk or longest)
         for _, features in streams:
             for feature in features:
@@ -107,14 +108,6 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                     )
     kept = [at_end(features, num_tokens, room.lookahead) for num_tokens, features in streams]
     remedy = "let text follow them in each prompt, or raise max_num_batched_tokens"
-    limit = room.tokens - room.per_stream * len(streams)
-    longest = max((f.mm_position.length for _, of in streams for f in of), default=0)
-    if room.is_whole and longest + len(streams) - 1 > limit:
-        # Streams begin together, each with a token at least.
-        return (
-            f"has media of {longest} tokens, which must be computed in one step beside a token of "
-            f"each other stream, and a step has {limit}: send less, or raise max_num_batched_tokens"
-        )
     if not any(kept):
         return None
     if room.is_whole:
