@@ -96,24 +96,10 @@ def test_an_end_that_leaves_no_room_for_anothers_media() -> None:
 
 def test_media_that_must_not_be_split() -> None:
     whole = replace(ROOM, is_whole=True)
-    streams = [(10, [image("a", 0, 10)]), (10, [image("b", 0, 10)])]
-    told = why_never(streams, whole)
-    assert told and "of 20 embeddings together, which must be encoded in one step" in told
-    whole = replace(whole, budget=20)
-    assert why_never(streams, whole) is None
-    told = why_never(streams, replace(whole, tokens=19))
-    assert (
-        told
-        and "of 20 tokens together, which must be computed in one step, and a step has 19" in told
-    )  # noqa: E501
-    assert why_never(streams, replace(whole, chunk=9)) is not None
-    assert why_never(streams, replace(whole, tokens=22, per_stream=1)) is None
-    assert why_never(streams, replace(whole, tokens=21, per_stream=1)) is not None
-    # A stream that ends with text needs one token of that step.
-    streams[1] = TEXT
-    assert why_never(streams, replace(whole, tokens=11)) is None
-    assert why_never(streams, replace(whole, tokens=10)) is not None
-    # In front of text, too, and beside a token of each other stream.
+    told = why_never([(10, [image("a", 0, 10)]), TEXT], whole)
+    assert told and "has a prompt that ends with media" in told and "disable_chunked" in told
+    assert why_never([(11, [image("a", 0, 10)]), TEXT], whole) is None
+    # Beside a token of each other stream.
     streams = [(30, [image("a", 0, 10)]), TEXT, TEXT]
     assert why_never(streams, replace(whole, tokens=12)) is None
     told = why_never(streams, replace(whole, tokens=11))

@@ -107,27 +107,11 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
                         "max_num_batched_tokens, or leave disable_chunked_mm_input out"
                     )
     kept = [at_end(features, num_tokens, room.lookahead) for num_tokens, features in streams]
-    remedy = "let text follow them in each prompt, or raise max_num_batched_tokens"
-    if not any(kept):
-        return None
-    if room.is_whole:
-        total = num_embeds(feature for of_stream in kept for feature in of_stream)
-        if total > most:
-            return (
-                f"has prompts that end with media, of {total} embeddings together, which must be "
-                f"encoded in one step, and the engine encodes {most} at most: {remedy}"
-            )
-        last = [
-            num_tokens - min((f.mm_position.offset for f in of_stream), default=num_tokens - 1)
-            for (num_tokens, _), of_stream in zip(streams, kept, strict=True)
-        ]
-        limit = min(limit, room.chunk) if max(last) > room.chunk > 0 else limit
-        if sum(last) > limit:
-            return (
-                f"has prompts that end with media, of {sum(last)} tokens together, which must be "
-                f"computed in one step, and a step has {limit}: {remedy}"
-            )
-        return None
+    if room.is_whole and any(kept):
+        return (
+            "has a prompt that ends with media, whose tokens must be computed in one step: let "
+            "text follow them, or leave disable_chunked_mm_input out"
+        )
     for number, (_, features) in enumerate(streams):
         others = [
             feature for i, of_stream in enumerate(kept) if i != number for feature in of_stream
@@ -136,6 +120,7 @@ def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoo
             if (total := num_embeds([*others, feature])) > room.cache:
                 return (
                     f"has prompts that end with media: {total} embeddings must be kept at once, "
-                    f"and the encoder's cache holds {room.cache}: {remedy}"
+                    f"and the encoder's cache holds {room.cache}: let text follow them in each "
+                    "prompt, or raise max_num_batched_tokens"
                 )
     return None

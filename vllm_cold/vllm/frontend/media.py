@@ -26,7 +26,7 @@ from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from vllm_cold.group.media import EncoderRoom, why_never
+from vllm_cold.group.media import why_never
 from vllm_cold.method.amateurs import (
     MEDIA,
     AmateurSpec,
@@ -37,6 +37,7 @@ from vllm_cold.method.amateurs import (
 )
 from vllm_cold.vllm import contracts, versions
 from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold.vllm.scheduler.encoder import room_of
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -271,16 +272,7 @@ def check(
         raise ValueError(
             "CoLD does not support media in one request with prompt_embeds; send text or token ids."
         )
-    scheduler = config.scheduler_config
-    steps = getattr(scheduler, "max_num_scheduled_tokens", None)
-    room = EncoderRoom(
-        cache=encoder_cache_size,
-        # vLLM makes both of the same number of tokens and the same largest item.
-        budget=encoder_cache_size,
-        tokens=steps or scheduler.max_num_batched_tokens,
-        chunk=scheduler.long_prefill_token_threshold,
-        is_whole=scheduler.disable_chunked_mm_input,
-    )
+    room = room_of(config, encoder_cache_size)
     streams = [(num_tokens, features)]
     for one in amateurs:
         own_tokens = one.num_tokens
