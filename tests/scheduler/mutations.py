@@ -589,7 +589,7 @@ MUTATIONS = [
     _sched(
         "an abort takes all streams",
         "finish_requests",
-        ("ids | groups.keys() | amateurs", "ids"),
+        ("ids |= groups.keys() | amateurs", "pass"),
     ),
     _sched(
         "the end of the expert is the end of its amateurs",
@@ -722,6 +722,7 @@ MUTATIONS = [
         "tokens in flight are dropped of all streams or of none",
         "_preempt_request",
         ('getattr(self, "requires_kv_delivery", False)', "False"),
+        lambda model: storm(model, 362, 200),
     ),
     _loads(
         "blocks are not kept free for a request whose load has failed, from itself",
