@@ -560,6 +560,23 @@ def test_vcd_over_http(online: Online, front: Front) -> None:
         online.answer(plain | {"vllm_xargs": {"cold": 1}}, "base")
 
 
+def test_what_a_default_cannot_distort(front: Front) -> None:
+    """A picture that is none is served as without; who asks is told."""
+    front.serve(default={"preset": "vcd"})
+    prompt = seen("<image> w1", picture())
+    assert stream_of(front, prompt, SamplingParams(max_tokens=2)) is not None
+    prompt["multi_modal_data"] = {"image": np.zeros((3, 56, 56), np.float32)}
+    assert stream_of(front, prompt, SamplingParams(max_tokens=2)) is None
+    asking = ColdParams(max_tokens=2, beta=1.0, amateur=Amateur(images=Noise(5)))
+    with pytest.raises(ValueError, match="an image of the prompt is no picture but a ndarray"):
+        stream_of(front, prompt, asking)
+
+
+def stream_of(front: Front, prompt: Any, params: SamplingParams) -> Any:
+    request = sent(front, made(front, prompt), params)
+    return from_extra_args(request.sampling_params.extra_args)
+
+
 def test_beside_a_default_for_chats(online: Online, front: Front) -> None:
     """Whoever asked for nothing, and has nothing that would be left out, is served as without."""
     front.serve(default={"without": "system"})
@@ -641,6 +658,16 @@ def test_plain_requests_are_as_ever(online: Online, front: Front) -> None:
     # What is contrasted has its data even then.
     (item,) = online.prepared(body | {"model": "base"})[0]["mm_kwargs"]["image"]
     assert item is not None
+
+
+def test_an_amateurs_own_image_leaves_the_senders_cache_alone(online: Online, front: Front) -> None:
+    """A plain request with that image may be sent while the other amateur's prompt is made."""
+    own = json.dumps([user(of_url(1), text(" w3"))])
+    body = chat(user(text(" w3"))) | xargs(amateur_messages=own, beta=1)
+    prompt = online.prepared(body | {"model": "base"})[0]
+    (feature,) = front.request(prompt, SamplingParams(max_tokens=2), None).mm_features
+    assert feature.data is not None
+    assert not front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
 
 
 def hash_of_url(front: Front, seed: int) -> str:

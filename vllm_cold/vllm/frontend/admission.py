@@ -17,6 +17,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.amateurs import (
     AmateurSpec,
+    CannotLeaveOut,
     Distorted,
     Embeds,
     Without,
@@ -227,10 +228,15 @@ class Admission:
         """
         prompt_source = prompts.prompt_source_of(prompt)
         if contrast is not None and contrast.applies(prompt_source):
-            made = await prompts.render_async(
-                self.renderer, prompt_source, contrast.amateurs, online
-            )
-            contrast = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
+            try:
+                made = await prompts.render_async(
+                    self.renderer, prompt_source, contrast.amateurs, online
+                )
+                contrast = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
+            except CannotLeaveOut:
+                if not contrast.gives_way:
+                    raise
+                contrast = None
         else:
             contrast = None
         return prompts.with_decision(prompt, contrast)
@@ -283,7 +289,12 @@ class Admission:
             return None
         _check_kind(request)
         self.check_files(contrast, expert)
-        made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
+        try:
+            made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
+        except CannotLeaveOut:
+            if contrast.gives_way:
+                return None
+            raise
         return self._settle(contrast, made, expert, prompts.Prompt.of(request))
 
     def _settle(

@@ -47,6 +47,11 @@ class Contrast:
     unlimited: bool = False
     explain: bool = False
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether nobody is told what is in the way: the request asked for nothing."""
+        return self.optional and not self.asked
+
     def check_alone(self, field: str, answers: int) -> None:
         """Refuse to tell the weights of several answers: there is room for those of one."""
         if self.explain and answers > 1:
@@ -92,7 +97,7 @@ class Contrast:
                     "prompt_embeds or prompt_token_ids"
                 )
             if expert_prompt.is_of(one):
-                if self.optional and not self.asked:
+                if self.gives_way:
                     return None
                 raise one.refused(
                     "the amateur is the expert, prompt and adapter; give it another prompt or "

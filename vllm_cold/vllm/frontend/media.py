@@ -202,15 +202,16 @@ def _seen(image: Any, one: AmateurSpec) -> Any:
 
     assert isinstance(one.source, Distorted)
     if image is None:
-        raise one.refused("an image of the prompt is known by its uuid alone; send the image")
+        raise _cannot_be_seen(one, "is known by its uuid alone; send the image")
     if isinstance(image, MediaWithBytes):
         image = image.media
     if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
         image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
-        raise one.refused(
-            f"an image of the prompt is no picture but a {type(image).__name__}; send it as a "
-            "picture (of PIL, or of a URL), or say what the amateur reads"
+        raise _cannot_be_seen(
+            one,
+            f"is no picture but a {type(image).__name__}; send it as a picture (of PIL, or of a "
+            "URL), or say what the amateur reads",
         )
     # As the expert's is read: upright, and what is transparent white.
     picture = convert_image_mode(normalize_image(image), "RGB")
@@ -221,6 +222,12 @@ def _seen(image: Any, one: AmateurSpec) -> Any:
     if not isinstance(seen, Image.Image):
         raise one.refused(f"must make a PIL image, and made a {type(seen).__name__}")
     return seen
+
+
+def _cannot_be_seen(one: AmateurSpec, problem: str) -> CannotLeaveOut:
+    return CannotLeaveOut(
+        one.prompt_field, one.source and one.source.value, f"an image of the prompt {problem}"
+    )
 
 
 def append(request: "EngineCoreRequest", amateurs: Sequence[AmateurSpec]) -> None:

@@ -31,15 +31,16 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 import msgspec
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group import results
-from vllm_cold.method.amateurs import Part
+from vllm_cold.method.amateurs import Messages, Part
 from vllm_cold.method.arguments import check_placement, parse_request_args
-from vllm_cold.method.settings import preset_of
+from vllm_cold.method.settings import PREFIX, preset_of
 from vllm_cold.params import ColdParams
 from vllm_cold.vllm.frontend import media, prompts
 from vllm_cold.vllm.frontend.admission import Admission, check_penalty
@@ -86,12 +87,15 @@ def _sends_data(
     server: Admission, renderer: Any, request: Any, messages: Any = None, *_: Any, **__: Any
 ) -> bool:
     """Whether a chat's media are processed as ``media.always_sent`` says: it will be contrasted."""
-    if not media.always_sent(renderer, messages):
+    has_own = bool(request.vllm_xargs) and f"{PREFIX}amateur_messages" in request.vllm_xargs
+    if not (has_own or media.always_sent(renderer, messages)):
         return False
     with refusals():
         contrast = _decide(server, request)
-    source = prompts.PromptSource(messages=messages)
-    return contrast is not None and contrast.applies(source)
+    if contrast is None or not contrast.applies(prompts.PromptSource(messages=messages)):
+        return False
+    own = [one.source.value for one in contrast.amateurs if isinstance(one.source, Messages)]
+    return media.always_sent(renderer, [*(messages or ()), *chain.from_iterable(own)])
 
 
 async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]) -> list[Any]:
