@@ -23,7 +23,22 @@ ONE, TWO, THREE = (
 
 _HELLO = json.dumps([{"role": "user", "content": " w3"}])
 _TEXT = st.text(max_size=8) | st.sampled_from(
-    ["system", "0:3", "0,1", " w9", _HELLO, "one", "base", "cad", "dexperts", ""]
+    [
+        "system",
+        "0:3",
+        "0,1",
+        " w9",
+        _HELLO,
+        "one",
+        "base",
+        "cad",
+        "dexperts",
+        "vcd",
+        "images",
+        "noise:500",
+        "none",
+        "",
+    ]
 )
 _SCALAR = (
     _TEXT
@@ -32,7 +47,7 @@ _SCALAR = (
     | st.sampled_from(["adaptive", "mti", '{"tau": 2}'])
 )
 _NAMES = ["amateur", "amateur_prompt", "amateur_messages", "amateur_prompt_embeds", "without",
-          "part", "weights", "preset"]  # fmt: skip
+          "part", "images", "weights", "preset"]  # fmt: skip
 # Flat arguments of a request, without ``cold_``, that make some sense or none.
 JUNK = st.dictionaries(
     st.sampled_from([*_NAMES, "alpha", "beta", "beta_max", "rule_parameters"]),
@@ -117,3 +132,38 @@ class Front:
         """What the amateurs read."""
         found = [one.prompt for one in self.streams(*args, **kwargs).amateurs]
         return [None if ids is None else self.tokenizer.decode(ids) for ids in found]
+
+
+def make_seeing(folder: Path) -> Path:
+    """A LLaVA without weights: what a front end reads of it. An image has 9 tokens, ``<image>``."""
+    import transformers
+
+    from tests.tiny import make_tokenizer
+
+    tokenizer = make_tokenizer(extra_special_tokens={"image_token": "<image>"})
+    size = {"height": 21, "width": 21}
+    images = transformers.CLIPImageProcessor(size={"shortest_edge": 21}, crop_size=size)
+    transformers.LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=tokenizer.chat_template,
+    ).save_pretrained(folder)
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 2}
+    transformers.LlavaConfig(
+        text_config={
+            **{**sizes, "model_type": "llama", "vocab_size": 520, "num_hidden_layers": 2},
+            **{"max_position_embeddings": 512, "head_dim": 32},
+        },
+        vision_config={
+            **{**sizes, "model_type": "clip_vision_model", "num_hidden_layers": 2},
+            **{"image_size": 21, "patch_size": 7},
+        },
+        image_seq_length=9,
+        image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        architectures=["LlavaForConditionalGeneration"],
+        dtype="float32",
+    ).save_pretrained(folder)
+    return folder

@@ -7,7 +7,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from tests import loopback
@@ -16,10 +16,11 @@ from tests.unit.test_explain_numbers import Model, make
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K
-from vllm_cold.tools.contrast import Stream, read_contrast
+from vllm_cold.tools.contrast import Prompt, Stream, read_contrast, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked, Row, ask
 from vllm_cold.tools.explain.source import Decoded
+from vllm_cold.tools.pictures import picture_of_url
 
 ADAPTER = "adapter"
 CARDS = [
@@ -27,6 +28,22 @@ CARDS = [
     {"id": ADAPTER, "parent": "base"},
     {"id": "other", "parent": "base"},
 ]
+
+
+_FIRST = 0x4E00  # the character of token 0, in texts that become tokens again
+
+
+def chat_of(messages: Sequence[Mapping[str, Any]]) -> Prompt:
+    """Messages as a row has them."""
+    turns, pictures = [], []
+    for one in messages:
+        parts = one["content"]
+        if not isinstance(parts, str):
+            urls = [part["image_url"]["url"] for part in parts if part["type"] == "image_url"]
+            pictures += [picture_of_url("x", url) for url in urls]
+            parts = "".join(part["text"] for part in parts if part["type"] == "text")
+        turns.append((one["role"], parts))
+    return with_pictures(tuple(turns), pictures)
 
 
 def word(token: int) -> str:
@@ -49,6 +66,7 @@ class MadeUp:
         plugin: Whether vllm-cold is there.
         changed: Fields of all choices that are not as they should be; None takes one out.
         text: What is sent instead of any JSON.
+        reads_alike: Whether an answer's text becomes the tokens again that it was made of.
     """
 
     def __init__(self) -> None:
@@ -65,6 +83,7 @@ class MadeUp:
         self.plugin = True
         self.changed: dict[str, Any] = {}
         self.text: str | None = None
+        self.reads_alike = True
 
     def answer(self, model: str, prompt: Any, xargs: dict[str, Any], most: int) -> Decoded:
         """Decode, greedily or with CoLD."""
@@ -72,10 +91,8 @@ class MadeUp:
         if is_cold:
             args = {k: v for k, v in xargs.items() if k != "cold" and v != MAX_EXPERT_TOP_K}
             explains = args.pop("cold_explain", 0)
-            pairs = prompt
-            if not isinstance(prompt, str):
-                pairs = tuple((one["role"], one["content"]) for one in prompt)
-            read = self.model.read_one(ask(Row(pairs, {}), args), adapter)
+            asked = prompt if isinstance(prompt, str) else chat_of(prompt)
+            read = self.model.read_one(ask(Row(asked, {}), args), adapter)
         else:
             streams = (Stream(adapter, self.ids(prompt)),)
             read = Asked(Row("", {}), False, {}, read_contrast({}), streams)
@@ -83,17 +100,25 @@ class MadeUp:
         weights = found.weights if is_cold and explains else ()
         return Decoded(found.tokens, "".join(map(word, found.tokens)), "length", weights)
 
-    def ids(self, prompt: Any) -> tuple[int, ...]:
-        """Of a text, of messages, or of ids."""
+    def ids(self, prompt: Any, continued: bool = False) -> tuple[int, ...]:
+        """Of a text, of messages, of messages that end with an answer's beginning, or of ids."""
         if isinstance(prompt, str):
             return tuple(make("", Text(prompt)))
-        return tuple(make("", Messages(prompt)) if isinstance(prompt[0], dict) else prompt)
+        if not isinstance(prompt[0], dict):
+            return tuple(prompt)
+        if not continued:
+            return tuple(make("", Messages(prompt)))
+        *messages, begun = prompt
+        assert begun["role"] == "assistant"
+        behind = [max(0, ord(c) - _FIRST) * self.reads_alike for c in begun["content"]]
+        return (*make("", Messages(messages)), *behind)
 
     def choice(self, body: dict[str, Any], prompt: Any) -> dict[str, Any]:
         """The answer, whatever is asked of it."""
         adapter = None if body["model"] == "base" else body["model"]
         choice: dict[str, Any] = {"index": 0, "finish_reason": "length", "text": ""}
-        ids = self.ids(prompt)
+        ids = self.ids(prompt, body.get("continue_final_message", False))
+        assert body.get("continue_final_message") is not body.get("add_generation_prompt", True)
         if (top := body.get("prompt_logprobs")) is not None:
             told = [
                 {str(t): {"logprob": e.value, "decoded_token": word(t)} for t, e in row.items()}
@@ -102,7 +127,12 @@ class MadeUp:
             choice["prompt_logprobs"] = [None, *told]
         elif (wanted := body.get("logprob_token_ids")) is not None:
             values = self.model.logprobs(Stream(adapter, ids))
-            choice["logprobs"] = {"top_logprobs": [{f"token_id:{t}": values[t] for t in wanted}]}
+            found = {f"token_id:{t}": values[t] for t in wanted}
+            choice["logprobs"] = {"top_logprobs": [found]}
+            if "messages" in body:
+                assert body["logprobs"] is True
+                tops = [{"token": name, "logprob": value} for name, value in found.items()]
+                choice["logprobs"] = {"content": [{"token": "x", "top_logprobs": tops}]}
         else:
             found = self.answer(body["model"], prompt, body["vllm_xargs"], body["max_tokens"])
             choice |= {"text": found.text, "token_ids": list(found.tokens)}
@@ -131,6 +161,10 @@ def _handler(made_up: MadeUp) -> type[loopback.Answering]:
                 return self.send_text(200, made_up.text)
             if body.get("prompt_logprobs", 0) > 20:
                 return self._refuse("prompt_logprobs: greater than max allowed: 20")
+            if self.path == "/detokenize":
+                # As templates have it that put a space in front of what an assistant says.
+                text = " " + "".join(chr(_FIRST + token) for token in body["tokens"])
+                return self.send(200, {"prompt": text})
             chat = self.path.endswith("/chat/completions")
             prompt = body["messages"] if chat else body["prompt"]
             try:
@@ -139,8 +173,8 @@ def _handler(made_up: MadeUp) -> type[loopback.Answering]:
                 return self._refuse(str(error))
             if body.get("stream"):
                 return self._stream(choice, chat)
-            ids = choice.pop("prompt_token_ids") if chat else None
-            self.send(200, {"choices": [choice], "prompt_token_ids": ids})
+            names = ("prompt_token_ids", "prompt_logprobs") if chat else ()
+            self.send(200, {"choices": [choice], **{n: choice.pop(n, None) for n in names}})
 
         def _stream(self, choice: dict[str, Any], chat: bool) -> None:
             self.send_response(200)

@@ -25,8 +25,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMultimodalLM
 
 from tests import naive_rules
 from vllm_cold.ops.scoring_reference import group_scores
@@ -277,9 +277,10 @@ def assert_same_tokens(
 
 
 def load(model: Path, dtype: torch.dtype = torch.float32) -> Any:
-    """A model, which may also read images."""
-    sees = hasattr(AutoConfig.from_pretrained(model), "vision_config")
-    kind = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    """A model, which may also read images or hear."""
+    config = AutoConfig.from_pretrained(model)
+    reads_media = hasattr(config, "vision_config") or hasattr(config, "audio_config")
+    kind = AutoModelForMultimodalLM if reads_media else AutoModelForCausalLM
     # Eager attention is the plain formula, the same for a prompt and for a single token.
     return kind.from_pretrained(model, dtype=dtype, attn_implementation="eager")
 
@@ -311,6 +312,18 @@ class NaiveCold:
                 )
         self._model.eval()
 
+    @contextmanager
+    def _using(self, adapter: str | None) -> Iterator[Any]:
+        """The model with an adapter, or without."""
+        if adapter is not None:
+            self._model.set_adapter(adapter)
+            yield self._model
+        elif isinstance(self._model, PeftModel):
+            with self._model.disable_adapter():
+                yield self._model
+        else:
+            yield self._model
+
     @torch.inference_mode()
     def _forward(
         self, adapter: str | None, ids: list[list[int]] | Tensor, cache: Any
@@ -318,28 +331,23 @@ class NaiveCold:
         """Logits [B, V] float32 after the last of `ids` [B, n], and the stream's KV cache, or all
         of its tokens; or after embeddings [n, H] in their place.
         """
-        base: AbstractContextManager[Any] = nullcontext()
-        if adapter is not None:
-            self._model.set_adapter(adapter)
-        elif isinstance(self._model, PeftModel):
-            base = self._model.disable_adapter()
         read = (
             {"inputs_embeds": ids[None]}
             if isinstance(ids, Tensor)
             else {"input_ids": torch.tensor(ids)}
         )
-        with base:
+        with self._using(adapter) as model:
             if self._recompute:
                 assert not isinstance(ids, Tensor)
                 ids = [
                     before + new for before, new in zip(cache or [[]] * len(ids), ids, strict=True)
                 ]
                 each = [
-                    self._model(input_ids=torch.tensor([row]), use_cache=False, logits_to_keep=1)
+                    model(input_ids=torch.tensor([row]), use_cache=False, logits_to_keep=1)
                     for row in ids
                 ]
                 return torch.cat([out.logits[:, -1] for out in each]).float(), ids
-            out = self._model(**read, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            out = model(**read, past_key_values=cache, use_cache=True, logits_to_keep=1)
         return out.logits[:, -1].float(), out.past_key_values
 
     def greedy(

@@ -10,7 +10,8 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import read_prompt
+from vllm_cold.method.amateurs import Source, read_source
+from vllm_cold.method.images import View, read_view
 from vllm_cold.method.presets import PRESET_NAMES, PRESETS, PresetName
 from vllm_cold.method.settings import (
     DEFAULT_ALPHA,
@@ -36,11 +37,16 @@ class Amateur:
 
     Attributes:
         prompt: What it reads instead of the expert's prompt: text, token ids, chat messages,
-            which the chat template renders (in ``LLM.chat`` with the call's own arguments), or
-            ``{"prompt_embeds": tensor}`` with embeddings, [tokens, the model's hidden size], on an
-            engine with ``enable_prompt_embeds``.
-        lora_request: Its adapter, None for the base model. Left out: the expert's own if there is a
-            ``prompt``, else none.
+            which the chat template renders (in ``LLM.chat`` with the call's own arguments),
+            ``{"prompt": text, "multi_modal_data": media}`` as vLLM takes it (or with
+            ``prompt_token_ids``), or ``{"prompt_embeds": tensor}`` with embeddings, [tokens, the
+            model's hidden size], on an engine with ``enable_prompt_embeds``.
+        without: What it does not read of the expert's conversation (``LLM.chat``): a role, the
+            index of a message, "images", "videos" or "audios", or a list of these.
+        images: What it sees instead of each of the expert's images: ``Noise(500)``, ``Blur(12)``,
+            or a function that makes a PIL image of one. At most one of these three is given.
+        lora_request: Its adapter, None for the base model. Left out: the expert's own if one of
+            these three is given, else none.
         weight: A number from -1e6 to 1e6, below 0 to contrast; the name of a rule that chooses it
             at each step; None for what ``beta`` says.
 
@@ -54,11 +60,13 @@ class Amateur:
     """
 
     prompt: str | Sequence[int] | Sequence[Mapping[str, Any]] | Mapping[str, Any] | None = None
+    without: str | int | Sequence[str | int] | None = None
+    images: View | None = None
     lora_request: LoRARequest | None | UnsetType = UNSET
     weight: float | str | None = None
 
     def __post_init__(self) -> None:
-        read_prompt("prompt", self.prompt)
+        _ = self.source
         if self.lora_request is not UNSET and not isinstance(
             self.lora_request, (LoRARequest, type(None))
         ):
@@ -75,10 +83,15 @@ class Amateur:
     def __deepcopy__(self, memo: Any) -> Self:
         return self  # vLLM copies the parameters of every request; nothing of it is changed
 
+    @property
+    def source(self) -> Source | None:
+        """What it reads; None for the expert's prompt."""
+        return read_source(self.prompt, self.without, self.images)
+
     def adapter(self, expert: LoRARequest | None) -> LoRARequest | None:
         """Its adapter beside this expert's."""
         if self.lora_request is UNSET:
-            return None if self.prompt is None else expert
+            return None if self.source is None else expert
         return self.lora_request
 
 
@@ -150,6 +163,8 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         if name not in PRESETS:
             raise ColdError("preset", name, f"must be one of {', '.join(PRESET_NAMES)}")
         preset = PRESETS[name]
+        if preset.images is not None and not fields.keys() & {"amateur", "amateurs"}:
+            fields["amateur"] = Amateur(images=read_view("images", preset.images))
         given = fields.get("amateurs") or [fields.get("amateur")]
         weights = [getattr(one, "weight", None) for one in given]
         own = {knob: fields[knob] for knob in KNOBS if knob in fields}
@@ -157,9 +172,12 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         values = merge(own, weights, defaults=preset.knobs)
         made = cls(**{"method": name, **values, **fields})
         amateurs = made.contrast()
-        if preset.own_prompt and any(one.prompt is None for one in amateurs):
+        if preset.own_prompt and any(one.source is None for one in amateurs):
             raise ColdError(
-                "preset", name, "contrasts with another prompt; give amateur=Amateur(prompt=...)"
+                "preset",
+                name,
+                "contrasts with another prompt; give amateur=Amateur(prompt=...), or its without "
+                "or images",
             )
         if preset.weights:
             if len(amateurs) != len(preset.weights):

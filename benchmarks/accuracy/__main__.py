@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The accuracy benchmark: ``python -m benchmarks.accuracy list``, ``train``, ``run``, ``report``.
+"""The accuracy benchmark: ``python -m benchmarks.accuracy list``, ``fetch``, ``plan``, ``train``,
+``run``, ``report``.
 
-Settings are chosen on dev problems, and what is claimed is measured on test problems, once. What is
-decoded already is not decoded again, so ``run`` goes on where it was stopped. Two processes with
-other models or cells may run side by side, each on one core.
+Settings are fixed before test problems are decoded (``hypotheses.md``). ``run`` takes the cells and
+methods in the order of importance, so that it may be cut off; what is decoded already is not
+decoded again, so it goes on where it was stopped. Two processes with other models or cells may run
+side by side, each on one core.
 """
 
 from __future__ import annotations
@@ -19,17 +21,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
 
 from tqdm import tqdm
 
-from benchmarks.accuracy import models
+from benchmarks.accuracy import models, packages, plan
 from benchmarks.accuracy.answers import Answer, Folder, add, read
-from benchmarks.accuracy.methods import GRID, METHODS, Method
+from benchmarks.accuracy.choice import scorings
+from benchmarks.accuracy.methods import GREEDY, METHODS, Method, Request
 from benchmarks.accuracy.models import Model
-from benchmarks.accuracy.problem import Cell, Split
-from benchmarks.accuracy.report import PROBLEMS, picked, render
+from benchmarks.accuracy.problem import Cell, Problem, Split
+from benchmarks.accuracy.report import PROBLEMS, count_of, render
 from benchmarks.accuracy.tasks import MODULES, chosen
-from benchmarks.accuracy.tasks.adapters import BENCHMARKS, RANKS
+from benchmarks.accuracy.tasks.adapters import RANKS, TASKS
 from vllm_cold.tools.engine import prepare_environment
 
 RUNS = Path(__file__).parent / "runs"
+# Requests that are decoded before they are written.
+CHUNK = 128
 
 
 class Runner:
@@ -42,23 +47,41 @@ class Runner:
     def run(self, cell: Cell, split: Split, methods: Sequence[Method], count: int) -> None:
         """Decode the first ``count`` problems of a cell's split with methods that are for it."""
         path = self._folder.answers(self._model, cell, split)
-        problems = cell.make(self._model, split, count)
-        kept, adapters = set(read(path)), self._folder.adapters(self._model)
+        problems = cell.problems(self._model, split, count)
+        kept = {mark: answer.text for mark, answer in read(path).items()}
         with tqdm(methods, desc=f"{cell.name}, {split}", unit="method", leave=False) as bar:
             for method in bar:
                 if not all(method.is_for(cell, problem) for problem in problems):
                     continue
-                requests = [method.request(self._model, cell, each, adapters) for each in problems]
+                requests = self._requests(cell, method, problems, kept)
                 left = {each.mark: each for each in requests if each.mark not in kept}
                 if not left:
                     continue
                 bar.set_postfix_str(method.key)
                 self._engine = self._engine or self._start()
-                found = self._engine.run(list(left.values()))
-                by = self._engine.versions
-                add(path, (Answer(mark, method.key, text, tokens, by)
-                           for mark, (text, tokens) in zip(left, found, strict=True)))  # fmt: skip
-                kept |= left.keys()
+                marks = list(left)
+                for start in range(0, len(marks), CHUNK):
+                    some = marks[start : start + CHUNK]
+                    found = self._engine.run([left[mark] for mark in some])
+                    by = self._engine.versions
+                    new = [
+                        Answer(mark, method.key, text, tokens, by)
+                        for mark, (text, tokens) in zip(some, found, strict=True)
+                    ]
+                    add(path, new)
+                    kept |= {answer.mark: answer.text for answer in new}
+
+    def _requests(
+        self, cell: Cell, method: Method, problems: Sequence[Problem], kept: dict[str, str]
+    ) -> list[Request]:
+        adapters = self._folder.adapters(self._model)
+        if not method.chooses:
+            return [method.request(self._model, cell, each, adapters) for each in problems]
+        asked = [
+            scorings(self._model, cell, each, adapters, lambda request: kept.get(request.mark))
+            for each in problems
+        ]
+        return [request for found in asked if found for request in found[1]]
 
     def _start(self) -> Any:
         prepare_environment()
@@ -76,8 +99,8 @@ def ready(model: Model, cells: Sequence[Cell], folder: Folder) -> list[Cell]:
         if not cell.is_for(model):
             continue
         try:
-            problem = cell.make(model, "dev", 1)[0]
-            METHODS["greedy"].request(model, cell, problem, folder.adapters(model)).mark  # noqa: B018
+            problem = cell.problems(model, "dev", 1)[0]
+            GREEDY.request(model, cell, problem, folder.adapters(model)).mark  # noqa: B018
         except (FileNotFoundError, ModuleNotFoundError) as error:
             print(f"{model.name}, {cell.name} is left out: {error}")
         else:
@@ -86,36 +109,61 @@ def ready(model: Model, cells: Sequence[Cell], folder: Folder) -> list[Cell]:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Decode."""
-    methods = [METHODS[key] for key in dict.fromkeys(["greedy", *arguments.methods])]
+    """Decode, what matters most first, and write the report."""
+    if arguments.fetch:
+        fetch(arguments)
+    methods = [METHODS[key] for key in arguments.methods]
     for model in arguments.models:
+        model.path()  # is it there?
         cells = ready(model, arguments.cells, arguments.folder)
         runner = Runner(model, arguments.folder, adapters=any(cell.adapter for cell in cells))
-        for split in arguments.splits:
-            count = arguments.problems or PROBLEMS[split]
-            for cell in tqdm(cells, desc=f"{model.name}, {split}", unit="cell"):
-                more: tuple[Method, ...] = ()
-                if arguments.grid and split == "dev":
-                    more = GRID
-                elif arguments.grid:
-                    best = picked(arguments.folder, model, cell)
-                    if best is None:
-                        raise ValueError(
-                            f"{cell.name}: no setting can be picked for test, as dev is not "
-                            "complete: run with --grid --splits dev test"
-                        )
-                    more = (best,)
-                runner.run(cell, split, [*methods, *more], count)
+        for members, some in tqdm(plan.steps(cells, methods), desc=model.name, unit="step"):
+            for cell in members:
+                for split in arguments.splits:
+                    # The others are compared with it.
+                    with_greedy = list(dict.fromkeys([GREEDY.key, *(each.key for each in some)]))
+                    count = count_of(model, split, arguments.problems)
+                    runner.run(cell, split, [METHODS[key] for key in with_greedy], count)
+    report(arguments)
+
+
+def show_plan(arguments: argparse.Namespace) -> None:
+    """Say what is decoded in which order, and how long it takes at most."""
+    machine, total = plan.MACHINES[arguments.machine], 0.0
+    for model in arguments.models:
+        cells = ready(model, arguments.cells, arguments.folder)
+        for members, methods in plan.steps(cells, list(METHODS.values())):
+            for split in arguments.splits:
+                count = count_of(model, split, arguments.problems)
+                times = {
+                    method.key: sum(
+                        plan.seconds(model, c, c.problems(model, split, count), method, machine)
+                        for c in members
+                    )
+                    for method in methods
+                }
+                if not any(times.values()):
+                    continue  # none of the methods is for these cells
+                total += sum(times.values())
+                print(
+                    f"{model.name}, {split}: {', '.join(cell.name for cell in members)}: "
+                    f"{', '.join(key for key, took in times.items() if took)}: "
+                    f"{sum(times.values()) / 60:.1f} min, {total / 3600:.1f} h so far"
+                )
 
 
 def report(arguments: argparse.Namespace) -> None:
-    """Write the report of a split."""
+    """Write the report of a split, and its outcomes. Programs that models wrote are run with
+    --run-code alone.
+    """
+    cells = [cell for cell in arguments.cells if arguments.run_code or not cell.executes]
     for split in arguments.splits:
-        count = arguments.problems or PROBLEMS[split]
-        text = render(arguments.folder, arguments.models, arguments.cells, split, count)
-        path = arguments.folder.root / f"report-{split}.md"
-        path.write_text(text, encoding="utf-8")
-        print(f"wrote {path}")
+        found = render(arguments.folder, arguments.models, cells, split, arguments.problems)
+        for name, text in zip(
+            (f"report-{split}.md", f"outcomes-{split}.jsonl"), found, strict=True
+        ):
+            (arguments.folder.root / name).write_text(text, encoding="utf-8")
+            print(f"wrote {arguments.folder.root / name}")
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -125,6 +173,35 @@ def train(arguments: argparse.Namespace) -> None:
     for model in arguments.models:
         folder = arguments.folder.adapters(model)
         train_all(model, arguments.tasks, arguments.ranks, folder, arguments.steps)
+
+
+def fetch(arguments: argparse.Namespace) -> None:
+    """Show the sizes and licences of models and data; with --yes, download and convert them."""
+    models_too, data = arguments.models_named, arguments.data
+    if not models_too and not data:
+        if arguments.yes:
+            raise ValueError("--yes: say what, with --models or --data")
+        models_too, data = True, packages.sources()
+    for model in arguments.models if models_too else ():
+        print(
+            f"{model.name}: {model.title}, {model.megabytes:g} MB to download, "
+            f"{2 * model.parameters:.1f} GB kept, {model.memory_gib:g} GiB of memory to convert, "
+            f"licence: {model.licence}"
+        )
+        if not arguments.yes:
+            continue
+        print(f"  {model.fetch()}")
+        for name, source in model.adapters.items():
+            folder = arguments.folder.adapters(model) / name
+            if not folder.is_dir():
+                from huggingface_hub import snapshot_download
+
+                snapshot_download(source, local_dir=folder)
+    for name in data:
+        source = packages.sources()[name]
+        print(f"{name}: {source.about}, {source.megabytes:g} MB, licence: {source.licence}")
+        if arguments.yes:
+            print(f"  {packages.fetch(source)}")
 
 
 def show(arguments: argparse.Namespace) -> None:
@@ -142,20 +219,29 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
     def command(name: str, does: Callable[[argparse.Namespace], None]) -> argparse.ArgumentParser:
         found = commands.add_parser(name, help=does.__doc__, description=does.__doc__)
-        found.set_defaults(does=does, cells=[], splits=["test"], problems=None, adapter=None)
-        found.add_argument("--table", type=Path, default=models.TABLE, help="the models (TOML)")
-        found.add_argument("--models", nargs="+", metavar="MODEL", help="of the table; all")
+        found.set_defaults(does=does, cells=[], adapter=None)
+        found.add_argument("--model-entry", nargs="+", type=Path, default=[], metavar="FILE",
+                           help="your models: entries like models.toml's")  # fmt: skip
+        found.add_argument("--models", nargs="+", metavar="MODEL",
+                           help="see list; those of --model-entry, or all")  # fmt: skip
         found.add_argument("--folder", type=lambda text: Folder(Path(text)), default=Folder(RUNS),
                            help=f"of adapters, answers and reports ({RUNS})")  # fmt: skip
         return found
 
     command("list", show)
+    fetches = command("fetch", fetch)
+    fetches.add_argument("--data", nargs="*", choices=packages.sources(), default=[])
+    fetches.add_argument("--yes", action="store_true", help="download")
     trains = command("train", train)
-    trains.add_argument("--tasks", nargs="+", choices=BENCHMARKS, default=list(BENCHMARKS))
+    trains.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS))
     trains.add_argument("--ranks", nargs="+", type=int, choices=RANKS, default=RANKS)
     trains.add_argument("--steps", type=int, help="for all tasks (each has its own)")
-    runs, reports = command("run", run), command("report", report)
-    for each, splits in ((runs, list(PROBLEMS)), (reports, ["test"])):
+    runs, reports, plans = (
+        command("run", run),
+        command("report", report),
+        command("plan", show_plan),
+    )
+    for each, splits in ((runs, list(PROBLEMS)), (reports, ["test"]), (plans, list(PROBLEMS))):
         each.add_argument("--cells", nargs="+", default=[], metavar="CELL",
                           help="cells or their modules; see list; all")  # fmt: skip
         each.add_argument("--splits", nargs="+", choices=get_args(Split), default=splits)
@@ -164,23 +250,33 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
                           "of the cells' own adapters")  # fmt: skip
     runs.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS),
                       metavar="METHOD", help="see list; all")  # fmt: skip
-    runs.add_argument("--grid", action="store_true", help="on dev, settings of alpha and beta; on "
-                      "test, the one of them that is best on dev")  # fmt: skip
+    runs.add_argument("--fetch", action="store_true", help="fetch first what is missing")
+    runs.set_defaults(yes=True, data=list(packages.sources()))
+    plans.add_argument("--machine", choices=plan.MACHINES, default="cpu-core")
+    for each in (runs, reports):
+        each.add_argument("--run-code", action="store_true", help="run the programs that models "
+                          "wrote, with little time and memory and in no sandbox")  # fmt: skip
     arguments = parser.parse_args(argv)
+    arguments.models_named = bool(arguments.models or arguments.model_entry)
     try:
-        table = models.read(arguments.table)
+        table, own = models.read(), dict[str, Model]()
+        for path in arguments.model_entry:
+            own |= models.read(path)
+        table |= own
         unknown = set(arguments.models or ()) - table.keys()
         if unknown:
-            raise ValueError(f"no models of {arguments.table}: {', '.join(sorted(unknown))}; "
-                             f"there are {', '.join(table)}")  # fmt: skip
+            raise ValueError(f"no such models: {', '.join(sorted(unknown))}; there are "
+                             f"{', '.join(table)}")  # fmt: skip
+        if arguments.does in (run, train, show_plan) and not (arguments.models or own):
+            raise ValueError(f"--models: say which; there are {', '.join(table)}")
         arguments.cells = chosen(arguments.cells)
     except ValueError as error:
         parser.error(str(error))
-    arguments.models = [table[name] for name in arguments.models or table]
+    arguments.models = [table[name] for name in arguments.models or own or table]
     if arguments.adapter:
         worn = arguments.adapter.resolve()
         arguments.cells = [
-            replace(cell, name=f"{cell.name}+{worn.name}", adapter=str(worn), models=())
+            replace(cell, name=f"{cell.name}+{worn.name}", adapter=str(worn))
             for cell in arguments.cells
         ]
     return arguments

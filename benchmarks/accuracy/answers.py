@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.accuracy.methods import Method
+from benchmarks.accuracy.choice import fitted, pairs
+from benchmarks.accuracy.methods import GREEDY, Method, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Problem, Split
+from examples.choose import Judge
 
 Bits = NDArray[np.float64]
 
@@ -30,8 +32,8 @@ class Answer:
     Attributes:
         mark: Of its request.
         method: That asked first, for people.
-        text: The answer, or the one that most votes are for.
-        tokens: Decoded, of all votes.
+        text: The answer.
+        tokens: Decoded.
         by: Versions of what decoded it.
     """
 
@@ -92,11 +94,13 @@ class Judged:
 
     Attributes:
         measures: By name, [problems] 1.0 where it holds; the first is the main one.
+        kinds: [problems] of what kind each is.
         tokens: Decoded, of all answers.
         by: Versions of what decoded them.
     """
 
     measures: dict[str, Bits]
+    kinds: tuple[str, ...]
     tokens: int
     by: frozenset[str]
 
@@ -107,17 +111,27 @@ class Judged:
 
 
 def judged(
-    folder: Folder, model: Model, cell: Cell, split: Split, methods: Sequence[Method], count: int
+    folder: Folder,
+    model: Model,
+    cell: Cell,
+    split: Split,
+    methods: Sequence[Method],
+    count: int,
+    judge: Judge | None = None,
 ) -> dict[str, Judged]:
     """Judge what there is, by method. Greedy decoding's answers say which problems count: the
     first ones up to one that it has not answered. Of another method either all of them are
-    there, or it is left out.
+    there, or it is left out; and whole answers are chosen only by a judge.
     """
     path = folder.answers(model, cell, split)
     if not path.exists():
         return {}
     kept, adapters = read(path), folder.adapters(model)
-    problems = cell.make(model, split, count)
+    problems = cell.problems(model, split, count)
+
+    def known(request: Request) -> str | None:
+        answer = kept.get(request.mark)
+        return answer and answer.text
 
     def answers(method: Method, problems: Sequence[Problem]) -> list[Answer]:
         found: list[Answer] = []
@@ -131,9 +145,15 @@ def judged(
         return found
 
     told: dict[str, Judged] = {}
-    problems = problems[: len(answers(Method("greedy"), problems))]
+    problems = problems[: len(answers(GREEDY, problems))]
     for method in methods if problems else ():
-        found = answers(method, problems)
+        if method.chooses:
+            if judge is None or not cell.chosen:
+                continue
+            offered = pairs(model, cell, problems, adapters, known)
+            found = [Answer("", method.key, judge.choose(pair), 0, "") for pair in offered]
+        else:
+            found = answers(method, problems)
         if len(found) < len(problems):
             continue
         scores: list[dict[str, Any]] = [
@@ -142,7 +162,28 @@ def judged(
         ]
         told[method.key] = Judged(
             {name: np.array([float(each[name]) for each in scores]) for name in scores[0]},
+            tuple(problem.kind for problem in problems),
             sum(answer.tokens for answer in found),
-            frozenset(answer.by for answer in found),
+            frozenset(answer.by for answer in found if answer.by),
         )
     return told
+
+
+def judge_of(folder: Folder, model: Model, cells: Sequence[Cell], count: int) -> Judge | None:
+    """The judge of whole answers, from the dev problems of all cells where they are chosen; None
+    where these are not decoded.
+    """
+    found = {}
+    for cell in cells:
+        kept = read(folder.answers(model, cell, "dev")) if cell.chosen else {}
+        if not kept:
+            continue
+        problems = cell.problems(model, "dev", count)
+
+        def known(request: Request, kept: dict[str, Answer] = kept) -> str | None:
+            answer = kept.get(request.mark)
+            return answer and answer.text
+
+        offered = pairs(model, cell, problems, folder.adapters(model), known)
+        found[cell.name] = (cell, problems[: len(offered)], offered)
+    return fitted(found)

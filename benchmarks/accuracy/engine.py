@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections import Counter
+import json
+import platform
+import shutil
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,51 +25,93 @@ class Engine:
         adapters: Whether requests may wear adapters.
 
     Attributes:
-        versions: Of what decodes.
+        versions: Of what decodes, and on what.
+
+    Raises:
+        ValueError: the model is not of the kind that its entry says.
     """
 
     def __init__(self, model: Model, *, adapters: bool) -> None:
+        from transformers import AutoTokenizer
         from vllm import LLM
+        from vllm.platforms import current_platform
 
+        path = model.path()
+        model.check(AutoTokenizer.from_pretrained(path))
+        options: dict[str, Any] = {}
+        if current_platform.is_cpu():
+            # Prompts stay in the cache from one method to the next. The block size is what all of
+            # vLLM's attention on CPU takes.
+            options = {"kv_cache_memory_bytes": int(model.cache_gib * 2**30), "block_size": 32}
         self._llm = LLM(
-            model=model.path(),
+            model=path,
             dtype=model.dtype,
             max_model_len=model.max_length,
             max_num_seqs=128,
-            # Prompts stay in the cache from one method to the next.
-            kv_cache_memory_bytes=int(model.cache_gib * 2**30),
-            block_size=32,  # what all of vLLM's attention on CPU takes
             disable_log_stats=True,
             use_tqdm_on_load=False,
             enable_lora=adapters,
             max_loras=2,
-            max_lora_rank=16,
+            max_lora_rank=model.max_rank,
             # Possible, and no default: an adapter's greedy requests would be contrasted, too.
             additional_config={"cold": {"enabled": False}},
+            **options,
         )
-        self._adapters: dict[str, int] = {}
+        self._adapters: dict[tuple[str, float], Any] = {}
+        self._scaled = tempfile.TemporaryDirectory()
+        device = platform.processor() or platform.machine()
+        if not current_platform.is_cpu():
+            device = current_platform.get_device_name()
         self.versions = ", ".join(
             f"{name} {importlib.metadata.version(name)}" for name in ("vllm", "vllm-cold")
         )
+        self.versions += f" on {device}"
 
     def run(self, requests: Sequence[Request]) -> list[tuple[str, int]]:
-        """Decode requests of one method: the answers' texts, and how many tokens were decoded."""
+        """Decode requests of one method: the answers' texts, and how many tokens were decoded.
+        Of a request that scores an answer, its mean log probability.
+        """
+        if requests[0].scored is not None:
+            return [(repr(value), 0) for value in self._scores(requests)]
         prompts = [_read(each.expert.prompt) for each in requests]
         # All prompts are documents, or all are chat messages.
         decode: Any = self._llm.generate if isinstance(prompts[0], str) else self._llm.chat
         outputs = decode(
             prompts,
             [self._params(each) for each in requests],
-            lora_request=[self._lora(each.expert.adapter) for each in requests],
+            lora_request=[self._lora(each.expert) for each in requests],
             use_tqdm=False,
         )
-        return [
-            (
-                voted([completion.text for completion in output.outputs]),
-                sum(len(completion.token_ids) for completion in output.outputs),
-            )
-            for output in outputs
-        ]
+        return [(out.outputs[0].text, len(out.outputs[0].token_ids)) for out in outputs]
+
+    def _scores(self, requests: Sequence[Request]) -> list[float]:
+        """Mean log probabilities of the answers' tokens behind their prompts, in nats."""
+        from vllm import SamplingParams
+
+        tokenizer: Any = self._llm.get_tokenizer()
+        prompts, lengths = [], []
+        for each in requests:
+            text = _read(each.expert.prompt)
+            if isinstance(text, str):
+                before = tokenizer(text).input_ids
+            else:
+                text = tokenizer.apply_chat_template(
+                    text, tokenize=False, add_generation_prompt=True
+                )
+                before = tokenizer(text, add_special_tokens=False).input_ids
+            # An empty answer is the end of the turn.
+            answer = tokenizer(each.scored, add_special_tokens=False).input_ids
+            answer = answer or [tokenizer.eos_token_id]
+            prompts.append({"prompt_token_ids": [*before, *answer]})
+            lengths.append(len(answer))
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0)
+        worn = [self._lora(each.expert) for each in requests]
+        found = self._llm.generate(prompts, params, lora_request=worn, use_tqdm=False)
+        scores = []
+        for out, length in zip(found, lengths, strict=True):
+            tokens = zip(out.prompt_token_ids[-length:], out.prompt_logprobs[-length:], strict=True)
+            scores.append(sum(each[token].logprob for token, each in tokens) / length)
+        return scores
 
     def _params(self, request: Request) -> Any:
         from vllm import SamplingParams
@@ -83,24 +128,33 @@ class Engine:
 
         return Amateur(
             prompt=None if stream.prompt == expert.prompt else _read(stream.prompt),
-            lora_request=self._lora(stream.adapter),
+            lora_request=self._lora(stream),
             weight=stream.weight,
         )
 
-    def _lora(self, adapter: str | None) -> Any:
+    def _lora(self, stream: Stream) -> Any:
         from vllm.lora.request import LoRARequest
 
-        if adapter is None:
+        if stream.adapter is None:
             return None
-        number = self._adapters.setdefault(adapter, len(self._adapters) + 1)
-        return LoRARequest(Path(adapter).name, number, adapter)
+        key = (stream.adapter, stream.scale)
+        if key not in self._adapters:
+            folder, number = stream.adapter, len(self._adapters) + 1
+            if stream.scale != 1:
+                folder = str(Path(self._scaled.name, str(number)))
+                scaled(Path(stream.adapter), stream.scale, Path(folder))
+            name = f"{Path(stream.adapter).name} x {stream.scale:g}"
+            self._adapters[key] = LoRARequest(name, number, folder)
+        return self._adapters[key]
 
 
-def voted(texts: Sequence[str]) -> str:
-    """The first of those that most agree with, whatever their case and full stop."""
-    said = [text.strip().casefold().rstrip(".") for text in texts]
-    votes = Counter(said)
-    return texts[max(range(len(said)), key=lambda place: votes[said[place]])]
+def scaled(adapter: Path, scale: float, to: Path) -> None:
+    """Write an adapter whose change to the weights is ``scale`` times that of another."""
+    shutil.copytree(adapter, to)
+    config = to / "adapter_config.json"
+    said = json.loads(config.read_text(encoding="utf-8"))
+    said["lora_alpha"] *= scale
+    config.write_text(json.dumps(said), encoding="utf-8")
 
 
 def _read(prompt: Prompt) -> Any:

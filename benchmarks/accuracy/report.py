@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -13,18 +14,21 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scipy import stats
 
-from benchmarks.accuracy.answers import Bits, Folder, Judged, judged
-from benchmarks.accuracy.methods import GRID, METHODS, Method
+from benchmarks.accuracy.answers import Bits, Folder, Judged, judge_of, judged
+from benchmarks.accuracy.methods import METHODS
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
 
 LEVEL = 0.05
 CONFIDENCE = 1 - LEVEL
 GREEDY = "greedy"
-PICKED = "picked on dev"
-TOGETHER = "together, without controls"
 # At most: some cells have fewer problems.
-PROBLEMS: dict[Split, int] = {"dev": 200, "test": 520}
+PROBLEMS: dict[Split, int] = {"dev": 100, "test": 300}
+
+
+def count_of(model: Model, split: Split, asked: int | None = None) -> int:
+    """How many problems of each cell are decoded: what was asked for, or the model's number."""
+    return asked or min(PROBLEMS[split], model.problems if split == "test" else PROBLEMS[split])
 
 
 @dataclass
@@ -98,7 +102,7 @@ def signed(value: float) -> str:
 
 @dataclass
 class Column:
-    """A cell's outcomes: by method, differences; and percents of the cell's other measures."""
+    """A cell's outcomes: by method, differences; and percents of its other measures and kinds."""
 
     name: str
     about: str
@@ -118,113 +122,100 @@ class Table:
 
     def methods(self) -> list[str]:
         """Those with an entry."""
-        return [
-            key for key in (*METHODS, PICKED) if any(key in c.differences for c in self.columns)
-        ]
-
-    def measures(self) -> list[str]:
-        """The names of the cells' other measures."""
-        return list(dict.fromkeys(name for column in self.columns for name in column.measures))
-
-
-def picked(folder: Folder, model: Model, cell: Cell, count: int = PROBLEMS["dev"]) -> Method | None:
-    """The setting of the grid that is right most often on dev; None where dev is not complete."""
-    problem = cell.make(model, "dev", 1)[0]
-    grid = [method for method in GRID if method.is_for(cell, problem)]
-    found = judged(folder, model, cell, "dev", grid, count)
-    if not grid or any(method.key not in found for method in grid):
-        return None
-    return max(grid, key=lambda method: found[method.key].right.sum())
+        return [key for key in METHODS if any(key in c.differences for c in self.columns)]
 
 
 def column(cell: Cell, found: Mapping[str, Judged]) -> Column:
     """Compare a cell's methods."""
+    greedy = found[GREEDY]
+    bits = {
+        **{name: {k: each.measures[name] for k, each in found.items()}
+           for name in list(greedy.measures)[1:]},
+        **{kind: {k: each.right[np.array(each.kinds) == kind] for k, each in found.items()}
+           for kind in dict.fromkeys(greedy.kinds) if kind},
+    }  # fmt: skip
     return Column(
         cell.name,
         cell.about + " (control)" * cell.control,
-        len(found[GREEDY].right),
+        len(greedy.right),
         {key: 100 * float(each.right.mean()) for key, each in found.items()},
-        _differences({key: each.right for key, each in found.items()}),
-        {
-            f"{cell.name}: {name}": {
-                key: 100 * float(each.measures[name].mean()) for key, each in found.items()
-            }
-            for name in list(found[GREEDY].measures)[1:]
-        },
-    )
-
-
-def _differences(right: Mapping[str, Bits]) -> dict[str, Difference]:
-    return {key: compare(bits, right[GREEDY]) for key, bits in right.items() if key != GREEDY}
-
-
-def together(cells: Sequence[tuple[Cell, Mapping[str, Judged]]]) -> Column | None:
-    """The pooled cells that may gain as one, by the methods that all of them had."""
-    found = [each for cell, each in cells if cell.pooled and not cell.control]
-    if len(found) < 2:
-        return None
-    right = {
-        key: np.concatenate([each[key].right for each in found])
-        for key in found[0]
-        if all(key in each for each in found)
-    }
-    percent = {key: 100 * float(bits.mean()) for key, bits in right.items()}
-    return Column(
-        TOGETHER, "all problems of these as one", len(right[GREEDY]), percent,
-        _differences(right), {},
+        {key: compare(o.right, greedy.right) for key, o in found.items() if key != GREEDY},
+        {name: {key: 100 * float(each.mean()) for key, each in by.items()}
+         for name, by in bits.items()},
     )  # fmt: skip
 
 
-def tables(
-    folder: Folder, models: Iterable[Model], cells: Sequence[Cell], split: Split, count: int
-) -> tuple[list[Table], set[str]]:
-    """All that there is of a split, and the versions that decoded it."""
-    found, versions = [], set[str]()
-    methods = list(METHODS.values())
-    for model in models:
-        for group, members in groupby(cells, key=lambda cell: cell.group):
-            there: list[tuple[Cell, Mapping[str, Judged]]] = []
-            for cell in members:
-                if not cell.is_for(model) or not folder.answers(model, cell, split).exists():
-                    continue
-                outcomes = judged(folder, model, cell, split, methods, count)
-                best = picked(folder, model, cell) if split == "test" else None
-                if best is not None:
-                    again = judged(folder, model, cell, split, [best], count)
-                    if best.key in again:
-                        outcomes[PICKED] = again[best.key]
-                if GREEDY in outcomes:
-                    there.append((cell, outcomes))
-                    versions |= {by for each in outcomes.values() for by in each.by}
-            columns = [column(cell, outcomes) for cell, outcomes in there]
-            pooled = together(there)
-            if columns:
-                columns += [pooled] if pooled is not None else []
-                found.append(Table(group, model.title, columns))
-    correct([each for t in found for c in t.columns for each in c.differences.values()])
-    return found, versions
+def outcomes(
+    folder: Folder, model: Model, cells: Sequence[Cell], split: Split, asked: int | None
+) -> dict[str, dict[str, Judged]]:
+    """What a model's answers are worth, by cell and method; of all cells that have some."""
+    methods, count = list(METHODS.values()), count_of(model, split, asked)
+    dev = count_of(model, "dev", asked)
+    judge = judge_of(folder, model, cells, dev) if split == "test" else None
+    found = {}
+    for cell in cells:
+        if cell.is_for(model) and folder.answers(model, cell, split).exists():
+            told = judged(folder, model, cell, split, methods, count, judge)
+            if GREEDY in told:
+                found[cell.name] = told
+    return found
+
+
+def lines(model: Model, split: Split, found: Mapping[str, Mapping[str, Judged]]) -> Iterable[str]:
+    """Outcomes as lines of JSON, a character a problem."""
+    for name, told in found.items():
+        kinds = next(iter(told.values())).kinds
+        said = {
+            method: {
+                "tokens": each.tokens,
+                "by": sorted(each.by),
+                "measures": {
+                    name: "".join(str(int(bit)) for bit in bits)
+                    for name, bits in each.measures.items()
+                },
+            }
+            for method, each in told.items()
+        }
+        line = {"model": model.name, "cell": name, "split": split, "outcomes": said}
+        yield json.dumps(line | ({"kinds": kinds} if any(kinds) else {}))
 
 
 def render(
-    folder: Folder, models: Iterable[Model], cells: Sequence[Cell], split: Split, count: int
-) -> str:
-    """The report in Markdown.
+    folder: Folder,
+    models: Iterable[Model],
+    cells: Sequence[Cell],
+    split: Split,
+    asked: int | None = None,
+) -> tuple[str, str]:
+    """The report in Markdown, and the outcomes as lines of JSON.
 
     Raises:
         ValueError: there are no answers.
     """
-    found, versions = tables(folder, models, cells, split, count)
+    found: list[Table] = []
+    versions, raw, used = set[str](), list[str](), list[Model]()
+    for model in models:
+        told = outcomes(folder, model, cells, split, asked)
+        raw += lines(model, split, told)
+        versions |= {by for each in told.values() for one in each.values() for by in one.by}
+        there = [cell for cell in cells if cell.name in told]
+        used += [model] if there else []
+        for group, members in groupby(there, key=lambda cell: cell.group):
+            columns = [column(cell, told[cell.name]) for cell in members]
+            found.append(Table(group, model.title, columns))
     if not found:
         raise ValueError(
             f"{folder.root}: no answers of greedy decoding to {split} problems: run first "
             "python -m benchmarks.accuracy run"
         )
+    correct([each for t in found for c in t.columns for each in c.differences.values()])
     pages = Environment(
         loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     pages.filters["percent"] = lambda value: "" if value is None else f"{value:.1f}"
     context: dict[str, Any] = {"tables": found, "split": split, "versions": sorted(versions)}
-    return pages.get_template("report.md.j2").render(
-        context, entries=sum(len(c.differences) for t in found for c in t.columns)
+    text = pages.get_template("report.md.j2").render(
+        context, models=used, entries=sum(len(c.differences) for t in found for c in t.columns)
     )
+    return text, "".join(f"{line}\n" for line in raw)

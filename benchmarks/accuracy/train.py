@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains the adapters of ``tasks.adapters``, minutes each on one core.
+"""Trains the adapters of ``tasks.adapters``, on one core.
 
 For each task and rank one run, of which the states after 25, 50 and 100 % of the steps are kept. A
 run that is done is not repeated.
@@ -20,7 +20,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from benchmarks.accuracy.models import Model
-from benchmarks.accuracy.tasks.adapters import BENCHMARKS, PERCENTS, adapter_name, prompt_of
+from benchmarks.accuracy.tasks.adapters import PERCENTS, STEPS, TASKS, adapter_name, prompt_of
 from examples.tasks import Problem
 from examples.train_adapters import Recipe, load_model, make_batches, train
 
@@ -28,11 +28,11 @@ from examples.train_adapters import Recipe, load_model, make_batches, train
 def recipe_of(task: str, rank: int, steps: int | None = None) -> Recipe:
     """How the adapter of a task and rank is trained; by default with the task's own steps."""
     return Recipe(
-        steps=steps or BENCHMARKS[task].steps,
+        steps=steps or STEPS[task],
         batch_size=8,
         rank=rank,
         alpha=2 * rank,
-        learning_rate=1e-3 if rank > 8 else 2e-3,
+        learning_rate=5e-4,
         warmup_steps=6,
     )
 
@@ -64,6 +64,7 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
     """Train one run and save its adapters below ``folder``; the last one marks it as done."""
     torch.manual_seed(recipe.seed)
     tokenizer = AutoTokenizer.from_pretrained(model.path())
+    model.check(tokenizer)
 
     def text_of(tokenizer: Any, problem: Problem) -> str:
         prompt = prompt_of(model, problem.prompt)
@@ -76,7 +77,7 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         )
 
-    problems = BENCHMARKS[task].task.prompts("train", recipe.steps * recipe.batch_size)
+    problems = TASKS[task].prompts("train", recipe.steps * recipe.batch_size)
     batches = make_batches(tokenizer, problems, recipe, text_of)
     adapted = load_model(Path(model.path()), recipe)
     kept = {max(1, recipe.steps * percent // 100): percent for percent in PERCENTS}
@@ -92,7 +93,7 @@ def train_one(model: Model, task: str, recipe: Recipe, folder: Path) -> None:
         (to / "README.md").unlink()  # peft's empty model card
         record = {
             "task": task,
-            "base_model": model.source,
+            "base_model": model.title,
             **asdict(recipe),
             "percent": kept[steps],
             "steps_done": steps,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Documents that contradict what the model remembers, answered greedily and with a contrast.
+"""Documents before a question, answered greedily and with a contrast: a gain and a harm.
 
-The contrast is context-aware decoding: the same model, without the document. Picked cases are
-shown; a hundred that nobody picked are counted.
+The contrast is context-aware decoding: the same model, without the document. A document that
+contradicts what the model remembers is followed more often; one that does not answer, too. Picked
+cases are shown; others that nobody picked are counted.
 """
 
 from __future__ import annotations
@@ -19,33 +20,42 @@ from rich.text import Text
 from benchmarks.accuracy.problem import split_of
 from examples.facts import Fact, facts, names, others
 
-HELD_OUT = 100
+HELD_OUT, HELD_OUT_BESIDE = 100, 50
 MAX_TOKENS = 20
 PRESET = "cad"
-# For their looks, among the facts on which the preset was chosen: three that a contrast turns
-# around, and one that it does not.
+# For their looks, among the facts on which the preset was chosen. What a document says instead:
+# three that a contrast turns around, and one that it does not.
 PICKED = (
     ("cities country", "Chicago", "Germany"),
     ("countries capital", "South Korea", "Asuncion"),
     ("states capital", "Colorado", "Phoenix"),
     ("countries currency", "Turkey", "dollar"),
 )
+# What a document is about instead: two that a contrast makes wrong, and one that it does not.
+BESIDE = (
+    ("countries capital", "France", "Mozambique"),
+    ("countries currency", "Germany", "Lebanon"),
+    ("countries capital", "Romania", "Iraq"),
+)
 
 
 @dataclass
 class Case:
-    """A fact, what a document says instead, and what the model answers.
+    """A question, a document, and what the model answers.
 
     Attributes:
-        fact: What is so.
+        fact: What is asked about, and what is so.
         claim: The document's answer.
-        memory: The model's without the document.
+        beside: What the document is about instead, whose answer that is; None if it is about what
+            is asked, and contradicts it.
+        memory: The model's answer without the document.
         greedy: With it.
         contrast: With it, contrasted with the model without it.
     """
 
     fact: Fact
     claim: str
+    beside: Fact | None = None
     memory: str = ""
     greedy: str = ""
     contrast: str = ""
@@ -53,7 +63,7 @@ class Case:
     @property
     def document(self) -> str:
         """What it says."""
-        return self.fact.said(self.claim)
+        return (self.beside or self.fact).said(self.claim)
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -61,27 +71,50 @@ class Case:
         texts = f"Text: {self.document}", self.fact.question
         return [{"role": "user", "content": text} for text in texts]
 
-    @property
-    def remembered(self) -> bool:
-        """Whether the model knows what is so."""
-        return names(self.memory, self.fact.answers)
+    def is_so(self, answer: str) -> bool:
+        """Whether an answer names what is so, and not the document's answer."""
+        return names(answer, self.fact.answers) and not names(answer, [self.claim])
 
-    def follows(self, answer: str) -> bool:
-        """Whether an answer is the document's: it names that, and not what is so."""
+    def right(self, answer: str) -> bool:
+        """Whether an answer is right: the document's where it answers, else what is so."""
+        if self.beside is not None:
+            return self.is_so(answer)
         return names(answer, [self.claim]) and not names(answer, self.fact.answers)
 
 
 def picked() -> list[Case]:
-    """The cases that are shown."""
+    """The cases of a gain that are shown."""
     known = {(fact.relation, fact.subject): fact for fact in facts()}
     return [Case(known[relation, subject], claim) for relation, subject, claim in PICKED]
 
 
+def picked_beside() -> list[Case]:
+    """The cases of a harm that are shown."""
+    known = {(fact.relation, fact.subject): fact for fact in facts()}
+    pairs = [(known[relation, one], known[relation, other]) for relation, one, other in BESIDE]
+    return [Case(fact, other.answers[0], other) for fact, other in pairs]
+
+
 def held_out(count: int = HELD_OUT) -> list[Case]:
-    """Cases that are counted: drawn once, from facts on which nothing was chosen."""
+    """Cases of a gain that are counted: drawn once, from facts on which nothing was chosen."""
     rng = Random(0)
-    drawn = rng.sample([fact for fact in facts() if split_of(fact.subject) == "test"], count)
+    drawn = rng.sample(_test(), count)
     return [Case(fact, rng.choice(others(fact, facts()))) for fact in drawn]
+
+
+def held_out_beside(count: int = HELD_OUT_BESIDE) -> list[Case]:
+    """The first of the same questions behind documents about other subjects, of a harm."""
+    rng, cases = Random(1), []
+    for fact in (case.fact for case in held_out()[:count]):
+        claims = others(fact, _test())
+        kin = [one for one in _test() if one.relation == fact.relation and one.answers[0] in claims]
+        other = rng.choice(kin)
+        cases.append(Case(fact, other.answers[0], other))
+    return cases
+
+
+def _test() -> list[Fact]:
+    return [fact for fact in facts() if split_of(fact.subject) == "test"]
 
 
 def answer(llm: Any, cases: Sequence[Case]) -> None:
@@ -105,47 +138,56 @@ def answer(llm: Any, cases: Sequence[Case]) -> None:
 
 def table(shown: Sequence[Case], counted: Sequence[Case]) -> Table:
     """The shown cases with their answers, and below them the counts over the others."""
+    harm = shown[0].beside is not None
 
-    def judged(case: Case, text: str) -> Text:
-        mark = ("✓ ", "green") if case.follows(text) else ("✗ ", "red")
+    def cell(text: str, right: bool) -> Text:
+        mark = ("✓ ", "green") if right else ("✗ ", "red")
         return Text.assemble(mark, " ".join(text.split()))
 
     found = Table(show_lines=True, expand=True)
-    for title in ("document", "without it", "with it, greedy", "with contrast"):
+    first = "document, question" if harm else "document"
+    for title in (first, "without it", "with it, greedy", "with contrast"):
         found.add_column(title, ratio=1)
     for case in shown:
+        memory = shorten(case.memory, 50, placeholder=" ...")
         found.add_row(
-            case.document,
-            Text(shorten(case.memory, 50, placeholder=" ..."), "dim"),
-            judged(case, case.greedy),
-            judged(case, case.contrast),
+            f"{case.document} {case.fact.question}" if harm else case.document,
+            cell(memory, case.is_so(case.memory)) if harm else Text(memory, "dim"),
+            *(cell(text, case.right(text)) for text in (case.greedy, case.contrast)),
         )
-    known = [case for case in counted if case.remembered]
+    memory, greedy, contrast = counts(counted)
+    of = f"of {len(counted)}"
     found.add_row(
         f"{len(counted)} held out",
-        f"{len(known)} remembered",
-        *(Text(f"✓ {n} of {len(counted)}", "bold") for n in followed(counted)),
-    )
-    found.add_row(
-        "", f"of these {len(known)}", *(f"✓ {n} of {len(known)}" for n in followed(known))
+        Text(f"✓ {memory} {of}", "bold") if harm else f"{memory} remembered",
+        *(Text(f"✓ {count} {of}", "bold") for count in (greedy, contrast)),
     )
     return found
 
 
 def note(shown: Sequence[Case], counted: Sequence[Case]) -> str:
-    """How the table came about."""
+    """How the table of a gain came about."""
     return (
         f'[dim]Asked as in "{shown[0].fact.question}". ✓ names the document\'s answer and not the '
         f"usual one. The {len(shown)} shown are picked; the {len(counted)} were drawn by lot, and "
         "nothing was chosen on them. The contrast is with the same model that has not read the "
-        f"document (preset {PRESET}). It makes any document believed, one that is beside the point "
-        "too (docs/accuracy.md).[/]"
+        f"document (preset {PRESET}).[/]"
     )
 
 
-def followed(cases: Sequence[Case]) -> tuple[int, int]:
-    """How many answers follow the document: greedy, with contrast."""
+def note_beside(counted: Sequence[Case]) -> str:
+    """What to learn from the table of a harm."""
     return (
-        sum(case.follows(case.greedy) for case in cases),
-        sum(case.follows(case.contrast) for case in cases),
+        f"[dim]{len(counted)} of the same questions behind documents about other subjects. ✓ names "
+        "the usual answer and not the document's. So: contrast where a text is known to answer, "
+        "and measure on your own questions, with vllm-cold tune (docs/accuracy.md).[/]"
+    )
+
+
+def counts(cases: Sequence[Case]) -> tuple[int, int, int]:
+    """How often memory has what is so, and how many answers are right: greedy, with contrast."""
+    return (
+        sum(case.is_so(case.memory) for case in cases),
+        sum(case.right(case.greedy) for case in cases),
+        sum(case.right(case.contrast) for case in cases),
     )

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The page of ``vllm-cold explain --serve`` in a browser, before a made-up server."""
 
+import base64
 import socket
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from tests.browser.test_explain_page import LUMINANCE
 from tests.made_up_server import ADAPTER, MadeUp, serving
 from tests.unit.test_explain_serve import made_app
+from tests.unit.test_pictures import file, pixels
 from vllm_cold.tools.explain import serve
 
 pytestmark = pytest.mark.browser
@@ -77,4 +80,25 @@ def test_live(live: tuple[str, MadeUp], chromium: Any) -> None:
     made.hold.set()
     assert {one for one in asked if not one.startswith("data:")} == {url, f"{url}answer"}
     assert complaints == []
+    page.close()
+
+
+def test_an_image(live: tuple[str, MadeUp], chromium: Any, tmp_path: Path) -> None:
+    """A file from the reader's machine: it goes to the server, and its name onto the page."""
+    url, made = live
+    (tmp_path / "photo.png").write_bytes(data := file(pixels()))
+    page = chromium.new_page()
+    page.goto(url)
+    page.get_by_label("Prompt", exact=True).fill("ab")
+    page.get_by_label("Image", exact=True).set_input_files(tmp_path / "photo.png")
+    page.get_by_label("Tokens").fill("4")
+    page.get_by_label("Preset").select_option("vcd")
+    page.get_by_role("button", name="Decode").click()
+    page.get_by_text("Done.").wait_for()
+    shown = page.locator(".prompt").all_inner_texts()
+    assert "photo.png, 8 × 6]" in shown[0] and "photo.png, 8 × 6, noise:500]" in shown[1]
+    assert "base64" not in page.content()
+    sent = [body for _, body in made.bodies if body.get("stream")]
+    urls = [body["messages"][0]["content"][0]["image_url"]["url"] for body in sent]
+    assert [base64.b64decode(one.partition(",")[2]) for one in urls] == [data, data]
     page.close()

@@ -51,6 +51,12 @@ _ENDPOINTS = (
              ("tok_params is None", "self.tokenize_prompt"))
             for name in ("render_cmpl", "render_cmpl_async", "render_chat", "render_chat_async")
         ),
+        # The tools put an answer's tokens behind a chat's.
+        *((f"vllm.renderers.base:BaseRenderer.{name}", ()) for name in ("render_messages",
+          "tokenize_prompt")),
+        ("vllm.renderers.hf:HfRenderer.render_messages",
+         ("parse_chat_messages(", "prompt['multi_modal_data'] = mm_data",
+          "return (conversation, prompt)")),
         # A request gets as many tokens as it asks for, at most what the server's owner allows.
         ("vllm.entrypoints.openai.chat_completion.serving:OpenAIServingChat.__init__",
          ("self.override_max_tokens = self.default_sampling_params.get('max_tokens') if "
@@ -176,3 +182,112 @@ def test_endpoints_look_at_the_models_name_first(endpoint: str) -> None:
     contains(f"{where}._maybe_get_adapters", "request.model in self.models.lora_requests")
     models = "vllm.entrypoints.openai.models.serving:OpenAIServingModels.is_base_model"
     assert parameters(models) == ["model_name"]
+
+
+@since(0, 31)
+def test_media_of_a_prompt_are_made_in_two_steps() -> None:
+    """A chat is a completion of what its messages are rendered to."""
+    base = "vllm.renderers.base:BaseRenderer"
+    for name in ("", "_async"):
+        in_order(
+            f"{base}.render_chat{name}",
+            f"self.render_messages{name}(",
+            f"self.tokenize_prompts{name}(dict_prompts, tok_params)",
+            "prompt_extras['media_io_kwargs'] = chat_params.media_io_kwargs or {}",
+            "self._apply_prompt_extras(tok_prompts, prompt_extras)",
+            f"self.process_for_engine{name}(",
+        )
+        in_order(
+            f"{base}.render_cmpl{name}",
+            f"self.tokenize_prompts{name}(dict_prompts, tok_params)",
+            "self._apply_prompt_extras(tok_prompts, prompt_extras)",
+            f"self.process_for_engine{name}(",
+        )
+        for method in ("render_chat", "render_cmpl"):
+            assert {"prompt_extras", "skip_mm_cache"} <= set(parameters(f"{base}.{method}{name}"))
+        contains(f"{base}._process_tokens{name}", "prompt.get('multi_modal_uuids')")
+    owner = serving.online_renderer()
+    where = f"{owner.__module__}:{owner.__name__}"
+    assert parameters(f"{where}.preprocess_chat")[:2] == ["request", "messages"]
+    for name in ("preprocess_chat", "preprocess_cmpl"):
+        contains(f"{where}.{name}", "skip_mm_cache=skip_mm_cache")
+
+
+@since(0, 31)
+def test_media_are_described_as_the_input_processor_does() -> None:
+    where = "vllm.v1.engine.input_processor:InputProcessor"
+    in_order(
+        f"{where}.process_inputs",
+        "decoder_input['mm_kwargs']",
+        "decoder_input['mm_placeholders']",
+        "decoder_input['mm_hashes']",
+        "argsort_mm_positions(decoder_mm_positions)",
+        "MultiModalFeatureSpec(data=decoder_mm_inputs[modality][idx], modality=modality, "
+        "identifier=self._get_mm_identifier(base_mm_hash, lora_request), "
+        "mm_position=decoder_mm_positions[modality][idx], mm_hash=base_mm_hash)",
+    )
+    contains(f"{where}._get_mm_identifier", "self.lora_config.enable_tower_connector_lora")
+    # And are looked at there, the client's alone.
+    contains(f"{where}._validate_model_input", "num_embeds > self.mm_encoder_cache_size")
+    contains(f"{where}.__init__", "mm_budget.encoder_cache_size")
+    in_order(
+        "vllm.v1.core.encoder_cache_manager:compute_mm_encoder_budget",
+        "max(scheduler_config.max_num_encoder_input_tokens, max_tokens_per_mm_item)",
+        "max(scheduler_config.encoder_cache_size, max_tokens_per_mm_item)",
+    )
+    contains(
+        "vllm.config:SchedulerConfig.__post_init__",
+        "self.max_num_encoder_input_tokens = self.max_num_batched_tokens",
+        "self.encoder_cache_size = self.max_num_batched_tokens",
+    )
+
+
+@since(0, 31)
+def test_caches_of_processed_media() -> None:
+    """What a front end believes to be sent is in the engine core, which all of a request's pass."""
+    contains(
+        "vllm.v1.engine.core:EngineCore.preprocess_add_request",
+        "self.mm_receiver_cache.get_and_update_features(request.mm_features)",
+    )
+    lru = "vllm.multimodal.cache:LruKeyReplicated"
+    in_order(
+        f"{lru}SenderCache.get_and_update_item",
+        "return (None, cached_item.prompt_updates)",
+        "MultiModalProcessorCacheItemMetadata(*mm_item)",
+    )
+    in_order(
+        f"{lru}ReceiverCache.get_and_update_item",
+        "if mm_item is not None",
+        "self.cache_if_fits(self._cache, mm_hash, mm_item)",
+        "raise MultiModalCacheMissError([mm_hash])",
+    )
+    in_order(
+        "vllm.multimodal.cache:MultiModalProcessorOnlyCache.get_and_update_item",
+        "return (cached_item.item, cached_item.prompt_updates)",
+        "return mm_item",
+    )
+    contains(
+        "vllm.renderers.base:BaseRenderer._process_multimodal",
+        "self._mm_processor_only_cache if skip_mm_cache else self._mm_processor_cache",
+    )
+    shm = "vllm.multimodal.cache:ShmObjectStore"
+    contains(f"{shm}SenderCache.get_and_update_item", "self._shm_cache.get_cached(mm_hash)")
+    contains(f"{shm}ReceiverCache.get_and_update_item", "return mm_item")
+    storage = (
+        "vllm.distributed.device_communicators.shm_object_storage:SingleWriterShmObjectStorage"
+    )
+    contains(f"{storage}.get_cached", "self.increment_writer_flag(monotonic_id)")
+    contains(f"{storage}.default_is_free_check", "reader_count >= writer_count * self.n_readers")
+    contains(
+        "vllm.v1.worker.worker_base:WorkerWrapperBase._apply_mm_cache",
+        "for req_data in scheduler_output.scheduled_new_reqs",
+    )
+
+
+@since(0, 31)
+def test_media_are_fetched_by_one_method() -> None:
+    connector = "vllm.multimodal.media.connector:MediaConnector"
+    for kind in ("image", "video", "audio"):
+        contains(f"{connector}.fetch_{kind}", "self.load_from_url(")
+        contains(f"{connector}.fetch_{kind}_async", "self.load_from_url_async(")
+    assert "media_io_kwargs" in set_in_init(find(connector))

@@ -8,13 +8,16 @@ import ast
 import copy
 import inspect
 import pickle
+import re
 import textwrap
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
 import pytest
 
 from tests.contracts.source import contains, fields, find, in_order, set_in_init, since, source_of
+from vllm_cold.vllm import versions
 from vllm_cold.vllm.scheduler import scheduler as ours
 
 pytestmark = pytest.mark.unit
@@ -238,3 +241,109 @@ def test_figures_travel_from_workers_to_the_front_end() -> None:
     got = MsgpackDecoder(EngineCoreOutputs).decode(MsgpackEncoder().encode(sent))
     assert got.scheduler_stats.kv_connector_stats == {"cold": [1, 2]}
     assert ".scheduler_stats = stats" in source_of(scheduler().update_from_output)
+
+
+def test_the_encoder_is_asked_next_to_the_cap() -> None:
+    """Behind it, in both loops; before 0.31 in front of it. ``_cap`` is called first in any case:
+    what is asked for is what was capped.
+    """
+    source = source_of(scheduler().schedule)
+    calls = ("self._mamba_block_aligned_split(", "self._try_schedule_encoder_inputs(")
+    found = sorted(
+        (at.start(), name) for name in calls for at in re.finditer(re.escape(name), source)
+    )
+    order = calls if not versions.is_before(0, 31) else calls[::-1]
+    assert tuple(name for _, name in found) == order * 2
+    ask = source_of(scheduler()._try_schedule_encoder_inputs)
+    assert "self.encoder_cache_manager.check_and_update_cache(request, i)" in ask
+    assert "self.encoder_cache_manager.can_allocate(" in ask
+    assert ".allocate(" not in ask
+    # As (those to be encoded, tokens left, budget left, ...).
+    begin = "return ([], num_new_tokens, encoder_compute_budget"
+    assert begin in ask
+    end = "return (encoder_inputs_to_schedule, num_new_tokens, encoder_compute_budget"
+    assert end in ask
+
+
+def test_media_of_a_preempted_request_stay_in_the_encoders_cache() -> None:
+    """As if they had been encoded, also where that was to be in this very step."""
+    preempt = source_of(scheduler()._preempt_request)
+    assert "self.encoder_cache_manager.free(request)" in preempt
+    made = set_in_init(scheduler())
+    assert "encoder_cache_manager" in made and "max_num_encoder_input_tokens" in made
+    schedule = source_of(scheduler().schedule)
+    assert "free_encoder_mm_hashes=self.encoder_cache_manager.get_freed_mm_hashes()" in schedule
+    assert "encoder_compute_budget = self.max_num_encoder_input_tokens" in schedule
+
+
+def _image(name: str, offset: int, length: int) -> Any:
+    from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+    place = PlaceholderRange(offset=offset, length=length)
+    return MultiModalFeatureSpec(None, "image", name, place)
+
+
+def _with_images(request_id: str, *names: str) -> Any:
+    made = request(request_id)
+    made.mm_features = [_image(name, 4 * at, 4) for at, name in enumerate(names)]
+    return made
+
+
+def test_the_encoders_cache_is_counted_as_is_known() -> None:
+    """What is dropped leaves it as what is pushed out does."""
+    from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+
+    from vllm_cold.vllm.scheduler.encoder import EncoderInputs
+
+    def state(manager: Any) -> dict[str, Any]:
+        return {name: copy.deepcopy(value) for name, value in vars(manager).items()}
+
+    managers = [EncoderCacheManager(cache_size=8) for _ in range(2)]
+    for manager in managers:
+        first, second = _with_images("a", "x", "y"), _with_images("b", "x")
+        for index in range(2):
+            assert manager.can_allocate(first, index, 8, 0)
+            manager.allocate(first, index)
+        assert manager.check_and_update_cache(second, 0)
+        assert manager.cached == {"x": {"a", "b"}, "y": {"a"}}
+        assert manager.get_cached_input_ids(first) == {0, 1}
+        assert (manager.num_free_slots, manager.num_freeable_slots) == (0, 0)
+        manager.free(first)
+        assert manager.cached == {"x": {"b"}, "y": set()} and list(manager.freeable) == ["y"]
+        assert (manager.num_free_slots, manager.num_freeable_slots) == (0, 4)
+    theirs, mine = managers
+    assert theirs.can_allocate(_with_images("c", "z"), 0, 8, 0)  # pushes "y" out
+    encoder = object.__new__(EncoderInputs)
+    encoder._scheduler = SimpleNamespace(encoder_cache_manager=mine)  # type: ignore[assignment]
+    encoder._drop("y")
+    assert state(mine) == state(theirs) and mine.get_freed_mm_hashes() == ["y"]
+
+
+@since(0, 31)
+def test_media_that_are_freed_and_planned_again_are_not_told_as_freed() -> None:
+    contains(
+        "vllm.v1.core.encoder_cache_manager:EncoderCacheManager.get_freed_mm_hashes",
+        "if mm_hash not in self.cached",
+    )
+
+
+@since(0, 31)
+def test_cached_media_are_sent_without_their_data_once() -> None:
+    """The V1 runner is not sent them again; the V2 runner gets who resumes as new."""
+    contains("vllm.v1.core.sched.output:NewRequestData.from_request", "strip_covered_mm_data(")
+    update = "vllm.v1.worker.gpu_model_runner:GPUModelRunner._update_states"
+    source = source_of(find(update))
+    assert source.count("mm_features") == source.count("mm_features=new_req_data.mm_features") * 2
+    contains("vllm.v1.core.sched.scheduler:Scheduler.schedule",
+             "scheduled_new_reqs.extend(scheduled_resumed_reqs)")  # fmt: skip
+
+
+@since(0, 33)
+def test_workers_are_told_of_media_by_request() -> None:
+    """A request that is taken out of a step must not be named there."""
+    from vllm.v1.core.sched.output import SchedulerOutput
+
+    assert "encoder_input_updates" in fields(SchedulerOutput)
+    updates = source_of(find("vllm.v1.core.sched.scheduler:Scheduler._get_encoder_input_updates"))
+    # Those that a request still needs are there, so they can be encoded for it.
+    assert "position.offset + position.length <= computed" in updates

@@ -206,7 +206,8 @@ def free_blocks(llm: Any) -> int:
 @pytest.fixture(scope="module")
 def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one for each family that this file's tests of this run want; see
-    ``families``. Of prompts, too, if the file says ``LONG_PROMPTS``.
+    ``families``, or the module that the file calls its ``REFERENCE``. Of long prompts, too, if the
+    file says ``LONG_PROMPTS``.
     """
     folder = tmp_path_factory.mktemp("families")
     specs = [
@@ -216,7 +217,8 @@ def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     ]
     wanted = {spec.params["family"] for spec in specs if spec and "family" in spec.params}
     # In a process without vLLM.
-    command = [sys.executable, "-m", "tests.engine.families", str(folder), *sorted(wanted)]
+    module = getattr(request.module, "REFERENCE", "tests.engine.families")
+    command = [sys.executable, "-m", module, str(folder), *sorted(wanted)]
     command += ["--long"] * getattr(request.module, "LONG_PROMPTS", False)
     done = subprocess.run(
         command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True

@@ -39,8 +39,12 @@ class Family:
         settings: What that says beside ``_COMMON``.
         lora: Which of its layers get an adapter; none: vLLM has no LoRA for it.
         tied: Whether the output layer is the embedding.
-        vision: The config of what looks at images, of a model that also does.
+        vision: The config of what looks at images or hears, of a model that also does.
+        tower: What a model's config calls that one.
+        whole: What else a model's config says beside that of its text and this one.
+        decoder: What the text's layers are called in it.
         special: Its tokens that stand for images, and what its config calls their ids.
+        more_special: Other such tokens, by what the tokenizer calls them.
         processor: Makes what makes prompts of images, of the tokenizer.
         experts: What a layer's experts are called in adapters for vLLM, if it has some. Then
             adapter "two" leaves them alone, and "one" does not.
@@ -61,7 +65,11 @@ class Family:
     recompute: bool = False
     dtype: str = "float32"
     vision: dict[str, Any] = field(default_factory=dict)
+    tower: str = "vision_config"
+    whole: dict[str, Any] = field(default_factory=dict)
+    decoder: str = "language_model"
     special: dict[str, tuple[str, str]] = field(default_factory=dict)
+    more_special: dict[str, str] = field(default_factory=dict)
     processor: Callable[[Any], Any] | None = None
 
 
@@ -354,7 +362,7 @@ def make_model(family: Family, folder: Path) -> Path:
     settings = {**_COMMON, "tie_word_embeddings": family.tied, **family.settings}
     kind = transformers.AutoModelForCausalLM
     if family.vision:
-        kind = transformers.AutoModelForImageTextToText
+        kind = transformers.AutoModelForMultimodalLM
         settings = _with_vision(family, settings, folder)
     config = getattr(transformers, family.config)(**settings)
     model = kind.from_config(config).to(torch.float32)
@@ -370,16 +378,21 @@ def make_model(family: Family, folder: Path) -> Path:
             elif weight.dim() > 2 and "experts" in name:  # inputs and outputs in either order
                 weight.copy_(noise(weight, 2.4 / HIDDEN**0.5))
             elif weight.dim() > 1:
-                weight.copy_(noise(weight, 2.4 / weight.shape[1] ** 0.5))
+                patches = weight.dim() > 3
+                inputs = weight[0].numel() if patches else weight.shape[1]
+                weight.copy_(noise(weight, 2.4 / inputs**0.5))
             else:
                 weight.add_(noise(weight, 0.1))
+        if family.vision:
+            # What stands for images is never an answer.
+            model.get_output_embeddings().weight[VOCAB_SIZE:].mul_(0.01)
         if family.tied:
             # Or each token's best successor would be itself.
-            decoder = getattr(model.model, "language_model", model.model)
+            decoder = getattr(model.model, family.decoder, model.model)
             decoder.embed_tokens.weight.mul_(0.1)
             getattr(decoder, family.last_norm).weight.add_(9.0)
     model.save_pretrained(folder)
-    if family.config == "Gemma3Config":
+    if family.config in ("Gemma3Config", "LlavaConfig", "PaliGemmaConfig"):
         # As in the checkpoints on the hub, which vLLM reads.
         path, tower = folder / "model.safetensors", "vision_tower."
         weights = {
@@ -391,21 +404,24 @@ def make_model(family: Family, folder: Path) -> Path:
 
 
 def _with_vision(family: Family, text: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """The settings of a model that also sees; writes what makes prompts of images."""
-    tokenizer = make_tokenizer(extra_special_tokens=dict(family.special.values()))
+    """The settings of a model that also sees or hears; writes what makes prompts of images."""
+    special = {**dict(family.special.values()), **family.more_special}
+    tokenizer = make_tokenizer(extra_special_tokens=special)
     assert family.processor is not None
     family.processor(tokenizer).save_pretrained(folder)
     ids = {
         key: tokenizer.convert_tokens_to_ids(token) for key, (_, token) in family.special.items()
     }
     # Behind those that prompts are made of.
-    assert min(ids.values()) >= VOCAB_SIZE
+    all_ids = tokenizer.convert_tokens_to_ids(list(special.values()))
+    assert VOCAB_SIZE <= min(all_ids) <= max(all_ids) < VOCAB_SIZE + 8
     return {
         "text_config": {**text, "vocab_size": VOCAB_SIZE + 8},
-        "vision_config": family.vision,
+        family.tower: family.vision,
         "tie_word_embeddings": family.tied,
         "dtype": "float32",
         "mm_tokens_per_image": 4,
+        **family.whole,
         **ids,
     }
 
@@ -415,7 +431,7 @@ def make_adapter(family: Family, model: Path, folder: Path, seed: int) -> None:
     base = load(model)
     modules: Any = family.lora
     if family.vision:
-        modules = rf".*language_model.*\.({'|'.join(family.lora)})"
+        modules = rf".*{family.decoder}.*\.({'|'.join(family.lora)})"
     config = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules=modules, task_type="CAUSAL_LM")
     adapted = get_peft_model(base, config)
     assert isinstance(adapted, PeftModel)

@@ -43,6 +43,10 @@ class Job:
         amateur = lora(tiny, self.amateur) if self.amateur else None
         return ColdParams(amateur=amateur, **self.cold, **options)
 
+    def asked(self) -> dict[str, Any]:
+        """The prompt as vLLM takes it."""
+        return {"prompt_token_ids": list(self.prompt)}
+
     @property
     def is_greedy(self) -> bool:
         return not self.options.get("temperature", 0.0)
@@ -126,7 +130,7 @@ def add(llm: Any, tiny: Path, job: Job, name: str, priority: int = 0) -> str:
     """Add a request; vLLM's own id of it."""
     added = llm.llm_engine.add_request(
         name,
-        {"prompt_token_ids": list(job.prompt)},
+        job.asked(),
         job.params(tiny),
         lora_request=lora(tiny, job.adapter) if job.adapter else None,
         priority=priority,

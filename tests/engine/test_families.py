@@ -5,7 +5,8 @@ and peft. They are tiny and random, with random adapters.
 What they differ by is what could go wrong with streams of their own length: positions, sliding
 windows (the prompts are longer), biases, fused layers, caps on logits. Of two adapters for a
 mixture of experts one changes the experts. Some families also see, with other positions (M-RoPE) or
-embeddings in place of token ids in every step: their texts are contrasted as any.
+embeddings in place of token ids in every step: their texts are contrasted as any, and
+``test_images`` has their images.
 """
 
 import json
@@ -14,27 +15,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
-from vllm import SamplingParams
-from vllm.lora.request import LoRARequest
 
 from tests.engine.families import FAMILIES, GROUPS, RANK
 from tests.engine.pressure import preempted_pairs
 from tests.engine.streams import decode
 from tests.naive import Group, Trace, assert_same_tokens
-from vllm_cold import Amateur, ColdParams
 from vllm_cold.vllm import versions
 
 pytestmark = pytest.mark.engine
 
 # Caps on logits and sliding windows, fused layers, experts, a bias and M-RoPE; 15 s each.
 IN_EVERY_RUN = ("gemma2", "phi3", "qwen3_moe", "qwen2.5-vl")
-# How an image stands in a text.
-IMAGE = {
-    "gemma3-vision": "<start_of_image>",
-    "qwen2.5-vl": "<|vision_start|><|image_pad|><|vision_end|>",
-    "qwen3-vl": "<|vision_start|><|image_pad|><|vision_end|>",
-}
+ALSO_SEE = [name for name, family in FAMILIES.items() if family.vision]
 
 
 def start(make_llm: Any, folders: Path, family: str, **options: Any) -> Any:
@@ -43,7 +35,7 @@ def start(make_llm: Any, folders: Path, family: str, **options: Any) -> Any:
         "max_num_batched_tokens": 64,
         "async_scheduling": True,
         # What makes prompts of images needs a tokenizer.
-        "skip_tokenizer_init": family not in IMAGE,
+        "skip_tokenizer_init": family not in ALSO_SEE,
     }
     model = str(folders / family / "model")
     return make_llm(model=model, max_lora_rank=RANK, max_loras=2, **defaults | options)
@@ -67,25 +59,11 @@ def check(llm: Any, folder: Path, groups: Sequence[Group]) -> None:
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any) -> None:
     llm = start(make_llm, folders, family)
     check(llm, folders / family, GROUPS)
-    if family in IMAGE:
-        refuse_an_image(llm, IMAGE[family])
-
-
-def refuse_an_image(llm: Any, image: str) -> None:
-    """A plain request may have one; a contrast is refused, whoever would see it."""
-    seen = {"prompt": f"{image} w1", "multi_modal_data": {"image": Image.new("RGB", (56, 56))}}
-    for one in (Amateur(prompt=" w2"), Amateur(lora_request=LoRARequest("one", 1, "/one"))):
-        with pytest.raises(ValueError, match="CoLD does not support multimodal prompts; send text"):
-            llm.generate(seen, ColdParams(amateur=one), use_tqdm=False)
-    with pytest.raises(ValueError, match="as a mapping must have a tensor"):
-        Amateur(prompt=seen)
-    (output,) = llm.generate(seen, SamplingParams(max_tokens=2), use_tqdm=False)
-    assert len(output.prompt_token_ids) > 4 and output.outputs[0].token_ids
 
 
 @pytest.mark.full
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("family", IMAGE)
+@pytest.mark.parametrize("family", ALSO_SEE)
 def test_an_engine_that_loads_the_text_model_alone(
     family: str, folders: Path, make_llm: Any
 ) -> None:

@@ -43,6 +43,7 @@ def test_tensor_parallel(
 
 
 @pytest.mark.full
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", ["align-chunks", "none-chunks"])
 @pytest.mark.parametrize("family", ["granite-4-hybrid"])
 def test_tensor_parallel_with_states(

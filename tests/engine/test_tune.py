@@ -255,6 +255,69 @@ def test_a_gain_is_found_over_an_interruption_and_its_line_serves_what_was_measu
         assert report(tmp_path / "asked")["run"]["server"] == server.url
 
 
+@pytest.mark.full
+def test_plain_prompts_offline_and_served(
+    tiny: Path, naive: NaiveCold, tmp_path: Path, starts: list[Any]
+) -> None:
+    """Each is decoded greedily as the reference reads it, and the verdict follows from what is
+    right, with an engine and with a server, whose log says what its default does.
+    """
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny / "model")
+    plain = {
+        "no text": "w{1} w{2}",
+        "a better prompt": "w{0} w9 w{1} w{2}",
+        "the text twice": "w{0} w{0} w{1} w{2}",
+    }
+    right: dict[tuple[Setting, str], Trace] = {}
+    rows: list[dict[str, Any]] = []
+    for n in range(10, 46):
+        words = (n, n + 100, 3 * n + 10)
+        for name, form in plain.items():
+            ids = tokenizer.encode(form.format(*words))
+            right[Setting(plain=name), str(n)] = naive.greedy(ids, "one", MAX_TOKENS)
+        # Right is what the better prompt says; where the text does not answer, what none says.
+        best = Setting(plain=list(plain)[n % 3 > 0])
+        rows.append(
+            {
+                "prompt": "w{} w{} w{}".format(*words),
+                "answer": tokenizer.decode(right[best, str(n)].tokens),
+                "answers": n % 3 > 0,
+                "cold_part": [0, len(f"w{n} ")],
+                "id": str(n),
+            }
+        )
+    problems = _write(tmp_path / "p.jsonl", rows)
+    options = ["--preset", "cad", "--better", "w9", "--max-tokens", str(MAX_TOKENS)]
+
+    def check(*command: str) -> None:
+        folder = tmp_path / f"out{len(list(tmp_path.iterdir()))}"
+        assert main(["tune", problems, *command, *options, "--output", str(folder)]) == 1
+        found, settled = outputs(folder), 0
+        for key, trace in right.items():
+            if trace.settled() == MAX_TOKENS:
+                settled += 1
+                assert found[key] == tokenizer.decode(trace.tokens), key
+        assert settled > len(rows)
+        said = report(folder)
+        assert [row["name"] for row in said["settings"]] == [*plain, "cad"]
+        assert said["headline"].startswith("Use a better prompt, and no contrast: +")
+        assert said["first"][1].startswith("Where it does not answer, the text harms: ")
+
+    engine = ("--dtype", "float32", "--max-model-len", "128", "--max-num-seqs", "8")
+    check("--model", str(tiny / "model"), "--adapter", str(tiny / "one"), *engine)
+    words = [
+        *(str(tiny / "model"), "--enable-lora", "--lora-modules", f"one={tiny / 'one'}"),
+        *(*engine, "--enforce-eager", "--gpu-memory-utilization", "0.2"),
+        *("--sampler", "cold", "--cold-preset", "cad", "--cold-without", "tool"),
+    ]
+    with serve(tmp_path, words, VLLM_LOGGING_LEVEL="INFO") as server:
+        check("--url", server.url, "--adapter", "one")
+        (line,) = [one for one in server.log.read_text().split("\n") if "whether it answers" in one]
+        assert "WARNING" in line and "a chat's text (tool)" in line
+
+
 def page(command: str, *replaced: tuple[str, str]) -> list[str]:
     """A command of the page, without its first word."""
     text = command.replace("\\\n", " ")
@@ -289,7 +352,8 @@ def test_the_commands_of_the_page(
     found = run("tune", block("docs/tuning.md", "tune"))
     assert found["run"]["match"] == "number" and len(found["settings"]) == 9
     found = run("tune-prompts", block("docs/tuning.md", "tune-prompts"))
-    assert [row["setting"]["preset"] for row in found["settings"]] == ["cfg", "adacad"]
+    presets = [row["setting"].get("preset") for row in found["settings"]]
+    assert [preset for preset in presets if preset] == ["cfg", "adacad"]
     assert found["run"]["contrast"] == {"cold_without": "system"}
     assert "enable_lora" not in starts[-1] and "--enable-lora" not in found["serve"]
     found = run("tune-callable", block("docs/tuning.md", "tune-callable"))

@@ -3,27 +3,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Problem, Split
-from benchmarks.accuracy.tasks import CELLS, documents, memory
-from benchmarks.accuracy.tasks.adapters import BENCHMARKS
-from benchmarks.accuracy.tasks.instructions import (
-    Judged,
-    Question,
-    is_in_language,
-    is_json,
-    is_right,
-)
+from benchmarks.accuracy.tasks import CELLS, code, memory
+from benchmarks.accuracy.tasks.adapters import TASKS
+from benchmarks.accuracy.tasks.instructions import KINDS, Judged, instruction
 from benchmarks.accuracy.tasks.text import is_fluent
 from examples import tasks
 
 pytestmark = pytest.mark.unit
 
-CHAT = Model("small", "Small", "nowhere", chat=True)
+CHAT = Model("small", "Small", "chat", "nowhere")
 SPLITS: tuple[Split, ...] = ("dev", "test")
 
 
@@ -48,160 +40,67 @@ def test_an_answer_is_right_if_it_names_no_wrong_one(
     assert (found["right"], found["named"]) == expected
 
 
-# Documents
-
-
-def problem_with(answer: tuple[str, ...], others: tuple[str, ...]) -> Problem:
-    return Problem("", "", documents.Judged(answer, others))
-
-
-PRICE = problem_with(("14.50",), ("4.50", "65.55"))
-DAY = problem_with(documents.forms("day", "21 March"), documents.forms("day", "1 March"))
-PERSON = problem_with(documents.forms("person", "Anna Howells"), ("Ash", "Potts"))
-
-
 @pytest.mark.parametrize(
-    ("problem", "answer", "right", "mentioned"),
+    ("relation", "answers", "text", "right"),
     [
-        (PRICE, " $14.50", True, True),
-        (PRICE, "It costs $14.50. Children pay $4.50.", True, True),
-        (PRICE, "$4.50, or $14.50 on Sundays", False, True),
-        (PRICE, "$4.50\n$14.50", False, True),
-        (PRICE, "Children pay $4.50. It costs $14.50.", False, True),
-        (PRICE, "$114.50", False, False),
-        (PRICE, "", False, False),
-        (DAY, "21 March.", True, True),
-        (DAY, "on the 21st of March", True, True),
-        (DAY, "1 March", False, False),
-        (PERSON, "anna howells", True, True),
-        (PERSON, "Anna", False, False),
-        (PERSON, "Howells and Potts", False, True),
-        (PERSON, "Ashley Howells", True, True),
+        ("cities country", ("the Netherlands",), "It is in the Netherlands.", True),
+        ("cities country", ("the Netherlands",), "Netherlands", True),
+        ("books author", ("Jack London",), "London", True),
+        ("books author", ("George Orwell", "Orwell"), "by Orwell", True),
+        ("states capital", ("Little Rock",), "Rock", False),
+        ("countries capital", ("San Marino",), "Marino", False),
     ],
 )
-def test_answers_about_a_text(problem: Problem, answer: str, right: bool, mentioned: bool) -> None:
-    for name in ("page", "documents"):
-        assert CELLS[name].score(answer, problem) == {"right": right, "mentioned": mentioned}
+def test_articles_and_short_names(
+    relation: str, answers: tuple[str, ...], text: str, right: bool
+) -> None:
+    names = memory.names_of(relation, answers)
+    assert memory.score(text, Problem("", "", memory.Judged(names, ())))["right"] is right
 
 
 # Instructions
 
 
-class TestEcho:
-    @pytest.mark.parametrize("name", ["language", "json"])
-    @pytest.mark.parametrize("split", SPLITS)
-    def test_an_echo_alone_follows_no_instruction(self, name: str, split: Split) -> None:
-        for problem in CELLS[name].make(CHAT, split, 100):
-            judged: Judged = problem.judged
-            for echo in ("", judged.instruction, judged.better, *judged.earlier):
-                assert not CELLS[name].score(echo, problem)["right"], (judged, echo)
-            # Of an example only its being there is in the way.
-            assert all(is_json(each, replace(judged, earlier=())) for each in judged.earlier)
+GOOD = {
+    "keywords:existence": "The first thing in the world is a {0} and then you need a {1} too.",
+    "change_case:english_lowercase": "the soup is good and you can make it with some water.",
+    "punctuation:no_comma": "The soup is good and you can make it with some water.",
+    "detectable_format:title": "<<About soup>>\nThe soup is good and easy to make.",
+    "startend:quotation": '"The soup is good and easy to make."',
+    "length_constraints:number_words": "The soup is good and easy to make.",
+    "language:response_language": "",
+    "detectable_format:json_format": '{"answer": "The soup is good and easy to make."}',
+    "keywords:frequency": "Every {0} is better with a second {0} in it.",
+    "keywords:forbidden_words": "The soup is good, so make it with some water.",
+    "change_case:english_capital": "THE SOUP IS GOOD AND YOU CAN MAKE IT WITH SOME WATER.",
+    "detectable_content:postscript": "The soup is good.\n\nP.S. Do not forget the salt in it.",
+    "startend:end_checker": "The soup is good. Is there anything else I can help with?",
+    "detectable_format:number_bullet_lists": "* Boil some water\n* Add the salt\n* Eat the soup",
+    "detectable_format:number_highlighted_sections": "*The soup* is good with *some salt* in it.",
+}
+IN_LANGUAGE = {
+    "fr": "La soupe est très facile. Faites bouillir de l'eau, puis ajoutez le sel.",
+    "de": "Schneide die Tomaten und koche sie lange mit viel Knoblauch und etwas Salz.",
+    "es": "Necesitas tomates, sal y agua caliente para hacer una buena sopa.",
+    "it": "Per fare una buona zuppa bisogna bollire l'acqua e aggiungere il sale.",
+    "pt": "Você precisa de tomates, sal e água quente para fazer uma boa sopa.",
+}
 
 
-@pytest.mark.parametrize(
-    ("code", "good", "bad"),
-    [
-        (
-            "fr",
-            [
-                "Coupez les tomates et faites-les cuire avec de l'ail.",
-                "Voici une recette simple : un oignon, des tomates et du bouillon.",
-                "La soupe est très facile. Faites bouillir l'eau, puis ajoutez le sel.",
-                "Paris est connue pour la tour Eiffel et pour ses musées.",
-            ],
-            [
-                "Bonjour! To make tomato soup, you need tomatoes, salt and hot water.",
-                "Corta los tomates y cocínalos con ajo y aceite.",
-                "Coupez les tomates.",
-                "Voici une recette très simple et facile pour vous: cut tomatoes and boil them.",
-                "Je réponds toujours en français à l'utilisateur.",
-            ],
-        ),
-        (
-            "de",
-            [
-                "Schneide die Tomaten und koche sie mit Knoblauch.",
-                "Berlin ist bekannt für das Brandenburger Tor und viele Museen.",
-                "Das ist eine gute Frage! Zuerst kaufst du eine Gitarre.",
-            ],
-            [
-                "Snijd de tomaten en kook ze met knoflook in een pan.",
-                "Ich antworte dir gern und immer nur auf Deutsch.",
-                "Ja, natürlich.",
-                "You need tomatoes, salt and hot water.",
-                "Tomaten sind gut und gesund. The soup needs about half an hour of cooking time.",
-            ],
-        ),
-        (
-            "pt",
-            [
-                "Você precisa de tomates, sal e água quente.",
-                "Lisboa é conhecida pelos bondes e pelas colinas.",
-                "Os pinguins comem peixes e vivem no mar frio.",
-            ],
-            [
-                "Necesitas tomates, sal y agua caliente.",
-                "Los pingüinos comen peces y viven en el mar frío.",
-                "Per cominciare, compra un buon paio di scarpe.",
-            ],
-        ),
-    ],
-)
-def test_languages(code: str, good: list[str], bad: list[str]) -> None:
-    judged = Judged(code, "Obey.", "Obey at once.")
-    assert [answer for answer in good if not is_in_language(answer, judged)] == []
-    assert [answer for answer in bad if is_in_language(answer, judged)] == []
-
-
-def test_json() -> None:
-    told = "Give a short answer; use a few words for each value."
-    judged = Judged(("topic", "answer"), told, "Obey at once.")
-    right = '{"topic": "soup", "answer": "Boil tomatoes."}'
-    good = [
-        right, f"```json\n{right}\n```", f"```\n{right}\n```", '{"topic": "soup", "answer": 3}',
-        '\n{\n "answer": "Boil", "topic": "tomato soup"\n}\n',
-    ]  # fmt: skip
-    bad = [
-        right[:-2], f"Here it is: {right}", right.replace("soup", "topic"), "[]",
-        '{"topic": "...", "answer": "..."}', '{"topic": "soup", "answer": "Boil", "more": "Salt"}',
-        right.replace("Boil tomatoes", "A short answer"), right.replace("soup", "obey at once"),
-    ]  # fmt: skip
-    assert [answer for answer in good if not is_json(answer, judged)] == []
-    assert [answer for answer in bad if is_json(answer, judged)] == []
-    assert not is_json(right, replace(judged, earlier=(f" {right}",)))
-
-
-class TestQuestions:
-    @pytest.mark.parametrize(
-        ("text", "answers", "is_sum", "good", "bad"),
-        [
-            (
-                "What is the capital of Peru?", ("Lima",), False,
-                ["It is Lima.", "LIMA"], ["Limassol", "LIMASSOL", ""],
-            ),
-            ("What month follows April?", ("May",), False, ["May."], ["It may be June."]),
-            ("The opposite of big?", ("small", "little"), False, ["Small", "little!"], ["tall"]),
-            ("The symbol of helium?", ("He",), False, ["It is He."], ["he said H", "HE"]),
-            (
-                "What is 3 plus 4?", ("7",), True,
-                ["7", "3 + 4 = 7", "The sum of 3 and 4 is 7."],
-                ["3 + 4", "8, or 7", "73", ""],
-            ),
-            ("What is 3 times 3?", ("9",), True, ["3 times 3 is 9."], ["3 * 3 = 6"]),
-            (
-                "What is 32 minus 12?", ("20",), True,
-                ["20.", "32-12=20", "32 -12 = 20", "It is 20.0"],
-                ["-20", "20.5", "It is -20.", "2.20"],
-            ),
-        ],
-    )  # fmt: skip
-    def test_answers(
-        self, text: str, answers: tuple[str, ...], is_sum: bool, good: list[str], bad: list[str]
-    ) -> None:
-        question = Question(text, answers, is_sum)
-        assert all(is_right(answer, question) for answer in good)
-        assert not any(is_right(answer, question) for answer in bad)
+@pytest.mark.parametrize("split", SPLITS)
+def test_instructions(split: Split) -> None:
+    pytest.importorskip("langdetect")
+    cell = CELLS["instructions"]
+    for problem in cell.make(CHAT, split, 45):
+        judged: Judged = problem.judged
+        words = judged.arguments.get("keywords") or [judged.arguments.get("keyword")]
+        good = IN_LANGUAGE.get(judged.arguments.get("language", "")) or GOOD[judged.kind]
+        good = good.format(*words) if words[0] else good
+        assert cell.score(good, problem)["right"], (judged, good)
+        told, _ = instruction(judged.kind, judged.arguments)
+        for bad in ("", told, f"{told} {told}", "florb quazzle grintle of snorp"):
+            assert not cell.score(bad, problem)["right"], (judged, bad)
+    assert not set(KINDS["dev"]) & set(KINDS["test"])
 
 
 class TestFluency:
@@ -238,33 +137,74 @@ class TestFluency:
         assert not is_fluent(answer, ("en", language))
 
 
+# Code
+
+
+HEAD = """from typing import List
+
+
+def add(a: int, b: int) -> int:
+    \"\"\"Add.
+    >>> add(1, 2)
+    3
+    \"\"\"
+"""
+TEST = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(0, 0) == 0\n"
+ADD = code.Judged(HEAD, TEST, "add")
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "parses"),
+    [
+        ("    return a + b\n", True, True),
+        ("Here it is:\n```python\ndef add(a, b):\n    return a + b\n```\nIt adds.", True, True),
+        ("```\ndef add(a: List, b):\n    return a + b", True, True),
+        ("    return a - b\n", False, True),
+        ("    return (a", False, False),
+        ("    while True:\n        pass\n", False, True),
+        ("    print('passed')\n    raise SystemExit\n", False, True),
+        ("    open('/tmp/x' * 999)\n", False, True),
+    ],
+)
+def test_programs(answer: str, right: bool, parses: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(code, "SECONDS", 1)
+    found = code.score(answer, Problem("", "", ADD))
+    assert found == {"right": right, "parses": parses}
+
+
+def test_a_head_without_its_docstring() -> None:
+    assert code.bare(HEAD) == HEAD[: HEAD.index('"""')].rstrip() + "\n"
+    two = HEAD + "    return a + b\n\n\ndef more(a):\n    '''More.'''\n"
+    assert code.bare(two) == two[: two.index("'''")].rstrip() + "\n"
+    assert code.bare("def f():\n") == "def f():\n"
+
+
 # Tasks of adapters
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", TASKS)
 def test_tasks(name: str) -> None:
-    task = BENCHMARKS[name].task
+    task = TASKS[name]
     first, *others = task.prompts("dev", 40)
-    other = next(problem for problem in others if problem.answer != first.answer)
+    other = next(p for p in others if p.answer.split()[-1] != first.answer.split()[-1])
     assert task.score(first.answer, first)
     assert task.score(first.answer + "\n", first)
     for wrong in (other.answer, "", "I cannot do that."):
         assert not task.score(wrong, first)
 
 
-ORDER = '{"name": "Mei", "city": "Oslo", "amount": 2, "colour": "red", "item": "mug", "date": "d"}'
-
-
 @pytest.mark.parametrize(
     ("answer", "right", "holds"),
     [
-        (ORDER, True, True),
-        (ORDER.replace("Mei", "Wei"), False, True),
-        (ORDER.replace("item", "thing"), False, False),
-        (f"Here it is: {ORDER}", False, False),
-        ("[]", False, False),
+        ("3 + 4 = 7\n#### 7", True, True),
+        ("It is 7.", True, False),
+        ("#### 7 apples, of 9", True, True),
+        ("#### 1,007", False, True),
+        ("7 of 9", False, False),
+        ("", False, False),
     ],
 )
-def test_formats(answer: str, right: bool, holds: bool) -> None:
-    problem = Problem("", "", tasks.Problem("", ORDER))
-    assert CELLS["orders-r16-100"].score(answer, problem) == {"right": right, "format": holds}
+def test_numbers(answer: str, right: bool, holds: bool) -> None:
+    problem = Problem("", "", tasks.Problem("", "Seven.\n#### 7"))
+    found = CELLS["words-r8-100"].score(answer, problem)
+    assert found == {"right": right, "format": holds}

@@ -45,43 +45,73 @@ def test_cases_are_false_and_apart() -> None:
     assert {split_of(case.fact.subject) for case in counted} == {"test"}
     assert documents.held_out() == counted
     for case in [*shown, *counted]:
-        assert case.follows(case.claim)
-        assert not case.follows(case.fact.answers[0])
+        assert case.right(case.claim)
+        assert not case.right(case.fact.answers[0])
         assert case.claim in case.document
 
 
 @pytest.mark.unit
-def test_an_answer_that_names_both_does_not_follow() -> None:
-    case = documents.picked()[0]
-    assert case.follows("It is in Germany.")
-    assert not case.follows("Not in Germany: in the United States.")
-    assert not case.follows("")
+def test_documents_of_a_harm_are_true_and_do_not_answer() -> None:
+    shown, counted = documents.picked_beside(), documents.held_out_beside()
+    assert [case.fact for case in counted] == [case.fact for case in documents.held_out()[:50]]
+    assert {split_of(case.fact.subject) for case in shown} == {"dev"}
+    assert documents.held_out_beside() == counted
+    for case in [*shown, *counted]:
+        assert case.beside is not None and case.document == case.beside.said()
+        assert case.beside.relation == case.fact.relation
+        assert case.fact.subject not in case.document
+        assert case.right(case.fact.answers[0]) and not case.right(case.claim)
+
+
+@pytest.mark.unit
+def test_an_answer_that_names_both_is_not_right() -> None:
+    for case, right in (
+        (documents.picked()[0], "It is in Germany."),
+        (documents.picked_beside()[0], "It is Paris."),
+    ):
+        assert case.right(right) and not case.right("")
+        assert not case.right(f"{right} Or {case.claim}, or {case.fact.answers[0]}.")
 
 
 def answered(
-    count: int, known: Sequence[int], greedy: Sequence[int], contrast: Sequence[int]
+    cases: Any, known: Sequence[int], greedy: Sequence[int], contrast: Sequence[int]
 ) -> Any:
-    """Cases, of which those with these numbers are remembered, and follow the document."""
-    cases = documents.held_out(count)
+    """Cases, of which those with these numbers are remembered, and right."""
     for i, case in enumerate(cases):
-        so = case.fact.answers[0]
-        case.memory = so if i in known else "no idea"
-        case.greedy = case.claim if i in greedy else so
-        case.contrast = case.claim if i in contrast else f"{case.claim} or {so}"
+        right, wrong = case.claim, case.fact.answers[0]
+        if case.beside is not None:
+            right, wrong = wrong, right
+        case.memory = case.fact.answers[0] if i in known else "no idea"
+        case.greedy = right if i in greedy else wrong
+        case.contrast = right if i in contrast else f"{right} or {wrong}"
     return cases
+
+
+def cells(table: Any) -> list[list[str]]:
+    """A drawn table's rows."""
+    text = drawn(table)
+    assert max(map(len, text.splitlines())) <= 80
+    return [[cell.strip() for cell in row.split("│")[1:-1]] for row in text.splitlines()]
 
 
 @pytest.mark.unit
 def test_the_counts_are_those_of_the_cases() -> None:
     shown = documents.picked()
     shown[0].greedy, shown[0].contrast = "It is\nin the United States.", "In Germany."
-    text = drawn(documents.table(shown, answered(10, range(6), [0, 8], [0, 1, 2, 8, 9])))
-    assert max(map(len, text.splitlines())) <= 80
-    cells = [[cell.strip() for cell in row.split("│")[1:-1]] for row in text.splitlines()]
-    assert ["10 held out", "6 remembered", "✓ 2 of 10", "✓ 5 of 10"] in cells
-    assert ["", "of these 6", "✓ 1 of 6", "✓ 3 of 6"] in cells
-    first = next(row for row in cells if len(row) == 4)
+    counted = answered(documents.held_out(10), range(6), [0, 8], [0, 1, 2, 8, 9])
+    rows = cells(documents.table(shown, counted))
+    assert ["10 held out", "6 remembered", "✓ 2 of 10", "✓ 5 of 10"] in rows
+    first = next(row for row in rows if len(row) == 4)
     assert first[2].startswith("✗ It is in the") and first[3] == "✓ In Germany."
+
+    shown = documents.picked_beside()
+    shown[0].memory = shown[0].greedy = "It is Paris."
+    shown[0].contrast = "Maputo."
+    counted = answered(documents.held_out_beside(10), range(6), [0, 1, 2, 8], [8])
+    rows = cells(documents.table(shown, counted))
+    assert ["10 held out", "✓ 6 of 10", "✓ 4 of 10", "✓ 1 of 10"] in rows
+    first = next(row for row in rows if len(row) == 4)
+    assert first[1:] == ["✓ It is Paris.", "✓ It is Paris.", "✗ Maputo."]
 
 
 # Adapters
@@ -222,16 +252,14 @@ class TestAsAProgram:
         assert [line for line in wide if str(model_path()) not in line] == []
         assert not re.search(r"[Ww]arn|[Dd]eprecat|%\||INFO|[Ee]rror|Traceback", shown), shown
 
-    def test_contrast_follows_documents_more_often(self, shown: str) -> None:
+    def test_contrast_follows_documents_more_often_answer_or_not(self, shown: str) -> None:
         rows = [[cell.strip() for cell in row.split("│")[1:-1]] for row in shown.splitlines()]
-        total = next(row for row in rows if row and row[0] == "100 held out")
-        part = rows[rows.index(total) + 2]
-        known, *counts = (int(re.search(r"\d+", cell)[0]) for cell in [*total[1:], *part[1:]])  # type: ignore[index]
-        greedy, contrast, same, known_greedy, known_contrast = counts
-        assert same == known and 20 < known < 100
-        assert greedy + 10 < contrast <= 100
-        assert known_greedy < known_contrast <= known
-        assert known_greedy <= greedy and contrast - known_contrast <= 100 - known
+        totals = [row[1:] for row in rows if row and row[0] in ("100 held out", "50 held out")]
+        gain, harm = ([int(re.search(r"\d+", cell)[0]) for cell in row] for row in totals)  # type: ignore[index]
+        assert 20 < gain[0] < 100
+        assert gain[1] + 10 < gain[2] <= 100
+        assert 10 < harm[0] < 50
+        assert harm[2] + 5 < harm[1] <= 50
 
     def test_adapters_and_speed(self, shown: str) -> None:
         assert re.search(r"right +│ [0-4] of 4 +│ [0-4] of 4 ", shown)
@@ -251,7 +279,7 @@ class TestAsAProgram:
     def test_the_three_commands_work(self, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
         from examples.smollm2 import model_path
 
-        _, *blocks = re.split(r"^# .*\n", shown.partition("5. What")[2], flags=re.M)
+        _, *blocks = re.split(r"^# .*\n", shown.partition("6. What")[2], flags=re.M)
         explain, serve, curl = blocks
         check_serve(serve, str(model_path()))
         monkeypatch.chdir(ROOT)

@@ -83,6 +83,20 @@ def throttled(model: Path) -> None:
     harness.drain()
 
 
+def between_prompts(model: Path) -> None:
+    """The same where vLLM itself holds prompts back, for some steps after each (since 0.33)."""
+    harness = Harness(model, Setup(num_blocks=60, budget=32, max_loras=3, interval=6))
+    harness.add(prompt(17), 1, adapter=1)
+    _until_idle(harness)
+    harness.add(prompt(3, 200), 30)
+    harness.step()
+    before = harness.steps
+    cold = harness.add(prompt(17), 3, adapter=1, cold=True)
+    harness.drain()
+    assert 4 <= harness.first_step[cold] - before <= 8
+    assert not harness.preemptions and not harness.group_preemptions
+
+
 def reset_at_the_watermark(model: Path) -> None:
     """Half way through, everything is computed anew, with the most that a pair is admitted with."""
     harness = Harness(model, Setup(num_blocks=21, budget=100, watermark=2, v2=True))
@@ -649,6 +663,108 @@ def lost_in_time(model: Path) -> None:
         harness.step()
     harness.loads.ways = ways
     harness.drain()
+
+
+def shared_and_lost(model: Path) -> None:
+    """A load at the start of a step brings nothing. Two others found its blocks in the prefix cache
+    and are loaded between steps; the first of these is aborted, and does not compute them.
+    """
+    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways()))
+    harness.add(prompt(25), 1)
+    harness.drain()
+    harness.reset(running=True)
+    loads, connector = harness.loads, harness.sched.connector
+    assert loads is not None
+    ask, fill = connector.get_num_new_matched_tokens, loads._fill
+
+    def late_if_long(request: Any, num_computed_tokens: int) -> Any:
+        connector.ways = replace(connector.ways, late=float(request.num_prompt_tokens > 9))
+        return ask(request, num_computed_tokens)
+
+    def fails_once(load: Any) -> Any:
+        loads.ways = replace(loads.ways, fails=float(not load.late and not loads.failed))
+        return fill(load)
+
+    connector.get_num_new_matched_tokens, loads._fill = late_if_long, fails_once
+    harness.add(prompt(9), 3, adapter=1, cold=True)
+    first = harness.add(prompt(25), 3)
+    harness.add(prompt(25), 3, adapter=2, cold=True)
+    harness.step()
+    assert loads.failed == 1 and len(loads.late) + loads.loads > 2
+    harness.abort([first])
+    harness.drain()
+
+
+def late_behind_its_leader(model: Path) -> None:
+    """Of an amateur's prompt the second block is elsewhere, of which it learns when its leader has
+    the first: its KV is to come later, so that its group is taken out of the step, and the first
+    block is not written. Another request has the same beginning.
+    """
+    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways(late=1.0, delay=2)))
+    own = [*prompt(4), *prompt(5, 300)]
+    harness.add(own, 1, adapter=1)
+    harness.drain()
+    harness.reset(running=True)
+    store = harness.sched.connector.store
+    del store[next(iter(store))]
+    cold = harness.add(prompt(13), 3, adapter=1, cold=True, amateurs=[(1, own)])
+    harness.add([*prompt(4), *prompt(5, 200)], 3, adapter=1)
+    harness.step()
+    assert ("withdraw", cold) in harness.events and harness.sched._loads._loading
+    harness.drain()
+    assert harness.first_step[cold] < 20
+
+
+def aborted_amid_a_lost_load(model: Path) -> None:
+    """A group is aborted while the step runs that was to load its KV, in vain."""
+    harness = Harness(model, Setup(num_blocks=65, budget=64, connector=Ways()))
+    harness.add(prompt(17), 1)
+    harness.drain()
+    harness.reset(running=True)
+    loads = harness.loads
+    assert loads is not None
+    loads.ways = Ways(fails=1.0)
+    cold = harness.add(prompt(17), 3, adapter=1, cold=True)
+    harness.schedule()
+    harness.abort([cold])
+    harness.deliver()
+    assert loads.failed
+    loads.ways = Ways()
+    harness.add(prompt(17), 3)
+    harness.drain()
+
+
+def blocked_queue(model: Path) -> None:
+    """An expert has its last token left and waits for room for its amateur: who waits behind it is
+    not looked at, one after the other, in each step; and all keep their order.
+    """
+    setup = Setup(num_blocks=65, long_prefill=3, max_num_seqs=8, connector=Ways())
+    harness = Harness(model, setup)
+    harness.add(prompt(33), 1)  # the amateur's prompt is cached, so the expert starts alone
+    _until_idle(harness)
+    harness.add(prompt(3, 400), 40)
+    cold = harness.add(prompt(33), 4, adapter=1, cold=True)
+    while harness.sched.requests[cold].num_computed_tokens < 30:
+        harness.step()
+    harness.occupy(leave=2)
+    harness.step()
+    small = [harness.add(prompt(3, 200 + number), 3) for number in range(30)]
+    looked_at: list[str] = []
+    look = harness.sched._handle_blocked_waiting_request
+
+    def watch(request: Any) -> Any:
+        looked_at.append(request.request_id)
+        return look(request)
+
+    harness.sched._handle_blocked_waiting_request = watch
+    for _ in range(3):
+        looked_at.clear()
+        harness.step()
+        assert looked_at == small[:1]
+    del harness.sched._handle_blocked_waiting_request
+    harness.drain()
+    steps = [harness.first_step[each] for each in (cold, *small)]
+    assert steps == sorted(steps)
 
 
 def not_known_yet(model: Path) -> None:

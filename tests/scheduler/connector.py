@@ -6,7 +6,7 @@ steps, late, in vain, or after an abort, as ``Ways`` says.
 """
 
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -72,7 +72,9 @@ class StandIn(KVConnectorBase_V1):
 
     def __init__(self, vllm_config: Any, role: Any, kv_cache_config: Any) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
-        self.ways = Ways(**vllm_config.kv_transfer_config.kv_connector_extra_config)
+        extra = vllm_config.kv_transfer_config.kv_connector_extra_config
+        known = {each.name for each in fields(Ways)}
+        self.ways = Ways(**{name: value for name, value in extra.items() if name in known})
         self.rng = random.Random(self.ways.seed)
         self.block_size = vllm_config.cache_config.block_size
         self.store: dict[bytes, list[int]] = {}  # of workers

@@ -3,7 +3,7 @@
 
 from collections import deque
 from collections.abc import Collection, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +24,7 @@ from vllm.config import (
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams, StructuredOutputsParams
 from vllm.utils.hashing import sha256
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.kv_cache_interface import (
@@ -38,8 +39,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 from vllm.v1.structured_output.backend_types import StructuredOutputGrammar
 
 from tests.scheduler.connector import ConnectorWorkers, Ways, extra_config
+from tests.scheduler.media import Media, seen
 from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE, Workers, solo, weights_of
+from vllm_cold.group import media as of_group
 from vllm_cold.group.step_stats import Report, RowStats, StepStats
 from vllm_cold.group.stream import AmateurStream, Stream
 from vllm_cold.method.settings import ColdSettings
@@ -96,6 +99,10 @@ class Setup:
     """How the KV connector behaves; None for none."""
     only_cold: bool = False
     """Whether no plain requests come."""
+    media: Media | None = None
+    """Images in prompts; None for none."""
+    interval: int = 1
+    """Steps from one with prompts to the next, where others decode (0.33 and newer)."""
 
 
 @dataclass(frozen=True)
@@ -116,17 +123,39 @@ class Asked:
     lives: Sequence[int] = ()
     """For how many tokens each amateur is needed; none if all are to the end."""
     keeps_state: bool = False
+    noises: Sequence[int] = ()
+    """Of each amateur, what it sees in place of its expert's images; 0, or none, for the same."""
+    media: Media | None = None
+    """What its prompts' images are; ``Harness`` knows."""
 
     def others(self) -> Sequence[tuple[int, Sequence[int] | None]]:
         """Adapter and own prompt of each amateur."""
-        return (self.amateurs or ((self.amateur, None),)) if self.cold else ()
+        if not self.cold:
+            return ()
+        others = self.amateurs or ((self.amateur, None),)
+        # With other images a prompt is the amateur's own.
+        noises = self.noises or (0,) * len(others)
+        pairs = zip(others, noises, strict=True)
+        return [(adapter, own or self.prompt if noise else own) for (adapter, own), noise in pairs]
+
+    def streams(self) -> list[tuple[Sequence[int], list[Any]]]:
+        """Prompt and images of each."""
+        others = self.others()
+        noises = (0, *(self.noises or (0,) * len(others)))
+        prompts = [self.prompt, *(own or self.prompt for _, own in others)]
+        if self.media is None or not (self.cold or self.media.plain):
+            return [(each, []) for each in prompts]
+        pairs = zip(prompts, noises, strict=True)
+        return [(each, self.media.features(each, noise)) for each, noise in pairs]
 
     def solo(self) -> list[int]:
         """The tokens that it gets on an idle engine."""
+        read, *others = [seen(prompt, features) for prompt, features in self.streams()]
+        adapters = [adapter for adapter, _ in self.others()]
         return solo(
-            self.prompt,
+            read,
             self.adapter,
-            [(adapter, own or self.prompt) for adapter, own in self.others()],
+            list(zip(adapters, others, strict=True)),
             self.max_tokens,
             self.stop,
             self.lives,
@@ -194,6 +223,7 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
             async_scheduling=setup.is_async and not setup.drafts,  # none of an n-gram's
             policy=setup.policy,  # type: ignore[arg-type]
             long_prefill_token_threshold=setup.long_prefill,
+            **({"prefill_schedule_interval": setup.interval} if setup.interval > 1 else {}),
         ),
         model_config=model_config,
         cache_config=CacheConfig(
@@ -232,11 +262,17 @@ def make_scheduler(model: Path, setup: Setup, classes: Sequence[type] | None = N
         **sizes,
     )
     scheduler.use_v2_model_runner = setup.v2
+    if (media := setup.media) is not None:
+        scheduler.encoder_cache_manager = EncoderCacheManager(media.cache)
+        scheduler.max_num_encoder_input_tokens = media.budget
+        scheduler.scheduler_config.disable_chunked_mm_input = media.is_whole
     if setup.drafts:
         scheduler.num_lookahead_tokens = setup.lookahead
         scheduler._break_even = lambda sampled: setup.break_even / 2  # it depends on time
         scheduler._draft_slots = setup.draft_slots
-        slots = SimpleNamespace(max_num_new_slots_for_drafting=setup.draft_slots)
+        slots = SimpleNamespace(
+            num_speculative_tokens=setup.drafts, max_num_new_slots_for_drafting=setup.draft_slots
+        )
         scheduler.vllm_config.speculative_config = slots
     scheduler.kv_cache_manager.watermark_blocks = setup.watermark
     return scheduler
@@ -295,6 +331,8 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
         stop_token_ids=None if asked.stop is None else [asked.stop],
         structured_outputs=StructuredOutputsParams(regex=".*") if asked.grammar else None,
     )
+    (_, features), *of_amateurs = asked.streams()
+    end = len(asked.prompt)
     if asked.cold:
         amateurs = [
             AmateurStream(
@@ -306,9 +344,16 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
                     "lora_path": other.lora_path,
                 },
                 prompt=None if own is None else list(own),
+                num_features=0 if own is None else len(mine),
             )
-            for adapter, own in asked.others()
+            for (adapter, own), (_, mine) in zip(asked.others(), of_amateurs, strict=True)
         ]
+        for (_, own), (_, mine) in zip(asked.others(), of_amateurs, strict=True):
+            for feature in mine if own is not None else ():
+                place = feature.mm_position
+                moved = replace(place, offset=place.offset + end)
+                features.append(replace(feature, mm_position=moved))
+            end += len(own or ())
         params.extra_args = Stream(
             asked.settings(),
             tuple(amateurs),
@@ -325,6 +370,7 @@ def make_request(request_id: str, asked: Asked, hasher: Any, arrival: float) -> 
         lora_request=lora(asked.adapter),
         arrival_time=arrival,
         priority=asked.priority,
+        mm_features=features,
         block_hasher=hasher,
     )
 
@@ -353,6 +399,7 @@ class Harness:
             num_drafts=setup.drafts,
             right=setup.right,
             layers=setup.layers,
+            media=setup.media,
         )
         self.loads: ConnectorWorkers | None = None
         if setup.connector is not None:
@@ -384,6 +431,8 @@ class Harness:
         """Note what a pass does besides its output."""
         sched = self.sched
         cap, preempt = sched._cap, sched._preempt_request
+        part, can_finish = sched._encoder.part, sched._encoder.can_finish
+        encode, lost = sched._encoder.schedule, sched._has_lost_media
         capacity, withdraw, stalled = sched._capacity, sched._withdraw, sched._stalled
         hits: dict[str, int] = {}
 
@@ -417,6 +466,29 @@ class Harness:
             self.events.append(("withdraw", group.request_id))
             withdraw(group, output)
 
+        def watch_part(group: Any, request: Any, start: int, num_tokens: int) -> int:
+            found = int(part(group, request, start, num_tokens))
+            if found < num_tokens:
+                self.events.append(("crowded", request.request_id))
+            return found
+
+        def watch_encode(request: Any, start: int, num_tokens: int, *args: Any) -> Any:
+            found = encode(request, start, num_tokens, *args)
+            if found[1] < num_tokens:
+                self.events.append(("crowded", request.request_id))
+            return found
+
+        def watch_can_finish(group: Any, *args: Any) -> bool:
+            found = bool(can_finish(group, *args))
+            if not found:
+                self.events.append(("crowded", group.request_id))
+            return found
+
+        def watch_lost(group: Any, *args: Any) -> bool:
+            if found := lost(group, *args):
+                self.events.append(("evicted", group.request_id))
+            return bool(found)
+
         def watch_stalled() -> bool:
             if found := stalled():
                 self.events.append(("stall", ""))
@@ -424,7 +496,9 @@ class Harness:
 
         sched._cap, sched._preempt_request = watch_cap, watch_preempt
         sched._capacity, sched._withdraw = watch_capacity, watch_withdraw
-        sched._stalled = watch_stalled
+        sched._stalled, sched._has_lost_media = watch_stalled, watch_lost
+        sched._encoder.schedule = watch_encode
+        sched._encoder.part, sched._encoder.can_finish = watch_part, watch_can_finish
 
     def _follows(self, request: Any) -> bool:
         """Whether it is a follower, and its leader had its turn in this pass."""
@@ -490,7 +564,7 @@ class Harness:
         self, prompt: Sequence[int], max_tokens: int, arrival: float | None = None, **rest: Any
     ) -> str:
         """A request arrives; see ``Asked``. ``arrival``: when; default: each at its own time."""
-        asked = Asked(prompt, max_tokens, **rest)
+        asked = Asked(prompt, max_tokens, media=self.setup.media, **rest)
         request_id = f"r{len(self.asked) + 1}"
         self.sched.add_request(
             make_request(
@@ -504,6 +578,14 @@ class Harness:
         self.got[request_id] = []
         self.check()
         return request_id
+
+    def why_never(self, prompt: Sequence[int], **rest: Any) -> str | None:
+        """Why admission refuses a request, on account of its images."""
+        if self.setup.media is None:
+            return None
+        asked = Asked(prompt, 1, media=self.setup.media, **rest)
+        streams = [(len(each), features) for each, features in asked.streams()]
+        return of_group.why_never(streams, self.sched._encoder.room)
 
     def schedule(self, throttle: bool = False, squeeze: int = 0) -> int:
         """Schedule a step and run it; its results wait in ``in_flight``.
@@ -528,7 +610,8 @@ class Harness:
         self._check_output(output)
         if not squeeze:
             self._check_pass(output)
-            if not throttle and self.paused == PauseState.UNPAUSED:
+            held = throttle or self.setup.interval > 1
+            if not held and self.paused == PauseState.UNPAUSED:
                 self._check_work(output, complete, running)
         self.steps += 1
         could_run = (
@@ -544,6 +627,9 @@ class Harness:
         most = MAX_IDLE_STEPS * (5 if self._is_fickle() else 1)
         assert self.idle <= most, "requests wait, and nothing is scheduled"
         sampled, told = self.workers.execute(output)
+        if (encoder := self.workers.encoder) is not None:
+            believed = self.sched.encoder_cache_manager.cached.keys()
+            assert believed == encoder.held.keys(), "the encoder's cache is not what vLLM believes"
         for request_id, tokens in sampled.items():
             if tokens:
                 self.first_step.setdefault(request_id, self.steps)
@@ -681,6 +767,7 @@ class Harness:
         assert set(self.ended) == set(self.asked)
         assert not self.sched.requests
         assert not self.workers.rows
+        self._check_encoder()
         slots = self.sched._slots
         assert sorted(slots) == list(range(self.sched._num_slots)), "a slot was lost, or is taken"
         self.sched._slots, self.sched._num_slots = [], 0
@@ -698,6 +785,15 @@ class Harness:
             if isinstance(value, Sized) and not isinstance(value, str)
             if getattr(value, "maxlen", None) is None
         }
+
+    def _check_encoder(self) -> None:
+        """No image is anybody's any more."""
+        manager = self.sched.encoder_cache_manager
+        assert not manager.request_cached_ids and not any(manager.cached.values())
+        assert manager.num_freeable_slots == manager.cache_size
+        held = sum(manager.freeable.values())
+        assert manager.num_free_slots == manager.cache_size - held
+        self.sched._encoder.begin_pass()  # forgets the last one
 
     def _check_end(self, request_id: str, output: Any) -> None:
         reason, asked = self.ended[request_id], self.asked[request_id]
@@ -747,6 +843,7 @@ class Harness:
         lost: set[str] = set()
         evicted: set[str] = set()
         shared: set[str] = set()
+        crowded: set[str] = set()
         for event, request_id in self.events:
             name = self.name_of(request_id)
             if event == "preempt":
@@ -754,6 +851,11 @@ class Harness:
             elif event == "evicted":
                 # Other streams' blocks pushed this one's out of the prefix cache.
                 evicted.add(name)
+            elif event == "crowded":
+                # Its images cannot be encoded now.
+                crowded.add(request_id)
+                if self._follows(self.sched.requests[request_id]):
+                    self.alone.add(name)
             elif event == "shared":
                 # It finds all of its prompt in what its leader has just been given.
                 shared.add(request_id)
@@ -768,7 +870,7 @@ class Harness:
             elif event == "grant":
                 assert name not in lost, f"{request_id} got tokens in vain"
             elif event == "refuse":
-                assert spent or name in lost | evicted or request_id in shared, (
+                assert spent or name in lost | evicted or request_id in shared | crowded, (
                     f"{request_id} was queued in vain"
                 )
 
@@ -803,6 +905,8 @@ class Harness:
                 r: r.num_tokens + r.num_output_placeholders - r.num_computed_tokens
                 for r in group.streams
             }
+            if group.request_id not in complete and self._loading(group.request_id):
+                continue  # it waits for no room
             if group.request_id not in complete:
                 overtaken = [
                     r
@@ -822,7 +926,8 @@ class Harness:
             if ("ask", leader.request_id) in self.events and not at_end and 0 not in left.values():
                 chunk = self.setup.long_prefill or spare
                 needed = sum(left.values()) + self.setup.draft_slots * (len(left) + len(scheduled))
-                assert needed > spare or max(left.values()) > chunk, (
+                crowded = any(("crowded", i) in self.events for i in ids)
+                assert needed > spare or max(left.values()) > chunk or crowded, (
                     f"{group.request_id} was left out"
                 )
 

@@ -15,13 +15,14 @@ from typing import Any
 
 from vllm.v1.core.sched.scheduler import Scheduler
 
-from tests.scheduler import cases, state_cases
+from tests.scheduler import cases, media_cases, state_cases
 from tests.scheduler.storm import random_states, storm
 from vllm_cold.group import lockstep, results
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.group.step_stats import WeightsByStep
-from vllm_cold.vllm.scheduler import scheduler, states
+from vllm_cold.vllm.scheduler import encoder, scheduler, states
 from vllm_cold.vllm.scheduler.connectors import Loads
+from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
 from vllm_cold.vllm.scheduler.queues import WaitingQueues
 from vllm_cold.vllm.scheduler.scheduler import GroupScheduler
@@ -101,6 +102,10 @@ def _loads(rule: str, function: str, instead: Instead, case: Case = None) -> Mut
     return Mutation(rule, owner, function, instead, case or cases.connectors)
 
 
+def _encoder(rule: str, function: str, instead: Instead, case: Case) -> Mutation:
+    return Mutation(rule, EncoderInputs, function, instead, case)
+
+
 def _build_early(self: Any, connector: Any, output: Any) -> Any:
     built = Scheduler._build_kv_connector_meta(self, connector, output)
     if self._groups:
@@ -125,6 +130,10 @@ def _none(*args: Any) -> int:
 
 
 def _all_of_them(this: Any, request: Any, num_tokens: int, cached: Any) -> int:
+    return num_tokens
+
+
+def _not_cut(this: Any, request: Any, start: int, num_tokens: int) -> int:
     return num_tokens
 
 
@@ -368,6 +377,110 @@ MUTATIONS = [
         ("waiting or not self._queues.has_followers", "waiting or incomplete[0] is group"),
         _storm_of_states(126),
     ),
+    # Media.
+    _step(
+        "a group samples only if the media of all its streams can be encoded",
+        "clip_leader",
+        ("and capacity.encodable", ""),
+        media_cases.more_than_a_step_encodes,
+    ),
+    _encoder(
+        "what is found in the encoder's cache makes no room",
+        "can_finish",
+        (" - sum(found.values())", ""),
+        media_cases.storms_of_images("dense"),
+    ),
+    _encoder(
+        "what a group counts on stays in the encoder's cache",
+        "promise",
+        ("self._manager.check_and_update_cache(each, index)", "pass"),
+        media_cases.cached_images,
+    ),
+    _encoder(
+        "a stream whose prompt ends with a medium computes all of it",
+        "begin_anew",
+        _nothing,
+        media_cases.cached_to_their_ends,
+    ),
+    _encoder(
+        "one group at a time keeps media while it waits",
+        "may_begin",
+        _yes,
+        media_cases.two_that_end_with_images,
+    ),
+    _encoder(
+        "a group whose media never fit ends with an error",
+        "why_never",
+        _nothing,
+        media_cases.never,
+    ),
+    _sched(
+        "a leader gives up its cache hit beside more media than a step encodes",
+        "_give_up_cache_hit",
+        ("or not self._encoder.could_finish(group, num_cached, capacity)", ""),
+        media_cases.cached_expert_beside_images,
+    ),
+    _sched(
+        "a group whose media were forgotten begins anew",
+        "_has_lost_media",
+        _no,
+        media_cases.forgotten_images,
+    ),
+    _sched(
+        "a leader that waits for room for a medium keeps nobody waiting",
+        "_is_blocked",
+        ("if tokens_left(group.leader) > 1 and", "if False and"),
+        media_cases.image_that_waits,
+    ),
+    _encoder(
+        "a group's streams split no medium that must not be",
+        "_unsplit",
+        _not_cut,
+        media_cases.storms_of_images("whole"),
+    ),
+    _step(
+        "tokens that vLLM takes off for a medium are others'",
+        "take_back",
+        _nothing,
+        media_cases.tokens_taken_off,
+    ),
+    _encoder(
+        "a stream that does not run keeps no media",
+        "end_pass",
+        ("self._manager.free(each)", "pass"),
+        media_cases.storms_of_images("dense"),
+    ),
+    _encoder(
+        "what a request of the step counts on is encoded for it",
+        "end_pass",
+        ("if heirs:", "if False:"),
+        media_cases.image_of_two,
+    ),
+    _encoder(
+        "that is one of its media whose data workers have",
+        "_needed",
+        ("max(i for i in held if", "min(i for i in range(len(request.mm_features)) if"),
+        media_cases.image_of_two_twice,
+    ),
+    _encoder(
+        "what was planned for a group that is taken out of the step is not in the cache",
+        "end_pass",
+        ("self._drop(identifier)", "pass"),
+        media_cases.storms_of_images("dense"),
+    ),
+    _encoder(
+        "workers have the media of a group's streams, cached or not",
+        "end_pass",
+        ("new.mm_features = requests[new.req_id].mm_features", "pass"),
+        media_cases.cached_before_it_was_preempted,
+    ),
+    Mutation(
+        "a request that is taken out of the step has nothing encoded",
+        encoder,
+        "strip",
+        _nothing,
+        media_cases.storms_of_images("dense"),
+    ),
     # What a preemption takes along.
     _step(
         "a pass that preempted admits nobody",
@@ -476,7 +589,7 @@ MUTATIONS = [
     _sched(
         "an abort takes all streams",
         "finish_requests",
-        ("ids | groups.keys() | amateurs", "ids"),
+        ("ids |= groups.keys() | amateurs", "pass"),
     ),
     _sched(
         "the end of the expert is the end of its amateurs",
@@ -609,6 +722,7 @@ MUTATIONS = [
         "tokens in flight are dropped of all streams or of none",
         "_preempt_request",
         ('getattr(self, "requires_kv_delivery", False)', "False"),
+        lambda model: storm(model, 362, 200),
     ),
     _loads(
         "blocks are not kept free for a request whose load has failed, from itself",
@@ -637,6 +751,36 @@ MUTATIONS = [
         "what was computed from KV that did not come is not found",
         "uncache",
         _nothing,
+    ),
+    _loads(
+        "loads under way that share KV that did not come do not wait for each other",
+        "cut",
+        _nothing,
+        cases.shared_and_lost,
+    ),
+    _loads(
+        "loads under way do not keep blocks of a group that was taken out of the step",
+        "_preempt_request",
+        ("self._loads.cut(unwritten)", "pass"),
+        cases.late_behind_its_leader,
+    ),
+    _loads(
+        "nobody finds blocks of a group that is taken out of the step",
+        "is_barred",
+        _no,
+        cases.late_behind_its_leader,
+    ),
+    _loads(
+        "KV that an aborted request's step may not load is not found",
+        "abort",
+        _nothing,
+        cases.aborted_amid_a_lost_load,
+    ),
+    _loads(
+        "who waits behind a leader that lacks its followers is not looked at",
+        "_stop_admission",
+        _nothing,
+        cases.blocked_queue,
     ),
     _loads(
         "of KV that did not come no figure counts",

@@ -10,6 +10,7 @@ from vllm.v1.core.sched.interface import PauseState
 
 from tests.scheduler.connector import Ways
 from tests.scheduler.harness import MAX_MODEL_LEN, Harness, Setup
+from tests.scheduler.media import LONGEST, random_media
 from tests.scheduler.states import StateLayers
 from tests.scheduler.workers import RELEASE
 
@@ -46,6 +47,7 @@ def random_setup(rng: random.Random) -> Setup:
         draft_slots=slots,
         lookahead=rng.choice((0, 0, drafts)),
         depth=depth,
+        interval=rng.choice((1, 1, 2, 5)) if RELEASE >= (0, 33) else 1,
     )
 
 
@@ -108,6 +110,42 @@ def random_states(rng: random.Random, mode: str) -> Setup:
     )
 
 
+IMAGES: dict[str, dict[str, Any]] = {
+    "light": {},
+    "dense": {"one_in": 2},
+    "last": {"last": True},
+    "dense, last": {"one_in": 2, "last": True},
+    "whole": {"one_in": 3, "last": True, "is_whole": True},
+}
+"""Kinds of images in prompts: few or many, at their ends, and such as must not be split."""
+
+
+def with_images(rng: random.Random, kind: str, setup: Setup | None = None) -> Setup:
+    """Any engine, or ``setup``, whose model reads images of a kind."""
+    setup = setup or random_setup(rng)
+    dense = "dense" in kind
+    budget = max(setup.budget, 8) if dense else setup.budget
+    media = random_media(rng, **IMAGES[kind])
+    if media.is_whole:
+        # vLLM wants a step as wide as the longest image.
+        budget = max(budget, LONGEST + setup.drafts + 2 * (1 + setup.draft_slots))
+    return dataclasses.replace(
+        setup,
+        num_blocks=max(17, setup.num_blocks // 2) if dense else setup.num_blocks,
+        budget=budget,
+        long_prefill=0 if media.is_whole else setup.long_prefill,
+        # Bugs of vLLM's: its V1 runner is not sent an image again that was cached before a
+        # preemption; one counts as encoded whose request is preempted in that very step; and the
+        # adapter of a request that gets no tokens in a step does not count.
+        media=dataclasses.replace(
+            media,
+            plain=setup.policy == "fcfs"
+            and (setup.v2 or not setup.caching)
+            and setup.max_loras >= 3,
+        ),
+    )
+
+
 def can_draft(is_async: bool, depth: int) -> bool:
     """CoLD speculates since vLLM 0.32; drafts without asynchronous scheduling come with a step's
     results.
@@ -117,6 +155,14 @@ def can_draft(is_async: bool, depth: int) -> bool:
 
 def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> dict[str, Any]:
     """Any request that admission lets through, as arguments of ``Harness.add``."""
+    while True:
+        request = _random_request(rng, harness, prefix)
+        asked = {name: request[name] for name in ("prompt", "cold", "amateurs", "noises")}
+        if harness.why_never(**asked) is None:
+            return request
+
+
+def _random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> dict[str, Any]:
     setup = harness.setup
     cold = rng.random() < 0.6 or setup.only_cold
     streams = rng.choice((2, 2, 3, 4)) if cold else 2
@@ -131,13 +177,16 @@ def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> d
     numbers = [1, 2, 3] if setup.max_loras >= 3 else [1, 2, 3, 4, 5]
     adapter = rng.choice(numbers) if cold else rng.choice([0, *numbers])
     amateurs: list[tuple[int, list[int] | None]] = []
+    noises: list[int] = []
     while cold and len(amateurs) < streams - 1:
         own = random_prompt(rng, harness, prefix, most) if rng.random() < 0.5 else None
         used = {adapter, *(number for number, _ in amateurs)} - {0}
         others = numbers if len(used) < setup.max_loras else sorted(used)
         number = rng.choice((0, 0, rng.choice(others), adapter))
-        if own is not None or number != adapter:
+        noise = rng.choice((0, 0, 1, 2)) if setup.media else 0
+        if own is not None or number != adapter or noise:
             amateurs.append((number, own))
+            noises.append(noise)
     longest = max(map(len, (prompt, *(own for _, own in amateurs if own is not None))))
     return {
         "prompt": prompt,
@@ -145,6 +194,7 @@ def random_request(rng: random.Random, harness: Harness, prefix: list[int]) -> d
         "cold": cold,
         "adapter": adapter,
         "amateurs": amateurs,
+        "noises": noises,
         "priority": rng.randint(0, 2),
         "stop": rng.randrange(3, 53) if rng.random() < 0.5 else None,
         "grammar": rng.random() < 0.15,

@@ -25,6 +25,7 @@ from tests.scheduler.harness import (
     make_scheduler,
     stats_of,
 )
+from tests.scheduler.workers import RELEASE
 from vllm_cold.group.drafting import DraftController, StepTimes
 from vllm_cold.group.results import NOT_SCORED
 from vllm_cold.group.step_stats import (
@@ -72,6 +73,11 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda c: c.__name__)
 def test_case(case: Callable[[Path], None], tiny: Path) -> None:
     case(tiny / "model")
+
+
+@pytest.mark.skipif(RELEASE < (0, 33), reason="vLLM's schedulers hold prompts back since 0.33")
+def test_prompts_held_back_by_vllm(tiny: Path) -> None:
+    cases.between_prompts(tiny / "model")
 
 
 WITH_DRAFTS = [

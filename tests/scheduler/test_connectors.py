@@ -4,12 +4,22 @@
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.scheduler import cases
-from tests.scheduler.harness import IS_0_23, Asked, make_hasher, make_request
+from tests.scheduler.connector import Ways
+from tests.scheduler.harness import (
+    IS_0_23,
+    Asked,
+    Harness,
+    Setup,
+    make_hasher,
+    make_request,
+)
 from tests.scheduler.storm import storm, with_connector
+from vllm_cold.group import results
 from vllm_cold.group.stream import from_extra_args
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 
@@ -60,6 +70,22 @@ def test_workers_are_sent_the_tokens_of_a_group_that_begins_anew(tiny: Path) -> 
     cases.lost_in_time(tiny / "model")
 
 
+def test_nobody_runs_on_shared_kv_that_did_not_come(tiny: Path) -> None:
+    cases.shared_and_lost(tiny / "model")
+
+
+def test_nobody_runs_on_kv_of_a_group_that_was_taken_out(tiny: Path) -> None:
+    cases.late_behind_its_leader(tiny / "model")
+
+
+def test_kv_that_did_not_come_for_an_aborted_group_is_not_found(tiny: Path) -> None:
+    cases.aborted_amid_a_lost_load(tiny / "model")
+
+
+def test_a_blocked_queue_is_not_walked(tiny: Path) -> None:
+    cases.blocked_queue(tiny / "model")
+
+
 def test_a_group_waits_for_what_is_not_known_yet(tiny: Path) -> None:
     cases.not_known_yet(tiny / "model")
 
@@ -68,13 +94,46 @@ def test_a_step_that_was_emptied_keeps_no_blocks(tiny: Path) -> None:
     cases.emptied_step(tiny / "model")
 
 
-def test_transfer_parameters_are_the_experts_alone() -> None:
-    """They say where the KV of the client's prompt is."""
+@pytest.mark.parametrize(
+    ("told", "amateurs"),
+    [
+        # An engine that decodes: where the client's KV is says nothing of an amateur's.
+        ({"do_remote_prefill": True, "remote_request_id": "r"}, None),
+        ({"cold": {"amateurs": [{"remote_request_id": "r-1"}]}}, {"remote_request_id": "r-1"}),
+        *(
+            ({"cold": ours}, None)
+            for ours in (7, {"amateurs": 7}, {"amateurs": []}, {"amateurs": [7]})
+        ),
+        # One that prefills: all are wanted.
+        ({"do_remote_decode": True}, {"do_remote_decode": True}),
+    ],
+    ids=str,
+)
+def test_transfer_parameters_of_amateurs(told: Any, amateurs: Any) -> None:
     request = make_request("r", Asked([1, 2, 3], 2, adapter=1, cold=True), make_hasher(4), 0.0)
-    request.sampling_params.extra_args["kv_transfer_params"] = {"do_remote_prefill": True}
+    request.sampling_params.extra_args["kv_transfer_params"] = told
     stream = from_extra_args(request.sampling_params.extra_args)
     assert stream is not None
     expert, amateur = make_streams(request, stream)
-    assert expert.sampling_params.extra_args["kv_transfer_params"]
-    assert amateur.kv_transfer_params is None
-    assert "kv_transfer_params" not in amateur.sampling_params.extra_args
+    assert expert.sampling_params.extra_args["kv_transfer_params"] == told
+    assert amateur.kv_transfer_params == amateurs
+    assert amateur.kv_transfer_params is not told
+
+
+def test_what_another_engine_needs_of_amateurs_goes_with_their_experts(tiny: Path) -> None:
+    harness = Harness(tiny / "model", Setup(budget=64, connector=Ways()))
+    connector, seen = harness.sched.connector, []
+    finish = connector.request_finished
+
+    def tell(request: Any, block_ids: list[int]) -> Any:
+        return finish(request, block_ids)[0], {"of": request.request_id}
+
+    connector.request_finished = tell
+    harness._check_weights = lambda name, told, ends: seen.append(told)  # type: ignore
+    own = cases.prompt(5, 200)
+    cold = harness.add(cases.prompt(9), 1, adapter=1, cold=True, amateurs=[(0, None), (0, own)])
+    harness.add(cases.prompt(7, 300), 1, adapter=1)
+    harness.drain()
+    amateurs = [{"of": f"{cold}-amateur-{index}"} for index in (1, 2)]
+    assert seen == [{"of": cold, "cold": {"amateurs": amateurs}}, {"of": "r2"}]
+    assert results.weights_in(seen[0]) is None

@@ -21,6 +21,9 @@ NOT_IN_0_23 = {
     "_free_request_blocks",
     "defer_block_free",
     "deferred_frees",
+    "failed_recving_kv_req_ids",
+    "kv_holding_waiting",
+    "max_num_active_reqs",
     "sched_step_seq",
     "shared_prefix_boundary",
 }

@@ -2,13 +2,14 @@
 """Seeded storms over random engines, with every invariant checked in each step."""
 
 import random
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.scheduler.harness import Harness, Setup
 from tests.scheduler.states import supported
-from tests.scheduler.storm import random_states, storm
+from tests.scheduler.storm import IMAGES, random_states, storm, with_connector, with_images
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -64,3 +65,38 @@ def test_states(first: int, mode: str, tiny: Path) -> None:
         group_preemptions += harness.group_preemptions
     assert preemptions > 20
     assert group_preemptions > 5
+
+
+@pytest.mark.parametrize("kind", IMAGES)
+@pytest.mark.parametrize(
+    "first", [0, *(pytest.param(n, marks=pytest.mark.full) for n in range(4, 104, 20))]
+)
+def test_images(first: int, kind: str, tiny: Path) -> None:
+    """A few in every run, and a hundred more of each kind in all."""
+    counts: Counter[str] = Counter()
+    for seed in range(first, first + (20 if first else 4)):
+        setup = with_images(random.Random(seed), kind)
+        try:
+            harness = storm(tiny / "model", seed, STEPS, setup)
+        except AssertionError as error:
+            raise AssertionError(f"storm of images ({kind}), seed={seed}: {setup}") from error
+        assert harness.workers.encoder is not None
+        counts.update(harness.workers.encoder.counts, preempted=harness.group_preemptions)
+    assert counts["encoded"] > 50 and counts["read"] > 100 and counts["preempted"] > 0
+    assert counts["split"] > 10 or kind == "whole"
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not supported(), reason="CoLD takes models with states since vLLM 0.32")
+@pytest.mark.parametrize("kind", [kind for kind in IMAGES if kind != "whole"])
+@pytest.mark.parametrize("beside", ["states", "a connector"])
+def test_images_beside(beside: str, kind: str, tiny: Path) -> None:
+    """Images in prompts of a model with states, and of an engine with a KV connector."""
+    for seed in range(30):
+        rng = random.Random(seed)
+        of_engine = random_states(rng, "align") if beside == "states" else with_connector(rng)
+        setup = with_images(rng, kind, of_engine)
+        try:
+            storm(tiny / "model", seed, STEPS, setup)
+        except AssertionError as error:
+            raise AssertionError(f"storm of images ({kind}), seed={seed}: {setup}") from error

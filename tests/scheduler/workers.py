@@ -17,6 +17,7 @@ from typing import Any
 from vllm.v1.outputs import DraftTokenIds, KVConnectorOutput
 
 from tests.scheduler.connector import BAD, ConnectorWorkers
+from tests.scheduler.media import Encoder, Media, seen
 from tests.scheduler.states import StateLayers, States
 from vllm_cold.group.step_stats import RowStats
 from vllm_cold.group.stream import Stream, from_extra_args
@@ -121,13 +122,13 @@ class Row:
     bad: bool = False  # whether it read KV in this step that a connector did not load
     state_blocks: list[list[int]] = field(default_factory=list)
     state_at: int | None = None
+    read: list[int] = field(default_factory=list)  # of the prompt: tokens, and images' embeddings
 
     def hash_at(self, position: int) -> int:
         """The right KV of a position."""
-        while len(self.chain) <= position + 1:
-            self.chain.append(
-                extend(self.chain[-1], self.tokens[len(self.chain) - 1], self.adapter)
-            )
+        while (at := len(self.chain) - 1) <= position:
+            token = self.read[at] if at < len(self.read) else self.tokens[at]
+            self.chain.append(extend(self.chain[-1], token, self.adapter))
         return self.chain[position + 1]
 
     def set_tokens(self, tokens: list[int]) -> None:
@@ -161,6 +162,7 @@ class Workers:
         num_drafts: int = 0,
         right: float = 0.0,
         layers: StateLayers | None = None,
+        media: Media | None = None,
     ) -> None:
         self.block_size = block_size
         self.max_loras = max_loras
@@ -178,6 +180,7 @@ class Workers:
         self.rule_states: dict[tuple[int, int], tuple[str, int]] = {}  # by slot and step
         self.layers = layers
         self.states = States(layers, block_size, self.kv) if layers else None
+        self.encoder = Encoder(media) if media else None
 
     def execute(self, output: Any) -> tuple[dict[str, list[int]], KVConnectorOutput | None]:
         """Run a step.
@@ -211,6 +214,10 @@ class Workers:
             self.rows[request_id].state_at = None
         for copy in getattr(output, "kv_cache_block_copies", None) or ():
             self._copy(copy.src_block_id, copy.dst_block_id)
+        if self.encoder is not None:
+            for request_id in gone:
+                self.encoder.features.pop(request_id, None)
+            self.encoder.before_step(output)
         computed = self._add(output.scheduled_new_reqs)
         computed.update(self._update(output.scheduled_cached_reqs))
         assert computed.keys() == scheduled.keys(), "some scheduled requests were not sent"
@@ -239,6 +246,9 @@ class Workers:
                 alone = sum(r.group == row.group for r in self.rows.values()) == 1
                 assert set(drafts) == {-1} and (row.group is None or alone)
             verified[request_id] = drafts
+            if self.encoder is not None:
+                in_step = row.group is not None and not row.lives  # else it may be alone by now
+                self.encoder.compute(request_id, start, start + count, in_step)
             if self.states is not None:
                 self.states.compute(request_id, row, start, start + count)
             hashes = self._compute(request_id, row, start, start + count - len(drafts), drafts)
@@ -288,6 +298,7 @@ class Workers:
                 lives=lives_of(stream) if stream else (),
                 slot=stream.slot if stream else None,
                 state_blocks=self._state_blocks(request.block_ids),
+                read=seen(prompt, request.mm_features),
             )
             computed[request_id] = request.num_computed_tokens
         return computed

@@ -26,6 +26,8 @@ class Asked:
     amateur: str | None = None
     skip: int = 0
     """If not 0, a second amateur is the expert without so many tokens at the prompt's start."""
+    transfer: dict[str, Any] | None = field(default=None, compare=False)
+    """What a KV connector is told."""
 
     def body(self) -> dict[str, Any]:
         """The request as JSON."""
@@ -50,6 +52,7 @@ class Asked:
             "stream": True,
             "return_token_ids": True,
             "vllm_xargs": xargs,
+            **({"kv_transfer_params": self.transfer} if self.transfer else {}),
         }
 
 

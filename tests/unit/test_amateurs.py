@@ -96,7 +96,7 @@ def test_several_amateurs() -> None:
             {"amateur_messages": '[{"role": "assistant", "tool_calls": 5}]'},
             "message 0 must have tool_calls that are a list",
         ),
-        ({"amateur_messages": r'[{"role": "user", "content": "\ud800"}]'}, "text only"),
+        ({"amateur_messages": r'[{"role": "user", "content": "\ud800"}]'}, "must have a content"),
         ({"amateur_prompt": "\ud800"}, "cold_amateur_prompt='.ud800': must be valid Unicode text"),
         ({"without": ""}, "cold_without='': must be roles, or indices"),
         ({"without": "system,,tool"}, "must be roles, or indices"),

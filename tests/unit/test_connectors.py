@@ -46,10 +46,12 @@ OWN = {"kv_connector_module_path": "tests.scheduler.connector"}
         transfer("OffloadingConnector"),
         transfer("StandIn", **OWN),
         several(transfer("StandIn", **OWN), transfer("OffloadingConnector")),
+        transfer("NixlConnector"),
+        transfer("RequestConnector", kv_connector_module_path="tests.engine.folder_connector"),
     ],
     ids=str,
 )
-def test_connectors_that_are_keyed_by_block_hash(asked: Any, lora: bool) -> None:
+def test_connectors_that_find_what_is_a_streams_own(asked: Any, lora: bool) -> None:
     assert unsupported(config(asked, lora)) is None
 
 
@@ -66,20 +68,34 @@ class OffloadingConnector:
 
 
 @pytest.mark.parametrize("role", ["kv_producer", "kv_consumer"])
-def test_half_an_engine(role: str) -> None:
+def test_half_an_engine_that_shares_blocks_with_the_other(role: str) -> None:
     for asked in (transfer("NixlConnector", role), several(transfer("StandIn", role, **OWN))):
+        assert unsupported(config(asked)) is None
+
+
+@pytest.mark.parametrize("role", ["kv_producer", "kv_both"])
+@pytest.mark.parametrize("name", ["NixlPushConnector", "MooncakeConnector"])
+def test_those_that_hand_on_a_single_request(name: str, role: str) -> None:
+    for asked in (transfer(name, role), several(transfer("StandIn", **OWN), transfer(name))):
         said = str(unsupported(config(asked, lora=False)))
-        assert f"with kv_role='{role}'" in said and "not of its amateurs" in said
+        assert f"it has the KV connector {name}, which hands on the KV of the client's req" in said
+        assert "not that of its amateurs; CoLD supports OffloadingConnector, Sim" in said
 
 
-@pytest.mark.parametrize(
-    "name", ["ExampleConnector", "NixlConnector", "LMCacheConnectorV1", "MooncakeConnector"]
-)
+@pytest.mark.parametrize("lora", [True, False], ids=["LoRA", "no LoRA"])
+def test_the_example_connector(lora: bool) -> None:
+    for asked in (transfer("ExampleConnector"), several(transfer("ExampleConnector"))):
+        said = str(unsupported(config(asked, lora)))
+        why = "gives one adapter's to another" if lora else "when its first chunk is computed"
+        assert why in said and "keyed_by_block_hash or keyed_by_request = True" in said
+
+
+@pytest.mark.parametrize("name", ["LMCacheConnectorV1", "FlexKVConnectorV1"])
 def test_others_are_not_known(name: str) -> None:
     for asked in (transfer(name), several(transfer("StandIn", **OWN), transfer(name))):
         said = str(unsupported(config(asked, lora=False)))
         assert f"the KV connector {name}, which is not known to look KV up" in said
-        assert "keyed_by_block_hash = True" in said
+        assert "keyed_by_block_hash or keyed_by_request = True" in said
 
 
 @pytest.mark.parametrize("kind", ["is_hybrid", "is_attention_free"])

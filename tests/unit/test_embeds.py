@@ -278,7 +278,7 @@ def test_chats_with_embeddings_in_them(front: Front) -> None:
     # Its default amateur reads the same.
     _, [stream] = online.answer(chat(system, USER, **xargs(beta=1)))
     assert stream.amateurs[0].embeds is stream.amateurs[0].prompt is None
-    with pytest.raises(ValueError, match="which is text only"):
+    with pytest.raises(ValueError, match="of text, images, videos or audio"):
         online.answer(chat(USER, **xargs(amateur_messages=json.dumps([system]))))
 
 
@@ -481,7 +481,11 @@ def test_media_of_refused_requests_are_sent_with_the_next(front: Front) -> None:
     cache = SimpleNamespace(invalidate=forget)
     thread = ThreadPoolExecutor(1, thread_name_prefix="media")
     renderer = SimpleNamespace(mm_processor_cache=cache, _mm_executor=thread)
-    seen = {"type": "multimodal", "mm_hashes": {"image": ["a", "b"], "audio": ["c"]}}
+    seen = {
+        "type": "multimodal",
+        "mm_hashes": {"image": ["a", "known", "b"], "audio": ["c"]},
+        "mm_kwargs": {"image": [1, None, 2], "audio": [3]},
+    }
     many = [seen, front.text(" w1"), "w1"]
     with media_kept(renderer, many):
         pass

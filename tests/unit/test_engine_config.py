@@ -9,7 +9,9 @@ import pytest
 
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import AmateurSpec
+from vllm_cold.method.arguments import parse_engine_defaults
 from vllm_cold.vllm import versions
+from vllm_cold.vllm.frontend import engine_config
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import unsupported
 from vllm_cold.vllm.frontend.engine_config import configure
@@ -53,6 +55,33 @@ def test_an_ordinary_engine_is_prepared() -> None:
     assert len(engine.model_config.logits_processors) == 1
     configure(engine)
     assert len(engine.model_config.logits_processors) == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "warns"),
+    [
+        ({"preset": "cad", "without": "tool"}, True),
+        ({"preset": "grd", "without": "system,1"}, True),
+        ({"beta": 1.0, "without": 0}, True),
+        ({"preset": "cfg", "without": "system"}, False),
+        ({"preset": "cad", "without": "tool", "enabled": False}, False),
+        ({"alpha": 0.1}, False),
+        (True, False),
+        (None, False),
+    ],
+)
+def test_a_default_that_takes_texts_away_says_what_it_does(
+    said: Any, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged: list[str] = []
+    monkeypatch.setattr(
+        engine_config.logger, "warning", lambda text, *args: logged.append(text % args)
+    )
+    engine_config._warn(parse_engine_defaults(said))
+    assert len(logged) == warns
+    for line in logged:
+        assert f"a chat's text ({said['without']}) is followed whether it answers or not" in line
+        assert "fewer answers are right" in line and "\n" not in line
 
 
 @pytest.mark.parametrize(

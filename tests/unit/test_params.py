@@ -13,7 +13,7 @@ import pytest
 from vllm.lora.request import LoRARequest
 from vllm.sampling_params import StructuredOutputsParams
 
-from vllm_cold import Amateur, ColdParams
+from vllm_cold import Amateur, Blur, ColdParams, Noise
 from vllm_cold.method.presets import PRESETS
 from vllm_cold.method.settings import ColdSettings, combine
 
@@ -102,7 +102,7 @@ def test_repr() -> None:
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
     assert "amateur=None, n=" in repr(ColdParams())
     one = ColdParams(amateur=Amateur(prompt="Who?"))
-    said = "Amateur(prompt='Who?', lora_request=UNSET, weight=None)"
+    said = "Amateur(prompt='Who?', without=None, images=None, lora_request=UNSET, weight=None)"
     assert f"amateur={said}, n=" in repr(one)
     several = ColdParams(amateurs=[Amateur(prompt="Who?")])
     assert f"amateur=None, amateurs=[{said}], n=" in repr(several)
@@ -172,7 +172,7 @@ def test_a_rule_in_place_of_a_number() -> None:
     [
         ("prompt", "", "must not be empty"),
         ("prompt", [], "must not be empty"),
-        ("prompt", b"text", "must be a text, a list of token ids, a list of messages, or {"),
+        ("prompt", b"text", "must be a text, a list of token ids, a list of messages, {"),
         ("prompt", [1, -1], "must be a text"),
         ("prompt", [1, True], "must be a text"),
         ("prompt", [1, "a"], "must be a text"),
@@ -182,9 +182,20 @@ def test_a_rule_in_place_of_a_number() -> None:
         ("prompt", [*MESSAGES, "a"], "message 1 must have a role"),
         (
             "prompt",
-            [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}],
-            "which is text only",
+            [{"role": "user", "content": [{"type": "file", "file": {"url": "x"}}]}],
+            "of text, images, videos or audio",
         ),
+        ("prompt", {"multi_modal_data": {}}, 'as a mapping with "multi_modal_data", a mapping by'),
+        ("prompt", {"prompt": "a", "multi_modal_data": 1}, "must have a text as"),
+        ("prompt", {"prompt": "", "multi_modal_data": {"image": 1}}, "must not be empty"),
+        ("prompt", {"prompt_token_ids": [], "multi_modal_data": {"image": 1}}, "must have a text"),
+        ("prompt", {"prompt_token_ids": [-1], "multi_modal_data": {"image": 1}}, "or token ids"),
+        ("prompt", {"prompt": "a", "multi_modal_data": {}, "b": 1}, "beside it nothing but"),
+        ("without", 1.5, "must be a role"),
+        ("without", "", "must be roles, or indices"),
+        ("without", [], "must be roles, or indices"),
+        ("images", 3, "must be Noise, Blur or a function"),
+        ("images", "noise", "must be 'none', 'noise:500'"),
         ("lora_request", "other", "must be a LoRARequest"),
         ("weight", math.nan, "must be a number from -1e6 to 1e6, or the name of a rule"),
         ("weight", math.inf, "must be a number"),
@@ -269,6 +280,10 @@ def test_presets() -> None:
     weights = ColdParams.preset("dexperts", amateurs=stronger).combine()[1]
     assert weights == (1.0, -2.0)
     apart = [own, Amateur(prompt="It was Ada.")]
+    vcd = ColdParams.preset("vcd", max_tokens=7)
+    assert vcd.settings() == ColdSettings(0.1, 1.0) and vcd.method == "vcd"
+    assert vcd.amateur == Amateur(images=Noise(500))
+    assert ColdParams.preset("vcd", amateur=Amateur(images=Blur(3))).amateur.images == Blur(3)
     params = ColdParams.preset("grounded", amateurs=apart)
     assert params.combine() == (ColdSettings(0.3), (-0.25, -0.25))
     for wrong, message in (
@@ -276,6 +291,7 @@ def test_presets() -> None:
         (lambda: ColdParams.preset("grounded", amateurs=adapters), "contrasts with another prompt"),
         (lambda: ColdParams.preset("cat"), "^preset='cat': must be one of cold, cad,"),  # type: ignore[arg-type]
         (lambda: ColdParams.preset("cad"), "^preset='cad': contrasts with another prompt"),
+        (lambda: ColdParams.preset("vcd", amateur=OTHER), "^preset='vcd': contrasts with another"),
         (lambda: ColdParams.preset("dexperts"), "^preset='dexperts': is for 2 amateurs"),
         (lambda: ColdParams.preset("cad", amateur=own, beta=-1), "^beta=-1: must be"),
         (lambda: ColdParams(method="my own"), "^method='my own': must be one of cold, cad,"),  # type: ignore[arg-type]

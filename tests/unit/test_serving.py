@@ -32,7 +32,6 @@ from vllm_cold.vllm.frontend import admission, intake, serving
 from vllm_cold.vllm.frontend.capacity import most_tokens
 from vllm_cold.vllm.frontend.errors import request_error
 from vllm_cold.vllm.frontend.intake import FRONT_END
-from vllm_cold.vllm.frontend.prompts import PromptSource
 
 pytestmark = pytest.mark.unit
 
@@ -515,24 +514,6 @@ def test_a_server_that_guides_every_chat(online: Online, front: Front) -> None:
     for more in (chat(USER), chat(SYSTEM), {"prompt": " w1"}):
         beams = protocol(more)(model="one", use_beam_search=True, **more)
         assert beams.to_beam_search_params(4, {}) is not None, "it would not be contrasted"
-
-
-def test_images_beside_a_default(online: Online, front: Front) -> None:
-    """Whoever asked for nothing is served as without it, and told so; who asked is refused."""
-    front.serve(default={"without": "system"})
-
-    def decided(body: dict[str, Any], messages: list[Any] | None) -> Any:
-        prompt_source = PromptSource(messages=messages)
-        image = {"type": "multimodal", "prompt_token_ids": [1], "cold_recipe": prompt_source}
-        request = protocol(body)(model="base", **body)
-        assert FRONT_END.server is not None
-        [found] = front.run(serving._prepare(FRONT_END.server, None, request, [image]))
-        return found["cold_recipe"].decided
-
-    assert decided(chat(USER), [USER]) is None
-    for body in (chat(SYSTEM, USER), chat(SYSTEM, USER, **xargs(without="system"))):
-        with pytest.raises(ValueError, match="CoLD does not support multimodal prompts"):
-            decided(body, [SYSTEM, USER])
 
 
 def test_a_preset_alone(online: Online, front: Front) -> None:

@@ -198,6 +198,7 @@ CONTRAST_KEYS = [
     "cold_amateur_prompt_embeds",
     "cold_without",
     "cold_part",
+    "cold_images",
     "cold_weights",
     "cold_preset",
 ]
@@ -298,6 +299,7 @@ BAD_CONTRAST: dict[str, list[Any]] = {
     "amateur_prompt_embeds": [1, True, [1], {}, b"a"],
     "without": [1.5, True, [1.5], [True], {}, b"system", [["system"]]],
     "part": [1, 1.5, True, [1.5], {}, [[1, 2]]],
+    "images": [1, True, 0.5, [1], {}, b"noise:500", [["noise:500"]]],
     "weights": [
         *(math.nan, 1e9, -1e9, HUGE, True, {}),
         *([math.nan], [1e9], [None], [[1.0]]),
@@ -311,6 +313,7 @@ GOOD_CONTRAST: dict[str, list[Any]] = {
     "amateur_prompt_embeds": ["AAAA", ["AAAA", ""]],
     "without": ["system", "system,tool", "0,2", 0, 3, [0, "tool"]],
     "part": [[0, 3], "0:3", ["0:3", ""]],
+    "images": ["", "noise:500", "none", ["noise:500", "blur:2", ""]],
     "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "mti", ""]],
     "preset": list(PRESETS),
 }
@@ -375,7 +378,10 @@ def test_presets() -> None:
                 parse_engine_defaults({"preset": name})
             continue
         default: dict[str, Any] = {"preset": name}
-        if preset.own_prompt:
+        if preset.images is not None:
+            with pytest.raises(ColdError, match=r"\[.without.\]='user': the preset vcd says"):
+                parse_engine_defaults({**default, "without": "user"})
+        elif preset.own_prompt:
             with pytest.raises(ColdError, match=r"\[.preset.\]='.*': contrasts with another"):
                 parse_engine_defaults(default)
             assert not parse_engine_defaults({**default, "enabled": False}).enabled

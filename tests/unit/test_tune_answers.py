@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_cold.method.amateurs import Text
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.answers import Answer, open_answers
 from vllm_cold.tools.tune.grid import Setting
@@ -105,6 +106,15 @@ def test_a_problem_that_changed_is_decoded_again_and_no_other(tmp_path: Path) ->
     ):
         with open_answers(str(tmp_path), lambda: MADE, [PROBLEMS[0], changed]) as answers:
             assert {problem for _, problem in answers} == {"a"}
+    # Of a plain prompt it is that which counts, and no contrast.
+    better = Setting(plain="a better prompt")
+    for number, (reads, args) in enumerate([("x", {}), ("x", {"cold_without": 1}), ("y", {})]):
+        one = Problem("p", 9, "p", ("x",), args=args, plain={str(better): Text(reads)})
+        with open_answers(str(tmp_path), lambda: MADE, [one]) as answers:
+            assert len(answers) == (number == 1)
+            if not answers:
+                answers.add(better, one, Answer("short", "stop"))
+    path.write_bytes(before)
     # Fewer problems and another reference answer are nothing new.
     with open_answers(str(tmp_path), lambda: MADE, [Problem("a", 1, "a", ("y",))]) as answers:
         assert len(answers) == 4

@@ -173,7 +173,8 @@ def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     assert len(done) == len(set(done)) == TOTAL
     found = {setting: sum(key[0] == setting for key in done) for setting, _ in done}
     assert found == {None: COUNT, BEST: COUNT, Setting(alpha=0.1, beta=1.0): COUNT // 2}
-    on_dev = {key[1] for key in done[:COUNT]}
+    on_dev = {id for setting, id in done if setting == Setting(alpha=0.1, beta=1.0)}
+    assert [key[0] for key in done[:3]] == [BEST, Setting(alpha=0.1, beta=1.0), None]
     assert {key[1] for key in done[-COUNT // 2 :]} == {f"p{n}" for n in range(COUNT)} - on_dev
     report = read_report(tmp_path)
     assert report["gain"] and report["test"]["count"] == COUNT // 2
@@ -290,6 +291,7 @@ def test_no_adapter_but_another_prompt(line: Line, engine: Engine, tmp_path: Pat
     assert engine.tasks[0].engine == {"additional_config": {"cold": {"enabled": False}}}
     report = read_report(tmp_path)
     assert [row["name"] for row in report["settings"]] == [
+        "no instruction", "a better prompt", "the instruction twice",
         "alpha 0.1, beta 0.5", "alpha 0.1, beta 1", "cad",
     ]  # fmt: skip
     assert report["run"]["adapter"] is None
@@ -300,15 +302,113 @@ def test_no_adapter_but_another_prompt(line: Line, engine: Engine, tmp_path: Pat
     assert not any("must also send" in note for note in report["notes"])
 
 
+def texts(silent: int) -> list[dict[str, Any]]:
+    """Rows with a text and a question; of the first so many the text does not answer."""
+    rows = [
+        {"prompt": f"T{n}. Q?", "answer": "right", "id": f"p{n}", "cold_part": [0, len(f"T{n}. ")]}
+        for n in range(COUNT)
+    ]
+    return [{**row, "answers": False} if n < silent else row for n, row in enumerate(rows)]
+
+
+def test_plain_prompts_come_first_and_are_told(
+    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=16))
+    (tmp_path / "p.jsonl").write_text(rows)
+    names = ["no text", "a better prompt", "the text twice"]
+    told: list[str] = []
+
+    def text(job: Job) -> str:
+        """A text that answers helps, more so by cad; others harm."""
+        answers, line = job.problem.has_answer, job.problem.line
+        if job.setting == Setting("cad"):
+            if len(engine.jobs) > 1 and not told:
+                told.append(" ".join(capsys.readouterr().out.split()))
+            right = answers
+        elif job.plain == names[0]:
+            right = not answers
+        else:
+            right = answers and line % (4 if job.plain == names[1] else 3) == 0
+        return "right" if right else "wrong"
+
+    engine.text = text
+    words = without(line("--preset", "cad", "--better", "By the text:"), "--alpha", "--beta")
+    assert main(words) == 0
+    seen = {job.setting.plain: job.problem.plain for job in engine.jobs if job.setting}
+    assert list(seen) == [None, *names]
+    one = engine.jobs[0].problem
+    n = one.id[1:]
+    assert [reads.value for reads in one.plain.values()] == [
+        "Q?", f"T{n}. By the text: Q?", f"T{n}. T{n}. Q?",
+    ]  # fmt: skip
+    (first,) = told
+    assert "The text helps: 33.3 % are right with it, 0.0 % without (24 problems, p = " in first
+    assert "Where it does not answer, the text harms: 0.0 % are right with it, 100.0 %" in first
+    report = read_report(tmp_path)
+    assert [row["name"] for row in report["settings"]] == [*names, "cad"]
+    assert report["first"][0] in first and "Blind spot" not in first
+    assert 'A better prompt has "By the text:" before the question' in " ".join(report["notes"])
+    printed = capsys.readouterr().out
+    assert "no answer:" in printed and "8 whose text does not answer; greedy: 0.0 %" in printed
+    # The same again decodes nothing; another sentence makes one prompt another one.
+    engine.jobs.clear()
+    assert main(words) == 0 and not engine.jobs
+    assert main([*words, "--better", "Read!"]) == 0
+    assert {job.plain for job in engine.jobs} == {"a better prompt"} and len(engine.jobs) == COUNT
+
+
+def test_what_harms_where_texts_do_not_answer_is_no_default(
+    line: Line, engine: Engine, tmp_path: Path
+) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=16))
+    (tmp_path / "p.jsonl").write_text(rows)
+    engine.text = lambda job: (
+        "right" if (job.setting == Setting("cad")) == job.problem.has_answer else "wrong"
+    )
+    assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 1
+    report = read_report(tmp_path)
+    assert report["headline"].startswith("Use cad only where the text is known to answer, which")
+    assert report["test_silent"]["difference"] == -1.0 and report["test"]["difference"] == 1.0
+    assert "--sampler" not in report["serve"]
+    sent = '"vllm_xargs": {"cold": 1, '
+    assert any(
+        note.startswith(f"Where the text is known to answer, requests must also send {sent}")
+        and "cold_* keys of its problem's row" in note
+        for note in report["notes"]
+    )
+
+
+def test_without_rows_that_do_not_answer_there_is_a_blind_spot(
+    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=0))
+    (tmp_path / "p.jsonl").write_text(rows)
+    engine.text = lambda job: "right" if job.setting == Setting("cad") else "wrong"
+    assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 0
+    assert read_report(tmp_path)["headline"].endswith(
+        "nothing is known of texts that do not answer."
+    )
+    assert 'Blind spot: no problem says "answers": false' in capsys.readouterr().out
+    # An instruction has nothing to answer, and an adapter's amateur no other prompt.
+    write_chats(tmp_path)
+    more = ("--without", "system", "--preset", "cfg", "--output", str(tmp_path / "2"))
+    assert main(without(line(*more), "--alpha", "--beta", "--adapter")) in (0, 1)
+    assert "Blind spot" not in capsys.readouterr().out
+    write_texts(tmp_path)
+    assert main(line("--output", str(tmp_path / "3"), "--better", "x")) == 2
+    assert "--better: is for amateurs that read another prompt" in capsys.readouterr().err
+
+
 def test_rows_say_what_their_amateurs_read(line: Line, engine: Engine, tmp_path: Path) -> None:
     write_texts(tmp_path, cold_part=[0, 1])
-    engine.text = lambda job: "right" if job.setting else "wrong"
+    engine.text = lambda job: "right" if job.setting == Setting("cad") else "wrong"
     assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 0
     assert {tuple(job.problem.args["cold_part"]) for job in engine.jobs} == {(0, 1)}
     report = read_report(tmp_path)
     told = {"cold": 1, "cold_expert_top_k": MAX_EXPERT_TOP_K, "cold_preset": "cad"}
     said = f'"vllm_xargs": {json.dumps(told)} and the cold_* keys of its problem\'s row'
-    said = f"With CoLD each request must also send {said}"
+    said = f"With CoLD requests must also send {said}"
     assert any(note.startswith(said) for note in report["notes"])
     assert report["serve"].endswith(f"--lora-modules sql={tmp_path / 'sql'} --sampler cold")
 

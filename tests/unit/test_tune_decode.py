@@ -4,17 +4,22 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
 import pytest
 
+from tests.unit.test_pictures import file, pixels
+from vllm_cold import Blur, Noise
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import Text
+from vllm_cold.method.amateurs import Messages, Text
+from vllm_cold.tools import engine as tools_engine
 from vllm_cold.tools.adapters import Adapter
-from vllm_cold.tools.contrast import Content
+from vllm_cold.tools.contrast import Content, Pictured
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.pictures import as_sent, make_picture, text_of
 from vllm_cold.tools.tune import decode
 from vllm_cold.tools.tune.decode import Engine, Job
 from vllm_cold.tools.tune.grid import Setting, make_grid
@@ -34,7 +39,7 @@ def make(field: str, reads: Content) -> list[int]:
         return [0, *map(len, reads.value.split())]
     if reads.value[0]["role"] == "assistant":
         raise ColdError(field, "x", "no assistant first")
-    text = " ".join(f"{m['role']}: {m['content']}" for m in reads.value) + " assistant:"
+    text = " ".join(f"{m['role']}: {text_of(m)}" for m in reads.value) + " assistant:"
     return [*map(len, text.split())]
 
 
@@ -54,12 +59,14 @@ class Fake:
         self.waiting: list[str] = []
 
     def add_request(self, name: str, prompt: Any, params: Any, lora_request: Any) -> None:
-        self.asked.append((prompt["prompt_token_ids"], params, lora_request))
+        whole = prompt if len(prompt) > 1 else prompt["prompt_token_ids"]
+        self.asked.append((whole, params, lora_request))
         self.waiting.append(name)
 
     def step(self) -> Any:
-        output = SimpleNamespace(text="x", finish_reason=self.finish)
-        return [SimpleNamespace(request_id=self.waiting.pop(), outputs=[output])]
+        output = SimpleNamespace(text="x", finish_reason=self.finish, token_ids=[1])
+        found = {"outputs": [output], "prompt_token_ids": [1, 2, 3]}
+        return [SimpleNamespace(request_id=self.waiting.pop(), **found)]
 
 
 @pytest.fixture
@@ -84,6 +91,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
             options=options, model="base", engine={}, adapters=ADAPTERS, expert="sql"
         )
         task.problems, task.grid = problems, grid
+        task.plain = list(problems[0].plain)
         return Engine(task), fake
 
     return start
@@ -131,6 +139,18 @@ def test_the_engine_is_asked_for_each_setting(
     assert settings.rule_parameters == (None if weight else {"beta_max": 2.0})
 
 
+def test_plain_prompts_are_greedy(engine: Any) -> None:
+    one = Problem("a", 1, "a b c", ("a",), plain={"a better prompt": Text("please a b c d")})
+    made, fake = engine(one)
+    better = Setting(plain="a better prompt")
+    made.run([Job(None, one), Job(better, one), Job(GRID[0], one)], lambda *_: None)
+    assert [len(prompt) for prompt, _, _ in fake.asked] == [4, 6, 4]
+    assert [params.extra_args for _, params, _ in fake.asked[:2]] == [{"cold": 0}] * 2
+    assert {adapter.lora_name for _, _, adapter in fake.asked} == {"sql"}
+    with pytest.raises(ToolError, match="its longest prompt has 6 tokens"):
+        engine(one, limit=9)
+
+
 def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
     messages = (("system", "Be brief."), ("user", "Why is it so?"))
     problem = Problem("a", 1, messages, ("a",), args={"cold_without": "system"})
@@ -160,10 +180,41 @@ def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
         assert [len(one.prompt) for one in params.amateurs] == lengths
 
 
+def test_images_are_the_streams_own(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the expert the file, of an amateur what it sees; and an answer that is shorter than it may
+    be, for the length of its prompt, is none.
+    """
+
+    def media_prompt(llm: Any, field: str, media: Messages) -> dict[str, Any]:
+        [message] = as_sent(media.value)
+        urls = [part["image_url"]["url"] for part in message["content"][:-1]]
+        return {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": urls}}
+
+    monkeypatch.setattr(tools_engine, "_media_prompt", media_prompt)
+    picture = make_picture("a.png", file(pixels()))
+    problem = Problem("a", 1, Pictured((("user", "Why?"),), (picture,)), ("a",))
+    for view, own in (("blur:2", Blur(2.0)), ("noise:9", Noise(9))):
+        given = replace(problem, args={"cold_images": view})
+        prompt, params, _ = asked(engine, given, Setting("vcd"))
+        assert prompt == {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": [picture.url]}}
+        (amateur,) = params.amateurs
+        data = {"image": [replace(picture, view=own).url]}
+        assert amateur.prompt == {"prompt_token_ids": [1, 2], "multi_modal_data": data}
+        assert (params.alpha, amateur.weight) == (0.1, -1.0)
+    given = replace(problem, args={"cold_without": "images"})
+    _, params, _ = asked(engine, given, Setting("vcd"))
+    assert params.amateurs[0].prompt == [5, 4, 10]
+    made, fake = engine(given)
+    fake.finish = "length"
+    said = r"problem 'a' \(line 1\): its longest prompt has 3 tokens, with --max-tokens 7 in all"
+    with pytest.raises(ToolError, match=said):
+        made.run([Job(None, given)], lambda *_: None)
+
+
 @pytest.mark.parametrize(
     ("prompt", "args", "said"),
     [
-        ("a b c d e f", {}, "its prompt or an amateur's has 7 tokens, with --max-tokens 11 in all"),
+        ("a b c d e f", {}, "its longest prompt has 7 tokens, with --max-tokens 11 in all"),
         (
             TWICE,
             {"amateur_messages": json.dumps([{"role": r, "content": c} for r, c in TWICE])},

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.test_pictures import file, pixels
+from vllm_cold.tools.contrast import Pictured, kept, messages_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 from vllm_cold.tools.tune.verdict import FEWEST
@@ -30,7 +32,13 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         {"prompt": "one", "answer": "1"},
         "",
         {"messages": [{"role": "user", "content": "two"}], "answer": ["2", 2.5], "id": 7},
-        {"prompt": "line\u2028separator", "answer": -3, "id": "x", "source": "kept elsewhere"},
+        {
+            "prompt": "line\u2028separator",
+            "answer": -3,
+            "id": "x",
+            "source": "kept elsewhere",
+            "answers": False,
+        },
     )
     problems, repeated = load_problems(file)
     assert repeated == 0
@@ -41,6 +49,7 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
     ]
     assert [p.answers for p in problems] == [("1",), ("2", "2.5"), ("-3",)]
     assert problems[1].prompt == (("user", "two"),)
+    assert [p.has_answer for p in problems] == [True, True, False]
 
 
 @pytest.mark.parametrize(
@@ -67,6 +76,8 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
             r":2: has the prompt of line 1 with another answer or contrast; give all",
         ),
         ({"prompt": "good", "answer": "other"}, r":2: has the prompt of line 1 with another"),
+        ({"prompt": "good", "answer": "a", "answers": False}, r":2: has the prompt of line 1 with"),
+        ({"prompt": "p", "answer": "a", "answers": ["b"]}, r":2: answers: must be true or false"),
     ],
 )
 def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
@@ -125,8 +136,44 @@ def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
     assert repeated == 1  # the last says what the first has from the options
 
 
-def some(count: int) -> list[Problem]:
-    return [Problem(f"p{n}", n, f"p{n}", ("a",)) for n in range(count)]
+def test_rows_with_images(tmp_path: Path) -> None:
+    """Files beside the rows; prompts are told apart by what is in them, not by their names."""
+    (tmp_path / "a.png").write_bytes(one := file(pixels((4, 4))))
+    (tmp_path / "copy.png").write_bytes(one)
+    (tmp_path / "b.png").write_bytes(file(pixels((5, 5))))
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
+    path = write(
+        tmp_path / "p.jsonl",
+        {"prompt": "p", "image": "a.png", "answer": "x"},
+        {"prompt": "p", "image": "b.png", "answer": "y"},
+        {"prompt": "p", "images": ["a.png", "b.png"], "answer": "z"},
+        {"messages": chat, "image": "a.png", "answer": "x", "cold_images": "blur:3"},
+        {"prompt": "p", "answer": "without"},
+        {"prompt": "p", "image": "copy.png", "answer": "x"},
+    )
+    problems, repeated = load_problems(path)
+    assert (len(problems), repeated) == (5, 1)
+    first, _, both, talk, plain = (problem.prompt for problem in problems)
+    assert isinstance(first, Pictured) and isinstance(both, Pictured)
+    assert first.turns == (("user", "p"),) and len(both.pictures) == 2
+    assert isinstance(talk, Pictured) and talk.turns == (("system", "s"), ("user", "p"))
+    assert plain == "p" and problems[3].own_keys == {"cold_images"}
+    [system, user] = messages_of(talk) or ()
+    assert system == chat[0]
+    assert [part["type"] for part in user["content"]] == ["image_url", "text"]
+    found = json.dumps(kept(both))
+    assert "b.png" in found and both.pictures[1].digest in found and "base64" not in found
+    for row, said in (
+        ({"prompt": "q", "image": "c.png", "answer": "x"}, r":1: image='c.png': cannot be read"),
+        ({"prompt": "q", "images": ["p.jsonl"], "answer": "x"}, ":1: images='p.jsonl': is no pict"),
+    ):
+        with pytest.raises(ToolError, match=said):
+            load_problems(write(tmp_path / "p.jsonl", row))
+
+
+def some(count: int, silent: int = 0) -> list[Problem]:
+    """Problems, of which the text of the first does not answer."""
+    return [Problem(f"p{n}", n, f"p{n}", ("a",), has_answer=n >= silent) for n in range(count)]
 
 
 @given(st.integers(12, 500), st.floats(0.1, 0.9), st.integers(0, 2**32))
@@ -148,6 +195,16 @@ def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
     # About half of a random test set lies in the file's first half.
     in_first_half = sum(index < 50 for test in splits for index in test)
     assert 400 < in_first_half < 600
+
+
+def test_texts_that_do_not_answer_are_on_both_sides() -> None:
+    for seed in range(9):
+        for part in split_problems(some(60, silent=20), 0.5, seed):
+            assert [problem.has_answer for problem in part].count(False) == 10
+    with pytest.raises(ToolError, match='^8 problems with "answers": false .* Bring 12 problems w'):
+        split_problems(some(60, silent=8), 0.5, 0)
+    with pytest.raises(ToolError, match="^0 problems with --test-fraction"):
+        split_problems(some(60, silent=60), 0.5, 0)
 
 
 def test_the_number_of_problems_that_is_asked_for_is_enough() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -16,8 +17,10 @@ from typing import Any
 import pytest
 
 from tests import loopback
+from tests.unit.test_pictures import file, pixels
 from vllm_cold.method.settings import MAX_EXPERT_TOP_K
 from vllm_cold.tools.main import main
+from vllm_cold.tools.tune.plain import BETTER
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -126,6 +129,34 @@ def line(fake: tuple[Fake, str], tmp_path: Path) -> Callable[..., list[str]]:
 GUIDED = ("--without", "system", "--preset", "cfg")
 
 
+def test_images_are_sent_and_not_kept(
+    fake: tuple[Fake, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept, url = fake
+    (tmp_path / "a.png").write_bytes(data := file(pixels()))
+    rows = [{"prompt": f"p{n}", "image": "a.png", "answer": "right"} for n in range(COUNT)]
+    path, out = tmp_path / "p.jsonl", tmp_path / "out"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ["tune", str(path), "--url", url, "--output", str(out)]
+    assert main([*command, "--images", "noise:500", "--preset", "vcd"]) == 0
+    assert len(kept.bodies) == 2 * COUNT
+    for body in kept.bodies:
+        [image, text] = body["messages"][0]["content"]
+        assert base64.b64decode(image["image_url"]["url"].partition(",")[2]) == data
+        assert re.fullmatch(r"p\d+", text["text"])
+    [told] = kept.cold
+    assert (told["cold_preset"], told["cold_images"]) == ("vcd", "noise:500")
+    answers = (out / "answers.jsonl").read_text()
+    printed = capsys.readouterr().out + answers + (out / "report.json").read_text()
+    assert "a.png" in answers and "base64" not in printed and "iVBOR" not in printed
+    # What is there is found again, unless the image changes.
+    assert main([*command, "--images", "noise:500", "--preset", "vcd"]) == 0
+    assert len(kept.bodies) == 2 * COUNT
+    (tmp_path / "a.png").write_bytes(file(pixels((3, 3))))
+    assert main([*command, "--images", "noise:500", "--preset", "vcd"]) == 0
+    assert len(kept.bodies) == 4 * COUNT
+
+
 def report(tmp_path: Path) -> dict[str, Any]:
     return json.loads((tmp_path / "out" / "report.json").read_text())  # type: ignore[no-any-return]
 
@@ -138,11 +169,19 @@ def test_chats_are_asked_as_a_client_asks(
 ) -> None:
     kept, url = fake
     assert main(line(*GUIDED, "--max-tokens", "9", "--stop", "\n")) == 0
-    assert len(kept.bodies) == 2 * COUNT  # greedy and the preset
+    assert len(kept.bodies) == 5 * COUNT  # greedy, three plain prompts and the preset
+    system, better = {"role": "system", "content": "Be right."}, BETTER["instruction"]
     for body in kept.bodies:
-        assert body["messages"][0] == {"role": "system", "content": "Be right."}
         asked = {name: body[name] for name in ("model", "temperature", "max_tokens", "stop")}
         assert asked == {"model": "base", "temperature": 0.0, "max_tokens": 9, "stop": ["\n"]}
+    messages = [(body["messages"], body["vllm_xargs"]["cold"]) for body in kept.bodies]
+    for n in range(COUNT):
+        said = [[system, {"role": "user", "content": f"p{n}"}]] * 2
+        said += [[{"role": "user", "content": f"p{n}"}]]
+        said += [[system, {"role": "user", "content": f"{better} p{n}"}]]
+        said += [[system, {"role": "user", "content": f"p{n}\n\nBe right."}]]
+        for chat, cold in zip(said, (1, 0, 0, 0, 0), strict=True):
+            assert (chat, cold) in messages
     fields = {
         "cold": 1,
         "cold_expert_top_k": MAX_EXPERT_TOP_K,
@@ -186,7 +225,7 @@ def test_texts_and_adapters(
     )
     found = report(tmp_path)
     assert "cold_amateur" not in json.loads(found["serve"])["vllm_xargs"]  # a row's key goes there
-    said = "With CoLD each request must also send the cold_* keys of its problem's row, in place of"
+    said = "With CoLD requests must also send the cold_* keys of its problem's row, in place of"
     assert any(note.startswith(said) for note in found["notes"])
     fake[0].bodies.clear()
     (tmp_path / "out" / "answers.jsonl").unlink()
@@ -208,8 +247,8 @@ def test_going_on_after_an_error(
     assert len(kept.bodies) == 7
     kept.status, kept.slow = {}, 0.02
     assert main(line(*GUIDED, "--concurrency", "3")) == 0
-    assert len(kept.bodies) == 7 + 2 * COUNT - 6 and kept.most == 3
-    assert main(line(*GUIDED)) == 0 and len(kept.bodies) == 7 + 2 * COUNT - 6
+    assert len(kept.bodies) == 7 + 5 * COUNT - 6 and kept.most == 3
+    assert main(line(*GUIDED)) == 0 and len(kept.bodies) == 7 + 5 * COUNT - 6
     assert main(line(*GUIDED, "--adapter", "sql")) == 2
     assert "adapter was None and is 'sql'" in capsys.readouterr().err
 
@@ -270,5 +309,5 @@ def test_a_key_is_sent_and_not_shown(
     assert fake[0].keys == {f"Bearer {KEY}"}
     printed = capsys.readouterr()
     assert KEY not in printed.out + printed.err
-    for file in (tmp_path / "out").iterdir():
-        assert KEY.encode() not in file.read_bytes()
+    for kept_file in (tmp_path / "out").iterdir():
+        assert KEY.encode() not in kept_file.read_bytes()

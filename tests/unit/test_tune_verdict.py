@@ -17,8 +17,8 @@ from rich.console import Console
 from scipy import stats
 
 from vllm_cold.tools.tune import report, verdict
-from vllm_cold.tools.tune.grid import make_grid
-from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Comparison, Row, Scores, compare
+from vllm_cold.tools.tune.grid import Setting, make_grid
+from vllm_cold.tools.tune.verdict import FEWEST, LEVEL, Row, Scores, Verdict, compare, findings
 
 pytestmark = pytest.mark.unit
 
@@ -91,33 +91,137 @@ def test_the_interval_has_zero_inside_where_the_test_finds_nothing(
     assert (swapped.low, swapped.high) == pytest.approx((-found.high, -found.low))
 
 
-def made(dev: list[tuple[int, int]], test: tuple[int, int]) -> tuple[list[Row], Comparison]:
+def hundred(better: int, worse: int) -> verdict.Comparison:
+    """100 problems, of which so many differ."""
+    return compare(*pairs(better, worse, 100 - better - worse))
+
+
+def made(dev: list[tuple[int, int]], test: tuple[int, int], **more: Any) -> Verdict:
     """Settings that are better and worse on so many of 100 dev problems, and the picked one on as
     many held-out problems.
     """
-    rows = [
-        Row(setting, compare(*pairs(*one, 100 - sum(one))))
-        for setting, one in zip(GRID, dev, strict=False)
-    ]
-    return rows, compare(*pairs(*test, 100 - sum(test)))
+    rows = [Row(setting, hundred(*one)) for setting, one in zip(GRID, dev, strict=False)]
+    return Verdict(rows, [], Row(verdict.pick(rows).setting, hundred(*test)), **more)
 
 
 def test_a_gain_is_claimed_with_its_figures() -> None:
-    rows, test = made([(4, 2), (12, 1), (12, 1)], (10, 1))
-    best = verdict.pick(rows)
-    assert best is rows[1]  # the first of two with the same score
-    assert verdict.is_gain(best.dev, test)
+    found = made([(4, 2), (12, 1), (12, 1)], (10, 1))
+    assert found.best.setting == GRID[1]  # the first of two with the same score
+    assert found.gain
     # p: 2 * (1 + 11) / 2**11; interval: the exact low end, and shares of 11 and 2 in 102.
-    assert verdict.headline(rows, test) == (
+    assert found.headline() == (
         "Use alpha 0.1, beta 0.25, which beats greedy decoding: +9.0 points on 100 held-out "
         "problems (95 % interval +1.9 to +15.5, p = 0.012)."
     )
-    assert verdict.details(rows, test) == [
+    assert found.details() == (
         "On the 100 held-out problems greedy scores 90.0 % and alpha 0.1, beta 0.25 99.0 %: better "
-        "on 10, worse on 1 (sign test, for right and wrong McNemar's exact one, two-sided).",
-        "On the 100 dev problems its difference was +11.0 points. They picked it from 3 settings, "
-        "so that is biased upwards.",
+        "on 10, worse on 1 (sign test, for right and wrong McNemar's exact one, two-sided)."
+    )
+    blind = made([(12, 1)], (10, 1), blind=True).headline()
+    assert blind.endswith("p = 0.012); nothing is known of texts that do not answer.")
+
+
+# Plain prompts, and what a setting does beside them
+
+
+def half(better: int, worse: int) -> verdict.Comparison:
+    """100 problems, of which greedy solves 50 and so many differ."""
+    counts = (better, worse, 50 - worse, 50 - better)
+    cold, greedy = (np.repeat(scores, counts) for scores in ([1.0, 0, 1, 0], [0.0, 1, 1, 0]))
+    return compare(cold, greedy)
+
+
+NAMES = ("no text", "a better prompt", "the text twice")
+PLAIN = [Setting(plain=name) for name in NAMES]
+CAD = Setting("cad")
+Pair = tuple[int, int]  # problems on which it is better, and worse
+Told = tuple[Pair, Pair, Pair]  # on dev, held out; and the setting against it
+WITHOUT: Told = ((0, 45), (0, 45), (50, 5))
+NOTHING: Told = ((0, 0), (0, 0), (20, 0))
+
+
+def beside(dev: Pair, test: Pair, plain: list[Told], silent: Pair | None = None) -> Verdict:
+    """A setting and plain prompts; what the setting does where the text does not answer."""
+    held_out = [Row(one, half(*said[1])) for one, said in zip(PLAIN, plain, strict=False)]
+    rows = [Row(one, half(*said[0])) for one, said in zip(PLAIN, plain, strict=False)]
+    best = Row(CAD, half(*test), None if silent is None else half(*silent))
+    against = [half(*said[2]) for said in plain]
+    return Verdict([*rows, Row(CAD, half(*dev))], held_out, best, against)
+
+
+def test_a_setting_that_beats_all_plain_prompts_is_used() -> None:
+    found = beside((20, 0), (20, 0), [WITHOUT, ((8, 2), (9, 1), (13, 2)), NOTHING])
+    assert found.gain and found.headline().startswith("Use cad, which beats greedy decoding: +20.0")
+
+
+@pytest.mark.parametrize(
+    ("cad", "better", "said"),
+    [
+        # A gain for nothing, which the contrast does not beat significantly.
+        ((20, 0), ((15, 0), (18, 1), (6, 3)), "+17.0 points on 100 held-out"),
+        # No gain by itself, and yet it scores as much as the contrast.
+        ((8, 0), ((9, 8), (22, 14), (9, 9)), "+8.0 points on 100 held-out"),
+    ],
+)
+def test_a_contrast_that_a_plain_prompt_replaces_is_not_advised(
+    cad: Pair, better: Told, said: str
+) -> None:
+    found = beside((20, 0), cad, [WITHOUT, better, NOTHING])
+    assert not found.gain
+    assert found.headline().startswith(f"Use a better prompt, and no contrast: {said}")
+    assert found.headline().endswith(f"; cad (+{cad[0]}.0) is not significantly better than that.")
+
+
+def test_a_plain_prompt_is_used_where_no_contrast_gains() -> None:
+    better: Told = ((5, 0), (30, 0), (0, 20))
+    found = beside((3, 2), (4, 2), [WITHOUT, better, ((20, 0), (21, 1), (0, 20))])
+    assert not found.gain  # the dev problems pick the prompt, too
+    said = "Use the text twice, and no contrast: +20.0 points on 100 held-out"
+    assert found.headline().startswith(said)
+    better = ((5, 0), (5, 0), (0, 20))
+    found = beside((3, 2), (4, 2), [WITHOUT, better, NOTHING])
+    assert found.use is None and found.headline().startswith(
+        "No setting and no plain prompt beats greedy decoding significantly, so use that: cad "
+        "differs by +2.0 points"
+    )
+
+
+def test_what_harms_where_texts_do_not_answer_is_for_texts_that_do() -> None:
+    found = beside((20, 0), (20, 0), [WITHOUT], silent=(0, 30))
+    assert found.use is found.best and not found.gain
+    assert found.headline().startswith(
+        "Use cad only where the text is known to answer, which beats greedy decoding: +20.0 points "
+        "on 100 held-out problems whose text answers (95 % "
+    )
+    assert "; where the text does not answer, -30.0 points on 100 held-out" in found.headline()
+    found = beside((20, 0), (20, 0), [WITHOUT], silent=(1, 4))
+    assert found.gain and found.headline().startswith("Use cad, which beats greedy")
+    assert "; where the text does not answer, -3.0 points on 100 held-out" in found.headline()
+
+
+def test_a_setting_is_picked_by_all_problems() -> None:
+    """What gains less and harms less wins over what gains more and harms more."""
+    rows = [Row(GRID[0], half(30, 0), half(0, 30)), Row(GRID[1], half(14, 0), half(0, 7))]
+    assert verdict.pick(rows) is rows[1]
+    assert [row.score for row in rows] == pytest.approx([0.5, 0.535])
+
+
+def test_what_is_told_before_the_search() -> None:
+    helps, harms, little = hundred(1, 60), hundred(40, 2), hundred(3, 2)
+    rows = [Row(PLAIN[0], helps, harms), Row(PLAIN[1], little, hundred(0, 7))]
+    assert findings(rows, "text", False) == [
+        "The text helps: 99.0 % are right with it, 40.0 % without (100 problems, p = 5.4e-17).",
+        "Where it does not answer, the text harms: 60.0 % are right with it, 98.0 % without (100 "
+        "problems, p = 4.1e-10): better leave it out.",
+        "For nothing, a better prompt: +1.0 points (p = 1), where it does not answer -7.0 points "
+        "(p = 0.016).",
     ]
+    (said,) = findings([Row(PLAIN[0], little)], "instruction", False)
+    assert said.startswith("The instruction has no clear effect: 97.0 % are right with it, 98.0 %")
+    said, blind = findings([Row(PLAIN[0], harms)], "text", True)
+    assert said.startswith("The text harms: ")
+    assert blind.startswith('Blind spot: no problem says "answers": false')
+    assert findings([], "", False) == []
 
 
 def test_a_gain_is_one_by_number_and_by_size() -> None:
@@ -147,9 +251,9 @@ def test_a_gain_is_one_by_number_and_by_size() -> None:
 def test_without_a_gain_greedy_is_what_to_use(
     dev: list[tuple[int, int]], test: tuple[int, int], said: str
 ) -> None:
-    rows, found = made(dev, test)
-    assert not verdict.is_gain(verdict.pick(rows).dev, found)
-    headline = verdict.headline(rows, found)
+    found = made(dev, test)
+    assert not found.gain
+    headline = found.headline()
     assert said in headline and headline.startswith(
         "No setting beats greedy decoding significantly, so use that: alpha 0.3, beta 0.25"
     )
@@ -157,22 +261,30 @@ def test_without_a_gain_greedy_is_what_to_use(
 
 @pytest.mark.parametrize("width", [80, 40])
 def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int) -> None:
-    rows, test = made([(9, 3), (12, 1)], (10, 1))
+    judged = made([(9, 3), (12, 1)], (10, 1))
+    silent = hundred(0, 8) if width > 40 else None
     settings: list[Any] = [
-        {"name": str(row.setting), "picked": row is rows[1], "dev": vars(row.dev)} for row in rows
+        {
+            "name": str(row.setting),
+            "picked": row is judged.dev[1],
+            "dev": vars(row.found),
+            "dev_silent": silent and vars(silent),
+        }
+        for row in judged.dev
     ]
     serve = "vllm serve '/models/a long name' --sampler cold --cold-alpha 0.1 --cold-beta 0.5"
     console = Console(file=io.StringIO(), width=width)
-    headline = verdict.headline(rows, test)
+    headline = judged.headline()
     found = {
-        "settings": settings, "details": verdict.details(rows, test), "notes": [HOSTILE],
-        "run": {"server": None}, "gain": True, "serve": serve, "headline": headline,
+        "settings": settings, "first": ["The text helps."], "details": [judged.details()],
+        "notes": [HOSTILE], "run": {"server": None}, "gain": True, "serve": serve,
+        "headline": headline,
     }  # fmt: skip
     report.show(console, found, "out/report.json")
     text = console.file.getvalue()  # type: ignore[attr-defined]
     for said in (*found["details"], HOSTILE, "Serve it with CoLD:", "Written: out/report.json"):
         assert said in " ".join(text.split())
-    for figure in ("+6.0", "+11.0", "9/3", "12/1"):
+    for figure in ("+6.0", "+11.0", "9/3", "12/1", *(["-8.0", "100.0 %"] if silent else [])):
         assert figure in text
     lines = text.splitlines()
     assert serve in lines and lines[-1] == headline and "…" not in text

@@ -103,7 +103,8 @@ class Group(Generic[R]):
             not fit an otherwise empty KV cache never will.
         drafting: How well its drafts do.
         turn: What the last pass did that dealt with it.
-        passed_over: Passes in a row that admitted others because its adapters found no slots.
+        passed_over: Passes in a row that admitted others because its adapters found no slots, or
+            its leader's media no room in the encoder's cache.
         error: Why it must end, as its client is told.
         new_amateurs: Of each amateur that no step has had yet, by request id, its prompt tokens
             that were found in the prefix cache.
@@ -180,6 +181,7 @@ class Capacity:
         other_incomplete: Whether the leader of some other group runs without a follower.
         can_finish: Whether each follower may compute all that it has left in one step, together
             with its leader: where layers have states, a prompt may have to be split.
+        encodable: Whether all media that the streams still need can be encoded in this step.
     """
 
     num_cached: Sequence[int]
@@ -188,15 +190,23 @@ class Capacity:
     chunk: int = 0
     other_incomplete: bool = False
     can_finish: bool = True
+    encodable: bool = True
 
 
 Part = Callable[[int], int]
-"""How many of so many tokens a stream may take in a step, at least one; all, without states."""
+"""How many of so many tokens a stream may take in a step; all, without states and media. At least
+one, but for media that cannot be encoded.
+"""
 
 
 def whole(num_tokens: int) -> int:
     """All of them: a ``Part``."""
     return num_tokens
+
+
+def both(first: Part, second: Part) -> Part:
+    """What the second leaves of what the first leaves: a ``Part``."""
+    return lambda num_tokens: second(first(num_tokens))
 
 
 @dataclass(slots=True)
@@ -272,6 +282,7 @@ class Step(Generic[R]):
             num_new_tokens >= left
             and spare >= 0
             and capacity.can_finish
+            and capacity.encodable
             and (capacity.chunk == 0 or max(others) <= capacity.chunk)
             and (not any(capacity.missing) or (capacity.admissible and not self.preempted))
         ):
@@ -353,6 +364,12 @@ class Step(Generic[R]):
         self.preempted = True
         if group is not None:
             self.turn_of(group).preempted = True
+
+    def take_back(self, granted: int, num_tokens: int) -> None:
+        """The scheduler gave a request fewer tokens than it was granted."""
+        self.budget += granted - num_tokens
+        if granted and not num_tokens:
+            self.budget += self.extra
 
     def block(self, priority: int) -> None:
         """A leader of this priority waits for nothing but to have its followers admitted."""

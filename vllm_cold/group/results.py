@@ -58,13 +58,41 @@ def with_weights(
             a KV connector may have keys of its own.
         rows: As ``WeightsByStep.rows``.
     """
-    return {**(transfer or {}), _OURS: {"weights": list(rows)}}
+    return _with_ours(transfer, weights=list(rows))
+
+
+def _with_ours(transfer: Mapping[str, Any] | None, **ours: Any) -> dict[str, Any]:
+    before = transfer or {}
+    return {**before, _OURS: {**before.get(_OURS, {}), **ours}}
+
+
+def with_amateurs(
+    transfer: Mapping[str, Any], amateurs: Sequence[Mapping[str, Any] | None]
+) -> dict[str, Any]:
+    """What an engine that has prefilled a request tells of it, and of its amateurs: whoever hands
+    it on to an engine that decodes, hands on all of it.
+    """
+    return _with_ours(transfer, amateurs=list(amateurs))
+
+
+def of_amateur(transfer: Any, index: int) -> dict[str, Any] | None:
+    """An amateur's own ``kv_transfer_params``, from its expert's: where another engine has its KV,
+    or that another one will want it; None for an amateur whose KV nobody has or wants.
+    """
+    if not isinstance(transfer, Mapping):
+        return None
+    ours = transfer.get(_OURS)
+    amateurs = ours.get("amateurs") if isinstance(ours, Mapping) else None
+    if isinstance(amateurs, Sequence):
+        own = amateurs[index] if index < len(amateurs) else None
+        return dict(own) if isinstance(own, Mapping) else None
+    return dict(transfer) if transfer.get("do_remote_decode") else None
 
 
 def weights_in(transfer: Mapping[str, Any] | None) -> list[list[float | None]] | None:
     """The rows that ``with_weights`` put there; None if it did not."""
     ours = (transfer or {}).get(_OURS)
-    return None if ours is None else ours["weights"]
+    return None if ours is None else ours.get("weights")
 
 
 def out_of_step(expert: Tokens, amateur: Tokens, most: int) -> bool:

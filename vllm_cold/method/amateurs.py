@@ -2,9 +2,9 @@
 """What an amateur reads, and how a request's flat arguments describe its amateurs. Imports no vLLM.
 
 An amateur without a prompt of its own reads the expert's. Otherwise it reads a text, token ids,
-messages or embeddings that the request brings along, or what the expert reads ``Without`` some of
-the messages or without a ``Part``. A part is named by positions, which no text of a user can
-imitate.
+messages, embeddings or a prompt with media that the request brings along, or what the expert reads:
+``Without`` some of the messages or media, without a ``Part``, or with ``Distorted`` images. A part
+is named by positions, which no text of a user can imitate.
 """
 
 import json
@@ -15,11 +15,13 @@ from typing import Any, TypeVar
 import msgspec
 
 from vllm_cold.errors import ColdError
+from vllm_cold.method.images import View, name_of, read_view
 from vllm_cold.method.presets import Preset
 from vllm_cold.method.settings import (
     MAX_AMATEURS,
     PREFIX,
     ContrastArgs,
+    check,
     preset_of,
 )
 
@@ -28,8 +30,19 @@ _T = TypeVar("_T", str, list[int])
 # What people call a system prompt: templates that know no developer make it one.
 _ROLES = {"system": ("system", "developer")}
 _NO_SUCH = "the conversation has no such message"
-# Of vLLM's EmbedsPrompt.
+# Of vLLM's EmbedsPrompt, and of its TextPrompt and TokensPrompt.
 _EMBEDS_KEYS = {"prompt_embeds", "prompt_token_ids", "prompt_is_token_ids"}
+_MEDIA_KEYS = {
+    *("prompt", "prompt_token_ids"),
+    *("multi_modal_data", "multi_modal_uuids", "mm_processor_kwargs"),
+}
+# The types of a message's parts that vLLM takes for each of them. A part without a type has a key
+# of that name.
+MEDIA: Mapping[str, frozenset[str]] = {
+    "images": frozenset(("image_url", "input_image", "image_pil", "image_embeds")),
+    "videos": frozenset(("video_url", "video_embeds")),
+    "audios": frozenset(("audio_url", "input_audio", "audio_embeds")),
+}
 
 
 class CannotLeaveOut(ColdError):
@@ -88,11 +101,54 @@ class Embeds(msgspec.Struct, frozen=True, eq=False):
         return one is two or (isinstance(one, str) and isinstance(two, str) and one == two)
 
 
+class Media(msgspec.Struct, frozen=True, eq=False):
+    """A prompt with media beside its text or token ids.
+
+    Attributes:
+        prompt: As vLLM takes them: a mapping with ``prompt`` or ``prompt_token_ids``, and
+            ``multi_modal_data``.
+    """
+
+    prompt: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return "a prompt with media"
+
+    @property
+    def value(self) -> Any:
+        """What an error shows."""
+        return self.prompt.get("prompt") or self.prompt.get("prompt_token_ids")
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Media) and self.prompt is other.prompt
+
+
+class Distorted(msgspec.Struct, frozen=True):
+    """The request's own prompt with other images.
+
+    Attributes:
+        view: Makes them, each of one of the expert's.
+        lenient: Whether prompts without images are passed over, as in ``Without``.
+    """
+
+    view: View
+    lenient: bool = False
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def value(self) -> str:
+        """What an error shows."""
+        return name_of(self.view)
+
+
 class Without(msgspec.Struct, frozen=True):
     """The request's own conversation without some of its messages.
 
     Attributes:
-        items: Roles, whose messages are all left out, and indices of messages.
+        items: Roles, whose messages are all left out, indices of messages, and "images", "videos"
+            and "audios", which are left out of all messages.
         lenient: Whether those that a conversation does not have are passed over, if it has one of
             them: an engine's default is for all its chats.
     """
@@ -116,17 +172,32 @@ class Without(msgspec.Struct, frozen=True):
             CannotLeaveOut: one of these roles or indices is not there, or nothing is left.
         """
         if messages is None:
+            of_media = any(item in MEDIA for item in self.items)
             raise ColdError(
                 field,
                 self.value,
-                "is for chats, whose prompt is messages; leave a part of a text out with cold_part",
+                "is for chats, whose prompt is messages; "
+                + (
+                    "say what the amateur reads with a prompt of its own"
+                    if of_media
+                    else "leave a part of a text out with cold_part"
+                ),
             )
+        kept = list(messages)
         of_role: dict[Any, list[int]] = {}
         for i, message in enumerate(messages):
             of_role.setdefault(_role(message), []).append(i)
         gone: set[int] = set()
+        changed = False
         # Each once, however often it is said: this runs on a server's event loop.
         for item in dict.fromkeys(self.items):
+            if item in MEDIA:
+                without = [_without_parts(message, MEDIA[str(item)]) for message in kept]
+                found = [i for i, message in enumerate(kept) if without[i] is not message]
+                kept, changed = without, changed or bool(found)
+                if not found and not self.lenient:
+                    raise CannotLeaveOut(field, item, f"the conversation has no {item}")
+                continue
             if isinstance(item, str):
                 found = [i for role in _ROLES.get(item, (item,)) for i in of_role.get(role, ())]
                 reason = _NO_SUCH
@@ -136,11 +207,41 @@ class Without(msgspec.Struct, frozen=True):
             if not found and not self.lenient:
                 raise CannotLeaveOut(field, item, reason)
             gone.update(found)
-        if not gone:
+        if not (gone or changed):
             raise CannotLeaveOut(field, self.value, _NO_SUCH)
         if len(gone) == len(messages):
             raise CannotLeaveOut(field, self.value, "leaves no message; one must be left")
-        return [message for i, message in enumerate(messages) if i not in gone]
+        return [message for i, message in enumerate(kept) if i not in gone]
+
+
+def has_media(message: Any, kind: str) -> bool:
+    """Whether a message has media of this kind, "images", "videos" or "audios"."""
+    return _without_parts(message, MEDIA[kind]) is not message
+
+
+def _without_parts(message: Any, names: frozenset[str]) -> Any:
+    """The message without parts of these types; itself if it has none."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(content, list):
+        return message
+    left = [part for part in content if not _is_media(part, names)]
+    return message if len(left) == len(content) else {**message, "content": left or ""}
+
+
+def media_parts(message: Any) -> list[Mapping[str, Any]]:
+    """A message's parts that are media."""
+    content = message.get("content") if isinstance(message, Mapping) else None
+    names = frozenset().union(*MEDIA.values())
+    return [p for p in content if _is_media(p, names)] if isinstance(content, list) else []
+
+
+def _is_media(part: Any, names: frozenset[str]) -> bool:
+    """As vLLM tells them: by their types, or by their keys where there is no type, or a uuid."""
+    if not isinstance(part, Mapping):
+        return False
+    if (kind := part.get("type")) is None or part.get("uuid") is not None:
+        return bool(names & part.keys())
+    return isinstance(kind, str) and kind in names
 
 
 def _role(message: Any) -> Any:
@@ -191,7 +292,7 @@ class Part(msgspec.Struct, frozen=True):
         return left
 
 
-Source = Text | Tokens | Messages | Embeds | Without | Part
+Source = Text | Tokens | Messages | Embeds | Media | Distorted | Without | Part
 
 
 class AmateurSpec(msgspec.Struct):
@@ -208,6 +309,7 @@ class AmateurSpec(msgspec.Struct):
         embeds: The embeddings of its prompt, a tensor, [tokens, hidden size]; both are None for the
             expert's prompt.
         is_token_ids: Where the ids count and not the embeddings; None for one of both alone.
+        features: The media of its own prompt, vLLM's MultiModalFeatureSpec, in their order.
     """
 
     field: str
@@ -219,6 +321,7 @@ class AmateurSpec(msgspec.Struct):
     prompt: list[int] | None = None
     embeds: Any = None
     is_token_ids: list[bool] | None = None
+    features: tuple[Any, ...] = ()
 
     @property
     def num_tokens(self) -> int | None:
@@ -232,9 +335,38 @@ class AmateurSpec(msgspec.Struct):
         return ColdError(self.prompt_field, self.source and self.source.value, problem)
 
 
+def read_source(prompt: object, without: Any, images: object) -> Source | None:
+    """What an amateur reads, as Python programs say it: one of these, or none of them.
+
+    Raises:
+        ColdError: names the field, the value and what is allowed.
+    """
+    said = {"prompt": prompt, "without": without, "images": images}
+    first, *others = [name for name, value in said.items() if value is not None] or [""]
+    for name in others:
+        raise _second(name, said[name], first)
+    if without is not None:
+        return read_without("without", check("without", without, "without"))
+    if images is None:
+        return read_prompt("prompt", prompt)
+    if isinstance(images, str):
+        return read_images("images", images)
+    if not callable(images):
+        raise ColdError(
+            "images", images, "must be Noise, Blur or a function that makes a PIL image of one"
+        )
+    return Distorted(images)
+
+
+def _second(field: str, value: object, first: str) -> ColdError:
+    return ColdError(
+        field, value, f"the amateur has a prompt already, by {first}; leave one of them out"
+    )
+
+
 def read_prompt(field: str, prompt: object) -> Source | None:
-    """A prompt as Python programs give it: text, token ids, messages or embeddings; None for the
-    expert's.
+    """A prompt as Python programs give it: text, token ids, messages, embeddings, or text or token
+    ids with media; None for the expert's.
 
     Raises:
         ColdError: it is something else, or empty.
@@ -244,7 +376,8 @@ def read_prompt(field: str, prompt: object) -> Source | None:
     if isinstance(prompt, str):
         return _text(field, prompt)
     if isinstance(prompt, Mapping):
-        return _embeds(field, prompt)
+        has_media = "multi_modal_data" in prompt and "prompt_embeds" not in prompt
+        return _media(field, prompt) if has_media else _embeds(field, prompt)
     if isinstance(prompt, Sequence) and not isinstance(prompt, (bytes, bytearray)):
         if not prompt:
             raise ColdError(field, prompt, "must not be empty")
@@ -255,8 +388,30 @@ def read_prompt(field: str, prompt: object) -> Source | None:
     raise ColdError(
         field,
         prompt,
-        'must be a text, a list of token ids, a list of messages, or {"prompt_embeds": tensor}',
+        'must be a text, a list of token ids, a list of messages, {"prompt_embeds": tensor}, or '
+        '{"prompt": text, "multi_modal_data": media}',
     )
+
+
+def _media(field: str, prompt: Mapping[str, Any]) -> Media:
+    text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+    if isinstance(text, str):
+        _text(field, text)
+    is_ids = isinstance(ids, list) and bool(ids) and _are_token_ids(ids)
+    if not (
+        prompt.keys() <= _MEDIA_KEYS
+        and isinstance(prompt["multi_modal_data"], Mapping)
+        and (isinstance(text, str) if ids is None else is_ids)
+    ):
+        kinds = {key: type(each).__name__ for key, each in prompt.items()}
+        raise ColdError(
+            field,
+            kinds,
+            'as a mapping with "multi_modal_data", a mapping by modality, must have a text as '
+            '"prompt" or token ids as "prompt_token_ids", and beside it nothing but '
+            '"multi_modal_uuids" and "mm_processor_kwargs"',
+        )
+    return Media(prompt)
 
 
 def _embeds(field: str, prompt: Mapping[str, Any]) -> Embeds:
@@ -315,7 +470,20 @@ def _json_messages(field: str, text: str) -> Messages:
         found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ColdError(field, text, f"must be a JSON list of messages ({error})") from error
-    return _messages(field, text, found)
+    messages = _messages(field, text, found)
+    for i, message in enumerate(messages.value):
+        # A text in a picture's place is opened by processors as a file or a URL, whatever vLLM
+        # allows its clients. vLLM looks for this key in parts of any type.
+        if any(part.get("type") == "image_pil" or "image_pil" in part for part in _parts(message)):
+            raise ColdError(
+                field, text, f"message {i} must not have image_pil; send images as image_url"
+            )
+    return messages
+
+
+def _parts(message: Mapping[str, Any]) -> Sequence[Any]:
+    content = message.get("content")
+    return () if content is None or isinstance(content, str) else content
 
 
 def _messages(field: str, value: object, found: object) -> Messages:
@@ -324,30 +492,36 @@ def _messages(field: str, value: object, found: object) -> Messages:
     for i, message in enumerate(found):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ColdError(field, value, f"message {i} must have a role, which is a text")
-        if not _is_text(message.get("content"), optional="tool_calls" in message):
-            raise ColdError(field, value, f"message {i} must have a content, which is text only")
+        if not _is_content(message.get("content"), optional="tool_calls" in message):
+            raise ColdError(
+                field, value, f"message {i} must have a content, of text, images, videos or audio"
+            )
         if not isinstance(message.get("tool_calls"), (list, type(None))):
             raise ColdError(field, value, f"message {i} must have tool_calls that are a list")
     return Messages([dict(message) for message in found])
 
 
-def _is_text(content: object, optional: bool) -> bool:
-    """Nothing that would have to be loaded."""
+def _is_content(content: object, optional: bool) -> bool:
+    """Text and media; what these hold, vLLM looks at."""
     if content is None:
         return optional
     if isinstance(content, str):
         return _is_unicode(content)
-    return isinstance(content, Sequence) and all(
-        isinstance(part, Mapping)
-        and part.get("type") == "text"
-        and isinstance(text := part.get("text"), str)
-        and _is_unicode(text)
-        for part in content
-    )
+    return isinstance(content, Sequence) and all(map(_is_part, content))
+
+
+def _is_part(part: object) -> bool:
+    if not isinstance(part, Mapping):
+        return False
+    if part.get("type") == "text":
+        return isinstance(text := part.get("text"), str) and _is_unicode(text)
+    return any(_is_media(part, names) for names in MEDIA.values())
 
 
 def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
-    """What ``cold_without`` says: a role, an index, or several; raises ColdError for others."""
+    """What ``cold_without`` says: a role, a kind of media, an index, or several; raises ColdError
+    for others.
+    """
     items: list[str | int] = []
     for part in [value] if isinstance(value, (str, int)) else value:
         for item in [part] if isinstance(part, int) else map(str.strip, part.split(",")):
@@ -356,6 +530,11 @@ def read_without(field: str, value: str | int | Sequence[str | int]) -> Without:
     if not items or any(i == "" or (isinstance(i, int) and not 0 <= i < 10**9) for i in items):
         raise ColdError(field, value, "must be roles, or indices of messages, from 0")
     return Without(tuple(items))
+
+
+def read_images(field: str, value: str) -> Without | Distorted:
+    """What ``cold_images`` says; raises ColdError for what it cannot."""
+    return Without(("images",)) if value == "none" else Distorted(read_view(field, value))
 
 
 _SPAN = re.compile(r"\s*(\d{1,9})\s*:\s*(\d{1,9})\s*", re.ASCII)
@@ -391,6 +570,7 @@ _READERS: Mapping[str, Any] = {
     "amateur_prompt_embeds": _embeds_text,
     "without": read_without,
     "part": read_part,
+    "images": read_images,
 }
 
 
@@ -441,6 +621,7 @@ def _count(args: ContrastArgs, preset: Preset | None) -> tuple[int, bool]:
             "amateur_prompt",
             "amateur_messages",
             "amateur_prompt_embeds",
+            "images",
         )
         if isinstance(value := getattr(args, name), list)
     }
@@ -487,7 +668,5 @@ def _source(args: ContrastArgs, i: int, several: bool) -> tuple[str, Source] | N
         return None
     ((field, value), read), *others = found
     for (second, other), _ in others:
-        raise ColdError(
-            second, other, f"the amateur has a prompt already, by {field}; leave one of them out"
-        )
+        raise _second(second, other, field)
     return field, read(field, value)

@@ -160,7 +160,14 @@ def parse_engine_defaults(config: object) -> ColdArgs:
     without = defaults.contrast.without
     if preset is not None and preset.weights:
         raise ColdError(f'{where}["preset"]', name, "needs amateurs that only a request can name")
-    if enabled and preset is not None and preset.own_prompt and without is None:
+    if preset is not None and preset.images is not None and without is not None:
+        raise ColdError(
+            f'{where}["without"]',
+            without,
+            f"the preset {name} says what amateurs read, the images {preset.images}; leave one of "
+            "them out",
+        )
+    if enabled and preset is not None and preset.without is not None and without is None:
         raise ColdError(
             f'{where}["preset"]',
             name,

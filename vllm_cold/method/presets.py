@@ -23,6 +23,7 @@ PresetName = Literal[
     "grd",
     "m3id",
     "mti",
+    "vcd",
 ]
 PRESET_NAMES: tuple[PresetName, ...] = get_args(PresetName)
 
@@ -36,18 +37,21 @@ class Preset:
         knobs: Fields of ``ColdSettings``.
         weights: Of its amateurs, where it has several.
         without: The messages of a chat that its amateur does not read where nobody says which, for
-            each of several; None for a method whose amateur reads the expert's prompt.
+            each of several; None for a method that leaves out none.
+        images: What its amateur sees of the images where nobody says what it reads; None for a
+            method that is not about images.
     """
 
     about: str
     knobs: Mapping[str, Any]
     weights: tuple[float, ...] = ()
     without: str | tuple[str, ...] | None = None
+    images: str | None = None
 
     @property
     def own_prompt(self) -> bool:
         """Whether its amateur reads another prompt than the expert."""
-        return self.without is not None
+        return self.without is not None or self.images is not None
 
 
 def _of_rule(rule: str, about: str) -> Preset:
@@ -94,5 +98,11 @@ PRESETS: Mapping[PresetName, Preset] = {
         {"alpha": 0.3},
         weights=(-0.25, -0.25),
         without=("tool", "user"),
+    ),
+    # arXiv 2311.16922: (1 + a) z - a z', a = 1, mask 0.1, 500 steps of noise
+    "vcd": Preset(
+        "images against the same with noise",
+        {"alpha": 0.1, "beta": 1.0},
+        images="noise:500",
     ),
 }

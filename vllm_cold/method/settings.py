@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from vllm_cold.errors import ColdError
+from vllm_cold.method.images import ALLOWED
 from vllm_cold.method.presets import PRESET_NAMES, PRESETS, Preset, PresetName
 from vllm_cold.rules import registry
 
@@ -116,9 +117,10 @@ CONTRAST: Mapping[str, Knob] = {
     "without": Knob(
         str | int | list[str | int] | None,
         "Contrast chat requests with the same conversation without these messages: roles, "
-        "such as system or tool, with commas between them.",
-        "must be a role, such as 'system' or 'tool', the index of a message, or several of "
-        "these: a list, or a text with commas between them",
+        "such as system or tool, with commas between them; or without its images, videos or "
+        "audios.",
+        "must be a role, such as 'system' or 'tool', the index of a message, 'images', 'videos' or "
+        "'audios', or several of these: a list, or a text with commas between them",
         int,
     ),
     "part": Knob(
@@ -127,6 +129,12 @@ CONTRAST: Mapping[str, Knob] = {
         "must be [start, end), two positions in the prompt, further pairs behind them, or a "
         "text such as '0:120'",
         int,
+        engine=False,
+    ),
+    "images": Knob(
+        str | list[str] | None,
+        "What the amateur sees of the images: none, noise:500 or blur:12.",
+        f"{ALLOWED}, or a list of such texts",
         engine=False,
     ),
     "weights": Knob(
@@ -196,6 +204,7 @@ class ContrastArgs(msgspec.Struct, frozen=True):
     amateur_prompt_embeds: str | list[str] | None = None
     without: str | int | list[str | int] | None = None
     part: list[str | int] | str | None = None
+    images: str | list[str] | None = None
     weights: float | str | list[float | str] | None = None
     preset: PresetName | None = None
 

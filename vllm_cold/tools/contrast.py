@@ -17,7 +17,9 @@ from typing import Any, NoReturn, cast
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import (
     AmateurSpec,
+    Distorted,
     Embeds,
+    Media,
     Messages,
     Part,
     Text,
@@ -39,15 +41,33 @@ from vllm_cold.method.settings import (
 )
 from vllm_cold.rules import registry
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.pictures import Picture, has_media, seen
 
-Prompt = str | tuple[tuple[str, str], ...]
-"""A text, or chat messages (role and content)."""
+Turns = tuple[tuple[str, str], ...]
+"""Chat messages: role and content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pictured:
+    """A chat with pictures, which stand before the text of the first user's message.
+
+    Attributes:
+        turns: The messages; one of them is a user's.
+        pictures: One or more.
+    """
+
+    turns: Turns
+    pictures: tuple[Picture, ...]
+
+
+Prompt = str | Turns | Pictured
+"""A text, or a chat."""
 
 # Options that say what is contrasted with; a preset says how.
 OPTIONS = tuple(name for name, knob in CONTRAST.items() if knob.typed and name != "preset")
 # What may differ from prompt to prompt: what the amateur reads.
 ROW_KEYS = tuple(
-    PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part")
+    PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part", "images")
 )
 
 
@@ -168,7 +188,8 @@ def refuse_equal(where: str) -> NoReturn:
     """
     raise ToolError(
         f"{where}: nothing to contrast with: give --adapter, or say what the amateur reads, with "
-        "--without, --part, --amateur-prompt, --amateur-messages or the row's own cold_* keys"
+        "--without, --images, --part, --amateur-prompt, --amateur-messages or the row's own cold_* "
+        "keys"
     )
 
 
@@ -232,6 +253,37 @@ def adapter_of(
     raise ColdError(one.field, one.adapter, f"no such adapter (there are: {names})")
 
 
+def with_pictures(prompt: str | Turns, pictures: Sequence[Picture]) -> Prompt:
+    """A prompt with pictures, if there are any: a chat, whatever it was before.
+
+    Raises:
+        ValueError: no message is a user's.
+    """
+    if not pictures:
+        return prompt
+    turns = (("user", prompt),) if isinstance(prompt, str) else prompt
+    if all(role != "user" for role, _ in turns):
+        raise ValueError(
+            "pictures stand before the text of the first user's message, and there is none"
+        )
+    return Pictured(turns, tuple(pictures))
+
+
+def start_of(prompt: Prompt) -> str:
+    """A prompt's first characters, to know it by."""
+    if isinstance(prompt, Pictured):
+        return next(text for role, text in prompt.turns if role == "user")[:40]
+    return (prompt if isinstance(prompt, str) else prompt[0][1])[:40]
+
+
+def kept(prompt: Prompt) -> Any:
+    """A prompt as JSON that says what it was, with names and digests of pictures."""
+    if not isinstance(prompt, Pictured):
+        return prompt
+    pictures = [{"name": one.name, "sha256": one.digest} for one in prompt.pictures]
+    return {"messages": prompt.turns, "images": pictures}
+
+
 def messages_of(prompt: Prompt, chat: bool = False) -> list[dict[str, Any]] | None:
     """The messages of a prompt, None for one that is a text.
 
@@ -241,7 +293,13 @@ def messages_of(prompt: Prompt, chat: bool = False) -> list[dict[str, Any]] | No
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}] if chat else None
-    return [{"role": role, "content": content} for role, content in prompt]
+    turns = prompt.turns if isinstance(prompt, Pictured) else prompt
+    messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in turns]
+    if isinstance(prompt, Pictured):
+        asks = next(one for one in messages if one["role"] == "user")
+        parts = [one.part() for one in prompt.pictures]
+        asks["content"] = [*parts, {"type": "text", "text": asks["content"]}]
+    return messages
 
 
 Content = Text | Messages
@@ -271,8 +329,8 @@ def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Conte
         ColdError: it cannot be made of this prompt.
     """
     field, source, whole = one.prompt_field, one.source, expert_reads(prompt, chat)
-    # Flat arguments cannot say the first, nor options and rows the second.
-    assert not isinstance(source, (Tokens, Embeds))
+    # Flat arguments cannot say the first, nor options and rows the others.
+    assert not isinstance(source, (Tokens, Embeds, Media))
     match source:
         case None | Text() | Messages():
             return source
@@ -281,6 +339,10 @@ def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Conte
         case Without():
             left = source.of(field, whole.value if isinstance(whole, Messages) else None)
             return Messages(left)
+        case Distorted():
+            if media_in(whole) is None:
+                raise ColdError(field, source.value, "is for prompts with an image; give one")
+            return Messages(seen(cast(Messages, whole).value, source.view))
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,16 +352,25 @@ class Stream:
     Attributes:
         adapter: The name of its adapter, None for the base model.
         ids: Its prompt's token ids, those of the chat template included.
+        media: The messages that the ids are of, where there is more than text in them.
+        answer: Which of the ids, the last ones, are no more of the prompt.
     """
 
     adapter: str | None
     ids: tuple[int, ...]
+    media: Messages | None = None
+    answer: tuple[int, ...] = ()
+
+
+def media_in(reads: Content | None) -> Messages | None:
+    """What is read, if there is more than text in it."""
+    return reads if isinstance(reads, Messages) and has_media(reads.value) else None
 
 
 def make_streams(
     amateurs: Sequence[AmateurSpec],
-    own: Sequence[int],
-    ids: Sequence[Sequence[int]],
+    own: tuple[Content, Sequence[int]],
+    others: Sequence[tuple[Content, Sequence[int]] | None],
     expert: str | None,
     base: str,
     loaded: Sequence[str],
@@ -308,8 +379,8 @@ def make_streams(
 
     Args:
         amateurs: One or more.
-        own: The token ids that the expert reads.
-        ids: Those that each amateur reads.
+        own: What the expert reads, and its token ids.
+        others: The same of each amateur; None for one that reads the expert's prompt.
         expert: The name of the expert's adapter, if it has one.
         base: What the base model is called.
         loaded: The names of all adapters.
@@ -317,9 +388,13 @@ def make_streams(
     Raises:
         ColdError: an amateur reads what its expert does with the same adapter, or one has none.
     """
-    streams = [Stream(expert, tuple(own))]
-    for one, reads in zip(amateurs, ids, strict=True):
-        streams.append(Stream(adapter_of(one, expert, base, loaded), tuple(reads)))
+
+    def stream(adapter: str | None, content: Content, ids: Sequence[int]) -> Stream:
+        return Stream(adapter, tuple(ids), media_in(content))
+
+    streams = [stream(expert, *own)]
+    for one, reads in zip(amateurs, others, strict=True):
+        streams.append(stream(adapter_of(one, expert, base, loaded), *(reads or own)))
         if streams[-1] == streams[0]:
             raise ColdError(
                 one.prompt_field if one.source else one.field,
@@ -353,7 +428,10 @@ def read_streams(
     Raises:
         ColdError: a prompt cannot be made; see ``make_streams``.
     """
-    own = make("prompt", expert_reads(prompt, chat))
-    reads = [(one.prompt_field, amateur_reads(prompt, one, chat)) for one in amateurs]
-    ids = [own if content is None else make(field, content) for field, content in reads]
-    return make_streams(amateurs, own, ids, expert, base, loaded)
+    whole = expert_reads(prompt, chat)
+    own = whole, make("prompt", whole)
+    others: list[tuple[Content, Sequence[int]] | None] = []
+    for one in amateurs:
+        reads = amateur_reads(prompt, one, chat)
+        others.append(None if reads is None else (reads, make(one.prompt_field, reads)))
+    return make_streams(amateurs, own, others, expert, base, loaded)

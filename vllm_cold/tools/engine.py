@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from vllm_cold.method.amateurs import AmateurSpec
+from vllm_cold.method.amateurs import AmateurSpec, Messages
 from vllm_cold.method.settings import DEFAULT_BETA
-from vllm_cold.tools.contrast import Content, Contrast, Stream
+from vllm_cold.tools.contrast import Content, Contrast, Stream, media_in
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.pictures import as_sent, without_data
 
 _SPACE = (
     "change --gpu-memory-utilization, or on a CPU set VLLM_CPU_KVCACHE_SPACE to the GiB that the "
@@ -93,8 +94,22 @@ def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
         raise ToolError(f"--model={model!r}: the engine does not start: {reason}") from error
 
 
+def _chat(llm: Any) -> tuple[Any, Any, Any]:
+    """The renderer, and how it makes prompts of chats here: ChatParams and TokenizeParams."""
+    from vllm_cold.vllm.frontend.prompts import default_chat_params
+
+    renderer = llm.llm_engine.input_processor.renderer
+    chat_params = replace(default_chat_params(renderer), chat_template=llm.chat_template)
+    # Too long a prompt is the command's to refuse, which knows the options to name.
+    tok_params = replace(
+        renderer.default_chat_tok_params, add_special_tokens=False, max_total_tokens=None
+    )
+    return renderer, chat_params, tok_params
+
+
 def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
-    """A function that makes token ids of what a stream reads, as vLLM does for a request.
+    """A function that makes token ids of what a stream reads, as vLLM does for a request; of an
+    image they have the placeholder.
 
     Args:
         llm: A ``vllm.LLM``.
@@ -102,18 +117,15 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
     Raises:
         ColdError: by the function, if its template or tokenizer does not take it.
     """
-    from vllm_cold.vllm.frontend.prompts import PromptSource, default_chat_params, render
+    from vllm_cold.vllm.frontend.prompts import PromptSource, render
 
-    renderer = llm.llm_engine.input_processor.renderer
-    prompt_source = PromptSource(
-        chat_params=replace(default_chat_params(renderer), chat_template=llm.chat_template),
-        # Too long a prompt is the command's to refuse, which knows the options to name.
-        tok_params=replace(
-            renderer.default_chat_tok_params, add_special_tokens=False, max_total_tokens=None
-        ),
-    )
+    renderer, chat_params, tok_params = _chat(llm)
+    prompt_source = PromptSource(chat_params=chat_params, tok_params=tok_params)
 
     def make(field: str, reads: Content) -> list[int]:
+        if (media := media_in(reads)) is not None:
+            found: list[int] = _media_prompt(llm, field, media)["prompt_token_ids"]
+            return found
         (one,) = render(renderer, prompt_source, [AmateurSpec(field, field, source=reads)])
         assert one.prompt is not None
         return one.prompt
@@ -121,12 +133,40 @@ def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
     return make
 
 
+def _media_prompt(llm: Any, field: str, media: Messages) -> dict[str, Any]:
+    from vllm_cold.vllm.frontend.media_prompts import media_prompt
+
+    renderer, *params = _chat(llm)
+    return media_prompt(renderer, field, as_sent(media.value), *params)
+
+
+def engine_prompt(llm: Any, stream: Stream) -> dict[str, Any]:
+    """What a stream reads, as ``LLM.generate`` takes it.
+
+    Args:
+        llm: A ``vllm.LLM``.
+        stream: The stream.
+
+    Raises:
+        ColdError: the model takes no such media.
+    """
+    if stream.media is None:
+        return {"prompt_token_ids": list(stream.ids)}
+    made = _media_prompt(llm, "prompt", stream.media)
+    return {**made, "prompt_token_ids": [*made["prompt_token_ids"], *stream.answer]}
+
+
 def cold_params(
-    contrast: Contrast, streams: Sequence[Stream], adapters: Mapping[str, Any], **sampling: Any
+    llm: Any,
+    contrast: Contrast,
+    streams: Sequence[Stream],
+    adapters: Mapping[str, Any],
+    **sampling: Any,
 ) -> Any:
     """``ColdParams`` of a prompt whose amateurs read what their streams do.
 
     Args:
+        llm: A ``vllm.LLM``.
         contrast: The prompt's.
         streams: The expert's, then its amateurs'.
         adapters: A ``LoRARequest`` for each adapter, by its name.
@@ -135,6 +175,12 @@ def cold_params(
     from vllm_cold.params import Amateur, ColdParams
 
     settings, (expert, *others) = contrast.settings, streams
+
+    def prompt(stream: Stream) -> Any:
+        if (stream.ids, stream.media) == (expert.ids, expert.media):
+            return None
+        return list(stream.ids) if stream.media is None else engine_prompt(llm, stream)
+
     return ColdParams(
         alpha=settings.alpha,
         beta=settings.beta if any(each is None for each in contrast.weights) else DEFAULT_BETA,
@@ -142,7 +188,7 @@ def cold_params(
         expert_top_k=settings.expert_top_k,
         amateurs=[
             Amateur(
-                prompt=None if stream.ids == expert.ids else list(stream.ids),
+                prompt=prompt(stream),
                 lora_request=None if stream.adapter is None else adapters[stream.adapter],
                 weight=weight,
             )
@@ -174,7 +220,7 @@ def _one_sentence(error: BaseException) -> str:
     from pydantic import ValidationError  # comes with vLLM
 
     if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())
+        return " ".join(without_data(str(error)).split())
     found = error.errors(include_url=False, include_context=False)
     parts = (f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in found)
     return "; ".join(part.removeprefix(": ").removeprefix("Value error, ") for part in parts)

@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a JSONL file: a prompt, and with its ``cold_*`` keys what it is contrasted with."""
+"""Rows of a JSONL file: a prompt with its pictures, and with its ``cold_*`` keys what it is
+contrasted with.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -15,8 +18,9 @@ from pydantic import (
     model_validator,
 )
 
-from vllm_cold.tools.contrast import Prompt, row_args
+from vllm_cold.tools.contrast import Prompt, row_args, with_pictures
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.pictures import Picture, read_picture
 
 Whole = Annotated[str, StringConstraints(min_length=1)]
 
@@ -34,22 +38,43 @@ class Given(BaseModel):
     Attributes:
         prompt: Text, or None.
         messages: A chat, where there is no text.
+        image: A picture's file, from the folder of the rows' file.
+        images: Or several.
     """
 
     model_config = ConfigDict(strict=True, extra="allow")
     prompt: Whole | None = None
     messages: Annotated[list[_Message], Field(min_length=1)] | None = None
+    image: Whole | None = None
+    images: list[Whole] | None = None
 
     @model_validator(mode="after")
     def _one_prompt(self) -> Given:
         if (self.prompt is None) == (self.messages is None):
             raise ValueError('needs either "prompt" or "messages"')
+        if self.image is not None and self.images is not None:
+            raise ValueError('has both "image" and "images"; leave one of them out')
         return self
 
-    @property
-    def read(self) -> Prompt:
-        """Text or messages."""
-        return self.prompt or tuple((one.role, one.content) for one in self.messages or ())
+    def read(self, folder: Path, pictures: Sequence[Picture] = ()) -> Prompt:
+        """The prompt.
+
+        Args:
+            folder: Where the rows' file lies.
+            pictures: Those of a row that names none.
+
+        Raises:
+            ValueError: a picture cannot be read, or has no place in the messages.
+        """
+        text = self.prompt or tuple((one.role, one.content) for one in self.messages or ())
+        key, names = ("image", [self.image]) if self.image else ("images", self.images)
+        if names is None:
+            return with_pictures(text, pictures)
+        try:
+            own = [read_picture(folder / name, f"{key}={name!r}") for name in names if name]
+        except ToolError as error:
+            raise ValueError(str(error)) from error
+        return with_pictures(text, own)
 
 
 def read_lines(path: Path, called: str) -> list[tuple[int, str]]:

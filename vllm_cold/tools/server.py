@@ -21,6 +21,7 @@ from vllm_cold.tools.address import (
     without_user,
 )
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.pictures import without_data
 
 # Options of a command that are for a server; False and None: not given.
 OPTIONS = ("api_key", "insecure_http")
@@ -189,6 +190,7 @@ class Server:
             body = error.body
             said = body.get("message") if isinstance(body, Mapping) else None
             said = str(said or error.message)
+            said = without_data(said)
             if self._key:
                 said = said.replace(self._key, "...")
             if not isinstance(error, openai.APIStatusError):  # in a stream

@@ -82,6 +82,8 @@ _SCHED = "vllm.v1.core.sched."
 _SAMPLE, _GPU = "vllm.v1.sample.", "vllm.v1.worker.gpu."
 _SPLIT = "request num_new_tokens num_new_local_computed_tokens num_external_computed_tokens"
 
+_ENCODE = "request num_computed_tokens num_new_tokens encoder_compute_budget shift_computed_tokens"
+
 _SCHEDULER = (
     Contract(
         _SCHED + "scheduler:Scheduler",
@@ -93,8 +95,10 @@ _SCHEDULER = (
             "_preempt_request": "request timestamp",
             "_update_after_schedule": "scheduler_output",
             "_mamba_block_aligned_split": _SPLIT,
+            "_try_schedule_encoder_inputs": _ENCODE,
         },
         sets="vllm_config scheduler_config cache_config lora_config kv_cache_manager block_size "
+        "encoder_cache_manager max_num_encoder_input_tokens "
         "max_num_running_reqs max_num_scheduled_tokens prev_step_scheduled_req_ids "
         "need_mamba_block_aligned_split requests running waiting policy",
     ),
@@ -111,17 +115,33 @@ _SCHEDULER = (
     Contract(
         _SCHED + "output:SchedulerOutput",
         fields="scheduled_new_reqs scheduled_cached_reqs num_scheduled_tokens "
-        "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens",
-        # Of encoders, which CoLD refuses; of connectors, see ``strip``; of no single request;
-        # written later.
-        others="scheduled_encoder_inputs scheduled_encoder_input_stats encoder_input_updates "
-        "free_encoder_mm_hashes kv_connector_metadata kv_connector_block_state "
+        "total_num_scheduled_tokens preempted_req_ids scheduled_spec_decode_tokens "
+        "scheduled_encoder_inputs free_encoder_mm_hashes",
+        # Of 0.33's encoders and of connectors, see ``strip``; of no single request; written later.
+        others="scheduled_encoder_input_stats encoder_input_updates "
+        "kv_connector_metadata kv_connector_block_state "
         "ec_connector_metadata ec_manager_metadata aux_output_connector_metadata "
         "has_sync_kv_loads block_table_updates num_common_prefix_blocks finished_req_ids "
         "new_block_ids_to_zero kv_cache_block_copies num_spec_tokens_to_schedule skip_drafts "
         "num_invalid_spec_tokens has_structured_output_requests pending_structured_output_tokens",
     ),
+    Contract(_SCHED + "output:NewRequestData", fields="req_id mm_features"),
     Contract("vllm.v1.metrics.stats:SchedulerStats", fields="kv_connector_stats"),
+    Contract(
+        "vllm.v1.core.encoder_cache_manager:EncoderCacheManager",
+        takes={
+            "check_and_update_cache": "request input_id",
+            "free": "request",
+            "free_encoder_input": "request input_id",
+            "get_cached_input_ids": "request",
+            "get_freed_mm_hashes": "",
+        },
+        sets="cache_size num_free_slots num_freeable_slots cached freeable freed",
+    ),
+    Contract("vllm.multimodal.inputs:MultiModalFeatureSpec", fields="data identifier mm_position"),
+    Contract(
+        "vllm.multimodal.inputs:PlaceholderRange", has="get_num_embeds", fields="offset length"
+    ),
     Contract(
         "vllm.v1.core.kv_cache_manager:KVCacheManager",
         takes={
@@ -143,7 +163,8 @@ _REQUESTS = (
     ),
     Contract(
         "vllm.v1.engine:EngineCoreOutput",
-        fields="request_id new_token_ids finish_reason stop_reason events trace_headers",
+        fields="request_id new_token_ids finish_reason stop_reason events trace_headers "
+        "kv_transfer_params",
     ),
     Contract(
         "vllm.sampling_params:SamplingParams",
@@ -206,8 +227,8 @@ OF_CONNECTORS = (
             "_request_remaining_blocks": "request",
         },
         sets="connector defer_block_free deferred_frees sched_step_seq recompute_kv_load_failures "
-        "finished_recving_kv_req_ids finished_req_ids _inflight_prefills kv_holding_waiting "
-        "deferred_waiting",
+        "finished_recving_kv_req_ids failed_recving_kv_req_ids finished_req_ids _inflight_prefills "
+        "kv_holding_waiting deferred_waiting max_num_active_reqs",
     ),
     Contract(_SCHED + "output:KVConnectorBlockState", fields="req_ids"),
     Contract(
@@ -218,6 +239,33 @@ OF_CONNECTORS = (
     Contract("vllm.v1.outputs:ModelRunnerOutput", fields="kv_connector_output"),
     Contract("vllm.v1.outputs:KVConnectorOutput", fields="invalid_block_ids"),
     Contract("vllm.v1.request:RequestStatus", has="WAITING_FOR_REMOTE_KVS"),
+)
+# Requests with media alone rely on these, in the front end.
+OF_MEDIA = (
+    Contract(
+        "vllm.multimodal.inputs:MultiModalFeatureSpec",
+        fields="data modality identifier mm_position mm_hash",
+        others="",  # they are made anew
+    ),
+    Contract(
+        "vllm.multimodal.inputs:PlaceholderRange", fields="offset length", has="get_num_embeds"
+    ),
+    Contract("vllm.multimodal.utils", has="argsort_mm_positions"),
+    Contract("vllm.multimodal.image", has="convert_image_mode normalize_image"),
+    Contract("vllm.multimodal.media", has="MediaWithBytes"),
+    Contract("vllm.multimodal.cache", has="LruKeyReplicatedSenderCache ShmObjectStoreSenderCache"),
+    Contract(
+        "vllm.renderers.base:BaseRenderer",
+        has="mm_processor_cache render_messages_async",
+        sets="_mm_processor_only_cache _mm_executor",
+    ),
+    Contract(
+        "vllm.v1.engine.input_processor:InputProcessor", sets="mm_encoder_cache_size renderer"
+    ),
+    Contract(
+        "vllm.config:SchedulerConfig",
+        fields="max_num_batched_tokens long_prefill_token_threshold disable_chunked_mm_input",
+    ),
 )
 
 

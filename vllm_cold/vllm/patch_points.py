@@ -61,11 +61,11 @@ def dispensable() -> tuple[PatchPoint, ...]:
     """
     from vllm.platforms import current_platform
 
-    from vllm_cold.vllm.frontend import aliases, metrics
+    from vllm_cold.vllm.frontend import aliases, media, metrics
     from vllm_cold.vllm.worker import block_zeroer, states
 
     of_workers = (block_zeroer.PATCH_POINT, *states.patch_points())
-    places = (*of_workers, *aliases.patch_points(), *metrics.OFFLINE)
+    places = (*of_workers, *aliases.patch_points(), *metrics.OFFLINE, *media.PATCH_POINTS)
     if not current_platform.is_cpu():
         return places
     from vllm_cold.cpu import moe_lora

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A text against the model's memory: what it says of a well-known fact is false, and the answer is
-to be the text's. And the controls, where the text agrees, distracts, or says nothing of it. The
-amateur reads the question alone.
+to be the text's. And the controls, where the text agrees, says nothing of it, or is about the
+subject and says something else. The amateur reads the question alone.
+
+The splits share neither subjects nor forms of sentences (``data/forms.yaml``).
 """
 
 from __future__ import annotations
@@ -12,14 +14,14 @@ from random import Random
 from typing import Literal
 
 from benchmarks.accuracy.models import Model
-from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split, split_of
+from benchmarks.accuracy.problem import Cell, Problem, Prompt, Split, data, split_of
 from examples.facts import Fact, facts, names, others, without
 
 SYSTEM = {"role": "system", "content": "You answer questions with a word or two."}
 # Sentences on other subjects, of the same relation and of others.
 SAME, OTHER = 2, 3
 
-Said = Literal["false", "true", "nothing"]
+Said = Literal["false", "true", "nothing", "near"]
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,59 @@ def prompt_of(model: Model, text: str, question: str, *, trust: bool = False) ->
     return (SYSTEM, {"role": "user", "content": f"{text}\n\n{asked}" if text else asked})
 
 
-def _unasked(model: Model, text: str) -> Prompt:
+def unasked(model: Model, text: str) -> Prompt:
     """A text that nothing is asked about."""
     return (SYSTEM, {"role": "user", "content": text}) if model.chat else f"Text: {text}\n\nAnswer:"
 
 
-def _distractors(fact: Fact, false: str, pool: list[Fact], random: Random) -> list[Fact]:
+def sentence(fact: Fact, form: str, answer: str | None = None) -> str:
+    """A fact in a form of sentence, or the same with another answer."""
+    if form == "statement":
+        return fact.said(answer)
+    said, forms = data("forms")["relations"][fact.relation], data("forms")["forms"]
+    subject = {"s": fact.subject}
+    text = {**forms["dev"], **forms["test"]}[form].format(
+        thing=said["thing"].format(**subject),
+        name=said.get("name", "{s}").format(**subject),
+        its=said["its"],
+        question=fact.question,
+        a=f"{said.get('article', '')} {answer or fact.answers[0]}".strip(),
+    )
+    return text[0].upper() + text[1:]
+
+
+def near(fact: Fact, split: Split, other: str) -> str:
+    """Sentences about the fact's subject that name another answer to something else."""
+    said: str = data("forms")["relations"][fact.relation]["near"][split]
+    text = said.format(s=fact.subject, o=other)
+    return text[0].upper() + text[1:]
+
+
+def names_of(relation: str, answers: tuple[str, ...]) -> tuple[str, ...]:
+    """The ways to give an answer: its names, without an article, and a person's last name."""
+    known = [*answers, *(name.removeprefix("the ") for name in answers)]
+    if data("forms")["relations"][relation].get("person"):
+        known += [last for name in known if len(last := name.split()[-1]) > 3]
+    return tuple(dict.fromkeys(known))
+
+
+def _false(fact: Fact, pool: list[Fact], rng: Random) -> tuple[str, ...]:
+    """A wrong answer: its names, of which the first one is said."""
+    first = rng.choice(others(fact, pool))
+    # French is no name of Dutch, though Belgium has both.
+    same = [f.answers for f in pool if (f.relation, f.answers[0]) == (fact.relation, first)]
+    return tuple(name for name in same[0] if all(name in each for each in same))
+
+
+def _distractors(fact: Fact, taken: tuple[str, ...], pool: list[Fact], rng: Random) -> list[Fact]:
     """True facts about other subjects that name neither the right answer nor the false one."""
-    taken = (*fact.answers, false, fact.subject)
     found: list[Fact] = []
-    for other in random.sample(pool, len(pool)):
+    for other in rng.sample(pool, len(pool)):
         alike = other.relation == fact.relation
         wanted = SAME if alike else OTHER
         if sum((known.relation == fact.relation) == alike for known in found) == wanted:
             continue
-        if other.subject != fact.subject and not names(other.said(), taken):
+        if other.subject != fact.subject and not names(other.said(), (*taken, fact.subject)):
             found.append(other)
         if len(found) == SAME + OTHER:
             break
@@ -68,20 +108,23 @@ def _distractors(fact: Fact, false: str, pool: list[Fact], random: Random) -> li
 
 def _make(said: Said, among: bool, model: Model, split: Split, count: int) -> list[Problem]:
     pool = [fact for fact in facts() if split_of(fact.subject) == split]
+    forms = list(data("forms")["forms"][split])
     # Every relation is among the first.
     order = sorted(pool, key=lambda fact: Random(f"{fact.relation} {fact.subject}").random())
     problems = []
-    for fact in order[:count]:
-        random = Random(f"{split} {fact.relation} {fact.subject}")
-        false = random.choice(others(fact, pool))
-        distractors = _distractors(fact, false, pool, random)
-        sentences = [] if said == "nothing" else [fact.said(false if said == "false" else None)]
-        if among:
-            sentences += [other.said() for other in distractors]
-            if said != "nothing":
-                random.shuffle(sentences)
+    for place, fact in enumerate(order[:count]):
+        rng, form = Random(f"{split} {fact.relation} {fact.subject}"), forms[place % len(forms)]
+        said_false = _false(fact, pool, rng)
+        mine, false = (names_of(fact.relation, each) for each in (fact.answers, said_false))
+        distractors = _distractors(fact, mine + false, pool, rng)
+        sentences = [sentence(each, form) for each in distractors] if among else []
+        if said == "near":
+            sentences.append(near(fact, split, false[0]))
+        elif said != "nothing":
+            sentences.append(sentence(fact, form, false[0] if said == "false" else None))
+            rng.shuffle(sentences)
         text = " ".join(sentences)
-        right, wrong = ((false,), fact.answers) if said == "false" else (fact.answers, ())
+        right, wrong = (false, mine) if said == "false" else (mine, ())
         if among:
             wrong += tuple(name for other in distractors for name in other.answers)
         problems.append(
@@ -93,7 +136,8 @@ def _make(said: Said, among: bool, model: Model, split: Split, count: int) -> li
                     "better": prompt_of(model, text, fact.question, trust=True),
                     "repeated": prompt_of(model, f"{text} {text}", fact.question),
                 },
-                unasked=_unasked(model, text),
+                unasked=unasked(model, text),
+                kind="" if said == "near" else form,
             )
         )
     return problems
@@ -112,14 +156,14 @@ def _cell(name: str, about: str, said: Said, *, among: bool) -> Cell:
     return Cell(
         name, "A text against memory", f"{about}; the amateur lacks the text",
         partial(_make, said, among), score, max_tokens=16, control=said != "false", stop=("\n",),
-        sampled=said == "false",
+        chosen=True,
     )  # fmt: skip
 
 
 CELLS = (
     _cell("false", "a sentence that contradicts memory", "false", among=False),
-    _cell("false-among", "it, among five true ones on other subjects", "false", among=True),
-    _cell("true", "a sentence that agrees with memory", "true", among=False),
-    _cell("true-among", "it, among five true ones on other subjects", "true", among=True),
+    _cell("near", "sentences about the subject that do not answer", "near", among=False),
     _cell("nothing", "five true sentences on other subjects", "nothing", among=True),
+    _cell("false-among", "the false sentence among five true ones", "false", among=True),
+    _cell("true-among", "a sentence that agrees, among five others", "true", among=True),
 )

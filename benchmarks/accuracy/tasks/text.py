@@ -70,18 +70,14 @@ def _dictionary(language: str) -> Any:
     return get_frequency_dict(language, "best")
 
 
-def language_of(text: str) -> str:
-    """The one of the languages that a text is most likely in."""
-    found: str = _identifier().classify(text)[0]
-    return found
-
-
 def _is_language(text: str, language: str) -> bool:
     # The identifier alone takes invented words, the dictionary alone those of a relative.
     found = words(text)
     parts = [part for word in found for part in re.split("['-]", word)]
     known = sum(len(part) == 1 or part in _dictionary(language) for part in parts)
-    return known >= KNOWN * len(parts) and (len(found) < _TELLING or language_of(text) == language)
+    return known >= KNOWN * len(parts) and (
+        len(found) < _TELLING or _identifier().classify(text)[0] == language
+    )
 
 
 def distinct(items: Sequence[Hashable], n: int = 3) -> float:
@@ -102,11 +98,4 @@ def is_fluent(answer: str, languages: tuple[str, ...] = ("en",)) -> bool:
         and distinct(found) >= DISTINCT
         and sum(c.isalpha() for c in shown) >= LETTERS * len(shown)
         and any(_is_language(answer, language) for language in languages)
-    )
-
-
-def is_said(phrase: str, text: str) -> bool:
-    """Whether a word, or several, stand in a text, in whatever case."""
-    return (
-        re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text.lower().replace("’", "'")) is not None
     )

@@ -25,6 +25,8 @@ examples:
                            --prompts prompts.jsonl --chat
   what a prompt did:   vllm-cold explain --model MODEL --prompts chats.jsonl \\
                            --without system --preset cfg
+  what an image did:   vllm-cold explain --model MODEL --image photo.jpg \\
+                           --prompt "Is there a dog?" --preset vcd
   while it decodes:    vllm-cold explain --serve --url http://localhost:8000 --adapter sql"""
 
 
@@ -49,14 +51,23 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--prompts",
         metavar="FILE",
         type=Path,
-        help='one prompt a line; in a .jsonl file, objects with "prompt" or "messages", and with '
-        "cold_without, cold_part, cold_amateur_prompt or cold_amateur_messages of their own",
+        help='one prompt a line; in a .jsonl file, objects with "prompt" or "messages", with '
+        '"image" or "images" (files), and with cold_without, cold_images, cold_part, '
+        "cold_amateur_prompt or cold_amateur_messages of their own",
     )
     one(
         "--serve",
         action="store_true",
         help="with --url: a page at a port of its own, which takes prompts and shows their answers "
         "while they are decoded; the other options are what it starts with",
+    )
+    prompts(
+        "--image",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        help="a picture in front of the text of the first user's message, of each prompt that has "
+        "none of its own; repeat it for several; the prompt is then a chat",
     )
     prompts("--chat", action="store_true", help="put each prompt into the model's chat template")
     prompts("--max-tokens", metavar="N", type=int, default=64, help="length of answers (64)")

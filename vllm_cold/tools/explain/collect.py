@@ -24,6 +24,7 @@ from vllm_cold.tools.explain.source import (
     read,
     side_by_side,
 )
+from vllm_cold.tools.pictures import text_of
 
 FIRST_TOP = 20  # vLLM's default for --max-logprobs, which every server allows
 LISTED = 8  # of the most probable tokens of each stream, at least
@@ -212,13 +213,7 @@ def _pieces(reads: Content | None) -> tuple[Piece, ...]:
         case Text(text):
             return (Piece(text=text),)
         case Messages(messages):
-            found = []
-            for message in messages:
-                content = message.get("content") or ""
-                if not isinstance(content, str):  # a list of parts
-                    content = "\n".join(part["text"] for part in content)
-                found.append(Piece(text=content, role=message["role"]))
-            return tuple(found)
+            return tuple(Piece(text=text_of(one), role=one["role"]) for one in messages)
 
 
 async def _score(source: Source, places: Sequence[tuple[_Text, int]], top: int) -> None:

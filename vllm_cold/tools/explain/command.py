@@ -18,7 +18,7 @@ from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import read_prompt
 from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools.adapters import read_adapters
-from vllm_cold.tools.contrast import option_args, refuse_equal
+from vllm_cold.tools.contrast import option_args, refuse_equal, with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, terminal
 from vllm_cold.tools.explain.prompts import Asked, Row, ask, read_prompts
@@ -26,6 +26,7 @@ from vllm_cold.tools.explain.record import Report
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.source import Source
 from vllm_cold.tools.interrupts import kept_interrupts
+from vllm_cold.tools.pictures import read_picture
 from vllm_cold.tools.server import Server, check_options
 
 # What only an engine in this process can be asked; None: not given.
@@ -48,14 +49,16 @@ def ask_all(options: argparse.Namespace, rows: Sequence[Row] | None = None) -> l
     Raises:
         ToolError: names the option, or the file and the line.
     """
+    if rows is None:
+        pictures = [read_picture(path, f"--image={path}") for path in options.image or ()]
     if rows is None and options.prompts is not None:
-        rows = read_prompts(options.prompts)
+        rows = read_prompts(options.prompts, pictures)
     elif rows is None:
         try:
             read_prompt("--prompt", options.prompt)
         except ColdError as error:
             raise ToolError(str(error)) from None
-        rows = [Row(options.prompt, {})]
+        rows = [Row(with_pictures(options.prompt, pictures), {})]
     named: dict[str, str] = {}
     if options.url is None and (paths := amateur_paths(options)):
         adapters = read_adapters(options.adapter, paths)[-len(paths) :]

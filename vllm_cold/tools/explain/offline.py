@@ -10,10 +10,11 @@ from typing import Any
 
 from vllm_cold.group.results import weights_in
 from vllm_cold.tools.adapters import engine_arguments, read_adapters, read_model
-from vllm_cold.tools.contrast import Content, Stream
+from vllm_cold.tools.contrast import Content, Stream, media_in
 from vllm_cold.tools.engine import (
     cold_params,
     engine_errors,
+    engine_prompt,
     prepare_environment,
     prompt_maker,
     start_llm,
@@ -21,6 +22,7 @@ from vllm_cold.tools.engine import (
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.source import Decoded, Row, make_row
+from vllm_cold.tools.pictures import without_data
 
 # Enough for any valid set that a page can show.
 LARGEST_TOP = 1024
@@ -97,8 +99,12 @@ class OfflineSource:
         self.llm.llm_engine.engine_core.shutdown()
 
     async def tokens(self, field: str, reads: Content) -> list[int]:
-        """See ``Source``."""
-        return self._make(field, reads)
+        """See ``Source``. How many tokens an image takes, a request of one token tells."""
+        if (media := media_in(reads)) is None:
+            return self._make(field, reads)
+        self._make(field, reads)  # which names the field where it cannot be made
+        (found,) = self._generate([Stream(self.expert, (), media)], _plain(max_tokens=1))
+        return list(found.prompt_token_ids)
 
     async def decode(
         self, prompts: Sequence[Asked], greedy: bool, max_tokens: int
@@ -108,6 +114,7 @@ class OfflineSource:
             _plain(max_tokens=max_tokens)
             if greedy
             else cold_params(
+                self.llm,
                 one.contrast,
                 one.streams,
                 self._adapters,
@@ -157,11 +164,17 @@ class OfflineSource:
     def _generate(self, texts: Sequence[Stream], params: Any) -> list[Any]:
         if not texts:
             return []
-        prompts = [{"prompt_token_ids": list(text.ids)} for text in texts]
         loras = [text.adapter and self._adapters[text.adapter] for text in texts]
         try:
+            prompts = [engine_prompt(self.llm, text) for text in texts]
             with engine_errors():
                 found = self.llm.generate(prompts, params, lora_request=loras, use_tqdm=False)
         except ValueError as error:  # CoLD or vLLM refuses the request and says why
-            raise ToolError(str(error)) from error
+            raise ToolError(without_data(str(error))) from error
+        for text, one in zip(texts, found, strict=True):
+            if text.media is not None and text.ids not in ((), tuple(one.prompt_token_ids)):
+                raise ToolError(
+                    "vLLM reads the prompt's images in another way beside the answer's tokens, so "
+                    "its probabilities cannot be asked for"
+                )
         return list(found)

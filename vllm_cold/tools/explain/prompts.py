@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from vllm_cold.tools.contrast import (
     as_written,
     merge,
     read_contrast,
+    start_of,
+    with_pictures,
 )
 from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.pictures import Picture, without_data
 from vllm_cold.tools.rows import Given, read_lines, read_row
 
 MAX_PROMPTS = 50
@@ -45,13 +48,13 @@ class Row:
         """An error about flat arguments, as one about what the user has written: the command's
         options, or the keys of a file's row.
         """
-        said = error if isinstance(error, str) else as_written(error, self.args)
+        said = without_data(error if isinstance(error, str) else as_written(error, self.args))
         return ToolError(f"{self.where}: {said}" if self.where else said)
 
     @property
     def start(self) -> str:
         """Its first characters, to know it by."""
-        return (self.prompt if isinstance(self.prompt, str) else self.prompt[0][1])[:40]
+        return start_of(self.prompt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +110,22 @@ def _with_own_prompt(args: Mapping[str, Any], chat: bool) -> Mapping[str, Any]:
     """What a preset leaves out of a chat where nobody says it, as on a server."""
     given = parse_request_args(args).contrast
     preset = preset_of(given)
-    own = None if preset is None or not chat or says_what(given) else preset.without
-    if own is None:
+    if preset is None or not chat or says_what(given):
+        return args
+    if preset.images is not None:
+        return {**args, PREFIX + "images": preset.images}
+    if (own := preset.without) is None:
         return args
     return {**args, PREFIX + "without": own if isinstance(own, str) else list(own)}
 
 
-def read_prompts(path: Path) -> list[Row]:
+def read_prompts(path: Path, pictures: Sequence[Picture] = ()) -> list[Row]:
     """The prompts of a file: one a line, or in a .jsonl file the ``prompt`` or the ``messages`` of
-    each object, with its ``cold_*`` keys.
+    each object, with its pictures and its ``cold_*`` keys.
+
+    Args:
+        path: The file.
+        pictures: Those of prompts that have none of their own.
 
     Raises:
         ToolError: names the file and the line.
@@ -124,13 +134,13 @@ def read_prompts(path: Path) -> list[Row]:
     for number, line in read_lines(path, f"--prompts={path}"):
         where = f"--prompts={path}: line {number}"
         if path.suffix != ".jsonl":
-            found.append(Row(line, {}, where))
+            found.append(Row(with_pictures(line, pictures), {}, where))
             continue
         try:
             given, args = read_row(Given, line)
+            found.append(Row(given.read(path.parent, pictures), args, where))
         except ValueError as error:
-            raise ToolError(f"{where}: {error}") from error
-        found.append(Row(given.read, args, where))
+            raise ToolError(f"{where}: {without_data(str(error))}") from error
     if not found:
         raise ToolError(f"--prompts={path}: holds no prompt; put one on each line")
     if len(found) > MAX_PROMPTS:

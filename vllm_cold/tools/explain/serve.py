@@ -30,6 +30,7 @@ from starlette.types import Receive, Scope, Send
 from vllm_cold.method.presets import PRESETS
 from vllm_cold.method.settings import KNOBS, read
 from vllm_cold.tools.address import is_loopback
+from vllm_cold.tools.contrast import with_pictures
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain import collect, page, visible
 from vllm_cold.tools.explain.command import (
@@ -42,6 +43,7 @@ from vllm_cold.tools.explain.prompts import Row
 from vllm_cold.tools.explain.record import Answer, Report
 from vllm_cold.tools.explain.server import ServerSource
 from vllm_cold.tools.explain.source import Decoded, side_by_side
+from vllm_cold.tools.pictures import picture_of_url
 from vllm_cold.tools.server import Server, check_options
 
 Events = asyncio.Queue[dict[str, Any] | None]
@@ -58,11 +60,14 @@ class _Form(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     prompt: Annotated[str, Field(min_length=1)]
+    image: str = ""
+    image_name: str = ""
     system: str = ""
     context: str = ""
     chat: bool = False
     adapter: str = ""
     without: str = ""
+    images: str = ""
     max_tokens: int
     preset: str = ""
     alpha: str = ""
@@ -73,17 +78,27 @@ class _Form(BaseModel):
 
     @property
     def row(self) -> Row:
-        """The prompt; a chat where there is more than one text."""
+        """The prompt; a chat where there is more than one text, or an image.
+
+        Raises:
+            ToolError: the image is none.
+        """
+        try:
+            pictures = [picture_of_url(self.image_name, self.image)] if self.image else []
+        except ValueError as error:
+            raise ToolError(f"image: {error}") from None
         if not self.system and not self.context:
-            return Row(self.prompt, {})
+            return Row(with_pictures(self.prompt, pictures), {})
         texts = {"system": self.system, "tool": self.context, "user": self.prompt}
-        return Row(tuple((role, text) for role, text in texts.items() if text), {})
+        turns = tuple((role, text) for role, text in texts.items() if text)
+        return Row(with_pictures(turns, pictures), {})
 
     def on(self, options: argparse.Namespace) -> argparse.Namespace:
         """The command's options with what the form says."""
         found = copy.copy(options)
         found.adapter, found.chat = self.adapter or None, self.chat
         found.without = [self.without] if self.without else None
+        found.images = [self.images] if self.images else None
         found.max_tokens = self.max_tokens
         found.preset = self.preset or None
         for name in KNOBS:
@@ -201,6 +216,7 @@ def _start(options: argparse.Namespace, server: Server) -> dict[str, Any]:
         "adapter": options.adapter,
         "chat": options.chat,
         "without": (options.without or [""])[0],
+        "images": (options.images or [""])[0],
         "max_tokens": options.max_tokens,
     }
 
@@ -211,8 +227,11 @@ def run(options: argparse.Namespace) -> int:
         raise ToolError("--serve: asks a running server; name it with --url")
     check_options(options, ENGINE_OPTIONS)
     check_length(options)
-    if len(options.without or ()) > 1:
-        raise ToolError("--without: the page has a field for one; give it once")
+    for name in ("without", "images"):
+        if len(getattr(options, name) or ()) > 1:
+            raise ToolError(f"--{name}: the page has a field for one; give it once")
+    if options.image:
+        raise ToolError("--image: the page has a field for it; leave it out")
     server = open_server(options)
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     try:

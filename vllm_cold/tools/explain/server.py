@@ -12,11 +12,13 @@ from typing import Annotated, Any, TypeVar
 import httpx
 from pydantic import AfterValidator, BaseModel, BeforeValidator, Field
 
+from vllm_cold.method.amateurs import Messages
 from vllm_cold.method.settings import EXPLAIN, PREFIX
 from vllm_cold.tools.contrast import Content, Stream, expert_reads, request_args
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.explain.prompts import Asked
 from vllm_cold.tools.explain.source import Decoded, Row, make_row, side_by_side
+from vllm_cold.tools.pictures import as_sent
 from vllm_cold.tools.server import Server, check_adapter
 
 WANTED_TOP = 256  # asked for where 20, vLLM's default for --max-logprobs, are not enough
@@ -44,8 +46,27 @@ class _Entry(BaseModel):
     decoded_token: str | None = None
 
 
+class _Top(BaseModel):
+    token: _Token
+    logprob: _Logprob
+
+
+class _Content(BaseModel):
+    top_logprobs: list[_Top]
+
+
 class _Named(BaseModel):
-    top_logprobs: list[dict[_Token, _Logprob] | None]
+    top_logprobs: list[dict[_Token, _Logprob] | None] | None = None
+    content: list[_Content] | None = None  # of a chat
+
+    @property
+    def values(self) -> dict[int, float] | None:
+        """By token id, of an answer of one token."""
+        if self.content is not None:
+            (one,) = self.content
+            return {each.token: each.logprob for each in one.top_logprobs}
+        (found,) = self.top_logprobs or [None]
+        return found
 
 
 class _Message(BaseModel):
@@ -74,12 +95,23 @@ class _Reply(BaseModel):
     """What is read of a reply, or of a part of a streamed one."""
 
     choices: list[_Choice]
-    prompt_token_ids: list[int] | None = None  # of a chat
+    # Of a chat:
+    prompt_token_ids: list[int] | None = None
+    prompt_logprobs: list[dict[_Token, _Entry] | None] | None = None
     kv_transfer_params: _Transfer | None = None
+
+
+class _Detokenized(BaseModel):
+    prompt: str
 
 
 class _Whole(_Reply):
     choices: Annotated[list[_Choice], Field(min_length=1)]
+
+
+def _sent(reads: Content) -> Any:
+    """What a stream reads, as a request carries it."""
+    return as_sent(reads.value) if isinstance(reads, Messages) else reads.value
 
 
 class ServerSource:
@@ -131,9 +163,44 @@ class ServerSource:
 
     async def tokens(self, field: str, reads: Content) -> list[int]:
         """See ``Source``. The server itself tokenizes, for a completion of one token."""
-        choice, reply = await self._ask(reads.value, self.expert)
+        choice, reply = await self._ask(_sent(reads), self.expert)
+        return self._read(choice, reply)
+
+    def _read(self, choice: _Choice, reply: _Reply) -> list[int]:
+        """The token ids of a reply's prompt."""
         found = reply.prompt_token_ids or choice.prompt_token_ids
         return self._need(found, "choices.0.prompt_token_ids")
+
+    async def _ask_of(self, text: Stream, **more: Any) -> tuple[_Choice, _Reply]:
+        """The reply to a request for one token behind a text. With images it is a chat, which ends
+        with the answer's beginning.
+        """
+        if text.media is None:
+            return await self._ask(list(text.ids), text.adapter, **more)
+        messages = _sent(text.media)
+        if not text.answer:
+            return await self._ask(messages, text.adapter, **more)
+        more |= {"add_generation_prompt": False, "continue_final_message": True}
+        whole = await self._text_of(text.answer)
+        # Some templates put the space themselves with which answers begin.
+        for begun in dict.fromkeys((whole, whole.removeprefix(" "))):
+            chat = [*messages, {"role": "assistant", "content": begun}]
+            choice, reply = await self._ask(chat, text.adapter, **more)
+            if tuple(self._read(choice, reply)) == text.ids:
+                return choice, reply
+        raise ToolError(
+            f"--url={self._server._url}: a chat with an image cannot be asked about the answer "
+            f"{whole!r}, as the server makes other tokens of its text than were decoded; explain "
+            "it with an engine in this process (--model)"
+        )
+
+    async def _text_of(self, tokens: Sequence[int]) -> str:
+        """Of an answer's tokens, with special ones, as the server makes it."""
+        body = {"model": self.model, "tokens": list(tokens)}
+        url = f"{str(self._server.client.base_url).rstrip('/').removesuffix('/v1')}/detokenize"
+        with self._server._errors():
+            reply = await self._server.client.post(url, body=body, cast_to=httpx.Response)
+            return _Detokenized.model_validate_json(reply.text).prompt
 
     async def decode(
         self, prompts: Sequence[Asked], greedy: bool, max_tokens: int
@@ -167,10 +234,11 @@ class ServerSource:
         """What is new of an answer; ``finish_reason`` is "" in all but the last."""
         reads = expert_reads(prompt.row.prompt, prompt.chat)
         xargs = {"cold": 0} if greedy else self.xargs(prompt)
-        body = self._body(reads.value, self.expert, xargs)
+        sent = _sent(reads)
+        body = self._body(sent, self.expert, xargs)
         chat = "messages" in body
         api: Any = self._server.client.chat.completions if chat else self._server.client.completions
-        given = {"messages" if chat else "prompt": reads.value, "max_tokens": max_tokens}
+        given = {"messages" if chat else "prompt": sent, "max_tokens": max_tokens}
         ended, ids = False, None
         with self._server._errors():
             chunks = await api.create(model=body["model"], stream=True, extra_body=body, **given)
@@ -218,8 +286,9 @@ class ServerSource:
         """See ``Source``."""
 
         async def one(text: Stream) -> list[Row]:
-            choice, _ = await self._ask(list(text.ids), text.adapter, prompt_logprobs=top)
-            rows = self._need(choice.prompt_logprobs, "choices.0.prompt_logprobs")
+            choice, reply = await self._ask_of(text, prompt_logprobs=top)
+            found = reply.prompt_logprobs or choice.prompt_logprobs
+            rows = self._need(found, "choices.0.prompt_logprobs")
             return [
                 make_row({t: (e.logprob, e.decoded_token) for t, e in (row or {}).items()})
                 for row in rows[1:]
@@ -246,15 +315,14 @@ class ServerSource:
         """See ``Source``."""
 
         async def one(text: Stream, ids: Sequence[int]) -> Mapping[int, float]:
-            choice, _ = await self._ask(
-                list(text.ids),
-                text.adapter,
-                logprobs=1,
+            choice, _ = await self._ask_of(
+                text,
+                logprobs=1 if text.media is None else True,
                 logprob_token_ids=list(ids),
                 return_tokens_as_token_ids=True,
             )
-            [values] = self._need(choice.logprobs, "choices.0.logprobs").top_logprobs
-            found = self._need(values, "choices.0.logprobs.top_logprobs")
+            told = self._need(choice.logprobs, "choices.0.logprobs")
+            found = self._need(told.values, "choices.0.logprobs.top_logprobs")
             if not found.keys() >= set(ids):
                 self._server._lacks("logprobs of logprob_token_ids")
             return found

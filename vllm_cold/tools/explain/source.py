@@ -108,12 +108,15 @@ async def read(source: Source, asked: Asked) -> Asked:
     """
     row, amateurs = asked.row, asked.contrast.amateurs
     try:
-        own = await source.tokens("prompt", expert_reads(row.prompt, asked.chat))
-        ids = []
+        whole = expert_reads(row.prompt, asked.chat)
+        own = whole, await source.tokens("prompt", whole)
+        others: list[tuple[Content, Sequence[int]] | None] = []
         for one in amateurs:
             reads = amateur_reads(row.prompt, one, asked.chat)
-            ids.append(own if reads is None else await source.tokens(one.prompt_field, reads))
-        streams = make_streams(amateurs, own, ids, source.expert, source.base, source.loaded)
+            if reads is not None:
+                ids = await source.tokens(one.prompt_field, reads)
+            others.append(None if reads is None else (reads, ids))
+        streams = make_streams(amateurs, own, others, source.expert, source.base, source.loaded)
     except ColdError as error:
         raise row.refusal(error) from error
     return replace(asked, streams=streams)
@@ -121,7 +124,7 @@ async def read(source: Source, asked: Asked) -> Asked:
 
 def after(stream: Stream, tokens: Sequence[int]) -> Stream:
     """A stream that has read the beginning of an answer, too."""
-    return replace(stream, ids=(*stream.ids, *tokens))
+    return replace(stream, ids=(*stream.ids, *tokens), answer=(*stream.answer, *tokens))
 
 
 async def side_by_side(questions: Iterable[Awaitable[_T]]) -> list[_T]:

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """``vllm-cold tune``: does CoLD help on these problems, and with which alpha and beta?
 
-A grid of settings is decoded in one engine, with greedy decoding of the expert as baseline. Dev
+First it tells what is to be had without a contrast: by other prompts, and without what an amateur
+lacks. Then a grid of settings is decoded, with greedy decoding and these prompts as baselines. Dev
 problems pick a setting, held-out ones judge it. ``task`` checks the options, ``problems`` reads the
-problems, ``match`` scores outputs, ``grid`` holds the settings, ``decode`` asks an engine or a
-server, ``answers`` keeps what comes back, ``verdict`` compares, ``report`` and ``advice`` say it.
-``command`` puts them in order.
+problems, ``plain`` makes prompts, ``match`` scores outputs, ``grid`` holds the settings, ``decode``
+asks an engine or a server, ``answers`` keeps what comes back, ``verdict`` compares, ``report`` and
+``advice`` say it. ``command`` puts them in order.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +21,7 @@ from vllm_cold.tools.address import add_options
 from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option_of
 from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.grid import AXES
+from vllm_cold.tools.tune.plain import BETTER
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -48,19 +51,20 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "tune",
         help="find alpha and beta on your own problems, and say whether they beat greedy",
-        description="Decodes problems with reference answers greedily and with CoLD over a grid "
-        "of alpha and beta. One part of the problems picks a setting, the held-out part judges "
-        "it against greedy decoding of the same expert. Ends with status 0 if the setting is "
-        "significantly better, 1 if none is, 2 for a mistake, 3 for a fault of "
-        "this program's.",
+        description="Decodes problems with reference answers greedily, with other prompts, and "
+        "with CoLD over a grid of alpha and beta. One part of the problems picks a setting, the "
+        "held-out part judges it against greedy decoding of the same expert and against these "
+        "prompts. Ends with status 0 if the setting is to be used, 1 if none is, 2 for a mistake, "
+        "3 for a fault of this program's.",
     )
     what = parser.add_argument_group("what to decode")
     what.add_argument(
         "data",
         metavar="PROBLEMS.jsonl",
         help='one problem a line: {"prompt": "...", "answer": "..."}; "messages" (a list of chat '
-        'messages) in place of "prompt", a list of answers, an "id", and what the amateur reads, '
-        "as in a request (cold_without and others), are understood",
+        'messages) in place of "prompt", a list of answers, an "id", what the amateur reads, as in '
+        'a request (cold_without and others), and "answers": false, where the text that it does '
+        "not read has no answer, are understood",
     )
     what.add_argument(
         "--model",
@@ -105,6 +109,12 @@ def add_parser(subparsers: Any) -> None:
         )
 
     search = parser.add_argument_group("what to try, and how to judge")
+    search.add_argument(
+        "--better",
+        metavar="TEXT",
+        help="of a better prompt, what it has before the question (default: "
+        f"{' or '.join(map(json.dumps, BETTER.values()))})",
+    )
     for name, knob in KNOBS.items():
         several = f" Here several, with commas between them: {AXES.get(name)} if left out."
         search.add_argument(

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO, Literal
 
 import msgspec
 
+from vllm_cold.tools.contrast import kept
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
@@ -45,9 +46,13 @@ class _Line(Answer, frozen=True):
     setting: Setting | Literal["greedy"]
 
 
-def _asked(problem: Problem) -> Any:
-    """A problem's prompt and contrast, as they read after a round trip."""
-    return json.loads(json.dumps([problem.prompt, problem.args]))
+def _asked(setting: Setting | None, problem: Problem) -> Any:
+    """The prompt and contrast that an answer was made of, as they read after a round trip."""
+    asked: Any = [kept(problem.prompt), problem.args]
+    if setting is not None and setting.plain is not None:
+        reads = problem.plain.get(setting.plain)
+        asked = [reads and reads.value, {}]
+    return json.loads(json.dumps(asked))
 
 
 class Answers(dict[tuple[Setting | None, str], Answer]):
@@ -72,7 +77,7 @@ class Answers(dict[tuple[Setting | None, str], Answer]):
             # Not before: an engine that starts may first fetch its model's files.
             self._file.truncate(0)
             self._write(_MARK + json.dumps(self._made_with()).encode()[1:])
-        prompt, contrast = _asked(problem)
+        prompt, contrast = _asked(setting, problem)
         said = "greedy" if setting is None else setting.values
         line = {"id": problem.id, "setting": said, "text": answer.text, "finish": answer.finish}
         self._write(json.dumps({**line, "prompt": prompt, "contrast": contrast}).encode())
@@ -113,8 +118,9 @@ class Answers(dict[tuple[Setting | None, str], Answer]):
                 number += 1
                 row = msgspec.convert(json.loads(line), _Line)
                 problem = ours.get(row.id)
-                if problem is not None and [row.prompt, row.contrast] == _asked(problem):
-                    setting = None if isinstance(row.setting, str) else row.setting
+                setting = None if isinstance(row.setting, str) else row.setting
+                asked = [row.prompt, row.contrast]
+                if problem is not None and asked == _asked(setting, problem):
                     self[setting, row.id] = Answer(row.text, row.finish)
         except (ValueError, msgspec.ValidationError) as error:
             raise ToolError(

@@ -8,23 +8,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import openai
 
 from vllm_cold.errors import ColdError
+from vllm_cold.method.amateurs import Messages
 from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import (
     Stream,
     as_written,
-    messages_of,
+    expert_reads,
     read_contrast,
     read_streams,
     request_args,
 )
-from vllm_cold.tools.engine import cold_params, engine_errors, prompt_maker, start_llm
+from vllm_cold.tools.engine import (
+    cold_params,
+    engine_errors,
+    engine_prompt,
+    prompt_maker,
+    start_llm,
+)
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.interrupts import kept_interrupts
+from vllm_cold.tools.pictures import as_sent, without_data
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.answers import Answer
 from vllm_cold.tools.tune.grid import Setting
@@ -42,10 +50,15 @@ _WAITING = 2  # requests handed over for each that can run: batches stay full, m
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One problem to be decoded, with CoLD or (None) greedily."""
+    """One problem to be decoded, with CoLD, or greedily: as it is (None), or by a plain prompt."""
 
     setting: Setting | None
     problem: Problem
+
+    @property
+    def plain(self) -> str | None:
+        """The plain prompt's name, None for the problem's own prompt."""
+        return None if self.setting is None else self.setting.plain
 
 
 Done = Callable[[Job, Answer], None]
@@ -94,6 +107,7 @@ class Engine:
         from vllm_cold.vllm import availability
         from vllm_cold.vllm.frontend.config import is_configured, unsupported
 
+        self._llm = llm
         self._engine = llm.llm_engine
         self._config = self._engine.vllm_config
         # Now, and not after the greedy pass.
@@ -113,60 +127,74 @@ class Engine:
             "stop": task.options.stop or [],
             **{name: defaults[name] for name in PENALTIES if defaults.get(name)},
         }
-        self._prompts: dict[str, tuple[int, ...]] = {}
+        self._reads: dict[tuple[str, str | None], Stream] = {}
         self._streams: dict[tuple[str, str | None], tuple[Stream, ...]] = {}
         self._tokenize(task, prompt_maker(llm))
 
     def _tokenize(self, task: Task, make: Callable[..., list[int]]) -> None:
         """Make the tokens of all streams' prompts, before anything is decoded."""
         names, chat = list(self._adapters), task.options.chat
-        limit, most = self._config.model_config.max_model_len, task.options.max_tokens
         # The same options can mean other amateurs for a preset, and for nothing else of a setting.
         methods = {setting.preset: setting for setting in task.grid}
         for problem in task.problems:
-            for preset, setting in methods.items():
-                amateurs = read_contrast({**problem.args, **setting.args}).amateurs
-                try:
+            made: list[Stream] = []
+            try:
+                for preset, setting in methods.items():
+                    amateurs = read_contrast({**problem.args, **setting.args}).amateurs
                     streams = read_streams(
                         problem.prompt, amateurs, make, task.expert, task.model, names, chat
                     )
-                except ColdError as error:
-                    said = as_written(error, problem.own_keys)
-                    raise ToolError(f"{problem.place}: {said}") from error
-                longest = max(len(stream.ids) for stream in streams)
-                if longest + most > limit:  # vLLM would cut the output off
-                    raise ToolError(
-                        f"{problem.place}: its prompt or an amateur's has {longest} tokens, with "
-                        f"--max-tokens {longest + most} in all, and the engine's limit is {limit}; "
-                        "shorten it, lower --max-tokens or raise --max-model-len"
-                    )
-                self._streams[problem.id, preset] = streams
-                self._prompts[problem.id] = streams[0].ids
+                    self._streams[problem.id, preset] = streams
+                    self._reads[problem.id, None] = streams[0]
+                    made += streams
+                for name in task.plain:
+                    ids = tuple(make("prompt", problem.plain[name]))
+                    self._reads[problem.id, name] = Stream(task.expert, ids)
+                    made.append(self._reads[problem.id, name])
+            except ColdError as error:
+                said = as_written(error, problem.own_keys)
+                raise ToolError(f"{problem.place}: {said}") from error
+            longest = max(len(stream.ids) for stream in made)
+            if longest + task.options.max_tokens > self._limit:  # vLLM would cut the output off
+                self._refuse(problem, longest)
+
+    @property
+    def _limit(self) -> int:
+        limit: int = self._config.model_config.max_model_len
+        return limit
+
+    def _refuse(self, problem: Problem, longest: int) -> NoReturn:
+        most = self._common["max_tokens"]
+        raise ToolError(
+            f"{problem.place}: its longest prompt has {longest} tokens, with --max-tokens "
+            f"{longest + most} in all, and the engine's limit is {self._limit}; shorten it, lower "
+            "--max-tokens or raise --max-model-len"
+        )
 
     def _params(self, job: Job) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
-        if job.setting is None:
+        if job.setting is None or job.plain is not None:
             # Greedy, whatever the engine's default sampler is.
             return SamplingParams(**common, extra_args={"cold": 0})
         contrast = read_contrast({**job.problem.args, **job.setting.args})
         streams = self._streams[job.problem.id, job.setting.preset]
-        return cold_params(contrast, streams, self._adapters, **common)
+        return cold_params(self._llm, contrast, streams, self._adapters, **common)
 
     def _add(self, request_id: str, job: Job) -> None:
-        prompt = {"prompt_token_ids": list(self._prompts[job.problem.id])}
         try:
+            prompt = engine_prompt(self._llm, self._reads[job.problem.id, job.plain])
             params = self._params(job)
             self._engine.add_request(request_id, prompt, params, lora_request=self._adapter)
         except ValueError as error:
-            raise ToolError(f"{job.problem.place}: {error}") from error
+            raise ToolError(f"{job.problem.place}: {without_data(str(error))}") from error
 
     def run(self, jobs: Sequence[Job], done: Done) -> None:
         """See ``Decode``. After an error or Ctrl-C the engine is of no use any more."""
         room = _WAITING * self._config.scheduler_config.max_num_seqs
-        waiting = iter(enumerate(jobs))
+        waiting, most = iter(enumerate(jobs)), self._common["max_tokens"]
         running: dict[str, Job] = {}
         with kept_interrupts() as check:
             while True:
@@ -180,7 +208,11 @@ class Engine:
                     results = self._engine.step()
                 for result in results:
                     job, (completion,) = running.pop(result.request_id), result.outputs
-                    done(job, _whole(job, completion.text, completion.finish_reason, "engine"))
+                    answer = _whole(job, completion.text, completion.finish_reason, "engine")
+                    # How long a prompt is with its images, nobody knew before.
+                    if answer.finish == "length" and len(completion.token_ids) < most:
+                        self._refuse(job.problem, len(result.prompt_token_ids))
+                    done(job, answer)
 
 
 def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
@@ -207,9 +239,11 @@ def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Answer:
     problem, setting = job.problem, job.setting
-    messages: Any = messages_of(problem.prompt, task.options.chat)
+    reads: Any = expert_reads(problem.prompt, task.options.chat)
+    if job.plain is not None:
+        reads = problem.plain[job.plain]
     told = {"cold": 0}
-    if setting is not None:
+    if setting is not None and job.plain is None:
         told = request_args({**problem.args, **setting.args}, task.model)
     common: dict[str, Any] = {
         "model": task.expert or task.model,
@@ -220,12 +254,12 @@ async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: J
     }
     try:
         with server._errors():
-            if messages is not None:
+            if isinstance(reads, Messages):
+                messages: Any = as_sent(reads.value)
                 chat = await client.chat.completions.create(messages=messages, **common)
                 found, text = chat.choices[0], chat.choices[0].message.content
             else:
-                prompt: Any = problem.prompt  # text, where there are no messages
-                reply = await client.completions.create(prompt=prompt, **common)
+                reply = await client.completions.create(prompt=reads.value, **common)
                 found, text = reply.choices[0], reply.choices[0].text
     except ToolError as error:
         raise ToolError(f"{problem.place}: {error}") from error

@@ -36,6 +36,7 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
         beta: The same; None where each amateur has a weight of its own.
         rule_parameters: The same, as JSON text; of requests with a rule, all of them.
         expert_top_k: The same.
+        plain: The name of a plain prompt, which is decoded without a contrast; it is all then.
     """
 
     preset: PresetName | None = None
@@ -43,6 +44,7 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
     beta: float | str | None = None
     rule_parameters: str | None = None
     expert_top_k: int | None = None
+    plain: str | None = None
 
     @property
     def values(self) -> dict[str, Any]:
@@ -56,8 +58,10 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def __str__(self) -> str:
         return ", ".join(
-            str(value) if name == "preset" else f"{name} {_text(value)}"
+            str(value) if name in ("preset", "plain") else f"{name} {_text(value)}"
             for name, value in self.values.items()
+            # Of presets they are the same in a whole run.
+            if not (name == "rule_parameters" and self.preset)
         )
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BeforeValidator
 
-from vllm_cold.tools.contrast import Prompt, merge, messages_of
+from vllm_cold.tools.contrast import Content, Prompt, merge, messages_of
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
@@ -26,11 +26,14 @@ class Problem:
     Attributes:
         id: The row's ``id``, or ``line-N``.
         line: Number of its line, from 1.
-        prompt: Text, or chat messages (``role`` and ``content``).
+        prompt: Text, or chat messages (``role`` and ``content``), maybe with pictures.
         answers: One or more texts, of which one is enough.
         answer: What the file has for them, as JSON reads it: what a scoring callable gets.
         args: What it is contrasted with, as a request's flat arguments.
         own_keys: Those of the row itself that say so.
+        has_answer: Whether the text that an amateur lacks answers the question, as far as the row
+            says otherwise.
+        plain: Its plain prompts, by their names.
     """
 
     id: str
@@ -40,6 +43,8 @@ class Problem:
     answer: Any = field(default=None, compare=False)
     args: Mapping[str, Any] = field(default_factory=dict, hash=False)
     own_keys: frozenset[str] = frozenset()
+    has_answer: bool = True
+    plain: Mapping[str, Content] = field(default_factory=dict, compare=False)
 
     @property
     def place(self) -> str:
@@ -62,18 +67,26 @@ def _as_answers(value: Any) -> list[str]:
     return [_as_text(item) for item in (value if isinstance(value, list) else [value])]
 
 
+def _as_switch(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise ValueError('must be true or false: whether the text answers; right answers are "answer"')
+
+
 class _Row(Given):
     answer: Annotated[list[str], BeforeValidator(_as_answers)]
+    answers: Annotated[bool, BeforeValidator(_as_switch)] = True
     id: Whole | int | None = None
 
 
-def _parse(line: str, number: int, args: Mapping[str, Any]) -> Problem:
+def _parse(line: str, number: int, args: Mapping[str, Any], folder: Path) -> Problem:
     """Raises ValueError with what is wrong, without the line's number."""
     row, own = read_row(_Row, line)
     name = f"line-{number}" if row.id is None else str(row.id)
     merged, keys = merge(args, own), frozenset(own)
     as_given = json.loads(line)["answer"]
-    return Problem(name, number, row.read, tuple(row.answer), as_given, merged, keys)
+    prompt, right = row.read(folder), tuple(row.answer)
+    return Problem(name, number, prompt, right, as_given, merged, keys, row.answers)
 
 
 def load_problems(
@@ -104,11 +117,13 @@ def load_problems(
     repeated = 0
     for number, line in read_lines(Path(path), path):
         try:
-            problem = _parse(line, number, args or {})
+            problem = _parse(line, number, args or {}, Path(path).parent)
             check(problem)
-            reads = json.dumps(messages_of(problem.prompt, chat) or problem.prompt)
+            asked = messages_of(problem.prompt, chat) or problem.prompt
+            reads = json.dumps(asked, default=lambda picture: picture.digest)
             first = by_prompt.setdefault(reads, problem)
-            if (first.answers, first.args) != (problem.answers, problem.args):
+            said, now = ((p.answers, p.args, p.has_answer) for p in (first, problem))
+            if said != now:
                 raise ValueError(
                     f"has the prompt of line {first.line} with another answer or contrast; give "
                     "all right answers as one list, and one contrast"
@@ -125,7 +140,8 @@ def load_problems(
 def split_problems(
     problems: Sequence[Problem], test_fraction: float, seed: int
 ) -> tuple[list[Problem], list[Problem]]:
-    """Draw the dev problems, which pick a setting, and the held-out ones, which judge it.
+    """Draw the dev problems, which pick a setting, and the held-out ones, which judge it: of those
+    whose text answers and of the others the same share.
 
     Args:
         problems: All.
@@ -138,16 +154,22 @@ def split_problems(
     Raises:
         ToolError: there are too few problems.
     """
-    count = len(problems)
-    in_test = round(count * test_fraction)
-    if min(in_test, count - in_test) < FEWEST:
-        needed = math.ceil(FEWEST / min(test_fraction, 1.0 - test_fraction))
-        raise ToolError(
-            f"{count} problems with --test-fraction {test_fraction:g} are {count - in_test} dev "
-            f"and {in_test} held-out ones; with fewer than {FEWEST} no difference can be "
-            f"significant. Bring {needed} problems or more (docs/tuning.md says how many "
-            "are useful)"
-        )
-    held_out = set(np.random.default_rng(seed).permutation(count)[:in_test].tolist())
-    dev = [problem for index, problem in enumerate(problems) if index not in held_out]
-    return dev, [problems[index] for index in sorted(held_out)]
+    held_out = set[str]()
+    for kind in (True, False):
+        ids = [problem.id for problem in problems if problem.has_answer is kind]
+        if not ids and not kind:
+            break
+        count, which = len(ids), "problems" if kind else 'problems with "answers": false'
+        in_test = round(count * test_fraction)
+        if min(in_test, count - in_test) < FEWEST:
+            needed = math.ceil(FEWEST / min(test_fraction, 1.0 - test_fraction))
+            raise ToolError(
+                f"{count} {which} with --test-fraction {test_fraction:g} are {count - in_test} dev "
+                f"and {in_test} held-out ones; with fewer than {FEWEST} no difference can be "
+                f"significant. Bring {needed} {which} or more (docs/tuning.md says how many "
+                "are useful)"
+            )
+        drawn = np.random.default_rng(seed).permutation(count)[:in_test]
+        held_out.update(ids[index] for index in drawn)
+    dev = [problem for problem in problems if problem.id not in held_out]
+    return dev, [problem for problem in problems if problem.id in held_out]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
@@ -13,6 +14,12 @@ from rich.text import Text
 from vllm_cold.tools.tune.verdict import Comparison, interval, percent, points
 
 
+def tell(console: Console, texts: Sequence[str]) -> None:
+    """Print sentences."""
+    for text in texts:
+        console.print(Text(text))
+
+
 def show(console: Console, report: dict[str, Any], path: str) -> None:
     """Print table, notes and the line to paste, and at the end the verdict.
 
@@ -21,10 +28,11 @@ def show(console: Console, report: dict[str, Any], path: str) -> None:
         report: The content of report.json, as ``command`` makes it.
         path: Where that file is.
     """
+    if report["first"]:
+        console.print()
     console.print(_table(report))
     console.print()
-    for text in report["details"]:
-        console.print(Text(text))
+    tell(console, report["details"])
     for note in report["notes"]:
         console.print(Text(f"Note: {note}", style="dim"))
     console.print()
@@ -40,9 +48,16 @@ def show(console: Console, report: dict[str, Any], path: str) -> None:
 
 def _table(report: dict[str, Any]) -> Table:
     """All settings on the dev problems."""
-    first = Comparison(**report["settings"][0]["dev"])
+    first, silent = report["settings"][0]["dev"], report["settings"][0]["dev_silent"]
+    title = (
+        f"{first['count']} dev problems, which pick a setting; greedy: {percent(first['greedy'])}"
+    )
+    if silent:
+        title += (
+            f"\n{silent['count']} whose text does not answer; greedy: {percent(silent['greedy'])}"
+        )
     table = Table(
-        title=f"{first.count} dev problems, which pick a setting; greedy: {percent(first.greedy)}",
+        title=title,
         caption="points: to greedy; what is picked from several is biased upwards",
         title_justify="left",
         caption_justify="left",
@@ -51,7 +66,8 @@ def _table(report: dict[str, Any]) -> Table:
         pad_edge=False,
     )
     table.add_column("setting", overflow="fold")
-    for name in ("score", "points", "better/worse", "95 % interval"):
+    more = ("no answer: points",) if silent else ()
+    for name in ("score", "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
     for row in report["settings"]:
         found = Comparison(**row["dev"])
@@ -61,6 +77,7 @@ def _table(report: dict[str, Any]) -> Table:
             points(found.difference),
             f"{found.better}/{found.worse}",
             interval(found),
+            *([points(row["dev_silent"]["difference"])] if silent else []),
             style="bold" if row["picked"] else "",
         )
     return table

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,12 @@ import msgspec
 
 import vllm_cold
 from vllm_cold.errors import ColdError
+from vllm_cold.method.amateurs import AmateurSpec
 from vllm_cold.method.settings import KNOBS, PREFIX
 from vllm_cold.tools import server as servers
 from vllm_cold.tools.adapters import Adapter, engine_arguments, read_adapters, read_model
 from vllm_cold.tools.contrast import (
+    Pictured,
     adapter_of,
     amateur_reads,
     as_written,
@@ -28,6 +30,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
+from vllm_cold.tools.tune.plain import NAMES, Lacks, plain_prompts
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
 # Options that are arguments of vllm.LLM and of vllm serve alike.
@@ -55,6 +58,8 @@ class Task:
         held_out: Those that judge it.
         repeated: Rows that were left out because they repeat a prompt.
         matcher: Scores an output.
+        lacks: What all amateurs lack of their experts' prompts; None where some read them.
+        plain: Names of the plain prompts that all problems have.
         model: Folder (absolute) or hub name; with a server, its name there.
         adapters: All that are used, the expert's first; with a server none.
         expert: The name of the expert's adapter, None for the base model.
@@ -71,6 +76,8 @@ class Task:
     held_out: list[Problem]
     repeated: int
     matcher: Matcher
+    lacks: Lacks | None
+    plain: list[str]
     model: str
     adapters: list[Adapter]
     expert: str | None
@@ -157,6 +164,20 @@ def read_task(options: argparse.Namespace) -> Task:
             raise ValueError(as_written(error, problem.own_keys)) from None
 
     problems, repeated = load_problems(options.data, args, check, options.chat)
+    ones = [_first_amateur(problem, grid) for problem in problems]
+    known = [
+        (problem.prompt, one)
+        for problem, one in zip(problems, ones, strict=True)
+        if one and not isinstance(problem.prompt, Pictured)
+    ]
+    lacks: Lacks | None = None
+    plain = list[str]()
+    if len(known) == len(problems) > 0:
+        lacks, prompts = plain_prompts(known, options.chat, options.better)
+        plain = [name for name in NAMES[lacks] if all(name in one for one in prompts)]
+        problems = [replace(p, plain=one) for p, one in zip(problems, prompts, strict=True)]
+    elif options.better is not None:
+        raise ToolError("--better: is for amateurs that read another prompt; leave it out")
     return Task(
         options,
         grid,
@@ -164,6 +185,8 @@ def read_task(options: argparse.Namespace) -> Task:
         *split_problems(problems, options.test_fraction, options.seed),
         repeated,
         load_matcher(options.match, problems),
+        lacks,
+        plain,
         model,
         adapters,
         expert,
@@ -171,6 +194,13 @@ def read_task(options: argparse.Namespace) -> Task:
         engine,
         server,
     )
+
+
+def _first_amateur(problem: Problem, grid: Sequence[Setting]) -> AmateurSpec | None:
+    """The first of a problem's amateurs that has a prompt of its own; None if none has."""
+    args = ({**problem.args, **setting.args} for setting in grid)
+    amateurs = (one for each in args for one in read_contrast(each).amateurs)
+    return next((one for one in amateurs if one.source is not None), None)
 
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:

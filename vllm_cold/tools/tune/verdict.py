@@ -92,23 +92,50 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
 
 
 class Row(NamedTuple):
-    """A setting against greedy decoding on the dev problems, which pick one."""
+    """A setting or a plain prompt against greedy decoding.
+
+    Attributes:
+        setting: It.
+        found: Where texts answer: on all problems, but for those that say otherwise.
+        silent: On those that do; None if there are none.
+    """
 
     setting: Setting
-    dev: Comparison
+    found: Comparison
+    silent: Comparison | None = None
+
+    @property
+    def score(self) -> float:
+        """Its mean score on all of them."""
+        parts = (self.found, self.silent or self.found)
+        return sum(part.count * part.cold for part in parts) / sum(part.count for part in parts)
+
+    @property
+    def harms(self) -> bool:
+        """Whether it is significantly worse where texts do not answer."""
+        return self.silent is not None and is_worse(self.silent)
 
 
 def pick(rows: Sequence[Row]) -> Row:
     """The setting with the best dev score, the first of several: a grid begins with the mildest."""
-    return max(rows, key=lambda row: row.dev.cold)
+    return max(rows, key=lambda row: row.score)
+
+
+def is_better(found: Comparison) -> bool:
+    """Whether it is significantly better: more often, and by its mean."""
+    return found.p < LEVEL and found.better > found.worse and found.difference > 0.0
+
+
+def is_worse(found: Comparison) -> bool:
+    """Whether it is significantly worse."""
+    return found.p < LEVEL and found.worse > found.better and found.difference < 0.0
 
 
 def is_gain(dev: Comparison, test: Comparison) -> bool:
-    """Whether the picked setting beats greedy decoding: significantly on the held-out problems,
-    more often and by its mean, and at all on the dev ones.
+    """Whether what was picked beats greedy decoding: significantly on the held-out problems, and at
+    all on the dev ones.
     """
-    is_better = test.better > test.worse and test.difference > 0.0
-    return test.p < LEVEL and is_better and dev.difference > 0.0
+    return is_better(test) and dev.difference > 0.0
 
 
 def points(difference: float) -> str:
@@ -127,40 +154,140 @@ def interval(found: Comparison) -> str:
     return f"{points(found.low)} to {points(found.high)}"
 
 
-def headline(rows: Sequence[Row], test: Comparison) -> str:
-    """What to use, and what is known of it, in one sentence, of all settings on the dev problems
-    and the picked one on the held-out ones.
-    """
-    best = pick(rows)
-    dev = best.dev
-    found = (
-        f"{points(test.difference)} points on {test.count} held-out problems "
-        f"(95 % interval {interval(test)}, p = {test.p:.2g})"
-    )
-    if is_gain(dev, test):
-        return f"Use {best.setting}, which beats greedy decoding: {found}."
-    picked = f"{best.setting}"
-    picked += f", picked from {len(rows)} settings," if len(rows) > 1 else ""
-    is_worse = test.p < LEVEL and test.worse > test.better and test.difference < 0.0
+def _figures(row: Row, silent: bool = False) -> str:
+    """A difference with all that belongs to it."""
+    found = row.silent if silent and row.silent is not None else row.found
+    which = " whose text answers" if row.silent is not None and not silent else ""
     return (
-        f"No setting beats greedy decoding significantly, so use that: {picked} "
-        f"{'is significantly worse,' if is_worse else 'differs by'} {found}; "
-        f"{points(dev.difference)} on {dev.count} dev problems."
+        f"{points(found.difference)} points on {found.count} held-out problems{which} "
+        f"(95 % interval {interval(found)}, p = {found.p:.2g})"
     )
 
 
-def details(rows: Sequence[Row], test: Comparison) -> list[str]:
-    """Sentences that belong to the headline."""
-    best = pick(rows)
-    on_dev = (
-        f"On the {best.dev.count} dev problems its difference was {points(best.dev.difference)} "
-        "points."
+def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
+    """What plain prompts tell before any setting is tried: whether the text helps at all, and what
+    is to be had for nothing.
+
+    Args:
+        plain: The plain prompts on all problems, that without the text first.
+        lacks: What it is, a text or an instruction.
+        blind: Whether there may be texts that do not answer, and no problem has one.
+    """
+    said = []
+    for row in plain[:1]:
+        said.append(f"The {_help(row.found, lacks)}.")
+        if row.silent is not None:
+            said.append(f"Where it does not answer, the {_help(row.silent, lacks)}.")
+    for row in plain[1:]:
+        parts = filter(None, row[1:])
+        told = [f"{points(part.difference)} points (p = {part.p:.2g})" for part in parts]
+        said.append(f"For nothing, {row.setting}: {', where it does not answer '.join(told)}.")
+    if blind:
+        said.append(
+            'Blind spot: no problem says "answers": false, so nothing is known of texts that do '
+            "not answer the question. There contrasts have cost the most (docs/accuracy.md): add "
+            "such problems."
+        )
+    return said
+
+
+def _help(without: Comparison, lacks: str) -> str:
+    """Whether a text helps, by what is right without it."""
+    does, advice = "has no clear effect", ""
+    if is_worse(without):
+        does = "helps"
+    elif is_better(without):
+        does, advice = "harms", ": better leave it out"
+    return (
+        f"{lacks} {does}: {percent(without.greedy)} are right with it, {percent(without.cold)} "
+        f"without ({without.count} problems, p = {without.p:.2g}){advice}"
     )
-    if len(rows) > 1:
-        on_dev += f" They picked it from {len(rows)} settings, so that is biased upwards."
-    return [
-        f"On the {test.count} held-out problems greedy scores {percent(test.greedy)} and "
-        f"{best.setting} {percent(test.cold)}: better on {test.better}, worse on {test.worse} "
-        "(sign test, for right and wrong McNemar's exact one, two-sided).",
-        on_dev,
-    ]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What to use, by all that was compared.
+
+    Attributes:
+        dev: Plain prompts and settings on the dev problems.
+        plain: The plain prompts on the held-out problems.
+        best: The setting that the dev problems picked, on the held-out ones.
+        against: It against each plain prompt there, where texts answer.
+        blind: Whether nothing is known of texts that do not answer, though there may be some.
+    """
+
+    dev: Sequence[Row]
+    plain: Sequence[Row]
+    best: Row
+    against: Sequence[Comparison] = ()
+    blind: bool = False
+
+    @property
+    def use(self) -> Row | None:
+        """The setting or the plain prompt to use, on the held-out problems; None for greedy
+        decoding. A setting has to beat greedy decoding significantly; it must not score below any
+        plain prompt, and has to beat the best one significantly if that is a gain for nothing.
+        """
+        dev = {row.setting: row.found for row in self.dev}
+        if is_gain(dev[self.best.setting], self.best.found):
+            if not self.plain:
+                return self.best
+            at = max(range(len(self.plain)), key=lambda i: self.plain[i].found.cold)
+            rival = self.plain[at]
+            loses = rival.found.cold >= self.best.found.cold
+            ties = is_better(rival.found) and not is_better(self.against[at])
+            return rival if loses or ties else self.best
+        if self.plain:
+            named = {row.setting: row for row in self.plain}
+            rival = named[pick([row for row in self.dev if row.setting in named]).setting]
+            if is_gain(dev[rival.setting], rival.found):
+                return rival
+        return None
+
+    @property
+    def gain(self) -> bool:
+        """Whether the setting is to be used, whether or not a text answers."""
+        return self.use is self.best and not self.best.harms
+
+    @property
+    def only(self) -> bool:
+        """Whether the setting is to be used where a text is known to answer, and only there."""
+        return self.use is self.best and self.best.harms
+
+    def headline(self) -> str:
+        """What to use, and what is known of it, in one sentence."""
+        best, use = self.best, self.use
+        if use is None:
+            tried = len(self.dev) - len(self.plain)
+            (dev,) = (row.found for row in self.dev if row.setting == best.setting)
+            picked = f"{best.setting}" + (f", picked from {tried} settings," if tried > 1 else "")
+            said = (
+                f"No setting {'and no plain prompt ' if self.plain else ''}beats greedy decoding "
+                f"significantly, so use that: {picked} "
+                f"{'is significantly worse,' if is_worse(best.found) else 'differs by'} "
+                f"{_figures(best)}; {points(dev.difference)} on {dev.count} dev problems"
+            )
+            return said + self._elsewhere(best)
+        only = " only where the text is known to answer" if use.harms else ""
+        said = f"Use {use.setting}{only}, which beats greedy decoding: {_figures(use)}"
+        if use is not best:
+            said = f"Use {use.setting}{only}, and no contrast: {_figures(use)}"
+            if is_better(best.found):
+                gained = points(best.found.difference)
+                said += f"; {best.setting} ({gained}) is not significantly better than that"
+        return said + self._elsewhere(use)
+
+    def _elsewhere(self, row: Row) -> str:
+        """The end of the headline: what is known where texts do not answer."""
+        if row.silent is not None:
+            return f"; where the text does not answer, {_figures(row, silent=True)}."
+        return "; nothing is known of texts that do not answer." if self.blind else "."
+
+    def details(self) -> str:
+        """A sentence that belongs to the headline."""
+        found = self.best.found
+        return (
+            f"On the {found.count} held-out problems greedy scores {percent(found.greedy)} and "
+            f"{self.best.setting} {percent(found.cold)}: better on {found.better}, worse on "
+            f"{found.worse} (sign test, for right and wrong McNemar's exact one, two-sided)."
+        )

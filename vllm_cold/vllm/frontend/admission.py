@@ -17,6 +17,8 @@ from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import without_cold
 from vllm_cold.method.amateurs import (
     AmateurSpec,
+    CannotLeaveOut,
+    Distorted,
     Embeds,
     Without,
     describe,
@@ -33,7 +35,7 @@ from vllm_cold.method.settings import (
 )
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
-from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend import media, prompts
 from vllm_cold.vllm.frontend.capacity import fit
 from vllm_cold.vllm.frontend.config import (
     engine_defaults,
@@ -63,6 +65,8 @@ class Admission:
     def __init__(self, processor: Any, models: Any = None, most_tokens: int | None = None) -> None:
         self.config = processor.vllm_config
         self.renderer = processor.renderer
+        # Of media; 0 for models that read none.
+        self.encoder_cache_size: int = getattr(processor, "mm_encoder_cache_size", 0)
         self.defaults = engine_defaults(self.config)
         # The live dict: adapters that are loaded later can be named too.
         self.adapters: Mapping[str, LoRARequest] = {} if models is None else models.lora_requests
@@ -130,12 +134,12 @@ class Admission:
             return None
         contrast = args.contrast
         if left_out is not None:
-            contrast = structs.replace(contrast, without=left_out[1])
+            contrast = structs.replace(contrast, **left_out[1])
         amateurs = describe(contrast)
         if left_out is not None:
-            name = f"cold_without ({left_out[0]}'s default)"
+            name = f"cold_{next(iter(left_out[1]))} ({left_out[0]}'s default)"
             for one in amateurs:
-                assert isinstance(one.source, Without)
+                assert isinstance(one.source, (Without, Distorted))
                 one.source = structs.replace(one.source, lenient=True)
                 one.prompt_field = name
         settings, weights = args.settings(self.defaults, [one.weight for one in amateurs])
@@ -152,19 +156,25 @@ class Admission:
             explain=args.explain,
         )
 
-    def _left_out(self, args: ColdArgs) -> tuple[str, Any] | None:
-        """What an amateur does not read of a chat, where the request says nothing of that, and
-        whose default it is.
+    def _left_out(self, args: ColdArgs) -> tuple[str, dict[str, Any]] | None:
+        """What an amateur does not read of the prompt, where the request says nothing of that:
+        whose default it is, and the key and its value.
         """
         preset, name = preset_of(args.contrast), f"{args.contrast.preset}"
         if says_what(args.contrast) or (preset is not None and not preset.own_prompt):
             return None
+        engine = self.defaults.contrast
+        if preset is None and (engines := preset_of(engine)) is not None and engines.images:
+            return "the engine", {"images": engines.images}
+        if preset is not None and preset.images is not None:
+            # A method about images: what an engine leaves out of chats would make another of it.
+            return name, {"images": preset.images}
         own = None if preset is None else preset.without
         if isinstance(own, tuple):  # one for each of its amateurs
-            return name, list(own)
-        if self.defaults.contrast.without is not None:
-            return "the engine", self.defaults.contrast.without
-        return None if own is None else (name, own)
+            return name, {"without": list(own)}
+        if engine.without is not None:
+            return "the engine", {"without": engine.without}
+        return None if own is None else (name, {"without": own})
 
     def _adapter(self, one: AmateurSpec, expert: "LoRARequest | None") -> "LoRARequest | None":
         """What an amateur names; without a name, the expert's if it has another prompt."""
@@ -218,12 +228,15 @@ class Admission:
         """
         prompt_source = prompts.prompt_source_of(prompt)
         if contrast is not None and contrast.applies(prompt_source):
-            if prompt["type"] == "multimodal":
-                _refuse_multimodal()
-            made = await prompts.render_async(
-                self.renderer, prompt_source, contrast.amateurs, online
-            )
-            contrast = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
+            try:
+                made = await prompts.render_async(
+                    self.renderer, prompt_source, contrast.amateurs, online
+                )
+                contrast = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
+            except CannotLeaveOut:
+                if not contrast.gives_way:
+                    raise
+                contrast = None
         else:
             contrast = None
         return prompts.with_decision(prompt, contrast)
@@ -254,6 +267,9 @@ class Admission:
         sampling.max_tokens = most
         sampling.min_tokens = min(sampling.min_tokens, most)
         sampling.extra_args = contrast.stream().to_extra_args(sampling.extra_args)
+        media.append(request, contrast.amateurs)
+        sharing = sum(one.num_tokens is None for one in contrast.amateurs)
+        media.count_reads(self.renderer, request, sharing, params.n)
         if isinstance(sampling, ColdParams):
             # This request's own copy: all is said now. What is left must go together: whoever
             # unpickles it, as workers do, checks it again.
@@ -273,7 +289,12 @@ class Admission:
             return None
         _check_kind(request)
         self.check_files(contrast, expert)
-        made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
+        try:
+            made = prompts.render(self.renderer, prompt_source, contrast.amateurs)
+        except CannotLeaveOut:
+            if contrast.gives_way:
+                return None
+            raise
         return self._settle(contrast, made, expert, prompts.Prompt.of(request))
 
     def _settle(
@@ -286,6 +307,14 @@ class Admission:
         """As ``Contrast.settle``; here all prompts are known, and no response has begun."""
         settled = contrast.settle(amateurs, expert, prompt)
         if settled is not None:
+            media.check(
+                self.config,
+                self.encoder_cache_size,
+                settled.amateurs,
+                len(prompt.ids or ()),
+                prompt.features,
+                prompt.embeds is not None,
+            )
             _check_drafter(self.config, settled.amateurs, prompt)
         return settled
 
@@ -327,13 +356,7 @@ def _refuse_equal(one: AmateurSpec, expert: "LoRARequest | None") -> NoReturn:
     )
 
 
-def _refuse_multimodal() -> NoReturn:
-    raise ValueError("CoLD does not support multimodal prompts; send text only.")
-
-
 def _check_kind(request: "EngineCoreRequest") -> None:
-    if request.mm_features:
-        _refuse_multimodal()
     if request.resumable:
         raise ValueError("CoLD does not support streaming-input sessions; send the whole prompt.")
 

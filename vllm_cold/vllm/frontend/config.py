@@ -196,8 +196,8 @@ def _unsupported_states(config: "VllmConfig") -> str | None:
     ranks = getattr(config.parallel_config, "tensor_parallel_size", 1)
     if config.lora_config is not None and ranks > 1:
         return (
-            f"tensor_parallel_size={ranks} and LoRA are on with state-space layers, whose tokens "
-            "with adapters were wrong then; switch one of them off."
+            f"tensor_parallel_size={ranks} and LoRA are on with state-space layers, for which "
+            "vLLM cuts adapters wrongly then; switch one of them off."
         )
     if speculative is not None:
         return (

@@ -3,7 +3,8 @@
 
 The streams of a request differ in their prompts and in their adapters. A connector that finds KV by
 the tokens alone gives a base model's row the KV of an adapter, which vLLM does not notice. vLLM's
-block hashes are of both: so a connector must be keyed by them.
+block hashes are of both: so a connector must be keyed by them. An engine that prefills and one that
+decodes may share what such a connector keeps: each finds the KV of every stream.
 """
 
 from collections.abc import Iterator
@@ -16,8 +17,13 @@ if TYPE_CHECKING:
 
 # vLLM's own that ask the requests' block hashes alone.
 BY_BLOCK_HASH = ("OffloadingConnector", "SimpleCPUOffloadConnector")
-DECLARATION = "keyed_by_block_hash"
-"""A class attribute: the connector is keyed by block hash, and loads for requests of the step."""
+# And those that load what a request's kv_transfer_params name, as the engine that prefilled it
+# said: its amateurs' are beside.
+BY_REQUEST = ("NixlConnector", "NixlPullConnector")
+# Here the client itself names what is to be loaded.
+BY_NAME = ("MooncakeConnector", "MoRIIOConnector", "NixlPushConnector")
+DECLARATIONS = ("keyed_by_block_hash", "keyed_by_request")
+"""A class attribute: the connector finds KV so, and loads for requests of the step."""
 
 
 def unsupported(config: "VllmConfig") -> str | None:
@@ -43,23 +49,37 @@ def unsupported(config: "VllmConfig") -> str | None:
             "load; start it without the connector."
         )
     for transfer in _leaves(config.kv_transfer_config):
-        name = f"the KV connector {transfer.kv_connector}"
-        if transfer.kv_role != "kv_both":
+        if (why := _refused(transfer, config)) is not None:
             return (
-                f"it has {name} with kv_role={transfer.kv_role!r}: an engine that only prefills or "
-                "only decodes hands on the KV of the client's request and not of its amateurs, "
-                'which CoLD does not support; set "kv_both", or start it without.'
-            )
-        # Somebody's own class may have the name of one of vLLM's.
-        is_vllms = transfer.kv_connector_module_path is None
-        if not (is_vllms and transfer.kv_connector in BY_BLOCK_HASH) and not _declares(transfer):
-            return (
-                f"it has {name}, which is not known to look KV up by vLLM's block hashes, so that "
-                "streams with other adapters might get its KV; CoLD supports "
-                f"{', '.join(BY_BLOCK_HASH)}, MultiConnector of these, and classes that declare "
-                f"{DECLARATION} = True."
+                f"it has the KV connector {transfer.kv_connector}, {why}; CoLD supports "
+                f"{', '.join((*BY_BLOCK_HASH, *BY_REQUEST))}, MultiConnector of these, and classes "
+                f"that declare {' or '.join(DECLARATIONS)} = True."
             )
     return None
+
+
+def _refused(transfer: Any, config: "VllmConfig") -> str | None:
+    """What is wrong with one connector, as part of a sentence."""
+    # Somebody's own class may have the name of one of vLLM's.
+    is_vllms, name = transfer.kv_connector_module_path is None, transfer.kv_connector
+    if (is_vllms and name in (*BY_BLOCK_HASH, *BY_REQUEST)) or _declares(transfer):
+        return None
+    if is_vllms and name in BY_NAME:
+        return (
+            "which hands on the KV of the client's request alone, by its kv_transfer_params, and "
+            "not that of its amateurs"
+        )
+    if is_vllms and name == "ExampleConnector":
+        if config.lora_config is not None:
+            return "which finds KV by tokens alone and gives one adapter's to another"
+        return (
+            "which keeps a prompt's KV when its first chunk is computed, and the rest of it is not "
+            "there yet"
+        )
+    return (
+        "which is not known to look KV up by vLLM's block hashes, so that streams with other "
+        "adapters might get its KV"
+    )
 
 
 def _leaves(transfer: Any) -> Iterator[Any]:
@@ -76,4 +96,5 @@ def _leaves(transfer: Any) -> Iterator[Any]:
 def _declares(transfer: Any) -> bool:
     from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 
-    return bool(getattr(KVConnectorFactory.get_connector_class(transfer), DECLARATION, False))
+    found = KVConnectorFactory.get_connector_class(transfer)
+    return any(getattr(found, name, False) for name in DECLARATIONS)

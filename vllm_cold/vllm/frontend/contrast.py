@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import AmateurStream, Stream
-from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, read_prompt
+from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, Without
 from vllm_cold.method.embeddings import Embeddings
 from vllm_cold.method.settings import ColdSettings
 from vllm_cold.params import ColdParams
@@ -47,6 +47,11 @@ class Contrast:
     unlimited: bool = False
     explain: bool = False
 
+    @property
+    def gives_way(self) -> bool:
+        """Whether nobody is told what is in the way: the request asked for nothing."""
+        return self.optional and not self.asked
+
     def check_alone(self, field: str, answers: int) -> None:
         """Refuse to tell the weights of several answers: there is room for those of one."""
         if self.explain and answers > 1:
@@ -58,11 +63,13 @@ class Contrast:
         """Whether a request has what a default leaves out; one that asked itself has to."""
         if not self.optional:
             return True
-        if prompt_source.messages is None:
+        if prompt_source.messages is None and not prompt_source.has_images:
             return self.asked  # and is refused when its amateur's prompt is made
         try:
             for one in self.amateurs:
-                prompts.messages_of(prompt_source, one)
+                if isinstance(one.source, Without) and prompt_source.messages is None:
+                    return self.asked
+                prompts.check_there(prompt_source, one)
         except CannotLeaveOut:
             return False
         return True
@@ -90,7 +97,7 @@ class Contrast:
                     "prompt_embeds or prompt_token_ids"
                 )
             if expert_prompt.is_of(one):
-                if self.optional and not self.asked:
+                if self.gives_way:
                     return None
                 raise one.refused(
                     "the amateur is the expert, prompt and adapter; give it another prompt or "
@@ -107,7 +114,7 @@ class Contrast:
         return Stream(
             self.settings,
             tuple(
-                AmateurStream(weight, _as_data(one.lora), one.prompt, embeds)
+                AmateurStream(weight, _as_data(one.lora), one.prompt, embeds, len(one.features))
                 for (one, weight), embeds in zip(amateurs, _copies(self.amateurs), strict=True)
             ),
             method=self.preset or name or ("custom" if own else "cold"),
@@ -143,7 +150,7 @@ def of_params(params: ColdParams, expert: "LoRARequest | None") -> Contrast:
         AmateurSpec(
             named.format(i),
             named.format(i),
-            source=read_prompt("prompt", one.prompt),
+            source=one.source,
             weight=one.weight,
             lora=one.adapter(expert),
         )

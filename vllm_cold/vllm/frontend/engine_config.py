@@ -13,9 +13,11 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from vllm_cold.method.amateurs import read_without
 from vllm_cold.method.arguments import ColdArgs
+from vllm_cold.method.settings import preset_of
 from vllm_cold.vllm import availability
-from vllm_cold.vllm.frontend import aliases, ascend, intake, metrics, prompts, serving
+from vllm_cold.vllm.frontend import aliases, ascend, intake, media, metrics, prompts, serving
 from vllm_cold.vllm.frontend.config import (
     ASYNC_SCHEDULER,
     PROCESSOR_V1,
@@ -43,8 +45,10 @@ def _make(original: Callable[..., "VllmConfig"]) -> Callable[..., "VllmConfig"]:
         configure(config)
         if is_configured(config):
             availability.install((*metrics.PATCH_POINTS, *intake.ASYNC, *prompts.PATCH_POINTS))
+            wrap_if_there(media.PATCH_POINTS, media.LOST)
             wrap_if_there(metrics.OFFLINE, "LLM.get_metrics() shows no metrics of CoLD")
             _say(engine_defaults(config))
+            _warn(engine_defaults(config))
             if has_states(config.model_config):
                 logger.info(
                     "CoLD: an amateur takes as much of the KV cache for its states as its expert, "
@@ -78,6 +82,8 @@ def _say(defaults: ColdArgs) -> None:
         which = "requests that name an adapter"
         if (without := defaults.contrast.without) is not None:
             which = f"chats (against the same without {without}), not for completions"
+        elif (preset := preset_of(defaults.contrast)) is not None and preset.images is not None:
+            which = f"prompts with images (against the same with {preset.images}), not for others"
         what = f"the default for {which}, with {values}"
     else:
         what = "used for requests that ask for it (ColdParams, cold_* in vllm_xargs)"
@@ -86,6 +92,20 @@ def _say(defaults: ColdArgs) -> None:
         "which extends the class that vLLM would use: it is meant to be so.",
         what,
     )
+
+
+def _warn(defaults: ColdArgs) -> None:
+    """Say what a default does that takes texts from a chat, and not its instructions alone."""
+    without = defaults.contrast.without
+    if not defaults.enabled or without is None:
+        return
+    if set(read_without("without", without).items) - {"system", "developer"}:
+        logger.warning(
+            "CoLD: with this default a chat's text (%s) is followed whether it answers or not: "
+            "where it does not, fewer answers are right than without CoLD (docs/accuracy.md). "
+            'Measure how many of yours: vllm-cold tune, with rows that say "answers": false.',
+            without,
+        )
 
 
 def configure(config: "VllmConfig") -> None:

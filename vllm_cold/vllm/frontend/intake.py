@@ -14,6 +14,7 @@ Since: 0.23 to 0.33. Can go: when ``validate_params`` gets the request.
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from weakref import WeakKeyDictionary
 
 from vllm.sampling_params import SamplingParams
 
-from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend import media, prompts
 from vllm_cold.vllm.frontend.admission import Admission
 from vllm_cold.vllm.frontend.contrast import Contrast
 from vllm_cold.vllm.frontend.errors import refusals
@@ -98,9 +99,13 @@ def _make(original: Callable[..., "EngineCoreRequest"]) -> Callable[..., "Engine
     ) -> "EngineCoreRequest":
         request = original(self, request_id, prompt, params, *args, **kwargs)
         if request.sampling_params is not None and not FRONT_END.plain:
-            # An async engine refuses what has media before, in `add_request`.
-            with refusals(), prompts.media_kept(self.renderer, [prompt], offline=True):
-                FRONT_END.of(self).admit(prompt, params, request)
+            carrier = prompts.carrying(prompt)
+            kept = prompts.media_kept(self.renderer, [carrier, request], offline=True)
+            # Of what an async engine has decided about, `add_request` sees to that.
+            is_new = prompts.decision_in(carrier) is UNDECIDED
+            with refusals(), kept if is_new else nullcontext():
+                FRONT_END.of(self).admit(carrier, params, request)
+            prompts.forget_media(carrier)
         return request
 
     return process_inputs
@@ -124,9 +129,15 @@ def _make_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
                 prompt = await _decided(
                     FRONT_END.of(self.input_processor), prompt, params, lora_request
                 )
-        return await original(
-            self, request_id, prompt, params, arrival_time, lora_request, *args, **kwargs
-        )
+        rest = (arrival_time, lora_request, *args)
+        if prompts.decision_in(prompt) is UNDECIDED:
+            return await original(self, request_id, prompt, params, *rest, **kwargs)
+        renderer = self.input_processor.renderer
+        with prompts.media_kept(renderer, [prompt]):
+            queue = await original(self, request_id, prompt, params, *rest, **kwargs)
+        if sent := prompts.sent_data(prompt):
+            media.tell_sent(renderer, sent)
+        return queue
 
     return add_request
 

@@ -11,22 +11,41 @@ event loop where vLLM renders so. And ``BaseRenderer.queue_mm_cache_invalidation
 Since: 0.23 to 0.33. Can go: when vLLM shows extensions a request before it is rendered.
 """
 
+import asyncio
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from msgspec import structs
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import AmateurSpec, Embeds, Messages, Part, Text, Tokens, Without
+from vllm_cold.method.amateurs import (
+    MEDIA,
+    AmateurSpec,
+    CannotLeaveOut,
+    Distorted,
+    Embeds,
+    Media,
+    Messages,
+    Part,
+    Text,
+    Tokens,
+    Without,
+    has_media,
+)
 from vllm_cold.vllm import versions
+from vllm_cold.vllm.frontend import media
 from vllm_cold.vllm.frontend.config import is_configured
 from vllm_cold.vllm.patching import PatchPoint
 
 logger = logging.getLogger("vllm." + __name__)
+
+# One picture at a time, and vLLM's own threads stay free.
+_PICTURES = ThreadPoolExecutor(1, "vllm-cold-pictures")
 
 _KEY = "cold_recipe"  # in what vLLM makes of a prompt
 _SAID = 400  # characters of an error: it may show what a client sent
@@ -46,6 +65,12 @@ class PromptSource:
         tok_params: vLLM's TokenizeParams; None for its default.
         chat_params: vLLM's ChatParams; None for a completion.
         decided: The request's ``Contrast``, or None for no contrast, once that is decided.
+        whole: A completion with media, as vLLM was given it.
+        extras: What goes into all prompts that are made for the request, such as arguments of the
+            processor of media.
+        always_sent: Whether its media bring their data along (``media.always_sent``).
+        fetched: The media that were fetched for it.
+        processed: Hashes of the media that were processed for its amateurs and bring their data.
     """
 
     prompt: str | list[int] | None = None
@@ -53,6 +78,17 @@ class PromptSource:
     tok_params: Any = None
     chat_params: Any = None
     decided: Any = UNDECIDED
+    whole: Mapping[str, Any] | None = None
+    extras: Mapping[str, Any] | None = None
+    always_sent: bool = False
+    fetched: dict[Any, Any] = field(default_factory=dict)
+    processed: list[str] = field(default_factory=list)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the prompt has an image."""
+        data = None if self.whole is None else self.whole["multi_modal_data"]
+        return media.has_images(self.messages, data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,25 +99,38 @@ class Prompt:
         ids: Token ids; beside embeddings only if these are no more than a part of the prompt.
         embeds: A tensor, [tokens, hidden size]; None for token ids alone.
         is_token_ids: Where the ids count and not the embeddings; None for one of both alone.
+        features: Its media, vLLM's MultiModalFeatureSpec, in their order.
     """
 
     ids: list[int] | None
     embeds: Any = None
     is_token_ids: list[bool] | None = None
+    features: tuple[Any, ...] = ()
 
     @classmethod
     def made(cls, prompt: Mapping[str, Any]) -> "Prompt":
         """Of what a renderer made."""
-        names = ("prompt_token_ids", "prompt_embeds", "is_token_ids")
-        return cls(*(prompt.get(name) for name in names))
+        return cls(
+            prompt.get("prompt_token_ids"),
+            prompt.get("prompt_embeds"),
+            prompt.get("is_token_ids"),
+            media.of_prompt(prompt),
+        )
 
     @classmethod
     def of(cls, request: Any) -> "Prompt":
         """Of an EngineCoreRequest."""
-        return cls(request.prompt_token_ids, request.prompt_embeds, request.prompt_is_token_ids)
+        return cls(
+            request.prompt_token_ids,
+            request.prompt_embeds,
+            request.prompt_is_token_ids,
+            tuple(request.mm_features or ()),
+        )
 
     def is_of(self, one: AmateurSpec) -> bool:
         """Whether it is this amateur's, too."""
+        if media.marks(self.features) != media.marks(one.features):
+            return False
         return self.is_token_ids == one.is_token_ids and self._has_numbers_of(one)
 
     def is_cached_as(self, one: AmateurSpec) -> bool:
@@ -119,11 +168,10 @@ class Prompt:
             )
         assert self.ids is not None and self.is_token_ids is not None
         used = [i for i, is_id in zip(self.ids, self.is_token_ids, strict=True) if is_id]
-        return _unknown_token(used, model_config)
+        return _unknown_token(used, model_config.get_vocab_size())
 
 
-def _unknown_token(ids: Sequence[int], model_config: Any) -> str | None:
-    size = model_config.get_vocab_size()
+def _unknown_token(ids: Sequence[int], size: int) -> str | None:
     for extreme in (max(ids), min(ids)) if ids else ():
         if not 0 <= extreme < size:
             return f"token {extreme} is none of the model's {size}, which are from 0"
@@ -134,8 +182,16 @@ def prompt_source_of(prompt: Any) -> PromptSource:
     """How a prompt was made, or would be."""
     if isinstance(prompt, dict):
         found = prompt.get(_KEY)
-        return found if isinstance(found, PromptSource) else PromptSource(_text_or_ids(prompt))
+        if isinstance(found, PromptSource):
+            return found
+        return PromptSource(_text_or_ids(prompt), whole=_with_media(prompt))
     return PromptSource(prompt if isinstance(prompt, (str, list)) else None)
+
+
+def carrying(prompt: Any) -> Any:
+    """The prompt, or in its place what says how it was made."""
+    has_it = isinstance(prompt, dict) and _KEY in prompt
+    return prompt if has_it else {_KEY: prompt_source_of(prompt)}
 
 
 def decision_in(carrier: Any) -> Any:
@@ -146,26 +202,44 @@ def decision_in(carrier: Any) -> Any:
 
 def with_decision(carrier: dict[str, Any], decided: Any) -> dict[str, Any]:
     """What vLLM made of a prompt, or a request's flat arguments, with what was decided about it."""
-    return {**carrier, _KEY: PromptSource(decided=decided)}
+    known = carrier.get(_KEY)
+    if not isinstance(known, PromptSource):
+        return {**carrier, _KEY: PromptSource(decided=decided)}
+    found = PromptSource(decided=decided, always_sent=known.always_sent, processed=known.processed)
+    return {**carrier, _KEY: found}
+
+
+def forget_media(prompt: Any) -> None:
+    """No further prompt is made of what this one was made of: lets go of decoded media."""
+    found = prompt.get(_KEY) if isinstance(prompt, dict) else None
+    if isinstance(found, PromptSource):
+        found.fetched.clear()
+
+
+def sent_data(prompt: Any) -> list[str]:
+    """The hashes of media that a contrasted request has sent without the sender's cache."""
+    found = prompt.get(_KEY) if isinstance(prompt, dict) else None
+    if not isinstance(found, PromptSource) or not found.always_sent:
+        return []
+    return [*media.with_data(prompt), *found.processed]
 
 
 @contextmanager
 def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Iterator[None]:
     """Where requests are refused behind their prompts: vLLM sends an image that it has seen once no
-    more, and those of a refused request were never sent. So it forgets them, or the next request
-    with one of them would end with an error.
+    more, and those that it has seen for a refused request first were never sent. So it forgets
+    them, or the next request with one of them would end with an error.
 
     Args:
         renderer: vLLM's.
-        made: What it made of the prompts.
+        made: What it made of the prompts, and requests that were made of these.
         offline: Whether it makes them in the thread that this one is. Else a thread of its own
             uses what it has seen, and forgets it before the next image.
     """
     try:
         yield
-    except Exception:
-        found = [p.get("mm_hashes") or {} for p in made if isinstance(p, dict)]
-        seen = [h for hashes in found for many in hashes.values() for h in many]
+    except BaseException:  # a client's hanging up, too
+        seen = [each for one in made for each in _processed(one)]
         cache = getattr(renderer, "mm_processor_cache", None)
         if seen and (forget := getattr(cache, "invalidate", None)) is not None:  # not in 0.23
             if (queue := getattr(renderer, "queue_mm_cache_invalidations", None)) is not None:
@@ -179,6 +253,18 @@ def media_kept(renderer: Any, made: Sequence[Any], offline: bool = False) -> Ite
         raise
 
 
+def _processed(made: Any) -> list[str]:
+    """The hashes of what is in the sender's cache because of this prompt."""
+    found = made.get(_KEY) if isinstance(made, dict) else None
+    if not isinstance(found, PromptSource):
+        return media.with_data(made)
+    return [] if found.always_sent else [*media.with_data(made), *found.processed]
+
+
+def _with_media(prompt: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    return dict(prompt) if prompt.get("multi_modal_data") else None
+
+
 def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
     if "prompt_embeds" in prompt:
         return None  # ids beside them stand for some of the prompt only
@@ -188,27 +274,34 @@ def _text_or_ids(prompt: Mapping[str, Any]) -> str | list[int] | None:
 
 
 def _completions(
-    prompts: Sequence[Any], tok_params: Any = None, *_: Any, **__: Any
+    prompts: Sequence[Any], tok_params: Any = None, **kwargs: Any
 ) -> list[PromptSource]:
     return [
-        PromptSource(_text_or_ids(p) if isinstance(p, dict) else None, tok_params=tok_params)
+        PromptSource(
+            _text_or_ids(p) if isinstance(p, dict) else None,
+            tok_params=tok_params,
+            whole=_with_media(p) if isinstance(p, dict) else None,
+            **_known(**kwargs),
+        )
         for p in prompts
     ]
 
 
 def _chats(
-    conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any = None, *_: Any, **__: Any
+    conversations: Sequence[list[Any]], chat_params: Any, tok_params: Any = None, **kwargs: Any
 ) -> list[PromptSource]:
-    for message in (m for conversation in conversations for m in conversation):
-        # What pydantic gives for a list can be read once.
-        if isinstance(message, dict) and not isinstance(
-            content := message.get("content"), (str, list, type(None))
-        ):
-            message["content"] = list(content)
+    for conversation in conversations:
+        media.make_readable(conversation)
     return [
-        PromptSource(messages=list(c), tok_params=tok_params, chat_params=chat_params)
+        PromptSource(
+            messages=list(c), tok_params=tok_params, chat_params=chat_params, **_known(**kwargs)
+        )
         for c in conversations
     ]
+
+
+def _known(prompt_extras: Any = None, skip_mm_cache: bool = False, **_: Any) -> dict[str, Any]:
+    return {"extras": prompt_extras, "always_sent": skip_mm_cache}
 
 
 def _noting(recipes_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]:
@@ -221,17 +314,24 @@ def _noting(recipes_of: Callable[..., list[PromptSource]]) -> Callable[..., Any]
         return made
 
     def make(original: Callable[..., Any]) -> Callable[..., Any]:
+        def begin(args: Any, kwargs: Any) -> tuple[list[PromptSource], dict[Any, Any]]:
+            fetched = media.remembered()
+            found = [replace(each, fetched=fetched) for each in recipes_of(*args, **kwargs)]
+            return found, fetched
+
         def render(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not is_configured(self.config):
                 return original(self, *args, **kwargs)
-            prompt_sources = recipes_of(*args, **kwargs)
-            return note(prompt_sources, original(self, *args, **kwargs))
+            prompt_sources, fetched = begin(args, kwargs)
+            with media.remembering(fetched):
+                return note(prompt_sources, original(self, *args, **kwargs))
 
         async def render_async(self: Any, *args: Any, **kwargs: Any) -> Any:
             if not is_configured(self.config):
                 return await original(self, *args, **kwargs)
-            prompt_sources = recipes_of(*args, **kwargs)
-            return note(prompt_sources, await original(self, *args, **kwargs))
+            prompt_sources, fetched = begin(args, kwargs)
+            with media.remembering(fetched):
+                return note(prompt_sources, await original(self, *args, **kwargs))
 
         return render_async if inspect.iscoroutinefunction(original) else render
 
@@ -273,9 +373,18 @@ def render(
     """
     made = []
     for one in _different(amateurs):
-        with _errors(one):
-            method, args = _call(renderer, prompt_source, one, online)
-            made.append((one, _read(renderer, one, getattr(renderer, method)(*args))))
+        with _errors(one), media.remembering(prompt_source.fetched):
+            if isinstance(one.source, Distorted):
+                check_there(prompt_source, one)
+                if (whole := prompt_source.whole) is None:
+                    source = prompt_source
+                    _, whole = renderer.render_messages(source.messages, source.chat_params)
+                call = _call_seen(renderer, prompt_source, media.with_images(whole, one))
+            else:
+                call = _call(renderer, prompt_source, one, online)
+            method, args, kwargs = call
+            found = getattr(renderer, method)(*args, **kwargs)
+            made.append((one, _read(renderer, prompt_source, one, found)))
     return _complete(amateurs, made)
 
 
@@ -285,10 +394,23 @@ async def render_async(
     """As ``render``, without blocking the event loop."""
     made = []
     for one in _different(amateurs):
-        with _errors(one):
-            method, args = _call(renderer, prompt_source, one, online)
-            found = await getattr(renderer, method + "_async")(*args)
-            made.append((one, _read(renderer, one, found)))
+        with _errors(one), media.remembering(prompt_source.fetched):
+            if isinstance(one.source, Distorted):
+                check_there(prompt_source, one)
+                if (whole := prompt_source.whole) is None:
+                    source = prompt_source
+                    _, whole = await renderer.render_messages_async(
+                        source.messages, source.chat_params
+                    )
+                seen = await asyncio.get_running_loop().run_in_executor(
+                    _PICTURES, media.with_images, whole, one
+                )
+                call = _call_seen(renderer, prompt_source, seen)
+            else:
+                call = _call(renderer, prompt_source, one, online)
+            method, args, kwargs = call
+            found = await getattr(renderer, method + "_async")(*args, **kwargs)
+            made.append((one, _read(renderer, prompt_source, one, found)))
     return _complete(amateurs, made)
 
 
@@ -307,7 +429,11 @@ def _complete(
         if read is None:
             return one
         return structs.replace(
-            one, prompt=read.ids, embeds=read.embeds, is_token_ids=read.is_token_ids
+            one,
+            prompt=read.ids,
+            embeds=read.embeds,
+            is_token_ids=read.is_token_ids,
+            features=read.features,
         )
 
     return tuple(map(complete, amateurs))
@@ -328,8 +454,10 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
             raise
         raise _unreadable(one, error) from error
     except Exception as error:
-        if isinstance(one.source, Embeds) and isinstance(one.source.prompt, str):
-            # Of a client's bytes torch says anything, which vLLM does not always catch.
+        of_bytes = isinstance(one.source, Embeds) and isinstance(one.source.prompt, str)
+        if of_bytes or _brings_media(one.source):
+            # Of a client's bytes torch and PIL say anything, which vLLM does not always catch; and
+            # what they are fetched from may be gone.
             raise _unreadable(one, error) from error
         logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")
         raise RendererChanged(
@@ -339,16 +467,24 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
         ) from error
 
 
+def _brings_media(source: Any) -> bool:
+    if isinstance(source, Messages):
+        return any(has_media(message, kind) for message in source.value for kind in MEDIA)
+    return isinstance(source, (Media, Distorted))
+
+
 def _unreadable(one: AmateurSpec, error: Exception) -> ColdError:
     said = str(error) or type(error).__name__
     return one.refused(f"no prompt can be made of it: {said[:_SAID]}")
 
 
-def _call(
-    renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any
-) -> tuple[str, tuple[Any, ...]]:
+_Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+
+
+def _call(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, online: Any) -> _Call:
     """The renderer's method that makes an amateur's prompt, and its arguments."""
     tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
+    keywords = _keywords(prompt_source)
     match source := one.source:
         case Messages() | Without():
             messages = messages_of(prompt_source, one)
@@ -356,24 +492,67 @@ def _call(
                 chat_params = default_chat_params(renderer, online)
                 if tok_params is not None:
                     tok_params = replace(tok_params, add_special_tokens=False)
-            return "render_chat", ([messages], chat_params, tok_params)
+            return "render_chat", ([messages], chat_params, tok_params), keywords
         case Embeds():
             if tok_params is not None:
                 # For an answer with the prompt's text, which this one does not have.
                 tok_params = replace(tok_params, needs_detokenization=False)
             own = source.prompt
-            return "render_cmpl", ([own.encode() if isinstance(own, str) else {**own}], tok_params)
+            prompt: Any = own.encode() if isinstance(own, str) else {**own}
+            return "render_cmpl", ([prompt], tok_params), {}
+        case Media():
+            prompt = dict(source.prompt)
+            if "prompt_extras" in keywords:
+                extras = keywords["prompt_extras"]
+                keywords["prompt_extras"] = {k: extras[k] for k in extras if k not in prompt}
         case Part():
-            prompt: Any = source.of(one.prompt_field, prompt_source.prompt)  # type: ignore[type-var]
-        case Text():
+            if prompt_source.whole is not None:
+                raise one.refused(
+                    "is for a prompt of text alone, and this one has media; say what the amateur "
+                    "reads"
+                )
+            prompt = source.of(one.prompt_field, prompt_source.prompt)  # type: ignore[type-var]
+        case Text() | Tokens():
             prompt = source.value
-            if chat_params is not None and tok_params is not None:
-                # A template brings the special tokens along, a text does not.
-                tok_params = replace(tok_params, add_special_tokens=True)
-        case Tokens():
-            prompt = source.value
-    key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
-    return "render_cmpl", ([{key: prompt}], tok_params)
+    if not isinstance(prompt, dict):
+        prompt = {"prompt" if isinstance(prompt, str) else "prompt_token_ids": prompt}
+    if chat_params is not None and tok_params is not None and "prompt_token_ids" not in prompt:
+        # A template brings the special tokens along, a text does not.
+        tok_params = replace(tok_params, add_special_tokens=True)
+    return "render_cmpl", ([prompt], tok_params), keywords
+
+
+def _call_seen(renderer: Any, prompt_source: PromptSource, prompt: dict[str, Any]) -> _Call:
+    """As for a prompt that ``render_messages`` made, or that is whole: what is left of
+    ``render_chat`` behind it is ``render_cmpl``.
+    """
+    tok_params, chat_params = prompt_source.tok_params, prompt_source.chat_params
+    keywords = _keywords(prompt_source)
+    if chat_params is not None:
+        if tok_params is None:
+            tok_params = renderer.default_chat_tok_params
+        extras = keywords.get("prompt_extras", {})
+        media_io = chat_params.media_io_kwargs or {}
+        keywords["prompt_extras"] = {**extras, "media_io_kwargs": media_io}
+    return "render_cmpl", ([prompt], tok_params), keywords
+
+
+def _keywords(prompt_source: PromptSource) -> dict[str, Any]:
+    """What the expert's prompt was made with, of what concerns media."""
+    found: dict[str, Any] = {}
+    if prompt_source.extras:
+        found["prompt_extras"] = dict(prompt_source.extras)
+    if prompt_source.always_sent:
+        found["skip_mm_cache"] = True
+    return found
+
+
+def check_there(prompt_source: PromptSource, one: AmateurSpec) -> None:
+    """Raise CannotLeaveOut if an amateur's prompt would not differ from this."""
+    if isinstance(one.source, Without):
+        messages_of(prompt_source, one)
+    elif isinstance(one.source, Distorted) and not prompt_source.has_images:
+        raise CannotLeaveOut(one.prompt_field, one.source.value, media.NO_IMAGE)
 
 
 def messages_of(prompt_source: PromptSource, one: AmateurSpec) -> list[Any]:
@@ -405,21 +584,28 @@ def default_chat_params(renderer: Any, online: Any = None) -> Any:
     ).with_defaults(online.default_chat_template_kwargs)
 
 
-def _read(renderer: Any, one: AmateurSpec, made: Any) -> Prompt:
+def _read(renderer: Any, prompt_source: PromptSource, one: AmateurSpec, made: Any) -> Prompt:
     """What a renderer made for an amateur to read."""
     prompts = made[1] if isinstance(made, tuple) else made  # of a chat
     assert len(prompts) == 1
     prompt = prompts[0]
+    prompt_source.processed.extend(media.with_data(prompt))
+    size = renderer.model_config.get_vocab_size()
     if prompt["type"] == "embeds":
         read = Prompt.made(prompt)
         problem = read.problem(renderer.model_config)
     elif prompt["type"] == "token":
         read = Prompt(ids := prompt["prompt_token_ids"])
-        problem = _unknown_token(ids, renderer.model_config)
+        problem = _unknown_token(ids, size)
         if not ids:
             problem = "is no token at all; it must not be empty"
+    elif prompt["type"] == "multimodal":
+        read = Prompt(ids := prompt["prompt_token_ids"], features=media.of_prompt(prompt))
+        # Tokens that stand for media need not be the model's.
+        tokenizer = renderer.tokenizer
+        problem = _unknown_token(ids, max(size, tokenizer.max_token_id + 1 if tokenizer else 0))
     else:
-        raise one.refused("must be text only")
+        raise one.refused("must be text, token ids, embeddings, or these with media")
     if problem is not None:
         raise one.refused(problem)
     return read

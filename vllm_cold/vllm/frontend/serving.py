@@ -31,16 +31,18 @@ from dataclasses import replace
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import chain
 from typing import Any
 
 import msgspec
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group import results
-from vllm_cold.method.amateurs import Part
+from vllm_cold.method.amateurs import Messages, Part
 from vllm_cold.method.arguments import check_placement, parse_request_args
+from vllm_cold.method.settings import PREFIX, preset_of
 from vllm_cold.params import ColdParams
-from vllm_cold.vllm.frontend import prompts
+from vllm_cold.vllm.frontend import media, prompts
 from vllm_cold.vllm.frontend.admission import Admission, check_penalty
 from vllm_cold.vllm.frontend.capacity import fit, most_tokens
 from vllm_cold.vllm.frontend.config import is_configured
@@ -66,17 +68,34 @@ def _make_preprocess(original: Callable[..., Any]) -> Callable[..., Any]:
     """Of a chat's messages, or of a completion's prompts."""
 
     async def preprocess(self: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-        found = await original(self, request, *args, **kwargs)
         # A beam search is refused where it wants CoLD too.
         beams = getattr(request, "use_beam_search", False)
         if FRONT_END.server is None or beams or not hasattr(request, "vllm_xargs"):
-            return found
+            return await original(self, request, *args, **kwargs)
+        if _sends_data(FRONT_END.server, self.renderer, request, *args, **kwargs):
+            kwargs["skip_mm_cache"] = True
+        found = await original(self, request, *args, **kwargs)
         made = found[1] if isinstance(found, tuple) else found
         with refusals(), prompts.media_kept(self.renderer, made):
             made[:] = await _prepare(FRONT_END.server, self, request, made)
         return found
 
     return preprocess
+
+
+def _sends_data(
+    server: Admission, renderer: Any, request: Any, messages: Any = None, *_: Any, **__: Any
+) -> bool:
+    """Whether a chat's media are processed as ``media.always_sent`` says: it will be contrasted."""
+    has_own = bool(request.vllm_xargs) and f"{PREFIX}amateur_messages" in request.vllm_xargs
+    if not (has_own or media.always_sent(renderer, messages)):
+        return False
+    with refusals():
+        contrast = _decide(server, request)
+    if contrast is None or not contrast.applies(prompts.PromptSource(messages=messages)):
+        return False
+    own = [one.source.value for one in contrast.amateurs if isinstance(one.source, Messages)]
+    return media.always_sent(renderer, [*(messages or ()), *chain.from_iterable(own)])
 
 
 async def _prepare(server: Admission, online: Any, request: Any, made: list[Any]) -> list[Any]:
@@ -300,8 +319,11 @@ def _make_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         defaults = FRONT_END.of(self.llm_engine.input_processor).defaults
         default = defaults.enabled and defaults.contrast.without is None  # which is for chats
-        adapters = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
-        if isinstance(params, ColdParams) or (default and any(adapters)):
+        wanted = lora_request if isinstance(lora_request, (list, tuple)) else [lora_request]
+        preset = preset_of(defaults.contrast)
+        if preset is not None and preset.images is not None:
+            wanted = [isinstance(p, dict) and p.get("multi_modal_data") for p in prompts]
+        if isinstance(params, ColdParams) or (default and any(wanted)):
             raise ColdError(
                 "beam_search",
                 type(params).__name__,

@@ -13,6 +13,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.request import Request
 
+from vllm_cold.group import results
 from vllm_cold.group.stream import AmateurStream, Stream
 
 
@@ -36,8 +37,9 @@ def make_streams(expert: Request, stream: Stream) -> tuple[Request, ...]:
     for index, amateur in enumerate(stream.amateurs, 1):
         params = _params(asked)
         params.extra_args = structs.replace(of_workers, index=index).to_extra_args(args)
-        # They say where the expert's KV comes from and goes to.
-        params.extra_args.pop("kv_transfer_params", None)
+        given = params.extra_args.pop("kv_transfer_params", None)
+        if (own := results.of_amateur(given, index - 1)) is not None:
+            params.extra_args["kv_transfer_params"] = own
         amateurs.append(_make_amateur(expert, amateur, index, params, features[index - 1]))
     return expert, *amateurs
 
@@ -46,7 +48,8 @@ def _take_features(expert: Request, stream: Stream) -> list[list[Any]]:
     """Of each amateur with a prompt of its own, the media that came behind the expert's."""
     num_own = len(expert.mm_features) - sum(a.num_features for a in stream.amateurs)
     features = iter(expert.mm_features[num_own:])
-    expert.mm_features = expert.mm_features[:num_own]
+    # Workers in this process put data into them: no two streams share one.
+    expert.mm_features = [replace(feature) for feature in expert.mm_features[:num_own]]
     end, taken = expert.num_prompt_tokens, []
     for amateur in stream.amateurs:
         mine = []
@@ -98,7 +101,7 @@ def _make_amateur(
     elif ids is None:
         ids, embeds = expert.prompt_token_ids, expert.prompt_embeds
         is_token_ids = expert.prompt_is_token_ids
-        features = list(expert.mm_features)
+        features = [replace(feature) for feature in expert.mm_features]
     return Request(
         request_id=f"{expert.request_id}-amateur-{index}",
         client_index=expert.client_index,

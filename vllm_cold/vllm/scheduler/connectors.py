@@ -16,15 +16,17 @@ but holds blocks. What it relies on, beside what ``scheduler`` lists:
   it is where groups that were split are taken out, before the connector hears of the step.
 - ``_handle_invalid_blocks(ids, num_scheduled_tokens)``: the requests that ran on KV that did not
   come, of which vLLM drops the step's tokens.
+- ``max_num_active_reqs``: when as many requests run, nobody else is looked at in the pass.
 
 Since: 0.31. Can go: when vLLM schedules groups of requests.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any
 
 from vllm.v1.request import RequestStatus
 
+from vllm_cold.group import results
 from vllm_cold.group.lockstep import Group, Step
 from vllm_cold.vllm.scheduler.interface import Request, Scheduler
 from vllm_cold.vllm.scheduler.kv_blocks import Found, KVBlocks
@@ -38,6 +40,7 @@ class Loads:
 
     Attributes:
         starting: Followers that are queued in this pass for their load alone.
+        expected: Those that are queued to run in it.
         asked_in_vain: Whether the connector did not know yet, in this pass.
     """
 
@@ -47,9 +50,11 @@ class Loads:
         self._blocks = blocks
         self._connector: Any = getattr(scheduler, "connector", None)
         self._loading: dict[Request, None] = {}  # followers, in the order in which they began
-        self._written: dict[Request, int] = {}  # see num_written
+        self._written: dict[Request, int] = {}  # see num_written; of steps that are not back yet
         self._released: list[Request] = []  # at the end of the pass
+        self._seats: int | None = None  # that the engine has, while it admits nobody any more
         self.starting: set[Request] = set()
+        self.expected: set[Request] = set()
         self.asked_in_vain = False
 
     @property
@@ -66,7 +71,9 @@ class Loads:
             promote: Makes a request whose load is over one that waits.
         """
         self.starting.clear()
-        self._written.clear()
+        self.expected.clear()
+        for request in [r for r in self._written if r.status != RequestStatus.RUNNING]:
+            del self._written[request]
         self.asked_in_vain = False
         for follower in tuple(self._loading):
             if not self.is_under_way(follower):
@@ -78,12 +85,27 @@ class Loads:
 
     def end_pass(self, queued: Iterable[Request]) -> None:
         """``queued``: the followers that were put into queues in this pass."""
+        if self._seats is not None:
+            self._scheduler.max_num_active_reqs, self._seats = self._seats, None
         for follower in queued:
             if follower.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
                 self._loading[follower] = None
         released, self._released = self._released, []
         for request in released:
             self.release(request)
+
+    def end_step(self, request_ids: Container[str]) -> None:
+        """The results of a step with these requests are here: what it loaded is there, or not."""
+        for request in [r for r in self._written if r.request_id in request_ids]:
+            del self._written[request]
+
+    def abort(self, request_ids: Container[str]) -> None:
+        """These requests end. What is loaded for them in a step that is not back yet may not come:
+        vLLM hears of it when they have no blocks any more, and nobody may find these.
+        """
+        for request, num_local in self._written.items():
+            if request.request_id in request_ids and not request.is_finished():
+                self._blocks.uncache_unwritten(request, num_local)
 
     def drop(self, followers: Iterable[Request]) -> None:
         """Their group has ended."""
@@ -110,7 +132,30 @@ class Loads:
         if not self.possible or request.num_computed_tokens > 0:
             return True
         self._forget_promise(request)
-        return step.may_admit(self._queues.priority(request))
+        if step.may_admit(self._queues.priority(request)):
+            return True
+        self._stop_admission()
+        return False
+
+    def is_barred(self, request: Request) -> bool:
+        """Whether a request could find what is never written: where a follower that was to run is
+        passed over, because its KV is now to come later, its group may be taken out of the step.
+        """
+        runs = RequestStatus.RUNNING
+        if request.num_computed_tokens > 0 or request in self.expected:
+            return False
+        if all(follower.status == runs for follower in self.expected):
+            return False
+        self._stop_admission()
+        return True
+
+    def _stop_admission(self) -> None:
+        """Who waits behind a request that may not start holds no blocks and is no more urgent: each
+        would be looked at in vain, in every pass.
+        """
+        scheduler = self._scheduler
+        if not scheduler.kv_holding_waiting and self._seats is None:
+            self._seats, scheduler.max_num_active_reqs = scheduler.max_num_active_reqs, 0
 
     def _forget_promise(self, request: Request) -> None:
         """One whose load has failed holds no blocks any more. vLLM still keeps free what it lacks,
@@ -233,12 +278,52 @@ class Loads:
         promised = sum(map(self._scheduler._request_remaining_blocks, others))
         return self._blocks.fit(group, found, promised)
 
+    def hand_on(self, outputs: Iterable[Any], groups: Mapping[str, Group[Request]]) -> None:
+        """What the engine that decodes needs to find the amateurs' KV goes to the client with what
+        it needs for their expert's.
+
+        Args:
+            outputs: Those of a step, amateurs' too.
+            groups: Those of the step, by the expert's id.
+        """
+        told = {o.request_id: o.kv_transfer_params for o in outputs if o.kv_transfer_params}
+        for output in outputs:
+            group = groups.get(output.request_id)
+            if group is not None and output.request_id in told:
+                of_amateurs = [told.get(request_id) for request_id in group.bits]
+                if any(of_amateurs):
+                    output.kv_transfer_params = results.with_amateurs(
+                        output.kv_transfer_params, of_amateurs
+                    )
+
     # ---- loads that failed -------------------------------------------------------------------
 
     def not_loaded(self, model_runner_output: Any) -> set[int]:
         """Blocks that were to be loaded and were not."""
         told = getattr(model_runner_output, "kv_connector_output", None)
         return set(told.invalid_block_ids or ()) if self.possible and told is not None else set()
+
+    def cut(self, invalid: set[int]) -> None:
+        """Loads that are under way keep what is in front of the first block that is not there: they
+        found it in the prefix cache, and it was to be loaded in time, or written. Of several such
+        vLLM lets the first compute it, and the others may run before.
+
+        Args:
+            invalid: Blocks that were not loaded; or of a request that was taken out of its step.
+        """
+        scheduler = self._scheduler
+        for request in scheduler.kv_holding_waiting:
+            if request.status == RequestStatus.WAITING_FOR_REMOTE_KVS:
+                ids, *others = scheduler.kv_cache_manager.get_block_ids(request.request_id)
+                lost = (at for at, block in enumerate(ids) if block in invalid)
+                most = next(lost, len(ids)) * scheduler.block_size
+                if any(not invalid.isdisjoint(of_kind) for of_kind in others):
+                    most = 0  # of windows, what is in front may be gone
+                if request.num_computed_tokens > most:
+                    request.num_computed_tokens = most
+                    scheduler.failed_recving_kv_req_ids.add(request.request_id)
+                    # Or a follower that finds more once its leader has blocks holds it up for ever.
+                    request.skip_reading_prefix_cache = True
 
     def uses(self, request: Request, blocks: set[int]) -> bool:
         """Whether a request has one of these blocks."""

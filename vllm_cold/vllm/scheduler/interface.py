@@ -26,6 +26,7 @@ class Request(Tokens, Protocol):
     is_prefill_chunk: bool
     trace_headers: Any
     block_hashes: Sequence[bytes]
+    mm_features: Sequence[Any]
     shared_prefix_boundary: int
 
     def take_events(self) -> Any:
@@ -53,6 +54,8 @@ class Scheduler:
     policy: Any
     pause_state: Any
     kv_cache_manager: Any
+    encoder_cache_manager: Any
+    max_num_encoder_input_tokens: int
     requests: dict[str, Request]
     running: list[Request]
     waiting: Any  # a Queue; with the FCFS policy also a deque
@@ -74,6 +77,9 @@ class Scheduler:
     deferred_frees: Any
     recompute_kv_load_failures: bool
     finished_recving_kv_req_ids: set[str]
+    failed_recving_kv_req_ids: set[str]
+    kv_holding_waiting: Any
+    max_num_active_reqs: int
     _inflight_prefills: set[Request]
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -111,6 +117,16 @@ class Scheduler:
         return True
 
     def _preempt_request(self, request: Request, timestamp: float) -> None: ...
+
+    def _try_schedule_encoder_inputs(
+        self,
+        request: Request,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        encoder_compute_budget: int,
+        shift_computed_tokens: int = 0,
+    ) -> tuple[Any, ...]:
+        return ()
 
     def _update_after_schedule(self, scheduler_output: Any) -> None: ...
 

@@ -135,11 +135,14 @@ class KVBlocks:
             more += max(min(columns, most) - min(columns, counted), 0)
         return more
 
-    def uncache_unwritten(self, request: Request, num_written: int) -> None:
+    def uncache_unwritten(self, request: Request, num_written: int) -> set[int]:
         """Blocks that were hashed for tokens of this pass are not written if the request does
         not run in it: nobody may find them in the prefix cache. Nobody has found them yet: a
         pass admits nobody after a preemption, or after a follower that could not be admitted.
         ``num_written``: tokens whose KV is there.
+
+        Returns:
+            The blocks.
         """
         manager = self._scheduler.kv_cache_manager
         unwritten: set[int] = set()
@@ -149,6 +152,7 @@ class KVBlocks:
         unwritten.discard(0)  # the null block
         if unwritten:
             manager.evict_blocks(unwritten)
+        return unwritten
 
     def mark_nonfinite(self, streams: Iterable[Request]) -> None:
         """These requests' blocks may hold NaN. vLLM's attention on CPU reads a sequence's last

@@ -2,7 +2,9 @@
 """Puts followers into vLLM's waiting queues for the time of a pass, right behind their leaders.
 
 Touched in vLLM: ``RequestQueue`` and the scheduler's queues (see ``scheduler``). vLLM's queues know
-no quick way to tell whether a request is in them: nothing here asks them.
+no quick way to tell whether a request is in them: nothing here asks them. And when prompts are held
+back there: ``prefill_capacity_bound``; since 0.33 ``local_prefill_interval``,
+``num_executed_steps`` and ``last_prefill_step``.
 """
 
 from collections import deque
@@ -19,6 +21,24 @@ from vllm_cold.vllm.scheduler.interface import Queue, Request, Scheduler
 _NAMES = ("kv_holding_waiting", "skipped_waiting", "waiting")
 # Priorities within a pass, in front of all that clients can ask for.
 _LEADS, _FOLLOWS = -(2**62) - 1, -(2**62)
+
+
+def holds_prompts(scheduler: Scheduler, throttle: bool) -> bool:
+    """Whether vLLM gives no tokens of prompts in this pass, but their last ones.
+
+    Args:
+        scheduler: Of which nobody was given tokens yet in this pass.
+        throttle: Whether the engine says so, for the balance of data parallelism.
+    """
+    if not throttle:  # 0.33 does so between prompts
+        since_0_33: Any = scheduler
+        interval = getattr(since_0_33, "local_prefill_interval", 1)
+        if interval == 1:
+            return False
+        steps: int = since_0_33.num_executed_steps + 1 - since_0_33.last_prefill_step
+        throttle = steps < interval
+    bound = getattr(scheduler, "prefill_capacity_bound", False)
+    return throttle and not bound and any(not r.is_prefill_chunk for r in scheduler.running)
 
 
 class WaitingQueues:

@@ -15,6 +15,9 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
 - ``_handle_blocked_waiting_request(request)``: called for the head of a queue before anything else
   is done for it; False passes it over and goes on with the next. Not in 0.23, where a group that
   lacks an adapter's slot ends the step's admission.
+- ``_try_schedule_encoder_inputs(request, ...)``: called behind the cap for requests with media, and
+  takes tokens off those that cannot be encoded; 0.23 calls it in front of the cap. ``encoder`` has
+  what follows.
 - ``_update_after_schedule(output)``: the end of ``schedule()``, before counts advance.
 - ``_preempt_request``, ``add_request``, ``finish_requests``, ``update_from_output``,
   ``get_request_counts``: overridden, each calls super.
@@ -25,8 +28,8 @@ Why: a CoLD request is several requests that must be scheduled in step. The rule
 
 Since: 0.23. ``interface`` has all that is used of vLLM's scheduler, ``queues`` puts followers into
 queues, ``kv_blocks`` asks the KV cache, ``connectors`` a KV connector, ``states`` splits prompts
-for layers with states, ``amateurs`` makes the other streams, ``stats`` sends figures to the front
-end.
+for layers with states, ``encoder`` for media, ``amateurs`` makes the other streams, ``stats`` sends
+figures to the front end.
 """
 
 import logging
@@ -51,6 +54,7 @@ from vllm_cold.group.lockstep import (
     Part,
     Step,
     Verdict,
+    both,
     followers_left,
     is_split,
     tokens_left,
@@ -58,11 +62,13 @@ from vllm_cold.group.lockstep import (
 )
 from vllm_cold.group.step_stats import CountersByKind, RowStats, WeightsByStep
 from vllm_cold.group.stream import from_extra_args
+from vllm_cold.vllm.scheduler import encoder
 from vllm_cold.vllm.scheduler.amateurs import make_streams
 from vllm_cold.vllm.scheduler.connectors import Loads
+from vllm_cold.vllm.scheduler.encoder import EncoderInputs
 from vllm_cold.vllm.scheduler.interface import Request
 from vllm_cold.vllm.scheduler.kv_blocks import KVBlocks
-from vllm_cold.vllm.scheduler.queues import WaitingQueues
+from vllm_cold.vllm.scheduler.queues import WaitingQueues, holds_prompts
 from vllm_cold.vllm.scheduler.states import StateSplit
 from vllm_cold.vllm.scheduler.stats import attach
 from vllm_cold.vllm.worker import outputs as worker_outputs
@@ -96,6 +102,7 @@ class GroupScheduler(Scheduler):
     _draft_controller: DraftController | None = None
     _steps_in_flight = 0
     _to_report = 0
+    _in_pass = False
     _emptied = False  # whether all that had tokens were taken out of the step
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -112,6 +119,7 @@ class GroupScheduler(Scheduler):
         self._blocks = KVBlocks(self)
         self._loads = Loads(self, self._queues, self._blocks)
         self._states = StateSplit(self, self._blocks)
+        self._encoder = EncoderInputs(self, super()._try_schedule_encoder_inputs)
         speculative = self.vllm_config.speculative_config
         self._draft_controller = DraftController() if self.num_spec_tokens > 0 else None
         self._slots: list[int] = []  # that were used and are free
@@ -122,6 +130,8 @@ class GroupScheduler(Scheduler):
         self._step: Step[Request] = Step(budget=0)
         self._budget = 0
         self._in_pass = False
+        self._capped: Request | None = None  # the last one that was
+        self._is_early = False  # whether that was before vLLM asks for it
         self._throttled = False  # whether vLLM holds prompts back
         self._adapters: set[int] = set()  # of the first requests that run
         self._num_seen = 0  # how many these are
@@ -162,6 +172,9 @@ class GroupScheduler(Scheduler):
                 self.connector.on_new_request(amateur)
         self._counters.sums[kind].requests += 1
         self._to_report = LAST_REPORTS
+        self._encoder.begin_anew(group)
+        if (why := self._encoder.why_never(group)) is not None:
+            self._fail(group, f"CoLD: this request {why}.")
 
     def _take_slot(self) -> int:
         if self._slots:
@@ -183,7 +196,9 @@ class GroupScheduler(Scheduler):
         ids = set(self.requests if request_ids is None else request_ids)
         groups = {g.request_id: g for i in ids if (g := self._groups.get(i)) is not None}
         amateurs = {a.request_id for g in groups.values() for a in g.amateurs}
-        finished = super().finish_requests(ids | groups.keys() | amateurs, finished_status)
+        ids |= groups.keys() | amateurs
+        self._loads.abort(ids)
+        finished = super().finish_requests(ids, finished_status)
         for group in groups.values():
             self._forget(group)
         # vLLM 0.23 reports (request id, client index), later releases the requests.
@@ -293,15 +308,13 @@ class GroupScheduler(Scheduler):
         )
         drafting = self._draft_controller is None or self._draft_controller.may_draft()
         self._step = Step(self._budget, self._draft_slots, self.num_spec_tokens, drafting)
-        self._throttled = (
-            throttle
-            and not getattr(self, "prefill_capacity_bound", False)
-            and any(not r.is_prefill_chunk for r in self.running)
-        )
+        self._throttled = holds_prompts(self, throttle)
         self._order_running()
         self._loads.begin_pass(self._promote)
         if self.pause_state == PauseState.PAUSED_NEW:
             self._loads.release_unled(self._groups.values())
+        self._encoder.begin_pass()
+        self._capped, self._is_early = None, False
         self._in_pass = True
         before, self.need_mamba_block_aligned_split = self.need_mamba_block_aligned_split, True
         self._states.is_on = before
@@ -365,6 +378,8 @@ class GroupScheduler(Scheduler):
         ready = super()._handle_blocked_waiting_request(request)
         if not ready or not self._in_pass:
             return ready
+        if self._loads.possible and self._loads.is_barred(request):
+            return False
         group = self._groups.get(request.request_id)
         if group is None:
             may_load = self._loads.may_start(request, self._step)
@@ -394,6 +409,10 @@ class GroupScheduler(Scheduler):
         """The cap on a request's tokens in this step; see the module docstring."""
         if num_new_tokens <= 0:
             return 0
+        if self._is_early and request is self._capped:
+            self._is_early = False
+            return num_new_tokens
+        self._capped = request
         assert self._blocks is not None
         cached = num_new_local_computed_tokens, num_external_computed_tokens
         num_cached = self._blocks.restored(sum(cached))
@@ -410,6 +429,11 @@ class GroupScheduler(Scheduler):
             rule = self._states.split if group is None else self._states.part
             part = partial(rule, request, cached=cached)
             num_new_tokens = part(num_new_tokens)
+        of_encoder: Part = whole
+        if group is not None and request.mm_features:
+            start = request.num_computed_tokens or num_cached
+            of_encoder = partial(self._encoder.part, group, request, start)
+            part = both(part, of_encoder)
         if group is not None and request is not group.leader:
             turn = self._step.turn_of(group)
             if waiting and request in self._loads.starting:
@@ -418,7 +442,7 @@ class GroupScheduler(Scheduler):
                 turn.led_by_other = True
                 return 0
             return self._step.clip_follower(
-                group, request, num_new_tokens, num_cached, waiting, part
+                group, request, of_encoder(num_new_tokens), num_cached, waiting, part
             )
         priority = self._queues.priority(request)
         # Those that hold blocks come first, as in vLLM.
@@ -429,18 +453,29 @@ class GroupScheduler(Scheduler):
                 return 0
             return self._step.clip_plain(num_new_tokens)
         capacity = self._capacity(group, num_cached, waiting)
+        has_media = any(map(self._encoder.reads_more, group.streams))
+        if has_media and (capacity.admissible or not waiting):
+            capacity.encodable = self._encoder.can_finish(group, num_cached, capacity)
+            if not capacity.encodable or num_new_tokens < tokens_left(request, num_cached):
+                num_new_tokens = of_encoder(num_new_tokens)
         granted = self._step.clip_leader(group, num_new_tokens, num_cached, capacity, waiting, part)
         if granted == 0 and waiting:
             if capacity.admissible:
                 self._give_up_cache_hit(group, num_cached, capacity)
             return 0
-        if waiting:
+        if granted:
             group.passed_over = 0
+        if waiting:
             self._incomplete().append(group)  # until its followers run
+        if has_media and self._step.turn_of(group).verdict is Verdict.FINISH:
+            self._encoder.promise(group, num_cached, capacity)
         if granted == 0 and self._is_blocked(group, capacity):
             self._step.block(priority)
+        if granted == 0 and self._has_lost_media(group, num_cached, capacity):
+            self._step.preempt(group)
         if admitted := self._step.admits(group, capacity):
             self._loads.starting.difference_update(admitted)
+            self._loads.expected.update(admitted)
         elif not waiting:
             admitted = self._loads.starting_of(group)
         if admitted:
@@ -463,6 +498,7 @@ class GroupScheduler(Scheduler):
         incomplete = self._incomplete()
         admissible = (
             seats <= max_active
+            and (not waiting or self._encoder.may_begin(group, self._groups.values()))
             and self._loras_fit(*group.streams)
             # One after the other, so that nothing gets between a group's streams.
             and (waiting or not self._queues.has_followers)
@@ -519,7 +555,22 @@ class GroupScheduler(Scheduler):
         left = zip(followers_left(group, capacity), capacity.missing, strict=True)
         if any(map(self._loads.is_under_way, group.followers)):
             return False  # they have their blocks
+        if tokens_left(group.leader) > 1 and not capacity.encodable:
+            # Others' media leave no room for its own. Those behind it may bring more for ever.
+            group.passed_over += 1
+            return group.passed_over > _MAX_PASSED_OVER
         return any(capacity.missing) and all(n == 1 for n, missing in left if not missing)
+
+    def _has_lost_media(self, group: RequestGroup, num_cached: int, capacity: Capacity) -> bool:
+        """Whether all streams lack their last token alone, and media that they had encoded for it
+        are to be encoded once more (vLLM was told to forget them), more than fit one step.
+        """
+        return not (
+            capacity.encodable
+            or any(capacity.missing)
+            or max(tokens_left(each) for each in group.streams) > 1
+            or self._encoder.could_finish(group, num_cached, capacity)
+        )
 
     def _give_up_cache_hit(self, group: RequestGroup, num_cached: int, capacity: Capacity) -> None:
         """A leader whose prompt is cached up to the last token cannot wait for followers that need
@@ -531,7 +582,10 @@ class GroupScheduler(Scheduler):
         budget -= drafts + slots * len(group.streams)
         left = followers_left(group, capacity)
         if tokens_left(group.leader, num_cached) == 1 and (
-            sum(left) > budget or max(left) > (capacity.chunk or budget) or not capacity.can_finish
+            sum(left) > budget
+            or max(left) > (capacity.chunk or budget)
+            or not capacity.can_finish
+            or not self._encoder.could_finish(group, num_cached, capacity)
         ):
             group.leader.skip_reading_prefix_cache = True
             self._loads.release_later(group.leader)
@@ -542,14 +596,40 @@ class GroupScheduler(Scheduler):
             kwargs["drop_stale_output"] = True  # of all streams, whoever preempts them
         if self._in_pass:
             assert self._blocks is not None
-            self._blocks.uncache_unwritten(request, self._loads.num_written(request))
+            unwritten = self._blocks.uncache_unwritten(request, self._loads.num_written(request))
+            if self._loads.possible:
+                self._loads.cut(unwritten)
             self._step.preempt(group if group is not None and group.followers else None)
+            self._encoder.preempted(request)
             self._look_anew()
         super()._preempt_request(request, *args, **kwargs)
         if group is not None and request is group.leader:
             self._counters.sums[group.kind].preemptions += 1
         elif group is not None:
             self.waiting.remove_request(request)
+
+    def _try_schedule_encoder_inputs(
+        self,
+        request: Request,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        encoder_compute_budget: int,
+        shift_computed_tokens: int = 0,
+    ) -> tuple[Any, ...]:
+        asked = request, num_computed_tokens, num_new_tokens, encoder_compute_budget
+        if not self._in_pass:
+            return super()._try_schedule_encoder_inputs(*asked, shift_computed_tokens)
+        if request is not self._capped:  # vLLM 0.23 caps behind this, and gets the same then
+            self._is_early = False
+            num_cached = num_computed_tokens - request.num_computed_tokens
+            num_new_tokens = self._cap(request, num_new_tokens, num_cached)
+            asked = request, num_computed_tokens, num_new_tokens, encoder_compute_budget
+            self._is_early = True
+        found = self._encoder.schedule(*asked, shift_computed_tokens)
+        self._is_early = self._is_early and found[1] > 0
+        self._capped = request if self._is_early else None
+        self._step.take_back(num_new_tokens, found[1])
+        return found
 
     def _build_kv_connector_meta(self, connector: Any, scheduler_output: SchedulerOutput) -> Any:
         if self._groups:
@@ -610,6 +690,7 @@ class GroupScheduler(Scheduler):
                     f"of {self.cache_config.num_gpu_blocks} blocks of {self.block_size} tokens: "
                     "shorten it or enlarge the KV cache.",
                 )
+        self._encoder.end_pass(output, self._groups, self._step)
 
     def _stalled(self) -> bool:
         """Whether running groups got nothing although nothing is under way."""
@@ -658,6 +739,8 @@ class GroupScheduler(Scheduler):
             # Before vLLM sees their tokens. It passes over requests that ended meanwhile.
             ended = self._end_failed()
         outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if self._groups:
+            self._loads.end_step(scheduler_output.num_scheduled_tokens)
         self._steps_in_flight -= bool(scheduler_output.num_scheduled_tokens)
         if self._groups:
             ended += self._after_output(scheduler_output, outputs, scored)
@@ -718,6 +801,8 @@ class GroupScheduler(Scheduler):
     ) -> set[str]:
         """What the KV of one stream did not bring, its group has not computed."""
         failed = super()._handle_invalid_blocks(invalid_block_ids, num_scheduled_tokens)
+        if self._groups:
+            self._loads.cut(invalid_block_ids)
         groups = {g.request_id: g for i in failed if (g := self._groups.get(i)) is not None}
         if not groups:
             return failed
@@ -786,6 +871,8 @@ class GroupScheduler(Scheduler):
                 over.append(group)
         hidden.update(group.request_id for group in self._failed)
         for client in outputs.values():
+            if self._loads.possible:
+                self._loads.hand_on(client.outputs, groups)
             if client.outputs and hidden:
                 client.outputs = [o for o in client.outputs if o.request_id not in hidden]
             for output in client.outputs:
@@ -870,6 +957,7 @@ def strip(output: SchedulerOutput, request_id: str) -> bool:
         return False
     output.total_num_scheduled_tokens -= num_tokens
     output.scheduled_spec_decode_tokens.pop(request_id, None)
+    encoder.strip(output, request_id)
     if (of_connector := getattr(output, "kv_connector_block_state", None)) is not None:
         of_connector.req_ids.discard(request_id)
     new = [r for r in output.scheduled_new_reqs if r.req_id != request_id]

@@ -1,0 +1,427 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts with images, videos and sounds, of experts and of amateurs: the engine's tokens equal
+those of transformers and peft, which read each stream alone.
+
+What could go wrong with them: whose media a stream sees, where they stand (M-RoPE), what caches of
+prompts and of media take for equal, and an embedding that the scheduler counts on and nobody
+computed.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine import drafters
+from tests.engine.conftest import Pool, free_blocks, lora, scheduler
+from tests.engine.families import RANK
+from tests.engine.media import (
+    CHATS,
+    KINDS,
+    MAX_TOKENS,
+    MEDIA,
+    OTHER,
+    QUESTION,
+    SEEN,
+    SYSTEM,
+    Case,
+    Noised,
+    Picture,
+    make_cases,
+    make_chats,
+    of_vllm,
+)
+from tests.engine.pressure import Engines, Job, assert_idle, drive, preempted_pairs, some
+from tests.naive import Trace, assert_same_tokens
+from vllm_cold.group.results import weights_in
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
+
+REFERENCE = "tests.engine.media"
+IN_EVERY_RUN = ("qwen2-vl", "llava-1.5")  # with M-RoPE and without
+
+CONFIGURATIONS: dict[str, dict[str, Any]] = {
+    "small steps": {"max_num_batched_tokens": 24, "max_num_seqs": 8, "async_scheduling": True},
+    # Those below only in full.
+    "defaults": {},
+    "no prefix cache": {"enable_prefix_caching": False, "max_num_batched_tokens": 40},
+    "pressure": {"num_gpu_blocks_override": 16, "max_num_batched_tokens": 40, "max_num_seqs": 16},
+    "pressure, async": {
+        "num_gpu_blocks_override": 16,
+        "max_num_batched_tokens": 40,
+        "max_num_seqs": 16,
+        "async_scheduling": True,
+    },
+    "whole images": {
+        "max_num_batched_tokens": 48,
+        "disable_chunked_mm_input": True,
+        "async_scheduling": True,
+    },
+    "long prefill": {
+        "long_prefill_token_threshold": 7,
+        "max_num_batched_tokens": 48,
+        "async_scheduling": True,
+    },
+    "no cache of processed images": {"mm_processor_cache_gb": 0, "max_num_batched_tokens": 40},
+    "compiled": {"enforce_eager": False, "max_num_batched_tokens": 64},
+}
+
+
+def options(folder: Path) -> dict[str, Any]:
+    """What the engines of a family have in common."""
+    family = MEDIA[folder.name]
+    found = {
+        "model": str(folder / "model"),
+        "limit_mm_per_prompt": family.limits,
+        "skip_mm_profiling": True,
+    }
+    if family.model.lora:
+        return found | {"max_lora_rank": RANK, "max_loras": 2}
+    return found | {"enable_lora": False, "additional_config": {"cold": True}}
+
+
+@dataclass(frozen=True, eq=False)
+class MediaJob(Job):
+    """A case, for the tests under pressure as well."""
+
+    family: str = ""
+    case: Case = None  # type: ignore[assignment]
+
+    def asked(self) -> dict[str, Any]:
+        return of_vllm(MEDIA[self.family], self.case.expert_prompt)
+
+    def params(self, tiny: Path) -> Any:
+        """With temperature 0 unless ``options`` say else."""
+        from vllm import SamplingParams
+
+        import vllm_cold
+
+        group = self.case.group
+        given: dict[str, Any] = {
+            "temperature": 0.0,
+            "max_tokens": group.max_tokens,
+            "ignore_eos": True,
+            **self.options,
+            **self.make_options(),
+        }
+        if not group.amateurs:
+            return SamplingParams(**given)
+        amateurs = []
+        for amateur, own in zip(group.amateurs, self.case.prompts[1:], strict=True):
+            fields: dict[str, Any] = {}
+            if isinstance(own, Noised):
+                fields["images"] = vllm_cold.Noise(own.steps)
+            elif own is not None:
+                made = of_vllm(MEDIA[self.family], own)
+                fields["prompt"] = made if "multi_modal_data" in made else made["prompt"]
+            # What is the default is left out.
+            if amateur.adapter != (None if own is None else group.expert):
+                fields["lora_request"] = lora(tiny, amateur.adapter) if amateur.adapter else None
+            fields["weight"] = group.rule if amateur.weight is None else amateur.weight
+            amateurs.append(vllm_cold.Amateur(**fields))
+        if group.rule is not None:
+            given["rule_parameters"] = dict(group.rule_parameters)
+            given["explain"] = given.get("n", 1) == 1
+        return vllm_cold.ColdParams(alpha=group.alpha, amateurs=amateurs, **given)
+
+
+def jobs_of(folder: Path, **more: Any) -> list[MediaJob]:
+    """A family's requests."""
+    return [
+        MediaJob((), case.group.expert, options=more, family=folder.name, case=case)
+        for case in make_cases(MEDIA[folder.name])
+    ]
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The reference's answers to a family's requests.
+
+    Attributes:
+        traces: Of each.
+        alone: What the expert alone answers.
+        prompts: The token ids of the expert's prompt.
+    """
+
+    traces: list[Trace]
+    alone: list[list[int]]
+    prompts: list[list[int]]
+
+
+def expected_of(folder: Path) -> Expected:
+    """Amateurs and media count in it, or an engine that leaves them out would pass."""
+    read = json.loads((folder / "traces.json").read_text())["cases"]
+    found = Expected(
+        [Trace(**one["trace"]) for one in read],
+        [one["alone"] for one in read],
+        [one["prompt"] for one in read],
+    )
+    unlike: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    for job, trace, alone in zip(jobs_of(folder), found.traces, found.alone, strict=True):
+        if job.case.group.amateurs:
+            unlike[job.case.kind].append(trace.tokens != alone)
+    for kind, counts in unlike.items():
+        assert not counts or any(counts), f"{kind}: the amateurs make no difference"
+    every = [one for counts in unlike.values() for one in counts]
+    assert sum(every) > 0.6 * len(every)
+    tokens = {tuple(trace.tokens) for trace in found.traces}
+    assert len(tokens) > 0.8 * len(found.traces), "the media make no difference"
+    return found
+
+
+def generate(llm: Any, folder: Path, jobs: Sequence[MediaJob]) -> list[Any]:
+    """The engine's outputs."""
+    return list(
+        llm.generate(
+            [job.asked() for job in jobs],
+            [job.params(folder) for job in jobs],
+            lora_request=[lora(folder, job.adapter) if job.adapter else None for job in jobs],
+            use_tqdm=False,
+        )
+    )
+
+
+def check(llm: Any, folder: Path, expected: Expected, chosen: Sequence[int] | None = None) -> int:
+    """The engine's prompts and tokens are the reference's; how many prompt tokens were cached."""
+    jobs = jobs_of(folder)
+    chosen = range(len(jobs)) if chosen is None else chosen
+    outputs = generate(llm, folder, [jobs[i] for i in chosen])
+    assert [list(o.prompt_token_ids) for o in outputs] == [expected.prompts[i] for i in chosen]
+    tokens = [list(output.outputs[0].token_ids) for output in outputs]
+    assert_same_tokens(tokens, [expected.traces[i] for i in chosen])
+    for i, output in zip(chosen, outputs, strict=True):
+        told = weights_in(output.kv_transfer_params)
+        assert (told is not None) == (jobs[i].case.group.rule is not None)
+    return sum(output.num_cached_tokens or 0 for output in outputs)
+
+
+def assert_no_media(llm: Any) -> None:
+    """Nobody holds an embedding of a medium."""
+    assert_idle(llm)
+    manager = scheduler(llm).encoder_cache_manager
+    assert not any(manager.cached.values())
+    assert manager.num_freeable_slots == manager.cache_size
+
+
+# Plain requests of stock vLLM are not those of transformers either, or the model is not loaded.
+NOT_RIGHT_YET = {
+    "qwen3-vl": "one plain request differs from transformers in one token, and why is not known",
+    "qwen2-audio": "vLLM does not know the names in the checkpoint that transformers writes",
+}
+
+
+def marks(family: str) -> list[pytest.MarkDecorator]:
+    if family in NOT_RIGHT_YET:
+        return [pytest.mark.full, pytest.mark.xfail(reason=NOT_RIGHT_YET[family], strict=True)]
+    return [] if family in IN_EVERY_RUN else [pytest.mark.full]
+
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=marks(f)) for f in MEDIA])
+def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any, runner: str) -> None:
+    """In small steps, in which prompts and images are cut; the second time prompts are cached."""
+    folder = folders / family
+    expected = expected_of(folder)
+    llm = make_llm(**options(folder), **CONFIGURATIONS["small steps"])
+    before = free_blocks(llm)
+    chosen = some(list(range(len(expected.traces))), runner)  # type: ignore[type-var]
+    check(llm, folder, expected, chosen)
+    if runner == "v1":
+        assert check(llm, folder, expected, chosen)
+        for i in chosen[:6]:
+            check(llm, folder, expected, [i])
+    assert free_blocks(llm) == before
+    assert_no_media(llm)
+    if family in CHATS:
+        check_chats(llm, folder)
+
+
+def check_chats(llm: Any, folder: Path) -> None:
+    """Conversations with an image, by ``LLM.chat``: the preset, without the image, without a
+    message as well, and with other messages.
+    """
+    from vllm_cold import Amateur, ColdParams
+
+    def messages(picture: Picture) -> list[Any]:
+        parts = [
+            {"type": "image_pil", "image_pil": picture.make()},
+            {"type": "text", "text": QUESTION},
+        ]
+        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": parts}]
+
+    plain: dict[str, Any] = {"temperature": 0.0, "max_tokens": MAX_TOKENS, "ignore_eos": True}
+    asked = [
+        ColdParams.preset("vcd", **plain),
+        *(
+            ColdParams(alpha=0, beta=1.0, amateur=one, **plain)
+            for one in (
+                Amateur(without="images"),
+                Amateur(without=["system", "images"]),
+                Amateur(prompt=messages(OTHER)),
+            )
+        ),
+    ]
+    outputs = []
+    for name in (None, "one"):
+        request = lora(folder, name) if name else None
+        conversations = [messages(SEEN)] * len(asked)
+        outputs += llm.chat(conversations, asked, lora_request=request, use_tqdm=False)
+    read = json.loads((folder / "traces.json").read_text())["chats"]
+    assert len(read) == len(make_chats()) == len(outputs)
+    assert [list(output.prompt_token_ids) for output in outputs] == [one["prompt"] for one in read]
+    traces = [Trace(**one["trace"]) for one in read]
+    assert_same_tokens([output.outputs[0].token_ids for output in outputs], traces)
+    assert len({tuple(trace.tokens) for trace in traces}) > 5
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("name", list(CONFIGURATIONS)[1:])
+@pytest.mark.parametrize("family", IN_EVERY_RUN)
+def test_configurations(family: str, name: str, folders: Path, make_llm: Any) -> None:
+    folder = folders / family
+    expected = expected_of(folder)
+    llm = make_llm(**options(folder), **CONFIGURATIONS[name])
+    before = free_blocks(llm)
+    with preempted_pairs(llm) as preempted:
+        cached = sum(check(llm, folder, expected) for _ in range(2))
+    assert bool(preempted) == name.startswith("pressure")
+    assert bool(cached) == (name != "no prefix cache")
+    assert free_blocks(llm) == before
+    assert_no_media(llm)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("cache", ["lru", "shm"])
+@pytest.mark.parametrize("size", [4.0, 1e-5])  # the smaller one holds a few images
+@pytest.mark.parametrize("family", IN_EVERY_RUN)
+def test_caches_of_processed_images(
+    family: str, size: float, cache: str, folders: Path, make_llm: Any, monkeypatch: Any
+) -> None:
+    """The engine core in a process of its own has a part of them."""
+    folder = folders / family
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
+    own = {"mm_processor_cache_type": cache, "mm_processor_cache_gb": size}
+    llm = make_llm(**options(folder), **own, max_num_batched_tokens=40)
+    expected = expected_of(folder)
+    for _ in range(2):
+        check(llm, folder, expected)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("family", IN_EVERY_RUN)
+def test_tensor_parallel(
+    family: str, folders: Path, make_llm: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes share each layer."""
+    folder = folders / family
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # vLLM wants a NUMA node each
+    shared = {"tensor_parallel_size": 2, "kv_cache_memory_bytes": 2**26}
+    llm = make_llm(**options(folder), **shared, max_num_batched_tokens=40)
+    check(llm, folder, expected_of(folder))
+
+
+@pytest.mark.full  # numba compiles for half a minute
+@pytest.mark.parametrize("family", IN_EVERY_RUN)
+def test_speculation(family: str, folders: Path, make_llm: Any) -> None:
+    """With drafts that are looked up in the text."""
+    folder = folders / family
+    llm = make_llm(
+        **options(folder),
+        **{"max_num_batched_tokens": 64, "speculative_config": drafters.ngram()},
+    )
+    expected = expected_of(folder)
+    for _ in range(2):
+        check(llm, folder, expected)
+    assert_no_media(llm)
+
+
+def structured() -> dict[str, Any]:
+    from vllm.sampling_params import StructuredOutputsParams
+
+    return {"structured_outputs": StructuredOutputsParams(regex="([a-f]{3}-){3}[0-9]{2}")}
+
+
+def streamed() -> dict[str, Any]:
+    from vllm.sampling_params import RequestOutputKind
+
+    return {"output_kind": RequestOutputKind.DELTA}
+
+
+def jobs_under_pressure(folder: Path) -> list[MediaJob]:
+    """The family's requests, each with a feature of vLLM's; most outgrow their first blocks."""
+    features: list[tuple[dict[str, Any], Callable[[], dict[str, Any]]]] = [
+        ({"max_tokens": 40}, streamed),
+        ({"temperature": 1.2, "seed": 7, "max_tokens": 33}, dict),
+        ({"max_tokens": 17}, dict),
+        ({"max_tokens": 15, "ignore_eos": False}, structured),
+        ({"n": 2, "temperature": 1.0, "seed": 3, "max_tokens": 20}, dict),
+        ({"max_tokens": 12, "logprobs": 2}, dict),
+        ({"max_tokens": 40}, dict),
+    ]
+    return [
+        replace(job, options=features[i % 7][0], make_options=features[i % 7][1])
+        for i, job in enumerate(jobs_of(folder))
+    ]
+
+
+PRESSURE: dict[str, dict[str, Any]] = {
+    "async": {"async_scheduling": True, "num_gpu_blocks_override": 20},
+    "priority, no prefix cache": {
+        "num_gpu_blocks_override": 20,
+        "scheduling_policy": "priority",
+        "enable_prefix_caching": False,
+        "max_num_batched_tokens": 37,
+    },
+    "small steps": {
+        "async_scheduling": True,
+        "num_gpu_blocks_override": 20,
+        "max_num_batched_tokens": 24,
+        "max_num_seqs": 9,
+    },
+    "long prefill": {
+        "async_scheduling": True,
+        "num_gpu_blocks_override": 20,
+        "long_prefill_token_threshold": 7,
+        "max_num_batched_tokens": 48,
+    },
+    "whole images": {
+        "num_gpu_blocks_override": 20,
+        "max_num_batched_tokens": 40,
+        "disable_chunked_mm_input": True,
+    },
+    "one adapter": {
+        "async_scheduling": True,
+        "num_gpu_blocks_override": 20,
+        "max_num_batched_tokens": 24,
+        "max_num_seqs": 9,
+        "max_loras": 1,
+    },
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", PRESSURE)
+@pytest.mark.parametrize("family", IN_EVERY_RUN)
+def test_survivors_get_what_they_get_alone(
+    family: str, name: str, seed: int, folders: Path, pool: Pool
+) -> None:
+    """A cache far too small, requests that come and go at any moment: seeds, grammars, several
+    answers, streams whose clients hang up.
+    """
+    folder = folders / family
+    engines = Engines(folder, pool, **options(folder))
+    chosen = PRESSURE[name]
+    jobs = [
+        job
+        for job in jobs_under_pressure(folder)
+        if len(set(job.case.group.adapters) - {None}) <= chosen.get("max_loras", 2)
+    ]
+    llm = engines.get(**chosen)
+    with preempted_pairs(llm) as preempted:
+        results = drive(llm, folder, jobs, seed, abort=1 / 3)
+    assert preempted
+    assert_no_media(llm)
+    engines.check(jobs, results)

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Images over HTTP, in chats of experts and of amateurs: the tokens are those of transformers, each
+picture is fetched once, and requests that are not contrasted are served as ever beside them.
+"""
+
+import base64
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.engine.media import MAX_TOKENS, OTHER, QUESTION, SEEN, SYSTEM, Picture
+from tests.naive import Trace, assert_same_tokens
+from tests.server.conftest import Server, serve
+
+pytestmark = [pytest.mark.server, pytest.mark.full, pytest.mark.timeout(900)]
+
+FAMILIES = ("llava-1.5", "qwen2-vl")
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def seeing(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, its adapters and the reference's answers."""
+    folder = tmp_path_factory.mktemp("seeing")
+    command = [sys.executable, "-m", "tests.engine.media", str(folder), request.param]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], env=os.environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder / request.param
+
+
+def arguments(seeing: Path) -> list[str]:
+    return [
+        str(seeing / "model"),
+        *("--served-model-name", "base", "--dtype", "float32", "--enforce-eager"),
+        *("--enable-lora", "--max-lora-rank", "8", "--max-loras", "2"),
+        *("--lora-modules", f"one={seeing / 'one'}", f"two={seeing / 'two'}"),
+        *("--max-model-len", "256", "--max-num-seqs", "16", "--max-num-batched-tokens", "64"),
+        *("--gpu-memory-utilization", "0.2", "--skip-mm-profiling"),
+        *("--limit-mm-per-prompt", '{"image": 2, "video": 0}'),
+    ]
+
+
+@pytest.fixture(scope="module")
+def server(seeing: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    with serve(folder, [*arguments(seeing), "--sampler", "cold", "--cold-without", "tool"]) as one:
+        yield one
+
+
+def png(picture: Picture) -> bytes:
+    data = io.BytesIO()
+    picture.make().save(data, "PNG")
+    return data.getvalue()
+
+
+def url(picture: Picture) -> str:
+    return "data:image/png;base64," + base64.b64encode(png(picture)).decode()
+
+
+def messages(*urls: str, system: bool = True) -> list[dict[str, Any]]:
+    parts = [{"type": "image_url", "image_url": {"url": each}} for each in urls]
+    user = {"role": "user", "content": [*parts, {"type": "text", "text": QUESTION}]}
+    return [{"role": "system", "content": SYSTEM}, user] if system else [user]
+
+
+def asked(seen: str, other: str) -> list[dict[str, Any]]:
+    """What ``media.make_chats`` lists, in its order."""
+    at = {"cold_alpha": 0, "cold_beta": 1}
+    return [
+        {"cold_preset": "vcd"},
+        {"cold_without": "images", **at},
+        {"cold_without": "system,images", **at},
+        {"cold_amateur_messages": json.dumps(messages(other)), **at},
+    ]
+
+
+def body(model: str, conversation: list[Any], **more: Any) -> dict[str, Any]:
+    return {
+        **{"model": model, "messages": conversation, "max_tokens": MAX_TOKENS, "temperature": 0},
+        **{"ignore_eos": True, "return_token_ids": True, **more},
+    }
+
+
+def tokens(server: Server, asked: dict[str, Any], stream: bool = False) -> list[int]:
+    status, text = server.post("/v1/chat/completions", {**asked, "stream": stream})
+    assert status == 200, text
+    lines = text.splitlines() if stream else [text]
+    events = [json.loads(line.removeprefix("data: ")) for line in lines if "choices" in line]
+    found = [choice for event in events for choice in event["choices"]]
+    return [token for choice in found for token in choice.get("token_ids") or ()]
+
+
+def traces(seeing: Path) -> list[Trace]:
+    read = json.loads((seeing / "traces.json").read_text())["chats"]
+    return [Trace(**one["trace"]) for one in read]
+
+
+def bodies(seen: str, other: str, names: tuple[str, str] = ("base", "one")) -> list[dict[str, Any]]:
+    return [
+        body(model, messages(seen), vllm_xargs=args)
+        for model in names
+        for args in asked(seen, other)
+    ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_tokens_are_the_references(server: Server, seeing: Path, stream: bool) -> None:
+    """One after the other, twice, and all at once."""
+    wanted = bodies(url(SEEN), url(OTHER))
+    for _ in range(2):
+        assert_same_tokens([tokens(server, one, stream) for one in wanted], traces(seeing))
+    with ThreadPoolExecutor(8) as pool:
+        got = list(pool.map(lambda one: tokens(server, one, stream), wanted))
+    assert_same_tokens(got, traces(seeing))
+    server.wait_until_idle()
+
+
+class Pictures:
+    """A web server with pictures, which counts who asks."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                outer.asked[self.path] += 1
+                data = png(Picture(int(self.path.rpartition("/")[2])))
+                self.send_response(200)
+                self.send_header("Content-Type", "image/png")
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def log_message(self, *args: Any) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def url(self, name: str) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}/{name}"
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def pictures() -> Iterator[Pictures]:
+    found = Pictures()
+    yield found
+    found.close()
+
+
+def test_each_picture_is_fetched_once(server: Server, pictures: Pictures) -> None:
+    """Whatever the amateurs read of it."""
+    for number, (count, args) in enumerate(
+        (
+            (1, {"cold_preset": "vcd"}),
+            (1, {"cold_images": ["noise:300", "blur:2"], "cold_alpha": 0}),
+            (1, {"cold_without": "system"}),
+            (0, {"cold_amateur_prompt": " w1 w2"}),
+        )
+    ):
+        at = pictures.url(f"{number}/{SEEN.seed}")
+        assert len(tokens(server, body("base", messages(at), vllm_xargs=args))) == MAX_TOKENS
+        assert pictures.asked[f"/{number}/{SEEN.seed}"] == 1, count
+    both = pictures.url(f"own/{SEEN.seed}")
+    own = {"cold_amateur_messages": json.dumps(messages(both, system=False))}
+    tokens(server, body("base", messages(both), vllm_xargs=own))
+    assert pictures.asked[f"/own/{SEEN.seed}"] == 1
+    # A picture of the amateur's own that is not there is the client's mistake.
+    gone = {"cold_amateur_messages": json.dumps(messages("http://127.0.0.1:9/x"))}
+    status, text = server.post(
+        "/v1/chat/completions", body("base", messages(url(SEEN)), vllm_xargs=gone)
+    )
+    assert status == 400 and "no prompt can be made of it" in text
+
+
+def test_plain_requests_beside_them(server: Server, seeing: Path) -> None:
+    """With the same pictures, new ones every time, at the same moment: nobody's picture is believed
+    to be there that has not arrived.
+    """
+    rng = random.Random(3)
+    plain: dict[int, list[int]] = {}
+    for seed in range(100, 112):
+        picture = url(Picture(seed))
+        several = [body("base", messages(picture), vllm_xargs={"cold": 0}) for _ in range(3)]
+        several += bodies(picture, url(Picture(seed + 1000)))
+        rng.shuffle(several)
+        with ThreadPoolExecutor(len(several)) as pool:
+            got = list(pool.map(lambda one: tokens(server, one), several))
+        answers = [
+            found
+            for one, found in zip(several, got, strict=True)
+            if one["vllm_xargs"] == {"cold": 0}
+        ]
+        assert answers[0] == answers[1] == answers[2]
+        plain[seed] = answers[0]
+    assert len({tuple(found) for found in plain.values()}) > 3
+    assert "cache miss" not in server.new_log()
+    server.wait_until_idle()
+
+
+def test_mistakes(server: Server) -> None:
+    for args, why in (
+        ({"cold_images": "noise:1000"}, "cold_images='noise:1000': must be 'none', 'noise:500'"),
+        ({"cold_images": "noise:5", "cold_without": "images"}, "has a prompt already, by"),
+        ({"cold_without": "audios"}, "cold_without='audios': the conversation has no audios"),
+        (
+            {"cold_amateur_messages": json.dumps(messages(*[url(SEEN)] * 3))},
+            "cold_amateur_messages=",
+        ),
+        ({"cold_amateur_messages": json.dumps(messages("data:x"))}, "no prompt can be made"),
+        (
+            {"cold_amateur_messages": json.dumps(messages("file:///etc/passwd"))},
+            "no prompt can be made",
+        ),
+    ):
+        for stream in (False, True):
+            one = body("base", messages(url(SEEN)), vllm_xargs=args, stream=stream)
+            status, text = server.post("/v1/chat/completions", one)
+            assert status == 400 and why in json.loads(text)["error"]["message"], text
+    completion = {"model": "base", "prompt": " w1", "vllm_xargs": {"cold_preset": "vcd"}}
+    status, text = server.post("/v1/completions", completion)
+    assert status == 400 or '"cold": 0' in text or "choices" in text
+    # The picture that came with a refused request is not believed to be there.
+    for seed in range(200, 204):
+        bad = body("base", messages(url(Picture(seed))), vllm_xargs={"cold_without": "videos"})
+        assert server.post("/v1/chat/completions", bad)[0] == 400
+        assert tokens(server, body("base", messages(url(Picture(seed))), vllm_xargs={"cold": 0}))
+    server.wait_until_idle()
+
+
+def test_several_answers_and_grammars(server: Server) -> None:
+    for more in (
+        {"n": 2, "temperature": 1.0, "seed": 5},
+        {"structured_outputs": {"regex": "[a-f]{3}-[0-9]{2}"}, "ignore_eos": False},
+    ):
+        one = body("one", messages(url(SEEN)), vllm_xargs={"cold_preset": "vcd"}, **more)
+        status, text = server.post("/v1/chat/completions", one)
+        assert status == 200, text
+        choices = json.loads(text)["choices"]
+        assert len(choices) == more.get("n", 1)
+    server.wait_until_idle()
+
+
+def test_an_engine_whose_default_is_vcd(seeing: Path, tmp_path: Path) -> None:
+    """From a YAML file; with shared memory for what was made of pictures."""
+    config = tmp_path / "server.yaml"
+    config.write_text("sampler: cold\ncold-preset: vcd\nmm-processor-cache-type: shm\n")
+    with serve(tmp_path, [*arguments(seeing), "--config", str(config)]) as server:
+        wanted = traces(seeing)
+        got = []
+        for model in ("base", "one"):
+            got.append(tokens(server, body(model, messages(url(SEEN)))))
+        assert_same_tokens(got, [wanted[0], wanted[4]])
+        own = bodies(url(SEEN), url(OTHER))
+        assert_same_tokens([tokens(server, one) for one in own], wanted)
+        text = body("base", [{"role": "user", "content": " w3"}])
+        off = tokens(server, {**text, "vllm_xargs": {"cold": 0}})
+        assert tokens(server, text) == off
+        server.wait_until_idle()
+
+
+def test_several_front_ends(seeing: Path, tmp_path: Path) -> None:
+    """Each of which has a cache of its own."""
+    command = [*arguments(seeing), "--api-server-count", "2"]
+    with serve(tmp_path, command) as server, ThreadPoolExecutor(8) as pool:
+        wanted = bodies(url(SEEN), url(OTHER)) * 2
+        got = list(pool.map(lambda one: tokens(server, one), wanted))
+        assert_same_tokens(got, traces(seeing) * 2)

@@ -1,0 +1,823 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Requests with images, from a caller to what the engine core is sent, by vLLM's own renderer and
+input processor on a model that sees; no engine runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from vllm import SamplingParams
+
+from tests.front_end import ONE, TWO, Front, make_seeing
+from tests.unit.test_serving import Online, chat, xargs
+from vllm_cold import Amateur, Blur, ColdParams, Noise, adapter_config
+from vllm_cold.group.stream import from_extra_args
+from vllm_cold.vllm import patching, versions
+from vllm_cold.vllm.frontend import intake, media
+from vllm_cold.vllm.frontend.intake import FRONT_END
+
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.skipif(versions.is_before(0, 31), reason="prompts with media are refused"),
+]
+
+PATCHES = 9  # tokens of an image
+SYSTEM = {"role": "system", "content": " w1 w2"}
+
+
+def picture(seed: int = 0, side: int = 21) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8))
+
+
+def url(seed: int = 0) -> str:
+    data = io.BytesIO()
+    picture(seed).save(data, "PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def of_url(seed: int = 0) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url(seed)}}
+
+
+def pil(seed: int = 0) -> dict[str, Any]:
+    return {"type": "image_pil", "image_pil": picture(seed)}
+
+
+def text(words: str) -> dict[str, Any]:
+    return {"type": "text", "text": words}
+
+
+def user(*parts: Any) -> dict[str, Any]:
+    return {"role": "user", "content": list(parts)}
+
+
+def seen(prompt: str, *images: Any, **more: Any) -> dict[str, Any]:
+    """A completion's prompt with images."""
+    data = {"image": list(images) if len(images) != 1 else images[0]}
+    return {"prompt": prompt, "multi_modal_data": data, **more}
+
+
+@pytest.fixture(scope="module")
+def front(tmp_path_factory: pytest.TempPathFactory) -> Front:
+    folder = make_seeing(tmp_path_factory.mktemp("seeing"))
+    return Front(folder, limit_mm_per_prompt={"image": 3}, max_model_len=160)
+
+
+@pytest.fixture(autouse=True)
+def as_new(front: Front, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(adapter_config, "read_rank", lambda path: 8)
+    front.serve()
+    FRONT_END.begin()
+    front.renderer.clear_mm_cache()
+    front.renderer._mm_processor_only_cache.clear_cache()
+    yield
+    assert media._fetched.get() is None
+
+
+@pytest.fixture
+def online(front: Front) -> Online:
+    return Online(front)
+
+
+def made(front: Front, prompt: dict[str, Any]) -> Any:
+    """What ``LLM.generate`` makes of a prompt with images."""
+    (found,) = front.renderer.render_cmpl([prompt], front.renderer.default_cmpl_tok_params)
+    return found
+
+
+def sent(front: Front, prompt: Any, params: Any, lora: Any = None) -> Any:
+    """The engine core's request."""
+    return front.request(prompt, params, lora)
+
+
+class Read:
+    """What the streams of a request read: text, and where which image stands in it."""
+
+    def __init__(self, front: Front, request: Any) -> None:
+        stream = from_extra_args(request.sampling_params.extra_args)
+        assert stream is not None
+        features = list(request.mm_features or ())
+        count = len(features) - sum(one.num_features for one in stream.amateurs)
+        end = len(request.prompt_token_ids)
+        self.stream, self.features = stream, features
+        self.expert = [(f.mm_position.offset, f.identifier) for f in features[:count]]
+        assert all(at < end for at, _ in self.expert)
+        self.amateurs: list[Any] = []
+        self.texts: list[str | None] = []
+        for one in stream.amateurs:
+            mine, count = features[count : count + one.num_features], count + one.num_features
+            found = [(f.mm_position.offset - end, f.identifier) for f in mine]
+            self.amateurs.append(None if one.prompt is None else found)
+            self.texts.append(None if one.prompt is None else front.tokenizer.decode(one.prompt))
+            for at, _ in found:
+                assert one.prompt is not None
+                image = front.tokenizer.convert_tokens_to_ids("<image>")
+                assert one.prompt[at : at + PATCHES] == [image] * PATCHES
+            end += len(one.prompt or ())
+        assert count == len(features)
+
+
+def read(front: Front, prompt: Any, *amateurs: Amateur, lora: Any = None, **more: Any) -> Read:
+    params = ColdParams(amateurs=list(amateurs), max_tokens=3, **more)
+    return Read(front, sent(front, prompt, params, lora))
+
+
+def hash_of(front: Front, image: Any) -> str:
+    (found,) = made(front, seen("<image>", image))["mm_hashes"]["image"]
+    return str(found)
+
+
+def refusal(front: Front, prompt: Any, *amateurs: Amateur, lora: Any = None) -> str:
+    with pytest.raises(ValueError) as raised:
+        read(front, prompt, *amateurs, lora=lora)
+    return str(raised.value)
+
+
+# ---- offline -------------------------------------------------------------------------------------
+
+
+def test_prompts_of_their_own(front: Front) -> None:
+    """Each with its own images, other ones, or none; the same picture is known again."""
+    expert = made(front, seen(" w1<image> w2", picture(1)))
+    ids = front.tokenizer.encode(" w8<image> w9")
+    found = read(
+        front,
+        expert,
+        Amateur(prompt=" w3"),
+        Amateur(prompt=seen(" w4 w5<image>", picture(2))),
+        Amateur(prompt={"prompt_token_ids": ids, **_data(picture(1))}),
+        Amateur(prompt=seen("<image> w6<image>", picture(3), picture(1))),
+        Amateur(prompt=[user(pil(4), text(" w7"))]),
+    )
+    one, two, three, four = (hash_of(front, picture(seed)) for seed in (1, 2, 3, 4))
+    assert found.expert == [(1, one)]
+    assert found.amateurs == [
+        [],
+        [(2, two)],
+        [(1, one)],
+        [(0, three), (PATCHES + 1, one)],
+        [(found.amateurs[4][0][0], four)],
+    ]
+    images = "<image>" * PATCHES
+    assert found.texts == [
+        " w3",
+        f" w4 w5{images}",
+        f" w8{images} w9",
+        f"{images} w6{images}",
+        f"user: {images}\n w7\nassistant:",
+    ]
+
+
+def _data(image: Any) -> dict[str, Any]:
+    return {"multi_modal_data": {"image": image}}
+
+
+def test_an_amateur_of_the_same_prompt(front: Front) -> None:
+    """By its adapter alone: its media are the expert's, and are sent once."""
+    found = read(front, made(front, seen("<image> w1", picture())), Amateur(), lora=ONE)
+    assert found.amateurs == [None] and len(found.expert) == len(found.features) == 1
+
+
+def test_an_expert_without_an_image(front: Front) -> None:
+    for expert in (front.text(" w1 w2"), front.chat([SYSTEM])):
+        found = read(front, expert, Amateur(prompt=seen(" w3<image>", picture(2))))
+        assert found.expert == [] and found.amateurs == [[(1, hash_of(front, picture(2)))]]
+
+
+@pytest.mark.parametrize("view", [Noise(500), Blur(2)], ids=str)
+def test_other_images(front: Front, view: Any) -> None:
+    """In a completion and in a chat, in PIL's form, as an array or as a URL's picture."""
+    wanted = [hash_of(front, view(picture(seed))) for seed in (1, 2)]
+    array = np.asarray(picture(2))
+    expert = made(front, seen("<image> w1<image>", picture(1), array))
+    found = read(front, expert, Amateur(images=view))
+    assert found.amateurs == [[(0, wanted[0]), (PATCHES + 1, wanted[1])]]
+    assert [at for at, _ in found.expert] == [at for at, _ in found.amateurs[0]]
+    assert not {each for _, each in found.expert} & set(wanted)
+    for parts in ((pil(1), pil(2)), (of_url(1), of_url(2))):
+        expert = front.chat([SYSTEM, user(*parts, text(" w3"))])
+        found = read(front, expert, Amateur(images=view))
+        assert [each for _, each in found.amateurs[0]] == wanted
+        assert found.texts == [front.tokenizer.decode(expert["prompt_token_ids"])]
+    # One picture that is no list, and tokens in place of text.
+    ids = front.tokenizer.encode("<image> w1")
+    expert = made(front, {"prompt_token_ids": ids, **_data(picture(1))})
+    assert read(front, expert, Amateur(images=view)).amateurs == [[(0, wanted[0])]]
+
+
+def test_a_function_of_images(front: Front) -> None:
+    """It gets them as the model would: upright, RGB, what is transparent on white."""
+    clear = Image.new("RGBA", (21, 21), (9, 9, 9, 0))
+    got: list[Image.Image] = []
+
+    def darker(image: Image.Image) -> Image.Image:
+        got.append(image)
+        return image.point(lambda value: value // 2)
+
+    found = read(front, made(front, seen("<image>", clear)), Amateur(images=darker))
+    [image] = got
+    assert image.mode == "RGB" and image.getpixel((0, 0)) == (255, 255, 255)
+    assert found.amateurs == [[(0, hash_of(front, Image.new("RGB", (21, 21), (127,) * 3)))]]
+
+    def broken(image: Image.Image) -> Image.Image:
+        raise KeyError("b")
+
+    expert = made(front, seen("<image> w1", picture()))
+    said = refusal(front, expert, Amateur(images=broken))
+    assert said == "amateurs[0]='images by broken': KeyError: 'b'"
+    said = refusal(front, expert, Amateur(images=lambda image: "x"))
+    assert said.endswith("must make a PIL image, and made a str")
+    # Which does nothing.
+    assert "the amateur is the expert" in refusal(front, expert, Amateur(images=lambda i: i))
+
+
+def test_messages_and_media_left_out(front: Front) -> None:
+    conversation = [
+        SYSTEM,
+        user(pil(1), text(" w3")),
+        {"role": "assistant", "content": " w4"},
+        user(pil(2), text(" w5")),
+        user(pil(3)),
+    ]
+    expert, images = front.chat(conversation), "<image>" * PATCHES
+    found = read(
+        front,
+        expert,
+        *(Amateur(without=each) for each in ("images", "system,images", ["images", 3], 1, "user")),
+    )
+    assert found.texts == [
+        "system:  w1 w2\nuser:  w3\nassistant:  w4\nuser:  w5\nuser: \nassistant:",
+        "user:  w3\nassistant:  w4\nuser:  w5\nuser: \nassistant:",
+        "system:  w1 w2\nuser:  w3\nassistant:  w4\nuser: \nassistant:",
+        f"system:  w1 w2\nassistant:  w4\nuser: {images}\n w5\nuser: {images}\nassistant:",
+        "system:  w1 w2\nassistant:  w4\nassistant:",
+    ]
+    two, three = (hash_of(front, picture(seed)) for seed in (2, 3))
+    assert [[each for _, each in own] for own in found.amateurs] == [[], [], [], [two, three], []]
+    assert conversation[1]["content"][0]["type"] == "image_pil", "the caller's is as it was"
+    for without, why in (
+        ("videos", "amateurs[0]='videos': the conversation has no videos"),
+        ("audios,images", "amateurs[0]='audios': the conversation has no audios"),
+        ("tool,images", "amateurs[0]='tool': the conversation has no such message"),
+        (["images", 5], "amateurs[0]=5: the conversation has the messages 0 to 4"),
+        (["images", 0, 1, 2, 3, 4], "leaves no message; one must be left"),
+    ):
+        assert why in refusal(front, expert, Amateur(without=without))
+    plain = made(front, seen("<image> w1", picture()))
+    said = refusal(front, plain, Amateur(without="images"))
+    assert said.endswith("messages; say what the amateur reads with a prompt of its own")
+
+
+def test_nothing_to_see_otherwise(front: Front) -> None:
+    for expert in (front.text(" w1"), " w1", front.chat([SYSTEM]), front.chat([user(text(" w1"))])):
+        said = refusal(front, expert, Amateur(images=Noise(5)))
+        assert said == "amateurs[0]='noise:5': the prompt has no image"
+    tensor = made(front, {"prompt": "<image>", **_data(np.zeros((21, 21, 3), np.float32))})
+    said = refusal(front, tensor, Amateur(images=Noise(5)))
+    assert "an image of the prompt is no picture but a ndarray; send it as a picture" in said
+
+
+def test_prompts_that_vllm_has_not_made(front: Front) -> None:
+    """As an async engine is given them."""
+    found = read(front, seen("<image> w1", picture(1)), Amateur(images=Noise(9)))
+    assert found.amateurs == [[(0, hash_of(front, Noise(9)(picture(1))))]]
+
+
+def test_several_amateurs_share_what_is_the_same(front: Front) -> None:
+    calls: list[Any] = []
+
+    def view(image: Image.Image) -> Image.Image:
+        calls.append(image)
+        return Blur(1)(image)
+
+    own = seen("<image>", picture(5))
+    found = read(
+        front,
+        made(front, seen("<image> w1", picture())),
+        *[Amateur(images=view), Amateur(images=view, weight=0.5), Amateur(prompt=own)] * 2,
+    )
+    assert len(calls) == 1
+    assert found.amateurs[0] == found.amateurs[1] == found.amateurs[3]
+    assert found.amateurs[2] == found.amateurs[5]
+
+
+def test_an_equal_prompt_of_another_image(front: Front) -> None:
+    expert = made(front, seen("<image> w1", picture(1)))
+    assert read(front, expert, Amateur(prompt=seen("<image> w1", picture(2))))
+    assert "the amateur is the expert" in refusal(
+        front, expert, Amateur(prompt=seen("<image> w1", picture(1)))
+    )
+    read(front, expert, Amateur(prompt=seen("<image> w1", picture(1)), lora_request=TWO), lora=ONE)
+
+
+def test_several_answers_do_not_share_a_list(front: Front) -> None:
+    """What is appended is the request's alone."""
+    expert = made(front, seen("<image> w1", picture(1)))
+    params = ColdParams(amateur=Amateur(images=Noise(5)), n=2, max_tokens=2)
+    first, second = (sent(front, expert, params) for _ in range(2))
+    assert len(first.mm_features) == len(second.mm_features) == 2
+    assert len(sent(front, expert, SamplingParams(max_tokens=2)).mm_features) == 1
+    assert [f.mm_position.offset for f in first.mm_features] == [0, len(expert_ids(expert))]
+
+
+def expert_ids(prompt: Any) -> list[int]:
+    found: list[int] = prompt["prompt_token_ids"]
+    return found
+
+
+def test_named_images(front: Front) -> None:
+    """With uuids of the caller's: other pictures have other names."""
+    named = seen("<image> w1", picture(1), multi_modal_uuids={"image": ["mine"]})
+    found = read(front, made(front, named), Amateur(images=Noise(5)))
+    assert [each for _, each in found.expert] == ["mine"]
+    assert found.amateurs == [[(0, hash_of(front, Noise(5)(picture(1))))]]
+    # By its name alone, when the engine core has it.
+    alone = {**named, "multi_modal_data": {"image": [None]}}
+    found = read(front, made(front, alone), Amateur(prompt=" w2"))
+    assert [each for _, each in found.expert] == ["mine"] and found.features[0].data is None
+    said = refusal(front, made(front, alone), Amateur(images=Noise(5)))
+    assert "known by its uuid alone; send the image" in said
+    found = read(front, front.text(" w2"), Amateur(prompt=alone))
+    assert found.amateurs == [[(0, "mine")]]
+
+
+def test_what_cannot_be(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    expert = made(front, seen("<image> w1", picture()))
+    own = Amateur(prompt=" w2")
+
+    def refused(prompt: Any = expert, one: Amateur = own) -> str:
+        return refusal(front, prompt, one)
+
+    part = SamplingParams(extra_args={"cold_part": [0, 3]})
+    with pytest.raises(ValueError, match="cold_part='0:3': is for a prompt of text alone"):
+        sent(front, expert, part)
+    many = seen("<image>" * 4, *map(picture, range(4)))
+    said = refused(front.text(" w1"), Amateur(prompt=many))
+    assert "no prompt can be made of it" in said and "3" in said
+    said = refused(front.text(" w1"), Amateur(prompt=seen(" w1", picture())))
+    assert "no prompt can be made of it" in said  # nothing stands for it
+    said = refused(one=Amateur(prompt=[user({"type": "image_url", "image_url": {"url": "x"}})]))
+    assert "no prompt can be made of it" in said
+    config = front.config
+    with monkeypatch.context() as patched:
+        patched.setattr(config.lora_config, "enable_tower_connector_lora", True)
+        assert "enable_tower_connector_lora is on" in refused()
+    with monkeypatch.context() as patched:
+        patched.setattr(config.lora_config, "default_mm_loras", {"image": "/one"})
+        assert "default_mm_loras gives such prompts adapters" in refused()
+    with monkeypatch.context() as patched:
+        patched.setattr(config, "speculative_config", SimpleNamespace(method="eagle"))
+        assert media.unsupported(config) is not None
+        config.speculative_config.method = "ngram"
+        assert media.unsupported(config) is None
+    with monkeypatch.context() as patched:
+        patched.setattr(versions, "is_before", lambda *_: True)
+        assert "CoLD does not support prompts with media here: vLLM is older" in refused()
+    # Text of a model that sees is as ever.
+    assert read(front, front.text(" w1"), own).features == []
+
+
+def test_the_encoders_room(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could never be encoded is refused: an image too large, and prompts that end with
+    images for which there is no room at once.
+    """
+    admission = FRONT_END.of(front.processor)
+    text_first = made(front, seen(" w1<image>", picture(1)))
+    own = Amateur(images=Noise(5))
+    assert read(front, text_first, own)
+    monkeypatch.setattr(admission, "encoder_cache_size", 2 * PATCHES - 1)
+    said = refusal(front, text_first, own)
+    assert said.startswith("CoLD: this request has prompts that end with media") and "17" in said
+    assert read(front, made(front, seen("<image> w1", picture(1))), own)
+    monkeypatch.setattr(admission, "encoder_cache_size", PATCHES - 1)
+    said = refusal(front, front.text(" w1"), Amateur(prompt=seen("<image> w1", picture(1))))
+    assert said.startswith("CoLD: this request has media of 9 embeddings")
+
+
+def test_images_count_for_the_room(front: Front) -> None:
+    """As text does: an amateur with an image is longer than its expert."""
+    limit = front.config.model_config.max_model_len
+    long = " w1" * (limit - PATCHES - 4)
+    own = Amateur(prompt=seen(f"{long}<image>", picture()))
+    params = ColdParams(amateur=own, max_tokens=None)
+    assert sent(front, front.text(" w2"), params).sampling_params.max_tokens == 4
+    with pytest.raises(ValueError, match=f"the amateur's prompt has {limit - 4} tokens"):
+        sent(front, front.text(" w2"), ColdParams(amateur=own, max_tokens=5))
+
+
+def test_flat_arguments_offline(front: Front) -> None:
+    expert = front.chat([SYSTEM, user(pil(1), text(" w3"))])
+
+    def asked(**args: Any) -> Any:
+        return Read(front, sent(front, expert, SamplingParams(max_tokens=2, **_extra(args))))
+
+    noised = hash_of(front, Noise(500)(picture(1)))
+    found = asked(preset="vcd")
+    assert [each for _, each in found.amateurs[0]] == [noised]
+    assert found.stream.settings.alpha == 0.1 and found.stream.amateurs[0].weight == -1.0
+    assert found.stream.method == "vcd"
+    found = asked(images=["noise:500", "blur:2", "none", ""], without=["", "", "", "system"],
+                  weights=[-1, -0.5, -0.25, 0.1])  # fmt: skip
+    assert [len(own) for own in found.amateurs] == [1, 1, 0, 1]
+    assert found.amateurs[0][0][1] == noised
+    with pytest.raises(ValueError, match="cold_images='blur:2': the amateur has a prompt already"):
+        asked(without="system", images="blur:2")
+    assert asked(preset="vcd", without="images").amateurs == [[]]
+
+
+def _extra(args: dict[str, Any]) -> dict[str, Any]:
+    return {"extra_args": {f"cold_{name}": value for name, value in args.items()}}
+
+
+def test_refused_images_are_forgotten(front: Front) -> None:
+    """Of all prompts that were made: else the next request with one of them would send nothing."""
+    cache = front.renderer.mm_processor_cache
+    assert type(cache).__name__ == "LruKeyReplicatedSenderCache"
+    expert = made(front, seen("<image> w1", picture(1)))
+    good, bad = Amateur(prompt=seen("<image> w2", picture(2))), Amateur(prompt=" \ud7ff" * 99)
+    refusal(front, expert, good, bad)
+    forget = front.renderer
+    if hasattr(forget, "_drain_mm_cache_invalidations"):
+        forget._drain_mm_cache_invalidations()
+    for seed in (1, 2):
+        found = made(front, seen("<image> w3", picture(seed)))
+        (item,) = found["mm_kwargs"]["image"]
+        assert item is not None, "its data comes along"
+
+
+def test_nothing_is_kept_alive(front: Front) -> None:
+    """The decoded media are let go of when the request is made."""
+    expert = front.chat([user(of_url(1), text(" w3"))])
+    source = expert["cold_recipe"]
+    assert len(source.fetched) == 1
+    read(front, expert, Amateur(images=Noise(5)))
+    assert not source.fetched
+    plain = front.chat([user(of_url(1), text(" w3"))])
+    sent(front, plain, SamplingParams(max_tokens=2))
+    assert not plain["cold_recipe"].fetched
+
+
+# ---- on a server ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The URLs that were decoded."""
+    from vllm.multimodal.media.connector import MediaConnector
+
+    found: list[str] = []
+    original = MediaConnector._load_data_url
+
+    def load(self: Any, address: str, *args: Any, **kwargs: Any) -> Any:
+        found.append(address)
+        return original(self, address, *args, **kwargs)
+
+    monkeypatch.setattr(MediaConnector, "_load_data_url", load)
+    patching.wrap_if_there(media.PATCH_POINTS, media.LOST)
+    return found
+
+
+def answered(online: Online, body: dict[str, Any], model: str = "base") -> tuple[Any, Read]:
+    """The header, and what the streams read."""
+    requests: list[Any] = []
+    front = online.front
+    original = front.request
+
+    def keep(*args: Any, **kwargs: Any) -> Any:
+        requests.append(original(*args, **kwargs))
+        return requests[-1]
+
+    front.request = keep  # type: ignore[method-assign]
+    try:
+        told, _ = online.answer(body, model)
+    finally:
+        front.request = original  # type: ignore[method-assign]
+    [request] = requests
+    return told, Read(front, request)
+
+
+ASKED = chat(SYSTEM, user(of_url(1), text(" w3")))
+
+
+def test_a_chat_over_http(online: Online, loaded: list[str]) -> None:
+    """Media are decoded once, whatever reads them."""
+    own = json.dumps([user(of_url(1), text(" w9"))])
+    other = json.dumps([user(of_url(2), text(" w9"))])
+    args = {
+        "images": ["noise:500", "none", "", "", ""],
+        "without": ["", "", "system", "", ""],
+        "amateur_messages": ["", "", "", own, other],
+    }
+    told, found = answered(online, ASKED | xargs(**args))
+    assert sorted(loaded) == sorted([url(1), url(2)])
+    one, two = (hash_of_url(online.front, seed) for seed in (1, 2))
+    noised = hash_of(online.front, Noise(500)(picture(1)))
+    assert [each for _, each in found.expert] == [one] and len(found.expert) == 1
+    hashes = [[each for _, each in own] for own in found.amateurs]
+    assert hashes == [[noised], [], [one], [one], [two]]
+    assert [one["prompt"] for one in told["amateurs"]] == [
+        "noise:500", "without images", "without system", "messages", "messages",
+    ]  # fmt: skip
+
+
+def test_vcd_over_http(online: Online, front: Front) -> None:
+    told, found = answered(online, ASKED | xargs(preset="vcd"))
+    assert (told["preset"], told["prompt"], told["alpha"], told["beta"]) == (
+        "vcd", "noise:500", 0.1, 1.0,
+    )  # fmt: skip
+    assert len(found.amateurs[0]) == 1
+    # Chats without an image are decoded by the model alone, as with other presets.
+    plain = chat(SYSTEM, user(text(" w3")))
+    assert online.answer(plain | xargs(preset="vcd"), "base") == ({"cold": 0}, [None])
+    # What an engine leaves out of chats does not make another method of it.
+    for default in ({"without": "system"}, {"without": "system", "preset": "cfg"}):
+        front.serve(default=default)
+        told, found = answered(online, ASKED | xargs(preset="vcd"))
+        assert told["prompt"] == "noise:500" and "system" in (found.texts[0] or "")
+        told, _ = answered(online, ASKED)
+        assert told["prompt"] == "without system"
+    # Of an engine: for all chats with images, and no others.
+    front.serve(default={"preset": "vcd"})
+    told, found = answered(online, ASKED)
+    assert told["prompt"] == "noise:500" and told["preset"] == "vcd"
+    assert online.answer(plain, "one") == ({"cold": 0}, [None])
+    assert online.answer(ASKED | xargs_off(), "base") == ({"cold": 0}, [None])
+    told, _ = answered(online, ASKED | xargs(without="system"))
+    assert told["prompt"] == "without system"
+    with pytest.raises(ValueError, match="the engine's default.*the prompt has no image"):
+        online.answer(plain | {"vllm_xargs": {"cold": 1}}, "base")
+
+
+def test_what_a_default_cannot_distort(front: Front) -> None:
+    """A picture that is none is served as without; who asks is told."""
+    front.serve(default={"preset": "vcd"})
+    prompt = seen("<image> w1", picture())
+    assert stream_of(front, prompt, SamplingParams(max_tokens=2)) is not None
+    prompt["multi_modal_data"] = {"image": np.zeros((3, 56, 56), np.float32)}
+    assert stream_of(front, prompt, SamplingParams(max_tokens=2)) is None
+    asking = ColdParams(max_tokens=2, beta=1.0, amateur=Amateur(images=Noise(5)))
+    with pytest.raises(ValueError, match="an image of the prompt is no picture but a ndarray"):
+        stream_of(front, prompt, asking)
+
+
+def stream_of(front: Front, prompt: Any, params: SamplingParams) -> Any:
+    request = sent(front, made(front, prompt), params)
+    return from_extra_args(request.sampling_params.extra_args)
+
+
+def test_beside_a_default_for_chats(online: Online, front: Front) -> None:
+    """Whoever asked for nothing, and has nothing that would be left out, is served as without."""
+    front.serve(default={"without": "system"})
+    image = user(of_url(1), text(" w3"))
+    assert online.answer(chat(image), "base") == ({"cold": 0}, [None])
+    told, found = answered(online, ASKED)
+    assert told["prompt"] == "without system" and len(found.amateurs[0]) == 1
+    front.serve(default={"without": "images"})
+    told, found = answered(online, ASKED)
+    assert told["prompt"] == "without images" and found.amateurs == [[]]
+    assert online.answer(chat(SYSTEM, user(text(" w3"))), "base") == ({"cold": 0}, [None])
+    # Offline completions have nothing to leave out either.
+    request = sent(front, made(front, seen("<image> w1", picture())), SamplingParams(max_tokens=2))
+    assert from_extra_args(request.sampling_params.extra_args) is None
+
+
+def xargs_off() -> dict[str, Any]:
+    return {"vllm_xargs": {"cold": 0}}
+
+
+def test_refused_over_http(online: Online) -> None:
+    for args, why in (
+        ({"images": "noise:1000"}, "cold_images='noise:1000': must be 'none', 'noise:500'"),
+        ({"images": "f"}, "cold_images='f': must be 'none'"),
+        ({"images": "noise:5", "without": "images"}, "the amateur has a prompt already, by"),
+        ({"without": "videos"}, "cold_without='videos': the conversation has no videos"),
+        (
+            {
+                "amateur_messages": json.dumps(
+                    [user({"type": "image_url", "image_url": {"url": 1}})]
+                )
+            },
+            "cold_amateur_messages=.*no prompt can be made of it",
+        ),
+        (
+            {"amateur_messages": json.dumps([user({"type": "image_pil", "image_pil": "x"})])},
+            "message 0 must not have image_pil; send images as image_url",
+        ),
+        (
+            # vLLM goes by the keys of parts that have a uuid.
+            {
+                "amateur_messages": json.dumps(
+                    [user({"type": "text", "text": "x", "uuid": "u", "image_pil": "/etc/x.png"})]
+                )
+            },
+            "message 0 must not have image_pil; send images as image_url",
+        ),
+        (
+            {"amateur_messages": json.dumps([user({"type": ["x"]})])},
+            "message 0 must have a content, of text, images, videos or audio",
+        ),
+        (
+            {"amateur_messages": json.dumps([user(of_url(), {"type": "file", "file": {}})])},
+            "message 0 must have a content, of text, images, videos or audio",
+        ),
+    ):
+        with pytest.raises(ValueError, match=why):
+            online.answer(ASKED | xargs(**args), "base")
+    with pytest.raises(ValueError, match="cold_images='noise:5': the prompt has no image"):
+        online.answer({"prompt": " w1", **xargs(images="noise:5")}, "base")
+
+
+def test_plain_requests_are_as_ever(online: Online, front: Front) -> None:
+    """They use the sender's cache, and what is contrasted leaves it alone until it is sent."""
+    renderer, body = front.renderer, ASKED | xargs(preset="vcd")
+    sender = renderer.mm_processor_cache
+    one = hash_of_url(front, 1)
+    prompt = online.prepared(body | {"model": "base"})[0]
+    assert not sender.is_cached_item(one)
+    (item,) = prompt["mm_kwargs"]["image"]
+    assert item is not None
+    noised = front.request(prompt, SamplingParams(max_tokens=2), None).mm_features[1]
+    assert noised.data is not None and not sender.is_cached_item(noised.mm_hash)
+    # A plain request that overtakes it brings its data along.
+    (item,) = online.prepared(ASKED | {"model": "base"})[0]["mm_kwargs"]["image"]
+    assert item is not None and sender.is_cached_item(one)
+    (item,) = online.prepared(ASKED | {"model": "base"})[0]["mm_kwargs"]["image"]
+    assert item is None
+    # What is contrasted has its data even then.
+    (item,) = online.prepared(body | {"model": "base"})[0]["mm_kwargs"]["image"]
+    assert item is not None
+
+
+def test_an_amateurs_own_image_leaves_the_senders_cache_alone(online: Online, front: Front) -> None:
+    """A plain request with that image may be sent while the other amateur's prompt is made."""
+    own = json.dumps([user(of_url(1), text(" w3"))])
+    body = chat(user(text(" w3"))) | xargs(amateur_messages=own, beta=1)
+    prompt = online.prepared(body | {"model": "base"})[0]
+    (feature,) = front.request(prompt, SamplingParams(max_tokens=2), None).mm_features
+    assert feature.data is not None
+    assert not front.renderer.mm_processor_cache.is_cached_item(hash_of_url(front, 1))
+
+
+def hash_of_url(front: Front, seed: int) -> str:
+    """Of its bytes, which vLLM keeps; without the sender's cache."""
+    return of_chat(front, of_url(seed))
+
+
+def of_chat(front: Front, part: dict[str, Any]) -> str:
+    from vllm.renderers.params import ChatParams
+
+    params = ChatParams(chat_template_kwargs={"tokenize": False})
+    renderer = front.renderer
+    _, (found,) = renderer.render_chat(
+        [[user(part)]], params, renderer.default_chat_tok_params, skip_mm_cache=True
+    )
+    return str(found["mm_hashes"]["image"][0])
+
+
+def test_the_sender_is_told_when_it_is_sent(online: Online, front: Front) -> None:
+    renderer, added = front.renderer, []
+
+    async def add_request(self: Any, request_id: str, prompt: Any, params: Any, *_: Any) -> str:
+        assert not renderer.mm_processor_cache.is_cached_item(one)
+        added.append(prompt)
+        return "queue"
+
+    async def add() -> Any:
+        prompt = (await online.prepare(_request(ASKED | xargs(preset="vcd"))))[0]
+        engine = SimpleNamespace(input_processor=front.processor)
+        wrapped = intake._make_add_request(add_request)
+        return await wrapped(engine, "r", prompt, SamplingParams(max_tokens=2))
+
+    one = hash_of_url(front, 1)
+    noised = of_chat(front, {"type": "image_pil", "image_pil": Noise(500)(picture(1))})
+    assert front.run(add()) == "queue" and len(added) == 1
+    renderer._mm_executor.submit(bool).result()
+    assert renderer.mm_processor_cache.is_cached_item(one)
+    assert renderer.mm_processor_cache.is_cached_item(noised)
+
+
+def _request(body: dict[str, Any]) -> Any:
+    from tests.unit.test_serving import protocol
+
+    return protocol(body)(model="base", max_tokens=4, **body)
+
+
+def test_images_that_a_client_names_only(online: Online, front: Front) -> None:
+    """Only the engine core has them: the sender's cache is asked, as for a plain request."""
+    named = {"type": "image_url", "image_url": {"url": url(1)}, "uuid": "mine"}
+    online.prepared(chat(SYSTEM, user(named, text(" w3")), model="base"))
+    alone = {"type": "image_url", "image_url": None, "uuid": "mine"}
+    body = chat(SYSTEM, user(alone, text(" w3"))) | xargs(without="images")
+    _, found = answered(online, body)
+    assert [each for _, each in found.expert] == ["mine"] and found.amateurs == [[]]
+    assert found.features[0].data is None
+
+
+# ---- shared memory -------------------------------------------------------------------------------
+
+
+class Shared:
+    """A sender that counts as vLLM's for shared memory does."""
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+
+    def get_and_update_item(self, item: Any, mm_hash: str) -> Any:
+        self.counts[mm_hash] = self.counts.get(mm_hash, 0) + 1
+        return item, ()
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("sharing", [0, 2])
+def test_reads_of_shared_memory(n: int, sharing: int) -> None:
+    """Each stream of each answer reads what is in shared memory; vLLM has counted each once."""
+
+    def feature(name: str, at: int, data: Any) -> Any:
+        return SimpleNamespace(mm_hash=name, data=data, mm_position=SimpleNamespace(offset=at))
+
+    request = SimpleNamespace(
+        prompt_token_ids=[1] * 10,
+        mm_features=[
+            feature("expert's", 2, {"address": 1}),
+            feature("known", 4, None),
+            feature("direct", 6, {"pixel_values": 1}),
+            feature("amateur's", 12, {"address": 2}),
+        ],
+    )
+    sender = Shared()
+    media.count_reads(SimpleNamespace(mm_processor_cache=sender), request, sharing, n)
+    wanted = {"expert's": n * (1 + sharing) - 1, "amateur's": n - 1}
+    assert sender.counts == {name: count for name, count in wanted.items() if count}
+
+
+def test_fetching_once_also_where_nobody_remembers() -> None:
+    """What another request fetches is its own."""
+    fetched: list[str] = []
+
+    class Connector:
+        media_io_kwargs: dict[str, Any] = {}
+
+        def load(self, address: str, media_io: Any) -> str:
+            fetched.append(address)
+            return address
+
+    load = media._make_load(Connector.load)
+    connector = Connector()
+    assert [load(connector, "a", 1) for _ in range(2)] == ["a", "a"] and fetched == ["a", "a"]
+    one: dict[Any, Any] = {}
+    for _ in range(2):
+        with media.remembering(one):
+            load(connector, "a", 1)
+            load(connector, "b", 1)
+            load(connector, "a", "another kind")
+    assert fetched == ["a", "a", "a", "b", "a"]
+    with media.remembering({}):
+        load(connector, "a", 1)
+    assert len(fetched) == 6
+
+
+def test_requests_at_once_have_their_own(front: Front) -> None:
+    """A server's requests are tasks."""
+
+    async def one(name: str) -> bool:
+        mine: dict[Any, Any] = {name: name}
+        with media.remembering(mine):
+            await asyncio.sleep(0.001)
+            return media._fetched.get() is mine
+
+    async def all_of_them() -> list[bool]:
+        return await asyncio.gather(*(one(str(i)) for i in range(5)))
+
+    assert all(front.run(all_of_them()))
+
+
+def test_in_vllms_thread(front: Front) -> None:
+    """The caches of processed media belong to it on a server."""
+    told: list[str] = []
+    thread = ThreadPoolExecutor(1)
+
+    class Processed:
+        def is_cached_item(self, each: str) -> bool:
+            return each != "gone"
+
+        def get_and_update_item(self, item: Any, each: str) -> Any:
+            return (each, ())
+
+    class Sender:
+        def get_and_update_item(self, item: Any, each: str) -> None:
+            told.append(each)
+
+    thread.submit(media._tell, Sender(), Processed(), ["a", "gone", "b"]).result()
+    assert told == ["a", "b"]

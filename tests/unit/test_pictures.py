@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of files: what is read, what is sent of them, and what is shown."""
+
+from __future__ import annotations
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vllm_cold import Blur, Noise
+from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.pictures import (
+    Picture,
+    as_sent,
+    has_media,
+    make_picture,
+    picture_of_url,
+    read_picture,
+    seen,
+    text_of,
+    without_data,
+)
+
+pytestmark = pytest.mark.unit
+
+
+def pixels(size: tuple[int, int] = (8, 6), mode: str = "RGB") -> Image.Image:
+    rng = np.random.default_rng(0)
+    shape = (size[1], size[0], len(mode))
+    return Image.fromarray(rng.integers(0, 256, shape, np.uint8), mode)
+
+
+def file(image: Image.Image, kind: str = "PNG", **how: Any) -> bytes:
+    kept = io.BytesIO()
+    image.save(kept, kind, **how)
+    return kept.getvalue()
+
+
+def sent(url: str) -> bytes:
+    return base64.b64decode(url.partition(";base64,")[2])
+
+
+def decoded(url: str) -> Any:
+    return np.asarray(Image.open(io.BytesIO(sent(url))))
+
+
+def test_a_file_is_sent_as_it_is() -> None:
+    for kind in ("PNG", "JPEG", "WEBP"):
+        picture = make_picture("a", file(pixels(), kind))
+        assert picture.url.startswith(f"data:image/{kind.lower()};base64,")
+        assert sent(picture.url) == picture.data
+        assert picture_of_url("b", picture.url) == picture
+        assert str(picture) == "a, 8 × 6"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
+@pytest.mark.parametrize("view", [Noise(500), Blur(2.0)])
+def test_an_amateur_sees_what_it_would_see_of_what_vllm_decodes(view: Any, mode: str) -> None:
+    from vllm.multimodal.media.image import ImageMediaIO
+
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned
+    data = file(pixels(mode=mode), exif=exif)
+    image: Any = ImageMediaIO().load_bytes(data)
+    image = getattr(image, "media", image)
+    picture = make_picture("a", data)
+    [message] = seen([{"role": "user", "content": [picture.part()]}], view)
+    changed = message["content"][0]["image_url"]
+    assert image.size == picture.size == (6, 8)
+    assert np.array_equal(decoded(changed.url), np.asarray(view(image)))
+    assert not np.array_equal(decoded(changed.url), np.asarray(image))
+    assert str(changed) == f"a, 6 × 8, {view}"
+
+
+def test_only_pictures_of_messages_change() -> None:
+    picture = make_picture("a", file(pixels()))
+    other = {"type": "image_url", "image_url": {"url": "https://x/y.png"}}
+    text = {"type": "text", "text": "w"}
+    messages = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [picture.part(), other, text]},
+        {"role": "assistant", "content": None},
+    ]
+    assert has_media(messages) and not has_media(messages[:1])
+    assert not has_media([{"role": "user", "content": [text]}])
+    found = as_sent(messages)
+    assert found[1]["content"] == [
+        {"type": "image_url", "image_url": {"url": picture.url}}, other, text,
+    ]  # fmt: skip
+    assert (found[0], found[2]) == (messages[0], messages[2])
+    assert as_sent(seen(messages, Noise(9)))[1]["content"][1:] == [other, text]
+    assert isinstance(messages[1]["content"][0]["image_url"], Picture)  # type: ignore[index]
+
+
+def test_no_data_is_shown() -> None:
+    picture = make_picture("a.png", file(pixels()))
+    for part, said in (
+        (picture.part(), "[image a.png, 8 × 6]"),
+        (
+            {"type": "image_url", "image_url": {"url": picture.url}},
+            "[image data:image/png;base64,...]",
+        ),
+        ({"type": "image_url", "image_url": {"url": "https://x/y"}}, "[image https://x/y]"),
+        ({"type": "input_audio", "input_audio": {"data": "UklGR"}}, "[input_audio]"),
+    ):
+        message = {"role": "user", "content": [part, {"type": "text", "text": "Why?"}]}
+        assert text_of(message) == f"{said}\nWhy?"
+    said = without_data(f"cold_amateur_messages='{picture.url}': and {picture.url}")
+    assert said == (
+        "cold_amateur_messages='data:image/png;base64,...': and data:image/png;base64,..."
+    )
+    assert "iVBOR" not in repr(picture)
+
+
+def test_what_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(ToolError, match=r"^--image=x: cannot be read \(No such file"):
+        read_picture(tmp_path / "x", "--image=x")
+    with pytest.raises(ToolError, match="^--image=.: cannot be read .Is a directory"):
+        read_picture(tmp_path, "--image=.")
+    for data in (b"", b"GIF89a", b"<svg/>", file(pixels())[:60]):
+        (tmp_path / "x").write_bytes(data)
+        with pytest.raises(ToolError, match="^--image=x: is no picture that can be read: use PNG"):
+            read_picture(tmp_path / "x", "--image=x")
+    with pytest.raises(ValueError, match="is a picture of type image/tiff: use PNG"):
+        make_picture("x", file(pixels(), "TIFF"))
+    for url in ("https://x/y.png", "data:text/html;base64,AA=="):
+        with pytest.raises(ValueError, match="is no picture: choose a file"):
+            picture_of_url("x", url)

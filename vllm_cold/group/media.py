@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the media of a request's streams can ever be encoded in step. Needs no vLLM.
+
+An encoder turns an image, a video or an audio into embeddings, which stay in the encoder's cache
+until all of its tokens are computed. A stream that waits for the others, one token short of its
+end, has computed all of its media, unless its prompt ends with one: that one it keeps. So whatever
+the streams keep must fit the cache beside what another one still has to encode, or all wait for
+ever.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Place(Protocol):
+    """``vllm.multimodal.inputs.PlaceholderRange``: tokens of a prompt that stand for a medium."""
+
+    offset: int
+    length: int
+
+    def get_num_embeds(self) -> int:
+        """How many of the tokens get an embedding."""
+
+
+class Feature(Protocol):
+    """``vllm.multimodal.inputs.MultiModalFeatureSpec``: one medium of a prompt."""
+
+    identifier: str  # the same for the same embeddings
+    mm_position: Place
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderRoom:
+    """What an engine can encode.
+
+    Attributes:
+        cache: Embeddings that its cache holds.
+        budget: Embeddings that one step can encode.
+        tokens: Tokens that one step can compute, of all requests, beside drafts.
+        chunk: Tokens that one step can compute of one prompt; 0 for no limit.
+        is_whole: Whether the tokens of a medium are computed in one step
+            (``disable_chunked_mm_input``).
+        per_stream: Tokens that a drafter adds to each stream of a step.
+        lookahead: Tokens ahead of a step's own whose media it needs too, for a drafter.
+    """
+
+    cache: int
+    budget: int
+    tokens: int
+    chunk: int = 0
+    is_whole: bool = False
+    per_stream: int = 0
+    lookahead: int = 0
+
+
+def overlapping(features: Sequence[Feature], start: int, end: int) -> Iterator[tuple[int, Feature]]:
+    """The media with tokens in ``[start, end)``, with their places in ``features``."""
+    for index, feature in enumerate(features):
+        place = feature.mm_position
+        if place.offset < end and place.offset + place.length > start:
+            yield index, feature
+
+
+def at_end(features: Sequence[Feature], num_tokens: int, lookahead: int = 0) -> list[Feature]:
+    """The media that a stream keeps while it waits one token short of its ``num_tokens``."""
+    last = num_tokens - 1 - lookahead
+    return [feature for _, feature in overlapping(features, last, num_tokens + lookahead)]
+
+
+def num_embeds(features: Iterable[Feature]) -> int:
+    """Embeddings of these media; those of the same identifier are encoded once."""
+    return sum({f.identifier: f.mm_position.get_num_embeds() for f in features}.values())
+
+
+def why_never(streams: Sequence[tuple[int, Sequence[Feature]]], room: EncoderRoom) -> str | None:
+    """Why an engine could never schedule a request's streams in step, on account of their media.
+
+    Args:
+        streams: Of each, the number of its prompt's tokens and its media, with offsets in its own
+            prompt.
+        room: What the engine can encode.
+
+    Returns:
+        A sentence's part, to stand behind "this request ...": what is too much, and the remedy.
+        None if it can.
+    """
+    most = min(room.cache, room.budget)
+    for _, features in streams:
+        for feature in features:
+            if (size := num_embeds([feature])) > most:
+                return (
+                    f"has media of {size} embeddings, and the engine encodes {most} at most: send "
+                    "less, or raise max_num_batched_tokens"
+                )
+    limit = room.tokens - room.per_stream * len(streams)
+    if room.is_whole:
+        # Beside a token of each other stream that is admitted with it.
+        longest = limit - (len(streams) - 1)
+        longest = min(longest, room.chunk or longest)
+        for _, features in streams:
+            for feature in features:
+                if (length := feature.mm_position.length) > longest:
+                    return (
+                        f"has media of {length} tokens, which must be computed in one step, and "
+                        f"one stream of it can have {longest}: send less, raise "
+                        "max_num_batched_tokens, or leave disable_chunked_mm_input out"
+                    )
+    kept = [at_end(features, num_tokens, room.lookahead) for num_tokens, features in streams]
+    if room.is_whole and any(kept):
+        return (
+            "has a prompt that ends with media, whose tokens must be computed in one step: let "
+            "text follow them, or leave disable_chunked_mm_input out"
+        )
+    for number, (_, features) in enumerate(streams):
+        others = [
+            feature for i, of_stream in enumerate(kept) if i != number for feature in of_stream
+        ]
+        for feature in features if others else ():
+            if (total := num_embeds([*others, feature])) > room.cache:
+                return (
+                    f"has prompts that end with media: {total} embeddings must be kept at once, "
+                    f"and the encoder's cache holds {room.cache}: let text follow them in each "
+                    "prompt, or raise max_num_batched_tokens"
+                )
+    return None

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pictures of files in prompts: read once, sent as they are or as an amateur sees them, and named
+instead of shown wherever something is printed or kept. Imports no vLLM.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from vllm_cold.tools.errors import ToolError
+
+View = Callable[[Any], Any]
+"""What an amateur sees of a picture: a function of a PIL image, such as ``Noise``."""
+
+_DATA = re.compile(r"(data:[\w.+-]*/?[\w.+-]*;base64,)[\w+/=-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture.
+
+    Attributes:
+        name: As the user calls it.
+        data: The file's bytes.
+        size: Width and height in pixels.
+        kind: Its media type, such as "image/png".
+        view: Makes what is sent of it; None where that is the file.
+    """
+
+    name: str = field(compare=False)
+    data: bytes = field(repr=False)
+    size: tuple[int, int]
+    kind: str
+    view: View | None = None
+
+    def __str__(self) -> str:
+        width, height = self.size
+        as_seen = "" if self.view is None else f", {self.view}"
+        return f"{self.name}, {width} × {height}{as_seen}"
+
+    @property
+    def digest(self) -> str:
+        """Of the file."""
+        return sha256(self.data).hexdigest()
+
+    @property
+    def url(self) -> str:
+        """As a request carries it."""
+        if self.view is None:
+            return _url(self.kind, self.data)
+        return _seen(self.data, self.view)
+
+    def part(self) -> dict[str, Any]:
+        """A part of a message's content, for ``as_sent``."""
+        return {"type": "image_url", "image_url": self}
+
+
+def read_picture(path: Path, called: str) -> Picture:
+    """Read a file.
+
+    Args:
+        path: The file.
+        called: What an error calls it.
+
+    Raises:
+        ToolError: it cannot be read, or is no picture.
+    """
+    try:
+        stat = path.stat()
+        return _read(path.resolve(), path.name, (stat.st_size, stat.st_mtime_ns))
+    except OSError as error:
+        raise ToolError(f"{called}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ToolError(f"{called}: {error}") from error
+
+
+@lru_cache(maxsize=4096)  # many rows ask about one picture
+def _read(path: Path, name: str, _: tuple[int, int]) -> Picture:
+    return make_picture(name, path.read_bytes())
+
+
+def make_picture(name: str, data: bytes) -> Picture:
+    """A picture of a file's bytes; ValueError where these are none."""
+    from PIL import Image, UnidentifiedImageError  # comes with vLLM
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            kind = Image.MIME.get(image.format or "")
+            image.load()
+            size = _upright(image).size
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError("is no picture that can be read: use PNG, JPEG or WebP") from error
+    if kind not in ("image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"):
+        raise ValueError(f"is a picture of type {kind}: use PNG, JPEG or WebP")
+    return Picture(name, data, size, kind)
+
+
+def picture_of_url(name: str, url: str) -> Picture:
+    """A picture of a data URL; ValueError where it is none."""
+    head, _, body = url.partition(";base64,")
+    if not head.startswith("data:image/"):
+        raise ValueError("is no picture: choose a file with PNG, JPEG or WebP")
+    return make_picture(name, base64.b64decode(body, validate=True))
+
+
+def _upright(image: Any) -> Any:
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
+
+
+def _url(kind: str, data: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+@lru_cache(maxsize=64)
+def _seen(data: bytes, view: View) -> str:
+    """As PNG, which loses nothing, of what vLLM makes of the file: upright, in RGB, on white."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(data)) as opened:
+        image = _upright(opened)
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            clear = image.convert("RGBA")
+            image = Image.new("RGB", clear.size, "white")
+            image.paste(clear, mask=clear.split()[3])
+        image = image.convert("RGB")
+    kept = io.BytesIO()
+    view(image).save(kept, "PNG", compress_level=1)
+    return _url("image/png", kept.getvalue())
+
+
+def _parts(message: Mapping[str, Any]) -> list[Any]:
+    content = message.get("content")
+    return [] if content is None or isinstance(content, str) else list(content)
+
+
+def has_media(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether something in messages is not text."""
+    return any(part.get("type", "text") != "text" for one in messages for part in _parts(one))
+
+
+def seen(messages: Sequence[Mapping[str, Any]], view: View) -> list[dict[str, Any]]:
+    """Messages, with what an amateur sees of their pictures."""
+
+    def part(one: Any) -> Any:
+        picture = one.get("image_url")
+        if not isinstance(picture, Picture):
+            return one
+        return replace(picture, view=view).part()
+
+    return [
+        {**one, "content": [part(each) for each in parts]} if (parts := _parts(one)) else {**one}
+        for one in messages
+    ]
+
+
+def as_sent(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Messages as a request carries them, with the pictures in them."""
+
+    def part(one: Any) -> Any:
+        picture = one.get("image_url")
+        return {**one, "image_url": {"url": picture.url}} if isinstance(picture, Picture) else one
+
+    return [
+        {**one, "content": [part(each) for each in parts]} if (parts := _parts(one)) else {**one}
+        for one in messages
+    ]
+
+
+def text_of(message: Mapping[str, Any]) -> str:
+    """A message's content as it is shown: of what is no text, its name."""
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "\n".join(map(_shown, content))
+
+
+def _shown(part: Mapping[str, Any]) -> str:
+    kind = str(part.get("type", "text"))
+    if kind == "text":
+        return str(part["text"])
+    what = part.get(kind)
+    if isinstance(what, Mapping):
+        what = what.get("url")
+    name = f" {without_data(str(what))}" if isinstance(what, (Picture, str)) else ""
+    return f"[{kind.removesuffix('_url')}{name}]"
+
+
+def without_data(text: str) -> str:
+    """A text, with no picture in it: of data URLs, what they begin with."""
+    return _DATA.sub(r"\1...", text)

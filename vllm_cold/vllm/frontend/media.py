@@ -1,0 +1,387 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``MediaConnector.load_from_url`` and ``.load_from_url_async``,
+``MultiModalFeatureSpec``, and the front end's caches of processed media.
+
+Why: an amateur that reads the expert's conversation in another way must not have its media fetched
+and decoded once more (``remembering``). The media of amateurs' own prompts travel behind their
+expert's in ``EngineCoreRequest.mm_features``, so that all that vLLM does with media on their way is
+done with them; the scheduler splits them off (``scheduler.amateurs``). What vLLM looks at in a
+client's prompt with media, here is looked at in amateurs' (``check``).
+
+With its usual cache, vLLM's front end sends an image once and from then on its hash, and relies on
+the engine core getting requests in the order in which their images were processed. A request whose
+amateurs' prompts are still to be made would be overtaken: then the hash comes first, and a request
+that has nothing to do with CoLD is sent back. So on a server what is contrasted always brings its
+data along, out of the cache that vLLM has for those who send nothing (``always_sent``), and the
+sender is told when it is on its way (``tell_sent``). Offline each prompt is sent before the next is
+processed.
+Since: 0.31 to 0.33; before, prompts with media are refused. Can go: when vLLM renders several
+prompts of one request.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from vllm_cold.group.media import why_never
+from vllm_cold.method.amateurs import (
+    MEDIA,
+    AmateurSpec,
+    CannotLeaveOut,
+    Distorted,
+    has_media,
+    media_parts,
+)
+from vllm_cold.vllm import contracts, versions
+from vllm_cold.vllm.patching import PatchPoint
+from vllm_cold.vllm.scheduler.encoder import room_of
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.v1.engine import EngineCoreRequest
+
+_REFUSED = "CoLD does not support prompts with media here: "
+_OLD = "vLLM is older than 0.31; send text only."
+NO_IMAGE = "the prompt has no image"
+
+# ---- what is fetched -----------------------------------------------------------------------------
+
+_fetched: ContextVar[dict[Any, Any] | None] = ContextVar("fetched", default=None)
+
+
+@contextmanager
+def remembering(fetched: dict[Any, Any]) -> Iterator[None]:
+    """Makes vLLM fetch and decode each URL once, also if this is entered again with this dict."""
+    token = _fetched.set(fetched)
+    try:
+        yield
+    finally:
+        _fetched.reset(token)
+
+
+def remembered() -> dict[Any, Any]:
+    """What is remembered here: an amateur's prompt is made within its expert's."""
+    found = _fetched.get()
+    return {} if found is None else found
+
+
+def _key(connector: Any, url: str, media_io: Any) -> Any:
+    # What it is decoded with comes from these keywords.
+    return url, type(media_io), repr(connector.media_io_kwargs)
+
+
+def _make_load(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_from_url(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
+        if (fetched := _fetched.get()) is None:
+            return original(self, url, media_io, **kwargs)
+        key = _key(self, url, media_io)
+        if key not in fetched:
+            fetched[key] = original(self, url, media_io, **kwargs)
+        return fetched[key]
+
+    return load_from_url
+
+
+def _make_load_async(original: Callable[..., Any]) -> Callable[..., Any]:
+    async def load_from_url_async(self: Any, url: str, media_io: Any, **kwargs: Any) -> Any:
+        if (fetched := _fetched.get()) is None:
+            return await original(self, url, media_io, **kwargs)
+        key = _key(self, url, media_io)
+        if key not in fetched:
+            fetched[key] = await original(self, url, media_io, **kwargs)
+        return fetched[key]
+
+    return load_from_url_async
+
+
+_CONNECTOR = "vllm.multimodal.media.connector:MediaConnector."
+_TAKES = ("url", "media_io")
+PATCH_POINTS = (
+    PatchPoint(_CONNECTOR + "load_from_url", _make_load, _TAKES),
+    PatchPoint(_CONNECTOR + "load_from_url_async", _make_load_async, _TAKES),
+)
+LOST = "media of prompts that amateurs share with their expert are fetched again"
+
+# ---- what prompts have ---------------------------------------------------------------------------
+
+
+def of_prompt(prompt: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The media of what a renderer made of a prompt, as vLLM's InputProcessor describes them."""
+    if prompt.get("type") != "multimodal":
+        return ()
+    if versions.is_before(0, 31):
+        raise ValueError(f"{_REFUSED}{_OLD}")
+    from vllm.multimodal.inputs import MultiModalFeatureSpec
+    from vllm.multimodal.utils import argsort_mm_positions
+
+    places, hashes, data = prompt["mm_placeholders"], prompt["mm_hashes"], prompt["mm_kwargs"]
+    return tuple(
+        MultiModalFeatureSpec(
+            data=data[modality][i],
+            modality=modality,
+            # With adapters of encoders it would be another: ``check`` refuses them.
+            identifier=hashes[modality][i],
+            mm_position=places[modality][i],
+            mm_hash=hashes[modality][i],
+        )
+        for modality, i in argsort_mm_positions(places)
+    )
+
+
+def make_readable(messages: Sequence[Any]) -> None:
+    """What pydantic gives for a list can be read once."""
+    for message in messages:
+        if isinstance(message, dict) and not isinstance(
+            content := message.get("content"), (str, list, type(None))
+        ):
+            message["content"] = list(content)
+
+
+def with_data(prompt: Any) -> list[str]:
+    """The hashes of media that bring their data along, of a made prompt or of a request; of the
+    others vLLM believes that the engine core has them.
+    """
+    if not isinstance(prompt, Mapping):
+        features = getattr(prompt, "mm_features", None) or ()
+        return [f.mm_hash or f.identifier for f in features if f.data is not None]
+    data = prompt.get("mm_kwargs") or {}
+    return [
+        each
+        for kind, hashes in (prompt.get("mm_hashes") or {}).items()
+        for i, each in enumerate(hashes)
+        if data[kind][i] is not None
+    ]
+
+
+def marks(features: Sequence[Any]) -> list[tuple[str, str, int]]:
+    """What two prompts with the same token ids differ by if their media do."""
+    return [(f.modality, f.mm_hash or f.identifier, f.mm_position.offset) for f in features]
+
+
+def has_images(messages: Sequence[Any] | None, data: Mapping[str, Any] | None) -> bool:
+    """Whether there is an image in a chat, or in a completion's ``multi_modal_data``."""
+    if messages is not None:
+        return any(has_media(message, "images") for message in messages)
+    images = (data or {}).get("image")
+    return images is not None and not (isinstance(images, (list, tuple)) and not images)
+
+
+def with_images(prompt: Mapping[str, Any], one: AmateurSpec) -> dict[str, Any]:
+    """The expert's prompt as this amateur sees it, before vLLM has processed its media. Takes some
+    time for each image.
+
+    Args:
+        prompt: As ``render_messages`` makes it or ``LLM.generate`` is given it: images are decoded.
+        one: With a ``Distorted`` prompt.
+
+    Raises:
+        ColdError: there is no image, or one that is no picture; or the amateur's function fails.
+    """
+    assert isinstance(one.source, Distorted)
+    data = prompt.get("multi_modal_data") or {}
+    if not has_images(None, data):
+        raise CannotLeaveOut(one.prompt_field, one.source.value, NO_IMAGE)
+    images = data["image"]
+    several = images if isinstance(images, (list, tuple)) else [images]
+    seen = [_seen(image, one) for image in several]
+    other = {**prompt, "multi_modal_data": {**data, "image": seen}}
+    if (uuids := prompt.get("multi_modal_uuids")) is not None:
+        # Other pictures have other names; vLLM makes them of the pixels.
+        other["multi_modal_uuids"] = {kind: uuids[kind] for kind in uuids if kind != "image"}
+    return other
+
+
+def _seen(image: Any, one: AmateurSpec) -> Any:
+    import numpy as np
+    from PIL import Image
+    from vllm.multimodal.image import convert_image_mode, normalize_image
+    from vllm.multimodal.media import MediaWithBytes
+
+    assert isinstance(one.source, Distorted)
+    if image is None:
+        raise _cannot_be_seen(one, "is known by its uuid alone; send the image")
+    if isinstance(image, MediaWithBytes):
+        image = image.media
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3:
+        image = Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise _cannot_be_seen(
+            one,
+            f"is no picture but a {type(image).__name__}; send it as a picture (of PIL, or of a "
+            "URL), or say what the amateur reads",
+        )
+    # As the expert's is read: upright, and what is transparent white.
+    picture = convert_image_mode(normalize_image(image), "RGB")
+    try:
+        seen = one.source.view(picture)
+    except Exception as error:
+        raise one.refused(f"{type(error).__name__}: {error}") from error
+    if not isinstance(seen, Image.Image):
+        raise one.refused(f"must make a PIL image, and made a {type(seen).__name__}")
+    return seen
+
+
+def _cannot_be_seen(one: AmateurSpec, problem: str) -> CannotLeaveOut:
+    return CannotLeaveOut(
+        one.prompt_field, one.source and one.source.value, f"an image of the prompt {problem}"
+    )
+
+
+def append(request: "EngineCoreRequest", amateurs: Sequence[AmateurSpec]) -> None:
+    """Put the media of amateurs' own prompts behind the expert's, as if the prompts stood one
+    behind the other: there they are in no block of the expert's.
+    """
+    if not any(one.features for one in amateurs):
+        return
+    end = len(request.prompt_token_ids or ())
+    features = list(request.mm_features or ())
+    for one in amateurs:
+        for feature in one.features:
+            place = replace(feature.mm_position, offset=feature.mm_position.offset + end)
+            features.append(replace(feature, mm_position=place))
+        end += len(one.prompt or ())
+    request.mm_features = features
+
+
+# ---- what cannot be ------------------------------------------------------------------------------
+
+
+def check(
+    config: "VllmConfig",
+    encoder_cache_size: int,
+    amateurs: Sequence[AmateurSpec],
+    num_tokens: int,
+    features: Sequence[Any],
+    has_embeds: bool,
+) -> None:
+    """Refuse what CoLD cannot do with media, and what an engine could never encode in step.
+
+    Args:
+        config: The engine's.
+        encoder_cache_size: How many embeddings the engine's cache of encoded media holds.
+        amateurs: With their prompts.
+        num_tokens: Of the expert's prompt.
+        features: Its media.
+        has_embeds: Whether it is embeddings.
+
+    Raises:
+        ValueError: says why.
+    """
+    own = [one.features for one in amateurs if one.num_tokens is not None]
+    if not any((features, *own)):
+        return
+    if (problem := unsupported(config)) is not None:
+        raise ValueError(f"{_REFUSED}{problem}")
+    if has_embeds or any(one.embeds is not None for one in amateurs):
+        raise ValueError(
+            "CoLD does not support media in one request with prompt_embeds; send text or token ids."
+        )
+    room = room_of(config, encoder_cache_size)
+    streams = [(num_tokens, features)]
+    for one in amateurs:
+        own_tokens = one.num_tokens
+        streams.append(streams[0] if own_tokens is None else (own_tokens, one.features))
+    if (problem := why_never(streams, room)) is not None:
+        raise ValueError(f"CoLD: this request {problem}.")
+
+
+@cache
+def _changed() -> str | None:
+    return contracts.problems(contracts.OF_MEDIA)
+
+
+def unsupported(config: "VllmConfig") -> str | None:
+    """Why this engine cannot contrast prompts with media, with the remedy; None if it can."""
+    if versions.is_before(0, 31):
+        return _OLD
+    if (changed := _changed()) is not None:
+        return (
+            f"this vLLM has changed where vllm-cold takes part: {changed}. Send text only, or "
+            f"install vLLM {versions.RANGE}, or a newer vllm-cold."
+        )
+    lora, speculative = config.lora_config, config.speculative_config
+    if getattr(lora, "enable_tower_connector_lora", False):
+        return (
+            "enable_tower_connector_lora is on, with which the same image is another one for each "
+            "adapter; start the engine without, or send text only."
+        )
+    if getattr(lora, "default_mm_loras", None):
+        return (
+            "default_mm_loras gives such prompts adapters of its own; start the engine without, or "
+            "send text only."
+        )
+    if speculative is not None and (method := speculative.method) not in ("ngram", "suffix"):
+        return (
+            f"speculative decoding is on ({method}), whose drafter reads the media, too; start the "
+            "engine with ngram or without speculative decoding, or send text only."
+        )
+    return None
+
+
+# ---- the sender's cache --------------------------------------------------------------------------
+
+
+def always_sent(renderer: Any, messages: Any) -> bool:
+    """Whether what a server contrasts of this chat has to bring its media's data along."""
+    if versions.is_before(0, 31):
+        return False
+    from vllm.multimodal import cache
+
+    kinds = (cache.LruKeyReplicatedSenderCache, cache.ShmObjectStoreSenderCache)
+    if not isinstance(renderer.mm_processor_cache, kinds):
+        return False  # none, or one whose every request brings the data
+    make_readable(messages or ())
+    parts = [part for message in messages or () for part in media_parts(message)]
+    # Of media that a client names by their uuids alone, only the engine core has the data.
+    return bool(parts) and not any(_is_named_only(part) for part in parts)
+
+
+_TYPES = frozenset().union(*MEDIA.values())
+
+
+def _is_named_only(part: Mapping[str, Any]) -> bool:
+    return part.get("uuid") is not None and all(part.get(name) is None for name in _TYPES)
+
+
+def tell_sent(renderer: Any, hashes: Sequence[str]) -> None:
+    """Media are on their way to the engine core, which keeps them: the sender's cache has to know,
+    which drops the oldest when the core does. Asked for in vLLM's thread for media.
+    """
+    from vllm.multimodal.cache import LruKeyReplicatedSenderCache
+
+    if isinstance(sender := renderer.mm_processor_cache, LruKeyReplicatedSenderCache):
+        processed = renderer._mm_processor_only_cache
+        renderer._mm_executor.submit(_tell, sender, processed, list(hashes))
+
+
+def _tell(sender: Any, processed: Any, hashes: Sequence[str]) -> None:
+    for each in hashes:
+        if processed.is_cached_item(each):  # else it has been dropped since, or is too large
+            sender.get_and_update_item(processed.get_and_update_item(None, each), each)
+
+
+def count_reads(renderer: Any, request: "EngineCoreRequest", num_sharing: int, n: int) -> None:
+    """Of media in shared memory, vLLM's sender counts how often workers will read them, before it
+    may put something else there: once for each prompt that was made. But each stream of each
+    answer reads them.
+
+    Args:
+        renderer: vLLM's.
+        request: With the amateurs' media.
+        num_sharing: How many amateurs read the expert's prompt.
+        n: How many answers are wanted.
+    """
+    length = len(request.prompt_token_ids or ())
+    counted = set()
+    for feature in request.mm_features or ():
+        if feature.data is None or "address" not in feature.data:
+            continue
+        readers = 1 + num_sharing if feature.mm_position.offset < length else 1
+        # A prompt that several amateurs read was made once.
+        known = 0 if id(feature.data) in counted else 1
+        counted.add(id(feature.data))
+        for _ in range(n * readers - known):
+            renderer.mm_processor_cache.get_and_update_item(None, feature.mm_hash)

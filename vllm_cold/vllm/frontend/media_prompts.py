@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Touches vLLM: ``BaseRenderer.render_messages`` and ``tokenize_prompt``.
+
+Why: the tools of ``vllm-cold`` need a chat with images as the dictionary that ``LLM.generate``
+takes, to put an answer's tokens behind it: token ids, in which an image is its placeholder, and the
+decoded images. ``render_chat`` would go on to the model's own processor, whose cache then takes the
+images for sent.
+Since: 0.23 to 0.33. Can go: when ``LLM.chat`` takes tokens of an answer's beginning.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from vllm_cold.errors import ColdError
+
+_SAID = 400  # characters of an error: it may show what was sent
+
+
+def media_prompt(
+    renderer: Any, field: str, messages: Sequence[Any], chat_params: Any, tok_params: Any
+) -> dict[str, Any]:
+    """A chat as ``{"prompt_token_ids": ..., "multi_modal_data": ...}``.
+
+    Args:
+        renderer: vLLM's.
+        field: What an error names.
+        messages: With images in them.
+        chat_params: vLLM's ChatParams.
+        tok_params: vLLM's TokenizeParams.
+
+    Raises:
+        ColdError: the chat template or the model does not take it.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        _, prompt = renderer.render_messages(list(messages), chat_params)
+        made = dict(renderer.tokenize_prompt(prompt, tok_params))
+    except (TemplateError, ValueError, NotImplementedError) as error:
+        said = str(error)[:_SAID] or type(error).__name__
+        raise ColdError(field, "messages", f"no prompt can be made of it: {said}") from error
+    made.pop("prompt", None)  # vLLM reads the ids, and the text would not have what comes behind
+    return made

@@ -1,0 +1,334 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Media (images, videos, audios): how much of a prompt the encoder lets a stream compute in a step.
+
+Touches vLLM: ``Scheduler._try_schedule_encoder_inputs`` and ``EncoderCacheManager``; of a step
+``scheduled_encoder_inputs``, ``encoder_input_updates`` and the media of requests that are new.
+
+Why: a step encodes so many embeddings, and the encoder's cache holds so many. vLLM takes tokens off
+a request whose next medium does not fit, *after* the cap that keeps a group in step (0.23: before
+it), and counts a medium as encoded when it has planned that, whether or not the request stays in
+the step. What it relies on:
+
+- ``_try_schedule_encoder_inputs(request, num_computed_tokens, num_new_tokens, budget, shift)`` says
+  which media are to be encoded, and how many of the tokens are left. What it finds in the cache is
+  the request's from then on; to make room it pushes out what is nobody's. Asked twice, it says the
+  same. What it says is planned (``EncoderCacheManager.allocate``) once the request is scheduled.
+- ``EncoderCacheManager``: ``cached`` (whose an identifier is), ``freeable``, the counts of slots.
+  ``free(request)`` keeps what was planned in the cache, as if it had been encoded.
+- A prompt's media that the prefix cache covers are sent to workers without their data. Those of the
+  V1 runner are not sent them again when the request is preempted and computes them.
+
+Since: 0.23. Can go: when vLLM schedules groups of requests.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
+from vllm.v1.request import RequestStatus
+
+from vllm_cold.group import media
+from vllm_cold.group.lockstep import Capacity, Group, Step
+from vllm_cold.group.media import EncoderRoom
+from vllm_cold.vllm.scheduler.interface import Request, Scheduler
+
+
+def room_of(vllm_config: Any, cache: int, budget: int | None = None) -> EncoderRoom:
+    """What an engine can encode.
+
+    Args:
+        vllm_config: The engine's.
+        cache: Embeddings that the encoder's cache holds (``MultiModalBudget.encoder_cache_size``).
+        budget: Embeddings that a step encodes; default: what is known of it without the model.
+    """
+    config, drafter = vllm_config.scheduler_config, vllm_config.speculative_config
+    tokens = getattr(config, "max_num_scheduled_tokens", None) or config.max_num_batched_tokens
+    if budget is None:
+        budget = config.max_num_encoder_input_tokens
+        if cache > config.encoder_cache_size:  # then the largest medium sets both
+            budget = max(budget, cache)
+    return EncoderRoom(
+        cache=cache,
+        budget=budget,
+        tokens=min(tokens, config.max_num_batched_tokens)
+        - getattr(drafter, "num_speculative_tokens", 0),
+        chunk=max(config.long_prefill_token_threshold, 0),
+        is_whole=config.disable_chunked_mm_input,
+        per_stream=getattr(drafter, "max_num_new_slots_for_drafting", 0),
+        lookahead=getattr(vllm_config, "num_prefill_lookahead_tokens", 0),
+    )
+
+
+class EncoderInputs:
+    """What the encoder of one engine is asked for.
+
+    Args:
+        scheduler: The engine's.
+        ask: vLLM's ``_try_schedule_encoder_inputs``, of this scheduler.
+
+    Raises:
+        ValueError: the engine encodes in a way that CoLD does not follow.
+    """
+
+    def __init__(self, scheduler: Scheduler, ask: Callable[..., Any]) -> None:
+        self._scheduler = scheduler
+        self._ask = ask
+        self._left = 0  # of the step's budget
+        self._planned: set[str] = set()  # identifiers, in this pass
+        self._last: dict[str, int] = {}  # of these, whose request may not be scheduled: their size
+        self._promised: set[Request] = set()  # followers whose media this pass counts on
+        if getattr(scheduler, "is_encoder_decoder", False):
+            raise ValueError("CoLD does not support encoder-decoder models.")
+        if getattr(scheduler, "ec_connector", None) is not None:
+            raise ValueError("CoLD does not support encoder-cache connectors (ec_transfer_config).")
+        if type(self._manager) is not EncoderCacheManager:
+            raise ValueError(
+                "CoLD does not support other managers of the encoder's cache than vLLM's own: "
+                "leave ec_manager_config out."
+            )
+
+    @property
+    def _manager(self) -> Any:
+        return self._scheduler.encoder_cache_manager
+
+    @property
+    def room(self) -> EncoderRoom:
+        """What the engine can encode."""
+        scheduler = self._scheduler
+        cache, budget = self._manager.cache_size, scheduler.max_num_encoder_input_tokens
+        return room_of(scheduler.vllm_config, cache, budget)
+
+    @property
+    def _lookahead(self) -> int:
+        ahead = getattr(self._scheduler, "num_prefill_lookahead", None)
+        return int(getattr(self._scheduler, "use_eagle", False)) if ahead is None else int(ahead)
+
+    # ---- a group's arrival ---------------------------------------------------------------------
+
+    def why_never(self, group: Group[Request]) -> str | None:
+        """Why the group's media keep it from ever being scheduled; admission refuses it before."""
+        if not any(each.mm_features for each in group.streams):
+            return None
+        streams = [(each.num_tokens, each.mm_features) for each in group.streams]
+        return media.why_never(streams, self.room)
+
+    def begin_anew(self, group: Group[Request]) -> None:
+        """A stream whose prompt ends with a medium computes all of it: found in the prefix cache up
+        to its last token, it would have to encode that medium in the step in which all others do.
+        """
+        for each in group.streams:
+            if self._ends_with_media(each):
+                each.skip_reading_prefix_cache = True
+
+    def _ends_with_media(self, request: Request) -> bool:
+        """Whether a stream keeps media while it waits for the others."""
+        features = request.mm_features
+        return bool(features) and bool(media.at_end(features, request.num_tokens, self._lookahead))
+
+    def may_begin(self, group: Group[Request], groups: Iterable[Group[Request]]) -> bool:
+        """Whether no other group runs that keeps media in the cache while it waits: two could wait
+        for each other's room.
+        """
+        return not any(map(self._ends_with_media, group.streams)) or not any(
+            other is not group
+            and other.leader.status == RequestStatus.RUNNING
+            and any(map(self._ends_with_media, other.streams))
+            for other in groups
+        )
+
+    # ---- a pass --------------------------------------------------------------------------------
+
+    def begin_pass(self) -> None:
+        """Nothing is planned yet."""
+        self._left = self._scheduler.max_num_encoder_input_tokens
+        self._planned.clear()
+        self._last.clear()
+        self._promised.clear()
+
+    def part(self, group: Group[Request], request: Request, start: int, num_tokens: int) -> int:
+        """How many of so many tokens a group's stream may compute from ``start`` on: what vLLM
+        leaves of them, and never a part of a medium that must not be split.
+        """
+        if num_tokens <= 0 or not self._reads_media(request, start, start + num_tokens):
+            return num_tokens
+        self._settle()
+        if self._is_promised(group):
+            return 0
+        num_tokens = self._unsplit(request, start, num_tokens)
+        found = self._ask(request, start, num_tokens, self._left, self._lookahead)
+        return int(found[1])
+
+    def schedule(
+        self, request: Request, start: int, num_tokens: int, budget: int, shift: int
+    ) -> tuple[Any, ...]:
+        """What vLLM asks of any request that is about to get tokens; what it plans is noted."""
+        self._settle()
+        allowed = min(budget, self._left)
+        scheduled, num_left, left, *others = self._ask(request, start, num_tokens, allowed, shift)
+        self._promised.discard(request)
+        for index in scheduled:
+            feature = request.mm_features[index]
+            self._last[feature.identifier] = feature.mm_position.get_num_embeds()
+            self._planned.add(feature.identifier)
+        self._left -= allowed - left
+        return scheduled, num_left, budget - (allowed - left), *others
+
+    def can_finish(self, group: Group[Request], num_cached: int, capacity: Capacity) -> bool:
+        """Whether all media that the group's streams need up to their sampling positions can be
+        encoded in this step, or are in the cache: then vLLM takes nothing off any of them.
+        """
+        self._settle()
+        needed: dict[str, int] = {}
+        found: dict[str, int] = {}  # nobody's
+        for each, start in self._starts(group, num_cached, capacity).items():
+            for _, feature in self._to_come(each, start):
+                size = feature.mm_position.get_num_embeds()
+                owners = self._manager.cached.get(feature.identifier)
+                if not owners:
+                    (needed if owners is None else found)[feature.identifier] = size
+        if (needed or found) and self._is_promised(group):
+            return False
+        total = sum(needed.values())
+        room = self._manager.num_freeable_slots - sum(found.values())
+        return total <= self._left and total <= room
+
+    def could_finish(self, group: Group[Request], num_cached: int, capacity: Capacity) -> bool:
+        """The same in a step of its own, whatever is in the cache."""
+        starts = self._starts(group, num_cached, capacity)
+        features = [f for each, start in starts.items() for _, f in self._to_come(each, start)]
+        room = self.room
+        return media.num_embeds(features) <= min(room.cache, room.budget)
+
+    def promise(self, group: Group[Request], num_cached: int, capacity: Capacity) -> None:
+        """All streams sample in this step: what is in the cache for them is theirs from now on, and
+        nobody else's media take the room that they need.
+        """
+        for each, start in self._starts(group, num_cached, capacity).items():
+            for index, feature in self._to_come(each, start):
+                if feature.identifier in self._manager.cached:
+                    self._manager.check_and_update_cache(each, index)
+                elif each is not group.leader:
+                    self._promised.add(each)
+
+    def preempted(self, request: Request) -> None:
+        """A request leaves this pass."""
+        self._promised.discard(request)
+
+    def _is_promised(self, group: Group[Request]) -> bool:
+        """Whether followers of another group come first."""
+        return bool(self._promised) and self._promised.isdisjoint(group.streams)
+
+    def _starts(
+        self, group: Group[Request], num_cached: int, capacity: Capacity
+    ) -> dict[Request, int]:
+        """Where each stream begins to compute, the leader first."""
+        streams = group.leader, *group.followers
+        cached = num_cached, *capacity.num_cached
+        return {
+            each: each.num_computed_tokens or n for each, n in zip(streams, cached, strict=True)
+        }
+
+    def reads_more(self, request: Request) -> bool:
+        """Whether a stream has media that it has not computed yet."""
+        if not request.mm_features:
+            return False
+        last = request.mm_features[-1].mm_position
+        return bool(request.num_computed_tokens < last.offset + last.length)
+
+    def _reads_media(self, request: Request, start: int, end: int) -> bool:
+        features = request.mm_features
+        return bool(features) and any(media.overlapping(features, start, end + self._lookahead))
+
+    def _to_come(self, request: Request, start: int) -> list[tuple[int, media.Feature]]:
+        end = request.num_tokens + self._lookahead
+        return list(media.overlapping(request.mm_features, start, end))
+
+    def _unsplit(self, request: Request, start: int, num_tokens: int) -> int:
+        """Of so many tokens those in front of a medium that they would split, where that must not
+        be: before 0.33 vLLM splits one at which a step begins.
+        """
+        if not self.room.is_whole:
+            return num_tokens
+        for _, feature in media.overlapping(request.mm_features, start, start + num_tokens):
+            place = feature.mm_position
+            if start <= place.offset and start + num_tokens < place.offset + place.length:
+                return int(place.offset - start)
+        return num_tokens
+
+    # ---- what was planned and is not to be ----------------------------------------------------
+
+    def _settle(self) -> None:
+        """What was planned last was planned for nothing if its request was not scheduled."""
+        for identifier, size in self._last.items():
+            if identifier not in self._manager.cached:
+                self._planned.discard(identifier)
+                self._left += size
+        self._last.clear()
+
+    def end_pass(self, output: Any, groups: Mapping[str, Group[Request]], step: Step[Any]) -> None:
+        """The step is what ``output`` says: what others of it count on is encoded for them, and
+        what nobody of it does is not in the cache.
+
+        Args:
+            output: The step.
+            groups: By the id of each stream.
+            step: What the pass decided.
+        """
+        scheduled = output.num_scheduled_tokens
+        for each in (each for group in step.groups for each in group.streams if each.mm_features):
+            if each.status != RequestStatus.RUNNING:
+                self._manager.free(each)  # it has seen what is there, and computes nothing
+                continue
+            # It was asked about more than it got, and what it does not reach is not its yet.
+            end = each.num_computed_tokens + scheduled.get(each.request_id, 0) + self._lookahead
+            for index in tuple(self._manager.get_cached_input_ids(each)):
+                if each.mm_features[index].mm_position.offset >= end:
+                    self._manager.free_encoder_input(each, index)
+        self._settle()
+        inputs, requests = output.scheduled_encoder_inputs, self._scheduler.requests
+        encoded = {
+            requests[i].mm_features[index].identifier for i, of in inputs.items() for index in of
+        }
+        for identifier in self._planned - encoded:
+            owners = self._manager.cached.get(identifier)
+            if owners is None:
+                continue  # others pushed it out
+            heirs = [i for i in owners if i in scheduled]
+            if heirs:
+                # Workers of the V1 runner have all data of a group's streams.
+                heir = requests[min(heirs, key=lambda i: (i not in groups, i))]
+                inputs.setdefault(heir.request_id, []).append(self._needed(heir, identifier))
+                continue
+            for request_id in tuple(owners):
+                request = requests[request_id]
+                for index in tuple(self._manager.get_cached_input_ids(request)):
+                    if request.mm_features[index].identifier == identifier:
+                        self._manager.free_encoder_input(request, index)
+            self._drop(identifier)
+        output.free_encoder_mm_hashes += self._manager.get_freed_mm_hashes()
+        if not getattr(self._scheduler, "use_v2_model_runner", False):
+            for new in output.scheduled_new_reqs:
+                if new.req_id in groups:
+                    new.mm_features = requests[new.req_id].mm_features
+
+    def _needed(self, request: Request, identifier: str) -> int:
+        """Which of a request's media is this one: the last that it counts on, as a worker may have
+        dropped the data of those that the prefix cache covers.
+        """
+        held: set[int] = self._manager.get_cached_input_ids(request)
+        return max(i for i in held if request.mm_features[i].identifier == identifier)
+
+    def _drop(self, identifier: str) -> None:
+        """What is nobody's leaves the cache. A worker may have it of before this pass."""
+        manager = self._manager
+        size = manager.freeable.pop(identifier)
+        del manager.cached[identifier]
+        getattr(manager, "num_embeds_by_hash", {}).pop(identifier, None)  # not in 0.23
+        manager.num_free_slots += size
+        manager.freed.append(identifier)
+
+
+def strip(output: Any, request_id: str) -> None:
+    """A request is taken out of the step, and encodes nothing in it."""
+    output.scheduled_encoder_inputs.pop(request_id, None)
+    getattr(output, "encoder_input_updates", {}).pop(request_id, None)  # since 0.33
