@@ -227,19 +227,17 @@ class Admission:
             ValueError: one cannot be made.
         """
         prompt_source = prompts.prompt_source_of(prompt)
+        settled = None
         if contrast is not None and contrast.applies(prompt_source):
             try:
                 made = await prompts.render_async(
                     self.renderer, prompt_source, contrast.amateurs, online
                 )
-                contrast = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
+                settled = self._settle(contrast, made, expert, prompts.Prompt.made(prompt))
             except CannotLeaveOut:
                 if not contrast.gives_way:
                     raise
-                contrast = None
-        else:
-            contrast = None
-        return prompts.with_decision(prompt, contrast)
+        return prompts.with_decision(prompt, settled)
 
     def admit(self, prompt: Any, params: Any, request: "EngineCoreRequest") -> None:
         """Give a CoLD request its ``Stream`` in ``extra_args``.
