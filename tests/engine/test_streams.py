@@ -132,6 +132,8 @@ def test_tokens_equal_the_reference(
 ) -> None:
     options = CONFIGURATIONS[name]
     few = name == "tiny-budget" or runner == "v2"  # many steps, or long ones
+    if few and "pressure" in name:
+        options = options | {"num_gpu_blocks_override": 40}  # which short groups fill
     chosen = [
         (group, trace)
         for group, trace in zip(GROUPS, expected, strict=True)

@@ -458,6 +458,8 @@ def _errors(one: AmateurSpec) -> Iterator[None]:
         if of_bytes or _brings_media(one.source):
             # Of a client's bytes torch and PIL say anything, which vLLM does not always catch; and
             # what they are fetched from may be gone.
+            if isinstance(error, (AttributeError, ImportError, TypeError)):  # or vLLM has changed
+                logger.exception("vllm-cold: an amateur's prompt with media cannot be made.")
             raise _unreadable(one, error) from error
         logger.exception("vllm-cold: vLLM's renderer failed with an amateur's prompt.")
         raise RendererChanged(
