@@ -392,13 +392,18 @@ def make_model(family: Family, folder: Path) -> Path:
             decoder.embed_tokens.weight.mul_(0.1)
             getattr(decoder, family.last_norm).weight.add_(9.0)
     model.save_pretrained(folder)
-    if family.config in ("Gemma3Config", "LlavaConfig", "PaliGemmaConfig"):
+    clip = ("vision_tower.", "vision_tower.vision_model.")
+    names = {
+        "Gemma3Config": clip,
+        "LlavaConfig": clip,
+        "PaliGemmaConfig": clip,
+        "Qwen2AudioConfig": ("language_model.model.model.", "language_model.model."),
+    }
+    if family.config in names:
         # As in the checkpoints on the hub, which vLLM reads.
-        path, tower = folder / "model.safetensors", "vision_tower."
-        weights = {
-            name.replace(tower, f"{tower}vision_model."): weight
-            for name, weight in load_file(path).items()
-        }
+        path = folder / "model.safetensors"
+        old, new = names[family.config]
+        weights = {name.replace(old, new): one for name, one in load_file(path).items()}
         save_file(weights, path, {"format": "pt"})
     return folder
 

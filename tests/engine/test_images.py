@@ -209,7 +209,6 @@ def assert_no_media(llm: Any) -> None:
 # Plain requests of stock vLLM are not those of transformers either, or the model is not loaded.
 NOT_RIGHT_YET = {
     "qwen3-vl": "one plain request differs from transformers in one token, and why is not known",
-    "qwen2-audio": "vLLM does not know the names in the checkpoint that transformers writes",
 }
 
 
