@@ -232,7 +232,8 @@ FAMILIES = {
     ),
     "qwen3-vl": Family(
         "Qwen3VLConfig",
-        {"rope_parameters": _mrope(6, 5, 5)},
+        # As in the checkpoints on the hub: vLLM reads what transformers takes for granted.
+        {"rope_parameters": {**_mrope(6, 5, 5), "mrope_interleaved": True}},
         vision={
             **_VISION,
             "out_hidden_size": HIDDEN,

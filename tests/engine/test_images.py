@@ -206,19 +206,11 @@ def assert_no_media(llm: Any) -> None:
     assert manager.num_freeable_slots == manager.cache_size
 
 
-# Plain requests of stock vLLM are not those of transformers either, or the model is not loaded.
-NOT_RIGHT_YET = {
-    "qwen3-vl": "one plain request differs from transformers in one token, and why is not known",
-}
-
-
-def marks(family: str) -> list[pytest.MarkDecorator]:
-    if family in NOT_RIGHT_YET:
-        return [pytest.mark.full, pytest.mark.xfail(reason=NOT_RIGHT_YET[family], strict=True)]
+def in_full(family: str) -> list[pytest.MarkDecorator]:
     return [] if family in IN_EVERY_RUN else [pytest.mark.full]
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=marks(f)) for f in MEDIA])
+@pytest.mark.parametrize("family", [pytest.param(f, marks=in_full(f)) for f in MEDIA])
 def test_tokens_equal_the_reference(family: str, folders: Path, make_llm: Any, runner: str) -> None:
     """In small steps, in which prompts and images are cut; the second time prompts are cached."""
     folder = folders / family
