@@ -140,6 +140,14 @@ def _idefics3(tokenizer: Any) -> Any:
     return transformers.Idefics3Processor(images, tokenizer, image_seq_len=4)
 
 
+def _smolvlm(tokenizer: Any) -> Any:
+    images = transformers.SmolVLMImageProcessor(
+        size={"longest_edge": 56}, max_image_size={"longest_edge": 28}
+    )
+    videos = transformers.SmolVLMVideoProcessor(size={"longest_edge": 28})
+    return transformers.SmolVLMProcessor(images, tokenizer, videos, image_seq_len=4)
+
+
 def _internvl(tokenizer: Any) -> Any:
     size = {"height": 28, "width": 28}
     images = transformers.GotOcr2ImageProcessor(
@@ -178,6 +186,21 @@ _QWEN2_VL = Family(
     special=families._QWEN,
     processor=_qwen2_vl,
 )
+_IDEFICS3 = Family(
+    "Idefics3Config",
+    {"model_type": "llama"},
+    vision=_clip(28),
+    whole={"scale_factor": 2, "pad_token_id": 0},
+    decoder="text_model",
+    special={"image_token_id": ("image_token", "<image>")},
+    more_special={
+        "fake_image_token": "<fake_token_around_image>",
+        "end_of_utterance_token": "<end_of_utterance>",
+        "global_image_token": "<global-img>",
+        **{f"row_{i}_col_{j}": f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)},
+    },
+    processor=_idefics3,
+)
 _IN_QWEN = "<|vision_start|><|image_pad|><|vision_end|>"
 _IMAGES = {"image": 2, "video": 0}
 _VIDEO_IN_QWEN = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -199,22 +222,10 @@ MEDIA = {
     "qwen2.5-vl": MediaFamily(families.FAMILIES["qwen2.5-vl"], _IN_QWEN, _sized, _IMAGES),
     "qwen3-vl": MediaFamily(families.FAMILIES["qwen3-vl"], _IN_QWEN, _sized, _IMAGES),
     # Whose images have tokens among them that are none of theirs.
-    "idefics3": MediaFamily(
-        Family(
-            "Idefics3Config",
-            {"model_type": "llama"},
-            vision=_clip(28),
-            whole={"scale_factor": 2, "pad_token_id": 0},
-            decoder="text_model",
-            special={"image_token_id": ("image_token", "<image>")},
-            more_special={
-                "fake_image_token": "<fake_token_around_image>",
-                "end_of_utterance_token": "<end_of_utterance>",
-                "global_image_token": "<global-img>",
-                **{f"row_{i}_col_{j}": f"<row_{i}_col_{j}>" for i in (1, 2) for j in (1, 2)},
-            },
-            processor=_idefics3,
-        ),
+    "idefics3": MediaFamily(_IDEFICS3, draw=lambda seed: Picture(seed, 56, 28)),
+    # Whose processor wants the package num2words.
+    "smolvlm": MediaFamily(
+        replace(_IDEFICS3, config="SmolVLMConfig", processor=_smolvlm),
         draw=lambda seed: Picture(seed, 56, 28),
     ),
     "internvl": MediaFamily(
