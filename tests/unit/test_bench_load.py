@@ -117,7 +117,7 @@ def found(monkeypatch: pytest.MonkeyPatch, text: str | None = None) -> run.Findi
 def test_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     of = found(monkeypatch)
     assert of.wrong == [] and of.capacity == dict.fromkeys(workload.SYSTEMS, 0.8)
-    assert len(of.runs) == 5 + 3 + 1
+    assert len(of.runs) == 5 + 3
     assert all((row["rate"], row["looked_up"], row["hits"]) == (0.64, 10, 5) for row in of.runs)
     assert all((row["checked"], row["equal"]) == (3, 3) for row in of.runs)
     assert of.notes[0] == "stock adapter and adapter: 3 of 3 answers equal"
@@ -127,7 +127,6 @@ def test_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "| stock adapter | 0.80 | 6.40 |" in told
     assert "| CoLD | 4 | 80 % | 0.64 | 8 | 504 / 994 | 504 / 994 | 1.60 | 200 % | 50 % |" in told
     assert "| CAD, context | - | 80 % |" in told
-    assert "| as above | 504 / 994 |" in told and "| `--no-enable-prefix-caching` |" in told
 
     twice = [row | {"load": n} for row in of.runs for n in (50, 80)]
     assert [len(rows) for rows in show.curves(twice).values()] == [2] * 5
@@ -138,7 +137,7 @@ def test_all_of_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_other_tokens_than_alone_are_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = found(monkeypatch, "zzz").wrong
-    assert len(wrong) == 9 * 3 and "'zzz', alone 'abc', inf apart" in wrong[0]
+    assert len(wrong) == 8 * 3 and "'zzz', alone 'abc', inf apart" in wrong[0]
     ties = found(monkeypatch, "xbc")
     assert ties.wrong == [] and {row["equal"] for row in ties.runs} == {0}
     assert all(row["worst_tie"] == pytest.approx(0.5) for row in ties.runs)
