@@ -37,10 +37,8 @@ def result(count: int = 4, rate: float = 2.0, **changes: Any) -> dict[str, Any]:
         "failed": 0, "completed": count, "errors": [""] * count,
         "output_lens": [TOKENS] * count, "duration": 2.5,
         "start_times": [100 + index / rate for index in range(count)],
-        "ttfts": [0.1] * count, "latencies": [0.16] * count,
-        "max_concurrent_requests": 3, "request_throughput": count / 2.5,
-        "request_goodput": count / 5, "output_throughput": TOKENS * count / 2.5,
-        "total_input_tokens": 50 * count, "generated_texts": ["abc"] * count,
+        "request_throughput": count / 2.5, "request_goodput": count / 5,
+        "generated_texts": ["abc"] * count,
     } | percentiles | changes  # fmt: skip
 
 
@@ -144,14 +142,9 @@ def test_other_tokens_than_alone_are_wrong(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_contrast_that_changes_nothing_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    def ask(
-        self: FakeServer, model: str, prompt: str, tokens: int, xargs: Mapping[str, Any]
-    ) -> Answer:
-        return answer("abc", {"cold": 0})
-
-    monkeypatch.setattr(FakeServer, "ask", ask)
+    monkeypatch.setattr(FakeServer, "ask", lambda *_: answer("abc", {"cold": 0}))
     wrong = found(monkeypatch, "abc").wrong
     assert "adapter and CoLD: all answers are equal" in wrong
-    assert "CoLD, 1 adapters, 80 %: the header x-cold is {'cold': 0}" in wrong
-    assert "stock adapter, 1 adapters, 80 %: the header x-cold is {'cold': 0}" in wrong
+    for system in ("CoLD", "stock adapter"):
+        assert f"{system}, 1 adapters, 80 %: the header x-cold is {{'cold': 0}}" in wrong
     assert not any(each.startswith("base, context,") for each in wrong)
