@@ -8,7 +8,7 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def measure(cell: Cell, workers: Workers, rng: random.Random, say: Say) -> list[
 
 
 def run_cells(
-    title: str, cells: Iterable[Cell], workers: Workers, rng: random.Random, say: Say,
+    title: str, cells: Sequence[Cell], workers: Workers, rng: random.Random, say: Say,
     found: Findings,
 ) -> None:  # fmt: skip
     """Measure and check cells, up to one with wrong results; ``title`` is what the workers share.
@@ -235,6 +235,8 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
             else:
                 cells = system_cells(dtype, options, prompts)
             jobs = [job for cell in cells for job in cell.jobs.values()]
+            if not jobs:  # Q8_0 alone, in float32
+                continue
             streams = max(len(job.prompts) * (1 + MODES[job.system.mode].amateurs) for job in jobs)
             longest = options.tokens + max(
                 len(ids) for job in jobs for i in range(len(job.prompts)) for ids in job.texts(i)
@@ -252,7 +254,7 @@ def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
                 settings |= speculation.settings(dtype, options, streams, longest)
             if programs:
                 settings |= peers.files(settings, programs, folder, longest)
-            gib = kv_gib(config, DTYPES[dtype], streams, settings["max_model_len"])
+            gib = kv_gib(config, DTYPES[dtype], streams, longest + options.drafts)
             with Workers(settings, gib, folder, say) as workers:
                 workers.commands = dict.fromkeys(peers.FAMILIES, peers.COMMAND)
                 run_cells(dtype, cells, workers, rng, say, findings)

@@ -38,22 +38,15 @@ def test_an_answer_is_right_if_it_names_no_wrong_one(
     assert (found["right"], found["named"]) == expected
 
 
-@pytest.mark.parametrize(
-    ("relation", "answers", "text", "right"),
-    [
-        ("cities country", ("the Netherlands",), "It is in the Netherlands.", True),
-        ("cities country", ("the Netherlands",), "Netherlands", True),
-        ("books author", ("Jack London",), "London", True),
-        ("books author", ("George Orwell", "Orwell"), "by Orwell", True),
-        ("states capital", ("Little Rock",), "Rock", False),
-        ("countries capital", ("San Marino",), "Marino", False),
-    ],
-)
-def test_articles_and_short_names(
-    relation: str, answers: tuple[str, ...], text: str, right: bool
-) -> None:
-    names = memory.names_of(relation, answers)
-    assert memory.score(text, Problem("", "", memory.Judged(names, ())))["right"] is right
+def test_articles_and_short_names() -> None:
+    for relation, answer, text, right in (
+        ("cities country", "the Netherlands", "It is in the Netherlands.", True),
+        ("cities country", "the Netherlands", "Netherlands", True),
+        ("books author", "Jack London", "London", True),
+        ("states capital", "Little Rock", "Rock", False),
+    ):
+        names = memory.names_of(relation, (answer,))
+        assert memory.score(text, Problem("", "", memory.Judged(names, ())))["right"] is right
 
 
 # Instructions
