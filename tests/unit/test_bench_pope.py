@@ -142,29 +142,20 @@ def test_answers() -> None:
 
 def test_what_is_asked(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's settings, each question with its image, and no contrast where there is none."""
-    asked: list[Any] = []
-
-    def chat(prompts: Any, params: Any, **_: Any) -> Any:
-        asked[:] = [*zip(prompts, params, strict=True)]
-        entry = SimpleNamespace(logprob=-0.1, decoded_token="Yes")
-        one = SimpleNamespace(text="Yes", logprobs=[{1: entry}])
-        return [SimpleNamespace(outputs=[one])] * len(prompts)
-
-    monkeypatch.setattr(bench, "start_llm", lambda *_, **__: SimpleNamespace(chat=chat))
+    monkeypatch.setattr(bench, "start_llm", lambda *_, **__: None)
     monkeypatch.setattr(bench, "prepare_environment", lambda: None)
     engine = Engine(bench.parse(given))
     questions = bench.read_questions(Path(given[3]), Path(given[5]), None)
     for key, system in SYSTEMS.items():
-        replies = engine(system, questions)
-        assert all((one.margin is None) == bool(system.knobs) for one in replies)
-        [message], params = asked[4]
+        [message] = bench.as_sent(engine._messages(system, questions[4]))
         image, text = message["content"]
         assert image["image_url"]["url"].startswith("data:image/png;base64,")
         assert "Is there a 4?" in text["text"] and text["text"].endswith("with one word.")
+        params = bench._params(system, questions[4])
         assert isinstance(params, ColdParams) == bool(system.knobs)
         assert params.temperature == key.startswith(SAMPLED)
         if params.temperature:
-            assert len({each.seed for _, each in asked}) == COUNT
+            assert len({bench._params(system, one).seed for one in questions}) == COUNT
         if isinstance(params, ColdParams):
             [amateur] = params.contrast()
             assert amateur.images == (None if system.images == "none" else Noise(500))
