@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End to end: stock vLLM, this package and a naive CoLD on the same prompts, in separate processes.
+"""End to end: this package, stock vLLM, a naive CoLD and other programs on the same prompts.
 
-``python -m benchmarks.bench_e2e [--quick] [--batch 1 8 32] [--dtype float32 bfloat16]
-[--tokens 48] [--rounds 5] [--rank 16] [--systems ... | --one-engine | --groups | --speculation]
-[--json FILE]``. The model is SmolLM2-135M-Instruct
-(``examples.smollm2``) with the sorting adapter, widened to ``--rank``: A by random rows, B by
-zeros. It computes the same function, and no rank can be left out. ``--one-engine`` compares base,
-adapter and CoLD in one engine of this package alone, with the adapter as it is (rank 8), in
-bfloat16 unless ``--dtype`` says otherwise: minutes. ``--groups`` measures, in one engine too, what
-a group may have beyond a pair (``benchmarks.e2e.groups``): an amateur with a prompt of its own,
-shorter or longer than its expert's of 256 tokens, and two amateurs, beside three times as many base
-requests. ``--speculation`` measures speculative decoding, with options of its own
-(``benchmarks.e2e.speculation``).
+``python -m benchmarks.bench_e2e [--systems ... | --one-engine | --groups | --speculation | --peers]
+[--quick] [--batch 1 8 32] [--dtype float32 bfloat16] [--tokens 48] [--rounds 5] [--rank 16]
+[--json FILE]``. The model is SmolLM2-135M-Instruct (``examples.smollm2``) with the sorting adapter,
+widened to ``--rank``: A by random rows, B by zeros. It computes the same function, and no rank can
+be left out.
+
+- ``--one-engine``: base, adapter and CoLD in one engine of this package alone: minutes;
+- ``--groups``: what a group may have beyond a pair (``benchmarks.e2e.groups``): an amateur with a
+  prompt of its own, shorter or longer than its expert's of 256 tokens, and two amateurs, beside
+  three times as many base requests;
+- ``--speculation``: speculative decoding (``benchmarks.e2e.speculation``);
+- ``--peers``: llama.cpp through its C interface (``benchmarks.peers.llama``), from GGUF files of
+  the same weights and from one in Q8_0, and a loop of transformers. llama.cpp is installed into
+  ``.venv/peers`` the first time, from source (about ten minutes); if it cannot be installed or
+  started, it is left out, with the reason.
 
 Each engine is a process of its own (``benchmarks.e2e.worker``), with vLLM's defaults: without LoRA
 it compiles the model, with LoRA on a CPU it does not. "Stock" processes have the plugin switched
@@ -24,11 +28,11 @@ before each run. Prompts are tokenized beforehand. Clocks start when a batch is 
 - TPOT: (last token - first token) / (tokens - 1) of a request, the median likewise.
 
 Speeds are printed only if the results are right: every repetition gives the same tokens, and in
-float32 base greedy and adapter greedy equal stock vLLM's, CoLD the naive one's, and CoLD with
-beta = 0 adapter greedy, token for token; with ``--groups`` all equal the naive one's. Where two
-programs part, the naive model says how far both choices are behind its best one: up to 1e-3 that is
-rounding, and reported as a tie. In bfloat16 rounding differs with the batch, so the share of equal
-tokens is reported only.
+float32 base greedy and adapter greedy equal stock vLLM's, CoLD and other programs the naive loop's,
+CoLD with beta = 0 adapter greedy, and drafts change nothing, token for token. Where two programs
+part, the naive model says how far both choices are behind its best one: up to 1e-3 (0.05 for other
+programs) that is rounding, and reported as a tie. In bfloat16 rounding differs with the batch, so
+the share of equal tokens is reported only.
 """
 
 from __future__ import annotations
@@ -38,38 +42,34 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.e2e import groups, show, speculation
+from benchmarks.e2e import show
 from benchmarks.e2e.jobs import ALPHA, BETA, SYSTEMS
-from benchmarks.e2e.run import DTYPES, TASK, collect, lengthen, read_prompts
-from benchmarks.rounds import defaults, machine, new_file, positive, progress, several
+from benchmarks.e2e.run import DTYPES, collect
+from benchmarks.rounds import machine, new_file, positive, progress, several
 from examples.demo import quiet
 
-RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's, as far as the shipped adapter fits
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # vLLM's, as far as the shipped adapters fit
 
-FULL: dict[str, Any] = {
-    "batch": [1, 8, 32],
-    "dtype": list(DTYPES),
-    "tokens": 48,
-    "rounds": 5,
-    "rank": 16,
-    "systems": list(SYSTEMS),
-}
-ONE_ENGINE: dict[str, Any] = {
-    "batch": [1, 8],
-    "dtype": ["bfloat16"],
-    "rank": 8,
-    "systems": ["base", "adapter", "cold"],
-}
-GROUPS: dict[str, Any] = {
-    "batch": [1, 8],
-    "rank": 8,
-    "systems": ["cold", "naive"],  # whose workers run the groups
-}
-QUICK: dict[str, Any] = {
-    "batch": [1, 2],
-    "tokens": 8,
-    "rounds": 1,
-}
+# What a form measures if nothing else is said.
+SYSTEMS_FORM = "systems"
+FORMS: dict[str, dict[str, Any]] = {
+    SYSTEMS_FORM: {
+        "batch": [1, 8, 32], "dtype": list(DTYPES), "tokens": 48, "rounds": 5, "rank": 16,
+        "systems": ["stock-base", "stock-lora-base", "stock-adapter", "base", "adapter", "cold",
+                    "base-engine", "naive"],
+    },
+    "one_engine": {
+        "batch": [1, 8], "dtype": ["bfloat16"], "rank": 8, "systems": ["base", "adapter", "cold"],
+    },
+    "groups": {"batch": [1, 8], "rank": 8, "systems": []},
+    "speculation": {"rounds": 3, "rank": 8, "systems": []},
+    "peers": {
+        "batch": [1, 2, 8, 32], "rounds": 3,
+        "systems": ["stock-adapter", "adapter", "cold", "naive", "naive-adapter", "llama-adapter",
+                    "llama-cold", "llama-q8-adapter", "llama-q8-cold"],
+    },
+}  # fmt: skip
+QUICK: dict[str, Any] = {"batch": [1, 2], "tokens": 8, "rounds": 1}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -80,22 +80,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tokens", type=several, help="generated by each request")
     parser.add_argument("--rounds", type=positive, help="the naive loop has at most 2")
     parser.add_argument("--rank", type=int, choices=RANKS, help="of the adapter")
+    parser.add_argument("--drafts", type=positive, default=4, metavar="K",
+                        help="of a step of --speculation")  # fmt: skip
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--systems", choices=SYSTEMS, nargs="+")
-    which.add_argument(
-        "--one-engine", action="store_true", help="base, adapter and CoLD in one engine, no stock"
-    )
-    which.add_argument(
-        "--groups", action="store_true", help="own prompts and two amateurs in one engine, no stock"
-    )
-    which.add_argument(
-        "--speculation", action="store_true", help="speculative decoding: see --speculation --help"
-    )
+    which.add_argument("--one-engine", action="store_true", help="base, adapter, CoLD; no stock")
+    which.add_argument("--groups", action="store_true", help="own prompts and two amateurs")
+    which.add_argument("--speculation", action="store_true", help="speculative decoding")
+    which.add_argument("--peers", action="store_true", help="llama.cpp and a loop of transformers")
     parser.add_argument("--quick", action="store_true", help="a trial of a few minutes")
     parser.add_argument("--json", type=new_file, metavar="FILE", help="all measurements")
     options = parser.parse_args(arguments)
-    form = ONE_ENGINE if options.one_engine else GROUPS if options.groups else {}
-    defaults(options, FULL | form | (QUICK if options.quick else {}))
+    form = next((name for name in FORMS if getattr(options, name) is True), SYSTEMS_FORM)
+    values = FORMS[SYSTEMS_FORM] | FORMS[form] | (QUICK if options.quick else {})
+    for name, value in values.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
     options.batch = sorted(set(options.batch))
     options.dtype = [name for name in DTYPES if name in options.dtype]
     options.systems = [key for key in SYSTEMS if key in options.systems]
@@ -104,11 +104,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; the exit status is 1 if a check failed."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = parse(arguments)
     quiet()
-    if "--speculation" in given:
-        return speculation.main([each for each in given if each != "--speculation"])
-    options = parse(given)
 
     from examples.smollm2 import model_path
 
@@ -116,16 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(machine())
     print("times mean little where other programs want the same cores")
     print(
-        f"adapter {TASK} at rank {options.rank}, CoLD with alpha {ALPHA} and beta {BETA}, "
+        f"adapter of rank {options.rank}, CoLD with alpha {ALPHA} and beta {BETA}, up to "
         f"{options.tokens} tokens per request, {options.rounds} timed after one to warm up",
         flush=True,
     )
-    streams = groups.STREAMS if options.groups else 2
-    count = streams * options.batch[-1]
-    prompts = read_prompts(path, count)
-    if options.groups:
-        prompts = lengthen(prompts, count, round(groups.LONGEST * groups.LENGTH))
-    findings = collect(options, path, prompts, progress())
+    findings = collect(options, path, progress())
     return findings.publish(options.json, lambda: show.pages(findings))
 
 

@@ -21,7 +21,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from itertools import product
 
 import torch
@@ -137,19 +137,8 @@ def check(load: Workload, case: Case, backend: Backend, device: torch.device) ->
     return ""
 
 
-@dataclass
-class Result:
-    """A system's times in a workload.
-
-    Attributes:
-        load: The workload.
-        system: Its name.
-        seconds: Of one call, in each round.
-    """
-
-    load: Workload
-    system: str
-    seconds: list[float] = field(default_factory=list)
+# Seconds of a call in each round, by workload and system.
+Times = dict[tuple[Workload, str], list[float]]
 
 
 def last_cache(device: torch.device) -> int:
@@ -201,12 +190,12 @@ def measure(
     load: Workload,
     case: Case,
     backends: dict[str, Backend],
-    results: dict[str, Result],
+    times: Times,
     device: torch.device,
     options: argparse.Namespace,
     rng: random.Random,
 ) -> None:
-    """Fill ``results[...].seconds``: of one call, by one pass over all copies."""
+    """Add to the times: of one call, by one pass over all copies."""
     copies = max(2, -(-4 * last_cache(device) // load.bytes_moved))
     buffers = Buffers(load, case, device, copies)
     half = load.bytes_moved // 2
@@ -232,25 +221,22 @@ def measure(
         buffers.restore()
         seconds = runs[name]() / copies
         if turn >= 2:
-            results[name].seconds.append(seconds)
+            times[load, name].append(seconds)
 
 
 COLUMNS = ("form", "dtype", "V", "G", "S", "system", "us", "GB/s", f"{COPY} / it",
            f"{EAGER} / it", f"{COMPILED} / it")  # fmt: skip
 
 
-def rows(results: Sequence[Result]) -> Iterator[list[str]]:
+def rows(times: Times) -> Iterator[list[str]]:
     """Times, bytes per second, and how many times as fast as the copy and torch, within rounds."""
-    times = {(r.load, r.system): r.seconds for r in results}
-    for r in (r for r in results if r.seconds):
-        bases = [
-            [] if b == r.system else times.get((r.load, b), []) for b in (COPY, EAGER, COMPILED)
-        ]
+    for (load, system), seconds in times.items():
+        bases = [[] if b == system else times.get((load, b), []) for b in (COPY, EAGER, COMPILED)]
         yield [
-            *(r.load.form, r.load.dtype, str(r.load.vocab), str(r.load.groups)),
-            *(str(r.load.streams), r.system, spread_text(r.seconds, "{:.1f}".format, 1e6)),
-            f"{r.load.bytes_moved / spread(r.seconds)[0] / 1e9:.1f}",
-            *(spread_text(ratios(base, r.seconds) if base else []) for base in bases),
+            *(load.form, load.dtype, str(load.vocab), str(load.groups)),
+            *(str(load.streams), system, spread_text(seconds, "{:.1f}".format, 1e6)),
+            f"{load.bytes_moved / spread(seconds)[0] / 1e9:.1f}",
+            *(spread_text(ratios(base, seconds)) for base in bases),
         ]
 
 
@@ -296,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         backends[COMPILED] = compiled(backends[EAGER])
     print(describe(device, ours))
     loads = list(workloads(options))
-    results = {load: {name: Result(load, name) for name in (COPY, *backends)} for load in loads}
+    times: Times = {(load, name): [] for load in loads for name in (COPY, *backends)}
     wrong = []
     for load in loads:
         for name, backend in backends.items():
@@ -306,14 +292,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not wrong and not options.check_only:
         rng = random.Random(0)
         for load in loads:
-            measure(load, load.case(), backends, results[load], device, options, rng)
+            measure(load, load.case(), backends, times, device, options, rng)
             torch._dynamo.reset()
 
     def show() -> None:
         if options.check_only:
             print(f"{len(loads) * len(backends)} results, all right")
         else:
-            print(table(COLUMNS, rows([r for each in results.values() for r in each.values()]), 6))
+            print(table(COLUMNS, rows(times), 6))
 
     return show_if_right(wrong, show)
 

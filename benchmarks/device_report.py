@@ -40,10 +40,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.e2e.check import check_cell
-from benchmarks.e2e.jobs import SYSTEMS, Findings, Job, System
+from benchmarks.e2e.jobs import SYSTEMS, Cell, Findings, Job, System
 from benchmarks.e2e.pool import ROOT, Workers
-from benchmarks.e2e.run import measure, naive_gap
+from benchmarks.e2e.run import run_cells
 from benchmarks.e2e.show import pages
 from benchmarks.rounds import progress, show_if_right
 
@@ -235,7 +234,7 @@ def decode(device: str, dry: bool, timed: bool) -> int:
     draw, found = random.Random(0), Findings()
     chosen = [SYSTEMS[key] for key in ("base", "adapter", "cold")]
     twins = [] if timed else [System(s.key, f"naive {s.mode}", "naive", s.mode) for s in chosen]
-    pairs = [(twin.label, s.label) for twin, s in zip(twins, chosen, strict=False)]
+    pairs = [(twin.label, s.label, tie) for twin, s in zip(twins, chosen, strict=False)]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         write_model(folder, shape, dtype)
@@ -250,28 +249,22 @@ def decode(device: str, dry: bool, timed: bool) -> int:
                 "max_num_seqs": 2 * batches[-1],
                 "options": {"skip_tokenizer_init": True, "enforce_eager": eager},
             }
-            how = f"{dtype}, {'eager' if eager else 'graphs'}"
+            how, cells = f"{dtype}, {'eager' if eager else 'graphs'}", []
+            for batch in batches:
+                texts = [
+                    [draw.randrange(3, shape["vocab_size"]) for _ in range(prompt)]
+                    for _ in range(batch)
+                ]
+                jobs = {
+                    s.label: Job(s, s.label, texts, tokens, rounds, may_part=timed)
+                    for s in (*chosen, *twins)
+                }
+                cells.append(Cell(f"{how}, batch {batch}", jobs, True, pairs))
             with Workers(settings, 1, folder, progress()) as workers:
-                for batch in batches:
-                    title = f"{how}, batch {batch}"
-                    texts = [
-                        [draw.randrange(3, shape["vocab_size"]) for _ in range(prompt)]
-                        for _ in range(batch)
-                    ]
-                    jobs = {
-                        s.label: Job(s, s.label, texts, tokens, rounds, may_part=timed)
-                        for s in (*chosen, *twins)
-                    }
-                    wrong = measure(jobs.values(), workers, draw, title, lambda text: None)
-                    if not wrong:
-                        gap = naive_gap(workers)
-                        wrong, notes = check_cell(title, True, jobs, gap, pairs, tie)
-                        found.notes += notes
-                    if jobs["plugin CoLD"].output == jobs["plugin adapter"].output:
-                        wrong = [*wrong, f"{title}: CoLD and greedy decoding gave the same tokens"]
-                    found.wrong += wrong
-                    found.table[title] = jobs
-                found.look_at(how, workers)
+                run_cells(how, cells, workers, draw, lambda text: None, found)
+    for cell in found.cells:
+        if cell.jobs["plugin CoLD"].output == cell.jobs["plugin adapter"].output:
+            found.wrong.append(f"{cell.title}: CoLD and greedy decoding gave the same tokens")
 
     def right() -> None:
         print(found.checks())

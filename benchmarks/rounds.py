@@ -12,9 +12,9 @@ import platform
 import random
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
@@ -143,13 +143,6 @@ def several(text: str) -> int:
     if value < 2:
         raise argparse.ArgumentTypeError(f"{value}: must be 2 or more, or there is no time between")
     return value
-
-
-def defaults(options: argparse.Namespace, values: Mapping[str, Any]) -> None:
-    """Give options that were not named a value."""
-    for name, value in values.items():
-        if getattr(options, name) is None:
-            setattr(options, name, value)
 
 
 def new_file(text: str) -> Path:

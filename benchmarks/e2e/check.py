@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
-from benchmarks.e2e.jobs import EQUAL, Job, Jobs
+from benchmarks.e2e.jobs import TIE, Cell, Job
 
 Gap = Callable[[str, list[list[int]], list[int]], float]
-TIE = 1e-3  # logits
 
 
 def first_difference(a: Sequence[int], b: Sequence[int]) -> int | None:
@@ -60,27 +59,18 @@ def check_equal(
     return problems, ties
 
 
-def check_cell(
-    title: str,
-    exact: bool,
-    jobs: Jobs,
-    gap: Gap,
-    equal: Iterable[tuple[str, str]] = EQUAL,
-    tie: float = TIE,
-) -> tuple[list[str], list[str]]:
-    """The pairs of ``equal`` in a cell, whose tokens must be equal if ``exact``: what is wrong, and
-    what is worth telling.
-    """
+def check_cell(cell: Cell, gap: Gap) -> tuple[list[str], list[str]]:
+    """The pairs of a cell that must be equal: what is wrong, and what is worth telling."""
     problems, notes, shares = [], [], []
-    for left, right in equal:
-        a, b = jobs.get(left), jobs.get(right)
+    for left, right, tie in cell.equal:
+        a, b = cell.jobs.get(left), cell.jobs.get(right)
         if a is None or b is None:
             continue
-        if exact:
-            wrong, ties = check_equal(title, a, b, gap, tie)
+        if cell.exact:
+            wrong, ties = check_equal(cell.title, a, b, gap, tie)
             problems += wrong
-            notes += [f"tie: {tie}" for tie in ties]
+            notes += [f"tie: {each}" for each in ties]
         shares.append(f"{agreement(a.output, b.output):.1%} of {b.label} and {a.label}")
     if shares:
-        notes.append(f"{title}: equal tokens: {', '.join(shares)}")
+        notes.append(f"{cell.title}: equal tokens: {', '.join(shares)}")
     return problems, notes

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.e2e.jobs import SYSTEMS, Job, Jobs, System
+from benchmarks.e2e.jobs import SYSTEMS, TIE, Cell, Job, Jobs, System
 
 STREAMS = 3  # of the largest group here
 SHARES = {"0.25x": 0.25, "2x": 2.0}  # an amateur's own prompt, in its expert's
@@ -77,16 +77,19 @@ def group_jobs(prompts: Sequence[list[int]], batch: int, options: Any) -> Jobs:
     return jobs
 
 
-def references(jobs: Jobs) -> list[tuple[Job, Job]]:
-    """Jobs of the naive loop, run once each on the first requests, and what must give their tokens
-    in float32: all jobs but those of a single token and of rules.
+def cells(dtype: str, options: Any, prompts: Sequence[list[int]]) -> list[Cell]:
+    """Each batch size, with jobs of the naive loop, which run once on the first requests. All jobs
+    but those of a single token and of rules must give their tokens.
     """
-    pairs = []
-    for job in jobs.values():
-        if job.tokens > 1 and job.system not in RULES:
-            name = f"naive {job.label.removeprefix('plugin ')}"
-            naive = System(f"naive-{job.system.key}", name, "naive", job.system.mode)
-            prompts, own = job.prompts[:CHECKED], job.own[:CHECKED]
-            twin = Job(naive, name, prompts, job.tokens, 0, own=own)
-            pairs.append((twin, job))
-    return pairs
+    found = []
+    for batch in options.batch:
+        jobs, pairs = group_jobs(prompts, batch, options), []
+        for job in list(jobs.values()):
+            if job.tokens > 1 and job.system not in RULES:
+                name = f"naive {job.label.removeprefix('plugin ')}"
+                naive = System(f"naive-{job.system.key}", name, "naive", job.system.mode)
+                first, own = job.prompts[:CHECKED], job.own[:CHECKED]
+                jobs[name] = Job(naive, name, first, job.tokens, 0, own=own)
+                pairs.append((name, job.label, TIE))
+        found.append(Cell(f"{dtype}, batch {batch}", jobs, dtype == "float32", pairs))
+    return found

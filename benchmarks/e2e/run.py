@@ -8,14 +8,24 @@ import json
 import math
 import random
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.e2e import groups
-from benchmarks.e2e.check import Gap, check_cell
-from benchmarks.e2e.jobs import BETA_ZERO, DOUBLED, EQUAL, SYSTEMS, Findings, Job, Jobs
+from benchmarks.e2e import groups, speculation
+from benchmarks.e2e.check import check_cell
+from benchmarks.e2e.jobs import (
+    BETA_ZERO,
+    DOUBLED,
+    MODES,
+    SYSTEMS,
+    Cell,
+    Findings,
+    Job,
+    Jobs,
+)
 from benchmarks.e2e.pool import Workers
+from benchmarks.peers import environment as peers
 from benchmarks.rounds import Say, in_rounds
 from examples.demo import ADAPTERS
 
@@ -87,17 +97,46 @@ def lengthen(prompts: Sequence[Sequence[int]], count: int, length: int) -> list[
     return made
 
 
-def read_prompts(model: Path, count: int) -> list[list[int]]:
+def read_prompts(tokenizer: Any, count: int) -> list[list[int]]:
     """Token ids of the first problems of the adapter's task."""
-    from transformers import AutoTokenizer
-
     from examples.tasks import TASKS, chat_prompt
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
     return [
         tokenizer(chat_prompt(tokenizer, problem), add_special_tokens=False)["input_ids"]
         for problem in TASKS[TASK].prompts("test", count)
     ]
+
+
+def system_cells(
+    dtype: str, options: argparse.Namespace, prompts: Sequence[list[int]]
+) -> list[Cell]:
+    """All systems at each batch size; stock base at twice the size too if CoLD is compared.
+
+    Some run once, for their tokens: CoLD with beta 0, and the naive loop beside other programs.
+    """
+    keys = [k for k in options.systems if dtype != "float32" or not k.startswith("llama-q8")]
+    once = []
+    if {"adapter", "cold"} <= set(keys) and dtype == "float32":
+        once.append(BETA_ZERO)
+    if any(key.startswith("llama") for key in keys):
+        once += [SYSTEMS[key] for key in ("naive", "naive-adapter") if key not in keys]
+    cells = []
+    for batch in options.batch:
+        entries = [(SYSTEMS[key], SYSTEMS[key].label, batch) for key in keys]
+        if {"stock-base", "cold"} <= set(keys):
+            entries.append((SYSTEMS["stock-base"], DOUBLED, 2 * batch))
+        jobs: Jobs = {
+            label: Job(system, label, list(prompts[:size]), options.tokens, options.rounds)
+            for system, label, size in entries
+        }
+        for job in jobs.values():
+            if job.system.family == "naive":
+                job.rounds = naive_rounds(batch, options.rounds)
+                job.warm_up = min(NAIVE_WARM_UP, options.tokens)
+        for system in once:
+            jobs[system.label] = Job(system, system.label, list(prompts[:batch]), options.tokens, 0)
+        cells.append(Cell(f"{dtype}, batch {batch}", jobs, dtype == "float32"))
+    return cells
 
 
 def naive_rounds(batch: int, rounds: int) -> int:
@@ -105,43 +144,9 @@ def naive_rounds(batch: int, rounds: int) -> int:
     return min(rounds, 1 if batch >= 32 else NAIVE_ROUNDS)
 
 
-def make_jobs(
-    systems: Sequence[str], prompts: Sequence[list[int]], batch: int, options: Any
-) -> Jobs:
-    """All systems at one batch size; stock base at twice the size too if CoLD is to be compared."""
-    jobs: Jobs = {}
-    for key in systems:
-        system = SYSTEMS[key]
-        sizes = {system.label: batch}
-        if key == "stock-base" and "cold" in systems:
-            sizes[DOUBLED] = 2 * batch
-        for label, size in sizes.items():
-            jobs[label] = Job(system, label, prompts[:size], options.tokens, options.rounds)
-        if key == "naive":
-            job = jobs[system.label]
-            job.rounds = naive_rounds(batch, options.rounds)
-            job.warm_up = min(NAIVE_WARM_UP, options.tokens)
-    return jobs
-
-
-def untimed(dtype: str, jobs: Jobs, options: Any) -> tuple[Jobs, Sequence[tuple[str, str]]]:
-    """What runs once, for its tokens, and the labels of pairs that must be equal in float32."""
-    if options.groups:
-        pairs = groups.references(jobs) if "naive" in options.systems else []
-        return {a.label: a for a, _ in pairs}, [(a.label, b.label) for a, b in pairs]
-    cold = jobs.get(SYSTEMS["cold"].label)
-    if cold is None or dtype != "float32" or "adapter" not in options.systems:
-        return {}, EQUAL
-    zero = Job(BETA_ZERO, BETA_ZERO.label, cold.prompts, cold.tokens, 0)
-    return {zero.label: zero}, EQUAL
-
-
-def measure(
-    jobs: Iterable[Job], workers: Workers, rng: random.Random, title: str, say: Say
-) -> list[str]:
+def measure(cell: Cell, workers: Workers, rng: random.Random, say: Say) -> list[str]:
     """Warm up each job, then time them in rounds; says what was wrong with their results."""
     problems: list[str] = []
-    timed = list(jobs)
 
     def run(job: Job, tokens: int) -> dict[str, Any]:
         more = {} if job.stops is None else {"stops": job.stops}
@@ -156,72 +161,86 @@ def measure(
         problems.extend(job.compare(reply["tokens"], tokens))
         return reply
 
-    for job in timed:
+    for job in cell.jobs.values():
         run(job, job.warm_up or job.tokens)
-        say(f"{title}, {job.label}: warm")
-    most = max((job.rounds for job in timed), default=0)
-    for index, job in in_rounds(timed, most, rng):
+        say(f"{cell.title}, {job.label}: warm")
+    most = max(job.rounds for job in cell.jobs.values())
+    for index, job in in_rounds(cell.jobs.values(), most, rng):
         if index < job.rounds:
             job.record(run(job, job.tokens))
-            say(f"{title}, {job.label}: round {index + 1} of {job.rounds}")
-    return [f"{title}: {problem}" for problem in dict.fromkeys(problems)]
+            say(f"{cell.title}, {job.label}: round {index + 1} of {job.rounds}")
+    return [f"{cell.title}: {problem}" for problem in dict.fromkeys(problems)]
 
 
-def naive_gap(workers: Workers) -> Gap:
-    """How far choices are behind the best one, by the naive loop."""
+def run_cells(
+    title: str, cells: Sequence[Cell], workers: Workers, rng: random.Random, say: Say,
+    found: Findings,
+) -> None:  # fmt: skip
+    """Measure and check cells, up to one with wrong results; ``title`` is what the workers share.
+    Programs that do not run here are left out, with the reason.
+    """
+    missing = {}
+    for family in peers.FAMILIES:
+        if any(job.system.family == family for cell in cells for job in cell.jobs.values()):
+            try:
+                workers.get(family).ask("run", mode="adapter", prompts=[[1]], tokens=2)
+            except RuntimeError as error:
+                missing[family] = str(error).strip().splitlines()[-1]
+                found.notes.append(f"not run: {family} in {title}: {missing[family]}")
 
     def gap(mode: str, texts: list[list[int]], choices: list[int]) -> float:
         reply = workers.get("naive").ask("gap", mode=mode, texts=texts, choices=choices)
         return float(reply["gap"])
 
-    return gap
-
-
-def run_dtype(
-    options: argparse.Namespace,
-    prompts: Sequence[list[int]],
-    workers: Workers,
-    dtype: str,
-    rng: random.Random,
-    say: Say,
-    findings: Findings,
-) -> None:
-    """Start the workers of a dtype, time them at all batch sizes, and check what they gave."""
-    for key in options.systems:
-        workers.get(SYSTEMS[key].family)
-    for batch in options.batch:
-        jobs = (
-            groups.group_jobs(prompts, batch, options)
-            if options.groups
-            else make_jobs(options.systems, list(prompts), batch, options)
-        )
-        title = f"{dtype}, batch {batch}"
-        findings.table[title] = jobs
-        once, equal = untimed(dtype, jobs, options)
-        wrong = measure(jobs.values(), workers, rng, title, say)
-        wrong += measure(once.values(), workers, rng, title, say)
+    for cell in cells:
+        cell.jobs = {k: job for k, job in cell.jobs.items() if job.system.family not in missing}
+        found.cells.append(cell)
+        wrong = measure(cell, workers, rng, say)
         if not wrong:
-            exact = dtype == "float32"
-            wrong, notes = check_cell(title, exact, jobs | once, naive_gap(workers), equal)
-            findings.notes += notes
-        findings.wrong += wrong
-    findings.look_at(dtype, workers)
+            wrong, notes = check_cell(cell, gap)
+            found.notes += notes
+        found.wrong += wrong
+        if wrong:
+            return
+    found.look_at(title, workers)
 
 
-def collect(
-    options: argparse.Namespace, model: Path, prompts: Sequence[list[int]], say: Say
-) -> Findings:
+def collect(options: argparse.Namespace, model: Path, say: Say) -> Findings:
     """Measure everything, one dtype after the other; stops after one with wrong results."""
-    streams = (groups.STREAMS if options.groups else 2) * options.batch[-1]
-    longest = max(map(len, prompts)) + options.tokens
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
     config = json.loads((model / "config.json").read_text(encoding="utf-8"))
-    findings, rng = Findings(), random.Random(0)
+    findings, rng, task, most = Findings(), random.Random(0), TASK, options.batch[-1]
+    if options.speculation:
+        task, works = speculation.TASK, speculation.workloads(tokenizer, most)
+    elif options.groups:
+        count, length = groups.STREAMS * most, round(groups.LONGEST * groups.LENGTH)
+        prompts = lengthen(read_prompts(tokenizer, count), count, length)
+    else:
+        prompts = read_prompts(tokenizer, 2 * most)
+    programs = {SYSTEMS[key].family for key in options.systems} & set(peers.FAMILIES)
+    if programs:
+        findings.notes += peers.prepare(say)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        widen(ADAPTERS / TASK, folder / "adapter", options.rank)
+        widen(ADAPTERS / task, folder / "adapter", options.rank)
         for dtype in options.dtype:
             if findings.wrong:
                 break
+            if options.speculation:
+                cells = speculation.cells(dtype, options, works)
+            elif options.groups:
+                cells = groups.cells(dtype, options, prompts)
+            else:
+                cells = system_cells(dtype, options, prompts)
+            jobs = [job for cell in cells for job in cell.jobs.values()]
+            if not jobs:  # Q8_0 alone, in float32
+                continue
+            streams = max(len(job.prompts) * (1 + MODES[job.system.mode].amateurs) for job in jobs)
+            longest = options.tokens + max(
+                len(ids) for job in jobs for i in range(len(job.prompts)) for ids in job.texts(i)
+            )
             settings: dict[str, Any] = {
                 "model": str(model),
                 "adapter": str(folder / "adapter"),
@@ -231,7 +250,12 @@ def collect(
                 "max_model_len": max(512, longest),
                 "max_num_seqs": streams,
             }
-            gib = kv_gib(config, DTYPES[dtype], streams, longest)
+            if options.speculation:
+                settings |= speculation.settings(dtype, options, streams, longest)
+            if programs:
+                settings |= peers.files(settings, programs, folder, longest)
+            gib = kv_gib(config, DTYPES[dtype], streams, longest + options.drafts)
             with Workers(settings, gib, folder, say) as workers:
-                run_dtype(options, prompts, workers, dtype, rng, say, findings)
+                workers.commands = dict.fromkeys(peers.FAMILIES, peers.COMMAND)
+                run_cells(dtype, cells, workers, rng, say, findings)
     return findings

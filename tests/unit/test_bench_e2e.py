@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from benchmarks import bench_e2e as bench
 from benchmarks.e2e import check, jobs, pool, run, worker
 from benchmarks.e2e import naive as loop
-from benchmarks.e2e import speculation as spec
+from benchmarks.peers import environment, llama
 from tests import naive as reference
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -39,7 +38,7 @@ class FakeWorkers:
     are all right. A mode of the plugin's may be wrong in its first token, or the plugin's drafts.
     """
 
-    wrong = ""
+    wrong = broken = ""
 
     def __init__(self, settings: Any, gib: int, folder: Path, say: Any) -> None:
         if settings.get("adapter"):
@@ -47,17 +46,12 @@ class FakeWorkers:
             assert adapter["r"] <= settings["rank"]
         self.running: dict[str, Any] = {}
         self.facts, self.idle, self.peak = {"threads": 2}, (10.0, 0.01), 2**30
-        self.calls: list[tuple[str, str, int, int]] = []
-        self.own: list[list[list[list[int]]]] = []
-        self.wrong_after = 10**6
         self.family = ""
 
     def __enter__(self) -> FakeWorkers:
         return self
 
     def __exit__(self, *error: object) -> None: ...
-
-    def close(self) -> None: ...
 
     def get(self, family: str) -> FakeWorkers:
         self.running[family] = self
@@ -67,14 +61,12 @@ class FakeWorkers:
     def ask(self, do: str, **given: Any) -> dict[str, Any]:
         if do == "gap":
             return {"gap": 1.0}
+        if self.family == self.broken:
+            raise RuntimeError("Traceback:\nno such library")
         mode, prompts, tokens = (given[name] for name in ("mode", "prompts", "tokens"))
-        self.calls.append((self.family, mode, len(prompts), tokens))
-        self.own.append(given["own"])
         rows = [list(range(tokens)) for _ in prompts]
         if self.wrong in (f"{self.family} {mode}", self.family):
             rows[0][0] = 99
-        if len(self.calls) > self.wrong_after:
-            rows[-1][0] = 99
         return answer(rows, SECONDS.get(f"{self.family} {mode}", 1.0), self.family)
 
 
@@ -88,26 +80,8 @@ def answer(rows: list[list[int]], seconds: float = 2.0, family: str = "plugin") 
         "tokens": rows,
         "blocks": 2 * len(rows),
         "counts": {"steps": len(rows), "emitted": len(rows) + drafted, "drafted": drafted,
-                   "accepted": drafted},
+                   "accepted": drafted, "idle": 0},
     }  # fmt: skip
-
-
-def fake() -> Any:
-    return FakeWorkers({}, 1, Path(), None)
-
-
-def quiet(text: str) -> None: ...
-
-
-def options(*arguments: str) -> Any:
-    return bench.parse(arguments)
-
-
-def measured(*arguments: str, batch: int = 1) -> jobs.Jobs:
-    chosen = options("--tokens", "4", *arguments)
-    made = run.make_jobs(chosen.systems, PROMPTS, batch, chosen)
-    assert run.measure(made.values(), fake(), random.Random(0), "t", quiet) == []
-    return made
 
 
 def test_environment() -> None:
@@ -142,20 +116,12 @@ def test_widening_keeps_the_function(tmp_path: Path) -> None:
         run.widen(tmp_path / "wide", tmp_path / "narrow", 8)
 
 
-def test_naive_scores_are_the_method() -> None:
+def test_what_llama_chooses_is_the_method() -> None:
     torch.manual_seed(0)
-    logits = 3 * torch.randn(3, 5, 300)
-    for streams in (2, 3):
-        got = loop.scores(*logits[:streams])
-        group = reference.Group(
-            [1], "one", [reference.Amateur(-jobs.BETA)] * (streams - 1), jobs.ALPHA, 1
-        )
-        for row in range(5):
-            want = reference.group_score(list(logits[:streams, row]), group)
-            assert torch.equal(want == -torch.inf, got[row] == -torch.inf)
-            finite = want > -torch.inf
-            assert torch.allclose(got[row][finite].double(), want[finite], atol=1e-5)
-    assert loop.scores(expert := logits[0]) is expert
+    expert, amateur = 3 * torch.randn(2, 40, 300)
+    want = loop.scores(expert, amateur, beta=0.5).argmax(-1).tolist()
+    assert llama.contrast(expert.numpy(), amateur.numpy(), 0.5) == want
+    assert want != expert.argmax(-1).tolist()
 
 
 def test_naive_groups_are_the_references(tiny: Path, naive: Any) -> None:
@@ -195,7 +161,8 @@ def test_repeated_runs_are_compared() -> None:
     job = jobs.Job(jobs.SYSTEMS["naive"], "x", PROMPTS[:2], 3, 1, 2)
     assert job.compare([[1, 2], [3, 4]], 2) == []
     assert job.compare([[1, 2, 5], [3, 4, 6]], 3) == []
-    assert job.output == [[1, 2, 5], [3, 4, 6]]  # the longer one counts from now on
+    assert job.compare([[1, 2], [3, 4]], 2) == []
+    assert job.output == [[1, 2, 5], [3, 4, 6]]  # the longest one counts
     assert "other tokens" in job.compare([[1, 2, 5], [3, 4, 7]], 3)[0]
     assert "did not generate 3" in job.compare([[1, 2], [3, 4]], 3)[0]
     assert "did not generate 3" in job.compare([[1, 2, 5]], 3)[0]
@@ -206,26 +173,28 @@ def test_repeated_runs_are_compared() -> None:
 
 
 def test_only_ties_may_differ() -> None:
-    ran = measured()
-    cold = ran["plugin CoLD"]
+    [cell] = run.system_cells("float32", bench.parse(["--batch", "1", "--tokens", "4"]), PROMPTS)
+    for job in cell.jobs.values():
+        job.output = [[0, 1, 2, 3]]
+    cold = cell.jobs["plugin CoLD"]
     asked: list[Any] = []
 
     def gap(size: float) -> Any:
         return lambda *arguments: (asked.append(arguments), size)[1]
 
-    problems, notes = check.check_cell("t", True, ran, gap(0.0))
-    assert problems == [] and asked == [] and notes[0].count("100.0%") == 4
+    problems, notes = check.check_cell(cell, gap(0.0))
+    assert problems == [] and asked == [] and notes[0].count("100.0%") == 5
     cold.output = [[0, 1, 77, 3]]
-    problems, notes = check.check_cell("t", True, ran, gap(5e-4))
+    problems, notes = check.check_cell(cell, gap(5e-4))
     assert problems == [] and asked == [("cold", [[1, 2, 3, 0, 1]], [2, 77])]
     assert "5.0e-04 apart" in notes[-2] and "75.0%" in notes[-1]
     for size in (2e-3, float("inf")):
-        problems, _ = check.check_cell("t", True, ran, gap(size))
+        problems, _ = check.check_cell(cell, gap(size))
         assert len(problems) == 1 and "part at token 3 of request 1" in problems[0]
-    assert check.check_cell("t", False, ran, gap(1.0))[0] == []
-    cold.output = [[0, 1]]
-    problems, _ = check.check_cell("t", True, ran, gap(0.0))
-    assert "where one of them ends" in problems[0]
+    cell.exact = False
+    assert check.check_cell(cell, gap(1.0))[0] == []
+    cell.exact, cold.output = True, [[0, 1]]
+    assert "where one of them ends" in check.check_cell(cell, gap(0.0))[0][0]
 
 
 @pytest.fixture
@@ -235,8 +204,9 @@ def faked(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(smollm2, "model_path", lambda: tiny / "model")
     monkeypatch.setattr(bench, "quiet", lambda: None)
-    for module in (run, spec):
-        monkeypatch.setattr(module, "Workers", FakeWorkers)
+    monkeypatch.setattr(run, "Workers", FakeWorkers)
+    monkeypatch.setattr(environment, "prepare", lambda say: [])
+    monkeypatch.setattr(environment, "files", lambda *_: {})
 
 
 @pytest.mark.usefixtures("faked")
@@ -258,12 +228,35 @@ def test_speeds_beside_right_results(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 @pytest.mark.usefixtures("faked")
+@pytest.mark.parametrize("form", ["--groups", "--speculation", "--peers"])
+def test_forms(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.main([form, "--quick", "--json", str(tmp_path / "out.json")]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    runs = json.loads((tmp_path / "out.json").read_text())["runs"]
+    if form == "--groups":
+        assert "| CoLD, 3 streams / 3 x plugin base | 0.50 (" in printed
+    elif form == "--speculation":
+        assert len(runs) == 4 * 2 * 3  # ways, batches, workloads
+        assert all(each["amateur_prompt_tokens"] or "orders" in each["cell"]
+                   or "greedy" in each["system"] for each in runs)  # fmt: skip
+        for said in ("tokens a step | 3.00 (", "drafts a step | 2.00 (", "accepted | 1.00 ("):
+            assert f"| CoLD, drafts, {said}" in printed
+        assert "| CoLD, drafts / CoLD, TPOT | 1.00 (" in printed
+    else:
+        assert {each["system"] for each in runs if "float32" in each["cell"]} >= {"llama.cpp CoLD"}
+        assert not any("Q8_0" in each["system"] for each in runs if "float32" in each["cell"])
+        assert "| llama.cpp CoLD / plugin CoLD | 0.53 (" in printed
+
+
+@pytest.mark.usefixtures("faked")
 @pytest.mark.parametrize(
     ("wrong", "more"),
     [
         ("plugin cold", ()),
         ("plugin beta-0", ("--one-engine", "--dtype", "float32")),
         ("plugin three", ("--groups",)),
+        ("plugin-ngram", ("--speculation",)),
+        ("llama cold", ("--systems", "llama-cold")),  # beside a loop that nobody asked for
     ],
 )
 def test_no_speeds_beside_wrong_results(
@@ -282,22 +275,11 @@ def test_no_speeds_beside_wrong_results(
 
 
 @pytest.mark.usefixtures("faked")
-@pytest.mark.parametrize("wrong", ["", "plugin-ngram"])
-def test_speculation(
-    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_program_that_does_not_run_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(FakeWorkers, "wrong", wrong)
-    file = tmp_path / "out.json"
-    status = bench.main(["--speculation", "--quick", "--json", str(file)])
-    printed, saved = capsys.readouterr().out, json.loads(file.read_text())
-    assert status == bool(wrong)
-    if wrong:
-        assert "greedy, drafts and greedy part at token 1" in printed
-        assert "ms/token" not in printed and list(saved) == ["problems"]
-        return
-    assert len(saved["runs"]) == 4 * 2 * 3  # ways, batches, workloads
-    assert all(run["amateur_prompt_tokens"] or "orders" in run["cell"] or "greedy" in run["system"]
-               for run in saved["runs"])  # fmt: skip
-    line = next(x for x in printed.splitlines() if "CoLD, drafts" in x and x.startswith("|"))
-    cells = [cell.split("(")[0].strip() for cell in line.strip("|").split("|")]
-    assert cells[1:6] == ["CoLD, drafts", "3.00", "2.00", "100%", "45.5"]
+    monkeypatch.setattr(FakeWorkers, "broken", "llama-q8")
+    assert bench.main(["--peers", "--quick"]) == 0
+    printed = capsys.readouterr().out
+    assert "not run: llama-q8 in bfloat16: no such library" in printed
+    assert "llama.cpp CoLD" in printed and "Q8_0" not in printed

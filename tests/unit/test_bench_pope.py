@@ -59,26 +59,13 @@ class Fake:
         return [Reply("Yes", 5.0 - int(one.question_id) % 3) for one in questions]
 
 
-def test_one_command(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    fake = Fake()
-    assert bench.main(given, lambda _: fake) == 0
-    assert len(fake.asked) == len(set(map(repr, fake.asked))) == COUNT * len(SYSTEMS)
-    printed = capsys.readouterr().out
-    assert f"{COUNT} questions about 8 images" in printed
-    rows = {x[1].strip(): x for x in (line.split("|") for line in printed.splitlines()) if x[1:]}
-    assert rows.keys() >= {*SYSTEMS, MOVED}
-    assert rows[GREEDY][2].strip().startswith("66.7 (") and rows["vcd"][2].strip()[:5] == "100.0"
-    assert rows["vcd"][6].strip().startswith("+33.3 (") and rows[GREEDY][6].strip() == ""
-    # Against each other, with the same temperature.
-    assert rows["sampled, vcd"][6].strip().startswith("+33.3")
-    assert rows[SAMPLED][6].strip().startswith("0.0")
-
-
-def test_settings_are_there_before_answers_and_it_goes_on(given: list[str]) -> None:
+def test_one_command_goes_on_where_it_was_stopped(
+    given: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     out = Path(given[-1])
 
     def stopped(options: Any) -> Fake:
-        head = json.loads(out.read_text())
+        head = json.loads(out.read_text())  # settings come before answers
         assert head["systems"]["vcd"]["knobs"] == {"alpha": 0.1, "beta": 1.0}
         return Fake(fails=2 * COUNT)
 
@@ -89,35 +76,36 @@ def test_settings_are_there_before_answers_and_it_goes_on(given: list[str]) -> N
     out.write_text(whole[:-9])  # as a kill leaves a line
     fake = Fake()
     assert bench.main(given, lambda _: fake) == 0
-    assert len(fake.asked) == COUNT * (len(SYSTEMS) - 2) + 1
+    assert len(fake.asked) == len(set(map(repr, fake.asked))) == COUNT * (len(SYSTEMS) - 2) + 1
+    capsys.readouterr()
     assert bench.main(given, lambda _: pytest.fail("all is there")) == 0
     assert len(out.read_text().splitlines()) == 1 + COUNT * len(SYSTEMS)
 
+    printed = capsys.readouterr().out
+    assert f"{COUNT} questions about 8 images" in printed
+    rows = {x[1].strip(): x for x in (line.split("|") for line in printed.splitlines()) if x[1:]}
+    assert rows.keys() >= {*SYSTEMS, MOVED}
+    assert rows[GREEDY][2].strip().startswith("66.7 (") and rows["vcd"][2].strip()[:5] == "100.0"
+    assert rows["vcd"][6].strip().startswith("+33.3 (") and rows[GREEDY][6].strip() == ""
+    # Against each other, with the same temperature.
+    assert rows["sampled, vcd"][6].strip().startswith("+33.3")
+    assert rows[SAMPLED][6].strip().startswith("0.0")
 
-def test_answers_of_other_settings_are_not_used(
-    given: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert bench.main([*given, "--systems", GREEDY], lambda _: Fake()) == 0
     more = ["--engine-args", '{"dtype": "half"}']
     assert bench.main([*given, *more], lambda _: pytest.fail("another engine")) == 2
     assert "holds answers of other settings (engine changed)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("line", "said"),
-    [
-        ('{"question_id": 1, "image": "0.png", "text": "?"}', "line 1: .*`label`"),
-        ('{"question_id": 1, "image": "0.png", "text": "?", "label": "maybe"}', "line 1: Invalid"),
-        ('{"question_id": 1, "image": "x", "text": "?", "label": "no"}', "line 1: no such image"),
-        ("", "needs questions"),
-    ],
-)
-def test_questions_that_are_none(
-    line: str, said: str, given: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path(given[3]).write_text(line)
-    assert bench.main(given, lambda _: pytest.fail("nothing to ask")) == 2
-    assert re.search(said, capsys.readouterr().err)
+def test_questions_that_are_none(given: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for line, said in {
+        '{"question_id": 1, "image": "0.png", "text": "?"}': "line 1: .*`label`",
+        '{"question_id": 1, "image": "0.png", "text": "?", "label": "maybe"}': "line 1: Invalid",
+        '{"question_id": 1, "image": "x", "text": "?", "label": "no"}': "line 1: no such image",
+        "": "needs questions",
+    }.items():
+        Path(given[3]).write_text(line)
+        assert bench.main(given, lambda _: pytest.fail("nothing to ask")) == 2
+        assert re.search(said, capsys.readouterr().err)
 
 
 def test_the_figures() -> None:
@@ -154,29 +142,20 @@ def test_answers() -> None:
 
 def test_what_is_asked(given: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The paper's settings, each question with its image, and no contrast where there is none."""
-    asked: list[Any] = []
-
-    def chat(prompts: Any, params: Any, **_: Any) -> Any:
-        asked[:] = [*zip(prompts, params, strict=True)]
-        entry = SimpleNamespace(logprob=-0.1, decoded_token="Yes")
-        one = SimpleNamespace(text="Yes", logprobs=[{1: entry}])
-        return [SimpleNamespace(outputs=[one])] * len(prompts)
-
-    monkeypatch.setattr(bench, "start_llm", lambda *_, **__: SimpleNamespace(chat=chat))
+    monkeypatch.setattr(bench, "start_llm", lambda *_, **__: None)
     monkeypatch.setattr(bench, "prepare_environment", lambda: None)
     engine = Engine(bench.parse(given))
     questions = bench.read_questions(Path(given[3]), Path(given[5]), None)
     for key, system in SYSTEMS.items():
-        replies = engine(system, questions)
-        assert all((one.margin is None) == bool(system.knobs) for one in replies)
-        [message], params = asked[4]
+        [message] = bench.as_sent(engine._messages(system, questions[4]))
         image, text = message["content"]
         assert image["image_url"]["url"].startswith("data:image/png;base64,")
         assert "Is there a 4?" in text["text"] and text["text"].endswith("with one word.")
+        params = bench._params(system, questions[4])
         assert isinstance(params, ColdParams) == bool(system.knobs)
         assert params.temperature == key.startswith(SAMPLED)
         if params.temperature:
-            assert len({each.seed for _, each in asked}) == COUNT
+            assert len({bench._params(system, one).seed for one in questions}) == COUNT
         if isinstance(params, ColdParams):
             [amateur] = params.contrast()
             assert amateur.images == (None if system.images == "none" else Noise(500))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 
 import pytest
@@ -39,10 +38,3 @@ def test_what_is_wrong_stands_in_place_of_speeds(capsys: pytest.CaptureFixture[s
     assert rounds.show_if_right(iter(["a", "b", "a"]), lambda: print("7 us")) == 1
     first, *others = capsys.readouterr().out.splitlines()
     assert first.startswith("No speeds are shown") and others == ["  a", "  b"]
-
-
-def test_small_parts() -> None:
-    assert rounds.positive("3") == 3
-    with pytest.raises(argparse.ArgumentTypeError, match="0: must be 1 or more"):
-        rounds.positive("0")
-    assert rounds.cpu_model() and rounds.cpu_cache() > 2**14

@@ -3,7 +3,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -100,45 +99,38 @@ def test_without_git_everything_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert not changed.is_clean()
 
 
+FAILS, PASSES = ("-c", "raise SystemExit(3)"), ("-c", "")
+
+
 def test_steps_are_all_run_and_the_failed_ones_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fails = ("-c", "raise SystemExit(3)")
-    monkeypatch.setattr(suite, "steps", lambda everything: {"one": fails, "two": ("-c", "")})
+    monkeypatch.setattr(suite, "steps", lambda everything: {"one": FAILS, suite.V2: PASSES})
+    monkeypatch.setattr(changed, "is_clean", lambda: True)
+    monkeypatch.setattr(changed, "mark_green", lambda: pytest.fail("not all has passed"))
     monkeypatch.setattr("sys.argv", ["tests"])
-    monkeypatch.setattr(changed, "mark_green", lambda: pytest.fail("it has not passed"))
     with pytest.raises(SystemExit, match=r"Failed: one\."):
         suite.main()
     printed = capsys.readouterr().out
-    assert "one FAILED\n" in printed and "two\n" in printed and "Left out" in printed
+    assert "one FAILED\n" in printed and f"{suite.V2}\n" in printed and "Left out" in printed
+    monkeypatch.setattr("sys.argv", ["tests", "--v2"])  # alone: it says nothing of the others
+    suite.main()
+    assert "Not run on the V2 model runner" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("named", [False, True])
 def test_what_has_passed_is_remembered(named: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unless somebody chose the base: then other changes may not have been tested."""
     marked: list[bool] = []
-    monkeypatch.setattr(suite, "steps", lambda everything: {"one": ("-c", "")})
-    monkeypatch.setattr("sys.argv", ["tests"])
+    monkeypatch.setattr(suite, "steps", lambda everything: {"one": PASSES})
     monkeypatch.setattr(changed, "is_clean", lambda: True)
     monkeypatch.setattr(changed, "mark_green", lambda: marked.append(True))
+    monkeypatch.setattr("sys.argv", ["tests"])
     monkeypatch.delenv(changed.BASE, raising=False)
     if named:
         monkeypatch.setenv(changed.BASE, "HEAD")
     suite.main()
     assert bool(marked) is not named
-
-
-def test_one_step_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """``make v2``; that it has passed says nothing of the others."""
-    fails = ("-c", "raise SystemExit(3)")
-    monkeypatch.setattr(suite, "steps", lambda everything: {"one": fails, suite.V2: ("-c", "")})
-    monkeypatch.setattr("sys.argv", ["tests", "--v2"])
-    monkeypatch.setattr(changed, "is_clean", lambda: True)
-    monkeypatch.setattr(changed, "mark_green", lambda: pytest.fail("not all has passed"))
-    suite.main()
-    assert "Not run on the V2 model runner" in capsys.readouterr().out
 
 
 def test_a_step_has_each_folder() -> None:
@@ -158,18 +150,3 @@ def test_a_step_has_each_folder() -> None:
             assert name.startswith(suite.ENGINES), name
         if name.startswith(suite.ENGINES[:2]):
             assert "unit" not in found, name
-
-
-def test_a_file_is_one_workers() -> None:
-    """What its tests share, an engine say, is then made once."""
-    files = ("tests/unit/test_environment.py", "tests/unit/test_versions.py")
-    command = (sys.executable, "-m", "pytest", "-v", "-p", "no:cacheprovider", *files)
-    done = subprocess.run(
-        [*command, "--numprocesses", "2", "--dist", "loadgroup"],
-        cwd=changed.ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found = set(re.findall(r"^\[(gw\d)\] .* PASSED ([\w/.]+)", done.stdout, re.M))
-    assert len(found) == len(files), done.stdout

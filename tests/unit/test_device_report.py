@@ -51,9 +51,8 @@ def test_a_device_has_its_kernels_or_an_error(monkeypatch: pytest.MonkeyPatch) -
     assert report.find_device() == "cpu" and report.main([]) == 2
 
 
-@pytest.mark.parametrize("spoilt", [False, True])
-def test_kernels_are_compared(
-    spoilt: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_wrong_kernel_is_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from vllm_cold.ops import registry
 
@@ -61,15 +60,14 @@ def test_kernels_are_compared(
 
     def scores(logits: Any, groups: Any, out: Any, statistics: Any) -> None:
         right.scores(logits, groups, out, statistics)
-        if spoilt:
-            (logits if out is None else out)[0, -1] = 1e4
+        if out is None:
+            logits[0, -1] = 1e4
 
-    backend = SimpleNamespace(scores=scores)
-    monkeypatch.setattr(registry, "load", lambda name: backend)
-    assert report.check_kernels("cpu", dry=True) == spoilt
+    monkeypatch.setattr(registry, "load", lambda name: SimpleNamespace(scores=scores))
+    assert report.check_kernels("cpu", dry=True) == 1
     first, *others = capsys.readouterr().out.strip().splitlines()
     count, total = int(first.split()[0]), int(first.split()[2])
-    assert total > 30 and (count < total) == spoilt == bool(others)
+    assert 0 < count < total > 30 and others  # some forms are right
 
 
 class Contrasted(FakeWorkers):
@@ -83,20 +81,20 @@ class Contrasted(FakeWorkers):
         return reply
 
 
-@pytest.mark.parametrize("timed", [False, True])
 def test_tokens_are_compared(
-    timed: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(report, "Workers", Contrasted)
-    assert report.decode("cpu", True, timed) == 0
-    assert ("time ratio" in capsys.readouterr().out) == timed
-    monkeypatch.setattr(report, "Workers", FakeWorkers)
-    assert report.decode("cpu", True, timed) == 1
-    printed = capsys.readouterr().out
-    assert "CoLD and greedy decoding gave the same tokens" in printed and "ratio" not in printed
+    for timed in (False, True):
+        monkeypatch.setattr(report, "Workers", Contrasted)
+        assert report.decode("cpu", True, timed) == 0
+        assert ("time ratio" in capsys.readouterr().out) == timed
+        monkeypatch.setattr(report, "Workers", FakeWorkers)
+        assert report.decode("cpu", True, timed) == 1
+        printed = capsys.readouterr().out
+        assert "CoLD and greedy decoding gave the same tokens" in printed and "ratio" not in printed
     monkeypatch.setattr(report, "Workers", Contrasted)
     monkeypatch.setattr(Contrasted, "wrong", "plugin cold")
-    assert report.decode("cpu", True, timed) == (0 if timed else 1)  # timed after the comparison
+    assert report.decode("cpu", True, timed=False) == 1
 
 
 def test_no_names() -> None:
