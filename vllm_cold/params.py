@@ -21,7 +21,6 @@ from vllm_cold.method.settings import (
     ColdSettings,
     check,
     check_switch,
-    check_weight,
     combine,
     merge,
 )
@@ -75,7 +74,7 @@ class Amateur:
                 self.lora_request,
                 "must be a LoRARequest, or None for the base model",
             )
-        object.__setattr__(self, "weight", check_weight("weight", self.weight))
+        object.__setattr__(self, "weight", check("weight", self.weight))
 
     def __copy__(self) -> Self:
         return self

@@ -111,54 +111,27 @@ def test_repr() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("alpha", -0.1),
-        ("alpha", 1.5),
-        ("alpha", math.nan),
-        ("alpha", None),
-        ("alpha", True),
-        ("alpha", "0.1"),
-        ("beta", -0.1),
-        ("beta", math.inf),
-        ("beta", None),
-        ("beta", 10**400),
-        ("beta", "Adaptive"),
-        ("beta_max", -1),
-        ("beta_max", "adaptive"),
-        ("rule_parameters", 2),
-        ("rule_parameters", "tau=2"),
-        ("expert_top_k", 0),
-        ("expert_top_k", 2.0),
-        ("expert_top_k", 2**31),
         ("amateur", "other"),
-        ("amateur", 2),
         ("amateurs", []),
         ("amateurs", [OTHER]),
         ("amateurs", Amateur()),
         ("amateurs", [Amateur()] * 33),
-        ("amateurs", {}),
     ],
 )
 def test_bad_values(name: str, value: Any) -> None:
+    """The others are in test_settings."""
     with pytest.raises(ValueError, match=f"^{name}=.*must (be|have)"):
         ColdParams(**{name: value})
 
 
-def test_a_rule_in_place_of_a_number() -> None:
-    assert ColdParams(beta="adaptive").settings() == ColdSettings(beta="adaptive")
+def test_fields_that_are_assigned_later_are_checked() -> None:
     params = ColdParams(beta="adaptive", beta_max=2)
     most = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 2.0})
     assert params.combine() == (most, (None,))
-    assert ColdParams(beta="adaptive", rule_parameters={"beta_max": 2}).settings() == most
-    with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 0.5; leave it"):
-        ColdParams(beta_max=2)
-    # Fields may have been assigned since.
     params.beta = 1.0
     with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 1.0; leave it"):
         params.settings()
-    params.beta = "mti"
-    with pytest.raises(ValueError, match="^beta_max=2.0: rule 'mti' has no such parameter"):
-        params.settings()
-    params.beta_max, params.rule_parameters = None, {"tau": 3.0}
+    params.beta, params.beta_max, params.rule_parameters = "mti", None, {"tau": 3.0}
     assert params.settings().rule_parameters == {"beta": 0.5, "tau": 3.0}
     params.rule_parameters["tau"] = -3.0
     with pytest.raises(
@@ -175,33 +148,23 @@ def test_a_rule_in_place_of_a_number() -> None:
         ("prompt", b"text", "must be a text, a list of token ids, a list of messages, {"),
         ("prompt", [1, -1], "must be a text"),
         ("prompt", [1, True], "must be a text"),
-        ("prompt", [1, "a"], "must be a text"),
         ("prompt", {"prompt": "a"}, "as a mapping must have a tensor"),
         ("prompt", [{"content": "a"}], "message 0 must have a role"),
         ("prompt", [*MESSAGES, {"role": "user"}], "message 1 must have a content"),
-        ("prompt", [*MESSAGES, "a"], "message 1 must have a role"),
-        (
-            "prompt",
-            [{"role": "user", "content": [{"type": "file", "file": {"url": "x"}}]}],
-            "of text, images, videos or audio",
-        ),
+        ("prompt", [{"role": "user", "content": [{"type": "file"}]}], "of text, images, videos or"),
         ("prompt", {"multi_modal_data": {}}, 'as a mapping with "multi_modal_data", a mapping by'),
         ("prompt", {"prompt": "a", "multi_modal_data": 1}, "must have a text as"),
         ("prompt", {"prompt": "", "multi_modal_data": {"image": 1}}, "must not be empty"),
-        ("prompt", {"prompt_token_ids": [], "multi_modal_data": {"image": 1}}, "must have a text"),
         ("prompt", {"prompt_token_ids": [-1], "multi_modal_data": {"image": 1}}, "or token ids"),
         ("prompt", {"prompt": "a", "multi_modal_data": {}, "b": 1}, "beside it nothing but"),
         ("without", 1.5, "must be a role"),
         ("without", "", "must be roles, or indices"),
-        ("without", [], "must be roles, or indices"),
         ("images", 3, "must be Noise, Blur or a function"),
         ("images", "noise", "must be 'none', 'noise:500'"),
         ("lora_request", "other", "must be a LoRARequest"),
         ("weight", math.nan, "must be a number from -1e6 to 1e6, or the name of a rule"),
-        ("weight", math.inf, "must be a number"),
         ("weight", 1e9, "must be a number"),
-        ("weight", "Adaptive", "must be a number, or the name of a rule: acd, adaptive, "),
-        ("weight", "", "must be a number, or the name of a rule: acd, "),
+        ("weight", "", "must be a number, or the name of a rule: acd, adaptive, "),
         ("weight", True, "must be a number"),
         ("weight", [1.0], "must be a number"),
     ],
@@ -243,12 +206,6 @@ def test_weights() -> None:
     own = Amateur(prompt="a", weight=-0.5)
     with pytest.raises(ValueError, match="^beta=2: no amateur uses it, as each has a weight of"):
         ColdParams(beta=2, amateur=own)
-    with pytest.raises(
-        ValueError, match="^beta='mti': no amateur uses it, as each has a weight of"
-    ):
-        ColdParams(beta="mti", amateur=own)
-    with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 0.5"):
-        ColdParams(beta_max=2, amateur=own)
     assert ColdParams(alpha=0, amateur=own).combine() == (ColdSettings(0.0), (-0.5,))
 
 
@@ -261,24 +218,19 @@ def test_presets() -> None:
     assert ColdParams.preset("cfg", amateur=own, beta=1.0).settings() == ColdSettings(0.0, 1.0)
     assert ColdParams.preset("cold").settings() == ColdSettings()
     # What the caller's fields leave nothing to do for is left out.
-    params = ColdParams.preset("adacad", amateur=own, beta=0.5)
-    assert params.combine() == (ColdSettings(0.0, 0.5), (-0.5,))
-    params = ColdParams.preset("adacad", amateur=own, beta="mti")
-    assert params.settings() == ColdSettings(0.0, "mti")
-    params = ColdParams.preset("mti", amateur=own, rule_parameters={"tau": 2})
-    assert params.settings() == ColdSettings(0.0, "mti", {"tau": 2.0})
-    params = ColdParams.preset("adacad", amateur=own, rule_parameters={"beta_max": 2})
-    assert params.settings() == ColdSettings(0.0, "adaptive", {"beta_max": 2.0})
+    for given, wanted in (
+        ({"beta": 0.5}, ColdSettings(0.0, 0.5)),
+        ({"beta": "mti"}, ColdSettings(0.0, "mti")),
+        ({"rule_parameters": {"beta_max": 2}}, ColdSettings(0.0, "adaptive", {"beta_max": 2.0})),
+    ):
+        assert ColdParams.preset("adacad", amateur=own, **given).settings() == wanted
     weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight=-0.25))
     assert weighted.combine()[1] == (-0.25,)
-    weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight="adaptive"))
-    assert weighted.combine() == (ColdSettings(0.0, "adaptive"), (None,))
     adapters = [Amateur(lora_request=OTHER), Amateur(lora_request=LoRARequest("anti", 3, "/anti"))]
     params = ColdParams.preset("dexperts", amateurs=adapters)
     assert params.combine() == (ColdSettings(0.0), (1.0, -1.0))
     stronger = [adapters[0], Amateur(lora_request=OTHER, weight=-2.0)]
-    weights = ColdParams.preset("dexperts", amateurs=stronger).combine()[1]
-    assert weights == (1.0, -2.0)
+    assert ColdParams.preset("dexperts", amateurs=stronger).combine()[1] == (1.0, -2.0)
     apart = [own, Amateur(prompt="It was Ada.")]
     vcd = ColdParams.preset("vcd", max_tokens=7)
     assert vcd.settings() == ColdSettings(0.1, 1.0) and vcd.method == "vcd"

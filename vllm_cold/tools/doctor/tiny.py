@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VOCAB_SIZE, SPECIAL_TOKENS = 512, 4  # <unk>, <pad>, <s>, </s>
-RANK, LORA_ALPHA = 8, 16
+RANK = 8
 MODEL = "model"
 ADAPTERS = ("one", "two")
 # A head size that all attention back ends take.
@@ -28,7 +28,7 @@ SIZES = {
     "num_key_value_heads": 1,
     "head_dim": 64,
 }
-# Chosen so that no token of the self-test is a close call (``reference.Decoded.margin``).
+# Chosen so that no token of the self-test is a close call (``cases``).
 _SEED = 77
 
 
