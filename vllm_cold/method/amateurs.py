@@ -49,6 +49,9 @@ class CannotLeaveOut(ColdError):
     """The conversation has no such message, or no other."""
 
 
+# Of what an amateur reads, str() is for clients that ask, and ``value`` is what an error shows.
+
+
 class Text(msgspec.Struct, frozen=True):
     """A prompt as text."""
 
@@ -73,54 +76,49 @@ class Messages(msgspec.Struct, frozen=True):
         return "messages"
 
 
-class Embeds(msgspec.Struct, frozen=True, eq=False):
+class _AsVllmTakesIt(msgspec.Struct, frozen=True, eq=False):
+    """A prompt whose tensors and media have no equality of their own."""
+
+    prompt: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _AsVllmTakesIt):
+            return False
+        one, two = self.prompt, other.prompt
+        return one is two or (isinstance(one, str) and bool(one == two))
+
+
+class Embeds(_AsVllmTakesIt, frozen=True, eq=False):
     """A prompt as embeddings.
 
     Attributes:
-        prompt: As vLLM takes them: a mapping with the tensor, or base64 text of what ``torch.save``
-            writes of one.
+        prompt: A mapping with the tensor, or base64 text of what ``torch.save`` writes of one.
     """
-
-    prompt: Mapping[str, Any] | str
 
     def __str__(self) -> str:
         return "embeddings"
 
     @property
     def value(self) -> str:
-        """What an error shows."""
         if isinstance(self.prompt, str):
             return self.prompt
         tensor = self.prompt["prompt_embeds"]
         return f"{tensor.dtype}{list(tensor.shape)}"
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Embeds):
-            return False
-        one, two = self.prompt, other.prompt
-        return one is two or (isinstance(one, str) and isinstance(two, str) and one == two)
 
-
-class Media(msgspec.Struct, frozen=True, eq=False):
+class Media(_AsVllmTakesIt, frozen=True, eq=False):
     """A prompt with media beside its text or token ids.
 
     Attributes:
-        prompt: As vLLM takes them: a mapping with ``prompt`` or ``prompt_token_ids``, and
-            ``multi_modal_data``.
+        prompt: A mapping with ``prompt`` or ``prompt_token_ids``, and ``multi_modal_data``.
     """
-
-    prompt: Mapping[str, Any]
 
     def __str__(self) -> str:
         return "a prompt with media"
 
     @property
     def value(self) -> Any:
-        """What an error shows."""
         return self.prompt.get("prompt") or self.prompt.get("prompt_token_ids")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Media) and self.prompt is other.prompt
 
 
 class Distorted(msgspec.Struct, frozen=True):
@@ -139,7 +137,6 @@ class Distorted(msgspec.Struct, frozen=True):
 
     @property
     def value(self) -> str:
-        """What an error shows."""
         return name_of(self.view)
 
 
@@ -161,7 +158,6 @@ class Without(msgspec.Struct, frozen=True):
 
     @property
     def value(self) -> str:
-        """What an error shows."""
         return ",".join(map(str, self.items))
 
     def of(self, field: str, messages: Sequence[Any] | None) -> list[Any]:
@@ -263,7 +259,6 @@ class Part(msgspec.Struct, frozen=True):
 
     @property
     def value(self) -> str:
-        """What an error shows."""
         return ",".join(f"{start}:{end}" for start, end in self.spans)
 
     def of(self, field: str, prompt: _T | None) -> _T:
@@ -589,41 +584,51 @@ def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
         if adapter == "":
             raise ColdError(field, adapter, "must be the name of a loaded adapter")
         prompt_field, source = _source(args, i, several) or ("cold_amateur_prompt", None)
-        if preset is not None and preset.own_prompt and source is None:
-            raise ColdError(
-                "cold_preset",
-                args.preset,
-                "contrasts with another prompt; say which with cold_without, cold_part, "
-                "cold_amateur_prompt or cold_amateur_messages",
-            )
         _, weight = _entry(args, "weights", i, several) or ("", None)
         if weight is None and preset is not None and i < len(preset.weights):
             weight = preset.weights[i]
         amateurs.append(AmateurSpec(field, prompt_field, adapter, source, weight))
-    if preset is not None and preset.weights:
-        alike = preset.own_prompt and all(one.source == amateurs[0].source for one in amateurs)
-        if alike or num != len(preset.weights):
-            apart = "what each reads in cold_without or cold_part"
-            what = apart if preset.own_prompt else "their adapters in cold_amateur"
-            raise ColdError(
-                "cold_preset", args.preset, f"is for {len(preset.weights)} amateurs: list {what}"
-            )
+    if preset is not None:
+        each = "what each reads in cold_without or cold_part"
+        check_preset(
+            ("cold_preset", args.preset),
+            preset,
+            [one.source for one in amateurs],
+            "say which with cold_without, cold_part, cold_amateur_prompt or cold_amateur_messages",
+            f": list {each if preset.own_prompt else 'their adapters in cold_amateur'}",
+        )
     return tuple(amateurs)
+
+
+def check_preset(
+    said: tuple[str, object],
+    preset: Preset,
+    sources: Sequence[Source | None],
+    with_prompts: str,
+    with_several: str,
+) -> None:
+    """Refuse a method that needs other amateurs.
+
+    Args:
+        said: What an error names: the field and its value.
+        preset: The method.
+        sources: What its amateurs read.
+        with_prompts: How to say what they read.
+        with_several: How to say which they are.
+    """
+    if preset.own_prompt and None in sources:
+        raise ColdError(*said, f"contrasts with another prompt; {with_prompts}")
+    alike = preset.own_prompt and all(one == sources[0] for one in sources)
+    if preset.weights and (alike or len(sources) != len(preset.weights)):
+        raise ColdError(*said, f"is for {len(preset.weights)} amateurs{with_several}")
 
 
 def _count(args: ContrastArgs, preset: Preset | None) -> tuple[int, bool]:
     """How many amateurs, and whether lists have an entry for each."""
     lists = {
         name: len(value)
-        for name in (
-            "weights",
-            "amateur",
-            "amateur_prompt",
-            "amateur_messages",
-            "amateur_prompt_embeds",
-            "images",
-        )
-        if isinstance(value := getattr(args, name), list)
+        for name in ("weights", "amateur", *_READERS)
+        if name not in ("without", "part") and isinstance(value := getattr(args, name), list)
     }
     if not lists and preset is not None and preset.weights and preset.own_prompt:
         lists["preset"] = len(preset.weights)

@@ -141,13 +141,8 @@ _ALL = {**KNOBS, **CONTRAST, "weight": _WEIGHT}
 
 
 class ColdSettings(msgspec.Struct, frozen=True):
-    """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked.
-
-    Attributes:
-        alpha: As ``KNOBS`` says.
-        beta: The strength, or the name of a rule.
-        rule_parameters: Of the rule, all of them; None without a rule.
-        expert_top_k: As ``KNOBS`` says.
+    """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked, as
+    ``KNOBS`` says; ``rule_parameters`` are all of the rule's, None without one.
     """
 
     alpha: float = DEFAULT_ALPHA
@@ -234,16 +229,13 @@ def _json_object(text: str) -> object:
 def rule_parameters(
     rule: str | None, values: Mapping[str, Any], prefix: str, beta: object
 ) -> dict[str, float] | None:
-    """All parameters of a rule; None without one.
+    """All parameters of a rule; None without one, for which there must not be any.
 
     Args:
         rule: Its name.
         values: Of knobs, by name: ``rule_parameters``, and ``beta_max`` for that parameter.
         prefix: In front of the knobs' names in errors.
         beta: What is in force, for errors.
-
-    Raises:
-        ColdError: one is unknown or out of range, or there is no rule.
     """
     given = {name: values.get(name) for name in ("beta_max", "rule_parameters")}
     if rule is None:
