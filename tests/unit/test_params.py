@@ -109,7 +109,7 @@ def test_repr() -> None:
         ("without", 1.5, "must be a role"),
         ("without", "", "must be roles, or indices"),
         ("images", 3, "must be Noise, Blur or a function"),
-        ("images", "noise", "must be 'none', 'noise:500'"),
+        ("images", "noise:500", "must be Noise, Blur or a function"),
         ("lora_request", "other", "must be a LoRARequest"),
         ("weight", math.nan, "must be a number from -1e6 to 1e6, or the name of a rule"),
         ("weight", 1e9, "must be a number"),

@@ -344,8 +344,6 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
         return read_without("without", check("without", without, "without"))
     if images is None:
         return read_prompt("prompt", prompt)
-    if isinstance(images, str):
-        return read_images("images", images)
     if not callable(images):
         raise ColdError(
             "images", images, "must be Noise, Blur or a function that makes a PIL image of one"

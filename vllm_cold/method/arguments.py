@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import read_without
+from vllm_cold.method.amateurs import AmateurSpec, read_without
 from vllm_cold.method.settings import (
     ENGINE,
     EXPLAIN,
@@ -65,6 +65,21 @@ class ColdArgs:
         engine = (defaults or ColdArgs()).values
         others = merge(preset_knobs(self.contrast.preset), defaults=engine)
         return combine(self.given, weights, PREFIX, others)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """What a request is decoded with.
+
+    Attributes:
+        settings: The method's knobs.
+        amateurs: One or more.
+        weights: Theirs; None where the rule chooses them.
+    """
+
+    settings: ColdSettings
+    amateurs: tuple[AmateurSpec, ...]
+    weights: tuple[float | None, ...]
 
 
 def _checked(said: Iterable[tuple[str, str, Any]]) -> tuple[dict[str, Any], ContrastArgs]:

@@ -28,12 +28,12 @@ from vllm_cold.method.amateurs import (
     describe,
     says_what,
 )
+from vllm_cold.method.arguments import Contrast as Contrast  # for other tools, too
 from vllm_cold.method.arguments import parse_request_args
 from vllm_cold.method.settings import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
     PREFIX,
-    ColdSettings,
     check,
     is_known,
     is_ours,
@@ -64,15 +64,6 @@ OPTIONS = tuple(name for name in CONTRAST if name not in ("preset", "amateur_pro
 ROW_KEYS = tuple(
     PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part", "images")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """What a request is decoded with; a weight is None where the rule chooses it."""
-
-    settings: ColdSettings
-    amateurs: tuple[AmateurSpec, ...]
-    weights: tuple[float | None, ...]
 
 
 def option_of(name: str) -> str:
