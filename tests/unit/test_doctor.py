@@ -173,21 +173,13 @@ def test_little_memory_is_a_warning_with_the_remedy(monkeypatch: pytest.MonkeyPa
 
 def test_values_of_unknown_variables_are_never_shown() -> None:
     home = str(Path.home())
-    entries = machine.environment(
-        {
-            "VLLM_API_KEY": "secret-1",
-            "HF_TOKEN": "secret-2",
-            "COLD_ENABLED": "0",
-            "COLD_API_KEY": "secret-3",
-            "LD_PRELOAD": f"{home}/lib.so",
-        }
-    )
-    assert "secret" not in repr(entries)
-    assert "HF_TOKEN" not in repr(entries)
+    secret = dict.fromkeys(("VLLM_API_KEY", "HF_TOKEN", "COLD_API_KEY"), "secret")
+    shown = {"COLD_ENABLED": "0", "LD_PRELOAD": f"{home}/lib.so"}
+    entries = machine.environment(secret | shown)
+    assert "secret" not in repr(entries) and "HF_TOKEN" not in repr(entries)
     assert find(entries, "set too, values not shown").value == "COLD_API_KEY, VLLM_API_KEY"
     assert find(entries, "COLD_ENABLED").value == "0"
     assert find(entries, "LD_PRELOAD").value == "~/lib.so"
-    assert find(machine.environment({}), "set").value == "none of those that matter"
 
 
 def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
@@ -251,8 +243,6 @@ def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.Monk
     monkeypatch.setattr(contracts, "NEEDED", (lost,))
     hold, first, second = sections.contracts()
     assert (hold.status, first.status, second.status) == (*[Status.PROBLEM] * 2, Status.WARNING)
-    held, _, count = hold.value.partition(" of ")
-    assert int(count) - int(held) == 2
 
 
 def test_compare_names_the_first_token_that_differs() -> None:

