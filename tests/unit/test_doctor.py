@@ -271,18 +271,20 @@ def test_the_tokens_are_the_references_and_the_cases_differ(tmp_path: Path) -> N
         length = len(case.right)
         if case.cold is None:
             return naive.greedy(case.prompt, case.adapter, length)
-        alpha, beta, cap = case.cold
-        rule = beta if isinstance(beta, str) else None
-        amateurs = [Amateur(None if isinstance(beta, str) else -beta, case.amateur)]
-        return naive.decode(
-            Group(case.prompt, case.adapter, amateurs, alpha, length, cap, rule=rule)
-        )
+        knobs = dict(case.cold)
+        rule = beta if isinstance(beta := knobs.pop("beta"), str) else None
+        amateur = Amateur(-beta if rule is None else None, case.amateur)
+        how = {"max_tokens": length, "rule": rule, **knobs}
+        return naive.decode(Group(case.prompt, case.adapter, [amateur], **how))
 
     for case in CASES:
         trace = decode(case)
         assert (trace.settled(4e-3), trace.tokens) == (24, list(case.right)), case.name
     others = [replace(CASES[1], adapter=None), *(replace(case, cold=None) for case in CASES[2:])]
-    others += [replace(CASES[4], amateur=None), replace(CASES[5], cold=(0.02, 0.5, None))]
+    others += [
+        replace(CASES[4], amateur=None),
+        replace(CASES[5], cold={"alpha": 0.02, "beta": 0.5}),
+    ]
     for case in others:
         assert decode(case).tokens != list(case.right)
 

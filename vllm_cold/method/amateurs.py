@@ -575,14 +575,13 @@ def says_what(args: ContrastArgs) -> bool:
 def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
     """The amateurs of a request; raises ColdError for what does not fit together."""
     preset = preset_of(args)
-    num, several = _count(args, preset)
     amateurs = []
-    for i in range(num):
-        field, adapter = _entry(args, "amateur", i, several) or ("cold_amateur", None)
+    for i, said in enumerate(_split(args, preset)):
+        field, adapter = said.get("amateur", ("cold_amateur", None))
         if adapter == "":
             raise ColdError(field, adapter, "must be the name of a loaded adapter")
-        prompt_field, source = _source(args, i, several) or ("cold_amateur_prompt", None)
-        _, weight = _entry(args, "weights", i, several) or ("", None)
+        prompt_field, source = _source(said)
+        _, weight = said.get("weights", ("", None))
         if weight is None and preset is not None and i < len(preset.weights):
             weight = preset.weights[i]
         amateurs.append(AmateurSpec(field, prompt_field, adapter, source, weight))
@@ -621,55 +620,47 @@ def check_preset(
         raise ColdError(*said, f"is for {len(preset.weights)} amateurs{with_several}")
 
 
-def _count(args: ContrastArgs, preset: Preset | None) -> tuple[int, bool]:
-    """How many amateurs, and whether lists have an entry for each."""
-    lists = {
-        name: len(value)
-        for name in ("weights", "amateur", *_READERS)
-        if name not in ("without", "part") and isinstance(value := getattr(args, name), list)
-    }
-    if not lists and preset is not None and preset.weights and preset.own_prompt:
-        lists["preset"] = len(preset.weights)
-    if not lists:
-        return 1, False
-    first, num = next(iter(lists.items()))
-    for name in ("without", "part"):
-        if isinstance(value := getattr(args, name), list):
-            lists[name] = len(value)
+def _split(args: ContrastArgs, preset: Preset | None) -> list[dict[str, tuple[str, Any]]]:
+    """What the keys say of each amateur, by name, with what errors call it."""
+    said = {name: getattr(args, name) for name in args.__struct_fields__}
+    said = {name: value for name, value in said.items() if value is not None}
+    lists = {name: len(value) for name, value in said.items() if isinstance(value, list)}
+    # Lists of these two alone are one amateur's.
+    counting = [name for name in ("weights", *lists) if name in lists.keys() - {"without", "part"}]
+    if not counting and preset is not None and preset.weights and preset.own_prompt:
+        counting, lists["preset"] = ["preset"], len(preset.weights)
+    if not counting:
+        return [{name: (PREFIX + name, value) for name, value in said.items()}]
+    first, num = counting[0], lists[counting[0]]
     if not 1 <= num <= MAX_AMATEURS:
-        raise ColdError(
-            PREFIX + first,
-            getattr(args, first),
-            f"has {num} entries; a request has 1 to {MAX_AMATEURS} amateurs",
-        )
+        problem = f"has {num} entries; a request has 1 to {MAX_AMATEURS} amateurs"
+        raise ColdError(PREFIX + first, said[first], problem)
     for name, entries in lists.items():
         if entries != num:
             raise ColdError(
                 PREFIX + name,
-                getattr(args, name),
+                said[name],
                 f"has {entries} entries, and {PREFIX}{first} has {num}: lists have one for each "
                 "amateur",
             )
-    return num, True
-
-
-def _entry(args: ContrastArgs, name: str, i: int, several: bool) -> tuple[str, Any] | None:
-    """What a key says of an amateur, and what errors call it; None if nothing."""
-    value = getattr(args, name)
-    if several and isinstance(value, list):
-        return None if value[i] == "" else (f"{PREFIX}{name}[{i}]", value[i])
-    return None if value is None else (PREFIX + name, value)
-
-
-def _source(args: ContrastArgs, i: int, several: bool) -> tuple[str, Source] | None:
-    found = [
-        (field_and_value, read)
-        for name, read in _READERS.items()
-        if (field_and_value := _entry(args, name, i, several)) is not None
+    return [
+        {
+            name: (f"{PREFIX}{name}[{i}]", value[i])
+            if isinstance(value, list)
+            else (PREFIX + name, value)
+            for name, value in said.items()
+            if not isinstance(value, list) or value[i] != ""
+        }
+        for i in range(num)
     ]
+
+
+def _source(said: Mapping[str, tuple[str, Any]]) -> tuple[str, Source | None]:
+    """What an amateur reads, and what errors call it."""
+    found = [(*said[name], read) for name, read in _READERS.items() if name in said]
     if not found:
-        return None
-    ((field, value), read), *others = found
-    for (second, other), _ in others:
+        return "cold_amateur_prompt", None
+    (field, value, read), *others = found
+    for second, other, _ in others:
         raise _second(second, other, field)
     return field, read(field, value)

@@ -56,7 +56,7 @@ def decode(folder: Path) -> tuple[Any, list[list[int]]]:
 
     from vllm_cold import ColdParams
 
-    adapters = {
+    adapters: dict[str | None, LoRARequest] = {
         name: LoRARequest(name, number, str(folder / name))
         for number, name in enumerate(tiny.ADAPTERS, 1)
     }
@@ -66,21 +66,18 @@ def decode(folder: Path) -> tuple[Any, list[list[int]]]:
         "ignore_eos": True,
         "detokenize": False,
     }
-    params = []
-    for case in CASES:
-        if case.cold is None:
-            params.append(SamplingParams(**sampling))
-            continue
-        alpha, beta, expert_top_k = case.cold
-        amateur = adapters[case.amateur] if case.amateur else None
-        knobs: dict[str, Any] = {"alpha": alpha, "beta": beta, "expert_top_k": expert_top_k}
-        params.append(ColdParams(**knobs, amateur=amateur, **sampling))
+    params = [
+        SamplingParams(**sampling)
+        if case.cold is None
+        else ColdParams(**case.cold, amateur=adapters.get(case.amateur), **sampling)
+        for case in CASES
+    ]
     llm = LLM(**engine_options(folder))
     try:
         outputs = llm.generate(
             [{"prompt_token_ids": list(case.prompt)} for case in CASES],
             params,
-            lora_request=[adapters[case.adapter] if case.adapter else None for case in CASES],
+            lora_request=[adapters.get(case.adapter) for case in CASES],
             use_tqdm=False,
         )
     finally:
