@@ -142,3 +142,9 @@ def test_the_doctor_names_it_where_a_package_breaks_vllm(monkeypatch: pytest.Mon
     monkeypatch.setattr(machine, "_version", lambda name: "0.32.0")
     monkeypatch.setitem(sys.modules, "vllm.platforms", None)
     assert machine.unusable() == "torchaudio cannot be loaded: run vllm-cold setup-cpu"
+
+
+def test_a_sentence_where_pip_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setup_cpu.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(setup_cpu.ToolError, match="uninstall torchaudio with what installed it"):
+        setup_cpu._uninstall("torchaudio")
