@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllm_cold.errors import ColdError
@@ -189,6 +189,7 @@ def test_a_default_is_for_all_chats() -> None:
 
 
 @given(st.text(max_size=30), st.lists(st.integers(0, 35), max_size=6))
+@example("abc", [1, 3])  # to its end
 def test_a_prompt_without_a_part(prompt: str, positions: list[int]) -> None:
     """What is left is what lies outside, character by character."""
     try:
