@@ -128,36 +128,20 @@ class Group:
         return [list(ids) for ids in (self.prompt_ids, *own)]
 
 
-@dataclass(frozen=True)
-class Request:
-    """A pair: a group whose only amateur has the expert's prompt and the weight -beta."""
-
-    prompt_ids: Sequence[int]
-    expert: str
-    alpha: float
-    beta: float
-    max_tokens: int
-    amateur: str | None = None
-    expert_top_k: int | None = None
-    eos_token_id: int | None = None
-    rule: str | None = None
-    rule_parameters: Mapping[str, float] = field(default_factory=dict)
-
-    @property
-    def group(self) -> Group:
-        """The same in general terms."""
-        amateur = Amateur(-self.beta if self.rule is None else None, self.amateur)
-        return Group(
-            self.prompt_ids,
-            self.expert,
-            [amateur],
-            self.alpha,
-            self.max_tokens,
-            self.expert_top_k,
-            self.eos_token_id,
-            self.rule,
-            self.rule_parameters,
-        )
+def pair(
+    prompt_ids: Sequence[int],
+    expert: str,
+    alpha: float,
+    beta: float,
+    max_tokens: int,
+    amateur: str | None = None,
+    **more: Any,
+) -> Group:
+    """A group whose only amateur has the expert's prompt and the weight -beta, or that of the rule
+    in `more`, which are other fields of `Group`.
+    """
+    weight = -beta if more.get("rule") is None else None
+    return Group(prompt_ids, expert, [Amateur(weight, amateur)], alpha, max_tokens, **more)
 
 
 def step(
@@ -248,8 +232,8 @@ def score(
     expert_top_k: int | None = None,
 ) -> Tensor:
     """`group_score` of a pair."""
-    pair = Request((), "", alpha, beta, 0, None, expert_top_k)
-    return group_score([expert, amateur], pair.group)
+    group = pair((), "", alpha, beta, 0, expert_top_k=expert_top_k)
+    return group_score([expert, amateur], group)
 
 
 def margin(scores: Tensor) -> float:
@@ -398,8 +382,8 @@ class NaiveCold:
         return trace
 
     def generate(self, prompt_ids: Sequence[int], **settings: Any) -> Trace:
-        """`decode` of a pair; `settings` are the other arguments of `Request`."""
-        return self.decode(Request(prompt_ids, **settings).group)
+        """`decode` of a `pair`, whose other arguments are `settings`."""
+        return self.decode(pair(prompt_ids, **settings))
 
     def distribution(self, group: Group, temperature: float) -> Tensor:
         """softmax(s / temperature) [V], float64, for the first token after the prompts."""
@@ -410,16 +394,13 @@ class NaiveCold:
     def step_distribution(
         self, prompt_ids: Sequence[int], *, temperature: float, **settings: Any
     ) -> Tensor:
-        """`distribution` of a pair; `settings` are the other arguments of `Request`."""
-        return self.distribution(Request(prompt_ids, **settings, max_tokens=1).group, temperature)
+        """`distribution` of a `pair`, whose other arguments are `settings`."""
+        return self.distribution(pair(prompt_ids, **settings, max_tokens=1), temperature)
 
-    def generate_many(
-        self, requests: Sequence[Request | Group], batch_size: int = 64
-    ) -> list[Trace]:
+    def generate_many(self, groups: Sequence[Group], batch_size: int = 64) -> list[Trace]:
         """`decode` for many requests: those whose streams have equal adapters and prompt lengths
         run together.
         """
-        groups = [r.group if isinstance(r, Request) else r for r in requests]
         alike: dict[tuple[Any, ...], list[int]] = {}
         for index, group in enumerate(groups):
             key = (group.adapters, *map(len, group.prompts))

@@ -13,7 +13,6 @@ there so that structured output (JSON, regular expressions) can be tested. Every
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from transformers import PreTrainedTokenizerFast
 
 from vllm_cold.tools.doctor import tiny
 from vllm_cold.tools.doctor.tiny import SPECIAL_TOKENS, VOCAB_SIZE
+from vllm_cold.tools.doctor.tiny import write_adapter as make_tiny_adapter
 
 UNK_ID, PAD_ID, BOS_ID, EOS_ID = range(SPECIAL_TOKENS)
 LORA_MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -35,6 +35,7 @@ _SIZES = {
     "num_key_value_heads": 2,
     "head_dim": 32,  # not 64 / 4: vLLM's CPU attention takes multiples of 32 only
 }
+_WEIGHTS = "adapter_model.safetensors"
 _SPACE, _NEWLINE = "\u0120", "\u010a"  # how byte-level BPE writes " " and "\n"
 
 _CHAT_TEMPLATE = (
@@ -80,20 +81,8 @@ def make_tiny_model(folder: Path, seed: int = 0, weight_std: float = 0.3) -> Pat
     return folder
 
 
-def make_tiny_adapter(
-    model: Path, folder: Path, seed: int, rank: int = 8, scale: float = 0.05
-) -> Path:
-    """Write a random LoRA adapter on every linear layer of `model`; return the folder.
-
-    `scale` is the standard deviation of one element of the weight delta, whatever the rank
-    (the model's own weights have 0.3). 0 gives an adapter that changes nothing.
-    """
-    tiny.write_adapter(model, folder, seed, rank, scale)
-    return folder
-
-
 def make_zero_adapter(model: Path, folder: Path, seed: int = 0, rank: int = 8) -> Path:
-    """Write an adapter whose B is zero: its output equals the base model's."""
+    """An adapter whose B is zero: its output equals the base model's."""
     return make_tiny_adapter(model, folder, seed=seed, rank=rank, scale=0.0)
 
 
@@ -101,33 +90,22 @@ def make_sick_adapter(healthy: Path, folder: Path, value: float, layer: int = 1)
     """Write a copy of an adapter with `value`, NaN or infinite, as one weight of the last lora_B of
     `layer`; return the folder. In layer 1 it spoils the logits, in layer 0 the KV cache too.
     """
-
-    def spoil(name: str, weight: torch.Tensor) -> None:
-        if f"layers.{layer}.mlp.down_proj.lora_B" in name:
-            weight[0, 0] = value
-
-    return _copy_adapter(healthy, folder, spoil)
+    weights = load_file(healthy / _WEIGHTS)
+    (name,) = (n for n in weights if f"layers.{layer}.mlp.down_proj.lora_B" in n)
+    weights[name][0, 0] = value
+    return _copy_adapter(healthy, folder, weights)
 
 
 def make_large_adapter(healthy: Path, folder: Path, factor: float) -> Path:
     """Write a copy of an adapter whose weight delta is `factor` times as large; return the
     folder.
     """
-
-    def scale(name: str, weight: torch.Tensor) -> None:
-        if "lora_B" in name:
-            weight.mul_(factor)
-
-    return _copy_adapter(healthy, folder, scale)
+    weights = load_file(healthy / _WEIGHTS)
+    scaled = {name: w * factor if "lora_B" in name else w for name, w in weights.items()}
+    return _copy_adapter(healthy, folder, scaled)
 
 
-def _copy_adapter(healthy: Path, folder: Path, change: Callable[[str, torch.Tensor], None]) -> Path:
+def _copy_adapter(healthy: Path, folder: Path, weights: dict[str, torch.Tensor]) -> Path:
     shutil.copytree(healthy, folder)
-    path = folder / "adapter_model.safetensors"
-    weights = load_file(path)
-    before = {name: weight.clone() for name, weight in weights.items()}
-    for name, weight in weights.items():
-        change(name, weight)
-    assert any(not weights[name].equal(before[name]) for name in weights)
-    save_file(weights, path, {"format": "pt"})
+    save_file(weights, folder / _WEIGHTS, {"format": "pt"})
     return folder

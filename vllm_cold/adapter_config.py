@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What ``adapter_config.json`` says about an adapter's rank. Plain Python without vLLM."""
 
-from __future__ import annotations
-
 import json
 import os
-import reprlib
 import stat
 from functools import lru_cache
+from typing import Annotated
+
+import msgspec
 
 NAME = "adapter_config.json"
 _REMEDY = "give the folder that peft's save_pretrained wrote"
+_Rank = Annotated[int, msgspec.Meta(ge=1)]
 
 
 class AdapterConfigError(ValueError):
@@ -43,29 +44,19 @@ def read_rank(folder: str) -> int:
     return _read(os.path.abspath(path), found.st_mtime_ns, found.st_size, found.st_ino)
 
 
+class _Config(msgspec.Struct):
+    r: _Rank
+    rank_pattern: dict[str, _Rank] | None = None
+
+
 @lru_cache(maxsize=1024)
 def _read(path: str, mtime_ns: int, size: int, inode: int) -> int:
     """Read a file; what it looked like is part of the cache's key. Errors are not kept."""
     try:
         with open(path, encoding="utf-8") as file:
-            fields = json.load(file)
-    except OSError as error:
-        raise AdapterConfigError(f"{path} cannot be read ({error.strerror}); {_REMEDY}") from None
-    except UnicodeDecodeError as error:
-        raise AdapterConfigError(f"{path} is no UTF-8 text ({error}); {_REMEDY}") from None
-    except (ValueError, RecursionError) as error:
-        raise AdapterConfigError(f"{path} is no JSON ({error}); {_REMEDY}") from None
-    if not isinstance(fields, dict):
-        raise AdapterConfigError(f"{path} holds no JSON object; {_REMEDY}")
-    if "r" not in fields:
-        raise AdapterConfigError(f"{path} names no rank, r; {_REMEDY}")
-    pattern = fields.get("rank_pattern") or {}  # as vLLM does
-    if not isinstance(pattern, dict):
-        shown = reprlib.repr(pattern)
-        raise AdapterConfigError(f"{path}: rank_pattern={shown}: must be an object of ranks")
-    ranks = {"r": fields["r"]} | {f"rank_pattern[{key!r}]": r for key, r in pattern.items()}
-    for name, rank in ranks.items():
-        if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-            shown = reprlib.repr(rank)
-            raise AdapterConfigError(f"{path}: {name}={shown}: must be an integer >= 1")
-    return int(max(ranks.values()))
+            config = msgspec.convert(json.load(file), _Config)
+    except msgspec.ValidationError as error:
+        raise AdapterConfigError(f"{path}: {error}; {_REMEDY}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise AdapterConfigError(f"{path} cannot be read as JSON ({error}); {_REMEDY}") from None
+    return max([config.r, *(config.rank_pattern or {}).values()])

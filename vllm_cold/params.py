@@ -10,7 +10,7 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import Source, read_source
+from vllm_cold.method.amateurs import Source, check_preset, read_source
 from vllm_cold.method.images import View, read_view
 from vllm_cold.method.presets import PRESET_NAMES, PRESETS, PresetName
 from vllm_cold.method.settings import (
@@ -21,7 +21,6 @@ from vllm_cold.method.settings import (
     ColdSettings,
     check,
     check_switch,
-    check_weight,
     combine,
     merge,
 )
@@ -75,7 +74,7 @@ class Amateur:
                 self.lora_request,
                 "must be a LoRARequest, or None for the base model",
             )
-        object.__setattr__(self, "weight", check_weight("weight", self.weight))
+        object.__setattr__(self, "weight", check("weight", self.weight))
 
     def __copy__(self) -> Self:
         return self
@@ -172,18 +171,14 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         values = merge(own, weights, defaults=preset.knobs)
         made = cls(**{"method": name, **values, **fields})
         amateurs = made.contrast()
-        if preset.own_prompt and any(one.source is None for one in amateurs):
-            raise ColdError(
-                "preset",
-                name,
-                "contrasts with another prompt; give amateur=Amateur(prompt=...), or its without "
-                "or images",
-            )
+        check_preset(
+            ("preset", name),
+            preset,
+            [one.source for one in amateurs],
+            "give amateur=Amateur(prompt=...), or its without or images",
+            "; give amateurs=[...]",
+        )
         if preset.weights:
-            if len(amateurs) != len(preset.weights):
-                raise ColdError(
-                    "preset", name, f"is for {len(preset.weights)} amateurs; give amateurs=[...]"
-                )
             made.amateurs = [
                 one if one.weight is not None else replace(one, weight=weight)
                 for one, weight in zip(amateurs, preset.weights, strict=True)
@@ -215,26 +210,24 @@ class ColdParams(SamplingParams, kw_only=True, omit_defaults=True, dict=True):  
         return self.combine()[0]
 
     def _check_amateurs(self) -> None:
-        if self.amateur is not None and not isinstance(self.amateur, (LoRARequest, Amateur)):
+        one, several = self.amateur, self.amateurs
+        if one is not None and not isinstance(one, (LoRARequest, Amateur)):
             raise ColdError(
-                "amateur",
-                self.amateur,
-                "must be a LoRARequest or an Amateur, or None for the base model",
+                "amateur", one, "must be a LoRARequest or an Amateur, or None for the base model"
             )
-        if self.amateurs is None:
+        if several is None:
             return
-        if self.amateur is not None:
-            raise ColdError("amateurs", self.amateurs, "amateur is given too; give one of the two")
-        if not isinstance(self.amateurs, (list, tuple)) or not all(
-            isinstance(one, Amateur) for one in self.amateurs
+        problem = ""
+        if one is not None:
+            problem = "amateur is given too; give one of the two"
+        elif not isinstance(several, (list, tuple)) or not all(
+            isinstance(each, Amateur) for each in several
         ):
-            raise ColdError("amateurs", self.amateurs, "must be a list of Amateur")
-        if not 1 <= len(self.amateurs) <= MAX_AMATEURS:
-            raise ColdError(
-                "amateurs",
-                self.amateurs,
-                f"has {len(self.amateurs)} entries; must have 1 to {MAX_AMATEURS}",
-            )
+            problem = "must be a list of Amateur"
+        elif not 1 <= len(several) <= MAX_AMATEURS:
+            problem = f"has {len(several)} entries; must have 1 to {MAX_AMATEURS}"
+        if problem:
+            raise ColdError("amateurs", several, problem)
 
     def verify(self, *args: Any, **kwargs: Any) -> None:
         """Called by vLLM at admission. Refuses to run where the plugin is not active, because

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.engine.pressure import Engines, Job, drive, engines, preempted_pairs, some
-from tests.naive import NaiveCold, Request, assert_same_tokens
+from tests.naive import NaiveCold, assert_same_tokens, pair
 
 __all__ = ["engines"]
 
@@ -112,7 +112,7 @@ def test_alone_is_the_reference(kind: str, engines: Engines, naive: NaiveCold, r
     plain = [job for job in jobs if job.cold is None and job.is_greedy]
     assert len(cold) >= len(jobs) * 0.4
     requests = [
-        Request(
+        pair(
             prompt_ids=job.prompt,
             expert=str(job.adapter),
             amateur=job.amateur,

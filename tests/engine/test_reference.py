@@ -12,7 +12,7 @@ import pytest
 
 from tests.engine.conftest import free_blocks, lora
 from tests.engine.pressure import assert_idle, preempted_pairs
-from tests.naive import NaiveCold, Request, Trace, assert_same_tokens
+from tests.naive import NaiveCold, Trace, assert_same_tokens, pair
 
 pytestmark = pytest.mark.engine
 
@@ -83,7 +83,7 @@ def traces(naive: NaiveCold, cases: list[Case]) -> list[Trace]:
     results: dict[int, Trace] = {}
     cold = [i for i, c in enumerate(cases) if c.alpha is not None]
     requests = [
-        Request(
+        pair(
             prompt_ids=cases[i].prompt,
             expert=str(cases[i].adapter),
             alpha=cases[i].alpha or 0.0,

@@ -17,7 +17,7 @@ import pytest
 
 from tests.docs.blocks import block
 from tests.engine.conftest import Make
-from tests.naive import NaiveCold, Request, Trace
+from tests.naive import NaiveCold, Trace, pair
 from tests.server.conftest import serve
 from vllm_cold.tools.main import main
 from vllm_cold.tools.tune import decode
@@ -71,7 +71,7 @@ def case(tiny: Path, naive: NaiveCold) -> Case:
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     traces: dict[Setting | None, list[Trace]] = {
         setting: naive.generate_many(
-            [Request(x, "one", setting.alpha, setting.beta, MAX_TOKENS, None) for x in ids]
+            [pair(x, "one", setting.alpha, setting.beta, MAX_TOKENS, None) for x in ids]
         )
         for setting in GRID
     }

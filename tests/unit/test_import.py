@@ -12,6 +12,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PLAIN = [
     "vllm_cold",
+    "vllm_cold.adapter_config",
     "vllm_cold.group.lockstep",
     "vllm_cold.method.settings",
     "vllm_cold.group.stream",

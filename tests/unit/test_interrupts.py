@@ -52,14 +52,3 @@ def test_an_interrupt_is_raised_where_it_finds_the_program() -> None:
     with pytest.raises(KeyboardInterrupt), kept_interrupts():
         asyncio.run(work())
     assert reached == [] and signal.getsignal(signal.SIGINT) is former
-
-
-def test_what_ignores_interrupts_goes_on_doing_so() -> None:
-    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        with kept_interrupts() as check:
-            signal.raise_signal(signal.SIGINT)
-            check()
-        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-    finally:
-        signal.signal(signal.SIGINT, former)

@@ -19,10 +19,10 @@ from tests.naive import (
     Amateur,
     Group,
     NaiveCold,
-    Request,
     Trace,
     assert_same_tokens,
     group_score,
+    pair,
     score,
     step,
 )
@@ -58,7 +58,7 @@ def _different(left: Sequence[Trace], right: Sequence[Trace]) -> int:
 
 def test_cold_differs_from_both_streams(naive: NaiveCold) -> None:
     """Otherwise a decoder that ignores the amateur would pass every comparison."""
-    cold = naive.generate_many([Request(p, "one", 0.1, 0.5, STEPS) for p in PROMPTS])
+    cold = naive.generate_many([pair(p, "one", 0.1, 0.5, STEPS) for p in PROMPTS])
     for stream in (None, "one"):
         alone = [naive.greedy(prompt, stream, STEPS) for prompt in PROMPTS]
         assert _different(cold, alone) >= 0.8 * len(PROMPTS)

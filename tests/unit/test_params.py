@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -48,12 +47,6 @@ def cold(**changed: Any) -> ColdParams:
     return ColdParams(**{"alpha": 0.3, "beta": 2.0, "expert_top_k": 5, **COMMON, **changed})
 
 
-def same(left: ColdParams, right: ColdParams) -> None:
-    assert type(left) is type(right) is ColdParams
-    for name in (*NAMES, *COMMON):
-        assert getattr(left, name) == getattr(right, name), name
-
-
 def test_our_fields_are_keywords() -> None:
     """SamplingParams takes its own by position, beginning with n: never alpha."""
     params = ColdParams(2)
@@ -65,150 +58,69 @@ def test_our_fields_are_keywords() -> None:
 
 
 @pytest.mark.parametrize(
-    "duplicate",
-    [
-        lambda p: p.clone(),
-        copy.copy,
-        copy.deepcopy,
-        lambda p: pickle.loads(pickle.dumps(p)),
-    ],
-    ids=["clone", "copy", "deepcopy", "pickle"],
-)
-@pytest.mark.parametrize(
     "changed",
     [
-        {},
-        {"beta": "adaptive", "beta_max": 3.0},
-        {"beta": "mti", "rule_parameters": {"tau": 2.0}},
-        {"amateur": Amateur(prompt=MESSAGES)},
-        {"amateur": None, "amateurs": [Amateur(prompt="x"), Amateur(lora_request=None)]},
+        {"amateur": OTHER, "beta": "adaptive", "beta_max": 3.0},
+        {"amateur": Amateur(prompt=MESSAGES), "beta": "mti", "rule_parameters": {"tau": 2.0}},
+        {"amateurs": [Amateur(prompt="x"), Amateur(lora_request=None)]},
     ],
 )
-def test_copies_keep_everything(
-    duplicate: Callable[[ColdParams], ColdParams], changed: dict[str, Any]
-) -> None:
-    params = cold(**{"amateur": OTHER, **changed})
+def test_copies_keep_everything(changed: dict[str, Any]) -> None:
+    params = cold(**changed)
     params.all_stop_token_ids  # noqa: B018  (cached in the instance's dict)
-    same(duplicate(params), params)
+    pickled = pickle.loads(pickle.dumps(params))
+    for made in (params.clone(), copy.copy(params), copy.deepcopy(params), pickled):
+        assert type(made) is ColdParams
+        for name in (*NAMES, *COMMON):
+            assert getattr(made, name) == getattr(params, name), name
 
 
 def test_repr() -> None:
     text = repr(cold(amateur=OTHER))
     start = "ColdParams(alpha=0.3, beta=2.0, beta_max=None, rule_parameters=None, expert_top_k=5, "
     assert text.startswith(start + "amateur='other', n=2, ")
-    assert "beta='adaptive', beta_max=2.5, " in repr(ColdParams(beta="adaptive", beta_max=2.5))
-    mti = ColdParams(beta="mti", rule_parameters={"tau": 2})
-    assert "beta='mti', beta_max=None, rule_parameters={'tau': 2}, " in repr(mti)
     assert "temperature=0.7" in text and text.count("(") == text.count(")")
-    assert "amateur=None, n=" in repr(ColdParams())
-    one = ColdParams(amateur=Amateur(prompt="Who?"))
-    said = "Amateur(prompt='Who?', without=None, images=None, lora_request=UNSET, weight=None)"
-    assert f"amateur={said}, n=" in repr(one)
-    several = ColdParams(amateurs=[Amateur(prompt="Who?")])
-    assert f"amateur=None, amateurs=[{said}], n=" in repr(several)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("alpha", -0.1),
-        ("alpha", 1.5),
-        ("alpha", math.nan),
-        ("alpha", None),
-        ("alpha", True),
-        ("alpha", "0.1"),
-        ("beta", -0.1),
-        ("beta", math.inf),
-        ("beta", None),
-        ("beta", 10**400),
-        ("beta", "Adaptive"),
-        ("beta_max", -1),
-        ("beta_max", "adaptive"),
-        ("rule_parameters", 2),
-        ("rule_parameters", "tau=2"),
-        ("expert_top_k", 0),
-        ("expert_top_k", 2.0),
-        ("expert_top_k", 2**31),
-        ("amateur", "other"),
-        ("amateur", 2),
-        ("amateurs", []),
-        ("amateurs", [OTHER]),
-        ("amateurs", Amateur()),
-        ("amateurs", [Amateur()] * 33),
-        ("amateurs", {}),
-    ],
-)
-def test_bad_values(name: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"^{name}=.*must (be|have)"):
-        ColdParams(**{name: value})
-
-
-def test_a_rule_in_place_of_a_number() -> None:
-    assert ColdParams(beta="adaptive").settings() == ColdSettings(beta="adaptive")
-    params = ColdParams(beta="adaptive", beta_max=2)
-    most = ColdSettings(beta="adaptive", rule_parameters={"beta_max": 2.0})
-    assert params.combine() == (most, (None,))
-    assert ColdParams(beta="adaptive", rule_parameters={"beta_max": 2}).settings() == most
-    with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 0.5; leave it"):
-        ColdParams(beta_max=2)
-    # Fields may have been assigned since.
-    params.beta = 1.0
-    with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 1.0; leave it"):
-        params.settings()
-    params.beta = "mti"
-    with pytest.raises(ValueError, match="^beta_max=2.0: rule 'mti' has no such parameter"):
-        params.settings()
-    params.beta_max, params.rule_parameters = None, {"tau": 3.0}
-    assert params.settings().rule_parameters == {"beta": 0.5, "tau": 3.0}
-    params.rule_parameters["tau"] = -3.0
-    with pytest.raises(
-        ValueError, match=r"^rule_parameters\['tau'\]=-3.0: must be a number from 0"
-    ):
-        params.settings()
+    several = repr(ColdParams(amateurs=[Amateur(prompt="Who?")]))
+    assert "amateur=None, amateurs=[Amateur(prompt='Who?', " in several
 
 
 @pytest.mark.parametrize(
     ("name", "value", "allowed"),
     [
+        ("amateur", "other", "must be a LoRARequest or an Amateur"),
+        ("amateurs", [], "has 0 entries; must have 1 to 32"),
+        ("amateurs", [OTHER], "must be a list of Amateur"),
+        ("amateurs", Amateur(), "must be a list of Amateur"),
+        ("amateurs", [Amateur()] * 33, "has 33 entries"),
         ("prompt", "", "must not be empty"),
         ("prompt", [], "must not be empty"),
         ("prompt", b"text", "must be a text, a list of token ids, a list of messages, {"),
         ("prompt", [1, -1], "must be a text"),
         ("prompt", [1, True], "must be a text"),
-        ("prompt", [1, "a"], "must be a text"),
         ("prompt", {"prompt": "a"}, "as a mapping must have a tensor"),
         ("prompt", [{"content": "a"}], "message 0 must have a role"),
         ("prompt", [*MESSAGES, {"role": "user"}], "message 1 must have a content"),
-        ("prompt", [*MESSAGES, "a"], "message 1 must have a role"),
-        (
-            "prompt",
-            [{"role": "user", "content": [{"type": "file", "file": {"url": "x"}}]}],
-            "of text, images, videos or audio",
-        ),
+        ("prompt", [{"role": "user", "content": [{"type": "file"}]}], "of text, images, videos or"),
         ("prompt", {"multi_modal_data": {}}, 'as a mapping with "multi_modal_data", a mapping by'),
         ("prompt", {"prompt": "a", "multi_modal_data": 1}, "must have a text as"),
         ("prompt", {"prompt": "", "multi_modal_data": {"image": 1}}, "must not be empty"),
-        ("prompt", {"prompt_token_ids": [], "multi_modal_data": {"image": 1}}, "must have a text"),
         ("prompt", {"prompt_token_ids": [-1], "multi_modal_data": {"image": 1}}, "or token ids"),
         ("prompt", {"prompt": "a", "multi_modal_data": {}, "b": 1}, "beside it nothing but"),
         ("without", 1.5, "must be a role"),
         ("without", "", "must be roles, or indices"),
-        ("without", [], "must be roles, or indices"),
         ("images", 3, "must be Noise, Blur or a function"),
-        ("images", "noise", "must be 'none', 'noise:500'"),
+        ("images", "noise:500", "must be Noise, Blur or a function"),
         ("lora_request", "other", "must be a LoRARequest"),
         ("weight", math.nan, "must be a number from -1e6 to 1e6, or the name of a rule"),
-        ("weight", math.inf, "must be a number"),
         ("weight", 1e9, "must be a number"),
-        ("weight", "Adaptive", "must be a number, or the name of a rule: acd, adaptive, "),
-        ("weight", "", "must be a number, or the name of a rule: acd, "),
+        ("weight", "", "must be a number, or the name of a rule: acd, adaptive, "),
         ("weight", True, "must be a number"),
         ("weight", [1.0], "must be a number"),
     ],
 )
 def test_bad_amateurs(name: str, value: Any, allowed: str) -> None:
     with pytest.raises(ValueError, match=f"^{name}=.*{allowed}"):
-        Amateur(**{name: value})
+        (ColdParams if name.startswith("amateur") else Amateur)(**{name: value})
 
 
 def test_what_an_amateur_reads_and_its_adapter() -> None:
@@ -221,9 +133,8 @@ def test_what_an_amateur_reads_and_its_adapter() -> None:
         assert Amateur(prompt=prompt).adapter(None) is None
     assert Amateur().adapter(expert) is None
     assert Amateur(lora_request=OTHER).adapter(None) is OTHER
-    calls: list[dict[str, Any]] = [{"role": "assistant", "tool_calls": []}]
-    parts: list[dict[str, Any]] = [{"role": "user", "content": [{"type": "text", "text": "a"}]}]
-    Amateur(prompt=calls + parts)
+    parts = [{"type": "text", "text": "a"}]
+    Amateur(prompt=[{"role": "assistant", "tool_calls": []}, {"role": "user", "content": parts}])
 
 
 def test_one_amateur_is_said_in_several_ways() -> None:
@@ -243,12 +154,6 @@ def test_weights() -> None:
     own = Amateur(prompt="a", weight=-0.5)
     with pytest.raises(ValueError, match="^beta=2: no amateur uses it, as each has a weight of"):
         ColdParams(beta=2, amateur=own)
-    with pytest.raises(
-        ValueError, match="^beta='mti': no amateur uses it, as each has a weight of"
-    ):
-        ColdParams(beta="mti", amateur=own)
-    with pytest.raises(ValueError, match="^beta_max=2.0: is for a rule, and beta is 0.5"):
-        ColdParams(beta_max=2, amateur=own)
     assert ColdParams(alpha=0, amateur=own).combine() == (ColdSettings(0.0), (-0.5,))
 
 
@@ -261,24 +166,19 @@ def test_presets() -> None:
     assert ColdParams.preset("cfg", amateur=own, beta=1.0).settings() == ColdSettings(0.0, 1.0)
     assert ColdParams.preset("cold").settings() == ColdSettings()
     # What the caller's fields leave nothing to do for is left out.
-    params = ColdParams.preset("adacad", amateur=own, beta=0.5)
-    assert params.combine() == (ColdSettings(0.0, 0.5), (-0.5,))
-    params = ColdParams.preset("adacad", amateur=own, beta="mti")
-    assert params.settings() == ColdSettings(0.0, "mti")
-    params = ColdParams.preset("mti", amateur=own, rule_parameters={"tau": 2})
-    assert params.settings() == ColdSettings(0.0, "mti", {"tau": 2.0})
-    params = ColdParams.preset("adacad", amateur=own, rule_parameters={"beta_max": 2})
-    assert params.settings() == ColdSettings(0.0, "adaptive", {"beta_max": 2.0})
+    for given, wanted in (
+        ({"beta": 0.5}, ColdSettings(0.0, 0.5)),
+        ({"beta": "mti"}, ColdSettings(0.0, "mti")),
+        ({"rule_parameters": {"beta_max": 2}}, ColdSettings(0.0, "adaptive", {"beta_max": 2.0})),
+    ):
+        assert ColdParams.preset("adacad", amateur=own, **given).settings() == wanted
     weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight=-0.25))
     assert weighted.combine()[1] == (-0.25,)
-    weighted = ColdParams.preset("adacad", amateur=Amateur(prompt="Who?", weight="adaptive"))
-    assert weighted.combine() == (ColdSettings(0.0, "adaptive"), (None,))
     adapters = [Amateur(lora_request=OTHER), Amateur(lora_request=LoRARequest("anti", 3, "/anti"))]
     params = ColdParams.preset("dexperts", amateurs=adapters)
     assert params.combine() == (ColdSettings(0.0), (1.0, -1.0))
     stronger = [adapters[0], Amateur(lora_request=OTHER, weight=-2.0)]
-    weights = ColdParams.preset("dexperts", amateurs=stronger).combine()[1]
-    assert weights == (1.0, -2.0)
+    assert ColdParams.preset("dexperts", amateurs=stronger).combine()[1] == (1.0, -2.0)
     apart = [own, Amateur(prompt="It was Ada.")]
     vcd = ColdParams.preset("vcd", max_tokens=7)
     assert vcd.settings() == ColdSettings(0.1, 1.0) and vcd.method == "vcd"
@@ -293,7 +193,6 @@ def test_presets() -> None:
         (lambda: ColdParams.preset("cad"), "^preset='cad': contrasts with another prompt"),
         (lambda: ColdParams.preset("vcd", amateur=OTHER), "^preset='vcd': contrasts with another"),
         (lambda: ColdParams.preset("dexperts"), "^preset='dexperts': is for 2 amateurs"),
-        (lambda: ColdParams.preset("cad", amateur=own, beta=-1), "^beta=-1: must be"),
         (lambda: ColdParams(method="my own"), "^method='my own': must be one of cold, cad,"),  # type: ignore[arg-type]
     ):
         with pytest.raises(ValueError, match=message):

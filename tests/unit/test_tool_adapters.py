@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,8 @@ def test_adapters_that_are_none(tmp_path: Path) -> None:
         read_adapter("--adapter", str(tmp_path / "missing"))
     with pytest.raises(ToolError, match=r"--amateur=.*: no adapter_config.json in"):
         read_adapter("--amateur", str(tmp_path))
-    for number, rank in enumerate(["8", None, True, [8], 0, -1, math.inf]):
-        folder = make_adapter(tmp_path / str(number), r=rank)
-        with pytest.raises(ToolError, match=r"--adapter='.*json: r=.*: must be an integer >= 1$"):
-            read_adapter("--adapter", folder)
     (tmp_path / "adapter_config.json").write_text("[")
-    with pytest.raises(ToolError, match="--adapter='.*adapter_config.json is no JSON"):
+    with pytest.raises(ToolError, match="--adapter='.*adapter_config.json cannot be read as JSON"):
         read_adapter("--adapter", str(tmp_path))
 
 

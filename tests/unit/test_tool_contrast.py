@@ -67,8 +67,8 @@ def streams(prompt: Any, chat: bool = False, **args: Any) -> tuple[Stream, ...]:
     return read_streams(prompt, amateurs, make, "sql", "base", ["sql", "old"], chat)
 
 
-def read(prompt: Any, chat: bool = False, **args: Any) -> list[int]:
-    return list(streams(prompt, chat, **args)[1].ids)
+def read(prompt: Any, **args: Any) -> list[int]:
+    return list(streams(prompt, **args)[1].ids)
 
 
 def test_each_stream_reads_what_a_server_would_give_it() -> None:
@@ -101,12 +101,9 @@ def test_vllm_makes_what_the_streams_read(tiny: Path, tmp_path: Path) -> None:
     )
     made = prompt_maker(llm)
     parts = [{"type": "text", "text": "w1"}, {"type": "text", "text": "w2"}]
-    for messages in (
-        [{"role": "user", "content": parts}],
-        [{"role": "developer", "content": "w3"}, {"role": "user", "content": "w4"}],
-    ):
-        assert made("prompt", Messages(messages)) == front.chat(messages)["prompt_token_ids"]
-    text = made("prompt", Messages([{"role": "user", "content": parts}]))
+    messages = [{"role": "developer", "content": "w3"}, {"role": "user", "content": parts}]
+    text = made("prompt", Messages(messages))
+    assert text == front.chat(messages)["prompt_token_ids"]
     assert "type" not in front.tokenizer.decode(text) and BOS_ID not in text
     text = made("prompt", Text("w1 w2"))
     assert text == front.text("w1 w2")["prompt_token_ids"] and text[0] == BOS_ID
@@ -138,13 +135,14 @@ def test_a_row_says_what_its_amateur_reads_and_no_more() -> None:
 
 
 def test_an_amateur_with_a_prompt_keeps_the_experts_adapter() -> None:
-    def adapter(**args: Any) -> str | None:
-        (one,) = read_contrast({f"cold_{k}": v for k, v in args.items()}).amateurs
-        return adapter_of(one, "sql", "model", ["sql", "old"])
-
-    assert adapter(beta=1.0) is None
-    assert adapter(without="system") == "sql"
-    assert adapter(without="system", amateur="model") is None
-    assert adapter(amateur="old") == "old"
+    for said, wanted in (
+        ({"cold_beta": 1.0}, None),
+        ({"cold_without": "system"}, "sql"),
+        ({"cold_without": "system", "cold_amateur": "model"}, None),
+        ({"cold_amateur": "old"}, "old"),
+    ):
+        (one,) = read_contrast(said).amateurs
+        assert adapter_of(one, "sql", "model", ["sql", "old"]) == wanted
+    (one,) = read_contrast({"cold_amateur": "new"}).amateurs
     with pytest.raises(ColdError, match="there are: sql, old, model"):
-        adapter(amateur="new")
+        adapter_of(one, "sql", "model", ["sql", "old"])

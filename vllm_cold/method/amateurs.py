@@ -49,6 +49,9 @@ class CannotLeaveOut(ColdError):
     """The conversation has no such message, or no other."""
 
 
+# Of what an amateur reads, str() is for clients that ask, and ``value`` is what an error shows.
+
+
 class Text(msgspec.Struct, frozen=True):
     """A prompt as text."""
 
@@ -73,54 +76,49 @@ class Messages(msgspec.Struct, frozen=True):
         return "messages"
 
 
-class Embeds(msgspec.Struct, frozen=True, eq=False):
+class _AsVllmTakesIt(msgspec.Struct, frozen=True, eq=False):
+    """A prompt whose tensors and media have no equality of their own."""
+
+    prompt: Any
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _AsVllmTakesIt):
+            return False
+        one, two = self.prompt, other.prompt
+        return one is two or (isinstance(one, str) and bool(one == two))
+
+
+class Embeds(_AsVllmTakesIt, frozen=True, eq=False):
     """A prompt as embeddings.
 
     Attributes:
-        prompt: As vLLM takes them: a mapping with the tensor, or base64 text of what ``torch.save``
-            writes of one.
+        prompt: A mapping with the tensor, or base64 text of what ``torch.save`` writes of one.
     """
-
-    prompt: Mapping[str, Any] | str
 
     def __str__(self) -> str:
         return "embeddings"
 
     @property
     def value(self) -> str:
-        """What an error shows."""
         if isinstance(self.prompt, str):
             return self.prompt
         tensor = self.prompt["prompt_embeds"]
         return f"{tensor.dtype}{list(tensor.shape)}"
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Embeds):
-            return False
-        one, two = self.prompt, other.prompt
-        return one is two or (isinstance(one, str) and isinstance(two, str) and one == two)
 
-
-class Media(msgspec.Struct, frozen=True, eq=False):
+class Media(_AsVllmTakesIt, frozen=True, eq=False):
     """A prompt with media beside its text or token ids.
 
     Attributes:
-        prompt: As vLLM takes them: a mapping with ``prompt`` or ``prompt_token_ids``, and
-            ``multi_modal_data``.
+        prompt: A mapping with ``prompt`` or ``prompt_token_ids``, and ``multi_modal_data``.
     """
-
-    prompt: Mapping[str, Any]
 
     def __str__(self) -> str:
         return "a prompt with media"
 
     @property
     def value(self) -> Any:
-        """What an error shows."""
         return self.prompt.get("prompt") or self.prompt.get("prompt_token_ids")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Media) and self.prompt is other.prompt
 
 
 class Distorted(msgspec.Struct, frozen=True):
@@ -139,7 +137,6 @@ class Distorted(msgspec.Struct, frozen=True):
 
     @property
     def value(self) -> str:
-        """What an error shows."""
         return name_of(self.view)
 
 
@@ -161,7 +158,6 @@ class Without(msgspec.Struct, frozen=True):
 
     @property
     def value(self) -> str:
-        """What an error shows."""
         return ",".join(map(str, self.items))
 
     def of(self, field: str, messages: Sequence[Any] | None) -> list[Any]:
@@ -263,7 +259,6 @@ class Part(msgspec.Struct, frozen=True):
 
     @property
     def value(self) -> str:
-        """What an error shows."""
         return ",".join(f"{start}:{end}" for start, end in self.spans)
 
     def of(self, field: str, prompt: _T | None) -> _T:
@@ -349,8 +344,6 @@ def read_source(prompt: object, without: Any, images: object) -> Source | None:
         return read_without("without", check("without", without, "without"))
     if images is None:
         return read_prompt("prompt", prompt)
-    if isinstance(images, str):
-        return read_images("images", images)
     if not callable(images):
         raise ColdError(
             "images", images, "must be Noise, Blur or a function that makes a PIL image of one"
@@ -582,91 +575,92 @@ def says_what(args: ContrastArgs) -> bool:
 def describe(args: ContrastArgs) -> tuple[AmateurSpec, ...]:
     """The amateurs of a request; raises ColdError for what does not fit together."""
     preset = preset_of(args)
-    num, several = _count(args, preset)
     amateurs = []
-    for i in range(num):
-        field, adapter = _entry(args, "amateur", i, several) or ("cold_amateur", None)
+    for i, said in enumerate(_split(args, preset)):
+        field, adapter = said.get("amateur", ("cold_amateur", None))
         if adapter == "":
             raise ColdError(field, adapter, "must be the name of a loaded adapter")
-        prompt_field, source = _source(args, i, several) or ("cold_amateur_prompt", None)
-        if preset is not None and preset.own_prompt and source is None:
-            raise ColdError(
-                "cold_preset",
-                args.preset,
-                "contrasts with another prompt; say which with cold_without, cold_part, "
-                "cold_amateur_prompt or cold_amateur_messages",
-            )
-        _, weight = _entry(args, "weights", i, several) or ("", None)
+        prompt_field, source = _source(said)
+        _, weight = said.get("weights", ("", None))
         if weight is None and preset is not None and i < len(preset.weights):
             weight = preset.weights[i]
         amateurs.append(AmateurSpec(field, prompt_field, adapter, source, weight))
-    if preset is not None and preset.weights:
-        alike = preset.own_prompt and all(one.source == amateurs[0].source for one in amateurs)
-        if alike or num != len(preset.weights):
-            apart = "what each reads in cold_without or cold_part"
-            what = apart if preset.own_prompt else "their adapters in cold_amateur"
-            raise ColdError(
-                "cold_preset", args.preset, f"is for {len(preset.weights)} amateurs: list {what}"
-            )
+    if preset is not None:
+        each = "what each reads in cold_without or cold_part"
+        check_preset(
+            ("cold_preset", args.preset),
+            preset,
+            [one.source for one in amateurs],
+            "say which with cold_without, cold_part, cold_amateur_prompt or cold_amateur_messages",
+            f": list {each if preset.own_prompt else 'their adapters in cold_amateur'}",
+        )
     return tuple(amateurs)
 
 
-def _count(args: ContrastArgs, preset: Preset | None) -> tuple[int, bool]:
-    """How many amateurs, and whether lists have an entry for each."""
-    lists = {
-        name: len(value)
-        for name in (
-            "weights",
-            "amateur",
-            "amateur_prompt",
-            "amateur_messages",
-            "amateur_prompt_embeds",
-            "images",
-        )
-        if isinstance(value := getattr(args, name), list)
-    }
-    if not lists and preset is not None and preset.weights and preset.own_prompt:
-        lists["preset"] = len(preset.weights)
-    if not lists:
-        return 1, False
-    first, num = next(iter(lists.items()))
-    for name in ("without", "part"):
-        if isinstance(value := getattr(args, name), list):
-            lists[name] = len(value)
+def check_preset(
+    said: tuple[str, object],
+    preset: Preset,
+    sources: Sequence[Source | None],
+    with_prompts: str,
+    with_several: str,
+) -> None:
+    """Refuse a method that needs other amateurs.
+
+    Args:
+        said: What an error names: the field and its value.
+        preset: The method.
+        sources: What its amateurs read.
+        with_prompts: How to say what they read.
+        with_several: How to say which they are.
+    """
+    if preset.own_prompt and None in sources:
+        raise ColdError(*said, f"contrasts with another prompt; {with_prompts}")
+    alike = preset.own_prompt and all(one == sources[0] for one in sources)
+    if preset.weights and (alike or len(sources) != len(preset.weights)):
+        raise ColdError(*said, f"is for {len(preset.weights)} amateurs{with_several}")
+
+
+def _split(args: ContrastArgs, preset: Preset | None) -> list[dict[str, tuple[str, Any]]]:
+    """What the keys say of each amateur, by name, with what errors call it."""
+    said = {name: getattr(args, name) for name in args.__struct_fields__}
+    said = {name: value for name, value in said.items() if value is not None}
+    lists = {name: len(value) for name, value in said.items() if isinstance(value, list)}
+    # Lists of these two alone are one amateur's.
+    counting = [name for name in ("weights", *lists) if name in lists.keys() - {"without", "part"}]
+    if not counting and preset is not None and preset.weights and preset.own_prompt:
+        counting, lists["preset"] = ["preset"], len(preset.weights)
+    if not counting:
+        return [{name: (PREFIX + name, value) for name, value in said.items()}]
+    first, num = counting[0], lists[counting[0]]
     if not 1 <= num <= MAX_AMATEURS:
-        raise ColdError(
-            PREFIX + first,
-            getattr(args, first),
-            f"has {num} entries; a request has 1 to {MAX_AMATEURS} amateurs",
-        )
+        problem = f"has {num} entries; a request has 1 to {MAX_AMATEURS} amateurs"
+        raise ColdError(PREFIX + first, said[first], problem)
     for name, entries in lists.items():
         if entries != num:
             raise ColdError(
                 PREFIX + name,
-                getattr(args, name),
+                said[name],
                 f"has {entries} entries, and {PREFIX}{first} has {num}: lists have one for each "
                 "amateur",
             )
-    return num, True
-
-
-def _entry(args: ContrastArgs, name: str, i: int, several: bool) -> tuple[str, Any] | None:
-    """What a key says of an amateur, and what errors call it; None if nothing."""
-    value = getattr(args, name)
-    if several and isinstance(value, list):
-        return None if value[i] == "" else (f"{PREFIX}{name}[{i}]", value[i])
-    return None if value is None else (PREFIX + name, value)
-
-
-def _source(args: ContrastArgs, i: int, several: bool) -> tuple[str, Source] | None:
-    found = [
-        (field_and_value, read)
-        for name, read in _READERS.items()
-        if (field_and_value := _entry(args, name, i, several)) is not None
+    return [
+        {
+            name: (f"{PREFIX}{name}[{i}]", value[i])
+            if isinstance(value, list)
+            else (PREFIX + name, value)
+            for name, value in said.items()
+            if not isinstance(value, list) or value[i] != ""
+        }
+        for i in range(num)
     ]
+
+
+def _source(said: Mapping[str, tuple[str, Any]]) -> tuple[str, Source | None]:
+    """What an amateur reads, and what errors call it."""
+    found = [(*said[name], read) for name, read in _READERS.items() if name in said]
     if not found:
-        return None
-    ((field, value), read), *others = found
-    for (second, other), _ in others:
+        return "cold_amateur_prompt", None
+    (field, value, read), *others = found
+    for second, other, _ in others:
         raise _second(second, other, field)
     return field, read(field, value)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_cold.errors import ColdError
-from vllm_cold.method.amateurs import read_without
+from vllm_cold.method.amateurs import AmateurSpec, read_without
 from vllm_cold.method.settings import (
     ENGINE,
     EXPLAIN,
@@ -61,19 +61,25 @@ class ColdArgs:
     def settings(
         self, defaults: "ColdArgs | None" = None, weights: Sequence[float | str | None] = (None,)
     ) -> tuple[ColdSettings, tuple[float | None, ...]]:
-        """These values on top of the defaults, and the amateurs' weights.
-
-        Args:
-            defaults: The engine's.
-            weights: As ``combine`` takes them.
-
-        Raises:
-            ColdError: if a request gives a beta that no amateur uses, or parameters of a rule and
-                names none.
-        """
+        """As ``combine``: these on top of the engine's defaults, and the amateurs' weights."""
         engine = (defaults or ColdArgs()).values
         others = merge(preset_knobs(self.contrast.preset), defaults=engine)
         return combine(self.given, weights, PREFIX, others)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """What a request is decoded with.
+
+    Attributes:
+        settings: The method's knobs.
+        amateurs: One or more.
+        weights: Theirs; None where the rule chooses them.
+    """
+
+    settings: ColdSettings
+    amateurs: tuple[AmateurSpec, ...]
+    weights: tuple[float | None, ...]
 
 
 def _checked(said: Iterable[tuple[str, str, Any]]) -> tuple[dict[str, Any], ContrastArgs]:
@@ -87,13 +93,8 @@ def _checked(said: Iterable[tuple[str, str, Any]]) -> tuple[dict[str, Any], Cont
 
 
 def check_placement(fields: Mapping[str, Any] | None) -> None:
-    """Refuse our keys among a body's own fields, where vLLM ignores what it does not know.
-
-    Args:
-        fields: What the body of an HTTP request holds beside vLLM's own fields.
-
-    Raises:
-        ColdError: names the key and where it belongs.
+    """Refuse our keys among what the body of an HTTP request holds beside vLLM's own fields, where
+    vLLM ignores what it does not know.
     """
     for key, value in (fields or {}).items():
         if is_known(key):
@@ -156,37 +157,34 @@ def parse_engine_defaults(config: object) -> ColdArgs:
     load_rules({"cold": config})
     said = ((key, f'{where}["{key}"]', config[key]) for key in config if key in ENGINE)
     defaults = ColdArgs(enabled, *_checked(said))
-    preset, name = preset_of(defaults.contrast), defaults.contrast.preset
-    without = defaults.contrast.without
-    if preset is not None and preset.weights:
-        raise ColdError(f'{where}["preset"]', name, "needs amateurs that only a request can name")
-    if preset is not None and preset.images is not None and without is not None:
-        raise ColdError(
-            f'{where}["without"]',
-            without,
-            f"the preset {name} says what amateurs read, the images {preset.images}; leave one of "
-            "them out",
-        )
-    if enabled and preset is not None and preset.without is not None and without is None:
-        raise ColdError(
-            f'{where}["preset"]',
-            name,
-            'contrasts with another prompt; say with "without" what is left out of a conversation',
-        )
+    without, name = defaults.contrast.without, defaults.contrast.preset
     if without is not None:
         read_without(f'{where}["without"]', without)
+    if (preset := preset_of(defaults.contrast)) is not None:
+        needs = ""
+        if preset.weights:
+            needs = "needs amateurs that only a request can name"
+        elif enabled and preset.without is not None and without is None:
+            needs = (
+                'contrasts with another prompt; say with "without" what is left out of a '
+                "conversation"
+            )
+        if needs:
+            raise ColdError(f'{where}["preset"]', name, needs)
+        if preset.images is not None and without is not None:
+            raise ColdError(
+                f'{where}["without"]',
+                without,
+                f"the preset {name} says what amateurs read, the images {preset.images}; leave one "
+                "of them out",
+            )
     combine(defaults.values, prefix=f"{where}.")
     return defaults
 
 
 def load_rules(additional_config: object) -> None:
-    """Make the rules known in this process that the engine was started with.
-
-    Args:
-        additional_config: The engine's; its ``["cold"]["rules"]`` lists them as "module:Class".
-
-    Raises:
-        ColdError: one is not there, or is no rule.
+    """Make the rules known in this process that an engine was started with: its
+    ``additional_config["cold"]["rules"]`` lists them as "module:Class". ColdError for others.
     """
     cold = additional_config.get("cold") if isinstance(additional_config, Mapping) else None
     rules = cold.get("rules", ()) if isinstance(cold, Mapping) else ()

@@ -10,7 +10,7 @@ Plain Python without vLLM.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 from msgspec import Meta
@@ -29,7 +29,7 @@ MAX_EXPERT_TOP_K = 2**31 - 1  # beyond any vocabulary; tensors hold it
 
 _Strength = Annotated[float, Meta(ge=0.0, le=MAX_BETA)]
 _Weight = Annotated[float, Meta(ge=-MAX_BETA, le=MAX_BETA)] | str
-WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or the name of a rule"
+_WEIGHT_ALLOWED = "must be a number from -1e6 to 1e6, or the name of a rule"
 
 
 class Knob(NamedTuple):
@@ -40,18 +40,12 @@ class Knob(NamedTuple):
         about: A sentence with range and default: the help of a command line.
         allowed: What an error says of any other value.
         number: int or float, which its numbers are; None if it takes none.
-        engine: Whether an engine may have a default of its own.
-        default: Of requests and engines that do not say.
-        typed: Whether people write it themselves: then the tools have an option for it.
     """
 
     type: Any
     about: str
     allowed: str
     number: type[float] | None = None
-    engine: bool = True
-    default: Any = None
-    typed: bool = True
 
 
 KNOBS: Mapping[str, Knob] = {
@@ -60,7 +54,6 @@ KNOBS: Mapping[str, Knob] = {
         f"Plausibility threshold in [0, 1], 0 for no mask, default {DEFAULT_ALPHA}.",
         "must be a number in [0, 1]",
         float,
-        default=DEFAULT_ALPHA,
     ),
     "beta": Knob(
         _Strength | str,
@@ -68,7 +61,6 @@ KNOBS: Mapping[str, Knob] = {
         f"{', '.join(registry.BUILT_IN)}, or a further one's name.",
         "must be a number >= 0, at most 1e6, or the name of a rule",
         float,
-        default=DEFAULT_BETA,
     ),
     "beta_max": Knob(
         _Strength | None,
@@ -93,26 +85,21 @@ CONTRAST: Mapping[str, Knob] = {
         str | list[str] | None,
         "Adapter to contrast with, or the base model's name.",
         "must be the name of a loaded adapter, or the base model's, or a list of names",
-        engine=False,
     ),
     "amateur_prompt": Knob(
         str | list[str] | None,
         "Text that the amateur reads.",
         "must be a text, or a list of texts",
-        engine=False,
     ),
     "amateur_messages": Knob(
         str | list[str] | None,
         "Messages that the amateur reads.",
         "must be a JSON list of messages, as text, or a list of such texts",
-        engine=False,
     ),
     "amateur_prompt_embeds": Knob(
         str | list[str] | None,
         "Embeddings that the amateur reads, as vLLM's prompt_embeds.",
         "must be what torch.save writes of a tensor, as base64 text, or a list of such texts",
-        engine=False,
-        typed=False,
     ),
     "without": Knob(
         str | int | list[str | int] | None,
@@ -129,20 +116,17 @@ CONTRAST: Mapping[str, Knob] = {
         "must be [start, end), two positions in the prompt, further pairs behind them, or a "
         "text such as '0:120'",
         int,
-        engine=False,
     ),
     "images": Knob(
         str | list[str] | None,
         "What the amateur sees of the images: none, noise:500 or blur:12.",
         f"{ALLOWED}, or a list of such texts",
-        engine=False,
     ),
     "weights": Knob(
         _Weight | list[_Weight] | None,
         "The amateurs' weights.",
-        f"{WEIGHT_ALLOWED}, or a list of these",
+        f"{_WEIGHT_ALLOWED}, or a list of these",
         float,
-        engine=False,
     ),
     "preset": Knob(
         PresetName | None,
@@ -151,17 +135,14 @@ CONTRAST: Mapping[str, Knob] = {
     ),
 }
 # What may stand in an engine's defaults.
-ENGINE = {name: knob for name, knob in {**KNOBS, **CONTRAST}.items() if knob.engine}
+ENGINE = {**KNOBS, "without": CONTRAST["without"], "preset": CONTRAST["preset"]}
+_WEIGHT = Knob(_Weight | None, "The weight of one amateur.", _WEIGHT_ALLOWED, float)
+_ALL = {**KNOBS, **CONTRAST, "weight": _WEIGHT}
 
 
 class ColdSettings(msgspec.Struct, frozen=True):
-    """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked.
-
-    Attributes:
-        alpha: As ``KNOBS`` says.
-        beta: The strength, or the name of a rule.
-        rule_parameters: Of the rule, all of them; None without a rule.
-        expert_top_k: As ``KNOBS`` says.
+    """The knobs of the method (arXiv 2505.14620, section 3; see docs/method.md), checked, as
+    ``KNOBS`` says; ``rule_parameters`` are all of the rule's, None without one.
     """
 
     alpha: float = DEFAULT_ALPHA
@@ -192,10 +173,9 @@ class ColdSettings(msgspec.Struct, frozen=True):
 
 
 class ContrastArgs(msgspec.Struct, frozen=True):
-    """What a request's flat arguments say of its amateurs; None where they say nothing.
-
-    ``CONTRAST`` says what each is. With several amateurs, a list has an entry for each, "" where an
-    amateur has none; what is no list holds for all of them.
+    """What a request's flat arguments say of its amateurs, as ``CONTRAST`` declares it; None where
+    they say nothing. With several amateurs, a list has an entry for each, "" where an amateur has
+    none; what is no list holds for all of them.
     """
 
     amateur: str | list[str] | None = None
@@ -213,32 +193,25 @@ def check(name: str, value: object, field: str | None = None) -> Any:
     """The value of a knob, an int as a float where it takes floats.
 
     Args:
-        name: The knob's.
+        name: The knob's, or "weight", of one amateur.
         value: Whatever was given.
         field: What an error calls it; None for ``name``.
 
     Raises:
         ColdError: it is of another type, or out of range.
     """
-    knob = KNOBS.get(name) or CONTRAST[name]
     plain = value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         # msgspec takes numbers themselves, not what is derived from them, as numpy's are.
         plain = float(value) if isinstance(value, float) else int(value)
-    kinds: tuple[type, ...] = (str, int, float)
-    if name in CONTRAST:
-        kinds = (*kinds, list, tuple)
-    if name == "rule_parameters":
-        kinds = (Mapping,)
-        plain = _json_object(value) if isinstance(value, str) else value
+    elif name == "rule_parameters" and isinstance(value, str):
+        plain = _json_object(value)
     try:
-        if plain is not None and not isinstance(plain, kinds):
-            raise msgspec.ValidationError  # some that it would convert, such as decimals
-        found = msgspec.convert(plain, knob.type)
+        found = msgspec.convert(plain, _ALL[name].type)
     # Some releases say SystemError of an integer that no float holds.
     except (msgspec.ValidationError, SystemError):
-        raise ColdError(field or name, value, knob.allowed) from None
-    if name in ("beta", "weights"):
+        raise ColdError(field or name, value, _ALL[name].allowed) from None
+    if name in ("beta", "weight", "weights"):
         for each in found if isinstance(found, list) else (found,):
             # "" in a list is for what an amateur does not say.
             if isinstance(each, str) and (each or each is found):
@@ -253,30 +226,16 @@ def _json_object(text: str) -> object:
         return text
 
 
-def check_weight(field: str, value: object) -> float | str | None:
-    """The weight of one amateur, as ``check``; None stays None."""
-    try:
-        if not isinstance(value, (list, tuple)):
-            return cast(float | str | None, check("weights", value, field))
-    except ColdError:
-        if isinstance(value, str):
-            raise
-    raise ColdError(field, value, WEIGHT_ALLOWED)
-
-
 def rule_parameters(
     rule: str | None, values: Mapping[str, Any], prefix: str, beta: object
 ) -> dict[str, float] | None:
-    """All parameters of a rule; None without one.
+    """All parameters of a rule; None without one, for which there must not be any.
 
     Args:
         rule: Its name.
         values: Of knobs, by name: ``rule_parameters``, and ``beta_max`` for that parameter.
         prefix: In front of the knobs' names in errors.
         beta: What is in force, for errors.
-
-    Raises:
-        ColdError: one is unknown or out of range, or there is no rule.
     """
     given = {name: values.get(name) for name in ("beta_max", "rule_parameters")}
     if rule is None:
@@ -316,17 +275,13 @@ def combine(
     Raises:
         ColdError: a value is wrong, or one of ``own`` has no use.
     """
-    values = merge(own, weights, prefix, defaults)
-    beta = check("beta", values.get("beta", DEFAULT_BETA), prefix + "beta")
-    for name in ("beta_max", "rule_parameters"):
-        values[name] = check(name, values.get(name), prefix + name)
+    said = {"alpha": DEFAULT_ALPHA, "beta": DEFAULT_BETA, **merge(own, weights, prefix, defaults)}
+    values = {name: check(name, said.get(name), prefix + name) for name in KNOBS}
+    beta = values["beta"]
     used = [beta if weight is None else weight for weight in weights]
     if len(rules := sorted({each for each in used if isinstance(each, str)})) > 1:
-        raise ColdError(
-            prefix + "weights",
-            list(weights),
-            f"names {' and '.join(rules)}; a request has one rule",
-        )
+        problem = f"names {' and '.join(rules)}; a request has one rule"
+        raise ColdError(prefix + "weights", list(weights), problem)
     rule = rules[0] if rules else None
     chosen = sum(isinstance(each, str) for each in used)
     takes = registry.get(rule).amateurs if rule is not None else 0
@@ -338,10 +293,10 @@ def combine(
             f"others; here it would choose those of {chosen} of {len(used)}",
         )
     settings = ColdSettings(
-        alpha=check("alpha", values.get("alpha", DEFAULT_ALPHA), prefix + "alpha"),
+        alpha=values["alpha"],
         beta=beta if rule is None else rule,
         rule_parameters=rule_parameters(rule, values, prefix, beta),
-        expert_top_k=check("expert_top_k", values.get("expert_top_k"), prefix + "expert_top_k"),
+        expert_top_k=values["expert_top_k"],
     )
     return settings, tuple(
         None if isinstance(each, str) else float(-beta if weight is None else each)
@@ -350,11 +305,7 @@ def combine(
 
 
 def named_by(weights: Sequence[object]) -> str:
-    """The knob in which a request has named its rule.
-
-    Args:
-        weights: Of the amateurs, as given.
-    """
+    """The knob in which a request with these weights has named its rule."""
     return "weights" if any(isinstance(each, str) for each in weights) else "beta"
 
 
@@ -385,7 +336,7 @@ def merge(
 
 def read(name: str, text: str) -> Any:
     """What a command line says of a knob, for argparse; ``check`` names what is a mistake."""
-    number = {**KNOBS, **CONTRAST}[name].number
+    number = _ALL[name].number
     for kind in (number, float) if number else ():
         try:
             return kind(text)

@@ -25,11 +25,7 @@ class Adapter:
 
 
 def read_adapter(option: str, text: str) -> Adapter:
-    """Read ``[NAME=]FOLDER``; without a name it is the folder's own, or that of a link to it.
-
-    Raises:
-        ToolError: no such folder, or no usable adapter_config.json in it.
-    """
+    """Read ``[NAME=]FOLDER``; without a name it is the folder's own, or that of a link to it."""
     name, separator, folder = text.partition("=")
     if not separator or Path(text).is_dir():
         folder = text
@@ -48,11 +44,7 @@ def read_adapter(option: str, text: str) -> Adapter:
 
 
 def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adapter]:
-    """The adapters of ``--adapter`` and each ``--amateur``, which all differ.
-
-    Raises:
-        ToolError: see ``read_adapter``; or two are the same, or have the same name.
-    """
+    """The adapters of ``--adapter`` and each ``--amateur``, which must all differ."""
     found = [] if expert is None else [read_adapter("--adapter", expert)]
     for text in amateurs:
         one = read_adapter("--amateur", text)
@@ -73,15 +65,8 @@ def read_adapters(expert: str | None, amateurs: Sequence[str] = ()) -> list[Adap
 def engine_arguments(
     adapters: Sequence[Adapter], rules: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """Arguments of ``vllm.LLM`` for an engine that takes CoLD requests with these adapters, or
-    with other prompts alone, and decodes no request with CoLD that does not ask.
-
-    Args:
-        adapters: All that are used.
-        rules: Those of ``--rule``.
-
-    Raises:
-        ToolError: an adapter has a larger rank than vLLM serves.
+    """Arguments of ``vllm.LLM`` for an engine that takes CoLD requests with these adapters and
+    rules, or with other prompts alone, and decodes no request with CoLD that does not ask.
     """
     cold: dict[str, Any] = {"enabled": False}
     if rules:
@@ -97,11 +82,7 @@ def engine_arguments(
 
 
 def read_model(model: str) -> str:
-    """``--model``: a folder as an absolute path, or a hub's name as it is.
-
-    Raises:
-        ToolError: it looks like a path, or is a folder, and there is no model.
-    """
+    """``--model``: a folder as an absolute path, or a hub's name as it is."""
     path = Path(model).expanduser()
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if not looks_local and not path.exists():

@@ -28,12 +28,12 @@ from vllm_cold.method.amateurs import (
     describe,
     says_what,
 )
+from vllm_cold.method.arguments import Contrast as Contrast  # for other tools, too
 from vllm_cold.method.arguments import parse_request_args
 from vllm_cold.method.settings import (
     CONTRAST,
     MAX_EXPERT_TOP_K,
     PREFIX,
-    ColdSettings,
     check,
     is_known,
     is_ours,
@@ -49,12 +49,7 @@ Turns = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True, slots=True)
 class Pictured:
-    """A chat with pictures, which stand before the text of the first user's message.
-
-    Attributes:
-        turns: The messages; one of them is a user's.
-        pictures: One or more.
-    """
+    """A chat with pictures, which stand before the text of the first user's message."""
 
     turns: Turns
     pictures: tuple[Picture, ...]
@@ -64,26 +59,11 @@ Prompt = str | Turns | Pictured
 """A text, or a chat."""
 
 # Options that say what is contrasted with; a preset says how.
-OPTIONS = tuple(name for name, knob in CONTRAST.items() if knob.typed and name != "preset")
+OPTIONS = tuple(name for name in CONTRAST if name not in ("preset", "amateur_prompt_embeds"))
 # What may differ from prompt to prompt: what the amateur reads.
 ROW_KEYS = tuple(
     PREFIX + name for name in ("amateur_prompt", "amateur_messages", "without", "part", "images")
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Contrast:
-    """What a request is decoded with.
-
-    Attributes:
-        settings: The method's knobs.
-        amateurs: One or more.
-        weights: Theirs; None where the rule chooses them.
-    """
-
-    settings: ColdSettings
-    amateurs: tuple[AmateurSpec, ...]
-    weights: tuple[float | None, ...]
 
 
 def option_of(name: str) -> str:
@@ -103,11 +83,7 @@ def add_rule_option(group: argparse._ArgumentGroup) -> None:
 
 
 def add_rules(paths: Sequence[str] | None) -> None:
-    """Make the rules of ``--rule`` known here.
-
-    Raises:
-        ToolError: one is not there, or is no rule.
-    """
+    """Make the rules of ``--rule`` known here; ToolError for one that is none."""
     try:
         for path in paths or ():
             registry.add(path)
@@ -117,11 +93,7 @@ def add_rules(paths: Sequence[str] | None) -> None:
 
 def as_written(error: ColdError, own: Collection[str] = ()) -> str:
     """An error about flat arguments, as one about what the user has written: the command's options,
-    or the keys of a file's row.
-
-    Args:
-        error: The error.
-        own: The row's keys.
+    or the keys of a file's row, which are ``own``.
     """
     if error.field.partition("[")[0] in own:
         return str(error)
@@ -181,11 +153,7 @@ def row_args(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_equal(where: str) -> NoReturn:
-    """Refuse a prompt that an amateur reads as its expert does, with the same adapter.
-
-    Raises:
-        ToolError: always.
-    """
+    """Refuse a prompt that an amateur reads as its expert does, with the same adapter."""
     raise ToolError(
         f"{where}: nothing to contrast with: give --adapter, or say what the amateur reads, with "
         "--without, --images, --part, --amateur-prompt, --amateur-messages or the row's own cold_* "
@@ -216,10 +184,7 @@ def read_contrast(args: Mapping[str, Any]) -> Contrast:
 
 def request_args(args: Mapping[str, Any], base: str | None) -> dict[str, Any]:
     """What a request is sent with, in ``vllm_xargs``: all that would else be the server's default.
-
-    Args:
-        args: What it is contrasted with, and how, as flat arguments.
-        base: The base model's name, None where it is not what else would be contrasted with.
+    ``base`` is the base model's name, None where it is not what else would be contrasted with.
     """
     # Without a value of its own a request has the server's cap, and what a server leaves out.
     sent = {"cold": 1, PREFIX + "expert_top_k": MAX_EXPERT_TOP_K, **args}
@@ -233,12 +198,6 @@ def adapter_of(
 ) -> str | None:
     """The name of an amateur's adapter, None for the base model: by default the expert's where it
     has another prompt, else none.
-
-    Args:
-        one: The amateur.
-        expert: The name of the expert's adapter, if it has one.
-        base: What the base model is called.
-        loaded: The names of all adapters.
 
     Raises:
         ColdError: no adapter has the name.
@@ -254,11 +213,7 @@ def adapter_of(
 
 
 def with_pictures(prompt: str | Turns, pictures: Sequence[Picture]) -> Prompt:
-    """A prompt with pictures, if there are any: a chat, whatever it was before.
-
-    Raises:
-        ValueError: no message is a user's.
-    """
+    """A prompt with pictures, if there are any: a chat, of which a message must be a user's."""
     if not pictures:
         return prompt
     turns = (("user", prompt),) if isinstance(prompt, str) else prompt
@@ -285,11 +240,8 @@ def kept(prompt: Prompt) -> Any:
 
 
 def messages_of(prompt: Prompt, chat: bool = False) -> list[dict[str, Any]] | None:
-    """The messages of a prompt, None for one that is a text.
-
-    Args:
-        prompt: The expert's.
-        chat: Whether a text goes through the chat template as a user's message.
+    """The messages of a prompt; None for one that is a text, which with ``chat`` is a user's
+    message.
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}] if chat else None
@@ -307,23 +259,13 @@ Content = Text | Messages
 
 
 def expert_reads(prompt: Prompt, chat: bool = False) -> Content:
-    """What an expert reads.
-
-    Args:
-        prompt: Its prompt.
-        chat: As for ``messages_of``.
-    """
+    """What an expert reads; ``chat`` as for ``messages_of``."""
     messages = messages_of(prompt, chat)
     return Text(cast(str, prompt)) if messages is None else Messages(messages)
 
 
 def amateur_reads(prompt: Prompt, one: AmateurSpec, chat: bool = False) -> Content | None:
-    """What an amateur reads; None for the expert's prompt.
-
-    Args:
-        prompt: The expert's.
-        one: The amateur.
-        chat: As for ``messages_of``.
+    """What an amateur reads beside this expert's prompt; None for the same.
 
     Raises:
         ColdError: it cannot be made of this prompt.
@@ -382,7 +324,7 @@ def make_streams(
         own: What the expert reads, and its token ids.
         others: The same of each amateur; None for one that reads the expert's prompt.
         expert: The name of the expert's adapter, if it has one.
-        base: What the base model is called.
+        base: The base model's name.
         loaded: The names of all adapters.
 
     Raises:
@@ -414,19 +356,8 @@ def read_streams(
     loaded: Sequence[str],
     chat: bool = False,
 ) -> tuple[Stream, ...]:
-    """The streams of a prompt, whose token ids ``make`` makes; see ``make_streams``.
-
-    Args:
-        prompt: The expert's.
-        amateurs: One or more.
-        make: Makes token ids, of what an error names and what is read; may raise ColdError.
-        expert: The name of the expert's adapter, if it has one.
-        base: What the base model is called.
-        loaded: The names of all adapters.
-        chat: As for ``messages_of``.
-
-    Raises:
-        ColdError: a prompt cannot be made; see ``make_streams``.
+    """As ``make_streams``, of an expert's prompt, whose token ids ``make`` makes, of what an error
+    names and what is read.
     """
     whole = expert_reads(prompt, chat)
     own = whole, make("prompt", whole)

@@ -21,6 +21,8 @@ _SPACE = (
     "change --gpu-memory-utilization, or on a CPU set VLLM_CPU_KVCACHE_SPACE to the GiB that the "
     "KV cache may have, such as 4"
 )
+_TERSE = (AssertionError, ImportError, KeyError)  # whose texts are no sentences
+_TERSE = (AssertionError, ImportError, KeyError)  # their texts are no sentences
 
 
 def prepare_environment(verbose: bool = False) -> None:
@@ -60,12 +62,7 @@ def _silence(verbose: bool) -> Iterator[None]:
 
 
 def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
-    """Start ``vllm.LLM``.
-
-    Args:
-        model: Folder or hub name.
-        verbose: Whether vLLM may print.
-        engine: Further arguments of ``vllm.LLM``.
+    """Start ``vllm.LLM``; with ``verbose`` it may print.
 
     Raises:
         ToolError: vLLM is not installed, or refuses the model or the arguments.
@@ -74,23 +71,17 @@ def start_llm(model: str, verbose: bool = False, **engine: Any) -> Any:
         with _silence(verbose):
             from vllm import LLM
 
-            return LLM(
-                model=model,
-                disable_log_stats=True,
-                use_tqdm_on_load=verbose,
-                **engine,
-            )
+            return LLM(model=model, disable_log_stats=True, use_tqdm_on_load=verbose, **engine)
     except ModuleNotFoundError as error:
         raise ToolError(
             f"this command runs vLLM, and {error.name} is not installed: install vLLM"
         ) from error
-    except (ValueError, OSError, TypeError, RuntimeError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError, *_TERSE) as error:
         reason = _one_sentence(error)
+        if isinstance(error, _TERSE):
+            reason = f"{type(error).__name__}: {reason}".removesuffix(": ")
         if "memory utilization" in reason or "requested memory for kv" in reason:
             reason += f" ({_SPACE})"
-        raise ToolError(f"--model={model!r}: the engine does not start: {reason}") from error
-    except (AssertionError, ImportError, KeyError) as error:  # their texts are no sentences
-        reason = f"{type(error).__name__}: {_one_sentence(error)}".removesuffix(": ")
         raise ToolError(f"--model={model!r}: the engine does not start: {reason}") from error
 
 
@@ -109,13 +100,8 @@ def _chat(llm: Any) -> tuple[Any, Any, Any]:
 
 def prompt_maker(llm: Any) -> Callable[[str, Content], list[int]]:
     """A function that makes token ids of what a stream reads, as vLLM does for a request; of an
-    image they have the placeholder.
-
-    Args:
-        llm: A ``vllm.LLM``.
-
-    Raises:
-        ColdError: by the function, if its template or tokenizer does not take it.
+    image they have the placeholder. It raises ColdError for what a template or tokenizer does not
+    take.
     """
     from vllm_cold.vllm.frontend.prompts import PromptSource, render
 
@@ -141,14 +127,8 @@ def _media_prompt(llm: Any, field: str, media: Messages) -> dict[str, Any]:
 
 
 def engine_prompt(llm: Any, stream: Stream) -> dict[str, Any]:
-    """What a stream reads, as ``LLM.generate`` takes it.
-
-    Args:
-        llm: A ``vllm.LLM``.
-        stream: The stream.
-
-    Raises:
-        ColdError: the model takes no such media.
+    """What a stream reads, as ``LLM.generate`` takes it; ColdError for media that the model does
+    not take.
     """
     if stream.media is None:
         return {"prompt_token_ids": list(stream.ids)}
@@ -168,7 +148,7 @@ def cold_params(
     Args:
         llm: A ``vllm.LLM``.
         contrast: The prompt's.
-        streams: The expert's, then its amateurs'.
+        streams: As ``make_streams`` gives them.
         adapters: A ``LoRARequest`` for each adapter, by its name.
         sampling: Fields of ``SamplingParams``.
     """
@@ -200,11 +180,7 @@ def cold_params(
 
 @contextlib.contextmanager
 def engine_errors() -> Iterator[None]:
-    """What ends an engine while it decodes, such as NaN in logits or no memory, as a sentence.
-
-    Raises:
-        ToolError: for what the engine raised.
-    """
+    """What ends an engine while it decodes, such as NaN in logits or no memory, as a ToolError."""
     from vllm.v1.engine.exceptions import EngineDeadError
 
     try:

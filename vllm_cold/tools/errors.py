@@ -16,11 +16,7 @@ class ToolError(Exception):
 
 @contextmanager
 def named_libraries() -> Iterator[None]:
-    """A library that is not there, where a command imports what it needs, as a sentence.
-
-    Raises:
-        ToolError: for one that is not this package's.
-    """
+    """A library that is not there, where a command imports what it needs, as a sentence."""
     try:
         yield
     except ModuleNotFoundError as error:

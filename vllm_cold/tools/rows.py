@@ -32,14 +32,8 @@ class _Message(BaseModel):
 
 
 class Given(BaseModel):
-    """A prompt as a row gives it. Other fields may stand there: files are often made for something
-    else, too.
-
-    Attributes:
-        prompt: Text, or None.
-        messages: A chat, where there is no text.
-        image: A picture's file, from the folder of the rows' file.
-        images: Or several.
+    """A prompt as a row gives it, maybe with files of pictures, from the folder of the rows' file.
+    Other fields may stand there: files are often made for something else, too.
     """
 
     model_config = ConfigDict(strict=True, extra="allow")
@@ -57,11 +51,7 @@ class Given(BaseModel):
         return self
 
     def read(self, folder: Path, pictures: Sequence[Picture] = ()) -> Prompt:
-        """The prompt.
-
-        Args:
-            folder: Where the rows' file lies.
-            pictures: Those of a row that names none.
+        """The prompt; with ``pictures`` if the row names none.
 
         Raises:
             ValueError: a picture cannot be read, or has no place in the messages.
@@ -78,14 +68,8 @@ class Given(BaseModel):
 
 
 def read_lines(path: Path, called: str) -> list[tuple[int, str]]:
-    """The lines of a file that are not blank, with their numbers from 1.
-
-    Args:
-        path: UTF-8, maybe with a byte order mark.
-        called: What an error calls it.
-
-    Raises:
-        ToolError: it cannot be read.
+    """The lines of a UTF-8 file that are not blank, with their numbers from 1; a ToolError calls
+    the file ``called``.
     """
     try:
         # Not splitlines(): JSON strings may hold other line separators, such as U+2028.
@@ -101,17 +85,8 @@ G = TypeVar("G", bound=Given)
 
 
 def read_row(form: type[G], line: str) -> tuple[G, dict[str, Any]]:
-    """Read a line.
-
-    Args:
-        form: What it must hold.
-        line: JSON.
-
-    Returns:
-        What it holds, and its ``cold_*`` keys as flat arguments.
-
-    Raises:
-        ValueError: what is wrong with it.
+    """What a line of JSON holds, and its ``cold_*`` keys as flat arguments; ValueError for a line
+    that is not of this form.
     """
     try:
         row = form.model_validate_json(line)

@@ -54,9 +54,7 @@ class Server:
 
     Attributes:
         client: Asks it, within one event loop.
-        base: The base model's name.
-        expert: The expert's, None for the base model.
-        loaded: The names of all adapters.
+        base, expert, loaded: The names of the base model, of the expert's adapter and of all.
         max_model_len: Of the base model.
         root: The address without ``/v1``, name and password.
 
@@ -105,7 +103,6 @@ class Server:
         self._require_cold()
 
     def close(self) -> None:
-        """Close the connections."""
         self._client.close()
 
     def _names(
@@ -115,7 +112,6 @@ class Server:
         amateurs: Sequence[str],
         model: str | None,
     ) -> tuple[str | None, str, list[str]]:
-        """The expert's adapter, the base model and all adapters."""
         parents = {name: card.parent for name, card in cards.items()}
         adapters = sorted(name for name, parent in parents.items() if parent is not None)
         bases = [name for name, parent in parents.items() if parent is None]
@@ -189,8 +185,7 @@ class Server:
         except openai.APIError as error:
             body = error.body
             said = body.get("message") if isinstance(body, Mapping) else None
-            said = str(said or error.message)
-            said = without_data(said)
+            said = without_data(str(said or error.message))
             if self._key:
                 said = said.replace(self._key, "...")
             if not isinstance(error, openai.APIStatusError):  # in a stream
@@ -217,12 +212,8 @@ def check_adapter(option: str, name: str, loaded: Sequence[str]) -> None:
 def check_options(
     options: argparse.Namespace, engine: Sequence[str], server: Sequence[str] = OPTIONS
 ) -> None:
-    """Refuse what would be ignored: an engine's options with --url, a server's without.
-
-    Args:
-        options: The options.
-        engine: Names of those that are for an engine in this process; None where not given.
-        server: Names of those that are for a server; None or False where not given.
+    """Refuse what would be ignored: an engine's options with --url, a server's without. What is not
+    given is None, or False of a server's.
     """
     for name in server if options.url is None else engine:
         value = getattr(options, name)

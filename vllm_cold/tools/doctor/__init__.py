@@ -2,8 +2,7 @@
 """``vllm-cold doctor``: what is installed, what CoLD would use here, and whether it works.
 
 One report for bug reports. ``report`` has its form, ``machine`` and ``sections`` what is looked at,
-without vLLM and with it, ``self_test`` the engine whose tokens are compared with those of
-``reference`` on the model of ``tiny``.
+without vLLM and with it, ``self_test`` the engine that decodes ``cases`` with ``tiny``'s model.
 """
 
 from __future__ import annotations

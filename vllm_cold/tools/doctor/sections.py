@@ -134,42 +134,37 @@ def contracts() -> list[Entry]:
 
 def scoring() -> list[Entry]:
     """Which scoring backend serves the device here, and why not another."""
+    import torch
+    from vllm.platforms import current_platform
+
     from vllm_cold.ops import cpu_library, registry, scoring_cpu
 
-    asked = os.environ.get(registry.ENV)
-    entries = [Entry(registry.ENV, f"{asked}: asked for by hand" if asked else "not set")]
+    entries = [_switch(registry.ENV)]
     reason = cpu_library.missing()
     if reason is None:
         what = f"{without_home(str(cpu_library.PATH))}, instruction set {scoring_cpu.best_isa()}"
         entries.append(Entry("C++ library", what, Status.OK))
     else:
         entries.append(Entry("C++ library", reason, Status.WARNING))
-    return [*entries, _picked(asked)]
-
-
-def _picked(asked: str | None) -> Entry:
-    """The backend for the device here."""
-    import torch
-    from vllm.platforms import current_platform
-
-    from vllm_cold.ops import registry
-
-    device = current_platform.device_type
-    order = (asked,) if asked else registry.AUTOMATIC.get(device, ("torch",))
-    name, where = f"on {device}", torch.device(device)
+    device, asked = current_platform.device_type, os.environ.get(registry.ENV)
     reasons: list[str] = []
-    for candidate in order:
+    for name in (asked,) if asked else registry.AUTOMATIC.get(device, ("torch",)):
         try:
-            reason = registry.load(candidate).missing(where)
-        except Exception as error:  # reported: the next candidate may do
+            reason = registry.load(name).missing(torch.device(device))
+        except Exception as error:  # reported: the next one may do
             reason = failure(error)
         if reason is None:
-            text = f"{candidate}: {registry.BACKENDS[candidate]}"
-            status = Status.OK if not reasons else Status.WARNING
-            text = "; ".join([text, *reasons])
-            return Entry(name, text, status)
-        reasons.append(f"not {candidate}: {reason}")
-    return Entry(name, "; ".join(reasons), Status.PROBLEM)
+            text = "; ".join([f"{name}: {registry.BACKENDS[name]}", *reasons])
+            status = Status.WARNING if reasons else Status.OK
+            return [*entries, Entry(f"on {device}", text, status)]
+        reasons.append(f"not {name}: {reason}")
+    return [*entries, Entry(f"on {device}", "; ".join(reasons), Status.PROBLEM)]
+
+
+def _switch(variable: str) -> Entry:
+    """An environment variable that chooses a kernel."""
+    asked = os.environ.get(variable)
+    return Entry(variable, f"{asked}: asked for by hand" if asked else "not set")
 
 
 def lora() -> list[Entry]:
@@ -189,7 +184,7 @@ def lora() -> list[Entry]:
     if wrapper not in cpu_platform.WRAPPERS.values():
         return [Entry("LoRA", f"the platform's own ({wrapper})")]
     asked, chosen = os.environ.get(cpu_platform.ENV), cpu_platform.choice()
-    entries = [Entry(cpu_platform.ENV, f"{asked}: asked for by hand" if asked else "not set")]
+    entries = [_switch(cpu_platform.ENV)]
     if chosen == "cpp":
         isa = cpu_library.ISAS[cpu_library.best_isa()]
         return [*entries, Entry("LoRA", f"C++ kernels, instruction set {isa}", Status.OK)]

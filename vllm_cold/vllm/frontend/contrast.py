@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from vllm_cold.errors import ColdError
 from vllm_cold.group.stream import AmateurStream, Stream
+from vllm_cold.method import arguments
 from vllm_cold.method.amateurs import AmateurSpec, CannotLeaveOut, Without
 from vllm_cold.method.embeddings import Embeddings
-from vllm_cold.method.settings import ColdSettings
 from vllm_cold.params import ColdParams
 from vllm_cold.rules import registry
 from vllm_cold.vllm.frontend import prompts
@@ -21,13 +21,10 @@ _SHOWN = 100  # characters of what an amateur reads: a client decides how long t
 
 
 @dataclass(frozen=True, slots=True)
-class Contrast:
-    """What a request is decoded with.
+class Contrast(arguments.Contrast):
+    """What a request is decoded with, and how it was asked for.
 
     Attributes:
-        settings: The method's knobs.
-        amateurs: One or more.
-        weights: Theirs; None where the rule chooses them.
         preset: The name of the method that was asked for, None if none was.
         optional: Whether the request is decoded without CoLD where its conversation has nothing
             that would be left out: the engine's default or a preset's says what that is, not the
@@ -38,9 +35,6 @@ class Contrast:
         explain: Whether the client is told the weights of each step.
     """
 
-    settings: ColdSettings
-    amateurs: tuple[AmateurSpec, ...]
-    weights: tuple[float | None, ...]
     preset: str | None = None
     optional: bool = False
     asked: bool = True
