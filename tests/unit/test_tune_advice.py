@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.vllm_parser import serve_parser
+from vllm_cold.errors import ColdError
 from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.tools.adapters import Adapter, engine_arguments
 from vllm_cold.tools.contrast import read_contrast
-from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.advice import serve_line, server_defaults
 from vllm_cold.tools.tune.grid import AXES, Setting, make_grid
+from vllm_cold.tools.tune.report import serve_line, server_defaults
 
 pytestmark = pytest.mark.unit
 
@@ -74,7 +74,7 @@ def test_a_rule_for_several_amateurs() -> None:
     assert make_grid(given) == [Setting(alpha=0.1, beta=1.0), judge]
     for settings in (judge.args, {**judge.args, "cold_weights": ["", ""]}):
         read_contrast({**settings, "cold_amateur_prompt": ["a", "b"]})
-    with pytest.raises(ToolError, match="--beta='judge': this rule chooses the weights of 2 amate"):
+    with pytest.raises(ColdError, match="cold_beta='judge': this rule chooses the weights of 2 am"):
         make_grid({"beta": "judge"}, weights=["", -0.5])
 
 
@@ -94,35 +94,6 @@ def test_weights_take_the_place_of_beta() -> None:
         "rule_parameters": '{"beta": 0.5, "tau": 1.0}',
     }
     assert make_grid({}, "cad", weights=-0.25) == [Setting("cad")]
-
-
-@pytest.mark.parametrize(
-    ("given", "presets", "message"),
-    [
-        ({"alpha": "-1"}, None, r"--alpha=-1.0: must be a number in \[0, 1\]"),
-        ({"alpha": "0.1,"}, None, r"--alpha='': must be a number"),
-        ({"beta": "half"}, None, r"--beta='half': must be a number, or the name of a rule: acd, "),
-        ({"beta": "1,mti,half"}, None, r"--beta='half': must be a number, or the name of a rule"),
-        ({"beta_max": "2"}, None, r"--beta-max=2.0: no rule that is tried has such a parameter"),
-        ({"beta_max": "2"}, "cad", r"--beta-max=2.0: no rule that is tried has such a parameter"),
-        ({"beta_max": "2", "beta": "mti,1"}, None, r"--beta-max=2.0: no rule that is tried has"),
-        (
-            {"rule_parameters": '{"taw": 2}', "beta": "mti"},
-            None,
-            r"--rule-parameters\['taw'\]=2: no rule that is tried has such a parameter",
-        ),
-        (
-            {"rule_parameters": '{"tau": -2}', "beta": "mti"},
-            None,
-            r"--rule-parameters\['tau'\]=-2: must be a number from 0 to 100",
-        ),
-        ({"rule_parameters": "tau=2", "beta": "mti"}, None, "--rule-parameters='tau=2': must be"),
-        ({}, "what", r"--preset='what': must be one of cold, cad"),
-    ],
-)
-def test_wrong_grids(given: Any, presets: str | None, message: str) -> None:
-    with pytest.raises(ToolError, match=message):
-        make_grid(given, presets)
 
 
 def parse(line: str) -> Any:

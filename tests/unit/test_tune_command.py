@@ -18,8 +18,7 @@ from vllm_cold.method.settings import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import decode
-from vllm_cold.tools.tune.answers import Answer
-from vllm_cold.tools.tune.decode import Job
+from vllm_cold.tools.tune.answers import Answer, Job
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import load_problems
 from vllm_cold.tools.tune.task import Task
@@ -47,8 +46,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def line(tmp_path: Path) -> Line:
     """``line(*more)``: a command line that is right, with further options."""
-    rows = [{"prompt": f"p{n}", "answer": "right", "id": f"p{n}"} for n in range(COUNT)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(tmp_path, ({"prompt": f"p{n}", "answer": "right", "id": f"p{n}"} for n in range(COUNT)))
     for name in ("sql", "chat"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text('{"r": 8}')
@@ -114,15 +112,34 @@ def read_report(tmp_path: Path) -> dict[str, Any]:
     ("more", "message"),
     [
         (["--test-fraction", "0.9"], "with fewer than 6 no difference can be significant. Bring 6"),
-        (["--match", "fuzzy"], "--match='fuzzy': must be one of exact, number"),
         (["--match", "number"], "--match=number: line 1: cannot use the answer 'right': it has no"),
-        (["--amateur", "{sql}"], "is given twice; leave it out"),
+        (["--amateur", "SQL"], "is given twice; leave it out"),
         (["--amateur-prompt", "\udc80"], "--amateur-prompt='\\udc80': must be valid Unicode text"),
+        (["--better", "x"], "--better: is for amateurs that read another prompt"),
         (["--weights", "-1"], "--beta=0.5: no amateur uses it, as each has"),
+        (["--alpha", "0.1,"], "--alpha='': must be a number"),
+        (["--beta", "1,mti,half"], "--beta='half': must be a number, or the name of a rule: acd, "),
+        (["--beta-max", "2"], "--beta-max=2.0: no rule that is tried has such a parameter"),
+        (
+            ["--rule-parameters", '{"taw": 2}', "--beta", "mti"],
+            "--rule-parameters['taw']=2: no rule that is tried has such a parameter",
+        ),
+        (
+            ["--rule-parameters", '{"tau": -2}', "--beta", "mti"],
+            "--rule-parameters['tau']=-2: must be a number from 0 to 100",
+        ),
+        (["--preset", "what"], "--preset='what': must be one of cold, cad"),
+        (
+            ["--preset", "cad"],
+            "--preset='cad': contrasts with another prompt; say which with --wit",
+        ),
         (["--engine-args", "[1]"], "--engine-args='[1]': must be a JSON object (Expected `object`"),
         (["--engine-args", '{"hf_token": "hf_secret"}'], "set HF_TOKEN"),
         (["--concurrency", "2"], "--concurrency: is for a server; add --url, or leave it out"),
-        (["--insecure-http"], "--insecure-http: is for a server"),
+        (["--max-tokens", "0"], "argument --max-tokens: 0: must be 1 or more"),
+        (["--test-fraction", "nan"], "argument --test-fraction: nan: must be between 0 and 1"),
+        (["--seed", "x"], "argument --seed: invalid integer value: 'x'"),
+        (["--model", ""], "--model is missing: name the base model, or a server with --url"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_starts_nothing(
@@ -133,35 +150,15 @@ def test_a_mistake_is_one_sentence_and_starts_nothing(
     more: list[str],
     message: str,
 ) -> None:
-    folders = {name: str(tmp_path / name) for name in ("sql", "chat")}
-    more = [word.format(**folders) if re.search("{(sql|chat)}", word) else word for word in more]
-    assert main(line(*more)) == 2
-    printed = capsys.readouterr().err
+    words = line(*(str(tmp_path / "sql") if word == "SQL" else word for word in more))
+    try:
+        assert main(without(line(), "--model") if more == ["--model", ""] else words) == 2
+    except SystemExit as end:
+        assert end.code == 2
+    printed = capsys.readouterr().err.splitlines()[-1]
     assert printed.startswith("vllm-cold tune: ") and message in printed
-    assert len(printed.splitlines()) == 1 and "hf_secret" not in printed
+    assert "hf_secret" not in printed and not re.search("cold_[a-z]", printed)
     assert not engine.tasks and not (tmp_path / "out").exists()
-
-
-def test_without_model_and_server(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(without(line(), "--model")) == 2
-    said = "--model is missing: name the base model, or a server with --url"
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--test-fraction", "nan"], "--test-fraction: nan: must be between 0 and 1"),
-        (["--max-tokens", "0"], "--max-tokens: 0: must be 1 or more"),
-        (["--seed", "x"], "--seed: invalid integer value: 'x'"),
-    ],
-)
-def test_numbers_out_of_range(
-    line: Line, capsys: pytest.CaptureFixture[str], more: list[str], message: str
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(line(*more))
-    assert end.value.code == 2 and f"error: argument {message}" in capsys.readouterr().err
 
 
 def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
@@ -198,17 +195,7 @@ def test_the_status_is_1_where_nothing_is_better(
     )
 
 
-def test_a_fault_has_a_status_of_its_own(
-    line: Line, engine: Engine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine.end, engine.error = 3, ZeroDivisionError("a bug")
-    assert main(line()) == 3
-    printed = capsys.readouterr().err
-    assert "Traceback" in printed and "ZeroDivisionError: a bug" in printed
-    assert main(line()) == 0
-
-
-@pytest.mark.parametrize("end", [0, 40, 80, 99])
+@pytest.mark.parametrize("end", [0, 80])
 def test_going_on_after_an_interruption_at_any_place(
     line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: int
 ) -> None:
@@ -231,7 +218,6 @@ def test_what_the_answers_depend_on_may_not_change(
     assert main(line()) == 0
     for more, said in (
         (["--max-tokens", "9"], "max_tokens was 256 and is 9"),
-        (["--chat"], "chat was False and is True"),
         (["--stop", "x"], "stop was [] and is ['x']"),
         (["--dtype", "half"], "engine"),
         (["--model", "org/other"], "model was 'org/model' and is 'org/other'"),
@@ -261,21 +247,20 @@ def test_rule_split_answers_and_grid_may_change(line: Line, engine: Engine, tmp_
     assert {job.setting for job in engine.jobs} == {Setting(alpha=0.1, beta=1.0)}
 
 
-def write_texts(tmp_path: Path, **more: Any) -> None:
-    """Problems that are texts; all rows say more."""
-    rows = [{"prompt": f"p{n}", "answer": "right", "id": f"p{n}", **more} for n in range(COUNT)]
+def write(tmp_path: Path, rows: Iterable[dict[str, Any]]) -> None:
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def write_chats(tmp_path: Path, **more: Any) -> None:
-    """Problems that are conversations; the first row says more."""
+def write_chats(tmp_path: Path) -> None:
+    """Problems that are conversations."""
     turns = [{"role": "system", "content": "Be right."}, {"role": "user", "content": "?"}]
-    rows: list[dict[str, Any]] = [
-        {"messages": [*turns, {"role": "user", "content": f"{n}"}], "answer": "right"}
-        for n in range(COUNT)
-    ]
-    rows[0] |= more
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write(
+        tmp_path,
+        (
+            {"messages": [*turns, {"role": "user", "content": f"{n}"}], "answer": "right"}
+            for n in range(COUNT)
+        ),
+    )
 
 
 def without(words: list[str], *options: str) -> list[str]:
@@ -314,8 +299,7 @@ def texts(silent: int) -> list[dict[str, Any]]:
 def test_plain_prompts_come_first_and_are_told(
     line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=16))
-    (tmp_path / "p.jsonl").write_text(rows)
+    write(tmp_path, texts(silent=16))
     names = ["no text", "a better prompt", "the text twice"]
     told: list[str] = []
 
@@ -361,8 +345,7 @@ def test_plain_prompts_come_first_and_are_told(
 def test_what_harms_where_texts_do_not_answer_is_no_default(
     line: Line, engine: Engine, tmp_path: Path
 ) -> None:
-    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=16))
-    (tmp_path / "p.jsonl").write_text(rows)
+    write(tmp_path, texts(silent=16))
     engine.text = lambda job: (
         "right" if (job.setting == Setting("cad")) == job.problem.has_answer else "wrong"
     )
@@ -382,8 +365,7 @@ def test_what_harms_where_texts_do_not_answer_is_no_default(
 def test_without_rows_that_do_not_answer_there_is_a_blind_spot(
     line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=0))
-    (tmp_path / "p.jsonl").write_text(rows)
+    write(tmp_path, texts(silent=0))
     engine.text = lambda job: "right" if job.setting == Setting("cad") else "wrong"
     assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 0
     assert read_report(tmp_path)["headline"].endswith(
@@ -395,16 +377,12 @@ def test_without_rows_that_do_not_answer_there_is_a_blind_spot(
     more = ("--without", "system", "--preset", "cfg", "--output", str(tmp_path / "2"))
     assert main(without(line(*more), "--alpha", "--beta", "--adapter")) in (0, 1)
     assert "Blind spot" not in capsys.readouterr().out
-    write_texts(tmp_path)
-    assert main(line("--output", str(tmp_path / "3"), "--better", "x")) == 2
-    assert "--better: is for amateurs that read another prompt" in capsys.readouterr().err
 
 
 def test_rows_say_what_their_amateurs_read(line: Line, engine: Engine, tmp_path: Path) -> None:
-    write_texts(tmp_path, cold_part=[0, 1])
+    write(tmp_path, texts(silent=0))
     engine.text = lambda job: "right" if job.setting == Setting("cad") else "wrong"
     assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 0
-    assert {tuple(job.problem.args["cold_part"]) for job in engine.jobs} == {(0, 1)}
     report = read_report(tmp_path)
     told = {"cold": 1, "cold_expert_top_k": MAX_EXPERT_TOP_K, "cold_preset": "cad"}
     said = f'"vllm_xargs": {json.dumps(told)} and the cold_* keys of its problem\'s row'
@@ -432,21 +410,16 @@ def test_two_amateurs(line: Line, engine: Engine, tmp_path: Path) -> None:
         ([], "problem 'line-1' (line 1): nothing to contrast with: give --adapter, or say what"),
         (["--amateur", "org/model"], "nothing to contrast with"),
         (
-            ["--preset", "cad"],
-            "--preset='cad': contrasts with another prompt; say which with --without",
-        ),
-        (
             ["--preset", "dexperts"],
-            "p.jsonl:1: --preset='dexperts': is for 2 amateurs: list their adapters in --amateur",
+            "(line 1): --preset='dexperts': is for 2 amateurs: list their adapters in --amateur",
         ),
         (
             ["--without", "tool"],
-            "p.jsonl:1: --without='tool': the conversation has no such",
+            "(line 1): --without='tool': the conversation has no such",
         ),
-        (["--without", "0,1,2"], "leaves no message; one must be left"),
         (
             ["--part", "0:3"],
-            "p.jsonl:1: --part='0:3': is for completions, whose prompt is one text",
+            "(line 1): --part='0:3': is for completions, whose prompt is one text",
         ),
     ],
 )

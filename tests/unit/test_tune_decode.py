@@ -21,7 +21,8 @@ from vllm_cold.tools.contrast import Content, Pictured
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import as_sent, make_picture, text_of
 from vllm_cold.tools.tune import decode
-from vllm_cold.tools.tune.decode import Engine, Job
+from vllm_cold.tools.tune.answers import Job
+from vllm_cold.tools.tune.decode import Engine
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.problems import Problem
 
@@ -79,19 +80,15 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(config, "is_configured", lambda config: True)
     monkeypatch.setattr(decode, "prompt_maker", lambda llm: make)
 
-    def start(
-        *problems: Problem,
-        grid: Any = GRID,
-        limit: int = 30,
-    ) -> tuple[Engine, Fake]:
+    def start(*problems: Problem, grid: Any = GRID, limit: int = 30) -> tuple[Engine, Fake]:
         fake = Fake(limit)
         monkeypatch.setattr(decode, "start_llm", lambda *_, **__: SimpleNamespace(llm_engine=fake))
-        options = SimpleNamespace(max_tokens=4, stop=["\n"], chat=False, verbose=False)
+        options = SimpleNamespace(max_tokens=4, stop=["\n"], verbose=False)
         task: Any = SimpleNamespace(
             options=options, model="base", engine={}, adapters=ADAPTERS, expert="sql"
         )
         task.problems, task.grid = problems, grid
-        task.plain = list(problems[0].plain)
+        task.plain = [Setting(plain=name) for name in problems[0].plain]
         return Engine(task), fake
 
     return start
@@ -119,24 +116,6 @@ def test_greedy_is_greedy_whatever_the_defaults(engine: Any) -> None:
     assert params.extra_args == {"cold": 0} and adapter.lora_name == "sql"
     assert (params.temperature, params.max_tokens, params.stop) == (0.0, 4, ["\n"])
     assert params.repetition_penalty == 1.1  # of the model's generation_config.json
-
-
-@pytest.mark.parametrize(
-    ("setting", "alpha", "weight"),
-    [
-        (Setting(alpha=0.3, beta="adaptive", rule_parameters='{"beta_max": 2.0}'), 0.3, None),
-        (Setting(alpha=0.2, beta=2.0, expert_top_k=9), 0.2, -2.0),
-        (Setting("cold"), 0.1, -0.5),
-    ],
-)
-def test_the_engine_is_asked_for_each_setting(
-    engine: Any, setting: Setting, alpha: float, weight: Any
-) -> None:
-    _, params, _ = asked(engine, ONE, setting)
-    assert (params.alpha, params.expert_top_k) == (alpha, setting.expert_top_k)
-    settings, weights = params.combine()
-    assert weights == (weight,) and params.repetition_penalty == 1.1
-    assert settings.rule_parameters == (None if weight else {"beta_max": 2.0})
 
 
 def test_plain_prompts_are_greedy(engine: Any) -> None:
@@ -178,6 +157,9 @@ def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
     for preset, lengths in (("cad", [6]), ("grounded", [11, 9])):
         _, params, _ = asked(engine, problem, make_grid({}, preset)[0])
         assert [len(one.prompt) for one in params.amateurs] == lengths
+    _, params, _ = asked(engine, ONE, Setting(alpha=0.2, beta=2.0, expert_top_k=9))
+    assert (params.alpha, params.expert_top_k, params.combine()[1]) == (0.2, 9, (-2.0,))
+    assert params.repetition_penalty == 1.1
 
 
 def test_images_are_the_streams_own(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:

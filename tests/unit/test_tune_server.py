@@ -129,6 +129,10 @@ def line(fake: tuple[Fake, str], tmp_path: Path) -> Callable[..., list[str]]:
 GUIDED = ("--without", "system", "--preset", "cfg")
 
 
+def report(tmp_path: Path) -> dict[str, Any]:
+    return json.loads((tmp_path / "out" / "report.json").read_text())  # type: ignore[no-any-return]
+
+
 def test_images_are_sent_and_not_kept(
     fake: tuple[Fake, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,17 +161,16 @@ def test_images_are_sent_and_not_kept(
     assert len(kept.bodies) == 4 * COUNT
 
 
-def report(tmp_path: Path) -> dict[str, Any]:
-    return json.loads((tmp_path / "out" / "report.json").read_text())  # type: ignore[no-any-return]
-
-
 def test_chats_are_asked_as_a_client_asks(
     fake: tuple[Fake, str],
     line: Callable[..., list[str]],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     kept, url = fake
+    monkeypatch.setenv("OPENAI_API_KEY", "another")
+    monkeypatch.setenv("COLD_API_KEY", KEY)
     assert main(line(*GUIDED, "--max-tokens", "9", "--stop", "\n")) == 0
     assert len(kept.bodies) == 5 * COUNT  # greedy, three plain prompts and the preset
     system, better = {"role": "system", "content": "Be right."}, BETTER["instruction"]
@@ -193,6 +196,8 @@ def test_chats_are_asked_as_a_client_asks(
     assert found["gain"] and json.loads(found["serve"]) == {"model": "base", "vllm_xargs": fields}
     assert found["run"]["server"] == url
     printed = capsys.readouterr().out
+    assert kept.keys == {f"Bearer {KEY}"} and KEY not in printed
+    assert not any(KEY in file.read_text() for file in (tmp_path / "out").iterdir())
     assert "Ask for it with CoLD:" in printed
     assert found["serve"] in printed.splitlines()
     said = "Use cfg, which beats greedy decoding: +100.0 points on 8 held-out"
@@ -294,20 +299,3 @@ def test_mistakes(
     assert main(line(*more)) == 2
     assert said in capsys.readouterr().err
     assert not fake[0].bodies
-
-
-def test_a_key_is_sent_and_not_shown(
-    fake: tuple[Fake, str],
-    line: Callable[..., list[str]],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", "another")
-    monkeypatch.setenv("COLD_API_KEY", KEY)
-    assert main(line(*GUIDED)) == 0
-    assert fake[0].keys == {f"Bearer {KEY}"}
-    printed = capsys.readouterr()
-    assert KEY not in printed.out + printed.err
-    for kept_file in (tmp_path / "out").iterdir():
-        assert KEY.encode() not in kept_file.read_bytes()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,7 +17,7 @@ from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import (
     Stream,
     as_written,
-    expert_reads,
+    media_in,
     read_contrast,
     read_streams,
     request_args,
@@ -34,8 +33,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.interrupts import kept_interrupts
 from vllm_cold.tools.pictures import as_sent, without_data
 from vllm_cold.tools.server import Server
-from vllm_cold.tools.tune.answers import Answer
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.answers import Answer, Job
 from vllm_cold.tools.tune.problems import Problem
 
 if TYPE_CHECKING:
@@ -46,20 +44,6 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 ENDS = ("stop", "length", "repetition")  # finish reasons of answers that are whole
 CONCURRENCY = 32  # requests to a server at a time
 _WAITING = 2  # requests handed over for each that can run: batches stay full, memory stays small
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One problem to be decoded, with CoLD, or greedily: as it is (None), or by a plain prompt."""
-
-    setting: Setting | None
-    problem: Problem
-
-    @property
-    def plain(self) -> str | None:
-        """The plain prompt's name, None for the problem's own prompt."""
-        return None if self.setting is None else self.setting.plain
-
 
 Done = Callable[[Job, Answer], None]
 Decode = Callable[[Sequence[Job], Done], None]
@@ -92,6 +76,14 @@ def _whole(job: Job, text: str, finish: str, who: str) -> Answer:
     return Answer(text, finish)
 
 
+def _kind(job: Job) -> tuple[str, str | None]:
+    """By what its streams differ from others: the same options can mean other amateurs for a
+    preset, and for nothing else of a setting.
+    """
+    kind = "greedy" if job.setting is None else job.plain or job.setting.preset
+    return job.problem.id, kind
+
+
 class Engine:
     """An engine in this process. ``run`` is a ``Decode``: jobs of different settings are in the
     same batches, so that it is not left half empty while the last problems of a setting end.
@@ -101,14 +93,13 @@ class Engine:
     """
 
     def __init__(self, task: Task) -> None:
-        llm = start_llm(task.model, task.options.verbose, **task.engine)
+        self._llm = start_llm(task.model, task.options.verbose, **task.engine)
         from vllm.lora.request import LoRARequest
 
         from vllm_cold.vllm import availability
         from vllm_cold.vllm.frontend.config import is_configured, unsupported
 
-        self._llm = llm
-        self._engine = llm.llm_engine
+        self._engine = self._llm.llm_engine
         self._config = self._engine.vllm_config
         # Now, and not after the greedy pass.
         if (reason := availability.inactive()) is not None or not is_configured(self._config):
@@ -127,41 +118,32 @@ class Engine:
             "stop": task.options.stop or [],
             **{name: defaults[name] for name in PENALTIES if defaults.get(name)},
         }
-        self._reads: dict[tuple[str, str | None], Stream] = {}
-        self._streams: dict[tuple[str, str | None], tuple[Stream, ...]] = {}
-        self._tokenize(task, prompt_maker(llm))
+        self._limit: int = self._config.model_config.max_model_len
+        # What cannot be decoded is said before anything is.
+        make = prompt_maker(self._llm)
+        jobs = [Job(one, p) for p in task.problems for one in (None, *task.plain, *task.grid)]
+        kinds = {_kind(job): job for job in jobs}
+        self._streams = {kind: self._read(task, job, make) for kind, job in kinds.items()}
 
-    def _tokenize(self, task: Task, make: Callable[..., list[int]]) -> None:
-        """Make the tokens of all streams' prompts, before anything is decoded."""
-        names, chat = list(self._adapters), task.options.chat
-        # The same options can mean other amateurs for a preset, and for nothing else of a setting.
-        methods = {setting.preset: setting for setting in task.grid}
-        for problem in task.problems:
-            made: list[Stream] = []
-            try:
-                for preset, setting in methods.items():
-                    amateurs = read_contrast({**problem.args, **setting.args}).amateurs
-                    streams = read_streams(
-                        problem.prompt, amateurs, make, task.expert, task.model, names, chat
-                    )
-                    self._streams[problem.id, preset] = streams
-                    self._reads[problem.id, None] = streams[0]
-                    made += streams
-                for name in task.plain:
-                    ids = tuple(make("prompt", problem.plain[name]))
-                    self._reads[problem.id, name] = Stream(task.expert, ids)
-                    made.append(self._reads[problem.id, name])
-            except ColdError as error:
-                said = as_written(error, problem.own_keys)
-                raise ToolError(f"{problem.place}: {said}") from error
-            longest = max(len(stream.ids) for stream in made)
-            if longest + task.options.max_tokens > self._limit:  # vLLM would cut the output off
-                self._refuse(problem, longest)
-
-    @property
-    def _limit(self) -> int:
-        limit: int = self._config.model_config.max_model_len
-        return limit
+    def _read(self, task: Task, job: Job, make: Callable[..., list[int]]) -> tuple[Stream, ...]:
+        """The job's streams, first the expert's."""
+        problem = job.problem
+        try:
+            if job.args:
+                amateurs, names = read_contrast(job.args).amateurs, list(self._adapters)
+                streams = read_streams(
+                    problem.prompt, amateurs, make, task.expert, task.model, names
+                )
+            else:
+                ids = tuple(make("prompt", job.reads))
+                streams = (Stream(task.expert, ids, media_in(job.reads)),)
+        except ColdError as error:
+            said = as_written(error, problem.own_keys)
+            raise ToolError(f"{problem.place}: {said}") from error
+        longest = max(len(stream.ids) for stream in streams)
+        if longest + task.options.max_tokens > self._limit:  # vLLM would cut the output off
+            self._refuse(problem, longest)
+        return streams
 
     def _refuse(self, problem: Problem, longest: int) -> NoReturn:
         most = self._common["max_tokens"]
@@ -171,22 +153,19 @@ class Engine:
             "--max-tokens or raise --max-model-len"
         )
 
-    def _params(self, job: Job) -> Any:
+    def _add(self, request_id: str, job: Job) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        streams = self._streams[_kind(job)]
         common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
-        if job.setting is None or job.plain is not None:
-            # Greedy, whatever the engine's default sampler is.
-            return SamplingParams(**common, extra_args={"cold": 0})
-        contrast = read_contrast({**job.problem.args, **job.setting.args})
-        streams = self._streams[job.problem.id, job.setting.preset]
-        return cold_params(self._llm, contrast, streams, self._adapters, **common)
-
-    def _add(self, request_id: str, job: Job) -> None:
         try:
-            prompt = engine_prompt(self._llm, self._reads[job.problem.id, job.plain])
-            params = self._params(job)
+            prompt = engine_prompt(self._llm, streams[0])
+            if job.args:
+                contrast = read_contrast(job.args)
+                params = cold_params(self._llm, contrast, streams, self._adapters, **common)
+            else:  # greedy, whatever the engine's default sampler is
+                params = SamplingParams(**common, extra_args={"cold": 0})
             self._engine.add_request(request_id, prompt, params, lora_request=self._adapter)
         except ValueError as error:
             raise ToolError(f"{job.problem.place}: {without_data(str(error))}") from error
@@ -238,13 +217,8 @@ def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
 
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Answer:
-    problem, setting = job.problem, job.setting
-    reads: Any = expert_reads(problem.prompt, task.options.chat)
-    if job.plain is not None:
-        reads = problem.plain[job.plain]
-    told = {"cold": 0}
-    if setting is not None and job.plain is None:
-        told = request_args({**problem.args, **setting.args}, task.model)
+    reads = job.reads
+    told = request_args(job.args, task.model) if job.args else {"cold": 0}
     common: dict[str, Any] = {
         "model": task.expert or task.model,
         "temperature": 0.0,
@@ -262,5 +236,5 @@ async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: J
                 reply = await client.completions.create(prompt=reads.value, **common)
                 found, text = reply.choices[0], reply.choices[0].text
     except ToolError as error:
-        raise ToolError(f"{problem.place}: {error}") from error
+        raise ToolError(f"{job.problem.place}: {error}") from error
     return _whole(job, text or "", found.finish_reason, "server")
