@@ -74,10 +74,8 @@ class Fake:
 def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``engine(problems, ...)``: what decodes them, and vLLM's engine in it."""
     from vllm_cold.vllm import availability
-    from vllm_cold.vllm.frontend import config
 
     monkeypatch.setattr(availability, "inactive", lambda: None)
-    monkeypatch.setattr(config, "is_configured", lambda config: True)
     monkeypatch.setattr(decode, "prompt_maker", lambda llm: make)
 
     def start(*problems: Problem, grid: Any = GRID, limit: int = 30) -> tuple[Engine, Fake]:
@@ -213,19 +211,11 @@ def test_what_cannot_be_decoded_is_said_first(
         engine(Problem("a", 7, prompt, ("a",), args=given), limit=10)
 
 
-def test_an_engine_without_cold_decodes_nothing(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vllm_cold.vllm import availability
-    from vllm_cold.vllm.frontend import config
-
-    monkeypatch.setattr(config, "is_configured", lambda config: False)
-    monkeypatch.setattr(config, "unsupported", lambda config: "no LoRA.")
-    with pytest.raises(ToolError, match="CoLD cannot be used in this engine: no LoRA."):
-        engine(ONE)
-    monkeypatch.setattr(availability, "inactive", lambda: "it is off.")
-    with pytest.raises(ToolError, match="CoLD cannot be used in this engine: it is off."):
-        engine(ONE)
+def test_what_the_engine_refuses_is_said_with_its_problem(engine: Any) -> None:
+    made, fake = engine(ONE)
+    fake.add_request = Mock(side_effect=ValueError("CoLD cannot be used in this engine: no LoRA."))
+    with pytest.raises(ToolError, match=r"problem 'a' \(line 1\): CoLD cannot be used in this"):
+        made.run([Job(GRID[0], ONE)], lambda *_: None)
 
 
 def test_an_engine_that_fails_is_a_sentence(engine: Any) -> None:

@@ -60,15 +60,10 @@ class Job(NamedTuple):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """What was made of one problem.
-
-    Attributes:
-        text: The output.
-        finish: vLLM's reason, "length" where ``--max-tokens`` cut it off.
-    """
+    """What was made of one problem."""
 
     text: str
-    finish: str
+    finish: str  # vLLM's reason, "length" where --max-tokens cut it off
 
 
 class _Line(Answer, frozen=True):
@@ -77,13 +72,8 @@ class _Line(Answer, frozen=True):
 
 
 class Answers(dict[bytes, Answer]):
-    """The answers that are there, by their jobs' keys.
-
-    Attributes:
-        path: Their file.
-
-    Raises:
-        ToolError: the file is no such one, or of another run.
+    """The answers that are there, by their jobs' keys; ToolError where the file is of another run,
+    or no such one.
     """
 
     def __init__(self, path: Path, file: BinaryIO, made_with: Mapping[str, Any]) -> None:
@@ -140,15 +130,15 @@ class Answers(dict[bytes, Answer]):
 
 @contextmanager
 def open_answers(folder: str, made_with: Mapping[str, Any]) -> Iterator[Answers]:
-    """Open the answers of ``folder``, which is made if need be; no second process can do so.
+    """Open the answers of a folder, which is made if need be; no second process can do so.
 
     Args:
-        folder: The folder of ``--output``.
+        folder: That of ``--output``.
         made_with: What the answers depend on beside their jobs, as JSON.
 
     Raises:
-        ToolError: the folder cannot be written, another process writes there, or the answers are
-            of another run.
+        ToolError: it cannot be written, another process writes there, or the answers are of another
+            run.
     """
     path = Path(folder) / NAME
     with ExitStack() as stack:

@@ -53,27 +53,23 @@ where a request is refused or ends with an error.
 
 
 def decoder(task: Task) -> Decode:
-    """What decodes a task's problems; an engine starts now.
-
-    Raises:
-        ToolError: the engine does not start, CoLD cannot be used in it, or a problem not be
-            decoded.
-    """
+    """What decodes a task's problems; an engine starts now, or ToolError says why it does not."""
     return Engine(task).run if task.server is None else partial(ask, task, task.server)
 
 
 def _whole(job: Job, text: str, finish: str, who: str) -> Answer:
-    """An answer that may be judged.
-
-    Raises:
-        ToolError: it was ended by an error, or from outside.
-    """
+    """An answer that may be judged; ToolError where it was ended by an error, or from outside."""
     if finish not in ENDS:
         raise ToolError(
             f"{job.problem.place}: the {who} ended it with {finish!r}; see its log, and run the "
             "same command again"
         )
     return Answer(text, finish)
+
+
+def _sampling(task: Task) -> dict[str, Any]:
+    stop = task.options.stop or []
+    return {"temperature": 0.0, "max_tokens": task.options.max_tokens, "stop": stop}
 
 
 def _kind(job: Job) -> tuple[str, str | None]:
@@ -87,38 +83,23 @@ def _kind(job: Job) -> tuple[str, str | None]:
 class Engine:
     """An engine in this process. ``run`` is a ``Decode``: jobs of different settings are in the
     same batches, so that it is not left half empty while the last problems of a setting end.
-
-    Raises:
-        ToolError: see ``decoder``.
     """
 
     def __init__(self, task: Task) -> None:
         self._llm = start_llm(task.model, task.options.verbose, **task.engine)
         from vllm.lora.request import LoRARequest
 
-        from vllm_cold.vllm import availability
-        from vllm_cold.vllm.frontend.config import is_configured, unsupported
-
         self._engine = self._llm.llm_engine
         self._config = self._engine.vllm_config
-        # Now, and not after the greedy pass.
-        if (reason := availability.inactive()) is not None or not is_configured(self._config):
-            raise ToolError(
-                f"CoLD cannot be used in this engine: {reason or unsupported(self._config)}"
-            )
+        self._limit: int = self._config.model_config.max_model_len
         self._adapters: dict[str, Any] = {
             one.name: LoRARequest(one.name, number, one.folder)
             for number, one in enumerate(task.adapters, 1)
         }
         self._adapter = None if task.expert is None else self._adapters[task.expert]
         defaults = self._config.model_config.get_diff_sampling_param()
-        self._common: dict[str, Any] = {
-            "temperature": 0.0,
-            "max_tokens": task.options.max_tokens,
-            "stop": task.options.stop or [],
-            **{name: defaults[name] for name in PENALTIES if defaults.get(name)},
-        }
-        self._limit: int = self._config.model_config.max_model_len
+        penalties = {name: defaults[name] for name in PENALTIES if defaults.get(name)}
+        self._common = _sampling(task) | penalties
         # What cannot be decoded is said before anything is.
         make = prompt_maker(self._llm)
         jobs = [Job(one, p) for p in task.problems for one in (None, *task.plain, *task.grid)]
@@ -219,11 +200,8 @@ def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Answer:
     reads = job.reads
     told = request_args(job.args, task.model) if job.args else {"cold": 0}
-    common: dict[str, Any] = {
+    common = _sampling(task) | {
         "model": task.expert or task.model,
-        "temperature": 0.0,
-        "max_tokens": task.options.max_tokens,
-        "stop": task.options.stop or [],
         "extra_body": {"vllm_xargs": told},
     }
     try:
