@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from tests.unit.test_pictures import file, pixels
-from vllm_cold import Blur, Noise
+from vllm_cold import Blur
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.tools import engine as tools_engine
@@ -172,23 +172,17 @@ def test_images_are_the_streams_own(engine: Any, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(tools_engine, "_media_prompt", media_prompt)
     picture = make_picture("a.png", file(pixels()))
-    problem = Problem("a", 1, Pictured((("user", "Why?"),), (picture,)), ("a",))
-    for view, own in (("blur:2", Blur(2.0)), ("noise:9", Noise(9))):
-        given = replace(problem, args={"cold_images": view})
-        prompt, params, _ = asked(engine, given, Setting("vcd"))
-        assert prompt == {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": [picture.url]}}
-        (amateur,) = params.amateurs
-        data = {"image": [replace(picture, view=own).url]}
-        assert amateur.prompt == {"prompt_token_ids": [1, 2], "multi_modal_data": data}
-        assert (params.alpha, amateur.weight) == (0.1, -1.0)
-    given = replace(problem, args={"cold_without": "images"})
-    _, params, _ = asked(engine, given, Setting("vcd"))
-    assert params.amateurs[0].prompt == [5, 4, 10]
-    made, fake = engine(given)
+    prompt, args = Pictured((("user", "Why?"),), (picture,)), {"cold_images": "blur:2"}
+    problem = Problem("a", 1, prompt, ("a",), args=args)
+    data, seen = ({"image": [one.url]} for one in (picture, replace(picture, view=Blur(2.0))))
+    read, params, _ = asked(engine, problem, Setting("vcd"))
+    assert read == {"prompt_token_ids": [1, 2], "multi_modal_data": data}
+    assert params.amateurs[0].prompt == {"prompt_token_ids": [1, 2], "multi_modal_data": seen}
+    made, fake = engine(problem)
     fake.finish = "length"
     said = r"problem 'a' \(line 1\): its longest prompt has 3 tokens, with --max-tokens 7 in all"
     with pytest.raises(ToolError, match=said):
-        made.run([Job(None, given)], lambda *_: None)
+        made.run([Job(None, problem)], lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -218,23 +212,22 @@ def test_what_the_engine_refuses_is_said_with_its_problem(engine: Any) -> None:
         made.run([Job(GRID[0], ONE)], lambda *_: None)
 
 
-def test_an_engine_that_fails_is_a_sentence(engine: Any) -> None:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (
+            RuntimeError("CoLD: the logits\nhold NaN"),
+            r"\(RuntimeError\): CoLD: the logits hold NaN",
+        ),
+        ("abort", r"\(line 1\): the engine ended it with 'abort'"),
+    ],
+)
+def test_what_is_not_whole_is_never_judged(engine: Any, error: Any, said: str) -> None:
     made, fake = engine(ONE)
-    for error, said in (
-        (RuntimeError("CoLD: the logits\nhold NaN"), r"\(RuntimeError\): CoLD: the logits hold N"),
-        (EngineDeadError(), r"\(EngineDeadError\): EngineCore encountered an issue"),
-    ):
+    fake.finish = error
+    if isinstance(error, Exception):
         fake.step = Mock(side_effect=error)
-        with pytest.raises(ToolError, match=said):
-            made.run([Job(None, ONE)], lambda *_: None)
-
-
-def test_an_answer_that_is_not_whole_is_never_judged(engine: Any) -> None:
-    made, fake = engine(ONE)
-    fake.finish = "abort"
-    done: list[Any] = []
-    with pytest.raises(ToolError, match=r"\(line 1\): the engine ended it with 'abort'"):
-        made.run([Job(None, ONE)], lambda *args: done.append(args))
-    assert not done
+    done = Mock()
+    with pytest.raises(ToolError, match=said):
+        made.run([Job(None, ONE)], done)
+    done.assert_not_called()

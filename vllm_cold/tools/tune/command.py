@@ -73,9 +73,6 @@ class Tuning:
 
         The other settings are never decoded on held-out problems: it saves time, and nobody can
         pick by them. A problem comes first with each: what is refused is refused at once.
-
-        Returns:
-            What plain prompts tell, and the verdict.
         """
         task, dev, held_out = self._task, self._task.dev, self._task.held_out
         refused = [Job(setting, dev[0]) for setting in task.grid]
@@ -152,14 +149,7 @@ class Tuning:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Decode what is missing, judge, write the report and print it.
-
-    Returns:
-        0 if a setting beats greedy significantly, 1 if none does.
-
-    Raises:
-        ToolError: a mistake in the options, the files or the scoring callable.
-    """
+    """Decode what is missing, judge, write the report and print it; see ``tune.run``."""
     prepare_environment(options.verbose)
     task = read_task(options)
     progress = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -30,7 +30,7 @@ def plain_prompts(
     have. Where the question cannot be told from the rest, that is the amateur's prompt alone.
 
     Args:
-        problems: What each expert reads, and an amateur with a prompt of its own.
+        problems: Each one's prompt, and an amateur that reads another.
         better: The sentence before the question; None for ours.
     """
     read = [(one, expert_reads(prompt), amateur_reads(prompt, one)) for prompt, one in problems]

@@ -79,7 +79,7 @@ def load_problems(
         chat: Whether a text is a user's message.
 
     Returns:
-        The problems, and how many repetitions of them were left out.
+        The problems, and how many rows were left out.
 
     Raises:
         ToolError: names the file, the first line with a mistake, and what is wrong with it.
@@ -121,18 +121,8 @@ def split_problems(
     problems: Sequence[Problem], test_fraction: float, seed: int
 ) -> tuple[list[Problem], list[Problem]]:
     """Draw the dev problems, which pick a setting, and the held-out ones, which judge it: of those
-    whose text answers and of the others the same share.
-
-    Args:
-        problems: All.
-        test_fraction: Share of held-out problems, in (0, 1).
-        seed: Of the draw, 0 or more.
-
-    Returns:
-        The dev and the held-out problems, both in the file's order.
-
-    Raises:
-        ToolError: there are too few problems.
+    whose text answers and of the others the same share. Both stay in the file's order; ToolError
+    where there are too few.
     """
     held_out = set[str]()
     for kind, which in ((True, "problems"), (False, 'problems with "answers": false')):

@@ -52,14 +52,8 @@ def serve_line(
     engine: Mapping[str, Any],
     defaults: Mapping[str, Any] | None,
 ) -> str:
-    """The command that serves what was measured, quoted for a shell.
-
-    Args:
-        model: Folder or hub name.
-        adapters: All that are used.
-        engine: Further arguments of ``vllm.LLM``; they become options, but for None, which is
-            vLLM's word for a default.
-        defaults: Of CoLD, by the knob's name; None for a server that decodes greedily.
+    """The command that serves what was measured, quoted for a shell. CoLD's defaults are those of
+    ``server_defaults``; None for a server that decodes greedily.
     """
     words = ["vllm", "serve", model]
     more = engine.get("additional_config") or {}
@@ -107,14 +101,8 @@ def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
 def make_report(
     task: Task, first: list[str], judged: Verdict, changes: list[Any], more: list[str]
 ) -> dict[str, Any]:
-    """The content of report.json.
-
-    Args:
-        task: What was asked for.
-        first: What plain prompts told.
-        judged: The verdict.
-        changes: The held-out problems whose score changed.
-        more: Further notes.
+    """The content of report.json, with what plain prompts told first, the held-out problems whose
+    score changed, and more notes.
     """
     options, best = task.options, judged.best
     serve, must = _advice(task, judged)
@@ -173,14 +161,7 @@ def _figures(part: str, row: Row | None) -> dict[str, Any]:
 
 
 def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str) -> None:
-    """Print table, notes and the line to paste, and at the end the verdict.
-
-    Args:
-        console: Where to.
-        report: The content of report.json.
-        judged: The verdict.
-        path: Where that file is.
-    """
+    """Print table, notes and the line to paste, and at the end the verdict."""
     if report["first"]:
         console.print()
     console.print(_table(judged))

@@ -87,11 +87,7 @@ class Task:
 
 
 def read_task(options: argparse.Namespace) -> Task:
-    """Check all options and read all small files.
-
-    Raises:
-        ToolError: names the first mistake.
-    """
+    """Check all options and read all small files; ToolError names the first mistake."""
     servers.check_options(options, ENGINE_ONLY, SERVER_ONLY)
     amateurs = options.amateur or ()
     server, adapters, engine = None, list[Adapter](), dict[str, Any]()

@@ -49,10 +49,6 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
     more for the better and one for the worse, so that it keeps its coverage where few problems
     differ or none does. For scores of 0 and 1 it is widened, if need be, to the exact one of the
     share of the better among those that differ: it then has 0 inside where the test finds nothing.
-
-    Args:
-        cold: CoLD's scores.
-        greedy: Greedy's scores of the same problems, in the same order.
     """
     differences, count = cold - greedy, len(cold)
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
@@ -138,13 +134,8 @@ def _figures(found: Comparison, which: str = "") -> str:
 
 
 def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
-    """What plain prompts tell before any setting is tried: whether the text helps at all, and what
-    is to be had for nothing.
-
-    Args:
-        plain: The plain prompts on all problems, that without the text first.
-        lacks: What it is, a text or an instruction.
-        blind: Whether there may be texts that do not answer, and no problem has one.
+    """What plain prompts, first that without the text or instruction, tell before any setting is
+    tried: whether it helps at all, and what is to be had for nothing.
     """
     said = []
     for row in plain[:1]:
