@@ -97,7 +97,7 @@ class Command:
         """Rows with a text and a question; of the first so many the text does not answer."""
         more: list[dict[str, Any]] = [{"answers": False}] * silent + [{}] * (COUNT - silent)
         self.write(
-            {"prompt": f"T{n}. Q?", "answer": "right", "cold_part": [0, len(f"T{n}. ")], **one}
+            {"prompt": f"T{n}. Q{n}?", "answer": "right", "cold_part": [0, len(f"T{n}. ")], **one}
             for n, one in enumerate(more)
         )
 
@@ -192,6 +192,7 @@ def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
     assert {key[1] for key in done[-COUNT // 2 :]} == {f"p{n}" for n in range(COUNT)} - on_dev
     report = command.report
     assert report["gain"] and report["test"]["count"] == COUNT // 2
+    assert [row["picked"] for row in report["settings"]] == [True, False]
     assert len(report["changes"]) == COUNT // 2 and report["changes"][0]["cold"] == "right"
     names = {"report.json", "answers.jsonl"}
     assert {path.name for path in (command.folder / "out").iterdir()} == names
@@ -298,7 +299,8 @@ def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture
     assert command(*more, without=PRESET) == 0
     seen = {job.plain: job.reads.value for job in command.jobs if job.problem.line == 4}
     assert seen == {
-        None: "T3. Q?", names[0]: "Q?", names[1]: "T3. By the text: Q?", names[2]: "T3. T3. Q?",
+        None: "T3. Q3?", names[0]: "Q3?", names[1]: "T3. By the text: Q3?",
+        names[2]: "T3. T3. Q3?",
     }  # fmt: skip
     assert [setting and setting.plain for setting, _ in command.take()][1 - COUNT :] == [None] * (
         COUNT - 1
@@ -312,9 +314,13 @@ def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture
     assert 'A better prompt has "By the text:" before the question' in command.notes
     printed = capsys.readouterr().out
     assert "no answer:" in printed and "8 whose text does not answer; greedy: 0.0 %" in printed
-    # Another sentence makes one prompt another one.
+    # Another sentence makes one prompt another one; what is asked twice is decoded once.
     assert command(*more, "--better", "Read!", without=PRESET) == 0
     assert {setting and setting.plain for setting, _ in command.take()} == {"a better prompt"}
+    file = command.folder / "p.jsonl"
+    file.write_text(re.sub(r"Q\d+\?", "Q?", file.read_text()))
+    assert command(*more, without=PRESET) == 0
+    assert [setting and setting.plain for setting, _ in command.take()].count(names[0]) == 1
 
 
 def test_what_harms_where_texts_do_not_answer_is_no_default(command: Command) -> None:

@@ -20,34 +20,29 @@ def score(how: str, output: str, *answers: str) -> float:
     return load_matcher(how, [problem])(output, problem)
 
 
-def figures(text: str) -> list[str]:
-    return [str(number) for number in numbers(text)]
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("42, I think", ["42"]),
-        ("1,234,567.50", ["1234567.50"]),
-        ("1,23", ["1", "23"]),  # no group of three
-        ("1234,567", ["1234", "567"]),
-        ("-5", ["-5"]),
-        ("\u22125", ["-5"]),
-        ("10-5", ["10", "5"]),
-        ("(10)-5", ["10", "5"]),
-        (".5", ["0.5"]),
-        ("1.2.3", ["1.2", "3"]),
-        ("2.5E-3", ["0.0025"]),
-        ("1e9999", ["1"]),  # no exponent of more than three digits
-        ("12.5 %", ["12.5"]),
-        ("-$3.50", ["-3.50"]),
-        ("42km", ["42"]),
-        ("GPT4 and w17, x2", []),  # part of a word
-        ("\u0664", []),  # an Arabic figure
+        ("42, I think", "42"),
+        ("1,234,567.50", "1234567.50"),
+        ("1,23", "1 23"),  # no group of three
+        ("1234,567", "1234 567"),
+        ("x=-5", "-5"),
+        ("\u22125", "-5"),
+        ("10-5", "10 5"),
+        ("(10)-5 %-5", "10 5 5"),
+        (".5", "0.5"),
+        ("1.2.3", "1.2 3"),
+        ("2.5E-3", "0.0025"),
+        ("1e9999", "1"),  # no exponent of more than three digits
+        ("-$3.50", "-3.50"),
+        ("42km", "42"),
+        ("GPT4 and w17, x2", ""),  # part of a word
+        ("\u0664", ""),  # an Arabic figure
     ],
 )
-def test_what_a_number_is(text: str, expected: list[str]) -> None:
-    assert figures(text) == expected
+def test_what_a_number_is(text: str, expected: str) -> None:
+    assert " ".join(map(str, numbers(text))) == expected
 
 
 @pytest.mark.parametrize(

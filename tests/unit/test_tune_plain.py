@@ -59,16 +59,14 @@ def test_a_text_is_repeated_in_front_of_it() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("args", [{"part": [0, 15]}, {"amateur_prompt": "Question: How many?"}])
-def test_a_text_without_a_part(args: dict[str, Any]) -> None:
-    assert prompts(TEXT, "Read:", **args) == (
-        "text",
-        ["Question: How many?", "Text: It is 9. Read: Question: How many?",
-         "Text: It is 9. Text: It is 9. Question: How many?"],
-    )  # fmt: skip
-
-
-def test_parts_are_repeated_behind_the_last() -> None:
+def test_a_text_without_a_part() -> None:
+    for args in ({"part": [0, 15]}, {"amateur_prompt": "Question: How many?"}):
+        assert prompts(TEXT, "Read:", **args) == (
+            "text",
+            ["Question: How many?", "Text: It is 9. Read: Question: How many?",
+             "Text: It is 9. Text: It is 9. Question: How many?"],
+        )  # fmt: skip
+    # Several are repeated behind the last.
     assert prompts("a b c d", "!", part="0:2,4:6")[1] == ["b d", "a b c ! d", "a b c a c d"]
 
 

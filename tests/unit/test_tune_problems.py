@@ -30,24 +30,16 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         {"prompt": "one", "answer": "1"},
         "",
         {"messages": [{"role": "user", "content": "two"}], "answer": ["2", 2.5], "id": 7},
-        {
-            "prompt": "line\u2028separator",
-            "answer": -3,
-            "id": "x",
-            "source": "kept elsewhere",
-            "answers": False,
-        },
+        {"prompt": "a\u2028b", "answer": -3, "id": "x", "source": "elsewhere", "answers": False},
     )
     problems, repeated = load_problems(file)
     assert repeated == 0
-    assert [(p.id, p.line, p.answer) for p in problems] == [
-        ("line-1", 1, "1"),
-        ("7", 3, ["2", 2.5]),  # as it stands there
-        ("x", 4, -3),
+    assert [(p.id, p.line, p.answer, p.answers, p.has_answer) for p in problems] == [
+        ("line-1", 1, "1", ("1",), True),
+        ("7", 3, ["2", 2.5], ("2", "2.5"), True),  # as it stands there, and as text
+        ("x", 4, -3, ("-3",), False),
     ]
-    assert [p.answers for p in problems] == [("1",), ("2", "2.5"), ("-3",)]
     assert problems[1].prompt == (("user", "two"),)
-    assert [p.has_answer for p in problems] == [True, True, False]
 
 
 @pytest.mark.parametrize(

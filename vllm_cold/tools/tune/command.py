@@ -96,7 +96,7 @@ class Tuning:
 
     def _need(self, jobs: Sequence[Job]) -> None:
         """Decode those of the jobs that are missing."""
-        missing = [job for job in jobs if job.key not in self._answers]
+        missing = {job.key: job for job in jobs if job.key not in self._answers}.values()
         if not missing:
             return
         if self._decode is None:
@@ -113,7 +113,7 @@ class Tuning:
                 self._score(*job)
                 progress.advance(bar)
 
-            self._decode(missing, done)
+            self._decode(list(missing), done)
 
     def changes(self, best: Setting) -> list[dict[str, Any]]:
         """The held-out problems on which ``best`` scores higher than greedy decoding, then those
