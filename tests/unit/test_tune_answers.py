@@ -127,9 +127,12 @@ def test_no_second_process_writes_there(tmp_path: Path) -> None:
             pass
 
 
-def test_a_full_disk_is_said_with_what_is_kept(tmp_path: Path) -> None:
+def test_what_is_not_kept_is_said(tmp_path: Path) -> None:
     with opened(tmp_path) as answers, open("/dev/full", "ab", buffering=0) as full:
         answers.add(JOBS[0], Answer("kept", "stop"))
+        with pytest.raises(ToolError, match=r"problem 'b' \(line 2\): was ended with 'abort'"):
+            answers.add(JOBS[1], Answer("not whole", "abort"))
+        assert len(answers) == 1
         answers._file = full
         with pytest.raises(ToolError, match="No space left on device; 1 answers are kept there"):
             answers.add(JOBS[1], Answer("lost", "stop"))

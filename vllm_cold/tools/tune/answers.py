@@ -24,6 +24,7 @@ from vllm_cold.tools.tune.problems import Problem
 
 NAME = "answers.jsonl"
 _MARK = "vllm-cold tune"  # begins the file, with the version of its format
+ENDS = ("stop", "length", "repetition")  # finish reasons of answers that are whole
 _encode = msgspec.json.Encoder(order="deterministic").encode
 
 
@@ -110,7 +111,14 @@ class Answers(dict[bytes, Answer]):
             file.write(b"\n")
 
     def add(self, job: Job, answer: Answer) -> None:
-        """Keep an answer; it is with the operating system when this returns."""
+        """Keep an answer; it is with the operating system when this returns. ToolError for one that
+        was ended by an error, or from outside.
+        """
+        if answer.finish not in ENDS:
+            raise ToolError(
+                f"{job.problem.place}: was ended with {answer.finish!r}; see the log of the engine "
+                "or the server, and run the same command again"
+            )
         said = "greedy" if job.setting is None else job.setting.values
         prompt, args = msgspec.json.decode(job.key)
         line = {"id": job.problem.id, "setting": said, "text": answer.text, "finish": answer.finish}

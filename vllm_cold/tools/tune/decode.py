@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 # Of the model's generation_config.json, what still counts at temperature 0; a server applies it.
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-ENDS = ("stop", "length", "repetition")  # finish reasons of answers that are whole
 CONCURRENCY = 32  # requests to a server at a time
 _WAITING = 2  # requests handed over for each that can run: batches stay full, memory stays small
 
@@ -55,16 +54,6 @@ where a request is refused or ends with an error.
 def decoder(task: Task) -> Decode:
     """What decodes a task's problems; an engine starts now, or ToolError says why it does not."""
     return Engine(task).run if task.server is None else partial(ask, task, task.server)
-
-
-def _whole(job: Job, text: str, finish: str, who: str) -> Answer:
-    """An answer that may be judged; ToolError where it was ended by an error, or from outside."""
-    if finish not in ENDS:
-        raise ToolError(
-            f"{job.problem.place}: the {who} ended it with {finish!r}; see its log, and run the "
-            "same command again"
-        )
-    return Answer(text, finish)
 
 
 def _sampling(task: Task) -> dict[str, Any]:
@@ -168,11 +157,11 @@ class Engine:
                     results = self._engine.step()
                 for result in results:
                     job, (completion,) = running.pop(result.request_id), result.outputs
-                    answer = _whole(job, completion.text, completion.finish_reason, "engine")
+                    finish = completion.finish_reason
                     # How long a prompt is with its images, nobody knew before.
-                    if answer.finish == "length" and len(completion.token_ids) < most:
+                    if finish == "length" and len(completion.token_ids) < most:
                         self._refuse(job.problem, len(result.prompt_token_ids))
-                    done(job, answer)
+                    done(job, Answer(completion.text, finish))
 
 
 def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
@@ -215,4 +204,4 @@ async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: J
                 found, text = reply.choices[0], reply.choices[0].text
     except ToolError as error:
         raise ToolError(f"{job.problem.place}: {error}") from error
-    return _whole(job, text or "", found.finish_reason, "server")
+    return Answer(text or "", found.finish_reason)
