@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_an_answer_is_known_by_what_was_asked(
     tmp_path: Path, setting: Setting | None, changed: dict[str, Any], found: bool
 ) -> None:
     fill(tmp_path)
-    problem = Problem(**{**vars(CHAT), **changed})
+    problem = replace(CHAT, **changed)
     with opened(tmp_path) as answers:
         assert (Job(setting, problem).key in answers) is found
         # Of a plain prompt it is that which counts, and no contrast.

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 
-from vllm_cold.tools.contrast import Content, expert_reads, kept
+from vllm_cold.tools.contrast import Content, expert_reads
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import Problem
@@ -56,7 +56,7 @@ class Job(NamedTuple):
     @property
     def key(self) -> bytes:
         """All that its answer depends on, but for what is the same in a whole run."""
-        prompt = kept(self.problem.prompt) if self.plain is None else self.reads.value
+        prompt = self.problem.kept if self.plain is None else self.reads.value
         return _encode([prompt, self.args])
 
 

@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.text import Text
 
-from vllm_cold.tools.contrast import kept
 from vllm_cold.tools.engine import prepare_environment
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune import report, verdict
@@ -125,7 +124,7 @@ class Tuning:
             scores = {f"{name}_score": self._score(*job) for name, job in jobs.items()}
             if scores["greedy_score"] != scores["cold_score"]:
                 texts = {name: self._answers[job.key].text for name, job in jobs.items()}
-                said = {"id": problem.id, "prompt": kept(problem.prompt)}
+                said = {"id": problem.id, "prompt": problem.kept}
                 changes.append({**said, "answers": list(problem.answers), **texts, **scores})
         return sorted(changes, key=lambda one: one["cold_score"] < one["greedy_score"])
 

@@ -7,13 +7,14 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator
 
-from vllm_cold.tools.contrast import Content, Prompt, merge
+from vllm_cold.tools.contrast import Content, Prompt, kept, merge
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
@@ -37,6 +38,11 @@ class Problem:
     def place(self) -> str:
         """Where it stands, for errors."""
         return f"problem {self.id!r} (line {self.line})"
+
+    @cached_property
+    def kept(self) -> Any:
+        """Its prompt as JSON, with the digests of pictures."""
+        return kept(self.prompt)
 
 
 def _as_text(value: Any) -> str:
