@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -123,7 +124,7 @@ def judged(
     held_out = {one: Row(one, hundred(*said[1])) for one, said in told.items()}
     held_out[best] = Row(best, hundred(*test), None if silent is None else hundred(*silent))
     against = {one: hundred(*said[2]) for one, said in told.items()}
-    return Verdict({**rows, **settings}, held_out, against, blind)
+    return Verdict({**rows, **settings}, best, held_out, against, blind)
 
 
 def test_a_gain_is_claimed_with_its_figures() -> None:
@@ -231,7 +232,7 @@ def test_the_terminal_shows_all_and_what_is_pasted_in_one_piece(width: int) -> N
     found = judged(dict(zip(GRID, [(9, 3), (12, 1)], strict=False)), (10, 1))
     if width > 40:
         rows = {one: row._replace(silent=hundred(0, 8)) for one, row in found.dev.items()}
-        found = Verdict(rows, found.held_out, {})
+        found = replace(found, dev=rows)
     hostile, headline = "[bold]x[/bold] & <b> {{ 7 * 7 }}", found.headline()
     serve = "vllm serve '/models/a long name' --sampler cold --cold-alpha 0.1 --cold-beta 0.5"
     said: dict[str, Any] = {"first": ["The text helps."], "notes": [hostile], "serve": serve}

@@ -88,6 +88,7 @@ class Tuning:
         answering = [problem for problem in held_out if problem.has_answer]
         return findings, verdict.Verdict(
             dev=rows,
+            picked=best,
             held_out=self._rows([*task.plain, best], held_out),
             against={one: self._compare(best, answering, one) for one in task.plain},
             blind=blind,

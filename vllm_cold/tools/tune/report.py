@@ -133,7 +133,7 @@ def make_report(
         "settings": [
             {
                 "name": str(setting),
-                "picked": setting == best.setting,
+                "picked": setting == judged.picked,
                 "setting": setting.values,
                 **_figures("dev", row),
                 **_figures("test", judged.held_out.get(setting)),
@@ -199,7 +199,7 @@ def _table(judged: Verdict) -> Table:
     for name in ("score", "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
     for setting, dev, silent in judged.dev.values():
-        is_picked = setting == judged.best.setting
+        is_picked = setting == judged.picked
         table.add_row(
             f"{setting} (picked)" if is_picked else str(setting),
             percent(dev.cold),

@@ -173,14 +173,15 @@ class Verdict:
     """What to use, by all that was compared."""
 
     dev: Mapping[Setting, Row]  # plain prompts and settings on the dev problems, in order
-    held_out: Mapping[Setting, Row]  # plain prompts on the others, and last the picked setting
+    picked: Setting  # by the dev problems
+    held_out: Mapping[Setting, Row]  # plain prompts and the picked setting on the others
     against: Mapping[Setting, Comparison]  # that against plain prompts there, where texts answer
     blind: bool = False  # whether there may be texts that do not answer, and no row says so
 
     @property
     def best(self) -> Row:
-        """The setting that the dev problems picked, on the held-out ones."""
-        return list(self.held_out.values())[-1]
+        """The picked setting on the held-out problems."""
+        return self.held_out[self.picked]
 
     def _gains(self, row: Row) -> bool:
         """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
