@@ -124,6 +124,7 @@ def test_plain_prompts_are_greedy(engine: Any) -> None:
     assert [len(prompt) for prompt, _, _ in fake.asked] == [4, 6, 4]
     assert [params.extra_args for _, params, _ in fake.asked[:2]] == [{"cold": 0}] * 2
     assert {adapter.lora_name for _, _, adapter in fake.asked} == {"sql"}
+    engine(one, limit=10)
     with pytest.raises(ToolError, match="its longest prompt has 6 tokens"):
         engine(one, limit=9)
 
