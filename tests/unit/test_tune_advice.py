@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from tests.vllm_parser import serve_parser
+from vllm_cold.errors import ColdError
 from vllm_cold.method.arguments import parse_engine_defaults, parse_request_args
 from vllm_cold.tools.adapters import Adapter, engine_arguments
 from vllm_cold.tools.contrast import read_contrast
-from vllm_cold.tools.errors import ToolError
-from vllm_cold.tools.tune.advice import serve_line, server_defaults
 from vllm_cold.tools.tune.grid import AXES, Setting, make_grid
+from vllm_cold.tools.tune.report import serve_line, server_defaults
 
 pytestmark = pytest.mark.unit
 
@@ -46,11 +46,9 @@ def test_parameters_are_for_the_rules_that_have_them() -> None:
     tau = '{"beta": 0.5, "tau": 2.0}'
     for more in ({"beta_max": "2", "rule_parameters": '{"tau": 2}'},
                  {"rule_parameters": '{"tau": 2, "beta_max": 2}'}):  # fmt: skip
-        assert make_grid({"alpha": "0.1", "beta": "0.5,mti,adaptive,arr,acd", **more}, "mti") == [
+        assert make_grid({"alpha": "0.1", "beta": "0.5,mti,adaptive", **more}, "mti") == [
             Setting(alpha=0.1, beta=0.5),
-            Setting(alpha=0.1, beta="acd"),
             Setting(alpha=0.1, beta="adaptive", rule_parameters=TWO),
-            Setting(alpha=0.1, beta="arr", rule_parameters=TWO),
             Setting(alpha=0.1, beta="mti", rule_parameters=tau),
             Setting("mti", rule_parameters=tau),
         ]
@@ -74,7 +72,7 @@ def test_a_rule_for_several_amateurs() -> None:
     assert make_grid(given) == [Setting(alpha=0.1, beta=1.0), judge]
     for settings in (judge.args, {**judge.args, "cold_weights": ["", ""]}):
         read_contrast({**settings, "cold_amateur_prompt": ["a", "b"]})
-    with pytest.raises(ToolError, match="--beta='judge': this rule chooses the weights of 2 amate"):
+    with pytest.raises(ColdError, match="cold_beta='judge': this rule chooses the weights of 2 am"):
         make_grid({"beta": "judge"}, weights=["", -0.5])
 
 
@@ -83,46 +81,15 @@ def test_weights_take_the_place_of_beta() -> None:
     assert make_grid({"alpha": "0.1"}, weights=[0.25, "adaptive"]) == [
         Setting(alpha=0.1, rule_parameters=ONE)
     ]
-    (both,) = make_grid({"rule_parameters": '{"tau": 2}'}, "adacad", weights=["mti", 0.5])
-    assert both.args == {
-        "cold_preset": "adacad", "cold_rule_parameters": '{"beta": 0.5, "tau": 2.0}',
-    }  # fmt: skip
-    (both,) = make_grid({"alpha": "0.1", "beta": "1"}, weights=["mti", ""])
-    assert both.values == {
-        "alpha": 0.1,
-        "beta": 1.0,
-        "rule_parameters": '{"beta": 0.5, "tau": 1.0}',
-    }
+    tau = '{"beta": 0.5, "tau": 2.0}'
+    assert make_grid({"rule_parameters": '{"tau": 2}'}, "adacad", weights=["mti", 0.5]) == [
+        Setting("adacad", rule_parameters=tau)
+    ]
+    given = {"alpha": "0.1", "beta": "1", "rule_parameters": '{"tau": 2}'}
+    assert make_grid(given, weights=["mti", ""]) == [
+        Setting(alpha=0.1, beta=1.0, rule_parameters=tau)
+    ]
     assert make_grid({}, "cad", weights=-0.25) == [Setting("cad")]
-
-
-@pytest.mark.parametrize(
-    ("given", "presets", "message"),
-    [
-        ({"alpha": "-1"}, None, r"--alpha=-1.0: must be a number in \[0, 1\]"),
-        ({"alpha": "0.1,"}, None, r"--alpha='': must be a number"),
-        ({"beta": "half"}, None, r"--beta='half': must be a number, or the name of a rule: acd, "),
-        ({"beta": "1,mti,half"}, None, r"--beta='half': must be a number, or the name of a rule"),
-        ({"beta_max": "2"}, None, r"--beta-max=2.0: no rule that is tried has such a parameter"),
-        ({"beta_max": "2"}, "cad", r"--beta-max=2.0: no rule that is tried has such a parameter"),
-        ({"beta_max": "2", "beta": "mti,1"}, None, r"--beta-max=2.0: no rule that is tried has"),
-        (
-            {"rule_parameters": '{"taw": 2}', "beta": "mti"},
-            None,
-            r"--rule-parameters\['taw'\]=2: no rule that is tried has such a parameter",
-        ),
-        (
-            {"rule_parameters": '{"tau": -2}', "beta": "mti"},
-            None,
-            r"--rule-parameters\['tau'\]=-2: must be a number from 0 to 100",
-        ),
-        ({"rule_parameters": "tau=2", "beta": "mti"}, None, "--rule-parameters='tau=2': must be"),
-        ({}, "what", r"--preset='what': must be one of cold, cad"),
-    ],
-)
-def test_wrong_grids(given: Any, presets: str | None, message: str) -> None:
-    with pytest.raises(ToolError, match=message):
-        make_grid(given, presets)
 
 
 def parse(line: str) -> Any:
@@ -155,21 +122,12 @@ def test_the_line_says_what_was_measured() -> None:
         "logits_processors": [],
     }
     found = parse(serve_line("/models/my model", adapters, engine, {"alpha": 0.05, "beta": 1e-05}))
-    assert found.model_tag == "/models/my model"
-    assert found.enable_lora
     assert [(m.name, m.path) for m in found.lora_modules] == [
-        ("sql", "/data/it's here/sql"),
-        ("chat", "/data/a=b,c/chat"),
+        (one.name, one.folder) for one in adapters
     ]
-    assert (found.max_lora_rank, found.max_loras) == (16, 2)
-    assert (found.dtype, found.max_model_len) == ("bfloat16", 1024)
-    assert found.enforce_eager is True
-    assert found.enable_prefix_caching is False
-    assert found.hf_overrides == {"rope_theta": 1e6}
-    assert found.quantization is None and found.enable_chunked_prefill is None
-    assert found.cudagraph_capture_sizes == [1, 2, 8]
-    assert found.ignore_patterns == ["a b/*", "c"]
-    assert not found.logits_processors
+    said = {name: getattr(found, name) for name in engine}
+    assert said == {**engine, "logits_processors": said["logits_processors"]}
+    assert found.model_tag == "/models/my model" and not found.logits_processors
     assert (found.sampler, found.cold_alpha, found.cold_beta) == ("cold", 0.05, 1e-05)
 
 

@@ -18,8 +18,7 @@ from vllm_cold.method.settings import ENGINE, MAX_EXPERT_TOP_K
 from vllm_cold.tools import tune
 from vllm_cold.tools.main import build_parser, main
 from vllm_cold.tools.tune import decode
-from vllm_cold.tools.tune.answers import Answer
-from vllm_cold.tools.tune.decode import Job
+from vllm_cold.tools.tune.answers import Answer, Job
 from vllm_cold.tools.tune.grid import Setting
 from vllm_cold.tools.tune.problems import load_problems
 from vllm_cold.tools.tune.task import Task
@@ -28,45 +27,24 @@ pytestmark = pytest.mark.unit
 
 COUNT = 40
 TOTAL = 2 * COUNT + COUNT // 2  # greedy, two settings on dev, the best on the rest
-BEST = Setting(alpha=0.1, beta=0.5)
-Line = Callable[..., list[str]]
+BEST, OTHER, CAD = Setting(alpha=0.1, beta=0.5), Setting(alpha=0.1, beta=1.0), Setting("cad")
+Capture = pytest.CaptureFixture[str]
+PRESET = ("--alpha", "--beta")  # left out, there are presets alone
 
 
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the command sets in the environment ends with the test."""
-    for name in (
-        "VLLM_ENABLE_V1_MULTIPROCESSING",
-        "VLLM_NO_USAGE_STATS",
-        "TOKENIZERS_PARALLELISM",
-        "VLLM_LOGGING_LEVEL",
-    ):
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_NO_USAGE_STATS", "VLLM_LOGGING_LEVEL"):
         monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "0")
 
 
-@pytest.fixture
-def line(tmp_path: Path) -> Line:
-    """``line(*more)``: a command line that is right, with further options."""
-    rows = [{"prompt": f"p{n}", "answer": "right", "id": f"p{n}"} for n in range(COUNT)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for name in ("sql", "chat"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "adapter_config.json").write_text('{"r": 8}')
-
-    def make(*more: str) -> list[str]:
-        return [
-            *("tune", str(tmp_path / "p.jsonl"), "--model", "org/model"),
-            *("--adapter", str(tmp_path / "sql"), "--alpha", "0.1", "--beta", "0.5,1"),
-            *("--output", str(tmp_path / "out"), *more),
-        ]
-
-    return make
-
-
-class Engine:
-    """In place of ``Engine``.
+class Command:
+    """The command, in a folder with problems and adapters, with a function in place of an engine.
 
     Attributes:
+        folder: The folder.
         tasks: Of engines that were started.
         jobs: Jobs that were done, in order.
         text: Gives the output of a job.
@@ -74,7 +52,8 @@ class Engine:
         end: Before which job (by number) ``error`` is raised.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.tasks: list[Task] = []
         self.jobs: list[Job] = []
         self.text: Callable[[Job], str] = lambda job: "right" if job.setting == BEST else "wrong"
@@ -82,7 +61,7 @@ class Engine:
         self.end: int | None = None
         self.error: BaseException = KeyboardInterrupt()
 
-    def start(self, task: Task) -> Engine:
+    def start(self, task: Task) -> Command:
         self.tasks.append(task)
         return self
 
@@ -94,202 +73,195 @@ class Engine:
             self.jobs.append(job)
             done(job, Answer(self.text(job), self.finish))
 
+    def __call__(self, *more: str, without: Iterable[str] = ()) -> int:
+        """The status of a command line that is right, with further options and without others."""
+        words = [
+            *("tune", str(self.folder / "p.jsonl"), "--model", "org/model"),
+            *("--adapter", str(self.folder / "sql"), "--alpha", "0.1", "--beta", "0.5,1"),
+            *("--output", str(self.folder / "out"), *more),
+        ]
+        for option in without:
+            at = words.index(option)
+            del words[at : at + 2]
+        return main(words)
+
+    def write(self, rows: Iterable[dict[str, Any]]) -> None:
+        (self.folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def write_chats(self) -> None:
+        turns = [{"role": "system", "content": "Be right."}, {"role": "user", "content": "?"}]
+        asked = ([*turns, {"role": "user", "content": f"{n}"}] for n in range(COUNT))
+        self.write({"messages": messages, "answer": "right"} for messages in asked)
+
+    def write_texts(self, silent: int = 0) -> None:
+        """Rows with a text and a question; of the first so many the text does not answer."""
+        more: list[dict[str, Any]] = [{"answers": False}] * silent + [{}] * (COUNT - silent)
+        self.write(
+            {"prompt": f"T{n}. Q{n}?", "answer": "right", "cold_part": [0, len(f"T{n}. ")], **one}
+            for n, one in enumerate(more)
+        )
+
+    def take(self) -> list[tuple[Setting | None, str]]:
+        """What was decoded since the last time."""
+        found = [(job.setting, job.problem.id) for job in self.jobs]
+        self.jobs.clear()
+        assert len(found) == len(set(found))
+        return found
+
+    @property
+    def report(self) -> Any:
+        return json.loads((self.folder / "out" / "report.json").read_text())
+
+    @property
+    def notes(self) -> str:
+        return " ".join(self.report["notes"])
+
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> Engine:
-    made = Engine()
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    made = Command(tmp_path)
+    made.write({"prompt": f"p{n}", "answer": "right", "id": f"p{n}"} for n in range(COUNT))
+    for name in ("sql", "chat"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "adapter_config.json").write_text('{"r": 8}')
     monkeypatch.setattr(decode, "Engine", made.start)
     return made
 
 
-def keys(jobs: Iterable[Job]) -> list[tuple[Setting | None, str]]:
-    return [(job.setting, job.problem.id) for job in jobs]
+MISTAKES = """
+--test-fraction 0.9                | with fewer than 6 no difference can be significant. Bring 6
+--test-fraction nan                | argument --test-fraction: nan: must be between 0 and 1
+--max-tokens 0                     | argument --max-tokens: 0: must be 1 or more
+--seed x                           | argument --seed: invalid integer value: 'x'
+--match number                     | --match=number: line 1: cannot use the answer 'right': it has
+--amateur SQL                      | is given twice; leave it out
+--amateur-prompt \udc80            | --amateur-prompt='\\udc80': must be valid Unicode text
+--better x                         | --better: is for amateurs that read another prompt
+--weights -1                       | --beta=0.5: no amateur uses it, as each has
+--alpha 0.1,                       | --alpha='': must be a number
+--beta 1,mti,half                  | --beta='half': must be a number, or the name of a rule: acd,
+--beta-max 2                       | --beta-max=2.0: no rule that is tried has such a parameter
+--rule-parameters {"taw":2} --beta mti | --rule-parameters['taw']=2: no rule that is tried has such
+--rule-parameters {"tau":-2} --beta mti | --rule-parameters['tau']=-2: must be a number from 0 to
+--preset what                      | --preset='what': must be one of cold, cad
+--preset cad                       | (line 1): --preset='cad': contrasts with another prompt; say
+--preset dexperts                  | (line 1): --preset='dexperts': is for 2 amateurs: list their
+--without tool                     | (line 1): --without='tool': is for chat
+--engine-args [1]                  | --engine-args='[1]': must be a JSON object (Expected `object`
+--engine-args {"hf_token":"hf_x"}  | set HF_TOKEN
+--concurrency 2                    | --concurrency: is for a server; add --url, or leave it out
+"""
 
 
-def read_report(tmp_path: Path) -> dict[str, Any]:
-    return json.loads((tmp_path / "out" / "report.json").read_text())  # type: ignore[no-any-return]
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--test-fraction", "0.9"], "with fewer than 6 no difference can be significant. Bring 6"),
-        (["--match", "fuzzy"], "--match='fuzzy': must be one of exact, number"),
-        (["--match", "number"], "--match=number: line 1: cannot use the answer 'right': it has no"),
-        (["--amateur", "{sql}"], "is given twice; leave it out"),
-        (["--amateur-prompt", "\udc80"], "--amateur-prompt='\\udc80': must be valid Unicode text"),
-        (["--weights", "-1"], "--beta=0.5: no amateur uses it, as each has"),
-        (["--engine-args", "[1]"], "--engine-args='[1]': must be a JSON object (Expected `object`"),
-        (["--engine-args", '{"hf_token": "hf_secret"}'], "set HF_TOKEN"),
-        (["--concurrency", "2"], "--concurrency: is for a server; add --url, or leave it out"),
-        (["--insecure-http"], "--insecure-http: is for a server"),
-    ],
-)
+@pytest.mark.parametrize("row", MISTAKES.strip().splitlines())
 def test_a_mistake_is_one_sentence_and_starts_nothing(
-    line: Line,
-    engine: Engine,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    more: list[str],
-    message: str,
+    command: Command, capsys: Capture, row: str
 ) -> None:
-    folders = {name: str(tmp_path / name) for name in ("sql", "chat")}
-    more = [word.format(**folders) if re.search("{(sql|chat)}", word) else word for word in more]
-    assert main(line(*more)) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith("vllm-cold tune: ") and message in printed
-    assert len(printed.splitlines()) == 1 and "hf_secret" not in printed
-    assert not engine.tasks and not (tmp_path / "out").exists()
+    words, message = (part.strip() for part in row.split(" | "))
+    try:
+        status: Any = command(*words.replace("SQL", str(command.folder / "sql")).split())
+    except SystemExit as end:  # of argparse, behind its usage
+        status = end.code
+    said = capsys.readouterr().err.splitlines()
+    assert status == 2 and said[-1].startswith("vllm-cold tune: ") and message in said[-1]
+    assert len(said) == 1 or "argument" in message
+    assert "hf_x" not in said[-1] and not re.search("cold_[a-z]", said[-1])
+    assert not command.tasks and not (command.folder / "out").exists()
 
 
-def test_without_model_and_server(line: Line, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(without(line(), "--model")) == 2
-    said = "--model is missing: name the base model, or a server with --url"
-    assert said in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--test-fraction", "nan"], "--test-fraction: nan: must be between 0 and 1"),
-        (["--max-tokens", "0"], "--max-tokens: 0: must be 1 or more"),
-        (["--seed", "x"], "--seed: invalid integer value: 'x'"),
-    ],
-)
-def test_numbers_out_of_range(
-    line: Line, capsys: pytest.CaptureFixture[str], more: list[str], message: str
-) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(line(*more))
-    assert end.value.code == 2 and f"error: argument {message}" in capsys.readouterr().err
+def test_what_is_missing_is_named(command: Command, capsys: Capture) -> None:
+    assert command(without=["--model"]) == 2
+    assert "--model is missing: name the base model, or a server" in capsys.readouterr().err
+    for more in ((), ("--amateur", "org/model")):
+        assert command(*more, without=["--adapter"]) == 2
+        said = "problem 'p0' (line 1): nothing to contrast with: give --adapter, or say what"
+        assert said in capsys.readouterr().err
+    assert not command.tasks
 
 
 def test_one_engine_one_greedy_pass_and_nothing_held_out_but_the_best(
-    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: Command, capsys: Capture
 ) -> None:
-    assert main(line()) == 0
-    assert len(engine.tasks) == 1
-    done = keys(engine.jobs)
-    assert len(done) == len(set(done)) == TOTAL
+    assert command() == 0
+    assert len(command.tasks) == 1
+    done = command.take()
     found = {setting: sum(key[0] == setting for key in done) for setting, _ in done}
-    assert found == {None: COUNT, BEST: COUNT, Setting(alpha=0.1, beta=1.0): COUNT // 2}
-    on_dev = {id for setting, id in done if setting == Setting(alpha=0.1, beta=1.0)}
-    assert [key[0] for key in done[:3]] == [BEST, Setting(alpha=0.1, beta=1.0), None]
+    assert found == {None: COUNT, BEST: COUNT, OTHER: COUNT // 2}
+    assert [key[0] for key in done[:3]] == [BEST, OTHER, None]
+    on_dev = {id for setting, id in done if setting == OTHER}
     assert {key[1] for key in done[-COUNT // 2 :]} == {f"p{n}" for n in range(COUNT)} - on_dev
-    report = read_report(tmp_path)
+    report = command.report
     assert report["gain"] and report["test"]["count"] == COUNT // 2
+    assert [row["picked"] for row in report["settings"]] == [True, False]
     assert len(report["changes"]) == COUNT // 2 and report["changes"][0]["cold"] == "right"
     names = {"report.json", "answers.jsonl"}
-    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    assert {path.name for path in (command.folder / "out").iterdir()} == names
     printed = capsys.readouterr()
     assert f"{COUNT} problems (20 dev, 20 held out), 2 settings. 0 answers are" in printed.err
     assert printed.out.splitlines()[-1] == report["headline"]
 
 
-def test_the_status_is_1_where_nothing_is_better(
-    line: Line, engine: Engine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine.text = lambda job: "right"
-    assert main(line()) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == (
-        "No setting beats greedy decoding significantly, so use that: alpha 0.1, beta 0.5, picked "
-        "from 2 settings, differs by 0.0 points on 20 held-out problems (95 % interval -12.6 to "
-        "+12.6, p = 1); 0.0 on 20 dev problems."
-    )
-
-
-def test_a_fault_has_a_status_of_its_own(
-    line: Line, engine: Engine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    engine.end, engine.error = 3, ZeroDivisionError("a bug")
-    assert main(line()) == 3
-    printed = capsys.readouterr().err
-    assert "Traceback" in printed and "ZeroDivisionError: a bug" in printed
-    assert main(line()) == 0
-
-
-@pytest.mark.parametrize("end", [0, 40, 80, 99])
-def test_going_on_after_an_interruption_at_any_place(
-    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str], end: int
-) -> None:
-    engine.end = end
-    assert main(line()) == 130
-    printed = capsys.readouterr().err
-    assert f"stopped; {end} answers are kept in {tmp_path / 'out' / 'answers.jsonl'}" in printed
-    assert "and the same command goes on from there" in printed
-    assert not (tmp_path / "out" / "report.json").exists()
-    assert main(line()) == 0
-    done = keys(engine.jobs)
-    assert len(done) == len(set(done)) == TOTAL
+@pytest.mark.parametrize("end", [0, 80])
+def test_going_on_after_an_interruption(command: Command, capsys: Capture, end: int) -> None:
+    command.end = end
+    assert command() == 130
+    said = f"stopped; {end} answers are kept in {command.folder / 'out' / 'answers.jsonl'}, and the"
+    assert f"{said} same command goes on from there" in capsys.readouterr().err
+    assert not (command.folder / "out" / "report.json").exists()
+    assert command() == 0
+    assert len(command.take()) == TOTAL
     assert f"{end} answers are there already." in capsys.readouterr().err
-    assert main(line()) == 0 and len(engine.jobs) == TOTAL and len(engine.tasks) == 2
+    assert command() == 0 and not command.jobs and len(command.tasks) == 2
 
 
-def test_what_the_answers_depend_on_may_not_change(
-    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(line()) == 0
+def test_what_the_answers_depend_on_may_not_change(command: Command, capsys: Capture) -> None:
+    assert command() == 0
     for more, said in (
         (["--max-tokens", "9"], "max_tokens was 256 and is 9"),
-        (["--chat"], "chat was False and is True"),
         (["--stop", "x"], "stop was [] and is ['x']"),
         (["--dtype", "half"], "engine"),
         (["--model", "org/other"], "model was 'org/model' and is 'org/other'"),
+        ([], "files changed"),
     ):
-        assert main(line(*more)) == 2
+        if not more:
+            (command.folder / "sql" / "adapter_config.json").write_text('{"r": 4}')
+        assert command(*more) == 2
         printed = capsys.readouterr().err
         assert "holds answers of another run (" in printed and said in printed
-    (tmp_path / "sql" / "adapter_config.json").write_text('{"r": 4}')
-    assert main(line()) == 2
-    assert "(files changed)" in capsys.readouterr().err
-    assert len(engine.tasks) == 1
+    assert len(command.tasks) == 1
 
 
-def test_rule_split_answers_and_grid_may_change(line: Line, engine: Engine, tmp_path: Path) -> None:
-    assert main(line()) == 0
-    assert main(line("--match", "contains")) == 0
-    file = tmp_path / "p.jsonl"
+def test_rule_split_answers_and_grid_may_change(command: Command) -> None:
+    assert command() == 0
+    assert command("--match", "contains") == 0
+    file = command.folder / "p.jsonl"
     file.write_text(file.read_text().replace('"right"', '["right", "Right"]', 1))
-    assert main(line()) == 0
-    assert len(engine.tasks) == 1  # the outputs depend on none of these
-    engine.jobs.clear()
-    assert main(line("--alpha", "0.1,0.2")) == 0
+    assert command() == 0
+    assert len(command.tasks) == 1  # the outputs depend on none of these
+    command.take()
+    assert command("--alpha", "0.1,0.2") == 0
     added = {Setting(alpha=0.2, beta=0.5), Setting(alpha=0.2, beta=1.0)}
-    assert {job.setting for job in engine.jobs} == added
-    engine.jobs.clear()
-    assert main(line("--seed", "1")) == 0
-    assert {job.setting for job in engine.jobs} == {Setting(alpha=0.1, beta=1.0)}
+    assert {setting for setting, _ in command.take()} == added
+    assert command("--seed", "1") == 0
+    assert {setting for setting, _ in command.take()} == {OTHER}
 
 
-def write_texts(tmp_path: Path, **more: Any) -> None:
-    """Problems that are texts; all rows say more."""
-    rows = [{"prompt": f"p{n}", "answer": "right", "id": f"p{n}", **more} for n in range(COUNT)]
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+def test_a_callable_that_fails_ends_the_run_at_once(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (command.folder / "tune_failing.py").write_text("def rule(output, answer): return 1 / 0\n")
+    monkeypatch.chdir(command.folder)
+    assert command("--match", "tune_failing:rule") == 2
+    assert "raised ZeroDivisionError" in capsys.readouterr().err
+    assert len(command.jobs) == 1
+    assert command() == 0 and len(command.take()) == TOTAL  # another rule can use the answer
 
 
-def write_chats(tmp_path: Path, **more: Any) -> None:
-    """Problems that are conversations; the first row says more."""
-    turns = [{"role": "system", "content": "Be right."}, {"role": "user", "content": "?"}]
-    rows: list[dict[str, Any]] = [
-        {"messages": [*turns, {"role": "user", "content": f"{n}"}], "answer": "right"}
-        for n in range(COUNT)
-    ]
-    rows[0] |= more
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def without(words: list[str], *options: str) -> list[str]:
-    for option in options:
-        at = words.index(option)
-        words = words[:at] + words[at + 2 :]
-    return words
-
-
-def test_no_adapter_but_another_prompt(line: Line, engine: Engine, tmp_path: Path) -> None:
-    write_chats(tmp_path)
-    assert main(without(line("--without", "system", "--preset", "cad"), "--adapter")) == 0
-    assert engine.tasks[0].engine == {"additional_config": {"cold": {"enabled": False}}}
-    report = read_report(tmp_path)
+def test_no_adapter_but_another_prompt(command: Command, capsys: Capture) -> None:
+    command.write_chats()
+    assert command("--without", "system", "--preset", "cad", without=["--adapter"]) == 0
+    assert command.tasks[0].engine == {"additional_config": {"cold": {"enabled": False}}}
+    report = command.report
     assert [row["name"] for row in report["settings"]] == [
         "no instruction", "a better prompt", "the instruction twice",
         "alpha 0.1, beta 0.5", "alpha 0.1, beta 1", "cad",
@@ -299,31 +271,21 @@ def test_no_adapter_but_another_prompt(line: Line, engine: Engine, tmp_path: Pat
     assert report["serve"] == (
         "vllm serve org/model --sampler cold --cold-without system --cold-alpha 0.1 --cold-beta 0.5"
     )
-    assert not any("must also send" in note for note in report["notes"])
+    assert "must also send" not in command.notes
+    # An instruction has nothing to answer.
+    assert "Blind spot" not in capsys.readouterr().out
 
 
-def texts(silent: int) -> list[dict[str, Any]]:
-    """Rows with a text and a question; of the first so many the text does not answer."""
-    rows = [
-        {"prompt": f"T{n}. Q?", "answer": "right", "id": f"p{n}", "cold_part": [0, len(f"T{n}. ")]}
-        for n in range(COUNT)
-    ]
-    return [{**row, "answers": False} if n < silent else row for n, row in enumerate(rows)]
-
-
-def test_plain_prompts_come_first_and_are_told(
-    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=16))
-    (tmp_path / "p.jsonl").write_text(rows)
+def test_plain_prompts_come_first_and_are_told(command: Command, capsys: Capture) -> None:
+    command.write_texts(silent=16)
     names = ["no text", "a better prompt", "the text twice"]
     told: list[str] = []
 
     def text(job: Job) -> str:
         """A text that answers helps, more so by cad; others harm."""
         answers, line = job.problem.has_answer, job.problem.line
-        if job.setting == Setting("cad"):
-            if len(engine.jobs) > 1 and not told:
+        if job.setting == CAD:
+            if len(command.jobs) > 1 and not told:
                 told.append(" ".join(capsys.readouterr().out.split()))
             right = answers
         elif job.plain == names[0]:
@@ -332,183 +294,95 @@ def test_plain_prompts_come_first_and_are_told(
             right = answers and line % (4 if job.plain == names[1] else 3) == 0
         return "right" if right else "wrong"
 
-    engine.text = text
-    words = without(line("--preset", "cad", "--better", "By the text:"), "--alpha", "--beta")
-    assert main(words) == 0
-    seen = {job.setting.plain: job.problem.plain for job in engine.jobs if job.setting}
-    assert list(seen) == [None, *names]
-    one = engine.jobs[0].problem
-    n = one.id[1:]
-    assert [reads.value for reads in one.plain.values()] == [
-        "Q?", f"T{n}. By the text: Q?", f"T{n}. T{n}. Q?",
-    ]  # fmt: skip
+    command.text = text
+    more = ("--preset", "cad", "--better", "By the text:")
+    assert command(*more, without=PRESET) == 0
+    seen = {job.plain: job.reads.value for job in command.jobs if job.problem.line == 4}
+    assert seen == {
+        None: "T3. Q3?", names[0]: "Q3?", names[1]: "T3. By the text: Q3?",
+        names[2]: "T3. T3. Q3?",
+    }  # fmt: skip
+    assert [setting and setting.plain for setting, _ in command.take()][1 - COUNT :] == [None] * (
+        COUNT - 1
+    )
     (first,) = told
     assert "The text helps: 33.3 % are right with it, 0.0 % without (24 problems, p = " in first
     assert "Where it does not answer, the text harms: 0.0 % are right with it, 100.0 %" in first
-    report = read_report(tmp_path)
+    report = command.report
     assert [row["name"] for row in report["settings"]] == [*names, "cad"]
     assert report["first"][0] in first and "Blind spot" not in first
-    assert 'A better prompt has "By the text:" before the question' in " ".join(report["notes"])
+    assert 'A better prompt has "By the text:" before the question' in command.notes
     printed = capsys.readouterr().out
     assert "no answer:" in printed and "8 whose text does not answer; greedy: 0.0 %" in printed
-    # The same again decodes nothing; another sentence makes one prompt another one.
-    engine.jobs.clear()
-    assert main(words) == 0 and not engine.jobs
-    assert main([*words, "--better", "Read!"]) == 0
-    assert {job.plain for job in engine.jobs} == {"a better prompt"} and len(engine.jobs) == COUNT
+    # Another sentence makes one prompt another one; what is asked twice is decoded once.
+    assert command(*more, "--better", "Read!", without=PRESET) == 0
+    assert {setting and setting.plain for setting, _ in command.take()} == {"a better prompt"}
+    file = command.folder / "p.jsonl"
+    file.write_text(re.sub(r"Q\d+\?", "Q?", file.read_text()))
+    assert command(*more, without=PRESET) == 0
+    assert [setting and setting.plain for setting, _ in command.take()].count(names[0]) == 1
 
 
-def test_what_harms_where_texts_do_not_answer_is_no_default(
-    line: Line, engine: Engine, tmp_path: Path
-) -> None:
-    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=16))
-    (tmp_path / "p.jsonl").write_text(rows)
-    engine.text = lambda job: (
-        "right" if (job.setting == Setting("cad")) == job.problem.has_answer else "wrong"
+def test_what_harms_where_texts_do_not_answer_is_no_default(command: Command) -> None:
+    command.write_texts(silent=16)
+    command.text = lambda job: (
+        "right" if (job.setting == CAD) == job.problem.has_answer else "wrong"
     )
-    assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 1
-    report = read_report(tmp_path)
+    assert command("--preset", "cad", without=PRESET) == 1
+    report = command.report
     assert report["headline"].startswith("Use cad only where the text is known to answer, which")
     assert report["test_silent"]["difference"] == -1.0 and report["test"]["difference"] == 1.0
     assert "--sampler" not in report["serve"]
-    sent = '"vllm_xargs": {"cold": 1, '
-    assert any(
-        note.startswith(f"Where the text is known to answer, requests must also send {sent}")
-        and "cold_* keys of its problem's row" in note
-        for note in report["notes"]
-    )
+    said = 'Where the text is known to answer, requests must also send "vllm_xargs": {"cold": 1, '
+    assert said in command.notes
 
 
-def test_without_rows_that_do_not_answer_there_is_a_blind_spot(
-    line: Line, engine: Engine, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = "".join(json.dumps(row) + "\n" for row in texts(silent=0))
-    (tmp_path / "p.jsonl").write_text(rows)
-    engine.text = lambda job: "right" if job.setting == Setting("cad") else "wrong"
-    assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 0
-    assert read_report(tmp_path)["headline"].endswith(
-        "nothing is known of texts that do not answer."
-    )
-    assert 'Blind spot: no problem says "answers": false' in capsys.readouterr().out
-    # An instruction has nothing to answer, and an adapter's amateur no other prompt.
-    write_chats(tmp_path)
-    more = ("--without", "system", "--preset", "cfg", "--output", str(tmp_path / "2"))
-    assert main(without(line(*more), "--alpha", "--beta", "--adapter")) in (0, 1)
-    assert "Blind spot" not in capsys.readouterr().out
-    write_texts(tmp_path)
-    assert main(line("--output", str(tmp_path / "3"), "--better", "x")) == 2
-    assert "--better: is for amateurs that read another prompt" in capsys.readouterr().err
-
-
-def test_rows_say_what_their_amateurs_read(line: Line, engine: Engine, tmp_path: Path) -> None:
-    write_texts(tmp_path, cold_part=[0, 1])
-    engine.text = lambda job: "right" if job.setting == Setting("cad") else "wrong"
-    assert main(without(line("--preset", "cad"), "--alpha", "--beta")) == 0
-    assert {tuple(job.problem.args["cold_part"]) for job in engine.jobs} == {(0, 1)}
-    report = read_report(tmp_path)
+def test_rows_say_what_their_amateurs_read(command: Command, capsys: Capture) -> None:
+    command.write_texts()
+    command.text = lambda job: "right" if job.setting == CAD else "wrong"
+    assert command("--preset", "cad", without=PRESET) == 0
     told = {"cold": 1, "cold_expert_top_k": MAX_EXPERT_TOP_K, "cold_preset": "cad"}
     said = f'"vllm_xargs": {json.dumps(told)} and the cold_* keys of its problem\'s row'
-    said = f"With CoLD requests must also send {said}"
-    assert any(note.startswith(said) for note in report["notes"])
-    assert report["serve"].endswith(f"--lora-modules sql={tmp_path / 'sql'} --sampler cold")
+    assert f"With CoLD requests must also send {said}" in command.notes
+    report = command.report
+    assert report["serve"].endswith(f"--lora-modules sql={command.folder / 'sql'} --sampler cold")
+    assert report["headline"].endswith("nothing is known of texts that do not answer.")
+    assert 'Blind spot: no problem says "answers": false' in capsys.readouterr().out
 
 
-def test_two_amateurs(line: Line, engine: Engine, tmp_path: Path) -> None:
-    more = ["--amateur", str(tmp_path / "chat"), "--amateur", "org/model"]
-    words = without(line(*more, "--weights", "0.5", "--weights", "-0.5"), "--beta")
-    engine.text = lambda job: "right" if job.setting else "wrong"
-    assert main(words) == 0
-    assert engine.tasks[0].engine["max_loras"] == 2
-    report = read_report(tmp_path)
+def test_two_amateurs(command: Command) -> None:
+    more = ["--amateur", str(command.folder / "chat"), "--amateur", "org/model"]
+    command.text = lambda job: "right" if job.setting else "wrong"
+    assert command(*more, "--weights", "0.5", "--weights", "-0.5", without=["--beta"]) == 0
+    assert command.tasks[0].engine["max_loras"] == 2
     told = {"cold_amateur": ["chat", "org/model"], "cold_weights": [0.5, -0.5], "cold_alpha": 0.1}
-    assert any(json.dumps(told)[1:] in note for note in report["notes"])
-    assert report["serve"].endswith("--sampler cold")
-    assert report["headline"].startswith("Use alpha 0.1, which beats greedy")
+    assert json.dumps(told)[1:] in command.notes
+    assert command.report["serve"].endswith("--sampler cold")
+    assert command.report["headline"].startswith("Use alpha 0.1, which beats greedy")
 
 
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ([], "problem 'line-1' (line 1): nothing to contrast with: give --adapter, or say what"),
-        (["--amateur", "org/model"], "nothing to contrast with"),
-        (
-            ["--preset", "cad"],
-            "--preset='cad': contrasts with another prompt; say which with --without",
-        ),
-        (
-            ["--preset", "dexperts"],
-            "p.jsonl:1: --preset='dexperts': is for 2 amateurs: list their adapters in --amateur",
-        ),
-        (
-            ["--without", "tool"],
-            "p.jsonl:1: --without='tool': the conversation has no such",
-        ),
-        (["--without", "0,1,2"], "leaves no message; one must be left"),
-        (
-            ["--part", "0:3"],
-            "p.jsonl:1: --part='0:3': is for completions, whose prompt is one text",
-        ),
-    ],
-)
-def test_what_cannot_be_contrasted_is_said_before_anything_starts(
-    line: Line,
-    engine: Engine,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    more: list[str],
-    said: str,
-) -> None:
-    write_chats(tmp_path)
-    words = line(*more)
-    assert main(words if "--preset" in more else without(words, "--adapter")) == 2
-    printed = capsys.readouterr().err
-    assert said in printed and printed.count("\n") == 1
-    assert not re.search("cold_[a-z]", printed)  # which nobody has written
-    assert not engine.tasks and not (tmp_path / "out").exists()
-
-
-def test_a_callable_that_fails_ends_the_run_at_once(
-    line: Line,
-    engine: Engine,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    (tmp_path / "tune_failing.py").write_text("def rule(output, answer): return 1 / 0\n")
-    monkeypatch.chdir(tmp_path)
-    assert main(line("--match", "tune_failing:rule")) == 2
-    assert "raised ZeroDivisionError" in capsys.readouterr().err
-    assert len(engine.jobs) == 1
-    assert main(line()) == 0  # the answer is kept, and another rule can use it
-    assert len(set(keys(engine.jobs))) == len(engine.jobs)
-
-
-def test_notes_say_what_a_reader_has_to_know(line: Line, engine: Engine, tmp_path: Path) -> None:
-    file = tmp_path / "p.jsonl"
+def test_notes_say_what_a_reader_has_to_know(command: Command) -> None:
+    rows: list[dict[str, Any]] = [{"prompt": f"p{n}", "answer": "right"} for n in range(COUNT)]
     again = {"messages": [{"role": "user", "content": "p1"}], "answer": "right"}  # with --chat
-    file.write_text(file.read_text() + json.dumps(again) + "\n")
-    engine.finish = "length"
-    more = ("--amateur", str(tmp_path / "chat"), "--stop", "\n", "--chat")
-    assert main(line(*more)) == 0
-    report = read_report(tmp_path)
-    notes = " ".join(report["notes"])
-    assert '"cold_amateur": "chat", "cold_alpha": 0.1, "cold_beta": 0.5}.' in notes
-    assert 'had max_tokens 256, stop ["\\n"].' in notes
-    assert "Rows that repeat an earlier prompt and were left out: 1." in notes
-    assert "100.0 % of the answers of greedy were cut off at 256 tokens" in notes
-    assert "100.0 % of the answers of the picked setting were cut off" in notes
-    assert "--max-loras 2" in report["serve"]
-    (tmp_path / "out" / "answers.jsonl").unlink()
-    engine.text = lambda job: "no"
-    assert main(line(*more)) == 1
-    assert any("Nothing is right, with" in note for note in read_report(tmp_path)["notes"])
+    command.write([*rows, again])
+    command.finish = "length"
+    more = ("--amateur", str(command.folder / "chat"), "--stop", "\n", "--chat")
+    assert command(*more) == 0
+    for said in (
+        '"cold_amateur": "chat", "cold_alpha": 0.1, "cold_beta": 0.5}.',
+        'had max_tokens 256, stop ["\\n"].',
+        "Rows that repeat an earlier prompt and were left out: 1.",
+        "100.0 % of the answers of greedy were cut off at 256 tokens",
+        "100.0 % of the answers of the picked setting were cut off",
+    ):
+        assert said in command.notes
+    (command.folder / "out" / "answers.jsonl").unlink()
+    command.text = lambda job: "no"
+    assert command(*more) == 1 and "Nothing is right, with" in command.notes
 
 
 def test_a_library_that_is_missing_is_named_before_anything_starts(
-    line: Line,
-    engine: Engine,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     original = builtins.__import__
 
@@ -518,17 +392,17 @@ def test_a_library_that_is_missing_is_named_before_anything_starts(
         return original(name, *arguments)
 
     # As in a process that has imported none of them.
-    for name in ("command", "verdict"):
+    for name in ("command", "report", "verdict", "task"):
         monkeypatch.delitem(sys.modules, f"vllm_cold.tools.tune.{name}", raising=False)
         monkeypatch.delattr(tune, name, raising=False)
     monkeypatch.setattr(builtins, "__import__", refuse)
-    assert main(line()) == 2
+    assert command() == 2
     said = "this command needs scipy: install vllm-cold with its extra tools, or pip"
     assert said in capsys.readouterr().err
-    assert not engine.tasks
+    assert not command.tasks
 
 
-def test_the_page_shows_problems_that_can_be_read(tmp_path: Path) -> None:
+def test_the_page_shows_problems_and_options_that_exist(tmp_path: Path) -> None:
     rows, chats = (b.text for b in blocks("docs/tuning.md") if b.language == "json")
     (tmp_path / "p.jsonl").write_text(rows)
     problems, _ = load_problems(str(tmp_path / "p.jsonl"))
@@ -539,18 +413,12 @@ def test_the_page_shows_problems_that_can_be_read(tmp_path: Path) -> None:
         {"cold_without": "system"}, {"cold_without": 0}, {"cold_part": [0, 31]},
     ]  # fmt: skip
     assert problems[2].prompt[31:] == "Question: How many arches? Answer:"
-
-
-def test_the_page_names_options_that_exist() -> None:
-    page = (ROOT / "docs" / "tuning.md").read_text()
     (parser,) = (
         action.choices["tune"]
         for action in build_parser()._actions
         if isinstance(action.choices, dict)
     )
-    known = set(parser._option_string_actions)
-    known |= {
-        "--sampler",
-        *("--cold-" + name.replace("_", "-") for name in ENGINE),
-    }  # of vllm serve
+    known = set(parser._option_string_actions) | {"--sampler"}
+    known |= {"--cold-" + name.replace("_", "-") for name in ENGINE}  # of vllm serve
+    page = (ROOT / "docs" / "tuning.md").read_text()
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", page)) <= known

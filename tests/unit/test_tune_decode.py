@@ -12,7 +12,7 @@ from unittest.mock import Mock
 import pytest
 
 from tests.unit.test_pictures import file, pixels
-from vllm_cold import Blur, Noise
+from vllm_cold import Blur
 from vllm_cold.errors import ColdError
 from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.tools import engine as tools_engine
@@ -21,7 +21,8 @@ from vllm_cold.tools.contrast import Content, Pictured
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.pictures import as_sent, make_picture, text_of
 from vllm_cold.tools.tune import decode
-from vllm_cold.tools.tune.decode import Engine, Job
+from vllm_cold.tools.tune.answers import Job
+from vllm_cold.tools.tune.decode import Engine
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.problems import Problem
 
@@ -73,25 +74,19 @@ class Fake:
 def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """``engine(problems, ...)``: what decodes them, and vLLM's engine in it."""
     from vllm_cold.vllm import availability
-    from vllm_cold.vllm.frontend import config
 
     monkeypatch.setattr(availability, "inactive", lambda: None)
-    monkeypatch.setattr(config, "is_configured", lambda config: True)
     monkeypatch.setattr(decode, "prompt_maker", lambda llm: make)
 
-    def start(
-        *problems: Problem,
-        grid: Any = GRID,
-        limit: int = 30,
-    ) -> tuple[Engine, Fake]:
+    def start(*problems: Problem, grid: Any = GRID, limit: int = 30) -> tuple[Engine, Fake]:
         fake = Fake(limit)
         monkeypatch.setattr(decode, "start_llm", lambda *_, **__: SimpleNamespace(llm_engine=fake))
-        options = SimpleNamespace(max_tokens=4, stop=["\n"], chat=False, verbose=False)
+        options = SimpleNamespace(max_tokens=4, stop=["\n"], verbose=False)
         task: Any = SimpleNamespace(
             options=options, model="base", engine={}, adapters=ADAPTERS, expert="sql"
         )
         task.problems, task.grid = problems, grid
-        task.plain = list(problems[0].plain)
+        task.plain = [Setting(plain=name) for name in problems[0].plain]
         return Engine(task), fake
 
     return start
@@ -121,24 +116,6 @@ def test_greedy_is_greedy_whatever_the_defaults(engine: Any) -> None:
     assert params.repetition_penalty == 1.1  # of the model's generation_config.json
 
 
-@pytest.mark.parametrize(
-    ("setting", "alpha", "weight"),
-    [
-        (Setting(alpha=0.3, beta="adaptive", rule_parameters='{"beta_max": 2.0}'), 0.3, None),
-        (Setting(alpha=0.2, beta=2.0, expert_top_k=9), 0.2, -2.0),
-        (Setting("cold"), 0.1, -0.5),
-    ],
-)
-def test_the_engine_is_asked_for_each_setting(
-    engine: Any, setting: Setting, alpha: float, weight: Any
-) -> None:
-    _, params, _ = asked(engine, ONE, setting)
-    assert (params.alpha, params.expert_top_k) == (alpha, setting.expert_top_k)
-    settings, weights = params.combine()
-    assert weights == (weight,) and params.repetition_penalty == 1.1
-    assert settings.rule_parameters == (None if weight else {"beta_max": 2.0})
-
-
 def test_plain_prompts_are_greedy(engine: Any) -> None:
     one = Problem("a", 1, "a b c", ("a",), plain={"a better prompt": Text("please a b c d")})
     made, fake = engine(one)
@@ -147,6 +124,7 @@ def test_plain_prompts_are_greedy(engine: Any) -> None:
     assert [len(prompt) for prompt, _, _ in fake.asked] == [4, 6, 4]
     assert [params.extra_args for _, params, _ in fake.asked[:2]] == [{"cold": 0}] * 2
     assert {adapter.lora_name for _, _, adapter in fake.asked} == {"sql"}
+    engine(one, limit=10)
     with pytest.raises(ToolError, match="its longest prompt has 6 tokens"):
         engine(one, limit=9)
 
@@ -178,6 +156,9 @@ def test_the_engine_is_asked_for_what_a_problem_says(engine: Any) -> None:
     for preset, lengths in (("cad", [6]), ("grounded", [11, 9])):
         _, params, _ = asked(engine, problem, make_grid({}, preset)[0])
         assert [len(one.prompt) for one in params.amateurs] == lengths
+    _, params, _ = asked(engine, ONE, Setting(alpha=0.2, beta=2.0, expert_top_k=9))
+    assert (params.alpha, params.expert_top_k, params.combine()[1]) == (0.2, 9, (-2.0,))
+    assert params.repetition_penalty == 1.1
 
 
 def test_images_are_the_streams_own(engine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,23 +173,17 @@ def test_images_are_the_streams_own(engine: Any, monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(tools_engine, "_media_prompt", media_prompt)
     picture = make_picture("a.png", file(pixels()))
-    problem = Problem("a", 1, Pictured((("user", "Why?"),), (picture,)), ("a",))
-    for view, own in (("blur:2", Blur(2.0)), ("noise:9", Noise(9))):
-        given = replace(problem, args={"cold_images": view})
-        prompt, params, _ = asked(engine, given, Setting("vcd"))
-        assert prompt == {"prompt_token_ids": [1, 2], "multi_modal_data": {"image": [picture.url]}}
-        (amateur,) = params.amateurs
-        data = {"image": [replace(picture, view=own).url]}
-        assert amateur.prompt == {"prompt_token_ids": [1, 2], "multi_modal_data": data}
-        assert (params.alpha, amateur.weight) == (0.1, -1.0)
-    given = replace(problem, args={"cold_without": "images"})
-    _, params, _ = asked(engine, given, Setting("vcd"))
-    assert params.amateurs[0].prompt == [5, 4, 10]
-    made, fake = engine(given)
+    prompt, args = Pictured((("user", "Why?"),), (picture,)), {"cold_images": "blur:2"}
+    problem = Problem("a", 1, prompt, ("a",), args=args)
+    data, seen = ({"image": [one.url]} for one in (picture, replace(picture, view=Blur(2.0))))
+    read, params, _ = asked(engine, problem, Setting("vcd"))
+    assert read == {"prompt_token_ids": [1, 2], "multi_modal_data": data}
+    assert params.amateurs[0].prompt == {"prompt_token_ids": [1, 2], "multi_modal_data": seen}
+    made, fake = engine(problem)
     fake.finish = "length"
     said = r"problem 'a' \(line 1\): its longest prompt has 3 tokens, with --max-tokens 7 in all"
     with pytest.raises(ToolError, match=said):
-        made.run([Job(None, given)], lambda *_: None)
+        made.run([Job(None, problem)], lambda *_: None)
 
 
 @pytest.mark.parametrize(
@@ -231,38 +206,15 @@ def test_what_cannot_be_decoded_is_said_first(
         engine(Problem("a", 7, prompt, ("a",), args=given), limit=10)
 
 
-def test_an_engine_without_cold_decodes_nothing(
-    engine: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from vllm_cold.vllm import availability
-    from vllm_cold.vllm.frontend import config
-
-    monkeypatch.setattr(config, "is_configured", lambda config: False)
-    monkeypatch.setattr(config, "unsupported", lambda config: "no LoRA.")
-    with pytest.raises(ToolError, match="CoLD cannot be used in this engine: no LoRA."):
-        engine(ONE)
-    monkeypatch.setattr(availability, "inactive", lambda: "it is off.")
-    with pytest.raises(ToolError, match="CoLD cannot be used in this engine: it is off."):
-        engine(ONE)
+def test_what_the_engine_refuses_is_said_with_its_problem(engine: Any) -> None:
+    made, fake = engine(ONE)
+    fake.add_request = Mock(side_effect=ValueError("CoLD cannot be used in this engine: no LoRA."))
+    with pytest.raises(ToolError, match=r"problem 'a' \(line 1\): CoLD cannot be used in this"):
+        made.run([Job(GRID[0], ONE)], lambda *_: None)
 
 
 def test_an_engine_that_fails_is_a_sentence(engine: Any) -> None:
-    from vllm.v1.engine.exceptions import EngineDeadError
-
     made, fake = engine(ONE)
-    for error, said in (
-        (RuntimeError("CoLD: the logits\nhold NaN"), r"\(RuntimeError\): CoLD: the logits hold N"),
-        (EngineDeadError(), r"\(EngineDeadError\): EngineCore encountered an issue"),
-    ):
-        fake.step = Mock(side_effect=error)
-        with pytest.raises(ToolError, match=said):
-            made.run([Job(None, ONE)], lambda *_: None)
-
-
-def test_an_answer_that_is_not_whole_is_never_judged(engine: Any) -> None:
-    made, fake = engine(ONE)
-    fake.finish = "abort"
-    done: list[Any] = []
-    with pytest.raises(ToolError, match=r"\(line 1\): the engine ended it with 'abort'"):
-        made.run([Job(None, ONE)], lambda *args: done.append(args))
-    assert not done
+    fake.step = Mock(side_effect=RuntimeError("the logits\nhold NaN"))
+    with pytest.raises(ToolError, match=r"\(RuntimeError\): the logits hold NaN"):
+        made.run([Job(None, ONE)], lambda *_: None)

@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 import sys
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.match import load_matcher, numbers
@@ -23,45 +20,29 @@ def score(how: str, output: str, *answers: str) -> float:
     return load_matcher(how, [problem])(output, problem)
 
 
-def figures(text: str) -> list[str]:
-    return [str(number) for number in numbers(text)]
-
-
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("42", ["42"]),
-        ("42, I think", ["42"]),
-        ("1,234,567.50", ["1234567.50"]),
-        ("1,23", ["1", "23"]),  # no group of three
-        ("1234,567", ["1234", "567"]),
-        ("-5", ["-5"]),
-        ("\u22125", ["-5"]),
-        ("x=-5", ["-5"]),
-        ("10-5", ["10", "5"]),
-        ("(10)-5", ["10", "5"]),
-        ("10%-5", ["10", "5"]),
-        (".5", ["0.5"]),
-        ("1.2.3", ["1.2", "3"]),
-        ("2.5E-3", ["0.0025"]),
-        ("1e9999", ["1"]),  # no exponent of more than three digits
-        ("12.5 %", ["12.5"]),
-        ("-$3.50", ["-3.50"]),
-        ("42km", ["42"]),
-        ("GPT4 and w17, x2", []),  # part of a word
-        ("\u0664", []),  # an Arabic figure
+        ("42, I think", "42"),
+        ("1,234,567.50", "1234567.50"),
+        ("1,23", "1 23"),  # no group of three
+        ("1234,567", "1234 567"),
+        ("x=-5", "-5"),
+        ("\u22125", "-5"),
+        ("10-5", "10 5"),
+        ("(10)-5 %-5", "10 5 5"),
+        (".5", "0.5"),
+        ("1.2.3", "1.2 3"),
+        ("2.5E-3", "0.0025"),
+        ("1e9999", "1"),  # no exponent of more than three digits
+        ("-$3.50", "-3.50"),
+        ("42km", "42"),
+        ("GPT4 and w17, x2", ""),  # part of a word
+        ("\u0664", ""),  # an Arabic figure
     ],
 )
-def test_what_a_number_is(text: str, expected: list[str]) -> None:
-    assert figures(text) == expected
-
-
-@given(st.decimals(allow_nan=False, allow_infinity=False, places=3), st.booleans())
-def test_every_number_is_read_as_it_is_written(value: Decimal, grouped: bool) -> None:
-    text = f"{value:,f}" if grouped else f"{value:f}"
-    assert numbers(f"so it is {text}.") == [value]
-    assert score("number", f"7 or {text}", text) == 1.0
-    assert score("number", f"{text} or {value + 1:f}", text) == 0.0
+def test_what_a_number_is(text: str, expected: str) -> None:
+    assert " ".join(map(str, numbers(text))) == expected
 
 
 @pytest.mark.parametrize(
@@ -75,10 +56,8 @@ def test_every_number_is_read_as_it_is_written(value: Decimal, grouped: bool) ->
         ("number", "nothing", "4", False),
         ("number", "0.10000000000000000000000000000000001", "0.1", False),  # beyond a float
         ("exact", " Paris\n", "Paris", True),
-        ("exact", "Paris", " Paris ", True),
         ("exact", "paris", "Paris", False),
         ("contains", "It is Paris.", "Paris ", True),
-        ("contains", "It is paris.", "Paris", False),
         ("regex", "It is paris.", "(?i)PARIS", True),
         ("regex", "a\nb", r"\Aa$", False),
     ],
@@ -88,9 +67,7 @@ def test_rules(how: str, output: str, answer: str, right: bool) -> None:
 
 
 def test_one_of_several_answers_is_enough() -> None:
-    for how in ("exact", "contains", "regex", "number"):
-        assert score(how, "2", "1", "2") == 1.0
-        assert score(how, "3", "1", "2") == 0.0
+    assert score("number", "2", "1", "2") == 1.0 and score("number", "3", "1", "2") == 0.0
 
 
 @pytest.mark.parametrize(
@@ -124,6 +101,9 @@ def large(output, answer): return 2
 def nan(output, answer): return float("nan")
 def nothing(output, answer): pass
 def fails(output, answer): return 1 / 0
+def late(output, answer):
+    import late_of_mine
+    return late_of_mine.VALUE
 class Rules:
     inner = staticmethod(right)
 value = 3
@@ -143,12 +123,9 @@ def test_a_callable(here: Path) -> None:
 
 
 def test_a_callable_imports_its_neighbours_when_it_is_called(here: Path) -> None:
-    (here / "late.py").write_text(
-        "def rule(output, answer):\n    import late_neighbour_of_mine as n\n    return n.VALUE\n"
-    )
-    (here / "late_neighbour_of_mine.py").write_text("VALUE = 0.75\n")
+    (here / "late_of_mine.py").write_text("VALUE = 0.75\n")
     before = list(sys.path)
-    assert score("late:rule", "", "a") == 0.75
+    assert score("scoring_of_mine:late", "", "a") == 0.75
     assert sys.path == before  # vLLM must not find the user's files
 
 
@@ -161,7 +138,6 @@ def test_a_callable_imports_its_neighbours_when_it_is_called(here: Path) -> None
         ("scoring_of_mine:fails", r"raised ZeroDivisionError.* on problem 'p' \(line 3\)"),
         ("scoring_of_mine:large", r"returned 2 on problem 'p' \(line 3\); must be a bool or"),
         ("scoring_of_mine:nan", r"returned nan on problem 'p'"),
-        ("scoring_of_mine:nothing", r"returned None on problem 'p'"),
     ],
 )
 def test_a_callable_that_fails(here: Path, name: str, message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from vllm_cold.method.amateurs import Messages, Text
 from vllm_cold.tools.contrast import Prompt, read_contrast
-from vllm_cold.tools.tune.plain import BETTER, LONGEST, NAMES, plain_prompts
+from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT, LONGEST, plain_prompts
 
 pytestmark = pytest.mark.unit
 
@@ -18,13 +18,11 @@ SYSTEM, TOOL, ASKED = ("system", "Be brief."), ("tool", "It is 9."), ("user", "H
 TEXT = "Text: It is 9. Question: How many?"
 
 
-def prompts(
-    prompt: Prompt, better: str | None = None, chat: bool = False, **args: Any
-) -> tuple[str, list[Any]]:
+def prompts(prompt: Prompt, better: str | None = None, **args: Any) -> tuple[str, list[Any]]:
     """What is lacked, and what plain prompts are, in order."""
     one = read_contrast({f"cold_{name}": value for name, value in args.items()}).amateurs[0]
-    lacks, (found,) = plain_prompts([(prompt, one)], chat, better)
-    assert list(found) == list(NAMES[lacks])[: len(found)]
+    lacks, (found,) = plain_prompts([(prompt, one)], better)
+    assert list(found) == [f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice"][: len(found)]
     return lacks, [_plain(one) for one in found.values()]
 
 
@@ -61,16 +59,14 @@ def test_a_text_is_repeated_in_front_of_it() -> None:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("args", [{"part": [0, 15]}, {"amateur_prompt": "Question: How many?"}])
-def test_a_text_without_a_part(args: dict[str, Any]) -> None:
-    assert prompts(TEXT, "Read:", **args) == (
-        "text",
-        ["Question: How many?", "Text: It is 9. Read: Question: How many?",
-         "Text: It is 9. Text: It is 9. Question: How many?"],
-    )  # fmt: skip
-
-
-def test_parts_are_repeated_behind_the_last() -> None:
+def test_a_text_without_a_part() -> None:
+    for args in ({"part": [0, 15]}, {"amateur_prompt": "Question: How many?"}):
+        assert prompts(TEXT, "Read:", **args) == (
+            "text",
+            ["Question: How many?", "Text: It is 9. Read: Question: How many?",
+             "Text: It is 9. Text: It is 9. Question: How many?"],
+        )  # fmt: skip
+    # Several are repeated behind the last.
     assert prompts("a b c d", "!", part="0:2,4:6")[1] == ["b d", "a b c ! d", "a b c a c d"]
 
 
@@ -94,15 +90,19 @@ def test_what_is_long_is_not_said_twice() -> None:
         assert len(prompts((("tool", page), ASKED), without=0)[1]) == count
 
 
-def test_a_text_that_becomes_a_chat_has_no_part() -> None:
-    asked = json.dumps([{"role": "user", "content": "How many?"}])
-    _, found = prompts("It is 9. How many?", "Say:", chat=True, amateur_messages=asked)
-    assert found[1] == [("user", "It is 9. Say: How many?")]
-
-
 def test_instructions_are_what_all_amateurs_lack() -> None:
     (system,) = read_contrast({"cold_without": "system"}).amateurs
     (tool,) = read_contrast({"cold_without": "tool"}).amateurs
     both = [((SYSTEM, ASKED, TOOL), system), ((SYSTEM, ASKED, TOOL), tool)]
-    assert plain_prompts(both[:1], False, None)[0] == "instruction"
-    assert plain_prompts(both, False, None)[0] == "text"
+    assert plain_prompts(both[:1], None)[0] == "instruction"
+    lacks, found = plain_prompts(both, None)
+    assert (
+        lacks == "text"
+        and [list(one) for one in found] == [["no text", BETTER_PROMPT, "the text twice"]] * 2
+    )
+    asked, _ = both[0]
+    (other,) = read_contrast({"cold_without": "user"}).amateurs
+    # Those that all have.
+    assert [list(one) for one in plain_prompts([both[0], (asked, other)], None)[1]] == [
+        ["no text"]
+    ] * 2

@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from tests.unit.test_pictures import file, pixels
-from vllm_cold.tools.contrast import Pictured, kept, messages_of
+from vllm_cold.tools.contrast import Pictured
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 from vllm_cold.tools.tune.verdict import FEWEST
@@ -32,43 +30,26 @@ def test_what_a_row_may_be(tmp_path: Path) -> None:
         {"prompt": "one", "answer": "1"},
         "",
         {"messages": [{"role": "user", "content": "two"}], "answer": ["2", 2.5], "id": 7},
-        {
-            "prompt": "line\u2028separator",
-            "answer": -3,
-            "id": "x",
-            "source": "kept elsewhere",
-            "answers": False,
-        },
+        {"prompt": "a\u2028b", "answer": -3, "id": "x", "source": "elsewhere", "answers": False},
     )
     problems, repeated = load_problems(file)
     assert repeated == 0
-    assert [(p.id, p.line, p.answer) for p in problems] == [
-        ("line-1", 1, "1"),
-        ("7", 3, ["2", 2.5]),  # as it stands there
-        ("x", 4, -3),
+    assert [(p.id, p.line, p.answer, p.answers, p.has_answer) for p in problems] == [
+        ("line-1", 1, "1", ("1",), True),
+        ("7", 3, ["2", 2.5], ("2", "2.5"), True),  # as it stands there, and as text
+        ("x", 4, -3, ("-3",), False),
     ]
-    assert [p.answers for p in problems] == [("1",), ("2", "2.5"), ("-3",)]
     assert problems[1].prompt == (("user", "two"),)
-    assert [p.has_answer for p in problems] == [True, True, False]
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ("{oops", r":2: Invalid JSON: .* at line 1 column 2"),
-        ("[" * 100_000, r":2: Invalid JSON: recursion"),
         ({"prompt": "p"}, r":2: answer: Field required"),
         ({"prompt": "p", "answer": True}, r":2: answer: must be text"),
         ({"prompt": "p", "answer": []}, r":2: answer: an empty list"),
         ('{"prompt": "p", "answer": NaN}', r":2: answer: must be text"),
-        ({"answer": "a"}, r':2: needs either "prompt" or "messages"'),
-        ({"prompt": "", "answer": "a"}, r":2: prompt: .*at least 1 character"),
-        ({"messages": [], "answer": "a"}, r":2: messages: .*at least 1 item"),
-        ({"messages": [{"role": "user"}], "answer": "a"}, r":2: messages\.0\.content: Field"),
-        (
-            '{"prompt": "a\\ud800b", "answer": "a"}',
-            r":2: Invalid JSON: .*hex escape",
-        ),
         ({"prompt": "p", "answer": "a", "id": "first"}, r":2: id: 'first' is line 1's"),
         ({"prompt": "p", "answer": "a", "cold_beta": 1}, r":2: cold_beta=1: a row may have"),
         (
@@ -86,18 +67,6 @@ def test_a_wrong_row(tmp_path: Path, row: Any, message: str) -> None:
         load_problems(file)
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(ToolError, match=r"missing.jsonl: cannot be read \(No such file"):
-        load_problems(str(tmp_path / "missing.jsonl"))
-    with pytest.raises(ToolError, match="cannot be read"):
-        load_problems(str(tmp_path))
-    (tmp_path / "marked.jsonl").write_text('\ufeff{"prompt": "p", "answer": "a"}\n')
-    assert len(load_problems(str(tmp_path / "marked.jsonl"))[0]) == 1  # a byte order mark
-    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "\xe9"}')
-    with pytest.raises(ToolError, match=r"is no UTF-8 text \(byte 12\)"):
-        load_problems(str(tmp_path / "latin.jsonl"))
-
-
 def test_with_chat_a_text_is_a_users_message(tmp_path: Path) -> None:
     rows = [
         {"prompt": "p", "answer": "a"},
@@ -108,9 +77,9 @@ def test_with_chat_a_text_is_a_users_message(tmp_path: Path) -> None:
     assert load_problems(file)[1] == 0
     problems, repeated = load_problems(file, chat=True)
     assert ([p.line for p in problems], repeated) == ([1, 3], 1)
-    rows[1]["answer"] = "b"
-    with pytest.raises(ToolError, match=":2: has the prompt of line 1 with another answer"):
-        load_problems(write(tmp_path / "p.jsonl", *rows), chat=True)
+    assert problems[0].prompt == (("user", "p"),)
+    with pytest.raises(ToolError, match=r"missing.jsonl: cannot be read \(No such file"):
+        load_problems(str(tmp_path / "missing.jsonl"))
 
 
 def test_a_row_says_what_its_amateur_reads(tmp_path: Path) -> None:
@@ -141,34 +110,22 @@ def test_rows_with_images(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(one := file(pixels((4, 4))))
     (tmp_path / "copy.png").write_bytes(one)
     (tmp_path / "b.png").write_bytes(file(pixels((5, 5))))
-    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "p"}]
     path = write(
         tmp_path / "p.jsonl",
         {"prompt": "p", "image": "a.png", "answer": "x"},
         {"prompt": "p", "image": "b.png", "answer": "y"},
-        {"prompt": "p", "images": ["a.png", "b.png"], "answer": "z"},
-        {"messages": chat, "image": "a.png", "answer": "x", "cold_images": "blur:3"},
+        {"prompt": "p", "images": ["a.png", "b.png"], "answer": "z", "cold_images": "blur:3"},
         {"prompt": "p", "answer": "without"},
         {"prompt": "p", "image": "copy.png", "answer": "x"},
     )
     problems, repeated = load_problems(path)
-    assert (len(problems), repeated) == (5, 1)
-    first, _, both, talk, plain = (problem.prompt for problem in problems)
-    assert isinstance(first, Pictured) and isinstance(both, Pictured)
-    assert first.turns == (("user", "p"),) and len(both.pictures) == 2
-    assert isinstance(talk, Pictured) and talk.turns == (("system", "s"), ("user", "p"))
-    assert plain == "p" and problems[3].own_keys == {"cold_images"}
-    [system, user] = messages_of(talk) or ()
-    assert system == chat[0]
-    assert [part["type"] for part in user["content"]] == ["image_url", "text"]
-    found = json.dumps(kept(both))
-    assert "b.png" in found and both.pictures[1].digest in found and "base64" not in found
-    for row, said in (
-        ({"prompt": "q", "image": "c.png", "answer": "x"}, r":1: image='c.png': cannot be read"),
-        ({"prompt": "q", "images": ["p.jsonl"], "answer": "x"}, ":1: images='p.jsonl': is no pict"),
-    ):
-        with pytest.raises(ToolError, match=said):
-            load_problems(write(tmp_path / "p.jsonl", row))
+    assert ([p.line for p in problems], repeated) == ([1, 2, 3, 4], 1)
+    both = problems[2].prompt
+    assert isinstance(both, Pictured) and both.turns == (("user", "p"),) and len(both.pictures) == 2
+    assert problems[3].prompt == "p" and problems[2].own_keys == {"cold_images"}
+    row = {"prompt": "q", "image": "c.png", "answer": "x"}
+    with pytest.raises(ToolError, match=r":1: image='c.png': cannot be read"):
+        load_problems(write(tmp_path / "p.jsonl", row))
 
 
 def some(count: int, silent: int = 0) -> list[Problem]:
@@ -176,17 +133,12 @@ def some(count: int, silent: int = 0) -> list[Problem]:
     return [Problem(f"p{n}", n, f"p{n}", ("a",), has_answer=n >= silent) for n in range(count)]
 
 
-@given(st.integers(12, 500), st.floats(0.1, 0.9), st.integers(0, 2**32))
-def test_a_split_is_a_partition(count: int, fraction: float, seed: int) -> None:
-    in_test = round(count * fraction)
-    if min(in_test, count - in_test) < FEWEST:
-        with pytest.raises(ToolError, match="can be significant. Bring"):
-            split_problems(some(count), fraction, seed)
-        return
-    dev, test = split_problems(some(count), fraction, seed)
+@pytest.mark.parametrize(("count", "fraction"), [(12, 0.5), (101, 0.5), (40, 0.8), (97, 0.13)])
+def test_a_split_is_a_partition(count: int, fraction: float) -> None:
+    dev, test = split_problems(some(count), fraction, 3)
     assert sorted(dev + test, key=lambda problem: problem.line) == some(count)
-    assert len(test) == in_test
-    assert (dev, test) == split_problems(some(count), fraction, seed)
+    assert len(test) == round(count * fraction) and min(len(dev), len(test)) >= FEWEST
+    assert (dev, test) == split_problems(some(count), fraction, 3)
 
 
 def test_seeds_split_differently_and_do_not_follow_the_file() -> None:
@@ -205,9 +157,6 @@ def test_texts_that_do_not_answer_are_on_both_sides() -> None:
         split_problems(some(60, silent=8), 0.5, 0)
     with pytest.raises(ToolError, match="^0 problems with --test-fraction"):
         split_problems(some(60, silent=60), 0.5, 0)
-
-
-def test_the_number_of_problems_that_is_asked_for_is_enough() -> None:
     with pytest.raises(ToolError, match="Bring 20 problems or more"):
-        split_problems(some(11), 0.3, 0)
-    split_problems(some(20), 0.3, 0)
+        split_problems(some(18), 0.3, 0)
+    split_problems(some(20), 0.3, 0)  # which is enough

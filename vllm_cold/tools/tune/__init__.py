@@ -3,10 +3,8 @@
 
 First it tells what is to be had without a contrast: by other prompts, and without what an amateur
 lacks. Then a grid of settings is decoded, with greedy decoding and these prompts as baselines. Dev
-problems pick a setting, held-out ones judge it. ``task`` checks the options, ``problems`` reads the
-problems, ``plain`` makes prompts, ``match`` scores outputs, ``grid`` holds the settings, ``decode``
-asks an engine or a server, ``answers`` keeps what comes back, ``verdict`` compares, ``report`` and
-``advice`` say it. ``command`` puts them in order.
+problems pick a setting, held-out ones judge it. ``task`` checks the options, ``decode`` asks an
+engine or a server, ``command`` puts all in order.
 """
 
 from __future__ import annotations
@@ -22,6 +20,20 @@ from vllm_cold.tools.contrast import OPTIONS, add_rule_option, add_rules, option
 from vllm_cold.tools.errors import named_libraries
 from vllm_cold.tools.tune.grid import AXES
 from vllm_cold.tools.tune.plain import BETTER
+
+# Arguments of vllm.LLM and of vllm serve alike.
+ENGINE_OPTIONS: dict[str, Any] = {
+    "dtype": {"help": "(default: the model's)"},
+    "max_model_len": {"type": int, "help": "(default: the model's)"},
+    "max_num_seqs": {"type": int, "help": "a CoLD request counts twice or more"},
+    "gpu_memory_utilization": {"type": float},
+    "tensor_parallel_size": {"type": int},
+    "enforce_eager": {
+        "action": "store_true",
+        "default": None,
+        "help": "do not compile the model",
+    },
+}
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -148,14 +160,8 @@ def add_parser(subparsers: Any) -> None:
     files.add_argument("--verbose", action="store_true", help="show vLLM's own log")
 
     engine = parser.add_argument_group("engine, as for vllm serve")
-    engine.add_argument("--dtype", help="(default: the model's)")
-    engine.add_argument("--max-model-len", type=int, help="(default: the model's)")
-    engine.add_argument("--max-num-seqs", type=int, help="a CoLD request counts twice or more")
-    engine.add_argument("--gpu-memory-utilization", type=float)
-    engine.add_argument("--tensor-parallel-size", type=int)
-    engine.add_argument(
-        "--enforce-eager", action="store_true", default=None, help="do not compile the model"
-    )
+    for name, option in ENGINE_OPTIONS.items():
+        engine.add_argument(option_of(name), **option)
     engine.add_argument(
         "--engine-args",
         metavar="JSON",

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,7 +17,7 @@ from vllm_cold.tools.address import without_openai
 from vllm_cold.tools.contrast import (
     Stream,
     as_written,
-    expert_reads,
+    media_in,
     read_contrast,
     read_streams,
     request_args,
@@ -34,8 +33,7 @@ from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.interrupts import kept_interrupts
 from vllm_cold.tools.pictures import as_sent, without_data
 from vllm_cold.tools.server import Server
-from vllm_cold.tools.tune.answers import Answer
-from vllm_cold.tools.tune.grid import Setting
+from vllm_cold.tools.tune.answers import Answer, Job
 from vllm_cold.tools.tune.problems import Problem
 
 if TYPE_CHECKING:
@@ -43,23 +41,8 @@ if TYPE_CHECKING:
 
 # Of the model's generation_config.json, what still counts at temperature 0; a server applies it.
 PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
-ENDS = ("stop", "length", "repetition")  # finish reasons of answers that are whole
 CONCURRENCY = 32  # requests to a server at a time
 _WAITING = 2  # requests handed over for each that can run: batches stay full, memory stays small
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One problem to be decoded, with CoLD, or greedily: as it is (None), or by a plain prompt."""
-
-    setting: Setting | None
-    problem: Problem
-
-    @property
-    def plain(self) -> str | None:
-        """The plain prompt's name, None for the problem's own prompt."""
-        return None if self.setting is None else self.setting.plain
-
 
 Done = Callable[[Job, Answer], None]
 Decode = Callable[[Sequence[Job], Done], None]
@@ -69,99 +52,68 @@ where a request is refused or ends with an error.
 
 
 def decoder(task: Task) -> Decode:
-    """What decodes a task's problems; an engine starts now.
-
-    Raises:
-        ToolError: the engine does not start, CoLD cannot be used in it, or a problem not be
-            decoded.
-    """
+    """What decodes a task's problems; an engine starts now, or ToolError says why it does not."""
     return Engine(task).run if task.server is None else partial(ask, task, task.server)
 
 
-def _whole(job: Job, text: str, finish: str, who: str) -> Answer:
-    """An answer that may be judged.
+def _sampling(task: Task) -> dict[str, Any]:
+    stop = task.options.stop or []
+    return {"temperature": 0.0, "max_tokens": task.options.max_tokens, "stop": stop}
 
-    Raises:
-        ToolError: it was ended by an error, or from outside.
+
+def _kind(job: Job) -> tuple[str, str | None]:
+    """By what its streams differ from others: the same options can mean other amateurs for a
+    preset, and for nothing else of a setting.
     """
-    if finish not in ENDS:
-        raise ToolError(
-            f"{job.problem.place}: the {who} ended it with {finish!r}; see its log, and run the "
-            "same command again"
-        )
-    return Answer(text, finish)
+    kind = "greedy" if job.setting is None else job.plain or job.setting.preset
+    return job.problem.id, kind
 
 
 class Engine:
     """An engine in this process. ``run`` is a ``Decode``: jobs of different settings are in the
     same batches, so that it is not left half empty while the last problems of a setting end.
-
-    Raises:
-        ToolError: see ``decoder``.
     """
 
     def __init__(self, task: Task) -> None:
-        llm = start_llm(task.model, task.options.verbose, **task.engine)
+        self._llm = start_llm(task.model, task.options.verbose, **task.engine)
         from vllm.lora.request import LoRARequest
 
-        from vllm_cold.vllm import availability
-        from vllm_cold.vllm.frontend.config import is_configured, unsupported
-
-        self._llm = llm
-        self._engine = llm.llm_engine
+        self._engine = self._llm.llm_engine
         self._config = self._engine.vllm_config
-        # Now, and not after the greedy pass.
-        if (reason := availability.inactive()) is not None or not is_configured(self._config):
-            raise ToolError(
-                f"CoLD cannot be used in this engine: {reason or unsupported(self._config)}"
-            )
+        self._limit: int = self._config.model_config.max_model_len
         self._adapters: dict[str, Any] = {
             one.name: LoRARequest(one.name, number, one.folder)
             for number, one in enumerate(task.adapters, 1)
         }
         self._adapter = None if task.expert is None else self._adapters[task.expert]
         defaults = self._config.model_config.get_diff_sampling_param()
-        self._common: dict[str, Any] = {
-            "temperature": 0.0,
-            "max_tokens": task.options.max_tokens,
-            "stop": task.options.stop or [],
-            **{name: defaults[name] for name in PENALTIES if defaults.get(name)},
-        }
-        self._reads: dict[tuple[str, str | None], Stream] = {}
-        self._streams: dict[tuple[str, str | None], tuple[Stream, ...]] = {}
-        self._tokenize(task, prompt_maker(llm))
+        penalties = {name: defaults[name] for name in PENALTIES if defaults.get(name)}
+        self._common = _sampling(task) | penalties
+        # What cannot be decoded is said before anything is.
+        make = prompt_maker(self._llm)
+        jobs = [Job(one, p) for p in task.problems for one in (None, *task.plain, *task.grid)]
+        kinds = {_kind(job): job for job in jobs}
+        self._streams = {kind: self._read(task, job, make) for kind, job in kinds.items()}
 
-    def _tokenize(self, task: Task, make: Callable[..., list[int]]) -> None:
-        """Make the tokens of all streams' prompts, before anything is decoded."""
-        names, chat = list(self._adapters), task.options.chat
-        # The same options can mean other amateurs for a preset, and for nothing else of a setting.
-        methods = {setting.preset: setting for setting in task.grid}
-        for problem in task.problems:
-            made: list[Stream] = []
-            try:
-                for preset, setting in methods.items():
-                    amateurs = read_contrast({**problem.args, **setting.args}).amateurs
-                    streams = read_streams(
-                        problem.prompt, amateurs, make, task.expert, task.model, names, chat
-                    )
-                    self._streams[problem.id, preset] = streams
-                    self._reads[problem.id, None] = streams[0]
-                    made += streams
-                for name in task.plain:
-                    ids = tuple(make("prompt", problem.plain[name]))
-                    self._reads[problem.id, name] = Stream(task.expert, ids)
-                    made.append(self._reads[problem.id, name])
-            except ColdError as error:
-                said = as_written(error, problem.own_keys)
-                raise ToolError(f"{problem.place}: {said}") from error
-            longest = max(len(stream.ids) for stream in made)
-            if longest + task.options.max_tokens > self._limit:  # vLLM would cut the output off
-                self._refuse(problem, longest)
-
-    @property
-    def _limit(self) -> int:
-        limit: int = self._config.model_config.max_model_len
-        return limit
+    def _read(self, task: Task, job: Job, make: Callable[..., list[int]]) -> tuple[Stream, ...]:
+        """The job's streams, first the expert's."""
+        problem = job.problem
+        try:
+            if job.args:
+                amateurs, names = read_contrast(job.args).amateurs, list(self._adapters)
+                streams = read_streams(
+                    problem.prompt, amateurs, make, task.expert, task.model, names
+                )
+            else:
+                ids = tuple(make("prompt", job.reads))
+                streams = (Stream(task.expert, ids, media_in(job.reads)),)
+        except ColdError as error:
+            said = as_written(error, problem.own_keys)
+            raise ToolError(f"{problem.place}: {said}") from error
+        longest = max(len(stream.ids) for stream in streams)
+        if longest + task.options.max_tokens > self._limit:  # vLLM would cut the output off
+            self._refuse(problem, longest)
+        return streams
 
     def _refuse(self, problem: Problem, longest: int) -> NoReturn:
         most = self._common["max_tokens"]
@@ -171,22 +123,19 @@ class Engine:
             "--max-tokens or raise --max-model-len"
         )
 
-    def _params(self, job: Job) -> Any:
+    def _add(self, request_id: str, job: Job) -> None:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        streams = self._streams[_kind(job)]
         common = self._common | {"output_kind": RequestOutputKind.FINAL_ONLY}
-        if job.setting is None or job.plain is not None:
-            # Greedy, whatever the engine's default sampler is.
-            return SamplingParams(**common, extra_args={"cold": 0})
-        contrast = read_contrast({**job.problem.args, **job.setting.args})
-        streams = self._streams[job.problem.id, job.setting.preset]
-        return cold_params(self._llm, contrast, streams, self._adapters, **common)
-
-    def _add(self, request_id: str, job: Job) -> None:
         try:
-            prompt = engine_prompt(self._llm, self._reads[job.problem.id, job.plain])
-            params = self._params(job)
+            prompt = engine_prompt(self._llm, streams[0])
+            if job.args:
+                contrast = read_contrast(job.args)
+                params = cold_params(self._llm, contrast, streams, self._adapters, **common)
+            else:  # greedy, whatever the engine's default sampler is
+                params = SamplingParams(**common, extra_args={"cold": 0})
             self._engine.add_request(request_id, prompt, params, lora_request=self._adapter)
         except ValueError as error:
             raise ToolError(f"{job.problem.place}: {without_data(str(error))}") from error
@@ -208,11 +157,11 @@ class Engine:
                     results = self._engine.step()
                 for result in results:
                     job, (completion,) = running.pop(result.request_id), result.outputs
-                    answer = _whole(job, completion.text, completion.finish_reason, "engine")
+                    finish = completion.finish_reason
                     # How long a prompt is with its images, nobody knew before.
-                    if answer.finish == "length" and len(completion.token_ids) < most:
+                    if finish == "length" and len(completion.token_ids) < most:
                         self._refuse(job.problem, len(result.prompt_token_ids))
-                    done(job, answer)
+                    done(job, Answer(completion.text, finish))
 
 
 def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
@@ -238,18 +187,10 @@ def ask(task: Task, server: Server, jobs: Sequence[Job], done: Done) -> None:
 
 
 async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: Job) -> Answer:
-    problem, setting = job.problem, job.setting
-    reads: Any = expert_reads(problem.prompt, task.options.chat)
-    if job.plain is not None:
-        reads = problem.plain[job.plain]
-    told = {"cold": 0}
-    if setting is not None and job.plain is None:
-        told = request_args({**problem.args, **setting.args}, task.model)
-    common: dict[str, Any] = {
+    reads = job.reads
+    told = request_args(job.args, task.model) if job.args else {"cold": 0}
+    common = _sampling(task) | {
         "model": task.expert or task.model,
-        "temperature": 0.0,
-        "max_tokens": task.options.max_tokens,
-        "stop": task.options.stop or [],
         "extra_body": {"vllm_xargs": told},
     }
     try:
@@ -262,5 +203,5 @@ async def _answer(task: Task, server: Server, client: openai.AsyncOpenAI, job: J
                 reply = await client.completions.create(prompt=reads.value, **common)
                 found, text = reply.choices[0], reply.choices[0].text
     except ToolError as error:
-        raise ToolError(f"{problem.place}: {error}") from error
-    return _whole(job, text or "", found.finish_reason, "server")
+        raise ToolError(f"{job.problem.place}: {error}") from error
+    return Answer(text or "", found.finish_reason)

@@ -11,40 +11,23 @@ import msgspec
 
 from vllm_cold.errors import ColdError
 from vllm_cold.method.presets import PresetName
-from vllm_cold.method.settings import (
-    KNOBS,
-    PREFIX,
-    check,
-    combine,
-    preset_knobs,
-    read,
-)
+from vllm_cold.method.settings import KNOBS, PREFIX, check, combine, preset_knobs, read
 from vllm_cold.rules import registry
-from vllm_cold.tools.contrast import as_written, option_of
-from vllm_cold.tools.errors import ToolError
+from vllm_cold.tools.contrast import option_of
 
 # The axes of the grid, with what is tried where nothing else is said.
 AXES = {"alpha": "0.05,0.1,0.3", "beta": "0.25,0.5,1"}
 
 
 class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a request says of the method; None where it says nothing.
-
-    Attributes:
-        preset: Values by name.
-        alpha: As in ``ColdSettings``, and so are the others.
-        beta: The same; None where each amateur has a weight of its own.
-        rule_parameters: The same, as JSON text; of requests with a rule, all of them.
-        expert_top_k: The same.
-        plain: The name of a plain prompt, which is decoded without a contrast; it is all then.
-    """
+    """What a request says of the method; None where it says nothing."""
 
     preset: PresetName | None = None
     alpha: float | None = None
-    beta: float | str | None = None
-    rule_parameters: str | None = None
+    beta: float | str | None = None  # None where each amateur has a weight of its own
+    rule_parameters: str | None = None  # JSON text; of requests with a rule, all of them
     expert_top_k: int | None = None
-    plain: str | None = None
+    plain: str | None = None  # a plain prompt's name: decoded without a contrast, it is all then
 
     @property
     def values(self) -> dict[str, Any]:
@@ -58,15 +41,11 @@ class Setting(msgspec.Struct, frozen=True, omit_defaults=True):
 
     def __str__(self) -> str:
         return ", ".join(
-            str(value) if name in ("preset", "plain") else f"{name} {_text(value)}"
+            value if name in ("preset", "plain") else f"{name} {value}".removesuffix(".0")
             for name, value in self.values.items()
             # Of presets they are the same in a whole run.
             if not (name == "rule_parameters" and self.preset)
         )
-
-
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _values(name: str, text: str) -> list[Any]:
@@ -91,39 +70,35 @@ def make_grid(
         weights: ``cold_weights`` of all requests, which takes the place of beta; None for none.
 
     Raises:
-        ToolError: a value is none or out of range, or no rule has a parameter that is given.
+        ColdError: a value is none or out of range, or no rule has a parameter that is given.
     """
-    try:
-        return _make_grid(given, presets, weights)
-    except ColdError as error:
-        raise ToolError(as_written(error)) from None
-
-
-def _make_grid(given: Mapping[str, str | None], presets: str | None, weights: Any) -> list[Setting]:
     values = {name: _values(name, text) for name in KNOBS if (text := given.get(name)) is not None}
     names = presets.split(",") if presets is not None else ()
     points = [{"preset": check("preset", name.strip(), "--preset")} for name in names]
     if not points or values.keys() & AXES:
         axes = {name: values.get(name) or _values(name, text) for name, text in AXES.items()}
         # A beta that is given all the same is refused by the method.
-        betas = [{}] if weights and "beta" not in values else [{"beta": b} for b in axes["beta"]]
+        betas = (
+            [{}]
+            if weights is not None and "beta" not in values
+            else [{"beta": b} for b in axes["beta"]]
+        )
         grid = [{"alpha": a, **beta} for beta in betas for a in reversed(axes["alpha"])]
         points = [*grid, *points]
     whole = {name: found[0] for name, found in values.items() if name not in AXES}
-    wanted = dict(whole.get("rule_parameters") or {})
-    if "beta_max" in whole:
-        wanted.setdefault("beta_max", whole["beta_max"])
-    several = weights if isinstance(weights, list) else [weights]
+    wanted = {"beta_max": whole["beta_max"]} if "beta_max" in whole else {}
+    wanted |= whole.get("rule_parameters") or {}
     settings, used = [], set[str]()
     for point in points:
         preset = preset_knobs(point.get("preset"))
-        strengths = [None if each == "" else each for each in several]
-        beta = {**preset, **point}.get("beta")
-        if weights is None and isinstance(beta, str):
-            strengths *= registry.get(beta).amateurs or 1  # how many there are is not known here
-        rule = next((each for each in (*strengths, beta) if isinstance(each, str)), None)
-        known = {} if rule is None else registry.get(rule).parameters
-        own = {name: value for name, value in wanted.items() if name in known}
+        beta = point.get("beta", preset.get("beta"))
+        several = weights if isinstance(weights, list) else [weights]
+        strengths = [None if one == "" else one for one in several]
+        in_use = [beta if one is None else one for one in strengths]
+        rule = next((registry.get(one) for one in in_use if isinstance(one, str)), None)
+        if rule is not None and weights is None:
+            strengths *= rule.amateurs or 1  # how many there are is not known here
+        own = {name: value for name, value in wanted.items() if rule and name in rule.parameters}
         used.update(own)
         said = {**point, "rule_parameters": own} if own else point
         parameters = combine(said, strengths, PREFIX, preset)[0].rule_parameters
@@ -132,8 +107,8 @@ def _make_grid(given: Mapping[str, str | None], presets: str | None, weights: An
         settings.append(
             Setting(**point, rule_parameters=text, expert_top_k=whole.get("expert_top_k"))
         )
-    if unused := [name for name in wanted if name not in used]:
-        name = unused[0]
-        field = option_of(name) if name in whole else f"--rule-parameters[{name!r}]"
-        raise ColdError(field, wanted[name], "no rule that is tried has such a parameter")
+    for name in wanted:
+        if name not in used:
+            field = option_of(name) if name in whole else f"--rule-parameters[{name!r}]"
+            raise ColdError(field, wanted[name], "no rule that is tried has such a parameter")
     return list(dict.fromkeys(settings))

@@ -13,14 +13,12 @@ With several answers the best score counts. What the rules are, exactly:
 from __future__ import annotations
 
 import contextlib
-import importlib
-import math
+import pkgutil
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
 
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.tune.problems import Problem
@@ -69,14 +67,12 @@ def _check(how: str, answer: str) -> None:
 
 
 def load_matcher(how: str, problems: Sequence[Problem]) -> Matcher:
-    """The scoring rule of ``--match``, after a look at all reference answers.
-
-    Returns:
-        A function of an output and its problem that returns a score in [0, 1].
+    """The scoring rule of ``--match``: a function of an output and its problem, with a score in
+    [0, 1].
 
     Raises:
         ToolError: no such rule, an answer that the rule cannot use, or a callable that cannot be
-            imported; the function raises one if a callable fails, with the problem's id.
+            imported; the function raises one if a callable fails.
     """
     if ":" in how:
         return _callable_matcher(how, str(Path.cwd()))
@@ -111,12 +107,9 @@ def _importable(folder: str) -> Iterator[None]:
 
 
 def _callable_matcher(how: str, folder: str) -> Matcher:
-    name, _, attribute = how.partition(":")
     try:
         with _importable(folder):
-            function: Any = importlib.import_module(name)
-            for part in attribute.split("."):
-                function = getattr(function, part)
+            function = pkgutil.resolve_name(how)
     except Exception as error:  # whatever the user's module raises when it is imported
         raise ToolError(
             f"--match={how!r}: cannot be imported ({type(error).__name__}: {error}); give "
@@ -131,16 +124,16 @@ def _callable_matcher(how: str, folder: str) -> Matcher:
                 value = function(output, problem.answer)
         except Exception as error:  # whatever the user's function raises
             raise ToolError(
-                f"--match={how!r}: raised {type(error).__name__}: {error} on problem "
-                f"{problem.id!r} (line {problem.line}) with output {output!r}"
+                f"--match={how!r}: raised {type(error).__name__}: {error} on {problem.place} with "
+                f"output {output!r}"
             ) from error
         value = value.item() if hasattr(value, "item") else value  # numpy and torch scalars
         # NaN compares false.
         if not isinstance(value, (bool, int, float)) or not 0.0 <= value <= 1.0:
             raise ToolError(
-                f"--match={how!r}: returned {value!r} on problem {problem.id!r} (line "
-                f"{problem.line}); must be a bool or a number from 0 to 1"
+                f"--match={how!r}: returned {value!r} on {problem.place}; must be a bool or a "
+                "number from 0 to 1"
             )
-        return math.fabs(value)  # without a negative zero
+        return float(value)
 
     return score

@@ -6,7 +6,7 @@ asks for it, and with it twice. A contrast has to beat them: each costs half of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from vllm_cold.method.amateurs import AmateurSpec, Messages, Part, Text
 from vllm_cold.tools.contrast import Content, Prompt, amateur_reads, expert_reads
@@ -20,52 +20,36 @@ BETTER: dict[Lacks, str] = {
     "text": "According to the text:",
     "instruction": "Follow the instructions to the letter:",
 }
-
-
-class Names(NamedTuple):
-    """What plain prompts are called."""
-
-    without: str
-    better: str
-    twice: str
-
-
-NAMES: dict[Lacks, Names] = {
-    lacks: Names(f"no {lacks}", "a better prompt", f"the {lacks} twice") for lacks in BETTER
-}
+BETTER_PROMPT = "a better prompt"  # its name
 
 
 def plain_prompts(
-    problems: Sequence[tuple[Prompt, AmateurSpec]], chat: bool, better: str | None
+    problems: Sequence[tuple[Prompt, AmateurSpec]], better: str | None
 ) -> tuple[Lacks, list[dict[str, Content]]]:
-    """What amateurs lack, and the plain prompts of each problem by their names. Where the question
-    cannot be told from the rest, that is the amateur's prompt alone.
+    """What amateurs lack, and the plain prompts of each problem by their names: those that all
+    have. Where the question cannot be told from the rest, that is the amateur's prompt alone.
 
     Args:
-        problems: What each expert reads, and an amateur with a prompt of its own.
-        chat: Whether a text goes through the chat template.
+        problems: Each one's prompt, and an amateur that reads another.
         better: The sentence before the question; None for ours.
     """
-    read = [
-        (one, expert_reads(prompt, chat), amateur_reads(prompt, one, chat))
-        for prompt, one in problems
-    ]
+    read = [(one, expert_reads(prompt), amateur_reads(prompt, one)) for prompt, one in problems]
     gone = [_lacked(whole, reads) for _, whole, reads in read]
     roles = {message["role"] for messages in gone for message in messages}
     lacks: Lacks = "text"
     if all(gone) and roles <= {"system", "developer"}:
         lacks = "instruction"
+    names = (f"no {lacks}", BETTER_PROMPT, f"the {lacks} twice")
     found: list[dict[str, Content]] = []
     for one, whole, reads in read:
         assert reads is not None
-        names, sentence = NAMES[lacks], better or BETTER[lacks]
         made: tuple[Content, ...] = ()
         if isinstance(whole, Text) and isinstance(reads, Text):
-            made = _texts(whole.value, reads.value, one, sentence)
+            made = _texts(whole.value, reads.value, one, better or BETTER[lacks])
         elif isinstance(whole, Messages) and isinstance(reads, Messages):
-            made = _chats(whole, reads, lacks, sentence)
+            made = _chats(whole, reads, lacks, better or BETTER[lacks])
         found.append(dict(zip(names, (reads, *made), strict=False)))
-    return lacks, found
+    return lacks, [{name: one[name] for name in min(found, key=len)} for one in found]
 
 
 def _lacked(whole: Content, reads: Content | None) -> list[dict[str, Any]]:

@@ -5,15 +5,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BeforeValidator
 
-from vllm_cold.tools.contrast import Content, Prompt, merge, messages_of
+from vllm_cold.tools.contrast import Content, Prompt, kept, merge
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.rows import Given, Whole, read_lines, read_row
 from vllm_cold.tools.tune.verdict import FEWEST
@@ -21,40 +22,31 @@ from vllm_cold.tools.tune.verdict import FEWEST
 
 @dataclass(frozen=True)
 class Problem:
-    """One prompt with its reference answers.
+    """One prompt with its reference answers."""
 
-    Attributes:
-        id: The row's ``id``, or ``line-N``.
-        line: Number of its line, from 1.
-        prompt: Text, or chat messages (``role`` and ``content``), maybe with pictures.
-        answers: One or more texts, of which one is enough.
-        answer: What the file has for them, as JSON reads it: what a scoring callable gets.
-        args: What it is contrasted with, as a request's flat arguments.
-        own_keys: Those of the row itself that say so.
-        has_answer: Whether the text that an amateur lacks answers the question, as far as the row
-            says otherwise.
-        plain: Its plain prompts, by their names.
-    """
-
-    id: str
-    line: int
+    id: str  # the row's, or line-N
+    line: int  # from 1
     prompt: Prompt
-    answers: tuple[str, ...]
-    answer: Any = field(default=None, compare=False)
-    args: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    own_keys: frozenset[str] = frozenset()
-    has_answer: bool = True
-    plain: Mapping[str, Content] = field(default_factory=dict, compare=False)
+    answers: tuple[str, ...]  # of which one is enough
+    answer: Any = None  # what the file has for them, as JSON: what a scoring callable gets
+    args: Mapping[str, Any] = field(default_factory=dict)  # flat: what it is contrasted with
+    own_keys: frozenset[str] = frozenset()  # those of the row itself that say so
+    has_answer: bool = True  # whether the text that an amateur lacks answers the question
+    plain: Mapping[str, Content] = field(default_factory=dict)  # its plain prompts, by name
 
     @property
     def place(self) -> str:
         """Where it stands, for errors."""
         return f"problem {self.id!r} (line {self.line})"
 
+    @cached_property
+    def kept(self) -> Any:
+        """Its prompt as JSON, with the digests of pictures."""
+        return kept(self.prompt)
+
 
 def _as_text(value: Any) -> str:
-    is_finite = not isinstance(value, float) or math.isfinite(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and is_finite:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         return str(value)
     if isinstance(value, str) and value.strip():
         return value
@@ -79,21 +71,8 @@ class _Row(Given):
     id: Whole | int | None = None
 
 
-def _parse(line: str, number: int, args: Mapping[str, Any], folder: Path) -> Problem:
-    """Raises ValueError with what is wrong, without the line's number."""
-    row, own = read_row(_Row, line)
-    name = f"line-{number}" if row.id is None else str(row.id)
-    merged, keys = merge(args, own), frozenset(own)
-    as_given = json.loads(line)["answer"]
-    prompt, right = row.read(folder), tuple(row.answer)
-    return Problem(name, number, prompt, right, as_given, merged, keys, row.answers)
-
-
 def load_problems(
-    path: str,
-    args: Mapping[str, Any] | None = None,
-    check: Callable[[Problem], None] = lambda problem: None,
-    chat: bool = False,
+    path: str, args: Mapping[str, Any] | None = None, chat: bool = False
 ) -> tuple[list[Problem], int]:
     """Read the file; blank lines are skipped.
 
@@ -103,25 +82,32 @@ def load_problems(
     Args:
         path: A JSONL file, UTF-8.
         args: What is contrasted with where a row does not say.
-        check: Raises ValueError for a problem that cannot be decoded.
-        chat: Whether a text goes through the chat template, as a user's message.
+        chat: Whether a text is a user's message.
 
     Returns:
-        The problems, and how many repetitions of them were left out.
+        The problems, and how many rows were left out.
 
     Raises:
         ToolError: names the file, the first line with a mistake, and what is wrong with it.
     """
-    by_prompt: dict[str, Problem] = {}
+    by_prompt: dict[Prompt, Problem] = {}
     by_id: dict[str, Problem] = {}
     repeated = 0
     for number, line in read_lines(Path(path), path):
         try:
-            problem = _parse(line, number, args or {}, Path(path).parent)
-            check(problem)
-            asked = messages_of(problem.prompt, chat) or problem.prompt
-            reads = json.dumps(asked, default=lambda picture: picture.digest)
-            first = by_prompt.setdefault(reads, problem)
+            row, own = read_row(_Row, line)
+            prompt = row.read(Path(path).parent)
+            problem = Problem(
+                id=f"line-{number}" if row.id is None else str(row.id),
+                line=number,
+                prompt=(("user", prompt),) if chat and isinstance(prompt, str) else prompt,
+                answers=tuple(row.answer),
+                answer=json.loads(line)["answer"],
+                args=merge(args or {}, own),
+                own_keys=frozenset(own),
+                has_answer=row.answers,
+            )
+            first = by_prompt.setdefault(problem.prompt, problem)
             said, now = ((p.answers, p.args, p.has_answer) for p in (first, problem))
             if said != now:
                 raise ValueError(
@@ -141,35 +127,23 @@ def split_problems(
     problems: Sequence[Problem], test_fraction: float, seed: int
 ) -> tuple[list[Problem], list[Problem]]:
     """Draw the dev problems, which pick a setting, and the held-out ones, which judge it: of those
-    whose text answers and of the others the same share.
-
-    Args:
-        problems: All.
-        test_fraction: Share of held-out problems, in (0, 1).
-        seed: Of the draw, 0 or more.
-
-    Returns:
-        The dev and the held-out problems, both in the file's order.
-
-    Raises:
-        ToolError: there are too few problems.
+    whose text answers and of the others the same share. Both stay in the file's order; ToolError
+    where there are too few.
     """
     held_out = set[str]()
-    for kind in (True, False):
+    for kind, which in ((True, "problems"), (False, 'problems with "answers": false')):
         ids = [problem.id for problem in problems if problem.has_answer is kind]
-        if not ids and not kind:
-            break
-        count, which = len(ids), "problems" if kind else 'problems with "answers": false'
-        in_test = round(count * test_fraction)
-        if min(in_test, count - in_test) < FEWEST:
+        in_test = round(len(ids) * test_fraction)
+        in_dev = len(ids) - in_test
+        if min(in_test, in_dev) < FEWEST and (ids or kind):
             needed = math.ceil(FEWEST / min(test_fraction, 1.0 - test_fraction))
             raise ToolError(
-                f"{count} {which} with --test-fraction {test_fraction:g} are {count - in_test} dev "
-                f"and {in_test} held-out ones; with fewer than {FEWEST} no difference can be "
-                f"significant. Bring {needed} {which} or more (docs/tuning.md says how many "
-                "are useful)"
+                f"{len(ids)} {which} with --test-fraction {test_fraction:g} are {in_dev} dev and "
+                f"{in_test} held-out ones; with fewer than {FEWEST} no difference can be "
+                f"significant. Bring {needed} {which} or more (docs/tuning.md says how many are "
+                "useful)"
             )
-        drawn = np.random.default_rng(seed).permutation(count)[:in_test]
+        drawn = np.random.default_rng(seed).permutation(len(ids))[:in_test]
         held_out.update(ids[index] for index in drawn)
     dev = [problem for problem in problems if problem.id not in held_out]
     return dev, [problem for problem in problems if problem.id in held_out]

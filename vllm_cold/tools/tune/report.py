@@ -1,61 +1,190 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report on a terminal; ``report.json`` has the same."""
+"""What was found: ``report.json``, the terminal, and the line that serves it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import msgspec
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from vllm_cold.tools.tune.verdict import Comparison, interval, percent, points
+from vllm_cold.errors import ColdError
+from vllm_cold.method.arguments import parse_engine_defaults
+from vllm_cold.method.settings import PREFIX
+from vllm_cold.tools.adapters import Adapter
+from vllm_cold.tools.contrast import ROW_KEYS, request_args
+from vllm_cold.tools.tune.plain import BETTER, BETTER_PROMPT
+from vllm_cold.tools.tune.task import Task
+from vllm_cold.tools.tune.verdict import Row, Verdict, interval, percent, points
+
+FORMAT = 6  # of report.json
 
 
-def tell(console: Console, texts: Sequence[str]) -> None:
-    """Print sentences."""
-    for text in texts:
-        console.print(Text(text))
-
-
-def show(console: Console, report: dict[str, Any], path: str) -> None:
-    """Print table, notes and the line to paste, and at the end the verdict.
-
-    Args:
-        console: Where to.
-        report: The content of report.json, as ``command`` makes it.
-        path: Where that file is.
+def server_defaults(args: Mapping[str, Any]) -> dict[str, Any] | None:
+    """A request's flat arguments as a server's defaults, by the knob's name; None where a server
+    has no defaults for them, and each request has to send them.
     """
+    defaults = {key.removeprefix(PREFIX): value for key, value in args.items()}
+    try:
+        parse_engine_defaults(defaults)
+    except ColdError:
+        return None
+    return defaults
+
+
+def _module(adapter: Adapter) -> str:
+    # vLLM splits NAME=PATH at "=" and takes anything with a comma for JSON.
+    if set("=,") & set(adapter.name + adapter.folder):
+        return json.dumps({"name": adapter.name, "path": adapter.folder})
+    return f"{adapter.name}={adapter.folder}"
+
+
+def serve_line(
+    model: str,
+    adapters: Sequence[Adapter],
+    engine: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None,
+) -> str:
+    """The command that serves what was measured, quoted for a shell. CoLD's defaults are those of
+    ``server_defaults``; None for a server that decodes greedily.
+    """
+    words = ["vllm", "serve", model]
+    more = engine.get("additional_config") or {}
+    # What is said of CoLD there is for the engine that tunes.
+    rest = {key: value for key, value in more.items() if key != "cold"} or None
+    for name, value in {**engine, "additional_config": rest}.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(option if value else f"--no-{option[2:]}")
+        elif value not in (None, []):  # vLLM's parser has no words for these
+            # A list is one option with several words.
+            several = value if isinstance(value, list) else [value]
+            words += [option, *(v if isinstance(v, str) else json.dumps(v) for v in several)]
+    if adapters:
+        words += ["--lora-modules", *map(_module, adapters)]
+    if defaults is not None:
+        words += ["--sampler", "cold"]
+        for path in more.get("cold", {}).get("rules", ()):
+            words += ["--cold-rule", path]
+        for name, value in defaults.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            words += ["--cold-" + name.replace("_", "-"), text]
+    return shlex.join(words)
+
+
+def _advice(task: Task, judged: Verdict) -> tuple[str, list[str]]:
+    """What to paste, a command or the fields of a request's body, and what requests have to send
+    beside it where they are decoded with CoLD.
+    """
+    args = {**task.args, **judged.best.setting.args}
+    own = any(problem.own_keys for problem in task.problems)
+    rows = [f"the cold_* keys of its problem's row, in place of other {', '.join(ROW_KEYS)}"]
+    told = request_args(args, None if own else task.model)
+    must = [f'"vllm_xargs": {json.dumps(told)}', *(rows if own else [])]
+    if task.server is not None:
+        sent = told if judged.gain else {"cold": 0}
+        line = json.dumps({"model": task.expert or task.model, "vllm_xargs": sent})
+        return line, must if judged.only else must[1:]
+    defaults = None if own else server_defaults(args)
+    said = (defaults or {}) if judged.gain else None
+    line = serve_line(task.model, task.adapters, task.engine, said)
+    return line, [] if defaults is not None and not judged.only else must
+
+
+def make_report(
+    task: Task, first: list[str], judged: Verdict, changes: list[Any], more: list[str]
+) -> dict[str, Any]:
+    """The content of report.json, with what plain prompts told first, the held-out problems whose
+    score changed, and more notes.
+    """
+    options, best = task.options, judged.best
+    serve, must = _advice(task, judged)
+    stop = f", stop {json.dumps(options.stop)}" if options.stop else ""
+    found = best.found
+    notes = [
+        f"On the {found.count} held-out problems greedy scores {percent(found.greedy)} and "
+        f"{best.setting} {percent(found.cold)}: better on {found.better}, worse on {found.worse} "
+        "(sign test, for right and wrong McNemar's exact one, two-sided).",
+        "Measured with temperature 0 in each request; requests that sample are another matter. "
+        f"The requests had max_tokens {options.max_tokens}{stop}.",
+    ]
+    if must:
+        which = "Where the text is known to answer," if judged.only else "With CoLD"
+        notes.append(f"{which} requests must also send {' and '.join(must)}.")
+    if task.repeated:
+        notes.append(f"Rows that repeat an earlier prompt and were left out: {task.repeated}.")
+    if task.lacks is not None and any(one.plain == BETTER_PROMPT for one in task.plain):
+        said = json.dumps(options.better or BETTER[task.lacks])
+        notes.append(f"A better prompt has {said} before the question; --better.")
+    return {
+        "format": FORMAT,
+        "gain": judged.gain,
+        "headline": judged.headline(),
+        "first": first,
+        "best": {"name": str(best.setting), **best.setting.values},
+        **_figures("test", best),
+        "settings": [
+            {
+                "name": str(setting),
+                "picked": setting == judged.picked,
+                "setting": setting.values,
+                **_figures("dev", row),
+                **_figures("test", judged.held_out.get(setting)),
+            }
+            for setting, row in judged.dev.items()
+        ],
+        "changes": changes,
+        "notes": [*notes, *more],
+        "serve": serve,
+        "run": {
+            "data": Path(options.data).name,
+            "contrast": task.args,
+            "match": options.match,
+            "seed": options.seed,
+            "test_fraction": options.test_fraction,
+            **{name: what for name, what in task.made_with().items() if name != "files"},
+        },
+    }
+
+
+def _figures(part: str, row: Row | None) -> dict[str, Any]:
+    """A row's figures on a part of the problems, by kind, for JSON."""
+    found, silent = (None, None) if row is None else row[1:]
+    return {part: msgspec.to_builtins(found), f"{part}_silent": msgspec.to_builtins(silent)}
+
+
+def show(console: Console, report: Mapping[str, Any], judged: Verdict, path: str) -> None:
+    """Print table, notes and the line to paste, and at the end the verdict."""
     if report["first"]:
         console.print()
-    console.print(_table(report))
+    console.print(_table(judged))
     console.print()
-    tell(console, report["details"])
     for note in report["notes"]:
         console.print(Text(f"Note: {note}", style="dim"))
     console.print()
     how = "Serve it" if report["run"]["server"] is None else "Ask for it"
-    console.print(Text(f"{how} {'with' if report['gain'] else 'without'} CoLD:", style="bold"))
+    console.print(Text(f"{how} {'with' if judged.gain else 'without'} CoLD:", style="bold"))
     # As it is, without wrapping: it is to be copied.
     console.print(Text(report["serve"]), soft_wrap=True)
     console.print()
     console.print(Text(f"Written: {path}"), soft_wrap=True)
-    style = "bold green" if report["gain"] else "bold yellow"
+    style = "bold green" if judged.gain else "bold yellow"
     console.print(Text(report["headline"], style=style), soft_wrap=True)
 
 
-def _table(report: dict[str, Any]) -> Table:
+def _table(judged: Verdict) -> Table:
     """All settings on the dev problems."""
-    first, silent = report["settings"][0]["dev"], report["settings"][0]["dev_silent"]
-    title = (
-        f"{first['count']} dev problems, which pick a setting; greedy: {percent(first['greedy'])}"
-    )
+    _, dev, silent = next(iter(judged.dev.values()))
+    title = f"{dev.count} dev problems, which pick a setting; greedy: {percent(dev.greedy)}"
     if silent:
-        title += (
-            f"\n{silent['count']} whose text does not answer; greedy: {percent(silent['greedy'])}"
-        )
+        title += f"\n{silent.count} whose text does not answer; greedy: {percent(silent.greedy)}"
     table = Table(
         title=title,
         caption="points: to greedy; what is picked from several is biased upwards",
@@ -69,15 +198,15 @@ def _table(report: dict[str, Any]) -> Table:
     more = ("no answer: points",) if silent else ()
     for name in ("score", "points", "better/worse", "95 % interval", *more):
         table.add_column(name, justify="right", overflow="fold")
-    for row in report["settings"]:
-        found = Comparison(**row["dev"])
+    for setting, dev, silent in judged.dev.values():
+        is_picked = setting == judged.picked
         table.add_row(
-            row["name"] + (" (picked)" if row["picked"] else ""),
-            percent(found.cold),
-            points(found.difference),
-            f"{found.better}/{found.worse}",
-            interval(found),
-            *([points(row["dev_silent"]["difference"])] if silent else []),
-            style="bold" if row["picked"] else "",
+            f"{setting} (picked)" if is_picked else str(setting),
+            percent(dev.cold),
+            points(dev.difference),
+            f"{dev.better}/{dev.worse}",
+            interval(dev),
+            *([points(silent.difference)] if silent else []),
+            style="bold" if is_picked else "",
         )
     return table

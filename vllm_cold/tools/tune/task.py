@@ -28,62 +28,35 @@ from vllm_cold.tools.contrast import (
 )
 from vllm_cold.tools.errors import ToolError
 from vllm_cold.tools.server import Server
+from vllm_cold.tools.tune import ENGINE_OPTIONS
 from vllm_cold.tools.tune.grid import Setting, make_grid
 from vllm_cold.tools.tune.match import Matcher, load_matcher
-from vllm_cold.tools.tune.plain import NAMES, Lacks, plain_prompts
+from vllm_cold.tools.tune.plain import Lacks, plain_prompts
 from vllm_cold.tools.tune.problems import Problem, load_problems, split_problems
 
-# Options that are arguments of vllm.LLM and of vllm serve alike.
-ENGINE_OPTIONS = (
-    "dtype",
-    "max_model_len",
-    "max_num_seqs",
-    "gpu_memory_utilization",
-    "tensor_parallel_size",
-    "enforce_eager",
-)
 ENGINE_ONLY = (*ENGINE_OPTIONS, "engine_args")
 SERVER_ONLY = (*servers.OPTIONS, "concurrency")
 
 
 @dataclass
 class Task:
-    """What the options ask for, checked, before anything is started.
-
-    Attributes:
-        options: The options.
-        grid: The settings.
-        problems: All problems.
-        dev: Those that pick a setting.
-        held_out: Those that judge it.
-        repeated: Rows that were left out because they repeat a prompt.
-        matcher: Scores an output.
-        lacks: What all amateurs lack of their experts' prompts; None where some read them.
-        plain: Names of the plain prompts that all problems have.
-        model: Folder (absolute) or hub name; with a server, its name there.
-        adapters: All that are used, the expert's first; with a server none.
-        expert: The name of the expert's adapter, None for the base model.
-        args: What all problems are contrasted with that do not say it themselves, as a request's
-            flat arguments.
-        engine: Further arguments of ``vllm.LLM``.
-        server: What decodes in place of an engine.
-    """
+    """What the options ask for, checked, before anything is started."""
 
     options: argparse.Namespace
     grid: list[Setting]
+    plain: list[Setting]  # the plain prompts that all problems have
+    lacks: Lacks | None  # of their experts' prompts; None where an amateur reads all
     problems: list[Problem]
-    dev: list[Problem]
-    held_out: list[Problem]
-    repeated: int
+    dev: list[Problem]  # those that pick a setting
+    held_out: list[Problem]  # those that judge it
+    repeated: int  # rows that were left out because they repeat a prompt
     matcher: Matcher
-    lacks: Lacks | None
-    plain: list[str]
-    model: str
-    adapters: list[Adapter]
-    expert: str | None
-    args: dict[str, Any]
-    engine: dict[str, Any]
-    server: Server | None
+    model: str  # folder (absolute) or hub name; with a server, its name there
+    adapters: list[Adapter]  # the expert's first; with a server none
+    expert: str | None  # the name of the expert's adapter, None for the base model
+    args: dict[str, Any]  # flat arguments of all problems, what they do not say themselves
+    engine: dict[str, Any]  # further arguments of vllm.LLM
+    server: Server | None  # what decodes in place of an engine
 
     def made_with(self) -> dict[str, Any]:
         """All that answers depend on beside problem and setting, as JSON."""
@@ -95,7 +68,6 @@ class Task:
             "adapter": self.expert,
             "max_tokens": self.options.max_tokens,
             "stop": self.options.stop or [],
-            "chat": self.options.chat,
         }
         if self.server is not None:
             return made_with
@@ -104,24 +76,18 @@ class Task:
             "engine": self.engine,
             "vllm": vllm_version(),
             "vllm-cold": vllm_cold.__version__,
-            "files": {one: _file_times(Path(one)) for one in folders},
+            # Size in bytes and time of change, in nanoseconds; of a model of the hub nothing.
+            "files": {
+                str(file): [file.stat().st_size, file.stat().st_mtime_ns]
+                for folder in folders
+                for file in sorted(Path(folder).glob("*"))
+                if file.is_file()
+            },
         }
 
 
-def _file_times(folder: Path) -> dict[str, Any]:
-    """Size in bytes and time of change, in nanoseconds, of each file of a folder, by name: files
-    that changed make other answers. Of a model of the hub nothing.
-    """
-    files = [file for file in sorted(folder.glob("*")) if file.is_file()]
-    return {file.name: [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
-
-
 def read_task(options: argparse.Namespace) -> Task:
-    """Check all options and read all small files.
-
-    Raises:
-        ToolError: names the first mistake.
-    """
+    """Check all options and read all small files; ToolError names the first mistake."""
     servers.check_options(options, ENGINE_ONLY, SERVER_ONLY)
     amateurs = options.amateur or ()
     server, adapters, engine = None, list[Adapter](), dict[str, Any]()
@@ -149,44 +115,49 @@ def read_task(options: argparse.Namespace) -> Task:
         named |= zip(folders, names[expert is not None :], strict=True)
         engine = _engine_arguments(options, adapters)
     args = option_args(options, named)
-    given = {name: getattr(options, name) for name in KNOBS}
-    grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
+    try:
+        given = {name: getattr(options, name) for name in KNOBS}
+        grid = make_grid(given, options.preset, args.get(PREFIX + "weights"))
+    except ColdError as error:
+        raise ToolError(as_written(error)) from None
 
-    def check(problem: Problem) -> None:
-        """Raises what can be said of a problem's contrast before an engine makes tokens."""
+    def amateurs_of(problem: Problem) -> list[AmateurSpec]:
+        """Of each preset; ToolError for what can be said of them before anything is started."""
+        found = list[AmateurSpec]()
         try:
             for setting in {setting.preset: setting for setting in grid}.values():
-                for one in read_contrast({**problem.args, **setting.args}).amateurs:
-                    amateur_reads(problem.prompt, one, options.chat)
-                    if one.source is None and adapter_of(one, expert, model, names) == expert:
-                        refuse_equal(problem.place)
+                found += read_contrast({**problem.args, **setting.args}).amateurs
+            for one in found:
+                amateur_reads(problem.prompt, one)
+                if one.source is None and adapter_of(one, expert, model, names) == expert:
+                    refuse_equal(problem.place)
         except ColdError as error:
-            raise ValueError(as_written(error, problem.own_keys)) from None
+            raise ToolError(f"{problem.place}: {as_written(error, problem.own_keys)}") from None
+        return found
 
-    problems, repeated = load_problems(options.data, args, check, options.chat)
-    ones = [_first_amateur(problem, grid) for problem in problems]
+    problems, repeated = load_problems(options.data, args, options.chat)
     known = [
         (problem.prompt, one)
-        for problem, one in zip(problems, ones, strict=True)
-        if one and not isinstance(problem.prompt, Pictured)
+        for problem in problems
+        for one in [each for each in amateurs_of(problem) if each.source is not None][:1]
+        if not isinstance(problem.prompt, Pictured)
     ]
-    lacks: Lacks | None = None
-    plain = list[str]()
+    plain, lacks = list[Setting](), None
     if len(known) == len(problems) > 0:
-        lacks, prompts = plain_prompts(known, options.chat, options.better)
-        plain = [name for name in NAMES[lacks] if all(name in one for one in prompts)]
+        lacks, prompts = plain_prompts(known, options.better)
+        plain = [Setting(plain=name) for name in prompts[0]]
         problems = [replace(p, plain=one) for p, one in zip(problems, prompts, strict=True)]
     elif options.better is not None:
         raise ToolError("--better: is for amateurs that read another prompt; leave it out")
     return Task(
         options,
         grid,
+        plain,
+        lacks,
         problems,
         *split_problems(problems, options.test_fraction, options.seed),
         repeated,
         load_matcher(options.match, problems),
-        lacks,
-        plain,
         model,
         adapters,
         expert,
@@ -194,13 +165,6 @@ def read_task(options: argparse.Namespace) -> Task:
         engine,
         server,
     )
-
-
-def _first_amateur(problem: Problem, grid: Sequence[Setting]) -> AmateurSpec | None:
-    """The first of a problem's amateurs that has a prompt of its own; None if none has."""
-    args = ({**problem.args, **setting.args} for setting in grid)
-    amateurs = (one for each in args for one in read_contrast(each).amateurs)
-    return next((one for one in amateurs if one.source is not None), None)
 
 
 def _engine_arguments(options: argparse.Namespace, adapters: Sequence[Adapter]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ Everything is paired: what counts is the difference on each problem. Scores lie 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -26,28 +26,16 @@ FEWEST = 6  # problems with which p can be below it, if all differ in the same d
 
 @dataclass(frozen=True)
 class Comparison:
-    """Scores of CoLD against those of greedy decoding on the same problems.
+    """Scores of CoLD against those of greedy decoding on the same problems."""
 
-    Attributes:
-        count: Problems.
-        greedy: Greedy's mean score.
-        cold: CoLD's mean score.
-        difference: ``cold - greedy``.
-        low: Lower end of the interval of the difference.
-        high: Upper end.
-        p: Two-sided p of the hypothesis that neither is better more often.
-        better: Problems on which CoLD scores higher.
-        worse: Problems on which it scores lower.
-    """
-
-    count: int
-    greedy: float
+    count: int  # problems
+    greedy: float  # mean score
     cold: float
-    difference: float
-    low: float
+    difference: float  # cold - greedy
+    low: float  # ends of its interval
     high: float
-    p: float
-    better: int
+    p: float  # two-sided, of the hypothesis that neither is better more often
+    better: int  # problems on which CoLD scores higher
     worse: int
 
 
@@ -61,10 +49,6 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
     more for the better and one for the worse, so that it keeps its coverage where few problems
     differ or none does. For scores of 0 and 1 it is widened, if need be, to the exact one of the
     share of the better among those that differ: it then has 0 inside where the test finds nothing.
-
-    Args:
-        cold: CoLD's scores.
-        greedy: Greedy's scores of the same problems, in the same order.
     """
     differences, count = cold - greedy, len(cold)
     better, worse = int((differences > 0).sum()), int((differences < 0).sum())
@@ -92,17 +76,11 @@ def compare(cold: Scores, greedy: Scores) -> Comparison:
 
 
 class Row(NamedTuple):
-    """A setting or a plain prompt against greedy decoding.
-
-    Attributes:
-        setting: It.
-        found: Where texts answer: on all problems, but for those that say otherwise.
-        silent: On those that do; None if there are none.
-    """
+    """A setting or a plain prompt against greedy decoding."""
 
     setting: Setting
-    found: Comparison
-    silent: Comparison | None = None
+    found: Comparison  # where texts answer: on all problems, but for those that say otherwise
+    silent: Comparison | None = None  # on those that do, if there are any
 
     @property
     def score(self) -> float:
@@ -131,13 +109,6 @@ def is_worse(found: Comparison) -> bool:
     return found.p < LEVEL and found.worse > found.better and found.difference < 0.0
 
 
-def is_gain(dev: Comparison, test: Comparison) -> bool:
-    """Whether what was picked beats greedy decoding: significantly on the held-out problems, and at
-    all on the dev ones.
-    """
-    return is_better(test) and dev.difference > 0.0
-
-
 def points(difference: float) -> str:
     """A difference of mean scores in percentage points, with its sign: "+8.0"."""
     text = f"{100 * difference:+.1f}"
@@ -154,10 +125,8 @@ def interval(found: Comparison) -> str:
     return f"{points(found.low)} to {points(found.high)}"
 
 
-def _figures(row: Row, silent: bool = False) -> str:
-    """A difference with all that belongs to it."""
-    found = row.silent if silent and row.silent is not None else row.found
-    which = " whose text answers" if row.silent is not None and not silent else ""
+def _figures(found: Comparison, which: str = "") -> str:
+    """A difference on held-out problems, with all that belongs to it."""
     return (
         f"{points(found.difference)} points on {found.count} held-out problems{which} "
         f"(95 % interval {interval(found)}, p = {found.p:.2g})"
@@ -165,13 +134,8 @@ def _figures(row: Row, silent: bool = False) -> str:
 
 
 def findings(plain: Sequence[Row], lacks: str, blind: bool) -> list[str]:
-    """What plain prompts tell before any setting is tried: whether the text helps at all, and what
-    is to be had for nothing.
-
-    Args:
-        plain: The plain prompts on all problems, that without the text first.
-        lacks: What it is, a text or an instruction.
-        blind: Whether there may be texts that do not answer, and no problem has one.
+    """What plain prompts, first that without the text or instruction, tell before any setting is
+    tried: whether it helps at all, and what is to be had for nothing.
     """
     said = []
     for row in plain[:1]:
@@ -206,21 +170,24 @@ def _help(without: Comparison, lacks: str) -> str:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What to use, by all that was compared.
+    """What to use, by all that was compared."""
 
-    Attributes:
-        dev: Plain prompts and settings on the dev problems.
-        plain: The plain prompts on the held-out problems.
-        best: The setting that the dev problems picked, on the held-out ones.
-        against: It against each plain prompt there, where texts answer.
-        blind: Whether nothing is known of texts that do not answer, though there may be some.
-    """
+    dev: Mapping[Setting, Row]  # plain prompts and settings on the dev problems, in order
+    picked: Setting  # by the dev problems
+    held_out: Mapping[Setting, Row]  # plain prompts and the picked setting on the others
+    against: Mapping[Setting, Comparison]  # that against plain prompts there, where texts answer
+    blind: bool = False  # whether there may be texts that do not answer, and no row says so
 
-    dev: Sequence[Row]
-    plain: Sequence[Row]
-    best: Row
-    against: Sequence[Comparison] = ()
-    blind: bool = False
+    @property
+    def best(self) -> Row:
+        """The picked setting on the held-out problems."""
+        return self.held_out[self.picked]
+
+    def _gains(self, row: Row) -> bool:
+        """Whether it beats greedy decoding: significantly on the held-out problems, and at all on
+        the dev ones.
+        """
+        return is_better(row.found) and self.dev[row.setting].found.difference > 0.0
 
     @property
     def use(self) -> Row | None:
@@ -228,19 +195,17 @@ class Verdict:
         decoding. A setting has to beat greedy decoding significantly; it must not score below any
         plain prompt, and has to beat the best one significantly if that is a gain for nothing.
         """
-        dev = {row.setting: row.found for row in self.dev}
-        if is_gain(dev[self.best.setting], self.best.found):
-            if not self.plain:
-                return self.best
-            at = max(range(len(self.plain)), key=lambda i: self.plain[i].found.cold)
-            rival = self.plain[at]
-            loses = rival.found.cold >= self.best.found.cold
-            ties = is_better(rival.found) and not is_better(self.against[at])
-            return rival if loses or ties else self.best
-        if self.plain:
-            named = {row.setting: row for row in self.plain}
-            rival = named[pick([row for row in self.dev if row.setting in named]).setting]
-            if is_gain(dev[rival.setting], rival.found):
+        best, plain = self.best, [self.held_out[one] for one in self.against]
+        if self._gains(best):
+            rival = max(plain, key=lambda row: row.found.cold, default=None)
+            if rival is None:
+                return best
+            loses = rival.found.cold >= best.found.cold
+            ties = is_better(rival.found) and not is_better(self.against[rival.setting])
+            return rival if loses or ties else best
+        if plain:
+            rival = self.held_out[pick([self.dev[one] for one in self.against]).setting]
+            if self._gains(rival):
                 return rival
         return None
 
@@ -257,37 +222,25 @@ class Verdict:
     def headline(self) -> str:
         """What to use, and what is known of it, in one sentence."""
         best, use = self.best, self.use
+        row = use or best
+        figures = _figures(row.found, "" if row.silent is None else " whose text answers")
+        only = " only where the text is known to answer" if row.harms else ""
         if use is None:
-            tried = len(self.dev) - len(self.plain)
-            (dev,) = (row.found for row in self.dev if row.setting == best.setting)
-            picked = f"{best.setting}" + (f", picked from {tried} settings," if tried > 1 else "")
+            dev, tried = self.dev[best.setting].found, len(self.dev) - len(self.against)
             said = (
-                f"No setting {'and no plain prompt ' if self.plain else ''}beats greedy decoding "
-                f"significantly, so use that: {picked} "
+                f"No setting {'and no plain prompt ' if self.against else ''}beats greedy decoding "
+                f"significantly, so use that: {best.setting}"
+                f"{f', picked from {tried} settings,' if tried > 1 else ''} "
                 f"{'is significantly worse,' if is_worse(best.found) else 'differs by'} "
-                f"{_figures(best)}; {points(dev.difference)} on {dev.count} dev problems"
+                f"{figures}; {points(dev.difference)} on {dev.count} dev problems"
             )
-            return said + self._elsewhere(best)
-        only = " only where the text is known to answer" if use.harms else ""
-        said = f"Use {use.setting}{only}, which beats greedy decoding: {_figures(use)}"
-        if use is not best:
-            said = f"Use {use.setting}{only}, and no contrast: {_figures(use)}"
+        elif use is best:
+            said = f"Use {use.setting}{only}, which beats greedy decoding: {figures}"
+        else:
+            said = f"Use {use.setting}{only}, and no contrast: {figures}"
             if is_better(best.found):
                 gained = points(best.found.difference)
                 said += f"; {best.setting} ({gained}) is not significantly better than that"
-        return said + self._elsewhere(use)
-
-    def _elsewhere(self, row: Row) -> str:
-        """The end of the headline: what is known where texts do not answer."""
         if row.silent is not None:
-            return f"; where the text does not answer, {_figures(row, silent=True)}."
-        return "; nothing is known of texts that do not answer." if self.blind else "."
-
-    def details(self) -> str:
-        """A sentence that belongs to the headline."""
-        found = self.best.found
-        return (
-            f"On the {found.count} held-out problems greedy scores {percent(found.greedy)} and "
-            f"{self.best.setting} {percent(found.cold)}: better on {found.better}, worse on "
-            f"{found.worse} (sign test, for right and wrong McNemar's exact one, two-sided)."
-        )
+            return f"{said}; where the text does not answer, {_figures(row.silent)}."
+        return said + ("; nothing is known of texts that do not answer." if self.blind else ".")
