@@ -90,7 +90,7 @@ def _step(
     def made(token: int) -> Step:
         return make_step(
             token, WORDS[token], rows, weights, known=KNOWN, vocab_size=None,
-            settings=settings, listed=order[:6], greedy_answer=greedy,
+            settings=settings, greedy_answer=greedy,
             ends=(1,) if None in fixed and number == ENDS and not greedy else (),
         )  # fmt: skip
 
@@ -117,7 +117,6 @@ def make_report(several: bool = False, alpha: float = 0.1, length: int = 40) -> 
         return Answer(
             title="Greedy" if greedy else "CoLD",
             greedy=greedy,
-            text="".join(step.text for step in steps),
             finish_reason="length",
             steps=steps,
         )

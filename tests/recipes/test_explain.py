@@ -16,6 +16,8 @@ import pytest
 from tests.docs.blocks import ROOT, block
 from tests.recipes.page import offline, run, words
 from tests.server.conftest import serve
+from vllm_cold.tools.explain.command import ask_all
+from vllm_cold.tools.main import build_parser
 
 PAGE = "docs/explain.md"
 FLOAT32 = " --dtype float32"
@@ -32,39 +34,37 @@ def read(page: Path) -> list[dict[str, Any]]:
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.S)
     assert found and "The engine took another token" not in text
     explained = json.loads(found[1])["explanations"]
-    answers = [{**one, **answer} for one in explained for answer in one["answers"]]
-    assert all(answer["steps"] for answer in answers)
-    return answers
+    return [{**one, **answer} for one in explained for answer in one["answers"]]
 
 
 @pytest.mark.engine
 def test_one_prompt(folder: Path, variables: dict[str, str]) -> None:
     printed = run(block(PAGE, "prompt").rstrip() + FLOAT32, folder, variables)
-    assert [answer["title"] for answer in read(folder / "sorting.html")] == ["CoLD", "Greedy"]
+    answers = read(folder / "sorting.html")
+    assert [answer["title"] for answer in answers] == ["CoLD", "Greedy"]
+    assert all(answer["steps"] for answer in answers)
     assert "against base model, weight -0.5" in printed and "page: sorting.html" in printed
 
 
-@pytest.mark.engine
-def test_other_prompts(folder: Path, variables: dict[str, str]) -> None:
-    """What the page says of its chat and its text: each without a part, by the base model."""
-    printed = run(block(PAGE, "guided").rstrip() + FLOAT32, folder, variables)
-    flowing = " ".join(printed.split())
-    assert "against base model without system, weight" in flowing
-    assert "tokens) user: What is the capital of Japan?" in flowing
-    assert "against base model without 0:39" in flowing
-    assert "tokens) Question: What is the capital of Russia?" in flowing
-    assert len(read(folder / "guided.html")) == 4
-
-
-@pytest.mark.engine
-def test_several_amateurs(folder: Path, variables: dict[str, str]) -> None:
-    run(block(PAGE, "several").rstrip() + FLOAT32, folder, variables)
-    for answer in read(folder / "several.html"):
-        labels = [one["label"] for one in answer["amateurs"]]
-        assert labels == ["orders, weight -0.5", "base model, weight -0.25"]
+@pytest.mark.unit
+@pytest.mark.parametrize("name", ["prompts", "guided", "several", "url"])
+def test_what_is_asked(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other commands of the page are taken, with their files."""
+    monkeypatch.chdir(tmp_path)
+    adapters = {"MODEL": "org/model", "URL": "http://localhost:8000"}
+    adapters["ADAPTERS"] = str(ROOT / "examples" / "adapters")
+    for file, here in re.findall(
+        r"cat > (\S+) <<'END'\n(.*?)END\n", block(PAGE, "prompts") + block(PAGE, "guided"), re.S
+    ):
+        Path(file).write_text(here)
+    command = block(PAGE, name).rpartition("vllm-cold explain")[2]
+    options = build_parser().parse_args(["explain", *words(command, adapters)])
+    labels = [str(one.source) for x in ask_all(options) for one in x.contrast.amateurs]
+    assert labels == {"guided": ["without system", "without 0:39"]}.get(name, ["None"] * 2)
 
 
 @pytest.mark.server
+@pytest.mark.full
 def test_a_file_of_prompts_offline_and_served(
     folder: Path, variables: dict[str, str], served: str
 ) -> None:
@@ -88,6 +88,7 @@ def test_a_file_of_prompts_offline_and_served(
 
 
 @pytest.mark.server
+@pytest.mark.full
 def test_the_live_page(variables: dict[str, str], served: str) -> None:
     """The page's command, asked as its page does."""
     script = "exec " + block(PAGE, "live").rstrip() + " --port 0"
@@ -127,6 +128,7 @@ def served(variables: dict[str, str], folder: Path) -> Iterator[str]:
 
 
 @pytest.mark.engine
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_real_model(tmp_path: Path) -> None:
     """The first blocks of the page, unchanged: the answer is a list of numbers."""
