@@ -14,6 +14,7 @@ import httpx
 import pytest
 
 from tests.docs.blocks import ROOT, block
+from tests.made_up_server import ADAPTER, serving
 from tests.recipes.page import offline, run, words
 from tests.server.conftest import serve
 from vllm_cold.tools.explain.command import ask_all
@@ -87,34 +88,30 @@ def test_a_file_of_prompts_offline_and_served(
     assert len(own) == 4 and own[0]["steps"] != own[1]["steps"]
 
 
-@pytest.mark.server
-@pytest.mark.full
-def test_the_live_page(variables: dict[str, str], served: str) -> None:
-    """The page's command, asked as its page does."""
-    script = "exec " + block(PAGE, "live").rstrip() + " --port 0"
-    command = ["bash", "-c", script]
-    environment = offline({**variables, "URL": served})
-    # A shell that starts tests in the background ignores interrupts, and so would the command.
-    interruptible: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, text=True, **interruptible
-    ) as process:
-        try:
-            assert process.stdout
-            address = process.stdout.readline().split()[0]
-            form = {"prompt": "w12 w7", "chat": True, "adapter": "sorting", "max_tokens": 8}
-            form["beta"] = "2"
-            reply = httpx.post(f"{address}answer", json=form, timeout=60)
-            events = [json.loads(line) for line in reply.text.splitlines()]
-            assert {event["place"] for event in events if event["event"] == "text"} == {0, 1}
-            assert events[-1]["event"] == "report", events[-1]
-            [one] = events[-1]["report"]["explanations"]
-            cold, greedy = one["answers"]
-            assert one["amateurs"][0]["label"] == "base model, weight -2"
-            assert len(greedy["steps"]) == len(cold["steps"]) == 8
-        finally:
-            process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 130
+@pytest.mark.unit
+@pytest.mark.slow
+def test_the_live_page() -> None:
+    """The page's command, asked as its page does, before a made-up server; Ctrl-C ends it."""
+    with serving() as (url, _):
+        script = "exec " + block(PAGE, "live").replace("sorting", ADAPTER).rstrip() + " --port 0"
+        # A shell that starts tests in the background ignores interrupts, and so would the command.
+        interruptible: Any = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+        with subprocess.Popen(
+            ["bash", "-c", script],
+            env=offline({"URL": url}),
+            stdout=subprocess.PIPE,
+            text=True,
+            **interruptible,
+        ) as process:
+            try:
+                assert process.stdout
+                address = process.stdout.readline().split()[0]
+                form = {"prompt": "ab", "adapter": ADAPTER, "max_tokens": 4, "beta": "2"}
+                reply = httpx.post(f"{address}answer", json=form, timeout=60)
+                assert json.loads(reply.text.splitlines()[-1])["event"] == "report"
+            finally:
+                process.send_signal(signal.SIGINT)
+                assert process.wait(20) == 130
 
 
 @pytest.fixture(scope="module")
