@@ -72,14 +72,14 @@ async def read_all(source: Source, prompts: Sequence[Asked], max_tokens: int) ->
 
 
 async def _read(source: Source, asked: Asked) -> Asked:
-    row, amateurs = asked.row, asked.contrast.amateurs
+    row, amateurs, tokens = asked.row, asked.contrast.amateurs, source.tokens
     try:
         whole = expert_reads(row.prompt, asked.chat)
-        own = whole, await source.tokens("prompt", whole)
-        others = []
+        own = whole, await tokens("prompt", whole)
+        others: list[tuple[Content, Sequence[int]] | None] = []
         for one in amateurs:
             reads = amateur_reads(row.prompt, one, asked.chat)
-            others.append(reads and (reads, await source.tokens(one.prompt_field, reads)))
+            others.append(None if reads is None else (reads, await tokens(one.prompt_field, reads)))
         streams = make_streams(amateurs, own, others, source.expert, source.base, source.loaded)
     except ColdError as error:
         raise row.refusal(error) from error
@@ -146,16 +146,7 @@ def _weights(asked: Asked, answer: Decoded, cold: Decoded) -> list[Weights]:
 async def _account(
     source: Source, asked: Asked, method: str, decoded: Decoded, cold: Decoded, *, greedy: bool
 ) -> Answer:
-    """Ask what the streams say of each step of an answer.
-
-    Args:
-        source: What gave it.
-        asked: The prompt.
-        method: What the method is called.
-        decoded: The answer.
-        cold: The method's.
-        greedy: Whether it is the other one.
-    """
+    """The method's answer (``cold``) or the greedy one, with what the streams say of each step."""
     tokens, settings = decoded.tokens, asked.contrast.settings
     weights = _weights(asked, decoded, cold)
     known = min(FIRST_TOP, source.vocab_size or FIRST_TOP)

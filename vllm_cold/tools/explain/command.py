@@ -107,12 +107,11 @@ def run(options: argparse.Namespace) -> int:
     check(options)
     asked = ask_all(options)
     check_page(options.html)
-    source: Source
     # With kept_interrupts, as asyncio's own would wait for an engine.
     if options.url is not None:
         with closing(open_server(options)) as server, kept_interrupts():
-            source = ServerSource(server, server.expert)
-            report = asyncio.run(_explain(source, asked, options, server.client))
+            asking = ServerSource(server, server.expert)
+            report = asyncio.run(_explain(asking, asked, options, server.client))
     elif options.model is None:
         raise ToolError("--model is missing: name the base model, or a server with --url")
     else:

@@ -23,7 +23,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from vllm_cold.method.presets import PRESETS
 from vllm_cold.method.settings import KNOBS, read
 from vllm_cold.tools.address import is_loopback
 from vllm_cold.tools.contrast import Prompt, with_pictures
@@ -172,7 +171,7 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
     async def home(request: Request) -> Response:
         if not _is_ours(request, options.host):
             return Response(status_code=400)
-        return HTMLResponse(page.render_live(**_start(options, server)), headers=_HEADERS)
+        return HTMLResponse(page.render_live(options, server), headers=_HEADERS)
 
     async def answer(request: Request) -> Response:
         if not _is_ours(request, options.host):
@@ -184,23 +183,6 @@ def make_app(options: argparse.Namespace, server: Server) -> Starlette:
         return StreamingResponse(lines, media_type="application/x-ndjson", headers=_HEADERS)
 
     return Starlette(routes=[Route("/", home), Route("/answer", answer, methods=["POST"])])
-
-
-def _start(options: argparse.Namespace, server: Server) -> dict[str, Any]:
-    """What the form shows before anything is typed in."""
-    return {
-        "model": server.base,
-        "adapters": server.loaded,
-        "server": server.root,
-        "presets": {name: preset.about for name, preset in PRESETS.items()},
-        "preset": options.preset,
-        "knobs": {name: (knob.about, getattr(options, name)) for name, knob in KNOBS.items()},
-        "adapter": options.adapter,
-        "chat": options.chat,
-        "without": (options.without or [""])[0],
-        "images": (options.images or [""])[0],
-        "max_tokens": options.max_tokens,
-    }
 
 
 def run(options: argparse.Namespace) -> int:

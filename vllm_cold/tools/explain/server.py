@@ -56,10 +56,10 @@ def _logprob(value: float) -> float:
 def _named(logprobs: Mapping[str, Any]) -> dict[int, float]:
     """Of an answer of one token what ``logprob_token_ids`` asked for."""
     if chat := logprobs.get("content"):
-        pairs = ((one["token"], one["logprob"]) for one in chat[0]["top_logprobs"])
+        found = {one["token"]: one["logprob"] for one in chat[0]["top_logprobs"]}
     else:
-        pairs = (logprobs["top_logprobs"][0] or {}).items()
-    return {int(token.removeprefix("token_id:")): _logprob(value) for token, value in pairs}
+        found = logprobs["top_logprobs"][0] or {}
+    return {int(token.removeprefix("token_id:")): _logprob(x) for token, x in found.items()}
 
 
 class ServerSource:
@@ -167,7 +167,7 @@ class ServerSource:
         xargs = {"cold": 0} if greedy else self.xargs(prompt)
         path, body = self._request(sent, self.expert, xargs, max_tokens=max_tokens, stream=True)
         tokens: list[int] = []
-        text, last = "", {}
+        text, last = "", dict[str, Any]()
         with self._server._errors():
             parts = await self._server.client.post(
                 path, body=body, cast_to=object, stream=True, stream_cls=openai.AsyncStream[object]

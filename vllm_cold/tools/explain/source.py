@@ -68,7 +68,7 @@ class Source(Protocol):
     model: str
     base: str
     expert: str | None
-    loaded: Sequence[str]
+    loaded: list[str]
     about: str
     max_model_len: int | None
     vocab_size: int | None
