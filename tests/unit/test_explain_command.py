@@ -52,18 +52,48 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "url": (["--url", "localhost:8000"], "--url=localhost:8000: must be like http://"),
     "url with dtype": (
         ["--url", "http://localhost:9", "--dtype", "auto"],
-        "^--dtype: is for an engine in this process, and --url asks a server that is running",
+        "--dtype: is for an engine in this process, and --url asks a server that is running",
     ),
-    "key": (["--model", "m", "--api-key", "hush"], "^--api-key: is for a server; add --url, or"),
-    "nobody": (["--url", "http://127.0.0.1:9"], "no server can be reached there"),
+    "key": (["--model", "m", "--api-key", "hush"], "--api-key: is for a server; add --url, or"),
+    "nobody": (["--url", "http://127.0.0.1:9"], ".*no server can be reached there"),
+    "preset": (["--preset", "cot"], "--preset='cot': must be one of cold, cad, adacad, cfg, dex"),
+    "two prompts": (
+        ["--amateur-prompt", "y", "--part", "0:1"],
+        "--part=.0:1.: the amateur has a prompt already, by --amateur-prompt; leave one of them",
+    ),
+    "no amateur": (["--amateur", "no/such"], "--amateur='no/such': no such folder"),
+    "parts without a count": (["--part", "0:1", "--part", "1:2"], "--part=.*: must be .start, "),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_mistakes(case: str) -> None:
+def test_mistakes(case: str, tmp_path: Path) -> None:
     arguments, message = WRONG[case]
-    with pytest.raises(ToolError, match=message):
-        run(parse("--prompt", "x", "--adapter", "one", *arguments))
+    (tmp_path / "adapter_config.json").write_text('{"r": 8}')
+    with pytest.raises(ToolError, match=f"^{message}"):
+        run(parse("--prompt", "x", "--adapter", str(tmp_path), *arguments))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "--prompt: nothing to contrast with: give --adapter, or say what the amateur reads"),
+        (["--amateur", "m"], "--prompt: nothing to contrast with"),
+        (
+            ["--preset", "cfg"],
+            "--preset='cfg': contrasts with another prompt; say which with --without, --part, --am",
+        ),
+    ],
+)
+def test_without_an_adapter(given: list[str], said: str) -> None:
+    with pytest.raises(ToolError, match=f"^{said}"):
+        asks("--model", "m", "--prompt", "x", *given)
+
+
+def test_an_adapter_that_no_engine_serves(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"r": 1024}')
+    with pytest.raises(ToolError, match="rank 1024, and vLLM serves ranks up to 512"):
+        OfflineSource("org/model", str(tmp_path))
 
 
 def test_the_prompt_is_wanted_once(capsys: pytest.CaptureFixture[str]) -> None:
@@ -218,33 +248,6 @@ def test_mistakes_in_rows(case: str, tmp_path: Path) -> None:
     file.write_text(json.dumps(row))
     with pytest.raises(ToolError, match=f"^--prompts={file}: line 1: {said}"):
         asks("--model", "m", "--adapter", "one", "--prompts", str(file), *given)
-
-
-OPTIONS: dict[str, tuple[list[str], str]] = {
-    "nothing": (
-        [],
-        "^--prompt: nothing to contrast with: give --adapter, or say what the amateur reads",
-    ),
-    "the base model": (["--amateur", "m"], "^--prompt: nothing to contrast with"),
-    "preset": (["--preset", "cot"], "^--preset='cot': must be one of cold, cad, adacad, cfg, dex"),
-    "no own prompt": (
-        ["--preset", "cfg"],
-        "^--preset='cfg': contrasts with another prompt; say which with --without, --part, --amat",
-    ),
-    "two prompts": (
-        ["--amateur-prompt", "y", "--part", "0:1"],
-        "^--part=.0:1.: the amateur has a prompt already, by --amateur-prompt; leave one of them",
-    ),
-    "no amateur": (["--amateur", "no/such"], "^--amateur='no/such': no such folder"),
-    "parts without a count": (["--part", "0:1", "--part", "1:2"], "^--part=.*: must be .start, "),
-}
-
-
-@pytest.mark.parametrize("case", OPTIONS)
-def test_mistakes_about_amateurs(case: str) -> None:
-    arguments, said = OPTIONS[case]
-    with pytest.raises(ToolError, match=said):
-        asks("--model", "m", "--prompt", "x", *arguments)
 
 
 def test_what_a_preset_leaves_out(tmp_path: Path) -> None:
