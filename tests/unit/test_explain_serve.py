@@ -120,31 +120,6 @@ def test_weights_that_are_not_told(upstream: tuple[str, MadeUp]) -> None:
     assert "does not return kv_transfer_params.cold.weights as vLLM does" in error["text"]
 
 
-def test_a_chat_is_asked_as_a_chat(upstream: tuple[str, MadeUp]) -> None:
-    """What an amateur reads is made by the server too: as a chat without CoLD."""
-    url, made = upstream
-    chat = (("system", "s"), ("user", "u"))
-    [one] = asked([chat], amateur="base", without="system")
-
-    async def both() -> None:
-        asking = source(url)
-        made.bodies.clear()
-        [read] = await collect.read_all(asking, [one], 2)
-        assert [stream.adapter for stream in read.streams] == [ADAPTER, None]
-        await asking.decode([read], False, 2)
-
-    asyncio.run(both())
-    paths, bodies = zip(*made.bodies, strict=True)
-    assert set(paths) == {"/v1/chat/completions"}
-    system, user = ({"role": role, "content": content} for role, content in chat)
-    assert [body["messages"] for body in bodies] == [[system, user], [user], [system, user]]
-    assert [body["vllm_xargs"] for body in bodies[:2]] == [{"cold": 0}] * 2
-    assert bodies[2]["vllm_xargs"].items() >= one.args.items() | {("cold", 1)}
-    for body in bodies:
-        assert body["return_token_ids"] and body["model"] == ADAPTER
-        assert (body["temperature"], body["repetition_penalty"], body["top_k"]) == (0.0, 1.0, 0)
-
-
 ASKS: dict[str, Callable[[ServerSource], Any]] = {
     "read": lambda one: collect.read_all(one, asked(["x"]), 2),
     "score": lambda one: one.score([Stream(ADAPTER, (1, 2))], 3),
@@ -198,17 +173,27 @@ def test_odd_replies(upstream: tuple[str, MadeUp]) -> None:
 def test_the_command(
     upstream: tuple[str, MadeUp], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From options to a page and the terminal."""
-    html = tmp_path / "page.html"
-    given = ("--url", upstream[0], "--adapter", ADAPTER, "--prompt", "ab", "--max-tokens", "4")
-    assert run(parse(*given, "--beta", "2", "--html", str(html))) == 0
+    """From options to a page and the terminal; a chat is asked as a chat, also what an amateur
+    reads, and always greedily, whatever the model's generation_config says.
+    """
+    (url, made), html, rows = upstream, tmp_path / "page.html", tmp_path / "rows.jsonl"
+    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]
+    rows.write_text(json.dumps({"messages": chat}))
+    given = ("--url", url, "--adapter", ADAPTER, "--prompts", str(rows), "--max-tokens", "4")
+    assert run(parse(*given, "--without", "system", "--beta", "2", "--html", str(html))) == 0
     shown = capsys.readouterr()
     printed = " ".join(shown.out.split())
-    assert "CoLD (alpha 0.1): against base model, weight -2 (2 tokens)" in printed
+    assert "CoLD (alpha 0.1): against adapter without system, weight -2 (2 tokens)" in printed
     assert "decoding with CoLD ..." in shown.err
-    assert f"server at {upstream[0]}" in printed and f"page: {html}" in printed
+    assert f"server at {url}" in printed and f"page: {html}" in printed
     text = html.read_text(encoding="utf-8")
     assert text.count('role="option"') == 8 and text.count("Checked: each token is") == 2
+    asked_ = [body for _, body in made.bodies if "messages" in body]
+    assert [one["messages"] for one in asked_] == [chat, chat[1:], chat, chat]
+    assert [one["vllm_xargs"]["cold"] for one in asked_] == [0, 0, 1, 0]
+    for body in (body for _, body in made.bodies[1:]):
+        assert body["return_token_ids"] and body["model"] == ADAPTER
+        assert (body["temperature"], body["repetition_penalty"], body["top_k"]) == (0.0, 1.0, 0)
 
 
 def test_the_answers_come_while_they_are_decoded(upstream: tuple[str, MadeUp]) -> None:

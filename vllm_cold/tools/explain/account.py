@@ -42,10 +42,10 @@ def valid_tokens(
     values = sorted((entry.value for entry in expert.values()), reverse=True)
     bar = values[0] + (math.log(settings.alpha) if settings.alpha else -math.inf)
     cap = settings.expert_top_k
-    if cap is not None and cap <= min(known, len(values)):
+    if cap is not None and cap <= known:
         bar = max(bar, values[cap - 1])
     valid = {t for t, entry in expert.items() if entry.value >= bar and entry.value > -math.inf}
-    everything = len(values) < known or (vocab_size is not None and known >= vocab_size)
+    everything = vocab_size is not None and known >= vocab_size
     return valid, everything or values[known - 1] < bar
 
 

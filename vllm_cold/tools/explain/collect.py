@@ -90,8 +90,6 @@ def _check_length(asked: Asked, max_tokens: int, limit: int | None) -> None:
     for number, stream in enumerate(asked.streams):
         whose = "the prompt" if number == 0 else f"what amateur {number} reads of the prompt"
         whose += f" {asked.row.start!r}"
-        if not stream.ids:
-            raise ToolError(f"--prompt: {whose} has no tokens; give a prompt with text")
         # vLLM wants room for one token more when it scores the answer.
         needed = len(stream.ids) + max_tokens + 1
         if limit is not None and needed > limit:

@@ -155,7 +155,7 @@ def _is_ours(request: Request, name: str) -> bool:
     """
     try:
         host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-        return host in ("localhost", name or "localhost") or bool(ipaddress.ip_address(host))
+        return host in ("localhost", name.lower() or None) or bool(ipaddress.ip_address(host))
     except ValueError:
         return False
 

@@ -120,9 +120,8 @@ def _table(report: Report, explanation: Explanation, answer: Answer) -> Table:
     table.add_column("at", justify="right", no_wrap=True)
     table.add_column("token", overflow="fold", min_width=6)
     table.add_column("")
-    amateurs = len(explanation.amateurs)
-    names = ["amateur"] if amateurs == 1 else [f"amateur {i + 1}" for i in range(amateurs)]
-    for column in ("expert", *names, "score", "bits", "valid"):
+    names = [f"amateur {i}" for i, _ in enumerate(explanation.amateurs, 1)]
+    for column in ("expert", *(names if names[1:] else ["amateur"]), "score", "bits", "valid"):
         table.add_column(column, justify="right")
     for number, step in enumerate(answer.steps, 1):
         if not step.differs:
