@@ -62,22 +62,6 @@ def step(
     return account.make_step(rows=streams, weights=weights, settings=settings, **given)
 
 
-def weights_of(
-    settings: ColdSettings,
-    weights: Sequence[float | None],
-    expert: torch.Tensor,
-    amateurs: Sequence[torch.Tensor],
-) -> list[float]:
-    """With what the rule chooses, by ``naive_rules``."""
-    if settings.rule is None:
-        return [float(one or 0.0) for one in weights]
-    alone = group_scores(expert, [], ln(settings.alpha), [], settings.expert_top_k or 0)
-    parameters = settings.rule_parameters or {}
-    rows = [expert, *amateurs]
-    found = naive_rules.weights(settings.rule, parameters, rows, alone > -math.inf, 0, {})
-    return [new if one is None else one for one, new in zip(weights, found, strict=True)]
-
-
 @given(
     seed=st.integers(0, 10**6),
     alpha=st.just(0.0) | st.floats(1e-4, 1.0),
@@ -252,13 +236,11 @@ class Model:
     model, base, about = "model", "base", "made up"
     loaded = ["adapter", "other"]  # noqa: RUF012
 
-    def __init__(self, spread: float = 3.0, largest: int = 20) -> None:
+    def __init__(self, spread: float = 3.0) -> None:
         self.expert: str | None = EXPERT
         self.max_model_len: int | None = 64
         self.vocab_size: int | None = VOCAB
-        self.spread, self.largest = spread, largest
-        self.scored: list[tuple[str | None, int]] = []
-        self.looked_up = 0
+        self.spread, self.looked_up = spread, 0
 
     def logprobs(self, stream: Stream) -> list[float]:
         rng = random.Random(str(list(stream.ids)))
@@ -289,32 +271,32 @@ class Model:
             text = behind(prompt, tokens)
             if ruled:
                 weights.append(tuple(self.weights(text)))
-            if greedy:
-                values = self.logprobs(text.streams[0])
-                tokens.append(values.index(max(values)))
-            else:
-                tokens.append(int(self.scores(text).argmax()))
+            found = self._rows_of(text)[0] if greedy else self.scores(text)
+            tokens.append(int(found.argmax()))
         return Decoded(tuple(tokens), "", "length", tuple(weights))
 
     def weights(self, text: Asked) -> list[float]:
         """By ``naive_rules``, where they are not fixed."""
-        rows = (torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams)
-        expert, *amateurs = rows
-        return weights_of(text.contrast.settings, text.contrast.weights, expert, amateurs)
+        settings, rows = text.contrast.settings, self._rows_of(text)
+        if settings.rule is None:
+            return [float(one or 0.0) for one in text.contrast.weights]
+        alone = group_scores(rows[0], [], ln(settings.alpha), [], settings.expert_top_k or 0)
+        given = settings.rule_parameters or {}
+        found = naive_rules.weights(settings.rule, given, rows, alone > -math.inf, 0, {})
+        pairs = zip(text.contrast.weights, found, strict=True)
+        return [new if one is None else one for one, new in pairs]
 
     def scores(self, text: Asked) -> torch.Tensor:
         """By the op's reference."""
-        settings = text.contrast.settings
-        expert, *amateurs = (
-            torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams
-        )
-        return group_scores(
-            expert, amateurs, ln(settings.alpha), self.weights(text), settings.expert_top_k or 0
-        )
+        settings, (expert, *amateurs) = text.contrast.settings, self._rows_of(text)
+        cap = settings.expert_top_k or 0
+        return group_scores(expert, amateurs, ln(settings.alpha), self.weights(text), cap)
+
+    def _rows_of(self, text: Asked) -> list[torch.Tensor]:
+        return [torch.tensor(self.logprobs(s), dtype=torch.float64) for s in text.streams]
 
     async def score(self, texts: Sequence[Stream], top: int) -> list[list[Row]]:
-        assert top <= max(self.largest, 20)
-        self.scored += [(text.adapter, top) for text in texts]
+        assert top <= 20
         return [self.rows(text, top) for text in texts]
 
     def rows(self, text: Stream, top: int) -> list[Row]:
@@ -326,7 +308,7 @@ class Model:
         return found
 
     async def largest_top(self) -> int:
-        return self.largest
+        return 20
 
     async def look_up(
         self, asked: Sequence[tuple[Stream, Sequence[int]]]
