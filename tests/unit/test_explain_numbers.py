@@ -56,10 +56,13 @@ def step(
     streams: Sequence[Row],
     weights: Sequence[float | None] | None,
     settings: ColdSettings,
+    known: int = SIZE,
+    token: int = 0,
     **options: Any,
 ) -> Step:
-    given = {"token": 0, "text": "", "known": SIZE, "vocab_size": SIZE, **options}
-    return account.make_step(rows=streams, weights=weights, settings=settings, **given)
+    valid = account.valid_tokens(streams[0], known, SIZE, settings)
+    ruled = settings.rule is not None
+    return account.make_step(token, "", streams, weights, valid, ruled=ruled, **options)
 
 
 @given(

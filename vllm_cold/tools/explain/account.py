@@ -84,10 +84,9 @@ def make_step(
     text: str,
     rows: Sequence[Row],
     weights: Sequence[float | None] | None,
+    valid: tuple[set[int], bool],
     *,
-    known: int,
-    vocab_size: int | None,
-    settings: ColdSettings,
+    ruled: bool = False,
     method: str = "CoLD",
     greedy_answer: bool = False,
     ends: Sequence[int] = (),
@@ -99,19 +98,17 @@ def make_step(
         text: Its piece of the answer.
         rows: The streams' distributions there, the expert's first; each holds what is ``listed``.
         weights: The amateurs'; None for one that has ended, or if they are not known.
-        known: See ``valid_tokens``.
-        vocab_size: See ``valid_tokens``.
-        settings: CoLD's.
+        valid: See ``valid_tokens``.
+        ruled: Whether a rule chooses weights.
         method: What the method is called.
         greedy_answer: Whether ``token`` is of the expert's own answer.
         ends: The amateurs that end here.
     """
-    expert = rows[0]
-    valid, complete = valid_tokens(expert, known, vocab_size, settings)
-    ids = listed(token, rows, valid)  # in order: argmax takes the lowest id among equals
+    expert, (valid_ids, complete) = rows[0], valid
+    ids = listed(token, rows, valid_ids)  # in order: argmax takes the lowest id among equals
     tensors = [torch.tensor([r[t].value for t in ids], dtype=torch.float64) for r in rows]
     # The valid tokens are known already, with a cap among tokens that are not listed here.
-    scored = torch.where(torch.tensor([t in valid for t in ids]), tensors[0], -math.inf)
+    scored = torch.where(torch.tensor([t in valid_ids for t in ids]), tensors[0], -math.inf)
     greedy = ids[int(tensors[0].argmax())]
     scores: dict[int, float] = {}
     winner = None if greedy_answer else token  # the engine's word, where no number says more
@@ -136,23 +133,23 @@ def make_step(
             expert=_share(expert[t]),
             amateurs=tuple(_share(row[t]) for row in rows[1:]),
             score=score if math.isfinite(score) else None,
-            valid=t in valid,
+            valid=t in valid_ids,
             taken_by=tuple(name for name, taken in takers.items() if taken == t),
         )
 
-    ids.sort(key=lambda t: (t not in valid, -scores.get(t, 0.0), -expert[t].value, t))
+    ids.sort(key=lambda t: (t not in valid_ids, -scores.get(t, 0.0), -expert[t].value, t))
     return Step(
         token=token,
         text=text,
         candidates=tuple(
             candidate(t) for i, t in enumerate(ids) if i < MOST or t in (winner, greedy, token)
         ),
-        valid_size=len(valid),
+        valid_size=len(valid_ids),
         complete=complete,
         divergences=tuple(divergence_bits(tensors[0], one) for one in tensors[1:]),
         greedy=greedy,
         winner=winner,
-        weights=(None if weights is None else tuple(weights)) if settings.rule else (),
+        weights=(None if weights is None else tuple(weights)) if ruled else (),
         ends=tuple(ends),
         wrong=wrong,
         margin=margin if margin is not None and math.isfinite(margin) else None,

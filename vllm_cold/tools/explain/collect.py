@@ -182,15 +182,14 @@ async def _account(
             piece,
             at,
             now,
-            known=known,
-            vocab_size=source.vocab_size,
-            settings=settings,
+            valid(step),
+            ruled=settings.rule is not None,
             method=method,
             greedy_answer=greedy,
             ends=() if greedy else _ending(now, then),
         )
-        for token, piece, at, (now, then) in zip(
-            tokens, pieces, zip(*rows, strict=True), pairwise([*weights, None]), strict=True
+        for step, (token, piece, at, (now, then)) in enumerate(
+            zip(tokens, pieces, zip(*rows, strict=True), pairwise([*weights, None]), strict=True)
         )
     ]
     return Answer(

@@ -214,7 +214,7 @@ class ServerSource:
             return [
                 make_row(
                     {
-                        int(token): (_logprob(entry["logprob"]), entry["decoded_token"])
+                        int(token): (_logprob(entry["logprob"]), entry.get("decoded_token"))
                         for token, entry in row.items()
                     }
                 )
